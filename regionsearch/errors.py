@@ -1,14 +1,14 @@
 """The closed set of errors, and their one mapping to and from gRPC.
 
-Every failure that a caller can meet is a :class:`RegionSearchError` with a :class:`Kind`. A servicer lets it
-escape; the runtime's interceptor turns it into a gRPC status with ``google.rpc`` details (:func:`to_status`),
-and the client turns that status back into the same exception (:func:`from_rpc_error`). The gateway maps kinds to
-HTTP in ``gateway/http/problems.py``.
+Every failure that a caller can meet is a `RegionSearchError` with a `Kind`. A servicer lets it escape; the
+runtime's interceptor turns it into a gRPC status with google.rpc details (`to_status`), and the client turns
+that status back into the same exception (`from_rpc_error`). The gateway maps kinds to HTTP in a table of its own.
 """
 
 from __future__ import annotations
 
 import enum
+from typing import cast
 
 import grpc
 from google.protobuf import any_pb2
@@ -31,7 +31,9 @@ class Kind(enum.Enum):
     NOT_FOUND = "NOT_FOUND"
     ALREADY_EXISTS = "ALREADY_EXISTS"
     MODEL_MISMATCH = "MODEL_MISMATCH"  # a vector or query of another model or crop policy
-    FAILED_PRECONDITION = "FAILED_PRECONDITION"  # the state of the system forbids it until something else is done
+    FAILED_PRECONDITION = (
+        "FAILED_PRECONDITION"  # the state of the system forbids it until something else is done
+    )
     ABORTED = "ABORTED"  # a conflicting change won; read again and retry
     OVERLOADED = "OVERLOADED"  # a queue is full; retry after `retry_after_s`
     UNAVAILABLE = "UNAVAILABLE"  # starting, draining or unreachable; safe to retry
@@ -64,17 +66,13 @@ _CODES: dict[Kind, grpc.StatusCode] = {
     Kind.INTERNAL: grpc.StatusCode.INTERNAL,
 }
 
-# What a bare status (from a proxy, from gRPC itself) means to us. An oversize message is RESOURCE_EXHAUSTED
-# without RetryInfo, so that code alone must not read as "try again".
+# What a bare status (of a proxy, of gRPC itself) means to us. An oversize message is RESOURCE_EXHAUSTED without
+# RetryInfo, so that code alone must not read as "try again".
 _KINDS: dict[grpc.StatusCode, Kind] = {
-    code: kind
-    for kind, code in reversed(_CODES.items())
-    if kind not in (Kind.UNSUPPORTED_IMAGE, Kind.MODEL_MISMATCH)
+    code: Kind.__members__.get(code.name, Kind.INTERNAL) for code in grpc.StatusCode
 } | {
-    grpc.StatusCode.INVALID_ARGUMENT: Kind.INVALID_ARGUMENT,
     grpc.StatusCode.OUT_OF_RANGE: Kind.INVALID_ARGUMENT,
     grpc.StatusCode.RESOURCE_EXHAUSTED: Kind.TOO_LARGE,
-    grpc.StatusCode.UNKNOWN: Kind.INTERNAL,
 }
 
 
@@ -133,9 +131,9 @@ def overloaded(message: str, retry_after_s: float) -> RegionSearchError:
 def to_status(error: RegionSearchError) -> grpc.Status:
     """Packs an error as a gRPC status with ErrorInfo, and BadRequest or RetryInfo where they apply."""
     status = status_pb2.Status(code=_CODES[error.kind].value[0], message=error.message)
-    details: list[error_details_pb2.ErrorInfo | error_details_pb2.BadRequest | error_details_pb2.RetryInfo] = [
-        error_details_pb2.ErrorInfo(reason=error.kind.value, domain=DOMAIN, metadata=error.metadata)
-    ]
+    details: list[
+        error_details_pb2.ErrorInfo | error_details_pb2.BadRequest | error_details_pb2.RetryInfo
+    ] = [error_details_pb2.ErrorInfo(reason=error.kind.value, domain=DOMAIN, metadata=error.metadata)]
     if error.field is not None:
         violation = error_details_pb2.BadRequest.FieldViolation(field=error.field, description=error.message)
         details.append(error_details_pb2.BadRequest(field_violations=[violation]))
@@ -162,7 +160,7 @@ def from_rpc_error(error: grpc.RpcError) -> RegionSearchError:
     code: grpc.StatusCode = error.code()
     result = RegionSearchError(_KINDS.get(code, Kind.INTERNAL), error.details() or code.name)
     try:
-        status = rpc_status.from_call(error)
+        status = rpc_status.from_call(cast(grpc.Call, error))
     except (ValueError, DecodeError, AttributeError):  # details of a proxy that do not match its own code
         status = None
     if status is None:

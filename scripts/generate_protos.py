@@ -2,8 +2,8 @@
 
 Usage: python scripts/generate_protos.py [OUT]
 
-OUT defaults to the repository's root, so that the stubs land in regionsearch/v1. The drift test generates into a
-temporary folder and compares.
+OUT defaults to the repository's root, so that the stubs land in regionsearch/v1. The drift test generates
+into a temporary folder and compares.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Lints the contract with buf's STANDARD rules; needs `buf` (the npm package @bufbuild/buf) on the PATH.
 
-buf resolves dependencies over the network; the one we have (google/rpc/status.proto) is taken from the installed
-googleapis-common-protos instead.
+buf resolves dependencies over the network; the one we have (google/rpc/status.proto) is taken from the
+installed googleapis-common-protos instead.
 """
 
 from __future__ import annotations

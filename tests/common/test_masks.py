@@ -1,0 +1,78 @@
+import contextlib
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from pycocotools import mask as coco
+
+from regionsearch.errors import RegionSearchError
+from regionsearch.masks import (
+    decode_rle,
+    encode_rle,
+    mask_box,
+    mask_from_proto,
+    mask_to_proto,
+    rle_area,
+)
+from regionsearch.v1 import types_pb2
+
+masks = hnp.arrays(np.bool_, hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=70))
+
+
+@given(masks)
+def test_rle_round_trip_and_agreement_with_pycocotools(mask: np.ndarray) -> None:
+    counts = encode_rle(mask)
+    height, width = mask.shape
+    assert np.array_equal(decode_rle(counts, height, width), mask)
+    theirs = coco.decode({"size": [height, width], "counts": counts.encode()})
+    assert np.array_equal(theirs.astype(bool), mask)
+    assert rle_area(counts, height, width) == mask.sum()
+
+
+def test_long_runs() -> None:
+    mask = np.zeros((3000, 2000), np.bool_)
+    mask[1500:, 1000:] = True
+    assert np.array_equal(decode_rle(encode_rle(mask), 3000, 2000), mask)
+
+
+@given(st.text(max_size=40), st.integers(1, 50), st.integers(1, 50))
+def test_hostile_strings_never_decode_to_another_size(counts: str, height: int, width: int) -> None:
+    with contextlib.suppress(RegionSearchError):
+        assert decode_rle(counts, height, width).shape == (height, width)
+
+
+@given(masks, st.sampled_from(types_pb2.MaskEncoding.values()))
+def test_message_round_trip(mask: np.ndarray, encoding: int) -> None:
+    assert np.array_equal(mask_from_proto(mask_to_proto(mask, encoding)), mask)
+
+
+@given(masks)
+def test_box_is_tight_and_half_open(mask: np.ndarray) -> None:
+    box = mask_box(mask)
+    if box is None:
+        assert not mask.any()
+        return
+    x_min, y_min, x_max, y_max = (int(edge) for edge in box)
+    inside = mask[y_min:y_max, x_min:x_max]
+    assert inside.sum() == mask.sum()
+    assert inside[0].any() and inside[-1].any() and inside[:, 0].any() and inside[:, -1].any()
+
+
+@pytest.mark.parametrize(
+    "proto",
+    [
+        types_pb2.Mask(height=2, width=2),
+        types_pb2.Mask(height=0, width=2, coco_rle="4"),
+        types_pb2.Mask(height=2, width=2, packed_bits=b"12"),
+        types_pb2.Mask(height=2, width=2, png=b"no png"),
+        types_pb2.Mask(height=2, width=2, png=mask_to_proto(np.ones((3, 3), np.bool_), 3).png),
+        types_pb2.Mask(height=60_000, width=60_000, coco_rle="4"),
+    ],
+)
+def test_what_does_not_fit_is_refused(proto: types_pb2.Mask) -> None:
+    with pytest.raises(RegionSearchError) as caught:
+        mask_from_proto(proto, "regions[2].mask")
+    assert caught.value.field is not None
+    assert caught.value.field.startswith("regions[2].mask")
