@@ -2,7 +2,7 @@
 
 Every failure that a caller can meet is a `RegionSearchError` with a `Kind`. A servicer lets it escape; the
 runtime's interceptor turns it into a gRPC status with google.rpc details (`to_status`), and the client turns
-that status back into the same exception (`from_rpc_error`). The gateway maps kinds to HTTP in a table of its own.
+that status back into the same exception (`from_rpc_error`). The gateway maps kinds to HTTP in one table.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ _CODES: dict[Kind, grpc.StatusCode] = {
     Kind.INTERNAL: grpc.StatusCode.INTERNAL,
 }
 
-# What a bare status (of a proxy, of gRPC itself) means to us. An oversize message is RESOURCE_EXHAUSTED without
+# What a bare status (of a proxy, of gRPC itself) means. An oversize message is RESOURCE_EXHAUSTED without
 # RetryInfo, so that code alone must not read as "try again".
 _KINDS: dict[grpc.StatusCode, Kind] = {
     code: Kind.__members__.get(code.name, Kind.INTERNAL) for code in grpc.StatusCode

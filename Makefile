@@ -1,0 +1,56 @@
+# Region Search: `make run` starts it, `make test` proves it; both install what they need into .venv.
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip --disable-pip-version-check -q
+STEPS ?=
+export OMP_WAIT_POLICY ?= PASSIVE
+
+.PHONY: help run test test-slow lint protos bench train-pocket evaluate loadtest loadtest-ui up down clean
+
+help:  ## List the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+
+$(VENV)/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 …")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.run: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP) install -c constraints.txt -e '.[all]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt scripts/install_test_tools.sh | $(VENV)/bin/python
+	$(PIP) install -c constraints.txt -e '.[dev]'
+	scripts/install_test_tools.sh
+	@touch $@ $(VENV)/.run
+
+run: $(VENV)/.run  ## Install, start everything with the pocket models and demo pictures, print the URL
+	$(BIN)/regionsearch up --demo
+
+test: $(VENV)/.dev  ## Install what the tests need and run them all
+	$(BIN)/python -m pytest
+
+test-slow: $(VENV)/.dev  ## The long suites: hundreds of crash rounds, soak runs, other engines
+	$(BIN)/python -m pytest -m slow
+
+lint: $(VENV)/.dev  ## ruff, mypy, the architecture, the contract's style
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python scripts/lint_protos.py
+
+protos: $(VENV)/.dev  ## Generate the stubs of protos/ into regionsearch/v1
+	$(BIN)/python scripts/generate_protos.py
+
+bench: $(VENV)/.dev  ## Measure speed as ratios; writes benchmarks/out/latest.json
+	$(BIN)/python -m benchmarks
+
+train-pocket: $(VENV)/.dev  ## Train the pocket models (STEPS=20 for a quick run)
+	$(BIN)/python -m training $(if $(STEPS),--steps $(STEPS))
+
+evaluate: $(VENV)/.run  ## Measure what the models find, on the bundled held-out scenes
+	$(BIN)/regionsearch evaluate --fixture
+
+clean:  ## Remove the environment and all generated files; collected data stays
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .hypothesis benchmarks/out out
