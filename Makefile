@@ -16,11 +16,11 @@ $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 …")'
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.run: pyproject.toml constraints.txt | $(VENV)/bin/python
+$(VENV)/.run: pyproject.toml constraints.txt constraints-torch.txt | $(VENV)/bin/python
 	$(PIP) install -c constraints.txt -e '.[all]'
 	@touch $@
 
-$(VENV)/.dev: pyproject.toml constraints.txt scripts/install_test_tools.sh | $(VENV)/bin/python
+$(VENV)/.dev: pyproject.toml constraints.txt constraints-torch.txt scripts/install_test_tools.sh | $(VENV)/bin/python
 	$(PIP) install -c constraints.txt -e '.[dev]'
 	scripts/install_test_tools.sh
 	@touch $@ $(VENV)/.run
