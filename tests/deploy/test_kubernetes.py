@@ -1,0 +1,134 @@
+"""The manifests, rendered and checked without a cluster."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import jsonpatch
+import kubernetes_validate
+import pytest
+import yaml
+
+DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
+KUBERNETES = DEPLOY / "kubernetes"
+COMPONENTS = sorted(path.name for path in (KUBERNETES / "components").iterdir())
+BUILT_IN = {"v1", "apps/v1", "autoscaling/v2", "networking.k8s.io/v1", "policy/v1"}
+
+Resource = dict[str, Any]
+
+
+def render(*components: str) -> list[Resource]:
+    """What `kubectl kustomize` would: the base's resources with the components' resources and JSON patches."""
+    base = KUBERNETES / "base"
+    resources = load(base)
+    for component in components:
+        folder = KUBERNETES / "components" / component
+        resources += load(folder)
+        for patch in kustomization(folder).get("patches", []):
+            target = patch["target"]
+            matches = [r for r in resources if (r["kind"], r["metadata"]["name"]) == (target["kind"], target["name"])]
+            assert len(matches) == 1, f"{component}: {target} matches {len(matches)} resources"
+            index = resources.index(matches[0])
+            resources[index] = jsonpatch.apply_patch(matches[0], yaml.safe_load(patch["patch"]))
+    return copy.deepcopy(resources)
+
+
+def kustomization(folder: Path) -> Resource:
+    return yaml.safe_load((folder / "kustomization.yaml").read_text())
+
+
+def load(folder: Path) -> list[Resource]:
+    files = [folder / name for name in kustomization(folder).get("resources", [])]
+    return [document for file in files for document in yaml.safe_load_all(file.read_text())]
+
+
+def workloads(resources: list[Resource]) -> list[Resource]:
+    return [r for r in resources if r["kind"] in ("Deployment", "StatefulSet")]
+
+
+def settings(container: Resource) -> dict[str, str]:
+    return {item["name"]: item.get("value", "") for item in container["env"]}
+
+
+every_set = pytest.mark.parametrize(
+    "components",
+    [c for n in range(len(COMPONENTS) + 1) for c in itertools.combinations(COMPONENTS, n)],
+    ids="+".join,
+)
+
+
+@every_set
+def test_every_combination_is_valid(components: tuple[str, ...]) -> None:
+    for resource in render(*components):
+        if resource["apiVersion"] in BUILT_IN:
+            kubernetes_validate.validate(resource, "1.31", strict=True)
+
+
+@every_set
+def test_services_and_policies_select_what_exists(components: tuple[str, ...]) -> None:
+    resources = render(*components)
+    labels = [w["spec"]["template"]["metadata"]["labels"] for w in workloads(resources)]
+    for resource in resources:
+        match resource["kind"]:
+            case "Service":
+                selector = resource["spec"]["selector"]
+            case "PodDisruptionBudget":
+                selector = resource["spec"]["selector"]["matchLabels"]
+            case _:
+                continue
+        assert any(selector.items() <= pod.items() for pod in labels), resource["metadata"]["name"]
+
+
+def test_the_drain_fits_into_the_grace_period() -> None:
+    for workload in workloads(render()):
+        pod = workload["spec"]["template"]["spec"]
+        (container,) = pod["containers"]
+        delay = next(float(v) for k, v in settings(container).items() if k.endswith("DRAIN_DELAY_S"))
+        assert delay + 30 < pod["terminationGracePeriodSeconds"]
+
+
+def test_pods_are_locked_down() -> None:
+    for workload in workloads(render()):
+        pod = workload["spec"]["template"]["spec"]
+        assert pod["securityContext"]["runAsNonRoot"]
+        for container in pod["containers"]:
+            assert container["securityContext"]["readOnlyRootFilesystem"]
+            assert not container["securityContext"]["allowPrivilegeEscalation"]
+
+
+def test_every_setting_exists() -> None:
+    """A misspelt environment variable would be ignored in silence."""
+    for workload in workloads(render(*COMPONENTS)):
+        (container,) = workload["spec"]["template"]["spec"]["containers"]
+        fields = known_settings(container["name"])
+        for name in settings(container):
+            prefix = f"REGIONSEARCH_{container['name'].upper()}_"
+            field = name.removeprefix(prefix).split("__")[0].lower()
+            assert field in fields, f"{name} is no setting"
+
+
+def known_settings(process: str) -> set[str]:
+    if process == "gateway":
+        from gateway.settings import GatewaySettings as Settings
+    else:
+        module = __import__(f"services.{process}.settings", fromlist=["x"])
+        Settings = getattr(module, f"{process.capitalize()}Settings")  # noqa: N806
+    return set(Settings.model_fields)
+
+
+def test_rules_and_dashboard_ask_for_metrics_that_exist() -> None:
+    from services.runtime import metrics
+
+    exported = Path(metrics.__file__).read_text()
+    queries = re.findall(r"expr: (.+)", (DEPLOY / "prometheus" / "rules.yml").read_text())
+    dashboard = json.loads((DEPLOY / "grafana" / "dashboards" / "regionsearch.json").read_text())
+    queries += [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    names = {n for q in queries for n in re.findall(r"\b(?:regionsearch|grpc_server)_\w+", q)}
+    assert names
+    for name in names - {"regionsearch_queue_wait_p95_seconds"}:
+        assert re.sub(r"_(bucket|sum|count)$", "", name) in exported, name
