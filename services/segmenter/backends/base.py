@@ -1,0 +1,140 @@
+"""What a family of segmenters offers to the engine.
+
+A family splits its work the way the engine schedules it: `prepare` needs no device and runs in any thread, `encode`
+and `decode` run on the one thread that owns the device. Nothing here knows gRPC, options or queues.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from regionsearch.images import Pixels
+
+Size = tuple[int, int]  # (height, width)
+
+
+@dataclass(frozen=True)
+class ModelIdentity:
+    """Which weights answer, and how they are computed.
+
+    Attributes:
+        family: ``sam``, ``sam2``.
+        variant: ``pocket``, ``vit_b``.
+        digest: SHA-256 of the weights file, hexadecimal.
+        precision: ``fp32``, ``bf16`` or ``fp16``.
+        device: As torch names it.
+    """
+
+    family: str
+    variant: str
+    digest: str
+    precision: str
+    device: str
+
+
+@dataclass(frozen=True)
+class ResizeStep:
+    """One bilinear step on the way from low-resolution logits to pixels: resize to `size`, keep `crop` of it."""
+
+    size: Size
+    crop: Size
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How a picture, the encoder's input and the decoder's masks lie over each other.
+
+    Attributes:
+        image_size: Of the picture that was prepared.
+        input_size: Of the picture inside the encoder's input.
+        steps: From the decoder's masks to `image_size`.
+    """
+
+    image_size: Size
+    input_size: Size
+    steps: tuple[ResizeStep, ...]
+
+    def to_input(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Pixels (…, 2) as x, y in the picture, to pixels in the encoder's input."""
+        (height, width), (input_height, input_width) = self.image_size, self.input_size
+        return points * np.array([input_width / width, input_height / height])
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """What the encoder says about one picture.
+
+    Attributes:
+        features: Feature maps (C, h, w) on the device; the first one is the coarsest, which the mask decoder
+            attends to and regions are pooled from.
+        geometry: Of the picture.
+    """
+
+    features: tuple[Tensor, ...]
+    geometry: Geometry
+
+    @property
+    def nbytes(self) -> int:
+        """Device memory that the embedding holds."""
+        return sum(part.untyped_storage().nbytes() for part in self.features)
+
+
+@dataclass(frozen=True)
+class PromptBatch:
+    """Prompts of one shape: the same number of points each, all with a box or none, all with a mask or none.
+
+    Coordinates are those of the encoder's input.
+
+    Attributes:
+        points: (B, P, 2) as x, y; float32, or float64 where the reference computes the grid in it.
+        labels: int32 (B, P); 1 foreground, 0 background.
+        boxes: float32 (B, 4).
+        mask_logits: float32 (B, 1, h, w) in the size that `Backend.mask_size` names.
+    """
+
+    points: Tensor | None = None
+    labels: Tensor | None = None
+    boxes: Tensor | None = None
+    mask_logits: Tensor | None = None
+
+
+class Decoding(Protocol):
+    """Answers to a batch of prompts; masks are computed when they are asked for."""
+
+    ious: Tensor
+    """Predicted IoU, float32 (B, 4): column 0 is the one mask of clear prompts, 1 to 3 those of ambiguous ones."""
+
+    def logits(self, rows: Tensor, columns: Tensor) -> Tensor:
+        """Low-resolution logits, float32 (n, h, w), of mask ``columns[i]`` of prompt ``rows[i]``, rows ascending."""
+        ...
+
+
+class Backend(Protocol):
+    """One loaded model."""
+
+    identity: ModelIdentity
+    device: torch.device
+    mask_threshold: float
+    mask_size: Size
+    """Size of the decoder's masks, and of mask prompts."""
+    decode_batch: int
+    """Prompts that are decoded at once; the engine cuts larger batches."""
+
+    def prepare(self, image: Pixels) -> tuple[Tensor, Geometry]:
+        """Resizes a picture, uint8 RGB (H, W, 3), for the encoder. Any thread."""
+        ...
+
+    def encode(self, prepared: Sequence[tuple[Tensor, Geometry]]) -> list[Embedding]:
+        """Runs the image encoder over a batch of prepared pictures."""
+        ...
+
+    def decode(self, embedding: Embedding, prompts: PromptBatch) -> Decoding:
+        """Runs the mask decoder over a batch of prompts on one picture."""
+        ...

@@ -1,0 +1,274 @@
+"""Everything mode: the answer of ``SamAutomaticMaskGenerator``, with less work.
+
+The published generator enlarges every candidate to the whole picture before it looks at its quality, and encodes it
+before it looks for duplicates. Here the order is: quality, then the window that matters, then duplicates, and
+only for the regions that remain their run lengths. The filters, their order and the order of the results are unchanged.
+
+The functions are cut where a scheduler may want to put something else in between: :func:`search_points` runs on the
+device for a piece of the grid, the others need no model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torchvision.ops.boxes import batched_nms
+
+from regionsearch.images import Pixels
+from regionsearch.masks import BoolMask
+from services.segmenter.backends.base import Backend, Embedding, PromptBatch, Size
+from services.segmenter.cleaning import Box, remove_small_parts
+from services.segmenter.grid import Crop, grid_points, plan_crops
+from services.segmenter.options import EverythingOptions
+from services.segmenter.runs import Runs
+from services.segmenter.upscale import Patch, Upscaler, Window
+
+# Pixels that are evaluated at once. Full-resolution values live no longer than one such strip.
+STRIP_PIXELS = 1 << 21
+
+# A box this near to the edge of a crop, but not of the picture, is taken for a part of something larger.
+_CROP_EDGE_PIXELS = 20.0
+
+
+@dataclass(frozen=True)
+class Region:
+    """One region.
+
+    Attributes:
+        runs: The mask.
+        box: (left, top, right, bottom) as the reference counts it: the indices of the outermost pixels, so that
+            a box around one pixel has no width.
+        predicted_iou: The model's own estimate.
+        stability_score: IoU of the masks at the threshold raised and lowered.
+        point: The grid point (x, y) that produced it; None for prompts.
+        crop: Where it was looked for.
+    """
+
+    runs: Runs
+    box: Box
+    predicted_iou: float
+    stability_score: float
+    point: tuple[float, float] | None
+    crop: Crop
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A mask that passed the filters; box and point in pixels of its crop, the mask still at low resolution."""
+
+    patch: Patch | None
+    box: Box
+    predicted_iou: float
+    stability_score: float
+    point: tuple[float, float]
+
+
+def segment_everything(backend: Backend, image: Pixels, options: EverythingOptions) -> list[Region]:
+    """Everything mode in one go, on the calling thread.
+
+    Args:
+        backend: The model.
+        image: uint8 RGB (height, width, 3).
+        options: See there.
+
+    Returns:
+        The regions, in the order of the reference.
+    """
+    size = image.shape[0], image.shape[1]
+    found: list[Region] = []
+    for crop in plan_crops(size, options):
+        pixels = np.ascontiguousarray(image[crop.top : crop.bottom, crop.left : crop.right])
+        (embedding,) = backend.encode([backend.prepare(pixels)])
+        candidates = search_points(backend, embedding, crop, grid_points(crop, options), size, options)
+        found += finish_crop(backend, embedding, crop, candidates, size, options)
+    return finish_image(found, options)
+
+
+@torch.inference_mode()
+def search_points(
+    backend: Backend,
+    embedding: Embedding,
+    crop: Crop,
+    points: NDArray[np.float64],
+    image_size: Size,
+    options: EverythingOptions,
+) -> list[Candidate]:
+    """Decodes three masks for every point and keeps those that pass the filters.
+
+    Args:
+        backend: The model.
+        embedding: Of the crop.
+        crop: Where the points lie.
+        points: (n, 2) as x, y in pixels of the crop.
+        image_size: Of the whole picture.
+        options: Thresholds.
+
+    Returns:
+        Candidates by point, and for each point in the decoder's order.
+    """
+    found: list[Candidate] = []
+    upscaler = Upscaler(backend.mask_size, embedding.geometry.steps, backend.device)
+    for start in range(0, len(points), backend.decode_batch):
+        batch = points[start : start + backend.decode_batch]
+        coords = torch.from_numpy(embedding.geometry.to_input(batch))[:, None]
+        decoding = backend.decode(
+            embedding, PromptBatch(points=coords, labels=torch.ones(coords.shape[:2], dtype=torch.int32))
+        )
+        ious = decoding.ious[:, 1:]
+        passed = (
+            ious > options.pred_iou_thresh if options.pred_iou_thresh > 0 else torch.ones_like(ious).bool()
+        )
+        rows, columns = passed.nonzero(as_tuple=True)
+        logits = decoding.logits(rows, columns + 1)
+        scores = ious[rows, columns].tolist()
+        measured = measure(upscaler, logits, backend.mask_threshold, options.stability_score_offset)
+        for row, score, mask, (stability, box) in zip(rows.tolist(), scores, logits, measured, strict=True):
+            if options.stability_score_thresh > 0 and not stability >= options.stability_score_thresh:
+                continue
+            bounds = box or (0, 0, 0, 0)
+            if _near_crop_edge(bounds, crop, image_size):
+                continue
+            patch = upscaler.cut(mask, box_window(box)) if box else None
+            found.append(
+                Candidate(patch, bounds, score, stability, (float(batch[row, 0]), float(batch[row, 1])))
+            )
+    return found
+
+
+def measure(
+    upscaler: Upscaler, logits: Tensor, threshold: float, offset: float
+) -> Iterator[tuple[float, Box | None]]:
+    """Stability score and box, with inclusive edges, of masks given as low-resolution logits (n, h, w).
+
+    The box of an empty mask is None; its score is NaN when it stays empty at the lowered threshold.
+    """
+    for mask, window in zip(logits, upscaler.support(logits, threshold - offset), strict=True):
+        inner = outer = 0
+        boxes: list[Box] = []
+        patch = upscaler.cut(mask, window) if window.area else None
+        for strip in window.strips(STRIP_PIXELS) if patch else ():
+            values = upscaler.evaluate(patch, strip).cpu().numpy()
+            inner += int(np.count_nonzero(values > threshold + offset))
+            outer += int(np.count_nonzero(values > threshold - offset))
+            boxes += _bounds(values > threshold, strip)
+        # Single precision, as the reference divides.
+        with np.errstate(invalid="ignore"):
+            stability = float(np.float32(inner) / np.float32(outer))
+        edges = np.array(boxes)
+        box = (*edges[:, :2].min(0).tolist(), *edges[:, 2:].max(0).tolist()) if boxes else None
+        yield stability, box
+
+
+def _bounds(mask: BoolMask, window: Window) -> list[Box]:
+    (columns,) = mask.any(axis=0).nonzero()
+    if columns.size == 0:
+        return []
+    (rows,) = mask.any(axis=1).nonzero()
+    left, top = window.left, window.top
+    return [(left + int(columns[0]), top + int(rows[0]), left + int(columns[-1]), top + int(rows[-1]))]
+
+
+def box_window(box: Box) -> Window:
+    """The window that a box with inclusive edges covers."""
+    left, top, right, bottom = box
+    return Window(top, bottom + 1, left, right + 1)
+
+
+def _near_crop_edge(box: Box, crop: Crop, image_size: Size) -> bool:
+    edges = np.array(box) + (crop.left, crop.top, crop.left, crop.top)
+    near_crop = np.abs(edges - (crop.left, crop.top, crop.right, crop.bottom)) <= _CROP_EDGE_PIXELS
+    near_image = np.abs(edges - (0, 0, image_size[1], image_size[0])) <= _CROP_EDGE_PIXELS
+    return bool((near_crop & ~near_image).any())
+
+
+@torch.inference_mode()
+def finish_crop(
+    backend: Backend,
+    embedding: Embedding,
+    crop: Crop,
+    candidates: Sequence[Candidate],
+    image_size: Size,
+    options: EverythingOptions,
+) -> list[Region]:
+    """Drops duplicates among the candidates of one crop and draws the masks of the rest, best first."""
+    boxes = [candidate.box for candidate in candidates]
+    scores = [candidate.predicted_iou for candidate in candidates]
+    upscaler = Upscaler(backend.mask_size, embedding.geometry.steps, backend.device)
+    regions = []
+    for index in suppress(boxes, scores, options.box_nms_thresh):
+        candidate = candidates[index]
+        left, top, right, bottom = candidate.box
+        regions.append(
+            Region(
+                runs=draw(upscaler, candidate.patch, candidate.box, backend.mask_threshold, crop, image_size),
+                box=(left + crop.left, top + crop.top, right + crop.left, bottom + crop.top),
+                predicted_iou=candidate.predicted_iou,
+                stability_score=candidate.stability_score,
+                point=(candidate.point[0] + crop.left, candidate.point[1] + crop.top),
+                crop=crop,
+            )
+        )
+    return regions
+
+
+def draw(
+    upscaler: Upscaler, patch: Patch | None, box: Box, threshold: float, crop: Crop, image_size: Size
+) -> Runs:
+    """The mask of a patch inside its box (pixels of the crop), in the whole picture; empty without a patch."""
+    strips = boxbox_window(box).strips(STRIP_PIXELS) if patch else ()
+    return Runs.from_windows(
+        image_size,
+        (
+            (
+                (upscaler.evaluate(patch, strip) > threshold).cpu().numpy(),
+                strip.top + crop.top,
+                strip.left + crop.left,
+            )
+            for strip in strips
+            if patch
+        ),
+    )
+
+
+def finish_image(regions: list[Region], options: EverythingOptions) -> list[Region]:
+    """Drops duplicates between crops, then cleans the masks of small parts."""
+    if options.crop_n_layers > 0:
+        # Smaller crops saw more detail.
+        scores = [1 / (region.crop.size[0] * region.crop.size[1]) for region in regions]
+        keep = suppress([region.box for region in regions], scores, options.crop_nms_thresh)
+        regions = [regions[index] for index in keep]
+    if options.min_mask_region_area > 0:
+        nms_thresh = max(options.box_nms_thresh, options.crop_nms_thresh)
+        regions = _clean(regions, options.min_mask_region_area, nms_thresh)
+    return regions
+
+
+def _clean(regions: list[Region], min_area: int, nms_thresh: float) -> list[Region]:
+    cleaned = [remove_small_parts(region.runs, region.box, min_area) for region in regions]
+    # Masks that needed no cleaning are preferred.
+    scores = [float(changed is None) for changed in cleaned]
+    boxes = [changed[1] if changed else region.box for region, changed in zip(regions, cleaned, strict=True)]
+    kept = []
+    for index in suppress(boxes, scores, nms_thresh):
+        region, changed = regions[index], cleaned[index]
+        if changed:
+            runs, box = changed
+            region = Region(
+                runs, box, region.predicted_iou, region.stability_score, region.point, region.crop
+            )
+        kept.append(region)
+    return kept
+
+
+def suppress(boxes: Sequence[Box], scores: Sequence[float], iou_thresh: float) -> list[int]:
+    """Greedy non-maximum suppression over boxes; indices of the kept ones, best score first."""
+    if not boxes:
+        return []
+    tensor = torch.tensor(boxes, dtype=torch.float32)
+    kept = batched_nms(tensor, torch.tensor(scores, dtype=torch.float32), torch.zeros(len(boxes)), iou_thresh)
+    return [int(index) for index in kept]

@@ -1,0 +1,62 @@
+"""Where everything mode looks: crops of the picture, and a grid of points in each.
+
+The arithmetic is that of ``segment_anything.utils.amg``, because the results have to be.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from services.segmenter.backends.base import Size
+from services.segmenter.options import EverythingOptions
+
+
+@dataclass(frozen=True)
+class Crop:
+    """A part of the picture that is searched by itself; half-open pixel ranges.
+
+    Attributes:
+        layer: 0 for the whole picture.
+    """
+
+    left: int
+    top: int
+    right: int
+    bottom: int
+    layer: int
+
+    @property
+    def size(self) -> Size:
+        """(height, width)."""
+        return self.bottom - self.top, self.right - self.left
+
+
+def plan_crops(image_size: Size, options: EverythingOptions) -> list[Crop]:
+    """The whole picture, then the crops of each layer, column by column."""
+    height, width = image_size
+    crops = [Crop(0, 0, width, height, 0)]
+    for layer in range(1, options.crop_n_layers + 1):
+        count = 2**layer
+        overlap = int(options.crop_overlap_ratio * min(height, width) * (2 / count))
+        crop_width = math.ceil((overlap * (count - 1) + width) / count)
+        crop_height = math.ceil((overlap * (count - 1) + height) / count)
+        for left in (int((crop_width - overlap) * i) for i in range(count)):
+            for top in (int((crop_height - overlap) * i) for i in range(count)):
+                right, bottom = min(left + crop_width, width), min(top + crop_height, height)
+                # Pictures of a few pixels have room for fewer crops than a layer asks for.
+                if left < right and top < bottom:
+                    crops.append(Crop(left, top, right, bottom, layer))
+    return crops
+
+
+def grid_points(crop: Crop, options: EverythingOptions) -> NDArray[np.float64]:
+    """Points (n, 2) as x, y in pixels of the crop, row by row."""
+    per_side = int(options.points_per_side / options.crop_n_points_downscale_factor**crop.layer)
+    offset = 1 / (2 * per_side)
+    ticks = np.linspace(offset, 1 - offset, per_side)
+    points = np.stack(np.meshgrid(ticks, ticks), axis=-1).reshape(-1, 2)
+    return points * np.array(crop.size)[None, ::-1]
