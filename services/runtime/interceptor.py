@@ -1,0 +1,145 @@
+"""What happens around every call: who may, how long it took, which trace it belongs to, and how it failed."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, TypeAlias
+
+import grpc
+import structlog
+from opentelemetry import propagate, trace
+
+from regionsearch.errors import Kind, RegionSearchError, to_status
+from services.runtime import metrics
+from services.runtime.auth import ApiKeys
+from services.runtime.health import METHOD_PREFIX as HEALTH
+
+REQUEST_ID = "x-request-id"
+
+_log = structlog.get_logger(__name__)
+_tracer = trace.get_tracer("regionsearch")
+
+_Handler: TypeAlias = Any  # grpc-stubs give handlers the synchronous context
+_Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+
+
+class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the stubs only
+    """Authenticates, measures, traces and answers failures with typed statuses.
+
+    Health checks pass untouched. Handlers are coroutines or asynchronous generators, as generated stubs
+    expect.
+    """
+
+    def __init__(self, keys: ApiKeys) -> None:
+        self._keys = keys
+        self._wrapped: dict[_Handler, _Handler] = {}
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[_Handler]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> _Handler:
+        """Wraps the handler of a call; once per method."""
+        handler = await continuation(handler_call_details)
+        if handler is None or handler_call_details.method.startswith(HEALTH):
+            return handler
+        if handler not in self._wrapped:
+            self._wrapped[handler] = self._wrap(handler, handler_call_details.method)
+        return self._wrapped[handler]
+
+    def _wrap(self, handler: _Handler, path: str) -> _Handler:
+        if handler.response_streaming:
+            make = (
+                grpc.stream_stream_rpc_method_handler
+                if handler.request_streaming
+                else grpc.unary_stream_rpc_method_handler
+            )
+            stream = handler.stream_stream or handler.unary_stream
+
+            async def answer_many(request: Any, context: _Context) -> AsyncIterator[Any]:
+                async with (
+                    self._call(path, context),
+                    contextlib.aclosing(stream(request, context)) as responses,
+                ):
+                    async for response in responses:
+                        yield response
+
+            return make(answer_many, handler.request_deserializer, handler.response_serializer)
+
+        make = (
+            grpc.stream_unary_rpc_method_handler
+            if handler.request_streaming
+            else grpc.unary_unary_rpc_method_handler
+        )
+        unary = handler.stream_unary or handler.unary_unary
+
+        async def answer(request: Any, context: _Context) -> Any:
+            async with self._call(path, context):
+                return await unary(request, context)
+
+        return make(answer, handler.request_deserializer, handler.response_serializer)
+
+    @contextlib.asynccontextmanager
+    async def _call(self, path: str, context: _Context) -> AsyncIterator[None]:
+        _, service, method = path.split("/")
+        measured = metrics.call_metrics(service, method)
+        measured.started.inc()
+        measured.in_flight.inc()
+        begin = time.perf_counter()
+        code = grpc.StatusCode.OK
+        metadata = {key: str(value) for key, value in context.invocation_metadata() or ()}
+        request_id = _request_id(metadata)
+        context.set_trailing_metadata(((REQUEST_ID, request_id),))
+        try:
+            with (
+                structlog.contextvars.bound_contextvars(request_id=request_id, method=f"{service}/{method}"),
+                _tracer.start_as_current_span(
+                    f"{service}/{method}",
+                    propagate.extract(metadata),
+                    kind=trace.SpanKind.SERVER,
+                    record_exception=False,
+                    set_status_on_exception=False,
+                ) as span,
+            ):
+                try:
+                    self._keys.check(metadata.get("authorization"), metadata.get("x-api-key"))
+                    yield
+                except asyncio.CancelledError:  # the client went away, or its deadline passed
+                    left = context.time_remaining()
+                    late = left is not None and left <= 0
+                    code = grpc.StatusCode.DEADLINE_EXCEEDED if late else grpc.StatusCode.CANCELLED
+                    raise
+                except grpc.aio.AbortError:
+                    code = grpc.StatusCode(context.code())
+                    raise
+                except Exception as error:
+                    status = to_status(_typed(error, request_id))
+                    code = status.code
+                    span.set_status(trace.StatusCode.ERROR, status.details)
+                    trailers = (*(status.trailing_metadata or ()), (REQUEST_ID, request_id))
+                    await context.abort(status.code, status.details, trailers)
+        finally:
+            measured.in_flight.dec()
+            measured.handling.observe(time.perf_counter() - begin)
+            metrics.handled(service, method, code.name).inc()
+
+
+def _typed(error: Exception, request_id: str) -> RegionSearchError:
+    """The error as the caller may see it; what was not foreseen is logged here and nothing of it leaks."""
+    if isinstance(error, RegionSearchError):
+        if error.kind is Kind.INTERNAL:
+            _log.error("call failed", error=error.message)
+        return error
+    _log.exception("call failed unexpectedly")
+    return RegionSearchError(
+        Kind.INTERNAL, f"an unexpected error; the server's log tells more under request_id {request_id}"
+    )
+
+
+def _request_id(metadata: dict[str, str]) -> str:
+    given = metadata.get(REQUEST_ID, "")
+    return given if 0 < len(given) <= 64 and given.isprintable() else uuid.uuid4().hex[:16]

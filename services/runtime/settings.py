@@ -1,0 +1,131 @@
+"""Settings that every process has in common: one frozen object, read once, at the start.
+
+Order of precedence: command line (``--port 0``), environment (``REGIONSEARCH_EMBEDDER_PORT``, nested with
+``__``), the process's table in the TOML file that ``REGIONSEARCH_CONFIG`` names (``[embedder]``), defaults.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    InitSettingsSource,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
+
+CONFIG_VARIABLE = "REGIONSEARCH_CONFIG"
+MIB = 1 << 20
+
+
+class TlsSettings(BaseModel):
+    """Files in PEM format. A certificate and its key turn TLS on; a client CA makes it mutual."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    certificate: Path | None = None
+    key: Path | None = None
+    client_ca: Path | None = None
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if (self.certificate is None) != (self.key is None):
+            raise ValueError("certificate and key belong together: set both or neither")
+        if self.client_ca is not None and self.certificate is None:
+            raise ValueError("client_ca needs certificate and key: a client is only checked over TLS")
+        return self
+
+
+class ServiceSettings(BaseSettings):
+    """Base of a process's settings; a subclass names its `process` and its own fields."""
+
+    process: ClassVar[str]
+
+    host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 in a container.")
+    port: int = Field(0, ge=0, le=65535, description="gRPC port; 0 takes a free one.")
+    port_file: Path | None = Field(None, description="Written with the port once the process is serving.")
+    metrics_port: int = Field(0, ge=0, le=65535, description="Prometheus port; 0 turns it off.")
+    grace_s: float = Field(30.0, ge=0, description="Longest time that calls in flight get at the end.")
+    drain_delay_s: float = Field(
+        0.5, ge=0, description="Between not serving and refusing calls: the time in which clients turn away."
+    )
+    max_message_bytes: int = Field(32 * MIB, gt=0, description="Cap of a message, in both directions.")
+    max_connection_age_s: float | None = Field(
+        None, gt=0, description="Connections are renewed after it, so that clients find new replicas."
+    )
+    tls: TlsSettings = TlsSettings()
+    api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
+        (), description="Any of them lets a call in; none lets all in. Separated by commas."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["json", "console"] = "json"
+    otlp_endpoint: str | None = Field(None, description="Where spans go, such as http://collector:4317.")
+
+    model_config = SettingsConfigDict(frozen=True, extra="forbid", cli_kebab_case=True)
+
+    @field_validator("api_keys", mode="before")
+    @classmethod
+    def _split_keys(cls, value: object) -> object:
+        return [key.strip() for key in value.split(",") if key.strip()] if isinstance(value, str) else value
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Arguments, then the environment, then the TOML table."""
+        environment = EnvSettingsSource(
+            settings_cls, env_prefix=f"REGIONSEARCH_{cls.process.upper()}_", env_nested_delimiter="__"
+        )
+        return init_settings, environment, InitSettingsSource(settings_cls, _toml_table(cls.process))
+
+    @classmethod
+    def load(cls, arguments: Sequence[str] | None = None) -> Self:
+        """Reads the settings of a process that is starting; ends it with code 2 and a readable list of
+        mistakes.
+
+        Args:
+            arguments: Command line without the program; that of this process when absent.
+        """
+        arguments = sys.argv[1:] if arguments is None else arguments
+        try:
+            return cls(_cli_parse_args=list(arguments), _cli_prog_name=f"python -m services.{cls.process}")
+        except ValidationError as error:
+            lines = [f"{'.'.join(map(str, e['loc'])) or cls.process}: {e['msg']}" for e in error.errors()]
+        except (SettingsError, OSError, tomllib.TOMLDecodeError) as error:
+            lines = [str(error)]
+        print(f"{cls.process}: the settings are wrong", *lines, sep="\n  ", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def _toml_table(process: str) -> dict[str, Any]:
+    path = os.environ.get(CONFIG_VARIABLE)
+    if not path:
+        return {}
+    with Path(path).open("rb") as file:
+        table = tomllib.load(file).get(process, {})
+    if not isinstance(table, dict):
+        raise SettingsError(f"[{process}] in {path} must be a table")
+    return table

@@ -1,0 +1,301 @@
+"""The life of a process: what callers see while it loads, serves, drains and dies."""
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+from regionsearch.errors import Kind, RegionSearchError, from_rpc_error, overloaded
+from regionsearch.v1 import embed_pb2, embed_pb2_grpc
+from services.runtime.server import Server, serving
+from tests.runtime.conftest import EMBED, EchoServicer, EchoSettings, echo_server
+
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+REQUEST = embed_pb2.EmbedTextsRequest(texts=["a", "b"])
+
+
+async def test_a_call_is_answered_with_its_request_id(echo):
+    _, stub, _ = echo
+    call = stub.EmbedTexts(REQUEST, metadata=(("x-request-id", "mine"),))
+    assert list((await call).truncated) == [True, True]
+    assert dict(await call.trailing_metadata())["x-request-id"] == "mine"
+
+
+async def test_while_loading_health_says_no_and_calls_say_unavailable():
+    loaded = asyncio.Event()
+
+    @contextlib.asynccontextmanager
+    async def lifespan(server: Server):
+        await loaded.wait()
+        server.add(embed_pb2_grpc.add_EmbedServiceServicer_to_server, EchoServicer())
+        yield
+
+    server = Server(EchoSettings(), [EMBED])
+    life = asyncio.create_task(server.serve(lifespan))
+    while not server.port:  # noqa: ASYNC110 - binding has no event of its own
+        await asyncio.sleep(0.01)
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+        health = health_pb2_grpc.HealthStub(channel)
+        watch = health.Watch(health_pb2.HealthCheckRequest(service=EMBED.full_name))
+        assert (await watch.read()).status == NOT_SERVING
+        with pytest.raises(grpc.aio.AioRpcError) as error:
+            await embed_pb2_grpc.EmbedServiceStub(channel).EmbedTexts(REQUEST)
+        assert error.value.code() is grpc.StatusCode.UNAVAILABLE
+        assert "starting" in error.value.details()
+        loaded.set()
+        assert (await watch.read()).status == SERVING
+        await embed_pb2_grpc.EmbedServiceStub(channel).EmbedTexts(REQUEST)
+        server.stop()
+        assert (await watch.read()).status == NOT_SERVING
+        assert await watch.read() is grpc.aio.EOF
+    assert await life == 0
+
+
+async def test_stopping_while_loading_ends_at_once():
+    @contextlib.asynccontextmanager
+    async def lifespan(server: Server):
+        await asyncio.Event().wait()
+        yield
+
+    server = Server(EchoSettings(), [EMBED])
+    life = asyncio.create_task(server.serve(lifespan))
+    await asyncio.sleep(0.05)
+    server.stop()
+    assert await asyncio.wait_for(life, 5) == 0
+
+
+async def test_a_lifespan_that_cannot_load_ends_with_code_1():
+    @contextlib.asynccontextmanager
+    async def lifespan(server: Server):
+        raise RegionSearchError(Kind.FAILED_PRECONDITION, "weights are missing: pull them")
+        yield
+
+    assert await Server(EchoSettings(), [EMBED]).serve(lifespan) == 1
+    with pytest.raises(RuntimeError, match="code 1"):
+        async with serving(EchoSettings(), [EMBED], lifespan):
+            pytest.fail("it must not serve")
+
+
+async def test_health_knows_its_services(echo):
+    server, _, _ = echo
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+        health = health_pb2_grpc.HealthStub(channel)
+        for name in ("", EMBED.full_name):
+            assert (await health.Check(health_pb2.HealthCheckRequest(service=name))).status == SERVING
+        with pytest.raises(grpc.aio.AioRpcError) as error:
+            await health.Check(health_pb2.HealthCheckRequest(service="other"))
+        assert error.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+async def test_reflection_lists_the_services(echo):
+    server, _, _ = echo
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+        call = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo()
+        await call.write(reflection_pb2.ServerReflectionRequest(list_services=""))
+        names = {service.name for service in (await call.read()).list_services_response.service}
+        await call.done_writing()
+    assert {EMBED.full_name, "grpc.health.v1.Health"} <= names
+
+
+async def test_typed_errors_arrive_with_their_details():
+    async def refuse(request, context):
+        raise overloaded("the queue is full", 0.25)
+
+    async with echo_server(refuse) as (_, stub, _):
+        with pytest.raises(grpc.aio.AioRpcError) as error:
+            await stub.EmbedTexts(REQUEST)
+    typed = from_rpc_error(error.value)
+    assert (typed.kind, typed.retry_after_s) == (Kind.OVERLOADED, 0.25)
+
+
+async def test_unexpected_errors_are_logged_and_leak_nothing(caplog):
+    async def fall(request, context):
+        raise ZeroDivisionError("secret path /home/someone")
+
+    async with echo_server(fall) as (_, stub, _):
+        with pytest.raises(grpc.aio.AioRpcError) as error:
+            await stub.EmbedTexts(REQUEST, metadata=(("x-request-id", "r-1"),))
+    assert error.value.code() is grpc.StatusCode.INTERNAL
+    assert "secret" not in error.value.details()
+    assert "r-1" in error.value.details()
+
+
+async def test_keys_keep_strangers_out_but_not_health_checks():
+    async with echo_server(api_keys=("one", "two")) as (server, stub, _):
+        for metadata in ((), (("x-api-key", "three"),), (("authorization", "Bearer on"),)):
+            with pytest.raises(grpc.aio.AioRpcError) as error:
+                await stub.EmbedTexts(REQUEST, metadata=metadata)
+            assert error.value.code() is grpc.StatusCode.UNAUTHENTICATED
+        await stub.EmbedTexts(REQUEST, metadata=(("x-api-key", "two"),))
+        await stub.EmbedTexts(REQUEST, metadata=(("authorization", "Bearer one"),))
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+            answer = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
+            assert answer.status == SERVING
+
+
+async def test_an_oversized_message_is_refused_and_the_next_call_works():
+    async with echo_server(max_message_bytes=1000) as (_, stub, _):
+        with pytest.raises(grpc.aio.AioRpcError) as error:
+            await stub.EmbedTexts(embed_pb2.EmbedTextsRequest(texts=["x" * 2000]))
+        assert error.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert from_rpc_error(error.value).kind is Kind.TOO_LARGE  # not to be tried again
+        await stub.EmbedTexts(REQUEST)
+
+
+async def test_calls_in_flight_end_before_the_server_does():
+    begun, release = asyncio.Event(), asyncio.Event()
+
+    async def wait(request, context):
+        begun.set()
+        await release.wait()
+
+    async with echo_server(wait) as (server, stub, _):
+        call = stub.EmbedTexts(REQUEST)
+        await begun.wait()
+        server.stop()
+        assert not server.health.serving
+        await asyncio.sleep(0.2)  # past the drain delay: the server refuses new calls by now
+        release.set()
+        assert len((await call).truncated) == 2
+
+
+async def test_a_call_that_outlasts_the_grace_is_cut():
+    async def hang(request, context):
+        await asyncio.Event().wait()
+
+    async with echo_server(hang, grace_s=0.1) as (server, stub, servicer):
+        call = asyncio.ensure_future(stub.EmbedTexts(REQUEST))
+        await asyncio.sleep(0.1)
+        server.stop()
+        with pytest.raises(grpc.aio.AioRpcError):
+            await call
+        assert servicer.cancelled.is_set()
+
+
+async def test_an_expired_deadline_and_a_cancelled_call_reach_the_handler():
+    async def hang(request, context):
+        await asyncio.Event().wait()
+
+    async with echo_server(hang) as (_, stub, servicer):
+        with pytest.raises(grpc.aio.AioRpcError) as error:
+            await stub.EmbedTexts(REQUEST, timeout=0.1)
+        assert error.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        await asyncio.wait_for(servicer.cancelled.wait(), 5)
+        servicer.cancelled.clear()
+        call = stub.EmbedTexts(REQUEST)
+        await asyncio.sleep(0.1)
+        call.cancel()
+        await asyncio.wait_for(servicer.cancelled.wait(), 5)
+
+
+async def test_fail_flips_health_and_ends_with_code_1():
+    release = asyncio.Event()
+    server_box: list[Server] = []
+
+    @contextlib.asynccontextmanager
+    async def lifespan(server: Server):
+        server_box.append(server)
+        yield
+        release.set()
+
+    server = Server(EchoSettings(), [EMBED])
+    life = asyncio.create_task(server.serve(lifespan))
+    await server.up()
+    await asyncio.to_thread(server.fail, "the device is gone")
+    assert await asyncio.wait_for(life, 10) == 1
+    assert server.health.reason == "the device is gone"
+    assert release.is_set()
+
+
+PROGRAM = textwrap.dedent(
+    """
+    import asyncio, contextlib
+    from regionsearch.v1 import embed_pb2_grpc
+    from services.runtime.server import run
+    from tests.runtime.conftest import EMBED, EchoServicer, EchoSettings
+
+    async def behave(request, context):
+        if request.texts[0] == "fail":
+            box[0].fail("a stage died")
+            await asyncio.Event().wait()
+        await asyncio.sleep(0.5)
+
+    box = []
+
+    @contextlib.asynccontextmanager
+    async def lifespan(server):
+        box.append(server)
+        server.add(embed_pb2_grpc.add_EmbedServiceServicer_to_server, EchoServicer(behave))
+        yield
+
+    run(EchoSettings.load(), [EMBED], lifespan)
+    """
+)
+
+
+def start(*arguments: str) -> tuple[subprocess.Popen, dict]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parents[2],
+        env=os.environ | {"REGIONSEARCH_ECHO_PORT": "0"},
+    )
+    return process, json.loads(process.stdout.readline() or "{}")
+
+
+def test_sigterm_ends_a_process_with_code_0_after_its_calls(tmp_path):
+    process, said = start("--port-file", str(tmp_path / "port"))
+    assert said["event"] == "serving"
+    assert int((tmp_path / "port").read_text()) == said["port"]
+    with grpc.insecure_channel(f"127.0.0.1:{said['port']}") as channel:
+        call = embed_pb2_grpc.EmbedServiceStub(channel).EmbedTexts.future(
+            REQUEST, timeout=20, wait_for_ready=True
+        )
+        with contextlib.suppress(grpc.FutureTimeoutError):
+            call.result(0.25)
+        process.send_signal(signal.SIGTERM)
+        assert len(call.result().truncated) == 2
+    _, errors = process.communicate(timeout=20)
+    assert process.returncode == 0
+    lines = [json.loads(line) for line in errors.splitlines()]
+    assert {"listening", "stopped"} <= {line["event"] for line in lines}
+    assert {line["process"] for line in lines} == {"echo"}
+
+
+def test_a_failed_process_ends_with_code_1():
+    process, said = start()
+    with grpc.insecure_channel(f"127.0.0.1:{said['port']}") as channel, pytest.raises(grpc.RpcError):
+        embed_pb2_grpc.EmbedServiceStub(channel).EmbedTexts(
+            embed_pb2.EmbedTextsRequest(texts=["fail"]), timeout=20
+        )
+    _, errors = process.communicate(timeout=20)
+    assert process.returncode == 1
+    assert "a stage died" in errors
+
+
+def test_a_taken_port_and_a_wrong_setting_are_said_plainly():
+    process, said = start()
+    other, _ = start("--port", str(said["port"]))
+    _, errors = other.communicate(timeout=20)
+    assert other.returncode == 1
+    assert "cannot start" in errors
+    assert "Traceback" not in errors
+    wrong, _ = start("--grace-s", "-1")
+    _, errors = wrong.communicate(timeout=20)
+    assert wrong.returncode == 2
+    assert "grace_s" in errors
+    process.terminate()
+    process.communicate(timeout=20)
