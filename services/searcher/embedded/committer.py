@@ -1,0 +1,205 @@
+"""The one thread that writes: many callers' writes in one transaction, answered after one synchronisation."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+import threading
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+from regionsearch.errors import Kind, RegionSearchError, overloaded
+from services.searcher.embedded.database import Database, explain
+from services.searcher.embedded.reads import last_seq
+from services.searcher.embedded.rows import Change
+
+T = TypeVar("T")
+Operation = Callable[[sqlite3.Connection], tuple[T, Change | None]]
+"""Runs inside the transaction and returns its answer and what it means for the index."""
+
+_GROUP_COST = 8192
+
+
+@dataclass(slots=True)
+class _Job(Generic[T]):
+    operation: Operation[T]
+    cost: int
+    alone: bool
+    future: Future[T] = field(default_factory=Future)
+    outcome: tuple[T, Change | None] | None = None
+
+
+class Committer:
+    """Runs writes in the order of their arrival, as many in one commit as have gathered.
+
+    While one commit waits for the disk the next group gathers by itself, so no write is ever delayed on purpose. An
+    operation that fails is rolled back alone. Only after the commit are changes applied to the index, and only
+    after that are the writes answered: what is answered is on disk and visible.
+
+    Args:
+        database: The record store.
+        apply: Called for every committed change, in order.
+        on_fatal: Called when the index can no longer follow the store; the process should end.
+        max_pending: Cost of waiting writes (records, at least 1 each) above which further ones are refused.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        apply: Callable[[Change], None],
+        on_fatal: Callable[[BaseException], None],
+        max_pending: int = 65_536,
+    ) -> None:
+        self._database = database
+        self._apply = apply
+        self._on_fatal = on_fatal
+        self._max_pending = max_pending
+        self._pending = 0
+        self._jobs: deque[_Job[Any]] = deque()
+        self._changed = threading.Condition()
+        self._closing = False
+        self._refusal: RegionSearchError | None = None
+        self._seq = last_seq(database.writer)
+        self._thread = threading.Thread(target=self._run, name="committer", daemon=True)
+        self._thread.start()
+
+    @property
+    def seq(self) -> int:
+        """Number of the last write that is on disk and visible."""
+        return self._seq
+
+    def submit(self, operation: Operation[T], cost: int = 1, *, alone: bool = False) -> Future[T]:
+        """Queues a write.
+
+        Args:
+            operation: What to do.
+            cost: Number of records.
+            alone: Commit everything before it first, because the operation reads the index.
+
+        Raises:
+            RegionSearchError: OVERLOADED when too much is waiting, or why writing is impossible.
+        """
+        job = _Job(operation, max(cost, 1), alone)
+        with self._changed:
+            if self._refusal is not None:
+                raise self._refusal
+            if self._pending and self._pending + job.cost > self._max_pending:
+                raise overloaded(f"{self._pending} records wait to be written", retry_after_s=0.5)
+            self._pending += job.cost
+            self._jobs.append(job)
+            self._changed.notify()
+        return job.future
+
+    def refuse(self, why: RegionSearchError) -> None:
+        """Lets no further write in."""
+        with self._changed:
+            self._refusal = self._refusal or why
+
+    def check(self) -> None:
+        """Raises why writing is impossible, if it is."""
+        with self._changed:
+            if self._refusal is not None:
+                raise self._refusal
+
+    def skip_to(self, seq: int) -> None:
+        """Goes on behind write `seq`, after the store was replaced; no write may be waiting."""
+        self._seq = seq
+
+    def close(self) -> None:
+        """Finishes what is queued and ends the thread."""
+        self.refuse(RegionSearchError(Kind.UNAVAILABLE, "the searcher is stopping", retry_after_s=1.0))
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while group := self._gather():
+            try:
+                self._commit(group)
+            except BaseException as error:  # the index may lack what the store has: only a restart heals that
+                self.refuse(
+                    RegionSearchError(Kind.INTERNAL, "the writer has died: the searcher must be restarted")
+                )
+                _fail([job for job in group if not job.future.done()], error)
+                self._on_fatal(error)
+            with self._changed:
+                self._pending -= sum(job.cost for job in group)
+
+    def _gather(self) -> list[_Job[Any]]:
+        """Waits for a write and takes it with those behind it; nothing when closed and empty."""
+        with self._changed:
+            while not self._jobs and not self._closing:
+                self._changed.wait()
+            group: list[_Job[Any]] = []
+            cost = 0
+            while self._jobs and (not group or not (self._jobs[0].alone or group[0].alone)):
+                if group and cost + self._jobs[0].cost > _GROUP_COST:
+                    break
+                group.append(self._jobs.popleft())
+                cost += group[-1].cost
+            return group
+
+    def _commit(self, group: list[_Job[Any]]) -> None:
+        connection = self._database.writer
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            written = [job for job in group if job.future.set_running_or_notify_cancel() and self._write(job)]
+            seq = last_seq(connection)
+            connection.execute("COMMIT")
+        except sqlite3.Error as error:
+            self._roll_back(connection, error)
+            _fail([job for job in group if not job.future.done()], explain(error, self._database.path))
+            return
+        for job in written:
+            assert job.outcome is not None
+            if job.outcome[1] is not None:
+                self._apply(job.outcome[1])
+        self._seq = seq
+        for job in written:
+            assert job.outcome is not None
+            job.future.set_result(job.outcome[0])
+
+    def _write(self, job: _Job[Any]) -> bool:
+        """Runs one operation inside the transaction; whatever it raises concerns its caller alone.
+
+        Raises:
+            sqlite3.Error: The transaction as a whole is lost.
+        """
+        connection = self._database.writer
+        connection.execute("SAVEPOINT job")
+        try:
+            job.outcome = job.operation(connection)
+        except Exception as error:
+            if not connection.in_transaction:  # SQLite itself gave up, as it does when the disk is full
+                raise
+            connection.execute("ROLLBACK TO job")
+            connection.execute("RELEASE job")
+            shown = explain(error, self._database.path) if isinstance(error, sqlite3.Error) else error
+            job.future.set_exception(shown)
+            return False
+        connection.execute("RELEASE job")
+        return True
+
+    def _roll_back(self, connection: sqlite3.Connection, error: sqlite3.Error) -> None:
+        with contextlib.suppress(sqlite3.Error):
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+        if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_IOERR:
+            # After a failed synchronisation the kernel may drop what it could not write and report success next
+            # time, so a retry proves nothing: https://wiki.postgresql.org/wiki/Fsync_Errors
+            self.refuse(
+                RegionSearchError(
+                    Kind.FAILED_PRECONDITION,
+                    f"the disk failed under {self._database.path.name} ({error}): check it and restart the searcher; "
+                    "reads go on meanwhile",
+                )
+            )
+
+
+def _fail(jobs: list[_Job[Any]], error: BaseException) -> None:
+    for job in jobs:
+        job.future.set_exception(error)

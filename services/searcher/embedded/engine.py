@@ -1,0 +1,401 @@
+"""The embedded engine: one record store, one index a collection, one writing and one searching thread."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from regionsearch.errors import Kind, RegionSearchError, not_found
+from services.searcher.embedded import reads, snapshots, writes
+from services.searcher.embedded.committer import Committer
+from services.searcher.embedded.conditions import Conditions, compile_filter
+from services.searcher.embedded.database import (
+    FILE_NAME,
+    Database,
+    FolderLock,
+    check_integrity,
+    damaged,
+    explained,
+)
+from services.searcher.embedded.gate import Gate
+from services.searcher.embedded.index import Fetch, VectorIndex
+from services.searcher.embedded.rows import Change
+from services.searcher.embedded.searching import SearchThread
+from services.searcher.embedded.upkeep import Horizon, Upkeep
+from services.searcher.engine import Capabilities
+from services.searcher.models import check_model
+from services.searcher.ranking import Candidates, Numbers, rank
+from services.searcher.settings import EmbeddedSettings
+from services.searcher.types import (
+    NO_FILTER,
+    Collection,
+    CollectionStats,
+    DeleteResult,
+    Deletion,
+    Hit,
+    ImagePage,
+    ModelIdentity,
+    Page,
+    Query,
+    SegmentStats,
+    SnapshotInfo,
+    Stored,
+    Upsert,
+    UpsertResult,
+)
+
+SNAPSHOT_FOLDER = "snapshots"
+
+
+@dataclass(frozen=True, slots=True)
+class _Open:
+    """A collection in memory."""
+
+    number: int
+    spec: Collection
+    index: VectorIndex
+
+
+class EmbeddedEngine:
+    """Everything in this process: SQLite keeps the truth, the indexes in memory are caches of it.
+
+    Args:
+        settings: Folder and sizes.
+        on_fatal: Called when the process should end, because its memory no longer follows the store.
+
+    Raises:
+        RegionSearchError: The folder is in use, or the record file is damaged, foreign or too new.
+    """
+
+    name = "faiss-cpu"
+    capabilities = Capabilities(snapshots=True, binary_codes=True, pinned_deletions=True, atomic_upsert=True)
+
+    def __init__(
+        self, settings: EmbeddedSettings, on_fatal: Callable[[BaseException], None] = lambda error: None
+    ) -> None:
+        self._settings = settings
+        self._folder = settings.folder
+        self._snapshots = settings.folder / SNAPSHOT_FOLDER
+        self._lock: FolderLock | None = None
+        path = self._folder / FILE_NAME
+        if not settings.read_only:
+            with explained(path):
+                self._folder.mkdir(parents=True, exist_ok=True)
+                self._lock = FolderLock(self._folder)
+        try:
+            self._database = Database(path, read_only=settings.read_only)
+            if settings.check_at_start:
+                check_integrity(self._database.reader(), path)
+            self._gate = Gate()
+            self._load()
+            self._horizon = Horizon(settings.page_ttl_s, reads.last_seq(self._database.writer))
+            self._search = SearchThread(settings.max_batch)
+            self._committer = Committer(self._database, self._apply, on_fatal)
+        except BaseException:
+            if self._lock is not None:
+                self._lock.release()
+            raise
+        self._upkeep: Upkeep | None = None
+        if settings.read_only:
+            self._committer.refuse(
+                RegionSearchError(
+                    Kind.FAILED_PRECONDITION, "the searcher runs read-only: unset embedded.read_only"
+                )
+            )
+            return
+        self._upkeep = Upkeep(self._committer, self._horizon, self._gate)
+
+    # Collections
+
+    def create_collection(self, collection: Collection) -> Collection:
+        """See `Engine`."""
+        made = replace(collection, created_ms=time.time_ns() // 1_000_000, image_count=0, record_count=0)
+
+        def operation(connection: sqlite3.Connection) -> tuple[int, None]:
+            writes.next_seq(connection)
+            return writes.create_collection(connection, made), None
+
+        with self._gate.shared():
+            self._register(self._committer.submit(operation).result(), made)
+        return made
+
+    def get_collection(self, name: str) -> Collection:
+        """See `Engine`."""
+        with self._gate.shared():
+            opened = self._find(name)
+            with self._database.reading() as connection:
+                image_count, record_count = reads.counts(connection, opened.number)
+        return replace(opened.spec, image_count=image_count, record_count=record_count)
+
+    def list_collections(self) -> list[Collection]:
+        """See `Engine`."""
+        with self._gate.shared(), self._database.reading() as connection:
+            return [spec for _, spec, _ in reads.collections(connection)]
+
+    def delete_collection(self, name: str) -> None:
+        """See `Engine`."""
+
+        def operation(connection: sqlite3.Connection) -> tuple[None, None]:
+            writes.next_seq(connection)
+            writes.drop_collection(connection, opened.number)
+            return None, None
+
+        with self._gate.shared():
+            opened = self._find(name)
+            self._committer.submit(operation).result()
+            if self._by_number.pop(opened.number, None) is not None:
+                del self._open[name]
+
+    # Writing
+
+    def upsert(self, name: str, model: ModelIdentity, write: Upsert) -> UpsertResult:
+        """See `Engine`."""
+
+        def operation(connection: sqlite3.Connection) -> tuple[UpsertResult, Change]:
+            seq = writes.next_seq(connection)
+            writes.require_collection(connection, opened.number, name)
+            return writes.upsert(connection, opened.number, write, seq)
+
+        with self._gate.shared():
+            opened = self._find(name)
+            check_model(name, opened.spec.model, model)
+            return self._committer.submit(operation, cost=len(write.records)).result()
+
+    def delete(self, name: str, deletion: Deletion) -> DeleteResult:
+        """See `Engine`."""
+
+        def operation(connection: sqlite3.Connection) -> tuple[DeleteResult, Change]:
+            writes.require_collection(connection, opened.number, name)
+            keys = reads.keys_of_records(connection, opened.number, deletion.record_ids)
+            if deletion.filter is not None:
+                index = opened.index
+                conditions = compile_filter(
+                    connection, opened.number, deletion.filter, None, self._committer.seq, index.state.images
+                )
+                keys = np.union1d(keys, index.matching(conditions))
+            seq = writes.next_seq(connection)
+            images, change = writes.delete(
+                connection, opened.number, deletion.image_ids, keys, seq,
+                drop_empty_images=deletion.filter is not None,
+            )  # fmt: skip
+            return DeleteResult(seq, images, len(change.removed)), change
+
+        with self._gate.shared():
+            opened = self._find(name)
+            return self._committer.submit(operation, alone=deletion.filter is not None).result()
+
+    # Reading
+
+    def search(
+        self, name: str, model: ModelIdentity, queries: Sequence[Query], min_seq: int | None = None
+    ) -> list[Page]:
+        """See `Engine`."""
+        with self._gate.shared():
+            opened = self._find(name)
+            check_model(name, opened.spec.model, model)
+            seq = self._committer.seq
+            if min_seq is not None and min_seq > seq:
+                raise RegionSearchError(
+                    Kind.UNAVAILABLE,
+                    f"write {min_seq} has not arrived, the last one is {seq}",
+                    retry_after_s=0.1,
+                )
+            return [
+                self._page(opened, query, seq if query.seq is None else query.seq, seq) for query in queries
+            ]
+
+    def _page(self, opened: _Open, query: Query, seq: int, newest: int) -> Page:
+        if not self._horizon.seq <= seq <= newest:
+            raise RegionSearchError(
+                Kind.ABORTED, "this page's state of the collection is gone: search again from the first page",
+                field="page_token",
+            )  # fmt: skip
+        ranked, more = rank(query, _Source(self, opened, query, seq))
+        wanted = [r.key for hit in ranked for r in (hit, hit.best_region) if r is not None]
+        with self._database.reading() as connection:
+            described = reads.described(connection, wanted, masks=query.include_masks)
+        hits: list[Hit] = []
+        for number, found in enumerate(ranked, start=query.skipped + 1):
+            companion = found.best_region
+            region = None
+            if companion is not None:
+                region = Hit(
+                    number, companion.position.score, companion.relevancy, companion.query_index,
+                    *described[companion.key],
+                )  # fmt: skip
+            hits.append(
+                Hit(
+                    number,
+                    found.position.score,
+                    found.relevancy,
+                    found.query_index,
+                    *described[found.key],
+                    region,
+                )
+            )
+        return Page(tuple(hits), seq, more)
+
+    def get_records(
+        self, name: str, record_ids: Sequence[str], image_ids: Sequence[str], *, masks: bool, vectors: bool
+    ) -> Stored:
+        """See `Engine`."""
+        with self._gate.shared():
+            opened = self._find(name)
+            seq = self._committer.seq
+            with self._database.reading() as connection:
+                asked = [
+                    ordinal for ordinal, _ in reads.live_images(connection, opened.number, image_ids).values()
+                ]
+                keys = np.union1d(
+                    reads.keys_of_records(connection, opened.number, record_ids),
+                    reads.keys_of_images(connection, asked),
+                )
+                places = reads.in_reading_order(connection, keys.tolist())
+                ordered = [key for key, _ in places]
+                described = reads.described(connection, ordered, masks=masks)
+                images = reads.images(connection, sorted({*asked, *(image for _, image in places)}))
+                found = reads.vectors(connection, ordered, opened.spec.model.dimension) if vectors else None
+        return Stored(tuple(described[key][0] for key in ordered), tuple(images), found, seq)
+
+    def list_images(self, name: str, limit: int, after: tuple[int, str] | None) -> ImagePage:
+        """See `Engine`."""
+        with self._gate.shared():
+            opened = self._find(name)
+            with self._database.reading() as connection:
+                found = reads.recent_images(connection, opened.number, limit + 1, after)
+                total, _ = reads.counts(connection, opened.number)
+        page = tuple(found[:limit])
+        following = (page[-1].created_ms, page[-1].image_id) if len(found) > limit else None
+        return ImagePage(page, following, total)
+
+    # Upkeep
+
+    def snapshot(self, name: str) -> SnapshotInfo:
+        """See `Engine`."""
+        with self._gate.shared():
+            return snapshots.take(self._database, self._snapshots, name)
+
+    def restore(self, name: str) -> tuple[int, int]:
+        """See `Engine`."""
+        with snapshots.prepared(self._snapshots, name, self._committer.seq + 1) as (file, seq):
+            with self._gate.exclusive("the searcher is restoring a snapshot"):
+                self._committer.check()
+                self._database.replace_by(file)
+                self._load()
+                self._committer.skip_to(seq)
+                self._horizon.reset(seq)
+        return seq, len(self._open)
+
+    def stats(self, name: str | None) -> list[CollectionStats]:
+        """See `Engine`."""
+        with self._gate.shared():
+            chosen = list(self._open.values()) if name is None else [self._find(name)]
+            return [self._stats(opened) for opened in sorted(chosen, key=lambda opened: opened.spec.name)]
+
+    def disk_bytes(self) -> int:
+        """See `Engine`."""
+        return self._database.disk_bytes()
+
+    def close(self) -> None:
+        """See `Engine`."""
+        if self._upkeep is not None:
+            self._upkeep.close()
+        self._committer.close()
+        self._search.close()
+        self._database.close()
+        if self._lock is not None:
+            self._lock.release()
+
+    def _stats(self, opened: _Open) -> CollectionStats:
+        views = opened.index.state.views
+        with self._database.reading() as connection:
+            image_count, record_count = reads.counts(connection, opened.number)
+        segments = tuple(
+            SegmentStats(
+                view.rows - view.segment.columns.dead,
+                view.segment.columns.dead,
+                "growing"
+                if view is views[-1] and view.rows < view.segment.columns.capacity
+                else view.segment.kind,
+                view.segment.recall,
+            )
+            for view in views
+        )
+        return CollectionStats(
+            collection=opened.spec.name,
+            seq=self._committer.seq,
+            image_count=image_count,
+            record_count=record_count,
+            tombstone_count=sum(segment.tombstone_count for segment in segments),
+            memory_bytes=sum(v.segment.vector_bytes + v.segment.columns.nbytes for v in views),
+            segments=segments,
+        )
+
+    def _load(self) -> None:
+        """Builds all indexes from the store."""
+        self._open: dict[str, _Open] = {}
+        self._by_number: dict[int, _Open] = {}
+        with self._database.reading() as connection:
+            for number, spec, _ in reads.collections(connection):
+                self._register(number, spec)
+            try:
+                for number, rows, added in reads.load(connection):
+                    self._by_number[number].index.add(rows, added)
+            except ValueError as error:
+                raise damaged(self._database.path, str(error)) from error
+
+    def _register(self, number: int, spec: Collection) -> None:
+        opened = _Open(number, spec, VectorIndex(spec.model.dimension, self._settings.chunk_rows))
+        self._open[spec.name] = self._by_number[number] = opened
+
+    def _find(self, name: str) -> _Open:
+        try:
+            return self._open[name]
+        except KeyError:
+            raise not_found("collection", f"there is no collection {name!r}: create it first") from None
+
+    def _apply(self, change: Change) -> None:
+        opened = self._by_number.get(change.collection)
+        if opened is None:
+            return  # dropped meanwhile
+        opened.index.remove(change.removed, change.seq)
+        if change.rows is not None:
+            opened.index.add(change.rows, np.full(len(change.rows), change.seq, np.int64))
+
+
+class _Source:
+    """What a ranking sees of one collection in one state."""
+
+    def __init__(self, engine: EmbeddedEngine, opened: _Open, query: Query, seq: int) -> None:
+        self._engine = engine
+        self._opened = opened
+        self._query = query
+        images = opened.index.state.images
+        if query.filter == NO_FILTER:
+            self._conditions = Conditions(seq, query.level)
+        else:
+            with engine._database.reading() as connection:
+                self._conditions = compile_filter(
+                    connection, opened.number, query.filter, query.level, seq, images
+                )
+
+    def best(self, count: int) -> Candidates:
+        """See `ranking.Source`."""
+        return self._fetch(self._conditions, count)
+
+    def of_images(self, images: Numbers) -> Candidates:
+        """See `ranking.Source`."""
+        return self._fetch(self._conditions.within(images, self._opened.index.state.images), None)
+
+    def public_ids(self, keys: Iterable[int]) -> dict[int, tuple[str, str]]:
+        """See `ranking.Source`."""
+        with self._engine._database.reading() as connection:
+            return reads.public_ids(connection, keys)
+
+    def _fetch(self, conditions: Conditions, count: int | None) -> Candidates:
+        request = Fetch(self._query.vectors, conditions, count, self._query.negatives)
+        return self._engine._search.fetch(self._opened.index, request)

@@ -1,0 +1,92 @@
+"""The one thread that reads vectors: what many callers ask for is found in one pass."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+from regionsearch.errors import Kind, RegionSearchError, overloaded
+from services.searcher.embedded.index import Fetch, VectorIndex
+from services.searcher.ranking import Candidates
+
+
+@dataclass(slots=True)
+class _Job:
+    index: VectorIndex
+    request: Fetch
+    future: Future[Candidates] = field(default_factory=Future)
+
+
+class SearchThread:
+    """Merges requests into passes. While one pass runs the next one gathers, so nobody is delayed on purpose.
+
+    One thread owns the device: FAISS's GPU indexes are not safe for several, not even for reading.
+
+    Args:
+        max_batch: Query vectors in one pass.
+        max_pending: Waiting requests above which further ones are refused.
+    """
+
+    def __init__(self, max_batch: int = 64, max_pending: int = 4096) -> None:
+        self._max_batch = max_batch
+        self._max_pending = max_pending
+        self._jobs: deque[_Job] = deque()
+        self._changed = threading.Condition()
+        self._closing = False
+        self._thread = threading.Thread(target=self._run, name="search", daemon=True)
+        self._thread.start()
+
+    def fetch(self, index: VectorIndex, request: Fetch) -> Candidates:
+        """Waits for a request's turn and answers it.
+
+        Raises:
+            RegionSearchError: OVERLOADED, or UNAVAILABLE while stopping.
+        """
+        job = _Job(index, request)
+        with self._changed:
+            if self._closing:
+                raise RegionSearchError(Kind.UNAVAILABLE, "the searcher is stopping", retry_after_s=1.0)
+            if len(self._jobs) >= self._max_pending:
+                raise overloaded(f"{len(self._jobs)} searches are waiting", retry_after_s=0.1)
+            self._jobs.append(job)
+            self._changed.notify()
+        return job.future.result()
+
+    def close(self) -> None:
+        """Answers what is waiting and ends the thread."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while jobs := self._gather():
+            index = jobs[0].index
+            try:
+                found = index.fetch(index.state, [job.request for job in jobs])
+            except BaseException as error:
+                for job in jobs:
+                    job.future.set_exception(error)
+            else:
+                for job, candidates in zip(jobs, found, strict=True):
+                    job.future.set_result(candidates)
+
+    def _gather(self) -> list[_Job]:
+        """Waits for a request and takes it with all others to its index that fit; nothing when closed and empty."""
+        with self._changed:
+            while not self._jobs and not self._closing:
+                self._changed.wait()
+            taken: list[_Job] = []
+            left: deque[_Job] = deque()
+            room = self._max_batch
+            for job in self._jobs:
+                size = len(job.request.vectors)
+                if not taken or (job.index is taken[0].index and size <= room):
+                    taken.append(job)
+                    room -= size
+                else:
+                    left.append(job)
+            self._jobs = left
+            return taken

@@ -1,0 +1,303 @@
+"""Every statement that changes the record store. Each function runs inside the committer's transaction."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+
+import numpy as np
+from numpy.typing import NDArray
+
+from regionsearch.errors import Kind, RegionSearchError, invalid, not_found
+from services.searcher.embedded.reads import keys_of_images, keys_of_records, live_images
+from services.searcher.embedded.rows import Change, Keys, Rows
+from services.searcher.types import Collection, Level, Record, StoredImage, Upsert, UpsertResult
+
+
+def next_seq(connection: sqlite3.Connection) -> int:
+    """Numbers a write."""
+    row = connection.execute("UPDATE state SET seq = seq + 1 RETURNING seq").fetchone()
+    return int(row[0])
+
+
+def create_collection(connection: sqlite3.Connection, collection: Collection) -> int:
+    """Adds an empty collection and returns its internal number.
+
+    Raises:
+        RegionSearchError: ALREADY_EXISTS.
+    """
+    codes = collection.codes
+    spec = {
+        "model": asdict(collection.model),
+        "codes": None if codes is None else {**asdict(codes), "method": codes.method.value},
+    }
+    try:
+        row = connection.execute(
+            "INSERT INTO collection (name, spec, created_ms) VALUES (?, ?, ?) RETURNING id",
+            (collection.name, json.dumps(spec), collection.created_ms),
+        ).fetchone()
+    except sqlite3.IntegrityError as error:
+        raise RegionSearchError(
+            Kind.ALREADY_EXISTS, f"there is a collection {collection.name!r} already", field="name"
+        ) from error
+    return int(row[0])
+
+
+def require_collection(connection: sqlite3.Connection, collection: int, name: str) -> None:
+    """Refuses a write whose collection was dropped while it waited.
+
+    Raises:
+        RegionSearchError: NOT_FOUND.
+    """
+    row = connection.execute(
+        "SELECT 1 FROM collection WHERE id = ? AND dropped = 0", (collection,)
+    ).fetchone()
+    if row is None:
+        raise not_found("collection", f"collection {name!r} has been deleted")
+
+
+def drop_collection(connection: sqlite3.Connection, collection: int) -> None:
+    """Hides a collection; `purge` frees its space later."""
+    connection.execute("UPDATE collection SET dropped = 1 WHERE id = ?", (collection,))
+
+
+def store_codec(connection: sqlite3.Connection, collection: int, codec: bytes) -> None:
+    """Keeps what makes a collection's binary codes."""
+    connection.execute("UPDATE collection SET codec = ? WHERE id = ?", (codec, collection))
+
+
+def upsert(
+    connection: sqlite3.Connection, collection: int, write: Upsert, seq: int
+) -> tuple[UpsertResult, Change]:
+    """Adds images and records; replaces those of the same ids.
+
+    Raises:
+        RegionSearchError: INVALID_ARGUMENT for a record whose image is unknown.
+    """
+    existing = live_images(connection, collection, [image.image_id for image in write.images])
+    skipped = tuple(i.image_id for i in write.images if i.image_id in existing) if write.skip_existing else ()
+    skip = set(skipped)
+    images = [image for image in write.images if image.image_id not in skip]
+    kept = [index for index, record in enumerate(write.records) if record.image_id not in skip]
+    records = [write.records[index] for index in kept]
+
+    replaced = [existing[image.image_id] for image in images if image.image_id in existing]
+    removed = _remove_images(connection, collection, [ordinal for ordinal, _ in replaced], seq)
+    homes = _home_images(connection, collection, images, records)
+    now = time.time_ns() // 1_000_000
+    for image in images:
+        created = existing[image.image_id][1] if image.image_id in existing else now
+        homes[image.image_id] = (_insert_image(connection, collection, image, created, seq), created)
+    taken = keys_of_records(connection, collection, [record.record_id for record in records])
+    removed = np.concatenate([removed, _remove_records(connection, collection, taken, seq)])
+    stored = write.vectors[np.array(kept, np.intp)].astype(np.float16)
+    rows = _insert_records(connection, collection, records, homes, stored, seq)
+    _count_regions(connection, {homes[record.image_id][0] for record in records})
+    _count(connection, collection, images=len(images) - len(replaced), records=len(records) - len(removed))
+    return UpsertResult(seq, skipped, len(records)), Change(collection, seq, rows, np.sort(removed))
+
+
+def delete(
+    connection: sqlite3.Connection,
+    collection: int,
+    image_ids: Sequence[str],
+    record_keys: Keys,
+    seq: int,
+    *,
+    drop_empty_images: bool,
+) -> tuple[int, Change]:
+    """Removes images with their records, and single records; returns the number of images that went.
+
+    Args:
+        connection: The writing connection.
+        collection: The collection's internal number.
+        image_ids: Images to remove.
+        record_keys: Records to remove.
+        seq: Number of this write.
+        drop_empty_images: Whether an image whose last record goes is removed too.
+    """
+    ordinals = [ordinal for ordinal, _ in live_images(connection, collection, image_ids).values()]
+    removed = _remove_images(connection, collection, ordinals, seq)
+    homes = _images_of(connection, record_keys)
+    taken = _remove_records(connection, collection, record_keys, seq)
+    emptied: list[int] = []
+    if drop_empty_images:
+        emptied = _empty_images(connection, homes)
+        _remove_images(connection, collection, emptied, seq)
+    _count_regions(connection, homes)
+    removed = np.concatenate([removed, taken])
+    image_count = len(ordinals) + len(emptied)
+    _count(connection, collection, images=-image_count, records=-len(removed))
+    return image_count, Change(collection, seq, None, np.sort(removed))
+
+
+def purge(connection: sqlite3.Connection, horizon: int, limit: int) -> int:
+    """Frees rows that were removed at or before write `horizon`, and those of dropped collections.
+
+    Returns:
+        The number of records and images freed; 0 when there is nothing left to do.
+    """
+    gone = connection.execute(
+        "SELECT key, image FROM record WHERE removed <= ? LIMIT ?", (horizon, limit)
+    ).fetchall()
+    dropped = [row[0] for row in connection.execute("SELECT id FROM collection WHERE dropped = 1")]
+    images = connection.execute(
+        "SELECT ordinal FROM image WHERE removed <= ? LIMIT ?", (horizon, limit)
+    ).fetchall()
+    for number in dropped:
+        wanted = (number, limit)
+        gone += connection.execute(
+            "SELECT key, image FROM record WHERE collection = ? AND removed IS NULL LIMIT ?", wanted
+        ).fetchall()
+        images += connection.execute(
+            "SELECT ordinal FROM image WHERE collection = ? AND removed IS NULL LIMIT ?", wanted
+        ).fetchall()
+    if not gone and not images:
+        connection.executemany("DELETE FROM collection WHERE id = ?", [(number,) for number in dropped])
+    keys = [(key,) for key, _ in gone]
+    connection.executemany("DELETE FROM vector WHERE key = ?", keys)
+    connection.executemany("DELETE FROM record WHERE key = ?", keys)
+    connection.executemany("DELETE FROM attribute WHERE record = ? AND image = ?", gone)
+    for table, column in (("image", "ordinal"), ("image_tag", "image"), ("attribute", "image")):
+        connection.executemany(f"DELETE FROM {table} WHERE {column} = ?", images)  # noqa: S608
+    return len(gone) + len(images)
+
+
+def _home_images(
+    connection: sqlite3.Connection, collection: int, images: Sequence[StoredImage], records: Sequence[Record]
+) -> dict[str, tuple[int, int]]:
+    """Ordinal and creation time of the stored images that the records belong to, without those just sent."""
+    sent = {image.image_id for image in images}
+    homes = live_images(connection, collection, list({r.image_id for r in records} - sent))
+    for index, record in enumerate(records):
+        if record.image_id not in sent and record.image_id not in homes:
+            raise invalid(
+                f"records[{index}].image_id",
+                f"record {record.record_id!r} belongs to image {record.image_id!r}, which is neither in this request "
+                "nor in the collection: send the image along",
+            )
+    return homes
+
+
+def _insert_image(
+    connection: sqlite3.Connection, collection: int, image: StoredImage, created_ms: int, seq: int
+) -> int:
+    row = connection.execute(
+        "INSERT INTO image (collection, image_id, name, width, height, content_type, size_bytes, tags, attributes,"
+        " created_ms, region_count, added) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0, ?) RETURNING ordinal",
+        (
+            collection, image.image_id, image.name, image.width, image.height, image.content_type, image.size_bytes,
+            json.dumps(list(image.tags)), json.dumps(dict(image.attributes)), created_ms, seq,
+        ),
+    ).fetchone()  # fmt: skip
+    ordinal = int(row[0])
+    tags = [(collection, tag, ordinal) for tag in set(image.tags)]
+    connection.executemany("INSERT INTO image_tag VALUES (?, ?, ?)", tags)
+    _insert_attributes(connection, collection, ordinal, 0, image.attributes)
+    return ordinal
+
+
+def _insert_records(
+    connection: sqlite3.Connection,
+    collection: int,
+    records: Sequence[Record],
+    homes: Mapping[str, tuple[int, int]],
+    stored: NDArray[np.float16],
+    seq: int,
+) -> Rows | None:
+    if not records:
+        return None
+    row = connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'record'").fetchone()
+    first = (row[0] if row else 0) + 1
+    keys = range(first, first + len(records))
+    connection.executemany(
+        "INSERT INTO record VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL, ?, ?, ?)",
+        (
+            (
+                key, collection, homes[r.image_id][0], r.record_id, int(r.level), *(r.box or (None,) * 4), r.area,
+                r.predicted_iou, r.stability_score, json.dumps(dict(r.attributes)) if r.attributes else None, seq,
+                *((r.mask.height, r.mask.width, r.mask.counts) if r.mask else (None, None, None)),
+            )
+            for key, r in zip(keys, records, strict=True)
+        ),
+    )  # fmt: skip
+    connection.executemany(
+        "INSERT INTO vector VALUES (?, ?)",
+        ((key, row.tobytes()) for key, row in zip(keys, stored.astype("<f2", copy=False), strict=True)),
+    )
+    for key, record in zip(keys, records, strict=True):
+        if record.attributes:
+            home = homes[record.image_id][0]
+            _insert_attributes(connection, collection, home, key, record.attributes)
+    return Rows(
+        key=np.arange(first, first + len(records), dtype=np.int64),
+        image=np.array([homes[r.image_id][0] for r in records], np.int64),
+        level=np.array([r.level for r in records], np.uint8),
+        area=np.array([r.area for r in records], np.int64),
+        predicted_iou=np.array([r.predicted_iou for r in records], np.float32),
+        stability_score=np.array([r.stability_score for r in records], np.float32),
+        created_ms=np.array([homes[r.image_id][1] for r in records], np.int64),
+        vectors=stored.astype(np.float32),
+    )
+
+
+def _insert_attributes(
+    connection: sqlite3.Connection, collection: int, image: int, record: int, attributes: Mapping[str, str]
+) -> None:
+    connection.executemany(
+        "INSERT INTO attribute VALUES (?, ?, ?, ?, ?)",
+        [(collection, name, value, image, record) for name, value in attributes.items()],
+    )
+
+
+def _remove_images(
+    connection: sqlite3.Connection, collection: int, ordinals: Sequence[int], seq: int
+) -> Keys:
+    connection.executemany("UPDATE image SET removed = ? WHERE ordinal = ?", [(seq, o) for o in ordinals])
+    return _remove_records(connection, collection, keys_of_images(connection, ordinals), seq)
+
+
+def _remove_records(connection: sqlite3.Connection, collection: int, keys: Keys, seq: int) -> Keys:
+    """Marks live records removed; returns the keys of those that it changed."""
+    changed = [
+        key
+        for key in keys.tolist()
+        if connection.execute(
+            "UPDATE record SET removed = ? WHERE key = ? AND collection = ? AND removed IS NULL",
+            (seq, key, collection),
+        ).rowcount
+    ]
+    return np.array(changed, np.int64)
+
+
+def _images_of(connection: sqlite3.Connection, keys: Keys) -> set[int]:
+    found: set[int] = set()
+    for key in keys.tolist():
+        found.update(row[0] for row in connection.execute("SELECT image FROM record WHERE key = ?", (key,)))
+    return found
+
+
+def _empty_images(connection: sqlite3.Connection, ordinals: Iterable[int]) -> list[int]:
+    query = (
+        "SELECT ordinal FROM image WHERE ordinal = ? AND removed IS NULL"
+        " AND NOT EXISTS (SELECT 1 FROM record WHERE record.image = image.ordinal AND record.removed IS NULL)"
+    )
+    return [row[0] for ordinal in ordinals for row in connection.execute(query, (ordinal,))]
+
+
+def _count_regions(connection: sqlite3.Connection, ordinals: Iterable[int]) -> None:
+    connection.executemany(
+        "UPDATE image SET region_count = (SELECT COUNT(*) FROM record WHERE record.image = image.ordinal"
+        " AND record.removed IS NULL AND record.level = ?) WHERE ordinal = ? AND removed IS NULL",
+        [(int(Level.REGION), ordinal) for ordinal in ordinals],
+    )
+
+
+def _count(connection: sqlite3.Connection, collection: int, *, images: int, records: int) -> None:
+    connection.execute(
+        "UPDATE collection SET image_count = image_count + ?, record_count = record_count + ? WHERE id = ?",
+        (images, records, collection),
+    )

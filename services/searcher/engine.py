@@ -1,0 +1,116 @@
+"""The port between the servicer and what keeps the vectors.
+
+There are two engines: `embedded` (SQLite and FAISS in this process, the default) and `milvus` (a Milvus cluster for
+those who outgrow one machine). Both are called from many threads at once and block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from services.searcher.types import (
+    Collection,
+    CollectionStats,
+    DeleteResult,
+    Deletion,
+    ImagePage,
+    ModelIdentity,
+    Page,
+    Query,
+    SnapshotInfo,
+    Stored,
+    Upsert,
+    UpsertResult,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What differs between engines.
+
+    Attributes:
+        snapshots: Snapshot and restore; elsewhere the engine's own backup tool does that.
+        binary_codes: Collections with binary codes.
+        pinned_deletions: Pages of one search also show what was deleted since the first page.
+        atomic_upsert: A failed upsert leaves nothing behind.
+    """
+
+    snapshots: bool
+    binary_codes: bool
+    pinned_deletions: bool
+    atomic_upsert: bool
+
+
+class Engine(Protocol):
+    """Collections of images, records and vectors. Every method raises `RegionSearchError` and nothing else.
+
+    NOT_FOUND when there is no such collection; MODEL_MISMATCH for vectors of another model.
+    """
+
+    name: str
+    capabilities: Capabilities
+
+    def create_collection(self, collection: Collection) -> Collection:
+        """Adds an empty collection; ALREADY_EXISTS when there is one of that name."""
+        ...
+
+    def get_collection(self, name: str) -> Collection:
+        """One collection with its counts."""
+        ...
+
+    def list_collections(self) -> list[Collection]:
+        """All collections by name."""
+        ...
+
+    def delete_collection(self, name: str) -> None:
+        """Deletes a collection and all that is in it."""
+        ...
+
+    def upsert(self, name: str, model: ModelIdentity, write: Upsert) -> UpsertResult:
+        """Writes images and records. What is answered is on disk and visible to the next search."""
+        ...
+
+    def delete(self, name: str, deletion: Deletion) -> DeleteResult:
+        """Deletes images, records, or what passes a filter."""
+        ...
+
+    def search(
+        self, name: str, model: ModelIdentity, queries: Sequence[Query], min_seq: int | None = None
+    ) -> list[Page]:
+        """One page for each query; UNAVAILABLE before write `min_seq` is visible.
+
+        ABORTED when the state that a query is pinned to is no longer kept.
+        """
+        ...
+
+    def get_records(
+        self, name: str, record_ids: Sequence[str], image_ids: Sequence[str], *, masks: bool, vectors: bool
+    ) -> Stored:
+        """Records by id, and all records of images. What does not exist is left out."""
+        ...
+
+    def list_images(self, name: str, limit: int, after: tuple[int, str] | None) -> ImagePage:
+        """Images, newest first, from behind a place that an earlier page named."""
+        ...
+
+    def snapshot(self, name: str) -> SnapshotInfo:
+        """Writes a consistent copy of all collections under a file name."""
+        ...
+
+    def restore(self, name: str) -> tuple[int, int]:
+        """Replaces all collections by those of a snapshot; returns the write number and how many they are."""
+        ...
+
+    def stats(self, name: str | None) -> list[CollectionStats]:
+        """Sizes and recall of one collection or all."""
+        ...
+
+    def disk_bytes(self) -> int:
+        """Size on disk; 0 where another system keeps the data."""
+        ...
+
+    def close(self) -> None:
+        """Finishes what was begun and lets go of files and connections."""
+        ...

@@ -1,0 +1,51 @@
+"""Settings of the searcher, `REGIONSEARCH_SEARCHER_…`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from services.runtime.settings import ServiceSettings
+
+
+class EmbeddedSettings(BaseModel):
+    """The embedded engine."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    folder: Path = Field(Path("data/searcher"), description="Where records and snapshots are kept.")
+    read_only: bool = Field(False, description="Refuse writes; for a folder that cannot be written.")
+    check_at_start: bool = Field(
+        True, description="Read the whole record file once and refuse a damaged one."
+    )
+    chunk_rows: int = Field(65_536, ge=1, description="Rows of an exactly searched segment.")
+    page_ttl_s: float = Field(300.0, ge=0, description="How long the pages of one search stay the same.")
+    max_batch: int = Field(64, ge=1, description="Query vectors that are searched in one pass.")
+
+
+class LimitSettings(BaseModel):
+    """What a call may ask for."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    max_records: int = Field(4096, ge=1, description="Records of one upsert.")
+    max_images: int = Field(1024, ge=1, description="Images of one upsert.")
+    max_queries: int = Field(64, ge=1, description="Query vectors of one search.")
+    max_negatives: int = Field(64, ge=0, description="Negative vectors of one search.")
+    max_page_size: int = Field(1000, ge=1, description="Hits, images or collections of one page.")
+    max_filter_values: int = Field(10_000, ge=1, description="Ids and tags of one filter or deletion.")
+    max_text_bytes: int = Field(4096, ge=1, description="Bytes of a name, tag or attribute.")
+
+
+class SearcherSettings(ServiceSettings):
+    """The searcher process."""
+
+    process: ClassVar[str] = "searcher"
+
+    port: int = Field(50053, ge=0, le=65535, description="gRPC port; 0 takes a free one.")
+    engine: Literal["embedded", "milvus"] = "embedded"
+    embedded: EmbeddedSettings = EmbeddedSettings()
+    limits: LimitSettings = LimitSettings()
+    threads: int = Field(64, ge=1, description="Calls that are worked on at once.")
