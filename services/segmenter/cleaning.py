@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
@@ -15,8 +17,8 @@ Box = tuple[int, int, int, int]
 def remove_small_parts(runs: Runs, box: Box, min_area: int) -> tuple[Runs, Box] | None:
     """Fills holes and then removes islands of fewer than `min_area` pixels.
 
-    The result is that of ``segment_anything.utils.amg.remove_small_regions`` on the whole picture, but only the box
-    and a margin around it are looked at.
+    The result is that of ``segment_anything.utils.amg.remove_small_regions`` on the whole picture, but only
+    the box and a margin around it are looked at.
 
     Args:
         runs: The mask.
@@ -56,7 +58,7 @@ def _margin(box: Box, size: tuple[int, int], min_area: int) -> tuple[int, int, i
     return top, bottom, left, right
 
 
-def _components(mask: BoolMask) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+def _components(mask: BoolMask) -> tuple[NDArray[Any], NDArray[Any]]:
     """Labels of the 8-connected components, and the area of each without the background's."""
     _, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
     return labels, stats[1:, cv2.CC_STAT_AREA]

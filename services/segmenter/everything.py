@@ -1,11 +1,12 @@
 """Everything mode: the answer of ``SamAutomaticMaskGenerator``, with less work.
 
-The published generator enlarges every candidate to the whole picture before it looks at its quality, and encodes it
-before it looks for duplicates. Here the order is: quality, then the window that matters, then duplicates, and
-only for the regions that remain their run lengths. The filters, their order and the order of the results are unchanged.
+The published generator enlarges every candidate to the whole picture before it looks at its quality, and
+encodes it before it looks for duplicates. Here the order is: quality, then the window that matters, then
+duplicates, and only for the regions that remain their run lengths. The filters, their order and the order
+of the results are unchanged.
 
-The functions are cut where a scheduler may want to put something else in between: :func:`search_points` runs on the
-device for a piece of the grid, the others need no model.
+The functions are cut where a scheduler may want to put something else in between: :func:`search_points`
+runs on the device for a piece of the grid, the others need no model.
 """
 
 from __future__ import annotations
@@ -41,8 +42,8 @@ class Region:
 
     Attributes:
         runs: The mask.
-        box: (left, top, right, bottom) as the reference counts it: the indices of the outermost pixels, so that
-            a box around one pixel has no width.
+        box: (left, top, right, bottom) as the reference counts it: the indices of the outermost pixels, so
+            that a box around one pixel has no width.
         predicted_iou: The model's own estimate.
         stability_score: IoU of the masks at the threshold raised and lowered.
         point: The grid point (x, y) that produced it; None for prompts.
@@ -59,7 +60,7 @@ class Region:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A mask that passed the filters; box and point in pixels of its crop, the mask still at low resolution."""
+    """A mask that passed the filters, still at low resolution; box and point in pixels of its crop."""
 
     patch: Patch | None
     box: Box
@@ -151,7 +152,8 @@ def measure(
         inner = outer = 0
         boxes: list[Box] = []
         patch = upscaler.cut(mask, window) if window.area else None
-        for strip in window.strips(STRIP_PIXELS) if patch else ():
+        for strip in window.strips(STRIP_PIXELS):
+            assert patch is not None
             values = upscaler.evaluate(patch, strip).cpu().numpy()
             inner += int(np.count_nonzero(values > threshold + offset))
             outer += int(np.count_nonzero(values > threshold - offset))
@@ -165,10 +167,10 @@ def measure(
 
 
 def _bounds(mask: BoolMask, window: Window) -> list[Box]:
-    (columns,) = mask.any(axis=0).nonzero()
+    columns = np.flatnonzero(mask.any(axis=0))
     if columns.size == 0:
         return []
-    (rows,) = mask.any(axis=1).nonzero()
+    rows = np.flatnonzero(mask.any(axis=1))
     left, top = window.left, window.top
     return [(left + int(columns[0]), top + int(rows[0]), left + int(columns[-1]), top + int(rows[-1]))]
 
@@ -180,10 +182,14 @@ def box_window(box: Box) -> Window:
 
 
 def _near_crop_edge(box: Box, crop: Crop, image_size: Size) -> bool:
-    edges = np.array(box) + (crop.left, crop.top, crop.left, crop.top)
-    near_crop = np.abs(edges - (crop.left, crop.top, crop.right, crop.bottom)) <= _CROP_EDGE_PIXELS
-    near_image = np.abs(edges - (0, 0, image_size[1], image_size[0])) <= _CROP_EDGE_PIXELS
-    return bool((near_crop & ~near_image).any())
+    left, top, right, bottom = box
+    edges = (left + crop.left, top + crop.top, right + crop.left, bottom + crop.top)
+    crop_edges = (crop.left, crop.top, crop.right, crop.bottom)
+    image_edges = (0, 0, image_size[1], image_size[0])
+    return any(
+        abs(edge - of_crop) <= _CROP_EDGE_PIXELS < abs(edge - of_image)
+        for edge, of_crop, of_image in zip(edges, crop_edges, image_edges, strict=True)
+    )
 
 
 @torch.inference_mode()
@@ -219,8 +225,8 @@ def finish_crop(
 def draw(
     upscaler: Upscaler, patch: Patch | None, box: Box, threshold: float, crop: Crop, image_size: Size
 ) -> Runs:
-    """The mask of a patch inside its box (pixels of the crop), in the whole picture; empty without a patch."""
-    strips = boxbox_window(box).strips(STRIP_PIXELS) if patch else ()
+    """The mask of a patch inside its box (pixels of the crop), in the whole picture; no patch, no pixels."""
+    strips = box_window(box).strips(STRIP_PIXELS) if patch else ()
     return Runs.from_windows(
         image_size,
         (

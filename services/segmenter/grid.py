@@ -59,4 +59,5 @@ def grid_points(crop: Crop, options: EverythingOptions) -> NDArray[np.float64]:
     offset = 1 / (2 * per_side)
     ticks = np.linspace(offset, 1 - offset, per_side)
     points = np.stack(np.meshgrid(ticks, ticks), axis=-1).reshape(-1, 2)
-    return points * np.array(crop.size)[None, ::-1]
+    scaled: NDArray[np.float64] = points * np.array(crop.size)[None, ::-1]
+    return scaled

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
 from regionsearch.errors import invalid
@@ -20,7 +21,8 @@ class EverythingOptions:
         box_nms_thresh: Box IoU above which the worse of two regions of a crop is dropped.
         crop_n_layers: Layers of crops besides the whole image; layer i has (2^i)^2 crops.
         crop_nms_thresh: Box IoU above which the worse of two regions of different crops is dropped.
-        crop_overlap_ratio: Overlap of neighbouring crops as a part of the image's shorter side, in the first layer.
+        crop_overlap_ratio: Overlap of neighbouring crops as a part of the image's shorter side, in the
+            first layer.
         crop_n_points_downscale_factor: In layer i the grid has ``points_per_side / factor**i`` points a side.
         min_mask_region_area: Holes and islands below this many pixels are removed; 0 keeps them.
     """
@@ -58,7 +60,7 @@ class EverythingOptions:
         if self.points_per_side < self.crop_n_points_downscale_factor**self.crop_n_layers:
             raise invalid(
                 f"{prefix}.crop_n_points_downscale_factor",
-                "the innermost crops would get no points; lower crop_n_points_downscale_factor or crop_n_layers",
+                "the innermost crops would get no points; lower crop_n_layers or the downscale factor",
             )
 
 
@@ -100,7 +102,7 @@ class SelectionOptions:
 
 
 def _check_ranges(
-    options: EverythingOptions | SelectionOptions, limits: dict[str, tuple[float, float]], prefix: str
+    options: EverythingOptions | SelectionOptions, limits: Mapping[str, tuple[float, float]], prefix: str
 ) -> None:
     for option in fields(options):
         low, high = limits[option.name]

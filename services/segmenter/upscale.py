@@ -1,11 +1,12 @@
 """Low-resolution logits to pixels, in windows.
 
-``Sam.postprocess_masks`` blows every mask up to the whole picture, twice. Most of that is background: bilinear
-interpolation stays between the values it mixes, so where no logit nearby exceeds a threshold no pixel does. Here a
-mask is evaluated only in the window that matters, and a window too large for memory in vertical strips.
+``Sam.postprocess_masks`` blows every mask up to the whole picture, twice. Most of that is background:
+bilinear interpolation stays between the values it mixes, so where no logit nearby exceeds a threshold no
+pixel does. Here a mask is evaluated only in the window that matters, and a window too large for memory in
+vertical strips.
 
-Pixels have the values that ``torch.nn.functional.interpolate(mode="bilinear", align_corners=False)`` gives them: the
-same taps, weights and order of operations.
+Pixels have the values that ``torch.nn.functional.interpolate(mode="bilinear", align_corners=False)`` gives
+them: the same taps, weights and order of operations.
 """
 
 from __future__ import annotations
@@ -148,7 +149,7 @@ class Upscaler:
         return Window(top, bottom, left, right)
 
     def cut(self, logits: Tensor, window: Window) -> Patch:
-        """Copies what :meth:`evaluate` needs for `window` and its parts out of low-resolution logits (h, w)."""
+        """Copies what :meth:`evaluate` needs for `window` out of low-resolution logits (h, w)."""
         top, bottom = self._rows.source(window.top, window.bottom)
         left, right = self._columns.source(window.left, window.right)
         return Patch(logits[top:bottom, left:right].clone(), top, left)

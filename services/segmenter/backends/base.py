@@ -1,7 +1,8 @@
 """What a family of segmenters offers to the engine.
 
-A family splits its work the way the engine schedules it: `prepare` needs no device and runs in any thread, `encode`
-and `decode` run on the one thread that owns the device. Nothing here knows gRPC, options or queues.
+A family splits its work the way the engine schedules it: `prepare` needs no device and runs in any thread,
+`encode` and `decode` run on the one thread that owns the device. Nothing here knows gRPC, options or
+queues.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class ModelIdentity:
 
 @dataclass(frozen=True)
 class ResizeStep:
-    """One bilinear step on the way from low-resolution logits to pixels: resize to `size`, keep `crop` of it."""
+    """A bilinear step from logits to pixels: resize to `size`, keep the `crop` at its top left."""
 
     size: Size
     crop: Size
@@ -64,7 +65,8 @@ class Geometry:
     def to_input(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
         """Pixels (…, 2) as x, y in the picture, to pixels in the encoder's input."""
         (height, width), (input_height, input_width) = self.image_size, self.input_size
-        return points * np.array([input_width / width, input_height / height])
+        scaled: NDArray[np.float64] = points * np.array([input_width / width, input_height / height])
+        return scaled
 
 
 @dataclass(frozen=True)
@@ -109,10 +111,10 @@ class Decoding(Protocol):
     """Answers to a batch of prompts; masks are computed when they are asked for."""
 
     ious: Tensor
-    """Predicted IoU, float32 (B, 4): column 0 is the one mask of clear prompts, 1 to 3 those of ambiguous ones."""
+    """Predicted IoU, float32 (B, 4); 0: the one mask of clear prompts, 1 to 3: those of ambiguous ones."""
 
     def logits(self, rows: Tensor, columns: Tensor) -> Tensor:
-        """Low-resolution logits, float32 (n, h, w), of mask ``columns[i]`` of prompt ``rows[i]``, rows ascending."""
+        """Low-resolution logits, float32 (n, h, w); mask i is ``columns[i]`` of prompt ``rows[i]``."""
         ...
 
 

@@ -24,7 +24,8 @@ class SamBackend:
     """A Sam behind :class:`~services.segmenter.backends.base.Backend`.
 
     Args:
-        model: Its image encoder may be any module with an ``img_size`` that maps (B, 3, S, S) to (B, C, h, w).
+        model: Its image encoder may be any module with an ``img_size`` that maps (B, 3, S, S) to (B, C, h,
+            w).
         identity: Says device and precision; fp32 gives the reference's answer.
     """
 

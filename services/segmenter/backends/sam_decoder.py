@@ -4,15 +4,18 @@ The answer is that of ``segment_anything.modeling.MaskDecoder`` up to the roundi
 summation. Three things make it cheap:
 
 * **Tokens are projected, not pixels.** In both cross attentions one side is a handful of tokens and the other
-  the whole feature map. ``(W_q t) · (W_k x) = (W_k^T W_q t) · x``: carrying the key projection over to the tokens
-  leaves one matrix product with the untouched map, where the published code projects the map three times for every
-  prompt and layer.
-* **The first layer is shared.** Before its first update the map is the same for every prompt of an image, so there
-  it pays to project the map once, for all of them.
-* **Masks are made on demand.** The quality of a mask depends on one token alone. Callers read ``ious`` first and ask
-  for the logits of the masks that they will keep; only those pay for the last attention of the mask tokens, the
-  upscaling and the hypernetworks.
+  the whole feature map. ``(W_q t) · (W_k x) = (W_k^T W_q t) · x``: carrying the key projection over to the
+  tokens leaves one matrix product with the untouched map, where the published code projects the map three
+  times for every prompt and layer.
+* **The first layer is shared.** Before its first update the map is the same for every prompt of an image,
+  so there it pays to project the map once, for all of them.
+* **Masks are made on demand.** The quality of a mask depends on one token alone. Callers read ``ious``
+  first and ask for the logits of the masks that they will keep; only those pay for the last attention of
+  the mask tokens, the upscaling and the hypernetworks.
 """
+
+# mypy: disable-error-code="no-untyped-call, no-any-return, union-attr"
+# (torch leaves parts of its modules and tensors untyped)
 
 from __future__ import annotations
 
@@ -48,7 +51,7 @@ class _CrossAttention:
 
     def split(self, x: Tensor) -> Tensor:
         """(…, H * D) to (…, H, D)."""
-        return x.unflatten(-1, (self.heads, self.width))
+        return x.view(*x.shape[:-1], self.heads, self.width)
 
     def tokens_read_map(self, tokens: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """Tokens (B, T, C) attend to pixels (B or 1, P, C); returns (B, T, C)."""
@@ -157,7 +160,8 @@ class LazyMaskDecoder:
         Args:
             features: Image embedding (C, h, w).
             sparse: Prompt tokens (B, n, C) from the prompt encoder.
-            dense: What the prompts add to the map: (1, C, 1, 1) when they add the same everywhere, or (B, C, h, w).
+            dense: What the prompts add to the map: (1, C, 1, 1) when they add the same everywhere, or (B,
+                C, h, w).
 
         Returns:
             The qualities, and a handle for the masks.
