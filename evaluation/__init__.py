@@ -1,0 +1,1 @@
+"""Measures how well things are found: data sets, metrics, systems under test, reports."""

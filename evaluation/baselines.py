@@ -1,0 +1,47 @@
+"""What a system has to beat: one vector a picture, and a fixed grid of crops."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from evaluation import rle
+from evaluation.rle import Rle
+from evaluation.system import Regions
+from regionsearch.images import Pixels
+
+
+@dataclass(frozen=True)
+class GridSegmenter:
+    """Cuts a picture into n x n equal boxes for each n, whatever it shows; `(1,)` is the whole picture."""
+
+    sides: tuple[int, ...] = (1, 2, 3, 4)
+
+    def describe(self) -> dict[str, Any]:
+        """See `evaluation.system.Segmenter`."""
+        return {"code": "grid", "sides": list(self.sides)}
+
+    def everything(self, pixels: Pixels) -> Regions:
+        """See `evaluation.system.Segmenter`."""
+        height, width = pixels.shape[:2]
+        boxes = [
+            (width * x / n, height * y / n, width * (x + 1) / n, height * (y + 1) / n)
+            for n in self.sides
+            for y in range(n)
+            for x in range(n)
+        ]
+        return Regions([rle.rectangle(height, width, box) for box in boxes], np.ones(len(boxes)))
+
+    def click(self, pixels: Pixels, points: Sequence[tuple[int, int]]) -> Sequence[Rle]:
+        """The smallest box that holds the click."""
+        found = self.everything(pixels).masks
+        planes = [(rle.area(mask), mask, rle.decode(mask)) for mask in found]
+        planes.sort(key=lambda entry: entry[0])
+        return [next(mask for _, mask, plane in planes if plane[y, x]) for x, y in points]
+
+    def select(self, proposals: Regions) -> Regions:
+        """All of them."""
+        return proposals

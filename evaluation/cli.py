@@ -1,0 +1,182 @@
+"""`regionsearch evaluate` and `python -m evaluation`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from evaluation.baselines import GridSegmenter
+from evaluation.loaders import FIXTURE, load
+from evaluation.report import HEADLINES, render
+from evaluation.run import Result, run
+from evaluation.system import InProcess, System
+from regionsearch.errors import RegionSearchError, invalid
+
+app = typer.Typer(add_completion=False)
+
+
+def evaluate(
+    data: Path | None = None,
+    *,
+    url: str | None = None,
+    api_key: str | None = None,
+    out: Path = Path("out/evaluation"),
+    models: Path | None = None,
+    reference: bool = False,
+    policies: Sequence[str] = ("blur",),
+    baselines: bool = False,
+    limit: int | None = None,
+    seed: int = 0,
+    console: Console | None = None,
+) -> Result:
+    """Measures retrieval quality and writes `metrics.json` and `report.html`.
+
+    Args:
+        data: A data set (see `evaluation.loaders.load`); by default the committed fixture.
+        url: A running gateway (http://host:port); by default the engines run in this process.
+        api_key: Of the gateway.
+        out: Folder that the results are written to.
+        models: Folder of pocket weights, in place of the bundled ones.
+        reference: Run the reference implementations in place of our engines.
+        policies: Crop policies; the first is reported in full, the others are compared with it.
+            `("all",)` compares every policy with `blur`.
+        baselines: Also measure whole pictures and a grid of crops.
+        limit: At most this many pictures, drawn by the seed.
+        seed: Of every draw.
+        console: Where progress and the table are printed; silent without.
+
+    Raises:
+        RegionSearchError: INVALID_ARGUMENT for unreadable data or an option that does not fit.
+    """
+    dataset = load(data or FIXTURE)
+    if limit is not None:
+        dataset = dataset.subset(limit, seed)
+    system, others = _systems(url, api_key, models, reference, policies, baselines)
+    with _progress(console) as bar:
+        task = bar.add_task("starting", total=None)
+        result = run(
+            system,
+            dataset,
+            others=others,
+            seed=seed,
+            progress=lambda stage, done, total: bar.update(
+                task, description=stage, completed=done, total=total
+            ),
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "metrics.json").write_text(json.dumps(result.as_json(), indent=1) + "\n", encoding="utf-8")
+    (out / "report.html").write_text(render(result), encoding="utf-8")
+    if console is not None:
+        console.print(_table(result))
+        console.print(f"Report: [bold]{out / 'report.html'}[/bold]")
+    return result
+
+
+def _systems(
+    url: str | None,
+    api_key: str | None,
+    models: Path | None,
+    reference: bool,
+    policies: Sequence[str],
+    baselines: bool,
+) -> tuple[System, dict[str, System]]:
+    """The system under test, and those beside it."""
+    if url is not None:
+        if len(policies) > 1 or "all" in policies or baselines or reference:
+            raise invalid("url", "comparisons with policies, baselines or the reference run without --url")
+        from evaluation.gateway import Gateway
+
+        return Gateway(url, api_key), {}
+    from evaluation.engines import engine_system
+    from evaluation.stock import stock_system
+    from services.embedder.crops import CropPolicy
+
+    names = ["blur", *(p for p in CropPolicy if p != "blur")] if "all" in policies else list(policies)
+    unknown = [name for name in names if name not in list(CropPolicy)]
+    if unknown:
+        raise invalid("policies", f"no crop policy is called {unknown[0]}; there are {', '.join(CropPolicy)}")
+    main = (stock_system if reference else engine_system)(models, names[0])
+    others: dict[str, System] = {
+        f"crop policy {name}": InProcess(main.segmenter, main.embedder, name) for name in names[1:]
+    }
+    if baselines:
+        others["whole picture"] = InProcess(GridSegmenter((1,)), main.embedder, "bbox")
+        others["grid of crops"] = InProcess(GridSegmenter(), main.embedder, "bbox")
+    return main, others
+
+
+def _progress(console: Console | None) -> Progress:
+    return Progress(
+        TextColumn("{task.description:32}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=console,
+        disable=console is None,
+        transient=True,
+    )
+
+
+def _table(result: Result) -> Table:
+    table = Table("metric", "value", "95 %", "n", title=f"{result.evidence.dataset.name}")
+    for one in result.measures:
+        style = "bold" if one.key in HEADLINES else ""
+        interval = f"{one.estimate.low:.3f} – {one.estimate.high:.3f}"
+        table.add_row(one.key, f"{one.estimate.value:.3f}", interval, str(one.items), style=style)
+    return table
+
+
+Data = Annotated[Path | None, typer.Option(help="COCO-style JSON or PASCAL VOC; default: the fixture.")]
+Fixture = Annotated[bool, typer.Option("--fixture", help="The committed fixture (the default).")]
+Url = Annotated[str | None, typer.Option(help="A running gateway, such as http://127.0.0.1:8000.")]
+ApiKey = Annotated[str | None, typer.Option(envvar="REGIONSEARCH_API_KEY", help="Of the gateway.")]
+Out = Annotated[Path, typer.Option(help="Folder for metrics.json and report.html.")]
+Models = Annotated[Path | None, typer.Option(help="Folder of pocket weights. Default: the bundled ones.")]
+Reference = Annotated[bool, typer.Option("--reference", help="Measure the reference implementations (slow).")]
+Policies = Annotated[str, typer.Option(help="Crop policies, comma-separated, the first in full; or all.")]
+Baselines = Annotated[bool, typer.Option("--baselines", help="Compare whole pictures and a grid of crops.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="At most this many pictures.")]
+
+
+@app.command()
+def main(
+    data: Data = None,
+    fixture: Fixture = False,
+    url: Url = None,
+    api_key: ApiKey = None,
+    out: Out = Path("out/evaluation"),
+    models: Models = None,
+    reference: Reference = False,
+    policies: Policies = "blur",
+    baselines: Baselines = False,
+    limit: Limit = None,
+    seed: int = 0,
+) -> None:
+    """Measures how well things are found, with intervals, as JSON and as an HTML report."""
+    console = Console()
+    try:
+        if fixture and data is not None:
+            raise invalid("data", "--fixture and --data exclude each other")
+        evaluate(
+            data,
+            url=url,
+            api_key=api_key,
+            out=out,
+            models=models,
+            reference=reference,
+            policies=[name.strip() for name in policies.split(",")],
+            baselines=baselines,
+            limit=limit,
+            seed=seed,
+            console=console,
+        )
+    except RegionSearchError as error:
+        console.print(f"[red]{error.message}[/red]")
+        raise typer.Exit(2) from error

@@ -1,0 +1,154 @@
+"""Reads data sets: COCO-style JSON (also LVIS's and the fixture's) and PASCAL VOC object masks."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from PIL import Image
+from pycocotools import mask as coco
+
+from evaluation import rle
+from evaluation.dataset import Dataset, Instance, Sample, Split, alternate_splits
+from regionsearch.errors import RegionSearchError, invalid
+
+FIXTURE = Path(__file__).parent / "fixture"
+
+VOC_CATEGORIES = (
+    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
+    "dining table", "dog", "horse", "motorbike", "person", "potted plant", "sheep", "sofa", "train",
+    "tv monitor",
+)  # fmt: skip
+_VOC_VOID = 255  # border pixels that belong to nothing
+
+
+def load(path: Path, images: Path | None = None) -> Dataset:
+    """Reads the data set at a path and tells its kind by what lies there.
+
+    Args:
+        path: A COCO-style JSON file; a folder with one (`scenes.json` or the only *.json); or the root of
+            a PASCAL VOC year (with SegmentationObject/).
+        images: Folder of the pictures of a JSON file, where they are not beside it.
+
+    Raises:
+        RegionSearchError: INVALID_ARGUMENT, naming what is missing or malformed.
+    """
+    if (path / "SegmentationObject").is_dir():
+        return load_voc(path)
+    return load_coco(_annotation_file(path), images)
+
+
+def _annotation_file(path: Path) -> Path:
+    if path.is_file():
+        return path
+    if (path / "scenes.json").is_file():
+        return path / "scenes.json"
+    found = sorted(path.glob("*.json"))
+    if len(found) != 1:
+        raise invalid(
+            "data",
+            f"{path} is no data set: give a COCO-style JSON file, a folder with exactly one, "
+            "or a PASCAL VOC folder with SegmentationObject/",
+        )
+    return found[0]
+
+
+def load_coco(path: Path, images: Path | None = None) -> Dataset:
+    """Reads COCO-style JSON: polygons, compressed and uncompressed run lengths; crowds are left out.
+
+    An image's `split` ("tune" or "test") and `caption` are honoured; where no image has a split, every
+    other one is for tuning.
+
+    Raises:
+        RegionSearchError: INVALID_ARGUMENT, naming what is missing or malformed.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        entries = sorted(content["categories"], key=lambda entry: entry["id"])
+        number = {entry["id"]: index for index, entry in enumerate(entries)}
+        truth: dict[Any, list[Instance]] = {image["id"]: [] for image in content["images"]}
+        sizes = {image["id"]: (image["height"], image["width"]) for image in content["images"]}
+        for item in content["annotations"]:
+            if not item.get("iscrowd"):
+                mask = _segmentation(item["segmentation"], *sizes[item["image_id"]])
+                if rle.area(mask):
+                    truth[item["image_id"]].append(Instance(number[item["category_id"]], mask))
+        splits = alternate_splits(len(content["images"]))
+        samples = tuple(
+            Sample(
+                path=(images or path.parent) / image["file_name"],
+                height=image["height"],
+                width=image["width"],
+                split=cast(Split, image.get("split", splits[index])),
+                instances=tuple(truth[image["id"]]),
+                caption=image.get("caption", ""),
+            )
+            for index, image in enumerate(content["images"])
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise invalid("data", f"{path} is no COCO-style annotation file: {error!r}") from error
+    return _checked(Dataset(path.parent.name, tuple(entry["name"] for entry in entries), samples), path)
+
+
+def _segmentation(value: Any, height: int, width: int) -> rle.Rle:
+    """A mask from any of COCO's three forms."""
+    if isinstance(value, list):  # polygons
+        return rle.union(coco.frPyObjects(value, height, width))
+    if isinstance(value["counts"], list):
+        packed = coco.frPyObjects(value, height, width)
+        return {"size": [height, width], "counts": packed["counts"]}
+    if list(value["size"]) != [height, width]:
+        raise ValueError(f"a mask of size {value['size']} in an image of {[height, width]}")
+    return {"size": [height, width], "counts": value["counts"].encode()}
+
+
+def load_voc(root: Path) -> Dataset:
+    """Reads PASCAL VOC object masks: ImageSets/Segmentation/val.txt, every other picture for tuning.
+
+    Pixels of borders (255) belong to nothing.
+
+    Raises:
+        RegionSearchError: INVALID_ARGUMENT, naming what is missing.
+    """
+    try:
+        names = (root / "ImageSets/Segmentation/val.txt").read_text().split()
+        samples = [
+            _voc_sample(root, name, split)
+            for name, split in zip(names, alternate_splits(len(names)), strict=True)
+        ]
+    except OSError as error:
+        raise invalid("data", f"{root} is no complete PASCAL VOC folder: {error}") from error
+    return _checked(Dataset(root.name, VOC_CATEGORIES, tuple(samples)), root)
+
+
+def _voc_sample(root: Path, name: str, split: Split) -> Sample:
+    with Image.open(root / "SegmentationObject" / f"{name}.png") as image:
+        objects = np.asarray(image)
+    with Image.open(root / "SegmentationClass" / f"{name}.png") as image:
+        classes = np.asarray(image)
+    instances = []
+    for number in np.unique(objects[(objects > 0) & (objects != _VOC_VOID)]):
+        mask = objects == number
+        inside = classes[mask]
+        category = int(np.bincount(inside[inside != _VOC_VOID]).argmax())
+        instances.append(Instance(category - 1, rle.encode(mask)))
+    height, width = objects.shape
+    return Sample(root / "JPEGImages" / f"{name}.jpg", height, width, split, tuple(instances))
+
+
+def _checked(dataset: Dataset, path: Path) -> Dataset:
+    """Refuses what would only fail in the middle of a run."""
+    problem: RegionSearchError | None = None
+    missing = [sample.path.name for sample in dataset.samples if not sample.path.is_file()]
+    splits = {sample.split for sample in dataset.samples}
+    if missing:
+        problem = invalid("data", f"{len(missing)} pictures of {path} are missing, such as {missing[0]}")
+    elif not dataset.samples or not any(sample.instances for sample in dataset.samples):
+        problem = invalid("data", f"{path} has no annotated picture")
+    elif not splits <= {"tune", "test"}:
+        problem = invalid("data", f"splits of {path} must be tune or test, not {sorted(splits)}")
+    if problem is not None:
+        raise problem
+    return dataset

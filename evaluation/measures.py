@@ -1,0 +1,272 @@
+"""From evidence to numbers: what is reported, under which key, over how many items."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from evaluation import metrics
+from evaluation.bootstrap import Estimate, Statistic, estimate
+from evaluation.evidence import Evidence, Question
+from evaluation.rle import FloatArray
+
+SIZES = ("small", "medium", "large")
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One reported number.
+
+    Attributes:
+        key: Stable name, `group.metric`.
+        title: For people.
+        estimate: Value and interval.
+        items: What it was measured on: things, questions, queries or scores.
+        lower_is_better: True of error rates.
+    """
+
+    key: str
+    title: str
+    estimate: Estimate
+    items: int
+    lower_is_better: bool = False
+
+    @property
+    def group(self) -> str:
+        """The first part of the key."""
+        return self.key.split(".")[0]
+
+    def as_json(self) -> dict[str, Any]:
+        """Value, interval and count."""
+        return {**asdict(self.estimate), "items": self.items}
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Which regions are hits: the rule of a search that was chosen on the tuning pictures.
+
+    Attributes:
+        rule: `min_score` (a cosine) or `relative_cutoff` (a part of the picture's best score).
+        value: Its threshold.
+    """
+
+    rule: str
+    value: float
+
+    def hits(self, scores: FloatArray) -> int:
+        """How many of the falling `scores` pass."""
+        if not scores.size:
+            return 0
+        if self.rule == "min_score":
+            return int((scores >= self.value).sum())
+        return max(int((scores >= self.value * scores[0]).sum()), 1)
+
+
+@dataclass
+class _Reporter:
+    """Estimates metrics over one data set's pictures with one seed."""
+
+    pictures: int
+    seed: int
+    draws: int
+
+    def add(self, key: str, title: str, statistic: Statistic, items: int, lower: bool = False) -> Measure:
+        return Measure(
+            key, title, estimate(statistic, self.pictures, draws=self.draws, seed=self.seed), items, lower
+        )
+
+    def mean(self, key: str, title: str, picture: Sequence[int], values: ArrayLike) -> Measure:
+        index, array = np.asarray(picture, dtype=np.intp), np.asarray(values, dtype=np.float64)
+        return self.add(key, title, lambda w: metrics.mean(array, w[index]), len(array))
+
+    def by_class(
+        self, key: str, title: str, picture: Sequence[int], classes: Sequence[int], values: ArrayLike
+    ) -> Measure:
+        index, array = np.asarray(picture, dtype=np.intp), np.asarray(values, dtype=np.float64)
+        return self.add(
+            key, title, lambda w: metrics.class_balanced_mean(array, classes, w[index]), len(array)
+        )
+
+
+def measure(evidence: Evidence, *, seed: int = 0, draws: int = 1000) -> tuple[list[Measure], Cut]:
+    """Every metric with its interval, and the cut that the class masks were made with.
+
+    Args:
+        evidence: What a system did.
+        seed: Of the bootstrap.
+        draws: Of the bootstrap.
+    """
+    report = _Reporter(len(evidence.dataset.samples), seed, draws)
+    cut = tune_cut(_of_split(evidence, "tune") or evidence.questions)
+    parts: list[Callable[[Evidence, _Reporter], list[Measure]]] = [
+        _proposals, _clicks, _text_to_region, _image_level, _region_to_region,
+    ]  # fmt: skip
+    measures = [one for part in parts for one in part(evidence, report)]
+    measures += _class_masks(evidence, report, cut) + _absence(evidence, report)
+    return [one for one in measures if one.items and not np.isnan(one.estimate.value)], cut
+
+
+def _proposals(evidence: Evidence, report: _Reporter) -> list[Measure]:
+    things = evidence.things
+    picture = [thing.picture for thing in things]
+    sizes = metrics.size_class([thing.area for thing in things])
+    measures = [
+        report.mean(f"proposals.ar@{top}", f"AR@{top}", picture, [thing.recall[top] for thing in things])
+        for top in (10, 100, 1000)
+    ]
+    for number, size in enumerate(SIZES):
+        chosen = [thing for thing, its in zip(things, sizes, strict=True) if its == number]
+        measures.append(
+            report.mean(
+                f"proposals.ar@100_{size}",
+                f"AR@100, {size}",
+                [thing.picture for thing in chosen],
+                [thing.recall[100] for thing in chosen],
+            )
+        )
+    kept = [len(regions) for regions in evidence.index.regions]
+    found = [len(regions) for regions in evidence.proposals]
+    every = range(len(found))
+    return [
+        *measures,
+        report.mean("proposals.found_per_picture", "Regions found per picture", every, found),
+        report.mean("proposals.kept_per_picture", "Regions indexed per picture", every, kept),
+    ]
+
+
+def _clicks(evidence: Evidence, report: _Reporter) -> list[Measure]:
+    things = [thing for thing in evidence.things if not np.isnan(thing.click_iou)]
+    picture, iou = [thing.picture for thing in things], np.array([thing.click_iou for thing in things])
+    return [
+        report.mean("click.miou", "One-click mIoU", picture, iou),
+        report.mean("click.found", "One click finds the thing (IoU ≥ 0.5)", picture, iou >= 0.5),
+    ]
+
+
+def _text_to_region(evidence: Evidence, report: _Reporter) -> list[Measure]:
+    picture = [question.picture for question in evidence.questions]
+    within = np.array([question.rank_within for question in evidence.questions])
+    across = np.array([question.rank_across for question in evidence.questions])
+    return [
+        report.mean(f"text_region.r@{top}", f"R@{top} within the picture", picture, within <= top)
+        for top in (1, 5)
+    ] + [
+        report.mean(f"text_region.r@{top}_across", f"R@{top} across all pictures", picture, across <= top)
+        for top in (1, 5)
+    ]
+
+
+def _image_level(evidence: Evidence, report: _Reporter) -> list[Measure]:
+    picture = [question.picture for question in evidence.questions]
+    grouped = np.array([question.image_rank_grouped for question in evidence.questions])
+    whole = np.array([question.image_rank_whole for question in evidence.questions])
+    captions = np.array(evidence.caption_ranks)
+    every = range(len(captions))
+    return [
+        *(
+            report.mean(
+                f"image.r@{top}", f"R@{top}, names, picture or its best region", picture, grouped <= top
+            )
+            for top in (1, 5, 10)
+        ),
+        *(
+            report.mean(f"image.r@{top}_whole", f"R@{top}, names, whole picture only", picture, whole <= top)
+            for top in (1, 5, 10)
+        ),
+        *(
+            report.mean(f"image.r@{top}_caption", f"R@{top}, captions, whole picture", every, captions <= top)
+            for top in (1, 5, 10)
+        ),
+    ]
+
+
+def _region_to_region(evidence: Evidence, report: _Reporter) -> list[Measure]:
+    items = evidence.likenesses
+    picture, classes = [item.picture for item in items], [item.category for item in items]
+    return [
+        report.by_class(
+            "region_region.map", "mAP, classes balanced", picture, classes,
+            [item.average_precision for item in items],
+        ),
+        report.by_class(
+            "region_region.p@1", "P@1, classes balanced", picture, classes,
+            [item.precision_at_1 for item in items],
+        ),
+    ]  # fmt: skip
+
+
+def _class_masks(evidence: Evidence, report: _Reporter, cut: Cut) -> list[Measure]:
+    questions = _of_split(evidence, "test")
+    inter, union = cut_masks(questions, cut)
+    picture = np.array([question.picture for question in questions], dtype=np.intp)
+    classes = [question.category for question in questions]
+    per_question = report.mean("class_mask.iou", "IoU per picture and name", picture.tolist(), inter / union)
+    return [
+        report.by_class("class_mask.miou", "mIoU over classes", picture.tolist(), classes, inter / union),
+        per_question,
+        report.add(
+            "class_mask.oiou", "oIoU", lambda w: metrics.overall_iou(inter, union, w[picture]), len(inter)
+        ),
+    ]
+
+
+def _absence(evidence: Evidence, report: _Reporter) -> list[Measure]:
+    items = evidence.absences
+    if not items:
+        return []
+    present = np.concatenate([item.present for item in items])
+    absent = np.concatenate([item.absent for item in items])
+    at = (
+        np.repeat([item.picture for item in items], [len(item.present) for item in items]),
+        np.repeat([item.picture for item in items], [len(item.absent) for item in items]),
+    )
+    within = [metrics.auroc(item.present, item.absent) for item in items]
+    known = ~np.isnan(within)
+    return [
+        report.add(
+            "absence.auroc", "AUROC, all pictures pooled",
+            lambda w: metrics.auroc(present, absent, (w[at[0]], w[at[1]])), len(present) + len(absent),
+        ),
+        report.mean(
+            "absence.auroc_within", "AUROC within a picture",
+            [item.picture for item, ok in zip(items, known, strict=True) if ok], np.array(within)[known],
+        ),
+        report.add(
+            "absence.fpr@95", "False positives at 95 % recall",
+            lambda w: metrics.fpr_at_recall(present, absent, 0.95, (w[at[0]], w[at[1]])),
+            len(present) + len(absent), lower=True,
+        ),
+    ]  # fmt: skip
+
+
+def tune_cut(questions: Sequence[Question]) -> Cut:
+    """The rule and threshold with the best class-mask mIoU on these questions; the first of equals."""
+    scores = np.concatenate([question.scores for question in questions])
+    if not scores.size:
+        return Cut("min_score", 0.0)
+    candidates = [Cut("min_score", float(t)) for t in np.linspace(scores.min(), scores.max(), 201)]
+    candidates += [Cut("relative_cutoff", float(part)) for part in np.linspace(0.5, 1, 51)]
+    classes = [question.category for question in questions]
+
+    def quality(cut: Cut) -> float:
+        inter, union = cut_masks(questions, cut)
+        return metrics.class_balanced_mean(inter / union, classes)
+
+    return max(candidates, key=quality)
+
+
+def cut_masks(questions: Sequence[Question], cut: Cut) -> tuple[FloatArray, FloatArray]:
+    """Pixels of intersection and union for each question, when `cut` decides what is a hit."""
+    hits = [cut.hits(question.scores) for question in questions]
+    inter = [question.intersections[n] for question, n in zip(questions, hits, strict=True)]
+    union = [question.unions[n] for question, n in zip(questions, hits, strict=True)]
+    return np.array(inter, dtype=np.float64), np.array(union, dtype=np.float64)
+
+
+def _of_split(evidence: Evidence, split: str) -> list[Question]:
+    samples = evidence.dataset.samples
+    return [question for question in evidence.questions if samples[question.picture].split == split]

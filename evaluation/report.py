@@ -1,0 +1,161 @@
+"""The HTML report: one file, no network, the numbers beside the pictures that they came from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from evaluation import charts, metrics
+from evaluation.evidence import Question
+from evaluation.measures import Cut, Measure, cut_masks
+from evaluation.pictures import EXTRA, MISSED, RIGHT, panel
+from evaluation.run import Result
+
+HEADLINES = (
+    "proposals.ar@100",
+    "click.miou",
+    "text_region.r@1",
+    "class_mask.miou",
+    "image.r@1",
+    "absence.auroc",
+)
+COMPARED = (
+    "text_region.r@1",
+    "text_region.r@1_across",
+    "class_mask.miou",
+    "image.r@1",
+    "region_region.map",
+    "absence.auroc",
+)
+GROUPS = {
+    "proposals": ("Proposals", "Everything mode. Recall of the things, averaged over IoU .50:.05:.95."),
+    "click": ("One click", "A click on the innermost point of a thing selects a mask."),
+    "text_region": ("Text → region", "The name is asked. A region with IoU ≥ 0.5 is right."),
+    "class_mask": ("Class masks", "All regions that pass the tuned cut, joined, against the truth."),
+    "image": ("Text → picture", "Pictures that hold the thing, or that the caption describes."),
+    "region_region": ("Region → region", "A found thing looks for its like in the other pictures."),
+    "absence": ("Absence", "Names that a picture holds against names that it does not, by the best region."),
+}
+
+
+def render(result: Result, panels: int = 12, names: int = 15) -> str:
+    """The whole page.
+
+    Args:
+        result: What is shown.
+        panels: Pictures that are shown, from the worst to the best in even steps.
+        names: How many of the hardest and of the easiest names are listed.
+    """
+    numbers = result.as_json()
+    by_key = {one.key: one for one in result.measures}
+    ranked = _names(result)
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"number": _number, "interval": _interval}
+    return environment.get_template(
+        "report.html"
+    ).render(
+        numbers=numbers,
+        headlines=[by_key[key] for key in HEADLINES if key in by_key],
+        groups={
+            name: {
+                "title": title,
+                "meaning": meaning,
+                "measures": [one for one in result.measures if one.group == name],
+            }
+            for name, (title, meaning) in GROUPS.items()
+        },
+        cut_chart=Markup(_cut_chart(result)),  # noqa: S704 (our own SVG)
+        absence_chart=Markup(_absence_chart(result)),  # noqa: S704
+        comparisons=_comparisons(result, by_key),
+        comparison_keys=COMPARED,
+        legend=((RIGHT, "right"), (MISSED, "missed"), (EXTRA, "too much")),
+        panels=[panel(result.evidence, picture, result.cut) for picture in _spread(result, panels)],
+        hardest=ranked[:names],
+        easiest=ranked[::-1][:names],
+        facts={"seed": result.seed, "data": numbers["dataset"]["digest"], **_flat(result.system)},
+    )
+
+
+def _comparisons(result: Result, main: Mapping[str, Measure]) -> dict[str, Mapping[str, Measure]]:
+    if not result.comparisons:
+        return {}
+    this = f"crop policy {result.system['crop_policy']} (this report)"
+    return {this: main} | {
+        name: {one.key: one for one in measures} for name, measures in result.comparisons.items()
+    }
+
+
+def _cut_chart(result: Result) -> str:
+    """Class-mask mIoU over the threshold of the chosen rule, on both splits."""
+    questions, samples = result.evidence.questions, result.evidence.dataset.samples
+    grid = np.linspace(0.5, 1, 51)
+    if result.cut.rule == "min_score":
+        scores = np.concatenate([question.scores for question in questions])
+        grid = np.linspace(scores.min(), scores.max(), 101) if scores.size else grid
+    series = []
+    for split in ("tune", "test"):
+        chosen = [question for question in questions if samples[question.picture].split == split]
+        if chosen:
+            curve = np.array([_miou(chosen, Cut(result.cut.rule, float(value))) for value in grid])
+            series.append((split, split, curve))
+    return charts.lines(grid, series, result.cut.value, result.cut.rule, "mIoU")
+
+
+def _miou(questions: Sequence[Question], cut: Cut) -> float:
+    inter, union = cut_masks(questions, cut)
+    return metrics.class_balanced_mean(inter / union, [question.category for question in questions])
+
+
+def _absence_chart(result: Result) -> str:
+    if not result.evidence.absences:
+        return ""
+    present = np.concatenate([item.present for item in result.evidence.absences])
+    absent = np.concatenate([item.absent for item in result.evidence.absences])
+    return charts.histogram(
+        [("not there", "absent", absent), ("there", "present", present)], "best cosine in the picture"
+    )
+
+
+def _spread(result: Result, count: int) -> list[int]:
+    """Pictures from the worst to the best by mean class-mask IoU, in even steps."""
+    inter, union = cut_masks(result.evidence.questions, result.cut)
+    at = np.array([question.picture for question in result.evidence.questions])
+    pictures = np.unique(at)
+    ordered = pictures[np.argsort([(inter / union)[at == picture].mean() for picture in pictures])]
+    steps = np.linspace(0, len(ordered) - 1, min(count, len(ordered)))
+    return [int(ordered[round(step)]) for step in steps]
+
+
+def _names(result: Result) -> list[tuple[str, float]]:
+    """Names with their class-mask IoU, the hardest first."""
+    inter, union = cut_masks(result.evidence.questions, result.cut)
+    classes = np.array([question.category for question in result.evidence.questions])
+    names = result.evidence.dataset.categories
+    pairs = [(names[c], float((inter / union)[classes == c].mean())) for c in np.unique(classes)]
+    return sorted(pairs, key=lambda pair: (pair[1], pair[0]))
+
+
+def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, item in value.items():
+        flat |= _flat(item, f"{prefix}{key}.") if isinstance(item, Mapping) else {prefix + key: item}
+    return flat
+
+
+def _interval(one: Measure) -> str:
+    return f"{_number(one.estimate.low)} – {_number(one.estimate.high)}"
+
+
+def _number(value: float) -> str:
+    return f"{value:.3f}" if value <= 1 else f"{value:.1f}"

@@ -1,0 +1,104 @@
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from evaluation import rle
+from evaluation.loaders import load, load_coco, load_voc
+from regionsearch.errors import Kind, RegionSearchError
+
+
+def write(folder, segmentation, **image):
+    Image.new("RGB", (8, 6)).save(folder / "a.png")
+    entry = {"id": 1, "file_name": "a.png", "width": 8, "height": 6, **image}
+    annotation = {"id": 1, "image_id": 1, "category_id": 3, "segmentation": segmentation}
+    content = {"images": [entry], "annotations": [annotation], "categories": [{"id": 3, "name": "dog"}]}
+    path = folder / "truth.json"
+    path.write_text(json.dumps(content))
+    return path
+
+
+@pytest.mark.parametrize(
+    "segmentation",
+    [
+        [[2, 1, 5, 1, 5, 4, 2, 4]],
+        {"size": [6, 8], "counts": [13, 3, 3, 3, 3, 3, 20]},
+        {"size": [6, 8], "counts": rle.rectangle(6, 8, (2, 1, 5, 4))["counts"].decode()},
+    ],
+    ids=["polygon", "run lengths", "compressed"],
+)
+def test_all_three_forms_of_a_coco_mask(tmp_path, segmentation):
+    dataset = load(write(tmp_path, segmentation))
+    (sample,) = dataset.samples
+    assert dataset.categories == ("dog",)
+    assert sample.categories == (0,)
+    expected = np.zeros((6, 8), dtype=bool)
+    expected[1:4, 2:5] = True
+    assert (rle.decode(sample.instances[0].mask) == expected).all()
+
+
+def test_a_folder_is_searched_for_its_one_json_file(tmp_path, world):
+    assert len(load(world.samples[0].path.parent).samples) == 6
+    (tmp_path / "other").mkdir()
+    write(tmp_path / "other", [[2, 1, 5, 1, 5, 4]])
+    assert len(load(tmp_path / "other").samples) == 1
+
+
+def test_what_is_missing_or_malformed_is_named(tmp_path):
+    with pytest.raises(RegionSearchError, match="is no data set") as caught:
+        load(tmp_path)
+    assert caught.value.kind is Kind.INVALID_ARGUMENT
+    with pytest.raises(RegionSearchError, match=r"1 pictures .* missing, such as gone\.png"):
+        load(write(tmp_path, [[2, 1, 5, 1, 5, 4]], file_name="gone.png"))
+    with pytest.raises(RegionSearchError, match="size"):
+        load(write(tmp_path, {"size": [5, 5], "counts": "00"}))
+    with pytest.raises(RegionSearchError, match="split"):
+        load(write(tmp_path, [[2, 1, 5, 1, 5, 4]], split="train"))
+    (tmp_path / "truth.json").write_text("{")
+    with pytest.raises(RegionSearchError, match="no COCO-style annotation file"):
+        load(tmp_path)
+
+
+def test_crowds_and_empty_masks_are_left_out(tmp_path, world):
+    path = world.samples[0].path.parent / "scenes.json"
+    content = json.loads(path.read_text())
+    content["annotations"][0]["iscrowd"] = 1
+    content["annotations"][1]["segmentation"] = {"size": [60, 80], "counts": [4800]}
+    path.write_text(json.dumps(content))
+    assert len(load_coco(path).samples[0].instances) == 0
+    assert len(load_coco(path).samples[1].instances) == 2
+
+
+def test_pascal_voc(tmp_path):
+    for folder in ("SegmentationObject", "SegmentationClass", "JPEGImages", "ImageSets/Segmentation"):
+        (tmp_path / folder).mkdir(parents=True)
+    objects = np.zeros((10, 12), dtype=np.uint8)
+    objects[1:4, 1:4], objects[5:9, 5:9], objects[4, :] = 1, 2, 255
+    classes = np.select([objects == 1, objects == 2, objects == 255], [9, 15, 255]).astype(np.uint8)
+    for name in ("one", "two"):
+        Image.fromarray(objects).save(tmp_path / f"SegmentationObject/{name}.png")
+        Image.fromarray(classes).save(tmp_path / f"SegmentationClass/{name}.png")
+        Image.new("RGB", (12, 10)).save(tmp_path / f"JPEGImages/{name}.jpg")
+    (tmp_path / "ImageSets/Segmentation/val.txt").write_text("one\ntwo\n")
+    dataset = load(tmp_path)
+    assert [sample.split for sample in dataset.samples] == ["tune", "test"]
+    assert [dataset.categories[i.category] for i in dataset.samples[0].instances] == ["chair", "person"]
+    assert [rle.area(i.mask) for i in dataset.samples[0].instances] == [9, 16]
+    (tmp_path / "SegmentationClass/two.png").unlink()
+    with pytest.raises(RegionSearchError, match="no complete PASCAL VOC folder"):
+        load_voc(tmp_path)
+
+
+def test_the_digest_follows_the_pictures_and_the_truth(world):
+    assert world.digest() == world.digest()
+    assert world.digest() != world.subset(5, seed=0).digest()
+    before = world.digest()
+    path = world.samples[0].path
+    Image.new("RGB", (80, 60)).save(path)
+    assert world.digest() != before
+
+
+def test_a_subset_is_drawn_by_its_seed(world):
+    assert world.subset(100, seed=0) is world
+    assert world.subset(3, seed=1).samples == world.subset(3, seed=1).samples
