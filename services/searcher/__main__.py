@@ -1,0 +1,44 @@
+"""`python -m services.searcher`: the searcher process."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+
+from regionsearch.v1 import search_pb2
+from regionsearch.v1.search_pb2_grpc import add_SearchServiceServicer_to_server
+from services.runtime.server import Lifespan, Server, run
+from services.searcher.engines import open_engine
+from services.searcher.servicer import SearchServicer
+from services.searcher.settings import SearcherSettings
+
+SERVICES = [search_pb2.DESCRIPTOR.services_by_name["SearchService"]]
+
+
+def searcher(settings: SearcherSettings) -> Lifespan:
+    """The life of the service: open the engine, serve, close it."""
+
+    @contextlib.asynccontextmanager
+    async def life(server: Server) -> AsyncIterator[None]:
+        engine = await asyncio.to_thread(open_engine, settings, server.fail)
+        with ThreadPoolExecutor(settings.threads, thread_name_prefix="call") as executor:
+            servicer = SearchServicer(engine, settings.limits, executor)
+            server.add(add_SearchServiceServicer_to_server, servicer)
+            try:
+                yield
+            finally:
+                await asyncio.to_thread(engine.close)
+
+    return life
+
+
+def main() -> None:
+    """Serves until told to stop."""
+    settings = SearcherSettings.load()
+    run(settings, SERVICES, searcher(settings))
+
+
+if __name__ == "__main__":
+    main()

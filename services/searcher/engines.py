@@ -1,0 +1,26 @@
+"""Chooses the engine that the settings name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from regionsearch.errors import Kind, RegionSearchError
+from services.searcher.engine import Engine
+from services.searcher.settings import SearcherSettings
+
+
+def open_engine(settings: SearcherSettings, fail: Callable[[str], None]) -> Engine:
+    """Opens the engine; its libraries are imported only then.
+
+    Args:
+        settings: Those of the process.
+        fail: Called with a reason when the process should end.
+
+    Raises:
+        RegionSearchError: The data is damaged or in use, or the engine's packages are missing.
+    """
+    if settings.engine == "embedded":
+        from services.searcher.embedded.engine import EmbeddedEngine
+
+        return EmbeddedEngine(settings.embedded, lambda error: fail(f"the index lost the store: {error}"))
+    raise RegionSearchError(Kind.UNIMPLEMENTED, f"there is no engine {settings.engine!r}")

@@ -1,0 +1,383 @@
+"""Messages in, checked plain values out; and back. Nothing that passes here can surprise an engine."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from regionsearch.errors import RegionSearchError, invalid, too_large
+from regionsearch.masks import encode_rle, mask_from_proto, rle_runs
+from regionsearch.tensors import tensor_from_proto
+from regionsearch.v1 import search_pb2, types_pb2
+from services.searcher.settings import LimitSettings
+from services.searcher.types import (
+    CodeMethod,
+    CodeSpec,
+    Collection,
+    Deletion,
+    Filter,
+    Hit,
+    Level,
+    ModelIdentity,
+    Record,
+    RleMask,
+    StoredImage,
+    Upsert,
+    Vectors,
+)
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
+_HEAD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_POLICY = "CROP_POLICY_"
+_MAX_IMAGE_ID = 128
+_MAX_RECORD_ID = 160
+_DEFAULT_BITS = 256
+_DEFAULT_RERANK = 10
+_METHODS = {
+    search_pb2.BinaryCodes.METHOD_PCA_ROTATION: CodeMethod.PCA_ROTATION,
+    search_pb2.BinaryCodes.METHOD_ITQ: CodeMethod.ITQ,
+    search_pb2.BinaryCodes.METHOD_LEARNED: CodeMethod.LEARNED,
+}
+
+
+class Reader:
+    """Reads requests within limits.
+
+    Args:
+        limits: What a call may ask for.
+
+    Every method raises INVALID_ARGUMENT or TOO_LARGE, naming the field.
+    """
+
+    def __init__(self, limits: LimitSettings) -> None:
+        self.limits = limits
+
+    def collection(self, request: search_pb2.CreateCollectionRequest) -> Collection:
+        """A collection that is to be made."""
+        if not _NAME.fullmatch(request.name):
+            raise invalid(
+                "name",
+                "a collection's name is 1 to 64 of a-z, 0-9, '-' and '_', beginning with a letter or digit",
+            )
+        model = self.model(request.model)
+        if model.dimension < 1:
+            raise invalid("model.dimension", "model.dimension is missing: say how long the vectors are")
+        codes = None
+        if request.HasField("binary_codes") and request.binary_codes.method:
+            codes = self._codes(request.binary_codes, model.dimension)
+        return Collection(request.name, model, codes)
+
+    def _codes(self, message: search_pb2.BinaryCodes, dimension: int) -> CodeSpec:
+        method = _METHODS.get(message.method)
+        if method is None:
+            raise invalid("binary_codes.method", f"{message.method} is no method of making binary codes")
+        bits = message.bits or _DEFAULT_BITS
+        if bits % 8 or bits < 8:
+            raise invalid("binary_codes.bits", f"a code has a multiple of 8 bits, not {bits}")
+        if method is not CodeMethod.LEARNED and bits > dimension:
+            raise invalid(
+                "binary_codes.bits", f"{dimension}-d vectors give at most {dimension} bits, not {bits}"
+            )
+        if method is CodeMethod.LEARNED and not _HEAD.fullmatch(message.head):
+            raise invalid(
+                "binary_codes.head", "binary_codes.head is the file name, without folder, of a learned head"
+            )
+        if message.rerank_factor < 0:
+            raise invalid("binary_codes.rerank_factor", "binary_codes.rerank_factor cannot be negative")
+        return CodeSpec(method, bits, message.rerank_factor or _DEFAULT_RERANK, message.head)
+
+    def model(self, message: types_pb2.ModelInfo) -> ModelIdentity:
+        """The identity of a model."""
+        try:
+            policy = types_pb2.CropPolicy.Name(message.crop_policy).removeprefix(_POLICY)
+        except ValueError:
+            raise invalid("model.crop_policy", f"{message.crop_policy} is no crop policy") from None
+        return ModelIdentity(
+            message.family,
+            message.variant,
+            message.weights_digest,
+            message.dimension,
+            "" if policy == "UNSPECIFIED" else policy,
+        )
+
+    def upsert(self, request: search_pb2.UpsertRequest) -> Upsert:
+        """A write with unit vectors."""
+        self.at_most("images", len(request.images), "max_images")
+        self.at_most("records", len(request.records), "max_records")
+        if not request.images and not request.records:
+            raise invalid("images", "the request holds neither images nor records")
+        images = [self._image(message, f"images[{i}]") for i, message in enumerate(request.images)]
+        records = [self._record(message, f"records[{i}]") for i, message in enumerate(request.records)]
+        _unique("images", "image_id", [image.image_id for image in images])
+        _unique("records", "record_id", [record.record_id for record in records])
+        dimension = request.model.dimension
+        if records:
+            vectors = self.vectors(request.vectors, "vectors", dimension)
+        else:
+            vectors = np.empty((0, dimension), np.float32)
+        if len(vectors) != len(records):
+            raise invalid("vectors.shape", f"{len(records)} records need as many vectors, not {len(vectors)}")
+        return Upsert(images, records, vectors, request.skip_existing)
+
+    def vectors(self, message: types_pb2.Tensor, field: str, dimension: int) -> Vectors:
+        """Vectors, scaled to unit length, shape (rows, dimension)."""
+        if message.dtype not in (types_pb2.DATA_TYPE_FLOAT32, types_pb2.DATA_TYPE_FLOAT16):
+            raise invalid(f"{field}.dtype", f"{field}.dtype must be FLOAT32 or FLOAT16")
+        array = tensor_from_proto(message, field, ndim=2)
+        if array.shape[1] != dimension:
+            raise invalid(
+                f"{field}.shape",
+                f"{field} has {array.shape[1]} columns; the model's dimension is {dimension}",
+            )
+        norms = np.linalg.norm(array.astype(np.float64), axis=1, keepdims=True)
+        if not (norms > 0).all():
+            raise invalid(f"{field}[{int(np.argmin(norms))}]", f"{field} holds a vector of length zero")
+        unit: Vectors = (array / norms).astype(np.float32)
+        return unit
+
+    def filter(self, message: search_pb2.Filter, field: str = "filter") -> Filter:
+        """Conditions of a search or deletion."""
+        for name in (
+            "image_ids",
+            "exclude_image_ids",
+            "record_ids",
+            "exclude_record_ids",
+            "tags",
+            "exclude_tags",
+        ):
+            count = len(getattr(message, name))
+            self.at_most(f"{field}.{name}", count, "max_filter_values")
+        for name in ("min_predicted_iou", "min_stability_score"):
+            if message.HasField(name) and math.isnan(getattr(message, name)):  # type: ignore[arg-type]
+                raise invalid(f"{field}.{name}", f"{field}.{name} is not a number")
+        return Filter(
+            image_ids=tuple(message.image_ids),
+            exclude_image_ids=tuple(message.exclude_image_ids),
+            record_ids=tuple(message.record_ids),
+            exclude_record_ids=tuple(message.exclude_record_ids),
+            tags=tuple(message.tags),
+            exclude_tags=tuple(message.exclude_tags),
+            min_area=message.min_area if message.HasField("min_area") else None,
+            max_area=message.max_area if message.HasField("max_area") else None,
+            min_predicted_iou=message.min_predicted_iou if message.HasField("min_predicted_iou") else None,
+            min_stability_score=message.min_stability_score
+            if message.HasField("min_stability_score")
+            else None,
+            attributes=tuple(sorted(message.attributes.items())),
+            created_after_ms=_milliseconds(message.created_after)
+            if message.HasField("created_after")
+            else None,
+            created_before_ms=_milliseconds(message.created_before)
+            if message.HasField("created_before")
+            else None,
+        )
+
+    def deletion(self, request: search_pb2.DeleteRequest) -> Deletion:
+        """What is to be deleted."""
+        for name in ("image_ids", "record_ids"):
+            count = len(getattr(request, name))
+            self.at_most(name, count, "max_filter_values")
+        chosen = self.filter(request.filter) if request.HasField("filter") else None
+        if not request.image_ids and not request.record_ids and chosen is None:
+            raise invalid("image_ids", "say what to delete: image_ids, record_ids or a filter")
+        if chosen == Filter():
+            raise invalid("filter", "an empty filter would delete everything: delete the collection instead")
+        return Deletion(tuple(request.image_ids), tuple(request.record_ids), chosen)
+
+    def page_size(self, asked: int, default: int, field: str = "page_size") -> int:
+        """A page's size; 0 means the default."""
+        if asked < 0:
+            raise invalid(field, f"{field} cannot be negative")
+        self.at_most(field, asked, "max_page_size")
+        return asked or default
+
+    def level(self, value: int, field: str = "level") -> Level | None:
+        """A level to search; None is both."""
+        if value not in (0, *Level):
+            raise invalid(field, f"{value} is no level")
+        return Level(value) if value else None
+
+    def _image(self, message: search_pb2.StoredImage, field: str) -> StoredImage:
+        _identifier(f"{field}.image_id", message.image_id, _MAX_IMAGE_ID)
+        for name in ("width", "height", "size_bytes"):
+            if getattr(message, name) < 0:
+                raise invalid(f"{field}.{name}", f"{field}.{name} cannot be negative")
+        self._texts(field, [message.name, message.content_type, *message.tags])
+        self._attributes(field, message.attributes)
+        return StoredImage(
+            image_id=message.image_id,
+            name=message.name,
+            width=message.width,
+            height=message.height,
+            content_type=message.content_type,
+            size_bytes=message.size_bytes,
+            tags=tuple(dict.fromkeys(message.tags)),
+            attributes=dict(message.attributes),
+        )
+
+    def _record(self, message: search_pb2.Record, field: str) -> Record:
+        _identifier(f"{field}.record_id", message.record_id, _MAX_RECORD_ID)
+        _identifier(f"{field}.image_id", message.image_id, _MAX_IMAGE_ID)
+        level = self.level(message.level, f"{field}.level")
+        if level is None:
+            raise invalid(f"{field}.level", f"{field}.level is missing: say LEVEL_IMAGE or LEVEL_REGION")
+        box = None
+        if message.HasField("box"):
+            box = (message.box.x_min, message.box.y_min, message.box.x_max, message.box.y_max)
+            if not all(map(math.isfinite, box)):
+                raise invalid(f"{field}.box", f"{field}.box holds NaN or infinity")
+        if not (math.isfinite(message.predicted_iou) and math.isfinite(message.stability_score)):
+            raise invalid(f"{field}.predicted_iou", f"{field} holds a score that is NaN or infinity")
+        if message.area < 0:
+            raise invalid(f"{field}.area", f"{field}.area cannot be negative")
+        self._attributes(field, message.attributes)
+        return Record(
+            record_id=message.record_id,
+            image_id=message.image_id,
+            level=level,
+            box=box,
+            mask=_mask(message.mask, f"{field}.mask") if message.HasField("mask") else None,
+            area=message.area,
+            predicted_iou=message.predicted_iou,
+            stability_score=message.stability_score,
+            attributes=dict(message.attributes),
+        )
+
+    def _attributes(self, field: str, attributes: Mapping[str, str]) -> None:
+        self._texts(f"{field}.attributes", [*attributes.keys(), *attributes.values()])
+
+    def _texts(self, field: str, texts: Iterable[str]) -> None:
+        longest = max((len(text.encode()) for text in texts), default=0)
+        self.at_most(field, longest, "max_text_bytes")
+
+    def at_most(self, field: str, count: int, setting: str) -> None:
+        """Refuses a count over the limit that a setting names."""
+        limit = getattr(self.limits, setting)
+        if count > limit:
+            raise too_large(
+                field, f"{field}: {count} is over the limit of {limit} (setting limits.{setting})"
+            )
+
+
+def collection_to_proto(collection: Collection) -> search_pb2.Collection:
+    """A collection as the contract has it."""
+    message = search_pb2.Collection(
+        name=collection.name,
+        model=model_to_proto(collection.model),
+        create_time=_timestamp(collection.created_ms),
+        image_count=collection.image_count,
+        record_count=collection.record_count,
+    )
+    if collection.codes is not None:
+        codes = collection.codes
+        method = next(number for number, method in _METHODS.items() if method is codes.method)
+        message.binary_codes.CopyFrom(
+            search_pb2.BinaryCodes(
+                method=method, bits=codes.bits, rerank_factor=codes.rerank_factor, head=codes.head
+            )
+        )
+    return message
+
+
+def model_to_proto(model: ModelIdentity) -> types_pb2.ModelInfo:
+    """A model's identity as the contract has it."""
+    return types_pb2.ModelInfo(
+        family=model.family,
+        variant=model.variant,
+        weights_digest=model.weights_digest,
+        dimension=model.dimension,
+        crop_policy=types_pb2.CropPolicy.Value(_POLICY + (model.crop_policy or "UNSPECIFIED")),
+    )
+
+
+def image_to_proto(image: StoredImage) -> search_pb2.StoredImage:
+    """An image as the contract has it."""
+    return search_pb2.StoredImage(
+        image_id=image.image_id,
+        name=image.name,
+        width=image.width,
+        height=image.height,
+        content_type=image.content_type,
+        size_bytes=image.size_bytes,
+        tags=image.tags,
+        attributes=image.attributes,
+        create_time=_timestamp(image.created_ms),
+        region_count=image.region_count,
+    )
+
+
+def record_to_proto(record: Record) -> search_pb2.Record:
+    """A record as the contract has it."""
+    message = search_pb2.Record(
+        record_id=record.record_id,
+        image_id=record.image_id,
+        level=search_pb2.Level.ValueType(record.level),
+        area=record.area,
+        predicted_iou=record.predicted_iou,
+        stability_score=record.stability_score,
+        attributes=record.attributes,
+    )
+    if record.box is not None:
+        x_min, y_min, x_max, y_max = record.box
+        message.box.CopyFrom(types_pb2.Box(x_min=x_min, y_min=y_min, x_max=x_max, y_max=y_max))
+    if record.mask is not None:
+        mask = record.mask
+        message.mask.CopyFrom(
+            types_pb2.Mask(height=mask.height, width=mask.width, coco_rle=mask.counts.decode("ascii"))
+        )
+    return message
+
+
+def hit_to_proto(hit: Hit) -> search_pb2.Hit:
+    """A hit as the contract has it."""
+    return search_pb2.Hit(
+        rank=hit.rank,
+        score=hit.score,
+        relevancy=hit.relevancy,
+        record=record_to_proto(hit.record),
+        image=image_to_proto(hit.image),
+        query_index=hit.query_index,
+        best_region=None if hit.best_region is None else hit_to_proto(hit.best_region),
+    )
+
+
+def _mask(message: types_pb2.Mask, field: str) -> RleMask:
+    if message.WhichOneof("encoding") == "coco_rle":
+        if message.height < 1 or message.width < 1:
+            raise invalid(field, f"{field} needs a height and a width of at least 1")
+        rle_runs(message.coco_rle, message.height, message.width, f"{field}.coco_rle")
+        return RleMask(message.height, message.width, message.coco_rle.encode("ascii"))
+    return RleMask(message.height, message.width, encode_rle(mask_from_proto(message, field)).encode("ascii"))
+
+
+def _identifier(field: str, value: str, limit: int) -> None:
+    if not value or len(value) > limit:
+        raise invalid(field, f"{field} must have 1 to {limit} characters, not {len(value)}")
+
+
+def _unique(field: str, name: str, values: Sequence[str]) -> None:
+    if len(set(values)) < len(values):
+        seen: set[str] = set()
+        for index, value in enumerate(values):
+            if value in seen:
+                raise _duplicate(f"{field}[{index}].{name}", value)
+            seen.add(value)
+
+
+def _duplicate(field: str, value: str) -> RegionSearchError:
+    return invalid(field, f"{field}: {value!r} comes twice in one request")
+
+
+def _timestamp(milliseconds: int) -> Timestamp:
+    timestamp = Timestamp()
+    timestamp.FromMilliseconds(milliseconds)
+    return timestamp
+
+
+def _milliseconds(timestamp: Timestamp) -> int:
+    # Rounded up: the stored times are whole milliseconds, so `t >= x` and `t < x` keep their meaning.
+    return -(-timestamp.ToNanoseconds() // 1_000_000)

@@ -1,0 +1,287 @@
+"""The transport: messages to the engine's values and back, calls to threads."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import numpy as np
+
+from regionsearch.errors import invalid, too_large
+from regionsearch.tensors import tensor_to_proto
+from regionsearch.v1 import search_pb2, search_pb2_grpc
+from services.searcher import pages
+from services.searcher.engine import Engine
+from services.searcher.messages import (
+    Reader,
+    collection_to_proto,
+    hit_to_proto,
+    image_to_proto,
+    model_to_proto,
+    record_to_proto,
+)
+from services.searcher.settings import LimitSettings
+from services.searcher.types import Page, Position, Query, UpsertResult, Vectors
+
+T = TypeVar("T")
+_Context = Any  # grpc-stubs give handlers the synchronous context
+_HITS = 20
+_ITEMS = 100
+
+
+class SearchServicer(search_pb2_grpc.SearchServiceServicer):
+    """Serves one engine.
+
+    Args:
+        engine: Where collections are kept.
+        limits: What a call may ask for.
+        executor: Threads that wait for the engine, so that the event loop never does.
+    """
+
+    def __init__(self, engine: Engine, limits: LimitSettings, executor: ThreadPoolExecutor) -> None:
+        self._engine = engine
+        self._read = Reader(limits)
+        self._executor = executor
+
+    async def _call(self, function: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._executor, function)
+
+    async def CreateCollection(  # noqa: N802
+        self, request: search_pb2.CreateCollectionRequest, context: _Context
+    ) -> search_pb2.CreateCollectionResponse:
+        """See the contract."""
+        wanted = self._read.collection(request)
+        made = await self._call(lambda: self._engine.create_collection(wanted))
+        return search_pb2.CreateCollectionResponse(collection=collection_to_proto(made))
+
+    async def GetCollection(  # noqa: N802
+        self, request: search_pb2.GetCollectionRequest, context: _Context
+    ) -> search_pb2.GetCollectionResponse:
+        """See the contract."""
+        found = await self._call(lambda: self._engine.get_collection(request.name))
+        return search_pb2.GetCollectionResponse(collection=collection_to_proto(found))
+
+    async def ListCollections(  # noqa: N802
+        self, request: search_pb2.ListCollectionsRequest, context: _Context
+    ) -> search_pb2.ListCollectionsResponse:
+        """See the contract."""
+        size = self._read.page_size(request.page_size, _ITEMS)
+        print_ = pages.fingerprint(b"collections")
+        after = pages.decode(request.page_token, print_, str)[0] if request.page_token else ""
+        found = [c for c in await self._call(self._engine.list_collections) if c.name > after]
+        token = pages.encode(print_, found[size - 1].name) if len(found) > size else ""
+        listed = [collection_to_proto(collection) for collection in found[:size]]
+        return search_pb2.ListCollectionsResponse(collections=listed, next_page_token=token)
+
+    async def DeleteCollection(  # noqa: N802
+        self, request: search_pb2.DeleteCollectionRequest, context: _Context
+    ) -> search_pb2.DeleteCollectionResponse:
+        """See the contract."""
+        await self._call(lambda: self._engine.delete_collection(request.name))
+        return search_pb2.DeleteCollectionResponse()
+
+    async def Upsert(  # noqa: N802
+        self, request: search_pb2.UpsertRequest, context: _Context
+    ) -> search_pb2.UpsertResponse:
+        """See the contract."""
+        done = await self._call(lambda: self._upsert(request))
+        return search_pb2.UpsertResponse(seq=done.seq, skipped_image_ids=done.skipped)
+
+    async def BulkUpsert(  # noqa: N802
+        self, request_iterator: AsyncIterable[search_pb2.BulkUpsertRequest], context: _Context
+    ) -> search_pb2.BulkUpsertResponse:
+        """See the contract."""
+        answer = search_pb2.BulkUpsertResponse()
+        async for request in request_iterator:
+            batch = request.batch
+            done = await self._call(lambda batch=batch: self._upsert(batch))  # type: ignore[misc]
+            answer.seq = done.seq
+            answer.record_count += done.record_count
+            answer.skipped_image_count += len(done.skipped)
+        return answer
+
+    def _upsert(self, request: search_pb2.UpsertRequest) -> UpsertResult:
+        write = self._read.upsert(request)
+        return self._engine.upsert(request.collection, self._read.model(request.model), write)
+
+    async def Delete(  # noqa: N802
+        self, request: search_pb2.DeleteRequest, context: _Context
+    ) -> search_pb2.DeleteResponse:
+        """See the contract."""
+        deletion = self._read.deletion(request)
+        done = await self._call(lambda: self._engine.delete(request.collection, deletion))
+        return search_pb2.DeleteResponse(
+            seq=done.seq, deleted_image_count=done.image_count, deleted_record_count=done.record_count
+        )
+
+    async def Search(  # noqa: N802
+        self, request: search_pb2.SearchRequest, context: _Context
+    ) -> search_pb2.SearchResponse:
+        """See the contract."""
+        return await self._call(lambda: self._search(request))
+
+    def _search(self, request: search_pb2.SearchRequest) -> search_pb2.SearchResponse:
+        model = self._read.model(request.model)
+        queries, print_ = self._queries(request)
+        min_seq = request.min_seq if request.HasField("min_seq") else None
+        found = self._engine.search(request.collection, model, queries, min_seq)
+        return search_pb2.SearchResponse(
+            results=[
+                search_pb2.QueryResult(
+                    hits=[hit_to_proto(hit) for hit in page.hits], next_page_token=_search_token(page, print_)
+                )
+                for page in found
+            ],
+            seq=found[0].seq,
+            model=model_to_proto(model),
+        )
+
+    def _queries(self, request: search_pb2.SearchRequest) -> tuple[list[Query], str]:
+        """The ranked lists that a request asks for, and its fingerprint."""
+        read, limits, dimension = self._read, self._read.limits, request.model.dimension
+        vectors = read.vectors(request.queries, "queries", dimension)
+        if not 1 <= len(vectors) <= limits.max_queries:
+            raise invalid("queries.shape", f"1 to {limits.max_queries} query vectors, not {len(vectors)}")
+        negatives: Vectors = np.empty((0, dimension), np.float32)
+        if request.HasField("negatives") and request.negatives.data:
+            negatives = read.vectors(request.negatives, "negatives", dimension)
+            if len(negatives) > limits.max_negatives:
+                raise too_large(
+                    "negatives", f"{len(negatives)} is over the limit of {limits.max_negatives} negatives"
+                )
+        best = request.query_mode == search_pb2.QUERY_MODE_BEST
+        for name in ("min_score", "min_relevancy", "relative_cutoff", "whole_image_margin"):
+            if request.HasField(name) and not np.isfinite(getattr(request, name)):  # type: ignore[arg-type]
+                raise invalid(name, f"{name} must be a finite number")
+        if request.HasField("relative_cutoff") and not 0.0 <= request.relative_cutoff <= 1.0:
+            raise invalid("relative_cutoff", "relative_cutoff is between 0 and 1")
+        bare = search_pb2.SearchRequest()
+        bare.CopyFrom(request)
+        bare.page_token = ""
+        bare.ClearField("min_seq")
+        print_ = pages.fingerprint(bare.SerializeToString(deterministic=True))
+        seq, after, skipped = None, None, 0
+        if request.page_token:
+            if len(vectors) > 1 and not best:
+                raise invalid("page_token", "paging needs a single query, or QUERY_MODE_BEST")
+            values = pages.decode(request.page_token, print_, int, int, float, int, str, str)
+            seq, skipped, after = values[0], values[1], Position(*values[2:])
+        common = Query(
+            vectors=vectors,
+            negatives=negatives,
+            level=read.level(request.level),
+            filter=read.filter(request.filter),
+            min_score=request.min_score if request.HasField("min_score") else None,
+            min_relevancy=request.min_relevancy if request.HasField("min_relevancy") else 0.5,
+            relative_cutoff=request.relative_cutoff if request.HasField("relative_cutoff") else None,
+            group_by_image=request.group_by == search_pb2.GROUP_BY_IMAGE,
+            whole_image_margin=request.whole_image_margin if request.HasField("whole_image_margin") else 0.02,
+            limit=read.page_size(request.page_size, _HITS),
+            seq=seq,
+            after=after,
+            skipped=skipped,
+            include_masks=request.include_masks,
+        )
+        if best:
+            return [common], print_
+        return [replace(common, vectors=vectors[i : i + 1]) for i in range(len(vectors))], print_
+
+    async def GetRecords(  # noqa: N802
+        self, request: search_pb2.GetRecordsRequest, context: _Context
+    ) -> search_pb2.GetRecordsResponse:
+        """See the contract."""
+        for name in ("record_ids", "image_ids"):
+            self._read.at_most(name, len(getattr(request, name)), "max_filter_values")
+        return await self._call(lambda: self._get_records(request))
+
+    def _get_records(self, request: search_pb2.GetRecordsRequest) -> search_pb2.GetRecordsResponse:
+        found = self._engine.get_records(
+            request.collection,
+            list(request.record_ids),
+            list(request.image_ids),
+            masks=request.include_masks,
+            vectors=request.include_vectors,
+        )
+        return search_pb2.GetRecordsResponse(
+            records=[record_to_proto(record) for record in found.records],
+            images=[image_to_proto(image) for image in found.images],
+            vectors=None if found.vectors is None else tensor_to_proto(found.vectors),
+            seq=found.seq,
+        )
+
+    async def ListImages(  # noqa: N802
+        self, request: search_pb2.ListImagesRequest, context: _Context
+    ) -> search_pb2.ListImagesResponse:
+        """See the contract."""
+        size = self._read.page_size(request.page_size, _ITEMS)
+        print_ = pages.fingerprint(f"images of {request.collection}".encode())
+        after = None
+        if request.page_token:
+            created_ms, image_id = pages.decode(request.page_token, print_, int, str)
+            after = (created_ms, image_id)
+        page = await self._call(lambda: self._engine.list_images(request.collection, size, after))
+        return search_pb2.ListImagesResponse(
+            images=[image_to_proto(image) for image in page.images],
+            next_page_token=pages.encode(print_, *page.next_key) if page.next_key else "",
+            total_count=page.total_count,
+        )
+
+    async def Snapshot(  # noqa: N802
+        self, request: search_pb2.SnapshotRequest, context: _Context
+    ) -> search_pb2.SnapshotResponse:
+        """See the contract."""
+        name = request.name or time.strftime("%Y%m%dT%H%M%SZ.sqlite", time.gmtime())
+        done = await self._call(lambda: self._engine.snapshot(name))
+        return search_pb2.SnapshotResponse(name=done.name, size_bytes=done.size_bytes, seq=done.seq)
+
+    async def Restore(  # noqa: N802
+        self, request: search_pb2.RestoreRequest, context: _Context
+    ) -> search_pb2.RestoreResponse:
+        """See the contract."""
+        seq, count = await self._call(lambda: self._engine.restore(request.name))
+        return search_pb2.RestoreResponse(seq=seq, collection_count=count)
+
+    async def GetStats(  # noqa: N802
+        self, request: search_pb2.GetStatsRequest, context: _Context
+    ) -> search_pb2.GetStatsResponse:
+        """See the contract."""
+        found = await self._call(lambda: self._engine.stats(request.collection or None))
+        return search_pb2.GetStatsResponse(
+            collections=[
+                search_pb2.CollectionStats(
+                    collection=stats.collection,
+                    seq=stats.seq,
+                    image_count=stats.image_count,
+                    record_count=stats.record_count,
+                    tombstone_count=stats.tombstone_count,
+                    memory_bytes=stats.memory_bytes,
+                    segments=[
+                        search_pb2.SegmentStats(
+                            record_count=segment.record_count,
+                            tombstone_count=segment.tombstone_count,
+                            index=segment.index,
+                            recall=segment.recall,
+                        )
+                        for segment in stats.segments
+                    ],
+                    binary_recall=stats.binary_recall,
+                )
+                for stats in found
+            ],
+            engine=self._engine.name,
+            disk_bytes=self._engine.disk_bytes(),
+        )
+
+
+def _search_token(page: Page, print_: str) -> str:
+    if not page.more or not page.hits:
+        return ""
+    last = page.hits[-1]
+    place = last.position
+    return pages.encode(
+        print_, page.seq, last.rank, place.score, place.level, place.image_id, place.record_id
+    )

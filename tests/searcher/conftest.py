@@ -1,0 +1,86 @@
+"""Small collections with known vectors, and a searcher on a real port."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+
+from regionsearch.tensors import tensor_to_proto
+from regionsearch.v1 import search_pb2, search_pb2_grpc, types_pb2
+from services.runtime.server import serving
+from services.searcher.__main__ import SERVICES, searcher
+from services.searcher.embedded.engine import EmbeddedEngine
+from services.searcher.settings import EmbeddedSettings, SearcherSettings
+from services.searcher.types import Collection, ModelIdentity
+
+DIMENSION = 16
+MODEL = ModelIdentity("open_clip", "test", "digest", DIMENSION, "BLUR")
+MODEL_INFO = types_pb2.ModelInfo(
+    family="open_clip",
+    variant="test",
+    weights_digest="digest",
+    dimension=DIMENSION,
+    crop_policy=types_pb2.CROP_POLICY_BLUR,
+)
+
+
+def unit_vectors(count: int, seed: int = 0, dimension: int = DIMENSION) -> np.ndarray:
+    vectors = np.random.default_rng(seed).standard_normal((count, dimension)).astype(np.float32)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> EmbeddedSettings:
+    return EmbeddedSettings(folder=tmp_path / "searcher", chunk_rows=32)
+
+
+@pytest.fixture
+def engine(settings: EmbeddedSettings) -> Iterator[EmbeddedEngine]:
+    made = EmbeddedEngine(settings)
+    made.create_collection(Collection("default", MODEL))
+    yield made
+    made.close()
+
+
+@pytest.fixture
+async def stub(settings: EmbeddedSettings) -> AsyncIterator[search_pb2_grpc.SearchServiceAsyncStub]:
+    process = SearcherSettings(port=0, drain_delay_s=0, embedded=settings)
+    async with serving(process, SERVICES, searcher(process)) as server:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+            made = search_pb2_grpc.SearchServiceStub(channel)
+            await made.CreateCollection(search_pb2.CreateCollectionRequest(name="default", model=MODEL_INFO))
+            yield made
+
+
+def upsert_request(
+    image_id: str, vectors: np.ndarray, *, tags: tuple[str, ...] = (), skip_existing: bool = False
+) -> search_pb2.UpsertRequest:
+    """One image: the first vector is the whole image, the others are its regions."""
+    records = [
+        search_pb2.Record(
+            record_id=f"{image_id}-{index:03d}",
+            image_id=image_id,
+            level=search_pb2.LEVEL_REGION if index else search_pb2.LEVEL_IMAGE,
+            box=types_pb2.Box(x_min=index, y_min=0, x_max=index + 2, y_max=2),
+            area=4 * index,
+        )
+        for index in range(len(vectors))
+    ]
+    return search_pb2.UpsertRequest(
+        collection="default",
+        model=MODEL_INFO,
+        images=[search_pb2.StoredImage(image_id=image_id, name=f"{image_id}.jpg", width=64, height=48, tags=tags)],
+        records=records,
+        vectors=tensor_to_proto(vectors),
+        skip_existing=skip_existing,
+    )
+
+
+def search_request(vectors: np.ndarray, **fields: object) -> search_pb2.SearchRequest:
+    return search_pb2.SearchRequest(
+        collection="default", model=MODEL_INFO, queries=tensor_to_proto(vectors), **fields
+    )

@@ -1,0 +1,308 @@
+"""The whole service over real gRPC."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+
+from regionsearch.errors import Kind, from_rpc_error
+from regionsearch.tensors import tensor_from_proto, tensor_to_proto
+from regionsearch.v1 import search_pb2, types_pb2
+from tests.searcher.conftest import DIMENSION, MODEL_INFO, search_request, unit_vectors, upsert_request
+
+
+async def ingest(stub, count: int, regions: int = 3) -> np.ndarray:
+    vectors = unit_vectors(count * (regions + 1)).reshape(count, regions + 1, DIMENSION)
+    for number, rows in enumerate(vectors):
+        tags = ("even",) if number % 2 == 0 else ("odd",)
+        await stub.Upsert(upsert_request(f"image{number:02d}", rows, tags=tags))
+    return vectors
+
+
+async def test_finds_what_was_written(stub) -> None:
+    vectors = await ingest(stub, 5)
+    answer = await stub.Search(search_request(vectors[3, 2:3], page_size=1))
+    (hit,) = answer.results[0].hits
+    assert hit.record.record_id == "image03-002"
+    assert hit.score == pytest.approx(1.0, abs=2e-3)
+    assert hit.rank == 1
+    assert hit.image.name == "image03.jpg"
+    assert hit.image.region_count == 3
+    assert (hit.record.box.x_min, hit.record.box.x_max) == (2.0, 4.0)
+    assert hit.record.level == search_pb2.LEVEL_REGION
+    assert answer.model == MODEL_INFO
+    assert answer.results[0].next_page_token
+
+
+async def test_pages_of_one_search_make_up_the_whole_ranking(stub) -> None:
+    await ingest(stub, 10)
+    query = unit_vectors(1, seed=9)
+    whole = await stub.Search(search_request(query, page_size=40))
+    ids, token = [], ""
+    while True:
+        page = await stub.Search(search_request(query, page_size=7, page_token=token))
+        ids += [(hit.rank, hit.record.record_id) for hit in page.results[0].hits]
+        # What happens meanwhile does not show on the later pages.
+        await stub.Upsert(upsert_request(f"late{len(ids)}", query))
+        await stub.Delete(search_pb2.DeleteRequest(collection="default", image_ids=["image04"]))
+        token = page.results[0].next_page_token
+        if not token:
+            break
+    assert ids == [(hit.rank, hit.record.record_id) for hit in whole.results[0].hits]
+    assert len(ids) == 40
+
+
+async def test_grouping_fills_the_page_with_images(stub) -> None:
+    crowd = np.repeat(unit_vectors(1, seed=5), 200, axis=0)
+    await stub.Upsert(upsert_request("crowd", crowd))
+    await ingest(stub, 6)
+    answer = await stub.Search(
+        search_request(crowd[:1], page_size=7, group_by=search_pb2.GROUP_BY_IMAGE)
+    )
+    images = [hit.image.image_id for hit in answer.results[0].hits]
+    assert images[0] == "crowd"
+    assert sorted(images) == ["crowd", *(f"image{i:02d}" for i in range(6))]
+    assert not answer.results[0].next_page_token
+
+
+async def test_whole_image_goes_before_its_slightly_better_region(stub) -> None:
+    query = np.eye(DIMENSION, dtype=np.float32)[:1]
+
+    def at(cosine: float) -> np.ndarray:
+        vector = np.zeros((1, DIMENSION), np.float32)
+        vector[0, 0], vector[0, 1] = cosine, np.sqrt(1 - cosine**2)
+        return vector
+
+    await stub.Upsert(upsert_request("near", np.concatenate([at(0.79), at(0.80)])))
+    await stub.Upsert(upsert_request("far", np.concatenate([at(0.60), at(0.85)])))
+    answer = await stub.Search(search_request(query, group_by=search_pb2.GROUP_BY_IMAGE))
+    far, near = answer.results[0].hits
+    assert far.record.record_id == "far-001"
+    assert not far.HasField("best_region")
+    assert near.record.record_id == "near-000"
+    assert near.best_region.record.record_id == "near-001"
+    strict = await stub.Search(
+        search_request(query, group_by=search_pb2.GROUP_BY_IMAGE, whole_image_margin=0.0)
+    )
+    assert strict.results[0].hits[1].record.record_id == "near-001"
+
+
+async def test_best_mode_names_the_query_that_scored(stub) -> None:
+    vectors = await ingest(stub, 4)
+    pair = np.concatenate([vectors[0, 1:2], vectors[2, 3:4]])
+    answer = await stub.Search(search_request(pair, query_mode=search_pb2.QUERY_MODE_BEST, page_size=2))
+    hits = {hit.record.record_id: hit.query_index for hit in answer.results[0].hits}
+    assert hits == {"image00-001": 0, "image02-003": 1}
+    each = await stub.Search(search_request(pair, page_size=1))
+    assert [result.hits[0].record.record_id for result in each.results] == ["image00-001", "image02-003"]
+
+
+async def test_negatives_leave_out_what_is_nearer_to_them(stub) -> None:
+    vectors = await ingest(stub, 4)
+    query, negative = vectors[0, 1:2], vectors[1, 1:2]
+    answer = await stub.Search(
+        search_request(query, negatives=tensor_to_proto(negative), page_size=100)
+    )
+    hits = answer.results[0].hits
+    assert hits[0].record.record_id == "image00-001"
+    assert hits[0].relevancy > 0.99
+    assert all(hit.relevancy >= 0.5 for hit in hits)
+    assert "image01-001" not in {hit.record.record_id for hit in hits}
+    everything = await stub.Search(
+        search_request(query, negatives=tensor_to_proto(negative), page_size=100, min_relevancy=0.0)
+    )
+    assert len(everything.results[0].hits) == 16
+
+
+async def test_absence_is_an_answer(stub) -> None:
+    await ingest(stub, 2)
+    answer = await stub.Search(search_request(unit_vectors(1, seed=3), min_score=0.999))
+    assert list(answer.results[0].hits) == []
+    assert not answer.results[0].next_page_token
+
+
+async def test_relative_cutoff_keeps_what_is_near_the_best(stub) -> None:
+    vectors = await ingest(stub, 5)
+    answer = await stub.Search(search_request(vectors[0, :1], relative_cutoff=0.5, page_size=100))
+    scores = [hit.score for hit in answer.results[0].hits]
+    assert 0 < len(scores) < 20
+    assert min(scores) >= 0.5 * scores[0]
+
+
+async def test_skip_existing_leaves_images_as_they_are(stub) -> None:
+    old, new = unit_vectors(2), unit_vectors(2, seed=1)
+    await stub.Upsert(upsert_request("a", old))
+    answer = await stub.Upsert(upsert_request("a", new, skip_existing=True))
+    assert list(answer.skipped_image_ids) == ["a"]
+    found = await stub.GetRecords(
+        search_pb2.GetRecordsRequest(collection="default", image_ids=["a"], include_vectors=True)
+    )
+    np.testing.assert_allclose(tensor_from_proto(found.vectors, "vectors"), old, atol=1e-3)
+    await stub.Upsert(upsert_request("a", new[:1]))
+    found = await stub.GetRecords(
+        search_pb2.GetRecordsRequest(collection="default", image_ids=["a"], include_vectors=True)
+    )
+    np.testing.assert_allclose(tensor_from_proto(found.vectors, "vectors"), new[:1], atol=1e-3)
+
+
+async def test_bulk_upsert_counts(stub) -> None:
+    async def batches():
+        for number in range(5):
+            batch = upsert_request(f"image{number % 4}", unit_vectors(3, seed=number), skip_existing=True)
+            yield search_pb2.BulkUpsertRequest(batch=batch)
+
+    answer = await stub.BulkUpsert(batches())
+    assert (answer.record_count, answer.skipped_image_count) == (12, 1)
+    stats = await stub.GetStats(search_pb2.GetStatsRequest())
+    assert stats.collections[0].record_count == 12
+    assert stats.collections[0].image_count == 4
+    assert stats.engine == "faiss-cpu"
+    assert stats.disk_bytes > 0
+
+
+async def test_lists_images_newest_first(stub) -> None:
+    await ingest(stub, 5)
+    seen, token = [], ""
+    while True:
+        page = await stub.ListImages(
+            search_pb2.ListImagesRequest(collection="default", page_size=2, page_token=token)
+        )
+        assert page.total_count == 5
+        seen += list(page.images)
+        token = page.next_page_token
+        if not token:
+            break
+    assert sorted(image.image_id for image in seen) == [f"image{i:02d}" for i in range(5)]
+    times = [image.create_time.ToMilliseconds() for image in seen]
+    assert times == sorted(times, reverse=True)
+
+
+async def test_snapshot_and_restore(stub, settings) -> None:
+    vectors = await ingest(stub, 3)
+    request = search_request(vectors[1, :1], page_size=100)
+    before = await stub.Search(request)
+    taken = await stub.Snapshot(search_pb2.SnapshotRequest(name="monday"))
+    assert (settings.folder / "snapshots" / "monday").stat().st_size == taken.size_bytes
+    await stub.Delete(search_pb2.DeleteRequest(collection="default", image_ids=["image01"]))
+    await stub.CreateCollection(search_pb2.CreateCollectionRequest(name="other", model=MODEL_INFO))
+    restored = await stub.Restore(search_pb2.RestoreRequest(name="monday"))
+    assert restored.collection_count == 1
+    assert restored.seq > taken.seq
+    after = await stub.Search(request)
+    assert after.results == before.results
+    listed = await stub.ListCollections(search_pb2.ListCollectionsRequest())
+    assert [collection.name for collection in listed.collections] == ["default"]
+    written = await stub.Upsert(upsert_request("new", unit_vectors(1)))
+    assert written.seq > restored.seq
+
+
+async def failing(call) -> tuple[Kind, str | None]:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    error = from_rpc_error(caught.value)
+    return error.kind, error.field
+
+
+def with_vectors(vectors: np.ndarray) -> search_pb2.UpsertRequest:
+    request = upsert_request("a", unit_vectors(len(vectors)))
+    request.vectors.CopyFrom(tensor_to_proto(vectors.astype(np.float32)))
+    return request
+
+
+@pytest.mark.parametrize(
+    ("damage", "field"),
+    [
+        (lambda v: np.where(np.arange(DIMENSION) == 3, np.nan, v), "vectors"),
+        (lambda v: np.where(np.arange(DIMENSION) == 3, np.inf, v), "vectors"),
+        (lambda v: v * 0, "vectors[0]"),
+        (lambda v: v[:, :-1], "vectors.shape"),
+    ],
+    ids=["nan", "infinite", "zero", "dimension"],
+)
+async def test_bad_vectors_change_nothing(stub, damage, field) -> None:
+    assert await failing(stub.Upsert(with_vectors(damage(unit_vectors(2))))) == (Kind.INVALID_ARGUMENT, field)
+    listed = await stub.ListImages(search_pb2.ListImagesRequest(collection="default"))
+    assert listed.total_count == 0
+
+
+async def test_errors_name_the_field(stub) -> None:
+    good = upsert_request("a", unit_vectors(2))
+    assert await failing(stub.Search(search_request(unit_vectors(1), page_token="x"))) == (  # noqa: S106
+        Kind.INVALID_ARGUMENT,
+        "page_token",
+    )
+    twice = search_pb2.UpsertRequest()
+    twice.CopyFrom(good)
+    twice.records[1].record_id = twice.records[0].record_id
+    assert await failing(stub.Upsert(twice)) == (Kind.INVALID_ARGUMENT, "records[1].record_id")
+    orphan = search_pb2.UpsertRequest()
+    orphan.CopyFrom(good)
+    del orphan.images[:]
+    assert await failing(stub.Upsert(orphan)) == (Kind.INVALID_ARGUMENT, "records[0].image_id")
+    lost = search_pb2.UpsertRequest()
+    lost.CopyFrom(good)
+    lost.collection = "nowhere"
+    assert await failing(stub.Upsert(lost)) == (Kind.NOT_FOUND, "collection")
+    other = search_pb2.UpsertRequest()
+    other.CopyFrom(good)
+    other.model.crop_policy = types_pb2.CROP_POLICY_BBOX
+    assert (await failing(stub.Upsert(other)))[0] is Kind.MODEL_MISMATCH
+    create = search_pb2.CreateCollectionRequest(name="../up", model=MODEL_INFO)
+    assert await failing(stub.CreateCollection(create)) == (Kind.INVALID_ARGUMENT, "name")
+    create = search_pb2.CreateCollectionRequest(name="default", model=MODEL_INFO)
+    assert await failing(stub.CreateCollection(create)) == (Kind.ALREADY_EXISTS, "name")
+    for name in ("../../etc/passwd", "/tmp/x", ".hidden"):
+        assert await failing(stub.Snapshot(search_pb2.SnapshotRequest(name=name))) == (
+            Kind.INVALID_ARGUMENT,
+            "name",
+        )
+    assert await failing(stub.Restore(search_pb2.RestoreRequest(name="none"))) == (Kind.NOT_FOUND, "name")
+    empty = search_pb2.DeleteRequest(collection="default", filter=search_pb2.Filter())
+    assert await failing(stub.Delete(empty)) == (Kind.INVALID_ARGUMENT, "filter")
+    listed = await stub.ListImages(search_pb2.ListImagesRequest(collection="default"))
+    assert listed.total_count == 0
+
+
+async def test_query_without_crop_policy_agrees_with_every_collection(stub) -> None:
+    vectors = await ingest(stub, 1)
+    request = search_request(vectors[0, :1])
+    request.model.crop_policy = types_pb2.CROP_POLICY_UNSPECIFIED
+    assert len((await stub.Search(request)).results[0].hits) == 4
+
+
+async def test_min_seq_is_seen_or_refused(stub) -> None:
+    written = await stub.Upsert(upsert_request("a", unit_vectors(1)))
+    answer = await stub.Search(search_request(unit_vectors(1), min_seq=written.seq))
+    assert answer.seq >= written.seq
+    assert (await failing(stub.Search(search_request(unit_vectors(1), min_seq=written.seq + 99))))[
+        0
+    ] is Kind.UNAVAILABLE
+
+
+async def test_token_of_another_request_is_refused(stub) -> None:
+    await ingest(stub, 2)
+    page = await stub.Search(search_request(unit_vectors(1), page_size=2))
+    token = page.results[0].next_page_token
+    assert await failing(stub.Search(search_request(unit_vectors(1), page_size=3, page_token=token))) == (
+        Kind.INVALID_ARGUMENT,
+        "page_token",
+    )
+
+
+async def test_foreign_snapshot_is_refused_by_name(stub, settings) -> None:
+    vectors = await ingest(stub, 1)
+    folder: Path = settings.folder / "snapshots"
+    folder.mkdir()
+    (folder / "foreign").write_bytes(b"no database at all" * 1000)
+    (folder / "empty").write_bytes(b"")
+    for name in ("foreign", "empty"):
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await stub.Restore(search_pb2.RestoreRequest(name=name))
+        error = from_rpc_error(caught.value)
+        assert error.kind is Kind.DATA_LOSS
+        assert name in error.message
+    assert sorted(path.name for path in folder.iterdir()) == ["empty", "foreign"]
+    assert len((await stub.Search(search_request(vectors[0, :1]))).results[0].hits) == 4
