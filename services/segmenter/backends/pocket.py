@@ -1,0 +1,112 @@
+"""The pocket segmenter: Segment Anything's own prompt encoder and mask decoder behind a light image encoder.
+
+As in MobileSAM and EfficientViT-SAM only the image encoder differs from the original, so that
+``segment_anything.SamPredictor`` and ``SamAutomaticMaskGenerator`` work on it unchanged.
+"""
+
+from __future__ import annotations
+
+import timm
+from segment_anything.modeling import MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
+from segment_anything.modeling.common import LayerNorm2d
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+STRIDE = 8  # pixels of the input per cell of the image embedding
+
+
+class PyramidEncoder(nn.Module):
+    """A convolutional body and a feature pyramid that ends in one map of stride 8.
+
+    The pyramid adds the coarse maps to the map of stride 8, top down (Lin et al. 2017, "Feature Pyramid Networks").
+    The map of stride 4 is folded in as well: edges finer than a cell have to reach the mask decoder through its
+    channels.
+
+    Args:
+        body: name of a timm model with features at strides 4, 8, 16 and 32.
+        width: channels of the image embedding.
+        img_size: side of the square input in pixels; the name is that of ``ImageEncoderViT``.
+    """
+
+    def __init__(self, body: str, width: int, img_size: int) -> None:
+        super().__init__()
+        self.img_size = img_size
+        self.body = timm.create_model(
+            body, pretrained=False, features_only=True, out_indices=(-4, -3, -2, -1)
+        )
+        fine, *levels = self.body.feature_info.channels()
+        self.fold = nn.Conv2d(fine, width, kernel_size=2, stride=2)
+        self.laterals = nn.ModuleList(nn.Conv2d(channels, width, kernel_size=1) for channels in levels)
+        self.smooth = nn.ModuleList(_convolution(width) for _ in levels)
+        self.mix = nn.Sequential(_convolution(width), nn.Conv2d(width, width, kernel_size=1))
+        self.norm = LayerNorm2d(width)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Normalised pixels (B, 3, img_size, img_size) to embeddings (B, width, img_size / 8, img_size / 8)."""
+        fine, *levels = self.body(image)
+        coarser: Tensor | None = None
+        for level, lateral, smooth in zip(
+            reversed(levels), reversed(self.laterals), reversed(self.smooth), strict=True
+        ):
+            features = lateral(level)
+            if coarser is not None:
+                features = features + F.interpolate(coarser, size=features.shape[-2:], mode="nearest")
+            coarser = smooth(features)
+        assert coarser is not None
+        features = self.mix(coarser + self.fold(fine))
+        return self.norm(features)
+
+
+def _convolution(width: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(width, width, kernel_size=3, padding=1, bias=False),
+        nn.BatchNorm2d(width),
+        nn.ReLU(inplace=True),
+    )
+
+
+def build_pocket_sam(
+    *,
+    body: str = "regnetx_004",
+    img_size: int = 256,
+    width: int = 128,
+    heads: int = 4,
+    depth: int = 2,
+    mlp_width: int = 512,
+) -> Sam:
+    """Builds the pocket SAM with random weights, in evaluation mode.
+
+    Args:
+        body: timm model of the image encoder.
+        img_size: side of the square input in pixels, a multiple of 32.
+        width: channels of the image embedding and of the decoder.
+        heads: attention heads of the decoder.
+        depth: two-way layers of the decoder.
+        mlp_width: hidden width of the decoder's token MLP.
+
+    Raises:
+        ValueError: ``img_size`` is no multiple of 32, or ``width`` none of ``8 * heads``.
+    """
+    if img_size % 32 or width % (8 * heads):
+        raise ValueError(f"img_size {img_size} must be a multiple of 32, width {width} one of {8 * heads}")
+    grid = img_size // STRIDE
+    sam = Sam(
+        image_encoder=PyramidEncoder(body, width, img_size),
+        prompt_encoder=PromptEncoder(
+            embed_dim=width,
+            image_embedding_size=(grid, grid),
+            input_image_size=(img_size, img_size),
+            mask_in_chans=16,
+        ),
+        mask_decoder=MaskDecoder(
+            transformer_dim=width,
+            transformer=TwoWayTransformer(
+                depth=depth, embedding_dim=width, num_heads=heads, mlp_dim=mlp_width
+            ),
+            num_multimask_outputs=3,
+            activation=nn.ReLU,  # half the time of GELU on the largest maps
+            iou_head_depth=3,
+            iou_head_hidden_dim=width,
+        ),
+    )
+    return sam.eval()

@@ -1,0 +1,229 @@
+"""Draws scenes: named things on a background, with the exact visible mask of each.
+
+Everything about a scene follows from its seed. Seeds from :data:`HELD_OUT` on are never trained on.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageFilter
+
+from training import backgrounds, shapes
+from training.captions import list_things
+from training.pictograms import Pictogram, load_pictograms
+
+HELD_OUT = 10_000_000
+
+_SHAPE_SHARE = 0.14  # of the things; the others are pictograms
+_SIZES = (24.0, 140.0)  # longer side of a thing in a 256 px scene
+_MOST_HIDDEN = 0.15
+_ATTEMPTS = 12  # places tried for a thing before it is left out
+
+
+@dataclass(frozen=True)
+class Thing:
+    """A named thing in a scene; its mask is ``scene.labels == label``."""
+
+    name: str
+    keywords: tuple[str, ...]
+    label: int
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A picture and what is in it.
+
+    Attributes:
+        image: uint8 RGB, height × width × 3.
+        labels: uint8, height × width: 0 is background, ``thing.label`` the visible part of a thing.
+        things: in painting order; names are unique within a scene.
+    """
+
+    image: npt.NDArray[np.uint8]
+    labels: npt.NDArray[np.uint8]
+    things: list[Thing]
+
+    @property
+    def caption(self) -> str:
+        """The things of the scene in one phrase."""
+        return list_things([thing.name for thing in self.things])
+
+    def mask(self, thing: Thing) -> npt.NDArray[np.bool_]:
+        """The visible pixels of a thing, bool, height × width."""
+        return self.labels == thing.label
+
+
+@dataclass(frozen=True)
+class SceneStyle:
+    """What kind of scenes are drawn.
+
+    Attributes:
+        sizes: (width, height) of the canvases, one drawn at random.
+        things: fewest and most things in a scene.
+        photographs: background photographs, see :mod:`training.backgrounds`.
+        damage: whether blur, noise and JPEG artefacts are added.
+        calm: whether backgrounds are soft ones only.
+        only: the pictograms that occur; empty for all.
+    """
+
+    sizes: tuple[tuple[int, int], ...] = (
+        (256, 256),
+        (256, 256),
+        (256, 192),
+        (256, 171),
+        (192, 256),
+        (384, 256),
+    )
+    things: tuple[int, int] = (2, 9)
+    photographs: tuple[str, ...] = backgrounds.TRAINING_PHOTOGRAPHS
+    damage: bool = True
+    calm: bool = False
+    only: tuple[str, ...] = ()
+
+
+@dataclass
+class SceneArtist:
+    """Draws scenes of one style; ``draw(seed)`` always gives the same scene for the same seed."""
+
+    style: SceneStyle = field(default_factory=SceneStyle)
+
+    @cached_property
+    def pictograms(self) -> list[Pictogram]:
+        """The pictograms that may occur, loaded when the first scene is drawn."""
+        return [p for p in load_pictograms() if not self.style.only or p.name in self.style.only]
+
+    @cached_property
+    def vocabulary(self) -> dict[str, tuple[str, ...]]:
+        """Every name that can occur, with its keywords."""
+        named = {pictogram.name: pictogram.keywords for pictogram in self.pictograms}
+        return named | {name: tuple(name.split()) for name in shapes.NAMES}
+
+    def draw(self, seed: int) -> Scene:
+        """Draws the scene of a seed."""
+        rng = np.random.default_rng(seed)
+        width, height = self.style.sizes[int(rng.integers(len(self.style.sizes)))]
+        pixels = backgrounds.draw_background(rng, height, width, self.style.photographs, self.style.calm)
+        labels = np.zeros((height, width), np.uint8)
+        shadow = rng.uniform(0.2, 0.6) if rng.random() < 0.6 else 0.0
+        light = rng.normal(0, 0.05, 2)  # where shadows fall, in sizes of the thing
+        areas: list[int] = []
+        things: list[Thing] = []
+        scale = np.sqrt(height * width) / 256
+        wanted = int(rng.integers(self.style.things[0], self.style.things[1] + 1))
+        crowding = min(1.0, (5 / wanted) ** 0.5)
+        for _ in range(wanted):
+            name, keywords, sprite = self._pick(rng)
+            if any(thing.name == name for thing in things):
+                continue
+            longest = scale * np.exp(rng.uniform(np.log(_SIZES[0]), np.log(_SIZES[1] * crowding)))
+            sprite = _pose(sprite, min(longest, 0.8 * height, 0.8 * width), rng)
+            solid = np.asarray(sprite)[..., 3] > 127
+            if not (spot := _find_spot(rng, labels, areas, solid)):
+                continue
+            x, y = spot
+            if shadow:
+                _cast_shadow(pixels, sprite, x, y, light * longest, shadow)
+            _paste(pixels, sprite, x, y)
+            view = labels[y : y + solid.shape[0], x : x + solid.shape[1]]
+            view[solid] = len(things) + 1
+            things.append(Thing(name, keywords, len(things) + 1))
+            areas.append(int(solid.sum()))
+        if self.style.damage:
+            pixels = _light_up(rng, pixels)
+        image = np.clip(pixels + 0.5, 0, 255).astype(np.uint8)
+        return Scene(_damage(rng, image) if self.style.damage else image, labels, things)
+
+    def _pick(self, rng: np.random.Generator) -> tuple[str, tuple[str, ...], Image.Image]:
+        if rng.random() < _SHAPE_SHARE:
+            name = shapes.NAMES[int(rng.integers(len(shapes.NAMES)))]
+            return name, tuple(name.split()), Image.fromarray(shapes.draw_shape(name, rng))
+        pictogram = self.pictograms[int(rng.integers(len(self.pictograms)))]
+        return pictogram.name, pictogram.keywords, Image.fromarray(pictogram.pixels)
+
+
+def _pose(sprite: Image.Image, longest: float, rng: np.random.Generator) -> Image.Image:
+    """Mirrors, scales and turns a sprite; the result is trimmed by the turn only."""
+    if rng.random() < 0.5:
+        sprite = sprite.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    factor = longest / max(sprite.size)
+    size = (max(4, round(sprite.width * factor)), max(4, round(sprite.height * factor)))
+    sprite = sprite.resize(size, Image.Resampling.BICUBIC)
+    angle = rng.uniform(-30, 30) if rng.random() < 0.6 else 0.0
+    return sprite.rotate(angle, Image.Resampling.BICUBIC, expand=True) if abs(angle) > 1 else sprite
+
+
+def _find_spot(
+    rng: np.random.Generator,
+    labels: npt.NDArray[np.uint8],
+    areas: list[int],
+    solid: npt.NDArray[np.bool_],
+) -> tuple[int, int] | None:
+    """A place where the new thing hides no other by more than the limit, counting what is hidden already."""
+    height, width = labels.shape
+    if solid.shape[0] > height or solid.shape[1] > width or solid.sum() < 40:
+        return None
+    visible = np.bincount(labels.ravel(), minlength=len(areas) + 1)
+    needed = np.array([0, *areas]) * (1 - _MOST_HIDDEN)
+    for _ in range(_ATTEMPTS):
+        x = int(rng.integers(width - solid.shape[1] + 1))
+        y = int(rng.integers(height - solid.shape[0] + 1))
+        under = labels[y : y + solid.shape[0], x : x + solid.shape[1]][solid]
+        left = visible - np.bincount(under, minlength=len(visible))
+        if (left[1:] >= needed[1:]).all():
+            return x, y
+    return None
+
+
+def _paste(pixels: npt.NDArray[np.float32], sprite: Image.Image, x: int, y: int) -> None:
+    rgba = np.asarray(sprite, np.float32)
+    alpha = rgba[..., 3:] / 255
+    view = pixels[y : y + rgba.shape[0], x : x + rgba.shape[1]]
+    view += alpha * (rgba[..., :3] - view)
+
+
+def _cast_shadow(
+    pixels: npt.NDArray[np.float32],
+    sprite: Image.Image,
+    x: int,
+    y: int,
+    offset: npt.NDArray[np.float64],
+    strength: float,
+) -> None:
+    """Darkens what lies under a blurred, shifted copy of the sprite."""
+    radius = max(1, round(0.04 * max(sprite.size)))
+    margin = 2 * radius
+    alpha = Image.new("L", (sprite.width + 2 * margin, sprite.height + 2 * margin))
+    alpha.paste(sprite.getchannel("A"), (margin, margin))
+    dark = np.asarray(alpha.filter(ImageFilter.BoxBlur(radius)), np.float32)[..., None] * (strength / 255)
+    top, left = y - margin + round(offset[1]), x - margin + round(offset[0])
+    y0, x0 = max(0, top), max(0, left)
+    y1, x1 = min(pixels.shape[0], top + dark.shape[0]), min(pixels.shape[1], left + dark.shape[1])
+    if y0 < y1 and x0 < x1:
+        pixels[y0:y1, x0:x1] *= 1 - dark[y0 - top : y1 - top, x0 - left : x1 - left]
+
+
+def _light_up(rng: np.random.Generator, pixels: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """A change of exposure and of the light's colour over the whole scene."""
+    if rng.random() < 0.5:
+        pixels = pixels * rng.uniform(0.75, 1.15) * rng.uniform(0.93, 1.07, 3).astype(np.float32)
+    return pixels
+
+
+def _damage(rng: np.random.Generator, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """What cameras and compression do: blur, noise, JPEG."""
+    picture = Image.fromarray(image)
+    if rng.random() < 0.25:
+        picture = picture.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 0.9)))
+    if rng.random() < 0.25:
+        noise = rng.normal(0, rng.uniform(1, 7), image.shape)
+        picture = Image.fromarray(np.clip(np.asarray(picture) + noise, 0, 255).astype(np.uint8))
+    if rng.random() < 0.35:
+        file = io.BytesIO()
+        picture.save(file, "JPEG", quality=int(rng.integers(45, 95)))
+        picture = Image.open(file)
+    return np.asarray(picture.convert("RGB"))
