@@ -1,7 +1,7 @@
 """The health check of a container: `python -m services.runtime.probe embedder` exits 0 while it is serving.
 
-It reads the same settings as the process that it asks about, so that port and TLS are never said twice. Over TLS the
-certificate must be valid for the process's name, and under mutual TLS for clients too.
+It reads the same settings as the process that it asks about, so that port and TLS are never said twice. Over
+TLS the certificate must be valid for the process's name, and under mutual TLS for clients too.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ def probe(settings: ServiceSettings) -> bool:
     address = f"127.0.0.1:{settings.port}"
     with _channel(address, settings) as channel:
         try:
-            answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=TIMEOUT_S)
+            answer = health_pb2_grpc.HealthStub(channel).Check(
+                health_pb2.HealthCheckRequest(), timeout=TIMEOUT_S
+            )
         except grpc.RpcError as error:
             print(f"{settings.process} at {address}: {error.code().name}", file=sys.stderr)
             return False

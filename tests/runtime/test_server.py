@@ -293,9 +293,9 @@ def test_a_taken_port_and_a_wrong_setting_are_said_plainly():
     assert other.returncode == 1
     assert "cannot start" in errors
     assert "Traceback" not in errors
-    wrong, _ = start("--grace-s", "-1")
+    wrong, _ = start("--port", "70000")
     _, errors = wrong.communicate(timeout=20)
     assert wrong.returncode == 2
-    assert "grace_s" in errors
+    assert "port" in errors
     process.terminate()
     process.communicate(timeout=20)

@@ -1,0 +1,329 @@
+"""Many callers, one device: dynamic batching with admission control.
+
+A request is a payload with a number of items (regions, texts, prompts, query vectors). The batcher
+
+- admits by items, on the event loop: a full queue refuses at once and says when to come back;
+- reserves a place in the pipeline first and cuts the batch then, so that a busy device makes batches grow by
+itself;
+- fills batches across callers, splits what is larger than a batch, and puts the pieces together again;
+- forgets requests that were cancelled or are late, whether they wait or are just about to run;
+- serves the interactive lane before the bulk lane, which is never starved altogether;
+- lets a bad request fail alone, retries what did not fit into memory in halves, and gives the process up when
+a
+  stage has died or a device hangs (see `stages.py`).
+
+Scheduling follows text-embeddings-inference's slot-then-cut and infinity's three overlapped stages.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, Generic, TypeVar
+
+import structlog
+from opentelemetry import context, trace
+from pydantic import BaseModel, ConfigDict, Field
+
+from regionsearch.errors import Kind, RegionSearchError, overloaded
+from services.runtime.batch import Batch, Lane, Lanes, Part, Request
+from services.runtime.metrics import QueueMetrics
+from services.runtime.stages import DeviceThread, Failure, PreparePool, always_poison
+
+__all__ = ["BatchSettings", "Batcher", "Failure", "Lane", "Part"]
+
+Payload = TypeVar("Payload")
+Result = TypeVar("Result")
+
+DEPTH = 2  # batches per device: one runs, one is ready or being prepared
+WATCH_S = 1.0
+STOPPING = "stopping"
+
+_log = structlog.get_logger(__name__)
+_tracer = trace.get_tracer("regionsearch")
+
+
+class BatchSettings(BaseModel):
+    """How requests become batches."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    max_batch: int = Field(64, gt=0, description="Items in a batch.")
+    max_queue: int = Field(4096, gt=0, description="Items that may wait, in each lane.")
+    max_delay_s: float = Field(
+        0.002, ge=0, description="Longest wait of an idle device, when calls come in quick succession."
+    )
+    prepare_threads: int = Field(4, gt=0, description="Threads that decode and resize.")
+    hang_s: float = Field(120.0, gt=0, description="A batch that takes longer means that the device is lost.")
+
+
+class Batcher(Generic[Payload, Result]):
+    """Feeds one or more devices from one queue. Lives on the event loop on which it was made.
+
+    Args:
+        name: For metrics, logs and thread names.
+        settings: Sizes and times.
+        device: For each device, the function that runs a batch on it: takes the batch's parts, from different
+            requests of the same key, and returns what `finish` takes. A device's function is only ever called
+            from that device's own thread.
+        prepare: Turns a payload into what ``part.prepared`` is, once per request, in a thread pool (decode,
+            resize). None leaves the payload as it is.
+        finish: Turns what `device` returned into one result per part, in a thread of its own. None where
+            `device` returns these results itself.
+        classify: Says what an exception of a stage means.
+        on_fatal: Called once, on the event loop, when a stage has died or a device is lost;
+            :meth:`services.runtime.server.Server.fail` is meant for it.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        settings: BatchSettings,
+        *,
+        device: Sequence[Callable[[Sequence[Part[Any]]], Any]],
+        prepare: Callable[[Payload], Any] | None = None,
+        finish: Callable[[Any], Sequence[Result]] | None = None,
+        classify: Callable[[Exception], Failure] = always_poison,
+        on_fatal: Callable[[str], None] = lambda reason: None,
+    ) -> None:
+        self._name = name
+        self._settings = settings
+        self._on_fatal = on_fatal
+        self._loop = asyncio.get_running_loop()
+        self._metrics = QueueMetrics(name)
+        self._lanes = Lanes()
+        self._running = 0  # items in batches
+        self._live: set[Request] = set()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._closed: str | None = None  # why no request is taken any more
+        self._pump_due = False
+        self._delay: asyncio.TimerHandle | None = None
+        self._last_arrival = float("-inf")
+        self._quick = False  # the last two requests came within `max_delay_s`
+        self._prepare = (
+            None if prepare is None else PreparePool(name, prepare, settings.prepare_threads, self._metrics)
+        )
+        self._devices = [
+            DeviceThread(
+                f"{name}-{index}",
+                function,
+                finish,
+                classify,
+                lambda thread: self._from_thread(self._on_free, thread),
+                lambda batch: self._from_thread(self._deliver, batch),
+                lambda reason: self._from_thread(self._fail, reason),
+                self._metrics,
+            )
+            for index, function in enumerate(device)
+        ]
+        self._slots = self._devices * DEPTH
+        self._watch = self._loop.create_task(self._watch_devices())
+
+    async def submit(
+        self,
+        payload: Payload,
+        items: int,
+        *,
+        key: Hashable = None,
+        lane: Lane = Lane.INTERACTIVE,
+        deadline: float | None = None,
+    ) -> list[Result]:
+        """Waits for the results of a request.
+
+        Cancelling the caller takes the request back; what of it is on the device runs to its end and is
+        dropped.
+
+        Args:
+            payload: What `prepare` takes.
+            items: Number of items in it, at least 1.
+            key: Only requests of the same key share a batch.
+            lane: Who waits for it.
+            deadline: Time of the event loop's clock after which nobody wants the answer.
+
+        Returns:
+            One result per part, in the order of the items; a request that fitted into one batch has one.
+
+        Raises:
+            RegionSearchError: OVERLOADED when the queue is full or longer than the deadline,
+                DEADLINE_EXCEEDED when the deadline has passed, UNAVAILABLE when the batcher is closed or its
+                device is lost.
+            Exception: What `prepare`, `device` or `finish` raised for this request.
+        """
+        request = self._admit(payload, items, key, lane, deadline)
+        try:
+            return await request.future
+        except asyncio.CancelledError:
+            if not request.done:
+                self._metrics.dropped_cancelled.inc()
+                self._forget(request)
+            raise
+
+    async def close(self) -> None:
+        """Refuses new requests, waits for those that were admitted, ends the threads."""
+        self._closed = self._closed or STOPPING
+        await self._idle.wait()
+        self._watch.cancel()
+        patience = 30.0 if self._closed == STOPPING else 0.1  # a lost device need not answer
+        await asyncio.gather(*(asyncio.to_thread(device.close, patience) for device in self._devices))
+        if self._prepare is not None:
+            await asyncio.to_thread(self._prepare.close)
+
+    @property
+    def waiting(self) -> int:
+        """Items that were admitted and are in no batch yet."""
+        return self._lanes.items()
+
+    def _admit(
+        self, payload: Payload, items: int, key: Hashable, lane: Lane, deadline: float | None
+    ) -> Request:
+        if items < 1:
+            raise ValueError("a request has at least one item")
+        if self._closed is not None:
+            raise RegionSearchError(Kind.UNAVAILABLE, f"{self._name}: {self._closed}; try another replica")
+        waiting, limit = self._lanes.items(lane), self._settings.max_queue
+        delay = self._expected_wait(lane)
+        if waiting and waiting + items > limit:  # alone, a request may be larger than the queue
+            self._metrics.refused_full.inc()
+            message = f"{self._name}: {waiting} of {limit} items are waiting; try again later or elsewhere"
+            raise overloaded(message, max(delay, 0.01))
+        if deadline is not None and self._loop.time() + delay >= deadline:
+            self._metrics.refused_late.inc()
+            raise overloaded(f"{self._name}: the queue is longer than the call's deadline", max(delay, 0.01))
+        request = Request(payload, items, key, lane, self._loop.create_future())
+        if self._prepare is None:
+            request.prepared, request.lock = payload, None
+        if deadline is not None:
+            request.timer = self._loop.call_at(deadline, self._expire, request)
+        self._live.add(request)
+        self._idle.clear()
+        self._lanes.push(request)
+        self._metrics.cost.set(self.waiting)
+        self._quick = request.arrived - self._last_arrival < self._settings.max_delay_s
+        self._last_arrival = request.arrived
+        self._schedule()
+        return request
+
+    def _expected_wait(self, lane: Lane) -> float:
+        """Seconds until a request that came now would begin to run, by the speed of recent batches."""
+        ahead = self._running + (self.waiting if lane is Lane.BULK else self._lanes.items(Lane.INTERACTIVE))
+        batches = ahead / self._settings.max_batch / len(self._devices)
+        return batches * min(device.batch_seconds for device in self._devices)
+
+    def _schedule(self) -> None:
+        """Has :meth:`_pump` run after the calls that are ready now, so that they can share a batch."""
+        if not self._pump_due:
+            self._pump_due = True
+            self._loop.call_soon(self._pump)
+
+    def _pump(self) -> None:
+        """Fills the free slots of the pipeline."""
+        self._pump_due = False
+        while self._slots and self._lanes and not self._worth_waiting():
+            device = self._slots.pop(0)
+            batch = self._lanes.cut(self._settings.max_batch)
+            self._running += batch.size
+            self._metrics.cost.set(self.waiting)
+            self._metrics.fill.observe(batch.size / self._settings.max_batch)
+            for part in batch.parts:
+                if part.start == 0:
+                    self._metrics.wait.observe(batch.cut_at - part.request.arrived)
+            if self._prepare is None:
+                device.put(batch)
+            else:
+                self._prepare.put(batch, device.put)
+
+    def _worth_waiting(self) -> bool:
+        """Whether idle devices had better wait for more; if so, arranges for the end of the wait."""
+        idle = len(self._slots) == DEPTH * len(self._devices)
+        if not idle or not self._quick or self.waiting >= self._settings.max_batch:
+            return False
+        left = self._lanes.oldest() + self._settings.max_delay_s - time.monotonic()
+        if left > 0 and self._delay is None:
+            self._delay = self._loop.call_later(left, self._end_delay)
+        return left > 0
+
+    def _end_delay(self) -> None:
+        self._delay = None
+        self._schedule()
+
+    def _from_thread(self, callback: Callable[[Any], None], argument: object) -> None:
+        try:
+            self._loop.call_soon_threadsafe(callback, argument)
+        except RuntimeError:  # the loop has been closed: nobody waits
+            _log.debug("event loop is closed", queue=self._name)
+
+    def _on_free(self, device: DeviceThread) -> None:
+        self._slots.append(device)
+        if self._lanes:
+            self._schedule()
+
+    def _deliver(self, batch: Batch) -> None:
+        self._running -= batch.size
+        self._trace(batch)
+        for part, outcome in batch.outcomes:
+            request = part.request
+            if request.done:
+                continue
+            if isinstance(outcome, Exception):
+                self._settle(request, error=outcome)
+                continue
+            request.results.append((part.start, outcome))
+            request.left -= part.size
+            self._metrics.items.inc(part.size)
+            if request.left == 0:
+                self._settle(request)
+
+    def _settle(self, request: Request, error: Exception | None = None) -> None:
+        self._forget(request)
+        if request.future.done():  # cancelled a moment ago
+            return
+        if error is not None:
+            request.future.set_exception(error)
+        else:
+            request.results.sort(key=lambda result: result[0])
+            request.future.set_result([result for _, result in request.results])
+
+    def _forget(self, request: Request) -> None:
+        request.done = True
+        request.payload = None
+        if request.timer is not None:
+            request.timer.cancel()
+        self._lanes.remove(request)
+        self._metrics.cost.set(self.waiting)
+        self._live.discard(request)
+        if not self._live:
+            self._idle.set()
+
+    def _expire(self, request: Request) -> None:
+        self._metrics.dropped_expired.inc()
+        message = f"{self._name}: the deadline passed before the answer was there"
+        self._settle(request, RegionSearchError(Kind.DEADLINE_EXCEEDED, message))
+
+    def _trace(self, batch: Batch) -> None:
+        """One span per batch, linked to the calls it worked for."""
+        links = [trace.Link(part.request.span) for part, _ in batch.outcomes if part.request.span.is_valid]
+        if links:
+            begin = time.time_ns() - int((time.monotonic() - batch.cut_at) * 1e9)
+            name, facts = f"batch {self._name}", {"items": batch.size}
+            _tracer.start_span(name, context.Context(), links=links, attributes=facts, start_time=begin).end()
+
+    async def _watch_devices(self) -> None:
+        """Finds out when a device hangs: its own thread cannot tell."""
+        limit = self._settings.hang_s
+        while True:
+            await asyncio.sleep(min(WATCH_S, limit))
+            for device in self._devices:
+                since = device.busy_since
+                if since is not None and time.monotonic() - since > limit:
+                    self._fail(f"{device.name} has not answered for {limit:g} s")
+
+    def _fail(self, reason: str) -> None:
+        if self._closed not in (None, STOPPING):
+            return
+        self._closed = reason
+        for request in list(self._live):
+            message = f"{self._name}: {reason}; try another replica"
+            self._settle(request, RegionSearchError(Kind.UNAVAILABLE, message))
+        self._on_fatal(reason)

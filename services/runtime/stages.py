@@ -1,0 +1,241 @@
+"""The three overlapped stages of a batch, in threads: prepare → device → finish.
+
+prepare runs in a pool, once per request; one thread per device is the only one that ever touches it; finish
+brings results to the form that callers want while the device is at the next batch. Knows nothing of asyncio:
+`batcher.py` feeds it, and is told what became of every part.
+"""
+
+from __future__ import annotations
+
+import enum
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import structlog
+
+from services.runtime.batch import Batch, Part, Request, halves_by_items, halves_by_requests
+from services.runtime.metrics import QueueMetrics
+
+_log = structlog.get_logger(__name__)
+
+
+class Failure(enum.Enum):
+    """What an exception out of a stage means; services say so through `classify`."""
+
+    POISON = "poison"  # some request of the batch is at fault: find it, the others get their answers
+    OUT_OF_MEMORY = "out of memory"  # the batch is too large: try halves
+    FATAL = "fatal"  # the device is lost: nothing that it says can be trusted, the process must end
+
+
+def always_poison(error: Exception) -> Failure:
+    """The classification for stages that own no device."""
+    return Failure.POISON
+
+
+class PreparePool:
+    """Prepares the requests of a batch, each once, and passes the batch on when the last one is ready."""
+
+    def __init__(self, name: str, prepare: Callable[[Any], Any], threads: int, metrics: QueueMetrics) -> None:
+        self._prepare = prepare
+        self._threads = threads
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix=f"{name}-prepare")
+        self._count = threading.Lock()
+        self._metrics = metrics
+
+    def put(self, batch: Batch, then: Callable[[Batch], None]) -> None:
+        """Prepares in the pool; `then` is called from one of its threads, or at once if nothing is left."""
+        requests = list(dict.fromkeys(part.request for part in batch.parts if part.request.lock is not None))
+        if not requests:
+            then(batch)
+            return
+        batch.preparing = min(self._threads, len(requests))
+        shared = iter(requests)
+        for _ in range(batch.preparing):
+            self._pool.submit(self._work, batch, shared, then)
+
+    def _work(self, batch: Batch, shared: Iterator[Request], then: Callable[[Batch], None]) -> None:
+        with self._metrics.prepare.time():
+            for request in shared:  # each thread takes the next one
+                if not request.done:
+                    self._prepare_once(request)
+        with self._count:
+            batch.preparing -= 1
+            last = batch.preparing == 0
+        if last:
+            then(batch)
+
+    def _prepare_once(self, request: Request) -> None:
+        lock = request.lock
+        if lock is None:
+            return
+        with lock:
+            if request.lock is None:  # another batch with a part of this request was faster
+                return
+            try:
+                request.prepared = self._prepare(request.payload)
+            except Exception as error:
+                request.prepare_error = error
+            request.payload = None
+            request.lock = None
+
+    def close(self) -> None:
+        """Lets running preparations end."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+class DeviceThread:
+    """One device with the thread that owns it and the thread that finishes its batches.
+
+    Args:
+        name: For the threads.
+        device: Runs a batch on the device; called from one thread only.
+        finish: Turns what `device` returned into one result per part; None where it already did.
+        classify: What an exception means.
+        on_free: Called when the device is done with a batch.
+        on_done: Called with a batch whose outcomes are complete.
+        on_fatal: Called with the reason when a thread has ended before its time.
+        metrics: Stage times and failures go here.
+
+    Attributes:
+        busy_since: When the batch on the device began (monotonic clock), None while it is idle.
+        batch_seconds: Moving average of the time a batch takes on the device; 0 until the first.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        device: Callable[[Sequence[Part[Any]]], Any],
+        finish: Callable[[Any], Sequence[Any]] | None,
+        classify: Callable[[Exception], Failure],
+        on_free: Callable[[DeviceThread], None],
+        on_done: Callable[[Batch], None],
+        on_fatal: Callable[[str], None],
+        metrics: QueueMetrics,
+    ) -> None:
+        self.name = name
+        self.busy_since: float | None = None
+        self.batch_seconds = 0.0
+        self._device = device
+        self._finish = finish
+        self._classify = classify
+        self._on_free = on_free
+        self._on_done = on_done
+        self._on_fatal = on_fatal
+        self._metrics = metrics
+        self._ready: queue.SimpleQueue[tuple[Batch, Exception | None] | None] = queue.SimpleQueue()
+        self._raw: queue.SimpleQueue[tuple[Batch, Any] | None] = queue.SimpleQueue()
+        loops = {"device": self._device_loop} | ({"finish": self._finish_loop} if finish else {})
+        self._threads = [
+            threading.Thread(target=self._guard, args=(loop,), name=f"{name}-{stage}", daemon=True)
+            for stage, loop in loops.items()
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def put(self, batch: Batch) -> None:
+        """Hands over a prepared batch; from any thread."""
+        self._ready.put((batch, None))
+
+    def close(self, timeout_s: float) -> None:
+        """Ends the threads once they have done what they were given; a thread that hangs is left behind."""
+        deadline = time.monotonic() + timeout_s
+        self._ready.put(None)
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+
+    def _guard(self, loop: Callable[[], None]) -> None:
+        """Whatever ends a stage before its time ends the process: a dead stage answers nobody."""
+        name = threading.current_thread().name
+        try:
+            loop()
+        except BaseException as error:
+            _log.exception("stage died", stage=name)
+            self._on_fatal(f"{name} died: {type(error).__name__}: {error}")
+
+    def _device_loop(self) -> None:
+        while (item := self._ready.get()) is not None:
+            batch, late_error = item
+            self.busy_since = begin = time.monotonic()
+            batch.drop()
+            if late_error is not None:
+                batch.outcomes += self._isolate(batch.parts, late_error)
+                batch.parts = []
+            raw = self._run(batch) if batch.parts else None
+            self.busy_since = None
+            if late_error is None:  # a batch that comes back from finish has given up its slot
+                self._on_free(self)
+            if not batch.parts:
+                self._on_done(batch)
+                continue
+            self._learn(time.monotonic() - begin)
+            if self._finish is None:
+                self._complete(batch, raw)
+            else:
+                self._raw.put((batch, raw))
+        self._raw.put(None)
+
+    def _run(self, batch: Batch) -> Any:
+        """Runs the batch on the device; if that fails, sorts it out and leaves the batch without parts."""
+        try:
+            return self._device(batch.parts)
+        except Exception as error:
+            batch.outcomes += self._isolate(batch.parts, error)
+            batch.parts = []
+            return None
+
+    def _finish_loop(self) -> None:
+        assert self._finish is not None
+        while (item := self._raw.get()) is not None:
+            batch, raw = item
+            try:
+                with self._metrics.finish.time():
+                    results = self._finish(raw)
+            except Exception as error:  # an asynchronous device may raise its own errors only here
+                self._ready.put((batch, error))
+            else:
+                self._complete(batch, results)
+
+    def _complete(self, batch: Batch, results: Any) -> None:
+        try:
+            pairs = list(zip(batch.parts, results, strict=True))
+        except (TypeError, ValueError) as error:
+            mismatch = RuntimeError(f"a stage did not return one result per part: {error}")
+            self._ready.put((batch, mismatch))
+            return
+        batch.outcomes += pairs
+        self._on_done(batch)
+
+    def _learn(self, seconds: float) -> None:
+        self._metrics.device.observe(seconds)
+        self.batch_seconds += (seconds - self.batch_seconds) * (0.1 if self.batch_seconds else 1.0)
+
+    def _isolate(self, parts: list[Part[Any]], error: Exception) -> list[tuple[Part[Any], Any]]:
+        """Finds the request that is at fault, or the size that fits, by halves; on the device thread."""
+        failure = self._classify(error)
+        if failure is Failure.FATAL:
+            raise error
+        if failure is Failure.OUT_OF_MEMORY:
+            self._metrics.halved.inc()
+            halves = halves_by_items(parts)
+        else:
+            self._metrics.bisected.inc()
+            halves = halves_by_requests(parts)
+        if halves is None:
+            self._metrics.failed.inc()
+            return [(part, error) for part in parts]
+        outcomes: list[tuple[Part[Any], Any]] = []
+        for half in halves:
+            wanted = [part for part in half if not part.abandoned]
+            if not wanted:
+                continue
+            try:
+                raw = self._device(wanted)
+                results = raw if self._finish is None else self._finish(raw)
+                outcomes += list(zip(wanted, results, strict=True))
+            except Exception as caught:
+                outcomes += self._isolate(wanted, caught)
+        return outcomes
