@@ -10,7 +10,7 @@ import numpy as np
 
 from evaluation import rle
 from evaluation.rle import Rle
-from evaluation.system import Regions
+from evaluation.system import Proposals, Regions
 from regionsearch.images import Pixels
 
 
@@ -24,7 +24,7 @@ class GridSegmenter:
         """See `evaluation.system.Segmenter`."""
         return {"code": "grid", "sides": list(self.sides)}
 
-    def everything(self, pixels: Pixels) -> Regions:
+    def everything(self, pixels: Pixels) -> Proposals:
         """See `evaluation.system.Segmenter`."""
         height, width = pixels.shape[:2]
         boxes = [
@@ -33,15 +33,12 @@ class GridSegmenter:
             for y in range(n)
             for x in range(n)
         ]
-        return Regions([rle.rectangle(height, width, box) for box in boxes], np.ones(len(boxes)))
+        regions = Regions([rle.rectangle(height, width, box) for box in boxes], np.ones(len(boxes)))
+        return Proposals(regions, regions)
 
     def click(self, pixels: Pixels, points: Sequence[tuple[int, int]]) -> Sequence[Rle]:
         """The smallest box that holds the click."""
-        found = self.everything(pixels).masks
+        found = self.everything(pixels).found.masks
         planes = [(rle.area(mask), mask, rle.decode(mask)) for mask in found]
         planes.sort(key=lambda entry: entry[0])
         return [next(mask for _, mask, plane in planes if plane[y, x]) for x, y in points]
-
-    def select(self, proposals: Regions) -> Regions:
-        """All of them."""
-        return proposals

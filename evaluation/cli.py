@@ -94,15 +94,13 @@ def _systems(
         from evaluation.gateway import Gateway
 
         return Gateway(url, api_key), {}
-    from evaluation.engines import engine_system
-    from evaluation.stock import stock_system
     from services.embedder.crops import CropPolicy
 
     names = ["blur", *(p for p in CropPolicy if p != "blur")] if "all" in policies else list(policies)
     unknown = [name for name in names if name not in list(CropPolicy)]
     if unknown:
         raise invalid("policies", f"no crop policy is called {unknown[0]}; there are {', '.join(CropPolicy)}")
-    main = (stock_system if reference else engine_system)(models, names[0])
+    main = _in_process(models, names[0], reference)
     others: dict[str, System] = {
         f"crop policy {name}": InProcess(main.segmenter, main.embedder, name) for name in names[1:]
     }
@@ -110,6 +108,16 @@ def _systems(
         others["whole picture"] = InProcess(GridSegmenter((1,)), main.embedder, "bbox")
         others["grid of crops"] = InProcess(GridSegmenter(), main.embedder, "bbox")
     return main, others
+
+
+def _in_process(models: Path | None, policy: str, reference: bool) -> InProcess:
+    if reference:
+        from evaluation.stock import stock_system
+
+        return stock_system(models, policy)
+    from evaluation.engines import engine_system
+
+    return engine_system(models, policy)
 
 
 def _progress(console: Console | None) -> Progress:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from evaluation import metrics, rle
 from evaluation.dataset import Dataset, Sample
 from evaluation.rle import BoolArray, FloatArray, Rle
-from evaluation.system import Index, Progress, Regions, System, TextScores
+from evaluation.system import Index, Progress, Proposals, Regions, System, TextScores
 
 FOUND = 0.5  # IoU from which a region counts as the thing
 ABSENT_NAMES = 50  # per picture
@@ -87,15 +87,15 @@ class Evidence:
 
     Attributes:
         dataset: What was looked at.
-        proposals: Of each sample, all.
-        index: What was kept and asked.
+        proposals: Of each sample.
+        index: What was asked.
         texts: Scores of the asked names, one row for each category in `rows`.
         rows: Category -> row of `texts`.
         caption_ranks: Rank of each sample among all, asked by its caption; empty without captions.
     """
 
     dataset: Dataset
-    proposals: Sequence[Regions]
+    proposals: Sequence[Proposals]
     index: Index
     texts: TextScores
     rows: dict[int, int]
@@ -106,7 +106,7 @@ class Evidence:
     caption_ranks: Sequence[float]
 
 
-def propose(system: System, dataset: Dataset, progress: Progress) -> list[Regions]:
+def propose(system: System, dataset: Dataset, progress: Progress) -> list[Proposals]:
     """Everything mode over all samples."""
     found = []
     for done, sample in enumerate(dataset.samples):
@@ -118,7 +118,7 @@ def propose(system: System, dataset: Dataset, progress: Progress) -> list[Region
 def collect(
     system: System,
     dataset: Dataset,
-    proposals: Sequence[Regions],
+    proposals: Sequence[Proposals],
     *,
     seed: int,
     progress: Progress,
@@ -138,7 +138,7 @@ def collect(
     things = []
     for picture, sample in enumerate(dataset.samples):
         progress("clicking", picture, len(dataset.samples))
-        things += _things(system, picture, sample, proposals[picture], clicks)
+        things += _things(system, picture, sample, proposals[picture].found, clicks)
     index = system.index(dataset.samples, proposals, progress)
 
     absent = [_absent(sample, len(dataset.categories), generator) for sample in dataset.samples]

@@ -129,7 +129,7 @@ def _proposals(evidence: Evidence, report: _Reporter) -> list[Measure]:
             )
         )
     kept = [len(regions) for regions in evidence.index.regions]
-    found = [len(regions) for regions in evidence.proposals]
+    found = [len(proposed.found) for proposed in evidence.proposals]
     every = range(len(found))
     return [
         *measures,

@@ -21,7 +21,7 @@ from segment_anything import SamAutomaticMaskGenerator, SamPredictor
 
 from evaluation import rle
 from evaluation.rle import Rle
-from evaluation.system import InProcess, Regions, VectorArray
+from evaluation.system import InProcess, Proposals, Regions, VectorArray
 from regionsearch.images import Pixels
 from services.embedder.crops import CropPolicy, crop_regions
 from services.segmenter.backends.pocket import build_pocket_sam
@@ -48,7 +48,7 @@ class StockSegmenter:
         """See `evaluation.system.Segmenter`."""
         return {"code": "segment_anything", "sha256": self._digest}
 
-    def everything(self, pixels: Pixels) -> Regions:
+    def everything(self, pixels: Pixels) -> Proposals:
         """See `evaluation.system.Segmenter`."""
         found = self._generator.generate(pixels)
         found.sort(key=lambda region: -region["predicted_iou"] * region["stability_score"])
@@ -56,7 +56,8 @@ class StockSegmenter:
             {"size": region["segmentation"]["size"], "counts": region["segmentation"]["counts"].encode()}
             for region in found
         ]
-        return Regions(masks, np.array([r["predicted_iou"] * r["stability_score"] for r in found]))
+        regions = Regions(masks, np.array([r["predicted_iou"] * r["stability_score"] for r in found]))
+        return Proposals(regions, regions.take(MAX_REGIONS))
 
     @torch.inference_mode()
     def click(self, pixels: Pixels, points: Sequence[tuple[int, int]]) -> Sequence[Rle]:
@@ -68,10 +69,6 @@ class StockSegmenter:
         )
         chosen = masks[torch.arange(len(points)), quality.argmax(dim=1)].numpy()
         return [rle.encode(mask) for mask in chosen]
-
-    def select(self, proposals: Regions) -> Regions:
-        """The best `MAX_REGIONS`."""
-        return Regions(proposals.masks[:MAX_REGIONS], proposals.quality[:MAX_REGIONS])
 
 
 class StockEmbedder:

@@ -40,6 +40,23 @@ class Regions:
     def __len__(self) -> int:
         return len(self.masks)
 
+    def take(self, count: int) -> Regions:
+        """The first `count`."""
+        return Regions(self.masks[:count], self.quality[:count])
+
+
+@dataclass(frozen=True)
+class Proposals:
+    """What everything mode made of one picture.
+
+    Attributes:
+        found: All regions, best first.
+        kept: Those that are worth indexing, best first.
+    """
+
+    found: Regions
+    kept: Regions
+
 
 @dataclass(frozen=True)
 class TextScores:
@@ -75,16 +92,16 @@ class System(Protocol):
         """Names, models and digests, for the report."""
         ...
 
-    def proposals(self, sample: Sample) -> Regions:
-        """Everything mode: all regions that it finds, best first."""
+    def proposals(self, sample: Sample) -> Proposals:
+        """Everything mode."""
         ...
 
     def click(self, sample: Sample, points: Sequence[tuple[int, int]]) -> Sequence[Rle]:
         """The mask that one foreground click (x, y) selects, for each of several independent clicks."""
         ...
 
-    def index(self, samples: Sequence[Sample], proposals: Sequence[Regions], progress: Progress) -> Index:
-        """Indexes what is worth keeping of the samples' proposals."""
+    def index(self, samples: Sequence[Sample], proposals: Sequence[Proposals], progress: Progress) -> Index:
+        """Indexes the kept regions of each sample."""
         ...
 
     def timings(self) -> dict[str, dict[str, float]]:
@@ -99,16 +116,12 @@ class Segmenter(Protocol):
         """Model and digest."""
         ...
 
-    def everything(self, pixels: Pixels) -> Regions:
-        """All regions, best first."""
+    def everything(self, pixels: Pixels) -> Proposals:
+        """Everything mode."""
         ...
 
     def click(self, pixels: Pixels, points: Sequence[tuple[int, int]]) -> Sequence[Rle]:
         """One mask for each foreground click (x, y): the candidate with the highest predicted IoU."""
-        ...
-
-    def select(self, proposals: Regions) -> Regions:
-        """What is worth indexing."""
         ...
 
 
@@ -205,7 +218,7 @@ class InProcess:
             "crop_policy": self.policy,
         }
 
-    def proposals(self, sample: Sample) -> Regions:
+    def proposals(self, sample: Sample) -> Proposals:
         """See `System`."""
         pixels = sample.pixels()
         with self.watch.measure("everything mode, per picture"):
@@ -216,17 +229,17 @@ class InProcess:
         return self.segmenter.click(sample.pixels(), points)
 
     def index(
-        self, samples: Sequence[Sample], proposals: Sequence[Regions], progress: Progress
+        self, samples: Sequence[Sample], proposals: Sequence[Proposals], progress: Progress
     ) -> VectorIndex:
         """See `System`."""
-        kept, vectors, images = [], [], []
-        for done, (sample, found) in enumerate(zip(samples, proposals, strict=True)):
+        vectors, images = [], []
+        for done, (sample, proposed) in enumerate(zip(samples, proposals, strict=True)):
             progress(f"embedding ({self.policy})", done, len(samples))
-            pixels, selected = sample.pixels(), self.segmenter.select(found)
+            pixels = sample.pixels()
             with self.watch.measure("embedding, all regions of a picture"):
-                vectors.append(self.embedder.regions(pixels, selected.masks, self.policy))
-            kept.append(selected)
+                vectors.append(self.embedder.regions(pixels, proposed.kept.masks, self.policy))
             images.append(self.embedder.image(pixels))
+        kept = [proposed.kept for proposed in proposals]
         return VectorIndex(kept, np.concatenate(vectors), np.stack(images), self.embedder.texts)
 
     def timings(self) -> dict[str, dict[str, float]]:

@@ -8,7 +8,7 @@ import pytest
 from evaluation.baselines import GridSegmenter
 from evaluation.measures import Cut, tune_cut
 from evaluation.run import run
-from evaluation.system import InProcess
+from evaluation.system import InProcess, Proposals, Regions
 from tests.evaluation.worlds import ColourEmbedder, TruthSegmenter
 
 
@@ -70,8 +70,8 @@ def test_equal_seeds_give_equal_numbers_and_the_json_has_them_all(world, perfect
 
 def test_a_picture_without_regions_counts_as_a_miss(world, perfect):
     class Blind(TruthSegmenter):
-        def select(self, proposals):
-            return type(proposals)([], np.zeros(0))
+        def everything(self, pixels):
+            return Proposals(super().everything(pixels).found, Regions([], np.zeros(0)))
 
     perfect.segmenter = Blind(world)
     perfect.embedder.regions = lambda pixels, masks, policy: np.zeros((0, 7), dtype=np.float32)
