@@ -27,6 +27,7 @@ from opentelemetry import context, trace
 from pydantic import BaseModel, ConfigDict, Field
 
 from regionsearch.errors import Kind, RegionSearchError, overloaded
+from regionsearch.rpc import remaining
 from services.runtime.batch import Batch, Lane, Lanes, Part, Request
 from services.runtime.metrics import QueueMetrics
 from services.runtime.stages import DeviceThread, Failure, PreparePool, always_poison
@@ -140,7 +141,8 @@ class Batcher(Generic[Payload, Result]):
             items: Number of items in it, at least 1.
             key: Only requests of the same key share a batch.
             lane: Who waits for it.
-            deadline: Time of the event loop's clock after which nobody wants the answer.
+            deadline: Time of the event loop's clock after which nobody wants the answer; the surrounding
+                :func:`regionsearch.rpc.deadline` when absent.
 
         Returns:
             One result per part, in the order of the items; a request that fitted into one batch has one.
@@ -151,6 +153,8 @@ class Batcher(Generic[Payload, Result]):
                 device is lost.
             Exception: What `prepare`, `device` or `finish` raised for this request.
         """
+        if deadline is None and (left := remaining()) is not None:
+            deadline = self._loop.time() + left
         request = self._admit(payload, items, key, lane, deadline)
         try:
             return await request.future

@@ -1,4 +1,4 @@
-"""What happens around every call: who may, how long it took, which trace it belongs to, and how it failed."""
+"""What happens around every call: who may make it, its deadline, trace and time, and how it failed."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import structlog
 from opentelemetry import propagate, trace
 
 from regionsearch.errors import Kind, RegionSearchError, to_status
+from regionsearch.rpc import deadline
 from services.runtime import metrics
 from services.runtime.auth import ApiKeys
 from services.runtime.health import METHOD_PREFIX as HEALTH
@@ -29,6 +30,9 @@ _Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the stubs only
     """Authenticates, measures, traces and answers failures with typed statuses.
+
+    The caller's deadline becomes the surrounding :func:`regionsearch.rpc.deadline`: the batcher and the calls
+    that a handler makes keep to it.
 
     Health checks pass untouched. Handlers are coroutines or asynchronous generators, as generated stubs
     expect.
@@ -96,6 +100,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
         context.set_trailing_metadata(((REQUEST_ID, request_id),))
         try:
             with (
+                deadline(context.time_remaining()),
                 structlog.contextvars.bound_contextvars(request_id=request_id, method=f"{service}/{method}"),
                 _tracer.start_as_current_span(
                     f"{service}/{method}",

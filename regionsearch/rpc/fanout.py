@@ -1,0 +1,61 @@
+"""Many chunks of work over many replicas at once, the answers in the order of the chunks."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+Item = TypeVar("Item")
+Chunk = TypeVar("Chunk")
+Answer = TypeVar("Answer")
+
+
+def chunked(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
+    """Consecutive slices of at most `size` items, as equal as possible: 65 become 33 and 32, not 64 and 1."""
+    count = -(-len(items) // size)
+    for index in range(count):
+        yield items[len(items) * index // count : len(items) * (index + 1) // count]
+
+
+def fan_out(call: Callable[[Chunk], Answer], chunks: Sequence[Chunk], concurrency: int = 8) -> list[Answer]:
+    """Calls for every chunk from threads, up to `concurrency` at a time.
+
+    The first failure is raised, after the calls that run; those that have not begun are given up. The
+    surrounding
+    :func:`regionsearch.rpc.deadline` holds in the threads too.
+    """
+    if len(chunks) < 2:
+        return [call(chunk) for chunk in chunks]
+    with ThreadPoolExecutor(min(concurrency, len(chunks)), thread_name_prefix="fan-out") as pool:
+        futures = [pool.submit(contextvars.copy_context().run, call, chunk) for chunk in chunks]
+        try:
+            return [future.result() for future in futures]
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+async def afan_out(
+    call: Callable[[Chunk], Awaitable[Answer]], chunks: Sequence[Chunk], concurrency: int = 8
+) -> list[Answer]:
+    """Calls for every chunk on the event loop, up to `concurrency` at a time.
+
+    The first failure cancels the other calls and is raised as it is, not in a group.
+    """
+    gate = asyncio.Semaphore(concurrency)
+
+    async def one(chunk: Chunk) -> Answer:
+        async with gate:
+            return await call(chunk)
+
+    tasks = [asyncio.ensure_future(one(chunk)) for chunk in chunks]
+    try:
+        return list(await asyncio.gather(*tasks))
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise

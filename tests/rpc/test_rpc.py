@@ -1,0 +1,263 @@
+"""The caller's side: targets, deadlines, patience with overload, balancing, order."""
+
+import asyncio
+import contextlib
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from regionsearch.errors import Kind, RegionSearchError, overloaded
+from regionsearch.rpc import (
+    CallPolicy,
+    ChannelConfig,
+    acall,
+    afan_out,
+    call,
+    chunked,
+    deadline,
+    fan_out,
+    open_aio_channel,
+    open_channel,
+    remaining,
+    resolve_target,
+)
+from regionsearch.v1 import embed_pb2, embed_pb2_grpc
+from tests.runtime.conftest import EMBED, echo_server
+
+REQUEST = embed_pb2.EmbedTextsRequest(texts=["a"])
+CONFIG = ChannelConfig(service=EMBED.full_name)
+
+
+def test_targets():
+    assert resolve_target("embedder:50052") == "dns:///embedder:50052"
+    assert resolve_target("dns:///embedder:50052") == "dns:///embedder:50052"
+    assert resolve_target("127.0.0.1:1, 127.0.0.2:2") == "ipv4:127.0.0.1:1,127.0.0.2:2"
+    assert resolve_target("[::1]:1,[::1]:2") == "ipv6:[::1]:1,[::1]:2"
+    for wrong in ("a,b", "127.0.0.1:1,:2", "127.0.0.1:1,[::1]:2"):
+        with pytest.raises(ValueError, match=r"address|either"):
+            resolve_target(wrong)
+
+
+def test_deadlines_nest_and_the_nearest_wins():
+    assert remaining() is None
+    with deadline(10):
+        with deadline(100):
+            assert remaining() <= 10
+        with deadline(1), deadline(None):
+            assert remaining() <= 1
+        assert remaining() > 5
+    assert remaining() is None
+
+
+def test_a_passed_deadline_makes_no_call():
+    def method(request, **_):
+        pytest.fail("must not be called")
+
+    with deadline(-1), pytest.raises(RegionSearchError) as error:
+        call(method, REQUEST)
+    assert error.value.kind is Kind.DEADLINE_EXCEEDED
+
+
+async def test_a_deadline_reaches_the_handler_and_what_it_calls():
+    seen = []
+
+    async def look(request, context):
+        seen.append((context.time_remaining(), remaining()))
+
+    async with echo_server(look) as (server, _, _), open_aio_channel(f"127.0.0.1:{server.port}") as channel:
+        stub = embed_pb2_grpc.EmbedServiceStub(channel)
+        with deadline(5):
+            await acall(stub.EmbedTexts, REQUEST, CallPolicy(timeout_s=100))
+    assert 0 < seen[0][0] <= 5
+    assert 0 < seen[0][1] <= 5
+
+
+@pytest.mark.parametrize("failures", [2, 10])
+async def test_overload_is_retried_as_the_server_asks(failures):
+    count = 0
+
+    async def refuse(request, context):
+        nonlocal count
+        count += 1
+        if count <= failures:
+            raise overloaded("full", 0.01)
+
+    policy = CallPolicy(overload_attempts=4)
+    async with echo_server(refuse) as (server, _, _), open_aio_channel(f"127.0.0.1:{server.port}") as channel:
+        stub = embed_pb2_grpc.EmbedServiceStub(channel)
+        if failures == 2:
+            await acall(stub.EmbedTexts, REQUEST, policy)
+            assert count == 3
+        else:
+            with pytest.raises(RegionSearchError) as error:
+                await acall(stub.EmbedTexts, REQUEST, policy)
+            assert error.value.kind is Kind.OVERLOADED
+            assert count == 4
+
+
+async def test_a_pause_longer_than_the_deadline_is_not_slept():
+    async def refuse(request, context):
+        raise overloaded("full", 60)
+
+    async with echo_server(refuse) as (server, _, _), open_aio_channel(f"127.0.0.1:{server.port}") as channel:
+        with pytest.raises(RegionSearchError) as error:
+            await acall(embed_pb2_grpc.EmbedServiceStub(channel).EmbedTexts, REQUEST, CallPolicy(timeout_s=5))
+    assert error.value.retry_after_s == 60
+
+
+async def test_threads_call_the_same_way_with_their_key():
+    async with echo_server(api_keys=("secret",)) as (server, _, _):
+
+        def work():
+            with open_channel(f"127.0.0.1:{server.port}", CONFIG) as channel:
+                stub = embed_pb2_grpc.EmbedServiceStub(channel)
+                with pytest.raises(RegionSearchError) as error:
+                    call(stub.EmbedTexts, REQUEST)
+                assert error.value.kind is Kind.UNAUTHENTICATED
+                return call(stub.EmbedTexts, REQUEST, CallPolicy(api_key="secret"))
+
+        assert len((await asyncio.to_thread(work)).truncated) == 1
+
+
+async def test_calls_go_round_healthy_replicas_only():
+    counts = [0, 0]
+
+    def counter(index):
+        async def count(request, context):
+            counts[index] += 1
+
+        return count
+
+    async with echo_server(counter(0)) as (one, _, _), echo_server(counter(1)) as (two, _, _):
+        target = f"127.0.0.1:{one.port},127.0.0.1:{two.port}"
+        async with open_aio_channel(target, CONFIG) as channel:
+            stub = embed_pb2_grpc.EmbedServiceStub(channel)
+            with contextlib.suppress(asyncio.TimeoutError):  # both connections are up when both have answered
+                async with asyncio.timeout(5):
+                    while 0 in counts:
+                        await acall(stub.EmbedTexts, REQUEST)
+            counts[:] = [0, 0]
+            for _ in range(20):
+                await acall(stub.EmbedTexts, REQUEST)
+            assert counts == [10, 10]
+            one.health.set_not_serving("told to")
+            await asyncio.sleep(0.2)
+            counts[:] = [0, 0]
+            for _ in range(10):
+                await acall(stub.EmbedTexts, REQUEST)
+            assert counts == [0, 10]
+
+
+async def test_a_rolling_restart_loses_no_call():
+    done = 0
+    stop = asyncio.Event()
+
+    async def work(request, context):
+        await asyncio.sleep(0.02)
+
+    async with contextlib.AsyncExitStack() as stack:
+        ports = []
+        restarts = []
+        for _ in range(2):
+            replica = contextlib.AsyncExitStack()
+            server, _, _ = await replica.enter_async_context(echo_server(work, drain_delay_s=0.3))
+            ports.append(server.port)
+            restarts.append(replica)
+        channel = await stack.enter_async_context(
+            open_aio_channel(",".join(f"127.0.0.1:{port}" for port in ports), CONFIG)
+        )
+        stub = embed_pb2_grpc.EmbedServiceStub(channel)
+
+        async def caller():
+            nonlocal done
+            while not stop.is_set():
+                await acall(stub.EmbedTexts, REQUEST, CallPolicy(timeout_s=20))
+                done += 1
+
+        callers = [asyncio.create_task(caller()) for _ in range(16)]
+        for index, replica in enumerate(restarts):
+            await asyncio.sleep(0.5)
+            before = done
+            await replica.aclose()
+            fresh, _, _ = await stack.enter_async_context(echo_server(work, port=ports[index]))
+            assert fresh.port == ports[index]
+            await asyncio.sleep(1.0)  # the channel finds the replica again
+            assert done > before
+        stop.set()
+        await asyncio.gather(*callers)  # raises if any call failed
+        assert done > 100
+
+
+@given(st.integers(0, 500), st.integers(1, 100))
+def test_chunks_cover_everything_evenly(count, size):
+    chunks = list(chunked(range(count), size))
+    assert [item for chunk in chunks for item in chunk] == list(range(count))
+    assert all(1 <= len(chunk) <= size for chunk in chunks)
+    if chunks:
+        assert max(map(len, chunks)) - min(map(len, chunks)) <= 1
+
+
+def test_fan_out_keeps_order_and_the_deadline():
+    def work(number):
+        time.sleep(0.01 * (5 - number))
+        return number, remaining() is not None
+
+    with deadline(60):
+        assert fan_out(work, list(range(5))) == [(number, True) for number in range(5)]
+
+
+def test_fan_out_raises_the_first_failure_and_gives_up_the_rest():
+    begun = []
+
+    def work(number):
+        begun.append(number)
+        if number == 0:
+            raise overloaded("full", 1)
+        time.sleep(0.05)
+
+    with pytest.raises(RegionSearchError):
+        fan_out(work, list(range(50)), concurrency=2)
+    assert len(begun) < 50
+
+
+async def test_afan_out_keeps_order_and_bounds_concurrency():
+    active = peak = 0
+
+    async def work(number):
+        nonlocal active, peak
+        active += 1
+        peak = max(peak, active)
+        await asyncio.sleep(0.001 * (20 - number))
+        active -= 1
+        return number
+
+    assert await afan_out(work, list(range(20)), concurrency=4) == list(range(20))
+    assert peak == 4
+
+
+async def test_afan_out_cancels_the_others():
+    cancelled = []
+
+    async def work(number):
+        if number == 3:
+            raise overloaded("full", 1)
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            cancelled.append(number)
+            raise
+
+    with pytest.raises(RegionSearchError):
+        await afan_out(work, list(range(5)))
+    assert sorted(cancelled) == [0, 1, 2, 4]
+
+
+async def test_nobody_there_is_unavailable():
+    async with open_aio_channel("127.0.0.1:1") as channel:
+        with pytest.raises(RegionSearchError) as error:
+            await acall(
+                embed_pb2_grpc.EmbedServiceStub(channel).EmbedTexts, REQUEST, CallPolicy(timeout_s=30)
+            )
+    assert error.value.kind is Kind.UNAVAILABLE
