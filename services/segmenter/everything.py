@@ -5,8 +5,8 @@ encodes it before it looks for duplicates. Here the order is: quality, then the 
 duplicates, and only for the regions that remain their run lengths. The filters, their order and the order
 of the results are unchanged.
 
-The functions are cut where a scheduler may want to put something else in between: :func:`search_points`
-runs on the device for a piece of the grid, the others need no model.
+The functions are cut where a scheduler may want to put something else in between. Only
+:func:`decode_points` runs the model, for as large a piece of the grid as one likes.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ STRIP_PIXELS = 1 << 21
 # A box this near to the edge of a crop, but not of the picture, is taken for a part of something larger.
 _CROP_EDGE_PIXELS = 20.0
 
+_EMPTY: Box = (0, 0, 0, 0)  # what the reference calls the box of an empty mask
+
 
 @dataclass(frozen=True)
 class Region:
@@ -56,6 +58,26 @@ class Region:
     stability_score: float
     point: tuple[float, float] | None
     crop: Crop
+
+    @property
+    def area(self) -> int:
+        """Number of pixels."""
+        return self.runs.area
+
+
+@dataclass(frozen=True)
+class Survivors:
+    """Masks of sufficient predicted IoU.
+
+    Attributes:
+        logits: Low-resolution masks, float32 (n, h, w), on the device.
+        scores: Predicted IoU, float32 (n,).
+        points: (n, 2) as x, y in pixels of the crop.
+    """
+
+    logits: Tensor
+    scores: NDArray[np.float32]
+    points: NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -85,65 +107,70 @@ def segment_everything(backend: Backend, image: Pixels, options: EverythingOptio
     for crop in plan_crops(size, options):
         pixels = np.ascontiguousarray(image[crop.top : crop.bottom, crop.left : crop.right])
         (embedding,) = backend.encode([backend.prepare(pixels)])
-        candidates = search_points(backend, embedding, crop, grid_points(crop, options), size, options)
+        survivors = decode_points(backend, embedding, grid_points(crop, options), options)
+        candidates = filter_survivors(backend, embedding, crop, survivors, size, options)
         found += finish_crop(backend, embedding, crop, candidates, size, options)
     return finish_image(found, options)
 
 
 @torch.inference_mode()
-def search_points(
-    backend: Backend,
-    embedding: Embedding,
-    crop: Crop,
-    points: NDArray[np.float64],
-    image_size: Size,
-    options: EverythingOptions,
-) -> list[Candidate]:
-    """Decodes three masks for every point and keeps those that pass the filters.
+def decode_points(
+    backend: Backend, embedding: Embedding, points: NDArray[np.float64], options: EverythingOptions
+) -> Survivors:
+    """Decodes three masks for every point and keeps those of sufficient predicted IoU; on the device.
 
     Args:
         backend: The model.
         embedding: Of the crop.
-        crop: Where the points lie.
         points: (n, 2) as x, y in pixels of the crop.
-        image_size: Of the whole picture.
         options: Thresholds.
 
     Returns:
-        Candidates by point, and for each point in the decoder's order.
+        Masks by point, and for each point in the decoder's order.
     """
-    found: list[Candidate] = []
-    upscaler = Upscaler(backend.mask_size, embedding.geometry.steps, backend.device)
+    logits, scores, places = [], [], []
     for start in range(0, len(points), backend.decode_batch):
         batch = points[start : start + backend.decode_batch]
         coords = torch.from_numpy(embedding.geometry.to_input(batch))[:, None]
-        decoding = backend.decode(
-            embedding, PromptBatch(points=coords, labels=torch.ones(coords.shape[:2], dtype=torch.int32))
-        )
+        labels = torch.ones(coords.shape[:2], dtype=torch.int32)
+        decoding = backend.decode(embedding, PromptBatch(points=coords, labels=labels))
         ious = decoding.ious[:, 1:]
-        passed = (
-            ious > options.pred_iou_thresh if options.pred_iou_thresh > 0 else torch.ones_like(ious).bool()
-        )
+        passed = ious > (options.pred_iou_thresh if options.pred_iou_thresh > 0 else -torch.inf)
         rows, columns = passed.nonzero(as_tuple=True)
-        logits = decoding.logits(rows, columns + 1)
-        scores = ious[rows, columns].tolist()
-        measured = measure(upscaler, logits, backend.mask_threshold, options.stability_score_offset)
-        for row, score, mask, (stability, box) in zip(rows.tolist(), scores, logits, measured, strict=True):
-            if options.stability_score_thresh > 0 and not stability >= options.stability_score_thresh:
-                continue
-            bounds = box or (0, 0, 0, 0)
-            if _near_crop_edge(bounds, crop, image_size):
-                continue
-            patch = upscaler.cut(mask, box_window(box)) if box else None
-            found.append(
-                Candidate(patch, bounds, score, stability, (float(batch[row, 0]), float(batch[row, 1])))
-            )
+        logits.append(decoding.logits(rows, columns + 1))
+        scores.append(ious[rows, columns].cpu().numpy())
+        places.append(batch[rows.cpu().numpy()])
+    return Survivors(torch.cat(logits), np.concatenate(scores), np.concatenate(places))
+
+
+@torch.inference_mode()
+def filter_survivors(
+    backend: Backend,
+    embedding: Embedding,
+    crop: Crop,
+    survivors: Survivors,
+    image_size: Size,
+    options: EverythingOptions,
+) -> list[Candidate]:
+    """Looks at masks in full resolution and keeps those that are stable and not cut off by their crop."""
+    upscaler = Upscaler(backend.mask_size, embedding.geometry.steps, backend.device)
+    masks = measure(upscaler, survivors.logits, backend.mask_threshold, options.stability_score_offset)
+    least = np.float32(options.stability_score_thresh)  # the reference compares in single precision
+    found: list[Candidate] = []
+    for logits, score, point, (stability, box) in zip(
+        survivors.logits, survivors.scores.tolist(), survivors.points.tolist(), masks, strict=True
+    ):
+        if least > 0 and not stability >= least:
+            continue
+        if not _near_crop_edge(box or _EMPTY, crop, image_size):
+            patch = upscaler.cut(logits, box_window(box)) if box else None
+            found.append(Candidate(patch, box or _EMPTY, score, float(stability), (point[0], point[1])))
     return found
 
 
 def measure(
     upscaler: Upscaler, logits: Tensor, threshold: float, offset: float
-) -> Iterator[tuple[float, Box | None]]:
+) -> Iterator[tuple[np.float32, Box | None]]:
     """Stability score and box, with inclusive edges, of masks given as low-resolution logits (n, h, w).
 
     The box of an empty mask is None; its score is NaN when it stays empty at the lowered threshold.
@@ -160,7 +187,7 @@ def measure(
             boxes += _bounds(values > threshold, strip)
         # Single precision, as the reference divides.
         with np.errstate(invalid="ignore"):
-            stability = float(np.float32(inner) / np.float32(outer))
+            stability = np.float32(inner) / np.float32(outer)
         edges = np.array(boxes)
         box = (*edges[:, :2].min(0).tolist(), *edges[:, 2:].max(0).tolist()) if boxes else None
         yield stability, box

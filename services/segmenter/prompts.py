@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 
 from regionsearch.masks import BoolMask
 from services.segmenter.backends.base import Backend, Embedding, Geometry, PromptBatch, Size
@@ -19,6 +20,9 @@ from services.segmenter.upscale import Upscaler
 
 # The decoder's own logits, which mask prompts imitate, are about this large inside and outside of an object.
 _CONFIDENT_LOGIT = 10.0
+
+# Prompts have no options; their stability is measured as everything mode does it by default.
+STABILITY_OFFSET = 1.0
 
 
 @dataclass(frozen=True)
@@ -49,9 +53,9 @@ class PromptedRegion:
 
 
 def batch_prompts(
-    prompts: Sequence[Prompt], geometry: Geometry, mask_size: Size, batch_size: int
+    prompts: Sequence[Prompt], geometry: Geometry, mask_size: Size
 ) -> Iterator[tuple[list[int], PromptBatch]]:
-    """Groups prompts of one shape into batches for the decoder.
+    """Groups prompts by their shape.
 
     Padding shorter prompts would change their answers: the decoder attends to the padding.
 
@@ -59,7 +63,6 @@ def batch_prompts(
         prompts: In the caller's order.
         geometry: Of the image.
         mask_size: Of the decoder's mask prompts.
-        batch_size: At most this many prompts a batch.
 
     Yields:
         Places in `prompts`, and the batch of the prompts at these places.
@@ -68,22 +71,21 @@ def batch_prompts(
     for index, prompt in enumerate(prompts):
         has_mask = prompt.mask is not None or prompt.mask_logits is not None
         groups[len(prompt.points), prompt.box is not None, has_mask].append(index)
-    for (count, has_box, has_mask), members in groups.items():
-        for start in range(0, len(members), batch_size):
-            places = members[start : start + batch_size]
-            chosen = [prompts[place] for place in places]
-            points = geometry.to_input(np.stack([prompt.points for prompt in chosen]))
-            boxes = np.array([prompt.box for prompt in chosen if prompt.box is not None]).reshape(-1, 2, 2)
-            logits = [mask_prompt(prompt, geometry, mask_size) for prompt in chosen] if has_mask else []
-            yield (
-                places,
-                PromptBatch(
-                    points=torch.from_numpy(points).float() if count else None,
-                    labels=torch.from_numpy(np.stack([p.labels for p in chosen])).int() if count else None,
-                    boxes=torch.from_numpy(geometry.to_input(boxes)).float().flatten(1) if has_box else None,
-                    mask_logits=torch.from_numpy(np.stack(logits))[:, None] if has_mask else None,
-                ),
-            )
+    for (count, has_box, has_mask), places in groups.items():
+        chosen = [prompts[place] for place in places]
+        points = geometry.to_input(np.stack([prompt.points for prompt in chosen]))
+        labels = np.stack([prompt.labels for prompt in chosen])
+        boxes = np.array([prompt.box for prompt in chosen if prompt.box is not None]).reshape(-1, 2, 2)
+        logits = [mask_prompt(prompt, geometry, mask_size) for prompt in chosen] if has_mask else []
+        yield (
+            places,
+            PromptBatch(
+                points=torch.from_numpy(points).float() if count else None,
+                labels=torch.from_numpy(labels).int() if count else None,
+                boxes=torch.from_numpy(geometry.to_input(boxes)).float().flatten(1) if has_box else None,
+                mask_logits=torch.from_numpy(np.stack(logits))[:, None] if has_mask else None,
+            ),
+        )
 
 
 def mask_prompt(prompt: Prompt, geometry: Geometry, mask_size: Size) -> NDArray[np.float32]:
@@ -92,9 +94,12 @@ def mask_prompt(prompt: Prompt, geometry: Geometry, mask_size: Size) -> NDArray[
         assert prompt.mask_logits is not None
         return prompt.mask_logits.astype(np.float32)
     # The image covers the upper left part of the encoder's input, and so of the decoder's masks.
-    padded = geometry.steps[0].size if len(geometry.steps) > 1 else geometry.input_size
-    height = max(1, round(geometry.input_size[0] * mask_size[0] / padded[0]))
-    width = max(1, round(geometry.input_size[1] * mask_size[1] / padded[1]))
+    height, width = (
+        max(1, round(of_input * of_mask / of_padded))
+        for of_input, of_mask, of_padded in zip(
+            geometry.input_size, mask_size, geometry.padded_size, strict=True
+        )
+    )
     grey = Image.fromarray(prompt.mask.astype(np.uint8) * 255)
     cover = np.asarray(grey.resize((width, height), Image.Resampling.BOX), np.float32) / 255
     logits = np.full(mask_size, -_CONFIDENT_LOGIT, np.float32)
@@ -102,45 +107,60 @@ def mask_prompt(prompt: Prompt, geometry: Geometry, mask_size: Size) -> NDArray[
     return logits
 
 
+@dataclass(frozen=True)
+class PromptedMasks:
+    """The decoder's masks for a batch of prompts, best predicted IoU first.
+
+    Attributes:
+        logits: Low-resolution masks, float32 (prompts, masks, h, w), on the device.
+        scores: Predicted IoU, float32 (prompts, masks).
+    """
+
+    logits: Tensor
+    scores: Tensor
+
+
 @torch.inference_mode()
-def answer_prompts(
-    backend: Backend, embedding: Embedding, prompts: PromptBatch, multimask: bool, stability_offset: float
-) -> list[list[PromptedRegion]]:
-    """Decodes a batch of prompts.
+def decode_prompts(
+    backend: Backend, embedding: Embedding, prompts: PromptBatch, multimask: bool
+) -> PromptedMasks:
+    """Decodes prompts; on the device.
 
     Args:
         backend: The model.
         embedding: Of the image.
         prompts: Of one shape.
         multimask: The three masks of an ambiguous prompt instead of the one of a clear prompt.
-        stability_offset: See `EverythingOptions`.
-
-    Returns:
-        For each prompt its masks, best predicted IoU first.
     """
-    decoding = backend.decode(embedding, prompts)
-    count = len(decoding.ious)
-    order = decoding.ious[:, 1:].argsort(dim=1, descending=True, stable=True) + 1
-    columns = order if multimask else torch.zeros_like(order[:, :1])
-    rows = torch.arange(count, device=columns.device)[:, None].expand_as(columns)
-    logits = decoding.logits(rows.flatten(), columns.flatten())
-    scores = decoding.ious.gather(1, columns).flatten().tolist()
+    logits, scores = [], []
+    for batch in prompts.split(backend.decode_batch):
+        decoding = backend.decode(embedding, batch)
+        order = decoding.ious[:, 1:].argsort(dim=1, descending=True, stable=True) + 1
+        columns = order if multimask else torch.zeros_like(order[:, :1])
+        rows = torch.arange(len(columns), device=columns.device)[:, None].expand_as(columns)
+        masks = decoding.logits(rows.flatten(), columns.flatten())
+        logits.append(masks.view(*columns.shape, *masks.shape[1:]))
+        scores.append(decoding.ious.gather(1, columns))
+    return PromptedMasks(torch.cat(logits), torch.cat(scores))
 
+
+@torch.inference_mode()
+def draw_answers(
+    backend: Backend, embedding: Embedding, decoded: PromptedMasks
+) -> list[list[PromptedRegion]]:
+    """For each prompt its masks at full resolution, in the order given."""
     size = embedding.geometry.image_size
     whole = Crop(0, 0, size[1], size[0], 0)
     upscaler = Upscaler(backend.mask_size, embedding.geometry.steps, backend.device)
-    measured = measure(upscaler, logits, backend.mask_threshold, stability_offset)
     answers = []
-    for mask, score, (stability, box) in zip(logits, scores, measured, strict=True):
-        patch = upscaler.cut(mask, box_window(box)) if box else None
-        region = Region(
-            runs=draw(upscaler, patch, box or (0, 0, 0, 0), backend.mask_threshold, whole, size),
-            box=box or (0, 0, 0, 0),
-            predicted_iou=score,
-            stability_score=stability,
-            point=None,
-            crop=whole,
-        )
-        answers.append(PromptedRegion(region, mask.cpu().numpy()))
-    width = columns.shape[1]
-    return [answers[start : start + width] for start in range(0, len(answers), width)]
+    for masks, scores in zip(decoded.logits, decoded.scores.tolist(), strict=True):
+        answer = []
+        measured = measure(upscaler, masks, backend.mask_threshold, STABILITY_OFFSET)
+        for mask, score, (stability, box) in zip(masks, scores, measured, strict=True):
+            patch = upscaler.cut(mask, box_window(box)) if box else None
+            bounds = box or (0, 0, 0, 0)
+            runs = draw(upscaler, patch, bounds, backend.mask_threshold, whole, size)
+            region = Region(runs, bounds, score, float(stability), None, whole)
+            answer.append(PromptedRegion(region, mask.cpu().numpy()))
+        answers.append(answer)
+    return answers

@@ -1,0 +1,33 @@
+"""Families of segmenters. A new one is a module in this package and a line in :data:`FAMILIES`."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import cast
+
+from services.segmenter.backends.base import Backend, ModelFiles
+
+# Family -> module with `load(files, device, precision)`; imported when it is asked for.
+FAMILIES = {
+    "sam": "services.segmenter.backends.sam",
+    "sam2": "services.segmenter.backends.sam2",
+}
+
+
+def load_backend(files: ModelFiles, device: str, precision: str) -> Backend:
+    """Loads a model.
+
+    Args:
+        files: What to load.
+        device: As torch names it.
+        precision: ``fp32``, ``bf16`` or ``fp16``.
+
+    Raises:
+        RegionSearchError: DATA_LOSS when the weights do not fit the family, FAILED_PRECONDITION when its
+            package is not installed.
+    """
+    load = cast(
+        "Callable[[ModelFiles, str, str], Backend]", importlib.import_module(FAMILIES[files.family]).load
+    )
+    return load(files, device, precision)

@@ -7,9 +7,10 @@ queues.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -41,6 +42,27 @@ class ModelIdentity:
 
 
 @dataclass(frozen=True)
+class ModelFiles:
+    """A model on disk.
+
+    Attributes:
+        family: Which module of this package loads it.
+        variant: Which of the family's architectures it is.
+        weights: The file.
+        digest: SHA-256 of the file, hexadecimal.
+        architecture: Arguments of the architecture, for variants that have any.
+        everything: Defaults of everything mode, by option, where they differ from the reference's.
+    """
+
+    family: str
+    variant: str
+    weights: Path
+    digest: str
+    architecture: Mapping[str, Any]
+    everything: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
 class ResizeStep:
     """A bilinear step from logits to pixels: resize to `size`, keep the `crop` at its top left."""
 
@@ -54,12 +76,14 @@ class Geometry:
 
     Attributes:
         image_size: Of the picture that was prepared.
-        input_size: Of the picture inside the encoder's input.
+        input_size: Of the picture inside the encoder's input, at its upper left.
+        padded_size: Of the encoder's input.
         steps: From the decoder's masks to `image_size`.
     """
 
     image_size: Size
     input_size: Size
+    padded_size: Size
     steps: tuple[ResizeStep, ...]
 
     def to_input(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -106,6 +130,21 @@ class PromptBatch:
     boxes: Tensor | None = None
     mask_logits: Tensor | None = None
 
+    def __len__(self) -> int:
+        return max(len(part) for part in self._parts() if part is not None)
+
+    def part(self, start: int, stop: int) -> PromptBatch:
+        """Prompts start to stop."""
+        return PromptBatch(*(None if part is None else part[start:stop] for part in self._parts()))
+
+    def split(self, size: int) -> Iterator[PromptBatch]:
+        """Batches of at most `size` prompts."""
+        for start in range(0, len(self), size):
+            yield self.part(start, start + size)
+
+    def _parts(self) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+        return self.points, self.labels, self.boxes, self.mask_logits
+
 
 class Decoding(Protocol):
     """Answers to a batch of prompts; masks are computed when they are asked for."""
@@ -126,6 +165,8 @@ class Backend(Protocol):
     mask_threshold: float
     mask_size: Size
     """Size of the decoder's masks, and of mask prompts."""
+    encode_batch: int
+    """Pictures that are encoded at once."""
     decode_batch: int
     """Prompts that are decoded at once; the engine cuts larger batches."""
 

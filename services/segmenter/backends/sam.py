@@ -2,22 +2,75 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from segment_anything import sam_model_registry
 from segment_anything.modeling import Sam
 from segment_anything.utils.transforms import ResizeLongestSide
 from torch import Tensor
 
+from regionsearch.errors import Kind, RegionSearchError
 from regionsearch.images import Pixels
-from services.segmenter.backends.base import Embedding, Geometry, ModelIdentity, PromptBatch, ResizeStep
+from services.segmenter.backends.base import (
+    Embedding,
+    Geometry,
+    ModelFiles,
+    ModelIdentity,
+    PromptBatch,
+    ResizeStep,
+)
+from services.segmenter.backends.pocket import build_pocket_sam
 from services.segmenter.backends.precision import autocast
 from services.segmenter.backends.sam_decoder import Decoded, LazyMaskDecoder
 
+_ENCODE_BATCH = {"cpu": 1, "cuda": 8}  # on a CPU a batch only waits for its last picture
 # Maps of a decoder batch that still fit into the last-level cache of a CPU, and into a small part of a GPU.
 _BATCH_BYTES = {"cpu": 8 << 20, "cuda": 512 << 20}
+
+
+def load(files: ModelFiles, device: str, precision: str) -> SamBackend:
+    """Loads ``pocket``, ``vit_b``, ``vit_l`` or ``vit_h``; see `services.segmenter.backends.load_backend`."""
+    weights = read_weights(files)
+    if files.variant == "pocket":
+        model = build_pocket_sam(**files.architecture)
+    else:
+        model = sam_model_registry[files.variant]()
+    try:
+        model.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
+    except RuntimeError as error:  # names or shapes of another architecture
+        raise _damaged(files, f"are not those of a {files.variant}") from error
+    return SamBackend(model, ModelIdentity(files.family, files.variant, files.digest, precision, device))
+
+
+def read_weights(files: ModelFiles) -> dict[str, Any]:
+    """The tensors of a weights file by name, on the CPU; nothing in the file is executed.
+
+    Raises:
+        RegionSearchError: DATA_LOSS when the file is no such file, or cut off.
+    """
+    try:
+        if files.weights.suffix == ".safetensors":
+            return load_file(files.weights)
+        weights: dict[str, Any] = torch.load(files.weights, map_location="cpu", weights_only=True, mmap=True)
+    except (SafetensorError, RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
+        raise _damaged(files, "cannot be read") from error
+    return weights
+
+
+def _damaged(files: ModelFiles, problem: str) -> RegionSearchError:
+    return RegionSearchError(
+        Kind.DATA_LOSS,
+        f"the weights in {files.weights} {problem}: the file is damaged or belongs to another model; "
+        "pull it again with `regionsearch models pull`",
+        field="model",
+    )
 
 
 class SamBackend:
@@ -39,6 +92,7 @@ class SamBackend:
         self._side: int = model.image_encoder.img_size
         height, width = model.prompt_encoder.image_embedding_size
         map_bytes = 4 * height * width * model.prompt_encoder.embed_dim
+        self.encode_batch = _ENCODE_BATCH[self.device.type]
         self.decode_batch = max(1, _BATCH_BYTES[self.device.type] // map_bytes)
 
     def prepare(self, image: Pixels) -> tuple[Tensor, Geometry]:
@@ -47,12 +101,13 @@ class SamBackend:
         input_size = ResizeLongestSide.get_preprocess_shape(height, width, self._side)
         input_height, input_width = input_size = max(1, input_size[0]), max(1, input_size[1])
         resized = Image.fromarray(image).resize((input_width, input_height), Image.Resampling.BILINEAR)
+        padded_size = self._side, self._side
         steps = (
-            ResizeStep((self._side, self._side), (input_height, input_width)),
+            ResizeStep(padded_size, (input_height, input_width)),
             ResizeStep((height, width), (height, width)),
         )
         pixels = torch.from_numpy(np.array(resized)).permute(2, 0, 1)
-        return pixels, Geometry((height, width), input_size, steps)
+        return pixels, Geometry((height, width), input_size, padded_size, steps)
 
     @torch.inference_mode()
     def encode(self, prepared: Sequence[tuple[Tensor, Geometry]]) -> list[Embedding]:

@@ -1,0 +1,12 @@
+"""``python -m services.segmenter``: the segmenter's process."""
+
+from __future__ import annotations
+
+from regionsearch.v1 import segment_pb2
+from services.runtime.server import run
+from services.segmenter.service import segmenter
+from services.segmenter.settings import SegmenterSettings
+
+if __name__ == "__main__":
+    settings = SegmenterSettings.load()
+    run(settings, [segment_pb2.DESCRIPTOR.services_by_name["SegmentService"]], segmenter(settings))

@@ -1,0 +1,87 @@
+"""Embeddings of pictures that were seen before."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from services.segmenter.backends.base import Embedding
+
+
+@dataclass
+class _Flight:
+    task: asyncio.Task[Embedding]
+    waiting: int = 0
+
+
+class EmbeddingCache:
+    """Least recently used embeddings, bounded by the memory they hold; on one event loop.
+
+    Calls for a picture that is just being encoded wait for that one encoding. It is cancelled when the last
+    of them has gone away.
+
+    Args:
+        max_bytes: Bound of what is kept; 0 keeps nothing. Embeddings in use are not counted once they are
+            evicted.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._bytes = 0
+        self._kept: OrderedDict[str, Embedding] = OrderedDict()
+        self._flights: dict[str, _Flight] = {}
+
+    @property
+    def nbytes(self) -> int:
+        """Device memory that is held."""
+        return self._bytes
+
+    async def get(self, key: str, encode: Callable[[], Awaitable[Embedding]]) -> tuple[Embedding, bool]:
+        """The embedding of a picture.
+
+        Args:
+            key: Identity of the picture's content.
+            encode: Makes the embedding, when there is none.
+
+        Returns:
+            The embedding, and whether it had been there.
+        """
+        kept = self._kept.get(key)
+        if kept is not None:
+            self._kept.move_to_end(key)
+            return kept, True
+        flight = self._flights.get(key)
+        if flight is None:
+            flight = self._flights[key] = _Flight(asyncio.ensure_future(self._fill(key, encode)))
+        flight.waiting += 1
+        try:
+            return await asyncio.shield(flight.task), False
+        finally:
+            flight.waiting -= 1
+            if flight.waiting == 0 and not flight.task.done():
+                # A later call for the same picture must not join a flight that is being cancelled.
+                self._flights.pop(key, None)
+                flight.task.cancel()
+
+    async def _fill(self, key: str, encode: Callable[[], Awaitable[Embedding]]) -> Embedding:
+        task = asyncio.current_task()
+        try:
+            embedding = await encode()
+        finally:
+            flight = self._flights.get(key)
+            if flight is not None and flight.task is task:
+                del self._flights[key]
+        self._keep(key, embedding)
+        return embedding
+
+    def _keep(self, key: str, embedding: Embedding) -> None:
+        if embedding.nbytes > self._max_bytes:
+            return
+        replaced = self._kept.pop(key, None)
+        self._bytes += embedding.nbytes - (replaced.nbytes if replaced else 0)
+        self._kept[key] = embedding
+        while self._bytes > self._max_bytes:
+            _, oldest = self._kept.popitem(last=False)
+            self._bytes -= oldest.nbytes

@@ -1,0 +1,241 @@
+"""The segmenter without its transport: pictures and options in, regions out."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from regionsearch.errors import invalid
+from regionsearch.images import Pixels
+from services.runtime.batcher import Batcher, BatchSettings, Lane
+from services.segmenter.backends.base import Backend, Embedding, Size
+from services.segmenter.cache import EmbeddingCache
+from services.segmenter.everything import Region, finish_crop, finish_image
+from services.segmenter.features import pool_features
+from services.segmenter.grid import grid_points, plan_crops
+from services.segmenter.options import EverythingOptions, SelectionOptions
+from services.segmenter.prompts import Prompt, PromptedRegion, batch_prompts
+from services.segmenter.selection import select_regions
+from services.segmenter.work import Answer, Encode, Result, Search, Stages, Work, classify, joined
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture that is decoded only when somebody needs its pixels.
+
+    Attributes:
+        key: Identity of its content.
+        decode: Returns uint8 RGB (height, width, 3); may take long and may raise.
+    """
+
+    key: str
+    decode: Callable[[], Pixels]
+
+
+@dataclass(frozen=True)
+class Everything:
+    """Answer of everything mode; `features` is float32 (regions, channels) when asked for."""
+
+    regions: list[Region]
+    features: NDArray[np.float32] | None
+    image_size: Size
+    cached: bool
+
+
+@dataclass(frozen=True)
+class Prompted:
+    """Answers to prompts, each best first; `features` has one array (candidates, channels) a prompt."""
+
+    answers: list[list[PromptedRegion]]
+    features: list[NDArray[np.float32]] | None
+    image_size: Size
+    cached: bool
+
+
+@dataclass(frozen=True)
+class Call:
+    """Who waits for an answer, and until when.
+
+    Attributes:
+        lane: Interactive calls go before bulk calls.
+        deadline: Time of the event loop's clock.
+    """
+
+    lane: Lane = Lane.INTERACTIVE
+    deadline: float | None = None
+
+
+INTERACTIVE = Call()
+
+
+class SegmentEngine:
+    """Answers calls; lives on the event loop on which it was made.
+
+    Pictures, pieces of everything mode's grid and prompts of all callers go through one queue to the one
+    thread that owns the model, interactive ones first.
+
+    Args:
+        backend: The model.
+        batching: Its `max_batch` is the number of grid points that run at once, and so what a click waits for
+            behind everything mode.
+        cache_bytes: Device memory for embeddings of pictures seen before.
+        on_fatal: Called with the reason when the device is lost.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        batching: BatchSettings,
+        *,
+        cache_bytes: int,
+        on_fatal: Callable[[str], None] = lambda reason: None,
+    ) -> None:
+        self.backend = backend
+        self.cache = EmbeddingCache(cache_bytes)
+        stages = Stages(backend)
+        self._batcher: Batcher[Work, Result] = Batcher(
+            "segmenter",
+            batching,
+            prepare=stages.prepare,
+            device=[stages.run],
+            finish=stages.finish,
+            classify=classify,
+            on_fatal=on_fatal,
+        )
+
+    async def close(self) -> None:
+        """Ends the threads, once what was admitted is done."""
+        await self._batcher.close()
+
+    async def everything(
+        self,
+        picture: Picture,
+        options: EverythingOptions,
+        selection: SelectionOptions | None = None,
+        *,
+        features: bool = False,
+        call: Call = INTERACTIVE,
+    ) -> Everything:
+        """Finds every region of a picture.
+
+        Args:
+            picture: To cut up.
+            options: Of the search, checked.
+            selection: Keeps what is worth indexing; None keeps all, in the reference's order.
+            features: Adds pooled encoder features.
+            call: Who waits, and until when.
+
+        Returns:
+            The regions.
+
+        Raises:
+            RegionSearchError: The picture cannot be decoded, or the queue is full.
+        """
+        whole, cached = await self._embed(picture, call)
+        size = whole.geometry.image_size
+        crops = plan_crops(size, options)
+        pixels = await asyncio.to_thread(picture.decode) if len(crops) > 1 else None
+        regions: list[Region] = []
+        for crop in crops:
+            if pixels is None or crop.layer == 0:
+                embedding = whole
+            else:
+                part = np.ascontiguousarray(pixels[crop.top : crop.bottom, crop.left : crop.right])
+                embedding = await self._encode(lambda part=part: part, call)  # type: ignore[misc]
+            search = Search(embedding, crop, grid_points(crop, options), size, options)
+            candidates = joined(await self._submit(search, call))
+            regions += await asyncio.to_thread(
+                finish_crop, self.backend, embedding, crop, candidates, size, options
+            )
+        return await asyncio.to_thread(self._finish, whole, regions, options, selection, features, cached)
+
+    def _finish(
+        self,
+        whole: Embedding,
+        regions: list[Region],
+        options: EverythingOptions,
+        selection: SelectionOptions | None,
+        features: bool,
+        cached: bool,
+    ) -> Everything:
+        regions = finish_image(regions, options)
+        if selection is not None:
+            regions = select_regions(regions, selection)
+        pooled = pool_features(whole, regions) if features else None
+        return Everything(regions, pooled, whole.geometry.image_size, cached)
+
+    async def prompts(
+        self,
+        picture: Picture,
+        prompts: Sequence[Prompt],
+        *,
+        multimask: bool = False,
+        features: bool = False,
+        call: Call = INTERACTIVE,
+    ) -> Prompted:
+        """Finds the object of each prompt.
+
+        Args:
+            picture: To look at.
+            prompts: One object each.
+            multimask: Three masks for each prompt instead of one.
+            features: Adds pooled encoder features.
+            call: Who waits, and until when.
+
+        Returns:
+            The answers, in the order of the prompts.
+
+        Raises:
+            RegionSearchError: The picture cannot be decoded, a prompt does not fit it, or the queue is full.
+        """
+        embedding, cached = await self._embed(picture, call)
+        self._check(prompts, embedding.geometry.image_size)
+        answers: list[list[PromptedRegion]] = [[] for _ in prompts]
+        batches = list(batch_prompts(prompts, embedding.geometry, self.backend.mask_size))
+        async with asyncio.TaskGroup() as group:
+            tasks = [
+                group.create_task(self._submit(Answer(embedding, batch, multimask), call))
+                for _, batch in batches
+            ]
+        for (places, _), task in zip(batches, tasks, strict=True):
+            for place, answer in zip(places, joined(task.result()), strict=True):
+                answers[place] = answer
+        pooled = await asyncio.to_thread(_pool_answers, embedding, answers) if features else None
+        return Prompted(answers, pooled, embedding.geometry.image_size, cached)
+
+    def _check(self, prompts: Sequence[Prompt], size: Size) -> None:
+        mask_size = self.backend.mask_size
+        for index, prompt in enumerate(prompts):
+            name = f"prompts.prompts[{index}]"
+            if prompt.mask is not None and prompt.mask.shape != size:
+                raise invalid(
+                    f"{name}.mask",
+                    f"{name}.mask is {prompt.mask.shape[0]} x {prompt.mask.shape[1]}, the image {size[0]} x "
+                    f"{size[1]}; send a mask as large as the image",
+                )
+            if prompt.mask_logits is not None and prompt.mask_logits.shape != mask_size:
+                raise invalid(
+                    f"{name}.mask_logits",
+                    f"{name}.mask_logits has shape {list(prompt.mask_logits.shape)}; this model takes "
+                    f"{list(mask_size)}, as in the low_res_logits of its answers",
+                )
+
+    async def _embed(self, picture: Picture, call: Call) -> tuple[Embedding, bool]:
+        return await self.cache.get(picture.key, lambda: self._encode(picture.decode, call))
+
+    async def _encode(self, decode: Callable[[], Pixels], call: Call) -> Embedding:
+        results = await self._submit(Encode(decode), call)
+        return next(result for result in results if isinstance(result, Embedding))
+
+    async def _submit(self, work: Work, call: Call) -> list[Result]:
+        return await self._batcher.submit(work, len(work), lane=call.lane, deadline=call.deadline)
+
+
+def _pool_answers(
+    embedding: Embedding, answers: Sequence[Sequence[PromptedRegion]]
+) -> list[NDArray[np.float32]]:
+    return [pool_features(embedding, [candidate.region for candidate in answer]) for answer in answers]

@@ -1,0 +1,57 @@
+"""Encoder features of regions."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from services.segmenter.backends.base import Embedding, Geometry, Size
+from services.segmenter.everything import Region
+
+
+def pool_features(embedding: Embedding, regions: list[Region]) -> NDArray[np.float32]:
+    """Means of the encoder's coarsest map over each region's mask, L2-normalised.
+
+    A cell of the map counts with the number of the mask's pixels inside it, so that regions smaller than a
+    cell have features too.
+
+    Args:
+        embedding: Of the whole picture.
+        regions: Of the same picture.
+
+    Returns:
+        float32 (n, channels); zeros for an empty mask.
+    """
+    features = embedding.features[0].float().cpu()
+    map_size = features.shape[1], features.shape[2]
+    weights = [cover(region, embedding.geometry, map_size).reshape(-1) for region in regions]
+    weighting = torch.from_numpy(np.array(weights).reshape(len(regions), features[0].numel())).float()
+    pooled = weighting @ features.flatten(1).t()
+    normalised: NDArray[np.float32] = torch.nn.functional.normalize(pooled, dim=1).numpy()
+    return normalised
+
+
+def cover(region: Region, geometry: Geometry, map_size: Size) -> NDArray[np.float64]:
+    """The share of a region's pixels in each cell of the feature map, float64 `map_size`; sums to 1."""
+    left, top, right, bottom = region.box
+    mask = region.runs.columns(left, right + 1)[top : bottom + 1]
+    rows = _cells(top, bottom + 1, geometry, 0, map_size)
+    columns = _cells(left, right + 1, geometry, 1, map_size)
+    counts = np.zeros(map_size)
+    by_row = np.add.reduceat(mask, *_edges(rows), axis=0, dtype=np.int64)
+    counts[np.ix_(np.unique(rows), np.unique(columns))] = np.add.reduceat(by_row, *_edges(columns), axis=1)
+    shares: NDArray[np.float64] = counts / max(1.0, counts.sum())
+    return shares
+
+
+def _cells(start: int, stop: int, geometry: Geometry, axis: int, map_size: Size) -> NDArray[np.int64]:
+    """The cell of the feature map that each pixel [start, stop) of an axis lies in."""
+    padded = geometry.padded_size[axis]
+    scale = geometry.input_size[axis] / geometry.image_size[axis] * map_size[axis] / padded
+    cells = ((np.arange(start, stop) + 0.5) * scale).astype(np.int64)
+    return np.minimum(cells, map_size[axis] - 1)
+
+
+def _edges(cells: NDArray[np.int64]) -> tuple[NDArray[np.int64]]:
+    return (np.flatnonzero(np.diff(cells, prepend=-1)),)

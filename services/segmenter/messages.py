@@ -1,0 +1,154 @@
+"""Messages of the contract to and from the engine's types."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import fields, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from regionsearch.errors import invalid, too_large
+from regionsearch.images import ImageLimits, image_from_proto
+from regionsearch.masks import mask_from_proto, mask_to_proto
+from regionsearch.tensors import tensor_from_proto, tensor_to_proto
+from regionsearch.v1 import segment_pb2, types_pb2
+from services.segmenter.backends.base import ModelIdentity
+from services.segmenter.engine import Picture
+from services.segmenter.everything import Region
+from services.segmenter.options import EverythingOptions, SelectionOptions
+from services.segmenter.prompts import Prompt
+
+
+def read_picture(image: types_pb2.Image, limits: ImageLimits) -> Picture:
+    """The picture of a request; pixels are decoded later."""
+    if image.WhichOneof("source") == "raw":
+        identity = f"{image.raw.height}x{image.raw.width}:".encode() + image.raw.rgb
+    else:
+        identity = image.encoded
+    return Picture(hashlib.sha256(identity).hexdigest(), lambda: image_from_proto(image, limits))
+
+
+def read_everything(
+    options: segment_pb2.EverythingOptions, defaults: EverythingOptions
+) -> tuple[EverythingOptions, SelectionOptions | None]:
+    """Options of everything mode, checked; absent ones are the defaults."""
+    everything = replace(defaults, **_given(options, defaults))
+    everything.check()
+    if not options.HasField("selection"):
+        return everything, None
+    selection = replace(SelectionOptions(), **_given(options.selection, SelectionOptions()))
+    selection.check()
+    return everything, selection
+
+
+def _given(message: Any, defaults: EverythingOptions | SelectionOptions) -> dict[str, Any]:
+    return {f.name: getattr(message, f.name) for f in fields(defaults) if message.HasField(f.name)}
+
+
+def write_everything(options: EverythingOptions) -> segment_pb2.EverythingOptions:
+    """Options of everything mode as a message."""
+    return segment_pb2.EverythingOptions(**{f.name: getattr(options, f.name) for f in fields(options)})
+
+
+def read_prompts(
+    message: segment_pb2.Prompts, max_prompts: int, max_points: int, limits: ImageLimits
+) -> list[Prompt]:
+    """The prompts of a request.
+
+    Raises:
+        RegionSearchError: INVALID_ARGUMENT or TOO_LARGE, naming the prompt.
+    """
+    if not message.prompts:
+        raise invalid("prompts.prompts", "prompts.prompts is empty; send at least one prompt")
+    if len(message.prompts) > max_prompts:
+        raise too_large(
+            "prompts.prompts",
+            f"prompts.prompts has {len(message.prompts)} prompts, over the limit of {max_prompts} "
+            "(max_prompts)",
+        )
+    return [
+        _read_prompt(prompt, f"prompts.prompts[{index}]", max_points, limits)
+        for index, prompt in enumerate(message.prompts)
+    ]
+
+
+def _read_prompt(prompt: segment_pb2.Prompt, name: str, max_points: int, limits: ImageLimits) -> Prompt:
+    has_box, prior = prompt.HasField("box"), prompt.WhichOneof("prior")
+    if not prompt.points and not has_box and prior is None:
+        raise invalid(name, f"{name} is empty; give points, a box or a mask")
+    if len(prompt.points) > max_points:
+        raise too_large(
+            f"{name}.points",
+            f"{name}.points has {len(prompt.points)} points, over the limit of {max_points} (max_points)",
+        )
+    labels = [point.label if point.HasField("label") else 1 for point in prompt.points]
+    if any(label not in (0, 1) for label in labels):
+        raise invalid(
+            f"{name}.points", f"{name}.points has a label other than 1 (object) and 0 (not the object)"
+        )
+    points = np.array([(point.x, point.y) for point in prompt.points], np.float64).reshape(-1, 2)
+    if not np.isfinite(points).all():
+        raise invalid(f"{name}.points", f"{name}.points holds NaN or infinity; send pixels")
+    box = None
+    if has_box:
+        box = (prompt.box.x_min, prompt.box.y_min, prompt.box.x_max, prompt.box.y_max)
+        if not np.isfinite(box).all() or box[0] >= box[2] or box[1] >= box[3]:
+            raise invalid(f"{name}.box", f"{name}.box has no area; x_min < x_max and y_min < y_max in pixels")
+    return Prompt(
+        points,
+        np.array(labels, np.int32),
+        box,
+        mask_from_proto(prompt.mask, f"{name}.mask", limits.max_pixels) if prior == "mask" else None,
+        tensor_from_proto(prompt.mask_logits, f"{name}.mask_logits", ndim=2)
+        if prior == "mask_logits"
+        else None,
+    )
+
+
+def write_region(
+    region: Region,
+    encoding: types_pb2.MaskEncoding.ValueType,
+    features: NDArray[np.float32] | None = None,
+    logits: NDArray[np.float32] | None = None,
+) -> types_pb2.Region:
+    """A region as a message; its boxes are half-open, where the engine's name the outermost pixels."""
+    left, top, right, bottom = region.box
+    if region.area == 0:
+        right, bottom = left - 1, top - 1
+    crop = region.crop
+    message = types_pb2.Region(
+        box=types_pb2.Box(x_min=left, y_min=top, x_max=right + 1, y_max=bottom + 1),
+        mask=write_mask(region, encoding),
+        predicted_iou=region.predicted_iou,
+        stability_score=region.stability_score,
+        area=region.area,
+        crop_box=types_pb2.Box(x_min=crop.left, y_min=crop.top, x_max=crop.right, y_max=crop.bottom),
+    )
+    if region.point is not None:
+        message.prompt_point.CopyFrom(types_pb2.Point(x=region.point[0], y=region.point[1], label=1))
+    if features is not None:
+        message.features.CopyFrom(tensor_to_proto(features))
+    if logits is not None:
+        message.low_res_logits.CopyFrom(tensor_to_proto(logits))
+    return message
+
+
+def write_mask(region: Region, encoding: types_pb2.MaskEncoding.ValueType) -> types_pb2.Mask:
+    """The mask of a region; as COCO's run lengths without ever drawing it."""
+    if encoding in (types_pb2.MASK_ENCODING_PACKED_BITS, types_pb2.MASK_ENCODING_PNG):
+        return mask_to_proto(region.runs.to_mask(), encoding)
+    height, width = region.runs.size
+    return types_pb2.Mask(height=height, width=width, coco_rle=region.runs.coco_rle())
+
+
+def write_model(identity: ModelIdentity) -> types_pb2.ModelInfo:
+    """The model as a message."""
+    return types_pb2.ModelInfo(
+        family=identity.family,
+        variant=identity.variant,
+        weights_digest=identity.digest,
+        precision=identity.precision,
+        device=identity.device,
+    )

@@ -1,0 +1,53 @@
+"""Which regions of a picture are worth indexing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from pycocotools import mask as coco
+
+from services.segmenter.everything import Region
+from services.segmenter.options import SelectionOptions
+
+
+def select_regions(regions: Sequence[Region], options: SelectionOptions) -> list[Region]:
+    """Drops what is too small, too large, too shaky or a near-duplicate, and keeps the best of the rest.
+
+    Near-duplicates are measured on the masks: a ring and the plate inside it share their box but not their
+    pixels.
+
+    Args:
+        regions: Of one picture.
+        options: Limits.
+
+    Returns:
+        Best first: by predicted IoU times stability, ties by area, then in the order given.
+    """
+    kept: list[Region] = []
+    kept_rles: list[dict[str, Any]] = []
+    fitting = (region for region in regions if _fits(region, options))
+    for region in sorted(fitting, key=_rank, reverse=True):
+        height, width = region.runs.size
+        rle: dict[str, Any] = {"size": [height, width], "counts": region.runs.coco_rle().encode("ascii")}
+        if kept and coco.iou([rle], kept_rles, [0] * len(kept)).max() > options.mask_nms_thresh:
+            continue
+        kept.append(region)
+        kept_rles.append(rle)
+        if len(kept) == options.max_regions:
+            break
+    return kept
+
+
+def _fits(region: Region, options: SelectionOptions) -> bool:
+    left, top, right, bottom = region.box
+    height, width = region.runs.size
+    return (
+        min(right - left, bottom - top) + 1 >= options.min_side
+        and max(1, options.min_area) <= region.area <= options.max_area_fraction * height * width
+        and region.stability_score >= options.min_stability_score
+    )
+
+
+def _rank(region: Region) -> tuple[float, int]:
+    return region.predicted_iou * region.stability_score, region.area

@@ -1,0 +1,59 @@
+"""Puts the segmenter's parts together."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from regionsearch.v1 import segment_pb2_grpc
+from services.runtime.server import Lifespan, Server
+from services.segmenter.backends import load_backend
+from services.segmenter.backends.base import Backend
+from services.segmenter.engine import SegmentEngine
+from services.segmenter.everything import segment_everything
+from services.segmenter.loading import find_model
+from services.segmenter.options import EverythingOptions
+from services.segmenter.servicer import SegmentServicer
+from services.segmenter.settings import SegmenterSettings
+
+
+def load(settings: SegmenterSettings) -> tuple[Backend, EverythingOptions]:
+    """Loads and warms the model that the settings name; returns it with its defaults of everything mode.
+
+    Raises:
+        RegionSearchError: See :func:`find_model` and :func:`load_backend`.
+    """
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    files = find_model(settings.model)
+    device = settings.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    backend = load_backend(files, device, settings.precision)
+    defaults = replace(EverythingOptions(), **files.everything)
+    segment_everything(backend, np.zeros((64, 64, 3), np.uint8), replace(defaults, points_per_side=2))
+    return backend, defaults
+
+
+def segmenter(settings: SegmenterSettings) -> Lifespan:
+    """The lifespan of a segmenter's process; see `services.runtime.server`."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(server: Server) -> AsyncIterator[None]:
+        backend, defaults = await asyncio.to_thread(load, settings)
+        engine = SegmentEngine(
+            backend, settings.batching, cache_bytes=settings.cache_bytes, on_fatal=server.fail
+        )
+        server.add(
+            segment_pb2_grpc.add_SegmentServiceServicer_to_server,
+            SegmentServicer(engine, defaults, settings),
+        )
+        yield
+        await engine.close()
+
+    return lifespan

@@ -1,0 +1,169 @@
+"""SegmentService over the engine: messages in, messages out."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+from google.rpc import status_pb2
+
+from regionsearch.errors import RegionSearchError, invalid, to_status
+from regionsearch.images import ImageLimits
+from regionsearch.v1 import segment_pb2, segment_pb2_grpc, types_pb2
+from services.runtime.batcher import Lane
+from services.segmenter import messages
+from services.segmenter.engine import Call, Picture, SegmentEngine
+from services.segmenter.options import EverythingOptions
+from services.segmenter.settings import SegmenterSettings
+
+
+class SegmentServicer(segment_pb2_grpc.SegmentServiceServicer):
+    """Answers the calls of ``regionsearch.v1.SegmentService``.
+
+    Args:
+        engine: Does the work.
+        defaults: Options of everything mode where a request is silent.
+        settings: Limits.
+    """
+
+    def __init__(
+        self, engine: SegmentEngine, defaults: EverythingOptions, settings: SegmenterSettings
+    ) -> None:
+        self._engine = engine
+        self._defaults = defaults
+        self._settings = settings
+        self._limits = ImageLimits(settings.max_image_bytes, settings.max_image_pixels)
+        self._model = messages.write_model(engine.backend.identity)
+
+    async def Segment(  # noqa: N802
+        self, request: segment_pb2.SegmentRequest, context: Any
+    ) -> segment_pb2.SegmentResponse:
+        """Everything, or the object of each prompt."""
+        return await self._segment(request, _deadline(context))
+
+    async def SegmentStream(  # noqa: N802
+        self, request_iterator: AsyncIterator[segment_pb2.SegmentStreamRequest], context: Any
+    ) -> AsyncIterator[segment_pb2.SegmentStreamResponse]:
+        """Many images; answers come as they are ready."""
+        free = asyncio.Semaphore(self._settings.max_stream_calls)
+        answers: asyncio.Queue[segment_pb2.SegmentStreamResponse | None] = asyncio.Queue()
+
+        async def work_on(item: segment_pb2.SegmentStreamRequest) -> None:
+            try:
+                answers.put_nowait(await self._stream_item(item, _deadline(context)))
+            finally:
+                free.release()
+
+        async def read() -> None:
+            async with asyncio.TaskGroup() as group:
+                async for item in request_iterator:
+                    await free.acquire()
+                    group.create_task(work_on(item))
+            answers.put_nowait(None)
+
+        reader = asyncio.create_task(read())
+        reader.add_done_callback(lambda _: answers.put_nowait(None))
+        try:
+            while (answer := await answers.get()) is not None:
+                yield answer
+            await reader
+        finally:
+            reader.cancel()
+
+    async def GetModel(  # noqa: N802
+        self, request: segment_pb2.SegmentServiceGetModelRequest, context: Any
+    ) -> segment_pb2.SegmentServiceGetModelResponse:
+        """The model that is served, and its defaults."""
+        return segment_pb2.SegmentServiceGetModelResponse(
+            model=self._model, everything_defaults=messages.write_everything(self._defaults)
+        )
+
+    async def _stream_item(
+        self, item: segment_pb2.SegmentStreamRequest, deadline: float | None
+    ) -> segment_pb2.SegmentStreamResponse:
+        try:
+            response = await self._segment(item.request, deadline)
+        except RegionSearchError as error:
+            status = dict(to_status(error).trailing_metadata)["grpc-status-details-bin"]
+            return segment_pb2.SegmentStreamResponse(key=item.key, error=status_pb2.Status.FromString(status))
+        return segment_pb2.SegmentStreamResponse(key=item.key, response=response)
+
+    async def _segment(
+        self, request: segment_pb2.SegmentRequest, deadline: float | None
+    ) -> segment_pb2.SegmentResponse:
+        picture = await asyncio.to_thread(messages.read_picture, request.image, self._limits)
+        lane = Lane.BULK if request.priority == types_pb2.PRIORITY_BULK else Lane.INTERACTIVE
+        call = Call(lane, deadline)
+        match request.WhichOneof("mode"):
+            case "everything":
+                return await self._everything(picture, request, call)
+            case "prompts":
+                return await self._prompts(picture, request, call)
+            case _:
+                raise invalid("mode", "mode is missing; set everything or prompts")
+
+    async def _everything(
+        self, picture: Picture, request: segment_pb2.SegmentRequest, call: Call
+    ) -> segment_pb2.SegmentResponse:
+        options, selection = messages.read_everything(request.everything, self._defaults)
+        found = await self._engine.everything(
+            picture, options, selection, features=request.output.features, call=call
+        )
+        encoding = request.output.mask_encoding
+
+        def write() -> segment_pb2.SegmentResponse:
+            features = [None] * len(found.regions) if found.features is None else found.features
+            regions = [
+                messages.write_region(region, encoding, feature)
+                for region, feature in zip(found.regions, features, strict=True)
+            ]
+            return self._response(found.image_size, found.cached, regions=regions)
+
+        return await asyncio.to_thread(write)
+
+    async def _prompts(
+        self, picture: Picture, request: segment_pb2.SegmentRequest, call: Call
+    ) -> segment_pb2.SegmentResponse:
+        settings, output = self._settings, request.output
+        prompts = await asyncio.to_thread(
+            messages.read_prompts, request.prompts, settings.max_prompts, settings.max_points, self._limits
+        )
+        found = await self._engine.prompts(
+            picture, prompts, multimask=request.prompts.multimask, features=output.features, call=call
+        )
+
+        def write() -> segment_pb2.SegmentResponse:
+            results = []
+            for index, answer in enumerate(found.answers):
+                features = [None] * len(answer) if found.features is None else found.features[index]
+                candidates = [
+                    messages.write_region(
+                        candidate.region,
+                        output.mask_encoding,
+                        feature,
+                        candidate.low_res_logits if output.low_res_logits else None,
+                    )
+                    for candidate, feature in zip(answer, features, strict=True)
+                ]
+                results.append(segment_pb2.PromptResult(candidates=candidates))
+            return self._response(found.image_size, found.cached, results=results)
+
+        return await asyncio.to_thread(write)
+
+    def _response(
+        self, image_size: tuple[int, int], cached: bool, **answer: Any
+    ) -> segment_pb2.SegmentResponse:
+        return segment_pb2.SegmentResponse(
+            image_height=image_size[0],
+            image_width=image_size[1],
+            model=self._model,
+            embedding_cached=cached,
+            **answer,
+        )
+
+
+def _deadline(context: Any) -> float | None:
+    """The call's deadline on the event loop's clock."""
+    remaining = context.time_remaining()
+    return None if remaining is None else asyncio.get_running_loop().time() + remaining

@@ -1,0 +1,37 @@
+"""Settings of the segmenter's process."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from services.runtime.batcher import BatchSettings
+from services.runtime.settings import MIB, ServiceSettings
+
+
+class SegmenterSettings(ServiceSettings):
+    """``REGIONSEARCH_SEGMENTER_…``, or ``[segmenter]`` in the TOML file."""
+
+    process: ClassVar[str] = "segmenter"
+
+    port: int = Field(50051, ge=0, le=65535, description="gRPC port; 0 takes a free one.")
+    model: str = Field(
+        "pocket",
+        description="pocket, sam_vit_b, sam_vit_l, sam_vit_h, a SAM 2 name, or the path of a weights file.",
+    )
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N; auto takes a GPU where there is one.")
+    precision: Literal["fp32", "bf16", "fp16"] = Field(
+        "fp32", description="fp32 gives the reference's answer; the others are faster and may differ from it."
+    )
+    threads: int = Field(0, ge=0, description="CPU threads of a model's operation; 0 leaves it to torch.")
+    cache_bytes: int = Field(256 * MIB, ge=0, description="Device memory for embeddings of pictures seen.")
+    max_image_bytes: int = Field(32 * MIB, gt=0)
+    max_image_pixels: int = Field(50_000_000, gt=0)
+    max_prompts: int = Field(1000, gt=0, description="Prompts of one call.")
+    max_points: int = Field(128, gt=0, description="Points of one prompt.")
+    batching: BatchSettings = Field(
+        BatchSettings(max_batch=32, max_queue=100_000),
+        description="Items are grid points and prompts; a click waits for max_batch of them at most.",
+    )
+    max_stream_calls: int = Field(8, gt=0, description="Items of one stream that are worked on at once.")

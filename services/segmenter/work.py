@@ -1,0 +1,135 @@
+"""What the batcher's stages do with a piece of work: prepare → run on the device → finish.
+
+A piece of work has items, by which it is admitted and may be divided: grid points or prompts. A picture to
+encode cannot be divided; it counts as many items as it costs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from regionsearch.images import Pixels
+from services.runtime.batcher import Failure, Part
+from services.segmenter.backends.base import Backend, Embedding, Geometry, PromptBatch, Size
+from services.segmenter.everything import Candidate, decode_points, filter_survivors
+from services.segmenter.grid import Crop
+from services.segmenter.options import EverythingOptions
+from services.segmenter.prompts import PromptedRegion, decode_prompts, draw_answers
+
+ENCODE_ITEMS = 16  # prompts that cost the device about as much as one picture
+
+
+@dataclass(frozen=True)
+class Encode:
+    """Encodes a picture. Its first part gives the `Embedding`, the others None."""
+
+    decode: Callable[[], Pixels]
+
+    def __len__(self) -> int:
+        return ENCODE_ITEMS
+
+
+@dataclass(frozen=True)
+class Search:
+    """Searches points of everything mode's grid. Each part gives a list of `Candidate`."""
+
+    embedding: Embedding
+    crop: Crop
+    points: NDArray[np.float64]
+    image_size: Size
+    options: EverythingOptions
+
+    def __len__(self) -> int:
+        return len(self.points)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Answers prompts of one shape. Each part gives one list of `PromptedRegion` a prompt."""
+
+    embedding: Embedding
+    prompts: PromptBatch
+    multimask: bool
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+
+Work = Encode | Search | Answer
+Result = Embedding | list[Candidate] | list[list[PromptedRegion]] | None
+_Prepared = tuple[Tensor, Geometry] | Search | Answer
+_Finish = Callable[[], Result]
+
+
+class Stages:
+    """The three stages over one model."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+
+    def prepare(self, work: Work) -> _Prepared:
+        """Decodes and resizes pictures; any thread."""
+        return self._backend.prepare(work.decode()) if isinstance(work, Encode) else work
+
+    def run(self, parts: Sequence[Part[_Prepared]]) -> list[_Finish]:
+        """Runs the model, pictures first and together; on the device's thread.
+
+        Returns:
+            For each part, what is left to do for it.
+        """
+        pictures = {
+            place: part.prepared
+            for place, part in enumerate(parts)
+            if isinstance(part.prepared, tuple) and part.start == 0
+        }
+        embeddings = dict(zip(pictures, self._encode(list(pictures.values())), strict=True))
+        return [self._run(part, embeddings.get(place)) for place, part in enumerate(parts)]
+
+    def _run(self, part: Part[_Prepared], embedding: Embedding | None) -> _Finish:
+        backend, work = self._backend, part.prepared
+        match work:
+            case Search():
+                points = work.points[part.start : part.stop]
+                survivors = decode_points(backend, work.embedding, points, work.options)
+                return lambda: filter_survivors(
+                    backend, work.embedding, work.crop, survivors, work.image_size, work.options
+                )
+            case Answer():
+                prompts = work.prompts.part(part.start, part.stop)
+                masks = decode_prompts(backend, work.embedding, prompts, work.multimask)
+                return lambda: draw_answers(backend, work.embedding, masks)
+            case _:
+                return lambda: embedding
+
+    def _encode(self, pictures: Sequence[tuple[Tensor, Geometry]]) -> list[Embedding]:
+        size = self._backend.encode_batch
+        return [
+            embedding
+            for start in range(0, len(pictures), size)
+            for embedding in self._backend.encode(pictures[start : start + size])
+        ]
+
+    def finish(self, left: Sequence[_Finish]) -> list[Result]:
+        """Brings masks to full resolution; on a thread of its own."""
+        return [finish() for finish in left]
+
+
+def classify(error: Exception) -> Failure:
+    """What an exception of a stage means for the device."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return Failure.OUT_OF_MEMORY
+    if isinstance(error, torch.AcceleratorError):
+        return Failure.FATAL
+    return Failure.POISON
+
+
+def joined(results: Sequence[Any]) -> list[Any]:
+    """The lists that the parts of a piece of work gave, as one."""
+    return [item for part in results for item in part]
