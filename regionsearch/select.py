@@ -1,0 +1,114 @@
+"""Segment-then-select: picks among the regions that an image was cut into, without a model.
+
+Masks are COCO run-length strings, as they are stored. None is ever drawn: whether a pixel lies in a mask is
+a search among its runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from pycocotools import mask as coco
+
+from regionsearch.errors import invalid
+from regionsearch.masks import rle_runs
+
+Size = tuple[int, int]  # (height, width)
+
+
+def select_by_points(masks: Sequence[str], size: Size, points: ArrayLike, labels: ArrayLike) -> list[int]:
+    """The region that clicks mean.
+
+    The smallest region that holds all foreground points and no background point. Where no region holds them
+    all, each foreground point picks the smallest region that holds it and no background point, and these
+    merge.
+
+    Args:
+        masks: Compressed COCO counts of the regions.
+        size: Of the image.
+        points: (P, 2) as x, y in pixels.
+        labels: (P,); 1: the object is there, 0: it is not there.
+
+    Returns:
+        Indices of the chosen regions, ascending; several are meant as one object (see :func:`merge_masks`).
+        Empty when nothing fits.
+
+    Raises:
+        RegionSearchError: INVALID_ARGUMENT when no point is a foreground point.
+    """
+    foreground = np.asarray(labels).reshape(-1) == 1
+    if not foreground.any():
+        raise invalid("points", "points has no foreground point; give at least one with label 1")
+    inside, areas = _look_up(masks, size, np.asarray(points, np.float64).reshape(-1, 2))
+    refused = inside[:, ~foreground].any(axis=1, keepdims=True)
+    holds = inside[:, foreground] & ~refused
+    # Among regions of one size the first one, so that the answer does not depend on chance.
+    order = np.lexsort((np.arange(len(areas)), areas))
+    everything = [int(index) for index in order if holds[index].all()]
+    if everything:
+        return everything[:1]
+    chosen = {next((int(index) for index in order if held[index]), -1) for held in holds.T}
+    return sorted(chosen - {-1})
+
+
+def select_by_box(boxes: ArrayLike, areas: ArrayLike, box: ArrayLike) -> int | None:
+    """The region whose box has the highest IoU with a drawn one; of equal ones the one with most pixels.
+
+    Args:
+        boxes: Half-open boxes of the regions, (n, 4) as x_min, y_min, x_max, y_max.
+        areas: Pixels of the regions' masks, (n,).
+        box: The drawn box, in the same form.
+
+    Returns:
+        Index of the region, or None when no region overlaps the box.
+    """
+    overlaps = box_iou(boxes, box)
+    if overlaps.size == 0 or overlaps.max() <= 0:
+        return None
+    return int(np.lexsort((-np.arange(overlaps.size), np.asarray(areas), overlaps))[-1])
+
+
+def select_by_scores(scores: ArrayLike) -> int | None:
+    """The region of the highest score, the first of equal ones; None when there are no regions."""
+    values = np.asarray(scores, np.float64)
+    return int(values.argmax()) if values.size else None
+
+
+def box_iou(boxes: ArrayLike, box: ArrayLike) -> NDArray[np.float64]:
+    """IoU of each of the boxes (n, 4) with one box (4,); half-open edges; 0 for boxes without area."""
+    many, one = np.asarray(boxes, np.float64).reshape(-1, 4), np.asarray(box, np.float64)
+    overlap = np.minimum(many[:, 2:], one[2:]) - np.maximum(many[:, :2], one[:2])
+    shared = overlap.clip(min=0).prod(axis=1)
+    together = (many[:, 2:] - many[:, :2]).prod(axis=1) + (one[2:] - one[:2]).prod() - shared
+    result = np.zeros(len(many))
+    np.divide(shared, together, out=result, where=together > 0)
+    return result
+
+
+def merge_masks(masks: Sequence[str], size: Size) -> str:
+    """The union of masks, as compressed COCO counts."""
+    for mask in masks:
+        rle_runs(mask, *size)  # pycocotools trusts what it is given
+    rles = [{"size": list(size), "counts": mask.encode("ascii")} for mask in masks]
+    counts: bytes = coco.merge(rles)["counts"]
+    return counts.decode("ascii")
+
+
+def _look_up(
+    masks: Sequence[str], size: Size, points: NDArray[np.float64]
+) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
+    """Whether each mask holds each point, bool (n, P), and the masks' areas."""
+    height, width = size
+    columns, rows = np.floor(points).T
+    in_image = (columns >= 0) & (columns < width) & (rows >= 0) & (rows < height)
+    places = np.where(in_image, columns * height + rows, 0).astype(np.int64)
+    inside = np.zeros((len(masks), len(points)), np.bool_)
+    areas = np.zeros(len(masks), np.int64)
+    for index, mask in enumerate(masks):
+        runs = rle_runs(mask, height, width)
+        # Runs of zeros and ones take turns: pixels of odd runs are ones.
+        inside[index] = np.searchsorted(np.cumsum(runs), places, "right") % 2 == 1
+        areas[index] = runs[1::2].sum()
+    return inside & in_image, areas
