@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -35,14 +36,17 @@ def estimate(statistic: Statistic, pictures: int, *, draws: int = 1000, seed: in
         draws: Redrawn data sets.
         seed: Equal seeds draw the same pictures, so that systems can be compared.
     """
-    generator = np.random.default_rng(seed)
     value = statistic(np.ones(pictures))
-    redrawn = [
-        statistic(np.bincount(generator.integers(pictures, size=pictures), minlength=pictures).astype(float))
-        for _ in range(draws)
-    ]
+    redrawn = [statistic(weights) for weights in _redrawn(pictures, draws, seed)]
     known = [number for number in redrawn if not np.isnan(number)]
     if np.isnan(value) or not known:
         return Estimate(float("nan"), float("nan"), float("nan"))
     low, high = np.percentile(known, [2.5, 97.5])
     return Estimate(value, float(low), float(high))
+
+
+@lru_cache(maxsize=2)
+def _redrawn(pictures: int, draws: int, seed: int) -> FloatArray:
+    """How often each picture is drawn, (draws, pictures)."""
+    chosen = np.random.default_rng(seed).integers(pictures, size=(draws, pictures))
+    return np.stack([np.bincount(row, minlength=pictures) for row in chosen]).astype(np.float64)

@@ -1,0 +1,1 @@
+"""Load: users of every kind against a running stack, and what it promises them."""

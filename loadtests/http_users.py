@@ -1,0 +1,115 @@
+"""Apps that talk to the gateway over HTTP."""
+
+from __future__ import annotations
+
+import base64
+import random
+import uuid
+from typing import Any
+
+import gevent
+from gevent.pool import Pool
+from locust import FastHttpUser, between, constant, task
+
+from loadtests.scenes import QUERIES, Scene
+
+IN_FLIGHT = 256  # open-loop requests at once; further arrivals are counted as failures
+
+
+class GatewayBase(FastHttpUser):
+    """What people with pictures do: ask in words, click, look for more like it, now and then add one."""
+
+    abstract = True
+    collection = "default"
+
+    def on_start(self) -> None:
+        self.random = random.Random(uuid.uuid4().int)
+        if key := self.environment.parsed_options.api_key:
+            self.client.auth_header = f"Bearer {key}"
+        self.ingest()
+
+    def search_text(self) -> None:
+        self._search("search text", {"text": self.random.choice(QUERIES)})
+
+    def search_image(self) -> None:
+        jpeg = Scene(self.random.getrandbits(60), shapes=1).jpeg
+        self._search("search image", {"image": base64.b64encode(jpeg).decode()})
+
+    def click(self) -> None:
+        x, y = self.scene.centre(self.random.randrange(99))
+        body = {
+            "image": base64.b64encode(self.scene.jpeg).decode(),
+            "points": [{"x": x, "y": y, "label": 1}],
+        }
+        self.client.post("/v1/segment", json=body, name="click")
+
+    def within(self) -> None:
+        body = {"image_id": self.image_id, "text": self.random.choice(QUERIES)}
+        self.client.post("/v1/search-within", json=body, name="within")
+
+    def ingest(self) -> None:
+        self.scene = Scene(self.random.getrandbits(60))
+        files = {"files": ("scene.jpg", self.scene.jpeg, "image/jpeg")}
+        path = f"/v1/collections/{self.collection}/images"
+        with self.client.post(path, files=files, name="ingest", catch_response=True) as answer:
+            result = answer.json()["results"][0] if answer.ok else {"outcome": "no answer"}
+            if result["outcome"] == "created":
+                self.image_id = result["image_id"]
+            elif answer.ok:
+                answer.failure(f"{result['outcome']}: {result.get('error')}")
+
+    def _search(self, name: str, query: dict[str, Any]) -> None:
+        body = {"query": query, "group_by": "image", "page_size": 20}
+        self.client.post(f"/v1/collections/{self.collection}/search", json=body, name=name)
+
+
+MIX = {
+    GatewayBase.search_text: 10,
+    GatewayBase.click: 6,
+    GatewayBase.search_image: 3,
+    GatewayBase.within: 1,
+    GatewayBase.ingest: 1,
+}
+
+
+class GatewayUser(GatewayBase):
+    """Closed loop: a person waits for each answer, thinks, and goes on."""
+
+    weight = 4
+    wait_time = between(0.5, 2.0)
+    tasks = MIX
+
+
+class GatewayArrivals(GatewayBase):
+    """Open loop: requests arrive at random times at a given mean rate, however slow the answers are.
+
+    Users that wait for their answers slow down with the stack and hide its queues; arrivals do not. One of
+    these stands for a crowd.
+    """
+
+    fixed_count = 1
+    concurrency = IN_FLIGHT
+    wait_time = constant(0)
+
+    def on_start(self) -> None:
+        super().on_start()
+        self._pool = Pool(IN_FLIGHT)
+
+    def on_stop(self) -> None:
+        self._pool.kill()
+
+    @task
+    def arrive(self) -> None:
+        gevent.sleep(self.random.expovariate(self.environment.parsed_options.arrival_rate))
+        if self._pool.free_count():
+            (action,) = self.random.choices(list(MIX), list(MIX.values()))
+            self._pool.spawn(action, self)
+        else:
+            self.environment.events.request.fire(
+                request_type="open loop",
+                name="arrival",
+                response_time=0,
+                response_length=0,
+                exception=RuntimeError(f"{IN_FLIGHT} requests were in flight"),
+                context={},
+            )

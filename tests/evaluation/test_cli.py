@@ -1,0 +1,61 @@
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from evaluation import cli
+from evaluation.cli import app
+from evaluation.system import InProcess
+from tests.evaluation.worlds import ColourEmbedder, TruthSegmenter
+
+runner = CliRunner()
+
+
+@pytest.fixture
+def perfect(world, monkeypatch):
+    """The command line with a system that knows the truth in place of the engines."""
+
+    def build(models, policy, reference):
+        return InProcess(TruthSegmenter(world), ColourEmbedder(world.categories), policy)
+
+    monkeypatch.setattr(cli, "_in_process", build)
+    return world.samples[0].path.parent
+
+
+def test_a_run_writes_numbers_and_a_page(perfect, tmp_path):
+    out = tmp_path / "out"
+    answer = runner.invoke(app, ["--data", str(perfect), "--out", str(out), "--limit", "5", "--seed", "3"])
+    assert answer.exit_code == 0, answer.output
+    assert "class_mask.miou" in answer.output
+    numbers = json.loads((out / "metrics.json").read_text())
+    assert numbers["dataset"]["pictures"] == 5
+    assert numbers["seed"] == 3
+    assert numbers["metrics"]["text_region.r@1"]["value"] == 1.0
+    assert "<html" in (out / "report.html").read_text()
+
+
+def test_all_policies_and_the_baselines_stand_beside_each_other(perfect, tmp_path):
+    arguments = ["--data", str(perfect), "--out", str(tmp_path), "--policies", "all", "--baselines"]
+    assert runner.invoke(app, arguments).exit_code == 0
+    numbers = json.loads((tmp_path / "metrics.json").read_text())
+    assert numbers["system"]["crop_policy"] == "blur"
+    assert {"crop policy bbox", "crop policy ensemble", "whole picture", "grid of crops"} <= set(
+        numbers["comparisons"]
+    )
+    assert "crop policy blur" not in numbers["comparisons"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data", "nowhere"], "is no data set"),
+        (["--data", "nowhere", "--fixture"], "exclude each other"),
+        (["--policies", "blurr"], "no crop policy is called blurr"),
+        (["--url", "http://127.0.0.1:1", "--baselines"], "run without --url"),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_a_sentence(arguments, message):
+    answer = runner.invoke(app, arguments)
+    assert answer.exit_code == 2
+    assert message in " ".join(answer.output.split())
+    assert "Traceback" not in answer.output
