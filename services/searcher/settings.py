@@ -21,6 +21,19 @@ class EmbeddedSettings(BaseModel):
         True, description="Read the whole record file once and refuse a damaged one."
     )
     chunk_rows: int = Field(65_536, ge=1, description="Rows of an exactly searched segment.")
+    device: Literal["auto", "cpu", "gpu"] = Field("auto", description="auto takes a GPU that FAISS can use.")
+    ann_above: int = Field(
+        1_000_000, ge=1, description="Records from which on approximate indexes are built."
+    )
+    ann_rows: int = Field(262_144, ge=1, description="Rows of an approximate index.")
+    recall_target: float = Field(0.98, gt=0, le=1, description="Least recall@10 of an approximate index.")
+    build_threads: int = Field(1, ge=1, description="Threads that build an index beside the traffic.")
+    gpu_rows: int = Field(131_072, ge=1, description="Rows of an index on a GPU.")
+    codes_rows: int = Field(65_536, ge=1, description="Rows of an index with binary codes.")
+    heads_folder: Path | None = Field(
+        None, description="Learned heads of binary codes; heads/ in the folder."
+    )
+    compact_above: float = Field(0.2, gt=0, lt=1, description="Part of dead rows that starts a compaction.")
     page_ttl_s: float = Field(300.0, ge=0, description="How long the pages of one search stay the same.")
     max_batch: int = Field(64, ge=1, description="Query vectors that are searched in one pass.")
 

@@ -73,7 +73,9 @@ def upsert_request(
     return search_pb2.UpsertRequest(
         collection="default",
         model=MODEL_INFO,
-        images=[search_pb2.StoredImage(image_id=image_id, name=f"{image_id}.jpg", width=64, height=48, tags=tags)],
+        images=[
+            search_pb2.StoredImage(image_id=image_id, name=f"{image_id}.jpg", width=64, height=48, tags=tags)
+        ],
         records=records,
         vectors=tensor_to_proto(vectors),
         skip_existing=skip_existing,

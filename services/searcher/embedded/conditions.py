@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from services.searcher.embedded import reads
 from services.searcher.embedded.rows import Keys
 from services.searcher.embedded.segments import Columns, Mask
-from services.searcher.types import Filter, Level
+from services.searcher.types import NO_FILTER, Filter, Level
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class Conditions:
 
     seq: int
     level: Level | None = None
-    filter: Filter = Filter()
+    filter: Filter = NO_FILTER
     images: NDArray[np.bool_] | None = None
     keys: Keys | None = None
     without: Keys | None = None

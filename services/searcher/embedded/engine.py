@@ -5,12 +5,13 @@ from __future__ import annotations
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
 from regionsearch.errors import Kind, RegionSearchError, not_found
 from services.searcher.embedded import reads, snapshots, writes
+from services.searcher.embedded.codes import Codec, learned_codec
 from services.searcher.embedded.committer import Committer
 from services.searcher.embedded.conditions import Conditions, compile_filter
 from services.searcher.embedded.database import (
@@ -22,7 +23,10 @@ from services.searcher.embedded.database import (
     explained,
 )
 from services.searcher.embedded.gate import Gate
+from services.searcher.embedded.gpu import Device, gpu_count
 from services.searcher.embedded.index import Fetch, VectorIndex
+from services.searcher.embedded.opened import OpenCollection
+from services.searcher.embedded.planning import Planner, heads_folder
 from services.searcher.embedded.rows import Change
 from services.searcher.embedded.searching import SearchThread
 from services.searcher.embedded.upkeep import Horizon, Upkeep
@@ -32,6 +36,7 @@ from services.searcher.ranking import Candidates, Numbers, rank
 from services.searcher.settings import EmbeddedSettings
 from services.searcher.types import (
     NO_FILTER,
+    CodeMethod,
     Collection,
     CollectionStats,
     DeleteResult,
@@ -51,15 +56,6 @@ from services.searcher.types import (
 SNAPSHOT_FOLDER = "snapshots"
 
 
-@dataclass(frozen=True, slots=True)
-class _Open:
-    """A collection in memory."""
-
-    number: int
-    spec: Collection
-    index: VectorIndex
-
-
 class EmbeddedEngine:
     """Everything in this process: SQLite keeps the truth, the indexes in memory are caches of it.
 
@@ -71,12 +67,13 @@ class EmbeddedEngine:
         RegionSearchError: The folder is in use, or the record file is damaged, foreign or too new.
     """
 
-    name = "faiss-cpu"
     capabilities = Capabilities(snapshots=True, binary_codes=True, pinned_deletions=True, atomic_upsert=True)
 
     def __init__(
         self, settings: EmbeddedSettings, on_fatal: Callable[[BaseException], None] = lambda error: None
     ) -> None:
+        device = _device(settings)
+        self.name = "faiss-cpu" if device is None else "faiss-gpu"
         self._settings = settings
         self._folder = settings.folder
         self._snapshots = settings.folder / SNAPSHOT_FOLDER
@@ -107,12 +104,17 @@ class EmbeddedEngine:
                 )
             )
             return
-        self._upkeep = Upkeep(self._committer, self._horizon, self._gate)
+        planner = Planner(settings, self._search, self._committer, device)
+        self._upkeep = Upkeep(
+            self._committer, self._horizon, self._gate, lambda: list(self._open.values()), planner, settings
+        )
 
     # Collections
 
     def create_collection(self, collection: Collection) -> Collection:
         """See `Engine`."""
+        if collection.codes is not None and collection.codes.method is CodeMethod.LEARNED:
+            learned_codec(heads_folder(self._settings), collection.codes, collection.model.dimension)
         made = replace(collection, created_ms=time.time_ns() // 1_000_000, image_count=0, record_count=0)
 
         def operation(connection: sqlite3.Connection) -> tuple[int, None]:
@@ -208,7 +210,7 @@ class EmbeddedEngine:
                 self._page(opened, query, seq if query.seq is None else query.seq, seq) for query in queries
             ]
 
-    def _page(self, opened: _Open, query: Query, seq: int, newest: int) -> Page:
+    def _page(self, opened: OpenCollection, query: Query, seq: int, newest: int) -> Page:
         if not self._horizon.seq <= seq <= newest:
             raise RegionSearchError(
                 Kind.ABORTED, "this page's state of the collection is gone: search again from the first page",
@@ -310,7 +312,7 @@ class EmbeddedEngine:
         if self._lock is not None:
             self._lock.release()
 
-    def _stats(self, opened: _Open) -> CollectionStats:
+    def _stats(self, opened: OpenCollection) -> CollectionStats:
         views = opened.index.state.views
         with self._database.reading() as connection:
             image_count, record_count = reads.counts(connection, opened.number)
@@ -333,26 +335,29 @@ class EmbeddedEngine:
             tombstone_count=sum(segment.tombstone_count for segment in segments),
             memory_bytes=sum(v.segment.vector_bytes + v.segment.columns.nbytes for v in views),
             segments=segments,
+            binary_recall=_binary_recall(segments),
         )
 
     def _load(self) -> None:
         """Builds all indexes from the store."""
-        self._open: dict[str, _Open] = {}
-        self._by_number: dict[int, _Open] = {}
+        self._open: dict[str, OpenCollection] = {}
+        self._by_number: dict[int, OpenCollection] = {}
         with self._database.reading() as connection:
-            for number, spec, _ in reads.collections(connection):
-                self._register(number, spec)
+            for number, spec, codec in reads.collections(connection):
+                self._register(number, spec, None if codec is None else Codec.from_bytes(codec))
             try:
                 for number, rows, added in reads.load(connection):
                     self._by_number[number].index.add(rows, added)
             except ValueError as error:
                 raise damaged(self._database.path, str(error)) from error
 
-    def _register(self, number: int, spec: Collection) -> None:
-        opened = _Open(number, spec, VectorIndex(spec.model.dimension, self._settings.chunk_rows))
+    def _register(self, number: int, spec: Collection, codec: Codec | None = None) -> None:
+        opened = OpenCollection(
+            number, spec, VectorIndex(spec.model.dimension, self._settings.chunk_rows), codec
+        )
         self._open[spec.name] = self._by_number[number] = opened
 
-    def _find(self, name: str) -> _Open:
+    def _find(self, name: str) -> OpenCollection:
         try:
             return self._open[name]
         except KeyError:
@@ -367,10 +372,35 @@ class EmbeddedEngine:
             opened.index.add(change.rows, np.full(len(change.rows), change.seq, np.int64))
 
 
+def _device(settings: EmbeddedSettings) -> Device | None:
+    """The GPU that the settings ask for.
+
+    Raises:
+        RegionSearchError: FAILED_PRECONDITION when one is demanded and there is none.
+    """
+    if settings.device == "cpu":
+        return None
+    if gpu_count():
+        return Device()
+    if settings.device == "gpu":
+        raise RegionSearchError(
+            Kind.FAILED_PRECONDITION,
+            "FAISS finds no GPU: install faiss-gpu in the place of faiss-cpu, or set embedded.device=cpu",
+        )
+    return None
+
+
+def _binary_recall(segments: Sequence[SegmentStats]) -> float | None:
+    """Mean recall of the segments with codes, by rows."""
+    coded = [(s.recall, s.record_count) for s in segments if s.index == "codes" and s.recall is not None]
+    rows = sum(count for _, count in coded)
+    return sum(recall * count for recall, count in coded) / rows if rows else None
+
+
 class _Source:
     """What a ranking sees of one collection in one state."""
 
-    def __init__(self, engine: EmbeddedEngine, opened: _Open, query: Query, seq: int) -> None:
+    def __init__(self, engine: EmbeddedEngine, opened: OpenCollection, query: Query, seq: int) -> None:
         self._engine = engine
         self._opened = opened
         self._query = query

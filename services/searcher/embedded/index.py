@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -9,29 +10,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.searcher.embedded.conditions import Conditions
+from services.searcher.embedded.flat import FlatSegment
 from services.searcher.embedded.rows import Keys, Rows
 from services.searcher.embedded.segments import (
     CHUNK_ROWS,
-    FlatSegment,
     Found,
     Mask,
     Positions,
     Probe,
     Segment,
+    View,
     rounding,
 )
 from services.searcher.ranking import Candidates
 from services.searcher.types import Vectors
 
 _BLOCK = 4096
-
-
-@dataclass(frozen=True, slots=True)
-class View:
-    """A segment and how many of its rows a reader may see."""
-
-    segment: Segment
-    rows: int
+_RECENT = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,11 +76,15 @@ class VectorIndex:
     Args:
         dimension: Length of the vectors.
         chunk_rows: Rows of a flat segment.
+
+    Attributes:
+        recent: The last query vectors, to tune approximate indexes with.
     """
 
     def __init__(self, dimension: int, chunk_rows: int = CHUNK_ROWS) -> None:
         self.dimension = dimension
         self.chunk_rows = chunk_rows
+        self.recent: deque[Vectors] = deque(maxlen=_RECENT)
         self._state = State()
 
     @property
@@ -99,7 +98,7 @@ class VectorIndex:
         start = 0
         while start < len(rows):
             tail = views[-1].segment if views else None
-            if not isinstance(tail, FlatSegment) or tail.columns.used == tail.columns.capacity:
+            if not isinstance(tail, FlatSegment) or tail.sealed:
                 tail = FlatSegment(self.dimension, self.chunk_rows)
                 views.append(View(tail, 0))
             start = tail.append(rows, added, start)
@@ -113,15 +112,20 @@ class VectorIndex:
             if len(keys):
                 view.segment.columns.remove(keys, seq)
 
-    def replace(self, old: Sequence[Segment], new: Segment | None) -> None:
-        """Publishes `new` in the place of neighbouring sealed segments (writing thread only)."""
+    def seal(self) -> None:
+        """Ends the growing segment; the next row begins a new one (writing thread only)."""
+        if self._state.views and isinstance(tail := self._state.views[-1].segment, FlatSegment):
+            tail.sealed = True
+
+    def replace(self, old: Sequence[Segment], new: Sequence[Segment]) -> None:
+        """Publishes new segments in the place of neighbouring sealed ones (writing thread only)."""
         gone = {id(segment) for segment in old}
         views: list[View] = []
         for view in self._state.views:
+            if view.segment is old[0]:
+                views += [View(segment, segment.columns.used) for segment in new]
             if id(view.segment) not in gone:
                 views.append(view)
-            elif view.segment is old[0] and new is not None:
-                views.append(View(new, new.columns.used))
         self._state = State(tuple(views), self._state.images)
 
     def matching(self, conditions: Conditions) -> Keys:
@@ -137,6 +141,7 @@ class VectorIndex:
 
     def fetch(self, state: State, requests: Sequence[Fetch]) -> list[Candidates]:
         """Answers many requests in one pass over the vectors."""
+        self.recent.extend(request.vectors[0] for request in requests)
         totals = [0] * len(requests)
         parts: list[list[_Part]] = [[] for _ in requests]
         for view in state.views:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
 
 from regionsearch.errors import Kind, RegionSearchError, overloaded
 from services.searcher.embedded.index import Fetch, VectorIndex
 from services.searcher.ranking import Candidates
+
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -17,6 +21,18 @@ class _Job:
     index: VectorIndex
     request: Fetch
     future: Future[Candidates] = field(default_factory=Future)
+
+
+@dataclass(slots=True)
+class _Action(Generic[T]):
+    action: Callable[[], T]
+    future: Future[T] = field(default_factory=Future)
+
+    def run(self) -> None:
+        try:
+            self.future.set_result(self.action())
+        except BaseException as error:
+            self.future.set_exception(error)
 
 
 class SearchThread:
@@ -33,6 +49,7 @@ class SearchThread:
         self._max_batch = max_batch
         self._max_pending = max_pending
         self._jobs: deque[_Job] = deque()
+        self._actions: deque[_Action[Any]] = deque()
         self._changed = threading.Condition()
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="search", daemon=True)
@@ -54,6 +71,16 @@ class SearchThread:
             self._changed.notify()
         return job.future.result()
 
+    def run(self, action: Callable[[], T]) -> T:
+        """Runs something on the searching thread, between two passes, and waits for it."""
+        job = _Action(action)
+        with self._changed:
+            if self._closing:
+                raise RegionSearchError(Kind.UNAVAILABLE, "the searcher is stopping", retry_after_s=1.0)
+            self._actions.append(job)
+            self._changed.notify()
+        return job.future.result()
+
     def close(self) -> None:
         """Answers what is waiting and ends the thread."""
         with self._changed:
@@ -62,7 +89,14 @@ class SearchThread:
         self._thread.join()
 
     def _run(self) -> None:
-        while jobs := self._gather():
+        while True:
+            jobs = self._gather()
+            while self._actions:
+                self._actions.popleft().run()
+            if not jobs and self._closing:
+                return
+            if not jobs:
+                continue
             index = jobs[0].index
             try:
                 found = index.fetch(index.state, [job.request for job in jobs])
@@ -74,9 +108,9 @@ class SearchThread:
                     job.future.set_result(candidates)
 
     def _gather(self) -> list[_Job]:
-        """Waits for a request and takes it with all others to its index that fit; nothing when closed and empty."""
+        """Waits for a request and takes it with all others to its index that fit, if there is any."""
         with self._changed:
-            while not self._jobs and not self._closing:
+            while not (self._jobs or self._actions or self._closing):
                 self._changed.wait()
             taken: list[_Job] = []
             left: deque[_Job] = deque()

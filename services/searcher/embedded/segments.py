@@ -7,7 +7,7 @@ at write `s` sees the rows with ``added <= s < removed``. So neither side ever w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Protocol
@@ -27,7 +27,8 @@ Found = tuple[Positions, Vectors]
 """Rows of a segment and their scores."""
 
 _SAMPLE = 4096
-_GATHER = 8  # below one row in so many, copying the rows is cheaper than scoring them all
+_GATHER = 8
+_BLOCK = 8192
 
 _COLUMNS: dict[str, type[np.generic]] = {
     "key": np.int64,
@@ -120,13 +121,26 @@ class Probe:
     matching: int
     count: int
 
+    @property
+    def selective(self) -> bool:
+        """Whether so few rows count that copying them is cheaper than scoring all."""
+        return self.mask is not None and self.matching < self.rows // _GATHER
+
 
 class Segment(Protocol):
-    """A part of the index: rows, their vectors, and a way to find the nearest of them."""
+    """A part of the index: rows, their vectors, and a way to find the nearest of them.
+
+    Attributes:
+        columns: What is known of the rows.
+        kind: Name of the index, for statistics.
+        recall: recall@10 against exact search, measured when it was built; None where it is exact.
+        sealed: Whether no further rows come.
+    """
 
     columns: Columns
     kind: str
     recall: float | None
+    sealed: bool
 
     def gather(self, rows: Positions) -> Vectors:
         """The stored vectors of rows, float32, shape (rows, dimension)."""
@@ -146,69 +160,12 @@ class Segment(Protocol):
         ...
 
 
-class FlatSegment:
-    """Up to `capacity` float32 vectors, searched exactly with one matrix product.
+@dataclass(frozen=True, slots=True)
+class View:
+    """A segment and how many of its rows a reader may see."""
 
-    Args:
-        dimension: Length of the vectors.
-        capacity: Rows. The memory is touched only as rows are written.
-    """
-
-    kind = "flat"
-    recall: float | None = None
-
-    def __init__(self, dimension: int, capacity: int = CHUNK_ROWS) -> None:
-        self.columns = Columns(capacity)
-        self.vectors: Vectors = np.empty((capacity, dimension), np.float32)
-
-    def append(self, rows: Rows, added: Keys, start: int) -> int:
-        """Writes as many rows from `start` on as there is room for; returns the first one left over."""
-        columns = self.columns
-        stop = min(len(rows), start + columns.capacity - columns.used)
-        self.vectors[columns.used : columns.used + stop - start] = rows.vectors[start:stop]
-        columns.write(rows, added, start, stop)
-        return stop
-
-    def gather(self, rows: Positions) -> Vectors:
-        """See `Segment.gather`."""
-        return self.vectors[rows]
-
-    def nearest(self, probes: Sequence[Probe]) -> list[list[Found]]:
-        """See `Segment.nearest`. All probes that look at many rows share one matrix product."""
-        answers: list[list[Found]] = [[] for _ in probes]
-        broad: list[int] = []
-        for number, probe in enumerate(probes):
-            if probe.mask is not None and probe.matching < probe.rows // _GATHER:
-                chosen = np.flatnonzero(probe.mask)
-                scores = product(probe.queries, self.vectors[chosen])
-                answers[number] = [
-                    (chosen[rows], row[rows]) for row in scores for rows in [self._best(row, probe)]
-                ]
-            else:
-                broad.append(number)
-        if broad:
-            scores = product(
-                np.concatenate([probes[number].queries for number in broad]),
-                self.vectors[: max(probes[number].rows for number in broad)],
-            )
-            remaining = iter(scores)
-            for number in broad:
-                probe = probes[number]
-                for row in islice(remaining, len(probe.queries)):
-                    visible = row[: probe.rows]
-                    if probe.mask is not None:
-                        visible[~probe.mask] = -np.inf
-                    rows = self._best(visible, probe)
-                    answers[number].append((rows, visible[rows]))
-        return answers
-
-    def _best(self, scores: Vectors, probe: Probe) -> Positions:
-        return best(scores, min(probe.count, probe.matching), 2 * rounding(self.vectors.shape[1]))
-
-    @property
-    def vector_bytes(self) -> int:
-        """See `Segment.vector_bytes`."""
-        return self.columns.used * self.vectors.shape[1] * 4
+    segment: Segment
+    rows: int
 
 
 def product(queries: Vectors, vectors: Vectors) -> Vectors:
@@ -216,6 +173,53 @@ def product(queries: Vectors, vectors: Vectors) -> Vectors:
     if len(queries) == 1:
         return (vectors @ queries[0])[np.newaxis]
     return queries @ vectors.T
+
+
+def grouped(probes: Sequence[Probe]) -> list[list[int]]:
+    """Numbers of the probes that look at the same rows, which can be answered together."""
+    groups: dict[tuple[int, int], list[int]] = {}
+    for number, probe in enumerate(probes):
+        groups.setdefault((id(probe.mask), probe.rows), []).append(number)
+    return list(groups.values())
+
+
+def answer_grouped(
+    probes: Sequence[Probe],
+    gather: Callable[[Positions], Vectors],
+    search: Callable[[Vectors, Probe, int], list[Found]],
+) -> list[list[Found]]:
+    """Answers probes group by group: selective ones exactly, over their few rows, the others by `search`.
+
+    Args:
+        probes: What is asked.
+        gather: Gives the vectors of rows.
+        search: Finds the rows for queries that share a probe's rows and mask; the last argument is the count.
+    """
+    answers: list[list[Found]] = [[] for _ in probes]
+    for together in grouped(probes):
+        first = probes[together[0]]
+        queries = np.concatenate([probes[number].queries for number in together])
+        count = min(first.matching, max(probes[number].count for number in together))
+        if first.selective and first.mask is not None:
+            found = nearest_of(np.flatnonzero(first.mask), queries, count, gather)
+        else:
+            found = search(queries, first, count)
+        remaining = iter(found)
+        for number in together:
+            answers[number] = list(islice(remaining, len(probes[number].queries)))
+    return answers
+
+
+def nearest_of(
+    rows: Positions, queries: Vectors, count: int, gather: Callable[[Positions], Vectors]
+) -> list[Found]:
+    """The exact best `count` of a few rows for each query, with what ties."""
+    scores = np.concatenate(
+        [product(queries, gather(rows[start : start + _BLOCK])) for start in range(0, len(rows), _BLOCK)],
+        axis=1,
+    )
+    margin = 2 * rounding(queries.shape[1])
+    return [(rows[kept], row[kept]) for row in scores for kept in [best(row, count, margin)]]
 
 
 def rounding(dimension: int) -> float:

@@ -1,12 +1,12 @@
-"""What happens beside the traffic: forgetting removed rows, in small steps."""
+"""What happens beside the traffic: forgetting removed rows and making faster indexes, in small steps."""
 
 from __future__ import annotations
 
-import contextlib
 import sqlite3
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 
 import structlog
 
@@ -14,11 +14,17 @@ from regionsearch.errors import RegionSearchError
 from services.searcher.embedded import writes
 from services.searcher.embedded.committer import Committer
 from services.searcher.embedded.gate import Gate
+from services.searcher.embedded.opened import OpenCollection
+from services.searcher.embedded.planning import Planner
+from services.searcher.embedded.rewriting import Rewrite, build_flat, overgrown, wasteful
+from services.searcher.embedded.segments import Segment
+from services.searcher.settings import EmbeddedSettings
 
 _log = structlog.get_logger(__name__)
 _TICK_S = 1.0
 _PURGE_ROWS = 2000
 _PURGE_PAGES = 256
+_PATIENCE_S = 2.0
 
 
 class Horizon:
@@ -53,37 +59,111 @@ class Horizon:
 
 
 class Upkeep:
-    """A thread that wakes every second.
+    """A thread that wakes every second: forgets old states, compacts, builds faster indexes, frees disk space.
 
     Args:
         committer: Where its writes go.
         horizon: What may be forgotten.
         gate: Closed during a restore.
+        collections: The open collections.
+        planner: Decides which faster indexes are due.
+        settings: Sizes and limits.
     """
 
-    def __init__(self, committer: Committer, horizon: Horizon, gate: Gate) -> None:
+    def __init__(
+        self,
+        committer: Committer,
+        horizon: Horizon,
+        gate: Gate,
+        collections: Callable[[], list[OpenCollection]],
+        planner: Planner,
+        settings: EmbeddedSettings,
+    ) -> None:
         self._committer = committer
         self._horizon = horizon
         self._gate = gate
+        self._collections = collections
+        self._planner = planner
+        self._settings = settings
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="upkeep", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
-        """Ends the thread."""
+        """Ends the thread; a long build is left behind, its result is not needed any more."""
         self._stop.set()
-        self._thread.join()
+        self._thread.join(timeout=_PATIENCE_S)
 
     def tick(self) -> None:
         """One round of everything that is due."""
         self._horizon.advance(self._committer.seq)
+        for opened in self._collections():
+            while not self._stop.is_set() and (self._compact(opened) or self._speed_up(opened)):
+                pass
         while not self._stop.is_set() and self._purge():
             pass
 
     def _run(self) -> None:
         while not self._stop.wait(_TICK_S):
-            with contextlib.suppress(RegionSearchError):  # stopping, restoring, or a disk that refuses writes
+            try:
                 self.tick()
+            except RegionSearchError as error:  # stopping, restoring, or a disk that refuses writes
+                _log.info("upkeep waits", reason=error.message)
+            except Exception:
+                _log.exception("upkeep failed")  # exact search goes on without it
+
+    def _compact(self, opened: OpenCollection) -> bool:
+        """Rewrites segments with many dead rows; whether there were any."""
+        horizon, settings = self._horizon.seq, self._settings
+        state = opened.index.state
+        if state.views and overgrown(state.views[-1].segment, horizon, settings.compact_above):
+            self._in_writing_thread(opened.index.seal)
+        sources = wasteful(opened.index.state, horizon, settings.chunk_rows, settings.compact_above)
+        if not sources:
+            return False
+        live = len(Rewrite(sources, horizon))
+        size = settings.chunk_rows if sources[0].kind == "flat" else max(live, 1)
+        rewrites = [Rewrite(sources, horizon, start, start + size) for start in range(0, live, size)]
+        self._swap(opened, sources, [(rewrite, build_flat(rewrite)) for rewrite in rewrites])
+        return True
+
+    def _speed_up(self, opened: OpenCollection) -> bool:
+        """Builds a faster index where one is due; whether one was."""
+        plan = self._planner.plan(opened)
+        if plan is None:
+            return False
+        sources, build = plan
+        rewrite = Rewrite(sources, self._horizon.seq)
+        started = time.monotonic()
+        segment = build(rewrite)
+        self._swap(opened, sources, [(rewrite, segment)])
+        _log.info(
+            "index built",
+            collection=opened.spec.name,
+            index=segment.kind,
+            rows=len(rewrite),
+            recall=segment.recall,
+            seconds=round(time.monotonic() - started, 2),
+        )
+        return True
+
+    def _swap(
+        self, opened: OpenCollection, sources: list[Segment], made: list[tuple[Rewrite, Segment]]
+    ) -> None:
+        def swap() -> None:
+            for rewrite, segment in made:
+                rewrite.refresh(segment.columns)
+            opened.index.replace(sources, [segment for _, segment in made])
+
+        self._in_writing_thread(swap)
+
+    def _in_writing_thread(self, action: Callable[[], None]) -> None:
+        def operation(connection: sqlite3.Connection) -> tuple[None, None]:
+            action()
+            return None, None
+
+        with self._gate.shared():
+            self._committer.submit(operation).result()
 
     def _purge(self) -> bool:
         """Frees some removed rows on disk; whether there may be more."""

@@ -1,0 +1,86 @@
+"""The exact segment: vectors side by side, searched with one matrix product."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import islice
+
+import numpy as np
+
+from services.searcher.embedded.rows import Keys, Rows
+from services.searcher.embedded.segments import (
+    CHUNK_ROWS,
+    Columns,
+    Found,
+    Positions,
+    Probe,
+    best,
+    nearest_of,
+    product,
+    rounding,
+)
+from services.searcher.types import Vectors
+
+
+class FlatSegment:
+    """Up to `capacity` float32 vectors, searched exactly with one matrix product.
+
+    Args:
+        dimension: Length of the vectors.
+        capacity: Rows. The memory is touched only as rows are written.
+    """
+
+    kind = "flat"
+    recall: float | None = None
+    sealed = False
+
+    def __init__(self, dimension: int, capacity: int = CHUNK_ROWS) -> None:
+        self.columns = Columns(capacity)
+        self.vectors: Vectors = np.empty((capacity, dimension), np.float32)
+
+    def append(self, rows: Rows, added: Keys, start: int) -> int:
+        """Writes as many rows from `start` on as there is room for; returns the first one left over."""
+        columns = self.columns
+        stop = min(len(rows), start + columns.capacity - columns.used)
+        self.vectors[columns.used : columns.used + stop - start] = rows.vectors[start:stop]
+        columns.write(rows, added, start, stop)
+        self.sealed = columns.used == columns.capacity
+        return stop
+
+    def gather(self, rows: Positions) -> Vectors:
+        """See `Segment.gather`."""
+        return self.vectors[rows]
+
+    def nearest(self, probes: Sequence[Probe]) -> list[list[Found]]:
+        """See `Segment.nearest`. All probes that look at many rows share one matrix product."""
+        answers: list[list[Found]] = [[] for _ in probes]
+        broad: list[int] = []
+        for number, probe in enumerate(probes):
+            if probe.selective and probe.mask is not None:
+                chosen = np.flatnonzero(probe.mask)
+                answers[number] = nearest_of(chosen, probe.queries, probe.count, self.gather)
+            else:
+                broad.append(number)
+        if broad:
+            scores = product(
+                np.concatenate([probes[number].queries for number in broad]),
+                self.vectors[: max(probes[number].rows for number in broad)],
+            )
+            remaining = iter(scores)
+            for number in broad:
+                probe = probes[number]
+                for row in islice(remaining, len(probe.queries)):
+                    visible = row[: probe.rows]
+                    if probe.mask is not None:
+                        visible[~probe.mask] = -np.inf
+                    rows = self._best(visible, probe)
+                    answers[number].append((rows, visible[rows]))
+        return answers
+
+    def _best(self, scores: Vectors, probe: Probe) -> Positions:
+        return best(scores, min(probe.count, probe.matching), 2 * rounding(self.vectors.shape[1]))
+
+    @property
+    def vector_bytes(self) -> int:
+        """See `Segment.vector_bytes`."""
+        return self.columns.used * self.vectors.shape[1] * 4

@@ -1,0 +1,106 @@
+"""Approximate search in a sealed segment: inverted lists of half-precision vectors (FAISS IVF, SQfp16)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from services.searcher.embedded.measuring import Examination
+from services.searcher.embedded.native import faiss, selector
+from services.searcher.embedded.rewriting import Rewrite
+from services.searcher.embedded.segments import (
+    Columns,
+    Found,
+    Mask,
+    Positions,
+    Probe,
+    answer_grouped,
+)
+from services.searcher.types import Vectors
+
+_TRAIN_PER_LIST = 40
+
+
+class IvfSegment:
+    """Vectors in inverted lists. Codes are the stored half-precision vectors themselves, so scores are exact.
+
+    Args:
+        columns: The rows' columns.
+        index: A trained and filled IVF index with a direct map; ids are row numbers.
+        probes: Lists that a search looks into.
+    """
+
+    kind = "ivf"
+    sealed = True
+
+    def __init__(self, columns: Columns, index: Any, probes: int = 1) -> None:
+        self.columns = columns
+        self.index = index
+        self.probes = probes
+        self.recall: float | None = None
+
+    def gather(self, rows: Positions) -> Vectors:
+        """See `Segment.gather`."""
+        vectors: Vectors = self.index.reconstruct_batch(rows.astype(np.int64))
+        return vectors
+
+    def nearest(self, probes: Sequence[Probe]) -> list[list[Found]]:
+        """See `Segment.nearest`; approximate, but filters hold and pages are filled."""
+        return answer_grouped(probes, self.gather, self._search)
+
+    def _search(self, queries: Vectors, probe: Probe, count: int) -> list[Found]:
+        mask = probe.mask
+        if probe.rows < self.columns.used:
+            mask = np.zeros(self.columns.used, np.bool_)
+            mask[: probe.rows] = True if probe.mask is None else probe.mask
+        # A filter thins the lists out, so more of them are needed for as many good rows.
+        lists = min(self.index.nlist, -(-self.probes * self.columns.used // probe.matching))
+        scores, rows = self._scan(queries, count, mask, lists)
+        short = (rows < 0).any(axis=1)
+        if short.any():
+            scores[short], rows[short] = self._scan(queries[short], count, mask, self.index.nlist)
+        return [(row[row >= 0], score[row >= 0]) for row, score in zip(rows, scores, strict=True)]
+
+    def _scan(self, queries: Vectors, count: int, mask: Mask | None, lists: int) -> tuple[Vectors, Positions]:
+        chosen = {} if mask is None else {"sel": selector(mask)}
+        parameters = faiss.SearchParametersIVF(nprobe=lists, **chosen)
+        scores, rows = self.index.search(np.ascontiguousarray(queries), count, params=parameters)
+        return scores, rows
+
+    @property
+    def vector_bytes(self) -> int:
+        """See `Segment.vector_bytes`."""
+        return self.columns.used * (2 * int(self.index.d) + 16)  # code, id, direct map
+
+
+def build_ivf(rewrite: Rewrite, recall_target: float, queries: Vectors | None = None) -> IvfSegment:
+    """Trains, fills and tunes an IVF index.
+
+    Args:
+        rewrite: The rows.
+        recall_target: Least recall@10 against exact search; the fewest lists that reach it are looked into.
+        queries: Real queries to tune with; without them, rows with noise.
+    """
+    sample = rewrite.sample(1)
+    dimension = sample.shape[1]
+    lists = int(2 ** np.round(np.log2(max(1.0, 2.0 * np.sqrt(len(rewrite))))))
+    sample = rewrite.sample(lists * _TRAIN_PER_LIST)
+    quantizer = faiss.IndexFlatIP(dimension)
+    index = faiss.IndexIVFScalarQuantizer(
+        quantizer, dimension, lists, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT, False
+    )
+    index.cp.min_points_per_centroid = 1
+    index.cp.spherical = True
+    index.train(sample)
+    for block in rewrite.vectors():
+        index.add(block)
+    index.make_direct_map()
+    segment = IvfSegment(rewrite.columns(), index)
+    examination = Examination(rewrite, queries)
+    while True:
+        segment.recall = examination.recall(segment)
+        if segment.recall >= recall_target or segment.probes >= lists:
+            return segment
+        segment.probes = min(lists, segment.probes * 2)

@@ -1,0 +1,26 @@
+"""A collection that is open in memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from services.searcher.embedded.codes import Codec
+from services.searcher.embedded.index import VectorIndex
+from services.searcher.types import Collection
+
+
+@dataclass(slots=True, eq=False)
+class OpenCollection:
+    """Description and index of a collection.
+
+    Attributes:
+        number: Its number in the record store.
+        spec: What it was created with.
+        index: Its vectors.
+        codec: What makes its binary codes; None until it is learned, or without codes.
+    """
+
+    number: int
+    spec: Collection
+    index: VectorIndex
+    codec: Codec | None = None

@@ -1,0 +1,108 @@
+"""Which sealed segments get which faster index, and when."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from services.searcher.embedded import writes
+from services.searcher.embedded.codes import build_codes, learned_codec, train_codec, training_sample
+from services.searcher.embedded.committer import Committer
+from services.searcher.embedded.flat import FlatSegment
+from services.searcher.embedded.gpu import Device, build_gpu
+from services.searcher.embedded.ivf import build_ivf
+from services.searcher.embedded.native import faiss
+from services.searcher.embedded.opened import OpenCollection
+from services.searcher.embedded.rewriting import Build, Rewrite
+from services.searcher.embedded.searching import SearchThread
+from services.searcher.embedded.segments import Segment, View
+from services.searcher.settings import EmbeddedSettings
+from services.searcher.types import CodeMethod
+
+_ENOUGH_QUERIES = 64
+
+
+class Planner:
+    """Chooses: binary codes where the collection wants them, else the GPU where there is one, else IVF for many rows.
+
+    Args:
+        settings: Sizes and the recall target.
+        search: Its thread owns the device.
+        committer: Keeps learned codecs.
+        device: The GPU; None without one.
+    """
+
+    def __init__(
+        self, settings: EmbeddedSettings, search: SearchThread, committer: Committer, device: Device | None
+    ) -> None:
+        self._settings = settings
+        self._search = search
+        self._committer = committer
+        self._device = device
+
+    def plan(self, opened: OpenCollection) -> tuple[list[Segment], Build] | None:
+        """The segments to replace next and what builds the new one."""
+        settings = self._settings
+        views = opened.index.state.views
+        build: Callable[[Rewrite], Segment]
+        if opened.spec.codes is not None:
+            sources, build = (
+                _run(views, settings.codes_rows),
+                lambda rewrite: self._build_codes(opened, rewrite),
+            )
+        elif self._device is not None:
+            sources, build = _run(views, settings.gpu_rows), self._build_gpu
+        elif sum(view.rows for view in views) >= settings.ann_above:
+            sources, build = _run(views, settings.ann_rows), lambda rewrite: self._build_ivf(opened, rewrite)
+        else:
+            return None
+        return (sources, build) if sources else None
+
+    def _build_ivf(self, opened: OpenCollection, rewrite: Rewrite) -> Segment:
+        faiss.omp_set_num_threads(self._settings.build_threads)  # of this thread; searches keep theirs
+        recent = list(opened.index.recent.copy())
+        queries = np.stack(recent) if len(recent) >= _ENOUGH_QUERIES else None
+        return build_ivf(rewrite, self._settings.recall_target, queries)
+
+    def _build_gpu(self, rewrite: Rewrite) -> Segment:
+        device = self._device
+        assert device is not None
+        return build_gpu(rewrite, lambda vectors: self._search.run(lambda: device.place(vectors)))
+
+    def _build_codes(self, opened: OpenCollection, rewrite: Rewrite) -> Segment:
+        spec = opened.spec.codes
+        assert spec is not None
+        if opened.codec is None:
+            if spec.method is CodeMethod.LEARNED:
+                opened.codec = learned_codec(heads_folder(self._settings), spec, opened.spec.model.dimension)
+            else:
+                opened.codec = train_codec(spec, training_sample(rewrite))
+            kept = opened.codec.to_bytes()
+
+            def operation(connection: sqlite3.Connection) -> tuple[None, None]:
+                writes.store_codec(connection, opened.number, kept)
+                return None, None
+
+            self._committer.submit(operation).result()
+        return build_codes(rewrite, opened.codec, spec.rerank_factor)
+
+
+def heads_folder(settings: EmbeddedSettings) -> Path:
+    """Where learned heads are looked for."""
+    return settings.heads_folder or settings.folder / "heads"
+
+
+def _run(views: tuple[View, ...], rows: int) -> list[Segment]:
+    """The first neighbouring sealed flat segments that have so many rows together."""
+    run: list[Segment] = []
+    for view in views:
+        if not isinstance(view.segment, FlatSegment) or not view.segment.sealed:
+            run = []
+            continue
+        run.append(view.segment)
+        if sum(segment.columns.used for segment in run) >= rows:
+            return run
+    return []
