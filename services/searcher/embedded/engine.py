@@ -292,6 +292,11 @@ class EmbeddedEngine:
                 self._horizon.reset(seq)
         return seq, len(self._open)
 
+    def keep_up(self) -> None:
+        """Does at once what the upkeep thread would do within the next second."""
+        if self._upkeep is not None:
+            self._upkeep.tick()
+
     def stats(self, name: str | None) -> list[CollectionStats]:
         """See `Engine`."""
         with self._gate.shared():

@@ -85,6 +85,7 @@ class Upkeep:
         self._collections = collections
         self._planner = planner
         self._settings = settings
+        self._round = threading.Lock()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="upkeep", daemon=True)
         self._thread.start()
@@ -96,12 +97,13 @@ class Upkeep:
 
     def tick(self) -> None:
         """One round of everything that is due."""
-        self._horizon.advance(self._committer.seq)
-        for opened in self._collections():
-            while not self._stop.is_set() and (self._compact(opened) or self._speed_up(opened)):
+        with self._round:
+            self._horizon.advance(self._committer.seq)
+            for opened in self._collections():
+                while not self._stop.is_set() and (self._compact(opened) or self._speed_up(opened)):
+                    pass
+            while not self._stop.is_set() and self._purge():
                 pass
-        while not self._stop.is_set() and self._purge():
-            pass
 
     def _run(self) -> None:
         while not self._stop.wait(_TICK_S):
