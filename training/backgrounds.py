@@ -1,7 +1,7 @@
 """Backgrounds for scenes: flat, gradients, stripes, checks, soft and rough texture, clutter, and photographs.
 
-The photographs are those that scikit-image and scikit-learn carry in their packages, so that nothing is downloaded;
-the ones of :data:`HELD_OUT_PHOTOGRAPHS` never appear in training.
+The photographs are those that scikit-image and scikit-learn carry in their packages, so that nothing is
+downloaded; the ones of :data:`HELD_OUT_PHOTOGRAPHS` never appear in training.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """The named pictograms that scenes are made of: Noto Color Emoji glyphs with their CLDR names and keywords.
 
-A name must be a fair query: a picture has to tell it from every other name. So flags, skin tones, buttons with
-writing on them, arrows and the like are left out by name, and of glyphs that look alike (clock faces, phases of
-the moon, smileys that differ by an eyebrow) only the first is kept, found by comparing the pictures.
+A name must be a fair query: a picture has to tell it from every other name. So flags, skin tones, buttons
+with writing on them, arrows and the like are left out by name, and of glyphs that look alike (clock faces,
+phases of the moon, smileys that differ by an eyebrow) only the first is kept, found by comparing the
+pictures.
 """
 
 from __future__ import annotations
@@ -25,16 +26,24 @@ _BITMAP_SIZE = 109  # the one size of the font's bitmap strike
 _BITMAP_SHAPE = (128, 136)
 _UNFAIR = re.compile(
     r"skin tone|^(red|curly|white) hair$|^bald$|button|arrow|^input |flag|o’clock|-thirty|moon face$"
-    r"|(new|gibbous|quarter|crescent) moon|circle|square|triangle|diamond|mailbox|speaker |hundred points|banknote"
-    r"|pointing|-facing|hand$|hands$|gesture|fist|^person (frown|pout|gestur|tipp|rais|bow|facepalm|shrug)|^deaf"
-    r"|^(oncoming|small|left|right) |suit$|place medal|(no one|no \w+)$|^(ATM|litter|restroom|customs|passport)"
-    r"|^(men|women)’s room|water closet|baggage claim|left luggage|potable|mark$|marks$|infinity|curly loop|medium"
+    r"|(new|gibbous|quarter|crescent) moon|circle|square|triangle|diamond|mailbox|speaker "
+    r"|hundred points|banknote"
+    r"|pointing|-facing|hand$|hands$|gesture|fist|^person (frown|pout|gestur|tipp|rais|bow"
+    r"|facepalm|shrug)|^deaf"
+    r"|^(oncoming|small|left|right) |suit$|place medal|(no one|no \w+)$|^(ATM|litter"
+    r"|restroom|customs|passport)"
+    r"|^(men|women)’s room|water closet|baggage claim|left luggage|potable|mark$|marks$"
+    r"|infinity|curly loop|medium"
     r"|^(Aries|Taurus|Gemini|Cancer|Leo|Virgo|Libra|Scorpio|Sagittarius|Capricorn|Aquarius|Pisces|Ophiuchus)$"
-    r"|place of worship|^om$|wheel of dharma|dotted|heavy |multiply|^plus$|^minus$|divide|wavy dash|part alternation"
+    r"|place of worship|^om$|wheel of dharma|dotted|heavy |multiply|^plus$|^minus$|divide"
+    r"|wavy dash|part alternation"
     r"|asterisk|eight-pointed|male sign|transgender|currency|exchange|circled|information|recycling|vibration"
-    r"|mobile phone off|antenna bars|symbol|tumbler|identification|middle finger|kiss$|people|breast|cigarette|Kaaba"
-    r"|tilted right|with key|with pen|envelope with|e-mail|page facing|page with|globe showing (A)|lowered|ZZZ|zzz"
-    r"|departure|arrival|two hearts|revolving|growing heart|beating heart|smoking|placard|^link$|without snow",
+    r"|mobile phone off|antenna bars|symbol|tumbler|identification|middle finger|kiss$"
+    r"|people|breast|cigarette|Kaaba"
+    r"|tilted right|with key|with pen|envelope with|e-mail|page facing|page with"
+    r"|globe showing (A)|lowered|ZZZ|zzz"
+    r"|departure|arrival|two hearts|revolving|growing heart|beating heart|smoking|placard|^link$"
+    r"|without snow",
 )
 _ALIKE = 0.045  # mean absolute difference of two 24 px glyphs, under which they count as one picture
 

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from PIL import Image
 from rich.progress import track
 
+from training.pictograms import load_pictograms
 from training.scenes import Scene, SceneArtist, SceneStyle, Thing
 
 SIDE = 256
@@ -58,7 +59,7 @@ class SceneStore:
 
     def prepare(self, workers: int = 2) -> None:
         """Draws the shards that are missing."""
-        SceneArtist(_STYLE).vocabulary  # noqa: B018 - rasterises the pictograms once, before the workers ask for them
+        load_pictograms()  # rasterises them once, before the workers ask for them
         shards = range(-(-self.count // _SHARD))
         jobs = [
             (self._path(shard), shard * _SHARD, min(_SHARD, self.count - shard * _SHARD))

@@ -18,9 +18,9 @@ STRIDE = 8  # pixels of the input per cell of the image embedding
 class PyramidEncoder(nn.Module):
     """A convolutional body and a feature pyramid that ends in one map of stride 8.
 
-    The pyramid adds the coarse maps to the map of stride 8, top down (Lin et al. 2017, "Feature Pyramid Networks").
-    The map of stride 4 is folded in as well: edges finer than a cell have to reach the mask decoder through its
-    channels.
+    The pyramid adds the coarse maps to the map of stride 8, top down (Lin et al. 2017, "Feature Pyramid
+    Networks"). The map of stride 4 is folded in as well: edges finer than a cell have to reach the mask
+    decoder through its channels.
 
     Args:
         body: name of a timm model with features at strides 4, 8, 16 and 32.
@@ -42,7 +42,7 @@ class PyramidEncoder(nn.Module):
         self.norm = LayerNorm2d(width)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Normalised pixels (B, 3, img_size, img_size) to embeddings (B, width, img_size / 8, img_size / 8)."""
+        """Normalised pixels (B, 3, side, side) to embeddings (B, width, side / 8, side / 8)."""
         fine, *levels = self.body(image)
         coarser: Tensor | None = None
         for level, lateral, smooth in zip(

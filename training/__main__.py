@@ -1,0 +1,90 @@
+"""Trains the pocket models, and draws the scenes that they are measured and shown on."""
+
+from __future__ import annotations
+
+import enum
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console
+
+from training import sets
+from training.embedder import MODEL_CONFIG, train_embedder
+from training.export import export_embedder, export_segmenter
+from training.segmenter import ARCHITECTURE, EVERYTHING, train_segmenter
+from training.store import SceneStore
+
+app = typer.Typer(add_completion=False)
+
+
+class Model(enum.StrEnum):
+    """What to train."""
+
+    SEGMENTER = "segmenter"
+    EMBEDDER = "embedder"
+    BOTH = "both"
+
+
+@app.callback(invoke_without_command=True, help=__doc__)
+def pocket(
+    context: typer.Context,
+    model: Annotated[Model, typer.Option(help="Which of the two models.")] = Model.BOTH,
+    steps: Annotated[int, typer.Option(min=1, help="Of each model, those before a resume included.")] = 6000,
+    work: Annotated[
+        Path, typer.Option(help="Folder of drawn scenes and checkpoints; a run in it is resumed.")
+    ] = Path("training/out"),
+    output: Annotated[Path, typer.Option(help="Folder that weights, manifests and metrics go to.")] = Path(
+        "models/pocket"
+    ),
+    scenes: Annotated[int, typer.Option(min=1, help="Scenes to train on.")] = 16000,
+    held_out: Annotated[int, typer.Option(min=0, help="Scenes to measure on; 0 for none.")] = 300,
+    device: Annotated[str, typer.Option(help="cpu, cuda, or auto: the GPU where there is one.")] = "auto",
+    threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 for all cores.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of initial weights and batches.")] = 0,
+) -> None:
+    """Trains, exports, and measures on scenes never seen."""
+    if context.invoked_subcommand:
+        return
+    if threads:
+        torch.set_num_threads(threads)
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    store = SceneStore(work / "scenes", scenes)
+    store.prepare()
+    if model is not Model.EMBEDDER:
+        sam = train_segmenter(work, store, steps, torch.device(device), seed)
+        export_segmenter(sam, ARCHITECTURE, EVERYTHING, output)
+    if model is not Model.SEGMENTER:
+        clip = train_embedder(work, store, steps, torch.device(device), seed)
+        export_embedder(clip, MODEL_CONFIG, output)
+    if model is Model.BOTH and held_out:
+        _measure(work / f"held-out-{held_out}", output, held_out)
+
+
+@app.command()
+def fixture(
+    folder: Path = Path("evaluation/fixture"), count: int = 100, first_seed: int = sets.FIXTURE_SEED
+) -> None:
+    """Draws held-out scenes in COCO style, as the evaluation reads them."""
+    sets.write_coco(folder, first_seed, count)
+
+
+@app.command()
+def examples(folder: Path = Path("examples/scenes")) -> None:
+    """Draws the bundled demo scenes."""
+    sets.write_examples(folder)
+
+
+def _measure(scenes: Path, models: Path, count: int) -> None:
+    """Writes the report of the evaluation beside the scenes."""
+    from evaluation.cli import evaluate  # needs the services' engines, which training does not
+
+    if not (scenes / "scenes.json").is_file():
+        sets.write_coco(scenes, sets.HELD_OUT_SEED, count)
+    evaluate(scenes, models=models, out=scenes.parent / "evaluation", console=Console())
+
+
+if __name__ == "__main__":
+    app()

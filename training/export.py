@@ -1,0 +1,74 @@
+"""Writes trained weights as the services read them: fp16 safetensors and a JSON manifest with the digest."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from services.embedder.crops import CLIP_MEAN, CLIP_STD
+
+
+def export_segmenter(
+    sam: nn.Module, architecture: dict[str, Any], everything: dict[str, Any], folder: Path
+) -> None:
+    """Writes ``segmenter.safetensors`` and ``segmenter.json``.
+
+    Args:
+        sam: the trained :class:`segment_anything.modeling.Sam`.
+        architecture: what it was built with, see :func:`services.segmenter.backends.pocket.build_pocket_sam`.
+        everything: the options of everything mode that suit these weights.
+        folder: where both files go.
+    """
+    manifest = {"family": "sam", "variant": "pocket", "architecture": architecture, "everything": everything}
+    _write(sam, manifest, folder / "segmenter.safetensors")
+
+
+def export_embedder(clip: nn.Module, config: dict[str, Any], folder: Path) -> None:
+    """Writes ``embedder.safetensors`` and ``embedder.json``.
+
+    Args:
+        clip: the trained :class:`open_clip.CLIP`.
+        config: its open_clip model config.
+        folder: where both files go.
+    """
+    manifest = {
+        "family": "open_clip",
+        "variant": "pocket",
+        "model_config": config,
+        "preprocess": {
+            "mean": list(CLIP_MEAN),
+            "std": list(CLIP_STD),
+            "interpolation": "bicubic",
+            "resize_mode": "squash",
+        },
+    }
+    _write(clip, manifest, folder / "embedder.safetensors")
+
+
+def load_weights(module: nn.Module, file: Path) -> None:
+    """Reads exported weights into a module of the same architecture, as fp32."""
+    module.load_state_dict(
+        {
+            name: value.float() if value.is_floating_point() else value
+            for name, value in load_file(file).items()
+        }
+    )
+
+
+def _write(module: nn.Module, manifest: dict[str, Any], file: Path) -> None:
+    weights = {
+        name: (value.half() if value.is_floating_point() else value).cpu().contiguous()
+        for name, value in module.state_dict().items()
+    }
+    if not all(torch.isfinite(value).all() for value in weights.values() if value.is_floating_point()):
+        raise ValueError(f"{file.name}: a weight is infinite or not a number in half precision")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    save_file(weights, file)
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    file.with_suffix(".json").write_text(json.dumps(manifest | {"sha256": digest}, indent=2) + "\n")

@@ -1,0 +1,124 @@
+"""What both trainers share: the schedule, averaged weights, checkpoints that resume exactly, and the loop."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+
+WARMUP_STEPS = 200
+DECAY_SHARE = 0.3  # the last part of a run, in which the learning rate falls to zero
+
+
+def learning_rate(step: int, steps: int, peak: float) -> float:
+    """Warm up, stay, decay. The long flat part lets a run be extended: resume it with more ``steps``."""
+    decay = max(1, round(DECAY_SHARE * steps))
+    return peak * min(1.0, (step + 1) / min(WARMUP_STEPS, max(1, steps // 10)), (steps - step) / decay)
+
+
+class AveragedWeights:
+    """Exponential moving average of a module's weights and running statistics.
+
+    Args:
+        module: what is trained.
+        decay: of the average once the run is long enough; less before, so that early averages are not stale.
+    """
+
+    def __init__(self, module: nn.Module, decay: float = 0.998) -> None:
+        self.module = copy.deepcopy(module).eval().requires_grad_(False)
+        self.decay = decay
+
+    @torch.no_grad()
+    def update(self, module: nn.Module, step: int) -> None:
+        """Moves the average towards the module's present state."""
+        share = 1 - min(self.decay, (step + 1) / (step + 10))
+        averaged, present = self.module.state_dict(), module.state_dict()
+        floats = [name for name, value in averaged.items() if value.is_floating_point()]
+        torch._foreach_lerp_([averaged[name] for name in floats], [present[name] for name in floats], share)
+
+
+def train(
+    module: nn.Module,
+    compute_loss: Callable[[int], tuple[Tensor, dict[str, float]]],
+    *,
+    steps: int,
+    peak: float,
+    checkpoint: Path,
+    evaluate: Callable[[nn.Module], dict[str, float]] | None = None,
+    evaluate_every: int = 500,
+    save_every: int = 100,
+) -> nn.Module:
+    """Trains a module with AdamW and returns its averaged weights.
+
+    Args:
+        module: what is trained; ``compute_loss`` uses it.
+        compute_loss: from the step's number to the loss and what to report. It draws its batch from the
+            number alone, so that a resumed run sees the batches that an uninterrupted one would have seen.
+        steps: of the whole run, those before a resume included.
+        peak: learning rate of the flat part.
+        checkpoint: file that the run resumes from where it exists, and writes to.
+        evaluate: measures the averaged module; what it returns is reported.
+        evaluate_every: steps between measurements.
+        save_every: steps between checkpoints.
+    """
+    console = Console()
+    plain = [p for p in module.parameters() if p.requires_grad and p.ndim < 2]
+    matrices = [p for p in module.parameters() if p.requires_grad and p.ndim >= 2]
+    groups: list[dict[str, Any]] = [
+        {"params": matrices, "weight_decay": 0.02},
+        {"params": plain, "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=peak, betas=(0.9, 0.98), foreach=True)
+    averaged = AveragedWeights(module)
+    first = 0
+    if checkpoint.is_file():
+        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        module.load_state_dict(state["module"])
+        averaged.module.load_state_dict(state["averaged"])
+        optimizer.load_state_dict(state["optimizer"])
+        first = state["step"]
+        console.print(f"resuming {checkpoint.name} at step {first}")
+
+    def save(step: int) -> None:
+        state = {
+            "module": module.state_dict(),
+            "averaged": averaged.module.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "step": step,
+        }
+        checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        temporary = checkpoint.with_suffix(".tmp")
+        torch.save(state, temporary)
+        temporary.replace(checkpoint)
+
+    running: dict[str, float] = {}
+    began = time.monotonic()
+    for step in range(first, steps):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, steps, peak)
+        module.train()
+        loss, report = compute_loss(step)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+        optimizer.step()
+        averaged.update(module, step)
+        for name, value in report.items():
+            running[name] = value if name not in running else 0.95 * running[name] + 0.05 * value
+        done = step + 1
+        if done % 20 == 0 or done == steps:
+            pace = (time.monotonic() - began) / (done - first)
+            shown = "  ".join(f"{name} {value:.4f}" for name, value in running.items())
+            console.print(f"step {done}/{steps}  {pace:.2f} s/step  {shown}", highlight=False)
+        if evaluate and (done % evaluate_every == 0 or done == steps):
+            shown = "  ".join(f"{name} {value:.4f}" for name, value in evaluate(averaged.module).items())
+            console.print(f"step {done}/{steps}  held out: {shown}", highlight=False)
+        if done % save_every == 0 or done == steps:
+            save(done)
+    return averaged.module

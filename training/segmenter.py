@@ -1,0 +1,378 @@
+"""Trains the pocket segmenter on drawn scenes: clicks, boxes, several points, and masks to refine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from services.segmenter.backends.pocket import STRIDE, build_pocket_sam
+from training.decoder import decode_masks
+from training.loop import train
+from training.scenes import HELD_OUT, SceneArtist
+from training.store import SIDE, SceneStore, StoredScene, fit
+
+ARCHITECTURE: dict[str, Any] = {
+    "body": "regnetx_004",
+    "img_size": 256,
+    "width": 128,
+    "heads": 4,
+    "depth": 2,
+    "mlp_width": 512,
+}
+EVERYTHING: dict[str, Any] = {"points_per_side": 16, "pred_iou_thresh": 0.6, "stability_score_thresh": 0.8}
+PEAK_RATE = 1.2e-3
+
+_SCENES, _PROMPTS = 8, 4  # of a step; prompts are per scene
+_BACKGROUND_CLICKS = 0.15  # of the single clicks
+_GRID = SIDE // STRIDE
+_FINE = 4  # mask logits per cell of the embedding, along one side
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Scenes as tensors: pixels (S, 3, SIDE, SIDE) 0 … 255, labels (S, SIDE, SIDE), unpadded sizes."""
+
+    pixels: Tensor
+    labels: Tensor
+    sizes: list[tuple[int, int]]
+
+
+class SegmenterTrainee(nn.Module):
+    """The pocket SAM with the auxiliary head that training hangs on its image embedding.
+
+    From every cell the head predicts which of its pixels belong to things, which lie on an outline, and how
+    far the sides of the thing's box are. That teaches the encoder from all pixels of a scene and not only
+    through a few clicks; the head is thrown away afterwards.
+    """
+
+    def __init__(self, architecture: dict[str, Any]) -> None:
+        super().__init__()
+        self.sam = build_pocket_sam(**architecture)
+        self.auxiliary = nn.Conv2d(architecture["width"], 2 * _FINE**2 + 4, kernel_size=1)
+        self.sam.image_encoder.to(memory_format=torch.channels_last)
+
+    def embed(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Image embeddings (S, C, h, w), float32, and the auxiliary head's output."""
+        pixels = (batch.pixels - self.sam.pixel_mean) / self.sam.pixel_std
+        for i, (height, width) in enumerate(batch.sizes):
+            pixels[i, :, height:] = 0
+            pixels[i, :, :, width:] = 0
+        with torch.autocast(pixels.device.type, torch.bfloat16):
+            embeddings = self.sam.image_encoder(pixels.contiguous(memory_format=torch.channels_last))
+            auxiliary = self.auxiliary(embeddings)
+        return embeddings.float(), auxiliary.float()
+
+    def decode(
+        self, embeddings: Tensor, sparse: Tensor, dense: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Mask logits and predicted IoU, float32; see :func:`training.decoder.decode_masks`."""
+        with torch.autocast(embeddings.device.type, torch.bfloat16):
+            masks, iou = decode_masks(self.sam, embeddings, sparse, dense)
+        return masks.float(), iou.float()
+
+
+def train_segmenter(
+    folder: Path, store: SceneStore, steps: int, device: torch.device, seed: int = 0
+) -> nn.Module:
+    """Trains, resuming from ``folder``, and returns the averaged :class:`segment_anything.modeling.Sam`."""
+    torch.manual_seed(seed)
+    trainee = SegmenterTrainee(ARCHITECTURE).to(device)
+    held_out = [fit(SceneArtist().draw(HELD_OUT + i)) for i in range(24)]
+
+    def compute_loss(step: int) -> tuple[Tensor, dict[str, float]]:
+        rng = np.random.default_rng((seed, step))
+        scenes = [store[int(i)] for i in rng.integers(len(store), size=_SCENES)]
+        batch = _collate([_augment(rng, scene.image, scene.labels) for scene in scenes], device)
+        return _step_loss(trainee, batch, rng)
+
+    def evaluate(module: nn.Module) -> dict[str, float]:
+        assert isinstance(module, SegmenterTrainee)
+        return one_click_quality(module, held_out, device)
+
+    averaged = train(
+        trainee,
+        compute_loss,
+        steps=steps,
+        peak=PEAK_RATE,
+        checkpoint=folder / "segmenter.ckpt",
+        evaluate=evaluate,
+    )
+    assert isinstance(averaged, SegmenterTrainee)
+    return averaged.sam
+
+
+@torch.no_grad()
+def one_click_quality(
+    trainee: SegmenterTrainee, scenes: list[StoredScene], device: torch.device
+) -> dict[str, float]:
+    """Mean IoU of one click in the middle of each thing, and how far predicted IoU is off."""
+    trainee.eval()
+    rng = np.random.default_rng(0)
+    best, single, error = [], [], []
+    for scene in scenes:
+        batch = _collate([(scene.image, scene.labels)], device)
+        chosen = np.array([thing.label for thing in scene.things])
+        points = np.stack([_inner_pixel(rng, scene.labels == label) for label in chosen])
+        truth = batch.labels == torch.from_numpy(chosen).to(device)[:, None, None]
+        embeddings, _ = trainee.embed(batch)
+        sparse = _embed_points(trainee, points[:, None], np.ones((len(points), 1)), device)
+        masks, predicted = trainee.decode(embeddings, sparse)
+        hard = F.interpolate(masks, (SIDE, SIDE), mode="bilinear") > 0
+        iou = _iou(hard, truth[:, None])
+        pick = predicted[:, 1:].argmax(1) + 1
+        best.append(iou.gather(1, pick[:, None])[:, 0])
+        single.append(iou[:, 0])
+        error.append((predicted - iou).abs().mean(1))
+    names = ("one_click_iou", "single_mask_iou", "iou_error")
+    return {
+        name: float(torch.cat(values).mean())
+        for name, values in zip(names, (best, single, error), strict=True)
+    }
+
+
+def _step_loss(
+    trainee: SegmenterTrainee, batch: Batch, rng: np.random.Generator
+) -> tuple[Tensor, dict[str, float]]:
+    embeddings, auxiliary = trainee.embed(batch)
+    chosen = np.stack([_choose_things(rng, labels) for labels in batch.labels.numpy(force=True)])
+    device = batch.labels.device
+    labels = batch.labels[:, None].expand(-1, _PROMPTS, -1, -1)
+    kind = rng.random()
+    if kind < 0.6:  # what everything mode and a first click ask
+        chosen[rng.random(chosen.shape) < _BACKGROUND_CLICKS] = 0
+    truth = (labels == torch.from_numpy(chosen).to(device)[..., None, None]) & torch.from_numpy(
+        chosen > 0
+    ).to(device)[..., None, None]
+    truth = truth.flatten(0, 1)
+    outlines = (batch.labels.numpy(force=True)[:, None] == chosen[..., None, None]).reshape(-1, SIDE, SIDE)
+    outlines &= _inside(batch)[:, None].repeat(_PROMPTS, 1).reshape(outlines.shape)
+    dense = None
+    if kind < 0.6:
+        points = np.stack([_any_pixel(rng, outline) for outline in outlines])[:, None]
+        sparse = _embed_points(trainee, points, np.ones(points.shape[:2]), device)
+    elif kind < 0.75:
+        sparse = _embed_boxes(
+            trainee, np.stack([_jittered_box(rng, outline) for outline in outlines]), device
+        )
+    elif kind < 0.88:
+        points, marks = _several_points(rng, outlines, _inside(batch).repeat(_PROMPTS, 0))
+        sparse = _embed_points(trainee, points, marks, device)
+    else:
+        sparse, dense = _refinement(trainee, embeddings, truth, outlines, rng)
+    masks, predicted = trainee.decode(embeddings, sparse, dense)
+    loss, report = _mask_loss(masks, predicted, truth)
+    extra = _auxiliary_loss(auxiliary, batch.labels)
+    report["aux"] = float(extra.detach())
+    return loss + 0.5 * extra, report
+
+
+def _mask_loss(masks: Tensor, predicted: Tensor, truth: Tensor) -> tuple[Tensor, dict[str, float]]:
+    """BCE and dice of the single mask and of the best of the three, and the error of all predicted IoUs."""
+    target = F.avg_pool2d(truth[:, None].float(), SIDE // masks.shape[-1])
+    area = target.sum((2, 3))
+    bce = F.binary_cross_entropy_with_logits(masks, target.expand_as(masks), reduction="none").sum((2, 3))
+    bce = bce / (4 * area + 400)
+    chance = masks.sigmoid()
+    overlap = (chance * target).sum((2, 3))
+    dice = 1 - (2 * overlap + 1) / (chance.square().sum((2, 3)) + target.square().sum((2, 3)) + 1)
+    per_mask = bce + dice * (area > 0)
+    with torch.no_grad():
+        iou = _iou(masks > 0, target > 0.5)
+    mask_loss = per_mask[:, 0] + per_mask[:, 1:].amin(1) + 0.05 * per_mask[:, 1:].mean(1)
+    iou_loss = (predicted - iou).square().mean()
+    things = area[:, 0] > 0
+    report = {
+        "mask": float(mask_loss.detach().mean()),
+        "iou": float(iou[things, 0].mean()),
+        "iou_mse": float(iou_loss.detach()),
+    }
+    return mask_loss.mean() + 2 * iou_loss, report
+
+
+def _auxiliary_loss(auxiliary: Tensor, labels: Tensor) -> Tensor:
+    """Things, outlines and box distances from every cell."""
+    fine = F.pixel_shuffle(auxiliary[:, : 2 * _FINE**2], _FINE)
+    solid = F.avg_pool2d((labels > 0).float()[:, None], SIDE // fine.shape[-1])
+    edge = torch.zeros_like(labels, dtype=torch.bool)
+    edge[:, 1:] |= labels[:, 1:] != labels[:, :-1]
+    edge[:, :, 1:] |= labels[:, :, 1:] != labels[:, :, :-1]
+    outline = F.max_pool2d(edge.float()[:, None], SIDE // fine.shape[-1])
+    loss = F.binary_cross_entropy_with_logits(fine, torch.cat([solid, outline], 1))
+    distances, inside = _box_distances(labels.numpy(force=True))
+    if inside.any():
+        mask = torch.from_numpy(inside).to(labels.device)
+        sides = auxiliary[:, -4:].permute(0, 2, 3, 1)[mask]
+        loss = loss + 0.5 * F.smooth_l1_loss(
+            sides, torch.from_numpy(distances).to(labels.device)[mask], beta=0.1
+        )
+    return loss
+
+
+def _box_distances(labels: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
+    """Distances from each cell's centre to the sides of the box of the thing there, in units of 64 px."""
+    cells = labels[:, STRIDE // 2 :: STRIDE, STRIDE // 2 :: STRIDE]
+    distances = np.zeros((*cells.shape, 4), np.float32)
+    centre = (np.arange(_GRID, dtype=np.float32) * STRIDE + STRIDE // 2) / 64
+    for scene, cell, out in zip(labels, cells, distances, strict=True):
+        for label in np.unique(cell)[1:] if (cell == 0).any() else np.unique(cell):
+            x0, y0, x1, y1 = _box(scene == label) / 64
+            rows, columns = np.nonzero(cell == label)
+            x, y = centre[columns], centre[rows]
+            out[rows, columns] = np.stack([x - x0, y - y0, x1 - x, y1 - y], 1)
+    return distances, cells > 0
+
+
+def _refinement(
+    trainee: SegmenterTrainee,
+    embeddings: Tensor,
+    truth: Tensor,
+    outlines: npt.NDArray[np.bool_],
+    rng: np.random.Generator,
+) -> tuple[Tensor, Tensor]:
+    """A first click, then a second where the first answer was wrong, with that answer as a mask prompt."""
+    device = truth.device
+    points = np.stack([_any_pixel(rng, outline) for outline in outlines])[:, None]
+    with torch.no_grad():
+        sparse = _embed_points(trainee, points, np.ones(points.shape[:2]), device)
+        masks, predicted = trainee.decode(embeddings.detach(), sparse)
+        answer = masks[torch.arange(len(masks)), predicted[:, 1:].argmax(1) + 1][:, None]
+        wrong = (F.interpolate(answer, (SIDE, SIDE), mode="bilinear")[:, 0] > 0) != truth
+    missed = wrong.numpy(force=True)
+    second = np.stack([_any_pixel(rng, m if m.any() else o) for m, o in zip(missed, outlines, strict=True)])
+    marks = outlines[np.arange(len(second)), second[:, 1].astype(int), second[:, 0].astype(int)]
+    both = np.concatenate([points, second[:, None]], 1)
+    sparse = _embed_points(trainee, both, np.stack([np.ones(len(marks)), marks], 1), device)
+    with torch.autocast(device.type, torch.bfloat16):
+        dense = trainee.sam.prompt_encoder._embed_masks(answer.clamp(-20, 20))
+    return sparse, dense.float()
+
+
+def _embed_points(
+    trainee: SegmenterTrainee, points: npt.NDArray[Any], marks: npt.NDArray[Any], device: torch.device
+) -> Tensor:
+    """Tokens of points (B, N, 2) with labels (B, N), padded as a prompt without a box is."""
+    coordinates = torch.from_numpy(points).to(device, torch.float32)
+    sparse, _ = trainee.sam.prompt_encoder(
+        (coordinates, torch.from_numpy(marks).to(device, torch.float32)), None, None
+    )
+    return sparse
+
+
+def _embed_boxes(trainee: SegmenterTrainee, boxes: npt.NDArray[np.float32], device: torch.device) -> Tensor:
+    sparse, _ = trainee.sam.prompt_encoder(None, torch.from_numpy(boxes).to(device, torch.float32), None)
+    return sparse
+
+
+def _choose_things(rng: np.random.Generator, labels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Labels of ``_PROMPTS`` things, different ones as far as there are enough; 0 where there is none."""
+    present = np.unique(labels)
+    present = present[present > 0]
+    if not len(present):
+        return np.zeros(_PROMPTS, np.uint8)
+    return rng.permutation(np.resize(rng.permutation(present), _PROMPTS)).astype(np.uint8)
+
+
+def _any_pixel(rng: np.random.Generator, mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32]:
+    """X and y of a random pixel of the mask; the image's middle when the mask is empty."""
+    places = np.flatnonzero(mask)
+    if not len(places):
+        return np.array([SIDE / 2, SIDE / 2], np.float32)
+    y, x = divmod(int(places[rng.integers(len(places))]), mask.shape[1])
+    return np.array([x, y], np.float32)
+
+
+def _inner_pixel(rng: np.random.Generator, mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32]:
+    """A pixel away from the outline: the one, of several random ones, with most of the mask around it."""
+    summed = np.pad(mask.astype(np.int32).cumsum(0).cumsum(1), ((1, 0), (1, 0)))
+    tries = np.stack([_any_pixel(rng, mask) for _ in range(32)])
+    y, x = tries[:, 1].astype(int), tries[:, 0].astype(int)
+    y0, y1 = (y - 6).clip(0), (y + 7).clip(max=mask.shape[0])
+    x0, x1 = (x - 6).clip(0), (x + 7).clip(max=mask.shape[1])
+    around = summed[y1, x1] - summed[y0, x1] - summed[y1, x0] + summed[y0, x0]
+    return tries[around.argmax()]
+
+
+def _jittered_box(rng: np.random.Generator, mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32]:
+    box = _box(mask)
+    spread = 0.05 * np.tile(box[2:] - box[:2], 2) + 1
+    return (box + rng.normal(0, 1, 4).clip(-2, 2) * spread * rng.choice([0.2, 1.0])).astype(np.float32)
+
+
+def _box(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32]:
+    """x_min, y_min, x_max, y_max, half-open; the whole square when the mask is empty."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    if not len(rows):
+        return np.array([0, 0, SIDE, SIDE], np.float32)
+    return np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], np.float32)
+
+
+def _several_points(
+    rng: np.random.Generator, outlines: npt.NDArray[np.bool_], inside: npt.NDArray[np.bool_]
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Two to four points, the first on the thing, the others on it or near it but off it."""
+    count = int(rng.integers(2, 5))
+    points, marks = [], []
+    for outline, real in zip(outlines, inside, strict=True):
+        on = np.r_[True, rng.random(count - 1) < 0.6]
+        x0, y0, x1, y1 = _box(outline).astype(int)
+        near = np.zeros_like(outline)
+        near[max(0, y0 - 20) : y1 + 20, max(0, x0 - 20) : x1 + 20] = True
+        around = near & real & ~outline
+        points.append(np.stack([_any_pixel(rng, outline if mark else around) for mark in on]))
+        marks.append(on.astype(np.float32))
+    return np.stack(points), np.stack(marks)
+
+
+def _inside(batch: Batch) -> npt.NDArray[np.bool_]:
+    """Which pixels are image and not padding, (S, SIDE, SIDE)."""
+    inside = np.zeros(tuple(batch.labels.shape), bool)
+    for plane, (height, width) in zip(inside, batch.sizes, strict=True):
+        plane[:height, :width] = True
+    return inside
+
+
+def _iou(a: Tensor, b: Tensor) -> Tensor:
+    """IoU over the last two dimensions; of two empty masks 0, so that an empty answer is never kept."""
+    union = (a | b).sum((-2, -1))
+    return (a & b).sum((-2, -1)) / union.clamp(min=1)
+
+
+def _augment(
+    rng: np.random.Generator, image: npt.NDArray[np.uint8], labels: npt.NDArray[np.uint8]
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+    """Mirrors, transposes and recolours."""
+    if rng.random() < 0.5:
+        image, labels = image[:, ::-1], labels[:, ::-1]
+    if rng.random() < 0.2:
+        image, labels = image[::-1], labels[::-1]
+    if rng.random() < 0.2:
+        image, labels = image.transpose(1, 0, 2), labels.T
+    if rng.random() < 0.2:
+        image = image[..., rng.permutation(3)]
+    if rng.random() < 0.3:
+        table = np.linspace(0, 1, 256)[:, None] ** rng.uniform(0.6, 1.6, (1, 3)) * 255
+        image = np.stack([table[:, c].astype(np.uint8)[image[..., c]] for c in range(3)], -1)
+    return image, labels
+
+
+def _collate(
+    scenes: list[tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]], device: torch.device
+) -> Batch:
+    pixels = np.zeros((len(scenes), SIDE, SIDE, 3), np.uint8)
+    labels = np.zeros((len(scenes), SIDE, SIDE), np.uint8)
+    for i, (image, label) in enumerate(scenes):
+        height, width = label.shape
+        pixels[i, :height, :width], labels[i, :height, :width] = image, label
+    sizes = [(label.shape[0], label.shape[1]) for _, label in scenes]
+    return Batch(
+        torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2).float(),
+        torch.from_numpy(labels).to(device),
+        sizes,
+    )
