@@ -1,0 +1,118 @@
+"""OpenCLIP models: any of its architectures, and the bundled pocket model, which is one too."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from typing import Any
+
+import open_clip
+import torch
+from torch import Tensor
+
+from regionsearch.errors import Kind, RegionSearchError
+from services.embedder.backends.base import ModelFiles
+from services.embedder.crops import CLIP_MEAN, CLIP_STD
+
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class OpenClipBackend:
+    """See :class:`services.embedder.backends.base.Backend`."""
+
+    def __init__(
+        self, model: Any, files: ModelFiles, device: torch.device, precision: str, compile_model: bool
+    ) -> None:
+        self.files = files
+        self.device = device
+        self.precision = precision
+        self.mean = tuple(files.preprocess.get("mean", CLIP_MEAN))
+        self.std = tuple(files.preprocess.get("std", CLIP_STD))
+        self.resize_mode = files.preprocess.get("resize_mode", "shortest")
+        size = files.config["vision_cfg"]["image_size"]
+        self.size = size if isinstance(size, int) else size[0]
+        self.dimension = files.config["embed_dim"]
+        self._model = model
+        # Convolutions read channels last without a copy; transformers do not mind.
+        self._format = (
+            torch.channels_last
+            if "timm_model_name" in files.config["vision_cfg"]
+            else torch.contiguous_format
+        )
+        model.visual.to(memory_format=self._format)
+        self._encode_image = (
+            torch.compile(model.encode_image, dynamic=False) if compile_model else model.encode_image
+        )
+        text = files.config["text_cfg"]
+        self._context = text.get("context_length", 77)
+        self._tokenizer = _tokenizer(text, self._context)
+
+    def tokenize(self, texts: Sequence[str]) -> tuple[Tensor, list[bool]]:
+        """Token ids (N, context), and for each text whether its end was cut off."""
+        longer = self._tokenizer(list(texts), context_length=self._context + 1)
+        return self._tokenizer(list(texts)), [bool(row[-1]) for row in longer]
+
+    @torch.inference_mode()
+    def embed_crops(self, crops: Tensor) -> Tensor:
+        """Unit vectors (N, dimension) float32 of normalised crops (N, 3, size, size) on the device."""
+        with self._autocast():
+            vectors = self._encode_image(crops.contiguous(memory_format=self._format))
+        return torch.nn.functional.normalize(vectors.float(), dim=-1)
+
+    @torch.inference_mode()
+    def embed_tokens(self, tokens: Tensor) -> Tensor:
+        """Unit vectors (N, dimension) float32 of token ids (N, context) on the device."""
+        with self._autocast():
+            vectors = self._model.encode_text(tokens)
+        return torch.nn.functional.normalize(vectors.float(), dim=-1)
+
+    def _autocast(self) -> contextlib.AbstractContextManager[object]:
+        if self.precision == "fp32":
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, _DTYPES[self.precision])
+
+
+def load(files: ModelFiles, device: torch.device, precision: str, compile_model: bool) -> OpenClipBackend:
+    """Loads a model; see :func:`services.embedder.backends.load_backend`."""
+    model = build(files.config)
+    if files.weights is not None:
+        try:
+            open_clip.load_checkpoint(model, str(files.weights), strict=True)
+        except Exception as error:  # unpicklers and readers raise whatever a damaged file leads them to
+            reason = str(error).splitlines()[0]
+            raise RegionSearchError(
+                Kind.DATA_LOSS,
+                f"{files.weights} holds no weights of {files.variant} ({reason}); fetch them again",
+                field="model",
+            ) from error
+    model = model.float().eval().requires_grad_(False).to(device)
+    return OpenClipBackend(model, files, device, precision, compile_model)
+
+
+def build(config: dict[str, Any]) -> Any:
+    """An open_clip model with random weights.
+
+    Args:
+        config: What open_clip keeps in a file of its ``model_configs``.
+    """
+    options = {key: value for key, value in config.items() if key not in ("custom_text", "multimodal_cfg")}
+    vision = dict(options["vision_cfg"])
+    text = dict(options["text_cfg"])
+    if "timm_model_name" in vision:
+        vision["timm_model_pretrained"] = False
+    if "hf_model_name" in text:
+        text["hf_model_pretrained"] = False
+    kind = (
+        open_clip.CustomTextCLIP if config.get("custom_text") or "hf_model_name" in text else open_clip.CLIP
+    )
+    return kind(**options | {"vision_cfg": vision, "text_cfg": text})
+
+
+def _tokenizer(text: dict[str, Any], context: int) -> Any:
+    if "hf_tokenizer_name" in text:
+        raise RegionSearchError(
+            Kind.UNIMPLEMENTED,
+            "this model's tokenizer is not part of open_clip; take a model that uses CLIP's own tokenizer",
+            field="model",
+        )
+    return open_clip.SimpleTokenizer(context_length=context, **text.get("tokenizer_kwargs", {}))

@@ -1,0 +1,229 @@
+"""The embedder without gRPC: jobs in, unit vectors out, whoever else asks at the same time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from services.embedder.backends.base import Backend
+from services.embedder.crops import CropPolicy
+from services.embedder.jobs import ImageJob, Pixels, Regions, RegionsJob, TextsJob
+from services.embedder.texts import TextTemplates, VectorCache
+from services.runtime.batcher import Batcher, BatchSettings, Failure, Lane, Part
+
+Vectors = NDArray[np.float32]
+
+SENTENCES_AT_ONCE = 1024  # of one call, in the queue
+
+_VISION, _TEXT = "vision", "text"
+
+
+class EmbedEngine:
+    """One model on one or several devices, behind one queue. Make it on the event loop that uses it.
+
+    Args:
+        backends: The same model on each device.
+        batching: Sizes and times.
+        text_cache: Number of texts whose vectors are kept.
+        on_fatal: Called when a device is lost.
+    """
+
+    def __init__(
+        self,
+        backends: Sequence[Backend],
+        batching: BatchSettings,
+        *,
+        text_cache: int = 10_000,
+        on_fatal: Callable[[str], None] = lambda reason: None,
+    ) -> None:
+        self.backend = backends[0]
+        self._cache = VectorCache(text_cache)
+        self._runners = [DeviceRunner(backend, batching.max_batch) for backend in backends]
+        self._batcher: Batcher[Any, Vectors] = Batcher(
+            "embedder",
+            batching,
+            prepare=lambda job: job.prepare(self.backend),
+            device=self._runners,
+            finish=to_vectors,
+            classify=classify,
+            on_fatal=on_fatal,
+        )
+
+    async def warm(self) -> None:
+        """Runs every shape once on every device, before anybody asks; no other call may be made meanwhile."""
+        await asyncio.gather(*(asyncio.to_thread(runner.warm) for runner in self._runners))
+
+    async def embed_regions(
+        self,
+        read: Callable[[], Regions],
+        count: int,
+        policy: CropPolicy,
+        lane: Lane = Lane.INTERACTIVE,
+    ) -> Vectors:
+        """Vectors (count, dimension) of the regions of one picture.
+
+        Args:
+            read: Decodes the picture and its regions; called in a thread. What it raises is raised here.
+            count: Number of regions that it will return.
+            policy: How they are shown to the model.
+            lane: Who waits.
+        """
+        job = RegionsJob(read, count, policy)
+        crops = np.concatenate(await self._batcher.submit(job, job.items, key=_VISION, lane=lane))
+        parts = len(policy.parts)
+        return crops if parts == 1 else _unit(crops.reshape(parts, count, -1).mean(axis=0))
+
+    async def embed_images(
+        self, reads: Sequence[Callable[[], Pixels]], lane: Lane = Lane.INTERACTIVE
+    ) -> Vectors:
+        """Vectors (images, dimension) of whole pictures; each is decoded by its function, in a thread."""
+        tasks = [
+            asyncio.ensure_future(self._batcher.submit(ImageJob(read), 1, key=_VISION, lane=lane))
+            for read in reads
+        ]
+        try:
+            return np.concatenate([(await task)[0] for task in tasks])
+        except BaseException:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            raise
+
+    async def embed_texts(
+        self, texts: Sequence[str], templates: TextTemplates = TextTemplates.NONE
+    ) -> tuple[Vectors, list[bool]]:
+        """Vectors (texts, dimension), and for each text whether it was longer than the model's context."""
+        found: dict[str, tuple[Vectors, bool] | None] = {
+            text: self._cache.get((templates, text)) for text in texts
+        }
+        missing = [text for text, entry in found.items() if entry is None]
+        step = max(1, SENTENCES_AT_ONCE // len(templates.fill("")))
+        for first in range(0, len(missing), step):
+            some = missing[first : first + step]
+            for text, (vector, cut) in zip(some, await self._embed_sentences(some, templates), strict=True):
+                found[text] = vector, cut
+                self._cache.put((templates, text), vector, cut)
+        entries = [entry for text in texts if (entry := found[text]) is not None]
+        return np.stack([vector for vector, _ in entries]), [truncated for _, truncated in entries]
+
+    async def _embed_sentences(
+        self, texts: Sequence[str], templates: TextTemplates
+    ) -> list[tuple[Vectors, bool]]:
+        sentences = [sentence for text in texts for sentence in templates.fill(text)]
+        tokens, cut = await asyncio.to_thread(self.backend.tokenize, sentences)
+        parts = await self._batcher.submit(TextsJob(tokens), len(sentences), key=_TEXT)
+        each = len(sentences) // len(texts)
+        vectors = np.concatenate(parts).reshape(len(texts), each, -1)
+        vectors = vectors[:, 0] if each == 1 else _unit(vectors.mean(axis=1))
+        return [(vectors[i].copy(), any(cut[i * each : (i + 1) * each])) for i in range(len(texts))]
+
+    async def close(self) -> None:
+        """Waits for what was asked, and ends."""
+        await self._batcher.close()
+
+
+class DeviceRunner:
+    """Runs batches on one device; called from the thread that owns it."""
+
+    def __init__(self, backend: Backend, max_batch: int) -> None:
+        self._backend = backend
+        # A GPU, and a compiled model, want few different shapes; a CPU would only compute the padding.
+        self._buckets = buckets(max_batch) if backend.device.type == "cuda" else None
+        self._last: torch.cuda.Event | None = None
+
+    def warm(self) -> None:
+        """Runs every shape once, so that no caller pays for what is done the first time."""
+        backend = self._backend
+        tokens, _ = backend.tokenize(["warm"])
+        for size in self._buckets or (1, 2):
+            backend.embed_crops(torch.zeros(size, 3, backend.size, backend.size, device=backend.device))
+            backend.embed_tokens(tokens.expand(size, -1).to(backend.device))
+        pixels = np.zeros((2 * backend.size, 2 * backend.size, 3), np.uint8)
+        boxes = np.array([[0, 0, backend.size, backend.size]], np.float32)
+        for policy in CropPolicy:
+            job = RegionsJob(lambda: Regions(pixels, boxes), 1, policy)
+            job.prepare(backend).crops(0, job.items, backend)
+
+    @torch.inference_mode()
+    def __call__(self, parts: Sequence[Part[Any]]) -> Raw:
+        """Embeds the items of the parts, all of them of one tower."""
+        if self._last is not None:
+            self._last.synchronize()  # one batch runs, one is queued on the device, no more
+        backend = self._backend
+        if isinstance(parts[0].prepared, TextsJob):
+            tokens = torch.cat([part.prepared.tokens[part.start : part.stop] for part in parts])
+            tokens = tokens.to(backend.device, non_blocking=True)
+            vectors = backend.embed_tokens(self._pad(tokens))[: len(tokens)]
+        else:
+            crops = torch.cat([part.prepared.crops(part.start, part.stop, backend) for part in parts])
+            vectors = backend.embed_crops(self._pad(crops))[: len(crops)]
+        raw = Raw(vectors, [part.size for part in parts])
+        self._last = raw.event
+        return raw
+
+    def _pad(self, inputs: Tensor) -> Tensor:
+        if self._buckets is None:
+            return inputs
+        size = next((bucket for bucket in self._buckets if bucket >= len(inputs)), len(inputs))
+        return torch.cat([inputs, inputs.new_zeros(size - len(inputs), *inputs.shape[1:])])
+
+
+class Raw:
+    """Vectors on their way from the device."""
+
+    def __init__(self, vectors: Tensor, sizes: list[int]) -> None:
+        self.sizes = sizes
+        self.event: torch.cuda.Event | None = None
+        self.host = vectors
+        if vectors.is_cuda:
+            self.host = torch.empty(vectors.shape, pin_memory=True)
+            self.host.copy_(vectors, non_blocking=True)
+            self.event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self.event.record(torch.cuda.current_stream(vectors.device))
+
+
+def to_vectors(raw: Raw) -> list[Vectors]:
+    """The vectors of each part, once the device has delivered them.
+
+    Raises:
+        FloatingPointError: A vector is not finite; the batcher finds out whose.
+    """
+    if raw.event is not None:
+        raw.event.synchronize()
+    vectors: Vectors = raw.host.numpy().copy()
+    if not np.isfinite(vectors).all():
+        raise FloatingPointError("the model answered with numbers that are not finite")
+    return np.split(vectors, np.cumsum(raw.sizes)[:-1])
+
+
+def classify(error: Exception) -> Failure:
+    """What an exception of torch means for the batch and for the device."""
+    message = str(error)
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in message:
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        return Failure.OUT_OF_MEMORY
+    if isinstance(error, RuntimeError) and "CUDA error" in message:
+        return Failure.FATAL  # sticky: every later call on this context fails too
+    return Failure.POISON
+
+
+def buckets(max_batch: int) -> list[int]:
+    """Batch sizes that are worth warming: powers of two and the steps half-way between, up to `max_batch`."""
+    sizes = {max_batch}
+    size = 1
+    while size < max_batch:
+        sizes |= {size, min(max_batch, size * 3 // 2)}
+        size *= 2
+    return sorted(sizes)
+
+
+def _unit(vectors: NDArray[Any]) -> Vectors:
+    unit: Vectors = (vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)).astype(np.float32)
+    return unit

@@ -1,0 +1,150 @@
+"""What can be asked of the embedder. A job is prepared once, off the device, and then worked on in parts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from services.embedder.backends.base import Backend
+from services.embedder.crops import CropPolicy, crop_regions
+from services.embedder.resample import resize_image
+
+Pixels = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Regions:
+    """Regions of one picture.
+
+    Attributes:
+        pixels: (H, W, 3) uint8.
+        boxes: (N, 4) x_min, y_min, x_max, y_max in pixels, half-open.
+        masks: Each cut to its :func:`services.embedder.crops.pixel_box`, bool; None where the box is the
+            object.
+    """
+
+    pixels: Pixels
+    boxes: NDArray[np.float32]
+    masks: Sequence[NDArray[np.bool_]] | None = None
+
+
+@dataclass(frozen=True)
+class RegionsJob:
+    """Regions to be embedded. Items are region by region for each part of the policy.
+
+    Attributes:
+        read: Decodes picture and regions; called once, in a thread.
+        count: Number of regions.
+        policy: How they are shown.
+    """
+
+    read: Callable[[], Regions]
+    count: int
+    policy: CropPolicy
+
+    @property
+    def items(self) -> int:
+        """Crops to be embedded."""
+        return self.count * len(self.policy.parts)
+
+    def prepare(self, backend: Backend) -> PreparedRegions:
+        """Everything that needs no device."""
+        regions = self.read()
+        image = torch.from_numpy(np.ascontiguousarray(regions.pixels.transpose(2, 0, 1)))
+        masks = None if regions.masks is None else [torch.from_numpy(mask) for mask in regions.masks]
+        return PreparedRegions(image, torch.from_numpy(regions.boxes), masks, self.policy)
+
+
+@dataclass
+class PreparedRegions:
+    """A picture whose regions are cut out on the device."""
+
+    image: Tensor
+    boxes: Tensor
+    masks: list[Tensor] | None
+    policy: CropPolicy
+    _on_device: dict[torch.device, Tensor] = field(default_factory=dict)  # one upload for all parts
+
+    def crops(self, start: int, stop: int, backend: Backend) -> Tensor:
+        """Normalised crops (stop - start, 3, size, size) on the device."""
+        image = self._on_device.get(backend.device)
+        if image is None:
+            image = self._on_device[backend.device] = self.image.to(backend.device, non_blocking=True)
+        pieces = []
+        for number, policy in enumerate(self.policy.parts):
+            first = number * len(self.boxes)
+            chosen = slice(max(start - first, 0), min(max(stop - first, 0), len(self.boxes)))
+            if chosen.start >= chosen.stop:
+                continue
+            masks = None
+            if self.masks is not None:
+                masks = [mask.to(backend.device, non_blocking=True) for mask in self.masks[chosen]]
+            pieces.append(
+                crop_regions(
+                    image,
+                    self.boxes[chosen],
+                    masks,
+                    policy,
+                    backend.size,
+                    mean=backend.mean,
+                    std=backend.std,
+                )
+            )
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+
+
+@dataclass(frozen=True)
+class ImageJob:
+    """A whole picture to be embedded; one item. Resized off the device, so that large pictures do not travel.
+
+    Attributes:
+        read: Decodes the picture, (H, W, 3) uint8; called once, in a thread.
+    """
+
+    read: Callable[[], Pixels]
+    items: int = 1
+
+    def prepare(self, backend: Backend) -> PreparedImage:
+        """Everything that needs no device."""
+        image = torch.from_numpy(np.ascontiguousarray(self.read().transpose(2, 0, 1)))
+        fitted = resize_image(image, backend.size, backend.resize_mode)
+        mean = torch.tensor(backend.mean).view(3, 1, 1) * 255
+        std = torch.tensor(backend.std).view(3, 1, 1) * 255
+        return PreparedImage((fitted - mean) / std)
+
+
+@dataclass(frozen=True)
+class PreparedImage:
+    """A picture of the model's size, normalised."""
+
+    image: Tensor
+
+    def crops(self, start: int, stop: int, backend: Backend) -> Tensor:
+        """It, on the device, (1, 3, size, size)."""
+        return self.image.unsqueeze(0).to(backend.device, non_blocking=True)
+
+
+@dataclass(frozen=True)
+class TextsJob:
+    """Sentences to be embedded, one item each.
+
+    Attributes:
+        tokens: (N, context), see :meth:`services.embedder.backends.base.Backend.tokenize`.
+    """
+
+    tokens: Tensor
+
+    @property
+    def items(self) -> int:
+        """Sentences."""
+        return len(self.tokens)
+
+    def prepare(self, backend: Backend) -> Any:
+        """Nothing is left to do."""
+        return self

@@ -1,0 +1,118 @@
+"""EmbedService: messages in, messages out."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import grpc
+
+from regionsearch.errors import invalid, too_large
+from regionsearch.images import ImageLimits, image_from_proto
+from regionsearch.tensors import tensor_to_proto
+from regionsearch.v1 import embed_pb2, embed_pb2_grpc, types_pb2
+from services.embedder.crops import CropPolicy
+from services.embedder.engine import EmbedEngine
+from services.embedder.reading import read_regions
+from services.embedder.settings import EmbedderSettings
+from services.embedder.texts import TextTemplates
+from services.runtime.batcher import Lane
+
+_POLICY_PREFIX, _TEMPLATES_PREFIX = "CROP_POLICY_", "TEXT_TEMPLATES_"
+
+
+class EmbedServicer(embed_pb2_grpc.EmbedServiceServicer):
+    """See ``embed.proto``."""
+
+    def __init__(self, engine: EmbedEngine, settings: EmbedderSettings) -> None:
+        self._engine = engine
+        self._settings = settings
+        self._limits = ImageLimits(settings.max_image_bytes, settings.max_image_pixels)
+
+    async def EmbedRegions(  # noqa: N802
+        self, request: embed_pb2.EmbedRegionsRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> embed_pb2.EmbedRegionsResponse:
+        """One image and many of its regions."""
+        _check_count("regions", len(request.regions), self._settings.max_regions, "max_regions")
+        policy = self._policy(request.crop_policy)
+        vectors = await self._engine.embed_regions(
+            functools.partial(read_regions, request, self._limits),
+            len(request.regions),
+            policy,
+            lane_of(request.priority),
+        )
+        return embed_pb2.EmbedRegionsResponse(vectors=tensor_to_proto(vectors), model=self.model(policy))
+
+    async def EmbedImages(  # noqa: N802
+        self, request: embed_pb2.EmbedImagesRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> embed_pb2.EmbedImagesResponse:
+        """Whole images."""
+        _check_count("images", len(request.images), self._settings.max_images, "max_images")
+        reads = [
+            functools.partial(image_from_proto, image, self._limits, f"images[{index}]")
+            for index, image in enumerate(request.images)
+        ]
+        vectors = await self._engine.embed_images(reads, lane_of(request.priority))
+        return embed_pb2.EmbedImagesResponse(vectors=tensor_to_proto(vectors), model=self.model())
+
+    async def EmbedTexts(  # noqa: N802
+        self, request: embed_pb2.EmbedTextsRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> embed_pb2.EmbedTextsResponse:
+        """Words."""
+        _check_count("texts", len(request.texts), self._settings.max_texts, "max_texts")
+        for index, text in enumerate(request.texts):
+            if not text.strip():
+                raise invalid(f"texts[{index}]", f"texts[{index}] is empty; write what you look for")
+        templates = self._templates(request.templates)
+        vectors, truncated = await self._engine.embed_texts(request.texts, templates)
+        return embed_pb2.EmbedTextsResponse(
+            vectors=tensor_to_proto(vectors), truncated=truncated, model=self.model()
+        )
+
+    async def GetModel(  # noqa: N802
+        self, request: embed_pb2.EmbedServiceGetModelRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> embed_pb2.EmbedServiceGetModelResponse:
+        """The model that is being served."""
+        return embed_pb2.EmbedServiceGetModelResponse(model=self.model(self._settings.crop_policy))
+
+    def model(self, policy: CropPolicy | None = None) -> types_pb2.ModelInfo:
+        """What made a vector; without a policy, for texts and whole images."""
+        backend = self._engine.backend
+        name = "UNSPECIFIED" if policy is None else policy.value.upper()
+        return types_pb2.ModelInfo(
+            family=backend.files.family,
+            variant=backend.files.variant,
+            weights_digest=backend.files.digest,
+            dimension=backend.dimension,
+            crop_policy=types_pb2.CropPolicy.Value(_POLICY_PREFIX + name),
+            precision=backend.precision,
+            device=str(backend.device),
+        )
+
+    def _policy(self, value: types_pb2.CropPolicy.ValueType) -> CropPolicy:
+        if value == types_pb2.CROP_POLICY_UNSPECIFIED:
+            return self._settings.crop_policy
+        if value not in types_pb2.CropPolicy.values():
+            raise invalid("crop_policy", f"crop_policy {value} is unknown to this embedder")
+        return CropPolicy(types_pb2.CropPolicy.Name(value).removeprefix(_POLICY_PREFIX).lower())
+
+    def _templates(self, value: embed_pb2.TextTemplates.ValueType) -> TextTemplates:
+        if value == embed_pb2.TEXT_TEMPLATES_UNSPECIFIED:
+            return self._settings.text_templates
+        if value not in embed_pb2.TextTemplates.values():
+            raise invalid("templates", f"templates {value} is unknown to this embedder")
+        return TextTemplates(embed_pb2.TextTemplates.Name(value).removeprefix(_TEMPLATES_PREFIX).lower())
+
+
+def lane_of(priority: types_pb2.Priority.ValueType) -> Lane:
+    """The lane that a request's priority means."""
+    return Lane.BULK if priority == types_pb2.PRIORITY_BULK else Lane.INTERACTIVE
+
+
+def _check_count(field: str, count: int, most: int, setting: str) -> None:
+    if count == 0:
+        raise invalid(field, f"{field} is empty; send 1 to {most}")
+    if count > most:
+        raise too_large(
+            field, f"{count} {field} are more than the {most} of one call ({setting}); send several"
+        )

@@ -1,0 +1,44 @@
+"""Settings of the embedder's process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from services.embedder.crops import CropPolicy
+from services.embedder.texts import TextTemplates
+from services.runtime.batcher import BatchSettings
+from services.runtime.settings import MIB, ServiceSettings
+
+
+class EmbedderSettings(ServiceSettings):
+    """``REGIONSEARCH_EMBEDDER_…``, or ``[embedder]`` in the TOML file."""
+
+    process: ClassVar[str] = "embedder"
+
+    port: int = Field(50052, ge=0, le=65535, description="gRPC port; 0 takes a free one.")
+    model: str = Field(
+        "pocket", description="pocket, an open_clip name such as ViT-B-32, or an embedder.json."
+    )
+    weights: Path | None = Field(None, description="Weights of an open_clip model; else they are looked up.")
+    random_weights: bool = Field(False, description="For benchmarks and tests: any model, no weights.")
+    device: str = Field(
+        "auto",
+        description="auto, cpu, cuda, or several such as cuda:0,cuda:1; auto takes every GPU there is.",
+    )
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto", description="auto is fp32 on a CPU, bf16 on a GPU that has it, fp16 on any other."
+    )
+    compile: bool = Field(False, description="torch.compile the image tower; the start takes longer.")
+    threads: int = Field(0, ge=0, description="CPU threads of a model's operation; 0 leaves it to torch.")
+    crop_policy: CropPolicy = Field(CropPolicy.BLUR, description="Where a request names none.")
+    text_templates: TextTemplates = Field(TextTemplates.NONE, description="Where a request names none.")
+    text_cache: int = Field(10_000, ge=0, description="Vectors of texts that are kept.")
+    max_image_bytes: int = Field(32 * MIB, gt=0)
+    max_image_pixels: int = Field(50_000_000, gt=0)
+    max_regions: int = Field(1000, gt=0, description="Regions of one call.")
+    max_images: int = Field(64, gt=0, description="Images of one call.")
+    max_texts: int = Field(1000, gt=0, description="Texts of one call.")
+    batching: BatchSettings = Field(BatchSettings(), description="Items are crops, images and sentences.")

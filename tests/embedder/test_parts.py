@@ -1,0 +1,122 @@
+"""Loading, templates, cache, run lengths, buckets."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from regionsearch.errors import Kind, RegionSearchError
+from regionsearch.masks import encode_rle, mask_box, rle_runs
+from services.embedder.backends import load_backend
+from services.embedder.crops import pixel_box
+from services.embedder.engine import buckets, classify
+from services.embedder.loading import choose_precision, find_devices, find_model
+from services.embedder.reading import runs_box, runs_window
+from services.embedder.texts import TextTemplates, VectorCache
+from services.runtime.batcher import Failure
+
+MASKS = st.tuples(st.integers(1, 12), st.integers(1, 12)).flatmap(lambda shape: arrays(np.bool_, shape))
+
+
+@given(MASKS, st.data())
+def test_run_lengths_are_cut_like_the_mask_they_stand_for(mask, data):
+    height, width = mask.shape
+    runs = rle_runs(encode_rle(mask), height, width)
+    assert runs_box(runs, height) == mask_box(mask)
+    x = sorted(data.draw(st.tuples(st.integers(0, width), st.integers(0, width))))
+    y = sorted(data.draw(st.tuples(st.integers(0, height), st.integers(0, height))))
+    window = pixel_box((x[0], y[0], x[1], y[1]), height, width)
+    expected = mask[window.top : window.bottom, window.left : window.right]
+    assert np.array_equal(runs_window(runs, height, window), expected)
+
+
+def test_templates_hold_the_text():
+    assert TextTemplates.NONE.fill("mug") == ["mug"]
+    assert len(TextTemplates.SIMPLE.fill("mug")) == 7
+    assert len(TextTemplates.FULL.fill("mug")) == 80
+    assert all("{mug}" in sentence for sentence in TextTemplates.SIMPLE.fill("{mug}"))
+
+
+def test_the_cache_forgets_what_was_not_used():
+    cache = VectorCache(2)
+    for name in "ab":
+        cache.put(name, np.zeros(1, np.float32), False)
+    assert cache.get("a") is not None
+    cache.put("c", np.zeros(1, np.float32), True)
+    assert len(cache) == 2
+    assert cache.get("b") is None
+    assert cache.get("c")[1] is True
+    none = VectorCache(0)
+    none.put("a", np.zeros(1, np.float32), False)
+    assert len(none) == 0
+
+
+@given(st.integers(1, 300))
+def test_buckets_waste_at_most_a_third(most):
+    sizes = buckets(most)
+    assert sizes[-1] == most
+    for count in range(1, most + 1):
+        bucket = next(size for size in sizes if size >= count)
+        assert bucket <= max(count * 1.5, 2)
+
+
+def test_errors_are_told_apart():
+    assert classify(torch.OutOfMemoryError("CUDA out of memory")) is Failure.OUT_OF_MEMORY
+    assert classify(MemoryError()) is Failure.OUT_OF_MEMORY
+    assert classify(RuntimeError("CUDA error: device-side assert triggered")) is Failure.FATAL
+    assert classify(ValueError("bad")) is Failure.POISON
+
+
+def test_a_model_that_is_not_there_says_how_to_get_it(monkeypatch, tmp_path):
+    monkeypatch.setenv("REGIONSEARCH_MODELS_DIR", str(tmp_path))
+    with pytest.raises(RegionSearchError, match="models pull") as error:
+        find_model("ViT-B-32")
+    assert error.value.kind is Kind.NOT_FOUND
+    with pytest.raises(RegionSearchError, match="is no model"):
+        find_model("ViT-X-99")
+    with pytest.raises(RegionSearchError, match="say where"):
+        find_model("ViT-L-14")
+
+
+def test_damaged_and_foreign_weights_are_refused(manifest, tmp_path):
+    for file in manifest.parent.iterdir():
+        shutil.copy(file, tmp_path)
+    weights = tmp_path / "embedder.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-100])
+    with pytest.raises(RegionSearchError, match="are not those") as error:
+        find_model(str(tmp_path / manifest.name))
+    assert error.value.kind is Kind.DATA_LOSS
+    damaged = tmp_path / "w.safetensors"
+    damaged.write_bytes(whole[:1000])
+    files = find_model("ViT-B-32", weights=damaged)
+    with pytest.raises(RegionSearchError, match="holds no weights of ViT-B-32") as error:
+        load_backend(files, torch.device("cpu"), "fp32", False)
+    assert error.value.kind is Kind.DATA_LOSS
+    description = json.loads(manifest.read_text())
+    description["model_config"]["embed_dim"] = 128
+    weights.write_bytes(whole)
+    (tmp_path / manifest.name).write_text(json.dumps(description))
+    with pytest.raises(RegionSearchError, match="holds no weights of tiny"):
+        load_backend(find_model(str(tmp_path / manifest.name)), torch.device("cpu"), "fp32", False)
+
+
+def test_devices():
+    assert find_devices("cpu") == [torch.device("cpu")]
+    assert choose_precision("auto", torch.device("cpu")) == "fp32"
+    assert choose_precision("bf16", torch.device("cpu")) == "bf16"
+    with pytest.raises(RegionSearchError, match="cannot be used"):
+        find_devices("cuda:77")
+
+
+def test_reduced_precision_stays_close(manifest, backend):
+    reduced = load_backend(find_model(str(manifest)), torch.device("cpu"), "bf16", False)
+    crops = torch.randn(8, 3, backend.size, backend.size, generator=torch.Generator().manual_seed(0))
+    cosine = (backend.embed_crops(crops) * reduced.embed_crops(crops)).sum(-1)
+    assert reduced.embed_crops(crops).dtype == torch.float32
+    assert cosine.min() > 0.99
