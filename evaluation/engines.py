@@ -1,37 +1,53 @@
-"""Our engines in this process, as the services run them but without gRPC between."""
+"""Our engines in this process, as the services run them but without gRPC between.
+
+The settings are those of the services: with `REGIONSEARCH_SEGMENTER_MODEL=sam_vit_b` and
+`REGIONSEARCH_EMBEDDER_MODEL=ViT-B-32` the big models are measured.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import atexit
+import hashlib
 from collections.abc import Sequence
-from dataclasses import replace
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from evaluation.rle import Rle
-from evaluation.system import Proposals, Regions
+from evaluation import rle
+from evaluation.rle import BoolArray, Rle
+from evaluation.system import InProcess, Proposals, Regions, VectorArray
 from regionsearch.images import Pixels
-from services.segmenter.backends import load_backend
-from services.segmenter.everything import Region, segment_everything
-from services.segmenter.loading import find_model
-from services.segmenter.options import EverythingOptions, SelectionOptions
-from services.segmenter.prompts import Prompt, answer_prompts, batch_prompts
+from regionsearch.masks import mask_box
+from services.embedder import jobs
+from services.embedder import service as embedder
+from services.embedder.crops import CropPolicy, pixel_box
+from services.embedder.engine import EmbedEngine
+from services.embedder.settings import EmbedderSettings
+from services.segmenter import service as segmenter
+from services.segmenter.engine import Picture, SegmentEngine
+from services.segmenter.everything import Region
+from services.segmenter.options import SelectionOptions
+from services.segmenter.prompts import Prompt
 from services.segmenter.selection import select_regions
+from services.segmenter.settings import SegmenterSettings
+
+_TEXTS = 512  # of one call
 
 
 class EngineSegmenter:
-    """The segmenter's engine.
+    """The segmenter's engine."""
 
-    Args:
-        model: As the segmenter's setting of that name.
-    """
-
-    def __init__(self, model: str) -> None:
-        files = find_model(model)
-        self._backend = load_backend(files, _device(), "fp32")
-        self._options = replace(EverythingOptions(), **files.everything)
+    def __init__(self, settings: SegmenterSettings) -> None:
+        self._backend, self._options = segmenter.load(settings)
         self._selection = SelectionOptions()
+
+        async def start() -> SegmentEngine:
+            return SegmentEngine(self._backend, settings.batching, cache_bytes=settings.cache_bytes)
+
+        self._engine = _runner().run(start())
 
     def describe(self) -> dict[str, Any]:
         """See `evaluation.system.Segmenter`."""
@@ -46,22 +62,82 @@ class EngineSegmenter:
 
     def everything(self, pixels: Pixels) -> Proposals:
         """See `evaluation.system.Segmenter`."""
-        found = segment_everything(self._backend, pixels, self._options)
-        ranked = sorted(found, key=_quality, reverse=True)
-        return Proposals(_regions(ranked), _regions(select_regions(found, self._selection)))
+        answer = _runner().run(self._engine.everything(_picture(pixels), self._options))
+        ranked = sorted(answer.regions, key=_quality, reverse=True)
+        kept = select_regions(answer.regions, self._selection)
+        return Proposals(_regions(ranked), _regions(kept))
 
     def click(self, pixels: Pixels, points: Sequence[tuple[int, int]]) -> Sequence[Rle]:
         """See `evaluation.system.Segmenter`."""
-        (embedding,) = self._backend.encode([self._backend.prepare(pixels)])
         prompts = [Prompt(np.array([point], dtype=float), np.ones(1, dtype=np.int32)) for point in points]
-        batches = batch_prompts(
-            prompts, embedding.geometry, self._backend.mask_size, self._backend.decode_batch
-        )
-        answers: dict[int, Region] = {}
-        for places, batch in batches:
-            found = answer_prompts(self._backend, embedding, batch, multimask=True)
-            answers |= {place: candidates[0].region for place, candidates in zip(places, found, strict=True)}
-        return [_rle(answers[place]) for place in range(len(points))]
+        answer = _runner().run(self._engine.prompts(_picture(pixels), prompts, multimask=True))
+        return [_rle(candidates[0].region) for candidates in answer.answers]
+
+
+class EngineEmbedder:
+    """The embedder's engine."""
+
+    def __init__(self, settings: EmbedderSettings) -> None:
+        backends = embedder.load(settings)
+        self._backend = backends[0]
+
+        async def start() -> EmbedEngine:
+            return EmbedEngine(backends, settings.batching)
+
+        self._engine = _runner().run(start())
+
+    def describe(self) -> dict[str, Any]:
+        """See `evaluation.system.Embedder`."""
+        files = self._backend.files
+        return {
+            "code": "services.embedder",
+            "model": f"{files.family}/{files.variant}",
+            "sha256": files.digest,
+            "precision": self._backend.precision,
+            "device": str(self._backend.device),
+        }
+
+    def regions(self, pixels: Pixels, masks: Sequence[Rle], policy: str) -> VectorArray:
+        """See `evaluation.system.Embedder`."""
+        if not masks:
+            return np.zeros((0, self._backend.dimension), dtype=np.float32)
+        cut = [_cut(rle.decode(mask)) for mask in masks]
+        boxes = np.array([box for box, _ in cut], dtype=np.float32)
+        regions = jobs.Regions(pixels, boxes, [inside for _, inside in cut])
+        return _runner().run(self._engine.embed_regions(lambda: regions, len(masks), CropPolicy(policy)))
+
+    def image(self, pixels: Pixels) -> VectorArray:
+        """See `evaluation.system.Embedder`."""
+        vector: VectorArray = _runner().run(self._engine.embed_images([lambda: pixels]))[0]
+        return vector
+
+    def texts(self, texts: Sequence[str]) -> VectorArray:
+        """See `evaluation.system.Embedder`."""
+        parts = [texts[start : start + _TEXTS] for start in range(0, len(texts), _TEXTS)]
+        return np.concatenate([_runner().run(self._engine.embed_texts(part))[0] for part in parts])
+
+
+def engine_system(models: Path | None = None, policy: str = "blur") -> InProcess:
+    """Our engines on the models of the services' settings, or on the pocket models of a folder."""
+    if models is None:
+        return InProcess(EngineSegmenter(SegmenterSettings()), EngineEmbedder(EmbedderSettings()), policy)
+    return InProcess(
+        EngineSegmenter(SegmenterSettings(model=str(models / "segmenter.json"))),
+        EngineEmbedder(EmbedderSettings(model=str(models / "embedder.json"))),
+        policy,
+    )
+
+
+@cache
+def _runner() -> asyncio.Runner:
+    """The event loop that the engines live on."""
+    runner = asyncio.Runner()
+    atexit.register(runner.close)
+    return runner
+
+
+def _picture(pixels: Pixels) -> Picture:
+    return Picture(hashlib.sha256(pixels.tobytes()).hexdigest(), lambda: pixels)
 
 
 def _quality(region: Region) -> float:
@@ -76,5 +152,10 @@ def _rle(region: Region) -> Rle:
     return {"size": list(region.runs.size), "counts": region.runs.coco_rle().encode()}
 
 
-def _device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
+def _cut(mask: BoolArray) -> tuple[tuple[float, float, float, float], BoolArray]:
+    """The box of a mask, and the mask inside it."""
+    box = mask_box(mask)
+    if box is None:
+        raise ValueError("an empty mask cannot be embedded")
+    inside = pixel_box(box, *mask.shape)
+    return box, mask[inside.top : inside.bottom, inside.left : inside.right]
