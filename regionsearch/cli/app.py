@@ -1,0 +1,30 @@
+"""The root of the command line; each group of commands is a module of its own."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from regionsearch.cli import models, running
+from regionsearch.cli.output import errors
+from regionsearch.errors import RegionSearchError
+
+app = typer.Typer(
+    name="regionsearch",
+    help="Find any object in any image: by words, by an example, or by pointing at it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command()(running.up)
+app.add_typer(models.app, name="models")
+
+
+def main() -> None:
+    """Runs the command line; a typed error is one line and exit code 1, never a traceback."""
+    try:
+        app()
+    except RegionSearchError as error:
+        errors.print(f"[bold red]error:[/] {error.message}", highlight=False)
+        sys.exit(1)

@@ -1,0 +1,264 @@
+"""All four processes on this machine: started together, kept alive, stopped together.
+
+This is what `regionsearch up` runs on a laptop. On servers a container engine or Kubernetes does this.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+
+import httpx
+
+from regionsearch.errors import Kind, RegionSearchError, invalid
+from regionsearch.models.catalog import Profile
+
+HOST = "127.0.0.1"
+POLL_S = 0.1
+FIRST_DELAY_S = 0.5
+LONGEST_DELAY_S = 10.0
+# A process that dies this often within this time will not recover by being started again.
+QUICK_DEATHS = 5
+QUICK_DEATHS_S = 60.0
+STOP_S = 45.0  # a process drains for 30 s at most
+
+_PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to start.
+
+    Attributes:
+        profile: The models.
+        data_dir: Pictures, vectors and logs.
+        http_port: Of the gateway's page and HTTP API.
+        grpc_port: Of the gateway's gRPC API.
+        host: Address that the gateway listens on; the services stay on this machine.
+    """
+
+    profile: Profile
+    data_dir: Path
+    http_port: int = 8000
+    grpc_port: int = 50050
+    host: str = HOST
+
+    @property
+    def url(self) -> str:
+        """Where a browser on this machine finds the page."""
+        return f"http://localhost:{self.http_port}"
+
+
+@dataclass
+class _Child:
+    """One process and its history."""
+
+    name: str
+    module: str
+    settings: Mapping[str, str]
+    log: Path
+    process: subprocess.Popen[bytes] | None = None
+    deaths: list[float] = field(default_factory=list)
+    start_at: float = 0.0
+
+    def start(self) -> None:
+        environment = {"OMP_WAIT_POLICY": "PASSIVE"} | os.environ
+        for key, value in self.settings.items():
+            environment[f"REGIONSEARCH_{self.name.upper()}_{key.upper()}"] = value
+        with self.log.open("ab") as log:
+            # In a session of its own: Ctrl-C goes to the supervisor alone, which stops the children in order.
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", self.module],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=environment,
+                start_new_session=True,
+                preexec_fn=_die_with_parent,
+            )
+
+    def tail(self, lines: int = 12) -> str:
+        with contextlib.suppress(OSError):
+            return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
+        return ""
+
+
+class Supervisor:
+    """Starts the processes of a plan and starts those again that die.
+
+    Args:
+        plan: What to start.
+        report: Called with a line for the user now and then.
+
+    Raises:
+        RegionSearchError: INVALID_ARGUMENT when a port of the plan is taken.
+    """
+
+    def __init__(self, plan: Plan, report: Callable[[str], None]) -> None:
+        self.plan = plan
+        self._report = report
+        self._stopping = False
+        with _reserve(plan.host, plan.http_port, "port"), _reserve(plan.host, plan.grpc_port, "grpc-port"):
+            ports = [_pick_port(preferred) for preferred in (50051, 50052, 50053)]
+        self._children = self._plan_children(*ports)
+
+    def _plan_children(self, segmenter: int, embedder: int, searcher: int) -> list[_Child]:
+        plan, data = self.plan, self.plan.data_dir.resolve()
+        logs = data / "logs"
+        logs.mkdir(parents=True, exist_ok=True)
+        services = {
+            "segmenter": {"host": HOST, "port": str(segmenter), "model": plan.profile.segmenter},
+            "embedder": {"host": HOST, "port": str(embedder), "model": plan.profile.embedder},
+            "searcher": {"host": HOST, "port": str(searcher), "embedded__folder": str(data / "searcher")},
+        }
+        gateway = {name: f"{HOST}:{settings['port']}" for name, settings in services.items()}
+        gateway |= {"host": plan.host, "port": str(plan.grpc_port), "http_port": str(plan.http_port)}
+        gateway["image_store"] = str(data / "images")
+        children = [
+            _Child(name, f"services.{name}", settings, logs / f"{name}.log")
+            for name, settings in services.items()
+        ]
+        return [*children, _Child("gateway", "gateway", gateway, logs / "gateway.log")]
+
+    def run(self, on_ready: Callable[[], None]) -> int:
+        """Runs until a signal or until a process cannot be kept alive.
+
+        Args:
+            on_ready: Called once, when the gateway says that it is ready.
+
+        Returns:
+            The exit code: 0 after a signal, 1 after a failure.
+        """
+        previous = {name: signal.signal(name, self._interrupt) for name in (signal.SIGINT, signal.SIGTERM)}
+        code = 0
+        try:
+            for child in self._children:
+                child.start()
+            announced = False
+            waiting_for = ""
+            while not self._stopping:
+                if not self._keep_alive():
+                    code = 1
+                    break
+                if not announced:
+                    ready, reason = self._readiness()
+                    if ready:
+                        announced = True
+                        on_ready()
+                    elif reason != waiting_for:
+                        waiting_for = reason
+                        self._report(reason)
+                time.sleep(POLL_S)
+        finally:
+            self._stop_all()
+            for name, handler in previous.items():
+                signal.signal(name, handler)
+        return code
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        if self._stopping:  # a second Ctrl-C: at once
+            for child in self._children:
+                if child.process is not None:
+                    child.process.kill()
+        self._stopping = True
+
+    def _keep_alive(self) -> bool:
+        """Starts again what has died; False when one process will not live."""
+        now = time.monotonic()
+        for child in self._children:
+            if child.process is None:
+                if now >= child.start_at:
+                    child.start()
+                continue
+            code = child.process.poll()
+            if code is None:
+                continue
+            child.process = None
+            child.deaths = [*(death for death in child.deaths if now - death < QUICK_DEATHS_S), now]
+            if len(child.deaths) >= QUICK_DEATHS:
+                self._report(f"{child.name} ends again and again (last with code {code}); its log says:")
+                self._report(child.tail())
+                return False
+            delay = min(FIRST_DELAY_S * 2 ** (len(child.deaths) - 1), LONGEST_DELAY_S)
+            child.start_at = now + delay
+            self._report(f"{child.name} ended with code {code}; starting it again. Its log: {child.log}")
+        return True
+
+    def _readiness(self) -> tuple[bool, str]:
+        try:
+            response = httpx.get(
+                f"http://{_reachable(self.plan.host)}:{self.plan.http_port}/readyz", timeout=2
+            )
+        except httpx.TransportError:
+            return False, "starting"
+        if response.status_code == httpx.codes.OK:
+            return True, ""
+        with contextlib.suppress(ValueError):
+            return False, str(response.json().get("detail", "starting"))
+        return False, "starting"
+
+    def _stop_all(self) -> None:
+        """The gateway first, so that no call is sent to a service that is leaving."""
+        self._stopping = True
+        deadline = time.monotonic() + STOP_S
+        for group in (self._children[3:], self._children[:3]):
+            running = [child.process for child in group if child.process is not None]
+            for process in running:
+                process.terminate()
+            for process in running:
+                try:
+                    process.wait(max(0.1, deadline - time.monotonic()))
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    process.wait()
+
+
+def _die_with_parent() -> None:
+    if _libc is not None:
+        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _reachable(host: str) -> str:
+    return HOST if host in ("0.0.0.0", "::") else host  # noqa: S104  # compared, not bound
+
+
+@contextlib.contextmanager
+def _reserve(host: str, port: int, option: str) -> Iterator[None]:
+    """Holds a port that the user chose while others are picked; an error names the option to change."""
+    with _listen(host, port) as listener:
+        if listener is None:
+            raise invalid(option, f"port {port} is in use; choose another one with --{option}")
+        yield
+
+
+def _pick_port(preferred: int) -> int:
+    """The preferred port, or any free one when it is taken."""
+    for port in (preferred, 0):
+        with _listen(HOST, port) as listener:
+            if listener is not None:
+                return int(listener.getsockname()[1])
+    raise RegionSearchError(Kind.FAILED_PRECONDITION, "this machine has no free port left")
+
+
+@contextlib.contextmanager
+def _listen(host: str, port: int) -> Iterator[socket.socket | None]:
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((host, port))
+            listener.listen(1)  # gRPC shares ports: a bind alone would not notice
+        except OSError:
+            yield None
+        else:
+            yield listener

@@ -1,0 +1,95 @@
+"""Any of the four processes is killed without warning while pictures come in: what was acknowledged stays,
+and the system recovers by itself."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import threading
+import time
+
+import httpx
+import pytest
+
+from tests.e2e.scenes import held_out_scenes
+from tests.stack import MODULES, Stack
+
+SCENES = 12
+
+
+def test_kill_each_process_during_ingest(own_stack: Stack) -> None:
+    scenes = held_out_scenes(SCENES)
+    url = f"{own_stack.http}/v1/collections/default/images"
+    acknowledged: set[str] = set()
+    progress = threading.Semaphore(0)
+
+    def ingest(index: int) -> None:
+        """Sends one picture until it is acknowledged."""
+        scene = scenes[index]
+        deadline = time.monotonic() + 150
+        while time.monotonic() < deadline:
+            try:
+                response = httpx.post(url, files=[("files", (scene.path.name, scene.data))], timeout=60)
+            except httpx.TransportError:
+                time.sleep(0.3)
+                continue
+            result = response.json().get("results", [{}])[0] if response.status_code < 300 else {}
+            if result.get("outcome") in ("created", "duplicate"):
+                acknowledged.add(result["image_id"])
+                progress.release()
+                return
+            time.sleep(0.3)
+        pytest.fail(f"{scene.path.name} was never taken: {own_stack.log()}")
+
+    with concurrent.futures.ThreadPoolExecutor(3) as pool:
+        work = [pool.submit(ingest, index) for index in range(SCENES)]
+        for name in MODULES:
+            assert progress.acquire(timeout=100), own_stack.log()
+            survivors = set(acknowledged)
+            own_stack.kill(name)
+            own_stack.wait_ready()
+            assert survivors <= listed(url), f"lost when {name} died"
+        for done in work:
+            done.result()
+
+    assert len(acknowledged) == SCENES
+    images = listed(url)
+    assert acknowledged == set(images)
+    for image_id in acknowledged:
+        regions = httpx.get(f"{url}/{image_id}/regions", timeout=30).json()["regions"]
+        assert len(regions) == images[image_id], "a half-written image"
+        assert httpx.get(f"{url}/{image_id}/content", timeout=30).status_code == 200
+
+
+def listed(url: str) -> dict[str, int]:
+    """Image ids and their region counts, over all pages; asks again while the gateway is coming back."""
+    images: dict[str, int] = {}
+    token = ""
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            response = httpx.get(url, params={"page_size": 5, "page_token": token}, timeout=30)
+            page = response.raise_for_status().json()
+        except httpx.HTTPError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.3)
+            continue
+        images |= {image["image_id"]: image["region_count"] for image in page["images"]}
+        token = page["next_page_token"]
+        if not token:
+            return images
+
+
+def test_everything_is_still_there_after_a_restart(own_stack: Stack) -> None:
+    (scene,) = held_out_scenes(1)
+    url = f"{own_stack.http}/v1/collections/default"
+    httpx.post(
+        f"{url}/images", files=[("files", (scene.path.name, scene.data))], timeout=60
+    ).raise_for_status()
+    query = {"query": {"text": scene.things[0].name}, "level": "region"}
+    before = httpx.post(f"{url}/search", json=query, timeout=30).json()["hits"]
+    assert own_stack.stop() == 0
+    own_stack.start()
+    after = httpx.post(f"{url}/search", json=query, timeout=30).json()["hits"]
+    assert before
+    assert [hit["region_id"] for hit in after] == [hit["region_id"] for hit in before]
