@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from regionsearch.errors import Kind, RegionSearchError, from_rpc_error, overloaded
+from regionsearch.rpc import ChannelConfig, TlsFiles, open_aio_channel
 from regionsearch.v1 import embed_pb2, embed_pb2_grpc
 from services.runtime.server import Server, serving
 from tests.runtime.conftest import EMBED, EchoServicer, EchoSettings, echo_server
@@ -284,6 +286,82 @@ def test_a_failed_process_ends_with_code_1():
     _, errors = process.communicate(timeout=20)
     assert process.returncode == 1
     assert "a stage died" in errors
+
+
+CLIENT = textwrap.dedent(
+    """
+    import sys, grpc
+    from regionsearch.v1 import embed_pb2, embed_pb2_grpc
+
+    with grpc.insecure_channel(sys.argv[1]) as channel:
+        embed_pb2_grpc.EmbedServiceStub(channel).EmbedTexts(embed_pb2.EmbedTextsRequest(texts=["a"]))
+    """
+)
+
+
+async def test_a_client_that_is_killed_leaves_no_work_behind():
+    begun = asyncio.Event()
+
+    async def hang(request, context):
+        begun.set()
+        await asyncio.Event().wait()
+
+    async with echo_server(hang) as (server, _, servicer):
+        client = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", CLIENT, f"127.0.0.1:{server.port}", cwd=Path(__file__).parents[2]
+        )
+        await asyncio.wait_for(begun.wait(), 20)
+        client.kill()
+        await client.wait()
+        await asyncio.wait_for(servicer.cancelled.wait(), 20)
+
+
+def make_certificates(folder: Path) -> None:
+    """A certificate of 127.0.0.1 that is its own authority, and one of a client."""
+    for name, subject in (("server", "/CN=127.0.0.1"), ("client", "/CN=client")):
+        command = (
+            f"openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj {subject} -addext "
+            f"subjectAltName=IP:127.0.0.1 -keyout {name}.key -out {name}.pem"
+        )
+        subprocess.run(command.split(), cwd=folder, check=True, capture_output=True)
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="makes its certificates with openssl")
+async def test_tls_and_mutual_tls(tmp_path):
+    await asyncio.to_thread(make_certificates, tmp_path)
+    files = {name: tmp_path / name for name in ("server.pem", "server.key", "client.pem", "client.key")}
+    servers = {"certificate": files["server.pem"], "key": files["server.key"]}
+    known = TlsFiles(files["server.pem"], files["client.pem"], files["client.key"])
+    stranger = TlsFiles(files["server.pem"])
+    for tls, accepted in ((servers, stranger), (servers | {"client_ca": files["client.pem"]}, known)):
+        async with echo_server(tls=tls) as (server, plain, _):
+            target = f"127.0.0.1:{server.port}"
+            async with open_aio_channel(target, ChannelConfig(tls=accepted)) as channel:
+                await embed_pb2_grpc.EmbedServiceStub(channel).EmbedTexts(REQUEST)
+            with pytest.raises(grpc.aio.AioRpcError):
+                await plain.EmbedTexts(REQUEST)
+            if "client_ca" in tls:
+                async with open_aio_channel(target, ChannelConfig(tls=stranger)) as channel:
+                    with pytest.raises(grpc.aio.AioRpcError):
+                        await embed_pb2_grpc.EmbedServiceStub(channel).EmbedTexts(REQUEST, timeout=20)
+
+
+def test_settings_come_from_the_environment_and_a_file(tmp_path, monkeypatch, capsys):
+    config = tmp_path / "config.toml"
+    config.write_text('[echo]\nport = 5000\nlog_level = "debug"\napi_keys = ["a"]\n[other]\nport = 1\n')
+    monkeypatch.setenv("REGIONSEARCH_CONFIG", str(config))
+    monkeypatch.setenv("REGIONSEARCH_ECHO_API_KEYS", "b, c")
+    settings = EchoSettings.load(["--grace-s", "7"])
+    assert (settings.port, settings.log_level, settings.grace_s) == (5000, "debug", 7)
+    assert [key.get_secret_value() for key in settings.api_keys] == ["b", "c"]
+    assert "b" not in repr(settings.api_keys)
+    monkeypatch.setenv("REGIONSEARCH_ECHO_TLS__KEY", "only-half")
+    for content in ("[echo]\nprot = 1", "[echo", "echo = 3"):
+        config.write_text(content)
+        with pytest.raises(SystemExit) as stop:
+            EchoSettings.load([])
+        assert stop.value.code == 2
+    assert "prot" in capsys.readouterr().err
 
 
 def test_a_taken_port_and_a_wrong_setting_are_said_plainly():

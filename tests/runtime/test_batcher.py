@@ -1,0 +1,372 @@
+"""The batcher on its own: what it promises to callers, and what it does when a stage breaks its promises."""
+
+import asyncio
+import contextlib
+import threading
+import time
+
+import pytest
+
+from regionsearch.errors import Kind, RegionSearchError
+from regionsearch.rpc import deadline as surrounding_deadline
+from services.runtime.batcher import Batcher, BatchSettings, Failure, Lane
+
+
+class Model:
+    """A fake model: item i of payload p becomes (p, i). It records its batches and can be held."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[tuple[object, int, int]]] = []
+        self.gate = threading.Event()
+        self.gate.set()
+        self.entered = threading.Event()
+        self.trouble = lambda parts: None
+        self.prepared: list[object] = []
+
+    def prepare(self, payload):
+        self.prepared.append(payload)
+        if payload == "unreadable":
+            raise ValueError("unreadable")
+        return payload
+
+    def device(self, parts):
+        self.batches.append([(part.prepared, part.start, part.stop) for part in parts])
+        self.entered.set()
+        assert self.gate.wait(20)
+        self.trouble(parts)
+        return [[(part.prepared, item) for item in range(part.start, part.stop)] for part in parts]
+
+    def finish(self, raw):
+        return raw
+
+    @property
+    def items(self):
+        return [(payload, item) for batch in self.batches for payload, a, b in batch for item in range(a, b)]
+
+
+@contextlib.asynccontextmanager
+async def batching(model=None, close=True, devices=1, **options):
+    model = model or Model()
+    stages = {name: options.pop(name) for name in ("classify", "on_fatal") if name in options}
+    batcher = Batcher(
+        "test",
+        BatchSettings(**{"max_batch": 8, "max_delay_s": 0} | options),
+        prepare=model.prepare,
+        device=[model.device] * devices,
+        finish=model.finish,
+        **stages,
+    )
+    try:
+        yield batcher, model
+    finally:
+        model.gate.set()
+        if close:
+            await asyncio.wait_for(batcher.close(), 20)
+
+
+async def held(batcher, model, items=8):
+    """Occupies the device and the ready slot behind it: what comes now must wait in the queue."""
+    model.gate.clear()
+    model.entered.clear()
+    first = asyncio.create_task(batcher.submit("holder", items))
+    await asyncio.to_thread(model.entered.wait, 5)
+    second = asyncio.create_task(batcher.submit("holder", items))
+    while batcher.waiting or len(model.prepared) < 2:  # noqa: ASYNC110 - the batcher announces neither
+        await asyncio.sleep(0.001)
+    return [first, second]
+
+
+def answer(payload, items):
+    return [(payload, item) for item in range(items)]
+
+
+def flat(results):
+    return [item for part in results for item in part]
+
+
+async def test_one_request():
+    async with batching() as (batcher, model):
+        assert flat(await batcher.submit("a", 3)) == answer("a", 3)
+    assert model.batches == [[("a", 0, 3)]]
+
+
+async def test_requests_share_batches_and_are_split_at_the_limit():
+    async with batching() as (batcher, model):
+        results = await asyncio.gather(*(batcher.submit(name, 5) for name in "abc"))
+    assert [flat(result) for result in results] == [answer(name, 5) for name in "abc"]
+    assert model.batches == [[("a", 0, 5), ("b", 0, 3)], [("b", 3, 5), ("c", 0, 5)]]
+
+
+async def test_a_request_larger_than_a_batch_is_prepared_once():
+    async with batching() as (batcher, model):
+        assert flat(await batcher.submit("big", 30)) == answer("big", 30)
+    assert [sum(b - a for _, a, b in batch) for batch in model.batches] == [8, 8, 8, 6]
+    assert model.prepared == ["big"]
+
+
+async def test_keys_do_not_mix():
+    async with batching() as (batcher, model):
+        await asyncio.gather(*(batcher.submit(f"{key}{i}", 2, key=key) for i in range(4) for key in "xy"))
+    assert all(len({payload[0] for payload, _, _ in batch}) == 1 for batch in model.batches)
+
+
+async def test_a_busy_device_makes_batches_grow():
+    async with batching() as (batcher, model):
+        waiting = await held(batcher, model)
+        waiting += [asyncio.create_task(batcher.submit(str(i), 1)) for i in range(8)]
+        await asyncio.sleep(0.01)
+        assert batcher.waiting == 8
+        model.gate.set()
+        await asyncio.gather(*waiting)
+    assert len(model.batches) == 3
+
+
+async def test_an_idle_device_does_not_keep_a_lone_call_waiting():
+    async with batching(max_delay_s=3600) as (batcher, _):
+        assert await asyncio.wait_for(batcher.submit("alone", 1), 20)
+
+
+async def test_quick_calls_wait_for_each_other():
+    async with batching(max_delay_s=0.3) as (batcher, model):
+        tasks = []
+        for name in "abc":
+            tasks.append(asyncio.create_task(batcher.submit(name, 1)))
+            await asyncio.sleep(0.02)
+        await asyncio.gather(*tasks)
+    assert len(model.batches) < 4
+
+
+async def test_interactive_goes_first_and_bulk_is_not_starved():
+    async with batching(max_batch=2) as (batcher, model):
+        waiting = await held(batcher, model, 2)
+        for i in range(40):
+            waiting.append(asyncio.create_task(batcher.submit(f"bulk{i}", 1, lane=Lane.BULK)))
+            waiting.append(asyncio.create_task(batcher.submit(f"now{i}", 1)))
+        await asyncio.sleep(0.01)
+        model.gate.set()
+        await asyncio.gather(*waiting)
+    order = [payload for payload, _ in model.items if payload != "holder"]
+    assert order[:2] == ["now0", "now1"]
+    assert 2 <= sum(name.startswith("bulk") for name in order[:40]) <= 12
+
+
+async def test_a_full_queue_refuses_at_once_and_says_when():
+    async with batching(max_queue=10) as (batcher, model):
+        waiting = await held(batcher, model)
+        waiting.append(asyncio.create_task(batcher.submit("fits", 10)))
+        await asyncio.sleep(0)
+        with pytest.raises(RegionSearchError) as error:
+            await batcher.submit("late", 1)
+        assert error.value.kind is Kind.OVERLOADED
+        assert error.value.retry_after_s > 0
+        waiting.append(asyncio.create_task(batcher.submit("other lane", 10, lane=Lane.BULK)))
+        await asyncio.sleep(0)
+        assert batcher.waiting == 20
+        model.gate.set()
+        await asyncio.gather(*waiting)
+        assert flat(await batcher.submit("larger than the queue, but alone", 25))
+    assert ("late", 0) not in model.items
+
+
+async def test_cancelled_requests_leave_the_queue_and_the_ready_slot():
+    async with batching() as (batcher, model):
+        model.gate.clear()
+        running = asyncio.create_task(batcher.submit("running", 8))
+        await asyncio.to_thread(model.entered.wait, 5)
+        ready = asyncio.create_task(batcher.submit("ready", 8))
+        queued = asyncio.create_task(batcher.submit("queued", 8))
+        await asyncio.sleep(0.05)
+        for task in (running, ready, queued):
+            task.cancel()
+        for task in (running, ready, queued):
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        assert batcher.waiting == 0
+        model.gate.set()
+        assert flat(await batcher.submit("next", 1)) == answer("next", 1)
+    assert {payload for payload, _ in model.items} == {"running", "next"}
+
+
+async def test_a_deadline_is_kept_while_the_device_is_busy():
+    async with batching() as (batcher, model):
+        waiting = await held(batcher, model)
+        loop = asyncio.get_running_loop()
+        with pytest.raises(RegionSearchError) as error:
+            await batcher.submit("late", 1, deadline=loop.time() + 0.05)
+        assert error.value.kind is Kind.DEADLINE_EXCEEDED
+        with surrounding_deadline(0.05), pytest.raises(RegionSearchError) as error:
+            await batcher.submit("late", 1)
+        assert error.value.kind is Kind.DEADLINE_EXCEEDED
+        assert batcher.waiting == 0
+        model.gate.set()
+        await asyncio.gather(*waiting)
+    assert "late" not in {payload for payload, _ in model.items}
+
+
+async def test_a_deadline_that_cannot_be_met_is_refused_at_once():
+    async with batching(max_batch=1) as (batcher, model):
+        model.trouble = lambda parts: time.sleep(0.05)
+        await batcher.submit("teaches the pace", 3)
+        waiting = [asyncio.create_task(batcher.submit(str(i), 1)) for i in range(10)]
+        await asyncio.sleep(0)
+        with pytest.raises(RegionSearchError) as error:
+            await batcher.submit("late", 1, deadline=asyncio.get_running_loop().time() + 0.1)
+        assert error.value.kind is Kind.OVERLOADED
+        await asyncio.gather(*waiting)
+
+
+async def test_what_cannot_be_prepared_fails_alone():
+    async with batching() as (batcher, _):
+        results = await asyncio.gather(
+            *(batcher.submit(name, 2) for name in ("a", "unreadable", "b")), return_exceptions=True
+        )
+    assert isinstance(results[1], ValueError)
+    assert [flat(results[0]), flat(results[2])] == [answer("a", 2), answer("b", 2)]
+
+
+@pytest.mark.parametrize("stage", ["device", "finish", "count"])
+async def test_a_poisoned_request_fails_alone(stage):
+    class Poisoned(Model):
+        def device(self, parts):
+            raw = super().device(parts)
+            if stage == "device" and any(part.prepared == "poison" for part in parts):
+                raise ValueError("poison")
+            return raw
+
+        def finish(self, raw):
+            poisoned = any(item == ("poison", 0) for part in raw for item in part)
+            if stage == "finish" and poisoned:
+                raise ValueError("poison")
+            return raw[:-1] if stage == "count" and poisoned else raw
+
+    async with batching(Poisoned()) as (batcher, _):
+        names = ["a", "b", "poison", "c", "d", "e"]
+        results = await asyncio.gather(*(batcher.submit(name, 1) for name in names), return_exceptions=True)
+        assert isinstance(results.pop(2), ValueError)
+        assert [flat(result) for result in results] == [answer(name, 1) for name in "abcde"]
+        assert flat(await batcher.submit("after", 1)) == answer("after", 1)
+
+
+async def test_out_of_memory_halves_until_it_fits():
+    def trouble(parts):
+        if sum(part.size for part in parts) > 3:
+            raise MemoryError
+
+    model = Model()
+    model.trouble = trouble
+    async with batching(model, classify=lambda error: Failure.OUT_OF_MEMORY) as (batcher, _):
+        results = await asyncio.gather(batcher.submit("a", 7), batcher.submit("b", 1), batcher.submit("c", 6))
+    assert [flat(result) for result in results] == [answer("a", 7), answer("b", 1), answer("c", 6)]
+
+
+async def test_one_item_that_does_not_fit_fails_its_request_only():
+    def trouble(parts):
+        if any(part.prepared == "huge" for part in parts):
+            raise MemoryError("huge")
+
+    model = Model()
+    model.trouble = trouble
+    async with batching(model, classify=lambda error: Failure.OUT_OF_MEMORY) as (batcher, _):
+        huge, small = await asyncio.gather(
+            batcher.submit("huge", 3), batcher.submit("small", 3), return_exceptions=True
+        )
+    assert isinstance(huge, MemoryError)
+    assert flat(small) == answer("small", 3)
+
+
+def kill(error):
+    def trouble(parts):
+        raise error
+
+    return trouble
+
+
+@pytest.mark.parametrize("error", [SystemExit(1), KeyboardInterrupt(), RuntimeError("CUDA error: sticky")])
+async def test_a_dead_stage_fails_everybody_and_says_so(error):
+    reasons = []
+    async with batching(classify=lambda error: Failure.FATAL, on_fatal=reasons.append) as (batcher, model):
+        waiting = await held(batcher, model)
+        waiting.append(asyncio.create_task(batcher.submit("queued", 3)))
+        await asyncio.sleep(0)
+        model.trouble = kill(error)
+        model.gate.set()
+        for result in await asyncio.wait_for(asyncio.gather(*waiting, return_exceptions=True), 5):
+            assert isinstance(result, RegionSearchError)
+            assert result.kind is Kind.UNAVAILABLE
+        with pytest.raises(RegionSearchError):
+            await batcher.submit("after", 1)
+    assert len(reasons) == 1
+    assert type(error).__name__ in reasons[0]
+
+
+async def test_a_finish_stage_that_dies_is_noticed():
+    class Dying(Model):
+        def finish(self, raw):
+            raise SystemExit
+
+    reasons = []
+    async with batching(Dying(), on_fatal=reasons.append) as (batcher, _):
+        with pytest.raises(RegionSearchError):
+            await asyncio.wait_for(batcher.submit("a", 1), 5)
+    assert "finish" in reasons[0]
+
+
+async def test_a_device_that_hangs_is_noticed():
+    reasons = []
+    async with batching(hang_s=0.1, on_fatal=reasons.append) as (batcher, model):
+        model.gate.clear()
+        with pytest.raises(RegionSearchError) as error:
+            await asyncio.wait_for(batcher.submit("a", 1), 5)
+        assert error.value.kind is Kind.UNAVAILABLE
+    assert "not answered" in reasons[0]
+
+
+async def test_closing_finishes_what_was_admitted_and_refuses_the_rest():
+    async with batching(close=False) as (batcher, model):
+        waiting = await held(batcher, model)
+        waiting.append(asyncio.create_task(batcher.submit("queued", 20)))
+        await asyncio.sleep(0)
+        closing = asyncio.create_task(batcher.close())
+        await asyncio.sleep(0)
+        with pytest.raises(RegionSearchError) as error:
+            await batcher.submit("late", 1)
+        assert error.value.kind is Kind.UNAVAILABLE
+        model.gate.set()
+        await asyncio.wait_for(closing, 5)
+        assert len(flat(waiting[2].result())) == 20
+
+
+async def test_several_devices_share_the_work():
+    threads = set()
+
+    def trouble(parts):
+        threads.add(threading.current_thread().name)
+        time.sleep(0.02)
+
+    model = Model()
+    model.trouble = trouble
+    async with batching(model, devices=3) as (batcher, _):
+        await asyncio.gather(*(batcher.submit(str(i), 8) for i in range(12)))
+    assert len(threads) == 3
+    assert sorted(model.items) == sorted((str(i), item) for i in range(12) for item in range(8))
+
+
+async def test_a_flood_is_refused_quickly_and_what_was_admitted_is_answered():
+    async with batching(max_queue=64) as (batcher, model):
+        model.trouble = lambda parts: time.sleep(0.002)
+        refused = []
+
+        async def caller(name):
+            try:
+                return flat(await batcher.submit(name, 1)) == answer(name, 1)
+            except RegionSearchError as error:
+                refused.append(error)
+                return None
+
+        outcomes = []
+        for wave in range(20):
+            outcomes += await asyncio.gather(*(caller(f"{wave}.{i}") for i in range(20 * 64)))
+    assert outcomes.count(False) == 0
+    assert outcomes.count(True) >= 20 * 64
+    assert refused
+    assert all(error.kind is Kind.OVERLOADED and error.retry_after_s > 0 for error in refused)

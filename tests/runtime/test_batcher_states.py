@@ -1,0 +1,170 @@
+"""Whatever callers, clocks and devices do, in any order: nothing is lost, mixed up or left behind."""
+
+import asyncio
+import contextlib
+import threading
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, precondition, rule
+
+from regionsearch.errors import Kind, RegionSearchError
+from services.runtime.batcher import Batcher, BatchSettings, Failure, Lane
+
+MAX_BATCH, MAX_QUEUE = 4, 12
+
+
+class StepDevice:
+    """Runs one batch whenever it is told to, well or badly."""
+
+    def __init__(self) -> None:
+        self.steps = threading.Semaphore(0)
+        self.errors: list[Exception] = []
+        self.sizes: list[int] = []
+        self.open = False  # run freely
+        self.served: list[tuple[int, int]] = []
+
+    def __call__(self, parts):
+        if not self.open:
+            self.steps.acquire()
+        size = sum(part.size for part in parts)
+        self.sizes.append(size)
+        if self.errors:
+            raise self.errors.pop()
+        if any(part.prepared[1] for part in parts):
+            raise ValueError("poison")
+        self.served += [(part.prepared[0], item) for part in parts for item in range(part.start, part.stop)]
+        return [[(part.prepared[0], item) for item in range(part.start, part.stop)] for part in parts]
+
+
+def classify(error: Exception) -> Failure:
+    return Failure.OUT_OF_MEMORY if isinstance(error, MemoryError) else Failure.POISON
+
+
+class BatcherStates(RuleBasedStateMachine):
+    calls = Bundle("calls")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loop = asyncio.new_event_loop()
+        self.device = StepDevice()
+        self.number = 0
+        self.tasks: dict[int, tuple[asyncio.Task, int, bool]] = {}
+        self.cancelled: set[int] = set()
+        self.closing: asyncio.Task | None = None
+        self.run(self._start())
+
+    async def _start(self) -> None:
+        self.batcher = Batcher(
+            "states",
+            BatchSettings(max_batch=MAX_BATCH, max_queue=MAX_QUEUE, max_delay_s=0, prepare_threads=2),
+            prepare=lambda payload: payload,
+            device=[self.device],
+            finish=list,
+            classify=classify,
+        )
+
+    def run(self, work):
+        return self.loop.run_until_complete(asyncio.wait_for(work, 20))
+
+    def settle(self) -> None:
+        async def turns():
+            for _ in range(3):
+                await asyncio.sleep(0.0005)
+
+        self.run(turns())
+
+    @rule(
+        target=calls,
+        items=st.integers(1, 9),
+        lane=st.sampled_from(Lane),
+        key=st.sampled_from("ab"),
+        poison=st.booleans(),
+        patience=st.one_of(st.none(), st.sampled_from([0.0, 0.002, 60.0])),
+    )
+    def submit(self, items, lane, key, poison, patience):
+        self.number += 1
+        number = self.number
+        deadline = None if patience is None else self.loop.time() + patience
+        work = self.batcher.submit((number, poison), items, lane=lane, key=key, deadline=deadline)
+
+        async def begin():
+            task = asyncio.ensure_future(work)
+            await asyncio.sleep(0)
+            return task
+
+        self.tasks[number] = (self.run(begin()), items, poison)
+        return number
+
+    @rule(number=consumes(calls))
+    def cancel(self, number):
+        task = self.tasks[number][0]
+        if task.cancel():
+            self.cancelled.add(number)
+            self.settle()
+            assert task.done()
+
+    @rule(error=st.one_of(st.none(), st.just(ValueError("once")), st.just(MemoryError())))
+    def step(self, error):
+        if error is not None:
+            self.device.errors.append(error)
+        self.device.steps.release()
+        self.settle()
+
+    @rule()
+    def wait(self):
+        self.settle()
+
+    @precondition(lambda self: self.closing is None and self.number > 3)
+    @rule()
+    def close(self):
+        async def begin():
+            task = asyncio.ensure_future(self.batcher.close())
+            await asyncio.sleep(0)
+            return task
+
+        self.closing = self.run(begin())
+
+    @invariant()
+    def caps_hold(self):
+        assert all(size <= MAX_BATCH for size in self.device.sizes)
+        waiting = self.batcher._lanes
+        for lane in Lane:
+            assert waiting.items(lane) >= 0
+            requests = waiting._lanes[lane]
+            assert waiting.items(lane) == sum(request.items - request.cut for request in requests)
+            assert waiting.items(lane) <= MAX_QUEUE or len(requests) == 1
+
+    def teardown(self):
+        self.device.open = True
+        self.device.steps.release()
+        self.run(self._finish())
+        for thread in [t for t in threading.enumerate() if t.name.startswith("states")]:
+            thread.join(5)
+            assert not thread.is_alive()
+        self.loop.close()
+
+    async def _finish(self):
+        await (self.closing or self.batcher.close())
+        answered = set()
+        for number, (task, items, poison) in self.tasks.items():
+            assert task.done()
+            with contextlib.suppress(asyncio.CancelledError):
+                error = task.exception()
+                if error is None:
+                    assert not poison
+                    flat = [item for part in task.result() for item in part]
+                    assert flat == [(number, item) for item in range(items)]
+                    answered.add(number)
+                elif isinstance(error, RegionSearchError):
+                    assert error.kind in (Kind.OVERLOADED, Kind.DEADLINE_EXCEEDED, Kind.UNAVAILABLE)
+                else:
+                    assert poison or str(error) == "once" or isinstance(error, MemoryError)
+        assert answered <= {number for number, _ in self.device.served}
+        assert self.batcher.waiting == 0
+        assert not self.batcher._live
+        assert self.batcher._running == 0
+
+
+BatcherStates.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+TestBatcherStates = BatcherStates.TestCase
