@@ -13,6 +13,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from evaluation.rle import BoolArray, FloatArray
 
+IntArray = NDArray[np.int64]
+
 IOU_THRESHOLDS = np.arange(50, 100, 5) / 100  # COCO's .50:.05:.95
 
 # COCO's size classes, pixels: small is below 32 x 32, large from 96 x 96 on.
@@ -146,7 +148,7 @@ def fpr_at_recall(
     return _ratio(wn[negatives >= threshold].sum(), wn.sum())
 
 
-def union_curve(truth: BoolArray, masks: Sequence[BoolArray]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def union_curve(truth: BoolArray, masks: Sequence[BoolArray]) -> tuple[IntArray, IntArray]:
     """Pixels of intersection and union of a truth with the union of the first r masks, for each r.
 
     Args:
@@ -166,7 +168,7 @@ def union_curve(truth: BoolArray, masks: Sequence[BoolArray]) -> tuple[NDArray[n
     return intersections, unions
 
 
-def index_recall(exact: NDArray[np.int64], found: NDArray[np.int64]) -> FloatArray:
+def index_recall(exact: IntArray, found: IntArray) -> FloatArray:
     """For each query, the part of its exact neighbours (queries, k) among those found (queries, k)."""
     return np.array([len(np.intersect1d(a, b)) / len(a) for a, b in zip(exact, found, strict=True)])
 

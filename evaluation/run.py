@@ -12,7 +12,7 @@ from typing import Any
 from evaluation.dataset import Dataset
 from evaluation.evidence import Evidence, collect, propose
 from evaluation.measures import Cut, Measure, measure
-from evaluation.system import Progress, System
+from evaluation.system import Progress, System, VectorIndex
 
 
 def silent(_stage: str, _done: int, _total: int) -> None:
@@ -99,7 +99,26 @@ def run(
         found = proposals if same else propose(other, dataset, progress)
         seen = collect(other, dataset, found, seed=seed, progress=progress, clicks=False)
         comparisons[name], _ = measure(seen, seed=seed, draws=draws)
-    return Result(evidence, measures, cut, system.describe(), system.timings(), seed, comparisons)
+    return Result(
+        evidence,
+        measures,
+        cut,
+        system.describe(),
+        system.timings(),
+        seed,
+        comparisons,
+        _index_recall(evidence),
+    )
+
+
+def _index_recall(evidence: Evidence) -> dict[str, float]:
+    """Only of an index whose vectors are at hand; the queries are the names that were asked."""
+    if not isinstance(evidence.index, VectorIndex):
+        return {}
+    from evaluation.index_recall import index_recall
+
+    names = [evidence.dataset.categories[category] for category in evidence.rows]
+    return index_recall(evidence.index.region_vectors, evidence.index.embed_texts(names))
 
 
 def hardware() -> dict[str, Any]:

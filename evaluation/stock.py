@@ -108,7 +108,8 @@ class StockEmbedder:
         """See `evaluation.system.Embedder`."""
         height, width = pixels.shape[:2]
         crops = self._crops(pixels, torch.tensor([[0.0, 0.0, width, height]]), None, CropPolicy.BBOX)
-        return self._model.encode_image(crops, normalize=True)[0].numpy()
+        vector: VectorArray = self._model.encode_image(crops, normalize=True)[0].numpy()
+        return vector
 
     @torch.inference_mode()
     def texts(self, texts: Sequence[str]) -> VectorArray:
