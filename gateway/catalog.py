@@ -1,0 +1,214 @@
+"""Collections and the images in them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+
+import structlog
+
+from gateway.backends import Backends
+from gateway.image_store import ImageStore
+from gateway.settings import GatewaySettings
+from regionsearch.errors import Kind, RegionSearchError, not_found
+from regionsearch.v1 import embed_pb2, search_pb2, types_pb2
+
+DEFAULT = "default"
+
+_log = structlog.get_logger(__name__)
+
+
+def same_model(one: types_pb2.ModelInfo, other: types_pb2.ModelInfo) -> bool:
+    """Whether vectors of both are comparable; a crop policy that is unspecified agrees with every one."""
+    unspecified = types_pb2.CROP_POLICY_UNSPECIFIED
+    policies = {one.crop_policy, other.crop_policy} - {unspecified}
+    return len(policies) < 2 and all(
+        getattr(one, name) == getattr(other, name)
+        for name in ("family", "variant", "weights_digest", "dimension")
+    )
+
+
+class Catalog:
+    """Makes, lists and deletes collections and images."""
+
+    def __init__(self, backends: Backends, store: ImageStore, settings: GatewaySettings) -> None:
+        self._backends = backends
+        self._store = store
+        self._policy = settings.crop_policy_value
+
+    async def embedder_model(
+        self, policy: types_pb2.CropPolicy.ValueType = types_pb2.CROP_POLICY_UNSPECIFIED
+    ) -> types_pb2.ModelInfo:
+        """The model that makes vectors now, with `policy` or else the one of the settings or the embedder."""
+        backends = self._backends
+        answer = await backends.embedder.call(
+            backends.embed.GetModel, embed_pb2.EmbedServiceGetModelRequest(), patient=True
+        )
+        model = answer.model
+        model.crop_policy = policy or self._policy or model.crop_policy
+        return model
+
+    async def create(
+        self,
+        name: str,
+        policy: types_pb2.CropPolicy.ValueType = types_pb2.CROP_POLICY_UNSPECIFIED,
+        binary_codes: search_pb2.BinaryCodes | None = None,
+    ) -> search_pb2.Collection:
+        """Makes a collection for the embedder's present model.
+
+        Raises:
+            RegionSearchError: ALREADY_EXISTS, or INVALID_ARGUMENT for a name that cannot be one.
+        """
+        backends = self._backends
+        request = search_pb2.CreateCollectionRequest(
+            name=name, model=await self.embedder_model(policy), binary_codes=binary_codes
+        )
+        return (await backends.searcher.call(backends.search.CreateCollection, request)).collection
+
+    async def ensure_default(self) -> search_pb2.Collection:
+        """Makes the default collection unless it is there."""
+        try:
+            return await self.create(DEFAULT)
+        except RegionSearchError as error:
+            if error.kind is not Kind.ALREADY_EXISTS:
+                raise
+        collection = await self.get(DEFAULT)
+        if not same_model(collection.model, await self.embedder_model()):
+            _log.warning("the default collection is of another model", model=collection.model.variant)
+        return collection
+
+    async def get(self, name: str) -> search_pb2.Collection:
+        """A collection; the default one comes into being when it is asked for.
+
+        Raises:
+            RegionSearchError: NOT_FOUND.
+        """
+        backends = self._backends
+        request = search_pb2.GetCollectionRequest(name=name or DEFAULT)
+        try:
+            return (await backends.searcher.call(backends.search.GetCollection, request)).collection
+        except RegionSearchError as error:
+            if error.kind is Kind.NOT_FOUND and request.name == DEFAULT:
+                return await self.ensure_default()
+            raise
+
+    async def list(self, page_size: int, page_token: str) -> search_pb2.ListCollectionsResponse:
+        """Collections by name."""
+        backends = self._backends
+        request = search_pb2.ListCollectionsRequest(page_size=page_size, page_token=page_token)
+        return await backends.searcher.call(backends.search.ListCollections, request)
+
+    async def delete(self, name: str) -> None:
+        """Deletes a collection with its records, then its pictures. The default one is empty afterwards."""
+        backends = self._backends
+        request = search_pb2.DeleteCollectionRequest(name=name)
+        await backends.searcher.call(backends.search.DeleteCollection, request)
+        await self._store.delete_collection(name)
+        if name == DEFAULT:
+            await self.ensure_default()
+
+    async def images(self, collection: str, page_size: int, page_token: str) -> search_pb2.ListImagesResponse:
+        """Images, newest first."""
+        backends = self._backends
+        request = search_pb2.ListImagesRequest(
+            collection=collection or DEFAULT, page_size=page_size, page_token=page_token
+        )
+        return await backends.searcher.call(backends.search.ListImages, request)
+
+    async def records(
+        self,
+        collection: str,
+        *,
+        image_ids: Sequence[str] = (),
+        record_ids: Sequence[str] = (),
+        masks: bool = False,
+        vectors: bool = False,
+    ) -> search_pb2.GetRecordsResponse:
+        """Records and images by id; what does not exist is left out."""
+        backends = self._backends
+        request = search_pb2.GetRecordsRequest(
+            collection=collection or DEFAULT,
+            image_ids=image_ids,
+            record_ids=record_ids,
+            include_masks=masks,
+            include_vectors=vectors,
+        )
+        return await backends.searcher.call(backends.search.GetRecords, request)
+
+    async def image(self, collection: str, image_id: str) -> search_pb2.StoredImage:
+        """One image.
+
+        Raises:
+            RegionSearchError: NOT_FOUND.
+        """
+        found = await self.records(collection, image_ids=[image_id])
+        return _only_image(found, collection, image_id)
+
+    async def regions(
+        self, collection: str, image_id: str, *, masks: bool = False, vectors: bool = False
+    ) -> search_pb2.GetRecordsResponse:
+        """An image and the records of its regions, without that of the whole image.
+
+        Raises:
+            RegionSearchError: NOT_FOUND, when there is no such image.
+        """
+        found = await self.records(collection, image_ids=[image_id], masks=masks, vectors=vectors)
+        _only_image(found, collection, image_id)
+        if found.records and found.records[0].level == search_pb2.LEVEL_IMAGE:
+            if vectors:
+                row = found.vectors.shape[1] * 4
+                found.vectors.data = found.vectors.data[row:]
+                found.vectors.shape[0] -= 1
+            del found.records[0]
+        return found
+
+    async def region(self, collection: str, image_id: str, region_id: str) -> search_pb2.Record:
+        """One region with its mask.
+
+        Raises:
+            RegionSearchError: NOT_FOUND.
+        """
+        found = await self.records(collection, record_ids=[region_id], masks=True)
+        for record in found.records:
+            if record.image_id == image_id and record.level == search_pb2.LEVEL_REGION:
+                return record
+        raise not_found("region_id", f"image {image_id!r} has no region {region_id!r}")
+
+    async def content(self, collection: str, image_id: str) -> bytes:
+        """The bytes of an image as they were sent.
+
+        Raises:
+            RegionSearchError: NOT_FOUND, when there is no such image.
+        """
+        await self.image(collection, image_id)  # a picture whose ingest did not end is not there yet
+        return await self._store.get(collection or DEFAULT, image_id)
+
+    async def delete_image(self, collection: str, image_id: str) -> int:
+        """Deletes an image with its regions, then its picture.
+
+        Returns:
+            The write's seq.
+
+        Raises:
+            RegionSearchError: NOT_FOUND.
+        """
+        backends, collection = self._backends, collection or DEFAULT
+        request = search_pb2.DeleteRequest(collection=collection, image_ids=[image_id])
+        answer = await backends.searcher.call(backends.search.Delete, request)
+        if not answer.deleted_image_count:
+            raise not_found("image_id", f"there is no image {image_id!r} in collection {collection!r}")
+        data = None
+        with contextlib.suppress(RegionSearchError):  # gone or damaged: so much the better
+            data = await self._store.get(collection, image_id)
+        await self._store.delete(collection, image_id)
+        if data and (await self.records(collection, image_ids=[image_id])).images:
+            await self._store.put(collection, image_id, data)  # it has been ingested again meanwhile
+        return answer.seq
+
+
+def _only_image(
+    found: search_pb2.GetRecordsResponse, collection: str, image_id: str
+) -> search_pb2.StoredImage:
+    if not found.images:
+        raise not_found("image_id", f"there is no image {image_id!r} in collection {collection or DEFAULT!r}")
+    return found.images[0]

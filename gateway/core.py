@@ -1,0 +1,46 @@
+"""The gateway's use cases, put together. HTTP routes and the gRPC servicer call these and nothing else."""
+
+from __future__ import annotations
+
+from gateway.access import Access
+from gateway.backends import Backends, Readiness
+from gateway.catalog import Catalog
+from gateway.image_store import ImageStore
+from gateway.ingest import Ingester
+from gateway.pointing import Pointer
+from gateway.query import QueryReader
+from gateway.search import Search
+from gateway.settings import GatewaySettings
+from regionsearch.errors import RegionSearchError
+
+
+class Gateway:
+    """Everything that a request can ask for. Make it on the event loop that will use it.
+
+    It keeps no state of its own: any number of gateways can work on the same services and image store.
+    """
+
+    def __init__(self, settings: GatewaySettings) -> None:
+        self.settings = settings
+        self.access = Access(settings)
+        self.backends = Backends(settings)
+        self.store = ImageStore(settings.image_store)
+        self.catalog = Catalog(self.backends, self.store, settings)
+        self.ingester = Ingester(self.backends, self.catalog, self.store, settings)
+        self.pointer = Pointer(self.backends, self.catalog, settings)
+        self.reader = QueryReader(self.backends, self.catalog, self.pointer, settings)
+        self.search = Search(self.backends, self.catalog, self.pointer, self.reader, settings)
+
+    async def readiness(self) -> dict[str, Readiness]:
+        """Of the services, and of the default collection once they are ready."""
+        found = await self.backends.readiness()
+        if all(state.ready for state in found.values()):
+            try:
+                await self.catalog.get("")
+            except RegionSearchError as error:
+                found["searcher"] = Readiness(False, error.message)
+        return found
+
+    async def close(self) -> None:
+        """Closes the channels to the services."""
+        await self.backends.close()

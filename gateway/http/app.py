@@ -1,0 +1,71 @@
+"""The HTTP application."""
+
+from __future__ import annotations
+
+from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
+from starlette.middleware.gzip import GZipMiddleware
+
+from gateway.core import Gateway
+from gateway.http import (
+    openapi,
+    problems,
+    routes_collections,
+    routes_images,
+    routes_ingest,
+    routes_query,
+    routes_service,
+)
+from gateway.http.middleware import REQUEST_ID, BodyLimit, CancelOnDisconnect, RequestContext
+from services.runtime.health import Health
+
+_DESCRIPTION = """Find any object in any image: by words, by an example picture, or by pointing at it.
+
+Coordinates are pixels of a picture as a viewer shows it. Errors are problem documents (RFC 9457) with a
+`code` from a closed list. A key goes into `Authorization: Bearer …` or `X-API-Key`, where the operator has set keys.
+"""
+
+
+def create_app(gateway: Gateway, health: Health) -> FastAPI:
+    """Puts routes, errors and middleware together.
+
+    Args:
+        gateway: What the routes call.
+        health: Of this process.
+    """
+    app = FastAPI(
+        title="Region Search",
+        version="1",
+        description=_DESCRIPTION,
+        docs_url=None,
+        redoc_url=None,
+        openapi_tags=[
+            {"name": "collections"},
+            {"name": "images"},
+            {"name": "search"},
+            {"name": "service"},
+        ],
+    )
+    problems.install(app)
+    openapi.install(app)
+    routers = (routes_collections, routes_ingest, routes_images, routes_query)
+    for module in routers:
+        app.include_router(module.router(gateway))
+    app.include_router(routes_service.router(gateway, health))
+    routes_service.install_pages(app)
+
+    settings = gateway.settings
+    # The last one that is added is the first one that a request meets.
+    app.add_middleware(GZipMiddleware, minimum_size=1024, compresslevel=5)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(settings.cors_origins),
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=["ETag", "Location", "Retry-After", REQUEST_ID],
+        )
+    app.add_middleware(CancelOnDisconnect)
+    app.add_middleware(BodyLimit, max_bytes=settings.limits.max_request_bytes)
+    app.add_middleware(RequestContext)
+    return app

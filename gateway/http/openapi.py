@@ -1,0 +1,122 @@
+"""What the OpenAPI document says about bodies that routes read by themselves."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
+
+from gateway.http.problems import MEDIA_TYPE, STATUS
+from regionsearch.errors import Kind
+
+_REFERENCE = "#/components/schemas/{model}"
+_models: dict[str, type[BaseModel]] = {}
+
+_PROBLEM = {
+    "type": "object",
+    "description": "RFC 9457. `code` is one of a closed list.",
+    "required": ["type", "title", "status", "detail", "code", "instance", "request_id"],
+    "properties": {
+        "type": {"type": "string", "format": "uri"},
+        "title": {"type": "string"},
+        "status": {"type": "integer"},
+        "detail": {"type": "string", "description": "What is wrong and what helps."},
+        "code": {"enum": [kind.value for kind in Kind]},
+        "instance": {"type": "string"},
+        "request_id": {"type": "string", "description": "Also in the header X-Request-Id and in the log."},
+        "retry_after_s": {"type": "number"},
+        "errors": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "properties": {"pointer": {"type": "string"}, "detail": {"type": "string"}},
+            },
+        },
+        "metadata": {"type": "object", "additionalProperties": {"type": "string"}},
+    },
+}
+
+
+def body_of(model: type[BaseModel], example: dict[str, Any], *, form: bool = False) -> dict[str, Any]:
+    """The description of a body that `read_body` reads.
+
+    Args:
+        model: Its model.
+        example: A body that works.
+        form: Whether it may be a form too, which is how pictures are best sent.
+    """
+    _models[model.__name__] = model
+    content: dict[str, Any] = {
+        "application/json": {
+            "schema": {"$ref": _REFERENCE.format(model=model.__name__)},
+            "example": example,
+        }
+    }
+    if form:
+        content["multipart/form-data"] = {"schema": _form_schema(model)}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+def _form_schema(model: type[BaseModel]) -> dict[str, Any]:
+    """The same names; pictures are files, and everything that is no plain value is JSON."""
+    properties: dict[str, Any] = {}
+    for name, field in model.model_fields.items():
+        described = {"description": field.description} if field.description else {}
+        if name == "image":
+            properties[name] = {"type": "string", "contentMediaType": "application/octet-stream", **described}
+        elif name == "images":
+            file = {"type": "string", "contentMediaType": "application/octet-stream"}
+            properties[name] = {"type": "array", "items": file, **described}
+        else:
+            properties[name] = {"type": "string", **described}
+    return {"type": "object", "properties": properties}
+
+
+def install(app: FastAPI) -> None:
+    """Completes the document: the bodies' models, problem answers, keys."""
+
+    def document() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            app.openapi_schema = _complete(
+                get_openapi(
+                    title=app.title,
+                    version=app.version,
+                    description=app.description,
+                    routes=app.routes,
+                    tags=app.openapi_tags,
+                )
+            )
+        return app.openapi_schema
+
+    app.openapi = document  # type: ignore[method-assign]
+
+
+def _complete(document: dict[str, Any]) -> dict[str, Any]:
+    components = document.setdefault("components", {})
+    schemas = components.setdefault("schemas", {})
+    for name, model in _models.items():
+        schema = model.model_json_schema(ref_template=_REFERENCE)
+        schemas |= schema.pop("$defs", {})
+        schemas[name] = schema
+    for name in ("HTTPValidationError", "ValidationError"):
+        schemas.pop(name, None)
+    schemas["Problem"] = _PROBLEM
+    components["securitySchemes"] = {
+        "bearer": {"type": "http", "scheme": "bearer"},
+        "apiKey": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+    }
+    document["security"] = [{}, {"bearer": []}, {"apiKey": []}]
+    problem = {"content": {MEDIA_TYPE: {"schema": {"$ref": _REFERENCE.format(model="Problem")}}}}
+    codes: dict[int, list[str]] = {}
+    for kind, status in STATUS.items():
+        codes.setdefault(status, []).append(kind.value)
+    for path in document["paths"].values():
+        for operation in path.values():
+            operation["responses"].pop("422", None)
+            for status, kinds in sorted(codes.items()):
+                if status != 499:  # nobody is there to read it
+                    description = {"description": ", ".join(kinds), **problem}
+                    operation["responses"].setdefault(str(status), description)
+    return document

@@ -1,0 +1,150 @@
+"""Errors over HTTP: RFC 9457 problem documents with the closed set of kinds as their codes."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+import structlog
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import ValidationError
+from starlette.exceptions import HTTPException
+
+from regionsearch.errors import Kind, RegionSearchError, invalid, not_found
+
+MEDIA_TYPE = "application/problem+json"
+
+STATUS: dict[Kind, int] = {
+    Kind.INVALID_ARGUMENT: 400,
+    Kind.UNSUPPORTED_IMAGE: 415,
+    Kind.TOO_LARGE: 413,
+    Kind.UNAUTHENTICATED: 401,
+    Kind.PERMISSION_DENIED: 403,
+    Kind.NOT_FOUND: 404,
+    Kind.ALREADY_EXISTS: 409,
+    Kind.MODEL_MISMATCH: 409,
+    Kind.FAILED_PRECONDITION: 409,
+    Kind.ABORTED: 409,
+    Kind.OVERLOADED: 429,
+    Kind.CANCELLED: 499,
+    Kind.INTERNAL: 500,
+    Kind.DATA_LOSS: 500,
+    Kind.UNIMPLEMENTED: 501,
+    Kind.UNAVAILABLE: 503,
+    Kind.DEADLINE_EXCEEDED: 504,
+    Kind.STORAGE_FULL: 507,
+}
+
+_TITLES: dict[Kind, str] = {
+    Kind.INVALID_ARGUMENT: "The request is not right",
+    Kind.UNSUPPORTED_IMAGE: "This is no picture that can be read",
+    Kind.TOO_LARGE: "Too large",
+    Kind.UNAUTHENTICATED: "An API key is needed",
+    Kind.PERMISSION_DENIED: "The API key does not allow this",
+    Kind.NOT_FOUND: "Not found",
+    Kind.ALREADY_EXISTS: "This exists already",
+    Kind.MODEL_MISMATCH: "Vectors of different models",
+    Kind.FAILED_PRECONDITION: "Not possible at present",
+    Kind.ABORTED: "Another change was faster",
+    Kind.OVERLOADED: "Too busy",
+    Kind.CANCELLED: "The client went away",
+    Kind.INTERNAL: "Unexpected error",
+    Kind.DATA_LOSS: "Stored data is damaged",
+    Kind.UNIMPLEMENTED: "Not possible here",
+    Kind.UNAVAILABLE: "Not ready",
+    Kind.DEADLINE_EXCEEDED: "Took too long",
+    Kind.STORAGE_FULL: "The disk is full",
+}
+
+_log = structlog.get_logger(__name__)
+
+
+def problem(error: RegionSearchError) -> dict[str, Any]:
+    """What every error looks like inside a JSON answer, without the request's own facts."""
+    found: dict[str, Any] = {"code": error.kind.value, "detail": error.message}
+    if error.field is not None:
+        found["errors"] = [{"pointer": pointer(error.field), "detail": error.message}]
+    if error.retry_after_s is not None:
+        found["retry_after_s"] = round(error.retry_after_s, 3)
+    if error.metadata:
+        found["metadata"] = error.metadata
+    return found
+
+
+def pointer(field: str) -> str:
+    """A field's JSON pointer: ``query.points[2]`` is ``/query/points/2``."""
+    return "/" + re.sub(r"\.|\[", "/", field).replace("]", "")
+
+
+def respond(request: Request, error: RegionSearchError) -> JSONResponse:
+    """The answer to a request that failed."""
+    status = STATUS[error.kind]
+    document = {
+        "type": f"urn:regionsearch:problem:{error.kind.value.lower().replace('_', '-')}",
+        "title": _TITLES[error.kind],
+        "status": status,
+        **problem(error),
+        "instance": request.url.path,
+        "request_id": getattr(request.state, "request_id", ""),
+    }
+    headers = {"Cache-Control": "no-store"}
+    if error.retry_after_s is not None:
+        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
+    if error.kind is Kind.UNAUTHENTICATED:
+        headers["WWW-Authenticate"] = "Bearer"
+    return JSONResponse(document, status, headers, media_type=MEDIA_TYPE)
+
+
+def from_validation(errors: list[Any]) -> RegionSearchError:
+    """The error of a request that does not fit its model: the first mistake, by its place in the body."""
+    first = errors[0]
+    path = [part for part in first["loc"] if part not in ("body", "query", "path") or len(first["loc"]) == 1]
+    if first["loc"][0] == "body" and len(first["loc"]) > 1:
+        path = list(first["loc"][1:])
+    name = ""
+    for part in path:
+        name += f"[{part}]" if isinstance(part, int) else f".{part}" if name else str(part)
+    message = str(first["msg"]).removeprefix("Value error, ")
+    return invalid(name or "body", f"{name or 'body'}: {message}")
+
+
+def install(app: FastAPI) -> None:
+    """Answers every exception with a problem document."""
+
+    async def typed(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, RegionSearchError)
+        if error.kind is Kind.INTERNAL:
+            _log.error("request failed", error=error.message)
+        return respond(request, error)
+
+    async def unfit(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, RequestValidationError | ValidationError)
+        return respond(request, from_validation(list(error.errors())))
+
+    async def framework(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, HTTPException)
+        if error.status_code == 404:
+            return respond(request, not_found("path", f"there is nothing at {request.url.path}; see /docs"))
+        answer = respond(request, invalid("request", str(error.detail)))
+        if error.status_code == 405:
+            allowed = (error.headers or {}).get("Allow", "")
+            answer = respond(
+                request, invalid("method", f"{request.method} is not possible here, only {allowed}")
+            )
+            answer.status_code = 405
+            answer.headers["Allow"] = allowed
+        return answer
+
+    async def unexpected(request: Request, error: Exception) -> JSONResponse:
+        _log.exception("request failed unexpectedly", exc_info=error)
+        request_id = getattr(request.state, "request_id", "")
+        message = f"an unexpected error; the server's log tells more under request_id {request_id}"
+        return respond(request, RegionSearchError(Kind.INTERNAL, message))
+
+    app.add_exception_handler(RegionSearchError, typed)
+    app.add_exception_handler(RequestValidationError, unfit)
+    app.add_exception_handler(HTTPException, framework)
+    app.add_exception_handler(Exception, unexpected)

@@ -1,0 +1,74 @@
+"""Collections."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import JSONResponse, Response
+
+from gateway.access import Scope
+from gateway.core import Gateway
+from gateway.http.access import needs
+from gateway.http.answers import Collection, Collections
+from gateway.http.bodies import CollectionBody, read_body
+from gateway.http.openapi import body_of
+from gateway.http.routes_images import json_with_etag
+from gateway.settings import crop_policy_value
+
+
+def router(gateway: Gateway) -> APIRouter:
+    """The routes of collections."""
+    routes = APIRouter(prefix="/v1/collections", tags=["collections"])
+    catalog = gateway.catalog
+    read, admin = [needs(gateway, Scope.READ)], [needs(gateway, Scope.ADMIN)]
+
+    @routes.post(
+        "",
+        summary="Make a collection",
+        status_code=201,
+        response_model=Collection,
+        dependencies=admin,
+        openapi_extra=body_of(CollectionBody, {"name": "holiday"}),
+    )
+    async def create_collection(request: Request) -> Response:
+        """For the model that the embedder serves now; writes and queries of another one are refused."""
+        body = await read_body(request, CollectionBody, gateway.settings.limits)
+        codes = body.binary_codes and body.binary_codes.to_proto()
+        made = await catalog.create(body.name, crop_policy_value(body.crop_policy), codes)
+        location = f"{request.url.path}/{made.name}"
+        return JSONResponse(Collection.of(made).model_dump(), 201, {"Location": location})
+
+    @routes.get("", summary="List collections", response_model=Collections, dependencies=read)
+    async def list_collections(
+        request: Request,
+        page_size: Annotated[int, Query(ge=0, le=2**31 - 1, description="0 means 100; at most 1000.")] = 0,
+        page_token: str = "",
+    ) -> Response:
+        """By name."""
+        page = await catalog.list(page_size, page_token)
+        answer = Collections(
+            collections=[Collection.of(one) for one in page.collections],
+            next_page_token=page.next_page_token,
+        )
+        return json_with_etag(request, answer.model_dump())
+
+    @routes.get("/{collection}", summary="A collection", response_model=Collection, dependencies=read)
+    async def get_collection(collection: str, request: Request) -> Response:
+        """Its model and how much is in it."""
+        found = await catalog.get(collection)
+        return json_with_etag(request, Collection.of(found).model_dump())
+
+    @routes.delete(
+        "/{collection}",
+        summary="Delete a collection",
+        status_code=204,
+        response_class=Response,
+        dependencies=admin,
+    )
+    async def delete_collection(collection: str) -> Response:
+        """With all that is in it. The collection `default` is empty afterwards."""
+        await catalog.delete(collection)
+        return Response(status_code=204)
+
+    return routes

@@ -1,0 +1,186 @@
+"""Stored images and their regions: facts, files, pictures of them."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import JSONResponse, Response
+
+from gateway import coco, render
+from gateway.access import Scope
+from gateway.core import Gateway
+from gateway.http.access import needs
+from gateway.http.answers import Image, Images, Region, Regions
+from regionsearch.images import decode_image
+
+_IMMUTABLE = "private, max-age=31536000, immutable"
+_INERT = {
+    "X-Content-Type-Options": "nosniff",
+    "Content-Security-Policy": "default-src 'none'; sandbox",
+}
+
+PageSize = Annotated[int, Query(ge=0, le=2**31 - 1, description="0 means 100; at most 1000.")]
+Format = Literal["png", "webp"]
+
+
+def json_with_etag(request: Request, content: Any) -> Response:
+    """JSON that a client which has it already does not get again."""
+    response = JSONResponse(content)
+    etag = f'W/"{hashlib.sha256(response.body).hexdigest()[:32]}"'
+    headers = {"ETag": etag, "Cache-Control": "private, no-cache"}
+    if _matches(request, etag):
+        return Response(status_code=304, headers=headers)
+    response.headers.update(headers)
+    return response
+
+
+def _matches(request: Request, etag: str) -> bool:
+    given = {tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")}
+    return etag.removeprefix("W/") in given or "*" in given
+
+
+async def picture(
+    request: Request, etag: str, media_type: str, make: Callable[[], bytes], name: str | None = None
+) -> Response:
+    """A picture that never changes under its address; made in a thread, and only when the client lacks it."""
+    headers = {"ETag": f'"{etag}"', "Cache-Control": _IMMUTABLE, **_INERT}
+    if _matches(request, f'"{etag}"'):
+        return Response(status_code=304, headers=headers)
+    if name is not None:
+        headers["Content-Disposition"] = f'inline; filename="{name}"'
+    return Response(await asyncio.to_thread(make), media_type=media_type, headers=headers)
+
+
+def _image_answer(*types: str) -> dict[int | str, dict[str, Any]]:
+    schema = {"schema": {"type": "string", "format": "binary"}}
+    return {
+        200: {"content": dict.fromkeys(types, schema)},
+        304: {"description": "Not modified"},
+    }
+
+
+def router(gateway: Gateway) -> APIRouter:
+    """The routes of stored images."""
+    routes = APIRouter(prefix="/v1/collections/{collection}/images", tags=["images"])
+    catalog = gateway.catalog
+    read = [needs(gateway, Scope.READ)]
+
+    @routes.get("", summary="List images", response_model=Images, dependencies=read)
+    async def list_images(
+        collection: str, request: Request, page_size: PageSize = 0, page_token: str = ""
+    ) -> Response:
+        """Newest first."""
+        page = await catalog.images(collection, page_size, page_token)
+        answer = Images(
+            images=[Image.of(image) for image in page.images],
+            next_page_token=page.next_page_token,
+            total_count=page.total_count,
+        )
+        return json_with_etag(request, answer.model_dump())
+
+    @routes.get("/{image_id}", summary="An image", response_model=Image, dependencies=read)
+    async def get_image(collection: str, image_id: str, request: Request) -> Response:
+        """What is known about it."""
+        image = await catalog.image(collection, image_id)
+        return json_with_etag(request, Image.of(image).model_dump())
+
+    @routes.delete(
+        "/{image_id}",
+        summary="Delete an image",
+        status_code=204,
+        response_class=Response,
+        dependencies=[needs(gateway, Scope.WRITE)],
+    )
+    async def delete_image(collection: str, image_id: str) -> Response:
+        """With its regions and its file."""
+        await catalog.delete_image(collection, image_id)
+        return Response(status_code=204)
+
+    @routes.get(
+        "/{image_id}/content",
+        summary="An image's file",
+        response_class=Response,
+        responses=_image_answer("image/*"),
+        dependencies=read,
+    )
+    async def get_content(collection: str, image_id: str, request: Request) -> Response:
+        """The bytes as they were sent."""
+        image = await catalog.image(collection, image_id)
+        data = await gateway.store.get(collection, image_id)
+        return await picture(request, image_id, image.content_type, lambda: data)
+
+    @routes.get(
+        "/{image_id}/thumbnail",
+        summary="A small picture",
+        response_class=Response,
+        responses=_image_answer("image/webp"),
+        dependencies=read,
+    )
+    async def get_thumbnail(
+        collection: str, image_id: str, request: Request, width: Annotated[int, Query(ge=16, le=2048)] = 320
+    ) -> Response:
+        """Upright; its longer side is `width` pixels, unless the picture is smaller."""
+        data = await catalog.content(collection, image_id)
+        etag = f"{image_id}-{width}"
+        return await picture(request, etag, "image/webp", lambda: render.thumbnail(data, width))
+
+    @routes.get(
+        "/{image_id}/regions", summary="An image's regions", response_model=Regions, dependencies=read
+    )
+    async def get_regions(
+        collection: str,
+        image_id: str,
+        request: Request,
+        include: Annotated[list[Literal["mask"]] | None, Query(description="mask adds the masks.")] = None,
+        form: Annotated[Literal["json", "coco"], Query(alias="format")] = "json",
+    ) -> Response:
+        """Best first. `format=coco` gives a COCO document with masks."""
+        with_masks = form == "coco" or "mask" in (include or [])
+        found = await catalog.regions(collection, image_id, masks=with_masks)
+        if form == "coco":
+            return json_with_etag(request, coco.export_regions(found.images[0], found.records))
+        answer = Regions(
+            image=Image.of(found.images[0]), regions=[Region.of(record) for record in found.records]
+        )
+        return json_with_etag(request, answer.model_dump(exclude_none=True))
+
+    @routes.get(
+        "/{image_id}/regions/{region_id}/mask.png",
+        summary="A region's mask",
+        response_class=Response,
+        responses=_image_answer("image/png"),
+        dependencies=read,
+    )
+    async def get_mask(collection: str, image_id: str, region_id: str, request: Request) -> Response:
+        """White on black, as large as the image."""
+        record = await catalog.region(collection, image_id, region_id)
+        return await picture(
+            request,
+            f"{region_id}-mask",
+            "image/png",
+            lambda: render.encode(render.mask_image(record.mask), "png"),
+        )
+
+    @routes.get(
+        "/{image_id}/regions/{region_id}/crop.png",
+        summary="A region cut out",
+        response_class=Response,
+        responses=_image_answer("image/png"),
+        dependencies=read,
+    )
+    async def get_crop(collection: str, image_id: str, region_id: str, request: Request) -> Response:
+        """The region's box, transparent outside of its mask."""
+        record = await catalog.region(collection, image_id, region_id)
+        data = await gateway.store.get(collection, image_id)
+
+        def make() -> bytes:
+            pixels = decode_image(data, gateway.settings.limits.image)
+            return render.encode(render.cut_out(pixels, record.mask, record.box), "png")
+
+        return await picture(request, f"{region_id}-crop", "image/png", make, f"{region_id}.png")
+
+    return routes

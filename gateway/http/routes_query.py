@@ -1,0 +1,203 @@
+"""Searching, searching inside a picture, segmenting, embedding."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import JSONResponse, Response
+
+from gateway import coco, render
+from gateway.access import Scope
+from gateway.core import Gateway
+from gateway.http.access import needs
+from gateway.http.answers import (
+    EmbeddingsAnswer,
+    Hit,
+    Model,
+    PromptAnswer,
+    Region,
+    SearchAnswer,
+    SegmentAnswer,
+    WithinAnswer,
+)
+from gateway.http.bodies import EmbeddingsBody, SearchBody, SegmentBody, WithinBody, read_body
+from gateway.http.openapi import body_of
+from gateway.pointing import merged_mask, select_stored
+from gateway.search import region_of
+from regionsearch.errors import not_found
+from regionsearch.images import decode_image, image_id
+from regionsearch.masks import decode_rle, mask_box
+from regionsearch.select import select_by_scores
+from regionsearch.tensors import tensor_from_proto
+from regionsearch.v1 import embed_pb2, region_search_pb2, search_pb2, types_pb2
+
+_POINT = {"x": 120, "y": 80}
+_ZEROS = "0" * 64
+Form = Annotated[
+    Literal["json", "coco"], Query(alias="format", description="coco: the hits as COCO annotations.")
+]
+
+
+def router(gateway: Gateway) -> APIRouter:
+    """The routes that look for something."""
+    routes = APIRouter(tags=["search"], dependencies=[needs(gateway, Scope.READ)])
+    limits = gateway.settings.limits
+
+    @routes.post(
+        "/v1/collections/{collection}/search",
+        summary="Search a collection",
+        response_model=SearchAnswer,
+        openapi_extra=body_of(
+            SearchBody, {"query": {"text": "red mug"}, "level": "region", "page_size": 10}, form=False
+        ),
+    )
+    async def search(collection: str, request: Request, form: Form = "json") -> Response:
+        """By words, by a picture, by a stored region, by pointing at something, or by all of these together.
+
+        Several `texts` make one list in which each record stands with its best phrase. No result is an
+        answer: `hits` is empty then.
+        """
+        body = await read_body(request, SearchBody, limits)
+        message = body.to_proto(collection)
+        message.include_masks |= form == "coco"
+        answer = await gateway.search.search(message)
+        phrases = list(message.query.texts)
+        if form == "coco":
+            return JSONResponse(coco.export_hits(answer.hits, phrases))
+        found = SearchAnswer(
+            hits=[Hit.of(hit, phrases) for hit in answer.hits],
+            next_page_token=answer.next_page_token,
+            model=Model.of(answer.model),
+            seq=answer.seq,
+            truncated=list(answer.truncated),
+        )
+        return JSONResponse(found.model_dump(exclude_defaults=False))
+
+    @routes.post(
+        "/v1/search-within",
+        summary="Search inside one picture",
+        response_model=WithinAnswer,
+        openapi_extra=body_of(WithinBody, {"image_id": _ZEROS, "texts": ["mug", "chair"]}, form=True),
+        responses={200: {"content": {"image/png": {}, "image/webp": {}}}},
+    )
+    async def search_within(request: Request, form: Form = "json") -> Response:
+        """Scores every region of a picture, sent along or stored, and says which are hits.
+
+        Without thresholds the best region of each phrase is a hit. With `render` the answer is the picture
+        with the hits drawn into it.
+        """
+        body = await read_body(request, WithinBody, limits)
+        answer = await gateway.search.within(body.to_proto())
+        if body.render is not None:
+            data = body.image
+            if data is None:
+                data = await gateway.catalog.content(body.collection, body.image_id or "")
+            drawn = await asyncio.to_thread(_render, data, answer, body, gateway)
+            return Response(drawn, media_type=f"image/{body.image_format}")
+        if form == "coco":
+            name = body.image_id or await asyncio.to_thread(image_id, body.image or b"")
+            return JSONResponse(coco.export_within(answer, body.phrases, name))
+        found = WithinAnswer.of(answer, body.phrases, masks="mask" in body.include)
+        return JSONResponse(found.model_dump(exclude_none=True))
+
+    @routes.post(
+        "/v1/segment",
+        summary="Masks of a picture",
+        response_model=SegmentAnswer,
+        openapi_extra=body_of(SegmentBody, {"image_id": _ZEROS, "points": [_POINT]}, form=True),
+    )
+    async def segment(request: Request) -> Response:
+        """Of everything, or of the objects that points and boxes mean.
+
+        A second prompt on the same picture costs only the mask decoder. With `among: stored` the stored
+        regions of an image are picked instead, without a model: points pick the smallest region that holds
+        them, a box the region that fits it best, a text the region of the highest score.
+        """
+        body = await read_body(request, SegmentBody, limits)
+        if body.among == "stored":
+            answer = await _pick(gateway, body)
+        else:
+            image = types_pb2.Image(encoded=body.image)
+            if body.image is None:
+                image = await gateway.pointer.stored_image(body.collection, body.image_id or "")
+            answer = SegmentAnswer.of(await gateway.pointer.segment(body.to_proto(image)))
+        return JSONResponse(answer.model_dump(exclude_none=True))
+
+    @routes.post(
+        "/v1/embeddings",
+        summary="Vectors of texts or pictures",
+        response_model=EmbeddingsAnswer,
+        openapi_extra=body_of(EmbeddingsBody, {"texts": ["a red mug"]}, form=True),
+    )
+    async def embeddings(request: Request) -> Response:
+        """Of length one, in the space that the collections' vectors are in."""
+        body = await read_body(request, EmbeddingsBody, limits)
+        backends = gateway.backends
+        answer: embed_pb2.EmbedTextsResponse | embed_pb2.EmbedImagesResponse
+        truncated: list[bool] = []
+        if body.texts:
+            texts = embed_pb2.EmbedTextsRequest(texts=body.texts)
+            answer = of_texts = await backends.embedder.call(backends.embed.EmbedTexts, texts)
+            truncated = list(of_texts.truncated)
+        else:
+            images = [types_pb2.Image(encoded=data) for data in body.images]
+            answer = await backends.embedder.call(
+                backends.embed.EmbedImages, embed_pb2.EmbedImagesRequest(images=images)
+            )
+        vectors: Any = tensor_from_proto(answer.vectors, "vectors", ndim=2)
+        found = EmbeddingsAnswer(
+            vectors=np.asarray(vectors, np.float64).tolist(),
+            model=Model.of(answer.model),
+            truncated=truncated,
+        )
+        return JSONResponse(found.model_dump())
+
+    return routes
+
+
+def _render(
+    data: bytes, answer: region_search_pb2.SearchWithinResponse, body: WithinBody, gateway: Gateway
+) -> bytes:
+    assert body.render is not None
+    finds = [
+        render.Find(one.region.mask, one.region.box, one.text_index) for one in answer.regions if one.is_hit
+    ]
+    pixels = decode_image(data, gateway.settings.limits.image)
+    return render.encode(render.draw(pixels, finds, body.render, body.phrases), body.image_format)
+
+
+async def _pick(gateway: Gateway, body: SegmentBody) -> SegmentAnswer:
+    """Segment-then-select; several chosen regions are one object and come out merged."""
+    found = await gateway.catalog.regions(body.collection, body.image_id or "", masks=True)
+    records = list(found.records)
+    if body.text is not None:
+        request = region_search_pb2.SearchWithinRequest(
+            collection=body.collection, image_id=body.image_id, texts=[body.text]
+        )
+        scored = (await gateway.search.within(request)).regions
+        best = select_by_scores([one.score for one in scored])
+        chosen = [] if best is None else [scored[best].region_id]
+        records = [record for record in records if record.record_id in chosen]
+    else:
+        picked = await asyncio.to_thread(select_stored, records, body.prompt())
+        records = [records[index] for index in picked]
+    if not records:
+        raise not_found("points", "no stored region is meant; ask the model with among=model")
+    regions = [Region.of(records[0])] if len(records) == 1 else [await asyncio.to_thread(_merged, records)]
+    image = found.images[0]
+    return SegmentAnswer(width=image.width, height=image.height, results=[PromptAnswer(candidates=regions)])
+
+
+def _merged(records: list[search_pb2.Record]) -> Region:
+    mask = merged_mask(records)
+    whole = region_of(records[0])
+    whole.mask.CopyFrom(mask)
+    pixels = decode_rle(mask.coco_rle, mask.height, mask.width)
+    whole.area = int(pixels.sum())
+    box = mask_box(pixels)
+    if box is not None:
+        whole.box.x_min, whole.box.y_min, whole.box.x_max, whole.box.y_max = box
+    return Region.of(whole)

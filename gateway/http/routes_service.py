@@ -1,0 +1,126 @@
+"""What operators and browsers ask for: health, models, metrics, documentation, the page."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import fastapi_offline
+from fastapi import APIRouter, FastAPI, Request
+from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, PlainTextResponse, Response
+from fastapi.staticfiles import StaticFiles
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from gateway.access import Scope
+from gateway.core import Gateway
+from gateway.http.access import needs
+from gateway.http.answers import Model, Models, Ready, ServiceState
+from regionsearch.v1 import search_pb2, segment_pb2
+from services.runtime.health import Health
+
+WEB = Path(__file__).resolve().parents[1] / "web"
+_SWAGGER = Path(fastapi_offline.__file__).parent / "static"
+_PAGE_POLICY = (
+    "default-src 'self'; img-src 'self' blob: data:; object-src 'none'; base-uri 'none'; form-action 'self'; "
+    "frame-ancestors 'none'"
+)
+_DOCS_POLICY = "default-src 'self'; img-src 'self' data:; style-src 'self' 'unsafe-inline'; object-src 'none'"
+_DOCS = """<!doctype html>
+<html lang="en">
+<head><meta charset="utf-8"><title>Region Search API</title>
+<link rel="stylesheet" href="/docs/static/swagger-ui.css"></head>
+<body><div id="swagger-ui"></div>
+<script src="/docs/static/swagger-ui-bundle.js"></script><script src="/docs/start.js"></script></body>
+</html>
+"""
+_DOCS_SCRIPT = 'SwaggerUIBundle({url: "/openapi.json", dom_id: "#swagger-ui", deepLinking: true});\n'
+
+
+def router(gateway: Gateway, health: Health) -> APIRouter:
+    """The routes besides the API proper.
+
+    Args:
+        gateway: Asked about its services.
+        health: Of this process: not serving while it drains.
+    """
+    routes = APIRouter(tags=["service"])
+
+    @routes.get("/healthz", summary="Is the process alive?", response_class=PlainTextResponse)
+    async def healthz() -> str:
+        """Yes, or there is no answer."""
+        return "ok\n"
+
+    @routes.get(
+        "/readyz",
+        summary="Can it do its work?",
+        response_model=Ready,
+        responses={503: {"model": Ready, "description": "Not yet, or not any more; says what it waits for."}},
+    )
+    async def readyz() -> Response:
+        """200 when all services serve and the default collection is there."""
+        found = await gateway.readiness()
+        services = {
+            name: ServiceState(ready=state.ready, detail=state.detail) for name, state in found.items()
+        }
+        draining = not health.serving and health.reason != "starting"
+        ready = all(state.ready for state in found.values()) and not draining
+        services["gateway"] = ServiceState(
+            ready=not draining, detail=health.reason if draining else "serving"
+        )
+        answer = Ready(ready=ready, services=services).model_dump()
+        return JSONResponse(answer, 200 if ready else 503, {"Cache-Control": "no-store"})
+
+    @routes.get(
+        "/v1/models", summary="Models", response_model=Models, dependencies=[needs(gateway, Scope.READ)]
+    )
+    async def models() -> Response:
+        """What the services serve now."""
+        backends = gateway.backends
+        segmenter, embedder, stats = await asyncio.gather(
+            backends.segmenter.call(backends.segment.GetModel, segment_pb2.SegmentServiceGetModelRequest()),
+            gateway.catalog.embedder_model(),
+            backends.searcher.call(backends.search.GetStats, search_pb2.GetStatsRequest()),
+        )
+        answer = Models(
+            segmenter=Model.of(segmenter.model),
+            embedder=Model.of(embedder),
+            searcher={"engine": stats.engine, "disk_bytes": stats.disk_bytes},
+        )
+        return JSONResponse(answer.model_dump(exclude_none=True))
+
+    @routes.get("/metrics", include_in_schema=False)
+    async def metrics() -> Response:
+        return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
+
+    return routes
+
+
+def install_pages(app: FastAPI) -> None:
+    """The web page and the documentation, both without anything from elsewhere."""
+
+    @app.get("/", include_in_schema=False)
+    async def page() -> Response:
+        headers = {"Content-Security-Policy": _PAGE_POLICY, "Cache-Control": "no-cache"}
+        return FileResponse(WEB / "index.html", headers=headers)
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> Response:
+        return HTMLResponse(_DOCS, headers={"Content-Security-Policy": _DOCS_POLICY})
+
+    @app.get("/docs/start.js", include_in_schema=False)
+    async def docs_script(request: Request) -> Response:
+        return Response(_DOCS_SCRIPT, media_type="text/javascript")
+
+    app.mount("/docs/static", StaticFiles(directory=_SWAGGER))
+    app.mount("/static", _Static(directory=WEB, check_dir=False))
+
+
+class _Static(StaticFiles):
+    """Files of the page; the browser asks each time whether they have changed."""
+
+    def file_response(self, *args: object, **kwargs: object) -> Response:
+        """Adds the headers."""
+        response = super().file_response(*args, **kwargs)  # type: ignore[arg-type]
+        response.headers["Cache-Control"] = "no-cache"
+        response.headers["X-Content-Type-Options"] = "nosniff"
+        return response

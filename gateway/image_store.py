@@ -1,0 +1,141 @@
+"""Where pictures are kept: content addressed, in a local folder or any object store that fsspec knows."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from regionsearch.errors import Kind, RegionSearchError, invalid, not_found
+from regionsearch.images import image_id as content_id
+
+_IMAGE_ID = re.compile(r"[0-9a-f]{64}")
+_COLLECTION = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
+
+
+class ImageStore:
+    """Encoded pictures by collection and image id. A put that has returned survives the death of the machine.
+
+    Keys are made from a checked collection name and the SHA-256 of the bytes, never from what a user calls a
+    file. Files appear under their key complete or not at all. All methods work in threads.
+    """
+
+    def __init__(self, url: str) -> None:
+        """Args:
+        url: Folder, or a URL of fsspec.
+        """
+        self._fs, root = fsspec.core.url_to_fs(url)
+        self._root = str(root).rstrip("/")
+        self._local = isinstance(self._fs, LocalFileSystem)
+
+    async def put(self, collection: str, image_id: str, data: bytes) -> None:
+        """Stores a picture; nothing happens when it is there already.
+
+        Raises:
+            RegionSearchError: STORAGE_FULL, or UNAVAILABLE when the store does not answer.
+        """
+        await asyncio.to_thread(self._put, self._path(collection, image_id), data)
+
+    async def get(self, collection: str, image_id: str) -> bytes:
+        """The bytes of a picture.
+
+        Raises:
+            RegionSearchError: NOT_FOUND; DATA_LOSS when they are not those that were stored.
+        """
+        data = await asyncio.to_thread(self._get, self._path(collection, image_id))
+        if data is None:
+            raise not_found("image_id", f"there is no image {image_id!r} in collection {collection!r}")
+        if await asyncio.to_thread(content_id, data) != image_id:
+            raise RegionSearchError(Kind.DATA_LOSS, f"the stored file of image {image_id} is damaged")
+        return data
+
+    async def exists(self, collection: str, image_id: str) -> bool:
+        """Whether a picture is there."""
+        return await asyncio.to_thread(self._exists, self._path(collection, image_id))
+
+    async def delete(self, collection: str, image_id: str) -> None:
+        """Forgets a picture; nothing happens when it is not there."""
+        await asyncio.to_thread(self._delete, self._path(collection, image_id))
+
+    async def delete_collection(self, collection: str) -> None:
+        """Forgets all pictures of a collection."""
+        await asyncio.to_thread(self._delete, self._folder(collection), recursive=True)
+
+    def _folder(self, collection: str) -> str:
+        if not _COLLECTION.fullmatch(collection):
+            raise invalid("collection", f"{collection!r} is no collection name")
+        return f"{self._root}/{collection}"
+
+    def _path(self, collection: str, image_id: str) -> str:
+        if not _IMAGE_ID.fullmatch(image_id):
+            raise not_found("image_id", f"{image_id!r} is no image id: those are 64 hexadecimal digits")
+        return f"{self._folder(collection)}/{image_id[:2]}/{image_id}"
+
+    def _put(self, path: str, data: bytes) -> None:
+        with _typed_errors():
+            if self._fs.exists(path):
+                return
+            if self._local:
+                _write_durably(Path(path), data)
+            else:  # an object appears when its upload is complete
+                self._fs.pipe_file(path, data)
+
+    def _get(self, path: str) -> bytes | None:
+        with _typed_errors():
+            try:
+                data: bytes = self._fs.cat_file(path)
+            except FileNotFoundError:
+                return None
+            return data
+
+    def _exists(self, path: str) -> bool:
+        with _typed_errors():
+            return bool(self._fs.exists(path))
+
+    def _delete(self, path: str, recursive: bool = False) -> None:
+        with _typed_errors(), contextlib.suppress(FileNotFoundError):
+            self._fs.rm(path, recursive=recursive)
+
+
+def _write_durably(path: Path, data: bytes) -> None:
+    """Writes beside the place, synchronises, renames, synchronises the folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part")
+    fresh = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        fresh.replace(path)
+    except BaseException:
+        fresh.unlink(missing_ok=True)
+        raise
+    for folder in (path.parent, path.parent.parent):  # the folder itself may be new
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _typed_errors() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise RegionSearchError(
+                Kind.STORAGE_FULL, "the image store is full; delete images or enlarge it"
+            ) from error
+        raise RegionSearchError(
+            Kind.UNAVAILABLE, f"the image store does not answer: {error}", retry_after_s=1.0
+        ) from error

@@ -1,0 +1,323 @@
+"""A picture's way in: check → segment → embed → store the bytes → one atomic write → acknowledged.
+
+The write of the records comes last, so that whatever dies on the way leaves nothing that can be seen: at
+worst the bytes of a picture that is not known yet, which a retry finds in their place. Sending a picture again
+is safe at any time, because all of its names are made from its content.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from gateway.backends import Backends
+from gateway.catalog import DEFAULT, Catalog, same_model
+from gateway.image_store import ImageStore
+from gateway.settings import GatewaySettings
+from regionsearch.errors import Kind, RegionSearchError, invalid, overloaded
+from regionsearch.images import encode_image, image_from_proto, image_id, probe_image
+from regionsearch.rpc import afan_out, chunked, deadline
+from regionsearch.tensors import tensor_from_proto, tensor_to_proto
+from regionsearch.v1 import embed_pb2, region_search_pb2, search_pb2, segment_pb2, types_pb2
+
+Stage = region_search_pb2.IngestStage.ValueType
+Progress = Callable[[Stage], None]
+
+IDEMPOTENCY_KEY = "_idempotency_key"
+"""Attribute that keeps the key of the request that made an image."""
+
+_MAX_NAME = 255
+_SEGMENT_SHARE = 0.7  # of the time left; the rest is for embedding and writing
+_EMBED_SHARE = 0.8
+
+
+@dataclass(frozen=True)
+class _Picture:
+    data: bytes
+    identity: str
+    content_type: str
+
+
+class Ingester:
+    """Takes pictures in, a bounded number at a time."""
+
+    def __init__(
+        self, backends: Backends, catalog: Catalog, store: ImageStore, settings: GatewaySettings
+    ) -> None:
+        self._backends = backends
+        self._catalog = catalog
+        self._store = store
+        self._settings = settings
+        self._limits = settings.limits
+        self._slots = asyncio.Semaphore(self._limits.max_images_in_work)
+        self._admitted = 0
+        self._same: weakref.WeakValueDictionary[tuple[str, str], asyncio.Lock] = weakref.WeakValueDictionary()
+
+    def check_room(self, images: int) -> None:
+        """Refuses a request of several images at once, rather than some of them later.
+
+        Raises:
+            RegionSearchError: OVERLOADED.
+        """
+        if self._admitted + images > self._limits.max_images_in_work + self._limits.max_images_waiting:
+            raise overloaded(
+                f"{self._admitted} images are on their way in (max_images_waiting); send this again later",
+                1.0,
+            )
+
+    async def ingest(
+        self,
+        request: region_search_pb2.IngestImageRequest,
+        *,
+        priority: types_pb2.Priority.ValueType = types_pb2.PRIORITY_INTERACTIVE,
+        idempotency_key: str | None = None,
+        progress: Progress = lambda stage: None,
+    ) -> region_search_pb2.IngestImageResponse:
+        """Takes one picture in; answers once all of it is on disk.
+
+        Args:
+            request: The picture and what is said about it.
+            priority: Whether somebody waits for it or it is one of many.
+            idempotency_key: A repetition under the same key is answered like the first time.
+            progress: Told when a stage begins.
+
+        Raises:
+            RegionSearchError: Nothing has changed then.
+        """
+        self.check_room(1)
+        self._admitted += 1
+        try:
+            progress(region_search_pb2.INGEST_STAGE_RECEIVED)
+            if IDEMPOTENCY_KEY in request.attributes:
+                raise invalid(
+                    "attributes", f"the attribute {IDEMPOTENCY_KEY} is reserved; choose another name"
+                )
+            picture = await asyncio.to_thread(self._read, request.image)
+            # The same picture twice at once: the second one waits and finds it known.
+            lock = self._same.setdefault((request.collection or DEFAULT, picture.identity), asyncio.Lock())
+            async with lock, self._slots:
+                with deadline(self._settings.timeouts.ingest_s):
+                    return await self._ingest(request, picture, priority, idempotency_key, progress)
+        finally:
+            self._admitted -= 1
+
+    def _read(self, image: types_pb2.Image) -> _Picture:
+        """Looks at the header only; the segmenter is the first one to decode the rest."""
+        if image.WhichOneof("source") == "encoded":
+            data = image.encoded
+        else:
+            data = encode_image(image_from_proto(image, self._limits.image))
+        header = probe_image(data, self._limits.image, "image.encoded")
+        return _Picture(data, image_id(data), header.content_type)
+
+    async def _ingest(
+        self,
+        request: region_search_pb2.IngestImageRequest,
+        picture: _Picture,
+        priority: types_pb2.Priority.ValueType,
+        key: str | None,
+        progress: Progress,
+    ) -> region_search_pb2.IngestImageResponse:
+        collection, known = await asyncio.gather(
+            self._catalog.get(request.collection), self._known(request.collection, picture.identity)
+        )
+        if known is not None:
+            return await self._duplicate(known, picture, collection.name, key)
+        await self._check_model(collection)
+
+        image = types_pb2.Image(encoded=picture.data)
+        progress(region_search_pb2.INGEST_STAGE_SEGMENTING)
+        segmented = await self._segment(request, image, priority)
+        progress(region_search_pb2.INGEST_STAGE_EMBEDDING)
+        vectors = await self._embed(image, segmented.regions, collection.model, priority)
+        progress(region_search_pb2.INGEST_STAGE_STORING)
+        await self._store.put(collection.name, picture.identity, picture.data)
+
+        write = search_pb2.UpsertRequest(
+            collection=collection.name,
+            model=collection.model,
+            images=[_stored_image(request, picture, segmented, key)],
+            records=_records(picture.identity, segmented),
+            vectors=tensor_to_proto(vectors),
+            skip_existing=True,
+        )
+        backends = self._backends
+        answer = await backends.searcher.call(backends.search.Upsert, write, patient=True)
+        if answer.skipped_image_ids:  # another gateway was faster
+            known = await self._known(collection.name, picture.identity)
+            if known is not None:
+                return await self._duplicate(known, picture, collection.name, key)
+        await self._keep_bytes(collection.name, picture)
+        progress(region_search_pb2.INGEST_STAGE_DONE)
+        return region_search_pb2.IngestImageResponse(
+            outcome=region_search_pb2.INGEST_OUTCOME_CREATED,
+            image_id=picture.identity,
+            region_count=len(segmented.regions),
+            seq=answer.seq,
+        )
+
+    async def _known(self, collection: str, identity: str) -> search_pb2.GetRecordsResponse | None:
+        try:
+            found = await self._catalog.records(collection, image_ids=[identity])
+        except RegionSearchError as error:
+            if error.kind is Kind.NOT_FOUND:  # the collection, which may come into being just now
+                return None
+            raise
+        return found if found.images else None
+
+    async def _duplicate(
+        self, known: search_pb2.GetRecordsResponse, picture: _Picture, collection: str, key: str | None
+    ) -> region_search_pb2.IngestImageResponse:
+        await self._keep_bytes(collection, picture)
+        (image,) = known.images
+        repeated = key is not None and image.attributes.get(IDEMPOTENCY_KEY) == key
+        outcomes = region_search_pb2.IngestOutcome
+        return region_search_pb2.IngestImageResponse(
+            outcome=outcomes.INGEST_OUTCOME_CREATED if repeated else outcomes.INGEST_OUTCOME_DUPLICATE,
+            image_id=picture.identity,
+            region_count=image.region_count,
+            seq=known.seq,
+        )
+
+    async def _keep_bytes(self, collection: str, picture: _Picture) -> None:
+        """Puts the picture back where a deletion that ran at the same time took it away.
+
+        A deletion removes the record, then the picture, then looks whether the record is there again; so
+        either it sees the new record, or this sees that the picture is gone.
+        """
+        if not await self._store.exists(collection, picture.identity):
+            await self._store.put(collection, picture.identity, picture.data)
+
+    async def _check_model(self, collection: search_pb2.Collection) -> None:
+        """Fails before the expensive stages where the write would be refused after them."""
+        model = await self._catalog.embedder_model(collection.model.crop_policy)
+        if not same_model(model, collection.model):
+            raise model_mismatch(collection, model)
+
+    async def _segment(
+        self,
+        request: region_search_pb2.IngestImageRequest,
+        image: types_pb2.Image,
+        priority: types_pb2.Priority.ValueType,
+    ) -> segment_pb2.SegmentResponse:
+        selection = self._settings.selection.to_proto()
+        selection.MergeFrom(request.selection)
+        message = segment_pb2.SegmentRequest(
+            image=image, everything=segment_pb2.EverythingOptions(selection=selection), priority=priority
+        )
+        backends = self._backends
+        return await backends.segmenter.call(
+            backends.segment.Segment, message, share=_SEGMENT_SHARE, patient=True
+        )
+
+    async def _embed(
+        self,
+        image: types_pb2.Image,
+        regions: Sequence[types_pb2.Region],
+        model: types_pb2.ModelInfo,
+        priority: types_pb2.Priority.ValueType,
+    ) -> np.ndarray:
+        """Vectors of the whole image and of each region, shape (1 + regions, dimension)."""
+        backends = self._backends
+
+        async def embed(chunk: Sequence[types_pb2.Region] | None) -> np.ndarray:
+            if chunk is None:
+                whole = embed_pb2.EmbedImagesRequest(images=[image], priority=priority)
+                answer: embed_pb2.EmbedImagesResponse | embed_pb2.EmbedRegionsResponse
+                answer = await backends.embedder.call(
+                    backends.embed.EmbedImages, whole, share=_EMBED_SHARE, patient=True
+                )
+            else:
+                part = embed_pb2.EmbedRegionsRequest(
+                    image=image,
+                    regions=[embed_pb2.RegionCut(box=r.box, mask=r.mask) for r in chunk],
+                    crop_policy=model.crop_policy,
+                    priority=priority,
+                )
+                answer = await backends.embedder.call(
+                    backends.embed.EmbedRegions, part, share=_EMBED_SHARE, patient=True
+                )
+            return tensor_from_proto(answer.vectors, "vectors", ndim=2)
+
+        chunks = list(chunked(regions, self._settings.embed_chunk))
+        return np.concatenate(await afan_out(embed, [None, *chunks]))
+
+
+def model_mismatch(collection: search_pb2.Collection, model: types_pb2.ModelInfo) -> RegionSearchError:
+    """The error of a collection whose vectors are of another model than the embedder's."""
+    return RegionSearchError(
+        Kind.MODEL_MISMATCH,
+        f"collection {collection.name!r} was made with {describe(collection.model)}, the embedder now serves "
+        f"{describe(model)}; start the embedder with the former or make a new collection",
+        field="collection",
+        metadata={"expected": describe(collection.model), "actual": describe(model)},
+    )
+
+
+def describe(model: types_pb2.ModelInfo) -> str:
+    """A model's identity for people."""
+    policy = types_pb2.CropPolicy.Name(model.crop_policy).removeprefix("CROP_POLICY_").lower()
+    return f"{model.family} {model.variant} ({model.weights_digest[:12]}, {model.dimension}-d, {policy})"
+
+
+def checked_key(key: str | None) -> str | None:
+    """An idempotency key as it may be kept with an image.
+
+    Raises:
+        RegionSearchError: INVALID_ARGUMENT for one that is too long or cannot be printed.
+    """
+    if key is not None and not (0 < len(key) <= _MAX_NAME and key.isprintable()):
+        raise invalid("idempotency-key", f"an idempotency key has 1 to {_MAX_NAME} printable characters")
+    return key
+
+
+def clean_name(name: str) -> str:
+    """What a user calls a picture, fit for showing: without control characters, at most 255 characters."""
+    return "".join(c for c in name if c.isprintable())[:_MAX_NAME]
+
+
+def _stored_image(
+    request: region_search_pb2.IngestImageRequest,
+    picture: _Picture,
+    segmented: segment_pb2.SegmentResponse,
+    key: str | None,
+) -> search_pb2.StoredImage:
+    return search_pb2.StoredImage(
+        image_id=picture.identity,
+        name=clean_name(request.name),
+        width=segmented.image_width,
+        height=segmented.image_height,
+        content_type=picture.content_type,
+        size_bytes=len(picture.data),
+        tags=list(dict.fromkeys(request.tags)),
+        attributes=dict(request.attributes) | ({IDEMPOTENCY_KEY: key} if key else {}),
+    )
+
+
+def _records(identity: str, segmented: segment_pb2.SegmentResponse) -> list[search_pb2.Record]:
+    width, height = segmented.image_width, segmented.image_height
+    whole = search_pb2.Record(
+        record_id=f"{identity}-image",
+        image_id=identity,
+        level=search_pb2.LEVEL_IMAGE,
+        box=types_pb2.Box(x_max=width, y_max=height),
+        area=width * height,
+    )
+    regions = [
+        search_pb2.Record(
+            record_id=f"{identity}-r{index:03d}",
+            image_id=identity,
+            level=search_pb2.LEVEL_REGION,
+            box=region.box,
+            mask=region.mask,
+            area=region.area,
+            predicted_iou=region.predicted_iou,
+            stability_score=region.stability_score,
+        )
+        for index, region in enumerate(segmented.regions)
+    ]
+    return [whole, *regions]

@@ -1,0 +1,209 @@
+"""From what somebody is looking for to vectors: words, a picture, a region, a click, and all together."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gateway.backends import Backends
+from gateway.catalog import Catalog, same_model
+from gateway.ingest import model_mismatch
+from gateway.pointing import Pointer, merged_mask, select_stored
+from gateway.settings import GatewaySettings
+from regionsearch.errors import RegionSearchError, invalid, not_found, too_large
+from regionsearch.tensors import tensor_from_proto
+from regionsearch.v1 import embed_pb2, region_search_pb2, search_pb2, segment_pb2, types_pb2
+
+Vectors = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class QueryVectors:
+    """A query, ready for the searcher.
+
+    Attributes:
+        positives: Shape (phrases or 1, dimension), unit length.
+        negatives: Shape (negatives, dimension), unit length.
+        truncated: For each phrase, whether the model read only its beginning.
+    """
+
+    positives: Vectors
+    negatives: Vectors
+    truncated: tuple[bool, ...]
+
+
+class QueryReader:
+    """Embeds queries for a collection."""
+
+    def __init__(
+        self, backends: Backends, catalog: Catalog, pointer: Pointer, settings: GatewaySettings
+    ) -> None:
+        self._backends = backends
+        self._catalog = catalog
+        self._pointer = pointer
+        self._max_texts = settings.limits.max_texts
+
+    async def read(
+        self,
+        collection: search_pb2.Collection,
+        query: region_search_pb2.Query,
+        negatives: Sequence[str],
+    ) -> QueryVectors:
+        """The vectors of a query: each phrase averaged with the examples, or the examples alone.
+
+        Raises:
+            RegionSearchError: INVALID_ARGUMENT that names the field, NOT_FOUND, MODEL_MISMATCH.
+        """
+        self._check(query, negatives)
+        (positives, against, truncated), *examples = await asyncio.gather(
+            self.texts(collection, query.texts, negatives, "query.texts"),
+            *self._examples(collection, query),
+        )
+        if examples:
+            bases = positives if len(positives) else np.zeros((1, len(examples[0])), np.float32)
+            positives = unit(bases + np.sum(examples, axis=0))
+        return QueryVectors(positives, against, truncated)
+
+    async def texts(
+        self,
+        collection: search_pb2.Collection,
+        phrases: Sequence[str],
+        negatives: Sequence[str],
+        field: str,
+    ) -> tuple[Vectors, Vectors, tuple[bool, ...]]:
+        """Vectors of phrases and negatives in one call, and for each phrase whether its end was cut off."""
+        self.check_texts(phrases, field)
+        self.check_texts(negatives, "negatives")
+        dimension = collection.model.dimension
+        if not phrases and not negatives:
+            return np.empty((0, dimension), np.float32), np.empty((0, dimension), np.float32), ()
+        backends = self._backends
+        request = embed_pb2.EmbedTextsRequest(texts=[*phrases, *negatives])
+        answer = await backends.embedder.call(backends.embed.EmbedTexts, request)
+        answer.model.crop_policy = types_pb2.CROP_POLICY_UNSPECIFIED
+        vectors = _vectors(answer.vectors, answer.model, collection)
+        return vectors[: len(phrases)], vectors[len(phrases) :], tuple(answer.truncated)[: len(phrases)]
+
+    async def regions(
+        self,
+        collection: search_pb2.Collection,
+        image: types_pb2.Image,
+        cuts: Sequence[embed_pb2.RegionCut],
+    ) -> Vectors:
+        """Vectors of regions of a picture under the collection's crop policy, shape (cuts, dimension)."""
+        backends = self._backends
+        request = embed_pb2.EmbedRegionsRequest(
+            image=image, regions=cuts, crop_policy=collection.model.crop_policy
+        )
+        answer = await backends.embedder.call(backends.embed.EmbedRegions, request)
+        return _vectors(answer.vectors, answer.model, collection)
+
+    def check_texts(self, texts: Sequence[str], field: str) -> None:
+        """Refuses blank phrases and too many of them."""
+        if len(texts) > self._max_texts:
+            raise too_large(field, f"{field} has {len(texts)} phrases, over the limit of {self._max_texts}")
+        for index, text in enumerate(texts):
+            if not text.strip():
+                raise invalid(f"{field}[{index}]", "a phrase needs at least one visible character")
+
+    def _check(self, query: region_search_pb2.Query, negatives: Sequence[str]) -> None:
+        image = query.HasField("image")
+        pointed = bool(query.points) or query.HasField("box")
+        if not query.texts and not image and not query.region_id and not query.image_id:
+            raise invalid("query", "the query is empty; give text, an image, a region_id or an image_id")
+        if pointed and image == bool(query.image_id):
+            raise invalid(
+                "query.points" if query.points else "query.box",
+                "points and box belong to one picture; give either image or image_id with them",
+            )
+        for index, point in enumerate(query.points):
+            if not (math.isfinite(point.x) and math.isfinite(point.y)):
+                raise invalid(f"query.points[{index}]", "a point needs finite coordinates")
+        self.check_texts(query.texts, "query.texts")
+        self.check_texts(negatives, "negatives")
+
+    def _examples(
+        self, collection: search_pb2.Collection, query: region_search_pb2.Query
+    ) -> list[asyncio.Future[Vectors]]:
+        """One vector (dimension,) for everything in the query that is not words."""
+        prompt = segment_pb2.Prompt(points=query.points)
+        if query.HasField("box"):
+            prompt.box.CopyFrom(query.box)
+        pointed = prompt.ByteSize() > 0
+        wanted = []
+        if query.HasField("image"):
+            image = query.image
+            wanted.append(
+                self._pointed_at(collection, image, prompt) if pointed else self._whole(collection, image)
+            )
+        if query.region_id:
+            wanted.append(self._stored(collection, query.region_id, "query.region_id"))
+        if query.image_id:
+            if pointed:
+                wanted.append(self._pointed_at_stored(collection, query.image_id, prompt))
+            else:
+                wanted.append(self._stored(collection, f"{query.image_id}-image", "query.image_id"))
+        return [asyncio.ensure_future(one) for one in wanted]
+
+    async def _whole(self, collection: search_pb2.Collection, image: types_pb2.Image) -> Vectors:
+        backends = self._backends
+        request = embed_pb2.EmbedImagesRequest(images=[image])
+        answer = await backends.embedder.call(backends.embed.EmbedImages, request)
+        answer.model.crop_policy = types_pb2.CROP_POLICY_UNSPECIFIED
+        return _first(_vectors(answer.vectors, answer.model, collection))
+
+    async def _pointed_at(
+        self, collection: search_pb2.Collection, image: types_pb2.Image, prompt: segment_pb2.Prompt
+    ) -> Vectors:
+        region = await self._pointer.object_at(image, prompt)
+        cut = embed_pb2.RegionCut(box=region.box, mask=region.mask)
+        return _first(await self.regions(collection, image, [cut]))
+
+    async def _stored(self, collection: search_pb2.Collection, record_id: str, field: str) -> Vectors:
+        found = await self._catalog.records(collection.name, record_ids=[record_id], vectors=True)
+        if not found.records:
+            name = record_id.removesuffix("-image")
+            raise not_found(field, f"{field}: collection {collection.name!r} has no {name!r}")
+        return _first(tensor_from_proto(found.vectors, "vectors", ndim=2))
+
+    async def _pointed_at_stored(
+        self, collection: search_pb2.Collection, image_id: str, prompt: segment_pb2.Prompt
+    ) -> Vectors:
+        """Segment-then-select; the segmenter is asked only where no stored region fits."""
+        try:
+            found = await self._catalog.regions(collection.name, image_id, masks=True, vectors=True)
+        except RegionSearchError as error:
+            error.field = "query.image_id"
+            raise
+        chosen = await asyncio.to_thread(select_stored, found.records, prompt)
+        if len(chosen) == 1:
+            return np.array(tensor_from_proto(found.vectors, "vectors", ndim=2)[chosen[0]])
+        image = await self._pointer.stored_image(collection.name, image_id)
+        if not chosen:
+            return await self._pointed_at(collection, image, prompt)
+        mask = await asyncio.to_thread(merged_mask, [found.records[index] for index in chosen])
+        return _first(await self.regions(collection, image, [embed_pb2.RegionCut(mask=mask)]))
+
+
+def unit(vectors: NDArray[np.floating]) -> Vectors:
+    """Rows scaled to length one; a row of zeros stays."""
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return np.asarray(vectors / np.maximum(norms, 1e-12), np.float32)
+
+
+def _vectors(
+    tensor: types_pb2.Tensor, model: types_pb2.ModelInfo, collection: search_pb2.Collection
+) -> Vectors:
+    if not same_model(model, collection.model):
+        raise model_mismatch(collection, model)
+    return tensor_from_proto(tensor, "vectors", ndim=2)
+
+
+def _first(vectors: Vectors) -> Vectors:
+    row: Vectors = vectors[0]
+    return row

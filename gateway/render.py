@@ -1,0 +1,165 @@
+"""Drawing what was found: outlines, boxes, filled masks, cut-outs, thumbnails. numpy and Pillow only."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+from regionsearch.images import Pixels, encode_image
+from regionsearch.masks import BoolMask, decode_rle
+from regionsearch.v1 import types_pb2
+
+Style = Literal["outline", "boxes", "mask"]
+Colour = tuple[int, int, int]
+
+PALETTE: tuple[Colour, ...] = (
+    (255, 210, 0), (0, 158, 255), (255, 64, 129), (0, 200, 120), (255, 122, 0), (150, 90, 255), (0, 205, 210),
+    (220, 40, 40),
+)  # fmt: skip
+"""Told apart with colour-blindness too, as far as eight colours can be; more phrases begin again."""
+
+_FILL = 0.45  # opacity of a filled mask
+
+
+@dataclass(frozen=True)
+class Find:
+    """Something to draw.
+
+    Attributes:
+        mask: As large as the picture.
+        box: Half-open, pixels.
+        group: Which colour; finds of one phrase share it.
+    """
+
+    mask: types_pb2.Mask
+    box: types_pb2.Box
+    group: int = 0
+
+
+def draw(pixels: Pixels, finds: Sequence[Find], style: Style, legend: Sequence[str] = ()) -> Pixels:
+    """A copy of a picture with finds drawn into it; same size, so that coordinates keep their meaning.
+
+    Args:
+        pixels: RGB (height, width, 3).
+        finds: Best first; the best is drawn last, on top.
+        style: ``outline`` is a ring just outside of the mask, which hides nothing of the object.
+        legend: Names of the groups; shown in a corner when there are several.
+    """
+    canvas = np.array(pixels)
+    height, width = canvas.shape[:2]
+    thickness = max(1, round(min(height, width) / 160))
+    for find in reversed(finds):
+        colour = np.array(PALETTE[find.group % len(PALETTE)], np.float32)
+        if style == "boxes":
+            _frame(canvas, find.box, colour, thickness)
+            continue
+        # Only the neighbourhood of the box is touched: a large picture with a small find costs little.
+        rows, columns = _window(find.box, thickness + 1, height, width)
+        mask = decode_rle(find.mask.coco_rle, find.mask.height, find.mask.width)[rows, columns]
+        view = canvas[rows, columns]
+        if style == "mask":
+            view[mask] = np.rint(view[mask] * (1 - _FILL) + colour * _FILL).astype(np.uint8)
+        else:
+            view[ring(mask, thickness)] = colour.astype(np.uint8)
+    if len(legend) > 1:
+        _write_legend(canvas, legend)
+    return canvas
+
+
+def ring(mask: BoolMask, thickness: int) -> BoolMask:
+    """The pixels outside of a mask within `thickness` of it, measured along rows, columns and diagonals."""
+    return dilate(mask, thickness) & ~mask
+
+
+def dilate(mask: BoolMask, radius: int) -> BoolMask:
+    """A mask grown by a square of side ``2 * radius + 1``; rows first, then columns."""
+    grown = mask
+    for axis in (0, 1):
+        counts = np.cumsum(
+            np.pad(grown, [(radius + 1, radius) if a == axis else (0, 0) for a in (0, 1)]), axis
+        )
+        length = mask.shape[axis]
+        ahead = np.take(counts, np.arange(length) + 2 * radius + 1, axis)
+        behind = np.take(counts, np.arange(length), axis)
+        grown = ahead > behind
+    return grown
+
+
+def cut_out(pixels: Pixels, mask: types_pb2.Mask, box: types_pb2.Box) -> NDArray[np.uint8]:
+    """The object alone: RGBA of its box, transparent outside of its mask."""
+    height, width = pixels.shape[:2]
+    rows, columns = _window(box, 0, height, width)
+    inside = decode_rle(mask.coco_rle, mask.height, mask.width)[rows, columns]
+    return np.dstack([pixels[rows, columns], inside.astype(np.uint8) * 255])
+
+
+def mask_image(mask: types_pb2.Mask) -> NDArray[np.uint8]:
+    """A mask in black and white, as large as its picture."""
+    return decode_rle(mask.coco_rle, mask.height, mask.width).astype(np.uint8) * 255
+
+
+def encode(pixels: NDArray[np.uint8], image_format: Literal["png", "webp"]) -> bytes:
+    """A rendered picture's file."""
+    return encode_image(pixels, "PNG" if image_format == "png" else "WEBP")
+
+
+def thumbnail(data: bytes, width: int) -> bytes:
+    """A small upright WebP of a picture's file, never larger than the picture.
+
+    The file has been ingested, so it is known to be within the limits. JPEGs are decoded at a fraction of
+    their size.
+
+    Args:
+        data: The file.
+        width: Longest side, pixels.
+    """
+    with Image.open(io.BytesIO(data)) as image:
+        image.draft("RGB", (width, width))
+        upright = image if image.format == "TIFF" else ImageOps.exif_transpose(image)
+        if upright.mode.startswith("I"):  # 16 bits of grey
+            grey = np.clip(np.asarray(upright).astype(np.int64), 0, 65535) // 257
+            upright = Image.fromarray(grey.astype(np.uint8))
+        small = upright.convert("RGBA" if upright.has_transparency_data else "RGB")
+        small.thumbnail((width, width), Image.Resampling.LANCZOS)
+    out = io.BytesIO()
+    small.save(out, "WEBP", quality=82)
+    return out.getvalue()
+
+
+def _window(box: types_pb2.Box, margin: int, height: int, width: int) -> tuple[slice, slice]:
+    top, bottom = int(np.floor(box.y_min)) - margin, int(np.ceil(box.y_max)) + margin
+    left, right = int(np.floor(box.x_min)) - margin, int(np.ceil(box.x_max)) + margin
+    return slice(max(0, top), min(height, bottom)), slice(max(0, left), min(width, right))
+
+
+def _frame(canvas: Pixels, box: types_pb2.Box, colour: NDArray[np.float32], thickness: int) -> None:
+    height, width = canvas.shape[:2]
+    outer = _window(box, thickness, height, width)
+    inner = _window(box, 0, height, width)
+    kept = canvas[inner].copy()
+    canvas[outer] = colour.astype(np.uint8)
+    canvas[inner] = kept
+
+
+def _write_legend(canvas: Pixels, names: Sequence[str]) -> None:
+    height, width = canvas.shape[:2]
+    size = max(11, round(min(height, width) / 28))
+    font = ImageFont.load_default(size)
+    shown = [name if len(name) <= 40 else f"{name[:39]}…" for name in names]
+    line, pad = round(size * 1.4), round(size * 0.5)
+    box_width = 3 * pad + size + round(max(font.getlength(name) for name in shown))
+    box_height = 2 * pad + line * len(shown)
+    panel = Image.new("RGB", (box_width, box_height), (24, 24, 27))
+    pen = ImageDraw.Draw(panel)
+    for row, name in enumerate(shown):
+        top = pad + row * line
+        pen.rectangle((pad, top, pad + size - 1, top + size - 1), fill=PALETTE[row % len(PALETTE)])
+        pen.text((2 * pad + size, top + size / 2), name, fill=(250, 250, 250), font=font, anchor="lm")
+    patch = np.asarray(panel)[:height, :width]
+    canvas[: patch.shape[0], : patch.shape[1]] = patch

@@ -1,0 +1,284 @@
+"""Searching a collection, and searching inside one picture."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import hashlib
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from google.protobuf.message import DecodeError
+from numpy.typing import NDArray
+
+from gateway.backends import Backends
+from gateway.catalog import DEFAULT, Catalog
+from gateway.pointing import Pointer
+from gateway.query import QueryReader, QueryVectors, Vectors
+from gateway.settings import GatewaySettings
+from regionsearch.errors import invalid
+from regionsearch.select import merge_masks
+from regionsearch.tensors import tensor_from_proto, tensor_to_proto
+from regionsearch.v1 import embed_pb2, region_search_pb2, search_pb2, types_pb2
+
+RELEVANCY_SCALE = 100.0
+"""Factor of the cosines in the softmax: CLIP's trained logit scale (arXiv 2103.00020, section 2.5)."""
+
+MIN_RELEVANCY = 0.5
+
+SearchRequest = region_search_pb2.RegionSearchServiceSearchRequest
+SearchResponse = region_search_pb2.RegionSearchServiceSearchResponse
+
+
+class Search:
+    """Answers queries."""
+
+    def __init__(
+        self,
+        backends: Backends,
+        catalog: Catalog,
+        pointer: Pointer,
+        reader: QueryReader,
+        settings: GatewaySettings,
+    ) -> None:
+        self._backends = backends
+        self._catalog = catalog
+        self._pointer = pointer
+        self._reader = reader
+        self._margin = settings.whole_image_margin
+
+    async def search(self, request: SearchRequest) -> SearchResponse:
+        """Finds regions and images of a collection.
+
+        Later pages take the query's vectors from the page token, so that all pages answer exactly the same
+        query and nothing is segmented or embedded twice.
+
+        Raises:
+            RegionSearchError: INVALID_ARGUMENT that names the field, NOT_FOUND, MODEL_MISMATCH.
+        """
+        _check_finite(request, "min_score", "relative_cutoff", "min_relevancy")
+        if request.page_size < 0:
+            raise invalid("page_size", "page_size cannot be negative; 0 asks for the default")
+        collection = await self._catalog.get(request.collection)
+        if request.page_token:
+            query, token = _resume(request)
+        else:
+            query, token = await self._reader.read(collection, request.query, request.negatives), ""
+        backends = self._backends
+        answer = await backends.searcher.call(
+            backends.search.Search, self._to_searcher(request, collection, query, token)
+        )
+        (result,) = answer.results
+        return SearchResponse(
+            hits=result.hits,
+            next_page_token=_token(request, query, result.next_page_token),
+            model=answer.model,
+            seq=answer.seq,
+            truncated=query.truncated,
+        )
+
+    def _to_searcher(
+        self, request: SearchRequest, collection: search_pb2.Collection, query: QueryVectors, token: str
+    ) -> search_pb2.SearchRequest:
+        message = search_pb2.SearchRequest(
+            collection=collection.name,
+            model=collection.model,
+            queries=tensor_to_proto(query.positives),
+            query_mode=search_pb2.QUERY_MODE_BEST,
+            negatives=tensor_to_proto(query.negatives) if len(query.negatives) else None,
+            level=request.level,
+            filter=request.filter if request.HasField("filter") else None,
+            group_by=request.group_by,
+            page_size=request.page_size,
+            page_token=token,
+            whole_image_margin=self._margin,
+            include_masks=request.include_masks,
+        )
+        for name in ("min_score", "relative_cutoff", "min_relevancy", "min_seq"):
+            if request.HasField(name):  # type: ignore[arg-type]
+                setattr(message, name, getattr(request, name))
+        return message
+
+    async def within(
+        self, request: region_search_pb2.SearchWithinRequest
+    ) -> region_search_pb2.SearchWithinResponse:
+        """Scores the regions of one picture against phrases; each region goes to its best phrase.
+
+        Raises:
+            RegionSearchError: INVALID_ARGUMENT that names the field, NOT_FOUND, MODEL_MISMATCH.
+        """
+        _check_finite(request, "min_score", "relative_cutoff", "min_relevancy")
+        if not request.texts:
+            raise invalid("texts", "say what to look for: give at least one phrase")
+        collection = await self._catalog.get(request.collection)
+        (phrases, negatives, _), found = await asyncio.gather(
+            self._reader.texts(collection, request.texts, request.negatives, "texts"),
+            self._regions(collection, request),
+        )
+        answer, vectors = found
+        answer.model.CopyFrom(collection.model)
+        await asyncio.to_thread(_score, answer, vectors, phrases, negatives, request)
+        return answer
+
+    async def _regions(
+        self, collection: search_pb2.Collection, request: region_search_pb2.SearchWithinRequest
+    ) -> tuple[region_search_pb2.SearchWithinResponse, Vectors]:
+        """The picture's regions, not scored yet, and their vectors."""
+        answer = region_search_pb2.SearchWithinResponse()
+        source = request.WhichOneof("source")
+        if source == "image_id":
+            stored = await self._catalog.regions(collection.name, request.image_id, masks=True, vectors=True)
+            answer.image_height, answer.image_width = stored.images[0].height, stored.images[0].width
+            for record in stored.records:
+                answer.regions.add(region=region_of(record), region_id=record.record_id)
+            if not stored.records:
+                return answer, np.empty((0, collection.model.dimension), np.float32)
+            return answer, tensor_from_proto(stored.vectors, "vectors", ndim=2)
+        if source is None:
+            raise invalid("image", "there is no picture to search in; send image or image_id")
+        segmented = await self._pointer.regions(request.image)
+        answer.image_height, answer.image_width = segmented.image_height, segmented.image_width
+        for region in segmented.regions:
+            answer.regions.add(region=region)
+        cuts = [embed_pb2.RegionCut(box=region.box, mask=region.mask) for region in segmented.regions]
+        if not cuts:
+            return answer, np.empty((0, collection.model.dimension), np.float32)
+        return answer, await self._reader.regions(collection, request.image, cuts)
+
+
+def region_of(record: search_pb2.Record) -> types_pb2.Region:
+    """A stored region as the segmenter described it."""
+    return types_pb2.Region(
+        box=record.box,
+        mask=record.mask,
+        area=record.area,
+        predicted_iou=record.predicted_iou,
+        stability_score=record.stability_score,
+    )
+
+
+def relevancies(scores: NDArray[np.floating], against: NDArray[np.floating]) -> NDArray[np.float64]:
+    """The smallest softmax of each score (n,) against one of its negatives' scores (n, negatives).
+
+    As in LERF (arXiv 2303.09553, section 3.4), with CLIP's own scale.
+    """
+    excess = (against.max(axis=1) - scores).astype(np.float64)
+    return np.asarray(1.0 / (1.0 + np.exp(np.clip(RELEVANCY_SCALE * excess, -500.0, 500.0))))
+
+
+def _score(
+    answer: region_search_pb2.SearchWithinResponse,
+    vectors: Vectors,
+    phrases: Vectors,
+    negatives: Vectors,
+    request: region_search_pb2.SearchWithinRequest,
+) -> None:
+    """Fills in scores, phrases, hits and their union, and puts the regions in order."""
+    size = (answer.image_height, answer.image_width)
+    answer.union_mask.height, answer.union_mask.width = size
+    if not len(vectors):
+        answer.union_mask.coco_rle = _empty_rle(size)
+        return
+    table = vectors @ phrases.T
+    phrase = table.argmax(axis=1)
+    scores = table[np.arange(len(table)), phrase]
+    relevancy = relevancies(scores, vectors @ negatives.T) if len(negatives) else None
+    hits = _hits(scores, phrase, relevancy, request)
+    for row, region in enumerate(answer.regions):
+        region.score = float(scores[row])
+        region.text_index = int(phrase[row])
+        region.is_hit = bool(hits[row])
+        if relevancy is not None:
+            region.relevancy = float(relevancy[row])
+    masks = [answer.regions[row].region.mask.coco_rle for row in np.flatnonzero(hits)]
+    answer.union_mask.coco_rle = merge_masks(masks, size) if masks else _empty_rle(size)
+    answer.regions.sort(key=lambda region: -region.score)
+
+
+def _hits(
+    scores: NDArray[np.floating],
+    phrase: NDArray[np.intp],
+    relevancy: NDArray[np.float64] | None,
+    request: region_search_pb2.SearchWithinRequest,
+) -> NDArray[np.bool_]:
+    """Which regions count as found: by the thresholds, or else the best one of each phrase."""
+    passing = np.ones(len(scores), np.bool_)
+    if relevancy is not None:
+        passing &= relevancy >= (
+            request.min_relevancy if request.HasField("min_relevancy") else MIN_RELEVANCY
+        )
+    if request.HasField("min_score"):
+        passing &= scores >= request.min_score
+    only_best = not request.HasField("min_score") and not request.HasField("relative_cutoff")
+    part = 1.0 if only_best else request.relative_cutoff if request.HasField("relative_cutoff") else None
+    if part is None:
+        return passing
+    hits = np.zeros(len(scores), np.bool_)
+    for index in np.unique(phrase[passing]):
+        rows = np.flatnonzero(passing & (phrase == index))
+        best = scores[rows].max()
+        hits[rows] = scores[rows] >= best - (1.0 - part) * abs(best)
+    return hits
+
+
+def _empty_rle(size: Sequence[int]) -> str:
+    from regionsearch.masks import encode_rle
+
+    return encode_rle(np.zeros(size, np.bool_))
+
+
+def _check_finite(request: SearchRequest | region_search_pb2.SearchWithinRequest, *names: str) -> None:
+    for name in names:
+        if request.HasField(name) and not math.isfinite(getattr(request, name)):  # type: ignore[arg-type]
+            raise invalid(name, f"{name} must be a finite number")
+    if request.HasField("relative_cutoff") and not 0.0 <= request.relative_cutoff <= 1.0:
+        raise invalid("relative_cutoff", "relative_cutoff is between 0 and 1")
+
+
+def _fingerprint(request: SearchRequest) -> str:
+    bare = SearchRequest()
+    bare.CopyFrom(request)
+    bare.ClearField("page_token")
+    bare.ClearField("min_seq")
+    if not bare.collection:
+        bare.collection = DEFAULT
+    return hashlib.sha256(bare.SerializeToString(deterministic=True)).hexdigest()[:32]
+
+
+def _token(request: SearchRequest, query: QueryVectors, searcher_token: str) -> str:
+    """The searcher's token with the query's vectors, as text."""
+    if not searcher_token:
+        return ""
+    packed = search_pb2.SearchRequest(
+        collection=_fingerprint(request),
+        queries=tensor_to_proto(query.positives),
+        negatives=tensor_to_proto(query.negatives) if len(query.negatives) else None,
+        page_token=searcher_token,
+    )
+    return base64.urlsafe_b64encode(packed.SerializeToString()).decode().rstrip("=")
+
+
+def _resume(request: SearchRequest) -> tuple[QueryVectors, str]:
+    """What `_token` packed.
+
+    Raises:
+        RegionSearchError: INVALID_ARGUMENT when the token is damaged or belongs to another request.
+    """
+    token = request.page_token
+    try:
+        data = base64.b64decode(token.encode("ascii") + b"=" * (-len(token) % 4), b"-_", validate=True)
+        packed = search_pb2.SearchRequest.FromString(data)
+    except (ValueError, binascii.Error, DecodeError) as error:
+        raise invalid("page_token", "the page token is damaged; take it as it was given") from error
+    if packed.collection != _fingerprint(request):
+        raise invalid(
+            "page_token",
+            "the page token belongs to another request; repeat that one, changing nothing but the token",
+        )
+    positives = tensor_from_proto(packed.queries, "page_token", ndim=2)
+    negatives = np.empty((0, positives.shape[1]), np.float32)
+    if packed.HasField("negatives"):
+        negatives = tensor_from_proto(packed.negatives, "page_token", ndim=2)
+    return QueryVectors(positives, negatives, ()), packed.page_token

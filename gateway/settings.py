@@ -1,0 +1,133 @@
+"""Settings of the gateway: ``REGIONSEARCH_GATEWAY_…``, or ``[gateway]`` in the TOML file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
+from pydantic_settings import NoDecode
+
+from regionsearch.images import ImageLimits
+from regionsearch.rpc import TlsFiles
+from regionsearch.v1 import segment_pb2, types_pb2
+from services.runtime.settings import MIB, ServiceSettings
+
+CropPolicyName = Literal[
+    "default", "bbox", "masked_white", "masked_black", "masked_mean", "blur", "context", "red_circle",
+    "ensemble",
+]  # fmt: skip
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class SelectionSettings(_Part):
+    """Which regions of an image are kept; what is absent is the segmenter's default."""
+
+    min_side: int | None = Field(None, ge=0, description="Shortest side of the box, pixels.")
+    min_area: int | None = Field(None, ge=0, description="Smallest area, pixels.")
+    max_area_fraction: float | None = Field(None, gt=0, le=1, description="Largest part of the image.")
+    min_stability_score: float | None = Field(None, ge=0, le=1)
+    mask_nms_thresh: float | None = Field(None, ge=0, le=1, description="Mask IoU of near-duplicates.")
+    max_regions: int | None = Field(None, ge=1, le=1000, description="At most this many.")
+
+    def to_proto(self) -> segment_pb2.SelectionOptions:
+        """As the segmenter takes it."""
+        return segment_pb2.SelectionOptions(**self.model_dump(exclude_none=True))
+
+
+class LimitSettings(_Part):
+    """What a caller may ask for."""
+
+    max_image_bytes: int = Field(30 * MIB, gt=0, description="A file; it must fit a message with its masks.")
+    max_image_pixels: int = Field(50_000_000, gt=0)
+    max_request_bytes: int = Field(512 * MIB, gt=0, description="The body of an HTTP request.")
+    max_files: int = Field(64, gt=0, description="Files of one request.")
+    max_texts: int = Field(64, gt=0, description="Phrases of one query, negatives counted apart.")
+    max_images_in_work: int = Field(16, gt=0, description="Images that are ingested at once.")
+    max_images_waiting: int = Field(512, ge=0, description="Images that may wait; more are refused with 429.")
+    requests_per_s: float | None = Field(None, gt=0, description="Per key, or per address without keys.")
+    requests_burst: int = Field(50, gt=0, description="Requests that may come at once within that rate.")
+
+    @property
+    def image(self) -> ImageLimits:
+        """Limits of one picture."""
+        return ImageLimits(self.max_image_bytes, self.max_image_pixels)
+
+
+class TimeoutSettings(_Part):
+    """Longest times of one request, seconds; a caller's own nearer deadline wins."""
+
+    ingest_s: float = Field(300.0, gt=0, description="One image on its way in.")
+    query_s: float = Field(60.0, gt=0, description="Everything else.")
+    probe_s: float = Field(1.0, gt=0, description="Asking a service whether it is ready.")
+
+
+class BackendTlsSettings(_Part):
+    """How the gateway reaches the services over TLS: PEM files."""
+
+    enabled: bool = False
+    ca: Path | None = Field(None, description="Whom to trust; the system's authorities when absent.")
+    certificate: Path | None = Field(None, description="Who the gateway is, for mutual TLS.")
+    key: Path | None = None
+
+    def files(self) -> TlsFiles | None:
+        """For the channels; None speaks plain text."""
+        return TlsFiles(self.ca, self.certificate, self.key) if self.enabled else None
+
+
+class GatewaySettings(ServiceSettings):
+    """The gateway process.
+
+    An API key that begins with ``read:`` may look and search, one that begins with ``write:`` may also add
+    and delete images; every other key may do everything. The prefix is part of the key.
+    """
+
+    process: ClassVar[str] = "gateway"
+
+    port: int = Field(50050, ge=0, le=65535, description="gRPC port; 0 takes a free one.")
+    http_host: str | None = Field(None, description="Address of the HTTP server; that of gRPC when absent.")
+    http_port: int = Field(8000, ge=0, le=65535, description="HTTP port; 0 takes a free one.")
+    http_port_file: Path | None = Field(None, description="Written with the HTTP port once it listens.")
+    segmenter: str = Field("127.0.0.1:50051", description="host:port, a list of them, or dns:///name:port.")
+    embedder: str = Field("127.0.0.1:50052", description="host:port, a list of them, or dns:///name:port.")
+    searcher: str = Field("127.0.0.1:50053", description="host:port, a list of them, or dns:///name:port.")
+    backend_tls: BackendTlsSettings = BackendTlsSettings()
+    backend_api_key: SecretStr | None = Field(None, description="Sent to the services.")
+    image_store: str = Field(
+        "data/images", description="Folder, or any URL of fsspec such as s3://bucket/path, for the pictures."
+    )
+    crop_policy: CropPolicyName = Field(
+        "default", description="Of new collections; default is the embedder's."
+    )
+    selection: SelectionSettings = SelectionSettings()
+    embed_chunk: int = Field(32, gt=0, le=1000, description="Regions of one call to the embedder.")
+    whole_image_margin: float | None = Field(
+        None, ge=0, description="A whole image goes before its own region that is better by less than this."
+    )
+    limits: LimitSettings = LimitSettings()
+    timeouts: TimeoutSettings = TimeoutSettings()
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Web pages of other origins that may call the API; * for all. Separated by commas."
+    )
+
+    @field_validator("cors_origins", mode="before")
+    @classmethod
+    def _split_origins(cls, value: object) -> object:
+        return (
+            [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+        )
+
+    @property
+    def crop_policy_value(self) -> types_pb2.CropPolicy.ValueType:
+        """The policy of new collections, UNSPECIFIED for the embedder's default."""
+        return crop_policy_value(self.crop_policy)
+
+
+def crop_policy_value(name: CropPolicyName) -> types_pb2.CropPolicy.ValueType:
+    """The contract's value of a crop policy's name."""
+    if name == "default":
+        return types_pb2.CROP_POLICY_UNSPECIFIED
+    return types_pb2.CropPolicy.Value(f"CROP_POLICY_{name.upper()}")

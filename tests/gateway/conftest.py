@@ -1,0 +1,213 @@
+"""A gateway with everything around it in one thread: fake models, the real searcher, real HTTP and gRPC."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import io
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any, TypeVar
+
+import grpc
+import httpx
+import pytest
+from PIL import Image, ImageDraw
+
+from gateway.server import lifespan as gateway_lifespan
+from gateway.settings import GatewaySettings
+from regionsearch.v1 import embed_pb2, region_search_pb2, region_search_pb2_grpc, search_pb2, segment_pb2
+from regionsearch.v1.embed_pb2_grpc import add_EmbedServiceServicer_to_server
+from regionsearch.v1.segment_pb2_grpc import add_SegmentServiceServicer_to_server
+from services.runtime.server import Server, serving
+from services.runtime.settings import ServiceSettings
+from services.searcher.__main__ import searcher
+from services.searcher.settings import EmbeddedSettings, SearcherSettings
+from tests.gateway.fakes import FakeEmbedder, FakeSegmenter, Script, lifespan
+
+T = TypeVar("T")
+
+
+class FakeSettings(ServiceSettings):
+    process = "fake"
+    grace_s: float = 1.0
+    drain_delay_s: float = 0.0
+
+
+def service(module: Any, name: str) -> list[Any]:
+    return [module.DESCRIPTOR.services_by_name[name]]
+
+
+class Running:
+    """A gateway that runs, and how to reach it."""
+
+    def __init__(self, world: World, folder: Path, server: Server) -> None:
+        self.world = world
+        self.folder = folder
+        self.server = server
+        self.url = f"http://127.0.0.1:{(folder / 'http_port').read_text().strip()}"
+        self.http = httpx.Client(base_url=self.url, timeout=30)
+        self.channel = grpc.insecure_channel(f"127.0.0.1:{server.port}")
+        self.grpc = region_search_pb2_grpc.RegionSearchServiceStub(self.channel)
+
+    @property
+    def store(self) -> Path:
+        """Where its pictures are."""
+        return self.folder / "images"
+
+
+class World:
+    """An event loop in a thread, with fakes and a searcher on it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.script = Script()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+        self._stacks: list[contextlib.AsyncExitStack] = []
+        self._count = 0
+        self.segmenter, self.embedder, self.searcher = self.run(self._services())
+
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Runs a coroutine on the loop."""
+        return self.submit(coroutine).result(60)
+
+    def submit(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+
+    def call(self, function: Callable[[], T]) -> T:
+        """Calls a function on the loop."""
+
+        async def body() -> T:
+            return function()
+
+        return self.run(body())
+
+    async def start(self, settings: ServiceSettings, services: list[Any], life: Any) -> tuple[Server, Any]:
+        stack = contextlib.AsyncExitStack()
+        server = await stack.enter_async_context(serving(settings, services, life))
+        self._stacks.append(stack)
+        return server, stack
+
+    async def _services(self) -> tuple[Server, Server, Server]:
+        segmenter, _ = await self.start(
+            FakeSettings(),
+            service(segment_pb2, "SegmentService"),
+            lifespan(add_SegmentServiceServicer_to_server, FakeSegmenter(self.script)),
+        )
+        embedder, _ = await self.start(
+            FakeSettings(),
+            service(embed_pb2, "EmbedService"),
+            lifespan(add_EmbedServiceServicer_to_server, FakeEmbedder(self.script)),
+        )
+        settings = SearcherSettings(
+            port=0, embedded=EmbeddedSettings(folder=self.folder / "records"), drain_delay_s=0, grace_s=1
+        )
+        found, _ = await self.start(settings, service(search_pb2, "SearchService"), searcher(settings))
+        return segmenter, embedder, found
+
+    def gateway(self, **options: Any) -> Running:
+        """Starts another gateway on the same services."""
+        self._count += 1
+        folder = self.folder / f"gateway{self._count}"
+        folder.mkdir()
+        values: dict[str, Any] = {
+            "port": 0,
+            "http_port": 0,
+            "http_port_file": folder / "http_port",
+            "segmenter": f"127.0.0.1:{self.segmenter.port}",
+            "embedder": f"127.0.0.1:{self.embedder.port}",
+            "searcher": f"127.0.0.1:{self.searcher.port}",
+            "image_store": str(folder / "images"),
+            "drain_delay_s": 0,
+            "grace_s": 1,
+        }
+        settings = GatewaySettings(**(values | options))
+        server, _ = self.run(
+            self.start(
+                settings, service(region_search_pb2, "RegionSearchService"), gateway_lifespan(settings)
+            )
+        )
+        return Running(self, folder, server)
+
+    def stop(self) -> None:
+        async def close() -> None:
+            for stack in reversed(self._stacks):
+                await stack.aclose()
+
+        self.run(close())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(10)
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    world = World(tmp_path_factory.mktemp("world"))
+    try:
+        yield world
+    finally:
+        world.stop()
+
+
+@pytest.fixture(scope="session")
+def shared_gateway(world: World) -> Running:
+    return world.gateway()
+
+
+@pytest.fixture
+def script(world: World) -> Iterator[Script]:
+    """The fakes' script, clean."""
+    script = world.script
+    script.__init__()  # type: ignore[misc]
+    yield script
+    for event in script.hold.values():
+        world.call(event.set)
+    script.__init__()  # type: ignore[misc]
+
+
+@pytest.fixture
+def gateway(shared_gateway: Running, script: Script) -> Running:
+    return shared_gateway
+
+
+@pytest.fixture
+def collection(gateway: Running, request: pytest.FixtureRequest) -> Iterator[str]:
+    """A collection of the test's own."""
+    name = "t" + format(abs(hash(request.node.nodeid)) % 10**12)
+    assert gateway.http.post("/v1/collections", json={"name": name}).status_code == 201
+    yield name
+    gateway.http.delete(f"/v1/collections/{name}")
+
+
+Shape = tuple[str, tuple[int, int, int, int]]
+
+
+def scene(
+    *shapes: Shape, size: tuple[int, int] = (160, 120), file_format: str = "PNG", **options: Any
+) -> bytes:
+    """A picture of flat rectangles on white."""
+    image = Image.new("RGB", size, "white")
+    pen = ImageDraw.Draw(image)
+    for colour, (left, top, right, bottom) in shapes:
+        pen.rectangle((left, top, right - 1, bottom - 1), fill=colour)
+    out = io.BytesIO()
+    image.save(out, file_format, **options)
+    return out.getvalue()
+
+
+RED: Shape = ("red", (10, 20, 50, 60))
+BLUE: Shape = ("blue", (80, 30, 140, 110))
+GREEN: Shape = ("lime", (20, 80, 40, 100))
+
+
+def add(gateway: Running, collection: str, *pictures: tuple[str, bytes], **data: Any) -> list[dict[str, Any]]:
+    """Ingests pictures; one result each."""
+    response = gateway.http.post(
+        f"/v1/collections/{collection}/images", files=[("files", picture) for picture in pictures], data=data
+    )
+    assert response.status_code == 200, response.text
+    results: list[dict[str, Any]] = response.json()["results"]
+    return results

@@ -1,0 +1,191 @@
+"""A segmenter and an embedder of a world of flat colours: exact, instant, and good enough to be searched by words.
+
+Every colour of a picture except white is one region; a region's vector is its mean colour; colour names embed to the
+colours themselves. Calls are recorded, and can be made to wait or to fail.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+from PIL import ImageColor
+
+from regionsearch.errors import RegionSearchError, invalid
+from regionsearch.images import image_from_proto
+from regionsearch.masks import mask_box, mask_from_proto, mask_to_proto
+from regionsearch.tensors import tensor_to_proto
+from regionsearch.v1 import embed_pb2, embed_pb2_grpc, segment_pb2, segment_pb2_grpc, types_pb2
+from services.runtime.server import Lifespan, Server
+
+DIMENSION = 4
+SEGMENTER = types_pb2.ModelInfo(family="sam", variant="flat", weights_digest="5" * 64)
+EMBEDDER = types_pb2.ModelInfo(
+    family="open_clip",
+    variant="colours",
+    weights_digest="e" * 64,
+    dimension=DIMENSION,
+    crop_policy=types_pb2.CROP_POLICY_BLUR,
+)
+
+
+@dataclass
+class Script:
+    """What the fakes are told and what they have seen."""
+
+    calls: Counter[str] = field(default_factory=Counter)
+    failures: dict[str, list[RegionSearchError]] = field(
+        default_factory=dict
+    )  # per method, used up one by one
+    hold: dict[str, asyncio.Event] = field(default_factory=dict)  # a method waits for its event
+    cancelled: Counter[str] = field(default_factory=Counter)
+    model: types_pb2.ModelInfo = field(default_factory=lambda: EMBEDDER)
+    requests: list[object] = field(default_factory=list)
+
+    @contextlib.asynccontextmanager
+    async def call(self, method: str, request: object) -> AsyncIterator[None]:
+        """Around every call."""
+        self.calls[method] += 1
+        self.requests.append(request)
+        if self.failures.get(method):
+            raise self.failures[method].pop(0)
+        try:
+            if method in self.hold:
+                await self.hold[method].wait()
+            yield
+        except asyncio.CancelledError:
+            self.cancelled[method] += 1
+            raise
+
+
+class FakeSegmenter(segment_pb2_grpc.SegmentServiceServicer):
+    def __init__(self, script: Script) -> None:
+        self._script = script
+
+    async def Segment(self, request, context):
+        async with self._script.call("Segment", request):
+            pixels = image_from_proto(request.image)
+            height, width = pixels.shape[:2]
+            answer = segment_pb2.SegmentResponse(
+                image_height=height, image_width=width, model=SEGMENTER, embedding_cached=True
+            )
+            masks = colour_masks(pixels)
+            if request.WhichOneof("mode") == "everything":
+                selection = request.everything.selection
+                limit = selection.max_regions if selection.HasField("max_regions") else 64
+                answer.regions.extend(region(mask) for mask in masks[:limit])
+            else:
+                for prompt in request.prompts.prompts:
+                    chosen = [mask for mask in masks if fits(mask, prompt)][:1] or [
+                        np.zeros_like(pixels[:, :, 0], bool)
+                    ]
+                    answer.results.add(candidates=[region(mask) for mask in chosen])
+            return answer
+
+    async def GetModel(self, request, context):
+        return segment_pb2.SegmentServiceGetModelResponse(model=SEGMENTER)
+
+
+class FakeEmbedder(embed_pb2_grpc.EmbedServiceServicer):
+    def __init__(self, script: Script) -> None:
+        self._script = script
+
+    def _model(self, policy: int) -> types_pb2.ModelInfo:
+        model = types_pb2.ModelInfo()
+        model.CopyFrom(self._script.model)
+        model.crop_policy = policy
+        return model
+
+    async def EmbedRegions(self, request, context):
+        async with self._script.call("EmbedRegions", request):
+            pixels = image_from_proto(request.image)
+            rows = [colour_vector(pixels[mask_from_proto(cut.mask)].mean(axis=0)) for cut in request.regions]
+            model = self._model(request.crop_policy or self._script.model.crop_policy)
+            return embed_pb2.EmbedRegionsResponse(vectors=tensor_to_proto(np.stack(rows)), model=model)
+
+    async def EmbedImages(self, request, context):
+        async with self._script.call("EmbedImages", request):
+            rows = [colour_vector(image_from_proto(image).mean(axis=(0, 1))) for image in request.images]
+            return embed_pb2.EmbedImagesResponse(
+                vectors=tensor_to_proto(np.stack(rows)), model=self._model(0)
+            )
+
+    async def EmbedTexts(self, request, context):
+        async with self._script.call("EmbedTexts", request):
+            if any(not text.strip() for text in request.texts):
+                raise invalid("texts", "blank")
+            return embed_pb2.EmbedTextsResponse(
+                vectors=tensor_to_proto(np.stack([text_vector(text) for text in request.texts])),
+                truncated=[len(text.split()) > 75 for text in request.texts],
+                model=self._model(0),
+            )
+
+    async def GetModel(self, request, context):
+        return embed_pb2.EmbedServiceGetModelResponse(model=self._model(self._script.model.crop_policy))
+
+
+def colour_masks(pixels: np.ndarray) -> list[np.ndarray]:
+    """One mask for each colour but white, largest first."""
+    packed = pixels.astype(np.int64) @ (65536, 256, 1)
+    colours, counts = np.unique(packed, return_counts=True)
+    order = sorted(zip(-counts, colours, strict=True))
+    return [packed == colour for _, colour in order if colour != 0xFFFFFF]
+
+
+def region(mask: np.ndarray) -> types_pb2.Region:
+    box = mask_box(mask) or (0, 0, 0, 0)
+    return types_pb2.Region(
+        box=types_pb2.Box(x_min=box[0], y_min=box[1], x_max=box[2], y_max=box[3]),
+        mask=mask_to_proto(mask),
+        area=int(mask.sum()),
+        predicted_iou=0.9,
+        stability_score=0.95,
+    )
+
+
+def fits(mask: np.ndarray, prompt: segment_pb2.Prompt) -> bool:
+    """Whether a mask holds the prompt's foreground points and none of the others, or fills most of its box."""
+    height, width = mask.shape
+    for point in prompt.points:
+        x, y = int(point.x), int(point.y)
+        inside = 0 <= x < width and 0 <= y < height and bool(mask[y, x])
+        if inside != (not point.HasField("label") or point.label == 1):
+            return False
+    if prompt.HasField("box"):
+        box = prompt.box
+        part = mask[int(box.y_min) : int(box.y_max), int(box.x_min) : int(box.x_max)]
+        return bool(part.size and part.mean() > 0.5)
+    return bool(prompt.points)
+
+
+def colour_vector(colour: np.ndarray) -> np.ndarray:
+    """A unit vector whose direction is the hue; white has one of its own."""
+    rgb = np.asarray(colour, np.float32) / 255
+    vector = np.append(rgb - rgb.min() * 0.9, 0.1).astype(np.float32)
+    return vector / np.linalg.norm(vector)
+
+
+def text_vector(text: str) -> np.ndarray:
+    """The colour that a text names, or else a direction of its own."""
+    for word in text.lower().split():
+        with contextlib.suppress(ValueError):
+            return colour_vector(np.array(ImageColor.getrgb(word)))
+    seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
+    vector = np.random.default_rng(seed).normal(size=DIMENSION).astype(np.float32)
+    return vector / np.linalg.norm(vector)
+
+
+def lifespan(register: Callable[..., None], servicer: object) -> Lifespan:
+    """The life of a fake service."""
+
+    @contextlib.asynccontextmanager
+    async def live(server: Server) -> AsyncIterator[None]:
+        server.add(register, servicer)
+        yield
+
+    return live
