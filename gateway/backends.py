@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -15,6 +15,7 @@ from regionsearch.errors import Kind, RegionSearchError
 from regionsearch.rpc import CallPolicy, ChannelConfig, acall, open_aio_channel, remaining
 from regionsearch.rpc.calls import Method
 from regionsearch.v1 import embed_pb2_grpc, search_pb2_grpc, segment_pb2_grpc
+from services.runtime.tracing import client_interceptors
 
 RequestT = TypeVar("RequestT")
 ResponseT = TypeVar("ResponseT")
@@ -24,6 +25,18 @@ _OUT_OF_REACH = {
     Kind.DEADLINE_EXCEEDED: "took too long",
     Kind.OVERLOADED: "is overloaded",
 }
+
+
+async def together(*work: Coroutine[Any, Any, Any]) -> list[Any]:
+    """The results of all, in their order; the first failure cancels the others and is raised."""
+    tasks = [asyncio.create_task(one) for one in work]
+    try:
+        return list(await asyncio.gather(*tasks))
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise
 
 
 @dataclass(frozen=True)
@@ -46,8 +59,6 @@ class Backend:
             service: Full name of its gRPC service.
             settings: TLS, key and limits.
         """
-        from services.runtime.tracing import client_interceptors
-
         self.name = name
         self.target = target
         self._service = service
@@ -132,4 +143,4 @@ class Backends:
 
     async def close(self) -> None:
         """Closes the channels."""
-        await asyncio.gather(*(backend.channel.close() for backend in self.all))
+        await asyncio.gather(*(backend.channel.close(None) for backend in self.all))

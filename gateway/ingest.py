@@ -1,8 +1,8 @@
 """A picture's way in: check → segment → embed → store the bytes → one atomic write → acknowledged.
 
 The write of the records comes last, so that whatever dies on the way leaves nothing that can be seen: at
-worst the bytes of a picture that is not known yet, which a retry finds in their place. Sending a picture again
-is safe at any time, because all of its names are made from its content.
+worst the bytes of a picture that is not known yet, which a retry finds in their place. Sending a picture
+again is safe at any time, because all of its names are made from its content.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import asyncio
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 
@@ -24,8 +25,7 @@ from regionsearch.rpc import afan_out, chunked, deadline
 from regionsearch.tensors import tensor_from_proto, tensor_to_proto
 from regionsearch.v1 import embed_pb2, region_search_pb2, search_pb2, segment_pb2, types_pb2
 
-Stage = region_search_pb2.IngestStage.ValueType
-Progress = Callable[[Stage], None]
+Progress: TypeAlias = "Callable[[region_search_pb2.IngestStage.ValueType], None]"
 
 IDEMPOTENCY_KEY = "_idempotency_key"
 """Attribute that keeps the key of the request that made an image."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gateway.backends import Backends
+from gateway.backends import Backends, together
 from gateway.catalog import Catalog, same_model
 from gateway.ingest import model_mismatch
 from gateway.pointing import Pointer, merged_mask, select_stored
@@ -60,10 +61,10 @@ class QueryReader:
             RegionSearchError: INVALID_ARGUMENT that names the field, NOT_FOUND, MODEL_MISMATCH.
         """
         self._check(query, negatives)
-        (positives, against, truncated), *examples = await asyncio.gather(
-            self.texts(collection, query.texts, negatives, "query.texts"),
-            *self._examples(collection, query),
+        texts, *examples = await together(
+            self.texts(collection, query.texts, negatives, "query.texts"), *self._examples(collection, query)
         )
+        positives, against, truncated = texts
         if examples:
             bases = positives if len(positives) else np.zeros((1, len(examples[0])), np.float32)
             positives = unit(bases + np.sum(examples, axis=0))
@@ -129,13 +130,13 @@ class QueryReader:
 
     def _examples(
         self, collection: search_pb2.Collection, query: region_search_pb2.Query
-    ) -> list[asyncio.Future[Vectors]]:
+    ) -> list[Coroutine[Any, Any, Vectors]]:
         """One vector (dimension,) for everything in the query that is not words."""
         prompt = segment_pb2.Prompt(points=query.points)
         if query.HasField("box"):
             prompt.box.CopyFrom(query.box)
         pointed = prompt.ByteSize() > 0
-        wanted = []
+        wanted: list[Coroutine[Any, Any, Vectors]] = []
         if query.HasField("image"):
             image = query.image
             wanted.append(
@@ -148,7 +149,7 @@ class QueryReader:
                 wanted.append(self._pointed_at_stored(collection, query.image_id, prompt))
             else:
                 wanted.append(self._stored(collection, f"{query.image_id}-image", "query.image_id"))
-        return [asyncio.ensure_future(one) for one in wanted]
+        return wanted
 
     async def _whole(self, collection: search_pb2.Collection, image: types_pb2.Image) -> Vectors:
         backends = self._backends

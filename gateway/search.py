@@ -13,12 +13,13 @@ import numpy as np
 from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
-from gateway.backends import Backends
+from gateway.backends import Backends, together
 from gateway.catalog import DEFAULT, Catalog
 from gateway.pointing import Pointer
 from gateway.query import QueryReader, QueryVectors, Vectors
 from gateway.settings import GatewaySettings
 from regionsearch.errors import invalid
+from regionsearch.masks import encode_rle
 from regionsearch.select import merge_masks
 from regionsearch.tensors import tensor_from_proto, tensor_to_proto
 from regionsearch.v1 import embed_pb2, region_search_pb2, search_pb2, types_pb2
@@ -97,7 +98,7 @@ class Search:
             include_masks=request.include_masks,
         )
         for name in ("min_score", "relative_cutoff", "min_relevancy", "min_seq"):
-            if request.HasField(name):  # type: ignore[arg-type]
+            if request.HasField(name):
                 setattr(message, name, getattr(request, name))
         return message
 
@@ -113,11 +114,13 @@ class Search:
         if not request.texts:
             raise invalid("texts", "say what to look for: give at least one phrase")
         collection = await self._catalog.get(request.collection)
-        (phrases, negatives, _), found = await asyncio.gather(
+        texts, found = await together(
             self._reader.texts(collection, request.texts, request.negatives, "texts"),
             self._regions(collection, request),
         )
-        answer, vectors = found
+        phrases, negatives, _ = texts
+        answer: region_search_pb2.SearchWithinResponse = found[0]
+        vectors: Vectors = found[1]
         answer.model.CopyFrom(collection.model)
         await asyncio.to_thread(_score, answer, vectors, phrases, negatives, request)
         return answer
@@ -224,8 +227,6 @@ def _hits(
 
 
 def _empty_rle(size: Sequence[int]) -> str:
-    from regionsearch.masks import encode_rle
-
     return encode_rle(np.zeros(size, np.bool_))
 
 

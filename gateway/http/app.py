@@ -22,7 +22,8 @@ from services.runtime.health import Health
 _DESCRIPTION = """Find any object in any image: by words, by an example picture, or by pointing at it.
 
 Coordinates are pixels of a picture as a viewer shows it. Errors are problem documents (RFC 9457) with a
-`code` from a closed list. A key goes into `Authorization: Bearer …` or `X-API-Key`, where the operator has set keys.
+`code` from a closed list. Where the operator has set keys, one goes into `Authorization: Bearer …` or
+`X-API-Key: …`.
 """
 
 

@@ -102,10 +102,10 @@ class QueryBody(Body):
         return region_search_pb2.Query(
             texts=([] if self.text is None else [self.text]) + self.texts,
             image=None if self.image is None else types_pb2.Image(encoded=self.image),
-            region_id=self.region_id,
-            image_id=self.image_id,
+            region_id=self.region_id or "",
+            image_id=self.image_id or "",
             points=[point.to_proto() for point in self.points],
-            box=self.box and self.box.to_proto(),
+            box=None if self.box is None else self.box.to_proto(),
         )
 
 
@@ -164,7 +164,7 @@ class SearchBody(Body):
             negatives=self.negatives,
             level=_LEVELS[self.level],
             group_by=search_pb2.GROUP_BY_IMAGE if by_image else search_pb2.GROUP_BY_UNSPECIFIED,
-            filter=self.filter and self.filter.to_proto(),
+            filter=None if self.filter is None else self.filter.to_proto(),
             min_score=self.min_score,
             relative_cutoff=self.relative_cutoff,
             min_relevancy=self.min_relevancy,
@@ -239,7 +239,8 @@ class PromptBody(Body):
     def to_proto(self) -> segment_pb2.Prompt:
         """As the contract has it."""
         return segment_pb2.Prompt(
-            points=[point.to_proto() for point in self.points], box=self.box and self.box.to_proto()
+            points=[point.to_proto() for point in self.points],
+            box=None if self.box is None else self.box.to_proto(),
         )
 
 

@@ -34,7 +34,7 @@ def router(gateway: Gateway) -> APIRouter:
     async def create_collection(request: Request) -> Response:
         """For the model that the embedder serves now; writes and queries of another one are refused."""
         body = await read_body(request, CollectionBody, gateway.settings.limits)
-        codes = body.binary_codes and body.binary_codes.to_proto()
+        codes = None if body.binary_codes is None else body.binary_codes.to_proto()
         made = await catalog.create(body.name, crop_policy_value(body.crop_policy), codes)
         location = f"{request.url.path}/{made.name}"
         return JSONResponse(Collection.of(made).model_dump(), 201, {"Location": location})

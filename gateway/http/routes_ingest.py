@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
-from typing import Any
+from typing import Any, Literal
 
 import structlog
 from fastapi import APIRouter, Request
@@ -24,7 +24,7 @@ from regionsearch.v1 import region_search_pb2, types_pb2
 
 _KEEP_ALIVE_S = 15.0
 _RETRY_LATER = (Kind.OVERLOADED, Kind.UNAVAILABLE, Kind.DEADLINE_EXCEEDED)
-_OUTCOMES = {
+_OUTCOMES: dict[int, Literal["created", "duplicate"]] = {
     region_search_pb2.INGEST_OUTCOME_CREATED: "created",
     region_search_pb2.INGEST_OUTCOME_DUPLICATE: "duplicate",
 }
@@ -109,8 +109,9 @@ def router(gateway: Gateway) -> APIRouter:
                 run.events(), media_type="text/event-stream", headers={"Cache-Control": "no-store"}
             )
         results = await run.results()
-        if all(isinstance(e, RegionSearchError) and e.kind in _RETRY_LATER for e in run.errors):
-            raise run.errors[0]
+        waiting = [e for e in run.errors if isinstance(e, RegionSearchError) and e.kind in _RETRY_LATER]
+        if len(waiting) == len(pictures):
+            raise waiting[0]
         return JSONResponse(IngestResults(results=results).model_dump(exclude_none=True))
 
     return routes
@@ -202,7 +203,7 @@ class _Run:
         else:
             result = IngestResult(
                 name=picture.name,
-                outcome=_OUTCOMES[answer.outcome],  # type: ignore[arg-type]
+                outcome=_OUTCOMES[answer.outcome],
                 image_id=answer.image_id,
                 regions=answer.region_count,
                 seq=answer.seq,

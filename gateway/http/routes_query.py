@@ -98,8 +98,10 @@ def router(gateway: Gateway) -> APIRouter:
             drawn = await asyncio.to_thread(_render, data, answer, body, gateway)
             return Response(drawn, media_type=f"image/{body.image_format}")
         if form == "coco":
-            name = body.image_id or await asyncio.to_thread(image_id, body.image or b"")
-            return JSONResponse(coco.export_within(answer, body.phrases, name))
+            identity = body.image_id
+            if identity is None:
+                identity = await asyncio.to_thread(image_id, body.image or b"")
+            return JSONResponse(coco.export_within(answer, body.phrases, identity))
         found = WithinAnswer.of(answer, body.phrases, masks="mask" in body.include)
         return JSONResponse(found.model_dump(exclude_none=True))
 
@@ -120,8 +122,9 @@ def router(gateway: Gateway) -> APIRouter:
         if body.among == "stored":
             answer = await _pick(gateway, body)
         else:
-            image = types_pb2.Image(encoded=body.image)
-            if body.image is None:
+            if body.image is not None:
+                image = types_pb2.Image(encoded=body.image)
+            else:
                 image = await gateway.pointer.stored_image(body.collection, body.image_id or "")
             answer = SegmentAnswer.of(await gateway.pointer.segment(body.to_proto(image)))
         return JSONResponse(answer.model_dump(exclude_none=True))
@@ -175,7 +178,7 @@ async def _pick(gateway: Gateway, body: SegmentBody) -> SegmentAnswer:
     records = list(found.records)
     if body.text is not None:
         request = region_search_pb2.SearchWithinRequest(
-            collection=body.collection, image_id=body.image_id, texts=[body.text]
+            collection=body.collection, image_id=found.images[0].image_id, texts=[body.text]
         )
         scored = (await gateway.search.within(request)).regions
         best = select_by_scores([one.score for one in scored])

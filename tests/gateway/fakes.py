@@ -1,7 +1,7 @@
-"""A segmenter and an embedder of a world of flat colours: exact, instant, and good enough to be searched by words.
+"""A segmenter and an embedder of a world of flat colours: exact, instant, searchable by words.
 
-Every colour of a picture except white is one region; a region's vector is its mean colour; colour names embed to the
-colours themselves. Calls are recorded, and can be made to wait or to fail.
+Every colour of a picture except white is one region; a region's vector is its mean colour; colour names embed
+to the colours themselves. Calls are recorded, and can be made to wait or to fail.
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ def region(mask: np.ndarray) -> types_pb2.Region:
 
 
 def fits(mask: np.ndarray, prompt: segment_pb2.Prompt) -> bool:
-    """Whether a mask holds the prompt's foreground points and none of the others, or fills most of its box."""
+    """Whether a mask holds the foreground points and none of the others, or fills most of the box."""
     height, width = mask.shape
     for point in prompt.points:
         x, y = int(point.x), int(point.y)
