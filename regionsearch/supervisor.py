@@ -204,8 +204,9 @@ class Supervisor:
             return False, "starting"
         if response.status_code == httpx.codes.OK:
             return True, ""
-        with contextlib.suppress(ValueError):
-            return False, str(response.json().get("detail", "starting"))
+        with contextlib.suppress(ValueError, KeyError):
+            services = response.json()["services"].items()
+            return False, "; ".join(f"{name}: {s['detail']}" for name, s in services if not s["ready"])
         return False, "starting"
 
     def _stop_all(self) -> None:

@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from regionsearch.cli import models, running
+from regionsearch.cli import ingesting, managing, models, running, searching
 from regionsearch.cli.output import errors
 from regionsearch.errors import RegionSearchError
 
@@ -17,7 +17,20 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.command()(running.up)
+for command in (
+    running.up,
+    ingesting.ingest,
+    searching.search,
+    searching.within,
+    searching.export,
+    managing.delete,
+    managing.doctor,
+):
+    app.command()(command)
+app.command(
+    add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True}
+)(managing.evaluate)
+app.add_typer(managing.collections_app, name="collections")
 app.add_typer(models.app, name="models")
 
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from regionsearch.cli.ingesting import find_pictures, send_all, summarise
+from regionsearch.cli.options import COLLECTION
 from regionsearch.cli.output import console, errors
 from regionsearch.models import profile as find_profile
+from regionsearch.models import verify
 from regionsearch.supervisor import Plan, Supervisor
 
 
@@ -27,12 +32,36 @@ def up(
     """Start segmenter, embedder, searcher and gateway, and keep them alive until Ctrl-C."""
     plan = Plan(find_profile(profile), data_dir, port, grpc_port, host)
     for weights in plan.profile.weights:
-        from regionsearch.models import verify
-
         verify(weights)
     supervisor = Supervisor(plan, lambda line: errors.print(line, style="dim", highlight=False, markup=False))
 
     def ready() -> None:
         console.print(f"\n[bold]Region Search is ready:[/] {plan.url}\n", highlight=False)
+        if demo:
+            # Beside the supervisor's own loop, which must go on watching the processes.
+            threading.Thread(target=fill_with_demo, args=(plan.url,), daemon=True).start()
 
     raise typer.Exit(supervisor.run(ready))
+
+
+def fill_with_demo(url: str) -> None:
+    """Ingests the bundled scenes and prints what to try next; those that are there already cost nothing."""
+    scenes = demo_scenes()
+    if not scenes:
+        errors.print("the demo pictures are not here: they come with a checkout, in examples/scenes")
+        return
+    results = asyncio.run(send_all(scenes, COLLECTION, ["demo"], 4, url, None, lambda: None))
+    summarise(results)
+    body = '{"query": {"text": "guitar"}, "level": "region", "page_size": 3}'
+    console.print(
+        "Open the page and search for [bold]guitar[/], or ask from a shell:\n\n"
+        f"  curl -s {url}/v1/collections/default/search -H 'content-type: application/json' -d '{body}'\n",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def demo_scenes() -> list[Path]:
+    """The bundled demo pictures; none when only the package is installed."""
+    folder = Path(__file__).resolve().parents[2] / "examples" / "scenes"
+    return find_pictures([folder]) if folder.is_dir() else []

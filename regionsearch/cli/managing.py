@@ -1,0 +1,126 @@
+"""`regionsearch collections`, `delete`, `doctor`, `evaluate`."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import shutil
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from regionsearch.cli.options import COLLECTION, URL, ApiKey, CollectionName, Url
+from regionsearch.cli.output import console
+from regionsearch.client import Client
+from regionsearch.errors import Kind, RegionSearchError
+from regionsearch.models import PROFILES, models_dir, pocket_dir
+
+collections_app = typer.Typer(help="Collections: list, create, delete.", no_args_is_help=True)
+
+
+@collections_app.command("list")
+def list_collections(url: Url = URL, api_key: ApiKey = None) -> None:
+    """Show all collections."""
+    table = Table("collection", "images", "vectors", "model")
+    with Client(url, api_key=api_key) as client:
+        for one in client.collections():
+            model = f"{one.model['variant']} / {one.model.get('crop_policy')}"
+            table.add_row(one.name, str(one.image_count), str(one.record_count), model)
+    console.print(table)
+
+
+@collections_app.command("create")
+def create_collection(
+    name: str,
+    crop_policy: Annotated[
+        str, typer.Option(help="How regions are cut out before they are embedded.")
+    ] = "default",
+    url: Url = URL,
+    api_key: ApiKey = None,
+) -> None:
+    """Make a collection for the model that is served now."""
+    with Client(url, api_key=api_key) as client:
+        client.create_collection(name, crop_policy)
+
+
+@collections_app.command("delete")
+def delete_collection(
+    name: str,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    url: Url = URL,
+    api_key: ApiKey = None,
+) -> None:
+    """Delete a collection with all that is in it."""
+    if not yes:
+        typer.confirm(f"delete {name} with all of its images?", abort=True)
+    with Client(url, api_key=api_key) as client:
+        client.delete_collection(name)
+
+
+def delete(
+    image_ids: Annotated[list[str], typer.Argument(help="Ids of images.")],
+    collection: CollectionName = COLLECTION,
+    url: Url = URL,
+    api_key: ApiKey = None,
+) -> None:
+    """Delete images with their regions."""
+    with Client(url, api_key=api_key) as client:
+        for image_id in image_ids:
+            client.delete_image(image_id, collection)
+
+
+def doctor(url: Url = URL, api_key: ApiKey = None) -> None:
+    """Look at this machine and at the running services, and say what is wrong and what to do about it."""
+    table = Table("check", "found", "")
+    well = True
+
+    def row(check: str, found: str, good: bool = True, advice: str = "") -> None:
+        nonlocal well
+        well &= good
+        table.add_row(check, found, "[green]well[/]" if good else f"[red]{advice}[/]")
+
+    row("Python", platform.python_version(), sys.version_info >= (3, 11), "3.11 or newer is needed")
+    row("processors", str(os.cpu_count()))
+    free = shutil.disk_usage(Path.cwd()).free // 2**30
+    row("free disk", f"{free} GiB", free >= 1, "less than 1 GiB: writes will fail soon")
+    for module, extra in (
+        ("torch", "segmenter,embedder"),
+        ("segment_anything", "segmenter"),
+        ("open_clip", "embedder"),
+        ("faiss", "searcher"),
+        ("fastapi", "gateway"),
+    ):
+        there = importlib.util.find_spec(module) is not None
+        row(module, "installed" if there else "missing", there, f"pip install 'regionsearch[{extra}]'")
+    bundled = sorted(path.name for path in pocket_dir().glob("*.safetensors"))
+    row("pocket models", ", ".join(bundled) or "missing", len(bundled) == 2, "reinstall regionsearch")
+    for profile in PROFILES.values():
+        if profile.weights:
+            here = [weights.model for weights in profile.weights if (models_dir() / weights.file).exists()]
+            row(
+                f"{profile.name} models",
+                ", ".join(here) or f"not pulled (regionsearch models pull {profile.name})",
+            )
+    with Client(url, api_key=api_key, retries=0, timeout_s=5) as client:
+        try:
+            services: dict[str, Any] = client.ready()["services"]
+        except RegionSearchError as error:
+            running = error.kind is not Kind.UNAVAILABLE
+            row(f"gateway at {url}", error.message, running, "start it with: regionsearch up")
+        else:
+            for name, state in services.items():
+                row(name, state["detail"], state["ready"], "see its log")
+    console.print(table)
+    raise typer.Exit(0 if well else 1)
+
+
+def evaluate(context: typer.Context) -> None:
+    """Measure what the models find; --help tells the options."""
+    # Imported here: only this command needs the models' libraries.
+    from evaluation.cli import app
+
+    app(context.args, prog_name="regionsearch evaluate")

@@ -1,0 +1,174 @@
+"""What the client answers with: frozen, typed, tolerant of fields that a newer server adds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, overload
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+
+from regionsearch.masks import decode_rle
+
+
+class _Result(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class Box(_Result):
+    """A box in pixels of the upright image; edges are half-open."""
+
+    x_min: float
+    y_min: float
+    x_max: float
+    y_max: float
+
+
+class Mask(_Result):
+    """A mask in COCO's compressed run-length encoding."""
+
+    size: tuple[int, int]
+    counts: str
+
+    def to_array(self) -> NDArray[np.bool_]:
+        """The mask as a bool array (height, width)."""
+        return decode_rle(self.counts, *self.size)
+
+
+class Collection(_Result):
+    """A named set of images and vectors of one model."""
+
+    name: str
+    image_count: int
+    record_count: int
+    created_at: str
+    model: dict[str, Any]
+
+
+class Image(_Result):
+    """A stored image; its id is the SHA-256 of its file."""
+
+    image_id: str
+    name: str
+    width: int
+    height: int
+    content_type: str
+    size_bytes: int
+    tags: tuple[str, ...]
+    created_at: str
+    region_count: int
+
+
+class IngestResult(_Result):
+    """What became of a file; `error` has code and detail when it failed."""
+
+    name: str
+    outcome: Literal["created", "duplicate", "failed"]
+    image_id: str | None = None
+    regions: int | None = None
+    seq: int | None = None
+    error: dict[str, Any] | None = None
+
+
+class Region(_Result):
+    """A region of an image."""
+
+    region_id: str | None = None
+    box: Box
+    mask: Mask | None = None
+    area: int
+    predicted_iou: float
+    stability_score: float
+
+
+class ScoredRegion(Region):
+    """A region with its cosine to the phrase that fits it best."""
+
+    score: float
+    relevancy: float | None = None
+    label: str
+    text_index: int
+    is_hit: bool
+
+
+class HitImage(_Result):
+    """The image of a hit."""
+
+    width: int
+    height: int
+    name: str
+    tags: tuple[str, ...]
+
+
+class Hit(_Result):
+    """Something that was found: a region, or a whole image."""
+
+    rank: int
+    score: float
+    relevancy: float | None = None
+    image_id: str
+    region_id: str | None = None
+    level: Literal["image", "region"]
+    box: Box
+    mask: Mask | None = None
+    image: HitImage
+    label: str | None = None
+
+
+class SearchResult(Sequence[Hit]):
+    """A page of hits, best first.
+
+    Attributes:
+        hits: The hits; the result itself is a sequence of them.
+        next_page_token: For the next page; empty on the last one.
+        seq: The last write that the search has seen.
+    """
+
+    def __init__(self, answer: dict[str, Any]) -> None:
+        self.hits = tuple(Hit.model_validate(hit) for hit in answer["hits"])
+        self.next_page_token: str = answer["next_page_token"]
+        self.seq: int = answer["seq"]
+
+    def __len__(self) -> int:
+        return len(self.hits)
+
+    def __iter__(self) -> Iterator[Hit]:
+        return iter(self.hits)
+
+    @overload
+    def __getitem__(self, index: int) -> Hit: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Hit]: ...
+    def __getitem__(self, index: int | slice) -> Hit | Sequence[Hit]:
+        return self.hits[index]
+
+
+class WithinResult(_Result):
+    """Every region of one picture, best first, and what the hits cover together."""
+
+    width: int
+    height: int
+    regions: tuple[ScoredRegion, ...]
+    union_mask: Mask
+
+    @property
+    def hits(self) -> tuple[ScoredRegion, ...]:
+        """The regions that passed."""
+        return tuple(region for region in self.regions if region.is_hit)
+
+
+class PromptResult(_Result):
+    """The masks of one prompt, best first."""
+
+    candidates: tuple[Region, ...]
+
+
+class SegmentResult(_Result):
+    """Masks: `regions` in everything mode, `results` for prompts."""
+
+    width: int
+    height: int
+    regions: tuple[Region, ...] = ()
+    results: tuple[PromptResult, ...] = ()
+    embedding_cached: bool = False
