@@ -1,7 +1,7 @@
 """The port between the servicer and what keeps the vectors.
 
-There are two engines: `embedded` (SQLite and FAISS in this process, the default) and `milvus` (a Milvus cluster for
-those who outgrow one machine). Both are called from many threads at once and block.
+There are two engines: `embedded` (SQLite and FAISS in this process, the default) and `milvus` (a Milvus
+cluster for those who outgrow one machine). Both are called from many threads at once and block.
 """
 
 from __future__ import annotations

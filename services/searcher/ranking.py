@@ -1,8 +1,8 @@
 """From candidates to hits: thresholds, relevancy, grouping, order. The same for every engine.
 
-A ranking asks its engine for the best `count` records, and for more whenever thresholds or grouping have left too
-few to fill the page, until the page is full or there are no more records. So a filter, a threshold or grouping never
-shortens a page that could be full.
+A ranking asks its engine for the best `count` records, and for more whenever thresholds or grouping have
+left too few to fill the page, until the page is full or there are no more records. So a filter, a
+threshold or grouping never shortens a page that could be full.
 """
 
 from __future__ import annotations

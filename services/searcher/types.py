@@ -217,8 +217,8 @@ class Query:
         min_relevancy: Lowest relevancy kept, where there are negatives.
         relative_cutoff: Keeps what scores at least this part of the best score.
         group_by_image: One hit an image.
-        whole_image_margin: Grouped over both levels, a whole image goes before its own region that is better by
-            less than this.
+        whole_image_margin: Grouped over both levels, a whole image goes before its own region that is
+            better by less than this.
         limit: Hits wanted.
         seq: The state of the collection to look at; None is the newest.
         after: Only hits behind this place.

@@ -57,7 +57,9 @@ class Oracle:
             if drop_empty and len(entry.records) < before and not entry.records:
                 del self.images[image_id]
 
-    def passing(self, wanted: Filter, level: Level | None = None) -> list[tuple[StoredImage, Record, np.ndarray]]:
+    def passing(
+        self, wanted: Filter, level: Level | None = None
+    ) -> list[tuple[StoredImage, Record, np.ndarray]]:
         return [
             (entry.image, record, vector)
             for entry in self.images.values()
@@ -82,7 +84,9 @@ class Oracle:
             scored = [item for item in scored if item[0].score >= np.float32(query.min_score)]
         if query.relative_cutoff is not None and scored:
             top = max(item[0].score for item in scored)
-            scored = [item for item in scored if item[0].score >= top - (1 - query.relative_cutoff) * abs(top)]
+            scored = [
+                item for item in scored if item[0].score >= top - (1 - query.relative_cutoff) * abs(top)
+            ]
         scored.sort(key=_order)
         if query.group_by_image:
             scored = sorted(self._grouped(query, scored), key=_order)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import random
 import shutil
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +13,10 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
-    Bundle,
     RuleBasedStateMachine,
     initialize,
     invariant,
+    precondition,
     rule,
     run_state_machine_as_test,
 )
@@ -38,89 +40,91 @@ from tests.searcher.fake_gpu import FakeDevice
 from tests.searcher.oracle import Oracle
 
 DIMENSION = 4
+MEMORY = Path("/dev/shm")  # noqa: S108  # this is about order, not about power loss
 MODEL = ModelIdentity("open_clip", "test", "digest", DIMENSION)
 IMAGES = [f"image{i}" for i in range(6)]
 TAGS = ["red", "green", "blue"]
 # Few directions, so that equal scores and equal vectors are common.
 DIRECTIONS = np.array(
-    [[1, 0, 0, 0], [0, 1, 0, 0], [1, 1, 0, 0], [1, 1, 1, 1], [-1, 0, 2, 0], [3, 1, 0, 0], [30, 11, 0, 1]], np.float32
+    [[1, 0, 0, 0], [0, 1, 0, 0], [1, 1, 0, 0], [1, 1, 1, 1], [-1, 0, 2, 0], [3, 1, 0, 0], [30, 11, 0, 1]],
+    np.float32,
 )
 DIRECTIONS /= np.linalg.norm(DIRECTIONS, axis=1, keepdims=True)
 
-directions = st.integers(0, len(DIRECTIONS) - 1)
-some_images = st.lists(st.sampled_from(IMAGES), unique=True, max_size=3).map(tuple)
-some_tags = st.lists(st.sampled_from(TAGS), unique=True, max_size=2).map(tuple)
-some_records = st.lists(
-    st.builds(lambda i, n: f"{i}-{n}", st.sampled_from(IMAGES), st.integers(0, 4)), unique=True, max_size=3
-).map(tuple)
-attributes = st.dictionaries(st.sampled_from(["kind", "room"]), st.sampled_from(["a", "b"]), max_size=2)
-maybe = st.none() | st.integers(0, 4)
-
-filters = st.builds(
-    Filter,
-    image_ids=st.just(()) | some_images,
-    exclude_image_ids=st.just(()) | some_images,
-    record_ids=st.just(()) | some_records,
-    exclude_record_ids=st.just(()) | some_records,
-    tags=st.just(()) | some_tags,
-    exclude_tags=st.just(()) | some_tags,
-    min_area=maybe,
-    max_area=maybe,
-    min_predicted_iou=st.none() | st.sampled_from([0.0, 0.5, 0.9]),
-    attributes=attributes.map(lambda found: tuple(sorted(found.items()))),
-)
-plain_filters = st.just(Filter()) | filters
+# One draw a step keeps Hypothesis fast; what it chooses and shrinks are the steps.
+seeds = st.integers(0, 2**32 - 1).map(random.Random)
 
 
-@st.composite
-def upserts(draw) -> Upsert:
-    ids = draw(st.lists(st.sampled_from(IMAGES), unique=True, min_size=1, max_size=2))
-    images, records, chosen = [], [], []
-    for image_id in ids:
-        images.append(StoredImage(image_id, tags=draw(some_tags), attributes=draw(attributes)))
-        for number in range(draw(st.integers(0, 5))):
-            level = Level.REGION if number else draw(st.sampled_from(Level))
+def some(rng: random.Random, values: list, most: int) -> tuple:
+    return tuple(rng.sample(values, rng.randint(1, most)))
+
+
+def some_attributes(rng: random.Random) -> dict[str, str]:
+    return {name: rng.choice("ab") for name in rng.sample(["kind", "room"], rng.randint(0, 2))}
+
+
+def some_vectors(rng: random.Random, least: int, most: int) -> np.ndarray:
+    return DIRECTIONS[np.array(rng.choices(range(len(DIRECTIONS)), k=rng.randint(least, most)), np.intp)]
+
+
+def some_filter(rng: random.Random, least: int = 0) -> Filter:
+    records = [f"{image}-{number}" for image in IMAGES for number in range(5)]
+    conditions = {
+        "image_ids": some(rng, IMAGES, 3),
+        "exclude_image_ids": some(rng, IMAGES, 3),
+        "record_ids": some(rng, records, 9),
+        "exclude_record_ids": some(rng, records, 9),
+        "tags": some(rng, TAGS, 2),
+        "exclude_tags": some(rng, TAGS, 2),
+        "min_area": rng.randint(0, 4),
+        "max_area": rng.randint(0, 4),
+        "min_predicted_iou": rng.choice([0.0, 0.5, 0.9]),
+        "attributes": (("kind", rng.choice("ab")),),
+    }
+    names = rng.sample(sorted(conditions), rng.randint(least, 2))
+    return Filter(**{name: conditions[name] for name in names})
+
+
+def some_upsert(rng: random.Random) -> Upsert:
+    images, records = [], []
+    for image_id in rng.sample(IMAGES, rng.randint(1, 3)):
+        images.append(StoredImage(image_id, tags=some(rng, TAGS, 2), attributes=some_attributes(rng)))
+        for number in range(rng.randint(0, 6)):
+            level = Level.REGION if number else rng.choice([Level.IMAGE, Level.IMAGE, Level.REGION])
             records.append(
                 Record(
                     f"{image_id}-{number}",
                     image_id,
                     level,
                     area=number,
-                    predicted_iou=draw(st.sampled_from([0.25, 0.5, 1.0])),
-                    attributes=draw(st.just({}) | attributes),
+                    predicted_iou=rng.choice([0.25, 0.5, 1.0]),
+                    attributes=rng.choice([{}, some_attributes(rng)]),
                 )
             )
-            chosen.append(draw(directions))
-    vectors = DIRECTIONS[np.array(chosen, np.intp)]
-    return Upsert(images, records, vectors, draw(st.booleans()))
+    return Upsert(images, records, some_vectors(rng, len(records), len(records)), rng.random() < 0.3)
 
 
-@st.composite
-def queries(draw) -> Query:
-    vectors = DIRECTIONS[np.array(draw(st.lists(directions, min_size=1, max_size=2)), np.intp)]
-    negatives = DIRECTIONS[np.array(draw(st.just([]) | st.lists(directions, max_size=2)), np.intp)]
+def some_query(rng: random.Random) -> Query:
     return Query(
-        vectors=vectors,
-        negatives=negatives,
-        level=draw(st.none() | st.sampled_from(Level)),
-        filter=draw(plain_filters),
-        min_score=draw(st.none() | st.sampled_from([0.0, 0.5, 0.9])),
-        min_relevancy=draw(st.sampled_from([0.0, 0.5, 0.9])),
-        relative_cutoff=draw(st.none() | st.sampled_from([0.0, 0.5, 1.0])),
-        group_by_image=draw(st.booleans()),
-        whole_image_margin=draw(st.sampled_from([0.0, 0.02, 0.5])),
-        limit=draw(st.integers(1, 5)),
+        vectors=some_vectors(rng, 1, 2),
+        negatives=some_vectors(rng, 0, rng.choice([0, 0, 2])),
+        level=rng.choice([None, None, *Level]),
+        filter=rng.choice([Filter(), some_filter(rng)]),
+        min_score=rng.choice([None, None, 0.0, 0.5]),
+        min_relevancy=rng.choice([0.0, 0.5, 0.9]),
+        relative_cutoff=rng.choice([None, None, 0.0, 0.5, 1.0]),
+        group_by_image=rng.random() < 0.5,
+        whole_image_margin=rng.choice([0.0, 0.02, 0.5]),
+        limit=rng.randint(1, 5),
     )
 
 
 class SearcherMachine(RuleBasedStateMachine):
     """Also checks, after every step, that counts agree."""
 
-    pages = Bundle("pages")
-
-    @initialize(keep=st.booleans())
-    def begin(self, keep: bool) -> None:
-        self.folder = Path(tempfile.mkdtemp())
+    @initialize(keep=st.booleans(), rng=seeds)
+    def begin(self, keep: bool, rng: random.Random) -> None:
+        self.folder = Path(tempfile.mkdtemp(dir=MEMORY if MEMORY.is_dir() else None))
         self.keeps_states = keep
         self.settings = EmbeddedSettings(
             folder=self.folder,
@@ -133,22 +137,30 @@ class SearcherMachine(RuleBasedStateMachine):
         self.engine.create_collection(Collection("c", MODEL))
         self.oracle = Oracle()
         self.snapshots: dict[str, Oracle] = {}
+        self.pages: list = []  # query of the next page, whole ranking, how shaken things were
         self.shaken = 0  # times that old states may have been forgotten
+        for _ in range(4):
+            self.write(some_upsert(rng))
 
     def teardown(self) -> None:
         if hasattr(self, "engine"):
             self.engine.close()
             shutil.rmtree(self.folder)
 
-    @rule(write=upserts())
-    def upsert(self, write: Upsert) -> None:
+    @rule(rng=seeds)
+    def upsert(self, rng: random.Random) -> None:
+        for _ in range(rng.randint(1, 3)):
+            self.write(some_upsert(rng))
+
+    def write(self, write: Upsert) -> None:
         known = self.engine.upsert("c", MODEL, write)
         assert list(known.skipped) == self.oracle.upsert(write)
 
-    @rule(image=st.sampled_from(IMAGES), number=st.integers(0, 7), direction=directions)
-    def add_record(self, image: str, number: int, direction: int) -> None:
+    @rule(rng=seeds)
+    def add_record(self, rng: random.Random) -> None:
+        image, number = rng.choice(IMAGES), rng.randint(0, 7)
         record = Record(f"{image}-{number}", image, Level.REGION, area=number)
-        write = Upsert([], [record], DIRECTIONS[direction : direction + 1])
+        write = Upsert([], [record], some_vectors(rng, 1, 1))
         if image in self.oracle.images:
             self.engine.upsert("c", MODEL, write)
             self.oracle.upsert(write)
@@ -157,56 +169,46 @@ class SearcherMachine(RuleBasedStateMachine):
                 self.engine.upsert("c", MODEL, write)
             assert caught.value.kind is Kind.INVALID_ARGUMENT
 
-    @rule(images=some_images, records=some_records)
-    def delete(self, images, records) -> None:
+    @rule(rng=seeds)
+    def delete(self, rng: random.Random) -> None:
+        images = some(rng, IMAGES, 2) if rng.random() < 0.5 else ()
+        records = some(rng, [f"{image}-{number}" for image in IMAGES for number in range(5)], 8)
         self.engine.delete("c", Deletion(images, records))
         self.oracle.delete_records(records, drop_empty=False)
         self.oracle.delete_images(images)
 
-    @rule(wanted=filters)
-    def delete_by_filter(self, wanted: Filter) -> None:
-        if wanted == Filter():
-            return
+    @rule(rng=seeds)
+    def delete_by_filter(self, rng: random.Random) -> None:
+        wanted = some_filter(rng, least=1)
         gone = [record.record_id for _, record, _ in self.oracle.passing(wanted)]
         answer = self.engine.delete("c", Deletion(filter=wanted))
         assert answer.record_count == len(gone)
         self.oracle.delete_records(gone, drop_empty=True)
 
-    @rule(target=pages, query=queries())
-    def search(self, query: Query):
-        (page,) = self.engine.search("c", MODEL, [query])
-        ranking = self.oracle.search(query)
-        check_page(page, ranking, 0, query.limit)
-        if not page.more:
-            return None
-        following = Query(
-            **{name: getattr(query, name) for name in query.__slots__ if name not in ("seq", "after", "skipped")},
-            seq=page.seq,
-            after=page.hits[-1].position,
-            skipped=len(page.hits),
-        )
-        return following, ranking, self.shaken
+    @rule(rng=seeds)
+    def search(self, rng: random.Random) -> None:
+        asked = [some_query(rng) for _ in range(8)]
+        found = self.engine.search("c", MODEL, asked)
+        for query, page in zip(asked, found, strict=True):
+            ranking = self.oracle.search(query)
+            check_page(page, ranking, 0, query.limit)
+            if page.more:
+                self.pages.append((following(query, page), ranking, self.shaken))
 
-    @rule(target=pages, page=pages)
-    def turn_the_page(self, page):
-        if page is None:
-            return None
-        query, ranking, shaken = page
-        try:
-            (found,) = self.engine.search("c", MODEL, [query])
-        except RegionSearchError as error:
-            assert error.kind is Kind.ABORTED
-            assert shaken < self.shaken
-            return None
-        check_page(found, ranking, query.skipped, query.limit)
-        if not found.more:
-            return None
-        following = Query(
-            **{name: getattr(query, name) for name in query.__slots__ if name not in ("after", "skipped")},
-            after=found.hits[-1].position,
-            skipped=query.skipped + len(found.hits),
-        )
-        return following, ranking, shaken
+    @precondition(lambda self: getattr(self, "pages", None))
+    @rule()
+    def turn_the_pages(self) -> None:
+        turned, self.pages = self.pages, []
+        for query, ranking, shaken in turned:
+            try:
+                (page,) = self.engine.search("c", MODEL, [query])
+            except RegionSearchError as error:
+                assert error.kind is Kind.ABORTED
+                assert shaken < self.shaken
+            else:
+                check_page(page, ranking, query.skipped, query.limit)
+                if page.more:
+                    self.pages.append((following(query, page), ranking, shaken))
 
     @rule()
     def keep_up(self) -> None:
@@ -250,10 +252,20 @@ class SearcherMachine(RuleBasedStateMachine):
             assert set(listed[image_id].tags) == set(entry.image.tags)
 
 
+def following(query: Query, page) -> Query:
+    return replace(query, seq=page.seq, after=page.hits[-1].position, skipped=page.hits[-1].rank)
+
+
 def check_page(page, ranking, skipped: int, limit: int) -> None:
     expected = ranking[skipped : skipped + limit]
     got = [
-        (hit.rank, hit.score, hit.record.record_id, hit.query_index, hit.best_region and hit.best_region.record.record_id)
+        (
+            hit.rank,
+            hit.score,
+            hit.record.record_id,
+            hit.query_index,
+            hit.best_region and hit.best_region.record.record_id,
+        )
         for hit in page.hits
     ]
     wanted = [
@@ -265,12 +277,12 @@ def check_page(page, ranking, skipped: int, limit: int) -> None:
 
 
 def test_exact_segments_answer_as_the_oracle() -> None:
-    run_state_machine_as_test(SearcherMachine, settings=machine_settings(40))
+    run_state_machine_as_test(SearcherMachine, settings=machine_settings(60))
 
 
 def test_gpu_segments_answer_as_the_oracle(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine_module, "_device", lambda settings: FakeDevice())
-    run_state_machine_as_test(SearcherMachine, settings=machine_settings(20))
+    run_state_machine_as_test(SearcherMachine, settings=machine_settings(30))
 
 
 @pytest.mark.slow

@@ -1,8 +1,9 @@
 """Binary codes: a first pass in Hamming space, then the candidates' full vectors.
 
-Codes are signs after a learned projection. Rotating the principal components at random is nearly as good as ITQ and
-needs a fraction of its training; signs of unrotated components or of the raw vector are useless, because a few
-components carry most of the variance (Gong and Lazebnik, "Iterative Quantization", CVPR 2011).
+Codes are signs after a learned projection. Rotating the principal components at random is nearly as good
+as ITQ and needs a fraction of its training; signs of unrotated components or of the raw vector are
+useless, because a few components carry most of the variance (Gong and Lazebnik, "Iterative Quantization",
+CVPR 2011).
 """
 
 from __future__ import annotations

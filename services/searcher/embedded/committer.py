@@ -30,14 +30,15 @@ class _Job(Generic[T]):
     alone: bool
     future: Future[T] = field(default_factory=Future)
     outcome: tuple[T, Change | None] | None = None
+    error: Exception | None = None
 
 
 class Committer:
     """Runs writes in the order of their arrival, as many in one commit as have gathered.
 
-    While one commit waits for the disk the next group gathers by itself, so no write is ever delayed on purpose. An
-    operation that fails is rolled back alone. Only after the commit are changes applied to the index, and only
-    after that are the writes answered: what is answered is on disk and visible.
+    While one commit waits for the disk the next group gathers by itself, so no write is ever delayed on
+    purpose. An operation that fails is rolled back alone. Only after the commit are changes applied to the
+    index, and only after that are the writes answered: what is answered is on disk and visible.
 
     Args:
         database: The record store.
@@ -147,7 +148,9 @@ class Committer:
         connection = self._database.writer
         try:
             connection.execute("BEGIN IMMEDIATE")
-            written = [job for job in group if job.future.set_running_or_notify_cancel() and self._write(job)]
+            written = [job for job in group if job.future.set_running_or_notify_cancel()]
+            for job in written:
+                self._write(job)
             seq = last_seq(connection)
             connection.execute("COMMIT")
         except sqlite3.Error as error:
@@ -155,15 +158,16 @@ class Committer:
             _fail([job for job in group if not job.future.done()], explain(error, self._database.path))
             return
         for job in written:
-            assert job.outcome is not None
-            if job.outcome[1] is not None:
+            if job.outcome is not None and job.outcome[1] is not None:
                 self._apply(job.outcome[1])
         self._seq = seq
-        for job in written:
-            assert job.outcome is not None
-            job.future.set_result(job.outcome[0])
+        for job in written:  # not before: whoever has an answer may count on nothing being under way for it
+            if job.outcome is not None:
+                job.future.set_result(job.outcome[0])
+            else:
+                job.future.set_exception(job.error)
 
-    def _write(self, job: _Job[Any]) -> bool:
+    def _write(self, job: _Job[Any]) -> None:
         """Runs one operation inside the transaction; whatever it raises concerns its caller alone.
 
         Raises:
@@ -174,23 +178,19 @@ class Committer:
         try:
             job.outcome = job.operation(connection)
         except Exception as error:
-            if not connection.in_transaction:  # SQLite itself gave up, as it does when the disk is full
+            if not connection.in_transaction or _disk_failed(error):  # SQLite itself gave up, or should
                 raise
             connection.execute("ROLLBACK TO job")
-            connection.execute("RELEASE job")
-            shown = explain(error, self._database.path) if isinstance(error, sqlite3.Error) else error
-            job.future.set_exception(shown)
-            return False
+            job.error = explain(error, self._database.path) if isinstance(error, sqlite3.Error) else error
         connection.execute("RELEASE job")
-        return True
 
     def _roll_back(self, connection: sqlite3.Connection, error: sqlite3.Error) -> None:
         with contextlib.suppress(sqlite3.Error):
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
-        if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_IOERR:
-            # After a failed synchronisation the kernel may drop what it could not write and report success next
-            # time, so a retry proves nothing: https://wiki.postgresql.org/wiki/Fsync_Errors
+        if _disk_failed(error):
+            # After a failed synchronisation the kernel may drop what it could not write and report success
+            # next time, so a retry proves nothing: https://wiki.postgresql.org/wiki/Fsync_Errors
             self.refuse(
                 RegionSearchError(
                     Kind.FAILED_PRECONDITION,
@@ -198,6 +198,13 @@ class Committer:
                     "reads go on meanwhile",
                 )
             )
+
+
+def _disk_failed(error: Exception) -> bool:
+    return (
+        isinstance(error, sqlite3.Error)
+        and getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_IOERR
+    )
 
 
 def _fail(jobs: list[_Job[Any]], error: BaseException) -> None:

@@ -1,9 +1,10 @@
 """The SQLite file: opening, checking, errors in our words, copies.
 
-What an answered write survives: the file is in WAL mode with ``synchronous=FULL``, so a commit has been handed to
-the disk with fdatasync before it is answered. It survives the death of the process, of the operating system and of
-the power, as far as the disk keeps its own word on synchronisation. It does not survive the loss of the disk: take
-snapshots for that.
+What an answered write survives: the file is in WAL mode with ``synchronous=FULL``, so a commit has been
+handed to the disk with fdatasync before it is answered. It survives the death of the process, of the
+operating system and of the power, as far as the disk keeps its own word on synchronisation. It does not
+survive the loss of the
+disk: take snapshots for that.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ class Database:
         read_only: Open for reading only, as from a read-only folder.
 
     Raises:
-        RegionSearchError: DATA_LOSS for a damaged or foreign file, FAILED_PRECONDITION for one that is newer than
-            this program or a folder that cannot be written.
+        RegionSearchError: DATA_LOSS for a damaged or foreign file, FAILED_PRECONDITION for one that is
+            newer than this program or a folder that cannot be written.
     """
 
     def __init__(self, path: Path, *, read_only: bool = False) -> None:

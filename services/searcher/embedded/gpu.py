@@ -1,9 +1,9 @@
 """Sealed segments on a GPU through FAISS, with the answers of the exact segment.
 
-What FAISS's GPU indexes cannot do is done here: they ignore selectors without a word (faiss issues 3114, 3924), know
-no removal, give at most 2048 rows, and round queries to half precision. So more rows are fetched than wanted, the
-unwanted ones are dropped, and the answer counts only if the worst fetched row proves that nothing better can be
-missing; otherwise more are fetched, and at last the host decides.
+What FAISS's GPU indexes cannot do is done here: they ignore selectors without a word (faiss issues 3114,
+3924), know no removal, give at most 2048 rows, and round queries to half precision. So more rows are
+fetched than wanted, the unwanted ones are dropped, and the answer counts only if the worst fetched row
+proves that nothing better can be missing; otherwise more are fetched, and at last the host decides.
 """
 
 from __future__ import annotations

@@ -199,8 +199,8 @@ class VectorIndex:
 def exact_scores(segment: Segment, rows: Positions, queries: Vectors) -> Vectors:
     """Cosines that do not depend on what else is computed beside them, shape (rows, queries).
 
-    Products of a half and a single are exact in double precision and so, within 1e-14, are their sums; rounding
-    to single precision hides the order of summation.
+    Products of a half and a single are exact in double precision and so, within 1e-14, are their sums;
+    rounding to single precision hides the order of summation.
     """
     wide = queries.astype(np.float64).T
     scores = np.empty((len(rows), len(queries)), np.float32)

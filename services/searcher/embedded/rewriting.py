@@ -1,7 +1,8 @@
 """Sealed segments made anew beside the traffic: without their dead rows, or with a faster index.
 
-A rewrite copies rows that no longer change except for their `removed` marks. It is built on another thread; the
-writing thread then brings the marks up to date and swaps it in, so that no removal is lost in between.
+A rewrite copies rows that no longer change except for their `removed` marks. It is built on another
+thread; the writing thread then brings the marks up to date and swaps it in, so that no removal is lost in
+between.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The tables of the record store, and how older files become newer ones.
 
-Rows are never changed in place by a write: a new version is added and the old one is marked `removed` with the
-number of that write. So a reader can ask for the state after any recent write `s`: the rows with
+Rows are never changed in place by a write: a new version is added and the old one is marked `removed` with
+the number of that write. So a reader can ask for the state after any recent write `s`: the rows with
 ``added <= s and (removed is null or removed > s)``. Removed rows are purged later, in small steps.
 """
 

@@ -1,8 +1,9 @@
 """Rows in memory: the columns that filters read, and exact segments of vectors.
 
-A segment's rows lie in ascending order of key and of the write that added them. The writing thread appends behind
-the rows that readers know of, and marks removals in place with the number of the removing write; a reader that looks
-at write `s` sees the rows with ``added <= s < removed``. So neither side ever waits for the other.
+A segment's rows lie in ascending order of key and of the write that added them. The writing thread appends
+behind the rows that readers know of, and marks removals in place with the number of the removing write; a
+reader that looks at write `s` sees the rows with ``added <= s < removed``. So neither side ever waits for
+the other.
 """
 
 from __future__ import annotations
@@ -149,8 +150,8 @@ class Segment(Protocol):
     def nearest(self, probes: Sequence[Probe]) -> list[list[Found]]:
         """For each probe and each of its queries the rows that can be among the best `count`.
 
-        Exact kinds return all rows whose true score is at least that of the `count`-th best. The scores that come
-        along are good to `rounding(dimension)`.
+        Exact kinds return all rows whose true score is at least that of the `count`-th best. The scores
+        that come along are good to `rounding(dimension)`.
         """
         ...
 

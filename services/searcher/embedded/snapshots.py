@@ -46,11 +46,12 @@ def take(database: Database, folder: Path, name: str) -> SnapshotInfo:
 def prepared(folder: Path, name: str, least_seq: int) -> Iterator[tuple[Path, int]]:
     """A checked copy of a snapshot in today's format, ready to replace the store; and its write number.
 
-    The snapshot itself is never changed. The copy's write number is raised to `least_seq`, so that numbers handed
-    out before the restore are not handed out again.
+    The snapshot itself is never changed. The copy's write number is raised to `least_seq`, so that numbers
+    handed out before the restore are not handed out again.
 
     Raises:
-        RegionSearchError: NOT_FOUND; DATA_LOSS for a damaged or foreign file; FAILED_PRECONDITION for a newer one.
+        RegionSearchError: NOT_FOUND; DATA_LOSS for a damaged or foreign file; FAILED_PRECONDITION for a
+            newer one.
     """
     source = _path(folder, name)
     if not source.is_file():

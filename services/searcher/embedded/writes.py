@@ -189,8 +189,9 @@ def _insert_image(
         "INSERT INTO image (collection, image_id, name, width, height, content_type, size_bytes, tags, attributes,"
         " created_ms, region_count, added) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0, ?) RETURNING ordinal",
         (
-            collection, image.image_id, image.name, image.width, image.height, image.content_type, image.size_bytes,
-            json.dumps(list(image.tags)), json.dumps(dict(image.attributes)), created_ms, seq,
+            collection, image.image_id, image.name, image.width, image.height, image.content_type,
+            image.size_bytes, json.dumps(list(image.tags)), json.dumps(dict(image.attributes)), created_ms,
+            seq,
         ),
     ).fetchone()  # fmt: skip
     ordinal = int(row[0])
@@ -217,9 +218,10 @@ def _insert_records(
         "INSERT INTO record VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL, ?, ?, ?)",
         (
             (
-                key, collection, homes[r.image_id][0], r.record_id, int(r.level), *(r.box or (None,) * 4), r.area,
-                r.predicted_iou, r.stability_score, json.dumps(dict(r.attributes)) if r.attributes else None, seq,
-                *((r.mask.height, r.mask.width, r.mask.counts) if r.mask else (None, None, None)),
+                key, collection, homes[r.image_id][0], r.record_id, int(r.level), *(r.box or (None,) * 4),
+                r.area, r.predicted_iou, r.stability_score, json.dumps(dict(r.attributes)) if r.attributes
+                else None, seq, *((r.mask.height, r.mask.width, r.mask.counts) if r.mask else (None, None,
+                None)),
             )
             for key, r in zip(keys, records, strict=True)
         ),
