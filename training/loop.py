@@ -116,7 +116,7 @@ def train(
             pace = (time.monotonic() - began) / (done - first)
             shown = "  ".join(f"{name} {value:.4f}" for name, value in running.items())
             console.print(f"step {done}/{steps}  {pace:.2f} s/step  {shown}", highlight=False)
-        if evaluate and (done % evaluate_every == 0 or done == steps):
+        if evaluate and done % evaluate_every == 0:
             shown = "  ".join(f"{name} {value:.4f}" for name, value in evaluate(averaged.module).items())
             console.print(f"step {done}/{steps}  held out: {shown}", highlight=False)
         if done % save_every == 0 or done == steps:

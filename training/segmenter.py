@@ -29,7 +29,7 @@ ARCHITECTURE: dict[str, Any] = {
 EVERYTHING: dict[str, Any] = {"points_per_side": 16, "pred_iou_thresh": 0.6, "stability_score_thresh": 0.8}
 PEAK_RATE = 1.2e-3
 
-_SCENES, _PROMPTS = 8, 4  # of a step; prompts are per scene
+_SCENES, _PROMPTS = 10, 3  # of a step; prompts are per scene
 _BACKGROUND_CLICKS = 0.15  # of the single clicks
 _GRID = SIDE // STRIDE
 _FINE = 4  # mask logits per cell of the embedding, along one side
@@ -170,7 +170,7 @@ def _step_loss(
     loss, report = _mask_loss(masks, predicted, truth)
     extra = _auxiliary_loss(auxiliary, batch.labels)
     report["aux"] = float(extra.detach())
-    return loss + 0.5 * extra, report
+    return loss + extra, report
 
 
 def _mask_loss(masks: Tensor, predicted: Tensor, truth: Tensor) -> tuple[Tensor, dict[str, float]]:

@@ -87,10 +87,8 @@ def write_coco(folder: Path, first_seed: int, count: int, style: SceneStyle = HE
                 "split": ("tune", "test")[i % 2],
             }
         )
-        annotations.extend(
-            {"id": len(annotations) + j, "image_id": i, "category_id": number[name], **shape}
-            for j, (name, shape) in enumerate(_annotate(scene))
-        )
+        for name, shape in _annotate(scene):
+            annotations.append({"id": len(annotations), "image_id": i, "category_id": number[name], **shape})
     categories = [
         {"id": number[name], "name": name, "keywords": list(artist.vocabulary[name])} for name in names
     ]

@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from services.segmenter.backends.pocket import build_pocket_sam
+from tests.training.test_scenes import needs_font
+from training.decoder import decode_masks
+from training.loop import AveragedWeights, learning_rate, train
+
+
+def test_the_rate_warms_up_stays_and_decays() -> None:
+    rates = [learning_rate(step, 4000, 1e-3) for step in range(4000)]
+    assert rates[0] < 1e-5
+    assert rates[200:2800] == [1e-3] * 2600
+    assert all(a > b for a, b in itertools.pairwise(rates[2801:]))
+    assert 0 < rates[-1] < 1e-6
+
+
+def test_a_longer_run_shares_its_flat_part_with_a_shorter_one() -> None:
+    assert [learning_rate(s, 4000, 1.0) for s in range(2800)] == [
+        learning_rate(s, 8000, 1.0) for s in range(2800)
+    ]
+
+
+def test_the_average_follows_weights_and_statistics() -> None:
+    module = nn.BatchNorm1d(2)
+    averaged = AveragedWeights(module, decay=0.5)
+    with torch.no_grad():
+        module.weight.fill_(3.0)
+        module.running_mean.fill_(4.0)
+    averaged.update(module, 100)
+    assert averaged.module.weight.tolist() == [2.0, 2.0]
+    assert averaged.module.running_mean.tolist() == [2.0, 2.0]
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:
+    def run(name: str, crash_at: int | None = None) -> nn.Module:
+        torch.manual_seed(1)
+        module = nn.Linear(3, 1)
+
+        def loss(step: int) -> tuple[torch.Tensor, dict[str, float]]:
+            if step == crash_at:
+                raise KeyboardInterrupt
+            x = torch.from_numpy(np.random.default_rng(step).normal(size=(4, 3))).float()
+            return (module(x) - x.sum(1, keepdim=True)).square().mean(), {}
+
+        return train(module, loss, steps=40, peak=0.1, checkpoint=tmp_path / name, save_every=10)
+
+    with pytest.raises(KeyboardInterrupt):
+        run("broken", crash_at=25)
+    assert torch.load(tmp_path / "broken", weights_only=True)["step"] == 20
+    resumed, whole = run("broken"), run("whole")
+    assert torch.equal(resumed.weight, whole.weight)
+    assert torch.equal(resumed.bias, whole.bias)
+
+
+@pytest.mark.parametrize("refined", [False, True])
+def test_the_shared_decoder_equals_the_stock_one(refined: bool) -> None:
+    torch.manual_seed(0)
+    sam = build_pocket_sam(body="regnetx_002", width=32, heads=4, mlp_width=64)
+    embeddings = torch.randn(2, 32, 32, 32)
+    points = torch.rand(6, 2, 2) * 256
+    labels = torch.tensor([[1.0, 0.0]]).expand(6, -1)
+    earlier = torch.randn(6, 1, 128, 128) if refined else None
+    sparse, dense = sam.prompt_encoder((points, labels), None, earlier)
+    with torch.no_grad():
+        masks, iou = decode_masks(sam, embeddings, sparse, dense if refined else None)
+        for i in range(2):
+            some = slice(3 * i, 3 * i + 3)
+            place = sam.prompt_encoder.get_dense_pe()
+            stock = sam.mask_decoder.predict_masks(embeddings[i : i + 1], place, sparse[some], dense[some])
+            torch.testing.assert_close(masks[some], stock[0], atol=1e-5, rtol=1e-4)
+            torch.testing.assert_close(iou[some], stock[1], atol=1e-5, rtol=1e-4)
+
+
+@needs_font
+@pytest.mark.timeout(600)
+def test_the_command_trains_resumes_and_exports(tmp_path: Path) -> None:
+    def run(steps: int) -> str:
+        command = [
+            sys.executable,
+            "-m",
+            "training",
+            "--steps",
+            str(steps),
+            "--scenes",
+            "40",
+            "--held-out",
+            "0",
+        ]
+        done = subprocess.run(
+            [
+                *command,
+                "--work",
+                str(tmp_path / "work"),
+                "--output",
+                str(tmp_path / "pocket"),
+                "--threads",
+                "2",
+            ],
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=Path(__file__).parents[2],
+            env=os.environ | {"COLUMNS": "200"},
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    assert "resuming" not in run(2)
+    before = json.loads((tmp_path / "pocket/segmenter.json").read_text())
+    output = run(4)
+    assert "resuming segmenter.ckpt at step 2" in output
+    assert "resuming embedder.ckpt at step 2" in output
+    after = json.loads((tmp_path / "pocket/segmenter.json").read_text())
+    assert before["sha256"] != after["sha256"]
+    files = sorted(file.name for file in (tmp_path / "pocket").iterdir())
+    assert files == ["embedder.json", "embedder.safetensors", "segmenter.json", "segmenter.safetensors"]
