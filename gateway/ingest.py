@@ -210,8 +210,10 @@ class Ingester:
             image=image, everything=segment_pb2.EverythingOptions(selection=selection), priority=priority
         )
         backends = self._backends
+        # One of many waits where the services are busy; somebody who waits for one is told at once.
+        patient = priority == types_pb2.PRIORITY_BULK
         return await backends.segmenter.call(
-            backends.segment.Segment, message, share=_SEGMENT_SHARE, patient=True
+            backends.segment.Segment, message, share=_SEGMENT_SHARE, patient=patient
         )
 
     async def _embed(
@@ -223,13 +225,14 @@ class Ingester:
     ) -> np.ndarray:
         """Vectors of the whole image and of each region, shape (1 + regions, dimension)."""
         backends = self._backends
+        patient = priority == types_pb2.PRIORITY_BULK
 
         async def embed(chunk: Sequence[types_pb2.Region] | None) -> np.ndarray:
             if chunk is None:
                 whole = embed_pb2.EmbedImagesRequest(images=[image], priority=priority)
                 answer: embed_pb2.EmbedImagesResponse | embed_pb2.EmbedRegionsResponse
                 answer = await backends.embedder.call(
-                    backends.embed.EmbedImages, whole, share=_EMBED_SHARE, patient=True
+                    backends.embed.EmbedImages, whole, share=_EMBED_SHARE, patient=patient
                 )
             else:
                 part = embed_pb2.EmbedRegionsRequest(
@@ -239,7 +242,7 @@ class Ingester:
                     priority=priority,
                 )
                 answer = await backends.embedder.call(
-                    backends.embed.EmbedRegions, part, share=_EMBED_SHARE, patient=True
+                    backends.embed.EmbedRegions, part, share=_EMBED_SHARE, patient=patient
                 )
             return tensor_from_proto(answer.vectors, "vectors", ndim=2)
 

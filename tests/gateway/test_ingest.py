@@ -2,17 +2,46 @@
 
 from __future__ import annotations
 
-from tests.gateway.conftest import BLUE, RED, Running, add, scene
+import hashlib
+import json
+import time
+from collections.abc import Callable
+
+import grpc
+import httpx
+import numpy as np
+import pytest
+
+from regionsearch.errors import Kind, RegionSearchError, from_rpc_error, overloaded
+from regionsearch.v1 import region_search_pb2, segment_pb2, types_pb2
+from tests.gateway.conftest import BLUE, GREEN, RED, Running, Shape, World, add, scene
+from tests.gateway.fakes import EMBEDDER, Script
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline, "it never came true"
+        time.sleep(0.01)
+
+
+def count(gateway: Running, collection: str) -> int:
+    return int(gateway.http.get(f"/v1/collections/{collection}").json()["image_count"])
 
 
 def test_a_picture_goes_in_and_is_found_by_words(gateway: Running, collection: str) -> None:
     data = scene(RED, BLUE)
     (result,) = add(gateway, collection, ("two things.png", data))
-    assert result["outcome"] == "created"
-    assert result["regions"] == 2
+    assert result == {
+        "name": "two things.png",
+        "outcome": "created",
+        "image_id": hashlib.sha256(data).hexdigest(),
+        "regions": 2,
+        "seq": result["seq"],
+    }
     answer = gateway.http.post(
         f"/v1/collections/{collection}/search",
-        json={"query": {"text": "red"}, "level": "region", "include": ["mask"]},
+        json={"query": {"text": "red"}, "level": "region", "include": ["mask"], "min_seq": result["seq"]},
     )
     assert answer.status_code == 200, answer.text
     hits = answer.json()["hits"]
@@ -21,3 +50,302 @@ def test_a_picture_goes_in_and_is_found_by_words(gateway: Running, collection: s
     assert hits[0]["label"] == "red"
     assert hits[0]["image"]["name"] == "two things.png"
     assert hits[0]["mask"]["size"] == [120, 160]
+
+
+def test_the_default_collection_is_there_from_the_start_and_again_after_its_deletion(gateway: Running) -> None:
+    assert gateway.http.get("/v1/collections/default").json()["model"]["crop_policy"] == "blur"
+    assert gateway.http.delete("/v1/collections/default").status_code == 204
+    assert gateway.http.get("/v1/collections/default").json()["image_count"] == 0
+
+
+def test_the_same_bytes_again_change_nothing(gateway: Running, collection: str, script: Script) -> None:
+    data = scene(RED)
+    results = add(gateway, collection, ("a.png", data), ("b.png", data), ("c.png", data))
+    assert sorted(result["outcome"] for result in results) == ["created", "duplicate", "duplicate"]
+    assert script.calls["Segment"] == 1
+    before = gateway.http.get(f"/v1/collections/{collection}/images").json()
+    (again,) = add(gateway, collection, ("another name.png", data))
+    assert again["outcome"] == "duplicate"
+    assert again["regions"] == 1
+    assert gateway.http.get(f"/v1/collections/{collection}/images").json() == before
+
+
+def test_an_idempotency_key_repeats_the_first_answer(gateway: Running, collection: str) -> None:
+    url, data = f"/v1/collections/{collection}/images", scene(GREEN)
+
+    def send(key: str | None) -> dict:
+        headers = {} if key is None else {"Idempotency-Key": key}
+        response = gateway.http.post(url, files=[("files", ("a.png", data))], headers=headers)
+        return response.json()["results"][0]
+
+    assert [send(key)["outcome"] for key in ("k1", "k1", "k2", None)] == [
+        "created", "created", "duplicate", "duplicate",
+    ]  # fmt: skip
+    image = gateway.http.get(f"{url}/{hashlib.sha256(data).hexdigest()}").json()
+    assert image["attributes"] == {}
+
+
+@pytest.mark.parametrize("key", ["x" * 256, "a\tb"])
+def test_a_bad_idempotency_key_is_refused(gateway: Running, collection: str, key: str) -> None:
+    response = gateway.http.post(
+        f"/v1/collections/{collection}/images",
+        files=[("files", ("a.png", scene(RED)))],
+        headers={"Idempotency-Key": key},
+    )
+    assert response.status_code == 400
+    assert count(gateway, collection) == 0
+
+
+@pytest.mark.parametrize("method", ["Segment", "EmbedRegions", "EmbedImages"])
+def test_a_failure_leaves_nothing_and_a_retry_heals(
+    gateway: Running, collection: str, script: Script, method: str
+) -> None:
+    script.failures[method] = [RegionSearchError(Kind.INTERNAL, "the device is lost")]
+    data = scene(RED, BLUE)
+    (result,) = add(gateway, collection, ("a.png", data))
+    assert result["outcome"] == "failed"
+    assert result["error"]["code"] == "INTERNAL"
+    assert count(gateway, collection) == 0
+    assert not list(gateway.store.glob(f"{collection}/*/*"))
+    assert add(gateway, collection, ("a.png", data))[0]["outcome"] == "created"
+
+
+def test_bytes_that_got_lost_are_healed_by_sending_them_again(gateway: Running, collection: str) -> None:
+    data = scene(RED, GREEN)
+    (result,) = add(gateway, collection, ("a.png", data))
+    (stored,) = gateway.store.glob(f"{collection}/*/*")
+    assert stored.name == result["image_id"]
+    stored.unlink()
+    url = f"/v1/collections/{collection}/images/{result['image_id']}/content"
+    assert gateway.http.get(url).status_code == 404
+    assert add(gateway, collection, ("a.png", data))[0]["outcome"] == "duplicate"
+    assert gateway.http.get(url).content == data
+
+
+def test_one_bad_file_fails_alone_and_says_why(gateway: Running, collection: str) -> None:
+    results = add(gateway, collection, ("a.txt", b"no picture"), ("b.png", scene(RED)), ("c.png", b""))
+    assert [result["outcome"] for result in results] == ["failed", "created", "failed"]
+    assert results[0]["error"]["code"] == "UNSUPPORTED_IMAGE"
+    assert results[2]["error"]["code"] == "INVALID_ARGUMENT"
+    assert results[2]["error"]["errors"][0]["pointer"].startswith("/image")
+
+
+def test_overload_of_a_service_reaches_who_waits_for_one_picture(
+    gateway: Running, collection: str, script: Script
+) -> None:
+    script.failures["Segment"] = [overloaded("the queue is full", 12.5)]
+    response = gateway.http.post(
+        f"/v1/collections/{collection}/images", files=[("files", ("a.png", scene(RED)))]
+    )
+    assert response.status_code == 429
+    assert response.headers["retry-after"] == "13"
+    assert response.json()["code"] == "OVERLOADED"
+    assert "the segmenter is overloaded" in response.json()["detail"]
+
+
+def test_many_pictures_wait_out_a_short_overload(
+    gateway: Running, collection: str, script: Script
+) -> None:
+    script.failures["Segment"] = [overloaded("the queue is full", 0.01)] * 2
+    results = add(gateway, collection, ("a.png", scene(RED)), ("b.png", scene(BLUE)))
+    assert [result["outcome"] for result in results] == ["created", "created"]
+    assert script.calls["Segment"] == 4
+
+
+def test_many_regions_go_out_in_chunks_and_keep_their_order(
+    gateway: Running, collection: str, script: Script
+) -> None:
+    shapes: list[Shape] = [
+        (f"rgb({40 + 4 * i},{250 - 5 * i},{(i * 67) % 256})", (4 * i, 0, 4 * i + 4, 120 - i)) for i in range(40)
+    ]
+    (result,) = add(gateway, collection, ("many.png", scene(*shapes)))
+    assert result["regions"] == 40
+    assert script.calls["EmbedRegions"] == 2
+    url = f"/v1/collections/{collection}"
+    regions = gateway.http.get(f"{url}/images/{result['image_id']}/regions").json()["regions"]
+    for region in (regions[0], regions[25], regions[39]):
+        body = {"query": {"region_id": region["region_id"]}, "level": "region", "page_size": 1}
+        (hit,) = gateway.http.post(f"{url}/search", json=body).json()["hits"]
+        assert hit["region_id"] == region["region_id"]
+        assert hit["score"] == pytest.approx(1, abs=1e-3)
+
+
+def test_a_picture_without_regions_is_kept_as_a_whole(gateway: Running, collection: str) -> None:
+    (result,) = add(gateway, collection, ("white.png", scene()))
+    assert (result["outcome"], result["regions"]) == ("created", 0)
+    url = f"/v1/collections/{collection}"
+    assert gateway.http.get(f"{url}/images/{result['image_id']}/regions").json()["regions"] == []
+    hits = gateway.http.post(f"{url}/search", json={"query": {"text": "white"}}).json()["hits"]
+    assert [(hit["level"], hit["region_id"]) for hit in hits] == [("image", None)]
+
+
+def test_progress_comes_as_server_sent_events(gateway: Running, collection: str) -> None:
+    files = [("files", ("a.png", scene(RED))), ("files", ("bad", b"x"))]
+    with gateway.http.stream(
+        "POST", f"/v1/collections/{collection}/images", files=files, headers={"Accept": "text/event-stream"}
+    ) as response:
+        assert response.headers["content-type"].startswith("text/event-stream")
+        blocks = response.read().decode().strip().split("\n\n")
+    events = [(b.split("\n")[0].removeprefix("event: "), json.loads(b.split("data: ")[1])) for b in blocks]
+    stages = [data["stage"] for event, data in events if event == "progress" and data["index"] == 0]
+    assert stages == ["received", "segmenting", "embedding", "storing", "done"]
+    results = {data["index"]: data["outcome"] for event, data in events if event == "result"}
+    assert results == {0: "created", 1: "failed"}
+    assert events[-1][0] == "done"
+    assert [result["outcome"] for result in events[-1][1]["results"]] == ["created", "failed"]
+
+
+def test_a_client_that_leaves_ends_the_work(gateway: Running, collection: str, script: Script, world: World) -> None:
+    import asyncio
+
+    script.hold["Segment"] = world.call(asyncio.Event)
+    with pytest.raises(httpx.ReadTimeout):
+        gateway.http.post(
+            f"/v1/collections/{collection}/images", files=[("files", ("a.png", scene(RED)))], timeout=0.3
+        )
+    wait_for(lambda: script.cancelled["Segment"] == 1)
+    world.call(script.hold.pop("Segment").set)
+    assert add(gateway, collection, ("a.png", scene(RED)))[0]["outcome"] == "created"
+
+
+def test_another_model_is_refused_before_the_work_begins(
+    gateway: Running, collection: str, script: Script
+) -> None:
+    other = types_pb2.ModelInfo()
+    other.CopyFrom(EMBEDDER)
+    other.weights_digest = "f" * 64
+    script.model = other
+    (result,) = add(gateway, collection, ("a.png", scene(RED)))
+    assert result["error"]["code"] == "MODEL_MISMATCH"
+    assert "eeeeeeeeeeee" in result["error"]["metadata"]["expected"]
+    assert "ffffffffffff" in result["error"]["metadata"]["actual"]
+    assert script.calls["Segment"] == 0
+    response = gateway.http.post(f"/v1/collections/{collection}/search", json={"query": {"text": "red"}})
+    assert response.status_code == 409
+    assert response.json()["code"] == "MODEL_MISMATCH"
+
+
+@pytest.mark.parametrize("name", ["../../evil.html", "/etc/passwd", "a\x01b.png", "x" * 5000, "héllo 😀.png"])
+def test_names_are_only_shown(gateway: Running, collection: str, name: str) -> None:
+    request = region_search_pb2.IngestImageRequest(
+        collection=collection, image=types_pb2.Image(encoded=scene(RED)), name=name
+    )
+    answer = gateway.grpc.IngestImage(request)
+    stored = gateway.http.get(f"/v1/collections/{collection}/images/{answer.image_id}").json()["name"]
+    assert stored == "".join(c for c in name if c.isprintable())[:255]
+    (path,) = gateway.store.glob(f"{collection}/*/*")
+    assert path.name == answer.image_id
+
+
+def test_tags_and_attributes_are_kept_and_filtered_by(gateway: Running, collection: str) -> None:
+    add(gateway, collection, ("a.png", scene(RED)), tags=["holiday", "beach"], attributes='{"by": "me"}')
+    add(gateway, collection, ("b.png", scene(RED, GREEN)))
+    url = f"/v1/collections/{collection}"
+    (image,) = [i for i in gateway.http.get(f"{url}/images").json()["images"] if i["tags"]]
+    assert (image["tags"], image["attributes"]) == (["holiday", "beach"], {"by": "me"})
+    for chosen in ({"tags": ["beach"]}, {"attributes": {"by": "me"}}):
+        body = {"query": {"text": "red"}, "filter": chosen, "group_by": "image"}
+        hits = gateway.http.post(f"{url}/search", json=body).json()["hits"]
+        assert [hit["image"]["name"] for hit in hits] == ["a.png"]
+
+
+@pytest.mark.parametrize("attributes", ["[1]", "{", '{"a": 1}', '{"_idempotency_key": "k"}'])
+def test_bad_attributes_are_refused(gateway: Running, collection: str, attributes: str) -> None:
+    response = gateway.http.post(
+        f"/v1/collections/{collection}/images",
+        files=[("files", ("a.png", scene(RED)))],
+        data={"attributes": attributes},
+    )
+    assert response.status_code == 400 or response.json()["results"][0]["outcome"] == "failed"
+    assert count(gateway, collection) == 0
+
+
+class TestGrpc:
+    def test_one_image_with_a_selection(self, gateway: Running, collection: str) -> None:
+        request = region_search_pb2.IngestImageRequest(
+            collection=collection,
+            image=types_pb2.Image(encoded=scene(RED, BLUE, GREEN)),
+            selection=segment_pb2.SelectionOptions(max_regions=2),
+        )
+        answer = gateway.grpc.IngestImage(request)
+        assert answer.outcome == region_search_pb2.INGEST_OUTCOME_CREATED
+        assert answer.region_count == 2
+        assert gateway.grpc.IngestImage(request).outcome == region_search_pb2.INGEST_OUTCOME_DUPLICATE
+
+    def test_raw_pixels_are_kept_as_png(self, gateway: Running, collection: str) -> None:
+        pixels = np.full((20, 30, 3), 255, np.uint8)
+        pixels[5:10, 5:10] = (255, 0, 0)
+        raw = types_pb2.RawImage(height=20, width=30, rgb=pixels.tobytes())
+        answer = gateway.grpc.IngestImage(
+            region_search_pb2.IngestImageRequest(collection=collection, image=types_pb2.Image(raw=raw))
+        )
+        stored = gateway.http.get(f"/v1/collections/{collection}/images/{answer.image_id}").json()
+        assert (stored["width"], stored["height"], stored["content_type"]) == (30, 20, "image/png")
+
+    def test_a_stream_reports_stages_and_survives_a_bad_image(
+        self, gateway: Running, collection: str
+    ) -> None:
+        def item(key: str, data: bytes) -> region_search_pb2.IngestImagesRequest:
+            request = region_search_pb2.IngestImageRequest(
+                collection=collection, image=types_pb2.Image(encoded=data)
+            )
+            return region_search_pb2.IngestImagesRequest(key=key, request=request)
+
+        pictures = {f"{i}": scene(("red", (i, 0, i + 5, 5))) for i in range(30)} | {"bad": b"no picture"}
+        answers = list(gateway.grpc.IngestImages(item(key, data) for key, data in pictures.items()))
+        done = {answer.key: answer for answer in answers if answer.stage == region_search_pb2.INGEST_STAGE_DONE}
+        assert done.keys() == pictures.keys()
+        assert done["bad"].WhichOneof("result") == "error"
+        assert done["bad"].error.code == grpc.StatusCode.INVALID_ARGUMENT.value[0]
+        assert done["7"].response.outcome == region_search_pb2.INGEST_OUTCOME_CREATED
+        stages = [answer.stage for answer in answers if answer.key == "7"]
+        assert stages == sorted(stages)
+        assert len(stages) == 5
+        assert count(gateway, collection) == 30
+
+    def test_a_deadline_is_handed_on(
+        self, gateway: Running, collection: str, script: Script, world: World
+    ) -> None:
+        import asyncio
+
+        script.hold["EmbedRegions"] = world.call(asyncio.Event)
+        with pytest.raises(grpc.RpcError) as caught:
+            gateway.grpc.IngestImage(
+                region_search_pb2.IngestImageRequest(
+                    collection=collection, image=types_pb2.Image(encoded=scene(RED))
+                ),
+                timeout=0.5,
+            )
+        assert from_rpc_error(caught.value).kind is Kind.DEADLINE_EXCEEDED
+        wait_for(lambda: script.cancelled["EmbedRegions"] == 1)
+        assert count(gateway, collection) == 0
+
+
+def test_no_room_is_said_at_once(world: World, script: Script) -> None:
+    gateway = world.gateway(limits={"max_images_in_work": 1, "max_images_waiting": 1, "max_files": 3})
+    files = [("files", (f"{i}.png", scene(("red", (i, 0, i + 5, 5))))) for i in range(3)]
+    response = gateway.http.post("/v1/collections/default/images", files=files)
+    assert response.status_code == 429
+    assert response.json()["code"] == "OVERLOADED"
+    assert int(response.headers["retry-after"]) >= 1
+    assert gateway.http.post("/v1/collections/default/images", files=files[:2]).status_code == 200
+    response = gateway.http.post("/v1/collections/default/images", files=files * 2)
+    assert response.status_code == 413
+    assert response.json()["code"] == "TOO_LARGE"
+
+
+def test_two_gateways_work_side_by_side(gateway: Running, collection: str, world: World) -> None:
+    """They share services and store; the same pictures through both are created once."""
+    import concurrent.futures
+
+    other = world.gateway(image_store=str(gateway.store))
+    pictures = [(f"{i}.png", scene(("blue", (i, 0, i + 9, 9)))) for i in range(6)]
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        both = list(pool.map(lambda g: add(g, collection, *pictures), (gateway, other)))
+    outcomes = [sorted(pair) for pair in zip(*[[r["outcome"] for r in one] for one in both], strict=True)]
+    assert outcomes == [["created", "duplicate"]] * 6
+    assert count(other, collection) == 6
+    for name, data in pictures:
+        image_id = hashlib.sha256(data).hexdigest()
+        url = f"/v1/collections/{collection}/images/{image_id}/content"
+        assert other.http.get(url).content == data, name
