@@ -99,8 +99,12 @@ class Server:
             self.health.set_not_serving(reason)
             self._stopping.set()
 
-    async def serve(self, lifespan: Lifespan) -> int:
+    async def serve(self, lifespan: Lifespan, announce: Callable[[], None] = lambda: None) -> int:
         """Serves until :meth:`stop` or :meth:`fail`.
+
+        Args:
+            lifespan: What to serve.
+            announce: Called when calls are welcome.
 
         Returns:
             The exit code of the process.
@@ -108,7 +112,7 @@ class Server:
         server = self._bind()
         await server.start()
         _log.info("listening", port=self.port)
-        life = asyncio.create_task(self._live(server, lifespan))
+        life = asyncio.create_task(self._live(server, lifespan, announce))
         stopping = asyncio.create_task(self._stopping.wait())
         await asyncio.wait({life, stopping}, return_when=asyncio.FIRST_COMPLETED)
         stopping.cancel()
@@ -130,12 +134,12 @@ class Server:
         _log.info("stopped", failure=self._failure)
         return 0 if self._failure is None else 1
 
-    async def _live(self, server: grpc.aio.Server, lifespan: Lifespan) -> None:
+    async def _live(self, server: grpc.aio.Server, lifespan: Lifespan, announce: Callable[[], None]) -> None:
         async with lifespan(self):
             if not self._stopping.is_set():
                 self._up.set()
                 self.health.set_serving()
-                self._announce()
+                announce()
             await self._stopping.wait()
             self.health.close()
             if self._failure is None:
@@ -181,7 +185,7 @@ class Server:
             self.port = server.add_insecure_port(address)
         return server
 
-    def _announce(self) -> None:
+    def announce(self) -> None:
         """Tells supervisors and tests the port: one JSON line on stdout, and the port file."""
         settings = self.settings
         if settings.port_file is not None:
@@ -265,7 +269,7 @@ def run(settings: ServiceSettings, services: Sequence[ServiceDescriptor], lifesp
             loop.add_signal_handler(name, _interrupt, server)
         watchdog = asyncio.create_task(_arm_watchdog(server))
         try:
-            return await server.serve(lifespan)
+            return await server.serve(lifespan, server.announce)
         finally:
             watchdog.cancel()
 
