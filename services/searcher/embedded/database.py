@@ -169,6 +169,7 @@ def prepare(connection: sqlite3.Connection, path: Path, migrations: tuple[str, .
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute("PRAGMA wal_autocheckpoint = 2000")
+    connection.execute(f"PRAGMA journal_size_limit = {64 << 20}")
     version = connection.execute("PRAGMA user_version").fetchone()[0]
     for number, script in enumerate(migrations[version:], start=version + 1):
         connection.executescript(f"BEGIN IMMEDIATE; {script} PRAGMA user_version = {number}; COMMIT;")

@@ -23,7 +23,7 @@ from services.searcher.settings import EmbeddedSettings
 _log = structlog.get_logger(__name__)
 _TICK_S = 1.0
 _PURGE_ROWS = 2000
-_PURGE_PAGES = 256
+_PURGE_PAGES = 512
 _PATIENCE_S = 2.0
 
 
@@ -172,10 +172,7 @@ class Upkeep:
         horizon = self._horizon.seq
 
         def operation(connection: sqlite3.Connection) -> tuple[int, None]:
-            freed = writes.purge(connection, horizon, _PURGE_ROWS)
-            if freed:
-                connection.execute(f"PRAGMA incremental_vacuum({_PURGE_PAGES})").fetchall()
-            return freed, None
+            return writes.purge(connection, horizon, _PURGE_ROWS) + writes.shrink(connection, _PURGE_PAGES), None
 
         with self._gate.shared():
             return self._committer.submit(operation).result() > 0

@@ -166,6 +166,15 @@ def purge(connection: sqlite3.Connection, horizon: int, limit: int) -> int:
     return len(gone) + len(images)
 
 
+def shrink(connection: sqlite3.Connection, pages: int) -> int:
+    """Gives up to `pages` pages back to the file system when a quarter of the file is free; returns how many."""
+    free = connection.execute("PRAGMA freelist_count").fetchone()[0]
+    if 4 * free <= connection.execute("PRAGMA page_count").fetchone()[0]:
+        return 0
+    connection.execute(f"PRAGMA incremental_vacuum({pages})").fetchall()
+    return min(int(free), pages)
+
+
 def _home_images(
     connection: sqlite3.Connection, collection: int, images: Sequence[StoredImage], records: Sequence[Record]
 ) -> dict[str, tuple[int, int]]:

@@ -1,0 +1,346 @@
+"""Filters, large counts and ties on every kind of segment; recall of the approximate ones; nobody waits."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from services.searcher.embedded import engine as engine_module
+from services.searcher.embedded.codes import Codec, CodeSegment, build_codes, train_codec
+from services.searcher.embedded.engine import EmbeddedEngine
+from services.searcher.embedded.flat import FlatSegment
+from services.searcher.embedded.gpu import MAX_COUNT, GpuSegment, build_gpu
+from services.searcher.embedded.ivf import IvfSegment, build_ivf
+from services.searcher.embedded.measuring import Examination
+from services.searcher.embedded.rewriting import Rewrite
+from services.searcher.embedded.rows import Rows
+from services.searcher.embedded.segments import Probe, best
+from services.searcher.settings import EmbeddedSettings
+from services.searcher.types import (
+    CodeMethod,
+    CodeSpec,
+    Collection,
+    Deletion,
+    Filter,
+    Level,
+    ModelIdentity,
+    Query,
+    Record,
+    StoredImage,
+    Upsert,
+)
+from tests.searcher.fake_gpu import FakeDevice
+
+DIMENSION = 48
+ROWS = 6000
+MODEL = ModelIdentity("open_clip", "test", "digest", DIMENSION)
+
+
+def clustered(count: int, seed: int = 0, clusters: int = 60) -> np.ndarray:
+    """Vectors with structure, as real ones have, stored precision."""
+    rng = np.random.default_rng(seed)
+    centres = np.random.default_rng(7).standard_normal((clusters, DIMENSION))
+    vectors = centres[rng.integers(0, clusters, count)] + 0.5 * rng.standard_normal((count, DIMENSION))
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors.astype(np.float16).astype(np.float32)
+
+
+def flat_segment(vectors: np.ndarray) -> FlatSegment:
+    count = len(vectors)
+    rows = Rows(
+        key=np.arange(1, count + 1),
+        image=np.arange(count),
+        level=np.full(count, 2, np.uint8),
+        area=np.zeros(count, np.int64),
+        predicted_iou=np.zeros(count, np.float32),
+        stability_score=np.zeros(count, np.float32),
+        created_ms=np.zeros(count, np.int64),
+        vectors=vectors,
+    )
+    segment = FlatSegment(vectors.shape[1], count)
+    segment.append(rows, np.ones(count, np.int64), 0)
+    return segment
+
+
+@pytest.fixture(scope="module")
+def segments():
+    flat = flat_segment(clustered(ROWS))
+    rewrite = Rewrite([flat], 0)
+    sample = rewrite.sample(3000)
+    codec = train_codec(CodeSpec(CodeMethod.PCA_ROTATION, 48), sample)
+    device = FakeDevice()
+    return {
+        "flat": flat,
+        "ivf": build_ivf(rewrite, 0.95),
+        "codes": build_codes(rewrite, codec, 20),
+        "gpu": build_gpu(rewrite, device.place),
+    }
+
+
+def truth(vectors: np.ndarray, query: np.ndarray, mask: np.ndarray, count: int) -> set[int]:
+    scores = vectors.astype(np.float64) @ query.astype(np.float64)
+    scores[~mask] = -np.inf
+    return set(np.argsort(-scores, kind="stable")[: min(count, int(mask.sum()))].tolist())
+
+
+@pytest.mark.parametrize("kind", ["flat", "ivf", "codes", "gpu"])
+@pytest.mark.parametrize("keeps", [1.0, 0.5, 0.2, 0.02, 0.0005])
+@pytest.mark.parametrize("count", [1, 25, 3000])
+def test_an_excluded_row_never_comes_back_and_the_page_is_filled(segments, kind, keeps, count) -> None:
+    segment = segments[kind]
+    mask = np.random.default_rng(3).random(ROWS) < keeps
+    matching = int(mask.sum())
+    queries = clustered(3, seed=5)
+    probe = Probe(queries, ROWS, None if keeps == 1.0 else mask, matching, count)
+    for query, (rows, scores) in zip(queries, segment.nearest([probe])[0], strict=True):
+        assert mask[rows].all()
+        assert len(rows) >= min(count, matching)
+        assert len(set(rows.tolist())) == len(rows)
+        np.testing.assert_allclose(scores, segments["flat"].vectors[rows] @ query, atol=1e-4)
+        if kind in ("flat", "gpu"):
+            assert truth(segments["flat"].vectors, query, mask, count) <= set(rows.tolist())
+
+
+def test_rows_that_came_later_are_not_seen(segments) -> None:
+    query = segments["flat"].vectors[-1:]
+    for segment in segments.values():
+        (rows, _), = segment.nearest([Probe(query, ROWS - 1, None, ROWS - 1, 10)])[0]
+        assert ROWS - 1 not in rows
+        (rows, _), = segment.nearest([Probe(query, ROWS, None, ROWS, 10)])[0]
+        assert ROWS - 1 in rows
+
+
+def test_a_device_that_rounds_is_not_believed_without_proof() -> None:
+    """Neighbours closer than half precision can tell apart: the device's own order is wrong, ours is not."""
+    rng = np.random.default_rng(0)
+    query = rng.standard_normal(DIMENSION).astype(np.float32)
+    query /= np.linalg.norm(query)
+    sideways = rng.standard_normal((5000, DIMENSION)).astype(np.float32)
+    sideways -= np.outer(sideways @ query, query)
+    sideways /= np.linalg.norm(sideways, axis=1, keepdims=True)
+    near = (0.5 * query + np.sqrt(0.75) * sideways).astype(np.float16).astype(np.float32)
+    flat = flat_segment(near)
+    segment = build_gpu(Rewrite([flat], 0), FakeDevice().place)
+    mask = np.ones(5000, np.bool_)
+    device_rows = segment._index.search(query[np.newaxis], 20)[1][0]
+    expected = truth(near, query, mask, 20)
+    assert set(device_rows.tolist()) != expected
+    (rows, _), = segment.nearest([Probe(query[np.newaxis], 5000, None, 5000, 20)])[0]
+    assert expected <= set(rows.tolist())
+
+
+def test_ivf_reaches_its_recall_target(segments) -> None:
+    segment = segments["ivf"]
+    assert isinstance(segment, IvfSegment)
+    assert segment.recall >= 0.95
+    assert segment.probes < segment.index.nlist
+    fresh = Examination(Rewrite([segments["flat"]], 0), clustered(200, seed=11))
+    assert fresh.recall(segment) >= 0.9
+
+
+def test_recall_of_an_exact_segment_is_one(segments) -> None:
+    examination = Examination(Rewrite([segments["flat"]], 0))
+    assert examination.recall(segments["flat"]) == 1.0
+    assert examination.recall(segments["gpu"]) == 1.0
+
+
+@pytest.mark.parametrize("method", [CodeMethod.PCA_ROTATION, CodeMethod.ITQ])
+def test_codes_find_most_of_the_truth_and_beat_unrotated_signs(segments, method) -> None:
+    rewrite = Rewrite([segments["flat"]], 0)
+    segment = build_codes(rewrite, train_codec(CodeSpec(method, 48), rewrite.sample(3000)), 20)
+    assert isinstance(segment, CodeSegment)
+    assert segment.recall > 0.8
+    raw = build_codes(rewrite, Codec(np.eye(DIMENSION, dtype=np.float32)[:8], np.zeros(8, np.float32)), 20)
+    assert segment.recall > raw.recall
+
+
+def test_codec_survives_its_bytes() -> None:
+    codec = train_codec(CodeSpec(CodeMethod.PCA_ROTATION, 16), clustered(500))
+    again = Codec.from_bytes(codec.to_bytes())
+    np.testing.assert_array_equal(again.encode(clustered(9)), codec.encode(clustered(9)))
+    for damaged in (b"", b"PK nonsense", codec.to_bytes()[:40]):
+        with pytest.raises(ValueError, match=r".+"):
+            Codec.from_bytes(damaged)
+
+
+@pytest.mark.parametrize("total", [1, 5, 5000, 70_000])
+@pytest.mark.parametrize("count", [1, 3, 100])
+def test_best_holds_all_that_ties_with_the_last(total, count) -> None:
+    scores = np.random.default_rng(total).integers(0, 50, total).astype(np.float32) / 50
+    scores[::7] = -np.inf
+    rows = best(scores, count, 0.0)
+    finite = np.sort(scores[scores > -np.inf])[::-1]
+    floor = finite[min(count, len(finite)) - 1] if len(finite) else np.inf
+    assert set(rows.tolist()) == set(np.flatnonzero(scores >= floor).tolist())
+
+
+def fill(engine: EmbeddedEngine, vectors: np.ndarray, name: str = "c", batch: int = 500) -> None:
+    for start in range(0, len(vectors), batch):
+        rows = vectors[start : start + batch]
+        image = StoredImage(f"image{start}", tags=("even",) if start // batch % 2 == 0 else ("odd",))
+        records = [
+            Record(f"r{start + i}", image.image_id, Level.REGION, area=start + i) for i in range(len(rows))
+        ]
+        engine.upsert(name, MODEL, Upsert([image], records, rows))
+
+
+def search(engine: EmbeddedEngine, query: np.ndarray, name: str = "c", **fields) -> list:
+    asked = Query(query[np.newaxis], np.empty((0, DIMENSION), np.float32), **fields)
+    return list(engine.search(name, MODEL, [asked])[0].hits)
+
+
+@pytest.mark.parametrize("kind", ["ivf", "codes", "gpu"])
+def test_faster_indexes_take_over_and_survive_restart_and_deletes(tmp_path, monkeypatch, kind) -> None:
+    if kind == "gpu":
+        monkeypatch.setattr(engine_module, "_device", lambda settings: FakeDevice())
+    settings = EmbeddedSettings(
+        folder=tmp_path, chunk_rows=1000, ann_above=2000, ann_rows=2000, codes_rows=2000, gpu_rows=2000,
+        page_ttl_s=0.0,
+    )  # fmt: skip
+    codes = CodeSpec(CodeMethod.PCA_ROTATION, 48, 20) if kind == "codes" else None
+    vectors = clustered(5500)
+    engine = EmbeddedEngine(settings)
+    engine.create_collection(Collection("c", MODEL, codes))
+    fill(engine, vectors)
+    engine.keep_up()
+    for restarted in (False, True):
+        if restarted:
+            engine.close()
+            engine = EmbeddedEngine(settings)
+            engine.keep_up()
+        (stats,) = engine.stats("c")
+        kinds = [segment.index for segment in stats.segments]
+        assert kinds == {"gpu": ["flat"] * 3 + ["growing"]}.get(kind, [kind, kind, "flat", "growing"])
+        assert stats.record_count == 5500
+        if kind == "gpu":
+            assert sum(isinstance(v.segment, GpuSegment) for v in engine._open["c"].index.state.views) == 2
+        else:
+            recalls = [s.recall for s in stats.segments if s.index == kind]
+            assert min(recalls) > 0.7
+        if kind == "codes":
+            assert stats.binary_recall == pytest.approx(np.mean(recalls))
+        found = search(engine, vectors[123], limit=1)
+        assert found[0].record.record_id == "r123"
+        odd = search(engine, vectors[123], filter=Filter(tags=("odd",)), limit=100)
+        assert len(odd) == 100
+        assert {hit.image.tags for hit in odd} == {("odd",)}
+    engine.delete("c", Deletion(filter=Filter(tags=("even",))))
+    engine.keep_up()
+    engine.keep_up()
+    assert {hit.image.tags for hit in search(engine, vectors[123], limit=1000)} == {("odd",)}
+    (stats,) = engine.stats("c")
+    assert stats.tombstone_count == 0
+    assert stats.record_count == sum(segment.record_count for segment in stats.segments) == 2500
+    engine.close()
+
+
+def test_deleting_almost_everything_gives_memory_and_disk_back(tmp_path) -> None:
+    settings = EmbeddedSettings(folder=tmp_path, chunk_rows=1000, page_ttl_s=0.0)
+    engine = EmbeddedEngine(settings)
+    engine.create_collection(Collection("c", MODEL))
+    fill(engine, clustered(20_000))
+    before, path = engine.stats("c")[0], tmp_path / "records.sqlite"
+    engine.close()
+    disk = path.stat().st_size
+    engine = EmbeddedEngine(settings)
+    deleted = engine.delete("c", Deletion(filter=Filter(min_area=50)))
+    assert deleted.record_count == 19_950
+    for _ in range(3):
+        engine.keep_up()
+    after = engine.stats("c")[0]
+    assert after.tombstone_count == 0
+    assert len(after.segments) <= 1
+    assert after.memory_bytes < before.memory_bytes / 20
+    assert len(search(engine, clustered(1)[0], limit=1000)) == 50
+    engine.close()
+    assert path.stat().st_size < disk / 3
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_million_deletes(tmp_path) -> None:
+    engine = EmbeddedEngine(EmbeddedSettings(folder=tmp_path, page_ttl_s=0.0, ann_above=10_000_000))
+    engine.create_collection(Collection("c", MODEL))
+    fill(engine, np.tile(clustered(10_000), (101, 1)), batch=4000)
+    deleted = engine.delete("c", Deletion(filter=Filter(min_area=10_000)))
+    assert deleted.record_count == 1_000_000
+    for _ in range(3):
+        engine.keep_up()
+    stats = engine.stats("c")[0]
+    assert stats.record_count == 10_000
+    assert stats.tombstone_count == 0
+    assert len(search(engine, clustered(1)[0], limit=100)) == 100
+    engine.close()
+
+
+def test_learned_head_is_checked_when_the_collection_is_made(tmp_path) -> None:
+    from regionsearch.errors import RegionSearchError
+
+    engine = EmbeddedEngine(EmbeddedSettings(folder=tmp_path, chunk_rows=500, codes_rows=500))
+    spec = CodeSpec(CodeMethod.LEARNED, 16, 10, "head.npz")
+    with pytest.raises(RegionSearchError, match=r"head\.npz"):
+        engine.create_collection(Collection("c", MODEL, spec))
+    (tmp_path / "heads").mkdir()
+    weight = np.random.default_rng(0).standard_normal((16, DIMENSION)).astype(np.float32)
+    np.savez(tmp_path / "heads" / "head.npz", weight=weight, bias=np.zeros(16, np.float32))
+    engine.create_collection(Collection("c", MODEL, spec))
+    fill(engine, clustered(1500))
+    engine.keep_up()
+    assert engine.stats("c")[0].binary_recall > 0.2
+    np.testing.assert_array_equal(engine._open["c"].codec.weight, weight)
+    engine.close()
+
+
+def test_searches_see_whole_writes_only_while_writers_and_readers_run(tmp_path) -> None:
+    """Every image has as many regions as its name says; no reader ever sees fewer."""
+    engine = EmbeddedEngine(EmbeddedSettings(folder=tmp_path, chunk_rows=64, page_ttl_s=0.0))
+    engine.create_collection(Collection("c", MODEL))
+    vectors = clustered(5)
+    problems: list[str] = []
+    end = time.monotonic() + 3.0
+
+    def writer(number: int) -> None:
+        turn = 0
+        while time.monotonic() < end:
+            turn += 1
+            image_id = f"image{number}-{turn % 10}"
+            records = [Record(f"{image_id}-{turn}-{i}", image_id, Level.REGION) for i in range(5)]
+            seq = engine.upsert("c", MODEL, Upsert([StoredImage(image_id)], records, vectors)).seq
+            hits = engine.search(
+                "c", MODEL, [Query(vectors[:1], vectors[:0], filter=Filter(image_ids=(image_id,)))], seq
+            )[0].hits
+            if sorted(hit.record.record_id for hit in hits) != sorted(r.record_id for r in records):
+                problems.append(f"{image_id}: own write not seen")
+
+    def reader() -> None:
+        while time.monotonic() < end:
+            found: dict[str, set[str]] = {}
+            for hit in search(engine, vectors[0], limit=1000):
+                found.setdefault(hit.image.image_id, set()).add(hit.record.record_id)
+            for image_id, ids in found.items():
+                turns = {record_id.split("-")[2] for record_id in ids}
+                if len(ids) != 5 or len(turns) != 1:
+                    problems.append(f"{image_id}: torn, {sorted(ids)}")
+
+    def keeper() -> None:
+        while time.monotonic() < end:
+            engine.keep_up()
+
+    threads = [threading.Thread(target=writer, args=(n,)) for n in range(3)]
+    threads += [threading.Thread(target=reader) for _ in range(3)] + [threading.Thread(target=keeper)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    engine.close()
+    assert problems == []
+
+
+def test_large_count_is_beyond_the_device_and_still_right(segments) -> None:
+    query = clustered(1, seed=9)
+    count = MAX_COUNT + 500
+    (rows, _), = segments["gpu"].nearest([Probe(query, ROWS, None, ROWS, count)])[0]
+    assert truth(segments["flat"].vectors, query[0], np.ones(ROWS, np.bool_), count) <= set(rows.tolist())
