@@ -36,13 +36,30 @@ def estimate(statistic: Statistic, pictures: int, *, draws: int = 1000, seed: in
         draws: Redrawn data sets.
         seed: Equal seeds draw the same pictures, so that systems can be compared.
     """
-    value = statistic(np.ones(pictures))
     redrawn = [statistic(weights) for weights in _redrawn(pictures, draws, seed)]
-    known = [number for number in redrawn if not np.isnan(number)]
-    if np.isnan(value) or not known:
+    return _summary(statistic(np.ones(pictures)), np.array(redrawn))
+
+
+def estimate_ratio(parts: FloatArray, wholes: FloatArray, *, draws: int = 1000, seed: int = 0) -> Estimate:
+    """`estimate` of a ratio of sums, all draws at once.
+
+    Args:
+        parts: What each picture adds above the line, (pictures,).
+        wholes: What it adds below, (pictures,).
+        draws: Redrawn data sets.
+        seed: As in `estimate`.
+    """
+    weights = _redrawn(len(parts), draws, seed)
+    with np.errstate(invalid="ignore"):
+        return _summary(float(parts.sum() / wholes.sum()), (weights @ parts) / (weights @ wholes))
+
+
+def _summary(value: float, redrawn: FloatArray) -> Estimate:
+    known = redrawn[~np.isnan(redrawn)]
+    if np.isnan(value) or not known.size:
         return Estimate(float("nan"), float("nan"), float("nan"))
     low, high = np.percentile(known, [2.5, 97.5])
-    return Estimate(value, float(low), float(high))
+    return Estimate(float(value), float(low), float(high))
 
 
 @lru_cache(maxsize=2)

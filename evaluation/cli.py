@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from evaluation.baselines import GridSegmenter
+from evaluation.gateway import Gateway
 from evaluation.loaders import FIXTURE, load
 from evaluation.report import HEADLINES, render
 from evaluation.run import Result, run
@@ -58,18 +60,21 @@ def evaluate(
     dataset = load(data or FIXTURE)
     if limit is not None:
         dataset = dataset.subset(limit, seed)
-    system, others = _systems(url, api_key, models, reference, policies, baselines)
-    with _progress(console) as bar:
-        task = bar.add_task("starting", total=None)
-        result = run(
-            system,
-            dataset,
-            others=others,
-            seed=seed,
-            progress=lambda stage, done, total: bar.update(
-                task, description=stage, completed=done, total=total
-            ),
-        )
+    others: dict[str, System] = {}
+    with ExitStack() as stack:
+        bar = stack.enter_context(_progress(console))
+        task = bar.add_task("loading", total=None)
+        if url is not None:
+            if reference or baselines or models or len(policies) > 1 or "all" in policies:
+                raise invalid("url", "a gateway is measured alone: leave out other models and comparisons")
+            system: System = stack.enter_context(Gateway(url, api_key, policies[0]))
+        else:
+            system, others = _in_process(models, reference, policies, baselines)
+
+        def show(stage: str, done: int, total: int) -> None:
+            bar.update(task, description=stage, completed=done, total=total)
+
+        result = run(system, dataset, others=others, seed=seed, progress=show)
     out.mkdir(parents=True, exist_ok=True)
     (out / "metrics.json").write_text(json.dumps(result.as_json(), indent=1) + "\n", encoding="utf-8")
     (out / "report.html").write_text(render(result), encoding="utf-8")
@@ -79,28 +84,17 @@ def evaluate(
     return result
 
 
-def _systems(
-    url: str | None,
-    api_key: str | None,
-    models: Path | None,
-    reference: bool,
-    policies: Sequence[str],
-    baselines: bool,
+def _in_process(
+    models: Path | None, reference: bool, policies: Sequence[str], baselines: bool
 ) -> tuple[System, dict[str, System]]:
     """The system under test, and those beside it."""
-    if url is not None:
-        if len(policies) > 1 or "all" in policies or baselines or reference:
-            raise invalid("url", "comparisons with policies, baselines or the reference run without --url")
-        from evaluation.gateway import Gateway
-
-        return Gateway(url, api_key), {}
     from services.embedder.crops import CropPolicy
 
     names = ["blur", *(p for p in CropPolicy if p != "blur")] if "all" in policies else list(policies)
     unknown = [name for name in names if name not in list(CropPolicy)]
     if unknown:
         raise invalid("policies", f"no crop policy is called {unknown[0]}; there are {', '.join(CropPolicy)}")
-    main = _in_process(models, names[0], reference)
+    main = _load(models, names[0], reference)
     others: dict[str, System] = {
         f"crop policy {name}": InProcess(main.segmenter, main.embedder, name) for name in names[1:]
     }
@@ -110,7 +104,8 @@ def _systems(
     return main, others
 
 
-def _in_process(models: Path | None, policy: str, reference: bool) -> InProcess:
+def _load(models: Path | None, policy: str, reference: bool) -> InProcess:
+    """Imports what is needed: a gateway is measured without torch."""
     if reference:
         from evaluation.stock import stock_system
 

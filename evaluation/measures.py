@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from evaluation import metrics
-from evaluation.bootstrap import Estimate, Statistic, estimate
+from evaluation.bootstrap import Estimate, Statistic, estimate, estimate_ratio
 from evaluation.evidence import Evidence, Question
 from evaluation.rle import FloatArray
 
@@ -79,9 +79,18 @@ class _Reporter:
             key, title, estimate(statistic, self.pictures, draws=self.draws, seed=self.seed), items, lower
         )
 
+    def ratio(
+        self, key: str, title: str, picture: Sequence[int], parts: ArrayLike, wholes: ArrayLike
+    ) -> Measure:
+        above, below = (
+            np.bincount(np.asarray(picture, dtype=np.intp), np.asarray(values), self.pictures).astype(float)
+            for values in (parts, wholes)
+        )
+        value = estimate_ratio(above, below, draws=self.draws, seed=self.seed)
+        return Measure(key, title, value, len(picture))
+
     def mean(self, key: str, title: str, picture: Sequence[int], values: ArrayLike) -> Measure:
-        index, array = np.asarray(picture, dtype=np.intp), np.asarray(values, dtype=np.float64)
-        return self.add(key, title, lambda w: metrics.mean(array, w[index]), len(array))
+        return self.ratio(key, title, picture, values, np.ones(len(picture)))
 
     def by_class(
         self, key: str, title: str, picture: Sequence[int], classes: Sequence[int], values: ArrayLike
@@ -202,15 +211,12 @@ def _region_to_region(evidence: Evidence, report: _Reporter) -> list[Measure]:
 def _class_masks(evidence: Evidence, report: _Reporter, cut: Cut) -> list[Measure]:
     questions = _of_split(evidence, "test")
     inter, union = cut_masks(questions, cut)
-    picture = np.array([question.picture for question in questions], dtype=np.intp)
+    picture = [question.picture for question in questions]
     classes = [question.category for question in questions]
-    per_question = report.mean("class_mask.iou", "IoU per picture and name", picture.tolist(), inter / union)
     return [
-        report.by_class("class_mask.miou", "mIoU over classes", picture.tolist(), classes, inter / union),
-        per_question,
-        report.add(
-            "class_mask.oiou", "oIoU", lambda w: metrics.overall_iou(inter, union, w[picture]), len(inter)
-        ),
+        report.by_class("class_mask.miou", "mIoU over classes", picture, classes, inter / union),
+        report.mean("class_mask.iou", "IoU per picture and name", picture, inter / union),
+        report.ratio("class_mask.oiou", "oIoU", picture, inter, union),
     ]
 
 

@@ -42,12 +42,6 @@ def class_balanced_mean(values: ArrayLike, classes: ArrayLike, weights: ArrayLik
     return mean(np.bincount(index, values * weights)[present] / total[present])
 
 
-def overall_iou(intersections: ArrayLike, unions: ArrayLike, weights: ArrayLike | None = None) -> float:
-    """oIoU: all intersections over all unions, so that large things count more."""
-    intersections, weights = _weighted(intersections, weights)
-    return _ratio((intersections * weights).sum(), (np.asarray(unions) * weights).sum())
-
-
 def matched(iou: FloatArray, threshold: float) -> BoolArray:
     """Which truths are found when each proposal, best first, takes the best truth that is still free.
 

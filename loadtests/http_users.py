@@ -24,6 +24,7 @@ class GatewayBase(FastHttpUser):
 
     def on_start(self) -> None:
         self.random = random.Random(uuid.uuid4().int)
+        self.image_id = ""
         if key := self.environment.parsed_options.api_key:
             self.client.auth_header = f"Bearer {key}"
         self.ingest()
@@ -52,11 +53,14 @@ class GatewayBase(FastHttpUser):
         files = {"files": ("scene.jpg", self.scene.jpeg, "image/jpeg")}
         path = f"/v1/collections/{self.collection}/images"
         with self.client.post(path, files=files, name="ingest", catch_response=True) as answer:
-            result = answer.json()["results"][0] if answer.ok else {"outcome": "no answer"}
+            if answer.status_code != 200:
+                answer.failure(f"{answer.status_code}: {answer.text}")
+                return
+            (result,) = answer.json()["results"]
             if result["outcome"] == "created":
                 self.image_id = result["image_id"]
-            elif answer.ok:
-                answer.failure(f"{result['outcome']}: {result.get('error')}")
+            else:
+                answer.failure(f"{result['outcome']}: {result['error']}")
 
     def _search(self, name: str, query: dict[str, Any]) -> None:
         body = {"query": query, "group_by": "image", "page_size": 20}

@@ -18,7 +18,7 @@ def perfect(world, monkeypatch):
     def build(models, policy, reference):
         return InProcess(TruthSegmenter(world), ColourEmbedder(world.categories), policy)
 
-    monkeypatch.setattr(cli, "_in_process", build)
+    monkeypatch.setattr(cli, "_load", build)
     return world.samples[0].path.parent
 
 
@@ -35,7 +35,17 @@ def test_a_run_writes_numbers_and_a_page(perfect, tmp_path):
 
 
 def test_all_policies_and_the_baselines_stand_beside_each_other(perfect, tmp_path):
-    arguments = ["--data", str(perfect), "--out", str(tmp_path), "--policies", "all", "--baselines"]
+    arguments = [
+        "--data",
+        str(perfect),
+        "--out",
+        str(tmp_path),
+        "--policies",
+        "all",
+        "--baselines",
+        "--limit",
+        "3",
+    ]
     assert runner.invoke(app, arguments).exit_code == 0
     numbers = json.loads((tmp_path / "metrics.json").read_text())
     assert numbers["system"]["crop_policy"] == "blur"
@@ -51,7 +61,7 @@ def test_all_policies_and_the_baselines_stand_beside_each_other(perfect, tmp_pat
         (["--data", "nowhere"], "is no data set"),
         (["--data", "nowhere", "--fixture"], "exclude each other"),
         (["--policies", "blurr"], "no crop policy is called blurr"),
-        (["--url", "http://127.0.0.1:1", "--baselines"], "run without --url"),
+        (["--url", "http://127.0.0.1:1", "--baselines"], "measured alone"),
     ],
 )
 def test_what_cannot_be_done_is_said_in_a_sentence(arguments, message):
