@@ -11,6 +11,7 @@ from regionsearch.v1 import search_pb2
 from regionsearch.v1.search_pb2_grpc import add_SearchServiceServicer_to_server
 from services.runtime.server import Lifespan, Server, run
 from services.searcher.engines import open_engine
+from services.searcher.metrics import report_sizes
 from services.searcher.servicer import SearchServicer
 from services.searcher.settings import SearcherSettings
 
@@ -26,9 +27,11 @@ def searcher(settings: SearcherSettings) -> Lifespan:
         with ThreadPoolExecutor(settings.threads, thread_name_prefix="call") as executor:
             servicer = SearchServicer(engine, settings.limits, executor)
             server.add(add_SearchServiceServicer_to_server, servicer)
+            sizes = asyncio.create_task(report_sizes(engine))
             try:
                 yield
             finally:
+                sizes.cancel()
                 await asyncio.to_thread(engine.close)
 
     return life

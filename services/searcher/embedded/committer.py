@@ -15,6 +15,7 @@ from regionsearch.errors import Kind, RegionSearchError, overloaded
 from services.searcher.embedded.database import Database, explain
 from services.searcher.embedded.reads import last_seq
 from services.searcher.embedded.rows import Change
+from services.searcher.metrics import COMMIT_WRITES
 
 T = TypeVar("T")
 Operation = Callable[[sqlite3.Connection], tuple[T, Change | None]]
@@ -161,6 +162,7 @@ class Committer:
             if job.outcome is not None and job.outcome[1] is not None:
                 self._apply(job.outcome[1])
         self._seq = seq
+        COMMIT_WRITES.observe(len(written))
         for job in written:  # not before: whoever has an answer may count on nothing being under way for it
             if job.outcome is not None:
                 job.future.set_result(job.outcome[0])

@@ -11,6 +11,7 @@ from typing import Any, Generic, TypeVar
 
 from regionsearch.errors import Kind, RegionSearchError, overloaded
 from services.searcher.embedded.index import Fetch, VectorIndex
+from services.searcher.metrics import PASS_QUERIES
 from services.searcher.ranking import Candidates
 
 T = TypeVar("T")
@@ -97,6 +98,7 @@ class SearchThread:
                 return
             if not jobs:
                 continue
+            PASS_QUERIES.observe(len(jobs))
             index = jobs[0].index
             try:
                 found = index.fetch(index.state, [job.request for job in jobs])

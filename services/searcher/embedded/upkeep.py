@@ -172,7 +172,9 @@ class Upkeep:
         horizon = self._horizon.seq
 
         def operation(connection: sqlite3.Connection) -> tuple[int, None]:
-            return writes.purge(connection, horizon, _PURGE_ROWS) + writes.shrink(connection, _PURGE_PAGES), None
+            return writes.purge(connection, horizon, _PURGE_ROWS) + writes.shrink(
+                connection, _PURGE_PAGES
+            ), None
 
         with self._gate.shared():
             return self._committer.submit(operation).result() > 0

@@ -1,0 +1,45 @@
+"""Prometheus metrics of the searcher: sizes of the indexes, and how much is merged."""
+
+from __future__ import annotations
+
+import asyncio
+
+from prometheus_client import Gauge, Histogram
+
+from regionsearch.errors import RegionSearchError
+from services.searcher.engine import Engine
+
+_PERIOD_S = 10.0
+_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
+
+PASS_QUERIES = Histogram("regionsearch_search_pass_queries", "Requests answered by one pass.", buckets=_SIZES)
+COMMIT_WRITES = Histogram("regionsearch_commit_writes", "Writes made durable by one commit.", buckets=_SIZES)
+
+_COLLECTION = ("collection",)
+_RECORDS = Gauge("regionsearch_index_records", "Records that can be found.", _COLLECTION)
+_IMAGES = Gauge("regionsearch_index_images", "Images.", _COLLECTION)
+_TOMBSTONES = Gauge("regionsearch_index_tombstones", "Deleted rows still in memory.", _COLLECTION)
+_MEMORY = Gauge("regionsearch_index_memory_bytes", "Memory of vectors and columns.", _COLLECTION)
+_DISK = Gauge("regionsearch_store_disk_bytes", "Size of the record store.")
+
+
+async def report_sizes(engine: Engine) -> None:
+    """Keeps the gauges up to date, until it is cancelled."""
+    known: set[str] = set()
+    while True:
+        try:
+            found = await asyncio.to_thread(engine.stats, None)
+            _DISK.set(await asyncio.to_thread(engine.disk_bytes))
+        except RegionSearchError:  # restoring
+            found = []
+        for stats in found:
+            _RECORDS.labels(stats.collection).set(stats.record_count)
+            _IMAGES.labels(stats.collection).set(stats.image_count)
+            _TOMBSTONES.labels(stats.collection).set(stats.tombstone_count)
+            _MEMORY.labels(stats.collection).set(stats.memory_bytes)
+        names = {stats.collection for stats in found}
+        for gone in known - names if found else ():
+            for gauge in (_RECORDS, _IMAGES, _TOMBSTONES, _MEMORY):
+                gauge.remove(gone)
+        known = known | names if not found else names
+        await asyncio.sleep(_PERIOD_S)
