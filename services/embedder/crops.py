@@ -193,21 +193,22 @@ def _cut(
     boxes: Sequence[Window],
     objects: Sequence[Tensor | None] | None,
 ) -> Tensor:
-    """Copies windows into one padded uint8 batch (B, 3 or 4, h, w); the fourth plane is 255 in the object."""
+    """Copies windows into one padded uint8 batch (B, h, 3 or 4, w); the fourth plane is 255 in the object."""
     _, height, width = image.shape
     shape = (max(w.height for w in windows), max(w.width for w in windows))
-    canvases = image.new_zeros((len(windows), 3 if objects is None else 4, *shape))
-    canvases[:, :3] = colour.view(3, 1, 1)
+    canvases = image.new_zeros((len(windows), shape[0], 3 if objects is None else 4, shape[1]))
+    canvases[:, :, :3] = colour.view(3, 1)
     for i, window in enumerate(windows):
         seen = window.clip(height, width)
         rows = slice(seen.top - window.top, seen.bottom - window.top)
         columns = slice(seen.left - window.left, seen.right - window.left)
-        canvases[i, :3, rows, columns] = image[:, seen.top : seen.bottom, seen.left : seen.right]
+        pixels = image[:, seen.top : seen.bottom, seen.left : seen.right]
+        canvases[i, rows, :3, columns] = pixels.transpose(0, 1)
         if objects is not None:
             box, mask = boxes[i], objects[i]
             rows = slice(box.top - window.top, box.bottom - window.top)
             columns = slice(box.left - window.left, box.right - window.left)
-            canvases[i, 3, rows, columns] = 255 if mask is None else mask.to(torch.uint8) * 255
+            canvases[i, rows, 3, columns] = 255 if mask is None else mask.to(torch.uint8) * 255
     return canvases
 
 
@@ -217,7 +218,7 @@ def _resize(canvases: Tensor, windows: Sequence[Window], size: int) -> Tensor:
         [(w.width, w.height) for w in windows], dtype=torch.float32, device=canvases.device
     ).T
     horizontal = axis_weights(zero, extent[0], extent[0], canvases.shape[3], size)
-    vertical = axis_weights(zero, extent[1], extent[1], canvases.shape[2], size)
+    vertical = axis_weights(zero, extent[1], extent[1], canvases.shape[1], size)
     return resample(canvases, horizontal, vertical)
 
 
@@ -236,7 +237,9 @@ def _compose(
         return torch.lerp(background.expand_as(pixels), pixels, planes[:, 3:] / 255)
     if policy is CropPolicy.BLUR:
         blur = gaussian_matrix(planes.shape[-1], BLUR_SIGMA * planes.shape[-1], planes.device)
-        return torch.lerp(blur @ pixels @ blur.T, pixels, planes[:, 3:] / 255)
+        across = pixels @ blur.T
+        blurred = (across.transpose(2, 3) @ blur.T).transpose(2, 3)
+        return torch.lerp(blurred, pixels, planes[:, 3:] / 255)
     if policy is CropPolicy.RED_CIRCLE:
         red = torch.tensor((255.0, 0.0, 0.0), device=planes.device).view(1, 3, 1, 1)
         return torch.lerp(

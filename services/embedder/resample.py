@@ -38,35 +38,39 @@ def axis_weights(start: Tensor, length: Tensor, canvas: Tensor, taps: int, size:
         (B, size, taps) float32, rows sum to one.
     """
     scale = (length / size).view(-1, 1, 1)
-    position = torch.arange(taps, device=start.device, dtype=torch.float32) + 0.5
-    output = torch.arange(size, device=start.device, dtype=torch.float32).view(1, -1, 1) + 0.5
-    centre = start.view(-1, 1, 1) + output * scale
-    weights = bicubic((position - centre) / scale.clamp(min=1.0))
-    weights = weights * (position < canvas.view(-1, 1, 1))
-    return weights / weights.sum(-1, keepdim=True)
+    stretch = scale.clamp(min=1.0)
+    centre = start.view(-1, 1, 1) + (torch.arange(size, device=start.device).view(1, -1, 1) + 0.5) * scale
+    reach = min(taps, math.ceil(4 * max(1.0, float(scale.max()))) + 1)  # taps of one output pixel
+    first = (centre - 2 * stretch).floor()
+    position = first + torch.arange(reach, device=start.device)
+    weights = bicubic((position + 0.5 - centre) / stretch)
+    weights = weights * ((position >= 0) & (position < canvas.view(-1, 1, 1)))
+    weights = weights / weights.sum(-1, keepdim=True)
+    dense = weights.new_zeros(len(start), size, taps)
+    return dense.scatter_add_(2, position.long().clamp_(0, taps - 1), weights)
 
 
 def resample(pixels: Tensor, horizontal: Tensor, vertical: Tensor) -> Tensor:
     """Resizes a batch of canvases with one matrix per canvas and axis.
 
     Args:
-        pixels: (B, C, h, w) uint8.
+        pixels: (B, h, C, w) uint8: rows of planes, so that both passes are plain matrix products.
         horizontal: (B, out_w, w) weights of the x axis.
         vertical: (B, out_h, h) weights of the y axis.
 
     Returns:
-        (B, C, out_h, out_w) float32 with the whole values 0..255 that Pillow would give, within one or two
-        steps.
+        (B, C, out_h, out_w) float32 with the whole values 0..255 that Pillow would give, within one or two.
     """
-    batch, channels, _, width = pixels.shape
-    columns = horizontal.transpose(1, 2).unsqueeze(1)
+    batch, height, channels, width = pixels.shape
+    columns = horizontal.transpose(1, 2)
     rows_at_once = max(1, STRIP_BYTES // (batch * channels * width))
     strips = [
-        (strip.float() @ columns).round_().clamp_(0, 255)
-        for strip in torch.split(pixels, rows_at_once, dim=2)
+        torch.bmm(strip.reshape(batch, -1, width).float(), columns).round_().clamp_(0, 255)
+        for strip in torch.split(pixels, rows_at_once, dim=1)
     ]
-    narrow = strips[0] if len(strips) == 1 else torch.cat(strips, dim=2)
-    return (vertical.unsqueeze(1) @ narrow).round_().clamp_(0, 255)
+    narrow = strips[0] if len(strips) == 1 else torch.cat(strips, dim=1)
+    small = torch.bmm(vertical, narrow.view(batch, height, -1)).round_().clamp_(0, 255)
+    return small.view(batch, vertical.shape[1], channels, -1).transpose(1, 2)
 
 
 def resize_image(image: Tensor, size: int, mode: str = "shortest", fill: int = 0) -> Tensor:
@@ -98,7 +102,7 @@ def resize_image(image: Tensor, size: int, mode: str = "shortest", fill: int = 0
         raise ValueError(f"unknown resize mode {mode!r}: use shortest, longest or squash")
     rows = _centred_axis(height, out_h, min(out_h, size), image.device)
     columns = _centred_axis(width, out_w, min(out_w, size), image.device)
-    resized = resample(image.unsqueeze(0), columns, rows)[0]
+    resized = resample(image.transpose(0, 1).unsqueeze(0), columns, rows)[0]
     if resized.shape[1:] == (size, size):
         return resized
     canvas = resized.new_full((3, size, size), float(fill))
