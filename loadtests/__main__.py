@@ -54,7 +54,9 @@ def local_stack(folder: Path) -> Iterator[Target]:
     try:
         url = f"http://127.0.0.1:{http_port}"
         _wait_ready(url, process, log)
-        yield Target(url, {name: _address(folder / "data" / "logs" / f"{name}.log") for name in SERVICES})
+        yield Target(
+            url, {name: service_address(folder / "data" / "logs" / f"{name}.log") for name in SERVICES}
+        )
     finally:
         process.terminate()
         process.wait(60)
@@ -70,8 +72,8 @@ def _wait_ready(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
     raise RuntimeError(f"the stack did not become ready:\n{log.read_text()[-2000:]}")
 
 
-def _address(log: Path) -> str:
-    """host:port that a service announced when it began to serve."""
+def service_address(log: Path) -> str:
+    """host:port that a service announced in its log when it began to serve."""
     for line in log.read_text().splitlines():
         with contextlib.suppress(ValueError, TypeError, KeyError):
             event = json.loads(line)

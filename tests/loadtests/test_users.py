@@ -1,0 +1,41 @@
+"""Every kind of user against the real stack: what they send is what it takes."""
+
+import csv
+import os
+import subprocess
+
+import pytest
+
+from loadtests.__main__ import SERVICES, Target, locust_command, service_address
+
+
+@pytest.fixture
+def target(stack):
+    logs = stack.folder / "data" / "logs"
+    return Target(stack.http, {name: service_address(logs / f"{name}.log") for name in SERVICES})
+
+
+def load(target, out, *, rate=None):
+    """Eight seconds of load in which no request may fail, however slow it is; requests by name."""
+    promise = out / "slo.toml"
+    promise.write_text("error_budget = 0.0\ngenerator_cpu = 9.0\n[p95_ms]\n")
+    command = locust_command(target, users=7, duration_s=8, rate=rate, out=out, ui=False)
+    command += ["--warm-up", "3600", "--slo", str(promise)]
+    environment = os.environ | {"PYTHONPATH": "."}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (out / "report.html").stat().st_size > 10_000
+    with (out / "load_stats.csv").open() as lines:
+        return {row["Name"]: int(row["Request Count"]) for row in csv.DictReader(lines)}
+
+
+def test_each_kind_of_user_is_understood(target, tmp_path):
+    counts = load(target, tmp_path)
+    assert {"ingest", "segment: first click", "search: write an image"} <= set(counts)
+    assert any(name.startswith("embed: ") for name in counts)
+
+
+def test_arrivals_do_not_wait_for_answers(target, tmp_path):
+    counts = load(target, tmp_path, rate=4.0)
+    assert counts["ingest"] >= 1
+    assert counts["Aggregated"] > counts["ingest"]
