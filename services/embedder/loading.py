@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 from pathlib import Path
 
+import open_clip
 import torch
 
 from regionsearch.errors import Kind, RegionSearchError, invalid
+from regionsearch.models import WEIGHTS, file_digest, models_dir, pocket_dir
 from services.embedder.backends.base import ModelFiles
-
-# Name -> file of the published weights, as `regionsearch models pull` names it.
-CHECKPOINTS = {
-    "ViT-B-32": "open_clip_vit_b_32_laion2b_s34b_b79k.safetensors",
-    "ViT-H-14": "open_clip_vit_h_14_laion2b_s32b_b79k.safetensors",
-}
 
 
 def find_model(model: str, weights: Path | None = None, random_weights: bool = False) -> ModelFiles:
     """The files of a model.
 
     Args:
-        model: ``pocket``, a name of open_clip's, or the path of an ``embedder.json``.
+        model: ``pocket``, a name of open_clip's (``ViT-B-32``, or ``ViT-B-32/laion2b_s34b_b79k`` to be exact
+            about the weights), or the path of an ``embedder.json``.
         weights: Weights of an open_clip model that are not where `regionsearch models pull` puts them.
         random_weights: Take none.
 
@@ -32,25 +27,26 @@ def find_model(model: str, weights: Path | None = None, random_weights: bool = F
             is not what its manifest says.
     """
     if model == "pocket":
-        return _from_manifest(_pocket_folder() / "embedder.json", random_weights)
+        return _from_manifest(pocket_dir() / "embedder.json", random_weights)
     if model.endswith(".json"):
         return _from_manifest(Path(model), random_weights)
-    import open_clip
-
-    config = open_clip.get_model_config(model)
+    name, _, tag = model.partition("/")
+    config = open_clip.get_model_config(name)
     if config is None:
-        raise invalid(
-            "model", f"{model!r} is no model; give pocket, ViT-B-32, ViT-H-14 or another name of open_clip's"
-        )
+        known = "pocket, ViT-B-32, ViT-H-14 or another name of open_clip's"
+        raise invalid("model", f"{name!r} is no model; give {known}")
+    preprocess = open_clip.get_pretrained_cfg(name, tag) if tag else {}
     if random_weights:
-        return ModelFiles("open_clip", model, config, {}, None)
+        return ModelFiles("open_clip", name, config, preprocess, None)
     if weights is None:
-        if model not in CHECKPOINTS:
+        published = WEIGHTS.get(name)
+        if published is None or tag not in published.file:
             raise invalid(
-                "weights", f"say where the weights of {model} are: only {', '.join(CHECKPOINTS)} are known"
+                "weights",
+                f"only the weights of ViT-B-32 and ViT-H-14 are looked up; say where those of {model} are",
             )
-        weights = _models_dir() / CHECKPOINTS[model]
-    return ModelFiles("open_clip", model, config, {}, _existing(weights), _sha256(weights))
+        weights = models_dir() / published.file
+    return ModelFiles("open_clip", name, config, preprocess, _existing(weights), file_digest(weights))
 
 
 def _from_manifest(path: Path, random_weights: bool) -> ModelFiles:
@@ -59,7 +55,7 @@ def _from_manifest(path: Path, random_weights: bool) -> ModelFiles:
     if random_weights:
         return ModelFiles(*parts, None)
     weights = _existing(path.with_suffix(".safetensors"))
-    digest = _sha256(weights)
+    digest = file_digest(weights)
     if digest != manifest["sha256"]:
         raise RegionSearchError(
             Kind.DATA_LOSS,
@@ -108,19 +104,3 @@ def _existing(path: Path) -> Path:
         "into REGIONSEARCH_MODELS_DIR",
         field="model",
     )
-
-
-def _models_dir() -> Path:
-    return Path(os.environ.get("REGIONSEARCH_MODELS_DIR", Path.home() / ".cache" / "regionsearch" / "models"))
-
-
-def _pocket_folder() -> Path:
-    import regionsearch
-
-    packaged = Path(regionsearch.__path__[0]) / "models" / "pocket"
-    return packaged if packaged.is_dir() else packaged.parents[2] / "models" / "pocket"
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

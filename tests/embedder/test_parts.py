@@ -1,5 +1,6 @@
 """Loading, templates, cache, run lengths, buckets."""
 
+import hashlib
 import json
 import shutil
 
@@ -77,10 +78,21 @@ def test_a_model_that_is_not_there_says_how_to_get_it(monkeypatch, tmp_path):
     with pytest.raises(RegionSearchError, match="models pull") as error:
         find_model("ViT-B-32")
     assert error.value.kind is Kind.NOT_FOUND
+    assert find_model("ViT-B-32/laion2b_s34b_b79k", random_weights=True).variant == "ViT-B-32"
+    with pytest.raises(RegionSearchError, match="say where"):
+        find_model("ViT-B-32/openai")
     with pytest.raises(RegionSearchError, match="is no model"):
         find_model("ViT-X-99")
     with pytest.raises(RegionSearchError, match="say where"):
         find_model("ViT-L-14")
+
+
+def test_the_pocket_model_loads_and_is_what_its_manifest_says():
+    files = find_model("pocket")
+    backend = load_backend(files, torch.device("cpu"), "fp32", False)
+    crops = torch.zeros(2, 3, backend.size, backend.size)
+    assert backend.embed_crops(crops).shape == (2, backend.dimension)
+    assert len(files.digest) == 64
 
 
 def test_damaged_and_foreign_weights_are_refused(manifest, tmp_path):
@@ -92,11 +104,12 @@ def test_damaged_and_foreign_weights_are_refused(manifest, tmp_path):
     with pytest.raises(RegionSearchError, match="are not those") as error:
         find_model(str(tmp_path / manifest.name))
     assert error.value.kind is Kind.DATA_LOSS
-    damaged = tmp_path / "w.safetensors"
-    damaged.write_bytes(whole[:1000])
-    files = find_model("ViT-B-32", weights=damaged)
-    with pytest.raises(RegionSearchError, match="holds no weights of ViT-B-32") as error:
-        load_backend(files, torch.device("cpu"), "fp32", False)
+    weights.write_bytes(whole[:1000])
+    description = json.loads(manifest.read_text())
+    description["sha256"] = hashlib.sha256(whole[:1000]).hexdigest()
+    (tmp_path / manifest.name).write_text(json.dumps(description))
+    with pytest.raises(RegionSearchError, match="holds no weights of tiny") as error:
+        load_backend(find_model(str(tmp_path / manifest.name)), torch.device("cpu"), "fp32", False)
     assert error.value.kind is Kind.DATA_LOSS
     description = json.loads(manifest.read_text())
     description["model_config"]["embed_dim"] = 128
