@@ -35,6 +35,7 @@ class Catalog:
         self._backends = backends
         self._store = store
         self._policy = settings.crop_policy_value
+        self._max_page_size = settings.limits.max_page_size
 
     async def embedder_model(
         self, policy: types_pb2.CropPolicy.ValueType = types_pb2.CROP_POLICY_UNSPECIFIED
@@ -95,7 +96,9 @@ class Catalog:
     async def list(self, page_size: int, page_token: str) -> search_pb2.ListCollectionsResponse:
         """Collections by name."""
         backends = self._backends
-        request = search_pb2.ListCollectionsRequest(page_size=page_size, page_token=page_token)
+        request = search_pb2.ListCollectionsRequest(
+            page_size=min(page_size, self._max_page_size), page_token=page_token
+        )
         return await backends.searcher.call(backends.search.ListCollections, request)
 
     async def delete(self, name: str) -> None:
@@ -111,7 +114,9 @@ class Catalog:
         """Images, newest first."""
         backends = self._backends
         request = search_pb2.ListImagesRequest(
-            collection=collection or DEFAULT, page_size=page_size, page_token=page_token
+            collection=collection or DEFAULT,
+            page_size=min(page_size, self._max_page_size),
+            page_token=page_token,
         )
         return await backends.searcher.call(backends.search.ListImages, request)
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from regionsearch.images import Pixels, encode_image
-from regionsearch.masks import BoolMask, decode_rle
+from regionsearch.masks import BoolMask, decode_rle, rle_runs
 from regionsearch.v1 import types_pb2
 
 Style = Literal["outline", "boxes", "mask"]
@@ -61,7 +61,7 @@ def draw(pixels: Pixels, finds: Sequence[Find], style: Style, legend: Sequence[s
             continue
         # Only the neighbourhood of the box is touched: a large picture with a small find costs little.
         rows, columns = _window(find.box, thickness + 1, height, width)
-        mask = decode_rle(find.mask.coco_rle, find.mask.height, find.mask.width)[rows, columns]
+        mask = _decode_window(find.mask, rows, columns)
         view = canvas[rows, columns]
         if style == "mask":
             view[mask] = np.rint(view[mask] * (1 - _FILL) + colour * _FILL).astype(np.uint8)
@@ -95,7 +95,7 @@ def cut_out(pixels: Pixels, mask: types_pb2.Mask, box: types_pb2.Box) -> NDArray
     """The object alone: RGBA of its box, transparent outside of its mask."""
     height, width = pixels.shape[:2]
     rows, columns = _window(box, 0, height, width)
-    inside = decode_rle(mask.coco_rle, mask.height, mask.width)[rows, columns]
+    inside = _decode_window(mask, rows, columns)
     return np.dstack([pixels[rows, columns], inside.astype(np.uint8) * 255])
 
 
@@ -136,6 +136,17 @@ def _window(box: types_pb2.Box, margin: int, height: int, width: int) -> tuple[s
     top, bottom = int(np.floor(box.y_min)) - margin, int(np.ceil(box.y_max)) + margin
     left, right = int(np.floor(box.x_min)) - margin, int(np.ceil(box.x_max)) + margin
     return slice(max(0, top), min(height, bottom)), slice(max(0, left), min(width, right))
+
+
+def _decode_window(mask: types_pb2.Mask, rows: slice, columns: slice) -> BoolMask:
+    """A part of a mask, at the cost of its columns: run lengths go column by column."""
+    runs = rle_runs(mask.coco_rle, mask.height, mask.width)
+    ends = np.cumsum(runs)
+    first, last = columns.start * mask.height, columns.stop * mask.height
+    lengths = np.clip(ends, first, last) - np.clip(ends - runs, first, last)
+    flat = np.repeat(np.arange(runs.size) % 2 == 1, lengths)
+    part: BoolMask = flat.reshape(columns.stop - columns.start, mask.height).T[rows]
+    return part
 
 
 def _frame(canvas: Pixels, box: types_pb2.Box, colour: NDArray[np.float32], thickness: int) -> None:

@@ -49,6 +49,7 @@ class Search:
         self._pointer = pointer
         self._reader = reader
         self._margin = settings.whole_image_margin
+        self._max_page_size = settings.limits.max_page_size
 
     async def search(self, request: SearchRequest) -> SearchResponse:
         """Finds regions and images of a collection.
@@ -92,7 +93,7 @@ class Search:
             level=request.level,
             filter=request.filter if request.HasField("filter") else None,
             group_by=request.group_by,
-            page_size=request.page_size,
+            page_size=min(request.page_size, self._max_page_size),
             page_token=token,
             whole_image_margin=self._margin,
             include_masks=request.include_masks,

@@ -46,6 +46,7 @@ class LimitSettings(_Part):
     max_request_bytes: int = Field(512 * MIB, gt=0, description="The body of an HTTP request.")
     max_files: int = Field(64, gt=0, description="Files of one request.")
     max_texts: int = Field(64, gt=0, description="Phrases of one query, negatives counted apart.")
+    max_page_size: int = Field(1000, gt=0, description="Of any list; who asks for more gets this many.")
     max_images_in_work: int = Field(16, gt=0, description="Images that are ingested at once.")
     max_images_waiting: int = Field(512, ge=0, description="Images that may wait; more are refused with 429.")
     requests_per_s: float | None = Field(None, gt=0, description="Per key, or per address without keys.")

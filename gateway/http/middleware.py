@@ -14,8 +14,10 @@ from typing import Any
 import structlog
 from prometheus_client import Counter, Gauge, Histogram
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from gateway.http.problems import respond_unexpected
 from regionsearch.errors import too_large
 
 REQUEST_ID = "x-request-id"
@@ -30,6 +32,7 @@ _SECONDS = Histogram(
     buckets=(0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0),
 )
 _IN_FLIGHT = Gauge("regionsearch_http_in_flight", "HTTP requests that have begun and not ended.")
+_NOTHING_SENT = 499  # what stays in the metrics when the client went away
 _QUIET = frozenset({"/healthz", "/readyz", "/metrics"})
 
 _log = structlog.get_logger(__name__)
@@ -49,7 +52,7 @@ class RequestContext:
         given = Headers(scope=scope).get(REQUEST_ID, "")
         request_id = given if 0 < len(given) <= 64 and given.isprintable() else uuid.uuid4().hex[:16]
         scope.setdefault("state", {})["request_id"] = request_id
-        status = 499  # nothing was sent: the client went away
+        status = _NOTHING_SENT
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
@@ -62,7 +65,13 @@ class RequestContext:
         _IN_FLIGHT.inc()
         try:
             with structlog.contextvars.bound_contextvars(request_id=request_id):
-                await self._app(scope, receive, send_with_id)
+                try:
+                    await self._app(scope, receive, send_with_id)
+                except Exception as error:
+                    answer = respond_unexpected(Request(scope), error)
+                    if status != _NOTHING_SENT:
+                        raise  # in the middle of an answer: the connection is cut
+                    await answer(scope, receive, send_with_id)
         finally:
             seconds = time.perf_counter() - begin
             route = getattr(scope.get("route"), "path", "none")

@@ -98,6 +98,13 @@ def respond(request: Request, error: RegionSearchError) -> JSONResponse:
     return JSONResponse(document, status, headers, media_type=MEDIA_TYPE)
 
 
+def respond_unexpected(request: Request, error: Exception) -> JSONResponse:
+    """The answer to a request that met a bug: the traceback goes to the log, nothing of it to the client."""
+    _log.exception("request failed unexpectedly", exc_info=error)
+    message = f"an unexpected error; the log tells more under request_id {request.state.request_id}"
+    return respond(request, RegionSearchError(Kind.INTERNAL, message))
+
+
 def from_validation(errors: list[Any]) -> RegionSearchError:
     """The error of a request that does not fit its model: the first mistake, by its place in the body."""
     first = errors[0]
@@ -112,7 +119,7 @@ def from_validation(errors: list[Any]) -> RegionSearchError:
 
 
 def install(app: FastAPI) -> None:
-    """Answers every exception with a problem document."""
+    """Answers the exceptions that routes raise with problem documents."""
 
     async def typed(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RegionSearchError)
@@ -138,13 +145,6 @@ def install(app: FastAPI) -> None:
             answer.headers["Allow"] = allowed
         return answer
 
-    async def unexpected(request: Request, error: Exception) -> JSONResponse:
-        _log.exception("request failed unexpectedly", exc_info=error)
-        request_id = getattr(request.state, "request_id", "")
-        message = f"an unexpected error; the server's log tells more under request_id {request_id}"
-        return respond(request, RegionSearchError(Kind.INTERNAL, message))
-
     app.add_exception_handler(RegionSearchError, typed)
     app.add_exception_handler(RequestValidationError, unfit)
     app.add_exception_handler(HTTPException, framework)
-    app.add_exception_handler(Exception, unexpected)

@@ -86,19 +86,15 @@ class World:
 
         return self.run(body())
 
-    async def start(self, settings: ServiceSettings, services: list[Any], life: Any) -> tuple[Server, Any]:
+    async def start(self, settings: ServiceSettings, services: list[Any], life: Any) -> Server:
         stack = contextlib.AsyncExitStack()
         server = await stack.enter_async_context(serving(settings, services, life))
         self._stacks.append(stack)
-        return server, stack
+        return server
 
     async def _services(self) -> tuple[Server, Server, Server]:
-        segmenter, _ = await self.start(
-            FakeSettings(),
-            service(segment_pb2, "SegmentService"),
-            lifespan(add_SegmentServiceServicer_to_server, FakeSegmenter(self.script)),
-        )
-        embedder, _ = await self.start(
+        segmenter = await self.start_segmenter()
+        embedder = await self.start(
             FakeSettings(),
             service(embed_pb2, "EmbedService"),
             lifespan(add_EmbedServiceServicer_to_server, FakeEmbedder(self.script)),
@@ -106,11 +102,11 @@ class World:
         settings = SearcherSettings(
             port=0, embedded=EmbeddedSettings(folder=self.folder / "records"), drain_delay_s=0, grace_s=1
         )
-        found, _ = await self.start(settings, service(search_pb2, "SearchService"), searcher(settings))
+        found = await self.start(settings, service(search_pb2, "SearchService"), searcher(settings))
         return segmenter, embedder, found
 
-    def gateway(self, **options: Any) -> Running:
-        """Starts another gateway on the same services."""
+    def settings(self, **options: Any) -> GatewaySettings:
+        """Of another gateway on the same services, in a folder of its own."""
         self._count += 1
         folder = self.folder / f"gateway{self._count}"
         folder.mkdir()
@@ -125,13 +121,24 @@ class World:
             "drain_delay_s": 0,
             "grace_s": 1,
         }
-        settings = GatewaySettings(**(values | options))
-        server, _ = self.run(
-            self.start(
-                settings, service(region_search_pb2, "RegionSearchService"), gateway_lifespan(settings)
-            )
+        return GatewaySettings(**(values | options))
+
+    async def start_gateway(self, settings: GatewaySettings) -> Running:
+        services = service(region_search_pb2, "RegionSearchService")
+        server = await self.start(settings, services, gateway_lifespan(settings))
+        assert settings.http_port_file is not None
+        return Running(self, settings.http_port_file.parent, server)
+
+    def gateway(self, **options: Any) -> Running:
+        """Starts another gateway on the same services."""
+        return self.run(self.start_gateway(self.settings(**options)))
+
+    async def start_segmenter(self, port: int = 0) -> Server:
+        return await self.start(
+            FakeSettings(port=port),
+            service(segment_pb2, "SegmentService"),
+            lifespan(add_SegmentServiceServicer_to_server, FakeSegmenter(self.script)),
         )
-        return Running(self, folder, server)
 
     def stop(self) -> None:
         async def close() -> None:

@@ -52,7 +52,9 @@ def test_a_picture_goes_in_and_is_found_by_words(gateway: Running, collection: s
     assert hits[0]["mask"]["size"] == [120, 160]
 
 
-def test_the_default_collection_is_there_from_the_start_and_again_after_its_deletion(gateway: Running) -> None:
+def test_the_default_collection_is_there_from_the_start_and_again_after_its_deletion(
+    gateway: Running,
+) -> None:
     assert gateway.http.get("/v1/collections/default").json()["model"]["crop_policy"] == "blur"
     assert gateway.http.delete("/v1/collections/default").status_code == 204
     assert gateway.http.get("/v1/collections/default").json()["image_count"] == 0
@@ -143,9 +145,7 @@ def test_overload_of_a_service_reaches_who_waits_for_one_picture(
     assert "the segmenter is overloaded" in response.json()["detail"]
 
 
-def test_many_pictures_wait_out_a_short_overload(
-    gateway: Running, collection: str, script: Script
-) -> None:
+def test_many_pictures_wait_out_a_short_overload(gateway: Running, collection: str, script: Script) -> None:
     script.failures["Segment"] = [overloaded("the queue is full", 0.01)] * 2
     results = add(gateway, collection, ("a.png", scene(RED)), ("b.png", scene(BLUE)))
     assert [result["outcome"] for result in results] == ["created", "created"]
@@ -156,7 +156,8 @@ def test_many_regions_go_out_in_chunks_and_keep_their_order(
     gateway: Running, collection: str, script: Script
 ) -> None:
     shapes: list[Shape] = [
-        (f"rgb({40 + 4 * i},{250 - 5 * i},{(i * 67) % 256})", (4 * i, 0, 4 * i + 4, 120 - i)) for i in range(40)
+        (f"rgb({40 + 4 * i},{250 - 5 * i},{(i * 67) % 256})", (4 * i, 0, 4 * i + 4, 120 - i))
+        for i in range(40)
     ]
     (result,) = add(gateway, collection, ("many.png", scene(*shapes)))
     assert result["regions"] == 40
@@ -195,7 +196,9 @@ def test_progress_comes_as_server_sent_events(gateway: Running, collection: str)
     assert [result["outcome"] for result in events[-1][1]["results"]] == ["created", "failed"]
 
 
-def test_a_client_that_leaves_ends_the_work(gateway: Running, collection: str, script: Script, world: World) -> None:
+def test_a_client_that_leaves_ends_the_work(
+    gateway: Running, collection: str, script: Script, world: World
+) -> None:
     import asyncio
 
     script.hold["Segment"] = world.call(asyncio.Event)
@@ -293,7 +296,9 @@ class TestGrpc:
 
         pictures = {f"{i}": scene(("red", (i, 0, i + 5, 5))) for i in range(30)} | {"bad": b"no picture"}
         answers = list(gateway.grpc.IngestImages(item(key, data) for key, data in pictures.items()))
-        done = {answer.key: answer for answer in answers if answer.stage == region_search_pb2.INGEST_STAGE_DONE}
+        done = {
+            answer.key: answer for answer in answers if answer.stage == region_search_pb2.INGEST_STAGE_DONE
+        }
         assert done.keys() == pictures.keys()
         assert done["bad"].WhichOneof("result") == "error"
         assert done["bad"].error.code == grpc.StatusCode.INVALID_ARGUMENT.value[0]
