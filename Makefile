@@ -7,7 +7,7 @@ PIP := $(BIN)/pip --disable-pip-version-check -q
 STEPS ?=
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: help run test test-slow lint protos bench train-pocket evaluate loadtest loadtest-ui up down clean
+.PHONY: help run test test-slow lint protos bench train-pocket evaluate loadtest loadtest-ui clean
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -51,6 +51,12 @@ train-pocket: $(VENV)/.dev  ## Train the pocket models (STEPS=20 for a quick run
 
 evaluate: $(VENV)/.run  ## Measure what the models find, on the bundled held-out scenes
 	$(BIN)/regionsearch evaluate --fixture
+
+loadtest: $(VENV)/.dev  ## A minute of load on a local stack; a table, HTML, CSV and a verdict
+	$(BIN)/python -m loadtests
+
+loadtest-ui: $(VENV)/.dev  ## The same stack with Locust's page
+	$(BIN)/python -m loadtests --ui
 
 clean:  ## Remove the environment and all generated files; collected data stays
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .hypothesis benchmarks/out out
