@@ -8,7 +8,7 @@ import platform
 import shutil
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.table import Table
@@ -16,7 +16,7 @@ from rich.table import Table
 from regionsearch.cli.options import COLLECTION, URL, ApiKey, CollectionName, Url
 from regionsearch.cli.output import console
 from regionsearch.client import Client
-from regionsearch.errors import Kind, RegionSearchError
+from regionsearch.errors import RegionSearchError
 from regionsearch.models import PROFILES, models_dir, pocket_dir
 
 collections_app = typer.Typer(help="Collections: list, create, delete.", no_args_is_help=True)
@@ -44,7 +44,7 @@ def create_collection(
 ) -> None:
     """Make a collection for the model that is served now."""
     with Client(url, api_key=api_key) as client:
-        client.create_collection(name, crop_policy)
+        client.create_collection(name, crop_policy=crop_policy)
 
 
 @collections_app.command("delete")
@@ -107,13 +107,12 @@ def doctor(url: Url = URL, api_key: ApiKey = None) -> None:
             )
     with Client(url, api_key=api_key, retries=0, timeout_s=5) as client:
         try:
-            services: dict[str, Any] = client.ready()["services"]
+            services = client.ready().services
         except RegionSearchError as error:
-            running = error.kind is not Kind.UNAVAILABLE
-            row(f"gateway at {url}", error.message, running, "start it with: regionsearch up")
+            row(f"gateway at {url}", error.message, False, "start it with: regionsearch up")
         else:
             for name, state in services.items():
-                row(name, state["detail"], state["ready"], "see its log")
+                row(name, state.detail, state.ready, "see its log")
     console.print(table)
     raise typer.Exit(0 if well else 1)
 

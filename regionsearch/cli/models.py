@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -10,7 +11,7 @@ from rich.table import Table
 
 from regionsearch.cli.output import console
 from regionsearch.errors import RegionSearchError, invalid
-from regionsearch.models import PROFILES, WEIGHTS, Weights, models_dir, pull, verify
+from regionsearch.models import POCKET, PROFILES, WEIGHTS, Weights, models_dir, verify, verify_pocket
 
 app = typer.Typer(help="Model weights: list, pull, verify.", no_args_is_help=True)
 
@@ -30,22 +31,32 @@ def find_weights(name: str) -> tuple[Weights, ...]:
     raise invalid("name", f"there is no {name!r}; choose one of {', '.join([*PROFILES, *WEIGHTS])}")
 
 
+def is_here(weights: Weights) -> bool:
+    """Whether a file has been pulled."""
+    return (models_dir() / weights.file).is_file()
+
+
 @app.command("list")
 def list_models() -> None:
-    """Show the profiles, their models, and what is on this machine."""
+    """Show profiles, models, and what is on this machine."""
     table = Table("profile", "segmenter", "embedder", "here", "for")
     for profile in PROFILES.values():
-        here = all((models_dir() / weights.file).exists() for weights in profile.weights)
-        table.add_row(
-            profile.name, profile.segmenter, profile.embedder, "yes" if here else "no", profile.purpose
-        )
+        here = "yes" if all(map(is_here, profile.weights)) else "no"
+        table.add_row(profile.name, profile.segmenter, profile.embedder, here, profile.purpose)
     console.print(table)
-    console.print(f"downloaded weights live in {models_dir()}", highlight=False)
+    table = Table("model", "here", "digest", "licence")
+    for weights in WEIGHTS.values():
+        digest = "published" if weights.sha256 else "of the first download"
+        table.add_row(weights.model, "yes" if is_here(weights) else "no", digest, weights.licence)
+    console.print(table)
+    console.print(f"downloaded weights live in {models_dir()}", highlight=False, soft_wrap=True)
 
 
 @app.command("pull")
 def pull_models(name: Name) -> None:
     """Download weights; goes on where an earlier download stopped."""
+    from regionsearch.models.download import pull
+
     wanted = find_weights(name)
     if not wanted:
         console.print(f"{name} is bundled; there is nothing to pull")
@@ -58,17 +69,21 @@ def pull_models(name: Name) -> None:
                 progress.update(task, completed=done, total=total)  # type: ignore[arg-type]
 
             path = pull(weights, show)
-            progress.console.print(f"{path}  ({weights.licence})", highlight=False)
+            progress.console.print(f"{path}  ({weights.licence})", highlight=False, soft_wrap=True)
 
 
 @app.command("verify")
-def verify_models(name: Name) -> None:
-    """Compare downloaded weights with the digests that were published."""
+def verify_models(name: Annotated[str, typer.Argument(help="A profile or a model.")] = "pocket") -> None:
+    """Compare weights with the digests that were published."""
+    wanted = find_weights(name)
+    checks = [partial(verify, weights) for weights in wanted] or [
+        partial(verify_pocket, part) for part in POCKET
+    ]
     broken = False
-    for weights in find_weights(name):
+    for check in checks:
         try:
-            console.print(f"[green]right[/]  {verify(weights)}", highlight=False)
+            console.print(f"[green]right[/]  {check()}", highlight=False, soft_wrap=True)
         except RegionSearchError as error:
             broken = True
-            console.print(f"[red]wrong[/]  {error.message}", highlight=False)
-    raise typer.Exit(1 if broken else 0)
+            console.print(f"[red]wrong[/]  {error.message}", highlight=False, soft_wrap=True)
+    raise typer.Exit(broken)

@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from regionsearch.client.clients import DEFAULT_COLLECTION, DEFAULT_URL
+from regionsearch.client.clients import DEFAULT_URL
+from regionsearch.client.operations import DEFAULT_COLLECTION
 
 Url = Annotated[str, typer.Option("--url", envvar="REGIONSEARCH_URL", help="Address of the gateway.")]
 ApiKey = Annotated[str | None, typer.Option("--api-key", envvar="REGIONSEARCH_API_KEY", help="API key.")]

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from regionsearch.cli.ingesting import find_pictures, send_all, summarise
+from regionsearch.cli.ingesting import find_pictures, summarise
 from regionsearch.cli.options import COLLECTION
 from regionsearch.cli.output import console, errors
+from regionsearch.client import Client
+from regionsearch.errors import RegionSearchError
+from regionsearch.models import find
 from regionsearch.models import profile as find_profile
-from regionsearch.models import verify
 from regionsearch.supervisor import Plan, Supervisor
 
 
@@ -32,7 +33,7 @@ def up(
     """Start segmenter, embedder, searcher and gateway, and keep them alive until Ctrl-C."""
     plan = Plan(find_profile(profile), data_dir, port, grpc_port, host)
     for weights in plan.profile.weights:
-        verify(weights)
+        find(weights)
     supervisor = Supervisor(plan, lambda line: errors.print(line, style="dim", highlight=False, markup=False))
 
     def ready() -> None:
@@ -50,8 +51,13 @@ def fill_with_demo(url: str) -> None:
     if not scenes:
         errors.print("the demo pictures are not here: they come with a checkout, in examples/scenes")
         return
-    results = asyncio.run(send_all(scenes, COLLECTION, ["demo"], 4, url, None, lambda: None))
-    summarise(results)
+    try:
+        with Client(url) as client:
+            results = client.ingest(scenes, COLLECTION, tags=["demo"])
+    except RegionSearchError as error:
+        errors.print(f"the demo pictures could not be added: {error.message}", markup=False, highlight=False)
+        return
+    summarise(scenes, results)
     body = '{"query": {"text": "guitar"}, "level": "region", "page_size": 3}'
     console.print(
         "Open the page and search for [bold]guitar[/], or ask from a shell:\n\n"

@@ -3,120 +3,154 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 
+from regionsearch.cli.drawing import outline
 from regionsearch.cli.options import COLLECTION, URL, ApiKey, CollectionName, Url
 from regionsearch.cli.output import console, errors
-from regionsearch.client import Client, Hit, SearchResult, calls
+from regionsearch.client import Box, Client, SearchResult
 from regionsearch.errors import invalid
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 MinScore = Annotated[float | None, typer.Option(help="Lowest cosine that counts.")]
+Save = Annotated[Path | None, typer.Option(help="Write the picture with the find outlined to this PNG.")]
+Open = Annotated[bool, typer.Option("--open", help="Show the picture with the find outlined.")]
 
 
 def search(
     words: Annotated[list[str] | None, typer.Argument(help="What to look for.")] = None,
     like: Annotated[Path | None, typer.Option(help="A picture of it.")] = None,
+    region: Annotated[str | None, typer.Option(help="The id of a region: more like this.")] = None,
     collection: CollectionName = COLLECTION,
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=1000, help="Most hits.")] = 10,
     min_score: MinScore = None,
     without: Annotated[
         list[str] | None, typer.Option(help="Words that are not meant; may be repeated.")
     ] = None,
-    images: Annotated[bool, typer.Option("--images", help="One hit an image.")] = False,
-    save: Annotated[
-        Path | None, typer.Option(help="Write the best hit's picture, outlined, to this PNG.")
+    tag: Annotated[
+        list[str] | None, typer.Option(help="Only pictures with one of these tags; may be repeated.")
     ] = None,
-    open_it: Annotated[bool, typer.Option("--open", help="Show the best hit's picture, outlined.")] = False,
+    images: Annotated[bool, typer.Option("--images", help="One hit a picture.")] = False,
+    save: Save = None,
+    open_it: Open = False,
     as_json: AsJson = False,
     url: Url = URL,
     api_key: ApiKey = None,
 ) -> None:
-    """Find things by words, by a picture, or by both."""
-    text = " ".join(words or [])
-    if not text and like is None:
-        raise invalid("words", "say what to look for: words, or a picture with --like")
+    """Find things by words, by a picture, by a region, or by all of these together."""
+    if not words and like is None and region is None:
+        raise invalid("words", "say what to look for: words, --like PICTURE, or --region ID")
     with Client(url, api_key=api_key) as client:
         result = client.search(
-            text or None,
+            " ".join(words) if words else None,
             collection,
             image=like,
+            region_id=region,
             negatives=without or (),
             group_by_image=images,
+            filter={"tags": tag} if tag else None,
             min_score=min_score,
             page_size=limit,
+            masks=save is not None or open_it,
         )
         if as_json:
             typer.echo(json.dumps([hit.model_dump() for hit in result], indent=1))
         else:
             console.print(_table(result) if result else "nothing was found")
-        if result and (save or open_it):
-            _save(client, result[0], text, collection, save or Path("found.png"), open_it)
-
-
-def _table(result: SearchResult) -> Table:
-    table = Table("", "score", "picture", "box", "region")
-    for hit in result:
-        box = f"{hit.box.x_min:.0f},{hit.box.y_min:.0f} – {hit.box.x_max:.0f},{hit.box.y_max:.0f}"
-        table.add_row(str(hit.rank), f"{hit.score:.3f}", hit.image.name, box, hit.region_id or "whole image")
-    return table
-
-
-def _save(client: Client, hit: Hit, text: str, collection: str, target: Path, open_it: bool) -> None:
-    if text:
-        picture = client.render(text, image_id=hit.image_id, collection=collection)
-    else:
-        picture = client.content(hit.image_id, collection)
-    target.write_bytes(picture)
-    errors.print(f"wrote {target}", highlight=False)
-    if open_it:
-        typer.launch(str(target))
+        if result and (save is not None or open_it):
+            best = result[0]
+            _show(outline(client.content(best.image_id, collection), best), save, open_it)
 
 
 def within(
-    picture: Annotated[Path, typer.Argument(help="The picture to look into.")],
+    picture: Annotated[str, typer.Argument(help="The picture: a file, or the id of a stored one.")],
     phrases: Annotated[
         list[str], typer.Argument(help="What to look for; each region goes to its best phrase.")
     ],
+    collection: CollectionName = COLLECTION,
     min_score: MinScore = None,
-    save: Annotated[
-        Path | None, typer.Option(help="Write the picture with the finds outlined to this PNG.")
-    ] = None,
+    save: Save = None,
+    open_it: Open = False,
     as_json: AsJson = False,
     url: Url = URL,
     api_key: ApiKey = None,
 ) -> None:
-    """Find things inside one picture, without storing it."""
+    """Find things inside one picture; a file is looked at without being stored."""
+    path = Path(picture) if Path(picture).is_file() else None
+    image_id = None if path else picture
     with Client(url, api_key=api_key) as client:
-        found = client.within(phrases, image=picture, min_score=min_score)
+        found = client.within(
+            phrases, image=path, image_id=image_id, collection=collection, min_score=min_score
+        )
         if as_json:
             typer.echo(found.model_dump_json(indent=1))
         else:
             table = Table("phrase", "score", "box", "area")
-            for region in found.hits:
-                box = region.box
-                place = f"{box.x_min:.0f},{box.y_min:.0f} – {box.x_max:.0f},{box.y_max:.0f}"
-                table.add_row(region.label, f"{region.score:.3f}", place, str(region.area))
+            for hit in found.hits:
+                table.add_row(hit.label, f"{hit.score:.3f}", _place(hit.box), str(hit.area))
             console.print(table if found.hits else "nothing was found")
-        if save is not None:
-            save.write_bytes(client.render(phrases, image=picture, min_score=min_score))
-            errors.print(f"wrote {save}", highlight=False)
+        if save is not None or open_it:
+            drawn = client.render(
+                phrases, image=path, image_id=image_id, collection=collection, min_score=min_score
+            )
+            _show(drawn, save, open_it)
 
 
 def export(
-    words: Annotated[list[str], typer.Argument(help="What to look for.")],
-    target: Annotated[Path, typer.Option("--out", "-o", help="Where to write.")] = Path("hits.coco.json"),
+    words: Annotated[list[str] | None, typer.Argument(help="What to look for; all regions without.")] = None,
+    target: Annotated[Path, typer.Option("--out", "-o", help="Where to write.")] = Path("regions.coco.json"),
     collection: CollectionName = COLLECTION,
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=1000, help="Most hits.")] = 100,
     url: Url = URL,
     api_key: ApiKey = None,
 ) -> None:
-    """Write the hits of a search as COCO annotations with masks."""
+    """Write the hits of a search, or all regions of a collection, as COCO annotations with masks."""
     with Client(url, api_key=api_key) as client:
-        found = client.send(calls.search_coco({"text": " ".join(words)}, collection, limit))
-    target.write_text(json.dumps(found))
-    console.print(f"{len(found['annotations'])} annotations in {target}", highlight=False)
+        if words:
+            document = client.export_hits(" ".join(words), collection, limit=limit)
+        else:
+            pictures = client.images(collection)
+            document = merged(client.export_regions(image.image_id, collection) for image in pictures)
+    target.write_text(json.dumps(document))
+    counts = f"{len(document['annotations'])} annotations of {len(document['images'])} pictures"
+    console.print(f"{counts} in {target}", highlight=False)
+
+
+def merged(documents: Iterator[dict[str, Any]]) -> dict[str, Any]:
+    """COCO documents with the same categories as one; images and annotations are numbered anew."""
+    whole: dict[str, Any] = {"info": {}, "images": [], "categories": [], "annotations": []}
+    for document in documents:
+        whole |= {"info": document["info"], "categories": document["categories"]}
+        numbers = {}
+        for image in document["images"]:
+            numbers[image["id"]] = number = len(whole["images"]) + 1
+            whole["images"].append(image | {"id": number})
+        for one in document["annotations"]:
+            number = len(whole["annotations"]) + 1
+            whole["annotations"].append(one | {"id": number, "image_id": numbers[one["image_id"]]})
+    return whole
+
+
+def _table(result: SearchResult) -> Table:
+    table = Table("", "score", "picture", "box", "region")
+    for hit in result:
+        region = hit.region_id or "whole picture"
+        table.add_row(str(hit.rank), f"{hit.score:.3f}", hit.image.name, _place(hit.box), region)
+    return table
+
+
+def _place(box: Box) -> str:
+    return f"{box.x_min:.0f},{box.y_min:.0f} – {box.x_max:.0f},{box.y_max:.0f}"
+
+
+def _show(picture: bytes, save: Path | None, open_it: bool) -> None:
+    target = save or Path("found.png")
+    target.write_bytes(picture)
+    errors.print(f"wrote {target}", highlight=False)
+    if open_it:
+        typer.launch(str(target))

@@ -1,13 +1,23 @@
-"""The Python client of the gateway's HTTP API: `Client` and its asynchronous twin `AsyncClient`."""
+"""The Python client of a gateway, over HTTP and gRPC: `Client`, and its asynchronous twin `AsyncClient`.
+
+with Client("http://localhost:8000") as client:
+client.ingest(["cat.jpg"])
+for hit in client.search("cat"):
+print(hit.score, hit.image.name, hit.box)
+"""
 
 from regionsearch.client.clients import AsyncClient, Client
 from regionsearch.client.results import (
     Box,
     Collection,
     Hit,
+    HitImage,
     Image,
+    ImagePage,
     IngestResult,
     Mask,
+    Problem,
+    Readiness,
     Region,
     ScoredRegion,
     SearchResult,
@@ -21,9 +31,13 @@ __all__ = [
     "Client",
     "Collection",
     "Hit",
+    "HitImage",
     "Image",
+    "ImagePage",
     "IngestResult",
     "Mask",
+    "Problem",
+    "Readiness",
     "Region",
     "ScoredRegion",
     "SearchResult",

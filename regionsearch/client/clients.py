@@ -1,110 +1,115 @@
-"""The two clients: the same calls, sent and waited for in their own way.
-
-Both raise `RegionSearchError` for every failure and wait patiently when the server says that it is
-overloaded: all calls can be repeated without harm, because images are known by their content.
-"""
+"""The two clients: the same operations, one blocking, one on an event loop."""
 
 from __future__ import annotations
 
 import asyncio
-import random
+import functools
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Generic, ParamSpec, Self, TypeVar, overload
 
-import httpx
-
-from regionsearch.client import calls
-from regionsearch.client.calls import Call, Level, Point, Render, Source
-from regionsearch.client.results import (
-    Collection,
-    Image,
-    IngestResult,
-    Region,
-    SearchResult,
-    SegmentResult,
-    WithinResult,
+from regionsearch.client import operations
+from regionsearch.client.operations import DEFAULT_COLLECTION, PAGE_SIZE, Operation
+from regionsearch.client.results import Image, IngestResult, Problem
+from regionsearch.client.sources import Source, name_of
+from regionsearch.client.transports import (
+    Address,
+    AsyncGrpcTransport,
+    AsyncHttpTransport,
+    AsyncTransport,
+    GrpcTransport,
+    HttpTransport,
+    Transport,
 )
 from regionsearch.errors import Kind, RegionSearchError
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 DEFAULT_URL = "http://localhost:8000"
-DEFAULT_COLLECTION = "default"
-_PAGE = 500
+POLL_S = 0.2
+
+# What is wrong with one picture. Every other error would meet the next picture too, and is raised.
+_OF_A_PICTURE = (Kind.INVALID_ARGUMENT, Kind.UNSUPPORTED_IMAGE, Kind.TOO_LARGE, Kind.INTERNAL)
+
+OnResult = Callable[[IngestResult], object]
 
 
-def _headers(api_key: str | None) -> dict[str, str]:
-    return {"authorization": f"Bearer {api_key}"} if api_key else {}
+class _Blocking(Generic[P, T]):
+    """A method of `Client` made from an operation: same arguments, its result."""
+
+    def __init__(self, operation: Callable[P, Operation[T]]) -> None:
+        self._operation = operation
+
+    @overload
+    def __get__(self, client: None, owner: type) -> Callable[P, Operation[T]]: ...
+    @overload
+    def __get__(self, client: Client, owner: type) -> Callable[P, T]: ...
+    def __get__(self, client: Client | None, owner: type) -> Callable[P, Any]:
+        if client is None:
+            return self._operation
+
+        @functools.wraps(self._operation)
+        def method(*args: P.args, **kwargs: P.kwargs) -> T:
+            return client.send(self._operation(*args, **kwargs))
+
+        return method
 
 
-def _arguments(call: Call[T]) -> dict[str, Any]:
-    given = {"json": call.json, "params": call.params, "files": call.files, "data": call.form}
-    return {name: value for name, value in given.items() if value}
+class _Awaited(Generic[P, T]):
+    """A method of `AsyncClient` made from an operation: same arguments, its result when awaited."""
 
+    def __init__(self, operation: Callable[P, Operation[T]]) -> None:
+        self._operation = operation
 
-def _unreachable(url: str, error: httpx.TransportError) -> RegionSearchError:
-    kind = Kind.DEADLINE_EXCEEDED if isinstance(error, httpx.TimeoutException) else Kind.UNAVAILABLE
-    return RegionSearchError(kind, f"{url} does not answer ({type(error).__name__}); is it running?")
+    @overload
+    def __get__(self, client: None, owner: type) -> Callable[P, Operation[T]]: ...
+    @overload
+    def __get__(self, client: AsyncClient, owner: type) -> Callable[P, Coroutine[Any, Any, T]]: ...
+    def __get__(self, client: AsyncClient | None, owner: type) -> Callable[P, Any]:
+        if client is None:
+            return self._operation
 
+        @functools.wraps(self._operation)
+        async def method(*args: P.args, **kwargs: P.kwargs) -> T:
+            return await client.send(self._operation(*args, **kwargs))
 
-class _Patience:
-    """How often and how long a call is tried again."""
-
-    def __init__(self, retries: int) -> None:
-        self._left = retries
-        self._delay_s = 0.2
-
-    def delay(self, error: RegionSearchError) -> float:
-        """Seconds to wait before the next try.
-
-        Raises:
-            RegionSearchError: The error itself, when another try is not worth it.
-        """
-        if self._left == 0 or error.kind not in (Kind.OVERLOADED, Kind.UNAVAILABLE):
-            raise error
-        self._left -= 1
-        self._delay_s = min(2 * self._delay_s, 10.0)
-        return (error.retry_after_s or self._delay_s) * random.uniform(1.0, 1.5)
-
-
-def _search_arguments(
-    text: str | Sequence[str] | None,
-    image: Source | None,
-    region_id: str | None,
-    image_id: str | None,
-    points: Sequence[Point],
-    box: Sequence[float] | None,
-) -> dict[str, Any]:
-    query: dict[str, Any] = calls.pointing(points, box)
-    if text is not None:
-        query["texts"] = [text] if isinstance(text, str) else list(text)
-    if image is not None:
-        query |= calls.picture_of(image, None)
-    if region_id is not None:
-        query["region_id"] = region_id
-    if image_id is not None:
-        query["image_id"] = image_id
-    return query
+        return method
 
 
 class Client:
-    """Talks to a gateway.
+    """Talks to a gateway and waits for the answers; may be used from many threads.
+
+    Every failure is a `RegionSearchError`. The methods' arguments are described in
+    `regionsearch.client.operations`.
 
     Args:
-        url: Its address.
+        url: Its address: http://, https://, grpc:// or grpcs://. Over gRPC there are ingest, search, within,
+            images and delete.
         api_key: Sent with every call.
         timeout_s: Longest wait for one answer.
         retries: Tries after the first, when the server is overloaded or away.
+        ca: PEM file of the authority to trust; the system's when absent.
+
+    Raises:
+        RegionSearchError: INVALID_ARGUMENT for what is no address.
     """
 
     def __init__(
-        self, url: str = DEFAULT_URL, *, api_key: str | None = None, timeout_s: float = 300, retries: int = 5
+        self,
+        url: str = DEFAULT_URL,
+        *,
+        api_key: str | None = None,
+        timeout_s: float = 300,
+        retries: int = 5,
+        ca: Path | None = None,
     ) -> None:
+        address = Address(url, api_key, timeout_s, retries, ca)
         self.url = url
-        self._retries = retries
-        self._http = httpx.Client(base_url=url, headers=_headers(api_key), timeout=timeout_s)
+        self._transport: Transport = GrpcTransport(address) if address.over_grpc else HttpTransport(address)
 
     def __enter__(self) -> Self:
         return self
@@ -116,198 +121,125 @@ class Client:
 
     def close(self) -> None:
         """Closes the connections."""
-        self._http.close()
+        self._transport.close()
 
-    def send(self, call: Call[T]) -> T:
-        """Sends a call and reads its answer."""
-        patience = _Patience(self._retries)
-        while True:
-            try:
-                response = self._http.request(call.method, call.path, **_arguments(call))
-                if response.is_success:
-                    return call.read(response)
-                error = calls.failure(response)
-            except httpx.TransportError as failed:
-                error = _unreachable(self.url, failed)
-            time.sleep(patience.delay(error))
+    def send(self, operation: Operation[T]) -> T:
+        """Sends an operation and waits for its result."""
+        return self._transport.send(operation)
+
+    search = _Blocking(operations.search)
+    within = _Blocking(operations.within)
+    render = _Blocking(operations.render)
+    segment = _Blocking(operations.segment)
+    embed = _Blocking(operations.embed)
+    collections = _Blocking(operations.collections)
+    create_collection = _Blocking(operations.create_collection)
+    delete_collection = _Blocking(operations.delete_collection)
+    list_images = _Blocking(operations.list_images)
+    content = _Blocking(operations.content)
+    regions = _Blocking(operations.regions)
+    export_hits = _Blocking(operations.export_hits)
+    export_regions = _Blocking(operations.export_regions)
+    delete_image = _Blocking(operations.delete_image)
+    ready = _Blocking(operations.ready)
 
     def ingest(
         self,
-        sources: Sequence[Source],
+        sources: Iterable[Source],
         collection: str = DEFAULT_COLLECTION,
         *,
         tags: Sequence[str] = (),
-        at_once: int = 8,
+        attributes: Mapping[str, str] | None = None,
+        at_once: int = 4,
+        on_result: OnResult = lambda result: None,
     ) -> list[IngestResult]:
-        """Adds pictures: paths, or (name, bytes) pairs. One result for each, in their order.
+        """Adds pictures: paths, bytes, or (name, bytes) pairs. One result for each, in their order.
 
         A picture that is there already is a `duplicate`; one that cannot be read is `failed` and says why.
+        Sources are taken only as there is room for them, so that they may come from a generator.
 
         Args:
             sources: The pictures.
             collection: Where to.
             tags: Put on each of them.
-            at_once: Pictures of one request.
+            attributes: Further facts, for each of them.
+            at_once: Pictures on their way at the same time.
+            on_result: Called when a picture is done, one at a time.
+
+        Raises:
+            RegionSearchError: For what is wrong with more than one picture: no such collection, no
+                permission, a server that stays away. What was stored by then stays.
         """
-        results: list[IngestResult] = []
-        for start in range(0, len(sources), at_once):
-            part = self.send(calls.ingest(sources[start : start + at_once], collection, tags))
-            results.extend(part)
-        return results
+        results: dict[int, IngestResult] = {}
+        running: dict[Future[IngestResult], int] = {}
 
-    def search(
-        self,
-        text: str | Sequence[str] | None = None,
-        collection: str = DEFAULT_COLLECTION,
-        *,
-        image: Source | None = None,
-        region_id: str | None = None,
-        image_id: str | None = None,
-        points: Sequence[Point] = (),
-        box: Sequence[float] | None = None,
-        negatives: Sequence[str] = (),
-        level: Level = "region",
-        group_by_image: bool = False,
-        filter: Mapping[str, Any] | None = None,
-        min_score: float | None = None,
-        relative_cutoff: float | None = None,
-        page_size: int = 20,
-        page_token: str = "",
-        masks: bool = False,
-    ) -> SearchResult:
-        """Finds regions and images; words, examples and pointing combine.
+        def collect(return_when: str) -> None:
+            done, _ = wait(running, return_when=return_when)
+            for future in done:
+                results[running.pop(future)] = result = future.result()
+                on_result(result)
 
-        Args:
-            text: One phrase, or several: then each region stands with its best phrase.
-            collection: Where to look.
-            image: A picture of it; with points or a box, the object that they point at.
-            region_id: A stored region: more like this.
-            image_id: A stored image; with points or a box, the object that they point at.
-            points: (x, y) or (x, y, label), pixels; label 0 is background.
-            box: x_min, y_min, x_max, y_max, pixels.
-            negatives: Phrases that are not meant.
-            level: Regions, whole images, or both.
-            group_by_image: One hit an image, its best.
-            filter: Conditions, as in the HTTP API.
-            min_score: Lowest cosine.
-            relative_cutoff: Lowest part of the best score.
-            page_size: Most hits of a page.
-            page_token: From an earlier result.
-            masks: Adds the masks.
-        """
-        query = _search_arguments(text, image, region_id, image_id, points, box)
-        options = {
-            "negatives": list(negatives) or None,
-            "level": level,
-            "group_by": "image" if group_by_image else None,
-            "filter": filter,
-            "min_score": min_score,
-            "relative_cutoff": relative_cutoff,
-            "page_size": page_size,
-            "page_token": page_token or None,
-            "include": ["mask"] if masks else None,
-        }
-        return self.send(calls.search(query, collection, options))
+        def add(source: Source) -> IngestResult:
+            try:
+                return self.send(operations.ingest_one(source, collection, tags=tags, attributes=attributes))
+            except RegionSearchError as error:
+                return _failed(source, error)
 
-    def within(
-        self,
-        texts: str | Sequence[str],
-        *,
-        image: Source | None = None,
-        image_id: str | None = None,
-        collection: str = DEFAULT_COLLECTION,
-        min_score: float | None = None,
-    ) -> WithinResult:
-        """Scores every region of one picture, sent along or stored."""
-        picture = calls.picture_of(image, image_id) | {"collection": collection}
-        phrases = [texts] if isinstance(texts, str) else texts
-        return self.send(calls.within(picture, phrases, {"min_score": min_score}))
-
-    def render(
-        self,
-        texts: str | Sequence[str],
-        *,
-        image: Source | None = None,
-        image_id: str | None = None,
-        collection: str = DEFAULT_COLLECTION,
-        style: Render = "outline",
-        min_score: float | None = None,
-    ) -> bytes:
-        """The picture as PNG with the finds drawn into it."""
-        picture = calls.picture_of(image, image_id) | {"collection": collection}
-        phrases = [texts] if isinstance(texts, str) else texts
-        return self.send(calls.render(picture, phrases, style, {"min_score": min_score}))
-
-    def segment(
-        self,
-        *,
-        image: Source | None = None,
-        image_id: str | None = None,
-        collection: str = DEFAULT_COLLECTION,
-        points: Sequence[Point] = (),
-        box: Sequence[float] | None = None,
-        multimask: bool = False,
-    ) -> SegmentResult:
-        """The mask of what points and box mean; without them, of everything in the picture."""
-        picture = calls.picture_of(image, image_id) | {"collection": collection}
-        prompt = calls.pointing(points, box)
-        return self.send(
-            calls.segment(picture, prompt | {"multimask": multimask} if prompt else {"everything": True})
-        )
-
-    def embed(self, texts: Sequence[str]) -> list[list[float]]:
-        """One vector of length one for each text."""
-        return self.send(calls.embed_texts(texts))
-
-    def collections(self) -> list[Collection]:
-        """All collections."""
-        return self.send(calls.collections())
-
-    def create_collection(self, name: str, crop_policy: str = "default") -> Collection:
-        """Makes a collection for the model that is served now."""
-        return self.send(calls.create_collection(name, crop_policy))
-
-    def delete_collection(self, name: str) -> None:
-        """Deletes a collection with all that is in it."""
-        self.send(calls.delete_collection(name))
+        with ThreadPoolExecutor(at_once, thread_name_prefix="ingest") as pool:
+            for index, source in enumerate(sources):
+                if len(running) >= at_once:
+                    collect(FIRST_COMPLETED)
+                running[pool.submit(add, source)] = index
+            while running:
+                collect(FIRST_COMPLETED)
+        return [results[index] for index in range(len(results))]
 
     def images(self, collection: str = DEFAULT_COLLECTION) -> Iterator[Image]:
         """All images, newest first, fetched page by page."""
         token = ""
         while True:
-            page, token = self.send(calls.images(collection, _PAGE, token))
-            yield from page
+            page = self.list_images(collection, page_size=PAGE_SIZE, page_token=token)
+            yield from page.images
+            token = page.next_page_token
             if not token:
                 return
 
-    def content(self, image_id: str, collection: str = DEFAULT_COLLECTION) -> bytes:
-        """The file of an image, as it was sent."""
-        return self.send(calls.content(collection, image_id))
+    def wait_ready(self, timeout_s: float = 120) -> None:
+        """Returns once the gateway can do its work.
 
-    def regions(
-        self, image_id: str, collection: str = DEFAULT_COLLECTION, *, masks: bool = False
-    ) -> list[Region]:
-        """The regions of an image, best first."""
-        return self.send(calls.regions(collection, image_id, masks))
-
-    def delete_image(self, image_id: str, collection: str = DEFAULT_COLLECTION) -> None:
-        """Deletes an image with its regions."""
-        self.send(calls.delete_image(collection, image_id))
-
-    def ready(self) -> dict[str, Any]:
-        """What /readyz says; raises UNAVAILABLE while something is missing."""
-        return self.send(calls.ready())
+        Raises:
+            RegionSearchError: UNAVAILABLE when it cannot after that time; says what it waits for.
+        """
+        deadline = time.monotonic() + timeout_s
+        while True:
+            try:
+                if (state := self.ready()).ready:
+                    return
+                reason = state.reason
+            except RegionSearchError as error:
+                reason = _reason_to_wait(error)
+            if time.monotonic() >= deadline:
+                raise _not_ready(self.url, timeout_s, reason)
+            time.sleep(POLL_S)
 
 
 class AsyncClient:
-    """`Client` for asyncio; the arguments are the same."""
+    """`Client` for asyncio: the same arguments, methods that are awaited."""
 
     def __init__(
-        self, url: str = DEFAULT_URL, *, api_key: str | None = None, timeout_s: float = 300, retries: int = 5
+        self,
+        url: str = DEFAULT_URL,
+        *,
+        api_key: str | None = None,
+        timeout_s: float = 300,
+        retries: int = 5,
+        ca: Path | None = None,
     ) -> None:
+        address = Address(url, api_key, timeout_s, retries, ca)
         self.url = url
-        self._retries = retries
-        self._http = httpx.AsyncClient(base_url=url, headers=_headers(api_key), timeout=timeout_s)
+        self._transport: AsyncTransport = (
+            AsyncGrpcTransport(address) if address.over_grpc else AsyncHttpTransport(address)
+        )
 
     async def __aenter__(self) -> Self:
         return self
@@ -319,68 +251,100 @@ class AsyncClient:
 
     async def close(self) -> None:
         """Closes the connections."""
-        await self._http.aclose()
+        await self._transport.close()
 
-    async def send(self, call: Call[T]) -> T:
-        """Sends a call and reads its answer."""
-        patience = _Patience(self._retries)
-        while True:
-            try:
-                response = await self._http.request(call.method, call.path, **_arguments(call))
-                if response.is_success:
-                    return call.read(response)
-                error = calls.failure(response)
-            except httpx.TransportError as failed:
-                error = _unreachable(self.url, failed)
-            await asyncio.sleep(patience.delay(error))
+    async def send(self, operation: Operation[T]) -> T:
+        """Sends an operation and awaits its result."""
+        return await self._transport.send(operation)
+
+    search = _Awaited(operations.search)
+    within = _Awaited(operations.within)
+    render = _Awaited(operations.render)
+    segment = _Awaited(operations.segment)
+    embed = _Awaited(operations.embed)
+    collections = _Awaited(operations.collections)
+    create_collection = _Awaited(operations.create_collection)
+    delete_collection = _Awaited(operations.delete_collection)
+    list_images = _Awaited(operations.list_images)
+    content = _Awaited(operations.content)
+    regions = _Awaited(operations.regions)
+    export_hits = _Awaited(operations.export_hits)
+    export_regions = _Awaited(operations.export_regions)
+    delete_image = _Awaited(operations.delete_image)
+    ready = _Awaited(operations.ready)
 
     async def ingest(
-        self, sources: Sequence[Source], collection: str = DEFAULT_COLLECTION, *, tags: Sequence[str] = ()
+        self,
+        sources: Iterable[Source],
+        collection: str = DEFAULT_COLLECTION,
+        *,
+        tags: Sequence[str] = (),
+        attributes: Mapping[str, str] | None = None,
+        at_once: int = 4,
+        on_result: OnResult = lambda result: None,
     ) -> list[IngestResult]:
-        """Adds pictures in one request; see `Client.ingest`."""
-        call = await asyncio.to_thread(calls.ingest, sources, collection, tags)
-        return await self.send(call)
+        """Adds pictures; see `Client.ingest`."""
+        results: dict[int, IngestResult] = {}
+        waiting = enumerate(sources)
 
-    async def search(
-        self,
-        text: str | Sequence[str] | None = None,
-        collection: str = DEFAULT_COLLECTION,
-        *,
-        image: Source | None = None,
-        region_id: str | None = None,
-        image_id: str | None = None,
-        points: Sequence[Point] = (),
-        box: Sequence[float] | None = None,
-        **options: Any,
-    ) -> SearchResult:
-        """Finds regions and images; see `Client.search`. Further options are those of the HTTP API."""
-        query = _search_arguments(text, image, region_id, image_id, points, box)
-        return await self.send(calls.search(query, collection, {"level": "region", **options}))
+        async def work() -> None:
+            for index, source in waiting:  # shared: each worker takes the next one
+                add = operations.ingest_one(source, collection, tags=tags, attributes=attributes)
+                try:
+                    results[index] = await self.send(add)
+                except RegionSearchError as error:
+                    results[index] = _failed(source, error)
+                on_result(results[index])
 
-    async def within(
-        self,
-        texts: str | Sequence[str],
-        *,
-        image: Source | None = None,
-        image_id: str | None = None,
-        collection: str = DEFAULT_COLLECTION,
-        min_score: float | None = None,
-    ) -> WithinResult:
-        """Scores every region of one picture; see `Client.within`."""
-        picture = calls.picture_of(image, image_id) | {"collection": collection}
-        phrases = [texts] if isinstance(texts, str) else texts
-        return await self.send(calls.within(picture, phrases, {"min_score": min_score}))
+        workers = [asyncio.ensure_future(work()) for _ in range(at_once)]
+        try:
+            await asyncio.gather(*workers)
+        finally:
+            for worker in workers:
+                worker.cancel()
+            await asyncio.gather(*workers, return_exceptions=True)
+        return [results[index] for index in range(len(results))]
 
     async def images(self, collection: str = DEFAULT_COLLECTION) -> AsyncIterator[Image]:
         """All images, newest first, fetched page by page."""
         token = ""
         while True:
-            page, token = await self.send(calls.images(collection, _PAGE, token))
-            for image in page:
+            page = await self.list_images(collection, page_size=PAGE_SIZE, page_token=token)
+            for image in page.images:
                 yield image
+            token = page.next_page_token
             if not token:
                 return
 
-    async def delete_image(self, image_id: str, collection: str = DEFAULT_COLLECTION) -> None:
-        """Deletes an image with its regions."""
-        await self.send(calls.delete_image(collection, image_id))
+    async def wait_ready(self, timeout_s: float = 120) -> None:
+        """Returns once the gateway can do its work; see `Client.wait_ready`."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            try:
+                if (state := await self.ready()).ready:
+                    return
+                reason = state.reason
+            except RegionSearchError as error:
+                reason = _reason_to_wait(error)
+            if time.monotonic() >= deadline:
+                raise _not_ready(self.url, timeout_s, reason)
+            await asyncio.sleep(POLL_S)
+
+
+def _failed(source: Source, error: RegionSearchError) -> IngestResult:
+    """The result of a picture that is at fault itself; raises the error of anything else."""
+    if error.kind not in _OF_A_PICTURE:
+        raise error
+    problem = Problem(code=error.kind.value, detail=error.message)
+    return IngestResult(name=name_of(source), outcome="failed", error=problem)
+
+
+def _reason_to_wait(error: RegionSearchError) -> str:
+    """Why a server is not ready yet; raises an error that waiting does not cure."""
+    if error.kind not in (Kind.UNAVAILABLE, Kind.DEADLINE_EXCEEDED, Kind.OVERLOADED):
+        raise error
+    return error.message
+
+
+def _not_ready(url: str, timeout_s: float, reason: str) -> RegionSearchError:
+    return RegionSearchError(Kind.UNAVAILABLE, f"{url} is not ready after {timeout_s:g} s: {reason}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, Literal, overload
 
 import numpy as np
@@ -60,15 +60,30 @@ class Image(_Result):
     region_count: int
 
 
+class ImagePage(_Result):
+    """Some of a collection's images, newest first."""
+
+    images: tuple[Image, ...]
+    next_page_token: str
+    total_count: int
+
+
+class Problem(_Result):
+    """Why something failed; the code is that of a `regionsearch.errors.Kind`."""
+
+    code: str
+    detail: str
+
+
 class IngestResult(_Result):
-    """What became of a file; `error` has code and detail when it failed."""
+    """What became of a file; `error` says why it failed."""
 
     name: str
     outcome: Literal["created", "duplicate", "failed"]
     image_id: str | None = None
     regions: int | None = None
     seq: int | None = None
-    error: dict[str, Any] | None = None
+    error: Problem | None = None
 
 
 class Region(_Result):
@@ -114,33 +129,33 @@ class Hit(_Result):
     mask: Mask | None = None
     image: HitImage
     label: str | None = None
+    best_region: Hit | None = None
 
 
-class SearchResult(Sequence[Hit]):
-    """A page of hits, best first.
+class SearchResult(_Result):
+    """A page of hits, best first; to be used like a sequence of them.
 
     Attributes:
-        hits: The hits; the result itself is a sequence of them.
+        hits: The hits.
         next_page_token: For the next page; empty on the last one.
         seq: The last write that the search has seen.
     """
 
-    def __init__(self, answer: dict[str, Any]) -> None:
-        self.hits = tuple(Hit.model_validate(hit) for hit in answer["hits"])
-        self.next_page_token: str = answer["next_page_token"]
-        self.seq: int = answer["seq"]
+    hits: tuple[Hit, ...]
+    next_page_token: str
+    seq: int
 
     def __len__(self) -> int:
         return len(self.hits)
 
-    def __iter__(self) -> Iterator[Hit]:
+    def __iter__(self) -> Iterator[Hit]:  # type: ignore[override]
         return iter(self.hits)
 
     @overload
     def __getitem__(self, index: int) -> Hit: ...
     @overload
-    def __getitem__(self, index: slice) -> Sequence[Hit]: ...
-    def __getitem__(self, index: int | slice) -> Hit | Sequence[Hit]:
+    def __getitem__(self, index: slice) -> tuple[Hit, ...]: ...
+    def __getitem__(self, index: int | slice) -> Hit | tuple[Hit, ...]:
         return self.hits[index]
 
 
@@ -172,3 +187,23 @@ class SegmentResult(_Result):
     regions: tuple[Region, ...] = ()
     results: tuple[PromptResult, ...] = ()
     embedding_cached: bool = False
+
+
+class ServiceState(_Result):
+    """Whether a service can do its work, and if not, why."""
+
+    ready: bool
+    detail: str
+
+
+class Readiness(_Result):
+    """Whether the gateway can do its work, and what it waits for."""
+
+    ready: bool
+    services: dict[str, ServiceState] = {}
+
+    @property
+    def reason(self) -> str:
+        """What it waits for, in one line."""
+        waiting = (f"{name}: {state.detail}" for name, state in self.services.items() if not state.ready)
+        return "; ".join(waiting)

@@ -1,21 +1,23 @@
-"""Model weights: which there are, where they live, how they get there.
+"""Model weights: which there are, where they live, whether they are whole.
 
-`pull` is the only code of the project that reaches the network. Services start from what is there.
+Services start from what is there. `regionsearch.models.download` is the only code of the project that reaches
+the network.
 """
 
 from regionsearch.models.catalog import PROFILES, WEIGHTS, Profile, Weights, profile
-from regionsearch.models.folders import file_digest, models_dir, pocket_dir
-from regionsearch.models.pull import pull, verify
+from regionsearch.models.store import POCKET, file_digest, find, models_dir, pocket_dir, verify, verify_pocket
 
 __all__ = [
+    "POCKET",
     "PROFILES",
     "WEIGHTS",
     "Profile",
     "Weights",
     "file_digest",
+    "find",
     "models_dir",
     "pocket_dir",
     "profile",
-    "pull",
     "verify",
+    "verify_pocket",
 ]

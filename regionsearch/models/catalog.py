@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from regionsearch.errors import invalid
 
 SEGMENT_ANYTHING = "https://dl.fbaipublicfiles.com/segment_anything"
+SEGMENT_ANYTHING_2 = "https://dl.fbaipublicfiles.com/segment_anything_2/092824"
 OPEN_CLIP = "https://huggingface.co/laion"
 
 
@@ -18,8 +19,9 @@ class Weights:
         model: The name that a service's `model` setting takes.
         file: Its name in the models folder.
         url: Where it is published.
-        sha256: Its digest, hexadecimal. None where the publisher names none: then the digest of the
-            first download is written beside the file and every later check compares with that.
+        sha256: Its digest, hexadecimal. None where it is not known for sure: then a download is compared
+            with what the server announces, its digest is written beside it, and later checks compare
+            with that.
         licence: Of the weights.
     """
 
@@ -55,6 +57,11 @@ def _segment_anything(variant: str, file: str, sha256: str) -> Weights:
     return Weights(f"sam_{variant}", file, f"{SEGMENT_ANYTHING}/{file}", sha256, "Apache-2.0")
 
 
+def _segment_anything_2(size: str, sha256: str) -> Weights:
+    model = f"sam2.1_hiera_{size}"
+    return Weights(model, f"{model}.pt", f"{SEGMENT_ANYTHING_2}/{model}.pt", sha256, "Apache-2.0")
+
+
 def _open_clip(model: str, file: str, repository: str) -> Weights:
     url = f"{OPEN_CLIP}/{repository}/resolve/main/open_clip_model.safetensors"
     return Weights(model, file, url, None, "MIT")
@@ -78,6 +85,10 @@ WEIGHTS = {
             "sam_vit_h_4b8939.pth",
             "a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e",
         ),
+        _segment_anything_2("tiny", "7402e0d864fa82708a20fbd15bc84245c2f26dff0eb43a4b5b93452deb34be69"),
+        _segment_anything_2("small", "6d1aa6f30de5c92224f8172114de081d104bbd23dd9dc5c58996f0cad5dc4d38"),
+        _segment_anything_2("base_plus", "a2345aede8715ab1d5d31b4a509fb160c5a4af1970f199d9054ccfb746c004c5"),
+        _segment_anything_2("large", "2647878d5dfa5098f2f8649825738a9345572bae2d4350a2468587ece47dd318"),
         _open_clip(
             "ViT-B-32", "open_clip_vit_b_32_laion2b_s34b_b79k.safetensors", "CLIP-ViT-B-32-laion2B-s34B-b79K"
         ),

@@ -1,0 +1,105 @@
+"""What users hand in (files, bytes, points, boxes), and its form in JSON and in messages."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from regionsearch.errors import invalid
+from regionsearch.v1 import search_pb2, types_pb2
+
+Source = str | Path | bytes | tuple[str, bytes]
+"""A picture: a path, the bytes of a file, or a name with bytes."""
+Point = tuple[float, float] | tuple[float, float, int]
+"""x, y and perhaps a label, pixels of the upright image; label 1 (the default): here, 0: not here."""
+Box = Sequence[float]
+"""x_min, y_min, x_max, y_max, pixels of the upright image; edges are half-open."""
+
+_BOX = ("x_min", "y_min", "x_max", "y_max")
+
+
+def name_of(source: Source) -> str:
+    """What a picture is called."""
+    if isinstance(source, tuple):
+        return source[0]
+    return "image" if isinstance(source, bytes) else Path(source).name
+
+
+def read_source(source: Source) -> bytes:
+    """The bytes of a picture's file.
+
+    Raises:
+        RegionSearchError: INVALID_ARGUMENT for a file that cannot be read.
+    """
+    if isinstance(source, tuple):
+        return source[1]
+    if isinstance(source, bytes):
+        return source
+    try:
+        return Path(source).read_bytes()
+    except OSError as error:
+        raise invalid("image", f"{source} cannot be read: {error.strerror}") from error
+
+
+def checked_picture(image: Source | None, image_id: str | None) -> None:
+    """Raises INVALID_ARGUMENT unless a picture comes along or a stored one is named, and not both."""
+    if (image is None) == (image_id is None):
+        raise invalid("image", "give either a picture or the image_id of a stored one")
+
+
+def picture_json(image: Source | None, image_id: str | None = None) -> dict[str, Any]:
+    """A picture in a JSON body."""
+    if image is not None:
+        return {"image": base64.b64encode(read_source(image)).decode("ascii")}
+    return {} if image_id is None else {"image_id": image_id}
+
+
+def picture_proto(image: Source | None) -> types_pb2.Image | None:
+    """A picture in a message."""
+    return None if image is None else types_pb2.Image(encoded=read_source(image))
+
+
+def pointing_json(points: Sequence[Point], box: Box | None) -> dict[str, Any]:
+    """Points and a box in a JSON body."""
+    body: dict[str, Any] = {}
+    if points:
+        body["points"] = [dict(zip(("x", "y", "label"), point, strict=False)) for point in points]
+    if box is not None:
+        body["box"] = _box_fields(box)
+    return body
+
+
+def pointing_proto(points: Sequence[Point], box: Box | None) -> dict[str, Any]:
+    """Points and a box as fields of a message."""
+    fields: dict[str, Any] = {
+        "points": [
+            types_pb2.Point(**dict(zip(("x", "y", "label"), point, strict=False)))  # type: ignore[arg-type]
+            for point in points
+        ]
+    }
+    if box is not None:
+        fields["box"] = types_pb2.Box(**_box_fields(box))
+    return fields
+
+
+def filter_proto(filter: Mapping[str, Any] | None) -> search_pb2.Filter | None:
+    """The HTTP API's filter as a message.
+
+    Raises:
+        RegionSearchError: INVALID_ARGUMENT for a condition that there is none of.
+    """
+    if filter is None:
+        return None
+    renamed = {"region_ids": "record_ids", "exclude_region_ids": "exclude_record_ids"}
+    try:
+        return search_pb2.Filter(**{renamed.get(name, name): value for name, value in filter.items()})
+    except (ValueError, TypeError) as error:
+        raise invalid("filter", f"filter cannot be read: {error}") from error
+
+
+def _box_fields(box: Box) -> dict[str, float]:
+    if len(box) != len(_BOX):
+        raise invalid("box", f"box has {len(box)} numbers; give {', '.join(_BOX)}")
+    return dict(zip(_BOX, box, strict=True))

@@ -1,0 +1,233 @@
+"""How operations get to a gateway: HTTP or gRPC, blocking or on an event loop.
+
+All calls may be repeated without harm, because images are known by their content: a transport waits and
+tries again when the server is overloaded or away.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import ssl
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+from urllib.parse import urlsplit
+
+import grpc
+import httpx
+
+from regionsearch.client.operations import GrpcCall, HttpRequest, Operation
+from regionsearch.client.problems import failure, unreachable
+from regionsearch.errors import Kind, RegionSearchError, invalid
+from regionsearch.rpc import CallPolicy, ChannelConfig, TlsFiles, acall, call, open_aio_channel, open_channel
+
+T = TypeVar("T")
+
+FIRST_DELAY_S = 0.2
+LONGEST_DELAY_S = 10.0
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where a gateway is and how it is called.
+
+    Attributes:
+        url: http://, https://, grpc:// or grpcs:// with host and port.
+        api_key: Sent with every call.
+        timeout_s: Longest wait for one answer.
+        retries: Tries after the first.
+        ca: PEM file of the authority to trust; the system's when absent.
+    """
+
+    url: str
+    api_key: str | None
+    timeout_s: float
+    retries: int
+    ca: Path | None
+
+    @property
+    def over_grpc(self) -> bool:
+        """Whether it speaks gRPC.
+
+        Raises:
+            RegionSearchError: INVALID_ARGUMENT for any other scheme than the four.
+        """
+        parts = urlsplit(self.url)
+        if parts.scheme not in ("http", "https", "grpc", "grpcs") or not parts.netloc:
+            raise invalid("url", f"{self.url!r} is no address; write http://host:port or grpc://host:port")
+        return parts.scheme.startswith("grpc")
+
+    def http_options(self) -> dict[str, Any]:
+        """Of an httpx client."""
+        headers = {"authorization": f"Bearer {self.api_key}"} if self.api_key else {}
+        options = {"base_url": self.url, "headers": headers, "timeout": self.timeout_s}
+        if self.ca is not None:
+            options["verify"] = ssl.create_default_context(cafile=self.ca)
+        return options
+
+    def channel(self) -> tuple[str, ChannelConfig]:
+        """Target and options of a gRPC channel."""
+        parts = urlsplit(self.url)
+        tls = TlsFiles(ca=self.ca) if parts.scheme == "grpcs" else None
+        return parts.netloc, ChannelConfig(tls=tls)
+
+    def policy(self) -> CallPolicy:
+        """Of gRPC calls."""
+        return CallPolicy(timeout_s=self.timeout_s, api_key=self.api_key, overload_attempts=self.retries + 1)
+
+
+class Transport(Protocol):
+    """Sends operations and waits for them."""
+
+    def send(self, operation: Operation[T]) -> T:
+        """The operation's result, or its `RegionSearchError`."""
+        ...
+
+    def close(self) -> None:
+        """Closes the connections."""
+        ...
+
+
+class AsyncTransport(Protocol):
+    """Sends operations on an event loop."""
+
+    async def send(self, operation: Operation[T]) -> T:
+        """The operation's result, or its `RegionSearchError`."""
+        ...
+
+    async def close(self) -> None:
+        """Closes the connections."""
+        ...
+
+
+class HttpTransport:
+    """`Transport` over HTTP; may be used from many threads."""
+
+    def __init__(self, address: Address) -> None:
+        self._address = address
+        self._http = httpx.Client(**address.http_options())
+
+    def send(self, operation: Operation[T]) -> T:
+        """The operation's result, or its `RegionSearchError`."""
+        arguments = _arguments(operation.http.request())
+        patience = _Patience(self._address.retries if operation.patient else 0)
+        while True:
+            try:
+                return _result(operation, self._http.request(**arguments))
+            except httpx.TransportError as error:
+                pause = patience.pause(unreachable(self._address.url, error))
+            except RegionSearchError as error:
+                pause = patience.pause(error)
+            time.sleep(pause)
+
+    def close(self) -> None:
+        """Closes the connections."""
+        self._http.close()
+
+
+class AsyncHttpTransport:
+    """`AsyncTransport` over HTTP."""
+
+    def __init__(self, address: Address) -> None:
+        self._address = address
+        self._http = httpx.AsyncClient(**address.http_options())
+
+    async def send(self, operation: Operation[T]) -> T:
+        """The operation's result, or its `RegionSearchError`."""
+        arguments = _arguments(await asyncio.to_thread(operation.http.request))
+        patience = _Patience(self._address.retries if operation.patient else 0)
+        while True:
+            try:
+                return _result(operation, await self._http.request(**arguments))
+            except httpx.TransportError as error:
+                pause = patience.pause(unreachable(self._address.url, error))
+            except RegionSearchError as error:
+                pause = patience.pause(error)
+            await asyncio.sleep(pause)
+
+    async def close(self) -> None:
+        """Closes the connections."""
+        await self._http.aclose()
+
+
+class GrpcTransport:
+    """`Transport` over gRPC; may be used from many threads. The channel retries what is UNAVAILABLE."""
+
+    def __init__(self, address: Address) -> None:
+        self._policy = address.policy()
+        self._channel: grpc.Channel = open_channel(*address.channel())
+
+    def send(self, operation: Operation[T]) -> T:
+        """The operation's result, or its `RegionSearchError`."""
+        over = _grpc_call(operation)
+        return over.read(call(over.method(self._channel), over.message(), self._policy))
+
+    def close(self) -> None:
+        """Closes the channel."""
+        self._channel.close()
+
+
+class AsyncGrpcTransport:
+    """`AsyncTransport` over gRPC."""
+
+    def __init__(self, address: Address) -> None:
+        self._address = address
+        self._channel: grpc.aio.Channel | None = None  # made on the loop that uses it
+
+    async def send(self, operation: Operation[T]) -> T:
+        """The operation's result, or its `RegionSearchError`."""
+        over = _grpc_call(operation)
+        if self._channel is None:
+            self._channel = open_aio_channel(*self._address.channel())
+        message = await asyncio.to_thread(over.message)
+        return over.read(await acall(over.method(self._channel), message, self._address.policy()))
+
+    async def close(self) -> None:
+        """Closes the channel."""
+        if self._channel is not None:
+            await self._channel.close(grace=None)
+
+
+class _Patience:
+    """How often and how long a call is tried again."""
+
+    def __init__(self, retries: int) -> None:
+        self._left = retries
+        self._delay_s = FIRST_DELAY_S
+
+    def pause(self, error: RegionSearchError) -> float:
+        """Seconds to wait before the next try.
+
+        Raises:
+            RegionSearchError: The error itself, when another try is not worth it.
+        """
+        if self._left == 0 or error.kind not in (Kind.OVERLOADED, Kind.UNAVAILABLE):
+            raise error
+        self._left -= 1
+        delay = error.retry_after_s or self._delay_s
+        self._delay_s = min(2 * self._delay_s, LONGEST_DELAY_S)
+        return delay * random.uniform(1.0, 1.5)
+
+
+def _arguments(request: HttpRequest) -> dict[str, Any]:
+    body = {"json": request.json, "params": request.params, "files": request.files, "data": request.form}
+    given = {name: value for name, value in body.items() if value}
+    return {"method": request.method, "url": request.path, **given}
+
+
+def _result(operation: Operation[T], response: httpx.Response) -> T:
+    if response.is_success or response.status_code in operation.http.answers:
+        return operation.http.read(response)
+    raise failure(response)
+
+
+def _grpc_call(operation: Operation[T]) -> GrpcCall[T]:
+    if operation.grpc is None:
+        raise RegionSearchError(
+            Kind.UNIMPLEMENTED,
+            f"the gateway offers {operation.name} over HTTP only; use its http:// address",
+            field="url",
+        )
+    return operation.grpc

@@ -1,0 +1,96 @@
+"""Where weights live, and whether they are what they should be."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+from regionsearch.errors import Kind, RegionSearchError, not_found
+from regionsearch.models.catalog import Weights
+
+VARIABLE = "REGIONSEARCH_MODELS_DIR"
+POCKET = ("segmenter", "embedder")
+
+
+def models_dir() -> Path:
+    """The folder of downloaded weights: REGIONSEARCH_MODELS_DIR, or else in the user's cache."""
+    named = os.environ.get(VARIABLE)
+    if named:
+        return Path(named)
+    cache = os.environ.get("XDG_CACHE_HOME")
+    return (Path(cache) if cache else Path.home() / ".cache") / "regionsearch" / "models"
+
+
+def pocket_dir() -> Path:
+    """The folder of the bundled models: inside the installed package, or models/pocket of a checkout."""
+    here = Path(__file__).resolve().parent
+    packaged = here / "pocket"
+    return packaged if packaged.is_dir() else here.parents[1] / "models" / "pocket"
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest_file(target: Path) -> Path:
+    """Beside a downloaded file: its digest, as `sha256sum --check` reads it."""
+    return target.with_name(target.name + ".sha256")
+
+
+def find(weights: Weights) -> Path:
+    """The file of downloaded weights.
+
+    Raises:
+        RegionSearchError: NOT_FOUND when it is not there; says how to get it.
+    """
+    target = models_dir() / weights.file
+    if not target.is_file():
+        raise not_found(
+            "model", f"{target} is not there; get it with: regionsearch models pull {weights.model}"
+        )
+    return target
+
+
+def verify(weights: Weights) -> Path:
+    """Compares a downloaded file with the digest that was published, or else with that of its download.
+
+    Returns:
+        The file.
+
+    Raises:
+        RegionSearchError: NOT_FOUND when it is not there, DATA_LOSS when it has changed.
+    """
+    target = find(weights)
+    expected = weights.sha256
+    if expected is None and digest_file(target).is_file():
+        expected = digest_file(target).read_text().split()[0]
+    if expected is not None and file_digest(target) != expected:
+        remedy = f"remove it and run: regionsearch models pull {weights.model}"
+        raise RegionSearchError(Kind.DATA_LOSS, f"{target} is damaged; {remedy}", field="model")
+    return target
+
+
+def verify_pocket(part: str) -> Path:
+    """Compares a bundled file with the digest in its manifest.
+
+    Args:
+        part: One of `POCKET`.
+
+    Returns:
+        The file.
+
+    Raises:
+        RegionSearchError: NOT_FOUND when it is not there, DATA_LOSS when it has changed.
+    """
+    weights = pocket_dir() / f"{part}.safetensors"
+    manifest = weights.with_suffix(".json")
+    if not weights.is_file() or not manifest.is_file():
+        raise not_found("model", f"{weights} or its manifest is not there; install regionsearch again")
+    if file_digest(weights) != json.loads(manifest.read_text())["sha256"]:
+        message = f"{weights} is not what {manifest.name} says; install regionsearch again"
+        raise RegionSearchError(Kind.DATA_LOSS, message, field="model")
+    return weights
