@@ -121,7 +121,7 @@ class Lanes:
         return any(self._lanes.values())
 
     def items(self, lane: Lane | None = None) -> int:
-        """Number of items that wait, in one lane or in all."""
+        """Number of items that wait, in one lane or in all; from any thread."""
         return sum(self._items.values()) if lane is None else self._items[lane]
 
     def oldest(self) -> float:

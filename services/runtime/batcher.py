@@ -92,8 +92,9 @@ class Batcher(Generic[Payload, Result]):
         self._settings = settings
         self._on_fatal = on_fatal
         self._loop = asyncio.get_running_loop()
-        self._metrics = QueueMetrics(name)
         self._lanes = Lanes()
+        self._metrics = QueueMetrics(name)
+        self._metrics.cost.set_function(self._lanes.items)
         self._running = 0  # items in batches
         self._live: set[Request] = set()
         self._idle = asyncio.Event()
@@ -203,7 +204,6 @@ class Batcher(Generic[Payload, Result]):
         self._live.add(request)
         self._idle.clear()
         self._lanes.push(request)
-        self._metrics.cost.set(self.waiting)
         self._quick = request.arrived - self._last_arrival < self._settings.max_delay_s
         self._last_arrival = request.arrived
         self._schedule()
@@ -228,11 +228,8 @@ class Batcher(Generic[Payload, Result]):
             device = self._slots.pop(0)
             batch = self._lanes.cut(self._settings.max_batch)
             self._running += batch.size
-            self._metrics.cost.set(self.waiting)
             self._metrics.fill.observe(batch.size / self._settings.max_batch)
-            for part in batch.parts:
-                if part.start == 0:
-                    self._metrics.wait.observe(batch.cut_at - part.request.arrived)
+            self._metrics.wait.observe(batch.cut_at - batch.parts[0].request.arrived)
             if self._prepare is None:
                 device.put(batch)
             else:
@@ -265,6 +262,7 @@ class Batcher(Generic[Payload, Result]):
 
     def _deliver(self, batch: Batch) -> None:
         self._running -= batch.size
+        self._metrics.items.inc(batch.size)
         self._trace(batch)
         for part, outcome in batch.outcomes:
             request = part.request
@@ -275,7 +273,6 @@ class Batcher(Generic[Payload, Result]):
                 continue
             request.results.append((part.start, outcome))
             request.left -= part.size
-            self._metrics.items.inc(part.size)
             if request.left == 0:
                 self._settle(request)
 
@@ -295,7 +292,6 @@ class Batcher(Generic[Payload, Result]):
         if request.timer is not None:
             request.timer.cancel()
         self._lanes.remove(request)
-        self._metrics.cost.set(self.waiting)
         self._live.discard(request)
         if not self._live:
             self._idle.set()

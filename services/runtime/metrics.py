@@ -23,10 +23,13 @@ SERVING = Gauge("regionsearch_serving", "1 while the process answers health chec
 _QUEUE = ("queue",)
 _QUEUE_COST = Gauge("regionsearch_queue_cost", "Admitted cost that waits for a batch.", _QUEUE)
 _QUEUE_WAIT = Histogram(
-    "regionsearch_queue_wait_seconds", "From admission to the batch.", _QUEUE, buckets=_SECONDS
+    "regionsearch_queue_wait_seconds",
+    "From admission to the batch, of each one's first request.",
+    _QUEUE,
+    buckets=_SECONDS,
 )
 _BATCH_FILL = Histogram("regionsearch_batch_fill", "Cost of a batch over its limit.", _QUEUE, buckets=_FILL)
-_BATCH_ITEMS = Counter("regionsearch_batch_items_total", "Items that batches have finished.", _QUEUE)
+_BATCH_ITEMS = Counter("regionsearch_batch_items_total", "Items of finished batches.", _QUEUE)
 _STAGE = Histogram(
     "regionsearch_stage_seconds", "Time a batch spends in a stage.", (*_QUEUE, "stage"), buckets=_SECONDS
 )

@@ -222,24 +222,30 @@ async def test_fail_flips_health_and_ends_with_code_1():
 
 PROGRAM = textwrap.dedent(
     """
-    import asyncio, contextlib
+    import contextlib, threading, time
     from regionsearch.v1 import embed_pb2_grpc
+    from services.runtime.batcher import Batcher, BatchSettings
     from services.runtime.server import run
     from tests.runtime.conftest import EMBED, EchoServicer, EchoSettings
 
-    async def behave(request, context):
-        if request.texts[0] == "fail":
-            box[0].fail("a stage died")
-            await asyncio.Event().wait()
-        await asyncio.sleep(0.5)
-
-    box = []
+    def device(parts):
+        if parts[0].prepared == "die":
+            raise SystemExit
+        if parts[0].prepared == "hang":
+            threading.Event().wait()
+        time.sleep(0.5)
+        return parts
 
     @contextlib.asynccontextmanager
     async def lifespan(server):
-        box.append(server)
+        batcher = Batcher("echo", BatchSettings(hang_s=1.0), device=[device], on_fatal=server.fail)
+
+        async def behave(request, context):
+            await batcher.submit(request.texts[0], 1)
+
         server.add(embed_pb2_grpc.add_EmbedServiceServicer_to_server, EchoServicer(behave))
         yield
+        await batcher.close()
 
     run(EchoSettings.load(), [EMBED], lifespan)
     """
@@ -277,15 +283,16 @@ def test_sigterm_ends_a_process_with_code_0_after_its_calls(tmp_path):
     assert {line["process"] for line in lines} == {"echo"}
 
 
-def test_a_failed_process_ends_with_code_1():
+@pytest.mark.parametrize(("trouble", "reason"), [("die", "died"), ("hang", "has not answered")])
+def test_a_process_whose_device_is_lost_ends_with_code_1(trouble, reason):
     process, said = start()
     with grpc.insecure_channel(f"127.0.0.1:{said['port']}") as channel, pytest.raises(grpc.RpcError):
         embed_pb2_grpc.EmbedServiceStub(channel).EmbedTexts(
-            embed_pb2.EmbedTextsRequest(texts=["fail"]), timeout=20
+            embed_pb2.EmbedTextsRequest(texts=[trouble]), timeout=20
         )
     _, errors = process.communicate(timeout=20)
     assert process.returncode == 1
-    assert "a stage died" in errors
+    assert reason in errors
 
 
 CLIENT = textwrap.dedent(

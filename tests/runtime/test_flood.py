@@ -1,0 +1,62 @@
+"""Twenty times more calls than fit, over real gRPC."""
+
+import asyncio
+import contextlib
+import resource
+import time
+
+import grpc
+
+from regionsearch.errors import Kind, from_rpc_error
+from regionsearch.v1 import embed_pb2, embed_pb2_grpc
+from services.runtime.batcher import Batcher, BatchSettings
+from services.runtime.server import serving
+from tests.runtime.conftest import EMBED, EchoServicer, EchoSettings
+
+CAPACITY, TIMES, BYTES = 32, 20, 200_000
+
+
+def device(parts):
+    time.sleep(0.01)
+    return [part.prepared for part in parts]
+
+
+async def test_a_flood_over_grpc_is_refused_politely_and_memory_stays_bounded():
+    batchers = []
+
+    async def through_the_batcher(request, context):
+        await batchers[0].submit(len(request.texts[0]), 1)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(server):
+        settings = BatchSettings(max_batch=8, max_queue=CAPACITY)
+        batchers.append(Batcher("flood", settings, device=[device], on_fatal=server.fail))
+        server.add(embed_pb2_grpc.add_EmbedServiceServicer_to_server, EchoServicer(through_the_batcher))
+        yield
+        await batchers[0].close()
+
+    answered, refused = [], []
+    request = embed_pb2.EmbedTextsRequest(texts=["x" * BYTES])
+    async with (
+        serving(EchoSettings(), [EMBED], lifespan) as server,
+        grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel,
+    ):
+        stub = embed_pb2_grpc.EmbedServiceStub(channel)
+
+        async def caller():
+            try:
+                answered.append(await stub.EmbedTexts(request))
+            except grpc.aio.AioRpcError as error:
+                refused.append(from_rpc_error(error))
+
+        peaks = []
+        for _ in range(4):
+            await asyncio.gather(*(caller() for _ in range(CAPACITY * TIMES)))
+            peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+        assert len((await stub.EmbedTexts(request)).truncated) == 1
+    assert len(answered) + len(refused) == 4 * CAPACITY * TIMES
+    assert len(answered) >= 4 * CAPACITY
+    assert refused
+    assert all(error.kind is Kind.OVERLOADED and error.retry_after_s > 0 for error in refused)
+    # What refused calls leave behind would grow the peak (in KiB) by a wave's bytes with every wave.
+    assert (peaks[-1] - peaks[0]) * 1024 < CAPACITY * TIMES * BYTES
