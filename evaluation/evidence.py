@@ -1,21 +1,14 @@
-"""Runs a system over a data set and notes, thing by thing and question by question, what it did."""
+"""What a system did on a data set, thing by thing and question by question."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-
-from evaluation import metrics, rle
-from evaluation.dataset import Dataset, Sample
-from evaluation.rle import BoolArray, FloatArray, Rle
-from evaluation.system import Index, Progress, Proposals, Regions, System, TextScores
-
-FOUND = 0.5  # IoU from which a region counts as the thing
-ABSENT_NAMES = 50  # per picture
-REGION_QUERIES = 500  # at most, for region -> region
+from evaluation.dataset import Dataset
+from evaluation.metrics import IntArray
+from evaluation.rle import FloatArray
+from evaluation.system import Index, Proposals, TextScores
 
 
 @dataclass(frozen=True)
@@ -58,8 +51,8 @@ class Question:
     image_rank_grouped: float
     image_rank_whole: float
     scores: FloatArray
-    intersections: NDArray[np.int64]
-    unions: NDArray[np.int64]
+    intersections: IntArray
+    unions: IntArray
 
 
 @dataclass(frozen=True)
@@ -104,219 +97,3 @@ class Evidence:
     likenesses: Sequence[Likeness]
     absences: Sequence[Absence]
     caption_ranks: Sequence[float]
-
-
-def propose(system: System, dataset: Dataset, progress: Progress) -> list[Proposals]:
-    """Everything mode over all samples."""
-    found = []
-    for done, sample in enumerate(dataset.samples):
-        progress("segmenting", done, len(dataset.samples))
-        found.append(system.proposals(sample))
-    return found
-
-
-def collect(
-    system: System,
-    dataset: Dataset,
-    proposals: Sequence[Proposals],
-    *,
-    seed: int,
-    progress: Progress,
-    clicks: bool = True,
-) -> Evidence:
-    """Asks a system everything that the metrics need.
-
-    Args:
-        system: What is measured.
-        dataset: On what.
-        proposals: Of `propose`; shared by systems that differ only in what they do with them.
-        seed: Draws the absent names and the region queries.
-        progress: Told how far it is.
-        clicks: Whether to click each thing.
-    """
-    generator = np.random.default_rng(seed)
-    things = []
-    for picture, sample in enumerate(dataset.samples):
-        progress("clicking", picture, len(dataset.samples))
-        things += _things(system, picture, sample, proposals[picture].found, clicks)
-    index = system.index(dataset.samples, proposals, progress)
-
-    absent = [_absent(sample, len(dataset.categories), generator) for sample in dataset.samples]
-    asked = sorted(
-        {c for sample in dataset.samples for c in sample.categories} | {c for a in absent for c in a}
-    )
-    rows = {category: row for row, category in enumerate(asked)}
-    progress("asking", 0, 1)
-    texts = index.text_scores([dataset.categories[category] for category in asked])
-    layout = _Layout.of(dataset, index.regions)
-    return Evidence(
-        dataset=dataset,
-        proposals=proposals,
-        index=index,
-        texts=texts,
-        rows=rows,
-        things=things,
-        questions=_questions(dataset, index, texts, rows, layout),
-        likenesses=_likenesses(index, layout, generator),
-        absences=[
-            _absence(picture, sample, absent[picture], texts.regions[:, layout.span(picture)], rows)
-            for picture, sample in enumerate(dataset.samples)
-            if len(index.regions[picture])
-        ],
-        caption_ranks=_caption_ranks(dataset, index),
-    )
-
-
-@dataclass(frozen=True)
-class _Layout:
-    """Where regions stand in the columns of the scores, and what each of them is.
-
-    Attributes:
-        starts: First column of each picture, and the number of all columns.
-        picture: Of each column.
-        shows: (columns, categories) as sets: the categories whose instance the region is, at `FOUND`.
-        match: Of each column, its category where it is the best region of an instance, else -1.
-        instances: How often each category occurs in each picture, (pictures, categories).
-    """
-
-    starts: NDArray[np.intp]
-    picture: NDArray[np.intp]
-    shows: Sequence[frozenset[int]]
-    match: NDArray[np.intp]
-    instances: NDArray[np.intp]
-
-    @classmethod
-    def of(cls, dataset: Dataset, regions: Sequence[Regions]) -> _Layout:
-        counts = [len(found) for found in regions]
-        starts = np.concatenate([[0], np.cumsum(counts, dtype=np.intp)])
-        shows: list[frozenset[int]] = []
-        match = np.full(starts[-1], -1, dtype=np.intp)
-        instances = np.zeros((len(regions), len(dataset.categories)), dtype=np.intp)
-        for picture, (sample, found) in enumerate(zip(dataset.samples, regions, strict=True)):
-            categories = np.array([i.category for i in sample.instances], dtype=np.intp)
-            np.add.at(instances[picture], categories, 1)
-            iou = rle.iou([i.mask for i in sample.instances], found.masks)
-            shows += [frozenset(categories[column >= FOUND].tolist()) for column in iou.T]
-            for category, row in zip(categories, iou, strict=True):
-                if row.size and row.max() >= FOUND:
-                    match[starts[picture] + row.argmax()] = category
-        return cls(starts, np.repeat(np.arange(len(counts)), counts), shows, match, instances)
-
-    def span(self, picture: int) -> slice:
-        """The columns of a picture."""
-        return slice(self.starts[picture], self.starts[picture + 1])
-
-    def showing(self, category: int) -> BoolArray:
-        """The columns that show a category."""
-        return np.array([category in shown for shown in self.shows], dtype=bool)
-
-
-def _things(system: System, picture: int, sample: Sample, found: Regions, clicks: bool) -> list[Thing]:
-    if not sample.instances:
-        return []
-    truths: list[Rle] = [instance.mask for instance in sample.instances]
-    iou = rle.iou(truths, found.masks)
-    recall = {top: metrics.average_recall(iou, top) for top in (10, 100, 1000)}
-    click_iou = np.full(len(truths), np.nan)
-    if clicks:
-        points = [rle.innermost_point(rle.decode(truth)) for truth in truths]
-        click_iou = rle.paired_iou(system.click(sample, points), truths)
-    return [
-        Thing(picture, rle.area(truth), {top: float(recall[top][i]) for top in recall}, float(click_iou[i]))
-        for i, truth in enumerate(truths)
-    ]
-
-
-def _questions(
-    dataset: Dataset, index: Index, texts: TextScores, rows: dict[int, int], layout: _Layout
-) -> list[Question]:
-    pictures = len(dataset.samples)
-    holds = layout.instances > 0
-    across: dict[int, tuple[BoolArray, float, float, float]] = {}
-    for category in np.flatnonzero(holds.any(axis=0)).tolist():
-        row, right = rows[category], layout.showing(category)
-        best = texts.images[row].copy()
-        np.maximum.at(best, layout.picture, texts.regions[row])
-        across[category] = (
-            right,
-            metrics.hit_rank(texts.regions[row], right),
-            metrics.hit_rank(best, holds[:, category]),
-            metrics.hit_rank(texts.images[row], holds[:, category]),
-        )
-    questions = []
-    for picture in range(pictures):
-        sample, span = dataset.samples[picture], layout.span(picture)
-        masks = [rle.decode(mask) for mask in index.regions[picture].masks]
-        for category in sample.categories:
-            right, rank_across, grouped, whole = across[category]
-            scores = texts.regions[rows[category], span]
-            truth = rle.decode(rle.union([i.mask for i in sample.instances if i.category == category]))
-            order = np.argsort(-scores, kind="stable")
-            curve = metrics.union_curve(truth, [masks[i] for i in order])
-            questions.append(
-                Question(
-                    picture,
-                    category,
-                    metrics.hit_rank(scores, right[span]),
-                    rank_across,
-                    grouped,
-                    whole,
-                    scores[order],
-                    *curve,
-                )
-            )
-    return questions
-
-
-def _likenesses(index: Index, layout: _Layout, generator: np.random.Generator) -> list[Likeness]:
-    """Each region that is the best of its instance looks for its like in the other pictures."""
-    total = layout.instances.sum(axis=0)
-    queries = [
-        row
-        for row in np.flatnonzero(layout.match >= 0).tolist()
-        if total[layout.match[row]] > layout.instances[layout.picture[row], layout.match[row]]
-    ]
-    if len(queries) > REGION_QUERIES:
-        queries = sorted(generator.choice(queries, REGION_QUERIES, replace=False).tolist())
-    if not queries:
-        return []
-    likenesses = []
-    for row, scores in zip(queries, index.region_scores(queries), strict=True):
-        category, picture = int(layout.match[row]), int(layout.picture[row])
-        right = layout.match == category
-        # A second region of the same thing is neither right nor wrong.
-        counts = (layout.picture != picture) & np.isfinite(scores) & (right | ~layout.showing(category))
-        others = int(total[category] - layout.instances[picture, category])
-        likenesses.append(
-            Likeness(
-                picture,
-                category,
-                metrics.average_precision(scores[counts], right[counts], others),
-                metrics.precision_at(scores[counts], right[counts], 1),
-            )
-        )
-    return likenesses
-
-
-def _absent(sample: Sample, categories: int, generator: np.random.Generator) -> list[int]:
-    """Categories that a sample does not hold."""
-    others = np.setdiff1d(np.arange(categories), sample.categories)
-    return sorted(generator.choice(others, min(ABSENT_NAMES, len(others)), replace=False).tolist())
-
-
-def _absence(
-    picture: int, sample: Sample, absent: Sequence[int], scores: FloatArray, rows: dict[int, int]
-) -> Absence:
-    best = scores.max(axis=1)
-    return Absence(
-        picture, best[[rows[category] for category in sample.categories]], best[[rows[c] for c in absent]]
-    )
-
-
-def _caption_ranks(dataset: Dataset, index: Index) -> list[float]:
-    captions = [sample.caption for sample in dataset.samples]
-    if not all(captions):
-        return []
-    scores = index.text_scores(captions).images
-    own = np.eye(len(captions), dtype=bool)
-    return [metrics.hit_rank(row, right) for row, right in zip(scores, own, strict=True)]

@@ -11,10 +11,11 @@ from numpy.typing import ArrayLike
 
 from evaluation import metrics
 from evaluation.bootstrap import Estimate, Statistic, estimate, estimate_ratio
-from evaluation.evidence import Evidence, Question
+from evaluation.evidence import Absence, Evidence, Likeness, Question, Thing
 from evaluation.rle import FloatArray
 
 SIZES = ("small", "medium", "large")
+LARGE_CANVAS = 256  # pixels; the side of the squares that the pocket models were trained on
 
 
 @dataclass(frozen=True)
@@ -116,12 +117,13 @@ def measure(evidence: Evidence, *, seed: int = 0, draws: int = 1000) -> tuple[li
     ]  # fmt: skip
     measures = [one for part in parts for one in part(evidence, report)]
     measures += _class_masks(evidence, report, cut) + _absence(evidence, report)
+    measures += _large_canvases(evidence, report)
     return [one for one in measures if one.items and not np.isnan(one.estimate.value)], cut
 
 
 def _proposals(evidence: Evidence, report: _Reporter) -> list[Measure]:
     things = evidence.things
-    picture = [thing.picture for thing in things]
+    picture = _pictures(things)
     sizes = metrics.size_class([thing.area for thing in things])
     measures = [
         report.mean(f"proposals.ar@{top}", f"AR@{top}", picture, [thing.recall[top] for thing in things])
@@ -133,7 +135,7 @@ def _proposals(evidence: Evidence, report: _Reporter) -> list[Measure]:
             report.mean(
                 f"proposals.ar@100_{size}",
                 f"AR@100, {size}",
-                [thing.picture for thing in chosen],
+                _pictures(chosen),
                 [thing.recall[100] for thing in chosen],
             )
         )
@@ -149,7 +151,7 @@ def _proposals(evidence: Evidence, report: _Reporter) -> list[Measure]:
 
 def _clicks(evidence: Evidence, report: _Reporter) -> list[Measure]:
     things = [thing for thing in evidence.things if not np.isnan(thing.click_iou)]
-    picture, iou = [thing.picture for thing in things], np.array([thing.click_iou for thing in things])
+    picture, iou = _pictures(things), np.array([thing.click_iou for thing in things])
     return [
         report.mean("click.miou", "One-click mIoU", picture, iou),
         report.mean("click.found", "One click finds the thing (IoU ≥ 0.5)", picture, iou >= 0.5),
@@ -157,7 +159,7 @@ def _clicks(evidence: Evidence, report: _Reporter) -> list[Measure]:
 
 
 def _text_to_region(evidence: Evidence, report: _Reporter) -> list[Measure]:
-    picture = [question.picture for question in evidence.questions]
+    picture = _pictures(evidence.questions)
     within = np.array([question.rank_within for question in evidence.questions])
     across = np.array([question.rank_across for question in evidence.questions])
     return [
@@ -170,7 +172,7 @@ def _text_to_region(evidence: Evidence, report: _Reporter) -> list[Measure]:
 
 
 def _image_level(evidence: Evidence, report: _Reporter) -> list[Measure]:
-    picture = [question.picture for question in evidence.questions]
+    picture = _pictures(evidence.questions)
     grouped = np.array([question.image_rank_grouped for question in evidence.questions])
     whole = np.array([question.image_rank_whole for question in evidence.questions])
     captions = np.array(evidence.caption_ranks)
@@ -195,7 +197,7 @@ def _image_level(evidence: Evidence, report: _Reporter) -> list[Measure]:
 
 def _region_to_region(evidence: Evidence, report: _Reporter) -> list[Measure]:
     items = evidence.likenesses
-    picture, classes = [item.picture for item in items], [item.category for item in items]
+    picture, classes = _pictures(items), [item.category for item in items]
     return [
         report.by_class(
             "region_region.map", "mAP, classes balanced", picture, classes,
@@ -211,12 +213,30 @@ def _region_to_region(evidence: Evidence, report: _Reporter) -> list[Measure]:
 def _class_masks(evidence: Evidence, report: _Reporter, cut: Cut) -> list[Measure]:
     questions = _of_split(evidence, "test")
     inter, union = cut_masks(questions, cut)
-    picture = [question.picture for question in questions]
+    picture = _pictures(questions)
     classes = [question.category for question in questions]
     return [
         report.by_class("class_mask.miou", "mIoU over classes", picture, classes, inter / union),
         report.mean("class_mask.iou", "IoU per picture and name", picture, inter / union),
         report.ratio("class_mask.oiou", "oIoU", picture, inter, union),
+    ]
+
+
+def _large_canvases(evidence: Evidence, report: _Reporter) -> list[Measure]:
+    """The main numbers on larger pictures; nothing where all pictures are large, or none."""
+    samples = evidence.dataset.samples
+    large = [max(sample.height, sample.width) > LARGE_CANVAS for sample in samples]
+    if all(large):
+        return []
+    things = [thing for thing in evidence.things if large[thing.picture]]
+    clicked = [thing for thing in things if not np.isnan(thing.click_iou)]
+    asked = [question for question in evidence.questions if large[question.picture]]
+    recall, iou = [thing.recall[100] for thing in things], [thing.click_iou for thing in clicked]
+    first = [question.rank_within <= 1 for question in asked]
+    return [
+        report.mean("large_canvas.ar@100", "AR@100", _pictures(things), recall),
+        report.mean("large_canvas.click_miou", "One-click mIoU", _pictures(clicked), iou),
+        report.mean("large_canvas.text_region_r@1", "Text → region R@1", _pictures(asked), first),
     ]
 
 
@@ -227,8 +247,8 @@ def _absence(evidence: Evidence, report: _Reporter) -> list[Measure]:
     present = np.concatenate([item.present for item in items])
     absent = np.concatenate([item.absent for item in items])
     at = (
-        np.repeat([item.picture for item in items], [len(item.present) for item in items]),
-        np.repeat([item.picture for item in items], [len(item.absent) for item in items]),
+        np.repeat(_pictures(items), [len(item.present) for item in items]),
+        np.repeat(_pictures(items), [len(item.absent) for item in items]),
     )
     within = [metrics.auroc(item.present, item.absent) for item in items]
     known = ~np.isnan(within)
@@ -271,6 +291,10 @@ def cut_masks(questions: Sequence[Question], cut: Cut) -> tuple[FloatArray, Floa
     inter = [question.intersections[n] for question, n in zip(questions, hits, strict=True)]
     union = [question.unions[n] for question, n in zip(questions, hits, strict=True)]
     return np.array(inter, dtype=np.float64), np.array(union, dtype=np.float64)
+
+
+def _pictures(items: Sequence[Thing | Question | Likeness | Absence]) -> list[int]:
+    return [item.picture for item in items]
 
 
 def _of_split(evidence: Evidence, split: str) -> list[Question]:

@@ -39,6 +39,7 @@ GROUPS = {
     "class_mask": ("Class masks", "All regions that pass the tuned cut, joined, against the truth."),
     "image": ("Text → picture", "Pictures that hold the thing, or that the caption describes."),
     "region_region": ("Region → region", "A found thing looks for its like in the other pictures."),
+    "large_canvas": ("Large canvases", "The same on pictures with a side of more than 256 pixels."),
     "absence": ("Absence", "Names that a picture holds against names that it does not, by the best region."),
 }
 

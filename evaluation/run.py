@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from evaluation.collecting import collect, propose
 from evaluation.dataset import Dataset
-from evaluation.evidence import Evidence, collect, propose
+from evaluation.evidence import Evidence
 from evaluation.measures import Cut, Measure, measure
 from evaluation.system import Progress, System, VectorIndex
 

@@ -83,6 +83,16 @@ def test_a_picture_without_regions_counts_as_a_miss(world, perfect):
     assert "region_region.map" not in reached
 
 
+def test_large_canvases_are_measured_apart_where_there_are_both_kinds(world, perfect, monkeypatch):
+    assert not [key for key in values(run(perfect, world, draws=2).measures) if "canvas" in key]
+    monkeypatch.setattr("evaluation.measures.LARGE_CANVAS", 79)
+    assert not [key for key in values(run(perfect, world, draws=2).measures) if "canvas" in key]
+    object.__setattr__(world.samples[0], "width", 70)
+    large = next(m for m in run(perfect, world, draws=2).measures if m.key == "large_canvas.click_miou")
+    assert large.items == 10
+    assert large.estimate.value == 1
+
+
 def test_a_cut_counts_hits_by_its_rule():
     scores = np.array([0.8, 0.5, 0.3])
     assert Cut("min_score", 0.5).hits(scores) == 2
