@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -32,6 +32,16 @@ QUICK_DEATHS = 5
 QUICK_DEATHS_S = 60.0
 STOP_S = 45.0  # a process drains for 30 s at most
 
+MODULES = {
+    "segmenter": "services.segmenter",
+    "embedder": "services.embedder",
+    "searcher": "services.searcher",
+    "gateway": "gateway",
+}
+# Replicas that keep nothing of their own; the searcher has the one store, and one gateway is enough here.
+PORTS = {"segmenter": 50051, "embedder": 50052, "searcher": 50053}  # where they are free
+SCALABLE = ("segmenter", "embedder")
+
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 
@@ -46,6 +56,7 @@ class Plan:
         http_port: Of the gateway's page and HTTP API.
         grpc_port: Of the gateway's gRPC API.
         host: Address that the gateway listens on; the services stay on this machine.
+        workers: Processes of each of `SCALABLE`; one when absent.
     """
 
     profile: Profile
@@ -53,6 +64,7 @@ class Plan:
     http_port: int = 8000
     grpc_port: int = 50050
     host: str = HOST
+    workers: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def url(self) -> str:
@@ -62,10 +74,10 @@ class Plan:
 
 @dataclass
 class _Child:
-    """One process and its history."""
+    """One process and its history; the replicas of a service share its role."""
 
     name: str
-    module: str
+    role: str
     settings: Mapping[str, str]
     log: Path
     process: subprocess.Popen[bytes] | None = None
@@ -75,11 +87,11 @@ class _Child:
     def start(self) -> None:
         environment = {"OMP_WAIT_POLICY": "PASSIVE"} | os.environ
         for key, value in self.settings.items():
-            environment[f"REGIONSEARCH_{self.name.upper()}_{key.upper()}"] = value
+            environment[f"REGIONSEARCH_{self.role.upper()}_{key.upper()}"] = value
         with self.log.open("ab") as log:
             # In a session of its own: Ctrl-C goes to the supervisor alone, which stops the children in order.
             self.process = subprocess.Popen(
-                [sys.executable, "-m", self.module],
+                [sys.executable, "-m", MODULES[self.role]],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -102,33 +114,39 @@ class Supervisor:
         report: Called with a line for the user now and then.
 
     Raises:
-        RegionSearchError: INVALID_ARGUMENT when a port of the plan is taken.
+        RegionSearchError: INVALID_ARGUMENT when a port of the plan is taken, or workers are asked for where
+            there can be only one.
     """
 
     def __init__(self, plan: Plan, report: Callable[[str], None]) -> None:
         self.plan = plan
         self._report = report
         self._stopping = False
+        counts = {name: plan.workers.get(name, 1) for name in PORTS}
+        if not set(plan.workers) <= set(SCALABLE) or min(counts.values()) < 1:
+            raise invalid("workers", f"only {' and '.join(SCALABLE)} have workers, at least one")
         with _reserve(plan.host, plan.http_port, "port"), _reserve(plan.host, plan.grpc_port, "grpc-port"):
-            ports = [_pick_port(preferred) for preferred in (50051, 50052, 50053)]
-        self._children = self._plan_children(*ports)
+            ports = {name: _pick_ports(PORTS[name], counts[name]) for name in PORTS}
+        self._children = self._plan_children(ports)
 
-    def _plan_children(self, segmenter: int, embedder: int, searcher: int) -> list[_Child]:
+    def _plan_children(self, ports: Mapping[str, Sequence[int]]) -> list[_Child]:
         plan, data = self.plan, self.plan.data_dir.resolve()
         logs = data / "logs"
         logs.mkdir(parents=True, exist_ok=True)
-        services = {
-            "segmenter": {"host": HOST, "port": str(segmenter), "model": plan.profile.segmenter},
-            "embedder": {"host": HOST, "port": str(embedder), "model": plan.profile.embedder},
-            "searcher": {"host": HOST, "port": str(searcher), "embedded__folder": str(data / "searcher")},
+        settings = {
+            "segmenter": {"model": plan.profile.segmenter},
+            "embedder": {"model": plan.profile.embedder},
+            "searcher": {"embedded__folder": str(data / "searcher")},
         }
-        gateway = {name: f"{HOST}:{settings['port']}" for name, settings in services.items()}
+        children = []
+        for role, own in settings.items():
+            for number, port in enumerate(ports[role], 1):
+                name = role if number == 1 else f"{role}-{number}"
+                here = own | {"host": HOST, "port": str(port)}
+                children.append(_Child(name, role, here, logs / f"{name}.log"))
+        gateway = {role: ",".join(f"{HOST}:{port}" for port in ports[role]) for role in settings}
         gateway |= {"host": plan.host, "port": str(plan.grpc_port), "http_port": str(plan.http_port)}
         gateway["image_store"] = str(data / "images")
-        children = [
-            _Child(name, f"services.{name}", settings, logs / f"{name}.log")
-            for name, settings in services.items()
-        ]
         return [*children, _Child("gateway", "gateway", gateway, logs / "gateway.log")]
 
     def run(self, on_ready: Callable[[], None]) -> int:
@@ -201,19 +219,22 @@ class Supervisor:
                 f"http://{_reachable(self.plan.host)}:{self.plan.http_port}/readyz", timeout=2
             )
         except httpx.TransportError:
-            return False, "starting"
+            return False, "starting the processes"
         if response.status_code == httpx.codes.OK:
             return True, ""
         with contextlib.suppress(ValueError, KeyError):
             services = response.json()["services"].items()
-            return False, "; ".join(f"{name}: {s['detail']}" for name, s in services if not s["ready"])
-        return False, "starting"
+            waiting = [name for name, state in services if not state["ready"]]
+            return False, f"waiting for {' and '.join(waiting)}"
+        return False, "starting the processes"
 
     def _stop_all(self) -> None:
         """The gateway first, so that no call is sent to a service that is leaving."""
         self._stopping = True
         deadline = time.monotonic() + STOP_S
-        for group in (self._children[3:], self._children[:3]):
+        gateway = [child for child in self._children if child.role == "gateway"]
+        services = [child for child in self._children if child.role != "gateway"]
+        for group in (gateway, services):
             running = [child.process for child in group if child.process is not None]
             for process in running:
                 process.terminate()
@@ -243,13 +264,17 @@ def _reserve(host: str, port: int, option: str) -> Iterator[None]:
         yield
 
 
-def _pick_port(preferred: int) -> int:
-    """The preferred port, or any free one when it is taken."""
-    for port in (preferred, 0):
-        with _listen(HOST, port) as listener:
-            if listener is not None:
-                return int(listener.getsockname()[1])
-    raise RegionSearchError(Kind.FAILED_PRECONDITION, "this machine has no free port left")
+def _pick_ports(preferred: int, count: int) -> list[int]:
+    """That many free ports, the preferred one first if it is free."""
+    with contextlib.ExitStack() as held:
+        found: list[int] = []
+        for port in [preferred, *[0] * count]:
+            listener = held.enter_context(_listen(HOST, port))
+            if listener is not None and len(found) < count:
+                found.append(int(listener.getsockname()[1]))
+    if len(found) < count:
+        raise RegionSearchError(Kind.FAILED_PRECONDITION, "this machine has no free port left")
+    return found
 
 
 @contextlib.contextmanager

@@ -43,7 +43,7 @@ def ingest(
             on_result=lambda result: progress.advance(task),
         )
     summarise(files, results)
-    raise typer.Exit(any(result.outcome == "failed" for result in results))
+    raise typer.Exit(int(any(result.outcome == "failed" for result in results)))
 
 
 def find_pictures(paths: Iterable[str | Path]) -> list[Path]:

@@ -86,4 +86,4 @@ def verify_models(name: Annotated[str, typer.Argument(help="A profile or a model
         except RegionSearchError as error:
             broken = True
             console.print(f"[red]wrong[/]  {error.message}", highlight=False, soft_wrap=True)
-    raise typer.Exit(broken)
+    raise typer.Exit(int(broken))

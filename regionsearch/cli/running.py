@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +13,7 @@ from regionsearch.cli.ingesting import find_pictures, summarise
 from regionsearch.cli.options import COLLECTION
 from regionsearch.cli.output import console, errors
 from regionsearch.client import Client
-from regionsearch.errors import RegionSearchError
+from regionsearch.errors import RegionSearchError, invalid
 from regionsearch.models import find
 from regionsearch.models import profile as find_profile
 from regionsearch.supervisor import Plan, Supervisor
@@ -26,12 +27,16 @@ def up(
         str, typer.Option(help="Address to listen on; 0.0.0.0 opens it to the network.")
     ] = "127.0.0.1",
     data_dir: Annotated[Path, typer.Option(help="Pictures, vectors and logs.")] = Path("data"),
+    workers: Annotated[
+        list[str] | None,
+        typer.Option(metavar="SERVICE=N", help="Processes of segmenter or embedder; may be repeated."),
+    ] = None,
     demo: Annotated[
         bool, typer.Option("--demo", help="Fill an empty collection with the bundled scenes.")
     ] = False,
 ) -> None:
     """Start segmenter, embedder, searcher and gateway, and keep them alive until Ctrl-C."""
-    plan = Plan(find_profile(profile), data_dir, port, grpc_port, host)
+    plan = Plan(find_profile(profile), data_dir, port, grpc_port, host, count_workers(workers or ()))
     for weights in plan.profile.weights:
         find(weights)
     supervisor = Supervisor(plan, lambda line: errors.print(line, style="dim", highlight=False, markup=False))
@@ -43,6 +48,21 @@ def up(
             threading.Thread(target=fill_with_demo, args=(plan.url,), daemon=True).start()
 
     raise typer.Exit(supervisor.run(ready))
+
+
+def count_workers(options: Iterable[str]) -> dict[str, int]:
+    """Reads ``segmenter=2``.
+
+    Raises:
+        RegionSearchError: INVALID_ARGUMENT for anything else.
+    """
+    counts = {}
+    for option in options:
+        service, _, count = option.partition("=")
+        if not count.isdecimal():
+            raise invalid("workers", f"{option!r} cannot be read; write --workers segmenter=2")
+        counts[service] = int(count)
+    return counts
 
 
 def fill_with_demo(url: str) -> None:
