@@ -1,15 +1,17 @@
-"""`python -m services.searcher`: the searcher process."""
+"""`python -m services.searcher`: the searcher process; with `move`, from one engine to the other."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import sys
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 
 from regionsearch.v1 import search_pb2
 from regionsearch.v1.search_pb2_grpc import add_SearchServiceServicer_to_server
 from services.runtime.server import Lifespan, Server, run
+from services.searcher import move
 from services.searcher.engines import open_engine
 from services.searcher.metrics import report_sizes
 from services.searcher.servicer import SearchServicer
@@ -39,6 +41,8 @@ def searcher(settings: SearcherSettings) -> Lifespan:
 
 def main() -> None:
     """Serves until told to stop."""
+    if sys.argv[1:2] == ["move"]:
+        sys.exit(move.main(sys.argv[2:]))
     settings = SearcherSettings.load()
     run(settings, SERVICES, searcher(settings))
 

@@ -23,4 +23,11 @@ def open_engine(settings: SearcherSettings, fail: Callable[[str], None]) -> Engi
         from services.searcher.embedded.engine import EmbeddedEngine
 
         return EmbeddedEngine(settings.embedded, lambda error: fail(f"the index lost the store: {error}"))
-    raise RegionSearchError(Kind.UNIMPLEMENTED, f"there is no engine {settings.engine!r}")
+    try:
+        from services.searcher.milvus.engine import MilvusEngine
+    except ImportError as error:
+        raise RegionSearchError(
+            Kind.FAILED_PRECONDITION,
+            f"the milvus engine needs a package ({error.name}): pip install pymilvus",
+        ) from error
+    return MilvusEngine(settings.milvus)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 from services.runtime.settings import ServiceSettings
 
@@ -38,6 +38,22 @@ class EmbeddedSettings(BaseModel):
     max_batch: int = Field(64, ge=1, description="Query vectors that are searched in one pass.")
 
 
+class MilvusSettings(BaseModel):
+    """The Milvus engine."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    uri: str = Field("http://127.0.0.1:19530", description="Address of Milvus.")
+    token: SecretStr | None = Field(None, description="user:password, or an API key.")
+    prefix: str = Field(
+        "regionsearch_", pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", description="Of names in Milvus."
+    )
+    index_type: str = Field("AUTOINDEX", description="Milvus' vector index; FLAT is exact.")
+    timeout_s: float = Field(30.0, gt=0, description="Longest time for one call to Milvus.")
+    batch_rows: int = Field(1000, ge=1, description="Rows of one call to Milvus.")
+    max_candidates: int = Field(16_384, ge=1, description="Most rows that Milvus gives for one search.")
+
+
 class LimitSettings(BaseModel):
     """What a call may ask for."""
 
@@ -60,5 +76,6 @@ class SearcherSettings(ServiceSettings):
     port: int = Field(50053, ge=0, le=65535, description="gRPC port; 0 takes a free one.")
     engine: Literal["embedded", "milvus"] = "embedded"
     embedded: EmbeddedSettings = EmbeddedSettings()
+    milvus: MilvusSettings = MilvusSettings()
     limits: LimitSettings = LimitSettings()
     threads: int = Field(64, ge=1, description="Calls that are worked on at once.")

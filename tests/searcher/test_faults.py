@@ -26,7 +26,9 @@ NOTHING = np.empty((0, DIMENSION), np.float32)
 
 def write(engine: EmbeddedEngine, image_id: str, regions: int = 4) -> int:
     records = [Record(f"{image_id}-{i}", image_id, Level.REGION) for i in range(regions)]
-    return engine.upsert("default", MODEL, Upsert([StoredImage(image_id)], records, unit_vectors(regions))).seq
+    return engine.upsert(
+        "default", MODEL, Upsert([StoredImage(image_id)], records, unit_vectors(regions))
+    ).seq
 
 
 def found(engine: EmbeddedEngine) -> int:
@@ -179,7 +181,9 @@ def test_newer_file_is_left_alone(settings: EmbeddedSettings) -> None:
     assert path.read_bytes() == before
 
 
-def test_older_file_is_brought_up_to_date(settings: EmbeddedSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_older_file_is_brought_up_to_date(
+    settings: EmbeddedSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = filled(settings, images=3)
     newer = (*database_module.MIGRATIONS, "ALTER TABLE image ADD COLUMN note TEXT;")
     monkeypatch.setattr(database_module, "MIGRATIONS", newer)
@@ -203,7 +207,9 @@ def test_read_only_serves_reads(settings: EmbeddedSettings) -> None:
     engine = EmbeddedEngine(settings.model_copy(update={"read_only": True}))
     assert found(engine) == 8
     assert kind_of(lambda: write(engine, "new")) is Kind.FAILED_PRECONDITION
-    assert kind_of(lambda: engine.delete("default", Deletion(image_ids=("image0",)))) is Kind.FAILED_PRECONDITION
+    assert (
+        kind_of(lambda: engine.delete("default", Deletion(image_ids=("image0",)))) is Kind.FAILED_PRECONDITION
+    )
     assert found(engine) == 8
     engine.close()
     assert sorted(path.name for path in settings.folder.iterdir()) == [FILE_NAME]

@@ -107,9 +107,9 @@ def test_an_excluded_row_never_comes_back_and_the_page_is_filled(segments, kind,
 def test_rows_that_came_later_are_not_seen(segments) -> None:
     query = segments["flat"].vectors[-1:]
     for segment in segments.values():
-        (rows, _), = segment.nearest([Probe(query, ROWS - 1, None, ROWS - 1, 10)])[0]
+        ((rows, _),) = segment.nearest([Probe(query, ROWS - 1, None, ROWS - 1, 10)])[0]
         assert ROWS - 1 not in rows
-        (rows, _), = segment.nearest([Probe(query, ROWS, None, ROWS, 10)])[0]
+        ((rows, _),) = segment.nearest([Probe(query, ROWS, None, ROWS, 10)])[0]
         assert ROWS - 1 in rows
 
 
@@ -128,7 +128,7 @@ def test_a_device_that_rounds_is_not_believed_without_proof() -> None:
     device_rows = segment._index.search(query[np.newaxis], 20)[1][0]
     expected = truth(near, query, mask, 20)
     assert set(device_rows.tolist()) != expected
-    (rows, _), = segment.nearest([Probe(query[np.newaxis], 5000, None, 5000, 20)])[0]
+    ((rows, _),) = segment.nearest([Probe(query[np.newaxis], 5000, None, 5000, 20)])[0]
     assert expected <= set(rows.tolist())
 
 
@@ -342,5 +342,5 @@ def test_searches_see_whole_writes_only_while_writers_and_readers_run(tmp_path) 
 def test_large_count_is_beyond_the_device_and_still_right(segments) -> None:
     query = clustered(1, seed=9)
     count = MAX_COUNT + 500
-    (rows, _), = segments["gpu"].nearest([Probe(query, ROWS, None, ROWS, count)])[0]
+    ((rows, _),) = segments["gpu"].nearest([Probe(query, ROWS, None, ROWS, count)])[0]
     assert truth(segments["flat"].vectors, query[0], np.ones(ROWS, np.bool_), count) <= set(rows.tolist())

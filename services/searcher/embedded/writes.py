@@ -89,7 +89,7 @@ def upsert(
     homes = _home_images(connection, collection, images, records)
     now = time.time_ns() // 1_000_000
     for image in images:
-        created = existing[image.image_id][1] if image.image_id in existing else now
+        created = existing[image.image_id][1] if image.image_id in existing else image.created_ms or now
         homes[image.image_id] = (_insert_image(connection, collection, image, created, seq), created)
     taken = keys_of_records(connection, collection, [record.record_id for record in records])
     removed = np.concatenate([removed, _remove_records(connection, collection, taken, seq)])

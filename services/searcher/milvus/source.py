@@ -1,0 +1,118 @@
+"""Candidates out of Milvus, scored again here so that every engine gives the same numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from pymilvus import MilvusClient
+
+from services.searcher.milvus.tables import Row, expression, listed
+from services.searcher.ranking import Candidates, Numbers
+from services.searcher.types import Query
+
+EVERY_FIELD = [
+    "record_id", "image_id", "level", "area", "predicted_iou", "stability_score", "created_ms", "seq", "body",
+]  # fmt: skip
+_SCORED = ["record_id", "image_id", "level", "vector"]
+_BATCH = 4000
+
+
+class MilvusSource:
+    """What a ranking sees of one collection: the records written up to `seq`.
+
+    Args:
+        client: The connection.
+        table: The Milvus collection of the records.
+        query: What is looked for.
+        seq: The write.
+        max_candidates: Most rows that Milvus gives for one search.
+    """
+
+    def __init__(self, client: MilvusClient, table: str, query: Query, seq: int, max_candidates: int) -> None:
+        self._client = client
+        self._table = table
+        self._query = query
+        self._max = max_candidates
+        self._filter = expression(query.filter, query.level, seq)
+        self._keys: dict[str, int] = {}
+        self._images: dict[str, int] = {}
+        self._ids: list[tuple[str, str]] = []
+        self._names: list[str] = []
+
+    def best(self, count: int) -> Candidates:
+        """See `ranking.Source`; more than Milvus gives at once is all that there is."""
+        asked = min(count, self._max)
+        while True:
+            # One row more than asked for tells whether there are more, and whether the last one ties with it.
+            found = self._client.search(
+                self._table,
+                data=self._query.vectors.tolist(),
+                anns_field="vector",
+                limit=min(asked + 1, self._max),
+                filter=self._filter,
+                output_fields=_SCORED,
+                search_params={"metric_type": "IP"},
+                consistency_level="Strong",
+            )
+            exhausted = all(len(hits) <= asked for hits in found) or asked >= self._max
+            tied = any(
+                len(hits) > count and hits[-1]["distance"] >= hits[count - 1]["distance"] - 1e-6
+                for hits in found
+            )
+            if exhausted or not tied:
+                rows = {hit["entity"]["record_id"]: hit["entity"] for hits in found for hit in hits}
+                return self._candidates(list(rows.values()), complete=exhausted)
+            asked = min(asked * 2, self._max)
+
+    def of_images(self, images: Numbers) -> Candidates:
+        """See `ranking.Source`."""
+        names = [self._names[number] for number in images.tolist()]
+        rows: list[Row] = []
+        for start in range(0, len(names), _BATCH):
+            term = listed("image_id", names[start : start + _BATCH])
+            both = f"({self._filter}) and ({term})" if self._filter else term
+            rows += every_row(self._client, self._table, both, _SCORED)
+        return self._candidates(rows, complete=True)
+
+    def public_ids(self, keys: Iterable[int]) -> dict[int, tuple[str, str]]:
+        """See `ranking.Source`."""
+        return {key: self._ids[key] for key in keys}
+
+    def _candidates(self, rows: Sequence[Row], *, complete: bool) -> Candidates:
+        against = np.concatenate([self._query.vectors, self._query.negatives]).astype(np.float64)
+        vectors = np.array([row["vector"] for row in rows], np.float64).reshape(-1, against.shape[1])
+        return Candidates(
+            key=np.array([self._key(row) for row in rows], np.int64),
+            image=np.array([self._image(row["image_id"]) for row in rows], np.int64),
+            level=np.array([row["level"] for row in rows], np.uint8),
+            scores=(vectors @ against.T).astype(np.float32),
+            complete=complete,
+        )
+
+    def _key(self, row: Row) -> int:
+        record_id: str = row["record_id"]
+        if record_id not in self._keys:
+            self._keys[record_id] = len(self._ids)
+            self._ids.append((row["image_id"], record_id))
+        return self._keys[record_id]
+
+    def _image(self, image_id: str) -> int:
+        if image_id not in self._images:
+            self._images[image_id] = len(self._names)
+            self._names.append(image_id)
+        return self._images[image_id]
+
+
+def every_row(client: MilvusClient, table: str, term: str, fields: Sequence[str]) -> list[Row]:
+    """All rows that an expression names, however many they are."""
+    iterator = client.query_iterator(
+        table, batch_size=_BATCH, filter=term, output_fields=list(fields), consistency_level="Strong"
+    )
+    rows: list[Row] = []
+    try:
+        while batch := iterator.next():
+            rows += batch
+    finally:
+        iterator.close()
+    return rows
