@@ -6,12 +6,12 @@ import asyncio
 import contextlib
 import sys
 from collections.abc import AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
 
 from regionsearch.v1 import search_pb2
 from regionsearch.v1.search_pb2_grpc import add_SearchServiceServicer_to_server
 from services.runtime.server import Lifespan, Server, run
 from services.searcher import move
+from services.searcher.calls import Calls
 from services.searcher.engines import open_engine
 from services.searcher.metrics import report_sizes
 from services.searcher.servicer import SearchServicer
@@ -26,15 +26,19 @@ def searcher(settings: SearcherSettings) -> Lifespan:
     @contextlib.asynccontextmanager
     async def life(server: Server) -> AsyncIterator[None]:
         engine = await asyncio.to_thread(open_engine, settings, server.fail)
-        with ThreadPoolExecutor(settings.threads, thread_name_prefix="call") as executor:
-            servicer = SearchServicer(engine, settings.limits, executor)
-            server.add(add_SearchServiceServicer_to_server, servicer)
-            sizes = asyncio.create_task(report_sizes(engine))
-            try:
-                yield
-            finally:
-                sizes.cancel()
-                await asyncio.to_thread(engine.close)
+        reads = Calls("reads", settings.read_threads, settings.max_waiting)
+        writes = Calls("writes", settings.write_threads, settings.max_waiting)
+        server.add(
+            add_SearchServiceServicer_to_server, SearchServicer(engine, settings.limits, reads, writes)
+        )
+        sizes = asyncio.create_task(report_sizes(engine))
+        try:
+            yield
+        finally:
+            sizes.cancel()
+            for calls in (reads, writes):
+                await asyncio.to_thread(calls.close)
+            await asyncio.to_thread(engine.close)
 
     return life
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import AsyncIterable, Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterable
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -15,6 +13,7 @@ from regionsearch.errors import invalid, too_large
 from regionsearch.tensors import tensor_to_proto
 from regionsearch.v1 import search_pb2, search_pb2_grpc
 from services.searcher import pages
+from services.searcher.calls import Calls
 from services.searcher.engine import Engine
 from services.searcher.messages import (
     Reader,
@@ -27,7 +26,6 @@ from services.searcher.messages import (
 from services.searcher.settings import LimitSettings
 from services.searcher.types import Page, Position, Query, UpsertResult, Vectors
 
-T = TypeVar("T")
 _Context = Any  # grpc-stubs give handlers the synchronous context
 _HITS = 20
 _ITEMS = 100
@@ -39,30 +37,29 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
     Args:
         engine: Where collections are kept.
         limits: What a call may ask for.
-        executor: Threads that wait for the engine, so that the event loop never does.
+        reads: Threads for searches and look-ups.
+        writes: Threads for everything that waits for the disk.
     """
 
-    def __init__(self, engine: Engine, limits: LimitSettings, executor: ThreadPoolExecutor) -> None:
+    def __init__(self, engine: Engine, limits: LimitSettings, reads: Calls, writes: Calls) -> None:
         self._engine = engine
         self._read = Reader(limits)
-        self._executor = executor
-
-    async def _call(self, function: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._executor, function)
+        self._reads = reads
+        self._writes = writes
 
     async def CreateCollection(  # noqa: N802
         self, request: search_pb2.CreateCollectionRequest, context: _Context
     ) -> search_pb2.CreateCollectionResponse:
         """See the contract."""
         wanted = self._read.collection(request)
-        made = await self._call(lambda: self._engine.create_collection(wanted))
+        made = await self._writes.run(lambda: self._engine.create_collection(wanted))
         return search_pb2.CreateCollectionResponse(collection=collection_to_proto(made))
 
     async def GetCollection(  # noqa: N802
         self, request: search_pb2.GetCollectionRequest, context: _Context
     ) -> search_pb2.GetCollectionResponse:
         """See the contract."""
-        found = await self._call(lambda: self._engine.get_collection(request.name))
+        found = await self._reads.run(lambda: self._engine.get_collection(request.name))
         return search_pb2.GetCollectionResponse(collection=collection_to_proto(found))
 
     async def ListCollections(  # noqa: N802
@@ -72,7 +69,7 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
         size = self._read.page_size(request.page_size, _ITEMS)
         print_ = pages.fingerprint(b"collections")
         after = pages.decode(request.page_token, print_, str)[0] if request.page_token else ""
-        found = [c for c in await self._call(self._engine.list_collections) if c.name > after]
+        found = [c for c in await self._reads.run(self._engine.list_collections) if c.name > after]
         token = pages.encode(print_, found[size - 1].name) if len(found) > size else ""
         listed = [collection_to_proto(collection) for collection in found[:size]]
         return search_pb2.ListCollectionsResponse(collections=listed, next_page_token=token)
@@ -81,14 +78,14 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
         self, request: search_pb2.DeleteCollectionRequest, context: _Context
     ) -> search_pb2.DeleteCollectionResponse:
         """See the contract."""
-        await self._call(lambda: self._engine.delete_collection(request.name))
+        await self._writes.run(lambda: self._engine.delete_collection(request.name))
         return search_pb2.DeleteCollectionResponse()
 
     async def Upsert(  # noqa: N802
         self, request: search_pb2.UpsertRequest, context: _Context
     ) -> search_pb2.UpsertResponse:
         """See the contract."""
-        done = await self._call(lambda: self._upsert(request))
+        done = await self._writes.run(lambda: self._upsert(request))
         return search_pb2.UpsertResponse(seq=done.seq, skipped_image_ids=done.skipped)
 
     async def BulkUpsert(  # noqa: N802
@@ -98,7 +95,7 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
         answer = search_pb2.BulkUpsertResponse()
         async for request in request_iterator:
             batch = request.batch
-            done = await self._call(lambda batch=batch: self._upsert(batch))  # type: ignore[misc]
+            done = await self._writes.run(lambda batch=batch: self._upsert(batch))  # type: ignore[misc]
             answer.seq = done.seq
             answer.record_count += done.record_count
             answer.skipped_image_count += len(done.skipped)
@@ -113,7 +110,7 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
     ) -> search_pb2.DeleteResponse:
         """See the contract."""
         deletion = self._read.deletion(request)
-        done = await self._call(lambda: self._engine.delete(request.collection, deletion))
+        done = await self._writes.run(lambda: self._engine.delete(request.collection, deletion))
         return search_pb2.DeleteResponse(
             seq=done.seq, deleted_image_count=done.image_count, deleted_record_count=done.record_count
         )
@@ -122,7 +119,7 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
         self, request: search_pb2.SearchRequest, context: _Context
     ) -> search_pb2.SearchResponse:
         """See the contract."""
-        return await self._call(lambda: self._search(request))
+        return await self._reads.run(lambda: self._search(request))
 
     def _search(self, request: search_pb2.SearchRequest) -> search_pb2.SearchResponse:
         model = self._read.model(request.model)
@@ -155,7 +152,7 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
                 )
         best = request.query_mode == search_pb2.QUERY_MODE_BEST
         for name in ("min_score", "min_relevancy", "relative_cutoff", "whole_image_margin"):
-            if request.HasField(name) and not np.isfinite(getattr(request, name)):  # type: ignore[arg-type]
+            if request.HasField(name) and not np.isfinite(getattr(request, name)):
                 raise invalid(name, f"{name} must be a finite number")
         if request.HasField("relative_cutoff") and not 0.0 <= request.relative_cutoff <= 1.0:
             raise invalid("relative_cutoff", "relative_cutoff is between 0 and 1")
@@ -196,7 +193,7 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
         """See the contract."""
         for name in ("record_ids", "image_ids"):
             self._read.at_most(name, len(getattr(request, name)), "max_filter_values")
-        return await self._call(lambda: self._get_records(request))
+        return await self._reads.run(lambda: self._get_records(request))
 
     def _get_records(self, request: search_pb2.GetRecordsRequest) -> search_pb2.GetRecordsResponse:
         found = self._engine.get_records(
@@ -223,7 +220,7 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
         if request.page_token:
             created_ms, image_id = pages.decode(request.page_token, print_, int, str)
             after = (created_ms, image_id)
-        page = await self._call(lambda: self._engine.list_images(request.collection, size, after))
+        page = await self._reads.run(lambda: self._engine.list_images(request.collection, size, after))
         return search_pb2.ListImagesResponse(
             images=[image_to_proto(image) for image in page.images],
             next_page_token=pages.encode(print_, *page.next_key) if page.next_key else "",
@@ -235,21 +232,21 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
     ) -> search_pb2.SnapshotResponse:
         """See the contract."""
         name = request.name or time.strftime("%Y%m%dT%H%M%SZ.sqlite", time.gmtime())
-        done = await self._call(lambda: self._engine.snapshot(name))
+        done = await self._writes.run(lambda: self._engine.snapshot(name))
         return search_pb2.SnapshotResponse(name=done.name, size_bytes=done.size_bytes, seq=done.seq)
 
     async def Restore(  # noqa: N802
         self, request: search_pb2.RestoreRequest, context: _Context
     ) -> search_pb2.RestoreResponse:
         """See the contract."""
-        seq, count = await self._call(lambda: self._engine.restore(request.name))
+        seq, count = await self._writes.run(lambda: self._engine.restore(request.name))
         return search_pb2.RestoreResponse(seq=seq, collection_count=count)
 
     async def GetStats(  # noqa: N802
         self, request: search_pb2.GetStatsRequest, context: _Context
     ) -> search_pb2.GetStatsResponse:
         """See the contract."""
-        found = await self._call(lambda: self._engine.stats(request.collection or None))
+        found = await self._reads.run(lambda: self._engine.stats(request.collection or None))
         return search_pb2.GetStatsResponse(
             collections=[
                 search_pb2.CollectionStats(

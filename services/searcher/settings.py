@@ -78,4 +78,6 @@ class SearcherSettings(ServiceSettings):
     embedded: EmbeddedSettings = EmbeddedSettings()
     milvus: MilvusSettings = MilvusSettings()
     limits: LimitSettings = LimitSettings()
-    threads: int = Field(64, ge=1, description="Calls that are worked on at once.")
+    read_threads: int = Field(64, ge=1, description="Searches and look-ups that are worked on at once.")
+    write_threads: int = Field(32, ge=1, description="Writes that are worked on at once.")
+    max_waiting: int = Field(1024, ge=0, description="Calls of a kind that may wait; more are refused.")

@@ -174,7 +174,7 @@ class CodeSegment:
     @property
     def vector_bytes(self) -> int:
         """See `Segment.vector_bytes`."""
-        return int(self.vectors.nbytes) + self.columns.used * self._index.code_size
+        return int(self.vectors.nbytes) + self.columns.used * int(self._index.code_size)
 
 
 def build_codes(rewrite: Rewrite, codec: Codec, rerank_factor: int) -> CodeSegment:

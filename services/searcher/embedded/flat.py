@@ -83,4 +83,4 @@ class FlatSegment:
     @property
     def vector_bytes(self) -> int:
         """See `Segment.vector_bytes`."""
-        return self.columns.used * self.vectors.shape[1] * 4
+        return self.columns.used * int(self.vectors.shape[1]) * 4

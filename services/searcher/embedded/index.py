@@ -189,7 +189,9 @@ class VectorIndex:
         """For each query the score below which no row of any segment can be among the best `count`."""
         floors = [-np.inf] * len(request.vectors)
         for query in range(len(request.vectors)):
-            scores = np.concatenate([part.found[query][1] for part in parts if part.found] or [np.empty(0)])
+            scores = np.concatenate(
+                [part.found[query][1] for part in parts if part.found] or [np.empty(0, np.float32)]
+            )
             if request.count is not None and len(scores) > request.count:
                 cut = len(scores) - request.count
                 floors[query] = float(np.partition(scores, cut)[cut]) - 2 * rounding(self.dimension)

@@ -252,7 +252,10 @@ def _collection(name: str, spec: str, created_ms: int, image_count: int, record_
 
 def _image(row: Sequence[Any]) -> StoredImage:
     tags, attributes = json.loads(row[6]), json.loads(row[7])
-    return StoredImage(*row[:6], tuple(tags), attributes, row[8], row[9])
+    image_id, name, width, height, content_type, size_bytes = row[:6]
+    return StoredImage(
+        image_id, name, width, height, content_type, size_bytes, tuple(tags), attributes, row[8], row[9]
+    )
 
 
 def _record(row: Sequence[Any]) -> Record:

@@ -173,7 +173,8 @@ def product(queries: Vectors, vectors: Vectors) -> Vectors:
     """Dot products, shape (queries, vectors)."""
     if len(queries) == 1:
         return (vectors @ queries[0])[np.newaxis]
-    return queries @ vectors.T
+    scores: Vectors = queries @ vectors.T
+    return scores
 
 
 def grouped(probes: Sequence[Probe]) -> list[list[int]]:

@@ -1,9 +1,10 @@
 """The engine for those who outgrow one machine: everything lives in Milvus, this process keeps nothing.
 
-Any number of searchers can serve the same Milvus. Sharding, replication and durability are Milvus's: an answered write
-is in its log. What Milvus cannot do is said in `capabilities`: it has no transaction over several rows, so a write
-that fails half-way leaves some of its records behind, without their image; sending it again repairs that. Grouping,
-thresholds and the order of hits are made here, by the same ranking as the embedded engine's.
+Any number of searchers can serve the same Milvus. Sharding, replication and durability are Milvus's: an
+answered write is in its log. What Milvus cannot do is said in `capabilities`: it has no transaction over
+several rows, so a write that fails half-way leaves some of its records behind, without their image;
+sending it again repairs that. Grouping, thresholds and the order of hits are made here, by the same
+ranking as the embedded engine's.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """How collections, images and records lie in Milvus, and filters as Milvus expressions.
 
-Three Milvus collections: one registry for all, and per collection its records and its images. Milvus wants a vector
-in every collection, so registry and images carry a constant one.
+Three Milvus collections: one registry for all, and per collection its records and its images. Milvus wants
+a vector in every collection, so registry and images carry a constant one.
 """
 
 from __future__ import annotations
