@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 from pathlib import Path
 
-from regionsearch.errors import Kind, RegionSearchError, invalid
+from regionsearch.errors import Kind, RegionSearchError, invalid, not_found
+from regionsearch.models import WEIGHTS, file_digest, find, pocket_dir
 from services.segmenter.backends.base import ModelFiles
 
-# Name -> family, variant, file, as their authors publish them.
+# What a model is called -> family, variant.
 CHECKPOINTS = {
-    "sam_vit_b": ("sam", "vit_b", "sam_vit_b_01ec64.pth"),
-    "sam_vit_l": ("sam", "vit_l", "sam_vit_l_0b3195.pth"),
-    "sam_vit_h": ("sam", "vit_h", "sam_vit_h_4b8939.pth"),
-    "sam2.1_hiera_tiny": ("sam2", "sam2.1_hiera_t", "sam2.1_hiera_tiny.pt"),
-    "sam2.1_hiera_small": ("sam2", "sam2.1_hiera_s", "sam2.1_hiera_small.pt"),
-    "sam2.1_hiera_base_plus": ("sam2", "sam2.1_hiera_b+", "sam2.1_hiera_base_plus.pt"),
-    "sam2.1_hiera_large": ("sam2", "sam2.1_hiera_l", "sam2.1_hiera_large.pt"),
+    "sam_vit_b": ("sam", "vit_b"),
+    "sam_vit_l": ("sam", "vit_l"),
+    "sam_vit_h": ("sam", "vit_h"),
+    "sam2.1_hiera_tiny": ("sam2", "sam2.1_hiera_t"),
+    "sam2.1_hiera_small": ("sam2", "sam2.1_hiera_s"),
+    "sam2.1_hiera_base_plus": ("sam2", "sam2.1_hiera_b+"),
+    "sam2.1_hiera_large": ("sam2", "sam2.1_hiera_l"),
 }
 
 
@@ -31,19 +30,18 @@ def find_model(model: str) -> ModelFiles:
 
     Raises:
         RegionSearchError: INVALID_ARGUMENT for an unknown name, NOT_FOUND for no file, DATA_LOSS when a
-            file is not what its manifest says.
+            file is not what its manifest or its publisher says.
     """
     if model == "pocket":
-        return _from_manifest(_pocket_folder() / "segmenter.json")
+        return _from_manifest(pocket_dir() / "segmenter.json")
     if model in CHECKPOINTS:
-        family, variant, file = CHECKPOINTS[model]
-        return _from_checkpoint(family, variant, _models_dir() / file)
+        return _from_checkpoint(model, find(WEIGHTS[model]), WEIGHTS[model].sha256)
     path = Path(model)
     if path.suffix == ".json":
         return _from_manifest(path)
-    for name, (family, variant, file) in CHECKPOINTS.items():
-        if path.suffix and (name in path.name or path.name == file):
-            return _from_checkpoint(family, variant, path)
+    for name in CHECKPOINTS:
+        if path.suffix and name in path.name:
+            return _from_checkpoint(name, path, None)
     raise invalid(
         "model",
         f"{model!r} is no model; give pocket, {', '.join(CHECKPOINTS)}, the path of a segmenter.json, or "
@@ -54,50 +52,29 @@ def find_model(model: str) -> ModelFiles:
 def _from_manifest(path: Path) -> ModelFiles:
     manifest = json.loads(_existing(path).read_text())
     weights = path.with_suffix(".safetensors")
-    digest = _sha256(_existing(weights))
-    if digest != manifest["sha256"]:
+    digest = _digest(weights, manifest["sha256"])
+    architecture, everything = manifest["architecture"], manifest.get("everything", {})
+    return ModelFiles(manifest["family"], manifest["variant"], weights, digest, architecture, everything)
+
+
+def _from_checkpoint(name: str, path: Path, published: str | None) -> ModelFiles:
+    family, variant = CHECKPOINTS[name]
+    return ModelFiles(family, variant, path, _digest(path, published), {}, {})
+
+
+def _digest(path: Path, expected: str | None) -> str:
+    digest = file_digest(_existing(path))
+    if expected is not None and digest != expected:
         raise RegionSearchError(
             Kind.DATA_LOSS,
-            f"the weights in {weights} are not those that {path.name} describes (SHA-256 {digest[:12]}…, not "
-            f"{manifest['sha256'][:12]}…); restore both files together",
+            f"{path} is damaged or another file: its SHA-256 is {digest[:12]}…, not {expected[:12]}…; "
+            "get it again with `regionsearch models pull`, the bundled one with the package",
             field="model",
         )
-    return ModelFiles(
-        manifest["family"],
-        manifest["variant"],
-        weights,
-        digest,
-        manifest["architecture"],
-        manifest.get("everything", {}),
-    )
-
-
-def _from_checkpoint(family: str, variant: str, path: Path) -> ModelFiles:
-    return ModelFiles(family, variant, path, _sha256(_existing(path)), {}, {})
+    return digest
 
 
 def _existing(path: Path) -> Path:
-    if path.is_file():
-        return path
-    raise RegionSearchError(
-        Kind.NOT_FOUND,
-        f"{path} does not exist; `regionsearch models pull base` (or large) downloads Segment Anything's "
-        "weights into REGIONSEARCH_MODELS_DIR",
-        field="model",
-    )
-
-
-def _models_dir() -> Path:
-    return Path(os.environ.get("REGIONSEARCH_MODELS_DIR", Path.home() / ".cache" / "regionsearch" / "models"))
-
-
-def _pocket_folder() -> Path:
-    import regionsearch
-
-    packaged = Path(regionsearch.__path__[0]) / "models" / "pocket"
-    return packaged if packaged.is_dir() else packaged.parents[2] / "models" / "pocket"
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    if not path.is_file():
+        raise not_found("model", f"{path} is not there; give the path of a file, or the name of a model")
+    return path

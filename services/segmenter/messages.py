@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import fields, replace
 from typing import Any
 
@@ -122,7 +123,8 @@ def write_region(
         box=types_pb2.Box(x_min=left, y_min=top, x_max=right + 1, y_max=bottom + 1),
         mask=write_mask(region, encoding),
         predicted_iou=region.predicted_iou,
-        stability_score=region.stability_score,
+        # The score of a mask that is empty at every threshold is not a number.
+        stability_score=0.0 if math.isnan(region.stability_score) else region.stability_score,
         area=region.area,
         crop_box=types_pb2.Box(x_min=crop.left, y_min=crop.top, x_max=crop.right, y_max=crop.bottom),
     )

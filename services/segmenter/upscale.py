@@ -65,17 +65,19 @@ class _Axis:
     """Interpolation along one axis through all steps."""
 
     def __init__(self, size: int, targets: list[tuple[int, int]], device: torch.device) -> None:
+        # Of the steps that change the size: the taps, once for planning and once for computing.
         self._steps: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []
         self._taps: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
         first = last = np.arange(size)
         for target, crop in targets:
-            low, high, weight = _taps(size, target)
-            low, high, weight = low[:crop], high[:crop], weight[:crop]
-            if target != size:
+            if target == size:
+                first, last = first[:crop], last[:crop]
+            else:
+                low, high, weight = (part[:crop] for part in _taps(size, target))
+                first, last = first[low], last[high]
                 tensors = [torch.from_numpy(part).to(device) for part in (low, high, 1 - weight, weight)]
                 self._steps.append((low, high))
                 self._taps.append((tensors[0], tensors[1], tensors[2], tensors[3]))
-            first, last = first[low], last[high]
             size = crop
         # First and last source index that each output depends on; both ascend.
         self._first, self._last = first, last
@@ -102,10 +104,9 @@ class _Axis:
 
 def _taps(size: int, target: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
     """Indices and weights that torch uses to resize an axis from `size` to `target`; float32 throughout."""
+    half = np.float32(0.5)
     scale = np.float32(size) / np.float32(target)
-    position = np.maximum(
-        scale * (np.arange(target, dtype=np.float32) + np.float32(0.5)) - np.float32(0.5), np.float32(0)
-    )
+    position = (scale * (np.arange(target, dtype=np.float32) + half) - half).clip(min=0)
     low = np.minimum(position.astype(np.int64), size - 1)
     high = np.minimum(low + 1, size - 1)
     weight = np.clip(position - low.astype(np.float32), 0, 1).astype(np.float32)
@@ -174,5 +175,6 @@ def _mix(
 ) -> Tensor:
     if axis == 0:
         low_weight, high_weight = low_weight[:, None], high_weight[:, None]
-    mixed = values.index_select(axis, low).mul_(low_weight)
-    return mixed.addcmul_(values.index_select(axis, high), high_weight)
+    # The lower tap last, in a fused multiply-add: so does torch, to the last bit.
+    mixed = values.index_select(axis, high).mul_(high_weight)
+    return mixed.addcmul_(values.index_select(axis, low), low_weight)

@@ -80,13 +80,16 @@ class SamBackend:
         model: Its image encoder may be any module with an ``img_size`` that maps (B, 3, S, S) to (B, C, h,
             w).
         identity: Says device and precision; fp32 gives the reference's answer.
+
+    Attributes:
+        model: The same; ``SamPredictor`` and ``SamAutomaticMaskGenerator`` work on it.
     """
 
     def __init__(self, model: Sam, identity: ModelIdentity) -> None:
         self.identity = identity
         self.device = torch.device(identity.device)
-        self._model = model.to(self.device).eval().requires_grad_(False)
-        self._decoder = LazyMaskDecoder(self._model)
+        self.model = model.to(self.device).eval().requires_grad_(False)
+        self._decoder = LazyMaskDecoder(self.model, lambda: autocast(identity))
         self.mask_threshold: float = model.mask_threshold
         self.mask_size: tuple[int, int] = tuple(model.prompt_encoder.mask_input_size)
         self._side: int = model.image_encoder.img_size
@@ -112,9 +115,9 @@ class SamBackend:
     @torch.inference_mode()
     def encode(self, prepared: Sequence[tuple[Tensor, Geometry]]) -> list[Embedding]:
         """Normalises, pads to a square and encodes, as ``Sam.preprocess`` does."""
-        batch = torch.stack([self._model.preprocess(pixels.to(self.device)) for pixels, _ in prepared])
+        batch = torch.stack([self.model.preprocess(pixels.to(self.device)) for pixels, _ in prepared])
         with autocast(self.identity):
-            features = self._model.image_encoder(batch).float()
+            features = self.model.image_encoder(batch).float()
         # Each picture owns its features: a view would keep the whole batch alive in the cache.
         return [
             Embedding((part.clone(),), geometry)
@@ -129,9 +132,8 @@ class SamBackend:
             points = (prompts.points.to(self.device), prompts.labels.to(self.device))
         boxes = None if prompts.boxes is None else prompts.boxes.to(self.device)
         masks = None if prompts.mask_logits is None else prompts.mask_logits.to(self.device)
-        encoder = self._model.prompt_encoder
+        encoder = self.model.prompt_encoder
         sparse, dense = encoder(points=points, boxes=boxes, masks=masks)
         if masks is None:
             dense = encoder.no_mask_embed.weight[..., None, None]
-        with autocast(self.identity):
-            return self._decoder(embedding.features[0], sparse, dense)
+        return self._decoder(embedding.features[0], sparse, dense)

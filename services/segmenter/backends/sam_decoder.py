@@ -20,6 +20,8 @@ summation. Three things make it cheap:
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -126,6 +128,10 @@ class Decoded:
         if rows.numel() == 0:
             height, width = self._decoder.map_size
             return self.ious.new_zeros((0, 4 * height, 4 * width))
+        with self._decoder.precision():
+            return self._draw(rows, columns)
+
+    def _draw(self, rows: Tensor, columns: Tensor) -> Tensor:
         prompts, inverse = torch.unique_consecutive(rows, return_inverse=True)
         keys = self._keys[prompts]
         masks = slice(1, 1 + self._decoder.module.num_mask_tokens)
@@ -140,9 +146,13 @@ class LazyMaskDecoder:
 
     Args:
         sam: The model whose ``mask_decoder`` and ``prompt_encoder`` are used. Its weights are not copied.
+        precision: Makes the context that everything is computed in, such as ``torch.autocast``.
     """
 
-    def __init__(self, sam: Sam) -> None:
+    def __init__(
+        self, sam: Sam, precision: Callable[[], AbstractContextManager[object]] = nullcontext
+    ) -> None:
+        self.precision = precision
         self.module = sam.mask_decoder
         self.map_size: tuple[int, int] = tuple(sam.prompt_encoder.image_embedding_size)
         transformer = self.module.transformer
@@ -166,6 +176,10 @@ class LazyMaskDecoder:
         Returns:
             The qualities, and a handle for the masks.
         """
+        with self.precision():
+            return self._decode(features, sparse, dense)
+
+    def _decode(self, features: Tensor, sparse: Tensor, dense: Tensor) -> Decoded:
         special = torch.cat([self.module.iou_token.weight, self.module.mask_tokens.weight])
         prompt = torch.cat([special.expand(len(sparse), -1, -1), sparse], dim=1).to(features.dtype)
         keys = (features[None] + dense).flatten(2).transpose(1, 2).contiguous()
@@ -232,7 +246,7 @@ class LazyMaskDecoder:
         for column, head in enumerate(heads):
             chosen = columns == column
             if chosen.any():
-                brushes[rows[chosen], column] = head(tokens[chosen])
+                brushes[rows[chosen], column] = head(tokens[chosen]).to(maps.dtype)
         # Drawing a few masks too many is cheaper than copying each mask's map to its side.
         drawn = (brushes @ maps.transpose(1, 2))[rows, columns].float()
         height, width = self.map_size

@@ -1,0 +1,213 @@
+"""Many callers at once: each gets its own answer, nobody waits for more than a piece."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from regionsearch.errors import Kind, RegionSearchError
+from services.runtime.batcher import BatchSettings, Lane
+from services.segmenter.backends.base import Embedding, Geometry
+from services.segmenter.backends.sam import SamBackend
+from services.segmenter.cache import EmbeddingCache
+from services.segmenter.engine import Call, Picture, SegmentEngine
+from services.segmenter.options import EverythingOptions, SelectionOptions
+from services.segmenter.prompts import Prompt
+
+GRID = EverythingOptions(
+    points_per_side=4, pred_iou_thresh=0.0, stability_score_thresh=0.0, box_nms_thresh=0.9
+)
+CLICK = Prompt(np.array([[20.0, 30.0]]), np.array([1], np.int32))
+
+
+class Watched:
+    """A backend that tells what ran."""
+
+    def __init__(self, backend: SamBackend) -> None:
+        self._backend = backend
+        self.log: list[str] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._backend, name)
+
+    def encode(self, prepared: Sequence[Any]) -> list[Embedding]:
+        self.log += ["encode"] * len(prepared)
+        return self._backend.encode(prepared)
+
+    def decode(self, embedding: Embedding, prompts: Any) -> Any:
+        self.log.append(f"decode {len(prompts)}")
+        return self._backend.decode(embedding, prompts)
+
+
+@asynccontextmanager
+async def engine_for(
+    backend: Any, *, max_batch: int = 8, cache_bytes: int = 1 << 24
+) -> AsyncIterator[SegmentEngine]:
+    engine = SegmentEngine(backend, BatchSettings(max_batch=max_batch), cache_bytes=cache_bytes)
+    try:
+        yield engine
+    finally:
+        await engine.close()
+
+
+def picture(seed: int, size: tuple[int, int] = (60, 80)) -> Picture:
+    pixels = np.random.default_rng(seed).integers(0, 256, (*size, 3), np.uint8)
+    return Picture(f"{seed}", lambda: pixels)
+
+
+async def test_thirty_two_callers_get_their_own_answers(untrained: SamBackend) -> None:
+    async def answer(engine: SegmentEngine, number: int) -> list[tuple[Any, ...]]:
+        image = picture(number % 5, (60 + number % 5, 80))
+        call = Call(Lane.BULK if number % 3 == 0 else Lane.INTERACTIVE)
+        if number % 2:
+            regions = (await engine.everything(image, GRID, call=call)).regions
+        else:
+            clicks = [CLICK, replace(CLICK, points=np.array([[float(number), 9.0]]))]
+            found = await engine.prompts(image, clicks, multimask=True, call=call)
+            regions = [candidate.region for each in found.answers for candidate in each]
+        return [(region.runs.coco_rle(), region.box, round(region.predicted_iou, 3)) for region in regions]
+
+    async with engine_for(untrained) as engine:
+        together = await asyncio.gather(*(answer(engine, number) for number in range(32)))
+    async with engine_for(untrained, cache_bytes=0) as engine:
+        alone = [await answer(engine, number) for number in range(32)]
+    assert together == alone
+    assert sum(map(len, together)) > 64
+
+
+async def test_one_picture_is_encoded_once(untrained: SamBackend) -> None:
+    backend = Watched(untrained)
+    async with engine_for(backend) as engine:
+        found = await asyncio.gather(*(engine.prompts(picture(1), [CLICK]) for _ in range(6)))
+        again = await engine.prompts(picture(1), [CLICK])
+    assert backend.log.count("encode") == 1
+    assert again.cached
+    assert not found[0].cached
+
+
+async def test_clicks_overtake_everything_mode(untrained: SamBackend) -> None:
+    backend = Watched(untrained)
+    async with engine_for(backend, max_batch=4) as engine:
+        await engine.prompts(picture(1), [CLICK])
+        grid = replace(GRID, points_per_side=16)
+        bulk = asyncio.create_task(engine.everything(picture(1), grid, call=Call(Lane.BULK)))
+        while backend.log.count("decode 4") < 3:  # noqa: ASYNC110 (another thread writes the log)
+            await asyncio.sleep(0.001)
+        await engine.prompts(picture(1), [CLICK])
+        pieces_at_the_click = backend.log.count("decode 4")
+        await bulk
+    assert pieces_at_the_click < 16 * 16 / 4 / 2
+
+
+async def test_cancelling_frees_the_device(untrained: SamBackend) -> None:
+    backend = Watched(untrained)
+    async with engine_for(backend, max_batch=4) as engine:
+        grid = replace(GRID, points_per_side=32)
+        task = asyncio.create_task(engine.everything(picture(1), grid))
+        while backend.log.count("decode 4") < 2:  # noqa: ASYNC110 (another thread writes the log)
+            await asyncio.sleep(0.001)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await engine.prompts(picture(2), [CLICK])
+    assert backend.log.count("decode 4") < 32 * 32 / 4 / 2
+
+
+async def test_a_picture_that_cannot_be_decoded_fails_alone(untrained: SamBackend) -> None:
+    def broken() -> NDArray[np.uint8]:
+        raise RegionSearchError(Kind.UNSUPPORTED_IMAGE, "image is damaged", field="image")
+
+    async with engine_for(untrained) as engine:
+        bad = engine.prompts(Picture("bad", broken), [CLICK])
+        results = await asyncio.gather(
+            bad, *(engine.prompts(picture(seed), [CLICK]) for seed in range(4)), return_exceptions=True
+        )
+    assert isinstance(results[0], RegionSearchError)
+    assert not any(isinstance(result, BaseException) for result in results[1:])
+
+
+async def test_selection_and_features_come_with_everything(untrained: SamBackend) -> None:
+    selection = SelectionOptions(0, 1, max_area_fraction=1.0, mask_nms_thresh=1.0, max_regions=3)
+    async with engine_for(untrained) as engine:
+        found = await engine.everything(
+            picture(3), replace(GRID, box_nms_thresh=1.0), selection, features=True
+        )
+    assert len(found.regions) == 3
+    assert found.features is not None
+    np.testing.assert_allclose(np.linalg.norm(found.features, axis=1), 1, atol=1e-5)
+
+
+def embedding(values: int) -> Embedding:
+    return Embedding((torch.zeros(values),), Geometry((1, 1), (1, 1), (1, 1), ()))
+
+
+async def test_the_cache_keeps_to_its_bytes_and_forgets_the_oldest() -> None:
+    cache = EmbeddingCache(max_bytes=100)
+
+    async def make(values: int) -> Embedding:
+        return embedding(values)
+
+    for key in "abc":
+        await cache.get(key, lambda: make(10))
+    assert cache.nbytes == 80
+    assert (await cache.get("b", lambda: make(10)))[1]
+    assert not (await cache.get("a", lambda: make(10)))[1]
+    assert (await cache.get("b", lambda: make(10)))[1]
+    assert not (await cache.get("huge", lambda: make(1000)))[1]
+    assert not (await cache.get("huge", lambda: make(1000)))[1]
+    assert cache.nbytes == 80
+
+
+async def test_an_encoding_lives_as_long_as_somebody_waits_for_it() -> None:
+    cache = EmbeddingCache(max_bytes=100)
+    started, go = asyncio.Event(), asyncio.Event()
+    cancelled = False
+
+    async def slow() -> Embedding:
+        nonlocal cancelled
+        started.set()
+        try:
+            await go.wait()
+        except asyncio.CancelledError:
+            cancelled = True
+            raise
+        return embedding(1)
+
+    first = asyncio.create_task(cache.get("a", slow))
+    second = asyncio.create_task(cache.get("a", slow))
+    await started.wait()
+    await asyncio.sleep(0)
+    first.cancel()
+    await asyncio.sleep(0)
+    go.set()
+    assert (await second)[0].nbytes == 4
+    started.clear()
+    go.clear()
+    alone = asyncio.create_task(cache.get("b", slow))
+    await started.wait()
+    alone.cancel()
+    await asyncio.gather(alone, return_exceptions=True)
+    await asyncio.sleep(0)
+    assert cancelled
+
+
+async def test_a_failed_encoding_is_tried_again() -> None:
+    cache = EmbeddingCache(max_bytes=100)
+
+    async def fail() -> Embedding:
+        raise RuntimeError("once")
+
+    async def work() -> Embedding:
+        return embedding(1)
+
+    with pytest.raises(RuntimeError, match="once"):
+        await cache.get("a", fail)
+    assert not (await cache.get("a", work))[1]

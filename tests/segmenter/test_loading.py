@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from regionsearch.errors import Kind, RegionSearchError
+from regionsearch.models import pocket_dir
+from services.segmenter.backends import FAMILIES, load_backend
+from services.segmenter.loading import CHECKPOINTS, find_model
+
+
+def failure(model: str) -> RegionSearchError:
+    with pytest.raises(RegionSearchError) as caught:
+        load_backend(find_model(model), "cpu", "fp32")
+    assert caught.value.field == "model"
+    return caught.value
+
+
+def copy_pocket(folder: Path) -> Path:
+    for file in ("segmenter.json", "segmenter.safetensors"):
+        (folder / file).write_bytes((pocket_dir() / file).read_bytes())
+    return folder / "segmenter.json"
+
+
+def test_every_name_belongs_to_a_family() -> None:
+    assert {family for family, _ in CHECKPOINTS.values()} == set(FAMILIES)
+
+
+def test_a_manifest_anywhere_loads(tmp_path: Path) -> None:
+    manifest = copy_pocket(tmp_path)
+    files = find_model(str(manifest))
+    backend = load_backend(files, "cpu", "fp32")
+    assert backend.identity.variant == "pocket"
+    assert backend.identity.digest == json.loads(manifest.read_text())["sha256"]
+
+
+def test_missing_weights_say_how_to_get_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REGIONSEARCH_MODELS_DIR", str(tmp_path))
+    error = failure("sam_vit_b")
+    assert error.kind is Kind.NOT_FOUND
+    assert "regionsearch models pull" in error.message
+    assert failure(str(tmp_path / "sam_vit_h.pth")).kind is Kind.NOT_FOUND
+
+
+def test_unknown_names_are_refused() -> None:
+    error = failure("sam_vit_z")
+    assert error.kind is Kind.INVALID_ARGUMENT
+    assert "sam_vit_b" in error.message
+
+
+def test_changed_weights_are_refused(tmp_path: Path) -> None:
+    manifest = copy_pocket(tmp_path)
+    weights = manifest.with_suffix(".safetensors")
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    assert failure(str(manifest)).kind is Kind.DATA_LOSS
+
+
+def test_a_checkpoint_of_another_architecture_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "my_sam_vit_b.pth"
+    torch.save({"image_encoder.pos_embed": torch.zeros(2)}, path)
+    error = failure(str(path))
+    assert error.kind is Kind.DATA_LOSS
+    assert str(path) in error.message
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 cut off"])
+def test_what_is_no_checkpoint_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "sam_vit_b.pth"
+    path.write_bytes(content)
+    assert failure(str(path)).kind is Kind.DATA_LOSS
+
+
+def test_pickled_code_is_not_run(tmp_path: Path) -> None:
+    class Trap:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return (Path.touch, (tmp_path / "sprung",))  # type: ignore[return-value]
+
+    path = tmp_path / "sam_vit_b.pth"
+    torch.save({"image_encoder": Trap()}, path)
+    assert failure(str(path)).kind is Kind.DATA_LOSS
+    assert not (tmp_path / "sprung").exists()

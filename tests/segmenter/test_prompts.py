@@ -1,0 +1,94 @@
+"""Prompts against SamPredictor."""
+
+from __future__ import annotations
+
+import asyncio
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from segment_anything import SamPredictor
+
+from regionsearch.errors import Kind, RegionSearchError
+from services.runtime.batcher import BatchSettings
+from services.segmenter.backends.sam import SamBackend
+from services.segmenter.engine import Picture, Prompted, SegmentEngine
+from services.segmenter.prompts import Prompt, mask_prompt
+
+
+def prompt(points: list[tuple[float, float]], labels: list[int] | None = None, **more: object) -> Prompt:
+    coords = np.array(points, np.float64).reshape(-1, 2)
+    return Prompt(coords, np.array([1] * len(points) if labels is None else labels, np.int32), **more)  # type: ignore[arg-type]
+
+
+def ask(backend: SamBackend, image: NDArray[np.uint8], prompts: list[Prompt], multimask: bool) -> Prompted:
+    async def main() -> Prompted:
+        engine = SegmentEngine(backend, BatchSettings(max_batch=4), cache_bytes=1 << 24)
+        try:
+            return await engine.prompts(Picture("image", lambda: image), prompts, multimask=multimask)
+        finally:
+            await engine.close()
+
+    return asyncio.run(main())
+
+
+@pytest.mark.parametrize("multimask", [False, True])
+def test_every_kind_of_prompt_gives_the_reference_masks(
+    pocket: SamBackend, coffee: NDArray[np.uint8], multimask: bool
+) -> None:
+    logits = np.random.default_rng(0).normal(0, 8, pocket.mask_size).astype(np.float32)
+    prompts = [
+        prompt([(100, 80)]),
+        prompt([(10, 20)]),
+        prompt([(100, 80), (10, 10), (150, 90)], [1, 0, 1]),
+        prompt([], box=(20, 30, 200, 150)),
+        prompt([(100, 80)], box=(20, 30, 200, 150)),
+        prompt([(100, 80), (5, 5)], [1, 0], mask_logits=logits),
+        prompt([], mask_logits=logits),
+        *[prompt([(30 + 10 * i, 60)]) for i in range(6)],
+    ]
+    found = ask(pocket, coffee, prompts, multimask)
+    predictor = SamPredictor(pocket.model)
+    predictor.set_image(coffee)
+    for asked, answer in zip(prompts, found.answers, strict=True):
+        masks, ious, low_res = predictor.predict(
+            asked.points if len(asked.points) else None,
+            asked.labels if len(asked.points) else None,
+            None if asked.box is None else np.array(asked.box),
+            None if asked.mask_logits is None else asked.mask_logits[None],
+            multimask_output=multimask,
+        )
+        order = np.argsort(-ious, kind="stable")
+        assert len(answer) == (3 if multimask else 1)
+        for candidate, place in zip(answer, order, strict=True):
+            assert candidate.region.predicted_iou == pytest.approx(ious[place], abs=1e-4)
+            np.testing.assert_allclose(candidate.low_res_logits, low_res[place], atol=1e-3)
+            assert (candidate.region.runs.to_mask() != masks[place]).mean() < 1e-4
+
+
+def test_a_rough_mask_lies_over_the_picture_as_the_model_sees_it(
+    pocket: SamBackend, coffee: NDArray[np.uint8]
+) -> None:
+    mask = np.zeros(coffee.shape[:2], bool)
+    mask[:, 150:] = True  # the right half of 200 x 300
+    logits = mask_prompt(prompt([], mask=mask), pocket.prepare(coffee)[1], pocket.mask_size)
+    side = pocket.mask_size[0]
+    assert (logits[: side * 2 // 3 - 1, side // 2 + 1 :] == 10).all()
+    assert (logits[: side * 2 // 3 - 1, : side // 2 - 1] == -10).all()
+    assert (logits[side * 2 // 3 + 1 :] == -10).all()  # below the picture
+
+
+@pytest.mark.parametrize(
+    ("bad", "field"),
+    [
+        (prompt([], mask=np.ones((3, 3), bool)), "prompts.prompts[1].mask"),
+        (prompt([], mask_logits=np.ones((3, 3), np.float32)), "prompts.prompts[1].mask_logits"),
+    ],
+)
+def test_masks_of_another_size_are_refused(
+    untrained: SamBackend, coffee: NDArray[np.uint8], bad: Prompt, field: str
+) -> None:
+    with pytest.raises(RegionSearchError) as caught:
+        ask(untrained, coffee, [prompt([(1, 1)]), bad], False)
+    assert caught.value.kind is Kind.INVALID_ARGUMENT
+    assert caught.value.field == field

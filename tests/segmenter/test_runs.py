@@ -1,0 +1,49 @@
+"""Run lengths against segment_anything's and pycocotools'."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
+from segment_anything.utils.amg import area_from_rle, mask_to_rle_pytorch
+
+from regionsearch.masks import BoolMask, decode_rle, encode_rle
+from services.segmenter.runs import Runs
+
+masks = arrays(np.bool_, array_shapes(min_dims=2, max_dims=2, max_side=24))
+
+
+@settings(deadline=None)
+@given(masks)
+def test_runs_are_the_reference_runs(mask: BoolMask) -> None:
+    runs = Runs.from_windows((mask.shape[0], mask.shape[1]), [(mask, 0, 0)])
+    expected = mask_to_rle_pytorch(torch.from_numpy(mask)[None])[0]
+    assert runs.counts().tolist() == expected["counts"]
+    assert runs.area == area_from_rle(expected) == mask.sum()
+    assert runs.coco_rle() == encode_rle(mask)
+    np.testing.assert_array_equal(decode_rle(runs.coco_rle(), *runs.size), mask)
+    np.testing.assert_array_equal(runs.to_mask(), mask)
+
+
+@settings(deadline=None)
+@given(masks, st.integers(0, 9), st.integers(0, 9), st.integers(0, 9), st.integers(0, 9), st.integers(1, 24))
+def test_windows_lie_where_they_were_cut(
+    mask: BoolMask, top: int, left: int, below: int, beyond: int, strip: int
+) -> None:
+    whole = np.pad(mask, ((top, below), (left, beyond)))
+    strips = [(mask[:, start : start + strip], top, left + start) for start in range(0, mask.shape[1], strip)]
+    runs = Runs.from_windows((whole.shape[0], whole.shape[1]), strips)
+    np.testing.assert_array_equal(runs.to_mask(), whole)
+    assert runs.coco_rle() == encode_rle(whole)
+    np.testing.assert_array_equal(
+        runs.columns(left, left + mask.shape[1]), whole[:, left : left + mask.shape[1]]
+    )
+
+
+def test_no_window_is_an_empty_mask() -> None:
+    runs = Runs.from_windows((3, 4), [])
+    assert runs.counts().tolist() == [12]
+    assert runs.area == 0
+    assert not runs.to_mask().any()

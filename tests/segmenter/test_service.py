@@ -1,0 +1,222 @@
+"""The real thing over gRPC loopback."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from numpy.typing import NDArray
+
+from regionsearch.errors import Kind, from_rpc_error
+from regionsearch.images import encode_image
+from regionsearch.masks import mask_from_proto, mask_to_proto
+from regionsearch.tensors import tensor_from_proto, tensor_to_proto
+from regionsearch.v1 import segment_pb2, segment_pb2_grpc, types_pb2
+from services.runtime.server import serving
+from services.segmenter.service import segmenter
+from services.segmenter.settings import SegmenterSettings
+
+SERVICES = [segment_pb2.DESCRIPTOR.services_by_name["SegmentService"]]
+GRID = segment_pb2.EverythingOptions(
+    points_per_side=4, pred_iou_thresh=0.1, stability_score_thresh=0.1, box_nms_thresh=0.9
+)
+CLICK = segment_pb2.Prompt(points=[types_pb2.Point(x=150, y=100)])
+
+
+@pytest.fixture
+async def stub() -> AsyncIterator[Any]:
+    settings = SegmenterSettings(
+        port=0, max_image_pixels=1_000_000, max_prompts=8, max_points=4, drain_delay_s=0
+    )
+    async with (
+        serving(settings, SERVICES, segmenter(settings)) as server,
+        grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel,
+    ):
+        yield segment_pb2_grpc.SegmentServiceStub(channel)
+
+
+@pytest.fixture
+def image(scene: NDArray[np.uint8]) -> types_pb2.Image:
+    return types_pb2.Image(encoded=encode_image(scene))
+
+
+async def test_everything_in_every_encoding(stub: Any, image: types_pb2.Image) -> None:
+    masks = []
+    for encoding in (
+        types_pb2.MASK_ENCODING_UNSPECIFIED,
+        types_pb2.MASK_ENCODING_PACKED_BITS,
+        types_pb2.MASK_ENCODING_PNG,
+    ):
+        output = segment_pb2.OutputOptions(mask_encoding=encoding, features=True)
+        request = segment_pb2.SegmentRequest(image=image, everything=GRID, output=output)
+        answer = await stub.Segment(request, timeout=60)
+        masks.append([mask_from_proto(region.mask) for region in answer.regions])
+    assert len(masks[0]) > 1
+    assert (answer.image_height, answer.image_width) == masks[0][0].shape == (270, 360)
+    for versions in zip(*masks, strict=True):
+        assert all(np.array_equal(version, versions[0]) for version in versions)
+    for region, mask in zip(answer.regions, masks[0], strict=True):
+        rows, columns = mask.nonzero()
+        box = region.box
+        assert (box.x_min, box.y_min) == (columns.min(), rows.min())
+        assert (box.x_max, box.y_max) == (columns.max() + 1, rows.max() + 1)
+        assert region.area == mask.sum()
+        assert (region.crop_box.x_max, region.crop_box.y_max) == (360, 270)
+        assert region.HasField("prompt_point")
+        features = tensor_from_proto(region.features, "features")
+        assert np.linalg.norm(features) == pytest.approx(1, abs=1e-5)
+
+
+async def test_a_second_click_and_a_refined_one_need_no_encoder(stub: Any, image: types_pb2.Image) -> None:
+    output = segment_pb2.OutputOptions(low_res_logits=True)
+    prompts = segment_pb2.Prompts(prompts=[CLICK], multimask=True)
+    request = segment_pb2.SegmentRequest(image=image, prompts=prompts, output=output)
+    first = await stub.Segment(request, timeout=60)
+    assert not first.embedding_cached
+    candidates = first.results[0].candidates
+    ious = [candidate.predicted_iou for candidate in candidates]
+    assert len(ious) == 3
+    assert ious == sorted(ious, reverse=True)
+    refined = segment_pb2.Prompt(points=CLICK.points, mask_logits=candidates[0].low_res_logits)
+    request.prompts.CopyFrom(segment_pb2.Prompts(prompts=[refined, CLICK]))
+    second = await stub.Segment(request, timeout=60)
+    assert second.embedding_cached
+    assert [len(result.candidates) for result in second.results] == [1, 1]
+
+
+async def test_a_selection_is_ranked_and_limited(stub: Any, image: types_pb2.Image) -> None:
+    options = segment_pb2.EverythingOptions()
+    options.CopyFrom(GRID)
+    options.selection.max_regions = 2
+    answer = await stub.Segment(segment_pb2.SegmentRequest(image=image, everything=options), timeout=60)
+    ranks = [region.predicted_iou * region.stability_score for region in answer.regions]
+    assert 0 < len(ranks) <= 2
+    assert ranks == sorted(ranks, reverse=True)
+
+
+async def test_get_model_names_the_defaults(stub: Any) -> None:
+    answer = await stub.GetModel(segment_pb2.SegmentServiceGetModelRequest())
+    assert (answer.model.family, answer.model.variant, answer.model.precision) == ("sam", "pocket", "fp32")
+    assert len(answer.model.weights_digest) == 64
+    assert answer.everything_defaults.points_per_side > 0
+
+
+async def test_a_stream_answers_every_key_and_survives_a_bad_item(stub: Any, image: types_pb2.Image) -> None:
+    async def requests() -> AsyncIterator[segment_pb2.SegmentStreamRequest]:
+        for number in range(12):
+            picture = image if number != 5 else types_pb2.Image(encoded=b"no picture")
+            request = segment_pb2.SegmentRequest(image=picture, prompts=segment_pb2.Prompts(prompts=[CLICK]))
+            yield segment_pb2.SegmentStreamRequest(key=f"item {number}", request=request)
+
+    answers = {answer.key: answer async for answer in stub.SegmentStream(requests(), timeout=60)}
+    assert set(answers) == {f"item {number}" for number in range(12)}
+    assert answers["item 5"].error.code == grpc.StatusCode.INVALID_ARGUMENT.value[0]
+    assert all(answers[key].WhichOneof("outcome") == "response" for key in answers if key != "item 5")
+
+
+def prompted(*prompts: segment_pb2.Prompt) -> dict[str, segment_pb2.Prompts]:
+    return {"prompts": segment_pb2.Prompts(prompts=prompts)}
+
+
+@pytest.mark.parametrize(
+    ("request_parts", "kind", "field"),
+    [
+        ({}, Kind.INVALID_ARGUMENT, "mode"),
+        (prompted(), Kind.INVALID_ARGUMENT, "prompts.prompts"),
+        (prompted(*[CLICK] * 9), Kind.TOO_LARGE, "prompts.prompts"),
+        (prompted(CLICK, segment_pb2.Prompt()), Kind.INVALID_ARGUMENT, "prompts.prompts[1]"),
+        (
+            prompted(segment_pb2.Prompt(points=[types_pb2.Point(x=1, y=1)] * 5)),
+            Kind.TOO_LARGE,
+            "prompts.prompts[0].points",
+        ),
+        (
+            prompted(segment_pb2.Prompt(points=[types_pb2.Point(x=1, y=1, label=2)])),
+            Kind.INVALID_ARGUMENT,
+            "prompts.prompts[0].points",
+        ),
+        (
+            prompted(segment_pb2.Prompt(points=[types_pb2.Point(x=float("nan"), y=1)])),
+            Kind.INVALID_ARGUMENT,
+            "prompts.prompts[0].points",
+        ),
+        (
+            prompted(segment_pb2.Prompt(box=types_pb2.Box(x_min=5, y_min=5, x_max=5, y_max=9))),
+            Kind.INVALID_ARGUMENT,
+            "prompts.prompts[0].box",
+        ),
+        (
+            prompted(segment_pb2.Prompt(mask=mask_to_proto(np.ones((2, 2), bool)))),
+            Kind.INVALID_ARGUMENT,
+            "prompts.prompts[0].mask",
+        ),
+        (
+            prompted(segment_pb2.Prompt(mask_logits=tensor_to_proto(np.zeros((2, 2), np.float32)))),
+            Kind.INVALID_ARGUMENT,
+            "prompts.prompts[0].mask_logits",
+        ),
+        (
+            {"everything": segment_pb2.EverythingOptions(points_per_side=0)},
+            Kind.INVALID_ARGUMENT,
+            "everything.points_per_side",
+        ),
+        (
+            {
+                "everything": GRID,
+                "image": types_pb2.Image(encoded=encode_image(np.zeros((1001, 1000, 3), np.uint8))),
+            },
+            Kind.TOO_LARGE,
+            "image.encoded",
+        ),
+        ({"everything": GRID, "image": types_pb2.Image()}, Kind.INVALID_ARGUMENT, "image"),
+        (
+            {"everything": GRID, "image": types_pb2.Image(encoded=b"\xff\xd8\xff")},
+            Kind.UNSUPPORTED_IMAGE,
+            "image.encoded",
+        ),
+    ],
+)
+async def test_bad_requests_are_refused_by_field(
+    stub: Any, image: types_pb2.Image, request_parts: dict[str, Any], kind: Kind, field: str
+) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await stub.Segment(segment_pb2.SegmentRequest(**({"image": image} | request_parts)), timeout=60)
+    error = from_rpc_error(caught.value)
+    assert (error.kind, error.field) == (kind, field)
+
+
+async def test_the_process_serves_and_stops(tmp_path: Path, image: types_pb2.Image) -> None:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "services.segmenter",
+        "--port=0",
+        stdout=asyncio.subprocess.PIPE,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert process.stdout is not None
+    port = 0
+    while not port:
+        line = await asyncio.wait_for(process.stdout.readline(), 60)
+        assert line, "the process ended before it served"
+        event = json.loads(line)
+        port = event["port"] if event.get("event") == "serving" else 0
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        health = health_pb2_grpc.HealthStub(channel)
+        status = await health.Check(health_pb2.HealthCheckRequest(service="regionsearch.v1.SegmentService"))
+        assert status.status == health_pb2.HealthCheckResponse.SERVING
+        stub = segment_pb2_grpc.SegmentServiceStub(channel)
+        answer = await stub.Segment(segment_pb2.SegmentRequest(image=image, **prompted(CLICK)), timeout=60)
+        assert len(answer.results) == 1
+        process.send_signal(signal.SIGTERM)
+    assert await asyncio.wait_for(process.wait(), 60) == 0
