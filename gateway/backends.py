@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Sequence
+import contextlib
+from collections.abc import Coroutine, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -36,6 +37,18 @@ async def together(*work: Coroutine[Any, Any, Any]) -> list[Any]:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        raise
+
+
+@contextlib.contextmanager
+def renamed(theirs: str, ours: str) -> Iterator[None]:
+    """Calls a field of a service's request what it is called in the request that the caller sent."""
+    try:
+        yield
+    except RegionSearchError as error:
+        if error.field is not None and error.field.startswith(theirs):
+            error.field = ours + error.field.removeprefix(theirs)
+            error.message = error.message.replace(theirs, ours)
         raise
 
 

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gateway.backends import Backends, together
+from gateway.backends import Backends, renamed, together
 from gateway.catalog import Catalog, same_model
 from gateway.ingest import model_mismatch
 from gateway.pointing import Pointer, merged_mask, select_stored
 from gateway.settings import GatewaySettings
-from regionsearch.errors import RegionSearchError, invalid, not_found, too_large
+from regionsearch.errors import invalid, not_found, too_large
 from regionsearch.tensors import tensor_from_proto
 from regionsearch.v1 import embed_pb2, region_search_pb2, search_pb2, segment_pb2, types_pb2
 
@@ -154,14 +154,16 @@ class QueryReader:
     async def _whole(self, collection: search_pb2.Collection, image: types_pb2.Image) -> Vectors:
         backends = self._backends
         request = embed_pb2.EmbedImagesRequest(images=[image])
-        answer = await backends.embedder.call(backends.embed.EmbedImages, request)
+        with renamed("images[0]", "query.image"):
+            answer = await backends.embedder.call(backends.embed.EmbedImages, request)
         answer.model.crop_policy = types_pb2.CROP_POLICY_UNSPECIFIED
         return _first(_vectors(answer.vectors, answer.model, collection))
 
     async def _pointed_at(
         self, collection: search_pb2.Collection, image: types_pb2.Image, prompt: segment_pb2.Prompt
     ) -> Vectors:
-        region = await self._pointer.object_at(image, prompt)
+        with renamed("prompts.prompts[0]", "query"), renamed("image", "query.image"):
+            region = await self._pointer.object_at(image, prompt)
         cut = embed_pb2.RegionCut(box=region.box, mask=region.mask)
         return _first(await self.regions(collection, image, [cut]))
 
@@ -176,11 +178,8 @@ class QueryReader:
         self, collection: search_pb2.Collection, image_id: str, prompt: segment_pb2.Prompt
     ) -> Vectors:
         """Segment-then-select; the segmenter is asked only where no stored region fits."""
-        try:
+        with renamed("image_id", "query.image_id"):
             found = await self._catalog.regions(collection.name, image_id, masks=True, vectors=True)
-        except RegionSearchError as error:
-            error.field = "query.image_id"
-            raise
         chosen = await asyncio.to_thread(select_stored, found.records, prompt)
         if len(chosen) == 1:
             return np.array(tensor_from_proto(found.vectors, "vectors", ndim=2)[chosen[0]])

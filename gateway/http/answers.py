@@ -44,7 +44,7 @@ class Model(BaseModel):
     variant: str
     weights_digest: str
     dimension: int
-    crop_policy: str | None
+    crop_policy: str | None = None
     precision: str | None = None
     device: str | None = None
 
@@ -339,6 +339,15 @@ class Models(BaseModel):
     segmenter: Model
     embedder: Model
     searcher: dict[str, Any]
+
+
+class CocoDocument(BaseModel):
+    """With `format=coco`: annotations as pycocotools and labelling tools read them."""
+
+    info: dict[str, Any]
+    images: list[dict[str, Any]]
+    categories: list[dict[str, Any]]
+    annotations: list[dict[str, Any]]
 
 
 class ServiceState(BaseModel):

@@ -76,7 +76,8 @@ def problem(error: RegionSearchError) -> dict[str, Any]:
 
 def pointer(field: str) -> str:
     """A field's JSON pointer: ``query.points[2]`` is ``/query/points/2``."""
-    return "/" + re.sub(r"\.|\[", "/", field).replace("]", "")
+    # In the contract a picture is a message with its file inside; in JSON and forms it is the file.
+    return "/" + re.sub(r"\.|\[", "/", field.removesuffix(".encoded")).replace("]", "")
 
 
 def respond(request: Request, error: RegionSearchError) -> JSONResponse:

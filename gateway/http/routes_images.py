@@ -14,7 +14,7 @@ from gateway import coco, render
 from gateway.access import Scope
 from gateway.core import Gateway
 from gateway.http.access import needs
-from gateway.http.answers import Image, Images, Region, Regions
+from gateway.http.answers import CocoDocument, Image, Images, Region, Regions
 from regionsearch.images import decode_image
 
 _IMMUTABLE = "private, max-age=31536000, immutable"
@@ -129,7 +129,10 @@ def router(gateway: Gateway) -> APIRouter:
         return await picture(request, etag, "image/webp", lambda: render.thumbnail(data, width))
 
     @routes.get(
-        "/{image_id}/regions", summary="An image's regions", response_model=Regions, dependencies=read
+        "/{image_id}/regions",
+        summary="An image's regions",
+        response_model=Regions | CocoDocument,
+        dependencies=read,
     )
     async def get_regions(
         collection: str,

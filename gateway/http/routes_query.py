@@ -14,6 +14,7 @@ from gateway.access import Scope
 from gateway.core import Gateway
 from gateway.http.access import needs
 from gateway.http.answers import (
+    CocoDocument,
     EmbeddingsAnswer,
     Hit,
     Model,
@@ -49,7 +50,7 @@ def router(gateway: Gateway) -> APIRouter:
     @routes.post(
         "/v1/collections/{collection}/search",
         summary="Search a collection",
-        response_model=SearchAnswer,
+        response_model=SearchAnswer | CocoDocument,
         openapi_extra=body_of(
             SearchBody, {"query": {"text": "red mug"}, "level": "region", "page_size": 10}, form=False
         ),
@@ -79,7 +80,7 @@ def router(gateway: Gateway) -> APIRouter:
     @routes.post(
         "/v1/search-within",
         summary="Search inside one picture",
-        response_model=WithinAnswer,
+        response_model=WithinAnswer | CocoDocument,
         openapi_extra=body_of(WithinBody, {"image_id": _ZEROS, "texts": ["mug", "chair"]}, form=True),
         responses={200: {"content": {"image/png": {}, "image/webp": {}}}},
     )

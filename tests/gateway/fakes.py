@@ -110,7 +110,8 @@ class FakeEmbedder(embed_pb2_grpc.EmbedServiceServicer):
 
     async def EmbedImages(self, request, context):
         async with self._script.call("EmbedImages", request):
-            rows = [colour_vector(image_from_proto(image).mean(axis=(0, 1))) for image in request.images]
+            pixels = [image_from_proto(image, field=f"images[{i}]") for i, image in enumerate(request.images)]
+            rows = [colour_vector(one.mean(axis=(0, 1))) for one in pixels]
             return embed_pb2.EmbedImagesResponse(
                 vectors=tensor_to_proto(np.stack(rows)), model=self._model(0)
             )

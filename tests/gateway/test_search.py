@@ -253,8 +253,8 @@ def test_hits_as_coco(gateway: Running, filled: dict[str, str]) -> None:
         ({"query": {"text": "a", "texts": ["b", ""]}}, "/query/texts/2"),
         ({"query": {"texts": ["a"] * 65}}, "/query/texts"),
         ({"query": {"image": "%%%"}}, "/query/image"),
-        ({"query": {"image": "AAAA"}}, "/image"),
-        ({"query": {"image": ""}}, "/image"),
+        ({"query": {"image": "AAAA"}}, "/query/image"),
+        ({"query": {"image": ""}}, "/query/image"),
         ({"query": {"image_id": "0" * 64}}, "/query/image_id"),
         ({"query": {"image_id": "0" * 64, "points": [{"x": 1, "y": 1}]}}, "/query/image_id"),
         ({"query": {"region_id": "nothing"}}, "/query/region_id"),
@@ -279,7 +279,7 @@ def test_a_bad_search_names_the_field(
     assert response.status_code in (400, 404, 413, 415)
     assert response.headers["content-type"] == "application/problem+json"
     problem = response.json()
-    assert pointer in problem["errors"][0]["pointer"], problem
+    assert problem["errors"][0]["pointer"] == pointer, problem
     assert problem["code"] in {kind.value for kind in Kind}
 
 
@@ -328,7 +328,7 @@ class TestGrpc:
         [
             (region_search_pb2.Query(), "query"),
             (region_search_pb2.Query(texts=[""]), "query.texts[0]"),
-            (region_search_pb2.Query(image=types_pb2.Image(encoded=b"x")), "images[0].encoded"),
+            (region_search_pb2.Query(image=types_pb2.Image(encoded=b"x")), "query.image.encoded"),
             (
                 region_search_pb2.Query(image_id="x", points=[types_pb2.Point(x=float("nan"))]),
                 "query.points[0]",
@@ -344,5 +344,4 @@ class TestGrpc:
             )
         error = from_rpc_error(caught.value)
         assert error.kind in (Kind.INVALID_ARGUMENT, Kind.UNSUPPORTED_IMAGE)
-        assert error.field is not None
-        assert error.field in (field, "query.image.encoded", "image.encoded")
+        assert error.field == field
