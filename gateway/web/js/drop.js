@@ -1,0 +1,63 @@
+/** Pictures that are dropped on the page or pasted into it. */
+
+import { $ } from "./dom.js";
+
+const PICTURE = /\.(jpe?g|png|webp|gif|bmp|tiff?)$/i;
+const isPicture = (file) => file.type.startsWith("image/") || PICTURE.test(file.name);
+
+/** @param {{searchWith: (file: File) => void, add: (files: File[]) => void}} actions */
+export function acceptPictures({ searchWith, add }) {
+  const veil = $("drop");
+  const carriesFiles = (event) => [...(event.dataTransfer?.types ?? [])].includes("Files");
+  let depth = 0; // dragenter and dragleave come for every element on the way
+
+  document.addEventListener("dragenter", (event) => {
+    if (!carriesFiles(event)) return;
+    depth += 1;
+    veil.hidden = Boolean(document.querySelector("dialog[open]"));
+  });
+  document.addEventListener("dragleave", (event) => {
+    if (carriesFiles(event) && --depth <= 0) veil.hidden = true;
+  });
+  document.addEventListener("dragover", (event) => {
+    if (!carriesFiles(event)) return;
+    event.preventDefault();
+    const zone = event.target.closest?.("[data-drop]");
+    for (const one of veil.querySelectorAll("[data-drop]")) one.classList.toggle("over", one === zone);
+  });
+  document.addEventListener("drop", async (event) => {
+    if (!carriesFiles(event)) return;
+    event.preventDefault();
+    depth = 0;
+    veil.hidden = true;
+    const target = event.target.closest?.("[data-drop]")?.dataset.drop ?? (event.target.closest?.("#search") ? "search" : "add");
+    const files = await dropped(event.dataTransfer);
+    if (!files.length) return;
+    if (target === "search") searchWith(files[0]);
+    else add(files);
+  });
+  document.addEventListener("paste", (event) => {
+    const file = [...(event.clipboardData?.files ?? [])].find(isPicture);
+    if (!file) return;
+    event.preventDefault();
+    searchWith(file);
+  });
+}
+
+/** All pictures of a drop, those in folders too. */
+async function dropped(transfer) {
+  const entries = [...transfer.items].map((item) => item.webkitGetAsEntry?.()).filter(Boolean);
+  if (!entries.length) return [...transfer.files].filter(isPicture);
+  return (await Promise.all(entries.map(walk))).flat().filter(isPicture);
+}
+
+async function walk(entry) {
+  if (entry.isFile) return [await new Promise((resolve, reject) => entry.file(resolve, reject))];
+  const reader = entry.createReader();
+  const found = [];
+  for (;;) { // a reader gives its entries in portions
+    const part = await new Promise((resolve, reject) => reader.readEntries(resolve, reject));
+    if (!part.length) return found;
+    found.push(...(await Promise.all(part.map(walk))).flat());
+  }
+}

@@ -1,0 +1,95 @@
+/** Puts the page together: the address is the state, everything else follows it. */
+
+import * as api from "./api.js";
+import { $, announce, typing } from "./dom.js";
+import { acceptPictures } from "./drop.js";
+import { keep } from "./pictures.js";
+import { whenReady } from "./readiness.js";
+import { Results } from "./results.js";
+import { SearchBar } from "./searchbar.js";
+import { toast } from "./dom.js";
+import { Uploads } from "./uploads.js";
+import { HOME, isSearch, read, write } from "./url.js";
+import { Viewer } from "./viewer.js";
+
+let state = read();
+let shown = null;
+
+/** Changes the state: a new entry of the history unless `replace`. */
+function go(changes, { replace = false } = {}) {
+  state = { ...state, ...changes };
+  history[replace ? "replaceState" : "pushState"](null, "", write(state));
+  render();
+}
+
+/** A new search: what was asked before is forgotten, filters stay. */
+function ask(query) {
+  const { text, picture, region, image, points, box } = HOME;
+  const calm = { text, picture, region, image, points, box, view: "", min: null };
+  go({ ...calm, ...query });
+  window.scrollTo({ top: 0 });
+}
+
+const bar = new SearchBar({ ask, go });
+const results = new Results({ ask, open: (view) => go({ view }) });
+const viewer = new Viewer({
+  ask,
+  exclude: (phrase) => go({ view: "", not: [state.not, phrase].filter(Boolean).join(", ") }),
+  open: (view) => go({ view }, { replace: true }),
+  close: () => go({ view: "" }),
+  neighbour: (id, step) => results.neighbour(id, step),
+  deleted: (id) => {
+    results.forget(id);
+    toast("The picture is deleted.");
+  },
+});
+const uploads = new Uploads({ changed: () => !isSearch(state) && results.reload() });
+
+function render() {
+  const { view, ...query } = state;
+  const key = JSON.stringify(query);
+  bar.show(state);
+  if (key !== shown) {
+    shown = key;
+    results.show(state);
+  }
+  viewer.show(state, results.hit(view));
+  document.title = state.text ? `${state.text} · Region Search` : "Region Search";
+}
+
+/** Searches with a picture that was dropped, pasted or chosen. */
+async function searchWith(file) {
+  try {
+    ask({ picture: await keep(file), text: state.text });
+  } catch {
+    toast(`${file.name} is no picture that this browser can read. It can still be added.`);
+  }
+}
+
+const add = (files) => uploads.add(state.collection, files);
+acceptPictures({ searchWith, add });
+
+$("add").addEventListener("click", () => $("files").click());
+$("files").addEventListener("change", () => (add([...$("files").files]), ($("files").value = "")));
+$("pick").addEventListener("click", () => $("picture").click());
+$("picture").addEventListener("change", () => ($("picture").files[0] && searchWith($("picture").files[0]), ($("picture").value = "")));
+$("home").addEventListener("click", (event) => (event.preventDefault(), go({ ...HOME, collection: state.collection })));
+$("help-button").addEventListener("click", () => $("help").showModal());
+$("collection").addEventListener("change", () => go({ ...HOME, collection: $("collection").value }));
+document.addEventListener("keydown", (event) => {
+  if (typing(event) || event.ctrlKey || event.metaKey || event.altKey) return;
+  if (event.key === "?" && !$("help").open) $("help").showModal();
+  if (event.key === "/" && !document.querySelector("dialog[open]")) (event.preventDefault(), $("q").focus());
+});
+window.addEventListener("popstate", () => ((state = read()), render()));
+
+async function listCollections() {
+  const names = new Set((await api.collections()).map((one) => one.name)).add(state.collection);
+  $("collection").replaceChildren(...[...names].map((name) => new Option(name, name, false, name === state.collection)));
+}
+
+bar.show(state);
+await whenReady();
+render();
+announce("Ready");
+listCollections().catch(() => {}); // a key may only search: the one collection stays

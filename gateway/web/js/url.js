@@ -1,0 +1,116 @@
+/** What the page shows, as its address: Back, reload and sharing work because nothing else holds it. */
+
+const LEVELS = ["region", "image", "both"];
+
+/** Nothing asked: all pictures of the default collection. */
+export const HOME = Object.freeze({
+  collection: "default",
+  text: "",        // phrases, separated by commas
+  picture: "",     // name of a picture in this tab (pictures.js)
+  region: "",      // a stored region: more like this
+  image: "",       // a stored image; with points or box the thing there
+  points: [],      // {x, y, label}
+  box: null,       // {x_min, y_min, x_max, y_max}
+  level: "region",
+  group: true,
+  min: null,
+  size: "",
+  tags: "",
+  not: "",
+  view: "",        // the open picture
+});
+
+const split = (text) => text.split(",").map((part) => part.trim()).filter(Boolean);
+
+/** The phrases of a text field. */
+export const phrases = split;
+
+/** Reads the address. What it does not understand has its default. */
+export function read(location = window.location) {
+  const given = new URLSearchParams(location.search);
+  const text = (name) => given.get(name) ?? "";
+  const numbers = (value, length) => {
+    const found = value.split(",").map(Number);
+    return found.length === length && found.every(Number.isFinite) ? found : null;
+  };
+  const box = numbers(text("box"), 4);
+  return {
+    ...HOME,
+    collection: text("in") || HOME.collection,
+    text: text("q"),
+    picture: text("picture"),
+    region: text("like"),
+    image: text("image"),
+    points: text("at").split(";").map((point) => numbers(point, 3)).filter(Boolean).map(([x, y, label]) => ({ x, y, label: label ? 1 : 0 })),
+    box: box && { x_min: box[0], y_min: box[1], x_max: box[2], y_max: box[3] },
+    level: LEVELS.includes(text("level")) ? text("level") : HOME.level,
+    group: given.get("group") !== "0",
+    min: given.has("min") && Number.isFinite(Number(text("min"))) ? Number(text("min")) : null,
+    size: SIZES[text("size")] ? text("size") : "",
+    tags: text("tags"),
+    not: text("not"),
+    view: text("view"),
+  };
+}
+
+/** The address of a state; defaults are left out. */
+export function write(state) {
+  const given = new URLSearchParams();
+  const set = (name, value) => value && given.set(name, value);
+  set("in", state.collection === HOME.collection ? "" : state.collection);
+  set("q", state.text);
+  set("picture", state.picture);
+  set("like", state.region);
+  set("image", state.image);
+  set("at", state.points.map(({ x, y, label }) => `${round(x)},${round(y)},${label}`).join(";"));
+  set("box", state.box && [state.box.x_min, state.box.y_min, state.box.x_max, state.box.y_max].map(round).join(","));
+  set("level", state.level === HOME.level ? "" : state.level);
+  set("group", state.group ? "" : "0");
+  set("min", state.min === null ? "" : String(state.min));
+  set("size", state.size);
+  set("tags", state.tags);
+  set("not", state.not);
+  set("view", state.view);
+  return given.size ? `/?${given}` : "/";
+}
+
+const round = (value) => Math.round(value * 10) / 10;
+
+/** Areas in pixels, at the limits that COCO calls small, medium and large. */
+export const SIZES = {
+  small: { max_area: 32 * 32 },
+  medium: { min_area: 32 * 32, max_area: 96 * 96 },
+  large: { min_area: 96 * 96 },
+};
+
+/** Whether a state asks for anything. */
+export const isSearch = (state) => Boolean(split(state.text).length || state.picture || state.region || state.image);
+
+/** What in a state narrows the hits, for the number on the button. */
+export const filterCount = (state) =>
+  [state.level !== HOME.level, !state.group, state.min !== null, state.size, state.tags, state.not].filter(Boolean).length;
+
+/** The body of a search; `picture` is the base64 of the state's picture. */
+export function searchBody(state, picture) {
+  const texts = split(state.text);
+  const query = {};
+  if (texts.length === 1) query.text = texts[0];
+  if (texts.length > 1) query.texts = texts;
+  if (picture) query.image = picture;
+  if (state.region) query.region_id = state.region;
+  if (state.image) query.image_id = state.image;
+  if (state.points.length) query.points = state.points;
+  if (state.box) query.box = state.box;
+  const filter = { ...SIZES[state.size] };
+  if (state.tags) filter.tags = split(state.tags);
+  return {
+    query,
+    negatives: split(state.not),
+    level: state.level,
+    group_by: state.group ? "image" : null,
+    filter,
+    min_score: state.min,
+    page_size: 24,
+    include: ["mask"],
+  };
+}

@@ -1,0 +1,244 @@
+"""The gateway's HTTP API as the page uses it, with drawn pictures and answers that never change.
+
+`python -m tests.web.fake_gateway` serves it for work on the page without models.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import json
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
+
+from regionsearch.masks import encode_rle
+from tests.web.scenes import Scene, Thing, library, scene
+
+WEB = Path(__file__).resolve().parents[2] / "gateway" / "web"
+POLICY = "default-src 'self'; img-src 'self' blob: data:; object-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+STAGES = ("received", "segmenting", "embedding", "storing", "done")
+UPLOADED = [("red", "circle", (100, 60, 260, 220)), ("green", "square", (330, 120, 450, 260))]
+
+
+class FakeGateway:
+    """Pictures in memory; a phrase finds the things whose names share words with it.
+
+    Attributes:
+        scenes: By image id, oldest first.
+        ready: What /readyz says.
+        failure: When set, (status, problem document) of the next searches.
+        page_size: Hits a page.
+    """
+
+    def __init__(self) -> None:
+        self.scenes: dict[str, Scene] = {}
+        self.ready = True
+        self.failure: tuple[int, dict[str, Any]] | None = None
+        self.page_size = 24
+        self.requests: list[tuple[str, Any]] = []
+        for one in library():
+            self.put(one)
+        self.app = Starlette(
+            routes=[
+                Route("/", lambda request: FileResponse(WEB / "index.html", headers={"Content-Security-Policy": POLICY})),
+                Route("/readyz", self.readyz),
+                Route("/v1/collections", lambda request: JSONResponse({"collections": [{"name": "default"}], "next_page_token": ""})),
+                Route("/v1/collections/default/images", self.images, methods=["GET"]),
+                Route("/v1/collections/default/images", self.ingest, methods=["POST"]),
+                Route("/v1/collections/default/images/{id}", self.delete, methods=["DELETE"]),
+                Route("/v1/collections/default/images/{id}/regions", self.regions),
+                Route("/v1/collections/default/images/{id}/{kind:str}", self.content),
+                Route("/v1/collections/default/search", self.search, methods=["POST"]),
+                Route("/v1/search-within", self.within, methods=["POST"]),
+                Route("/v1/segment", self.segment, methods=["POST"]),
+                Mount("/static", StaticFiles(directory=WEB)),
+            ]
+        )  # fmt: skip
+
+    def put(self, one: Scene) -> str:
+        identity = hashlib.sha256(one.data).hexdigest()
+        self.scenes[identity] = one
+        return identity
+
+    def id_of(self, name: str) -> str:
+        return next(identity for identity, one in self.scenes.items() if one.name == name)
+
+    async def readyz(self, request: Request) -> Response:
+        services = {
+            "segmenter": {"ready": self.ready, "detail": "serving" if self.ready else "loading the model"},
+            "embedder": {"ready": True, "detail": "serving"},
+            "searcher": {"ready": True, "detail": "serving"},
+        }
+        return JSONResponse({"ready": self.ready, "services": services}, 200 if self.ready else 503)
+
+    async def images(self, request: Request) -> Response:
+        found = [_image(identity, one) for identity, one in reversed(self.scenes.items())]
+        return JSONResponse({"images": found, "next_page_token": "", "total_count": len(found)})
+
+    async def ingest(self, request: Request) -> Response:
+        async with request.form() as form:
+            file = form["files"]
+            assert not isinstance(file, str)
+            name, data = file.filename or "", await file.read()
+
+        async def events() -> AsyncIterator[str]:
+            for stage in STAGES:
+                yield _event("progress", {"index": 0, "name": name, "stage": stage})
+                await asyncio.sleep(0.08)
+            yield _event("result", {"index": 0, "name": name, **self._take(name, data)})
+            yield _event("done", {"results": []})
+
+        return StreamingResponse(events(), media_type="text/event-stream")
+
+    def _take(self, name: str, data: bytes) -> dict[str, Any]:
+        if not data.startswith((b"\x89PNG", b"\xff\xd8")):
+            return {"outcome": "failed", "error": {"code": "UNSUPPORTED_IMAGE", "detail": "files[0] is no picture."}}
+        identity = hashlib.sha256(data).hexdigest()
+        if identity in self.scenes:
+            return {"outcome": "duplicate", "image_id": identity, "regions": 2}
+        drawn = scene(name, 520, 340, UPLOADED)
+        self.scenes[identity] = Scene(name, data, 520, 340, drawn.things)
+        return {"outcome": "created", "image_id": identity, "regions": 2}
+
+    async def delete(self, request: Request) -> Response:
+        del self.scenes[request.path_params["id"]]
+        return Response(status_code=204)
+
+    async def content(self, request: Request) -> Response:
+        data = self.scenes[request.path_params["id"]].data
+        return Response(data, media_type="image/png" if data.startswith(b"\x89PNG") else "image/jpeg")
+
+    async def regions(self, request: Request) -> Response:
+        identity = request.path_params["id"]
+        one = self.scenes[identity]
+        regions = [_region(thing, f"{identity}-r{i:03d}") for i, thing in enumerate(one.things)]
+        return JSONResponse({"image": _image(identity, one), "regions": regions})
+
+    async def search(self, request: Request) -> Response:
+        body = await request.json()
+        self.requests.append(("search", body))
+        if self.failure:
+            return JSONResponse(self.failure[1], self.failure[0], media_type="application/problem+json")
+        query = body["query"]
+        phrases = query.get("texts") or [query["text"]] if "text" in query or "texts" in query else []
+        wanted = phrases or [self._example(query)]
+        hits = []
+        for identity, one in self.scenes.items():
+            for i, thing in enumerate(one.things):
+                scores = [_alike(phrase, thing.name) for phrase in wanted]
+                best = int(np.argmax(scores))
+                image = {"width": one.width, "height": one.height, "name": one.name, "tags": []}
+                hit = _region(thing, f"{identity}-r{i:03d}") | {"score": scores[best], "image_id": identity}
+                hit |= {"level": "region", "image": image, "text_index": best if phrases else None}
+                hits.append(hit | {"label": phrases[best] if phrases else None, "best_region": None})
+        hits.sort(key=lambda hit: -hit["score"])
+        if body["group_by"] == "image":
+            first: dict[str, dict[str, Any]] = {}
+            for hit in hits:
+                first.setdefault(hit["image_id"], hit)
+            hits = list(first.values())
+        hits = [hit for hit in hits if hit["score"] >= (body["min_score"] or -1)]
+        start = int(body.get("page_token") or 0)
+        end = start + self.page_size
+        page = [hit | {"rank": start + i + 1} for i, hit in enumerate(hits[start:end])]
+        return JSONResponse({"hits": page, "next_page_token": str(end) if end < len(hits) else "", "seq": 1})
+
+    def _example(self, query: dict[str, Any]) -> str:
+        if "region_id" in query:
+            identity, _, index = query["region_id"].rpartition("-r")
+            return self.scenes[identity].things[int(index)].name
+        if "image" in query:
+            assert base64.b64decode(query["image"]).startswith(b"\xff\xd8")
+            return "red circle"
+        return self._thing(query["image_id"], query).name
+
+    def _thing(self, identity: str, prompt: dict[str, Any]) -> Thing:
+        things = self.scenes[identity].things
+        if prompt.get("box"):
+            box = prompt["box"]
+            x, y = (box["x_min"] + box["x_max"]) / 2, (box["y_min"] + box["y_max"]) / 2
+        else:
+            x, y = prompt["points"][0]["x"], prompt["points"][0]["y"]
+        return min(things, key=lambda thing: np.hypot(thing.centre[0] - x, thing.centre[1] - y))
+
+    async def within(self, request: Request) -> Response:
+        body = await request.json()
+        one = self.scenes[body["image_id"]]
+        regions = []
+        for i, thing in enumerate(one.things):
+            scores = [_alike(text, thing.name) for text in body["texts"]]
+            best = int(np.argmax(scores))
+            region = _region(thing, f"{body['image_id']}-r{i:03d}")
+            regions.append(region | {"score": scores[best], "label": body["texts"][best], "text_index": best})
+        regions.sort(key=lambda region: -region["score"])
+        seen: set[int] = set()
+        for region in regions:
+            region["is_hit"] = region["text_index"] not in seen
+            seen.add(region["text_index"])
+        return JSONResponse({"width": one.width, "height": one.height, "regions": regions})
+
+    async def segment(self, request: Request) -> Response:
+        body = await request.json()
+        self.requests.append(("segment", body))
+        candidate = _region(self._thing(body["image_id"], body), None)
+        return JSONResponse({"results": [{"candidates": [candidate]}], "regions": []})
+
+
+def _event(event: str, data: dict[str, Any]) -> str:
+    return f"event: {event}\ndata: {json.dumps(data)}\n\n"
+
+
+def _alike(phrase: str, name: str) -> float:
+    """A score like a cosine: more for each word in common."""
+    return round(0.12 + 0.11 * len(set(phrase.lower().split()) & set(name.split())), 3)
+
+
+def _image(identity: str, one: Scene) -> dict[str, Any]:
+    facts = {"image_id": identity, "name": one.name, "width": one.width, "height": one.height, "tags": []}
+    return facts | {"region_count": len(one.things)}
+
+
+def _region(thing: Thing, region_id: str | None) -> dict[str, Any]:
+    box = dict(zip(("x_min", "y_min", "x_max", "y_max"), thing.box, strict=True))
+    mask = {"size": list(thing.mask.shape), "counts": encode_rle(thing.mask)}
+    scores = {"predicted_iou": 0.97, "stability_score": 0.98}
+    return {"region_id": region_id, "box": box, "mask": mask, "area": int(thing.mask.sum()), **scores}
+
+
+class Server:
+    """A fake gateway that listens on a port of the system's choice."""
+
+    def __init__(self, gateway: FakeGateway, port: int = 0) -> None:
+        config = uvicorn.Config(gateway.app, host="127.0.0.1", port=port, log_level="warning")
+        self._server = uvicorn.Server(config)
+        self._thread = threading.Thread(target=self._server.run, daemon=True)
+
+    def __enter__(self) -> str:
+        self._thread.start()
+        while not self._server.started:
+            time.sleep(0.01)
+        port = self._server.servers[0].sockets[0].getsockname()[1]
+        return f"http://127.0.0.1:{port}"
+
+    def __exit__(self, *error: object) -> None:
+        self._server.should_exit = True
+        self._thread.join(timeout=10)
+
+
+if __name__ == "__main__":
+    with Server(FakeGateway(), int(sys.argv[1]) if len(sys.argv) > 1 else 0) as url:
+        print(url, flush=True)
+        threading.Event().wait()
