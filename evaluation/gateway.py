@@ -55,8 +55,10 @@ class Gateway:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with self._client:
+        try:
             self._call("DELETE", f"/v1/collections/{self._collection}")
+        finally:
+            self._client.close()
 
     def describe(self) -> dict[str, Any]:
         """See `evaluation.system.System`."""
