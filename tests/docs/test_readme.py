@@ -1,4 +1,4 @@
-"""Every command of the README that talks to a running stack is run as it is printed, on the stack's own ports."""
+"""Every command of the README that talks to a running stack is run as it is printed, on other ports."""
 
 from __future__ import annotations
 
