@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 class Calls:
-    """One kind of call, so that a crowd of one kind does not keep the others waiting. Lives on the event loop.
+    """One kind of call: a crowd of one kind does not keep the others waiting. Lives on the event loop.
 
     Args:
         name: Of the threads, and for the error.

@@ -15,8 +15,8 @@ def check_model(collection: str, kept: ModelIdentity, sent: ModelIdentity) -> No
     if not kept.agrees_with(sent):
         raise RegionSearchError(
             Kind.MODEL_MISMATCH,
-            f"collection {collection!r} holds vectors of {kept}, these are of {sent}: use that model, or another "
-            "collection",
+            f"collection {collection!r} holds vectors of {kept}, these are of {sent}: use that model, or "
+            "another collection",
             field="model",
             metadata={"collection_model": str(kept), "request_model": str(sent)},
         )

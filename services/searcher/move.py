@@ -26,7 +26,7 @@ class Moved:
 
 
 def move(source: Engine, target: Engine, name: str) -> Moved:
-    """Copies a collection, leaving the source as it is. Repeating it after a failure goes on where it stopped.
+    """Copies a collection, leaving the source as it is. Repeated after a failure, it goes on from there.
 
     Vectors are the stored ones, so both engines give the same scores.
 

@@ -85,8 +85,13 @@ class _Judged:
     def take(self, rows: NDArray[np.generic]) -> _Judged:
         relevancy = None if self.relevancy is None else self.relevancy[rows]
         return _Judged(
-            self.key[rows], self.image[rows], self.level[rows], self.score[rows], relevancy, self.query_index[rows]
-        )  # fmt: skip
+            self.key[rows],
+            self.image[rows],
+            self.level[rows],
+            self.score[rows],
+            relevancy,
+            self.query_index[rows],
+        )
 
 
 @dataclass(frozen=True, slots=True)

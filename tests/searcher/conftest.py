@@ -49,11 +49,13 @@ def engine(settings: EmbeddedSettings) -> Iterator[EmbeddedEngine]:
 @pytest.fixture
 async def stub(settings: EmbeddedSettings) -> AsyncIterator[search_pb2_grpc.SearchServiceAsyncStub]:
     process = SearcherSettings(port=0, drain_delay_s=0, embedded=settings)
-    async with serving(process, SERVICES, searcher(process)) as server:
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
-            made = search_pb2_grpc.SearchServiceStub(channel)
-            await made.CreateCollection(search_pb2.CreateCollectionRequest(name="default", model=MODEL_INFO))
-            yield made
+    async with (
+        serving(process, SERVICES, searcher(process)) as server,
+        grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel,
+    ):
+        made = search_pb2_grpc.SearchServiceStub(channel)
+        await made.CreateCollection(search_pb2.CreateCollectionRequest(name="default", model=MODEL_INFO))
+        yield made
 
 
 def upsert_request(

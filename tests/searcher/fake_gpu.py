@@ -1,4 +1,4 @@
-"""A device with the faults of FAISS's GPU indexes: no filters, no removal, 2048 rows, rounded queries, one thread."""
+"""A device with the faults of FAISS's GPU indexes: no filters, 2048 rows, rounded queries, one thread."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def crash_rounds(folder: Path, rounds: int) -> int:
-    """Lets a writer run and kills it, again and again on the same folder; returns the writes that it answered."""
+    """Lets a writer run and kills it, again and again in one folder; returns the writes that it answered."""
     engine = EmbeddedEngine(EmbeddedSettings(folder=folder))
     engine.create_collection(Collection("c", MODEL))
     engine.close()

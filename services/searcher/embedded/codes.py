@@ -91,7 +91,7 @@ def learned_codec(folder: Path, spec: CodeSpec, dimension: int) -> Codec:
     if codec.weight.shape != (spec.bits, dimension):
         raise invalid(
             "binary_codes.head",
-            f"{spec.head} has weights {codec.weight.shape}; {spec.bits} bits of {dimension}-d vectors are needed",
+            f"{spec.head} has weights {codec.weight.shape}; ({spec.bits}, {dimension}) is needed",
         )
     return codec
 

@@ -106,9 +106,10 @@ class Committer:
             if self._refusal is not None:
                 raise self._refusal
 
-    def skip_to(self, seq: int) -> None:
-        """Goes on behind write `seq`, after the store was replaced; no write may be waiting."""
-        self._seq = seq
+    def resume(self) -> int:
+        """Goes on after the store was replaced, and returns its last write; none may be waiting."""
+        self._seq = last_seq(self._database.writer)
+        return self._seq
 
     def close(self) -> None:
         """Finishes what is queued and ends the thread."""
@@ -196,8 +197,8 @@ class Committer:
             self.refuse(
                 RegionSearchError(
                     Kind.FAILED_PRECONDITION,
-                    f"the disk failed under {self._database.path.name} ({error}): check it and restart the searcher; "
-                    "reads go on meanwhile",
+                    f"the disk failed under {self._database.path.name} ({error}): check it and restart "
+                    "the searcher; reads go on meanwhile",
                 )
             )
 

@@ -99,9 +99,16 @@ class Database:
         finally:
             source.close()
 
-    def replace_by(self, source: Path) -> None:
-        """Replaces the content by that of a checked file, in one transaction. No reader may be in a view."""
+    def replace_by(self, source: Path, least_seq: int) -> None:
+        """Replaces the content by that of a checked file, in one transaction. No reader may be in a view.
+
+        Args:
+            source: The file.
+            least_seq: The write number is raised to it, so that numbers handed out before do not come again.
+        """
         with explained(self.path), contextlib.closing(sqlite3.connect(source)) as connection:
+            connection.execute("UPDATE state SET seq = MAX(seq, ?)", (least_seq,))
+            connection.commit()
             connection.backup(self.writer)
 
     def disk_bytes(self) -> int:
@@ -135,7 +142,7 @@ class FolderLock:
             self._file = None
             raise RegionSearchError(
                 Kind.FAILED_PRECONDITION,
-                f"another searcher is using the data folder {folder}: stop it, or give this one its own folder",
+                f"another searcher uses the data folder {folder}: stop it, or give this one its own",
             ) from error
 
     def release(self) -> None:
@@ -183,7 +190,7 @@ def check_identity(connection: sqlite3.Connection, path: Path, migrations: tuple
     if version > len(migrations):
         raise RegionSearchError(
             Kind.FAILED_PRECONDITION,
-            f"{path.name} has version {version} and this program reads up to {len(migrations)}: upgrade the searcher",
+            f"{path.name} has version {version}, this program reads up to {len(migrations)}: upgrade it",
         )
 
 

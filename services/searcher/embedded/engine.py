@@ -283,14 +283,16 @@ class EmbeddedEngine:
 
     def restore(self, name: str) -> tuple[int, int]:
         """See `Engine`."""
-        with snapshots.prepared(self._snapshots, name, self._committer.seq + 1) as (file, seq):
-            with self._gate.exclusive("the searcher is restoring a snapshot"):
-                self._committer.check()
-                self._database.replace_by(file)
-                self._load()
-                self._committer.skip_to(seq)
-                self._horizon.reset(seq)
-        return seq, len(self._open)
+        with (
+            snapshots.prepared(self._snapshots, name) as file,
+            self._gate.exclusive("the searcher is restoring a snapshot"),
+        ):
+            self._committer.check()
+            self._database.replace_by(file, self._committer.seq + 1)
+            self._load()
+            seq = self._committer.resume()
+            self._horizon.reset(seq)
+            return seq, len(self._open)
 
     def keep_up(self) -> None:
         """Does at once what the upkeep thread would do within the next second."""

@@ -10,7 +10,7 @@ from regionsearch.errors import Kind, RegionSearchError
 
 
 class Gate:
-    """Lets calls through until one asks for exclusion; then new ones are refused and those inside are waited for."""
+    """Lets calls through until one asks for exclusion; then new ones are refused, those inside waited for."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()

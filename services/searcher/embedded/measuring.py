@@ -37,7 +37,7 @@ class Examination:
 
 
 def noisy(vectors: Vectors, seed: int = 2) -> Vectors:
-    """Unit vectors about 0.8 in cosine from the given ones: stand-ins for queries, which are no stored rows."""
+    """Unit vectors at a cosine of about 0.8: stand-ins for queries, which are no stored rows."""
     noise = np.random.default_rng(seed).standard_normal(vectors.shape).astype(np.float32)
     moved = vectors + 0.75 * noise / np.linalg.norm(noise, axis=1, keepdims=True)
     unit: Vectors = moved / np.linalg.norm(moved, axis=1, keepdims=True)

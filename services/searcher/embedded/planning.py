@@ -26,7 +26,7 @@ _ENOUGH_QUERIES = 64
 
 
 class Planner:
-    """Chooses: binary codes where the collection wants them, else the GPU where there is one, else IVF for many rows.
+    """Chooses: binary codes where a collection wants them, else the GPU if there is one, else IVF.
 
     Args:
         settings: Sizes and the recall target.

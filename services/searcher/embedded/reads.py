@@ -43,8 +43,8 @@ def last_seq(connection: sqlite3.Connection) -> int:
 def collections(connection: sqlite3.Connection) -> list[tuple[int, Collection, bytes | None]]:
     """Internal number, description and codec of every collection, by name."""
     rows = connection.execute(
-        "SELECT id, name, spec, created_ms, image_count, record_count, codec FROM collection WHERE dropped = 0"
-        " ORDER BY name"
+        "SELECT id, name, spec, created_ms, image_count, record_count, codec FROM collection"
+        " WHERE dropped = 0 ORDER BY name"
     )
     return [(row[0], _collection(*row[1:6]), row[6]) for row in rows]
 
@@ -190,15 +190,15 @@ def recent_images(
 
 
 def load(connection: sqlite3.Connection) -> Iterator[tuple[int, Rows, Keys]]:
-    """All live rows of all collections, in order of their keys: collection, rows, and the writes that added them.
+    """All live rows, in order of their keys: collection, rows, and the writes that added them.
 
     Raises:
         ValueError: A vector's length or norm says that the file is damaged.
     """
     dimensions = {number: spec.model.dimension for number, spec, _ in collections(connection)}
     cursor = connection.execute(
-        "SELECT r.collection, r.key, r.image, r.level, r.area, r.predicted_iou, r.stability_score, i.created_ms,"
-        " r.added, v.value FROM record r JOIN image i ON i.ordinal = r.image JOIN vector v ON v.key = r.key"
+        "SELECT r.collection, r.key, r.image, r.level, r.area, r.predicted_iou, r.stability_score,"
+        " i.created_ms, r.added, v.value FROM record r JOIN image i ON i.ordinal = r.image JOIN vector v ON v.key = r.key"
         " WHERE r.removed IS NULL ORDER BY r.key"
     )
     while batch := cursor.fetchmany(_LOAD_BATCH):

@@ -98,7 +98,7 @@ def build_flat(rewrite: Rewrite) -> FlatSegment:
 
 
 def wasteful(state: State, horizon: int, chunk_rows: int, limit: float) -> list[Segment]:
-    """Neighbouring sealed segments of one kind that are worth compacting: more than `limit` of some are dead rows.
+    """Neighbouring sealed segments of one kind that are worth compacting: some have over `limit` dead rows.
 
     Small neighbours join in, so that many deletions do not leave many small segments.
     """

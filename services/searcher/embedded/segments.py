@@ -172,9 +172,8 @@ class View:
 def product(queries: Vectors, vectors: Vectors) -> Vectors:
     """Dot products, shape (queries, vectors)."""
     if len(queries) == 1:
-        return (vectors @ queries[0])[np.newaxis]
-    scores: Vectors = queries @ vectors.T
-    return scores
+        return np.asarray(vectors @ queries[0])[np.newaxis]
+    return np.asarray(queries @ vectors.T)
 
 
 def grouped(probes: Sequence[Probe]) -> list[list[int]]:
@@ -225,7 +224,7 @@ def nearest_of(
 
 
 def rounding(dimension: int) -> float:
-    """Bound on the rounding error of a float32 dot product of two unit vectors, whatever the order of its sums."""
+    """Bound on the rounding error of a float32 dot product of two unit vectors, in any order of its sums."""
     return dimension * float(np.finfo(np.float32).eps)
 
 

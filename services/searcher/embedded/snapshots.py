@@ -43,11 +43,8 @@ def take(database: Database, folder: Path, name: str) -> SnapshotInfo:
 
 
 @contextlib.contextmanager
-def prepared(folder: Path, name: str, least_seq: int) -> Iterator[tuple[Path, int]]:
-    """A checked copy of a snapshot in today's format, ready to replace the store; and its write number.
-
-    The snapshot itself is never changed. The copy's write number is raised to `least_seq`, so that numbers
-    handed out before the restore are not handed out again.
+def prepared(folder: Path, name: str) -> Iterator[Path]:
+    """A checked copy of a snapshot in today's format, ready to replace the store; the snapshot stays as it is.
 
     Raises:
         RegionSearchError: NOT_FOUND; DATA_LOSS for a damaged or foreign file; FAILED_PRECONDITION for a
@@ -64,10 +61,8 @@ def prepared(folder: Path, name: str, least_seq: int) -> Iterator[tuple[Path, in
                 check_identity(connection, source, MIGRATIONS)
                 check_integrity(connection, source)
                 prepare(connection, source, MIGRATIONS)
-                seq = max(last_seq(connection), least_seq)
-                connection.execute("UPDATE state SET seq = ?", (seq,))
                 connection.execute("PRAGMA journal_mode = DELETE")
-        yield copy, seq
+        yield copy
     finally:
         copy.unlink(missing_ok=True)
 

@@ -59,7 +59,7 @@ class Horizon:
 
 
 class Upkeep:
-    """A thread that wakes every second: forgets old states, compacts, builds faster indexes, frees disk space.
+    """A thread that wakes every second: forgets old states, compacts, builds faster indexes, frees space.
 
     Args:
         committer: Where its writes go.

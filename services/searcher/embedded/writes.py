@@ -167,7 +167,7 @@ def purge(connection: sqlite3.Connection, horizon: int, limit: int) -> int:
 
 
 def shrink(connection: sqlite3.Connection, pages: int) -> int:
-    """Gives up to `pages` pages back to the file system when a quarter of the file is free; returns how many."""
+    """Gives up to `pages` pages back to the file system if a quarter of the file is free; returns how many."""
     free = connection.execute("PRAGMA freelist_count").fetchone()[0]
     if 4 * free <= connection.execute("PRAGMA page_count").fetchone()[0]:
         return 0
@@ -185,8 +185,8 @@ def _home_images(
         if record.image_id not in sent and record.image_id not in homes:
             raise invalid(
                 f"records[{index}].image_id",
-                f"record {record.record_id!r} belongs to image {record.image_id!r}, which is neither in this request "
-                "nor in the collection: send the image along",
+                f"record {record.record_id!r} belongs to image {record.image_id!r}, which is neither in this "
+                "request nor in the collection: send the image along",
             )
     return homes
 
@@ -195,8 +195,8 @@ def _insert_image(
     connection: sqlite3.Connection, collection: int, image: StoredImage, created_ms: int, seq: int
 ) -> int:
     row = connection.execute(
-        "INSERT INTO image (collection, image_id, name, width, height, content_type, size_bytes, tags, attributes,"
-        " created_ms, region_count, added) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0, ?) RETURNING ordinal",
+        "INSERT INTO image (collection, image_id, name, width, height, content_type, size_bytes, tags,"
+        " attributes, created_ms, region_count, added) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0, ?) RETURNING ordinal",
         (
             collection, image.image_id, image.name, image.width, image.height, image.content_type,
             image.size_bytes, json.dumps(list(image.tags)), json.dumps(dict(image.attributes)), created_ms,

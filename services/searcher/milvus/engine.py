@@ -355,8 +355,8 @@ class MilvusEngine:
             if record.image_id in needed and record.image_id not in homes:
                 raise invalid(
                     f"records[{index}].image_id",
-                    f"record {record.record_id!r} belongs to image {record.image_id!r}, which is neither in this "
-                    "request nor in the collection: send the image along",
+                    f"record {record.record_id!r} belongs to image {record.image_id!r}, which is neither in "
+                    "this request nor in the collection: send the image along",
                 )
         return homes
 
