@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.harness import Case, Outcome, discover, measure
+from services.runtime.server import SWITCH_S
 
 OUTPUT = Path(__file__).parent / "out" / "latest.json"
 
@@ -30,6 +31,7 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=OUTPUT, help="where the JSON goes (%(default)s)")
     options = parser.parse_args()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
+    sys.setswitchinterval(SWITCH_S)  # as in every process that serves
     console = Console(stderr=True)
     outcomes = []
     for area, cases in discover():

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import statistics
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
 from benchmarks.harness import Case, Measure, Pair, constant
-from regionsearch.rpc import acall, open_aio_channel
+from regionsearch.errors import RegionSearchError
+from regionsearch.rpc import CallPolicy, acall, open_aio_channel
 from regionsearch.v1 import embed_pb2, embed_pb2_grpc
 from services.runtime.batcher import Batcher, BatchSettings
 from services.runtime.server import Server, serving
 from services.runtime.settings import ServiceSettings
 
-PREPARE_S, DEVICE_S, FINISH_S = 0.003 / 64, 0.008, 0.0005  # the fake model; prepare is per item, in threads
+DEVICE_S, FINISH_S = 0.008, 0.0005  # of a batch, in the fake model
 MAX_BATCH = 64
 CALLERS = 512
+CAPACITY = 20  # calls a second of the model that is flooded
 
 
 @contextlib.contextmanager
@@ -34,8 +37,7 @@ def on_loop(make: Callable[[], contextlib.AbstractAsyncContextManager[Any]]) -> 
 
 
 def prepare(payload: object) -> object:
-    """Stands for decoding."""
-    time.sleep(PREPARE_S)
+    """Stands for decoding; costs nothing, so that what is measured is the way through the threads."""
     return payload
 
 
@@ -122,7 +124,9 @@ class EchoSettings(ServiceSettings):
 
 
 @contextlib.asynccontextmanager
-async def echo_service() -> AsyncIterator[Callable[[], Awaitable[object]]]:
+async def echo_service(
+    make_batcher: Callable[[], contextlib.AbstractAsyncContextManager[Batcher[int, object]]] = fake_batcher,
+) -> AsyncIterator[Callable[[], Awaitable[object]]]:
     """A real server on the loopback whose handler is the fake model; yields a call of it."""
 
     class Servicer(embed_pb2_grpc.EmbedServiceServicer):
@@ -137,12 +141,13 @@ async def echo_service() -> AsyncIterator[Callable[[], Awaitable[object]]]:
 
     service = embed_pb2.DESCRIPTOR.services_by_name["EmbedService"]
     async with (
-        fake_batcher() as batcher,
+        make_batcher() as batcher,
         serving(EchoSettings(), [service], lifespan) as server,
         open_aio_channel(f"127.0.0.1:{server.port}") as channel,
     ):
         stub = embed_pb2_grpc.EmbedServiceStub(channel)
-        yield lambda: acall(stub.GetModel, embed_pb2.EmbedServiceGetModelRequest())
+        policy = CallPolicy(overload_attempts=1)
+        yield lambda: acall(stub.GetModel, embed_pb2.EmbedServiceGetModelRequest(), policy)
 
 
 def added(make: Callable[[], contextlib.AbstractAsyncContextManager[Any]], call: Any) -> Any:
@@ -155,6 +160,45 @@ def added(make: Callable[[], contextlib.AbstractAsyncContextManager[Any]], call:
             yield Pair(ours, constant(3.0))
 
     return prepared
+
+
+def slow_device(parts: Any) -> Any:
+    """Stands for a large model: CAPACITY calls a second."""
+    time.sleep(1 / CAPACITY)
+    return parts
+
+
+@contextlib.asynccontextmanager
+async def slow_batcher() -> AsyncIterator[Batcher[int, object]]:
+    settings = BatchSettings(max_batch=1, max_queue=8)
+    batcher: Batcher[int, object] = Batcher("flood", settings, device=[slow_device], finish=finish)
+    yield batcher
+    await batcher.close()
+
+
+async def flood(call: Callable[[], Awaitable[object]]) -> float:
+    """Calls at 20 times the capacity, open loop; returns the 99th percentile of refusals in ms."""
+    times = []
+
+    async def caller() -> None:
+        begin = time.perf_counter()
+        try:
+            await call()
+        except RegionSearchError:
+            times.append(time.perf_counter() - begin)
+
+    async with asyncio.TaskGroup() as tasks:
+        begin = time.perf_counter()
+        for number in range(40 * CAPACITY):
+            await asyncio.sleep(begin + number / (20 * CAPACITY) - time.perf_counter())
+            tasks.create_task(caller())
+    return statistics.quantiles(times, n=100)[98] * 1e3
+
+
+@contextlib.contextmanager
+def refusals() -> Iterator[Pair]:
+    with on_loop(functools.partial(echo_service, slow_batcher)) as run:
+        yield Pair(lambda: run(flood), constant(50.0))
 
 
 def cases() -> list[Case]:
@@ -171,6 +215,12 @@ def cases() -> list[Case]:
             "gRPC: latency added to one idle call, against 3 ms",
             "ms",
             added(echo_service, lambda call: call()),
+            target=1.0,
+        ),
+        Case(
+            "gRPC: refusals in a flood of 20 times the capacity, 99th percentile, against 50 ms",
+            "ms",
+            refusals,
             target=1.0,
         ),
     ]

@@ -18,11 +18,11 @@ Prepared = TypeVar("Prepared")
 BULK_TURN = 8  # every 8th batch begins with the bulk lane when both lanes wait
 
 
-class Lane(enum.Enum):
+class Lane(enum.IntEnum):
     """Who waits for the answer."""
 
-    INTERACTIVE = "interactive"
-    BULK = "bulk"
+    INTERACTIVE = 0
+    BULK = 1
 
 
 class Request:

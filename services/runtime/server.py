@@ -41,6 +41,9 @@ from services.runtime.settings import ServiceSettings
 from services.runtime.tracing import configure_tracing
 
 FAILURE_GRACE_S = 1.0  # calls in flight have failed already when a process gives up
+SWITCH_S = (
+    0.001  # a device thread that wakes up must not wait 5 ms for a busy event loop to let go of the GIL
+)
 WATCHDOG_S = 10.0  # beyond the grace: then threads that do not end are left behind
 
 _log = structlog.get_logger(__name__)
@@ -258,6 +261,7 @@ def run(settings: ServiceSettings, services: Sequence[ServiceDescriptor], lifesp
     code is 1.
     """
     configure_logging(settings.process, settings.log_level, settings.log_format)
+    sys.setswitchinterval(SWITCH_S)
     tracing = configure_tracing(settings.process, settings.otlp_endpoint)
 
     async def main() -> int:
