@@ -55,9 +55,8 @@ def collect(
     index = system.index(dataset.samples, proposals, progress)
 
     absent = [_absent(sample, len(dataset.categories), generator) for sample in dataset.samples]
-    asked = sorted(
-        {c for sample in dataset.samples for c in sample.categories} | {c for a in absent for c in a}
-    )
+    present = [sample.categories for sample in dataset.samples]
+    asked = sorted({category for names in (*present, *absent) for category in names})
     rows = {category: row for row, category in enumerate(asked)}
     progress("asking", 0, 1)
     texts = index.text_scores([dataset.categories[category] for category in asked])

@@ -27,14 +27,12 @@ class Measure:
         title: For people.
         estimate: Value and interval.
         items: What it was measured on: things, questions, queries or scores.
-        lower_is_better: True of error rates.
     """
 
     key: str
     title: str
     estimate: Estimate
     items: int
-    lower_is_better: bool = False
 
     @property
     def group(self) -> str:
@@ -75,9 +73,9 @@ class _Reporter:
     seed: int
     draws: int
 
-    def add(self, key: str, title: str, statistic: Statistic, items: int, lower: bool = False) -> Measure:
+    def add(self, key: str, title: str, statistic: Statistic, items: int) -> Measure:
         return Measure(
-            key, title, estimate(statistic, self.pictures, draws=self.draws, seed=self.seed), items, lower
+            key, title, estimate(statistic, self.pictures, draws=self.draws, seed=self.seed), items
         )
 
     def ratio(
@@ -264,7 +262,7 @@ def _absence(evidence: Evidence, report: _Reporter) -> list[Measure]:
         report.add(
             "absence.fpr@95", "False positives at 95 % recall",
             lambda w: metrics.fpr_at_recall(present, absent, 0.95, (w[at[0]], w[at[1]])),
-            len(present) + len(absent), lower=True,
+            len(present) + len(absent),
         ),
     ]  # fmt: skip
 
