@@ -231,6 +231,7 @@ class Supervisor:
     def _stop_all(self) -> None:
         """The gateway first, so that no call is sent to a service that is leaving."""
         self._stopping = True
+        self._report("stopping; what is in work is finished first")
         deadline = time.monotonic() + STOP_S
         gateway = [child for child in self._children if child.role == "gateway"]
         services = [child for child in self._children if child.role != "gateway"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,6 +18,8 @@ from regionsearch.errors import RegionSearchError, invalid
 from regionsearch.models import find
 from regionsearch.models import profile as find_profile
 from regionsearch.supervisor import Plan, Supervisor
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 
 def up(
@@ -78,9 +81,10 @@ def fill_with_demo(url: str) -> None:
         errors.print(f"the demo pictures could not be added: {error.message}", markup=False, highlight=False)
         return
     summarise(scenes, results)
-    body = '{"query": {"text": "guitar"}, "level": "region", "page_size": 3}'
+    thing = json.loads((EXAMPLES / "scenes.json").read_text())[0]["names"][0]
+    body = json.dumps({"query": {"text": thing}, "level": "region", "page_size": 3})
     console.print(
-        "Open the page and search for [bold]guitar[/], or ask from a shell:\n\n"
+        f"Open the page and search for [bold]{thing}[/], or ask from a shell:\n\n"
         f"  curl -s {url}/v1/collections/default/search -H 'content-type: application/json' -d '{body}'\n",
         highlight=False,
         soft_wrap=True,
@@ -89,5 +93,4 @@ def fill_with_demo(url: str) -> None:
 
 def demo_scenes() -> list[Path]:
     """The bundled demo pictures; none when only the package is installed."""
-    folder = Path(__file__).resolve().parents[2] / "examples" / "scenes"
-    return find_pictures([folder]) if folder.is_dir() else []
+    return find_pictures([EXAMPLES / "scenes"]) if EXAMPLES.is_dir() else []

@@ -1,0 +1,269 @@
+"""Both clients, over HTTP and gRPC, against a gateway of a few lines: one behaviour, four times."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import regionsearch
+from regionsearch import AsyncClient, Client
+from regionsearch.client import IngestResult, operations
+from regionsearch.errors import Kind, RegionSearchError, overloaded
+from regionsearch.v1 import search_pb2
+from tests.client.fakes import FakeGateway
+
+BUSY = overloaded("too busy", 0.01)
+
+
+@pytest.fixture(params=["sync", "async"])
+def use(request: pytest.FixtureRequest, url: str) -> Callable[..., Any]:
+    """Calls a method of a client by its name and gives its result."""
+    asynchronous = request.param == "async"
+
+    def call(method: str, *args: Any, retries: int = 3, api_key: str | None = None, **options: Any) -> Any:
+        if not asynchronous:
+            with Client(url, retries=retries, api_key=api_key) as client:
+                result = getattr(client, method)(*args, **options)
+                return list(result) if inspect.isgenerator(result) else result
+
+        async def run() -> Any:
+            async with AsyncClient(url, retries=retries, api_key=api_key) as client:
+                result = getattr(client, method)(*args, **options)
+                if inspect.isasyncgen(result):
+                    return [one async for one in result]
+                return await result
+
+        return asyncio.run(run())
+
+    return call
+
+
+def test_search(use: Callable[..., Any], gateway: FakeGateway) -> None:
+    result = use(
+        "search",
+        ["mug", "cup"],
+        "things",
+        negatives=["plate"],
+        points=[(1, 2), (3, 4, 0)],
+        box=(0, 0, 5, 6),
+        image=b"picture",
+        group_by_image=True,
+        filter={"tags": ["t"], "region_ids": ["r1"], "min_area": 3},
+        min_score=0.25,
+        page_size=7,
+        masks=True,
+    )
+    (hit,) = result
+    assert (len(result), result.seq, result.next_page_token) == (1, 7, "")
+    assert result[0] is hit
+    assert (hit.label, hit.region_id, hit.level, hit.image.name, hit.image.tags) == (
+        "mug", "r1", "region", "a", ("t",),
+    )  # fmt: skip
+    assert (hit.box.x_max, hit.score) == (2.0, 0.5)
+    assert hit.mask.to_array().tolist() == [[False, True, False], [True, True, False]]
+    asked = gateway.requests[-1]
+    if isinstance(asked, tuple):
+        method, path, body = asked
+        assert (method, path) == ("POST", "/v1/collections/things/search")
+        assert body["query"]["texts"] == ["mug", "cup"]
+        assert body["query"]["image"] == "cGljdHVyZQ=="
+        assert body["query"]["points"] == [{"x": 1, "y": 2}, {"x": 3, "y": 4, "label": 0}]
+        assert body["query"]["box"] == {"x_min": 0, "y_min": 0, "x_max": 5, "y_max": 6}
+        assert body["filter"] == {"tags": ["t"], "region_ids": ["r1"], "min_area": 3}
+        assert body["group_by"] == "image"
+        assert body["include"] == ["mask"]
+    else:
+        assert asked.collection == "things"
+        assert list(asked.query.texts) == ["mug", "cup"]
+        assert asked.query.image.encoded == b"picture"
+        assert [point.HasField("label") for point in asked.query.points] == [False, True]
+        assert asked.query.box.y_max == 6
+        assert list(asked.filter.record_ids) == ["r1"]
+        assert asked.filter.min_area == 3
+        assert asked.group_by == search_pb2.GROUP_BY_IMAGE
+        assert asked.level == search_pb2.LEVEL_REGION
+        assert asked.include_masks
+        assert asked.min_score == 0.25
+        assert not asked.HasField("relative_cutoff")
+
+
+def test_within(use: Callable[..., Any]) -> None:
+    found = use("within", "mug", image=b"picture")
+    (region,) = found.hits
+    assert (found.width, found.height, region.label, region.area) == (3, 2, "mug", 3)
+    assert found.union_mask.to_array().shape == (2, 3)
+
+
+def test_within_needs_one_picture(use: Callable[..., Any], gateway: FakeGateway) -> None:
+    for pictures in ({}, {"image": b"x", "image_id": "y"}):
+        with pytest.raises(RegionSearchError) as caught:
+            use("within", "mug", **pictures)
+        assert caught.value.kind is Kind.INVALID_ARGUMENT
+    assert gateway.requests == []
+
+
+def test_ingest_keeps_order_and_failures_alone(use: Callable[..., Any], tmp_path: Path) -> None:
+    (tmp_path / "one.png").write_bytes(b"one")
+    sources = [tmp_path / "one.png", ("two", b"two"), b"bad picture", tmp_path / "none.png", b"two"]
+    seen: list[IngestResult] = []
+    results = use("ingest", iter(sources), tags=["t"], at_once=1, on_result=seen.append)
+    assert [(result.name, result.outcome) for result in results] == [
+        ("one.png", "created"),
+        ("two", "created"),
+        ("image", "failed"),
+        ("none.png", "failed"),
+        ("image", "duplicate"),
+    ]
+    assert results[2].error.code == "UNSUPPORTED_IMAGE"
+    assert "none.png" in results[3].error.detail
+    assert seen == results
+
+
+def test_ingest_in_parallel_keeps_order(use: Callable[..., Any]) -> None:
+    sources = [(f"{number}", b"%d" % number) for number in range(20)]
+    results = use("ingest", sources, at_once=5)
+    assert [result.name for result in results] == [name for name, _ in sources]
+    assert {result.outcome for result in results} == {"created"}
+
+
+def test_ingest_takes_sources_as_there_is_room(url: str) -> None:
+    taken, done = [], []
+
+    def sources() -> Iterator[bytes]:
+        for number in range(12):
+            taken.append(number)
+            assert len(taken) - len(done) <= 3
+            yield b"%d" % number
+
+    with Client(url) as client:
+        client.ingest(sources(), at_once=2, on_result=done.append)
+    assert len(taken) == len(done) == 12
+
+
+def test_ingest_stops_for_what_every_picture_would_meet(
+    use: Callable[..., Any], gateway: FakeGateway
+) -> None:
+    gateway.failures = [RegionSearchError(Kind.PERMISSION_DENIED, "the key may only read")] * 3
+    with pytest.raises(RegionSearchError, match="may only read") as caught:
+        use("ingest", [b"%d" % number for number in range(10)], at_once=1)
+    assert caught.value.kind is Kind.PERMISSION_DENIED
+    assert gateway.known == set()
+
+
+def test_all_images_page_by_page(use: Callable[..., Any], gateway: FakeGateway) -> None:
+    images = use("images", "things")
+    assert [image.name for image in images] == ["a", "b", "c"]
+    assert images[0].created_at == "2026-01-01T00:00:00Z"
+    assert images[0].tags == ("t",)
+    assert len(gateway.requests) == 2
+
+
+def test_delete(use: Callable[..., Any], gateway: FakeGateway) -> None:
+    assert use("delete_image", "a" * 64, "things") is None
+    asked = gateway.requests[-1]
+    if isinstance(asked, tuple):
+        assert asked[:2] == ("DELETE", f"/v1/collections/things/images/{'a' * 64}")
+    else:
+        assert (asked.collection, asked.image_id) == ("things", "a" * 64)
+
+
+def test_an_overloaded_server_is_asked_again(use: Callable[..., Any], gateway: FakeGateway) -> None:
+    gateway.failures = [BUSY, BUSY]
+    assert len(use("search", "mug")) == 1
+    gateway.failures = [BUSY] * 3
+    with pytest.raises(RegionSearchError) as caught:
+        use("search", "mug", retries=1)
+    assert caught.value.kind is Kind.OVERLOADED
+    gateway.failures = [BUSY]
+    (result,) = use("ingest", [b"a picture that has to wait"])
+    assert result.outcome == "created"
+
+
+def test_other_errors_are_raised_at_once_with_their_field(
+    use: Callable[..., Any], gateway: FakeGateway
+) -> None:
+    gateway.failures = [RegionSearchError(Kind.INVALID_ARGUMENT, "is empty", field="query.texts")]
+    with pytest.raises(RegionSearchError, match="is empty") as caught:
+        use("search", "")
+    assert (caught.value.kind, caught.value.field) == (Kind.INVALID_ARGUMENT, "query.texts")
+    assert gateway.failures == []
+
+
+def test_the_key_is_sent(use: Callable[..., Any], gateway: FakeGateway) -> None:
+    use("search", "mug", api_key="secret")
+    headers = gateway.headers[-1]
+    assert headers.get("authorization") == "Bearer secret" or headers.get("x-api-key") == "secret"
+
+
+def test_waiting_for_a_gateway(use: Callable[..., Any]) -> None:
+    assert use("wait_ready", 10) is None
+
+
+@pytest.mark.parametrize("address", ["http://127.0.0.1:9", "grpc://127.0.0.1:9"])
+def test_a_gateway_that_is_not_there(address: str) -> None:
+    with (
+        Client(address, retries=0) as client,
+        pytest.raises(RegionSearchError, match="is not ready after 0 s") as caught,
+    ):
+        client.wait_ready(0)
+    assert caught.value.kind is Kind.UNAVAILABLE
+
+
+@pytest.mark.parametrize("address", ["localhost:8000", "ftp://x", "", "http://"])
+def test_what_is_no_address(address: str) -> None:
+    with pytest.raises(RegionSearchError, match="is no address") as caught:
+        Client(address)
+    assert caught.value.kind is Kind.INVALID_ARGUMENT
+
+
+def test_what_only_http_offers(gateway: FakeGateway) -> None:
+    with Client(gateway.http) as client:
+        assert client.render("mug", image=b"picture").startswith(b"\x89PNG")
+    with Client(gateway.grpc) as client, pytest.raises(RegionSearchError, match="HTTP only") as caught:
+        client.render("mug", image=b"picture")
+    assert caught.value.kind is Kind.UNIMPLEMENTED
+
+
+def test_a_proxys_answer_is_an_error_too(gateway: FakeGateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.client.fakes.problem", lambda error: b"<html>Bad Gateway</html>")
+    gateway.failures = [RegionSearchError(Kind.UNAVAILABLE, "")]
+    with Client(gateway.http, retries=0) as client, pytest.raises(RegionSearchError, match="503") as caught:
+        client.search("mug")
+    assert caught.value.kind is Kind.UNAVAILABLE
+
+
+def test_names_cannot_leave_their_place_in_the_path(gateway: FakeGateway) -> None:
+    with Client(gateway.http) as client:
+        client.delete_image("../../x?y#z", "a/b")
+    assert gateway.requests[-1][1] == "/v1/collections/a%2Fb/images/..%2F..%2Fx%3Fy%23z"
+
+
+def test_methods_show_the_operations_arguments() -> None:
+    assert (
+        inspect.signature(Client.search).parameters.keys()
+        == inspect.signature(operations.search).parameters.keys()
+    )
+    assert (Client.search.__doc__ or "").startswith("Finds regions")
+    with Client() as client:
+        assert client.search.__doc__ == Client.search.__doc__
+
+
+def test_the_package_offers_the_clients() -> None:
+    assert {"Client", "AsyncClient", "RegionSearchError"} == set(regionsearch.__all__)
+    assert regionsearch.RegionSearchError is RegionSearchError
+    with pytest.raises(AttributeError):
+        _ = regionsearch.Nothing
+
+
+def test_vectors_are_arrays(gateway: FakeGateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = {"vectors": [[0.6, 0.8]]}
+    monkeypatch.setattr("tests.client.fakes.HttpHandler._route", lambda self, body: (200, answer))
+    with Client(gateway.http) as client:
+        vectors = client.embed(["mug"])
+    assert (vectors.shape, vectors.dtype) == ((1, 2), np.float32)
