@@ -73,11 +73,11 @@ class _Axis:
             if target == size:
                 first, last = first[:crop], last[:crop]
             else:
-                low, high, weight = (part[:crop] for part in _taps(size, target))
+                low, high, weight = _taps(size, target, crop)
                 first, last = first[low], last[high]
-                tensors = [torch.from_numpy(part).to(device) for part in (low, high, 1 - weight, weight)]
+                taps = (torch.from_numpy(part).to(device) for part in (low, high, 1 - weight, weight))
                 self._steps.append((low, high))
-                self._taps.append((tensors[0], tensors[1], tensors[2], tensors[3]))
+                self._taps.append((next(taps), next(taps), next(taps), next(taps)))
             size = crop
         # First and last source index that each output depends on; both ascend.
         self._first, self._last = first, last
@@ -102,11 +102,13 @@ class _Axis:
         return plan[::-1]
 
 
-def _taps(size: int, target: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
-    """Indices and weights that torch uses to resize an axis from `size` to `target`; float32 throughout."""
+def _taps(
+    size: int, target: int, count: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
+    """Taps that torch uses to resize an axis from `size` to `target`, for the first `count` positions."""
     half = np.float32(0.5)
     scale = np.float32(size) / np.float32(target)
-    position = (scale * (np.arange(target, dtype=np.float32) + half) - half).clip(min=0)
+    position = (scale * (np.arange(count, dtype=np.float32) + half) - half).clip(min=0)
     low = np.minimum(position.astype(np.int64), size - 1)
     high = np.minimum(low + 1, size - 1)
     weight = np.clip(position - low.astype(np.float32), 0, 1).astype(np.float32)

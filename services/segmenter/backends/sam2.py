@@ -1,0 +1,158 @@
+"""The ``sam2`` family: Segment Anything 2, images only, from its own package (``regionsearch[sam2]``)."""
+
+# mypy: disable-error-code="no-any-return"
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchvision.transforms.v2 import functional as transforms
+
+from regionsearch.errors import Kind, RegionSearchError
+from regionsearch.images import Pixels
+from services.segmenter.backends.base import (
+    Embedding,
+    Geometry,
+    ModelFiles,
+    ModelIdentity,
+    PromptBatch,
+    ResizeStep,
+)
+from services.segmenter.backends.precision import autocast
+
+_MEAN, _STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+_BOX_LABELS = (2, 3)  # how the prompt encoder calls the two corners of a box
+
+
+def load(files: ModelFiles, device: str, precision: str) -> Sam2Backend:
+    """Loads ``sam2.1_hiera_t``, ``_s``, ``_b+`` or ``_l``; see `services.segmenter.backends.load_backend`."""
+    model = build(files.variant)
+    try:
+        weights = torch.load(files.weights, map_location="cpu", weights_only=True, mmap=True)["model"]
+        model.load_state_dict(weights)
+    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError) as error:
+        raise RegionSearchError(
+            Kind.DATA_LOSS,
+            f"the weights in {files.weights} are damaged or not those of {files.variant}; "
+            "pull them again with `regionsearch models pull`",
+            field="model",
+        ) from error
+    return Sam2Backend(model, ModelIdentity(files.family, files.variant, files.digest, precision, device))
+
+
+def build(variant: str) -> Any:
+    """A ``SAM2Base`` with random weights.
+
+    Raises:
+        RegionSearchError: FAILED_PRECONDITION when the package is not installed.
+    """
+    try:
+        from sam2.build_sam import build_sam2
+    except ImportError as error:
+        raise RegionSearchError(
+            Kind.FAILED_PRECONDITION,
+            "models of the sam2 family need the sam2 package: pip install 'regionsearch[sam2]'",
+            field="model",
+        ) from error
+    return build_sam2(f"configs/sam2.1/{variant}.yaml", device="cpu")
+
+
+class Sam2Backend:
+    """A SAM 2 behind :class:`~services.segmenter.backends.base.Backend`.
+
+    Its decoder runs as published: every mask of every prompt is made.
+
+    Args:
+        model: A ``sam2.modeling.sam2_base.SAM2Base``.
+        identity: Says device and precision.
+    """
+
+    mask_threshold = 0.0
+
+    def __init__(self, model: Any, identity: ModelIdentity) -> None:
+        self.identity = identity
+        self.device = torch.device(identity.device)
+        self.model = model.to(self.device).eval().requires_grad_(False)
+        self.mask_size: tuple[int, int] = tuple(model.sam_prompt_encoder.mask_input_size)
+        self.encode_batch = 1 if self.device.type == "cpu" else 8
+        self.decode_batch = 8 if self.device.type == "cpu" else 64
+        self._side: int = model.image_size
+
+    def prepare(self, image: Pixels) -> tuple[Tensor, Geometry]:
+        """Squeezes the picture into the encoder's square, as ``SAM2Transforms`` does."""
+        height, width = image.shape[:2]
+        square = self._side, self._side
+        pixels = transforms.to_dtype(torch.from_numpy(image).permute(2, 0, 1), torch.float32, scale=True)
+        pixels = transforms.normalize(transforms.resize(pixels, list(square), antialias=True), _MEAN, _STD)
+        steps = (ResizeStep((height, width), (height, width)),)
+        return pixels, Geometry((height, width), square, square, steps)
+
+    @torch.inference_mode()
+    def encode(self, prepared: Sequence[tuple[Tensor, Geometry]]) -> list[Embedding]:
+        """Runs the image encoder; embeddings hold its map and the two finer ones that the decoder adds."""
+        batch = torch.stack([pixels.to(self.device) for pixels, _ in prepared])
+        with autocast(self.identity):
+            outputs = self.model.forward_image(batch)
+            _, maps, _, sizes = self.model._prepare_backbone_features(outputs)
+        if self.model.directly_add_no_mem_embed:
+            maps[-1] = maps[-1] + self.model.no_mem_embed
+        planes = [
+            part.float().permute(1, 2, 0).unflatten(2, size) for part, size in zip(maps, sizes, strict=True)
+        ]
+        fine, middle, coarse = planes
+        return [
+            Embedding((coarse[place].clone(), fine[place].clone(), middle[place].clone()), geometry)
+            for place, (_, geometry) in enumerate(prepared)
+        ]
+
+    @torch.inference_mode()
+    def decode(self, embedding: Embedding, prompts: PromptBatch) -> Sam2Decoding:
+        """Runs prompt encoder and mask decoder."""
+        encoder, decoder = self.model.sam_prompt_encoder, self.model.sam_mask_decoder
+        masks = None if prompts.mask_logits is None else prompts.mask_logits.to(self.device)
+        sparse, dense = encoder(points=self._points(prompts), boxes=None, masks=masks)
+        coarse, fine, middle = (part[None] for part in embedding.features)
+        with autocast(self.identity):
+            logits, ious, _, _ = decoder.predict_masks(
+                image_embeddings=coarse,
+                image_pe=encoder.get_dense_pe(),
+                sparse_prompt_embeddings=sparse,
+                dense_prompt_embeddings=dense,
+                repeat_image=len(prompts) > 1,
+                high_res_features=[fine, middle],
+            )
+        logits, ious = logits.float(), ious.float()
+        if decoder.dynamic_multimask_via_stability:
+            single, quality = decoder._dynamic_multimask_via_stability(logits, ious)
+            logits = torch.cat([single, logits[:, 1:]], dim=1)
+            ious = torch.cat([quality, ious[:, 1:]], dim=1)
+        return Sam2Decoding(ious, logits)
+
+    def _points(self, prompts: PromptBatch) -> tuple[Tensor, Tensor] | None:
+        """Points and labels of the prompts, the corners of their boxes first."""
+        points, labels = [], []
+        if prompts.boxes is not None:
+            points.append(prompts.boxes.reshape(-1, 2, 2))
+            labels.append(torch.tensor(_BOX_LABELS, dtype=torch.int32).expand(len(prompts), -1))
+        if prompts.points is not None and prompts.labels is not None:
+            points.append(prompts.points)
+            labels.append(prompts.labels)
+        if not points:
+            return None
+        return torch.cat(points, dim=1).float().to(self.device), torch.cat(labels, dim=1).to(self.device)
+
+
+class Sam2Decoding:
+    """All masks of a batch; see :class:`~services.segmenter.backends.base.Decoding`."""
+
+    def __init__(self, ious: Tensor, masks: Tensor) -> None:
+        self.ious = ious
+        self._masks = masks
+
+    def logits(self, rows: Tensor, columns: Tensor) -> Tensor:
+        """Low-resolution logits of single masks."""
+        return self._masks[rows, columns]

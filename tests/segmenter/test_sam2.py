@@ -1,0 +1,57 @@
+"""The second family: nothing in the engine knows which one runs."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from regionsearch.errors import Kind, RegionSearchError
+from services.segmenter.backends import sam2 as family
+from services.segmenter.backends.base import ModelIdentity
+from services.segmenter.everything import segment_everything
+from services.segmenter.options import EverythingOptions
+from services.segmenter.prompts import Prompt, batch_prompts, decode_prompts, draw_answers
+
+
+def test_without_its_package_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "sam2.build_sam", None)
+    with pytest.raises(RegionSearchError, match=r"regionsearch\[sam2\]") as caught:
+        family.build("sam2.1_hiera_t")
+    assert caught.value.kind is Kind.FAILED_PRECONDITION
+
+
+@pytest.mark.slow
+def test_prompts_give_the_masks_of_its_predictor(coffee: NDArray[np.uint8]) -> None:
+    predictors = pytest.importorskip("sam2.sam2_image_predictor", reason="the sam2 extra is not installed")
+    torch.manual_seed(0)
+    model = family.build("sam2.1_hiera_t")
+    predictor = predictors.SAM2ImagePredictor(model)
+    predictor.set_image(coffee)
+    backend = family.Sam2Backend(model, ModelIdentity("sam2", "sam2.1_hiera_t", "", "fp32", "cpu"))
+    (embedding,) = backend.encode([backend.prepare(coffee)])
+    points, box = np.array([[100.0, 80.0], [20.0, 30.0]]), (20.0, 30.0, 200.0, 150.0)
+    prompts = [
+        Prompt(points, np.array([1, 0], np.int32)),
+        Prompt(np.empty((0, 2)), np.empty(0, np.int32), box),
+        Prompt(points[:1], np.array([1], np.int32), box),
+    ]
+    for multimask in (False, True):
+        for places, batch in batch_prompts(prompts, embedding.geometry, backend.mask_size):
+            (answer,) = draw_answers(backend, embedding, decode_prompts(backend, embedding, batch, multimask))
+            asked = prompts[places[0]]
+            masks, ious, _ = predictor.predict(
+                asked.points if len(asked.points) else None,
+                asked.labels if len(asked.points) else None,
+                None if asked.box is None else np.array(asked.box),
+                multimask_output=multimask,
+            )
+            for candidate, place in zip(answer, np.argsort(-ious, kind="stable"), strict=True):
+                assert candidate.region.predicted_iou == pytest.approx(ious[place], abs=1e-3)
+                assert (candidate.region.runs.to_mask() != masks[place]).mean() < 1e-3
+
+    options = EverythingOptions(points_per_side=2, pred_iou_thresh=0, stability_score_thresh=0)
+    regions = segment_everything(backend, coffee, options)
+    assert regions
+    assert all(region.runs.size == coffee.shape[:2] for region in regions)
