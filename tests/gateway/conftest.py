@@ -25,15 +25,9 @@ from services.runtime.server import Server, serving
 from services.runtime.settings import ServiceSettings
 from services.searcher.__main__ import searcher
 from services.searcher.settings import EmbeddedSettings, SearcherSettings
-from tests.gateway.fakes import FakeEmbedder, FakeSegmenter, Script, lifespan
+from tests.gateway.fakes import FakeEmbedder, FakeSegmenter, FakeSettings, Script, lifespan
 
 T = TypeVar("T")
-
-
-class FakeSettings(ServiceSettings):
-    process = "fake"
-    grace_s: float = 1.0
-    drain_delay_s: float = 0.0
 
 
 def service(module: Any, name: str) -> list[Any]:

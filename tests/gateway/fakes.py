@@ -21,7 +21,8 @@ from regionsearch.images import image_from_proto
 from regionsearch.masks import mask_box, mask_from_proto, mask_to_proto
 from regionsearch.tensors import tensor_to_proto
 from regionsearch.v1 import embed_pb2, embed_pb2_grpc, segment_pb2, segment_pb2_grpc, types_pb2
-from services.runtime.server import Lifespan, Server
+from services.runtime.server import Lifespan, Server, run
+from services.runtime.settings import ServiceSettings
 
 DIMENSION = 4
 SEGMENTER = types_pb2.ModelInfo(family="sam", variant="flat", weights_digest="5" * 64)
@@ -181,6 +182,12 @@ def text_vector(text: str) -> np.ndarray:
     return vector / np.linalg.norm(vector)
 
 
+class FakeSettings(ServiceSettings):
+    process = "fake"
+    grace_s: float = 1.0
+    drain_delay_s: float = 0.0
+
+
 def lifespan(register: Callable[..., None], servicer: object) -> Lifespan:
     """The life of a fake service."""
 
@@ -190,3 +197,11 @@ def lifespan(register: Callable[..., None], servicer: object) -> Lifespan:
         yield
 
     return live
+
+
+if __name__ == "__main__":  # a replica of the embedder that a test can kill
+    run(
+        FakeSettings.load(),
+        [embed_pb2.DESCRIPTOR.services_by_name["EmbedService"]],
+        lifespan(embed_pb2_grpc.add_EmbedServiceServicer_to_server, FakeEmbedder(Script())),
+    )

@@ -1,0 +1,108 @@
+"""Time and death: deadlines, clients that leave, replicas that die, a gateway that stops."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.gateway.conftest import RED, Running, World, add, scene
+from tests.gateway.fakes import Script
+
+ROOT = Path(__file__).parents[2]
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline, "it never came true"
+        time.sleep(0.01)
+
+
+def test_a_query_that_takes_too_long_is_ended(world: World, script: Script) -> None:
+    gateway = world.gateway(timeouts={"query_s": 0.3})
+    script.hold["EmbedTexts"] = world.call(asyncio.Event)
+    response = gateway.http.post("/v1/collections/default/search", json={"query": {"text": "red"}})
+    assert (response.status_code, response.json()["code"]) == (504, "DEADLINE_EXCEEDED")
+    assert "embedder" in response.json()["detail"]
+    wait_for(lambda: script.cancelled["EmbedTexts"] == 1)
+
+
+def test_a_failure_of_one_part_ends_the_others(gateway: Running, script: Script, world: World) -> None:
+    script.hold["Segment"] = world.call(asyncio.Event)
+    response = gateway.http.post(
+        "/v1/search-within", files={"image": ("a.png", scene(RED))}, data={"text": ["red", " "]}
+    )
+    assert response.status_code == 400
+    wait_for(lambda: script.cancelled["Segment"] == script.calls["Segment"])
+
+
+def test_a_client_that_leaves_its_events_ends_the_work(
+    gateway: Running, collection: str, script: Script, world: World
+) -> None:
+    script.hold["Segment"] = world.call(asyncio.Event)
+    files = [("files", (f"{i}.png", scene(("red", (i, 0, i + 9, 9))))) for i in range(3)]
+    with gateway.http.stream(
+        "POST", f"/v1/collections/{collection}/images", files=files, headers={"Accept": "text/event-stream"}
+    ) as response:
+        lines = response.iter_lines()  # dropping it would close the connection
+        assert next(lines) == "event: progress"
+        wait_for(lambda: script.calls["Segment"] == 3)
+    wait_for(lambda: script.cancelled["Segment"] == 3)
+
+
+def test_a_gateway_that_stops_ends_what_it_has_begun(world: World, script: Script) -> None:
+    gateway = world.gateway(grace_s=20)
+    script.hold["Segment"] = world.call(asyncio.Event)
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        sent = pool.submit(add, gateway, "default", ("slow.png", scene(("red", (1, 2, 30, 40)))))
+        wait_for(lambda: script.calls["Segment"] == 1)
+        world.call(gateway.server.stop)
+        wait_for(lambda: refuses(gateway.url))
+        assert not sent.done()
+        world.call(script.hold.pop("Segment").set)
+        assert sent.result(20)[0]["outcome"] == "created"
+
+
+def refuses(url: str) -> bool:
+    try:
+        httpx.get(f"{url}/healthz", timeout=5)
+    except httpx.ConnectError:
+        return True
+    return False
+
+
+@pytest.fixture
+def replica(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """An embedder in a process of its own."""
+    command = [sys.executable, "-m", "tests.gateway.fakes", "--port-file", str(tmp_path / "port")]
+    process = subprocess.Popen(command, cwd=ROOT)
+    wait_for(lambda: (tmp_path / "port").exists())
+    yield process
+    process.kill()
+    process.wait()
+
+
+def test_a_replica_that_is_killed_fails_no_request(
+    world: World, script: Script, replica: subprocess.Popen[bytes], tmp_path: Path
+) -> None:
+    targets = f"127.0.0.1:{world.embedder.port},127.0.0.1:{(tmp_path / 'port').read_text().strip()}"
+    gateway = world.gateway(embedder=targets, embed_chunk=1)
+
+    def send(number: int) -> str:
+        if number == 10:
+            replica.kill()
+        picture = scene(("red", (number, 0, number + 9, 9)), ("blue", (number, 50, number + 9, 70)))
+        return str(add(gateway, "default", (f"{number}.png", picture))[0]["outcome"])
+
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        outcomes = list(pool.map(send, range(40)))
+    assert outcomes == ["created"] * 40
+    assert 0 < script.calls["EmbedRegions"] <= 80
