@@ -13,16 +13,17 @@ from regionsearch.errors import invalid, too_large
 from regionsearch.tensors import tensor_to_proto
 from regionsearch.v1 import search_pb2, search_pb2_grpc
 from services.searcher import pages
-from services.searcher.calls import Calls
-from services.searcher.engine import Engine
-from services.searcher.messages import (
-    Reader,
+from services.searcher.answers import (
     collection_to_proto,
     hit_to_proto,
     image_to_proto,
     model_to_proto,
     record_to_proto,
+    stats_to_proto,
 )
+from services.searcher.calls import Calls
+from services.searcher.engine import Engine
+from services.searcher.requests import Reader
 from services.searcher.settings import LimitSettings
 from services.searcher.types import Page, Position, Query, UpsertResult, Vectors
 
@@ -248,27 +249,7 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
         """See the contract."""
         found = await self._reads.run(lambda: self._engine.stats(request.collection or None))
         return search_pb2.GetStatsResponse(
-            collections=[
-                search_pb2.CollectionStats(
-                    collection=stats.collection,
-                    seq=stats.seq,
-                    image_count=stats.image_count,
-                    record_count=stats.record_count,
-                    tombstone_count=stats.tombstone_count,
-                    memory_bytes=stats.memory_bytes,
-                    segments=[
-                        search_pb2.SegmentStats(
-                            record_count=segment.record_count,
-                            tombstone_count=segment.tombstone_count,
-                            index=segment.index,
-                            recall=segment.recall,
-                        )
-                        for segment in stats.segments
-                    ],
-                    binary_recall=stats.binary_recall,
-                )
-                for stats in found
-            ],
+            collections=[stats_to_proto(stats) for stats in found],
             engine=self._engine.name,
             disk_bytes=self._engine.disk_bytes(),
         )

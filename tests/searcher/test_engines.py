@@ -89,7 +89,7 @@ def engine(request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
         made = open_milvus(request.getfixturevalue("milvus"))
     else:
         if request.param == "faiss-gpu":
-            monkeypatch.setattr(embedded_module, "_device", lambda settings: FakeDevice())
+            monkeypatch.setattr(embedded_module, "choose_device", lambda settings: FakeDevice())
         made = EmbeddedEngine(EmbeddedSettings(folder=tmp_path, chunk_rows=4, gpu_rows=8))
     made.create_collection(Collection("c", MODEL))
     assert made.name == request.param

@@ -195,7 +195,7 @@ def search(engine: EmbeddedEngine, query: np.ndarray, name: str = "c", **fields)
 @pytest.mark.parametrize("kind", ["ivf", "codes", "gpu"])
 def test_faster_indexes_take_over_and_survive_restart_and_deletes(tmp_path, monkeypatch, kind) -> None:
     if kind == "gpu":
-        monkeypatch.setattr(engine_module, "_device", lambda settings: FakeDevice())
+        monkeypatch.setattr(engine_module, "choose_device", lambda settings: FakeDevice())
     settings = EmbeddedSettings(
         folder=tmp_path, chunk_rows=1000, ann_above=2000, ann_rows=2000, codes_rows=2000, gpu_rows=2000,
         page_ttl_s=0.0,

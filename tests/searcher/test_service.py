@@ -288,17 +288,25 @@ async def test_token_of_another_request_is_refused(stub) -> None:
     )
 
 
+def put(folder: Path, files: dict[str, bytes]) -> None:
+    folder.mkdir()
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
 async def test_foreign_snapshot_is_refused_by_name(stub, settings) -> None:
     vectors = await ingest(stub, 1)
     folder: Path = settings.folder / "snapshots"
-    folder.mkdir()
-    (folder / "foreign").write_bytes(b"no database at all" * 1000)
-    (folder / "empty").write_bytes(b"")
+    put(folder, {"foreign": b"no database at all" * 1000, "empty": b""})
     for name in ("foreign", "empty"):
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await stub.Restore(search_pb2.RestoreRequest(name=name))
         error = from_rpc_error(caught.value)
         assert error.kind is Kind.DATA_LOSS
         assert name in error.message
-    assert sorted(path.name for path in folder.iterdir()) == ["empty", "foreign"]
+    assert names(folder) == ["empty", "foreign"]
     assert len((await stub.Search(search_request(vectors[0, :1]))).results[0].hits) == 4

@@ -187,7 +187,7 @@ def test_exact_segments_answer_as_the_oracle() -> None:
 
 
 def test_gpu_segments_answer_as_the_oracle(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_module, "_device", lambda settings: FakeDevice())
+    monkeypatch.setattr(engine_module, "choose_device", lambda settings: FakeDevice())
     run_state_machine_as_test(SearcherMachine, settings=machine_settings(30))
 
 
@@ -196,7 +196,7 @@ def test_gpu_segments_answer_as_the_oracle(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize("gpu", [False, True], ids=["flat", "gpu"])
 def test_long_histories(monkeypatch: pytest.MonkeyPatch, gpu: bool) -> None:
     if gpu:
-        monkeypatch.setattr(engine_module, "_device", lambda settings: FakeDevice())
+        monkeypatch.setattr(engine_module, "choose_device", lambda settings: FakeDevice())
     run_state_machine_as_test(SearcherMachine, settings=machine_settings(1000, steps=80))
 
 

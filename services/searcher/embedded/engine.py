@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -13,7 +13,7 @@ from regionsearch.errors import Kind, RegionSearchError, not_found
 from services.searcher.embedded import reads, snapshots, writes
 from services.searcher.embedded.codes import Codec, learned_codec
 from services.searcher.embedded.committer import Committer
-from services.searcher.embedded.conditions import Conditions, compile_filter
+from services.searcher.embedded.conditions import compile_filter
 from services.searcher.embedded.database import (
     FILE_NAME,
     Database,
@@ -23,19 +23,20 @@ from services.searcher.embedded.database import (
     explained,
 )
 from services.searcher.embedded.gate import Gate
-from services.searcher.embedded.gpu import Device, gpu_count
-from services.searcher.embedded.index import Fetch, VectorIndex
+from services.searcher.embedded.gpu import choose_device
+from services.searcher.embedded.index import VectorIndex
 from services.searcher.embedded.opened import OpenCollection
 from services.searcher.embedded.planning import Planner, heads_folder
 from services.searcher.embedded.rows import Change
 from services.searcher.embedded.searching import SearchThread
+from services.searcher.embedded.source import IndexSource
+from services.searcher.embedded.statistics import statistics
 from services.searcher.embedded.upkeep import Horizon, Upkeep
 from services.searcher.engine import Capabilities
 from services.searcher.models import check_model
-from services.searcher.ranking import Candidates, Numbers, rank
+from services.searcher.ranking import rank
 from services.searcher.settings import EmbeddedSettings
 from services.searcher.types import (
-    NO_FILTER,
     CodeMethod,
     Collection,
     CollectionStats,
@@ -46,7 +47,6 @@ from services.searcher.types import (
     ModelIdentity,
     Page,
     Query,
-    SegmentStats,
     SnapshotInfo,
     Stored,
     Upsert,
@@ -72,7 +72,7 @@ class EmbeddedEngine:
     def __init__(
         self, settings: EmbeddedSettings, on_fatal: Callable[[BaseException], None] = lambda error: None
     ) -> None:
-        device = _device(settings)
+        device = choose_device(settings)
         self.name = "faiss-cpu" if device is None else "faiss-gpu"
         self._settings = settings
         self._folder = settings.folder
@@ -216,7 +216,7 @@ class EmbeddedEngine:
                 Kind.ABORTED, "this page's state of the collection is gone: search again from the first page",
                 field="page_token",
             )  # fmt: skip
-        ranked, more = rank(query, _Source(self, opened, query, seq))
+        ranked, more = rank(query, IndexSource(self._database, self._search, opened, query, seq))
         wanted = [r.key for hit in ranked for r in (hit, hit.best_region) if r is not None]
         with self._database.reading() as connection:
             described = reads.described(connection, wanted, masks=query.include_masks)
@@ -303,7 +303,10 @@ class EmbeddedEngine:
         """See `Engine`."""
         with self._gate.shared():
             chosen = list(self._open.values()) if name is None else [self._find(name)]
-            return [self._stats(opened) for opened in sorted(chosen, key=lambda opened: opened.spec.name)]
+            return [
+                statistics(self._database, opened, self._committer.seq)
+                for opened in sorted(chosen, key=lambda opened: opened.spec.name)
+            ]
 
     def disk_bytes(self) -> int:
         """See `Engine`."""
@@ -318,32 +321,6 @@ class EmbeddedEngine:
         self._database.close()
         if self._lock is not None:
             self._lock.release()
-
-    def _stats(self, opened: OpenCollection) -> CollectionStats:
-        views = opened.index.state.views
-        with self._database.reading() as connection:
-            image_count, record_count = reads.counts(connection, opened.number)
-        segments = tuple(
-            SegmentStats(
-                view.rows - view.segment.columns.dead,
-                view.segment.columns.dead,
-                "growing"
-                if view is views[-1] and view.rows < view.segment.columns.capacity
-                else view.segment.kind,
-                view.segment.recall,
-            )
-            for view in views
-        )
-        return CollectionStats(
-            collection=opened.spec.name,
-            seq=self._committer.seq,
-            image_count=image_count,
-            record_count=record_count,
-            tombstone_count=sum(segment.tombstone_count for segment in segments),
-            memory_bytes=sum(v.segment.vector_bytes + v.segment.columns.nbytes for v in views),
-            segments=segments,
-            binary_recall=_binary_recall(segments),
-        )
 
     def _load(self) -> None:
         """Builds all indexes from the store."""
@@ -377,62 +354,3 @@ class EmbeddedEngine:
         opened.index.remove(change.removed, change.seq)
         if change.rows is not None:
             opened.index.add(change.rows, np.full(len(change.rows), change.seq, np.int64))
-
-
-def _device(settings: EmbeddedSettings) -> Device | None:
-    """The GPU that the settings ask for.
-
-    Raises:
-        RegionSearchError: FAILED_PRECONDITION when one is demanded and there is none.
-    """
-    if settings.device == "cpu":
-        return None
-    if gpu_count():
-        return Device()
-    if settings.device == "gpu":
-        raise RegionSearchError(
-            Kind.FAILED_PRECONDITION,
-            "FAISS finds no GPU: install faiss-gpu in the place of faiss-cpu, or set embedded.device=cpu",
-        )
-    return None
-
-
-def _binary_recall(segments: Sequence[SegmentStats]) -> float | None:
-    """Mean recall of the segments with codes, by rows."""
-    coded = [(s.recall, s.record_count) for s in segments if s.index == "codes" and s.recall is not None]
-    rows = sum(count for _, count in coded)
-    return sum(recall * count for recall, count in coded) / rows if rows else None
-
-
-class _Source:
-    """What a ranking sees of one collection in one state."""
-
-    def __init__(self, engine: EmbeddedEngine, opened: OpenCollection, query: Query, seq: int) -> None:
-        self._engine = engine
-        self._opened = opened
-        self._query = query
-        images = opened.index.state.images
-        if query.filter == NO_FILTER:
-            self._conditions = Conditions(seq, query.level)
-        else:
-            with engine._database.reading() as connection:
-                self._conditions = compile_filter(
-                    connection, opened.number, query.filter, query.level, seq, images
-                )
-
-    def best(self, count: int) -> Candidates:
-        """See `ranking.Source`."""
-        return self._fetch(self._conditions, count)
-
-    def of_images(self, images: Numbers) -> Candidates:
-        """See `ranking.Source`."""
-        return self._fetch(self._conditions.within(images, self._opened.index.state.images), None)
-
-    def public_ids(self, keys: Iterable[int]) -> dict[int, tuple[str, str]]:
-        """See `ranking.Source`."""
-        with self._engine._database.reading() as connection:
-            return reads.public_ids(connection, keys)
-
-    def _fetch(self, conditions: Conditions, count: int | None) -> Candidates:
-        request = Fetch(self._query.vectors, conditions, count, self._query.negatives)
-        return self._engine._search.fetch(self._opened.index, request)

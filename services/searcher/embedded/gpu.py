@@ -14,6 +14,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from regionsearch.errors import Kind, RegionSearchError
 from services.searcher.embedded.native import faiss
 from services.searcher.embedded.rewriting import Rewrite
 from services.searcher.embedded.segments import (
@@ -25,6 +26,7 @@ from services.searcher.embedded.segments import (
     nearest_of,
     rounding,
 )
+from services.searcher.settings import EmbeddedSettings
 from services.searcher.types import Vectors
 
 MAX_COUNT = 2048
@@ -145,3 +147,21 @@ def gpu_count() -> int:
     import faiss
 
     return int(faiss.get_num_gpus()) if hasattr(faiss, "StandardGpuResources") else 0
+
+
+def choose_device(settings: EmbeddedSettings) -> Device | None:
+    """The GPU that the settings ask for.
+
+    Raises:
+        RegionSearchError: FAILED_PRECONDITION when one is demanded and there is none.
+    """
+    if settings.device == "cpu":
+        return None
+    if gpu_count():
+        return Device()
+    if settings.device == "gpu":
+        raise RegionSearchError(
+            Kind.FAILED_PRECONDITION,
+            "FAISS finds no GPU: install faiss-gpu in the place of faiss-cpu, or set embedded.device=cpu",
+        )
+    return None

@@ -133,7 +133,7 @@ def attribute_owners(
 def public_ids(connection: sqlite3.Connection, keys: Iterable[int]) -> dict[int, tuple[str, str]]:
     """Image id and record id by key."""
     rows = connection.execute(
-        "SELECT r.key, i.image_id, r.record_id FROM record r JOIN image i ON i.ordinal = r.image"
+        f"SELECT r.key, i.image_id, r.record_id FROM record r JOIN image i ON i.ordinal = r.image"  # noqa: S608
         f" WHERE r.key {_LISTED}",
         (json.dumps(list(keys)),),
     )
@@ -198,7 +198,8 @@ def load(connection: sqlite3.Connection) -> Iterator[tuple[int, Rows, Keys]]:
     dimensions = {number: spec.model.dimension for number, spec, _ in collections(connection)}
     cursor = connection.execute(
         "SELECT r.collection, r.key, r.image, r.level, r.area, r.predicted_iou, r.stability_score,"
-        " i.created_ms, r.added, v.value FROM record r JOIN image i ON i.ordinal = r.image JOIN vector v ON v.key = r.key"
+        " i.created_ms, r.added, v.value FROM record r JOIN image i ON i.ordinal = r.image"
+        " JOIN vector v ON v.key = r.key"
         " WHERE r.removed IS NULL ORDER BY r.key"
     )
     while batch := cursor.fetchmany(_LOAD_BATCH):

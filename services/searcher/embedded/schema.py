@@ -93,4 +93,4 @@ CREATE TABLE vector (
 """
 
 MIGRATIONS: tuple[str, ...] = (_VERSION_1,)
-"""Script `i` takes a file from version `i` to `i + 1`; an empty file is version 0. Never edit one, add one."""
+"""Script `i` takes a file from version `i` to `i + 1`; an empty file is version 0. Never edit one."""

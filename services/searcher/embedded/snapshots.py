@@ -44,7 +44,7 @@ def take(database: Database, folder: Path, name: str) -> SnapshotInfo:
 
 @contextlib.contextmanager
 def prepared(folder: Path, name: str) -> Iterator[Path]:
-    """A checked copy of a snapshot in today's format, ready to replace the store; the snapshot stays as it is.
+    """A checked copy of a snapshot in today's format, ready to replace the store; the snapshot itself stays.
 
     Raises:
         RegionSearchError: NOT_FOUND; DATA_LOSS for a damaged or foreign file; FAILED_PRECONDITION for a

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import structlog
 
 from regionsearch.errors import RegionSearchError
-from services.searcher.embedded import writes
+from services.searcher.embedded import purging
 from services.searcher.embedded.committer import Committer
 from services.searcher.embedded.gate import Gate
 from services.searcher.embedded.opened import OpenCollection
@@ -172,7 +172,7 @@ class Upkeep:
         horizon = self._horizon.seq
 
         def operation(connection: sqlite3.Connection) -> tuple[int, None]:
-            return writes.purge(connection, horizon, _PURGE_ROWS) + writes.shrink(
+            return purging.purge(connection, horizon, _PURGE_ROWS) + purging.shrink(
                 connection, _PURGE_PAGES
             ), None
 

@@ -134,47 +134,6 @@ def delete(
     return image_count, Change(collection, seq, None, np.sort(removed))
 
 
-def purge(connection: sqlite3.Connection, horizon: int, limit: int) -> int:
-    """Frees rows that were removed at or before write `horizon`, and those of dropped collections.
-
-    Returns:
-        The number of records and images freed; 0 when there is nothing left to do.
-    """
-    gone = connection.execute(
-        "SELECT key, image FROM record WHERE removed <= ? LIMIT ?", (horizon, limit)
-    ).fetchall()
-    dropped = [row[0] for row in connection.execute("SELECT id FROM collection WHERE dropped = 1")]
-    images = connection.execute(
-        "SELECT ordinal FROM image WHERE removed <= ? LIMIT ?", (horizon, limit)
-    ).fetchall()
-    for number in dropped:
-        wanted = (number, limit)
-        gone += connection.execute(
-            "SELECT key, image FROM record WHERE collection = ? AND removed IS NULL LIMIT ?", wanted
-        ).fetchall()
-        images += connection.execute(
-            "SELECT ordinal FROM image WHERE collection = ? AND removed IS NULL LIMIT ?", wanted
-        ).fetchall()
-    if not gone and not images:
-        connection.executemany("DELETE FROM collection WHERE id = ?", [(number,) for number in dropped])
-    keys = [(key,) for key, _ in gone]
-    connection.executemany("DELETE FROM vector WHERE key = ?", keys)
-    connection.executemany("DELETE FROM record WHERE key = ?", keys)
-    connection.executemany("DELETE FROM attribute WHERE record = ? AND image = ?", gone)
-    for table, column in (("image", "ordinal"), ("image_tag", "image"), ("attribute", "image")):
-        connection.executemany(f"DELETE FROM {table} WHERE {column} = ?", images)  # noqa: S608
-    return len(gone) + len(images)
-
-
-def shrink(connection: sqlite3.Connection, pages: int) -> int:
-    """Gives up to `pages` pages back to the file system if a quarter of the file is free; returns how many."""
-    free = connection.execute("PRAGMA freelist_count").fetchone()[0]
-    if 4 * free <= connection.execute("PRAGMA page_count").fetchone()[0]:
-        return 0
-    connection.execute(f"PRAGMA incremental_vacuum({pages})").fetchall()
-    return min(int(free), pages)
-
-
 def _home_images(
     connection: sqlite3.Connection, collection: int, images: Sequence[StoredImage], records: Sequence[Record]
 ) -> dict[str, tuple[int, int]]:
@@ -196,7 +155,8 @@ def _insert_image(
 ) -> int:
     row = connection.execute(
         "INSERT INTO image (collection, image_id, name, width, height, content_type, size_bytes, tags,"
-        " attributes, created_ms, region_count, added) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0, ?) RETURNING ordinal",
+        " attributes, created_ms, region_count, added)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0, ?) RETURNING ordinal",
         (
             collection, image.image_id, image.name, image.width, image.height, image.content_type,
             image.size_bytes, json.dumps(list(image.tags)), json.dumps(dict(image.attributes)), created_ms,

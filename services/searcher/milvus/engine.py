@@ -9,18 +9,25 @@ ranking as the embedded engine's.
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
-from pymilvus import MilvusClient, MilvusException
+from pymilvus import MilvusClient
 
 from regionsearch.errors import Kind, RegionSearchError, invalid, not_found
 from services.searcher.engine import Capabilities
 from services.searcher.milvus import tables
-from services.searcher.milvus.source import EVERY_FIELD, MilvusSource, every_row
+from services.searcher.milvus.access import (
+    count_rows,
+    every_row,
+    explained,
+    record_counts,
+    some_rows,
+    stored_images,
+)
+from services.searcher.milvus.source import EVERY_FIELD, MilvusSource
 from services.searcher.milvus.tables import (
     Row,
     expression,
@@ -33,7 +40,6 @@ from services.searcher.models import check_model
 from services.searcher.ranking import Ranked, rank
 from services.searcher.settings import MilvusSettings
 from services.searcher.types import (
-    NO_FILTER,
     Collection,
     CollectionStats,
     DeleteResult,
@@ -86,7 +92,7 @@ class MilvusEngine:
             raise _cannot("binary codes", "the embedded engine keeps them")
         made = replace(collection, created_ms=_now_ms(), image_count=0, record_count=0)
         with explained():
-            if self._rows(self._registry, listed("name", [collection.name]), ["name"]):
+            if some_rows(self._client, self._registry, listed("name", [collection.name]), ["name"]):
                 raise RegionSearchError(
                     Kind.ALREADY_EXISTS, f"there is a collection {collection.name!r} already", field="name"
                 )
@@ -106,7 +112,11 @@ class MilvusEngine:
         with explained():
             found = self._find(name)
             records, images = self._tables(name)
-            return replace(found, image_count=self._count(images), record_count=self._count(records))
+            return replace(
+                found,
+                image_count=count_rows(self._client, images),
+                record_count=count_rows(self._client, records),
+            )
 
     def list_collections(self) -> list[Collection]:
         """See `Engine`."""
@@ -161,7 +171,10 @@ class MilvusEngine:
         ]
         ids = [row["record_id"] for row in rows]
         moved = (
-            {row["image_id"] for row in self._rows(records, listed("record_id", ids), ["image_id"])}
+            {
+                row["image_id"]
+                for row in some_rows(self._client, records, listed("record_id", ids), ["image_id"])
+            }
             if ids
             else set()
         )
@@ -171,7 +184,7 @@ class MilvusEngine:
             self._client.delete(records, filter=f"({listed('image_id', sent)}) and (seq < {seq})")
         touched = {row["image_id"] for row in rows} | moved
         others = self._images(name, list(touched - set(sent)))
-        counted = self._region_counts(records, [*sent, *others])
+        counted = record_counts(self._client, records, [*sent, *others], Level.REGION)
         changed = [
             replace(i, region_count=counted.get(i.image_id, 0)) for i in [*sent.values(), *others.values()]
         ]
@@ -197,12 +210,12 @@ class MilvusEngine:
             for start in range(0, len(ids), self._settings.batch_rows):
                 self._client.delete(records, ids=ids[start : start + self._settings.batch_rows])
             touched = self._images(name, list(set(rows.values()) - set(asked)))
-            left = self._record_counts(records, list(touched))
+            left = record_counts(self._client, records, list(touched))
             emptied = [i for i in touched if deletion.filter is not None and not left.get(i)]
             gone = [*asked, *emptied]
             if gone:
                 self._client.delete(images, ids=gone)
-            counted = self._region_counts(records, list(touched))
+            counted = record_counts(self._client, records, list(touched), Level.REGION)
             kept = [
                 replace(i, region_count=counted.get(k, 0)) for k, i in touched.items() if k not in emptied
             ]
@@ -233,7 +246,9 @@ class MilvusEngine:
         places = [r.position for hit in ranked for r in (hit, hit.best_region) if r is not None]
         rows = {
             row["record_id"]: row
-            for row in self._rows(records, listed("record_id", [p.record_id for p in places]), EVERY_FIELD)
+            for row in some_rows(
+                self._client, records, listed("record_id", [p.record_id for p in places]), EVERY_FIELD
+            )
         }
         images = self._images(name, list({p.image_id for p in places}))
 
@@ -325,26 +340,13 @@ class MilvusEngine:
         return records_table(prefix, name), images_table(prefix, name)
 
     def _find(self, name: str) -> Collection:
-        rows = self._rows(self._registry, listed("name", [name]), ["name", "created_ms", "body"])
+        rows = some_rows(self._client, self._registry, listed("name", [name]), ["name", "created_ms", "body"])
         if not rows:
             raise not_found("collection", f"there is no collection {name!r}: create it first")
         return tables.collection_of(rows[0])
 
-    def _rows(self, table: str, term: str, fields: Sequence[str]) -> list[Row]:
-        return list(
-            self._client.query(table, filter=term, output_fields=list(fields), consistency_level="Strong")
-        )
-
-    def _count(self, table: str) -> int:
-        return int(self._rows(table, "", ["count(*)"])[0]["count(*)"])
-
     def _images(self, name: str, ids: Iterable[str]) -> dict[str, StoredImage]:
-        chosen = list(ids)
-        if not chosen:
-            return {}
-        _, table = self._tables(name)
-        rows = every_row(self._client, table, listed("image_id", chosen), ["image_id", "created_ms", "body"])
-        return {row["image_id"]: tables.image_of(row) for row in rows}
+        return stored_images(self._client, self._tables(name)[1], ids)
 
     def _homes(
         self, name: str, records: Sequence[Record], sent: dict[str, StoredImage], skipped: set[str]
@@ -360,38 +362,9 @@ class MilvusEngine:
                 )
         return homes
 
-    def _record_counts(self, table: str, images: Sequence[str], level: Level | None = None) -> dict[str, int]:
-        counts: dict[str, int] = {}
-        if images:
-            term = expression(replace(NO_FILTER, image_ids=tuple(images)), level)
-            for row in every_row(self._client, table, term, ["record_id", "image_id"]):
-                counts[row["image_id"]] = counts.get(row["image_id"], 0) + 1
-        return counts
-
-    def _region_counts(self, table: str, images: Sequence[str]) -> dict[str, int]:
-        return self._record_counts(table, images, Level.REGION)
-
     def _created_ms(self, image: StoredImage, existing: dict[str, StoredImage]) -> int:
         known = existing.get(image.image_id)
         return known.created_ms if known else image.created_ms or _now_ms()
-
-
-@contextlib.contextmanager
-def explained() -> Iterator[None]:
-    """Turns Milvus' errors into ours.
-
-    Raises:
-        RegionSearchError: UNAVAILABLE when Milvus cannot be reached, INTERNAL for anything else.
-    """
-    try:
-        yield
-    except MilvusException as error:
-        text = str(error.message)
-        if any(sign in text.lower() for sign in ("unavailable", "connect", "deadline", "timeout")):
-            raise RegionSearchError(
-                Kind.UNAVAILABLE, f"Milvus does not answer ({text}): check milvus.uri", retry_after_s=1.0
-            ) from error
-        raise RegionSearchError(Kind.INTERNAL, f"Milvus: {text}") from error
 
 
 def _cannot(what: str, instead: str) -> RegionSearchError:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from pymilvus import MilvusClient
 
+from services.searcher.milvus.access import every_row
 from services.searcher.milvus.tables import Row, expression, listed
 from services.searcher.ranking import Candidates, Numbers
 from services.searcher.types import Query
@@ -102,17 +103,3 @@ class MilvusSource:
             self._images[image_id] = len(self._names)
             self._names.append(image_id)
         return self._images[image_id]
-
-
-def every_row(client: MilvusClient, table: str, term: str, fields: Sequence[str]) -> list[Row]:
-    """All rows that an expression names, however many they are."""
-    iterator = client.query_iterator(
-        table, batch_size=_BATCH, filter=term, output_fields=list(fields), consistency_level="Strong"
-    )
-    rows: list[Row] = []
-    try:
-        while batch := iterator.next():
-            rows += batch
-    finally:
-        iterator.close()
-    return rows

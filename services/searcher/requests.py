@@ -1,4 +1,4 @@
-"""Messages in, checked plain values out; and back. Nothing that passes here can surprise an engine."""
+"""Requests as checked plain values. Nothing that passes here can surprise an engine."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ from services.searcher.types import (
     Collection,
     Deletion,
     Filter,
-    Hit,
     Level,
     ModelIdentity,
     Record,
@@ -32,12 +31,12 @@ from services.searcher.types import (
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 _HEAD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-_POLICY = "CROP_POLICY_"
+POLICY_PREFIX = "CROP_POLICY_"
 _MAX_IMAGE_ID = 128
 _MAX_RECORD_ID = 160
 _DEFAULT_BITS = 256
 _DEFAULT_RERANK = 10
-_METHODS = {
+METHODS = {
     search_pb2.BinaryCodes.METHOD_PCA_ROTATION: CodeMethod.PCA_ROTATION,
     search_pb2.BinaryCodes.METHOD_ITQ: CodeMethod.ITQ,
     search_pb2.BinaryCodes.METHOD_LEARNED: CodeMethod.LEARNED,
@@ -72,7 +71,7 @@ class Reader:
         return Collection(request.name, model, codes)
 
     def _codes(self, message: search_pb2.BinaryCodes, dimension: int) -> CodeSpec:
-        method = _METHODS.get(message.method)
+        method = METHODS.get(message.method)
         if method is None:
             raise invalid("binary_codes.method", f"{message.method} is no method of making binary codes")
         bits = message.bits or _DEFAULT_BITS
@@ -93,7 +92,7 @@ class Reader:
     def model(self, message: types_pb2.ModelInfo) -> ModelIdentity:
         """The identity of a model."""
         try:
-            policy = types_pb2.CropPolicy.Name(message.crop_policy).removeprefix(_POLICY)
+            policy = types_pb2.CropPolicy.Name(message.crop_policy).removeprefix(POLICY_PREFIX)
         except ValueError:
             raise invalid("model.crop_policy", f"{message.crop_policy} is no crop policy") from None
         return ModelIdentity(
@@ -263,88 +262,6 @@ class Reader:
             )
 
 
-def collection_to_proto(collection: Collection) -> search_pb2.Collection:
-    """A collection as the contract has it."""
-    message = search_pb2.Collection(
-        name=collection.name,
-        model=model_to_proto(collection.model),
-        create_time=_timestamp(collection.created_ms),
-        image_count=collection.image_count,
-        record_count=collection.record_count,
-    )
-    if collection.codes is not None:
-        codes = collection.codes
-        method = next(number for number, method in _METHODS.items() if method is codes.method)
-        message.binary_codes.CopyFrom(
-            search_pb2.BinaryCodes(
-                method=method, bits=codes.bits, rerank_factor=codes.rerank_factor, head=codes.head
-            )
-        )
-    return message
-
-
-def model_to_proto(model: ModelIdentity) -> types_pb2.ModelInfo:
-    """A model's identity as the contract has it."""
-    return types_pb2.ModelInfo(
-        family=model.family,
-        variant=model.variant,
-        weights_digest=model.weights_digest,
-        dimension=model.dimension,
-        crop_policy=types_pb2.CropPolicy.Value(_POLICY + (model.crop_policy or "UNSPECIFIED")),
-    )
-
-
-def image_to_proto(image: StoredImage) -> search_pb2.StoredImage:
-    """An image as the contract has it."""
-    return search_pb2.StoredImage(
-        image_id=image.image_id,
-        name=image.name,
-        width=image.width,
-        height=image.height,
-        content_type=image.content_type,
-        size_bytes=image.size_bytes,
-        tags=image.tags,
-        attributes=image.attributes,
-        create_time=_timestamp(image.created_ms),
-        region_count=image.region_count,
-    )
-
-
-def record_to_proto(record: Record) -> search_pb2.Record:
-    """A record as the contract has it."""
-    message = search_pb2.Record(
-        record_id=record.record_id,
-        image_id=record.image_id,
-        level=search_pb2.Level.ValueType(record.level),
-        area=record.area,
-        predicted_iou=record.predicted_iou,
-        stability_score=record.stability_score,
-        attributes=record.attributes,
-    )
-    if record.box is not None:
-        x_min, y_min, x_max, y_max = record.box
-        message.box.CopyFrom(types_pb2.Box(x_min=x_min, y_min=y_min, x_max=x_max, y_max=y_max))
-    if record.mask is not None:
-        mask = record.mask
-        message.mask.CopyFrom(
-            types_pb2.Mask(height=mask.height, width=mask.width, coco_rle=mask.counts.decode("ascii"))
-        )
-    return message
-
-
-def hit_to_proto(hit: Hit) -> search_pb2.Hit:
-    """A hit as the contract has it."""
-    return search_pb2.Hit(
-        rank=hit.rank,
-        score=hit.score,
-        relevancy=hit.relevancy,
-        record=record_to_proto(hit.record),
-        image=image_to_proto(hit.image),
-        query_index=hit.query_index,
-        best_region=None if hit.best_region is None else hit_to_proto(hit.best_region),
-    )
-
-
 def _mask(message: types_pb2.Mask, field: str) -> RleMask:
     if message.WhichOneof("encoding") == "coco_rle":
         if message.height < 1 or message.width < 1:
@@ -370,12 +287,6 @@ def _unique(field: str, name: str, values: Sequence[str]) -> None:
 
 def _duplicate(field: str, value: str) -> RegionSearchError:
     return invalid(field, f"{field}: {value!r} comes twice in one request")
-
-
-def _timestamp(milliseconds: int) -> Timestamp:
-    timestamp = Timestamp()
-    timestamp.FromMilliseconds(milliseconds)
-    return timestamp
 
 
 def _milliseconds(timestamp: Timestamp) -> int:

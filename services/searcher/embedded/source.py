@@ -1,0 +1,59 @@
+"""Candidates for a ranking, out of one collection's index."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from services.searcher.embedded import reads
+from services.searcher.embedded.conditions import Conditions, compile_filter
+from services.searcher.embedded.database import Database
+from services.searcher.embedded.index import Fetch
+from services.searcher.embedded.opened import OpenCollection
+from services.searcher.embedded.searching import SearchThread
+from services.searcher.ranking import Candidates, Numbers
+from services.searcher.types import NO_FILTER, Query
+
+
+class IndexSource:
+    """What a ranking sees of one collection in one state.
+
+    Args:
+        database: The record store.
+        search: Reads the vectors.
+        opened: The collection.
+        query: What is looked for.
+        seq: The write whose state is looked at.
+    """
+
+    def __init__(
+        self, database: Database, search: SearchThread, opened: OpenCollection, query: Query, seq: int
+    ) -> None:
+        self._database = database
+        self._search = search
+        self._opened = opened
+        self._query = query
+        images = opened.index.state.images
+        if query.filter == NO_FILTER:
+            self._conditions = Conditions(seq, query.level)
+        else:
+            with database.reading() as connection:
+                self._conditions = compile_filter(
+                    connection, opened.number, query.filter, query.level, seq, images
+                )
+
+    def best(self, count: int) -> Candidates:
+        """See `ranking.Source`."""
+        return self._fetch(self._conditions, count)
+
+    def of_images(self, images: Numbers) -> Candidates:
+        """See `ranking.Source`."""
+        return self._fetch(self._conditions.within(images, self._opened.index.state.images), None)
+
+    def public_ids(self, keys: Iterable[int]) -> dict[int, tuple[str, str]]:
+        """See `ranking.Source`."""
+        with self._database.reading() as connection:
+            return reads.public_ids(connection, keys)
+
+    def _fetch(self, conditions: Conditions, count: int | None) -> Candidates:
+        request = Fetch(self._query.vectors, conditions, count, self._query.negatives)
+        return self._search.fetch(self._opened.index, request)

@@ -1,0 +1,45 @@
+"""What a collection takes up and how well its indexes find."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from services.searcher.embedded import reads
+from services.searcher.embedded.database import Database
+from services.searcher.embedded.opened import OpenCollection
+from services.searcher.types import CollectionStats, SegmentStats
+
+
+def statistics(database: Database, opened: OpenCollection, seq: int) -> CollectionStats:
+    """Sizes and recall of an open collection after write `seq`."""
+    views = opened.index.state.views
+    with database.reading() as connection:
+        image_count, record_count = reads.counts(connection, opened.number)
+    segments = tuple(
+        SegmentStats(
+            view.rows - view.segment.columns.dead,
+            view.segment.columns.dead,
+            "growing"
+            if view is views[-1] and view.rows < view.segment.columns.capacity
+            else view.segment.kind,
+            view.segment.recall,
+        )
+        for view in views
+    )
+    return CollectionStats(
+        collection=opened.spec.name,
+        seq=seq,
+        image_count=image_count,
+        record_count=record_count,
+        tombstone_count=sum(segment.tombstone_count for segment in segments),
+        memory_bytes=sum(v.segment.vector_bytes + v.segment.columns.nbytes for v in views),
+        segments=segments,
+        binary_recall=_binary_recall(segments),
+    )
+
+
+def _binary_recall(segments: Sequence[SegmentStats]) -> float | None:
+    """Mean recall of the segments with codes, by rows."""
+    coded = [(s.recall, s.record_count) for s in segments if s.index == "codes" and s.recall is not None]
+    rows = sum(count for _, count in coded)
+    return sum(recall * count for recall, count in coded) / rows if rows else None
