@@ -39,6 +39,9 @@ class Address:
         timeout_s: Longest wait for one answer.
         retries: Tries after the first.
         ca: PEM file of the authority to trust; the system's when absent.
+
+    Raises:
+        RegionSearchError: INVALID_ARGUMENT for what is no address.
     """
 
     url: str
@@ -47,17 +50,20 @@ class Address:
     retries: int
     ca: Path | None
 
+    def __post_init__(self) -> None:
+        parts = urlsplit(self.url)
+        try:
+            ports = [urlsplit(f"//{host}").port for host in parts.netloc.split(",")]
+        except ValueError:
+            ports = []
+        known = parts.scheme in ("http", "https") or (self.over_grpc and all(ports))
+        if not (known and ports and parts.netloc):
+            raise invalid("url", f"{self.url!r} is no address; write http://host:port or grpc://host:port")
+
     @property
     def over_grpc(self) -> bool:
-        """Whether it speaks gRPC.
-
-        Raises:
-            RegionSearchError: INVALID_ARGUMENT for any other scheme than the four.
-        """
-        parts = urlsplit(self.url)
-        if parts.scheme not in ("http", "https", "grpc", "grpcs") or not parts.netloc:
-            raise invalid("url", f"{self.url!r} is no address; write http://host:port or grpc://host:port")
-        return parts.scheme.startswith("grpc")
+        """Whether it speaks gRPC."""
+        return urlsplit(self.url).scheme in ("grpc", "grpcs")
 
     def http_options(self) -> dict[str, Any]:
         """Of an httpx client."""
@@ -218,9 +224,13 @@ def _arguments(request: HttpRequest) -> dict[str, Any]:
 
 
 def _result(operation: Operation[T], response: httpx.Response) -> T:
-    if response.is_success or response.status_code in operation.http.answers:
+    if not response.is_success and response.status_code not in operation.http.answers:
+        raise failure(response)
+    try:
         return operation.http.read(response)
-    raise failure(response)
+    except (ValueError, KeyError, TypeError) as error:
+        message = f"{response.url} answered what no gateway answers; is the address right?"
+        raise RegionSearchError(Kind.INTERNAL, message, field="url") from error
 
 
 def _grpc_call(operation: Operation[T]) -> GrpcCall[T]:

@@ -1,0 +1,54 @@
+"""Stands for any of the four processes: serves /readyz when it is the gateway, and does as files tell it.
+
+In its folder, `<role>.die` ends it at once with code 3; it writes `<role>-<port>.settings` and `.pid` when it
+starts, and its role into `stopped` when it was asked to end and did.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+FOLDER = Path(os.environ["FAKE_FOLDER"])
+(ROLE,) = (
+    role
+    for role in ("segmenter", "embedder", "searcher", "gateway")
+    if f"REGIONSEARCH_{role.upper()}_PORT" in os.environ
+)
+PORT = os.environ[f"REGIONSEARCH_{ROLE.upper()}_PORT"]
+
+
+class Ready(BaseHTTPRequestHandler):
+    def log_message(self, *args: object) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b"{}")
+
+
+def main() -> None:
+    print(f"{ROLE} begins", flush=True)
+    if (FOLDER / f"{ROLE}.die").exists():
+        sys.exit(3)
+    over = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: over.set())
+    settings = {key: value for key, value in os.environ.items() if key.startswith("REGIONSEARCH_")}
+    (FOLDER / f"{ROLE}-{PORT}.settings").write_text(json.dumps(settings))
+    server = None
+    if ROLE == "gateway":
+        server = ThreadingHTTPServer(("127.0.0.1", int(os.environ["REGIONSEARCH_GATEWAY_HTTP_PORT"])), Ready)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+    (FOLDER / f"{ROLE}-{PORT}.pid").write_text(str(os.getpid()))
+    over.wait()
+    with (FOLDER / "stopped").open("a") as log:
+        log.write(f"{ROLE}\n")
+
+
+main()

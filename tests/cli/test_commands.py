@@ -1,0 +1,202 @@
+"""The command line against a fake gateway: what is printed, what is written, which code it ends with."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+from regionsearch.cli import app
+from regionsearch.cli.drawing import COLOUR, outline
+from regionsearch.cli.ingesting import find_pictures
+from regionsearch.cli.searching import merged
+from regionsearch.client import Box, Hit, HitImage, Mask
+from regionsearch.errors import Kind, RegionSearchError
+from regionsearch.masks import encode_rle
+from tests.client.conftest import gateway
+from tests.client.fakes import FakeGateway
+
+__all__ = ["gateway"]  # the fixture
+
+
+def run(gateway: FakeGateway, *arguments: object) -> Result:
+    """Runs a command; a typed error comes out as the result's exception."""
+    environment = {"REGIONSEARCH_URL": gateway.http, "COLUMNS": "200", "REGIONSEARCH_API_KEY": ""}
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], env=environment)
+
+
+def png(colour: str = "white", size: tuple[int, int] = (3, 2)) -> bytes:
+    out = io.BytesIO()
+    Image.new("RGB", size, colour).save(out, "PNG")
+    return out.getvalue()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Pictures in folders, and what is none."""
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "b.PNG").write_bytes(png("red"))
+    (tmp_path / "deep" / "a.jpg").write_bytes(png("blue"))
+    (tmp_path / "notes.txt").write_text("no picture")
+    return tmp_path
+
+
+def test_help_names_every_command() -> None:
+    result = CliRunner().invoke(app, ["--help"])
+    assert result.exit_code == 0
+    for command in (
+        "up", "ingest", "search", "within", "export", "delete", "doctor", "evaluate", "collections", "models",
+    ):  # fmt: skip
+        assert f" {command} " in result.output
+
+
+def test_ingest_a_folder(gateway: FakeGateway, folder: Path) -> None:
+    result = run(gateway, "ingest", folder, "--tag", "holiday", "-c", "things")
+    assert result.exit_code == 0
+    assert "2 added with 2 regions, 0 there already, 0 failed" in result.output
+    assert {path for _, path, _ in gateway.requests} == {"/v1/collections/things/images"}
+    again = run(gateway, "ingest", folder)
+    assert "0 added with 0 regions, 2 there already, 0 failed" in again.output
+
+
+def test_ingest_tells_each_failure_and_ends_with_1(gateway: FakeGateway, folder: Path) -> None:
+    (folder / "broken.png").write_bytes(b"bad")
+    result = run(gateway, "ingest", folder)
+    assert result.exit_code == 1
+    assert "2 added with 2 regions, 0 there already, 1 failed" in result.output
+    assert f"failed: {folder / 'broken.png'}: image is no picture" in result.output
+
+
+def test_ingest_of_nothing_is_an_error(gateway: FakeGateway, folder: Path) -> None:
+    for path in (folder / "nowhere", folder / "*.tiff"):
+        result = run(gateway, "ingest", path)
+        assert isinstance(result.exception, RegionSearchError)
+        assert result.exception.kind is Kind.INVALID_ARGUMENT
+    assert gateway.requests == []
+
+
+def test_pictures_are_found_once_in_folders_and_patterns(folder: Path) -> None:
+    deep, top = folder / "deep" / "a.jpg", folder / "b.PNG"
+    assert find_pictures([folder]) == [top, deep]
+    assert find_pictures([deep, folder, str(folder / "**" / "*")]) == [deep, top]
+    assert find_pictures([folder / "notes.txt"]) == [folder / "notes.txt"]  # named: the server judges
+    with pytest.raises(RegionSearchError):
+        find_pictures([folder / "deep" / "nothing*"])
+
+
+def test_search_prints_a_table_or_json(gateway: FakeGateway) -> None:
+    result = run(gateway, "search", "red", "mug", "--without", "plate", "--tag", "t", "-n", "3")
+    assert result.exit_code == 0
+    assert "0.500" in result.output
+    assert "0,0 – 2,2" in result.output
+    body = gateway.requests[-1][2]
+    assert body["query"]["texts"] == ["red mug"]
+    assert (body["negatives"], body["filter"], body["page_size"]) == (["plate"], {"tags": ["t"]}, 3)
+    (hit,) = json.loads(run(gateway, "search", "mug", "--json").output)
+    assert (hit["region_id"], hit["box"]["x_max"], hit["label"]) == ("r1", 2.0, "mug")
+
+
+def test_search_needs_something_to_look_for(gateway: FakeGateway) -> None:
+    result = run(gateway, "search")
+    assert isinstance(result.exception, RegionSearchError)
+    assert result.exception.field == "words"
+
+
+def test_search_saves_the_best_hit_outlined(
+    gateway: FakeGateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    route = "tests.client.fakes.HttpHandler._route"
+    from tests.client.fakes import HttpHandler
+
+    usual = HttpHandler._route
+    monkeypatch.setattr(
+        route, lambda self, body: (200, png()) if self.path.endswith("/content") else usual(self, body)
+    )
+    result = run(gateway, "search", "mug", "--save", tmp_path / "found.png")
+    assert result.exit_code == 0
+    with Image.open(tmp_path / "found.png") as picture:
+        pixels = np.asarray(picture)
+    assert pixels.shape == (2, 3, 3)
+    assert tuple(pixels[0, 0]) == COLOUR  # beside the mask
+    assert tuple(pixels[0, 1]) == (255, 255, 255)  # inside of it
+
+
+def test_an_outline_surrounds_the_mask_and_leaves_it_alone() -> None:
+    mask = np.zeros((40, 60), bool)
+    mask[10:20, 15:30] = True
+    hit = Hit(
+        rank=1,
+        score=1,
+        image_id="a",
+        level="region",
+        box=Box(x_min=15, y_min=10, x_max=30, y_max=20),
+        mask=Mask(size=(40, 60), counts=encode_rle(mask)),
+        image=HitImage(width=60, height=40, name="a", tags=()),
+    )
+    for one in (hit, hit.model_copy(update={"mask": None})):
+        with Image.open(io.BytesIO(outline(png("black", (60, 40)), one))) as picture:
+            drawn = np.asarray(picture)
+        assert not drawn[mask].any()
+        assert (drawn[10:20, 14] == COLOUR).all()
+        assert (drawn[9, 15:30] == COLOUR).all()
+        assert (drawn[10:20, 30] == COLOUR).all()
+        assert not drawn[:5].any()
+
+
+def test_within_a_file_and_within_a_stored_picture(gateway: FakeGateway, folder: Path) -> None:
+    result = run(gateway, "within", folder / "b.PNG", "mug", "--save", folder / "found.png")
+    assert result.exit_code == 0
+    assert "mug" in result.output
+    assert (folder / "found.png").read_bytes() == b"\x89PNG"
+    assert "image" in gateway.requests[-1][2]
+    assert run(gateway, "within", "a" * 64, "mug", "--json").exit_code == 0
+    assert gateway.requests[-1][2]["image_id"] == "a" * 64
+
+
+def test_coco_documents_merge_with_new_numbers() -> None:
+    def document(name: str) -> dict[str, object]:
+        return {
+            "info": {},
+            "categories": [{"id": 1, "name": "object"}],
+            "images": [{"id": 1, "file_name": name}],
+            "annotations": [{"id": 1, "image_id": 1}, {"id": 2, "image_id": 1}],
+        }
+
+    whole = merged(iter([document("a"), document("b")]))
+    assert [(image["id"], image["file_name"]) for image in whole["images"]] == [(1, "a"), (2, "b")]
+    assert [(one["id"], one["image_id"]) for one in whole["annotations"]] == [(1, 1), (2, 1), (3, 2), (4, 2)]
+    assert whole["categories"] == [{"id": 1, "name": "object"}]
+
+
+def test_delete(gateway: FakeGateway) -> None:
+    assert run(gateway, "delete", "a" * 64, "b" * 64).exit_code == 0
+    assert [path[-64:] for _, path, _ in gateway.requests] == ["a" * 64, "b" * 64]
+
+
+def test_models(gateway: FakeGateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REGIONSEARCH_MODELS_DIR", str(tmp_path))
+    listed = run(gateway, "models", "list")
+    assert listed.exit_code == 0
+    for word in ("pocket", "base", "large", "sam_vit_h", "sam2.1_hiera_tiny", "Apache-2.0", str(tmp_path)):
+        assert word in listed.output
+    assert run(gateway, "models", "verify").exit_code == 0
+    missing = run(gateway, "models", "verify", "base")
+    assert missing.exit_code == 1
+    assert "regionsearch models pull ViT-B-32" in missing.output
+    assert "bundled" in run(gateway, "models", "pull", "pocket").output
+    assert isinstance(run(gateway, "models", "pull", "huge").exception, RegionSearchError)
+
+
+def test_doctor_tells_what_is_wrong(gateway: FakeGateway) -> None:
+    well = run(gateway, "doctor")
+    assert well.exit_code == 0, well.output
+    assert "well" in well.output
+    gateway.http = "http://127.0.0.1:9"
+    ill = run(gateway, "doctor")
+    assert ill.exit_code == 1
+    assert "start it with: regionsearch up" in ill.output

@@ -1,0 +1,186 @@
+"""`regionsearch up` over four fake processes: started, kept alive, stopped in order.
+
+The real ones are killed in tests/e2e.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from regionsearch.cli import app, main
+from regionsearch.errors import RegionSearchError
+from tests.stack import ROOT, free_port
+
+WAIT_S = 60
+ROLES = ("segmenter", "embedder", "searcher", "gateway")
+
+
+def eventually(found: Callable[[], Any], what: str) -> Any:
+    deadline = time.monotonic() + WAIT_S
+    while not (result := found()):
+        assert time.monotonic() < deadline, f"{what} did not come"
+        time.sleep(0.02)
+    return result
+
+
+def alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state != "Z"
+
+
+class Up:
+    """One `regionsearch up` and the traces of its processes."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.log = folder / "up.log"
+        self.process: subprocess.Popen[bytes] | None = None
+        self.http_port = free_port()
+
+    def start(self, *options: str, ready: bool = True) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "tests.cli.fake_up", "up", "--data-dir", str(self.folder / "data")]
+        command += ["--port", str(self.http_port), "--grpc-port", str(free_port()), *options]
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                command, cwd=ROOT, stdout=log, stderr=log, env=os.environ | {"FAKE_FOLDER": str(self.folder)}
+            )
+        if ready:
+            eventually(lambda: "is ready" in self.log.read_text(), "the ready line")
+            eventually(lambda: all(self.pids(role) and all(self.pids(role)) for role in ROLES), "all four")
+        return self.process
+
+    def pids(self, role: str) -> list[int]:
+        return [int(path.read_text() or 0) for path in sorted(self.folder.glob(f"{role}-*.pid"))]
+
+    def settings(self, role: str) -> list[dict[str, str]]:
+        return [json.loads(path.read_text()) for path in sorted(self.folder.glob(f"{role}-*.settings"))]
+
+    def end(self, how: signal.Signals = signal.SIGINT) -> int:
+        assert self.process is not None
+        self.process.send_signal(how)
+        return self.process.wait(WAIT_S)
+
+
+@pytest.fixture
+def up(tmp_path: Path) -> Iterator[Up]:
+    up = Up(tmp_path)
+    try:
+        yield up
+    finally:
+        if up.process is not None and up.process.poll() is None:
+            up.process.kill()
+            up.process.wait()
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_all_the_gateway_first(up: Up, how: signal.Signals) -> None:
+    up.start()
+    pids = [pid for role in ROLES for pid in up.pids(role)]
+    assert len(pids) == 4
+    assert f"http://localhost:{up.http_port}" in up.log.read_text()
+    assert up.end(how) == 0
+    stopped = (up.folder / "stopped").read_text().split()
+    assert stopped[0] == "gateway"
+    assert sorted(stopped) == ["embedder", "gateway", "searcher", "segmenter"]
+    assert not any(map(alive, pids))
+
+
+def test_the_processes_know_each_other(up: Up) -> None:
+    up.start("--workers", "segmenter=2")
+    eventually(lambda: len(up.pids("segmenter")) == 2, "the second segmenter")
+    gateway = up.settings("gateway")[0]
+    segmenters = {f"127.0.0.1:{one['REGIONSEARCH_SEGMENTER_PORT']}" for one in up.settings("segmenter")}
+    assert len(segmenters) == 2
+    assert set(gateway["REGIONSEARCH_GATEWAY_SEGMENTER"].split(",")) == segmenters
+    assert up.settings("segmenter")[0]["REGIONSEARCH_SEGMENTER_MODEL"] == "pocket"
+    assert up.settings("searcher")[0]["REGIONSEARCH_SEARCHER_EMBEDDED__FOLDER"].startswith(str(up.folder))
+    assert not any(key.startswith("REGIONSEARCH_GATEWAY") for key in up.settings("embedder")[0])
+    assert up.end() == 0
+
+
+def test_a_process_that_dies_is_started_again(up: Up) -> None:
+    up.start()
+    (first,) = up.pids("embedder")
+    os.kill(first, signal.SIGKILL)
+    eventually(lambda: first not in up.pids("embedder") and all(up.pids("embedder")), "a new embedder")
+    assert alive(up.pids("embedder")[0])
+    assert "embedder ended with code -9" in up.log.read_text().replace("\n", " ")
+    assert up.end() == 0
+
+
+def test_a_process_that_will_not_live_ends_it_all(up: Up) -> None:
+    (up.folder / "searcher.die").touch()
+    process = up.start(ready=False)
+    assert process.wait(WAIT_S) == 1
+    said = up.log.read_text()
+    assert "searcher ends again and again (last with code 3)" in said.replace("\n", " ")
+    assert "searcher begins" in said  # the end of its log
+    assert not any(map(alive, up.pids("segmenter") + up.pids("gateway")))
+
+
+def test_the_processes_do_not_outlive_their_supervisor(up: Up) -> None:
+    process = up.start()
+    pids = [pid for role in ROLES for pid in up.pids(role)]
+    process.kill()
+    process.wait()
+    eventually(lambda: not any(map(alive, pids)), "the end of all processes")
+    assert sorted((up.folder / "stopped").read_text().split()) == [
+        "embedder", "gateway", "searcher", "segmenter",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (("--profile", "huge"), "choose one of pocket, base, large"),
+        (("--profile", "base"), "regionsearch models pull sam_vit_b"),
+        (("--workers", "searcher=2"), "only segmenter and embedder"),
+        (("--workers", "segmenter=0"), "at least one"),
+        (("--workers", "many"), "--workers segmenter=2"),
+    ],
+)
+def test_what_cannot_be_started_says_why(
+    options: tuple[str, ...], reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REGIONSEARCH_MODELS_DIR", str(tmp_path))
+    result = CliRunner().invoke(app, ["up", "--data-dir", str(tmp_path / "data"), *options])
+    assert isinstance(result.exception, RegionSearchError)
+    assert reason in result.exception.message
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize("option", ["--port", "--grpc-port"])
+def test_a_taken_port_is_said_with_its_option(option: str, tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen(1)
+        ports = {"--port": free_port(), "--grpc-port": free_port()} | {option: taken.getsockname()[1]}
+        arguments = [str(part) for pair in ports.items() for part in pair]
+        result = CliRunner().invoke(app, ["up", "--data-dir", str(tmp_path), *arguments])
+    assert isinstance(result.exception, RegionSearchError)
+    assert f"another one with {option}" in result.exception.message
+
+
+def test_the_command_ends_with_a_line_and_1_on_an_error(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["regionsearch", "up", "--profile", "huge"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 1
+    assert "error: there is no profile 'huge'" in capsys.readouterr().err
