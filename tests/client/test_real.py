@@ -1,0 +1,70 @@
+"""The client against the real processes: both transports tell the same."""
+
+from __future__ import annotations
+
+import pytest
+
+from regionsearch import AsyncClient, Client
+from regionsearch.errors import Kind, RegionSearchError
+from tests.e2e.scenes import held_out_scenes
+from tests.stack import Stack
+
+COLLECTION = "client"
+
+
+@pytest.fixture(scope="module")
+def http(stack: Stack) -> Client:
+    client = Client(stack.http)
+    client.wait_ready()
+    client.create_collection(COLLECTION)
+    scenes = [scene.path for scene in held_out_scenes(4)]
+    results = client.ingest(scenes, COLLECTION, tags=["held-out"], attributes={"split": "test"})
+    assert [result.outcome for result in results] == ["created"] * 4
+    return client
+
+
+def test_both_transports_tell_the_same(http: Client, stack: Stack) -> None:
+    scene = held_out_scenes(4)[0].path
+    options = {"page_size": 5, "masks": True, "level": "both", "filter": {"tags": ["held-out"]}}
+    with Client(f"grpc://{stack.grpc}") as over_grpc:
+        over_grpc.wait_ready()
+        assert list(over_grpc.images(COLLECTION)) == list(http.images(COLLECTION))
+        for query in ({"text": "guitar"}, {"text": ["guitar", "dog"]}, {"image": scene}):
+            expected = http.search(**query, collection=COLLECTION, **options)
+            found = over_grpc.search(**query, collection=COLLECTION, **options)
+            assert len(expected) == 5
+            assert [hit.model_dump(exclude={"score", "best_region"}) for hit in found] == [
+                hit.model_dump(exclude={"score", "best_region"}) for hit in expected
+            ]
+            assert [hit.score for hit in found] == pytest.approx([hit.score for hit in expected], abs=1e-5)
+        expected_within = http.within("dog", image=scene, collection=COLLECTION)
+        found_within = over_grpc.within("dog", image=scene, collection=COLLECTION)
+        assert found_within.union_mask == expected_within.union_mask
+        assert [region.box for region in found_within.regions] == [
+            region.box for region in expected_within.regions
+        ]
+        (again,) = over_grpc.ingest([scene], COLLECTION)
+        assert again.outcome == "duplicate"
+
+
+def test_what_http_alone_offers(http: Client) -> None:
+    image = next(http.images(COLLECTION))
+    assert COLLECTION in [collection.name for collection in http.collections()]
+    assert len(http.regions(image.image_id, COLLECTION)) == image.region_count
+    document = http.export_regions(image.image_id, COLLECTION)
+    assert len(document["annotations"]) == image.region_count
+    assert len(http.content(image.image_id, COLLECTION)) == image.size_bytes
+    clicked = http.segment(image_id=image.image_id, collection=COLLECTION, points=[(20, 20)], multimask=True)
+    assert len(clicked.results[0].candidates) == 3
+    picture = held_out_scenes(1)[0].data
+    assert http.embed(["a dog", "a guitar"]).shape == http.embed(images=[picture, picture]).shape
+
+
+async def test_asynchronously_and_gone_after_deletion(http: Client, stack: Stack) -> None:
+    async with AsyncClient(stack.http) as client:
+        images = [image async for image in client.images(COLLECTION)]
+        await client.delete_image(images[0].image_id, COLLECTION)
+        assert images[0].image_id not in {image.image_id async for image in client.images(COLLECTION)}
+        with pytest.raises(RegionSearchError) as caught:
+            await client.delete_image(images[0].image_id, COLLECTION)
+    assert caught.value.kind is Kind.NOT_FOUND
