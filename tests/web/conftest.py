@@ -47,7 +47,9 @@ def page(browser: Browser) -> Iterator[Page]:
     page = context.new_page()
     errors: list[str] = []
     page.on("pageerror", lambda error: errors.append(str(error)))
-    page.on("console", lambda message: errors.append(message.text) if "Security Policy" in message.text else None)
+    page.on(
+        "console", lambda message: errors.append(message.text) if "Security Policy" in message.text else None
+    )
     yield page
     context.close()
     assert errors == []

@@ -28,7 +28,10 @@ from regionsearch.masks import encode_rle
 from tests.web.scenes import Scene, Thing, library, scene
 
 WEB = Path(__file__).resolve().parents[2] / "gateway" / "web"
-POLICY = "default-src 'self'; img-src 'self' blob: data:; object-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+POLICY = (
+    "default-src 'self'; img-src 'self' blob: data:; object-src 'none'; base-uri 'none'; form-action 'self'; "
+    "frame-ancestors 'none'"
+)
 STAGES = ("received", "segmenting", "embedding", "storing", "done")
 UPLOADED = [("red", "circle", (100, 60, 260, 220)), ("green", "square", (330, 120, 450, 260))]
 
@@ -53,9 +56,9 @@ class FakeGateway:
             self.put(one)
         self.app = Starlette(
             routes=[
-                Route("/", lambda request: FileResponse(WEB / "index.html", headers={"Content-Security-Policy": POLICY})),
+                Route("/", self.index),
                 Route("/readyz", self.readyz),
-                Route("/v1/collections", lambda request: JSONResponse({"collections": [{"name": "default"}], "next_page_token": ""})),
+                Route("/v1/collections", self.collections),
                 Route("/v1/collections/default/images", self.images, methods=["GET"]),
                 Route("/v1/collections/default/images", self.ingest, methods=["POST"]),
                 Route("/v1/collections/default/images/{id}", self.delete, methods=["DELETE"]),
@@ -66,7 +69,7 @@ class FakeGateway:
                 Route("/v1/segment", self.segment, methods=["POST"]),
                 Mount("/static", StaticFiles(directory=WEB)),
             ]
-        )  # fmt: skip
+        )
 
     def put(self, one: Scene) -> str:
         identity = hashlib.sha256(one.data).hexdigest()
@@ -75,6 +78,12 @@ class FakeGateway:
 
     def id_of(self, name: str) -> str:
         return next(identity for identity, one in self.scenes.items() if one.name == name)
+
+    async def index(self, request: Request) -> Response:
+        return FileResponse(WEB / "index.html", headers={"Content-Security-Policy": POLICY})
+
+    async def collections(self, request: Request) -> Response:
+        return JSONResponse({"collections": [{"name": "default"}], "next_page_token": ""})
 
     async def readyz(self, request: Request) -> Response:
         services = {
@@ -105,7 +114,10 @@ class FakeGateway:
 
     def _take(self, name: str, data: bytes) -> dict[str, Any]:
         if not data.startswith((b"\x89PNG", b"\xff\xd8")):
-            return {"outcome": "failed", "error": {"code": "UNSUPPORTED_IMAGE", "detail": "files[0] is no picture."}}
+            return {
+                "outcome": "failed",
+                "error": {"code": "UNSUPPORTED_IMAGE", "detail": "files[0] is no picture."},
+            }
         identity = hashlib.sha256(data).hexdigest()
         if identity in self.scenes:
             return {"outcome": "duplicate", "image_id": identity, "regions": 2}

@@ -43,7 +43,12 @@ class Scene:
 
 
 def scene(
-    name: str, width: int, height: int, things: list[tuple[str, str, tuple[int, int, int, int]]], *, turned: bool = False
+    name: str,
+    width: int,
+    height: int,
+    things: list[tuple[str, str, tuple[int, int, int, int]]],
+    *,
+    turned: bool = False,
 ) -> Scene:
     """Draws a picture.
 
@@ -77,8 +82,29 @@ def scene(
 def library() -> list[Scene]:
     """The pictures that are there from the start."""
     return [
-        scene("table.png", 480, 320, [("red", "circle", (60, 80, 200, 220)), ("blue", "square", (290, 120, 420, 250))]),
-        scene("tall.png", 300, 620, [("green", "circle", (70, 360, 230, 520)), ("red", "square", (40, 60, 150, 170))]),
-        scene("phone.jpg", 360, 540, [("orange", "circle", (40, 40, 170, 170)), ("blue", "circle", (180, 330, 330, 480))], turned=True),
-        scene("wide.png", 900, 300, [("green", "square", (90, 70, 250, 230)), ("orange", "square", (600, 90, 780, 240))]),
-    ]  # fmt: skip
+        scene(
+            "table.png",
+            480,
+            320,
+            [("red", "circle", (60, 80, 200, 220)), ("blue", "square", (290, 120, 420, 250))],
+        ),
+        scene(
+            "tall.png",
+            300,
+            620,
+            [("green", "circle", (70, 360, 230, 520)), ("red", "square", (40, 60, 150, 170))],
+        ),
+        scene(
+            "phone.jpg",
+            360,
+            540,
+            [("orange", "circle", (40, 40, 170, 170)), ("blue", "circle", (180, 330, 330, 480))],
+            turned=True,
+        ),
+        scene(
+            "wide.png",
+            900,
+            300,
+            [("green", "square", (90, 70, 250, 230)), ("orange", "square", (600, 90, 780, 240))],
+        ),
+    ]

@@ -130,16 +130,24 @@ function straight(loop) {
   });
 }
 
-/** A loop as a path that cuts each pixel corner by half a pixel, so that slopes are lines and not stairs. */
+/**
+ * A loop as a path without stairs, nowhere further than half a pixel from it.
+ *
+ * It goes from edge to edge through their middles; only where two long edges meet does it keep the corner, cut by half a pixel.
+ */
 function smooth(loop) {
-  const points = [];
-  loop.forEach(([x, y], i) => {
-    const [endX, endY] = loop[(i + 1) % loop.length];
-    const length = Math.abs(endX - x) + Math.abs(endY - y);
+  const n = loop.length;
+  const edges = loop.map(([x, y], i) => {
+    const [endX, endY] = loop[(i + 1) % n];
+    return { x, y, endX, endY, length: Math.abs(endX - x) + Math.abs(endY - y) };
+  });
+  const points = edges.flatMap(({ x, y, endX, endY, length }, i) => {
     const stepX = Math.sign(endX - x) / 2;
     const stepY = Math.sign(endY - y) / 2;
-    points.push(`${x + stepX} ${y + stepY}`);
-    if (length > 1) points.push(`${endX - stepX} ${endY - stepY}`);
+    const kept = [];
+    if (length > 1 && edges[(i + n - 1) % n].length > 1) kept.push(`${x + stepX} ${y + stepY}`);
+    if (length > 1 && edges[(i + 1) % n].length > 1) kept.push(`${endX - stepX} ${endY - stepY}`);
+    return kept.length ? kept : [`${(x + endX) / 2} ${(y + endY) / 2}`];
   });
   return `M${points.join("L")}Z`;
 }

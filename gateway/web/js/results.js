@@ -99,7 +99,7 @@ export class Results {
     );
     const like = h("button.like", { type: "button", tabIndex: -1, title: "More like this", "aria-label": `More like this: ${name}`, click: () => this.ask(example(spot)) }, icon("similar"));
     const element = h("li", {}, button, like, caption);
-    const ratio = Math.min(2.2, Math.max(0.62, image.width / image.height));
+    const ratio = Math.min(2.6, Math.max(0.62, image.width / image.height));
     element.style.setProperty("--ratio", ratio.toFixed(3));
     this.tiles.push({ item, element });
     $("grid").append(element);

@@ -67,7 +67,7 @@ export class SearchBar {
     $("filter-count").textContent = active;
     $("filter-count").setAttribute("aria-label", `${active} in use`);
     $("result-actions").hidden = !isSearch(state);
-    this.toggle(this.filtersOpen || (active > 0 && isSearch(state)));
+    this.toggle(this.filtersOpen);
     this.showExample(state);
   }
 

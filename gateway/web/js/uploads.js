@@ -80,7 +80,7 @@ export class Uploads {
     image.addEventListener("error", () => (free(), image.classList.add("blank")), { once: true });
     return h("li", {},
       image,
-      h("div.upload-text", {}, h("span.name", { title: item.file.name }, item.file.name), h("span.stage", {}, STAGES.waiting[1]), h("progress", { max: 1, value: 0, "aria-label": `Progress of ${item.file.name}` })),
+      h("div.upload-text", {}, h("span.name", { title: item.file.name }, item.file.name), h("span.status", {}, STAGES.waiting[1]), h("progress", { max: 1, value: 0, "aria-label": `Progress of ${item.file.name}` })),
       h("button.ghost.round.small", { type: "button", "aria-label": `Cancel ${item.file.name}`, click: () => this.cancel(item) }, icon("close")),
     );
   }
@@ -90,7 +90,7 @@ export class Uploads {
     item.stage = stage;
     const [part, words] = STAGES[stage];
     item.row.querySelector("progress").value = part;
-    item.row.querySelector(".stage").textContent = words;
+    item.row.querySelector(".status").textContent = words;
     this.update();
   }
 
@@ -99,7 +99,7 @@ export class Uploads {
     item.added = outcome === "created";
     item.row.dataset.outcome = outcome;
     item.row.querySelector("progress").value = 1;
-    item.row.querySelector(".stage").textContent = words;
+    item.row.querySelector(".status").textContent = words;
     const button = item.row.querySelector("button");
     if (outcome === "failed" || outcome === "cancelled") {
       const again = h("button.ghost.round.small", { type: "button", "aria-label": `Try ${item.file.name} again`, click: () => this.repeat(item) }, icon("retry"));

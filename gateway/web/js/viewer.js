@@ -209,7 +209,7 @@ export class Viewer {
     const facts = [selected.area !== undefined && this.image && share(selected.area, this.image) + " of the picture", selected.score != null && `score ${selected.score.toFixed(2)}`].filter(Boolean).join(" · ");
     const name = selected.label ?? (selected.kind === "region" ? `Thing ${selected.number}` : "What you pointed at");
     const ready = !selected.pending && selected.path && !selected.error;
-    $("selection").replaceChildren(
+    const parts = [
       h("p.selected-name", {}, h("b", {}, name), h("span.muted", {}, selected.pending ? "outlining…" : facts)),
       selected.error && h("p.error-text", { role: "alert" }, selected.error),
       h("div.actions", {},
@@ -217,7 +217,8 @@ export class Viewer {
         h("button.secondary", { type: "button", disabled: !ready, click: () => this.crop() }, icon("crop"), "Crop"),
         h("button.secondary", { type: "button", disabled: !ready, click: () => saveJson(cocoOfImage(this.image, [selected]), `${stem(this.image.name)}.coco.json`) }, icon("download"), "COCO"),
         selected.label && h("button.ghost", { type: "button", click: () => this.actions.exclude(selected.label) }, icon("minus"), `Not “${selected.label}”`)),
-    );
+    ];
+    $("selection").replaceChildren(...parts.filter(Boolean));
   }
 
   moreLikeThis() {
