@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -85,10 +86,12 @@ class EmbeddedEngine:
                 self._lock = FolderLock(self._folder)
         try:
             self._database = Database(path, read_only=settings.read_only)
-            if settings.check_at_start:
-                check_integrity(self._database.reader(), path)
             self._gate = Gate()
-            self._load()
+            with ThreadPoolExecutor(1) as beside:
+                checking = beside.submit(self._check) if settings.check_at_start else None
+                self._load()
+                if checking is not None:
+                    checking.result()
             self._horizon = Horizon(settings.page_ttl_s, reads.last_seq(self._database.writer))
             self._search = SearchThread(settings.max_batch)
             self._committer = Committer(self._database, self._apply, on_fatal)
@@ -321,6 +324,9 @@ class EmbeddedEngine:
         self._database.close()
         if self._lock is not None:
             self._lock.release()
+
+    def _check(self) -> None:
+        check_integrity(self._database.reader(), self._database.path)
 
     def _load(self) -> None:
         """Builds all indexes from the store."""
