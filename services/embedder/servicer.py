@@ -63,6 +63,12 @@ class EmbedServicer(embed_pb2_grpc.EmbedServiceServicer):
         for index, text in enumerate(request.texts):
             if not text.strip():
                 raise invalid(f"texts[{index}]", f"texts[{index}] is empty; write what you look for")
+            most = self._settings.max_text_chars
+            if len(text) > most:
+                message = (
+                    f"texts[{index}] has {len(text)} characters, over the limit of {most} (max_text_chars)"
+                )
+                raise too_large(f"texts[{index}]", f"{message}; say it in a few words")
         templates = self._templates(request.templates)
         vectors, truncated = await self._engine.embed_texts(request.texts, templates)
         return embed_pb2.EmbedTextsResponse(

@@ -41,4 +41,5 @@ class EmbedderSettings(ServiceSettings):
     max_regions: int = Field(1000, gt=0, description="Regions of one call.")
     max_images: int = Field(64, gt=0, description="Images of one call.")
     max_texts: int = Field(1000, gt=0, description="Texts of one call.")
+    max_text_chars: int = Field(10_000, gt=0, description="Of one text; the model reads far less.")
     batching: BatchSettings = Field(BatchSettings(), description="Items are crops, images and sentences.")
