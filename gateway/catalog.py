@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import structlog
 
 from gateway.backends import Backends
+from gateway.identity import same_model
 from gateway.image_store import ImageStore
 from gateway.settings import GatewaySettings
 from regionsearch.errors import Kind, RegionSearchError, not_found
@@ -16,16 +17,6 @@ from regionsearch.v1 import embed_pb2, search_pb2, types_pb2
 DEFAULT = "default"
 
 _log = structlog.get_logger(__name__)
-
-
-def same_model(one: types_pb2.ModelInfo, other: types_pb2.ModelInfo) -> bool:
-    """Whether vectors of both are comparable; a crop policy that is unspecified agrees with every one."""
-    unspecified = types_pb2.CROP_POLICY_UNSPECIFIED
-    policies = {one.crop_policy, other.crop_policy} - {unspecified}
-    return len(policies) < 2 and all(
-        getattr(one, name) == getattr(other, name)
-        for name in ("family", "variant", "weights_digest", "dimension")
-    )
 
 
 class Catalog:

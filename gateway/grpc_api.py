@@ -12,7 +12,7 @@ from google.rpc import status_pb2
 
 from gateway.access import Scope
 from gateway.core import Gateway
-from gateway.ingest import checked_key
+from gateway.records import checked_key
 from regionsearch.errors import Kind, RegionSearchError, to_status
 from regionsearch.rpc import deadline
 from regionsearch.v1 import region_search_pb2 as pb
@@ -45,7 +45,8 @@ class RegionSearchServicer(region_search_pb2_grpc.RegionSearchServiceServicer):
         """See the contract."""
         with self._call(context, Scope.WRITE, None) as metadata:
             key = checked_key(metadata.get("idempotency-key"))
-            return await self._gateway.ingester.ingest(request, idempotency_key=key)
+            with self._gateway.ingester.admit(1):
+                return await self._gateway.ingester.ingest(request, idempotency_key=key)
 
     async def IngestImages(  # noqa: N802
         self, request_iterator: AsyncIterable[pb.IngestImagesRequest], context: _Context
@@ -128,9 +129,10 @@ class _IngestStream:
 
         done = pb.IngestImagesResponse(key=request.key, stage=pb.INGEST_STAGE_DONE)
         try:
-            answer = await self._gateway.ingester.ingest(
-                request.request, priority=types_pb2.PRIORITY_BULK, progress=report
-            )
+            with self._gateway.ingester.admit(1):
+                answer = await self._gateway.ingester.ingest(
+                    request.request, priority=types_pb2.PRIORITY_BULK, progress=report
+                )
             done.response.CopyFrom(answer)
         except RegionSearchError as error:
             done.error.CopyFrom(status_of(error))

@@ -8,16 +8,18 @@ again is safe at any time, because all of its names are made from its content.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import weakref
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeAlias
 
 import numpy as np
 
 from gateway.backends import Backends
-from gateway.catalog import DEFAULT, Catalog, same_model
+from gateway.catalog import DEFAULT, Catalog
+from gateway.identity import model_mismatch, same_model
 from gateway.image_store import ImageStore
+from gateway.records import IDEMPOTENCY_KEY, Picture, records, stored_image
 from gateway.settings import GatewaySettings
 from regionsearch.errors import Kind, RegionSearchError, invalid, overloaded
 from regionsearch.images import encode_image, image_from_proto, image_id, probe_image
@@ -27,19 +29,8 @@ from regionsearch.v1 import embed_pb2, region_search_pb2, search_pb2, segment_pb
 
 Progress: TypeAlias = "Callable[[region_search_pb2.IngestStage.ValueType], None]"
 
-IDEMPOTENCY_KEY = "_idempotency_key"
-"""Attribute that keeps the key of the request that made an image."""
-
-_MAX_NAME = 255
 _SEGMENT_SHARE = 0.7  # of the time left; the rest is for embedding and writing
 _EMBED_SHARE = 0.8
-
-
-@dataclass(frozen=True)
-class _Picture:
-    data: bytes
-    identity: str
-    content_type: str
 
 
 class Ingester:
@@ -57,17 +48,23 @@ class Ingester:
         self._admitted = 0
         self._same: weakref.WeakValueDictionary[tuple[str, str], asyncio.Lock] = weakref.WeakValueDictionary()
 
-    def check_room(self, images: int) -> None:
-        """Refuses a request of several images at once, rather than some of them later.
+    @contextlib.contextmanager
+    def admit(self, images: int) -> Iterator[None]:
+        """Makes room for images; refuses all of a request at once, rather than some of them later.
 
         Raises:
             RegionSearchError: OVERLOADED.
         """
         if self._admitted + images > self._limits.max_images_in_work + self._limits.max_images_waiting:
             raise overloaded(
-                f"{self._admitted} images are on their way in (max_images_waiting); send this again later",
+                f"{self._admitted} images are on their way in (max_images_waiting); try again later",
                 1.0,
             )
+        self._admitted += images
+        try:
+            yield
+        finally:
+            self._admitted -= images
 
     async def ingest(
         self,
@@ -77,7 +74,7 @@ class Ingester:
         idempotency_key: str | None = None,
         progress: Progress = lambda stage: None,
     ) -> region_search_pb2.IngestImageResponse:
-        """Takes one picture in; answers once all of it is on disk.
+        """Takes one picture in, for which there is room (`admit`); answers once all of it is on disk.
 
         Args:
             request: The picture and what is said about it.
@@ -88,36 +85,29 @@ class Ingester:
         Raises:
             RegionSearchError: Nothing has changed then.
         """
-        self.check_room(1)
-        self._admitted += 1
-        try:
-            progress(region_search_pb2.INGEST_STAGE_RECEIVED)
-            if IDEMPOTENCY_KEY in request.attributes:
-                raise invalid(
-                    "attributes", f"the attribute {IDEMPOTENCY_KEY} is reserved; choose another name"
-                )
-            picture = await asyncio.to_thread(self._read, request.image)
-            # The same picture twice at once: the second one waits and finds it known.
-            lock = self._same.setdefault((request.collection or DEFAULT, picture.identity), asyncio.Lock())
-            async with lock, self._slots:
-                with deadline(self._settings.timeouts.ingest_s):
-                    return await self._ingest(request, picture, priority, idempotency_key, progress)
-        finally:
-            self._admitted -= 1
+        progress(region_search_pb2.INGEST_STAGE_RECEIVED)
+        if IDEMPOTENCY_KEY in request.attributes:
+            raise invalid("attributes", f"the attribute {IDEMPOTENCY_KEY} is reserved; choose another name")
+        picture = await asyncio.to_thread(self._read, request.image)
+        # The same picture twice at once: the second one waits and finds it known.
+        lock = self._same.setdefault((request.collection or DEFAULT, picture.identity), asyncio.Lock())
+        async with lock, self._slots:
+            with deadline(self._settings.timeouts.ingest_s):
+                return await self._ingest(request, picture, priority, idempotency_key, progress)
 
-    def _read(self, image: types_pb2.Image) -> _Picture:
+    def _read(self, image: types_pb2.Image) -> Picture:
         """Looks at the header only; the segmenter is the first one to decode the rest."""
         if image.WhichOneof("source") == "encoded":
             data = image.encoded
         else:
             data = encode_image(image_from_proto(image, self._limits.image))
         header = probe_image(data, self._limits.image, "image.encoded")
-        return _Picture(data, image_id(data), header.content_type)
+        return Picture(data, image_id(data), header.content_type)
 
     async def _ingest(
         self,
         request: region_search_pb2.IngestImageRequest,
-        picture: _Picture,
+        picture: Picture,
         priority: types_pb2.Priority.ValueType,
         key: str | None,
         progress: Progress,
@@ -140,8 +130,8 @@ class Ingester:
         write = search_pb2.UpsertRequest(
             collection=collection.name,
             model=collection.model,
-            images=[_stored_image(request, picture, segmented, key)],
-            records=_records(picture.identity, segmented),
+            images=[stored_image(request, picture, segmented, key)],
+            records=records(picture.identity, segmented),
             vectors=tensor_to_proto(vectors),
             skip_existing=True,
         )
@@ -170,7 +160,7 @@ class Ingester:
         return found if found.images else None
 
     async def _duplicate(
-        self, known: search_pb2.GetRecordsResponse, picture: _Picture, collection: str, key: str | None
+        self, known: search_pb2.GetRecordsResponse, picture: Picture, collection: str, key: str | None
     ) -> region_search_pb2.IngestImageResponse:
         await self._keep_bytes(collection, picture)
         (image,) = known.images
@@ -183,7 +173,7 @@ class Ingester:
             seq=known.seq,
         )
 
-    async def _keep_bytes(self, collection: str, picture: _Picture) -> None:
+    async def _keep_bytes(self, collection: str, picture: Picture) -> None:
         """Puts the picture back where a deletion that ran at the same time took it away.
 
         A deletion removes the record, then the picture, then looks whether the record is there again; so
@@ -248,79 +238,3 @@ class Ingester:
 
         chunks = list(chunked(regions, self._settings.embed_chunk))
         return np.concatenate(await afan_out(embed, [None, *chunks]))
-
-
-def model_mismatch(collection: search_pb2.Collection, model: types_pb2.ModelInfo) -> RegionSearchError:
-    """The error of a collection whose vectors are of another model than the embedder's."""
-    return RegionSearchError(
-        Kind.MODEL_MISMATCH,
-        f"collection {collection.name!r} was made with {describe(collection.model)}, the embedder now serves "
-        f"{describe(model)}; start the embedder with the former or make a new collection",
-        field="collection",
-        metadata={"expected": describe(collection.model), "actual": describe(model)},
-    )
-
-
-def describe(model: types_pb2.ModelInfo) -> str:
-    """A model's identity for people."""
-    policy = types_pb2.CropPolicy.Name(model.crop_policy).removeprefix("CROP_POLICY_").lower()
-    return f"{model.family} {model.variant} ({model.weights_digest[:12]}, {model.dimension}-d, {policy})"
-
-
-def checked_key(key: str | None) -> str | None:
-    """An idempotency key as it may be kept with an image.
-
-    Raises:
-        RegionSearchError: INVALID_ARGUMENT for one that is too long or cannot be printed.
-    """
-    if key is not None and not (0 < len(key) <= _MAX_NAME and key.isprintable()):
-        raise invalid("idempotency-key", f"an idempotency key has 1 to {_MAX_NAME} printable characters")
-    return key
-
-
-def clean_name(name: str) -> str:
-    """What a user calls a picture, fit for showing: without control characters, at most 255 characters."""
-    return "".join(c for c in name if c.isprintable())[:_MAX_NAME]
-
-
-def _stored_image(
-    request: region_search_pb2.IngestImageRequest,
-    picture: _Picture,
-    segmented: segment_pb2.SegmentResponse,
-    key: str | None,
-) -> search_pb2.StoredImage:
-    return search_pb2.StoredImage(
-        image_id=picture.identity,
-        name=clean_name(request.name),
-        width=segmented.image_width,
-        height=segmented.image_height,
-        content_type=picture.content_type,
-        size_bytes=len(picture.data),
-        tags=list(dict.fromkeys(request.tags)),
-        attributes=dict(request.attributes) | ({IDEMPOTENCY_KEY: key} if key else {}),
-    )
-
-
-def _records(identity: str, segmented: segment_pb2.SegmentResponse) -> list[search_pb2.Record]:
-    width, height = segmented.image_width, segmented.image_height
-    whole = search_pb2.Record(
-        record_id=f"{identity}-image",
-        image_id=identity,
-        level=search_pb2.LEVEL_IMAGE,
-        box=types_pb2.Box(x_max=width, y_max=height),
-        area=width * height,
-    )
-    regions = [
-        search_pb2.Record(
-            record_id=f"{identity}-r{index:03d}",
-            image_id=identity,
-            level=search_pb2.LEVEL_REGION,
-            box=region.box,
-            mask=region.mask,
-            area=region.area,
-            predicted_iou=region.predicted_iou,
-            stability_score=region.stability_score,
-        )
-        for index, region in enumerate(segmented.regions)
-    ]
-    return [whole, *regions]

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gateway.backends import Backends, renamed, together
-from gateway.catalog import Catalog, same_model
-from gateway.ingest import model_mismatch
+from gateway.catalog import Catalog
+from gateway.identity import model_mismatch, same_model
 from gateway.pointing import Pointer, merged_mask, select_stored
 from gateway.settings import GatewaySettings
 from regionsearch.errors import invalid, not_found, too_large

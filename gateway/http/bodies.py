@@ -4,26 +4,19 @@ from __future__ import annotations
 
 import base64
 import binascii
-import json
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Literal
 
-from fastapi import Request
 from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
     FiniteFloat,
-    ValidationError,
     WithJsonSchema,
     model_validator,
 )
-from starlette.datastructures import UploadFile
-from starlette.exceptions import HTTPException
 
-from gateway.http.problems import from_validation
-from gateway.settings import CropPolicyName, LimitSettings
-from regionsearch.errors import invalid, too_large
+from gateway.settings import CropPolicyName
 from regionsearch.v1 import region_search_pb2, search_pb2, segment_pb2, types_pb2
 
 _INT32 = 2**31 - 1
@@ -342,95 +335,3 @@ class CollectionBody(Body):
         "default", description="How regions are cut out; default: the gateway's."
     )
     binary_codes: BinaryCodesBody | None = None
-
-
-BodyT = TypeVar("BodyT", bound=Body)
-
-_LISTS = ("texts", "negatives", "include")
-_NESTED = ("points", "box", "prompts", "everything")
-
-
-async def read_body(request: Request, model: type[BodyT], limits: LimitSettings) -> BodyT:
-    """Reads a JSON body or a multipart form; names in the URL's query go before those in the body.
-
-    In a form, files are pictures, lists are repeated fields, and points, box and the like are JSON.
-
-    Raises:
-        RegionSearchError: INVALID_ARGUMENT that names the field, TOO_LARGE.
-    """
-    media_type = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
-    if media_type == "multipart/form-data":
-        values = await _read_form(request, limits)
-    elif media_type == "application/json" or media_type.endswith("+json"):
-        values = await _read_json(request, limits)
-    else:
-        raise invalid("content-type", f"{media_type} is not read here; send application/json or a form")
-    known = model.model_fields.keys() & request.query_params.keys()
-    values |= {name: request.query_params[name] for name in known}
-    try:
-        return model.model_validate(values)
-    except ValidationError as error:
-        raise from_validation([{**e, "loc": ("body", *e["loc"])} for e in error.errors()]) from None
-
-
-async def _read_json(request: Request, limits: LimitSettings) -> dict[str, Any]:
-    limit = limits.max_image_bytes * 4 // 3 + _SMALL_BODY
-    data = bytearray()
-    async for chunk in request.stream():
-        data += chunk
-        if len(data) > limit:
-            raise too_large("body", f"the JSON body is over {limit} bytes; send the picture in a form")
-    try:
-        values = json.loads(bytes(data) or b"{}")
-    except (ValueError, RecursionError) as error:
-        raise invalid("body", f"the body is no JSON ({error})") from None
-    if not isinstance(values, dict):
-        raise invalid("body", "the body must be a JSON object")
-    return values
-
-
-async def _read_form(request: Request, limits: LimitSettings) -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    async with read_form(request, limits) as form:
-        for name, value in form.multi_items():
-            content: Any = await value.read() if isinstance(value, UploadFile) else value
-            if name == "images" or name in _LISTS:
-                values.setdefault(name, []).append(content)
-                continue
-            if name in _NESTED and isinstance(content, str):
-                try:
-                    content = json.loads(content)
-                except (ValueError, RecursionError) as error:
-                    raise invalid(name, f"{name} is no JSON ({error})") from None
-            values[name] = content
-    return values
-
-
-def read_form(request: Request, limits: LimitSettings) -> Any:
-    """The form of a request, as a context manager that deletes its files afterwards.
-
-    Raises:
-        RegionSearchError: On entry: TOO_LARGE for too many files, INVALID_ARGUMENT for what is no form.
-    """
-    return _Form(request, limits)
-
-
-class _Form:
-    def __init__(self, request: Request, limits: LimitSettings) -> None:
-        self._request = request
-        self._limits = limits
-
-    async def __aenter__(self) -> Any:
-        try:
-            self._form = await self._request.form(
-                max_files=self._limits.max_files, max_fields=1000, max_part_size=_SMALL_BODY
-            )
-        except HTTPException as error:
-            detail = str(error.detail)
-            if detail.startswith("Too many"):
-                raise too_large("files", f"{detail} (max_files); send the rest in another request") from None
-            raise invalid("body", f"the body is no form that can be read: {detail}") from None
-        return self._form
-
-    async def __aexit__(self, *_: object) -> None:
-        await self._form.close()

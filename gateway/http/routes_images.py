@@ -14,7 +14,8 @@ from gateway import coco, render
 from gateway.access import Scope
 from gateway.core import Gateway
 from gateway.http.access import needs
-from gateway.http.answers import CocoDocument, Image, Images, Region, Regions
+from gateway.http.answers import Image, Images, Region, Regions
+from gateway.http.hits import CocoDocument
 from regionsearch.images import decode_image
 
 _IMMUTABLE = "private, max-age=31536000, immutable"

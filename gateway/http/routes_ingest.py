@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import AsyncIterator, Callable
 from typing import Any, Literal
@@ -16,10 +17,10 @@ from gateway.access import Scope
 from gateway.core import Gateway
 from gateway.http.access import needs
 from gateway.http.answers import IngestResult, IngestResults
-from gateway.http.bodies import read_form
 from gateway.http.problems import problem
-from gateway.ingest import checked_key, clean_name
-from regionsearch.errors import Kind, RegionSearchError, invalid, too_large
+from gateway.http.reading import read_form
+from gateway.records import checked_key, clean_name
+from regionsearch.errors import Kind, RegionSearchError, invalid
 from regionsearch.v1 import region_search_pb2, types_pb2
 
 _KEEP_ALIVE_S = 15.0
@@ -83,34 +84,26 @@ def router(gateway: Gateway) -> APIRouter:
         busy or away is the answer 429, 503 or 504.
         """
         key = checked_key(request.headers.get("idempotency-key"))
-        async with read_form(request, limits) as form:
+        async with contextlib.AsyncExitStack() as held:
+            form = await held.enter_async_context(read_form(request, limits))
             files = [value for value in form.getlist("files") if isinstance(value, UploadFile)]
             if not files:
-                raise invalid(
-                    "files", "the request has no pictures; send them as multipart files named files"
-                )
-            if len(files) > limits.max_files:
-                raise too_large("files", f"{len(files)} files are over the limit of {limits.max_files}")
-            tags, attributes = [str(tag) for tag in form.getlist("tags")], _attributes(form.get("attributes"))
-            gateway.ingester.check_room(len(files))
-            pictures = [
-                region_search_pb2.IngestImageRequest(
-                    collection=collection,
-                    image=types_pb2.Image(encoded=await file.read()),
-                    name=clean_name(file.filename or ""),
-                    tags=tags,
-                    attributes=attributes,
-                )
-                for file in files
-            ]
-        run = _Run(gateway, pictures, key)
-        if "text/event-stream" in request.headers.get("accept", ""):
-            return StreamingResponse(
-                run.events(), media_type="text/event-stream", headers={"Cache-Control": "no-store"}
+                raise invalid("files", "the request has no pictures; send multipart files named files")
+            about = region_search_pb2.IngestImageRequest(
+                collection=collection,
+                tags=[str(tag) for tag in form.getlist("tags")],
+                attributes=_attributes(form.get("attributes")),
             )
-        results = await run.results()
+            held.enter_context(gateway.ingester.admit(len(files)))
+            run = _Run(gateway, files, about, key)
+            if "text/event-stream" in request.headers.get("accept", ""):
+                events = run.events(held.pop_all())
+                return StreamingResponse(
+                    events, media_type="text/event-stream", headers={"Cache-Control": "no-store"}
+                )
+            results = await run.results()
         waiting = [e for e in run.errors if isinstance(e, RegionSearchError) and e.kind in _RETRY_LATER]
-        if len(waiting) == len(pictures):
+        if len(waiting) == len(files):
             raise waiting[0]
         return JSONResponse(IngestResults(results=results).model_dump(exclude_none=True))
 
@@ -133,27 +126,34 @@ class _Run:
     """The files of one request on their way in."""
 
     def __init__(
-        self, gateway: Gateway, pictures: list[region_search_pb2.IngestImageRequest], key: str | None
+        self,
+        gateway: Gateway,
+        files: list[UploadFile],
+        about: region_search_pb2.IngestImageRequest,
+        key: str | None,
     ) -> None:
         self._gateway = gateway
-        self._pictures = pictures
+        self._files = files
+        self._about = about
         self._key = key
-        self._priority = types_pb2.PRIORITY_INTERACTIVE if len(pictures) == 1 else types_pb2.PRIORITY_BULK
-        self.errors: list[Exception | None] = [None] * len(pictures)
+        self._priority = types_pb2.PRIORITY_INTERACTIVE if len(files) == 1 else types_pb2.PRIORITY_BULK
+        # Files wait on disk: only as many are in memory as can be worked on.
+        self._turn = asyncio.Semaphore(gateway.settings.limits.max_images_in_work)
+        self.errors: list[Exception | None] = [None] * len(files)
 
     async def results(
         self, report: Callable[[str, dict[str, Any]], None] = lambda event, data: None
     ) -> list[IngestResult]:
         """One result for each file, in their order."""
-        tasks = [asyncio.create_task(self._ingest(index, report)) for index in range(len(self._pictures))]
+        tasks = [asyncio.create_task(self._ingest(index, report)) for index in range(len(self._files))]
         try:
             return list(await asyncio.gather(*tasks))
         finally:
             for task in tasks:
                 task.cancel()
 
-    async def events(self) -> AsyncIterator[str]:
-        """The same as server-sent events."""
+    async def events(self, held: contextlib.AsyncExitStack) -> AsyncIterator[str]:
+        """The same as server-sent events; lets go of what is held for the request at the end."""
         queue: asyncio.Queue[str | None] = asyncio.Queue()
 
         def report(event: str, data: dict[str, Any]) -> None:
@@ -180,34 +180,40 @@ class _Run:
             await work
         finally:
             work.cancel()
+            await held.aclose()
 
     async def _ingest(self, index: int, report: Callable[[str, dict[str, Any]], None]) -> IngestResult:
-        picture = self._pictures[index]
+        file = self._files[index]
+        name = clean_name(file.filename or "")
 
         def stage_begins(stage: region_search_pb2.IngestStage.ValueType) -> None:
-            name = region_search_pb2.IngestStage.Name(stage).removeprefix("INGEST_STAGE_").lower()
-            report("progress", {"index": index, "name": picture.name, "stage": name})
+            word = region_search_pb2.IngestStage.Name(stage).removeprefix("INGEST_STAGE_").lower()
+            report("progress", {"index": index, "name": name, "stage": word})
 
         try:
-            answer = await self._gateway.ingester.ingest(
-                picture, priority=self._priority, idempotency_key=self._key, progress=stage_begins
-            )
+            async with self._turn:
+                request = region_search_pb2.IngestImageRequest(
+                    image=types_pb2.Image(encoded=await file.read()), name=name
+                )
+                request.MergeFrom(self._about)
+                answer = await self._gateway.ingester.ingest(
+                    request, priority=self._priority, idempotency_key=self._key, progress=stage_begins
+                )
         except RegionSearchError as error:
             self.errors[index] = error
-            result = IngestResult(name=picture.name, outcome="failed", error=problem(error))
+            result = IngestResult(name=name, outcome="failed", error=problem(error))
         except Exception as error:
             _log.exception("ingest failed unexpectedly", exc_info=error)
             self.errors[index] = error
             unexpected = RegionSearchError(Kind.INTERNAL, "an unexpected error; the server's log tells more")
-            result = IngestResult(name=picture.name, outcome="failed", error=problem(unexpected))
+            result = IngestResult(name=name, outcome="failed", error=problem(unexpected))
         else:
             result = IngestResult(
-                name=picture.name,
+                name=name,
                 outcome=_OUTCOMES[answer.outcome],
                 image_id=answer.image_id,
                 regions=answer.region_count,
                 seq=answer.seq,
             )
-        self._pictures[index] = region_search_pb2.IngestImageRequest()  # its bytes are not needed any more
         report("result", {"index": index, **result.model_dump(exclude_none=True)})
         return result

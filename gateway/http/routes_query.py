@@ -13,19 +13,19 @@ from gateway import coco, render
 from gateway.access import Scope
 from gateway.core import Gateway
 from gateway.http.access import needs
-from gateway.http.answers import (
+from gateway.http.answers import Model, Region
+from gateway.http.bodies import EmbeddingsBody, SearchBody, SegmentBody, WithinBody
+from gateway.http.hits import (
     CocoDocument,
     EmbeddingsAnswer,
     Hit,
-    Model,
     PromptAnswer,
-    Region,
     SearchAnswer,
     SegmentAnswer,
     WithinAnswer,
 )
-from gateway.http.bodies import EmbeddingsBody, SearchBody, SegmentBody, WithinBody, read_body
 from gateway.http.openapi import body_of
+from gateway.http.reading import read_body
 from gateway.pointing import merged_mask, select_stored
 from gateway.search import region_of
 from regionsearch.errors import not_found
