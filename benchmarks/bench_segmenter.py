@@ -69,7 +69,7 @@ def scene(height: int = 400, width: int = 600) -> Pixels:
 
 def photograph() -> Pixels:
     """512 x 512 pixels of an astronaut."""
-    return np.ascontiguousarray(skimage.data.astronaut())
+    return np.ascontiguousarray(skimage.data.astronaut())  # type: ignore[no-untyped-call]
 
 
 @contextlib.contextmanager
