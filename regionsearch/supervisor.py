@@ -27,9 +27,10 @@ HOST = "127.0.0.1"
 POLL_S = 0.1
 FIRST_DELAY_S = 0.5
 LONGEST_DELAY_S = 10.0
-# A process that dies this often within this time will not recover by being started again.
+# A process that dies so often in a row, each time so soon, will not recover by being started again.
 QUICK_DEATHS = 5
-QUICK_DEATHS_S = 60.0
+QUICK_DEATH_S = 60.0
+LARGE_LOG = 16 << 20  # bytes; at the next start it becomes the old log
 STOP_S = 45.0  # a process drains for 30 s at most
 
 MODULES = {
@@ -81,13 +82,17 @@ class _Child:
     settings: Mapping[str, str]
     log: Path
     process: subprocess.Popen[bytes] | None = None
-    deaths: list[float] = field(default_factory=list)
-    start_at: float = 0.0
+    started_at: float = 0.0
+    start_again_at: float = 0.0
+    quick_deaths: int = 0
 
     def start(self) -> None:
         environment = {"OMP_WAIT_POLICY": "PASSIVE"} | os.environ
         for key, value in self.settings.items():
             environment[f"REGIONSEARCH_{self.role.upper()}_{key.upper()}"] = value
+        if self.log.exists() and self.log.stat().st_size > LARGE_LOG:
+            self.log.replace(self.log.with_suffix(".log.1"))
+        self.started_at = time.monotonic()
         with self.log.open("ab") as log:
             # In a session of its own: Ctrl-C goes to the supervisor alone, which stops the children in order.
             self.process = subprocess.Popen(
@@ -196,20 +201,21 @@ class Supervisor:
         now = time.monotonic()
         for child in self._children:
             if child.process is None:
-                if now >= child.start_at:
+                if now >= child.start_again_at:
                     child.start()
                 continue
             code = child.process.poll()
             if code is None:
                 continue
             child.process = None
-            child.deaths = [*(death for death in child.deaths if now - death < QUICK_DEATHS_S), now]
-            if len(child.deaths) >= QUICK_DEATHS:
+            quick = now - child.started_at < QUICK_DEATH_S
+            child.quick_deaths = child.quick_deaths + 1 if quick else 1
+            if child.quick_deaths >= QUICK_DEATHS:
                 self._report(f"{child.name} ends again and again (last with code {code}); its log says:")
                 self._report(child.tail())
                 return False
-            delay = min(FIRST_DELAY_S * 2 ** (len(child.deaths) - 1), LONGEST_DELAY_S)
-            child.start_at = now + delay
+            delay = min(FIRST_DELAY_S * 2 ** (child.quick_deaths - 1), LONGEST_DELAY_S)
+            child.start_again_at = now + delay
             self._report(f"{child.name} ended with code {code}; starting it again. Its log: {child.log}")
         return True
 

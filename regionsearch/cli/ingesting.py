@@ -6,15 +6,17 @@ import glob
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from regionsearch.cli.options import COLLECTION, URL, ApiKey, CollectionName, Url
+from regionsearch.cli.options import COLLECTION, URL, ApiKey, CollectionName, Url, connect
 from regionsearch.cli.output import console, errors
-from regionsearch.client import Client, IngestResult
 from regionsearch.errors import invalid
+
+if TYPE_CHECKING:
+    from regionsearch.client import IngestResult
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
 
@@ -33,7 +35,7 @@ def ingest(
     """Add pictures. Those that are there already cost little: after an interruption just run it again."""
     files = find_pictures(paths)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Client(url, api_key=api_key) as client, Progress(*columns, console=errors) as progress:
+    with connect(url, api_key) as client, Progress(*columns, console=errors) as progress:
         task = progress.add_task("pictures", total=len(files))
         results = client.ingest(
             files,

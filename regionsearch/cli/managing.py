@@ -13,9 +13,8 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from regionsearch.cli.options import COLLECTION, URL, ApiKey, CollectionName, Url
+from regionsearch.cli.options import COLLECTION, URL, ApiKey, CollectionName, Url, connect
 from regionsearch.cli.output import console
-from regionsearch.client import Client
 from regionsearch.errors import RegionSearchError
 from regionsearch.models import PROFILES, models_dir, pocket_dir
 
@@ -26,7 +25,7 @@ collections_app = typer.Typer(help="Collections: list, create, delete.", no_args
 def list_collections(url: Url = URL, api_key: ApiKey = None) -> None:
     """Show all collections."""
     table = Table("collection", "images", "vectors", "model")
-    with Client(url, api_key=api_key) as client:
+    with connect(url, api_key) as client:
         for one in client.collections():
             model = f"{one.model['variant']} / {one.model.get('crop_policy')}"
             table.add_row(one.name, str(one.image_count), str(one.record_count), model)
@@ -43,7 +42,7 @@ def create_collection(
     api_key: ApiKey = None,
 ) -> None:
     """Make a collection for the model that is served now."""
-    with Client(url, api_key=api_key) as client:
+    with connect(url, api_key) as client:
         client.create_collection(name, crop_policy=crop_policy)
 
 
@@ -57,7 +56,7 @@ def delete_collection(
     """Delete a collection with all that is in it."""
     if not yes:
         typer.confirm(f"delete {name} with all of its images?", abort=True)
-    with Client(url, api_key=api_key) as client:
+    with connect(url, api_key) as client:
         client.delete_collection(name)
 
 
@@ -68,7 +67,7 @@ def delete(
     api_key: ApiKey = None,
 ) -> None:
     """Delete images with their regions."""
-    with Client(url, api_key=api_key) as client:
+    with connect(url, api_key) as client:
         for image_id in image_ids:
             client.delete_image(image_id, collection)
 
@@ -105,7 +104,7 @@ def doctor(url: Url = URL, api_key: ApiKey = None) -> None:
                 f"{profile.name} models",
                 ", ".join(here) or f"not pulled (regionsearch models pull {profile.name})",
             )
-    with Client(url, api_key=api_key, retries=0, timeout_s=5) as client:
+    with connect(url, api_key, retries=0, timeout_s=5) as client:
         try:
             services = client.ready().services
         except RegionSearchError as error:

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from regionsearch.client.clients import DEFAULT_URL
-from regionsearch.client.operations import DEFAULT_COLLECTION
+from regionsearch import defaults
+
+if TYPE_CHECKING:
+    from regionsearch.client import Client
 
 Url = Annotated[str, typer.Option("--url", envvar="REGIONSEARCH_URL", help="Address of the gateway.")]
 ApiKey = Annotated[str | None, typer.Option("--api-key", envvar="REGIONSEARCH_API_KEY", help="API key.")]
 CollectionName = Annotated[str, typer.Option("--collection", "-c", help="Collection.")]
 
-URL = DEFAULT_URL
-COLLECTION = DEFAULT_COLLECTION
+URL = defaults.URL
+COLLECTION = defaults.COLLECTION
+
+
+def connect(url: str, api_key: str | None, *, retries: int = 5, timeout_s: float = 300) -> Client:
+    """A client; its libraries are imported only now, so that help and completion are quick."""
+    from regionsearch.client import Client
+
+    return Client(url, api_key=api_key, retries=retries, timeout_s=timeout_s)

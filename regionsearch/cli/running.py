@@ -11,13 +11,11 @@ from typing import Annotated
 import typer
 
 from regionsearch.cli.ingesting import find_pictures, summarise
-from regionsearch.cli.options import COLLECTION
+from regionsearch.cli.options import COLLECTION, connect
 from regionsearch.cli.output import console, errors
-from regionsearch.client import Client
 from regionsearch.errors import RegionSearchError, invalid
 from regionsearch.models import find
 from regionsearch.models import profile as find_profile
-from regionsearch.supervisor import Plan, Supervisor
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
@@ -39,6 +37,8 @@ def up(
     ] = False,
 ) -> None:
     """Start segmenter, embedder, searcher and gateway, and keep them alive until Ctrl-C."""
+    from regionsearch.supervisor import Plan, Supervisor
+
     plan = Plan(find_profile(profile), data_dir, port, grpc_port, host, count_workers(workers or ()))
     for weights in plan.profile.weights:
         find(weights)
@@ -75,7 +75,7 @@ def fill_with_demo(url: str) -> None:
         errors.print("the demo pictures are not here: they come with a checkout, in examples/scenes")
         return
     try:
-        with Client(url) as client:
+        with connect(url, None) as client:
             results = client.ingest(scenes, COLLECTION, tags=["demo"])
     except RegionSearchError as error:
         errors.print(f"the demo pictures could not be added: {error.message}", markup=False, highlight=False)

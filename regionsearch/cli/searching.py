@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
-from regionsearch.cli.drawing import outline
-from regionsearch.cli.options import COLLECTION, URL, ApiKey, CollectionName, Url
+from regionsearch.cli.options import COLLECTION, URL, ApiKey, CollectionName, Url, connect
 from regionsearch.cli.output import console, errors
-from regionsearch.client import Box, Client, SearchResult
 from regionsearch.errors import invalid
+
+if TYPE_CHECKING:
+    from regionsearch.client import Box, SearchResult
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 MinScore = Annotated[float | None, typer.Option(help="Lowest cosine that counts.")]
@@ -45,7 +46,7 @@ def search(
     """Find things by words, by a picture, by a region, or by all of these together."""
     if not words and like is None and region is None:
         raise invalid("words", "say what to look for: words, --like PICTURE, or --region ID")
-    with Client(url, api_key=api_key) as client:
+    with connect(url, api_key) as client:
         result = client.search(
             " ".join(words) if words else None,
             collection,
@@ -63,6 +64,8 @@ def search(
         else:
             console.print(_table(result) if result else "nothing was found")
         if result and (save is not None or open_it):
+            from regionsearch.cli.drawing import outline
+
             best = result[0]
             _show(outline(client.content(best.image_id, collection), best), save, open_it)
 
@@ -83,7 +86,7 @@ def within(
     """Find things inside one picture; a file is looked at without being stored."""
     path = Path(picture) if Path(picture).is_file() else None
     image_id = None if path else picture
-    with Client(url, api_key=api_key) as client:
+    with connect(url, api_key) as client:
         found = client.within(
             phrases, image=path, image_id=image_id, collection=collection, min_score=min_score
         )
@@ -110,7 +113,7 @@ def export(
     api_key: ApiKey = None,
 ) -> None:
     """Write the hits of a search, or all regions of a collection, as COCO annotations with masks."""
-    with Client(url, api_key=api_key) as client:
+    with connect(url, api_key) as client:
         if words:
             document = client.export_hits(" ".join(words), collection, limit=limit)
         else:

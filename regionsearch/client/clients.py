@@ -11,8 +11,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, ParamSpec, Self, TypeVar, overload
 
+from regionsearch import defaults
 from regionsearch.client import operations
-from regionsearch.client.operations import DEFAULT_COLLECTION, PAGE_SIZE, Operation
+from regionsearch.client.operations import PAGE_SIZE, Operation
 from regionsearch.client.results import Image, IngestResult, Problem
 from regionsearch.client.sources import Source, name_of
 from regionsearch.client.transports import (
@@ -29,7 +30,6 @@ from regionsearch.errors import Kind, RegionSearchError
 P = ParamSpec("P")
 T = TypeVar("T")
 
-DEFAULT_URL = "http://localhost:8000"
 POLL_S = 0.2
 
 # What is wrong with one picture. Every other error would meet the next picture too, and is raised.
@@ -100,7 +100,7 @@ class Client:
 
     def __init__(
         self,
-        url: str = DEFAULT_URL,
+        url: str = defaults.URL,
         *,
         api_key: str | None = None,
         timeout_s: float = 300,
@@ -146,7 +146,7 @@ class Client:
     def ingest(
         self,
         sources: Iterable[Source],
-        collection: str = DEFAULT_COLLECTION,
+        collection: str = defaults.COLLECTION,
         *,
         tags: Sequence[str] = (),
         attributes: Mapping[str, str] | None = None,
@@ -194,7 +194,7 @@ class Client:
                 collect(FIRST_COMPLETED)
         return [results[index] for index in range(len(results))]
 
-    def images(self, collection: str = DEFAULT_COLLECTION) -> Iterator[Image]:
+    def images(self, collection: str = defaults.COLLECTION) -> Iterator[Image]:
         """All images, newest first, fetched page by page."""
         token = ""
         while True:
@@ -228,7 +228,7 @@ class AsyncClient:
 
     def __init__(
         self,
-        url: str = DEFAULT_URL,
+        url: str = defaults.URL,
         *,
         api_key: str | None = None,
         timeout_s: float = 300,
@@ -276,7 +276,7 @@ class AsyncClient:
     async def ingest(
         self,
         sources: Iterable[Source],
-        collection: str = DEFAULT_COLLECTION,
+        collection: str = defaults.COLLECTION,
         *,
         tags: Sequence[str] = (),
         attributes: Mapping[str, str] | None = None,
@@ -305,7 +305,7 @@ class AsyncClient:
             await asyncio.gather(*workers, return_exceptions=True)
         return [results[index] for index in range(len(results))]
 
-    async def images(self, collection: str = DEFAULT_COLLECTION) -> AsyncIterator[Image]:
+    async def images(self, collection: str = defaults.COLLECTION) -> AsyncIterator[Image]:
         """All images, newest first, fetched page by page."""
         token = ""
         while True:

@@ -19,6 +19,7 @@ from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from numpy.typing import NDArray
 
+from regionsearch import defaults
 from regionsearch.client import messages
 from regionsearch.client.problems import error_of
 from regionsearch.client.results import (
@@ -52,7 +53,6 @@ T = TypeVar("T")
 Render = Literal["outline", "boxes", "mask"]
 Level = Literal["region", "image", "both"]
 
-DEFAULT_COLLECTION = "default"
 PAGE_SIZE = 500
 
 _LEVELS = {
@@ -123,7 +123,7 @@ class Operation(Generic[T]):
 
 def ingest_one(
     source: Source,
-    collection: str = DEFAULT_COLLECTION,
+    collection: str = defaults.COLLECTION,
     *,
     tags: Sequence[str] = (),
     attributes: Mapping[str, str] | None = None,
@@ -171,7 +171,7 @@ def ingest_one(
 
 def search(
     text: str | Sequence[str] | None = None,
-    collection: str = DEFAULT_COLLECTION,
+    collection: str = defaults.COLLECTION,
     *,
     image: Source | None = None,
     region_id: str | None = None,
@@ -259,7 +259,7 @@ def within(
     *,
     image: Source | None = None,
     image_id: str | None = None,
-    collection: str = DEFAULT_COLLECTION,
+    collection: str = defaults.COLLECTION,
     negatives: Sequence[str] = (),
     min_score: float | None = None,
     relative_cutoff: float | None = None,
@@ -303,7 +303,7 @@ def render(
     *,
     image: Source | None = None,
     image_id: str | None = None,
-    collection: str = DEFAULT_COLLECTION,
+    collection: str = defaults.COLLECTION,
     style: Render = "outline",
     min_score: float | None = None,
 ) -> Operation[bytes]:
@@ -323,7 +323,7 @@ def segment(
     *,
     image: Source | None = None,
     image_id: str | None = None,
-    collection: str = DEFAULT_COLLECTION,
+    collection: str = defaults.COLLECTION,
     points: Sequence[Point] = (),
     box: Box | None = None,
     multimask: bool = False,
@@ -393,7 +393,7 @@ def delete_collection(name: str) -> Operation[None]:
 
 
 def list_images(
-    collection: str = DEFAULT_COLLECTION, *, page_size: int = PAGE_SIZE, page_token: str = ""
+    collection: str = defaults.COLLECTION, *, page_size: int = PAGE_SIZE, page_token: str = ""
 ) -> Operation[ImagePage]:
     """One page of a collection's images, newest first."""
     page = {"page_size": page_size, "page_token": page_token}
@@ -411,14 +411,14 @@ def list_images(
     )
 
 
-def content(image_id: str, collection: str = DEFAULT_COLLECTION) -> Operation[bytes]:
+def content(image_id: str, collection: str = defaults.COLLECTION) -> Operation[bytes]:
     """The file of an image, as it was sent."""
     path = _path(collection, "images", image_id, "content")
     return Operation("content", HttpCall(lambda: HttpRequest("GET", path), lambda response: response.content))
 
 
 def regions(
-    image_id: str, collection: str = DEFAULT_COLLECTION, *, masks: bool = False
+    image_id: str, collection: str = defaults.COLLECTION, *, masks: bool = False
 ) -> Operation[tuple[Region, ...]]:
     """The regions of an image, best first."""
     params = {"include": "mask"} if masks else {}
@@ -432,7 +432,7 @@ def regions(
 
 
 def export_hits(
-    text: str | Sequence[str], collection: str = DEFAULT_COLLECTION, *, limit: int = 100
+    text: str | Sequence[str], collection: str = defaults.COLLECTION, *, limit: int = 100
 ) -> Operation[dict[str, Any]]:
     """The hits of a search as a COCO document with masks; the phrases are its categories."""
     body = {"query": {"texts": _phrases(text)}, "level": "region", "page_size": limit}
@@ -443,7 +443,7 @@ def export_hits(
     )
 
 
-def export_regions(image_id: str, collection: str = DEFAULT_COLLECTION) -> Operation[dict[str, Any]]:
+def export_regions(image_id: str, collection: str = defaults.COLLECTION) -> Operation[dict[str, Any]]:
     """All regions of an image as a COCO document with masks."""
     path = _path(collection, "images", image_id, "regions")
     return Operation(
@@ -451,7 +451,7 @@ def export_regions(image_id: str, collection: str = DEFAULT_COLLECTION) -> Opera
     )
 
 
-def delete_image(image_id: str, collection: str = DEFAULT_COLLECTION) -> Operation[None]:
+def delete_image(image_id: str, collection: str = defaults.COLLECTION) -> Operation[None]:
     """Deletes an image with its regions."""
     return Operation(
         "delete_image",

@@ -1,0 +1,7 @@
+"""What is meant when nothing is said."""
+
+URL = "http://localhost:8000"
+"""A gateway on this machine, as `regionsearch up` starts it."""
+
+COLLECTION = "default"
+"""The collection that is there from the start."""
