@@ -23,6 +23,8 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
+from starlette.types import Receive, Send
+from starlette.types import Scope as Scope_
 
 from regionsearch.masks import encode_rle
 from tests.web.scenes import Scene, Thing, library, scene
@@ -44,6 +46,7 @@ class FakeGateway:
         ready: What /readyz says.
         failure: When set, (status, problem document) of the next searches.
         page_size: Hits a page.
+        key: When set, the API key that every call of the API needs.
     """
 
     def __init__(self) -> None:
@@ -51,6 +54,7 @@ class FakeGateway:
         self.ready = True
         self.failure: tuple[int, dict[str, Any]] | None = None
         self.page_size = 24
+        self.key: str | None = None
         self.requests: list[tuple[str, Any]] = []
         for one in library():
             self.put(one)
@@ -70,6 +74,15 @@ class FakeGateway:
                 Mount("/static", StaticFiles(directory=WEB)),
             ]
         )
+
+    async def __call__(self, scope: Scope_, receive: Receive, send: Send) -> None:
+        """The ASGI entry: refuses calls of the API without the key."""
+        given = dict(scope.get("headers", ())).get(b"authorization", b"").decode()
+        if self.key and scope.get("path", "").startswith("/v1/") and given != f"Bearer {self.key}":
+            refusal = JSONResponse({"title": "An API key is needed", "code": "UNAUTHENTICATED"}, 401)
+            await refusal(scope, receive, send)
+            return
+        await self.app(scope, receive, send)
 
     def put(self, one: Scene) -> str:
         identity = hashlib.sha256(one.data).hexdigest()
@@ -234,7 +247,7 @@ class Server:
     """A fake gateway that listens on a port of the system's choice."""
 
     def __init__(self, gateway: FakeGateway, port: int = 0) -> None:
-        config = uvicorn.Config(gateway.app, host="127.0.0.1", port=port, log_level="warning")
+        config = uvicorn.Config(gateway, host="127.0.0.1", port=port, log_level="warning")
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._server.run, daemon=True)
 

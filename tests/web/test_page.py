@@ -89,6 +89,7 @@ def test_the_whole_way_by_mouse(page: Page, url: str, gateway: FakeGateway, tmp_
 
 
 def test_the_whole_way_by_keyboard(page: Page, url: str, gateway: FakeGateway, tmp_path: Path) -> None:
+    page.on("filechooser", lambda chooser: None)  # from here on the browser hands the dialog to the test
     page.goto(url)
     expect(page.locator("#grid .tile")).to_have_count(4)
     add = page.get_by_role("button", name="Add pictures")
@@ -302,3 +303,27 @@ def test_dark_mode_keeps_the_mark(browser: Browser, url: str) -> None:
     assert max(int(v) for v in re.findall(r"\d+", background)) < 40
     assert np.abs(screenshot(found) - MARK).max(axis=2).min() < 40
     context.close()
+
+
+def test_a_key_is_asked_for_and_sent_with_pictures_too(page: Page, url: str, gateway: FakeGateway) -> None:
+    gateway.key = "open sesame"
+    page.goto(url)
+    page.get_by_role("textbox", name="API key").fill("open sesame")
+    page.keyboard.press("Enter")
+    expect(page.locator("#grid .tile")).to_have_count(4)
+    loaded = "[...document.querySelectorAll('#grid img')].every((image) => image.naturalWidth > 0)"
+    page.wait_for_function(loaded)
+
+
+def test_an_upload_can_be_cancelled_and_repeated(
+    page: Page, url: str, gateway: FakeGateway, tmp_path: Path
+) -> None:
+    page.goto(url)
+    expect(page.locator("#grid .tile")).to_have_count(4)
+    page.route("**/v1/collections/default/images", lambda route: None)  # never answered
+    page.locator("#files").set_input_files(picture_file(tmp_path))
+    page.get_by_role("button", name="Cancel new.png").click()
+    expect(page.locator("#uploads-list .status")).to_have_text("Cancelled")
+    page.unroute("**/v1/collections/default/images")
+    page.get_by_role("button", name="Try new.png again").click()
+    expect(page.locator("#uploads-list .status")).to_have_text("2 things found")

@@ -1,13 +1,12 @@
 /** Puts the page together: the address is the state, everything else follows it. */
 
 import * as api from "./api.js";
-import { $, announce, typing } from "./dom.js";
+import { $, announce, toast, typing } from "./dom.js";
 import { acceptPictures } from "./drop.js";
 import { keep } from "./pictures.js";
 import { whenReady } from "./readiness.js";
 import { Results } from "./results.js";
 import { SearchBar } from "./searchbar.js";
-import { toast } from "./dom.js";
 import { Uploads } from "./uploads.js";
 import { HOME, isSearch, read, write } from "./url.js";
 import { Viewer } from "./viewer.js";

@@ -53,7 +53,8 @@ export class SearchBar {
   /** Shows a state in the fields. */
   show(state) {
     this.state = state;
-    if (document.activeElement !== $("q") || !typing({ target: $("q") }) || $("q").value.trim() !== state.text) $("q").value = state.text;
+    if ($("q").value.trim() !== state.text) $("q").value = state.text;
+    $("collection").value = state.collection;
     const form = $("filters").elements;
     form.level.value = state.level;
     form.group.checked = state.group;

@@ -296,7 +296,7 @@ async function showContent(image, collection, id) {
     await first;
   } catch {
     const second = loaded();
-    await api.show(image, `${api.thumbnailUrl(collection, id)}`);
+    await api.show(image, api.thumbnailUrl(collection, id));
     await second.catch(() => {});
   }
 }
