@@ -85,7 +85,8 @@ def _ramp(rng: np.random.Generator, height: int, width: int) -> Pixels:
     x = np.linspace(-0.5, 0.5, width, dtype=np.float32) * np.float32(np.cos(angle))
     y = np.linspace(-0.5, 0.5, height, dtype=np.float32) * np.float32(np.sin(angle))
     ramp = y[:, None] + x[None]
-    return ((ramp - ramp.min()) / (np.ptp(ramp) + 1e-6))[..., None]
+    scaled: Pixels = (ramp - ramp.min()) / (np.ptp(ramp) + 1e-6)
+    return scaled[..., None]
 
 
 def _gradient(rng: np.random.Generator, height: int, width: int) -> Pixels:
@@ -110,7 +111,8 @@ def _wave(rng: np.random.Generator, height: int, width: int) -> Pixels:
     period = rng.uniform(8, 64)
     phase = _ramp(rng, height, width) * max(height, width) / period * 2 * np.pi + rng.uniform(0, 6)
     sharpness = rng.choice([1.0, 4.0, 20.0])
-    return (0.5 + 0.5 * np.tanh(sharpness * np.sin(phase))).astype(np.float32)
+    wave: Pixels = (0.5 + 0.5 * np.tanh(sharpness * np.sin(phase))).astype(np.float32)
+    return wave
 
 
 def _stripes(rng: np.random.Generator, height: int, width: int) -> Pixels:
@@ -120,7 +122,7 @@ def _stripes(rng: np.random.Generator, height: int, width: int) -> Pixels:
 
 def _checks(rng: np.random.Generator, height: int, width: int) -> Pixels:
     a, b = _wave(rng, height, width), _wave(rng, height, width)
-    board = a * b + (1 - a) * (1 - b)
+    board: Pixels = a * b + (1 - a) * (1 - b)
     return board * _colour(rng) + (1 - board) * _colour(rng)
 
 
@@ -129,8 +131,8 @@ def _ground_and_sky(rng: np.random.Generator, height: int, width: int) -> Pixels
     horizon = rng.uniform(0.2, 0.75) + rng.uniform(-0.1, 0.1) * np.linspace(-1, 1, width, dtype=np.float32)
     y = np.linspace(0, 1, height, dtype=np.float32)[:, None]
     below = 1 / (1 + np.exp(-np.clip((y - horizon) * rng.choice([30, 120, 400]), -30, 30)))
-    below = below[..., None].astype(np.float32)
-    return below * _clouds(rng, height, width) + (1 - below) * _gradient(rng, height, width)
+    ground: Pixels = below[..., None].astype(np.float32)
+    return ground * _clouds(rng, height, width) + (1 - ground) * _gradient(rng, height, width)
 
 
 def _clutter(rng: np.random.Generator, height: int, width: int) -> Pixels:

@@ -71,7 +71,7 @@ def decode_masks(
     fine = last_activation(_double(fine, second))
     masks = torch.einsum("bmc,bnijc->bmnij", weights, fine)
     # From cell, quarter, quarter of the quarter to rows and columns.
-    masks = masks.unflatten(4, (2, 2)).unflatten(3, (2, 2)).unflatten(2, (height, width))
+    masks = masks.reshape(*masks.shape[:2], height, width, 2, 2, 2, 2)
     masks = masks.permute(0, 1, 2, 4, 6, 3, 5, 7).reshape(len(masks), -1, 4 * height, 4 * width)
     return masks, decoder.iou_prediction_head(queries[:, 0])
 
@@ -82,7 +82,8 @@ def _attend(attention: Attention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     batch = max(len(q), len(k))
     q, k, v = (_split(x, batch, attention.num_heads) for x in (q, k, v))
     weights = torch.softmax(q @ k.transpose(2, 3) / math.sqrt(q.shape[-1]), -1)
-    return attention.out_proj((weights @ v).transpose(1, 2).flatten(2))
+    mixed: Tensor = attention.out_proj((weights @ v).transpose(1, 2).flatten(2))
+    return mixed
 
 
 def _double(x: Tensor, convolution: nn.ConvTranspose2d) -> Tensor:
@@ -97,9 +98,10 @@ def _double(x: Tensor, convolution: nn.ConvTranspose2d) -> Tensor:
     """
     weight = convolution.weight.permute(2, 3, 1, 0).flatten(0, 2)
     assert convolution.bias is not None
-    return F.linear(x, weight, convolution.bias.repeat(4)).unflatten(-1, (4, -1))
+    children = F.linear(x, weight, convolution.bias.repeat(4))
+    return children.reshape(*x.shape[:-1], 4, -1)
 
 
 def _split(x: Tensor, batch: int, heads: int) -> Tensor:
-    x = x.unflatten(2, (heads, -1)).transpose(1, 2)
+    x = x.reshape(*x.shape[:2], heads, -1).transpose(1, 2)
     return x if len(x) == batch else x.repeat_interleave(batch // len(x), 0)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +13,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from services.embedder.crops import CropPolicy, crop_regions
-from training.captions import ALL_WORDS, describe_scene, describe_thing
+from training.captions import ALL_WORDS, describe_scene
 from training.loop import train
+from training.prompts import mask_box
 from training.scenes import HELD_OUT, SceneArtist
 from training.store import SceneStore, StoredScene, fit
+from training.vocabulary import Vocabulary
 
 MODEL_CONFIG: dict[str, Any] = {
     "embed_dim": 256,
@@ -35,40 +35,9 @@ PEAK_RATE = 1.5e-3
 
 _SCENES = 26  # of a step; each gives one crop per thing
 _WHOLE_SCENES = 8  # of those also seen whole
-_COARSE_SIDE, _COARSE_SHARE = 64, 0.5  # the first part of a run sees smaller crops, for speed
+_COARSE_SIDE, _COARSE_SHARE = 64, 0.6  # the first part of a run sees smaller crops, for speed
 _POLICIES = tuple(policy for policy in CropPolicy if policy is not CropPolicy.ENSEMBLE)
 _POLICY_WEIGHTS = np.array([4.0 if policy is CropPolicy.BLUR else 1.0 for policy in _POLICIES])
-
-
-@dataclass
-class Vocabulary:
-    """The classes of the training world and the words for them.
-
-    Attributes:
-        keywords: CLDR keywords of every name.
-    """
-
-    keywords: dict[str, tuple[str, ...]]
-    names: list[str] = field(init=False)
-    index: dict[str, int] = field(init=False)
-    synonyms: dict[str, list[str]] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.names = sorted(self.keywords)
-        self.index = {name: i for i, name in enumerate(self.names)}
-        uses = Counter(word for words in self.keywords.values() for word in set(words))
-        # A keyword that only one thing has means that thing; the others ("animal", "face") are too broad.
-        self.synonyms = {
-            name: [w for w in words if uses[w] == 1 and w not in self.keywords]
-            for name, words in self.keywords.items()
-        }
-
-    def describe(self, rng: np.random.Generator, name: str) -> str:
-        """A random way to ask for a thing."""
-        others = self.synonyms[name]
-        if others and rng.random() < 0.12:
-            return describe_thing(rng, others[int(rng.integers(len(others)))])
-        return describe_thing(rng, name, self.keywords[name])
 
 
 class EmbedderTrainee(nn.Module):
@@ -157,7 +126,8 @@ def train_embedder(
         evaluate=evaluate,
     )
     assert isinstance(averaged, EmbedderTrainee)
-    return averaged.finished()
+    clip: nn.Module = averaged.finished()
+    return clip
 
 
 @torch.no_grad()
@@ -177,7 +147,7 @@ def naming_quality(
     for scene in scenes:
         image = _to_tensor(scene.image, device)
         masks = np.stack([scene.labels == thing.label for thing in scene.things])
-        boxes = np.stack([_box(mask) for mask in masks])
+        boxes = np.stack([mask_box(mask) for mask in masks])
         crops = _crop(image, boxes, masks, CropPolicy.BLUR, side, device)
         truth = torch.tensor([vocabulary.index[thing.name] for thing in scene.things], device=device)
         right.append((trainee.embed_images(crops) @ texts.T).argmax(1) == truth)
@@ -194,7 +164,9 @@ def _step_loss(
     side: int,
     device: torch.device,
 ) -> tuple[Tensor, dict[str, float]]:
-    crops, names, images = [], [], []
+    crops: list[Tensor] = []
+    images: list[Tensor] = []
+    names: list[str | None] = []
     for scene in scenes:
         pixels = scene.image[:, ::-1] if (mirrored := rng.random() < 0.5) else scene.image
         labels = scene.labels[:, ::-1] if mirrored else scene.labels
@@ -262,10 +234,11 @@ def _regions(
     rng: np.random.Generator, scene: StoredScene, labels: npt.NDArray[np.uint8]
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_], list[str | None]]:
     """Boxes and masks as a segmenter gives them, a little off; now and then a part or background too."""
-    boxes, masks, names = [], [], []
+    boxes, masks = [], []
+    names: list[str | None] = []
     for thing in scene.things:
         mask = _disturb(rng, labels == thing.label)
-        boxes.append(_box(mask))
+        boxes.append(mask_box(mask))
         masks.append(mask)
         names.append(thing.name)
     if rng.random() < 0.5:
@@ -274,13 +247,13 @@ def _regions(
             if rng.random() < 0.6
             else labels == 0
         )
-        x0, y0, x1, y1 = _box(mask)
+        x0, y0, x1, y1 = mask_box(mask)
         width, height = (x1 - x0) * rng.uniform(0.2, 0.5), (y1 - y0) * rng.uniform(0.2, 0.5)
         x, y = rng.uniform(x0, x1 - width), rng.uniform(y0, y1 - height)
         part = np.zeros_like(mask)
         part[int(y) : int(y + height) + 1, int(x) : int(x + width) + 1] = True
         if (part := part & mask).sum() > 30:
-            boxes.append(_box(part))
+            boxes.append(mask_box(part))
             masks.append(part)
             names.append(None)
     return np.stack(boxes), np.stack(masks), names
@@ -322,8 +295,3 @@ def _whole(image: Tensor, side: int) -> Tensor:
 
 def _to_tensor(image: npt.NDArray[np.uint8], device: torch.device) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))).to(device)
-
-
-def _box(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32]:
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    return np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], np.float32)

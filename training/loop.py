@@ -13,7 +13,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 WARMUP_STEPS = 200
-DECAY_SHARE = 0.3  # the last part of a run, in which the learning rate falls to zero
+DECAY_SHARE = 0.45  # the last part of a run, in which the learning rate falls to zero
 
 
 def learning_rate(step: int, steps: int, peak: float) -> float:
@@ -30,7 +30,7 @@ class AveragedWeights:
         decay: of the average once the run is long enough; less before, so that early averages are not stale.
     """
 
-    def __init__(self, module: nn.Module, decay: float = 0.998) -> None:
+    def __init__(self, module: nn.Module, decay: float = 0.99) -> None:
         self.module = copy.deepcopy(module).eval().requires_grad_(False)
         self.decay = decay
 
@@ -52,7 +52,7 @@ def train(
     checkpoint: Path,
     evaluate: Callable[[nn.Module], dict[str, float]] | None = None,
     evaluate_every: int = 500,
-    save_every: int = 100,
+    save_every: int = 50,
 ) -> nn.Module:
     """Trains a module with AdamW and returns its averaged weights.
 

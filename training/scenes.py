@@ -55,7 +55,8 @@ class Scene:
 
     def mask(self, thing: Thing) -> npt.NDArray[np.bool_]:
         """The visible pixels of a thing, bool, height × width."""
-        return self.labels == thing.label
+        visible: npt.NDArray[np.bool_] = self.labels == thing.label
+        return visible
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from services.segmenter.backends.pocket import STRIDE, build_pocket_sam
 from training.decoder import decode_masks
 from training.loop import train
+from training.prompts import any_pixel, choose_things, inner_pixel, jittered_box, mask_box, several_points
 from training.scenes import HELD_OUT, SceneArtist
 from training.store import SIDE, SceneStore, StoredScene, fit
 
@@ -105,7 +106,8 @@ def train_segmenter(
         evaluate=evaluate,
     )
     assert isinstance(averaged, SegmenterTrainee)
-    return averaged.sam
+    sam: nn.Module = averaged.sam
+    return sam
 
 
 @torch.no_grad()
@@ -119,7 +121,7 @@ def one_click_quality(
     for scene in scenes:
         batch = _collate([(scene.image, scene.labels)], device)
         chosen = np.array([thing.label for thing in scene.things])
-        points = np.stack([_inner_pixel(rng, scene.labels == label) for label in chosen])
+        points = np.stack([inner_pixel(rng, scene.labels == label) for label in chosen])
         truth = batch.labels == torch.from_numpy(chosen).to(device)[:, None, None]
         embeddings, _ = trainee.embed(batch)
         sparse = _embed_points(trainee, points[:, None], np.ones((len(points), 1)), device)
@@ -141,7 +143,7 @@ def _step_loss(
     trainee: SegmenterTrainee, batch: Batch, rng: np.random.Generator
 ) -> tuple[Tensor, dict[str, float]]:
     embeddings, auxiliary = trainee.embed(batch)
-    chosen = np.stack([_choose_things(rng, labels) for labels in batch.labels.numpy(force=True)])
+    chosen = np.stack([choose_things(rng, labels, _PROMPTS) for labels in batch.labels.numpy(force=True)])
     device = batch.labels.device
     labels = batch.labels[:, None].expand(-1, _PROMPTS, -1, -1)
     kind = rng.random()
@@ -155,14 +157,12 @@ def _step_loss(
     outlines &= _inside(batch)[:, None].repeat(_PROMPTS, 1).reshape(outlines.shape)
     dense = None
     if kind < 0.6:
-        points = np.stack([_any_pixel(rng, outline) for outline in outlines])[:, None]
+        points = np.stack([any_pixel(rng, outline) for outline in outlines])[:, None]
         sparse = _embed_points(trainee, points, np.ones(points.shape[:2]), device)
     elif kind < 0.75:
-        sparse = _embed_boxes(
-            trainee, np.stack([_jittered_box(rng, outline) for outline in outlines]), device
-        )
+        sparse = _embed_boxes(trainee, np.stack([jittered_box(rng, outline) for outline in outlines]), device)
     elif kind < 0.88:
-        points, marks = _several_points(rng, outlines, _inside(batch).repeat(_PROMPTS, 0))
+        points, marks = several_points(rng, outlines, _inside(batch).repeat(_PROMPTS, 0))
         sparse = _embed_points(trainee, points, marks, device)
     else:
         sparse, dense = _refinement(trainee, embeddings, truth, outlines, rng)
@@ -222,7 +222,7 @@ def _box_distances(labels: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.float3
     centre = (np.arange(_GRID, dtype=np.float32) * STRIDE + STRIDE // 2) / 64
     for scene, cell, out in zip(labels, cells, distances, strict=True):
         for label in np.unique(cell)[1:] if (cell == 0).any() else np.unique(cell):
-            x0, y0, x1, y1 = _box(scene == label) / 64
+            x0, y0, x1, y1 = mask_box(scene == label) / 64
             rows, columns = np.nonzero(cell == label)
             x, y = centre[columns], centre[rows]
             out[rows, columns] = np.stack([x - x0, y - y0, x1 - x, y1 - y], 1)
@@ -238,14 +238,14 @@ def _refinement(
 ) -> tuple[Tensor, Tensor]:
     """A first click, then a second where the first answer was wrong, with that answer as a mask prompt."""
     device = truth.device
-    points = np.stack([_any_pixel(rng, outline) for outline in outlines])[:, None]
+    points = np.stack([any_pixel(rng, outline) for outline in outlines])[:, None]
     with torch.no_grad():
         sparse = _embed_points(trainee, points, np.ones(points.shape[:2]), device)
         masks, predicted = trainee.decode(embeddings.detach(), sparse)
         answer = masks[torch.arange(len(masks)), predicted[:, 1:].argmax(1) + 1][:, None]
         wrong = (F.interpolate(answer, (SIDE, SIDE), mode="bilinear")[:, 0] > 0) != truth
     missed = wrong.numpy(force=True)
-    second = np.stack([_any_pixel(rng, m if m.any() else o) for m, o in zip(missed, outlines, strict=True)])
+    second = np.stack([any_pixel(rng, m if m.any() else o) for m, o in zip(missed, outlines, strict=True)])
     marks = outlines[np.arange(len(second)), second[:, 1].astype(int), second[:, 0].astype(int)]
     both = np.concatenate([points, second[:, None]], 1)
     sparse = _embed_points(trainee, both, np.stack([np.ones(len(marks)), marks], 1), device)
@@ -259,75 +259,15 @@ def _embed_points(
 ) -> Tensor:
     """Tokens of points (B, N, 2) with labels (B, N), padded as a prompt without a box is."""
     coordinates = torch.from_numpy(points).to(device, torch.float32)
-    sparse, _ = trainee.sam.prompt_encoder(
-        (coordinates, torch.from_numpy(marks).to(device, torch.float32)), None, None
-    )
+    labels = torch.from_numpy(marks).to(device, torch.float32)
+    sparse: Tensor = trainee.sam.prompt_encoder((coordinates, labels), None, None)[0]
     return sparse
 
 
 def _embed_boxes(trainee: SegmenterTrainee, boxes: npt.NDArray[np.float32], device: torch.device) -> Tensor:
-    sparse, _ = trainee.sam.prompt_encoder(None, torch.from_numpy(boxes).to(device, torch.float32), None)
+    corners = torch.from_numpy(boxes).to(device, torch.float32)
+    sparse: Tensor = trainee.sam.prompt_encoder(None, corners, None)[0]
     return sparse
-
-
-def _choose_things(rng: np.random.Generator, labels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """Labels of ``_PROMPTS`` things, different ones as far as there are enough; 0 where there is none."""
-    present = np.unique(labels)
-    present = present[present > 0]
-    if not len(present):
-        return np.zeros(_PROMPTS, np.uint8)
-    return rng.permutation(np.resize(rng.permutation(present), _PROMPTS)).astype(np.uint8)
-
-
-def _any_pixel(rng: np.random.Generator, mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32]:
-    """X and y of a random pixel of the mask; the image's middle when the mask is empty."""
-    places = np.flatnonzero(mask)
-    if not len(places):
-        return np.array([SIDE / 2, SIDE / 2], np.float32)
-    y, x = divmod(int(places[rng.integers(len(places))]), mask.shape[1])
-    return np.array([x, y], np.float32)
-
-
-def _inner_pixel(rng: np.random.Generator, mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32]:
-    """A pixel away from the outline: the one, of several random ones, with most of the mask around it."""
-    summed = np.pad(mask.astype(np.int32).cumsum(0).cumsum(1), ((1, 0), (1, 0)))
-    tries = np.stack([_any_pixel(rng, mask) for _ in range(32)])
-    y, x = tries[:, 1].astype(int), tries[:, 0].astype(int)
-    y0, y1 = (y - 6).clip(0), (y + 7).clip(max=mask.shape[0])
-    x0, x1 = (x - 6).clip(0), (x + 7).clip(max=mask.shape[1])
-    around = summed[y1, x1] - summed[y0, x1] - summed[y1, x0] + summed[y0, x0]
-    return tries[around.argmax()]
-
-
-def _jittered_box(rng: np.random.Generator, mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32]:
-    box = _box(mask)
-    spread = 0.05 * np.tile(box[2:] - box[:2], 2) + 1
-    return (box + rng.normal(0, 1, 4).clip(-2, 2) * spread * rng.choice([0.2, 1.0])).astype(np.float32)
-
-
-def _box(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32]:
-    """x_min, y_min, x_max, y_max, half-open; the whole square when the mask is empty."""
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    if not len(rows):
-        return np.array([0, 0, SIDE, SIDE], np.float32)
-    return np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], np.float32)
-
-
-def _several_points(
-    rng: np.random.Generator, outlines: npt.NDArray[np.bool_], inside: npt.NDArray[np.bool_]
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Two to four points, the first on the thing, the others on it or near it but off it."""
-    count = int(rng.integers(2, 5))
-    points, marks = [], []
-    for outline, real in zip(outlines, inside, strict=True):
-        on = np.r_[True, rng.random(count - 1) < 0.6]
-        x0, y0, x1, y1 = _box(outline).astype(int)
-        near = np.zeros_like(outline)
-        near[max(0, y0 - 20) : y1 + 20, max(0, x0 - 20) : x1 + 20] = True
-        around = near & real & ~outline
-        points.append(np.stack([_any_pixel(rng, outline if mark else around) for mark in on]))
-        marks.append(on.astype(np.float32))
-    return np.stack(points), np.stack(marks)
 
 
 def _inside(batch: Batch) -> npt.NDArray[np.bool_]:

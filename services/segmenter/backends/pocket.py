@@ -6,6 +6,8 @@ As in MobileSAM and EfficientViT-SAM only the image encoder differs from the ori
 
 from __future__ import annotations
 
+from typing import Any
+
 import timm
 from segment_anything.modeling import MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 from segment_anything.modeling.common import LayerNorm2d
@@ -31,10 +33,11 @@ class PyramidEncoder(nn.Module):
     def __init__(self, body: str, width: int, img_size: int) -> None:
         super().__init__()
         self.img_size = img_size
-        self.body = timm.create_model(
+        layers: Any = timm.create_model(
             body, pretrained=False, features_only=True, out_indices=(-4, -3, -2, -1)
         )
-        fine, *levels = self.body.feature_info.channels()
+        fine, *levels = layers.feature_info.channels()
+        self.body = layers
         self.fold = nn.Conv2d(fine, width, kernel_size=2, stride=2)
         self.laterals = nn.ModuleList(nn.Conv2d(channels, width, kernel_size=1) for channels in levels)
         self.smooth = nn.ModuleList(_convolution(width) for _ in levels)
@@ -53,8 +56,8 @@ class PyramidEncoder(nn.Module):
                 features = features + F.interpolate(coarser, size=features.shape[-2:], mode="nearest")
             coarser = smooth(features)
         assert coarser is not None
-        features = self.mix(coarser + self.fold(fine))
-        return self.norm(features)
+        embedding: Tensor = self.norm(self.mix(coarser + self.fold(fine)))
+        return embedding
 
 
 def _convolution(width: int) -> nn.Sequential:
