@@ -134,7 +134,8 @@ class DeviceRunner:
     def __init__(self, backend: Backend, max_batch: int) -> None:
         self._backend = backend
         # A GPU, and a compiled model, want few different shapes; a CPU would only compute the padding.
-        self._buckets = buckets(max_batch) if backend.device.type == "cuda" else None
+        few = backend.compiled or backend.device.type == "cuda"
+        self._buckets = buckets(max_batch) if few else None
         self._last: torch.cuda.Event | None = None
 
     def warm(self) -> None:

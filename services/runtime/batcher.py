@@ -70,8 +70,8 @@ class Batcher(Generic[Payload, Result]):
             from that device's own thread.
         prepare: Turns a payload into what ``part.prepared`` is, once per request, in a thread pool (decode,
             resize). None leaves the payload as it is.
-        finish: Turns what `device` returned into one result per part, in a thread of its own. None where
-            `device` returns these results itself.
+        finish: Turns what `device` returned into one result per part, in a thread of its own, and in the
+            device's while a failed batch is sorted out. None where `device` returns these results itself.
         classify: Says what an exception of a stage means.
         on_fatal: Called once, on the event loop, when a stage has died or a device is lost;
             :meth:`services.runtime.server.Server.fail` is meant for it.

@@ -43,6 +43,7 @@ class Backend(Protocol):
         size: Side of the input images in pixels.
         mean: Of pixel values 0..1, per channel.
         std: Of pixel values 0..1, per channel.
+        compiled: Whether every new batch size costs a compilation.
         resize_mode: How whole images are fitted, see :func:`services.embedder.resample.resize_image`.
     """
 
@@ -53,6 +54,7 @@ class Backend(Protocol):
     size: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    compiled: bool
     resize_mode: str
 
     def tokenize(self, texts: Sequence[str]) -> tuple[Tensor, list[bool]]:

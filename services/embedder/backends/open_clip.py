@@ -26,6 +26,7 @@ class OpenClipBackend:
         self.files = files
         self.device = device
         self.precision = precision
+        self.compiled = compile_model
         self.mean = tuple(files.preprocess.get("mean", CLIP_MEAN))
         self.std = tuple(files.preprocess.get("std", CLIP_STD))
         self.resize_mode = files.preprocess.get("resize_mode", "shortest")
