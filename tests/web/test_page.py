@@ -64,7 +64,7 @@ def test_the_whole_way_by_mouse(page: Page, url: str, gateway: FakeGateway, tmp_
     stage = page.locator("#stage")
     expect(page.locator("#regions .region")).to_have_count(2)
     square = gateway.scenes[gateway.id_of("table.png")].things[1]
-    x, y, *_ = expected_box(stage, (480, 320), (*map(int, square.centre), 480, 320))
+    x, y, *_ = expected_box(stage, (480, 320), (int(square.centre[0]), int(square.centre[1]), 480, 320))
     page.mouse.move(0, 0)
     stage.hover(position={"x": x, "y": y})
     expect(page.locator("#stage-overlay path.hover.line")).to_have_count(1)
@@ -311,8 +311,8 @@ def test_a_key_is_asked_for_and_sent_with_pictures_too(page: Page, url: str, gat
     page.get_by_role("textbox", name="API key").fill("open sesame")
     page.keyboard.press("Enter")
     expect(page.locator("#grid .tile")).to_have_count(4)
-    loaded = "[...document.querySelectorAll('#grid img')].every((image) => image.naturalWidth > 0)"
-    page.wait_for_function(loaded)
+    for image in page.locator("#grid img").all():
+        expect(image).not_to_have_js_property("naturalWidth", 0)
 
 
 def test_an_upload_can_be_cancelled_and_repeated(
