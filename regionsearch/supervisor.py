@@ -39,9 +39,11 @@ MODULES = {
     "searcher": "services.searcher",
     "gateway": "gateway",
 }
-# Replicas that keep nothing of their own; the searcher has the one store, and one gateway is enough here.
-PORTS = {"segmenter": 50051, "embedder": 50052, "searcher": 50053}  # where they are free
+# These keep nothing of their own; the searcher has the one store, and one gateway is enough here.
 SCALABLE = ("segmenter", "embedder")
+# Ports follow the gateway's gRPC port where they are free: 50051 to 50053 by default. Not fixed ones: of two such
+# sets on one machine, the one could take the port of a process of the other that has died.
+PORT_OFFSETS = {"segmenter": 1, "embedder": 2, "searcher": 3}
 
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None) if sys.platform == "linux" else None
@@ -127,11 +129,14 @@ class Supervisor:
         self.plan = plan
         self._report = report
         self._stopping = False
-        counts = {name: plan.workers.get(name, 1) for name in PORTS}
+        counts = {name: plan.workers.get(name, 1) for name in PORT_OFFSETS}
         if not set(plan.workers) <= set(SCALABLE) or min(counts.values()) < 1:
             raise invalid("workers", f"only {' and '.join(SCALABLE)} have workers, at least one")
         with _reserve(plan.host, plan.http_port, "port"), _reserve(plan.host, plan.grpc_port, "grpc-port"):
-            ports = {name: _pick_ports(PORTS[name], counts[name]) for name in PORTS}
+            ports = {
+                name: _pick_ports(plan.grpc_port + offset, counts[name])
+                for name, offset in PORT_OFFSETS.items()
+            }
         self._children = self._plan_children(ports)
 
     def _plan_children(self, ports: Mapping[str, Sequence[int]]) -> list[_Child]:
@@ -275,7 +280,7 @@ def _pick_ports(preferred: int, count: int) -> list[int]:
     """That many free ports, the preferred one first if it is free."""
     with contextlib.ExitStack() as held:
         found: list[int] = []
-        for port in [preferred, *[0] * count]:
+        for port in [preferred if preferred < 65536 else 0, *[0] * count]:
             listener = held.enter_context(_listen(HOST, port))
             if listener is not None and len(found) < count:
                 found.append(int(listener.getsockname()[1]))

@@ -18,6 +18,7 @@ from regionsearch.errors import invalid
 if TYPE_CHECKING:
     from regionsearch.client import IngestResult
 
+PATIENCE = 12  # tries after the first, for more than a minute: a service that has died is back by then
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
 
 
@@ -35,7 +36,7 @@ def ingest(
     """Add pictures. Those that are there already cost little: after an interruption just run it again."""
     files = find_pictures(paths)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with connect(url, api_key) as client, Progress(*columns, console=errors) as progress:
+    with connect(url, api_key, retries=PATIENCE) as client, Progress(*columns, console=errors) as progress:
         task = progress.add_task("pictures", total=len(files))
         results = client.ingest(
             files,

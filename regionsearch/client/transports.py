@@ -212,7 +212,7 @@ class _Patience:
         if self._left == 0 or error.kind not in (Kind.OVERLOADED, Kind.UNAVAILABLE):
             raise error
         self._left -= 1
-        delay = error.retry_after_s or self._delay_s
+        delay = max(error.retry_after_s or 0, self._delay_s)
         self._delay_s = min(2 * self._delay_s, LONGEST_DELAY_S)
         return delay * random.uniform(1.0, 1.5)
 
