@@ -41,8 +41,8 @@ MODULES = {
 }
 # These keep nothing of their own; the searcher has the one store, and one gateway is enough here.
 SCALABLE = ("segmenter", "embedder")
-# Ports follow the gateway's gRPC port where they are free: 50051 to 50053 by default. Not fixed ones: of two such
-# sets on one machine, the one could take the port of a process of the other that has died.
+# Ports follow the gateway's gRPC port where they are free: 50051 to 50053 by default. Not fixed ones: of two
+# such sets on one machine, the one could take the port of a process of the other that has died.
 PORT_OFFSETS = {"segmenter": 1, "embedder": 2, "searcher": 3}
 
 _PR_SET_PDEATHSIG = 1

@@ -215,7 +215,9 @@ def test_a_gateway_that_is_not_there(address: str) -> None:
     assert caught.value.kind is Kind.UNAVAILABLE
 
 
-@pytest.mark.parametrize("address", ["localhost:8000", "ftp://x", "", "http://"])
+@pytest.mark.parametrize(
+    "address", ["localhost:8000", "ftp://x", "", "http://", "http://x:port", "grpc://localhost"]
+)
 def test_what_is_no_address(address: str) -> None:
     with pytest.raises(RegionSearchError, match="is no address") as caught:
         Client(address)
@@ -236,6 +238,13 @@ def test_a_proxys_answer_is_an_error_too(gateway: FakeGateway, monkeypatch: pyte
     with Client(gateway.http, retries=0) as client, pytest.raises(RegionSearchError, match="503") as caught:
         client.search("mug")
     assert caught.value.kind is Kind.UNAVAILABLE
+
+
+def test_another_server_is_recognised(gateway: FakeGateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    for answer in (b"<html>hello</html>", {"hits": "many"}, []):
+        monkeypatch.setattr("tests.client.fakes.HttpHandler._route", lambda self, body, a=answer: (200, a))
+        with Client(gateway.http) as client, pytest.raises(RegionSearchError, match="is the address right"):
+            client.search("mug")
 
 
 def test_names_cannot_leave_their_place_in_the_path(gateway: FakeGateway) -> None:
