@@ -25,8 +25,9 @@ DESKTOP, PHONE = (1360, 860), (390, 800)
 def shoot(page: Page, path: Path) -> None:
     """Writes what the page shows as WebP."""
     page.evaluate("document.activeElement?.blur()")
-    in_view = "[...document.querySelectorAll('#grid img')].filter((i) => i.getBoundingClientRect().top < innerHeight)"
-    while not page.evaluate(f"{in_view}.every((image) => image.complete && image.naturalWidth)"):
+    above_fold = "(image) => image.getBoundingClientRect().top < innerHeight"
+    all_loaded = "every((image) => image.complete && image.naturalWidth)"
+    while not page.evaluate(f"[...document.querySelectorAll('#grid img')].filter({above_fold}).{all_loaded}"):
         page.wait_for_timeout(100)
     page.wait_for_timeout(700)
     with Image.open(io.BytesIO(page.screenshot())) as image:

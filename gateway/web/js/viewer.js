@@ -2,7 +2,8 @@
 
 import * as api from "./api.js";
 import { cocoOfImage } from "./coco.js";
-import { $, announce, count, h, icon, save, saveJson, toast, typing } from "./dom.js";
+import { saveCrop } from "./crop.js";
+import { $, announce, count, h, icon, saveJson, toast, typing } from "./dom.js";
 import { Mask, outline } from "./mask.js";
 import { Stage } from "./stage.js";
 import { phrases } from "./url.js";
@@ -214,7 +215,7 @@ export class Viewer {
       selected.error && h("p.error-text", { role: "alert" }, selected.error),
       h("div.actions", {},
         h("button.primary", { type: "button", id: "more-like-this", disabled: !ready, click: () => this.moreLikeThis() }, icon("similar"), "More like this"),
-        h("button.secondary", { type: "button", disabled: !ready, click: () => this.crop() }, icon("crop"), "Crop"),
+        h("button.secondary", { type: "button", disabled: !ready, click: () => saveCrop($("stage-image"), this.image, selected.path, `${stem(this.image.name)}-crop.png`) }, icon("crop"), "Crop"),
         h("button.secondary", { type: "button", disabled: !ready, click: () => saveJson(cocoOfImage(this.image, [selected]), `${stem(this.image.name)}.coco.json`) }, icon("download"), "COCO"),
         selected.label && h("button.ghost", { type: "button", click: () => this.actions.exclude(selected.label) }, icon("minus"), `Not “${selected.label}”`)),
     ];
@@ -226,18 +227,6 @@ export class Viewer {
     if (!selected || selected.pending) return;
     if (selected.region_id) this.actions.ask({ region: selected.region_id });
     else this.actions.ask({ image: this.id, points: selected.points, box: selected.drawn });
-  }
-
-  /** The selected thing, cut out on a transparent ground. */
-  crop() {
-    const { selected } = this;
-    const bounds = boundsOf(selected.path);
-    const canvas = h("canvas", { width: Math.ceil(bounds[2] - bounds[0]), height: Math.ceil(bounds[3] - bounds[1]) });
-    const context = canvas.getContext("2d");
-    context.translate(-bounds[0], -bounds[1]);
-    context.clip(new Path2D(selected.path), "evenodd");
-    context.drawImage($("stage-image"), 0, 0, this.image.width, this.image.height);
-    canvas.toBlob((blob) => save(blob, `${stem(this.image.name)}-crop.png`), "image/png");
   }
 
   async delete() {
@@ -307,13 +296,3 @@ const share = (area, image) => {
   return percent < 1 ? "under 1 %" : `${Math.round(percent)} %`;
 };
 const stem = (name) => (name || "picture").replace(/\.[^.]*$/, "");
-
-/** The bounds of a path made of absolute M and L commands. */
-function boundsOf(path) {
-  const numbers = path.match(/-?\d+(\.\d+)?/g).map(Number);
-  const xs = numbers.filter((_, i) => i % 2 === 0);
-  const ys = numbers.filter((_, i) => i % 2 === 1);
-  const low = (values) => Math.floor(values.reduce((a, b) => Math.min(a, b)));
-  const high = (values) => Math.ceil(values.reduce((a, b) => Math.max(a, b)));
-  return [low(xs), low(ys), high(xs), high(ys)];
-}
