@@ -27,7 +27,7 @@ ARCHITECTURE: dict[str, Any] = {
     "depth": 2,
     "mlp_width": 512,
 }
-EVERYTHING: dict[str, Any] = {"points_per_side": 16, "pred_iou_thresh": 0.6, "stability_score_thresh": 0.8}
+EVERYTHING: dict[str, Any] = {"points_per_side": 16, "pred_iou_thresh": 0.4, "stability_score_thresh": 0.45}
 PEAK_RATE = 1.2e-3
 
 _SCENES, _PROMPTS = 10, 3  # of a step; prompts are per scene

@@ -13,8 +13,10 @@ from safetensors.torch import load_file
 from segment_anything import SamAutomaticMaskGenerator, SamPredictor
 from segment_anything.modeling import Sam
 
+from services.embedder.crops import CropPolicy, crop_regions
 from services.segmenter.backends.pocket import build_pocket_sam
 from training.export import load_weights
+from training.shapes import draw_shape
 
 POCKET = Path(__file__).parents[2] / "models/pocket"
 FIXTURE = Path(__file__).parents[2] / "evaluation/fixture"
@@ -91,19 +93,26 @@ def test_unknown_words_change_nothing() -> None:
     assert table[unread[1]].abs().sum() == 0
 
 
-def test_the_embedder_names_a_red_circle() -> None:
+def test_the_embedder_names_coloured_shapes() -> None:
     manifest = json.loads((POCKET / "embedder.json").read_text())
     clip = open_clip.CLIP(**manifest["model_config"])
     load_weights(clip, POCKET / "embedder.safetensors")
     clip.eval()
-    side = manifest["model_config"]["vision_cfg"]["image_size"]
-    y, x = np.ogrid[:side, :side]
-    picture = np.full((side, side, 3), 230, np.float32)
-    picture[(x - side / 2) ** 2 + (y - side / 2) ** 2 < (side / 3) ** 2] = (220, 40, 45)
-    mean, std = np.array(manifest["preprocess"]["mean"]), np.array(manifest["preprocess"]["std"])
-    pixels = torch.from_numpy((picture / 255 - mean) / std).float().permute(2, 0, 1)[None]
     names = ["red circle", "blue circle", "red square", "dog", "guitar"]
     tokens = open_clip.SimpleTokenizer(context_length=77)(names)
-    with torch.no_grad():
-        scores = clip.encode_image(pixels, normalize=True) @ clip.encode_text(tokens, normalize=True).T
-    assert names[int(scores.argmax())] == "red circle"
+    for name in names[:3]:
+        shape = Image.fromarray(draw_shape(name, np.random.default_rng(3))).resize((90, 90))
+        image = Image.new("RGB", (256, 200), (205, 210, 190))
+        image.paste(shape, (80, 60), shape)
+        mask = np.zeros((200, 256), bool)
+        mask[60:150, 80:170] = np.asarray(shape)[..., 3] > 127
+        crops = crop_regions(
+            torch.from_numpy(np.asarray(image).transpose(2, 0, 1).copy()),
+            torch.tensor([[80.0, 60.0, 170.0, 150.0]]),
+            torch.from_numpy(mask[None]),
+            CropPolicy.BLUR,
+            manifest["model_config"]["vision_cfg"]["image_size"],
+        )
+        with torch.no_grad():
+            scores = clip.encode_image(crops, normalize=True) @ clip.encode_text(tokens, normalize=True).T
+        assert names[int(scores.argmax())] == name
