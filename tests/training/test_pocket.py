@@ -98,9 +98,9 @@ def test_the_embedder_names_coloured_shapes() -> None:
     clip = open_clip.CLIP(**manifest["model_config"])
     load_weights(clip, POCKET / "embedder.safetensors")
     clip.eval()
-    names = ["red circle", "blue circle", "red square", "dog", "guitar"]
+    names = ["yellow ring", "red heart", "blue square", "green star", "dog", "guitar"]
     tokens = open_clip.SimpleTokenizer(context_length=77)(names)
-    for name in names[:3]:
+    for name in names[:4]:
         shape = Image.fromarray(draw_shape(name, np.random.default_rng(3))).resize((90, 90))
         image = Image.new("RGB", (256, 200), (205, 210, 190))
         image.paste(shape, (80, 60), shape)
