@@ -8,6 +8,7 @@ pictures.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 import xml.etree.ElementTree as ET
@@ -67,6 +68,7 @@ class FontMissingError(RuntimeError):
     """The emoji font or the CLDR annotations are not on this machine; the message says how to get them."""
 
 
+@functools.cache
 def load_pictograms(cache: Path = CACHE) -> list[Pictogram]:
     """All fair pictograms, ordered by code point; rasterised once and then read from ``cache``.
 
