@@ -111,7 +111,10 @@ class ServiceSettings(BaseSettings):
         """
         arguments = sys.argv[1:] if arguments is None else arguments
         try:
-            return cls(_cli_parse_args=list(arguments), _cli_prog_name=f"python -m {cls.__module__.rpartition('.')[0]}")
+            return cls(
+                _cli_parse_args=list(arguments),
+                _cli_prog_name=f"python -m {cls.__module__.rpartition('.')[0]}",
+            )
         except ValidationError as error:
             lines = [f"{'.'.join(map(str, e['loc'])) or cls.process}: {e['msg']}" for e in error.errors()]
         except (SettingsError, OSError, tomllib.TOMLDecodeError) as error:
