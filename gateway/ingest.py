@@ -196,8 +196,11 @@ class Ingester:
     ) -> segment_pb2.SegmentResponse:
         selection = self._settings.selection.to_proto()
         selection.MergeFrom(request.selection)
+        # Hundreds of prompts: whoever waits for them, a click on another picture goes first.
         message = segment_pb2.SegmentRequest(
-            image=image, everything=segment_pb2.EverythingOptions(selection=selection), priority=priority
+            image=image,
+            everything=segment_pb2.EverythingOptions(selection=selection),
+            priority=types_pb2.PRIORITY_BULK,
         )
         backends = self._backends
         # One of many waits where the services are busy; somebody who waits for one is told at once.
