@@ -91,7 +91,9 @@ class Pointer:
         Raises:
             RegionSearchError: INVALID_ARGUMENT when there is nothing.
         """
-        prompts = segment_pb2.Prompts(prompts=[prompt])
+        # One click is ambiguous: of the three masks that the model offers, the best one that is not empty.
+        ambiguous = len(prompt.points) == 1 and not prompt.HasField("box")
+        prompts = segment_pb2.Prompts(prompts=[prompt], multimask=ambiguous)
         answer = await self.segment(segment_pb2.SegmentRequest(image=image, prompts=prompts))
         candidates = [c for result in answer.results for c in result.candidates if c.area > 0]
         if not candidates:
