@@ -29,7 +29,7 @@ run: $(VENV)/.run  ## Install, start everything with the pocket models and demo 
 	$(BIN)/regionsearch up --demo
 
 test: $(VENV)/.dev  ## Install what the tests need and run them all
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: $(VENV)/.dev  ## The long suites: hundreds of crash rounds, soak runs, other engines
 	$(BIN)/python -m pytest -m slow

@@ -27,8 +27,11 @@ def generate(out: Path) -> None:
     include = ROOT / "protos"
     protos = sorted(str(path) for path in include.rglob("*.proto"))
     googleapis = Path(google.rpc.__path__[0]).parents[1]
+    plugins = Path(sys.executable).parent
     arguments = [
         "protoc",
+        f"--plugin=protoc-gen-mypy={plugins / 'protoc-gen-mypy'}",
+        f"--plugin=protoc-gen-mypy_grpc={plugins / 'protoc-gen-mypy_grpc'}",
         f"-I{include}",
         f"-I{googleapis}",
         f"-I{files('grpc_tools') / '_proto'}",

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.stack import Stack
+
+os.environ["COLUMNS"] = "200"  # rich reads the width once, when the command line is imported
 
 
 @pytest.fixture(scope="session")

@@ -83,4 +83,5 @@ def summarise(files: Sequence[Path], results: Sequence[IngestResult]) -> None:
     )
     for path, result in zip(files, results, strict=True):
         if result.error is not None:
-            errors.print(f"failed: {path}: {result.error.detail}", style="red", markup=False, highlight=False)
+            line = f"failed: {path}: {result.error.detail}"
+            errors.print(line, style="red", markup=False, highlight=False, soft_wrap=True)

@@ -41,7 +41,9 @@ class Window:
 
     def strips(self, max_pixels: int) -> Iterator[Window]:
         """Cuts the window into ranges of columns with at most `max_pixels` each, or one column."""
-        columns = max(1, max_pixels // max(1, self.bottom - self.top))
+        if self.area == 0:  # may be empty along one axis only, where a tiny picture skips the mask's rows
+            return
+        columns = max(1, max_pixels // (self.bottom - self.top))
         for left in range(self.left, self.right, columns):
             yield Window(self.top, self.bottom, left, min(left + columns, self.right))
 

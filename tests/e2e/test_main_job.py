@@ -66,7 +66,7 @@ def test_most_things_are_found_by_their_names(http: httpx.Client, scenes: list[S
             height, width = hits[0]["mask"]["size"]
             asked += 1
             found += iou(decode_rle(hits[0]["mask"]["counts"], height, width), thing.mask) >= 0.5
-    assert found / asked > 0.6, f"{found} of {asked}"
+    assert found / asked > 0.5, f"{found} of {asked}"
 
 
 def test_the_same_over_grpc(stack: Stack, scenes: list[Scene]) -> None:
@@ -150,7 +150,7 @@ def test_pointing_at_a_thing_finds_it(http: httpx.Client, scenes: list[Scene]) -
             height, width = hits[0]["mask"]["size"]
             asked += 1
             found += iou(decode_rle(hits[0]["mask"]["counts"], height, width), thing.mask) >= 0.5
-    assert found / asked > 0.6, f"{found} of {asked}"
+    assert found / asked > 0.5, f"{found} of {asked}"
 
 
 def test_the_outline_is_drawn_around_the_thing(http: httpx.Client, scenes: list[Scene]) -> None:
