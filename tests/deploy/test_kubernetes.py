@@ -23,7 +23,7 @@ Resource = dict[str, Any]
 
 
 def render(*components: str) -> list[Resource]:
-    """What `kubectl kustomize` would: the base's resources with the components' resources and JSON patches."""
+    """What `kubectl kustomize` would: the base with the components' resources and JSON patches."""
     base = KUBERNETES / "base"
     resources = load(base)
     for component in components:
@@ -31,7 +31,8 @@ def render(*components: str) -> list[Resource]:
         resources += load(folder)
         for patch in kustomization(folder).get("patches", []):
             target = patch["target"]
-            matches = [r for r in resources if (r["kind"], r["metadata"]["name"]) == (target["kind"], target["name"])]
+            wanted = (target["kind"], target["name"])
+            matches = [r for r in resources if (r["kind"], r["metadata"]["name"]) == wanted]
             assert len(matches) == 1, f"{component}: {target} matches {len(matches)} resources"
             index = resources.index(matches[0])
             resources[index] = jsonpatch.apply_patch(matches[0], yaml.safe_load(patch["patch"]))
