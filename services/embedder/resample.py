@@ -40,7 +40,7 @@ def axis_weights(start: Tensor, length: Tensor, canvas: Tensor, taps: int, size:
     scale = (length / size).view(-1, 1, 1)
     stretch = scale.clamp(min=1.0)
     centre = start.view(-1, 1, 1) + (torch.arange(size, device=start.device).view(1, -1, 1) + 0.5) * scale
-    reach = min(taps, math.ceil(4 * max(1.0, float(scale.max()))) + 1)  # taps of one output pixel
+    reach = math.ceil(4 * max(1.0, float(scale.max()))) + 1  # of one output pixel, beyond the canvas too
     first = (centre - 2 * stretch).floor()
     position = first + torch.arange(reach, device=start.device)
     weights = bicubic((position + 0.5 - centre) / stretch)

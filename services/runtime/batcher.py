@@ -170,10 +170,12 @@ class Batcher(Generic[Payload, Result]):
         self._closed = self._closed or STOPPING
         await self._idle.wait()
         self._watch.cancel()
+        if (
+            self._prepare is not None
+        ):  # before the devices: a batch of cancelled requests may be on its way there
+            await asyncio.to_thread(self._prepare.close)
         patience = 30.0 if self._closed == STOPPING else 0.1  # a lost device need not answer
         await asyncio.gather(*(asyncio.to_thread(device.close, patience) for device in self._devices))
-        if self._prepare is not None:
-            await asyncio.to_thread(self._prepare.close)
 
     @property
     def waiting(self) -> int:

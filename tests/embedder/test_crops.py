@@ -168,6 +168,17 @@ def test_bad_input_is_refused(image, masks):
         crop_regions(image, BOXES[:1], [masks[0]], CropPolicy.BLUR, SIZE)
 
 
+@pytest.mark.parametrize("shape", [(1, 1), (1, 3), (2, 1), (3, 2)])
+@pytest.mark.parametrize("policy", [p for p in CropPolicy if p is not CropPolicy.ENSEMBLE])
+def test_the_tiniest_pictures_are_pictures(policy, shape):
+    image = torch.full((3, *shape), 128, dtype=torch.uint8)
+    box = torch.tensor([[0.0, 0.0, shape[1], shape[0]]])
+    crop = crop_regions(image, box, None, policy, 64, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    assert crop.isfinite().all()
+    if policy is CropPolicy.BBOX:  # the others pad to a square
+        assert (crop - 128 / 255).abs().max() < 1e-6
+
+
 def test_no_regions_give_an_empty_batch(image):
     assert crop_regions(image, torch.zeros(0, 4), None, CropPolicy.BLUR, SIZE).shape == (0, 3, SIZE, SIZE)
 
