@@ -70,8 +70,8 @@ async def test_a_deadline_reaches_the_handler_and_what_it_calls():
         stub = embed_pb2_grpc.EmbedServiceStub(channel)
         with deadline(5):
             await acall(stub.EmbedTexts, REQUEST, CallPolicy(timeout_s=100))
-    assert 0 < seen[0][0] <= 5
-    assert 0 < seen[0][1] <= 5
+    assert 0 < seen[0][0] < 6  # not 100; gRPC rounds a timeout up
+    assert 0 < seen[0][1] < 6
 
 
 @pytest.mark.parametrize("failures", [2, 10])
