@@ -739,7 +739,7 @@ class Filter(_message.Message):
 
     @_builtins.property
     def created_after(self) -> _timestamp_pb2.Timestamp:
-        """Time of the image's first write."""
+        """Time of the image's first write: at or after the one, before the other."""
 
     @_builtins.property
     def created_before(self) -> _timestamp_pb2.Timestamp: ...
