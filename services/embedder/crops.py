@@ -23,7 +23,9 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 CONTEXT_MARGIN = 1.3  # side of a context window over the long side of its box
 CIRCLE_MARGIN = 1.6  # the red ellipse passes through the corners of the box, so that it needs more room
-SMALL_MARGIN, SMALL_SIDE = 3.0, 128  # small things are seen in up to 3x context, in windows of up to 128 px
+# Small things are seen in up to 3x context, in windows of up to 4/7 of the crop's side (128 px for a model of
+# 224): beyond that the surroundings would cost the thing its resolution.
+SMALL_MARGIN, SMALL_WINDOW = 3.0, 4 / 7
 BLUR_SIGMA = 1 / 16  # of the crop's side
 CIRCLE_WIDTH = 1 / 48  # of the crop's side
 
@@ -84,8 +86,8 @@ def pixel_box(box: Sequence[float], height: int, width: int) -> Window:
     return Window(left, top, right, bottom)
 
 
-def crop_window(box: Window, policy: CropPolicy, height: int, width: int) -> Window:
-    """The window in which a policy shows the object of a box (see :func:`pixel_box`).
+def crop_window(box: Window, policy: CropPolicy, height: int, width: int, size: int) -> Window:
+    """The window in which a policy shows the object of a box (see :func:`pixel_box`) in a crop of a size.
 
     Square for every policy but ``bbox``. Where it fits, it is moved inside the image rather than filled; the
     masked policies show only the object, so that theirs stays centred.
@@ -96,7 +98,7 @@ def crop_window(box: Window, policy: CropPolicy, height: int, width: int) -> Win
     if policy in _FILLS:
         return _square(box, long_side)
     margin = CIRCLE_MARGIN if policy is CropPolicy.RED_CIRCLE else CONTEXT_MARGIN
-    side = max(round(margin * long_side), min(round(SMALL_MARGIN * long_side), SMALL_SIDE))
+    side = max(round(margin * long_side), min(round(SMALL_MARGIN * long_side), round(SMALL_WINDOW * size)))
     left, top, _, _ = _square(box, side)
     left, top = _shift_inside(left, side, width), _shift_inside(top, side, height)
     return Window(left, top, left + side, top + side)
@@ -148,7 +150,7 @@ def crop_regions(
     _check(image, boxes, masks)
     _, height, width = image.shape
     inner = [pixel_box(box, height, width) for box in boxes.tolist()]
-    windows = [crop_window(box, policy, height, width) for box in inner]
+    windows = [crop_window(box, policy, height, width, size) for box in inner]
     colour = torch.tensor([round(255 * value) for value in mean], dtype=torch.uint8, device=image.device)
     with_mask = policy in _FILLS or policy is CropPolicy.BLUR
     crops = image.new_empty((len(inner), 3, size, size), dtype=torch.float32)

@@ -56,7 +56,7 @@ def pillow_crop(
 ) -> np.ndarray:
     """The plain way: crop, resize and composite one region with Pillow; (3, SIZE, SIZE), values 0..255."""
     _, height, width = image.shape
-    window = crop_window(box, policy, height, width)
+    window = crop_window(box, policy, height, width, SIZE)
     mean = tuple(round(255 * value) for value in CLIP_MEAN)
     canvas = Image.new("RGB", (window.width, window.height), mean)
     canvas.paste(Image.fromarray(image.permute(1, 2, 0).numpy()), (-window.left, -window.top))
@@ -217,9 +217,19 @@ def test_windows_hold_their_box(box, height, width, policy):
     inner = pixel_box(box, height, width)
     assert 0 <= inner.left < inner.right <= width
     assert 0 <= inner.top < inner.bottom <= height
-    window = crop_window(inner, policy, height, width)
+    window = crop_window(inner, policy, height, width, SIZE)
     assert window.left <= inner.left
     assert window.right >= inner.right
     assert window.top <= inner.top
     assert window.bottom >= inner.bottom
     assert policy is CropPolicy.BBOX or window.width == window.height
+
+
+@pytest.mark.parametrize(
+    ("long_side", "size", "window"),
+    [(20, 224, 60), (60, 224, 128), (200, 224, 260), (12, 80, 36), (30, 80, 46), (60, 80, 78)],
+)
+def test_small_things_get_context_while_it_costs_no_resolution(long_side, size, window):
+    box = Window(300, 300, 300 + long_side, 310)
+    for policy in (CropPolicy.BLUR, CropPolicy.CONTEXT):
+        assert crop_window(box, policy, 1000, 1000, size).width == window
