@@ -1,7 +1,9 @@
 """SAM's mask decoder, evaluated for many prompts on one image and only as far as the caller looks.
 
 The answer is that of ``segment_anything.modeling.MaskDecoder`` up to the rounding of a different order of
-summation. Three things make it cheap:
+summation, a few 1e-5 of logits. That is as much as the published decoder differs from itself with one prompt
+at a time instead of many; bit by bit its answer takes its products, which are 3.5 times the work (measured
+on a CPU, bundled model). Three things make this one cheap:
 
 * **Tokens are projected, not pixels.** In both cross attentions one side is a handful of tokens and the other
   the whole feature map. ``(W_q t) · (W_k x) = (W_k^T W_q t) · x``: carrying the key projection over to the
