@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
-import itertools
 import random
 import time
 from collections.abc import Iterator, Sequence
@@ -22,6 +21,8 @@ RequestT = TypeVar("RequestT")
 ResponseT = TypeVar("ResponseT")
 
 Metadata = Sequence[tuple[str, str]]
+
+_UNAVAILABLE_PAUSE_S = 0.25  # on top of the quick retries inside of gRPC
 
 _deadline: contextvars.ContextVar[float | None] = contextvars.ContextVar("deadline", default=None)
 
@@ -53,12 +54,15 @@ class CallPolicy:
             for.
         wait_for_ready: Whether to wait, up to the timeout, for a replica that serves, rather than fail at
             once.
+        unavailable_s: How long to go on trying while no replica serves: long enough for a restart of the
+            only one. Unlike `wait_for_ready` it does not spend the whole timeout on a service that is gone.
     """
 
     timeout_s: float = 60.0
     api_key: str | None = None
     overload_attempts: int = 5
     wait_for_ready: bool = False
+    unavailable_s: float = 0.0
 
     def metadata(self, extra: Metadata = ()) -> Metadata:
         """The headers of a call; for streaming calls, which :func:`call` does not make."""
@@ -116,8 +120,9 @@ def call(
     Raises:
         RegionSearchError: What the server answered, or UNAVAILABLE when none could be reached.
     """
+    patience = _Patience(policy)
     with deadline(policy.timeout()):
-        for attempt in itertools.count(1):
+        while True:
             try:
                 return method(
                     request,
@@ -126,8 +131,7 @@ def call(
                     wait_for_ready=policy.wait_for_ready,
                 )
             except grpc.RpcError as error:
-                time.sleep(_pause(from_rpc_error(error), attempt, policy))
-    raise AssertionError("unreachable")
+                time.sleep(patience.pause(from_rpc_error(error)))
 
 
 async def acall(
@@ -137,8 +141,9 @@ async def acall(
     metadata: Metadata = (),
 ) -> ResponseT:
     """Calls a unary method on the event loop; see :func:`call`."""
+    patience = _Patience(policy)
     with deadline(policy.timeout()):
-        for attempt in itertools.count(1):
+        while True:
             try:
                 response: ResponseT = await method(
                     request,
@@ -147,22 +152,36 @@ async def acall(
                     wait_for_ready=policy.wait_for_ready,
                 )
             except grpc.RpcError as error:
-                await asyncio.sleep(_pause(from_rpc_error(error), attempt, policy))
+                await asyncio.sleep(patience.pause(from_rpc_error(error)))
             else:
                 return response
-    raise AssertionError("unreachable")
 
 
-def _pause(error: RegionSearchError, attempt: int, policy: CallPolicy) -> float:
-    """Seconds to wait before the next attempt; raises `error` where there should be none."""
-    if (
-        error.kind is not Kind.OVERLOADED
-        or error.retry_after_s is None
-        or attempt >= policy.overload_attempts
-    ):
-        raise error
-    pause: float = error.retry_after_s * random.uniform(1.0, 1.5) * 2 ** (attempt - 1)
-    left = remaining()
-    if left is not None and pause >= left:
-        raise error
-    return pause
+class _Patience:
+    """What one call has left of its policy's patience."""
+
+    def __init__(self, policy: CallPolicy) -> None:
+        self._policy = policy
+        self._refusals = 0
+        self._unavailable_until: float | None = None
+
+    def pause(self, error: RegionSearchError) -> float:
+        """Seconds to wait before the next attempt; raises `error` where there should be none."""
+        if error.kind is Kind.UNAVAILABLE:
+            now = time.monotonic()
+            if self._unavailable_until is None:
+                self._unavailable_until = now + self._policy.unavailable_s
+            if now >= self._unavailable_until:
+                raise error
+            pause = random.uniform(0.5, 1.5) * _UNAVAILABLE_PAUSE_S
+        elif error.kind is Kind.OVERLOADED and error.retry_after_s is not None:
+            self._refusals += 1
+            if self._refusals >= self._policy.overload_attempts:
+                raise error
+            pause = error.retry_after_s * random.uniform(1.0, 1.5) * 2 ** (self._refusals - 1)
+        else:
+            raise error
+        left = remaining()
+        if left is not None and pause >= left:
+            raise error
+        return pause

@@ -13,6 +13,7 @@ from typing import Any
 import grpc
 
 MIB = 1 << 20
+DNS_PAUSE_S = 2  # shortest time between two look-ups of a service's name
 _SCHEMES = ("dns:", "ipv4:", "ipv6:", "unix:", "xds:")
 
 # The server's answer decides whether a call ran: UNAVAILABLE means that it did not. RESOURCE_EXHAUSTED is not
@@ -123,7 +124,10 @@ def channel_options(config: ChannelConfig) -> list[tuple[str, Any]]:
         ("grpc.keepalive_time_ms", 30_000),
         ("grpc.keepalive_timeout_ms", 10_000),
         ("grpc.initial_reconnect_backoff_ms", 200),
-        ("grpc.max_reconnect_backoff_ms", 5_000),
+        ("grpc.max_reconnect_backoff_ms", 2_000),
+        # A name is looked up again when a connection ends. gRPC would let half a minute pass between two such
+        # looks, in which all replicas that it knows may have been replaced.
+        ("grpc.dns_min_time_between_resolutions_ms", DNS_PAUSE_S * 1000),
         ("grpc.use_local_subchannel_pool", 1),  # two clients of one process balance their calls separately
     ]
 

@@ -164,11 +164,8 @@ class Server:
             ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
             ("grpc.keepalive_permit_without_calls", 1),
         ]
-        if settings.max_connection_age_s is not None:
-            options += [
-                ("grpc.max_connection_age_ms", int(settings.max_connection_age_s * 1000)),
-                ("grpc.max_connection_age_grace_ms", int(settings.grace_s * 1000)),
-            ]
+        if settings.max_connection_age_s is not None:  # gRPC's default grace: until the last call has ended
+            options.append(("grpc.max_connection_age_ms", int(settings.max_connection_age_s * 1000)))
         server = grpc.aio.server(interceptors=[CallInterceptor(self.keys)], options=options)
         server.add_generic_rpc_handlers((self._methods,))
         self.health.add_to(server)

@@ -69,7 +69,10 @@ class ServiceSettings(BaseSettings):
     )
     max_message_bytes: int = Field(32 * MIB, gt=0, description="Cap of a message, in both directions.")
     max_connection_age_s: float | None = Field(
-        None, gt=0, description="Connections are renewed after it, so that clients find new replicas."
+        30.0,
+        gt=0,
+        description="Connections are renewed after it, give or take a tenth: the time in which clients "
+        "find new replicas. What runs on one, streams too, ends on it first.",
     )
     tls: TlsSettings = TlsSettings()
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(

@@ -107,6 +107,32 @@ async def test_a_pause_longer_than_the_deadline_is_not_slept():
     assert error.value.retry_after_s == 60
 
 
+async def test_a_restart_of_the_only_replica_is_waited_for():
+    async with echo_server() as (server, _, _):
+        port = server.port
+    async with open_aio_channel(f"127.0.0.1:{port}", CONFIG) as channel:
+        stub = embed_pb2_grpc.EmbedServiceStub(channel)
+        with pytest.raises(RegionSearchError) as error:
+            await acall(stub.EmbedTexts, REQUEST)
+        assert error.value.kind is Kind.UNAVAILABLE
+        waiting = asyncio.create_task(acall(stub.EmbedTexts, REQUEST, CallPolicy(unavailable_s=60)))
+        await asyncio.sleep(2)  # longer than the retries inside of gRPC
+        assert not waiting.done()
+        async with echo_server(port=port):
+            assert len((await waiting).truncated) == 1
+
+
+async def test_the_wait_for_a_replica_ends():
+    async with echo_server() as (server, _, _):
+        port = server.port
+    async with open_aio_channel(f"127.0.0.1:{port}", CONFIG) as channel:
+        stub = embed_pb2_grpc.EmbedServiceStub(channel)
+        for policy in (CallPolicy(unavailable_s=0.5), CallPolicy(timeout_s=3.0, unavailable_s=60)):
+            with pytest.raises(RegionSearchError) as error:
+                await acall(stub.EmbedTexts, REQUEST, policy)
+            assert error.value.kind in (Kind.UNAVAILABLE, Kind.DEADLINE_EXCEEDED)
+
+
 async def test_threads_call_the_same_way_with_their_key():
     async with echo_server(api_keys=("secret",)) as (server, _, _):
 
