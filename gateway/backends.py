@@ -76,6 +76,7 @@ class Backend:
         self.target = target
         self._service = service
         self._probe_s = settings.timeouts.probe_s
+        self._restart_s = settings.timeouts.restart_s
         key = settings.backend_api_key
         self._api_key = key.get_secret_value() if key else None
         config = ChannelConfig(service, settings.backend_tls.files(), settings.max_message_bytes)
@@ -106,6 +107,7 @@ class Backend:
             timeout_s=60.0 if left is None else max(0.001, left * share),
             api_key=self._api_key,
             overload_attempts=5 if patient else 1,
+            unavailable_s=self._restart_s,
         )
         try:
             return await acall(method, request, policy)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Literal
 
 import fastapi_offline
-from fastapi import APIRouter, FastAPI, Request
+from fastapi import APIRouter, FastAPI, Query, Request
 from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, PlainTextResponse, Response
 from fastapi.staticfiles import StaticFiles
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -56,8 +57,20 @@ def router(gateway: Gateway, health: Health) -> APIRouter:
         response_model=Ready,
         responses={503: {"model": Ready, "description": "Not yet, or not any more; says what it waits for."}},
     )
-    async def readyz() -> Response:
-        """200 when all services serve and the default collection is there."""
+    async def readyz(
+        only: Literal["gateway"] | None = Query(None, description="Leave out the services behind it."),
+    ) -> Response:
+        """200 when all services serve and the default collection is there.
+
+        A load balancer asks with `only=gateway`: 200 once all of that was so, until the process drains. It
+        must not turn away from all gateways at once because a service behind them restarts, which they wait
+        for.
+        """
+        if only:
+            detail = "serving" if health.serving else health.reason
+            own = ServiceState(ready=health.serving, detail=detail)
+            answer = Ready(ready=health.serving, services={"gateway": own}).model_dump()
+            return JSONResponse(answer, 200 if health.serving else 503, {"Cache-Control": "no-store"})
         found = await gateway.readiness()
         services = {
             name: ServiceState(ready=state.ready, detail=state.detail) for name, state in found.items()

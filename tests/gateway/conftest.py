@@ -114,6 +114,7 @@ class World:
             "image_store": str(folder / "images"),
             "drain_delay_s": 0,
             "grace_s": 1,
+            "timeouts": {"restart_s": 0},  # what is away is said at once
         }
         return GatewaySettings(**(values | options))
 

@@ -288,6 +288,10 @@ def test_readiness_says_what_it_waits_for(world: World, script: Script) -> None:
     assert "segmenter" in answer.json()["detail"]
     assert answer.headers["retry-after"] == "1"
     assert not starting.done()
-    world.run(world.start_segmenter(port))
+    assert http.get("/readyz?only=gateway").status_code == 503
+    segmenter = world.run(world.start_segmenter(port))
     starting.result(20)
     assert http.get("/readyz").status_code == 200
+    world.call(lambda: segmenter.health.set_not_serving("a restart, say"))
+    assert http.get("/readyz").status_code == 503
+    assert http.get("/readyz?only=gateway").json()["ready"] is True  # it is up, and waits for the segmenter
