@@ -78,8 +78,11 @@ class Reader:
         if bits % 8 or bits < 8:
             raise invalid("binary_codes.bits", f"a code has a multiple of 8 bits, not {bits}")
         if method is not CodeMethod.LEARNED and bits > dimension:
+            most = dimension // 8 * 8
+            remedy = f"set binary_codes.bits to {most} or less" if most else "leave binary_codes out"
             raise invalid(
-                "binary_codes.bits", f"{dimension}-d vectors give at most {dimension} bits, not {bits}"
+                "binary_codes.bits",
+                f"{dimension}-d vectors give at most {dimension} bits, not {bits}: {remedy}",
             )
         if method is CodeMethod.LEARNED and not _HEAD.fullmatch(message.head):
             raise invalid(

@@ -157,6 +157,15 @@ def test_vectors_that_lost_their_length_are_refused(settings: EmbeddedSettings) 
     assert kind_of(lambda: EmbeddedEngine(settings)) is Kind.DATA_LOSS
 
 
+@pytest.mark.parametrize("table", ["vector", "image"])
+def test_records_that_lost_their_vector_or_image_are_refused(settings: EmbeddedSettings, table: str) -> None:
+    path = filled(settings)
+    with sqlite3.connect(path) as connection:
+        connection.execute(f"DELETE FROM {table} WHERE rowid = 7")
+    connection.close()
+    assert kind_of(lambda: EmbeddedEngine(settings)) is Kind.DATA_LOSS
+
+
 def test_truncated_and_foreign_files_are_refused(settings: EmbeddedSettings) -> None:
     path = filled(settings)
     whole = path.read_bytes()

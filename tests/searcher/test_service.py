@@ -262,6 +262,23 @@ async def test_errors_name_the_field(stub) -> None:
     assert listed.total_count == 0
 
 
+@pytest.mark.parametrize("method", ["METHOD_PCA_ROTATION", "METHOD_ITQ"])
+@pytest.mark.parametrize("bits", [0, 24])
+async def test_codes_longer_than_their_vectors_are_refused(stub, method, bits) -> None:
+    """16-d vectors have 16 principal components; 0 stands for the default of 256 bits."""
+    codes = search_pb2.BinaryCodes(method=method, bits=bits)
+    create = search_pb2.CreateCollectionRequest(name="coded", model=MODEL_INFO, binary_codes=codes)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await stub.CreateCollection(create)
+    error = from_rpc_error(caught.value)
+    assert (error.kind, error.field) == (Kind.INVALID_ARGUMENT, "binary_codes.bits")
+    assert "set binary_codes.bits to 16" in error.message
+    listed = await stub.ListCollections(search_pb2.ListCollectionsRequest())
+    assert [collection.name for collection in listed.collections] == ["default"]
+    create.binary_codes.bits = 16
+    await stub.CreateCollection(create)
+
+
 async def test_query_without_crop_policy_agrees_with_every_collection(stub) -> None:
     vectors = await ingest(stub, 1)
     request = search_request(vectors[0, :1])

@@ -26,6 +26,7 @@ from services.searcher.embedded.database import (
 from services.searcher.embedded.gate import Gate
 from services.searcher.embedded.gpu import choose_device
 from services.searcher.embedded.index import VectorIndex
+from services.searcher.embedded.loading import live_rows
 from services.searcher.embedded.opened import OpenCollection
 from services.searcher.embedded.planning import Planner, heads_folder
 from services.searcher.embedded.rows import Change
@@ -336,7 +337,7 @@ class EmbeddedEngine:
             for number, spec, codec in reads.collections(connection):
                 self._register(number, spec, None if codec is None else Codec.from_bytes(codec))
             try:
-                for number, rows, added in reads.load(connection):
+                for number, rows, added in live_rows(connection):
                     self._by_number[number].index.add(rows, added)
             except ValueError as error:
                 raise damaged(self._database.path, str(error)) from error

@@ -6,8 +6,10 @@ from typing import Any
 
 import faiss as _faiss
 import numpy as np
+from numpy.typing import NDArray
 
 from services.searcher.embedded.segments import Mask
+from services.searcher.types import Vectors
 
 faiss: Any = _faiss
 
@@ -18,3 +20,13 @@ def selector(mask: Mask) -> Any:
     made = faiss.IDSelectorBitmap(bits)
     made.bits = bits
     return made
+
+
+def widened(halves: NDArray[np.float16]) -> Vectors:
+    """Half-precision vectors, shape (rows, dimension), in single precision: the same values.
+
+    FAISS uses the processor's own conversion where it has one; NumPy takes more than twice as long.
+    """
+    quantizer = faiss.ScalarQuantizer(halves.shape[1], faiss.ScalarQuantizer.QT_fp16)
+    vectors: Vectors = quantizer.decode(np.ascontiguousarray(halves).view(np.uint8))
+    return vectors

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from services.searcher.embedded.rows import Keys, Rows
+from services.searcher.embedded.rows import Keys
 from services.searcher.types import (
     CodeMethod,
     CodeSpec,
@@ -32,7 +32,6 @@ _RECORD = (
 )
 _MASK = "r.mask_height, r.mask_width, r.mask"
 _LISTED = "IN (SELECT value FROM json_each(?))"
-_LOAD_BATCH = 8192
 
 
 def last_seq(connection: sqlite3.Connection) -> int:
@@ -187,51 +186,6 @@ def recent_images(
         (collection, *(after or ()), limit),
     )
     return [_image(row) for row in rows]
-
-
-def load(connection: sqlite3.Connection) -> Iterator[tuple[int, Rows, Keys]]:
-    """All live rows, in order of their keys: collection, rows, and the writes that added them.
-
-    Raises:
-        ValueError: A vector's length or norm says that the file is damaged.
-    """
-    dimensions = {number: spec.model.dimension for number, spec, _ in collections(connection)}
-    cursor = connection.execute(
-        "SELECT r.collection, r.key, r.image, r.level, r.area, r.predicted_iou, r.stability_score,"
-        " i.created_ms, r.added, v.value FROM record r JOIN image i ON i.ordinal = r.image"
-        " JOIN vector v ON v.key = r.key"
-        " WHERE r.removed IS NULL ORDER BY r.key"
-    )
-    while batch := cursor.fetchmany(_LOAD_BATCH):
-        columns = list(zip(*batch, strict=True))
-        home = np.array(columns[0])
-        for number in np.unique(home):
-            if number not in dimensions:
-                continue  # dropped, not yet purged
-            here = np.flatnonzero(home == number)
-            values = (
-                b"".join(columns[9]) if len(here) == len(batch) else b"".join(columns[9][i] for i in here)
-            )
-            stored = np.frombuffer(values, "<f2")
-            if stored.size != len(here) * dimensions[number]:
-                raise ValueError(f"a vector near record {columns[1][here[0]]} has the wrong length")
-            loaded = stored.reshape(len(here), -1).astype(np.float32)
-            norms = np.einsum("ij,ij->i", loaded, loaded)
-            if not np.all(np.abs(norms - 1.0) < 0.02):  # NaN fails too
-                worst = columns[1][here[int(np.argmax(~(np.abs(norms - 1.0) < 0.02)))]]
-                raise ValueError(f"the vector of record {worst} is not of unit length")
-            picked = [np.array(column)[here] for column in columns[1:9]]
-            rows = Rows(
-                key=picked[0].astype(np.int64),
-                image=picked[1].astype(np.int64),
-                level=picked[2].astype(np.uint8),
-                area=picked[3].astype(np.int64),
-                predicted_iou=picked[4].astype(np.float32),
-                stability_score=picked[5].astype(np.float32),
-                created_ms=picked[6].astype(np.int64),
-                vectors=loaded,
-            )
-            yield int(number), rows, picked[7].astype(np.int64)
 
 
 def _integers(rows: Iterable[tuple[int]]) -> Keys:
