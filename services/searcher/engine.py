@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from services.searcher.callers import ANYBODY, Caller
 from services.searcher.types import (
     Collection,
     CollectionStats,
@@ -77,11 +78,17 @@ class Engine(Protocol):
         ...
 
     def search(
-        self, name: str, model: ModelIdentity, queries: Sequence[Query], min_seq: int | None = None
+        self,
+        name: str,
+        model: ModelIdentity,
+        queries: Sequence[Query],
+        min_seq: int | None = None,
+        caller: Caller = ANYBODY,
     ) -> list[Page]:
         """One page for each query; UNAVAILABLE before write `min_seq` is visible.
 
-        ABORTED when the state that a query is pinned to is no longer kept.
+        ABORTED when the state that a query is pinned to is no longer kept. CANCELLED or DEADLINE_EXCEEDED
+        when the caller has left before the search had its turn.
         """
         ...
 

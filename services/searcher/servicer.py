@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from regionsearch.errors import invalid, too_large
+from regionsearch.rpc import remaining
 from regionsearch.tensors import tensor_to_proto
 from regionsearch.v1 import search_pb2, search_pb2_grpc
 from services.searcher import pages
@@ -21,6 +22,7 @@ from services.searcher.answers import (
     record_to_proto,
     stats_to_proto,
 )
+from services.searcher.callers import Caller
 from services.searcher.calls import Calls
 from services.searcher.engine import Engine
 from services.searcher.requests import Reader
@@ -120,13 +122,14 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
         self, request: search_pb2.SearchRequest, context: _Context
     ) -> search_pb2.SearchResponse:
         """See the contract."""
-        return await self._reads.run(lambda: self._search(request))
+        caller = Caller(remaining())
+        return await self._reads.run(lambda: self._search(request, caller), caller)
 
-    def _search(self, request: search_pb2.SearchRequest) -> search_pb2.SearchResponse:
+    def _search(self, request: search_pb2.SearchRequest, caller: Caller) -> search_pb2.SearchResponse:
         model = self._read.model(request.model)
         queries, print_ = self._queries(request)
         min_seq = request.min_seq if request.HasField("min_seq") else None
-        found = self._engine.search(request.collection, model, queries, min_seq)
+        found = self._engine.search(request.collection, model, queries, min_seq, caller)
         return search_pb2.SearchResponse(
             results=[
                 search_pb2.QueryResult(

@@ -11,6 +11,7 @@ from dataclasses import replace
 import numpy as np
 
 from regionsearch.errors import Kind, RegionSearchError, not_found
+from services.searcher.callers import ANYBODY, Caller
 from services.searcher.embedded import reads, snapshots, writes
 from services.searcher.embedded.codes import Codec, learned_codec
 from services.searcher.embedded.committer import Committer
@@ -197,7 +198,12 @@ class EmbeddedEngine:
     # Reading
 
     def search(
-        self, name: str, model: ModelIdentity, queries: Sequence[Query], min_seq: int | None = None
+        self,
+        name: str,
+        model: ModelIdentity,
+        queries: Sequence[Query],
+        min_seq: int | None = None,
+        caller: Caller = ANYBODY,
     ) -> list[Page]:
         """See `Engine`."""
         with self._gate.shared():
@@ -211,16 +217,17 @@ class EmbeddedEngine:
                     retry_after_s=0.1,
                 )
             return [
-                self._page(opened, query, seq if query.seq is None else query.seq, seq) for query in queries
+                self._page(opened, query, seq if query.seq is None else query.seq, seq, caller)
+                for query in queries
             ]
 
-    def _page(self, opened: OpenCollection, query: Query, seq: int, newest: int) -> Page:
+    def _page(self, opened: OpenCollection, query: Query, seq: int, newest: int, caller: Caller) -> Page:
         if not self._horizon.seq <= seq <= newest:
             raise RegionSearchError(
                 Kind.ABORTED, "this page's state of the collection is gone: search again from the first page",
                 field="page_token",
             )  # fmt: skip
-        ranked, more = rank(query, IndexSource(self._database, self._search, opened, query, seq))
+        ranked, more = rank(query, IndexSource(self._database, self._search, opened, query, seq, caller))
         wanted = [r.key for hit in ranked for r in (hit, hit.best_region) if r is not None]
         with self._database.reading() as connection:
             described = reads.described(connection, wanted, masks=query.include_masks)

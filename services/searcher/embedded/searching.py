@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from regionsearch.errors import Kind, RegionSearchError, overloaded
+from services.searcher.callers import ANYBODY, Caller
 from services.searcher.embedded.index import Fetch, VectorIndex
 from services.searcher.metrics import PASS_QUERIES
 from services.searcher.ranking import Candidates
@@ -21,6 +22,7 @@ T = TypeVar("T")
 class _Job:
     index: VectorIndex
     request: Fetch
+    caller: Caller
     future: Future[Candidates] = field(default_factory=Future)
 
 
@@ -39,6 +41,8 @@ class _Action(Generic[T]):
 class SearchThread:
     """Merges requests into passes. While one pass runs the next one gathers, so nobody is delayed on purpose.
 
+    Requests whose callers have left, or whose deadlines have passed, leave the queue when the next pass gathers.
+
     One thread owns the device: FAISS's GPU indexes are not safe for several, not even for reading.
 
     Args:
@@ -56,13 +60,14 @@ class SearchThread:
         self._thread = threading.Thread(target=self._run, name="search", daemon=True)
         self._thread.start()
 
-    def fetch(self, index: VectorIndex, request: Fetch) -> Candidates:
+    def fetch(self, index: VectorIndex, request: Fetch, caller: Caller = ANYBODY) -> Candidates:
         """Waits for a request's turn and answers it.
 
         Raises:
-            RegionSearchError: OVERLOADED, or UNAVAILABLE while stopping.
+            RegionSearchError: OVERLOADED; UNAVAILABLE while stopping; CANCELLED or DEADLINE_EXCEEDED when the
+                caller has left before its turn came.
         """
-        job = _Job(index, request)
+        job = _Job(index, request, caller)
         with self._changed:
             if self._closing:
                 raise RegionSearchError(Kind.UNAVAILABLE, "the searcher is stopping", retry_after_s=1.0)
@@ -118,6 +123,10 @@ class SearchThread:
             left: deque[_Job] = deque()
             room = self._max_batch
             for job in self._jobs:
+                refusal = job.caller.refusal()
+                if refusal is not None:  # it leaves before it costs anything
+                    job.future.set_exception(refusal)
+                    continue
                 size = len(job.request.vectors)
                 if not taken or (job.index is taken[0].index and size <= room):
                     taken.append(job)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from services.searcher.callers import Caller
 from services.searcher.embedded import reads
 from services.searcher.embedded.conditions import Conditions, compile_filter
 from services.searcher.embedded.database import Database
@@ -23,11 +24,19 @@ class IndexSource:
         opened: The collection.
         query: What is looked for.
         seq: The write whose state is looked at.
+        caller: Who waits for it.
     """
 
     def __init__(
-        self, database: Database, search: SearchThread, opened: OpenCollection, query: Query, seq: int
+        self,
+        database: Database,
+        search: SearchThread,
+        opened: OpenCollection,
+        query: Query,
+        seq: int,
+        caller: Caller,
     ) -> None:
+        self._caller = caller
         self._database = database
         self._search = search
         self._opened = opened
@@ -56,4 +65,4 @@ class IndexSource:
 
     def _fetch(self, conditions: Conditions, count: int | None) -> Candidates:
         request = Fetch(self._query.vectors, conditions, count, self._query.negatives)
-        return self._search.fetch(self._opened.index, request)
+        return self._search.fetch(self._opened.index, request, self._caller)

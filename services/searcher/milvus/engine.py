@@ -17,6 +17,7 @@ import numpy as np
 from pymilvus import MilvusClient
 
 from regionsearch.errors import Kind, RegionSearchError, invalid, not_found
+from services.searcher.callers import ANYBODY, Caller
 from services.searcher.engine import Capabilities
 from services.searcher.milvus import tables
 from services.searcher.milvus.access import (
@@ -226,7 +227,12 @@ class MilvusEngine:
     # Reading
 
     def search(
-        self, name: str, model: ModelIdentity, queries: Sequence[Query], min_seq: int | None = None
+        self,
+        name: str,
+        model: ModelIdentity,
+        queries: Sequence[Query],
+        min_seq: int | None = None,
+        caller: Caller = ANYBODY,
     ) -> list[Page]:
         """See `Engine`. Reads are strongly consistent, so every answered write is seen."""
         with explained():
@@ -236,12 +242,14 @@ class MilvusEngine:
                 raise RegionSearchError(
                     Kind.UNAVAILABLE, f"write {min_seq} has not arrived", retry_after_s=0.1
                 )
-            return [self._page(name, query, now if query.seq is None else query.seq) for query in queries]
+            return [
+                self._page(name, query, now if query.seq is None else query.seq, caller) for query in queries
+            ]
 
-    def _page(self, name: str, query: Query, seq: int) -> Page:
+    def _page(self, name: str, query: Query, seq: int, caller: Caller) -> Page:
         records, _ = self._tables(name)
         ranked, more = rank(
-            query, MilvusSource(self._client, records, query, seq, self._settings.max_candidates)
+            query, MilvusSource(self._client, records, query, seq, self._settings.max_candidates, caller)
         )
         places = [r.position for hit in ranked for r in (hit, hit.best_region) if r is not None]
         rows = {

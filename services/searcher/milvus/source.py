@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from pymilvus import MilvusClient
 
+from services.searcher.callers import Caller
 from services.searcher.milvus.access import every_row
 from services.searcher.milvus.tables import Row, expression, listed
 from services.searcher.ranking import Candidates, Numbers
@@ -28,9 +29,13 @@ class MilvusSource:
         query: What is looked for.
         seq: The write.
         max_candidates: Most rows that Milvus gives for one search.
+        caller: Milvus is not asked again once it has left.
     """
 
-    def __init__(self, client: MilvusClient, table: str, query: Query, seq: int, max_candidates: int) -> None:
+    def __init__(
+        self, client: MilvusClient, table: str, query: Query, seq: int, max_candidates: int, caller: Caller
+    ) -> None:
+        self._caller = caller
         self._client = client
         self._table = table
         self._query = query
@@ -45,6 +50,7 @@ class MilvusSource:
         """See `ranking.Source`; more than Milvus gives at once is all that there is."""
         asked = min(count, self._max)
         while True:
+            self._caller.check()
             # One row more than asked for tells whether there are more, and whether the last one ties with it.
             found = self._client.search(
                 self._table,

@@ -1,0 +1,133 @@
+"""Callers who leave: their searches never run. Over real gRPC, with the searching thread held at a known place."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+
+import grpc
+import numpy as np
+import pytest
+
+from regionsearch.errors import Kind, RegionSearchError, from_rpc_error
+from regionsearch.v1 import search_pb2, search_pb2_grpc
+from services.runtime.server import serving
+from services.searcher import __main__ as process_module
+from services.searcher.__main__ import SERVICES, searcher
+from services.searcher.callers import Caller
+from services.searcher.calls import Calls
+from services.searcher.embedded.engine import EmbeddedEngine
+from services.searcher.embedded.index import VectorIndex
+from services.searcher.settings import EmbeddedSettings, SearcherSettings
+from tests.searcher.conftest import MODEL_INFO, search_request, unit_vectors, upsert_request
+
+
+@dataclass
+class Held:
+    """A searcher whose searching thread waits at a gate."""
+
+    stub: search_pb2_grpc.SearchServiceAsyncStub
+    engine: EmbeddedEngine
+    gate: threading.Event
+    executed: list[np.ndarray] = field(default_factory=list)
+
+    async def waiting(self, count: int) -> None:
+        """Until so many requests wait in the queue."""
+        while len(self.engine._search._jobs) != count:
+            await asyncio.sleep(0.01)
+
+    async def left(self, vectors: np.ndarray) -> None:
+        """Until the searcher knows that nobody waits for these vectors any more."""
+        while any(
+            job.caller.refusal() is None and np.allclose(job.request.vectors, vectors, atol=1e-5)
+            for job in list(self.engine._search._jobs)
+        ):
+            await asyncio.sleep(0.01)
+
+    def ran(self, vectors: np.ndarray) -> bool:
+        return any(np.allclose(vectors, searched, atol=1e-5) for searched in self.executed)
+
+
+@pytest.fixture
+async def held(settings: EmbeddedSettings, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Held]:
+    opened: list[EmbeddedEngine] = []
+    real_open, real_fetch = process_module.open_engine, VectorIndex.fetch
+
+    def open_engine(*arguments):
+        opened.append(real_open(*arguments))
+        return opened[-1]
+
+    def fetch(index, state, requests):
+        made.executed += [request.vectors for request in requests]
+        return real_fetch(index, state, requests)
+
+    monkeypatch.setattr(process_module, "open_engine", open_engine)
+    process = SearcherSettings(port=0, drain_delay_s=0, embedded=settings)
+    async with (
+        serving(process, SERVICES, searcher(process)) as server,
+        grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel,
+    ):
+        stub = search_pb2_grpc.SearchServiceStub(channel)
+        await stub.CreateCollection(search_pb2.CreateCollectionRequest(name="default", model=MODEL_INFO))
+        await stub.Upsert(upsert_request("a", unit_vectors(4)))
+        made = Held(stub, opened[0], threading.Event())
+        monkeypatch.setattr(VectorIndex, "fetch", fetch)
+        holder = threading.Thread(target=opened[0]._search.run, args=(made.gate.wait,))
+        holder.start()
+        try:
+            yield made
+        finally:
+            made.gate.set()
+            holder.join()
+
+
+async def test_a_cancelled_search_is_never_executed(held: Held) -> None:
+    gone, stays = unit_vectors(1, seed=1), unit_vectors(1, seed=2)
+    leaving, staying = held.stub.Search(search_request(gone)), held.stub.Search(search_request(stays))
+    await held.waiting(2)
+    leaving.cancel()
+    await held.left(gone)
+    held.gate.set()
+    assert len((await staying).results[0].hits) == 4
+    assert held.ran(stays)
+    assert not held.ran(gone)
+    assert not held.engine._search._jobs
+
+
+async def test_an_expired_search_is_never_executed(held: Held) -> None:
+    gone, stays = unit_vectors(1, seed=1), unit_vectors(1, seed=2)
+    staying = held.stub.Search(search_request(stays))
+    await held.waiting(1)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await held.stub.Search(search_request(gone), timeout=0.5)
+    assert from_rpc_error(caught.value).kind is Kind.DEADLINE_EXCEEDED
+    await held.left(gone)
+    held.gate.set()
+    assert len((await staying).results[0].hits) == 4
+    assert held.ran(stays)
+    assert not held.ran(gone)
+
+
+async def test_calls_count_threads_that_go_on_after_their_caller_has_left() -> None:
+    calls, gate, caller = Calls("test", 1, 0), threading.Event(), Caller()
+    begun = threading.Event()
+
+    def work() -> None:
+        begun.set()
+        gate.wait()
+
+    task = asyncio.create_task(calls.run(work, caller))
+    await asyncio.to_thread(begun.wait)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    refusal = caller.refusal()
+    assert refusal is not None
+    assert refusal.kind is Kind.CANCELLED
+    with pytest.raises(RegionSearchError) as caught:
+        await calls.run(lambda: None)
+    assert caught.value.kind is Kind.OVERLOADED
+    gate.set()
+    await asyncio.to_thread(calls.close)
