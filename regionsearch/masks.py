@@ -36,23 +36,28 @@ def rle_runs(counts: str, height: int, width: int, field: str = "mask.coco_rle")
     Raises:
         RegionSearchError: INVALID_ARGUMENT when the string is malformed or does not cover height x width.
     """
-    chars = np.frombuffer(counts.encode("ascii", "replace"), np.uint8).astype(np.int64) - 48
+    chars = np.frombuffer(counts.encode(errors="surrogatepass"), np.uint8).astype(np.int64) - 48
     if chars.size == 0 or chars.min() < 0 or chars.max() > 63 or chars[-1] & 32:
         raise invalid(field, f"{field} is no COCO run-length string; send what pycocotools calls counts")
     ends = np.flatnonzero((chars & 32) == 0)
     starts = np.concatenate(([0], ends[:-1] + 1))
     lengths = ends - starts + 1
-    if lengths.max() > 8:  # 40 bits: no run of a picture is longer
-        raise invalid(field, f"{field} holds a run longer than any picture")
+    if lengths.max() > 7:  # 35 bits: no run of a picture is longer
+        raise invalid(
+            field, f"{field} holds a run longer than any picture; send what pycocotools calls counts"
+        )
     places = np.arange(chars.size) - np.repeat(starts, lengths)
     values = np.add.reduceat((chars & 31) << (5 * places), starts)
     values -= np.where(chars[ends] & 16, np.int64(1) << (5 * lengths), 0)
     values[1::2] = np.cumsum(values[1::2])
     values[2::2] = np.cumsum(values[2::2])
-    if values.min() < 0 or int(values.sum()) != height * width:
+    # Each run for itself first: a sum of hostile ones can wrap around to the right number, and NumPy would
+    # write past the end of the mask.
+    if values.min() < 0 or values.max() > height * width or int(values.sum()) != height * width:
         raise invalid(
             field,
-            f"{field} covers {int(values.sum())} pixels; a mask of {height} x {width} has {height * width}",
+            f"{field} has runs that do not add up to the {height * width} pixels of a mask of "
+            f"{height} x {width}; encode the mask at the size of its image",
         )
     return values
 
@@ -109,7 +114,11 @@ def mask_from_proto(
     if height < 1 or width < 1:
         raise invalid(field, f"{field} needs a height and a width of at least 1")
     if height * width > max_pixels:
-        raise too_large(field, f"{field} has {height} x {width} pixels, over the limit of {max_pixels}")
+        raise too_large(
+            field,
+            f"{field} has {height} x {width} pixels, over the limit of {max_pixels}; send a smaller picture "
+            "and its mask",
+        )
     match proto.WhichOneof("encoding"):
         case "coco_rle":
             return decode_rle(proto.coco_rle, height, width, f"{field}.coco_rle")

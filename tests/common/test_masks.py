@@ -15,6 +15,7 @@ from regionsearch.masks import (
     mask_from_proto,
     mask_to_proto,
     rle_area,
+    rle_runs,
 )
 from regionsearch.v1 import types_pb2
 
@@ -41,6 +42,46 @@ def test_long_runs() -> None:
 def test_hostile_strings_never_decode_to_another_size(counts: str, height: int, width: int) -> None:
     with contextlib.suppress(RegionSearchError):
         assert decode_rle(counts, height, width).shape == (height, width)
+
+
+def compress(runs: list[int]) -> str:
+    """COCO's compressed string of any runs, also of those that no mask has."""
+    chars = []
+    for index, run in enumerate(runs):
+        value = run - (runs[index - 2] if index > 2 else 0)
+        more = True
+        while more:
+            bits, value = value & 31, value >> 5
+            more = value != (-1 if bits & 16 else 0)
+            chars.append(chr(48 + bits + 32 * more))
+    return "".join(chars)
+
+
+def test_runs_whose_sum_wraps_around_are_refused() -> None:
+    """65,536 pixels in 64 bits: NumPy would write 2**64 of them into a buffer of 65,536."""
+    step, rises = 1 << 32, 1 << 16
+    runs = [1 << 16, 0, 0, *(step * (number // 2 + 1) for number in range(2 * rises - 1))]
+    counts = compress(runs)
+    assert sum(runs) % (1 << 64) == 1 << 16
+    with pytest.raises(RegionSearchError, match="add up"):
+        decode_rle(counts, 256, 256)
+
+
+@given(masks, st.data())
+def test_any_runs_but_those_of_a_mask_of_that_size_are_refused(mask: np.ndarray, data: st.DataObject) -> None:
+    height, width = mask.shape
+    runs = rle_runs(encode_rle(mask), height, width).tolist()
+    assert compress(runs) == encode_rle(mask)
+    place = data.draw(st.integers(0, len(runs) - 1))
+    runs[place] += data.draw(st.integers(-(1 << 30), 1 << 30).filter(bool))
+    with pytest.raises(RegionSearchError):
+        rle_runs(compress(runs), height, width)
+
+
+@pytest.mark.parametrize("counts", ["é", "4\N{BULLET}", "\ud800", "?\N{SNOWMAN}", "/", "~", "P"])
+def test_other_characters_are_not_read_as_numbers(counts: str) -> None:
+    with pytest.raises(RegionSearchError, match="no COCO run-length string"):
+        rle_runs(counts, 1, 15)
 
 
 @given(masks, st.sampled_from(types_pb2.MaskEncoding.values()))
