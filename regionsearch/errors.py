@@ -19,6 +19,10 @@ from grpc_status import rpc_status
 
 DOMAIN = "regionsearch"
 
+# UTF-8 bytes of a text in a status. It is sent three times (percent-encoded in one header, twice in base64),
+# and gRPC throws a call's whole status away when its headers pass 8 KiB.
+_MOST_BYTES = 1000
+
 
 class Kind(enum.Enum):
     """What went wrong, from the caller's point of view. The value is the stable machine-readable reason."""
@@ -129,13 +133,20 @@ def overloaded(message: str, retry_after_s: float) -> RegionSearchError:
 
 
 def to_status(error: RegionSearchError) -> grpc.Status:
-    """Packs an error as a gRPC status with ErrorInfo, and BadRequest or RetryInfo where they apply."""
-    status = status_pb2.Status(code=_CODES[error.kind].value[0], message=error.message)
+    """Packs an error as a gRPC status with ErrorInfo, and BadRequest or RetryInfo where they apply.
+
+    Texts that would not fit into the headers of an answer are cut.
+    """
+    message = _short(error.message)
+    status = status_pb2.Status(code=_CODES[error.kind].value[0], message=message)
+    facts = {key: _short(value, _MOST_BYTES // 4) for key, value in error.metadata.items()}
     details: list[
         error_details_pb2.ErrorInfo | error_details_pb2.BadRequest | error_details_pb2.RetryInfo
-    ] = [error_details_pb2.ErrorInfo(reason=error.kind.value, domain=DOMAIN, metadata=error.metadata)]
+    ] = [error_details_pb2.ErrorInfo(reason=error.kind.value, domain=DOMAIN, metadata=facts)]
     if error.field is not None:
-        violation = error_details_pb2.BadRequest.FieldViolation(field=error.field, description=error.message)
+        violation = error_details_pb2.BadRequest.FieldViolation(
+            field=_short(error.field, _MOST_BYTES // 4), description=message
+        )
         details.append(error_details_pb2.BadRequest(field_violations=[violation]))
     if error.retry_after_s is not None:
         delay = Duration()
@@ -146,6 +157,11 @@ def to_status(error: RegionSearchError) -> grpc.Status:
         packed.Pack(detail)
         status.details.append(packed)
     return rpc_status.to_status(status)
+
+
+def _short(text: str, most: int = _MOST_BYTES) -> str:
+    encoded = text.encode("utf-8", "replace")
+    return encoded.decode() if len(encoded) <= most else encoded[: most - 3].decode("utf-8", "ignore") + "…"
 
 
 def from_rpc_error(error: grpc.RpcError) -> RegionSearchError:

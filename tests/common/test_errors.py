@@ -2,6 +2,8 @@ import grpc
 import pytest
 
 from regionsearch.errors import Kind, RegionSearchError, from_rpc_error, invalid, overloaded, to_status
+from regionsearch.v1 import embed_pb2
+from tests.runtime.conftest import echo_server
 
 
 class Refused(grpc.aio.AioRpcError):
@@ -47,3 +49,22 @@ def test_a_bare_status_keeps_its_nearest_kind(code: grpc.StatusCode, kind: Kind)
 def test_shorthands() -> None:
     assert invalid("query.text", "say something").field == "query.text"
     assert overloaded("full", 0.5).retry_after_s == 0.5
+
+
+@pytest.mark.parametrize("letter", ["a", "é", "\N{GRINNING FACE}"])
+async def test_an_error_with_a_long_text_arrives_as_what_it_is(letter: str) -> None:
+    """gRPC drops a status of more than 8 KiB, and tells the caller of headers instead."""
+    sent = RegionSearchError(
+        Kind.NOT_FOUND, letter * 20_000, field=letter * 20_000, metadata={"name": letter * 20_000}
+    )
+
+    async def refuse(request: object, context: object) -> None:
+        raise sent
+
+    async with echo_server(refuse) as (_, stub, _):
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await stub.EmbedTexts(embed_pb2.EmbedTextsRequest(texts=["a"]))
+    received = from_rpc_error(caught.value)
+    assert received.kind is Kind.NOT_FOUND
+    assert received.message.rstrip("…") == letter * (len(received.message) - 1)
+    assert len(received.message.encode()) > 900
