@@ -5,18 +5,19 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import httpx
 import typer
+
+from loadtests.fleets import free_ports
 
 HERE = Path(__file__).parent
 START_TIMEOUT_S = 180.0
@@ -45,7 +46,7 @@ def local_stack(folder: Path) -> Iterator[Target]:
     Raises:
         RuntimeError: It ended or was not ready in three minutes; the message says what it logged.
     """
-    http_port, grpc_port = _free_ports(2)
+    http_port, grpc_port = free_ports(2)
     command = [sys.executable, "-m", "regionsearch.cli", "up", "--data-dir", str(folder / "data")]
     command += ["--port", str(http_port), "--grpc-port", str(grpc_port)]
     log = folder / "up.log"
@@ -82,27 +83,37 @@ def service_address(log: Path) -> str:
     raise RuntimeError(f"{log} does not say where the service listens")
 
 
-def _free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        listeners = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for listener in listeners:
-            listener.bind(("127.0.0.1", 0))
-        return [int(listener.getsockname()[1]) for listener in listeners]
-
-
 def locust_command(
-    target: Target, users: int, duration_s: int, rate: float | None, out: Path, ui: bool
+    target: Target,
+    users: int,
+    duration_s: int | None,
+    rate: float | None,
+    out: Path,
+    ui: bool,
+    kinds: Sequence[str] = CLOSED_LOOP,
 ) -> list[str]:
-    """The Locust call for a run; closed loop unless there is an arrival rate."""
+    """The Locust call for a run.
+
+    Args:
+        target: What is loaded.
+        users: At once, of all kinds.
+        duration_s: None runs until the process is told to stop.
+        rate: Open loop with so many requests a second; None is a closed loop.
+        out: Where HTML and CSV go.
+        ui: With Locust's page instead.
+        kinds: Names of the users of a closed loop.
+    """
     command = [sys.executable, "-m", "locust", "-f", str(HERE / "locustfile.py"), "--host", target.url]
     for name, address in target.services.items():
         command += [f"--{name}", address]
     if ui:
         return [*command, "--web-host", "127.0.0.1", "--class-picker"]
-    command += ["--headless", "--only-summary", "--stop-timeout", "30", "--run-time", f"{duration_s}s"]
+    command += ["--headless", "--only-summary", "--stop-timeout", "30"]
+    if duration_s is not None:
+        command += ["--run-time", f"{duration_s}s"]
     command += ["--html", str(out / "report.html"), "--csv", str(out / "load")]
     if rate is None:
-        command += ["--users", str(users), "--spawn-rate", str(users), *CLOSED_LOOP]
+        command += ["--users", str(users), "--spawn-rate", str(users), *kinds]
     else:
         command += ["--users", "1", "--arrival-rate", str(rate), *OPEN_LOOP]
     return command

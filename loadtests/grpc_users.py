@@ -8,12 +8,13 @@ import uuid
 from collections.abc import Callable
 from typing import Any, ClassVar
 
-import grpc
 import numpy as np
 from grpc.experimental import gevent as grpc_gevent
 from locust import User, between, task
 
 from loadtests.scenes import QUERIES, Scene
+from regionsearch.errors import Kind, RegionSearchError
+from regionsearch.rpc import CallPolicy, ChannelConfig, call, open_channel
 from regionsearch.tensors import tensor_to_proto
 from regionsearch.v1 import (
     embed_pb2,
@@ -27,7 +28,7 @@ from regionsearch.v1 import (
 
 grpc_gevent.init_gevent()  # before any channel: gRPC's waits then yield to the other users
 
-MESSAGE_CAP = 32 << 20
+POLICY = CallPolicy(timeout_s=60, unavailable_s=30)  # as an app with the client library would
 DIMENSION = 256
 COLLECTION = "load"
 MODEL = types_pb2.ModelInfo(
@@ -44,32 +45,30 @@ class GrpcUser(User):
 
     Attributes:
         service: Name of the option that holds the address.
+        full_name: Of its gRPC service, whose health is watched.
     """
 
     abstract = True
     wait_time = between(0.2, 1.0)
     service: ClassVar[str]
+    full_name: ClassVar[str]
 
     def on_start(self) -> None:
         self.random = random.Random(uuid.uuid4().int)
-        options = [
-            ("grpc.max_receive_message_length", MESSAGE_CAP),
-            ("grpc.max_send_message_length", MESSAGE_CAP),
-        ]
         address = getattr(self.environment.parsed_options, self.service)
-        self.channel = grpc.insecure_channel(address, options)
+        self.channel = open_channel(address, ChannelConfig(self.full_name))
 
     def on_stop(self) -> None:
         self.channel.close()
 
-    def call(self, name: str, method: Callable[..., Any], request: Any, timeout_s: float = 30) -> Any:
+    def call(self, name: str, method: Callable[..., Any], request: Any) -> Any:
         """One call; its answer, or None where it failed."""
         start = time.perf_counter()
         response, error = None, None
         try:
-            response = method(request, timeout=timeout_s)
-        except grpc.RpcError as caught:
-            error = RuntimeError(f"{caught.code().name}: {caught.details()}")
+            response = call(method, request, POLICY)
+        except RegionSearchError as caught:
+            error = caught
         self.environment.events.request.fire(
             request_type="gRPC",
             name=name,
@@ -85,6 +84,7 @@ class SegmentUser(GrpcUser):
     """Opens pictures and clicks on things in them."""
 
     service = "segmenter"
+    full_name = "regionsearch.v1.SegmentService"
 
     def on_start(self) -> None:
         super().on_start()
@@ -122,6 +122,7 @@ class EmbedUser(GrpcUser):
     """Embeds regions and words."""
 
     service = "embedder"
+    full_name = "regionsearch.v1.EmbedService"
 
     def on_start(self) -> None:
         super().on_start()
@@ -150,17 +151,17 @@ class SearchUser(GrpcUser):
     """Writes and searches random vectors in a collection of its own kind."""
 
     service = "searcher"
+    full_name = "regionsearch.v1.SearchService"
 
     def on_start(self) -> None:
         super().on_start()
         self.numbers = np.random.default_rng(self.random.getrandbits(60))
         self.stub = search_pb2_grpc.SearchServiceStub(self.channel)
         try:
-            self.stub.CreateCollection(
-                search_pb2.CreateCollectionRequest(name=COLLECTION, model=MODEL), timeout=30
-            )
-        except grpc.RpcError as error:
-            if error.code() is not grpc.StatusCode.ALREADY_EXISTS:
+            collection = search_pb2.CreateCollectionRequest(name=COLLECTION, model=MODEL)
+            call(self.stub.CreateCollection, collection, POLICY)
+        except RegionSearchError as error:
+            if error.kind is not Kind.ALREADY_EXISTS:
                 raise
         self.write()
 

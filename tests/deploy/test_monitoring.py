@@ -1,0 +1,158 @@
+"""What is watched: rules and dashboards against the metrics there are, and against a real Prometheus."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+from loadtests.fleets import Processes, free_ports
+
+ROOT = Path(__file__).resolve().parents[2]
+PROMETHEUS = ROOT / "deploy" / "prometheus"
+DASHBOARD = json.loads((ROOT / "deploy" / "grafana" / "dashboards" / "regionsearch.json").read_text())
+PANELS = [(panel["title"], target["expr"]) for panel in DASHBOARD["panels"] for target in panel["targets"]]
+NEEDS_A_GPU = {"Device memory"}
+
+needs = pytest.mark.skipif
+
+
+def rule_expressions() -> list[str]:
+    groups = yaml.safe_load((PROMETHEUS / "rules.yml").read_text())["groups"]
+    return [rule["expr"] for group in groups for rule in group["rules"]]
+
+
+def test_rules_and_dashboard_ask_for_metrics_that_exist() -> None:
+    exported = "".join(p.read_text() for part in ("services", "gateway") for p in (ROOT / part).rglob("*.py"))
+    queries = [*rule_expressions(), *(expression for _, expression in PANELS)]
+    names = {n for q in queries for n in re.findall(r"\b(?:regionsearch|grpc_server)_\w+", q)}
+    assert names
+    for name in names - {"regionsearch_queue_wait_p95_seconds"}:
+        base = re.sub(r"_(bucket|sum|count)$", "", name)
+        assert f'"{base}"' in exported, name
+
+
+def test_panels_do_not_overlap() -> None:
+    places = [(p["gridPos"]["x"], p["gridPos"]["y"]) for p in DASHBOARD["panels"]]
+    assert len(set(places)) == len(places)
+    assert [p["id"] for p in DASHBOARD["panels"]] == list(range(1, len(places) + 1))
+
+
+@needs(not shutil.which("promtool"), reason="needs promtool, of Debian's package prometheus")
+@pytest.mark.parametrize("what", [("config", "prometheus.yml"), ("rules", "rules.yml")])
+def test_prometheus_itself_takes_the_files(what: tuple[str, str]) -> None:
+    kind, name = what
+    done = subprocess.run(["promtool", "check", kind, PROMETHEUS / name], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+class Monitor:
+    """A Prometheus that watches a fleet."""
+
+    def __init__(self, address: str, fleet: Processes) -> None:
+        self.fleet = fleet
+        self._api = httpx.Client(base_url=f"http://{address}/api/v1", timeout=30)
+
+    def ask(self, path: str, **parameters: str) -> Any:
+        answer = self._api.get(path, params=parameters)
+        assert answer.is_success, answer.text
+        return answer.json()["data"]
+
+    def series(self, expression: str) -> list[Any]:
+        """What an expression gives now, without what is no number (a ratio of nothing to nothing)."""
+        found = self.ask("/query", query=expression)["result"]
+        return [one for one in found if one["value"][1] != "NaN"]
+
+
+def wait_for(condition: Callable[[], object], what: str, timeout_s: float = 120) -> None:
+    deadline = time.monotonic() + timeout_s
+    while True:
+        with contextlib.suppress(httpx.TransportError):
+            if condition():
+                return
+        assert time.monotonic() < deadline, f"not within {timeout_s} s: {what}"
+        time.sleep(0.5)
+
+
+@pytest.fixture(scope="module")
+def monitor(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Monitor]:
+    """The committed configuration, with the addresses of processes on this machine in the place of names."""
+    folder = tmp_path_factory.mktemp("monitor")
+    with Processes(folder) as fleet:
+        config = yaml.safe_load((PROMETHEUS / "prometheus.yml").read_text())
+        config["global"] |= {"scrape_interval": "1s", "evaluation_interval": "1s"}
+        config["rule_files"] = [str(PROMETHEUS / "rules.yml")]
+        for job in config["scrape_configs"]:
+            del job["dns_sd_configs"]
+            job["static_configs"] = [{"targets": fleet.metrics[job["job_name"]]}]
+        (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
+        address = f"127.0.0.1:{free_ports(1)[0]}"
+        command = ["prometheus", f"--config.file={folder / 'prometheus.yml'}"]
+        command += [f"--storage.tsdb.path={folder / 'tsdb'}", f"--web.listen-address={address}"]
+        with (folder / "prometheus.log").open("wb") as log:
+            process = subprocess.Popen(command, stdout=log, stderr=log)
+        try:
+            yield Monitor(address, fleet)
+        finally:
+            process.terminate()
+            process.wait(30)
+
+
+pytestmark_real = [
+    pytest.mark.slow,
+    pytest.mark.timeout(600),
+    needs(not shutil.which("prometheus"), reason="needs Debian's package prometheus"),
+]
+
+
+class TestReal:
+    pytestmark = pytestmark_real
+
+    def test_every_process_is_scraped(self, monitor: Monitor) -> None:
+        wait_for(lambda: len(monitor.series("up == 1")) == len(monitor.fleet.members), "all targets are up")
+
+    def test_every_panel_shows_something(self, monitor: Monitor) -> None:
+        url = f"http://{monitor.fleet.gateways[0]}/v1"
+        scenes = sorted((ROOT / "examples" / "scenes").glob("*.jpg"))
+
+        def use() -> None:
+            with scenes[-1].open("rb") as picture:
+                httpx.post(f"{url}/collections/default/images", files={"files": picture}, timeout=120)
+            httpx.post(f"{url}/collections/default/search", json={"query": {"text": "dog"}}, timeout=60)
+            httpx.get(f"{url}/collections/missing", timeout=60)
+
+        empty = dict(PANELS)
+
+        def all_show() -> bool:
+            use()
+            for title, expression in PANELS:
+                if title not in NEEDS_A_GPU and monitor.series(expression):
+                    empty.pop(title, None)
+            return set(empty) <= NEEDS_A_GPU
+
+        with contextlib.suppress(AssertionError):
+            wait_for(all_show, "every panel has data", 60)
+        assert set(empty) <= NEEDS_A_GPU
+
+    def test_the_rules_work(self, monitor: Monitor) -> None:
+        def rules() -> dict[str, Any]:
+            return {r["name"]: r for g in monitor.ask("/rules")["groups"] for r in g["rules"]}
+
+        wait_for(lambda: all(r["health"] == "ok" for r in rules().values()), "every rule is evaluated")
+        wait_for(lambda: monitor.series("regionsearch_queue_wait_p95_seconds"), "the recorded series")
+        assert rules()["Down"]["state"] == "inactive"
+        monitor.fleet.stop("embedder-2")
+        wait_for(lambda: rules()["Down"]["state"] != "inactive", "somebody notices")
+        (alert,) = rules()["Down"]["alerts"]
+        assert alert["labels"]["job"] == "embedder"
+        assert "does not answer" in alert["annotations"]["summary"]
