@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import functools
+import sys
+from collections.abc import Iterator
 from typing import NamedTuple
 
-from prometheus_client import Counter, Gauge, Histogram, start_http_server
+from prometheus_client import REGISTRY, Counter, Gauge, Histogram, start_http_server
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
 
 _SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
 _FILL = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
@@ -88,6 +92,34 @@ class QueueMetrics:
         self.halved = _FAILURES.labels(queue, "halved")
         self.bisected = _FAILURES.labels(queue, "bisected")
         self.failed = _FAILURES.labels(queue, "failed")
+
+
+class DeviceMemory(Collector):
+    """Memory on each GPU that this process computes on, read when somebody looks.
+
+    torch is asked where the process has loaded it, and never loaded here. Devices on which it holds nothing
+    are left out: asking CUDA about them would make a context there.
+    """
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """Yields the family, without samples where there is no GPU."""
+        family = GaugeMetricFamily(
+            "regionsearch_device_memory_bytes",
+            "Memory of a device: allocated by tensors, reserved by the process, total.",
+            labels=("device", "state"),
+        )
+        cuda = getattr(sys.modules.get("torch"), "cuda", None)
+        if cuda is not None and cuda.is_initialized():
+            for index in range(cuda.device_count()):
+                if reserved := cuda.memory_reserved(index):
+                    device = f"cuda:{index}"
+                    family.add_metric((device, "allocated"), cuda.memory_allocated(index))
+                    family.add_metric((device, "reserved"), reserved)
+                    family.add_metric((device, "total"), cuda.get_device_properties(index).total_memory)
+        yield family
+
+
+REGISTRY.register(DeviceMemory())
 
 
 def serve_metrics(host: str, port: int) -> int:

@@ -21,12 +21,12 @@ def configure_tracing(process: str, endpoint: str | None) -> TracerProvider | No
 
     Args:
         process: Becomes the service name ``regionsearch-<process>``.
-        endpoint: OTLP gRPC address; ``http://`` sends without TLS. None leaves tracing off.
+        endpoint: OTLP gRPC address; ``http://`` sends without TLS. None or nothing leaves tracing off.
 
     Returns:
         The provider, to be shut down at the end so that the last spans are sent; None when tracing is off.
     """
-    if endpoint is None:
+    if not endpoint:  # empty is how compose writes a variable that is not set
         return None
     provider = TracerProvider(resource=Resource.create({"service.name": f"regionsearch-{process}"}))
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint)))

@@ -1,0 +1,37 @@
+"""Metrics that need more than a counter."""
+
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from services.runtime.metrics import DeviceMemory
+
+
+def samples():
+    (family,) = DeviceMemory().collect()
+    return {(s.labels["device"], s.labels["state"]): s.value for s in family.samples}
+
+
+def torch_with(initialised, reserved):
+    cuda = SimpleNamespace(
+        is_initialized=lambda: initialised,
+        device_count=lambda: len(reserved),
+        memory_reserved=lambda index: reserved[index],
+        memory_allocated=lambda index: reserved[index] // 2,
+        get_device_properties=lambda index: SimpleNamespace(total_memory=1000),
+    )
+    return SimpleNamespace(cuda=cuda)
+
+
+def test_device_memory_is_that_of_the_devices_in_use(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", torch_with(True, [0, 600]))
+    assert samples() == {("cuda:1", "allocated"): 300, ("cuda:1", "reserved"): 600, ("cuda:1", "total"): 1000}
+
+
+@pytest.mark.parametrize(
+    "torch", [None, SimpleNamespace(), torch_with(False, [600])], ids=["none", "half", "idle"]
+)
+def test_without_a_device_there_is_nothing_to_see(monkeypatch, torch):
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    assert samples() == {}
