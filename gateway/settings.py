@@ -65,7 +65,7 @@ class TimeoutSettings(_Part):
     query_s: float = Field(60.0, gt=0, description="Everything else.")
     probe_s: float = Field(1.0, gt=0, description="Asking a service whether it is ready.")
     restart_s: float = Field(
-        15.0, ge=0, description="Waiting for a service while none of its replicas serves, as in a restart."
+        30.0, ge=0, description="Waiting for a service while none of its replicas serves, as in a restart."
     )
 
 

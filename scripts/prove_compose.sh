@@ -1,19 +1,21 @@
 #!/usr/bin/env bash
 # Proves the containers: builds them, starts the compose stack, ingests and searches through the published port,
-# scales the embedder, kills a worker under load, restarts every service under load, and takes the stack down and up
-# again. Any failed request or lost picture ends it with an error. Needs docker and docker-compose (or compose v2).
+# scales the embedder, kills a worker under load, restarts every container under load, and takes the stack down and
+# up again. Any failed request or lost picture ends it with an error. Needs docker, docker-compose (or compose v2),
+# haproxy, and `make test`'s environment for Locust.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 if command -v docker-compose >/dev/null; then compose=(docker-compose); else compose=(docker compose); fi
 compose+=(-p regionsearch-proof)
-export HTTP_PORT=${HTTP_PORT:-18080} GRPC_PORT=${GRPC_PORT:-15080}
-url=http://127.0.0.1:$HTTP_PORT
+export HTTP_PORT=${HTTP_PORT:-18080-18081} GRPC_PORT=${GRPC_PORT:-15080-15081} # two gateways take one each
+python=${PYTHON:-.venv/bin/python}
 trap '"${compose[@]}" down -v --remove-orphans >/dev/null 2>&1 || true' EXIT
 
 say() { printf '\n== %s\n' "$*"; }
 
 wait_ready() {
+    url=http://127.0.0.1:$("${compose[@]}" port gateway 8000 | sed 's/.*://')
     for _ in $(seq 240); do
         curl -fs "$url/readyz" >/dev/null && return
         sleep 1
@@ -21,6 +23,34 @@ wait_ready() {
     "${compose[@]}" logs --tail 20
     echo "the stack is not ready" >&2
     exit 1
+}
+
+# Waits until $1 containers of the services that follow are healthy, each.
+wait_healthy() {
+    local wanted=$1 service healthy
+    shift
+    for service; do
+        for _ in $(seq 120); do
+            healthy=$("${compose[@]}" ps -q "$service" | xargs docker inspect -f '{{.State.Health.Status}}' | grep -c '^healthy' || true)
+            [ "$healthy" = "$wanted" ] && continue 2
+            sleep 2
+        done
+        echo "$service: $healthy of $wanted are healthy" >&2
+        exit 1
+    done
+}
+
+# Texts that each embedder has embedded, one line each.
+embedded() {
+    local id
+    for id in $("${compose[@]}" ps -q embedder); do
+        docker exec "$id" python -c "import urllib.request as u; print(u.urlopen('http://127.0.0.1:9090/metrics').read().decode())" |
+            sed -nE 's/^grpc_server_handled_total\{.*grpc_code="OK".*grpc_method="EmbedTexts".*\} ([0-9]+).*/\1/p;$a\0' | head -n 1
+    done
+}
+
+embed() {
+    curl -fs "$url/v1/embeddings" -H 'content-type: application/json' -d "{\"texts\": [\"$*\"]}" >/dev/null
 }
 
 count() { curl -fs "$url/v1/collections/default" | sed -E 's/.*"image_count":([0-9]+).*/\1/'; }
@@ -62,29 +92,32 @@ images=$(count)
 curl -fs "$url/v1/collections/default/search" -H 'content-type: application/json' \
     -d '{"query": {"text": "teapot"}, "level": "region", "page_size": 1}' | grep -q '"hits":\[{'
 
-say "two embedders share the calls"
+say "two embedders share the calls, and nobody told the gateway"
 "${compose[@]}" up -d --no-recreate --scale embedder=2
-sleep 5
-for _ in $(seq 60); do
-    healthy=$("${compose[@]}" ps -q embedder | xargs docker inspect -f '{{.State.Health.Status}}' | grep -c '^healthy' || true)
-    [ "$healthy" = 2 ] && break
-    sleep 2
+wait_healthy 2 embedder
+begin=$SECONDS
+while embedded | grep -qx 0; do
+    [ $((SECONDS - begin)) -lt 120 ] || { echo "the new embedder was not found" >&2; exit 1; }
+    embed "word $SECONDS $RANDOM"
 done
-"${compose[@]}" restart gateway >/dev/null # finds the new replica at once, not when its connections are renewed
-wait_ready
-for n in $(seq 40); do
-    curl -fs "$url/v1/embeddings" -H 'content-type: application/json' -d "{\"texts\": [\"word $n\"]}" >/dev/null
-done
-for id in $("${compose[@]}" ps -q embedder); do
-    calls=$(docker exec "$id" python -c "import urllib.request as u; print(u.urlopen('http://127.0.0.1:9090/metrics').read().decode())" |
-        sed -nE 's/^grpc_server_handled_total\{.*grpc_code="OK".*grpc_method="EmbedTexts".*\} ([0-9.]+)/\1/p')
-    echo "one embedder answered ${calls:-0} calls"
-    [ "${calls%.*}" -gt 5 ]
+echo "the new one was found after $((SECONDS - begin)) s"
+mapfile -t before < <(embedded)
+for n in $(seq 40); do embed "another word $n"; done
+mapfile -t after < <(embedded)
+for one in 0 1; do
+    echo "one embedder answered $((after[one] - before[one])) of 40 calls"
+    [ $((after[one] - before[one])) -gt 10 ]
 done
 
 say "a worker is killed under load"
 kill_one() { docker kill "$("${compose[@]}" ps -q embedder | head -n 1)" >/dev/null; sleep 10; }
 under_load kill_one
+
+say "every container is restarted under load"
+"${compose[@]}" up -d --no-recreate --scale segmenter=2 --scale embedder=2 --scale gateway=2
+wait_healthy 2 segmenter embedder gateway
+PATH=/usr/sbin:$PATH "$python" -m loadtests.rolling --compose-project regionsearch-proof --out "$(mktemp -d)"
+images=$(count) # the load has added some
 
 say "everything survives down and up"
 "${compose[@]}" down
