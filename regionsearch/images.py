@@ -19,6 +19,7 @@ from regionsearch.errors import Kind, RegionSearchError, invalid, too_large
 from regionsearch.v1 import types_pb2
 
 MIB = 1 << 20
+MAX_SIDE = 65_535  # pixels; what a JPEG can hold. Resizing takes memory by the length of a side, too.
 
 # Formats that we read, by Pillow's name; a multi-picture phone JPEG calls itself MPO.
 _CONTENT_TYPES = {
@@ -110,13 +111,18 @@ def decode_image(data: bytes, limits: ImageLimits = DEFAULT_LIMITS, field: str =
         except (RegionSearchError, MemoryError):
             raise
         except Exception as error:  # Pillow's decoders let any exception of a damaged file through
-            raise _unsupported(field, f"is a damaged {image.format} file ({error}); send it again") from error
+            reason = str(error) or type(error).__name__
+            raise _unsupported(
+                field, f"is a damaged {image.format} file ({reason}); send it again"
+            ) from error
 
 
 def image_from_proto(
     image: types_pb2.Image, limits: ImageLimits = DEFAULT_LIMITS, field: str = "image"
 ) -> Pixels:
     """The pixels of an `Image` message, uint8 RGB (height, width, 3), upright.
+
+    Raw pixels are not copied: they come out read-only.
 
     Raises:
         RegionSearchError: As `decode_image`, and INVALID_ARGUMENT when no source is set or raw pixels do not
@@ -138,6 +144,21 @@ def image_from_proto(
             f"{field}.raw.rgb has {len(raw.rgb)} bytes; {raw.height} x {raw.width} pixels take {expected}",
         )
     return np.frombuffer(raw.rgb, np.uint8).reshape(raw.height, raw.width, 3)
+
+
+def decoded_bytes(image: types_pb2.Image, limits: ImageLimits = DEFAULT_LIMITS) -> int:
+    """Memory that :func:`image_from_proto` takes, by what the picture says about its size.
+
+    Seven bytes a pixel: four inside Pillow, three in the array that remains. 0 for raw pixels, which are used
+    where they are, and for what is no picture, as decoding it will find out.
+    """
+    if image.WhichOneof("source") != "encoded":
+        return 0
+    try:
+        header = probe_image(image.encoded, limits)
+    except RegionSearchError:
+        return 0
+    return 7 * header.width * header.height
 
 
 def encode_image(
@@ -167,7 +188,7 @@ def _open(data: bytes, limits: ImageLimits, field: str) -> Image.Image:
         )
     try:
         image = Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"))
-    except Image.DecompressionBombError as error:
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise too_large(
             field, f"{field} has far too many pixels ({error}); send a smaller picture"
         ) from error
@@ -178,6 +199,12 @@ def _open(data: bytes, limits: ImageLimits, field: str) -> Image.Image:
 
 
 def _check_pixels(width: int, height: int, limits: ImageLimits, field: str) -> None:
+    if max(width, height) > MAX_SIDE:
+        raise too_large(
+            field,
+            f"{field} is {width} x {height} pixels, and no side may have more than {MAX_SIDE}; "
+            "send a smaller picture",
+        )
     if width * height > limits.max_pixels:
         raise too_large(
             field,
@@ -197,11 +224,14 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _to_rgb(image: Image.Image, field: str) -> Pixels:
-    if image.mode == "F":
-        raise _unsupported(field, "has floating-point pixels; convert it to 8 or 16 bits")
-    if image.mode.startswith("I"):  # 16 bits of grey, whatever Pillow calls them
-        grey = np.clip(np.asarray(image).astype(np.int64), 0, 65535) // 257
-        return np.repeat(grey.astype(np.uint8)[:, :, None], 3, axis=2)
+    if image.mode in ("F", "I"):  # nobody says which value is white
+        raise _unsupported(field, "has 32 bits a channel; convert it to 8 or 16")
+    if image.mode.startswith("I;16"):
+        deep = np.asarray(image)
+        grey = (deep // 257).astype(np.uint8)
+        if "transparency" in image.info:  # one grey that stands for nothing
+            grey[deep == image.info["transparency"]] = 255
+        return np.repeat(grey[:, :, None], 3, axis=2)
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, "white")

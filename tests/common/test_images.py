@@ -1,7 +1,12 @@
+import contextlib
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from regionsearch.errors import Kind, RegionSearchError
@@ -20,6 +25,16 @@ def save(image: Image.Image, file_format: str, **options: object) -> bytes:
     out = io.BytesIO()
     image.save(out, file_format, **options)
     return out.getvalue()
+
+
+def png(width: int, height: int, bits: int, colour: int, rows: bytes, *chunks: tuple[bytes, bytes]) -> bytes:
+    """A PNG of kinds that Pillow reads and does not write; `colour` is the number of PNG's colour type."""
+    header = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)
+    parts = [(b"IHDR", header), *chunks, (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+        for name, body in parts
+    )
 
 
 def landscape() -> Image.Image:
@@ -84,19 +99,43 @@ def test_transparency_is_laid_on_white() -> None:
 
 def test_sixteen_bits_are_scaled() -> None:
     ramp = np.array([[0, 257, 32896, 65535]], np.uint16)
-    pixels = decode_image(save(Image.fromarray(ramp), "PNG"))
-    assert pixels[0, :, 0].tolist() == [0, 1, 128, 255]
+    for file_format in ("PNG", "TIFF"):
+        assert decode_image(save(Image.fromarray(ramp), file_format))[0, :, 0].tolist() == [0, 1, 128, 255]
+    colours = png(2, 1, 16, 2, b"\0" + struct.pack(">6H", 65535, 32896, 257, 0, 0, 0))
+    assert decode_image(colours).tolist() == [[[255, 128, 1], [0, 0, 0]]]
+
+
+@pytest.mark.parametrize(
+    ("bits", "colour", "row", "nothing"),
+    [
+        (16, 0, struct.pack(">2H", 7, 32896), struct.pack(">H", 7)),  # grey, one value of it transparent
+        (16, 4, struct.pack(">4H", 7, 0, 32896, 65535), None),  # grey and alpha
+        (16, 6, struct.pack(">8H", 7, 7, 7, 0, *[32896] * 3, 65535), None),  # RGB and alpha
+        (8, 0, bytes([7, 128]), struct.pack(">H", 7)),
+        (8, 2, bytes([7, 8, 7, 128, 128, 128]), struct.pack(">3H", 7, 8, 7)),
+    ],
+)
+def test_every_kind_of_transparency_is_laid_on_white(
+    bits: int, colour: int, row: bytes, nothing: bytes | None
+) -> None:
+    chunks = [(b"tRNS", nothing)] if nothing else []
+    assert decode_image(png(2, 1, bits, colour, b"\0" + row, *chunks)).tolist() == [[[255] * 3, [128] * 3]]
 
 
 def test_cmyk_is_converted() -> None:
-    pixels = decode_image(save(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "JPEG"))
-    assert pixels[0, 0, 0] > 200
-    assert pixels[0, 0, 1] < 60
+    cmyk = save(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "JPEG")
+    assert np.abs(decode_image(cmyk)[0, 0].astype(int) - (255, 0, 0)).max() < 8
+    # The same numbers as YCCK (Adobe's marker says so): their YCbCr is the negative of red, green and blue.
+    marker = cmyk.index(b"Adobe") + 11
+    ycck = decode_image(cmyk[:marker] + b"\2" + cmyk[marker + 1 :])
+    assert np.abs(ycck[0, 0].astype(int) - (179, 0, 227)).max() < 8
 
 
-def test_first_frame_of_an_animation_counts() -> None:
+@pytest.mark.parametrize("file_format", ["GIF", "WEBP", "PNG", "TIFF"])
+def test_first_frame_of_an_animation_counts(file_format: str) -> None:
     frames = [Image.new("RGB", (6, 6), colour) for colour in ("red", "green")]
-    data = save(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    lossless = {"lossless": True} if file_format == "WEBP" else {}
+    data = save(frames[0], file_format, save_all=True, append_images=frames[1:], **lossless)
     assert decode_image(data)[0, 0].tolist() == [255, 0, 0]
 
 
@@ -112,8 +151,25 @@ def test_one_pixel() -> None:
         (save(landscape().resize((400, 200)), "JPEG")[:1200], Kind.UNSUPPORTED_IMAGE),
         (save(landscape().resize((400, 200)), "PNG")[:200], Kind.UNSUPPORTED_IMAGE),
         (save(Image.new("F", (4, 4)), "TIFF"), Kind.UNSUPPORTED_IMAGE),
+        (save(Image.new("I", (4, 4)), "TIFF"), Kind.UNSUPPORTED_IMAGE),
+        (png(0, 0, 8, 2, b""), Kind.UNSUPPORTED_IMAGE),
+        (png(7000, 7000, 8, 2, b""), Kind.UNSUPPORTED_IMAGE),
+        (
+            png(1, 1, 8, 2, b"\0\1\2\3", (b"zTXt", b"a\0\0" + zlib.compress(bytes(1 << 26)))),
+            Kind.UNSUPPORTED_IMAGE,
+        ),
     ],
-    ids=["empty", "text", "truncated jpeg", "truncated png", "float tiff"],
+    ids=[
+        "empty",
+        "text",
+        "truncated jpeg",
+        "truncated png",
+        "float tiff",
+        "32-bit tiff",
+        "no pixels",
+        "no data",
+        "text bomb",
+    ],
 )
 def test_what_is_no_picture_is_refused_by_name(data: bytes, kind: Kind) -> None:
     with pytest.raises(RegionSearchError) as caught:
@@ -123,14 +179,46 @@ def test_what_is_no_picture_is_refused_by_name(data: bytes, kind: Kind) -> None:
     assert "files[3]" in caught.value.message
 
 
-@pytest.mark.parametrize("side", [8_000, 20_000])
-def test_bombs_are_refused_before_they_are_decoded(side: int) -> None:
-    data = save(Image.new("1", (side, side)), "PNG")
-    assert len(data) < 1_000_000
+@pytest.mark.parametrize(
+    "data",
+    [
+        png(8_000, 8_000, 1, 0, b""),
+        png(20_000, 20_000, 1, 0, b""),
+        png(2**31 - 1, 2**31 - 1, 8, 2, b""),
+        png(70_000, 1, 1, 0, bytes(8751)),  # few pixels, but what resizes it needs memory by its length
+        png(1, 70_000, 1, 0, bytes(140_000)),
+        b"GIF89a\1\0\1\0\0\0\0,\0\0\0\0\xff\xff\xff\xff\0\2\2D\1\0;",  # a frame beyond its screen
+    ],
+    ids=["over our limit", "over Pillow's", "overflow", "long", "tall", "gif"],
+)
+def test_bombs_are_refused_before_they_are_decoded(data: bytes) -> None:
     for read in (probe_image, decode_image):
         with pytest.raises(RegionSearchError) as caught:
             read(data)
         assert caught.value.kind is Kind.TOO_LARGE
+
+
+WHOLE = {
+    name: save(landscape(), name, exif=bytes(Image.Exif()))
+    for name in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+}
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL.*")
+@settings(max_examples=300, deadline=None)
+@given(st.sampled_from(sorted(WHOLE)), st.data())
+def test_damaged_files_are_read_or_refused_and_nothing_else(name: str, data: st.DataObject) -> None:
+    """Whatever a decoder raises; and who has seen the header knows the size of the picture."""
+    whole = bytearray(WHOLE[name])
+    for place in data.draw(st.lists(st.integers(0, len(whole) - 1), max_size=4)):
+        whole[place] = data.draw(st.integers(0, 255))
+    damaged = bytes(whole[: data.draw(st.integers(0, len(whole)))])
+    limits = ImageLimits(max_pixels=1_000_000)
+    with contextlib.suppress(RegionSearchError):
+        header = probe_image(damaged, limits)
+        pixels = decode_image(damaged, limits)
+        assert pixels.shape == (header.height, header.width, 3)
+        assert pixels.dtype == np.uint8
 
 
 def test_byte_limit() -> None:
