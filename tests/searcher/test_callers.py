@@ -1,4 +1,4 @@
-"""Callers who leave: their searches never run. Over real gRPC, with the searching thread held at a known place."""
+"""Callers who leave: their searches never run. Real gRPC; the searching thread is held at a known place."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ class Held:
 
     async def waiting(self, count: int) -> None:
         """Until so many requests wait in the queue."""
-        while len(self.engine._search._jobs) != count:
+        while len(self.engine._search._jobs) != count:  # noqa: ASYNC110  # a thread changes it
             await asyncio.sleep(0.01)
 
     async def left(self, vectors: np.ndarray) -> None:
         """Until the searcher knows that nobody waits for these vectors any more."""
-        while any(
+        while any(  # noqa: ASYNC110
             job.caller.refusal() is None and np.allclose(job.request.vectors, vectors, atol=1e-5)
             for job in list(self.engine._search._jobs)
         ):

@@ -8,6 +8,7 @@ CVPR 2011).
 
 from __future__ import annotations
 
+import hashlib
 import io
 import zipfile
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from regionsearch.errors import Kind, RegionSearchError, invalid
+from services.searcher.embedded.cache import Arrays
 from services.searcher.embedded.measuring import Examination
 from services.searcher.embedded.native import faiss, selector
 from services.searcher.embedded.rewriting import Rewrite
@@ -51,6 +53,11 @@ class Codec:
     def encode(self, vectors: Vectors) -> NDArray[np.uint8]:
         """Codes, shape (vectors, bits / 8). tanh keeps the sign, so a learned head needs none here."""
         return np.packbits(vectors @ self.weight.T + self.bias > 0, axis=1, bitorder="little")
+
+    def digest(self) -> NDArray[np.uint8]:
+        """32 bytes that tell it from other codecs."""
+        hashed = hashlib.sha256(self.weight.tobytes() + self.bias.tobytes())
+        return np.frombuffer(hashed.digest(), np.uint8)
 
     def to_bytes(self) -> bytes:
         """For the record store."""
@@ -175,6 +182,35 @@ class CodeSegment:
     def vector_bytes(self) -> int:
         """See `Segment.vector_bytes`."""
         return int(self.vectors.nbytes) + self.columns.used * int(self._index.code_size)
+
+    def to_arrays(self) -> Arrays:
+        """What `restore_codes` needs besides the rows."""
+        codes = faiss.vector_to_array(self._index.xb).reshape(-1, self._index.code_size)
+        return {"codes": codes, "codec": self.codec.digest(), "recall": np.float64(self.recall)}
+
+
+def restore_codes(
+    rewrite: Rewrite, rows: Positions, arrays: Arrays, codec: Codec, rerank_factor: int
+) -> CodeSegment:
+    """The segment that `to_arrays` has described.
+
+    Args:
+        rewrite: The rows.
+        rows: Which of the described rows they are.
+        arrays: What `to_arrays` returned.
+        codec: The collection's.
+        rerank_factor: The collection's.
+
+    Raises:
+        KeyError: `arrays` is something else.
+        ValueError: The codes were made by another codec.
+    """
+    if not np.array_equal(arrays["codec"], codec.digest()):
+        raise ValueError("its codes are of another codec")
+    vectors = np.concatenate([block.astype(np.float16) for block in rewrite.vectors()])
+    segment = CodeSegment(rewrite.columns(), vectors, codec, arrays["codes"][rows], rerank_factor)
+    segment.recall = float(arrays["recall"])
+    return segment
 
 
 def build_codes(rewrite: Rewrite, codec: Codec, rerank_factor: int) -> CodeSegment:

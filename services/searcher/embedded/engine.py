@@ -13,6 +13,8 @@ import numpy as np
 from regionsearch.errors import Kind, RegionSearchError, not_found
 from services.searcher.callers import ANYBODY, Caller
 from services.searcher.embedded import reads, snapshots, writes
+from services.searcher.embedded.cache import FOLDER as INDEX_FOLDER
+from services.searcher.embedded.cache import IndexCache
 from services.searcher.embedded.codes import Codec, learned_codec
 from services.searcher.embedded.committer import Committer
 from services.searcher.embedded.conditions import compile_filter
@@ -24,12 +26,13 @@ from services.searcher.embedded.database import (
     damaged,
     explained,
 )
+from services.searcher.embedded.filling import Filler
 from services.searcher.embedded.gate import Gate
 from services.searcher.embedded.gpu import choose_device
 from services.searcher.embedded.index import VectorIndex
 from services.searcher.embedded.loading import live_rows
 from services.searcher.embedded.opened import OpenCollection
-from services.searcher.embedded.planning import Planner, heads_folder
+from services.searcher.embedded.planning import Planner, heads_folder, restored
 from services.searcher.embedded.rows import Change
 from services.searcher.embedded.searching import SearchThread
 from services.searcher.embedded.source import IndexSource
@@ -75,7 +78,7 @@ class EmbeddedEngine:
     def __init__(
         self, settings: EmbeddedSettings, on_fatal: Callable[[BaseException], None] = lambda error: None
     ) -> None:
-        device = choose_device(settings)
+        self._device = device = choose_device(settings)
         self.name = "faiss-cpu" if device is None else "faiss-gpu"
         self._settings = settings
         self._folder = settings.folder
@@ -89,6 +92,7 @@ class EmbeddedEngine:
         try:
             self._database = Database(path, read_only=settings.read_only)
             self._gate = Gate()
+            self._cache = IndexCache(self._folder / INDEX_FOLDER, read_only=settings.read_only)
             with ThreadPoolExecutor(1) as beside:
                 checking = beside.submit(self._check) if settings.check_at_start else None
                 self._load()
@@ -111,8 +115,9 @@ class EmbeddedEngine:
             return
         planner = Planner(settings, self._search, self._committer, device)
         self._upkeep = Upkeep(
-            self._committer, self._horizon, self._gate, lambda: list(self._open.values()), planner, settings
-        )
+            self._committer, self._horizon, self._gate, lambda: list(self._open.values()), planner,
+            self._cache, settings,
+        )  # fmt: skip
 
     # Collections
 
@@ -344,10 +349,21 @@ class EmbeddedEngine:
             for number, spec, codec in reads.collections(connection):
                 self._register(number, spec, None if codec is None else Codec.from_bytes(codec))
             try:
+                fillers = {number: self._filler(opened) for number, opened in self._by_number.items()}
                 for number, rows, added in live_rows(connection):
-                    self._by_number[number].index.add(rows, added)
+                    fillers[number].add(rows, added)
+                for filler in fillers.values():
+                    filler.finish()
             except ValueError as error:
                 raise damaged(self._database.path, str(error)) from error
+
+    def _filler(self, opened: OpenCollection) -> Filler:
+        saved = [] if self._device is not None else self._cache.find(opened.number)
+        return Filler(
+            opened.index,
+            saved,
+            lambda kept, rewrite: restored(kept, rewrite, opened, opened.spec.record_count, self._settings),
+        )
 
     def _register(self, number: int, spec: Collection, codec: Codec | None = None) -> None:
         opened = OpenCollection(

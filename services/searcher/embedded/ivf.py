@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from services.searcher.embedded.cache import Arrays
 from services.searcher.embedded.measuring import Examination
 from services.searcher.embedded.native import faiss, selector
 from services.searcher.embedded.rewriting import Rewrite
@@ -74,6 +75,57 @@ class IvfSegment:
         """See `Segment.vector_bytes`."""
         return self.columns.used * (2 * int(self.index.d) + 16)  # code, id, direct map
 
+    def to_arrays(self) -> Arrays:
+        """What `restore_ivf` needs besides the rows: the centroids, and in which list each row lies."""
+        homes = faiss.vector_to_array(self.index.direct_map.array) >> 32  # list number, then offset
+        return {
+            "centroids": self.index.quantizer.reconstruct_n(0, self.index.nlist),
+            "homes": homes.astype(np.int32),
+            "probes": np.int64(self.probes),
+            "recall": np.float64(self.recall),
+        }
+
+
+def restore_ivf(rewrite: Rewrite, rows: Positions, arrays: Arrays) -> IvfSegment:
+    """The segment that `to_arrays` has described, filled without training and without looking for lists.
+
+    Args:
+        rewrite: The rows.
+        rows: Which of the described rows they are.
+        arrays: What `to_arrays` returned.
+
+    Raises:
+        KeyError: `arrays` is something else.
+        ValueError: `arrays` is of vectors of another length.
+    """
+    centroids, homes = arrays["centroids"], arrays["homes"][rows].astype(np.int64)
+    if centroids.shape[1] != rewrite.sample(1).shape[1] or not (homes < len(centroids)).all():
+        raise ValueError("it is of another collection")
+    quantizer = faiss.IndexFlatIP(centroids.shape[1])
+    quantizer.add(centroids)
+    index = _empty_index(quantizer, len(centroids))
+    index.is_trained = True
+    start = 0
+    for block in rewrite.vectors():
+        here = homes[start : start + len(block)]
+        index.add_core(len(block), faiss.swig_ptr(block), None, faiss.swig_ptr(here))
+        start += len(block)
+    index.make_direct_map()
+    segment = IvfSegment(rewrite.columns(), index, int(arrays["probes"]))
+    segment.recall = float(arrays["recall"])
+    return segment
+
+
+def good_enough(segment: IvfSegment, recall_target: float) -> bool:
+    """Whether it finds as much as is asked for, or as much as it can."""
+    return (segment.recall or 0.0) >= recall_target or segment.probes >= segment.index.nlist
+
+
+def _empty_index(quantizer: Any, lists: int) -> Any:
+    return faiss.IndexIVFScalarQuantizer(
+        quantizer, quantizer.d, lists, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT, False
+    )
+
 
 def build_ivf(rewrite: Rewrite, recall_target: float, queries: Vectors | None = None) -> IvfSegment:
     """Trains, fills and tunes an IVF index.
@@ -88,9 +140,7 @@ def build_ivf(rewrite: Rewrite, recall_target: float, queries: Vectors | None = 
     lists = int(2 ** np.round(np.log2(max(1.0, 2.0 * np.sqrt(len(rewrite))))))
     sample = rewrite.sample(lists * _TRAIN_PER_LIST)
     quantizer = faiss.IndexFlatIP(dimension)
-    index = faiss.IndexIVFScalarQuantizer(
-        quantizer, dimension, lists, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT, False
-    )
+    index = _empty_index(quantizer, lists)
     index.cp.min_points_per_centroid = 1
     index.cp.spherical = True
     index.train(sample)
@@ -101,6 +151,6 @@ def build_ivf(rewrite: Rewrite, recall_target: float, queries: Vectors | None = 
     examination = Examination(rewrite, queries)
     while True:
         segment.recall = examination.recall(segment)
-        if segment.recall >= recall_target or segment.probes >= lists:
+        if good_enough(segment, recall_target):
             return segment
         segment.probes = min(lists, segment.probes * 2)

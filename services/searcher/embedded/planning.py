@@ -7,13 +7,22 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import structlog
 
 from services.searcher.embedded import writes
-from services.searcher.embedded.codes import build_codes, learned_codec, train_codec, training_sample
+from services.searcher.embedded.cache import Arrays, SavedIndex
+from services.searcher.embedded.codes import (
+    CodeSegment,
+    build_codes,
+    learned_codec,
+    restore_codes,
+    train_codec,
+    training_sample,
+)
 from services.searcher.embedded.committer import Committer
 from services.searcher.embedded.flat import FlatSegment
 from services.searcher.embedded.gpu import Device, build_gpu
-from services.searcher.embedded.ivf import build_ivf
+from services.searcher.embedded.ivf import IvfSegment, build_ivf, good_enough, restore_ivf
 from services.searcher.embedded.native import faiss
 from services.searcher.embedded.opened import OpenCollection
 from services.searcher.embedded.rewriting import Build, Rewrite
@@ -23,6 +32,7 @@ from services.searcher.settings import EmbeddedSettings
 from services.searcher.types import CodeMethod
 
 _ENOUGH_QUERIES = 64
+_log = structlog.get_logger(__name__)
 
 
 class Planner:
@@ -88,6 +98,41 @@ class Planner:
 
             self._committer.submit(operation).result()
         return build_codes(rewrite, opened.codec, spec.rerank_factor)
+
+
+def restored(
+    saved: SavedIndex, rewrite: Rewrite, opened: OpenCollection, records: int, settings: EmbeddedSettings
+) -> Segment | None:
+    """The segment that a file has kept, if it is one that would be built of these rows today.
+
+    Args:
+        saved: The file.
+        rewrite: The rows.
+        opened: The collection.
+        records: Records in the collection.
+        settings: Sizes and the recall target.
+    """
+    spec = opened.spec.codes
+    rows = saved.rows_of(rewrite)
+    segment: Segment | None = None
+    try:
+        if rows is None:
+            raise ValueError("its rows are not in the store")
+        if saved.kind == "codes" and spec is not None and opened.codec is not None:
+            segment = restore_codes(rewrite, rows, saved.arrays, opened.codec, spec.rerank_factor)
+        elif saved.kind == "ivf" and spec is None and records >= settings.ann_above:
+            segment = restore_ivf(rewrite, rows, saved.arrays)
+            if not good_enough(segment, settings.recall_target):
+                raise ValueError("its recall is below today's target")
+    except (KeyError, ValueError, IndexError) as error:
+        _log.info("index file does not fit, it will be made anew", kind=saved.kind, reason=str(error))
+        return None
+    return segment
+
+
+def arrays_of(segment: Segment) -> Arrays | None:
+    """What to keep of a segment; None for kinds that are made in no time."""
+    return segment.to_arrays() if isinstance(segment, IvfSegment | CodeSegment) else None
 
 
 def heads_folder(settings: EmbeddedSettings) -> Path:

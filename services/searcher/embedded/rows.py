@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,12 @@ class Rows:
 
     def __len__(self) -> int:
         return len(self.key)
+
+    def part(self, start: int, stop: int) -> Rows:
+        """Rows `start` to `stop`, without copying them."""
+        if (start, stop) == (0, len(self)):
+            return self
+        return Rows(**{column.name: getattr(self, column.name)[start:stop] for column in fields(self)})
 
 
 @dataclass(frozen=True, slots=True)

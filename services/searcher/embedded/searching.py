@@ -41,7 +41,7 @@ class _Action(Generic[T]):
 class SearchThread:
     """Merges requests into passes. While one pass runs the next one gathers, so nobody is delayed on purpose.
 
-    Requests whose callers have left, or whose deadlines have passed, leave the queue when the next pass gathers.
+    Requests whose callers have left, or whose deadlines have passed, leave when the next pass gathers.
 
     One thread owns the device: FAISS's GPU indexes are not safe for several, not even for reading.
 

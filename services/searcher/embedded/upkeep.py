@@ -12,10 +12,11 @@ import structlog
 
 from regionsearch.errors import RegionSearchError
 from services.searcher.embedded import purging
+from services.searcher.embedded.cache import IndexCache
 from services.searcher.embedded.committer import Committer
 from services.searcher.embedded.gate import Gate
 from services.searcher.embedded.opened import OpenCollection
-from services.searcher.embedded.planning import Planner
+from services.searcher.embedded.planning import Planner, arrays_of
 from services.searcher.embedded.rewriting import Rewrite, build_flat, overgrown, wasteful
 from services.searcher.embedded.segments import Segment
 from services.searcher.settings import EmbeddedSettings
@@ -67,6 +68,7 @@ class Upkeep:
         gate: Closed during a restore.
         collections: The open collections.
         planner: Decides which faster indexes are due.
+        cache: Keeps what was built for the next start.
         settings: Sizes and limits.
     """
 
@@ -77,6 +79,7 @@ class Upkeep:
         gate: Gate,
         collections: Callable[[], list[OpenCollection]],
         planner: Planner,
+        cache: IndexCache,
         settings: EmbeddedSettings,
     ) -> None:
         self._committer = committer
@@ -84,6 +87,7 @@ class Upkeep:
         self._gate = gate
         self._collections = collections
         self._planner = planner
+        self._cache = cache
         self._settings = settings
         self._round = threading.Lock()
         self._stop = threading.Event()
@@ -102,6 +106,7 @@ class Upkeep:
             for opened in self._collections():
                 while not self._stop.is_set() and (self._compact(opened) or self._speed_up(opened)):
                     pass
+            self._cache.prune({opened.number: opened.index.state for opened in self._collections()})
             while not self._stop.is_set() and self._purge():
                 pass
 
@@ -139,6 +144,9 @@ class Upkeep:
         started = time.monotonic()
         segment = build(rewrite)
         self._swap(opened, sources, [(rewrite, segment)])
+        arrays = arrays_of(segment)
+        if arrays is not None:
+            self._cache.save(opened.number, segment, arrays)
         _log.info(
             "index built",
             collection=opened.spec.name,

@@ -1,0 +1,261 @@
+"""Index files: a restart uses them, and nothing that is wrong with them changes an answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from services.searcher.embedded import planning
+from services.searcher.embedded.cache import FOLDER
+from services.searcher.embedded.engine import EmbeddedEngine
+from services.searcher.settings import EmbeddedSettings
+from services.searcher.types import CodeMethod, CodeSpec, Collection, Deletion, Filter, Level, Record, Upsert
+from tests.searcher.test_index import MODEL, clustered, fill, search
+
+ROWS = 5500
+KINDS = ["ivf", "codes"]
+
+
+class Builds:
+    """Counts the indexes that are trained or encoded, rather than read."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.count = 0
+        for name in ("build_ivf", "build_codes"):
+            monkeypatch.setattr(planning, name, self._counting(getattr(planning, name)))
+
+    def _counting(self, build: Callable) -> Callable:
+        def counting(*arguments):
+            self.count += 1
+            return build(*arguments)
+
+        return counting
+
+
+@pytest.fixture
+def builds(monkeypatch: pytest.MonkeyPatch) -> Builds:
+    return Builds(monkeypatch)
+
+
+def settings_of(folder: Path, **fields: object) -> EmbeddedSettings:
+    return EmbeddedSettings(
+        folder=folder,
+        chunk_rows=1000,
+        ann_above=2000,
+        ann_rows=2000,
+        codes_rows=2000,
+        page_ttl_s=0.0,
+        **fields,
+    )
+
+
+def made(folder: Path, kind: str) -> EmbeddedEngine:
+    """A collection with two fast segments, exact rows behind them, and files of both."""
+    engine = EmbeddedEngine(settings_of(folder))
+    engine.create_collection(Collection("c", MODEL, codes_of(kind)))
+    fill(engine, clustered(ROWS))
+    engine.keep_up()
+    assert kinds(engine) == [kind, kind, "flat", "growing"]
+    assert len(files(folder)) == 2
+    return engine
+
+
+def codes_of(kind: str) -> CodeSpec | None:
+    return CodeSpec(CodeMethod.PCA_ROTATION, 48, 20) if kind == "codes" else None
+
+
+def kinds(engine: EmbeddedEngine) -> list[str]:
+    return [segment.index for segment in engine.stats("c")[0].segments]
+
+
+def files(folder: Path) -> list[Path]:
+    return sorted((folder / FOLDER).iterdir())
+
+
+def answers(engine: EmbeddedEngine) -> list[list[tuple[str, float]]]:
+    odd = Filter(tags=("odd",))
+    return [
+        [(hit.record.record_id, hit.score) for hit in search(engine, query, limit=20, filter=wanted)]
+        for query in clustered(10, seed=4)
+        for wanted in (Filter(), odd)
+    ]
+
+
+def damage(data: bytes) -> dict[str, bytes]:
+    flipped = bytearray(data)
+    flipped[len(data) // 2] ^= 1
+    return {
+        "flipped": bytes(flipped),
+        "short": data[: len(data) // 2],
+        "empty": b"",
+        "text": b"not an index file\n" * 99,
+    }
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_restart_reads_the_files_and_answers_the_same(tmp_path, builds, kind) -> None:
+    engine = made(tmp_path, kind)
+    before, recalls = answers(engine), [s.recall for s in engine.stats("c")[0].segments]
+    written = [path.stat().st_mtime_ns for path in files(tmp_path)]
+    engine.close()
+    assert builds.count == 2
+    engine = EmbeddedEngine(settings_of(tmp_path))
+    assert kinds(engine) == [kind, kind, "flat", "growing"]  # before any upkeep
+    assert [s.recall for s in engine.stats("c")[0].segments] == recalls
+    assert answers(engine) == before
+    engine.keep_up()
+    assert builds.count == 2
+    assert [path.stat().st_mtime_ns for path in files(tmp_path)] == written
+    fill(engine, clustered(2500, seed=9) * -1, batch=2500)  # the index goes on growing
+    engine.close()
+
+
+@pytest.mark.parametrize(
+    ("kind", "how"), [("codes", "flipped")] + [("ivf", how) for how in (*damage(b"12"), "missing", "swapped")]
+)
+def test_damaged_and_missing_files_are_made_anew(tmp_path, builds, kind, how) -> None:
+    engine = made(tmp_path, kind)
+    before = answers(engine)
+    engine.close()
+    first, second = files(tmp_path)
+    if how == "missing":
+        first.unlink()
+    elif how == "swapped":
+        first.write_bytes(second.read_bytes())
+    else:
+        first.write_bytes(damage(first.read_bytes())[how])
+    engine = EmbeddedEngine(settings_of(tmp_path))
+    assert kinds(engine)[:3] == ["flat", "flat", kind]
+    exact = answers(engine)
+    assert [row[0] for row in exact] == [row[0] for row in before]  # the best hit is found either way
+    engine.keep_up()
+    assert kinds(engine) == [kind, kind, "flat", "growing"]
+    assert builds.count == 3
+    assert answers(engine) == before
+    engine.close()
+    engine = EmbeddedEngine(settings_of(tmp_path))
+    assert kinds(engine) == [kind, kind, "flat", "growing"]
+    engine.close()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_files_of_another_store_are_not_believed(tmp_path, kind) -> None:
+    """Same collection number, same keys, other vectors: only the checksums tell."""
+    mine, other = tmp_path / "mine", tmp_path / "other"
+    engine = made(mine, kind)
+    engine.close()
+    engine = EmbeddedEngine(settings_of(other))
+    engine.create_collection(Collection("c", MODEL, codes_of(kind)))
+    fill(engine, clustered(ROWS, seed=77))
+    engine.keep_up()
+    before = answers(engine)
+    engine.close()
+    for path in files(mine):
+        (other / FOLDER / path.name).write_bytes(path.read_bytes())
+    engine = EmbeddedEngine(settings_of(other))
+    assert kind not in kinds(engine)
+    engine.keep_up()
+    assert kinds(engine) == [kind, kind, "flat", "growing"]
+    assert answers(engine) == before
+    engine.close()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_deleted_since_are_gone_from_the_restored_index(tmp_path, builds, kind) -> None:
+    engine = made(tmp_path, kind)
+    gone = tuple(f"r{number}" for number in range(0, 900, 3))
+    engine.delete("c", Deletion(record_ids=gone))
+    before = answers(engine)
+    engine.close()
+    engine = EmbeddedEngine(settings_of(tmp_path))
+    stats = engine.stats("c")[0]
+    assert kinds(engine)[:2] == [kind, kind]
+    assert (stats.record_count, stats.tombstone_count) == (ROWS - 300, 0)
+    if kind == "ivf":  # with codes fewer rows reach the second pass
+        assert answers(engine) == before
+    vectors = clustered(ROWS)
+    for number in range(0, 900, 90):
+        found = search(engine, vectors[number], limit=50)
+        assert not {hit.record.record_id for hit in found} & set(gone)
+    assert builds.count == 2
+    engine.close()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_snapshot_and_restore_do_not_mind_the_files(tmp_path, kind) -> None:
+    engine = made(tmp_path, kind)
+    before = answers(engine)
+    engine.snapshot("early")
+    assert len(list((tmp_path / "snapshots").iterdir())) == 1
+    # The same keys come again with other vectors after the restore.
+    fill(engine, -clustered(ROWS, seed=5)[:3000], batch=3000)
+    engine.keep_up()
+    engine.restore("early")
+    assert answers(engine) == before
+    records = [Record(f"x{i}", "image0", Level.REGION) for i in range(3000)]
+    engine.upsert("c", MODEL, Upsert([], records, clustered(3000, seed=6)))
+    engine.keep_up()
+    after = answers(engine)
+    engine.close()
+    engine = EmbeddedEngine(settings_of(tmp_path))
+    assert answers(engine) == after
+    engine.close()
+
+
+def test_files_go_with_their_segments(tmp_path) -> None:
+    engine = made(tmp_path, "ivf")
+    engine.delete("c", Deletion(filter=Filter(tags=("even",))))
+    for _ in range(2):
+        engine.keep_up()
+    ranges = [tuple(map(int, path.stem.split("-")[1:])) for path in files(tmp_path)]
+    held = [
+        view.segment.columns for view in engine._open["c"].index.state.views if view.segment.kind == "ivf"
+    ]
+    assert sorted(ranges) == [(int(c.key[0]), int(c.key[c.used - 1])) for c in held]
+    engine.delete_collection("c")
+    engine.keep_up()
+    assert files(tmp_path) == []
+    engine.close()
+
+
+def test_another_recall_target_or_threshold_is_obeyed(tmp_path) -> None:
+    engine = made(tmp_path, "ivf")
+    recall = min(s.recall for s in engine.stats("c")[0].segments if s.recall is not None)
+    engine.close()
+    exact = settings_of(tmp_path).model_copy(update={"ann_above": 1_000_000})
+    engine = EmbeddedEngine(exact)
+    assert "ivf" not in kinds(engine)
+    engine.close()
+    if recall < 1.0:
+        engine = EmbeddedEngine(settings_of(tmp_path, recall_target=1.0))
+        assert kinds(engine).count("ivf") < 2
+        engine.keep_up()
+        assert kinds(engine).count("ivf") == 2
+        engine.close()
+
+
+def test_a_disk_that_refuses_the_file_costs_only_a_rebuild(tmp_path, monkeypatch) -> None:
+    def refuse(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", refuse)
+    engine = EmbeddedEngine(settings_of(tmp_path))
+    engine.create_collection(Collection("c", MODEL))
+    fill(engine, clustered(ROWS))
+    engine.keep_up()
+    assert kinds(engine) == ["ivf", "ivf", "flat", "growing"]
+    assert files(tmp_path) == []
+    engine.close()
+
+
+def test_read_only_searchers_use_the_files_and_leave_them(tmp_path) -> None:
+    engine = made(tmp_path, "ivf")
+    before = answers(engine)
+    engine.close()
+    engine = EmbeddedEngine(settings_of(tmp_path, read_only=True))
+    assert kinds(engine) == ["ivf", "ivf", "flat", "growing"]
+    assert answers(engine) == before
+    engine.close()
+    assert len(files(tmp_path)) == 2
