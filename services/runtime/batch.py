@@ -1,4 +1,4 @@
-"""What travels through the batcher: requests, their parts, batches, and the lanes where requests wait."""
+"""What travels through the batcher: requests, their parts and batches; and where they wait for their turn."""
 
 from __future__ import annotations
 
@@ -6,23 +6,45 @@ import asyncio
 import enum
 import threading
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from opentelemetry import trace
+from pydantic import BaseModel, ConfigDict, Field
 
 Prepared = TypeVar("Prepared")
 
-BULK_TURN = 8  # every 8th batch begins with the bulk lane when both lanes wait
+PATIENCE = 8  # batches that may pass a batch of a lower lane before one of these gets its turn
+
+
+class BatchSettings(BaseModel):
+    """How requests become batches."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    max_batch: int = Field(64, gt=0, description="Items in a batch.")
+    max_queue: int = Field(4096, gt=0, description="Items that may wait, in each lane.")
+    max_bytes: int = Field(
+        1 << 29,
+        gt=0,
+        description="Decoded pixels of the requests of a lane that are on their way through the stages. "
+        "A request that is larger goes alone.",
+    )
+    max_delay_s: float = Field(
+        0.002, ge=0, description="Longest wait of an idle device, when calls come in quick succession."
+    )
+    prepare_threads: int = Field(4, gt=0, description="Threads that decode and resize.")
+    hang_s: float = Field(120.0, gt=0, description="A batch that takes longer means that the device is lost.")
 
 
 class Lane(enum.IntEnum):
-    """Who waits for the answer."""
+    """Who waits for the answer. Batches are of one lane, and those of the first lane go first."""
 
-    INTERACTIVE = 0
-    BULK = 1
+    INTERACTIVE = 0  # somebody, for something small
+    STANDARD = 1  # somebody, for something that takes its time
+    BULK = 2  # nobody in particular
 
 
 class Request:
@@ -32,15 +54,22 @@ class Request:
     """
 
     __slots__ = (
-        "arrived", "cut", "done", "future", "items", "key", "lane", "left", "lock", "payload",
+        "arrived", "cut", "done", "future", "items", "key", "lane", "left", "lock", "nbytes", "payload",
         "prepare_error", "prepared", "results", "span", "timer",
     )  # fmt: skip
 
     def __init__(
-        self, payload: Any, items: int, key: Hashable, lane: Lane, future: asyncio.Future[list[Any]]
+        self,
+        payload: Any,
+        items: int,
+        nbytes: int,
+        key: Hashable,
+        lane: Lane,
+        future: asyncio.Future[list[Any]],
     ) -> None:
         self.payload = payload
         self.items = items
+        self.nbytes = nbytes
         self.key = key
         self.lane = lane
         self.future = future
@@ -92,8 +121,10 @@ class Part(Generic[Prepared]):
 class Batch:
     """Parts on their way through the stages."""
 
+    lane: Lane
     parts: list[Part[Any]]
     size: int  # items at the time of the cut
+    nbytes: int  # what its requests hold, at the time of the cut
     cut_at: float
     outcomes: list[tuple[Part[Any], Any]] = field(default_factory=list)  # results, or exceptions
     preparing: int = 0  # threads that are at it
@@ -115,7 +146,6 @@ class Lanes:
     def __init__(self) -> None:
         self._lanes: dict[Lane, OrderedDict[Request, None]] = {lane: OrderedDict() for lane in Lane}
         self._items = dict.fromkeys(Lane, 0)
-        self._cuts = 0
 
     def __bool__(self) -> bool:
         return any(self._lanes.values())
@@ -124,9 +154,9 @@ class Lanes:
         """Number of items that wait, in one lane or in all; from any thread."""
         return sum(self._items.values()) if lane is None else self._items[lane]
 
-    def oldest(self) -> float:
-        """When the first of the waiting requests arrived."""
-        return min(next(iter(lane)).arrived for lane in self._lanes.values() if lane)
+    def oldest(self, lane: Lane) -> float:
+        """When the first request that waits in a lane arrived."""
+        return next(iter(self._lanes[lane])).arrived
 
     def push(self, request: Request) -> None:
         """Puts a request at the end of its lane."""
@@ -139,32 +169,78 @@ class Lanes:
             del self._lanes[request.lane][request]
             self._items[request.lane] -= request.items - request.cut
 
-    def cut(self, most: int) -> Batch:
-        """Takes up to `most` items of one key, the interactive lane first; may divide the last request."""
-        self._cuts += 1
-        order = [Lane.INTERACTIVE, Lane.BULK]
-        if self._cuts % BULK_TURN == 0:
-            order.reverse()
-        key = next(iter(next(self._lanes[lane] for lane in order if self._lanes[lane]))).key
+    def cut(self, lane: Lane, most: int, held: int, most_bytes: int) -> Batch | None:
+        """Takes items of one key out of a lane; may divide the last request.
+
+        Args:
+            lane: Where to take them.
+            most: Number of items.
+            held: Bytes of the lane's requests in earlier batches.
+            most_bytes: Bound of `held` and what this batch adds. A request may be larger when there is no
+                other.
+
+        Returns:
+            The batch; None when nothing waits, or the first one has to wait for memory.
+        """
         parts: list[Part[Any]] = []
-        room = most
-        for lane in order:
-            whole = []
-            for request in self._lanes[lane]:
-                if room == 0:
-                    break
-                if request.key != key:
-                    continue
-                size = min(room, request.items - request.cut)
-                parts.append(Part(request, request.cut, request.cut + size))
-                request.cut += size
-                room -= size
-                self._items[lane] -= size
-                if request.cut == request.items:
-                    whole.append(request)
-            for request in whole:
+        room, before = most, held
+        for request in list(self._lanes[lane]):
+            if parts and request.key != parts[0].request.key:
+                continue
+            if room == 0 or (request.nbytes and held and held + request.nbytes > most_bytes):
+                break
+            size = min(room, request.items - request.cut)
+            parts.append(Part(request, request.cut, request.cut + size))
+            request.cut += size
+            room -= size
+            held += request.nbytes
+            if request.cut == request.items:
                 del self._lanes[lane][request]
-        return Batch(parts, most - room, time.monotonic())
+        self._items[lane] -= most - room
+        return Batch(lane, parts, most - room, held - before, time.monotonic()) if parts else None
+
+
+class ReadyQueue:
+    """Batches that wait for a device: the first lane goes first, and no lane starves.
+
+    After `PATIENCE` batches that passed others, one of these is next; and only one, so that the first lane
+    never waits for two of them in a row.
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._ready: dict[Lane, deque[tuple[Batch, Exception | None]]] = {lane: deque() for lane in Lane}
+        self._last_turn = dict.fromkeys(Lane, 0)
+        self._turns = 0
+        self._passed = 0
+        self._closed = False
+
+    def put(self, batch: Batch, error: Exception | None = None) -> None:
+        """Adds a batch, or brings back one with the error that its last stage ended in."""
+        with self._changed:
+            self._ready[batch.lane].append((batch, error))
+            self._changed.notify()
+
+    def close(self) -> None:
+        """Makes :meth:`get` return None once it has handed out what is there."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+
+    def get(self) -> tuple[Batch, Exception | None] | None:
+        """Waits for the next batch."""
+        with self._changed:
+            while not (waiting := [lane for lane in Lane if self._ready[lane]]):
+                if self._closed:
+                    return None
+                self._changed.wait()
+            first, *passed = waiting
+            late = passed and self._passed >= PATIENCE
+            lane = min(passed, key=self._last_turn.__getitem__) if late else first
+            self._passed = self._passed + 1 if passed and not late else 0
+            self._turns += 1
+            self._last_turn[lane] = self._turns
+            return self._ready[lane].popleft()
 
 
 def halves_by_requests(parts: list[Part[Any]]) -> tuple[list[Part[Any]], list[Part[Any]]] | None:

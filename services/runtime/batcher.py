@@ -4,13 +4,14 @@ A request is a payload with a number of items (regions, texts, prompts, query ve
 
 - admits by items, on the event loop: a full queue refuses at once and says when to come back;
 - reserves a place in the pipeline first and cuts the batch then, so that a busy device makes batches grow by
-itself;
+  itself;
 - fills batches across callers, splits what is larger than a batch, and puts the pieces together again;
+- cuts by bytes too, so that many large pictures are not decoded at the same time;
 - forgets requests that were cancelled or are late, whether they wait or are just about to run;
-- serves the interactive lane before the bulk lane, which is never starved altogether;
+- gives every lane its own places in the pipeline and serves the first lane first, so that a small question
+  waits for the batch that runs and for none behind it; the other lanes are never starved altogether;
 - lets a bad request fail alone, retries what did not fit into memory in halves, and gives the process up when
-a
-  stage has died or a device hangs (see `stages.py`).
+  a stage has died or a device hangs (see `stages.py`).
 
 Scheduling follows text-embeddings-inference's slot-then-cut and infinity's three overlapped stages.
 """
@@ -18,17 +19,17 @@ Scheduling follows text-embeddings-inference's slot-then-cut and infinity's thre
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Generic, TypeVar
 
 import structlog
 from opentelemetry import context, trace
-from pydantic import BaseModel, ConfigDict, Field
 
 from regionsearch.errors import Kind, RegionSearchError, overloaded
 from regionsearch.rpc import remaining
-from services.runtime.batch import Batch, Lane, Lanes, Part, Request
+from services.runtime.batch import Batch, BatchSettings, Lane, Lanes, Part, Request
 from services.runtime.metrics import QueueMetrics
 from services.runtime.stages import DeviceThread, Failure, PreparePool, always_poison
 
@@ -37,26 +38,12 @@ __all__ = ["BatchSettings", "Batcher", "Failure", "Lane", "Part"]
 Payload = TypeVar("Payload")
 Result = TypeVar("Result")
 
-DEPTH = 2  # batches per device: one runs, one is ready or being prepared
+DEPTH = 2  # batches of a lane per device: one runs, one is ready or being prepared
 WATCH_S = 1.0
 STOPPING = "stopping"
 
 _log = structlog.get_logger(__name__)
 _tracer = trace.get_tracer("regionsearch")
-
-
-class BatchSettings(BaseModel):
-    """How requests become batches."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    max_batch: int = Field(64, gt=0, description="Items in a batch.")
-    max_queue: int = Field(4096, gt=0, description="Items that may wait, in each lane.")
-    max_delay_s: float = Field(
-        0.002, ge=0, description="Longest wait of an idle device, when calls come in quick succession."
-    )
-    prepare_threads: int = Field(4, gt=0, description="Threads that decode and resize.")
-    hang_s: float = Field(120.0, gt=0, description="A batch that takes longer means that the device is lost.")
 
 
 class Batcher(Generic[Payload, Result]):
@@ -70,7 +57,7 @@ class Batcher(Generic[Payload, Result]):
             from that device's own thread.
         prepare: Turns a payload into what ``part.prepared`` is, once per request, in a thread pool (decode,
             resize). None leaves the payload as it is.
-        finish: Turns what `device` returned into one result per part, in a thread of its own, and in the
+        finish: Turns what `device` returned into one result per part, in a thread for each lane, and in the
             device's while a failed batch is sorted out. None where `device` returns these results itself.
         classify: Says what an exception of a stage means.
         on_fatal: Called once, on the event loop, when a stage has died or a device is lost;
@@ -96,6 +83,7 @@ class Batcher(Generic[Payload, Result]):
         self._metrics = QueueMetrics(name)
         self._metrics.cost.set_function(self._lanes.items)
         self._running = 0  # items in batches
+        self._held = dict.fromkeys(Lane, 0)  # bytes of the requests in batches
         self._live: set[Request] = set()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -113,14 +101,14 @@ class Batcher(Generic[Payload, Result]):
                 function,
                 finish,
                 classify,
-                lambda thread: self._from_thread(self._on_free, thread),
-                lambda batch: self._from_thread(self._deliver, batch),
-                lambda reason: self._from_thread(self._fail, reason),
+                functools.partial(self._from_thread, self._on_free),
+                functools.partial(self._from_thread, self._deliver),
+                functools.partial(self._from_thread, self._fail),
                 self._metrics,
             )
             for index, function in enumerate(device)
         ]
-        self._slots = self._devices * DEPTH
+        self._slots = {lane: [device for device in self._devices for _ in range(DEPTH)] for lane in Lane}
         self._watch = self._loop.create_task(self._watch_devices())
 
     async def submit(
@@ -128,6 +116,7 @@ class Batcher(Generic[Payload, Result]):
         payload: Payload,
         items: int,
         *,
+        nbytes: int = 0,
         key: Hashable = None,
         lane: Lane = Lane.INTERACTIVE,
         deadline: float | None = None,
@@ -140,6 +129,7 @@ class Batcher(Generic[Payload, Result]):
         Args:
             payload: What `prepare` takes.
             items: Number of items in it, at least 1.
+            nbytes: Memory that it takes from when it is prepared until it is answered, where that is much.
             key: Only requests of the same key share a batch.
             lane: Who waits for it.
             deadline: Time of the event loop's clock after which nobody wants the answer; the surrounding
@@ -156,7 +146,7 @@ class Batcher(Generic[Payload, Result]):
         """
         if deadline is None and (left := remaining()) is not None:
             deadline = self._loop.time() + left
-        request = self._admit(payload, items, key, lane, deadline)
+        request = self._admit(payload, items, nbytes, key, lane, deadline)
         try:
             return await request.future
         except asyncio.CancelledError:
@@ -183,7 +173,7 @@ class Batcher(Generic[Payload, Result]):
         return self._lanes.items()
 
     def _admit(
-        self, payload: Payload, items: int, key: Hashable, lane: Lane, deadline: float | None
+        self, payload: Payload, items: int, nbytes: int, key: Hashable, lane: Lane, deadline: float | None
     ) -> Request:
         if items < 1:
             raise ValueError("a request has at least one item")
@@ -198,7 +188,7 @@ class Batcher(Generic[Payload, Result]):
         if deadline is not None and self._loop.time() + delay >= deadline:
             self._metrics.refused_late.inc()
             raise overloaded(f"{self._name}: the queue is longer than the call's deadline", max(delay, 0.01))
-        request = Request(payload, items, key, lane, self._loop.create_future())
+        request = Request(payload, items, nbytes, key, lane, self._loop.create_future())
         if self._prepare is None:
             request.prepared, request.lock = payload, None
         if deadline is not None:
@@ -213,7 +203,7 @@ class Batcher(Generic[Payload, Result]):
 
     def _expected_wait(self, lane: Lane) -> float:
         """Seconds until a request that came now would begin to run, by the speed of recent batches."""
-        ahead = self._running + (self.waiting if lane is Lane.BULK else self._lanes.items(Lane.INTERACTIVE))
+        ahead = self._running + sum(self._lanes.items(before) for before in Lane if before <= lane)
         batches = ahead / self._settings.max_batch / len(self._devices)
         return batches * min(device.batch_seconds for device in self._devices)
 
@@ -226,23 +216,28 @@ class Batcher(Generic[Payload, Result]):
     def _pump(self) -> None:
         """Fills the free slots of the pipeline."""
         self._pump_due = False
-        while self._slots and self._lanes and not self._worth_waiting():
-            device = self._slots.pop(0)
-            batch = self._lanes.cut(self._settings.max_batch)
-            self._running += batch.size
-            self._metrics.fill.observe(batch.size / self._settings.max_batch)
-            self._metrics.wait.observe(batch.cut_at - batch.parts[0].request.arrived)
-            if self._prepare is None:
-                device.put(batch)
-            else:
-                self._prepare.put(batch, device.put)
+        settings = self._settings
+        for lane, slots in self._slots.items():
+            while slots and self._lanes.items(lane) and not self._worth_waiting(lane):
+                batch = self._lanes.cut(lane, settings.max_batch, self._held[lane], settings.max_bytes)
+                if batch is None:
+                    break
+                device = slots.pop(0)
+                self._running += batch.size
+                self._held[lane] += batch.nbytes
+                self._metrics.fill.observe(batch.size / settings.max_batch)
+                self._metrics.wait.observe(batch.cut_at - batch.parts[0].request.arrived)
+                if self._prepare is None:
+                    device.put(batch)
+                else:
+                    self._prepare.put(batch, device.put)
 
-    def _worth_waiting(self) -> bool:
+    def _worth_waiting(self, lane: Lane) -> bool:
         """Whether idle devices had better wait for more; if so, arranges for the end of the wait."""
-        idle = len(self._slots) == DEPTH * len(self._devices)
-        if not idle or not self._quick or self.waiting >= self._settings.max_batch:
+        idle = all(len(slots) == DEPTH * len(self._devices) for slots in self._slots.values())
+        if not idle or not self._quick or self._lanes.items(lane) >= self._settings.max_batch:
             return False
-        left = self._lanes.oldest() + self._settings.max_delay_s - time.monotonic()
+        left = self._lanes.oldest(lane) + self._settings.max_delay_s - time.monotonic()
         if left > 0 and self._delay is None:
             self._delay = self._loop.call_later(left, self._end_delay)
         return left > 0
@@ -251,19 +246,22 @@ class Batcher(Generic[Payload, Result]):
         self._delay = None
         self._schedule()
 
-    def _from_thread(self, callback: Callable[[Any], None], argument: object) -> None:
+    def _from_thread(self, callback: Callable[..., None], *arguments: object) -> None:
         try:
-            self._loop.call_soon_threadsafe(callback, argument)
+            self._loop.call_soon_threadsafe(callback, *arguments)
         except RuntimeError:  # the loop has been closed: nobody waits
             _log.debug("event loop is closed", queue=self._name)
 
-    def _on_free(self, device: DeviceThread) -> None:
-        self._slots.append(device)
+    def _on_free(self, device: DeviceThread, batch: Batch) -> None:
+        self._slots[batch.lane].append(device)
         if self._lanes:
             self._schedule()
 
     def _deliver(self, batch: Batch) -> None:
         self._running -= batch.size
+        self._held[batch.lane] -= batch.nbytes
+        if batch.nbytes and self._lanes:
+            self._schedule()
         self._metrics.items.inc(batch.size)
         self._trace(batch)
         for part, outcome in batch.outcomes:

@@ -1,13 +1,15 @@
 """The three overlapped stages of a batch, in threads: prepare → device → finish.
 
-prepare runs in a pool, once per request; one thread per device is the only one that ever touches it; finish
-brings results to the form that callers want while the device is at the next batch. Knows nothing of asyncio:
-`batcher.py` feeds it, and is told what became of every part.
+prepare runs in a pool, once per request; one thread per device runs the model; finish brings results to the
+form that callers want while the device is at the next batch, in one thread for each lane, so that a small
+answer does not wait for a large one. Knows nothing of asyncio: `batcher.py` feeds it, and is told what became
+of every part.
 """
 
 from __future__ import annotations
 
 import enum
+import functools
 import queue
 import threading
 import time
@@ -17,7 +19,15 @@ from typing import Any
 
 import structlog
 
-from services.runtime.batch import Batch, Part, Request, halves_by_items, halves_by_requests
+from services.runtime.batch import (
+    Batch,
+    Lane,
+    Part,
+    ReadyQueue,
+    Request,
+    halves_by_items,
+    halves_by_requests,
+)
 from services.runtime.metrics import QueueMetrics
 
 _log = structlog.get_logger(__name__)
@@ -83,19 +93,20 @@ class PreparePool:
             request.lock = None
 
     def close(self) -> None:
-        """Lets running preparations end."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        """Passes on what it was given; requests that nobody waits for are not prepared any more."""
+        self._pool.shutdown(wait=True)
 
 
 class DeviceThread:
-    """One device with the thread that owns it and the thread that finishes its batches.
+    """One device with the thread that owns it and the threads that finish its batches.
 
     Args:
         name: For the threads.
         device: Runs a batch on the device; called from one thread only.
         finish: Turns what `device` returned into one result per part; None where it already did.
         classify: What an exception means.
-        on_free: Called when the device is done with a batch.
+        on_free: Called when the device is done with a batch and finish has begun with it: what finish cannot
+            keep up with must not pile up between the two.
         on_done: Called with a batch whose outcomes are complete.
         on_fatal: Called with the reason when a thread has ended before its time.
         metrics: Stage times and failures go here.
@@ -111,7 +122,7 @@ class DeviceThread:
         device: Callable[[Sequence[Part[Any]]], Any],
         finish: Callable[[Any], Sequence[Any]] | None,
         classify: Callable[[Exception], Failure],
-        on_free: Callable[[DeviceThread], None],
+        on_free: Callable[[DeviceThread, Batch], None],
         on_done: Callable[[Batch], None],
         on_fatal: Callable[[str], None],
         metrics: QueueMetrics,
@@ -126,9 +137,12 @@ class DeviceThread:
         self._on_done = on_done
         self._on_fatal = on_fatal
         self._metrics = metrics
-        self._ready: queue.SimpleQueue[tuple[Batch, Exception | None] | None] = queue.SimpleQueue()
-        self._raw: queue.SimpleQueue[tuple[Batch, Any] | None] = queue.SimpleQueue()
-        loops = {"device": self._device_loop} | ({"finish": self._finish_loop} if finish else {})
+        self._ready = ReadyQueue()
+        self._raw: dict[Lane, queue.SimpleQueue[tuple[Batch, Any] | None]] = {}
+        loops: dict[str, Callable[[], None]] = {"device": self._device_loop}
+        for lane in Lane if finish else ():
+            self._raw[lane] = queue.SimpleQueue()
+            loops[f"finish-{lane.name.lower()}"] = functools.partial(self._finish_loop, self._raw[lane])
         self._threads = [
             threading.Thread(target=self._guard, args=(loop,), name=f"{name}-{stage}", daemon=True)
             for stage, loop in loops.items()
@@ -138,12 +152,12 @@ class DeviceThread:
 
     def put(self, batch: Batch) -> None:
         """Hands over a prepared batch; from any thread."""
-        self._ready.put((batch, None))
+        self._ready.put(batch)
 
     def close(self, timeout_s: float) -> None:
         """Ends the threads once they have done what they were given; a thread that hangs is left behind."""
         deadline = time.monotonic() + timeout_s
-        self._ready.put(None)
+        self._ready.close()
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
 
@@ -166,17 +180,19 @@ class DeviceThread:
                 batch.parts = []
             raw = self._run(batch) if batch.parts else None
             self.busy_since = None
+            if batch.parts:
+                self._learn(time.monotonic() - begin)
+                if self._finish is not None:
+                    self._raw[batch.lane].put((batch, raw))
+                    continue
             if late_error is None:  # a batch that comes back from finish has given up its slot
-                self._on_free(self)
-            if not batch.parts:
-                self._on_done(batch)
-                continue
-            self._learn(time.monotonic() - begin)
-            if self._finish is None:
+                self._on_free(self, batch)
+            if batch.parts:
                 self._complete(batch, raw)
             else:
-                self._raw.put((batch, raw))
-        self._raw.put(None)
+                self._on_done(batch)
+        for finishing in self._raw.values():
+            finishing.put(None)
 
     def _run(self, batch: Batch) -> Any:
         """Runs the batch on the device; if that fails, sorts it out and leaves the batch without parts."""
@@ -187,15 +203,16 @@ class DeviceThread:
             batch.parts = []
             return None
 
-    def _finish_loop(self) -> None:
+    def _finish_loop(self, finishing: queue.SimpleQueue[tuple[Batch, Any] | None]) -> None:
         assert self._finish is not None
-        while (item := self._raw.get()) is not None:
+        while (item := finishing.get()) is not None:
             batch, raw = item
+            self._on_free(self, batch)
             try:
                 with self._metrics.finish.time():
                     results = self._finish(raw)
             except Exception as error:  # an asynchronous device may raise its own errors only here
-                self._ready.put((batch, error))
+                self._ready.put(batch, error)
             else:
                 self._complete(batch, results)
 
@@ -204,7 +221,7 @@ class DeviceThread:
             pairs = list(zip(batch.parts, results, strict=True))
         except (TypeError, ValueError) as error:
             mismatch = RuntimeError(f"a stage did not return one result per part: {error}")
-            self._ready.put((batch, mismatch))
+            self._ready.put(batch, mismatch)
             return
         batch.outcomes += pairs
         self._on_done(batch)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,10 +14,10 @@ from regionsearch.errors import invalid
 from regionsearch.images import Pixels
 from services.runtime.batcher import Batcher, BatchSettings, Lane
 from services.segmenter.backends.base import Backend, Embedding, Size
-from services.segmenter.cache import EmbeddingCache
+from services.segmenter.cache import ByteGate, EmbeddingCache
 from services.segmenter.everything import Region, finish_crop, finish_image
 from services.segmenter.features import pool_features
-from services.segmenter.grid import grid_points, plan_crops
+from services.segmenter.grid import Crop, grid_points, plan_crops
 from services.segmenter.options import EverythingOptions, SelectionOptions
 from services.segmenter.prompts import Prompt, PromptedRegion, batch_prompts
 from services.segmenter.selection import select_regions
@@ -30,10 +31,12 @@ class Picture:
     Attributes:
         key: Identity of its content.
         decode: Returns uint8 RGB (height, width, 3); may take long and may raise.
+        nbytes: Memory that this takes.
     """
 
     key: str
     decode: Callable[[], Pixels]
+    nbytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,7 @@ class Call:
     """Who waits for an answer, and until when.
 
     Attributes:
-        lane: Interactive calls go before bulk calls.
+        lane: Interactive calls go before bulk calls; everything mode goes behind interactive prompts.
         deadline: Time of the event loop's clock.
     """
 
@@ -96,6 +99,7 @@ class SegmentEngine:
     ) -> None:
         self.backend = backend
         self.cache = EmbeddingCache(cache_bytes)
+        self._pixels = ByteGate(batching.max_bytes)
         stages = Stages(backend)
         self._batcher: Batcher[Work, Result] = Batcher(
             "segmenter",
@@ -135,23 +139,26 @@ class SegmentEngine:
         Raises:
             RegionSearchError: The picture cannot be decoded, or the queue is full.
         """
+        call = replace(call, lane=max(call.lane, Lane.STANDARD))
         whole, cached = await self._embed(picture, call)
-        size = whole.geometry.image_size
-        crops = plan_crops(size, options)
-        pixels = await asyncio.to_thread(picture.decode) if len(crops) > 1 else None
-        regions: list[Region] = []
-        for crop in crops:
-            if pixels is None or crop.layer == 0:
-                embedding = whole
-            else:
-                part = np.ascontiguousarray(pixels[crop.top : crop.bottom, crop.left : crop.right])
-                embedding = await self._encode(lambda part=part: part, call)  # type: ignore[misc]
-            search = Search(embedding, crop, grid_points(crop, options), size, options)
-            candidates = joined(await self._submit(search, call))
-            regions += await asyncio.to_thread(
-                finish_crop, self.backend, embedding, crop, candidates, size, options
-            )
+        first, *others = plan_crops(whole.geometry.image_size, options)
+        regions = await self._search(whole, first, whole, options, call)
+        if others:
+            async with self._pixels.hold(picture.nbytes):
+                pixels = await asyncio.to_thread(picture.decode)
+                for crop in others:
+                    part = functools.partial(_cut, pixels, crop)
+                    embedding = await self._encode(Encode(part, 0), call)
+                    regions += await self._search(embedding, crop, whole, options, call)
         return await asyncio.to_thread(self._finish, whole, regions, options, selection, features, cached)
+
+    async def _search(
+        self, embedding: Embedding, crop: Crop, whole: Embedding, options: EverythingOptions, call: Call
+    ) -> list[Region]:
+        size = whole.geometry.image_size
+        search = Search(embedding, crop, grid_points(crop, options), size, options)
+        candidates = joined(await self._submit(search, call))
+        return await asyncio.to_thread(finish_crop, self.backend, embedding, crop, candidates, size, options)
 
     def _finish(
         self,
@@ -225,14 +232,21 @@ class SegmentEngine:
                 )
 
     async def _embed(self, picture: Picture, call: Call) -> tuple[Embedding, bool]:
-        return await self.cache.get(picture.key, lambda: self._encode(picture.decode, call))
+        work = Encode(picture.decode, picture.nbytes)
+        return await self.cache.get(picture.key, lambda: self._encode(work, call))
 
-    async def _encode(self, decode: Callable[[], Pixels], call: Call) -> Embedding:
-        results = await self._submit(Encode(decode), call)
+    async def _encode(self, work: Encode, call: Call) -> Embedding:
+        results = await self._submit(work, call)
         return next(result for result in results if isinstance(result, Embedding))
 
     async def _submit(self, work: Work, call: Call) -> list[Result]:
-        return await self._batcher.submit(work, len(work), lane=call.lane, deadline=call.deadline)
+        return await self._batcher.submit(
+            work, len(work), nbytes=work.nbytes, lane=call.lane, deadline=call.deadline
+        )
+
+
+def _cut(pixels: Pixels, crop: Crop) -> Pixels:
+    return np.ascontiguousarray(pixels[crop.top : crop.bottom, crop.left : crop.right])
 
 
 def _pool_answers(

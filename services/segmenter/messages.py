@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from regionsearch.errors import invalid, too_large
-from regionsearch.images import ImageLimits, image_from_proto
+from regionsearch.images import ImageLimits, decoded_bytes, image_from_proto
 from regionsearch.masks import mask_from_proto, mask_to_proto
 from regionsearch.tensors import tensor_from_proto, tensor_to_proto
 from regionsearch.v1 import segment_pb2, types_pb2
@@ -28,7 +28,11 @@ def read_picture(image: types_pb2.Image, limits: ImageLimits) -> Picture:
         identity = f"{image.raw.height}x{image.raw.width}:".encode() + image.raw.rgb
     else:
         identity = image.encoded
-    return Picture(hashlib.sha256(identity).hexdigest(), lambda: image_from_proto(image, limits))
+    return Picture(
+        hashlib.sha256(identity).hexdigest(),
+        lambda: image_from_proto(image, limits),
+        decoded_bytes(image, limits),
+    )
 
 
 def read_everything(

@@ -28,9 +28,15 @@ ENCODE_ITEMS = 16  # prompts that cost the device about as much as one picture
 
 @dataclass(frozen=True)
 class Encode:
-    """Encodes a picture. Its first part gives the `Embedding`, the others None."""
+    """Encodes a picture. Its first part gives the `Embedding`, the others None.
+
+    Attributes:
+        decode: Returns its pixels, uint8 RGB (height, width, 3).
+        nbytes: Memory that they take, where they are not in memory yet.
+    """
 
     decode: Callable[[], Pixels]
+    nbytes: int
 
     def __len__(self) -> int:
         return ENCODE_ITEMS
@@ -40,6 +46,7 @@ class Encode:
 class Search:
     """Searches points of everything mode's grid. Each part gives a list of `Candidate`."""
 
+    nbytes = 0
     embedding: Embedding
     crop: Crop
     points: NDArray[np.float64]
@@ -54,6 +61,7 @@ class Search:
 class Answer:
     """Answers prompts of one shape. Each part gives one list of `PromptedRegion` a prompt."""
 
+    nbytes = 0
     embedding: Embedding
     prompts: PromptBatch
     multimask: bool

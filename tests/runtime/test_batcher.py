@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 import threading
 import time
 
@@ -136,18 +137,95 @@ async def test_quick_calls_wait_for_each_other():
     assert len(model.batches) < 4
 
 
-async def test_interactive_goes_first_and_bulk_is_not_starved():
-    async with batching(max_batch=2) as (batcher, model):
-        waiting = await held(batcher, model, 2)
-        for i in range(40):
-            waiting.append(asyncio.create_task(batcher.submit(f"bulk{i}", 1, lane=Lane.BULK)))
-            waiting.append(asyncio.create_task(batcher.submit(f"now{i}", 1)))
-        await asyncio.sleep(0.01)
+async def until(condition):
+    while not condition():  # noqa: ASYNC110 - threads announce nothing
+        await asyncio.sleep(0.001)
+
+
+async def test_the_first_lane_waits_for_one_batch_only_and_the_others_are_not_starved():
+    steps, order = threading.Semaphore(0), []
+
+    def device(parts):
+        order.append(parts[0].request.lane)
+        steps.acquire()
+        return [None] * len(parts)
+
+    batcher = Batcher("turns", BatchSettings(max_batch=1, max_delay_s=0), device=[device])
+    waiting = [
+        asyncio.create_task(batcher.submit(None, 40, lane=lane)) for lane in (Lane.BULK, Lane.STANDARD)
+    ]
+    await until(lambda: order)
+    waiting += [asyncio.create_task(batcher.submit(None, 1)) for _ in range(60)]
+    await asyncio.sleep(0)
+    for ran in range(1, 61):  # one batch after the other, each time with all lanes ready
+        await until(lambda: not any(batcher._slots[lane] and batcher._lanes.items(lane) for lane in Lane))
+        steps.release()
+        await until(lambda ran=ran: len(order) > ran)
+    for _ in range(200):
+        steps.release()
+    await asyncio.gather(*waiting)
+    await batcher.close()
+    served = order[1:60]  # the first one ran before there was a choice
+    assert served[0] is Lane.INTERACTIVE
+    others = [place for place, lane in enumerate(served) if lane is not Lane.INTERACTIVE]
+    assert [after - before for before, after in itertools.pairwise(others)] == [9] * (len(others) - 1)
+    assert all(served[one] is not served[next_] for one, next_ in itertools.pairwise(others))
+    assert len(order) == 140
+
+
+async def test_what_finish_cannot_keep_up_with_does_not_pile_up():
+    finish, ran = threading.Semaphore(0), []
+
+    def slow(raw):
+        finish.acquire()
+        return raw
+
+    batcher = Batcher(
+        "slow",
+        BatchSettings(max_batch=1, max_delay_s=0),
+        device=[lambda parts: ran.append(parts[0].request.lane) or [None]],
+        finish=slow,
+    )
+    bulk = asyncio.create_task(batcher.submit(None, 20, lane=Lane.BULK))
+    await until(lambda: len(ran) == 3)
+    await asyncio.sleep(0.05)
+    assert len(ran) == 3  # one is being finished, two are behind it
+    click = asyncio.create_task(batcher.submit(None, 1))
+    await until(lambda: Lane.INTERACTIVE in ran)  # it has places and a finish thread of its own
+    for _ in range(21):
+        finish.release()
+    await asyncio.gather(bulk, click)
+    await batcher.close()
+
+
+async def test_a_batch_is_cut_by_bytes_too():
+    async with batching(max_bytes=100) as (batcher, model):
+        waiting = [
+            asyncio.create_task(batcher.submit(size, 1, nbytes=size)) for size in (60, 50, 30, 10, 300)
+        ]
+        waiting.append(asyncio.create_task(batcher.submit("small", 1)))
+        for size, task in zip((60, 50, 30, 10, 300), waiting, strict=False):
+            assert flat(await task) == answer(size, 1)
+        await waiting[-1]
+    assert [[payload for payload, _, _ in batch] for batch in model.batches] == [
+        [60],
+        [50, 30, 10],
+        [300, "small"],
+    ]
+    assert set(batcher._held.values()) == {0}
+
+
+async def test_bytes_of_the_batches_on_their_way_count_together():
+    async with batching(max_bytes=100) as (batcher, model):
+        model.gate.clear()
+        first = asyncio.create_task(batcher.submit("first", 1, nbytes=60))
+        await asyncio.to_thread(model.entered.wait, 5)
+        second = asyncio.create_task(batcher.submit("second", 1, nbytes=60))
+        urgent = asyncio.create_task(batcher.submit("other lane", 1, nbytes=60, lane=Lane.BULK))
+        await until(lambda: "other lane" in model.prepared)
+        assert model.prepared == ["first", "other lane"]
         model.gate.set()
-        await asyncio.gather(*waiting)
-    order = [payload for payload, _ in model.items if payload != "holder"]
-    assert order[:2] == ["now0", "now1"]
-    assert 2 <= sum(name.startswith("bulk") for name in order[:40]) <= 12
+        await asyncio.gather(first, second, urgent)
 
 
 async def test_a_full_queue_refuses_at_once_and_says_when():

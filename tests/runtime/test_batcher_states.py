@@ -57,7 +57,9 @@ class BatcherStates(RuleBasedStateMachine):
     async def _start(self) -> None:
         self.batcher = Batcher(
             "states",
-            BatchSettings(max_batch=MAX_BATCH, max_queue=MAX_QUEUE, max_delay_s=0, prepare_threads=2),
+            BatchSettings(
+                max_batch=MAX_BATCH, max_queue=MAX_QUEUE, max_bytes=100, max_delay_s=0, prepare_threads=2
+            ),
             prepare=lambda payload: payload,
             device=[self.device],
             finish=list,
@@ -77,16 +79,19 @@ class BatcherStates(RuleBasedStateMachine):
     @rule(
         target=calls,
         items=st.integers(1, 9),
+        nbytes=st.sampled_from([0, 40, 300]),
         lane=st.sampled_from(Lane),
         key=st.sampled_from("ab"),
         poison=st.booleans(),
         patience=st.one_of(st.none(), st.sampled_from([0.0, 0.002, 60.0])),
     )
-    def submit(self, items, lane, key, poison, patience):
+    def submit(self, items, nbytes, lane, key, poison, patience):
         self.number += 1
         number = self.number
         deadline = None if patience is None else self.loop.time() + patience
-        work = self.batcher.submit((number, poison), items, lane=lane, key=key, deadline=deadline)
+        work = self.batcher.submit(
+            (number, poison), items, nbytes=nbytes, lane=lane, key=key, deadline=deadline
+        )
 
         async def begin():
             task = asyncio.ensure_future(work)
@@ -164,6 +169,7 @@ class BatcherStates(RuleBasedStateMachine):
         assert self.batcher.waiting == 0
         assert not self.batcher._live
         assert self.batcher._running == 0
+        assert set(self.batcher._held.values()) == {0}
 
 
 BatcherStates.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
