@@ -149,11 +149,11 @@ def image_from_proto(
 def decoded_bytes(image: types_pb2.Image, limits: ImageLimits = DEFAULT_LIMITS) -> int:
     """Memory that :func:`image_from_proto` takes, by what the picture says about its size.
 
-    Seven bytes a pixel: four inside Pillow, three in the array that remains. 0 for raw pixels, which are used
-    where they are, and for what is no picture, as decoding it will find out.
+    Seven bytes a pixel: four inside Pillow, three in the array that remains. Raw pixels count as they are; 0
+    for what is no picture, as decoding it will find out.
     """
     if image.WhichOneof("source") != "encoded":
-        return 0
+        return len(image.raw.rgb)
     try:
         header = probe_image(image.encoded, limits)
     except RegionSearchError:

@@ -65,6 +65,8 @@ class EmbedEngine:
         count: int,
         policy: CropPolicy,
         lane: Lane = Lane.INTERACTIVE,
+        *,
+        nbytes: int = 0,
     ) -> Vectors:
         """Vectors (count, dimension) of the regions of one picture.
 
@@ -73,19 +75,34 @@ class EmbedEngine:
             count: Number of regions that it will return.
             policy: How they are shown to the model.
             lane: Who waits.
+            nbytes: Memory that the picture takes.
         """
         job = RegionsJob(read, count, policy)
-        crops = np.concatenate(await self._batcher.submit(job, job.items, key=_VISION, lane=lane))
+        crops = np.concatenate(
+            await self._batcher.submit(job, job.items, nbytes=nbytes, key=_VISION, lane=lane)
+        )
         parts = len(policy.parts)
         return crops if parts == 1 else _unit(crops.reshape(parts, count, -1).mean(axis=0))
 
     async def embed_images(
-        self, reads: Sequence[Callable[[], Pixels]], lane: Lane = Lane.INTERACTIVE
+        self,
+        reads: Sequence[Callable[[], Pixels]],
+        lane: Lane = Lane.INTERACTIVE,
+        *,
+        nbytes: Sequence[int] | None = None,
     ) -> Vectors:
-        """Vectors (images, dimension) of whole pictures; each is decoded by its function, in a thread."""
+        """Vectors (images, dimension) of whole pictures.
+
+        Args:
+            reads: Decode a picture each; called in a thread.
+            lane: Who waits.
+            nbytes: Memory that each picture takes.
+        """
         tasks = [
-            asyncio.ensure_future(self._batcher.submit(ImageJob(read), 1, key=_VISION, lane=lane))
-            for read in reads
+            asyncio.ensure_future(
+                self._batcher.submit(ImageJob(read), 1, nbytes=size, key=_VISION, lane=lane)
+            )
+            for read, size in zip(reads, nbytes or [0] * len(reads), strict=True)
         ]
         try:
             return np.concatenate([(await task)[0] for task in tasks])

@@ -8,7 +8,7 @@ from typing import Any
 import grpc
 
 from regionsearch.errors import invalid, too_large
-from regionsearch.images import ImageLimits, image_from_proto
+from regionsearch.images import ImageLimits, decoded_bytes, image_from_proto
 from regionsearch.tensors import tensor_to_proto
 from regionsearch.v1 import embed_pb2, embed_pb2_grpc, types_pb2
 from services.embedder.crops import CropPolicy
@@ -40,6 +40,7 @@ class EmbedServicer(embed_pb2_grpc.EmbedServiceServicer):
             len(request.regions),
             policy,
             lane_of(request.priority),
+            nbytes=decoded_bytes(request.image, self._limits),
         )
         return embed_pb2.EmbedRegionsResponse(vectors=tensor_to_proto(vectors), model=self.model(policy))
 
@@ -52,7 +53,8 @@ class EmbedServicer(embed_pb2_grpc.EmbedServiceServicer):
             functools.partial(image_from_proto, image, self._limits, f"images[{index}]")
             for index, image in enumerate(request.images)
         ]
-        vectors = await self._engine.embed_images(reads, lane_of(request.priority))
+        nbytes = [decoded_bytes(image, self._limits) for image in request.images]
+        vectors = await self._engine.embed_images(reads, lane_of(request.priority), nbytes=nbytes)
         return embed_pb2.EmbedImagesResponse(vectors=tensor_to_proto(vectors), model=self.model())
 
     async def EmbedTexts(  # noqa: N802
