@@ -173,6 +173,87 @@ def test_what_is_stored_comes_back(engine: Engine) -> None:
     assert page.hits[0].record == replace(record, mask=None)
 
 
+def test_lists_images_page_by_page_newest_first(engine: Engine) -> None:
+    """Times that tie, times far apart, images that come and go between two pages."""
+    rng = random.Random(11)
+    times = [rng.choice([1_000, 1_001, 1_002, 50_000, 1_700_000_000_000]) for _ in range(60)]
+    images = [StoredImage(f"i{n}é" if n % 7 == 0 else f"i{n}", created_ms=t) for n, t in enumerate(times)]
+    for start in range(0, 60, 20):
+        engine.upsert("c", MODEL, Upsert(images[start : start + 20], [], np.empty((0, 4), np.float32)))
+    expected = sorted(((i.created_ms, i.image_id) for i in images), reverse=True)
+    for limit in (1, 7, 59, 60, 100):
+        seen, after = [], None
+        while True:
+            page = engine.list_images("c", limit, after)
+            assert page.total_count == 60
+            assert len(page.images) == min(limit, 60 - len(seen))
+            seen += [(image.created_ms, image.image_id) for image in page.images]
+            if page.next_key is None:
+                break
+            after = page.next_key
+        assert seen == expected
+    first = engine.list_images("c", 10, None)
+    gone = [image_id for _, image_id in expected[8:13]]  # the last one of the page and some behind it
+    engine.delete("c", Deletion(tuple(gone)))
+    engine.upsert("c", MODEL, Upsert([StoredImage("new")], [], np.empty((0, 4), np.float32)))
+    rest = engine.list_images("c", 100, first.next_key)
+    assert [(i.created_ms, i.image_id) for i in rest.images] == expected[13:]
+    assert rest.next_key is None
+    assert engine.list_images("c", 1, None).images[0].image_id == "new"
+
+
+def test_an_empty_collection_lists_nothing(engine: Engine) -> None:
+    page = engine.list_images("c", 10, None)
+    assert (page.images, page.next_key, page.total_count) == ((), None, 0)
+    assert engine.get_records("c", ["r"], ["i"], masks=True, vectors=True).records == ()
+
+
+def test_names_that_look_alike_are_different_collections(engine: Engine) -> None:
+    for number, name in enumerate(("a-b", "a_b", "a__b", "ahb")):
+        engine.create_collection(Collection(name, MODEL))
+        engine.upsert(name, MODEL, Upsert([StoredImage(f"i{number}")], [], np.empty((0, 4), np.float32)))
+    for number, name in enumerate(("a-b", "a_b", "a__b", "ahb")):
+        assert [i.image_id for i in engine.list_images(name, 10, None).images] == [f"i{number}"]
+    assert [found.name for found in engine.list_collections()] == sorted(("a-b", "a_b", "a__b", "ahb", "c"))
+
+
+def test_deleting_by_filter_takes_emptied_images_along_and_counts_the_others(engine: Engine) -> None:
+    images = [StoredImage(f"i{n}", tags=("odd",) if n % 2 else ()) for n in range(30)]
+    records = [Record(f"i{n}-{k}", f"i{n}", Level.REGION, area=k) for n in range(30) for k in range(n % 5)]
+    count = len(records)
+    engine.upsert("c", MODEL, Upsert(images, records, some_vectors(random.Random(2), count, count)))
+    answer = engine.delete("c", Deletion(filter=Filter(max_area=1)))
+    gone = [record for record in records if record.area <= 1]
+    emptied = {f"i{n}" for n in range(30) if n % 5 in (1, 2)}
+    assert (answer.record_count, answer.image_count) == (len(gone), len(emptied))
+    left = {image.image_id: image.region_count for image in engine.list_images("c", 100, None).images}
+    # An image that never had records was not emptied.
+    assert left == {f"i{n}": max(0, n % 5 - 2) for n in range(30) if f"i{n}" not in emptied}
+    stored = engine.get_records("c", [], list(left), masks=False, vectors=False)
+    assert sorted(r.record_id for r in stored.records) == sorted(r.record_id for r in records if r.area > 1)
+
+
+def test_grouping_looks_past_a_crowd_and_pages(engine: Engine) -> None:
+    """One image has more of the best records than any first look takes."""
+    crowd = [Record(f"crowd-{k:03d}", "crowd", Level.REGION) for k in range(300)]
+    others = [Record(f"i{n:02d}-0", f"i{n:02d}", Level.REGION) for n in range(9)]
+    images = [StoredImage("crowd"), *(StoredImage(f"i{n:02d}") for n in range(9))]
+    query = np.array([[1, 0, 0, 0]], np.float32)
+    vectors = np.concatenate([np.repeat(query, 300, 0), np.repeat([[0.6, 0.8, 0, 0]], 9, 0)]).astype(
+        np.float32
+    )
+    engine.upsert("c", MODEL, Upsert(images, [*crowd, *others], vectors))
+    asked = Query(query, query[:0], group_by_image=True, limit=4)
+    found: list[str] = []
+    while True:
+        (page,) = engine.search("c", MODEL, [asked])
+        found += [hit.image.image_id for hit in page.hits]
+        if not page.more:
+            break
+        asked = following(asked, page)
+    assert found == ["crowd", *(f"i{n:02d}" for n in range(9))]
+
+
 def test_errors(engine: Engine) -> None:
     def kind_of(call) -> Kind:
         with pytest.raises(RegionSearchError) as caught:

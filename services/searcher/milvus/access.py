@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
 
 from pymilvus import MilvusClient, MilvusException
 
 from regionsearch.errors import Kind, RegionSearchError
-from services.searcher.milvus import tables
-from services.searcher.milvus.tables import Row, expression, listed
-from services.searcher.types import NO_FILTER, Level, StoredImage
+from services.searcher.milvus.tables import Row, listed
 
 _BATCH = 4000
+_VALUES = 1000  # of one expression
 
 
-def some_rows(client: MilvusClient, table: str, term: str, fields: Sequence[str]) -> list[Row]:
-    """Few rows, read in one call."""
-    return list(client.query(table, filter=term, output_fields=list(fields), consistency_level="Strong"))
+def some_rows(
+    client: MilvusClient, table: str, term: str, fields: Sequence[str], limit: int | None = None
+) -> list[Row]:
+    """Few rows, read in one call; any of them where there are more than `limit`."""
+    bounds = {} if limit is None else {"limit": limit}
+    return list(
+        client.query(table, filter=term, output_fields=list(fields), consistency_level="Strong", **bounds)
+    )
 
 
 def every_row(client: MilvusClient, table: str, term: str, fields: Sequence[str]) -> list[Row]:
@@ -35,30 +38,25 @@ def every_row(client: MilvusClient, table: str, term: str, fields: Sequence[str]
     return rows
 
 
-def count_rows(client: MilvusClient, table: str) -> int:
-    """Number of rows in a table."""
-    return int(some_rows(client, table, "", ["count(*)"])[0]["count(*)"])
+def rows_of(
+    client: MilvusClient,
+    table: str,
+    field: str,
+    values: Sequence[str],
+    fields: Sequence[str],
+    also: str = "",
+) -> list[Row]:
+    """All rows whose field has one of the values, however many these are; `also` must hold too."""
+    rows: list[Row] = []
+    for start in range(0, len(values), _VALUES):
+        term = listed(field, values[start : start + _VALUES])
+        rows += every_row(client, table, f"({term}) and ({also})" if also else term, fields)
+    return rows
 
 
-def stored_images(client: MilvusClient, table: str, ids: Iterable[str]) -> dict[str, StoredImage]:
-    """Those of the images that exist, by id."""
-    chosen = list(ids)
-    if not chosen:
-        return {}
-    rows = every_row(client, table, listed("image_id", chosen), ["image_id", "created_ms", "body"])
-    return {row["image_id"]: tables.image_of(row) for row in rows}
-
-
-def record_counts(
-    client: MilvusClient, table: str, images: Sequence[str], level: Level | None = None
-) -> dict[str, int]:
-    """Numbers of records by image; images without any are left out."""
-    counts: dict[str, int] = {}
-    if images:
-        term = expression(replace(NO_FILTER, image_ids=tuple(images)), level)
-        for row in every_row(client, table, term, ["record_id", "image_id"]):
-            counts[row["image_id"]] = counts.get(row["image_id"], 0) + 1
-    return counts
+def count_rows(client: MilvusClient, table: str, term: str = "") -> int:
+    """Number of rows in a table that an expression names; all by default."""
+    return int(some_rows(client, table, term, ["count(*)"])[0]["count(*)"])
 
 
 @contextlib.contextmanager

@@ -10,28 +10,24 @@ ranking as the embedded engine's.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 from pymilvus import MilvusClient
 
-from regionsearch.errors import Kind, RegionSearchError, invalid, not_found
+from regionsearch.errors import Kind, RegionSearchError, not_found
 from services.searcher.callers import ANYBODY, Caller
 from services.searcher.engine import Capabilities
 from services.searcher.milvus import tables
 from services.searcher.milvus.access import (
-    count_rows,
     every_row,
     explained,
-    record_counts,
     some_rows,
-    stored_images,
 )
+from services.searcher.milvus.contents import Contents
 from services.searcher.milvus.source import EVERY_FIELD, MilvusSource
 from services.searcher.milvus.tables import (
-    Row,
-    expression,
     images_table,
     listed,
     records_table,
@@ -47,11 +43,9 @@ from services.searcher.types import (
     Deletion,
     Hit,
     ImagePage,
-    Level,
     ModelIdentity,
     Page,
     Query,
-    Record,
     SegmentStats,
     SnapshotInfo,
     Stored,
@@ -112,17 +106,13 @@ class MilvusEngine:
         """See `Engine`."""
         with explained():
             found = self._find(name)
-            records, images = self._tables(name)
-            return replace(
-                found,
-                image_count=count_rows(self._client, images),
-                record_count=count_rows(self._client, records),
-            )
+            image_count, record_count = self._contents(name).counts()
+            return replace(found, image_count=image_count, record_count=record_count)
 
     def list_collections(self) -> list[Collection]:
         """See `Engine`."""
         with explained():
-            rows = every_row(self._client, self._registry, 'name != ""', EVERY_FIELD)
+            rows = every_row(self._client, self._registry, 'name != ""', ["name"])
             names = sorted(row["name"] for row in rows)
         return [self.get_collection(name) for name in names]
 
@@ -137,92 +127,19 @@ class MilvusEngine:
     # Writing
 
     def upsert(self, name: str, model: ModelIdentity, write: Upsert) -> UpsertResult:
-        """See `Engine`; records first, then images, so that an image that is there is complete."""
+        """See `Engine`."""
         with explained():
             check_model(name, self._find(name).model, model)
-            existing = self._images(name, [image.image_id for image in write.images])
-            skipped = tuple(
-                i.image_id for i in write.images if write.skip_existing and i.image_id in existing
-            )
             seq = _now_seq()
-            sent = {
-                image.image_id: replace(image, created_ms=self._created_ms(image, existing))
-                for image in write.images
-                if image.image_id not in skipped
-            }
-            kept = [i for i, record in enumerate(write.records) if record.image_id not in skipped]
-            homes = {**self._homes(name, write.records, sent, set(skipped)), **sent}
-            self._replace(name, write, kept, sent, homes, seq)
-            return UpsertResult(seq, skipped, len(kept))
-
-    def _replace(
-        self,
-        name: str,
-        write: Upsert,
-        kept: Sequence[int],
-        sent: dict[str, StoredImage],
-        homes: dict[str, StoredImage],
-        seq: int,
-    ) -> None:
-        records, images = self._tables(name)
-        stored = write.vectors.astype(np.float16).astype(np.float32)
-        rows = [
-            tables.record_row(write.records[i], homes[write.records[i].image_id], stored[i], seq)
-            for i in kept
-        ]
-        ids = [row["record_id"] for row in rows]
-        moved = (
-            {
-                row["image_id"]
-                for row in some_rows(self._client, records, listed("record_id", ids), ["image_id"])
-            }
-            if ids
-            else set()
-        )
-        for start in range(0, len(rows), self._settings.batch_rows):
-            self._client.upsert(records, rows[start : start + self._settings.batch_rows])
-        if sent:
-            self._client.delete(records, filter=f"({listed('image_id', sent)}) and (seq < {seq})")
-        touched = {row["image_id"] for row in rows} | moved
-        others = self._images(name, list(touched - set(sent)))
-        counted = record_counts(self._client, records, [*sent, *others], Level.REGION)
-        changed = [
-            replace(i, region_count=counted.get(i.image_id, 0)) for i in [*sent.values(), *others.values()]
-        ]
-        if changed:
-            self._client.upsert(images, [tables.image_row(image) for image in changed])
+            skipped, written = self._contents(name).upsert(write, seq, _now_ms())
+            return UpsertResult(seq, skipped, written)
 
     def delete(self, name: str, deletion: Deletion) -> DeleteResult:
         """See `Engine`."""
         with explained():
             self._find(name)
-            records, images = self._tables(name)
-            asked = self._images(name, deletion.image_ids)
-            rows: dict[str, str] = {}
-            wanted = [listed("image_id", asked)] if asked else []
-            if deletion.record_ids:
-                wanted.append(listed("record_id", deletion.record_ids))
-            if deletion.filter is not None:
-                wanted.append(expression(deletion.filter))
-            for term in wanted:
-                for row in every_row(self._client, records, term, ["record_id", "image_id"]):
-                    rows[row["record_id"]] = row["image_id"]
-            ids = list(rows)
-            for start in range(0, len(ids), self._settings.batch_rows):
-                self._client.delete(records, ids=ids[start : start + self._settings.batch_rows])
-            touched = self._images(name, list(set(rows.values()) - set(asked)))
-            left = record_counts(self._client, records, list(touched))
-            emptied = [i for i in touched if deletion.filter is not None and not left.get(i)]
-            gone = [*asked, *emptied]
-            if gone:
-                self._client.delete(images, ids=gone)
-            counted = record_counts(self._client, records, list(touched), Level.REGION)
-            kept = [
-                replace(i, region_count=counted.get(k, 0)) for k, i in touched.items() if k not in emptied
-            ]
-            if kept:
-                self._client.upsert(images, [tables.image_row(image) for image in kept])
-            return DeleteResult(_now_seq(), len(gone), len(ids))
+            images, records = self._contents(name).delete(deletion)
+            return DeleteResult(_now_seq(), images, records)
 
     # Reading
 
@@ -252,22 +169,24 @@ class MilvusEngine:
             query, MilvusSource(self._client, records, query, seq, self._settings.max_candidates, caller)
         )
         places = [r.position for hit in ranked for r in (hit, hit.best_region) if r is not None]
+        contents = self._contents(name)
         rows = {
-            row["record_id"]: row
-            for row in some_rows(
-                self._client, records, listed("record_id", [p.record_id for p in places]), EVERY_FIELD
-            )
+            row["record_id"]: row for row in contents.records([p.record_id for p in places], [], EVERY_FIELD)
         }
-        images = self._images(name, list({p.image_id for p in places}))
+        images = contents.images({p.image_id for p in places})
 
         def hit(number: int, found: Ranked) -> Hit:
             place = found.position
             record = tables.record_of(rows[place.record_id], masks=query.include_masks)
             image = images.get(place.image_id, StoredImage(place.image_id))
-            region = None if found.best_region is None else hit(number, found.best_region)
+            region = None
+            if found.best_region is not None and found.best_region.position.record_id in rows:
+                region = hit(number, found.best_region)
             return Hit(number, place.score, found.relevancy, found.query_index, record, image, region)
 
-        hits = [hit(number, found) for number, found in enumerate(ranked, start=query.skipped + 1)]
+        numbered = enumerate(ranked, start=query.skipped + 1)
+        # What was deleted since Milvus scored it is not there to be shown.
+        hits = [hit(number, found) for number, found in numbered if found.position.record_id in rows]
         return Page(tuple(hits), seq, more)
 
     def get_records(
@@ -275,37 +194,23 @@ class MilvusEngine:
     ) -> Stored:
         """See `Engine`."""
         with explained():
-            self._find(name)
-            records, _ = self._tables(name)
-            asked = self._images(name, image_ids)
+            dimension = self._find(name).model.dimension
+            contents = self._contents(name)
+            asked = contents.images(image_ids)
             fields = [*EVERY_FIELD, "vector"] if vectors else EVERY_FIELD
-            rows: dict[str, Row] = {}
-            for term in [listed("record_id", record_ids)] * bool(record_ids) + [
-                listed("image_id", asked)
-            ] * bool(asked):
-                rows |= {row["record_id"]: row for row in every_row(self._client, records, term, fields)}
-            ordered = sorted(
-                rows.values(), key=lambda r: (r["image_id"], r["level"], r["seq"], r["record_id"])
-            )
-            images = asked | self._images(name, list({row["image_id"] for row in ordered} - set(asked)))
+            rows = contents.records(record_ids, list(asked), fields)
+            images = asked | contents.images({row["image_id"] for row in rows} - set(asked))
             found = None
             if vectors:
-                dimension = self._find(name).model.dimension
-                found = np.array([row["vector"] for row in ordered], np.float32).reshape(-1, dimension)
-            described = tuple(tables.record_of(row, masks=masks) for row in ordered)
+                found = np.array([row["vector"] for row in rows], np.float32).reshape(-1, dimension)
+            described = tuple(tables.record_of(row, masks=masks) for row in rows)
             return Stored(described, tuple(images[i] for i in sorted(images)), found, _now_seq())
 
     def list_images(self, name: str, limit: int, after: tuple[int, str] | None) -> ImagePage:
-        """See `Engine`. Milvus cannot sort, so the ids of all images are read for each page."""
+        """See `Engine`."""
         with explained():
             self._find(name)
-            _, table = self._tables(name)
-            rows = every_row(self._client, table, 'image_id != ""', ["image_id", "created_ms"])
-            places = sorted(((row["created_ms"], row["image_id"]) for row in rows), reverse=True)
-            behind = [place for place in places if after is None or place < after]
-            images = self._images(name, [image_id for _, image_id in behind[:limit]])
-            page = tuple(images[image_id] for _, image_id in behind[:limit] if image_id in images)
-            return ImagePage(page, behind[limit - 1] if len(behind) > limit else None, len(places))
+            return self._contents(name).newest_images(limit, after)
 
     # Upkeep
 
@@ -353,26 +258,8 @@ class MilvusEngine:
             raise not_found("collection", f"there is no collection {name!r}: create it first")
         return tables.collection_of(rows[0])
 
-    def _images(self, name: str, ids: Iterable[str]) -> dict[str, StoredImage]:
-        return stored_images(self._client, self._tables(name)[1], ids)
-
-    def _homes(
-        self, name: str, records: Sequence[Record], sent: dict[str, StoredImage], skipped: set[str]
-    ) -> dict[str, StoredImage]:
-        needed = {record.image_id for record in records} - set(sent) - skipped
-        homes = self._images(name, needed)
-        for index, record in enumerate(records):
-            if record.image_id in needed and record.image_id not in homes:
-                raise invalid(
-                    f"records[{index}].image_id",
-                    f"record {record.record_id!r} belongs to image {record.image_id!r}, which is neither in "
-                    "this request nor in the collection: send the image along",
-                )
-        return homes
-
-    def _created_ms(self, image: StoredImage, existing: dict[str, StoredImage]) -> int:
-        known = existing.get(image.image_id)
-        return known.created_ms if known else image.created_ms or _now_ms()
+    def _contents(self, name: str) -> Contents:
+        return Contents(self._client, *self._tables(name), self._settings.batch_rows)
 
 
 def _cannot(what: str, instead: str) -> RegionSearchError:

@@ -8,8 +8,8 @@ import numpy as np
 from pymilvus import MilvusClient
 
 from services.searcher.callers import Caller
-from services.searcher.milvus.access import every_row
-from services.searcher.milvus.tables import Row, expression, listed
+from services.searcher.milvus.access import rows_of
+from services.searcher.milvus.tables import Row, expression
 from services.searcher.ranking import Candidates, Numbers
 from services.searcher.types import Query
 
@@ -17,7 +17,6 @@ EVERY_FIELD = [
     "record_id", "image_id", "level", "area", "predicted_iou", "stability_score", "created_ms", "seq", "body",
 ]  # fmt: skip
 _SCORED = ["record_id", "image_id", "level", "vector"]
-_BATCH = 4000
 
 
 class MilvusSource:
@@ -75,11 +74,7 @@ class MilvusSource:
     def of_images(self, images: Numbers) -> Candidates:
         """See `ranking.Source`."""
         names = [self._names[number] for number in images.tolist()]
-        rows: list[Row] = []
-        for start in range(0, len(names), _BATCH):
-            term = listed("image_id", names[start : start + _BATCH])
-            both = f"({self._filter}) and ({term})" if self._filter else term
-            rows += every_row(self._client, self._table, both, _SCORED)
+        rows = rows_of(self._client, self._table, "image_id", names, _SCORED, self._filter)
         return self._candidates(rows, complete=True)
 
     def public_ids(self, keys: Iterable[int]) -> dict[int, tuple[str, str]]:

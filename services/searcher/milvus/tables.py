@@ -39,13 +39,18 @@ def registry_table(prefix: str) -> str:
 
 
 def records_table(prefix: str, name: str) -> str:
-    """Name of the Milvus collection with a collection's records; Milvus knows no hyphen."""
-    return f"{prefix}records_{name.replace('-', '__')}"
+    """Name of the Milvus collection with a collection's records."""
+    return f"{prefix}records_{_plain(name)}"
 
 
 def images_table(prefix: str, name: str) -> str:
     """Name of the Milvus collection with a collection's images."""
-    return f"{prefix}images_{name.replace('-', '__')}"
+    return f"{prefix}images_{_plain(name)}"
+
+
+def _plain(name: str) -> str:
+    """Milvus knows no hyphen, our names no capitals: so no two names become one."""
+    return name.replace("-", "H")
 
 
 def create_plain_table(client: MilvusClient, table: str, key: str) -> None:
@@ -175,6 +180,11 @@ def record_of(row: Row, *, masks: bool) -> Record:
         stability_score=row["stability_score"],
         attributes=body["attributes"],
     )
+
+
+def quoted(text: str) -> str:
+    """A string in an expression."""
+    return json.dumps(text, ensure_ascii=False)
 
 
 def listed(field: str, values: Any, *, inside: bool = True) -> str:
