@@ -26,7 +26,7 @@ class Regions:
         pixels: (H, W, 3) uint8.
         boxes: (N, 4) x_min, y_min, x_max, y_max in pixels, half-open.
         masks: Each cut to its :func:`services.embedder.crops.pixel_box`, bool; None where the box is the
-            object.
+            object. They are looked at one by one, just before they are needed, and may be made only then.
     """
 
     pixels: Pixels
@@ -56,9 +56,9 @@ class RegionsJob:
     def prepare(self, backend: Backend) -> PreparedRegions:
         """Everything that needs no device."""
         regions = self.read()
-        image = torch.from_numpy(np.ascontiguousarray(regions.pixels.transpose(2, 0, 1)))
-        masks = None if regions.masks is None else [torch.from_numpy(mask) for mask in regions.masks]
-        return PreparedRegions(image, torch.from_numpy(regions.boxes), masks, self.policy)
+        return PreparedRegions(
+            _planes(regions.pixels), torch.from_numpy(regions.boxes), regions.masks, self.policy
+        )
 
 
 @dataclass
@@ -67,7 +67,7 @@ class PreparedRegions:
 
     image: Tensor
     boxes: Tensor
-    masks: list[Tensor] | None
+    masks: Sequence[NDArray[np.bool_]] | None
     policy: CropPolicy
     _on_device: dict[torch.device, Tensor] = field(default_factory=dict)  # one upload for all parts
 
@@ -79,17 +79,14 @@ class PreparedRegions:
         pieces = []
         for number, policy in enumerate(self.policy.parts):
             first = number * len(self.boxes)
-            chosen = slice(max(start - first, 0), min(max(stop - first, 0), len(self.boxes)))
-            if chosen.start >= chosen.stop:
+            chosen = range(max(start - first, 0), min(stop - first, len(self.boxes)))
+            if not chosen:
                 continue
-            masks = None
-            if self.masks is not None:
-                masks = [mask.to(backend.device, non_blocking=True) for mask in self.masks[chosen]]
             pieces.append(
                 crop_regions(
                     image,
-                    self.boxes[chosen],
-                    masks,
+                    self.boxes[chosen.start : chosen.stop],
+                    None if self.masks is None else _OnDevice(self.masks, chosen, backend.device),
                     policy,
                     backend.size,
                     mean=backend.mean,
@@ -97,6 +94,21 @@ class PreparedRegions:
                 )
             )
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+
+
+@dataclass(frozen=True)
+class _OnDevice(Sequence[Tensor]):
+    """Some of the masks, uploaded one by one."""
+
+    masks: Sequence[NDArray[np.bool_]]
+    chosen: range
+    device: torch.device
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def __getitem__(self, index: Any) -> Any:
+        return torch.from_numpy(self.masks[self.chosen[index]]).to(self.device, non_blocking=True)
 
 
 @dataclass(frozen=True)
@@ -112,8 +124,7 @@ class ImageJob:
 
     def prepare(self, backend: Backend) -> PreparedImage:
         """Everything that needs no device."""
-        image = torch.from_numpy(np.ascontiguousarray(self.read().transpose(2, 0, 1)))
-        fitted = resize_image(image, backend.size, backend.resize_mode)
+        fitted = resize_image(_planes(self.read()), backend.size, backend.resize_mode)
         mean = torch.tensor(backend.mean).view(3, 1, 1) * 255
         std = torch.tensor(backend.std).view(3, 1, 1) * 255
         return PreparedImage((fitted - mean) / std)
@@ -148,3 +159,8 @@ class TextsJob:
     def prepare(self, backend: Backend) -> Any:
         """Nothing is left to do."""
         return self
+
+
+def _planes(pixels: Pixels) -> Tensor:
+    """(3, H, W) of (H, W, 3); always a copy, for the pixels of a message must not be written to."""
+    return torch.from_numpy(np.array(pixels.transpose(2, 0, 1), order="C"))

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from regionsearch.errors import invalid
+from regionsearch.errors import RegionSearchError, invalid
 from regionsearch.images import ImageLimits, image_from_proto
-from regionsearch.masks import mask_box, mask_from_proto, rle_runs
+from regionsearch.masks import BoolMask, encode_rle, mask_from_proto, rle_runs
 from regionsearch.v1 import embed_pb2, types_pb2
 from services.embedder.crops import Window, pixel_box
 from services.embedder.jobs import Regions
 
 Runs = NDArray[np.int64]
+Edges = tuple[float, float, float, float]
+Decode = Callable[[], BoolMask]
+
+AHEAD_BYTES = 1 << 26  # of one request's masks, decoded before the device asks for them
 
 
 def read_regions(request: embed_pb2.EmbedRegionsRequest, limits: ImageLimits) -> Regions:
@@ -28,23 +35,51 @@ def read_regions(request: embed_pb2.EmbedRegionsRequest, limits: ImageLimits) ->
     pixels = image_from_proto(request.image, limits)
     height, width = pixels.shape[:2]
     boxes = np.empty((len(request.regions), 4), np.float32)
-    masks: list[NDArray[np.bool_]] = []
+    masks = _Masks() if any(region.HasField("mask") for region in request.regions) else None
     for index, region in enumerate(request.regions):
         field = f"regions[{index}]"
         box = _read_box(region.box, height, width, f"{field}.box") if region.HasField("box") else None
         if region.HasField("mask"):
-            boxes[index], mask = _read_mask(region.mask, box, height, width, f"{field}.mask")
+            boxes[index], decode = _read_mask(region.mask, box, height, width, f"{field}.mask")
         elif box is not None:
-            inner = pixel_box(box, height, width)
-            boxes[index], mask = box, np.ones((inner.height, inner.width), np.bool_)
+            boxes[index], decode = box, functools.partial(_full, pixel_box(box, height, width))
         else:
             raise invalid(field, f"{field} has neither box nor mask; say what to cut out")
-        masks.append(mask)
-    any_mask = any(region.HasField("mask") for region in request.regions)
-    return Regions(pixels, boxes, masks if any_mask else None)
+        if masks is not None and not masks.add(decode):
+            raise _empty(f"{field}.mask")
+    return Regions(pixels, boxes, masks)
 
 
-def _read_box(box: types_pb2.Box, height: int, width: int, field: str) -> tuple[float, float, float, float]:
+class _Masks(Sequence[BoolMask]):
+    """Masks cut to their boxes. Those beyond `AHEAD_BYTES` are decoded whenever they are looked at.
+
+    A few bytes of run lengths can stand for all of a large picture, and a request holds a thousand of them.
+    """
+
+    def __init__(self) -> None:
+        self._left = AHEAD_BYTES
+        self._masks: list[BoolMask | Decode] = []
+
+    def add(self, decode: Decode) -> bool:
+        """Takes a mask in; False when it has no pixel."""
+        mask = decode()
+        self._left -= mask.size
+        self._masks.append(mask if self._left >= 0 else decode)
+        return bool(mask.any())
+
+    def __len__(self) -> int:
+        return len(self._masks)
+
+    def __getitem__(self, index: Any) -> Any:
+        mask = self._masks[index]
+        return mask() if callable(mask) else mask
+
+
+def _empty(field: str) -> RegionSearchError:
+    return invalid(field, f"{field} is empty; a region has at least one pixel, inside its box if it has one")
+
+
+def _read_box(box: types_pb2.Box, height: int, width: int, field: str) -> Edges:
     edges = (box.x_min, box.y_min, box.x_max, box.y_max)
     if not all(math.isfinite(edge) for edge in edges):
         raise invalid(field, f"{field} has an edge that is no finite number")
@@ -56,13 +91,9 @@ def _read_box(box: types_pb2.Box, height: int, width: int, field: str) -> tuple[
 
 
 def _read_mask(
-    mask: types_pb2.Mask,
-    box: tuple[float, float, float, float] | None,
-    height: int,
-    width: int,
-    field: str,
-) -> tuple[tuple[float, float, float, float], NDArray[np.bool_]]:
-    """The region's box and its mask, cut to the whole pixels of that box."""
+    mask: types_pb2.Mask, box: Edges | None, height: int, width: int, field: str
+) -> tuple[Edges, Decode]:
+    """The region's box, and what decodes its mask, cut to the whole pixels of that box."""
     if (mask.height, mask.width) != (height, width):
         raise invalid(
             field,
@@ -70,22 +101,21 @@ def _read_mask(
             "orientation); they must be equal",
         )
     if mask.WhichOneof("encoding") == "coco_rle":
-        runs = rle_runs(mask.coco_rle, height, width, f"{field}.coco_rle")
-        box = box or runs_box(runs, height)
-        cut = None if box is None else runs_window(runs, height, pixel_box(box, height, width))
+        counts, name = mask.coco_rle, f"{field}.coco_rle"
     else:
-        whole = mask_from_proto(mask, field, height * width)
-        box = box or mask_box(whole)
-        inner = None if box is None else pixel_box(box, height, width)
-        cut = None if inner is None else whole[inner.top : inner.bottom, inner.left : inner.right].copy()
-    if box is None or cut is None or not cut.any():
-        raise invalid(
-            field, f"{field} is empty; a region has at least one pixel, inside its box if it has one"
-        )
-    return box, cut
+        counts, name = encode_rle(mask_from_proto(mask, field, height * width)), field
+    runs = rle_runs(counts, height, width, name)
+    box = box or runs_box(runs, height)
+    if box is None:
+        raise _empty(field)
+    return box, functools.partial(runs_window, runs, height, pixel_box(box, height, width))
 
 
-def runs_box(runs: Runs, height: int) -> tuple[float, float, float, float] | None:
+def _full(window: Window) -> BoolMask:
+    return np.ones((window.height, window.width), np.bool_)
+
+
+def runs_box(runs: Runs, height: int) -> Edges | None:
     """The smallest half-open box around a mask, without decoding it; None when the mask is empty.
 
     Args:
@@ -104,7 +134,7 @@ def runs_box(runs: Runs, height: int) -> tuple[float, float, float, float] | Non
     return float(first[0] // height), float(top), float(last[-1] // height + 1), float(bottom)
 
 
-def runs_window(runs: Runs, height: int, window: Window) -> NDArray[np.bool_]:
+def runs_window(runs: Runs, height: int, window: Window) -> BoolMask:
     """The part of a mask inside a window, decoding no more columns than that.
 
     Args:
