@@ -145,7 +145,9 @@ def _decode_png(data: bytes, height: int, width: int, field: str) -> BoolMask:
                 raise invalid(
                     field, f"{field} is {image.height} x {image.width}; the mask says {height} x {width}"
                 )
-            return np.asarray(image.convert("L")) > 0
+            if len(image.getbands()) > 1:
+                raise invalid(field, f"{field} has {len(image.getbands())} channels; send one, 0 outside")
+            return np.asarray(image).astype(np.bool_)
     except (RegionSearchError, MemoryError):
         raise
     except Exception as error:  # Pillow's decoders let any exception of a damaged file through

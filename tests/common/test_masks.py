@@ -1,13 +1,16 @@
 import contextlib
+import io
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from PIL import Image
 from pycocotools import mask as coco
 
 from regionsearch.errors import RegionSearchError
+from regionsearch.images import encode_image
 from regionsearch.masks import (
     decode_rle,
     encode_rle,
@@ -89,6 +92,16 @@ def test_message_round_trip(mask: np.ndarray, encoding: int) -> None:
     assert np.array_equal(mask_from_proto(mask_to_proto(mask, encoding)), mask)
 
 
+@pytest.mark.parametrize("mode", ["1", "L", "P", "I;16"])
+def test_every_one_channel_png_is_a_mask(mode: str) -> None:
+    image = Image.new(mode, (3, 2))
+    image.putpixel((2, 0), 1)  # the least value that is not 0, whatever it looks like
+    out = io.BytesIO()
+    image.save(out, "PNG")
+    mask = mask_from_proto(types_pb2.Mask(height=2, width=3, png=out.getvalue()))
+    assert mask.tolist() == [[False, False, True], [False, False, False]]
+
+
 @given(masks)
 def test_box_is_tight_and_half_open(mask: np.ndarray) -> None:
     box = mask_box(mask)
@@ -109,6 +122,7 @@ def test_box_is_tight_and_half_open(mask: np.ndarray) -> None:
         types_pb2.Mask(height=2, width=2, packed_bits=b"12"),
         types_pb2.Mask(height=2, width=2, png=b"no png"),
         types_pb2.Mask(height=2, width=2, png=mask_to_proto(np.ones((3, 3), np.bool_), 3).png),
+        types_pb2.Mask(height=2, width=2, png=encode_image(np.zeros((2, 2, 3), np.uint8))),
         types_pb2.Mask(height=60_000, width=60_000, coco_rle="4"),
     ],
 )
