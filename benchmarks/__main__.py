@@ -12,7 +12,7 @@ import structlog
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.harness import Case, Outcome, discover, measure
+from benchmarks.harness import Case, LeftOut, Outcome, discover, measure
 from services.runtime.server import SWITCH_S
 
 OUTPUT = Path(__file__).parent / "out" / "latest.json"
@@ -40,8 +40,11 @@ def main() -> int:
             continue
         for case in cases:
             if _wanted(case, options.only, options.quick):
-                with console.status(case.name):
-                    outcomes.append(measure(case, options.quick))
+                try:
+                    with console.status(case.name):
+                        outcomes.append(measure(case, options.quick))
+                except LeftOut as why:
+                    console.print(f"[yellow]{case.name}: left out, {why}[/yellow]")
     if not outcomes:
         console.print("[red]no case has such a name[/red]")
         return 1

@@ -23,6 +23,10 @@ import benchmarks
 Measure = Callable[[], float]
 
 
+class LeftOut(Exception):
+    """Raised while a case is prepared: it cannot run here, and why."""
+
+
 @dataclass(frozen=True)
 class Pair:
     """Two measurements of the same thing, in the case's unit.
