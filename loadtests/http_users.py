@@ -13,6 +13,7 @@ from locust import FastHttpUser, between, constant, task
 
 from loadtests.scenes import QUERIES, Scene
 
+END_S = 20  # for requests in flight at the end: leaving them out would leave out the slowest
 IN_FLIGHT = 256  # open-loop requests at once; further arrivals are counted as failures
 
 
@@ -100,6 +101,7 @@ class GatewayArrivals(GatewayBase):
         self._pool = Pool(IN_FLIGHT)
 
     def on_stop(self) -> None:
+        self._pool.join(timeout=END_S)
         self._pool.kill()
 
     @task

@@ -16,7 +16,7 @@ import gevent
 import psutil
 from locust import events
 from locust.env import Environment
-from locust.runners import WorkerRunner
+from locust.runners import MasterRunner, WorkerRunner
 from rich.console import Console
 from rich.table import Table
 
@@ -26,7 +26,7 @@ from loadtests.grpc_users import EmbedUser, SearchUser, SegmentUser  # noqa: F40
 from loadtests.http_users import GatewayArrivals, GatewayUser  # noqa: F401
 from loadtests.slo import Observed, Promise
 
-_cpu: list[float] = []  # the generator's use of its core, one value a second
+_cpu: list[float] = []  # each generator's use of its core, one value a second
 
 
 @events.init_command_line_parser.add_listener
@@ -46,9 +46,23 @@ def add_options(parser: ArgumentParser) -> None:
 def start(environment: Environment, **_: Any) -> None:
     """Begins to watch the generator; forgets what happens while caches and models warm up."""
     _cpu.clear()
-    gevent.spawn(_watch_generator)
+    if not isinstance(environment.runner, MasterRunner):  # a master only gathers
+        gevent.spawn(_watch_generator)
     if not isinstance(environment.runner, WorkerRunner):
         gevent.spawn_later(environment.parsed_options.warm_up, _forget_warm_up, environment)
+
+
+@events.report_to_master.add_listener
+def send_cpu(client_id: str, data: dict[str, Any]) -> None:
+    """A worker's use of its core goes to the master beside its statistics."""
+    data["generator_cpu"] = _cpu.copy()
+    _cpu.clear()
+
+
+@events.worker_report.add_listener
+def gather_cpu(client_id: str, data: dict[str, Any]) -> None:
+    """What :func:`send_cpu` sent."""
+    _cpu.extend(data["generator_cpu"])
 
 
 @events.quitting.add_listener
@@ -69,7 +83,7 @@ def judge(environment: Environment, **_: Any) -> None:
     console = Console()
     console.print(_table(observed, promise))
     if _cpu:
-        console.print(f"Generator: {sum(_cpu) / len(_cpu):.0%} of a core, at most {max(_cpu):.0%}")
+        console.print(f"Generators: {sum(_cpu) / len(_cpu):.0%} of a core each, at most {max(_cpu):.0%}")
     for fault in faults:
         console.print(f"[red]broken:[/red] {fault}")
     environment.process_exit_code = 1 if faults else 0

@@ -52,7 +52,7 @@ class Promise:
 
         Args:
             observed: By kind of request. Kinds that were not part of the run are not judged, an empty run is.
-            cpu: The generator's use of its core over time.
+            cpu: The use of their cores by all generators over time.
         """
         requests = sum(one.requests for one in observed.values())
         failures = sum(one.failures for one in observed.values())

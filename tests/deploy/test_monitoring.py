@@ -16,7 +16,7 @@ import httpx
 import pytest
 import yaml
 
-from loadtests.fleets import Processes, free_ports
+from loadtests.fleets import Processes, answers, free_ports
 
 ROOT = Path(__file__).resolve().parents[2]
 PROMETHEUS = ROOT / "deploy" / "prometheus"
@@ -102,6 +102,7 @@ def monitor(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Monitor]:
         with (folder / "prometheus.log").open("wb") as log:
             process = subprocess.Popen(command, stdout=log, stderr=log)
         try:
+            wait_for(lambda: answers(f"http://{address}/-/ready"), "Prometheus is ready")
             yield Monitor(address, fleet)
         finally:
             process.terminate()

@@ -1,0 +1,121 @@
+"""Dockerfiles and compose files, as far as they can be checked without an engine."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.deploy.test_kubernetes import known_settings
+
+ROOT = Path(__file__).resolve().parents[2]
+SERVICES = ("segmenter", "embedder", "searcher", "gateway")
+DOCKERFILES = {
+    name: (ROOT / ("gateway" if name == "gateway" else f"services/{name}") / "Dockerfile").read_text()
+    for name in SERVICES
+}
+COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+
+each_service = pytest.mark.parametrize("name", SERVICES)
+
+
+def stage(dockerfile: str, name: str) -> str:
+    """A named stage, up to the next FROM."""
+    found = re.search(rf"^FROM \S+ AS {name}\n.*?(?=^(?:FROM|#))", dockerfile, re.MULTILINE | re.DOTALL)
+    assert found, f"no stage {name}"
+    return found.group().strip()
+
+
+def environment(service: dict[str, Any]) -> dict[str, str]:
+    return {key: str(value) for key, value in service.get("environment", {}).items()}
+
+
+@each_service
+def test_a_container_is_locked_down_and_tells_its_health(name: str) -> None:
+    last = DOCKERFILES[name].rpartition("\nFROM ")[2]
+    assert "USER 10001:10001" in last
+    assert "HEALTHCHECK --interval=5s" in last
+    assert f'"services.runtime.probe", "{name}"' in last
+    assert 'ENTRYPOINT ["tini", "--", ' in last
+    service = COMPOSE["services"][name]
+    assert service["read_only"]
+    assert service["restart"] == "unless-stopped"
+    assert "mem_limit" in service
+
+
+def test_stages_that_are_shared_are_the_same() -> None:
+    """A layer is shared by two images only while their instructions agree to the letter.
+
+    So these stand in each file, and not in a base image that would have to be built and published first.
+    """
+    assert len({stage(text, "wheel") for text in DOCKERFILES.values()}) == 1
+    assert stage(DOCKERFILES["segmenter"], "torch") == stage(DOCKERFILES["embedder"], "torch")
+    for name in ("gateway", "searcher"):
+        assert "AS torch" not in DOCKERFILES[name]
+
+
+@each_service
+def test_every_setting_of_a_container_exists(name: str) -> None:
+    fields = known_settings(name)
+    given = re.findall(rf"REGIONSEARCH_{name.upper()}_(\w+?)(?:__\w+)?=", DOCKERFILES[name])
+    given += [
+        key.removeprefix(f"REGIONSEARCH_{name.upper()}_").partition("__")[0]
+        for key in environment(COMPOSE["services"][name])
+    ]
+    assert given
+    assert {setting.lower() for setting in given} <= fields
+
+
+@each_service
+def test_there_is_time_to_stop_in(name: str) -> None:
+    delay = float(
+        environment(COMPOSE["services"][name]).get(f"REGIONSEARCH_{name.upper()}_DRAIN_DELAY_S", 0.5)
+    )
+    assert delay + 30 < int(COMPOSE["services"][name]["stop_grace_period"].removesuffix("s"))
+
+
+def test_only_the_gateway_and_what_people_look_at_are_published() -> None:
+    published = {name for name, service in COMPOSE["services"].items() if "ports" in service}
+    assert published == {"gateway", "grafana", "jaeger"}
+    always = {name for name, service in COMPOSE["services"].items() if "profiles" not in service}
+    assert always == set(SERVICES)
+
+
+def test_traces_go_where_the_collector_listens() -> None:
+    collector = yaml.safe_load((ROOT / "deploy" / "otel" / "collector.yaml").read_text())
+    port = collector["receivers"]["otlp"]["protocols"]["grpc"]["endpoint"].rpartition(":")[2]
+    assert f"OTLP_ENDPOINT=http://otel-collector:{port} " in (ROOT / "docker-compose.yml").read_text()
+    (pipeline,) = collector["service"]["pipelines"].values()
+    for kind in ("receivers", "processors", "exporters"):
+        assert set(pipeline[kind]) == set(collector[kind])
+    assert collector["exporters"]["otlp"]["endpoint"].partition(":")[0] in COMPOSE["services"]
+    for name in SERVICES:
+        assert environment(COMPOSE["services"][name])[f"REGIONSEARCH_{name.upper()}_OTLP_ENDPOINT"]
+
+
+@pytest.mark.skipif(not shutil.which("docker-compose"), reason="needs docker-compose")
+@pytest.mark.parametrize(
+    "files", [["docker-compose.yml"], ["docker-compose.yml", "docker-compose.gpu.yml"]], ids=len
+)
+def test_compose_itself_takes_the_files(files: list[str]) -> None:
+    command = ["docker-compose", *(part for name in files for part in ("-f", name)), "config", "--quiet"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(not Path("/usr/sbin/haproxy").exists(), reason="needs haproxy")
+def test_haproxy_itself_takes_its_file() -> None:
+    variables = {
+        "BALANCER": "127.0.0.1:1",
+        "BALANCER_STATS": "127.0.0.1:2",
+        "GATEWAY_1": "127.0.0.1:3",
+        "GATEWAY_2": "127.0.0.1:4",
+    }
+    command = ["/usr/sbin/haproxy", "-c", "-f", ROOT / "deploy" / "haproxy" / "haproxy.cfg"]
+    done = subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
