@@ -1,15 +1,13 @@
 #!/bin/sh
-# What the tests use besides Python packages: a browser, the font that training draws with, the load balancer and the
-# monitoring of a deployment, buf for the contract.
-# Installed where we may; a test that misses its tool says so and is skipped.
+# What the tests use besides Python packages: a browser, the font that training draws with, buf for the contract.
+# haproxy and prometheus, which some tests of the deployment use, are not among them: their Debian packages start
+# daemons. Installed where we may; a test that misses its tool says so and is skipped.
 set -u
 
 missing=""
 command -v chromium >/dev/null 2>&1 || missing="$missing chromium"
 [ -e /usr/share/fonts/truetype/noto/NotoColorEmoji.ttf ] || missing="$missing fonts-noto-color-emoji"
 [ -d /usr/share/unicode/cldr ] || missing="$missing unicode-cldr-core"
-[ -x /usr/sbin/haproxy ] || missing="$missing haproxy"
-command -v promtool >/dev/null 2>&1 || missing="$missing prometheus"
 
 if [ -n "$missing" ]; then
     if command -v apt-get >/dev/null 2>&1 && [ "$(id -u)" = 0 ]; then
