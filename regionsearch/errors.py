@@ -186,6 +186,15 @@ def from_rpc_error(error: grpc.RpcError) -> RegionSearchError:
     return result
 
 
+def from_status(status: status_pb2.Status) -> RegionSearchError:
+    """The error that a status inside of an answer stands for; see `from_rpc_error`."""
+    code = next((code for code in grpc.StatusCode if code.value[0] == status.code), grpc.StatusCode.UNKNOWN)
+    result = RegionSearchError(_KINDS.get(code, Kind.INTERNAL), status.message or code.name)
+    for packed in status.details:
+        _read_detail(packed, result)
+    return result
+
+
 def _read_detail(packed: any_pb2.Any, result: RegionSearchError) -> None:
     info = error_details_pb2.ErrorInfo()
     bad = error_details_pb2.BadRequest()
