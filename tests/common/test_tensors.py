@@ -1,6 +1,9 @@
+import contextlib
+
 import numpy as np
 import pytest
 from hypothesis import given
+from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from regionsearch.errors import RegionSearchError
@@ -9,7 +12,7 @@ from regionsearch.v1 import types_pb2
 
 floats = hnp.arrays(
     np.float32,
-    hnp.array_shapes(min_dims=0, max_dims=3, max_side=6),
+    hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=6),
     elements={"allow_nan": False, "allow_infinity": False},
 )
 
@@ -49,6 +52,26 @@ def test_what_is_not_as_said_is_refused(tensor: types_pb2.Tensor, field: str) ->
     with pytest.raises(RegionSearchError) as caught:
         tensor_from_proto(tensor, "v", ndim=1)
     assert caught.value.field == field
+
+
+@given(
+    st.binary(max_size=16),
+    st.integers(-1, 6),
+    st.lists(st.integers(-2, 5) | st.integers(-(2**63), 2**63 - 1), max_size=70),
+)
+def test_hostile_tensors_are_read_as_said_or_refused(data: bytes, dtype: int, shape: list[int]) -> None:
+    tensor = types_pb2.Tensor(data=data, dtype=dtype, shape=shape)
+    with contextlib.suppress(RegionSearchError):
+        array = tensor_from_proto(tensor, "v")
+        assert list(array.shape) == shape
+        assert np.isfinite(array).all()
+
+
+@pytest.mark.parametrize("shape", [[0, 2**62], [2**62, 2**62, 0], [1] * 65])
+def test_shapes_that_no_array_has_are_refused(shape: list[int]) -> None:
+    with pytest.raises(RegionSearchError, match="no array") as caught:
+        tensor_from_proto(types_pb2.Tensor(data=b"" if 0 in shape else b"1234", dtype=1, shape=shape), "v")
+    assert caught.value.field == "v.shape"
 
 
 def test_other_dtypes_are_a_programming_error() -> None:
