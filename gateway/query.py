@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Coroutine, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,9 @@ from regionsearch.tensors import tensor_from_proto
 from regionsearch.v1 import embed_pb2, region_search_pb2, search_pb2, segment_pb2, types_pb2
 
 Vectors = NDArray[np.float32]
+SearchRequest: TypeAlias = region_search_pb2.RegionSearchServiceSearchRequest
+Negated: TypeAlias = SearchRequest | region_search_pb2.SearchWithinRequest
+"""A request that says what is not meant."""
 
 
 @dataclass(frozen=True)
@@ -49,46 +52,64 @@ class QueryReader:
         self._pointer = pointer
         self._max_texts = settings.limits.max_texts
 
-    async def read(
-        self,
-        collection: search_pb2.Collection,
-        query: region_search_pb2.Query,
-        negatives: Sequence[str],
-    ) -> QueryVectors:
+    async def read(self, collection: search_pb2.Collection, request: SearchRequest) -> QueryVectors:
         """The vectors of a query: each phrase averaged with the examples, or the examples alone.
 
         Raises:
             RegionSearchError: INVALID_ARGUMENT that names the field, NOT_FOUND, MODEL_MISMATCH.
         """
-        self._check(query, negatives)
-        texts, *examples = await together(
-            self.texts(collection, query.texts, negatives, "query.texts"), *self._examples(collection, query)
+        query = request.query
+        _check_query(query)
+        self.check_phrases(query.texts, "query.texts", request)
+        phrases, *examples = await together(
+            self.phrases(collection, query.texts, request), *self._examples(collection, query)
         )
-        positives, against, truncated = texts
+        found: QueryVectors = phrases
         if examples:
-            bases = positives if len(positives) else np.zeros((1, len(examples[0])), np.float32)
-            positives = unit(bases + np.sum(examples, axis=0))
-        return QueryVectors(positives, against, truncated)
+            bases = found.positives if query.texts else np.zeros((1, len(examples[0])), np.float32)
+            found = replace(found, positives=unit(bases + np.sum(examples, axis=0)))
+        return found
 
-    async def texts(
-        self,
-        collection: search_pb2.Collection,
-        phrases: Sequence[str],
-        negatives: Sequence[str],
-        field: str,
-    ) -> tuple[Vectors, Vectors, tuple[bool, ...]]:
-        """Vectors of phrases and negatives in one call, and for each phrase whether its end was cut off."""
-        self.check_texts(phrases, field)
-        self.check_texts(negatives, "negatives")
-        dimension = collection.model.dimension
-        if not phrases and not negatives:
-            return np.empty((0, dimension), np.float32), np.empty((0, dimension), np.float32), ()
-        backends = self._backends
-        request = embed_pb2.EmbedTextsRequest(texts=[*phrases, *negatives])
-        answer = await backends.embedder.call(backends.embed.EmbedTexts, request)
-        answer.model.crop_policy = types_pb2.CROP_POLICY_UNSPECIFIED
-        vectors = _vectors(answer.vectors, answer.model, collection)
-        return vectors[: len(phrases)], vectors[len(phrases) :], tuple(answer.truncated)[: len(phrases)]
+    def check_phrases(self, texts: Sequence[str], field: str, request: Negated) -> None:
+        """Refuses blank phrases and negatives, and too many of them.
+
+        Args:
+            texts: What is looked for.
+            field: Where they stand in the request.
+            request: Says what is not meant.
+        """
+        negatives = [(f"negatives[{i}]", text) for i, text in enumerate(request.negatives)]
+        for i, negative in enumerate(request.further_negatives):
+            kind = negative.WhichOneof("kind")
+            if kind is None:
+                raise invalid(
+                    f"further_negatives[{i}]", "a negative is a text, an image, a region_id or an image_id"
+                )
+            negatives.append((f"further_negatives[{i}]", negative.text if kind == "text" else "an example"))
+        phrases = [(f"{field}[{i}]", text) for i, text in enumerate(texts)]
+        for name, given in ((field, phrases), ("negatives", negatives)):
+            if len(given) > self._max_texts:
+                raise too_large(name, f"{name} has {len(given)} entries, over the limit of {self._max_texts}")
+        for where, text in phrases + negatives:
+            if not text.strip():
+                raise invalid(where, "a phrase needs at least one visible character")
+
+    async def phrases(
+        self, collection: search_pb2.Collection, texts: Sequence[str], request: Negated
+    ) -> QueryVectors:
+        """The vectors of phrases, and of all that the request says is not meant; they have been checked."""
+        further = [(f"further_negatives[{i}]", one) for i, one in enumerate(request.further_negatives)]
+        unwanted = [*request.negatives, *(one.text for _, one in further if one.HasField("text"))]
+        (vectors, truncated), *examples = await together(
+            self._texts(collection, [*texts, *unwanted]),
+            *(self._negative(collection, one, field) for field, one in further if not one.HasField("text")),
+        )
+        positives, negatives = vectors[: len(texts)], [*vectors[len(texts) :], *examples]
+        return QueryVectors(
+            positives,
+            np.stack(negatives) if negatives else np.empty_like(vectors[:0]),
+            truncated[: len(texts)],
+        )
 
     async def regions(
         self,
@@ -104,30 +125,6 @@ class QueryReader:
         answer = await backends.embedder.call(backends.embed.EmbedRegions, request)
         return _vectors(answer.vectors, answer.model, collection)
 
-    def check_texts(self, texts: Sequence[str], field: str) -> None:
-        """Refuses blank phrases and too many of them."""
-        if len(texts) > self._max_texts:
-            raise too_large(field, f"{field} has {len(texts)} phrases, over the limit of {self._max_texts}")
-        for index, text in enumerate(texts):
-            if not text.strip():
-                raise invalid(f"{field}[{index}]", "a phrase needs at least one visible character")
-
-    def _check(self, query: region_search_pb2.Query, negatives: Sequence[str]) -> None:
-        image = query.HasField("image")
-        pointed = bool(query.points) or query.HasField("box")
-        if not query.texts and not image and not query.region_id and not query.image_id:
-            raise invalid("query", "the query is empty; give text, an image, a region_id or an image_id")
-        if pointed and image == bool(query.image_id):
-            raise invalid(
-                "query.points" if query.points else "query.box",
-                "points and box belong to one picture; give either image or image_id with them",
-            )
-        for index, point in enumerate(query.points):
-            if not (math.isfinite(point.x) and math.isfinite(point.y)):
-                raise invalid(f"query.points[{index}]", "a point needs finite coordinates")
-        self.check_texts(query.texts, "query.texts")
-        self.check_texts(negatives, "negatives")
-
     def _examples(
         self, collection: search_pb2.Collection, query: region_search_pb2.Query
     ) -> list[Coroutine[Any, Any, Vectors]]:
@@ -140,7 +137,9 @@ class QueryReader:
         if query.HasField("image"):
             image = query.image
             wanted.append(
-                self._pointed_at(collection, image, prompt) if pointed else self._whole(collection, image)
+                self._pointed_at(collection, image, prompt)
+                if pointed
+                else self._whole(collection, image, "query.image")
             )
         if query.region_id:
             wanted.append(self._stored(collection, query.region_id, "query.region_id"))
@@ -151,10 +150,32 @@ class QueryReader:
                 wanted.append(self._stored(collection, f"{query.image_id}-image", "query.image_id"))
         return wanted
 
-    async def _whole(self, collection: search_pb2.Collection, image: types_pb2.Image) -> Vectors:
+    async def _texts(
+        self, collection: search_pb2.Collection, texts: Sequence[str]
+    ) -> tuple[Vectors, tuple[bool, ...]]:
+        """Vectors (texts, dimension), and for each text whether its end was cut off."""
+        if not texts:
+            return np.empty((0, collection.model.dimension), np.float32), ()
+        backends = self._backends
+        request = embed_pb2.EmbedTextsRequest(texts=texts)
+        answer = await backends.embedder.call(backends.embed.EmbedTexts, request)
+        answer.model.crop_policy = types_pb2.CROP_POLICY_UNSPECIFIED
+        return _vectors(answer.vectors, answer.model, collection), tuple(answer.truncated)
+
+    def _negative(
+        self, collection: search_pb2.Collection, negative: region_search_pb2.Negative, field: str
+    ) -> Coroutine[Any, Any, Vectors]:
+        """The vector (dimension,) of an example of what is not meant."""
+        kind = negative.WhichOneof("kind")
+        if kind == "image":
+            return self._whole(collection, negative.image, f"{field}.image")
+        record = negative.region_id if kind == "region_id" else f"{negative.image_id}-image"
+        return self._stored(collection, record, f"{field}.{kind}")
+
+    async def _whole(self, collection: search_pb2.Collection, image: types_pb2.Image, field: str) -> Vectors:
         backends = self._backends
         request = embed_pb2.EmbedImagesRequest(images=[image])
-        with renamed("images[0]", "query.image"):
+        with renamed("images[0]", field):
             answer = await backends.embedder.call(backends.embed.EmbedImages, request)
         answer.model.crop_policy = types_pb2.CROP_POLICY_UNSPECIFIED
         return _first(_vectors(answer.vectors, answer.model, collection))
@@ -188,6 +209,21 @@ class QueryReader:
             return await self._pointed_at(collection, image, prompt)
         mask = await asyncio.to_thread(merged_mask, [found.records[index] for index in chosen])
         return _first(await self.regions(collection, image, [embed_pb2.RegionCut(mask=mask)]))
+
+
+def _check_query(query: region_search_pb2.Query) -> None:
+    image = query.HasField("image")
+    pointed = bool(query.points) or query.HasField("box")
+    if not query.texts and not image and not query.region_id and not query.image_id:
+        raise invalid("query", "the query is empty; give text, an image, a region_id or an image_id")
+    if pointed and image == bool(query.image_id):
+        raise invalid(
+            "query.points" if query.points else "query.box",
+            "points and box belong to one picture; give either image or image_id with them",
+        )
+    for index, point in enumerate(query.points):
+        if not (math.isfinite(point.x) and math.isfinite(point.y)):
+            raise invalid(f"query.points[{index}]", "a point needs finite coordinates")
 
 
 def unit(vectors: NDArray[np.floating]) -> Vectors:

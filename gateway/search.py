@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from gateway.backends import Backends, together
 from gateway.catalog import DEFAULT, Catalog
 from gateway.pointing import Pointer
-from gateway.query import QueryReader, QueryVectors, Vectors
+from gateway.query import QueryReader, QueryVectors, SearchRequest, Vectors
 from gateway.settings import GatewaySettings
 from regionsearch.errors import invalid
 from regionsearch.masks import encode_rle
@@ -29,7 +29,6 @@ RELEVANCY_SCALE = 100.0
 
 MIN_RELEVANCY = 0.5
 
-SearchRequest = region_search_pb2.RegionSearchServiceSearchRequest
 SearchResponse = region_search_pb2.RegionSearchServiceSearchResponse
 
 
@@ -67,7 +66,7 @@ class Search:
         if request.page_token:
             query, token = _resume(request)
         else:
-            query, token = await self._reader.read(collection, request.query, request.negatives), ""
+            query, token = await self._reader.read(collection, request), ""
         backends = self._backends
         answer = await backends.searcher.call(
             backends.search.Search, self._to_searcher(request, collection, query, token)
@@ -114,16 +113,15 @@ class Search:
         _check_finite(request, "min_score", "relative_cutoff", "min_relevancy")
         if not request.texts:
             raise invalid("texts", "say what to look for: give at least one phrase")
+        self._reader.check_phrases(request.texts, "texts", request)
         collection = await self._catalog.get(request.collection)
-        texts, found = await together(
-            self._reader.texts(collection, request.texts, request.negatives, "texts"),
-            self._regions(collection, request),
+        query, found = await together(
+            self._reader.phrases(collection, request.texts, request), self._regions(collection, request)
         )
-        phrases, negatives, _ = texts
         answer: region_search_pb2.SearchWithinResponse = found[0]
         vectors: Vectors = found[1]
         answer.model.CopyFrom(collection.model)
-        await asyncio.to_thread(_score, answer, vectors, phrases, negatives, request)
+        await asyncio.to_thread(_score, answer, vectors, query, request)
         return answer
 
     async def _regions(
@@ -175,8 +173,7 @@ def relevancies(scores: NDArray[np.floating], against: NDArray[np.floating]) -> 
 def _score(
     answer: region_search_pb2.SearchWithinResponse,
     vectors: Vectors,
-    phrases: Vectors,
-    negatives: Vectors,
+    query: QueryVectors,
     request: region_search_pb2.SearchWithinRequest,
 ) -> None:
     """Fills in scores, phrases, hits and their union, and puts the regions in order."""
@@ -185,10 +182,10 @@ def _score(
     if not len(vectors):
         answer.union_mask.coco_rle = _empty_rle(size)
         return
-    table = vectors @ phrases.T
+    table = vectors @ query.positives.T
     phrase = table.argmax(axis=1)
     scores = table[np.arange(len(table)), phrase]
-    relevancy = relevancies(scores, vectors @ negatives.T) if len(negatives) else None
+    relevancy = relevancies(scores, vectors @ query.negatives.T) if len(query.negatives) else None
     hits = _hits(scores, phrase, relevancy, request)
     for row, region in enumerate(answer.regions):
         region.score = float(scores[row])

@@ -12,8 +12,8 @@ from pydantic import ValidationError
 from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 
-from gateway.http.bodies import Body
 from gateway.http.problems import from_validation
+from gateway.http.values import Body
 from gateway.settings import LimitSettings
 from regionsearch.errors import invalid, too_large
 

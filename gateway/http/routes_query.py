@@ -11,10 +11,11 @@ from fastapi.responses import JSONResponse, Response
 
 from gateway import coco, render
 from gateway.access import Scope
+from gateway.backends import renamed
 from gateway.core import Gateway
 from gateway.http.access import needs
 from gateway.http.answers import Model, Region
-from gateway.http.bodies import EmbeddingsBody, SearchBody, SegmentBody, WithinBody
+from gateway.http.bodies import EmbeddingsBody, SegmentBody
 from gateway.http.hits import (
     CocoDocument,
     EmbeddingsAnswer,
@@ -26,6 +27,7 @@ from gateway.http.hits import (
 )
 from gateway.http.openapi import body_of
 from gateway.http.reading import read_body
+from gateway.http.searches import SearchBody, WithinBody
 from gateway.pointing import merged_mask, select_stored
 from gateway.search import region_of
 from regionsearch.errors import not_found
@@ -64,7 +66,8 @@ def router(gateway: Gateway) -> APIRouter:
         body = await read_body(request, SearchBody, limits)
         message = body.to_proto(collection)
         message.include_masks |= form == "coco"
-        answer = await gateway.search.search(message)
+        with renamed("further_negatives", "negatives"):
+            answer = await gateway.search.search(message)
         phrases = list(message.query.texts)
         if form == "coco":
             return JSONResponse(coco.export_hits(answer.hits, phrases))
@@ -91,7 +94,8 @@ def router(gateway: Gateway) -> APIRouter:
         with the hits drawn into it.
         """
         body = await read_body(request, WithinBody, limits)
-        answer = await gateway.search.within(body.to_proto())
+        with renamed("further_negatives", "negatives"):
+            answer = await gateway.search.within(body.to_proto())
         if body.render is not None:
             data = body.image
             if data is None:

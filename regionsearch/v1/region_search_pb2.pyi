@@ -262,6 +262,43 @@ class Query(_message.Message):
 Global___Query: _TypeAlias = Query  # noqa: Y015
 
 @_typing.final
+class Negative(_message.Message):
+    """What is not meant: a phrase, or an example."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TEXT_FIELD_NUMBER: _builtins.int
+    IMAGE_FIELD_NUMBER: _builtins.int
+    REGION_ID_FIELD_NUMBER: _builtins.int
+    IMAGE_ID_FIELD_NUMBER: _builtins.int
+    text: _builtins.str
+    region_id: _builtins.str
+    """A stored region of the collection."""
+    image_id: _builtins.str
+    """A stored image of the collection, as a whole."""
+    @_builtins.property
+    def image(self) -> _types_pb2.Image:
+        """A picture of it, as a whole."""
+
+    def __init__(
+        self,
+        *,
+        text: _builtins.str = ...,
+        image: _types_pb2.Image | None = ...,
+        region_id: _builtins.str = ...,
+        image_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "image_id", b"image_id", "kind", b"kind", "region_id", b"region_id", "text", b"text"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "image_id", b"image_id", "kind", b"kind", "region_id", b"region_id", "text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["text", "image", "region_id", "image_id"]  # noqa: Y015
+    _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
+
+Global___Negative: _TypeAlias = Negative  # noqa: Y015
+
+@_typing.final
 class RegionSearchServiceSearchRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -278,6 +315,7 @@ class RegionSearchServiceSearchRequest(_message.Message):
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     MIN_SEQ_FIELD_NUMBER: _builtins.int
     INCLUDE_MASKS_FIELD_NUMBER: _builtins.int
+    FURTHER_NEGATIVES_FIELD_NUMBER: _builtins.int
     collection: _builtins.str
     """Empty: "default"."""
     level: _search_pb2.Level.ValueType
@@ -298,6 +336,10 @@ class RegionSearchServiceSearchRequest(_message.Message):
 
     @_builtins.property
     def filter(self) -> _search_pb2.Filter: ...
+    @_builtins.property
+    def further_negatives(self) -> _containers.RepeatedCompositeFieldContainer[Global___Negative]:
+        """The same as negatives, which are phrases only; a hit must be nearer to the query than to all of both."""
+
     def __init__(
         self,
         *,
@@ -314,10 +356,11 @@ class RegionSearchServiceSearchRequest(_message.Message):
         page_token: _builtins.str = ...,
         min_seq: _builtins.int | None = ...,
         include_masks: _builtins.bool = ...,
+        further_negatives: _abc.Iterable[Global___Negative] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_min_relevancy", b"_min_relevancy", "_min_score", b"_min_score", "_min_seq", b"_min_seq", "_relative_cutoff", b"_relative_cutoff", "filter", b"filter", "min_relevancy", b"min_relevancy", "min_score", b"min_score", "min_seq", b"min_seq", "query", b"query", "relative_cutoff", b"relative_cutoff"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_min_relevancy", b"_min_relevancy", "_min_score", b"_min_score", "_min_seq", b"_min_seq", "_relative_cutoff", b"_relative_cutoff", "collection", b"collection", "filter", b"filter", "group_by", b"group_by", "include_masks", b"include_masks", "level", b"level", "min_relevancy", b"min_relevancy", "min_score", b"min_score", "min_seq", b"min_seq", "negatives", b"negatives", "page_size", b"page_size", "page_token", b"page_token", "query", b"query", "relative_cutoff", b"relative_cutoff"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_min_relevancy", b"_min_relevancy", "_min_score", b"_min_score", "_min_seq", b"_min_seq", "_relative_cutoff", b"_relative_cutoff", "collection", b"collection", "filter", b"filter", "further_negatives", b"further_negatives", "group_by", b"group_by", "include_masks", b"include_masks", "level", b"level", "min_relevancy", b"min_relevancy", "min_score", b"min_score", "min_seq", b"min_seq", "negatives", b"negatives", "page_size", b"page_size", "page_token", b"page_token", "query", b"query", "relative_cutoff", b"relative_cutoff"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__min_relevancy: _TypeAlias = _typing.Literal["min_relevancy"]  # noqa: Y015
     _WhichOneofArgType__min_relevancy: _TypeAlias = _typing.Literal["_min_relevancy", b"_min_relevancy"]  # noqa: Y015
@@ -388,6 +431,7 @@ class SearchWithinRequest(_message.Message):
     MIN_SCORE_FIELD_NUMBER: _builtins.int
     RELATIVE_CUTOFF_FIELD_NUMBER: _builtins.int
     MIN_RELEVANCY_FIELD_NUMBER: _builtins.int
+    FURTHER_NEGATIVES_FIELD_NUMBER: _builtins.int
     collection: _builtins.str
     """Empty: "default"; matters for a stored image and for the crop policy."""
     image_id: _builtins.str
@@ -406,6 +450,10 @@ class SearchWithinRequest(_message.Message):
 
     @_builtins.property
     def negatives(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def further_negatives(self) -> _containers.RepeatedCompositeFieldContainer[Global___Negative]:
+        """The same as negatives, which are phrases only; stored ones are of the collection above."""
+
     def __init__(
         self,
         *,
@@ -417,10 +465,11 @@ class SearchWithinRequest(_message.Message):
         min_score: _builtins.float | None = ...,
         relative_cutoff: _builtins.float | None = ...,
         min_relevancy: _builtins.float | None = ...,
+        further_negatives: _abc.Iterable[Global___Negative] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_min_relevancy", b"_min_relevancy", "_min_score", b"_min_score", "_relative_cutoff", b"_relative_cutoff", "image", b"image", "image_id", b"image_id", "min_relevancy", b"min_relevancy", "min_score", b"min_score", "relative_cutoff", b"relative_cutoff", "source", b"source"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_min_relevancy", b"_min_relevancy", "_min_score", b"_min_score", "_relative_cutoff", b"_relative_cutoff", "collection", b"collection", "image", b"image", "image_id", b"image_id", "min_relevancy", b"min_relevancy", "min_score", b"min_score", "negatives", b"negatives", "relative_cutoff", b"relative_cutoff", "source", b"source", "texts", b"texts"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_min_relevancy", b"_min_relevancy", "_min_score", b"_min_score", "_relative_cutoff", b"_relative_cutoff", "collection", b"collection", "further_negatives", b"further_negatives", "image", b"image", "image_id", b"image_id", "min_relevancy", b"min_relevancy", "min_score", b"min_score", "negatives", b"negatives", "relative_cutoff", b"relative_cutoff", "source", b"source", "texts", b"texts"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__min_relevancy: _TypeAlias = _typing.Literal["min_relevancy"]  # noqa: Y015
     _WhichOneofArgType__min_relevancy: _TypeAlias = _typing.Literal["_min_relevancy", b"_min_relevancy"]  # noqa: Y015

@@ -74,6 +74,40 @@ def test_relevancy_is_that_of_a_search(gateway: Running, collection: str) -> Non
     assert result["outcome"] == "created"
 
 
+def test_examples_of_what_is_not_meant(gateway: Running, collection: str) -> None:
+    """In JSON, in a form where a file stands for itself, and over gRPC: the same numbers."""
+    (result,) = add(gateway, collection, ("a.png", PICTURE))
+    regions = gateway.http.get(f"/v1/collections/{collection}/images/{result['image_id']}/regions").json()
+    maroon = next(region["region_id"] for region in regions["regions"] if region["area"] == 150)
+    blue = scene(("blue", (0, 0, 160, 120)))
+    options: dict[str, Any] = {"collection": collection, "text": "red", "min_relevancy": 0}
+    examples = [{"image": base64.b64encode(blue).decode()}, {"region_id": maroon}]
+
+    def relevancies(answer: dict[str, Any]) -> list[float]:
+        return [region["relevancy"] for region in answer["regions"]]
+
+    by_example = relevancies(within(gateway, **options, negatives=examples))
+    by_phrase = relevancies(within(gateway, **options, negatives=["blue", "maroon"]))
+    assert by_example == pytest.approx(by_phrase, abs=0.03)
+    assert min(by_example) < 0.01 < 0.5 < max(by_example)
+    files = [("image", ("a.png", PICTURE)), ("negatives", ("b.png", blue))]
+    form = gateway.http.post("/v1/search-within", files=files, data=options | {"negatives": ["maroon"]})
+    assert relevancies(form.json()) == pytest.approx(by_phrase, abs=0.03), form.text
+    answer = gateway.grpc.SearchWithin(
+        region_search_pb2.SearchWithinRequest(
+            collection=collection,
+            image=types_pb2.Image(encoded=PICTURE),
+            texts=["red"],
+            min_relevancy=0,
+            further_negatives=[
+                region_search_pb2.Negative(image=types_pb2.Image(encoded=blue)),
+                region_search_pb2.Negative(region_id=maroon),
+            ],
+        )
+    )
+    assert [region.relevancy for region in answer.regions] == by_example
+
+
 def test_a_stored_picture_is_not_segmented_again(gateway: Running, collection: str, script: Script) -> None:
     (result,) = add(gateway, collection, ("a.png", PICTURE))
     script.calls.clear()

@@ -1,0 +1,176 @@
+"""Searches as they come in over HTTP, and their way into the contract."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import ConfigDict, Field, FiniteFloat, model_validator
+
+from gateway.http.values import INT64, Body, BoxBody, Id, OnePicture, PageSize, Picture, PointBody, Tag, Text
+from regionsearch.v1 import region_search_pb2, search_pb2, types_pb2
+
+
+class QueryBody(Body):
+    """What to look for; words, examples and pointing combine."""
+
+    text: Text | None = Field(None, description="One phrase.")
+    texts: list[Text] = Field([], description="Several phrases; each region goes to its best one.")
+    image: Picture | None = Field(None, description="A picture of it; with points or box the object there.")
+    region_id: Id | None = Field(None, description="A stored region: more like this.")
+    image_id: Id | None = Field(None, description="A stored image; with points or box the object there.")
+    points: list[PointBody] = Field([], max_length=128)
+    box: BoxBody | None = None
+
+    def to_proto(self) -> region_search_pb2.Query:
+        """As the contract has it."""
+        return region_search_pb2.Query(
+            texts=([] if self.text is None else [self.text]) + self.texts,
+            image=None if self.image is None else types_pb2.Image(encoded=self.image),
+            region_id=self.region_id or "",
+            image_id=self.image_id or "",
+            points=[point.to_proto() for point in self.points],
+            box=None if self.box is None else self.box.to_proto(),
+        )
+
+
+class NegativeBody(Body):
+    """What is not meant: a phrase, or an example."""
+
+    # A phrase may stand for itself, and in a form a file is a picture.
+    model_config = ConfigDict(json_schema_extra=lambda schema: schema.update({"type": ["string", "object"]}))
+
+    text: Text | None = None
+    image: Picture | None = Field(None, description="A picture of it.")
+    region_id: Id | None = Field(None, description="A stored region.")
+    image_id: Id | None = Field(None, description="A stored image.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bare(cls, value: object) -> object:
+        if isinstance(value, str):
+            return {"text": value}
+        return {"image": value} if isinstance(value, bytes) else value
+
+    @model_validator(mode="after")
+    def _one(self) -> NegativeBody:
+        if len(self.model_dump(exclude_none=True)) != 1:
+            raise ValueError("a negative is a phrase, or one of text, image, region_id and image_id")
+        return self
+
+    def to_proto(self) -> region_search_pb2.Negative:
+        """As the contract has it."""
+        if self.image is not None:
+            return region_search_pb2.Negative(image=types_pb2.Image(encoded=self.image))
+        return region_search_pb2.Negative(**self.model_dump(exclude_none=True))
+
+
+Negatives = Annotated[
+    list[NegativeBody], Field(description="What is not meant: phrases, pictures, stored regions or images.")
+]
+
+
+class FilterBody(Body):
+    """Every condition that is set must hold."""
+
+    image_ids: list[Id] = Field([])
+    exclude_image_ids: list[Id] = Field([])
+    region_ids: list[Id] = Field([])
+    exclude_region_ids: list[Id] = Field([])
+    tags: list[Tag] = Field([], description="The image has at least one of these.")
+    exclude_tags: list[Tag] = Field([], description="The image has none of these.")
+    min_area: int | None = Field(None, ge=0, le=INT64, description="Pixels.")
+    max_area: int | None = Field(None, ge=0, le=INT64, description="Pixels.")
+    min_predicted_iou: FiniteFloat | None = None
+    min_stability_score: FiniteFloat | None = None
+    attributes: dict[Tag, str] = Field({}, description="The image has exactly these.")
+
+    def to_proto(self) -> search_pb2.Filter:
+        """As the contract has it."""
+        values = self.model_dump(exclude_none=True)
+        values["record_ids"] = values.pop("region_ids")
+        values["exclude_record_ids"] = values.pop("exclude_region_ids")
+        return search_pb2.Filter(**values)
+
+
+_LEVELS = {
+    "region": search_pb2.LEVEL_REGION,
+    "image": search_pb2.LEVEL_IMAGE,
+    "both": search_pb2.LEVEL_UNSPECIFIED,
+}
+
+
+class SearchBody(Body):
+    """A search of a collection."""
+
+    query: QueryBody
+    negatives: Negatives = Field([])
+    level: Literal["region", "image", "both"] = "both"
+    group_by: Literal["image"] | None = Field(None, description="One hit an image, its best.")
+    filter: FilterBody | None = None
+    min_score: FiniteFloat | None = Field(None, description="Lowest cosine that is kept.")
+    relative_cutoff: FiniteFloat | None = Field(None, ge=0, le=1, description="Part of the best score.")
+    min_relevancy: FiniteFloat | None = Field(None, description="With negatives; 0.5 when absent.")
+    page_size: PageSize = Field(0, description="0 means 20; at most 1000.")
+    page_token: str = ""
+    min_seq: int | None = Field(None, ge=0, le=INT64, description="See at least this write.")
+    include: list[Literal["mask"]] = Field([])
+
+    def to_proto(self, collection: str) -> region_search_pb2.RegionSearchServiceSearchRequest:
+        """As the contract has it."""
+        by_image = self.group_by == "image"
+        return region_search_pb2.RegionSearchServiceSearchRequest(
+            collection=collection,
+            query=self.query.to_proto(),
+            further_negatives=[negative.to_proto() for negative in self.negatives],
+            level=_LEVELS[self.level],
+            group_by=search_pb2.GROUP_BY_IMAGE if by_image else search_pb2.GROUP_BY_UNSPECIFIED,
+            filter=None if self.filter is None else self.filter.to_proto(),
+            min_score=self.min_score,
+            relative_cutoff=self.relative_cutoff,
+            min_relevancy=self.min_relevancy,
+            page_size=self.page_size,
+            page_token=self.page_token,
+            min_seq=self.min_seq,
+            include_masks="mask" in self.include,
+        )
+
+
+class WithinBody(OnePicture):
+    """A search inside one picture."""
+
+    text: Text | None = Field(None, description="One phrase.")
+    texts: list[Text] = Field([], description="Several phrases; each region goes to its best one.")
+    negatives: Negatives = Field([])
+    min_score: FiniteFloat | None = Field(None, description="Lowest cosine that makes a hit.")
+    relative_cutoff: FiniteFloat | None = Field(
+        None, ge=0, le=1, description="Part of a phrase's best score."
+    )
+    min_relevancy: FiniteFloat | None = None
+    include: list[Literal["mask"]] = Field(
+        ["mask"], description="An empty list leaves the regions' masks out."
+    )
+    render: Literal["outline", "boxes", "mask"] | None = Field(
+        None, description="Answers with the picture and the hits drawn into it."
+    )
+    image_format: Literal["png", "webp"] = Field("png", description="Of a rendered picture.")
+
+    @property
+    def phrases(self) -> list[str]:
+        """All phrases."""
+        return ([] if self.text is None else [self.text]) + self.texts
+
+    def to_proto(self) -> region_search_pb2.SearchWithinRequest:
+        """As the contract has it."""
+        request = region_search_pb2.SearchWithinRequest(
+            collection=self.collection,
+            texts=self.phrases,
+            further_negatives=[negative.to_proto() for negative in self.negatives],
+            min_score=self.min_score,
+            relative_cutoff=self.relative_cutoff,
+            min_relevancy=self.min_relevancy,
+        )
+        if self.image is not None:
+            request.image.encoded = self.image
+        else:
+            request.image_id = self.image_id or ""
+        return request
