@@ -98,6 +98,20 @@ def test_traces_go_where_the_collector_listens() -> None:
         assert environment(COMPOSE["services"][name])[f"REGIONSEARCH_{name.upper()}_OTLP_ENDPOINT"]
 
 
+def test_workers_have_a_gpu_each_and_are_found_under_one_name() -> None:
+    services = yaml.safe_load((ROOT / "docker-compose.gpu.yml").read_text())["services"]
+    del services["models"]
+    gpus = []
+    for name, service in services.items():
+        (device,) = service["deploy"]["resources"]["reservations"]["devices"]
+        gpus += device["device_ids"]
+        role = name.removesuffix("-2")
+        assert {s.partition("_")[2].partition("_")[0].lower() for s in service["environment"]} == {role}
+        if name != role:
+            assert service["networks"]["internal"]["aliases"] == [role]
+    assert len(set(gpus)) == len(gpus) == len(services) == 4
+
+
 @pytest.mark.skipif(not shutil.which("docker-compose"), reason="needs docker-compose")
 @pytest.mark.parametrize(
     "files", [["docker-compose.yml"], ["docker-compose.yml", "docker-compose.gpu.yml"]], ids=len
