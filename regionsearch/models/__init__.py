@@ -5,7 +5,16 @@ the network.
 """
 
 from regionsearch.models.catalog import PROFILES, WEIGHTS, Profile, Weights, profile
-from regionsearch.models.store import POCKET, file_digest, find, models_dir, pocket_dir, verify, verify_pocket
+from regionsearch.models.store import (
+    POCKET,
+    checked_digest,
+    file_digest,
+    find,
+    models_dir,
+    pocket_dir,
+    verify,
+    verify_pocket,
+)
 
 __all__ = [
     "POCKET",
@@ -13,6 +22,7 @@ __all__ = [
     "WEIGHTS",
     "Profile",
     "Weights",
+    "checked_digest",
     "file_digest",
     "find",
     "models_dir",

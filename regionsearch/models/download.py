@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
 
 from regionsearch.errors import Kind, RegionSearchError
 from regionsearch.models.catalog import Weights
-from regionsearch.models.store import digest_file, file_digest, models_dir, verify
+from regionsearch.models.store import VARIABLE, digest_file, file_digest, models_dir, verify
 
 MIRROR = "REGIONSEARCH_MODELS_MIRROR"
 CHUNK = 1 << 20
@@ -28,6 +29,7 @@ def pull(weights: Weights, progress: Progress = lambda done, total: None) -> Pat
 
     An interrupted download goes on where it stopped, as long as the file has not changed meanwhile. The file
     gets its name once its digest is right: the published one, or the one that the server itself announces.
+    Of several processes that pull into one folder, one works at a time.
     With REGIONSEARCH_MODELS_MIRROR set, it is taken from that URL's folder instead of its publisher.
 
     Args:
@@ -39,16 +41,16 @@ def pull(weights: Weights, progress: Progress = lambda done, total: None) -> Pat
 
     Raises:
         RegionSearchError: UNAVAILABLE when the network or the publisher fails, DATA_LOSS when what came is
-            not what was published, STORAGE_FULL when there is no room.
+            not what was published, STORAGE_FULL when there is no room, FAILED_PRECONDITION when the folder
+            cannot be written.
     """
     target = models_dir() / weights.file
-    if target.is_file():
-        return verify(weights)
-    partial = target.with_name(target.name + ".partial")
-    version = target.with_name(target.name + ".version")
     url = _source(weights)
-    with _as_our_errors(url):
-        target.parent.mkdir(parents=True, exist_ok=True)
+    with _as_our_errors(url), _alone(target.parent):
+        if target.is_file():
+            return verify(weights)
+        partial = target.with_name(target.name + ".partial")
+        version = target.with_name(target.name + ".version")
         announced = _download(url, partial, version, progress)
         digest = file_digest(partial)
         expected = weights.sha256 or announced or digest
@@ -63,6 +65,16 @@ def pull(weights: Weights, progress: Progress = lambda done, total: None) -> Pat
         os.replace(partial, target)
         version.unlink(missing_ok=True)
     return target
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Makes the folder, and waits until no other process pulls into it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        with suppress(OSError):  # a network folder without locks
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _source(weights: Weights) -> str:
@@ -90,6 +102,8 @@ def _download(url: str, partial: Path, version: Path, progress: Progress) -> str
         response.raise_for_status()
         if response.status_code != httpx.codes.PARTIAL_CONTENT:
             there = 0  # another version, or a server that knows no ranges: from the beginning
+        elif not response.headers.get("content-range", "").startswith(f"bytes {there}-"):
+            raise httpx.RemoteProtocolError(f"asked for what follows byte {there}, it sends another part")
         if "etag" in response.headers:
             version.write_text(response.headers["etag"])
         else:
@@ -123,7 +137,7 @@ def _check_room(folder: Path, needed: int) -> None:
         raise RegionSearchError(
             Kind.STORAGE_FULL,
             f"{folder} has {free >> 20} MiB free, {needed >> 20} MiB are needed; make room, or set "
-            "REGIONSEARCH_MODELS_DIR to another disk",
+            f"{VARIABLE} to another disk",
         )
 
 
@@ -134,11 +148,14 @@ def _as_our_errors(url: str) -> Iterator[None]:
     except httpx.HTTPStatusError as error:
         message = f"{url} answers {error.response.status_code}; try again later, or set {MIRROR} to a mirror"
         raise RegionSearchError(Kind.UNAVAILABLE, message) from error
-    except httpx.HTTPError as error:
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
         reason = str(error) or type(error).__name__
         message = f"{url} cannot be read ({reason}); what has come is kept: pull again to go on"
         raise RegionSearchError(Kind.UNAVAILABLE, message) from error
     except OSError as error:
-        kind = Kind.STORAGE_FULL if error.errno == errno.ENOSPC else Kind.FAILED_PRECONDITION
-        message = f"{error.filename or models_dir()} cannot be written: {error.strerror}"
-        raise RegionSearchError(kind, message) from error
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        message = f"{error.filename or models_dir()} cannot be written ({error.strerror}); "
+        message += "make room and pull again, or set " if full else "change that, or set "
+        raise RegionSearchError(
+            Kind.STORAGE_FULL if full else Kind.FAILED_PRECONDITION, f"{message}{VARIABLE} to another folder"
+        ) from error

@@ -55,23 +55,31 @@ def find(weights: Weights) -> Path:
     return target
 
 
-def verify(weights: Weights) -> Path:
-    """Compares a downloaded file with the digest that was published, or else with that of its download.
-
-    Returns:
-        The file.
+def checked_digest(weights: Weights) -> str:
+    """SHA-256 of a downloaded file, hexadecimal, once it is the published one, or else that of its download.
 
     Raises:
         RegionSearchError: NOT_FOUND when it is not there, DATA_LOSS when it has changed.
     """
     target = find(weights)
+    digest = file_digest(target)
     expected = weights.sha256
     if expected is None and digest_file(target).is_file():
-        expected = digest_file(target).read_text().split()[0]
-    if expected is not None and file_digest(target) != expected:
+        expected = digest_file(target).read_text().partition(" ")[0]
+    if expected is not None and digest != expected:
         remedy = f"remove it and run: regionsearch models pull {weights.model}"
-        raise RegionSearchError(Kind.DATA_LOSS, f"{target} is damaged; {remedy}", field="model")
-    return target
+        raise RegionSearchError(
+            Kind.DATA_LOSS,
+            f"{target} is damaged: its SHA-256 is {digest[:12]}…, not {expected[:12]}…; {remedy}",
+            field="model",
+        )
+    return digest
+
+
+def verify(weights: Weights) -> Path:
+    """The file of downloaded weights, compared as by :func:`checked_digest`, which says what is raised."""
+    checked_digest(weights)
+    return find(weights)
 
 
 def verify_pocket(part: str) -> Path:

@@ -8,8 +8,8 @@ from pathlib import Path
 import open_clip
 import torch
 
-from regionsearch.errors import Kind, RegionSearchError, invalid
-from regionsearch.models import WEIGHTS, file_digest, models_dir, pocket_dir
+from regionsearch.errors import Kind, RegionSearchError, invalid, not_found
+from regionsearch.models import WEIGHTS, checked_digest, file_digest, find, pocket_dir
 from services.embedder.backends.base import ModelFiles
 
 
@@ -24,7 +24,7 @@ def find_model(model: str, weights: Path | None = None, random_weights: bool = F
 
     Raises:
         RegionSearchError: INVALID_ARGUMENT for an unknown name, NOT_FOUND for no file, DATA_LOSS when a file
-            is not what its manifest says.
+            is not what its manifest says or what was downloaded.
     """
     if model == "pocket":
         return _from_manifest(pocket_dir() / "embedder.json", random_weights)
@@ -35,35 +35,54 @@ def find_model(model: str, weights: Path | None = None, random_weights: bool = F
     if config is None:
         known = "pocket, ViT-B-32, ViT-H-14 or another name of open_clip's"
         raise invalid("model", f"{name!r} is no model; give {known}")
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    if tag and tag not in tags:
+        raise invalid("model", f"{name} has no weights {tag!r}; there are {', '.join(tags) or 'none'}")
     preprocess = open_clip.get_pretrained_cfg(name, tag) if tag else {}
     if random_weights:
         return ModelFiles("open_clip", name, config, preprocess, None)
-    if weights is None:
-        published = WEIGHTS.get(name)
-        if published is None or tag not in published.file:
-            raise invalid(
-                "weights",
-                f"only the weights of ViT-B-32 and ViT-H-14 are looked up; say where those of {model} are",
-            )
-        weights = models_dir() / published.file
-    return ModelFiles("open_clip", name, config, preprocess, _existing(weights), file_digest(weights))
+    if weights is not None:
+        path = _existing(
+            weights, "weights", "give the path of a file, or leave it out to take pulled weights"
+        )
+        return ModelFiles("open_clip", name, config, preprocess, path, file_digest(path))
+    published = WEIGHTS.get(name)
+    if published is None or tag not in published.file:
+        raise invalid(
+            "weights",
+            f"only the weights of ViT-B-32 and ViT-H-14 are looked up; say where those of {model} are",
+        )
+    return ModelFiles("open_clip", name, config, preprocess, find(published), checked_digest(published))
 
 
 def _from_manifest(path: Path, random_weights: bool) -> ModelFiles:
-    manifest = json.loads(_existing(path).read_text())
-    parts = manifest["family"], manifest["variant"], manifest["model_config"], manifest["preprocess"]
+    remedy = "give the path of an embedder.json, or install regionsearch again for the bundled one"
+    try:
+        manifest = json.loads(_existing(path, "model", remedy).read_text())
+        parts = manifest["family"], manifest["variant"], manifest["model_config"], manifest["preprocess"]
+        expected = manifest["sha256"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise RegionSearchError(
+            Kind.DATA_LOSS, f"{path} is no manifest of an embedder ({error!r}); {remedy}", field="model"
+        ) from error
     if random_weights:
         return ModelFiles(*parts, None)
-    weights = _existing(path.with_suffix(".safetensors"))
+    weights = _existing(path.with_suffix(".safetensors"), "model", f"it belongs beside {path.name}")
     digest = file_digest(weights)
-    if digest != manifest["sha256"]:
+    if digest != expected:
         raise RegionSearchError(
             Kind.DATA_LOSS,
             f"the weights in {weights} are not those that {path.name} describes (SHA-256 {digest[:12]}…, not "
-            f"{manifest['sha256'][:12]}…); restore both files together",
+            f"{expected[:12]}…); restore both files together",
             field="model",
         )
     return ModelFiles(*parts, weights, digest)
+
+
+def _existing(path: Path, field: str, remedy: str) -> Path:
+    if not path.is_file():
+        raise not_found(field, f"{path} is not there; {remedy}")
+    return path
 
 
 def find_devices(names: str) -> list[torch.device]:
@@ -93,14 +112,3 @@ def choose_precision(precision: str, device: torch.device) -> str:
     if device.type == "cpu":
         return "fp32"
     return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
-
-
-def _existing(path: Path) -> Path:
-    if path.is_file():
-        return path
-    raise RegionSearchError(
-        Kind.NOT_FOUND,
-        f"{path} does not exist; `regionsearch models pull base` (or large) downloads OpenCLIP's weights "
-        "into REGIONSEARCH_MODELS_DIR",
-        field="model",
-    )

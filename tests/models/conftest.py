@@ -22,6 +22,7 @@ class Publisher:
     ranges: bool = True
     announce: str | None = None  # what the hub says in its redirection
     drop_after: int | None = None  # bytes after which the connection breaks, once
+    shift: int = 0  # bytes by which a part begins elsewhere than asked for
     status: int | None = None
     url: str = ""
     requests: list[dict[str, str]] = field(default_factory=list)
@@ -68,6 +69,9 @@ def publisher() -> Iterator[Publisher]:
                 return
             self.send_response(200 if start is None else 206)
             body = state.data[start or 0 :]
+            if start is not None:
+                sent = start + state.shift
+                self.send_header("Content-Range", f"bytes {sent}-{len(state.data) - 1}/{len(state.data)}")
             if state.etag:
                 self.send_header("ETag", state.etag)
             self.send_header("Content-Length", str(len(body)))

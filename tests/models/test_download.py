@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,8 @@ from tests.models.conftest import Publisher
 
 
 def files(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir()} if folder.exists() else set()
+    found = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    return found - {".lock"}
 
 
 def interrupt(publisher: Publisher, after: int, sha256: str | None = None) -> None:
@@ -61,6 +64,25 @@ def test_a_part_of_another_version_is_not_continued(publisher: Publisher, models
         publisher.data, publisher.etag = publisher.data[::-1], '"two"'
     publisher.ranges = change != "no ranges"
     assert pull(publisher.weights()).read_bytes() == publisher.data
+
+
+def test_a_part_that_begins_elsewhere_is_not_joined(publisher: Publisher, models: Path) -> None:
+    interrupt(publisher, 3_000_000)
+    publisher.shift = 1
+    with pytest.raises(RegionSearchError, match="another part") as caught:
+        pull(publisher.weights())
+    assert caught.value.kind is Kind.UNAVAILABLE
+    publisher.shift = 0
+    assert pull(publisher.weights()).read_bytes() == publisher.data
+
+
+def test_pulls_of_several_processes_take_turns(publisher: Publisher, models: Path) -> None:
+    """One downloads; the others wait, and find it there. Threads lock a file as processes do."""
+    weights = publisher.weights(publisher.digest)
+    with ThreadPoolExecutor(4) as pool:
+        paths = list(pool.map(lambda _: pull(weights), range(4)))
+    assert {path.read_bytes() == publisher.data for path in paths} == {True}
+    assert len(publisher.requests) == 1
 
 
 def test_a_complete_part_is_only_checked(publisher: Publisher, models: Path) -> None:
@@ -123,6 +145,25 @@ def test_no_room_is_said_before_anything_is_written(
         pull(publisher.weights())
     assert caught.value.kind is Kind.STORAGE_FULL
     assert "weights.bin.partial" not in files(models)
+
+
+def test_a_disk_that_fills_up_meanwhile_is_said(publisher: Publisher, models: Path) -> None:
+    models.mkdir()
+    (models / "weights.bin.partial").symlink_to("/dev/full")
+    with pytest.raises(RegionSearchError, match=r"make room.*REGIONSEARCH_MODELS_DIR") as caught:
+        pull(publisher.weights(publisher.digest))
+    assert caught.value.kind is Kind.STORAGE_FULL
+    assert "weights.bin" not in files(models)
+
+
+@pytest.mark.parametrize("mirror", ["http://[::1", "mirror.example", "file:///weights"])
+def test_a_mirror_that_is_no_address_is_named(
+    publisher: Publisher, models: Path, monkeypatch: pytest.MonkeyPatch, mirror: str
+) -> None:
+    monkeypatch.setenv("REGIONSEARCH_MODELS_MIRROR", mirror)
+    with pytest.raises(RegionSearchError, match=re.escape(mirror)) as caught:
+        pull(publisher.weights())
+    assert caught.value.kind is Kind.UNAVAILABLE
 
 
 def test_a_folder_that_cannot_be_made_is_named(
