@@ -203,13 +203,9 @@ class SegmentEngine:
         self._check(prompts, embedding.geometry.image_size)
         answers: list[list[PromptedRegion]] = [[] for _ in prompts]
         batches = list(batch_prompts(prompts, embedding.geometry, self.backend.mask_size))
-        async with asyncio.TaskGroup() as group:
-            tasks = [
-                group.create_task(self._submit(Answer(embedding, batch, multimask), call))
-                for _, batch in batches
-            ]
-        for (places, _), task in zip(batches, tasks, strict=True):
-            for place, answer in zip(places, joined(task.result()), strict=True):
+        works = [Answer(embedding, batch, multimask) for _, batch in batches]
+        for (places, _), parts in zip(batches, await self._submit_all(works, call), strict=True):
+            for place, answer in zip(places, joined(parts), strict=True):
                 answers[place] = answer
         pooled = await asyncio.to_thread(_pool_answers, embedding, answers) if features else None
         return Prompted(answers, pooled, embedding.geometry.image_size, cached)
@@ -238,6 +234,14 @@ class SegmentEngine:
     async def _encode(self, work: Encode, call: Call) -> Embedding:
         results = await self._submit(work, call)
         return next(result for result in results if isinstance(result, Embedding))
+
+    async def _submit_all(self, works: Sequence[Work], call: Call) -> list[list[Result]]:
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(self._submit(work, call)) for work in works]
+        except ExceptionGroup as errors:
+            raise errors.exceptions[0] from None  # the callers' errors are single ones
+        return [task.result() for task in tasks]
 
     async def _submit(self, work: Work, call: Call) -> list[Result]:
         return await self._batcher.submit(

@@ -131,10 +131,13 @@ class Stages:
 
 def classify(error: Exception) -> Failure:
     """What an exception of a stage means for the device."""
-    if isinstance(error, torch.OutOfMemoryError):
+    message = str(error)
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in message:
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()  # what lies in pieces of the wrong size may fit the halves
         return Failure.OUT_OF_MEMORY
-    if isinstance(error, torch.AcceleratorError):
-        return Failure.FATAL
+    if isinstance(error, RuntimeError) and "CUDA error" in message:
+        return Failure.FATAL  # every later call on this context fails too
     return Failure.POISON
 
 

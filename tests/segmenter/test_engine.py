@@ -10,14 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from numpy.typing import NDArray
 
 from regionsearch.errors import Kind, RegionSearchError
 from services.runtime.batcher import BatchSettings, Lane
-from services.segmenter.backends.base import Embedding, Geometry
+from services.segmenter.backends.base import Embedding
 from services.segmenter.backends.sam import SamBackend
-from services.segmenter.cache import EmbeddingCache
 from services.segmenter.engine import Call, Picture, SegmentEngine
 from services.segmenter.options import EverythingOptions, SelectionOptions
 from services.segmenter.prompts import Prompt
@@ -93,20 +91,6 @@ async def test_one_picture_is_encoded_once(untrained: SamBackend) -> None:
     assert not found[0].cached
 
 
-async def test_clicks_overtake_everything_mode(untrained: SamBackend) -> None:
-    backend = Watched(untrained)
-    async with engine_for(backend, max_batch=4) as engine:
-        await engine.prompts(picture(1), [CLICK])
-        grid = replace(GRID, points_per_side=16)
-        bulk = asyncio.create_task(engine.everything(picture(1), grid, call=Call(Lane.BULK)))
-        while backend.log.count("decode 4") < 3:  # noqa: ASYNC110 (another thread writes the log)
-            await asyncio.sleep(0.001)
-        await engine.prompts(picture(1), [CLICK])
-        pieces_at_the_click = backend.log.count("decode 4")
-        await bulk
-    assert pieces_at_the_click < 16 * 16 / 4 / 2
-
-
 async def test_cancelling_frees_the_device(untrained: SamBackend) -> None:
     backend = Watched(untrained)
     async with engine_for(backend, max_batch=4) as engine:
@@ -143,71 +127,3 @@ async def test_selection_and_features_come_with_everything(untrained: SamBackend
     assert len(found.regions) == 3
     assert found.features is not None
     np.testing.assert_allclose(np.linalg.norm(found.features, axis=1), 1, atol=1e-5)
-
-
-def embedding(values: int) -> Embedding:
-    return Embedding((torch.zeros(values),), Geometry((1, 1), (1, 1), (1, 1), ()))
-
-
-async def test_the_cache_keeps_to_its_bytes_and_forgets_the_oldest() -> None:
-    cache = EmbeddingCache(max_bytes=100)
-
-    async def make(values: int) -> Embedding:
-        return embedding(values)
-
-    for key in "abc":
-        await cache.get(key, lambda: make(10))
-    assert cache.nbytes == 80
-    assert (await cache.get("b", lambda: make(10)))[1]
-    assert not (await cache.get("a", lambda: make(10)))[1]
-    assert (await cache.get("b", lambda: make(10)))[1]
-    assert not (await cache.get("huge", lambda: make(1000)))[1]
-    assert not (await cache.get("huge", lambda: make(1000)))[1]
-    assert cache.nbytes == 80
-
-
-async def test_an_encoding_lives_as_long_as_somebody_waits_for_it() -> None:
-    cache = EmbeddingCache(max_bytes=100)
-    started, go = asyncio.Event(), asyncio.Event()
-    cancelled = False
-
-    async def slow() -> Embedding:
-        nonlocal cancelled
-        started.set()
-        try:
-            await go.wait()
-        except asyncio.CancelledError:
-            cancelled = True
-            raise
-        return embedding(1)
-
-    first = asyncio.create_task(cache.get("a", slow))
-    second = asyncio.create_task(cache.get("a", slow))
-    await started.wait()
-    await asyncio.sleep(0)
-    first.cancel()
-    await asyncio.sleep(0)
-    go.set()
-    assert (await second)[0].nbytes == 4
-    started.clear()
-    go.clear()
-    alone = asyncio.create_task(cache.get("b", slow))
-    await started.wait()
-    alone.cancel()
-    await asyncio.gather(alone, return_exceptions=True)
-    await asyncio.sleep(0)
-    assert cancelled
-
-
-async def test_a_failed_encoding_is_tried_again() -> None:
-    cache = EmbeddingCache(max_bytes=100)
-
-    async def fail() -> Embedding:
-        raise RuntimeError("once")
-
-    async def work() -> Embedding:
-        return embedding(1)
-
-    with pytest.raises(RuntimeError, match="once"):
-        await cache.get("a", fail)
-    assert not (await cache.get("a", work))[1]

@@ -111,6 +111,27 @@ async def test_get_model_names_the_defaults(stub: Any) -> None:
     assert answer.everything_defaults.points_per_side > 0
 
 
+async def test_lower_precision_is_a_setting_that_every_answer_names(image: types_pb2.Image) -> None:
+    logits = {}
+    output = segment_pb2.OutputOptions(low_res_logits=True)
+    request = segment_pb2.SegmentRequest(image=image, output=output, **prompted(CLICK))
+    for precision in ("fp32", "bf16"):
+        settings = SegmenterSettings(port=0, device="cpu", precision=precision, drain_delay_s=0)
+        async with (
+            serving(settings, SERVICES, segmenter(settings)) as server,
+            grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel,
+        ):
+            stub = segment_pb2_grpc.SegmentServiceStub(channel)
+            model = (await stub.GetModel(segment_pb2.SegmentServiceGetModelRequest())).model
+            answer = await stub.Segment(request, timeout=60)
+        assert model.precision == answer.model.precision == precision
+        candidate = answer.results[0].candidates[0]
+        logits[precision] = tensor_from_proto(candidate.low_res_logits, "low_res_logits")
+    difference = np.abs(logits["bf16"] - logits["fp32"])
+    assert 1e-4 < difference.max() < 5  # eight bits of mantissa, not twenty-four
+    assert ((logits["bf16"] > 0) == (logits["fp32"] > 0)).mean() > 0.95
+
+
 async def test_a_stream_answers_every_key_and_survives_a_bad_item(stub: Any, image: types_pb2.Image) -> None:
     async def requests() -> AsyncIterator[segment_pb2.SegmentStreamRequest]:
         for number in range(12):

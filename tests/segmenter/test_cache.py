@@ -1,0 +1,117 @@
+"""What is kept of pictures, and for how long."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+import torch
+
+from services.segmenter.backends.base import Embedding, Geometry
+from services.segmenter.cache import ByteGate, EmbeddingCache
+
+
+def embedding(values: int) -> Embedding:
+    return Embedding((torch.zeros(values),), Geometry((1, 1), (1, 1), (1, 1), ()))
+
+
+async def test_the_cache_keeps_to_its_bytes_and_forgets_the_oldest() -> None:
+    cache = EmbeddingCache(max_bytes=100)
+
+    async def make(values: int) -> Embedding:
+        return embedding(values)
+
+    for key in "abc":
+        await cache.get(key, lambda: make(10))
+    assert cache.nbytes == 80
+    assert (await cache.get("b", lambda: make(10)))[1]
+    assert not (await cache.get("a", lambda: make(10)))[1]
+    assert (await cache.get("b", lambda: make(10)))[1]
+    assert not (await cache.get("huge", lambda: make(1000)))[1]
+    assert not (await cache.get("huge", lambda: make(1000)))[1]
+    assert cache.nbytes == 80
+
+
+async def test_an_encoding_lives_as_long_as_somebody_waits_for_it() -> None:
+    cache = EmbeddingCache(max_bytes=100)
+    started, go = asyncio.Event(), asyncio.Event()
+    cancelled = False
+
+    async def slow() -> Embedding:
+        nonlocal cancelled
+        started.set()
+        try:
+            await go.wait()
+        except asyncio.CancelledError:
+            cancelled = True
+            raise
+        return embedding(1)
+
+    first = asyncio.create_task(cache.get("a", slow))
+    second = asyncio.create_task(cache.get("a", slow))
+    await started.wait()
+    await asyncio.sleep(0)
+    first.cancel()
+    await asyncio.sleep(0)
+    go.set()
+    assert (await second)[0].nbytes == 4
+    started.clear()
+    go.clear()
+    alone = asyncio.create_task(cache.get("b", slow))
+    await started.wait()
+    alone.cancel()
+    await asyncio.gather(alone, return_exceptions=True)
+    await asyncio.sleep(0)
+    assert cancelled
+
+
+async def test_a_failed_encoding_is_tried_again() -> None:
+    cache = EmbeddingCache(max_bytes=100)
+
+    async def fail() -> Embedding:
+        raise RuntimeError("once")
+
+    async def work() -> Embedding:
+        return embedding(1)
+
+    with pytest.raises(RuntimeError, match="once"):
+        await cache.get("a", fail)
+    assert not (await cache.get("a", work))[1]
+
+
+async def test_the_gate_lets_in_what_fits_in_the_order_of_arrival() -> None:
+    gate = ByteGate(100)
+    inside: list[int] = []
+    leave = {nbytes: asyncio.Event() for nbytes in (60, 70, 10, 300)}
+
+    async def visit(nbytes: int) -> None:
+        async with gate.hold(nbytes):
+            inside.append(nbytes)
+            await leave[nbytes].wait()
+            inside.remove(nbytes)
+
+    async def settle() -> list[int]:
+        for _ in range(5):
+            await asyncio.sleep(0)
+        return inside
+
+    tasks = [asyncio.create_task(visit(nbytes)) for nbytes in (60, 70, 10, 300)]
+    assert await settle() == [60]
+    leave[60].set()
+    assert await settle() == [70, 10]
+    leave[70].set()
+    assert await settle() == [10]
+    leave[10].set()
+    assert await settle() == [300]  # larger than the gate, and so alone
+    leave[300].set()
+    await asyncio.gather(*tasks)
+
+
+async def test_who_gives_up_at_the_gate_leaves_no_trace() -> None:
+    gate = ByteGate(100)
+    async with gate.hold(80):
+        late = [asyncio.create_task(asyncio.wait_for(gate.hold(80).__aenter__(), 0.01)) for _ in range(3)]
+        results = await asyncio.gather(*late, return_exceptions=True)
+        assert all(isinstance(result, TimeoutError) for result in results)
+    async with asyncio.timeout(5), gate.hold(100):
+        pass
