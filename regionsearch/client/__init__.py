@@ -1,9 +1,9 @@
 """The Python client of a gateway, over HTTP and gRPC: `Client`, and its asynchronous twin `AsyncClient`.
 
 with Client("http://localhost:8000") as client:
-client.ingest(["cat.jpg"])
-for hit in client.search("cat"):
-print(hit.score, hit.image.name, hit.box)
+    client.ingest(["cat.jpg"])
+    for hit in client.search("cat"):
+        print(hit.score, hit.image.name, hit.box)
 """
 
 from regionsearch.client.clients import AsyncClient, Client
@@ -14,6 +14,7 @@ from regionsearch.client.results import (
     HitImage,
     Image,
     ImagePage,
+    IngestProgress,
     IngestResult,
     Mask,
     Problem,
@@ -24,16 +25,19 @@ from regionsearch.client.results import (
     SegmentResult,
     WithinResult,
 )
+from regionsearch.client.sources import Example
 
 __all__ = [
     "AsyncClient",
     "Box",
     "Client",
     "Collection",
+    "Example",
     "Hit",
     "HitImage",
     "Image",
     "ImagePage",
+    "IngestProgress",
     "IngestResult",
     "Mask",
     "Problem",

@@ -14,8 +14,9 @@ from typing import Any, Generic, ParamSpec, Self, TypeVar, overload
 from regionsearch import defaults
 from regionsearch.client import operations
 from regionsearch.client.operations import PAGE_SIZE, Operation
-from regionsearch.client.results import Image, IngestResult, Problem
-from regionsearch.client.sources import Source, name_of
+from regionsearch.client.results import Image, IngestProgress, IngestResult, Readiness
+from regionsearch.client.sources import Source
+from regionsearch.client.streaming import IngestStream, failed
 from regionsearch.client.transports import (
     Address,
     AsyncGrpcTransport,
@@ -32,14 +33,11 @@ T = TypeVar("T")
 
 POLL_S = 0.2
 
-# What is wrong with one picture. Every other error would meet the next picture too, and is raised.
-_OF_A_PICTURE = (Kind.INVALID_ARGUMENT, Kind.UNSUPPORTED_IMAGE, Kind.TOO_LARGE, Kind.INTERNAL)
-
 OnResult = Callable[[IngestResult], object]
 
 
-class _Blocking(Generic[P, T]):
-    """A method of `Client` made from an operation: same arguments, its result."""
+class _Method(Generic[P, T]):
+    """A method of both clients made from an operation: same arguments; its result, or one to await."""
 
     def __init__(self, operation: Callable[P, Operation[T]]) -> None:
         self._operation = operation
@@ -48,55 +46,37 @@ class _Blocking(Generic[P, T]):
     def __get__(self, client: None, owner: type) -> Callable[P, Operation[T]]: ...
     @overload
     def __get__(self, client: Client, owner: type) -> Callable[P, T]: ...
-    def __get__(self, client: Client | None, owner: type) -> Callable[P, Any]:
+    @overload
+    def __get__(self, client: AsyncClient, owner: type) -> Callable[P, Coroutine[Any, Any, T]]: ...
+    def __get__(self, client: Client | AsyncClient | None, owner: type) -> Callable[P, Any]:
         if client is None:
             return self._operation
 
         @functools.wraps(self._operation)
-        def method(*args: P.args, **kwargs: P.kwargs) -> T:
+        def method(*args: P.args, **kwargs: P.kwargs) -> Any:
             return client.send(self._operation(*args, **kwargs))
 
         return method
 
 
-class _Awaited(Generic[P, T]):
-    """A method of `AsyncClient` made from an operation: same arguments, its result when awaited."""
+class _Operations:
+    """The address of a gateway, and all that it can be asked."""
 
-    def __init__(self, operation: Callable[P, Operation[T]]) -> None:
-        self._operation = operation
-
-    @overload
-    def __get__(self, client: None, owner: type) -> Callable[P, Operation[T]]: ...
-    @overload
-    def __get__(self, client: AsyncClient, owner: type) -> Callable[P, Coroutine[Any, Any, T]]: ...
-    def __get__(self, client: AsyncClient | None, owner: type) -> Callable[P, Any]:
-        if client is None:
-            return self._operation
-
-        @functools.wraps(self._operation)
-        async def method(*args: P.args, **kwargs: P.kwargs) -> T:
-            return await client.send(self._operation(*args, **kwargs))
-
-        return method
-
-
-class Client:
-    """Talks to a gateway and waits for the answers; may be used from many threads.
-
-    Every failure is a `RegionSearchError`. The methods' arguments are described in
-    `regionsearch.client.operations`.
-
-    Args:
-        url: Its address: http://, https://, grpc:// or grpcs://. Over gRPC there are ingest, search, within,
-            images and delete.
-        api_key: Sent with every call.
-        timeout_s: Longest wait for one answer.
-        retries: Tries after the first, when the server is overloaded or away.
-        ca: PEM file of the authority to trust; the system's when absent.
-
-    Raises:
-        RegionSearchError: INVALID_ARGUMENT for what is no address.
-    """
+    search = _Method(operations.search)
+    within = _Method(operations.within)
+    render = _Method(operations.render)
+    segment = _Method(operations.segment)
+    embed = _Method(operations.embed)
+    collections = _Method(operations.collections)
+    create_collection = _Method(operations.create_collection)
+    delete_collection = _Method(operations.delete_collection)
+    list_images = _Method(operations.list_images)
+    content = _Method(operations.content)
+    regions = _Method(operations.regions)
+    export_hits = _Method(operations.export_hits)
+    export_regions = _Method(operations.export_regions)
+    delete_image = _Method(operations.delete_image)
+    ready = _Method(operations.ready)
 
     def __init__(
         self,
@@ -107,8 +87,32 @@ class Client:
         retries: int = 5,
         ca: Path | None = None,
     ) -> None:
-        address = Address(url, api_key, timeout_s, retries, ca)
         self.url = url
+        self._connect(Address(url, api_key, timeout_s, retries, ca))
+
+    def _connect(self, address: Address) -> None:
+        raise NotImplementedError
+
+
+class Client(_Operations):
+    """Talks to a gateway and waits for the answers; may be used from many threads.
+
+    Every failure is a `RegionSearchError`. The methods' arguments are described in
+    `regionsearch.client.operations`.
+
+    Args:
+        url: Its address: http://, https://, grpc:// or grpcs://. Over gRPC there are ingest, ingest_stream,
+            search, within, list_images, images, delete_image and ready; the rest is UNIMPLEMENTED there.
+        api_key: Sent with every call.
+        timeout_s: Longest wait for one answer.
+        retries: Tries after the first, when the server is overloaded or away.
+        ca: PEM file of the authority to trust; the system's when absent.
+
+    Raises:
+        RegionSearchError: INVALID_ARGUMENT for what is no address.
+    """
+
+    def _connect(self, address: Address) -> None:
         self._transport: Transport = GrpcTransport(address) if address.over_grpc else HttpTransport(address)
 
     def __enter__(self) -> Self:
@@ -126,22 +130,6 @@ class Client:
     def send(self, operation: Operation[T]) -> T:
         """Sends an operation and waits for its result."""
         return self._transport.send(operation)
-
-    search = _Blocking(operations.search)
-    within = _Blocking(operations.within)
-    render = _Blocking(operations.render)
-    segment = _Blocking(operations.segment)
-    embed = _Blocking(operations.embed)
-    collections = _Blocking(operations.collections)
-    create_collection = _Blocking(operations.create_collection)
-    delete_collection = _Blocking(operations.delete_collection)
-    list_images = _Blocking(operations.list_images)
-    content = _Blocking(operations.content)
-    regions = _Blocking(operations.regions)
-    export_hits = _Blocking(operations.export_hits)
-    export_regions = _Blocking(operations.export_regions)
-    delete_image = _Blocking(operations.delete_image)
-    ready = _Blocking(operations.ready)
 
     def ingest(
         self,
@@ -173,8 +161,8 @@ class Client:
         results: dict[int, IngestResult] = {}
         running: dict[Future[IngestResult], int] = {}
 
-        def collect(return_when: str) -> None:
-            done, _ = wait(running, return_when=return_when)
+        def collect() -> None:
+            done, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in done:
                 results[running.pop(future)] = result = future.result()
                 on_result(result)
@@ -183,26 +171,42 @@ class Client:
             try:
                 return self.send(operations.ingest_one(source, collection, tags=tags, attributes=attributes))
             except RegionSearchError as error:
-                return _failed(source, error)
+                return failed(source, error)
 
         with ThreadPoolExecutor(at_once, thread_name_prefix="ingest") as pool:
             for index, source in enumerate(sources):
                 if len(running) >= at_once:
-                    collect(FIRST_COMPLETED)
+                    collect()
                 running[pool.submit(add, source)] = index
             while running:
-                collect(FIRST_COMPLETED)
+                collect()
         return [results[index] for index in range(len(results))]
+
+    def ingest_stream(
+        self,
+        sources: Iterable[Source],
+        collection: str = defaults.COLLECTION,
+        *,
+        tags: Sequence[str] = (),
+        attributes: Mapping[str, str] | None = None,
+    ) -> Iterator[IngestProgress]:
+        """Adds pictures like `ingest`, over one gRPC stream that tells of each stage of each picture.
+
+        The server gives these pictures way to those of `ingest`. A picture that was refused for any reason is
+        `failed` under its code; leaving the loop stops what is not done yet.
+
+        Raises:
+            RegionSearchError: When the whole stream fails; UNIMPLEMENTED over HTTP.
+        """
+        return self._transport.ingest(IngestStream(sources, collection, tags=tags, attributes=attributes))
 
     def images(self, collection: str = defaults.COLLECTION) -> Iterator[Image]:
         """All images, newest first, fetched page by page."""
-        token = ""
-        while True:
+        token: str | None = ""
+        while token is not None:
             page = self.list_images(collection, page_size=PAGE_SIZE, page_token=token)
             yield from page.images
-            token = page.next_page_token
-            if not token:
-                return
+            token = page.next_page_token or None
 
     def wait_ready(self, timeout_s: float = 120) -> None:
         """Returns once the gateway can do its work.
@@ -210,33 +214,22 @@ class Client:
         Raises:
             RegionSearchError: UNAVAILABLE when it cannot after that time; says what it waits for.
         """
-        deadline = time.monotonic() + timeout_s
+        wait = _Wait(self.url, timeout_s)
         while True:
             try:
-                if (state := self.ready()).ready:
-                    return
-                reason = state.reason
+                state = self.ready()
             except RegionSearchError as error:
-                reason = _reason_to_wait(error)
-            if time.monotonic() >= deadline:
-                raise _not_ready(self.url, timeout_s, reason)
+                wait.failed(error)
+            else:
+                if wait.over(state):
+                    return
             time.sleep(POLL_S)
 
 
-class AsyncClient:
+class AsyncClient(_Operations):
     """`Client` for asyncio: the same arguments, methods that are awaited."""
 
-    def __init__(
-        self,
-        url: str = defaults.URL,
-        *,
-        api_key: str | None = None,
-        timeout_s: float = 300,
-        retries: int = 5,
-        ca: Path | None = None,
-    ) -> None:
-        address = Address(url, api_key, timeout_s, retries, ca)
-        self.url = url
+    def _connect(self, address: Address) -> None:
         self._transport: AsyncTransport = (
             AsyncGrpcTransport(address) if address.over_grpc else AsyncHttpTransport(address)
         )
@@ -256,22 +249,6 @@ class AsyncClient:
     async def send(self, operation: Operation[T]) -> T:
         """Sends an operation and awaits its result."""
         return await self._transport.send(operation)
-
-    search = _Awaited(operations.search)
-    within = _Awaited(operations.within)
-    render = _Awaited(operations.render)
-    segment = _Awaited(operations.segment)
-    embed = _Awaited(operations.embed)
-    collections = _Awaited(operations.collections)
-    create_collection = _Awaited(operations.create_collection)
-    delete_collection = _Awaited(operations.delete_collection)
-    list_images = _Awaited(operations.list_images)
-    content = _Awaited(operations.content)
-    regions = _Awaited(operations.regions)
-    export_hits = _Awaited(operations.export_hits)
-    export_regions = _Awaited(operations.export_regions)
-    delete_image = _Awaited(operations.delete_image)
-    ready = _Awaited(operations.ready)
 
     async def ingest(
         self,
@@ -293,7 +270,7 @@ class AsyncClient:
                 try:
                     results[index] = await self.send(add)
                 except RegionSearchError as error:
-                    results[index] = _failed(source, error)
+                    results[index] = failed(source, error)
                 on_result(results[index])
 
         workers = [asyncio.ensure_future(work()) for _ in range(at_once)]
@@ -305,46 +282,61 @@ class AsyncClient:
             await asyncio.gather(*workers, return_exceptions=True)
         return [results[index] for index in range(len(results))]
 
+    def ingest_stream(
+        self,
+        sources: Iterable[Source],
+        collection: str = defaults.COLLECTION,
+        *,
+        tags: Sequence[str] = (),
+        attributes: Mapping[str, str] | None = None,
+    ) -> AsyncIterator[IngestProgress]:
+        """Adds pictures over one gRPC stream; see `Client.ingest_stream`."""
+        return self._transport.ingest(IngestStream(sources, collection, tags=tags, attributes=attributes))
+
     async def images(self, collection: str = defaults.COLLECTION) -> AsyncIterator[Image]:
         """All images, newest first, fetched page by page."""
-        token = ""
-        while True:
+        token: str | None = ""
+        while token is not None:
             page = await self.list_images(collection, page_size=PAGE_SIZE, page_token=token)
             for image in page.images:
                 yield image
-            token = page.next_page_token
-            if not token:
-                return
+            token = page.next_page_token or None
 
     async def wait_ready(self, timeout_s: float = 120) -> None:
         """Returns once the gateway can do its work; see `Client.wait_ready`."""
-        deadline = time.monotonic() + timeout_s
+        wait = _Wait(self.url, timeout_s)
         while True:
             try:
-                if (state := await self.ready()).ready:
-                    return
-                reason = state.reason
+                state = await self.ready()
             except RegionSearchError as error:
-                reason = _reason_to_wait(error)
-            if time.monotonic() >= deadline:
-                raise _not_ready(self.url, timeout_s, reason)
+                wait.failed(error)
+            else:
+                if wait.over(state):
+                    return
             await asyncio.sleep(POLL_S)
 
 
-def _failed(source: Source, error: RegionSearchError) -> IngestResult:
-    """The result of a picture that is at fault itself; raises the error of anything else."""
-    if error.kind not in _OF_A_PICTURE:
-        raise error
-    problem = Problem(code=error.kind.value, detail=error.message)
-    return IngestResult(name=name_of(source), outcome="failed", error=problem)
+class _Wait:
+    """Waiting for a gateway, up to a time."""
 
+    def __init__(self, url: str, timeout_s: float) -> None:
+        self._url = url
+        self._timeout_s = timeout_s
+        self._deadline = time.monotonic() + timeout_s
 
-def _reason_to_wait(error: RegionSearchError) -> str:
-    """Why a server is not ready yet; raises an error that waiting does not cure."""
-    if error.kind not in (Kind.UNAVAILABLE, Kind.DEADLINE_EXCEEDED, Kind.OVERLOADED):
-        raise error
-    return error.message
+    def over(self, state: Readiness) -> bool:
+        """Whether the gateway is ready; raises UNAVAILABLE when the time is up."""
+        if not state.ready:
+            self._go_on(state.reason)
+        return state.ready
 
+    def failed(self, error: RegionSearchError) -> None:
+        """Takes an error for "not yet"; raises it when waiting does not cure it, or the time is up."""
+        if error.kind not in (Kind.UNAVAILABLE, Kind.DEADLINE_EXCEEDED, Kind.OVERLOADED):
+            raise error
+        self._go_on(error.message)
 
-def _not_ready(url: str, timeout_s: float, reason: str) -> RegionSearchError:
-    return RegionSearchError(Kind.UNAVAILABLE, f"{url} is not ready after {timeout_s:g} s: {reason}")
+    def _go_on(self, reason: str) -> None:
+        if time.monotonic() >= self._deadline:
+            message = f"{self._url} is not ready after {self._timeout_s:g} s: {reason}"
+            raise RegionSearchError(Kind.UNAVAILABLE, message)

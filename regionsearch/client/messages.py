@@ -13,12 +13,15 @@ from regionsearch.client.results import (
     HitImage,
     Image,
     ImagePage,
+    IngestProgress,
     IngestResult,
     Mask,
+    Problem,
     ScoredRegion,
     SearchResult,
     WithinResult,
 )
+from regionsearch.errors import from_status
 from regionsearch.v1 import region_search_pb2, search_pb2, types_pb2
 
 
@@ -32,6 +35,19 @@ def read_ingest(name: str, answer: region_search_pb2.IngestImageResponse) -> Ing
         regions=answer.region_count,
         seq=answer.seq,
     )
+
+
+def read_progress(name: str, answer: region_search_pb2.IngestImagesResponse) -> IngestProgress:
+    """How far a picture of a stream is."""
+    result = None
+    if answer.HasField("response"):
+        result = read_ingest(name, answer.response)
+    elif answer.HasField("error"):
+        error = from_status(answer.error)
+        problem = Problem(code=error.kind.value, detail=error.message)
+        result = IngestResult(name=name, outcome="failed", error=problem)
+    stage = region_search_pb2.IngestStage.Name(answer.stage).removeprefix("INGEST_STAGE_").lower()
+    return IngestProgress(name=name, stage=stage, result=result)
 
 
 def read_search(

@@ -86,6 +86,14 @@ class IngestResult(_Result):
     error: Problem | None = None
 
 
+class IngestProgress(_Result):
+    """How far a picture is; its `result` comes with the stage `done`."""
+
+    name: str
+    stage: Literal["received", "segmenting", "embedding", "storing", "done"]
+    result: IngestResult | None = None
+
+
 class Region(_Result):
     """A region of an image."""
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from regionsearch.errors import invalid
-from regionsearch.v1 import search_pb2, types_pb2
+from regionsearch.v1 import region_search_pb2, search_pb2, types_pb2
 
 Source = str | Path | bytes | tuple[str, bytes]
 """A picture: a path, the bytes of a file, or a name with bytes."""
@@ -16,6 +17,38 @@ Point = tuple[float, float] | tuple[float, float, int]
 """x, y and perhaps a label, pixels of the upright image; label 1 (the default): here, 0: not here."""
 Box = Sequence[float]
 """x_min, y_min, x_max, y_max, pixels of the upright image; edges are half-open."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """Something that is not meant, shown instead of said: one of the three.
+
+    Attributes:
+        image: A picture of it.
+        region_id: A stored region.
+        image_id: A stored image, as a whole.
+
+    Raises:
+        RegionSearchError: INVALID_ARGUMENT for none of them, or more than one.
+    """
+
+    image: Source | None = None
+    region_id: str | None = None
+    image_id: str | None = None
+
+    def __post_init__(self) -> None:
+        if [self.image, self.region_id, self.image_id].count(None) != 2:
+            raise invalid("negatives", "an example is one of image, region_id and image_id")
+
+    @property
+    def stored(self) -> dict[str, Any]:
+        """The field that names something stored."""
+        named = {"region_id": self.region_id, "image_id": self.image_id}
+        return {name: value for name, value in named.items() if value is not None}
+
+
+Negative = str | Example
+"""What is not meant: a phrase or an example."""
 
 _BOX = ("x_min", "y_min", "x_max", "y_max")
 
@@ -82,6 +115,23 @@ def pointing_proto(points: Sequence[Point], box: Box | None) -> dict[str, Any]:
     if box is not None:
         fields["box"] = types_pb2.Box(**_box_fields(box))
     return fields
+
+
+def negatives_json(negatives: Sequence[Negative]) -> list[Any]:
+    """What is not meant in a JSON body."""
+    return [one if isinstance(one, str) else picture_json(one.image) | one.stored for one in negatives]
+
+
+def negatives_proto(negatives: Sequence[Negative]) -> dict[str, Any]:
+    """What is not meant as fields of a message."""
+    return {
+        "negatives": [one for one in negatives if isinstance(one, str)],
+        "further_negatives": [
+            region_search_pb2.Negative(image=picture_proto(one.image), **one.stored)
+            for one in negatives
+            if isinstance(one, Example)
+        ],
+    }
 
 
 def filter_proto(filter: Mapping[str, Any] | None) -> search_pb2.Filter | None:

@@ -10,9 +10,10 @@ import asyncio
 import random
 import ssl
 import time
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, NoReturn, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 import grpc
@@ -20,8 +21,11 @@ import httpx
 
 from regionsearch.client.operations import GrpcCall, HttpRequest, Operation
 from regionsearch.client.problems import failure, unreachable
-from regionsearch.errors import Kind, RegionSearchError, invalid
+from regionsearch.client.results import IngestProgress
+from regionsearch.client.streaming import IngestStream
+from regionsearch.errors import Kind, RegionSearchError, from_rpc_error, invalid
 from regionsearch.rpc import CallPolicy, ChannelConfig, TlsFiles, acall, call, open_aio_channel, open_channel
+from regionsearch.v1.region_search_pb2_grpc import RegionSearchServiceStub
 
 T = TypeVar("T")
 
@@ -91,6 +95,10 @@ class Transport(Protocol):
         """The operation's result, or its `RegionSearchError`."""
         ...
 
+    def ingest(self, stream: IngestStream) -> Iterator[IngestProgress]:
+        """Sends pictures over one stream and tells of each stage; gRPC only."""
+        ...
+
     def close(self) -> None:
         """Closes the connections."""
         ...
@@ -101,6 +109,10 @@ class AsyncTransport(Protocol):
 
     async def send(self, operation: Operation[T]) -> T:
         """The operation's result, or its `RegionSearchError`."""
+        ...
+
+    def ingest(self, stream: IngestStream) -> AsyncIterator[IngestProgress]:
+        """Sends pictures over one stream and tells of each stage; gRPC only."""
         ...
 
     async def close(self) -> None:
@@ -128,6 +140,10 @@ class HttpTransport:
                 pause = patience.pause(error)
             time.sleep(pause)
 
+    def ingest(self, stream: IngestStream) -> Iterator[IngestProgress]:
+        """Raises UNIMPLEMENTED: streams are gRPC's."""
+        _grpc_only()
+
     def close(self) -> None:
         """Closes the connections."""
         self._http.close()
@@ -153,6 +169,10 @@ class AsyncHttpTransport:
                 pause = patience.pause(error)
             await asyncio.sleep(pause)
 
+    def ingest(self, stream: IngestStream) -> AsyncIterator[IngestProgress]:
+        """Raises UNIMPLEMENTED: streams are gRPC's."""
+        _grpc_only()
+
     async def close(self) -> None:
         """Closes the connections."""
         await self._http.aclose()
@@ -170,6 +190,20 @@ class GrpcTransport:
         over = _grpc_call(operation)
         return over.read(call(over.method(self._channel), over.message(), self._policy))
 
+    def ingest(self, stream: IngestStream) -> Iterator[IngestProgress]:
+        """Sends pictures over one stream and tells of each stage."""
+        method = RegionSearchServiceStub(self._channel).IngestImages
+        answers: Any = method(stream.requests(), metadata=tuple(self._policy.metadata()), wait_for_ready=True)
+        try:
+            for answer in answers:
+                yield from stream.unread()
+                yield stream.read(answer)
+            yield from stream.unread()
+        except grpc.RpcError as error:
+            raise stream.error or from_rpc_error(error) from None
+        finally:
+            answers.cancel()
+
     def close(self) -> None:
         """Closes the channel."""
         self._channel.close()
@@ -185,10 +219,30 @@ class AsyncGrpcTransport:
     async def send(self, operation: Operation[T]) -> T:
         """The operation's result, or its `RegionSearchError`."""
         over = _grpc_call(operation)
+        message = await asyncio.to_thread(over.message)
+        return over.read(await acall(over.method(self._open()), message, self._address.policy()))
+
+    async def ingest(self, stream: IngestStream) -> AsyncIterator[IngestProgress]:
+        """Sends pictures over one stream and tells of each stage."""
+        method = RegionSearchServiceStub(self._open()).IngestImages
+        metadata = self._address.policy().metadata()
+        answers = method(stream.arequests(), metadata=metadata, wait_for_ready=True)
+        try:
+            async for answer in answers:
+                for unread in stream.unread():
+                    yield unread
+                yield stream.read(answer)
+            for unread in stream.unread():
+                yield unread
+        except grpc.RpcError as error:
+            raise stream.error or from_rpc_error(error) from None
+        finally:
+            answers.cancel()
+
+    def _open(self) -> grpc.aio.Channel:
         if self._channel is None:
             self._channel = open_aio_channel(*self._address.channel())
-        message = await asyncio.to_thread(over.message)
-        return over.read(await acall(over.method(self._channel), message, self._address.policy()))
+        return self._channel
 
     async def close(self) -> None:
         """Closes the channel."""
@@ -241,3 +295,8 @@ def _grpc_call(operation: Operation[T]) -> GrpcCall[T]:
             field="url",
         )
     return operation.grpc
+
+
+def _grpc_only() -> NoReturn:
+    message = "the gateway offers ingest_stream over gRPC only; use its grpc:// address, or ingest"
+    raise RegionSearchError(Kind.UNIMPLEMENTED, message, field="url")

@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -13,6 +14,7 @@ from typing import Any
 
 import grpc
 from google.protobuf.message import Message
+from google.rpc import status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from regionsearch.errors import Kind, RegionSearchError, to_status
@@ -176,6 +178,19 @@ class GrpcServicer(region_search_pb2_grpc.RegionSearchServiceServicer):
         value = pb.IngestOutcome.Value(f"INGEST_OUTCOME_{outcome.upper()}")
         return pb.IngestImageResponse(outcome=value, image_id=identity, region_count=1, seq=7)
 
+    def IngestImages(self, requests: Any, context: Any) -> Iterator[pb.IngestImagesResponse]:
+        for request in requests:
+            self._take(request, context)
+            yield pb.IngestImagesResponse(key=request.key, stage=pb.INGEST_STAGE_SEGMENTING)
+            done = pb.IngestImagesResponse(key=request.key, stage=pb.INGEST_STAGE_DONE)
+            try:
+                outcome, identity = self._gateway.add(request.request.image.encoded)
+                value = pb.IngestOutcome.Value(f"INGEST_OUTCOME_{outcome.upper()}")
+                done.response.MergeFrom(pb.IngestImageResponse(outcome=value, image_id=identity))
+            except RegionSearchError as error:
+                done.error.CopyFrom(rpc_status_of(error))
+            yield done
+
     def ListImages(self, request: Any, context: Any) -> pb.RegionSearchServiceListImagesResponse:
         self._take(request, context)
         names, token = PAGES[request.page_token]
@@ -211,6 +226,11 @@ class GrpcServicer(region_search_pb2_grpc.RegionSearchServiceServicer):
     def DeleteImage(self, request: Any, context: Any) -> pb.DeleteImageResponse:
         self._take(request, context)
         return pb.DeleteImageResponse(seq=8)
+
+
+def rpc_status_of(error: RegionSearchError) -> status_pb2.Status:
+    trailing = dict(to_status(error).trailing_metadata or ())
+    return status_pb2.Status.FromString(bytes(trailing["grpc-status-details-bin"]))
 
 
 class Healthy(health_pb2_grpc.HealthServicer):

@@ -13,7 +13,7 @@ import pytest
 
 import regionsearch
 from regionsearch import AsyncClient, Client
-from regionsearch.client import IngestResult, operations
+from regionsearch.client import Example, IngestResult, operations
 from regionsearch.errors import Kind, RegionSearchError, overloaded
 from regionsearch.v1 import search_pb2
 from tests.client.fakes import FakeGateway
@@ -230,6 +230,66 @@ def test_what_only_http_offers(gateway: FakeGateway) -> None:
     with Client(gateway.grpc) as client, pytest.raises(RegionSearchError, match="HTTP only") as caught:
         client.render("mug", image=b"picture")
     assert caught.value.kind is Kind.UNIMPLEMENTED
+
+
+def test_a_stream_tells_of_every_stage(gateway: FakeGateway, tmp_path: Path) -> None:
+    missing = tmp_path / "missing.png"
+    sources = [("a.png", b"a"), missing, ("b.png", b"bad"), ("again.png", b"a")]
+
+    async def run() -> list[Any]:
+        async with AsyncClient(gateway.grpc) as client:
+            return [one async for one in client.ingest_stream(sources, "things", tags=["t"])]
+
+    with Client(gateway.grpc) as client:
+        blocking = list(client.ingest_stream(sources, "things", tags=["t"]))
+    for told, first in ((blocking, "created"), (asyncio.run(run()), "duplicate")):
+        done = {one.name: one.result for one in told if one.stage == "done"}
+        assert {name: result.outcome for name, result in done.items()} == {
+            "a.png": first, "missing.png": "failed", "b.png": "failed", "again.png": "duplicate",
+        }  # fmt: skip
+        assert "cannot be read" in done["missing.png"].error.detail
+        assert done["b.png"].error.code == "UNSUPPORTED_IMAGE"
+        assert [one.name for one in told if one.stage == "segmenting"] == ["a.png", "b.png", "again.png"]
+    asked = gateway.requests[0].request
+    assert (asked.collection, asked.name, list(asked.tags)) == ("things", "a.png", ["t"])
+
+
+def test_a_stream_that_fails_says_why(gateway: FakeGateway) -> None:
+    def broken() -> Iterator[tuple[str, bytes]]:
+        yield "a", b"a"
+        raise ZeroDivisionError
+
+    with Client(gateway.grpc) as client:
+        with pytest.raises(ZeroDivisionError):
+            list(client.ingest_stream(broken()))
+        gateway.failures = [RegionSearchError(Kind.PERMISSION_DENIED, "may not write")]
+        with pytest.raises(RegionSearchError, match="may not write") as caught:
+            list(client.ingest_stream([("a", b"a")]))
+    assert caught.value.kind is Kind.PERMISSION_DENIED
+    with Client(gateway.http) as client, pytest.raises(RegionSearchError, match="gRPC only"):
+        client.ingest_stream([])
+
+
+def test_what_is_not_meant(use: Callable[..., Any], gateway: FakeGateway) -> None:
+    examples = [Example(region_id="r1"), Example(image=b"picture"), Example(image_id="i1")]
+    use("search", "mug", negatives=["plate", *examples])
+    use("within", "mug", image_id="i1", negatives=["plate", *examples], min_relevancy=0.25)
+    for asked in gateway.requests:
+        if isinstance(asked, tuple):
+            assert asked[2]["negatives"] == [
+                "plate", {"region_id": "r1"}, {"image": "cGljdHVyZQ=="}, {"image_id": "i1"},
+            ]  # fmt: skip
+        else:
+            assert list(asked.negatives) == ["plate"]
+            kinds = [one.WhichOneof("kind") for one in asked.further_negatives]
+            assert kinds == ["region_id", "image", "image_id"]
+            assert asked.further_negatives[1].image.encoded == b"picture"
+
+
+@pytest.mark.parametrize("given", [{}, {"region_id": "r", "image_id": "i"}])
+def test_an_example_is_one_thing(given: dict[str, str]) -> None:
+    with pytest.raises(RegionSearchError, match="one of image, region_id and image_id"):
+        Example(**given)
 
 
 def test_a_proxys_answer_is_an_error_too(gateway: FakeGateway, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from regionsearch import AsyncClient, Client
+from regionsearch.client import Example
 from regionsearch.errors import Kind, RegionSearchError
 from tests.e2e.scenes import held_out_scenes
 from tests.stack import Stack
@@ -45,6 +46,32 @@ def test_both_transports_tell_the_same(http: Client, stack: Stack) -> None:
         ]
         (again,) = over_grpc.ingest([scene], COLLECTION)
         assert again.outcome == "duplicate"
+
+
+def test_both_exclude_what_is_not_meant(http: Client, stack: Stack) -> None:
+    plain = http.search("guitar", COLLECTION, page_size=50)
+    unlike = {"negatives": ["dog", Example(region_id=plain[-1].region_id)], "page_size": 50}
+    expected = http.search("guitar", COLLECTION, **unlike)
+    with Client(f"grpc://{stack.grpc}") as over_grpc:
+        found = over_grpc.search("guitar", COLLECTION, **unlike)
+    assert plain[-1].region_id not in {hit.region_id for hit in expected}
+    assert [hit.region_id for hit in found] == [hit.region_id for hit in expected]
+
+
+async def test_a_stream_of_pictures(http: Client, stack: Stack) -> None:
+    scene, known = held_out_scenes(5)[4].path, held_out_scenes(1)[0].path
+    with Client(f"grpc://{stack.grpc}") as client:
+        told = list(client.ingest_stream([scene, ("broken.png", b"words"), known], COLLECTION))
+    done = {one.name: one.result for one in told if one.result}
+    assert [done[name].outcome for name in (scene.name, "broken.png", known.name)] == [
+        "created", "failed", "duplicate",
+    ]  # fmt: skip
+    assert done["broken.png"].error.code == "UNSUPPORTED_IMAGE"
+    stages = [one.stage for one in told if one.name == scene.name]
+    assert stages == ["received", "segmenting", "embedding", "storing", "done"]
+    async with AsyncClient(f"grpc://{stack.grpc}") as client:
+        told = [one async for one in client.ingest_stream([scene], COLLECTION)]
+    assert told[-1].result.outcome == "duplicate"
 
 
 def test_what_http_alone_offers(http: Client) -> None:

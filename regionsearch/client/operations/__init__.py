@@ -1,0 +1,47 @@
+"""Every operation of a gateway, said once: its arguments, its requests, and how the answers are read.
+
+The functions send nothing and read no file: they answer with an `Operation`, and a transport does the rest.
+`Client` and `AsyncClient` have them all as methods.
+"""
+
+from regionsearch.client.operations.base import GrpcCall, HttpCall, HttpRequest, Operation
+from regionsearch.client.operations.collections import (
+    collections,
+    create_collection,
+    delete_collection,
+    ready,
+)
+from regionsearch.client.operations.images import (
+    PAGE_SIZE,
+    content,
+    delete_image,
+    export_regions,
+    ingest_one,
+    list_images,
+    regions,
+)
+from regionsearch.client.operations.queries import embed, export_hits, render, search, segment, within
+
+__all__ = [
+    "PAGE_SIZE",
+    "GrpcCall",
+    "HttpCall",
+    "HttpRequest",
+    "Operation",
+    "collections",
+    "content",
+    "create_collection",
+    "delete_collection",
+    "delete_image",
+    "embed",
+    "export_hits",
+    "export_regions",
+    "ingest_one",
+    "list_images",
+    "ready",
+    "regions",
+    "render",
+    "search",
+    "segment",
+    "within",
+]

@@ -1,0 +1,91 @@
+"""What an operation is: its requests over HTTP and gRPC, and how their answers are read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+from urllib.parse import quote
+
+import httpx
+from google.protobuf.message import Message
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class HttpRequest:
+    """A request of the HTTP API."""
+
+    method: str
+    path: str
+    json: Mapping[str, Any] | None = None
+    params: Mapping[str, Any] = field(default_factory=dict)
+    files: Sequence[tuple[str, tuple[str, bytes]]] | None = None
+    form: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class HttpCall(Generic[T]):
+    """An operation over HTTP.
+
+    Attributes:
+        request: Makes the request; reads files, so that it may block.
+        read: Reads the answer.
+        answers: Further statuses that are answers and no errors.
+    """
+
+    request: Callable[[], HttpRequest]
+    read: Callable[[httpx.Response], T]
+    answers: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class GrpcCall(Generic[T]):
+    """An operation over gRPC.
+
+    Attributes:
+        method: Of a stub on the given channel.
+        message: Makes the request; reads files, so that it may block.
+        read: Reads the answer.
+    """
+
+    method: Callable[[Any], Any]
+    message: Callable[[], Message]
+    read: Callable[[Any], T]
+
+
+@dataclass(frozen=True)
+class Operation(Generic[T]):
+    """One operation.
+
+    Attributes:
+        name: For messages.
+        http: Over HTTP.
+        grpc: Over gRPC; None where the gateway offers it over HTTP only.
+        patient: Whether it is tried again when the server is busy or away.
+    """
+
+    name: str
+    http: HttpCall[T]
+    grpc: GrpcCall[T] | None = None
+    patient: bool = True
+
+
+def path_of(collection: str, *parts: str) -> str:
+    """The path of a collection or of something in it; no part can leave its place."""
+    return "/".join(["/v1/collections", *(quote(part, safe="") for part in (collection, *parts))])
+
+
+def given(**options: Any) -> dict[str, Any]:
+    """The options that are set."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def document(response: httpx.Response) -> dict[str, Any]:
+    """An answer that is a JSON document."""
+    return dict(response.json())
+
+
+def nothing(answer: object) -> None:
+    """An answer that says nothing."""

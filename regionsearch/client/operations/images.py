@@ -1,0 +1,137 @@
+"""Images: adding, listing, looking at and deleting them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import httpx
+
+from regionsearch import defaults
+from regionsearch.client import messages
+from regionsearch.client.operations.base import (
+    GrpcCall,
+    HttpCall,
+    HttpRequest,
+    Operation,
+    document,
+    nothing,
+    path_of,
+)
+from regionsearch.client.problems import error_of
+from regionsearch.client.results import ImagePage, IngestResult, Region
+from regionsearch.client.sources import Source, name_of, picture_proto, read_source
+from regionsearch.v1 import region_search_pb2 as pb
+from regionsearch.v1.region_search_pb2_grpc import RegionSearchServiceStub
+
+PAGE_SIZE = 500
+
+
+def ingest_one(
+    source: Source,
+    collection: str = defaults.COLLECTION,
+    *,
+    tags: Sequence[str] = (),
+    attributes: Mapping[str, str] | None = None,
+) -> Operation[IngestResult]:
+    """Adds one picture; the same bytes again are a `duplicate` and change nothing.
+
+    Args:
+        source: The picture.
+        collection: Where to.
+        tags: Put on it.
+        attributes: Further facts about it.
+
+    Raises:
+        RegionSearchError: UNSUPPORTED_IMAGE or TOO_LARGE for what is refused, INVALID_ARGUMENT for a file
+            that cannot be read.
+    """
+    name = name_of(source)
+
+    def request() -> HttpRequest:
+        file = (name, read_source(source))
+        form = {"tags": list(tags)} | ({"attributes": json.dumps(dict(attributes))} if attributes else {})
+        return HttpRequest("POST", path_of(collection, "images"), files=[("files", file)], form=form)
+
+    def read(response: httpx.Response) -> IngestResult:
+        (result,) = response.json()["results"]
+        if result.get("error"):
+            raise error_of(result["error"])
+        return IngestResult.model_validate(result)
+
+    def message() -> pb.IngestImageRequest:
+        return pb.IngestImageRequest(
+            collection=collection, image=picture_proto(source), name=name, tags=tags, attributes=attributes
+        )
+
+    return Operation(
+        "ingest",
+        HttpCall(request, read),
+        GrpcCall(
+            lambda channel: RegionSearchServiceStub(channel).IngestImage,
+            message,
+            partial(messages.read_ingest, name),
+        ),
+    )
+
+
+def list_images(
+    collection: str = defaults.COLLECTION, *, page_size: int = PAGE_SIZE, page_token: str = ""
+) -> Operation[ImagePage]:
+    """One page of a collection's images, newest first."""
+    page = {"page_size": page_size, "page_token": page_token}
+    return Operation(
+        "list_images",
+        HttpCall(
+            lambda: HttpRequest("GET", path_of(collection, "images"), params=page),
+            lambda response: ImagePage.model_validate(response.json()),
+        ),
+        GrpcCall(
+            lambda channel: RegionSearchServiceStub(channel).ListImages,
+            lambda: pb.RegionSearchServiceListImagesRequest(collection=collection, **page),  # type: ignore[arg-type]
+            messages.read_images,
+        ),
+    )
+
+
+def content(image_id: str, collection: str = defaults.COLLECTION) -> Operation[bytes]:
+    """The file of an image, as it was sent."""
+    path = path_of(collection, "images", image_id, "content")
+    return Operation("content", HttpCall(lambda: HttpRequest("GET", path), lambda response: response.content))
+
+
+def regions(
+    image_id: str, collection: str = defaults.COLLECTION, *, masks: bool = False
+) -> Operation[tuple[Region, ...]]:
+    """The regions of an image, best first."""
+    params = {"include": "mask"} if masks else {}
+    return Operation(
+        "regions",
+        HttpCall(
+            lambda: HttpRequest("GET", path_of(collection, "images", image_id, "regions"), params=params),
+            lambda response: tuple(map(Region.model_validate, response.json()["regions"])),
+        ),
+    )
+
+
+def export_regions(image_id: str, collection: str = defaults.COLLECTION) -> Operation[dict[str, Any]]:
+    """All regions of an image as a COCO document with masks."""
+    path = path_of(collection, "images", image_id, "regions")
+    return Operation(
+        "export_regions", HttpCall(lambda: HttpRequest("GET", path, params={"format": "coco"}), document)
+    )
+
+
+def delete_image(image_id: str, collection: str = defaults.COLLECTION) -> Operation[None]:
+    """Deletes an image with its regions."""
+    return Operation(
+        "delete_image",
+        HttpCall(lambda: HttpRequest("DELETE", path_of(collection, "images", image_id)), nothing),
+        GrpcCall(
+            lambda channel: RegionSearchServiceStub(channel).DeleteImage,
+            lambda: pb.DeleteImageRequest(collection=collection, image_id=image_id),
+            nothing,
+        ),
+    )

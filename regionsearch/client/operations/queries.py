@@ -1,0 +1,265 @@
+"""Queries: searching collections and single pictures, segmenting, embedding."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from regionsearch import defaults
+from regionsearch.client import messages
+from regionsearch.client.operations.base import (
+    GrpcCall,
+    HttpCall,
+    HttpRequest,
+    Operation,
+    document,
+    given,
+    path_of,
+)
+from regionsearch.client.results import SearchResult, SegmentResult, WithinResult
+from regionsearch.client.sources import (
+    Box,
+    Negative,
+    Point,
+    Source,
+    checked_picture,
+    filter_proto,
+    negatives_json,
+    negatives_proto,
+    picture_json,
+    picture_proto,
+    pointing_json,
+    pointing_proto,
+)
+from regionsearch.v1 import region_search_pb2 as pb
+from regionsearch.v1 import search_pb2
+from regionsearch.v1.region_search_pb2_grpc import RegionSearchServiceStub
+
+Render = Literal["outline", "boxes", "mask"]
+Level = Literal["region", "image", "both"]
+
+_LEVELS = {
+    "region": search_pb2.LEVEL_REGION,
+    "image": search_pb2.LEVEL_IMAGE,
+    "both": search_pb2.LEVEL_UNSPECIFIED,
+}
+
+
+def search(
+    text: str | Sequence[str] | None = None,
+    collection: str = defaults.COLLECTION,
+    *,
+    image: Source | None = None,
+    region_id: str | None = None,
+    image_id: str | None = None,
+    points: Sequence[Point] = (),
+    box: Box | None = None,
+    negatives: Sequence[Negative] = (),
+    level: Level = "region",
+    group_by_image: bool = False,
+    filter: Mapping[str, Any] | None = None,
+    min_score: float | None = None,
+    relative_cutoff: float | None = None,
+    min_relevancy: float | None = None,
+    page_size: int = 20,
+    page_token: str = "",
+    min_seq: int | None = None,
+    masks: bool = False,
+) -> Operation[SearchResult]:
+    """Finds regions and images; words, examples and pointing combine.
+
+    Args:
+        text: One phrase, or several: then each region stands with its best phrase.
+        collection: Where to look.
+        image: A picture of it; with points or a box, the object that they point at.
+        region_id: A stored region: more like this.
+        image_id: A stored image; with points or a box, the object that they point at.
+        points: (x, y) or (x, y, label), pixels; label 0 is background.
+        box: x_min, y_min, x_max, y_max, pixels.
+        negatives: What is not meant: phrases, or an `Example` each.
+        level: Regions, whole images, or both.
+        group_by_image: One hit an image, its best.
+        filter: Conditions as in the HTTP API: image_ids, tags, min_area, ...
+        min_score: Lowest cosine.
+        relative_cutoff: Lowest part of the best score, 0 to 1.
+        min_relevancy: With negatives, lowest relevancy; 0.5 when absent.
+        page_size: Most hits of a page, at most 1000.
+        page_token: From an earlier result.
+        min_seq: See at least this write.
+        masks: Adds the masks.
+    """
+    phrases = _phrases(text)
+    shared = given(min_score=min_score, relative_cutoff=relative_cutoff, min_relevancy=min_relevancy)
+    shared |= given(min_seq=min_seq) | {"page_size": page_size, "page_token": page_token}
+
+    def request() -> HttpRequest:
+        query = picture_json(image) | pointing_json(points, box) | {"texts": phrases}
+        query |= given(region_id=region_id, image_id=image_id)
+        body = {"query": query, "negatives": negatives_json(negatives), "level": level, **shared}
+        body |= given(group_by="image" if group_by_image else None, filter=filter)
+        body["include"] = ["mask"] if masks else []
+        return HttpRequest("POST", path_of(collection, "search"), json=body)
+
+    def message() -> pb.RegionSearchServiceSearchRequest:
+        query = pb.Query(
+            texts=phrases,
+            image=picture_proto(image),
+            region_id=region_id or "",
+            image_id=image_id or "",
+            **pointing_proto(points, box),
+        )
+        return pb.RegionSearchServiceSearchRequest(
+            collection=collection,
+            query=query,
+            level=_LEVELS[level],
+            group_by=search_pb2.GROUP_BY_IMAGE if group_by_image else search_pb2.GROUP_BY_UNSPECIFIED,
+            filter=filter_proto(filter),
+            include_masks=masks,
+            **negatives_proto(negatives),
+            **shared,
+        )
+
+    return Operation(
+        "search",
+        HttpCall(request, lambda response: SearchResult.model_validate(response.json())),
+        GrpcCall(
+            lambda channel: RegionSearchServiceStub(channel).Search,
+            message,
+            partial(messages.read_search, phrases),
+        ),
+    )
+
+
+def within(
+    texts: str | Sequence[str],
+    *,
+    image: Source | None = None,
+    image_id: str | None = None,
+    collection: str = defaults.COLLECTION,
+    negatives: Sequence[Negative] = (),
+    min_score: float | None = None,
+    relative_cutoff: float | None = None,
+    min_relevancy: float | None = None,
+) -> Operation[WithinResult]:
+    """Scores every region of one picture, sent along or stored.
+
+    Args:
+        texts: One phrase or several; each region goes to its best one.
+        image: The picture.
+        image_id: A stored image instead.
+        collection: Of the stored image.
+        negatives: What is not meant: phrases, or an `Example` each.
+        min_score: Lowest cosine that makes a hit; without thresholds the best region of each phrase is one.
+        relative_cutoff: Lowest part of a phrase's best score that makes a hit, 0 to 1.
+        min_relevancy: With negatives, lowest relevancy that makes a hit; 0.5 when absent.
+    """
+    checked_picture(image, image_id)
+    phrases = _phrases(texts)
+    shared = given(min_score=min_score, relative_cutoff=relative_cutoff, min_relevancy=min_relevancy)
+    shared |= {"collection": collection, "texts": phrases}
+
+    def request() -> HttpRequest:
+        body = picture_json(image, image_id) | shared | {"negatives": negatives_json(negatives)}
+        return HttpRequest("POST", "/v1/search-within", json=body)
+
+    def message() -> pb.SearchWithinRequest:
+        source = {"image_id": image_id} if image is None else {"image": picture_proto(image)}
+        return pb.SearchWithinRequest(**source, **shared, **negatives_proto(negatives))
+
+    return Operation(
+        "within",
+        HttpCall(request, lambda response: WithinResult.model_validate(response.json())),
+        GrpcCall(
+            lambda channel: RegionSearchServiceStub(channel).SearchWithin,
+            message,
+            partial(messages.read_within, phrases),
+        ),
+    )
+
+
+def render(
+    texts: str | Sequence[str],
+    *,
+    image: Source | None = None,
+    image_id: str | None = None,
+    collection: str = defaults.COLLECTION,
+    style: Render = "outline",
+    min_score: float | None = None,
+) -> Operation[bytes]:
+    """The picture as PNG with the finds of `within` drawn into it."""
+    checked_picture(image, image_id)
+    body = {"collection": collection, "texts": _phrases(texts), "render": style} | given(min_score=min_score)
+    return Operation(
+        "render",
+        HttpCall(
+            lambda: HttpRequest("POST", "/v1/search-within", json=picture_json(image, image_id) | body),
+            lambda response: response.content,
+        ),
+    )
+
+
+def segment(
+    *,
+    image: Source | None = None,
+    image_id: str | None = None,
+    collection: str = defaults.COLLECTION,
+    points: Sequence[Point] = (),
+    box: Box | None = None,
+    multimask: bool = False,
+) -> Operation[SegmentResult]:
+    """The mask of what points and box mean; without them, of everything in the picture.
+
+    Args:
+        image: The picture.
+        image_id: A stored image instead.
+        collection: Of the stored image.
+        points: (x, y) or (x, y, label), pixels; label 0 is background.
+        box: x_min, y_min, x_max, y_max, pixels.
+        multimask: The three masks of an ambiguous click.
+    """
+    checked_picture(image, image_id)
+    prompt = pointing_json(points, box)
+    body = {"collection": collection} | (
+        prompt | {"multimask": multimask} if prompt else {"everything": True}
+    )
+    return Operation(
+        "segment",
+        HttpCall(
+            lambda: HttpRequest("POST", "/v1/segment", json=picture_json(image, image_id) | body),
+            lambda response: SegmentResult.model_validate(response.json()),
+        ),
+    )
+
+
+def embed(texts: Sequence[str] = (), *, images: Sequence[Source] = ()) -> Operation[NDArray[np.float32]]:
+    """Vectors of length one, shape (n, dimension): of texts, or of pictures."""
+
+    def request() -> HttpRequest:
+        body = {"texts": list(texts)} if texts else {"images": [picture_json(one)["image"] for one in images]}
+        return HttpRequest("POST", "/v1/embeddings", json=body)
+
+    return Operation(
+        "embed", HttpCall(request, lambda response: np.asarray(response.json()["vectors"], np.float32))
+    )
+
+
+def export_hits(
+    text: str | Sequence[str], collection: str = defaults.COLLECTION, *, limit: int = 100
+) -> Operation[dict[str, Any]]:
+    """The hits of a search as a COCO document with masks; the phrases are its categories."""
+    body = {"query": {"texts": _phrases(text)}, "level": "region", "page_size": limit}
+    path = path_of(collection, "search")
+    return Operation(
+        "export_hits",
+        HttpCall(lambda: HttpRequest("POST", path, json=body, params={"format": "coco"}), document),
+    )
+
+
+def _phrases(text: str | Sequence[str] | None) -> list[str]:
+    if text is None:
+        return []
+    return [text] if isinstance(text, str) else list(text)
