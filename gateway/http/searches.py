@@ -65,7 +65,12 @@ class NegativeBody(Body):
 
 
 Negatives = Annotated[
-    list[NegativeBody], Field(description="What is not meant: phrases, pictures, stored regions or images.")
+    list[NegativeBody],
+    Field(
+        description="What is not meant: phrases, pictures, stored regions or images. Cosines between two "
+        "pictures are higher than those between a phrase and a picture: against examples, look for examples, "
+        "or lower min_relevancy."
+    ),
 ]
 
 

@@ -263,7 +263,10 @@ Global___Query: _TypeAlias = Query  # noqa: Y015
 
 @_typing.final
 class Negative(_message.Message):
-    """What is not meant: a phrase, or an example."""
+    """What is not meant: a phrase, or an example. Relevancy compares cosines, and those between two pictures are higher
+    than those between a phrase and a picture, by how much depends on the model: against examples, look for examples,
+    or lower min_relevancy.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
