@@ -11,13 +11,15 @@ from gateway.pointing import Pointer
 from gateway.query import QueryReader
 from gateway.search import Search
 from gateway.settings import GatewaySettings
+from gateway.thumbnails import Thumbnails
 from regionsearch.errors import RegionSearchError
 
 
 class Gateway:
     """Everything that a request can ask for. Make it on the event loop that will use it.
 
-    It keeps no state of its own: any number of gateways can work on the same services and image store.
+    It keeps nothing that others would miss: any number of gateways can work on the same services and image
+    store.
     """
 
     def __init__(self, settings: GatewaySettings) -> None:
@@ -25,6 +27,7 @@ class Gateway:
         self.access = Access(settings)
         self.backends = Backends(settings)
         self.store = ImageStore(settings.image_store)
+        self.thumbnails = Thumbnails(self.store, settings.thumbnail_cache_bytes)
         self.catalog = Catalog(self.backends, self.store, settings)
         self.ingester = Ingester(self.backends, self.catalog, self.store, settings)
         self.pointer = Pointer(self.backends, self.catalog, settings)

@@ -103,6 +103,7 @@ class GatewaySettings(ServiceSettings):
     image_store: str = Field(
         "data/images", description="Folder, or any URL of fsspec such as s3://bucket/path, for the pictures."
     )
+    thumbnail_cache_bytes: int = Field(64 * MIB, ge=0, description="Thumbnails that are kept in memory.")
     crop_policy: CropPolicyName = Field(
         "default", description="Of new collections; default is the embedder's."
     )

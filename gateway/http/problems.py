@@ -80,9 +80,9 @@ def pointer(field: str) -> str:
     return "/" + re.sub(r"\.|\[", "/", field.removesuffix(".encoded")).replace("]", "")
 
 
-def respond(request: Request, error: RegionSearchError) -> JSONResponse:
-    """The answer to a request that failed."""
-    status = STATUS[error.kind]
+def respond(request: Request, error: RegionSearchError, status: int | None = None) -> JSONResponse:
+    """The answer to a request that failed, with the status of its kind or one that HTTP alone knows."""
+    status = status or STATUS[error.kind]
     document = {
         "type": f"urn:regionsearch:problem:{error.kind.value.lower().replace('_', '-')}",
         "title": _TITLES[error.kind],
@@ -136,15 +136,15 @@ def install(app: FastAPI) -> None:
         assert isinstance(error, HTTPException)
         if error.status_code == 404:
             return respond(request, not_found("path", f"there is nothing at {request.url.path}; see /docs"))
-        answer = respond(request, invalid("request", str(error.detail)))
+        if error.status_code == 412:
+            return respond(request, RegionSearchError(Kind.ABORTED, error.detail, field="if-match"), 412)
         if error.status_code == 405:
             allowed = (error.headers or {}).get("Allow", "")
-            answer = respond(
-                request, invalid("method", f"{request.method} is not possible here, only {allowed}")
-            )
-            answer.status_code = 405
+            message = f"{request.method} is not possible here, only {allowed}"
+            answer = respond(request, invalid("method", message), 405)
             answer.headers["Allow"] = allowed
-        return answer
+            return answer
+        return respond(request, invalid("request", str(error.detail)))
 
     app.add_exception_handler(RegionSearchError, typed)
     app.add_exception_handler(RequestValidationError, unfit)

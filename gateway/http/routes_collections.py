@@ -12,9 +12,9 @@ from gateway.core import Gateway
 from gateway.http.access import needs
 from gateway.http.answers import Collection, Collections
 from gateway.http.bodies import CollectionBody
+from gateway.http.conditional import json_with_etag
 from gateway.http.openapi import body_of
 from gateway.http.reading import read_body
-from gateway.http.routes_images import json_with_etag
 from gateway.settings import crop_policy_value
 
 

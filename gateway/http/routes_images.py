@@ -3,57 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
-from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Query, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi import APIRouter, Header, Query, Request
+from fastapi.responses import Response
 
 from gateway import coco, render
 from gateway.access import Scope
 from gateway.core import Gateway
 from gateway.http.access import needs
 from gateway.http.answers import Image, Images, Region, Regions
+from gateway.http.conditional import CHANGED, check_if_match, json_with_etag, picture
 from gateway.http.hits import CocoDocument
 from regionsearch.images import decode_image
 
-_IMMUTABLE = "private, max-age=31536000, immutable"
-_INERT = {
-    "X-Content-Type-Options": "nosniff",
-    "Content-Security-Policy": "default-src 'none'; sandbox",
-}
-
 PageSize = Annotated[int, Query(ge=0, le=2**31 - 1, description="0 means 100; at most 1000.")]
 Format = Literal["png", "webp"]
-
-
-def json_with_etag(request: Request, content: Any) -> Response:
-    """JSON that a client which has it already does not get again."""
-    response = JSONResponse(content)
-    etag = f'W/"{hashlib.sha256(response.body).hexdigest()[:32]}"'
-    headers = {"ETag": etag, "Cache-Control": "private, no-cache"}
-    if _matches(request, etag):
-        return Response(status_code=304, headers=headers)
-    response.headers.update(headers)
-    return response
-
-
-def _matches(request: Request, etag: str) -> bool:
-    given = {tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")}
-    return etag.removeprefix("W/") in given or "*" in given
-
-
-async def picture(
-    request: Request, etag: str, media_type: str, make: Callable[[], bytes], name: str | None = None
-) -> Response:
-    """A picture that never changes under its address; made in a thread, and only when the client lacks it."""
-    headers = {"ETag": f'"{etag}"', "Cache-Control": _IMMUTABLE, **_INERT}
-    if _matches(request, f'"{etag}"'):
-        return Response(status_code=304, headers=headers)
-    if name is not None:
-        headers["Content-Disposition"] = f'inline; filename="{name}"'
-    return Response(await asyncio.to_thread(make), media_type=media_type, headers=headers)
 
 
 def _image_answer(*types: str) -> dict[int | str, dict[str, Any]]:
@@ -85,7 +50,7 @@ def router(gateway: Gateway) -> APIRouter:
 
     @routes.get("/{image_id}", summary="An image", response_model=Image, dependencies=read)
     async def get_image(collection: str, image_id: str, request: Request) -> Response:
-        """What is known about it."""
+        """What is known about it. Its `ETag` goes into the `If-Match` of a deletion."""
         image = await catalog.image(collection, image_id)
         return json_with_etag(request, Image.of(image).model_dump())
 
@@ -94,10 +59,21 @@ def router(gateway: Gateway) -> APIRouter:
         summary="Delete an image",
         status_code=204,
         response_class=Response,
+        responses=CHANGED,
         dependencies=[needs(gateway, Scope.WRITE)],
     )
-    async def delete_image(collection: str, image_id: str) -> Response:
+    async def delete_image(
+        collection: str,
+        image_id: str,
+        request: Request,
+        if_match: Annotated[
+            str | None, Header(description="ETag of the image as it was read; 412 when it has changed since.")
+        ] = None,
+    ) -> Response:
         """With its regions and its file."""
+        if if_match is not None:
+            image = await catalog.image(collection, image_id)
+            check_if_match(request, Image.of(image).model_dump())
         await catalog.delete_image(collection, image_id)
         return Response(status_code=204)
 
@@ -111,8 +87,11 @@ def router(gateway: Gateway) -> APIRouter:
     async def get_content(collection: str, image_id: str, request: Request) -> Response:
         """The bytes as they were sent."""
         image = await catalog.image(collection, image_id)
-        data = await gateway.store.get(collection, image_id)
-        return await picture(request, image_id, image.content_type, lambda: data)
+
+        async def make() -> bytes:
+            return await gateway.store.get(collection, image_id)
+
+        return await picture(request, image_id, image.content_type, make)
 
     @routes.get(
         "/{image_id}/thumbnail",
@@ -125,9 +104,12 @@ def router(gateway: Gateway) -> APIRouter:
         collection: str, image_id: str, request: Request, width: Annotated[int, Query(ge=16, le=2048)] = 320
     ) -> Response:
         """Upright; its longer side is `width` pixels, unless the picture is smaller."""
-        data = await catalog.content(collection, image_id)
-        etag = f"{image_id}-{width}"
-        return await picture(request, etag, "image/webp", lambda: render.thumbnail(data, width))
+        await catalog.image(collection, image_id)
+
+        async def make() -> bytes:
+            return await gateway.thumbnails.get(collection, image_id, width)
+
+        return await picture(request, f"{image_id}-{width}", "image/webp", make)
 
     @routes.get(
         "/{image_id}/regions",
@@ -162,12 +144,11 @@ def router(gateway: Gateway) -> APIRouter:
     async def get_mask(collection: str, image_id: str, region_id: str, request: Request) -> Response:
         """White on black, as large as the image."""
         record = await catalog.region(collection, image_id, region_id)
-        return await picture(
-            request,
-            f"{region_id}-mask",
-            "image/png",
-            lambda: render.encode(render.mask_image(record.mask), "png"),
-        )
+
+        async def make() -> bytes:
+            return await asyncio.to_thread(lambda: render.encode(render.mask_image(record.mask), "png"))
+
+        return await picture(request, f"{region_id}-mask", "image/png", make)
 
     @routes.get(
         "/{image_id}/regions/{region_id}/crop.png",
@@ -179,11 +160,15 @@ def router(gateway: Gateway) -> APIRouter:
     async def get_crop(collection: str, image_id: str, region_id: str, request: Request) -> Response:
         """The region's box, transparent outside of its mask."""
         record = await catalog.region(collection, image_id, region_id)
-        data = await gateway.store.get(collection, image_id)
 
-        def make() -> bytes:
-            pixels = decode_image(data, gateway.settings.limits.image)
-            return render.encode(render.cut_out(pixels, record.mask, record.box), "png")
+        async def make() -> bytes:
+            data = await gateway.store.get(collection, image_id)
+
+            def cut() -> bytes:
+                pixels = decode_image(data, gateway.settings.limits.image)
+                return render.encode(render.cut_out(pixels, record.mask, record.box), "png")
+
+            return await asyncio.to_thread(cut)
 
         return await picture(request, f"{region_id}-crop", "image/png", make, f"{region_id}.png")
 

@@ -51,6 +51,7 @@ def test_the_frameworks_own_errors_are_problems_too(
     assert problem["type"].startswith("urn:regionsearch:problem:")
     if status == 405:
         assert response.headers["allow"]
+    assert problem["status"] == status
 
 
 @pytest.mark.parametrize(

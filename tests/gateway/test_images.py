@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from gateway.cache import ByteCache
 from tests.gateway.conftest import BLUE, GREEN, RED, Running, World, add, scene
 from tests.gateway.fakes import Script
 
@@ -125,6 +126,66 @@ def test_json_etags_change_with_what_they_name(gateway: Running, collection: str
     assert gateway.http.get(url, headers={"If-None-Match": before}).status_code == 304
     stored(gateway, collection, scene(RED))
     assert gateway.http.get(url, headers={"If-None-Match": before}).status_code == 200
+
+
+def test_a_deletion_may_depend_on_what_was_read(gateway: Running, collection: str) -> None:
+    data = scene(RED, BLUE)
+    url = stored(gateway, collection, data)
+    first = gateway.http.get(url).headers["etag"]
+    gateway.http.delete(url)
+    assert add(gateway, collection, ("a.png", data), tags=["new"])[0]["outcome"] == "created"
+    second = gateway.http.get(url).headers["etag"]
+    assert first != second
+    for stale in (first, '"made up"', f'{first}, "other"'):
+        refused = gateway.http.delete(url, headers={"If-Match": stale})
+        assert refused.status_code == refused.json()["status"] == 412
+        assert refused.headers["content-type"] == "application/problem+json"
+        assert (refused.json()["code"], refused.json()["errors"][0]["pointer"]) == ("ABORTED", "/if-match")
+    assert gateway.http.get(f"{url}/content").content == data
+    assert gateway.http.delete(url, headers={"If-Match": f"{first}, {second.removeprefix('W/')}"}).is_success
+    assert gateway.http.delete(url, headers={"If-Match": "*"}).status_code == 404
+    stored(gateway, collection, data)
+    assert gateway.http.delete(url, headers={"If-Match": "*"}).status_code == 204
+
+
+def test_a_thumbnail_is_made_once(gateway: Running, collection: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from gateway import render
+
+    made: list[int] = []
+    thumbnail = render.thumbnail
+
+    def counted(data: bytes, width: int) -> bytes:
+        made.append(width)
+        return thumbnail(data, width)
+
+    monkeypatch.setattr(render, "thumbnail", counted)
+    data = scene(RED, BLUE, size=(170, 120))
+    url = stored(gateway, collection, data)
+    first = gateway.http.get(f"{url}/thumbnail?width=100")
+    assert gateway.http.get(f"{url}/thumbnail?width=100").content == first.content
+    assert made == [100]
+    assert gateway.http.get(f"{url}/thumbnail?width=50").content != first.content
+    assert made == [100, 50]
+    gateway.http.delete(url)
+    assert gateway.http.get(f"{url}/thumbnail?width=100").status_code == 404
+
+
+def test_what_is_kept_in_memory_has_a_bound() -> None:
+    cache = ByteCache(10)
+    cache.put("a", b"1234")
+    cache.put("b", b"5678")
+    assert cache.get("a") == b"1234"
+    cache.put("c", b"90")
+    cache.put("d", b"x")  # over the bound: b was used longest ago
+    assert [cache.get(key) for key in "abcd"] == [b"1234", None, b"90", b"x"]
+    cache.put("a", b"12345678901")  # too large, and the old value is not the key's any more
+    assert [cache.get(key) for key in "acd"] == [None, b"90", b"x"]
+    for number in range(100):
+        cache.put(number, b"12345")
+    assert [key for key in ("c", "d", *range(100)) if cache.get(key)] == [98, 99]
+    nothing = ByteCache(0)
+    nothing.put("a", b"1")
+    assert nothing.get("a") is None
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,39 @@
+"""Thumbnails of stored images: made once, kept while there is room."""
+
+from __future__ import annotations
+
+import asyncio
+
+from gateway import render
+from gateway.cache import ByteCache
+from gateway.image_store import ImageStore
+
+
+class Thumbnails:
+    """Small pictures of stored images.
+
+    Image ids are made from the content, so that what is kept never grows old and serves all collections.
+    """
+
+    def __init__(self, store: ImageStore, cache_bytes: int) -> None:
+        self._store = store
+        self._made = ByteCache(cache_bytes)
+
+    async def get(self, collection: str, image_id: str, width: int) -> bytes:
+        """The WebP of an image that the collection has.
+
+        Args:
+            collection: Where the image is.
+            image_id: Its id.
+            width: Longest side, pixels.
+
+        Raises:
+            RegionSearchError: NOT_FOUND or DATA_LOSS, when the image's file is not there as it was stored.
+        """
+        key = (image_id, width)
+        made = self._made.get(key)
+        if made is None:
+            data = await self._store.get(collection, image_id)
+            made = await asyncio.to_thread(render.thumbnail, data, width)
+            self._made.put(key, made)
+        return made
