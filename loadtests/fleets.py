@@ -95,16 +95,18 @@ def answers(url: str) -> bool:
 class Processes:
     """Plain processes on this machine with the pocket models. A context manager: stops them at its end."""
 
-    def __init__(self, folder: Path, **settings: object) -> None:
+    def __init__(self, folder: Path, workers: int = 2, **settings: object) -> None:
         """Plans the fleet; nothing runs yet.
 
         Args:
             folder: For data, pictures and logs.
+            workers: Segmenters, and embedders.
             settings: Further ones of every process.
         """
         self._folder = folder
         self._settings = settings
-        names = [f"{role}-{number}" for role in ("segmenter", "embedder") for number in (1, 2)]
+        numbers = range(1, workers + 1)
+        names = [f"{role}-{number}" for role in ("segmenter", "embedder") for number in numbers]
         self.members = [*names, "searcher-1", "gateway-1", "gateway-2"]
         self._ports = dict(zip(self.members, free_ports(len(self.members)), strict=True))
         # HTTP of the gateways, which has their metrics too; the metrics of the others.

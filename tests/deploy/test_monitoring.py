@@ -1,4 +1,4 @@
-"""What is watched: rules and dashboards against the metrics there are, and against a real Prometheus."""
+"""What is watched: rules and dashboards against the metrics there are and a real Prometheus; traces too."""
 
 from __future__ import annotations
 
@@ -9,12 +9,19 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import grpc
 import httpx
 import pytest
 import yaml
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2_grpc import (
+    TraceServiceServicer,
+    add_TraceServiceServicer_to_server,
+)
 
 from loadtests.fleets import Processes, answers, free_ports
 
@@ -56,11 +63,28 @@ def test_prometheus_itself_takes_the_files(what: tuple[str, str]) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-class Monitor:
-    """A Prometheus that watches a fleet."""
+class Collector(TraceServiceServicer):
+    """Stands for the OpenTelemetry collector: keeps which services took part in which trace."""
 
-    def __init__(self, address: str, fleet: Processes) -> None:
+    def __init__(self) -> None:
+        self.traces: dict[bytes, set[tuple[str, str]]] = {}
+
+    def Export(self, request: Any, context: Any) -> ExportTraceServiceResponse:
+        for resource in request.resource_spans:
+            (service,) = (
+                a.value.string_value for a in resource.resource.attributes if a.key == "service.name"
+            )
+            for span in (span for scope in resource.scope_spans for span in scope.spans):
+                self.traces.setdefault(span.trace_id, set()).add((service, span.name))
+        return ExportTraceServiceResponse()
+
+
+class Monitor:
+    """A Prometheus that watches a fleet, and what collects its traces."""
+
+    def __init__(self, address: str, fleet: Processes, collector: Collector) -> None:
         self.fleet = fleet
+        self.collector = collector
         self._api = httpx.Client(base_url=f"http://{address}/api/v1", timeout=30)
 
     def ask(self, path: str, **parameters: str) -> Any:
@@ -88,7 +112,12 @@ def wait_for(condition: Callable[[], object], what: str, timeout_s: float = 120)
 def monitor(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Monitor]:
     """The committed configuration, with the addresses of processes on this machine in the place of names."""
     folder = tmp_path_factory.mktemp("monitor")
-    with Processes(folder) as fleet:
+    collector = Collector()
+    server = grpc.server(ThreadPoolExecutor(2))
+    add_TraceServiceServicer_to_server(collector, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    with Processes(folder, workers=1, otlp_endpoint=f"http://127.0.0.1:{port}") as fleet:
         config = yaml.safe_load((PROMETHEUS / "prometheus.yml").read_text())
         config["global"] |= {"scrape_interval": "1s", "evaluation_interval": "1s"}
         config["rule_files"] = [str(PROMETHEUS / "rules.yml")]
@@ -103,10 +132,11 @@ def monitor(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Monitor]:
             process = subprocess.Popen(command, stdout=log, stderr=log)
         try:
             wait_for(lambda: answers(f"http://{address}/-/ready"), "Prometheus is ready")
-            yield Monitor(address, fleet)
+            yield Monitor(address, fleet, collector)
         finally:
             process.terminate()
             process.wait(30)
+    server.stop(None)
 
 
 pytestmark_real = [
@@ -145,6 +175,19 @@ class TestReal:
             wait_for(all_show, "every panel has data", 60)
         assert set(empty) <= NEEDS_A_GPU
 
+    def test_one_trace_leads_through_all_services(self, monitor: Monitor) -> None:
+        wanted = {f"regionsearch-{role}" for role in monitor.fleet.metrics}
+
+        def complete() -> bool:
+            return any(
+                {service for service, _ in t} == wanted for t in list(monitor.collector.traces.values())
+            )
+
+        with next((ROOT / "examples" / "scenes").glob("*.jpg")).open("rb") as picture:
+            url = f"http://{monitor.fleet.gateways[1]}/v1/collections/default/images"
+            assert httpx.post(url, files={"files": picture}, timeout=120).is_success
+        wait_for(complete, "a trace of a picture's way in")
+
     def test_the_rules_work(self, monitor: Monitor) -> None:
         def rules() -> dict[str, Any]:
             return {r["name"]: r for g in monitor.ask("/rules")["groups"] for r in g["rules"]}
@@ -152,7 +195,7 @@ class TestReal:
         wait_for(lambda: all(r["health"] == "ok" for r in rules().values()), "every rule is evaluated")
         wait_for(lambda: monitor.series("regionsearch_queue_wait_p95_seconds"), "the recorded series")
         assert rules()["Down"]["state"] == "inactive"
-        monitor.fleet.stop("embedder-2")
+        monitor.fleet.stop("embedder-1")
         wait_for(lambda: rules()["Down"]["state"] != "inactive", "somebody notices")
         (alert,) = rules()["Down"]["alerts"]
         assert alert["labels"]["job"] == "embedder"

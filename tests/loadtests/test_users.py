@@ -3,10 +3,12 @@
 import csv
 import os
 import subprocess
+import sys
 
 import pytest
 
 from loadtests.__main__ import SERVICES, Target, locust_command, service_address
+from loadtests.fleets import free_ports
 
 
 @pytest.fixture
@@ -33,6 +35,28 @@ def test_each_kind_of_user_is_understood(target, tmp_path):
     counts = load(target, tmp_path)
     assert {"ingest", "segment: first click", "search: write an image"} <= set(counts)
     assert any(name.startswith("embed: ") for name in counts)
+
+
+@pytest.mark.slow
+def test_several_generators_are_judged_as_one(target, tmp_path):
+    promise = tmp_path / "slo.toml"
+    promise.write_text("error_budget = 0.0\ngenerator_cpu = 9.0\n[p95_ms]\n")
+    (port,) = free_ports(1)
+    environment = os.environ | {"PYTHONPATH": "."}
+    command = locust_command(target, users=4, duration_s=10, rate=None, out=tmp_path, ui=False)
+    command += ["--warm-up", "1", "--slo", str(promise), "--master", "--expect-workers", "2"]
+    command += ["--master-bind-host", "127.0.0.1", "--master-bind-port", str(port)]
+    worker = [sys.executable, "-m", "locust", "-f", "loadtests/locustfile.py", "--worker"]
+    worker += ["--master-host", "127.0.0.1", "--master-port", str(port)]
+    workers = [subprocess.Popen(worker, env=environment) for _ in range(2)]
+    try:
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    finally:
+        for one in workers:
+            one.terminate()
+            one.wait(30)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Generators: " in done.stdout, done.stdout + done.stderr
 
 
 def test_arrivals_do_not_wait_for_answers(target, tmp_path):
