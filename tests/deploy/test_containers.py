@@ -39,7 +39,7 @@ def environment(service: dict[str, Any]) -> dict[str, str]:
 def test_a_container_is_locked_down_and_tells_its_health(name: str) -> None:
     last = DOCKERFILES[name].rpartition("\nFROM ")[2]
     assert "USER 10001:10001" in last
-    assert "HEALTHCHECK --interval=5s" in last
+    assert "HEALTHCHECK --interval=10s" in last
     assert f'"services.runtime.probe", "{name}"' in last
     assert 'ENTRYPOINT ["tini", "--", ' in last
     service = COMPOSE["services"][name]
