@@ -1,131 +1,58 @@
-"""The searcher against plain FAISS: many callers, filters, writes beside reads, cold starts."""
+"""The searcher against FAISS, LanceDB and milvus-lite: callers, filters, writes beside reads, starts.
+
+`REGIONSEARCH_BENCH_SCALE=0.02 python -m benchmarks --only searcher` shows in minutes that every case runs.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import shutil
 import statistics
-import subprocess
-import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import grpc
 import numpy as np
-from numpy.typing import NDArray
 
 from benchmarks.harness import Case, Measure, Pair, constant
+from benchmarks.peers.environments import running
+from benchmarks.searcher_rig import (
+    CALLERS,
+    DIMENSION,
+    HITS,
+    MODEL,
+    MODEL_INFO,
+    QUERIES,
+    REGIONS,
+    SCALE,
+    Vectors,
+    clustered,
+    filled,
+    in_tenth,
+    process,
+    request,
+    scaled,
+    throughput,
+    write,
+)
 from regionsearch.tensors import tensor_to_proto
-from regionsearch.v1 import search_pb2, search_pb2_grpc, types_pb2
+from regionsearch.v1 import search_pb2
+from services.searcher.embedded.cache import FOLDER as INDEX_FOLDER
 from services.searcher.embedded.codes import build_codes, train_codec, training_sample
 from services.searcher.embedded.engine import EmbeddedEngine
 from services.searcher.embedded.ivf import build_ivf
 from services.searcher.embedded.native import faiss, selector
 from services.searcher.embedded.rewriting import Rewrite
 from services.searcher.settings import EmbeddedSettings
-from services.searcher.types import (
-    CodeMethod,
-    CodeSpec,
-    Collection,
-    Level,
-    ModelIdentity,
-    Record,
-    StoredImage,
-    Upsert,
-)
+from services.searcher.types import CodeMethod, CodeSpec, Collection
 
-DIMENSION = 512
-CALLERS = 32
-QUERIES = 320
-HITS = 10
-REGIONS = 50  # of an image
-MODEL = ModelIdentity("open_clip", "benchmark", "digest", DIMENSION)
-MODEL_INFO = types_pb2.ModelInfo(
-    family="open_clip", variant="benchmark", weights_digest="digest", dimension=DIMENSION
-)
-Vectors = NDArray[np.float32]
-
-
-def clustered(count: int, seed: int) -> Vectors:
-    """Unit vectors around 2000 centres, half of it noise: neighbours exist, as in real embeddings."""
-    rng = np.random.default_rng(seed)
-    centres = np.random.default_rng(1).standard_normal((2000, DIMENSION), dtype=np.float32)
-    vectors = centres[rng.integers(0, len(centres), count)]
-    vectors += rng.standard_normal((count, DIMENSION), dtype=np.float32)
-    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    return vectors
-
-
-def write(engine: EmbeddedEngine, vectors: Vectors, first: int = 0, batch: int = 2000) -> None:
-    """Images of 50 regions each; every tenth image has the tag "tenth"."""
-    for start in range(first, first + len(vectors), batch):
-        rows = vectors[start - first : start - first + batch]
-        images = [
-            StoredImage(f"image{number}", tags=("tenth",) if number % 10 == 0 else ())
-            for number in range(start // REGIONS, -(-(start + len(rows)) // REGIONS))
-        ]
-        records = [
-            Record(f"r{start + row}", f"image{(start + row) // REGIONS}", Level.REGION)
-            for row in range(len(rows))
-        ]
-        engine.upsert("c", MODEL, Upsert(images, records, rows))
-
-
-@contextlib.contextmanager
-def filled(count: int) -> Iterator[tuple[Path, Vectors]]:
-    """A data folder with so many vectors, and the vectors."""
-    with tempfile.TemporaryDirectory() as folder:
-        engine = EmbeddedEngine(EmbeddedSettings(folder=Path(folder), check_at_start=False))
-        engine.create_collection(Collection("c", MODEL))
-        blocks = [clustered(min(100_000, count - start), start) for start in range(0, count, 100_000)]
-        for number, block in enumerate(blocks):
-            write(engine, block, number * 100_000)
-        engine.close()
-        yield Path(folder), np.concatenate(blocks)
-
-
-@contextlib.contextmanager
-def process(folder: Path) -> Iterator[search_pb2_grpc.SearchServiceStub]:
-    """The searcher as a process of its own."""
-    port_file = folder / "port"
-    port_file.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "services.searcher", "--port", "0", "--port-file", str(port_file)]
-    command += ["--embedded.folder", str(folder), "--drain-delay-s", "0"]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        while not port_file.exists():
-            if server.poll() is not None:
-                raise RuntimeError(f"the searcher ended with code {server.returncode}")
-            time.sleep(0.01)
-        with grpc.insecure_channel(f"127.0.0.1:{port_file.read_text().strip()}") as channel:
-            yield search_pb2_grpc.SearchServiceStub(channel)
-    finally:
-        server.terminate()
-        server.wait()
-
-
-def request(query: Vectors, **fields: Any) -> search_pb2.SearchRequest:
-    """A search for the best ten."""
-    return search_pb2.SearchRequest(
-        collection="c", model=MODEL_INFO, queries=tensor_to_proto(query[np.newaxis]), page_size=HITS, **fields
-    )
-
-
-def throughput(stub: search_pb2_grpc.SearchServiceStub, callers: int, requests: list[Any]) -> Measure:
-    """Searches a second."""
-
-    def measure() -> float:
-        with ThreadPoolExecutor(callers) as pool:
-            begin = time.perf_counter()
-            list(pool.map(stub.Search, requests))
-            return len(requests) / (time.perf_counter() - begin)
-
-    return measure
+PEER_QUERIES = {"lancedb": 64, "milvus": 32}  # of one measurement; they need a while for each
 
 
 def loop(index: Any, queries: Vectors, **parameters: Any) -> Measure:
@@ -145,7 +72,7 @@ def against_faiss(count: int, callers: int, filtered: bool = False) -> Callable[
 
     @contextlib.contextmanager
     def prepare() -> Iterator[Pair]:
-        with filled(count) as (folder, vectors), process(folder) as stub:
+        with filled(scaled(count)) as (folder, vectors), process(folder) as stub:
             index = faiss.IndexFlatIP(DIMENSION)
             index.add(vectors)
             queries = clustered(QUERIES if callers > 1 else 40, seed=99)
@@ -153,18 +80,63 @@ def against_faiss(count: int, callers: int, filtered: bool = False) -> Callable[
             parameters: dict[str, Any] = {}
             if filtered:
                 fields["filter"] = search_pb2.Filter(tags=["tenth"])
-                kept = np.arange(count) // REGIONS % 10 == 0
-                parameters["params"] = faiss.SearchParameters(sel=selector(kept))
+                parameters["params"] = faiss.SearchParameters(sel=selector(in_tenth(len(vectors))))
             requests = [request(query, **fields) for query in queries]
             yield Pair(throughput(stub, callers, requests), loop(index, queries[:40], **parameters))
 
     return prepare
 
 
+def against_peer(name: str, callers: int, filtered: bool = False) -> Callable[[], Any]:
+    """Ours over gRPC against another store's exact search, on the same vectors."""
+
+    @contextlib.contextmanager
+    def prepare() -> Iterator[Pair]:
+        queries = clustered(QUERIES if callers > 1 else 40, seed=99)
+        fields = {"filter": search_pb2.Filter(tags=["tenth"])} if filtered else {}
+        requests = [request(query, **fields) for query in queries]
+        asked = PEER_QUERIES[name] if callers > 1 else 16
+        with (
+            filled(scaled(100_000)) as (folder, vectors),
+            running(name, vectors, in_tenth(len(vectors)), queries) as peer,
+            process(folder) as stub,
+        ):
+            yield Pair(throughput(stub, callers, requests), lambda: peer.rate(callers, asked, filtered))
+
+    return prepare
+
+
+def recall_against_peer(name: str) -> Callable[[], Any]:
+    """Recall@10 of our exact search over gRPC, and of another store's, against the true neighbours."""
+
+    @contextlib.contextmanager
+    def prepare() -> Iterator[Pair]:
+        queries = clustered(32, seed=96)
+        with (
+            filled(scaled(100_000)) as (folder, vectors),
+            running(name, vectors, in_tenth(len(vectors)), queries) as peer,
+            process(folder) as stub,
+        ):
+            truth = np.argsort(-(queries @ vectors.T), axis=1, kind="stable")[:, :HITS]
+            ours = [
+                [int(hit.record.record_id[1:]) for hit in stub.Search(request(query)).results[0].hits]
+                for query in queries
+            ]
+            yield Pair(constant(recall(truth, ours)), constant(recall(truth, peer.rows(len(queries)))))
+
+    return prepare
+
+
+def recall(truth: Any, found: list[list[int]]) -> float:
+    """Part of the true rows that was found."""
+    hits = sum(len(set(true) & set(rows)) for true, rows in zip(truth.tolist(), found, strict=True))
+    return hits / max(1, len(truth) * HITS)
+
+
 @contextlib.contextmanager
 def beside_writes() -> Iterator[Pair]:
     """Median latency of one caller while another writes 200 images of 50 regions a minute, against alone."""
-    with filled(100_000) as (folder, _), process(folder) as stub:
+    with filled(scaled(100_000)) as (folder, _), process(folder) as stub:
         queries = [request(query) for query in clustered(100, seed=98)]
         fresh = clustered(REGIONS, seed=97)
         turn = iter(range(10_000_000))
@@ -243,7 +215,7 @@ def write_rate(callers: int) -> Callable[[], Any]:
 @contextlib.contextmanager
 def cold_start() -> Iterator[Pair]:
     """Seconds from the start of the process to its first answer over a million vectors."""
-    with filled(1_000_000) as (folder, vectors):
+    with filled(scaled(1_000_000)) as (folder, vectors):
         query = request(vectors[5])
 
         def measure() -> float:
@@ -255,12 +227,40 @@ def cold_start() -> Iterator[Pair]:
         yield Pair(measure, constant(10.0))
 
 
+@contextlib.contextmanager
+def restart_with_ivf() -> Iterator[Pair]:
+    """Seconds until 262k vectors are served by an approximate index: with its file, and without."""
+    count = scaled(262_144)
+    with filled(count) as (folder, _):
+        settings = EmbeddedSettings(
+            folder=folder, chunk_rows=count // 4, ann_above=count // 2, ann_rows=count // 4 * 4
+        )
+
+        def start() -> float:
+            begin = time.perf_counter()
+            engine = EmbeddedEngine(settings)
+            engine.keep_up()
+            elapsed = time.perf_counter() - begin
+            kinds = {segment.index for segment in engine.stats("c")[0].segments}
+            engine.close()
+            if "ivf" not in kinds:
+                raise RuntimeError(f"no approximate index was made: {kinds}")
+            return elapsed
+
+        def anew() -> float:
+            shutil.rmtree(folder / INDEX_FOLDER, ignore_errors=True)
+            return start()  # and leaves the files for the other side's next turn
+
+        anew()
+        yield Pair(start, anew)
+
+
 def recall_of(kind: str) -> Callable[[], Any]:
     """Recall@10 of an approximate index against exact search, for queries that are no stored rows."""
 
     @contextlib.contextmanager
     def prepare() -> Iterator[Pair]:
-        with filled(131_072) as (folder, _):
+        with filled(scaled(131_072)) as (folder, _):
             engine = EmbeddedEngine(EmbeddedSettings(folder=folder, check_at_start=False))
             segments = [view.segment for view in engine._open["c"].index.state.views]
             rewrite = Rewrite(segments, 0)
@@ -279,42 +279,64 @@ def recall_of(kind: str) -> Callable[[], Any]:
 
 
 def cases() -> list[Case]:
-    """All comparisons of the searcher."""
-    rate = functools.partial(Case, unit="searches/s", better="higher")
+    """All comparisons of the searcher; a scaled run says so in every name."""
+    suffix = "" if SCALE == 1 else f" (scale {SCALE:g})"
+    found = [*_against_faiss(), *_against_peers(), *_alone()]
     return [
-        rate(
-            "searcher: 100k, 32 callers / FAISS, call by call",
-            prepare=against_faiss(100_000, 32),
-            target=3.0,
+        replace(case, name=f"searcher: {case.name}{suffix}", runs=case.runs if SCALE == 1 else 1)
+        for case in found
+    ]
+
+
+_rate = functools.partial(Case, unit="searches/s", better="higher")
+_slow_recall = functools.partial(Case, unit="recall", better="higher", runs=1, slow=True)
+
+
+def _against_faiss() -> list[Case]:
+    return [
+        _rate("100k, 32 callers / FAISS, call by call", prepare=against_faiss(100_000, CALLERS), target=3.0),
+        _rate("100k, 1 caller / FAISS, call by call", prepare=against_faiss(100_000, 1)),
+        _rate(
+            "100k, 32 callers, a tenth passes / FAISS with selector",
+            prepare=against_faiss(100_000, CALLERS, filtered=True),
         ),
-        rate("searcher: 100k, 1 caller / FAISS, call by call", prepare=against_faiss(100_000, 1)),
-        rate(
-            "searcher: 100k, 32 callers, a tenth passes / FAISS with selector",
-            prepare=against_faiss(100_000, 32, filtered=True),
+        _rate(
+            "1M, 32 callers / FAISS, call by call",
+            prepare=against_faiss(1_000_000, CALLERS), target=3.0, slow=True,
         ),
-        Case("searcher: p50 beside writes / alone", "ms", beside_writes, target=1 / 1.5),
-        Case("searcher: writes of 8 callers / of one", "vectors/s", write_rate(8), better="higher"),
-        Case(
-            "searcher: recall@10 of IVF at 131k",
-            "recall",
-            recall_of("ivf"),
-            better="higher",
-            runs=1,
-            slow=True,
+        _rate("1M, 1 caller / FAISS, call by call", prepare=against_faiss(1_000_000, 1), slow=True),
+        _rate(
+            "1M, 32 callers, a tenth passes / FAISS with selector",
+            prepare=against_faiss(1_000_000, CALLERS, filtered=True), slow=True,
         ),
-        Case(
-            "searcher: recall@10 of 256-bit codes at 131k",
-            "recall",
-            recall_of("codes"),
-            better="higher",
-            runs=1,
-            slow=True,
-        ),
-        rate(
-            "searcher: 1M, 32 callers / FAISS, call by call",
-            prepare=against_faiss(1_000_000, 32),
-            target=3.0,
-            slow=True,
-        ),
-        Case("searcher: cold start of 1M / 10 s", "s", cold_start, target=1.0, runs=3, slow=True),
+    ]  # fmt: skip
+
+
+def _against_peers() -> list[Case]:
+    found: list[Case] = []
+    for name, title in (("lancedb", "LanceDB"), ("milvus", "milvus-lite")):
+        for callers, who in ((CALLERS, "32 callers"), (1, "1 caller")):
+            for filtered, what in ((False, ""), (True, ", a tenth passes")):
+                found.append(
+                    _rate(
+                        f"100k, {who}{what} / {title}, exact",
+                        prepare=against_peer(name, callers, filtered),
+                        runs=3,
+                        slow=True,
+                    )
+                )
+        found.append(
+            _slow_recall(f"recall@10 of exact search at 100k / {title}", prepare=recall_against_peer(name))
+        )
+    return found
+
+
+def _alone() -> list[Case]:
+    return [
+        Case("p50 beside writes / alone", "ms", beside_writes, target=1 / 1.5),
+        Case("writes of 8 callers / of one", "vectors/s", write_rate(8), better="higher"),
+        _slow_recall("recall@10 of IVF at 131k", prepare=recall_of("ivf")),
+        _slow_recall("recall@10 of 256-bit codes at 131k", prepare=recall_of("codes")),
+        Case("restart with IVF files at 262k / without", "s", restart_with_ivf, runs=3, slow=True),
+        Case("cold start of 1M / 10 s", "s", cold_start, target=1.0, runs=3, slow=True),
     ]
