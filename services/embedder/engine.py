@@ -20,6 +20,7 @@ from services.runtime.batcher import Batcher, BatchSettings, Failure, Lane, Part
 Vectors = NDArray[np.float32]
 
 SENTENCES_AT_ONCE = 1024  # of one call, in the queue
+TOKENIZED_AT_ONCE = 32  # sentences; a call that has been given up ends before the next ones
 
 _VISION, _TEXT = "vision", "text"
 
@@ -133,8 +134,13 @@ class EmbedEngine:
         self, texts: Sequence[str], templates: TextTemplates
     ) -> list[tuple[Vectors, bool]]:
         sentences = [sentence for text in texts for sentence in templates.fill(text)]
-        tokens, cut = await asyncio.to_thread(self.backend.tokenize, sentences)
-        parts = await self._batcher.submit(TextsJob(tokens), len(sentences), key=_TEXT)
+        tokens, cut = [], []
+        for first in range(0, len(sentences), TOKENIZED_AT_ONCE):
+            some = sentences[first : first + TOKENIZED_AT_ONCE]
+            ids, longer = await asyncio.to_thread(self.backend.tokenize, some)
+            tokens.append(ids)
+            cut += longer
+        parts = await self._batcher.submit(TextsJob(torch.cat(tokens)), len(sentences), key=_TEXT)
         each = len(sentences) // len(texts)
         vectors = np.concatenate(parts).reshape(len(texts), each, -1)
         vectors = vectors[:, 0] if each == 1 else _unit(vectors.mean(axis=1))

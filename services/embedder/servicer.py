@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import functools
 from typing import Any
 
@@ -63,7 +64,7 @@ class EmbedServicer(embed_pb2_grpc.EmbedServiceServicer):
         """Words."""
         _check_count("texts", len(request.texts), self._settings.max_texts, "max_texts")
         for index, text in enumerate(request.texts):
-            if not text.strip():
+            if not any(letter.isprintable() and not letter.isspace() for letter in text):
                 raise invalid(f"texts[{index}]", f"texts[{index}] is empty; write what you look for")
             most = self._settings.max_text_chars
             if len(text) > most:
@@ -101,20 +102,24 @@ class EmbedServicer(embed_pb2_grpc.EmbedServiceServicer):
         if value == types_pb2.CROP_POLICY_UNSPECIFIED:
             return self._settings.crop_policy
         if value not in types_pb2.CropPolicy.values():
-            raise invalid("crop_policy", f"crop_policy {value} is unknown to this embedder")
+            raise invalid("crop_policy", f"crop_policy {value} is unknown; send one of {_names(CropPolicy)}")
         return CropPolicy(types_pb2.CropPolicy.Name(value).removeprefix(_POLICY_PREFIX).lower())
 
     def _templates(self, value: embed_pb2.TextTemplates.ValueType) -> TextTemplates:
         if value == embed_pb2.TEXT_TEMPLATES_UNSPECIFIED:
             return self._settings.text_templates
         if value not in embed_pb2.TextTemplates.values():
-            raise invalid("templates", f"templates {value} is unknown to this embedder")
+            raise invalid("templates", f"templates {value} is unknown; send one of {_names(TextTemplates)}")
         return TextTemplates(embed_pb2.TextTemplates.Name(value).removeprefix(_TEMPLATES_PREFIX).lower())
 
 
 def lane_of(priority: types_pb2.Priority.ValueType) -> Lane:
     """The lane that a request's priority means."""
     return Lane.BULK if priority == types_pb2.PRIORITY_BULK else Lane.INTERACTIVE
+
+
+def _names(known: type[enum.StrEnum]) -> str:
+    return ", ".join(member.name for member in known)
 
 
 def _check_count(field: str, count: int, most: int, setting: str) -> None:

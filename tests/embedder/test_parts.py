@@ -1,5 +1,6 @@
 """Loading, templates, cache, run lengths, buckets."""
 
+import functools
 import hashlib
 import json
 import shutil
@@ -7,13 +8,14 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from open_clip import SimpleTokenizer
 
 from regionsearch.errors import Kind, RegionSearchError
 from regionsearch.masks import encode_rle, mask_box, rle_runs
-from services.embedder.backends import load_backend
+from services.embedder.backends import load_backend, open_clip
 from services.embedder.crops import pixel_box
 from services.embedder.engine import buckets, classify
 from services.embedder.loading import choose_precision, find_devices, find_model
@@ -117,6 +119,45 @@ def test_damaged_and_foreign_weights_are_refused(manifest, tmp_path):
     (tmp_path / manifest.name).write_text(json.dumps(description))
     with pytest.raises(RegionSearchError, match="holds no weights of tiny"):
         load_backend(find_model(str(tmp_path / manifest.name)), torch.device("cpu"), "fp32", False)
+
+
+WORDS = st.text(st.characters(codec="utf-8"), max_size=30) | st.sampled_from(["cat", "\N{CAT FACE}", "猫"])
+
+
+@functools.cache
+def clip():
+    """CLIP's own tokenizer."""
+    return SimpleTokenizer(context_length=16)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.lists(WORDS, max_size=40).map(" ".join), min_size=1, max_size=4))
+def test_texts_become_the_tokens_of_clip(backend, texts):
+    tokens, cut = backend.tokenize(texts)
+    assert tokens.equal(clip()(texts))
+    assert cut == [len(clip().encode(text)) > 14 for text in texts]
+
+
+def test_texts_without_end_are_read_as_far_as_the_model_reads(backend):
+    letters = np.random.default_rng(0).choice(list("abcdefghij"), 5_000)
+    texts = [
+        "".join(letters),
+        "word " * 2_000,
+        "\N{CAT FACE}" * 5_000,
+        "猫" * 5_000,
+        "a " + " " * 5_000 + "b",
+    ]
+    tokens, cut = backend.tokenize(texts)
+    assert cut == [True, True, True, True, False]
+    assert tokens[1:].equal(clip()(texts[1:]))
+
+
+def test_the_tokenizer_does_not_remember_every_word_for_ever(backend, monkeypatch):
+    monkeypatch.setattr(open_clip, "WORDS_KEPT", 50)
+    for number in range(10):
+        backend.tokenize([f"{chr(97 + number)}{chr(97 + k)}thing" for k in range(20)])
+    assert len(backend._tokenizer.cache) <= 50 + 20
+    assert backend.tokenize(["a mug"])[0].equal(clip()(["a mug"]))
 
 
 def test_devices():

@@ -225,7 +225,7 @@ async def test_bad_input_names_its_field_and_the_next_call_works(service, pixels
             await service.EmbedRegions(request)
         typed = from_rpc_error(error.value)
         assert (typed.kind, typed.field) == (kind, field), name
-    for texts in ([], ["a", "  "], ["x"] * 1001, ["x" * 10_001]):
+    for texts in ([], ["a", "  "], ["\u200b\x07"], ["x"] * 1001, ["x" * 10_001]):
         with pytest.raises(grpc.aio.AioRpcError) as error:
             await service.EmbedTexts(embed_pb2.EmbedTextsRequest(texts=texts))
         assert from_rpc_error(error.value).field.startswith("texts")

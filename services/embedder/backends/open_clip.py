@@ -14,6 +14,11 @@ from regionsearch.errors import Kind, RegionSearchError
 from services.embedder.backends.base import ModelFiles
 from services.embedder.crops import CLIP_MEAN, CLIP_STD
 
+# Letters of a word, and of a text for each token, that are read. Longer tokens do not exist, and the time
+# that CLIP's tokenizer takes for a word grows with the square of its length: 10,000 letters took 40 s.
+WORD_LETTERS, TOKEN_LETTERS = 256, 32
+WORDS_KEPT = 100_000
+
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -47,11 +52,19 @@ class OpenClipBackend:
         text = files.config["text_cfg"]
         self._context = text.get("context_length", 77)
         self._tokenizer = _tokenizer(text, self._context)
+        self._special = dict(self._tokenizer.cache)
 
     def tokenize(self, texts: Sequence[str]) -> tuple[Tensor, list[bool]]:
         """Token ids (N, context), and for each text whether its end was cut off."""
-        longer = self._tokenizer(list(texts), context_length=self._context + 1)
-        return self._tokenizer(list(texts)), [bool(row[-1]) for row in longer]
+        short = [_shorten(text, self._context) for text in texts]
+        longer = self._tokenizer(short, context_length=self._context + 1)
+        ends = longer[:, -1].clone()  # the end mark of what does not fit, else padding
+        tokens = longer[:, :-1].contiguous()
+        tokens[:, -1] = torch.where(ends > 0, ends, tokens[:, -1])
+        if len(self._tokenizer.cache) > WORDS_KEPT:  # it keeps every word that it has ever seen
+            self._tokenizer.cache = dict(self._special)
+        cut = zip(ends.tolist(), texts, short, strict=True)
+        return tokens, [bool(end) or text != less for end, text, less in cut]
 
     @torch.inference_mode()
     def embed_crops(self, crops: Tensor) -> Tensor:
@@ -107,6 +120,14 @@ def build(config: dict[str, Any]) -> Any:
         open_clip.CustomTextCLIP if config.get("custom_text") or "hf_model_name" in text else open_clip.CLIP
     )
     return kind(**options | {"vision_cfg": vision, "text_cfg": text})
+
+
+def _shorten(text: str, context: int) -> str:
+    """As much of a text as a model can read, and a little more; texts of ordinary length are left alone."""
+    if len(text) <= WORD_LETTERS:
+        return text
+    less = " ".join(word[:WORD_LETTERS] for word in text.split())[: TOKEN_LETTERS * context]
+    return text if less == " ".join(text.split()) else less
 
 
 def _tokenizer(text: dict[str, Any], context: int) -> Any:
