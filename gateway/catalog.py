@@ -92,6 +92,17 @@ class Catalog:
         )
         return await backends.searcher.call(backends.search.ListCollections, request)
 
+    async def has_images(self) -> bool:
+        """Whether there is any image in any collection."""
+        token = ""
+        while True:
+            page = await self.list(0, token)
+            if any(collection.image_count for collection in page.collections):
+                return True
+            token = page.next_page_token
+            if not token:
+                return False
+
     async def delete(self, name: str) -> None:
         """Deletes a collection with its records, then its pictures. The default one is empty afterwards."""
         backends = self._backends

@@ -8,7 +8,9 @@ import errno
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 import fsspec
@@ -19,6 +21,24 @@ from regionsearch.images import image_id as content_id
 
 _IMAGE_ID = re.compile(r"[0-9a-f]{64}")
 _COLLECTION = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
+
+_ASIDE = re.compile(r"\.([0-9a-f]{64})\.orphan")
+_PART = ".part"
+
+
+@dataclass(frozen=True)
+class Shelf:
+    """A part of a collection's pictures, as the store has them.
+
+    Attributes:
+        images: Ids of pictures that are there.
+        aside: Ids of pictures that were set aside.
+        parts: Paths of pictures that are being written, or whose writer has died.
+    """
+
+    images: list[str]
+    aside: list[str]
+    parts: list[str]
 
 
 class ImageStore:
@@ -37,7 +57,7 @@ class ImageStore:
         self._local = isinstance(self._fs, LocalFileSystem)
 
     async def put(self, collection: str, image_id: str, data: bytes) -> None:
-        """Stores a picture; nothing happens when it is there already.
+        """Stores a picture. One that is there already is as good as new afterwards: `older` counts from now.
 
         Raises:
             RegionSearchError: STORAGE_FULL, or UNAVAILABLE when the store does not answer.
@@ -69,6 +89,49 @@ class ImageStore:
         """Forgets all pictures of a collection."""
         await asyncio.to_thread(self._delete, self._folder(collection), recursive=True)
 
+    async def collections(self) -> list[str]:
+        """Collections that have pictures, or had some."""
+        names = await asyncio.to_thread(self._list, self._root)
+        return [name for name in names if _COLLECTION.fullmatch(name)]
+
+    async def shelves(self, collection: str) -> AsyncIterator[Shelf]:
+        """What is there of a collection, a part of it at a time."""
+        folder = self._folder(collection)
+        for name in await asyncio.to_thread(self._list, folder):
+            names = await asyncio.to_thread(self._list, f"{folder}/{name}")
+            aside = [_ASIDE.fullmatch(other) for other in names]
+            yield Shelf(
+                [other for other in names if _IMAGE_ID.fullmatch(other)],
+                [match.group(1) for match in aside if match],
+                [f"{folder}/{name}/{other}" for other in names if other.endswith(_PART)],
+            )
+
+    async def older(self, collection: str, image_id: str, seconds: float) -> bool:
+        """Whether a picture is there and was put longer ago than that."""
+        return await asyncio.to_thread(self._older, self._path(collection, image_id), seconds)
+
+    async def set_aside(self, collection: str, image_id: str, seconds: float) -> bool:
+        """Moves a picture to where only `take_back` and `forget` find it, unless it was put within `seconds`.
+
+        Returns:
+            Whether it was moved.
+        """
+        return await asyncio.to_thread(self._set_aside, self._path(collection, image_id), seconds)
+
+    async def take_back(self, collection: str, image_id: str) -> None:
+        """Undoes `set_aside`."""
+        path = self._path(collection, image_id)
+        await asyncio.to_thread(self._move, _aside(path), path)
+
+    async def forget(self, collection: str, image_id: str) -> None:
+        """Makes `set_aside` final."""
+        await asyncio.to_thread(self._delete, _aside(self._path(collection, image_id)))
+
+    async def delete_part(self, path: str, seconds: float) -> None:
+        """Deletes what a writer left that died longer ago than that."""
+        if await asyncio.to_thread(self._older, path, seconds):
+            await asyncio.to_thread(self._delete, path)
+
     def _folder(self, collection: str) -> str:
         if not _COLLECTION.fullmatch(collection):
             raise invalid("collection", f"{collection!r} is no collection name")
@@ -81,12 +144,52 @@ class ImageStore:
 
     def _put(self, path: str, data: bytes) -> None:
         with _typed_errors():
-            if self._fs.exists(path):
-                return
-            if self._local:
-                _write_durably(Path(path), data)
-            else:  # an object appears when its upload is complete
+            if not self._local:  # an object appears when its upload is complete
                 self._fs.pipe_file(path, data)
+                return
+            try:
+                os.utime(path)
+            except FileNotFoundError:
+                _write_durably(Path(path), data)
+
+    def _list(self, folder: str) -> list[str]:
+        with _typed_errors():
+            self._fs.invalidate_cache(folder)
+            try:
+                found = self._fs.ls(folder, detail=False)
+            except (FileNotFoundError, NotADirectoryError):
+                return []
+            return sorted(str(path).rstrip("/").rpartition("/")[2] for path in found)
+
+    def _older(self, path: str, seconds: float) -> bool:
+        with _typed_errors():
+            try:
+                put: datetime = self._fs.modified(path)
+            except FileNotFoundError:
+                return False
+            return (datetime.now(UTC) - put.astimezone(UTC)).total_seconds() >= seconds
+
+    def _set_aside(self, path: str, seconds: float) -> bool:
+        with _typed_errors():
+            aside = _aside(path)
+            try:
+                if not self._local:
+                    self._fs.mv(path, aside)
+                    return True
+                Path(path).rename(aside)
+            except FileNotFoundError:
+                return False
+            if self._older(aside, seconds):
+                return True
+            Path(aside).rename(path)  # put again while we looked
+            return False
+
+    def _move(self, source: str, target: str) -> None:
+        with _typed_errors(), contextlib.suppress(FileNotFoundError):
+            if self._local:
+                Path(source).replace(target)
+            else:
+                self._fs.mv(source, target)
 
     def _get(self, path: str) -> bytes | None:
         with _typed_errors():
@@ -105,10 +208,15 @@ class ImageStore:
             self._fs.rm(path, recursive=recursive)
 
 
+def _aside(path: str) -> str:
+    folder, _, name = path.rpartition("/")
+    return f"{folder}/.{name}.orphan"
+
+
 def _write_durably(path: Path, data: bytes) -> None:
     """Writes beside the place, synchronises, renames, synchronises the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part")
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=_PART)
     fresh = Path(name)
     try:
         with os.fdopen(handle, "wb") as file:

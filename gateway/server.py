@@ -6,48 +6,65 @@ import asyncio
 import contextlib
 import json
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from typing import Any
 
-import structlog
 import uvicorn
 from starlette.types import ASGIApp
 
 from gateway.core import Gateway
 from gateway.grpc_api import RegionSearchServicer
+from gateway.health import GatewayHealth
 from gateway.http.app import create_app
 from gateway.settings import GatewaySettings
+from gateway.sweep import Sweeper, sweep_again_and_again
 from regionsearch.v1.region_search_pb2_grpc import add_RegionSearchServiceServicer_to_server
 from services.runtime.server import Lifespan, Server
-
-_WAIT_S = 0.25
-_SAY_EVERY = 40  # waits between two lines in the log
-
-_log = structlog.get_logger(__name__)
 
 
 def lifespan(settings: GatewaySettings) -> Lifespan:
     """What the process does from its start to its end.
 
-    HTTP is served from the start, so that ``/readyz`` can say what the gateway waits for. gRPC health says
-    SERVING once the services have been ready and the default collection is there.
+    HTTP is served from the start, so that ``/readyz`` can say what the gateway waits for.
     """
 
     @contextlib.asynccontextmanager
     async def live(server: Server) -> AsyncIterator[None]:
         gateway = Gateway(settings)
-        app: ASGIApp = create_app(gateway, server.health)
+        health = GatewayHealth(gateway, server.health)
+        app: ASGIApp = create_app(gateway, health)
         if settings.otlp_endpoint:
             app = _traced(app)
         try:
             async with _http_server(app, settings):
                 server.add(add_RegionSearchServiceServicer_to_server, RegionSearchServicer(gateway))
-                await _services_ready(gateway)
-                yield
+                await health.services_ready()
+                async with _beside(health.follow(), *_sweeps(gateway)):
+                    yield
         finally:
             await gateway.close()
 
     return live
+
+
+def _sweeps(gateway: Gateway) -> list[Coroutine[Any, Any, None]]:
+    settings = gateway.settings.sweep
+    if settings.every_s is None:
+        return []
+    sweeper = Sweeper(gateway.catalog, gateway.store, settings.older_than_s)
+    return [sweep_again_and_again(sweeper, settings.every_s)]
+
+
+@contextlib.asynccontextmanager
+async def _beside(*work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Runs work without an end beside the body."""
+    tasks = [asyncio.create_task(one) for one in work]
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _traced(app: ASGIApp) -> ASGIApp:
@@ -55,19 +72,6 @@ def _traced(app: ASGIApp) -> ASGIApp:
 
     traced: ASGIApp = OpenTelemetryMiddleware(app, excluded_urls="healthz,readyz,metrics,static")
     return traced
-
-
-async def _services_ready(gateway: Gateway) -> None:
-    waits = 0
-    while True:
-        found = await gateway.readiness()
-        missing = {name: state.detail for name, state in found.items() if not state.ready}
-        if not missing:
-            return
-        if waits % _SAY_EVERY == 0:
-            _log.info("waiting", **missing)
-        waits += 1
-        await asyncio.sleep(_WAIT_S)
 
 
 @contextlib.asynccontextmanager

@@ -69,6 +69,15 @@ class TimeoutSettings(_Part):
     )
 
 
+class SweepSettings(_Part):
+    """Deleting pictures that an ingest has left which died; see `gateway.sweep`."""
+
+    every_s: float | None = Field(None, gt=0, description="Seconds between two sweeps; none when absent.")
+    older_than_s: float = Field(
+        86_400.0, ge=0, description="Pictures that were put within this time are left: longer than an ingest."
+    )
+
+
 class BackendTlsSettings(_Part):
     """How the gateway reaches the services over TLS: PEM files."""
 
@@ -114,6 +123,7 @@ class GatewaySettings(ServiceSettings):
     )
     limits: LimitSettings = LimitSettings()
     timeouts: TimeoutSettings = TimeoutSettings()
+    sweep: SweepSettings = SweepSettings()
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="Web pages of other origins that may call the API; * for all. Separated by commas."
     )

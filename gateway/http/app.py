@@ -7,6 +7,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.gzip import GZipMiddleware
 
 from gateway.core import Gateway
+from gateway.health import GatewayHealth
 from gateway.http import (
     openapi,
     problems,
@@ -17,7 +18,6 @@ from gateway.http import (
     routes_service,
 )
 from gateway.http.middleware import REQUEST_ID, BodyLimit, CancelOnDisconnect, RequestContext
-from services.runtime.health import Health
 
 _DESCRIPTION = """Find any object in any image: by words, by an example picture, or by pointing at it.
 
@@ -27,12 +27,12 @@ Coordinates are pixels of a picture as a viewer shows it. Errors are problem doc
 """
 
 
-def create_app(gateway: Gateway, health: Health) -> FastAPI:
+def create_app(gateway: Gateway, health: GatewayHealth) -> FastAPI:
     """Puts routes, errors and middleware together.
 
     Args:
         gateway: What the routes call.
-        health: Of this process.
+        health: Of this process and the services behind it.
     """
     app = FastAPI(
         title="Region Search",

@@ -13,11 +13,12 @@ from fastapi.staticfiles import StaticFiles
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from gateway.access import Scope
+from gateway.backends import Readiness
 from gateway.core import Gateway
+from gateway.health import GatewayHealth
 from gateway.http.access import needs
 from gateway.http.answers import Model, Models, Ready, ServiceState
 from regionsearch.v1 import search_pb2, segment_pb2
-from services.runtime.health import Health
 
 WEB = Path(__file__).resolve().parents[1] / "web"
 _SWAGGER = Path(fastapi_offline.__file__).parent / "static"
@@ -37,12 +38,19 @@ _DOCS = """<!doctype html>
 _DOCS_SCRIPT = 'SwaggerUIBundle({url: "/openapi.json", dom_id: "#swagger-ui", deepLinking: true});\n'
 
 
-def router(gateway: Gateway, health: Health) -> APIRouter:
+_UP = ServiceState(ready=True, detail="serving")
+
+
+def _state(found: Readiness) -> ServiceState:
+    return ServiceState(ready=found.ready, detail=found.detail)
+
+
+def router(gateway: Gateway, health: GatewayHealth) -> APIRouter:
     """The routes besides the API proper.
 
     Args:
         gateway: Asked about its services.
-        health: Of this process: not serving while it drains.
+        health: Of this process.
     """
     routes = APIRouter(tags=["service"])
 
@@ -67,19 +75,11 @@ def router(gateway: Gateway, health: Health) -> APIRouter:
         for.
         """
         if only:
-            detail = "serving" if health.serving else health.reason
-            own = ServiceState(ready=health.serving, detail=detail)
-            answer = Ready(ready=health.serving, services={"gateway": own}).model_dump()
-            return JSONResponse(answer, 200 if health.serving else 503, {"Cache-Control": "no-store"})
-        found = await gateway.readiness()
-        services = {
-            name: ServiceState(ready=state.ready, detail=state.detail) for name, state in found.items()
-        }
-        draining = not health.serving and health.reason != "starting"
-        ready = all(state.ready for state in found.values()) and not draining
-        services["gateway"] = ServiceState(
-            ready=not draining, detail=health.reason if draining else "serving"
-        )
+            services = {"gateway": _state(health.own)}
+        else:
+            services = {name: _state(found) for name, found in (await gateway.readiness()).items()}
+            services["gateway"] = _state(health.own) if health.draining else _UP
+        ready = all(state.ready for state in services.values())
         answer = Ready(ready=ready, services=services).model_dump()
         return JSONResponse(answer, 200 if ready else 503, {"Cache-Control": "no-store"})
 

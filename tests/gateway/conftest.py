@@ -5,11 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import io
+import os
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import grpc
 import httpx
@@ -28,6 +32,7 @@ from services.searcher.settings import EmbeddedSettings, SearcherSettings
 from tests.gateway.fakes import FakeEmbedder, FakeSegmenter, FakeSettings, Script, lifespan
 
 T = TypeVar("T")
+ROOT = Path(__file__).parents[2]
 
 
 def service(module: Any, name: str) -> list[Any]:
@@ -143,6 +148,70 @@ class World:
         self.run(close())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(10)
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    """Until something is so."""
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline, "it never came true"
+        time.sleep(0.01)
+
+
+class _Process:
+    """A process of its own, which a test may kill. A context manager."""
+
+    def __init__(self, command: list[str], **environment: str) -> None:
+        self._command = command
+        self._environment = environment
+
+    def __enter__(self) -> Self:
+        command = [sys.executable, "-m", *self._command]
+        self.process = subprocess.Popen(command, cwd=ROOT, env=os.environ | self._environment)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+
+    def kill(self) -> None:
+        """Ends it without any warning."""
+        self.process.kill()
+        self.process.wait()
+
+
+class EmbedderProcess(_Process):
+    """A fake embedder."""
+
+    def __init__(self, folder: Path, port: int = 0) -> None:
+        self._port_file = folder / "port"
+        self._port_file.unlink(missing_ok=True)
+        arguments = ["--port", str(port), "--port-file", str(self._port_file)]
+        super().__init__(["tests.gateway.fakes", *arguments])
+
+    def __enter__(self) -> Self:
+        super().__enter__()
+        wait_for(self._port_file.exists)
+        self.port = int(self._port_file.read_text())
+        return self
+
+
+class GatewayProcess(_Process):
+    """A real gateway, started as an operator would."""
+
+    def __init__(self, settings: GatewaySettings, **environment: str) -> None:
+        assert settings.http_port_file is not None
+        self._port_file = settings.http_port_file
+        self._port_file.unlink(missing_ok=True)
+        names = ("port", "http_port", "http_port_file", "segmenter", "embedder", "searcher", "image_store")
+        given = {f"REGIONSEARCH_GATEWAY_{name.upper()}": str(getattr(settings, name)) for name in names}
+        super().__init__(["gateway"], **given, **environment)
+
+    def __enter__(self) -> Self:
+        super().__enter__()
+        wait_for(self._port_file.exists)
+        self.url = f"http://127.0.0.1:{self._port_file.read_text().strip()}"
+        wait_for(lambda: httpx.get(f"{self.url}/readyz").status_code == 200)
+        return self
 
 
 @pytest.fixture(scope="session")

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
-from collections.abc import Callable
 
 import grpc
 import httpx
@@ -14,15 +12,8 @@ import pytest
 
 from regionsearch.errors import Kind, RegionSearchError, from_rpc_error, overloaded
 from regionsearch.v1 import region_search_pb2, segment_pb2, types_pb2
-from tests.gateway.conftest import BLUE, GREEN, RED, Running, Shape, World, add, scene
+from tests.gateway.conftest import BLUE, GREEN, RED, Running, Shape, World, add, scene, wait_for
 from tests.gateway.fakes import EMBEDDER, Script
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline, "it never came true"
-        time.sleep(0.01)
 
 
 def count(gateway: Running, collection: str) -> int:

@@ -4,26 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
 
-from tests.gateway.conftest import RED, Running, World, add, scene
+from tests.gateway.conftest import RED, EmbedderProcess, GatewayProcess, Running, World, add, scene, wait_for
 from tests.gateway.fakes import Script
-
-ROOT = Path(__file__).parents[2]
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline, "it never came true"
-        time.sleep(0.01)
 
 
 def test_a_query_that_takes_too_long_is_ended(world: World, script: Script) -> None:
@@ -80,20 +69,15 @@ def refuses(url: str) -> bool:
 
 
 @pytest.fixture
-def replica(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """An embedder in a process of its own."""
-    command = [sys.executable, "-m", "tests.gateway.fakes", "--port-file", str(tmp_path / "port")]
-    process = subprocess.Popen(command, cwd=ROOT)
-    wait_for(lambda: (tmp_path / "port").exists())
-    yield process
-    process.kill()
-    process.wait()
+def replica(tmp_path: Path) -> Iterator[EmbedderProcess]:
+    with EmbedderProcess(tmp_path) as process:
+        yield process
 
 
 def test_a_replica_that_is_killed_fails_no_request(
-    world: World, script: Script, replica: subprocess.Popen[bytes], tmp_path: Path
+    world: World, script: Script, replica: EmbedderProcess
 ) -> None:
-    targets = f"127.0.0.1:{world.embedder.port},127.0.0.1:{(tmp_path / 'port').read_text().strip()}"
+    targets = f"127.0.0.1:{world.embedder.port},127.0.0.1:{replica.port}"
     gateway = world.gateway(embedder=targets, embed_chunk=1)
 
     def send(number: int) -> str:
@@ -106,3 +90,31 @@ def test_a_replica_that_is_killed_fails_no_request(
         outcomes = list(pool.map(send, range(40)))
     assert outcomes == ["created"] * 40
     assert 0 < script.calls["EmbedRegions"] <= 80
+
+
+def test_gateways_side_by_side_while_one_of_them_dies(world: World, script: Script, tmp_path: Path) -> None:
+    """Two processes on the same services and pictures: what one took in the other serves, and goes on."""
+    settings = world.settings()
+    assert settings.http_port_file is not None
+    other = world.gateway(image_store=settings.image_store)
+    with GatewayProcess(settings) as process, httpx.Client(base_url=process.url, timeout=30) as http:
+
+        def send(number: int) -> str:
+            picture = scene(("red", (number, 30, number + 9, 39)), ("blue", (number, 60, number + 9, 75)))
+            if number % 2 == 0:
+                with contextlib.suppress(httpx.TransportError):
+                    http.post(
+                        "/v1/collections/default/images", files=[("files", (f"{number}.png", picture))]
+                    ).raise_for_status()
+                if number == 10:
+                    process.kill()
+            # What the first one was asked, or was not able to answer any more, the other one finishes.
+            return str(add(other, "default", (f"{number}.png", picture))[0]["outcome"])
+
+        with concurrent.futures.ThreadPoolExecutor(4) as pool:
+            outcomes = list(pool.map(send, range(30)))
+    assert set(outcomes) == {"created", "duplicate"}
+    images = other.http.get("/v1/collections/default/images?page_size=1000").json()["images"]
+    for image in images[:30]:
+        content = other.http.get(f"/v1/collections/default/images/{image['image_id']}/content")
+        assert content.status_code == 200 or image["name"] not in {f"{n}.png" for n in range(30)}

@@ -1,0 +1,158 @@
+"""Pictures that nothing knows: what an ingest leaves that died after it stored the bytes.
+
+They harm nobody and are used when the picture is sent again; but they take room. A sweep finds them by asking
+the searcher about every stored picture, and never deletes one that it knows:
+
+- what was put lately is left alone, since its ingest may still run;
+- a picture is first moved aside, then the searcher is asked once more, and only then it is deleted. An ingest
+  that comes meanwhile stores the picture anew, because it does not find it. A sweep that dies leaves pictures
+  aside, and the next one decides about them.
+
+``python -m gateway.sweep`` does it once; with ``sweep.every_s`` the gateway does it by itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+from collections.abc import Sequence
+
+import structlog
+from pydantic import Field
+from pydantic_settings import CliImplicitFlag
+
+from gateway.backends import Backends
+from gateway.catalog import Catalog
+from gateway.image_store import ImageStore
+from gateway.settings import GatewaySettings
+from regionsearch.errors import Kind, RegionSearchError
+from regionsearch.rpc import chunked
+from services.runtime.logs import configure_logging
+
+_AT_ONCE = 32  # images that the searcher is asked about in one call
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclasses.dataclass
+class Swept:
+    """What a sweep has seen and done.
+
+    Attributes:
+        images: Pictures that it looked at.
+        orphans: Those that nothing knows and that are old enough; deleted unless it was a dry run.
+        kept: Those that were aside, or on their way there, and have a record: put back.
+    """
+
+    images: int = 0
+    orphans: int = 0
+    kept: int = 0
+
+
+class Sweeper:
+    """Deletes stored pictures that no record refers to.
+
+    Args:
+        catalog: Asks the searcher.
+        store: Where the pictures are.
+        older_than_s: What was put within this time is left alone.
+    """
+
+    def __init__(self, catalog: Catalog, store: ImageStore, older_than_s: float) -> None:
+        self._catalog = catalog
+        self._store = store
+        self._older_than_s = older_than_s
+
+    async def sweep(self, *, dry_run: bool = False) -> Swept:
+        """Goes through the whole store, a part at a time.
+
+        Raises:
+            RegionSearchError: FAILED_PRECONDITION when the searcher has no image at all, as a new one that
+                stands in the wrong place would; UNAVAILABLE when it or the store does not answer.
+        """
+        if not await self._catalog.has_images():
+            raise RegionSearchError(
+                Kind.FAILED_PRECONDITION,
+                "the searcher has no image at all: is it the one that the image store belongs to?",
+            )
+        swept = Swept()
+        for collection in await self._store.collections():
+            async for shelf in self._store.shelves(collection):
+                swept.images += len(shelf.images)
+                for ids in chunked(shelf.images, _AT_ONCE):
+                    for image_id in await self._unknown(collection, ids):
+                        await self._remove(collection, image_id, swept, dry_run)
+                if not dry_run:
+                    for image_id in shelf.aside:  # of a sweep that died
+                        await self._settle(collection, image_id, swept)
+                    for path in shelf.parts:
+                        await self._store.delete_part(path, self._older_than_s)
+        _log.info("swept", dry_run=dry_run, **dataclasses.asdict(swept))
+        return swept
+
+    async def _remove(self, collection: str, image_id: str, swept: Swept, dry_run: bool) -> None:
+        if not await self._store.older(collection, image_id, self._older_than_s):
+            return
+        if dry_run:
+            swept.orphans += 1
+        elif await self._store.set_aside(collection, image_id, self._older_than_s):
+            await self._settle(collection, image_id, swept)
+
+    async def _settle(self, collection: str, image_id: str, swept: Swept) -> None:
+        """Decides about a picture that is aside."""
+        if await self._unknown(collection, [image_id]):
+            await self._store.forget(collection, image_id)
+            swept.orphans += 1
+        else:
+            await self._store.take_back(collection, image_id)
+            swept.kept += 1
+
+    async def _unknown(self, collection: str, image_ids: Sequence[str]) -> list[str]:
+        """Those that the searcher does not know; all of them where it does not know the collection."""
+        try:
+            found = await self._catalog.records(collection, image_ids=image_ids)
+        except RegionSearchError as error:
+            if error.kind is not Kind.NOT_FOUND:
+                raise
+            return list(image_ids)
+        known = {image.image_id for image in found.images}
+        return [image_id for image_id in image_ids if image_id not in known]
+
+
+async def sweep_again_and_again(sweeper: Sweeper, every_s: float) -> None:
+    """Sweeps until it is cancelled; what goes wrong is logged, and the next time is another chance."""
+    while True:
+        await asyncio.sleep(every_s)
+        try:
+            await sweeper.sweep()
+        except RegionSearchError as error:
+            _log.warning("not swept", error=error.message)
+
+
+class _Command(GatewaySettings):
+    dry_run: CliImplicitFlag[bool] = Field(False, description="Only counts.")
+
+
+async def _sweep_once(settings: _Command) -> Swept:
+    store, backends = ImageStore(settings.image_store), Backends(settings)
+    try:
+        sweeper = Sweeper(Catalog(backends, store, settings), store, settings.sweep.older_than_s)
+        return await sweeper.sweep(dry_run=settings.dry_run)
+    finally:
+        await backends.close()
+
+
+def main() -> None:
+    """Sweeps once with the gateway's settings; prints what was done as JSON."""
+    settings = _Command.load()
+    configure_logging(settings.process, settings.log_level, settings.log_format)
+    try:
+        swept = asyncio.run(_sweep_once(settings))
+    except RegionSearchError as error:
+        raise SystemExit(f"not swept: {error.message}") from None
+    print(json.dumps(dataclasses.asdict(swept)))
+
+
+if __name__ == "__main__":
+    main()

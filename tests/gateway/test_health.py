@@ -1,0 +1,75 @@
+"""gRPC health follows the services behind the gateway, as /readyz does."""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from tests.gateway.conftest import EmbedderProcess, Running, World, wait_for
+from tests.gateway.fakes import Script
+
+Status = health_pb2.HealthCheckResponse
+SERVICE = "regionsearch.v1.RegionSearchService"
+
+
+@contextlib.contextmanager
+def watched(gateway: Running, service: str = SERVICE) -> Iterator[queue.Queue[int]]:
+    """What Health.Watch says, as it comes."""
+    seen: queue.Queue[int] = queue.Queue()
+    call = health_pb2_grpc.HealthStub(gateway.channel).Watch(health_pb2.HealthCheckRequest(service=service))
+
+    def read() -> None:
+        with contextlib.suppress(grpc.RpcError):
+            for answer in call:
+                seen.put(answer.status)
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    try:
+        yield seen
+    finally:
+        call.cancel()
+        thread.join()
+
+
+def statuses(gateway: Running) -> tuple[int, int]:
+    """Of /readyz, with and without the services behind the gateway."""
+    urls = ("/readyz", "/readyz?only=gateway")
+    first, second = (gateway.http.get(url).status_code for url in urls)
+    return first, second
+
+
+@pytest.mark.parametrize("service", ["", SERVICE])
+def test_a_service_that_dies_and_comes_back(
+    world: World, script: Script, tmp_path: Path, service: str
+) -> None:
+    with EmbedderProcess(tmp_path) as embedder:
+        gateway = world.gateway(embedder=f"127.0.0.1:{embedder.port}")
+        with watched(gateway, service) as seen:
+            assert seen.get(timeout=30) == Status.SERVING
+            assert statuses(gateway) == (200, 200)
+            embedder.kill()
+            assert seen.get(timeout=30) == Status.NOT_SERVING
+            assert statuses(gateway) == (503, 200)
+            with EmbedderProcess(tmp_path, embedder.port):
+                assert seen.get(timeout=30) == Status.SERVING
+                assert statuses(gateway) == (200, 200)
+                world.call(gateway.server.stop)
+                assert seen.get(timeout=30) == Status.NOT_SERVING
+
+
+def test_while_calls_wait_for_a_restart_it_is_serving(world: World, script: Script, tmp_path: Path) -> None:
+    """A gateway that would wait an hour for the embedder: calls have a chance, and so health says."""
+    with EmbedderProcess(tmp_path) as embedder:
+        gateway = world.gateway(embedder=f"127.0.0.1:{embedder.port}", timeouts={"restart_s": 3600})
+        embedder.kill()
+        wait_for(lambda: statuses(gateway) == (503, 200))
+        check = health_pb2_grpc.HealthStub(gateway.channel).Check
+        assert check(health_pb2.HealthCheckRequest(service=SERVICE)).status == Status.SERVING
