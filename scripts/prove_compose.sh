@@ -86,9 +86,12 @@ say "start"
 wait_ready
 
 say "ingest and search"
-for scene in examples/scenes/*.jpg; do printf -- '-F files=@%s ' "$scene"; done |
-    xargs curl -fs "$url/v1/collections/default/images" | grep -o '"outcome":"[a-z]*"' | sort | uniq -c
+for scene in examples/scenes/*.jpg; do
+    answer=$(curl -fs "$url/v1/collections/default/images" -F "files=@$scene")
+    [[ $answer == *'"outcome":"created"'* ]] || { echo "$scene: $answer" >&2; exit 1; }
+done
 images=$(count)
+echo "$images pictures"
 curl -fs "$url/v1/collections/default/search" -H 'content-type: application/json' \
     -d '{"query": {"text": "teapot"}, "level": "region", "page_size": 1}' | grep -q '"hits":\[{'
 
