@@ -22,6 +22,8 @@ $(VENV)/.run: pyproject.toml constraints.txt constraints-torch.txt | $(VENV)/bin
 
 $(VENV)/.dev: pyproject.toml constraints.txt constraints-torch.txt scripts/install_test_tools.sh | $(VENV)/bin/python
 	$(PIP) install -c constraints.txt -e '.[dev]'
+	@# Not in [dev]: pip would build it beside a second torch of its own choice, which constraints do not reach.
+	SAM2_BUILD_CUDA=0 $(PIP) install -c constraints.txt --no-build-isolation sam2 || echo "without sam2 its tests are skipped"
 	scripts/install_test_tools.sh
 	@touch $@ $(VENV)/.run
 
