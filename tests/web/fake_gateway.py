@@ -67,6 +67,7 @@ class FakeGateway:
                 Route("/v1/collections/default/images", self.ingest, methods=["POST"]),
                 Route("/v1/collections/default/images/{id}", self.delete, methods=["DELETE"]),
                 Route("/v1/collections/default/images/{id}/regions", self.regions),
+                Route("/v1/collections/default/images/{id}/regions/{region}/crop.png", self.content),
                 Route("/v1/collections/default/images/{id}/{kind:str}", self.content),
                 Route("/v1/collections/default/search", self.search, methods=["POST"]),
                 Route("/v1/search-within", self.within, methods=["POST"]),
@@ -175,6 +176,8 @@ class FakeGateway:
             for hit in hits:
                 first.setdefault(hit["image_id"], hit)
             hits = list(first.values())
+        unlike = {one["region_id"] for one in body["negatives"] if isinstance(one, dict)}
+        hits = [hit for hit in hits if hit["region_id"] not in unlike]
         hits = [hit for hit in hits if hit["score"] >= (body["min_score"] or -1)]
         start = int(body.get("page_token") or 0)
         end = start + self.page_size
@@ -187,11 +190,13 @@ class FakeGateway:
             return self.scenes[identity].things[int(index)].name
         if "image" in query:
             assert base64.b64decode(query["image"]).startswith(b"\xff\xd8")
-            return "red circle"
-        return self._thing(query["image_id"], query).name
+            return self._thing(query).name if query.get("points") or query.get("box") else "red circle"
+        return self._thing(query).name
 
-    def _thing(self, identity: str, prompt: dict[str, Any]) -> Thing:
-        things = self.scenes[identity].things
+    def _thing(self, prompt: dict[str, Any]) -> Thing:
+        """What is pointed at: in a stored picture, or in the one that is always uploaded."""
+        own = scene("own", 520, 340, UPLOADED)
+        things = (self.scenes[prompt["image_id"]] if "image_id" in prompt else own).things
         if prompt.get("box"):
             box = prompt["box"]
             x, y = (box["x_min"] + box["x_max"]) / 2, (box["y_min"] + box["y_max"]) / 2
@@ -218,7 +223,7 @@ class FakeGateway:
     async def segment(self, request: Request) -> Response:
         body = await request.json()
         self.requests.append(("segment", body))
-        candidate = _region(self._thing(body["image_id"], body), None)
+        candidate = _region(self._thing(body), None)
         return JSONResponse({"results": [{"candidates": [candidate]}], "regions": []})
 
 

@@ -92,6 +92,8 @@ export const searchWithin = (body, signal) => post("/v1/search-within", body, si
 export const segment = (body, signal) => post("/v1/segment", body, signal);
 
 export const thumbnailUrl = (collection, id) => `${imageUrl(collection, id)}/thumbnail?width=640`;
+/** A stored region alone, on a transparent ground. Its id begins with its image's. */
+export const cropUrl = (collection, region) => `${imageUrl(collection, region.replace(/-r\d+$/, ""))}/regions/${encodeURIComponent(region)}/crop.png`;
 export const contentUrl = (collection, id) => `${imageUrl(collection, id)}/content`;
 
 /** Shows a picture of the API; with a key it has to be fetched, because <img> sends none. */

@@ -38,25 +38,31 @@ export function svg(tag, attributes = {}, ...children) {
 export const icon = (name) =>
   svg("svg", { class: "icon", viewBox: "0 0 24 24", "aria-hidden": "true" }, svg("use", { href: `/static/icons.svg#${name}` }));
 
-/** Says something to screen readers without moving the focus. */
+/** Says something to screen readers without moving the focus. What is outside of an open dialog is silent. */
 export function announce(text) {
-  $("live").textContent = "";
-  requestAnimationFrame(() => ($("live").textContent = text));
+  const live = document.querySelector("dialog[open] [aria-live]") ?? $("live");
+  live.textContent = "";
+  requestAnimationFrame(() => (live.textContent = text));
 }
 
 let toastTimer;
 
-/** Shows a short message for a few seconds. */
+/** Shows a short message for a few seconds, above dialogs too. */
 export function toast(text) {
   const element = $("toast");
   element.textContent = text;
-  element.hidden = false;
+  element.hidePopover();
+  element.showPopover(); // again, so that it stands above a dialog that was opened since
+  announce(text);
   clearTimeout(toastTimer);
-  toastTimer = setTimeout(() => (element.hidden = true), 4500);
+  toastTimer = setTimeout(() => element.hidePopover(), 4500);
 }
 
 /** "1 picture", "2 pictures". */
 export const count = (number, noun) => `${number.toLocaleString("en")} ${noun}${number === 1 ? "" : "s"}`;
+
+/** A file name without its ending. */
+export const stem = (name) => (name || "picture").replace(/\.[^.]*$/, "");
 
 /** Whether the user is typing, so that letters are not shortcuts. */
 export const typing = (event) =>

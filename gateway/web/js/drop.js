@@ -1,8 +1,9 @@
 /** Pictures that are dropped on the page or pasted into it. */
 
-import { $ } from "./dom.js";
+import { $, toast } from "./dom.js";
 
 const PICTURE = /\.(jpe?g|png|webp|gif|bmp|tiff?)$/i;
+const inDialog = () => Boolean(document.querySelector("dialog[open]"));
 const isPicture = (file) => file.type.startsWith("image/") || PICTURE.test(file.name);
 
 /** @param {{searchWith: (file: File) => void, add: (files: File[]) => void}} actions */
@@ -14,7 +15,7 @@ export function acceptPictures({ searchWith, add }) {
   document.addEventListener("dragenter", (event) => {
     if (!carriesFiles(event)) return;
     depth += 1;
-    veil.hidden = Boolean(document.querySelector("dialog[open]"));
+    veil.hidden = inDialog();
   });
   document.addEventListener("dragleave", (event) => {
     if (carriesFiles(event) && --depth <= 0) veil.hidden = true;
@@ -27,12 +28,13 @@ export function acceptPictures({ searchWith, add }) {
   });
   document.addEventListener("drop", async (event) => {
     if (!carriesFiles(event)) return;
-    event.preventDefault();
+    event.preventDefault(); // also over a dialog: else the browser would leave the page for the picture
     depth = 0;
     veil.hidden = true;
+    if (inDialog()) return toast("Close this first, then drop pictures.");
     const target = event.target.closest?.("[data-drop]")?.dataset.drop ?? (event.target.closest?.("#search") ? "search" : "add");
     const files = await dropped(event.dataTransfer);
-    if (!files.length) return;
+    if (!files.length) return toast("There is no picture in what was dropped.");
     if (target === "search") searchWith(files[0]);
     else add(files);
   });

@@ -14,28 +14,36 @@ import { Viewer } from "./viewer.js";
 let state = read();
 let shown = null;
 
-/** Changes the state: a new entry of the history unless `replace`. */
+/** Changes the state: a new entry of the history unless `replace`. An entry that only opens a picture says so. */
 function go(changes, { replace = false } = {}) {
+  const opens = !state.view && Boolean(changes.view);
   state = { ...state, ...changes };
-  history[replace ? "replaceState" : "pushState"](null, "", write(state));
+  if (replace) history.replaceState(history.state, "", write(state));
+  else history.pushState({ opens }, "", write(state));
   render();
+}
+
+/** Closes the open picture: back to what it was opened from, so that Back does not open it again. */
+function close() {
+  if (history.state?.opens) history.back();
+  else go({ view: "" }, { replace: true });
 }
 
 /** A new search: what was asked before is forgotten, filters stay. */
 function ask(query) {
   const { text, picture, region, image, points, box } = HOME;
-  const calm = { text, picture, region, image, points, box, view: "", min: null };
+  const calm = { text, picture, region, image, points, box, view: "", min: null, unlike: HOME.unlike };
   go({ ...calm, ...query });
   window.scrollTo({ top: 0 });
 }
 
 const bar = new SearchBar({ ask, go });
-const results = new Results({ ask, open: (view) => go({ view }) });
+const results = new Results({ ask, open: (view) => go({ view }), loaded: () => viewer.around(results.hit(state.view)) });
 const viewer = new Viewer({
   ask,
-  exclude: (phrase) => go({ view: "", not: [state.not, phrase].filter(Boolean).join(", ") }),
+  unlike: (region) => go({ view: "", unlike: [...new Set([...state.unlike, region])] }),
   open: (view) => go({ view }, { replace: true }),
-  close: () => go({ view: "" }),
+  close,
   neighbour: (id, step) => results.neighbour(id, step),
   deleted: (id) => {
     results.forget(id);

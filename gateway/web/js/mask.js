@@ -4,6 +4,8 @@
  * Runs go down the columns, first those outside of the mask. A pixel (x, y) has the position x * height + y.
  */
 
+const SPECK = 0.03; // of the largest part's area
+
 /** A mask that answers "is this pixel inside?" and draws its outline. */
 export class Mask {
   /** @param {{size: [number, number], counts: string}} rle Size is [height, width]. */
@@ -29,8 +31,19 @@ export class Mask {
 
   /** The outline as an SVG path in picture coordinates; "" when the mask is empty. */
   get path() {
-    this.cachedPath ??= loops(columns(this.ends, this.height)).map(smooth).join("");
-    return this.cachedPath;
+    return this.loops.map(smooth).join("");
+  }
+
+  /** The same without specks and pinholes, which in a small picture are noise. */
+  get tidyPath() {
+    const areas = this.loops.map(area);
+    const least = SPECK * Math.max(...areas);
+    return this.loops.filter((_, i) => areas[i] >= least).map(smooth).join("");
+  }
+
+  get loops() {
+    this.cachedLoops ??= loops(columns(this.ends, this.height));
+    return this.cachedLoops;
   }
 }
 
@@ -120,6 +133,12 @@ function loops(byColumn) {
   return found;
 }
 
+/** What a loop encloses. */
+const area = (loop) => Math.abs(loop.reduce((sum, [x, y], i) => {
+  const [nextX, nextY] = loop[(i + 1) % loop.length];
+  return sum + x * nextY - nextX * y;
+}, 0)) / 2;
+
 /** Joins edges that go on in the same direction. */
 function straight(loop) {
   const n = loop.length;
@@ -153,10 +172,11 @@ function smooth(loop) {
 }
 
 /** The path of a box {x_min, y_min, x_max, y_max}. */
-export const boxPath = (box) => 
+const boxPath = (box) =>
   `M${box.x_min} ${box.y_min}L${box.x_max} ${box.y_min}L${box.x_max} ${box.y_max}L${box.x_min} ${box.y_max}Z`;
 
 /** The outline of a hit or region: of its mask, or else of its box. */
-export function outline({ mask, box }) {
-  return (mask && new Mask(mask).path) || boxPath(box);
+export function outline({ mask, box }, { tidy = false } = {}) {
+  if (!mask) return boxPath(box);
+  return new Mask(mask)[tidy ? "tidyPath" : "path"] || boxPath(box);
 }

@@ -6,11 +6,12 @@ import { cocoOfHits } from "./coco.js";
 import { outline } from "./mask.js";
 import { draw, overlay } from "./overlay.js";
 import { base64, recall } from "./pictures.js";
-import { isSearch, phrases, searchBody } from "./url.js";
+import { filterCount, isSearch, phrases, searchBody } from "./url.js";
 
 export class Results {
-  /** @param {{ask: Function, open: (imageId: string) => void}} actions */
-  constructor({ ask, open }) {
+  /** @param {{ask: Function, open: (imageId: string) => void, loaded: () => void}} actions */
+  constructor({ ask, open, loaded }) {
+    this.loaded = loaded;
     this.ask = ask;
     this.open = open;
     this.tiles = []; // {item, element}
@@ -56,6 +57,7 @@ export class Results {
       this.token = page.token;
       $("more").hidden = !this.token;
       this.describe();
+      this.loaded();
       this.rove(this.tiles[from]?.element, !first);
     } catch (error) {
       clearTimeout(waiting);
@@ -85,10 +87,11 @@ export class Results {
     const { image } = item;
     const spot = item.best_region ?? item;
     const isFind = item.score !== null && spot.level !== "image";
-    const picture = h("img", { alt: "", loading: "lazy", draggable: false });
-    api.show(picture, api.thumbnailUrl(this.state.collection, item.image_id)).catch(() => picture.classList.add("blank"));
+    const settled = () => picture.classList.add("settled"); // the outline waits for its picture
+    const picture = h("img", { alt: "", loading: "lazy", draggable: false, load: settled, error: settled });
+    api.show(picture, api.thumbnailUrl(this.state.collection, item.image_id)).catch(() => picture.classList.add("blank", "settled"));
     const lines = overlay();
-    if (isFind) draw(lines, image, [{ path: outline(spot), hue: spot.text_index ?? 0 }], true);
+    if (isFind) draw(lines, image, [{ path: outline(spot, { tidy: true }), hue: spot.text_index ?? 0 }], true);
     const several = phrases(this.state.text).length > 1;
     const name = image.name || "Untitled";
     const words = [isFind ? `${item.label ?? "Found"} in ${name}` : name, item.score !== null && `score ${item.score.toFixed(2)}`].filter(Boolean).join(", ");
@@ -198,7 +201,7 @@ function below(visible, here, direction) {
 
 function title(state) {
   if (state.text) return `“${state.text}”${state.picture ? " and a picture" : ""}`;
-  if (state.picture) return "Like your picture";
+  if (state.picture) return state.points.length || state.box ? "Like the thing in your picture" : "Like your picture";
   if (state.region || state.image) return "More like this";
   return "Your pictures";
 }
@@ -211,8 +214,9 @@ const skeletons = () => [1.3, 0.8, 1.5, 1, 0.7, 1.4, 1.1, 0.9].map((ratio) => {
 
 const nothing = (state) => [
   h("h2", {}, "Nothing found"),
-  h("p", {}, state.min !== null || state.size || state.tags || state.not ? "No thing passes all filters. Loosen the score, the size or the words that are not meant." : "There is nothing in this collection to compare with. Add pictures first."),
-];
+  h("p", {}, filterCount(state) ? "No thing passes all filters. Loosen the score, the size or what is not meant." : "There is nothing in this collection to compare with. Add pictures first."),
+  filterCount(state) > 0 && h("button.secondary", { type: "button", click: () => $("filters").reset() }, "Clear the filters"),
+].filter(Boolean);
 
 const welcome = () => [
   h("div.welcome-art", { "aria-hidden": "true" }, h("i"), h("i"), h("i")),

@@ -3,7 +3,7 @@
 import { $, h, icon, typing } from "./dom.js";
 import { recall } from "./pictures.js";
 import * as api from "./api.js";
-import { filterCount, HOME, isSearch } from "./url.js";
+import { filterCount, HOME, isSearch, MINE } from "./url.js";
 
 export class SearchBar {
   /** @param {{ask: Function, go: Function}} actions */
@@ -13,15 +13,16 @@ export class SearchBar {
     $("search").addEventListener("submit", (event) => {
       event.preventDefault();
       const text = $("q").value.trim();
-      if (this.state.picture) ask({ text, picture: this.state.picture });
+      const { picture, points, box } = this.state;
+      if (picture) ask({ text, picture, points, box });
       else if (text || !isSearch(this.state)) ask({ text });
     });
     $("filters").addEventListener("change", () => this.filter());
     $("filters").addEventListener("submit", (event) => (event.preventDefault(), this.filter()));
     $("filters").addEventListener("reset", (event) => {
       event.preventDefault();
-      const { level, group, min, size, tags, not } = HOME;
-      go({ level, group, min, size, tags, not });
+      const { level, group, min, size, tags, not, unlike } = HOME;
+      go({ level, group, min, size, tags, not, unlike });
     });
     $("min").addEventListener("input", () => {
       const min = Number($("min").value);
@@ -69,22 +70,38 @@ export class SearchBar {
     $("filter-count").setAttribute("aria-label", `${active} in use`);
     $("result-actions").hidden = !isSearch(state);
     this.toggle(this.filtersOpen);
+    this.showUnlike(state);
     this.showExample(state);
+  }
+
+  /** What is not meant, each with a way to take it out. */
+  showUnlike({ collection, unlike }) {
+    $("unlike").hidden = !unlike.length;
+    $("unlike-list").replaceChildren(...unlike.map((region, i) => {
+      const remove = () => this.go({ unlike: unlike.filter((one) => one !== region) });
+      const image = h("img", { alt: "" });
+      api.show(image, api.cropUrl(collection, region)).catch(() => {});
+      return h("li.example", {}, image, removal(`Allow thing ${i + 1} again`, remove));
+    }));
   }
 
   showExample(state) {
     const example = $("example");
-    const words = state.picture ? "Picture" : state.region ? "More like this" : state.image ? "The thing pointed at" : "";
+    const pointed = Boolean(state.points.length || state.box);
+    const words = state.picture ? (pointed ? "Thing in your picture" : "Your picture") : state.region ? "More like this" : state.image ? "Like this thing" : "";
     example.hidden = !words;
+    $("q").placeholder = words ? "Add words…" : "Find anything…";
     if (!words) return;
     const image = h("img", { alt: "" });
     if (state.picture) image.src = recall(state.picture) ?? "";
-    else api.show(image, api.thumbnailUrl(state.collection, state.image || state.region.replace(/-r\d+$/, ""))).catch(() => {});
-    const remove = h("button.ghost.round.small", {
-      type: "button",
-      "aria-label": `Remove the example (${words})`,
-      click: () => this.go({ picture: "", region: "", image: "", points: [], box: null }),
-    }, icon("close"));
-    example.replaceChildren(image, h("span", {}, words), remove);
+    else api.show(image, state.region ? api.cropUrl(state.collection, state.region) : api.thumbnailUrl(state.collection, state.image)).catch(() => {});
+    const remove = removal(`Remove the example (${words})`, () => this.go({ picture: "", region: "", image: "", points: [], box: null }));
+    const point = () => this.go({ view: MINE });
+    const label = state.picture
+      ? h("button.ghost.small", { type: "button", id: "point", title: "Point at a thing in your picture", click: point }, image, h("span", {}, pointed ? words : "Point at a thing"))
+      : h("span.example-label", {}, image, h("span", {}, words));
+    example.replaceChildren(label, remove);
   }
 }
+
+const removal = (label, click) => h("button.ghost.round.small", { type: "button", "aria-label": label, click }, icon("close"));

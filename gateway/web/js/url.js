@@ -16,9 +16,13 @@ export const HOME = Object.freeze({
   min: null,
   size: "",
   tags: "",
-  not: "",
-  view: "",        // the open picture
+  not: "",         // phrases that are not meant
+  unlike: [],      // stored regions that are not meant
+  view: "",        // the open picture: its id, or MINE
 });
+
+/** The view of the picture that is searched with. */
+export const MINE = "mine";
 
 const split = (text) => text.split(",").map((part) => part.trim()).filter(Boolean);
 
@@ -49,6 +53,7 @@ export function read(location = window.location) {
     size: SIZES[text("size")] ? text("size") : "",
     tags: text("tags"),
     not: text("not"),
+    unlike: split(text("unlike")),
     view: text("view"),
   };
 }
@@ -70,6 +75,7 @@ export function write(state) {
   set("size", state.size);
   set("tags", state.tags);
   set("not", state.not);
+  set("unlike", state.unlike.join(","));
   set("view", state.view);
   return given.size ? `/?${given}` : "/";
 }
@@ -88,7 +94,7 @@ export const isSearch = (state) => Boolean(split(state.text).length || state.pic
 
 /** What in a state narrows the hits, for the number on the button. */
 export const filterCount = (state) =>
-  [state.level !== HOME.level, !state.group, state.min !== null, state.size, state.tags, state.not].filter(Boolean).length;
+  [state.level !== HOME.level, !state.group, state.min !== null, state.size, state.tags, state.not, state.unlike.length].filter(Boolean).length;
 
 /** The body of a search; `picture` is the base64 of the state's picture. */
 export function searchBody(state, picture) {
@@ -105,7 +111,7 @@ export function searchBody(state, picture) {
   if (state.tags) filter.tags = split(state.tags);
   return {
     query,
-    negatives: split(state.not),
+    negatives: [...split(state.not), ...state.unlike.map((region_id) => ({ region_id }))],
     level: state.level,
     group_by: state.group ? "image" : null,
     filter,
