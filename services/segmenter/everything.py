@@ -11,7 +11,7 @@ The functions are cut where a scheduler may want to put something else in betwee
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,16 +21,13 @@ from torch import Tensor
 from torchvision.ops.boxes import batched_nms
 
 from regionsearch.images import Pixels
-from regionsearch.masks import BoolMask
 from services.segmenter.backends.base import Backend, Embedding, PromptBatch, Size
 from services.segmenter.cleaning import Box, remove_small_parts
+from services.segmenter.drawing import box_window, draw, measure
 from services.segmenter.grid import Crop, grid_points, plan_crops
 from services.segmenter.options import EverythingOptions
 from services.segmenter.runs import Runs
-from services.segmenter.upscale import Patch, Upscaler, Window
-
-# Pixels that are evaluated at once. Full-resolution values live no longer than one such strip.
-STRIP_PIXELS = 1 << 21
+from services.segmenter.upscale import Patch, Upscaler
 
 # A box this near to the edge of a crop, but not of the picture, is taken for a part of something larger.
 _CROP_EDGE_PIXELS = 20.0
@@ -168,46 +165,6 @@ def filter_survivors(
     return found
 
 
-def measure(
-    upscaler: Upscaler, logits: Tensor, threshold: float, offset: float
-) -> Iterator[tuple[np.float32, Box | None]]:
-    """Stability score and box, with inclusive edges, of masks given as low-resolution logits (n, h, w).
-
-    The box of an empty mask is None; its score is NaN when it stays empty at the lowered threshold.
-    """
-    for mask, window in zip(logits, upscaler.support(logits, threshold - offset), strict=True):
-        inner = outer = 0
-        boxes: list[Box] = []
-        patch = upscaler.cut(mask, window) if window.area else None
-        for strip in window.strips(STRIP_PIXELS):
-            assert patch is not None
-            values = upscaler.evaluate(patch, strip).cpu().numpy()
-            inner += int(np.count_nonzero(values > threshold + offset))
-            outer += int(np.count_nonzero(values > threshold - offset))
-            boxes += _bounds(values > threshold, strip)
-        # Single precision, as the reference divides.
-        with np.errstate(invalid="ignore"):
-            stability = np.float32(inner) / np.float32(outer)
-        edges = np.array(boxes)
-        box = (*edges[:, :2].min(0).tolist(), *edges[:, 2:].max(0).tolist()) if boxes else None
-        yield stability, box
-
-
-def _bounds(mask: BoolMask, window: Window) -> list[Box]:
-    columns = np.flatnonzero(mask.any(axis=0))
-    if columns.size == 0:
-        return []
-    rows = np.flatnonzero(mask.any(axis=1))
-    left, top = window.left, window.top
-    return [(left + int(columns[0]), top + int(rows[0]), left + int(columns[-1]), top + int(rows[-1]))]
-
-
-def box_window(box: Box) -> Window:
-    """The window that a box with inclusive edges covers."""
-    left, top, right, bottom = box
-    return Window(top, bottom + 1, left, right + 1)
-
-
 def _near_crop_edge(box: Box, crop: Crop, image_size: Size) -> bool:
     left, top, right, bottom = box
     edges = (left + crop.left, top + crop.top, right + crop.left, bottom + crop.top)
@@ -247,25 +204,6 @@ def finish_crop(
             )
         )
     return regions
-
-
-def draw(
-    upscaler: Upscaler, patch: Patch | None, box: Box, threshold: float, crop: Crop, image_size: Size
-) -> Runs:
-    """The mask of a patch inside its box (pixels of the crop), in the whole picture; no patch, no pixels."""
-    strips = box_window(box).strips(STRIP_PIXELS) if patch else ()
-    return Runs.from_windows(
-        image_size,
-        (
-            (
-                (upscaler.evaluate(patch, strip) > threshold).cpu().numpy(),
-                strip.top + crop.top,
-                strip.left + crop.left,
-            )
-            for strip in strips
-            if patch
-        ),
-    )
 
 
 def finish_image(regions: list[Region], options: EverythingOptions) -> list[Region]:

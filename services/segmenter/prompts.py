@@ -14,7 +14,8 @@ from torch import Tensor
 
 from regionsearch.masks import BoolMask
 from services.segmenter.backends.base import Backend, Embedding, Geometry, PromptBatch, Size
-from services.segmenter.everything import Region, box_window, draw, measure
+from services.segmenter.drawing import box_window, draw, measure
+from services.segmenter.everything import Region
 from services.segmenter.grid import Crop
 from services.segmenter.upscale import Upscaler
 
