@@ -5,10 +5,10 @@ from __future__ import annotations
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from regionsearch.v1 import search_pb2, types_pb2
+from services.searcher.reports import CollectionStats
 from services.searcher.requests import METHODS, POLICY_PREFIX
 from services.searcher.types import (
     Collection,
-    CollectionStats,
     Hit,
     ModelIdentity,
     Record,

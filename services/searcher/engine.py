@@ -11,16 +11,15 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from services.searcher.callers import ANYBODY, Caller
+from services.searcher.reports import CollectionStats, SnapshotInfo
 from services.searcher.types import (
     Collection,
-    CollectionStats,
     DeleteResult,
     Deletion,
     ImagePage,
     ModelIdentity,
     Page,
     Query,
-    SnapshotInfo,
     Stored,
     Upsert,
     UpsertResult,

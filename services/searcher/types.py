@@ -304,36 +304,3 @@ class ImagePage:
     images: tuple[StoredImage, ...]
     next_key: tuple[int, str] | None
     total_count: int
-
-
-@dataclass(frozen=True, slots=True)
-class SegmentStats:
-    """One part of the index. `recall` is recall@10 against exact search; None where the index is exact."""
-
-    record_count: int
-    tombstone_count: int
-    index: str
-    recall: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class CollectionStats:
-    """What a collection takes up and how well its indexes find."""
-
-    collection: str
-    seq: int
-    image_count: int
-    record_count: int
-    tombstone_count: int
-    memory_bytes: int
-    segments: tuple[SegmentStats, ...]
-    binary_recall: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class SnapshotInfo:
-    """A finished snapshot: file name, size in bytes, and the last write that it holds."""
-
-    name: str
-    size_bytes: int
-    seq: int

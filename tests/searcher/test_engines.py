@@ -254,6 +254,39 @@ def test_grouping_looks_past_a_crowd_and_pages(engine: Engine) -> None:
     assert found == ["crowd", *(f"i{n:02d}" for n in range(9))]
 
 
+def test_images_whose_whole_stands_for_a_region_let_others_pass(engine: Engine) -> None:
+    """Whole images score less than the regions that they stand for, so images behind them may overtake."""
+    scores = {
+        "a": (0.885, 0.90), "b": (0.88, 0.895), "c": (None, 0.89), "d": (0.84, 0.87), "e": (0.86, 0.861)
+    }  # fmt: skip
+    records, vectors = [], []
+    for image_id, (whole, region) in scores.items():
+        for level, score in ((Level.IMAGE, whole), (Level.REGION, region)):
+            if score is not None:
+                records.append(Record(f"{image_id}-{level.name.lower()}", image_id, level))
+                vectors.append([score, np.sqrt(1 - score**2), 0, 0])
+    images = [StoredImage(image_id) for image_id in scores]
+    engine.upsert("c", MODEL, Upsert(images, records, np.array(vectors, np.float32)))
+    query = np.array([[1, 0, 0, 0]], np.float32)
+    expected = [
+        ("c-region", None), ("a-image", "a-region"), ("b-image", "b-region"), ("d-region", None),
+        ("e-image", "e-region"),
+    ]  # fmt: skip
+    for limit in (1, 2, 3, 5):
+        asked = Query(query, query[:0], group_by_image=True, limit=limit)
+        found: list[tuple[str, str | None]] = []
+        while True:
+            (page,) = engine.search("c", MODEL, [asked])
+            found += [
+                (hit.record.record_id, hit.best_region and hit.best_region.record.record_id)
+                for hit in page.hits
+            ]
+            if not page.more:
+                break
+            asked = following(asked, page)
+        assert found == expected, limit
+
+
 def test_errors(engine: Engine) -> None:
     def kind_of(call) -> Kind:
         with pytest.raises(RegionSearchError) as caught:

@@ -12,10 +12,10 @@ import numpy as np
 
 from regionsearch.errors import Kind, RegionSearchError, not_found
 from services.searcher.callers import ANYBODY, Caller
-from services.searcher.embedded import reads, snapshots, writes
+from services.searcher.embedded import answering, reads, snapshots, writes
 from services.searcher.embedded.cache import FOLDER as INDEX_FOLDER
 from services.searcher.embedded.cache import IndexCache
-from services.searcher.embedded.codes import Codec, learned_codec
+from services.searcher.embedded.codes import learned_codec
 from services.searcher.embedded.committer import Committer
 from services.searcher.embedded.conditions import compile_filter
 from services.searcher.embedded.database import (
@@ -23,37 +23,31 @@ from services.searcher.embedded.database import (
     Database,
     FolderLock,
     check_integrity,
-    damaged,
     explained,
 )
-from services.searcher.embedded.filling import Filler
 from services.searcher.embedded.gate import Gate
 from services.searcher.embedded.gpu import choose_device
 from services.searcher.embedded.index import VectorIndex
-from services.searcher.embedded.loading import live_rows
 from services.searcher.embedded.opened import OpenCollection
-from services.searcher.embedded.planning import Planner, heads_folder, restored
+from services.searcher.embedded.opening import open_collections
+from services.searcher.embedded.planning import Planner, heads_folder
 from services.searcher.embedded.rows import Change
 from services.searcher.embedded.searching import SearchThread
-from services.searcher.embedded.source import IndexSource
 from services.searcher.embedded.statistics import statistics
 from services.searcher.embedded.upkeep import Horizon, Upkeep
 from services.searcher.engine import Capabilities
 from services.searcher.models import check_model
-from services.searcher.ranking import rank
+from services.searcher.reports import CollectionStats, SnapshotInfo
 from services.searcher.settings import EmbeddedSettings
 from services.searcher.types import (
     CodeMethod,
     Collection,
-    CollectionStats,
     DeleteResult,
     Deletion,
-    Hit,
     ImagePage,
     ModelIdentity,
     Page,
     Query,
-    SnapshotInfo,
     Stored,
     Upsert,
     UpsertResult,
@@ -132,7 +126,9 @@ class EmbeddedEngine:
             return writes.create_collection(connection, made), None
 
         with self._gate.shared():
-            self._register(self._committer.submit(operation).result(), made)
+            number = self._committer.submit(operation).result()
+            index = VectorIndex(made.model.dimension, self._settings.chunk_rows)
+            self._keep(OpenCollection(number, made, index))
         return made
 
     def get_collection(self, name: str) -> Collection:
@@ -232,30 +228,7 @@ class EmbeddedEngine:
                 Kind.ABORTED, "this page's state of the collection is gone: search again from the first page",
                 field="page_token",
             )  # fmt: skip
-        ranked, more = rank(query, IndexSource(self._database, self._search, opened, query, seq, caller))
-        wanted = [r.key for hit in ranked for r in (hit, hit.best_region) if r is not None]
-        with self._database.reading() as connection:
-            described = reads.described(connection, wanted, masks=query.include_masks)
-        hits: list[Hit] = []
-        for number, found in enumerate(ranked, start=query.skipped + 1):
-            companion = found.best_region
-            region = None
-            if companion is not None:
-                region = Hit(
-                    number, companion.position.score, companion.relevancy, companion.query_index,
-                    *described[companion.key],
-                )  # fmt: skip
-            hits.append(
-                Hit(
-                    number,
-                    found.position.score,
-                    found.relevancy,
-                    found.query_index,
-                    *described[found.key],
-                    region,
-                )
-            )
-        return Page(tuple(hits), seq, more)
+        return answering.page(self._database, self._search, opened, query, seq, caller)
 
     def get_records(
         self, name: str, record_ids: Sequence[str], image_ids: Sequence[str], *, masks: bool, vectors: bool
@@ -263,32 +236,20 @@ class EmbeddedEngine:
         """See `Engine`."""
         with self._gate.shared():
             opened = self._find(name)
-            seq = self._committer.seq
-            with self._database.reading() as connection:
-                asked = [
-                    ordinal for ordinal, _ in reads.live_images(connection, opened.number, image_ids).values()
-                ]
-                keys = np.union1d(
-                    reads.keys_of_records(connection, opened.number, record_ids),
-                    reads.keys_of_images(connection, asked),
-                )
-                places = reads.in_reading_order(connection, keys.tolist())
-                ordered = [key for key, _ in places]
-                described = reads.described(connection, ordered, masks=masks)
-                images = reads.images(connection, sorted({*asked, *(image for _, image in places)}))
-                found = reads.vectors(connection, ordered, opened.spec.model.dimension) if vectors else None
-        return Stored(tuple(described[key][0] for key in ordered), tuple(images), found, seq)
+            return answering.records(
+                self._database,
+                opened,
+                record_ids,
+                image_ids,
+                self._committer.seq,
+                masks=masks,
+                vectors=vectors,
+            )
 
     def list_images(self, name: str, limit: int, after: tuple[int, str] | None) -> ImagePage:
         """See `Engine`."""
         with self._gate.shared():
-            opened = self._find(name)
-            with self._database.reading() as connection:
-                found = reads.recent_images(connection, opened.number, limit + 1, after)
-                total, _ = reads.counts(connection, opened.number)
-        page = tuple(found[:limit])
-        following = (page[-1].created_ms, page[-1].image_id) if len(found) > limit else None
-        return ImagePage(page, following, total)
+            return answering.newest_images(self._database, self._find(name), limit, after)
 
     # Upkeep
 
@@ -343,33 +304,15 @@ class EmbeddedEngine:
 
     def _load(self) -> None:
         """Builds all indexes from the store."""
+        # Vectors on a device are in no file.
+        cache = self._cache if self._device is None else None
         self._open: dict[str, OpenCollection] = {}
         self._by_number: dict[int, OpenCollection] = {}
-        with self._database.reading() as connection:
-            for number, spec, codec in reads.collections(connection):
-                self._register(number, spec, None if codec is None else Codec.from_bytes(codec))
-            try:
-                fillers = {number: self._filler(opened) for number, opened in self._by_number.items()}
-                for number, rows, added in live_rows(connection):
-                    fillers[number].add(rows, added)
-                for filler in fillers.values():
-                    filler.finish()
-            except ValueError as error:
-                raise damaged(self._database.path, str(error)) from error
+        for opened in open_collections(self._database, cache, self._settings):
+            self._keep(opened)
 
-    def _filler(self, opened: OpenCollection) -> Filler:
-        saved = [] if self._device is not None else self._cache.find(opened.number)
-        return Filler(
-            opened.index,
-            saved,
-            lambda kept, rewrite: restored(kept, rewrite, opened, opened.spec.record_count, self._settings),
-        )
-
-    def _register(self, number: int, spec: Collection, codec: Codec | None = None) -> None:
-        opened = OpenCollection(
-            number, spec, VectorIndex(spec.model.dimension, self._settings.chunk_rows), codec
-        )
-        self._open[spec.name] = self._by_number[number] = opened
+    def _keep(self, opened: OpenCollection) -> None:
+        self._open[opened.spec.name] = self._by_number[opened.number] = opened
 
     def _find(self, name: str) -> OpenCollection:
         try:

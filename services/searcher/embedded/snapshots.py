@@ -19,7 +19,7 @@ from services.searcher.embedded.database import (
 )
 from services.searcher.embedded.reads import last_seq
 from services.searcher.embedded.schema import MIGRATIONS
-from services.searcher.types import SnapshotInfo
+from services.searcher.reports import SnapshotInfo
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from services.searcher.embedded import reads
 from services.searcher.embedded.database import Database
 from services.searcher.embedded.opened import OpenCollection
-from services.searcher.types import CollectionStats, SegmentStats
+from services.searcher.reports import CollectionStats, SegmentStats
 
 
 def statistics(database: Database, opened: OpenCollection, seq: int) -> CollectionStats:

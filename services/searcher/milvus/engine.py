@@ -35,10 +35,10 @@ from services.searcher.milvus.tables import (
 )
 from services.searcher.models import check_model
 from services.searcher.ranking import Ranked, rank
+from services.searcher.reports import CollectionStats, SegmentStats, SnapshotInfo
 from services.searcher.settings import MilvusSettings
 from services.searcher.types import (
     Collection,
-    CollectionStats,
     DeleteResult,
     Deletion,
     Hit,
@@ -46,8 +46,6 @@ from services.searcher.types import (
     ModelIdentity,
     Page,
     Query,
-    SegmentStats,
-    SnapshotInfo,
     Stored,
     StoredImage,
     Upsert,

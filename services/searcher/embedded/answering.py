@@ -1,0 +1,71 @@
+"""What readers are answered: ranked pages, records by id, lists of images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from services.searcher.callers import Caller
+from services.searcher.embedded import reads
+from services.searcher.embedded.database import Database
+from services.searcher.embedded.opened import OpenCollection
+from services.searcher.embedded.searching import SearchThread
+from services.searcher.embedded.source import IndexSource
+from services.searcher.ranking import Ranked, rank
+from services.searcher.types import Hit, ImagePage, Page, Query, Record, Stored, StoredImage
+
+
+def page(
+    database: Database, search: SearchThread, opened: OpenCollection, query: Query, seq: int, caller: Caller
+) -> Page:
+    """One page of a ranking of the state after write `seq`, which must still be kept."""
+    ranked, more = rank(query, IndexSource(database, search, opened, query, seq, caller))
+    wanted = [r.key for found in ranked for r in (found, found.best_region) if r is not None]
+    with database.reading() as connection:
+        described = reads.described(connection, wanted, masks=query.include_masks)
+    numbered = enumerate(ranked, start=query.skipped + 1)
+    return Page(tuple(_hit(number, found, described) for number, found in numbered), seq, more)
+
+
+def records(
+    database: Database,
+    opened: OpenCollection,
+    record_ids: Sequence[str],
+    image_ids: Sequence[str],
+    seq: int,
+    *,
+    masks: bool,
+    vectors: bool,
+) -> Stored:
+    """Records by id, and all records of images, as they are now; `seq` is the last write."""
+    with database.reading() as connection:
+        asked = [ordinal for ordinal, _ in reads.live_images(connection, opened.number, image_ids).values()]
+        keys = np.union1d(
+            reads.keys_of_records(connection, opened.number, record_ids),
+            reads.keys_of_images(connection, asked),
+        )
+        places = reads.in_reading_order(connection, keys.tolist())
+        ordered = [key for key, _ in places]
+        described = reads.described(connection, ordered, masks=masks)
+        images = reads.images(connection, sorted({*asked, *(image for _, image in places)}))
+        found = reads.vectors(connection, ordered, opened.spec.model.dimension) if vectors else None
+    return Stored(tuple(described[key][0] for key in ordered), tuple(images), found, seq)
+
+
+def newest_images(
+    database: Database, opened: OpenCollection, limit: int, after: tuple[int, str] | None
+) -> ImagePage:
+    """Images, newest first, from behind a place."""
+    with database.reading() as connection:
+        found = reads.recent_images(connection, opened.number, limit + 1, after)
+        total, _ = reads.counts(connection, opened.number)
+    shown = tuple(found[:limit])
+    following = (shown[-1].created_ms, shown[-1].image_id) if len(found) > limit else None
+    return ImagePage(shown, following, total)
+
+
+def _hit(number: int, found: Ranked, described: Mapping[int, tuple[Record, StoredImage]]) -> Hit:
+    region = None if found.best_region is None else _hit(number, found.best_region, described)
+    record, image = described[found.key]
+    return Hit(number, found.position.score, found.relevancy, found.query_index, record, image, region)
