@@ -10,10 +10,8 @@ import torch
 import typer
 from rich.console import Console
 
-from training import sets
-from training.embedder import MODEL_CONFIG, train_embedder
+from training import embedder, segmenter, sets
 from training.export import export_embedder, export_segmenter
-from training.segmenter import ARCHITECTURE, EVERYTHING, train_segmenter
 from training.store import SceneStore
 
 app = typer.Typer(add_completion=False)
@@ -31,7 +29,14 @@ class Model(enum.StrEnum):
 def pocket(
     context: typer.Context,
     model: Annotated[Model, typer.Option(help="Which of the two models.")] = Model.BOTH,
-    steps: Annotated[int, typer.Option(min=1, help="Of each model, those before a resume included.")] = 6000,
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Of each model, those before a resume included.",
+            show_default=f"{segmenter.STEPS} for the segmenter, {embedder.STEPS} for the embedder",
+        ),
+    ] = None,
     work: Annotated[
         Path, typer.Option(help="Folder of drawn scenes and checkpoints; a run in it is resumed.")
     ] = Path("training/out"),
@@ -54,11 +59,11 @@ def pocket(
     store = SceneStore(work / "scenes", scenes)
     store.prepare()
     if model is not Model.EMBEDDER:
-        sam = train_segmenter(work, store, steps, torch.device(device), seed)
-        export_segmenter(sam, ARCHITECTURE, EVERYTHING, output)
+        sam = segmenter.train_segmenter(work, store, steps or segmenter.STEPS, torch.device(device), seed)
+        export_segmenter(sam, segmenter.ARCHITECTURE, segmenter.EVERYTHING, output)
     if model is not Model.SEGMENTER:
-        clip = train_embedder(work, store, steps, torch.device(device), seed)
-        export_embedder(clip, MODEL_CONFIG, output)
+        clip = embedder.train_embedder(work, store, steps or embedder.STEPS, torch.device(device), seed)
+        export_embedder(clip, embedder.MODEL_CONFIG, output)
     if model is Model.BOTH and held_out:
         _measure(work / f"held-out-{held_out}", output, held_out)
 

@@ -31,6 +31,7 @@ MODEL_CONFIG: dict[str, Any] = {
     },
     "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 96, "heads": 4, "layers": 3},
 }
+STEPS = 5_000  # of a whole run
 PEAK_RATE = 1.5e-3
 
 _SCENES = 26  # of a step; each gives one crop per thing

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import nn
 
 from services.embedder.crops import CLIP_MEAN, CLIP_STD
@@ -69,6 +69,7 @@ def _write(module: nn.Module, manifest: dict[str, Any], file: Path) -> None:
     if not all(torch.isfinite(value).all() for value in weights.values() if value.is_floating_point()):
         raise ValueError(f"{file.name}: a weight is infinite or not a number in half precision")
     file.parent.mkdir(parents=True, exist_ok=True)
-    save_file(weights, file)
-    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    content = save(weights)
+    file.write_bytes(content)  # `save_file` would make a file that only its owner can read
+    digest = hashlib.sha256(content).hexdigest()
     file.with_suffix(".json").write_text(json.dumps(manifest | {"sha256": digest}, indent=2) + "\n")
