@@ -7,7 +7,7 @@ import sys
 import typer
 
 from regionsearch.cli import ingesting, managing, models, running, searching
-from regionsearch.cli.output import errors
+from regionsearch.cli.output import tell
 from regionsearch.errors import RegionSearchError
 
 app = typer.Typer(
@@ -39,5 +39,5 @@ def main() -> None:
     try:
         app()
     except RegionSearchError as error:
-        errors.print(f"[bold red]error:[/] {error.message}", highlight=False)
+        tell(f"error: {error.message}", style="red")
         sys.exit(1)

@@ -12,13 +12,14 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from regionsearch.cli.options import COLLECTION, URL, ApiKey, CollectionName, Url, connect
-from regionsearch.cli.output import console, errors
-from regionsearch.errors import invalid
+from regionsearch.cli.output import console, errors, tell
+from regionsearch.errors import RegionSearchError, invalid
 
 if TYPE_CHECKING:
     from regionsearch.client import IngestResult
 
 PATIENCE = 12  # tries after the first, for more than a minute: a service that has died is back by then
+INTERRUPTED = 130  # what shells give a program that Ctrl-C has ended
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
 
 
@@ -35,16 +36,26 @@ def ingest(
 ) -> None:
     """Add pictures. Those that are there already cost little: after an interruption just run it again."""
     files = find_pictures(paths)
+    done: list[IngestResult] = []
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with connect(url, api_key, retries=PATIENCE) as client, Progress(*columns, console=errors) as progress:
-        task = progress.add_task("pictures", total=len(files))
-        results = client.ingest(
-            files,
-            collection,
-            tags=tag or (),
-            at_once=jobs,
-            on_result=lambda result: progress.advance(task),
-        )
+    try:
+        with (
+            connect(url, api_key, retries=PATIENCE) as client,
+            Progress(*columns, console=errors) as progress,
+        ):
+            task = progress.add_task("pictures", total=len(files))
+
+            def note(result: IngestResult) -> None:
+                done.append(result)
+                progress.advance(task)
+
+            results = client.ingest(files, collection, tags=tag or (), at_once=jobs, on_result=note)
+    except (KeyboardInterrupt, RegionSearchError) as error:
+        tell(f"stopped after {len(done)} of {len(files)}: {counts_of(done)}")
+        tell("the same command goes on from there")
+        if isinstance(error, RegionSearchError):
+            raise
+        raise typer.Exit(INTERRUPTED) from None
     summarise(files, results)
     raise typer.Exit(int(any(result.outcome == "failed" for result in results)))
 
@@ -72,16 +83,17 @@ def find_pictures(paths: Iterable[str | Path]) -> list[Path]:
     return list(found)
 
 
-def summarise(files: Sequence[Path], results: Sequence[IngestResult]) -> None:
-    """Prints what became of the files, with the reason of every failure."""
+def counts_of(results: Sequence[IngestResult]) -> str:
+    """How many were added, known, or refused."""
     counts = Counter(result.outcome for result in results)
     regions = sum(result.regions or 0 for result in results if result.outcome == "created")
-    console.print(
-        f"{counts['created']} added with {regions} regions, {counts['duplicate']} there already, "
-        f"{counts['failed']} failed",
-        highlight=False,
-    )
+    known, failed = counts["duplicate"], counts["failed"]
+    return f"{counts['created']} added with {regions} regions, {known} there already, {failed} failed"
+
+
+def summarise(files: Sequence[Path], results: Sequence[IngestResult]) -> None:
+    """Prints what became of the files, with the reason of every failure."""
+    console.print(counts_of(results), highlight=False)
     for path, result in zip(files, results, strict=True):
         if result.error is not None:
-            line = f"failed: {path}: {result.error.detail}"
-            errors.print(line, style="red", markup=False, highlight=False, soft_wrap=True)
+            tell(f"failed: {path}: {result.error.detail}", style="red")

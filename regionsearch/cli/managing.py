@@ -14,8 +14,8 @@ import typer
 from rich.table import Table
 
 from regionsearch.cli.options import COLLECTION, URL, ApiKey, CollectionName, Url, connect
-from regionsearch.cli.output import console
-from regionsearch.errors import RegionSearchError
+from regionsearch.cli.output import console, tell
+from regionsearch.errors import Kind, RegionSearchError
 from regionsearch.models import PROFILES, models_dir, pocket_dir
 
 collections_app = typer.Typer(help="Collections: list, create, delete.", no_args_is_help=True)
@@ -43,7 +43,8 @@ def create_collection(
 ) -> None:
     """Make a collection for the model that is served now."""
     with connect(url, api_key) as client:
-        client.create_collection(name, crop_policy=crop_policy)
+        made = client.create_collection(name, crop_policy=crop_policy)
+    tell(f"made {made.name}, for {made.model['variant']}")
 
 
 @collections_app.command("delete")
@@ -58,6 +59,7 @@ def delete_collection(
         typer.confirm(f"delete {name} with all of its images?", abort=True)
     with connect(url, api_key) as client:
         client.delete_collection(name)
+    tell(f"deleted {name}")
 
 
 def delete(
@@ -70,11 +72,12 @@ def delete(
     with connect(url, api_key) as client:
         for image_id in image_ids:
             client.delete_image(image_id, collection)
+            tell(f"deleted {image_id}")
 
 
 def doctor(url: Url = URL, api_key: ApiKey = None) -> None:
     """Look at this machine and at the running services, and say what is wrong and what to do about it."""
-    table = Table("check", "found", "")
+    table = Table("check", "found", "verdict")
     well = True
 
     def row(check: str, found: str, good: bool = True, advice: str = "") -> None:
@@ -108,7 +111,13 @@ def doctor(url: Url = URL, api_key: ApiKey = None) -> None:
         try:
             services = client.ready().services
         except RegionSearchError as error:
-            row(f"gateway at {url}", error.message, False, "start it with: regionsearch up")
+            away = error.kind is Kind.UNAVAILABLE
+            row(
+                f"gateway at {url}",
+                "does not answer" if away else error.message,
+                False,
+                "start it with: regionsearch up" if away else "see its log",
+            )
         else:
             for name, state in services.items():
                 row(name, state.detail, state.ready, "see its log")

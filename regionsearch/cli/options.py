@@ -19,8 +19,11 @@ URL = defaults.URL
 COLLECTION = defaults.COLLECTION
 
 
-def connect(url: str, api_key: str | None, *, retries: int = 5, timeout_s: float = 300) -> Client:
-    """A client; its libraries are imported only now, so that help and completion are quick."""
+def connect(url: str, api_key: str | None, *, retries: int = 2, timeout_s: float = 300) -> Client:
+    """A client; its libraries are imported only now, so that help is quick.
+
+    Somebody waits in front of the screen: a server that is away is soon said to be.
+    """
     from regionsearch.client import Client
 
     return Client(url, api_key=api_key, retries=retries, timeout_s=timeout_s)

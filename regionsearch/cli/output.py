@@ -2,7 +2,42 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from rich.console import Console
+
+from regionsearch.errors import invalid
 
 console = Console()
 errors = Console(stderr=True)
+
+
+def tell(text: str, style: str | None = None) -> None:
+    """Says something beside the results: no markup in it, and no breaks in what one may want to copy."""
+    errors.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+
+
+def check_target(path: Path | None) -> None:
+    """Refuses a file that could not be written, before the work for it begins.
+
+    Raises:
+        RegionSearchError: INVALID_ARGUMENT when its folder is not there, or it is a folder itself.
+    """
+    if path is None:
+        return
+    if path.is_dir():
+        raise invalid("target", f"{path} is a folder; name a file")
+    if not path.parent.is_dir():
+        raise invalid("target", f"there is no folder {path.parent}; make it first")
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Writes a result.
+
+    Raises:
+        RegionSearchError: INVALID_ARGUMENT when it cannot be written.
+    """
+    try:
+        path.write_bytes(data)
+    except OSError as error:
+        raise invalid("target", f"{path} cannot be written: {error.strerror}") from error

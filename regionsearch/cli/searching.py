@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from regionsearch.cli.options import COLLECTION, URL, ApiKey, CollectionName, Url, connect
-from regionsearch.cli.output import console, errors
+from regionsearch.cli.output import check_target, console, tell, write_file
 from regionsearch.errors import invalid
 
 if TYPE_CHECKING:
     from regionsearch.client import Box, SearchResult
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+IMAGE_ID = re.compile("[0-9a-f]{64}")
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, with the ids of images and regions.")]
 MinScore = Annotated[float | None, typer.Option(help="Lowest cosine that counts.")]
 Save = Annotated[Path | None, typer.Option(help="Write the picture with the find outlined to this PNG.")]
 Open = Annotated[bool, typer.Option("--open", help="Show the picture with the find outlined.")]
@@ -33,6 +37,9 @@ def search(
     without: Annotated[
         list[str] | None, typer.Option(help="Words that are not meant; may be repeated.")
     ] = None,
+    unlike: Annotated[
+        list[str] | None, typer.Option(help="The id of a region that is not meant; may be repeated.")
+    ] = None,
     tag: Annotated[
         list[str] | None, typer.Option(help="Only pictures with one of these tags; may be repeated.")
     ] = None,
@@ -46,13 +53,16 @@ def search(
     """Find things by words, by a picture, by a region, or by all of these together."""
     if not words and like is None and region is None:
         raise invalid("words", "say what to look for: words, --like PICTURE, or --region ID")
+    check_target(save)
+    from regionsearch.client import Example
+
     with connect(url, api_key) as client:
         result = client.search(
             " ".join(words) if words else None,
             collection,
             image=like,
             region_id=region,
-            negatives=without or (),
+            negatives=[*(without or ()), *(Example(region_id=one) for one in unlike or ())],
             group_by_image=images,
             filter={"tags": tag} if tag else None,
             min_score=min_score,
@@ -63,6 +73,8 @@ def search(
             typer.echo(json.dumps([hit.model_dump() for hit in result], indent=1))
         else:
             console.print(_table(result) if result else "nothing was found")
+            if result and result[0].region_id:
+                tell(f"more like the first: regionsearch search --region {result[0].region_id}", style="dim")
         if result and (save is not None or open_it):
             from regionsearch.cli.drawing import outline
 
@@ -84,7 +96,10 @@ def within(
     api_key: ApiKey = None,
 ) -> None:
     """Find things inside one picture; a file is looked at without being stored."""
+    check_target(save)
     path = Path(picture) if Path(picture).is_file() else None
+    if path is None and not IMAGE_ID.fullmatch(picture):
+        raise invalid("picture", f"{picture} is neither a file nor the id of an image, 64 hexadecimal digits")
     image_id = None if path else picture
     with connect(url, api_key) as client:
         found = client.within(
@@ -95,7 +110,7 @@ def within(
         else:
             table = Table("phrase", "score", "box", "area")
             for hit in found.hits:
-                table.add_row(hit.label, f"{hit.score:.3f}", _place(hit.box), str(hit.area))
+                table.add_row(Text(hit.label), f"{hit.score:.3f}", _place(hit.box), str(hit.area))
             console.print(table if found.hits else "nothing was found")
         if save is not None or open_it:
             drawn = client.render(
@@ -113,13 +128,14 @@ def export(
     api_key: ApiKey = None,
 ) -> None:
     """Write the hits of a search, or all regions of a collection, as COCO annotations with masks."""
+    check_target(target)
     with connect(url, api_key) as client:
         if words:
             document = client.export_hits(" ".join(words), collection, limit=limit)
         else:
             pictures = client.images(collection)
             document = merged(client.export_regions(image.image_id, collection) for image in pictures)
-    target.write_text(json.dumps(document))
+    write_file(target, json.dumps(document).encode())
     counts = f"{len(document['annotations'])} annotations of {len(document['images'])} pictures"
     console.print(f"{counts} in {target}", highlight=False)
 
@@ -140,10 +156,10 @@ def merged(documents: Iterator[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _table(result: SearchResult) -> Table:
-    table = Table("", "score", "picture", "box", "region")
+    table = Table("", "score", "picture", "box")
     for hit in result:
-        region = hit.region_id or "whole picture"
-        table.add_row(str(hit.rank), f"{hit.score:.3f}", hit.image.name, _place(hit.box), region)
+        place = _place(hit.box) if hit.region_id else "whole picture"
+        table.add_row(str(hit.rank), f"{hit.score:.3f}", Text(hit.image.name), place)
     return table
 
 
@@ -153,7 +169,7 @@ def _place(box: Box) -> str:
 
 def _show(picture: bytes, save: Path | None, open_it: bool) -> None:
     target = save or Path("found.png")
-    target.write_bytes(picture)
-    errors.print(f"wrote {target}", highlight=False)
-    if open_it:
-        typer.launch(str(target))
+    write_file(target, picture)
+    tell(f"wrote {target}")
+    if open_it and typer.launch(str(target)):
+        tell("no program here shows pictures; open the file yourself")

@@ -15,7 +15,8 @@ from regionsearch.cli import app
 from regionsearch.cli.drawing import COLOUR, outline
 from regionsearch.cli.ingesting import find_pictures
 from regionsearch.cli.searching import merged
-from regionsearch.client import Box, Hit, HitImage, Mask
+from regionsearch.client import Box, Client, Hit, HitImage, IngestResult, Mask
+from regionsearch.client.clients import OnResult
 from regionsearch.errors import Kind, RegionSearchError
 from regionsearch.masks import encode_rle
 from tests.client.conftest import gateway
@@ -80,6 +81,54 @@ def test_ingest_of_nothing_is_an_error(gateway: FakeGateway, folder: Path) -> No
     assert gateway.requests == []
 
 
+def test_ingest_that_is_stopped_says_how_far_it_came(
+    gateway: FakeGateway, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(client: Client, files: object, *args: object, on_result: OnResult, **options: object) -> None:
+        on_result(IngestResult(name="b.PNG", outcome="created", image_id="b" * 64, regions=3))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Client, "ingest", stopped)
+    result = run(gateway, "ingest", folder)
+    assert result.exit_code == 130
+    assert "stopped after 1 of 2: 1 added with 3 regions, 0 there already, 0 failed" in result.output
+    assert "the same command goes on" in result.output
+
+
+def test_ingest_into_no_collection_is_one_error(gateway: FakeGateway, folder: Path) -> None:
+    gateway.failures = [RegionSearchError(Kind.NOT_FOUND, "there is no collection 'x'")] * 2
+    result = run(gateway, "ingest", folder, "-c", "x", "--jobs", 1)
+    assert isinstance(result.exception, RegionSearchError)
+    assert "stopped after 0 of 2" in result.output
+
+
+@pytest.mark.parametrize(
+    "command", [("search", "mug", "--save"), ("within", "a" * 64, "mug", "--save"), ("export", "mug", "-o")]
+)
+def test_a_target_that_cannot_be_written_is_refused_first(
+    gateway: FakeGateway, tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    for target in (tmp_path, tmp_path / "nowhere" / "x.png"):
+        result = run(gateway, *command, target)
+        assert isinstance(result.exception, RegionSearchError)
+        assert result.exception.field == "target"
+    assert gateway.requests == []
+
+
+def test_errors_are_one_line_as_they_are(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from regionsearch.cli.app import main
+
+    missing = tmp_path / "[bold]" / "x"
+    monkeypatch.setattr("sys.argv", ["regionsearch", "ingest", str(missing)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 1
+    line = f"error: {missing} is neither a file nor a folder, and no pattern of any"
+    assert capsys.readouterr().err.splitlines() == [line]
+
+
 def test_pictures_are_found_once_in_folders_and_patterns(folder: Path) -> None:
     deep, top = folder / "deep" / "a.jpg", folder / "b.PNG"
     assert find_pictures([folder]) == [top, deep]
@@ -90,13 +139,17 @@ def test_pictures_are_found_once_in_folders_and_patterns(folder: Path) -> None:
 
 
 def test_search_prints_a_table_or_json(gateway: FakeGateway) -> None:
-    result = run(gateway, "search", "red", "mug", "--without", "plate", "--tag", "t", "-n", "3")
+    result = run(
+        gateway, "search", "red", "mug", "--without", "plate", "--unlike", "r9", "--tag", "t", "-n", "3"
+    )
     assert result.exit_code == 0
     assert "0.500" in result.output
     assert "0,0 – 2,2" in result.output
+    assert "regionsearch search --region r1" in result.output
     body = gateway.requests[-1][2]
     assert body["query"]["texts"] == ["red mug"]
-    assert (body["negatives"], body["filter"], body["page_size"]) == (["plate"], {"tags": ["t"]}, 3)
+    assert body["negatives"] == ["plate", {"region_id": "r9"}]
+    assert (body["filter"], body["page_size"]) == ({"tags": ["t"]}, 3)
     (hit,) = json.loads(run(gateway, "search", "mug", "--json").output)
     assert (hit["region_id"], hit["box"]["x_max"], hit["label"]) == ("r1", 2.0, "mug")
 
@@ -154,6 +207,8 @@ def test_within_a_file_and_within_a_stored_picture(gateway: FakeGateway, folder:
     assert "mug" in result.output
     assert (folder / "found.png").read_bytes() == b"\x89PNG"
     assert "image" in gateway.requests[-1][2]
+    missing = run(gateway, "within", folder / "missing.png", "mug")
+    assert "neither a file nor the id of an image" in str(missing.exception)
     assert run(gateway, "within", "a" * 64, "mug", "--json").exit_code == 0
     assert gateway.requests[-1][2]["image_id"] == "a" * 64
 
