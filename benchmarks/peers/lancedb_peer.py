@@ -5,10 +5,10 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import lancedb
+import lancedb  # type: ignore[import-not-found]  # lives in an environment of its own
 import numpy as np
-import pyarrow as pa
-from driver import HITS, serve
+import pyarrow as pa  # type: ignore[import-not-found]
+from driver import HITS, serve  # type: ignore[import-not-found]  # beside this program
 
 
 def main(folder: Path) -> None:
