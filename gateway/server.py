@@ -32,9 +32,7 @@ def lifespan(settings: GatewaySettings) -> Lifespan:
     async def live(server: Server) -> AsyncIterator[None]:
         gateway = Gateway(settings)
         health = GatewayHealth(gateway, server.health)
-        app: ASGIApp = create_app(gateway, health)
-        if settings.otlp_endpoint:
-            app = _traced(app)
+        app = create_app(gateway, health)
         try:
             async with _http_server(app, settings):
                 server.add(add_RegionSearchServiceServicer_to_server, RegionSearchServicer(gateway))
@@ -65,13 +63,6 @@ async def _beside(*work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def _traced(app: ASGIApp) -> ASGIApp:
-    from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
-
-    traced: ASGIApp = OpenTelemetryMiddleware(app, excluded_urls="healthz,readyz,metrics,static")
-    return traced
 
 
 @contextlib.asynccontextmanager

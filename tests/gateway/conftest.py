@@ -150,15 +150,15 @@ class World:
         self._thread.join(10)
 
 
-def wait_for(condition: Callable[[], bool]) -> None:
+def wait_for(condition: Callable[[], bool], limit_s: float = 60) -> None:
     """Until something is so."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + limit_s
     while not condition():
         assert time.monotonic() < deadline, "it never came true"
         time.sleep(0.01)
 
 
-class _Process:
+class Process:
     """A process of its own, which a test may kill. A context manager."""
 
     def __init__(self, command: list[str], **environment: str) -> None:
@@ -179,7 +179,7 @@ class _Process:
         self.process.wait()
 
 
-class EmbedderProcess(_Process):
+class EmbedderProcess(Process):
     """A fake embedder."""
 
     def __init__(self, folder: Path, port: int = 0) -> None:
@@ -195,7 +195,7 @@ class EmbedderProcess(_Process):
         return self
 
 
-class GatewayProcess(_Process):
+class GatewayProcess(Process):
     """A real gateway, started as an operator would."""
 
     def __init__(self, settings: GatewaySettings, **environment: str) -> None:
