@@ -27,6 +27,7 @@ app = typer.Typer(add_completion=False)
 def evaluate(
     data: Path | None = None,
     *,
+    images: Path | None = None,
     url: str | None = None,
     api_key: str | None = None,
     out: Path = Path("out/evaluation"),
@@ -42,6 +43,7 @@ def evaluate(
 
     Args:
         data: A data set (see `evaluation.loaders.load`); by default the committed fixture.
+        images: Folder of its pictures, where they are not beside it.
         url: A running gateway (http://host:port); by default the engines run in this process.
         api_key: Of the gateway.
         out: Folder that the results are written to.
@@ -57,9 +59,10 @@ def evaluate(
     Raises:
         RegionSearchError: INVALID_ARGUMENT for unreadable data or an option that does not fit.
     """
-    dataset = load(data or FIXTURE)
+    dataset = load(data or FIXTURE, images)
     if limit is not None:
         dataset = dataset.subset(limit, seed)
+    out.mkdir(parents=True, exist_ok=True)
     others: dict[str, System] = {}
     with ExitStack() as stack:
         bar = stack.enter_context(_progress(console))
@@ -75,7 +78,6 @@ def evaluate(
             bar.update(task, description=stage, completed=done, total=total)
 
         result = run(system, dataset, others=others, seed=seed, progress=show)
-    out.mkdir(parents=True, exist_ok=True)
     (out / "metrics.json").write_text(json.dumps(result.as_json(), indent=1) + "\n", encoding="utf-8")
     (out / "report.html").write_text(render(result), encoding="utf-8")
     if console is not None:
@@ -137,6 +139,7 @@ def _table(result: Result) -> Table:
 
 
 Data = Annotated[Path | None, typer.Option(help="COCO-style JSON or PASCAL VOC; default: the fixture.")]
+Images = Annotated[Path | None, typer.Option(help="Folder of the pictures, if not beside the JSON.")]
 Fixture = Annotated[bool, typer.Option("--fixture", help="The committed fixture (the default).")]
 Url = Annotated[str | None, typer.Option(help="A running gateway, such as http://127.0.0.1:8000.")]
 ApiKey = Annotated[str | None, typer.Option(envvar="REGIONSEARCH_API_KEY", help="Of the gateway.")]
@@ -151,6 +154,7 @@ Limit = Annotated[int | None, typer.Option(min=1, help="At most this many pictur
 @app.command()
 def main(
     data: Data = None,
+    images: Images = None,
     fixture: Fixture = False,
     url: Url = None,
     api_key: ApiKey = None,
@@ -169,6 +173,7 @@ def main(
             raise invalid("data", "--fixture and --data exclude each other")
         evaluate(
             data,
+            images=images,
             url=url,
             api_key=api_key,
             out=out,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,7 +52,8 @@ def collect(
     things = []
     for picture, sample in enumerate(dataset.samples):
         progress("clicking", picture, len(dataset.samples))
-        things += _things(system, picture, sample, proposals[picture].found, clicks)
+        click = partial(system.click, sample) if clicks else None
+        things += things_of(picture, sample, proposals[picture].found, click)
     index = system.index(dataset.samples, proposals, progress)
 
     absent = [_absent(sample, len(dataset.categories), generator) for sample in dataset.samples]
@@ -86,14 +88,14 @@ class _Layout:
     Attributes:
         starts: First column of each picture, and the number of all columns.
         picture: Of each column.
-        shows: (columns, categories) as sets: the categories whose instance the region is, at `FOUND`.
+        shows: The columns that show a category: whose region is an instance of it, at `FOUND`.
         match: Of each column, its category where it is the best region of an instance, else -1.
         instances: How often each category occurs in each picture, (pictures, categories).
     """
 
     starts: NDArray[np.intp]
     picture: NDArray[np.intp]
-    shows: Sequence[frozenset[int]]
+    shows: Mapping[int, Sequence[int]]
     match: NDArray[np.intp]
     instances: NDArray[np.intp]
 
@@ -101,15 +103,17 @@ class _Layout:
     def of(cls, dataset: Dataset, regions: Sequence[Regions]) -> _Layout:
         counts = [len(found) for found in regions]
         starts = np.concatenate([[0], np.cumsum(counts, dtype=np.intp)])
-        shows: list[frozenset[int]] = []
+        shows: dict[int, list[int]] = {}
         match = np.full(starts[-1], -1, dtype=np.intp)
         instances = np.zeros((len(regions), len(dataset.categories)), dtype=np.intp)
         for picture, (sample, found) in enumerate(zip(dataset.samples, regions, strict=True)):
             categories = np.array([i.category for i in sample.instances], dtype=np.intp)
             np.add.at(instances[picture], categories, 1)
             iou = rle.iou([i.mask for i in sample.instances], found.masks)
-            shows += [frozenset(categories[column >= FOUND].tolist()) for column in iou.T]
-            for category, row in zip(categories, iou, strict=True):
+            for category, row in zip(categories.tolist(), iou, strict=True):
+                shows.setdefault(category, []).extend(
+                    (starts[picture] + np.flatnonzero(row >= FOUND)).tolist()
+                )
                 if row.size and row.max() >= FOUND:
                     match[starts[picture] + row.argmax()] = category
         return cls(starts, np.repeat(np.arange(len(counts)), counts), shows, match, instances)
@@ -120,22 +124,47 @@ class _Layout:
 
     def showing(self, category: int) -> BoolArray:
         """The columns that show a category."""
-        return np.array([category in shown for shown in self.shows], dtype=bool)
+        columns = np.zeros(len(self.picture), dtype=bool)
+        columns[list(self.shows.get(category, ()))] = True
+        return columns
 
 
-def _things(system: System, picture: int, sample: Sample, found: Regions, clicks: bool) -> list[Thing]:
+def things_of(
+    picture: int,
+    sample: Sample,
+    found: Regions,
+    click: Callable[[Sequence[tuple[int, int]]], Sequence[Rle]] | None = None,
+) -> list[Thing]:
+    """What the proposals, and a click each, make of a picture's things.
+
+    Args:
+        picture: Its index.
+        sample: The picture.
+        found: All proposals, best first.
+        click: From points to the masks that they select; None leaves `click_iou` unknown.
+    """
     if not sample.instances:
         return []
     truths: list[Rle] = [instance.mask for instance in sample.instances]
+    areas = [rle.area(truth) for truth in truths]
     iou = rle.iou(truths, found.masks)
     recall = {top: metrics.average_recall(iou, top) for top in (10, 100, 1000)}
+    in_size, sizes = np.zeros(len(truths)), metrics.size_class(areas)
+    for size in np.unique(sizes):  # things of other sizes take no proposal away
+        in_size[sizes == size] = metrics.average_recall(iou[sizes == size], 100)
     click_iou = np.full(len(truths), np.nan)
-    if clicks:
+    if click is not None:
         points = [rle.innermost_point(rle.decode(truth)) for truth in truths]
-        click_iou = rle.paired_iou(system.click(sample, points), truths)
+        click_iou = rle.paired_iou(click(points), truths)
     return [
-        Thing(picture, rle.area(truth), {top: float(recall[top][i]) for top in recall}, float(click_iou[i]))
-        for i, truth in enumerate(truths)
+        Thing(
+            picture,
+            area,
+            {top: float(recall[top][i]) for top in recall},
+            float(in_size[i]),
+            float(click_iou[i]),
+        )
+        for i, area in enumerate(areas)
     ]
 
 
@@ -211,8 +240,9 @@ def _likenesses(index: Index, layout: _Layout, generator: np.random.Generator) -
 
 
 def _absent(sample: Sample, categories: int, generator: np.random.Generator) -> list[int]:
-    """Categories that a sample does not hold."""
-    others = np.setdiff1d(np.arange(categories), sample.categories)
+    """Categories that a sample does not hold, as far as its truth says."""
+    candidates = np.arange(categories) if sample.absent is None else np.array(sample.absent, dtype=np.intp)
+    others = np.setdiff1d(candidates, sample.categories)
     return sorted(generator.choice(others, min(ABSENT_NAMES, len(others)), replace=False).tolist())
 
 

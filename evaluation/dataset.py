@@ -12,6 +12,7 @@ from typing import Literal
 import numpy as np
 
 from evaluation.rle import Rle
+from regionsearch.errors import invalid
 from regionsearch.images import Pixels, decode_image
 
 Split = Literal["tune", "test"]
@@ -41,6 +42,7 @@ class Sample:
         split: `tune` is for choosing thresholds, `test` for reporting what they reach.
         instances: The things in it.
         caption: A sentence about the whole picture; empty where the data set has none.
+        absent: Categories that are known not to be in the picture; None where everything is annotated.
     """
 
     path: Path
@@ -49,6 +51,7 @@ class Sample:
     split: Split
     instances: tuple[Instance, ...]
     caption: str = ""
+    absent: tuple[int, ...] | None = None
 
     @property
     def categories(self) -> tuple[int, ...]:
@@ -60,8 +63,20 @@ class Sample:
         return self.path.read_bytes()
 
     def pixels(self) -> Pixels:
-        """uint8 RGB (height, width, 3)."""
-        return decode_image(self.read(), field=self.path.name)
+        """uint8 RGB (height, width, 3).
+
+        Raises:
+            RegionSearchError: UNSUPPORTED_IMAGE, TOO_LARGE, or INVALID_ARGUMENT when the picture has not
+                the size of its truth.
+        """
+        pixels = decode_image(self.read(), field=self.path.name)
+        if pixels.shape[:2] != (self.height, self.width):
+            raise invalid(
+                "data",
+                f"{self.path} is {pixels.shape[1]} x {pixels.shape[0]} pixels upright, its truth says "
+                f"{self.width} x {self.height}; correct one of them",
+            )
+        return pixels
 
 
 @dataclass(frozen=True)

@@ -34,8 +34,6 @@ from services.segmenter.prompts import Prompt
 from services.segmenter.selection import select_regions
 from services.segmenter.settings import SegmenterSettings
 
-_TEXTS = 512  # of one call
-
 
 class EngineSegmenter:
     """The segmenter's engine."""
@@ -113,8 +111,8 @@ class EngineEmbedder:
 
     def texts(self, texts: Sequence[str]) -> VectorArray:
         """See `evaluation.system.Embedder`."""
-        parts = [texts[start : start + _TEXTS] for start in range(0, len(texts), _TEXTS)]
-        return np.concatenate([_runner().run(self._engine.embed_texts(part))[0] for part in parts])
+        vectors: VectorArray = _runner().run(self._engine.embed_texts(texts))[0]
+        return vectors
 
 
 def engine_system(models: Path | None = None, policy: str = "blur") -> InProcess:

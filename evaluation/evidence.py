@@ -19,12 +19,14 @@ class Thing:
         picture: Index of its sample.
         area: Pixels.
         recall: Part of the IoU thresholds at which proposals find it, by how many proposals count.
+        recall_in_size: The same for 100 proposals, among the things of its own size class.
         click_iou: IoU of the mask that one click in its middle selects.
     """
 
     picture: int
     area: int
     recall: dict[int, float]
+    recall_in_size: float
     click_iou: float
 
 

@@ -59,10 +59,8 @@ def index_recall(vectors: VectorArray, queries: VectorArray) -> dict[str, float]
     return recall
 
 
-def _ask(
-    folder: Path, codes: CodeSpec | None, vectors: VectorArray, queries: VectorArray
-) -> metrics.IntArray:
-    """The rows that one kind of index finds, (queries, TOP)."""
+def _ask(folder: Path, codes: CodeSpec | None, vectors: VectorArray, queries: VectorArray) -> list[list[int]]:
+    """The rows that one kind of index finds, at most `TOP` for each query."""
     rows, dimension = vectors.shape
     settings = EmbeddedSettings(
         folder=folder, device="cpu", chunk_rows=rows, ann_above=rows, ann_rows=rows, codes_rows=rows
@@ -81,6 +79,6 @@ def _ask(
         nothing = np.empty((0, dimension), np.float32)
         asked = [Query(query[np.newaxis], nothing, limit=TOP) for query in queries]
         pages = engine.search("regions", model, asked)
-        return np.array([[int(hit.record.record_id) for hit in page.hits] for page in pages])
+        return [[int(hit.record.record_id) for hit in page.hits] for page in pages]
     finally:
         engine.close()

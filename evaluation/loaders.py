@@ -13,6 +13,7 @@ from pycocotools import mask as coco
 from evaluation import rle
 from evaluation.dataset import Dataset, Instance, Sample, Split, alternate_splits
 from regionsearch.errors import RegionSearchError, invalid
+from regionsearch.masks import rle_runs
 
 FIXTURE = Path(__file__).parent / "fixture"
 
@@ -58,8 +59,9 @@ def _annotation_file(path: Path) -> Path:
 def load_coco(path: Path, images: Path | None = None) -> Dataset:
     """Reads COCO-style JSON: polygons, compressed and uncompressed run lengths; crowds are left out.
 
-    An image's `split` ("tune" or "test") and `caption` are honoured; where no image has a split, every
-    other one is for tuning.
+    An image's `split` ("tune" or "test") and `caption` are honoured; where an image has no split, every
+    other one is for tuning. Of LVIS, names are read without underscores, and only a picture's
+    `neg_category_ids` count as absent from it.
 
     Raises:
         RegionSearchError: INVALID_ARGUMENT, naming what is missing or malformed.
@@ -78,18 +80,23 @@ def load_coco(path: Path, images: Path | None = None) -> Dataset:
         splits = alternate_splits(len(content["images"]))
         samples = tuple(
             Sample(
-                path=(images or path.parent) / image["file_name"],
+                path=_picture(images or path.parent, image),
                 height=image["height"],
                 width=image["width"],
                 split=cast(Split, image.get("split", splits[index])),
                 instances=tuple(truth[image["id"]]),
                 caption=image.get("caption", ""),
+                absent=_absent(image, number),
             )
             for index, image in enumerate(content["images"])
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except RegionSearchError:
+        raise
+    except Exception as error:  # pycocotools raises bare ones
         raise invalid("data", f"{path} is no COCO-style annotation file: {error!r}") from error
-    return _checked(Dataset(path.parent.name, tuple(entry["name"] for entry in entries), samples), path)
+    return _checked(
+        Dataset(path.parent.name, tuple(entry["name"].replace("_", " ") for entry in entries), samples), path
+    )
 
 
 def _segmentation(value: Any, height: int, width: int) -> rle.Rle:
@@ -101,7 +108,21 @@ def _segmentation(value: Any, height: int, width: int) -> rle.Rle:
         return {"size": [height, width], "counts": packed["counts"]}
     if list(value["size"]) != [height, width]:
         raise ValueError(f"a mask of size {value['size']} in an image of {[height, width]}")
+    rle_runs(value["counts"], height, width)  # pycocotools trusts what it is given
     return {"size": [height, width], "counts": value["counts"].encode()}
+
+
+def _picture(folder: Path, image: Any) -> Path:
+    """A picture's file; LVIS says only where COCO's servers have it."""
+    if "file_name" in image:
+        return folder / str(image["file_name"])
+    split, name = str(image["coco_url"]).split("/")[-2:]
+    return folder / split / name if (folder / split).is_dir() else folder / name
+
+
+def _absent(image: Any, number: dict[Any, int]) -> tuple[int, ...] | None:
+    names = image.get("neg_category_ids")
+    return None if names is None else tuple(sorted(number[name] for name in names))
 
 
 def load_voc(root: Path) -> Dataset:
@@ -132,7 +153,9 @@ def _voc_sample(root: Path, name: str, split: Split) -> Sample:
     for number in np.unique(objects[(objects > 0) & (objects != _VOC_VOID)]):
         mask = objects == number
         inside = classes[mask]
-        category = int(np.bincount(inside[inside != _VOC_VOID]).argmax())
+        category = int(np.bincount(inside[inside != _VOC_VOID], minlength=1).argmax())
+        if not category:
+            raise invalid("data", f"object {number} of {name}.png has no class in SegmentationClass")
         instances.append(Instance(category - 1, rle.encode(mask)))
     height, width = objects.shape
     return Sample(root / "JPEGImages" / f"{name}.jpg", height, width, split, tuple(instances))

@@ -109,7 +109,7 @@ def measure(evidence: Evidence, *, seed: int = 0, draws: int = 1000) -> tuple[li
         draws: Of the bootstrap.
     """
     report = _Reporter(len(evidence.dataset.samples), seed, draws)
-    cut = tune_cut(_of_split(evidence, "tune") or evidence.questions)
+    cut = tune_cut(_of_split(evidence, "tune"))
     parts: list[Callable[[Evidence, _Reporter], list[Measure]]] = [
         _proposals, _clicks, _text_to_region, _image_level, _region_to_region,
     ]  # fmt: skip
@@ -134,7 +134,7 @@ def _proposals(evidence: Evidence, report: _Reporter) -> list[Measure]:
                 f"proposals.ar@100_{size}",
                 f"AR@100, {size}",
                 _pictures(chosen),
-                [thing.recall[100] for thing in chosen],
+                [thing.recall_in_size for thing in chosen],
             )
         )
     kept = [len(regions) for regions in evidence.index.regions]
@@ -268,10 +268,13 @@ def _absence(evidence: Evidence, report: _Reporter) -> list[Measure]:
 
 
 def tune_cut(questions: Sequence[Question]) -> Cut:
-    """The rule and threshold with the best class-mask mIoU on these questions; the first of equals."""
-    scores = np.concatenate([question.scores for question in questions])
+    """The rule and threshold with the best class-mask mIoU on these questions; the first of equals.
+
+    Without questions to tune on it is the best region alone, which needs no threshold.
+    """
+    scores = known_scores(questions)
     if not scores.size:
-        return Cut("min_score", 0.0)
+        return Cut("relative_cutoff", 1.0)
     candidates = [Cut("min_score", float(t)) for t in np.linspace(scores.min(), scores.max(), 201)]
     candidates += [Cut("relative_cutoff", float(part)) for part in np.linspace(0.5, 1, 51)]
     classes = [question.category for question in questions]
@@ -289,6 +292,13 @@ def cut_masks(questions: Sequence[Question], cut: Cut) -> tuple[FloatArray, Floa
     inter = [question.intersections[n] for question, n in zip(questions, hits, strict=True)]
     union = [question.unions[n] for question, n in zip(questions, hits, strict=True)]
     return np.array(inter, dtype=np.float64), np.array(union, dtype=np.float64)
+
+
+def known_scores(questions: Sequence[Question]) -> FloatArray:
+    """All scores of the regions that were retrieved."""
+    scores = np.concatenate([np.zeros(0), *(question.scores for question in questions)])
+    known: FloatArray = scores[np.isfinite(scores)]
+    return known
 
 
 def _pictures(items: Sequence[Thing | Question | Likeness | Absence]) -> list[int]:

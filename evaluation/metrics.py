@@ -77,37 +77,41 @@ def average_recall(iou: FloatArray, top: int) -> FloatArray:
 
 
 def size_class(areas: ArrayLike) -> NDArray[np.intp]:
-    """0 for small, 1 for medium, 2 for large areas in pixels, by COCO's edges."""
+    """0 for small, 1 for medium, 2 for large areas in pixels, by COCO's edges.
+
+    An area on an edge belongs to the larger class; COCO counts it in both.
+    """
     return np.searchsorted(SIZE_EDGES, np.asarray(areas), side="right")
 
 
 def hit_rank(scores: FloatArray, relevant: BoolArray) -> float:
     """Rank, from 1, of the first relevant item when items are sorted by falling score; inf if there is none.
 
-    Ties count against: an item that is not relevant stands before a relevant one of the same score.
+    An item of score -inf was not retrieved. Ties count against: an item that is not relevant stands before a
+    relevant one of the same score.
     """
     if not relevant.any():
         return float("inf")
     best = scores[relevant].max()
-    return float(1 + (scores[~relevant] >= best).sum())
+    return float(1 + (scores[~relevant] >= best).sum()) if best > -np.inf else float("inf")
 
 
 def average_precision(scores: FloatArray, relevant: BoolArray, total: int | None = None) -> float:
     """The mean of the precision at each relevant item, without interpolation.
 
     Args:
-        scores: (N,); equal ones keep their order.
+        scores: (N,); ties count against, as in `hit_rank`.
         relevant: (N,) bool.
         total: Relevant things in all, where some cannot be retrieved at all; by default those in `relevant`.
     """
-    hits = relevant[np.argsort(-scores, kind="stable")]
+    hits = _ranked(scores, relevant)
     precision = np.cumsum(hits) / np.arange(1, len(hits) + 1)
     return _ratio(precision[hits].sum(), hits.sum() if total is None else total)
 
 
 def precision_at(scores: FloatArray, relevant: BoolArray, top: int) -> float:
-    """The relevant part of the first `top` items by falling score; equal scores keep their order."""
-    return float(relevant[np.argsort(-scores, kind="stable")][:top].sum() / top)
+    """The relevant part of the first `top` items by falling score; ties count against, as in `hit_rank`."""
+    return float(_ranked(scores, relevant)[:top].sum() / top)
 
 
 def auroc(
@@ -162,9 +166,14 @@ def union_curve(truth: BoolArray, masks: Sequence[BoolArray]) -> tuple[IntArray,
     return intersections, unions
 
 
-def index_recall(exact: IntArray, found: IntArray) -> FloatArray:
-    """For each query, the part of its exact neighbours (queries, k) among those found (queries, k)."""
+def index_recall(exact: IntArray, found: Sequence[Sequence[int]]) -> FloatArray:
+    """For each query, the part of its exact neighbours (queries, k) among those that were found."""
     return np.array([len(np.intersect1d(a, b)) / len(a) for a, b in zip(exact, found, strict=True)])
+
+
+def _ranked(scores: FloatArray, relevant: BoolArray) -> BoolArray:
+    """`relevant` by falling score, of equal scores the irrelevant first."""
+    return relevant[np.lexsort((relevant, -scores))]
 
 
 def _weighted(values: ArrayLike, weights: ArrayLike | None) -> tuple[FloatArray, FloatArray]:

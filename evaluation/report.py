@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from evaluation import charts, metrics
 from evaluation.evidence import Question
-from evaluation.measures import Cut, Measure, cut_masks
+from evaluation.measures import Cut, Measure, cut_masks, known_scores
 from evaluation.pictures import EXTRA, MISSED, RIGHT, panel
 from evaluation.run import Result
 
@@ -102,7 +102,7 @@ def _cut_chart(result: Result) -> str:
     questions, samples = result.evidence.questions, result.evidence.dataset.samples
     grid = np.linspace(0.5, 1, 51)
     if result.cut.rule == "min_score":
-        scores = np.concatenate([question.scores for question in questions])
+        scores = known_scores(questions)
         grid = np.linspace(scores.min(), scores.max(), 101) if scores.size else grid
     series = []
     for split in ("tune", "test"):
@@ -123,9 +123,9 @@ def _absence_chart(result: Result) -> str:
         return ""
     present = np.concatenate([item.present for item in result.evidence.absences])
     absent = np.concatenate([item.absent for item in result.evidence.absences])
-    return charts.histogram(
-        [("not there", "absent", absent), ("there", "present", present)], "best cosine in the picture"
-    )
+    series = [("not there", "absent", absent), ("there", "present", present)]
+    known = [(name, css, scores[np.isfinite(scores)]) for name, css, scores in series]
+    return charts.histogram(known, "best cosine in the picture") if any(s.size for _, _, s in known) else ""
 
 
 def _spread(result: Result, count: int) -> list[int]:

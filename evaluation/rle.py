@@ -35,7 +35,7 @@ def rectangle(height: int, width: int, box: Sequence[float]) -> Rle:
     """A filled box x_min, y_min, x_max, y_max (half-open pixels) on an empty mask (height, width)."""
     x_min, y_min, x_max, y_max = (round(edge) for edge in box)
     mask = np.zeros((height, width), dtype=bool)
-    mask[max(y_min, 0) : y_max, max(x_min, 0) : x_max] = True
+    mask[max(y_min, 0) : max(y_max, 0), max(x_min, 0) : max(x_max, 0)] = True
     return encode(mask)
 
 

@@ -102,3 +102,36 @@ def test_the_digest_follows_the_pictures_and_the_truth(world):
 def test_a_subset_is_drawn_by_its_seed(world):
     assert world.subset(100, seed=0) is world
     assert world.subset(3, seed=1).samples == world.subset(3, seed=1).samples
+
+
+def test_lvis_is_read_as_published(tmp_path):
+    """Pictures by COCO's address, names with underscores, and a truth that is not complete."""
+    path = write(tmp_path, [[2, 1, 5, 1, 5, 4, 2, 4]])
+    content = json.loads(path.read_text())
+    image = content["images"][0]
+    del image["file_name"]
+    image |= {"coco_url": "http://images.cocodataset.org/val2017/a.png", "neg_category_ids": [7]}
+    content["categories"] = [
+        {"id": 3, "name": "police_dog"}, {"id": 5, "name": "cat"}, {"id": 7, "name": "bow_(weapon)"}
+    ]  # fmt: skip
+    path.write_text(json.dumps(content))
+    dataset = load(path)
+    assert dataset.categories == ("police dog", "cat", "bow (weapon)")
+    assert dataset.samples[0].absent == (2,)  # nobody looked for cats
+    (tmp_path / "pictures" / "val2017").mkdir(parents=True)
+    (tmp_path / "a.png").rename(tmp_path / "pictures" / "val2017" / "a.png")
+    assert load(path, tmp_path / "pictures").samples[0].pixels().shape == (6, 8, 3)
+
+
+def test_a_picture_of_another_size_than_its_truth_is_named(tmp_path):
+    sample = load(write(tmp_path, [[2, 1, 5, 1, 5, 4]])).samples[0]
+    Image.new("RGB", (6, 8)).save(sample.path)
+    with pytest.raises(RegionSearchError, match=r"a\.png is 6 x 8 pixels upright, its truth says 8 x 6"):
+        sample.pixels()
+
+
+@pytest.mark.parametrize("segmentation", [[], [[]], 7, {"size": [6, 8], "counts": "0"}, {"counts": [1]}])
+def test_masks_that_are_none_are_refused(tmp_path, segmentation):
+    with pytest.raises(RegionSearchError) as caught:
+        load(write(tmp_path, segmentation))
+    assert caught.value.kind is Kind.INVALID_ARGUMENT

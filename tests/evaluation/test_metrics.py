@@ -59,6 +59,9 @@ def test_hit_rank_is_the_place_of_the_first_right_item_with_ties_against():
     assert metrics.hit_rank(np.array([0.9, 0.5, 0.7, 0.1]), right) == 3
     assert metrics.hit_rank(np.array([0.5, 0.5, 0.1, 0.1]), right) == 2
     assert metrics.hit_rank(np.array([0.9, 0.5]), np.array([False, False])) == math.inf
+    assert (
+        metrics.hit_rank(np.array([-np.inf, -np.inf]), np.array([False, True])) == math.inf
+    )  # not retrieved
 
 
 def test_average_precision():
@@ -68,6 +71,10 @@ def test_average_precision():
     # with two more that cannot be retrieved
     assert metrics.average_precision(scores, right, 4) == pytest.approx(5 / 12)
     assert math.isnan(metrics.average_precision(scores, np.zeros(3, dtype=bool)))
+    # a tie counts against: wrong, right, right, wrong
+    tied = np.array([0.5, 0.5, 0.3, 0.1]), np.array([True, False, True, False])
+    assert metrics.average_precision(*tied) == pytest.approx((1 / 2 + 2 / 3) / 2)
+    assert metrics.precision_at(*tied, 1) == 0
 
 
 def test_precision_at():
@@ -119,6 +126,7 @@ def test_union_curve_agrees_with_painting_each_union(rng):
 def test_index_recall():
     exact, found = np.array([[1, 2], [3, 4]]), np.array([[2, 9], [4, 3]])
     assert metrics.index_recall(exact, found).tolist() == [0.5, 1.0]
+    assert metrics.index_recall(exact, [[], [4]]).tolist() == [0.0, 0.5]
 
 
 def test_the_bootstrap_covers_the_truth_about_as_often_as_it_says(rng):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from evaluation.baselines import GridSegmenter
-from evaluation.measures import Cut, tune_cut
+from evaluation.measures import Cut, measure, tune_cut
 from evaluation.run import run
 from evaluation.system import InProcess, Proposals, Regions
 from tests.evaluation.worlds import ColourEmbedder, TruthSegmenter
@@ -87,8 +87,9 @@ def test_large_canvases_are_measured_apart_where_there_are_both_kinds(world, per
     assert not [key for key in values(run(perfect, world, draws=2).measures) if "canvas" in key]
     monkeypatch.setattr("evaluation.measures.LARGE_CANVAS", 79)
     assert not [key for key in values(run(perfect, world, draws=2).measures) if "canvas" in key]
+    evidence = run(perfect, world, draws=2).evidence
     object.__setattr__(world.samples[0], "width", 70)
-    large = next(m for m in run(perfect, world, draws=2).measures if m.key == "large_canvas.click_miou")
+    large = next(m for m in measure(evidence, draws=2)[0] if m.key == "large_canvas.click_miou")
     assert large.items == 10
     assert large.estimate.value == 1
 
@@ -109,3 +110,16 @@ def test_the_cut_is_tuned_to_the_best_mean_iou(world, perfect):
         question.intersections[cut.hits(question.scores)] == question.unions[cut.hits(question.scores)]
         for question in questions
     )
+
+
+def test_no_threshold_is_tuned_on_the_pictures_that_it_is_reported_on(world, perfect):
+    for sample in world.samples:
+        object.__setattr__(sample, "split", "test")
+    assert run(perfect, world, draws=2).cut == Cut("relative_cutoff", 1.0)
+
+
+def test_only_names_that_are_known_to_be_absent_are_asked_as_absent(world, perfect):
+    for sample in world.samples:
+        object.__setattr__(sample, "absent", (5,))
+    evidence = run(perfect, world, draws=2).evidence
+    assert [len(one.absent) for one in evidence.absences] == [1] * 6
