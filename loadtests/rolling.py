@@ -14,7 +14,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -81,8 +81,8 @@ def load(fleet: Fleet, url: str, users: int, out: Path) -> Iterator[None]:
         raise RuntimeError("requests failed under the restarts: see above")
 
 
-def roll(fleet: Fleet, users: int, out: Path) -> list[Restart]:
-    """Restarts all members under load.
+def roll(fleet: Fleet, users: int, out: Path, only: Sequence[str] = ()) -> list[Restart]:
+    """Restarts all members under load, or those of some roles.
 
     Raises:
         RuntimeError: A request failed, a member did not stop in order, or nothing was asked during a restart.
@@ -90,6 +90,8 @@ def roll(fleet: Fleet, users: int, out: Path) -> list[Restart]:
     restarts = []
     with balancer(fleet.gateways) as (url, stats), load(fleet, url, users, out):
         for member in fleet.members:
+            if only and member.partition("-")[0] not in only:
+                continue
             before, begin = counted(stats), time.monotonic()
             fleet.stop(member)
             stopped = time.monotonic()
@@ -111,6 +113,10 @@ def main(
         str | None, typer.Option(help="Containers of this project, rather than processes.")
     ] = None,
     users: Annotated[int, typer.Option(help="At once, over all kinds.")] = 7,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(help="Restart nothing but this: segmenter, embedder, searcher, gateway."),
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder for HTML and CSV.")] = HERE / "out" / "rolling",
 ) -> None:
     """Restarts every process of a stack under load; exit code 1 when a request failed."""
@@ -118,10 +124,10 @@ def main(
     console = Console()
     try:
         if compose_project:
-            restarts = roll(Containers(compose_project), users, out)
+            restarts = roll(Containers(compose_project), users, out, only or ())
         else:
             with tempfile.TemporaryDirectory() as folder, Processes(Path(folder)) as fleet:
-                restarts = roll(fleet, users, out)
+                restarts = roll(fleet, users, out, only or ())
     except RuntimeError as error:
         console.print(f"[red]{error}[/red]")
         raise typer.Exit(1) from None
