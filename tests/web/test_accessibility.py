@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect
 
-from tests.web.fake_gateway import FakeGateway
+from tests.web.fake_gateway import UPLOADED, FakeGateway
+from tests.web.scenes import scene
 
 pytestmark = pytest.mark.browser
 SERIOUS = {"serious", "critical"}
@@ -22,24 +26,73 @@ def findings(page: Page) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_nothing_serious(browser: Browser, url: str, gateway: FakeGateway, scheme: str) -> None:
-    context = browser.new_context(color_scheme=scheme, reduced_motion="reduce", bypass_csp=True)  # type: ignore[arg-type]
-    page = context.new_page()
+@pytest.fixture(params=[("dark", 1280), ("light", 390)], ids=["dark", "phone"])
+def looked_at(request: pytest.FixtureRequest, browser: Browser) -> Iterator[Page]:
+    """A page in both colour schemes and in both layouts."""
+    scheme, width = request.param
+    context = browser.new_context(
+        color_scheme=scheme,
+        reduced_motion="reduce",
+        bypass_csp=True,  # axe is injected; that the page keeps its policy is tested elsewhere
+        viewport={"width": width, "height": 820},
+    )
+    yield context.new_page()
+    context.close()
+
+
+def test_the_grid_and_the_viewer(looked_at: Page, url: str) -> None:
+    page = looked_at
     page.goto(url)
     expect(page.locator("#grid .tile")).to_have_count(4)
     assert findings(page) == []
-    page.goto(f"{url}/?q=red+circle,+blue+square&group=0")
+    page.goto(f"{url}/?q=red+circle,+blue+square&group=0&unlike=x-r000")
     expect(page.locator("#grid .tile svg path.line").first).to_be_attached()
     page.locator("#filter-toggle").click()
+    expect(page.locator("#unlike")).to_be_visible()
     assert findings(page) == []
     page.locator("#grid .tile").first.click()
     expect(page.locator("#more-like-this")).to_be_enabled()
     assert findings(page) == []
+    page.locator("#within-text").fill("red circle, blue square")
+    page.keyboard.press("Enter")
+    expect(page.locator("#regions .swatch").first).to_be_visible()
+    assert findings(page) == []
     page.locator("#viewer-delete").click()
     assert findings(page) == []
-    page.keyboard.press("Escape")
+
+
+def test_a_picture_to_search_with(looked_at: Page, url: str, tmp_path: Path) -> None:
+    page = looked_at
+    own = tmp_path / "own.png"
+    own.write_bytes(scene("own", 520, 340, UPLOADED).data)
+    page.goto(url)
+    page.locator("#picture").set_input_files(own)
+    expect(page.locator("#point")).to_be_visible()
+    expect(page.locator("#grid .tile").first).to_be_visible()
+    assert findings(page) == []
+    page.locator("#point").click()
+    page.locator("#stage").click()
+    expect(page.locator("#more-like-this")).to_be_enabled()
+    assert findings(page) == []
+
+
+def test_waiting_and_failing(looked_at: Page, url: str, gateway: FakeGateway, tmp_path: Path) -> None:
+    page = looked_at
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"words")
+    page.goto(url)
+    page.locator("#files").set_input_files(broken)
+    expect(page.locator("#uploads-title")).to_have_text("0 pictures added, 1 failed")
+    assert findings(page) == []
+    gateway.failure = (409, {"title": "Vectors of different models", "detail": "Another model."})
+    page.goto(f"{url}/?q=dog")
+    expect(page.locator("#notice h2")).to_have_text("Vectors of different models")
+    assert findings(page) == []
+    gateway.failure = None
     gateway.scenes.clear()
+    page.goto(f"{url}/?q=dog&min=0.9")
+    expect(page.locator("#empty h2")).to_have_text("Nothing found")
+    assert findings(page) == []
     page.goto(url)
     expect(page.locator("#empty h2")).to_be_visible()
     page.locator("#help-button").click()
@@ -48,4 +101,3 @@ def test_nothing_serious(browser: Browser, url: str, gateway: FakeGateway, schem
     page.goto(url)
     expect(page.locator("#notice h2")).to_have_text("Starting")
     assert findings(page) == []
-    context.close()

@@ -289,6 +289,11 @@ def test_less_like_this(page: Page, url: str, gateway: FakeGateway) -> None:
     page.get_by_role("button", name=re.compile("Filters")).click()
     page.get_by_role("button", name="Allow thing 1 again").click()
     expect(page.locator("#grid .tile").first).to_have_accessible_name(re.compile("score 0.34"))
+    page.go_back()
+    expect(page.locator("#unlike")).to_be_visible()
+    page.go_back()
+    expect(page.locator("#viewer")).to_be_hidden()
+    assert page.url == f"{url}/?q=red+circle"
 
 
 def drag(page: Page, paths: list[Path], x: float, y: float) -> None:

@@ -16,10 +16,9 @@ let shown = null;
 
 /** Changes the state: a new entry of the history unless `replace`. An entry that only opens a picture says so. */
 function go(changes, { replace = false } = {}) {
-  const opens = !state.view && Boolean(changes.view);
+  const opens = Boolean(changes.view ?? state.view) && (replace ? Boolean(history.state?.opens) : !state.view);
   state = { ...state, ...changes };
-  if (replace) history.replaceState(history.state, "", write(state));
-  else history.pushState({ opens }, "", write(state));
+  history[replace ? "replaceState" : "pushState"]({ opens }, "", write(state));
   render();
 }
 
@@ -41,7 +40,7 @@ const bar = new SearchBar({ ask, go });
 const results = new Results({ ask, open: (view) => go({ view }), loaded: () => viewer.around(results.hit(state.view)) });
 const viewer = new Viewer({
   ask,
-  unlike: (region) => go({ view: "", unlike: [...new Set([...state.unlike, region])] }),
+  unlike: (region) => go({ view: "", unlike: [...new Set([...state.unlike, region])] }, { replace: true }),
   open: (view) => go({ view }, { replace: true }),
   close,
   neighbour: (id, step) => results.neighbour(id, step),

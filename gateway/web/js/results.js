@@ -112,10 +112,9 @@ export class Results {
   describe() {
     const { tiles, state } = this;
     const searching = isSearch(state);
-    const more = this.token ? "more below" : "";
     const best = tiles[0]?.item.score;
     const text = searching
-      ? [count(tiles.length, state.group ? "picture" : "find") + (this.token ? " so far" : ""), best !== undefined && `best score ${best.toFixed(2)}`, more].filter(Boolean).join(" · ")
+      ? [count(tiles.length, state.group ? "picture" : "find") + (this.token ? " so far" : ""), best !== undefined && `best score ${best.toFixed(2)}`].filter(Boolean).join(" · ")
       : this.total ? count(this.total, "picture") : "";
     $("subtitle").textContent = tiles.length ? text : "";
     if (searching && best !== undefined) $("min").max = Math.max(0.1, Math.ceil(best * 100) / 100, state.min ?? 0);
