@@ -183,8 +183,9 @@ class Lanes:
             The batch; None when nothing waits, or the first one has to wait for memory.
         """
         parts: list[Part[Any]] = []
+        whole: list[Request] = []
         room, before = most, held
-        for request in list(self._lanes[lane]):
+        for request in self._lanes[lane]:
             if parts and request.key != parts[0].request.key:
                 continue
             if room == 0 or (request.nbytes and held and held + request.nbytes > most_bytes):
@@ -195,7 +196,9 @@ class Lanes:
             room -= size
             held += request.nbytes
             if request.cut == request.items:
-                del self._lanes[lane][request]
+                whole.append(request)
+        for request in whole:
+            del self._lanes[lane][request]
         self._items[lane] -= most - room
         return Batch(lane, parts, most - room, held - before, time.monotonic()) if parts else None
 
