@@ -9,6 +9,8 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from gateway.cache import ByteCache
@@ -395,3 +397,40 @@ def test_what_is_no_picture_changes_nothing(
     assert (result["outcome"], result["error"]["code"]) == ("failed", code)
     assert gateway.http.get(f"/v1/collections/{collection}").json() == before
     assert not list(gateway.store.glob(f"{collection}/*/*"))
+
+
+@st.composite
+def damaged(draw: st.DrawFn) -> bytes:
+    """A picture's file of some format, with bytes changed, cut out or put in."""
+    file_format = draw(st.sampled_from(["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"]))
+    data = bytearray(scene(RED, BLUE, size=(64, 48), file_format=file_format))
+    for _ in range(draw(st.integers(1, 4))):
+        place = draw(st.integers(0, max(0, len(data) - 1)))
+        match draw(st.sampled_from(["change", "cut", "insert", "end"])):
+            case "change":
+                data[place : place + 1] = draw(st.binary(min_size=1, max_size=1))
+            case "cut":
+                del data[place : place + draw(st.integers(1, 64))]
+            case "insert":
+                data[place:place] = draw(st.binary(min_size=1, max_size=16))
+            case "end":
+                del data[place:]
+    return bytes(data)
+
+
+@settings(max_examples=50, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(pictures=st.lists(st.one_of(damaged(), st.binary(max_size=200)), min_size=1, max_size=4))
+def test_damaged_uploads_are_taken_or_refused_and_never_break_anything(
+    gateway: Running, collection: str, pictures: list[bytes]
+) -> None:
+    """What is taken can be used: its file, its thumbnail and its cut-outs come back."""
+    expected = {"INVALID_ARGUMENT", "UNSUPPORTED_IMAGE", "TOO_LARGE"}
+    for result, data in zip(add(gateway, collection, *(("x", p) for p in pictures)), pictures, strict=True):
+        if result["outcome"] == "failed":
+            assert result["error"]["code"] in expected, result
+            continue
+        url = f"/v1/collections/{collection}/images/{result['image_id']}"
+        assert gateway.http.get(f"{url}/content").content == data
+        opened(gateway.http.get(f"{url}/thumbnail?width=16"))
+        for region in gateway.http.get(f"{url}/regions").json()["regions"][:1]:
+            opened(gateway.http.get(f"{url}/regions/{region['region_id']}/crop.png"))
