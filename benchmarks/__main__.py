@@ -19,7 +19,7 @@ OUTPUT = Path(__file__).parent / "out" / "latest.json"
 
 
 def main() -> int:
-    """Returns 1 when ``--check`` is given and a target was missed."""
+    """Returns 1 when a case failed, or when ``--check`` is given and a target was missed."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", description="Speed as ratios, side by side."
     )
@@ -33,25 +33,31 @@ def main() -> int:
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
     sys.setswitchinterval(SWITCH_S)  # as in every process that serves
     console = Console(stderr=True)
-    outcomes = []
+    outcomes: list[Outcome] = []
+    failed = False
     for area, cases in discover():
         if isinstance(cases, str):
             console.print(f"[yellow]{area}: left out, {cases}[/yellow]")
             continue
         for case in cases:
-            if _wanted(case, options.only, options.quick):
-                try:
-                    with console.status(case.name):
-                        outcomes.append(measure(case, options.quick))
-                except LeftOut as why:
-                    console.print(f"[yellow]{case.name}: left out, {why}[/yellow]")
-    if not outcomes:
+            if not _wanted(case, options.only, options.quick):
+                continue
+            try:
+                with console.status(case.name):
+                    outcomes.append(measure(case, options.quick))
+            except LeftOut as why:
+                console.print(f"[yellow]{case.name}: left out, {why}[/yellow]")
+            except Exception:  # one case is no reason to lose what the others took an hour for
+                console.print_exception()
+                failed = True
+            else:
+                _write(outcomes, options.output, keep_others=bool(options.only) or options.quick)
+    if outcomes:
+        Console().print(_table(outcomes))
+    elif not failed:
         console.print("[red]no case has such a name[/red]")
-        return 1
-    Console().print(_table(outcomes))
-    _write(outcomes, options.output, keep_others=bool(options.only) or options.quick)
-    missed = [outcome.case.name for outcome in outcomes if outcome.reached is False]
-    return 1 if options.check and missed else 0
+    missed = any(outcome.reached is False for outcome in outcomes)
+    return 1 if failed or not outcomes or (options.check and missed) else 0
 
 
 def _wanted(case: Case, only: list[str], quick: bool) -> bool:

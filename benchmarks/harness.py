@@ -23,7 +23,7 @@ import benchmarks
 Measure = Callable[[], float]
 
 
-class LeftOut(Exception):
+class LeftOut(Exception):  # noqa: N818 (no error: the others run)
     """Raised while a case is prepared: it cannot run here, and why."""
 
 
@@ -71,11 +71,12 @@ class Outcome:
     ours: float
     reference: float | None
     runs: list[tuple[float, float | None]]
+    seconds: float  # that the whole case took, with its preparation
 
     @property
     def ratio(self) -> float | None:
-        """How many times better ours is; None without a reference."""
-        if self.reference is None:
+        """How many times better ours is; None without a reference, or when a difference drowned in noise."""
+        if self.reference is None or min(self.ours, self.reference) <= 0:
             return None
         better, worse = (
             (self.ours, self.reference) if self.case.better == "higher" else (self.reference, self.ours)
@@ -99,17 +100,20 @@ class Outcome:
             "unit": self.case.unit,
             "runs": [list(run) for run in self.runs],
             "target": self.case.target,
+            "seconds": round(self.seconds, 1),
         }
 
 
 def measure(case: Case, quick: bool = False) -> Outcome:
     """Measures a case: one round to warm up, then ours and the reference in turns."""
+    begin = time.perf_counter()
     with case.prepare() as pair:
         _once(pair)
         runs = [_once(pair) for _ in range(min(case.runs, 3) if quick else case.runs)]
     ours = statistics.median(run[0] for run in runs)
     references = [reference for _, reference in runs if reference is not None]
-    return Outcome(case, ours, statistics.median(references) if references else None, runs)
+    reference = statistics.median(references) if references else None
+    return Outcome(case, ours, reference, runs, time.perf_counter() - begin)
 
 
 def _once(pair: Pair) -> tuple[float, float | None]:

@@ -50,3 +50,16 @@ def test_the_command_writes_and_keeps_results(monkeypatch, tmp_path, capsys):
     assert run("--only", "two", "--check") == 1  # its target is missed
     assert [entry["name"] for entry in json.loads(path.read_text())] == ["one", "two", "other"]
     assert run("--only", "none") == 1
+
+
+def test_a_case_that_fails_costs_no_other_its_result(monkeypatch, tmp_path):
+    path = tmp_path / "latest.json"
+    cases = [case("one"), case("two", ours=()), case("three")]
+    monkeypatch.setattr(command, "discover", lambda: [("a", cases)])
+    monkeypatch.setattr(sys, "argv", ["benchmarks", "--output", str(path)])
+    assert command.main() == 1
+    assert [entry["name"] for entry in json.loads(path.read_text())] == ["one", "three"]
+
+
+def test_a_difference_that_is_lost_in_noise_has_no_ratio():
+    assert measure(case(ours=(1, -0.1))).ratio is None
