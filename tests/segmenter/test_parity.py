@@ -127,5 +127,5 @@ def test_whole_scenes_with_the_defaults_that_are_served(pocket: SamBackend, file
 @pytest.mark.parametrize("name", PHOTOGRAPHS)
 @pytest.mark.parametrize("changes", [{}, {"crop_n_layers": 1, "min_mask_region_area": 100}], ids=str)
 def test_whole_photographs(pocket: SamBackend, name: str, changes: dict[str, Any]) -> None:
-    options = replace(OPEN, points_per_side=12, box_nms_thresh=0.9, **ALL, **changes)
+    options = replace(OPEN, points_per_side=8, box_nms_thresh=0.9, **ALL, **changes)
     assert len(assert_parity(pocket, PHOTOGRAPHS[name](), options)) > 1

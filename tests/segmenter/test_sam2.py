@@ -22,6 +22,7 @@ def test_without_its_package_the_error_names_the_extra(monkeypatch: pytest.Monke
     assert caught.value.kind is Kind.FAILED_PRECONDITION
 
 
+@pytest.mark.timeout(600)
 def test_prompts_give_the_masks_of_its_predictor(coffee: NDArray[np.uint8]) -> None:
     predictors = pytest.importorskip("sam2.sam2_image_predictor", reason="the sam2 extra is not installed")
     torch.manual_seed(0)

@@ -228,7 +228,7 @@ async def test_the_process_serves_and_stops(tmp_path: Path, image: types_pb2.Ima
     assert process.stdout is not None
     port = 0
     while not port:
-        line = await asyncio.wait_for(process.stdout.readline(), 60)
+        line = await asyncio.wait_for(process.stdout.readline(), 120)
         assert line, "the process ended before it served"
         event = json.loads(line)
         port = event["port"] if event.get("event") == "serving" else 0

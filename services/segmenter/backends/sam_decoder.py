@@ -2,7 +2,7 @@
 
 The answer is that of ``segment_anything.modeling.MaskDecoder`` up to the rounding of a different order of
 summation, a few 1e-5 of logits. That is as much as the published decoder differs from itself with one prompt
-at a time instead of many; bit by bit its answer takes its products, which are 3.5 times the work (measured
+at a time instead of many; bit by bit its answer takes its products, which take 3.5 times as long (measured
 on a CPU, bundled model). Three things make this one cheap:
 
 * **Tokens are projected, not pixels.** In both cross attentions one side is a handful of tokens and the other
