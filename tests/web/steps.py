@@ -31,11 +31,11 @@ def picture_file(folder: Path, name: str = "new.png") -> Path:
     return path
 
 
-def drag(page: Page, paths: list[Path], x: float, y: float) -> None:
-    """Drags files or folders from the desktop to a place of the page and lets go, as the system does."""
+def drag(page: Page, paths: list[Path], x: float, y: float, end: str = "drop") -> None:
+    """Drags files or folders from the desktop over the page, as the system does."""
     data = {"items": [], "files": [str(path) for path in paths], "dragOperationsMask": 1}
     session = page.context.new_cdp_session(page)
-    for kind in ("dragEnter", "dragOver", "drop"):
+    for kind in ("dragEnter", "dragOver", end):
         session.send("Input.dispatchDragEvent", {"type": kind, "x": x, "y": y, "data": data})
         if kind == "dragEnter":
             expect(page.locator("#drop")).to_be_visible()

@@ -53,6 +53,17 @@ def test_a_file_is_dropped_to_search_with_it(page: Page, url: str, tmp_path: Pat
     expect(page.locator("#grid .tile").first).to_have_accessible_name("Found in table.png, score 0.34")
 
 
+def test_a_drag_that_is_called_off_leaves_no_veil(page: Page, url: str, tmp_path: Path) -> None:
+    page.goto(url)
+    expect(page.locator("#grid .tile")).to_have_count(4)
+    drag(page, [picture_file(tmp_path)], 300, 400, end="dragCancel")
+    page.mouse.move(310, 410)
+    expect(page.locator("#drop")).to_be_hidden()
+    page.locator("#grid .tile").first.click()
+    expect(page.locator("#viewer")).to_be_visible()
+    expect(page.locator("#uploads")).to_be_hidden()
+
+
 def test_a_picture_is_pasted(page: Page, url: str) -> None:
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     page.goto(url)

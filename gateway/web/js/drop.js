@@ -10,16 +10,14 @@ const isPicture = (file) => file.type.startsWith("image/") || PICTURE.test(file.
 export function acceptPictures({ searchWith, add }) {
   const veil = $("drop");
   const carriesFiles = (event) => [...(event.dataTransfer?.types ?? [])].includes("Files");
-  let depth = 0; // dragenter and dragleave come for every element on the way
 
   document.addEventListener("dragenter", (event) => {
-    if (!carriesFiles(event)) return;
-    depth += 1;
-    veil.hidden = inDialog();
+    if (carriesFiles(event)) veil.hidden = inDialog();
   });
   document.addEventListener("dragleave", (event) => {
-    if (carriesFiles(event) && --depth <= 0) veil.hidden = true;
+    if (!event.relatedTarget) veil.hidden = true; // out of the window
   });
+  document.addEventListener("pointermove", () => (veil.hidden = true)); // there are none during a drag: it was called off
   document.addEventListener("dragover", (event) => {
     if (!carriesFiles(event)) return;
     event.preventDefault();
@@ -29,7 +27,6 @@ export function acceptPictures({ searchWith, add }) {
   document.addEventListener("drop", async (event) => {
     if (!carriesFiles(event)) return;
     event.preventDefault(); // also over a dialog: else the browser would leave the page for the picture
-    depth = 0;
     veil.hidden = true;
     if (inDialog()) return toast("Close this first, then drop pictures.");
     const target = event.target.closest?.("[data-drop]")?.dataset.drop ?? (event.target.closest?.("#search") ? "search" : "add");
