@@ -1,41 +1,17 @@
-"""Collections and stored images over HTTP: lists, files, pictures of regions, deletion, caching."""
+"""Collections and stored images over HTTP: lists, files, pictures of regions, deletion."""
 
 from __future__ import annotations
 
 import hashlib
 import io
-from typing import Any
 
 import httpx
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from PIL import Image
 
-from gateway.cache import ByteCache
 from tests.gateway.conftest import BLUE, GREEN, RED, Running, World, add, scene
-from tests.gateway.fakes import Script
-
-
-def stored(gateway: Running, collection: str, data: bytes, name: str = "a.png") -> str:
-    """The URL of an image that was just added."""
-    (result,) = add(gateway, collection, (name, data))
-    assert result["outcome"] == "created", result
-    return f"/v1/collections/{collection}/images/{result['image_id']}"
-
-
-def opened(response: httpx.Response) -> Image.Image:
-    assert response.status_code == 200, response.text
-    image = Image.open(io.BytesIO(response.content))
-    image.load()
-    return image
-
-
-def saved(image: Image.Image, file_format: str, **options: Any) -> bytes:
-    out = io.BytesIO()
-    image.save(out, file_format, **options)
-    return out.getvalue()
+from tests.gateway.pictures import opened, saved, stored
 
 
 def test_collections_live_and_die(gateway: Running) -> None:
@@ -101,119 +77,6 @@ def test_what_is_known_about_an_image(gateway: Running, collection: str) -> None
         "attributes": {},
         "region_count": 2,
     }
-
-
-def test_bytes_come_back_with_headers_that_cache_and_defuse(gateway: Running, collection: str) -> None:
-    data = scene(RED, file_format="WEBP", lossless=True)
-    url = stored(gateway, collection, data)
-    response = gateway.http.get(f"{url}/content")
-    assert response.content == data
-    assert response.headers["content-type"] == "image/webp"
-    assert response.headers["etag"] == f'"{hashlib.sha256(data).hexdigest()}"'
-    assert "immutable" in response.headers["cache-control"]
-    assert response.headers["x-content-type-options"] == "nosniff"
-    assert "sandbox" in response.headers["content-security-policy"]
-    for path in ("content", "thumbnail", ""):
-        first = gateway.http.get(f"{url}/{path}".rstrip("/"))
-        again = gateway.http.get(
-            f"{url}/{path}".rstrip("/"), headers={"If-None-Match": f'"other", {first.headers["etag"]}'}
-        )
-        assert (again.status_code, again.content) == (304, b"")
-        assert again.headers["etag"] == first.headers["etag"]
-
-
-def test_json_etags_change_with_what_they_name(gateway: Running, collection: str) -> None:
-    url = f"/v1/collections/{collection}/images"
-    before = gateway.http.get(url).headers["etag"]
-    assert gateway.http.get(url, headers={"If-None-Match": before}).status_code == 304
-    stored(gateway, collection, scene(RED))
-    assert gateway.http.get(url, headers={"If-None-Match": before}).status_code == 200
-
-
-def test_a_deletion_may_depend_on_what_was_read(gateway: Running, collection: str) -> None:
-    data = scene(RED, BLUE)
-    url = stored(gateway, collection, data)
-    first = gateway.http.get(url).headers["etag"]
-    gateway.http.delete(url)
-    assert add(gateway, collection, ("a.png", data), tags=["new"])[0]["outcome"] == "created"
-    second = gateway.http.get(url).headers["etag"]
-    assert first != second
-    for stale in (first, '"made up"', f'{first}, "other"'):
-        refused = gateway.http.delete(url, headers={"If-Match": stale})
-        assert refused.status_code == refused.json()["status"] == 412
-        assert refused.headers["content-type"] == "application/problem+json"
-        assert (refused.json()["code"], refused.json()["errors"][0]["pointer"]) == ("ABORTED", "/if-match")
-    assert gateway.http.get(f"{url}/content").content == data
-    assert gateway.http.delete(url, headers={"If-Match": f"{first}, {second.removeprefix('W/')}"}).is_success
-    assert gateway.http.delete(url, headers={"If-Match": "*"}).status_code == 404
-    stored(gateway, collection, data)
-    assert gateway.http.delete(url, headers={"If-Match": "*"}).status_code == 204
-
-
-def test_a_thumbnail_is_made_once(gateway: Running, collection: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from gateway import render
-
-    made: list[int] = []
-    thumbnail = render.thumbnail
-
-    def counted(data: bytes, width: int) -> bytes:
-        made.append(width)
-        return thumbnail(data, width)
-
-    monkeypatch.setattr(render, "thumbnail", counted)
-    data = scene(RED, BLUE, size=(170, 120))
-    url = stored(gateway, collection, data)
-    first = gateway.http.get(f"{url}/thumbnail?width=100")
-    assert gateway.http.get(f"{url}/thumbnail?width=100").content == first.content
-    assert made == [100]
-    assert gateway.http.get(f"{url}/thumbnail?width=50").content != first.content
-    assert made == [100, 50]
-    gateway.http.delete(url)
-    assert gateway.http.get(f"{url}/thumbnail?width=100").status_code == 404
-
-
-def test_what_is_kept_in_memory_has_a_bound() -> None:
-    cache = ByteCache(10)
-    cache.put("a", b"1234")
-    cache.put("b", b"5678")
-    assert cache.get("a") == b"1234"
-    cache.put("c", b"90")
-    cache.put("d", b"x")  # over the bound: b was used longest ago
-    assert [cache.get(key) for key in "abcd"] == [b"1234", None, b"90", b"x"]
-    cache.put("a", b"12345678901")  # too large, and the old value is not the key's any more
-    assert [cache.get(key) for key in "acd"] == [None, b"90", b"x"]
-    for number in range(100):
-        cache.put(number, b"12345")
-    assert [key for key in ("c", "d", *range(100)) if cache.get(key)] == [98, 99]
-    nothing = ByteCache(0)
-    nothing.put("a", b"1")
-    assert nothing.get("a") is None
-
-
-@pytest.mark.parametrize(
-    ("size", "width", "expected"),
-    [
-        ((160, 120), 64, (64, 48)),
-        ((120, 160), 64, (48, 64)),
-        ((20, 10), 320, (20, 10)),
-        ((300, 2), 32, (32, 1)),
-    ],
-)
-def test_thumbnails_fit(
-    gateway: Running, collection: str, size: tuple[int, int], width: int, expected: tuple[int, int]
-) -> None:
-    url = stored(gateway, collection, scene(("red", (0, 0, size[0] // 2, size[1])), size=size))
-    thumbnail = opened(gateway.http.get(f"{url}/thumbnail?width={width}"))
-    assert thumbnail.format == "WEBP"
-    assert thumbnail.size == expected
-
-
-@pytest.mark.parametrize("width", [0, 15, 4096, "big"])
-def test_a_thumbnail_of_no_reasonable_size(gateway: Running, collection: str, width: object) -> None:
-    url = stored(gateway, collection, scene(RED))
-    response = gateway.http.get(f"{url}/thumbnail?width={width}")
-    assert response.status_code == 400
-    assert response.json()["errors"][0]["pointer"] == "/width"
 
 
 def test_a_sideways_phone_picture_is_upright_everywhere(gateway: Running, collection: str) -> None:
@@ -342,95 +205,3 @@ def test_what_does_not_exist(gateway: Running, method: str, path: str) -> None:
     problem = response.json()
     assert (problem["code"], problem["status"]) == ("NOT_FOUND", 404)
     assert problem["detail"]
-
-
-def unusual() -> dict[str, bytes]:
-    picture = Image.open(io.BytesIO(scene(RED, BLUE))).convert("RGB")
-    grey = np.asarray(picture.convert("L")).astype(np.uint16) * 257
-    return {
-        "one pixel": scene(size=(1, 1)),
-        "cmyk": saved(picture.convert("CMYK"), "JPEG"),
-        "16 bit": saved(Image.fromarray(grey), "PNG"),
-        "palette": saved(picture.quantize(8), "PNG", transparency=0),
-        "animation": saved(
-            picture, "GIF", save_all=True, append_images=[Image.new("RGB", picture.size, "red")]
-        ),
-        "bmp": saved(picture, "BMP"),
-        "tiff": saved(picture, "TIFF"),
-        "wide": scene(RED, size=(2000, 60)),
-    }
-
-
-@pytest.mark.parametrize("kind", unusual().keys())
-def test_unusual_pictures_work_everywhere(gateway: Running, collection: str, kind: str) -> None:
-    data = unusual()[kind]
-    with Image.open(io.BytesIO(data)) as image:
-        size = image.size
-    url = stored(gateway, collection, data, kind)
-    image = gateway.http.get(url).json()
-    assert (image["width"], image["height"]) == size
-    assert max(opened(gateway.http.get(f"{url}/thumbnail?width=100")).size) == min(100, max(size))
-    for region in gateway.http.get(f"{url}/regions").json()["regions"][:2]:
-        assert opened(gateway.http.get(f"{url}/regions/{region['region_id']}/crop.png")).mode == "RGBA"
-
-
-def bomb() -> bytes:
-    return saved(Image.new("1", (20_000, 20_000)), "PNG")
-
-
-@pytest.mark.parametrize(
-    ("data", "code"),
-    [
-        (b"", "INVALID_ARGUMENT"),
-        (b"just some words", "UNSUPPORTED_IMAGE"),
-        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "UNSUPPORTED_IMAGE"),
-        (saved(Image.new("RGB", (300, 300), "red"), "JPEG")[:500], "UNSUPPORTED_IMAGE"),
-        (bomb(), "TOO_LARGE"),
-    ],
-    ids=["empty", "text", "svg", "truncated", "bomb"],
-)
-def test_what_is_no_picture_changes_nothing(
-    gateway: Running, collection: str, script: Script, data: bytes, code: str
-) -> None:
-    before = gateway.http.get(f"/v1/collections/{collection}").json()
-    (result,) = add(gateway, collection, ("broken.jpg", data))
-    assert (result["outcome"], result["error"]["code"]) == ("failed", code)
-    assert gateway.http.get(f"/v1/collections/{collection}").json() == before
-    assert not list(gateway.store.glob(f"{collection}/*/*"))
-
-
-@st.composite
-def damaged(draw: st.DrawFn) -> bytes:
-    """A picture's file of some format, with bytes changed, cut out or put in."""
-    file_format = draw(st.sampled_from(["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"]))
-    data = bytearray(scene(RED, BLUE, size=(64, 48), file_format=file_format))
-    for _ in range(draw(st.integers(1, 4))):
-        place = draw(st.integers(0, max(0, len(data) - 1)))
-        match draw(st.sampled_from(["change", "cut", "insert", "end"])):
-            case "change":
-                data[place : place + 1] = draw(st.binary(min_size=1, max_size=1))
-            case "cut":
-                del data[place : place + draw(st.integers(1, 64))]
-            case "insert":
-                data[place:place] = draw(st.binary(min_size=1, max_size=16))
-            case "end":
-                del data[place:]
-    return bytes(data)
-
-
-@settings(max_examples=50, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-@given(pictures=st.lists(st.one_of(damaged(), st.binary(max_size=200)), min_size=1, max_size=4))
-def test_damaged_uploads_are_taken_or_refused_and_never_break_anything(
-    gateway: Running, collection: str, pictures: list[bytes]
-) -> None:
-    """What is taken can be used: its file, its thumbnail and its cut-outs come back."""
-    expected = {"INVALID_ARGUMENT", "UNSUPPORTED_IMAGE", "TOO_LARGE"}
-    for result, data in zip(add(gateway, collection, *(("x", p) for p in pictures)), pictures, strict=True):
-        if result["outcome"] == "failed":
-            assert result["error"]["code"] in expected, result
-            continue
-        url = f"/v1/collections/{collection}/images/{result['image_id']}"
-        assert gateway.http.get(f"{url}/content").content == data
-        opened(gateway.http.get(f"{url}/thumbnail?width=16"))
-        for region in gateway.http.get(f"{url}/regions").json()["regions"][:1]:
-            opened(gateway.http.get(f"{url}/regions/{region['region_id']}/crop.png"))

@@ -65,6 +65,14 @@ def stored(gateway: Running, collection: str, data: bytes) -> Path:
     return gateway.store / collection / image_id[:2] / image_id
 
 
+def leave(gateway: Running, collection: str, data: bytes) -> Path:
+    """What an ingest leaves that died: the bytes, and no record."""
+    path = stored(gateway, collection, data)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    return path
+
+
 @pytest.fixture
 def settings(world: World) -> GatewaySettings:
     return world.settings()
@@ -80,9 +88,7 @@ def test_only_old_orphans_go(own: Running, collection: str, settings: GatewaySet
     known, orphan, young = scene(RED), scene(BLUE), scene(GREEN)
     add(own, collection, ("known.png", known))
     for data in (orphan, young):
-        path = stored(own, collection, data)
-        path.parent.mkdir(exist_ok=True)
-        path.write_bytes(data)
+        leave(own, collection, data)
     gone = own.store / "gone" / "ab" / ("ab" * 32)  # of a collection whose deletion died half way
     gone.parent.mkdir(parents=True)
     gone.write_bytes(b"x")
@@ -104,9 +110,7 @@ def test_an_orphan_that_is_sent_again_is_young_again(
 ) -> None:
     add(own, collection, ("known.png", scene(RED)))
     data = scene(BLUE)
-    path = stored(own, collection, data)
-    path.parent.mkdir(exist_ok=True)
-    path.write_bytes(data)
+    path = leave(own, collection, data)
     age(path)
     world.run(ImageStore(settings.image_store).put(collection, path.name, data))
     assert sweep(own, settings).orphans == 0
@@ -120,9 +124,7 @@ def test_what_a_sweep_left_that_died_is_decided_by_the_next(
     known, orphan = scene(RED), scene(BLUE)
     add(own, collection, ("known.png", known))
     for data in (known, orphan):
-        path = stored(own, collection, data)
-        path.parent.mkdir(exist_ok=True)
-        path.write_bytes(data)
+        path = leave(own, collection, data)
         path.rename(path.with_name(f".{path.name}.orphan"))
     assert sweep(own, settings) == Swept(images=0, orphans=1, kept=1)
     assert stored(own, collection, known).read_bytes() == known
@@ -135,9 +137,7 @@ def test_an_ingest_that_comes_meanwhile_keeps_its_picture(
     """The picture is sent just after the sweep has moved it aside, having asked about it before."""
     add(own, collection, ("known.png", scene(RED)))
     data = scene(BLUE)
-    path = stored(own, collection, data)
-    path.parent.mkdir(exist_ok=True)
-    path.write_bytes(data)
+    path = leave(own, collection, data)
     age(path)
     set_aside = ImageStore.set_aside
 
@@ -244,9 +244,7 @@ def test_the_gateway_sweeps_by_itself_when_it_is_told_to(
 ) -> None:
     add(own, collection, ("known.png", scene(RED)))
     data = scene(BLUE)
-    path = stored(own, collection, data)
-    path.parent.mkdir(exist_ok=True)
-    path.write_bytes(data)
+    path = leave(own, collection, data)
     age(path)
     world.gateway(image_store=str(own.store), sweep={"every_s": 0.2})
     wait_for(lambda: not path.exists())
