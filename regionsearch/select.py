@@ -36,9 +36,12 @@ def select_by_points(masks: Sequence[str], size: Size, points: ArrayLike, labels
         Empty when nothing fits.
 
     Raises:
-        RegionSearchError: INVALID_ARGUMENT when no point is a foreground point.
+        RegionSearchError: INVALID_ARGUMENT when no point is in the foreground, or a label is neither 0 nor 1.
     """
-    foreground = np.asarray(labels).reshape(-1) == 1
+    marks = np.asarray(labels).reshape(-1)
+    if not np.isin(marks, (0, 1)).all():
+        raise invalid("points", "points has a label that is neither 1 (it is here) nor 0 (it is not here)")
+    foreground = marks == 1
     if not foreground.any():
         raise invalid("points", "points has no foreground point; give at least one with label 1")
     inside, areas = _look_up(masks, size, np.asarray(points, np.float64).reshape(-1, 2))
