@@ -151,14 +151,15 @@ def crop_regions(
     _, height, width = image.shape
     inner = [pixel_box(box, height, width) for box in boxes.tolist()]
     windows = [crop_window(box, policy, height, width, size) for box in inner]
-    colour = torch.tensor([round(255 * value) for value in mean], dtype=torch.uint8, device=image.device)
+    seen = [window.clip(height, width) for window in windows]
+    colour = torch.tensor([round(255.0 * value) for value in mean], device=image.device)
     with_mask = policy in _FILLS or policy is CropPolicy.BLUR
     crops = image.new_empty((len(inner), 3, size, size), dtype=torch.float32)
-    for group in groups_by_size([(w.height, w.width) for w in windows], 4 if with_mask else 3):
-        chosen = [windows[index] for index in group]
+    for group in groups_by_size([(s.height, s.width) for s in seen], 4 if with_mask else 3, size):
+        chosen, parts = [windows[index] for index in group], [seen[index] for index in group]
         objects = [_object(masks, index, inner[index]) for index in group] if with_mask else None
-        canvases = _cut(image, chosen, colour, [inner[index] for index in group], objects)
-        planes = _resize(canvases, chosen, size)
+        canvases = _cut(image, parts, [inner[index] for index in group], objects)
+        planes = _resize(canvases, chosen, parts, colour, size)
         crops[group] = _compose(planes, policy, [inner[index] for index in group], chosen, mean)
     scale = torch.tensor(std, device=image.device).view(3, 1, 1) * 255
     shift = torch.tensor(mean, device=image.device).view(3, 1, 1) * 255
@@ -189,39 +190,50 @@ def _object(masks: Tensor | Sequence[Tensor] | None, index: int, box: Window) ->
 
 
 def _cut(
-    image: Tensor,
-    windows: Sequence[Window],
-    colour: Tensor,
-    boxes: Sequence[Window],
-    objects: Sequence[Tensor | None] | None,
+    image: Tensor, parts: Sequence[Window], boxes: Sequence[Window], objects: Sequence[Tensor | None] | None
 ) -> Tensor:
-    """Copies windows into one padded uint8 batch (B, h, 3 or 4, w); the fourth plane is 255 in the object."""
-    _, height, width = image.shape
-    shape = (max(w.height for w in windows), max(w.width for w in windows))
-    canvases = image.new_zeros((len(windows), shape[0], 3 if objects is None else 4, shape[1]))
-    canvases[:, :, :3] = colour.view(3, 1)
-    for i, window in enumerate(windows):
-        seen = window.clip(height, width)
-        rows = slice(seen.top - window.top, seen.bottom - window.top)
-        columns = slice(seen.left - window.left, seen.right - window.left)
-        pixels = image[:, seen.top : seen.bottom, seen.left : seen.right]
-        canvases[i, rows, :3, columns] = pixels.transpose(0, 1)
+    """Copies parts of the image into one padded uint8 batch (B, h, 3 or 4, w).
+
+    The fourth plane is 255 in the object.
+    """
+    shape = (max(part.height for part in parts), max(part.width for part in parts))
+    canvases = image.new_zeros((len(parts), shape[0], 3 if objects is None else 4, shape[1]))
+    for i, part in enumerate(parts):
+        pixels = image[:, part.top : part.bottom, part.left : part.right]
+        canvases[i, : part.height, :3, : part.width] = pixels.transpose(0, 1)
         if objects is not None:
             box, mask = boxes[i], objects[i]
-            rows = slice(box.top - window.top, box.bottom - window.top)
-            columns = slice(box.left - window.left, box.right - window.left)
+            rows = slice(box.top - part.top, box.bottom - part.top)
+            columns = slice(box.left - part.left, box.right - part.left)
             canvases[i, rows, 3, columns] = 255 if mask is None else mask.to(torch.uint8) * 255
     return canvases
 
 
-def _resize(canvases: Tensor, windows: Sequence[Window], size: int) -> Tensor:
-    zero = torch.zeros(len(windows), device=canvases.device)
-    extent = torch.tensor(
-        [(w.width, w.height) for w in windows], dtype=torch.float32, device=canvases.device
+def _resize(
+    canvases: Tensor, windows: Sequence[Window], parts: Sequence[Window], colour: Tensor, size: int
+) -> Tensor:
+    """Resizes windows of which only a part, that inside the image, is there; the rest has one colour.
+
+    What lies outside is never made: the square around a panorama has many times the panorama's pixels.
+    """
+    plane = torch.tensor(
+        [
+            (
+                *(w.width, p.left - w.left, p.right - w.left),
+                *(w.height, p.top - w.top, p.bottom - w.top),
+            )
+            for w, p in zip(windows, parts, strict=True)
+        ],
+        dtype=torch.float32,
+        device=canvases.device,
     ).T
-    horizontal = axis_weights(zero, extent[0], extent[0], canvases.shape[3], size)
-    vertical = axis_weights(zero, extent[1], extent[1], canvases.shape[1], size)
-    return resample(canvases, horizontal, vertical)
+    zero = torch.zeros_like(plane[0])
+    horizontal = axis_weights(zero, plane[0], plane[0], canvases.shape[3], size, plane[1:3])
+    vertical = axis_weights(zero, plane[3], plane[3], canvases.shape[1], size, plane[4:6])
+    if all(window == part for window, part in zip(windows, parts, strict=True)):
+        return resample(canvases, horizontal, vertical)
+    outside = torch.cat([colour, colour.new_zeros(canvases.shape[2] - 3)])
+    return resample(canvases, horizontal, vertical, outside)
 
 
 def _compose(

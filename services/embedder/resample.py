@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 STRIP_BYTES = 1 << 23  # pixels turned to float at a time; bounds the memory of a resize, whatever the image
+WEIGHTS_AT_ONCE = 1 << 23  # of all matrices of a batch; long thin windows have many weights for few pixels
 
 
 def bicubic(distance: Tensor) -> Tensor:
@@ -24,18 +25,22 @@ def bicubic(distance: Tensor) -> Tensor:
     return torch.where(d < 1, near, torch.where(d < 2, far, torch.zeros_like(d)))
 
 
-def axis_weights(start: Tensor, length: Tensor, canvas: Tensor, taps: int, size: int) -> Tensor:
+def axis_weights(
+    start: Tensor, length: Tensor, canvas: Tensor, taps: int, size: int, seen: Tensor | None = None
+) -> Tensor:
     """Resampling matrices of one axis.
 
     Args:
         start: (B,) where the window begins on its canvas, in pixels; may be fractional.
         length: (B,) extent of the window in pixels.
         canvas: (B,) number of pixels that exist; taps at or beyond it weigh nothing.
-        taps: Width of the matrices, at least ``canvas.max()``.
+        taps: Width of the matrices, at least the longest canvas, or the longest part of it that is seen.
         size: Output pixels.
+        seen: (2, B) first pixel, and the one after the last, of the part of the canvas that the matrices are
+            for; all of it where left out.
 
     Returns:
-        (B, size, taps) float32, rows sum to one.
+        (B, size, taps) float32. Rows sum to one, or to the share of the output pixel that is seen.
     """
     scale = (length / size).view(-1, 1, 1)
     stretch = scale.clamp(min=1.0)
@@ -46,31 +51,46 @@ def axis_weights(start: Tensor, length: Tensor, canvas: Tensor, taps: int, size:
     weights = bicubic((position + 0.5 - centre) / stretch)
     weights = weights * ((position >= 0) & (position < canvas.view(-1, 1, 1)))
     weights = weights / weights.sum(-1, keepdim=True)
+    if seen is not None:
+        first_seen, end = seen.view(2, -1, 1, 1)
+        weights = weights * ((position >= first_seen) & (position < end))
+        position = position - first_seen
     dense = weights.new_zeros(len(start), size, taps)
     return dense.scatter_add_(2, position.long().clamp_(0, taps - 1), weights)
 
 
-def resample(pixels: Tensor, horizontal: Tensor, vertical: Tensor) -> Tensor:
+def resample(pixels: Tensor, horizontal: Tensor, vertical: Tensor, outside: Tensor | None = None) -> Tensor:
     """Resizes a batch of canvases with one matrix per canvas and axis.
 
     Args:
         pixels: (B, h, C, w) uint8: rows of planes, so that both passes are plain matrix products.
         horizontal: (B, out_w, w) weights of the x axis.
         vertical: (B, out_h, h) weights of the y axis.
+        outside: (C,) values 0..255 of the parts of the canvases that are not in `pixels`, where the weights
+            are those of a part that is seen (see :func:`axis_weights`).
 
     Returns:
         (B, C, out_h, out_w) float32 with the whole values 0..255 that Pillow would give, within one or two.
     """
     batch, height, channels, width = pixels.shape
     columns = horizontal.transpose(1, 2)
+    unseen_x = unseen_y = None
+    if outside is not None:
+        unseen_x = (1 - horizontal.sum(-1))[:, None, None] * outside.view(-1, 1)
+        unseen_y = (1 - vertical.sum(-1))[:, :, None, None] * outside.view(-1, 1)
     rows_at_once = max(1, STRIP_BYTES // (batch * channels * width))
-    strips = [
-        torch.bmm(strip.reshape(batch, -1, width).float(), columns).round_().clamp_(0, 255)
-        for strip in torch.split(pixels, rows_at_once, dim=1)
-    ]
+    strips = []
+    for strip in torch.split(pixels, rows_at_once, dim=1):
+        narrowed = torch.bmm(strip.reshape(batch, -1, width).float(), columns)
+        narrowed = narrowed.view(batch, -1, channels, columns.shape[2])
+        if unseen_x is not None:
+            narrowed += unseen_x
+        strips.append(narrowed.round_().clamp_(0, 255))
     narrow = strips[0] if len(strips) == 1 else torch.cat(strips, dim=1)
-    small = torch.bmm(vertical, narrow.view(batch, height, -1)).round_().clamp_(0, 255)
-    return small.view(batch, vertical.shape[1], channels, -1).transpose(1, 2)
+    small = torch.bmm(vertical, narrow.view(batch, height, -1)).view(batch, -1, channels, narrow.shape[3])
+    if unseen_y is not None:
+        small += unseen_y
+    return small.round_().clamp_(0, 255).transpose(1, 2)
 
 
 def resize_image(image: Tensor, size: int, mode: str = "shortest", fill: int = 0) -> Tensor:
@@ -126,12 +146,13 @@ def gaussian_matrix(size: int, sigma: float, device: torch.device) -> Tensor:
     return weights / weights.sum(-1, keepdim=True)
 
 
-def groups_by_size(sizes: list[tuple[int, int]], channels: int) -> list[list[int]]:
-    """Partitions windows so that each group pads little and stays within the memory of one strip.
+def groups_by_size(sizes: list[tuple[int, int]], channels: int, size: int) -> list[list[int]]:
+    """Partitions windows so that each group pads little and its pixels and weights take bounded memory.
 
     Args:
         sizes: (height, width) of every window.
         channels: Planes per window.
+        size: Side of the crops that they become.
 
     Returns:
         Lists of indices into `sizes`; each group's area, padded to its largest window, is at most twice its
@@ -145,7 +166,8 @@ def groups_by_size(sizes: list[tuple[int, int]], channels: int) -> list[list[int
         height, width, area = max(height, h), max(width, w), area + h * w
         count = len(groups[-1]) + 1 if groups else math.inf
         padded = height * width * count
-        if padded > 2 * area or padded * channels > STRIP_BYTES:
+        weights = (height + width) * size * count
+        if padded > 2 * area or padded * channels > STRIP_BYTES or weights > WEIGHTS_AT_ONCE:
             groups.append([])
             height, width, area = h, w, h * w
         groups[-1].append(index)

@@ -1,6 +1,7 @@
 """Every crop policy against the same thing done one region at a time with Pillow."""
 
 import math
+import resource
 
 import numpy as np
 import pytest
@@ -199,7 +200,7 @@ def test_whole_image_matches_open_clip(image, mode, shape):
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 900), st.integers(1, 900)), min_size=1, max_size=60))
 def test_groups_are_a_partition_that_pads_little(sizes):
-    groups = groups_by_size(sizes, 4)
+    groups = groups_by_size(sizes, 4, SIZE)
     assert sorted(index for group in groups for index in group) == list(range(len(sizes)))
     for group in groups:
         heights, widths = [sizes[i][0] for i in group], [sizes[i][1] for i in group]
@@ -233,3 +234,12 @@ def test_small_things_get_context_while_it_costs_no_resolution(long_side, size, 
     box = Window(300, 300, 300 + long_side, 310)
     for policy in (CropPolicy.BLUR, CropPolicy.CONTEXT):
         assert crop_window(box, policy, 1000, 1000, size).width == window
+
+
+def test_the_square_around_a_panorama_costs_no_more_than_the_panorama():
+    wide = torch.full((3, 20, 60_000), 200, dtype=torch.uint8)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    crops = crop_regions(wide, torch.tensor([[0.0, 0.0, 60_000.0, 20.0]]), None, CropPolicy.CONTEXT, SIZE)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300 << 10  # KiB
+    shown = crops * torch.tensor(CLIP_STD).view(3, 1, 1) + torch.tensor(CLIP_MEAN).view(3, 1, 1)
+    assert torch.allclose(shown[0, :, 0, 0], torch.tensor(CLIP_MEAN), atol=0.003)  # above it: the mean colour
