@@ -24,8 +24,7 @@ def fan_out(call: Callable[[Chunk], Answer], chunks: Sequence[Chunk], concurrenc
     """Calls for every chunk from threads, up to `concurrency` at a time.
 
     The first failure is raised, after the calls that run; those that have not begun are given up. The
-    surrounding
-    :func:`regionsearch.rpc.deadline` holds in the threads too.
+    surrounding :func:`regionsearch.rpc.deadline` holds in the threads too.
     """
     if len(chunks) < 2:
         return [call(chunk) for chunk in chunks]

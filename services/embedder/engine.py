@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -118,7 +119,7 @@ class EmbedEngine:
     ) -> tuple[Vectors, list[bool]]:
         """Vectors (texts, dimension), and for each text whether it was longer than the model's context."""
         found: dict[str, tuple[Vectors, bool] | None] = {
-            text: self._cache.get((templates, text)) for text in texts
+            text: self._cache.get(_cache_key(templates, text)) for text in texts
         }
         missing = [text for text, entry in found.items() if entry is None]
         step = max(1, SENTENCES_AT_ONCE // len(templates.fill("")))
@@ -126,7 +127,7 @@ class EmbedEngine:
             some = missing[first : first + step]
             for text, (vector, cut) in zip(some, await self._embed_sentences(some, templates), strict=True):
                 found[text] = vector, cut
-                self._cache.put((templates, text), vector, cut)
+                self._cache.put(_cache_key(templates, text), vector, cut)
         entries = [entry for text in texts if (entry := found[text]) is not None]
         return np.stack([vector for vector, _ in entries]), [truncated for _, truncated in entries]
 
@@ -246,6 +247,11 @@ def buckets(max_batch: int) -> list[int]:
         sizes |= {size, min(max_batch, size * 3 // 2)}
         size *= 2
     return sorted(sizes)
+
+
+def _cache_key(templates: TextTemplates, text: str) -> bytes:
+    """Of one size, however long the text is, so that the cache's bound on entries bounds its memory."""
+    return hashlib.blake2b(f"{templates}\0{text}".encode(), digest_size=16).digest()
 
 
 def _unit(vectors: NDArray[Any]) -> Vectors:

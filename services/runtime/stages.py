@@ -19,6 +19,7 @@ from typing import Any
 
 import structlog
 
+from regionsearch.errors import Kind, RegionSearchError
 from services.runtime.batch import (
     Batch,
     Lane,
@@ -243,7 +244,9 @@ class DeviceThread:
             halves = halves_by_requests(parts)
         if halves is None:
             self._metrics.failed.inc()
-            return [(part, error) for part in parts]
+            return [
+                (part, _too_large(error) if failure is Failure.OUT_OF_MEMORY else error) for part in parts
+            ]
         outcomes: list[tuple[Part[Any], Any]] = []
         for half in halves:
             wanted = [part for part in half if not part.abandoned]
@@ -256,3 +259,13 @@ class DeviceThread:
             except Exception as caught:
                 outcomes += self._isolate(wanted, caught)
         return outcomes
+
+
+def _too_large(cause: Exception) -> RegionSearchError:
+    error = RegionSearchError(
+        Kind.TOO_LARGE,
+        "one item alone does not fit into the device's memory; send a smaller picture or region, or give the "
+        "service a larger device",
+    )
+    error.__cause__ = cause
+    return error

@@ -50,11 +50,19 @@ def find_model(model: str) -> ModelFiles:
 
 
 def _from_manifest(path: Path) -> ModelFiles:
-    manifest = json.loads(_existing(path).read_text())
+    try:
+        manifest = json.loads(_existing(path).read_text())
+        family, variant, architecture = manifest["family"], manifest["variant"], manifest["architecture"]
+        expected, everything = manifest["sha256"], manifest.get("everything", {})
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RegionSearchError(
+            Kind.DATA_LOSS,
+            f"{path} is no manifest of a segmenter ({error!r}); give the path of a segmenter.json, or "
+            "install regionsearch again for the bundled one",
+            field="model",
+        ) from error
     weights = path.with_suffix(".safetensors")
-    digest = _digest(weights, manifest["sha256"])
-    architecture, everything = manifest["architecture"], manifest.get("everything", {})
-    return ModelFiles(manifest["family"], manifest["variant"], weights, digest, architecture, everything)
+    return ModelFiles(family, variant, weights, _digest(weights, expected), architecture, everything)
 
 
 def _from_checkpoint(name: str, path: Path, published: str | None) -> ModelFiles:

@@ -348,7 +348,9 @@ async def test_one_item_that_does_not_fit_fails_its_request_only():
         huge, small = await asyncio.gather(
             batcher.submit("huge", 3), batcher.submit("small", 3), return_exceptions=True
         )
-    assert isinstance(huge, MemoryError)
+    assert isinstance(huge, RegionSearchError)
+    assert huge.kind is Kind.TOO_LARGE
+    assert isinstance(huge.__cause__, MemoryError)
     assert flat(small) == answer("small", 3)
 
 

@@ -84,3 +84,12 @@ def test_pickled_code_is_not_run(tmp_path: Path) -> None:
     torch.save({"image_encoder": Trap()}, path)
     assert failure(str(path)).kind is Kind.DATA_LOSS
     assert not (tmp_path / "sprung").exists()
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"family": "sam"}'])
+def test_a_manifest_that_is_none_is_named(tmp_path: Path, content: str) -> None:
+    manifest = copy_pocket(tmp_path)
+    manifest.write_text(content)
+    error = failure(str(manifest))
+    assert error.kind is Kind.DATA_LOSS
+    assert "segmenter.json" in error.message
