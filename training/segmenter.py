@@ -27,8 +27,8 @@ ARCHITECTURE: dict[str, Any] = {
     "depth": 2,
     "mlp_width": 512,
 }
-EVERYTHING: dict[str, Any] = {"points_per_side": 16, "pred_iou_thresh": 0.4, "stability_score_thresh": 0.45}
-STEPS = 10_500  # of a whole run
+EVERYTHING: dict[str, Any] = {"points_per_side": 16, "pred_iou_thresh": 0.3, "stability_score_thresh": 0.35}
+STEPS = 10_000  # of a whole run
 PEAK_RATE = 1.2e-3
 
 _SCENES, _PROMPTS = 10, 3  # of a step; prompts are per scene

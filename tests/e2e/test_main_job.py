@@ -66,36 +66,35 @@ def test_most_things_are_found_by_their_names(http: httpx.Client, scenes: list[S
             height, width = hits[0]["mask"]["size"]
             asked += 1
             found += iou(decode_rle(hits[0]["mask"]["counts"], height, width), thing.mask) >= 0.5
-    assert found / asked > 0.5, f"{found} of {asked}"
+    assert found / asked > 0.7, f"{found} of {asked}"
 
 
 def test_the_same_over_grpc(stack: Stack, scenes: list[Scene]) -> None:
     with grpc.insecure_channel(stack.grpc) as channel:
         stub = region_search_pb2_grpc.RegionSearchServiceStub(channel)
-        scene = scenes[0]
-        answer = stub.IngestImage(
-            region_search_pb2.IngestImageRequest(
-                collection=COLLECTION, image=types_pb2.Image(encoded=scene.data), name="again"
-            ),
-            timeout=60,
-        )
-        assert answer.outcome == region_search_pb2.INGEST_OUTCOME_DUPLICATE
-        within = stub.SearchWithin(
-            region_search_pb2.SearchWithinRequest(
-                collection=COLLECTION, image_id=answer.image_id, texts=[t.name for t in scene.things]
-            ),
-            timeout=60,
-        )
-        assert len(within.regions) >= len(scene.things)
-        best = [
-            max(iou(mask_from_proto(r.region.mask), thing.mask) for r in within.regions if r.is_hit)
-            for thing in scene.things
-        ]
-        assert np.mean(np.array(best) >= 0.5) >= 0.5
+        found: list[bool] = []
+        for scene in scenes:
+            answer = stub.IngestImage(
+                region_search_pb2.IngestImageRequest(
+                    collection=COLLECTION, image=types_pb2.Image(encoded=scene.data), name="again"
+                ),
+                timeout=60,
+            )
+            assert answer.outcome == region_search_pb2.INGEST_OUTCOME_DUPLICATE
+            within = stub.SearchWithin(
+                region_search_pb2.SearchWithinRequest(
+                    collection=COLLECTION, image_id=answer.image_id, texts=[t.name for t in scene.things]
+                ),
+                timeout=60,
+            )
+            assert len(within.regions) >= len(scene.things)
+            hits = [mask_from_proto(region.region.mask) for region in within.regions if region.is_hit]
+            found += [max(iou(hit, thing.mask) for hit in hits) >= 0.5 for thing in scene.things]
+        assert np.mean(found) > 0.6, f"{sum(found)} of {len(found)}"
         hits = stub.Search(
             region_search_pb2.RegionSearchServiceSearchRequest(
                 collection=COLLECTION,
-                query=region_search_pb2.Query(texts=[scene.things[0].name]),
+                query=region_search_pb2.Query(texts=[scenes[0].things[0].name]),
                 page_size=5,
             ),
             timeout=60,
@@ -150,7 +149,7 @@ def test_pointing_at_a_thing_finds_it(http: httpx.Client, scenes: list[Scene]) -
             height, width = hits[0]["mask"]["size"]
             asked += 1
             found += iou(decode_rle(hits[0]["mask"]["counts"], height, width), thing.mask) >= 0.5
-    assert found / asked > 0.5, f"{found} of {asked}"
+    assert found / asked > 0.6, f"{found} of {asked}"
 
 
 def test_the_outline_is_drawn_around_the_thing(http: httpx.Client, scenes: list[Scene]) -> None:
