@@ -10,6 +10,7 @@ import pytest
 
 from services.searcher.embedded import engine as engine_module
 from services.searcher.embedded.codes import Codec, CodeSegment, build_codes, train_codec
+from services.searcher.embedded.conditions import Conditions, ConditionsCache
 from services.searcher.embedded.engine import EmbeddedEngine
 from services.searcher.embedded.flat import FlatSegment
 from services.searcher.embedded.gpu import MAX_COUNT, GpuSegment, build_gpu
@@ -344,3 +345,12 @@ def test_large_count_is_beyond_the_device_and_still_right(segments) -> None:
     count = MAX_COUNT + 500
     ((rows, _),) = segments["gpu"].nearest([Probe(query, ROWS, None, ROWS, count)])[0]
     assert truth(segments["flat"].vectors, query[0], np.ones(ROWS, np.bool_), count) <= set(rows.tolist())
+
+
+def test_equal_filters_of_one_state_share_their_conditions():
+    cache = ConditionsCache(entries=2)
+    first = cache.get(("filter", 1), lambda: Conditions(1))
+    assert cache.get(("filter", 1), lambda: Conditions(1)) is first
+    assert cache.get(("filter", 2), lambda: Conditions(2)).seq == 2
+    cache.get(("filter", 3), lambda: Conditions(3))
+    assert cache.get(("filter", 1), lambda: Conditions(1)) is not first, "it had been asked longest ago"

@@ -18,6 +18,7 @@ import pytest
 import torch
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from regionsearch.errors import Kind, RegionSearchError
 from regionsearch.images import encode_image
 from regionsearch.v1 import segment_pb2, segment_pb2_grpc, types_pb2
 from services.runtime.batcher import BatchSettings, Failure
@@ -129,8 +130,10 @@ async def test_a_model_that_fits_nothing_fails_the_call_only() -> None:
         embedding, replace(batch, points=batch.points.repeat(ROOM + 1, 1, 1), labels=None)
     )
     engine = SegmentEngine(backend, BatchSettings(max_batch=8), cache_bytes=0)
-    with pytest.raises(torch.OutOfMemoryError):
+    with pytest.raises(RegionSearchError) as caught:
         await engine.everything(Picture("", lambda: PIXELS), OPTIONS)
+    assert caught.value.kind is Kind.TOO_LARGE
+    assert isinstance(caught.value.__cause__, torch.OutOfMemoryError)
     del backend.decode
     assert (await engine.everything(Picture("", lambda: PIXELS), OPTIONS)).regions
     await engine.close()

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import sqlite3
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -96,6 +99,31 @@ class Conditions:
         for other in masks[1:]:
             mask &= other
         return None if mask.all() else mask
+
+
+class ConditionsCache:
+    """The conditions of the last filters of a collection. Safe to use from several threads.
+
+    Searches of one moment that ask with equal filters get one object, and so share the work of evaluating it
+    and one pass over the vectors.
+    """
+
+    def __init__(self, entries: int = 16) -> None:
+        self._most = entries
+        self._kept: OrderedDict[Hashable, Conditions] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: Hashable, make: Callable[[], Conditions]) -> Conditions:
+        """The conditions of a key, which names filter, level and state; made where they are not kept."""
+        with self._lock:
+            kept = self._kept.get(key)
+        made = make() if kept is None else kept  # without the lock: it reads the record store
+        with self._lock:
+            found = self._kept.setdefault(key, made)
+            self._kept.move_to_end(key)
+            while len(self._kept) > self._most:
+                self._kept.popitem(last=False)
+            return found
 
 
 def compile_filter(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from services.searcher.embedded.codes import Codec
+from services.searcher.embedded.conditions import ConditionsCache
 from services.searcher.embedded.index import VectorIndex
 from services.searcher.types import Collection
 
@@ -18,9 +19,11 @@ class OpenCollection:
         spec: What it was created with.
         index: Its vectors.
         codec: What makes its binary codes; None until it is learned, or without codes.
+        conditions: What its last searches asked for.
     """
 
     number: int
     spec: Collection
     index: VectorIndex
     codec: Codec | None = None
+    conditions: ConditionsCache = field(default_factory=ConditionsCache)

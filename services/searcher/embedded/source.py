@@ -42,13 +42,14 @@ class IndexSource:
         self._opened = opened
         self._query = query
         images = opened.index.state.images
-        if query.filter == NO_FILTER:
-            self._conditions = Conditions(seq, query.level)
-        else:
+
+        def look_up() -> Conditions:
+            if query.filter == NO_FILTER:
+                return Conditions(seq, query.level)
             with database.reading() as connection:
-                self._conditions = compile_filter(
-                    connection, opened.number, query.filter, query.level, seq, images
-                )
+                return compile_filter(connection, opened.number, query.filter, query.level, seq, images)
+
+        self._conditions = opened.conditions.get((query.filter, query.level, seq, images), look_up)
 
     def best(self, count: int) -> Candidates:
         """See `ranking.Source`."""
