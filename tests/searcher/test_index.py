@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -330,13 +330,12 @@ def test_searches_see_whole_writes_only_while_writers_and_readers_run(tmp_path) 
         while time.monotonic() < end:
             engine.keep_up()
 
-    threads = [threading.Thread(target=writer, args=(n,)) for n in range(3)]
-    threads += [threading.Thread(target=reader) for _ in range(3)] + [threading.Thread(target=keeper)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(7) as pool:
+        running = [pool.submit(writer, number) for number in range(3)]
+        running += [pool.submit(reader) for _ in range(3)] + [pool.submit(keeper)]
     engine.close()
+    for done in running:
+        done.result()  # what a thread raised is raised here
     assert problems == []
 
 

@@ -55,6 +55,8 @@ from services.searcher.types import (
 
 SNAPSHOT_FOLDER = "snapshots"
 
+_ATTEMPTS = 10  # at a search whose state is gone before it is answered: short page_ttl_s, many writes
+
 
 class EmbeddedEngine:
     """Everything in this process: SQLite keeps the truth, the indexes in memory are caches of it.
@@ -217,17 +219,22 @@ class EmbeddedEngine:
                     f"write {min_seq} has not arrived, the last one is {seq}",
                     retry_after_s=0.1,
                 )
-            return [
-                self._page(opened, query, seq if query.seq is None else query.seq, seq, caller)
-                for query in queries
-            ]
+            attempts = 1 if any(query.seq is not None for query in queries) else _ATTEMPTS
+            while True:
+                attempts -= 1
+                try:
+                    return [
+                        self._page(opened, query, seq if query.seq is None else query.seq, seq, caller)
+                        for query in queries
+                    ]
+                except answering.StateGoneError:
+                    if not attempts:
+                        raise
+                    seq = self._committer.seq
 
     def _page(self, opened: OpenCollection, query: Query, seq: int, newest: int, caller: Caller) -> Page:
         if not self._horizon.seq <= seq <= newest:
-            raise RegionSearchError(
-                Kind.ABORTED, "this page's state of the collection is gone: search again from the first page",
-                field="page_token",
-            )  # fmt: skip
+            raise answering.StateGoneError
         return answering.page(self._database, self._search, opened, query, seq, caller)
 
     def get_records(
