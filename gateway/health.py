@@ -43,11 +43,6 @@ class GatewayHealth:
         return Readiness(up, "serving" if up else health.reason)
 
     @property
-    def draining(self) -> bool:
-        """Whether the process is on its way to its end."""
-        return not self.own.ready and self._health.reason != "starting"
-
-    @property
     def _waiting(self) -> bool:
         return bool(self._said) and self._health.reason == self._said
 

@@ -38,9 +38,6 @@ _DOCS = """<!doctype html>
 _DOCS_SCRIPT = 'SwaggerUIBundle({url: "/openapi.json", dom_id: "#swagger-ui", deepLinking: true});\n'
 
 
-_UP = ServiceState(ready=True, detail="serving")
-
-
 def _state(found: Readiness) -> ServiceState:
     return ServiceState(ready=found.ready, detail=found.detail)
 
@@ -78,7 +75,7 @@ def router(gateway: Gateway, health: GatewayHealth) -> APIRouter:
             services = {"gateway": _state(health.own)}
         else:
             services = {name: _state(found) for name, found in (await gateway.readiness()).items()}
-            services["gateway"] = _state(health.own) if health.draining else _UP
+            services["gateway"] = _state(health.own)
         ready = all(state.ready for state in services.values())
         answer = Ready(ready=ready, services=services).model_dump()
         return JSONResponse(answer, 200 if ready else 503, {"Cache-Control": "no-store"})
