@@ -190,19 +190,34 @@ class Catalog:
         await self.image(collection, image_id)  # a picture whose ingest did not end is not there yet
         return await self._store.get(collection or DEFAULT, image_id)
 
-    async def delete_image(self, collection: str, image_id: str) -> int:
+    async def delete_image(
+        self, collection: str, image_id: str, as_read: search_pb2.StoredImage | None = None
+    ) -> int:
         """Deletes an image with its regions, then its picture.
+
+        Args:
+            collection: Where it is.
+            image_id: Its id.
+            as_read: What `image` answered: it is deleted only if it has not been deleted and added again since.
 
         Returns:
             The write's seq.
 
         Raises:
-            RegionSearchError: NOT_FOUND.
+            RegionSearchError: NOT_FOUND, or ABORTED when it is not as it was read.
         """
         backends, collection = self._backends, collection or DEFAULT
-        request = search_pb2.DeleteRequest(collection=collection, image_ids=[image_id])
+        request = search_pb2.DeleteRequest(collection=collection)
+        if as_read is None:
+            request.image_ids.append(image_id)
+        else:
+            request.filter.CopyFrom(_only(as_read))
         answer = await backends.searcher.call(backends.search.Delete, request)
         if not answer.deleted_image_count:
+            if as_read is not None:
+                raise RegionSearchError(
+                    Kind.ABORTED, f"image {image_id!r} has changed since it was read; read it again"
+                )
             raise not_found("image_id", f"there is no image {image_id!r} in collection {collection!r}")
         data = None
         with contextlib.suppress(RegionSearchError):  # gone or damaged: so much the better
@@ -211,6 +226,13 @@ class Catalog:
         if data and (await self.records(collection, image_ids=[image_id])).images:
             await self._store.put(collection, image_id, data)  # it has been ingested again meanwhile
         return answer.seq
+
+
+def _only(image: search_pb2.StoredImage) -> search_pb2.Filter:
+    """Passes the records of an image until it is deleted: added again, it has another time."""
+    chosen = search_pb2.Filter(image_ids=[image.image_id], created_after=image.create_time)
+    chosen.created_before.FromMilliseconds(image.create_time.ToMilliseconds() + 1)
+    return chosen
 
 
 def _only_image(

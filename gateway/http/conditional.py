@@ -13,6 +13,7 @@ from starlette.exceptions import HTTPException
 from gateway.http.problems import MEDIA_TYPE
 
 _IMMUTABLE = "private, max-age=31536000, immutable"
+_REVALIDATE = "private, no-cache"
 _INERT = {
     "X-Content-Type-Options": "nosniff",
     "Content-Security-Policy": "default-src 'none'; sandbox",
@@ -31,7 +32,7 @@ def json_with_etag(request: Request, content: Any) -> Response:
     """JSON that a client which has it already does not get again."""
     response = JSONResponse(content)
     etag = _etag(response)
-    headers = {"ETag": etag, "Cache-Control": "private, no-cache"}
+    headers = {"ETag": etag, "Cache-Control": _REVALIDATE}
     if _names(request.headers.get("if-none-match"), etag):
         return Response(status_code=304, headers=headers)
     response.headers.update(headers)
@@ -50,7 +51,12 @@ def check_if_match(request: Request, content: Any) -> None:
     """
     given = request.headers.get("if-match")
     if given is not None and not _names(given, _etag(JSONResponse(content))):
-        raise HTTPException(412, "this has changed since it was read (If-Match); read it again")
+        raise changed()
+
+
+def changed() -> HTTPException:
+    """The error of a change whose ``If-Match`` names another state than the present one."""
+    return HTTPException(412, "this has changed since it was read (If-Match); read it again")
 
 
 async def picture(
@@ -58,10 +64,22 @@ async def picture(
     etag: str,
     media_type: str,
     make: Callable[[], Awaitable[bytes]],
+    *,
+    immutable: bool,
     name: str | None = None,
 ) -> Response:
-    """A picture that never changes under its address; made only when the client lacks it."""
-    headers = {"ETag": f'"{etag}"', "Cache-Control": _IMMUTABLE, **_INERT}
+    """A picture; made only when the client lacks it.
+
+    Args:
+        request: What asks for it.
+        etag: Of its content.
+        media_type: Of its file.
+        make: Makes the file.
+        immutable: Whether there can never be another picture at this address, so that nobody asks again.
+        name: What a browser calls the file when it is saved.
+    """
+    caching = _IMMUTABLE if immutable else _REVALIDATE
+    headers = {"ETag": f'"{etag}"', "Cache-Control": caching, **_INERT}
     if _names(request.headers.get("if-none-match"), f'"{etag}"'):
         return Response(status_code=304, headers=headers)
     if name is not None:

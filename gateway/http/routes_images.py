@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Header, Query, Request
@@ -13,9 +14,11 @@ from gateway.access import Scope
 from gateway.core import Gateway
 from gateway.http.access import needs
 from gateway.http.answers import Image, Images, Region, Regions
-from gateway.http.conditional import CHANGED, check_if_match, json_with_etag, picture
+from gateway.http.conditional import CHANGED, changed, check_if_match, json_with_etag, picture
 from gateway.http.hits import CocoDocument
+from regionsearch.errors import Kind, RegionSearchError
 from regionsearch.images import decode_image
+from regionsearch.v1 import search_pb2
 
 PageSize = Annotated[int, Query(ge=0, le=2**31 - 1, description="0 means 100; at most 1000.")]
 Format = Literal["png", "webp"]
@@ -27,6 +30,12 @@ def _image_answer(*types: str) -> dict[int | str, dict[str, Any]]:
         200: {"content": dict.fromkeys(types, schema)},
         304: {"description": "Not modified"},
     }
+
+
+def _region_etag(record: search_pb2.Record, kind: str) -> str:
+    """Of a picture of a region: a picture that is added again may have other regions under the same ids."""
+    digest = hashlib.sha256(record.SerializeToString(deterministic=True)).hexdigest()
+    return f"{digest[:32]}-{kind}"
 
 
 def router(gateway: Gateway) -> APIRouter:
@@ -71,10 +80,16 @@ def router(gateway: Gateway) -> APIRouter:
         ] = None,
     ) -> Response:
         """With its regions and its file."""
-        if if_match is not None:
-            image = await catalog.image(collection, image_id)
-            check_if_match(request, Image.of(image).model_dump())
-        await catalog.delete_image(collection, image_id)
+        as_read = None
+        if if_match is not None and if_match.strip() != "*":
+            as_read = await catalog.image(collection, image_id)
+            check_if_match(request, Image.of(as_read).model_dump())
+        try:
+            await catalog.delete_image(collection, image_id, as_read)
+        except RegionSearchError as error:
+            if error.kind is Kind.ABORTED:
+                raise changed() from None
+            raise
         return Response(status_code=204)
 
     @routes.get(
@@ -91,7 +106,7 @@ def router(gateway: Gateway) -> APIRouter:
         async def make() -> bytes:
             return await gateway.store.get(collection, image_id)
 
-        return await picture(request, image_id, image.content_type, make)
+        return await picture(request, image_id, image.content_type, make, immutable=True)
 
     @routes.get(
         "/{image_id}/thumbnail",
@@ -109,7 +124,7 @@ def router(gateway: Gateway) -> APIRouter:
         async def make() -> bytes:
             return await gateway.thumbnails.get(collection, image_id, width)
 
-        return await picture(request, f"{image_id}-{width}", "image/webp", make)
+        return await picture(request, f"{image_id}-{width}", "image/webp", make, immutable=True)
 
     @routes.get(
         "/{image_id}/regions",
@@ -148,7 +163,7 @@ def router(gateway: Gateway) -> APIRouter:
         async def make() -> bytes:
             return await asyncio.to_thread(lambda: render.encode(render.mask_image(record.mask), "png"))
 
-        return await picture(request, f"{region_id}-mask", "image/png", make)
+        return await picture(request, _region_etag(record, "mask"), "image/png", make, immutable=False)
 
     @routes.get(
         "/{image_id}/regions/{region_id}/crop.png",
@@ -170,6 +185,7 @@ def router(gateway: Gateway) -> APIRouter:
 
             return await asyncio.to_thread(cut)
 
-        return await picture(request, f"{region_id}-crop", "image/png", make, f"{region_id}.png")
+        etag, name = _region_etag(record, "crop"), f"{region_id}.png"
+        return await picture(request, etag, "image/png", make, immutable=False, name=name)
 
     return routes

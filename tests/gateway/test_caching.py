@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
+import httpx
 import pytest
 
 from gateway.cache import ByteCache
+from gateway.catalog import Catalog
+from tests.gateway import fakes
 from tests.gateway.conftest import BLUE, RED, Running, add, scene
 from tests.gateway.pictures import opened, stored
 
@@ -56,6 +60,52 @@ def test_a_deletion_may_depend_on_what_was_read(gateway: Running, collection: st
     assert gateway.http.delete(url, headers={"If-Match": "*"}).status_code == 404
     stored(gateway, collection, data)
     assert gateway.http.delete(url, headers={"If-Match": "*"}).status_code == 204
+
+
+def test_what_changes_after_the_look_is_not_deleted(
+    gateway: Running, collection: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the look that `If-Match` asks for and the deletion, somebody deletes the image and adds it again."""
+    data = scene(RED, BLUE)
+    url = stored(gateway, collection, data)
+    etag = gateway.http.get(url).headers["etag"]
+    delete_image, others = Catalog.delete_image, ["delete it and add it again"]
+
+    async def late(self: Catalog, *arguments: Any) -> int:
+        while others:
+            others.clear()
+            async with httpx.AsyncClient(base_url=gateway.url, timeout=20) as http:
+                assert (await http.delete(url)).is_success
+                files = [("files", ("a.png", data))]
+                assert (await http.post(url.rpartition("/")[0], files=files)).is_success
+        return await delete_image(self, *arguments)
+
+    monkeypatch.setattr(Catalog, "delete_image", late)
+    refused = gateway.http.delete(url, headers={"If-Match": etag})
+    assert (refused.status_code, refused.json()["code"]) == (412, "ABORTED")
+    assert gateway.http.get(f"{url}/content").content == data
+
+
+def test_a_region_that_is_another_one_now_is_sent_anew(
+    gateway: Running, collection: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Region ids are numbers within an image: cut anew, the same id may be another thing."""
+    data = scene(RED, BLUE)
+    url = stored(gateway, collection, data)
+    region = gateway.http.get(f"{url}/regions").json()["regions"][0]["region_id"]
+    paths = [f"{url}/regions/{region}/{kind}.png" for kind in ("mask", "crop")]
+    before = [gateway.http.get(path) for path in paths]
+    for path, first in zip(paths, before, strict=True):
+        assert first.headers["cache-control"] == "private, no-cache"
+        assert gateway.http.get(path, headers={"If-None-Match": first.headers["etag"]}).status_code == 304
+    gateway.http.delete(url)
+    masks = fakes.colour_masks
+    monkeypatch.setattr(fakes, "colour_masks", lambda pixels: masks(pixels)[::-1])
+    stored(gateway, collection, data)
+    for path, first in zip(paths, before, strict=True):
+        second = gateway.http.get(path, headers={"If-None-Match": first.headers["etag"]})
+        assert second.status_code == 200
+        assert second.content != first.content
 
 
 def test_a_thumbnail_is_made_once(gateway: Running, collection: str, monkeypatch: pytest.MonkeyPatch) -> None:
