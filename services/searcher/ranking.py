@@ -261,5 +261,4 @@ def _hits(rows: _Judged, ids: dict[int, tuple[str, str]]) -> Sequence[tuple[Rank
     return [
         (Ranked(key, Position(score, level, *ids[key]), relevant, index), image)
         for key, image, level, score, relevant, index in columns
-        if key in ids
     ]

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from regionsearch.errors import Kind, RegionSearchError
 from services.searcher.callers import Caller
 from services.searcher.embedded import reads
 from services.searcher.embedded.database import Database
@@ -17,31 +16,14 @@ from services.searcher.ranking import Ranked, rank
 from services.searcher.types import Hit, ImagePage, Page, Query, Record, Stored, StoredImage
 
 
-class StateGoneError(RegionSearchError):
-    """The state that a page was asked of is not kept any more."""
-
-    def __init__(self) -> None:
-        super().__init__(
-            Kind.ABORTED,
-            "this page's state of the collection is gone: search again from the first page",
-            field="page_token",
-        )
-
-
 def page(
     database: Database, search: SearchThread, opened: OpenCollection, query: Query, seq: int, caller: Caller
 ) -> Page:
-    """One page of a ranking of the state after write `seq`.
-
-    Raises:
-        StateGoneError: Records of it were purged meanwhile.
-    """
+    """One page of a ranking of the state after write `seq`, which the caller holds."""
     ranked, more = rank(query, IndexSource(database, search, opened, query, seq, caller))
     wanted = [r.key for found in ranked for r in (found, found.best_region) if r is not None]
     with database.reading() as connection:
         described = reads.described(connection, wanted, masks=query.include_masks)
-    if any(key not in described for key in wanted):
-        raise StateGoneError
     numbered = enumerate(ranked, start=query.skipped + 1)
     return Page(tuple(_hit(number, found, described) for number, found in numbered), seq, more)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +28,7 @@ from services.searcher.embedded.database import (
 )
 from services.searcher.embedded.gate import Gate
 from services.searcher.embedded.gpu import choose_device
+from services.searcher.embedded.horizon import Horizon
 from services.searcher.embedded.index import VectorIndex
 from services.searcher.embedded.opened import OpenCollection
 from services.searcher.embedded.opening import open_collections
@@ -34,7 +36,7 @@ from services.searcher.embedded.planning import Planner, heads_folder
 from services.searcher.embedded.rows import Change
 from services.searcher.embedded.searching import SearchThread
 from services.searcher.embedded.statistics import statistics
-from services.searcher.embedded.upkeep import Horizon, Upkeep
+from services.searcher.embedded.upkeep import Upkeep
 from services.searcher.engine import Capabilities
 from services.searcher.models import check_model
 from services.searcher.reports import CollectionStats, SnapshotInfo
@@ -54,8 +56,6 @@ from services.searcher.types import (
 )
 
 SNAPSHOT_FOLDER = "snapshots"
-
-_ATTEMPTS = 10  # at a search whose state is gone before it is answered: short page_ttl_s, many writes
 
 
 class EmbeddedEngine:
@@ -88,15 +88,16 @@ class EmbeddedEngine:
         try:
             self._database = Database(path, read_only=settings.read_only)
             self._gate = Gate()
+            self._naming = threading.Lock()  # of those who make and delete collections
             self._cache = IndexCache(self._folder / INDEX_FOLDER, read_only=settings.read_only)
             with ThreadPoolExecutor(1) as beside:
                 checking = beside.submit(self._check) if settings.check_at_start else None
                 self._load()
                 if checking is not None:
                     checking.result()
-            self._horizon = Horizon(settings.page_ttl_s, reads.last_seq(self._database.writer))
             self._search = SearchThread(settings.max_batch)
             self._committer = Committer(self._database, self._apply, on_fatal)
+            self._horizon = Horizon(settings.page_ttl_s, lambda: self._committer.seq)
         except BaseException:
             if self._lock is not None:
                 self._lock.release()
@@ -127,7 +128,7 @@ class EmbeddedEngine:
             writes.next_seq(connection)
             return writes.create_collection(connection, made), None
 
-        with self._gate.shared():
+        with self._gate.shared(), self._naming:
             number = self._committer.submit(operation).result()
             index = VectorIndex(made.model.dimension, self._settings.chunk_rows)
             self._keep(OpenCollection(number, made, index))
@@ -150,15 +151,18 @@ class EmbeddedEngine:
         """See `Engine`."""
 
         def operation(connection: sqlite3.Connection) -> tuple[None, None]:
-            writes.next_seq(connection)
-            writes.drop_collection(connection, opened.number)
+            writes.drop_collection(connection, opened.number, writes.next_seq(connection))
             return None, None
 
-        with self._gate.shared():
+        with self._gate.shared(), self._naming:
             opened = self._find(name)
-            self._committer.submit(operation).result()
-            if self._by_number.pop(opened.number, None) is not None:
-                del self._open[name]
+            del self._open[name]  # before the write: who finds it from now on would see the rows go
+            try:
+                self._committer.submit(operation).result()
+            except BaseException:
+                self._open[name] = opened
+                raise
+            del self._by_number[opened.number]
 
     # Writing
 
@@ -209,33 +213,28 @@ class EmbeddedEngine:
         caller: Caller = ANYBODY,
     ) -> list[Page]:
         """See `Engine`."""
-        with self._gate.shared():
+        pinned = [query.seq for query in queries if query.seq is not None]
+        # Held before the collection is looked up: should it be deleted from now on, its rows stay until the end.
+        with self._gate.shared(), self._horizon.holding(pinned) as present:
             opened = self._find(name)
             check_model(name, opened.spec.model, model)
-            seq = self._committer.seq
-            if min_seq is not None and min_seq > seq:
+            if min_seq is not None and min_seq > present:
                 raise RegionSearchError(
                     Kind.UNAVAILABLE,
-                    f"write {min_seq} has not arrived, the last one is {seq}",
+                    f"write {min_seq} has not arrived, the last one is {present}",
                     retry_after_s=0.1,
                 )
-            attempts = 1 if any(query.seq is not None for query in queries) else _ATTEMPTS
-            while True:
-                attempts -= 1
-                try:
-                    return [
-                        self._page(opened, query, seq if query.seq is None else query.seq, seq, caller)
-                        for query in queries
-                    ]
-                except answering.StateGoneError:
-                    if not attempts:
-                        raise
-                    seq = self._committer.seq
-
-    def _page(self, opened: OpenCollection, query: Query, seq: int, newest: int, caller: Caller) -> Page:
-        if not self._horizon.seq <= seq <= newest:
-            raise answering.StateGoneError
-        return answering.page(self._database, self._search, opened, query, seq, caller)
+            return [
+                answering.page(
+                    self._database,
+                    self._search,
+                    opened,
+                    query,
+                    present if query.seq is None else query.seq,
+                    caller,
+                )
+                for query in queries
+            ]
 
     def get_records(
         self, name: str, record_ids: Sequence[str], image_ids: Sequence[str], *, masks: bool, vectors: bool
@@ -275,7 +274,7 @@ class EmbeddedEngine:
             self._database.replace_by(file, self._committer.seq + 1)
             self._load()
             seq = self._committer.resume()
-            self._horizon.reset(seq)
+            self._horizon.reset()
             return seq, len(self._open)
 
     def keep_up(self) -> None:

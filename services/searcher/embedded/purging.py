@@ -6,7 +6,7 @@ import sqlite3
 
 
 def purge(connection: sqlite3.Connection, horizon: int, limit: int) -> int:
-    """Frees rows that were removed at or before write `horizon`, and those of dropped collections.
+    """Frees rows that were removed at or before write `horizon`, and those of collections dropped by then.
 
     Returns:
         The number of records and images freed; 0 when there is nothing left to do.
@@ -14,7 +14,8 @@ def purge(connection: sqlite3.Connection, horizon: int, limit: int) -> int:
     gone = connection.execute(
         "SELECT key, image FROM record WHERE removed <= ? LIMIT ?", (horizon, limit)
     ).fetchall()
-    dropped = [row[0] for row in connection.execute("SELECT id FROM collection WHERE dropped = 1")]
+    query = "SELECT id FROM collection WHERE dropped BETWEEN 1 AND ?"
+    dropped = [row[0] for row in connection.execute(query, (horizon,))]
     images = connection.execute(
         "SELECT ordinal FROM image WHERE removed <= ? LIMIT ?", (horizon, limit)
     ).fetchall()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sqlite3
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 
 import structlog
@@ -15,6 +14,7 @@ from services.searcher.embedded import purging
 from services.searcher.embedded.cache import IndexCache
 from services.searcher.embedded.committer import Committer
 from services.searcher.embedded.gate import Gate
+from services.searcher.embedded.horizon import Horizon
 from services.searcher.embedded.opened import OpenCollection
 from services.searcher.embedded.planning import Planner, arrays_of
 from services.searcher.embedded.rewriting import Rewrite, build_flat, overgrown, wasteful
@@ -26,37 +26,6 @@ _TICK_S = 1.0
 _PURGE_ROWS = 2000
 _PURGE_PAGES = 512
 _PATIENCE_S = 2.0
-
-
-class Horizon:
-    """The oldest write whose state can still be shown: that of `ttl_s` seconds ago.
-
-    Args:
-        ttl_s: How long states are kept.
-        seq: The present write; nothing older can be shown.
-    """
-
-    def __init__(self, ttl_s: float, seq: int) -> None:
-        self._ttl_s = ttl_s
-        self._seq = seq
-        self._marks: deque[tuple[float, int]] = deque()
-
-    @property
-    def seq(self) -> int:
-        """The oldest write that a page may be pinned to."""
-        return self._seq
-
-    def advance(self, seq: int) -> None:
-        """Notes the present write and forgets what is too old."""
-        now = time.monotonic()
-        self._marks.append((now, seq))
-        while self._marks and self._marks[0][0] <= now - self._ttl_s:
-            self._seq = self._marks.popleft()[1]
-
-    def reset(self, seq: int) -> None:
-        """Forgets every state before write `seq`."""
-        self._marks.clear()
-        self._seq = seq
 
 
 class Upkeep:
@@ -102,7 +71,7 @@ class Upkeep:
     def tick(self) -> None:
         """One round of everything that is due."""
         with self._round:
-            self._horizon.advance(self._committer.seq)
+            self._horizon.advance()
             for opened in self._collections():
                 while not self._stop.is_set() and (self._compact(opened) or self._speed_up(opened)):
                     pass

@@ -59,9 +59,9 @@ def require_collection(connection: sqlite3.Connection, collection: int, name: st
         raise not_found("collection", f"collection {name!r} has been deleted")
 
 
-def drop_collection(connection: sqlite3.Connection, collection: int) -> None:
-    """Hides a collection; `purge` frees its space later."""
-    connection.execute("UPDATE collection SET dropped = 1 WHERE id = ?", (collection,))
+def drop_collection(connection: sqlite3.Connection, collection: int, seq: int) -> None:
+    """Hides a collection and notes the write that did; `purge` frees its space once no search sees it."""
+    connection.execute("UPDATE collection SET dropped = ? WHERE id = ?", (seq, collection))
 
 
 def store_codec(connection: sqlite3.Connection, collection: int, codec: bytes) -> None:

@@ -1,0 +1,119 @@
+"""A search sees one state until it is answered, whatever is written, forgotten or deleted meanwhile."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from regionsearch.errors import Kind, RegionSearchError
+from services.searcher.embedded import source
+from services.searcher.embedded.engine import EmbeddedEngine
+from services.searcher.embedded.horizon import Horizon
+from services.searcher.embedded.searching import SearchThread
+from services.searcher.settings import EmbeddedSettings
+from services.searcher.types import Collection, Filter
+from tests.searcher.conftest import MODEL, unit_vectors
+from tests.searcher.test_faults import NOTHING, Query, write
+
+
+@pytest.fixture
+def engine(tmp_path):
+    made = EmbeddedEngine(EmbeddedSettings(folder=tmp_path, chunk_rows=32, page_ttl_s=0.0))
+    made.create_collection(Collection("default", MODEL))
+    yield made
+    made.close()
+
+
+def ids(engine: EmbeddedEngine, **fields: object) -> list[str]:
+    query = Query(unit_vectors(1), NOTHING, limit=100, **fields)
+    return sorted(hit.record.record_id for hit in engine.search("default", MODEL, [query])[0].hits)
+
+
+def test_what_is_replaced_and_purged_before_the_filter_is_looked_up_is_found(engine, monkeypatch) -> None:
+    write(engine, "image", regions=3)
+    real = source.compile_filter
+
+    def late(*arguments):
+        write(engine, "image", regions=1)
+        engine.keep_up()
+        return real(*arguments)
+
+    monkeypatch.setattr(source, "compile_filter", late)
+    assert len(ids(engine, filter=Filter(image_ids=("image",)))) == 3
+    monkeypatch.undo()
+    engine.keep_up()
+    assert len(ids(engine)) == 1
+    assert engine._database.writer.execute("SELECT COUNT(*) FROM record").fetchone() == (1,), "let go"
+
+
+def test_a_search_of_a_collection_that_is_deleted_meanwhile_is_answered(engine, monkeypatch) -> None:
+    write(engine, "image", regions=3)
+    real = SearchThread.fetch
+
+    def then_delete(self, *arguments):
+        found = real(self, *arguments)
+        engine.delete_collection("default")
+        for _ in range(2):
+            engine.keep_up()
+        return found
+
+    monkeypatch.setattr(SearchThread, "fetch", then_delete)
+    assert len(ids(engine)) == 3
+    with pytest.raises(RegionSearchError) as caught:
+        ids(engine)
+    assert caught.value.kind is Kind.NOT_FOUND
+    for _ in range(2):
+        engine.keep_up()
+    for table in ("collection", "image", "record", "vector"):
+        assert engine._database.writer.execute(f"SELECT COUNT(*) FROM {table}").fetchone() == (0,)
+
+
+def test_a_collection_made_anew_while_the_old_one_is_deleted_is_there(engine, monkeypatch) -> None:
+    making = threading.Thread(target=lambda: engine.create_collection(Collection("default", MODEL)))
+    submit = engine._committer.submit
+
+    class Slow:
+        def __init__(self, future):
+            self.future = future
+
+        def result(self):
+            self.future.result()
+            monkeypatch.undo()
+            making.start()
+            making.join(0.2)  # were they not kept apart, it would be made now
+
+    monkeypatch.setattr(engine._committer, "submit", lambda *a, **k: Slow(submit(*a, **k)))
+    engine.delete_collection("default")
+    making.join()
+    write(engine, "image")
+    assert len(ids(engine)) == 4
+
+
+def test_a_collection_whose_deletion_fails_stays(engine) -> None:
+    write(engine, "image")
+    engine._committer.refuse(RegionSearchError(Kind.FAILED_PRECONDITION, "no more writes"))
+    with pytest.raises(RegionSearchError):
+        engine.delete_collection("default")
+    assert len(ids(engine)) == 4
+
+
+def test_the_horizon_follows_the_oldest_search_and_never_goes_back() -> None:
+    present = 5
+    horizon = Horizon(0.0, lambda: present)
+    with horizon.holding() as seq:
+        assert seq == 5
+        present = 7
+        horizon.advance()
+        assert horizon.seq == 5
+        with horizon.holding([6]):
+            pass
+    horizon.advance()
+    assert horizon.seq == 7
+    for pinned in (6, 8):
+        with pytest.raises(RegionSearchError) as caught, horizon.holding([pinned]):
+            pass
+        assert caught.value.kind is Kind.ABORTED
+    present = 3
+    horizon.advance()
+    assert horizon.seq == 7
