@@ -179,6 +179,9 @@ class Batcher(Generic[Payload, Result]):
             raise ValueError("a request has at least one item")
         if self._closed is not None:
             raise RegionSearchError(Kind.UNAVAILABLE, f"{self._name}: {self._closed}; try another replica")
+        if deadline is not None and self._loop.time() >= deadline:
+            self._metrics.refused_late.inc()
+            raise self._late()
         waiting, limit = self._lanes.items(lane), self._settings.max_queue
         delay = self._expected_wait(lane)
         if waiting and waiting + items > limit:  # alone, a request may be larger than the queue
@@ -222,7 +225,8 @@ class Batcher(Generic[Payload, Result]):
                 batch = self._lanes.cut(lane, settings.max_batch, self._held[lane], settings.max_bytes)
                 if batch is None:
                     break
-                device = slots.pop(0)
+                device = max(slots, key=self._places)
+                slots.remove(device)
                 self._running += batch.size
                 self._held[lane] += batch.nbytes
                 self._metrics.fill.observe(batch.size / settings.max_batch)
@@ -231,6 +235,10 @@ class Batcher(Generic[Payload, Result]):
                     device.put(batch)
                 else:
                     self._prepare.put(batch, device.put)
+
+    def _places(self, device: DeviceThread) -> int:
+        """Free places of a device in the pipeline, in all lanes: where there are many, little is going on."""
+        return sum(slots.count(device) for slots in self._slots.values())
 
     def _worth_waiting(self, lane: Lane) -> bool:
         """Whether idle devices had better wait for more; if so, arranges for the end of the wait."""
@@ -298,8 +306,11 @@ class Batcher(Generic[Payload, Result]):
 
     def _expire(self, request: Request) -> None:
         self._metrics.dropped_expired.inc()
+        self._settle(request, self._late())
+
+    def _late(self) -> RegionSearchError:
         message = f"{self._name}: the deadline passed before the answer was there"
-        self._settle(request, RegionSearchError(Kind.DEADLINE_EXCEEDED, message))
+        return RegionSearchError(Kind.DEADLINE_EXCEEDED, message)
 
     def _trace(self, batch: Batch) -> None:
         """One span per batch, linked to the calls it worked for."""

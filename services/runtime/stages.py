@@ -13,6 +13,7 @@ import functools
 import queue
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -90,6 +91,8 @@ class PreparePool:
                 request.prepared = self._prepare(request.payload)
             except Exception as error:
                 request.prepare_error = error
+            except BaseException as error:  # a pool swallows it: the batch would never go on
+                request.prepare_error = RuntimeError(f"preparing ended with {error!r}")
             request.payload = None
             request.lock = None
 
@@ -168,32 +171,35 @@ class DeviceThread:
         try:
             loop()
         except BaseException as error:
+            self._on_fatal(f"{name} died: {type(error).__name__}: {error}")  # writing the log may take long
             _log.exception("stage died", stage=name)
-            self._on_fatal(f"{name} died: {type(error).__name__}: {error}")
 
     def _device_loop(self) -> None:
         while (item := self._ready.get()) is not None:
-            batch, late_error = item
-            self.busy_since = begin = time.monotonic()
-            batch.drop()
-            if late_error is not None:
-                batch.outcomes += self._isolate(batch.parts, late_error)
-                batch.parts = []
-            raw = self._run(batch) if batch.parts else None
-            self.busy_since = None
-            if batch.parts:
-                self._learn(time.monotonic() - begin)
-                if self._finish is not None:
-                    self._raw[batch.lane].put((batch, raw))
-                    continue
-            if late_error is None:  # a batch that comes back from finish has given up its slot
-                self._on_free(self, batch)
-            if batch.parts:
-                self._complete(batch, raw)
-            else:
-                self._on_done(batch)
+            self._work(*item)
+            del item  # an idle thread keeps nothing of its last batch: no picture, no memory of the device
         for finishing in self._raw.values():
             finishing.put(None)
+
+    def _work(self, batch: Batch, late_error: Exception | None) -> None:
+        self.busy_since = begin = time.monotonic()
+        batch.drop()
+        if late_error is not None:
+            batch.outcomes += self._isolate(batch.parts, late_error)
+            batch.parts = []
+        raw = self._run(batch) if batch.parts else None
+        self.busy_since = None
+        if batch.parts:
+            self._learn(time.monotonic() - begin)
+            if self._finish is not None:
+                self._raw[batch.lane].put((batch, raw))
+                return
+        if late_error is None:  # a batch that comes back from finish has given up its slot
+            self._on_free(self, batch)
+        if batch.parts:
+            self._complete(batch, raw)
+        else:
+            self._on_done(batch)
 
     def _run(self, batch: Batch) -> Any:
         """Runs the batch on the device; if that fails, sorts it out and leaves the batch without parts."""
@@ -205,17 +211,20 @@ class DeviceThread:
             return None
 
     def _finish_loop(self, finishing: queue.SimpleQueue[tuple[Batch, Any] | None]) -> None:
-        assert self._finish is not None
         while (item := finishing.get()) is not None:
-            batch, raw = item
-            self._on_free(self, batch)
-            try:
-                with self._metrics.finish.time():
-                    results = self._finish(raw)
-            except Exception as error:  # an asynchronous device may raise its own errors only here
-                self._ready.put(batch, error)
-            else:
-                self._complete(batch, results)
+            self._finish_batch(*item)
+            del item
+
+    def _finish_batch(self, batch: Batch, raw: Any) -> None:
+        assert self._finish is not None
+        self._on_free(self, batch)
+        try:
+            with self._metrics.finish.time():
+                results = self._finish(raw)
+        except Exception as error:  # an asynchronous device may raise its own errors only here
+            self._ready.put(batch, error)
+        else:
+            self._complete(batch, results)
 
     def _complete(self, batch: Batch, results: Any) -> None:
         try:
@@ -233,6 +242,7 @@ class DeviceThread:
 
     def _isolate(self, parts: list[Part[Any]], error: Exception) -> list[tuple[Part[Any], Any]]:
         """Finds the request that is at fault, or the size that fits, by halves; on the device thread."""
+        _clear_frames(error)
         failure = self._classify(error)
         if failure is Failure.FATAL:
             raise error
@@ -253,12 +263,20 @@ class DeviceThread:
             if not wanted:
                 continue
             try:
-                raw = self._device(wanted)
-                results = raw if self._finish is None else self._finish(raw)
+                results = self._device(wanted)
+                if self._finish is not None:
+                    results = self._finish(results)
                 outcomes += list(zip(wanted, results, strict=True))
             except Exception as caught:
                 outcomes += self._isolate(wanted, caught)
         return outcomes
+
+
+def _clear_frames(error: BaseException | None) -> None:
+    """Lets go of what the frames of a failed attempt hold: the next one needs that memory."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__context__
 
 
 def _too_large(cause: Exception) -> RegionSearchError:

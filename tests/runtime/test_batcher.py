@@ -5,6 +5,7 @@ import contextlib
 import itertools
 import threading
 import time
+import weakref
 
 import pytest
 
@@ -275,6 +276,9 @@ async def test_a_deadline_is_kept_while_the_device_is_busy():
         with surrounding_deadline(0.05), pytest.raises(RegionSearchError) as error:
             await batcher.submit("late", 1)
         assert error.value.kind is Kind.DEADLINE_EXCEEDED
+        with pytest.raises(RegionSearchError) as error:
+            await batcher.submit("late", 1, deadline=loop.time())
+        assert error.value.kind is Kind.DEADLINE_EXCEEDED
         assert batcher.waiting == 0
         model.gate.set()
         await asyncio.gather(*waiting)
@@ -354,6 +358,69 @@ async def test_one_item_that_does_not_fit_fails_its_request_only():
     assert flat(small) == answer("small", 3)
 
 
+async def test_the_halves_have_the_memory_of_the_attempt_that_failed():
+    class Memory:
+        pass
+
+    taken, alive = [], []
+
+    def trouble(parts):
+        alive.append([memory for memory in taken if memory() is not None])
+        held = Memory()
+        taken.append(weakref.ref(held))
+        if sum(part.size for part in parts) > 1:
+            raise MemoryError
+
+    model = Model()
+    model.trouble = trouble
+    async with batching(model, classify=lambda error: Failure.OUT_OF_MEMORY) as (batcher, _):
+        assert flat(await batcher.submit("a", 8)) == answer("a", 8)
+    assert len(taken) == 15
+    assert not any(alive)
+
+
+@pytest.mark.parametrize("has_finish", [True, False])
+async def test_an_idle_batcher_holds_nothing_of_what_it_did(has_finish):
+    class Thing:
+        pass
+
+    things = []
+
+    def make():
+        thing = Thing()
+        things.append(weakref.ref(thing))
+        return thing
+
+    batcher = Batcher(
+        "idle",
+        BatchSettings(max_delay_s=0),
+        prepare=lambda payload: make(),
+        device=[lambda parts: [make() for _ in parts]],
+        finish=(lambda raw: [make() for _ in raw]) if has_finish else None,
+    )
+    await batcher.submit(make(), 1)
+
+    async with asyncio.timeout(5):
+        await until(lambda: all(thing() is None for thing in things))
+    assert len(things) == 3 + has_finish
+    await batcher.close()
+
+
+async def test_a_preparation_that_ends_its_thread_fails_alone():
+    class Leaving(Model):
+        def prepare(self, payload):
+            if payload == "bad":
+                raise SystemExit
+            return payload
+
+    async with batching(Leaving()) as (batcher, _):
+        bad, good = await asyncio.wait_for(
+            asyncio.gather(batcher.submit("bad", 1), batcher.submit("good", 1), return_exceptions=True), 5
+        )
+    assert isinstance(bad, RuntimeError)
+    assert flat(good) == answer("good", 1)
+
+
 def kill(error):
     def trouble(parts):
         raise error
@@ -429,6 +496,20 @@ async def test_several_devices_share_the_work():
         await asyncio.gather(*(batcher.submit(str(i), 8) for i in range(12)))
     assert len(threads) == 3
     assert sorted(model.items) == sorted((str(i), item) for i in range(12) for item in range(8))
+
+
+async def test_an_idle_device_goes_before_a_busy_one():
+    both = threading.Barrier(2)
+
+    def device(parts):
+        both.wait(5)  # passes only where two devices are at work at the same time
+        return [None] * len(parts)
+
+    settings = BatchSettings(max_batch=1, max_delay_s=0)
+    batcher = Batcher("two", settings, device=[device, lambda parts: device(parts)])
+    for _ in range(3):
+        await batcher.submit(None, 2)
+    await batcher.close()
 
 
 async def test_a_flood_is_refused_quickly_and_what_was_admitted_is_answered():
