@@ -185,7 +185,7 @@ class SearcherMachine(RuleBasedStateMachine):
 
 @pytest.fixture(autouse=True)
 def no_upkeep_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only the rule `keep_up` does it, so that what went before tells whether a page's state is still kept."""
+    """Only the rule `keep_up` does it, so that the steps tell whether a page's state is still kept."""
     monkeypatch.setattr(upkeep, "_TICK_S", 1e6)
 
 

@@ -10,6 +10,7 @@ disk: take snapshots for that.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import sqlite3
@@ -23,6 +24,14 @@ from services.searcher.embedded.schema import APPLICATION_ID, MIGRATIONS, PAGE_S
 
 FILE_NAME = "records.sqlite"
 _BUSY_TIMEOUT_S = 10.0
+_AS_SQLITE = {
+    errno.ENOSPC: sqlite3.SQLITE_FULL,
+    errno.EDQUOT: sqlite3.SQLITE_FULL,
+    errno.EACCES: sqlite3.SQLITE_PERM,
+    errno.EPERM: sqlite3.SQLITE_PERM,
+    errno.EROFS: sqlite3.SQLITE_READONLY,
+    errno.EIO: sqlite3.SQLITE_IOERR,
+}
 
 
 class Database:
@@ -216,15 +225,16 @@ def explained(path: Path) -> Iterator[None]:
     """Turns errors of SQLite and of the file system into ours, naming the file and the remedy."""
     try:
         yield
-    except sqlite3.Error as error:
+    except (sqlite3.Error, OSError) as error:
         raise explain(error, path) from error
-    except OSError as error:
-        raise RegionSearchError(Kind.INTERNAL, f"{path.name}: {error.strerror or error}") from error
 
 
-def explain(error: sqlite3.Error, path: Path) -> RegionSearchError:
-    """What an error of SQLite means to a caller."""
-    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+def explain(error: sqlite3.Error | OSError, path: Path) -> RegionSearchError:
+    """What an error of SQLite, or its like of the file system, means to a caller."""
+    if isinstance(error, OSError):
+        code = _AS_SQLITE.get(error.errno or 0, sqlite3.SQLITE_ERROR)
+    else:
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     if code == sqlite3.SQLITE_FULL:
         return RegionSearchError(
             Kind.STORAGE_FULL, f"no space left for {path.name}: free some disk space; reads go on meanwhile"

@@ -77,6 +77,7 @@ class EmbeddedEngine:
         self._device = device = choose_device(settings)
         self.name = "faiss-cpu" if device is None else "faiss-gpu"
         self._settings = settings
+        self._on_fatal = on_fatal
         self._folder = settings.folder
         self._snapshots = settings.folder / SNAPSHOT_FOLDER
         self._lock: FolderLock | None = None
@@ -89,6 +90,7 @@ class EmbeddedEngine:
             self._database = Database(path, read_only=settings.read_only)
             self._gate = Gate()
             self._naming = threading.Lock()  # of those who make and delete collections
+            self._copying = threading.Lock()  # of those who write and read snapshots
             self._cache = IndexCache(self._folder / INDEX_FOLDER, read_only=settings.read_only)
             with ThreadPoolExecutor(1) as beside:
                 checking = beside.submit(self._check) if settings.check_at_start else None
@@ -110,7 +112,7 @@ class EmbeddedEngine:
                 )
             )
             return
-        planner = Planner(settings, self._search, self._committer, device)
+        planner = Planner(settings, self._search, device)
         self._upkeep = Upkeep(
             self._committer, self._horizon, self._gate, lambda: list(self._open.values()), planner,
             self._cache, settings,
@@ -214,7 +216,7 @@ class EmbeddedEngine:
     ) -> list[Page]:
         """See `Engine`."""
         pinned = [query.seq for query in queries if query.seq is not None]
-        # Held before the collection is looked up: should it be deleted from now on, its rows stay until the end.
+        # Held before the collection is looked up: should it be deleted from now on, its rows stay.
         with self._gate.shared(), self._horizon.holding(pinned) as present:
             opened = self._find(name)
             check_model(name, opened.spec.model, model)
@@ -261,19 +263,24 @@ class EmbeddedEngine:
 
     def snapshot(self, name: str) -> SnapshotInfo:
         """See `Engine`."""
-        with self._gate.shared():
+        with self._copying, self._gate.shared():
             return snapshots.take(self._database, self._snapshots, name)
 
     def restore(self, name: str) -> tuple[int, int]:
         """See `Engine`."""
         with (
+            self._copying,
             snapshots.prepared(self._snapshots, name) as file,
             self._gate.exclusive("the searcher is restoring a snapshot"),
         ):
             self._committer.check()
             self._database.replace_by(file, self._committer.seq + 1)
-            self._load()
-            seq = self._committer.resume()
+            try:
+                self._load()
+                seq = self._committer.resume()
+            except BaseException as error:  # the store is the new one: only a restart follows it
+                self._on_fatal(error)
+                raise
             self._horizon.reset()
             return seq, len(self._open)
 

@@ -12,9 +12,10 @@ from regionsearch.errors import Kind, RegionSearchError
 
 
 class Horizon:
-    """The oldest write whose state can still be shown: that of `ttl_s` seconds ago, or one that a search looks at.
+    """The oldest write whose state is kept: that of `ttl_s` seconds ago, or one that a search looks at.
 
-    Rows that were removed up to this write are seen by nobody and may be forgotten. Safe to use from several threads.
+    Rows that were removed up to this write are seen by nobody and may be forgotten. Safe to use from several
+    threads.
 
     Args:
         ttl_s: How long states are kept.

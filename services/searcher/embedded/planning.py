@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import structlog
 
-from services.searcher.embedded import writes
 from services.searcher.embedded.cache import Arrays, SavedIndex
 from services.searcher.embedded.codes import (
     CodeSegment,
@@ -19,7 +17,6 @@ from services.searcher.embedded.codes import (
     train_codec,
     training_sample,
 )
-from services.searcher.embedded.committer import Committer
 from services.searcher.embedded.flat import FlatSegment
 from services.searcher.embedded.gpu import Device, build_gpu
 from services.searcher.embedded.ivf import IvfSegment, build_ivf, good_enough, restore_ivf
@@ -41,16 +38,12 @@ class Planner:
     Args:
         settings: Sizes and the recall target.
         search: Its thread owns the device.
-        committer: Keeps learned codecs.
         device: The GPU; None without one.
     """
 
-    def __init__(
-        self, settings: EmbeddedSettings, search: SearchThread, committer: Committer, device: Device | None
-    ) -> None:
+    def __init__(self, settings: EmbeddedSettings, search: SearchThread, device: Device | None) -> None:
         self._settings = settings
         self._search = search
-        self._committer = committer
         self._device = device
 
     def plan(self, opened: OpenCollection) -> tuple[list[Segment], Build] | None:
@@ -83,21 +76,13 @@ class Planner:
         return build_gpu(rewrite, lambda vectors: self._search.run(lambda: device.place(vectors)))
 
     def _build_codes(self, opened: OpenCollection, rewrite: Rewrite) -> Segment:
-        spec = opened.spec.codes
+        spec, codec = opened.spec.codes, opened.codec
         assert spec is not None
-        if opened.codec is None:
-            if spec.method is CodeMethod.LEARNED:
-                opened.codec = learned_codec(heads_folder(self._settings), spec, opened.spec.model.dimension)
-            else:
-                opened.codec = train_codec(spec, training_sample(rewrite))
-            kept = opened.codec.to_bytes()
-
-            def operation(connection: sqlite3.Connection) -> tuple[None, None]:
-                writes.store_codec(connection, opened.number, kept)
-                return None, None
-
-            self._committer.submit(operation).result()
-        return build_codes(rewrite, opened.codec, spec.rerank_factor)
+        if codec is None and spec.method is CodeMethod.LEARNED:
+            codec = learned_codec(heads_folder(self._settings), spec, opened.spec.model.dimension)
+        elif codec is None:
+            codec = train_codec(spec, training_sample(rewrite))
+        return build_codes(rewrite, codec, spec.rerank_factor)
 
 
 def restored(

@@ -17,6 +17,7 @@ from services.searcher.embedded.database import (
     explained,
     prepare,
 )
+from services.searcher.embedded.opening import check_content
 from services.searcher.embedded.reads import last_seq
 from services.searcher.embedded.schema import MIGRATIONS
 from services.searcher.reports import SnapshotInfo
@@ -61,6 +62,7 @@ def prepared(folder: Path, name: str) -> Iterator[Path]:
                 check_identity(connection, source, MIGRATIONS)
                 check_integrity(connection, source)
                 prepare(connection, source, MIGRATIONS)
+                check_content(connection, source)
                 connection.execute("PRAGMA journal_mode = DELETE")
         yield copy
     finally:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import structlog
 
-from regionsearch.errors import RegionSearchError
-from services.searcher.embedded import purging
+from regionsearch.errors import RegionSearchError, not_found
+from services.searcher.embedded import purging, writes
 from services.searcher.embedded.cache import IndexCache
+from services.searcher.embedded.codes import Codec, CodeSegment
 from services.searcher.embedded.committer import Committer
 from services.searcher.embedded.gate import Gate
 from services.searcher.embedded.horizon import Horizon
@@ -69,15 +72,18 @@ class Upkeep:
         self._thread.join(timeout=_PATIENCE_S)
 
     def tick(self) -> None:
-        """One round of everything that is due."""
+        """One round of everything that is due; raises the first failure when all has been tried."""
         with self._round:
             self._horizon.advance()
-            for opened in self._collections():
-                while not self._stop.is_set() and (self._compact(opened) or self._speed_up(opened)):
-                    pass
-            self._cache.prune({opened.number: opened.index.state for opened in self._collections()})
-            while not self._stop.is_set() and self._purge():
-                pass
+            failures: list[Exception] = []
+            steps = [partial(self._improve, opened) for opened in self._collections()]
+            for step in [*steps, self._prune, self._purge]:
+                try:
+                    step()
+                except Exception as error:  # what is wrong with one collection does not hinder the others
+                    failures.append(error)
+            if failures:
+                raise failures[0]
 
     def _run(self) -> None:
         while not self._stop.wait(_TICK_S):
@@ -88,12 +94,16 @@ class Upkeep:
             except Exception:
                 _log.exception("upkeep failed")  # exact search goes on without it
 
+    def _improve(self, opened: OpenCollection) -> None:
+        while not self._stop.is_set() and (self._compact(opened) or self._speed_up(opened)):
+            pass
+
     def _compact(self, opened: OpenCollection) -> bool:
         """Rewrites segments with many dead rows; whether there were any."""
         horizon, settings = self._horizon.seq, self._settings
         state = opened.index.state
         if state.views and overgrown(state.views[-1].segment, horizon, settings.compact_above):
-            self._in_writing_thread(opened.index.seal)
+            self._in_writing_thread(opened, lambda connection: opened.index.seal())
         sources = wasteful(opened.index.state, horizon, settings.chunk_rows, settings.compact_above)
         if not sources:
             return False
@@ -112,10 +122,13 @@ class Upkeep:
         rewrite = Rewrite(sources, self._horizon.seq)
         started = time.monotonic()
         segment = build(rewrite)
-        self._swap(opened, sources, [(rewrite, segment)])
+        codec = segment.codec if isinstance(segment, CodeSegment) else None
+        self._swap(opened, sources, [(rewrite, segment)], None if opened.codec is not None else codec)
+        opened.codec = opened.codec or codec
         arrays = arrays_of(segment)
         if arrays is not None:
-            self._cache.save(opened.number, segment, arrays)
+            with self._unchanged(opened):
+                self._cache.save(opened.number, segment, arrays)
         _log.info(
             "index built",
             collection=opened.spec.name,
@@ -127,25 +140,47 @@ class Upkeep:
         return True
 
     def _swap(
-        self, opened: OpenCollection, sources: list[Segment], made: list[tuple[Rewrite, Segment]]
+        self,
+        opened: OpenCollection,
+        sources: list[Segment],
+        made: list[tuple[Rewrite, Segment]],
+        codec: Codec | None = None,
     ) -> None:
-        def swap() -> None:
+        """Puts segments in the place of others, and keeps the codec that they are the first to use."""
+
+        def swap(connection: sqlite3.Connection) -> None:
             for rewrite, segment in made:
                 rewrite.refresh(segment.columns)
             opened.index.replace(sources, [segment for _, segment in made])
+            if codec is not None:
+                writes.store_codec(connection, opened.number, codec.to_bytes())
 
-        self._in_writing_thread(swap)
+        self._in_writing_thread(opened, swap)
 
-    def _in_writing_thread(self, action: Callable[[], None]) -> None:
+    def _in_writing_thread(
+        self, opened: OpenCollection, action: Callable[[sqlite3.Connection], None]
+    ) -> None:
         def operation(connection: sqlite3.Connection) -> tuple[None, None]:
-            action()
+            action(connection)
             return None, None
 
-        with self._gate.shared():
+        with self._unchanged(opened):
             self._committer.submit(operation).result()
 
-    def _purge(self) -> bool:
-        """Frees some removed rows on disk; whether there may be more."""
+    @contextlib.contextmanager
+    def _unchanged(self, opened: OpenCollection) -> Iterator[None]:
+        """Keeps restores out; raises where the collection is not the one that its number means any more."""
+        with self._gate.shared():
+            if opened not in self._collections():
+                raise not_found("collection", f"{opened.spec.name!r} was deleted or restored meanwhile")
+            yield
+
+    def _prune(self) -> None:
+        with self._gate.shared():
+            self._cache.prune({opened.number: opened.index.state for opened in self._collections()})
+
+    def _purge(self) -> None:
+        """Frees removed rows on disk, in small steps."""
         horizon = self._horizon.seq
 
         def operation(connection: sqlite3.Connection) -> tuple[int, None]:
@@ -153,5 +188,7 @@ class Upkeep:
                 connection, _PURGE_PAGES
             ), None
 
-        with self._gate.shared():
-            return self._committer.submit(operation).result() > 0
+        more = True
+        while more and not self._stop.is_set():
+            with self._gate.shared():
+                more = self._committer.submit(operation).result() > 0

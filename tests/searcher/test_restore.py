@@ -1,0 +1,174 @@
+"""Snapshots and restores beside everything else that goes on, and when something fails."""
+
+from __future__ import annotations
+
+import errno
+import sqlite3
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from regionsearch.errors import Kind, RegionSearchError
+from services.searcher.embedded import engine as engine_module
+from services.searcher.embedded import planning, snapshots, upkeep
+from services.searcher.embedded.cache import FOLDER
+from services.searcher.embedded.database import FILE_NAME
+from services.searcher.embedded.engine import EmbeddedEngine
+from services.searcher.settings import EmbeddedSettings
+from services.searcher.types import CodeMethod, CodeSpec, Collection, Deletion
+from tests.searcher.test_faults import found, kind_of, write
+from tests.searcher.test_index import MODEL, clustered, fill
+
+
+def settings_of(folder: Path, **fields: object) -> EmbeddedSettings:
+    rows = {"chunk_rows": 500, "ann_above": 1000, "ann_rows": 1000, "codes_rows": 1000}
+    return EmbeddedSettings(folder=folder, page_ttl_s=0.0, **rows, **fields)
+
+
+@pytest.fixture(autouse=True)
+def no_upkeep_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upkeep, "_TICK_S", 1e6)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    ["DELETE FROM vector WHERE key = 7", "UPDATE collection SET codec = x'00'"],
+    ids=["row", "codec"],
+)
+def test_a_snapshot_that_is_damaged_inside_changes_nothing(engine, settings, damage) -> None:
+    write(engine, "image", regions=9)
+    engine.snapshot("bad")
+    with sqlite3.connect(settings.folder / "snapshots" / "bad") as connection:
+        connection.execute(damage)
+    connection.close()
+    write(engine, "later", regions=1)
+    with pytest.raises(RegionSearchError, match="bad is damaged") as caught:
+        engine.restore("bad")
+    assert caught.value.kind is Kind.DATA_LOSS
+    assert found(engine) == 10
+    engine.close()
+    reopened = EmbeddedEngine(settings)
+    assert found(reopened) == 10
+    reopened.close()
+
+
+def test_a_damaged_codec_is_refused_by_name(engine, settings) -> None:
+    engine._database.writer.execute("UPDATE collection SET codec = x'00'")
+    engine.close()
+    with pytest.raises(RegionSearchError, match=FILE_NAME) as caught:
+        EmbeddedEngine(settings)
+    assert caught.value.kind is Kind.DATA_LOSS
+
+
+def test_snapshots_of_one_name_and_restores_of_it_take_turns(engine, settings) -> None:
+    for number in range(20):
+        write(engine, f"image{number}", regions=20)
+
+    def outcome(call, *arguments) -> Kind | None:
+        try:
+            call(*arguments)
+        except RegionSearchError as error:
+            return error.kind
+        return None
+
+    with ThreadPoolExecutor(4) as pool:
+        taken = [pool.submit(outcome, engine.snapshot, "one") for _ in range(4)]
+        assert sorted(str(done.result()) for done in taken) == sorted(
+            map(str, [None, *[Kind.ALREADY_EXISTS] * 3])
+        )
+        restored = [pool.submit(outcome, engine.restore, "one") for _ in range(4)]
+        assert [done.result() for done in restored] == [None] * 4
+    assert found(engine) == 400
+    assert [path.name for path in (settings.folder / "snapshots").iterdir()] == ["one"]
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"),
+    [(errno.ENOSPC, Kind.STORAGE_FULL), (errno.EROFS, Kind.FAILED_PRECONDITION), (errno.EIO, Kind.INTERNAL)],
+)
+def test_a_disk_that_refuses_the_copy_is_told_from_others(engine, monkeypatch, number, kind) -> None:
+    write(engine, "image")
+    engine.snapshot("one")
+
+    def refuse(*arguments: object) -> None:
+        raise OSError(number, "no")
+
+    monkeypatch.setattr(snapshots.shutil, "copyfile", refuse)
+    assert kind_of(lambda: engine.restore("one")) is kind
+    assert found(engine) == 4
+
+
+def test_a_store_that_cannot_be_loaded_after_its_restore_ends_the_process(tmp_path, monkeypatch) -> None:
+    fatal: list[BaseException] = []
+    engine = EmbeddedEngine(settings_of(tmp_path), fatal.append)
+    engine.snapshot("one")
+
+    def fail(*arguments: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(engine_module, "open_collections", fail)
+    with pytest.raises(MemoryError):
+        engine.restore("one")
+    assert [type(error) for error in fatal] == [MemoryError]
+    engine.close()
+
+
+def test_upkeep_in_the_midst_of_a_restore_deletes_no_index_file(tmp_path, monkeypatch) -> None:
+    engine = EmbeddedEngine(settings_of(tmp_path))
+    engine.create_collection(Collection("c", MODEL))
+    fill(engine, clustered(1000))
+    engine.keep_up()
+    engine.snapshot("one")
+    files = sorted((tmp_path / FOLDER).iterdir())
+    assert len(files) == 1
+    load = engine_module.open_collections
+
+    def slow(*arguments):
+        assert kind_of(engine.keep_up) is Kind.UNAVAILABLE
+        return load(*arguments)
+
+    monkeypatch.setattr(engine_module, "open_collections", slow)
+    engine.restore("one")
+    assert sorted((tmp_path / FOLDER).iterdir()) == files
+    assert [segment.index for segment in engine.stats("c")[0].segments] == ["ivf"]
+    engine.close()
+
+
+def test_a_codec_is_not_kept_for_the_collection_that_has_taken_the_number(tmp_path, monkeypatch) -> None:
+    engine = EmbeddedEngine(settings_of(tmp_path))
+    engine.snapshot("before")
+    spec = CodeSpec(CodeMethod.PCA_ROTATION, 16)
+    engine.create_collection(Collection("c", MODEL, spec))
+    fill(engine, clustered(1000))
+    train = planning.train_codec
+
+    def late(*arguments):
+        engine.restore("before")
+        engine.create_collection(Collection("other", replace(MODEL, dimension=32), spec))
+        return train(*arguments)
+
+    monkeypatch.setattr(planning, "train_codec", late)
+    assert kind_of(engine.keep_up) is Kind.NOT_FOUND
+    kept = engine._database.writer.execute("SELECT id, name, codec FROM collection").fetchall()
+    assert kept == [(1, "other", None)]
+    engine.close()
+
+
+def test_a_collection_that_cannot_be_improved_does_not_hinder_the_others(tmp_path) -> None:
+    heads = tmp_path / "heads"
+    heads.mkdir()
+    np.savez(heads / "head.npz", weight=np.ones((16, MODEL.dimension)), bias=np.zeros(16))
+    engine = EmbeddedEngine(settings_of(tmp_path))
+    for name, codes in (("a", CodeSpec(CodeMethod.LEARNED, 16, 10, "head.npz")), ("b", None)):
+        engine.create_collection(Collection(name, MODEL, codes))
+        fill(engine, clustered(1000), name)
+    (heads / "head.npz").unlink()
+    engine.delete("b", Deletion(record_ids=tuple(f"r{number}" for number in range(100))))
+    with pytest.raises(RegionSearchError, match=r"head\.npz"):
+        engine.keep_up()
+    assert [segment.index for segment in engine.stats("b")[0].segments] == ["ivf"]
+    assert engine._database.writer.execute("SELECT COUNT(*) FROM record").fetchone() == (1900,)
+    engine.close()
