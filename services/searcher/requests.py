@@ -65,6 +65,7 @@ class Reader:
         model = self.model(request.model)
         if model.dimension < 1:
             raise invalid("model.dimension", "model.dimension is missing: say how long the vectors are")
+        self.at_most("model.dimension", model.dimension, "max_dimension")
         codes = None
         if request.HasField("binary_codes") and request.binary_codes.method:
             codes = self._codes(request.binary_codes, model.dimension)
@@ -153,6 +154,7 @@ class Reader:
         ):
             count = len(getattr(message, name))
             self.at_most(f"{field}.{name}", count, "max_filter_values")
+        self.at_most(f"{field}.attributes", len(message.attributes), "max_filter_attributes")
         for name in ("min_predicted_iou", "min_stability_score"):
             if message.HasField(name) and math.isnan(getattr(message, name)):  # type: ignore[arg-type]
                 raise invalid(f"{field}.{name}", f"{field}.{name} is not a number")
@@ -170,10 +172,10 @@ class Reader:
             if message.HasField("min_stability_score")
             else None,
             attributes=tuple(sorted(message.attributes.items())),
-            created_after_ms=_milliseconds(message.created_after)
+            created_after_ms=_milliseconds(message.created_after, f"{field}.created_after")
             if message.HasField("created_after")
             else None,
-            created_before_ms=_milliseconds(message.created_before)
+            created_before_ms=_milliseconds(message.created_before, f"{field}.created_before")
             if message.HasField("created_before")
             else None,
         )
@@ -253,8 +255,9 @@ class Reader:
         self._texts(f"{field}.attributes", [*attributes.keys(), *attributes.values()])
 
     def _texts(self, field: str, texts: Iterable[str]) -> None:
-        longest = max((len(text.encode()) for text in texts), default=0)
-        self.at_most(field, longest, "max_text_bytes")
+        for text in texts:
+            self.at_most(field, len(text.encode()), "max_text_bytes")
+            _no_nul(field, text)
 
     def at_most(self, field: str, count: int, setting: str) -> None:
         """Refuses a count over the limit that a setting names."""
@@ -277,6 +280,12 @@ def _mask(message: types_pb2.Mask, field: str) -> RleMask:
 def _identifier(field: str, value: str, limit: int) -> None:
     if not value or len(value) > limit:
         raise invalid(field, f"{field} must have 1 to {limit} characters, not {len(value)}")
+    _no_nul(field, value)
+
+
+def _no_nul(field: str, text: str) -> None:
+    if "\0" in text:  # the record store would take it for the end
+        raise invalid(field, f"{field} holds a NUL character: leave it out")
 
 
 def _unique(field: str, name: str, values: Sequence[str]) -> None:
@@ -292,6 +301,10 @@ def _duplicate(field: str, value: str) -> RegionSearchError:
     return invalid(field, f"{field}: {value!r} comes twice in one request")
 
 
-def _milliseconds(timestamp: Timestamp) -> int:
+def _milliseconds(timestamp: Timestamp, field: str) -> int:
+    try:
+        nanoseconds = timestamp.ToNanoseconds()
+    except ValueError as error:
+        raise invalid(field, f"{field} is no time of the years 1 to 9999: {error}") from error
     # Rounded up: the stored times are whole milliseconds, so `t >= x` and `t < x` keep their meaning.
-    return -(-timestamp.ToNanoseconds() // 1_000_000)
+    return -(-nanoseconds // 1_000_000)

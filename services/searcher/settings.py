@@ -63,8 +63,10 @@ class LimitSettings(BaseModel):
     max_images: int = Field(1024, ge=1, description="Images of one upsert.")
     max_queries: int = Field(64, ge=1, description="Query vectors of one search.")
     max_negatives: int = Field(64, ge=0, description="Negative vectors of one search.")
+    max_dimension: int = Field(8192, ge=1, description="Length of a collection's vectors.")
     max_page_size: int = Field(1000, ge=1, description="Hits, images or collections of one page.")
     max_filter_values: int = Field(10_000, ge=1, description="Ids and tags of one filter or deletion.")
+    max_filter_attributes: int = Field(64, ge=1, description="Attributes of one filter.")
     max_text_bytes: int = Field(4096, ge=1, description="Bytes of a name, tag or attribute.")
 
 

@@ -339,6 +339,27 @@ def test_searches_see_whole_writes_only_while_writers_and_readers_run(tmp_path) 
     assert problems == []
 
 
+def test_selective_probes_of_the_same_rows_copy_them_once(segments) -> None:
+    segment = flat_segment(segments["flat"].vectors)
+    mask = np.random.default_rng(3).random(ROWS) < 0.02
+    other = np.random.default_rng(4).random(ROWS) < 0.02
+    queries = clustered(6, seed=5)
+    probes = [
+        Probe(queries[i : i + 2], ROWS, chosen, int(chosen.sum()), count)
+        for i, chosen, count in ((0, mask, 1), (2, other, 5), (4, mask, 20))
+    ]
+    alone = [segment.nearest([probe])[0] for probe in probes]
+    copied: list[int] = []
+    gather = segment.gather
+    segment.gather = lambda rows: copied.append(len(rows)) or gather(rows)
+    for probe, one, answers in zip(probes, alone, segment.nearest(probes), strict=True):
+        for (rows, _), (found, scores) in zip(one, answers, strict=True):
+            assert probe.mask[found].all()
+            assert set(rows.tolist()) <= set(found.tolist())
+            assert len(found) == len(scores)
+    assert sorted(copied) == sorted([int(mask.sum()), int(other.sum())])
+
+
 def test_large_count_is_beyond_the_device_and_still_right(segments) -> None:
     query = clustered(1, seed=9)
     count = MAX_COUNT + 500

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 from pathlib import Path
 
 import grpc
@@ -11,6 +13,7 @@ import pytest
 from regionsearch.errors import Kind, from_rpc_error
 from regionsearch.tensors import tensor_from_proto, tensor_to_proto
 from regionsearch.v1 import search_pb2, types_pb2
+from services.searcher import pages
 from tests.searcher.conftest import DIMENSION, MODEL_INFO, search_request, unit_vectors, upsert_request
 
 
@@ -303,6 +306,77 @@ async def test_token_of_another_request_is_refused(stub) -> None:
         Kind.INVALID_ARGUMENT,
         "page_token",
     )
+
+
+def forged(token: str, **changes: object) -> str:
+    """A search's token with other values in it."""
+    parts = json.loads(base64.urlsafe_b64decode(token + "=" * (-len(token) % 4)))
+    for place, value in changes.items():
+        parts[["print", "seq", "skipped", "score", "level", "image_id", "record_id"].index(place)] = value
+    return pages.encode(*parts)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"skipped": -100},
+        {"skipped": 1 << 70},
+        {"score": float("nan")},
+        {"record_id": "\ud800"},
+        {"level": True},
+    ],
+    ids=["negative", "long", "nan", "surrogate", "type"],
+)
+async def test_a_forged_token_is_refused(stub, change) -> None:
+    await ingest(stub, 9)
+    request = search_request(unit_vectors(1), page_size=2)
+    request.page_token = (await stub.Search(request)).results[0].next_page_token
+    assert (await stub.Search(request)).results[0].hits[0].rank == 3
+    request.page_token = forged(request.page_token, **change)
+    assert await failing(stub.Search(request)) == (Kind.INVALID_ARGUMENT, "page_token")
+    request.page_token = base64.urlsafe_b64encode(b"[" * 100_000).decode()
+    assert await failing(stub.Search(request)) == (Kind.INVALID_ARGUMENT, "page_token")
+
+
+async def test_names_with_a_nul_are_refused_and_name_nothing(stub) -> None:
+    """SQLite would take them for shorter names: a deletion of one would hit another."""
+    await stub.Upsert(upsert_request("a", unit_vectors(2), tags=("t",)))
+    for request, field in (
+        (upsert_request("a\0b", unit_vectors(1)), "images[0].image_id"),
+        (upsert_request("b", unit_vectors(1), tags=("t\0u",)), "images[0]"),
+    ):
+        assert await failing(stub.Upsert(request)) == (Kind.INVALID_ARGUMENT, field)
+    done = await stub.Delete(
+        search_pb2.DeleteRequest(collection="default", image_ids=["a\0b"], record_ids=["a-000\0"])
+    )
+    assert (done.deleted_image_count, done.deleted_record_count) == (0, 0)
+    for wanted in (search_pb2.Filter(image_ids=["a\0"]), search_pb2.Filter(tags=["t\0"])):
+        assert not (await stub.Search(search_request(unit_vectors(1), filter=wanted))).results[0].hits
+    assert not (
+        await stub.GetRecords(search_pb2.GetRecordsRequest(collection="default", record_ids=["a-000\0"]))
+    ).records
+
+
+async def test_filters_and_collections_beyond_all_measure_are_refused(stub) -> None:
+    late = search_pb2.Filter()
+    late.created_after.seconds = 1 << 62
+    search = search_request(unit_vectors(1), filter=late)
+    assert await failing(stub.Search(search)) == (Kind.INVALID_ARGUMENT, "filter.created_after")
+    many = search_pb2.Filter(attributes={str(number): "x" for number in range(65)})
+    search = search_request(unit_vectors(1), filter=many)
+    assert await failing(stub.Search(search)) == (Kind.TOO_LARGE, "filter.attributes")
+    huge = search_pb2.CreateCollectionRequest(name="huge", model=MODEL_INFO)
+    huge.model.dimension = 1 << 23
+    assert await failing(stub.CreateCollection(huge)) == (Kind.TOO_LARGE, "model.dimension")
+
+
+async def test_an_image_that_loses_a_region_to_another_counts_the_rest(stub) -> None:
+    await stub.Upsert(upsert_request("a", unit_vectors(4)))
+    taking = upsert_request("b", unit_vectors(2))
+    taking.records[1].record_id = "a-001"
+    await stub.Upsert(taking)
+    listed = await stub.ListImages(search_pb2.ListImagesRequest(collection="default"))
+    assert {image.image_id: image.region_count for image in listed.images} == {"a": 2, "b": 1}
 
 
 def put(folder: Path, files: dict[str, bytes]) -> None:

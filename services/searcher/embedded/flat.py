@@ -15,7 +15,8 @@ from services.searcher.embedded.segments import (
     Positions,
     Probe,
     best,
-    nearest_of,
+    grouped,
+    nearest_selected,
     product,
     rounding,
 )
@@ -55,12 +56,13 @@ class FlatSegment:
         """See `Segment.nearest`. All probes that look at many rows share one matrix product."""
         answers: list[list[Found]] = [[] for _ in probes]
         broad: list[int] = []
-        for number, probe in enumerate(probes):
-            if probe.selective and probe.mask is not None:
-                chosen = np.flatnonzero(probe.mask)
-                answers[number] = nearest_of(chosen, probe.queries, probe.count, self.gather)
-            else:
-                broad.append(number)
+        for together in grouped(probes):
+            if not probes[together[0]].selective:
+                broad += together
+                continue
+            found = nearest_selected([probes[number] for number in together], self.gather)
+            for number, answer in zip(together, found, strict=True):
+                answers[number] = answer
         if broad:
             scores = product(
                 np.concatenate([probes[number].queries for number in broad]),

@@ -63,7 +63,7 @@ def live_images(
     rows = connection.execute(
         f"SELECT image_id, ordinal, created_ms FROM image WHERE collection = ? AND image_id {_LISTED}"  # noqa: S608
         " AND removed IS NULL",
-        (collection, json.dumps(list(image_ids))),
+        (collection, _names(image_ids)),
     )
     return {image_id: (ordinal, created_ms) for image_id, ordinal, created_ms in rows}
 
@@ -81,7 +81,7 @@ def keys_of_records(connection: sqlite3.Connection, collection: int, record_ids:
     """Keys of those of the records that exist."""
     rows = connection.execute(
         f"SELECT key FROM record WHERE collection = ? AND record_id {_LISTED} AND removed IS NULL",  # noqa: S608
-        (collection, json.dumps(list(record_ids))),
+        (collection, _names(record_ids)),
     )
     return _integers(rows)
 
@@ -99,7 +99,7 @@ def every_version(
         since: Versions removed up to this write are left out.
     """
     number, name = {"image": ("ordinal", "image_id"), "record": ("key", "record_id")}[table]
-    listed = json.dumps(list(ids))
+    listed = _names(ids)
     rows = connection.execute(
         f"SELECT {number} FROM {table} WHERE collection = ? AND {name} {_LISTED} AND removed IS NULL"  # noqa: S608
         f" UNION ALL SELECT {number} FROM {table} WHERE removed > ? AND collection = ? AND {name} {_LISTED}",
@@ -112,7 +112,7 @@ def tagged_images(connection: sqlite3.Connection, collection: int, tags: Sequenc
     """Ordinals of the images, of any version, with one of the tags."""
     rows = connection.execute(
         f"SELECT image FROM image_tag WHERE collection = ? AND tag {_LISTED}",  # noqa: S608
-        (collection, json.dumps(list(tags))),
+        (collection, _names(tags)),
     )
     return _integers(rows)
 
@@ -186,6 +186,11 @@ def recent_images(
         (collection, *(after or ()), limit),
     )
     return [_image(row) for row in rows]
+
+
+def _names(names: Iterable[str]) -> str:
+    """For `_LISTED`. SQLite ends JSON's strings at a NUL; as no stored name has one, such a name is none."""
+    return json.dumps([name for name in names if "\0" not in name])
 
 
 def _integers(rows: Iterable[tuple[int]]) -> Keys:

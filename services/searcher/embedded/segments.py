@@ -198,17 +198,27 @@ def answer_grouped(
     """
     answers: list[list[Found]] = [[] for _ in probes]
     for together in grouped(probes):
-        first = probes[together[0]]
-        queries = np.concatenate([probes[number].queries for number in together])
-        count = min(first.matching, max(probes[number].count for number in together))
-        if first.selective and first.mask is not None:
-            found = nearest_of(np.flatnonzero(first.mask), queries, count, gather)
-        else:
-            found = search(queries, first, count)
-        remaining = iter(found)
-        for number in together:
-            answers[number] = list(islice(remaining, len(probes[number].queries)))
+        same = [probes[number] for number in together]
+        found = nearest_selected(same, gather) if same[0].selective else _answer_together(same, search)
+        for number, answer in zip(together, found, strict=True):
+            answers[number] = answer
     return answers
+
+
+def nearest_selected(probes: Sequence[Probe], gather: Callable[[Positions], Vectors]) -> list[list[Found]]:
+    """Exact answers to selective probes that share their rows and mask; the few rows are copied once."""
+    assert probes[0].mask is not None
+    rows = np.flatnonzero(probes[0].mask)
+    return _answer_together(probes, lambda queries, probe, count: nearest_of(rows, queries, count, gather))
+
+
+def _answer_together(
+    probes: Sequence[Probe], search: Callable[[Vectors, Probe, int], list[Found]]
+) -> list[list[Found]]:
+    queries = np.concatenate([probe.queries for probe in probes])
+    count = min(probes[0].matching, max(probe.count for probe in probes))
+    remaining = iter(search(queries, probes[0], count))
+    return [list(islice(remaining, len(probe.queries))) for probe in probes]
 
 
 def nearest_of(

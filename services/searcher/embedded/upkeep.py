@@ -76,7 +76,7 @@ class Upkeep:
         with self._round:
             self._horizon.advance()
             failures: list[Exception] = []
-            steps = [partial(self._improve, opened) for opened in self._collections()]
+            steps: list[Callable[[], None]] = [partial(self._improve, one) for one in self._collections()]
             for step in [*steps, self._prune, self._purge]:
                 try:
                     step()

@@ -92,10 +92,11 @@ def upsert(
         created = existing[image.image_id][1] if image.image_id in existing else image.created_ms or now
         homes[image.image_id] = (_insert_image(connection, collection, image, created, seq), created)
     taken = keys_of_records(connection, collection, [record.record_id for record in records])
+    bereft = _images_of(connection, taken)
     removed = np.concatenate([removed, _remove_records(connection, collection, taken, seq)])
     stored = write.vectors[np.array(kept, np.intp)].astype(np.float16)
     rows = _insert_records(connection, collection, records, homes, stored, seq)
-    _count_regions(connection, {homes[record.image_id][0] for record in records})
+    _count_regions(connection, bereft | {homes[record.image_id][0] for record in records})
     _count(connection, collection, images=len(images) - len(replaced), records=len(records) - len(removed))
     return UpsertResult(seq, skipped, len(records)), Change(collection, seq, rows, np.sort(removed))
 
