@@ -47,8 +47,9 @@ def renamed(theirs: str, ours: str) -> Iterator[None]:
         yield
     except RegionSearchError as error:
         if error.field is not None and error.field.startswith(theirs):
-            error.field = ours + error.field.removeprefix(theirs)
-            error.message = error.message.replace(theirs, ours)
+            field = error.field
+            error.field = ours + field.removeprefix(theirs)
+            error.message = error.message.replace(field, error.field)  # the name alone may be a common word
         raise
 
 

@@ -10,6 +10,7 @@ import structlog
 from gateway.backends import Backends
 from gateway.identity import same_model
 from gateway.image_store import ImageStore
+from gateway.records import hide_key
 from gateway.settings import GatewaySettings
 from regionsearch.errors import Kind, RegionSearchError, not_found
 from regionsearch.v1 import embed_pb2, search_pb2, types_pb2
@@ -111,6 +112,30 @@ class Catalog:
         await self._store.delete_collection(name)
         if name == DEFAULT:
             await self.ensure_default()
+        await self._delete_without_picture(name)
+
+    async def _delete_without_picture(self, name: str) -> None:
+        """Deletes images whose picture a deletion of the collection took that ran at the same time.
+
+        They were added to a new collection of the same name when the old one's records had gone and its
+        pictures had not: images of before the deletion, then.
+        """
+        backends, token = self._backends, ""
+        while True:
+            try:
+                page = await self.images(name, 0, token)
+            except RegionSearchError as error:
+                if error.kind is Kind.NOT_FOUND:  # nobody has made a new one: the rule
+                    return
+                raise
+            found = [image.image_id for image in page.images]
+            lost = [image_id for image_id in found if not await self._store.exists(name, image_id)]
+            if lost:
+                request = search_pb2.DeleteRequest(collection=name, image_ids=lost)
+                await backends.searcher.call(backends.search.Delete, request)
+            token = page.next_page_token
+            if not token:
+                return
 
     async def images(self, collection: str, page_size: int, page_token: str) -> search_pb2.ListImagesResponse:
         """Images, newest first."""
@@ -120,7 +145,10 @@ class Catalog:
             page_size=min(page_size, self._max_page_size),
             page_token=page_token,
         )
-        return await backends.searcher.call(backends.search.ListImages, request)
+        page = await backends.searcher.call(backends.search.ListImages, request)
+        for image in page.images:
+            hide_key(image)
+        return page
 
     async def records(
         self,
@@ -198,7 +226,7 @@ class Catalog:
         Args:
             collection: Where it is.
             image_id: Its id.
-            as_read: What `image` answered: it is deleted only if it has not been deleted and added again since.
+            as_read: What `image` answered; one that has been deleted and added again since then is left.
 
         Returns:
             The write's seq.
@@ -240,4 +268,5 @@ def _only_image(
 ) -> search_pb2.StoredImage:
     if not found.images:
         raise not_found("image_id", f"there is no image {image_id!r} in collection {collection or DEFAULT!r}")
+    hide_key(found.images[0])
     return found.images[0]

@@ -24,6 +24,7 @@ _COLLECTION = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 
 _ASIDE = re.compile(r"\.([0-9a-f]{64})\.orphan")
 _PART = ".part"
+_TRIES = 10
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,10 @@ class ImageStore:
         if data is None:
             raise not_found("image_id", f"there is no image {image_id!r} in collection {collection!r}")
         if await asyncio.to_thread(content_id, data) != image_id:
-            raise RegionSearchError(Kind.DATA_LOSS, f"the stored file of image {image_id} is damaged")
+            raise RegionSearchError(
+                Kind.DATA_LOSS,
+                f"the stored file of image {image_id} is damaged; delete the image and add it again",
+            )
         return data
 
     async def exists(self, collection: str, image_id: str) -> bool:
@@ -87,7 +91,7 @@ class ImageStore:
 
     async def delete_collection(self, collection: str) -> None:
         """Forgets all pictures of a collection."""
-        await asyncio.to_thread(self._delete, self._folder(collection), recursive=True)
+        await asyncio.to_thread(self._delete_folder, self._folder(collection))
 
     async def collections(self) -> list[str]:
         """Collections that have pictures, or had some."""
@@ -203,9 +207,20 @@ class ImageStore:
         with _typed_errors():
             return bool(self._fs.exists(path))
 
-    def _delete(self, path: str, recursive: bool = False) -> None:
+    def _delete(self, path: str) -> None:
         with _typed_errors(), contextlib.suppress(FileNotFoundError):
-            self._fs.rm(path, recursive=recursive)
+            self._fs.rm(path)
+
+    def _delete_folder(self, path: str) -> None:
+        with _typed_errors():
+            for left in reversed(range(_TRIES)):
+                try:
+                    if self._fs.exists(path):
+                        self._fs.rm(path, recursive=True)
+                    return
+                except OSError as error:  # others write or delete in it
+                    if left == 0 or error.errno not in (errno.ENOTEMPTY, errno.ENOENT):
+                        raise
 
 
 def _aside(path: str) -> str:
@@ -227,7 +242,7 @@ def _write_durably(path: Path, data: bytes) -> None:
     except BaseException:
         fresh.unlink(missing_ok=True)
         raise
-    for folder in (path.parent, path.parent.parent):  # the folder itself may be new
+    for folder in path.parents[:3]:  # its shelf and its collection may be new, in the folder above
         descriptor = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(descriptor)

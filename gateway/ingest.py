@@ -136,11 +136,14 @@ class Ingester:
             skip_existing=True,
         )
         backends = self._backends
-        answer = await backends.searcher.call(backends.search.Upsert, write, patient=True)
-        if answer.skipped_image_ids:  # another gateway was faster
-            known = await self._known(collection.name, picture.identity)
+        while True:
+            answer = await backends.searcher.call(backends.search.Upsert, write, patient=True)
+            if not answer.skipped_image_ids:
+                break
+            known = await self._known(collection.name, picture.identity)  # another gateway was faster
             if known is not None:
                 return await self._duplicate(known, picture, collection.name, key)
+            # and the image has been deleted since: it is ours to write after all
         await self._keep_bytes(collection.name, picture)
         progress(region_search_pb2.INGEST_STAGE_DONE)
         return region_search_pb2.IngestImageResponse(

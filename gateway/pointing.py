@@ -97,7 +97,8 @@ class Pointer:
         answer = await self.segment(segment_pb2.SegmentRequest(image=image, prompts=prompts))
         candidates = [c for result in answer.results for c in result.candidates if c.area > 0]
         if not candidates:
-            raise invalid("query.points", "there is nothing at these points; point at an object")
+            field = "query.points" if prompt.points else "query.box"
+            raise invalid(field, "there is nothing where this points; point at an object")
         return candidates[0]
 
     async def stored_image(self, collection: str, image_id: str) -> types_pb2.Image:

@@ -8,7 +8,7 @@ from regionsearch.errors import invalid
 from regionsearch.v1 import region_search_pb2, search_pb2, segment_pb2, types_pb2
 
 IDEMPOTENCY_KEY = "_idempotency_key"
-"""Attribute that keeps the key of the request that made an image."""
+"""Attribute that keeps the key of the request that made an image; callers do not see it."""
 
 _MAX_NAME = 255
 
@@ -37,6 +37,12 @@ def checked_key(key: str | None) -> str | None:
     if key is not None and not (0 < len(key) <= _MAX_NAME and key.isprintable()):
         raise invalid("idempotency-key", f"an idempotency key has 1 to {_MAX_NAME} printable characters")
     return key
+
+
+def hide_key(image: search_pb2.StoredImage) -> None:
+    """Takes the idempotency key out of what a caller is told about an image."""
+    if IDEMPOTENCY_KEY in image.attributes:
+        del image.attributes[IDEMPOTENCY_KEY]
 
 
 def clean_name(name: str) -> str:

@@ -17,6 +17,7 @@ from gateway.backends import Backends, together
 from gateway.catalog import DEFAULT, Catalog
 from gateway.pointing import Pointer
 from gateway.query import QueryReader, QueryVectors, SearchRequest, Vectors
+from gateway.records import hide_key
 from gateway.settings import GatewaySettings
 from regionsearch.errors import invalid
 from regionsearch.masks import encode_rle
@@ -72,6 +73,9 @@ class Search:
             backends.search.Search, self._to_searcher(request, collection, query, token)
         )
         (result,) = answer.results
+        for hit in result.hits:
+            hide_key(hit.image)
+            hide_key(hit.best_region.image)
         return SearchResponse(
             hits=result.hits,
             next_page_token=_token(request, query, result.next_page_token),

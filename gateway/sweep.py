@@ -128,6 +128,8 @@ async def sweep_again_and_again(sweeper: Sweeper, every_s: float) -> None:
             await sweeper.sweep()
         except RegionSearchError as error:
             _log.warning("not swept", error=error.message)
+        except Exception:  # of an object store's own library, for one
+            _log.exception("not swept")
 
 
 class _Command(GatewaySettings):

@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
-from gateway.records import IDEMPOTENCY_KEY
 from regionsearch.v1 import search_pb2, types_pb2
 
 
@@ -126,7 +125,7 @@ class Image(BaseModel):
             content_type=image.content_type,
             size_bytes=image.size_bytes,
             tags=list(image.tags),
-            attributes={name: value for name, value in image.attributes.items() if name != IDEMPOTENCY_KEY},
+            attributes=dict(image.attributes),
             created_at=image.create_time.ToJsonString(),
             region_count=image.region_count,
         )

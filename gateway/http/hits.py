@@ -65,7 +65,9 @@ class SearchAnswer(BaseModel):
     next_page_token: str
     model: Model
     seq: int
-    truncated: list[bool] = Field(description="For each phrase: it was longer than the model reads.")
+    truncated: list[bool] = Field(
+        description="On the first page, for each phrase: it was longer than the model reads."
+    )
 
 
 class ScoredRegion(Region):

@@ -101,28 +101,39 @@ class BodyLimit:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        size = 0
-        declared = Headers(scope=scope).get("content-length", "0")
+        advice = f"the body is over the limit of {self._max_bytes} bytes (max_request_bytes); send less"
+        await self._app(scope, limited(scope, receive, self._max_bytes, advice), send)
 
-        async def receive_limited() -> Message:
-            nonlocal size
-            message = await receive()
-            size += len(message.get("body", b""))
-            if size > self._max_bytes or (declared.isdigit() and int(declared) > self._max_bytes):
-                raise too_large(
-                    "body",
-                    f"the body is over the limit of {self._max_bytes} bytes (max_request_bytes); send less",
-                )
-            return message
 
-        await self._app(scope, receive_limited, send)
+def limited(scope: Scope, receive: Receive, max_bytes: int, advice: str) -> Receive:
+    """Reads the body of a request up to a limit.
+
+    Args:
+        scope: Of the request; it may say how long the body is.
+        receive: Where the body comes from.
+        max_bytes: The limit.
+        advice: Of the error TOO_LARGE, which is raised by the first read beyond it.
+    """
+    size = 0
+    declared = Headers(scope=scope).get("content-length", "0")
+
+    async def receive_limited() -> Message:
+        nonlocal size
+        message = await receive()
+        size += len(message.get("body", b""))
+        if size > max_bytes or (declared.isdigit() and int(declared) > max_bytes):
+            raise too_large("body", advice)
+        return message
+
+    return receive_limited
 
 
 class CancelOnDisconnect:
     """Ends the work for a request once its client has gone.
 
     The work runs in a task of its own. When the body has been read, the next thing that the server can say is
-    that the client is gone; that cancels the task, and with it the calls to the services.
+    that the client is gone; that cancels the task, and with it the calls to the services. A deletion, whose
+    body nobody reads, is carried out.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -136,6 +147,8 @@ class CancelOnDisconnect:
         gone = asyncio.Event()
         body_read = asyncio.Event()
         answered = False
+        if scope["method"] == "GET":  # no route reads the body of one
+            body_read.set()
 
         async def receive_body() -> Message:
             if body_read.is_set():  # streaming answers listen here for the end

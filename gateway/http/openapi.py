@@ -9,6 +9,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 
 from gateway.http.problems import MEDIA_TYPE, STATUS
+from gateway.http.reading import LISTS
 from regionsearch.errors import Kind
 
 _REFERENCE = "#/components/schemas/{model}"
@@ -60,7 +61,7 @@ def body_of(model: type[BaseModel], example: dict[str, Any], *, form: bool = Fal
 
 
 def _form_schema(model: type[BaseModel]) -> dict[str, Any]:
-    """The same names; pictures are files, and everything that is no plain value is JSON."""
+    """The same names; pictures are files, lists repeat their field, what is no plain value is JSON."""
     properties: dict[str, Any] = {}
     for name, field in model.model_fields.items():
         described = {"description": field.description} if field.description else {}
@@ -69,6 +70,8 @@ def _form_schema(model: type[BaseModel]) -> dict[str, Any]:
         elif name == "images":
             file = {"type": "string", "contentMediaType": "application/octet-stream"}
             properties[name] = {"type": "array", "items": file, **described}
+        elif name in LISTS:
+            properties[name] = {"type": "array", "items": {"type": "string"}, **described}
         else:
             properties[name] = {"type": "string", **described}
     return {"type": "object", "properties": properties}

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 
+from gateway.http.middleware import limited
 from gateway.http.problems import from_validation
 from gateway.http.values import Body
 from gateway.settings import LimitSettings
@@ -21,7 +22,8 @@ _SMALL_BODY = 1 << 20  # everything in a body besides its pictures
 
 BodyT = TypeVar("BodyT", bound=Body)
 
-_LISTS = ("texts", "negatives", "include")
+LISTS = ("texts", "negatives", "include")
+"""Fields of a form that may be repeated."""
 _NESTED = ("points", "box", "prompts", "everything")
 
 
@@ -33,11 +35,15 @@ async def read_body(request: Request, model: type[BodyT], limits: LimitSettings)
     Raises:
         RegionSearchError: INVALID_ARGUMENT that names the field, TOO_LARGE.
     """
+    # All of it will be in memory at once, whichever way it is written.
+    limit = limits.max_image_bytes * 4 // 3 + _SMALL_BODY
+    advice = f"the body is over {limit} bytes: a picture of max_image_bytes in base64, and a little more"
+    request = Request(request.scope, limited(request.scope, request.receive, limit, f"{advice}; send less"))
     media_type = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
     if media_type == "multipart/form-data":
         values = await _read_form(request, limits)
     elif media_type == "application/json" or media_type.endswith("+json"):
-        values = await _read_json(request, limits)
+        values = await _read_json(request)
     else:
         raise invalid("content-type", f"{media_type} is not read here; send application/json or a form")
     known = model.model_fields.keys() & request.query_params.keys()
@@ -48,15 +54,9 @@ async def read_body(request: Request, model: type[BodyT], limits: LimitSettings)
         raise from_validation([{**e, "loc": ("body", *e["loc"])} for e in error.errors()]) from None
 
 
-async def _read_json(request: Request, limits: LimitSettings) -> dict[str, Any]:
-    limit = limits.max_image_bytes * 4 // 3 + _SMALL_BODY
-    data = bytearray()
-    async for chunk in request.stream():
-        data += chunk
-        if len(data) > limit:
-            raise too_large("body", f"the JSON body is over {limit} bytes; send the picture in a form")
+async def _read_json(request: Request) -> dict[str, Any]:
     try:
-        values = json.loads(bytes(data) or b"{}")
+        values = json.loads(await request.body() or b"{}")
     except (ValueError, RecursionError) as error:
         raise invalid("body", f"the body is no JSON ({error})") from None
     if not isinstance(values, dict):
@@ -69,7 +69,7 @@ async def _read_form(request: Request, limits: LimitSettings) -> dict[str, Any]:
     async with read_form(request, limits) as form:
         for name, value in form.multi_items():
             content: Any = await value.read() if isinstance(value, UploadFile) else value
-            if name == "images" or name in _LISTS:
+            if name == "images" or name in LISTS:
                 values.setdefault(name, []).append(content)
                 continue
             if name in _NESTED and isinstance(content, str):

@@ -131,7 +131,9 @@ def router(gateway: Gateway) -> APIRouter:
                 image = types_pb2.Image(encoded=body.image)
             else:
                 image = await gateway.pointer.stored_image(body.collection, body.image_id or "")
-            answer = SegmentAnswer.of(await gateway.pointer.segment(body.to_proto(image)))
+            theirs, ours = ("prompts.prompts", "prompts") if body.prompts else ("prompts.prompts[0].", "")
+            with renamed(theirs, ours):
+                answer = SegmentAnswer.of(await gateway.pointer.segment(body.to_proto(image)))
         return JSONResponse(answer.model_dump(exclude_none=True))
 
     @routes.post(

@@ -168,7 +168,15 @@ class Process:
     def __enter__(self) -> Self:
         command = [sys.executable, "-m", *self._command]
         self.process = subprocess.Popen(command, cwd=ROOT, env=os.environ | self._environment)
+        try:
+            self.wait()
+        except BaseException:
+            self.kill()
+            raise
         return self
+
+    def wait(self) -> None:
+        """Until it serves."""
 
     def __exit__(self, *_: object) -> None:
         self.kill()
@@ -188,11 +196,9 @@ class EmbedderProcess(Process):
         arguments = ["--port", str(port), "--port-file", str(self._port_file)]
         super().__init__(["tests.gateway.fakes", *arguments])
 
-    def __enter__(self) -> Self:
-        super().__enter__()
+    def wait(self) -> None:
         wait_for(self._port_file.exists)
         self.port = int(self._port_file.read_text())
-        return self
 
 
 class GatewayProcess(Process):
@@ -206,12 +212,10 @@ class GatewayProcess(Process):
         given = {f"REGIONSEARCH_GATEWAY_{name.upper()}": str(getattr(settings, name)) for name in names}
         super().__init__(["gateway"], **given, **environment)
 
-    def __enter__(self) -> Self:
-        super().__enter__()
+    def wait(self) -> None:
         wait_for(self._port_file.exists)
         self.url = f"http://127.0.0.1:{self._port_file.read_text().strip()}"
         wait_for(lambda: httpx.get(f"{self.url}/readyz").status_code == 200)
-        return self
 
 
 @pytest.fixture(scope="session")
@@ -251,6 +255,15 @@ def collection(gateway: Running, request: pytest.FixtureRequest) -> Iterator[str
     assert gateway.http.post("/v1/collections", json={"name": name}).status_code == 201
     yield name
     gateway.http.delete(f"/v1/collections/{name}")
+
+
+@pytest.fixture(scope="session")
+def filled(shared_gateway: Running) -> dict[str, str]:
+    """The collection of `tests.gateway.searching` with its pictures; their ids by name."""
+    from tests.gateway.searching import COLLECTION, PICTURES  # which draws them with what is below
+
+    shared_gateway.http.post("/v1/collections", json={"name": COLLECTION})
+    return {one["name"]: one["image_id"] for one in add(shared_gateway, COLLECTION, *PICTURES.items())}
 
 
 Shape = tuple[str, tuple[int, int, int, int]]

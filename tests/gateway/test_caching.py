@@ -65,7 +65,7 @@ def test_a_deletion_may_depend_on_what_was_read(gateway: Running, collection: st
 def test_what_changes_after_the_look_is_not_deleted(
     gateway: Running, collection: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Between the look that `If-Match` asks for and the deletion, somebody deletes the image and adds it again."""
+    """Between the look for `If-Match` and the deletion somebody deletes the image and adds it again."""
     data = scene(RED, BLUE)
     url = stored(gateway, collection, data)
     etag = gateway.http.get(url).headers["etag"]

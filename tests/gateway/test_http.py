@@ -296,3 +296,19 @@ def test_readiness_says_what_it_waits_for(world: World, script: Script) -> None:
     world.call(lambda: segmenter.health.set_not_serving("a restart, say"))
     assert http.get("/readyz").status_code == 503
     assert http.get("/readyz?only=gateway").json()["ready"] is True  # it is up, and waits for the segmenter
+
+
+def test_a_form_holds_no_more_than_json(world: World, script: Script) -> None:
+    """What is asked about pictures is in memory as a whole, however it is sent."""
+    gateway = world.gateway(limits={"max_image_bytes": 100_000})
+    picture = ("image", ("a.png", scene(RED)))
+    many = [("negatives", (f"{i}.png", bytes(300_000))) for i in range(4)]
+    for body in (
+        {"files": [picture, *many], "data": {"texts": "red"}},
+        {"json": {"texts": ["x" * 1_200_000]}},
+    ):
+        response = gateway.http.post("/v1/search-within", **body)
+        assert (response.status_code, response.json()["code"]) == (413, "TOO_LARGE")
+        assert "max_image_bytes" in response.json()["detail"]
+    fine = gateway.http.post("/v1/search-within", files=[picture], data={"texts": "red"})
+    assert fine.status_code == 200

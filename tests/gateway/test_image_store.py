@@ -5,13 +5,14 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway import image_store
@@ -49,6 +50,7 @@ async def test_put_get_delete(store: ImageStore) -> None:
     assert caught.value.kind is Kind.NOT_FOUND
 
 
+@settings(deadline=None)
 @given(
     st.one_of(
         st.text(max_size=80), st.sampled_from(["../" + "a" * 61, "A" * 64, "a" * 63 + "\n", "a" * 65, ""])
@@ -124,3 +126,36 @@ for number in range(10_000):
     assert len(written) >= len(acknowledged)
     for path in written:
         assert hashlib.sha256(path.read_bytes()).hexdigest() == path.name
+
+
+async def test_a_first_picture_is_synchronised_with_all_of_its_new_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[Path] = []
+    fsync = os.fsync
+
+    def noted(descriptor: int) -> None:
+        synced.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    await ImageStore(str(tmp_path)).put("fresh", ID, DATA)
+    assert synced[1:] == [tmp_path / "fresh" / ID[:2], tmp_path / "fresh", tmp_path]
+
+
+async def test_a_collection_goes_while_others_write_into_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = ImageStore(str(tmp_path))
+    await store.put("busy", ID, DATA)
+    rmtree, late = shutil.rmtree, ["a picture that comes meanwhile"]
+
+    def interrupted(path: str, *arguments: object, **options: object) -> None:
+        if late:
+            late.clear()
+            raise OSError(errno.ENOTEMPTY, "Directory not empty", path)
+        rmtree(path)
+
+    monkeypatch.setattr(shutil, "rmtree", interrupted)
+    await store.delete_collection("busy")
+    assert not files_in(tmp_path)

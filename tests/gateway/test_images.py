@@ -5,11 +5,14 @@ from __future__ import annotations
 import hashlib
 import io
 
+import grpc
 import httpx
 import numpy as np
 import pytest
 from PIL import Image
 
+from regionsearch.errors import Kind, from_rpc_error
+from regionsearch.v1 import region_search_pb2
 from tests.gateway.conftest import BLUE, GREEN, RED, Running, World, add, scene
 from tests.gateway.pictures import opened, saved, stored
 
@@ -205,3 +208,18 @@ def test_what_does_not_exist(gateway: Running, method: str, path: str) -> None:
     problem = response.json()
     assert (problem["code"], problem["status"]) == ("NOT_FOUND", 404)
     assert problem["detail"]
+
+
+def test_list_and_delete_over_grpc(gateway: Running, collection: str) -> None:
+    ids = [r["image_id"] for r in add(gateway, collection, ("a", scene(RED)), ("b", scene(BLUE)))]
+    request = region_search_pb2.RegionSearchServiceListImagesRequest(collection=collection, page_size=1)
+    page = gateway.grpc.ListImages(request)
+    assert page.total_count == 2
+    request.page_token = page.next_page_token
+    both = [*page.images, *gateway.grpc.ListImages(request).images]
+    assert {image.image_id for image in both} == set(ids)
+    delete = region_search_pb2.DeleteImageRequest(collection=collection, image_id=ids[0])
+    assert gateway.grpc.DeleteImage(delete).seq > 0
+    with pytest.raises(grpc.RpcError) as caught:
+        gateway.grpc.DeleteImage(delete)
+    assert from_rpc_error(caught.value).kind is Kind.NOT_FOUND

@@ -76,6 +76,13 @@ def test_an_idempotency_key_repeats_the_first_answer(gateway: Running, collectio
     ]  # fmt: skip
     image = gateway.http.get(f"{url}/{hashlib.sha256(data).hexdigest()}").json()
     assert image["attributes"] == {}
+    # Nor does anybody see the key over gRPC.
+    listed = region_search_pb2.RegionSearchServiceListImagesRequest(collection=collection)
+    (other,) = gateway.grpc.ListImages(listed).images
+    query = region_search_pb2.Query(image_id=other.image_id)
+    found = region_search_pb2.RegionSearchServiceSearchRequest(collection=collection, query=query)
+    for image in (other, *(hit.image for hit in gateway.grpc.Search(found).hits)):
+        assert not image.attributes
 
 
 @pytest.mark.parametrize("key", ["x" * 256, "a\tb"])

@@ -47,3 +47,12 @@ def test_generated_requests(gateway: Running, mode: schemathesis.GenerationMode)
             continue
         tried += 1
     assert tried >= 10
+
+
+def test_lists_repeat_their_field_in_a_form(gateway: Running) -> None:
+    paths = gateway.http.get("/openapi.json").json()["paths"]
+    content = paths["/v1/search-within"]["post"]["requestBody"]["content"]
+    form = content["multipart/form-data"]["schema"]["properties"]
+    for name in ("texts", "negatives", "include"):
+        assert form[name]["type"] == "array"
+    assert form["text"]["type"] == "string"

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-import contextlib
 import hashlib
 import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-import grpc
 import httpx
 import pytest
 
@@ -23,8 +20,7 @@ from gateway.backends import Backends
 from gateway.catalog import Catalog
 from gateway.image_store import ImageStore
 from gateway.settings import GatewaySettings
-from gateway.sweep import Sweeper, Swept
-from regionsearch.v1 import search_pb2, search_pb2_grpc
+from gateway.sweep import Sweeper, Swept, sweep_again_and_again
 from tests.gateway.conftest import (
     BLUE,
     GREEN,
@@ -35,10 +31,10 @@ from tests.gateway.conftest import (
     World,
     add,
     scene,
-    service,
     wait_for,
 )
-from tests.gateway.fakes import FakeSettings, Script, lifespan
+from tests.gateway.fakes import Script
+from tests.gateway.fronts import SearcherFront, start_front
 
 DAY_S = 86_400
 
@@ -175,24 +171,10 @@ async def test_an_object_store(tmp_path: Path) -> None:
     assert not [shelf for shelf in [s async for s in store.shelves("default")] if shelf.images or shelf.aside]
 
 
-class HeldSearcher(search_pb2_grpc.SearchServiceServicer):
-    """Stands before the real searcher and lets no Upsert through."""
+class HeldSearcher(SearcherFront):
+    """Lets no Upsert through."""
 
-    def __init__(self, target: str) -> None:
-        self.arrived = 0
-        real = search_pb2_grpc.SearchServiceStub(grpc.aio.insecure_channel(target))
-        for name in ("GetCollection", "CreateCollection", "GetRecords", "GetStats"):
-            setattr(self, name, self._passing(getattr(real, name)))
-
-    @staticmethod
-    def _passing(method: Any) -> Any:
-        async def passing(request: Any, context: Any) -> Any:
-            try:
-                return await method(request)
-            except grpc.aio.AioRpcError as error:
-                await context.abort(error.code(), error.details(), error.trailing_metadata())
-
-        return passing
+    arrived = 0
 
     async def Upsert(self, request: Any, context: Any) -> Any:
         self.arrived += 1
@@ -203,20 +185,12 @@ def test_a_gateway_killed_between_the_bytes_and_the_record(
     world: World, script: Script, collection: str, own: Running
 ) -> None:
     """kill -9 for real: the bytes stay, nothing is known; a sweep deletes them, and sending again works."""
-    searcher: list[HeldSearcher] = []
-
-    @contextlib.asynccontextmanager
-    async def held(server: Any) -> AsyncIterator[None]:
-        searcher.append(HeldSearcher(f"127.0.0.1:{world.searcher.port}"))
-        async with lifespan(search_pb2_grpc.add_SearchServiceServicer_to_server, searcher[0])(server):
-            yield
-
-    before = world.run(world.start(FakeSettings(), service(search_pb2, "SearchService"), held))
+    before, searcher = start_front(world, HeldSearcher)
     settings = world.settings(searcher=f"127.0.0.1:{before.port}", image_store=str(own.store))
     data, url = scene(RED, BLUE), f"/v1/collections/{collection}/images"
     with GatewayProcess(settings) as process, concurrent.futures.ThreadPoolExecutor() as pool:
         sent = pool.submit(httpx.post, process.url + url, files=[("files", ("a.png", data))], timeout=60)
-        wait_for(lambda: searcher[0].arrived == 1)
+        wait_for(lambda: searcher.arrived == 1)
         process.kill()
         with pytest.raises(httpx.TransportError):
             sent.result(30)
@@ -249,3 +223,22 @@ def test_the_gateway_sweeps_by_itself_when_it_is_told_to(
     world.gateway(image_store=str(own.store), sweep={"every_s": 0.2})
     wait_for(lambda: not path.exists())
     assert stored(own, collection, scene(RED)).exists()
+
+
+async def test_no_failure_ends_the_sweeping(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Object stores raise errors of their own libraries, too."""
+    enough, sweeps = asyncio.Event(), 0
+
+    async def failing(self: Sweeper, **options: Any) -> Swept:
+        nonlocal sweeps
+        sweeps += 1
+        if sweeps == 3:
+            enough.set()
+        raise ValueError("no credentials")
+
+    monkeypatch.setattr(Sweeper, "sweep", failing)
+    sweeping = asyncio.create_task(sweep_again_and_again(Sweeper(None, None, 0), 0.0))  # type: ignore[arg-type]
+    waiting = asyncio.create_task(enough.wait())
+    done, _ = await asyncio.wait({sweeping, waiting}, return_when=asyncio.FIRST_COMPLETED)
+    sweeping.cancel()
+    assert done == {waiting}

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from regionsearch.errors import invalid
 from regionsearch.masks import decode_rle
 from regionsearch.v1 import region_search_pb2, types_pb2
 from tests.gateway.conftest import BLUE, GREEN, RED, Running, Shape, add, scene
@@ -250,6 +251,22 @@ def test_segment_then_select(gateway: Running, collection: str, script: Script) 
 )
 def test_a_bad_segment_request(gateway: Running, body: dict[str, Any]) -> None:
     assert segment(gateway, 400, image=base64.b64encode(PICTURE).decode(), **body)["errors"]
+
+
+@pytest.mark.parametrize(
+    ("field", "prompt", "pointer"),
+    [
+        ("prompts.prompts[0].box", {"box": {"x_min": 5, "y_min": 5, "x_max": 5, "y_max": 5}}, "/box"),
+        ("prompts.prompts[1].points", {"prompts": [{"points": [{"x": 1, "y": 1}]}] * 2}, "/prompts/1/points"),
+    ],
+)
+def test_a_prompt_that_the_segmenter_refuses_is_named_as_it_was_sent(
+    gateway: Running, script: Script, field: str, prompt: dict[str, Any], pointer: str
+) -> None:
+    script.failures["Segment"] = [invalid(field, f"{field} is wrong")]
+    problem = segment(gateway, 400, image=base64.b64encode(PICTURE).decode(), **prompt)
+    assert problem["errors"] == [{"pointer": pointer, "detail": problem["detail"]}]
+    assert "prompts.prompts" not in problem["detail"]
 
 
 def test_embeddings(gateway: Running) -> None:

@@ -1,0 +1,107 @@
+"""Searches that cannot be: each answer names the field, over HTTP and over gRPC."""
+
+from __future__ import annotations
+
+import base64
+from typing import Any
+
+import grpc
+import pytest
+
+from regionsearch.errors import Kind, from_rpc_error, too_large
+from regionsearch.v1 import region_search_pb2, types_pb2
+from tests.gateway.conftest import RED, Running, scene
+from tests.gateway.fakes import Script
+from tests.gateway.searching import COLLECTION
+
+
+@pytest.mark.parametrize(
+    ("body", "pointer"),
+    [
+        ({}, "/query"),
+        ({"query": {}}, "/query"),
+        ({"query": {"text": " "}}, "/query/texts/0"),
+        ({"query": {"text": "a", "texts": ["b", ""]}}, "/query/texts/2"),
+        ({"query": {"texts": ["a"] * 65}}, "/query/texts"),
+        ({"query": {"image": "%%%"}}, "/query/image"),
+        ({"query": {"image": "AAAA"}}, "/query/image"),
+        ({"query": {"image": ""}}, "/query/image"),
+        ({"query": {"image_id": "0" * 64}}, "/query/image_id"),
+        ({"query": {"image_id": "0" * 64, "points": [{"x": 1, "y": 1}]}}, "/query/image_id"),
+        ({"query": {"region_id": "nothing"}}, "/query/region_id"),
+        ({"query": {"text": "a", "points": [{"x": 1, "y": 1}]}}, "/query/points"),
+        ({"query": {"image_id": "x", "points": [{"x": 1, "y": 1, "label": 2}]}}, "/query/points/0/label"),
+        ({"query": {"image_id": "x", "box": {"x_min": 1}}}, "/query/box/y_min"),
+        ({"query": {"text": "a"}, "page_size": -1}, "/page_size"),
+        ({"query": {"text": "a"}, "page_size": 10**12}, "/page_size"),
+        ({"query": {"text": "a"}, "min_score": "NaN"}, "/min_score"),
+        ({"query": {"text": "a"}, "relative_cutoff": 2}, "/relative_cutoff"),
+        ({"query": {"text": "a"}, "level": "universe"}, "/level"),
+        ({"query": {"text": "a"}, "filter": {"min_area": "big"}}, "/filter/min_area"),
+        ({"query": {"text": "a"}, "filter": {"color": "red"}}, "/filter/color"),
+        ({"query": {"text": "a"}, "surprise": 1}, "/surprise"),
+        ({"query": {"text": "a"}, "negatives": ["b", " "]}, "/negatives/1"),
+        ({"query": {"text": "a"}, "negatives": ["b"] * 65}, "/negatives"),
+        ({"query": {"text": "a"}, "negatives": [{}]}, "/negatives/0"),
+        ({"query": {"text": "a"}, "negatives": [7]}, "/negatives/0"),
+        ({"query": {"text": "a"}, "negatives": [{"text": "b", "image_id": "c"}]}, "/negatives/0"),
+        ({"query": {"text": "a"}, "negatives": ["b", {"region_id": "nothing"}]}, "/negatives/1/region_id"),
+        ({"query": {"text": "a"}, "negatives": [{"image_id": "0" * 64}]}, "/negatives/0/image_id"),
+        ({"query": {"text": "a"}, "negatives": [{"image": "%%%"}]}, "/negatives/0/image"),
+        ({"query": {"text": "a"}, "negatives": ["b", {"image": "AAAA"}]}, "/negatives/1/image"),
+        ({"query": "red"}, "/query"),
+    ],
+)
+def test_a_bad_search_names_the_field(
+    gateway: Running, filled: dict[str, str], body: dict[str, Any], pointer: str
+) -> None:
+    response = gateway.http.post(f"/v1/collections/{COLLECTION}/search", json=body)
+    assert response.status_code in (400, 404, 413, 415)
+    assert response.headers["content-type"] == "application/problem+json"
+    problem = response.json()
+    assert problem["errors"][0]["pointer"] == pointer, problem
+    assert problem["code"] in {kind.value for kind in Kind}
+
+
+def test_an_unknown_collection_is_not_found(gateway: Running, script: Script) -> None:
+    response = gateway.http.post("/v1/collections/nowhere/search", json={"query": {"text": "a"}})
+    assert response.status_code == 404
+    assert "nowhere" in response.json()["detail"]
+    assert not script.calls
+
+
+@pytest.mark.parametrize(
+    ("query", "field"),
+    [
+        (region_search_pb2.Query(), "query"),
+        (region_search_pb2.Query(texts=[""]), "query.texts[0]"),
+        (region_search_pb2.Query(image=types_pb2.Image(encoded=b"x")), "query.image.encoded"),
+        (
+            region_search_pb2.Query(image_id="x", points=[types_pb2.Point(x=float("nan"))]),
+            "query.points[0]",
+        ),
+    ],
+)
+def test_errors_name_the_field_over_grpc(
+    gateway: Running, filled: dict[str, str], query: region_search_pb2.Query, field: str
+) -> None:
+    with pytest.raises(grpc.RpcError) as caught:
+        gateway.grpc.Search(
+            region_search_pb2.RegionSearchServiceSearchRequest(collection=COLLECTION, query=query)
+        )
+    error = from_rpc_error(caught.value)
+    assert error.kind in (Kind.INVALID_ARGUMENT, Kind.UNSUPPORTED_IMAGE)
+    assert error.field == field
+
+
+def test_a_picture_that_the_segmenter_refuses(
+    gateway: Running, filled: dict[str, str], script: Script
+) -> None:
+    """The field is called what the caller calls it, and the setting keeps its name."""
+    limit = "image.encoded has 9 x 9 pixels, over the limit of 4 (max_image_pixels)"
+    script.failures["Segment"] = [too_large("image.encoded", limit)]
+    body = {"query": {"image": base64.b64encode(scene(RED)).decode(), "points": [{"x": 1, "y": 1}]}}
+    response = gateway.http.post(f"/v1/collections/{COLLECTION}/search", json=body)
+    assert response.status_code == 413
+    assert response.json()["errors"][0]["pointer"] == "/query/image"
+    assert response.json()["detail"] == f"query.{limit}"
