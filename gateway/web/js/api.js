@@ -97,12 +97,12 @@ export const cropUrl = (collection, region) => `${imageUrl(collection, region.re
 export const contentUrl = (collection, id) => `${imageUrl(collection, id)}/content`;
 
 /** Shows a picture of the API; with a key it has to be fetched, because <img> sends none. */
-export async function show(image, url) {
+export async function show(image, url, signal) {
   if (!sessionStorage.getItem(KEY)) {
     image.src = url;
     return;
   }
-  const blob = await (await request(url)).blob();
+  const blob = await (await request(url, { signal })).blob();
   image.src = URL.createObjectURL(blob);
   image.addEventListener("load", () => URL.revokeObjectURL(image.src), { once: true });
 }

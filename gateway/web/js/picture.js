@@ -16,15 +16,15 @@ export class StoredPicture {
   }
 
   /** Shows the file; its thumbnail when the browser cannot (TIFF). */
-  async show(element) {
+  async show(element, signal) {
     const loaded = () => new Promise((resolve, reject) => ((element.onload = resolve), (element.onerror = reject)));
     const first = loaded();
-    await api.show(element, api.contentUrl(this.collection, this.id));
+    await api.show(element, api.contentUrl(this.collection, this.id), signal);
     try {
       await first;
     } catch {
       const second = loaded();
-      await api.show(element, api.thumbnailUrl(this.collection, this.id));
+      await api.show(element, api.thumbnailUrl(this.collection, this.id), signal);
       await second.catch(() => {});
     }
   }

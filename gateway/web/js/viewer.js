@@ -67,10 +67,9 @@ export class Viewer {
     this.stage.element.focus();
     this.around(hit);
     try {
-      const shown = picture.show($("stage-image"));
+      const shown = picture.show($("stage-image"), stop.signal);
       if (!picture.stored) await shown; // its size is known only then
-      const found = await picture.facts($("stage-image"), stop.signal);
-      await shown;
+      const [found] = await Promise.all([picture.facts($("stage-image"), stop.signal), shown]);
       if (stop.signal.aborted) return;
       Object.assign(this, found);
       this.stage.reset(this.image);
