@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,6 +20,7 @@ from regionsearch.errors import Kind, RegionSearchError, invalid, too_large
 from regionsearch.v1 import types_pb2
 
 MIB = 1 << 20
+STRIP_PIXELS = 1 << 18  # that are converted at once: a large picture is in memory twice, not five times
 MAX_SIDE = 65_535  # pixels; what a JPEG can hold. Resizing takes memory by the length of a side, too.
 
 # Formats that we read, by Pillow's name; a multi-picture phone JPEG calls itself MPO.
@@ -33,19 +35,19 @@ _CONTENT_TYPES = {
 }
 _READABLE = "JPEG, PNG, WebP, GIF, BMP or TIFF"
 
-# EXIF orientation -> what makes the picture upright.
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
+Pixels = NDArray[np.uint8]
+
+# EXIF orientation -> a view of the upright picture as its file has it.
+_AS_STORED: dict[int, Callable[[Pixels], Pixels]] = {
+    2: lambda upright: upright[:, ::-1],
+    3: lambda upright: upright[::-1, ::-1],
+    4: lambda upright: upright[::-1],
+    5: lambda upright: upright.swapaxes(0, 1),
+    6: lambda upright: np.rot90(upright),
+    7: lambda upright: np.rot90(upright, 2).swapaxes(0, 1),
+    8: lambda upright: np.rot90(upright, -1),
 }
 _SIDEWAYS = frozenset({5, 6, 7, 8})
-
-Pixels = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -103,11 +105,10 @@ def decode_image(data: bytes, limits: ImageLimits = DEFAULT_LIMITS, field: str =
             damaged one, TOO_LARGE over a limit.
     """
     with _open(data, limits, field) as image:
-        turn = _UPRIGHT.get(_orientation(image))
+        orientation = _orientation(image)
         try:
             image.load()
-            upright = image.transpose(turn) if turn is not None else image
-            return _to_rgb(upright, field)
+            return _to_rgb(image, orientation, field)
         except (RegionSearchError, MemoryError):
             raise
         except Exception as error:  # Pillow's decoders let any exception of a damaged file through
@@ -223,9 +224,20 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _to_rgb(image: Image.Image, field: str) -> Pixels:
+def _to_rgb(image: Image.Image, orientation: int, field: str) -> Pixels:
     if image.mode in ("F", "I"):  # nobody says which value is white
         raise _unsupported(field, "has 32 bits a channel; convert it to 8 or 16")
+    width, height = image.size
+    upright = np.empty((width, height, 3) if orientation in _SIDEWAYS else (height, width, 3), np.uint8)
+    stored = _AS_STORED[orientation](upright) if orientation in _AS_STORED else upright
+    rows = max(1, STRIP_PIXELS // width)
+    for top in range(0, height, rows):
+        bottom = min(top + rows, height)
+        stored[top:bottom] = _strip_to_rgb(image.crop((0, top, width, bottom)))
+    return upright
+
+
+def _strip_to_rgb(image: Image.Image) -> Pixels:
     if image.mode.startswith("I;16"):
         deep = np.asarray(image)
         grey = (deep // 257).astype(np.uint8)
@@ -236,7 +248,7 @@ def _to_rgb(image: Image.Image, field: str) -> Pixels:
         rgba = image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, "white")
         image = Image.alpha_composite(white, rgba)
-    return np.array(image.convert("RGB"))
+    return np.asarray(image.convert("RGB"))
 
 
 def _unsupported(field: str, problem: str) -> RegionSearchError:

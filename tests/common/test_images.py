@@ -1,6 +1,8 @@
 import contextlib
 import io
 import struct
+import subprocess
+import sys
 import zlib
 
 import numpy as np
@@ -13,6 +15,7 @@ from regionsearch.errors import Kind, RegionSearchError
 from regionsearch.images import (
     ImageLimits,
     decode_image,
+    decoded_bytes,
     encode_image,
     image_from_proto,
     image_id,
@@ -247,3 +250,28 @@ def test_png_round_trip(channels: tuple[int, ...]) -> None:
     pixels = np.full((5, 7, *channels), 200, np.uint8)
     image = Image.open(io.BytesIO(encode_image(pixels)))
     assert np.array_equal(np.asarray(image), pixels)
+
+
+MEMORY = """
+import resource, sys
+from regionsearch.images import decode_image
+
+data = sys.stdin.buffer.read()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+decode_image(data)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+"""
+
+
+@pytest.mark.parametrize("kind", ["rotated", "transparent"])
+def test_decoding_takes_the_memory_that_admission_counts_with(kind: str) -> None:
+    side = 3000
+    if kind == "rotated":
+        exif = Image.Exif()
+        exif[274] = 6
+        data = save(Image.new("RGB", (side, side)), "JPEG", exif=exif)
+    else:
+        data = save(Image.new("RGBA", (side, side), (9, 9, 9, 9)), "PNG", compress_level=1)
+    process = subprocess.run([sys.executable, "-c", MEMORY], input=data, capture_output=True, check=True)
+    assert decoded_bytes(types_pb2.Image(encoded=data)) == 7 * side * side
+    assert int(process.stdout) < 9 * side * side
