@@ -8,7 +8,11 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 
+from regionsearch.errors import Kind, RegionSearchError
 from services.segmenter.backends.base import Embedding
+
+# Errors about how long the one who asked would wait.
+_IMPATIENCE = frozenset({Kind.DEADLINE_EXCEEDED, Kind.OVERLOADED})
 
 
 @dataclass
@@ -21,7 +25,8 @@ class EmbeddingCache:
     """Least recently used embeddings, bounded by the memory they hold; on one event loop.
 
     Calls for a picture that is just being encoded wait for that one encoding. It is cancelled when the last
-    of them has gone away.
+    of them has gone away. It has the deadline and the lane of the call that began it; where it fails for
+    these, the next one begins another.
 
     Args:
         max_bytes: Bound of what is kept; 0 keeps nothing. Embeddings in use are not counted once they are
@@ -49,16 +54,24 @@ class EmbeddingCache:
         Returns:
             The embedding, and whether it had been there.
         """
-        kept = self._kept.get(key)
-        if kept is not None:
-            self._kept.move_to_end(key)
-            return kept, True
-        flight = self._flights.get(key)
-        if flight is None:
-            flight = self._flights[key] = _Flight(asyncio.ensure_future(self._fill(key, encode)))
+        while True:
+            kept = self._kept.get(key)
+            if kept is not None:
+                self._kept.move_to_end(key)
+                return kept, True
+            joined = self._flights.get(key)
+            flight = joined or _Flight(asyncio.ensure_future(self._fill(key, encode)))
+            self._flights[key] = flight
+            try:
+                return await self._await(key, flight), False
+            except RegionSearchError as error:
+                if joined is None or error.kind not in _IMPATIENCE:
+                    raise
+
+    async def _await(self, key: str, flight: _Flight) -> Embedding:
         flight.waiting += 1
         try:
-            return await asyncio.shield(flight.task), False
+            return await asyncio.shield(flight.task)
         finally:
             flight.waiting -= 1
             if flight.waiting == 0 and not flight.task.done():

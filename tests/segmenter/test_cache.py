@@ -7,6 +7,7 @@ import asyncio
 import pytest
 import torch
 
+from regionsearch.errors import Kind, RegionSearchError
 from services.segmenter.backends.base import Embedding, Geometry
 from services.segmenter.cache import ByteGate, EmbeddingCache
 
@@ -77,6 +78,28 @@ async def test_a_failed_encoding_is_tried_again() -> None:
     with pytest.raises(RuntimeError, match="once"):
         await cache.get("a", fail)
     assert not (await cache.get("a", work))[1]
+
+
+@pytest.mark.parametrize("kind", [Kind.DEADLINE_EXCEEDED, Kind.OVERLOADED])
+async def test_the_impatience_of_one_caller_is_not_that_of_the_others(kind: Kind) -> None:
+    cache = EmbeddingCache(max_bytes=100)
+    go = asyncio.Event()
+
+    async def impatient() -> Embedding:
+        await go.wait()
+        raise RegionSearchError(kind, "the first caller's deadline, or its lane")
+
+    async def patient() -> Embedding:
+        return embedding(1)
+
+    first = asyncio.create_task(cache.get("a", impatient))
+    await asyncio.sleep(0)
+    others = [asyncio.create_task(cache.get("a", patient)) for _ in range(2)]
+    await asyncio.sleep(0)
+    go.set()
+    with pytest.raises(RegionSearchError):
+        await first
+    assert [(await other)[0].nbytes for other in others] == [4, 4]
 
 
 async def test_the_gate_lets_in_what_fits_in_the_order_of_arrival() -> None:
