@@ -1,9 +1,11 @@
-"""From the name of a model to its files."""
+"""From the name of a model to its files, and from a device's name to the device."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+
+import torch
 
 from regionsearch.errors import Kind, RegionSearchError, invalid, not_found
 from regionsearch.models import WEIGHTS, file_digest, find, pocket_dir
@@ -86,3 +88,23 @@ def _existing(path: Path) -> Path:
     if not path.is_file():
         raise not_found("model", f"{path} is not there; give the path of a file, or the name of a model")
     return path
+
+
+def find_device(name: str) -> str:
+    """The device to work on, as torch names it.
+
+    Args:
+        name: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+
+    Raises:
+        RegionSearchError: INVALID_ARGUMENT for a device that is not there.
+    """
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        kind = torch.empty(1, device=name).device.type
+    except (RuntimeError, AssertionError) as error:
+        raise invalid("device", f"{name!r} cannot be used: {str(error).splitlines()[0]}") from error
+    if kind not in ("cpu", "cuda"):
+        raise invalid("device", f"{name!r} cannot be used; give auto, cpu, cuda or cuda:N")
+    return name

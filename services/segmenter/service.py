@@ -16,7 +16,7 @@ from services.segmenter.backends import load_backend
 from services.segmenter.backends.base import Backend
 from services.segmenter.engine import SegmentEngine
 from services.segmenter.everything import segment_everything
-from services.segmenter.loading import find_model
+from services.segmenter.loading import find_device, find_model
 from services.segmenter.options import EverythingOptions
 from services.segmenter.servicer import SegmentServicer
 from services.segmenter.settings import SegmenterSettings
@@ -26,15 +26,12 @@ def load(settings: SegmenterSettings) -> tuple[Backend, EverythingOptions]:
     """Loads and warms the model that the settings name; returns it with its defaults of everything mode.
 
     Raises:
-        RegionSearchError: See :func:`find_model` and :func:`load_backend`.
+        RegionSearchError: See `loading.py` and :func:`load_backend`.
     """
     if settings.threads:
         torch.set_num_threads(settings.threads)
     files = find_model(settings.model)
-    device = settings.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    backend = load_backend(files, device, settings.precision)
+    backend = load_backend(files, find_device(settings.device), settings.precision)
     defaults = replace(EverythingOptions(), **files.everything)
     segment_everything(backend, np.zeros((64, 64, 3), np.uint8), replace(defaults, points_per_side=2))
     return backend, defaults
