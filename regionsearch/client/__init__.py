@@ -10,6 +10,7 @@ from regionsearch.client.clients import AsyncClient, Client
 from regionsearch.client.results import (
     Box,
     Collection,
+    CollectionPage,
     Hit,
     HitImage,
     Image,
@@ -32,6 +33,7 @@ __all__ = [
     "Box",
     "Client",
     "Collection",
+    "CollectionPage",
     "Example",
     "Hit",
     "HitImage",

@@ -14,7 +14,7 @@ from typing import Any, Generic, ParamSpec, Self, TypeVar, overload
 from regionsearch import defaults
 from regionsearch.client import operations
 from regionsearch.client.operations import PAGE_SIZE, Operation
-from regionsearch.client.results import Image, IngestProgress, IngestResult, Readiness
+from regionsearch.client.results import Collection, Image, IngestProgress, IngestResult, Readiness
 from regionsearch.client.sources import Source
 from regionsearch.client.streaming import IngestStream, failed
 from regionsearch.client.transports import (
@@ -67,7 +67,7 @@ class _Operations:
     render = _Method(operations.render)
     segment = _Method(operations.segment)
     embed = _Method(operations.embed)
-    collections = _Method(operations.collections)
+    list_collections = _Method(operations.list_collections)
     create_collection = _Method(operations.create_collection)
     delete_collection = _Method(operations.delete_collection)
     list_images = _Method(operations.list_images)
@@ -200,6 +200,15 @@ class Client(_Operations):
         """
         return self._transport.ingest(IngestStream(sources, collection, tags=tags, attributes=attributes))
 
+    def collections(self) -> tuple[Collection, ...]:
+        """All collections, by name."""
+        page = self.list_collections()
+        found = list(page.collections)
+        while page.next_page_token:
+            page = self.list_collections(page_token=page.next_page_token)
+            found += page.collections
+        return tuple(found)
+
     def images(self, collection: str = defaults.COLLECTION) -> Iterator[Image]:
         """All images, newest first, fetched page by page."""
         token: str | None = ""
@@ -292,6 +301,15 @@ class AsyncClient(_Operations):
     ) -> AsyncIterator[IngestProgress]:
         """Adds pictures over one gRPC stream; see `Client.ingest_stream`."""
         return self._transport.ingest(IngestStream(sources, collection, tags=tags, attributes=attributes))
+
+    async def collections(self) -> tuple[Collection, ...]:
+        """All collections, by name."""
+        page = await self.list_collections()
+        found = list(page.collections)
+        while page.next_page_token:
+            page = await self.list_collections(page_token=page.next_page_token)
+            found += page.collections
+        return tuple(found)
 
     async def images(self, collection: str = defaults.COLLECTION) -> AsyncIterator[Image]:
         """All images, newest first, fetched page by page."""

@@ -39,8 +39,8 @@ def failure(response: httpx.Response) -> RegionSearchError:
         return RegionSearchError(kind, f"{response.url} answered {response.status_code}, and no reason")
 
 
-def unreachable(url: str, error: httpx.TransportError) -> RegionSearchError:
-    """The error of a request that got no answer."""
+def unreachable(url: str, error: httpx.RequestError) -> RegionSearchError:
+    """The error of a request that got no answer, or half of one."""
     kind = Kind.DEADLINE_EXCEEDED if isinstance(error, httpx.TimeoutException) else Kind.UNAVAILABLE
     reason = str(error) or type(error).__name__
     return RegionSearchError(

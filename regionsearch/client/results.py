@@ -46,6 +46,13 @@ class Collection(_Result):
     model: dict[str, Any]
 
 
+class CollectionPage(_Result):
+    """Some of the collections, by name."""
+
+    collections: tuple[Collection, ...]
+    next_page_token: str
+
+
 class Image(_Result):
     """A stored image; its id is the SHA-256 of its file."""
 

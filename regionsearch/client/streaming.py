@@ -47,7 +47,7 @@ class IngestStream:
         self._about = pb.IngestImageRequest(collection=collection, tags=tags, attributes=attributes)
         self._names: list[str] = []
         self._unread: deque[IngestProgress] = deque()
-        self.error: BaseException | None = None
+        self.error: Exception | None = None
 
     def requests(self) -> Iterator[pb.IngestImagesRequest]:
         """One message for each picture that can be read; an exception of the sources is kept in `error`."""
@@ -62,7 +62,7 @@ class IngestStream:
                     continue
                 picture.MergeFrom(self._about)
                 yield pb.IngestImagesRequest(key=str(index), request=picture)
-        except BaseException as error:
+        except Exception as error:
             self.error = error
             raise
 

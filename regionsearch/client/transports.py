@@ -134,7 +134,7 @@ class HttpTransport:
         while True:
             try:
                 return _result(operation, self._http.request(**arguments))
-            except httpx.TransportError as error:
+            except httpx.RequestError as error:
                 pause = patience.pause(unreachable(self._address.url, error))
             except RegionSearchError as error:
                 pause = patience.pause(error)
@@ -163,7 +163,7 @@ class AsyncHttpTransport:
         while True:
             try:
                 return _result(operation, await self._http.request(**arguments))
-            except httpx.TransportError as error:
+            except httpx.RequestError as error:
                 pause = patience.pause(unreachable(self._address.url, error))
             except RegionSearchError as error:
                 pause = patience.pause(error)
@@ -193,7 +193,7 @@ class GrpcTransport:
     def ingest(self, stream: IngestStream) -> Iterator[IngestProgress]:
         """Sends pictures over one stream and tells of each stage."""
         method = RegionSearchServiceStub(self._channel).IngestImages
-        answers: Any = method(stream.requests(), metadata=tuple(self._policy.metadata()), wait_for_ready=True)
+        answers: Any = method(stream.requests(), metadata=tuple(self._policy.metadata()))
         try:
             for answer in answers:
                 yield from stream.unread()
@@ -226,7 +226,7 @@ class AsyncGrpcTransport:
         """Sends pictures over one stream and tells of each stage."""
         method = RegionSearchServiceStub(self._open()).IngestImages
         metadata = self._address.policy().metadata()
-        answers = method(stream.arequests(), metadata=metadata, wait_for_ready=True)
+        answers = method(stream.arequests(), metadata=metadata)
         try:
             async for answer in answers:
                 for unread in stream.unread():

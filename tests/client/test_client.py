@@ -13,10 +13,10 @@ import pytest
 
 import regionsearch
 from regionsearch import AsyncClient, Client
-from regionsearch.client import Example, IngestResult, operations
+from regionsearch.client import Collection, Example, IngestResult, operations
 from regionsearch.errors import Kind, RegionSearchError, overloaded
 from regionsearch.v1 import search_pb2
-from tests.client.fakes import FakeGateway
+from tests.client.fakes import PAGES, FakeGateway, HttpHandler
 
 BUSY = overloaded("too busy", 0.01)
 
@@ -232,42 +232,39 @@ def test_what_only_http_offers(gateway: FakeGateway) -> None:
     assert caught.value.kind is Kind.UNIMPLEMENTED
 
 
-def test_a_stream_tells_of_every_stage(gateway: FakeGateway, tmp_path: Path) -> None:
-    missing = tmp_path / "missing.png"
-    sources = [("a.png", b"a"), missing, ("b.png", b"bad"), ("again.png", b"a")]
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_all_collections_page_by_page(
+    asynchronous: bool, gateway: FakeGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def route(handler: HttpHandler, body: bytes) -> tuple[int, Any]:
+        names, token = PAGES["next" if "page_token=next" in handler.path else ""]
+        facts = {"image_count": 1, "record_count": 2, "created_at": "2026-01-01T00:00:00Z", "model": {}}
+        return 200, {"collections": [{"name": name, **facts} for name in names], "next_page_token": token}
 
-    async def run() -> list[Any]:
-        async with AsyncClient(gateway.grpc) as client:
-            return [one async for one in client.ingest_stream(sources, "things", tags=["t"])]
+    async def run() -> tuple[Collection, ...]:
+        async with AsyncClient(gateway.http) as client:
+            return await client.collections()
 
-    with Client(gateway.grpc) as client:
-        blocking = list(client.ingest_stream(sources, "things", tags=["t"]))
-    for told, first in ((blocking, "created"), (asyncio.run(run()), "duplicate")):
-        done = {one.name: one.result for one in told if one.stage == "done"}
-        assert {name: result.outcome for name, result in done.items()} == {
-            "a.png": first, "missing.png": "failed", "b.png": "failed", "again.png": "duplicate",
-        }  # fmt: skip
-        assert "cannot be read" in done["missing.png"].error.detail
-        assert done["b.png"].error.code == "UNSUPPORTED_IMAGE"
-        assert [one.name for one in told if one.stage == "segmenting"] == ["a.png", "b.png", "again.png"]
-    asked = gateway.requests[0].request
-    assert (asked.collection, asked.name, list(asked.tags)) == ("things", "a.png", ["t"])
+    monkeypatch.setattr(HttpHandler, "_route", route)
+    if asynchronous:
+        found = asyncio.run(run())
+    else:
+        with Client(gateway.http) as client:
+            found = client.collections()
+    assert [one.name for one in found] == ["a", "b", "c"]
 
 
-def test_a_stream_that_fails_says_why(gateway: FakeGateway) -> None:
-    def broken() -> Iterator[tuple[str, bytes]]:
-        yield "a", b"a"
-        raise ZeroDivisionError
+def test_a_garbled_answer_is_an_error_too(gateway: FakeGateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    end_headers = HttpHandler.end_headers
 
-    with Client(gateway.grpc) as client:
-        with pytest.raises(ZeroDivisionError):
-            list(client.ingest_stream(broken()))
-        gateway.failures = [RegionSearchError(Kind.PERMISSION_DENIED, "may not write")]
-        with pytest.raises(RegionSearchError, match="may not write") as caught:
-            list(client.ingest_stream([("a", b"a")]))
-    assert caught.value.kind is Kind.PERMISSION_DENIED
-    with Client(gateway.http) as client, pytest.raises(RegionSearchError, match="gRPC only"):
-        client.ingest_stream([])
+    def compressed(handler: HttpHandler) -> None:
+        handler.send_header("Content-Encoding", "gzip")  # which it is not
+        end_headers(handler)
+
+    monkeypatch.setattr(HttpHandler, "end_headers", compressed)
+    with Client(gateway.http, retries=0) as client, pytest.raises(RegionSearchError) as caught:
+        client.search("mug")
+    assert caught.value.kind is Kind.UNAVAILABLE
 
 
 def test_what_is_not_meant(use: Callable[..., Any], gateway: FakeGateway) -> None:

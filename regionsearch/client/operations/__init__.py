@@ -4,15 +4,14 @@ The functions send nothing and read no file: they answer with an `Operation`, an
 `Client` and `AsyncClient` have them all as methods.
 """
 
-from regionsearch.client.operations.base import GrpcCall, HttpCall, HttpRequest, Operation
+from regionsearch.client.operations.base import PAGE_SIZE, GrpcCall, HttpCall, HttpRequest, Operation
 from regionsearch.client.operations.collections import (
-    collections,
     create_collection,
     delete_collection,
+    list_collections,
     ready,
 )
 from regionsearch.client.operations.images import (
-    PAGE_SIZE,
     content,
     delete_image,
     export_regions,
@@ -28,7 +27,6 @@ __all__ = [
     "HttpCall",
     "HttpRequest",
     "Operation",
-    "collections",
     "content",
     "create_collection",
     "delete_collection",
@@ -37,6 +35,7 @@ __all__ = [
     "export_hits",
     "export_regions",
     "ingest_one",
+    "list_collections",
     "list_images",
     "ready",
     "regions",

@@ -12,6 +12,8 @@ from google.protobuf.message import Message
 
 T = TypeVar("T")
 
+PAGE_SIZE = 500
+
 
 @dataclass(frozen=True)
 class HttpRequest:

@@ -6,6 +6,7 @@ import httpx
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from regionsearch.client.operations.base import (
+    PAGE_SIZE,
     GrpcCall,
     HttpCall,
     HttpRequest,
@@ -13,16 +14,17 @@ from regionsearch.client.operations.base import (
     nothing,
     path_of,
 )
-from regionsearch.client.results import Collection, Readiness
+from regionsearch.client.results import Collection, CollectionPage, Readiness
 
 
-def collections() -> Operation[tuple[Collection, ...]]:
-    """All collections, by name."""
+def list_collections(*, page_size: int = PAGE_SIZE, page_token: str = "") -> Operation[CollectionPage]:
+    """One page of collections, by name."""
+    page = {"page_size": page_size, "page_token": page_token}
     return Operation(
-        "collections",
+        "list_collections",
         HttpCall(
-            lambda: HttpRequest("GET", "/v1/collections", params={"page_size": 1000}),
-            lambda response: tuple(map(Collection.model_validate, response.json()["collections"])),
+            lambda: HttpRequest("GET", "/v1/collections", params=page),
+            lambda response: CollectionPage.model_validate(response.json()),
         ),
     )
 

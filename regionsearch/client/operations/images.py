@@ -12,6 +12,7 @@ import httpx
 from regionsearch import defaults
 from regionsearch.client import messages
 from regionsearch.client.operations.base import (
+    PAGE_SIZE,
     GrpcCall,
     HttpCall,
     HttpRequest,
@@ -25,8 +26,6 @@ from regionsearch.client.results import ImagePage, IngestResult, Region
 from regionsearch.client.sources import Source, name_of, picture_proto, read_source
 from regionsearch.v1 import region_search_pb2 as pb
 from regionsearch.v1.region_search_pb2_grpc import RegionSearchServiceStub
-
-PAGE_SIZE = 500
 
 
 def ingest_one(

@@ -1,0 +1,82 @@
+"""Many pictures over one gRPC stream, with both clients."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from regionsearch import AsyncClient, Client
+from regionsearch.client import IngestProgress
+from regionsearch.client.streaming import IngestStream
+from regionsearch.errors import Kind, RegionSearchError
+from tests.client.fakes import FakeGateway
+
+
+def test_a_stream_tells_of_every_stage(gateway: FakeGateway, tmp_path: Path) -> None:
+    missing = tmp_path / "missing.png"
+    sources = [("a.png", b"a"), missing, ("b.png", b"bad"), ("again.png", b"a")]
+
+    async def run() -> list[Any]:
+        async with AsyncClient(gateway.grpc) as client:
+            return [one async for one in client.ingest_stream(sources, "things", tags=["t"])]
+
+    with Client(gateway.grpc) as client:
+        blocking = list(client.ingest_stream(sources, "things", tags=["t"]))
+    for told, first in ((blocking, "created"), (asyncio.run(run()), "duplicate")):
+        done = {one.name: one.result for one in told if one.stage == "done"}
+        assert {name: result.outcome for name, result in done.items()} == {
+            "a.png": first, "missing.png": "failed", "b.png": "failed", "again.png": "duplicate",
+        }  # fmt: skip
+        assert "cannot be read" in done["missing.png"].error.detail
+        assert done["b.png"].error.code == "UNSUPPORTED_IMAGE"
+        assert [one.name for one in told if one.stage == "segmenting"] == ["a.png", "b.png", "again.png"]
+    asked = gateway.requests[0].request
+    assert (asked.collection, asked.name, list(asked.tags)) == ("things", "a.png", ["t"])
+
+
+def test_a_stream_that_fails_says_why(gateway: FakeGateway) -> None:
+    def broken() -> Iterator[tuple[str, bytes]]:
+        yield "a", b"a"
+        raise ZeroDivisionError
+
+    with Client(gateway.grpc) as client:
+        with pytest.raises(ZeroDivisionError):
+            list(client.ingest_stream(broken()))
+        gateway.failures = [RegionSearchError(Kind.PERMISSION_DENIED, "may not write")]
+        with pytest.raises(RegionSearchError, match="may not write") as caught:
+            list(client.ingest_stream([("a", b"a")]))
+    assert caught.value.kind is Kind.PERMISSION_DENIED
+    with Client(gateway.http) as client, pytest.raises(RegionSearchError, match="gRPC only"):
+        client.ingest_stream([])
+
+
+def test_a_stream_that_ends_early_is_no_failure_of_the_sources() -> None:
+    """gRPC drops the requests of a call that has failed; the call's own error is the one that counts."""
+    stream = IngestStream([("a", b"a"), ("b", b"b")])
+    requests = stream.requests()
+    next(requests)
+    requests.close()
+    assert stream.error is None
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_stream_to_a_gateway_that_is_not_there(asynchronous: bool) -> None:
+    address, sources = "grpc://127.0.0.1:9", [("a", b"a")]
+
+    async def run() -> list[IngestProgress]:
+        async with AsyncClient(address) as client:
+            return [one async for one in client.ingest_stream(sources)]
+
+    def stream() -> list[IngestProgress]:
+        if asynchronous:
+            return asyncio.run(run())
+        with Client(address) as client:
+            return list(client.ingest_stream(sources))
+
+    with pytest.raises(RegionSearchError) as caught:
+        stream()
+    assert caught.value.kind is Kind.UNAVAILABLE
