@@ -14,6 +14,9 @@ class FakeIndex:
         self.vectors = vectors.astype(np.float32)
         self.device = device
 
+    def __del__(self) -> None:
+        self.device.released_by.append(threading.current_thread().name)
+
     def search(self, queries: np.ndarray, count: int):
         self.device.claim()
         assert count <= MAX_COUNT, "GPU index only supports k <= 2048"
@@ -31,6 +34,7 @@ class FakeIndex:
 class FakeDevice:
     def __init__(self) -> None:
         self.thread: threading.Thread | None = None
+        self.released_by: list[str] = []
 
     def claim(self) -> None:
         current = threading.current_thread()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from services.searcher.embedded import engine as engine_module
+from services.searcher.embedded import upkeep
 from services.searcher.embedded.codes import Codec, CodeSegment, build_codes, train_codec
 from services.searcher.embedded.conditions import Conditions, ConditionsCache
 from services.searcher.embedded.engine import EmbeddedEngine
@@ -337,6 +339,24 @@ def test_searches_see_whole_writes_only_while_writers_and_readers_run(tmp_path) 
     for done in running:
         done.result()  # what a thread raised is raised here
     assert problems == []
+
+
+def test_memory_of_a_device_is_given_back_by_the_thread_that_owns_it(tmp_path, monkeypatch) -> None:
+    device = FakeDevice()
+    monkeypatch.setattr(engine_module, "choose_device", lambda settings: device)
+    monkeypatch.setattr(upkeep, "_TICK_S", 1e6)
+    settings = EmbeddedSettings(folder=tmp_path, chunk_rows=500, gpu_rows=1000, page_ttl_s=0.0)
+    engine = EmbeddedEngine(settings)
+    engine.create_collection(Collection("c", MODEL))
+    fill(engine, clustered(1000))
+    engine.keep_up()
+    assert isinstance(engine._open["c"].index.state.views[0].segment, GpuSegment)
+    engine.delete("c", Deletion(filter=Filter(tags=("even",))))
+    engine.keep_up()
+    assert not any(isinstance(v.segment, GpuSegment) for v in engine._open["c"].index.state.views)
+    gc.collect()
+    engine.close()
+    assert device.released_by == ["search"]
 
 
 def test_selective_probes_of_the_same_rows_copy_them_once(segments) -> None:

@@ -8,6 +8,7 @@ proves that nothing better can be missing; otherwise more are fetched, and at la
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -58,7 +59,7 @@ class GpuSegment:
     def __init__(self, columns: Columns, vectors: NDArray[np.float16], index: DeviceIndex) -> None:
         self.columns = columns
         self.vectors = vectors
-        self._index = index
+        self._held = [index]
 
     def gather(self, rows: Positions) -> Vectors:
         """See `Segment.gather`."""
@@ -74,7 +75,7 @@ class GpuSegment:
         found: list[Found | None] = [None] * len(queries)
         open_queries = np.arange(len(queries))
         while len(open_queries) and wanted <= MAX_COUNT:
-            scores, rows = self._index.search(np.ascontiguousarray(queries[open_queries]), wanted)
+            scores, rows = self._held[0].search(np.ascontiguousarray(queries[open_queries]), wanted)
             for number, score, row in zip(open_queries.tolist(), scores, rows, strict=True):
                 found[number] = self._certain(queries[number], probe, count, score, row)
             open_queries = np.array([n for n in open_queries.tolist() if found[n] is None], np.intp)
@@ -104,6 +105,13 @@ class GpuSegment:
         slack = _HALF_ROUNDING + 2 * rounding(len(query))
         everything = len(rows) == self.columns.used
         return answer if everything or scores[-1] + slack < last else None
+
+    def when_unused(self, give_back: Callable[[Callable[[], None]], None]) -> None:
+        """Has the device's memory given back, by what `give_back` is handed, when nobody holds the segment.
+
+        Whoever lets go of it last may be any thread, and only one may touch the device.
+        """
+        weakref.finalize(self, give_back, self._held.clear).atexit = False
 
     @property
     def vector_bytes(self) -> int:

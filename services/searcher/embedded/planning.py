@@ -73,7 +73,9 @@ class Planner:
     def _build_gpu(self, rewrite: Rewrite) -> Segment:
         device = self._device
         assert device is not None
-        return build_gpu(rewrite, lambda vectors: self._search.run(lambda: device.place(vectors)))
+        segment = build_gpu(rewrite, lambda vectors: self._search.run(lambda: device.place(vectors)))
+        segment.when_unused(self._search.post)
+        return segment
 
     def _build_codes(self, opened: OpenCollection, rewrite: Rewrite) -> Segment:
         spec, codec = opened.spec.codes, opened.codec

@@ -87,6 +87,12 @@ class SearchThread:
             self._changed.notify()
         return job.future.result()
 
+    def post(self, action: Callable[[], None]) -> None:
+        """Has something run on the searching thread, between two passes, and does not wait for it."""
+        with self._changed:
+            self._actions.append(_Action(action))
+            self._changed.notify()
+
     def close(self) -> None:
         """Answers what is waiting and ends the thread."""
         with self._changed:
