@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import os
 import signal
 import socket
@@ -226,9 +227,8 @@ class Supervisor:
 
     def _readiness(self) -> tuple[bool, str]:
         try:
-            response = httpx.get(
-                f"http://{_reachable(self.plan.host)}:{self.plan.http_port}/readyz", timeout=2
-            )
+            host = reachable(self.plan.host)
+            response = httpx.get(f"http://{host}:{self.plan.http_port}/readyz", timeout=2)
         except httpx.TransportError:
             return False, "starting the processes"
         if response.status_code == httpx.codes.OK:
@@ -263,16 +263,24 @@ def _die_with_parent() -> None:
         _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def _reachable(host: str) -> str:
-    return HOST if host in ("0.0.0.0", "::") else host  # noqa: S104  # compared, not bound
+def reachable(host: str) -> str:
+    """How an address to listen on is called from this machine, in a URL."""
+    if host in ("0.0.0.0", "::"):  # noqa: S104  # compared, not bound
+        return HOST
+    return f"[{host}]" if ":" in host else host
 
 
 @contextlib.contextmanager
 def _reserve(host: str, port: int, option: str) -> Iterator[None]:
     """Holds a port that the user chose while others are picked; an error names the option to change."""
-    with _listen(host, port) as listener:
-        if listener is None:
-            raise invalid(option, f"port {port} is in use; choose another one with --{option}")
+    try:
+        listener = _listen(host, port)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise invalid(option, f"port {port} is in use; choose another one with --{option}") from None
+        reason = f"cannot listen on {host}, port {port}: {error.strerror}"
+        raise invalid(option, f"{reason}; choose others with --host and --{option}") from None
+    with listener:
         yield
 
 
@@ -281,22 +289,21 @@ def _pick_ports(preferred: int, count: int) -> list[int]:
     with contextlib.ExitStack() as held:
         found: list[int] = []
         for port in [preferred if preferred < 65536 else 0, *[0] * count]:
-            listener = held.enter_context(_listen(HOST, port))
-            if listener is not None and len(found) < count:
+            with contextlib.suppress(OSError):
+                listener = held.enter_context(_listen(HOST, port))
                 found.append(int(listener.getsockname()[1]))
     if len(found) < count:
         raise RegionSearchError(Kind.FAILED_PRECONDITION, "this machine has no free port left")
-    return found
+    return found[:count]
 
 
-@contextlib.contextmanager
-def _listen(host: str, port: int) -> Iterator[socket.socket | None]:
-    with socket.socket() as listener:
+def _listen(host: str, port: int) -> socket.socket:
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind((host, port))
-            listener.listen(1)  # gRPC shares ports: a bind alone would not notice
-        except OSError:
-            yield None
-        else:
-            yield listener
+        listener.bind((host, port))
+        listener.listen(1)  # gRPC shares ports: a bind alone would not notice
+    except BaseException:
+        listener.close()
+        raise
+    return listener

@@ -21,6 +21,8 @@ from typer.testing import CliRunner
 
 from regionsearch.cli import app, main
 from regionsearch.errors import RegionSearchError
+from regionsearch.models import PROFILES
+from regionsearch.supervisor import Plan, Supervisor, reachable
 from tests.stack import ROOT, free_port
 
 WAIT_S = 60
@@ -174,6 +176,22 @@ def test_a_taken_port_is_said_with_its_option(option: str, tmp_path: Path) -> No
         result = CliRunner().invoke(app, ["up", "--data-dir", str(tmp_path), *arguments])
     assert isinstance(result.exception, RegionSearchError)
     assert f"another one with {option}" in result.exception.message
+
+
+def test_an_address_that_is_not_this_machines_is_no_taken_port(tmp_path: Path) -> None:
+    options = ["--host", "203.0.113.1", "--port", str(free_port()), "--data-dir", str(tmp_path)]
+    result = CliRunner().invoke(app, ["up", *options])
+    assert isinstance(result.exception, RegionSearchError)
+    assert "cannot listen on 203.0.113.1" in result.exception.message
+    assert "in use" not in result.exception.message
+
+
+@pytest.mark.skipif(not socket.has_ipv6, reason="this machine has no IPv6")
+def test_an_address_of_ipv6(tmp_path: Path) -> None:
+    plan = Plan(PROFILES["pocket"], tmp_path, free_port(), free_port(), "::1")
+    assert Supervisor(plan, print).plan.host == "::1"
+    assert reachable("::1") == "[::1]"
+    assert reachable("::") == "127.0.0.1"
 
 
 def test_the_command_ends_with_a_line_and_1_on_an_error(
