@@ -129,10 +129,14 @@ class Stages:
         return [finish() for finish in left]
 
 
+# How allocators other than torch's own say it: the host's, CUDA's for pinned memory, those of its libraries.
+_NO_MEMORY = ("can't allocate memory", "CUDA error: out of memory", "_STATUS_ALLOC_FAILED")
+
+
 def classify(error: Exception) -> Failure:
     """What an exception of a stage means for the device."""
     message = str(error)
-    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in message:
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or any(part in message for part in _NO_MEMORY):
         if torch.cuda.is_available():
             torch.cuda.empty_cache()  # what lies in pieces of the wrong size may fit the halves
         return Failure.OUT_OF_MEMORY

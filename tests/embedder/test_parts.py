@@ -16,6 +16,7 @@ from open_clip import SimpleTokenizer
 from regionsearch.errors import Kind, RegionSearchError
 from regionsearch.masks import encode_rle, mask_box, rle_runs
 from services.embedder.backends import load_backend, open_clip
+from services.embedder.backends.base import ModelFiles
 from services.embedder.crops import pixel_box
 from services.embedder.engine import buckets, classify
 from services.embedder.loading import choose_precision, find_devices, find_model
@@ -71,6 +72,9 @@ def test_buckets_waste_at_most_a_third(most):
 def test_errors_are_told_apart():
     assert classify(torch.OutOfMemoryError("CUDA out of memory")) is Failure.OUT_OF_MEMORY
     assert classify(MemoryError()) is Failure.OUT_OF_MEMORY
+    assert classify(torch.AcceleratorError("CUDA error: out of memory")) is Failure.OUT_OF_MEMORY
+    no_handle = RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+    assert classify(no_handle) is Failure.OUT_OF_MEMORY
     assert classify(RuntimeError("CUDA error: device-side assert triggered")) is Failure.FATAL
     assert classify(ValueError("bad")) is Failure.POISON
 
@@ -174,3 +178,24 @@ def test_reduced_precision_stays_close(manifest, backend):
     cosine = (backend.embed_crops(crops) * reduced.embed_crops(crops)).sum(-1)
     assert reduced.embed_crops(crops).dtype == torch.float32
     assert cosine.min() > 0.99
+
+
+def test_every_size_of_a_batch_is_compiled(monkeypatch):
+    """torch gives up after eight graphs unless it is told not to, and the largest batches come last."""
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
+    config = {
+        "embed_dim": 8,
+        "vision_cfg": {"image_size": 8, "layers": 1, "width": 8, "head_width": 8, "patch_size": 8},
+        "text_cfg": {"context_length": 8, "vocab_size": 49408, "width": 8, "heads": 1, "layers": 1},
+    }
+    files = ModelFiles("open_clip", "tiny", config, {}, None)
+    model = open_clip.load(files, torch.device("cpu"), "fp32", True)
+    for size in buckets(64):
+        model.embed_crops(torch.zeros(size, 3, 8, 8))
+    assert len(graphs) == len(buckets(64)) == 12

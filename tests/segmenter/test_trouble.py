@@ -111,6 +111,11 @@ async def test_out_of_memory_is_halved_and_a_lost_device_ends_the_process(
         (torch.OutOfMemoryError("CUDA out of memory"), Failure.OUT_OF_MEMORY),
         (MemoryError(), Failure.OUT_OF_MEMORY),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: 8 bytes"), Failure.OUT_OF_MEMORY),
+        (torch.AcceleratorError("CUDA error: out of memory"), Failure.OUT_OF_MEMORY),
+        (
+            RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+            Failure.OUT_OF_MEMORY,
+        ),
         (torch.AcceleratorError("CUDA error: device-side assert triggered"), Failure.FATAL),
         (RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED"), Failure.FATAL),
         (RuntimeError("The size of tensor a (3) must match the size of tensor b (4)"), Failure.POISON),

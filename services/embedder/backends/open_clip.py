@@ -18,6 +18,7 @@ from services.embedder.crops import CLIP_MEAN, CLIP_STD
 # that CLIP's tokenizer takes for a word grows with the square of its length: 10,000 letters took 40 s.
 WORD_LETTERS, TOKEN_LETTERS = 256, 32
 WORDS_KEPT = 100_000
+GRAPHS = 64  # that are compiled at most, of one model
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -46,9 +47,11 @@ class OpenClipBackend:
             else torch.contiguous_format
         )
         model.visual.to(memory_format=self._format)
-        self._encode_image = (
-            torch.compile(model.encode_image, dynamic=False) if compile_model else model.encode_image
-        )
+        self._encode_image = model.encode_image
+        if compile_model:  # a graph for each size of a batch: torch would give up after eight of them
+            self._encode_image = torch.compile(
+                model.encode_image, dynamic=False, recompile_limit=GRAPHS, isolate_recompiles=True
+            )
         text = files.config["text_cfg"]
         self._context = text.get("context_length", 77)
         self._tokenizer = _tokenizer(text, self._context)
