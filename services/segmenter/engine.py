@@ -202,7 +202,9 @@ class SegmentEngine:
         embedding, cached = await self._embed(picture, call)
         self._check(prompts, embedding.geometry.image_size)
         answers: list[list[PromptedRegion]] = [[] for _ in prompts]
-        batches = list(batch_prompts(prompts, embedding.geometry, self.backend.mask_size))
+        batches = await asyncio.to_thread(
+            list, batch_prompts(prompts, embedding.geometry, self.backend.mask_size)
+        )
         works = [Answer(embedding, batch, multimask) for _, batch in batches]
         for (places, _), parts in zip(batches, await self._submit_all(works, call), strict=True):
             for place, answer in zip(places, joined(parts), strict=True):
@@ -214,10 +216,10 @@ class SegmentEngine:
         mask_size = self.backend.mask_size
         for index, prompt in enumerate(prompts):
             name = f"prompts.prompts[{index}]"
-            if prompt.mask is not None and prompt.mask.shape != size:
+            if prompt.mask is not None and prompt.mask.size != size:
                 raise invalid(
                     f"{name}.mask",
-                    f"{name}.mask is {prompt.mask.shape[0]} x {prompt.mask.shape[1]}, the image {size[0]} x "
+                    f"{name}.mask is {prompt.mask.size[0]} x {prompt.mask.size[1]}, the image {size[0]} x "
                     f"{size[1]}; send a mask as large as the image",
                 )
             if prompt.mask_logits is not None and prompt.mask_logits.shape != mask_size:

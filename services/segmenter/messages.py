@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 from dataclasses import fields, replace
@@ -19,7 +20,7 @@ from services.segmenter.backends.base import ModelIdentity
 from services.segmenter.engine import Picture
 from services.segmenter.everything import Region
 from services.segmenter.options import EverythingOptions, SelectionOptions
-from services.segmenter.prompts import Prompt
+from services.segmenter.prompts import Prompt, RoughMask
 
 
 def read_picture(image: types_pb2.Image, limits: ImageLimits) -> Picture:
@@ -101,11 +102,13 @@ def _read_prompt(prompt: segment_pb2.Prompt, name: str, max_points: int, limits:
         box = (prompt.box.x_min, prompt.box.y_min, prompt.box.x_max, prompt.box.y_max)
         if not np.isfinite(box).all() or box[0] >= box[2] or box[1] >= box[3]:
             raise invalid(f"{name}.box", f"{name}.box has no area; x_min < x_max and y_min < y_max in pixels")
+    mask = prompt.mask
+    decode = functools.partial(mask_from_proto, mask, f"{name}.mask", limits.max_pixels)
     return Prompt(
         points,
         np.array(labels, np.int32),
         box,
-        mask_from_proto(prompt.mask, f"{name}.mask", limits.max_pixels) if prior == "mask" else None,
+        RoughMask((mask.height, mask.width), decode) if prior == "mask" else None,
         tensor_from_proto(prompt.mask_logits, f"{name}.mask_logits", ndim=2)
         if prior == "mask_logits"
         else None,

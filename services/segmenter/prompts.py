@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,9 +21,23 @@ from services.segmenter.upscale import Upscaler
 
 # The decoder's own logits, which mask prompts imitate, are about this large inside and outside of an object.
 _CONFIDENT_LOGIT = 10.0
+_LARGEST_LOGIT = 1e4  # beyond what any answer holds; much larger ones end in numbers that are none
 
 # Prompts have no options; their stability is measured as everything mode does it by default.
 STABILITY_OFFSET = 1.0
+
+
+@dataclass(frozen=True)
+class RoughMask:
+    """A mask that is decoded only when it is looked at: a few bytes may stand for a large picture's pixels.
+
+    Attributes:
+        size: Of the mask.
+        decode: Returns it, bool `size`; may raise.
+    """
+
+    size: Size
+    decode: Callable[[], BoolMask]
 
 
 @dataclass(frozen=True)
@@ -34,14 +48,14 @@ class Prompt:
         points: (P, 2) as x, y; P may be 0.
         labels: (P,); 1: the object is there, 0: it is not there.
         box: (x_min, y_min, x_max, y_max).
-        mask: A rough mask of the object, bool (height, width).
+        mask: A rough mask of the object.
         mask_logits: ``low_res_logits`` of an earlier answer; instead of `mask`.
     """
 
     points: NDArray[np.float64]
     labels: NDArray[np.int32]
     box: tuple[float, float, float, float] | None = None
-    mask: BoolMask | None = None
+    mask: RoughMask | None = None
     mask_logits: NDArray[np.float32] | None = None
 
 
@@ -93,7 +107,7 @@ def mask_prompt(prompt: Prompt, geometry: Geometry, mask_size: Size) -> NDArray[
     """The mask of a prompt as logits at the decoder's resolution, float32 `mask_size`."""
     if prompt.mask_logits is not None or prompt.mask is None:
         assert prompt.mask_logits is not None
-        return prompt.mask_logits.astype(np.float32)
+        return prompt.mask_logits.astype(np.float32).clip(-_LARGEST_LOGIT, _LARGEST_LOGIT)
     # The image covers the upper left part of the encoder's input, and so of the decoder's masks.
     height, width = (
         max(1, round(of_input * of_mask / of_padded))
@@ -101,7 +115,7 @@ def mask_prompt(prompt: Prompt, geometry: Geometry, mask_size: Size) -> NDArray[
             geometry.input_size, mask_size, geometry.padded_size, strict=True
         )
     )
-    grey = Image.fromarray(prompt.mask.astype(np.uint8) * 255)
+    grey = Image.fromarray(prompt.mask.decode().astype(np.uint8) * 255)
     cover = np.asarray(grey.resize((width, height), Image.Resampling.BOX), np.float32) / 255
     logits = np.full(mask_size, -_CONFIDENT_LOGIT, np.float32)
     logits[:height, :width] = (2 * cover - 1) * _CONFIDENT_LOGIT

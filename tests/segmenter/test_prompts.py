@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+import weakref
 
 import numpy as np
 import pytest
@@ -13,12 +15,16 @@ from regionsearch.errors import Kind, RegionSearchError
 from services.runtime.batcher import BatchSettings
 from services.segmenter.backends.sam import SamBackend
 from services.segmenter.engine import Picture, Prompted, SegmentEngine
-from services.segmenter.prompts import Prompt, mask_prompt
+from services.segmenter.prompts import Prompt, RoughMask, mask_prompt
 
 
 def prompt(points: list[tuple[float, float]], labels: list[int] | None = None, **more: object) -> Prompt:
     coords = np.array(points, np.float64).reshape(-1, 2)
     return Prompt(coords, np.array([1] * len(points) if labels is None else labels, np.int32), **more)  # type: ignore[arg-type]
+
+
+def rough(mask: NDArray[np.bool_]) -> RoughMask:
+    return RoughMask((mask.shape[0], mask.shape[1]), lambda: mask)
 
 
 def ask(backend: SamBackend, image: NDArray[np.uint8], prompts: list[Prompt], multimask: bool) -> Prompted:
@@ -71,7 +77,7 @@ def test_a_rough_mask_lies_over_the_picture_as_the_model_sees_it(
 ) -> None:
     mask = np.zeros(coffee.shape[:2], bool)
     mask[:, 150:] = True  # the right half of 200 x 300
-    logits = mask_prompt(prompt([], mask=mask), pocket.prepare(coffee)[1], pocket.mask_size)
+    logits = mask_prompt(prompt([], mask=rough(mask)), pocket.prepare(coffee)[1], pocket.mask_size)
     side = pocket.mask_size[0]
     assert (logits[: side * 2 // 3 - 1, side // 2 + 1 :] == 10).all()
     assert (logits[: side * 2 // 3 - 1, : side // 2 - 1] == -10).all()
@@ -81,7 +87,7 @@ def test_a_rough_mask_lies_over_the_picture_as_the_model_sees_it(
 @pytest.mark.parametrize(
     ("bad", "field"),
     [
-        (prompt([], mask=np.ones((3, 3), bool)), "prompts.prompts[1].mask"),
+        (prompt([], mask=rough(np.ones((3, 3), bool))), "prompts.prompts[1].mask"),
         (prompt([], mask_logits=np.ones((3, 3), np.float32)), "prompts.prompts[1].mask_logits"),
     ],
 )
@@ -92,3 +98,26 @@ def test_masks_of_another_size_are_refused(
         ask(untrained, coffee, [prompt([(1, 1)]), bad], False)
     assert caught.value.kind is Kind.INVALID_ARGUMENT
     assert caught.value.field == field
+
+
+def test_rough_masks_are_in_memory_one_at_a_time(untrained: SamBackend, coffee: NDArray[np.uint8]) -> None:
+    """A few bytes each on the wire, a thousand of them would fill any memory; and the event loop goes on."""
+    alive: list[weakref.ref[NDArray[np.bool_]]] = []
+
+    def decode() -> NDArray[np.bool_]:
+        assert threading.current_thread() is not threading.main_thread()
+        assert not any(mask() is not None for mask in alive)
+        mask = np.ones(coffee.shape[:2], bool)
+        alive.append(weakref.ref(mask))
+        return mask
+
+    mask = RoughMask((coffee.shape[0], coffee.shape[1]), decode)
+    assert len(ask(untrained, coffee, [prompt([], mask=mask)] * 5, False).answers) == 5
+    assert len(alive) == 5
+
+
+def test_huge_logits_are_answered_with_numbers(untrained: SamBackend, coffee: NDArray[np.uint8]) -> None:
+    logits = np.full(untrained.mask_size, 3e38, np.float32)
+    ((answer,),) = ask(untrained, coffee, [prompt([], mask_logits=logits)], False).answers
+    assert np.isfinite(answer.region.predicted_iou)
+    assert np.isfinite(answer.low_res_logits).all()
