@@ -40,7 +40,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
 
     def __init__(self, keys: ApiKeys) -> None:
         self._keys = keys
-        self._wrapped: dict[_Handler, _Handler] = {}
+        self._wrapped: dict[tuple[str, _Handler], _Handler] = {}
 
     async def intercept_service(
         self,
@@ -49,11 +49,12 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
     ) -> _Handler:
         """Wraps the handler of a call; once per method."""
         handler = await continuation(handler_call_details)
-        if handler is None or handler_call_details.method.startswith(HEALTH):
+        path = handler_call_details.method
+        if handler is None or path.startswith(HEALTH):
             return handler
-        if handler not in self._wrapped:
-            self._wrapped[handler] = self._wrap(handler, handler_call_details.method)
-        return self._wrapped[handler]
+        if (path, handler) not in self._wrapped:
+            self._wrapped[path, handler] = self._wrap(handler, path)
+        return self._wrapped[path, handler]
 
     def _wrap(self, handler: _Handler, path: str) -> _Handler:
         if handler.response_streaming:
@@ -64,13 +65,15 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
             )
             stream = handler.stream_stream or handler.unary_stream
 
-            async def answer_many(request: Any, context: _Context) -> AsyncIterator[Any]:
+            # A coroutine that writes, no generator: gRPC leaves generators of cancelled calls behind, to be
+            # closed by the garbage collector, in another context than that in which they were opened.
+            async def answer_many(request: Any, context: _Context) -> None:
                 async with (
                     self._call(path, context),
                     contextlib.aclosing(stream(request, context)) as responses,
                 ):
                     async for response in responses:
-                        yield response
+                        await context.write(response)
 
             return make(answer_many, handler.request_deserializer, handler.response_serializer)
 
@@ -122,7 +125,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
                     code = grpc.StatusCode(context.code())
                     raise
                 except Exception as error:
-                    status = to_status(_typed(error, request_id))
+                    status = to_status(typed(error))
                     code = status.code
                     span.set_status(trace.StatusCode.ERROR, status.details)
                     trailers = (*(status.trailing_metadata or ()), (REQUEST_ID, request_id))
@@ -133,13 +136,14 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
             metrics.handled(service, method, code.name).inc()
 
 
-def _typed(error: Exception, request_id: str) -> RegionSearchError:
+def typed(error: Exception) -> RegionSearchError:
     """The error as the caller may see it; what was not foreseen is logged here and nothing of it leaks."""
     if isinstance(error, RegionSearchError):
         if error.kind is Kind.INTERNAL:
             _log.error("call failed", error=error.message)
         return error
     _log.exception("call failed unexpectedly")
+    request_id = structlog.contextvars.get_contextvars().get("request_id", "")
     return RegionSearchError(
         Kind.INTERNAL, f"an unexpected error; the server's log tells more under request_id {request_id}"
     )

@@ -69,7 +69,7 @@ class Server:
         self.health = Health(service.full_name for service in services)
         self.port = 0
         self._names = [service.full_name for service in services]
-        self._methods = _Methods(self._names, self.health)
+        self._methods = _Methods(services, self.health)
         self._loop = asyncio.get_running_loop()
         self._stopping = asyncio.Event()
         self._up = asyncio.Event()
@@ -200,8 +200,8 @@ class Server:
 class _Methods(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the stubs only
     """Method table that can grow while the server runs; gRPC's own must be complete before it starts."""
 
-    def __init__(self, services: Sequence[str], health: Health) -> None:
-        self._prefixes = tuple(f"/{service}/" for service in services)
+    def __init__(self, services: Sequence[ServiceDescriptor], health: Health) -> None:
+        self._expected = {f"/{service.full_name}/{m.name}" for service in services for m in service.methods}
         self._handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
         self._health = health
         self._not_yet = grpc.stream_stream_rpc_method_handler(self._refuse)
@@ -218,7 +218,7 @@ class _Methods(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in 
     def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any] | None:
         """The handler of a method; one that answers UNAVAILABLE before there are any."""
         handler = self._handlers.get(details.method)
-        if handler is None and not self._handlers and details.method.startswith(self._prefixes):
+        if handler is None and not self._handlers and details.method in self._expected:
             return self._not_yet
         return handler
 

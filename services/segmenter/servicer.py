@@ -8,10 +8,11 @@ from typing import Any
 
 from google.rpc import status_pb2
 
-from regionsearch.errors import RegionSearchError, invalid, to_status
+from regionsearch.errors import invalid, to_status, too_large
 from regionsearch.images import ImageLimits
 from regionsearch.v1 import segment_pb2, segment_pb2_grpc, types_pb2
 from services.runtime.batcher import Lane
+from services.runtime.interceptor import typed
 from services.segmenter import messages
 from services.segmenter.engine import Call, Picture, SegmentEngine
 from services.segmenter.options import EverythingOptions
@@ -50,10 +51,7 @@ class SegmentServicer(segment_pb2_grpc.SegmentServiceServicer):
         answers: asyncio.Queue[segment_pb2.SegmentStreamResponse | None] = asyncio.Queue()
 
         async def work_on(item: segment_pb2.SegmentStreamRequest) -> None:
-            try:
-                answers.put_nowait(await self._stream_item(item, _deadline(context)))
-            finally:
-                free.release()
+            answers.put_nowait(await self._stream_item(item, _deadline(context)))
 
         async def read() -> None:
             async with asyncio.TaskGroup() as group:
@@ -67,6 +65,7 @@ class SegmentServicer(segment_pb2_grpc.SegmentServiceServicer):
         try:
             while (answer := await answers.get()) is not None:
                 yield answer
+                free.release()  # not before: the answers to who does not read them must not pile up
             await reader
         finally:
             reader.cancel()
@@ -84,8 +83,8 @@ class SegmentServicer(segment_pb2_grpc.SegmentServiceServicer):
     ) -> segment_pb2.SegmentStreamResponse:
         try:
             response = await self._segment(item.request, deadline)
-        except RegionSearchError as error:
-            status = dict(to_status(error).trailing_metadata)["grpc-status-details-bin"]
+        except Exception as error:  # one that was not foreseen is no reason to end the others
+            status = dict(to_status(typed(error)).trailing_metadata)["grpc-status-details-bin"]
             return segment_pb2.SegmentStreamResponse(key=item.key, error=status_pb2.Status.FromString(status))
         return segment_pb2.SegmentStreamResponse(key=item.key, response=response)
 
@@ -114,8 +113,9 @@ class SegmentServicer(segment_pb2_grpc.SegmentServiceServicer):
 
         def write() -> segment_pb2.SegmentResponse:
             features = [None] * len(found.regions) if found.features is None else found.features
+            room = _Room(self._settings.max_message_bytes)
             regions = [
-                messages.write_region(region, encoding, feature)
+                room.take(messages.write_region(region, encoding, feature))
                 for region, feature in zip(found.regions, features, strict=True)
             ]
             return self._response(found.image_size, found.cached, regions=regions)
@@ -135,14 +135,17 @@ class SegmentServicer(segment_pb2_grpc.SegmentServiceServicer):
 
         def write() -> segment_pb2.SegmentResponse:
             results = []
+            room = _Room(self._settings.max_message_bytes)
             for index, answer in enumerate(found.answers):
                 features = [None] * len(answer) if found.features is None else found.features[index]
                 candidates = [
-                    messages.write_region(
-                        candidate.region,
-                        output.mask_encoding,
-                        feature,
-                        candidate.low_res_logits if output.low_res_logits else None,
+                    room.take(
+                        messages.write_region(
+                            candidate.region,
+                            output.mask_encoding,
+                            feature,
+                            candidate.low_res_logits if output.low_res_logits else None,
+                        )
                     )
                     for candidate, feature in zip(answer, features, strict=True)
                 ]
@@ -161,6 +164,24 @@ class SegmentServicer(segment_pb2_grpc.SegmentServiceServicer):
             embedding_cached=cached,
             **answer,
         )
+
+
+class _Room:
+    """What an answer has left of the cap of a message: masks may take far more than the picture did."""
+
+    def __init__(self, max_message_bytes: int) -> None:
+        self._most = self._left = max_message_bytes
+
+    def take(self, region: types_pb2.Region) -> types_pb2.Region:
+        """The region, if there is room for it."""
+        self._left -= region.ByteSize()
+        if self._left < 0:
+            raise too_large(
+                "output",
+                f"the answer takes more than the {self._most} bytes of a message (max_message_bytes); ask "
+                "for masks as COCO run lengths, without features and logits, or for fewer regions",
+            )
+        return region
 
 
 def _deadline(context: Any) -> float | None:

@@ -18,7 +18,8 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from regionsearch.errors import Kind, RegionSearchError, from_rpc_error, overloaded
 from regionsearch.rpc import ChannelConfig, TlsFiles, open_aio_channel
-from regionsearch.v1 import embed_pb2, embed_pb2_grpc
+from regionsearch.v1 import embed_pb2, embed_pb2_grpc, segment_pb2, segment_pb2_grpc
+from services.runtime import metrics
 from services.runtime.server import Server, serving
 from tests.runtime.conftest import EMBED, EchoServicer, EchoSettings, echo_server
 
@@ -55,6 +56,11 @@ async def test_while_loading_health_says_no_and_calls_say_unavailable():
             await embed_pb2_grpc.EmbedServiceStub(channel).EmbedTexts(REQUEST)
         assert error.value.code() is grpc.StatusCode.UNAVAILABLE
         assert "starting" in error.value.details()
+        refused = metrics.handled(EMBED.full_name, "EmbedImages", "UNAVAILABLE")
+        before = refused._value.get()
+        with pytest.raises(grpc.aio.AioRpcError):
+            await embed_pb2_grpc.EmbedServiceStub(channel).EmbedImages(embed_pb2.EmbedImagesRequest())
+        assert refused._value.get() == before + 1  # counted under its own name
         loaded.set()
         assert (await watch.read()).status == SERVING
         await embed_pb2_grpc.EmbedServiceStub(channel).EmbedTexts(REQUEST)
@@ -186,19 +192,58 @@ async def test_a_call_that_outlasts_the_grace_is_cut():
 
 
 async def test_an_expired_deadline_and_a_cancelled_call_reach_the_handler():
+    begun = asyncio.Event()
+
     async def hang(request, context):
+        begun.set()
         await asyncio.Event().wait()
 
     async with echo_server(hang) as (_, stub, servicer):
         with pytest.raises(grpc.aio.AioRpcError) as error:
-            await stub.EmbedTexts(REQUEST, timeout=0.1)
+            await stub.EmbedTexts(REQUEST, timeout=0.5)
         assert error.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
         await asyncio.wait_for(servicer.cancelled.wait(), 5)
         servicer.cancelled.clear()
+        begun.clear()
         call = stub.EmbedTexts(REQUEST)
-        await asyncio.sleep(0.1)
+        await asyncio.wait_for(begun.wait(), 20)
         call.cancel()
         await asyncio.wait_for(servicer.cancelled.wait(), 5)
+
+
+async def test_a_cancelled_stream_is_closed_in_its_own_context_and_counted_as_cancelled(caplog):
+    closed = asyncio.Event()
+
+    class Endless(segment_pb2_grpc.SegmentServiceServicer):
+        async def SegmentStream(self, requests, context):
+            try:
+                while True:
+                    yield segment_pb2.SegmentStreamResponse(key="x" * 100_000)
+            finally:
+                closed.set()
+
+    @contextlib.asynccontextmanager
+    async def lifespan(server: Server):
+        server.add(segment_pb2_grpc.add_SegmentServiceServicer_to_server, Endless())
+        yield
+
+    complaints = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: complaints.append(context))
+    service = segment_pb2.DESCRIPTOR.services_by_name["SegmentService"]
+    ended = metrics.handled(service.full_name, "SegmentStream", "CANCELLED")
+    before = ended._value.get()
+    async with (
+        serving(EchoSettings(), [service], lifespan) as server,
+        grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel,
+    ):
+        call = segment_pb2_grpc.SegmentServiceStub(channel).SegmentStream()
+        assert (await call.read()).key
+        await asyncio.sleep(0.2)  # the client does not read: the server waits for it in the middle of a write
+        call.cancel()
+        await asyncio.wait_for(closed.wait(), 20)
+    assert ended._value.get() == before + 1
+    assert not complaints
+    assert "detach" not in caplog.text
 
 
 async def test_fail_flips_health_and_ends_with_code_1():

@@ -17,18 +17,26 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from numpy.typing import NDArray
 
-from regionsearch.errors import Kind, from_rpc_error
+from regionsearch.errors import Kind, RegionSearchError, from_rpc_error
 from regionsearch.images import encode_image
 from regionsearch.masks import mask_from_proto, mask_to_proto
 from regionsearch.tensors import tensor_from_proto, tensor_to_proto
 from regionsearch.v1 import segment_pb2, segment_pb2_grpc, types_pb2
+from services.runtime.batcher import BatchSettings
 from services.runtime.server import serving
+from services.segmenter.backends.sam import SamBackend
+from services.segmenter.engine import SegmentEngine
+from services.segmenter.options import EverythingOptions
 from services.segmenter.service import segmenter
+from services.segmenter.servicer import SegmentServicer
 from services.segmenter.settings import SegmenterSettings
 
 SERVICES = [segment_pb2.DESCRIPTOR.services_by_name["SegmentService"]]
 GRID = segment_pb2.EverythingOptions(
     points_per_side=4, pred_iou_thresh=0.1, stability_score_thresh=0.1, box_nms_thresh=0.9
+)
+OPEN_GRID = segment_pb2.EverythingOptions(
+    points_per_side=4, pred_iou_thresh=0, stability_score_thresh=0, box_nms_thresh=1
 )
 CLICK = segment_pb2.Prompt(points=[types_pb2.Point(x=150, y=100)])
 
@@ -143,6 +151,81 @@ async def test_a_stream_answers_every_key_and_survives_a_bad_item(stub: Any, ima
     assert set(answers) == {f"item {number}" for number in range(12)}
     assert answers["item 5"].error.code == grpc.StatusCode.INVALID_ARGUMENT.value[0]
     assert all(answers[key].WhichOneof("outcome") == "response" for key in answers if key != "item 5")
+
+
+class FakeContext:
+    def time_remaining(self) -> None:
+        return None
+
+
+async def test_a_stream_takes_no_more_than_is_read_of_it(
+    untrained: SamBackend, image: types_pb2.Image
+) -> None:
+    engine = SegmentEngine(untrained, BatchSettings(), cache_bytes=1 << 24)
+    servicer = SegmentServicer(engine, EverythingOptions(), SegmenterSettings(max_stream_calls=3))
+    taken = 0
+
+    async def requests() -> AsyncIterator[segment_pb2.SegmentStreamRequest]:
+        nonlocal taken
+        for number in range(20):
+            taken = number + 1
+            item = segment_pb2.SegmentRequest(image=image, **prompted(CLICK))
+            yield segment_pb2.SegmentStreamRequest(key=str(number), request=item)
+
+    answers = servicer.SegmentStream(requests(), FakeContext())
+    seen = {(await anext(answers)).key}
+    while taken < 4:  # noqa: ASYNC110 (the reader goes on in its own time)
+        await asyncio.sleep(0.01)
+    await asyncio.sleep(0.3)
+    assert taken == 4  # three are worked on or not yet read, one waits its turn
+    seen |= {answer.key async for answer in answers}
+    assert len(seen) == 20
+    await engine.close()
+
+
+async def test_an_unexpected_error_of_an_item_does_not_end_its_stream(
+    untrained: SamBackend, image: types_pb2.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = SegmentEngine(untrained, BatchSettings(), cache_bytes=1 << 24)
+    servicer = SegmentServicer(engine, EverythingOptions(), SegmenterSettings())
+    answer = engine.prompts
+
+    async def fall(picture: Any, prompts: Any, **options: Any) -> Any:
+        if len(prompts) == 2:
+            raise ZeroDivisionError("secret")
+        return await answer(picture, prompts, **options)
+
+    monkeypatch.setattr(engine, "prompts", fall)
+
+    async def requests() -> AsyncIterator[segment_pb2.SegmentStreamRequest]:
+        for clicks in (1, 2, 3):
+            item = segment_pb2.SegmentRequest(image=image, **prompted(*[CLICK] * clicks))
+            yield segment_pb2.SegmentStreamRequest(key=str(clicks), request=item)
+
+    answers = {answer.key: answer async for answer in servicer.SegmentStream(requests(), FakeContext())}
+    assert {key: answer.WhichOneof("outcome") for key, answer in answers.items()} == {
+        "1": "response",
+        "2": "error",
+        "3": "response",
+    }
+    assert answers["2"].error.code == grpc.StatusCode.INTERNAL.value[0]
+    assert "secret" not in answers["2"].error.message
+    await engine.close()
+
+
+async def test_an_answer_over_the_cap_of_a_message_says_what_to_do(
+    untrained: SamBackend, image: types_pb2.Image
+) -> None:
+    engine = SegmentEngine(untrained, BatchSettings(), cache_bytes=1 << 24)
+    servicer = SegmentServicer(engine, EverythingOptions(), SegmenterSettings(max_message_bytes=100_000))
+    output = segment_pb2.OutputOptions(mask_encoding=types_pb2.MASK_ENCODING_PACKED_BITS)
+    for mode in (prompted(*[CLICK] * 9), {"everything": OPEN_GRID}):
+        with pytest.raises(RegionSearchError) as caught:
+            await servicer.Segment(
+                segment_pb2.SegmentRequest(image=image, output=output, **mode), FakeContext()
+            )
+        assert (caught.value.kind, caught.value.field) == (Kind.TOO_LARGE, "output")
+    await engine.close()
 
 
 def prompted(*prompts: segment_pb2.Prompt) -> dict[str, segment_pb2.Prompts]:
