@@ -49,9 +49,8 @@ class OpenClipBackend:
         model.visual.to(memory_format=self._format)
         self._encode_image = model.encode_image
         if compile_model:  # a graph for each size of a batch: torch would give up after eight of them
-            self._encode_image = torch.compile(
-                model.encode_image, dynamic=False, recompile_limit=GRAPHS, isolate_recompiles=True
-            )
+            options: Any = {"recompile_limit": GRAPHS, "isolate_recompiles": True}  # torch's types lack them
+            self._encode_image = torch.compile(model.encode_image, dynamic=False, **options)
         text = files.config["text_cfg"]
         self._context = text.get("context_length", 77)
         self._tokenizer = _tokenizer(text, self._context)
