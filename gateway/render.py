@@ -166,11 +166,10 @@ def _write_legend(canvas: Pixels, names: Sequence[str]) -> None:
     line, pad = round(size * 1.4), round(size * 0.5)
     box_width = 3 * pad + size + round(max(font.getlength(name) for name in shown))
     box_height = 2 * pad + line * len(shown)
-    panel = Image.new("RGB", (box_width, box_height), (24, 24, 27))
+    panel = Image.new("RGB", (min(box_width, width), min(box_height, height)), (24, 24, 27))
     pen = ImageDraw.Draw(panel)
     for row, name in enumerate(shown):
         top = pad + row * line
         pen.rectangle((pad, top, pad + size - 1, top + size - 1), fill=PALETTE[row % len(PALETTE)])
         pen.text((2 * pad + size, top + size / 2), name, fill=(250, 250, 250), font=font, anchor="lm")
-    patch = np.asarray(panel)[:height, :width]
-    canvas[: patch.shape[0], : patch.shape[1]] = patch
+    canvas[: panel.height, : panel.width] = np.asarray(panel)

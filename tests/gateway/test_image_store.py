@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway import image_store
@@ -50,7 +50,6 @@ async def test_put_get_delete(store: ImageStore) -> None:
     assert caught.value.kind is Kind.NOT_FOUND
 
 
-@settings(deadline=None)
 @given(
     st.one_of(
         st.text(max_size=80), st.sampled_from(["../" + "a" * 61, "A" * 64, "a" * 63 + "\n", "a" * 65, ""])

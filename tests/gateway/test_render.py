@@ -105,3 +105,19 @@ def test_a_huge_picture_is_touched_only_where_the_find_is() -> None:
     rows, columns = np.nonzero(changed)
     assert (rows.min(), columns.min()) == (1580, 2380)
     assert not changed[mask].any()
+
+
+def test_a_legend_is_never_larger_than_the_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """64 long phrases on a picture of 50 megapixels would be three times the picture."""
+    made: list[tuple[int, int]] = []
+    new = render.Image.new
+
+    def noted(mode: str, size: tuple[int, int], *arguments: object) -> object:
+        made.append(size)
+        return new(mode, size, *arguments)
+
+    monkeypatch.setattr(render.Image, "new", noted)
+    drawn = render.draw(np.zeros((400, 500, 3), np.uint8), [], "outline", [f"{i} " * 20 for i in range(64)])
+    assert drawn.shape == (400, 500, 3)
+    assert made
+    assert all(width <= 500 and height <= 400 for width, height in made)
