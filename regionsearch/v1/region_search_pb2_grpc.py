@@ -29,8 +29,9 @@ class RegionSearchServiceStub:
     """The whole pipeline for backends: the gRPC twin of the gateway's HTTP API, with the same behaviour.
 
     Errors of every call: INVALID_ARGUMENT (BadRequest names the field), NOT_FOUND, FAILED_PRECONDITION (a query of
-    another model), UNAUTHENTICATED, PERMISSION_DENIED, RESOURCE_EXHAUSTED with RetryInfo (wait that long),
-    UNAVAILABLE (a service behind is starting or gone: retry), DEADLINE_EXCEEDED, INTERNAL.
+    another model), ABORTED (what a page token or the call began with is gone: begin anew), UNAUTHENTICATED,
+    PERMISSION_DENIED, RESOURCE_EXHAUSTED with RetryInfo (wait that long), UNAVAILABLE (a service behind is starting or
+    gone: retry), DEADLINE_EXCEEDED, INTERNAL.
     """
 
     def __init__(self, channel):
@@ -75,8 +76,9 @@ class RegionSearchServiceServicer:
     """The whole pipeline for backends: the gRPC twin of the gateway's HTTP API, with the same behaviour.
 
     Errors of every call: INVALID_ARGUMENT (BadRequest names the field), NOT_FOUND, FAILED_PRECONDITION (a query of
-    another model), UNAUTHENTICATED, PERMISSION_DENIED, RESOURCE_EXHAUSTED with RetryInfo (wait that long),
-    UNAVAILABLE (a service behind is starting or gone: retry), DEADLINE_EXCEEDED, INTERNAL.
+    another model), ABORTED (what a page token or the call began with is gone: begin anew), UNAUTHENTICATED,
+    PERMISSION_DENIED, RESOURCE_EXHAUSTED with RetryInfo (wait that long), UNAVAILABLE (a service behind is starting or
+    gone: retry), DEADLINE_EXCEEDED, INTERNAL.
     """
 
     def IngestImage(self, request, context):
@@ -168,8 +170,9 @@ class RegionSearchService:
     """The whole pipeline for backends: the gRPC twin of the gateway's HTTP API, with the same behaviour.
 
     Errors of every call: INVALID_ARGUMENT (BadRequest names the field), NOT_FOUND, FAILED_PRECONDITION (a query of
-    another model), UNAUTHENTICATED, PERMISSION_DENIED, RESOURCE_EXHAUSTED with RetryInfo (wait that long),
-    UNAVAILABLE (a service behind is starting or gone: retry), DEADLINE_EXCEEDED, INTERNAL.
+    another model), ABORTED (what a page token or the call began with is gone: begin anew), UNAUTHENTICATED,
+    PERMISSION_DENIED, RESOURCE_EXHAUSTED with RetryInfo (wait that long), UNAVAILABLE (a service behind is starting or
+    gone: retry), DEADLINE_EXCEEDED, INTERNAL.
     """
 
     @staticmethod

@@ -30,8 +30,9 @@ class RegionSearchServiceStub:
     """The whole pipeline for backends: the gRPC twin of the gateway's HTTP API, with the same behaviour.
 
     Errors of every call: INVALID_ARGUMENT (BadRequest names the field), NOT_FOUND, FAILED_PRECONDITION (a query of
-    another model), UNAUTHENTICATED, PERMISSION_DENIED, RESOURCE_EXHAUSTED with RetryInfo (wait that long),
-    UNAVAILABLE (a service behind is starting or gone: retry), DEADLINE_EXCEEDED, INTERNAL.
+    another model), ABORTED (what a page token or the call began with is gone: begin anew), UNAUTHENTICATED,
+    PERMISSION_DENIED, RESOURCE_EXHAUSTED with RetryInfo (wait that long), UNAVAILABLE (a service behind is starting or
+    gone: retry), DEADLINE_EXCEEDED, INTERNAL.
     """
 
     @_typing.overload
@@ -60,8 +61,9 @@ class RegionSearchServiceAsyncStub(RegionSearchServiceStub):
     """The whole pipeline for backends: the gRPC twin of the gateway's HTTP API, with the same behaviour.
 
     Errors of every call: INVALID_ARGUMENT (BadRequest names the field), NOT_FOUND, FAILED_PRECONDITION (a query of
-    another model), UNAUTHENTICATED, PERMISSION_DENIED, RESOURCE_EXHAUSTED with RetryInfo (wait that long),
-    UNAVAILABLE (a service behind is starting or gone: retry), DEADLINE_EXCEEDED, INTERNAL.
+    another model), ABORTED (what a page token or the call began with is gone: begin anew), UNAUTHENTICATED,
+    PERMISSION_DENIED, RESOURCE_EXHAUSTED with RetryInfo (wait that long), UNAVAILABLE (a service behind is starting or
+    gone: retry), DEADLINE_EXCEEDED, INTERNAL.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -86,8 +88,9 @@ class RegionSearchServiceServicer(metaclass=_abc_1.ABCMeta):
     """The whole pipeline for backends: the gRPC twin of the gateway's HTTP API, with the same behaviour.
 
     Errors of every call: INVALID_ARGUMENT (BadRequest names the field), NOT_FOUND, FAILED_PRECONDITION (a query of
-    another model), UNAUTHENTICATED, PERMISSION_DENIED, RESOURCE_EXHAUSTED with RetryInfo (wait that long),
-    UNAVAILABLE (a service behind is starting or gone: retry), DEADLINE_EXCEEDED, INTERNAL.
+    another model), ABORTED (what a page token or the call began with is gone: begin anew), UNAUTHENTICATED,
+    PERMISSION_DENIED, RESOURCE_EXHAUSTED with RetryInfo (wait that long), UNAVAILABLE (a service behind is starting or
+    gone: retry), DEADLINE_EXCEEDED, INTERNAL.
     """
 
     @_abc_1.abstractmethod

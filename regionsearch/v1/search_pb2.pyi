@@ -220,7 +220,9 @@ class StoredImage(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     REGION_COUNT_FIELD_NUMBER: _builtins.int
     image_id: _builtins.str
-    """SHA-256 of the encoded bytes, hexadecimal; any unique string of up to 128 characters is accepted."""
+    """SHA-256 of the encoded bytes, hexadecimal; any unique string of up to 128 characters, none of them
+    NUL, is accepted.
+    """
     name: _builtins.str
     """What the user calls it, usually a file name. Never used as a path."""
     width: _builtins.int
@@ -297,7 +299,7 @@ class Record(_message.Message):
     STABILITY_SCORE_FIELD_NUMBER: _builtins.int
     ATTRIBUTES_FIELD_NUMBER: _builtins.int
     record_id: _builtins.str
-    """Unique in its collection, up to 160 characters."""
+    """Unique in its collection, up to 160 characters, none of them NUL."""
     image_id: _builtins.str
     level: Global___Level.ValueType
     area: _builtins.int

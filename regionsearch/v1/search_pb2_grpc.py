@@ -34,8 +34,9 @@ class SearchServiceStub:
 
     Errors of every call: INVALID_ARGUMENT (BadRequest names the field), NOT_FOUND (no such collection),
     FAILED_PRECONDITION with reason MODEL_MISMATCH (vectors of another model or crop policy; the metadata names both),
-    RESOURCE_EXHAUSTED with RetryInfo (queue full), RESOURCE_EXHAUSTED with reason STORAGE_FULL (disk full: reads
-    go on), DATA_LOSS (a damaged file, named), UNAVAILABLE, DEADLINE_EXCEEDED, INTERNAL.
+    ABORTED (what a page token or the call began with is gone: begin anew), RESOURCE_EXHAUSTED with RetryInfo (queue
+    full), RESOURCE_EXHAUSTED with reason STORAGE_FULL (disk full: reads go on), DATA_LOSS (a damaged file, named),
+    UNAVAILABLE, DEADLINE_EXCEEDED, INTERNAL.
     """
 
     def __init__(self, channel):
@@ -120,8 +121,9 @@ class SearchServiceServicer:
 
     Errors of every call: INVALID_ARGUMENT (BadRequest names the field), NOT_FOUND (no such collection),
     FAILED_PRECONDITION with reason MODEL_MISMATCH (vectors of another model or crop policy; the metadata names both),
-    RESOURCE_EXHAUSTED with RetryInfo (queue full), RESOURCE_EXHAUSTED with reason STORAGE_FULL (disk full: reads
-    go on), DATA_LOSS (a damaged file, named), UNAVAILABLE, DEADLINE_EXCEEDED, INTERNAL.
+    ABORTED (what a page token or the call began with is gone: begin anew), RESOURCE_EXHAUSTED with RetryInfo (queue
+    full), RESOURCE_EXHAUSTED with reason STORAGE_FULL (disk full: reads go on), DATA_LOSS (a damaged file, named),
+    UNAVAILABLE, DEADLINE_EXCEEDED, INTERNAL.
     """
 
     def CreateCollection(self, request, context):
@@ -297,8 +299,9 @@ class SearchService:
 
     Errors of every call: INVALID_ARGUMENT (BadRequest names the field), NOT_FOUND (no such collection),
     FAILED_PRECONDITION with reason MODEL_MISMATCH (vectors of another model or crop policy; the metadata names both),
-    RESOURCE_EXHAUSTED with RetryInfo (queue full), RESOURCE_EXHAUSTED with reason STORAGE_FULL (disk full: reads
-    go on), DATA_LOSS (a damaged file, named), UNAVAILABLE, DEADLINE_EXCEEDED, INTERNAL.
+    ABORTED (what a page token or the call began with is gone: begin anew), RESOURCE_EXHAUSTED with RetryInfo (queue
+    full), RESOURCE_EXHAUSTED with reason STORAGE_FULL (disk full: reads go on), DATA_LOSS (a damaged file, named),
+    UNAVAILABLE, DEADLINE_EXCEEDED, INTERNAL.
     """
 
     @staticmethod

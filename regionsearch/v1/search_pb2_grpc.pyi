@@ -35,8 +35,9 @@ class SearchServiceStub:
 
     Errors of every call: INVALID_ARGUMENT (BadRequest names the field), NOT_FOUND (no such collection),
     FAILED_PRECONDITION with reason MODEL_MISMATCH (vectors of another model or crop policy; the metadata names both),
-    RESOURCE_EXHAUSTED with RetryInfo (queue full), RESOURCE_EXHAUSTED with reason STORAGE_FULL (disk full: reads
-    go on), DATA_LOSS (a damaged file, named), UNAVAILABLE, DEADLINE_EXCEEDED, INTERNAL.
+    ABORTED (what a page token or the call began with is gone: begin anew), RESOURCE_EXHAUSTED with RetryInfo (queue
+    full), RESOURCE_EXHAUSTED with reason STORAGE_FULL (disk full: reads go on), DATA_LOSS (a damaged file, named),
+    UNAVAILABLE, DEADLINE_EXCEEDED, INTERNAL.
     """
 
     @_typing.overload
@@ -77,8 +78,9 @@ class SearchServiceAsyncStub(SearchServiceStub):
 
     Errors of every call: INVALID_ARGUMENT (BadRequest names the field), NOT_FOUND (no such collection),
     FAILED_PRECONDITION with reason MODEL_MISMATCH (vectors of another model or crop policy; the metadata names both),
-    RESOURCE_EXHAUSTED with RetryInfo (queue full), RESOURCE_EXHAUSTED with reason STORAGE_FULL (disk full: reads
-    go on), DATA_LOSS (a damaged file, named), UNAVAILABLE, DEADLINE_EXCEEDED, INTERNAL.
+    ABORTED (what a page token or the call began with is gone: begin anew), RESOURCE_EXHAUSTED with RetryInfo (queue
+    full), RESOURCE_EXHAUSTED with reason STORAGE_FULL (disk full: reads go on), DATA_LOSS (a damaged file, named),
+    UNAVAILABLE, DEADLINE_EXCEEDED, INTERNAL.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -115,8 +117,9 @@ class SearchServiceServicer(metaclass=_abc_1.ABCMeta):
 
     Errors of every call: INVALID_ARGUMENT (BadRequest names the field), NOT_FOUND (no such collection),
     FAILED_PRECONDITION with reason MODEL_MISMATCH (vectors of another model or crop policy; the metadata names both),
-    RESOURCE_EXHAUSTED with RetryInfo (queue full), RESOURCE_EXHAUSTED with reason STORAGE_FULL (disk full: reads
-    go on), DATA_LOSS (a damaged file, named), UNAVAILABLE, DEADLINE_EXCEEDED, INTERNAL.
+    ABORTED (what a page token or the call began with is gone: begin anew), RESOURCE_EXHAUSTED with RetryInfo (queue
+    full), RESOURCE_EXHAUSTED with reason STORAGE_FULL (disk full: reads go on), DATA_LOSS (a damaged file, named),
+    UNAVAILABLE, DEADLINE_EXCEEDED, INTERNAL.
     """
 
     @_abc_1.abstractmethod
