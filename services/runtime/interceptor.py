@@ -73,7 +73,10 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
                     contextlib.aclosing(stream(request, context)) as responses,
                 ):
                     async for response in responses:
-                        await context.write(response)
+                        try:
+                            await context.write(response)
+                        except grpc.aio.InternalError as error:  # the client went away; the word comes later
+                            raise asyncio.CancelledError from error
 
             return make(answer_many, handler.request_deserializer, handler.response_serializer)
 

@@ -128,7 +128,7 @@ def test_a_device_that_rounds_is_not_believed_without_proof() -> None:
     flat = flat_segment(near)
     segment = build_gpu(Rewrite([flat], 0), FakeDevice().place)
     mask = np.ones(5000, np.bool_)
-    device_rows = segment._index.search(query[np.newaxis], 20)[1][0]
+    device_rows = segment._held[0].search(query[np.newaxis], 20)[1][0]
     expected = truth(near, query, mask, 20)
     assert set(device_rows.tolist()) != expected
     ((rows, _),) = segment.nearest([Probe(query[np.newaxis], 5000, None, 5000, 20)])[0]
