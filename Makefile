@@ -5,6 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check -q
 STEPS ?=
+ARGS ?=
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .PHONY: help run test test-slow lint protos bench train-pocket evaluate loadtest loadtest-ui clean
@@ -49,7 +50,7 @@ bench: $(VENV)/.dev  ## Measure speed as ratios; writes benchmarks/out/latest.js
 	$(BIN)/python -m benchmarks
 
 train-pocket: $(VENV)/.dev  ## Train the pocket models (STEPS=20 for a quick run)
-	$(BIN)/python -m training $(if $(STEPS),--steps $(STEPS))
+	$(BIN)/python -m training $(if $(STEPS),--steps $(STEPS)) $(ARGS)
 
 evaluate: $(VENV)/.run  ## Measure what the models find, on the bundled held-out scenes
 	$(BIN)/regionsearch evaluate --fixture

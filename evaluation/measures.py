@@ -15,7 +15,7 @@ from evaluation.evidence import Absence, Evidence, Likeness, Question, Thing
 from evaluation.rle import FloatArray
 
 SIZES = ("small", "medium", "large")
-LARGE_CANVAS = 256  # pixels; the side of the squares that the pocket models were trained on
+LARGE_CANVAS = 256  # pixels; the side of the square scenes that the pocket models were trained on
 
 
 @dataclass(frozen=True)

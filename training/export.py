@@ -13,6 +13,8 @@ from torch import nn
 
 from services.embedder.crops import CLIP_MEAN, CLIP_STD
 
+_LARGEST_VARIANCE = 2.0**15  # half of what half precision can hold
+
 
 def export_segmenter(
     sam: nn.Module, architecture: dict[str, Any], everything: dict[str, Any], folder: Path
@@ -61,7 +63,29 @@ def load_weights(module: nn.Module, file: Path) -> None:
     )
 
 
+@torch.no_grad()
+def fit_half(module: nn.Module) -> None:
+    """Brings variances within half precision that are beyond it, in place.
+
+    A convolution is scaled down by a power of two, channel by channel; the batch normalisation right after it
+    in an ``nn.Sequential`` makes up for that, so that the module computes the same.
+    """
+    for block in module.modules():
+        if not isinstance(block, nn.Sequential) or len(block) < 2:
+            continue
+        convolution, norm = block[0], block[1]
+        if isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+            assert norm.running_mean is not None and norm.running_var is not None
+            scale = 0.5 ** (norm.running_var / _LARGEST_VARIANCE).log2().div(2).ceil().clamp(min=0)
+            convolution.weight *= scale[:, None, None, None]
+            if convolution.bias is not None:
+                convolution.bias *= scale
+            norm.running_mean *= scale
+            norm.running_var *= scale.square()
+
+
 def _write(module: nn.Module, manifest: dict[str, Any], file: Path) -> None:
+    fit_half(module)
     weights = {
         name: (value.half() if value.is_floating_point() else value).cpu().contiguous()
         for name, value in module.state_dict().items()

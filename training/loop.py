@@ -13,7 +13,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 WARMUP_STEPS = 200
-DECAY_SHARE = 0.45  # the last part of a run, in which the learning rate falls to zero
+DECAY_SHARE = 0.6  # the last part of a run, in which the learning rate falls to zero
 
 
 def learning_rate(step: int, steps: int, peak: float) -> float:

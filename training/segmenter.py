@@ -13,63 +13,73 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from services.segmenter.backends.pocket import STRIDE, build_pocket_sam
+from training.auxiliary import AuxiliaryHead, mask_loss, shrink
 from training.decoder import decode_masks
 from training.loop import train
-from training.prompts import any_pixel, choose_things, inner_pixel, jittered_box, mask_box, several_points
+from training.prompts import any_pixel, choose_things, inner_pixel, jittered_box, several_points
 from training.scenes import HELD_OUT, SceneArtist
 from training.store import SIDE, SceneStore, StoredScene, fit
+from training.vocabulary import Vocabulary
 
 ARCHITECTURE: dict[str, Any] = {
     "body": "regnetx_004",
-    "img_size": 256,
+    "img_size": 320,
     "width": 128,
+    "detail": 64,
     "heads": 4,
     "depth": 2,
     "mlp_width": 512,
 }
-EVERYTHING: dict[str, Any] = {"points_per_side": 16, "pred_iou_thresh": 0.3, "stability_score_thresh": 0.35}
-STEPS = 10_000  # of a whole run
+EVERYTHING: dict[str, Any] = {"points_per_side": 16, "pred_iou_thresh": 0.35, "stability_score_thresh": 0.5}
+STEPS = 15_000  # of a whole run
 PEAK_RATE = 1.2e-3
 
-_SCENES, _PROMPTS = 10, 3  # of a step; prompts are per scene
+_SCENES, _PROMPTS = 10, 2  # of a step; prompts are per scene
 _BACKGROUND_CLICKS = 0.15  # of the single clicks
-_GRID = SIDE // STRIDE
-_FINE = 4  # mask logits per cell of the embedding, along one side
+_COARSE_SIDE, _COARSE_SHARE = SIDE, 0.4  # the first part of a run sees the scenes smaller, for speed
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Scenes as tensors: pixels (S, 3, SIDE, SIDE) 0 … 255, labels (S, SIDE, SIDE), unpadded sizes."""
+    """Scenes as tensors, padded to squares.
+
+    Attributes:
+        pixels: float32 (S, 3, side, side), 0 … 255.
+        labels: uint8 (S, side, side).
+        sizes: height and width of each scene without its padding.
+    """
 
     pixels: Tensor
     labels: Tensor
     sizes: list[tuple[int, int]]
 
+    @property
+    def side(self) -> int:
+        """Pixels along one side."""
+        return self.labels.shape[-1]
+
 
 class SegmenterTrainee(nn.Module):
-    """The pocket SAM with the auxiliary head that training hangs on its image embedding.
+    """The pocket SAM with the auxiliary head that training hangs on its image embedding."""
 
-    From every cell the head predicts which of its pixels belong to things, which lie on an outline, and how
-    far the sides of the thing's box are. That teaches the encoder from all pixels of a scene and not only
-    through a few clicks; the head is thrown away afterwards.
-    """
-
-    def __init__(self, architecture: dict[str, Any]) -> None:
+    def __init__(self, architecture: dict[str, Any], classes: int) -> None:
         super().__init__()
         self.sam = build_pocket_sam(**architecture)
-        self.auxiliary = nn.Conv2d(architecture["width"], 2 * _FINE**2 + 4, kernel_size=1)
+        self.auxiliary = AuxiliaryHead(architecture["width"], classes)
         self.sam.image_encoder.to(memory_format=torch.channels_last)
 
-    def embed(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Image embeddings (S, C, h, w), float32, and the auxiliary head's output."""
+    def embed(self, batch: Batch) -> Tensor:
+        """Image embeddings (S, C, h, w), float32; prompts after it are in pixels of this batch."""
+        prompts = self.sam.prompt_encoder
+        prompts.input_image_size = (batch.side, batch.side)
+        prompts.image_embedding_size = (batch.side // STRIDE, batch.side // STRIDE)
         pixels = (batch.pixels - self.sam.pixel_mean) / self.sam.pixel_std
         for i, (height, width) in enumerate(batch.sizes):
             pixels[i, :, height:] = 0
             pixels[i, :, :, width:] = 0
         with torch.autocast(pixels.device.type, torch.bfloat16):
-            embeddings = self.sam.image_encoder(pixels.contiguous(memory_format=torch.channels_last))
-            auxiliary = self.auxiliary(embeddings)
-        return embeddings.float(), auxiliary.float()
+            maps: Tensor = self.sam.image_encoder(pixels.contiguous(memory_format=torch.channels_last))
+        return maps.float()
 
     def decode(
         self, embeddings: Tensor, sparse: Tensor, dense: Tensor | None = None
@@ -85,14 +95,20 @@ def train_segmenter(
 ) -> nn.Module:
     """Trains, resuming from ``folder``, and returns the averaged :class:`segment_anything.modeling.Sam`."""
     torch.manual_seed(seed)
-    trainee = SegmenterTrainee(ARCHITECTURE).to(device)
-    held_out = [fit(SceneArtist().draw(HELD_OUT + i)) for i in range(24)]
+    artist = SceneArtist()
+    classes = Vocabulary(artist.vocabulary).index
+    trainee = SegmenterTrainee(ARCHITECTURE, len(classes)).to(device)
+    held_out = [fit(artist.draw(HELD_OUT + i)) for i in range(48)]
 
     def compute_loss(step: int) -> tuple[Tensor, dict[str, float]]:
         rng = np.random.default_rng((seed, step))
         scenes = [store[int(i)] for i in rng.integers(len(store), size=_SCENES)]
-        batch = _collate([_augment(rng, scene.image, scene.labels) for scene in scenes], device)
-        return _step_loss(trainee, batch, rng)
+        side = _COARSE_SIDE if step < _COARSE_SHARE * steps else ARCHITECTURE["img_size"]
+        batch = _collate([_augment(rng, scene.image, scene.labels) for scene in scenes], side, device)
+        names = np.full((_SCENES, 256), -1)
+        for row, scene in zip(names, scenes, strict=True):
+            row[[thing.label for thing in scene.things]] = [classes[thing.name] for thing in scene.things]
+        return _step_loss(trainee, batch, names, rng)
 
     def evaluate(module: nn.Module) -> dict[str, float]:
         assert isinstance(module, SegmenterTrainee)
@@ -120,14 +136,15 @@ def one_click_quality(
     rng = np.random.default_rng(0)
     best, single, error = [], [], []
     for scene in scenes:
-        batch = _collate([(scene.image, scene.labels)], device)
+        batch = _collate([(scene.image, scene.labels)], ARCHITECTURE["img_size"], device)
         chosen = np.array([thing.label for thing in scene.things])
-        points = np.stack([inner_pixel(rng, scene.labels == label) for label in chosen])
+        labels = batch.labels[0].numpy(force=True)
+        points = np.stack([inner_pixel(rng, labels == label) for label in chosen])
         truth = batch.labels == torch.from_numpy(chosen).to(device)[:, None, None]
-        embeddings, _ = trainee.embed(batch)
+        embeddings = trainee.embed(batch)
         sparse = _embed_points(trainee, points[:, None], np.ones((len(points), 1)), device)
         masks, predicted = trainee.decode(embeddings, sparse)
-        hard = F.interpolate(masks, (SIDE, SIDE), mode="bilinear") > 0
+        hard = F.interpolate(masks, (batch.side, batch.side), mode="bilinear") > 0
         iou = _iou(hard, truth[:, None])
         pick = predicted[:, 1:].argmax(1) + 1
         best.append(iou.gather(1, pick[:, None])[:, 0])
@@ -141,9 +158,9 @@ def one_click_quality(
 
 
 def _step_loss(
-    trainee: SegmenterTrainee, batch: Batch, rng: np.random.Generator
+    trainee: SegmenterTrainee, batch: Batch, names: npt.NDArray[np.int64], rng: np.random.Generator
 ) -> tuple[Tensor, dict[str, float]]:
-    embeddings, auxiliary = trainee.embed(batch)
+    embeddings = trainee.embed(batch)
     chosen = np.stack([choose_things(rng, labels, _PROMPTS) for labels in batch.labels.numpy(force=True)])
     device = batch.labels.device
     labels = batch.labels[:, None].expand(-1, _PROMPTS, -1, -1)
@@ -154,7 +171,9 @@ def _step_loss(
         chosen > 0
     ).to(device)[..., None, None]
     truth = truth.flatten(0, 1)
-    outlines = (batch.labels.numpy(force=True)[:, None] == chosen[..., None, None]).reshape(-1, SIDE, SIDE)
+    outlines = (batch.labels.numpy(force=True)[:, None] == chosen[..., None, None]).reshape(
+        -1, batch.side, batch.side
+    )
     outlines &= _inside(batch)[:, None].repeat(_PROMPTS, 1).reshape(outlines.shape)
     dense = None
     if kind < 0.6:
@@ -168,66 +187,26 @@ def _step_loss(
     else:
         sparse, dense = _refinement(trainee, embeddings, truth, outlines, rng)
     masks, predicted = trainee.decode(embeddings, sparse, dense)
-    loss, report = _mask_loss(masks, predicted, truth)
-    extra = _auxiliary_loss(auxiliary, batch.labels)
-    report["aux"] = float(extra.detach())
-    return loss + extra, report
+    loss, report = _prompt_loss(masks, predicted, truth)
+    extra, parts = trainee.auxiliary(embeddings, batch.labels, names, rng)
+    return loss + extra, report | parts
 
 
-def _mask_loss(masks: Tensor, predicted: Tensor, truth: Tensor) -> tuple[Tensor, dict[str, float]]:
+def _prompt_loss(masks: Tensor, predicted: Tensor, truth: Tensor) -> tuple[Tensor, dict[str, float]]:
     """BCE and dice of the single mask and of the best of the three, and the error of all predicted IoUs."""
-    target = F.avg_pool2d(truth[:, None].float(), SIDE // masks.shape[-1])
-    area = target.sum((2, 3))
-    bce = F.binary_cross_entropy_with_logits(masks, target.expand_as(masks), reduction="none").sum((2, 3))
-    bce = bce / (4 * area + 400)
-    chance = masks.sigmoid()
-    overlap = (chance * target).sum((2, 3))
-    dice = 1 - (2 * overlap + 1) / (chance.square().sum((2, 3)) + target.square().sum((2, 3)) + 1)
-    per_mask = bce + dice * (area > 0)
+    target = shrink(truth[:, None].float(), masks.shape[-1])
+    per_mask = mask_loss(masks, target)
     with torch.no_grad():
         iou = _iou(masks > 0, target > 0.5)
-    mask_loss = per_mask[:, 0] + per_mask[:, 1:].amin(1) + 0.05 * per_mask[:, 1:].mean(1)
+    loss = per_mask[:, 0] + per_mask[:, 1:].amin(1) + 0.2 * per_mask[:, 1:].mean(1)
     iou_loss = (predicted - iou).square().mean()
-    things = area[:, 0] > 0
+    things = truth.flatten(1).any(1)
     report = {
-        "mask": float(mask_loss.detach().mean()),
+        "mask": float(loss.detach().mean()),
         "iou": float(iou[things, 0].mean()),
         "iou_mse": float(iou_loss.detach()),
     }
-    return mask_loss.mean() + 2 * iou_loss, report
-
-
-def _auxiliary_loss(auxiliary: Tensor, labels: Tensor) -> Tensor:
-    """Things, outlines and box distances from every cell."""
-    fine = F.pixel_shuffle(auxiliary[:, : 2 * _FINE**2], _FINE)
-    solid = F.avg_pool2d((labels > 0).float()[:, None], SIDE // fine.shape[-1])
-    edge = torch.zeros_like(labels, dtype=torch.bool)
-    edge[:, 1:] |= labels[:, 1:] != labels[:, :-1]
-    edge[:, :, 1:] |= labels[:, :, 1:] != labels[:, :, :-1]
-    outline = F.max_pool2d(edge.float()[:, None], SIDE // fine.shape[-1])
-    loss = F.binary_cross_entropy_with_logits(fine, torch.cat([solid, outline], 1))
-    distances, inside = _box_distances(labels.numpy(force=True))
-    if inside.any():
-        mask = torch.from_numpy(inside).to(labels.device)
-        sides = auxiliary[:, -4:].permute(0, 2, 3, 1)[mask]
-        loss = loss + 0.5 * F.smooth_l1_loss(
-            sides, torch.from_numpy(distances).to(labels.device)[mask], beta=0.1
-        )
-    return loss
-
-
-def _box_distances(labels: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
-    """Distances from each cell's centre to the sides of the box of the thing there, in units of 64 px."""
-    cells = labels[:, STRIDE // 2 :: STRIDE, STRIDE // 2 :: STRIDE]
-    distances = np.zeros((*cells.shape, 4), np.float32)
-    centre = (np.arange(_GRID, dtype=np.float32) * STRIDE + STRIDE // 2) / 64
-    for scene, cell, out in zip(labels, cells, distances, strict=True):
-        for label in np.unique(cell)[1:] if (cell == 0).any() else np.unique(cell):
-            x0, y0, x1, y1 = mask_box(scene == label) / 64
-            rows, columns = np.nonzero(cell == label)
-            x, y = centre[columns], centre[rows]
-            out[rows, columns] = np.stack([x - x0, y - y0, x1 - x, y1 - y], 1)
-    return distances, cells > 0
+    return loss.mean() + 2 * iou_loss, report
 
 
 def _refinement(
@@ -244,7 +223,7 @@ def _refinement(
         sparse = _embed_points(trainee, points, np.ones(points.shape[:2]), device)
         masks, predicted = trainee.decode(embeddings.detach(), sparse)
         answer = masks[torch.arange(len(masks)), predicted[:, 1:].argmax(1) + 1][:, None]
-        wrong = (F.interpolate(answer, (SIDE, SIDE), mode="bilinear")[:, 0] > 0) != truth
+        wrong = (F.interpolate(answer, truth.shape[-2:], mode="bilinear")[:, 0] > 0) != truth
     missed = wrong.numpy(force=True)
     second = np.stack([any_pixel(rng, m if m.any() else o) for m, o in zip(missed, outlines, strict=True)])
     marks = outlines[np.arange(len(second)), second[:, 1].astype(int), second[:, 0].astype(int)]
@@ -272,7 +251,7 @@ def _embed_boxes(trainee: SegmenterTrainee, boxes: npt.NDArray[np.float32], devi
 
 
 def _inside(batch: Batch) -> npt.NDArray[np.bool_]:
-    """Which pixels are image and not padding, (S, SIDE, SIDE)."""
+    """Which pixels are image and not padding, (S, side, side)."""
     inside = np.zeros(tuple(batch.labels.shape), bool)
     for plane, (height, width) in zip(inside, batch.sizes, strict=True):
         plane[:height, :width] = True
@@ -304,16 +283,20 @@ def _augment(
 
 
 def _collate(
-    scenes: list[tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]], device: torch.device
+    scenes: list[tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]], side: int, device: torch.device
 ) -> Batch:
+    """Scenes that fit ``SIDE``, padded and scaled up to ``side``."""
     pixels = np.zeros((len(scenes), SIDE, SIDE, 3), np.uint8)
     labels = np.zeros((len(scenes), SIDE, SIDE), np.uint8)
     for i, (image, label) in enumerate(scenes):
         height, width = label.shape
         pixels[i, :height, :width], labels[i, :height, :width] = image, label
-    sizes = [(label.shape[0], label.shape[1]) for _, label in scenes]
-    return Batch(
-        torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2).float(),
-        torch.from_numpy(labels).to(device),
-        sizes,
-    )
+    sizes = [
+        (round(label.shape[0] * side / SIDE), round(label.shape[1] * side / SIDE)) for _, label in scenes
+    ]
+    planes = torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2).float()
+    numbers = torch.from_numpy(labels).to(device)
+    if side != SIDE:
+        planes = F.interpolate(planes, (side, side), mode="bilinear")
+        numbers = F.interpolate(numbers[:, None], (side, side), mode="nearest-exact")[:, 0]
+    return Batch(planes, numbers, sizes)

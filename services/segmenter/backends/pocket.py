@@ -9,28 +9,32 @@ from __future__ import annotations
 from typing import Any
 
 import timm
+import torch
 from segment_anything.modeling import MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 from segment_anything.modeling.common import LayerNorm2d
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 STRIDE = 8  # pixels of the input per cell of the image embedding
+_FINE_STRIDE = 4
 
 
 class PyramidEncoder(nn.Module):
     """A convolutional body and a feature pyramid that ends in one map of stride 8.
 
     The pyramid adds the coarse maps to the map of stride 8, top down (Lin et al. 2017, "Feature Pyramid
-    Networks"). The map of stride 4 is folded in as well: edges finer than a cell have to reach the mask
-    decoder through its channels.
+    Networks"). Outlines finer than a cell have to reach the mask decoder through its channels: at stride 4
+    what the pyramid knows meets the body's first features and the pixels themselves, and the result is
+    folded into the map of stride 8.
 
     Args:
         body: name of a timm model with features at strides 4, 8, 16 and 32.
         width: channels of the image embedding.
+        detail: channels of the map of stride 4.
         img_size: side of the square input in pixels; the name is that of ``ImageEncoderViT``.
     """
 
-    def __init__(self, body: str, width: int, img_size: int) -> None:
+    def __init__(self, body: str, width: int, detail: int, img_size: int) -> None:
         super().__init__()
         self.img_size = img_size
         layers: Any = timm.create_model(
@@ -38,10 +42,13 @@ class PyramidEncoder(nn.Module):
         )
         fine, *levels = layers.feature_info.channels()
         self.body = layers
-        self.fold = nn.Conv2d(fine, width, kernel_size=2, stride=2)
         self.laterals = nn.ModuleList(nn.Conv2d(channels, width, kernel_size=1) for channels in levels)
-        self.smooth = nn.ModuleList(_convolution(width) for _ in levels)
-        self.mix = nn.Sequential(_convolution(width), nn.Conv2d(width, width, kernel_size=1))
+        self.smooth = nn.ModuleList(_convolution(width, width) for _ in levels)
+        self.lift = nn.Conv2d(width, detail // 2, kernel_size=1)
+        met = fine + detail // 2 + 3 * _FINE_STRIDE**2
+        self.detail = nn.Sequential(_convolution(met, detail), _convolution(detail, detail))
+        self.fold = nn.Conv2d(fine + detail, width, kernel_size=2, stride=2)
+        self.mix = nn.Sequential(_convolution(width, width), nn.Conv2d(width, width, kernel_size=1))
         self.norm = LayerNorm2d(width)
 
     def forward(self, image: Tensor) -> Tensor:
@@ -56,13 +63,16 @@ class PyramidEncoder(nn.Module):
                 features = features + F.interpolate(coarser, size=features.shape[-2:], mode="nearest")
             coarser = smooth(features)
         assert coarser is not None
-        embedding: Tensor = self.norm(self.mix(coarser + self.fold(fine)))
+        lifted = F.interpolate(self.lift(coarser), size=fine.shape[-2:], mode="nearest")
+        pixels = F.pixel_unshuffle(image, _FINE_STRIDE).to(fine.dtype)
+        detail = self.detail(torch.cat([fine, lifted, pixels], 1))
+        embedding: Tensor = self.norm(self.mix(coarser + self.fold(torch.cat([fine, detail], 1))))
         return embedding
 
 
-def _convolution(width: int) -> nn.Sequential:
+def _convolution(channels: int, width: int) -> nn.Sequential:
     return nn.Sequential(
-        nn.Conv2d(width, width, kernel_size=3, padding=1, bias=False),
+        nn.Conv2d(channels, width, kernel_size=3, padding=1, bias=False),
         nn.BatchNorm2d(width),
         nn.ReLU(inplace=True),
     )
@@ -71,8 +81,9 @@ def _convolution(width: int) -> nn.Sequential:
 def build_pocket_sam(
     *,
     body: str = "regnetx_004",
-    img_size: int = 256,
+    img_size: int = 320,
     width: int = 128,
+    detail: int = 64,
     heads: int = 4,
     depth: int = 2,
     mlp_width: int = 512,
@@ -83,6 +94,7 @@ def build_pocket_sam(
         body: timm model of the image encoder.
         img_size: side of the square input in pixels, a multiple of 32.
         width: channels of the image embedding and of the decoder.
+        detail: channels of the encoder's map of stride 4.
         heads: attention heads of the decoder.
         depth: two-way layers of the decoder.
         mlp_width: hidden width of the decoder's token MLP.
@@ -94,7 +106,7 @@ def build_pocket_sam(
         raise ValueError(f"img_size {img_size} must be a multiple of 32, width {width} one of {8 * heads}")
     grid = img_size // STRIDE
     sam = Sam(
-        image_encoder=PyramidEncoder(body, width, img_size),
+        image_encoder=PyramidEncoder(body, width, detail, img_size),
         prompt_encoder=PromptEncoder(
             embed_dim=width,
             image_embedding_size=(grid, grid),
