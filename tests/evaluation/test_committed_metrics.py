@@ -43,6 +43,6 @@ def test_the_weights_reach_their_metrics(committed, measured, key):
 def test_the_models_find_things_at_all(measured):
     """Against metrics that were committed by mistake: far below what the models are for."""
     reached = {key: value["value"] for key, value in measured["metrics"].items()}
-    assert reached["click.miou"] > 0.65
-    assert reached["text_region.r@1"] > 0.7
+    assert reached["click.miou"] > 0.7
+    assert reached["text_region.r@1"] > 0.75
     assert reached["absence.auroc"] > 0.9

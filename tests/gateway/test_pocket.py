@@ -99,7 +99,7 @@ def test_pointing_inside_a_picture_that_is_sent_finds_that_thing(
                 asked += 1
                 found += hit["image"]["name"] == scene.path.name and overlap(thing, hit["box"]) >= 0.5
     assert asked >= 8
-    assert found / asked >= 0.5, f"{found} of {asked}"  # by chance it would be one of about fifty
+    assert found / asked >= 0.6, f"{found} of {asked}"  # by chance it would be one of about fifty
 
 
 def test_a_region_that_is_not_meant_takes_its_likes_away(http: httpx.Client, scenes: list[Scene]) -> None:
