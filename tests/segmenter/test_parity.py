@@ -51,10 +51,10 @@ PHOTOGRAPHS = {
         {"min_mask_region_area": 5000, "box_nms_thresh": 0.95},
         {"crop_n_layers": 1, "points_per_side": 3},
         {"crop_n_layers": 2, "points_per_side": 4, "crop_n_points_downscale_factor": 2},
-        {"crop_n_layers": 1, "points_per_side": 2, "crop_nms_thresh": 0.3},
-        {"crop_n_layers": 1, "points_per_side": 2, "crop_nms_thresh": 0.5, "crop_overlap_ratio": 0.0}
+        {"crop_n_layers": 1, "points_per_side": 4, "crop_nms_thresh": 0.3},
+        {"crop_n_layers": 1, "points_per_side": 4, "crop_nms_thresh": 0.5, "crop_overlap_ratio": 0.0}
         | {"min_mask_region_area": 30},
-        {"crop_n_layers": 1, "points_per_side": 2, "crop_overlap_ratio": 0.8},
+        {"crop_n_layers": 1, "points_per_side": 4, "crop_overlap_ratio": 0.8},
     ],
     ids=str,
 )
