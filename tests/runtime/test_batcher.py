@@ -1,89 +1,16 @@
-"""The batcher on its own: what it promises to callers, and what it does when a stage breaks its promises."""
+"""The batcher on its own: what it promises to callers."""
 
 import asyncio
-import contextlib
 import itertools
 import threading
 import time
-import weakref
 
 import pytest
 
 from regionsearch.errors import Kind, RegionSearchError
 from regionsearch.rpc import deadline as surrounding_deadline
-from services.runtime.batcher import Batcher, BatchSettings, Failure, Lane
-
-
-class Model:
-    """A fake model: item i of payload p becomes (p, i). It records its batches and can be held."""
-
-    def __init__(self) -> None:
-        self.batches: list[list[tuple[object, int, int]]] = []
-        self.gate = threading.Event()
-        self.gate.set()
-        self.entered = threading.Event()
-        self.trouble = lambda parts: None
-        self.prepared: list[object] = []
-
-    def prepare(self, payload):
-        self.prepared.append(payload)
-        if payload == "unreadable":
-            raise ValueError("unreadable")
-        return payload
-
-    def device(self, parts):
-        self.batches.append([(part.prepared, part.start, part.stop) for part in parts])
-        self.entered.set()
-        assert self.gate.wait(20)
-        self.trouble(parts)
-        return [[(part.prepared, item) for item in range(part.start, part.stop)] for part in parts]
-
-    def finish(self, raw):
-        return raw
-
-    @property
-    def items(self):
-        return [(payload, item) for batch in self.batches for payload, a, b in batch for item in range(a, b)]
-
-
-@contextlib.asynccontextmanager
-async def batching(model=None, close=True, devices=1, **options):
-    model = model or Model()
-    stages = {name: options.pop(name) for name in ("classify", "on_fatal") if name in options}
-    batcher = Batcher(
-        "test",
-        BatchSettings(**{"max_batch": 8, "max_delay_s": 0} | options),
-        prepare=model.prepare,
-        device=[model.device] * devices,
-        finish=model.finish,
-        **stages,
-    )
-    try:
-        yield batcher, model
-    finally:
-        model.gate.set()
-        if close:
-            await asyncio.wait_for(batcher.close(), 20)
-
-
-async def held(batcher, model, items=8):
-    """Occupies the device and the ready slot behind it: what comes now must wait in the queue."""
-    model.gate.clear()
-    model.entered.clear()
-    first = asyncio.create_task(batcher.submit("holder", items))
-    await asyncio.to_thread(model.entered.wait, 5)
-    second = asyncio.create_task(batcher.submit("holder", items))
-    while batcher.waiting or len(model.prepared) < 2:  # noqa: ASYNC110 - the batcher announces neither
-        await asyncio.sleep(0.001)
-    return [first, second]
-
-
-def answer(payload, items):
-    return [(payload, item) for item in range(items)]
-
-
-def flat(results):
-    return [item for part in results for item in part]
+from services.runtime.batcher import Batcher, BatchSettings, Lane
+from tests.runtime.batchers import Model, answer, batching, flat, held, until
 
 
 async def test_one_request():
@@ -136,11 +63,6 @@ async def test_quick_calls_wait_for_each_other():
             await asyncio.sleep(0.02)
         await asyncio.gather(*tasks)
     assert len(model.batches) < 4
-
-
-async def until(condition):
-    while not condition():  # noqa: ASYNC110 - threads announce nothing
-        await asyncio.sleep(0.001)
 
 
 async def test_the_first_lane_waits_for_one_batch_only_and_the_others_are_not_starved():
@@ -295,177 +217,6 @@ async def test_a_deadline_that_cannot_be_met_is_refused_at_once():
             await batcher.submit("late", 1, deadline=asyncio.get_running_loop().time() + 0.1)
         assert error.value.kind is Kind.OVERLOADED
         await asyncio.gather(*waiting)
-
-
-async def test_what_cannot_be_prepared_fails_alone():
-    async with batching() as (batcher, _):
-        results = await asyncio.gather(
-            *(batcher.submit(name, 2) for name in ("a", "unreadable", "b")), return_exceptions=True
-        )
-    assert isinstance(results[1], ValueError)
-    assert [flat(results[0]), flat(results[2])] == [answer("a", 2), answer("b", 2)]
-
-
-@pytest.mark.parametrize("stage", ["device", "finish", "count"])
-async def test_a_poisoned_request_fails_alone(stage):
-    class Poisoned(Model):
-        def device(self, parts):
-            raw = super().device(parts)
-            if stage == "device" and any(part.prepared == "poison" for part in parts):
-                raise ValueError("poison")
-            return raw
-
-        def finish(self, raw):
-            poisoned = any(item == ("poison", 0) for part in raw for item in part)
-            if stage == "finish" and poisoned:
-                raise ValueError("poison")
-            return raw[:-1] if stage == "count" and poisoned else raw
-
-    async with batching(Poisoned()) as (batcher, _):
-        names = ["a", "b", "poison", "c", "d", "e"]
-        results = await asyncio.gather(*(batcher.submit(name, 1) for name in names), return_exceptions=True)
-        assert isinstance(results.pop(2), ValueError)
-        assert [flat(result) for result in results] == [answer(name, 1) for name in "abcde"]
-        assert flat(await batcher.submit("after", 1)) == answer("after", 1)
-
-
-async def test_out_of_memory_halves_until_it_fits():
-    def trouble(parts):
-        if sum(part.size for part in parts) > 3:
-            raise MemoryError
-
-    model = Model()
-    model.trouble = trouble
-    async with batching(model, classify=lambda error: Failure.OUT_OF_MEMORY) as (batcher, _):
-        results = await asyncio.gather(batcher.submit("a", 7), batcher.submit("b", 1), batcher.submit("c", 6))
-    assert [flat(result) for result in results] == [answer("a", 7), answer("b", 1), answer("c", 6)]
-
-
-async def test_one_item_that_does_not_fit_fails_its_request_only():
-    def trouble(parts):
-        if any(part.prepared == "huge" for part in parts):
-            raise MemoryError("huge")
-
-    model = Model()
-    model.trouble = trouble
-    async with batching(model, classify=lambda error: Failure.OUT_OF_MEMORY) as (batcher, _):
-        huge, small = await asyncio.gather(
-            batcher.submit("huge", 3), batcher.submit("small", 3), return_exceptions=True
-        )
-    assert isinstance(huge, RegionSearchError)
-    assert huge.kind is Kind.TOO_LARGE
-    assert isinstance(huge.__cause__, MemoryError)
-    assert flat(small) == answer("small", 3)
-
-
-async def test_the_halves_have_the_memory_of_the_attempt_that_failed():
-    class Memory:
-        pass
-
-    taken, alive = [], []
-
-    def trouble(parts):
-        alive.append([memory for memory in taken if memory() is not None])
-        held = Memory()
-        taken.append(weakref.ref(held))
-        if sum(part.size for part in parts) > 1:
-            raise MemoryError
-
-    model = Model()
-    model.trouble = trouble
-    async with batching(model, classify=lambda error: Failure.OUT_OF_MEMORY) as (batcher, _):
-        assert flat(await batcher.submit("a", 8)) == answer("a", 8)
-    assert len(taken) == 15
-    assert not any(alive)
-
-
-@pytest.mark.parametrize("has_finish", [True, False])
-async def test_an_idle_batcher_holds_nothing_of_what_it_did(has_finish):
-    class Thing:
-        pass
-
-    things = []
-
-    def make():
-        thing = Thing()
-        things.append(weakref.ref(thing))
-        return thing
-
-    batcher = Batcher(
-        "idle",
-        BatchSettings(max_delay_s=0),
-        prepare=lambda payload: make(),
-        device=[lambda parts: [make() for _ in parts]],
-        finish=(lambda raw: [make() for _ in raw]) if has_finish else None,
-    )
-    await batcher.submit(make(), 1)
-
-    async with asyncio.timeout(5):
-        await until(lambda: all(thing() is None for thing in things))
-    assert len(things) == 3 + has_finish
-    await batcher.close()
-
-
-async def test_a_preparation_that_ends_its_thread_fails_alone():
-    class Leaving(Model):
-        def prepare(self, payload):
-            if payload == "bad":
-                raise SystemExit
-            return payload
-
-    async with batching(Leaving()) as (batcher, _):
-        bad, good = await asyncio.wait_for(
-            asyncio.gather(batcher.submit("bad", 1), batcher.submit("good", 1), return_exceptions=True), 5
-        )
-    assert isinstance(bad, RuntimeError)
-    assert flat(good) == answer("good", 1)
-
-
-def kill(error):
-    def trouble(parts):
-        raise error
-
-    return trouble
-
-
-@pytest.mark.parametrize("error", [SystemExit(1), KeyboardInterrupt(), RuntimeError("CUDA error: sticky")])
-async def test_a_dead_stage_fails_everybody_and_says_so(error):
-    reasons = []
-    async with batching(classify=lambda error: Failure.FATAL, on_fatal=reasons.append) as (batcher, model):
-        waiting = await held(batcher, model)
-        waiting.append(asyncio.create_task(batcher.submit("queued", 3)))
-        await asyncio.sleep(0)
-        model.trouble = kill(error)
-        model.gate.set()
-        for result in await asyncio.wait_for(asyncio.gather(*waiting, return_exceptions=True), 5):
-            assert isinstance(result, RegionSearchError)
-            assert result.kind is Kind.UNAVAILABLE
-        with pytest.raises(RegionSearchError):
-            await batcher.submit("after", 1)
-    assert len(reasons) == 1
-    assert type(error).__name__ in reasons[0]
-
-
-async def test_a_finish_stage_that_dies_is_noticed():
-    class Dying(Model):
-        def finish(self, raw):
-            raise SystemExit
-
-    reasons = []
-    async with batching(Dying(), on_fatal=reasons.append) as (batcher, _):
-        with pytest.raises(RegionSearchError):
-            await asyncio.wait_for(batcher.submit("a", 1), 5)
-    assert "finish" in reasons[0]
-
-
-async def test_a_device_that_hangs_is_noticed():
-    reasons = []
-    async with batching(hang_s=0.1, on_fatal=reasons.append) as (batcher, model):
-        model.gate.clear()
-        with pytest.raises(RegionSearchError) as error:
-            await asyncio.wait_for(batcher.submit("a", 1), 5)
-        assert error.value.kind is Kind.UNAVAILABLE
-    assert "not answered" in reasons[0]
 
 
 async def test_closing_finishes_what_was_admitted_and_refuses_the_rest():
