@@ -36,7 +36,8 @@ class AuxiliaryHead(nn.Module):
         self.query = nn.Linear(width + _CODE, _CODE + 1)
         self.names = nn.Linear(width, classes)
         nn.init.normal_(self.query.weight, std=0.01)
-        nn.init.constant_(self.query.bias, -2.0)  # most pixels belong to something else
+        with torch.no_grad():
+            self.query.bias.zero_()[-1] = -2.0  # most pixels belong to something else
 
     def forward(
         self, embeddings: Tensor, labels: Tensor, names: npt.NDArray[np.int64], rng: np.random.Generator

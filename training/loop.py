@@ -17,7 +17,7 @@ DECAY_SHARE = 0.6  # the last part of a run, in which the learning rate falls to
 
 
 def learning_rate(step: int, steps: int, peak: float) -> float:
-    """Warm up, stay, decay. The long flat part lets a run be extended: resume it with more ``steps``."""
+    """Warm up, stay, decay. The flat part lets a run be extended: resume it with more ``steps``."""
     decay = max(1, round(DECAY_SHARE * steps))
     return peak * min(1.0, (step + 1) / min(WARMUP_STEPS, max(1, steps // 10)), (steps - step) / decay)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import time
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
@@ -59,7 +60,7 @@ class _Method(Generic[P, T]):
         return method
 
 
-class _Operations:
+class _Operations(ABC):
     """The address of a gateway, and all that it can be asked."""
 
     search = _Method(operations.search)
@@ -90,8 +91,9 @@ class _Operations:
         self.url = url
         self._connect(Address(url, api_key, timeout_s, retries, ca))
 
+    @abstractmethod
     def _connect(self, address: Address) -> None:
-        raise NotImplementedError
+        """Makes the transport, of which each client has its own kind."""
 
 
 class Client(_Operations):
