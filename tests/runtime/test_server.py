@@ -297,9 +297,9 @@ PROGRAM = textwrap.dedent(
 )
 
 
-def start(*arguments: str) -> tuple[subprocess.Popen, dict]:
+def start(*arguments: str, program: str = PROGRAM) -> tuple[subprocess.Popen, dict]:
     process = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, *arguments],
+        [sys.executable, "-c", program, *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -326,6 +326,33 @@ def test_sigterm_ends_a_process_with_code_0_after_its_calls(tmp_path):
     lines = [json.loads(line) for line in errors.splitlines()]
     assert {"listening", "stopped"} <= {line["event"] for line in lines}
     assert {line["process"] for line in lines} == {"echo"}
+
+
+LOADING = textwrap.dedent(
+    """
+    import asyncio, contextlib, time
+    from services.runtime.server import run
+    from tests.runtime.conftest import EMBED, EchoSettings
+
+    def load():
+        print("{}", flush=True)
+        time.sleep(60)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(server):
+        await asyncio.to_thread(load)
+        yield
+
+    run(EchoSettings.load(), [EMBED], lifespan)
+    """
+)
+
+
+def test_sigterm_does_not_wait_for_a_model_that_is_being_loaded():
+    process, _ = start(program=LOADING)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=50)
+    assert process.returncode == 0
 
 
 @pytest.mark.parametrize(("trouble", "reason"), [("die", "died"), ("hang", "has not answered")])
