@@ -27,7 +27,7 @@ from regionsearch.client.transports import (
     HttpTransport,
     Transport,
 )
-from regionsearch.errors import Kind, RegionSearchError
+from regionsearch.errors import Kind, RegionSearchError, invalid
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -160,6 +160,7 @@ class Client(_Operations):
             RegionSearchError: For what is wrong with more than one picture: no such collection, no
                 permission, a server that stays away. What was stored by then stays.
         """
+        _check_at_once(at_once)
         results: dict[int, IngestResult] = {}
         running: dict[Future[IngestResult], int] = {}
 
@@ -272,6 +273,7 @@ class AsyncClient(_Operations):
         on_result: OnResult = lambda result: None,
     ) -> list[IngestResult]:
         """Adds pictures; see `Client.ingest`."""
+        _check_at_once(at_once)
         results: dict[int, IngestResult] = {}
         waiting = enumerate(sources)
 
@@ -334,6 +336,11 @@ class AsyncClient(_Operations):
                 if wait.over(state):
                     return
             await asyncio.sleep(POLL_S)
+
+
+def _check_at_once(at_once: int) -> None:
+    if at_once < 1:
+        raise invalid("at_once", f"at_once is the number of pictures on their way, at least 1, not {at_once}")
 
 
 class _Wait:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,10 +25,15 @@ def error_of(problem: Mapping[str, Any]) -> RegionSearchError:
     return RegionSearchError(
         Kind(code) if code in Kind.__members__ else Kind.INTERNAL,
         problem.get("detail", code),
-        field=pointer.strip("/").replace("/", ".") if pointer else None,
+        field=_field(pointer) if pointer else None,
         retry_after_s=problem.get("retry_after_s"),
         metadata=problem.get("metadata"),
     )
+
+
+def _field(pointer: str) -> str:
+    """What gRPC calls the field of a JSON pointer: ``/query/points/2`` is ``query.points[2]``."""
+    return re.sub(r"/(\d+)(?=/|$)", r"[\1]", pointer).strip("/").replace("/", ".")
 
 
 def failure(response: httpx.Response) -> RegionSearchError:

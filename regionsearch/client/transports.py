@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 import grpc
 import httpx
 
-from regionsearch.client.operations import GrpcCall, HttpRequest, Operation
+from regionsearch.client.operations import GrpcCall, HttpRequest, Operation, plain
 from regionsearch.client.problems import failure, unreachable
 from regionsearch.client.results import IngestProgress
 from regionsearch.client.streaming import IngestStream
@@ -55,14 +55,17 @@ class Address:
     ca: Path | None
 
     def __post_init__(self) -> None:
-        parts = urlsplit(self.url)
         try:
+            parts = urlsplit(self.url)
             ports = [urlsplit(f"//{host}").port for host in parts.netloc.split(",")]
-        except ValueError:
-            ports = []
-        known = parts.scheme in ("http", "https") or (self.over_grpc and all(ports))
-        if not (known and ports and parts.netloc):
-            raise invalid("url", f"{self.url!r} is no address; write http://host:port or grpc://host:port")
+            known = parts.scheme in ("http", "https") or (self.over_grpc and all(ports))
+            if not (known and parts.netloc):
+                raise ValueError
+            httpx.URL(self.url)
+        except (ValueError, httpx.InvalidURL):
+            raise invalid(
+                "url", f"{self.url!r} is no address; write http://host:port or grpc://host:port"
+            ) from None
 
     @property
     def over_grpc(self) -> bool:
@@ -272,7 +275,12 @@ class _Patience:
 
 
 def _arguments(request: HttpRequest) -> dict[str, Any]:
-    body = {"json": request.json, "params": request.params, "files": request.files, "data": request.form}
+    body = {
+        "json": plain(request.json),
+        "params": request.params,
+        "files": request.files,
+        "data": request.form,
+    }
     given = {name: value for name, value in body.items() if value}
     return {"method": request.method, "url": request.path, **given}
 

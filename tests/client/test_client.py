@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 import regionsearch
 from regionsearch import AsyncClient, Client
 from regionsearch.client import Collection, Example, IngestResult, operations
+from regionsearch.client.problems import error_of
 from regionsearch.errors import Kind, RegionSearchError, overloaded
 from regionsearch.v1 import search_pb2
 from tests.client.fakes import PAGES, FakeGateway, HttpHandler
@@ -195,6 +197,49 @@ def test_other_errors_are_raised_at_once_with_their_field(
     assert gateway.failures == []
 
 
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [
+        ({"min_score": math.nan}, "min_score"),
+        ({"relative_cutoff": math.inf}, "relative_cutoff"),
+        ({"min_relevancy": np.float32("nan")}, "min_relevancy"),
+        ({"image": b"x", "points": [(1, 2), (math.nan, 2)]}, "query.points[1].x"),
+        ({"filter": {"min_predicted_iou": math.nan}}, "filter.min_predicted_iou"),
+        ({"filter": {"tags": {"a"}}}, "filter.tags"),
+    ],
+)
+def test_what_json_cannot_say_is_refused_by_its_field(
+    gateway: FakeGateway, options: dict[str, Any], field: str
+) -> None:
+    with (
+        Client(gateway.http) as client,
+        pytest.raises(RegionSearchError, match=r"must be a|cannot be a") as caught,
+    ):
+        client.search("mug", **options)
+    assert (caught.value.kind, caught.value.field) == (Kind.INVALID_ARGUMENT, field)
+    assert gateway.requests == []
+
+
+def test_numbers_of_numpy_are_numbers(use: Callable[..., Any], gateway: FakeGateway) -> None:
+    use("search", "mug", image=b"x", points=[(np.int64(1), np.float32(2))], min_score=np.float32(0.25))
+    asked = gateway.requests[-1]
+    if isinstance(asked, tuple):
+        assert (asked[2]["query"]["points"], asked[2]["min_score"]) == ([{"x": 1, "y": 2.0}], 0.25)
+    else:
+        assert (asked.query.points[0].y, asked.min_score) == (2.0, 0.25)
+
+
+def test_a_place_in_a_list_is_named_alike_over_http_and_grpc() -> None:
+    problem = {"code": "INVALID_ARGUMENT", "errors": [{"pointer": "/query/points/2/x"}]}
+    assert error_of(problem).field == "query.points[2].x"
+
+
+def test_no_picture_at_once_is_a_mistake(use: Callable[..., Any], gateway: FakeGateway) -> None:
+    with pytest.raises(RegionSearchError, match="at least 1") as caught:
+        use("ingest", [b"one"], at_once=0)
+    assert (caught.value.kind, caught.value.field) == (Kind.INVALID_ARGUMENT, "at_once")
+
+
 def test_the_key_is_sent(use: Callable[..., Any], gateway: FakeGateway) -> None:
     use("search", "mug", api_key="secret")
     headers = gateway.headers[-1]
@@ -216,7 +261,17 @@ def test_a_gateway_that_is_not_there(address: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "address", ["localhost:8000", "ftp://x", "", "http://", "http://x:port", "grpc://localhost"]
+    "address",
+    [
+        "localhost:8000",
+        "ftp://x",
+        "",
+        "http://",
+        "http://x:port",
+        "grpc://localhost",
+        "http://[::1",
+        "http://a\0b",
+    ],
 )
 def test_what_is_no_address(address: str) -> None:
     with pytest.raises(RegionSearchError, match="is no address") as caught:

@@ -4,7 +4,7 @@ The functions send nothing and read no file: they answer with an `Operation`, an
 `Client` and `AsyncClient` have them all as methods.
 """
 
-from regionsearch.client.operations.base import PAGE_SIZE, GrpcCall, HttpCall, HttpRequest, Operation
+from regionsearch.client.operations.base import PAGE_SIZE, GrpcCall, HttpCall, HttpRequest, Operation, plain
 from regionsearch.client.operations.collections import (
     create_collection,
     delete_collection,
@@ -37,6 +37,7 @@ __all__ = [
     "ingest_one",
     "list_collections",
     "list_images",
+    "plain",
     "ready",
     "regions",
     "render",
