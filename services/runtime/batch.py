@@ -36,7 +36,9 @@ class BatchSettings(BaseModel):
         0.002, ge=0, description="Longest wait of an idle device, when calls come in quick succession."
     )
     prepare_threads: int = Field(4, gt=0, description="Threads that decode and resize.")
-    hang_s: float = Field(120.0, gt=0, description="A batch that takes longer means that the device is lost.")
+    hang_s: float = Field(
+        300.0, gt=0, description="A batch that is longer on the device or in finish: the device is lost."
+    )
 
 
 class Lane(enum.IntEnum):

@@ -276,8 +276,8 @@ def run(settings: ServiceSettings, services: Sequence[ServiceDescriptor], lifesp
             watchdog.cancel()
 
     try:
-        # The runner is not closed: that would wait for threads that nobody waits for any more, such as one that
-        # loads a model when the process is told to stop.
+        # The runner is not closed: that would wait for threads that nobody waits for any more, such as one
+        # that loads a model when the process is told to stop.
         code = asyncio.Runner().run(main())
     except (OSError, RuntimeError) as error:  # a port that is taken, a certificate that cannot be read
         _log.error("cannot start", error=str(error))

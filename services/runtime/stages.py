@@ -8,6 +8,7 @@ of every part.
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import functools
 import queue
@@ -116,7 +117,6 @@ class DeviceThread:
         metrics: Stage times and failures go here.
 
     Attributes:
-        busy_since: When the batch on the device began (monotonic clock), None while it is idle.
         batch_seconds: Moving average of the time a batch takes on the device; 0 until the first.
     """
 
@@ -132,7 +132,6 @@ class DeviceThread:
         metrics: QueueMetrics,
     ) -> None:
         self.name = name
-        self.busy_since: float | None = None
         self.batch_seconds = 0.0
         self._device = device
         self._finish = finish
@@ -146,13 +145,20 @@ class DeviceThread:
         loops: dict[str, Callable[[], None]] = {"device": self._device_loop}
         for lane in Lane if finish else ():
             self._raw[lane] = queue.SimpleQueue()
-            loops[f"finish-{lane.name.lower()}"] = functools.partial(self._finish_loop, self._raw[lane])
+            stage = f"finish-{lane.name.lower()}"
+            loops[stage] = functools.partial(self._finish_loop, stage, self._raw[lane])
+        self._busy_since: dict[str, float | None] = dict.fromkeys(loops)
         self._threads = [
             threading.Thread(target=self._guard, args=(loop,), name=f"{name}-{stage}", daemon=True)
             for stage, loop in loops.items()
         ]
         for thread in self._threads:
             thread.start()
+
+    @property
+    def busy_since(self) -> float | None:
+        """When the batch that is longest in its stage came there (monotonic clock); None while all are idle."""
+        return min((since for since in self._busy_since.values() if since is not None), default=None)
 
     def put(self, batch: Batch) -> None:
         """Hands over a prepared batch; from any thread."""
@@ -176,19 +182,19 @@ class DeviceThread:
 
     def _device_loop(self) -> None:
         while (item := self._ready.get()) is not None:
-            self._work(*item)
+            with self._busy("device"):
+                self._work(*item)
             del item  # an idle thread keeps nothing of its last batch: no picture, no memory of the device
         for finishing in self._raw.values():
             finishing.put(None)
 
     def _work(self, batch: Batch, late_error: Exception | None) -> None:
-        self.busy_since = begin = time.monotonic()
+        begin = time.monotonic()
         batch.drop()
         if late_error is not None:
             batch.outcomes += self._isolate(batch.parts, late_error)
             batch.parts = []
         raw = self._run(batch) if batch.parts else None
-        self.busy_since = None
         if batch.parts:
             self._learn(time.monotonic() - begin)
             if self._finish is not None:
@@ -210,10 +216,19 @@ class DeviceThread:
             batch.parts = []
             return None
 
-    def _finish_loop(self, finishing: queue.SimpleQueue[tuple[Batch, Any] | None]) -> None:
+    def _finish_loop(self, stage: str, finishing: queue.SimpleQueue[tuple[Batch, Any] | None]) -> None:
         while (item := finishing.get()) is not None:
-            self._finish_batch(*item)
+            with self._busy(stage):
+                self._finish_batch(*item)
             del item
+
+    @contextlib.contextmanager
+    def _busy(self, stage: str) -> Iterator[None]:
+        self._busy_since[stage] = time.monotonic()
+        try:
+            yield
+        finally:
+            self._busy_since[stage] = None
 
     def _finish_batch(self, batch: Batch, raw: Any) -> None:
         assert self._finish is not None

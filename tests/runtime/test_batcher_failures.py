@@ -179,3 +179,19 @@ async def test_a_device_that_hangs_is_noticed():
             await asyncio.wait_for(batcher.submit("a", 1), 5)
         assert error.value.kind is Kind.UNAVAILABLE
     assert "not answered" in reasons[0]
+
+
+async def test_a_device_that_hangs_in_finish_is_noticed_without_another_batch():
+    class Hanging(Model):
+        def finish(self, raw):
+            assert self.gate.wait(20)
+            return raw
+
+    model, reasons = Hanging(), []
+    model.device = lambda parts: parts
+    async with batching(model, hang_s=0.1, on_fatal=reasons.append) as (batcher, _):
+        model.gate.clear()
+        with pytest.raises(RegionSearchError) as error:
+            await asyncio.wait_for(batcher.submit("a", 1), 5)
+        assert error.value.kind is Kind.UNAVAILABLE
+    assert "not answered" in reasons[0]
