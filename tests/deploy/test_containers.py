@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
+from gateway.settings import GatewaySettings
 from tests.deploy.test_kubernetes import known_settings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -69,6 +70,23 @@ def test_every_setting_of_a_container_exists(name: str) -> None:
     ]
     assert given
     assert {setting.lower() for setting in given} <= fields
+
+
+def test_what_is_ours_can_be_built_wherever_it_is_used() -> None:
+    """The weights are pulled before anything was built: an image that nobody can build would be looked for in
+    a registry that does not have it."""
+    for file in ("docker-compose.yml", "docker-compose.gpu.yml"):
+        for name, service in yaml.safe_load((ROOT / file).read_text())["services"].items():
+            if service.get("image", "").startswith("regionsearch/"):
+                assert (ROOT / service["build"]["dockerfile"]).is_file(), f"{name} of {file}"
+
+
+@pytest.mark.parametrize(("given", "keys"), [("", ()), ("read:abc,def", ("read:abc", "def"))])
+def test_keys_reach_the_gateway(given: str, keys: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    variable = "REGIONSEARCH_GATEWAY_API_KEYS"
+    assert environment(COMPOSE["services"]["gateway"])[variable] == "${API_KEYS:-}"
+    monkeypatch.setenv(variable, given)
+    assert tuple(key.get_secret_value() for key in GatewaySettings().api_keys) == keys
 
 
 @each_service

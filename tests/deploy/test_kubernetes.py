@@ -12,6 +12,8 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from gateway.settings import BackendTlsSettings
+
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 KUBERNETES = DEPLOY / "kubernetes"
 COMPONENTS = sorted(path.name for path in (KUBERNETES / "components").iterdir())
@@ -98,6 +100,44 @@ def test_pods_are_locked_down() -> None:
         for container in pod["containers"]:
             assert container["securityContext"]["readOnlyRootFilesystem"]
             assert not container["securityContext"]["allowPrivilegeEscalation"]
+
+
+def test_with_tls_the_gateway_speaks_it_to_the_services() -> None:
+    """Services that want certificates, and a gateway that shows none, would be a stack that never serves."""
+    containers = {
+        container["name"]: container
+        for workload in workloads(render("tls"))
+        for container in workload["spec"]["template"]["spec"]["containers"]
+    }
+    for name in ("segmenter", "embedder", "searcher"):
+        assert settings(containers[name])[f"REGIONSEARCH_{name.upper()}_TLS__CLIENT_CA"]
+    given = {
+        name.removeprefix("REGIONSEARCH_GATEWAY_BACKEND_TLS__").lower(): value
+        for name, value in settings(containers["gateway"]).items()
+        if "BACKEND_TLS__" in name
+    }
+    files = BackendTlsSettings.model_validate(given).files()
+    assert files is not None, "the gateway speaks plain text"
+    mounts = [Path(mount["mountPath"]) for mount in containers["gateway"]["volumeMounts"]]
+    for file in (files.ca, files.certificate, files.key):
+        assert file is not None and file.parent in mounts
+
+
+def test_an_update_needs_no_gpu_that_is_not_there() -> None:
+    for workload in workloads(render("gpu")):
+        (container,) = workload["spec"]["template"]["spec"]["containers"]
+        if "nvidia.com/gpu" in container["resources"]["limits"]:
+            assert workload["spec"]["strategy"]["rollingUpdate"] == {"maxUnavailable": 1, "maxSurge": 0}
+            assert workload["spec"]["replicas"] > 1, "one must serve meanwhile"
+
+
+def test_jobs_are_called_as_rules_and_dashboards_expect() -> None:
+    """Without a label for its name a job is called after the monitor: one job for three services."""
+    monitors = [r for r in render("monitoring") if r["kind"] == "PodMonitor"]
+    pods = [w["spec"]["template"]["metadata"]["labels"] for w in workloads(render())]
+    jobs = {pod[monitor["spec"]["jobLabel"]] for monitor in monitors for pod in pods}
+    scraped = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text())["scrape_configs"]
+    assert jobs == {config["job_name"] for config in scraped}
 
 
 def test_every_setting_exists() -> None:
