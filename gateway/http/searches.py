@@ -114,7 +114,9 @@ class SearchBody(Body):
     filter: FilterBody | None = None
     min_score: FiniteFloat | None = Field(None, description="Lowest cosine that is kept.")
     relative_cutoff: FiniteFloat | None = Field(None, ge=0, le=1, description="Part of the best score.")
-    min_relevancy: FiniteFloat | None = Field(None, description="With negatives; 0.5 when absent.")
+    min_relevancy: FiniteFloat | None = Field(
+        None, description="With negatives; 0.5 when absent. Looked for among the 16,384 nearest records."
+    )
     page_size: PageSize = Field(0, description="0 means 20; at most 1000.")
     page_token: str = ""
     min_seq: int | None = Field(None, ge=0, le=INT64, description="See at least this write.")

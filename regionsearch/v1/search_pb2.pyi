@@ -808,7 +808,9 @@ class SearchRequest(_message.Message):
     collection: _builtins.str
     query_mode: Global___QueryMode.ValueType
     min_relevancy: _builtins.float
-    """Lowest relevancy that is kept; 0.5 when absent: nearer to the query than to every negative."""
+    """Lowest relevancy that is kept; 0.5 when absent: nearer to the query than to every negative. Looked for among the
+    16,384 records that are nearest to the query.
+    """
     level: Global___Level.ValueType
     min_score: _builtins.float
     """Lowest cosine that is kept."""

@@ -12,6 +12,7 @@ from typing import Protocol
 
 from services.searcher.callers import ANYBODY, Caller
 from services.searcher.reports import CollectionStats, SnapshotInfo
+from services.searcher.room import ANY_SIZE, Room
 from services.searcher.types import (
     Collection,
     DeleteResult,
@@ -83,18 +84,30 @@ class Engine(Protocol):
         queries: Sequence[Query],
         min_seq: int | None = None,
         caller: Caller = ANYBODY,
+        room: Room = ANY_SIZE,
     ) -> list[Page]:
         """One page for each query; UNAVAILABLE before write `min_seq` is visible.
 
         ABORTED when the state that a query is pinned to is no longer kept. CANCELLED or DEADLINE_EXCEEDED
-        when the caller has left before the search had its turn.
+        when the caller has left before the search had its turn. TOO_LARGE when the hits need more than
+        `room`.
         """
         ...
 
     def get_records(
-        self, name: str, record_ids: Sequence[str], image_ids: Sequence[str], *, masks: bool, vectors: bool
+        self,
+        name: str,
+        record_ids: Sequence[str],
+        image_ids: Sequence[str],
+        *,
+        masks: bool,
+        vectors: bool,
+        room: Room = ANY_SIZE,
     ) -> Stored:
-        """Records by id, and all records of images. What does not exist is left out."""
+        """Records by id, and all records of images. What does not exist is left out.
+
+        TOO_LARGE when they need more than `room`.
+        """
         ...
 
     def list_images(self, name: str, limit: int, after: tuple[int, str] | None) -> ImagePage:

@@ -2,7 +2,8 @@
 
 A ranking asks its engine for the best `count` records, and for more whenever thresholds or grouping have
 left too few to fill the page, until the page is full or there are no more records. So a filter, a
-threshold or grouping never shortens a page that could be full.
+threshold or grouping never shortens a page that could be full; only relevancy does, which is looked for
+among the nearest `RELEVANT_AMONG` records.
 """
 
 from __future__ import annotations
@@ -18,6 +19,10 @@ from services.searcher.types import Level, Position, Query, Vectors
 
 RELEVANCY_SCALE = 100.0
 """Factor of the cosines in the softmax: CLIP's trained logit scale (arXiv 2103.00020, section 2.5)."""
+
+RELEVANT_AMONG = 16_384
+"""Records nearest to the query among which relevant ones are looked for. Where negatives leave nothing, a
+ranking would else score the whole collection, and all others would wait."""
 
 _SPARE = 16
 _GROWTH = 4
@@ -110,7 +115,8 @@ def rank(query: Query, source: Source) -> tuple[list[Ranked], bool]:
         source: The records to rank.
     """
     wanted = query.skipped + query.limit + 1
-    count = wanted + _SPARE
+    count = first_count(query)
+    most = max(count, RELEVANT_AMONG) if len(query.negatives) else None
     while True:
         candidates = source.best(count)
         judged, threshold = _judge(query, candidates)
@@ -120,9 +126,14 @@ def rank(query: Query, source: Source) -> tuple[list[Ranked], bool]:
         entries = _group(query, source, known, wanted, threshold) if query.group_by_image else _Entries(known)
         rows = entries.rows.take(entries.rows.score >= floor)
         hits = _ordered(query, source, _Entries(rows, entries.regions))
-        if len(hits) > query.limit or candidates.complete or floor <= threshold:
+        if len(hits) > query.limit or candidates.complete or floor <= threshold or count == most:
             return hits[: query.limit], len(hits) > query.limit
-        count *= _GROWTH
+        count = count * _GROWTH if most is None else min(count * _GROWTH, most)
+
+
+def first_count(query: Query) -> int:
+    """How many of the best records a ranking asks its source for first."""
+    return query.skipped + query.limit + 1 + _SPARE
 
 
 def relevancies(scores: NDArray[np.float32], negatives: Vectors) -> NDArray[np.float64]:

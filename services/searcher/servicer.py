@@ -26,6 +26,7 @@ from services.searcher.callers import Caller
 from services.searcher.calls import Calls
 from services.searcher.engine import Engine
 from services.searcher.requests import Reader
+from services.searcher.room import Room
 from services.searcher.settings import LimitSettings
 from services.searcher.types import Page, Position, Query, UpsertResult, Vectors
 
@@ -42,11 +43,15 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
         limits: What a call may ask for.
         reads: Threads for searches and look-ups.
         writes: Threads for everything that waits for the disk.
+        max_message_bytes: Cap of an answer.
     """
 
-    def __init__(self, engine: Engine, limits: LimitSettings, reads: Calls, writes: Calls) -> None:
+    def __init__(
+        self, engine: Engine, limits: LimitSettings, reads: Calls, writes: Calls, max_message_bytes: int
+    ) -> None:
         self._engine = engine
         self._read = Reader(limits)
+        self._most = max_message_bytes
         self._reads = reads
         self._writes = writes
 
@@ -129,8 +134,9 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
         model = self._read.model(request.model)
         queries, print_ = self._queries(request)
         min_seq = request.min_seq if request.HasField("min_seq") else None
-        found = self._engine.search(request.collection, model, queries, min_seq, caller)
-        return search_pb2.SearchResponse(
+        room = Room(self._most, "page_size", "ask for fewer hits or queries, or leave include_masks out")
+        found = self._engine.search(request.collection, model, queries, min_seq, caller, room)
+        answer = search_pb2.SearchResponse(
             results=[
                 search_pb2.QueryResult(
                     hits=[hit_to_proto(hit) for hit in page.hits], next_page_token=_search_token(page, print_)
@@ -140,6 +146,8 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
             seq=found[0].seq,
             model=model_to_proto(model),
         )
+        room.check(answer.ByteSize())
+        return answer
 
     def _queries(self, request: search_pb2.SearchRequest) -> tuple[list[Query], str]:
         """The ranked lists that a request asks for, and its fingerprint."""
@@ -200,19 +208,24 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
         return await self._reads.run(lambda: self._get_records(request))
 
     def _get_records(self, request: search_pb2.GetRecordsRequest) -> search_pb2.GetRecordsResponse:
+        field = "image_ids" if request.image_ids else "record_ids"
+        room = Room(self._most, field, "name fewer, or leave include_masks and include_vectors out")
         found = self._engine.get_records(
             request.collection,
             list(request.record_ids),
             list(request.image_ids),
             masks=request.include_masks,
             vectors=request.include_vectors,
+            room=room,
         )
-        return search_pb2.GetRecordsResponse(
+        answer = search_pb2.GetRecordsResponse(
             records=[record_to_proto(record) for record in found.records],
             images=[image_to_proto(image) for image in found.images],
             vectors=None if found.vectors is None else tensor_to_proto(found.vectors),
             seq=found.seq,
         )
+        room.check(answer.ByteSize())
+        return answer
 
     async def ListImages(  # noqa: N802
         self, request: search_pb2.ListImagesRequest, context: _Context
@@ -225,11 +238,13 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
             created_ms, image_id = pages.decode(request.page_token, print_, int, str)
             after = (created_ms, image_id)
         page = await self._reads.run(lambda: self._engine.list_images(request.collection, size, after))
-        return search_pb2.ListImagesResponse(
+        answer = search_pb2.ListImagesResponse(
             images=[image_to_proto(image) for image in page.images],
             next_page_token=pages.encode(print_, *page.next_key) if page.next_key else "",
             total_count=page.total_count,
         )
+        Room(self._most, "page_size", "ask for fewer images").check(answer.ByteSize())
+        return answer
 
     async def Snapshot(  # noqa: N802
         self, request: search_pb2.SnapshotRequest, context: _Context

@@ -49,16 +49,17 @@ def test_what_is_replaced_and_purged_before_the_filter_is_looked_up_is_found(eng
 
 def test_a_search_of_a_collection_that_is_deleted_meanwhile_is_answered(engine, monkeypatch) -> None:
     write(engine, "image", regions=3)
-    real = SearchThread.fetch
+    real = SearchThread.submit
 
     def then_delete(self, *arguments):
         found = real(self, *arguments)
+        found.result()
         engine.delete_collection("default")
         for _ in range(2):
             engine.keep_up()
         return found
 
-    monkeypatch.setattr(SearchThread, "fetch", then_delete)
+    monkeypatch.setattr(SearchThread, "submit", then_delete)
     assert len(ids(engine)) == 3
     with pytest.raises(RegionSearchError) as caught:
         ids(engine)

@@ -63,6 +63,12 @@ def test_a_damaged_codec_is_refused_by_name(engine, settings) -> None:
     assert caught.value.kind is Kind.DATA_LOSS
 
 
+def test_a_snapshot_takes_no_other_ones_place(engine, settings) -> None:
+    engine.snapshot("a.part")
+    engine.snapshot("a")
+    assert sorted(path.name for path in (settings.folder / "snapshots").iterdir()) == ["a", "a.part"]
+
+
 def test_snapshots_of_one_name_and_restores_of_it_take_turns(engine, settings) -> None:
     for number in range(20):
         write(engine, f"image{number}", regions=20)

@@ -13,17 +13,37 @@ from services.searcher.embedded.opened import OpenCollection
 from services.searcher.embedded.searching import SearchThread
 from services.searcher.embedded.source import IndexSource
 from services.searcher.ranking import Ranked, rank
+from services.searcher.room import Room
 from services.searcher.types import Hit, ImagePage, Page, Query, Record, Stored, StoredImage
 
 
-def page(
-    database: Database, search: SearchThread, opened: OpenCollection, query: Query, seq: int, caller: Caller
-) -> Page:
-    """One page of a ranking of the state after write `seq`, which the caller holds."""
-    ranked, more = rank(query, IndexSource(database, search, opened, query, seq, caller))
+def pages(
+    database: Database,
+    search: SearchThread,
+    opened: OpenCollection,
+    queries: Sequence[Query],
+    present: int,
+    caller: Caller,
+    room: Room,
+) -> list[Page]:
+    """A page for each query, of the state that it is pinned to, or after write `present`; both are held."""
+    states = [present if query.seq is None else query.seq for query in queries]
+    # All of them before the first ranking: what they ask for first is found in one pass.
+    sources = [
+        IndexSource(database, search, opened, query, seq, caller)
+        for query, seq in zip(queries, states, strict=True)
+    ]
+    return [
+        _page(database, source, query, seq, room)
+        for source, query, seq in zip(sources, queries, states, strict=True)
+    ]
+
+
+def _page(database: Database, source: IndexSource, query: Query, seq: int, room: Room) -> Page:
+    ranked, more = rank(query, source)
     wanted = [r.key for found in ranked for r in (found, found.best_region) if r is not None]
     with database.reading() as connection:
-        described = reads.described(connection, wanted, masks=query.include_masks)
+        described = reads.described(connection, wanted, room, masks=query.include_masks)
     numbered = enumerate(ranked, start=query.skipped + 1)
     return Page(tuple(_hit(number, found, described) for number, found in numbered), seq, more)
 
@@ -34,11 +54,13 @@ def records(
     record_ids: Sequence[str],
     image_ids: Sequence[str],
     seq: int,
+    room: Room,
     *,
     masks: bool,
     vectors: bool,
 ) -> Stored:
     """Records by id, and all records of images, as they are now; `seq` is the last write."""
+    dimension = opened.spec.model.dimension
     with database.reading() as connection:
         asked = [ordinal for ordinal, _ in reads.live_images(connection, opened.number, image_ids).values()]
         keys = np.union1d(
@@ -47,9 +69,11 @@ def records(
         )
         places = reads.in_reading_order(connection, keys.tolist())
         ordered = [key for key, _ in places]
-        described = reads.described(connection, ordered, masks=masks)
+        if vectors:
+            room.take(len(ordered) * dimension * np.dtype(np.float32).itemsize)
+        described = reads.described(connection, ordered, room, masks=masks)
         images = reads.images(connection, sorted({*asked, *(image for _, image in places)}))
-        found = reads.vectors(connection, ordered, opened.spec.model.dimension) if vectors else None
+        found = reads.vectors(connection, ordered, dimension) if vectors else None
     return Stored(tuple(described[key][0] for key in ordered), tuple(images), found, seq)
 
 

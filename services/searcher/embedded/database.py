@@ -92,7 +92,7 @@ class Database:
         Raises:
             RegionSearchError: STORAGE_FULL and the like; no half file is left then.
         """
-        temporary = target.with_name(target.name + ".part")
+        temporary = target.with_name(f".{target.name}.part")  # no snapshot's name begins so
         temporary.unlink(missing_ok=True)
         source = connect(self.path, read_only=self.read_only)
         try:

@@ -40,6 +40,7 @@ from services.searcher.embedded.upkeep import Upkeep
 from services.searcher.engine import Capabilities
 from services.searcher.models import check_model
 from services.searcher.reports import CollectionStats, SnapshotInfo
+from services.searcher.room import ANY_SIZE, Room
 from services.searcher.settings import EmbeddedSettings
 from services.searcher.types import (
     CodeMethod,
@@ -213,6 +214,7 @@ class EmbeddedEngine:
         queries: Sequence[Query],
         min_seq: int | None = None,
         caller: Caller = ANYBODY,
+        room: Room = ANY_SIZE,
     ) -> list[Page]:
         """See `Engine`."""
         pinned = [query.seq for query in queries if query.seq is not None]
@@ -226,20 +228,17 @@ class EmbeddedEngine:
                     f"write {min_seq} has not arrived, the last one is {present}",
                     retry_after_s=0.1,
                 )
-            return [
-                answering.page(
-                    self._database,
-                    self._search,
-                    opened,
-                    query,
-                    present if query.seq is None else query.seq,
-                    caller,
-                )
-                for query in queries
-            ]
+            return answering.pages(self._database, self._search, opened, queries, present, caller, room)
 
     def get_records(
-        self, name: str, record_ids: Sequence[str], image_ids: Sequence[str], *, masks: bool, vectors: bool
+        self,
+        name: str,
+        record_ids: Sequence[str],
+        image_ids: Sequence[str],
+        *,
+        masks: bool,
+        vectors: bool,
+        room: Room = ANY_SIZE,
     ) -> Stored:
         """See `Engine`."""
         with self._gate.shared():
@@ -250,6 +249,7 @@ class EmbeddedEngine:
                 record_ids,
                 image_ids,
                 self._committer.seq,
+                room,
                 masks=masks,
                 vectors=vectors,
             )

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.searcher.embedded.rows import Keys
+from services.searcher.room import Room
 from services.searcher.types import (
     CodeMethod,
     CodeSpec,
@@ -140,15 +141,20 @@ def public_ids(connection: sqlite3.Connection, keys: Iterable[int]) -> dict[int,
 
 
 def described(
-    connection: sqlite3.Connection, keys: Iterable[int], *, masks: bool
+    connection: sqlite3.Connection, keys: Iterable[int], room: Room, *, masks: bool
 ) -> dict[int, tuple[Record, StoredImage]]:
-    """Record and image by key."""
+    """Record and image by key; takes room for each."""
     rows = connection.execute(
         f"SELECT r.key, {_IMAGE}, {_RECORD}{', ' + _MASK if masks else ''} FROM record r"  # noqa: S608
         f" JOIN image i ON i.ordinal = r.image WHERE r.key {_LISTED}",
         (json.dumps(list(keys)),),
     )
-    return {row[0]: (_record(row[11:]), _image(row[1:11])) for row in rows}
+    found: dict[int, tuple[Record, StoredImage]] = {}
+    for row in rows:
+        record = _record(row[11:])
+        room.take_record(record)
+        found[row[0]] = record, _image(row[1:11])
+    return found
 
 
 def images(connection: sqlite3.Connection, ordinals: Iterable[int]) -> list[StoredImage]:

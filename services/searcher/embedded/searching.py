@@ -60,12 +60,11 @@ class SearchThread:
         self._thread = threading.Thread(target=self._run, name="search", daemon=True)
         self._thread.start()
 
-    def fetch(self, index: VectorIndex, request: Fetch, caller: Caller = ANYBODY) -> Candidates:
-        """Waits for a request's turn and answers it.
+    def submit(self, index: VectorIndex, request: Fetch, caller: Caller = ANYBODY) -> Future[Candidates]:
+        """Queues a request. It fails with CANCELLED or DEADLINE_EXCEEDED when its caller leaves in time.
 
         Raises:
-            RegionSearchError: OVERLOADED; UNAVAILABLE while stopping; CANCELLED or DEADLINE_EXCEEDED when the
-                caller has left before its turn came.
+            RegionSearchError: OVERLOADED; UNAVAILABLE while stopping.
         """
         job = _Job(index, request, caller)
         with self._changed:
@@ -75,7 +74,7 @@ class SearchThread:
                 raise overloaded(f"{len(self._jobs)} searches are waiting", retry_after_s=0.1)
             self._jobs.append(job)
             self._changed.notify()
-        return job.future.result()
+        return job.future
 
     def run(self, action: Callable[[], T]) -> T:
         """Runs something on the searching thread, between two passes, and waits for it."""

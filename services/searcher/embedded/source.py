@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from concurrent.futures import Future
 
 from services.searcher.callers import Caller
 from services.searcher.embedded import reads
@@ -11,7 +12,7 @@ from services.searcher.embedded.database import Database
 from services.searcher.embedded.index import Fetch
 from services.searcher.embedded.opened import OpenCollection
 from services.searcher.embedded.searching import SearchThread
-from services.searcher.ranking import Candidates, Numbers
+from services.searcher.ranking import Candidates, Numbers, first_count
 from services.searcher.types import NO_FILTER, Query
 
 
@@ -50,20 +51,24 @@ class IndexSource:
                 return compile_filter(connection, opened.number, query.filter, query.level, seq, images)
 
         self._conditions = opened.conditions.get((query.filter, query.level, seq, images), look_up)
+        self._first = self._submit(self._conditions, first_count(query))
 
     def best(self, count: int) -> Candidates:
-        """See `ranking.Source`."""
-        return self._fetch(self._conditions, count)
+        """See `ranking.Source`; what is asked for first is under way already."""
+        if count == first_count(self._query):
+            return self._first.result()
+        return self._submit(self._conditions, count).result()
 
     def of_images(self, images: Numbers) -> Candidates:
         """See `ranking.Source`."""
-        return self._fetch(self._conditions.within(images, self._opened.index.state.images), None)
+        chosen = self._conditions.within(images, self._opened.index.state.images)
+        return self._submit(chosen, None).result()
 
     def public_ids(self, keys: Iterable[int]) -> dict[int, tuple[str, str]]:
         """See `ranking.Source`."""
         with self._database.reading() as connection:
             return reads.public_ids(connection, keys)
 
-    def _fetch(self, conditions: Conditions, count: int | None) -> Candidates:
+    def _submit(self, conditions: Conditions, count: int | None) -> Future[Candidates]:
         request = Fetch(self._query.vectors, conditions, count, self._query.negatives)
-        return self._search.fetch(self._opened.index, request, self._caller)
+        return self._search.submit(self._opened.index, request, self._caller)

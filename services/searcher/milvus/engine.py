@@ -36,6 +36,7 @@ from services.searcher.milvus.tables import (
 from services.searcher.models import check_model
 from services.searcher.ranking import Ranked, rank
 from services.searcher.reports import CollectionStats, SegmentStats, SnapshotInfo
+from services.searcher.room import ANY_SIZE, Room
 from services.searcher.settings import MilvusSettings
 from services.searcher.types import (
     Collection,
@@ -148,6 +149,7 @@ class MilvusEngine:
         queries: Sequence[Query],
         min_seq: int | None = None,
         caller: Caller = ANYBODY,
+        room: Room = ANY_SIZE,
     ) -> list[Page]:
         """See `Engine`. Reads are strongly consistent, so every answered write is seen."""
         with explained():
@@ -158,10 +160,11 @@ class MilvusEngine:
                     Kind.UNAVAILABLE, f"write {min_seq} has not arrived", retry_after_s=0.1
                 )
             return [
-                self._page(name, query, now if query.seq is None else query.seq, caller) for query in queries
+                self._page(name, query, now if query.seq is None else query.seq, caller, room)
+                for query in queries
             ]
 
-    def _page(self, name: str, query: Query, seq: int, caller: Caller) -> Page:
+    def _page(self, name: str, query: Query, seq: int, caller: Caller, room: Room) -> Page:
         records, _ = self._tables(name)
         ranked, more = rank(
             query, MilvusSource(self._client, records, query, seq, self._settings.max_candidates, caller)
@@ -176,6 +179,7 @@ class MilvusEngine:
         def hit(number: int, found: Ranked) -> Hit:
             place = found.position
             record = tables.record_of(rows[place.record_id], masks=query.include_masks)
+            room.take_record(record)
             image = images.get(place.image_id, StoredImage(place.image_id))
             region = None
             if found.best_region is not None and found.best_region.position.record_id in rows:
@@ -188,7 +192,14 @@ class MilvusEngine:
         return Page(tuple(hits), seq, more)
 
     def get_records(
-        self, name: str, record_ids: Sequence[str], image_ids: Sequence[str], *, masks: bool, vectors: bool
+        self,
+        name: str,
+        record_ids: Sequence[str],
+        image_ids: Sequence[str],
+        *,
+        masks: bool,
+        vectors: bool,
+        room: Room = ANY_SIZE,
     ) -> Stored:
         """See `Engine`."""
         with explained():
@@ -202,6 +213,8 @@ class MilvusEngine:
             if vectors:
                 found = np.array([row["vector"] for row in rows], np.float32).reshape(-1, dimension)
             described = tuple(tables.record_of(row, masks=masks) for row in rows)
+            for record in described:
+                room.take_record(record)
             return Stored(described, tuple(images[i] for i in sorted(images)), found, _now_seq())
 
     def list_images(self, name: str, limit: int, after: tuple[int, str] | None) -> ImagePage:

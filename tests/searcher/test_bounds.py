@@ -1,0 +1,148 @@
+"""What one request may cost: the size of its answer, and its time on the one searching thread."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc
+import numpy as np
+import pytest
+
+from regionsearch.errors import Kind, RegionSearchError, from_rpc_error
+from regionsearch.masks import mask_to_proto
+from regionsearch.v1 import search_pb2, search_pb2_grpc
+from services.runtime.server import serving
+from services.searcher.__main__ import SERVICES, searcher
+from services.searcher.embedded.engine import EmbeddedEngine
+from services.searcher.embedded.index import VectorIndex
+from services.searcher.ranking import RELEVANT_AMONG, Candidates, Numbers, rank
+from services.searcher.room import Room
+from services.searcher.settings import EmbeddedSettings, SearcherSettings
+from services.searcher.types import Query
+from tests.searcher.conftest import DIMENSION, MODEL, MODEL_INFO, search_request, unit_vectors, upsert_request
+from tests.searcher.test_faults import NOTHING, write
+
+CAP = 60_000
+
+
+def with_masks(image_id: str, regions: int) -> search_pb2.UpsertRequest:
+    """Regions with masks of noise, of about 2 KB each."""
+    request = upsert_request(image_id, unit_vectors(regions + 1))
+    noise = np.random.default_rng(0).random((regions, 64, 64)) < 0.5
+    for record, mask in zip(request.records[1:], noise, strict=True):
+        record.mask.CopyFrom(mask_to_proto(mask))
+    return request
+
+
+async def test_an_answer_too_large_for_a_message_names_the_field(settings: EmbeddedSettings) -> None:
+    process = SearcherSettings(port=0, drain_delay_s=0, embedded=settings, max_message_bytes=CAP)
+    async with (
+        serving(process, SERVICES, searcher(process)) as server,
+        grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel,
+    ):
+        stub = search_pb2_grpc.SearchServiceStub(channel)
+        await stub.CreateCollection(search_pb2.CreateCollectionRequest(name="default", model=MODEL_INFO))
+        names = [f"image{number}" for number in range(5)]
+        for name in names:
+            await stub.Upsert(with_masks(name, 10))
+        long = upsert_request("long", unit_vectors(1), tags=tuple(f"{n:04d}" * 500 for n in range(20)))
+        await stub.Upsert(long)
+        long.images[0].image_id = long.records[0].image_id = long.records[0].record_id = "longer"
+        await stub.Upsert(long)
+        search = search_request(unit_vectors(1), page_size=50, include_masks=True)
+        many = search_request(unit_vectors(40), page_size=50)
+        for request, method, field, less in (
+            (search, stub.Search, "page_size", {"page_size": 5}),
+            (many, stub.Search, "page_size", {"page_size": 5}),
+            (
+                search_pb2.GetRecordsRequest(collection="default", image_ids=names, include_masks=True),
+                stub.GetRecords, "image_ids", {"include_masks": False},
+            ),
+            (
+                search_pb2.ListImagesRequest(collection="default"),
+                stub.ListImages, "page_size", {"page_size": 1},
+            ),
+        ):  # fmt: skip
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await method(request)
+            error = from_rpc_error(caught.value)
+            assert (error.kind, error.field) == (Kind.TOO_LARGE, field)
+            assert f"over {CAP} bytes" in error.message
+            assert "fewer" in error.message
+            for name, value in less.items():
+                setattr(request, name, value)
+            assert (await method(request)).ByteSize() <= CAP
+
+
+@pytest.mark.parametrize("vectors", [False, True])
+def test_records_are_not_read_beyond_their_room(engine: EmbeddedEngine, vectors: bool) -> None:
+    write(engine, "a", 100)
+    room = Room(300, "image_ids", "name fewer")
+    with pytest.raises(RegionSearchError, match="name fewer"):
+        engine.get_records("default", [], ["a"], masks=True, vectors=vectors, room=room)
+    assert len(engine.get_records("default", [], ["a"], masks=True, vectors=vectors).records) == 100
+
+
+class NothingRelevant:
+    """A large collection of which everything is nearer to the negative."""
+
+    def __init__(self) -> None:
+        self.asked: list[int] = []
+
+    def best(self, count: int) -> Candidates:
+        self.asked.append(count)
+        rows = np.arange(count)
+        scores = np.stack([0.9 - rows * 1e-7, np.ones(count)], axis=1).astype(np.float32)
+        return Candidates(rows, rows, np.full(count, 2, np.uint8), scores, complete=False)
+
+    def of_images(self, images: Numbers) -> Candidates:
+        raise AssertionError("no image passes")
+
+    def public_ids(self, keys: Iterable[int]) -> dict[int, tuple[str, str]]:
+        return {key: (f"i{key}", f"r{key}") for key in keys}
+
+
+@pytest.mark.parametrize("skipped", [0, 10 * RELEVANT_AMONG])
+def test_where_nothing_is_relevant_not_everything_is_scored(skipped: int) -> None:
+    source = NothingRelevant()
+    query = Query(unit_vectors(1), unit_vectors(1), skipped=skipped)
+    assert rank(query, source) == ([], False)
+    assert max(source.asked) == max(RELEVANT_AMONG, source.asked[0])
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline, "it never came true"
+        time.sleep(0.01)
+
+
+def test_the_queries_of_one_request_share_a_pass(
+    engine: EmbeddedEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(engine, "a", 40)
+    passes: list[int] = []
+    fetch = VectorIndex.fetch
+
+    def counted(index, state, requests):
+        passes.append(len(requests))
+        return fetch(index, state, requests)
+
+    monkeypatch.setattr(VectorIndex, "fetch", counted)
+    vectors = unit_vectors(8, seed=1, dimension=DIMENSION)
+    queries = [Query(vectors[i : i + 1], NOTHING, limit=3) for i in range(8)]
+    gate = threading.Event()
+    with ThreadPoolExecutor(2) as pool:
+        pool.submit(engine._search.run, gate.wait)
+        asked = pool.submit(engine.search, "default", MODEL, queries)
+        try:
+            until(lambda: len(engine._search._jobs) == 8)
+        finally:
+            gate.set()
+        together = asked.result()
+    assert passes == [8]
+    alone = [engine.search("default", MODEL, [query])[0] for query in queries]
+    assert [page.hits for page in together] == [page.hits for page in alone]
