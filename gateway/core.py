@@ -13,6 +13,7 @@ from gateway.search import Search
 from gateway.settings import GatewaySettings
 from gateway.thumbnails import Thumbnails
 from regionsearch.errors import RegionSearchError
+from regionsearch.rpc import deadline
 
 
 class Gateway:
@@ -39,7 +40,8 @@ class Gateway:
         found = await self.backends.readiness()
         if all(state.ready for state in found.values()):
             try:
-                await self.catalog.get("")
+                with deadline(self.settings.timeouts.probe_s):
+                    await self.catalog.get("")
             except RegionSearchError as error:
                 found["searcher"] = Readiness(False, error.message)
         return found

@@ -34,7 +34,7 @@ class RegionSearchServicer(region_search_pb2_grpc.RegionSearchServiceServicer):
         """Checks the caller and hands its deadline on; yields the metadata."""
         metadata = {key: str(value) for key, value in context.invocation_metadata() or ()}
         self._gateway.access.check(
-            needed, metadata.get("authorization"), metadata.get("x-api-key"), context.peer()
+            needed, metadata.get("authorization"), metadata.get("x-api-key"), _address(context.peer())
         )
         with deadline(context.time_remaining()), deadline(limit_s):
             yield metadata
@@ -142,6 +142,11 @@ class _IngestStream:
         finally:
             self._room.release()
         self._answers.put_nowait(done)
+
+
+def _address(peer: str) -> str:
+    """Who calls, whatever port each of its connections has: ``ipv4:10.0.0.1:5000`` is ``10.0.0.1``."""
+    return peer.partition(":")[2].rpartition(":")[0]
 
 
 def status_of(error: RegionSearchError) -> status_pb2.Status:

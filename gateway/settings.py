@@ -63,7 +63,7 @@ class TimeoutSettings(_Part):
 
     ingest_s: float = Field(300.0, gt=0, description="One image on its way in.")
     query_s: float = Field(60.0, gt=0, description="Everything else.")
-    probe_s: float = Field(1.0, gt=0, description="Asking a service whether it is ready.")
+    probe_s: float = Field(1.0, gt=0, description="Each question of a look at readiness.")
     restart_s: float = Field(
         30.0, ge=0, description="Waiting for a service while none of its replicas serves, as in a restart."
     )

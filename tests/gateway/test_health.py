@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import queue
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -14,6 +16,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tests.gateway.conftest import EmbedderProcess, Running, World, wait_for
 from tests.gateway.fakes import Script
+from tests.gateway.fronts import SearcherFront, start_front
 
 Status = health_pb2.HealthCheckResponse
 SERVICE = "regionsearch.v1.RegionSearchService"
@@ -73,3 +76,25 @@ def test_while_calls_wait_for_a_restart_it_is_serving(world: World, script: Scri
         wait_for(lambda: statuses(gateway) == (503, 200))
         check = health_pb2_grpc.HealthStub(gateway.channel).Check
         assert check(health_pb2.HealthCheckRequest(service=SERVICE)).status == Status.SERVING
+
+
+class Stuck(SearcherFront):
+    """Healthy, but never says anything about a collection."""
+
+    stuck = False
+
+    async def GetCollection(self, request: Any, context: Any) -> Any:
+        if self.stuck:
+            await asyncio.Event().wait()
+        return await self.real.GetCollection(request)
+
+
+def test_a_probe_does_not_wait_for_a_searcher_that_hangs(world: World, script: Script) -> None:
+    server, front = start_front(world, Stuck)
+    gateway = world.gateway(searcher=f"127.0.0.1:{server.port}", timeouts={"probe_s": 0.5, "restart_s": 3600})
+    front.stuck = True
+    answer = gateway.http.get("/readyz", timeout=20)  # a call may take a minute
+    assert answer.status_code == 503
+    assert "took too long" in answer.json()["services"]["searcher"]["detail"]
+    front.stuck = False
+    wait_for(lambda: statuses(gateway) == (200, 200))

@@ -14,7 +14,7 @@ import structlog
 
 from gateway.http.problems import STATUS, pointer
 from regionsearch.errors import Kind, from_rpc_error
-from regionsearch.v1 import region_search_pb2
+from regionsearch.v1 import region_search_pb2, region_search_pb2_grpc
 from tests.gateway.conftest import BLUE, GREEN, RED, Running, World, add, scene
 from tests.gateway.fakes import Script
 
@@ -228,6 +228,18 @@ def test_rates_are_limited_by_caller(world: World, script: Script) -> None:
     error = from_rpc_error(caught.value)
     assert error.kind is Kind.OVERLOADED
     assert error.retry_after_s
+
+
+def test_rates_without_keys_are_of_addresses_not_of_connections(world: World, script: Script) -> None:
+    gateway = world.gateway(limits={"requests_per_s": 0.001, "requests_burst": 1})
+    request = region_search_pb2.RegionSearchServiceListImagesRequest()
+    gateway.grpc.ListImages(request)
+    options = [("grpc.use_local_subchannel_pool", 1)]  # a connection of its own
+    with grpc.insecure_channel(f"127.0.0.1:{gateway.server.port}", options) as another:
+        with pytest.raises(grpc.RpcError) as caught:
+            region_search_pb2_grpc.RegionSearchServiceStub(another).ListImages(request)
+        assert from_rpc_error(caught.value).kind is Kind.OVERLOADED
+    assert gateway.http.get("/v1/collections").status_code == 429
 
 
 def test_limits_of_size(world: World, script: Script) -> None:
