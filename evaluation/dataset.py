@@ -109,7 +109,8 @@ class Dataset:
                 for i in sample.instances
             ]
             digest.update(hashlib.sha256(sample.read()).digest())
-            digest.update(json.dumps([sample.split, sample.caption, truth]).encode())
+            absent = [] if sample.absent is None else [sample.absent]
+            digest.update(json.dumps([sample.split, sample.caption, truth, *absent]).encode())
         return digest.hexdigest()
 
 

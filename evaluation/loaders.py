@@ -57,7 +57,9 @@ def _annotation_file(path: Path) -> Path:
 
 
 def load_coco(path: Path, images: Path | None = None) -> Dataset:
-    """Reads COCO-style JSON: polygons, compressed and uncompressed run lengths; crowds are left out.
+    """Reads COCO-style JSON: polygons, compressed and uncompressed run lengths.
+
+    Crowds are left out; what is a crowd in a picture does not count as absent from it either.
 
     An image's `split` ("tune" or "test") and `caption` are honoured; where an image has no split, every
     other one is for tuning. Of LVIS, names are read without underscores, and only a picture's
@@ -72,11 +74,14 @@ def load_coco(path: Path, images: Path | None = None) -> Dataset:
         number = {entry["id"]: index for index, entry in enumerate(entries)}
         truth: dict[Any, list[Instance]] = {image["id"]: [] for image in content["images"]}
         sizes = {image["id"]: (image["height"], image["width"]) for image in content["images"]}
+        crowds: dict[Any, set[int]] = {}
         for item in content["annotations"]:
-            if not item.get("iscrowd"):
-                mask = _segmentation(item["segmentation"], *sizes[item["image_id"]])
-                if rle.area(mask):
-                    truth[item["image_id"]].append(Instance(number[item["category_id"]], mask))
+            if item.get("iscrowd"):
+                crowds.setdefault(item["image_id"], set()).add(number[item["category_id"]])
+                continue
+            mask = _segmentation(item["segmentation"], *sizes[item["image_id"]])
+            if rle.area(mask):
+                truth[item["image_id"]].append(Instance(number[item["category_id"]], mask))
         splits = alternate_splits(len(content["images"]))
         samples = tuple(
             Sample(
@@ -86,7 +91,7 @@ def load_coco(path: Path, images: Path | None = None) -> Dataset:
                 split=cast(Split, image.get("split", splits[index])),
                 instances=tuple(truth[image["id"]]),
                 caption=image.get("caption", ""),
-                absent=_absent(image, number),
+                absent=_absent(image, number, crowds.get(image["id"], set())),
             )
             for index, image in enumerate(content["images"])
         )
@@ -120,9 +125,13 @@ def _picture(folder: Path, image: Any) -> Path:
     return folder / split / name if (folder / split).is_dir() else folder / name
 
 
-def _absent(image: Any, number: dict[Any, int]) -> tuple[int, ...] | None:
+def _absent(image: Any, number: dict[Any, int], crowds: set[int]) -> tuple[int, ...] | None:
+    """Categories that are known not to be in a picture. A crowd is no instance, but not absent."""
     names = image.get("neg_category_ids")
-    return None if names is None else tuple(sorted(number[name] for name in names))
+    if names is None and not crowds:
+        return None
+    known = set(number.values()) if names is None else {number[name] for name in names}
+    return tuple(sorted(known - crowds))
 
 
 def load_voc(root: Path) -> Dataset:

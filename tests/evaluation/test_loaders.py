@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from evaluation import rle
+from evaluation.collecting import _absent
 from evaluation.loaders import load, load_coco, load_voc
 from regionsearch.errors import Kind, RegionSearchError
 
@@ -68,6 +69,24 @@ def test_crowds_and_empty_masks_are_left_out(tmp_path, world):
     path.write_text(json.dumps(content))
     assert len(load_coco(path).samples[0].instances) == 0
     assert len(load_coco(path).samples[1].instances) == 2
+
+
+def test_what_is_a_crowd_in_a_picture_is_not_absent_from_it(world):
+    path = world.samples[0].path.parent / "scenes.json"
+    content = json.loads(path.read_text())
+    before = load_coco(path)
+    crowd = content["annotations"][0]
+    crowd["iscrowd"] = 1
+    path.write_text(json.dumps(content))
+    after = load_coco(path)
+    picture = next(i for i, image in enumerate(content["images"]) if image["id"] == crowd["image_id"])
+    numbers = sorted(entry["id"] for entry in content["categories"])
+    category = numbers.index(crowd["category_id"])
+    drawn = _absent(after.samples[picture], len(after.categories), np.random.default_rng(0))
+    assert category not in drawn
+    assert len(drawn) == len(after.categories) - 1 - len(after.samples[picture].categories)
+    assert after.digest() != before.digest()
+    assert all(sample.absent is None for i, sample in enumerate(after.samples) if i != picture)
 
 
 def test_pascal_voc(tmp_path):
