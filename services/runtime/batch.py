@@ -163,13 +163,20 @@ class Lanes:
     def push(self, request: Request) -> None:
         """Puts a request at the end of its lane."""
         self._lanes[request.lane][request] = None
-        self._items[request.lane] += request.items
+        self._items[request.lane] += request.items - request.cut
 
     def remove(self, request: Request) -> None:
         """Takes a request out, wherever it stands; nothing happens if it does not wait."""
         if request in self._lanes[request.lane]:
             del self._lanes[request.lane][request]
             self._items[request.lane] -= request.items - request.cut
+
+    def move(self, request: Request, lane: Lane) -> None:
+        """Puts what waits of a request at the end of another lane; nothing happens if nothing waits."""
+        if request in self._lanes[request.lane]:
+            self.remove(request)
+            request.lane = lane
+            self.push(request)
 
     def cut(self, lane: Lane, most: int, held: int, most_bytes: int) -> Batch | None:
         """Takes items of one key out of a lane; may divide the last request.

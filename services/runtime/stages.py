@@ -157,7 +157,7 @@ class DeviceThread:
 
     @property
     def busy_since(self) -> float | None:
-        """When the batch that is longest in its stage came there (monotonic clock); None while all are idle."""
+        """When the batch that is longest in its stage came there (monotonic clock); None while idle."""
         return min((since for since in self._busy_since.values() if since is not None), default=None)
 
     def put(self, batch: Batch) -> None:

@@ -5,18 +5,33 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from typing import Protocol
 
 from regionsearch.errors import Kind, RegionSearchError
+from services.runtime.batcher import Lane
 from services.segmenter.backends.base import Embedding
 
 # Errors about how long the one who asked would wait.
 _IMPATIENCE = frozenset({Kind.DEADLINE_EXCEEDED, Kind.OVERLOADED})
 
 
+class Encoding(Protocol):
+    """The making of an embedding."""
+
+    async def make(self) -> Embedding:
+        """Makes it."""
+        ...
+
+    def hasten(self, lane: Lane) -> None:
+        """Is called when somebody of this lane waits for it too."""
+        ...
+
+
 @dataclass
 class _Flight:
+    encoding: Encoding
     task: asyncio.Task[Embedding]
     waiting: int = 0
 
@@ -24,9 +39,9 @@ class _Flight:
 class EmbeddingCache:
     """Least recently used embeddings, bounded by the memory they hold; on one event loop.
 
-    Calls for a picture that is just being encoded wait for that one encoding. It is cancelled when the last
-    of them has gone away. It has the deadline and the lane of the call that began it; where it fails for
-    these, the next one begins another.
+    Calls for a picture that is just being encoded wait for that one encoding, in the lane of the fastest of
+    them. It is cancelled when the last of them has gone away. It has the deadline of the call that began it,
+    and was admitted to that call's lane; where it fails for these, the next one begins another.
 
     Args:
         max_bytes: Bound of what is kept; 0 keeps nothing. Embeddings in use are not counted once they are
@@ -44,12 +59,13 @@ class EmbeddingCache:
         """Device memory that is held."""
         return self._bytes
 
-    async def get(self, key: str, encode: Callable[[], Awaitable[Embedding]]) -> tuple[Embedding, bool]:
+    async def get(self, key: str, encoding: Encoding, lane: Lane) -> tuple[Embedding, bool]:
         """The embedding of a picture.
 
         Args:
             key: Identity of the picture's content.
-            encode: Makes the embedding, when there is none.
+            encoding: Makes the embedding, when there is none and nobody else is at it.
+            lane: Of the caller.
 
         Returns:
             The embedding, and whether it had been there.
@@ -60,8 +76,9 @@ class EmbeddingCache:
                 self._kept.move_to_end(key)
                 return kept, True
             joined = self._flights.get(key)
-            flight = joined or _Flight(asyncio.ensure_future(self._fill(key, encode)))
+            flight = joined or _Flight(encoding, asyncio.ensure_future(self._fill(key, encoding)))
             self._flights[key] = flight
+            flight.encoding.hasten(lane)
             try:
                 return await self._await(key, flight), False
             except RegionSearchError as error:
@@ -79,10 +96,10 @@ class EmbeddingCache:
                 self._flights.pop(key, None)
                 flight.task.cancel()
 
-    async def _fill(self, key: str, encode: Callable[[], Awaitable[Embedding]]) -> Embedding:
+    async def _fill(self, key: str, encoding: Encoding) -> Embedding:
         task = asyncio.current_task()
         try:
-            embedding = await encode()
+            embedding = await encoding.make()
         finally:
             flight = self._flights.get(key)
             if flight is not None and flight.task is task:

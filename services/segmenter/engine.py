@@ -230,8 +230,8 @@ class SegmentEngine:
                 )
 
     async def _embed(self, picture: Picture, call: Call) -> tuple[Embedding, bool]:
-        work = Encode(picture.decode, picture.nbytes)
-        return await self.cache.get(picture.key, lambda: self._encode(work, call))
+        encoding = _Encoding(self, Encode(picture.decode, picture.nbytes), call)
+        return await self.cache.get(picture.key, encoding, call.lane)
 
     async def _encode(self, work: Encode, call: Call) -> Embedding:
         results = await self._submit(work, call)
@@ -249,6 +249,23 @@ class SegmentEngine:
         return await self._batcher.submit(
             work, len(work), nbytes=work.nbytes, lane=call.lane, deadline=call.deadline
         )
+
+
+@dataclass
+class _Encoding:
+    """The encoding of a picture, in the lane of the fastest of those who wait for it."""
+
+    engine: SegmentEngine
+    work: Encode
+    call: Call
+
+    async def make(self) -> Embedding:
+        return await self.engine._encode(self.work, self.call)
+
+    def hasten(self, lane: Lane) -> None:
+        if lane < self.call.lane:
+            self.call = replace(self.call, lane=lane)
+            self.engine._batcher.hasten(self.work, lane)
 
 
 def _cut(pixels: Pixels, crop: Crop) -> Pixels:

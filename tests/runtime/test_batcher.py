@@ -96,6 +96,25 @@ async def test_the_first_lane_waits_for_one_batch_only_and_the_others_are_not_st
     assert len(order) == 140
 
 
+async def test_a_request_that_somebody_else_waits_for_too_changes_its_lane():
+    async with batching() as (batcher, model):
+        model.gate.clear()
+        names = list("abcdefg")
+        bulk = [asyncio.create_task(batcher.submit(name, 8, lane=Lane.BULK)) for name in names]
+        await until(lambda: batcher.waiting == 5 * 8 and model.batches)  # two are in the pipeline
+        batcher.hasten(names[6], Lane.INTERACTIVE)
+        batcher.hasten(names[5], Lane.STANDARD)
+        batcher.hasten(names[5], Lane.BULK)
+        batcher.hasten("unknown", Lane.INTERACTIVE)
+        await until(lambda: batcher.waiting == 3 * 8)  # each lane has its own places
+        model.gate.set()
+        results = await asyncio.gather(*bulk)
+    assert [flat(result) for result in results] == [answer(name, 8) for name in names]
+    order = [batch[0][0] for batch in model.batches]
+    assert order[0] == "a"
+    assert order.index("g") < order.index("f") < order.index("c")
+
+
 async def test_what_finish_cannot_keep_up_with_does_not_pile_up():
     finish, ran = threading.Semaphore(0), []
 

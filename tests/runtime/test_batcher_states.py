@@ -50,6 +50,7 @@ class BatcherStates(RuleBasedStateMachine):
         self.device = StepDevice()
         self.number = 0
         self.tasks: dict[int, tuple[asyncio.Task, int, bool]] = {}
+        self.payloads: dict[int, tuple[int, bool]] = {}
         self.cancelled: set[int] = set()
         self.closing: asyncio.Task | None = None
         self.run(self._start())
@@ -89,9 +90,8 @@ class BatcherStates(RuleBasedStateMachine):
         self.number += 1
         number = self.number
         deadline = None if patience is None else self.loop.time() + patience
-        work = self.batcher.submit(
-            (number, poison), items, nbytes=nbytes, lane=lane, key=key, deadline=deadline
-        )
+        payload = self.payloads[number] = (number, poison)
+        work = self.batcher.submit(payload, items, nbytes=nbytes, lane=lane, key=key, deadline=deadline)
 
         async def begin():
             task = asyncio.ensure_future(work)
@@ -108,6 +108,10 @@ class BatcherStates(RuleBasedStateMachine):
             self.cancelled.add(number)
             self.settle()
             assert task.done()
+
+    @rule(number=calls, lane=st.sampled_from(Lane))
+    def hasten(self, number, lane):
+        self.batcher.hasten(self.payloads[number], lane)
 
     @rule(error=st.one_of(st.none(), st.just(ValueError("once")), st.just(MemoryError())))
     def step(self, error):

@@ -3,17 +3,37 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
 
 import pytest
 import torch
 
 from regionsearch.errors import Kind, RegionSearchError
+from services.runtime.batcher import Lane
 from services.segmenter.backends.base import Embedding, Geometry
 from services.segmenter.cache import ByteGate, EmbeddingCache
 
 
 def embedding(values: int) -> Embedding:
     return Embedding((torch.zeros(values),), Geometry((1, 1), (1, 1), (1, 1), ()))
+
+
+@dataclass
+class Making:
+    """An encoding that keeps the lanes of those who wait for it."""
+
+    make: Callable[[], Awaitable[Embedding]]
+    lanes: list[Lane] = field(default_factory=list)
+
+    def hasten(self, lane: Lane) -> None:
+        self.lanes.append(lane)
+
+
+async def get(
+    cache: EmbeddingCache, key: str, make: Callable[[], Awaitable[Embedding]]
+) -> tuple[Embedding, bool]:
+    return await cache.get(key, Making(make), Lane.INTERACTIVE)
 
 
 async def test_the_cache_keeps_to_its_bytes_and_forgets_the_oldest() -> None:
@@ -23,13 +43,13 @@ async def test_the_cache_keeps_to_its_bytes_and_forgets_the_oldest() -> None:
         return embedding(values)
 
     for key in "abc":
-        await cache.get(key, lambda: make(10))
+        await get(cache, key, lambda: make(10))
     assert cache.nbytes == 80
-    assert (await cache.get("b", lambda: make(10)))[1]
-    assert not (await cache.get("a", lambda: make(10)))[1]
-    assert (await cache.get("b", lambda: make(10)))[1]
-    assert not (await cache.get("huge", lambda: make(1000)))[1]
-    assert not (await cache.get("huge", lambda: make(1000)))[1]
+    assert (await get(cache, "b", lambda: make(10)))[1]
+    assert not (await get(cache, "a", lambda: make(10)))[1]
+    assert (await get(cache, "b", lambda: make(10)))[1]
+    assert not (await get(cache, "huge", lambda: make(1000)))[1]
+    assert not (await get(cache, "huge", lambda: make(1000)))[1]
     assert cache.nbytes == 80
 
 
@@ -48,8 +68,8 @@ async def test_an_encoding_lives_as_long_as_somebody_waits_for_it() -> None:
             raise
         return embedding(1)
 
-    first = asyncio.create_task(cache.get("a", slow))
-    second = asyncio.create_task(cache.get("a", slow))
+    first = asyncio.create_task(get(cache, "a", slow))
+    second = asyncio.create_task(get(cache, "a", slow))
     await started.wait()
     await asyncio.sleep(0)
     first.cancel()
@@ -58,7 +78,7 @@ async def test_an_encoding_lives_as_long_as_somebody_waits_for_it() -> None:
     assert (await second)[0].nbytes == 4
     started.clear()
     go.clear()
-    alone = asyncio.create_task(cache.get("b", slow))
+    alone = asyncio.create_task(get(cache, "b", slow))
     await started.wait()
     alone.cancel()
     await asyncio.gather(alone, return_exceptions=True)
@@ -76,8 +96,8 @@ async def test_a_failed_encoding_is_tried_again() -> None:
         return embedding(1)
 
     with pytest.raises(RuntimeError, match="once"):
-        await cache.get("a", fail)
-    assert not (await cache.get("a", work))[1]
+        await get(cache, "a", fail)
+    assert not (await get(cache, "a", work))[1]
 
 
 @pytest.mark.parametrize("kind", [Kind.DEADLINE_EXCEEDED, Kind.OVERLOADED])
@@ -92,14 +112,25 @@ async def test_the_impatience_of_one_caller_is_not_that_of_the_others(kind: Kind
     async def patient() -> Embedding:
         return embedding(1)
 
-    first = asyncio.create_task(cache.get("a", impatient))
+    first = asyncio.create_task(get(cache, "a", impatient))
     await asyncio.sleep(0)
-    others = [asyncio.create_task(cache.get("a", patient)) for _ in range(2)]
+    others = [asyncio.create_task(get(cache, "a", patient)) for _ in range(2)]
     await asyncio.sleep(0)
     go.set()
     with pytest.raises(RegionSearchError):
         await first
     assert [(await other)[0].nbytes for other in others] == [4, 4]
+
+
+async def test_everybody_who_waits_for_an_encoding_can_hasten_it() -> None:
+    cache = EmbeddingCache(max_bytes=100)
+
+    async def work() -> Embedding:
+        return embedding(1)
+
+    first, second = Making(work), Making(work)
+    await asyncio.gather(cache.get("a", first, Lane.BULK), cache.get("a", second, Lane.INTERACTIVE))
+    assert (first.lanes, second.lanes) == ([Lane.BULK, Lane.INTERACTIVE], [])
 
 
 async def test_the_gate_lets_in_what_fits_in_the_order_of_arrival() -> None:

@@ -71,6 +71,25 @@ async def test_a_click_waits_for_the_piece_that_runs_and_no_other(untrained: Sam
         await everything
 
 
+async def test_a_click_does_not_wait_in_the_lane_in_which_somebody_else_began_its_encoding(
+    untrained: SamBackend,
+) -> None:
+    async with stepping(untrained) as (engine, backend):
+        bulk = Call(Lane.BULK)
+        search = engine.everything(picture(1), replace(GRID, points_per_side=16), call=bulk)
+        waiting = [asyncio.create_task(search)]
+        await until(lambda: backend.began)
+        waiting.append(asyncio.create_task(engine.prompts(picture(2), [CLICK], call=bulk)))
+        await until(lambda: engine.cache._flights)
+        click = asyncio.create_task(engine.prompts(picture(2), [CLICK]))
+        while not click.done():
+            backend.permits.release()
+            await asyncio.sleep(0.02)
+        assert backend.began.count(PIECE) < 16 * 16 / PIECE / 2
+        backend.permits.release(10_000)
+        await asyncio.gather(*waiting)
+
+
 async def test_everything_mode_ends_however_many_clicks_there_are(untrained: SamBackend) -> None:
     async with stepping(untrained) as (engine, backend):
         await_free = asyncio.create_task(engine.prompts(picture(1), [CLICK]))
