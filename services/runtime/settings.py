@@ -114,6 +114,8 @@ class ServiceSettings(BaseSettings):
         """
         arguments = sys.argv[1:] if arguments is None else arguments
         try:
+            if unknown := cls._unknown_variables():
+                raise SettingsError(f"there is no setting for {', '.join(unknown)}; --help lists all")
             return cls(
                 _cli_parse_args=list(arguments),
                 _cli_prog_name=f"python -m {cls.__module__.rpartition('.')[0]}",
@@ -124,6 +126,18 @@ class ServiceSettings(BaseSettings):
             lines = [str(error)]
         print(f"{cls.process}: the settings are wrong", *lines, sep="\n  ", file=sys.stderr)
         raise SystemExit(2)
+
+    @classmethod
+    def _unknown_variables(cls) -> list[str]:
+        """Variables of the environment that mean this process and no setting of it; pydantic skips them."""
+        prefix = f"REGIONSEARCH_{cls.process.upper()}_"
+        fields = {f"{prefix}{name}".upper() for name in cls.model_fields}
+        return sorted(
+            name
+            for name in os.environ
+            if name.upper().startswith(prefix)
+            and prefix + name.upper().removeprefix(prefix).partition("__")[0] not in fields
+        )
 
 
 def _toml_table(process: str) -> dict[str, Any]:
