@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import asyncio
 from collections.abc import Sequence
 
 import structlog
@@ -13,9 +13,11 @@ from gateway.image_store import ImageStore
 from gateway.records import hide_key
 from gateway.settings import GatewaySettings
 from regionsearch.errors import Kind, RegionSearchError, not_found
+from regionsearch.rpc import chunked
 from regionsearch.v1 import embed_pb2, search_pb2, types_pb2
 
 DEFAULT = "default"
+ASKED_AT_ONCE = 32  # images that the searcher is asked about in one call
 
 _log = structlog.get_logger(__name__)
 
@@ -105,37 +107,54 @@ class Catalog:
                 return False
 
     async def delete(self, name: str) -> None:
-        """Deletes a collection with its records, then its pictures. The default one is empty afterwards."""
+        """Deletes a collection with its records, then its pictures. The default one is empty afterwards.
+
+        Pictures that come to a new collection of the same name meanwhile stay.
+        """
         backends = self._backends
         request = search_pb2.DeleteCollectionRequest(name=name)
         await backends.searcher.call(backends.search.DeleteCollection, request)
-        await self._store.delete_collection(name)
+        async for shelf in self._store.shelves(name):
+            for image_ids in chunked([*shelf.images, *shelf.aside], ASKED_AT_ONCE):
+                await self._let_go(name, image_ids)
+        await self._store.tidy(name)
         if name == DEFAULT:
             await self.ensure_default()
-        await self._delete_without_picture(name)
 
-    async def _delete_without_picture(self, name: str) -> None:
-        """Deletes images whose picture a deletion of the collection took that ran at the same time.
-
-        They were added to a new collection of the same name when the old one's records had gone and its
-        pictures had not: images of before the deletion, then.
-        """
-        backends, token = self._backends, ""
-        while True:
-            try:
-                page = await self.images(name, 0, token)
-            except RegionSearchError as error:
-                if error.kind is Kind.NOT_FOUND:  # nobody has made a new one: the rule
-                    return
+    async def unknown(self, collection: str, image_ids: Sequence[str]) -> list[str]:
+        """Those of the images that have no record; all of them where there is no such collection."""
+        try:
+            found = await self.records(collection, image_ids=image_ids)
+        except RegionSearchError as error:
+            if error.kind is not Kind.NOT_FOUND:
                 raise
-            found = [image.image_id for image in page.images]
-            lost = [image_id for image_id in found if not await self._store.exists(name, image_id)]
-            if lost:
-                request = search_pb2.DeleteRequest(collection=name, image_ids=lost)
-                await backends.searcher.call(backends.search.Delete, request)
-            token = page.next_page_token
-            if not token:
-                return
+            return list(image_ids)
+        known = {image.image_id for image in found.images}
+        return [image_id for image_id in image_ids if image_id not in known]
+
+    async def settle(self, collection: str, image_ids: Sequence[str]) -> list[str]:
+        """Decides about pictures that are aside: those that have a record come back, the others are deleted.
+
+        Returns:
+            Those that were deleted. All come back when the searcher does not answer.
+        """
+        gone: list[str] = []
+        try:
+            gone = await self.unknown(collection, image_ids)
+        finally:
+            decide = dict.fromkeys(image_ids, self._store.take_back)
+            decide |= dict.fromkeys(gone, self._store.forget)
+            await asyncio.gather(*(done(collection, image_id) for image_id, done in decide.items()))
+        return gone
+
+    async def _let_go(self, collection: str, image_ids: Sequence[str]) -> None:
+        """Deletes pictures whose records have gone.
+
+        They may be sent again at the same time. So they are moved aside before the searcher is asked: either
+        it knows of them by then, or their ingest sees that they are away and stores them anew.
+        """
+        await asyncio.gather(*(self._store.set_aside(collection, image_id, 0) for image_id in image_ids))
+        await self.settle(collection, image_ids)
 
     async def images(self, collection: str, page_size: int, page_token: str) -> search_pb2.ListImagesResponse:
         """Images, newest first."""
@@ -247,12 +266,7 @@ class Catalog:
                     Kind.ABORTED, f"image {image_id!r} has changed since it was read; read it again"
                 )
             raise not_found("image_id", f"there is no image {image_id!r} in collection {collection!r}")
-        data = None
-        with contextlib.suppress(RegionSearchError):  # gone or damaged: so much the better
-            data = await self._store.get(collection, image_id)
-        await self._store.delete(collection, image_id)
-        if data and (await self.records(collection, image_ids=[image_id])).images:
-            await self._store.put(collection, image_id, data)  # it has been ingested again meanwhile
+        await self._let_go(collection, [image_id])
         return answer.seq
 
 

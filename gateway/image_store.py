@@ -85,14 +85,6 @@ class ImageStore:
         """Whether a picture is there."""
         return await asyncio.to_thread(self._exists, self._path(collection, image_id))
 
-    async def delete(self, collection: str, image_id: str) -> None:
-        """Forgets a picture; nothing happens when it is not there."""
-        await asyncio.to_thread(self._delete, self._path(collection, image_id))
-
-    async def delete_collection(self, collection: str) -> None:
-        """Forgets all pictures of a collection."""
-        await asyncio.to_thread(self._delete_folder, self._folder(collection))
-
     async def collections(self) -> list[str]:
         """Collections that have pictures, or had some."""
         names = await asyncio.to_thread(self._list, self._root)
@@ -123,13 +115,16 @@ class ImageStore:
         return await asyncio.to_thread(self._set_aside, self._path(collection, image_id), seconds)
 
     async def take_back(self, collection: str, image_id: str) -> None:
-        """Undoes `set_aside`."""
-        path = self._path(collection, image_id)
-        await asyncio.to_thread(self._move, _aside(path), path)
+        """Undoes `set_aside`; a picture that was put since then stays."""
+        await asyncio.to_thread(self._take_back, self._path(collection, image_id))
 
     async def forget(self, collection: str, image_id: str) -> None:
         """Makes `set_aside` final."""
         await asyncio.to_thread(self._delete, _aside(self._path(collection, image_id)))
+
+    async def tidy(self, collection: str) -> None:
+        """Removes the folders of a collection that are empty."""
+        await asyncio.to_thread(self._tidy, self._folder(collection))
 
     async def delete_part(self, path: str, seconds: float) -> None:
         """Deletes what a writer left that died longer ago than that."""
@@ -188,12 +183,14 @@ class ImageStore:
             Path(aside).rename(path)  # put again while we looked
             return False
 
-    def _move(self, source: str, target: str) -> None:
+    def _take_back(self, path: str) -> None:
         with _typed_errors(), contextlib.suppress(FileNotFoundError):
-            if self._local:
-                Path(source).replace(target)
+            if self._exists(path):  # what is aside may be damaged, and be the reason for it
+                self._fs.rm(_aside(path))
+            elif self._local:
+                Path(_aside(path)).replace(path)
             else:
-                self._fs.mv(source, target)
+                self._fs.mv(_aside(path), path)
 
     def _get(self, path: str) -> bytes | None:
         with _typed_errors():
@@ -211,16 +208,12 @@ class ImageStore:
         with _typed_errors(), contextlib.suppress(FileNotFoundError):
             self._fs.rm(path)
 
-    def _delete_folder(self, path: str) -> None:
-        with _typed_errors():
-            for left in reversed(range(_TRIES)):
-                try:
-                    if self._fs.exists(path):
-                        self._fs.rm(path, recursive=True)
-                    return
-                except OSError as error:  # others write or delete in it
-                    if left == 0 or error.errno not in (errno.ENOTEMPTY, errno.ENOENT):
-                        raise
+    def _tidy(self, folder: str) -> None:
+        if not self._local:
+            return
+        for empty in [*(f"{folder}/{name}" for name in self._list(folder)), folder]:
+            with contextlib.suppress(OSError):  # it is not empty
+                Path(empty).rmdir()
 
 
 def _aside(path: str) -> str:
@@ -230,9 +223,7 @@ def _aside(path: str) -> str:
 
 def _write_durably(path: Path, data: bytes) -> None:
     """Writes beside the place, synchronises, renames, synchronises the folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=_PART)
-    fresh = Path(name)
+    handle, fresh = _fresh_file(path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
@@ -248,6 +239,16 @@ def _write_durably(path: Path, data: bytes) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def _fresh_file(folder: Path) -> tuple[int, Path]:
+    """A new file in a folder, which is made if need be; others may be tidying up."""
+    for _ in range(_TRIES):
+        with contextlib.suppress(FileNotFoundError):
+            folder.mkdir(parents=True, exist_ok=True)
+            handle, name = tempfile.mkstemp(dir=folder, prefix=".", suffix=_PART)
+            return handle, Path(name)
+    raise FileNotFoundError(errno.ENOENT, "the folder goes away again and again", str(folder))
 
 
 @contextlib.contextmanager

@@ -16,21 +16,18 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
-from collections.abc import Sequence
 
 import structlog
 from pydantic import Field
 from pydantic_settings import CliImplicitFlag
 
 from gateway.backends import Backends
-from gateway.catalog import Catalog
+from gateway.catalog import ASKED_AT_ONCE, Catalog
 from gateway.image_store import ImageStore
 from gateway.settings import GatewaySettings
 from regionsearch.errors import Kind, RegionSearchError
 from regionsearch.rpc import chunked
 from services.runtime.logs import configure_logging
-
-_AT_ONCE = 32  # images that the searcher is asked about in one call
 
 _log = structlog.get_logger(__name__)
 
@@ -80,8 +77,8 @@ class Sweeper:
         for collection in await self._store.collections():
             async for shelf in self._store.shelves(collection):
                 swept.images += len(shelf.images)
-                for ids in chunked(shelf.images, _AT_ONCE):
-                    for image_id in await self._unknown(collection, ids):
+                for ids in chunked(shelf.images, ASKED_AT_ONCE):
+                    for image_id in await self._catalog.unknown(collection, ids):
                         await self._remove(collection, image_id, swept, dry_run)
                 if not dry_run:
                     for image_id in shelf.aside:  # of a sweep that died
@@ -101,23 +98,10 @@ class Sweeper:
 
     async def _settle(self, collection: str, image_id: str, swept: Swept) -> None:
         """Decides about a picture that is aside."""
-        if await self._unknown(collection, [image_id]):
-            await self._store.forget(collection, image_id)
+        if await self._catalog.settle(collection, [image_id]):
             swept.orphans += 1
         else:
-            await self._store.take_back(collection, image_id)
             swept.kept += 1
-
-    async def _unknown(self, collection: str, image_ids: Sequence[str]) -> list[str]:
-        """Those that the searcher does not know; all of them where it does not know the collection."""
-        try:
-            found = await self._catalog.records(collection, image_ids=image_ids)
-        except RegionSearchError as error:
-            if error.kind is not Kind.NOT_FOUND:
-                raise
-            return list(image_ids)
-        known = {image.image_id for image in found.images}
-        return [image_id for image_id in image_ids if image_id not in known]
 
 
 async def sweep_again_and_again(sweeper: Sweeper, every_s: float) -> None:

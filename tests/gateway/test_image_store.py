@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import hashlib
 import os
-import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -39,12 +40,15 @@ async def test_put_get_delete(store: ImageStore) -> None:
     assert await store.get("default", ID) == DATA
     assert not await store.exists("other", ID)
     await store.put("other", ID, DATA)
-    await store.delete("default", ID)
-    await store.delete("default", ID)
+    for _ in range(2):
+        await store.set_aside("default", ID, 0)
+        await store.forget("default", ID)
     assert not await store.exists("default", ID)
     assert await store.get("other", ID) == DATA
-    await store.delete_collection("other")
-    await store.delete_collection("other")
+    for _ in range(2):
+        await store.set_aside("other", ID, 0)
+        await store.forget("other", ID)
+        await store.tidy("other")
     with pytest.raises(RegionSearchError) as caught:
         await store.get("other", ID)
     assert caught.value.kind is Kind.NOT_FOUND
@@ -72,7 +76,7 @@ async def test_names_that_are_no_collections(store: ImageStore, collection: str)
         await store.put(collection, ID, DATA)
     assert caught.value.kind is Kind.INVALID_ARGUMENT
     with pytest.raises(RegionSearchError):
-        await store.delete_collection(collection)
+        await store.tidy(collection)
 
 
 async def test_damaged_bytes_are_noticed(tmp_path: Path) -> None:
@@ -142,19 +146,35 @@ async def test_a_first_picture_is_synchronised_with_all_of_its_new_folders(
     assert synced[1:] == [tmp_path / "fresh" / ID[:2], tmp_path / "fresh", tmp_path]
 
 
-async def test_a_collection_goes_while_others_write_into_it(
+async def test_empty_folders_go_while_others_write_into_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = ImageStore(str(tmp_path))
     await store.put("busy", ID, DATA)
-    rmtree, late = shutil.rmtree, ["a picture that comes meanwhile"]
+    await store.tidy("busy")
+    assert await store.get("busy", ID) == DATA
+    await store.set_aside("busy", ID, 0)
+    await store.forget("busy", ID)
+    mkstemp, tidied = tempfile.mkstemp, []
 
-    def interrupted(path: str, *arguments: object, **options: object) -> None:
-        if late:
-            late.clear()
-            raise OSError(errno.ENOTEMPTY, "Directory not empty", path)
-        rmtree(path)
+    def just_after_tidying(**options: object) -> tuple[int, str]:
+        if not tidied:
+            tidied.append(True)
+            store._tidy(str(tmp_path / "busy"))
+            assert not (tmp_path / "busy").exists()
+        return mkstemp(**options)
 
-    monkeypatch.setattr(shutil, "rmtree", interrupted)
-    await store.delete_collection("busy")
-    assert not files_in(tmp_path)
+    monkeypatch.setattr(tempfile, "mkstemp", just_after_tidying)
+    await store.put("busy", ID, DATA)
+    assert await store.get("busy", ID) == DATA
+
+
+async def test_what_was_aside_takes_no_newer_pictures_place(store: ImageStore) -> None:
+    await store.put("default", ID, DATA)
+    await store.set_aside("default", ID, 0)
+    await asyncio.to_thread(store._fs.pipe_file, image_store._aside(store._path("default", ID)), b"damaged")
+    await store.put("default", ID, DATA)
+    await store.take_back("default", ID)
+    assert await store.get("default", ID) == DATA
+    (shelf,) = [shelf async for shelf in store.shelves("default")]
+    assert (shelf.images, shelf.aside) == ([ID], [])

@@ -42,29 +42,62 @@ def test_an_image_that_others_added_first_and_then_deleted(
     assert gateway.http.get(url).content == scene(RED)
 
 
-def test_a_collection_is_deleted_while_pictures_come(
-    gateway: Running, collection: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_picture_that_comes_while_its_collection_is_deleted_stays(
+    gateway: Running, collection: str, monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
-    """A picture comes to a new collection of the same name before the old one's pictures have gone."""
-    early, late = scene(RED, GREEN), scene(RED)
+    """It comes to a new collection of the same name, just before or after its old file is moved aside."""
+    kept, gone = scene(RED, GREEN), scene(RED)
     url = f"/v1/collections/{collection}"
-    delete_collection = ImageStore.delete_collection
+    for name, data in (("kept.png", kept), ("gone.png", gone)):
+        add(gateway, collection, (name, data))
+    set_aside, made = ImageStore.set_aside, asyncio.Lock()
+    identity = hashlib.sha256(kept).hexdigest()
 
-    async def meanwhile(self: ImageStore, name: str) -> None:
-        async with httpx.AsyncClient(base_url=gateway.url, timeout=20) as http:
-            assert (await http.post("/v1/collections", json={"name": name})).status_code == 201
-            await http.post(f"{url}/images", files=[("files", ("early.png", early))])
-            await delete_collection(self, name)
-            answer = await http.post(f"{url}/images", files=[("files", ("late.png", late))])
-        assert answer.json()["results"][0]["outcome"] == "created"
+    async def meanwhile(self: ImageStore, name: str, image_id: str, seconds: float) -> bool:
+        moved = when == "after" and await set_aside(self, name, image_id, seconds)
+        if image_id == identity:
+            async with made, httpx.AsyncClient(base_url=gateway.url, timeout=20) as http:
+                assert (await http.post("/v1/collections", json={"name": name})).status_code == 201
+                answer = await http.post(f"{url}/images", files=[("files", ("new.png", kept))])
+                assert answer.json()["results"][0]["outcome"] == "created"
+        return moved or await set_aside(self, name, image_id, seconds)
 
-    monkeypatch.setattr(ImageStore, "delete_collection", meanwhile)
+    monkeypatch.setattr(ImageStore, "set_aside", meanwhile)
     assert gateway.http.delete(url).status_code == 204
     monkeypatch.undo()
     images = gateway.http.get(f"{url}/images").json()["images"]
-    assert [image["name"] for image in images] == ["late.png"]  # none without its picture
-    content = f"{url}/images/{hashlib.sha256(late).hexdigest()}/content"
-    assert gateway.http.get(content).content == late
+    assert [image["name"] for image in images] == ["new.png"]
+    assert gateway.http.get(f"{url}/images/{identity}/content").content == kept
+    files = [path.name for path in (gateway.store / collection).rglob("*") if path.is_file()]
+    assert files == [identity]
+
+
+class Forgetful(SearcherFront):
+    """Does not answer about records once it has deleted something."""
+
+    deleted = False
+
+    async def DeleteCollection(self, request: Any, context: Any) -> Any:
+        self.deleted = True
+        return await self.real.DeleteCollection(request)
+
+    async def GetRecords(self, request: Any, context: Any) -> Any:
+        if self.deleted:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "restarting")
+        return await self.real.GetRecords(request)
+
+
+def test_a_deletion_that_fails_half_way_leaves_no_picture_aside(
+    world: World, script: Script, collection: str
+) -> None:
+    """One of them may have got a record meanwhile."""
+    server, _ = start_front(world, Forgetful)
+    gateway = world.gateway(searcher=f"127.0.0.1:{server.port}")
+    add(gateway, collection, ("a.png", scene(RED)))
+    assert gateway.http.delete(f"/v1/collections/{collection}").status_code == 503
+    files = [path.name for path in gateway.store.rglob("*") if path.is_file()]
+    assert files == [hashlib.sha256(scene(RED)).hexdigest()]
 
 
 class Silent(SearcherFront):
