@@ -63,6 +63,66 @@ def test_prometheus_itself_takes_the_files(what: tuple[str, str]) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+UP = ["segmenter", "embedder", "searcher", "gateway"]
+ALERTS_TESTED: list[tuple[list[str], list[str], str, dict[str, str]]] = [
+    # Jobs that are scraped, further series, and the alert with its labels that follows from them.
+    (UP, [], "", {}),
+    # In compose a container that has stopped has no name any more: its target is not down, it is gone.
+    (["segmenter", "embedder", "gateway"], [], "Gone", {"job": "searcher"}),
+    (
+        UP,
+        [
+            'regionsearch_http_requests_total{job="gateway",route="/v1/segment",status="500",method="POST"}',
+            'regionsearch_http_requests_total{job="gateway",route="/v1/segment",status="200",method="POST"}',
+        ],
+        "FailingHttp",
+        {"job": "gateway", "route": "/v1/segment"},
+    ),
+    (
+        UP,
+        ['grpc_server_handled_total{job="searcher",grpc_method="Upsert",grpc_code="RESOURCE_EXHAUSTED"}'],
+        "NotWriting",
+        {"job": "searcher", "grpc_method": "Upsert"},
+    ),
+]
+
+
+@needs(not shutil.which("promtool"), reason="needs promtool, of Debian's package prometheus")
+@pytest.mark.parametrize(("up", "counters", "alert", "labels"), ALERTS_TESTED, ids=str)
+def test_alerts_follow_from_what_happens(
+    up: list[str], counters: list[str], alert: str, labels: dict[str, str], tmp_path: Path
+) -> None:
+    series = [{"series": f'up{{job="{job}",instance="a:9090"}}', "values": "1x30"} for job in up]
+    series += [{"series": counter, "values": "0+60x30"} for counter in counters]
+    rules = [r for g in yaml.safe_load((PROMETHEUS / "rules.yml").read_text())["groups"] for r in g["rules"]]
+    assert not alert or alert in {rule.get("alert") for rule in rules}
+    expected = []
+    for rule in (r for r in rules if "alert" in r):
+        here = rule["alert"] == alert
+        follows = [{"exp_labels": labels | rule["labels"]}] if here else []
+        expected.append({"eval_time": "20m", "alertname": rule["alert"], "exp_alerts": follows})
+        if here:
+            summary = rule["annotations"]["summary"]
+            for name, value in labels.items():
+                summary = summary.replace(f"{{{{ $labels.{name} }}}}", value)
+            follows[0]["exp_annotations"] = {"summary": summary}
+    case = {"interval": "1m", "input_series": series, "alert_rule_test": expected}
+    (tmp_path / "test.yml").write_text(
+        yaml.safe_dump({"rule_files": [str(PROMETHEUS / "rules.yml")], "tests": [case]})
+    )
+    done = subprocess.run(
+        ["promtool", "test", "rules", tmp_path / "test.yml"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_operations_says_what_every_alert_means() -> None:
+    rules = [r for g in yaml.safe_load((PROMETHEUS / "rules.yml").read_text())["groups"] for r in g["rules"]]
+    text = (ROOT / "docs" / "operations.md").read_text()
+    table = text.partition("## What the alerts mean")[2].partition("\n## ")[0]
+    assert re.findall(r"^\| (\w+) \|", table, re.MULTILINE)[1:] == [r["alert"] for r in rules if "alert" in r]
+
+
 class Collector(TraceServiceServicer):
     """Stands for the OpenTelemetry collector: keeps which services took part in which trace."""
 
