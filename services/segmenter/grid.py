@@ -55,7 +55,7 @@ def plan_crops(image_size: Size, options: EverythingOptions) -> list[Crop]:
 
 def grid_points(crop: Crop, options: EverythingOptions) -> NDArray[np.float64]:
     """Points (n, 2) as x, y in pixels of the crop, row by row."""
-    per_side = int(options.points_per_side / options.crop_n_points_downscale_factor**crop.layer)
+    per_side = options.side(crop.layer)
     offset = 1 / (2 * per_side)
     ticks = np.linspace(offset, 1 - offset, per_side)
     points = np.stack(np.meshgrid(ticks, ticks), axis=-1).reshape(-1, 2)

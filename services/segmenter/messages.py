@@ -21,6 +21,7 @@ from services.segmenter.engine import Picture
 from services.segmenter.everything import Region
 from services.segmenter.options import EverythingOptions, SelectionOptions
 from services.segmenter.prompts import Prompt, RoughMask
+from services.segmenter.work import ENCODE_ITEMS
 
 
 def read_picture(image: types_pb2.Image, limits: ImageLimits) -> Picture:
@@ -37,11 +38,22 @@ def read_picture(image: types_pb2.Image, limits: ImageLimits) -> Picture:
 
 
 def read_everything(
-    options: segment_pb2.EverythingOptions, defaults: EverythingOptions
+    options: segment_pb2.EverythingOptions, defaults: EverythingOptions, max_grid_points: int
 ) -> tuple[EverythingOptions, SelectionOptions | None]:
-    """Options of everything mode, checked; absent ones are the defaults."""
+    """Options of everything mode, checked; absent ones are the defaults.
+
+    Raises:
+        RegionSearchError: INVALID_ARGUMENT or TOO_LARGE, naming the option.
+    """
     everything = replace(defaults, **_given(options, defaults))
     everything.check()
+    if everything.points + ENCODE_ITEMS * everything.crops > max_grid_points:
+        raise too_large(
+            f"everything.{'crop_n_layers' if everything.crop_n_layers else 'points_per_side'}",
+            f"everything asks for {everything.points} grid points in {everything.crops} crops, each of which "
+            f"counts as {ENCODE_ITEMS} more, over the limit of {max_grid_points} (max_grid_points); lower "
+            "points_per_side or crop_n_layers, or raise crop_n_points_downscale_factor",
+        )
     if not options.HasField("selection"):
         return everything, None
     selection = replace(SelectionOptions(), **_given(options.selection, SelectionOptions()))

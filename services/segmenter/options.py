@@ -38,6 +38,20 @@ class EverythingOptions:
     crop_n_points_downscale_factor: int = 1
     min_mask_region_area: int = 0
 
+    @property
+    def crops(self) -> int:
+        """Crops of all layers, the whole image among them."""
+        return sum(4**layer for layer in range(self.crop_n_layers + 1))
+
+    @property
+    def points(self) -> int:
+        """Points of the grids of all crops."""
+        return sum(4**layer * self.side(layer) ** 2 for layer in range(self.crop_n_layers + 1))
+
+    def side(self, layer: int) -> int:
+        """Points along one side of the grid in a crop of a layer."""
+        return int(self.points_per_side / self.crop_n_points_downscale_factor**layer)
+
     def check(self, prefix: str = "everything") -> None:
         """Refuses values outside of their range.
 

@@ -105,7 +105,9 @@ class SegmentServicer(segment_pb2_grpc.SegmentServiceServicer):
     async def _everything(
         self, picture: Picture, request: segment_pb2.SegmentRequest, call: Call
     ) -> segment_pb2.SegmentResponse:
-        options, selection = messages.read_everything(request.everything, self._defaults)
+        options, selection = messages.read_everything(
+            request.everything, self._defaults, self._settings.max_grid_points
+        )
         found = await self._engine.everything(
             picture, options, selection, features=request.output.features, call=call
         )

@@ -30,6 +30,11 @@ class SegmenterSettings(ServiceSettings):
     max_image_pixels: int = Field(50_000_000, gt=0)
     max_prompts: int = Field(1000, gt=0, description="Prompts of one call.")
     max_points: int = Field(128, gt=0, description="Points of one prompt.")
+    max_grid_points: int = Field(
+        32_768,
+        gt=0,
+        description="Points of the grids of one call, over all of its crops; each crop counts as 16 more.",
+    )
     batching: BatchSettings = Field(
         BatchSettings(max_batch=32, max_queue=100_000),
         description="Items are grid points and prompts; a click waits for max_batch of them at most.",

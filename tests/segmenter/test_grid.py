@@ -30,6 +30,16 @@ def test_points_are_the_reference_points(per_side: int, layer: int, factor: int)
     np.testing.assert_array_equal(grid_points(crop, options), expected)
 
 
+@given(st.integers(8, 64), st.integers(0, 3), st.integers(1, 2))
+def test_crops_and_points_are_known_beforehand(per_side: int, layers: int, factor: int) -> None:
+    options = EverythingOptions(
+        points_per_side=per_side, crop_n_layers=layers, crop_n_points_downscale_factor=factor
+    )
+    crops = plan_crops((900, 1200), options)
+    assert options.crops == len(crops)
+    assert options.points == sum(len(grid_points(crop, options)) for crop in crops)
+
+
 @given(st.integers(1, 12), st.integers(1, 12))
 def test_tiny_pictures_have_no_empty_crops(height: int, width: int) -> None:
     crops = plan_crops((height, width), EverythingOptions(crop_n_layers=4))

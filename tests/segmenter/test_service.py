@@ -44,7 +44,12 @@ CLICK = segment_pb2.Prompt(points=[types_pb2.Point(x=150, y=100)])
 @pytest.fixture
 async def stub() -> AsyncIterator[Any]:
     settings = SegmenterSettings(
-        port=0, max_image_pixels=1_000_000, max_prompts=8, max_points=4, drain_delay_s=0
+        port=0,
+        max_image_pixels=1_000_000,
+        max_prompts=8,
+        max_points=4,
+        max_grid_points=32 * 32 + 16,
+        drain_delay_s=0,
     )
     async with (
         serving(settings, SERVICES, segmenter(settings)) as server,
@@ -273,6 +278,20 @@ def prompted(*prompts: segment_pb2.Prompt) -> dict[str, segment_pb2.Prompts]:
             {"everything": segment_pb2.EverythingOptions(points_per_side=0)},
             Kind.INVALID_ARGUMENT,
             "everything.points_per_side",
+        ),
+        (
+            {"everything": segment_pb2.EverythingOptions(points_per_side=33)},
+            Kind.TOO_LARGE,
+            "everything.points_per_side",
+        ),
+        (
+            {
+                "everything": segment_pb2.EverythingOptions(
+                    points_per_side=16, crop_n_layers=4, crop_n_points_downscale_factor=2
+                )
+            },
+            Kind.TOO_LARGE,
+            "everything.crop_n_layers",
         ),
         (
             {
