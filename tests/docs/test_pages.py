@@ -1,0 +1,75 @@
+"""What the pages of the documentation name is there: files, links, settings, manifests."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from pydantic import BaseModel
+
+from gateway.settings import GatewaySettings
+from services.embedder.settings import EmbedderSettings
+from services.runtime.settings import ServiceSettings
+from services.searcher.settings import SearcherSettings
+from services.segmenter.settings import SegmenterSettings
+from tests.stack import ROOT
+
+FOLDERS = ("", "docs", "benchmarks", "evaluation", "gateway", "loadtests", "models", "services")
+PAGES = sorted(
+    page
+    for folder in FOLDERS
+    for page in (ROOT / folder).glob("*.md" if folder in ("", "docs") else "**/*.md")
+)
+SETTINGS: tuple[type[ServiceSettings], ...] = (
+    SegmenterSettings, EmbedderSettings, SearcherSettings, GatewaySettings,
+)  # fmt: skip
+
+every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+
+
+def variables(settings: type[BaseModel], prefix: str) -> set[str]:
+    """The names of all settings in the environment."""
+    found = set()
+    for name, field in settings.model_fields.items():
+        found.add(f"{prefix}{name}".upper())
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            found |= variables(field.annotation, f"{prefix}{name}__")
+    return found
+
+
+@every_page
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", page.read_text()):
+        assert (page.parent / target).exists(), target
+
+
+@every_page
+def test_variables_are_settings(page: Path) -> None:
+    known = {name for one in SETTINGS for name in variables(one, f"REGIONSEARCH_{one.process}_")}
+    for role, name in re.findall(
+        r"REGIONSEARCH_(SEGMENTER|EMBEDDER|SEARCHER|GATEWAY)_(\w+)", page.read_text()
+    ):
+        variable = f"REGIONSEARCH_{role}_{name}"
+        assert any(one == variable or one.startswith(variable + "_") for one in known), variable
+
+
+@every_page
+def test_files_are_there(page: Path) -> None:
+    tops = "deploy|docs|evaluation|examples|gateway|loadtests|protos|regionsearch|scripts|services|training"
+    for name in re.findall(rf"`((?:{tops})/[\w./-]+\.\w+)`", page.read_text()):
+        made = re.match(r"loadtests/out/|benchmarks/out/", name)
+        assert made or (ROOT / name).exists(), name
+
+
+def test_the_kubernetes_example_is_whole() -> None:
+    (text,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "operations.md").read_text(), re.DOTALL)
+    folder = ROOT / re.search(r"# (\S+)/kustomization.yaml", text)[1]  # type: ignore[index]
+    example = yaml.safe_load(text)
+    for path in (*example["resources"], *example["components"]):
+        assert (folder.parent / path.removeprefix("../") / "kustomization.yaml").is_file(), path
+    base = folder.parent / "base"
+    assert example["namespace"] == yaml.safe_load((base / "kustomization.yaml").read_text())["namespace"]
+    used = {name for file in base.glob("*.yaml") for name in re.findall(r"image: (\S+)", file.read_text())}
+    assert {image["name"] for image in example["images"]} == used
