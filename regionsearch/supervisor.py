@@ -140,6 +140,11 @@ class Supervisor:
             }
         self._children = self._plan_children(ports)
 
+    @property
+    def stopping(self) -> bool:
+        """Whether the end has begun."""
+        return self._stopping
+
     def _plan_children(self, ports: Mapping[str, Sequence[int]]) -> list[_Child]:
         plan, data = self.plan, self.plan.data_dir.resolve()
         logs = data / "logs"

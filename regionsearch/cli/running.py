@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import threading
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from regionsearch.cli.ingesting import find_pictures, summarise
 from regionsearch.cli.options import COLLECTION, connect
-from regionsearch.cli.output import console, errors
+from regionsearch.cli.output import console, errors, tell
 from regionsearch.errors import RegionSearchError, invalid
 from regionsearch.models import find
 from regionsearch.models import profile as find_profile
 
+if TYPE_CHECKING:
+    from regionsearch.client import IngestResult
+    from regionsearch.supervisor import Supervisor
+
+DEMO_STEP = 5  # pictures between two lines
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 
@@ -42,15 +48,27 @@ def up(
     plan = Plan(find_profile(profile), data_dir, port, grpc_port, host, count_workers(workers or ()))
     for weights in plan.profile.weights:
         find(weights)
-    supervisor = Supervisor(plan, lambda line: errors.print(line, style="dim", highlight=False, markup=False))
+    supervisor = Supervisor(plan, note)
 
     def ready() -> None:
-        console.print(f"\n[bold]Region Search is ready:[/] {plan.url}\n", highlight=False)
         if demo:
             # Beside the supervisor's own loop, which must go on watching the processes.
-            threading.Thread(target=fill_with_demo, args=(plan.url,), daemon=True).start()
+            filling = threading.Thread(target=fill_with_demo, args=(plan.url, supervisor), daemon=True)
+            filling.start()
+        else:
+            announce(plan.url)
 
     raise typer.Exit(supervisor.run(ready))
+
+
+def note(line: str) -> None:
+    """Says what is going on."""
+    errors.print(line, style="dim", highlight=False, markup=False)
+
+
+def announce(url: str) -> None:
+    """Says that there is something to look at."""
+    console.print(f"\n[bold]Region Search is ready:[/] {url}\n", highlight=False)
 
 
 def count_workers(options: Iterable[str]) -> dict[str, int]:
@@ -68,19 +86,38 @@ def count_workers(options: Iterable[str]) -> dict[str, int]:
     return counts
 
 
-def fill_with_demo(url: str) -> None:
-    """Ingests the bundled scenes and prints what to try next; those that are there already cost nothing."""
+def fill_with_demo(url: str, supervisor: Supervisor) -> None:
+    """Ingests the bundled scenes, then announces the page and what to look for there.
+
+    Scenes that are there already cost next to nothing. Once the processes are being stopped it does no more
+    and says nothing more.
+    """
     scenes = demo_scenes()
     if not scenes:
         errors.print("the demo pictures are not here: they come with a checkout, in examples/scenes")
+        announce(url)
         return
+    note(f"adding {len(scenes)} demo pictures, so that there is something to find")
+    done = itertools.count(1)
+
+    def progress(result: IngestResult) -> None:
+        number = next(done)
+        if number % DEMO_STEP == 0 and number < len(scenes) and not supervisor.stopping:
+            note(f"{number} of {len(scenes)} demo pictures are there")
+
     try:
         with connect(url, None) as client:
-            results = client.ingest(scenes, COLLECTION, tags=["demo"])
+            wanted = itertools.takewhile(lambda scene: not supervisor.stopping, scenes)
+            results = client.ingest(wanted, COLLECTION, tags=["demo"], on_result=progress)
     except RegionSearchError as error:
-        errors.print(f"the demo pictures could not be added: {error.message}", markup=False, highlight=False)
+        if not supervisor.stopping:
+            tell(f"the demo pictures could not be added: {error.message}")
+            announce(url)
+        return
+    if supervisor.stopping:
         return
     summarise(scenes, results)
+    announce(url)
     thing = json.loads((EXAMPLES / "scenes.json").read_text())[0]["names"][0]
     body = json.dumps({"query": {"text": thing}, "level": "region", "page_size": 3})
     console.print(

@@ -1,4 +1,4 @@
-"""Stands for any of the four processes: serves /readyz when it is the gateway, and does as files tell it.
+"""Stands for any of the four processes: as the gateway it serves /readyz and takes pictures; files tell it more.
 
 In its folder, `<role>.die` ends it at once with code 3; it writes `<role>-<port>.settings` and `.pid` when it
 starts, and its role into `stopped` when it was asked to end and did.
@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -31,6 +32,17 @@ class Ready(BaseHTTPRequestHandler):
         self.send_response(200)
         self.end_headers()
         self.wfile.write(b"{}")
+
+    def do_POST(self) -> None:
+        """Adds a picture, once the file `hold` has gone."""
+        self.rfile.read(int(self.headers["Content-Length"]))
+        with (FOLDER / "posted").open("a") as log:
+            log.write("one\n")
+        while (FOLDER / "hold").exists():
+            time.sleep(0.02)
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b'{"results": [{"name": "x", "outcome": "created", "image_id": "0", "regions": 2}]}')
 
 
 def main() -> None:
