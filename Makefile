@@ -13,15 +13,16 @@ export OMP_WAIT_POLICY ?= PASSIVE
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
-$(VENV)/bin/python:
+# pip comes last into an environment: one whose making broke off, as without Debian's python3-venv, is made again.
+$(BIN)/pip:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 …")'
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.run: pyproject.toml constraints.txt constraints-torch.txt | $(VENV)/bin/python
+$(VENV)/.run: pyproject.toml constraints.txt constraints-torch.txt | $(BIN)/pip
 	$(PIP) install -c constraints.txt -e '.[all]'
 	@touch $@
 
-$(VENV)/.dev: pyproject.toml constraints.txt constraints-torch.txt scripts/install_test_tools.sh | $(VENV)/bin/python
+$(VENV)/.dev: pyproject.toml constraints.txt constraints-torch.txt scripts/install_test_tools.sh | $(BIN)/pip
 	$(PIP) install -c constraints.txt -e '.[dev]'
 	@# Not in [dev]: pip would build it beside a second torch of its own choice, which constraints do not reach.
 	SAM2_BUILD_CUDA=0 $(PIP) install -c constraints.txt --no-build-isolation sam2 || echo "without sam2 its tests are skipped"
@@ -61,5 +62,5 @@ loadtest: $(VENV)/.dev  ## A minute of load on a local stack; a table, HTML, CSV
 loadtest-ui: $(VENV)/.dev  ## The same stack with Locust's page
 	$(BIN)/python -m loadtests --ui
 
-clean:  ## Remove the environment and all generated files; collected data stays
-	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .hypothesis benchmarks/out out
+clean:  ## Remove the environment and generated files; collected data and what training keeps stay
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .hypothesis .import_linter_cache benchmarks/out loadtests/out out
