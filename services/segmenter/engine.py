@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -15,13 +16,13 @@ from regionsearch.images import Pixels
 from services.runtime.batcher import Batcher, BatchSettings, Lane
 from services.segmenter.backends.base import Backend, Embedding, Size
 from services.segmenter.cache import ByteGate, EmbeddingCache
-from services.segmenter.everything import Region, finish_crop, finish_image
+from services.segmenter.everything import Region, distinct, draw_candidates, finish_image
 from services.segmenter.features import pool_features
 from services.segmenter.grid import Crop, grid_points, plan_crops
 from services.segmenter.options import EverythingOptions, SelectionOptions
 from services.segmenter.prompts import Prompt, PromptedRegion, batch_prompts
 from services.segmenter.selection import select_regions
-from services.segmenter.work import Answer, Encode, Result, Search, Stages, Work, classify, joined
+from services.segmenter.work import Answer, Draw, Encode, Result, Search, Stages, Work, classify, joined
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,14 @@ class SegmentEngine:
         size = whole.geometry.image_size
         search = Search(embedding, crop, grid_points(crop, options), size, options)
         candidates = joined(await self._submit(search, call))
-        return await asyncio.to_thread(finish_crop, self.backend, embedding, crop, candidates, size, options)
+        found = await asyncio.to_thread(distinct, candidates, options)
+        if not found:
+            return []
+        with contextlib.suppress(Exception):
+            return await asyncio.to_thread(draw_candidates, self.backend, embedding, crop, found, size)
+        # That was beside the queue, where it would stand behind the grids of later calls. What the device had
+        # no room for meanwhile gets its turn there, and what is wrong with it is found out there.
+        return joined(await self._submit(Draw(embedding, crop, found, size), call))
 
     def _finish(
         self,

@@ -176,7 +176,6 @@ def _near_crop_edge(box: Box, crop: Crop, image_size: Size) -> bool:
     )
 
 
-@torch.inference_mode()
 def finish_crop(
     backend: Backend,
     embedding: Embedding,
@@ -186,12 +185,24 @@ def finish_crop(
     options: EverythingOptions,
 ) -> list[Region]:
     """Drops duplicates among the candidates of one crop and draws the masks of the rest, best first."""
+    return draw_candidates(backend, embedding, crop, distinct(candidates, options), image_size)
+
+
+def distinct(candidates: Sequence[Candidate], options: EverythingOptions) -> list[Candidate]:
+    """Drops duplicates among the candidates of one crop; the rest best first."""
     boxes = [candidate.box for candidate in candidates]
     scores = [candidate.predicted_iou for candidate in candidates]
+    return [candidates[index] for index in suppress(boxes, scores, options.box_nms_thresh)]
+
+
+@torch.inference_mode()
+def draw_candidates(
+    backend: Backend, embedding: Embedding, crop: Crop, candidates: Sequence[Candidate], image_size: Size
+) -> list[Region]:
+    """Draws the masks of candidates of one crop."""
     upscaler = Upscaler(backend.mask_size, embedding.geometry.steps, backend.device)
     regions = []
-    for index in suppress(boxes, scores, options.box_nms_thresh):
-        candidate = candidates[index]
+    for candidate in candidates:
         left, top, right, bottom = candidate.box
         regions.append(
             Region(

@@ -18,7 +18,13 @@ from torch import Tensor
 from regionsearch.images import Pixels
 from services.runtime.batcher import Failure, Part
 from services.segmenter.backends.base import Backend, Embedding, Geometry, PromptBatch, Size
-from services.segmenter.everything import Candidate, decode_points, filter_survivors
+from services.segmenter.everything import (
+    Candidate,
+    Region,
+    decode_points,
+    draw_candidates,
+    filter_survivors,
+)
 from services.segmenter.grid import Crop
 from services.segmenter.options import EverythingOptions
 from services.segmenter.prompts import PromptedRegion, decode_prompts, draw_answers
@@ -58,6 +64,20 @@ class Search:
 
 
 @dataclass(frozen=True)
+class Draw:
+    """Draws candidates of everything mode. Each part gives a list of `Region`."""
+
+    nbytes = 0
+    embedding: Embedding
+    crop: Crop
+    candidates: Sequence[Candidate]
+    image_size: Size
+
+    def __len__(self) -> int:
+        return len(self.candidates)
+
+
+@dataclass(frozen=True)
 class Answer:
     """Answers prompts of one shape. Each part gives one list of `PromptedRegion` a prompt."""
 
@@ -70,9 +90,9 @@ class Answer:
         return len(self.prompts)
 
 
-Work = Encode | Search | Answer
-Result = Embedding | list[Candidate] | list[list[PromptedRegion]] | None
-_Prepared = tuple[Tensor, Geometry] | Search | Answer
+Work = Encode | Search | Draw | Answer
+Result = Embedding | list[Candidate] | list[Region] | list[list[PromptedRegion]] | None
+_Prepared = tuple[Tensor, Geometry] | Search | Draw | Answer
 _Finish = Callable[[], Result]
 
 
@@ -108,6 +128,11 @@ class Stages:
                 survivors = decode_points(backend, work.embedding, points, work.options)
                 return lambda: filter_survivors(
                     backend, work.embedding, work.crop, survivors, work.image_size, work.options
+                )
+            case Draw():
+                candidates = work.candidates[part.start : part.stop]
+                return lambda: draw_candidates(
+                    backend, work.embedding, work.crop, candidates, work.image_size
                 )
             case Answer():
                 prompts = work.prompts.part(part.start, part.stop)

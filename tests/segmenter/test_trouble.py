@@ -22,6 +22,7 @@ from regionsearch.errors import Kind, RegionSearchError
 from regionsearch.images import encode_image
 from regionsearch.v1 import segment_pb2, segment_pb2_grpc, types_pb2
 from services.runtime.batcher import BatchSettings, Failure
+from services.segmenter import everything
 from services.segmenter.engine import Picture, SegmentEngine
 from services.segmenter.everything import segment_everything
 from services.segmenter.options import EverythingOptions
@@ -141,4 +142,58 @@ async def test_a_model_that_fits_nothing_fails_the_call_only() -> None:
     assert isinstance(caught.value.__cause__, torch.OutOfMemoryError)
     del backend.decode
     assert (await engine.everything(Picture("", lambda: PIXELS), OPTIONS)).regions
+    await engine.close()
+
+
+@pytest.mark.parametrize("size", [1, 3])
+async def test_what_cannot_be_drawn_beside_the_queue_gets_its_turn_there(
+    monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    """As long as somebody else has the memory, and where it suffices for some regions at a time only."""
+
+    drawn: list[int] = []
+    draw = everything.draw_candidates
+
+    def crowded(backend: Any, embedding: Any, crop: Any, candidates: Any, image_size: Any) -> Any:
+        drawn.append(len(candidates))
+        if len(drawn) == 1 or len(candidates) > size:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 8.00 MiB.")
+        return draw(backend, embedding, crop, candidates, image_size)
+
+    backend = TroubledBackend()
+    backend.decode_batch = ROOM
+    expected = segment_everything(backend, PIXELS, OPTIONS)
+    monkeypatch.setattr("services.segmenter.engine.draw_candidates", crowded)
+    monkeypatch.setattr("services.segmenter.work.draw_candidates", crowded)
+    engine = SegmentEngine(backend, BatchSettings(max_batch=8), cache_bytes=0)
+    found = await engine.everything(Picture("", lambda: PIXELS), OPTIONS)
+    assert [region.runs.coco_rle() for region in found.regions] == [
+        region.runs.coco_rle() for region in expected
+    ]
+    await engine.close()
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), Kind.TOO_LARGE),
+        (torch.AcceleratorError("CUDA error: an illegal memory access was encountered"), Kind.UNAVAILABLE),
+    ],
+)
+async def test_what_can_never_be_drawn_says_why(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, kind: Kind
+) -> None:
+    def fail(*_: Any) -> Any:
+        raise type(error)(str(error))
+
+    monkeypatch.setattr("services.segmenter.engine.draw_candidates", fail)
+    monkeypatch.setattr("services.segmenter.work.draw_candidates", fail)
+    reasons: list[str] = []
+    engine = SegmentEngine(
+        TroubledBackend(), BatchSettings(max_batch=4), cache_bytes=0, on_fatal=reasons.append
+    )
+    with pytest.raises(RegionSearchError) as caught:
+        await engine.everything(Picture("", lambda: PIXELS), OPTIONS)
+    assert caught.value.kind is kind
+    assert len(reasons) == (kind is Kind.UNAVAILABLE)
     await engine.close()
