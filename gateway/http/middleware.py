@@ -33,6 +33,7 @@ _SECONDS = Histogram(
 )
 _IN_FLIGHT = Gauge("regionsearch_http_in_flight", "HTTP requests that have begun and not ended.")
 _NOTHING_SENT = 499  # what stays in the metrics when the client went away
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _QUIET = frozenset({"/healthz", "/readyz", "/metrics"})
 
 _log = structlog.get_logger(__name__)
@@ -76,8 +77,9 @@ class RequestContext:
             seconds = time.perf_counter() - begin
             route = getattr(scope.get("route"), "path", "none")
             _IN_FLIGHT.dec()
-            _REQUESTS.labels(scope["method"], route, status).inc()
-            _SECONDS.labels(scope["method"], route).observe(seconds)
+            method = scope["method"] if scope["method"] in _METHODS else "other"  # callers may invent any
+            _REQUESTS.labels(method, route, status).inc()
+            _SECONDS.labels(method, route).observe(seconds)
             if route not in _QUIET:
                 _log.info(
                     "request",
