@@ -83,8 +83,8 @@ export async function readiness() {
 }
 
 export const collections = async () => (await get("/v1/collections")).collections;
-export const images = (collection, token = "", size = 40) =>
-  get(`${collectionUrl(collection)}/images?page_size=${size}&page_token=${encodeURIComponent(token)}`);
+export const images = (collection, token, signal) =>
+  get(`${collectionUrl(collection)}/images?page_size=40&page_token=${encodeURIComponent(token)}`, { signal });
 export const regions = (collection, id, signal) => get(`${imageUrl(collection, id)}/regions?include=mask`, { signal });
 export const deleteImage = (collection, id) => request(imageUrl(collection, id), { method: "DELETE" });
 export const search = (collection, body, signal) => post(`${collectionUrl(collection)}/search`, body, signal);
@@ -103,8 +103,11 @@ export async function show(image, url, signal) {
     return;
   }
   const blob = await (await request(url, { signal })).blob();
-  image.src = URL.createObjectURL(blob);
-  image.addEventListener("load", () => URL.revokeObjectURL(image.src), { once: true });
+  const address = URL.createObjectURL(blob);
+  const free = () => URL.revokeObjectURL(address);
+  image.addEventListener("load", free, { once: true });
+  image.addEventListener("error", free, { once: true });
+  image.src = address;
 }
 
 /**

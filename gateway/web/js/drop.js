@@ -43,12 +43,14 @@ export function acceptPictures({ searchWith, add }) {
   });
 }
 
-/** All pictures of a drop, those in folders too. */
+/** All pictures of a drop, those in folders too; what the system does not let us read is left out. */
 async function dropped(transfer) {
   const entries = [...transfer.items].map((item) => item.webkitGetAsEntry?.()).filter(Boolean);
   if (!entries.length) return [...transfer.files].filter(isPicture);
-  return (await Promise.all(entries.map(walk))).flat().filter(isPicture);
+  return (await walkAll(entries)).filter(isPicture);
 }
+
+const walkAll = async (entries) => (await Promise.all(entries.map((entry) => walk(entry).catch(() => [])))).flat();
 
 async function walk(entry) {
   if (entry.isFile) return [await new Promise((resolve, reject) => entry.file(resolve, reject))];
@@ -57,6 +59,6 @@ async function walk(entry) {
   for (;;) { // a reader gives its entries in portions
     const part = await new Promise((resolve, reject) => reader.readEntries(resolve, reject));
     if (!part.length) return found;
-    found.push(...(await Promise.all(part.map(walk))).flat());
+    found.push(...(await walkAll(part)));
   }
 }

@@ -63,10 +63,14 @@ function render() {
   document.title = state.text ? `${state.text} · Region Search` : "Region Search";
 }
 
-/** Searches with a picture that was dropped, pasted or chosen. */
+let chosen = null;
+
+/** Searches with a picture that was dropped, pasted or chosen: the last one, if reading an earlier one takes longer. */
 async function searchWith(file) {
+  chosen = file;
   try {
-    ask({ picture: await keep(file), text: state.text });
+    const picture = await keep(file);
+    if (file === chosen) ask({ picture, text: state.text });
   } catch {
     toast(`${file.name} is no picture that this browser can read. It can still be added.`);
   }

@@ -47,10 +47,12 @@ export class Results {
     $("more").hidden = true;
     $("main").setAttribute("aria-busy", "true");
     const waiting = setTimeout(() => first && $("grid").replaceChildren(...skeletons()), 150);
+    stop.signal.addEventListener("abort", () => clearTimeout(waiting));
     try {
       const page = await this.page(stop.signal);
       if (stop.signal.aborted) return;
       clearTimeout(waiting);
+      this.total = page.total;
       if (first) $("grid").replaceChildren();
       const from = this.tiles.length;
       for (const item of page.items) this.append(item);
@@ -60,8 +62,8 @@ export class Results {
       this.loaded();
       this.rove(this.tiles[from]?.element, !first);
     } catch (error) {
+      if (stop.signal.aborted) return;
       clearTimeout(waiting);
-      if (error.name === "AbortError") return;
       if (first) $("grid").replaceChildren();
       this.fail(error);
     } finally {
@@ -72,9 +74,9 @@ export class Results {
   async page(signal) {
     const { state } = this;
     if (!isSearch(state)) {
-      const found = await api.images(state.collection, this.token);
-      this.total = found.total_count;
-      return { items: found.images.map((image) => ({ image_id: image.image_id, image, level: "image", score: null })), token: found.next_page_token };
+      const found = await api.images(state.collection, this.token, signal);
+      const items = found.images.map((image) => ({ image_id: image.image_id, image, level: "image", score: null }));
+      return { items, token: found.next_page_token, total: found.total_count };
     }
     const picture = state.picture && recall(state.picture);
     if (state.picture && !picture) throw new api.Problem(0, { title: "The picture is gone", detail: "A picture to search with lives in its tab only. Drop or paste it again." });

@@ -59,6 +59,7 @@ export class SearchBar {
     const form = $("filters").elements;
     form.level.value = state.level;
     form.group.checked = state.group;
+    form.min.max = Math.max(form.min.max, state.min ?? 0); // a slider cuts what is above
     form.min.value = state.min ?? 0;
     $("min-value").textContent = state.min ? state.min.toFixed(2) : "any";
     form.size.value = state.size;

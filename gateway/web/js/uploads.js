@@ -14,6 +14,7 @@ export class Uploads {
     this.running = 0;
     $("uploads-cancel").addEventListener("click", () => this.items.forEach((item) => this.cancel(item)));
     $("uploads-close").addEventListener("click", () => {
+      for (const { row } of this.items) free(row);
       this.items = [];
       $("uploads-list").replaceChildren();
       $("uploads").hidden = true;
@@ -67,6 +68,7 @@ export class Uploads {
     Object.assign(item, { stage: "waiting", ended: false, started: false, added: false, stop: new AbortController() });
     const row = this.row(item);
     item.row.replaceWith(row);
+    free(item.row);
     item.row = row;
     this.update();
     if (this.running < AT_ONCE) this.run(item);
@@ -75,14 +77,14 @@ export class Uploads {
   row(item) {
     const image = h("img", { alt: "", loading: "lazy" });
     image.src = URL.createObjectURL(item.file);
-    const free = () => URL.revokeObjectURL(image.src);
-    image.addEventListener("load", free, { once: true });
-    image.addEventListener("error", () => (free(), image.classList.add("blank")), { once: true });
-    return h("li", {},
+    const row = h("li", {},
       image,
       h("div.upload-text", {}, h("span.name", { title: item.file.name }, item.file.name), h("span.status", {}, STAGES.waiting[1]), h("progress", { max: 1, value: 0, "aria-label": `Progress of ${item.file.name}` })),
       h("button.ghost.round.small", { type: "button", "aria-label": `Cancel ${item.file.name}`, click: () => this.cancel(item) }, icon("close")),
     );
+    image.addEventListener("load", () => free(row), { once: true });
+    image.addEventListener("error", () => (free(row), image.classList.add("blank")), { once: true });
+    return row;
   }
 
   stage(item, stage) {
@@ -131,3 +133,6 @@ export class Uploads {
     if (this.items.some((item) => item.added)) this.changed();
   }
 }
+
+/** Lets go of the file that a row shows; one that was never scrolled to has not loaded it. */
+const free = (row) => URL.revokeObjectURL(row.querySelector("img").src);

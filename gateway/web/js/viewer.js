@@ -43,6 +43,7 @@ export class Viewer {
     if (!picture) {
       this.picture = null;
       this.stop?.abort();
+      this.segmenting?.abort();
       if (this.dialog.open) this.dialog.close();
     } else if (picture.id !== this.picture?.id || collection !== this.picture.collection && picture.stored) {
       this.picture = picture;
@@ -52,6 +53,7 @@ export class Viewer {
 
   async load(hit) {
     this.stop?.abort();
+    this.segmenting?.abort();
     const stop = (this.stop = new AbortController());
     const { picture } = this;
     Object.assign(this, { hit, image: null, things: [], selected: null, hits: null });
@@ -126,6 +128,7 @@ export class Viewer {
   }
 
   select(thing, hit = null) {
+    this.segmenting?.abort(); // a mask that is still to come is not what is wanted any more
     this.hits = null;
     this.stage.set([], null);
     this.selected = { ...thing, kind: "region", score: hit?.score ?? thing.score ?? null, label: hit?.label ?? thing.label ?? null };
@@ -134,6 +137,7 @@ export class Viewer {
   }
 
   deselect() {
+    this.segmenting?.abort();
     Object.assign(this, { selected: null, hits: null });
     this.stage.set([], null);
     this.stage.show([]);
@@ -159,7 +163,7 @@ export class Viewer {
       this.stage.show(this.shapes());
       announce(`Outlined, ${this.share(best.area)} of the picture`);
     } catch (error) {
-      if (error.name === "AbortError") return;
+      if (stop.signal.aborted) return;
       this.selected = { ...this.selected, pending: false, error: error.message };
     }
     this.tell();
@@ -178,6 +182,7 @@ export class Viewer {
     button.disabled = true;
     try {
       const found = await api.searchWithin({ ...this.picture.reference, texts }, this.stop.signal);
+      this.segmenting?.abort();
       this.stage.set([], null);
       this.selected = null;
       const stored = new Map(this.things.map((thing) => [thing.region_id, thing]));
@@ -235,7 +240,7 @@ export class Viewer {
     const { id, collection } = this.picture;
     try {
       await api.deleteImage(collection, id);
-      this.actions.close();
+      if (this.picture?.id === id) this.actions.close();
       this.actions.deleted(id);
     } catch (error) {
       toast(error.message);
