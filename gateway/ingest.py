@@ -15,13 +15,13 @@ from typing import TypeAlias
 
 import numpy as np
 
-from gateway.backends import Backends
+from gateway.backends import Backends, renamed
 from gateway.catalog import DEFAULT, Catalog
 from gateway.identity import model_mismatch, same_model
 from gateway.image_store import ImageStore
-from gateway.records import IDEMPOTENCY_KEY, Picture, records, stored_image
+from gateway.records import IDEMPOTENCY_KEY, Picture, check_words, records, stored_image
 from gateway.settings import GatewaySettings
-from regionsearch.errors import Kind, RegionSearchError, invalid, overloaded
+from regionsearch.errors import Kind, RegionSearchError, overloaded
 from regionsearch.images import encode_image, image_from_proto, image_id, probe_image
 from regionsearch.rpc import afan_out, chunked, deadline
 from regionsearch.tensors import tensor_from_proto, tensor_to_proto
@@ -86,8 +86,7 @@ class Ingester:
             RegionSearchError: Nothing has changed then.
         """
         progress(region_search_pb2.INGEST_STAGE_RECEIVED)
-        if IDEMPOTENCY_KEY in request.attributes:
-            raise invalid("attributes", f"the attribute {IDEMPOTENCY_KEY} is reserved; choose another name")
+        check_words(request)
         picture = await asyncio.to_thread(self._read, request.image)
         # The same picture twice at once: the second one waits and finds it known.
         lock = self._same.setdefault((request.collection or DEFAULT, picture.identity), asyncio.Lock())
@@ -208,9 +207,10 @@ class Ingester:
         backends = self._backends
         # One of many waits where the services are busy; somebody who waits for one is told at once.
         patient = priority == types_pb2.PRIORITY_BULK
-        return await backends.segmenter.call(
-            backends.segment.Segment, message, share=_SEGMENT_SHARE, patient=patient
-        )
+        with renamed("everything.selection", "selection"):
+            return await backends.segmenter.call(
+                backends.segment.Segment, message, share=_SEGMENT_SHARE, patient=patient
+            )
 
     async def _embed(
         self,

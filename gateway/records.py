@@ -11,6 +11,7 @@ IDEMPOTENCY_KEY = "_idempotency_key"
 """Attribute that keeps the key of the request that made an image; callers do not see it."""
 
 _MAX_NAME = 255
+_MAX_WORD = 4096  # bytes; the searcher keeps as many
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,22 @@ def checked_key(key: str | None) -> str | None:
     if key is not None and not (0 < len(key) <= _MAX_NAME and key.isprintable()):
         raise invalid("idempotency-key", f"an idempotency key has 1 to {_MAX_NAME} printable characters")
     return key
+
+
+def check_words(request: region_search_pb2.IngestImageRequest) -> None:
+    """Refuses tags and attributes that could not be kept, before any work is done for their picture.
+
+    Raises:
+        RegionSearchError: INVALID_ARGUMENT.
+    """
+    if IDEMPOTENCY_KEY in request.attributes:
+        raise invalid("attributes", f"the attribute {IDEMPOTENCY_KEY} is reserved; choose another name")
+    for field, words in (
+        ("tags", request.tags),
+        ("attributes", [*request.attributes.keys(), *request.attributes.values()]),
+    ):
+        if any(len(word.encode()) > _MAX_WORD or "\0" in word for word in words):
+            raise invalid(field, f"{field}: a word has at most {_MAX_WORD} bytes, none of them NUL")
 
 
 def hide_key(image: search_pb2.StoredImage) -> None:

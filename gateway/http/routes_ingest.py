@@ -119,6 +119,10 @@ def _attributes(value: Any) -> dict[str, str]:
         found = None
     if not isinstance(found, dict) or not all(isinstance(v, str) for v in found.values()):
         raise invalid("attributes", "attributes must be a JSON object whose values are strings")
+    try:
+        "".join([*found.keys(), *found.values()]).encode()
+    except UnicodeEncodeError:  # JSON can say halves of characters
+        raise invalid("attributes", "attributes must be of characters that UTF-8 has") from None
     return found
 
 

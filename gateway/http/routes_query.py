@@ -66,7 +66,11 @@ def router(gateway: Gateway) -> APIRouter:
         body = await read_body(request, SearchBody, limits)
         message = body.to_proto(collection)
         message.include_masks |= form == "coco"
-        with renamed("further_negatives", "negatives"):
+        with (
+            renamed("further_negatives", "negatives"),
+            renamed("filter.record_ids", "filter.region_ids"),
+            renamed("filter.exclude_record_ids", "filter.exclude_region_ids"),
+        ):
             answer = await gateway.search.search(message)
         phrases = list(message.query.texts)
         if form == "coco":

@@ -15,6 +15,13 @@ from tests.gateway.fakes import Script
 from tests.gateway.searching import COLLECTION
 
 
+def test_half_a_character_is_named_too(gateway: Running, filled: dict[str, str]) -> None:
+    for body in (b'{"query": {"text": "\\ud800"}}', b'{"\\ud800": 1}'):
+        headers = {"content-type": "application/json"}
+        answer = gateway.http.post(f"/v1/collections/{COLLECTION}/search", content=body, headers=headers)
+        assert (answer.status_code, answer.json()["code"]) == (400, "INVALID_ARGUMENT")
+
+
 @pytest.mark.parametrize(
     ("body", "pointer"),
     [
@@ -39,6 +46,7 @@ from tests.gateway.searching import COLLECTION
         ({"query": {"text": "a"}, "level": "universe"}, "/level"),
         ({"query": {"text": "a"}, "filter": {"min_area": "big"}}, "/filter/min_area"),
         ({"query": {"text": "a"}, "filter": {"color": "red"}}, "/filter/color"),
+        ({"query": {"text": "a"}, "filter": {"region_ids": ["r"] * 10_001}}, "/filter/region_ids"),
         ({"query": {"text": "a"}, "surprise": 1}, "/surprise"),
         ({"query": {"text": "a"}, "negatives": ["b", " "]}, "/negatives/1"),
         ({"query": {"text": "a"}, "negatives": ["b"] * 65}, "/negatives"),

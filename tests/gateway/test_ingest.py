@@ -250,6 +250,30 @@ def test_tags_and_attributes_are_kept_and_filtered_by(gateway: Running, collecti
         assert [hit["image"]["name"] for hit in hits] == ["a.png"]
 
 
+@pytest.mark.parametrize(
+    ("data", "pointer"),
+    [
+        ({"tags": "x" * 5000}, "/tags"),
+        ({"tags": "a\0b"}, "/tags"),
+        ({"attributes": json.dumps({"room": "x" * 5000})}, "/attributes"),
+        ({"attributes": json.dumps({"a\0b": "x"})}, "/attributes"),
+        ({"attributes": '{"room": "\\ud800"}'}, "/attributes"),
+    ],
+    ids=["long tag", "NUL in a tag", "long attribute", "NUL in a name", "half a character"],
+)
+def test_words_that_cannot_be_kept_are_refused_before_the_work(
+    gateway: Running, collection: str, script: Script, data: dict[str, str], pointer: str
+) -> None:
+    picture = scene(RED, BLUE, GREEN)
+    url = f"/v1/collections/{collection}/images"
+    answer = gateway.http.post(url, files=[("files", ("a.png", picture))], data=data)
+    assert answer.status_code in (200, 400), answer.text
+    error = answer.json() if answer.status_code == 400 else answer.json()["results"][0]["error"]
+    assert (error["code"], error["errors"][0]["pointer"]) == ("INVALID_ARGUMENT", pointer)
+    assert script.calls["Segment"] == 0
+    assert not list(gateway.store.glob(f"{collection}/*/{hashlib.sha256(picture).hexdigest()}"))
+
+
 @pytest.mark.parametrize("attributes", ["[1]", "{", '{"a": 1}', '{"_idempotency_key": "k"}'])
 def test_bad_attributes_are_refused(gateway: Running, collection: str, attributes: str) -> None:
     response = gateway.http.post(
@@ -262,6 +286,21 @@ def test_bad_attributes_are_refused(gateway: Running, collection: str, attribute
 
 
 class TestGrpc:
+    def test_a_selection_that_cannot_be_is_named_as_it_was_sent(
+        self, gateway: Running, collection: str, script: Script
+    ) -> None:
+        field = "everything.selection.max_regions"
+        script.failures["Segment"] = [
+            RegionSearchError(Kind.INVALID_ARGUMENT, f"{field} is odd", field=field)
+        ]
+        request = region_search_pb2.IngestImageRequest(
+            collection=collection, image=types_pb2.Image(encoded=scene(RED)), selection={"max_regions": -1}
+        )
+        with pytest.raises(grpc.RpcError) as caught:
+            gateway.grpc.IngestImage(request)
+        error = from_rpc_error(caught.value)
+        assert (error.field, error.message) == ("selection.max_regions", "selection.max_regions is odd")
+
     def test_one_image_with_a_selection(self, gateway: Running, collection: str) -> None:
         request = region_search_pb2.IngestImageRequest(
             collection=collection,

@@ -370,6 +370,12 @@ async def test_filters_and_collections_beyond_all_measure_are_refused(stub) -> N
     assert await failing(stub.CreateCollection(huge)) == (Kind.TOO_LARGE, "model.dimension")
 
 
+@pytest.mark.parametrize("field", ["group_by", "query_mode", "level"])
+async def test_what_a_newer_client_asks_for_is_refused_rather_than_left_out(stub, field) -> None:
+    search = search_request(unit_vectors(1), **{field: 9})
+    assert await failing(stub.Search(search)) == (Kind.INVALID_ARGUMENT, field)
+
+
 async def test_an_image_that_loses_a_region_to_another_counts_the_rest(stub) -> None:
     await stub.Upsert(upsert_request("a", unit_vectors(4)))
     taking = upsert_request("b", unit_vectors(2))
