@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import enum
 import functools
+from collections.abc import Iterable
 from typing import Any
 
 import grpc
@@ -36,12 +38,13 @@ class EmbedServicer(embed_pb2_grpc.EmbedServiceServicer):
         """One image and many of its regions."""
         _check_count("regions", len(request.regions), self._settings.max_regions, "max_regions")
         policy = self._policy(request.crop_policy)
+        (nbytes,) = await self._decoded_bytes([request.image])
         vectors = await self._engine.embed_regions(
             functools.partial(read_regions, request, self._limits),
             len(request.regions),
             policy,
             lane_of(request.priority),
-            nbytes=decoded_bytes(request.image, self._limits),
+            nbytes=nbytes,
         )
         return embed_pb2.EmbedRegionsResponse(vectors=tensor_to_proto(vectors), model=self.model(policy))
 
@@ -54,7 +57,7 @@ class EmbedServicer(embed_pb2_grpc.EmbedServiceServicer):
             functools.partial(image_from_proto, image, self._limits, f"images[{index}]")
             for index, image in enumerate(request.images)
         ]
-        nbytes = [decoded_bytes(image, self._limits) for image in request.images]
+        nbytes = await self._decoded_bytes(request.images)
         vectors = await self._engine.embed_images(reads, lane_of(request.priority), nbytes=nbytes)
         return embed_pb2.EmbedImagesResponse(vectors=tensor_to_proto(vectors), model=self.model())
 
@@ -64,14 +67,14 @@ class EmbedServicer(embed_pb2_grpc.EmbedServiceServicer):
         """Words."""
         _check_count("texts", len(request.texts), self._settings.max_texts, "max_texts")
         for index, text in enumerate(request.texts):
-            if not any(letter.isprintable() and not letter.isspace() for letter in text):
-                raise invalid(f"texts[{index}]", f"texts[{index}] is empty; write what you look for")
             most = self._settings.max_text_chars
             if len(text) > most:
                 message = (
                     f"texts[{index}] has {len(text)} characters, over the limit of {most} (max_text_chars)"
                 )
                 raise too_large(f"texts[{index}]", f"{message}; say it in a few words")
+            if not any(letter.isprintable() and not letter.isspace() for letter in text):
+                raise invalid(f"texts[{index}]", f"texts[{index}] is empty; write what you look for")
         templates = self._templates(request.templates)
         vectors, truncated = await self._engine.embed_texts(request.texts, templates)
         return embed_pb2.EmbedTextsResponse(
@@ -97,6 +100,10 @@ class EmbedServicer(embed_pb2_grpc.EmbedServiceServicer):
             precision=backend.precision,
             device=str(backend.device),
         )
+
+    async def _decoded_bytes(self, images: Iterable[types_pb2.Image]) -> list[int]:
+        """Memory that pictures will take; in a thread, for a header can be a lot to read."""
+        return await asyncio.to_thread(lambda: [decoded_bytes(image, self._limits) for image in images])
 
     def _policy(self, value: types_pb2.CropPolicy.ValueType) -> CropPolicy:
         if value == types_pb2.CROP_POLICY_UNSPECIFIED:
