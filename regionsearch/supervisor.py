@@ -73,7 +73,8 @@ class Plan:
     @property
     def url(self) -> str:
         """Where a browser on this machine finds the page."""
-        return f"http://localhost:{self.http_port}"
+        host = "localhost" if self.host in (HOST, "0.0.0.0", "::") else reachable(self.host)  # noqa: S104
+        return f"http://{host}:{self.http_port}"
 
 
 @dataclass

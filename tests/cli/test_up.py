@@ -228,6 +228,19 @@ def test_an_address_of_ipv6(tmp_path: Path) -> None:
     assert reachable("::") == "127.0.0.1"
 
 
+@pytest.mark.parametrize(
+    ("host", "shown"),
+    [
+        ("127.0.0.1", "localhost"),
+        ("0.0.0.0", "localhost"),
+        ("192.168.1.5", "192.168.1.5"),
+        ("::1", "[::1]"),
+    ],
+)
+def test_the_address_that_is_shown_is_one_that_is_listened_on(host: str, shown: str, tmp_path: Path) -> None:
+    assert Plan(PROFILES["pocket"], tmp_path, 8000, host=host).url == f"http://{shown}:8000"
+
+
 def test_the_command_ends_with_a_line_and_1_on_an_error(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

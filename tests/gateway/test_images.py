@@ -160,17 +160,17 @@ def test_a_deletion_that_meets_a_new_ingest_keeps_the_bytes(
 
     data = scene(RED, BLUE)
     url = stored(gateway, collection, data)
-    delete = ImageStore.delete
+    set_aside = ImageStore.set_aside
 
-    async def meanwhile(self: ImageStore, name: str, image_id: str) -> None:
+    async def meanwhile(self: ImageStore, name: str, image_id: str, seconds: float) -> bool:
         monkeypatch.undo()
         async with httpx.AsyncClient(base_url=gateway.url, timeout=20) as http:
             path = f"/v1/collections/{collection}/images"
             answer = await http.post(path, files=[("files", ("again.png", data))])
             assert answer.json()["results"][0]["outcome"] == "created"
-        await delete(self, name, image_id)
+        return await set_aside(self, name, image_id, seconds)
 
-    monkeypatch.setattr(ImageStore, "delete", meanwhile)
+    monkeypatch.setattr(ImageStore, "set_aside", meanwhile)
     assert gateway.http.delete(url).status_code == 204
     assert gateway.http.get(f"{url}/content").content == data
 
