@@ -11,18 +11,20 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from regionsearch.errors import invalid
+from regionsearch.errors import invalid, too_large
 from regionsearch.images import Pixels
 from services.runtime.batcher import Batcher, BatchSettings, Lane
 from services.segmenter.backends.base import Backend, Embedding, Size
 from services.segmenter.cache import ByteGate, EmbeddingCache
-from services.segmenter.everything import Region, distinct, draw_candidates, finish_image
+from services.segmenter.everything import Candidate, Region, distinct, draw_candidates, finish_image
 from services.segmenter.features import pool_features
 from services.segmenter.grid import Crop, grid_points, plan_crops
 from services.segmenter.options import EverythingOptions, SelectionOptions
 from services.segmenter.prompts import Prompt, PromptedRegion, batch_prompts
 from services.segmenter.selection import select_regions
 from services.segmenter.work import Answer, Draw, Encode, Result, Search, Stages, Work, classify, joined
+
+GRID_PIECE = 1024  # grid points of a call that are in the queue at a time; then others have their turn
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,7 @@ class SegmentEngine:
         batching: Its `max_batch` is the number of grid points that run at once, and so what a click waits for
             behind everything mode.
         cache_bytes: Device memory for embeddings of pictures seen before.
+        max_candidate_bytes: Memory for the masks of a crop, before duplicates among them are dropped.
         on_fatal: Called with the reason when the device is lost.
     """
 
@@ -96,10 +99,12 @@ class SegmentEngine:
         batching: BatchSettings,
         *,
         cache_bytes: int,
+        max_candidate_bytes: int = 1 << 30,
         on_fatal: Callable[[str], None] = lambda reason: None,
     ) -> None:
         self.backend = backend
         self.cache = EmbeddingCache(cache_bytes)
+        self._max_candidate_bytes = max_candidate_bytes
         self._pixels = ByteGate(batching.max_bytes)
         stages = Stages(backend)
         self._batcher: Batcher[Work, Result] = Batcher(
@@ -138,7 +143,8 @@ class SegmentEngine:
             The regions.
 
         Raises:
-            RegionSearchError: The picture cannot be decoded, or the queue is full.
+            RegionSearchError: The picture cannot be decoded, its masks take too much memory, or the queue is
+                full.
         """
         call = replace(call, lane=max(call.lane, Lane.STANDARD))
         whole, cached = await self._embed(picture, call)
@@ -157,8 +163,18 @@ class SegmentEngine:
         self, embedding: Embedding, crop: Crop, whole: Embedding, options: EverythingOptions, call: Call
     ) -> list[Region]:
         size = whole.geometry.image_size
-        search = Search(embedding, crop, grid_points(crop, options), size, options)
-        candidates = joined(await self._submit(search, call))
+        points = grid_points(crop, options)
+        candidates: list[Candidate] = []
+        for start in range(0, len(points), GRID_PIECE):
+            search = Search(embedding, crop, points[start : start + GRID_PIECE], size, options)
+            candidates += joined(await self._submit(search, call))
+            if sum(candidate.nbytes for candidate in candidates) > self._max_candidate_bytes:
+                raise too_large(
+                    "everything.points_per_side",
+                    f"the masks of {start + len(search)} grid points take more than "
+                    f"{self._max_candidate_bytes} bytes (max_candidate_bytes); raise pred_iou_thresh or "
+                    "stability_score_thresh, or lower points_per_side",
+                )
         found = await asyncio.to_thread(distinct, candidates, options)
         if not found:
             return []

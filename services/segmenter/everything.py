@@ -87,6 +87,11 @@ class Candidate:
     stability_score: float
     point: tuple[float, float]
 
+    @property
+    def nbytes(self) -> int:
+        """Memory of the mask."""
+        return self.patch.values.nbytes if self.patch else 0
+
 
 def segment_everything(backend: Backend, image: Pixels, options: EverythingOptions) -> list[Region]:
     """Everything mode in one go, on the calling thread.

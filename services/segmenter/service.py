@@ -44,7 +44,11 @@ def segmenter(settings: SegmenterSettings) -> Lifespan:
     async def lifespan(server: Server) -> AsyncIterator[None]:
         backend, defaults = await asyncio.to_thread(load, settings)
         engine = SegmentEngine(
-            backend, settings.batching, cache_bytes=settings.cache_bytes, on_fatal=server.fail
+            backend,
+            settings.batching,
+            cache_bytes=settings.cache_bytes,
+            max_candidate_bytes=settings.max_candidate_bytes,
+            on_fatal=server.fail,
         )
         server.add(
             segment_pb2_grpc.add_SegmentServiceServicer_to_server,

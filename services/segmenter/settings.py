@@ -35,6 +35,11 @@ class SegmenterSettings(ServiceSettings):
         gt=0,
         description="Points of the grids of one call, over all of its crops; each crop counts as 16 more.",
     )
+    max_candidate_bytes: int = Field(
+        1024 * MIB,
+        gt=0,
+        description="Memory for the masks that one call finds in a crop, before duplicates are dropped.",
+    )
     batching: BatchSettings = Field(
         BatchSettings(max_batch=32, max_queue=100_000),
         description="Items are grid points and prompts; a click waits for max_batch of them at most.",

@@ -118,6 +118,26 @@ async def test_a_picture_that_cannot_be_decoded_fails_alone(untrained: SamBacken
     assert not any(isinstance(result, BaseException) for result in results[1:])
 
 
+async def test_a_fine_grid_is_searched_piece_by_piece(
+    untrained: SamBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with engine_for(untrained) as engine:
+        whole = (await engine.everything(picture(1), GRID)).regions
+        monkeypatch.setattr("services.segmenter.engine.GRID_PIECE", 8)
+        pieces = (await engine.everything(picture(1), GRID)).regions
+    assert [region.runs.coco_rle() for region in pieces] == [region.runs.coco_rle() for region in whole]
+
+
+async def test_masks_that_take_too_much_memory_are_refused_by_name(untrained: SamBackend) -> None:
+    batching = BatchSettings(max_batch=8)
+    engine = SegmentEngine(untrained, batching, cache_bytes=1 << 24, max_candidate_bytes=1000)
+    with pytest.raises(RegionSearchError) as caught:
+        await engine.everything(picture(1), GRID)
+    assert (caught.value.kind, caught.value.field) == (Kind.TOO_LARGE, "everything.points_per_side")
+    assert (await engine.prompts(picture(1), [CLICK])).answers
+    await engine.close()
+
+
 async def test_selection_and_features_come_with_everything(untrained: SamBackend) -> None:
     selection = SelectionOptions(0, 1, max_area_fraction=1.0, mask_nms_thresh=1.0, max_regions=3)
     async with engine_for(untrained) as engine:
