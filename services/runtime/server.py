@@ -173,7 +173,8 @@ class Server:
         reflection.enable_server_reflection(
             [*self._names, reflection.SERVICE_NAME, "grpc.health.v1.Health"], server
         )
-        address = f"{settings.host}:{settings.port}"
+        host = f"[{settings.host.strip('[]')}]" if ":" in settings.host else settings.host  # IPv6
+        address = f"{host}:{settings.port}"
         tls = settings.tls
         if tls.certificate is not None and tls.key is not None:
             credentials = grpc.ssl_server_credentials(

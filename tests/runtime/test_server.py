@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -33,6 +34,16 @@ async def test_a_call_is_answered_with_its_request_id(echo):
     call = stub.EmbedTexts(REQUEST, metadata=(("x-request-id", "mine"),))
     assert list((await call).truncated) == [True, True]
     assert dict(await call.trailing_metadata())["x-request-id"] == "mine"
+
+
+@pytest.mark.skipif(not socket.has_ipv6, reason="listens on an IPv6 address")
+async def test_a_server_listens_on_an_ipv6_address_too():
+    async with (
+        echo_server(host="::1") as (server, _, _),
+        grpc.aio.insecure_channel(f"[::1]:{server.port}") as channel,
+    ):
+        answer = await embed_pb2_grpc.EmbedServiceStub(channel).EmbedTexts(REQUEST, timeout=20)
+    assert len(answer.truncated) == 2
 
 
 async def test_while_loading_health_says_no_and_calls_say_unavailable():
