@@ -121,24 +121,24 @@ class Catalog:
         if name == DEFAULT:
             await self.ensure_default()
 
-    async def unknown(self, collection: str, image_ids: Sequence[str]) -> list[str]:
+    async def unknown(self, collection: str, image_ids: Sequence[str]) -> Sequence[str]:
         """Those of the images that have no record; all of them where there is no such collection."""
         try:
             found = await self.records(collection, image_ids=image_ids)
         except RegionSearchError as error:
             if error.kind is not Kind.NOT_FOUND:
                 raise
-            return list(image_ids)
+            return image_ids
         known = {image.image_id for image in found.images}
         return [image_id for image_id in image_ids if image_id not in known]
 
-    async def settle(self, collection: str, image_ids: Sequence[str]) -> list[str]:
+    async def settle(self, collection: str, image_ids: Sequence[str]) -> Sequence[str]:
         """Decides about pictures that are aside: those that have a record come back, the others are deleted.
 
         Returns:
             Those that were deleted. All come back when the searcher does not answer.
         """
-        gone: list[str] = []
+        gone: Sequence[str] = ()
         try:
             gone = await self.unknown(collection, image_ids)
         finally:

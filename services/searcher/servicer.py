@@ -162,9 +162,9 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
                 raise too_large(
                     "negatives", f"{len(negatives)} is over the limit of {limits.max_negatives} negatives"
                 )
-        for name, known in (("query_mode", search_pb2.QueryMode), ("group_by", search_pb2.GroupBy)):
-            if getattr(request, name) not in known.values():
-                raise invalid(name, f"{getattr(request, name)} is no {name} that this searcher knows")
+        for mode, known in (("query_mode", search_pb2.QueryMode), ("group_by", search_pb2.GroupBy)):
+            if getattr(request, mode) not in known.values():
+                raise invalid(mode, f"{getattr(request, mode)} is no {mode} that this searcher knows")
         best = request.query_mode == search_pb2.QUERY_MODE_BEST
         for name in ("min_score", "min_relevancy", "relative_cutoff", "whole_image_margin"):
             if request.HasField(name) and not np.isfinite(getattr(request, name)):
