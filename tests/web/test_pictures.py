@@ -82,6 +82,21 @@ def test_a_picture_is_pasted(page: Page, url: str) -> None:
     expect(page.locator("#grid .tile").first).to_have_accessible_name("Found in table.png, score 0.34")
 
 
+def test_words_that_come_with_their_picture_are_pasted_as_words(page: Page, url: str) -> None:
+    """As cells of a spreadsheet do; elsewhere than in a field it is the picture that is meant."""
+    page.goto(url)
+    expect(page.locator("#grid .tile")).to_have_count(4)
+    paste = """(id) => {
+      const clipboardData = new DataTransfer();
+      clipboardData.items.add("red circle", "text/plain");
+      clipboardData.items.add(new File(["no picture"], "cells.png", { type: "image/png" }));
+      const given = { clipboardData, bubbles: true, cancelable: true };
+      return document.getElementById(id).dispatchEvent(new ClipboardEvent("paste", given));
+    }"""
+    assert page.evaluate(paste, "q"), "left to the field"
+    assert not page.evaluate(paste, "grid"), "taken as a picture"
+
+
 def test_pointing_at_a_thing_in_the_picture_to_search_with(
     page: Page, url: str, gateway: FakeGateway, tmp_path: Path
 ) -> None:

@@ -82,7 +82,7 @@ export async function readiness() {
   return response.json().catch(() => ({ ready: response.ok, services: {} }));
 }
 
-export const collections = async () => (await get("/v1/collections")).collections;
+export const collections = async () => (await get("/v1/collections?page_size=1000")).collections;
 export const images = (collection, token, signal) =>
   get(`${collectionUrl(collection)}/images?page_size=40&page_token=${encodeURIComponent(token)}`, { signal });
 export const regions = (collection, id, signal) => get(`${imageUrl(collection, id)}/regions?include=mask`, { signal });

@@ -1,6 +1,6 @@
 /** Pictures that are dropped on the page or pasted into it. */
 
-import { $, toast } from "./dom.js";
+import { $, toast, typing } from "./dom.js";
 
 const PICTURE = /\.(jpe?g|png|webp|gif|bmp|tiff?)$/i;
 const inDialog = () => Boolean(document.querySelector("dialog[open]"));
@@ -37,7 +37,7 @@ export function acceptPictures({ searchWith, add }) {
   });
   document.addEventListener("paste", (event) => {
     const file = [...(event.clipboardData?.files ?? [])].find(isPicture);
-    if (!file) return;
+    if (!file || (typing(event) && event.clipboardData.getData("text/plain"))) return; // cells of a table come as both
     event.preventDefault();
     searchWith(file);
   });
