@@ -36,7 +36,15 @@ async def test_a_call_is_answered_with_its_request_id(echo):
     assert dict(await call.trailing_metadata())["x-request-id"] == "mine"
 
 
-@pytest.mark.skipif(not socket.has_ipv6, reason="listens on an IPv6 address")
+def ipv6_is_there() -> bool:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:  # containers often have none
+        return False
+    return True
+
+
+@pytest.mark.skipif(not ipv6_is_there(), reason="listens on an IPv6 address")
 async def test_a_server_listens_on_an_ipv6_address_too():
     async with (
         echo_server(host="::1") as (server, _, _),
