@@ -95,7 +95,7 @@ class EverythingOptions(_message.Message):
     crop_nms_thresh: _builtins.float
     """Box IoU above which the worse of two regions from different crops is dropped."""
     crop_overlap_ratio: _builtins.float
-    """Overlap of neighbouring crops as a part of the crop's side, in the first layer."""
+    """Overlap of neighbouring crops of the first layer, as a part of the image's shorter side."""
     crop_n_points_downscale_factor: _builtins.int
     """In layer i the grid has points_per_side / factor^i points a side."""
     min_mask_region_area: _builtins.int
