@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from services.embedder.crops import CropPolicy, crop_regions
 from training.captions import ALL_WORDS, describe_scene
-from training.loop import train
+from training.loop import build_adamw, train
 from training.prompts import mask_box
 from training.scenes import HELD_OUT, SceneArtist
 from training.store import SceneStore, StoredScene, fit
@@ -121,6 +121,7 @@ def train_embedder(
     averaged = train(
         trainee,
         compute_loss,
+        build_adamw(trainee, PEAK_RATE),
         steps=steps,
         peak=PEAK_RATE,
         checkpoint=folder / "embedder.ckpt",

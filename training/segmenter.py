@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from services.segmenter.backends.pocket import STRIDE, build_pocket_sam
 from training.auxiliary import AuxiliaryHead, mask_loss, shrink
 from training.decoder import decode_masks
-from training.loop import train
+from training.loop import build_muon, train
 from training.prompts import any_pixel, choose_things, inner_pixel, jittered_box, several_points
 from training.scenes import HELD_OUT, SceneArtist
 from training.store import SIDE, SceneStore, StoredScene, fit
@@ -23,20 +23,21 @@ from training.vocabulary import Vocabulary
 
 ARCHITECTURE: dict[str, Any] = {
     "body": "regnetx_004",
-    "img_size": 320,
+    "img_size": 384,
     "width": 128,
     "detail": 64,
+    "outline": 32,
     "heads": 4,
     "depth": 2,
     "mlp_width": 512,
 }
-EVERYTHING: dict[str, Any] = {"points_per_side": 16, "pred_iou_thresh": 0.35, "stability_score_thresh": 0.5}
+EVERYTHING: dict[str, Any] = {"points_per_side": 16, "pred_iou_thresh": 0.3, "stability_score_thresh": 0.35}
 STEPS = 15_000  # of a whole run
-PEAK_RATE = 1.2e-3
+PEAK_RATE = 1e-3
 
-_SCENES, _PROMPTS = 10, 2  # of a step; prompts are per scene
+_SCENES, _PROMPTS = 8, 2  # of a step; prompts are per scene
 _BACKGROUND_CLICKS = 0.15  # of the single clicks
-_COARSE_SIDE, _COARSE_SHARE = SIDE, 0.4  # the first part of a run sees the scenes smaller, for speed
+_COARSE_SIDE, _COARSE_SHARE = SIDE, 0.3  # the first part of a run sees the scenes smaller, for speed
 
 
 @dataclass(frozen=True)
@@ -65,11 +66,19 @@ class SegmenterTrainee(nn.Module):
     def __init__(self, architecture: dict[str, Any], classes: int) -> None:
         super().__init__()
         self.sam = build_pocket_sam(**architecture)
-        self.auxiliary = AuxiliaryHead(architecture["width"], classes)
+        self.auxiliary = AuxiliaryHead(architecture["width"], architecture["outline"], classes)
         self.sam.image_encoder.to(memory_format=torch.channels_last)
 
-    def embed(self, batch: Batch) -> Tensor:
-        """Image embeddings (S, C, h, w), float32; prompts after it are in pixels of this batch."""
+    def readouts(self) -> list[nn.Parameter]:
+        """The prompts' embeddings and the weights of the auxiliary head."""
+        tables = [m for m in self.sam.modules() if isinstance(m, nn.Embedding)]
+        return [p for m in (*tables, self.auxiliary) for p in m.parameters()]
+
+    def embed(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Image embeddings (S, C, h, w), float32, and the encoder's map of stride 2.
+
+        Prompts after it are in pixels of this batch.
+        """
         prompts = self.sam.prompt_encoder
         prompts.input_image_size = (batch.side, batch.side)
         prompts.image_embedding_size = (batch.side // STRIDE, batch.side // STRIDE)
@@ -77,9 +86,11 @@ class SegmenterTrainee(nn.Module):
         for i, (height, width) in enumerate(batch.sizes):
             pixels[i, :, height:] = 0
             pixels[i, :, :, width:] = 0
-        with torch.autocast(pixels.device.type, torch.bfloat16):
+        outlines: list[Tensor] = []
+        hook = self.sam.image_encoder.outline.register_forward_hook(lambda *call: outlines.append(call[-1]))
+        with hook, torch.autocast(pixels.device.type, torch.bfloat16):
             maps: Tensor = self.sam.image_encoder(pixels.contiguous(memory_format=torch.channels_last))
-        return maps.float()
+        return maps.float(), outlines[0]
 
     def decode(
         self, embeddings: Tensor, sparse: Tensor, dense: Tensor | None = None
@@ -117,6 +128,7 @@ def train_segmenter(
     averaged = train(
         trainee,
         compute_loss,
+        build_muon(trainee, PEAK_RATE, trainee.readouts()),
         steps=steps,
         peak=PEAK_RATE,
         checkpoint=folder / "segmenter.ckpt",
@@ -141,7 +153,7 @@ def one_click_quality(
         labels = batch.labels[0].numpy(force=True)
         points = np.stack([inner_pixel(rng, labels == label) for label in chosen])
         truth = batch.labels == torch.from_numpy(chosen).to(device)[:, None, None]
-        embeddings = trainee.embed(batch)
+        embeddings, _ = trainee.embed(batch)
         sparse = _embed_points(trainee, points[:, None], np.ones((len(points), 1)), device)
         masks, predicted = trainee.decode(embeddings, sparse)
         hard = F.interpolate(masks, (batch.side, batch.side), mode="bilinear") > 0
@@ -160,7 +172,7 @@ def one_click_quality(
 def _step_loss(
     trainee: SegmenterTrainee, batch: Batch, names: npt.NDArray[np.int64], rng: np.random.Generator
 ) -> tuple[Tensor, dict[str, float]]:
-    embeddings = trainee.embed(batch)
+    embeddings, fine = trainee.embed(batch)
     chosen = np.stack([choose_things(rng, labels, _PROMPTS) for labels in batch.labels.numpy(force=True)])
     device = batch.labels.device
     labels = batch.labels[:, None].expand(-1, _PROMPTS, -1, -1)
@@ -188,7 +200,7 @@ def _step_loss(
         sparse, dense = _refinement(trainee, embeddings, truth, outlines, rng)
     masks, predicted = trainee.decode(embeddings, sparse, dense)
     loss, report = _prompt_loss(masks, predicted, truth)
-    extra, parts = trainee.auxiliary(embeddings, batch.labels, names, rng)
+    extra, parts = trainee.auxiliary(embeddings, fine, batch.labels, names, rng)
     return loss + extra, report | parts
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from training.auxiliary import AuxiliaryHead, _box_distances, mask_loss, shrink
+from training.auxiliary import FINE, AuxiliaryHead, _box_distances, mask_loss, shrink
 
 GRID, SIDE = 8, 64
 
@@ -51,28 +51,30 @@ def test_distances_reach_from_a_cell_to_the_box_of_its_thing(labels: torch.Tenso
 def test_an_embedding_can_be_found_that_answers_everything(labels: torch.Tensor) -> None:
     """Each part must have a gradient that leads there."""
     torch.manual_seed(0)
-    head = AuxiliaryHead(width=32, classes=5)
+    head = AuxiliaryHead(width=32, outline=8, classes=5)
     embeddings = torch.nn.Parameter(0.1 * torch.randn(2, 32, GRID, GRID))
+    outlines = torch.nn.Parameter(0.1 * torch.randn(2, 8, FINE * GRID, FINE * GRID))
     names = np.full((2, 256), -1)
     names[0, 1:3] = 3, 1
-    optimizer = torch.optim.Adam([embeddings, *head.parameters()], lr=0.02)
+    optimizer = torch.optim.Adam([embeddings, outlines, *head.parameters()], lr=0.02)
     history = []
     for step in range(150):
-        loss, parts = head(embeddings, labels, names, np.random.default_rng(step))
+        loss, parts = head(embeddings, outlines, labels, names, np.random.default_rng(step))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         history.append(parts)
-    assert set(parts) == {"thing", "box", "name", "same"}
+    assert set(parts) == {"thing", "fine", "box", "name", "same", "fine_same"}
     for part, value in parts.items():
         assert value < 0.3 * history[0][part], part
 
 
 def test_scenes_without_things_are_no_trouble() -> None:
-    head = AuxiliaryHead(width=32, classes=5)
+    head = AuxiliaryHead(width=32, outline=8, classes=5)
     empty = torch.zeros(2, SIDE, SIDE, dtype=torch.uint8)
     embeddings = torch.randn(2, 32, GRID, GRID, requires_grad=True)
-    loss, _ = head(embeddings, empty, np.full((2, 256), -1), np.random.default_rng(0))
+    outlines = torch.randn(2, 8, FINE * GRID, FINE * GRID)
+    loss, _ = head(embeddings, outlines, empty, np.full((2, 256), -1), np.random.default_rng(0))
     loss.backward()
     assert torch.isfinite(loss)
     assert embeddings.grad is not None and torch.isfinite(embeddings.grad).all()

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from services.segmenter.backends.pocket import build_pocket_sam
 from tests.training.test_scenes import needs_font
 from training.decoder import decode_masks
 from training.export import fit_half
-from training.loop import AveragedWeights, learning_rate, train
+from training.loop import AveragedWeights, build_adamw, build_muon, learning_rate, train
 
 
 def test_the_rate_warms_up_stays_and_decays() -> None:
@@ -44,18 +45,22 @@ def test_the_average_follows_weights_and_statistics() -> None:
     assert averaged.module.running_mean.tolist() == [2.0, 2.0]
 
 
-def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("build", [build_adamw, lambda module, rate: build_muon(module, rate, [])])
+def test_a_resumed_run_equals_an_uninterrupted_one(
+    tmp_path: Path, build: Callable[[nn.Module, float], torch.optim.Optimizer]
+) -> None:
     def run(name: str, crash_at: int | None = None) -> nn.Module:
         torch.manual_seed(1)
-        module = nn.Linear(3, 1)
+        module = nn.Linear(6, 5)
 
         def loss(step: int) -> tuple[torch.Tensor, dict[str, float]]:
             if step == crash_at:
                 raise KeyboardInterrupt
-            x = torch.from_numpy(np.random.default_rng(step).normal(size=(4, 3))).float()
+            x = torch.from_numpy(np.random.default_rng(step).normal(size=(4, 6))).float()
             return (module(x) - x.sum(1, keepdim=True)).square().mean(), {}
 
-        return train(module, loss, steps=40, peak=0.1, checkpoint=tmp_path / name, save_every=10)
+        optimizer = build(module, 0.1)
+        return train(module, loss, optimizer, steps=40, peak=0.1, checkpoint=tmp_path / name, save_every=10)
 
     with pytest.raises(KeyboardInterrupt):
         run("broken", crash_at=25)
@@ -63,6 +68,28 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:
     resumed, whole = run("broken"), run("whole")
     assert torch.equal(resumed.weight, whole.weight)
     assert torch.equal(resumed.bias, whole.bias)
+
+
+def test_muon_turns_matrices_and_leaves_the_rest_to_adamw() -> None:
+    torch.manual_seed(0)
+    module = nn.ModuleDict({"matrix": nn.Linear(8, 8), "readout": nn.Linear(8, 8)})
+    before = {name: value.detach().clone() for name, value in module.named_parameters()}
+    optimizer = build_muon(module, 0.1, module["readout"].parameters())
+    gradient = torch.diag(torch.logspace(0, -1, 8))
+    for parameter in module.parameters():
+        parameter.grad = gradient.clone() if parameter.ndim > 1 else torch.ones(8)
+    optimizer.step()
+
+    def moved(name: str) -> torch.Tensor:
+        return (before[name] * (1 - 0.1 * 0.02 * ("weight" in name)) - module.get_parameter(name)).detach()
+
+    # Muon moves every direction of the gradient about as far, AdamW every element, however weak.
+    directions = torch.linalg.svdvals(moved("matrix.weight"))
+    assert directions.min() > 0.5 * directions.max() > 0
+    elements = moved("readout.weight").diagonal()
+    assert elements.min() > 0.99 * elements.max() > 0
+    assert torch.linalg.matrix_norm(moved("readout.weight") - elements.diag()) < 1e-4
+    assert (moved("matrix.bias") == moved("matrix.bias")[0]).all()
 
 
 def test_weights_beyond_half_precision_are_brought_within_it() -> None:

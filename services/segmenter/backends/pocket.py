@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 STRIDE = 8  # pixels of the input per cell of the image embedding
-_FINE_STRIDE = 4
+_DETAIL_STRIDE = 4
+_OUTLINE_STRIDE = 2
 
 
 class PyramidEncoder(nn.Module):
@@ -24,17 +25,18 @@ class PyramidEncoder(nn.Module):
 
     The pyramid adds the coarse maps to the map of stride 8, top down (Lin et al. 2017, "Feature Pyramid
     Networks"). Outlines finer than a cell have to reach the mask decoder through its channels: at stride 4
-    what the pyramid knows meets the body's first features and the pixels themselves, and the result is
-    folded into the map of stride 8.
+    what the pyramid knows meets the body's first features and the pixels themselves, at stride 2 the pixels
+    once more, and both results are folded into the map of stride 8.
 
     Args:
         body: name of a timm model with features at strides 4, 8, 16 and 32.
         width: channels of the image embedding.
         detail: channels of the map of stride 4.
+        outline: channels of the map of stride 2.
         img_size: side of the square input in pixels; the name is that of ``ImageEncoderViT``.
     """
 
-    def __init__(self, body: str, width: int, detail: int, img_size: int) -> None:
+    def __init__(self, body: str, width: int, detail: int, outline: int, img_size: int) -> None:
         super().__init__()
         self.img_size = img_size
         layers: Any = timm.create_model(
@@ -45,9 +47,15 @@ class PyramidEncoder(nn.Module):
         self.laterals = nn.ModuleList(nn.Conv2d(channels, width, kernel_size=1) for channels in levels)
         self.smooth = nn.ModuleList(_convolution(width, width) for _ in levels)
         self.lift = nn.Conv2d(width, detail // 2, kernel_size=1)
-        met = fine + detail // 2 + 3 * _FINE_STRIDE**2
+        met = fine + detail // 2 + 3 * _DETAIL_STRIDE**2
         self.detail = nn.Sequential(_convolution(met, detail), _convolution(detail, detail))
-        self.fold = nn.Conv2d(fine + detail, width, kernel_size=2, stride=2)
+        folded = STRIDE // _DETAIL_STRIDE
+        self.fold = nn.Conv2d(fine + detail, width, kernel_size=folded, stride=folded)
+        self.lift_detail = nn.Conv2d(detail, outline, kernel_size=1)
+        met = outline + 3 * _OUTLINE_STRIDE**2
+        self.outline = nn.Sequential(_convolution(met, outline), _convolution(outline, outline))
+        folded = STRIDE // _OUTLINE_STRIDE
+        self.fold_outline = nn.Conv2d(outline, width, kernel_size=folded, stride=folded)
         self.mix = nn.Sequential(_convolution(width, width), nn.Conv2d(width, width, kernel_size=1))
         self.norm = LayerNorm2d(width)
 
@@ -63,10 +71,14 @@ class PyramidEncoder(nn.Module):
                 features = features + F.interpolate(coarser, size=features.shape[-2:], mode="nearest")
             coarser = smooth(features)
         assert coarser is not None
-        lifted = F.interpolate(self.lift(coarser), size=fine.shape[-2:], mode="nearest")
-        pixels = F.pixel_unshuffle(image, _FINE_STRIDE).to(fine.dtype)
+        lifted = F.interpolate(self.lift(coarser), scale_factor=2, mode="nearest")
+        pixels = F.pixel_unshuffle(image, _DETAIL_STRIDE).to(fine.dtype)
         detail = self.detail(torch.cat([fine, lifted, pixels], 1))
-        embedding: Tensor = self.norm(self.mix(coarser + self.fold(torch.cat([fine, detail], 1))))
+        mixed = self.mix(coarser + self.fold(torch.cat([fine, detail], 1)))
+        lifted = F.interpolate(self.lift_detail(detail), scale_factor=2, mode="nearest")
+        pixels = F.pixel_unshuffle(image, _OUTLINE_STRIDE).to(fine.dtype)
+        outline = self.outline(torch.cat([lifted, pixels], 1))
+        embedding: Tensor = self.norm(mixed + self.fold_outline(outline))
         return embedding
 
 
@@ -81,9 +93,10 @@ def _convolution(channels: int, width: int) -> nn.Sequential:
 def build_pocket_sam(
     *,
     body: str = "regnetx_004",
-    img_size: int = 320,
+    img_size: int = 384,
     width: int = 128,
     detail: int = 64,
+    outline: int = 32,
     heads: int = 4,
     depth: int = 2,
     mlp_width: int = 512,
@@ -95,6 +108,7 @@ def build_pocket_sam(
         img_size: side of the square input in pixels, a multiple of 32.
         width: channels of the image embedding and of the decoder.
         detail: channels of the encoder's map of stride 4.
+        outline: channels of its map of stride 2.
         heads: attention heads of the decoder.
         depth: two-way layers of the decoder.
         mlp_width: hidden width of the decoder's token MLP.
@@ -106,7 +120,7 @@ def build_pocket_sam(
         raise ValueError(f"img_size {img_size} must be a multiple of 32, width {width} one of {8 * heads}")
     grid = img_size // STRIDE
     sam = Sam(
-        image_encoder=PyramidEncoder(body, width, detail, img_size),
+        image_encoder=PyramidEncoder(body, width, detail, outline, img_size),
         prompt_encoder=PromptEncoder(
             embed_dim=width,
             image_embedding_size=(grid, grid),
