@@ -100,10 +100,7 @@ def _draw_clicks(labels: Tensor, side: int, rng: np.random.Generator) -> tuple[T
     on_cpu = labels.numpy(force=True)
     chosen = np.stack([choose_things(rng, plane, _CLICKS) for plane in on_cpu])
     points = np.stack(
-        [
-            [any_pixel(rng, plane == label) for label in row]
-            for plane, row in zip(on_cpu, chosen, strict=True)
-        ]
+        [[any_pixel(rng, plane == label) for label in row] for plane, row in zip(on_cpu, chosen, strict=True)]
     )
     wanted = torch.from_numpy(chosen).to(labels.device)[..., None, None]
     truth = shrink(((labels[:, None] == wanted) & (wanted > 0)).float(), side)
