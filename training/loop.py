@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from timm.optim import Muon
+from timm.optim.muon import Muon
 from torch import Tensor, nn
 
 WARMUP_STEPS = 200
