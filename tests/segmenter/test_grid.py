@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from segment_anything.utils.amg import build_all_layer_point_grids, generate_crop_boxes
 
@@ -11,13 +11,15 @@ from services.segmenter.grid import Crop, grid_points, plan_crops
 from services.segmenter.options import EverythingOptions, SelectionOptions
 
 
+@example(40, 41, 3, 0.0)
 @given(st.integers(40, 3000), st.integers(40, 3000), st.integers(0, 3), st.floats(0, 0.6))
 def test_crops_are_the_reference_crops(height: int, width: int, layers: int, overlap: float) -> None:
     options = EverythingOptions(crop_n_layers=layers, crop_overlap_ratio=overlap)
     boxes, layer_of = generate_crop_boxes((height, width), layers, overlap)
-    crops = plan_crops((height, width), options)
-    assert [[crop.left, crop.top, crop.right, crop.bottom] for crop in crops] == boxes
-    assert [crop.layer for crop in crops] == layer_of
+    # Where there are fewer pixels than crops, the reference goes on with empty ones, and fails.
+    expected = [Crop(*box, layer) for box, layer in zip(boxes, layer_of, strict=True)]
+    expected = [crop for crop in expected if crop.left < crop.right and crop.top < crop.bottom]
+    assert plan_crops((height, width), options) == expected
 
 
 @given(st.integers(8, 64), st.integers(0, 2), st.integers(1, 2))

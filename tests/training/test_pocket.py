@@ -55,7 +55,7 @@ def test_the_stock_predictor_works_on_canvases_of_any_shape(sam: Sam) -> None:
         predictor.set_image(image)
         masks, quality, low = predictor.predict(np.array([[width / 2, height / 2]]), np.array([1]))
         assert masks.shape == (3, height, width)
-        assert low.shape == (3, 160, 160)
+        assert low.shape == (3, 192, 192)
         best = masks[quality.argmax()]
         assert (best & disc).sum() / (best | disc).sum() > 0.8
         again, _, _ = predictor.predict(

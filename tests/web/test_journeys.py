@@ -99,7 +99,8 @@ def test_the_whole_way_by_keyboard(page: Page, url: str, gateway: FakeGateway, t
     page.keyboard.press("b")
     expect(page.locator("#stage-overlay rect.box")).to_have_count(1)
     expect(page.get_by_role("button", name="More like this", exact=True)).to_be_enabled()
-    page.keyboard.press("m")
+    with page.expect_response("**/search"):
+        page.keyboard.press("m")
     expect(page.locator("#title")).to_have_text("More like this")
     assert gateway.requests[-1][1]["query"]["box"]["x_max"] > gateway.requests[-1][1]["query"]["box"]["x_min"]
     page.locator("#grid .tile").first.focus()

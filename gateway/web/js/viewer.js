@@ -10,6 +10,8 @@ import { Stage } from "./stage.js";
 import { Things } from "./things.js";
 import { isSearch, MINE, phrases } from "./url.js";
 
+const WANT_FACTS = ["viewer-coco", "viewer-delete"]; // buttons that wait until it is known what the picture shows
+
 export class Viewer {
   /** @param {object} actions ask, unlike, open, close, neighbour, deleted; see main.js. */
   constructor(actions) {
@@ -64,6 +66,7 @@ export class Viewer {
     for (const part of this.dialog.querySelectorAll("[data-stored]")) part.hidden = !picture.stored;
     this.stage.reset(hit?.image ?? { width: 1, height: 1 });
     this.message("Loading…");
+    for (const id of WANT_FACTS) $(id).disabled = true;
     this.refresh();
     if (!this.dialog.open) this.dialog.showModal();
     this.stage.element.focus();
@@ -103,6 +106,7 @@ export class Viewer {
 
   /** Says what is shown, to everybody. */
   introduce() {
+    for (const id of WANT_FACTS) $(id).disabled = false;
     const { name, width, height } = this.image;
     const facts = [`${width} × ${height}`, this.picture.stored && count(this.things.length, "thing")].filter(Boolean);
     $("viewer-name").textContent = name || "Untitled";
