@@ -214,3 +214,14 @@ def all_freed(page: Page) -> None:
             return
         page.wait_for_timeout(50)
     raise AssertionError(f"{page.evaluate('live.size')} are left")
+
+
+def test_what_is_not_known_yet_is_not_deleted(page: Page, url: str, gateway: FakeGateway) -> None:
+    page.goto(f"{url}/?q=red+circle")
+    release = hold(page, "**/regions?include=mask", "GET")
+    page.locator("#grid .tile").first.click()
+    delete = page.get_by_role("button", name="Delete picture")
+    expect(delete).to_be_disabled()
+    release()
+    delete.click()
+    expect(page.locator("#confirm")).to_be_visible()
