@@ -56,8 +56,6 @@ def build_adamw(module: nn.Module, rate: float) -> torch.optim.Optimizer:
 def build_muon(module: nn.Module, rate: float, plain: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
     """Muon (Jordan et al. 2024) for matrices and kernels, AdamW for the rest.
 
-    From the same weights, 250 steps of it bring the segmenter's mask loss 5 % lower than those of AdamW.
-
     Args:
         module: what is trained.
         rate: learning rate; Muon's steps are scaled to the size of AdamW's.
