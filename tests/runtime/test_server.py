@@ -1,15 +1,10 @@
-"""The life of a process: what callers see while it loads, serves, drains and dies."""
+"""A server from inside: what callers see while it loads, serves, drains and dies."""
 
 import asyncio
 import contextlib
-import json
-import os
 import shutil
-import signal
 import socket
 import subprocess
-import sys
-import textwrap
 from pathlib import Path
 
 import grpc
@@ -284,136 +279,6 @@ async def test_fail_flips_health_and_ends_with_code_1():
     assert release.is_set()
 
 
-PROGRAM = textwrap.dedent(
-    """
-    import contextlib, threading, time
-    from regionsearch.v1 import embed_pb2_grpc
-    from services.runtime.batcher import Batcher, BatchSettings
-    from services.runtime.server import run
-    from tests.runtime.conftest import EMBED, EchoServicer, EchoSettings
-
-    def device(parts):
-        if parts[0].prepared == "die":
-            raise SystemExit
-        if parts[0].prepared == "hang":
-            threading.Event().wait()
-        time.sleep(0.5)
-        return parts
-
-    @contextlib.asynccontextmanager
-    async def lifespan(server):
-        batcher = Batcher("echo", BatchSettings(hang_s=1.0), device=[device], on_fatal=server.fail)
-
-        async def behave(request, context):
-            await batcher.submit(request.texts[0], 1)
-
-        server.add(embed_pb2_grpc.add_EmbedServiceServicer_to_server, EchoServicer(behave))
-        yield
-        await batcher.close()
-
-    run(EchoSettings.load(), [EMBED], lifespan)
-    """
-)
-
-
-def start(*arguments: str, program: str = PROGRAM) -> tuple[subprocess.Popen, dict]:
-    process = subprocess.Popen(
-        [sys.executable, "-c", program, *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=Path(__file__).parents[2],
-        env=os.environ | {"REGIONSEARCH_ECHO_PORT": "0"},
-    )
-    return process, json.loads(process.stdout.readline() or "{}")
-
-
-def test_sigterm_ends_a_process_with_code_0_after_its_calls(tmp_path):
-    process, said = start("--port-file", str(tmp_path / "port"))
-    assert said["event"] == "serving"
-    assert int((tmp_path / "port").read_text()) == said["port"]
-    with grpc.insecure_channel(f"127.0.0.1:{said['port']}") as channel:
-        call = embed_pb2_grpc.EmbedServiceStub(channel).EmbedTexts.future(
-            REQUEST, timeout=20, wait_for_ready=True
-        )
-        with contextlib.suppress(grpc.FutureTimeoutError):
-            call.result(0.25)
-        process.send_signal(signal.SIGTERM)
-        assert len(call.result().truncated) == 2
-    _, errors = process.communicate(timeout=20)
-    assert process.returncode == 0
-    lines = [json.loads(line) for line in errors.splitlines()]
-    assert {"listening", "stopped"} <= {line["event"] for line in lines}
-    assert {line["process"] for line in lines} == {"echo"}
-
-
-LOADING = textwrap.dedent(
-    """
-    import asyncio, contextlib, time
-    from services.runtime.server import run
-    from tests.runtime.conftest import EMBED, EchoSettings
-
-    def load():
-        print("{}", flush=True)
-        time.sleep(60)
-
-    @contextlib.asynccontextmanager
-    async def lifespan(server):
-        await asyncio.to_thread(load)
-        yield
-
-    run(EchoSettings.load(), [EMBED], lifespan)
-    """
-)
-
-
-def test_sigterm_does_not_wait_for_a_model_that_is_being_loaded():
-    process, _ = start(program=LOADING)
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=50)
-    assert process.returncode == 0
-
-
-@pytest.mark.parametrize(("trouble", "reason"), [("die", "died"), ("hang", "has not answered")])
-def test_a_process_whose_device_is_lost_ends_with_code_1(trouble, reason):
-    process, said = start()
-    with grpc.insecure_channel(f"127.0.0.1:{said['port']}") as channel, pytest.raises(grpc.RpcError):
-        embed_pb2_grpc.EmbedServiceStub(channel).EmbedTexts(
-            embed_pb2.EmbedTextsRequest(texts=[trouble]), timeout=20
-        )
-    _, errors = process.communicate(timeout=20)
-    assert process.returncode == 1
-    assert reason in errors
-
-
-CLIENT = textwrap.dedent(
-    """
-    import sys, grpc
-    from regionsearch.v1 import embed_pb2, embed_pb2_grpc
-
-    with grpc.insecure_channel(sys.argv[1]) as channel:
-        embed_pb2_grpc.EmbedServiceStub(channel).EmbedTexts(embed_pb2.EmbedTextsRequest(texts=["a"]))
-    """
-)
-
-
-async def test_a_client_that_is_killed_leaves_no_work_behind():
-    begun = asyncio.Event()
-
-    async def hang(request, context):
-        begun.set()
-        await asyncio.Event().wait()
-
-    async with echo_server(hang) as (server, _, servicer):
-        client = await asyncio.create_subprocess_exec(
-            sys.executable, "-c", CLIENT, f"127.0.0.1:{server.port}", cwd=Path(__file__).parents[2]
-        )
-        await asyncio.wait_for(begun.wait(), 20)
-        client.kill()
-        await client.wait()
-        await asyncio.wait_for(servicer.cancelled.wait(), 20)
-
-
 def make_certificates(folder: Path) -> None:
     """A certificate of 127.0.0.1 that is its own authority, and one of a client."""
     for name, subject in (("server", "/CN=127.0.0.1"), ("client", "/CN=client")):
@@ -460,18 +325,3 @@ def test_settings_come_from_the_environment_and_a_file(tmp_path, monkeypatch, ca
             EchoSettings.load([])
         assert stop.value.code == 2
     assert "prot" in capsys.readouterr().err
-
-
-def test_a_taken_port_and_a_wrong_setting_are_said_plainly():
-    process, said = start()
-    other, _ = start("--port", str(said["port"]))
-    _, errors = other.communicate(timeout=20)
-    assert other.returncode == 1
-    assert "cannot start" in errors
-    assert "Traceback" not in errors
-    wrong, _ = start("--port", "70000")
-    _, errors = wrong.communicate(timeout=20)
-    assert wrong.returncode == 2
-    assert "port" in errors
-    process.terminate()
-    process.communicate(timeout=20)
