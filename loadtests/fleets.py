@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -18,6 +19,7 @@ import httpx
 ROOT = Path(__file__).parents[1]
 START_S = 180.0
 STOP_S = 90.0
+_PORTS = range(20_000, 32_768)
 DRAIN_S = 3  # of a gateway: several checks of the balancer
 MODULES = {
     "searcher": "services.searcher",
@@ -63,12 +65,19 @@ class Fleet(Protocol):
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that were free a moment ago."""
-    with contextlib.ExitStack() as stack:
-        listeners = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for listener in listeners:
-            listener.bind(("127.0.0.1", 0))
-        return [int(listener.getsockname()[1]) for listener in listeners]
+    """Ports that no one listens on.
+
+    They lie below those that systems hand out by themselves, to connections too: one of these could be
+    gone before it is listened on, or while its process is restarted.
+    """
+    ports: list[int] = []
+    for port in random.sample(_PORTS, len(_PORTS)):
+        with socket.socket() as listener, contextlib.suppress(OSError):
+            listener.bind(("", port))
+            ports.append(port)
+        if len(ports) == count:
+            return ports
+    raise RuntimeError(f"fewer than {count} free ports from {_PORTS.start} to {_PORTS.stop - 1}")
 
 
 def wait_for(condition: Callable[[], bool], what: str, timeout_s: float = START_S) -> None:

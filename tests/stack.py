@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -12,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
+
+from loadtests.fleets import free_ports
 
 ROOT = Path(__file__).resolve().parents[1]
 MODULES = {
@@ -23,10 +24,8 @@ MODULES = {
 
 
 def free_port() -> int:
-    """A port that was free a moment ago."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+    """A port that no one listens on."""
+    return free_ports(1)[0]
 
 
 @dataclass

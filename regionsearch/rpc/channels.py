@@ -16,15 +16,16 @@ MIB = 1 << 20
 DNS_PAUSE_S = 2  # shortest time between two look-ups of a service's name
 _SCHEMES = ("dns:", "ipv4:", "ipv6:", "unix:", "xds:")
 
-# The server's answer decides whether a call ran: UNAVAILABLE means that it did not. RESOURCE_EXHAUSTED is not
-# here, because an oversized message is that too and would be sent again and again; `calls.py` retries
+# The server's answer decides whether a call ran: UNAVAILABLE means that it did not. CANCELLED, where the caller
+# has not cancelled, is how a server that stops drops a call that reached it too late, or one that outlived its
+# grace; every write may be made twice. RESOURCE_EXHAUSTED is not here, because an oversized message is that too and would be sent again and again; `calls.py` retries
 # overload where the server says when.
 _RETRY = {
     "maxAttempts": 5,
     "initialBackoff": "0.1s",
     "maxBackoff": "2s",
     "backoffMultiplier": 2,
-    "retryableStatusCodes": ["UNAVAILABLE"],
+    "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"],
 }
 
 
@@ -101,7 +102,7 @@ def _resolve(host: str, port: str) -> tuple[str, str]:
 
 
 def service_config(service: str | None = None) -> dict[str, Any]:
-    """The service config: round robin, client-side health checks, retries of UNAVAILABLE."""
+    """The service config: round robin, client-side health checks, retries of what a server did not do."""
     config: dict[str, Any] = {
         "loadBalancingConfig": [{"round_robin": {}}],
         "methodConfig": [{"name": [{}], "retryPolicy": _RETRY}],

@@ -17,6 +17,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tests.gateway.conftest import EmbedderProcess, Running, World, wait_for
 from tests.gateway.fakes import Script
 from tests.gateway.fronts import SearcherFront, start_front
+from tests.stack import free_port
 
 Status = health_pb2.HealthCheckResponse
 SERVICE = "regionsearch.v1.RegionSearchService"
@@ -53,7 +54,7 @@ def statuses(gateway: Running) -> tuple[int, int]:
 def test_a_service_that_dies_and_comes_back(
     world: World, script: Script, tmp_path: Path, service: str
 ) -> None:
-    with EmbedderProcess(tmp_path) as embedder:
+    with EmbedderProcess(tmp_path, free_port()) as embedder:
         gateway = world.gateway(embedder=f"127.0.0.1:{embedder.port}")
         with watched(gateway, service) as seen:
             assert seen.get(timeout=30) == Status.SERVING

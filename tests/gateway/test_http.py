@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import socket
 import time
 from typing import Any
 
@@ -17,6 +16,7 @@ from regionsearch.errors import Kind, from_rpc_error
 from regionsearch.v1 import region_search_pb2, region_search_pb2_grpc
 from tests.gateway.conftest import BLUE, GREEN, RED, Running, World, add, scene
 from tests.gateway.fakes import Script
+from tests.stack import free_port
 
 
 def test_every_kind_of_error_has_a_status() -> None:
@@ -277,9 +277,7 @@ def test_cors_is_off_unless_it_is_asked_for(gateway: Running, world: World) -> N
 
 def test_readiness_says_what_it_waits_for(world: World, script: Script) -> None:
     """A gateway whose segmenter is away: alive, not ready, clear about it, and well once it is there."""
-    with socket.socket() as nobody:
-        nobody.bind(("127.0.0.1", 0))
-        port = nobody.getsockname()[1]
+    port = free_port()
     settings = world.settings(segmenter=f"127.0.0.1:{port}")
     starting = world.submit(world.start_gateway(settings))
     assert settings.http_port_file is not None

@@ -8,6 +8,7 @@ import pytest
 from regionsearch.rpc import CallPolicy, ChannelConfig, acall, open_aio_channel
 from regionsearch.v1 import embed_pb2, embed_pb2_grpc
 from tests.runtime.conftest import EMBED, echo_server
+from tests.stack import free_port
 
 REQUEST = embed_pb2.EmbedTextsRequest(texts=["a"])
 CONFIG = ChannelConfig(service=EMBED.full_name)
@@ -53,14 +54,14 @@ def counting(counts, index):
 
 
 async def test_new_replicas_are_found_when_connections_are_renewed(names):
-    counts = [0, 0]
-    async with echo_server(counting(counts, 0), max_connection_age_s=0.5) as (one, _, _):
+    counts, port = [0, 0], free_port()
+    async with echo_server(counting(counts, 0), port=port, max_connection_age_s=0.5):
         dns = names.transport.get_extra_info("sockname")[1]
-        target = f"dns://127.0.0.1:{dns}/embedder.test:{one.port}"
+        target = f"dns://127.0.0.1:{dns}/embedder.test:{port}"
         async with open_aio_channel(target, CONFIG) as channel:
             stub = embed_pb2_grpc.EmbedServiceStub(channel)
             await acall(stub.EmbedTexts, REQUEST)
-            async with echo_server(counting(counts, 1), host="127.0.0.2", port=one.port):
+            async with echo_server(counting(counts, 1), host="127.0.0.2", port=port):
                 names.addresses = ["127.0.0.1", "127.0.0.2"]
                 async with asyncio.timeout(60):
                     while not counts[1]:
@@ -70,11 +71,11 @@ async def test_new_replicas_are_found_when_connections_are_renewed(names):
 
 async def test_replicas_that_moved_are_found_again(names):
     """All replicas are replaced at other addresses, as in a rolling restart of containers."""
-    counts = [0, 0]
-    async with echo_server(counting(counts, 1), host="127.0.0.2") as (new, _, _):
-        async with echo_server(counting(counts, 0), port=new.port):
+    counts, port = [0, 0], free_port()
+    async with echo_server(counting(counts, 1), host="127.0.0.2", port=port):
+        async with echo_server(counting(counts, 0), port=port):
             dns = names.transport.get_extra_info("sockname")[1]
-            channel = open_aio_channel(f"dns://127.0.0.1:{dns}/embedder.test:{new.port}", CONFIG)
+            channel = open_aio_channel(f"dns://127.0.0.1:{dns}/embedder.test:{port}", CONFIG)
             stub = embed_pb2_grpc.EmbedServiceStub(channel)
             await acall(stub.EmbedTexts, REQUEST)
             names.addresses = ["127.0.0.2"]

@@ -4,10 +4,12 @@ import asyncio
 import contextlib
 import time
 
+import grpc
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from loadtests.fleets import free_ports
 from regionsearch.errors import Kind, RegionSearchError, overloaded
 from regionsearch.rpc import (
     CallPolicy,
@@ -25,6 +27,7 @@ from regionsearch.rpc import (
 )
 from regionsearch.v1 import embed_pb2, embed_pb2_grpc
 from tests.runtime.conftest import EMBED, echo_server
+from tests.stack import free_port
 
 REQUEST = embed_pb2.EmbedTextsRequest(texts=["a"])
 CONFIG = ChannelConfig(service=EMBED.full_name)
@@ -108,8 +111,7 @@ async def test_a_pause_longer_than_the_deadline_is_not_slept():
 
 
 async def test_a_restart_of_the_only_replica_is_waited_for():
-    async with echo_server() as (server, _, _):
-        port = server.port
+    port = free_port()
     async with open_aio_channel(f"127.0.0.1:{port}", CONFIG) as channel:
         stub = embed_pb2_grpc.EmbedServiceStub(channel)
         with pytest.raises(RegionSearchError) as error:
@@ -120,6 +122,23 @@ async def test_a_restart_of_the_only_replica_is_waited_for():
         assert not waiting.done()
         async with echo_server(port=port):
             assert len((await waiting).truncated) == 1
+
+
+async def test_a_call_that_a_stopping_server_drops_is_made_again():
+    calls = 0
+
+    async def drop_the_first(request, context):
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            await context.abort(grpc.StatusCode.CANCELLED)
+
+    async with (
+        echo_server(drop_the_first) as (server, _, _),
+        open_aio_channel(f"127.0.0.1:{server.port}", CONFIG) as channel,
+    ):
+        answer = await acall(embed_pb2_grpc.EmbedServiceStub(channel).EmbedTexts, REQUEST)
+    assert (calls, len(answer.truncated)) == (2, 1)
 
 
 async def test_the_wait_for_a_replica_ends():
@@ -184,12 +203,11 @@ async def test_a_rolling_restart_loses_no_call():
         await asyncio.sleep(0.02)
 
     async with contextlib.AsyncExitStack() as stack:
-        ports = []
+        ports = free_ports(2)
         restarts = []
-        for _ in range(2):
+        for port in ports:
             replica = contextlib.AsyncExitStack()
-            server, _, _ = await replica.enter_async_context(echo_server(work, drain_delay_s=0.3))
-            ports.append(server.port)
+            await replica.enter_async_context(echo_server(work, port=port, drain_delay_s=0.3))
             restarts.append(replica)
         channel = await stack.enter_async_context(
             open_aio_channel(",".join(f"127.0.0.1:{port}" for port in ports), CONFIG)
@@ -203,12 +221,11 @@ async def test_a_rolling_restart_loses_no_call():
                 done += 1
 
         callers = [asyncio.create_task(caller()) for _ in range(16)]
-        for index, replica in enumerate(restarts):
+        for port, replica in zip(ports, restarts, strict=True):
             await asyncio.sleep(0.5)
             before = done
             await replica.aclose()
-            fresh, _, _ = await stack.enter_async_context(echo_server(work, port=ports[index]))
-            assert fresh.port == ports[index]
+            await stack.enter_async_context(echo_server(work, port=port))
             await asyncio.sleep(1.0)  # the channel finds the replica again
             assert done > before
         stop.set()

@@ -46,6 +46,7 @@ from tests.searcher.walks import (
     some_upsert,
     some_vectors,
 )
+from tests.stack import free_port
 
 BUILT = Path(__file__).resolve().parents[2] / "build" / "milvus-lite" / "bin" / "milvus-lite"
 
@@ -57,9 +58,7 @@ def milvus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     program = os.environ.get("REGIONSEARCH_MILVUS_LITE", str(BUILT))
     if not Path(program).exists():
         pytest.skip("no milvus-lite: run tests/searcher/milvus_environment.sh")
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
+    port = free_port()
     folder = tmp_path_factory.mktemp("milvus")
     with (folder / "log").open("wb") as log:
         command = [program, "server", "--data-dir", str(folder / "data"), "--host", "127.0.0.1"]
