@@ -75,8 +75,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
                     async for response in responses:
                         try:
                             await context.write(response)
-                        except grpc.aio.InternalError as error:  # the client went away; the word comes later
-                            raise asyncio.CancelledError from error
+                        except grpc.aio.InternalError as error:
+                            raise _ClientLeftError from error
 
             return make(answer_many, handler.request_deserializer, handler.response_serializer)
 
@@ -119,15 +119,15 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
                 try:
                     self._keys.check(metadata.get("authorization"), metadata.get("x-api-key"))
                     yield
-                except asyncio.CancelledError:  # the client went away, or its deadline passed
-                    left = context.time_remaining()
-                    late = left is not None and left <= 0
-                    code = grpc.StatusCode.DEADLINE_EXCEEDED if late else grpc.StatusCode.CANCELLED
-                    raise
                 except grpc.aio.AbortError:
                     code = grpc.StatusCode(context.code())
                     raise
-                except Exception as error:
+                except (Exception, asyncio.CancelledError) as error:
+                    if _is_over(error):  # the client went away, or its deadline passed
+                        left = context.time_remaining()
+                        late = left is not None and left <= 0
+                        code = grpc.StatusCode.DEADLINE_EXCEEDED if late else grpc.StatusCode.CANCELLED
+                        raise
                     status = to_status(typed(error))
                     code = status.code
                     span.set_status(trace.StatusCode.ERROR, status.details)
@@ -139,7 +139,24 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
             metrics.handled(service, method, code.name).inc()
 
 
-def typed(error: Exception) -> RegionSearchError:
+class _ClientLeftError(asyncio.CancelledError):
+    """Nobody takes an answer any more; gRPC will cancel the handler, but has not yet."""
+
+
+def _is_over(error: BaseException) -> bool:
+    """Whether a handler ended because its call did.
+
+    A handler may also wait for something that somebody else has cancelled. gRPC takes that for the end of the
+    call too and sends nothing: the client would wait until its deadline.
+    """
+    task = asyncio.current_task()
+    assert task is not None
+    return isinstance(error, asyncio.CancelledError) and (
+        isinstance(error, _ClientLeftError) or task.cancelling() > 0
+    )
+
+
+def typed(error: BaseException) -> RegionSearchError:
     """The error as the caller may see it; what was not foreseen is logged here and nothing of it leaks."""
     if isinstance(error, RegionSearchError):
         if error.kind is Kind.INTERNAL:
