@@ -26,7 +26,13 @@ class EmbeddedSettings(BaseModel):
         1_000_000, ge=1, description="Records from which on approximate indexes are built."
     )
     ann_rows: int = Field(262_144, ge=1, description="Rows of an approximate index.")
-    recall_target: float = Field(0.98, gt=0, le=1, description="Least recall@10 of an approximate index.")
+    recall_target: float = Field(
+        0.98,
+        gt=0,
+        le=1,
+        description="Least recall@10 of an approximate index when it is tuned: by the last queries, 64 at least, "
+        "that have come; until then by stored vectors with noise.",
+    )
     build_threads: int = Field(1, ge=1, description="Threads that build an index beside the traffic.")
     gpu_rows: int = Field(131_072, ge=1, description="Rows of an index on a GPU.")
     codes_rows: int = Field(65_536, ge=1, description="Rows of an index with binary codes.")

@@ -76,15 +76,12 @@ class VectorIndex:
     Args:
         dimension: Length of the vectors.
         chunk_rows: Rows of a flat segment.
-
-    Attributes:
-        recent: The last query vectors, to tune approximate indexes with.
     """
 
     def __init__(self, dimension: int, chunk_rows: int = CHUNK_ROWS) -> None:
         self.dimension = dimension
         self.chunk_rows = chunk_rows
-        self.recent: deque[Vectors] = deque(maxlen=_RECENT)
+        self._recent: deque[Vectors] = deque(maxlen=_RECENT)
         self._state = State()
 
     @property
@@ -139,9 +136,14 @@ class VectorIndex:
             )
         return np.concatenate(found)
 
+    def recent_queries(self) -> Vectors:
+        """The different ones of the last query vectors, shape (queries, dimension), to tune indexes with."""
+        recent = list(self._recent.copy())
+        return np.unique(np.stack(recent), axis=0) if recent else np.empty((0, self.dimension), np.float32)
+
     def fetch(self, state: State, requests: Sequence[Fetch]) -> list[Candidates]:
         """Answers many requests in one pass over the vectors."""
-        self.recent.extend(request.vectors[0] for request in requests)
+        self._recent.extend(request.vectors[0].copy() for request in requests)
         totals = [0] * len(requests)
         parts: list[list[_Part]] = [[] for _ in requests]
         for view in state.views:

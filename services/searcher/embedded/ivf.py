@@ -10,7 +10,7 @@ import numpy as np
 from services.searcher.embedded.cache import Arrays
 from services.searcher.embedded.measuring import Examination
 from services.searcher.embedded.native import faiss, selector
-from services.searcher.embedded.rewriting import Rewrite
+from services.searcher.embedded.rewriting import ALL_ROWS, Rewrite
 from services.searcher.embedded.segments import (
     Columns,
     Found,
@@ -31,6 +31,9 @@ class IvfSegment:
         columns: The rows' columns.
         index: A trained and filled IVF index with a direct map; ids are row numbers.
         probes: Lists that a search looks into.
+
+    Attributes:
+        tuned: Whether real queries have chosen `probes`, not rows with noise.
     """
 
     kind = "ivf"
@@ -41,6 +44,7 @@ class IvfSegment:
         self.index = index
         self.probes = probes
         self.recall: float | None = None
+        self.tuned = False
 
     def gather(self, rows: Positions) -> Vectors:
         """See `Segment.gather`."""
@@ -70,6 +74,21 @@ class IvfSegment:
         scores, rows = self.index.search(np.ascontiguousarray(queries), count, params=parameters)
         return scores, rows
 
+    def tune(self, recall_target: float, queries: Vectors | None = None) -> None:
+        """Looks from now on into the fewest lists that reach a recall; searches may go on meanwhile.
+
+        Args:
+            recall_target: Least recall@10 against exact search over these rows.
+            queries: Real queries; without them, rows with noise.
+        """
+        examination = Examination(Rewrite([self], ALL_ROWS), queries)
+        trial = IvfSegment(self.columns, self.index)
+        trial.recall = examination.recall(trial)
+        while not good_enough(trial, recall_target):
+            trial.probes = min(self.index.nlist, 2 * trial.probes)
+            trial.recall = examination.recall(trial)
+        self.probes, self.recall, self.tuned = trial.probes, trial.recall, queries is not None
+
     @property
     def vector_bytes(self) -> int:
         """See `Segment.vector_bytes`."""
@@ -83,6 +102,7 @@ class IvfSegment:
             "homes": homes.astype(np.int32),
             "probes": np.int64(self.probes),
             "recall": np.float64(self.recall),
+            "tuned": np.bool_(self.tuned),
         }
 
 
@@ -113,6 +133,7 @@ def restore_ivf(rewrite: Rewrite, rows: Positions, arrays: Arrays) -> IvfSegment
     index.make_direct_map()
     segment = IvfSegment(rewrite.columns(), index, int(arrays["probes"]))
     segment.recall = float(arrays["recall"])
+    segment.tuned = bool(arrays.get("tuned", False))  # older files do not say
     return segment
 
 
@@ -132,8 +153,8 @@ def build_ivf(rewrite: Rewrite, recall_target: float, queries: Vectors | None = 
 
     Args:
         rewrite: The rows.
-        recall_target: Least recall@10 against exact search; the fewest lists that reach it are looked into.
-        queries: Real queries to tune with; without them, rows with noise.
+        recall_target: See `IvfSegment.tune`.
+        queries: See `IvfSegment.tune`.
     """
     sample = rewrite.sample(1)
     dimension = sample.shape[1]
@@ -148,9 +169,5 @@ def build_ivf(rewrite: Rewrite, recall_target: float, queries: Vectors | None = 
         index.add(block)
     index.make_direct_map()
     segment = IvfSegment(rewrite.columns(), index)
-    examination = Examination(rewrite, queries)
-    while True:
-        segment.recall = examination.recall(segment)
-        if good_enough(segment, recall_target):
-            return segment
-        segment.probes = min(lists, segment.probes * 2)
+    segment.tune(recall_target, queries)
+    return segment

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import structlog
 
 from services.searcher.embedded.cache import Arrays, SavedIndex
@@ -66,9 +65,20 @@ class Planner:
 
     def _build_ivf(self, opened: OpenCollection, rewrite: Rewrite) -> Segment:
         faiss.omp_set_num_threads(self._settings.build_threads)  # of this thread; searches keep theirs
-        recent = list(opened.index.recent.copy())
-        queries = np.stack(recent) if len(recent) >= _ENOUGH_QUERIES else None
-        return build_ivf(rewrite, self._settings.recall_target, queries)
+        queries = opened.index.recent_queries()
+        enough = len(queries) >= _ENOUGH_QUERIES
+        return build_ivf(rewrite, self._settings.recall_target, queries if enough else None)
+
+    def tune(self, opened: OpenCollection) -> IvfSegment | None:
+        """Tunes an approximate segment that was built before real queries came; None if none is due."""
+        segments = [view.segment for view in opened.index.state.views]
+        waiting = [s for s in segments if isinstance(s, IvfSegment) and not s.tuned]
+        queries = opened.index.recent_queries() if waiting else ()
+        if len(queries) < _ENOUGH_QUERIES:
+            return None
+        faiss.omp_set_num_threads(self._settings.build_threads)
+        waiting[0].tune(self._settings.recall_target, queries)
+        return waiting[0]
 
     def _build_gpu(self, rewrite: Rewrite) -> Segment:
         device = self._device
@@ -128,13 +138,18 @@ def heads_folder(settings: EmbeddedSettings) -> Path:
 
 
 def _run(views: tuple[View, ...], rows: int) -> list[Segment]:
-    """The first neighbouring sealed flat segments that have so many rows together."""
+    """The first neighbouring sealed flat segments that have so many rows together.
+
+    Half as many do between faster segments: a compaction has left them there, and no more rows come.
+    """
     run: list[Segment] = []
     for view in views:
-        if not isinstance(view.segment, FlatSegment) or not view.segment.sealed:
-            run = []
-            continue
-        run.append(view.segment)
-        if sum(segment.columns.used for segment in run) >= rows:
+        faster = not isinstance(view.segment, FlatSegment)
+        if not faster and view.segment.sealed:
+            run.append(view.segment)
+        held = sum(segment.columns.used for segment in run)
+        if held >= rows or (faster and 2 * held >= rows):
             return run
+        if faster:
+            run = []
     return []

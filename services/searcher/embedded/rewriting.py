@@ -16,8 +16,12 @@ from services.searcher.embedded.index import State
 from services.searcher.embedded.segments import NEVER, Columns, Positions, Segment
 from services.searcher.types import Vectors
 
+ALL_ROWS = -1
+"""The horizon of a rewrite that leaves no row out."""
+
 _BLOCK = 8192
 _FEW_DEAD = 16  # not worth the trouble
+_STEP_CHUNKS = 4  # rows of one compaction, which holds them twice
 
 Build = Callable[["Rewrite"], Segment]
 """Makes a segment of a rewrite's rows."""
@@ -100,11 +104,16 @@ def build_flat(rewrite: Rewrite) -> FlatSegment:
 def wasteful(state: State, horizon: int, chunk_rows: int, limit: float) -> list[Segment]:
     """Neighbouring sealed segments of one kind that are worth compacting: some have over `limit` dead rows.
 
-    Small neighbours join in, so that many deletions do not leave many small segments.
+    Small neighbours join in, so that many deletions do not leave many small segments. A run ends where it has
+    rows for a few chunks, however many more would be worth it: they come next.
     """
     run: list[Segment] = []
     for view in state.views:
         segment = view.segment
+        if sum(_live(one, horizon) for one in run) >= _STEP_CHUNKS * chunk_rows and _worth_it(
+            run, horizon, chunk_rows, limit
+        ):
+            return run
         live = _live(segment, horizon)
         dead = segment.columns.used - live > limit * segment.columns.used
         small = live <= chunk_rows // 2

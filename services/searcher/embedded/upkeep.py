@@ -95,7 +95,8 @@ class Upkeep:
                 _log.exception("upkeep failed")  # exact search goes on without it
 
     def _improve(self, opened: OpenCollection) -> None:
-        while not self._stop.is_set() and (self._compact(opened) or self._speed_up(opened)):
+        steps = (self._compact, self._speed_up, self._tune)
+        while not self._stop.is_set() and any(step(opened) for step in steps):
             pass
 
     def _compact(self, opened: OpenCollection) -> bool:
@@ -125,10 +126,7 @@ class Upkeep:
         codec = segment.codec if isinstance(segment, CodeSegment) else None
         self._swap(opened, sources, [(rewrite, segment)], None if opened.codec is not None else codec)
         opened.codec = opened.codec or codec
-        arrays = arrays_of(segment)
-        if arrays is not None:
-            with self._unchanged(opened):
-                self._cache.save(opened.number, segment, arrays)
+        self._save(opened, segment)
         _log.info(
             "index built",
             collection=opened.spec.name,
@@ -138,6 +136,22 @@ class Upkeep:
             seconds=round(time.monotonic() - started, 2),
         )
         return True
+
+    def _tune(self, opened: OpenCollection) -> bool:
+        """Tunes an approximate index by the queries that come; whether one was due."""
+        segment = self._planner.tune(opened)
+        if segment is None:
+            return False
+        self._save(opened, segment)
+        _log.info("index tuned", collection=opened.spec.name, probes=segment.probes, recall=segment.recall)
+        return True
+
+    def _save(self, opened: OpenCollection, segment: Segment) -> None:
+        """Keeps what was expensive to compute for the next start."""
+        arrays = arrays_of(segment)
+        if arrays is not None:
+            with self._unchanged(opened):
+                self._cache.save(opened.number, segment, arrays)
 
     def _swap(
         self,

@@ -1,0 +1,100 @@
+"""Beside the traffic: compaction in bounded steps, indexes that come back, tuning by real queries."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from services.searcher.embedded import upkeep
+from services.searcher.embedded.engine import EmbeddedEngine
+from services.searcher.embedded.ivf import IvfSegment
+from services.searcher.embedded.measuring import Examination
+from services.searcher.embedded.rewriting import Rewrite, wasteful
+from services.searcher.settings import EmbeddedSettings
+from services.searcher.types import Collection, Deletion, Filter
+from tests.searcher.test_index import DIMENSION, MODEL, clustered, fill, search
+
+CHUNK = 500
+
+
+@pytest.fixture(autouse=True)
+def _by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upkeep, "_TICK_S", 1e6)
+
+
+def settings_of(folder: Path, **fields: object) -> EmbeddedSettings:
+    usual = {"chunk_rows": CHUNK, "ann_above": 2000, "ann_rows": 1000, "page_ttl_s": 0.0}
+    return EmbeddedSettings(folder=folder, **(usual | fields))  # type: ignore[arg-type]
+
+
+def kinds(engine: EmbeddedEngine) -> list[str]:
+    return [segment.index for segment in engine.stats("c")[0].segments]
+
+
+def test_many_wasteful_segments_are_compacted_a_few_at_a_time(tmp_path) -> None:
+    """A compaction holds its rows twice, so it must not take the whole collection at once."""
+    engine = EmbeddedEngine(settings_of(tmp_path, ann_above=10**9))
+    engine.create_collection(Collection("c", MODEL))
+    fill(engine, clustered(20 * CHUNK), batch=100)
+    engine.delete("c", Deletion(filter=Filter(tags=("even",))))
+    index = engine._open["c"].index
+    run = wasteful(index.state, engine._committer.seq, CHUNK, 0.2)
+    assert sum(segment.columns.used for segment in run) <= 10 * CHUNK
+    engine.keep_up()
+    assert sum(view.segment.columns.dead for view in index.state.views) == 0
+    assert len(index.state.views) <= 11
+    engine.close()
+
+
+def test_an_approximate_segment_that_was_compacted_becomes_one_again(tmp_path) -> None:
+    engine = EmbeddedEngine(settings_of(tmp_path))
+    engine.create_collection(Collection("c", MODEL))
+    fill(engine, clustered(3500))
+    engine.keep_up()
+    assert kinds(engine) == ["ivf", "ivf", "ivf", "flat"]
+    deleted = engine.delete("c", Deletion(filter=Filter(min_area=1100, max_area=1399)))
+    assert deleted.record_count == 300
+    engine.keep_up()
+    assert kinds(engine) == ["ivf", "ivf", "ivf", "flat"]
+    assert engine.stats("c")[0].tombstone_count == 0
+    engine.close()
+
+
+def away(count: int, seed: int = 0) -> np.ndarray:
+    """Queries as texts are: close to each other, and far from all that is stored."""
+    rng = np.random.default_rng(seed)
+    vectors = np.full(DIMENSION, 0.5) + 0.4 * rng.standard_normal((count, DIMENSION))
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+
+def test_an_approximate_index_is_tuned_by_the_queries_that_come(tmp_path) -> None:
+    settings = settings_of(tmp_path, recall_target=0.9)
+    engine = EmbeddedEngine(settings)
+    engine.create_collection(Collection("c", MODEL))
+    fill(engine, clustered(3500))
+    engine.keep_up()
+
+    def recalls() -> list[float]:
+        segments = [v.segment for v in engine._open["c"].index.state.views]
+        return [
+            Examination(Rewrite([segment], -1), away(200, seed=1)).recall(segment)
+            for segment in segments
+            if isinstance(segment, IvfSegment)
+        ]
+
+    assert min(recalls()) < 0.8, "tuned by rows with noise it finds too little of what such queries ask for"
+    for query in (q for q in away(40) for _ in range(3)):
+        search(engine, query)
+    engine.keep_up()
+    assert min(recalls()) < 0.8, "the same few queries again and again tell nothing"
+    for query in away(100, seed=2):
+        search(engine, query)
+    engine.keep_up()
+    assert min(recalls()) > 0.85
+    assert all(s.recall >= 0.9 for s in engine.stats("c")[0].segments if s.index == "ivf")
+    engine.close()
+    engine = EmbeddedEngine(settings)
+    assert min(recalls()) > 0.85, "it stays so"
+    engine.close()
