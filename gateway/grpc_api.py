@@ -8,12 +8,13 @@ from collections.abc import AsyncIterable, AsyncIterator, Iterator
 from typing import Any
 
 import structlog
+from google.protobuf.message import Message
 from google.rpc import status_pb2
 
 from gateway.access import Scope
 from gateway.core import Gateway
 from gateway.records import checked_key
-from regionsearch.errors import Kind, RegionSearchError, to_status
+from regionsearch.errors import Kind, RegionSearchError, to_status, too_large
 from regionsearch.rpc import deadline
 from regionsearch.v1 import region_search_pb2 as pb
 from regionsearch.v1 import region_search_pb2_grpc, types_pb2
@@ -62,14 +63,21 @@ class RegionSearchServicer(region_search_pb2_grpc.RegionSearchServiceServicer):
     ) -> pb.RegionSearchServiceSearchResponse:
         """See the contract."""
         with self._call(context, Scope.READ, self._gateway.settings.timeouts.query_s):
-            return await self._gateway.search.search(request)
+            answer = await self._gateway.search.search(request)
+            self._check_size(answer, "page_size", "ask for fewer hits, or leave include_masks out")
+            return answer
 
     async def SearchWithin(  # noqa: N802
         self, request: pb.SearchWithinRequest, context: _Context
     ) -> pb.SearchWithinResponse:
         """See the contract."""
         with self._call(context, Scope.READ, self._gateway.settings.timeouts.query_s):
-            return await self._gateway.search.within(request)
+            answer = await self._gateway.search.within(request)
+            field = request.WhichOneof("source") or "image"
+            self._check_size(
+                answer, field, "search in a smaller picture, or over HTTP, where masks may be left out"
+            )
+            return answer
 
     async def DeleteImage(  # noqa: N802
         self, request: pb.DeleteImageRequest, context: _Context
@@ -91,6 +99,16 @@ class RegionSearchServicer(region_search_pb2_grpc.RegionSearchServiceServicer):
                 images=page.images, next_page_token=page.next_page_token, total_count=page.total_count
             )
 
+    def _check_size(self, answer: Message, field: str, advice: str) -> None:
+        """Refuses an answer that what was added to the searcher's has made too large to be sent.
+
+        Raises:
+            RegionSearchError: TOO_LARGE.
+        """
+        most = self._gateway.settings.max_message_bytes
+        if answer.ByteSize() > most:
+            raise too_large(field, f"the answer is over {most} bytes (max_message_bytes): {advice}")
+
 
 class _IngestStream:
     """Many images at once over one stream; reads on only while there is room."""
@@ -108,6 +126,8 @@ class _IngestStream:
         try:
             while (answer := await self._answers.get()) is not None:
                 yield answer
+                if answer.stage == pb.INGEST_STAGE_DONE:
+                    self._room.release()  # not before: answers to who does not read them must not pile up
             await reader
         finally:
             reader.cancel()
@@ -139,8 +159,6 @@ class _IngestStream:
         except Exception as error:
             _log.exception("ingest failed unexpectedly", exc_info=error)
             done.error.CopyFrom(status_of(RegionSearchError(Kind.INTERNAL, "an unexpected error")))
-        finally:
-            self._room.release()
         self._answers.put_nowait(done)
 
 

@@ -79,6 +79,8 @@ _KINDS: dict[grpc.StatusCode, Kind] = {
     grpc.StatusCode.RESOURCE_EXHAUSTED: Kind.TOO_LARGE,
 }
 
+_OVER_THE_CAP = "message larger than max"  # how gRPC says it, of what is sent and what is received
+
 
 class RegionSearchError(Exception):
     """A typed failure.
@@ -174,7 +176,10 @@ def from_rpc_error(error: grpc.RpcError) -> RegionSearchError:
         An error with the kind, field and delay that the server sent, or those its bare code implies.
     """
     code: grpc.StatusCode = error.code()
-    result = RegionSearchError(_KINDS.get(code, Kind.INTERNAL), error.details() or code.name)
+    message = error.details() or code.name
+    if _OVER_THE_CAP in message:
+        message += "; send less at once or ask for less, or raise max_message_bytes on both ends"
+    result = RegionSearchError(_KINDS.get(code, Kind.INTERNAL), message)
     try:
         status = rpc_status.from_call(cast(grpc.Call, error))
     except (ValueError, DecodeError, AttributeError):  # details of a proxy that do not match its own code
