@@ -110,8 +110,13 @@ class Engine(Protocol):
         """
         ...
 
-    def list_images(self, name: str, limit: int, after: tuple[int, str] | None) -> ImagePage:
-        """Images, newest first, from behind a place that an earlier page named."""
+    def list_images(
+        self, name: str, limit: int, after: tuple[int, str] | None, room: Room = ANY_SIZE
+    ) -> ImagePage:
+        """Images, newest first, from behind a place that an earlier page named.
+
+        TOO_LARGE when they need more than `room`.
+        """
         ...
 
     def snapshot(self, name: str) -> SnapshotInfo:

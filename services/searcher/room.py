@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 from regionsearch.errors import too_large
-from services.searcher.types import Record
+from services.searcher.types import Record, StoredImage
 
 
 class Room:
@@ -36,9 +37,15 @@ class Room:
             )
 
     def take_record(self, record: Record) -> None:
-        """Takes what a record needs at least: its ids and its mask."""
+        """Takes what a record needs at least: its ids, its attributes and its mask."""
         mask = 0 if record.mask is None else len(record.mask.counts)
-        self.take(len(record.record_id) + len(record.image_id) + mask)
+        self.take(len(record.record_id) + len(record.image_id) + _length(record.attributes) + mask)
+
+    def take_image(self, image: StoredImage) -> None:
+        """Takes what an image needs at least: its names, its tags and its attributes."""
+        self.take(
+            len(image.image_id) + len(image.name) + sum(map(len, image.tags)) + _length(image.attributes)
+        )
 
     def check(self, size: int) -> None:
         """Refuses a finished answer of so many bytes; what was taken for it may have been less.
@@ -48,6 +55,10 @@ class Room:
         """
         self._left = self._most
         self.take(size)
+
+
+def _length(attributes: Mapping[str, str]) -> int:
+    return sum(len(name) + len(value) for name, value in attributes.items())
 
 
 ANY_SIZE = Room(math.inf)

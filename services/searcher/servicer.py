@@ -240,13 +240,14 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
         if request.page_token:
             created_ms, image_id = pages.decode(request.page_token, print_, int, str)
             after = (created_ms, image_id)
-        page = await self._reads.run(lambda: self._engine.list_images(request.collection, size, after))
+        room = Room(self._most, "page_size", "ask for fewer images")
+        page = await self._reads.run(lambda: self._engine.list_images(request.collection, size, after, room))
         answer = search_pb2.ListImagesResponse(
             images=[image_to_proto(image) for image in page.images],
             next_page_token=pages.encode(print_, *page.next_key) if page.next_key else "",
             total_count=page.total_count,
         )
-        Room(self._most, "page_size", "ask for fewer images").check(answer.ByteSize())
+        room.check(answer.ByteSize())
         return answer
 
     async def Snapshot(  # noqa: N802

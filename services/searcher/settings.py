@@ -30,8 +30,8 @@ class EmbeddedSettings(BaseModel):
         0.98,
         gt=0,
         le=1,
-        description="Least recall@10 of an approximate index when it is tuned: by the last queries, 64 at least, "
-        "that have come; until then by stored vectors with noise.",
+        description="Least recall@10 of an approximate index where it is tuned: by the last queries, once 64 "
+        "different ones have come; until then by stored vectors with noise.",
     )
     build_threads: int = Field(1, ge=1, description="Threads that build an index beside the traffic.")
     gpu_rows: int = Field(131_072, ge=1, description="Rows of an index on a GPU.")

@@ -7,7 +7,7 @@ import random
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ from services.searcher.embedded import engine as embedded_module
 from services.searcher.embedded.engine import EmbeddedEngine
 from services.searcher.engine import Engine
 from services.searcher.move import move
+from services.searcher.room import Room
 from services.searcher.settings import EmbeddedSettings, MilvusSettings
 from services.searcher.types import (
     CodeMethod,
@@ -199,6 +200,30 @@ def test_lists_images_page_by_page_newest_first(engine: Engine) -> None:
     assert [(i.created_ms, i.image_id) for i in rest.images] == expected[13:]
     assert rest.next_key is None
     assert engine.list_images("c", 1, None).images[0].image_id == "new"
+
+
+def test_nothing_is_read_beyond_the_room_of_its_answer(engine: Engine) -> None:
+    """One image with long tags would come along with each of its regions."""
+    tags = tuple(f"{number:04d}" * 20 for number in range(10))
+    images = [StoredImage(f"i{n}", tags=tags) for n in range(3)]
+    records = [Record(f"i{n}-{k}", f"i{n}", Level.REGION) for n in range(3) for k in range(4)]
+    vectors = some_vectors(random.Random(0), 12, 12)
+    engine.upsert("c", MODEL, Upsert(images, records, vectors))
+    query = Query(vectors[:1], vectors[:0], limit=12)
+
+    def one_too_much(ask: Callable[[Room], object]) -> None:
+        with pytest.raises(RegionSearchError, match="name fewer") as caught:
+            ask(Room(2000, "field", "name fewer"))
+        assert caught.value.kind is Kind.TOO_LARGE
+        assert ask(Room(20_000))
+
+    one_too_much(lambda room: engine.search("c", MODEL, [query], room=room))
+    one_too_much(lambda room: engine.list_images("c", 10, None, room))
+    one_too_much(
+        lambda room: engine.get_records("c", [], ["i0", "i1", "i2"], masks=False, vectors=False, room=room)
+    )
+    seldom = [f"i{n}-0" for n in range(3)]
+    one_too_much(lambda room: engine.get_records("c", seldom, [], masks=False, vectors=False, room=room))
 
 
 def test_an_empty_collection_lists_nothing(engine: Engine) -> None:

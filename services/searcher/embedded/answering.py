@@ -71,18 +71,18 @@ def records(
         ordered = [key for key, _ in places]
         if vectors:
             room.take(len(ordered) * dimension * np.dtype(np.float32).itemsize)
-        described = reads.described(connection, ordered, room, masks=masks)
-        images = reads.images(connection, sorted({*asked, *(image for _, image in places)}))
+        described = reads.records(connection, ordered, room, masks=masks)
+        images = reads.images(connection, sorted({*asked, *(image for _, image in places)}), room)
         found = reads.vectors(connection, ordered, dimension) if vectors else None
-    return Stored(tuple(described[key][0] for key in ordered), tuple(images), found, seq)
+    return Stored(tuple(described[key] for key in ordered), tuple(images), found, seq)
 
 
 def newest_images(
-    database: Database, opened: OpenCollection, limit: int, after: tuple[int, str] | None
+    database: Database, opened: OpenCollection, limit: int, after: tuple[int, str] | None, room: Room
 ) -> ImagePage:
     """Images, newest first, from behind a place."""
     with database.reading() as connection:
-        found = reads.recent_images(connection, opened.number, limit + 1, after)
+        found = reads.recent_images(connection, opened.number, limit + 1, after, room)
         total, _ = reads.counts(connection, opened.number)
     shown = tuple(found[:limit])
     following = (shown[-1].created_ms, shown[-1].image_id) if len(found) > limit else None

@@ -254,10 +254,12 @@ class EmbeddedEngine:
                 vectors=vectors,
             )
 
-    def list_images(self, name: str, limit: int, after: tuple[int, str] | None) -> ImagePage:
+    def list_images(
+        self, name: str, limit: int, after: tuple[int, str] | None, room: Room = ANY_SIZE
+    ) -> ImagePage:
         """See `Engine`."""
         with self._gate.shared():
-            return answering.newest_images(self._database, self._find(name), limit, after)
+            return answering.newest_images(self._database, self._find(name), limit, after, room)
 
     # Upkeep
 

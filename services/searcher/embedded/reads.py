@@ -140,10 +140,26 @@ def public_ids(connection: sqlite3.Connection, keys: Iterable[int]) -> dict[int,
     return {key: (image_id, record_id) for key, image_id, record_id in rows}
 
 
+def records(
+    connection: sqlite3.Connection, keys: Iterable[int], room: Room, *, masks: bool
+) -> dict[int, Record]:
+    """Records by key; takes room for each."""
+    rows = connection.execute(
+        f"SELECT r.key, {_RECORD}{', ' + _MASK if masks else ''} FROM record r"  # noqa: S608
+        f" JOIN image i ON i.ordinal = r.image WHERE r.key {_LISTED}",
+        (json.dumps(list(keys)),),
+    )
+    found: dict[int, Record] = {}
+    for row in rows:
+        found[row[0]] = _record(row[1:])
+        room.take_record(found[row[0]])
+    return found
+
+
 def described(
     connection: sqlite3.Connection, keys: Iterable[int], room: Room, *, masks: bool
 ) -> dict[int, tuple[Record, StoredImage]]:
-    """Record and image by key; takes room for each."""
+    """Record and image by key; takes room for both of each."""
     rows = connection.execute(
         f"SELECT r.key, {_IMAGE}, {_RECORD}{', ' + _MASK if masks else ''} FROM record r"  # noqa: S608
         f" JOIN image i ON i.ordinal = r.image WHERE r.key {_LISTED}",
@@ -151,19 +167,20 @@ def described(
     )
     found: dict[int, tuple[Record, StoredImage]] = {}
     for row in rows:
-        record = _record(row[11:])
+        record, image = _record(row[11:]), _image(row[1:11])
         room.take_record(record)
-        found[row[0]] = record, _image(row[1:11])
+        room.take_image(image)
+        found[row[0]] = record, image
     return found
 
 
-def images(connection: sqlite3.Connection, ordinals: Iterable[int]) -> list[StoredImage]:
-    """Live images by ordinal, in that order."""
+def images(connection: sqlite3.Connection, ordinals: Iterable[int], room: Room) -> list[StoredImage]:
+    """Live images by ordinal, in that order; takes room for each."""
     rows = connection.execute(
         f"SELECT {_IMAGE} FROM image i WHERE i.ordinal {_LISTED} ORDER BY i.ordinal",  # noqa: S608
         (json.dumps(list(ordinals)),),
     )
-    return [_image(row) for row in rows]
+    return _images(rows, room)
 
 
 def in_reading_order(connection: sqlite3.Connection, keys: Iterable[int]) -> list[tuple[int, int]]:
@@ -182,16 +199,16 @@ def vectors(connection: sqlite3.Connection, keys: Sequence[int], dimension: int)
 
 
 def recent_images(
-    connection: sqlite3.Connection, collection: int, limit: int, after: tuple[int, str] | None
+    connection: sqlite3.Connection, collection: int, limit: int, after: tuple[int, str] | None, room: Room
 ) -> list[StoredImage]:
-    """Images, newest first, from behind the place (created_ms, image_id)."""
+    """Images, newest first, from behind the place (created_ms, image_id); takes room for each."""
     place = " AND (i.created_ms, i.image_id) < (?, ?)" if after else ""
     rows = connection.execute(
         f"SELECT {_IMAGE} FROM image i WHERE i.collection = ? AND i.removed IS NULL{place}"  # noqa: S608
         " ORDER BY i.created_ms DESC, i.image_id DESC LIMIT ?",
         (collection, *(after or ()), limit),
     )
-    return [_image(row) for row in rows]
+    return _images(rows, room)
 
 
 def _names(names: Iterable[str]) -> str:
@@ -214,6 +231,14 @@ def _collection(name: str, spec: str, created_ms: int, image_count: int, record_
         image_count=image_count,
         record_count=record_count,
     )
+
+
+def _images(rows: Iterable[Sequence[Any]], room: Room) -> list[StoredImage]:
+    found: list[StoredImage] = []
+    for row in rows:
+        found.append(_image(row))
+        room.take_image(found[-1])
+    return found
 
 
 def _image(row: Sequence[Any]) -> StoredImage:

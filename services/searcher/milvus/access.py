@@ -24,18 +24,16 @@ def some_rows(
     )
 
 
-def every_row(client: MilvusClient, table: str, term: str, fields: Sequence[str]) -> list[Row]:
-    """All rows that an expression names, however many they are."""
+def every_row(client: MilvusClient, table: str, term: str, fields: Sequence[str]) -> Iterator[Row]:
+    """All rows that an expression names, however many they are; read as they are taken."""
     iterator = client.query_iterator(
         table, batch_size=_BATCH, filter=term, output_fields=list(fields), consistency_level="Strong"
     )
-    rows: list[Row] = []
     try:
         while batch := iterator.next():
-            rows += batch
+            yield from batch
     finally:
         iterator.close()
-    return rows
 
 
 def rows_of(
@@ -45,13 +43,11 @@ def rows_of(
     values: Sequence[str],
     fields: Sequence[str],
     also: str = "",
-) -> list[Row]:
-    """All rows whose field has one of the values, however many these are; `also` must hold too."""
-    rows: list[Row] = []
+) -> Iterator[Row]:
+    """All rows whose field has one of the values, read as they are taken; `also` must hold too."""
     for start in range(0, len(values), _VALUES):
         term = listed(field, values[start : start + _VALUES])
-        rows += every_row(client, table, f"({term}) and ({also})" if also else term, fields)
-    return rows
+        yield from every_row(client, table, f"({term}) and ({also})" if also else term, fields)
 
 
 def count_rows(client: MilvusClient, table: str, term: str = "") -> int:

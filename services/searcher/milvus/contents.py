@@ -6,7 +6,7 @@ there is complete; a write that fails half-way is repaired by sending it again.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -16,6 +16,7 @@ from regionsearch.errors import invalid
 from services.searcher.milvus import tables
 from services.searcher.milvus.access import count_rows, every_row, rows_of, some_rows
 from services.searcher.milvus.tables import Row, expression, listed, quoted
+from services.searcher.room import ANY_SIZE, Room
 from services.searcher.types import Deletion, ImagePage, Level, Record, StoredImage, Upsert
 
 _IMAGE_FIELDS = ["image_id", "created_ms", "body"]
@@ -38,19 +39,21 @@ class Contents:
         self._images = images
         self._batch = batch_rows
 
-    def images(self, ids: Iterable[str]) -> dict[str, StoredImage]:
-        """Those of the images that exist, by id."""
+    def images(self, ids: Iterable[str], room: Room = ANY_SIZE) -> dict[str, StoredImage]:
+        """Those of the images that exist, by id; takes room for each."""
         rows = rows_of(self._client, self._images, "image_id", list(ids), _IMAGE_FIELDS)
-        return {row["image_id"]: tables.image_of(row) for row in rows}
+        return {image.image_id: image for image in _images(rows, room)}
 
     def records(
         self, record_ids: Sequence[str], image_ids: Sequence[str], fields: Sequence[str]
-    ) -> list[Row]:
-        """Records by id, and all records of images, in reading order."""
-        rows = rows_of(self._client, self._records, "record_id", record_ids, fields)
-        rows += rows_of(self._client, self._records, "image_id", image_ids, fields)
-        once = {row["record_id"]: row for row in rows}
-        return sorted(once.values(), key=lambda r: (r["image_id"], r["level"], r["seq"], r["record_id"]))
+    ) -> Iterator[Row]:
+        """Records by id, and all records of images, each once, in any order; read as they are taken."""
+        seen: set[str] = set()
+        for field, values in (("record_id", record_ids), ("image_id", image_ids)):
+            for row in rows_of(self._client, self._records, field, values, fields):
+                if row["record_id"] not in seen:
+                    seen.add(row["record_id"])
+                    yield row
 
     def upsert(self, write: Upsert, seq: int, now_ms: int) -> tuple[tuple[str, ...], int]:
         """Writes images and records; returns the ids of skipped images and the number of written records."""
@@ -69,8 +72,10 @@ class Contents:
             tables.record_row(write.records[i], homes[write.records[i].image_id], stored[i], seq)
             for i in kept
         ]
-        moved = rows_of(
-            self._client, self._records, "record_id", [row["record_id"] for row in rows], ["image_id"]
+        moved = list(
+            rows_of(
+                self._client, self._records, "record_id", [row["record_id"] for row in rows], ["image_id"]
+            )
         )
         for start in range(0, len(rows), self._batch):
             self._client.upsert(self._records, rows[start : start + self._batch])
@@ -83,7 +88,7 @@ class Contents:
     def delete(self, deletion: Deletion) -> tuple[int, int]:
         """Deletes what any of the selectors names; returns the numbers of images and records."""
         asked = self.images(deletion.image_ids)
-        rows = self.records(deletion.record_ids, list(asked), ["record_id", "image_id", "level", "seq"])
+        rows = list(self.records(deletion.record_ids, list(asked), ["record_id", "image_id"]))
         if deletion.filter is not None:
             rows += every_row(
                 self._client, self._records, expression(deletion.filter), ["record_id", "image_id"]
@@ -102,7 +107,7 @@ class Contents:
         self._write_images({name: image for name, image in touched.items() if name not in emptied})
         return len(gone), len(ids)
 
-    def newest_images(self, limit: int, after: tuple[int, str] | None) -> ImagePage:
+    def newest_images(self, limit: int, after: tuple[int, str] | None, room: Room = ANY_SIZE) -> ImagePage:
         """Images, newest first, from behind a place.
 
         Milvus does not sort. So it is asked how many images are as new as this or newer, until just enough
@@ -116,7 +121,7 @@ class Contents:
         left = everything if after is None else self._count_since(_EARLIEST, behind)
         since = _EARLIEST if left <= limit + 1 else self._newest_time_with(limit + 1, behind)
         rows = every_row(self._client, self._images, _since(since, behind), _IMAGE_FIELDS)
-        found = sorted(map(tables.image_of, rows), key=lambda i: (i.created_ms, i.image_id), reverse=True)
+        found = sorted(_images(rows, room), key=lambda i: (i.created_ms, i.image_id), reverse=True)
         page = tuple(found[:limit])
         following = (page[-1].created_ms, page[-1].image_id) if len(found) > limit else None
         return ImagePage(page, following, everything)
@@ -179,6 +184,13 @@ class Contents:
                     "this request nor in the collection: send the image along",
                 )
         return homes
+
+
+def _images(rows: Iterable[Row], room: Room) -> Iterator[StoredImage]:
+    for row in rows:
+        image = tables.image_of(row)
+        room.take_image(image)
+        yield image
 
 
 def _since(created_ms: int, behind: str) -> str:

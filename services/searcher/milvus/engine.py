@@ -47,6 +47,7 @@ from services.searcher.types import (
     ModelIdentity,
     Page,
     Query,
+    Record,
     Stored,
     StoredImage,
     Upsert,
@@ -171,24 +172,26 @@ class MilvusEngine:
         )
         places = [r.position for hit in ranked for r in (hit, hit.best_region) if r is not None]
         contents = self._contents(name)
-        rows = {
-            row["record_id"]: row for row in contents.records([p.record_id for p in places], [], EVERY_FIELD)
-        }
+        found_records: dict[str, Record] = {}
+        for row in contents.records([p.record_id for p in places], [], EVERY_FIELD):
+            record = tables.record_of(row, masks=query.include_masks)
+            room.take_record(record)
+            found_records[record.record_id] = record
         images = contents.images({p.image_id for p in places})
 
         def hit(number: int, found: Ranked) -> Hit:
             place = found.position
-            record = tables.record_of(rows[place.record_id], masks=query.include_masks)
-            room.take_record(record)
+            record = found_records[place.record_id]
             image = images.get(place.image_id, StoredImage(place.image_id))
+            room.take_image(image)
             region = None
-            if found.best_region is not None and found.best_region.position.record_id in rows:
+            if found.best_region is not None and found.best_region.position.record_id in found_records:
                 region = hit(number, found.best_region)
             return Hit(number, place.score, found.relevancy, found.query_index, record, image, region)
 
         numbered = enumerate(ranked, start=query.skipped + 1)
         # What was deleted since Milvus scored it is not there to be shown.
-        hits = [hit(number, found) for number, found in numbered if found.position.record_id in rows]
+        hits = [hit(number, found) for number, found in numbered if found.position.record_id in found_records]
         return Page(tuple(hits), seq, more)
 
     def get_records(
@@ -205,23 +208,31 @@ class MilvusEngine:
         with explained():
             dimension = self._find(name).model.dimension
             contents = self._contents(name)
-            asked = contents.images(image_ids)
+            asked = contents.images(image_ids, room)
             fields = [*EVERY_FIELD, "vector"] if vectors else EVERY_FIELD
-            rows = contents.records(record_ids, list(asked), fields)
-            images = asked | contents.images({row["image_id"] for row in rows} - set(asked))
-            found = None
-            if vectors:
-                found = np.array([row["vector"] for row in rows], np.float32).reshape(-1, dimension)
-            described = tuple(tables.record_of(row, masks=masks) for row in rows)
-            for record in described:
+            found: list[tuple[int, Record, np.ndarray]] = []  # and the write that each is from
+            for row in contents.records(record_ids, list(asked), fields):
+                record = tables.record_of(row, masks=masks)
                 room.take_record(record)
-            return Stored(described, tuple(images[i] for i in sorted(images)), found, _now_seq())
+                vector = np.array(row["vector"] if vectors else [], np.float32)
+                room.take(vector.nbytes)
+                found.append((row["seq"], record, vector))
+            found.sort(key=lambda one: (one[1].image_id, one[1].level, one[0], one[1].record_id))
+            images = asked | contents.images({record.image_id for _, record, _ in found} - set(asked), room)
+            return Stored(
+                tuple(record for _, record, _ in found),
+                tuple(images[i] for i in sorted(images)),
+                np.array([v for _, _, v in found], np.float32).reshape(-1, dimension) if vectors else None,
+                _now_seq(),
+            )
 
-    def list_images(self, name: str, limit: int, after: tuple[int, str] | None) -> ImagePage:
+    def list_images(
+        self, name: str, limit: int, after: tuple[int, str] | None, room: Room = ANY_SIZE
+    ) -> ImagePage:
         """See `Engine`."""
         with explained():
             self._find(name)
-            return self._contents(name).newest_images(limit, after)
+            return self._contents(name).newest_images(limit, after, room)
 
     # Upkeep
 

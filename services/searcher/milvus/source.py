@@ -75,7 +75,7 @@ class MilvusSource:
         """See `ranking.Source`."""
         names = [self._names[number] for number in images.tolist()]
         rows = rows_of(self._client, self._table, "image_id", names, _SCORED, self._filter)
-        return self._candidates(rows, complete=True)
+        return self._candidates(list(rows), complete=True)
 
     def public_ids(self, keys: Iterable[int]) -> dict[int, tuple[str, str]]:
         """See `ranking.Source`."""
