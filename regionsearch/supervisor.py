@@ -94,6 +94,8 @@ class _Child:
         environment = {"OMP_WAIT_POLICY": "PASSIVE"} | os.environ
         for key, value in self.settings.items():
             environment[f"REGIONSEARCH_{self.role.upper()}_{key.upper()}"] = value
+        if "port_file" in self.settings:
+            Path(self.settings["port_file"]).unlink(missing_ok=True)  # of the process before this one
         if self.log.exists() and self.log.stat().st_size > LARGE_LOG:
             self.log.replace(self.log.with_suffix(".log.1"))
         self.started_at = time.monotonic()
@@ -122,6 +124,10 @@ class Supervisor:
         plan: What to start.
         report: Called with a line for the user now and then.
 
+    Attributes:
+        url: Where a browser on this machine finds the page, once the gateway is ready: whether it speaks TLS
+            is for its own settings to say.
+
     Raises:
         RegionSearchError: INVALID_ARGUMENT when a port of the plan is taken, or workers are asked for where
             there can be only one.
@@ -129,6 +135,7 @@ class Supervisor:
 
     def __init__(self, plan: Plan, report: Callable[[str], None]) -> None:
         self.plan = plan
+        self.url = plan.url
         self._report = report
         self._stopping = False
         counts = {name: plan.workers.get(name, 1) for name in PORT_OFFSETS}
@@ -163,7 +170,8 @@ class Supervisor:
                 children.append(_Child(name, role, here, logs / f"{name}.log"))
         gateway = {role: ",".join(f"{HOST}:{port}" for port in ports[role]) for role in settings}
         gateway |= {"host": plan.host, "port": str(plan.grpc_port), "http_port": str(plan.http_port)}
-        gateway["image_store"] = str(data / "images")
+        gateway |= {"image_store": str(data / "images"), "port_file": str(logs / "gateway.port")}
+        self._serving = Path(gateway["port_file"])
         return [*children, _Child("gateway", "gateway", gateway, logs / "gateway.log")]
 
     def run(self, on_ready: Callable[[], None]) -> int:
@@ -235,6 +243,13 @@ class Supervisor:
         try:
             host = reachable(self.plan.host)
             response = httpx.get(f"http://{host}:{self.plan.http_port}/readyz", timeout=2)
+        except (httpx.RemoteProtocolError, httpx.ReadError):
+            # It understands no plain text, and may ask for a certificate that only its own clients have:
+            # whether it serves is seen from its file.
+            if not self._serving.exists():
+                return False, "starting the processes"
+            self.url = self.plan.url.replace("http:", "https:", 1)
+            return True, ""
         except httpx.TransportError:
             return False, "starting the processes"
         if response.status_code == httpx.codes.OK:

@@ -53,10 +53,10 @@ def up(
     def ready() -> None:
         if demo:
             # Beside the supervisor's own loop, which must go on watching the processes.
-            filling = threading.Thread(target=fill_with_demo, args=(plan.url, supervisor), daemon=True)
+            filling = threading.Thread(target=fill_with_demo, args=(supervisor.url, supervisor), daemon=True)
             filling.start()
         else:
-            announce(plan.url)
+            announce(supervisor.url)
 
     raise typer.Exit(supervisor.run(ready))
 

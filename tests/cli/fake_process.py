@@ -1,7 +1,8 @@
 """Stands for any of the four processes: the gateway serves /readyz and takes pictures; files tell all more.
 
 In its folder, `<role>.die` ends it at once with code 3; it writes `<role>-<port>.settings` and `.pid` when it
-starts, and its role into `stopped` when it was asked to end and did.
+starts, and its role into `stopped` when it was asked to end and did. With `tls` in the folder the gateway
+understands no plain text, and needs a certificate of who calls it.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from socketserver import BaseRequestHandler
 
 FOLDER = Path(os.environ["FAKE_FOLDER"])
 (ROLE,) = (
@@ -45,6 +47,13 @@ class Ready(BaseHTTPRequestHandler):
         self.wfile.write(b'{"results": [{"name": "x", "outcome": "created", "image_id": "0", "regions": 2}]}')
 
 
+class Hangup(BaseRequestHandler):
+    """What a TLS server does to who sends it plain text."""
+
+    def handle(self) -> None:
+        self.request.recv(1)
+
+
 def main() -> None:
     print(f"{ROLE} begins", flush=True)
     if (FOLDER / f"{ROLE}.die").exists():
@@ -53,10 +62,11 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: over.set())
     settings = {key: value for key, value in os.environ.items() if key.startswith("REGIONSEARCH_")}
     (FOLDER / f"{ROLE}-{PORT}.settings").write_text(json.dumps(settings))
-    server = None
     if ROLE == "gateway":
-        server = ThreadingHTTPServer(("127.0.0.1", int(os.environ["REGIONSEARCH_GATEWAY_HTTP_PORT"])), Ready)
+        address = ("127.0.0.1", int(os.environ["REGIONSEARCH_GATEWAY_HTTP_PORT"]))
+        server = ThreadingHTTPServer(address, Hangup if (FOLDER / "tls").exists() else Ready)
         threading.Thread(target=server.serve_forever, daemon=True).start()
+        Path(os.environ["REGIONSEARCH_GATEWAY_PORT_FILE"]).write_text("50050\n")
     (FOLDER / f"{ROLE}-{PORT}.pid").write_text(str(os.getpid()))
     over.wait()
     with (FOLDER / "stopped").open("a") as log:

@@ -102,6 +102,13 @@ def test_a_signal_stops_all_the_gateway_first(up: Up, how: signal.Signals) -> No
     assert not any(map(alive, pids))
 
 
+def test_a_gateway_with_tls_becomes_ready_too(up: Up) -> None:
+    (up.folder / "tls").touch()
+    up.start()
+    assert f"https://localhost:{up.http_port}" in up.log.read_text()
+    assert up.end() == 0
+
+
 def test_the_processes_know_each_other(up: Up) -> None:
     up.start("--workers", "segmenter=2")
     eventually(lambda: len(up.pids("segmenter")) == 2, "the second segmenter")
