@@ -31,15 +31,16 @@ async def report_sizes(engine: Engine) -> None:
             found = await asyncio.to_thread(engine.stats, None)
             _DISK.set(await asyncio.to_thread(engine.disk_bytes))
         except RegionSearchError:  # restoring
-            found = []
+            await asyncio.sleep(_PERIOD_S)
+            continue
         for stats in found:
             _RECORDS.labels(stats.collection).set(stats.record_count)
             _IMAGES.labels(stats.collection).set(stats.image_count)
             _TOMBSTONES.labels(stats.collection).set(stats.tombstone_count)
             _MEMORY.labels(stats.collection).set(stats.memory_bytes)
         names = {stats.collection for stats in found}
-        for gone in known - names if found else ():
+        for gone in known - names:
             for gauge in (_RECORDS, _IMAGES, _TOMBSTONES, _MEMORY):
                 gauge.remove(gone)
-        known = known | names if not found else names
+        known = names
         await asyncio.sleep(_PERIOD_S)

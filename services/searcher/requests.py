@@ -99,6 +99,7 @@ class Reader:
             policy = types_pb2.CropPolicy.Name(message.crop_policy).removeprefix(POLICY_PREFIX)
         except ValueError:
             raise invalid("model.crop_policy", f"{message.crop_policy} is no crop policy") from None
+        self._texts("model", [message.family, message.variant, message.weights_digest])
         return ModelIdentity(
             message.family,
             message.variant,

@@ -69,6 +69,21 @@ def test_a_snapshot_takes_no_other_ones_place(engine, settings) -> None:
     assert sorted(path.name for path in (settings.folder / "snapshots").iterdir()) == ["a", "a.part"]
 
 
+def test_what_a_snapshot_or_restore_left_that_died_is_deleted_at_the_start(engine, settings) -> None:
+    write(engine, "image")
+    engine.snapshot("one")
+    engine.close()
+    folder = settings.folder / "snapshots"
+    for left in (".two.part", ".one.restoring", ".one.restoring-wal", ".one.restoring-journal"):
+        (folder / left).write_bytes(b"x")
+    (folder / ".keep").touch()
+    reopened = EmbeddedEngine(settings)
+    assert sorted(path.name for path in folder.iterdir()) == [".keep", "one"]
+    reopened.restore("one")
+    assert found(reopened) == 4
+    reopened.close()
+
+
 def test_snapshots_of_one_name_and_restores_of_it_take_turns(engine, settings) -> None:
     for number in range(20):
         write(engine, f"image{number}", regions=20)

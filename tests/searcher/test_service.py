@@ -368,6 +368,9 @@ async def test_filters_and_collections_beyond_all_measure_are_refused(stub) -> N
     huge = search_pb2.CreateCollectionRequest(name="huge", model=MODEL_INFO)
     huge.model.dimension = 1 << 23
     assert await failing(stub.CreateCollection(huge)) == (Kind.TOO_LARGE, "model.dimension")
+    wordy = search_pb2.CreateCollectionRequest(name="wordy", model=MODEL_INFO)
+    wordy.model.variant = "x" * 5000
+    assert await failing(stub.CreateCollection(wordy)) == (Kind.TOO_LARGE, "model")
 
 
 @pytest.mark.parametrize("field", ["group_by", "query_mode", "level"])

@@ -215,7 +215,8 @@ def damaged(path: Path, why: str) -> RegionSearchError:
     """A DATA_LOSS error that names the file."""
     return RegionSearchError(
         Kind.DATA_LOSS,
-        f"{path.name} is damaged or foreign ({why}): restore a snapshot, or move the file away to begin anew",
+        f"{path.name} is damaged or foreign ({why}): restore a sound snapshot; where the searcher does not "
+        "start, move the file away before that",
         metadata={"file": path.name},
     )
 

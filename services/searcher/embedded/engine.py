@@ -88,6 +88,8 @@ class EmbeddedEngine:
                 self._folder.mkdir(parents=True, exist_ok=True)
                 self._lock = FolderLock(self._folder)
         try:
+            if self._lock is not None:
+                snapshots.clear(self._snapshots)
             self._database = Database(path, read_only=settings.read_only)
             self._gate = Gate()
             self._naming = threading.Lock()  # of those who make and delete collections

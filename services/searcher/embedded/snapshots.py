@@ -23,6 +23,15 @@ from services.searcher.embedded.schema import MIGRATIONS
 from services.searcher.reports import SnapshotInfo
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_UNFINISHED = re.compile(r"\..+\.(part|restoring)(-wal|-shm|-journal)?")  # no snapshot's name begins so
+
+
+def clear(folder: Path) -> None:
+    """Deletes what a process left that died writing or reading a snapshot: files as large as the store."""
+    with explained(folder):
+        for file in folder.iterdir() if folder.is_dir() else ():
+            if _UNFINISHED.fullmatch(file.name):
+                file.unlink()
 
 
 def take(database: Database, folder: Path, name: str) -> SnapshotInfo:
