@@ -19,7 +19,8 @@ import httpx
 ROOT = Path(__file__).parents[1]
 START_S = 180.0
 STOP_S = 90.0
-_PORTS = range(20_000, 32_768)
+PORTS = range(20_000, 32_768)  # below those that systems hand out by themselves
+_candidates = iter(random.sample(PORTS, len(PORTS)))
 DRAIN_S = 3  # of a gateway: several checks of the balancer
 MODULES = {
     "searcher": "services.searcher",
@@ -64,20 +65,20 @@ class Fleet(Protocol):
         ...
 
 
-def free_ports(count: int) -> list[int]:
-    """Ports that no one listens on.
+def free_ports(count: int, candidates: Iterator[int] = _candidates) -> list[int]:
+    """Ports that no one listens on, never the same twice.
 
     They lie below those that systems hand out by themselves, to connections too: one of these could be
     gone before it is listened on, or while its process is restarted.
     """
     ports: list[int] = []
-    for port in random.sample(_PORTS, len(_PORTS)):
+    for port in candidates:
         with socket.socket() as listener, contextlib.suppress(OSError):
             listener.bind(("", port))
             ports.append(port)
         if len(ports) == count:
             return ports
-    raise RuntimeError(f"fewer than {count} free ports from {_PORTS.start} to {_PORTS.stop - 1}")
+    raise RuntimeError(f"no free port is left from {PORTS.start} to {PORTS.stop - 1}")
 
 
 def wait_for(condition: Callable[[], bool], what: str, timeout_s: float = START_S) -> None:

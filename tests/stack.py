@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import httpx
 
-from loadtests.fleets import free_ports
+from loadtests.fleets import PORTS, free_ports
 
 ROOT = Path(__file__).resolve().parents[1]
 MODULES = {
@@ -23,9 +24,18 @@ MODULES = {
 }
 
 
+# Processes of pytest-xdist that run side by side have ports of their own, each in a block with the three
+# after it, which `regionsearch up` takes for the services behind its gRPC port.
+_BLOCK = 4
+_WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+_WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+_OWN_PORTS = PORTS[_WORKER * _BLOCK :: _WORKERS * _BLOCK]
+_own_ports = iter(random.sample(_OWN_PORTS, len(_OWN_PORTS)))
+
+
 def free_port() -> int:
-    """A port that no one listens on."""
-    return free_ports(1)[0]
+    """A port that no one listens on, never the same twice."""
+    return free_ports(1, _own_ports)[0]
 
 
 @dataclass
@@ -65,7 +75,7 @@ class Stack:
             )
         self.wait_ready()
 
-    def wait_ready(self, timeout_s: float = 120) -> None:
+    def wait_ready(self, timeout_s: float = 400) -> None:
         """Waits until /readyz answers 200."""
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
@@ -102,7 +112,7 @@ class Stack:
             return 0
         self.process.terminate()
         try:
-            return self.process.wait(60)
+            return self.process.wait(120)
         except subprocess.TimeoutExpired:
             self.process.kill()
             raise

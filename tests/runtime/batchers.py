@@ -27,7 +27,7 @@ class Model:
     def device(self, parts):
         self.batches.append([(part.prepared, part.start, part.stop) for part in parts])
         self.entered.set()
-        assert self.gate.wait(20)
+        assert self.gate.wait(60)
         self.trouble(parts)
         return [[(part.prepared, item) for item in range(part.start, part.stop)] for part in parts]
 
@@ -41,11 +41,12 @@ class Model:
 
 @contextlib.asynccontextmanager
 async def batching(model=None, close=True, devices=1, **options):
+    """One thread prepares, so that batches come to the device in the order in which they were cut."""
     model = model or Model()
     stages = {name: options.pop(name) for name in ("classify", "on_fatal") if name in options}
     batcher = Batcher(
         "test",
-        BatchSettings(**{"max_batch": 8, "max_delay_s": 0} | options),
+        BatchSettings(**{"max_batch": 8, "max_delay_s": 0, "prepare_threads": 1} | options),
         prepare=model.prepare,
         device=[model.device] * devices,
         finish=model.finish,
@@ -56,7 +57,7 @@ async def batching(model=None, close=True, devices=1, **options):
     finally:
         model.gate.set()
         if close:
-            await asyncio.wait_for(batcher.close(), 20)
+            await asyncio.wait_for(batcher.close(), 60)
 
 
 async def held(batcher, model, items=8):
@@ -64,7 +65,7 @@ async def held(batcher, model, items=8):
     model.gate.clear()
     model.entered.clear()
     first = asyncio.create_task(batcher.submit("holder", items))
-    await asyncio.to_thread(model.entered.wait, 5)
+    assert await asyncio.to_thread(model.entered.wait, 60)
     second = asyncio.create_task(batcher.submit("holder", items))
     while batcher.waiting or len(model.prepared) < 2:  # noqa: ASYNC110 - the batcher announces neither
         await asyncio.sleep(0.001)

@@ -17,7 +17,7 @@ EMBED = embed_pb2.DESCRIPTOR.services_by_name["EmbedService"]
 class EchoSettings(ServiceSettings):
     process = "echo"
     drain_delay_s: float = 0.05
-    grace_s: float = 5.0
+    grace_s: float = 60.0
 
 
 class EchoServicer(embed_pb2_grpc.EmbedServiceServicer):

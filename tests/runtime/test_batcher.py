@@ -52,17 +52,23 @@ async def test_a_busy_device_makes_batches_grow():
 
 async def test_an_idle_device_does_not_keep_a_lone_call_waiting():
     async with batching(max_delay_s=3600) as (batcher, _):
-        assert await asyncio.wait_for(batcher.submit("alone", 1), 20)
+        assert await asyncio.wait_for(batcher.submit("alone", 1), 60)
 
 
 async def test_quick_calls_wait_for_each_other():
-    async with batching(max_delay_s=0.3) as (batcher, model):
-        tasks = []
+    async with batching(max_delay_s=3600) as (batcher, model):
+        await batcher.submit("alone", 1)
+        first = asyncio.create_task(batcher.submit("first", 4))
+        await asyncio.sleep(0.01)
+        assert batcher.waiting == 4
+        await asyncio.gather(first, batcher.submit("second", 4))  # with it the batch is full
+    assert model.batches == [[("alone", 0, 1)], [("first", 0, 4), ("second", 0, 4)]]
+
+
+async def test_a_quick_call_waits_no_longer_than_the_delay():
+    async with batching(max_delay_s=0.3) as (batcher, _):
         for name in "abc":
-            tasks.append(asyncio.create_task(batcher.submit(name, 1)))
-            await asyncio.sleep(0.02)
-        await asyncio.gather(*tasks)
-    assert len(model.batches) < 4
+            assert await asyncio.wait_for(batcher.submit(name, 1), 60)
 
 
 async def test_the_first_lane_waits_for_one_batch_only_and_the_others_are_not_starved():
@@ -81,6 +87,7 @@ async def test_the_first_lane_waits_for_one_batch_only_and_the_others_are_not_st
     waiting += [asyncio.create_task(batcher.submit(None, 1)) for _ in range(60)]
     await asyncio.sleep(0)
     for ran in range(1, 61):  # one batch after the other, each time with all lanes ready
+        await asyncio.sleep(0)  # the batcher hears of the place that the last one has left
         await until(lambda: not any(batcher._slots[lane] and batcher._lanes.items(lane) for lane in Lane))
         steps.release()
         await until(lambda ran=ran: len(order) > ran)
@@ -161,7 +168,7 @@ async def test_bytes_of_the_batches_on_their_way_count_together():
     async with batching(max_bytes=100) as (batcher, model):
         model.gate.clear()
         first = asyncio.create_task(batcher.submit("first", 1, nbytes=60))
-        await asyncio.to_thread(model.entered.wait, 5)
+        assert await asyncio.to_thread(model.entered.wait, 60)
         second = asyncio.create_task(batcher.submit("second", 1, nbytes=60))
         urgent = asyncio.create_task(batcher.submit("other lane", 1, nbytes=60, lane=Lane.BULK))
         await until(lambda: "other lane" in model.prepared)
@@ -192,7 +199,7 @@ async def test_cancelled_requests_leave_the_queue_and_the_ready_slot():
     async with batching() as (batcher, model):
         model.gate.clear()
         running = asyncio.create_task(batcher.submit("running", 8))
-        await asyncio.to_thread(model.entered.wait, 5)
+        assert await asyncio.to_thread(model.entered.wait, 60)
         ready = asyncio.create_task(batcher.submit("ready", 8))
         queued = asyncio.create_task(batcher.submit("queued", 8))
         await asyncio.sleep(0.05)
@@ -230,12 +237,12 @@ async def test_a_deadline_that_cannot_be_met_is_refused_at_once():
     async with batching(max_batch=1) as (batcher, model):
         model.trouble = lambda parts: time.sleep(0.05)
         await batcher.submit("teaches the pace", 3)
-        waiting = [asyncio.create_task(batcher.submit(str(i), 1)) for i in range(10)]
+        long = asyncio.create_task(batcher.submit("long", 2000))
         await asyncio.sleep(0)
         with pytest.raises(RegionSearchError) as error:
-            await batcher.submit("late", 1, deadline=asyncio.get_running_loop().time() + 0.1)
+            await batcher.submit("late", 1, deadline=asyncio.get_running_loop().time() + 60)
         assert error.value.kind is Kind.OVERLOADED
-        await asyncio.gather(*waiting)
+        long.cancel()
 
 
 async def test_closing_finishes_what_was_admitted_and_refuses_the_rest():
@@ -249,7 +256,7 @@ async def test_closing_finishes_what_was_admitted_and_refuses_the_rest():
             await batcher.submit("late", 1)
         assert error.value.kind is Kind.UNAVAILABLE
         model.gate.set()
-        await asyncio.wait_for(closing, 5)
+        await asyncio.wait_for(closing, 60)
         assert len(flat(waiting[2].result())) == 20
 
 
@@ -272,7 +279,7 @@ async def test_an_idle_device_goes_before_a_busy_one():
     both = threading.Barrier(2)
 
     def device(parts):
-        both.wait(5)  # passes only where two devices are at work at the same time
+        both.wait(60)  # passes only where two devices are at work at the same time
         return [None] * len(parts)
 
     settings = BatchSettings(max_batch=1, max_delay_s=0)

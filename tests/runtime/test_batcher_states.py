@@ -68,7 +68,7 @@ class BatcherStates(RuleBasedStateMachine):
         )
 
     def run(self, work):
-        return self.loop.run_until_complete(asyncio.wait_for(work, 20))
+        return self.loop.run_until_complete(asyncio.wait_for(work, 60))
 
     def settle(self) -> None:
         async def turns():
@@ -149,7 +149,7 @@ class BatcherStates(RuleBasedStateMachine):
         self.device.steps.release()
         self.run(self._finish())
         for thread in [t for t in threading.enumerate() if t.name.startswith("states")]:
-            thread.join(5)
+            thread.join(60)
             assert not thread.is_alive()
         self.loop.close()
 

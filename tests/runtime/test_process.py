@@ -1,7 +1,6 @@
 """Real processes: how they begin and end, and what they say of it."""
 
 import asyncio
-import contextlib
 import json
 import os
 import signal
@@ -26,7 +25,11 @@ PROGRAM = textwrap.dedent(
     from services.runtime.server import run
     from tests.runtime.conftest import EMBED, EchoServicer, EchoSettings
 
+    class Settings(EchoSettings):
+        hang_s: float = 60.0
+
     def device(parts):
+        print('{"event": "begun"}', flush=True)
         if parts[0].prepared == "die":
             raise SystemExit
         if parts[0].prepared == "hang":
@@ -36,7 +39,8 @@ PROGRAM = textwrap.dedent(
 
     @contextlib.asynccontextmanager
     async def lifespan(server):
-        batcher = Batcher("echo", BatchSettings(hang_s=1.0), device=[device], on_fatal=server.fail)
+        batching = BatchSettings(hang_s=settings.hang_s)
+        batcher = Batcher("echo", batching, device=[device], on_fatal=server.fail)
 
         async def behave(request, context):
             await batcher.submit(request.texts[0], 1)
@@ -45,7 +49,8 @@ PROGRAM = textwrap.dedent(
         yield
         await batcher.close()
 
-    run(EchoSettings.load(), [EMBED], lifespan)
+    settings = Settings.load()
+    run(settings, [EMBED], lifespan)
     """
 )
 
@@ -68,13 +73,12 @@ def test_sigterm_ends_a_process_with_code_0_after_its_calls(tmp_path):
     assert int((tmp_path / "port").read_text()) == said["port"]
     with grpc.insecure_channel(f"127.0.0.1:{said['port']}") as channel:
         call = embed_pb2_grpc.EmbedServiceStub(channel).EmbedTexts.future(
-            REQUEST, timeout=20, wait_for_ready=True
+            REQUEST, timeout=60, wait_for_ready=True
         )
-        with contextlib.suppress(grpc.FutureTimeoutError):
-            call.result(0.25)
+        assert json.loads(process.stdout.readline()) == {"event": "begun"}
         process.send_signal(signal.SIGTERM)
         assert len(call.result().truncated) == 2
-    _, errors = process.communicate(timeout=20)
+    _, errors = process.communicate(timeout=60)
     assert process.returncode == 0
     lines = [json.loads(line) for line in errors.splitlines()]
     assert {"listening", "stopped"} <= {line["event"] for line in lines}
@@ -110,12 +114,12 @@ def test_sigterm_does_not_wait_for_a_model_that_is_being_loaded():
 
 @pytest.mark.parametrize(("trouble", "reason"), [("die", "died"), ("hang", "has not answered")])
 def test_a_process_whose_device_is_lost_ends_with_code_1(trouble, reason):
-    process, said = start()
+    process, said = start("--hang-s", "1")
     with grpc.insecure_channel(f"127.0.0.1:{said['port']}") as channel, pytest.raises(grpc.RpcError):
         embed_pb2_grpc.EmbedServiceStub(channel).EmbedTexts(
-            embed_pb2.EmbedTextsRequest(texts=[trouble]), timeout=20
+            embed_pb2.EmbedTextsRequest(texts=[trouble]), timeout=60
         )
-    _, errors = process.communicate(timeout=20)
+    _, errors = process.communicate(timeout=60)
     assert process.returncode == 1
     assert reason in errors
 
@@ -142,22 +146,22 @@ async def test_a_client_that_is_killed_leaves_no_work_behind():
         client = await asyncio.create_subprocess_exec(
             sys.executable, "-c", CLIENT, f"127.0.0.1:{server.port}", cwd=Path(__file__).parents[2]
         )
-        await asyncio.wait_for(begun.wait(), 20)
+        await asyncio.wait_for(begun.wait(), 60)
         client.kill()
         await client.wait()
-        await asyncio.wait_for(servicer.cancelled.wait(), 20)
+        await asyncio.wait_for(servicer.cancelled.wait(), 60)
 
 
 def test_a_taken_port_and_a_wrong_setting_are_said_plainly():
     process, said = start()
     other, _ = start("--port", str(said["port"]))
-    _, errors = other.communicate(timeout=20)
+    _, errors = other.communicate(timeout=60)
     assert other.returncode == 1
     assert "cannot start" in errors
     assert "Traceback" not in errors
     wrong, _ = start("--port", "70000")
-    _, errors = wrong.communicate(timeout=20)
+    _, errors = wrong.communicate(timeout=60)
     assert wrong.returncode == 2
     assert "port" in errors
     process.terminate()
-    process.communicate(timeout=20)
+    process.communicate(timeout=60)
