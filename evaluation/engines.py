@@ -61,7 +61,7 @@ class EngineSegmenter:
     def everything(self, pixels: Pixels) -> Proposals:
         """See `evaluation.system.Segmenter`."""
         answer = _runner().run(self._engine.everything(_picture(pixels), self._options))
-        ranked = sorted(answer.regions, key=_quality, reverse=True)
+        ranked = sorted(answer.regions, key=lambda region: region.rank, reverse=True)
         kept = select_regions(answer.regions, self._selection)
         return Proposals(_regions(ranked), _regions(kept))
 
@@ -138,12 +138,8 @@ def _picture(pixels: Pixels) -> Picture:
     return Picture(hashlib.sha256(pixels.tobytes()).hexdigest(), lambda: pixels)
 
 
-def _quality(region: Region) -> float:
-    return region.predicted_iou * region.stability_score
-
-
 def _regions(found: Sequence[Region]) -> Regions:
-    return Regions([_rle(region) for region in found], np.array([_quality(region) for region in found]))
+    return Regions([_rle(region) for region in found], np.array([region.rank[0] for region in found]))
 
 
 def _rle(region: Region) -> Rle:

@@ -16,10 +16,10 @@ MIB = 1 << 20
 DNS_PAUSE_S = 2  # shortest time between two look-ups of a service's name
 _SCHEMES = ("dns:", "ipv4:", "ipv6:", "unix:", "xds:")
 
-# The server's answer decides whether a call ran: UNAVAILABLE means that it did not. CANCELLED, where the caller
-# has not cancelled, is how a server that stops drops a call that reached it too late, or one that outlived its
-# grace; every write may be made twice. RESOURCE_EXHAUSTED is not here, because an oversized message is that too and would be sent again and again; `calls.py` retries
-# overload where the server says when.
+# The server's answer decides whether a call ran: UNAVAILABLE means that it did not. CANCELLED, where the
+# caller has not cancelled, is how a server that stops drops a call that came too late or outlived its grace;
+# every write may be made twice. RESOURCE_EXHAUSTED is not here, because an oversized message is that too and
+# would be sent again and again; `calls.py` retries overload where the server says when.
 _RETRY = {
     "maxAttempts": 5,
     "initialBackoff": "0.1s",

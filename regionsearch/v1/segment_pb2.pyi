@@ -373,7 +373,9 @@ Global___SegmentResponse: _TypeAlias = SegmentResponse  # noqa: Y015
 
 @_typing.final
 class PromptResult(_message.Message):
-    """The masks of one prompt: one, or with multimask three, best predicted IoU first."""
+    """The masks of one prompt: one, or with multimask three, best first: by predicted_iou * stability_score, as
+    SelectionOptions ranks regions.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 

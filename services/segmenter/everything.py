@@ -11,6 +11,7 @@ The functions are cut where a scheduler may want to put something else in betwee
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -60,6 +61,14 @@ class Region:
     def area(self) -> int:
         """Number of pixels."""
         return self.runs.area
+
+    @property
+    def rank(self) -> tuple[float, int]:
+        """Of two regions the better one has the larger rank: predicted IoU times stability, then the area.
+
+        An empty mask has the least.
+        """
+        return (self.predicted_iou * self.stability_score if self.area else -math.inf), self.area
 
 
 @dataclass(frozen=True)

@@ -124,7 +124,7 @@ def mask_prompt(prompt: Prompt, geometry: Geometry, mask_size: Size) -> NDArray[
 
 @dataclass(frozen=True)
 class PromptedMasks:
-    """The decoder's masks for a batch of prompts, best predicted IoU first.
+    """The decoder's masks for a batch of prompts, in its own order.
 
     Attributes:
         logits: Low-resolution masks, float32 (prompts, masks, h, w), on the device.
@@ -150,12 +150,12 @@ def decode_prompts(
     logits, scores = [], []
     for batch in prompts.split(backend.decode_batch):
         decoding = backend.decode(embedding, batch)
-        order = decoding.ious[:, 1:].argsort(dim=1, descending=True, stable=True) + 1
-        columns = order if multimask else torch.zeros_like(order[:, :1])
-        rows = torch.arange(len(columns), device=columns.device)[:, None].expand_as(columns)
-        masks = decoding.logits(rows.flatten(), columns.flatten())
-        logits.append(masks.view(*columns.shape, *masks.shape[1:]))
-        scores.append(decoding.ious.gather(1, columns))
+        ious = decoding.ious[:, 1:] if multimask else decoding.ious[:, :1]
+        rows = torch.arange(len(ious), device=ious.device)[:, None].expand_as(ious)
+        columns = torch.arange(int(multimask), ious.shape[1] + int(multimask), device=ious.device)
+        masks = decoding.logits(rows.flatten(), columns.expand_as(ious).flatten())
+        logits.append(masks.view(*ious.shape, *masks.shape[1:]))
+        scores.append(ious)
     return PromptedMasks(torch.cat(logits), torch.cat(scores))
 
 
@@ -163,7 +163,7 @@ def decode_prompts(
 def draw_answers(
     backend: Backend, embedding: Embedding, decoded: PromptedMasks
 ) -> list[list[PromptedRegion]]:
-    """For each prompt its masks at full resolution, in the order given."""
+    """For each prompt its masks at full resolution, best first."""
     size = embedding.geometry.image_size
     whole = Crop(0, 0, size[1], size[0], 0)
     upscaler = Upscaler(backend.mask_size, embedding.geometry.steps, backend.device)
@@ -177,5 +177,5 @@ def draw_answers(
             runs = draw(upscaler, patch, bounds, backend.mask_threshold, whole, size)
             region = Region(runs, bounds, score, float(stability), None, whole)
             answer.append(PromptedRegion(region, mask.cpu().numpy()))
-        answers.append(answer)
+        answers.append(sorted(answer, key=lambda one: one.region.rank, reverse=True))
     return answers

@@ -27,7 +27,7 @@ def select_regions(regions: Sequence[Region], options: SelectionOptions) -> list
     kept: list[Region] = []
     kept_rles: list[dict[str, Any]] = []
     fitting = (region for region in regions if _fits(region, options))
-    for region in sorted(fitting, key=_rank, reverse=True):
+    for region in sorted(fitting, key=lambda region: region.rank, reverse=True):
         height, width = region.runs.size
         rle: dict[str, Any] = {"size": [height, width], "counts": region.runs.coco_rle().encode("ascii")}
         if kept and coco.iou([rle], kept_rles, [0] * len(kept)).max() > options.mask_nms_thresh:
@@ -47,7 +47,3 @@ def _fits(region: Region, options: SelectionOptions) -> bool:
         and max(1, options.min_area) <= region.area <= options.max_area_fraction * height * width
         and region.stability_score >= options.min_stability_score
     )
-
-
-def _rank(region: Region) -> tuple[float, int]:
-    return region.predicted_iou * region.stability_score, region.area

@@ -66,7 +66,10 @@ def test_every_kind_of_prompt_gives_the_reference_masks(
         )
         order = np.argsort(-ious, kind="stable")
         assert len(answer) == (3 if multimask else 1)
-        for candidate, place in zip(answer, order, strict=True):
+        ranks = [candidate.region.rank for candidate in answer]
+        assert ranks == sorted(ranks, reverse=True)
+        by_iou = sorted(answer, key=lambda candidate: -candidate.region.predicted_iou)
+        for candidate, place in zip(by_iou, order, strict=True):
             assert candidate.region.predicted_iou == pytest.approx(ious[place], abs=1e-4)
             np.testing.assert_allclose(candidate.low_res_logits, low_res[place], atol=1e-3)
             assert (candidate.region.runs.to_mask() != masks[place]).mean() < 1e-4

@@ -47,7 +47,8 @@ def test_prompts_give_the_masks_of_its_predictor(coffee: NDArray[np.uint8]) -> N
                 None if asked.box is None else np.array(asked.box),
                 multimask_output=multimask,
             )
-            for candidate, place in zip(answer, np.argsort(-ious, kind="stable"), strict=True):
+            by_iou = sorted(answer, key=lambda candidate: -candidate.region.predicted_iou)
+            for candidate, place in zip(by_iou, np.argsort(-ious, kind="stable"), strict=True):
                 assert candidate.region.predicted_iou == pytest.approx(ious[place], abs=1e-3)
                 assert (candidate.region.runs.to_mask() != masks[place]).mean() < 1e-3
 

@@ -97,9 +97,9 @@ async def test_a_second_click_and_a_refined_one_need_no_encoder(stub: Any, image
     first = await stub.Segment(request, timeout=60)
     assert not first.embedding_cached
     candidates = first.results[0].candidates
-    ious = [candidate.predicted_iou for candidate in candidates]
-    assert len(ious) == 3
-    assert ious == sorted(ious, reverse=True)
+    ranks = [candidate.predicted_iou * candidate.stability_score for candidate in candidates]
+    assert len(ranks) == 3
+    assert ranks == sorted(ranks, reverse=True)
     refined = segment_pb2.Prompt(points=CLICK.points, mask_logits=candidates[0].low_res_logits)
     request.prompts.CopyFrom(segment_pb2.Prompts(prompts=[refined, CLICK]))
     second = await stub.Segment(request, timeout=60)
