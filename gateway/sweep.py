@@ -117,6 +117,8 @@ async def sweep_again_and_again(sweeper: Sweeper, every_s: float) -> None:
 
 
 class _Command(GatewaySettings):
+    """Deletes stored pictures that nothing knows, once, with the gateway's own settings."""
+
     dry_run: CliImplicitFlag[bool] = Field(False, description="Only counts.")
 
 

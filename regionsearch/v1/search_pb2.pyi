@@ -162,11 +162,13 @@ class BinaryCodes(_message.Message):
     HEAD_FIELD_NUMBER: _builtins.int
     method: Global___BinaryCodes.Method.ValueType
     bits: _builtins.int
-    """Code length, a multiple of 8; 0 means 256."""
+    """Code length, a multiple of 8, at most the dimension unless METHOD_LEARNED; 0 means 256."""
     rerank_factor: _builtins.int
     """Candidates scored again for each hit asked for; 0 means 10."""
     head: _builtins.str
-    """METHOD_LEARNED: name of the head's file in the server's model folder."""
+    """METHOD_LEARNED: name of the head's file in the searcher's `embedded.heads_folder`, by default `heads` beside its
+    records: an .npz with `weight`, shape [bits, dimension], and `bias`, shape [bits].
+    """
     def __init__(
         self,
         *,
@@ -820,8 +822,9 @@ class SearchRequest(_message.Message):
     page_size: _builtins.int
     """Hits, or images when grouped. 0 means 20; at most 1000."""
     page_token: _builtins.str
-    """From an earlier answer to the same request; the pages of one search see the same state of the collection.
-    With QUERY_MODE_EACH paging needs a single query.
+    """From an earlier answer to the same request; the pages of one search see the same state of the collection. It is
+    kept for five minutes (`embedded.page_ttl_s`), then ABORTED; the milvus engine's pages lack what was deleted
+    meanwhile. With QUERY_MODE_EACH paging needs a single query.
     """
     min_seq: _builtins.int
     """See at least this write, or answer UNAVAILABLE."""
@@ -840,7 +843,7 @@ class SearchRequest(_message.Message):
 
     @_builtins.property
     def negatives(self) -> _types_pb2.Tensor:
-        """What is not meant, shape [n, dimension]: a hit's relevancy is measured against these."""
+        """What is not meant, shape [0..64, dimension]: a hit's relevancy is measured against these."""
 
     @_builtins.property
     def filter(self) -> Global___Filter: ...
@@ -1272,7 +1275,7 @@ class CollectionStats(_message.Message):
     """Deleted rows that are still in memory."""
     memory_bytes: _builtins.int
     binary_recall: _builtins.float
-    """Recall of the binary first pass with re-ranking against exact search; absent without codes."""
+    """Mean recall of the segments with codes; absent without codes."""
     @_builtins.property
     def segments(self) -> _containers.RepeatedCompositeFieldContainer[Global___SegmentStats]: ...
     def __init__(
@@ -1308,9 +1311,12 @@ class SegmentStats(_message.Message):
     record_count: _builtins.int
     tombstone_count: _builtins.int
     index: _builtins.str
-    """"flat", "ivf", "growing"."""
+    """"growing" and "flat", which are exact, "ivf", "codes"; with the milvus engine the kind of Milvus' index."""
     recall: _builtins.float
-    """recall@10 against exact search, measured when the index was built; absent for exact indexes."""
+    """recall@10 against exact search over this segment, absent where it is exact. "ivf": over the queries that tuned it,
+    which are the last real ones once 64 different ones have come, and stored vectors with noise until then. "codes":
+    over stored vectors with noise, re-ranking included.
+    """
     def __init__(
         self,
         *,

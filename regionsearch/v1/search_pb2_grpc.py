@@ -146,14 +146,15 @@ class SearchServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DeleteCollection(self, request, context):
-        """Deletes a collection and all that is in it.
+        """Deletes a collection and all that is in it. Answered at once; the space is freed meanwhile.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Upsert(self, request, context):
-        """Writes images and their records in one atomic step: all of it or nothing.
+        """Writes images and their records in one atomic step: all of it or nothing. (The milvus engine has no such step: what
+        fails half-way is repaired by sending it again.)
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -195,7 +196,8 @@ class SearchServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Snapshot(self, request, context):
-        """A consistent copy of all collections in one file under the snapshot folder.
+        """A consistent copy of all collections in one file under the snapshot folder. UNIMPLEMENTED, as Restore is, with the
+        milvus engine: Milvus has its own backup tool.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -49,9 +49,11 @@ class SearchServiceStub:
     GetCollection: _grpc.UnaryUnaryMultiCallable[_search_pb2.GetCollectionRequest, _search_pb2.GetCollectionResponse]
     ListCollections: _grpc.UnaryUnaryMultiCallable[_search_pb2.ListCollectionsRequest, _search_pb2.ListCollectionsResponse]
     DeleteCollection: _grpc.UnaryUnaryMultiCallable[_search_pb2.DeleteCollectionRequest, _search_pb2.DeleteCollectionResponse]
-    """Deletes a collection and all that is in it."""
+    """Deletes a collection and all that is in it. Answered at once; the space is freed meanwhile."""
     Upsert: _grpc.UnaryUnaryMultiCallable[_search_pb2.UpsertRequest, _search_pb2.UpsertResponse]
-    """Writes images and their records in one atomic step: all of it or nothing."""
+    """Writes images and their records in one atomic step: all of it or nothing. (The milvus engine has no such step: what
+    fails half-way is repaired by sending it again.)
+    """
     BulkUpsert: _grpc.StreamUnaryMultiCallable[_search_pb2.BulkUpsertRequest, _search_pb2.BulkUpsertResponse]
     """Upsert for millions: each message is atomic for itself and is written before the next one is read."""
     Delete: _grpc.UnaryUnaryMultiCallable[_search_pb2.DeleteRequest, _search_pb2.DeleteResponse]
@@ -63,7 +65,9 @@ class SearchServiceStub:
     ListImages: _grpc.UnaryUnaryMultiCallable[_search_pb2.ListImagesRequest, _search_pb2.ListImagesResponse]
     """Images, newest first."""
     Snapshot: _grpc.UnaryUnaryMultiCallable[_search_pb2.SnapshotRequest, _search_pb2.SnapshotResponse]
-    """A consistent copy of all collections in one file under the snapshot folder."""
+    """A consistent copy of all collections in one file under the snapshot folder. UNIMPLEMENTED, as Restore is, with the
+    milvus engine: Milvus has its own backup tool.
+    """
     Restore: _grpc.UnaryUnaryMultiCallable[_search_pb2.RestoreRequest, _search_pb2.RestoreResponse]
     """Replaces all collections by those of a snapshot. DATA_LOSS names a damaged or foreign file; nothing changes then."""
     GetStats: _grpc.UnaryUnaryMultiCallable[_search_pb2.GetStatsRequest, _search_pb2.GetStatsResponse]
@@ -89,9 +93,11 @@ class SearchServiceAsyncStub(SearchServiceStub):
     GetCollection: _aio.UnaryUnaryMultiCallable[_search_pb2.GetCollectionRequest, _search_pb2.GetCollectionResponse]  # type: ignore[assignment]
     ListCollections: _aio.UnaryUnaryMultiCallable[_search_pb2.ListCollectionsRequest, _search_pb2.ListCollectionsResponse]  # type: ignore[assignment]
     DeleteCollection: _aio.UnaryUnaryMultiCallable[_search_pb2.DeleteCollectionRequest, _search_pb2.DeleteCollectionResponse]  # type: ignore[assignment]
-    """Deletes a collection and all that is in it."""
+    """Deletes a collection and all that is in it. Answered at once; the space is freed meanwhile."""
     Upsert: _aio.UnaryUnaryMultiCallable[_search_pb2.UpsertRequest, _search_pb2.UpsertResponse]  # type: ignore[assignment]
-    """Writes images and their records in one atomic step: all of it or nothing."""
+    """Writes images and their records in one atomic step: all of it or nothing. (The milvus engine has no such step: what
+    fails half-way is repaired by sending it again.)
+    """
     BulkUpsert: _aio.StreamUnaryMultiCallable[_search_pb2.BulkUpsertRequest, _search_pb2.BulkUpsertResponse]  # type: ignore[assignment]
     """Upsert for millions: each message is atomic for itself and is written before the next one is read."""
     Delete: _aio.UnaryUnaryMultiCallable[_search_pb2.DeleteRequest, _search_pb2.DeleteResponse]  # type: ignore[assignment]
@@ -103,7 +109,9 @@ class SearchServiceAsyncStub(SearchServiceStub):
     ListImages: _aio.UnaryUnaryMultiCallable[_search_pb2.ListImagesRequest, _search_pb2.ListImagesResponse]  # type: ignore[assignment]
     """Images, newest first."""
     Snapshot: _aio.UnaryUnaryMultiCallable[_search_pb2.SnapshotRequest, _search_pb2.SnapshotResponse]  # type: ignore[assignment]
-    """A consistent copy of all collections in one file under the snapshot folder."""
+    """A consistent copy of all collections in one file under the snapshot folder. UNIMPLEMENTED, as Restore is, with the
+    milvus engine: Milvus has its own backup tool.
+    """
     Restore: _aio.UnaryUnaryMultiCallable[_search_pb2.RestoreRequest, _search_pb2.RestoreResponse]  # type: ignore[assignment]
     """Replaces all collections by those of a snapshot. DATA_LOSS names a damaged or foreign file; nothing changes then."""
     GetStats: _aio.UnaryUnaryMultiCallable[_search_pb2.GetStatsRequest, _search_pb2.GetStatsResponse]  # type: ignore[assignment]
@@ -150,7 +158,7 @@ class SearchServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _search_pb2.DeleteCollectionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_search_pb2.DeleteCollectionResponse, _abc.Awaitable[_search_pb2.DeleteCollectionResponse]]:
-        """Deletes a collection and all that is in it."""
+        """Deletes a collection and all that is in it. Answered at once; the space is freed meanwhile."""
 
     @_abc_1.abstractmethod
     def Upsert(
@@ -158,7 +166,9 @@ class SearchServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _search_pb2.UpsertRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_search_pb2.UpsertResponse, _abc.Awaitable[_search_pb2.UpsertResponse]]:
-        """Writes images and their records in one atomic step: all of it or nothing."""
+        """Writes images and their records in one atomic step: all of it or nothing. (The milvus engine has no such step: what
+        fails half-way is repaired by sending it again.)
+        """
 
     @_abc_1.abstractmethod
     def BulkUpsert(
@@ -206,7 +216,9 @@ class SearchServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _search_pb2.SnapshotRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_search_pb2.SnapshotResponse, _abc.Awaitable[_search_pb2.SnapshotResponse]]:
-        """A consistent copy of all collections in one file under the snapshot folder."""
+        """A consistent copy of all collections in one file under the snapshot folder. UNIMPLEMENTED, as Restore is, with the
+        milvus engine: Milvus has its own backup tool.
+        """
 
     @_abc_1.abstractmethod
     def Restore(

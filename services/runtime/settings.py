@@ -116,10 +116,10 @@ class ServiceSettings(BaseSettings):
         try:
             if unknown := cls._unknown_variables():
                 raise SettingsError(f"there is no setting for {', '.join(unknown)}; --help lists all")
-            return cls(
-                _cli_parse_args=list(arguments),
-                _cli_prog_name=f"python -m {cls.__module__.rpartition('.')[0]}",
+            program = cls.__module__.rpartition(".")[0] or getattr(
+                sys.modules["__main__"].__spec__, "name", ""
             )
+            return cls(_cli_parse_args=list(arguments), _cli_prog_name=f"python -m {program}")
         except ValidationError as error:
             lines = [f"{'.'.join(map(str, e['loc'])) or cls.process}: {e['msg']}" for e in error.errors()]
         except (SettingsError, OSError, tomllib.TOMLDecodeError) as error:

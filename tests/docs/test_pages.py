@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -61,6 +63,13 @@ def test_files_are_there(page: Path) -> None:
     for name in re.findall(rf"`((?:{tops})/[\w./-]+\.\w+)`", page.read_text()):
         made = re.match(r"loadtests/out/|benchmarks/out/", name)
         assert made or (ROOT / name).exists(), name
+
+
+@pytest.mark.parametrize("module", ["gateway.sweep", "services.searcher"])
+def test_help_names_the_command_that_it_is_about(module: str) -> None:
+    command = [sys.executable, "-m", module, "--help"]
+    told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert told.startswith(f"usage: python -m {module} ")
 
 
 def test_the_kubernetes_example_is_whole() -> None:
