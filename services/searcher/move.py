@@ -60,9 +60,9 @@ def main(arguments: Sequence[str]) -> int:
     """The command; both engines are found through the searcher's own settings. Returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m services.searcher move",
-        description="Copies a collection from one engine to the other; the first one keeps it. Repeated after a "
-        "failure, it goes on from there. Stop the searcher that uses the embedded engine's folder before.",
-        epilog="Addresses and folders are the searcher's settings: REGIONSEARCH_SEARCHER_…, or the TOML file.",
+        description="Copies a collection from one engine to the other; the first one keeps it. Repeated "
+        "after a failure, it goes on from there. Stop the searcher that uses the embedded folder before.",
+        epilog="Addresses and folders are those of the searcher: REGIONSEARCH_SEARCHER_…, or the TOML file.",
     )
     parser.add_argument("collection")
     parser.add_argument("--from", dest="source", choices=_ENGINES, required=True)

@@ -73,8 +73,7 @@ class Planner:
         """Tunes an approximate segment that was built before real queries came; None if none is due."""
         segments = [view.segment for view in opened.index.state.views]
         waiting = [s for s in segments if isinstance(s, IvfSegment) and not s.tuned]
-        queries = opened.index.recent_queries() if waiting else ()
-        if len(queries) < _ENOUGH_QUERIES:
+        if not waiting or len(queries := opened.index.recent_queries()) < _ENOUGH_QUERIES:
             return None
         faiss.omp_set_num_threads(self._settings.build_threads)
         waiting[0].tune(self._settings.recall_target, queries)
