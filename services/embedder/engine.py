@@ -125,14 +125,15 @@ class EmbedEngine:
         step = max(1, SENTENCES_AT_ONCE // len(templates.fill("")))
         for first in range(0, len(missing), step):
             some = missing[first : first + step]
-            for text, (vector, cut) in zip(some, await self._embed_sentences(some, templates), strict=True):
+            done = await self._embed_sentences(some, templates, begun=first > 0)
+            for text, (vector, cut) in zip(some, done, strict=True):
                 found[text] = vector, cut
                 self._cache.put(_cache_key(templates, text), vector, cut)
         entries = [entry for text in texts if (entry := found[text]) is not None]
         return np.stack([vector for vector, _ in entries]), [truncated for _, truncated in entries]
 
     async def _embed_sentences(
-        self, texts: Sequence[str], templates: TextTemplates
+        self, texts: Sequence[str], templates: TextTemplates, begun: bool
     ) -> list[tuple[Vectors, bool]]:
         sentences = [sentence for text in texts for sentence in templates.fill(text)]
         tokens, cut = [], []
@@ -141,7 +142,8 @@ class EmbedEngine:
             ids, longer = await asyncio.to_thread(self.backend.tokenize, some)
             tokens.append(ids)
             cut += longer
-        parts = await self._batcher.submit(TextsJob(torch.cat(tokens)), len(sentences), key=_TEXT)
+        job = TextsJob(torch.cat(tokens))
+        parts = await self._batcher.submit(job, job.items, key=_TEXT, begun=begun)
         each = len(sentences) // len(texts)
         vectors = np.concatenate(parts).reshape(len(texts), each, -1)
         vectors = vectors[:, 0] if each == 1 else _unit(vectors.mean(axis=1))

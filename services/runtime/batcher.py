@@ -120,6 +120,7 @@ class Batcher(Generic[Payload, Result]):
         key: Hashable = None,
         lane: Lane = Lane.INTERACTIVE,
         deadline: float | None = None,
+        begun: bool = False,
     ) -> list[Result]:
         """Waits for the results of a request.
 
@@ -134,6 +135,8 @@ class Batcher(Generic[Payload, Result]):
             lane: Who waits for it.
             deadline: Time of the event loop's clock after which nobody wants the answer; the surrounding
                 :func:`regionsearch.rpc.deadline` when absent.
+            begun: Goes on with work of which a part has been done: a full queue does not refuse it. Whoever
+                brings one piece after the other was admitted with the first, and has one at a time here.
 
         Returns:
             One result per part, in the order of the items; a request that fitted into one batch has one.
@@ -146,7 +149,7 @@ class Batcher(Generic[Payload, Result]):
         """
         if deadline is None and (left := remaining()) is not None:
             deadline = self._loop.time() + left
-        request = self._admit(payload, items, nbytes, key, lane, deadline)
+        request = self._admit(payload, items, nbytes, key, lane, deadline, begun)
         try:
             return await request.future
         except asyncio.CancelledError:
@@ -187,7 +190,14 @@ class Batcher(Generic[Payload, Result]):
         return self._lanes.items()
 
     def _admit(
-        self, payload: Payload, items: int, nbytes: int, key: Hashable, lane: Lane, deadline: float | None
+        self,
+        payload: Payload,
+        items: int,
+        nbytes: int,
+        key: Hashable,
+        lane: Lane,
+        deadline: float | None,
+        begun: bool,
     ) -> Request:
         if items < 1:
             raise ValueError("a request has at least one item")
@@ -197,7 +207,7 @@ class Batcher(Generic[Payload, Result]):
             self._metrics.refused_late.inc()
             raise self._late()
         delay = self._expected_wait(lane)
-        if not self._has_room(lane, items):
+        if not begun and not self._has_room(lane, items):
             self._metrics.refused_full.inc()
             waiting, limit = self._lanes.items(lane), self._settings.max_queue
             message = f"{self._name}: {waiting} of {limit} items are waiting; try again later or elsewhere"

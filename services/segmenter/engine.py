@@ -69,10 +69,12 @@ class Call:
     Attributes:
         lane: Interactive calls go before bulk calls; everything mode goes behind interactive prompts.
         deadline: Time of the event loop's clock.
+        begun: A piece of its search has been done; a full queue does not refuse the others.
     """
 
     lane: Lane = Lane.INTERACTIVE
     deadline: float | None = None
+    begun: bool = False
 
 
 INTERACTIVE = Call()
@@ -150,6 +152,7 @@ class SegmentEngine:
         whole, cached = await self._embed(picture, call)
         first, *others = plan_crops(whole.geometry.image_size, options)
         regions = await self._search(whole, first, whole, options, call)
+        call = replace(call, begun=True)
         if others:
             async with self._pixels.hold(picture.nbytes):
                 pixels = await asyncio.to_thread(picture.decode)
@@ -168,6 +171,7 @@ class SegmentEngine:
         for start in range(0, len(points), GRID_PIECE):
             search = Search(embedding, crop, points[start : start + GRID_PIECE], size, options)
             candidates += joined(await self._submit(search, call))
+            call = replace(call, begun=True)
             if sum(candidate.nbytes for candidate in candidates) > self._max_candidate_bytes:
                 raise too_large(
                     "everything.points_per_side",
@@ -271,7 +275,12 @@ class SegmentEngine:
 
     async def _submit(self, work: Work, call: Call) -> list[Result]:
         return await self._batcher.submit(
-            work, len(work), nbytes=work.nbytes, lane=call.lane, deadline=call.deadline
+            work,
+            len(work),
+            nbytes=work.nbytes,
+            lane=call.lane,
+            deadline=call.deadline,
+            begun=call.begun,
         )
 
 

@@ -44,9 +44,10 @@ async def until(condition: Callable[[], object]) -> None:
 
 
 @asynccontextmanager
-async def stepping(backend: SamBackend) -> AsyncIterator[tuple[SegmentEngine, Stepped]]:
+async def stepping(backend: SamBackend, **options: Any) -> AsyncIterator[tuple[SegmentEngine, Stepped]]:
     stepped = Stepped(backend)
-    engine = SegmentEngine(stepped, BatchSettings(max_batch=PIECE, max_delay_s=0), cache_bytes=1 << 24)
+    settings = BatchSettings(**{"max_batch": PIECE, "max_delay_s": 0} | options)
+    engine = SegmentEngine(stepped, settings, cache_bytes=1 << 24)
     try:
         yield engine, stepped
     finally:
@@ -76,7 +77,7 @@ async def test_a_click_does_not_wait_in_the_lane_in_which_somebody_else_began_it
 ) -> None:
     async with stepping(untrained) as (engine, backend):
         bulk = Call(Lane.BULK)
-        search = engine.everything(picture(1), replace(GRID, points_per_side=16), call=bulk)
+        search = engine.everything(picture(1), replace(GRID, points_per_side=32), call=bulk)
         waiting = [asyncio.create_task(search)]
         await until(lambda: backend.began)
         waiting.append(asyncio.create_task(engine.prompts(picture(2), [CLICK], call=bulk)))
@@ -84,8 +85,8 @@ async def test_a_click_does_not_wait_in_the_lane_in_which_somebody_else_began_it
         click = asyncio.create_task(engine.prompts(picture(2), [CLICK]))
         while not click.done():
             backend.permits.release()
-            await asyncio.sleep(0.02)
-        assert backend.began.count(PIECE) < 16 * 16 / PIECE / 2
+            await asyncio.sleep(0.05)
+        assert backend.began.count(PIECE) < 32 * 32 / PIECE / 2
         backend.permits.release(10_000)
         await asyncio.gather(*waiting)
 
@@ -111,7 +112,7 @@ async def test_a_refused_click_says_why(untrained: SamBackend) -> None:
     async with stepping(untrained) as (engine, backend):
         backend.permits.release()
         await engine.prompts(picture(1), [CLICK])
-        late = Call(deadline=asyncio.get_running_loop().time() + 0.05)
+        late = Call(deadline=asyncio.get_running_loop().time() + 1)
         box = replace(CLICK, box=(1.0, 2.0, 30.0, 40.0))
         with pytest.raises(RegionSearchError) as caught:
             await engine.prompts(picture(1), [CLICK, box], call=late)
