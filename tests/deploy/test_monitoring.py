@@ -78,11 +78,14 @@ ALERTS_TESTED: list[tuple[list[str], list[str], str, dict[str, str]]] = [
         "FailingHttp",
         {"job": "gateway", "route": "/v1/segment"},
     ),
-    (
-        UP,
-        ['grpc_server_handled_total{job="searcher",grpc_method="Upsert",grpc_code="RESOURCE_EXHAUSTED"}'],
-        "NotWriting",
-        {"job": "searcher", "grpc_method": "Upsert"},
+    *(
+        (
+            UP,
+            [f'grpc_server_handled_total{{job="searcher",grpc_method="Upsert",grpc_code="{code}"}}'],
+            "NotWriting",
+            {"job": "searcher", "grpc_method": "Upsert"},
+        )
+        for code in ("RESOURCE_EXHAUSTED", "FAILED_PRECONDITION")  # a full disk, and one that has failed
     ),
 ]
 
