@@ -69,6 +69,7 @@ class EmbedEngine:
         lane: Lane = Lane.INTERACTIVE,
         *,
         nbytes: int = 0,
+        begun: bool = False,
     ) -> Vectors:
         """Vectors (count, dimension) of the regions of one picture.
 
@@ -78,10 +79,11 @@ class EmbedEngine:
             policy: How they are shown to the model.
             lane: Who waits.
             nbytes: Memory that the picture takes.
+            begun: Other regions of the same call have been embedded; a full queue does not refuse these.
         """
         job = RegionsJob(read, count, policy)
         crops = np.concatenate(
-            await self._batcher.submit(job, job.items, nbytes=nbytes, key=_VISION, lane=lane)
+            await self._batcher.submit(job, job.items, nbytes=nbytes, key=_VISION, lane=lane, begun=begun)
         )
         parts = len(policy.parts)
         return crops if parts == 1 else _unit(crops.reshape(parts, count, -1).mean(axis=0))

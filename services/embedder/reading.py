@@ -21,11 +21,26 @@ Runs = NDArray[np.int64]
 Edges = tuple[float, float, float, float]
 Decode = Callable[[], BoolMask]
 
+READ_PIXELS = 1 << 30  # of the masks that are read in one go
 AHEAD_BYTES = 1 << 26  # of one request's masks, decoded before the device asks for them
 
 
-def read_regions(request: embed_pb2.EmbedRegionsRequest, limits: ImageLimits) -> Regions:
-    """The picture and the regions of a request.
+def pieces(request: embed_pb2.EmbedRegionsRequest) -> list[range]:
+    """The regions of a request by their places, in pieces that take seconds to read.
+
+    A thousand masks of a large picture take minutes, in which nobody else's would be read; in pieces others
+    have their turn between them. The picture is decoded for each piece, for it must not wait in memory.
+    """
+    count = len(request.regions)
+    largest = max((region.mask.height * region.mask.width for region in request.regions), default=0)
+    step = max(1, READ_PIXELS // max(1, largest))
+    return [range(first, min(first + step, count)) for first in range(0, count, step)]
+
+
+def read_regions(
+    request: embed_pb2.EmbedRegionsRequest, limits: ImageLimits, places: range | None = None
+) -> Regions:
+    """The picture of a request and its regions, or those at some places.
 
     A region is its box, its mask, or the part of the mask inside the box.
 
@@ -34,10 +49,12 @@ def read_regions(request: embed_pb2.EmbedRegionsRequest, limits: ImageLimits) ->
     """
     pixels = image_from_proto(request.image, limits)
     height, width = pixels.shape[:2]
-    boxes = np.empty((len(request.regions), 4), np.float32)
-    masks = _Masks() if any(region.HasField("mask") for region in request.regions) else None
-    for index, region in enumerate(request.regions):
-        field = f"regions[{index}]"
+    places = places or range(len(request.regions))
+    regions = [request.regions[place] for place in places]
+    boxes = np.empty((len(regions), 4), np.float32)
+    masks = _Masks() if any(region.HasField("mask") for region in regions) else None
+    for index, (place, region) in enumerate(zip(places, regions, strict=True)):
+        field = f"regions[{place}]"
         box = _read_box(region.box, height, width, f"{field}.box") if region.HasField("box") else None
         if region.HasField("mask"):
             boxes[index], decode = _read_mask(region.mask, box, height, width, f"{field}.mask")

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import grpc
+import numpy as np
 
 from regionsearch.errors import invalid, too_large
 from regionsearch.images import ImageLimits, decoded_bytes, image_from_proto
@@ -16,7 +17,7 @@ from regionsearch.tensors import tensor_to_proto
 from regionsearch.v1 import embed_pb2, embed_pb2_grpc, types_pb2
 from services.embedder.crops import CropPolicy
 from services.embedder.engine import EmbedEngine
-from services.embedder.reading import read_regions
+from services.embedder.reading import pieces, read_regions
 from services.embedder.settings import EmbedderSettings
 from services.embedder.texts import TextTemplates
 from services.runtime.batcher import Lane
@@ -39,14 +40,20 @@ class EmbedServicer(embed_pb2_grpc.EmbedServiceServicer):
         _check_count("regions", len(request.regions), self._settings.max_regions, "max_regions")
         policy = self._policy(request.crop_policy)
         (nbytes,) = await self._decoded_bytes([request.image])
-        vectors = await self._engine.embed_regions(
-            functools.partial(read_regions, request, self._limits),
-            len(request.regions),
-            policy,
-            lane_of(request.priority),
-            nbytes=nbytes,
+        vectors = [
+            await self._engine.embed_regions(
+                functools.partial(read_regions, request, self._limits, places),
+                len(places),
+                policy,
+                lane_of(request.priority),
+                nbytes=nbytes,
+                begun=places.start > 0,
+            )
+            for places in pieces(request)
+        ]
+        return embed_pb2.EmbedRegionsResponse(
+            vectors=tensor_to_proto(np.concatenate(vectors)), model=self.model(policy)
         )
-        return embed_pb2.EmbedRegionsResponse(vectors=tensor_to_proto(vectors), model=self.model(policy))
 
     async def EmbedImages(  # noqa: N802
         self, request: embed_pb2.EmbedImagesRequest, context: grpc.aio.ServicerContext[Any, Any]
