@@ -94,7 +94,10 @@ class IndexCache:
         return found
 
     def save(self, collection: int, segment: Segment, arrays: Arrays) -> None:
-        """Writes a segment's file, whole or not at all. A disk that refuses it costs a rebuild at start."""
+        """Writes a segment's file, whole or not at all, in the place of those about the same rows.
+
+        A disk that refuses it costs a rebuild at start.
+        """
         columns = segment.columns
         keys = columns.key[: columns.used]
         name = f"{collection}-{keys[0]}-{keys[-1]}.{segment.kind}"
@@ -110,6 +113,12 @@ class IndexCache:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
         else:
+            older = {
+                other
+                for number, first, last, _, other in self._parsed()
+                if number == collection and first <= keys[-1] and keys[0] <= last
+            }
+            self._delete(older - {name})
             self._names.add(name)
 
     def prune(self, states: Mapping[int, State]) -> None:
@@ -121,10 +130,13 @@ class IndexCache:
             for number, first, last, kind, name in self._parsed()
             if number in states and _has(states[number], first, last, kind)
         }
-        for name in self._names - kept:
+        self._delete(self._names - kept)
+
+    def _delete(self, names: set[str]) -> None:
+        for name in names:
             with contextlib.suppress(OSError):
                 (self._folder / name).unlink(missing_ok=True)
-        self._names = kept
+        self._names -= names
 
     def _parsed(self) -> list[tuple[int, int, int, str, str]]:
         matches = [match for match in map(_NAME.fullmatch, self._names) if match]
