@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from services.searcher.embedded import upkeep
+from services.searcher.embedded.cache import FOLDER
 from services.searcher.embedded.engine import EmbeddedEngine
 from services.searcher.embedded.ivf import IvfSegment
 from services.searcher.embedded.measuring import Examination
@@ -54,11 +55,12 @@ def test_an_approximate_segment_that_was_compacted_becomes_one_again(tmp_path) -
     fill(engine, clustered(3500))
     engine.keep_up()
     assert kinds(engine) == ["ivf", "ivf", "ivf", "flat"]
-    deleted = engine.delete("c", Deletion(filter=Filter(min_area=1100, max_area=1399)))
+    deleted = engine.delete("c", Deletion(filter=Filter(min_area=1000, max_area=1299)))
     assert deleted.record_count == 300
     engine.keep_up()
     assert kinds(engine) == ["ivf", "ivf", "ivf", "flat"]
     assert engine.stats("c")[0].tombstone_count == 0
+    assert len(list((tmp_path / FOLDER).iterdir())) == 3, "the file of the segment before it has gone"
     engine.close()
 
 
