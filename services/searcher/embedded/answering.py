@@ -82,11 +82,10 @@ def newest_images(
 ) -> ImagePage:
     """Images, newest first, from behind a place."""
     with database.reading() as connection:
-        found = reads.recent_images(connection, opened.number, limit + 1, after, room)
+        shown, more = reads.recent_images(connection, opened.number, limit, after, room)
         total, _ = reads.counts(connection, opened.number)
-    shown = tuple(found[:limit])
-    following = (shown[-1].created_ms, shown[-1].image_id) if len(found) > limit else None
-    return ImagePage(shown, following, total)
+    following = (shown[-1].created_ms, shown[-1].image_id) if more else None
+    return ImagePage(tuple(shown), following, total)
 
 
 def _hit(number: int, found: Ranked, described: Mapping[int, tuple[Record, StoredImage]]) -> Hit:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import sqlite3
 from collections.abc import Iterable, Sequence
@@ -200,15 +201,18 @@ def vectors(connection: sqlite3.Connection, keys: Sequence[int], dimension: int)
 
 def recent_images(
     connection: sqlite3.Connection, collection: int, limit: int, after: tuple[int, str] | None, room: Room
-) -> list[StoredImage]:
-    """Images, newest first, from behind the place (created_ms, image_id); takes room for each."""
+) -> tuple[list[StoredImage], bool]:
+    """Images, newest first, from behind the place (created_ms, image_id), and whether there are more.
+
+    Takes room for each of them.
+    """
     place = " AND (i.created_ms, i.image_id) < (?, ?)" if after else ""
     rows = connection.execute(
         f"SELECT {_IMAGE} FROM image i WHERE i.collection = ? AND i.removed IS NULL{place}"  # noqa: S608
         " ORDER BY i.created_ms DESC, i.image_id DESC LIMIT ?",
-        (collection, *(after or ()), limit),
+        (collection, *(after or ()), limit + 1),
     )
-    return _images(rows, room)
+    return _images(itertools.islice(rows, limit), room), next(rows, None) is not None
 
 
 def _names(names: Iterable[str]) -> str:
