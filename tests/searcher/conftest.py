@@ -13,6 +13,7 @@ from regionsearch.tensors import tensor_to_proto
 from regionsearch.v1 import search_pb2, search_pb2_grpc, types_pb2
 from services.runtime.server import serving
 from services.searcher.__main__ import SERVICES, searcher
+from services.searcher.embedded import upkeep
 from services.searcher.embedded.engine import EmbeddedEngine
 from services.searcher.settings import EmbeddedSettings, SearcherSettings
 from services.searcher.types import Collection, ModelIdentity
@@ -31,6 +32,12 @@ MODEL_INFO = types_pb2.ModelInfo(
 def unit_vectors(count: int, seed: int = 0, dimension: int = DIMENSION) -> np.ndarray:
     vectors = np.random.default_rng(seed).standard_normal((count, dimension)).astype(np.float32)
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+@pytest.fixture(autouse=True)
+def upkeep_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only `keep_up` does it: a thread that came at any moment would make the steps of tests other ones."""
+    monkeypatch.setattr(upkeep, "_TICK_S", 1e6)
 
 
 @pytest.fixture

@@ -134,9 +134,15 @@ def test_the_queries_of_one_request_share_a_pass(
     monkeypatch.setattr(VectorIndex, "fetch", counted)
     vectors = unit_vectors(8, seed=1, dimension=DIMENSION)
     queries = [Query(vectors[i : i + 1], NOTHING, limit=3) for i in range(8)]
-    gate = threading.Event()
+    begun, gate = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        begun.set()
+        gate.wait()
+
     with ThreadPoolExecutor(2) as pool:
-        pool.submit(engine._search.run, gate.wait)
+        pool.submit(engine._search.run, hold)
+        assert begun.wait(60)
         asked = pool.submit(engine.search, "default", MODEL, queries)
         try:
             until(lambda: len(engine._search._jobs) == 8)

@@ -74,9 +74,16 @@ async def held(settings: EmbeddedSettings, monkeypatch: pytest.MonkeyPatch) -> A
         await stub.Upsert(upsert_request("a", unit_vectors(4)))
         made = Held(stub, opened[0], threading.Event())
         monkeypatch.setattr(VectorIndex, "fetch", fetch)
-        holder = threading.Thread(target=opened[0]._search.run, args=(made.gate.wait,))
+        begun = threading.Event()
+
+        def hold() -> None:
+            begun.set()
+            made.gate.wait()
+
+        holder = threading.Thread(target=opened[0]._search.run, args=(hold,))
         holder.start()
         try:
+            assert await asyncio.to_thread(begun.wait, 60)
             yield made
         finally:
             made.gate.set()

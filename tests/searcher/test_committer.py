@@ -37,7 +37,7 @@ class Bench:
 
     def slow(self, connection):
         self.reached.set()
-        self.go_on.wait(10)
+        self.go_on.wait(60)
         return self.quick(connection)
 
     def quick(self, connection):
@@ -62,16 +62,16 @@ def bench(tmp_path: Path):
 
 def test_writes_that_gather_share_a_commit_and_a_bad_one_fails_alone(bench: Bench) -> None:
     first = bench.committer.submit(bench.slow)
-    assert bench.reached.wait(10)
+    assert bench.reached.wait(60)
     good = [bench.committer.submit(bench.quick) for _ in range(10)]
     bad = bench.committer.submit(bench.broken)
     more = bench.committer.submit(bench.quick)
     bench.go_on.set()
-    assert first.result(10) == 1
-    assert [future.result(10) for future in good] == list(range(2, 12))
+    assert first.result(60) == 1
+    assert [future.result(60) for future in good] == list(range(2, 12))
     with pytest.raises(RegionSearchError, match="not like this"):
-        bad.result(10)
-    assert more.result(10) == 12  # the number of the failed write was taken back with it
+        bad.result(60)
+    assert more.result(60) == 12  # the number of the failed write was taken back with it
     assert bench.commits == 2
     assert bench.applied == list(range(1, 13))
     assert bench.committer.seq == reads.last_seq(bench.database.reader()) == 12
@@ -79,7 +79,7 @@ def test_writes_that_gather_share_a_commit_and_a_bad_one_fails_alone(bench: Benc
 
 def test_a_write_that_reads_the_index_commits_alone(bench: Bench) -> None:
     first = bench.committer.submit(bench.slow)
-    assert bench.reached.wait(10)
+    assert bench.reached.wait(60)
     seen: list[list[int]] = []
 
     def looks(connection):
@@ -90,7 +90,7 @@ def test_a_write_that_reads_the_index_commits_alone(bench: Bench) -> None:
     alone = bench.committer.submit(looks, alone=True)
     after = bench.committer.submit(bench.quick)
     bench.go_on.set()
-    assert [future.result(10) for future in (first, before, alone, after)] == [1, 2, 3, 4]
+    assert [future.result(60) for future in (first, before, alone, after)] == [1, 2, 3, 4]
     assert seen == [[1, 2]]
     assert bench.commits == 4
 
@@ -98,15 +98,15 @@ def test_a_write_that_reads_the_index_commits_alone(bench: Bench) -> None:
 def test_too_many_waiting_writes_are_refused_at_once(tmp_path: Path) -> None:
     bench = Bench(tmp_path, max_pending=100)
     first = bench.committer.submit(bench.slow)
-    assert bench.reached.wait(10)
+    assert bench.reached.wait(60)
     second = bench.committer.submit(bench.quick, cost=90)
     with pytest.raises(RegionSearchError) as caught:
         bench.committer.submit(bench.quick, cost=20)
     assert caught.value.kind is Kind.OVERLOADED
     assert caught.value.retry_after_s is not None
     bench.go_on.set()
-    assert (first.result(10), second.result(10)) == (1, 2)
-    assert bench.committer.submit(bench.quick, cost=1000).result(10) == 3  # alone, even the largest is let in
+    assert (first.result(60), second.result(60)) == (1, 2)
+    assert bench.committer.submit(bench.quick, cost=1000).result(60) == 3  # alone, even the largest is let in
     bench.close()
 
 
@@ -116,7 +116,7 @@ def test_an_index_that_cannot_follow_ends_the_process(bench: Bench, monkeypatch:
 
     bench.committer._apply = fail
     with pytest.raises(MemoryError):
-        bench.committer.submit(bench.quick).result(10)
+        bench.committer.submit(bench.quick).result(60)
     with pytest.raises(RegionSearchError):
         bench.committer.submit(bench.quick)
     bench.committer.close()
@@ -126,7 +126,7 @@ def test_an_index_that_cannot_follow_ends_the_process(bench: Bench, monkeypatch:
 async def test_calls_beyond_the_limit_are_refused_and_others_go_on() -> None:
     calls, others = Calls("reads", 1, 1), Calls("writes", 1, 0)
     go_on = threading.Event()
-    running = asyncio.create_task(calls.run(lambda: go_on.wait(10)))
+    running = asyncio.create_task(calls.run(lambda: go_on.wait(60)))
     waiting = asyncio.create_task(calls.run(lambda: "second"))
     await asyncio.sleep(0)
     with pytest.raises(RegionSearchError) as caught:

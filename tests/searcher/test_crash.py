@@ -39,11 +39,11 @@ def crash_rounds(folder: Path, rounds: int) -> int:
             text=True,
         )
         assert writer.stdout is not None
-        first = writer.stdout.readline()
-        assert first, "the writer did not start"
-        time.sleep(random.uniform(0.0, 0.3))
+        said = [writer.stdout.readline() for _ in range(random.randint(8, 60))]
+        assert all(said), "the writer ended by itself"
+        time.sleep(random.uniform(0.0, 0.02))  # to the middle of anything
         writer.send_signal(signal.SIGKILL)
-        for line in (first + writer.stdout.read()).splitlines():
+        for line in ("".join(said) + writer.stdout.read()).splitlines():
             sign, image_id = line[0], line[1:]
             if sign == "+":
                 present.add(image_id)

@@ -117,7 +117,7 @@ except RegionSearchError as error:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, "-c", script, str(tmp_path / "data")],
-        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False,
+        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500, check=False,
     )  # fmt: skip
     # On a slow machine the upkeep thread says meanwhile that it waits.
     (end,) = (line for line in done.stdout.splitlines() if line.startswith("END"))

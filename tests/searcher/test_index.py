@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from services.searcher.embedded import engine as engine_module
-from services.searcher.embedded import upkeep
 from services.searcher.embedded.codes import Codec, CodeSegment, build_codes, train_codec
 from services.searcher.embedded.conditions import Conditions, ConditionsCache
 from services.searcher.embedded.engine import EmbeddedEngine
@@ -344,7 +343,6 @@ def test_searches_see_whole_writes_only_while_writers_and_readers_run(tmp_path) 
 def test_memory_of_a_device_is_given_back_by_the_thread_that_owns_it(tmp_path, monkeypatch) -> None:
     device = FakeDevice()
     monkeypatch.setattr(engine_module, "choose_device", lambda settings: device)
-    monkeypatch.setattr(upkeep, "_TICK_S", 1e6)
     settings = EmbeddedSettings(folder=tmp_path, chunk_rows=500, gpu_rows=1000, page_ttl_s=0.0)
     engine = EmbeddedEngine(settings)
     engine.create_collection(Collection("c", MODEL))

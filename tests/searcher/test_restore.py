@@ -13,7 +13,7 @@ import pytest
 
 from regionsearch.errors import Kind, RegionSearchError
 from services.searcher.embedded import engine as engine_module
-from services.searcher.embedded import planning, snapshots, upkeep
+from services.searcher.embedded import planning, snapshots
 from services.searcher.embedded.cache import FOLDER
 from services.searcher.embedded.database import FILE_NAME
 from services.searcher.embedded.engine import EmbeddedEngine
@@ -26,11 +26,6 @@ from tests.searcher.test_index import MODEL, clustered, fill
 def settings_of(folder: Path, **fields: object) -> EmbeddedSettings:
     rows = {"chunk_rows": 500, "ann_above": 1000, "ann_rows": 1000, "codes_rows": 1000}
     return EmbeddedSettings(folder=folder, page_ttl_s=0.0, **rows, **fields)
-
-
-@pytest.fixture(autouse=True)
-def no_upkeep_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(upkeep, "_TICK_S", 1e6)
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,6 @@ from hypothesis.stateful import (
 
 from regionsearch.errors import Kind, RegionSearchError
 from services.searcher.embedded import engine as engine_module
-from services.searcher.embedded import upkeep
 from services.searcher.embedded.engine import EmbeddedEngine
 from services.searcher.settings import EmbeddedSettings
 from services.searcher.types import (
@@ -181,12 +180,6 @@ class SearcherMachine(RuleBasedStateMachine):
             regions = [r for r, _ in entry.records.values() if r.level == Level.REGION]
             assert listed[image_id].region_count == len(regions)
             assert set(listed[image_id].tags) == set(entry.image.tags)
-
-
-@pytest.fixture(autouse=True)
-def no_upkeep_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only the rule `keep_up` does it, so that the steps tell whether a page's state is still kept."""
-    monkeypatch.setattr(upkeep, "_TICK_S", 1e6)
 
 
 def test_exact_segments_answer_as_the_oracle() -> None:

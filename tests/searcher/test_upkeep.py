@@ -15,14 +15,10 @@ from services.searcher.embedded.measuring import Examination
 from services.searcher.embedded.rewriting import Rewrite, wasteful
 from services.searcher.settings import EmbeddedSettings
 from services.searcher.types import Collection, Deletion, Filter
+from tests.searcher.test_bounds import until
 from tests.searcher.test_index import DIMENSION, MODEL, clustered, fill, search
 
 CHUNK = 500
-
-
-@pytest.fixture(autouse=True)
-def _by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(upkeep, "_TICK_S", 1e6)
 
 
 def settings_of(folder: Path, **fields: object) -> EmbeddedSettings:
@@ -32,6 +28,16 @@ def settings_of(folder: Path, **fields: object) -> EmbeddedSettings:
 
 def kinds(engine: EmbeddedEngine) -> list[str]:
     return [segment.index for segment in engine.stats("c")[0].segments]
+
+
+def test_it_comes_by_itself(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upkeep, "_TICK_S", 0.01)
+    engine = EmbeddedEngine(settings_of(tmp_path))
+    engine.create_collection(Collection("c", MODEL))
+    fill(engine, clustered(CHUNK))
+    engine.delete("c", Deletion(filter=Filter(tags=("even",))))
+    until(lambda: engine.stats("c")[0].tombstone_count == 0)
+    engine.close()
 
 
 def test_many_wasteful_segments_are_compacted_a_few_at_a_time(tmp_path) -> None:
