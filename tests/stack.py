@@ -16,6 +16,11 @@ import httpx
 from loadtests.fleets import PORTS, free_ports
 
 ROOT = Path(__file__).resolve().parents[1]
+ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "REGIONSEARCH_GATEWAY_TIMEOUTS__PROBE_S": "30",  # what answers slowly, on a busy machine, is not away
+}
 MODULES = {
     "segmenter": "services.segmenter",
     "embedder": "services.embedder",
@@ -71,7 +76,7 @@ class Stack:
                 cwd=ROOT,
                 stdout=log,
                 stderr=log,
-                env=os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"},
+                env=os.environ | ENVIRONMENT,
             )
         self.wait_ready()
 

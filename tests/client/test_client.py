@@ -247,7 +247,7 @@ def test_the_key_is_sent(use: Callable[..., Any], gateway: FakeGateway) -> None:
 
 
 def test_waiting_for_a_gateway(use: Callable[..., Any]) -> None:
-    assert use("wait_ready", 10) is None
+    assert use("wait_ready", 60) is None
 
 
 @pytest.mark.parametrize("address", ["http://127.0.0.1:9", "grpc://127.0.0.1:9"])

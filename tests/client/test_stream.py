@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -39,13 +40,20 @@ def test_a_stream_tells_of_every_stage(gateway: FakeGateway, tmp_path: Path) -> 
 
 
 def test_a_stream_that_fails_says_why(gateway: FakeGateway) -> None:
+    told = threading.Event()
+
     def broken() -> Iterator[tuple[str, bytes]]:
         yield "a", b"a"
+        assert told.wait(60)  # else the gateway might take it after this call, and the next one's failure
         raise ZeroDivisionError
+
+    def stream(client: Client) -> None:
+        for _ in client.ingest_stream(broken()):
+            told.set()
 
     with Client(gateway.grpc) as client:
         with pytest.raises(ZeroDivisionError):
-            list(client.ingest_stream(broken()))
+            stream(client)
         gateway.failures = [RegionSearchError(Kind.PERMISSION_DENIED, "may not write")]
         with pytest.raises(RegionSearchError, match="may not write") as caught:
             list(client.ingest_stream([("a", b"a")]))

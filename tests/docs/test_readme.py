@@ -44,7 +44,7 @@ def test_commands(command: str, stack: Stack, tmp_path: Path) -> None:
         env=os.environ | {"REGIONSEARCH_URL": stack.http, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=170,
+        timeout=500,
         check=False,
     )
     assert result.returncode == 0, result.stdout + result.stderr

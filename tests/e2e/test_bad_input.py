@@ -204,7 +204,7 @@ def test_long_texts_are_cut_and_the_answer_says_so(http: httpx.Client, stack: St
             region_search_pb2.RegionSearchServiceSearchRequest(
                 collection=COLLECTION, query=region_search_pb2.Query(texts=["guitar " * 200])
             ),
-            timeout=30,
+            timeout=120,
         )
     assert list(answer.truncated) == [True]
 
@@ -217,7 +217,7 @@ def test_grpc_errors_are_typed(stack: Stack, http: httpx.Client) -> None:
                 region_search_pb2.IngestImageRequest(
                     collection=COLLECTION, image=types_pb2.Image(encoded=b"no picture")
                 ),
-                timeout=30,
+                timeout=120,
             )
         error = from_rpc_error(caught.value)
         assert error.kind is Kind.UNSUPPORTED_IMAGE

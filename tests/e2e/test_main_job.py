@@ -78,14 +78,14 @@ def test_the_same_over_grpc(stack: Stack, scenes: list[Scene]) -> None:
                 region_search_pb2.IngestImageRequest(
                     collection=COLLECTION, image=types_pb2.Image(encoded=scene.data), name="again"
                 ),
-                timeout=60,
+                timeout=120,
             )
             assert answer.outcome == region_search_pb2.INGEST_OUTCOME_DUPLICATE
             within = stub.SearchWithin(
                 region_search_pb2.SearchWithinRequest(
                     collection=COLLECTION, image_id=answer.image_id, texts=[t.name for t in scene.things]
                 ),
-                timeout=60,
+                timeout=120,
             )
             assert len(within.regions) == answer.region_count > 0
             hits = [mask_from_proto(region.region.mask) for region in within.regions if region.is_hit]
@@ -97,7 +97,7 @@ def test_the_same_over_grpc(stack: Stack, scenes: list[Scene]) -> None:
                 query=region_search_pb2.Query(texts=[scenes[0].things[0].name]),
                 page_size=5,
             ),
-            timeout=60,
+            timeout=120,
         ).hits
         assert [hit.rank for hit in hits] == [1, 2, 3, 4, 5]
         assert list(hits) == sorted(hits, key=lambda hit: -hit.score)
@@ -105,11 +105,11 @@ def test_the_same_over_grpc(stack: Stack, scenes: list[Scene]) -> None:
 
 def test_health_and_reflection_on_the_gateway(stack: Stack) -> None:
     with grpc.insecure_channel(stack.grpc) as channel:
-        health = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=10)
+        health = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=60)
         assert health.status == health_pb2.HealthCheckResponse.SERVING
         stub = reflection_pb2_grpc.ServerReflectionStub(channel)
         request = reflection_pb2.ServerReflectionRequest(list_services="")
-        (answer,) = stub.ServerReflectionInfo(iter([request]), timeout=10)
+        (answer,) = stub.ServerReflectionInfo(iter([request]), timeout=60)
         names = {service.name for service in answer.list_services_response.service}
         assert "regionsearch.v1.RegionSearchService" in names
 

@@ -30,6 +30,7 @@ from services.runtime.settings import ServiceSettings
 from services.searcher.__main__ import searcher
 from services.searcher.settings import EmbeddedSettings, SearcherSettings
 from tests.gateway.fakes import FakeEmbedder, FakeSegmenter, FakeSettings, Script, lifespan
+from tests.stack import free_port
 
 T = TypeVar("T")
 ROOT = Path(__file__).parents[2]
@@ -47,7 +48,7 @@ class Running:
         self.folder = folder
         self.server = server
         self.url = f"http://127.0.0.1:{(folder / 'http_port').read_text().strip()}"
-        self.http = httpx.Client(base_url=self.url, timeout=30)
+        self.http = httpx.Client(base_url=self.url, timeout=120)
         self.channel = grpc.insecure_channel(f"127.0.0.1:{server.port}")
         self.grpc = region_search_pb2_grpc.RegionSearchServiceStub(self.channel)
 
@@ -72,7 +73,7 @@ class World:
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Runs a coroutine on the loop."""
-        return self.submit(coroutine).result(60)
+        return self.submit(coroutine).result(120)
 
     def submit(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
@@ -119,7 +120,8 @@ class World:
             "image_store": str(folder / "images"),
             "drain_delay_s": 0,
             "grace_s": 1,
-            "timeouts": {"restart_s": 0},  # what is away is said at once
+            # What is away is said at once; what answers slowly, on a busy machine, is not away.
+            "timeouts": {"restart_s": 0, "probe_s": 60} | options.pop("timeouts", {}),
         }
         return GatewaySettings(**(values | options))
 
@@ -145,12 +147,12 @@ class World:
             for stack in reversed(self._stacks):
                 await stack.aclose()
 
-        self.run(close())
+        self.submit(close()).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(10)
+        self._thread.join(60)
 
 
-def wait_for(condition: Callable[[], bool], limit_s: float = 60) -> None:
+def wait_for(condition: Callable[[], bool], limit_s: float = 120) -> None:
     """Until something is so."""
     deadline = time.monotonic() + limit_s
     while not condition():
@@ -190,15 +192,15 @@ class Process:
 class EmbedderProcess(Process):
     """A fake embedder."""
 
-    def __init__(self, folder: Path, port: int = 0) -> None:
+    def __init__(self, folder: Path, port: int | None = None) -> None:
+        self.port = free_port() if port is None else port
         self._port_file = folder / "port"
         self._port_file.unlink(missing_ok=True)
-        arguments = ["--port", str(port), "--port-file", str(self._port_file)]
+        arguments = ["--port", str(self.port), "--port-file", str(self._port_file)]
         super().__init__(["tests.gateway.fakes", *arguments])
 
     def wait(self) -> None:
         wait_for(self._port_file.exists)
-        self.port = int(self._port_file.read_text())
 
 
 class GatewayProcess(Process):
@@ -210,12 +212,13 @@ class GatewayProcess(Process):
         self._port_file.unlink(missing_ok=True)
         names = ("port", "http_port", "http_port_file", "segmenter", "embedder", "searcher", "image_store")
         given = {f"REGIONSEARCH_GATEWAY_{name.upper()}": str(getattr(settings, name)) for name in names}
+        given["REGIONSEARCH_GATEWAY_TIMEOUTS__PROBE_S"] = str(settings.timeouts.probe_s)
         super().__init__(["gateway"], **given, **environment)
 
     def wait(self) -> None:
         wait_for(self._port_file.exists)
         self.url = f"http://127.0.0.1:{self._port_file.read_text().strip()}"
-        wait_for(lambda: httpx.get(f"{self.url}/readyz").status_code == 200)
+        wait_for(lambda: httpx.get(f"{self.url}/readyz", timeout=60).status_code == 200)
 
 
 @pytest.fixture(scope="session")

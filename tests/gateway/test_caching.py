@@ -74,7 +74,7 @@ def test_what_changes_after_the_look_is_not_deleted(
     async def late(self: Catalog, *arguments: Any) -> int:
         while others:
             others.clear()
-            async with httpx.AsyncClient(base_url=gateway.url, timeout=20) as http:
+            async with httpx.AsyncClient(base_url=gateway.url, timeout=60) as http:
                 assert (await http.delete(url)).is_success
                 files = [("files", ("a.png", data))]
                 assert (await http.post(url.rpartition("/")[0], files=files)).is_success

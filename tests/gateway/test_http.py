@@ -284,7 +284,7 @@ def test_readiness_says_what_it_waits_for(world: World, script: Script) -> None:
     while not settings.http_port_file.exists():
         time.sleep(0.01)
     http = httpx.Client(
-        base_url=f"http://127.0.0.1:{settings.http_port_file.read_text().strip()}", timeout=20
+        base_url=f"http://127.0.0.1:{settings.http_port_file.read_text().strip()}", timeout=60
     )
     response = http.get("/readyz")
     assert response.status_code == 503
@@ -301,7 +301,7 @@ def test_readiness_says_what_it_waits_for(world: World, script: Script) -> None:
     assert not starting.done()
     assert http.get("/readyz?only=gateway").status_code == 503
     segmenter = world.run(world.start_segmenter(port))
-    starting.result(20)
+    starting.result(60)
     assert http.get("/readyz").status_code == 200
     world.call(lambda: segmenter.health.set_not_serving("a restart, say"))
     assert http.get("/readyz").status_code == 503

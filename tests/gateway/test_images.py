@@ -164,7 +164,7 @@ def test_a_deletion_that_meets_a_new_ingest_keeps_the_bytes(
 
     async def meanwhile(self: ImageStore, name: str, image_id: str, seconds: float) -> bool:
         monkeypatch.undo()
-        async with httpx.AsyncClient(base_url=gateway.url, timeout=20) as http:
+        async with httpx.AsyncClient(base_url=gateway.url, timeout=60) as http:
             path = f"/v1/collections/{collection}/images"
             answer = await http.post(path, files=[("files", ("again.png", data))])
             assert answer.json()["results"][0]["outcome"] == "created"

@@ -39,7 +39,7 @@ def test_generated_requests(gateway: Running, mode: schemathesis.GenerationMode)
         def try_one(case: schemathesis.Case) -> None:
             if mode is schemathesis.GenerationMode.POSITIVE and "collection" in (case.path_parameters or {}):
                 case.path_parameters["collection"] = "default"  # a made-up one would only ever be not found
-            case.call_and_validate(checks=CHECKS, timeout=30)
+            case.call_and_validate(checks=CHECKS, timeout=120)
 
         try:
             try_one()

@@ -93,7 +93,7 @@ def test_pointing_inside_a_picture_that_is_sent_finds_that_thing(
                 request = region_search_pb2.RegionSearchServiceSearchRequest(
                     collection=COLLECTION, query=message, level=search_pb2.LEVEL_REGION, page_size=1
                 )
-                (same,) = stub.Search(request, timeout=60).hits
+                (same,) = stub.Search(request, timeout=120).hits
                 assert same.record.record_id == hit["region_id"]
                 assert same.score == pytest.approx(hit["score"], abs=1e-5)
                 asked += 1

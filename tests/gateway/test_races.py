@@ -57,7 +57,7 @@ def test_a_picture_that_comes_while_its_collection_is_deleted_stays(
     async def meanwhile(self: ImageStore, name: str, image_id: str, seconds: float) -> bool:
         moved = when == "after" and await set_aside(self, name, image_id, seconds)
         if image_id == identity:
-            async with made, httpx.AsyncClient(base_url=gateway.url, timeout=20) as http:
+            async with made, httpx.AsyncClient(base_url=gateway.url, timeout=60) as http:
                 assert (await http.post("/v1/collections", json={"name": name})).status_code == 201
                 answer = await http.post(f"{url}/images", files=[("files", ("new.png", kept))])
                 assert answer.json()["results"][0]["outcome"] == "created"
@@ -120,4 +120,4 @@ def test_who_reads_and_leaves_ends_the_work(world: World, script: Script, collec
     with socket.create_connection((url.host, url.port)) as client:
         client.sendall(f"GET /v1/collections/{collection}/images/x HTTP/1.1\r\nHost: x\r\n\r\n".encode())
         wait_for(lambda: front.asked == 1)
-    wait_for(lambda: front.left == 1, 20)
+    wait_for(lambda: front.left == 1)

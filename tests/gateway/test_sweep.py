@@ -139,7 +139,7 @@ def test_an_ingest_that_comes_meanwhile_keeps_its_picture(
 
     async def meanwhile(self: ImageStore, name: str, image_id: str, seconds: float) -> bool:
         moved = await set_aside(self, name, image_id, seconds)
-        async with httpx.AsyncClient(base_url=own.url, timeout=20) as http:
+        async with httpx.AsyncClient(base_url=own.url, timeout=60) as http:
             files = [("files", ("again.png", data))]
             answer = await http.post(f"/v1/collections/{collection}/images", files=files)
         assert answer.json()["results"][0]["outcome"] == "created"
@@ -189,11 +189,11 @@ def test_a_gateway_killed_between_the_bytes_and_the_record(
     settings = world.settings(searcher=f"127.0.0.1:{before.port}", image_store=str(own.store))
     data, url = scene(RED, BLUE), f"/v1/collections/{collection}/images"
     with GatewayProcess(settings) as process, concurrent.futures.ThreadPoolExecutor() as pool:
-        sent = pool.submit(httpx.post, process.url + url, files=[("files", ("a.png", data))], timeout=60)
+        sent = pool.submit(httpx.post, process.url + url, files=[("files", ("a.png", data))], timeout=120)
         wait_for(lambda: searcher.arrived == 1)
         process.kill()
         with pytest.raises(httpx.TransportError):
-            sent.result(30)
+            sent.result(60)
     path = stored(own, collection, data)
     assert path.read_bytes() == data
     assert own.http.get(url).json()["total_count"] == 0
@@ -220,8 +220,9 @@ def test_the_gateway_sweeps_by_itself_when_it_is_told_to(
     data = scene(BLUE)
     path = leave(own, collection, data)
     age(path)
-    world.gateway(image_store=str(own.store), sweep={"every_s": 0.2})
+    gateway = world.gateway(image_store=str(own.store), sweep={"every_s": 0.2})
     wait_for(lambda: not path.exists())
+    world.call(gateway.server.stop)
     assert stored(own, collection, scene(RED)).exists()
 
 

@@ -33,13 +33,13 @@ def https(gateway: Running, files: dict[str, Path], *, known: bool) -> httpx.Cli
     context = ssl.create_default_context(cafile=str(files["server.pem"]))
     if known:
         context.load_cert_chain(files["client.pem"], files["client.key"])
-    return httpx.Client(base_url=gateway.url.replace("http:", "https:"), verify=context, timeout=20)
+    return httpx.Client(base_url=gateway.url.replace("http:", "https:"), verify=context, timeout=60)
 
 
 def list_images(gateway: Running, tls: TlsFiles) -> None:
     with open_channel(f"127.0.0.1:{gateway.server.port}", ChannelConfig(tls=tls)) as channel:
         stub = region_search_pb2_grpc.RegionSearchServiceStub(channel)
-        stub.ListImages(region_search_pb2.RegionSearchServiceListImagesRequest(), timeout=20)
+        stub.ListImages(region_search_pb2.RegionSearchServiceListImagesRequest(), timeout=60)
 
 
 def test_tls(world: World, script: Script, files: dict[str, Path]) -> None:
@@ -51,10 +51,11 @@ def test_tls(world: World, script: Script, files: dict[str, Path]) -> None:
     with pytest.raises((httpx.RemoteProtocolError, httpx.ReadError)):  # by which `regionsearch up` tells it
         gateway.http.get("/healthz")  # in plain text
     with pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
-        httpx.get(f"{gateway.url.replace('http:', 'https:')}/healthz")  # who does not know its certificate
+        # who does not know its certificate
+        httpx.get(f"{gateway.url.replace('http:', 'https:')}/healthz", timeout=60)
     list_images(gateway, TlsFiles(files["server.pem"]))
     with pytest.raises(grpc.RpcError):
-        gateway.grpc.ListImages(region_search_pb2.RegionSearchServiceListImagesRequest(), timeout=20)
+        gateway.grpc.ListImages(region_search_pb2.RegionSearchServiceListImagesRequest(), timeout=60)
 
 
 def test_mutual_tls(world: World, script: Script, files: dict[str, Path]) -> None:

@@ -58,7 +58,7 @@ def test_one_trace_from_http_to_the_embedder_s_batches(
     port_file = tmp_path / "embedder"
     embedder = ["services.embedder", "--port=0", "--port-file", str(port_file), "--otlp-endpoint", endpoint]
     with Process(embedder, **fast):
-        wait_for(port_file.exists, 120)
+        wait_for(port_file.exists, 400)
         settings = world.settings(embedder=f"127.0.0.1:{port_file.read_text().strip()}")
         with (
             GatewayProcess(settings, REGIONSEARCH_GATEWAY_OTLP_ENDPOINT=endpoint, **fast) as gateway,
@@ -71,21 +71,29 @@ def test_one_trace_from_http_to_the_embedder_s_batches(
                 headers={"traceparent": f"00-{TRACE}-{CALLER}-01"},
             )
             assert answer.json()["results"][0]["outcome"] == "created", answer.text
-            wait_for(lambda: len(linked(seen)) >= 2 and bool(entries(seen)))  # in one batch or in two
+            wait_for(lambda: len(linked(seen)) >= 2 and all(path(seen, call) for call in linked(seen)))
             http.delete("/v1/collections/traced")
 
-    ours = {id_: span for id_, (_, span) in seen.spans.items() if span.trace_id.hex() == TRACE}
     (entry,) = entries(seen)
     assert entry.kind == entry.SPAN_KIND_SERVER
     assert entry.name == "POST /v1/collections/{collection}/images"
-    calls = linked(seen)
-    assert {ours[call].name.rpartition("/")[2] for call in calls} == {"EmbedRegions", "EmbedImages"}
-    for call in calls:  # from the batch's call up to the HTTP request without a gap
-        span, steps = ours[call], 0
-        while span.parent_span_id.hex() != CALLER:
-            span, steps = ours[span.parent_span_id], steps + 1
-        assert span is entry
-        assert steps >= 2  # the gateway's own call stands between
+    calls = [path(seen, call) for call in linked(seen)]  # in one batch or in two
+    assert {steps[0].name.rpartition("/")[2] for steps in calls} == {"EmbedRegions", "EmbedImages"}
+    for steps in calls:
+        assert steps[-1].span_id == entry.span_id
+        assert {span.trace_id.hex() for span in steps} == {TRACE}
+        assert len(steps) > 2  # the gateway's own call stands between
+
+
+def path(seen: Collector, call: bytes) -> list[Any]:
+    """The spans from a call up to the HTTP request, without a gap; none while one is still to come."""
+    steps, parent = [], call
+    while parent.hex() != CALLER:
+        if parent not in seen.spans:
+            return []
+        steps.append(seen.spans[parent][1])
+        parent = steps[-1].parent_span_id
+    return steps
 
 
 def entries(seen: Collector) -> list[Any]:

@@ -17,6 +17,7 @@ from services.runtime.batcher import BatchSettings, Lane
 from services.segmenter.backends.base import Embedding
 from services.segmenter.backends.sam import SamBackend
 from services.segmenter.engine import Call, Picture, SegmentEngine
+from services.segmenter.everything import Region
 from services.segmenter.options import EverythingOptions, SelectionOptions
 from services.segmenter.prompts import Prompt
 
@@ -62,22 +63,25 @@ def picture(seed: int, size: tuple[int, int] = (60, 80)) -> Picture:
 
 
 async def test_thirty_two_callers_get_their_own_answers(untrained: SamBackend) -> None:
-    async def answer(engine: SegmentEngine, number: int) -> list[tuple[Any, ...]]:
+    async def answer(engine: SegmentEngine, number: int) -> list[Region]:
         image = picture(number % 5, (60 + number % 5, 80))
         call = Call(Lane.BULK if number % 3 == 0 else Lane.INTERACTIVE)
         if number % 2:
-            regions = (await engine.everything(image, GRID, call=call)).regions
-        else:
-            clicks = [CLICK, replace(CLICK, points=np.array([[float(number), 9.0]]))]
-            found = await engine.prompts(image, clicks, multimask=True, call=call)
-            regions = [candidate.region for each in found.answers for candidate in each]
-        return [(region.runs.coco_rle(), region.box, round(region.predicted_iou, 3)) for region in regions]
+            return (await engine.everything(image, GRID, call=call)).regions
+        clicks = [CLICK, replace(CLICK, points=np.array([[float(number), 9.0]]))]
+        found = await engine.prompts(image, clicks, multimask=True, call=call)
+        return [candidate.region for each in found.answers for candidate in each]
 
     async with engine_for(untrained) as engine:
         together = await asyncio.gather(*(answer(engine, number) for number in range(32)))
     async with engine_for(untrained, cache_bytes=0) as engine:
         alone = [await answer(engine, number) for number in range(32)]
-    assert together == alone
+    for ours, theirs in zip(together, alone, strict=True):
+        assert [(one.runs.coco_rle(), one.box) for one in ours] == [
+            (one.runs.coco_rle(), one.box) for one in theirs
+        ]
+        ious = [[one.predicted_iou for one in regions] for regions in (ours, theirs)]
+        np.testing.assert_allclose(*ious, atol=1e-4)  # sums of a batch have another order in another batch
     assert sum(map(len, together)) > 64
 
 
@@ -94,7 +98,7 @@ async def test_one_picture_is_encoded_once(untrained: SamBackend) -> None:
 async def test_cancelling_frees_the_device(untrained: SamBackend) -> None:
     backend = Watched(untrained)
     async with engine_for(backend, max_batch=4) as engine:
-        grid = replace(GRID, points_per_side=32)
+        grid = replace(GRID, points_per_side=48)
         task = asyncio.create_task(engine.everything(picture(1), grid))
         while backend.log.count("decode 4") < 2:  # noqa: ASYNC110 (another thread writes the log)
             await asyncio.sleep(0.001)
@@ -102,7 +106,7 @@ async def test_cancelling_frees_the_device(untrained: SamBackend) -> None:
         with pytest.raises(asyncio.CancelledError):
             await task
         await engine.prompts(picture(2), [CLICK])
-    assert backend.log.count("decode 4") < 32 * 32 / 4 / 2
+    assert backend.log.count("decode 4") < 48 * 48 / 4 / 2
 
 
 async def test_a_picture_that_cannot_be_decoded_fails_alone(untrained: SamBackend) -> None:

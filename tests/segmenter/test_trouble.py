@@ -58,7 +58,7 @@ async def process(tmp_path: Path) -> AsyncIterator[tuple[asyncio.subprocess.Proc
     assert process.stdout is not None
     port = 0
     while not port:
-        line = await asyncio.wait_for(process.stdout.readline(), 120)
+        line = await asyncio.wait_for(process.stdout.readline(), 400)
         assert line, "the process ended before it served"
         event = json.loads(line)
         port = event["port"] if event.get("event") == "serving" else 0
