@@ -330,7 +330,7 @@ async def test_the_process_serves_and_stops(tmp_path: Path, image: types_pb2.Ima
     assert process.stdout is not None
     port = 0
     while not port:
-        line = await asyncio.wait_for(process.stdout.readline(), 120)
+        line = await asyncio.wait_for(process.stdout.readline(), 400)
         assert line, "the process ended before it served"
         event = json.loads(line)
         port = event["port"] if event.get("event") == "serving" else 0
@@ -342,4 +342,4 @@ async def test_the_process_serves_and_stops(tmp_path: Path, image: types_pb2.Ima
         answer = await stub.Segment(segment_pb2.SegmentRequest(image=image, **prompted(CLICK)), timeout=60)
         assert len(answer.results) == 1
         process.send_signal(signal.SIGTERM)
-    assert await asyncio.wait_for(process.wait(), 60) == 0
+    assert await asyncio.wait_for(process.wait(), 120) == 0
