@@ -1,0 +1,87 @@
+"""CANCELLED is tried again where a server said it, and never where the caller did."""
+
+import asyncio
+import contextlib
+
+import grpc
+import pytest
+
+from regionsearch.rpc import CallPolicy, ChannelConfig, acall, open_aio_channel
+from regionsearch.v1 import embed_pb2, embed_pb2_grpc, segment_pb2, segment_pb2_grpc
+from services.runtime.server import serving
+from tests.runtime.conftest import EchoSettings, echo_server
+
+REQUEST = embed_pb2.EmbedTextsRequest(texts=["a"])
+SEGMENT = segment_pb2.DESCRIPTOR.services_by_name["SegmentService"]
+
+
+@pytest.mark.parametrize("way", ["cancel", "deadline"])
+async def test_a_caller_who_leaves_is_not_called_back(way):
+    calls = 0
+
+    async def wait_the_first_time(request, context):
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            await asyncio.Event().wait()
+
+    async with (
+        echo_server(wait_the_first_time) as (server, _, servicer),
+        open_aio_channel(f"127.0.0.1:{server.port}", ChannelConfig()) as channel,
+    ):
+        stub = embed_pb2_grpc.EmbedServiceStub(channel)
+        policy = CallPolicy(timeout_s=5.0 if way == "deadline" else 60.0)
+        first = asyncio.create_task(acall(stub.EmbedTexts, REQUEST, policy))
+        while not calls:  # noqa: ASYNC110 - the handler says it with `calls` only
+            await asyncio.sleep(0.01)
+        if way == "cancel":
+            first.cancel()
+        await asyncio.wait_for(servicer.cancelled.wait(), 60)
+        await asyncio.sleep(1)  # longer than the first pauses between tries
+        await stub.EmbedTexts(REQUEST, timeout=60)
+        await asyncio.wait([first])
+    assert calls == 2
+
+
+async def test_a_stream_that_was_answered_is_not_begun_again():
+    """What came is the caller's already; before the first answer all that was sent is sent again."""
+    streams, drop_after = [], 0
+
+    class Dropping(segment_pb2_grpc.SegmentServiceServicer):
+        async def SegmentStream(self, request_iterator, context):
+            keys = []
+            streams.append(keys)
+            async for request in request_iterator:
+                keys.append(request.key)
+                if len(streams) == 1 and len(keys) > drop_after:
+                    await context.abort(grpc.StatusCode.CANCELLED)
+                yield segment_pb2.SegmentStreamResponse(key=request.key)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(server):
+        server.add(segment_pb2_grpc.add_SegmentServiceServicer_to_server, Dropping())
+        yield
+
+    async with (
+        serving(EchoSettings(), [SEGMENT], lifespan) as server,
+        open_aio_channel(f"127.0.0.1:{server.port}", ChannelConfig()) as channel,
+    ):
+        stub = segment_pb2_grpc.SegmentServiceStub(channel)
+
+        call = stub.SegmentStream(timeout=60)
+        for key in "abc":
+            await call.write(segment_pb2.SegmentStreamRequest(key=key))
+        await call.done_writing()
+        assert [answer.key async for answer in call] == ["a", "b", "c"]
+        assert len(streams) == 2
+
+        streams.clear()
+        drop_after = 1
+        call = stub.SegmentStream(timeout=60)
+        await call.write(segment_pb2.SegmentStreamRequest(key="a"))
+        assert (await call.read()).key == "a"
+        await call.write(segment_pb2.SegmentStreamRequest(key="b"))
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await call.read()
+        assert caught.value.code() is grpc.StatusCode.CANCELLED
+        assert len(streams) == 1
