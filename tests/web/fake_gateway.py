@@ -26,6 +26,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import Receive, Send
 from starlette.types import Scope as Scope_
 
+from gateway.render import thumbnail
 from regionsearch.masks import encode_rle
 from tests.web.scenes import Scene, Thing, library, scene
 
@@ -47,6 +48,7 @@ class FakeGateway:
         failure: When set, (status, problem document) of the next searches.
         page_size: Hits a page.
         key: When set, the API key that every call of the API needs.
+        cut: Whether the connection of an upload breaks in the middle.
     """
 
     def __init__(self) -> None:
@@ -55,6 +57,7 @@ class FakeGateway:
         self.failure: tuple[int, dict[str, Any]] | None = None
         self.page_size = 24
         self.key: str | None = None
+        self.cut = False
         self.requests: list[tuple[str, Any]] = []
         for one in library():
             self.put(one)
@@ -121,6 +124,8 @@ class FakeGateway:
             for stage in STAGES:
                 yield _event("progress", {"index": 0, "name": name, "stage": stage})
                 await asyncio.sleep(0.08)
+                if self.cut:
+                    raise ConnectionError("cut off, as asked")
             yield _event("result", {"index": 0, "name": name, **self._take(name, data)})
             yield _event("done", {"results": []})
 
@@ -145,7 +150,9 @@ class FakeGateway:
 
     async def content(self, request: Request) -> Response:
         data = self.scenes[request.path_params["id"]].data
-        return Response(data, media_type="image/png" if data.startswith(b"\x89PNG") else "image/jpeg")
+        if request.path_params.get("kind") == "thumbnail" and _content_type(data) == "image/webp":
+            return Response(thumbnail(data, int(request.query_params["width"])), media_type="image/webp")
+        return Response(data, media_type=_content_type(data))
 
     async def regions(self, request: Request) -> Response:
         identity = request.path_params["id"]
@@ -238,7 +245,12 @@ def _alike(phrase: str, name: str) -> float:
 
 def _image(identity: str, one: Scene) -> dict[str, Any]:
     facts = {"image_id": identity, "name": one.name, "width": one.width, "height": one.height, "tags": []}
-    return facts | {"region_count": len(one.things)}
+    return facts | {"region_count": len(one.things), "content_type": _content_type(one.data)}
+
+
+def _content_type(data: bytes) -> str:
+    kinds = {b"\x89PNG": "image/png", b"RIFF": "image/webp"}
+    return kinds.get(data[:4], "image/jpeg")
 
 
 def _region(thing: Thing, region_id: str | None) -> dict[str, Any]:

@@ -2,47 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Error, Page, Route, expect
+from playwright.sync_api import Page, expect
 
 from tests.web.fake_gateway import FakeGateway
 from tests.web.scenes import scene
-from tests.web.steps import picture_file, search
+from tests.web.steps import all_freed, hold, picture_file, search, watch_addresses
 
 pytestmark = pytest.mark.browser
-
-
-def hold(page: Page, pattern: str, method: str) -> Callable[..., None]:
-    """Lets no such request through until what is returned is called, which may answer for the server."""
-    held: list[Route] = []
-
-    def caught(route: Route) -> None:
-        held.append(route) if route.request.method == method else route.fallback()
-
-    page.route(pattern, caught)
-
-    def release(**answer: object) -> None:
-        page.unroute(pattern)
-        assert held
-        for route in held:
-            given = answer or {"response": route.fetch()}
-            with contextlib.suppress(Error):  # the page has given it up
-                route.fulfill(**given)  # type: ignore[arg-type]
-        page.evaluate("fetch('/readyz').then((answer) => answer.text())")  # what was released came before it
-        page.wait_for_timeout(50)
-
-    return release
 
 
 def point(page: Page, url: str, gateway: FakeGateway) -> Callable[..., None]:
     """Opens the first hit and points at it; the mask is still to come."""
     page.goto(f"{url}/?q=red+circle")
-    page.locator("#grid .tile").first.click()
+    page.locator("#grid button.tile").first.click()
     expect(page.locator("#regions .region")).to_have_count(2)
     release = hold(page, "**/v1/segment", "POST")
     page.locator("#stage").press("+")
@@ -88,7 +65,7 @@ def test_a_late_mask_does_not_replace_what_was_selected_since(
 
 def test_a_late_deletion_leaves_the_next_picture_open(page: Page, url: str, gateway: FakeGateway) -> None:
     page.goto(url)
-    page.locator("#grid .tile").first.click()
+    page.locator("#grid button.tile").first.click()
     name = page.locator("#viewer-name")
     first = name.inner_text()
     release = hold(page, "**/images/*", "DELETE")
@@ -99,21 +76,22 @@ def test_a_late_deletion_leaves_the_next_picture_open(page: Page, url: str, gate
     release()
     expect(page.locator("#toast")).to_have_text("The picture is deleted.")
     expect(page.locator("#viewer")).to_be_visible()
-    expect(page.locator("#grid .tile")).to_have_count(3)
+    expect(page.locator("#grid button.tile")).to_have_count(3)
 
 
 def test_a_late_failure_leaves_the_results_that_came_since(page: Page, url: str) -> None:
     release = hold(page, "**/v1/collections/default/images?*", "GET")
     page.clock.install(time=0)
     page.clock.pause_at(1)
-    page.goto(url)
+    with page.expect_request("**/v1/collections/default/images?*"):
+        page.goto(url)
     with page.expect_request("**/v1/collections/default/search"):
         search(page, "red circle")
-    expect(page.locator("#grid .tile svg")).not_to_have_count(0)
+    expect(page.locator("#grid button.tile svg")).not_to_have_count(0)
     page.clock.run_for(1000)  # the grey tiles of the first request would come now
-    expect(page.locator("#grid .tile svg")).not_to_have_count(0)
+    expect(page.locator("#grid button.tile svg")).not_to_have_count(0)
     release(status=500, body="{}")
-    expect(page.locator("#grid .tile svg")).not_to_have_count(0)
+    expect(page.locator("#grid button.tile svg")).not_to_have_count(0)
     expect(page.locator("#notice")).to_be_hidden()
 
 
@@ -177,18 +155,13 @@ def test_a_key_that_no_header_can_carry_is_not_taken(page: Page, url: str, gatew
     expect(page.locator("#key")).to_be_visible()
     field.fill("open sesame")
     page.keyboard.press("Enter")
-    expect(page.locator("#grid .tile")).to_have_count(4)
+    expect(page.locator("#grid button.tile")).to_have_count(4)
 
 
 def test_the_queue_and_broken_pictures_leave_no_addresses_behind(
     page: Page, url: str, gateway: FakeGateway
 ) -> None:
-    page.add_init_script(
-        """const live = (window.live = new Set());
-        const { createObjectURL, revokeObjectURL } = URL;
-        URL.createObjectURL = (blob) => { const url = createObjectURL(blob); live.add(url); return url; };
-        URL.revokeObjectURL = (url) => { live.delete(url); revokeObjectURL(url); };"""
-    )
+    watch_addresses(page)
     gateway.key = "open sesame"
     gateway.scenes.clear()
     drawn = scene("broken.png", 60, 40, [])
@@ -196,7 +169,7 @@ def test_the_queue_and_broken_pictures_leave_no_addresses_behind(
     page.goto(url)
     page.get_by_role("textbox", name="API key").fill("open sesame")
     page.keyboard.press("Enter")
-    expect(page.locator("#grid .tile img.settled")).to_have_count(1)
+    expect(page.locator("#grid button.tile img.settled")).to_have_count(1)
     all_freed(page)
     page.route("**/v1/collections/default/images", lambda route: None)  # never answered
     files = [{"name": f"{n}.png", "mimeType": "image/png", "buffer": b"%d" % n} for n in range(120)]
@@ -207,19 +180,10 @@ def test_the_queue_and_broken_pictures_leave_no_addresses_behind(
     all_freed(page)
 
 
-def all_freed(page: Page) -> None:
-    """Waits until no object URL is left; the page's policy forbids Playwright's own way to wait."""
-    for _ in range(100):
-        if not page.evaluate("live.size"):
-            return
-        page.wait_for_timeout(50)
-    raise AssertionError(f"{page.evaluate('live.size')} are left")
-
-
 def test_what_is_not_known_yet_is_not_deleted(page: Page, url: str, gateway: FakeGateway) -> None:
     page.goto(f"{url}/?q=red+circle")
     release = hold(page, "**/regions?include=mask", "GET")
-    page.locator("#grid .tile").first.click()
+    page.locator("#grid button.tile").first.click()
     delete = page.get_by_role("button", name="Delete picture")
     expect(delete).to_be_disabled()
     release()

@@ -1,10 +1,12 @@
 /** The gateway's HTTP API. Every failure is a `Problem`. */
 
 import { $ } from "./dom.js";
+import * as tab from "./tab.js";
 
 const KEY = "regionsearch.key";
 const RETRIED = new Set([429, 503]);
 const LONGEST_WAIT_S = 20;
+const UPLOAD_RETRIES = 20;
 
 /** A problem document (RFC 9457), or the network's failure as one with the status 0. */
 export class Problem extends Error {
@@ -18,21 +20,20 @@ export class Problem extends Error {
   }
 }
 
-const headers = (more = {}) => {
-  const key = sessionStorage.getItem(KEY);
-  return key ? { ...more, Authorization: `Bearer ${key}` } : more;
-};
-
 let asking = null;
 
-function askForKey() {
+/** Asks for a key and resolves with whether one was given. `refused` is the one that the server did not take. */
+function askForKey(refused) {
   asking ??= new Promise((resolve) => {
     const dialog = $("key");
+    dialog.returnValue = "";
     dialog.showModal();
+    $("key-refused").textContent = refused ? "The server does not take this key." : "";
     dialog.addEventListener("close", () => {
-      sessionStorage.setItem(KEY, $("key-value").value.trim());
+      const given = dialog.returnValue === "yes";
+      if (given) tab.remember(KEY, $("key-value").value.trim());
       asking = null;
-      resolve();
+      resolve(given);
     }, { once: true });
   });
   return asking;
@@ -44,34 +45,48 @@ const pause = (seconds, signal) =>
     signal?.addEventListener("abort", () => (clearTimeout(timer), reject(signal.reason)), { once: true });
   });
 
-async function send(path, options = {}) {
+async function send(path, { key = null, headers, ...options } = {}) {
   try {
-    return await fetch(path, { ...options, headers: headers(options.headers) });
+    return await fetch(path, { ...options, headers: key ? { ...headers, Authorization: `Bearer ${key}` } : headers });
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new Problem(0, { title: "The server cannot be reached", detail: "Check that it runs and that you are online." });
   }
 }
 
-/** Sends a request; asks for a key when one is needed and waits when the server says how long. */
-async function request(path, { retries = 2, ...options } = {}) {
-  const response = await send(path, options);
+/** Waits for a part of an answer. */
+async function part(promise) {
+  try {
+    return await promise;
+  } catch (error) {
+    throw error.name === "AbortError" ? error : broken();
+  }
+}
+
+const broken = () => new Problem(0, { title: "The answer could not be read", detail: "The connection broke. Try again." });
+
+/**
+ * Sends a request; asks for a key when one is needed and waits when the server says how long.
+ * @param {boolean} options.asks False for the many pictures of a page: they only wait while another request asks.
+ */
+async function request(path, { retries = 2, asks = true, ...options } = {}) {
+  const key = tab.recall(KEY);
+  const response = await send(path, { ...options, key });
   if (response.ok) return response;
-  if (response.status === 401) {
-    await askForKey();
-    return request(path, { retries, ...options });
+  if (response.status === 401 && (key !== tab.recall(KEY) || (await (asks ? askForKey(key) : asking)))) {
+    return request(path, { retries, asks, ...options });
   }
   const waitS = Number(response.headers.get("Retry-After") ?? NaN);
   if (RETRIED.has(response.status) && retries > 0 && waitS <= LONGEST_WAIT_S) {
     await pause(waitS, options.signal);
-    return request(path, { retries: retries - 1, ...options });
+    return request(path, { retries: retries - 1, asks, ...options });
   }
   throw new Problem(response.status, await response.json().catch(() => ({})));
 }
 
-const get = async (path, options) => (await request(path, options)).json();
+const get = async (path, options) => part((await request(path, options)).json());
 const post = async (path, body, signal) =>
-  (await request(path, { method: "POST", body: JSON.stringify(body), headers: { "Content-Type": "application/json" }, signal })).json();
+  part((await request(path, { method: "POST", body: JSON.stringify(body), headers: { "Content-Type": "application/json" }, signal })).json());
 
 const collectionUrl = (collection) => `/v1/collections/${encodeURIComponent(collection)}`;
 const imageUrl = (collection, id) => `${collectionUrl(collection)}/images/${encodeURIComponent(id)}`;
@@ -91,43 +106,49 @@ export const search = (collection, body, signal) => post(`${collectionUrl(collec
 export const searchWithin = (body, signal) => post("/v1/search-within", body, signal);
 export const segment = (body, signal) => post("/v1/segment", body, signal);
 
-export const thumbnailUrl = (collection, id) => `${imageUrl(collection, id)}/thumbnail?width=640`;
+export const thumbnailUrl = (collection, id, width = 640) => `${imageUrl(collection, id)}/thumbnail?width=${width}`;
 /** A stored region alone, on a transparent ground. Its id begins with its image's. */
 export const cropUrl = (collection, region) => `${imageUrl(collection, region.replace(/-r\d+$/, ""))}/regions/${encodeURIComponent(region)}/crop.png`;
 export const contentUrl = (collection, id) => `${imageUrl(collection, id)}/content`;
 
 /** Shows a picture of the API; with a key it has to be fetched, because <img> sends none. */
 export async function show(image, url, signal) {
-  if (!sessionStorage.getItem(KEY)) {
+  if (!tab.recall(KEY)) {
     image.src = url;
     return;
   }
-  const blob = await (await request(url, { signal })).blob();
+  const blob = await part((await request(url, { signal, asks: false })).blob());
   const address = URL.createObjectURL(blob);
   const free = () => URL.revokeObjectURL(address);
   image.addEventListener("load", free, { once: true });
   image.addEventListener("error", free, { once: true });
+  image.loading = "eager"; // it is here already, and kept until it is shown
   image.src = address;
 }
 
 /**
  * Adds one picture.
- * @param {(stage: string) => void} onStage Called with received, segmenting, embedding, storing.
+ * @param {(stage: string) => void} onStage Called with sending, received, segmenting, embedding, storing; and waiting.
  * @returns {Promise<object>} The file's result: outcome created, duplicate or failed.
  */
-export async function ingest(collection, file, onStage, signal) {
+export async function ingest(collection, file, onStage, signal, retries = UPLOAD_RETRIES) {
+  onStage("sending");
   const form = new FormData();
   form.append("files", file, file.name);
   const response = await request(`${collectionUrl(collection)}/images`, {
-    method: "POST", body: form, headers: { Accept: "text/event-stream" }, signal, retries: 20,
+    method: "POST", body: form, headers: { Accept: "text/event-stream" }, signal, retries,
   });
   let result = null;
   for await (const { event, data } of events(response.body)) {
     if (event === "progress") onStage(data.stage);
     if (event === "result") result = data;
   }
-  if (!result) throw new Problem(0, { title: "The upload was cut off", detail: "The server closed the connection; try again." });
-  return result;
+  if (!result) throw broken();
+  const waitS = result.error?.retry_after_s; // busy, said in the middle of the answer
+  if (!(waitS <= LONGEST_WAIT_S && retries > 0)) return result;
+  onStage("waiting");
+  await pause(waitS, signal);
+  return ingest(collection, file, onStage, signal, retries - 1);
 }
 
 /** The server-sent events of a stream, as {event, data}. */
@@ -135,7 +156,7 @@ export async function* events(stream) {
   let buffer = "";
   const reader = stream.pipeThrough(new TextDecoderStream()).getReader();
   for (;;) {
-    const { value, done } = await reader.read();
+    const { value, done } = await part(reader.read());
     if (done) return;
     buffer += value.replaceAll("\r\n", "\n");
     for (let end = buffer.indexOf("\n\n"); end >= 0; end = buffer.indexOf("\n\n")) {

@@ -1,8 +1,9 @@
 /** Pictures that were dropped or pasted to search with. They stay in this tab. */
 
+import * as tab from "./tab.js";
+
 const LONGEST_SIDE = 1024; // the models look at less; saves the upload
 const PREFIX = "regionsearch.picture.";
-const kept = new Map();
 
 /** Keeps a picture and answers with its name for the address. Throws when the browser cannot read it. */
 export async function keep(file) {
@@ -17,18 +18,12 @@ export async function keep(file) {
   context.drawImage(bitmap, 0, 0, canvas.width, canvas.height);
   bitmap.close();
   const name = Math.random().toString(36).slice(2, 10);
-  const url = canvas.toDataURL("image/jpeg", 0.92);
-  kept.set(name, url);
-  try {
-    sessionStorage.setItem(PREFIX + name, url); // so that it survives a reload
-  } catch {
-    // full or forbidden: the picture lasts as long as the page
-  }
+  tab.remember(PREFIX + name, canvas.toDataURL("image/jpeg", 0.92));
   return name;
 }
 
 /** The data URL of a kept picture, or null when this tab does not have it any more. */
-export const recall = (name) => kept.get(name) ?? sessionStorage.getItem(PREFIX + name);
+export const recall = (name) => tab.recall(PREFIX + name);
 
 /** The base64 part of a data URL. */
 export const base64 = (url) => url.slice(url.indexOf(",") + 1);

@@ -60,12 +60,17 @@ export class Results {
       $("more").hidden = !this.token;
       this.describe();
       this.loaded();
-      this.rove(this.tiles[from]?.element, !first);
+      this.rove(this.tiles[from]?.element, !first && document.activeElement === document.body); // where the button was
     } catch (error) {
       if (stop.signal.aborted) return;
       clearTimeout(waiting);
-      if (first) $("grid").replaceChildren();
-      this.fail(error);
+      if (first) {
+        $("grid").replaceChildren();
+        this.fail(error);
+      } else {
+        toast(error.message);
+        $("more").hidden = false;
+      }
     } finally {
       if (this.stop === stop) $("main").removeAttribute("aria-busy");
     }
@@ -97,7 +102,7 @@ export class Results {
     const several = phrases(this.state.text).length > 1;
     const name = image.name || "Untitled";
     const words = [isFind ? `${item.label ?? "Found"} in ${name}` : name, item.score !== null && `score ${item.score.toFixed(2)}`].filter(Boolean).join(", ");
-    const button = h("button.tile", { type: "button", "aria-label": words, tabIndex: -1, click: () => this.open(item.image_id) }, picture, isFind && lines);
+    const button = h("button.tile", { type: "button", "aria-label": words, tabIndex: -1, click: () => this.open((this.opened = item).image_id) }, picture, isFind && lines);
     const caption = h("div.caption", {},
       h("span.name", { title: name }, several && item.label ? h("b", { className: `hue-${(spot.text_index ?? 0) % 6}` }, item.label) : name),
       item.score !== null ? h("span.score", { title: "Cosine of query and thing" }, item.score.toFixed(2)) : h("span.score", {}, count(image.region_count ?? 0, "thing")),
@@ -131,7 +136,7 @@ export class Results {
     notice.className = "notice error";
     notice.hidden = false;
     notice.replaceChildren(h("div", {}, h("h2", {}, error.title ?? "Something went wrong"), h("p", {}, error.message), error.requestId && h("p.muted", {}, `Request ${error.requestId}`)),
-      h("button.secondary", { type: "button", click: () => ((notice.hidden = true), this.tiles.length ? this.load() : this.reload()) }, icon("retry"), "Try again"));
+      h("button.secondary", { type: "button", click: () => this.reload() }, icon("retry"), "Try again"));
   }
 
   /** Hides what scores less, while the slider moves. */
@@ -141,12 +146,13 @@ export class Results {
       element.hidden = min !== null && item.score !== null && item.score < min;
       left += element.hidden ? 0 : 1;
     }
-    $("subtitle").textContent = `${count(left, this.state.group ? "picture" : "find")} score ${min?.toFixed(2) ?? "any"} or more`;
+    $("subtitle").textContent = count(left, this.state.group ? "picture" : "find") + (min === null ? "" : ` · score ${min.toFixed(2)} or more`);
   }
 
-  /** The hit that shows this picture. */
+  /** The hit that shows this picture; of several the one that was chosen, or else the best. */
   hit(imageId) {
-    return this.tiles.find(({ item }) => item.image_id === imageId)?.item ?? null;
+    const hits = this.tiles.map(({ item }) => item).filter((item) => item.image_id === imageId);
+    return hits.includes(this.opened) ? this.opened : hits[0] ?? null;
   }
 
   /** The picture before or after one in the grid. */
@@ -155,13 +161,20 @@ export class Results {
     return ids[ids.indexOf(imageId) + step] ?? null;
   }
 
-  /** Takes a deleted picture out. */
+  /** Takes a deleted picture out; what stood after it takes its place. */
   forget(imageId) {
+    const at = Math.max(0, this.tiles.findIndex(({ item }) => item.image_id === imageId));
     for (const { item, element } of this.tiles) if (item.image_id === imageId) element.remove();
     this.tiles = this.tiles.filter(({ item }) => item.image_id !== imageId);
     if (this.total) this.total -= 1;
     this.describe();
-    this.rove(this.tiles[0]?.element, true);
+    this.rove((this.tiles[at] ?? this.tiles.at(-1))?.element);
+  }
+
+  /** Takes the focus when what had it is gone. */
+  focus() {
+    const here = document.activeElement;
+    if (here === document.body || here.closest("dialog")) $("grid").querySelector('.tile[tabindex="0"]')?.focus();
   }
 
   async export() {
@@ -201,7 +214,7 @@ function below(visible, here, direction) {
 }
 
 function title(state) {
-  if (state.text) return `“${state.text}”${state.picture ? " and a picture" : ""}`;
+  if (state.text) return `“${state.text}”${state.picture ? " and a picture" : state.region || state.image ? " and an example" : ""}`;
   if (state.picture) return state.points.length || state.box ? "Like the thing in your picture" : "Like your picture";
   if (state.region || state.image) return "More like this";
   return "Your pictures";

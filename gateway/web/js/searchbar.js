@@ -12,10 +12,8 @@ export class SearchBar {
     this.filtersOpen = false;
     $("search").addEventListener("submit", (event) => {
       event.preventDefault();
-      const text = $("q").value.trim();
-      const { picture, points, box } = this.state;
-      if (picture) ask({ text, picture, points, box });
-      else if (text || !isSearch(this.state)) ask({ text });
+      const { picture, region, image, points, box } = this.state; // words are added to an example
+      ask({ text: $("q").value.trim(), picture, region, image, points, box });
     });
     $("filters").addEventListener("change", () => this.filter());
     $("filters").addEventListener("submit", (event) => (event.preventDefault(), this.filter()));
@@ -30,7 +28,11 @@ export class SearchBar {
       document.dispatchEvent(new CustomEvent("threshold", { detail: min || null }));
     });
     $("filter-toggle").addEventListener("click", () => this.toggle(!this.filtersOpen));
-    $("filters").addEventListener("keydown", (event) => event.key === "Escape" && !typing(event) && this.toggle(false));
+    $("filters").addEventListener("keydown", (event) => {
+      if (event.key !== "Escape" || typing(event)) return;
+      this.toggle(false);
+      $("filter-toggle").focus();
+    });
   }
 
   toggle(open) {
@@ -53,8 +55,8 @@ export class SearchBar {
 
   /** Shows a state in the fields. */
   show(state) {
+    if (state.text !== this.state?.text) $("q").value = state.text; // else what is being typed stays
     this.state = state;
-    if ($("q").value.trim() !== state.text) $("q").value = state.text;
     $("collection").value = state.collection;
     const form = $("filters").elements;
     form.level.value = state.level;

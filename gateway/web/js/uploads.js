@@ -4,7 +4,7 @@ import * as api from "./api.js";
 import { $, announce, count, h, icon } from "./dom.js";
 
 const AT_ONCE = 3;
-const STAGES = { waiting: [0, "Waiting"], received: [0.1, "Received"], segmenting: [0.3, "Finding things"], embedding: [0.6, "Describing them"], storing: [0.9, "Saving"], done: [0.97, "Saving"] };
+const STAGES = { waiting: [0, "Waiting"], sending: [0.05, "Sending"], received: [0.1, "Received"], segmenting: [0.3, "Finding things"], embedding: [0.6, "Describing them"], storing: [0.9, "Saving"], done: [0.97, "Saving"] };
 
 export class Uploads {
   /** @param {{changed: () => void}} actions Called when pictures were added. */
@@ -13,6 +13,7 @@ export class Uploads {
     this.items = [];
     this.running = 0;
     $("uploads-cancel").addEventListener("click", () => this.items.forEach((item) => this.cancel(item)));
+    window.addEventListener("beforeunload", (event) => this.running && event.preventDefault()); // the browser asks
     $("uploads-close").addEventListener("click", () => {
       for (const { row } of this.items) free(row);
       this.items = [];
@@ -42,7 +43,6 @@ export class Uploads {
   async run(item) {
     item.started = true;
     this.running += 1;
-    this.stage(item, "received");
     try {
       const result = await api.ingest(item.collection, item.file, (stage) => this.stage(item, stage), item.stop.signal);
       if (result.outcome === "failed") this.end(item, "failed", result.error?.detail ?? "It could not be added.");
