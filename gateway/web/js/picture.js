@@ -4,6 +4,23 @@ import * as api from "./api.js";
 import { outline, Mask } from "./mask.js";
 import { base64, recall } from "./pictures.js";
 
+const LARGEST_THUMBNAIL = 2048;
+const PLAIN = new Set(["image/jpeg", "image/png", "image/bmp"]);
+
+/** Shows a picture of the API; resolves when it is there, or cannot be shown. */
+async function load(element, url, signal) {
+  const settled = new Promise((resolve) => (element.onload = element.onerror = resolve));
+  await api.show(element, url, signal);
+  await settled;
+}
+
+/**
+ * Whether the browser shows a file as its masks were made: upright and still. None shows a TIFF, turns a WebP as
+ * its EXIF says, or holds an animation; the server's own small picture is all of that.
+ */
+const showsAsMeant = (element, { content_type, width, height }) =>
+  PLAIN.has(content_type) && element.naturalWidth === width && element.naturalHeight === height;
+
 /** A picture of a collection, with its things. */
 export class StoredPicture {
   constructor(collection, id) {
@@ -15,23 +32,13 @@ export class StoredPicture {
     return { collection: this.collection, image_id: this.id };
   }
 
-  /** Shows the file; its thumbnail when the browser cannot (TIFF). */
-  async show(element, signal) {
-    const loaded = () => new Promise((resolve, reject) => ((element.onload = resolve), (element.onerror = reject)));
-    const first = loaded();
-    await api.show(element, api.contentUrl(this.collection, this.id), signal);
-    try {
-      await first;
-    } catch {
-      const second = loaded();
-      await api.show(element, api.thumbnailUrl(this.collection, this.id), signal);
-      await second.catch(() => {});
-    }
-  }
-
-  /** Its facts and its things, numbered from 1. */
-  async facts(element, signal) {
-    const { image, regions } = await api.regions(this.collection, this.id, signal);
+  /** Shows it in an element; resolves with its facts and its things, numbered from 1. */
+  async open(element, signal) {
+    const [{ image, regions }] = await Promise.all([
+      api.regions(this.collection, this.id, signal),
+      load(element, api.contentUrl(this.collection, this.id), signal),
+    ]);
+    if (!showsAsMeant(element, image)) await load(element, api.thumbnailUrl(this.collection, this.id, LARGEST_THUMBNAIL), signal);
     const things = regions.map((region, i) => ({ ...region, number: i + 1, path: outline(region), shape: region.mask && new Mask(region.mask) }));
     return { image, things };
   }
@@ -52,12 +59,9 @@ export class OwnPicture {
     return { image: base64(recall(this.id) ?? "") };
   }
 
-  async show(element) {
+  async open(element) {
     element.src = recall(this.id) ?? "";
     await element.decode();
-  }
-
-  async facts(element) {
     return { image: { name: "Your picture", width: element.naturalWidth, height: element.naturalHeight }, things: [] };
   }
 

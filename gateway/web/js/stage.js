@@ -4,6 +4,7 @@ import { $, svg } from "./dom.js";
 import { draw } from "./overlay.js";
 
 const DRAG_PX = 5; // less is a click
+const NOTHING = Object.freeze({ points: [], box: null });
 
 export class Stage {
   /**
@@ -24,13 +25,14 @@ export class Stage {
     element.addEventListener("pointercancel", () => ((this.drag = null), this.render()));
     element.addEventListener("keydown", (event) => this.key(event));
     element.addEventListener("blur", () => ((this.cross = null), this.render()));
+    new ResizeObserver(() => this.render()).observe(element); // what has one size on the screen
     $("undo").addEventListener("click", () => this.undo());
     $("clear").addEventListener("click", () => this.clear());
   }
 
   /** Begins with another picture, with nothing pointed at. */
   reset(size) {
-    Object.assign(this, { size, points: [], box: null, corner: null, cross: null, drag: null, hover: null, shapes: [] });
+    Object.assign(this, { size, ...NOTHING, past: [], corner: null, cross: null, drag: null, hover: null, shapes: [] });
     this.render();
   }
 
@@ -40,9 +42,9 @@ export class Stage {
     this.render();
   }
 
-  /** Points and box from elsewhere, such as the address. */
+  /** Points and box from elsewhere, such as the address; the points were the last to come. */
   set(points, box) {
-    Object.assign(this, { points, box });
+    Object.assign(this, { points, box, past: points.map((_, n) => ({ points: points.slice(0, n), box })) });
     this.render();
   }
 
@@ -76,6 +78,7 @@ export class Stage {
   }
 
   down(event) {
+    if (!event.isPrimary) return ((this.drag = null), this.render()); // two fingers mean something else
     if (event.button !== 0) return;
     const here = this.at(event);
     if (!here.inside) return;
@@ -93,25 +96,28 @@ export class Stage {
   }
 
   add({ x, y }, label) {
-    this.points = [...this.points, { x, y, label }];
-    this.changed();
+    this.change({ points: [...this.points, { x, y, label }] });
   }
 
   setBox(a, b) {
     const box = { x_min: Math.min(a.x, b.x), y_min: Math.min(a.y, b.y), x_max: Math.max(a.x, b.x), y_max: Math.max(a.y, b.y) };
     if (box.x_max - box.x_min < 1 || box.y_max - box.y_min < 1) return;
-    this.box = box;
+    this.change({ box });
+  }
+
+  change(part) {
+    this.past.push({ points: this.points, box: this.box });
+    Object.assign(this, part);
     this.changed();
   }
 
   undo() {
-    if (this.points.length) this.points = this.points.slice(0, -1);
-    else this.box = null;
+    Object.assign(this, this.past.pop() ?? NOTHING);
     this.changed();
   }
 
   clear() {
-    Object.assign(this, { points: [], box: null, corner: null });
+    Object.assign(this, { ...NOTHING, past: [], corner: null });
     this.changed();
   }
 

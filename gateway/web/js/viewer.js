@@ -13,7 +13,7 @@ import { isSearch, MINE, phrases } from "./url.js";
 const WANT_FACTS = ["viewer-coco", "viewer-delete"]; // buttons that wait until it is known what the picture shows
 
 export class Viewer {
-  /** @param {object} actions ask, unlike, open, close, neighbour, deleted; see main.js. */
+  /** @param {object} actions ask, unlike, open, close, closed, neighbour, deleted; see main.js. */
   constructor(actions) {
     this.actions = actions;
     this.dialog = $("viewer");
@@ -41,12 +41,16 @@ export class Viewer {
   show(state, hit) {
     const { view, collection } = state;
     this.state = state;
+    $("confirm").close(); // it asks about what was open
     const picture = view === MINE ? state.picture && new OwnPicture(state.picture) : view && new StoredPicture(collection, view);
     if (!picture) {
       this.picture = null;
       this.stop?.abort();
       this.segmenting?.abort();
-      if (this.dialog.open) this.dialog.close();
+      if (this.dialog.open) {
+        this.dialog.close();
+        this.actions.closed();
+      }
     } else if (picture.id !== this.picture?.id || collection !== this.picture.collection && picture.stored) {
       this.picture = picture;
       this.load(hit);
@@ -68,13 +72,13 @@ export class Viewer {
     this.message("Loading…");
     for (const id of WANT_FACTS) $(id).disabled = true;
     this.refresh();
-    if (!this.dialog.open) this.dialog.showModal();
-    this.stage.element.focus();
+    if (!this.dialog.open) {
+      this.dialog.showModal();
+      this.stage.element.focus();
+    }
     this.around(hit);
     try {
-      const shown = picture.show($("stage-image"), stop.signal);
-      if (!picture.stored) await shown; // its size is known only then
-      const [found] = await Promise.all([picture.facts($("stage-image"), stop.signal), shown]);
+      const found = await picture.open($("stage-image"), stop.signal);
       if (stop.signal.aborted) return;
       Object.assign(this, found);
       this.stage.reset(this.image);
@@ -91,7 +95,11 @@ export class Viewer {
   /** Takes note of what the grid shows around the picture; it may come later than the picture itself. */
   around(hit) {
     if (!this.picture) return;
-    for (const [id, step] of [["viewer-prev", -1], ["viewer-next", 1]]) $(id).disabled = !this.actions.neighbour(this.picture.id, step);
+    for (const [id, step] of [["viewer-prev", -1], ["viewer-next", 1]]) {
+      const last = !this.actions.neighbour(this.picture.id, step);
+      if (last && document.activeElement === $(id)) this.stage.element.focus(); // a disabled button would lose it
+      $(id).disabled = last;
+    }
     if (!hit || this.hit) return;
     this.hit = hit;
     if (this.image && !this.selected && !this.hits) this.selectHit();
@@ -101,7 +109,7 @@ export class Viewer {
   selectHit() {
     const find = this.hit.best_region ?? this.hit;
     const thing = this.things.find((one) => one.region_id === find.region_id);
-    if (thing) this.select(thing, this.hit);
+    if (thing) this.select(thing, find);
   }
 
   /** Says what is shown, to everybody. */
@@ -145,7 +153,8 @@ export class Viewer {
     Object.assign(this, { selected: null, hits: null });
     this.stage.set([], null);
     this.stage.show([]);
-    this.refresh();
+    if (this.listed === this.things) this.tell(); // and whoever is in the list stays there
+    else this.refresh();
   }
 
   /** Points or a box: what is known there at once, then the model's own mask. */
@@ -160,9 +169,10 @@ export class Viewer {
     if (guess) this.stage.show(this.shapes());
     this.tell();
     try {
-      const found = await api.segment({ ...this.picture.reference, points, ...(box ? { box } : {}) }, stop.signal);
-      const best = found.results[0]?.candidates[0];
-      if (!best?.mask) throw new api.Problem(0, { detail: "Nothing stands out there. Try another point." });
+      const multimask = points.length === 1 && !box; // ambiguous: the best of three, as in a search for it
+      const found = await api.segment({ ...this.picture.reference, points, ...(box ? { box } : {}), multimask }, stop.signal);
+      const best = found.results[0]?.candidates.find((one) => one.area > 0);
+      if (!best) throw new api.Problem(0, { detail: "Nothing stands out there. Try another point." });
       this.selected = { ...best, kind: "prompt", points, drawn: box, path: outline(best) };
       this.stage.show(this.shapes());
       announce(`Outlined, ${this.share(best.area)} of the picture`);
@@ -204,7 +214,8 @@ export class Viewer {
 
   /** The list of things (in their own order, or by score after a search inside) and what is selected. */
   refresh() {
-    this.list.show(this.hits ?? this.things, { scored: Boolean(this.hits), image: this.image, share: (area) => this.share(area) });
+    this.listed = this.hits ?? this.things;
+    this.list.show(this.listed, { scored: Boolean(this.hits), image: this.image, share: (area) => this.share(area) });
     this.tell();
   }
 
@@ -235,20 +246,20 @@ export class Viewer {
 
   async delete() {
     if (!this.image || !this.picture.stored) return;
+    const { id, collection } = this.picture;
     const dialog = $("confirm");
     $("confirm-text").textContent = `“${this.image.name || "Untitled"}” and its ${count(this.things.length, "thing")} will be gone for good.`;
     dialog.returnValue = "no";
     dialog.showModal();
     await new Promise((resolve) => dialog.addEventListener("close", resolve, { once: true }));
     if (dialog.returnValue !== "yes") return;
-    const { id, collection } = this.picture;
     try {
       await api.deleteImage(collection, id);
-      if (this.picture?.id === id) this.actions.close();
-      this.actions.deleted(id);
     } catch (error) {
-      toast(error.message);
+      if (error.status !== 404) return toast(error.message); // not there: somebody else has deleted it
     }
+    if (this.picture?.id === id) this.actions.close();
+    this.actions.deleted(id);
   }
 
   step(by) {
