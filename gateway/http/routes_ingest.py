@@ -20,7 +20,7 @@ from gateway.http.answers import IngestResult, IngestResults
 from gateway.http.problems import problem
 from gateway.http.reading import read_form
 from gateway.records import checked_key, clean_name
-from regionsearch.errors import Kind, RegionSearchError, invalid
+from regionsearch.errors import Kind, RegionSearchError, invalid, too_large
 from regionsearch.v1 import region_search_pb2, types_pb2
 
 _KEEP_ALIVE_S = 15.0
@@ -186,6 +186,13 @@ class _Run:
             work.cancel()
             await held.aclose()
 
+    def _check_size(self, file: UploadFile) -> None:
+        """Refuses a file that is too large before it is read from disk into memory."""
+        most = self._gateway.settings.limits.max_image_bytes
+        if file.size is not None and file.size > most:
+            message = f"the file has {file.size} bytes, over the limit of {most} (max_image_bytes)"
+            raise too_large("image.encoded", f"{message}; send a smaller file")
+
     async def _ingest(self, index: int, report: Callable[[str, dict[str, Any]], None]) -> IngestResult:
         file = self._files[index]
         name = clean_name(file.filename or "")
@@ -195,6 +202,7 @@ class _Run:
             report("progress", {"index": index, "name": name, "stage": word})
 
         try:
+            self._check_size(file)
             async with self._turn:
                 request = region_search_pb2.IngestImageRequest(
                     image=types_pb2.Image(encoded=await file.read()), name=name
