@@ -7,11 +7,13 @@ picture.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TypeAlias
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from regionsearch.masks import BoolMask
 from services.segmenter.backends.base import Size
 from services.segmenter.cleaning import Box
 from services.segmenter.grid import Crop
@@ -20,6 +22,9 @@ from services.segmenter.upscale import Patch, Upscaler, Window
 
 # Pixels that are evaluated at once. Full-resolution values live no longer than one such strip.
 STRIP_PIXELS = 1 << 21
+
+Look: TypeAlias = tuple[int, int, NDArray[np.bool_], NDArray[np.bool_]]
+"""Pixels above the raised and above the lowered threshold, columns and rows with a pixel of the mask."""
 
 
 def measure(
@@ -35,10 +40,12 @@ def measure(
         patch = upscaler.cut(mask, window) if window.area else None
         for strip in window.strips(STRIP_PIXELS):
             assert patch is not None
-            values = upscaler.evaluate(patch, strip).cpu().numpy()
-            inner += int(np.count_nonzero(values > threshold + offset))
-            outer += int(np.count_nonzero(values > threshold - offset))
-            boxes += _bounds(values > threshold, strip)
+            values = upscaler.evaluate(patch, strip)
+            look = look_on_host if values.device.type == "cpu" else look_on_device
+            raised, lowered, columns, rows = look(values, threshold, offset)
+            inner += raised
+            outer += lowered
+            boxes += _bounds(columns, rows, strip)
         # Single precision, as the reference divides.
         with np.errstate(invalid="ignore"):
             stability = np.float32(inner) / np.float32(outer)
@@ -47,13 +54,29 @@ def measure(
         yield stability, box
 
 
-def _bounds(mask: BoolMask, window: Window) -> list[Box]:
-    columns = np.flatnonzero(mask.any(axis=0))
-    if columns.size == 0:
+def look_on_host(values: Tensor, threshold: float, offset: float) -> Look:
+    """What is counted in full-resolution values (h, w); ten times as fast as torch on a CPU."""
+    host = values.numpy()
+    mask = host > threshold
+    raised, lowered = np.count_nonzero(host > threshold + offset), np.count_nonzero(host > threshold - offset)
+    return int(raised), int(lowered), mask.any(axis=0), mask.any(axis=1)
+
+
+def look_on_device(values: Tensor, threshold: float, offset: float) -> Look:
+    """The same, of which only counts and edges leave the device, in one copy."""
+    mask = values > threshold
+    counts = [(values > limit).count_nonzero() for limit in (threshold + offset, threshold - offset)]
+    found = torch.cat([torch.stack(counts), mask.any(dim=0), mask.any(dim=1)]).cpu().numpy()
+    columns, rows = np.split(found[2:] > 0, [values.shape[1]])
+    return int(found[0]), int(found[1]), columns, rows
+
+
+def _bounds(columns: NDArray[np.bool_], rows: NDArray[np.bool_], window: Window) -> list[Box]:
+    (inside,), (below,) = columns.nonzero(), rows.nonzero()
+    if inside.size == 0:
         return []
-    rows = np.flatnonzero(mask.any(axis=1))
     left, top = window.left, window.top
-    return [(left + int(columns[0]), top + int(rows[0]), left + int(columns[-1]), top + int(rows[-1]))]
+    return [(left + int(inside[0]), top + int(below[0]), left + int(inside[-1]), top + int(below[-1]))]
 
 
 def box_window(box: Box) -> Window:
