@@ -14,7 +14,8 @@ from services.runtime.batcher import Batcher, BatchSettings
 from services.runtime.server import serving
 from tests.runtime.conftest import EMBED, EchoServicer, EchoSettings
 
-CAPACITY, TIMES, BYTES, WAVES = 32, 20, 200_000, 6
+# Few enough to be looked at within 30 s: gRPC cancels calls that a server has not taken up by then.
+CAPACITY, TIMES, BYTES, WAVES = 16, 20, 400_000, 6
 FLOODED = threading.Event()  # most of a wave has come: however slowly, the device does not keep up with it
 
 
