@@ -59,7 +59,7 @@ def look_on_host(values: Tensor, threshold: float, offset: float) -> Look:
     host = values.numpy()
     mask = host > threshold
     raised, lowered = np.count_nonzero(host > threshold + offset), np.count_nonzero(host > threshold - offset)
-    return int(raised), int(lowered), mask.any(axis=0), mask.any(axis=1)
+    return int(raised), int(lowered), np.any(mask, axis=0), np.any(mask, axis=1)
 
 
 def look_on_device(values: Tensor, threshold: float, offset: float) -> Look:
