@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from tests.web.fake_gateway import FakeGateway, Server
 
@@ -20,6 +20,10 @@ QUIET = [
 ]
 
 
+PATIENCE_MS = 60_000  # of what must come at last, on a busy machine
+expect.set_options(timeout=PATIENCE_MS)
+
+
 # Of a module, not of the session: while Playwright is open, its event loop is the thread's running one, and
 # no asynchronous test of another folder could run beside it.
 @pytest.fixture(scope="module")
@@ -28,7 +32,7 @@ def browser() -> Iterator[Browser]:
     if not Path(CHROMIUM).exists():
         pytest.skip(f"{CHROMIUM} is not here (Debian's package chromium)")
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET, timeout=2 * PATIENCE_MS)
         yield browser
         browser.close()
 
@@ -45,10 +49,10 @@ def url(gateway: FakeGateway) -> Iterator[str]:
 
 
 @pytest.fixture
-def page(browser: Browser) -> Iterator[Page]:
-    """An empty page that fails the test on any script error or violated policy."""
+def page(browser: Browser, url: str) -> Iterator[Page]:
+    """An empty page that fails the test on any script error or violated policy; closed before its server."""
     context = browser.new_context(viewport={"width": 1280, "height": 820}, accept_downloads=True)
-    context.set_default_timeout(8000)
+    context.set_default_timeout(PATIENCE_MS)
     page = context.new_page()
     errors: list[str] = []
     page.on("pageerror", lambda error: errors.append(str(error)))

@@ -43,7 +43,7 @@ def add(page: Page, files: list[Path]) -> None:
 def search(page: Page, url: str, text: str) -> None:
     """Shows the hits of a phrase."""
     page.goto(f"{url}/?q={text}")
-    expect(page.locator("#grid .tile svg path.line").first).to_be_attached(timeout=30_000)
+    expect(page.locator("#grid button.tile svg path.line").first).to_be_attached(timeout=30_000)
 
 
 def open_inside(page: Page, url: str, picture: str, text: str) -> None:
@@ -77,7 +77,7 @@ def main(url: str, pictures: Path, out: Path) -> None:
         add(page, files[:-LATER])
         expect(page.locator("#uploads-title")).to_contain_text("added", timeout=600_000)
         page.goto(url)
-        expect(page.locator("#grid .tile").first).to_be_visible()
+        expect(page.locator("#grid button.tile").first).to_be_visible()
         add(page, files[-LATER:])
         expect(page.locator("#uploads-list li[data-outcome]")).not_to_have_count(0, timeout=60_000)
         shoot(page, out / "page-uploads.webp")
@@ -85,7 +85,7 @@ def main(url: str, pictures: Path, out: Path) -> None:
 
         search(page, url, QUERY)
         shoot(page, out / "page-search.webp")
-        page.locator("#grid .tile").first.click()
+        page.locator("#grid button.tile").first.click()
         expect(page.locator("#regions .region").first).to_be_visible()
         box = page.locator("#stage-overlay path.line").first.bounding_box()
         assert box is not None

@@ -9,6 +9,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect
 
+from tests.web.conftest import PATIENCE_MS
 from tests.web.fake_gateway import UPLOADED, FakeGateway
 from tests.web.scenes import scene
 
@@ -27,7 +28,7 @@ def findings(page: Page) -> list[str]:
 
 
 @pytest.fixture(params=[("dark", 1280), ("light", 390)], ids=["dark", "phone"])
-def looked_at(request: pytest.FixtureRequest, browser: Browser) -> Iterator[Page]:
+def looked_at(request: pytest.FixtureRequest, browser: Browser, url: str) -> Iterator[Page]:
     """A page in both colour schemes and in both layouts."""
     scheme, width = request.param
     context = browser.new_context(
@@ -36,6 +37,7 @@ def looked_at(request: pytest.FixtureRequest, browser: Browser) -> Iterator[Page
         bypass_csp=True,  # axe is injected; that the page keeps its policy is tested elsewhere
         viewport={"width": width, "height": 820},
     )
+    context.set_default_timeout(PATIENCE_MS)
     yield context.new_page()
     context.close()
 
@@ -43,14 +45,14 @@ def looked_at(request: pytest.FixtureRequest, browser: Browser) -> Iterator[Page
 def test_the_grid_and_the_viewer(looked_at: Page, url: str) -> None:
     page = looked_at
     page.goto(url)
-    expect(page.locator("#grid .tile")).to_have_count(4)
+    expect(page.locator("#grid button.tile")).to_have_count(4)
     assert findings(page) == []
     page.goto(f"{url}/?q=red+circle,+blue+square&group=0&unlike=x-r000")
-    expect(page.locator("#grid .tile svg path.line").first).to_be_attached()
+    expect(page.locator("#grid button.tile svg path.line").first).to_be_attached()
     page.locator("#filter-toggle").click()
     expect(page.locator("#unlike")).to_be_visible()
     assert findings(page) == []
-    page.locator("#grid .tile").first.click()
+    page.locator("#grid button.tile").first.click()
     expect(page.locator("#more-like-this")).to_be_enabled()
     assert findings(page) == []
     page.locator("#within-text").fill("red circle, blue square")
@@ -68,7 +70,7 @@ def test_a_picture_to_search_with(looked_at: Page, url: str, tmp_path: Path) -> 
     page.goto(url)
     page.locator("#picture").set_input_files(own)
     expect(page.locator("#point")).to_be_visible()
-    expect(page.locator("#grid .tile").first).to_be_visible()
+    expect(page.locator("#grid button.tile").first).to_be_visible()
     assert findings(page) == []
     page.locator("#point").click()
     page.locator("#stage").click()

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
+from tests.web.conftest import PATIENCE_MS
 from tests.web.fake_gateway import FakeGateway
 from tests.web.pixels import MARK, expected_box, marked_box, screenshot
 from tests.web.steps import picture_file, search, tile
@@ -19,7 +20,7 @@ LINE_PX = 4  # half of the line, its smoothing, and a pixel of rounding
 
 def test_the_whole_way_by_mouse(page: Page, url: str, gateway: FakeGateway, tmp_path: Path) -> None:
     page.goto(url)
-    expect(page.locator("#grid .tile")).to_have_count(4)
+    expect(page.locator("#grid button.tile")).to_have_count(4)
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"just some words")
     page.locator("#files").set_input_files([picture_file(tmp_path), broken])
@@ -28,11 +29,11 @@ def test_the_whole_way_by_mouse(page: Page, url: str, gateway: FakeGateway, tmp_
     expect(rows.nth(1).locator(".status")).to_have_text("files[0] is no picture.")
     expect(page.locator("#uploads-title")).to_have_text("1 picture added, 1 failed")
     page.get_by_role("button", name="Close the list of uploads").click()
-    expect(page.locator("#grid .tile")).to_have_count(5)
+    expect(page.locator("#grid button.tile")).to_have_count(5)
 
     search(page, "red circle")
     expect(page.locator("#title")).to_have_text("“red circle”")
-    first = page.locator("#grid .tile").first
+    first = page.locator("#grid button.tile").first
     expect(first).to_have_accessible_name("red circle in table.png, score 0.34")
     first.click()
     stage = page.locator("#stage")
@@ -50,7 +51,7 @@ def test_the_whole_way_by_mouse(page: Page, url: str, gateway: FakeGateway, tmp_
     assert abs(asked["points"][0]["x"] - square.centre[0]) < 2
     page.get_by_role("button", name="More like this", exact=True).click()
     expect(page.locator("#viewer")).to_be_hidden()
-    expect(page.locator("#grid .tile").first).to_have_accessible_name("Found in table.png, score 0.34")
+    expect(page.locator("#grid button.tile").first).to_have_accessible_name("Found in table.png, score 0.34")
     assert gateway.requests[-1][1]["query"]["points"]
 
     page.get_by_role("link", name="Region Search, all pictures").click()
@@ -58,14 +59,14 @@ def test_the_whole_way_by_mouse(page: Page, url: str, gateway: FakeGateway, tmp_
     page.get_by_role("button", name="Delete picture").click()
     page.get_by_role("button", name="Delete", exact=True).click()
     expect(page.locator("#viewer")).to_be_hidden()
-    expect(page.locator("#grid .tile")).to_have_count(4)
+    expect(page.locator("#grid button.tile")).to_have_count(4)
     assert len(gateway.scenes) == 4
 
 
 def test_the_whole_way_by_keyboard(page: Page, url: str, gateway: FakeGateway, tmp_path: Path) -> None:
     page.on("filechooser", lambda chooser: None)  # from here on the browser hands the dialog to the test
     page.goto(url)
-    expect(page.locator("#grid .tile")).to_have_count(4)
+    expect(page.locator("#grid button.tile")).to_have_count(4)
     add = page.get_by_role("button", name="Add pictures")
     add.focus()
     with page.expect_file_chooser() as chooser:
@@ -76,10 +77,10 @@ def test_the_whole_way_by_keyboard(page: Page, url: str, gateway: FakeGateway, t
     page.keyboard.type("green square")
     page.keyboard.press("Enter")
     expect(page.locator("#title")).to_have_text("“green square”")
-    expect(page.locator("#grid .tile svg path.line").first).to_be_attached()
-    page.locator("#grid .tile").first.focus()
+    expect(page.locator("#grid button.tile svg path.line").first).to_be_attached()
+    page.locator("#grid button.tile").first.focus()
     page.keyboard.press("ArrowRight")
-    expect(page.locator("#grid .tile").nth(1)).to_be_focused()
+    expect(page.locator("#grid button.tile").nth(1)).to_be_focused()
     page.keyboard.press("ArrowLeft")
     page.keyboard.press("Enter")
     expect(page.locator("#stage")).to_be_focused()
@@ -102,8 +103,9 @@ def test_the_whole_way_by_keyboard(page: Page, url: str, gateway: FakeGateway, t
     with page.expect_response("**/search"):
         page.keyboard.press("m")
     expect(page.locator("#title")).to_have_text("More like this")
+    expect(page.locator("#grid button.tile").first).to_have_accessible_name(re.compile("Found in"))
     assert gateway.requests[-1][1]["query"]["box"]["x_max"] > gateway.requests[-1][1]["query"]["box"]["x_min"]
-    page.locator("#grid .tile").first.focus()
+    page.locator("#grid button.tile").first.focus()
     page.keyboard.press("Enter")
     expect(page.locator("#regions .region")).to_have_count(2)
     page.keyboard.press("Delete")
@@ -151,8 +153,9 @@ def test_the_outline_is_where_the_thing_is(
 def test_dark_mode_keeps_the_mark(browser: Browser, url: str) -> None:
     context = browser.new_context(color_scheme="dark", reduced_motion="reduce")
     page = context.new_page()
+    page.set_default_timeout(PATIENCE_MS)
     page.goto(f"{url}/?q=red+circle")
-    found = page.locator("#grid .tile").first
+    found = page.locator("#grid button.tile").first
     expect(found.locator("img.settled + svg path.line")).to_be_attached()
     background = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert max(int(v) for v in re.findall(r"\d+", background)) < 40

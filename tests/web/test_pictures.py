@@ -23,9 +23,9 @@ def test_a_dropped_picture_is_searched_with(
     page.goto(url)
     page.locator("#picture").set_input_files(picture_file(tmp_path))
     expect(page.locator("#example")).to_contain_text("Point at a thing")
-    expect(page.locator("#grid .tile").first).to_have_accessible_name("Found in table.png, score 0.34")
+    expect(page.locator("#grid button.tile").first).to_have_accessible_name("Found in table.png, score 0.34")
     page.reload()  # the tab keeps it
-    expect(page.locator("#grid .tile").first).to_have_accessible_name("Found in table.png, score 0.34")
+    expect(page.locator("#grid button.tile").first).to_have_accessible_name("Found in table.png, score 0.34")
     page.get_by_role("button", name="Remove the example (Your picture)").click()
     expect(page.locator("#title")).to_have_text("Your pictures")
 
@@ -37,29 +37,29 @@ def test_a_folder_is_dropped_to_be_added(page: Page, url: str, tmp_path: Path) -
     (deep / "second.png").write_bytes(scene("second.png", 300, 200, [("red", "circle", (9, 9, 90, 90))]).data)
     (deep / "notes.txt").write_text("no picture")
     page.goto(url)
-    expect(page.locator("#grid .tile")).to_have_count(4)
+    expect(page.locator("#grid button.tile")).to_have_count(4)
     drag(page, [tmp_path / "holiday"], 1000, 400)
     expect(page.locator("#drop")).to_be_hidden()
     expect(page.locator("#uploads-title")).to_have_text("2 pictures added")
     assert sorted(page.locator("#uploads-list .name").all_inner_texts()) == ["first.png", "second.png"]
-    expect(page.locator("#grid .tile")).to_have_count(6)
+    expect(page.locator("#grid button.tile")).to_have_count(6)
 
 
 def test_a_file_is_dropped_to_search_with_it(page: Page, url: str, tmp_path: Path) -> None:
     page.goto(url)
-    expect(page.locator("#grid .tile")).to_have_count(4)
+    expect(page.locator("#grid button.tile")).to_have_count(4)
     drag(page, [picture_file(tmp_path)], 300, 400)
     expect(page.locator("#title")).to_have_text("Like your picture")
-    expect(page.locator("#grid .tile").first).to_have_accessible_name("Found in table.png, score 0.34")
+    expect(page.locator("#grid button.tile").first).to_have_accessible_name("Found in table.png, score 0.34")
 
 
 def test_a_drag_that_is_called_off_leaves_no_veil(page: Page, url: str, tmp_path: Path) -> None:
     page.goto(url)
-    expect(page.locator("#grid .tile")).to_have_count(4)
+    expect(page.locator("#grid button.tile")).to_have_count(4)
     drag(page, [picture_file(tmp_path)], 300, 400, end="dragCancel")
     page.mouse.move(310, 410)
     expect(page.locator("#drop")).to_be_hidden()
-    page.locator("#grid .tile").first.click()
+    page.locator("#grid button.tile").first.click()
     expect(page.locator("#viewer")).to_be_visible()
     expect(page.locator("#uploads")).to_be_hidden()
 
@@ -67,7 +67,7 @@ def test_a_drag_that_is_called_off_leaves_no_veil(page: Page, url: str, tmp_path
 def test_a_picture_is_pasted(page: Page, url: str) -> None:
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     page.goto(url)
-    expect(page.locator("#grid .tile")).to_have_count(4)
+    expect(page.locator("#grid button.tile")).to_have_count(4)
     page.evaluate(
         """async () => {
           const canvas = Object.assign(document.createElement("canvas"), { width: 60, height: 40 });
@@ -79,13 +79,13 @@ def test_a_picture_is_pasted(page: Page, url: str) -> None:
     page.locator("#q").focus()
     page.keyboard.press("ControlOrMeta+v")
     expect(page.locator("#title")).to_have_text("Like your picture")
-    expect(page.locator("#grid .tile").first).to_have_accessible_name("Found in table.png, score 0.34")
+    expect(page.locator("#grid button.tile").first).to_have_accessible_name("Found in table.png, score 0.34")
 
 
 def test_words_that_come_with_their_picture_are_pasted_as_words(page: Page, url: str) -> None:
     """As cells of a spreadsheet do; elsewhere than in a field it is the picture that is meant."""
     page.goto(url)
-    expect(page.locator("#grid .tile")).to_have_count(4)
+    expect(page.locator("#grid button.tile")).to_have_count(4)
     paste = """(id) => {
       const clipboardData = new DataTransfer();
       clipboardData.items.add("red circle", "text/plain");
@@ -110,7 +110,7 @@ def test_pointing_at_a_thing_in_the_picture_to_search_with(
     expect(page.locator("#stage-overlay path.line")).to_have_count(1)
     page.get_by_role("button", name="Search for this").click()
     expect(page.locator("#title")).to_have_text("Like the thing in your picture")
-    expect(page.locator("#grid .tile").first).to_have_accessible_name("Found in wide.png, score 0.34")
+    expect(page.locator("#grid button.tile").first).to_have_accessible_name("Found in wide.png, score 0.34")
     query = gateway.requests[-1][1]["query"]
     assert query["image"]
     assert abs(query["points"][0]["x"] - 390) < 2 and abs(query["points"][0]["y"] - 190) < 2
@@ -123,7 +123,7 @@ def test_an_upload_can_be_cancelled_and_repeated(
     page: Page, url: str, gateway: FakeGateway, tmp_path: Path
 ) -> None:
     page.goto(url)
-    expect(page.locator("#grid .tile")).to_have_count(4)
+    expect(page.locator("#grid button.tile")).to_have_count(4)
     page.route("**/v1/collections/default/images", lambda route: None)  # never answered
     page.locator("#files").set_input_files(picture_file(tmp_path))
     page.get_by_role("button", name="Cancel new.png").click()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +20,6 @@ from tests.web.pixels import expected_box, marked_box
 
 pytestmark = pytest.mark.browser
 COLLECTION = "page"
-PATIENCE_MS = 60_000  # of real models on a busy machine
 
 
 def turned(scene: Scene, path: Path) -> Path:
@@ -41,17 +39,7 @@ def largest(scene: Scene) -> tuple[Thing, tuple[int, int]]:
     return thing, (int(columns[nearest]), int(rows[nearest]))
 
 
-@pytest.fixture
-def patient(page: Page) -> Iterator[Page]:
-    """A page that waits for real models."""
-    page.set_default_timeout(PATIENCE_MS)
-    expect.set_options(timeout=PATIENCE_MS)
-    yield page
-    expect.set_options(timeout=None)
-
-
-def test_from_upload_to_deletion(patient: Page, stack: Stack, tmp_path: Path) -> None:
-    page = patient
+def test_from_upload_to_deletion(page: Page, stack: Stack, tmp_path: Path) -> None:
     scene = held_out_scenes(1)[0]
     thing, (x, y) = largest(scene)
     height, width = thing.mask.shape
@@ -66,7 +54,7 @@ def test_from_upload_to_deletion(patient: Page, stack: Stack, tmp_path: Path) ->
 
     page.locator("#q").fill(thing.name)
     page.keyboard.press("Enter")
-    found = page.locator("#grid .tile")
+    found = page.locator("#grid button.tile")
     expect(found.locator("img.settled + svg path.line")).to_be_attached()
     with Client(stack.http) as client:
         hit = client.search(thing.name, COLLECTION, group_by_image=True, masks=True)[0]
