@@ -15,7 +15,7 @@ from services.runtime.server import serving
 from tests.runtime.conftest import EMBED, EchoServicer, EchoSettings
 
 # Few enough to be looked at within 30 s: gRPC cancels calls that a server has not taken up by then.
-CAPACITY, TIMES, BYTES, WAVES = 16, 20, 400_000, 6
+CAPACITY, TIMES, BYTES, WAVES = 16, 20, 200_000, 6
 FLOODED = threading.Event()  # most of a wave has come: however slowly, the device does not keep up with it
 
 
