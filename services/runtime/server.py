@@ -61,6 +61,8 @@ class Server:
         health: Whether it serves; for HTTP readiness too.
         keys: The API keys; gRPC calls are checked already.
         port: The port that was taken; known before the lifespan begins.
+        closing: Set when no new calls are taken any more and those in flight have their grace. A lifespan
+            that serves on a port of its own closes it then.
     """
 
     def __init__(self, settings: ServiceSettings, services: Sequence[ServiceDescriptor]) -> None:
@@ -71,6 +73,7 @@ class Server:
         self._names = [service.full_name for service in services]
         self._methods = _Methods(services, self.health)
         self._loop = asyncio.get_running_loop()
+        self.closing = asyncio.Event()
         self._stopping = asyncio.Event()
         self._up = asyncio.Event()
         self._failure: str | None = None
@@ -148,9 +151,8 @@ class Server:
             self.health.close()
             if self._failure is None:
                 await asyncio.sleep(self.settings.drain_delay_s)
-                await server.stop(self.settings.grace_s)
-            else:
-                await server.stop(FAILURE_GRACE_S)
+            self.closing.set()
+            await server.stop(self.settings.grace_s if self._failure is None else FAILURE_GRACE_S)
 
     async def up(self) -> None:
         """Waits until the process serves."""

@@ -11,6 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from regionsearch.v1 import region_search_pb2, types_pb2
 from tests.gateway.conftest import RED, EmbedderProcess, GatewayProcess, Running, World, add, scene, wait_for
 from tests.gateway.fakes import Script
 
@@ -58,6 +59,20 @@ def test_a_gateway_that_stops_ends_what_it_has_begun(world: World, script: Scrip
         assert not sent.done()
         world.call(script.hold.pop("Segment").set)
         assert sent.result(60)[0]["outcome"] == "created"
+
+
+def test_http_and_grpc_drain_at_the_same_time(world: World, script: Script) -> None:
+    """A call over gRPC that takes long does not eat the time that requests over HTTP have to end."""
+    gateway = world.gateway(grace_s=120)
+    script.hold["Segment"] = world.call(asyncio.Event)
+    request = region_search_pb2.SearchWithinRequest(image=types_pb2.Image(encoded=scene(RED)), texts=["red"])
+    slow = gateway.grpc.SearchWithin.future(request, timeout=300)
+    wait_for(lambda: script.calls["Segment"] == 1)
+    world.call(gateway.server.stop)
+    wait_for(lambda: refuses(gateway.url))
+    assert not slow.done()
+    world.call(script.hold.pop("Segment").set)
+    assert len(slow.result(60).regions) == 1
 
 
 def refuses(url: str) -> bool:
