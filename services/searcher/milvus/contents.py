@@ -121,8 +121,10 @@ class Contents:
         left = everything if after is None else self._count_since(_EARLIEST, behind)
         since = _EARLIEST if left <= limit + 1 else self._newest_time_with(limit + 1, behind)
         rows = every_row(self._client, self._images, _since(since, behind), _IMAGE_FIELDS)
-        found = sorted(_images(rows, room), key=lambda i: (i.created_ms, i.image_id), reverse=True)
+        found = sorted(map(tables.image_of, rows), key=lambda i: (i.created_ms, i.image_id), reverse=True)
         page = tuple(found[:limit])
+        for image in page:
+            room.take_image(image)
         following = (page[-1].created_ms, page[-1].image_id) if len(found) > limit else None
         return ImagePage(page, following, everything)
 
