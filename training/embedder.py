@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +106,6 @@ def train_embedder(
     artist = SceneArtist()
     vocabulary = Vocabulary(artist.vocabulary)
     trainee = EmbedderTrainee(MODEL_CONFIG, vocabulary).to(device)
-    held_out = [fit(artist.draw(HELD_OUT + i)) for i in range(60)]
     fine_side = MODEL_CONFIG["vision_cfg"]["image_size"]
 
     def compute_loss(step: int) -> tuple[Tensor, dict[str, float]]:
@@ -114,9 +114,13 @@ def train_embedder(
         scenes = [store[int(i)] for i in rng.integers(len(store), size=_SCENES)]
         return _step_loss(trainee, vocabulary, scenes, rng, side, device)
 
+    @functools.cache  # drawn once, and only by runs long enough to be looked at
+    def held_out() -> list[StoredScene]:
+        return [fit(artist.draw(HELD_OUT + i)) for i in range(60)]
+
     def evaluate(module: nn.Module) -> dict[str, float]:
         assert isinstance(module, EmbedderTrainee)
-        return naming_quality(module, vocabulary, held_out, fine_side, device)
+        return naming_quality(module, vocabulary, held_out(), fine_side, device)
 
     averaged = train(
         trainee,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -109,7 +110,6 @@ def train_segmenter(
     artist = SceneArtist()
     classes = Vocabulary(artist.vocabulary).index
     trainee = SegmenterTrainee(ARCHITECTURE, len(classes)).to(device)
-    held_out = [fit(artist.draw(HELD_OUT + i)) for i in range(48)]
 
     def compute_loss(step: int) -> tuple[Tensor, dict[str, float]]:
         rng = np.random.default_rng((seed, step))
@@ -121,9 +121,13 @@ def train_segmenter(
             row[[thing.label for thing in scene.things]] = [classes[thing.name] for thing in scene.things]
         return _step_loss(trainee, batch, names, rng)
 
+    @functools.cache  # drawn once, and only by runs long enough to be looked at
+    def held_out() -> list[StoredScene]:
+        return [fit(artist.draw(HELD_OUT + i)) for i in range(48)]
+
     def evaluate(module: nn.Module) -> dict[str, float]:
         assert isinstance(module, SegmenterTrainee)
-        return one_click_quality(module, held_out, device)
+        return one_click_quality(module, held_out(), device)
 
     averaged = train(
         trainee,
