@@ -18,6 +18,7 @@ from regionsearch.errors import Kind, RegionSearchError, to_status, too_large
 from regionsearch.rpc import deadline
 from regionsearch.v1 import region_search_pb2 as pb
 from regionsearch.v1 import region_search_pb2_grpc, types_pb2
+from services.runtime.interceptor import is_over
 
 _log = structlog.get_logger(__name__)
 
@@ -156,7 +157,9 @@ class _IngestStream:
             done.response.CopyFrom(answer)
         except RegionSearchError as error:
             done.error.CopyFrom(status_of(error))
-        except Exception as error:
+        except (Exception, asyncio.CancelledError) as error:
+            if is_over(error):
+                raise
             _log.exception("ingest failed unexpectedly", exc_info=error)
             done.error.CopyFrom(status_of(RegionSearchError(Kind.INTERNAL, "an unexpected error")))
         self._answers.put_nowait(done)

@@ -41,7 +41,7 @@ async def read_body(request: Request, model: type[BodyT], limits: LimitSettings)
     request = Request(request.scope, limited(request.scope, request.receive, limit, f"{advice}; send less"))
     media_type = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
     if media_type == "multipart/form-data":
-        values = await _read_form(request, limits)
+        values = await _read_form(request, model, limits)
     elif media_type == "application/json" or media_type.endswith("+json"):
         values = await _read_json(request)
     else:
@@ -64,7 +64,7 @@ async def _read_json(request: Request) -> dict[str, Any]:
     return values
 
 
-async def _read_form(request: Request, limits: LimitSettings) -> dict[str, Any]:
+async def _read_form(request: Request, model: type[Body], limits: LimitSettings) -> dict[str, Any]:
     values: dict[str, Any] = {}
     async with read_form(request, limits) as form:
         for name, value in form.multi_items():
@@ -77,6 +77,9 @@ async def _read_form(request: Request, limits: LimitSettings) -> dict[str, Any]:
                     content = json.loads(content)
                 except (ValueError, RecursionError) as error:
                     raise invalid(name, f"{name} is no JSON ({error})") from None
+            if name in values:
+                advice = f"send {name}s for several" if f"{name}s" in model.model_fields else "send it once"
+                raise invalid(name, f"{name} comes more than once; {advice}")
             values[name] = content
     return values
 

@@ -123,7 +123,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
                     code = grpc.StatusCode(context.code())
                     raise
                 except (Exception, asyncio.CancelledError) as error:
-                    if _is_over(error):  # the client went away, or its deadline passed
+                    if is_over(error):  # the client went away, or its deadline passed
                         left = context.time_remaining()
                         late = left is not None and left <= 0
                         code = grpc.StatusCode.DEADLINE_EXCEEDED if late else grpc.StatusCode.CANCELLED
@@ -143,8 +143,8 @@ class _ClientLeftError(asyncio.CancelledError):
     """Nobody takes an answer any more; gRPC will cancel the handler, but has not yet."""
 
 
-def _is_over(error: BaseException) -> bool:
-    """Whether a handler ended because its call did.
+def is_over(error: BaseException) -> bool:
+    """Whether a handler, or its part for one item of a stream, ended because its call did.
 
     A handler may also wait for something that somebody else has cancelled. gRPC takes that for the end of the
     call too and sends nothing: the client would wait until its deadline.

@@ -21,10 +21,11 @@ IN_WORK = 2
 
 
 class InstantIngester:
-    """Takes every picture in at once."""
+    """Takes every picture in at once, but those of a name that fails."""
 
-    def __init__(self) -> None:
+    def __init__(self, **failures: BaseException) -> None:
         self.done = 0
+        self.failures = failures
 
     @contextlib.contextmanager
     def admit(self, images: int) -> Iterator[None]:
@@ -32,11 +33,14 @@ class InstantIngester:
 
     async def ingest(self, request: Any, **options: Any) -> region_search_pb2.IngestImageResponse:
         self.done += 1
+        if request.name in self.failures:
+            raise self.failures[request.name]
         return region_search_pb2.IngestImageResponse(image_id=request.name)
 
 
-async def test_a_stream_whose_answers_are_not_read_takes_no_more_pictures() -> None:
-    ingester = InstantIngester()
+def ingest_stream(
+    ingester: InstantIngester, *names: str
+) -> AsyncIterator[region_search_pb2.IngestImagesResponse]:
     settings = SimpleNamespace(limits=SimpleNamespace(max_images_in_work=IN_WORK))
     access = SimpleNamespace(check=lambda *_: None)
     servicer = RegionSearchServicer(SimpleNamespace(ingester=ingester, settings=settings, access=access))  # type: ignore[arg-type]
@@ -45,16 +49,31 @@ async def test_a_stream_whose_answers_are_not_read_takes_no_more_pictures() -> N
     )
 
     async def requests() -> AsyncIterator[region_search_pb2.IngestImagesRequest]:
-        for number in range(100):
-            yield region_search_pb2.IngestImagesRequest(key=str(number))
+        for name in names:
+            request = region_search_pb2.IngestImageRequest(name=name)
+            yield region_search_pb2.IngestImagesRequest(key=name, request=request)
 
-    answers = servicer.IngestImages(requests(), context)
+    return servicer.IngestImages(requests(), context)
+
+
+async def test_a_stream_whose_answers_are_not_read_takes_no_more_pictures() -> None:
+    ingester = InstantIngester()
+    answers = ingest_stream(ingester, *map(str, range(100)))
     first = await anext(answers)
     for _ in range(1000):  # all that can happen, happens
         await asyncio.sleep(0)
     assert ingester.done <= 2 * IN_WORK
     keys = {first.key} | {answer.key async for answer in answers}
     assert keys == {str(number) for number in range(100)}
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError("secret"), asyncio.CancelledError("secret")])
+async def test_an_unexpected_error_of_a_picture_is_its_answer(error: BaseException) -> None:
+    answers = [answer async for answer in ingest_stream(InstantIngester(b=error), "a", "b", "c")]
+    errors = {answer.key: answer.error.code for answer in answers if answer.HasField("error")}
+    assert errors == {"b": grpc.StatusCode.INTERNAL.value[0]}
+    assert {answer.key for answer in answers} == {"a", "b", "c"}
+    assert "secret" not in str(answers)
 
 
 def test_an_answer_over_the_cap_names_the_field_and_the_remedy(world: World, filled: dict[str, str]) -> None:
