@@ -37,6 +37,14 @@ def pocket(
             show_default=f"{segmenter.STEPS} for the segmenter, {embedder.STEPS} for the embedder",
         ),
     ] = None,
+    batch: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Scenes of a step; fewer where memory is short, at the price of quality.",
+            show_default=f"{segmenter.BATCH} for the segmenter, {embedder.BATCH} for the embedder",
+        ),
+    ] = None,
     work: Annotated[
         Path, typer.Option(help="Folder of drawn scenes and checkpoints; a run in it is resumed.")
     ] = Path("training/out"),
@@ -59,10 +67,24 @@ def pocket(
     store = SceneStore(work / "scenes", scenes)
     store.prepare()
     if model is not Model.EMBEDDER:
-        sam = segmenter.train_segmenter(work, store, steps or segmenter.STEPS, torch.device(device), seed)
+        sam = segmenter.train_segmenter(
+            work,
+            store,
+            steps or segmenter.STEPS,
+            torch.device(device),
+            batch_size=batch or segmenter.BATCH,
+            seed=seed,
+        )
         export_segmenter(sam, segmenter.ARCHITECTURE, segmenter.EVERYTHING, output)
     if model is not Model.SEGMENTER:
-        clip = embedder.train_embedder(work, store, steps or embedder.STEPS, torch.device(device), seed)
+        clip = embedder.train_embedder(
+            work,
+            store,
+            steps or embedder.STEPS,
+            torch.device(device),
+            batch_size=batch or embedder.BATCH,
+            seed=seed,
+        )
         export_embedder(clip, embedder.MODEL_CONFIG, output)
     if model is Model.BOTH and held_out:
         _measure(work / f"held-out-{held_out}", output, held_out)

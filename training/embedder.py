@@ -33,10 +33,10 @@ MODEL_CONFIG: dict[str, Any] = {
     "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 96, "heads": 4, "layers": 3},
 }
 STEPS = 5_000  # of a whole run
+BATCH = 26  # scenes of a step; each gives one crop per thing
 PEAK_RATE = 1.5e-3
 
-_SCENES = 26  # of a step; each gives one crop per thing
-_WHOLE_SCENES = 8  # of those also seen whole
+_WHOLE_SCENES = 8  # of a step's scenes that are also seen whole
 _COARSE_SIDE, _COARSE_SHARE = 64, 0.6  # the first part of a run sees smaller crops, for speed
 _POLICIES = tuple(policy for policy in CropPolicy if policy is not CropPolicy.ENSEMBLE)
 _POLICY_WEIGHTS = np.array([4.0 if policy is CropPolicy.BLUR else 1.0 for policy in _POLICIES])
@@ -99,7 +99,13 @@ def build_clip(config: dict[str, Any]) -> open_clip.CLIP:
 
 
 def train_embedder(
-    folder: Path, store: SceneStore, steps: int, device: torch.device, seed: int = 0
+    folder: Path,
+    store: SceneStore,
+    steps: int,
+    device: torch.device,
+    *,
+    batch_size: int = BATCH,
+    seed: int = 0,
 ) -> nn.Module:
     """Trains, resuming from ``folder``, and returns the averaged :class:`open_clip.CLIP`."""
     torch.manual_seed(seed)
@@ -111,7 +117,7 @@ def train_embedder(
     def compute_loss(step: int) -> tuple[Tensor, dict[str, float]]:
         rng = np.random.default_rng((seed, step))
         side = _COARSE_SIDE if step < _COARSE_SHARE * steps else fine_side
-        scenes = [store[int(i)] for i in rng.integers(len(store), size=_SCENES)]
+        scenes = [store[int(i)] for i in rng.integers(len(store), size=batch_size)]
         return _step_loss(trainee, vocabulary, scenes, rng, side, device)
 
     @functools.cache  # drawn once, and only by runs long enough to be looked at

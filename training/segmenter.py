@@ -34,9 +34,10 @@ ARCHITECTURE: dict[str, Any] = {
 }
 EVERYTHING: dict[str, Any] = {"points_per_side": 16, "pred_iou_thresh": 0.3, "stability_score_thresh": 0.35}
 STEPS = 15_000  # of a whole run
+BATCH = 8  # scenes of a step
 PEAK_RATE = 1e-3
 
-_SCENES, _PROMPTS = 8, 2  # of a step; prompts are per scene
+_PROMPTS = 2  # of a scene
 _BACKGROUND_CLICKS = 0.15  # of the single clicks
 _COARSE_SIDE, _COARSE_SHARE = SIDE, 0.3  # the first part of a run sees the scenes smaller, for speed
 
@@ -103,7 +104,13 @@ class SegmenterTrainee(nn.Module):
 
 
 def train_segmenter(
-    folder: Path, store: SceneStore, steps: int, device: torch.device, seed: int = 0
+    folder: Path,
+    store: SceneStore,
+    steps: int,
+    device: torch.device,
+    *,
+    batch_size: int = BATCH,
+    seed: int = 0,
 ) -> nn.Module:
     """Trains, resuming from ``folder``, and returns the averaged :class:`segment_anything.modeling.Sam`."""
     torch.manual_seed(seed)
@@ -113,10 +120,10 @@ def train_segmenter(
 
     def compute_loss(step: int) -> tuple[Tensor, dict[str, float]]:
         rng = np.random.default_rng((seed, step))
-        scenes = [store[int(i)] for i in rng.integers(len(store), size=_SCENES)]
+        scenes = [store[int(i)] for i in rng.integers(len(store), size=batch_size)]
         side = _COARSE_SIDE if step < _COARSE_SHARE * steps else ARCHITECTURE["img_size"]
         batch = _collate([_augment(rng, scene.image, scene.labels) for scene in scenes], side, device)
-        names = np.full((_SCENES, 256), -1)
+        names = np.full((batch_size, 256), -1)
         for row, scene in zip(names, scenes, strict=True):
             row[[thing.label for thing in scene.things]] = [classes[thing.name] for thing in scene.things]
         return _step_loss(trainee, batch, names, rng)
