@@ -25,7 +25,8 @@ from services.runtime.batcher import BatchSettings
 from services.segmenter.backends import load_backend
 from services.segmenter.backends.base import ModelIdentity, PromptBatch
 from services.segmenter.backends.sam import SamBackend
-from services.segmenter.engine import Picture, SegmentEngine
+from services.segmenter.calls import Picture
+from services.segmenter.engine import SegmentEngine
 from services.segmenter.everything import (
     Region,
     decode_points,

@@ -27,7 +27,8 @@ from services.embedder.crops import CropPolicy, pixel_box
 from services.embedder.engine import EmbedEngine
 from services.embedder.settings import EmbedderSettings
 from services.segmenter import service as segmenter
-from services.segmenter.engine import Picture, SegmentEngine
+from services.segmenter.calls import Picture
+from services.segmenter.engine import SegmentEngine
 from services.segmenter.everything import Region
 from services.segmenter.options import SelectionOptions
 from services.segmenter.prompts import Prompt
@@ -39,7 +40,7 @@ class EngineSegmenter:
     """The segmenter's engine."""
 
     def __init__(self, settings: SegmenterSettings) -> None:
-        self._backend, self._options = segmenter.load(settings)
+        self._backend, self._defaults = segmenter.load(settings)
         self._selection = SelectionOptions()
 
         async def start() -> SegmentEngine:
@@ -60,7 +61,7 @@ class EngineSegmenter:
 
     def everything(self, pixels: Pixels) -> Proposals:
         """See `evaluation.system.Segmenter`."""
-        answer = _runner().run(self._engine.everything(_picture(pixels), self._options))
+        answer = _runner().run(self._engine.everything(_picture(pixels), self._defaults.everything))
         ranked = sorted(answer.regions, key=lambda region: region.rank, reverse=True)
         kept = select_regions(answer.regions, self._selection)
         return Proposals(_regions(ranked), _regions(kept))
@@ -68,7 +69,8 @@ class EngineSegmenter:
     def click(self, pixels: Pixels, points: Sequence[tuple[int, int]]) -> Sequence[Rle]:
         """See `evaluation.system.Segmenter`."""
         prompts = [Prompt(np.array([point], dtype=float), np.ones(1, dtype=np.int32)) for point in points]
-        answer = _runner().run(self._engine.prompts(_picture(pixels), prompts, multimask=True))
+        asked = self._engine.prompts(_picture(pixels), prompts, multimask=True, zoom=self._defaults.zoom)
+        answer = _runner().run(asked)
         return [_rle(candidates[0].region) for candidates in answer.answers]
 
 

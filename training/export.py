@@ -19,7 +19,7 @@ _LARGEST_VARIANCE = 2.0**15  # half of what half precision can hold
 def export_segmenter(
     sam: nn.Module, architecture: dict[str, Any], everything: dict[str, Any], folder: Path
 ) -> None:
-    """Writes ``segmenter.safetensors`` and ``segmenter.json``.
+    """Writes ``segmenter.safetensors`` and ``segmenter.json``, whose prompts zoom by default.
 
     Args:
         sam: the trained :class:`segment_anything.modeling.Sam`.
@@ -27,7 +27,13 @@ def export_segmenter(
         everything: the options of everything mode that suit these weights.
         folder: where both files go.
     """
-    manifest = {"family": "sam", "variant": "pocket", "architecture": architecture, "everything": everything}
+    manifest = {
+        "family": "sam",
+        "variant": "pocket",
+        "architecture": architecture,
+        "everything": everything,
+        "zoom": True,
+    }
     _write(sam, manifest, folder / "segmenter.safetensors")
 
 

@@ -43,6 +43,9 @@ class SegmentBody(OnePicture):
     text: Text | None = Field(None, description="With among=stored: the region of the highest score.")
     everything: bool | EverythingBody = False
     multimask: bool = Field(False, description="The three masks of an ambiguous click.")
+    zoom: bool | None = Field(
+        None, description="Look again at what was found, enlarged; absent: as it suits the model."
+    )
     among: Literal["model", "stored"] = Field(
         "model", description="stored: pick among the regions of a stored image instead of asking the model."
     )
@@ -69,9 +72,8 @@ class SegmentBody(OnePicture):
             options = EverythingBody() if self.everything is True else self.everything
             return segment_pb2.SegmentRequest(image=image, everything=options.to_proto())
         prompts = [prompt.to_proto() for prompt in self.prompts] or [self.prompt()]
-        return segment_pb2.SegmentRequest(
-            image=image, prompts=segment_pb2.Prompts(prompts=prompts, multimask=self.multimask)
-        )
+        asked = segment_pb2.Prompts(prompts=prompts, multimask=self.multimask, zoom=self.zoom)
+        return segment_pb2.SegmentRequest(image=image, prompts=asked)
 
 
 class EmbeddingsBody(Body):

@@ -241,8 +241,15 @@ class Prompts(_message.Message):
 
     PROMPTS_FIELD_NUMBER: _builtins.int
     MULTIMASK_FIELD_NUMBER: _builtins.int
+    ZOOM_FIELD_NUMBER: _builtins.int
     multimask: _builtins.bool
     """True: the three masks of an ambiguous click. False: the one best mask."""
+    zoom: _builtins.bool
+    """Looks again at the surroundings of what a prompt found, enlarged: finer outlines, above all of what is small
+    in its image, for the time of one more image. The look whose best mask ranks higher is the answer; its
+    crop_box says which. Large objects and prompts with a mask are looked at once. Absent: as it suits the model
+    that is served (GetModel), but never together with low_res_logits.
+    """
     @_builtins.property
     def prompts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Prompt]: ...
     def __init__(
@@ -250,12 +257,15 @@ class Prompts(_message.Message):
         *,
         prompts: _abc.Iterable[Global___Prompt] | None = ...,
         multimask: _builtins.bool = ...,
+        zoom: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_zoom", b"_zoom", "zoom", b"zoom"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["multimask", b"multimask", "prompts", b"prompts"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_zoom", b"_zoom", "multimask", b"multimask", "prompts", b"prompts", "zoom", b"zoom"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__zoom: _TypeAlias = _typing.Literal["zoom"]  # noqa: Y015
+    _WhichOneofArgType__zoom: _TypeAlias = _typing.Literal["_zoom", b"_zoom"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__zoom) -> _WhichOneofReturnType__zoom | None: ...
 
 Global___Prompts: _TypeAlias = Prompts  # noqa: Y015
 
@@ -342,7 +352,7 @@ class SegmentResponse(_message.Message):
     """Size of the image after EXIF orientation, pixels."""
     image_width: _builtins.int
     embedding_cached: _builtins.bool
-    """The image had been encoded before, so that only the mask decoder ran."""
+    """The image had been encoded before, so that only the mask decoder ran; and the encoder, where a prompt zooms."""
     @_builtins.property
     def regions(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Region]:
         """Everything mode: the regions, in the order of the reference, or best first when a selection was asked for."""
@@ -469,6 +479,9 @@ class SegmentServiceGetModelResponse(_message.Message):
 
     MODEL_FIELD_NUMBER: _builtins.int
     EVERYTHING_DEFAULTS_FIELD_NUMBER: _builtins.int
+    ZOOM_DEFAULT_FIELD_NUMBER: _builtins.int
+    zoom_default: _builtins.bool
+    """Whether prompts zoom where a request is silent."""
     @_builtins.property
     def model(self) -> _types_pb2.ModelInfo: ...
     @_builtins.property
@@ -480,10 +493,11 @@ class SegmentServiceGetModelResponse(_message.Message):
         *,
         model: _types_pb2.ModelInfo | None = ...,
         everything_defaults: Global___EverythingOptions | None = ...,
+        zoom_default: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["everything_defaults", b"everything_defaults", "model", b"model"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["everything_defaults", b"everything_defaults", "model", b"model"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["everything_defaults", b"everything_defaults", "model", b"model", "zoom_default", b"zoom_default"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

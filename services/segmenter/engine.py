@@ -5,17 +5,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from regionsearch.errors import invalid, too_large
-from regionsearch.images import Pixels
 from services.runtime.batcher import Batcher, BatchSettings, Lane
-from services.segmenter.backends.base import Backend, Embedding, Size
+from services.segmenter.backends.base import Backend, Embedding, Geometry, Size
 from services.segmenter.cache import ByteGate, EmbeddingCache
+from services.segmenter.calls import INTERACTIVE, Call, Everything, Picture, Prompted
 from services.segmenter.everything import Candidate, Region, distinct, draw_candidates, finish_image
 from services.segmenter.features import pool_features
 from services.segmenter.grid import Crop, grid_points, plan_crops
@@ -23,61 +24,12 @@ from services.segmenter.options import EverythingOptions, SelectionOptions
 from services.segmenter.prompts import Prompt, PromptedRegion, batch_prompts
 from services.segmenter.selection import select_regions
 from services.segmenter.work import Answer, Draw, Encode, Result, Search, Stages, Work, classify, joined
+from services.segmenter.zoom import seen_from, surroundings
+
+_T = TypeVar("_T")
 
 GRID_PIECE = 1024  # grid points of a call that are in the queue at a time; then others have their turn
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A picture that is decoded only when somebody needs its pixels.
-
-    Attributes:
-        key: Identity of its content.
-        decode: Returns uint8 RGB (height, width, 3); may take long and may raise.
-        nbytes: Memory that this takes.
-    """
-
-    key: str
-    decode: Callable[[], Pixels]
-    nbytes: int = 0
-
-
-@dataclass(frozen=True)
-class Everything:
-    """Answer of everything mode; `features` is float32 (regions, channels) when asked for."""
-
-    regions: list[Region]
-    features: NDArray[np.float32] | None
-    image_size: Size
-    cached: bool
-
-
-@dataclass(frozen=True)
-class Prompted:
-    """Answers to prompts, each best first; `features` has one array (candidates, channels) a prompt."""
-
-    answers: list[list[PromptedRegion]]
-    features: list[NDArray[np.float32]] | None
-    image_size: Size
-    cached: bool
-
-
-@dataclass(frozen=True)
-class Call:
-    """Who waits for an answer, and until when.
-
-    Attributes:
-        lane: Interactive calls go before bulk calls; everything mode goes behind interactive prompts.
-        deadline: Time of the event loop's clock.
-        begun: A piece of its search has been done; a full queue does not refuse the others.
-    """
-
-    lane: Lane = Lane.INTERACTIVE
-    deadline: float | None = None
-    begun: bool = False
-
-
-INTERACTIVE = Call()
+LOOKS = 8  # second looks of a call at a time; each holds an embedding
 
 
 class SegmentEngine:
@@ -157,8 +109,7 @@ class SegmentEngine:
             async with self._pixels.hold(picture.nbytes):
                 pixels = await asyncio.to_thread(picture.decode)
                 for crop in others:
-                    part = functools.partial(_cut, pixels, crop)
-                    embedding = await self._encode(Encode(part, 0), call)
+                    embedding = await self._encode(Encode(functools.partial(crop.cut, pixels), 0), call)
                     regions += await self._search(embedding, crop, whole, options, call)
         return await asyncio.to_thread(self._finish, whole, regions, options, selection, features, cached)
 
@@ -209,6 +160,7 @@ class SegmentEngine:
         prompts: Sequence[Prompt],
         *,
         multimask: bool = False,
+        zoom: bool = False,
         features: bool = False,
         call: Call = INTERACTIVE,
     ) -> Prompted:
@@ -218,6 +170,8 @@ class SegmentEngine:
             picture: To look at.
             prompts: One object each.
             multimask: Three masks for each prompt instead of one.
+            zoom: Looks again at the surroundings of what was found, see `zoom.py`, and gives the masks of the
+                look whose best mask ranks higher. Their `low_res_logits` are those of their own crop.
             features: Adds pooled encoder features.
             call: Who waits, and until when.
 
@@ -229,16 +183,60 @@ class SegmentEngine:
         """
         embedding, cached = await self._embed(picture, call)
         self._check(prompts, embedding.geometry.image_size)
+        size = embedding.geometry.image_size
+        answers = await self._answer(embedding, Crop.whole(size), prompts, multimask, size, call)
+        if zoom:
+            answers = await self._look_again(picture, embedding.geometry, prompts, answers, multimask, call)
+        pooled = await asyncio.to_thread(_pool_answers, embedding, answers) if features else None
+        return Prompted(answers, pooled, size, cached)
+
+    async def _answer(
+        self,
+        embedding: Embedding,
+        crop: Crop,
+        prompts: Sequence[Prompt],
+        multimask: bool,
+        image_size: Size,
+        call: Call,
+    ) -> list[list[PromptedRegion]]:
+        """Answers prompts in pixels of a crop; the embedding is the crop's."""
         answers: list[list[PromptedRegion]] = [[] for _ in prompts]
         batches = await asyncio.to_thread(
             list, batch_prompts(prompts, embedding.geometry, self.backend.mask_size)
         )
-        works = [Answer(embedding, batch, multimask) for _, batch in batches]
-        for (places, _), parts in zip(batches, await self._submit_all(works, call), strict=True):
+        works = [Answer(embedding, crop, batch, image_size, multimask) for _, batch in batches]
+        results = await _gather([self._submit(work, call) for work in works])
+        for (places, _), parts in zip(batches, results, strict=True):
             for place, answer in zip(places, joined(parts), strict=True):
                 answers[place] = answer
-        pooled = await asyncio.to_thread(_pool_answers, embedding, answers) if features else None
-        return Prompted(answers, pooled, embedding.geometry.image_size, cached)
+        return answers
+
+    async def _look_again(
+        self,
+        picture: Picture,
+        geometry: Geometry,
+        prompts: Sequence[Prompt],
+        answers: Sequence[list[PromptedRegion]],
+        multimask: bool,
+        call: Call,
+    ) -> list[list[PromptedRegion]]:
+        """For each prompt the answer of the better look."""
+        call = replace(call, begun=True)
+        size = geometry.image_size
+        decode = functools.cache(picture.decode)
+        turns = asyncio.Semaphore(LOOKS)
+
+        async def look(prompt: Prompt, answer: list[PromptedRegion]) -> list[PromptedRegion]:
+            crop = surroundings(prompt, answer[0].region, geometry)
+            if crop is None:
+                return answer
+            part = Picture(f"{picture.key} {crop}", lambda: crop.cut(decode()), picture.nbytes)
+            async with turns:
+                closer, _ = await self._embed(part, call)
+                [again] = await self._answer(closer, crop, [seen_from(crop, prompt)], multimask, size, call)
+            return max(answer, again, key=lambda one: one[0].region.rank)
+
+        return await _gather(list(map(look, prompts, answers)))
 
     def _check(self, prompts: Sequence[Prompt], size: Size) -> None:
         mask_size = self.backend.mask_size
@@ -264,14 +262,6 @@ class SegmentEngine:
     async def _encode(self, work: Encode, call: Call) -> Embedding:
         results = await self._submit(work, call)
         return next(result for result in results if isinstance(result, Embedding))
-
-    async def _submit_all(self, works: Sequence[Work], call: Call) -> list[list[Result]]:
-        try:
-            async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(self._submit(work, call)) for work in works]
-        except ExceptionGroup as errors:
-            raise errors.exceptions[0] from None  # the callers' errors are single ones
-        return [task.result() for task in tasks]
 
     async def _submit(self, work: Work, call: Call) -> list[Result]:
         return await self._batcher.submit(
@@ -301,8 +291,13 @@ class _Encoding:
             self.engine._batcher.hasten(self.work, lane)
 
 
-def _cut(pixels: Pixels, crop: Crop) -> Pixels:
-    return np.ascontiguousarray(pixels[crop.top : crop.bottom, crop.left : crop.right])
+async def _gather(works: Sequence[Coroutine[None, None, _T]]) -> list[_T]:
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(work) for work in works]
+    except ExceptionGroup as errors:
+        raise errors.exceptions[0] from None  # the callers' errors are single ones
+    return [task.result() for task in tasks]
 
 
 def _pool_answers(

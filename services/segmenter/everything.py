@@ -116,8 +116,7 @@ def segment_everything(backend: Backend, image: Pixels, options: EverythingOptio
     size = image.shape[0], image.shape[1]
     found: list[Region] = []
     for crop in plan_crops(size, options):
-        pixels = np.ascontiguousarray(image[crop.top : crop.bottom, crop.left : crop.right])
-        (embedding,) = backend.encode([backend.prepare(pixels)])
+        (embedding,) = backend.encode([backend.prepare(crop.cut(image))])
         survivors = decode_points(backend, embedding, grid_points(crop, options), options)
         candidates = filter_survivors(backend, embedding, crop, survivors, size, options)
         found += finish_crop(backend, embedding, crop, candidates, size, options)
@@ -180,8 +179,7 @@ def filter_survivors(
 
 
 def _near_crop_edge(box: Box, crop: Crop, image_size: Size) -> bool:
-    left, top, right, bottom = box
-    edges = (left + crop.left, top + crop.top, right + crop.left, bottom + crop.top)
+    edges = crop.moved(box)
     crop_edges = (crop.left, crop.top, crop.right, crop.bottom)
     image_edges = (0, 0, image_size[1], image_size[0])
     return any(
@@ -215,20 +213,17 @@ def draw_candidates(
 ) -> list[Region]:
     """Draws the masks of candidates of one crop."""
     upscaler = Upscaler(backend.mask_size, embedding.geometry.steps, backend.device)
-    regions = []
-    for candidate in candidates:
-        left, top, right, bottom = candidate.box
-        regions.append(
-            Region(
-                runs=draw(upscaler, candidate.patch, candidate.box, backend.mask_threshold, crop, image_size),
-                box=(left + crop.left, top + crop.top, right + crop.left, bottom + crop.top),
-                predicted_iou=candidate.predicted_iou,
-                stability_score=candidate.stability_score,
-                point=(candidate.point[0] + crop.left, candidate.point[1] + crop.top),
-                crop=crop,
-            )
+    return [
+        Region(
+            runs=draw(upscaler, candidate.patch, candidate.box, backend.mask_threshold, crop, image_size),
+            box=crop.moved(candidate.box),
+            predicted_iou=candidate.predicted_iou,
+            stability_score=candidate.stability_score,
+            point=(candidate.point[0] + crop.left, candidate.point[1] + crop.top),
+            crop=crop,
         )
-    return regions
+        for candidate in candidates
+    ]
 
 
 def finish_image(regions: list[Region], options: EverythingOptions) -> list[Region]:

@@ -11,13 +11,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from regionsearch.images import Pixels
 from services.segmenter.backends.base import Size
+from services.segmenter.cleaning import Box
 from services.segmenter.options import EverythingOptions
 
 
 @dataclass(frozen=True)
 class Crop:
-    """A part of the picture that is searched by itself; half-open pixel ranges.
+    """A part of the picture that is looked at by itself; half-open pixel ranges.
 
     Attributes:
         layer: 0 for the whole picture.
@@ -34,11 +36,25 @@ class Crop:
         """(height, width)."""
         return self.bottom - self.top, self.right - self.left
 
+    @classmethod
+    def whole(cls, image_size: Size) -> Crop:
+        """All of a picture."""
+        return cls(0, 0, image_size[1], image_size[0], 0)
+
+    def cut(self, pixels: Pixels) -> Pixels:
+        """The crop's pixels of those of the picture."""
+        return np.ascontiguousarray(pixels[self.top : self.bottom, self.left : self.right])
+
+    def moved(self, box: Box) -> Box:
+        """A box in pixels of the crop, in pixels of the picture."""
+        left, top, right, bottom = box
+        return left + self.left, top + self.top, right + self.left, bottom + self.top
+
 
 def plan_crops(image_size: Size, options: EverythingOptions) -> list[Crop]:
     """The whole picture, then the crops of each layer, column by column."""
     height, width = image_size
-    crops = [Crop(0, 0, width, height, 0)]
+    crops = [Crop.whole(image_size)]
     for layer in range(1, options.crop_n_layers + 1):
         count = 2**layer
         overlap = int(options.crop_overlap_ratio * min(height, width) * (2 / count))

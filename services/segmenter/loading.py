@@ -55,7 +55,8 @@ def _from_manifest(path: Path) -> ModelFiles:
     try:
         manifest = json.loads(_existing(path).read_text())
         family, variant, architecture = manifest["family"], manifest["variant"], manifest["architecture"]
-        expected, everything = manifest["sha256"], manifest.get("everything", {})
+        expected = manifest["sha256"]
+        everything, zoom = manifest.get("everything", {}), bool(manifest.get("zoom", False))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise RegionSearchError(
             Kind.DATA_LOSS,
@@ -64,7 +65,7 @@ def _from_manifest(path: Path) -> ModelFiles:
             field="model",
         ) from error
     weights = path.with_suffix(".safetensors")
-    return ModelFiles(family, variant, weights, _digest(weights, expected), architecture, everything)
+    return ModelFiles(family, variant, weights, _digest(weights, expected), architecture, everything, zoom)
 
 
 def _from_checkpoint(name: str, path: Path, published: str | None) -> ModelFiles:

@@ -17,7 +17,7 @@ from regionsearch.masks import mask_from_proto, mask_to_proto
 from regionsearch.tensors import tensor_from_proto, tensor_to_proto
 from regionsearch.v1 import segment_pb2, types_pb2
 from services.segmenter.backends.base import ModelIdentity
-from services.segmenter.engine import Picture
+from services.segmenter.calls import Picture
 from services.segmenter.everything import Region
 from services.segmenter.options import EverythingOptions, SelectionOptions
 from services.segmenter.prompts import Prompt, RoughMask
@@ -90,6 +90,22 @@ def read_prompts(
         _read_prompt(prompt, f"prompts.prompts[{index}]", max_points, limits)
         for index, prompt in enumerate(message.prompts)
     ]
+
+
+def read_zoom(request: segment_pb2.SegmentRequest, default: bool) -> bool:
+    """Whether prompts zoom.
+
+    Raises:
+        RegionSearchError: INVALID_ARGUMENT, with `low_res_logits`: those of a zoomed mask are of its crop,
+            and no prompt on the whole picture could begin from them.
+    """
+    if not request.output.low_res_logits:
+        return request.prompts.zoom if request.prompts.HasField("zoom") else default
+    if request.prompts.zoom:
+        raise invalid(
+            "prompts.zoom", "prompts.zoom and output.low_res_logits do not go together; ask for one of them"
+        )
+    return False
 
 
 def _read_prompt(prompt: segment_pb2.Prompt, name: str, max_points: int, limits: ImageLimits) -> Prompt:

@@ -115,6 +115,19 @@ class SelectionOptions:
         _check_ranges(self, limits, prefix)
 
 
+@dataclass(frozen=True)
+class Defaults:
+    """What a model does where a request is silent.
+
+    Attributes:
+        everything: Options of everything mode.
+        zoom: Prompts zoom, see `zoom.py`.
+    """
+
+    everything: EverythingOptions = EverythingOptions()
+    zoom: bool = False
+
+
 def _check_ranges(
     options: EverythingOptions | SelectionOptions, limits: Mapping[str, tuple[float, float]], prefix: str
 ) -> None:

@@ -161,11 +161,17 @@ def decode_prompts(
 
 @torch.inference_mode()
 def draw_answers(
-    backend: Backend, embedding: Embedding, decoded: PromptedMasks
+    backend: Backend, embedding: Embedding, decoded: PromptedMasks, crop: Crop, image_size: Size
 ) -> list[list[PromptedRegion]]:
-    """For each prompt its masks at full resolution, best first."""
-    size = embedding.geometry.image_size
-    whole = Crop(0, 0, size[1], size[0], 0)
+    """For each prompt its masks at full resolution, best first.
+
+    Args:
+        backend: The model.
+        embedding: Of the crop.
+        decoded: What it says.
+        crop: Where the prompts were answered.
+        image_size: Of the whole picture, which the masks are drawn in.
+    """
     upscaler = Upscaler(backend.mask_size, embedding.geometry.steps, backend.device)
     answers = []
     for masks, scores in zip(decoded.logits, decoded.scores.tolist(), strict=True):
@@ -174,8 +180,8 @@ def draw_answers(
         for mask, score, (stability, box) in zip(masks, scores, measured, strict=True):
             patch = upscaler.cut(mask, box_window(box)) if box else None
             bounds = box or (0, 0, 0, 0)
-            runs = draw(upscaler, patch, bounds, backend.mask_threshold, whole, size)
-            region = Region(runs, bounds, score, float(stability), None, whole)
+            runs = draw(upscaler, patch, bounds, backend.mask_threshold, crop, image_size)
+            region = Region(runs, crop.moved(bounds), score, float(stability), None, crop)
             answer.append(PromptedRegion(region, mask.cpu().numpy()))
         answers.append(sorted(answer, key=lambda one: one.region.rank, reverse=True))
     return answers

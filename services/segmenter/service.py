@@ -17,13 +17,13 @@ from services.segmenter.backends.base import Backend
 from services.segmenter.engine import SegmentEngine
 from services.segmenter.everything import segment_everything
 from services.segmenter.loading import find_device, find_model
-from services.segmenter.options import EverythingOptions
+from services.segmenter.options import Defaults, EverythingOptions
 from services.segmenter.servicer import SegmentServicer
 from services.segmenter.settings import SegmenterSettings
 
 
-def load(settings: SegmenterSettings) -> tuple[Backend, EverythingOptions]:
-    """Loads and warms the model that the settings name; returns it with its defaults of everything mode.
+def load(settings: SegmenterSettings) -> tuple[Backend, Defaults]:
+    """Loads and warms the model that the settings name; returns it with its defaults.
 
     Raises:
         RegionSearchError: See `loading.py` and :func:`load_backend`.
@@ -32,9 +32,9 @@ def load(settings: SegmenterSettings) -> tuple[Backend, EverythingOptions]:
         torch.set_num_threads(settings.threads)
     files = find_model(settings.model)
     backend = load_backend(files, find_device(settings.device), settings.precision)
-    defaults = replace(EverythingOptions(), **files.everything)
-    segment_everything(backend, np.zeros((64, 64, 3), np.uint8), replace(defaults, points_per_side=2))
-    return backend, defaults
+    everything = replace(EverythingOptions(), **files.everything)
+    segment_everything(backend, np.zeros((64, 64, 3), np.uint8), replace(everything, points_per_side=2))
+    return backend, Defaults(everything, files.zoom)
 
 
 def segmenter(settings: SegmenterSettings) -> Lifespan:

@@ -12,10 +12,11 @@ from regionsearch.errors import invalid, to_status, too_large
 from regionsearch.images import ImageLimits
 from regionsearch.v1 import segment_pb2, segment_pb2_grpc, types_pb2
 from services.runtime.batcher import Lane
-from services.runtime.interceptor import typed
+from services.runtime.interceptor import is_over, typed
 from services.segmenter import messages
-from services.segmenter.engine import Call, Picture, SegmentEngine
-from services.segmenter.options import EverythingOptions
+from services.segmenter.calls import Call, Picture
+from services.segmenter.engine import SegmentEngine
+from services.segmenter.options import Defaults
 from services.segmenter.settings import SegmenterSettings
 
 
@@ -24,13 +25,11 @@ class SegmentServicer(segment_pb2_grpc.SegmentServiceServicer):
 
     Args:
         engine: Does the work.
-        defaults: Options of everything mode where a request is silent.
+        defaults: Of the model, where a request is silent.
         settings: Limits.
     """
 
-    def __init__(
-        self, engine: SegmentEngine, defaults: EverythingOptions, settings: SegmenterSettings
-    ) -> None:
+    def __init__(self, engine: SegmentEngine, defaults: Defaults, settings: SegmenterSettings) -> None:
         self._engine = engine
         self._defaults = defaults
         self._settings = settings
@@ -75,7 +74,9 @@ class SegmentServicer(segment_pb2_grpc.SegmentServiceServicer):
     ) -> segment_pb2.SegmentServiceGetModelResponse:
         """The model that is served, and its defaults."""
         return segment_pb2.SegmentServiceGetModelResponse(
-            model=self._model, everything_defaults=messages.write_everything(self._defaults)
+            model=self._model,
+            everything_defaults=messages.write_everything(self._defaults.everything),
+            zoom_default=self._defaults.zoom,
         )
 
     async def _stream_item(
@@ -83,7 +84,9 @@ class SegmentServicer(segment_pb2_grpc.SegmentServiceServicer):
     ) -> segment_pb2.SegmentStreamResponse:
         try:
             response = await self._segment(item.request, deadline)
-        except Exception as error:  # one that was not foreseen is no reason to end the others
+        except (Exception, asyncio.CancelledError) as error:  # no reason to end the others
+            if is_over(error):
+                raise
             status = dict(to_status(typed(error)).trailing_metadata)["grpc-status-details-bin"]
             return segment_pb2.SegmentStreamResponse(key=item.key, error=status_pb2.Status.FromString(status))
         return segment_pb2.SegmentStreamResponse(key=item.key, response=response)
@@ -106,7 +109,7 @@ class SegmentServicer(segment_pb2_grpc.SegmentServiceServicer):
         self, picture: Picture, request: segment_pb2.SegmentRequest, call: Call
     ) -> segment_pb2.SegmentResponse:
         options, selection = messages.read_everything(
-            request.everything, self._defaults, self._settings.max_grid_points
+            request.everything, self._defaults.everything, self._settings.max_grid_points
         )
         found = await self._engine.everything(
             picture, options, selection, features=request.output.features, call=call
@@ -132,7 +135,12 @@ class SegmentServicer(segment_pb2_grpc.SegmentServiceServicer):
             messages.read_prompts, request.prompts, settings.max_prompts, settings.max_points, self._limits
         )
         found = await self._engine.prompts(
-            picture, prompts, multimask=request.prompts.multimask, features=output.features, call=call
+            picture,
+            prompts,
+            multimask=request.prompts.multimask,
+            zoom=messages.read_zoom(request, self._defaults.zoom),
+            features=output.features,
+            call=call,
         )
 
         def write() -> segment_pb2.SegmentResponse:

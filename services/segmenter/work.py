@@ -83,7 +83,9 @@ class Answer:
 
     nbytes = 0
     embedding: Embedding
+    crop: Crop
     prompts: PromptBatch
+    image_size: Size
     multimask: bool
 
     def __len__(self) -> int:
@@ -137,7 +139,7 @@ class Stages:
             case Answer():
                 prompts = work.prompts.part(part.start, part.stop)
                 masks = decode_prompts(backend, work.embedding, prompts, work.multimask)
-                return lambda: draw_answers(backend, work.embedding, masks)
+                return lambda: draw_answers(backend, work.embedding, masks, work.crop, work.image_size)
             case _:
                 return lambda: embedding
 

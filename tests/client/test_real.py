@@ -83,6 +83,10 @@ def test_what_http_alone_offers(http: Client) -> None:
     assert len(http.content(image.image_id, COLLECTION)) == image.size_bytes
     clicked = http.segment(image_id=image.image_id, collection=COLLECTION, points=[(20, 20)], multimask=True)
     assert len(clicked.results[0].candidates) == 3
+    for zoom in (True, False):
+        assert http.segment(
+            image_id=image.image_id, collection=COLLECTION, points=[(20, 20)], zoom=zoom
+        ).results
     picture = held_out_scenes(1)[0].data
     assert http.embed(["a dog", "a guitar"]).shape == http.embed(images=[picture, picture]).shape
 

@@ -221,6 +221,35 @@ def test_segment_points_boxes_and_everything(gateway: Running) -> None:
     assert form.json()["results"] == [result]
 
 
+@pytest.mark.parametrize(("sent", "asked"), [({}, None), ({"zoom": True}, True), ({"zoom": False}, False)])
+def test_segment_zooms_as_asked_or_as_the_model_does(
+    gateway: Running, script: Script, sent: dict[str, bool], asked: bool | None
+) -> None:
+    segment(gateway, image=base64.b64encode(PICTURE).decode(), points=[{"x": 30, "y": 40}], **sent)
+    prompts = script.requests[-1].prompts
+    assert (prompts.zoom if prompts.HasField("zoom") else None) is asked
+
+
+@pytest.mark.parametrize(
+    ("fields", "field", "remedy"),
+    [
+        ([("text", "blue"), ("text", "red")], "text", "texts"),
+        ([("text", "blue"), ("render", "mask"), ("render", "outline")], "render", "once"),
+    ],
+)
+def test_a_field_of_a_form_that_is_no_list_comes_once(
+    gateway: Running, fields: list[tuple[str, str]], field: str, remedy: str
+) -> None:
+    parts = [("image", ("a.png", PICTURE)), *[(name, (None, value)) for name, value in fields]]
+    response = gateway.http.post("/v1/search-within", files=parts)
+    assert response.status_code == 400
+    (problem,) = response.json()["errors"]
+    assert problem["pointer"] == f"/{field}"
+    assert remedy in problem["detail"]
+    texts = [("image", ("a.png", PICTURE)), ("texts", (None, "blue")), ("texts", (None, "red"))]
+    assert gateway.http.post("/v1/search-within", files=texts).status_code == 200
+
+
 def test_segment_then_select(gateway: Running, collection: str, script: Script) -> None:
     (result,) = add(gateway, collection, ("a.png", PICTURE))
     script.calls.clear()

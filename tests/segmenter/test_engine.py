@@ -16,7 +16,8 @@ from regionsearch.errors import Kind, RegionSearchError
 from services.runtime.batcher import BatchSettings, Lane
 from services.segmenter.backends.base import Embedding
 from services.segmenter.backends.sam import SamBackend
-from services.segmenter.engine import Call, Picture, SegmentEngine
+from services.segmenter.calls import Call, Picture
+from services.segmenter.engine import SegmentEngine
 from services.segmenter.everything import Region
 from services.segmenter.options import EverythingOptions, SelectionOptions
 from services.segmenter.prompts import Prompt

@@ -14,7 +14,8 @@ from segment_anything import SamPredictor
 from regionsearch.errors import Kind, RegionSearchError
 from services.runtime.batcher import BatchSettings
 from services.segmenter.backends.sam import SamBackend
-from services.segmenter.engine import Picture, Prompted, SegmentEngine
+from services.segmenter.calls import Picture, Prompted
+from services.segmenter.engine import SegmentEngine
 from services.segmenter.prompts import Prompt, RoughMask, mask_prompt
 
 

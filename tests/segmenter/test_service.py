@@ -26,7 +26,7 @@ from services.runtime.batcher import BatchSettings
 from services.runtime.server import serving
 from services.segmenter.backends.sam import SamBackend
 from services.segmenter.engine import SegmentEngine
-from services.segmenter.options import EverythingOptions
+from services.segmenter.options import Defaults
 from services.segmenter.service import segmenter
 from services.segmenter.servicer import SegmentServicer
 from services.segmenter.settings import SegmenterSettings
@@ -107,6 +107,31 @@ async def test_a_second_click_and_a_refined_one_need_no_encoder(stub: Any, image
     assert [len(result.candidates) for result in second.results] == [1, 1]
 
 
+async def test_prompts_zoom_as_the_model_does_unless_told(stub: Any, image: types_pb2.Image) -> None:
+    model = await stub.GetModel(segment_pb2.SegmentServiceGetModelRequest())
+    assert model.zoom_default
+    small = segment_pb2.Prompt(points=[types_pb2.Point(x=60, y=60)])
+    crops = []
+    for zoom in (None, True, False):
+        prompts = segment_pb2.Prompts(prompts=[small], zoom=zoom)
+        answer = await stub.Segment(segment_pb2.SegmentRequest(image=image, prompts=prompts), timeout=60)
+        crop = answer.results[0].candidates[0].crop_box
+        crops.append((crop.x_max - crop.x_min, crop.y_max - crop.y_min))
+    assert crops[0] == crops[1] < crops[2] == (360, 270)
+
+
+async def test_logits_are_those_of_the_whole_image(stub: Any, image: types_pb2.Image) -> None:
+    output = segment_pb2.OutputOptions(low_res_logits=True)
+    prompts = segment_pb2.Prompts(prompts=[segment_pb2.Prompt(points=[types_pb2.Point(x=60, y=60)])])
+    request = segment_pb2.SegmentRequest(image=image, prompts=prompts, output=output)
+    answer = await stub.Segment(request, timeout=60)
+    assert answer.results[0].candidates[0].crop_box.x_max == 360
+    request.prompts.zoom = True
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await stub.Segment(request, timeout=60)
+    assert from_rpc_error(caught.value).field == "prompts.zoom"
+
+
 async def test_a_selection_is_ranked_and_limited(stub: Any, image: types_pb2.Image) -> None:
     options = segment_pb2.EverythingOptions()
     options.CopyFrom(GRID)
@@ -167,7 +192,7 @@ async def test_a_stream_takes_no_more_than_is_read_of_it(
     untrained: SamBackend, image: types_pb2.Image
 ) -> None:
     engine = SegmentEngine(untrained, BatchSettings(), cache_bytes=1 << 24)
-    servicer = SegmentServicer(engine, EverythingOptions(), SegmenterSettings(max_stream_calls=3))
+    servicer = SegmentServicer(engine, Defaults(), SegmenterSettings(max_stream_calls=3))
     taken = 0
 
     async def requests() -> AsyncIterator[segment_pb2.SegmentStreamRequest]:
@@ -188,16 +213,17 @@ async def test_a_stream_takes_no_more_than_is_read_of_it(
     await engine.close()
 
 
+@pytest.mark.parametrize("error", [ZeroDivisionError("secret"), asyncio.CancelledError("secret")])
 async def test_an_unexpected_error_of_an_item_does_not_end_its_stream(
-    untrained: SamBackend, image: types_pb2.Image, monkeypatch: pytest.MonkeyPatch
+    untrained: SamBackend, image: types_pb2.Image, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
     engine = SegmentEngine(untrained, BatchSettings(), cache_bytes=1 << 24)
-    servicer = SegmentServicer(engine, EverythingOptions(), SegmenterSettings())
+    servicer = SegmentServicer(engine, Defaults(), SegmenterSettings())
     answer = engine.prompts
 
     async def fall(picture: Any, prompts: Any, **options: Any) -> Any:
         if len(prompts) == 2:
-            raise ZeroDivisionError("secret")
+            raise error
         return await answer(picture, prompts, **options)
 
     monkeypatch.setattr(engine, "prompts", fall)
@@ -222,7 +248,7 @@ async def test_an_answer_over_the_cap_of_a_message_says_what_to_do(
     untrained: SamBackend, image: types_pb2.Image
 ) -> None:
     engine = SegmentEngine(untrained, BatchSettings(), cache_bytes=1 << 24)
-    servicer = SegmentServicer(engine, EverythingOptions(), SegmenterSettings(max_message_bytes=100_000))
+    servicer = SegmentServicer(engine, Defaults(), SegmenterSettings(max_message_bytes=100_000))
     output = segment_pb2.OutputOptions(mask_encoding=types_pb2.MASK_ENCODING_PACKED_BITS)
     for mode in (prompted(*[CLICK] * 9), {"everything": OPEN_GRID}):
         with pytest.raises(RegionSearchError) as caught:

@@ -23,7 +23,8 @@ from regionsearch.images import encode_image
 from regionsearch.v1 import segment_pb2, segment_pb2_grpc, types_pb2
 from services.runtime.batcher import BatchSettings, Failure
 from services.segmenter import everything
-from services.segmenter.engine import Picture, SegmentEngine
+from services.segmenter.calls import Picture
+from services.segmenter.engine import SegmentEngine
 from services.segmenter.everything import segment_everything
 from services.segmenter.options import EverythingOptions
 from services.segmenter.work import classify

@@ -15,7 +15,8 @@ from regionsearch.errors import Kind, RegionSearchError
 from services.runtime.batcher import BatchSettings, Lane
 from services.segmenter.backends.base import Embedding, PromptBatch
 from services.segmenter.backends.sam import SamBackend
-from services.segmenter.engine import Call, SegmentEngine
+from services.segmenter.calls import Call
+from services.segmenter.engine import SegmentEngine
 from tests.segmenter.test_engine import CLICK, GRID, picture
 
 PIECE = 4

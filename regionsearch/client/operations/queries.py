@@ -210,6 +210,7 @@ def segment(
     points: Sequence[Point] = (),
     box: Box | None = None,
     multimask: bool = False,
+    zoom: bool | None = None,
 ) -> Operation[SegmentResult]:
     """The mask of what points and box mean; without them, of everything in the picture.
 
@@ -220,11 +221,13 @@ def segment(
         points: (x, y) or (x, y, label), pixels; label 0 is background.
         box: x_min, y_min, x_max, y_max, pixels.
         multimask: The three masks of an ambiguous click.
+        zoom: Looks again at what was found, enlarged: finer outlines of what is small, for more time. None:
+            as it suits the model that is served.
     """
     checked_picture(image, image_id)
     prompt = pointing_json(points, box)
     body = {"collection": collection} | (
-        prompt | {"multimask": multimask} if prompt else {"everything": True}
+        prompt | {"multimask": multimask} | given(zoom=zoom) if prompt else {"everything": True}
     )
     return Operation(
         "segment",

@@ -52,6 +52,7 @@ class ModelFiles:
         digest: SHA-256 of the file, hexadecimal.
         architecture: Arguments of the architecture, for variants that have any.
         everything: Defaults of everything mode, by option, where they differ from the reference's.
+        zoom: Prompts zoom by default.
     """
 
     family: str
@@ -60,6 +61,7 @@ class ModelFiles:
     digest: str
     architecture: Mapping[str, Any]
     everything: Mapping[str, Any]
+    zoom: bool = False
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,200 @@
+"""The second look at what a prompt found."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from segment_anything import SamPredictor
+
+from evaluation import rle
+from evaluation.loaders import load
+from services.segmenter import zoom
+from services.segmenter.backends.base import Geometry
+from services.segmenter.backends.sam import SamBackend
+from services.segmenter.calls import Picture, Prompted
+from services.segmenter.everything import Region
+from services.segmenter.features import pool_features
+from services.segmenter.grid import Crop
+from services.segmenter.prompts import Prompt
+from services.segmenter.runs import Runs
+from services.segmenter.zoom import seen_from, square_around, surroundings
+from tests.segmenter.test_engine import Watched, engine_for
+from tests.segmenter.test_prompts import prompt, rough
+
+GEOMETRY = Geometry((600, 800), (288, 384), (384, 384), ())
+CROP = Crop(100, 50, 200, 150, 1)
+
+
+def region(left: int, top: int, width: int, height: int) -> Region:
+    """A rectangle in a picture of 800 x 600."""
+    whole = Crop.whole(GEOMETRY.image_size)
+    runs = Runs.from_windows(GEOMETRY.image_size, [(np.ones((height, width), bool), top, left)])
+    return Region(runs, (left, top, left + width - 1, top + height - 1), 0.9, 0.9, None, whole)
+
+
+def ask(backend: Any, pixels: NDArray[np.uint8], *prompts: Prompt, **options: Any) -> Prompted:
+    async def main() -> Prompted:
+        async with engine_for(backend) as engine:
+            return await engine.prompts(Picture("picture", lambda: pixels), prompts, **options)
+
+    return asyncio.run(main())
+
+
+@pytest.fixture
+def near(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Looks again at more of the things in a picture than is good for its answers."""
+    monkeypatch.setattr(zoom, "SURROUNDINGS", 2.0)
+
+
+@given(
+    x=st.floats(-50, 900),
+    y=st.floats(-50, 700),
+    side=st.floats(1, 2000),
+)
+def test_the_square_lies_in_the_image(x: float, y: float, side: float) -> None:
+    crop = square_around((x, y), side, (600, 800))
+    assert 0 <= crop.left < crop.right <= 800
+    assert 0 <= crop.top < crop.bottom <= 600
+    assert crop.size == (min(round(side), 600), min(round(side), 800))
+
+
+@given(data=st.data())
+def test_the_surroundings_hold_the_mask_and_what_is_said_of_the_object(data: st.DataObject) -> None:
+    left, top = data.draw(st.integers(0, 790)), data.draw(st.integers(0, 590))
+    width, height = data.draw(st.integers(1, 800 - left)), data.draw(st.integers(1, 600 - top))
+    point = data.draw(st.tuples(st.floats(0, 799), st.floats(0, 599)))
+    crop = surroundings(prompt([point]), region(left, top, width, height), GEOMETRY)
+    if crop is None:
+        return
+    wide = max(left + width, point[0]) - min(left, point[0])
+    high = max(top + height, point[1]) - min(top, point[1])
+    assert max(crop.size) <= 800 / 1.1 + 1
+    assert max(crop.size) >= min(600, max(48, int(zoom.SURROUNDINGS * max(wide, high))))
+    assert crop.left <= left
+    assert crop.top <= top
+    assert crop.right >= left + width
+    assert crop.bottom >= top + height
+    assert crop.left <= point[0] < crop.right + 1
+    assert crop.top <= point[1] < crop.bottom + 1
+
+
+@pytest.mark.parametrize(
+    ("asked", "found"),
+    [
+        (prompt([(400, 300)]), region(200, 100, 300, 300)),  # there is no more around it than the picture
+        (prompt([(400, 300)]), region(0, 0, 0, 0)),  # nothing
+        (prompt([(10, 10), (790, 590)]), region(0, 0, 20, 20)),  # points far apart
+        (prompt([(10, 10)], mask=rough(np.ones((600, 800), bool))), region(0, 0, 20, 20)),
+        (prompt([(10, 10)], mask_logits=np.zeros((96, 96), np.float32)), region(0, 0, 20, 20)),
+    ],
+)
+def test_what_is_looked_at_once(asked: Prompt, found: Region) -> None:
+    assert surroundings(asked, found, GEOMETRY) is None
+
+
+def test_an_object_is_enlarged_up_to_a_limit() -> None:
+    crop = surroundings(prompt([(400, 300)]), region(399, 299, 2, 2), GEOMETRY)
+    assert crop is not None
+    assert crop.size == (48, 48)  # 384 / 8
+
+
+def test_a_box_is_part_of_what_is_said_of_the_object() -> None:
+    crop = surroundings(prompt([], box=(300, 200, 400, 300)), region(340, 240, 5, 5), GEOMETRY)
+    assert crop is not None
+    assert crop.size == (550, 550)
+
+
+def test_prompts_are_moved_into_the_crop() -> None:
+    points = [(110.0, 60.0), (90.0, 60.0), (300.0, 60.0), (150.0, 100.0)]
+    moved = seen_from(CROP, prompt(points, [1, 0, 1, 0], box=(120, 70, 160, 90)))
+    assert moved.points.tolist() == [[10, 10], [200, 10], [50, 50]]  # without the background outside
+    assert moved.labels.tolist() == [1, 1, 0]
+    assert moved.box == (20, 20, 60, 40)
+
+
+def test_the_second_look_is_the_reference_on_the_crop(
+    pocket: SamBackend, scene: NDArray[np.uint8], near: None
+) -> None:
+    """Whichever look wins, its masks are those of SamPredictor on what was looked at."""
+    predictor = SamPredictor(pocket.model)
+    asked = [prompt([(x, y)]) for x in range(40, 340, 40) for y in range(40, 250, 40)]
+    zoomed = 0
+    for one, answer in zip(asked, ask(pocket, scene, *asked, multimask=True, zoom=True).answers, strict=True):
+        crop = answer[0].region.crop
+        predictor.set_image(crop.cut(scene))
+        ((x, y),) = one.points
+        masks, ious, _ = predictor.predict(np.array([[x - crop.left, y - crop.top]]), np.array([1]))
+        best = answer[0].region
+        place = np.abs(ious - best.predicted_iou).argmin()
+        assert best.predicted_iou == pytest.approx(ious[place], abs=1e-4)
+        whole = np.zeros(scene.shape[:2], bool)
+        whole[crop.top : crop.bottom, crop.left : crop.right] = masks[place]
+        assert (best.runs.to_mask() != whole).mean() < 1e-4
+        if best.area:
+            rows, columns = whole.nonzero()
+            assert best.box == (columns.min(), rows.min(), columns.max(), rows.max())
+        zoomed += crop.layer
+    assert 5 <= zoomed < len(asked)
+
+
+def test_the_better_look_is_the_answer(pocket: SamBackend, scene: NDArray[np.uint8], near: None) -> None:
+    asked = [prompt([(x, y)]) for x in range(40, 340, 60) for y in range(40, 250, 60)]
+    once = ask(pocket, scene, *asked).answers
+    twice = ask(pocket, scene, *asked, zoom=True).answers
+    for (first,), (second,) in zip(once, twice, strict=True):
+        if second.region.crop.layer:
+            assert second.region.rank > first.region.rank
+        else:
+            assert second.region.runs.coco_rle() == first.region.runs.coco_rle()
+
+
+async def test_the_same_click_again_needs_no_encoder(pocket: SamBackend, scene: NDArray[np.uint8]) -> None:
+    watched = Watched(pocket)
+    decoded = []
+
+    def decode() -> NDArray[np.uint8]:
+        decoded.append(1)
+        return scene
+
+    async with engine_for(watched) as engine:
+        for _ in range(2):
+            answer = await engine.prompts(Picture("picture", decode), [prompt([(60, 60)])], zoom=True)
+    assert answer.cached
+    assert watched.log.count("encode") == 2  # the whole and its part, once each
+    assert len(decoded) == 2
+
+
+async def test_features_are_those_of_the_whole_picture(pocket: SamBackend, scene: NDArray[np.uint8]) -> None:
+    async with engine_for(pocket) as engine:
+        found = await engine.prompts(
+            Picture("picture", lambda: scene), [prompt([(60, 60)])], zoom=True, features=True
+        )
+    assert found.features is not None
+    [[answer]] = found.answers
+    assert answer.region.crop.layer == 1
+    [whole] = pocket.encode([pocket.prepare(scene)])
+    np.testing.assert_allclose(found.features[0], pool_features(whole, [answer.region]), atol=1e-5)
+
+
+def test_small_things_are_cut_out_better(pocket: SamBackend) -> None:
+    """On the fixture; what a second look is for."""
+    once, twice = [], []
+    for sample in load(Path("evaluation/fixture")).samples[:25]:
+        truths = [rle.decode(i.mask) for i in sample.instances if rle.area(i.mask) < 32**2]
+        if not truths:
+            continue
+        asked = [prompt([rle.innermost_point(truth)]) for truth in truths]
+        for ious, again in ((once, False), (twice, True)):
+            answers = ask(pocket, sample.pixels(), *asked, multimask=True, zoom=again).answers
+            for truth, answer in zip(truths, answers, strict=True):
+                mask = answer[0].region.runs.to_mask()
+                ious.append((mask & truth).sum() / (mask | truth).sum())
+    assert len(once) > 20
+    assert np.mean(twice) > np.mean(once)
