@@ -41,7 +41,7 @@ from services.segmenter.prompts import Prompt
 
 SCENE = Path(__file__).parents[1] / "examples" / "scenes" / "scene-01.jpg"
 CALLERS = 8
-CLICK = Prompt(np.array([[200.0, 150.0]]), np.array([1], np.int32))
+CLICK = Prompt(np.array([[60.0, 60.0]]), np.array([1], np.int32))
 Load = Callable[[], tuple[SamBackend, EverythingOptions]]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -156,10 +156,10 @@ class Profile:
 
 
 @contextlib.contextmanager
-def second_click(load: Load) -> Iterator[Pair]:
-    """A click on a picture seen before against a click on a new one."""
+def clicking(load: Load) -> Iterator[Callable[..., Region]]:
+    """A function that clicks on a small thing of a scene under a name and gives the best mask."""
     backend, _ = load()
-    pixels, fresh = scene(), iter(range(1 << 30))
+    pixels = scene(270, 360)
     with contextlib.closing(asyncio.new_event_loop()) as loop:
 
         async def make() -> SegmentEngine:
@@ -167,12 +167,33 @@ def second_click(load: Load) -> Iterator[Pair]:
 
         engine = loop.run_until_complete(make())
 
-        def click(key: str) -> None:
-            loop.run_until_complete(engine.prompts(Picture(key, lambda: pixels), [CLICK]))
+        def click(key: str, zoom: bool = False) -> Region:
+            picture = Picture(key, lambda: pixels)
+            [[best]] = loop.run_until_complete(engine.prompts(picture, [CLICK], zoom=zoom)).answers
+            return best.region
 
+        yield click
+        loop.run_until_complete(engine.close())
+
+
+@contextlib.contextmanager
+def second_click(load: Load) -> Iterator[Pair]:
+    """A click on a picture seen before against a click on a new one."""
+    fresh = iter(range(1 << 30))
+    with clicking(load) as click:
         click("seen")
         yield Pair(timed(lambda: click("seen")), timed(lambda: click(f"new {next(fresh)}")))
-        loop.run_until_complete(engine.close())
+
+
+@contextlib.contextmanager
+def zoomed_click() -> Iterator[Pair]:
+    """A click that looks again against one that does not, pictures not seen before."""
+    fresh = iter(range(1 << 30))
+    with clicking(pocket) as click:
+        assert click("first", zoom=True).crop.layer, "the click is not on a small thing"
+        yield Pair(
+            timed(lambda: click(f"new {next(fresh)}", zoom=True)), timed(lambda: click(f"new {next(fresh)}"))
+        )
 
 
 @contextlib.contextmanager
@@ -282,6 +303,7 @@ def cases() -> list[Case]:
             runs=3,
             slow=True,
         ),
+        Case("segmenter: zoomed click / click, pocket", "s", zoomed_click, runs=5),
         Case("segmenter: 8 callers at once / in turn", "s", callers, runs=2),
         *[
             Case(
