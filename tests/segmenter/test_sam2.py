@@ -11,6 +11,7 @@ from regionsearch.errors import Kind, RegionSearchError
 from services.segmenter.backends import sam2 as family
 from services.segmenter.backends.base import ModelIdentity
 from services.segmenter.everything import segment_everything
+from services.segmenter.grid import Crop
 from services.segmenter.options import EverythingOptions
 from services.segmenter.prompts import Prompt, batch_prompts, decode_prompts, draw_answers
 
@@ -31,6 +32,7 @@ def test_prompts_give_the_masks_of_its_predictor(coffee: NDArray[np.uint8]) -> N
     predictor.set_image(coffee)
     backend = family.Sam2Backend(model, ModelIdentity("sam2", "sam2.1_hiera_t", "", "fp32", "cpu"))
     (embedding,) = backend.encode([backend.prepare(coffee)])
+    size = coffee.shape[:2]
     points, box = np.array([[100.0, 80.0], [20.0, 30.0]]), (20.0, 30.0, 200.0, 150.0)
     prompts = [
         Prompt(points, np.array([1, 0], np.int32)),
@@ -39,7 +41,8 @@ def test_prompts_give_the_masks_of_its_predictor(coffee: NDArray[np.uint8]) -> N
     ]
     for multimask in (False, True):
         for places, batch in batch_prompts(prompts, embedding.geometry, backend.mask_size):
-            (answer,) = draw_answers(backend, embedding, decode_prompts(backend, embedding, batch, multimask))
+            decoded = decode_prompts(backend, embedding, batch, multimask)
+            (answer,) = draw_answers(backend, embedding, decoded, Crop.whole(size), size)
             asked = prompts[places[0]]
             masks, ious, _ = predictor.predict(
                 asked.points if len(asked.points) else None,
