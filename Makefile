@@ -51,7 +51,8 @@ bench: $(VENV)/.dev  ## Measure speed as ratios; writes benchmarks/out/latest.js
 	$(BIN)/python -m benchmarks
 
 train-pocket: $(VENV)/.dev  ## Train the pocket models (STEPS=20 for a quick run)
-	$(BIN)/python -m training $(if $(STEPS),--steps $(STEPS)) $(ARGS)
+	@# Threads that wait awake: a step in 1.2 s instead of 1.55 s. The services want the others, see above.
+	env -u OMP_WAIT_POLICY $(BIN)/python -m training $(if $(STEPS),--steps $(STEPS)) $(ARGS)
 
 evaluate: $(VENV)/.run  ## Measure what the models find, on the bundled held-out scenes
 	$(BIN)/regionsearch evaluate --fixture

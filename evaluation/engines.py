@@ -57,6 +57,7 @@ class EngineSegmenter:
             "sha256": identity.digest,
             "precision": identity.precision,
             "device": identity.device,
+            "zoom": self._defaults.zoom,
         }
 
     def everything(self, pixels: Pixels) -> Proposals:

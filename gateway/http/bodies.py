@@ -44,7 +44,7 @@ class SegmentBody(OnePicture):
     everything: bool | EverythingBody = False
     multimask: bool = Field(False, description="The three masks of an ambiguous click.")
     zoom: bool | None = Field(
-        None, description="Look again at what was found, enlarged; absent: as it suits the model."
+        None, description="Look more closely at what was found; absent: as it suits the model."
     )
     among: Literal["model", "stored"] = Field(
         "model", description="stored: pick among the regions of a stored image instead of asking the model."

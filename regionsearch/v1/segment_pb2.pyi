@@ -245,10 +245,11 @@ class Prompts(_message.Message):
     multimask: _builtins.bool
     """True: the three masks of an ambiguous click. False: the one best mask."""
     zoom: _builtins.bool
-    """Looks again at the surroundings of what a prompt found, enlarged: finer outlines, above all of what is small
-    in its image, for the time of one more image. The look whose best mask ranks higher is the answer; its
-    crop_box says which. Large objects and prompts with a mask are looked at once. Absent: as it suits the model
-    that is served (GetModel), but never together with low_res_logits.
+    """Looks more closely at the surroundings of what a prompt found, enlarged, up to twice: better masks, above all
+    of what is small in its image, for the time of as many more images. The answer is that of the look whose best
+    mask ranks highest (its crop_box says which); in the place of that mask stands what the masks of all looks
+    vote for, each with its rank. Large objects and prompts with a mask are looked at once. Absent: as it suits
+    the model that is served (GetModel), but never together with low_res_logits.
     """
     @_builtins.property
     def prompts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Prompt]: ...

@@ -9,9 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from regionsearch.masks import BoolMask, mask_box
-from services.segmenter.runs import Runs
-
-Box = tuple[int, int, int, int]
+from services.segmenter.runs import Box, Runs
 
 
 def remove_small_parts(runs: Runs, box: Box, min_area: int) -> tuple[Runs, Box] | None:

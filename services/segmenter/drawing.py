@@ -15,9 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from services.segmenter.backends.base import Size
-from services.segmenter.cleaning import Box
 from services.segmenter.grid import Crop
-from services.segmenter.runs import Runs
+from services.segmenter.runs import Box, Runs
 from services.segmenter.upscale import Patch, Upscaler, Window
 
 # Pixels that are evaluated at once. Full-resolution values live no longer than one such strip.

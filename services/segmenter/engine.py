@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import threading
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -13,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from regionsearch.errors import invalid, too_large
+from regionsearch.images import Pixels
 from services.runtime.batcher import Batcher, BatchSettings, Lane
 from services.segmenter.backends.base import Backend, Embedding, Geometry, Size
 from services.segmenter.cache import ByteGate, EmbeddingCache
@@ -24,12 +26,12 @@ from services.segmenter.options import EverythingOptions, SelectionOptions
 from services.segmenter.prompts import Prompt, PromptedRegion, batch_prompts
 from services.segmenter.selection import select_regions
 from services.segmenter.work import Answer, Draw, Encode, Result, Search, Stages, Work, classify, joined
-from services.segmenter.zoom import seen_from, surroundings
+from services.segmenter.zoom import SURROUNDINGS, agree, seen_from, surroundings
 
 _T = TypeVar("_T")
 
 GRID_PIECE = 1024  # grid points of a call that are in the queue at a time; then others have their turn
-LOOKS = 8  # second looks of a call at a time; each holds an embedding
+LOOKS = 8  # closer looks of a call at a time; each holds an embedding
 
 
 class SegmentEngine:
@@ -170,8 +172,8 @@ class SegmentEngine:
             picture: To look at.
             prompts: One object each.
             multimask: Three masks for each prompt instead of one.
-            zoom: Looks again at the surroundings of what was found, see `zoom.py`, and gives the masks of the
-                look whose best mask ranks higher. Their `low_res_logits` are those of their own crop.
+            zoom: Looks more closely at what was found, see `zoom.py`, and gives what the looks say together.
+                `low_res_logits` are those of their own crop.
             features: Adds pooled encoder features.
             call: Who waits, and until when.
 
@@ -186,7 +188,7 @@ class SegmentEngine:
         size = embedding.geometry.image_size
         answers = await self._answer(embedding, Crop.whole(size), prompts, multimask, size, call)
         if zoom:
-            answers = await self._look_again(picture, embedding.geometry, prompts, answers, multimask, call)
+            answers = await self._look_closer(picture, embedding.geometry, prompts, answers, multimask, call)
         pooled = await asyncio.to_thread(_pool_answers, embedding, answers) if features else None
         return Prompted(answers, pooled, size, cached)
 
@@ -211,7 +213,7 @@ class SegmentEngine:
                 answers[place] = answer
         return answers
 
-    async def _look_again(
+    async def _look_closer(
         self,
         picture: Picture,
         geometry: Geometry,
@@ -220,23 +222,35 @@ class SegmentEngine:
         multimask: bool,
         call: Call,
     ) -> list[list[PromptedRegion]]:
-        """For each prompt the answer of the better look."""
+        """For each prompt what the first and the closer looks say together."""
         call = replace(call, begun=True)
         size = geometry.image_size
-        decode = functools.cache(picture.decode)
+        once, lock = functools.cache(picture.decode), threading.Lock()
         turns = asyncio.Semaphore(LOOKS)
 
-        async def look(prompt: Prompt, answer: list[PromptedRegion]) -> list[PromptedRegion]:
-            crop = surroundings(prompt, answer[0].region, geometry)
-            if crop is None:
-                return answer
+        def decode() -> Pixels:
+            with lock:  # the threads that prepare the looks ask for it at once
+                return once()
+
+        async def look(prompt: Prompt, crop: Crop) -> list[PromptedRegion]:
             part = Picture(f"{picture.key} {crop}", lambda: crop.cut(decode()), picture.nbytes)
             async with turns:
-                closer, _ = await self._embed(part, call)
-                [again] = await self._answer(closer, crop, [seen_from(crop, prompt)], multimask, size, call)
-            return max(answer, again, key=lambda one: one[0].region.rank)
+                embedding, _ = await self._embed(part, call)
+                [answer] = await self._answer(
+                    embedding, crop, [seen_from(crop, prompt)], multimask, size, call
+                )
+            return answer
 
-        return await _gather(list(map(look, prompts, answers)))
+        async def closer(prompt: Prompt, answer: list[PromptedRegion]) -> list[PromptedRegion]:
+            looks = {Crop.whole(size): answer}
+            for sides in SURROUNDINGS:
+                best = max((look[0].region for look in looks.values()), key=lambda region: region.rank)
+                crop = surroundings(prompt, best, geometry, sides)
+                if crop is not None and crop not in looks:
+                    looks[crop] = await look(prompt, crop)
+            return answer if len(looks) == 1 else agree(list(looks.values()))
+
+        return await _gather(list(map(closer, prompts, answers)))
 
     def _check(self, prompts: Sequence[Prompt], size: Size) -> None:
         mask_size = self.backend.mask_size

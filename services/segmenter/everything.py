@@ -23,11 +23,11 @@ from torchvision.ops.boxes import batched_nms
 
 from regionsearch.images import Pixels
 from services.segmenter.backends.base import Backend, Embedding, PromptBatch, Size
-from services.segmenter.cleaning import Box, remove_small_parts
+from services.segmenter.cleaning import remove_small_parts
 from services.segmenter.drawing import box_window, draw, measure
 from services.segmenter.grid import Crop, grid_points, plan_crops
 from services.segmenter.options import EverythingOptions
-from services.segmenter.runs import Runs
+from services.segmenter.runs import Box, Runs
 from services.segmenter.upscale import Patch, Upscaler
 
 # A box this near to the edge of a crop, but not of the picture, is taken for a part of something larger.

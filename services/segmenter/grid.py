@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from regionsearch.images import Pixels
 from services.segmenter.backends.base import Size
-from services.segmenter.cleaning import Box
 from services.segmenter.options import EverythingOptions
+from services.segmenter.runs import Box
 
 
 @dataclass(frozen=True)

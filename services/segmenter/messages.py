@@ -96,7 +96,7 @@ def read_zoom(request: segment_pb2.SegmentRequest, default: bool) -> bool:
     """Whether prompts zoom.
 
     Raises:
-        RegionSearchError: INVALID_ARGUMENT, with `low_res_logits`: those of a zoomed mask are of its crop,
+        RegionSearchError: INVALID_ARGUMENT, with `low_res_logits`: those of a closer look are of its crop,
             and no prompt on the whole picture could begin from them.
     """
     if not request.output.low_res_logits:

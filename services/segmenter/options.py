@@ -121,7 +121,7 @@ class Defaults:
 
     Attributes:
         everything: Options of everything mode.
-        zoom: Prompts zoom, see `zoom.py`.
+        zoom: Prompts look more closely at what they found, see `zoom.py`.
     """
 
     everything: EverythingOptions = EverythingOptions()

@@ -6,7 +6,7 @@ by arithmetic, so that a small region of a large picture costs what a small regi
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +15,8 @@ from pycocotools import mask as coco
 
 from regionsearch.masks import BoolMask
 from services.segmenter.backends.base import Size
+
+Box = tuple[int, int, int, int]  # left, top, right, bottom: the indices of the outermost pixels
 
 
 @dataclass(frozen=True)
@@ -54,10 +56,41 @@ class Runs:
         last[:-1] = apart
         return cls(size, start[first], stop[last])
 
+    @classmethod
+    def vote(cls, masks: Sequence[Runs], weights: Sequence[float]) -> Runs:
+        """The pixels that masks of more than half of the weight have.
+
+        Args:
+            masks: Of one size, at least one.
+            weights: Of the masks, none below 0; where all are 0 the result is empty.
+        """
+        places = np.concatenate([side for mask in masks for side in (mask.starts, mask.stops)])
+        votes = np.repeat(
+            [change for weight in weights for change in (weight, -weight)],
+            [len(mask.starts) for mask in masks for _ in range(2)],
+        )
+        edges, group = np.unique(places, return_inverse=True)
+        # What is left of sums that are 0 is no majority.
+        wins = np.bincount(group, votes, len(edges)).cumsum() > sum(weights) * (0.5 + 1e-9)
+        flips = edges[np.diff(wins, prepend=False)]
+        return cls(masks[0].size, flips[0::2], flips[1::2])
+
     @property
     def area(self) -> int:
         """Number of pixels."""
         return int((self.stops - self.starts).sum())
+
+    @property
+    def box(self) -> Box:
+        """(left, top, right, bottom), the indices of the outermost pixels; zeros where there is none."""
+        if not len(self.starts):
+            return 0, 0, 0, 0
+        height = self.size[0]
+        first, top = np.divmod(self.starts, height)
+        last, bottom = np.divmod(self.stops - 1, height)
+        whole = bool((last > first).any())  # a run that goes on in the next column touches both edges
+        left, right = int(first[0]), int(last[-1])
+        return left, 0 if whole else int(top.min()), right, height - 1 if whole else int(bottom.max())
 
     def counts(self) -> NDArray[np.int64]:
         """COCO's uncompressed counts: lengths of alternating runs of zeros and ones, beginning with zeros."""

@@ -24,6 +24,11 @@ class SegmenterSettings(ServiceSettings):
     precision: Literal["fp32", "bf16", "fp16"] = Field(
         "fp32", description="fp32 gives the reference's answer; the others are faster and may differ from it."
     )
+    zoom: bool | None = Field(
+        None,
+        description="Whether prompts look more closely at what they found where a request is silent: better "
+        "masks for more time. Absent: as it suits the model.",
+    )
     threads: int = Field(0, ge=0, description="CPU threads of a model's operation; 0 leaves it to torch.")
     cache_bytes: int = Field(256 * MIB, ge=0, description="Device memory for embeddings of pictures seen.")
     max_image_bytes: int = Field(32 * MIB, gt=0)

@@ -1,12 +1,14 @@
-"""A second look at what a prompt found: its surroundings, enlarged to the encoder's whole input.
+"""Closer looks at what a prompt found: its surroundings, enlarged to the encoder's whole input.
 
 An encoder sees a large picture scaled down to its input; of a small object little is left. In the enlarged
 surroundings there is more of it, and its outline is finer. Source: the Zoom-In of Sofiiuk et al. 2020,
-"f-BRS: Rethinking Backpropagating Refinement for Interactive Segmentation".
+"f-BRS: Rethinking Backpropagating Refinement for Interactive Segmentation". Looks err in different places,
+so that what most of them say is better than what any one says.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -14,11 +16,12 @@ import numpy as np
 from services.segmenter.backends.base import Geometry, Size
 from services.segmenter.everything import Region
 from services.segmenter.grid import Crop
-from services.segmenter.prompts import Prompt
+from services.segmenter.prompts import Prompt, PromptedRegion
+from services.segmenter.runs import Runs
 
-SURROUNDINGS = 5.5  # sides of what is looked at again, in sides of the object's box
+SURROUNDINGS = 5.5, 2.5  # sides of what each closer look sees, in sides of the object's box
 LARGEST_SCALE = 8.0  # encoder pixels for one of the picture; beyond that there is nothing more to see
-SMALLEST_GAIN = 1.1  # of enlargement, for which a second look is worth its time
+SMALLEST_GAIN = 1.1  # of enlargement, for which a look is worth its time
 
 
 def square_around(middle: tuple[float, float], side: float, image_size: Size) -> Crop:
@@ -32,18 +35,19 @@ def square_around(middle: tuple[float, float], side: float, image_size: Size) ->
     return Crop(left, top, min(left + side, width), min(top + side, height), 1)
 
 
-def surroundings(prompt: Prompt, found: Region, geometry: Geometry) -> Crop | None:
-    """What to look at again.
+def surroundings(prompt: Prompt, found: Region, geometry: Geometry, sides: float) -> Crop | None:
+    """What to look at more closely.
 
     Args:
         prompt: What was asked.
-        found: The best mask that the first look gave.
+        found: The best mask of the looks before.
         geometry: Of the whole picture.
+        sides: Of what is looked at, in sides of the object's box.
 
     Returns:
         A part of the picture around the mask and everything that the prompt says is of the object; None where
-        a second look would show no more: of a large object, of nothing, or with a mask to begin from, which
-        belongs to the whole picture.
+        it would show no more: of a large object, of nothing, or with a mask to begin from, which belongs to
+        the whole picture.
     """
     if not found.area or prompt.mask is not None or prompt.mask_logits is not None:
         return None
@@ -54,7 +58,7 @@ def surroundings(prompt: Prompt, found: Region, geometry: Geometry) -> Crop | No
     height, width = geometry.image_size
     lower = np.min(corners, axis=0).clip(0, (width, height))
     upper = np.max(corners, axis=0).clip(0, (width, height))
-    side = max(SURROUNDINGS * float((upper - lower).max()), max(geometry.padded_size) / LARGEST_SCALE)
+    side = max(sides * float((upper - lower).max()), max(geometry.padded_size) / LARGEST_SCALE)
     if side * SMALLEST_GAIN > max(height, width):
         return None
     x, y = ((lower + upper) / 2).tolist()
@@ -71,3 +75,22 @@ def seen_from(crop: Crop, prompt: Prompt) -> Prompt:
     if box is not None:
         box = (box[0] - crop.left, box[1] - crop.top, box[2] - crop.left, box[3] - crop.top)
     return replace(prompt, points=points[kept], labels=prompt.labels[kept], box=box)
+
+
+def agree(looks: Sequence[list[PromptedRegion]]) -> list[PromptedRegion]:
+    """What several looks say together.
+
+    Args:
+        looks: For each look its masks, best first.
+
+    Returns:
+        The masks of the look whose best mask ranks highest. In the place of that mask stand the pixels that
+        masks of more than half of the weight have, if there are any: all masks of all looks vote, each with
+        its rank.
+    """
+    best, *others = look = max(looks, key=lambda look: look[0].region.rank)
+    voters = [answer.region for look in looks for answer in look if answer.region.area]
+    runs = Runs.vote([voter.runs for voter in voters], [max(0.01, voter.rank[0]) for voter in voters])
+    if not runs.area:
+        return look
+    return [replace(best, region=replace(best.region, runs=runs, box=runs.box)), *others]

@@ -10,6 +10,8 @@ from regionsearch.errors import Kind, RegionSearchError
 from regionsearch.models import pocket_dir
 from services.segmenter.backends import FAMILIES, load_backend
 from services.segmenter.loading import CHECKPOINTS, find_device, find_model
+from services.segmenter.service import load
+from services.segmenter.settings import SegmenterSettings
 
 
 def failure(model: str) -> RegionSearchError:
@@ -35,6 +37,12 @@ def test_a_manifest_anywhere_loads(tmp_path: Path) -> None:
     backend = load_backend(files, "cpu", "fp32")
     assert backend.identity.variant == "pocket"
     assert backend.identity.digest == json.loads(manifest.read_text())["sha256"]
+
+
+@pytest.mark.parametrize(("setting", "zooms"), [(None, True), (True, True), (False, False)])
+def test_an_operator_may_say_whether_prompts_zoom(setting: bool | None, zooms: bool) -> None:
+    _, defaults = load(SegmenterSettings(zoom=setting))
+    assert defaults.zoom is zooms
 
 
 def test_missing_weights_say_how_to_get_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

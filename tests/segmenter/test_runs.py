@@ -47,3 +47,32 @@ def test_no_window_is_an_empty_mask() -> None:
     assert runs.counts().tolist() == [12]
     assert runs.area == 0
     assert not runs.to_mask().any()
+
+
+@st.composite
+def electorates(draw: st.DrawFn) -> tuple[list[BoolMask], list[float]]:
+    shape = draw(array_shapes(min_dims=2, max_dims=2, max_side=9))
+    masks = draw(st.lists(arrays(bool, shape), min_size=1, max_size=6))
+    weights = st.sampled_from([0.0, 0.1, 0.25, 0.3, 0.75, 1.0])
+    return masks, draw(st.lists(weights, min_size=len(masks), max_size=len(masks)))
+
+
+@given(electorates())
+def test_a_vote_gives_what_masks_of_more_than_half_of_the_weight_have(
+    electorate: tuple[list[BoolMask], list[float]],
+) -> None:
+    masks, weights = electorate
+    runs = Runs.vote([Runs.from_windows(mask.shape, [(mask, 0, 0)]) for mask in masks], weights)
+    cover = sum(weight * mask for weight, mask in zip(weights, masks, strict=True))
+    expected = cover > sum(weights) / 2 + 1e-6
+    assert (runs.to_mask() == expected).all()
+    again = Runs.from_windows(expected.shape, [(expected, 0, 0)])  # the only runs that the mask has
+    assert runs.starts.tolist() == again.starts.tolist()
+    assert runs.stops.tolist() == again.stops.tolist()
+
+
+@given(arrays(bool, array_shapes(min_dims=2, max_dims=2, max_side=9)))
+def test_the_box_of_runs_is_that_of_their_mask(mask: BoolMask) -> None:
+    rows, columns = mask.nonzero()
+    expected = (columns.min(), rows.min(), columns.max(), rows.max()) if mask.any() else (0, 0, 0, 0)
+    assert Runs.from_windows(mask.shape, [(mask, 0, 0)]).box == expected

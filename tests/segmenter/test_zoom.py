@@ -1,8 +1,10 @@
-"""The second look at what a prompt found."""
+"""Closer looks at what a prompt found."""
 
 from __future__ import annotations
 
 import asyncio
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +17,15 @@ from segment_anything import SamPredictor
 
 from evaluation import rle
 from evaluation.loaders import load
-from services.segmenter import zoom
 from services.segmenter.backends.base import Geometry
 from services.segmenter.backends.sam import SamBackend
 from services.segmenter.calls import Picture, Prompted
 from services.segmenter.everything import Region
 from services.segmenter.features import pool_features
 from services.segmenter.grid import Crop
-from services.segmenter.prompts import Prompt
+from services.segmenter.prompts import Prompt, PromptedRegion
 from services.segmenter.runs import Runs
-from services.segmenter.zoom import seen_from, square_around, surroundings
+from services.segmenter.zoom import SURROUNDINGS, agree, seen_from, square_around, surroundings
 from tests.segmenter.test_engine import Watched, engine_for
 from tests.segmenter.test_prompts import prompt, rough
 
@@ -47,10 +48,8 @@ def ask(backend: Any, pixels: NDArray[np.uint8], *prompts: Prompt, **options: An
     return asyncio.run(main())
 
 
-@pytest.fixture
-def near(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Looks again at more of the things in a picture than is good for its answers."""
-    monkeypatch.setattr(zoom, "SURROUNDINGS", 2.0)
+def answer(found: Region) -> PromptedRegion:
+    return PromptedRegion(found, np.zeros((1, 1), np.float32))
 
 
 @given(
@@ -70,13 +69,14 @@ def test_the_surroundings_hold_the_mask_and_what_is_said_of_the_object(data: st.
     left, top = data.draw(st.integers(0, 790)), data.draw(st.integers(0, 590))
     width, height = data.draw(st.integers(1, 800 - left)), data.draw(st.integers(1, 600 - top))
     point = data.draw(st.tuples(st.floats(0, 799), st.floats(0, 599)))
-    crop = surroundings(prompt([point]), region(left, top, width, height), GEOMETRY)
+    sides = data.draw(st.sampled_from(SURROUNDINGS))
+    crop = surroundings(prompt([point]), region(left, top, width, height), GEOMETRY, sides)
     if crop is None:
         return
     wide = max(left + width, point[0]) - min(left, point[0])
     high = max(top + height, point[1]) - min(top, point[1])
     assert max(crop.size) <= 800 / 1.1 + 1
-    assert max(crop.size) >= min(600, max(48, int(zoom.SURROUNDINGS * max(wide, high))))
+    assert max(crop.size) >= min(600, max(48, int(sides * max(wide, high))))
     assert crop.left <= left
     assert crop.top <= top
     assert crop.right >= left + width
@@ -96,17 +96,17 @@ def test_the_surroundings_hold_the_mask_and_what_is_said_of_the_object(data: st.
     ],
 )
 def test_what_is_looked_at_once(asked: Prompt, found: Region) -> None:
-    assert surroundings(asked, found, GEOMETRY) is None
+    assert surroundings(asked, found, GEOMETRY, 5.0) is None
 
 
 def test_an_object_is_enlarged_up_to_a_limit() -> None:
-    crop = surroundings(prompt([(400, 300)]), region(399, 299, 2, 2), GEOMETRY)
+    crop = surroundings(prompt([(400, 300)]), region(399, 299, 2, 2), GEOMETRY, 2.0)
     assert crop is not None
     assert crop.size == (48, 48)  # 384 / 8
 
 
 def test_a_box_is_part_of_what_is_said_of_the_object() -> None:
-    crop = surroundings(prompt([], box=(300, 200, 400, 300)), region(340, 240, 5, 5), GEOMETRY)
+    crop = surroundings(prompt([], box=(300, 200, 400, 300)), region(340, 240, 5, 5), GEOMETRY, 5.5)
     assert crop is not None
     assert crop.size == (550, 550)
 
@@ -119,40 +119,67 @@ def test_prompts_are_moved_into_the_crop() -> None:
     assert moved.box == (20, 20, 60, 40)
 
 
-def test_the_second_look_is_the_reference_on_the_crop(
-    pocket: SamBackend, scene: NDArray[np.uint8], near: None
-) -> None:
-    """Whichever look wins, its masks are those of SamPredictor on what was looked at."""
+def test_looks_that_agree_are_left_alone() -> None:
+    found = region(10, 10, 20, 20)
+    [both] = agree([[answer(found)], [answer(found)]])
+    assert both.region.runs.coco_rle() == found.runs.coco_rle()
+    assert both.region.box == found.box
+
+
+def test_all_masks_vote_with_their_rank() -> None:
+    small, large = region(10, 10, 20, 20), region(10, 10, 40, 20)
+    third = replace(region(0, 0, 25, 100), predicted_iou=0.5)
+    found = agree([[answer(small)], [answer(large), answer(third)]])
+    assert found[0].region.box == (10, 10, 29, 29)  # small and large together beat small, and third large
+    assert found[0].region.predicted_iou == large.predicted_iou
+    assert found[1].region == third
+
+
+def test_masks_without_a_majority_leave_the_best_look_as_it_is() -> None:
+    looks = [[answer(region(100 * place, 0, 50, 50))] for place in range(3)]
+    looks[1] = [answer(replace(looks[1][0].region, predicted_iou=0.95))]
+    assert agree(looks) == looks[1]
+
+
+def test_every_look_is_the_reference_on_its_part(pocket: SamBackend, scene: NDArray[np.uint8]) -> None:
+    """The answer is what the masks of SamPredictor on the looked-at parts vote for."""
     predictor = SamPredictor(pocket.model)
-    asked = [prompt([(x, y)]) for x in range(40, 340, 40) for y in range(40, 250, 40)]
-    zoomed = 0
-    for one, answer in zip(asked, ask(pocket, scene, *asked, multimask=True, zoom=True).answers, strict=True):
-        crop = answer[0].region.crop
-        predictor.set_image(crop.cut(scene))
-        ((x, y),) = one.points
-        masks, ious, _ = predictor.predict(np.array([[x - crop.left, y - crop.top]]), np.array([1]))
-        best = answer[0].region
-        place = np.abs(ious - best.predicted_iou).argmin()
-        assert best.predicted_iou == pytest.approx(ious[place], abs=1e-4)
-        whole = np.zeros(scene.shape[:2], bool)
-        whole[crop.top : crop.bottom, crop.left : crop.right] = masks[place]
-        assert (best.runs.to_mask() != whole).mean() < 1e-4
-        if best.area:
-            rows, columns = whole.nonzero()
-            assert best.box == (columns.min(), rows.min(), columns.max(), rows.max())
-        zoomed += crop.layer
-    assert 5 <= zoomed < len(asked)
-
-
-def test_the_better_look_is_the_answer(pocket: SamBackend, scene: NDArray[np.uint8], near: None) -> None:
     asked = [prompt([(x, y)]) for x in range(40, 340, 60) for y in range(40, 250, 60)]
-    once = ask(pocket, scene, *asked).answers
-    twice = ask(pocket, scene, *asked, zoom=True).answers
-    for (first,), (second,) in zip(once, twice, strict=True):
-        if second.region.crop.layer:
-            assert second.region.rank > first.region.rank
-        else:
-            assert second.region.runs.coco_rle() == first.region.runs.coco_rle()
+    found = ask(pocket, scene, *asked, multimask=True, zoom=True).answers
+    geometry = pocket.prepare(scene)[1]
+    closer = 0
+    for one, answers in zip(asked, found, strict=True):
+        looks = [answers_of(predictor, scene, one, Crop.whole(geometry.image_size))]
+        for sides in SURROUNDINGS:
+            best = max((look[0].region for look in looks), key=lambda one: one.rank)
+            if crop := surroundings(one, best, geometry, sides):
+                looks.append(answers_of(predictor, scene, one, crop))
+        expected = (agree(looks) if len(looks) > 1 else looks[0])[0].region
+        best = answers[0].region
+        assert best.crop == expected.crop
+        assert best.predicted_iou == pytest.approx(expected.predicted_iou, abs=1e-4)
+        mask = best.runs.to_mask()
+        assert (mask != expected.runs.to_mask()).mean() < 1e-3
+        if mask.any():
+            rows, columns = mask.nonzero()
+            assert best.box == (columns.min(), rows.min(), columns.max(), rows.max())
+        closer += len(looks) > 1
+    assert closer >= 5
+
+
+def answers_of(
+    predictor: SamPredictor, scene: NDArray[np.uint8], asked: Prompt, crop: Crop
+) -> list[PromptedRegion]:
+    """What the reference finds in a part of a scene, best first."""
+    predictor.set_image(crop.cut(scene))
+    points = asked.points - [crop.left, crop.top]
+    logits, ious, _ = predictor.predict(points, asked.labels, return_logits=True)
+    regions = []
+    for mask, iou in zip(logits, ious, strict=True):
+        runs = Runs.from_windows(scene.shape[:2], [(mask > 0, crop.top, crop.left)])
+        stability = (mask > 1).sum() / max(1, (mask > -1).sum())
+        regions.append(Region(runs, runs.box, float(iou), float(stability), None, crop))
+    return sorted(map(answer, regions), key=lambda one: one.region.rank, reverse=True)
 
 
 async def test_the_same_click_again_needs_no_encoder(pocket: SamBackend, scene: NDArray[np.uint8]) -> None:
@@ -167,8 +194,24 @@ async def test_the_same_click_again_needs_no_encoder(pocket: SamBackend, scene: 
         for _ in range(2):
             answer = await engine.prompts(Picture("picture", decode), [prompt([(60, 60)])], zoom=True)
     assert answer.cached
-    assert watched.log.count("encode") == 2  # the whole and its part, once each
+    assert watched.log.count("encode") == 3  # the whole and its parts, once each
     assert len(decoded) == 2
+
+
+async def test_looks_for_several_prompts_share_the_decoded_picture(
+    pocket: SamBackend, scene: NDArray[np.uint8]
+) -> None:
+    decoded = []
+
+    def decode() -> NDArray[np.uint8]:
+        decoded.append(1)
+        time.sleep(0.1)
+        return scene
+
+    async with engine_for(pocket) as engine:
+        asked = [prompt([(60, 60)]), prompt([(61, 61)], box=(30, 30, 90, 90)), prompt([(62, 60), (60, 58)])]
+        await engine.prompts(Picture("picture", decode), asked, zoom=True)
+    assert len(decoded) == 2  # for the first look, and for all others
 
 
 async def test_features_are_those_of_the_whole_picture(pocket: SamBackend, scene: NDArray[np.uint8]) -> None:
@@ -178,13 +221,12 @@ async def test_features_are_those_of_the_whole_picture(pocket: SamBackend, scene
         )
     assert found.features is not None
     [[answer]] = found.answers
-    assert answer.region.crop.layer == 1
     [whole] = pocket.encode([pocket.prepare(scene)])
     np.testing.assert_allclose(found.features[0], pool_features(whole, [answer.region]), atol=1e-5)
 
 
 def test_small_things_are_cut_out_better(pocket: SamBackend) -> None:
-    """On the fixture; what a second look is for."""
+    """On the fixture; what closer looks are for."""
     once, twice = [], []
     for sample in load(Path("evaluation/fixture")).samples[:25]:
         truths = [rle.decode(i.mask) for i in sample.instances if rle.area(i.mask) < 32**2]

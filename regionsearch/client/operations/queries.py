@@ -221,8 +221,8 @@ def segment(
         points: (x, y) or (x, y, label), pixels; label 0 is background.
         box: x_min, y_min, x_max, y_max, pixels.
         multimask: The three masks of an ambiguous click.
-        zoom: Looks again at what was found, enlarged: finer outlines of what is small, for more time. None:
-            as it suits the model that is served.
+        zoom: Looks more closely at what was found: better masks, above all of what is small, for more time.
+            None: as it suits the model that is served.
     """
     checked_picture(image, image_id)
     prompt = pointing_json(points, box)
