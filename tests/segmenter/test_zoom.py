@@ -208,7 +208,7 @@ async def test_looks_for_several_prompts_share_the_decoded_picture(
         time.sleep(0.1)
         return scene
 
-    async with engine_for(pocket) as engine:
+    async with engine_for(pocket, max_batch=64) as engine:
         asked = [prompt([(60, 60)]), prompt([(61, 61)], box=(30, 30, 90, 90)), prompt([(62, 60), (60, 58)])]
         await engine.prompts(Picture("picture", decode), asked, zoom=True)
     assert len(decoded) == 2  # for the first look, and for all others
