@@ -53,6 +53,10 @@ def hold(page: Page, pattern: str, method: str) -> Callable[..., None]:
     page.route(pattern, caught)
 
     def release(**answer: object) -> None:
+        for _ in range(600):  # the page may say that it sends before the request is seen here
+            if held:
+                break
+            page.wait_for_timeout(100)
         page.unroute(pattern)
         assert held
         for route in held:
