@@ -248,7 +248,9 @@ class SegmentEngine:
                 crop = surroundings(prompt, best, geometry, sides)
                 if crop is not None and crop not in looks:
                     looks[crop] = await look(prompt, crop)
-            return answer if len(looks) == 1 else agree(list(looks.values()))
+            if len(looks) == 1:
+                return answer
+            return await asyncio.to_thread(agree, list(looks.values()))
 
         return await _gather(list(map(closer, prompts, answers)))
 
