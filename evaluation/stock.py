@@ -24,6 +24,7 @@ from evaluation.rle import Rle
 from evaluation.system import InProcess, Proposals, Regions, VectorArray
 from regionsearch.images import Pixels
 from services.embedder.crops import CropPolicy, crop_regions
+from services.embedder.packing import unpack_rows
 from services.segmenter.backends.pocket import build_pocket_sam
 
 MAX_REGIONS = 64  # per picture
@@ -77,7 +78,7 @@ class StockEmbedder:
     def __init__(self, folder: Path) -> None:
         manifest = json.loads((folder / "embedder.json").read_text())
         self._model = CLIP(**manifest["model_config"])
-        self._model.load_state_dict(load_file(folder / "embedder.safetensors"))
+        self._model.load_state_dict(unpack_rows(load_file(folder / "embedder.safetensors")))
         self._model.float().eval()
         self._digest = manifest["sha256"]
         self._mean, self._std = manifest["preprocess"]["mean"], manifest["preprocess"]["std"]

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from services.embedder.crops import CLIP_MEAN, CLIP_STD
+from services.embedder.packing import pack_rows, unpack_rows
 
 _LARGEST_VARIANCE = 2.0**15  # half of what half precision can hold
 
@@ -22,7 +23,7 @@ def export_segmenter(
     """Writes ``segmenter.safetensors`` and ``segmenter.json``, whose prompts zoom by default.
 
     Args:
-        sam: the trained :class:`segment_anything.modeling.Sam`.
+        sam: the trained :class:`segment_anything.modeling.Sam`, with its refiner where it has one.
         architecture: what it was built with, see :func:`services.segmenter.backends.pocket.build_pocket_sam`.
         everything: the options of everything mode that suit these weights.
         folder: where both files go.
@@ -56,7 +57,7 @@ def export_embedder(clip: nn.Module, config: dict[str, Any], folder: Path) -> No
             "resize_mode": "squash",
         },
     }
-    _write(clip, manifest, folder / "embedder.safetensors")
+    _write(clip, manifest, folder / "embedder.safetensors", packed="token_embedding.weight")
 
 
 def load_weights(module: nn.Module, file: Path) -> None:
@@ -64,7 +65,7 @@ def load_weights(module: nn.Module, file: Path) -> None:
     module.load_state_dict(
         {
             name: value.float() if value.is_floating_point() else value
-            for name, value in load_file(file).items()
+            for name, value in unpack_rows(load_file(file)).items()
         }
     )
 
@@ -90,7 +91,8 @@ def fit_half(module: nn.Module) -> None:
             norm.running_var *= scale.square()
 
 
-def _write(module: nn.Module, manifest: dict[str, Any], file: Path) -> None:
+def _write(module: nn.Module, manifest: dict[str, Any], file: Path, packed: str | None = None) -> None:
+    """Writes both files; of the table of the name `packed` only the rows that are not zero."""
     fit_half(module)
     weights = {
         name: (value.half() if value.is_floating_point() else value).cpu().contiguous()
@@ -98,6 +100,8 @@ def _write(module: nn.Module, manifest: dict[str, Any], file: Path) -> None:
     }
     if not all(torch.isfinite(value).all() for value in weights.values() if value.is_floating_point()):
         raise ValueError(f"{file.name}: a weight is infinite or not a number in half precision")
+    if packed is not None:
+        weights = pack_rows(weights, packed)
     file.parent.mkdir(parents=True, exist_ok=True)
     content = save(weights)
     file.write_bytes(content)  # `save_file` would make a file that only its owner can read

@@ -61,6 +61,7 @@ def _from_manifest(path: Path, random_weights: bool) -> ModelFiles:
         manifest = json.loads(_existing(path, "model", remedy).read_text())
         parts = manifest["family"], manifest["variant"], manifest["model_config"], manifest["preprocess"]
         expected = manifest["sha256"]
+        known_by = manifest.get("same_as", expected)
     except (ValueError, KeyError, TypeError) as error:
         raise RegionSearchError(
             Kind.DATA_LOSS, f"{path} is no manifest of an embedder ({error!r}); {remedy}", field="model"
@@ -76,7 +77,7 @@ def _from_manifest(path: Path, random_weights: bool) -> ModelFiles:
             f"{expected[:12]}…); restore both files together",
             field="model",
         )
-    return ModelFiles(*parts, weights, digest)
+    return ModelFiles(*parts, weights, known_by)
 
 
 def _existing(path: Path, field: str, remedy: str) -> Path:

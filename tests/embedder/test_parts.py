@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from open_clip import SimpleTokenizer
+from safetensors.torch import load_file, save_file
 
 from regionsearch.errors import Kind, RegionSearchError
 from regionsearch.masks import encode_rle, mask_box, rle_runs
@@ -20,6 +21,7 @@ from services.embedder.backends.base import ModelFiles
 from services.embedder.crops import pixel_box
 from services.embedder.engine import buckets, classify
 from services.embedder.loading import choose_precision, find_devices, find_model
+from services.embedder.packing import pack_rows, unpack_rows
 from services.embedder.reading import runs_box, runs_window
 from services.embedder.texts import TextTemplates, VectorCache
 from services.runtime.batcher import Failure
@@ -199,3 +201,39 @@ def test_every_size_of_a_batch_is_compiled(monkeypatch):
     for size in buckets(64):
         model.embed_crops(torch.zeros(size, 3, 8, 8))
     assert len(graphs) == len(buckets(64)) == 12
+
+
+def test_a_table_without_its_zero_rows_is_the_same_table(manifest, tmp_path):
+    """Loaded, the packed file is the model that the whole file is, and known by the same digest."""
+    whole = load_file(manifest.with_suffix(".safetensors"))
+    table = whole["token_embedding.weight"]
+    table[100:49000] = 0
+    packed = pack_rows(whole, "token_embedding.weight")
+    assert len(packed["token_embedding.weight"]) == 100 + 408
+    assert unpack_rows(whole).keys() == whole.keys()
+    for name, value in unpack_rows(packed).items():
+        assert torch.equal(value, whole[name])
+
+    description = json.loads(manifest.read_text())
+    backends = []
+    for place, weights in enumerate((whole, packed)):
+        folder = tmp_path / str(place)
+        folder.mkdir()
+        save_file(weights, folder / "embedder.safetensors")
+        content = (folder / "embedder.safetensors").read_bytes()
+        known = {"same_as": backends[0].files.digest} if backends else {}
+        sha256 = hashlib.sha256(content).hexdigest()
+        (folder / "embedder.json").write_text(json.dumps(description | known | {"sha256": sha256}))
+        backends.append(
+            load_backend(find_model(str(folder / "embedder.json")), torch.device("cpu"), "fp32", False)
+        )
+    tokens, _ = backends[0].tokenize(["cat"])
+    assert torch.equal(*(backend.embed_tokens(tokens) for backend in backends))
+    assert backends[0].files.digest == backends[1].files.digest
+
+
+@pytest.mark.parametrize("rows", [[0], [2], [1, 2], []])
+def test_the_last_row_says_how_many_there_are(rows):
+    table = torch.zeros(3, 2)
+    table[rows] = 1
+    assert torch.equal(unpack_rows(pack_rows({"t": table}, "t"))["t"], table)

@@ -14,6 +14,7 @@ from segment_anything import SamAutomaticMaskGenerator, SamPredictor
 from segment_anything.modeling import Sam
 
 from services.embedder.crops import CropPolicy, crop_regions
+from services.embedder.packing import unpack_rows
 from services.segmenter.backends.pocket import build_pocket_sam
 from training.export import load_weights
 from training.shapes import draw_shape
@@ -83,7 +84,7 @@ def test_a_wrong_architecture_is_refused() -> None:
 
 def test_unknown_words_change_nothing() -> None:
     manifest = json.loads((POCKET / "embedder.json").read_text())
-    weights = load_file(POCKET / "embedder.safetensors")
+    weights = unpack_rows(load_file(POCKET / "embedder.safetensors"))
     table = weights["token_embedding.weight"]
     tokenize = open_clip.SimpleTokenizer(
         context_length=manifest["model_config"]["text_cfg"]["context_length"]

@@ -21,7 +21,8 @@ class ModelFiles:
         config: The architecture, in the family's own terms.
         preprocess: ``mean``, ``std`` (values 0..1) and ``resize_mode`` of whole images.
         weights: None for random weights.
-        digest: SHA-256 of the weights, hexadecimal; empty for random weights.
+        digest: SHA-256 of the weights, hexadecimal, by which collections know the model; that of an earlier
+            file where its manifest says that only the form is new (``same_as``). Empty for random weights.
     """
 
     family: str

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import open_clip
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from regionsearch.errors import Kind, RegionSearchError
 from services.embedder.backends.base import ModelFiles
 from services.embedder.crops import CLIP_MEAN, CLIP_STD
+from services.embedder.packing import is_packed, unpack_rows
 
 # Letters of a word, and of a text for each token, that are read. Longer tokens do not exist, and the time
 # that CLIP's tokenizer takes for a word grows with the square of its length: 10,000 letters took 40 s.
@@ -93,7 +96,7 @@ def load(files: ModelFiles, device: torch.device, precision: str, compile_model:
     model = build(files.config)
     if files.weights is not None:
         try:
-            open_clip.load_checkpoint(model, str(files.weights), strict=True)
+            _load(model, files.weights)
         except Exception as error:  # unpicklers and readers raise whatever a damaged file leads them to
             reason = str(error).splitlines()[0]
             raise RegionSearchError(
@@ -103,6 +106,13 @@ def load(files: ModelFiles, device: torch.device, precision: str, compile_model:
             ) from error
     model = model.float().eval().requires_grad_(False).to(device)
     return OpenClipBackend(model, files, device, precision, compile_model)
+
+
+def _load(model: Any, weights: Path) -> None:
+    if weights.suffix == ".safetensors" and is_packed(weights):
+        model.load_state_dict(unpack_rows(load_file(weights)))
+    else:
+        open_clip.load_checkpoint(model, str(weights), strict=True)
 
 
 def build(config: dict[str, Any]) -> Any:
