@@ -38,7 +38,6 @@ from services.segmenter.grid import grid_points, plan_crops
 from services.segmenter.loading import find_model
 from services.segmenter.options import EverythingOptions
 from services.segmenter.prompts import Prompt
-from services.segmenter.zoom import SURROUNDINGS, surroundings
 
 SCENE = Path(__file__).parents[1] / "examples" / "scenes" / "scene-01.jpg"
 CALLERS = 8
@@ -191,8 +190,6 @@ def zoomed_click() -> Iterator[Pair]:
     """A click that looks more closely, twice, against one that does not, pictures not seen before."""
     fresh = iter(range(1 << 30))
     with clicking(pocket) as click:
-        geometry = pocket()[0].prepare(scene(270, 360))[1]
-        assert surroundings(CLICK, click("first"), geometry, SURROUNDINGS[0]), "the thing is not a small one"
         yield Pair(
             timed(lambda: click(f"new {next(fresh)}", zoom=True)), timed(lambda: click(f"new {next(fresh)}"))
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -10,9 +11,13 @@ import torch
 import typer
 from rich.console import Console
 
-from training import embedder, segmenter, sets
-from training.export import export_embedder, export_segmenter
+from services.segmenter.backends.pocket import build_pocket_sam
+from training import embedder, refiner, segmenter, sets
+from training.export import export_embedder, export_segmenter, load_weights
+from training.looks import LookStore
+from training.scenes import SceneArtist
 from training.store import SceneStore
+from training.vocabulary import Vocabulary
 
 app = typer.Typer(add_completion=False)
 
@@ -22,27 +27,37 @@ class Model(enum.StrEnum):
 
     SEGMENTER = "segmenter"
     EMBEDDER = "embedder"
-    BOTH = "both"
+    REFINER = "refiner"
+    ALL = "all"
 
 
 @app.callback(invoke_without_command=True, help=__doc__)
 def pocket(
     context: typer.Context,
-    model: Annotated[Model, typer.Option(help="Which of the two models.")] = Model.BOTH,
+    model: Annotated[
+        Model,
+        typer.Option(
+            help="Which model; a refiner needs the other two in the output folder and is trained on from "
+            "the one there, and a segmenter that is trained anew has none."
+        ),
+    ] = Model.ALL,
     steps: Annotated[
         int | None,
         typer.Option(
             min=1,
             help="Of each model, those before a resume included.",
-            show_default=f"{segmenter.STEPS} for the segmenter, {embedder.STEPS} for the embedder",
+            show_default=f"{segmenter.STEPS} for the segmenter, {embedder.STEPS} for the embedder, "
+            f"{refiner.STEPS} for the refiner",
         ),
     ] = None,
     batch: Annotated[
         int | None,
         typer.Option(
             min=1,
-            help="Scenes of a step; fewer where memory is short, at the price of quality.",
-            show_default=f"{segmenter.BATCH} for the segmenter, {embedder.BATCH} for the embedder",
+            help="Scenes of a step, close-ups for the refiner; fewer where memory is short, at the price of "
+            "quality.",
+            show_default=f"{segmenter.BATCH} for the segmenter, {embedder.BATCH} for the embedder, "
+            f"{refiner.BATCH} for the refiner",
         ),
     ] = None,
     work: Annotated[
@@ -66,7 +81,7 @@ def pocket(
         device = "cuda" if torch.cuda.is_available() else "cpu"
     store = SceneStore(work / "scenes", scenes)
     store.prepare()
-    if model is not Model.EMBEDDER:
+    if model in (Model.SEGMENTER, Model.ALL):
         sam = segmenter.train_segmenter(
             work,
             store,
@@ -76,7 +91,7 @@ def pocket(
             seed=seed,
         )
         export_segmenter(sam, segmenter.ARCHITECTURE, segmenter.EVERYTHING, output)
-    if model is not Model.SEGMENTER:
+    if model in (Model.EMBEDDER, Model.ALL):
         clip = embedder.train_embedder(
             work,
             store,
@@ -86,7 +101,17 @@ def pocket(
             seed=seed,
         )
         export_embedder(clip, embedder.MODEL_CONFIG, output)
-    if model is Model.BOTH and held_out:
+    if model in (Model.REFINER, Model.ALL):
+        _refine(
+            work,
+            store,
+            output,
+            steps or refiner.STEPS,
+            torch.device(device),
+            batch_size=batch or refiner.BATCH,
+            seed=seed,
+        )
+    if model is Model.ALL and held_out:
         _measure(work / f"held-out-{held_out}", output, held_out)
 
 
@@ -102,6 +127,36 @@ def fixture(
 def examples(folder: Path = Path("examples/scenes")) -> None:
     """Draws the bundled demo scenes."""
     sets.write_examples(folder)
+
+
+def _refine(
+    work: Path,
+    store: SceneStore,
+    models: Path,
+    steps: int,
+    device: torch.device,
+    *,
+    batch_size: int,
+    seed: int,
+) -> None:
+    """Trains a refiner for the segmenter of a folder, from the one that it has on, and exports both."""
+    architecture = json.loads((models / "segmenter.json").read_text())["architecture"]
+    sam = build_pocket_sam(**architecture)
+    load_weights(sam, models / "segmenter.safetensors")
+    earlier, sam.refiner = getattr(sam, "refiner", None), None
+    clip = embedder.build_clip(embedder.MODEL_CONFIG)
+    load_weights(clip, models / "embedder.safetensors")
+    looks = LookStore(work / "looks", store, min(refiner.LOOKS, len(store)))
+    looks.prepare(sam, architecture, device)
+    torch.manual_seed(seed)
+    trainee = refiner.RefinerTrainee(refiner.ARCHITECTURE, Vocabulary(SceneArtist().vocabulary))
+    if earlier is None:
+        trainee.begin_from(sam, clip)
+    else:
+        trainee.net.load_state_dict(earlier.state_dict())
+    sam.refiner = refiner.train_refiner(work, looks, trainee, steps, device, batch_size=batch_size, seed=seed)
+    architecture |= {"refiner": refiner.ARCHITECTURE}
+    export_segmenter(sam, architecture, segmenter.EVERYTHING, models)
 
 
 def _measure(scenes: Path, models: Path, count: int) -> None:

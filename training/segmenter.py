@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from services.segmenter.backends.pocket import STRIDE, build_pocket_sam
+from services.segmenter.backends.pocket import build_pocket_sam
+from services.segmenter.backends.pyramid import STRIDE
 from training.auxiliary import AuxiliaryHead, mask_loss, shrink
 from training.decoder import decode_masks
 from training.loop import build_muon, train
@@ -68,6 +69,7 @@ class SegmenterTrainee(nn.Module):
     def __init__(self, architecture: dict[str, Any], classes: int) -> None:
         super().__init__()
         self.sam = build_pocket_sam(**architecture)
+        self.side: int = architecture["img_size"]
         self.auxiliary = AuxiliaryHead(architecture["width"], architecture["outline"], classes)
         self.sam.image_encoder.to(memory_format=torch.channels_last)
 
@@ -122,7 +124,7 @@ def train_segmenter(
         rng = np.random.default_rng((seed, step))
         scenes = [store[int(i)] for i in rng.integers(len(store), size=batch_size)]
         side = _COARSE_SIDE if step < _COARSE_SHARE * steps else ARCHITECTURE["img_size"]
-        batch = _collate([_augment(rng, scene.image, scene.labels) for scene in scenes], side, device)
+        batch = collate([_augment(rng, scene.image, scene.labels) for scene in scenes], side, device)
         names = np.full((batch_size, 256), -1)
         for row, scene in zip(names, scenes, strict=True):
             row[[thing.label for thing in scene.things]] = [classes[thing.name] for thing in scene.things]
@@ -159,13 +161,13 @@ def one_click_quality(
     rng = np.random.default_rng(0)
     best, single, error = [], [], []
     for scene in scenes:
-        batch = _collate([(scene.image, scene.labels)], ARCHITECTURE["img_size"], device)
+        batch = collate([(scene.image, scene.labels)], ARCHITECTURE["img_size"], device)
         chosen = np.array([thing.label for thing in scene.things])
         labels = batch.labels[0].numpy(force=True)
         points = np.stack([inner_pixel(rng, labels == label) for label in chosen])
         truth = batch.labels == torch.from_numpy(chosen).to(device)[:, None, None]
         embeddings, _ = trainee.embed(batch)
-        sparse = _embed_points(trainee, points[:, None], np.ones((len(points), 1)), device)
+        sparse = embed_points(trainee, points[:, None], np.ones((len(points), 1)), device)
         masks, predicted = trainee.decode(embeddings, sparse)
         hard = F.interpolate(masks, (batch.side, batch.side), mode="bilinear") > 0
         iou = _iou(hard, truth[:, None])
@@ -201,12 +203,12 @@ def _step_loss(
     dense = None
     if kind < 0.6:
         points = np.stack([any_pixel(rng, outline) for outline in outlines])[:, None]
-        sparse = _embed_points(trainee, points, np.ones(points.shape[:2]), device)
+        sparse = embed_points(trainee, points, np.ones(points.shape[:2]), device)
     elif kind < 0.75:
-        sparse = _embed_boxes(trainee, np.stack([jittered_box(rng, outline) for outline in outlines]), device)
+        sparse = embed_boxes(trainee, np.stack([jittered_box(rng, outline) for outline in outlines]), device)
     elif kind < 0.88:
         points, marks = several_points(rng, outlines, _inside(batch).repeat(_PROMPTS, 0))
-        sparse = _embed_points(trainee, points, marks, device)
+        sparse = embed_points(trainee, points, marks, device)
     else:
         sparse, dense = _refinement(trainee, embeddings, truth, outlines, rng)
     masks, predicted = trainee.decode(embeddings, sparse, dense)
@@ -243,7 +245,7 @@ def _refinement(
     device = truth.device
     points = np.stack([any_pixel(rng, outline) for outline in outlines])[:, None]
     with torch.no_grad():
-        sparse = _embed_points(trainee, points, np.ones(points.shape[:2]), device)
+        sparse = embed_points(trainee, points, np.ones(points.shape[:2]), device)
         masks, predicted = trainee.decode(embeddings.detach(), sparse)
         answer = masks[torch.arange(len(masks)), predicted[:, 1:].argmax(1) + 1][:, None]
         wrong = (F.interpolate(answer, truth.shape[-2:], mode="bilinear")[:, 0] > 0) != truth
@@ -251,13 +253,13 @@ def _refinement(
     second = np.stack([any_pixel(rng, m if m.any() else o) for m, o in zip(missed, outlines, strict=True)])
     marks = outlines[np.arange(len(second)), second[:, 1].astype(int), second[:, 0].astype(int)]
     both = np.concatenate([points, second[:, None]], 1)
-    sparse = _embed_points(trainee, both, np.stack([np.ones(len(marks)), marks], 1), device)
+    sparse = embed_points(trainee, both, np.stack([np.ones(len(marks)), marks], 1), device)
     with torch.autocast(device.type, torch.bfloat16):
         dense = trainee.sam.prompt_encoder._embed_masks(answer.clamp(-20, 20))
     return sparse, dense.float()
 
 
-def _embed_points(
+def embed_points(
     trainee: SegmenterTrainee, points: npt.NDArray[Any], marks: npt.NDArray[Any], device: torch.device
 ) -> Tensor:
     """Tokens of points (B, N, 2) with labels (B, N), padded as a prompt without a box is."""
@@ -267,7 +269,8 @@ def _embed_points(
     return sparse
 
 
-def _embed_boxes(trainee: SegmenterTrainee, boxes: npt.NDArray[np.float32], device: torch.device) -> Tensor:
+def embed_boxes(trainee: SegmenterTrainee, boxes: npt.NDArray[np.float32], device: torch.device) -> Tensor:
+    """Tokens of boxes (B, 4)."""
     corners = torch.from_numpy(boxes).to(device, torch.float32)
     sparse: Tensor = trainee.sam.prompt_encoder(None, corners, None)[0]
     return sparse
@@ -305,7 +308,7 @@ def _augment(
     return image, labels
 
 
-def _collate(
+def collate(
     scenes: list[tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]], side: int, device: torch.device
 ) -> Batch:
     """Scenes that fit ``SIDE``, padded and scaled up to ``side``."""

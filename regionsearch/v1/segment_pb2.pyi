@@ -245,11 +245,14 @@ class Prompts(_message.Message):
     multimask: _builtins.bool
     """True: the three masks of an ambiguous click. False: the one best mask."""
     zoom: _builtins.bool
-    """Looks more closely at the surroundings of what a prompt found, enlarged, up to twice: better masks, above all
-    of what is small in its image, for the time of as many more images. The answer is that of the look whose best
-    mask ranks highest (its crop_box says which); in the place of that mask stands what the masks of all looks
-    vote for, each with its rank. Large objects and prompts with a mask are looked at once. Absent: as it suits
-    the model that is served (GetModel), but never together with low_res_logits.
+    """Looks more closely at the surroundings of what a prompt found, enlarged, a few times: better masks, above all of
+    what is small in its image. A model with a refiner, as the bundled one, looks with that: the first mask of an
+    answer is the refined one, with its own stability_score and crop_box, and as predicted_iou the smaller one of
+    the first look's and its own. Other models look with all of themselves, for the time of as many more images, at
+    what is not large: the answer is that of the look whose best mask ranks highest (its crop_box says which); in
+    the place of that mask stands what the masks of all looks vote for, each with its rank. Prompts with a mask are
+    looked at once. Absent: as it suits the model that is served (GetModel), but never together with
+    low_res_logits.
     """
     @_builtins.property
     def prompts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Prompt]: ...
@@ -353,7 +356,7 @@ class SegmentResponse(_message.Message):
     """Size of the image after EXIF orientation, pixels."""
     image_width: _builtins.int
     embedding_cached: _builtins.bool
-    """The image had been encoded before, so that only the mask decoder ran; and the encoder, where a prompt zooms."""
+    """The image had been encoded before, so that the encoder ran at most for closer looks."""
     @_builtins.property
     def regions(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Region]:
         """Everything mode: the regions, in the order of the reference, or best first when a selection was asked for."""

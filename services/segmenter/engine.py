@@ -5,33 +5,28 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import threading
-from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass, replace
-from typing import TypeVar
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from regionsearch.errors import invalid, too_large
-from regionsearch.images import Pixels
-from services.runtime.batcher import Batcher, BatchSettings, Lane
-from services.segmenter.backends.base import Backend, Embedding, Geometry, Size
-from services.segmenter.cache import ByteGate, EmbeddingCache
+from services.runtime.batcher import BatchSettings, Lane
+from services.segmenter.backends.base import Backend, Embedding, Size
+from services.segmenter.cache import ByteGate
 from services.segmenter.calls import INTERACTIVE, Call, Everything, Picture, Prompted
+from services.segmenter.closer import Closer
 from services.segmenter.everything import Candidate, Region, distinct, draw_candidates, finish_image
 from services.segmenter.features import pool_features
 from services.segmenter.grid import Crop, grid_points, plan_crops
 from services.segmenter.options import EverythingOptions, SelectionOptions
-from services.segmenter.prompts import Prompt, PromptedRegion, batch_prompts
+from services.segmenter.pipeline import Pipeline
+from services.segmenter.prompts import Prompt, PromptedRegion
 from services.segmenter.selection import select_regions
-from services.segmenter.work import Answer, Draw, Encode, Result, Search, Stages, Work, classify, joined
-from services.segmenter.zoom import SURROUNDINGS, agree, seen_from, surroundings
-
-_T = TypeVar("_T")
+from services.segmenter.work import Draw, Encode, Search, joined
 
 GRID_PIECE = 1024  # grid points of a call that are in the queue at a time; then others have their turn
-LOOKS = 8  # closer looks of a call at a time; each holds an embedding
 
 
 class SegmentEngine:
@@ -59,23 +54,13 @@ class SegmentEngine:
         on_fatal: Callable[[str], None] = lambda reason: None,
     ) -> None:
         self.backend = backend
-        self.cache = EmbeddingCache(cache_bytes)
+        self.pipeline = Pipeline(backend, batching, cache_bytes=cache_bytes, on_fatal=on_fatal)
         self._max_candidate_bytes = max_candidate_bytes
         self._pixels = ByteGate(batching.max_bytes)
-        stages = Stages(backend)
-        self._batcher: Batcher[Work, Result] = Batcher(
-            "segmenter",
-            batching,
-            prepare=stages.prepare,
-            device=[stages.run],
-            finish=stages.finish,
-            classify=classify,
-            on_fatal=on_fatal,
-        )
 
     async def close(self) -> None:
         """Ends the threads, once what was admitted is done."""
-        await self._batcher.close()
+        await self.pipeline.batcher.close()
 
     async def everything(
         self,
@@ -103,7 +88,7 @@ class SegmentEngine:
                 full.
         """
         call = replace(call, lane=max(call.lane, Lane.STANDARD))
-        whole, cached = await self._embed(picture, call)
+        whole, cached = await self.pipeline.embed(picture, call)
         first, *others = plan_crops(whole.geometry.image_size, options)
         regions = await self._search(whole, first, whole, options, call)
         call = replace(call, begun=True)
@@ -111,7 +96,8 @@ class SegmentEngine:
             async with self._pixels.hold(picture.nbytes):
                 pixels = await asyncio.to_thread(picture.decode)
                 for crop in others:
-                    embedding = await self._encode(Encode(functools.partial(crop.cut, pixels), 0), call)
+                    part = Encode(functools.partial(crop.cut, pixels), 0)
+                    embedding = await self.pipeline.encode(part, call)
                     regions += await self._search(embedding, crop, whole, options, call)
         return await asyncio.to_thread(self._finish, whole, regions, options, selection, features, cached)
 
@@ -123,7 +109,7 @@ class SegmentEngine:
         candidates: list[Candidate] = []
         for start in range(0, len(points), GRID_PIECE):
             search = Search(embedding, crop, points[start : start + GRID_PIECE], size, options)
-            candidates += joined(await self._submit(search, call))
+            candidates += joined(await self.pipeline.submit(search, call))
             call = replace(call, begun=True)
             if sum(candidate.nbytes for candidate in candidates) > self._max_candidate_bytes:
                 raise too_large(
@@ -139,7 +125,7 @@ class SegmentEngine:
             return await asyncio.to_thread(draw_candidates, self.backend, embedding, crop, found, size)
         # That was beside the queue, where it would stand behind the grids of later calls. What the device had
         # no room for meanwhile gets its turn there, and what is wrong with it is found out there.
-        return joined(await self._submit(Draw(embedding, crop, found, size), call))
+        return joined(await self.pipeline.submit(Draw(embedding, crop, found, size), call))
 
     def _finish(
         self,
@@ -172,8 +158,8 @@ class SegmentEngine:
             picture: To look at.
             prompts: One object each.
             multimask: Three masks for each prompt instead of one.
-            zoom: Looks more closely at what was found, see `zoom.py`, and gives what the looks say together.
-                `low_res_logits` are those of their own crop.
+            zoom: Looks more closely at what was found, see `zoom.py`; the first mask of an answer is what
+                comes of it. Its `low_res_logits` are those of an earlier look.
             features: Adds pooled encoder features.
             call: Who waits, and until when.
 
@@ -183,76 +169,15 @@ class SegmentEngine:
         Raises:
             RegionSearchError: The picture cannot be decoded, a prompt does not fit it, or the queue is full.
         """
-        embedding, cached = await self._embed(picture, call)
+        embedding, cached = await self.pipeline.embed(picture, call)
         self._check(prompts, embedding.geometry.image_size)
         size = embedding.geometry.image_size
-        answers = await self._answer(embedding, Crop.whole(size), prompts, multimask, size, call)
+        answers = await self.pipeline.answer(embedding, Crop.whole(size), prompts, multimask, size, call)
         if zoom:
-            answers = await self._look_closer(picture, embedding.geometry, prompts, answers, multimask, call)
+            closer = Closer(self.pipeline, picture, embedding.geometry, multimask, replace(call, begun=True))
+            answers = await closer.improve(prompts, answers)
         pooled = await asyncio.to_thread(_pool_answers, embedding, answers) if features else None
         return Prompted(answers, pooled, size, cached)
-
-    async def _answer(
-        self,
-        embedding: Embedding,
-        crop: Crop,
-        prompts: Sequence[Prompt],
-        multimask: bool,
-        image_size: Size,
-        call: Call,
-    ) -> list[list[PromptedRegion]]:
-        """Answers prompts in pixels of a crop; the embedding is the crop's."""
-        answers: list[list[PromptedRegion]] = [[] for _ in prompts]
-        batches = await asyncio.to_thread(
-            list, batch_prompts(prompts, embedding.geometry, self.backend.mask_size)
-        )
-        works = [Answer(embedding, crop, batch, image_size, multimask) for _, batch in batches]
-        results = await _gather([self._submit(work, call) for work in works])
-        for (places, _), parts in zip(batches, results, strict=True):
-            for place, answer in zip(places, joined(parts), strict=True):
-                answers[place] = answer
-        return answers
-
-    async def _look_closer(
-        self,
-        picture: Picture,
-        geometry: Geometry,
-        prompts: Sequence[Prompt],
-        answers: Sequence[list[PromptedRegion]],
-        multimask: bool,
-        call: Call,
-    ) -> list[list[PromptedRegion]]:
-        """For each prompt what the first and the closer looks say together."""
-        call = replace(call, begun=True)
-        size = geometry.image_size
-        once, lock = functools.cache(picture.decode), threading.Lock()
-        turns = asyncio.Semaphore(LOOKS)
-
-        def decode() -> Pixels:
-            with lock:  # the threads that prepare the looks ask for it at once
-                return once()
-
-        async def look(prompt: Prompt, crop: Crop) -> list[PromptedRegion]:
-            part = Picture(f"{picture.key} {crop}", lambda: crop.cut(decode()), picture.nbytes)
-            async with turns:
-                embedding, _ = await self._embed(part, call)
-                [answer] = await self._answer(
-                    embedding, crop, [seen_from(crop, prompt)], multimask, size, call
-                )
-            return answer
-
-        async def closer(prompt: Prompt, answer: list[PromptedRegion]) -> list[PromptedRegion]:
-            looks = {Crop.whole(size): answer}
-            for sides in SURROUNDINGS:
-                best = max((look[0].region for look in looks.values()), key=lambda region: region.rank)
-                crop = surroundings(prompt, best, geometry, sides)
-                if crop is not None and crop not in looks:
-                    looks[crop] = await look(prompt, crop)
-            if len(looks) == 1:
-                return answer
-            return await asyncio.to_thread(agree, list(looks.values()))
-
-        return await _gather(list(map(closer, prompts, answers)))
 
     def _check(self, prompts: Sequence[Prompt], size: Size) -> None:
         mask_size = self.backend.mask_size
@@ -270,50 +195,6 @@ class SegmentEngine:
                     f"{name}.mask_logits has shape {list(prompt.mask_logits.shape)}; this model takes "
                     f"{list(mask_size)}, as in the low_res_logits of its answers",
                 )
-
-    async def _embed(self, picture: Picture, call: Call) -> tuple[Embedding, bool]:
-        encoding = _Encoding(self, Encode(picture.decode, picture.nbytes), call)
-        return await self.cache.get(picture.key, encoding, call.lane)
-
-    async def _encode(self, work: Encode, call: Call) -> Embedding:
-        results = await self._submit(work, call)
-        return next(result for result in results if isinstance(result, Embedding))
-
-    async def _submit(self, work: Work, call: Call) -> list[Result]:
-        return await self._batcher.submit(
-            work,
-            len(work),
-            nbytes=work.nbytes,
-            lane=call.lane,
-            deadline=call.deadline,
-            begun=call.begun,
-        )
-
-
-@dataclass
-class _Encoding:
-    """The encoding of a picture, in the lane of the fastest of those who wait for it."""
-
-    engine: SegmentEngine
-    work: Encode
-    call: Call
-
-    async def make(self) -> Embedding:
-        return await self.engine._encode(self.work, self.call)
-
-    def hasten(self, lane: Lane) -> None:
-        if lane < self.call.lane:
-            self.call = replace(self.call, lane=lane)
-            self.engine._batcher.hasten(self.work, lane)
-
-
-async def _gather(works: Sequence[Coroutine[None, None, _T]]) -> list[_T]:
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(work) for work in works]
-    except ExceptionGroup as errors:
-        raise errors.exceptions[0] from None  # the callers' errors are single ones
-    return [task.result() for task in tasks]
 
 
 def _pool_answers(

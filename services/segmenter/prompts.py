@@ -58,6 +58,11 @@ class Prompt:
     mask: RoughMask | None = None
     mask_logits: NDArray[np.float32] | None = None
 
+    @property
+    def has_mask(self) -> bool:
+        """Whether it says where the object is by a mask."""
+        return self.mask is not None or self.mask_logits is not None
+
 
 @dataclass(frozen=True)
 class PromptedRegion:
@@ -175,13 +180,28 @@ def draw_answers(
     upscaler = Upscaler(backend.mask_size, embedding.geometry.steps, backend.device)
     answers = []
     for masks, scores in zip(decoded.logits, decoded.scores.tolist(), strict=True):
-        answer = []
-        measured = measure(upscaler, masks, backend.mask_threshold, STABILITY_OFFSET)
-        for mask, score, (stability, box) in zip(masks, scores, measured, strict=True):
-            patch = upscaler.cut(mask, box_window(box)) if box else None
-            bounds = box or (0, 0, 0, 0)
-            runs = draw(upscaler, patch, bounds, backend.mask_threshold, crop, image_size)
-            region = Region(runs, crop.moved(bounds), score, float(stability), None, crop)
-            answer.append(PromptedRegion(region, mask.cpu().numpy()))
+        regions = draw_masks(upscaler, masks, scores, backend.mask_threshold, crop, image_size)
+        answer = [
+            PromptedRegion(region, mask.cpu().numpy()) for region, mask in zip(regions, masks, strict=True)
+        ]
         answers.append(sorted(answer, key=lambda one: one.region.rank, reverse=True))
     return answers
+
+
+def draw_masks(
+    upscaler: Upscaler,
+    logits: Tensor,
+    scores: Sequence[float],
+    threshold: float,
+    crop: Crop,
+    image_size: Size,
+) -> list[Region]:
+    """Low-resolution masks (n, h, w) of a crop, with their predicted IoUs, as regions of the picture."""
+    regions = []
+    measured = measure(upscaler, logits, threshold, STABILITY_OFFSET)
+    for mask, score, (stability, box) in zip(logits, scores, measured, strict=True):
+        patch = upscaler.cut(mask, box_window(box)) if box else None
+        bounds = box or (0, 0, 0, 0)
+        runs = draw(upscaler, patch, bounds, threshold, crop, image_size)
+        regions.append(Region(runs, crop.moved(bounds), score, float(stability), None, crop))
+    return regions

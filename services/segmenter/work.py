@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from torch import Tensor
 from regionsearch.images import Pixels
 from services.runtime.batcher import Failure, Part
 from services.segmenter.backends.base import Backend, Embedding, Geometry, PromptBatch, Size
+from services.segmenter.backends.refiner import CloseUp, Refiner
 from services.segmenter.everything import (
     Candidate,
     Region,
@@ -28,6 +30,7 @@ from services.segmenter.everything import (
 from services.segmenter.grid import Crop
 from services.segmenter.options import EverythingOptions
 from services.segmenter.prompts import PromptedRegion, decode_prompts, draw_answers
+from services.segmenter.zoom import draw_close_up
 
 ENCODE_ITEMS = 16  # prompts that cost the device about as much as one picture
 
@@ -92,9 +95,36 @@ class Answer:
         return len(self.prompts)
 
 
-Work = Encode | Search | Draw | Answer
+@dataclass(frozen=True)
+class Refine:
+    """Looks closely at a part of a picture, with the model's refiner. Gives a list of one `Region`.
+
+    Attributes:
+        view: Returns what the refiner is shown; may take long.
+        crop: The part.
+        image_size: Of the whole picture, which the mask is drawn in.
+    """
+
+    nbytes = 0
+    view: Callable[[], CloseUp]
+    crop: Crop
+    image_size: Size
+
+    def __len__(self) -> int:
+        return 1
+
+
+@dataclass(frozen=True)
+class _Look:
+    """A close-up as the refiner takes it."""
+
+    work: Refine
+    maps: Tensor
+
+
+Work = Encode | Search | Draw | Answer | Refine
 Result = Embedding | list[Candidate] | list[Region] | list[list[PromptedRegion]] | None
-_Prepared = tuple[Tensor, Geometry] | Search | Draw | Answer
+_Prepared = tuple[Tensor, Geometry] | Search | Draw | Answer | _Look
 _Finish = Callable[[], Result]
 
 
@@ -106,7 +136,13 @@ class Stages:
 
     def prepare(self, work: Work) -> _Prepared:
         """Decodes and resizes pictures; any thread."""
-        return self._backend.prepare(work.decode()) if isinstance(work, Encode) else work
+        match work:
+            case Encode():
+                return self._backend.prepare(work.decode())
+            case Refine():
+                return _Look(work, self._refiner.prepare(work.view()))
+            case _:
+                return work
 
     def run(self, parts: Sequence[Part[_Prepared]]) -> list[_Finish]:
         """Runs the model, pictures first and together; on the device's thread.
@@ -120,7 +156,11 @@ class Stages:
             if isinstance(part.prepared, tuple) and part.start == 0
         }
         embeddings = dict(zip(pictures, self._encode(list(pictures.values())), strict=True))
-        return [self._run(part, embeddings.get(place)) for place, part in enumerate(parts)]
+        looks = {place: part.prepared for place, part in enumerate(parts) if isinstance(part.prepared, _Look)}
+        refined = dict(zip(looks, self._refine(list(looks.values())), strict=True))
+        return [
+            refined.get(place) or self._run(part, embeddings.get(place)) for place, part in enumerate(parts)
+        ]
 
     def _run(self, part: Part[_Prepared], embedding: Embedding | None) -> _Finish:
         backend, work = self._backend, part.prepared
@@ -150,6 +190,21 @@ class Stages:
             for start in range(0, len(pictures), size)
             for embedding in self._backend.encode(pictures[start : start + size])
         ]
+
+    def _refine(self, looks: Sequence[_Look]) -> list[_Finish]:
+        if not looks:
+            return []
+        refiner = self._refiner
+        logits, ious = refiner.refine([look.maps for look in looks])
+        return [
+            partial(draw_close_up, refiner, mask, iou, look.work.crop, look.work.image_size)
+            for look, mask, iou in zip(looks, logits, ious.tolist(), strict=True)
+        ]
+
+    @property
+    def _refiner(self) -> Refiner:
+        assert self._backend.refiner is not None
+        return self._backend.refiner
 
     def finish(self, left: Sequence[_Finish]) -> list[Result]:
         """Brings masks to full resolution; on a thread of its own."""

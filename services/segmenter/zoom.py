@@ -1,9 +1,10 @@
-"""Closer looks at what a prompt found: its surroundings, enlarged to the encoder's whole input.
+"""Closer looks at what a prompt found.
 
-An encoder sees a large picture scaled down to its input; of a small object little is left. In the enlarged
-surroundings there is more of it, and its outline is finer. Source: the Zoom-In of Sofiiuk et al. 2020,
-"f-BRS: Rethinking Backpropagating Refinement for Interactive Segmentation". Looks err in different places,
-so that what most of them say is better than what any one says.
+An encoder sees a large picture scaled down to its input; of a small object little is left. In its
+surroundings, enlarged, there is more of it, and its outline is finer. Source: the Zoom-In of Sofiiuk et al.
+2020, "f-BRS: Rethinking Backpropagating Refinement for Interactive Segmentation". A model with a refiner
+looks with that; others look with all of themselves at parts of the picture. Such looks err in different
+places, so that what most of them say is better than what any one says.
 """
 
 from __future__ import annotations
@@ -12,14 +13,24 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
-from services.segmenter.backends.base import Geometry, Size
+from regionsearch.images import Pixels
+from services.segmenter.backends.base import Geometry, ResizeStep, Size
+from services.segmenter.backends.refiner import MASKS, CloseUp, Refiner
 from services.segmenter.everything import Region
 from services.segmenter.grid import Crop
-from services.segmenter.prompts import Prompt, PromptedRegion
+from services.segmenter.prompts import Prompt, PromptedRegion, draw_masks
 from services.segmenter.runs import Runs
+from services.segmenter.upscale import Upscaler
 
-SURROUNDINGS = 5.5, 2.5  # sides of what each closer look sees, in sides of the object's box
+# Sides of each look, in sides of the object's box: the refiner's, each around what the one before found, and
+# those of a model without a refiner.
+CLOSE_UPS = 2.5, 2.0, 1.7
+SMALLEST_CLOSE_UP = 16.0  # pixels along its side
+SURROUNDINGS = 5.5, 2.5
 LARGEST_SCALE = 8.0  # encoder pixels for one of the picture; beyond that there is nothing more to see
 SMALLEST_GAIN = 1.1  # of enlargement, for which a look is worth its time
 
@@ -35,34 +46,39 @@ def square_around(middle: tuple[float, float], side: float, image_size: Size) ->
     return Crop(left, top, min(left + side, width), min(top + side, height), 1)
 
 
-def surroundings(prompt: Prompt, found: Region, geometry: Geometry, sides: float) -> Crop | None:
-    """What to look at more closely.
+def surroundings(prompt: Prompt, found: Region, sides: float, image_size: Size, least: float = 1.0) -> Crop:
+    """The part of a picture around a mask and everything that a prompt says is of the object.
 
     Args:
         prompt: What was asked.
-        found: The best mask of the looks before.
-        geometry: Of the whole picture.
-        sides: Of what is looked at, in sides of the object's box.
+        found: The best mask of the looks before; not empty.
+        sides: Of the part, in sides of the object's box.
+        image_size: Of the whole picture.
+        least: Side of the part at least, in pixels.
 
     Returns:
-        A part of the picture around the mask and everything that the prompt says is of the object; None where
-        it would show no more: of a large object, of nothing, or with a mask to begin from, which belongs to
-        the whole picture.
+        A square inside the picture, or as much of it as the picture has.
     """
-    if not found.area or prompt.mask is not None or prompt.mask_logits is not None:
-        return None
     left, top, right, bottom = found.box
     corners = [(left, top), (right + 1, bottom + 1), *prompt.points[prompt.labels == 1].tolist()]
     if prompt.box is not None:
         corners += [prompt.box[:2], prompt.box[2:]]
-    height, width = geometry.image_size
+    height, width = image_size
     lower = np.min(corners, axis=0).clip(0, (width, height))
     upper = np.max(corners, axis=0).clip(0, (width, height))
-    side = max(sides * float((upper - lower).max()), max(geometry.padded_size) / LARGEST_SCALE)
-    if side * SMALLEST_GAIN > max(height, width):
-        return None
     x, y = ((lower + upper) / 2).tolist()
-    return square_around((x, y), side, geometry.image_size)
+    return square_around((x, y), max(sides * float((upper - lower).max()), least), image_size)
+
+
+def enlarged(prompt: Prompt, found: Region, sides: float, geometry: Geometry) -> Crop | None:
+    """The surroundings as the model itself may look at them; None where it would see no more than before:
+    of a large object, or of nothing.
+    """
+    if not found.area:
+        return None
+    least = max(geometry.padded_size) / LARGEST_SCALE
+    crop = surroundings(prompt, found, sides, geometry.image_size, least)
+    return None if max(crop.size) * SMALLEST_GAIN > max(geometry.image_size) else crop
 
 
 def seen_from(crop: Crop, prompt: Prompt) -> Prompt:
@@ -75,6 +91,45 @@ def seen_from(crop: Crop, prompt: Prompt) -> Prompt:
     if box is not None:
         box = (box[0] - crop.left, box[1] - crop.top, box[2] - crop.left, box[3] - crop.top)
     return replace(prompt, points=points[kept], labels=prompt.labels[kept], box=box)
+
+
+def first_masks(answer: Sequence[PromptedRegion]) -> NDArray[np.uint8]:
+    """The masks of a first look as the refiner sees them: probabilities (MASKS, h, w), 255 for certain.
+
+    A single one stands in the place of all.
+    """
+    logits = [answer[min(place, len(answer) - 1)].low_res_logits for place in range(MASKS)]
+    probabilities = torch.from_numpy(np.stack(logits)).sigmoid() * 255
+    masks: NDArray[np.uint8] = probabilities.round().to(torch.uint8).numpy()
+    return masks
+
+
+def close_up(
+    pixels: Pixels, crop: Crop, prompt: Prompt, masks: NDArray[np.uint8], geometry: Geometry
+) -> CloseUp:
+    """What the refiner is shown of a part of a picture.
+
+    Args:
+        pixels: Of the part, uint8 RGB (h, w, 3).
+        crop: The part.
+        prompt: What was asked, in pixels of the picture.
+        masks: Of the first look at the whole picture, see `first_masks`.
+        geometry: Of the whole picture.
+    """
+    moved = seen_from(crop, prompt)
+    corners = np.array([[crop.left, crop.top], [crop.right, crop.bottom]], np.float64)
+    padded = np.array(geometry.padded_size)[::-1]
+    window = geometry.to_input(corners) * np.array(masks.shape[:0:-1]) / padded
+    (left, top), (right, bottom) = window.tolist()
+    return CloseUp(pixels, moved.points, moved.labels, moved.box, masks, (left, top, right, bottom))
+
+
+@torch.inference_mode()
+def draw_close_up(refiner: Refiner, logits: Tensor, iou: float, crop: Crop, image_size: Size) -> list[Region]:
+    """The one region that the refiner's logits (h, w) for a part of a picture stand for."""
+    side = max(crop.size)
+    upscaler = Upscaler(refiner.mask_size, (ResizeStep((side, side), crop.size),), logits.device)
+    return draw_masks(upscaler, logits[None], [iou], 0.0, crop, image_size)
 
 
 def agree(looks: Sequence[list[PromptedRegion]]) -> list[PromptedRegion]:

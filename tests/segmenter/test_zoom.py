@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -25,12 +26,28 @@ from services.segmenter.features import pool_features
 from services.segmenter.grid import Crop
 from services.segmenter.prompts import Prompt, PromptedRegion
 from services.segmenter.runs import Runs
-from services.segmenter.zoom import SURROUNDINGS, agree, seen_from, square_around, surroundings
+from services.segmenter.zoom import (
+    CLOSE_UPS,
+    SURROUNDINGS,
+    agree,
+    enlarged,
+    seen_from,
+    square_around,
+    surroundings,
+)
 from tests.segmenter.test_engine import Watched, engine_for
 from tests.segmenter.test_prompts import prompt, rough
 
 GEOMETRY = Geometry((600, 800), (288, 384), (384, 384), ())
 CROP = Crop(100, 50, 200, 150, 1)
+
+
+@pytest.fixture(scope="module")
+def unrefined(pocket: SamBackend) -> SamBackend:
+    """The bundled model without its refiner, as published models are."""
+    backend = copy.copy(pocket)
+    backend.refiner = None
+    return backend
 
 
 def region(left: int, top: int, width: int, height: int) -> Region:
@@ -69,20 +86,22 @@ def test_the_surroundings_hold_the_mask_and_what_is_said_of_the_object(data: st.
     left, top = data.draw(st.integers(0, 790)), data.draw(st.integers(0, 590))
     width, height = data.draw(st.integers(1, 800 - left)), data.draw(st.integers(1, 600 - top))
     point = data.draw(st.tuples(st.floats(0, 799), st.floats(0, 599)))
-    sides = data.draw(st.sampled_from(SURROUNDINGS))
-    crop = surroundings(prompt([point]), region(left, top, width, height), GEOMETRY, sides)
-    if crop is None:
-        return
+    sides = data.draw(st.sampled_from(SURROUNDINGS + CLOSE_UPS))
+    asked, found = prompt([point]), region(left, top, width, height)
     wide = max(left + width, point[0]) - min(left, point[0])
     high = max(top + height, point[1]) - min(top, point[1])
-    assert max(crop.size) <= 800 / 1.1 + 1
-    assert max(crop.size) >= min(600, max(48, int(sides * max(wide, high))))
+    crop = surroundings(asked, found, sides, GEOMETRY.image_size)
+    assert max(crop.size) >= min(600, int(sides * max(wide, high)))
     assert crop.left <= left
     assert crop.top <= top
     assert crop.right >= left + width
     assert crop.bottom >= top + height
     assert crop.left <= point[0] < crop.right + 1
     assert crop.top <= point[1] < crop.bottom + 1
+    larger = enlarged(asked, found, sides, GEOMETRY)
+    if larger is not None:
+        assert 48 <= max(larger.size) <= 800 / 1.1 + 1
+        assert larger.size >= crop.size
 
 
 @pytest.mark.parametrize(
@@ -91,23 +110,21 @@ def test_the_surroundings_hold_the_mask_and_what_is_said_of_the_object(data: st.
         (prompt([(400, 300)]), region(200, 100, 300, 300)),  # there is no more around it than the picture
         (prompt([(400, 300)]), region(0, 0, 0, 0)),  # nothing
         (prompt([(10, 10), (790, 590)]), region(0, 0, 20, 20)),  # points far apart
-        (prompt([(10, 10)], mask=rough(np.ones((600, 800), bool))), region(0, 0, 20, 20)),
-        (prompt([(10, 10)], mask_logits=np.zeros((96, 96), np.float32)), region(0, 0, 20, 20)),
     ],
 )
 def test_what_is_looked_at_once(asked: Prompt, found: Region) -> None:
-    assert surroundings(asked, found, GEOMETRY, 5.0) is None
+    assert enlarged(asked, found, 5.0, GEOMETRY) is None
 
 
 def test_an_object_is_enlarged_up_to_a_limit() -> None:
-    crop = surroundings(prompt([(400, 300)]), region(399, 299, 2, 2), GEOMETRY, 2.0)
+    crop = enlarged(prompt([(400, 300)]), region(399, 299, 2, 2), 2.0, GEOMETRY)
     assert crop is not None
     assert crop.size == (48, 48)  # 384 / 8
 
 
 def test_a_box_is_part_of_what_is_said_of_the_object() -> None:
-    crop = surroundings(prompt([], box=(300, 200, 400, 300)), region(340, 240, 5, 5), GEOMETRY, 5.5)
-    assert crop is not None
+    asked = prompt([], box=(300, 200, 400, 300))
+    crop = surroundings(asked, region(340, 240, 5, 5), 5.5, GEOMETRY.image_size)
     assert crop.size == (550, 550)
 
 
@@ -141,18 +158,18 @@ def test_masks_without_a_majority_leave_the_best_look_as_it_is() -> None:
     assert agree(looks) == looks[1]
 
 
-def test_every_look_is_the_reference_on_its_part(pocket: SamBackend, scene: NDArray[np.uint8]) -> None:
+def test_every_look_is_the_reference_on_its_part(unrefined: SamBackend, scene: NDArray[np.uint8]) -> None:
     """The answer is what the masks of SamPredictor on the looked-at parts vote for."""
-    predictor = SamPredictor(pocket.model)
+    predictor = SamPredictor(unrefined.model)
     asked = [prompt([(x, y)]) for x in range(40, 340, 60) for y in range(40, 250, 60)]
-    found = ask(pocket, scene, *asked, multimask=True, zoom=True).answers
-    geometry = pocket.prepare(scene)[1]
+    found = ask(unrefined, scene, *asked, multimask=True, zoom=True).answers
+    geometry = unrefined.prepare(scene)[1]
     closer = 0
     for one, answers in zip(asked, found, strict=True):
         looks = [answers_of(predictor, scene, one, Crop.whole(geometry.image_size))]
         for sides in SURROUNDINGS:
             best = max((look[0].region for look in looks), key=lambda one: one.rank)
-            if crop := surroundings(one, best, geometry, sides):
+            if crop := enlarged(one, best, sides, geometry):
                 looks.append(answers_of(predictor, scene, one, crop))
         expected = (agree(looks) if len(looks) > 1 else looks[0])[0].region
         best = answers[0].region
@@ -182,8 +199,8 @@ def answers_of(
     return sorted(map(answer, regions), key=lambda one: one.region.rank, reverse=True)
 
 
-async def test_the_same_click_again_needs_no_encoder(pocket: SamBackend, scene: NDArray[np.uint8]) -> None:
-    watched = Watched(pocket)
+async def test_the_same_click_again_needs_no_encoder(unrefined: SamBackend, scene: NDArray[np.uint8]) -> None:
+    watched = Watched(unrefined)
     decoded = []
 
     def decode() -> NDArray[np.uint8]:
@@ -199,7 +216,7 @@ async def test_the_same_click_again_needs_no_encoder(pocket: SamBackend, scene: 
 
 
 async def test_looks_for_several_prompts_share_the_decoded_picture(
-    pocket: SamBackend, scene: NDArray[np.uint8]
+    unrefined: SamBackend, scene: NDArray[np.uint8]
 ) -> None:
     decoded = []
 
@@ -208,7 +225,7 @@ async def test_looks_for_several_prompts_share_the_decoded_picture(
         time.sleep(0.1)
         return scene
 
-    async with engine_for(pocket, max_batch=64) as engine:
+    async with engine_for(unrefined, max_batch=64) as engine:
         asked = [prompt([(60, 60)]), prompt([(61, 61)], box=(30, 30, 90, 90)), prompt([(62, 60), (60, 58)])]
         await engine.prompts(Picture("picture", decode), asked, zoom=True)
     assert len(decoded) == 2  # for the first look, and for all others
@@ -225,8 +242,51 @@ async def test_features_are_those_of_the_whole_picture(pocket: SamBackend, scene
     np.testing.assert_allclose(found.features[0], pool_features(whole, [answer.region]), atol=1e-5)
 
 
-def test_small_things_are_cut_out_better(pocket: SamBackend) -> None:
+async def test_a_refiner_needs_the_encoder_once(pocket: SamBackend, scene: NDArray[np.uint8]) -> None:
+    watched = Watched(pocket)
+    async with engine_for(watched) as engine:
+        for place in ((60, 60), (64, 58)):
+            await engine.prompts(Picture("picture", lambda: scene), [prompt([place])], zoom=True)
+    assert watched.log.count("encode") == 1
+
+
+@pytest.mark.parametrize("multimask", [False, True])
+def test_the_first_mask_is_refined(pocket: SamBackend, scene: NDArray[np.uint8], multimask: bool) -> None:
+    asked = [prompt([(60, 60)]), prompt([], box=(30, 30, 120, 120)), prompt([(200, 100), (60, 60)], [1, 0])]
+    plain = ask(pocket, scene, *asked, multimask=multimask).answers
+    zoomed = ask(pocket, scene, *asked, multimask=multimask, zoom=True).answers
+    for before, after in zip(plain, zoomed, strict=True):
+        assert len(after) == (3 if multimask else 1)
+        assert [other.region.box for other in after[1:]] == [other.region.box for other in before[1:]]
+        best = after[0].region
+        mask = best.runs.to_mask()
+        rows, columns = mask.nonzero()
+        assert best.box == (columns.min(), rows.min(), columns.max(), rows.max())
+        assert 0 < best.predicted_iou <= 1
+        assert best.crop != Crop.whole(scene.shape[:2]) or max(best.crop.size) == max(scene.shape[:2])
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        prompt([(60, 60)], mask=rough(np.ones((270, 360), bool))),
+        prompt([(60, 60)], mask_logits=np.zeros((192, 192), np.float32)),
+    ],
+)
+@pytest.mark.parametrize("model", ["pocket", "unrefined"])
+def test_a_mask_to_begin_from_belongs_to_the_whole_picture(
+    request: pytest.FixtureRequest, scene: NDArray[np.uint8], asked: Prompt, model: str
+) -> None:
+    backend = request.getfixturevalue(model)
+    [[once]], [[zoomed]] = (ask(backend, scene, asked, zoom=zoom).answers for zoom in (False, True))
+    assert zoomed.region.runs.coco_rle() == once.region.runs.coco_rle()
+    assert zoomed.region.crop == once.region.crop
+
+
+@pytest.mark.parametrize("model", ["pocket", "unrefined"])
+def test_small_things_are_cut_out_better(request: pytest.FixtureRequest, model: str) -> None:
     """On the fixture; what closer looks are for."""
+    backend = request.getfixturevalue(model)
     once, twice = [], []
     for sample in load(Path("evaluation/fixture")).samples[:25]:
         truths = [rle.decode(i.mask) for i in sample.instances if rle.area(i.mask) < 32**2]
@@ -234,7 +294,7 @@ def test_small_things_are_cut_out_better(pocket: SamBackend) -> None:
             continue
         asked = [prompt([rle.innermost_point(truth)]) for truth in truths]
         for ious, again in ((once, False), (twice, True)):
-            answers = ask(pocket, sample.pixels(), *asked, multimask=True, zoom=again).answers
+            answers = ask(backend, sample.pixels(), *asked, multimask=True, zoom=again).answers
             for truth, answer in zip(truths, answers, strict=True):
                 mask = answer[0].region.runs.to_mask()
                 ious.append((mask & truth).sum() / (mask | truth).sum())

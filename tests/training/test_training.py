@@ -154,7 +154,9 @@ def test_the_command_trains_measures_resumes_and_exports(tmp_path: Path) -> None
     again = run(21, held_out=0)
     assert "resuming segmenter.ckpt at step 20" in again
     assert "resuming embedder.ckpt at step 20" in again
+    assert "resuming refiner.ckpt at step 20" in again
     after = json.loads((output / "segmenter.json").read_text())
     assert before["sha256"] != after["sha256"]
+    assert after["architecture"]["refiner"] == before["architecture"]["refiner"]
     files = sorted(file.name for file in output.iterdir())
     assert files == ["embedder.json", "embedder.safetensors", "segmenter.json", "segmenter.safetensors"]

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -18,6 +18,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from regionsearch.images import Pixels
+
+if TYPE_CHECKING:
+    from services.segmenter.backends.refiner import Refiner
 
 Size = tuple[int, int]  # (height, width)
 
@@ -171,6 +174,8 @@ class Backend(Protocol):
     """Pictures that are encoded at once."""
     decode_batch: int
     """Prompts that are decoded at once; the engine cuts larger batches."""
+    refiner: Refiner | None
+    """Looks closer at what prompts found, where the model has one."""
 
     def prepare(self, image: Pixels) -> tuple[Tensor, Geometry]:
         """Resizes a picture, uint8 RGB (H, W, 3), for the encoder. Any thread."""

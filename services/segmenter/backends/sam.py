@@ -28,6 +28,7 @@ from services.segmenter.backends.base import (
 )
 from services.segmenter.backends.pocket import build_pocket_sam
 from services.segmenter.backends.precision import autocast
+from services.segmenter.backends.refiner import Refiner, RefinerNet
 from services.segmenter.backends.sam_decoder import Decoded, LazyMaskDecoder
 
 _ENCODE_BATCH = {"cpu": 1, "cuda": 8}  # on a CPU a batch only waits for its last picture
@@ -96,6 +97,8 @@ class SamBackend:
         height, width = model.prompt_encoder.image_embedding_size
         map_bytes = 4 * height * width * model.prompt_encoder.embed_dim
         self.encode_batch = _ENCODE_BATCH[self.device.type]
+        net: RefinerNet | None = getattr(self.model, "refiner", None)
+        self.refiner = None if net is None else Refiner(net, lambda: autocast(identity))
         self.decode_batch = max(1, _BATCH_BYTES[self.device.type] // map_bytes)
 
     def prepare(self, image: Pixels) -> tuple[Tensor, Geometry]:

@@ -23,6 +23,7 @@ from services.segmenter.backends.base import (
     ResizeStep,
 )
 from services.segmenter.backends.precision import autocast
+from services.segmenter.backends.refiner import Refiner
 
 _MEAN, _STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 _BOX_LABELS = (2, 3)  # how the prompt encoder calls the two corners of a box
@@ -72,6 +73,7 @@ class Sam2Backend:
     """
 
     mask_threshold = 0.0
+    refiner: Refiner | None = None
 
     def __init__(self, model: Any, identity: ModelIdentity) -> None:
         self.identity = identity

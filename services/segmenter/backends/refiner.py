@@ -1,0 +1,215 @@
+"""The refiner: a small network that looks closely at what a first look found.
+
+It sees a close-up of the object: the pixels, the prompt, and the masks of the first look. That the prompt is
+there from the first convolution on, and the object always about as large, makes it much better at outlines,
+and at what belongs to an object, than a network of its size that has to answer every prompt from one
+embedding of a whole picture. Sources: Sofiiuk et al. 2022, "Reviving Iterative Training with Mask Guidance
+for Interactive Segmentation" (prompt and mask as input maps); Chen et al. 2022, "FocalClick" (refining a
+part of the picture).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor, nn
+
+from regionsearch.images import Pixels
+from services.segmenter.backends.pyramid import Pyramid, PyramidMaps
+
+MASKS = 3  # of the first look that the network sees
+LOGITS_STRIDE = 2  # pixels of the input per logit
+_CHANNELS = 3 + 3 + MASKS  # pixels; where the object is, where it is not, its box; masks
+_SPOTS = (3.0, 0.75), (12.0, 0.25)  # a point as seen by the network: sums of Gaussians of this width, height
+_MEAN, _STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+_GREY = 124, 116, 104  # `_MEAN` as a pixel
+
+
+@dataclass(frozen=True)
+class CloseUp:
+    """A part of a picture, and what is known of an object in it.
+
+    Attributes:
+        pixels: uint8 RGB (h, w, 3).
+        points: (P, 2) as x, y in pixels of the part.
+        labels: (P,); 1: the object is there, 0: it is not there.
+        box: (x_min, y_min, x_max, y_max) in pixels of the part.
+        masks: Probabilities by the first look, uint8 (`MASKS`, mh, mw), 255 for certain, best mask first.
+        window: Where the part lies in `masks`, (left, top, right, bottom) in their pixels; outside of them
+            nothing is.
+    """
+
+    pixels: Pixels
+    points: NDArray[np.float64]
+    labels: NDArray[np.int32]
+    box: tuple[float, float, float, float] | None
+    masks: NDArray[np.uint8]
+    window: tuple[float, float, float, float]
+
+
+class RefinerNet(Pyramid):
+    """The network.
+
+    Args:
+        body: see :class:`Pyramid`, as the others.
+        width: channels of the pyramid.
+        detail: channels of its map of stride 4.
+        outline: channels of its map of stride 2.
+        last_blocks: of the body's last stage.
+        img_size: side of the square input in pixels, a multiple of 32.
+    """
+
+    def __init__(
+        self, *, body: str, width: int, detail: int, outline: int, last_blocks: int, img_size: int
+    ) -> None:
+        super().__init__(body, width, detail, outline, channels=_CHANNELS, last_blocks=last_blocks)
+        self.img_size = img_size
+        self.head = nn.Conv2d(outline, 1, kernel_size=3, padding=1)
+        self.quality = nn.Sequential(nn.Linear(width + self.depths[-1], 64), nn.ReLU(), nn.Linear(64, 1))
+
+    def forward(self, maps: Tensor) -> tuple[Tensor, Tensor]:
+        """Input maps (B, C, side, side) of :func:`input_maps` to the answer.
+
+        Returns:
+            Mask logits, float32 (B, side / 2, side / 2), and the mask's predicted IoU, float32 (B,).
+        """
+        return self.answer(self.maps(maps))
+
+    def answer(self, seen: PyramidMaps) -> tuple[Tensor, Tensor]:
+        """What :meth:`forward` gives, of the maps of its input."""
+        logits: Tensor = self.head(seen.outline)[:, 0].float()
+        # What the pyramid learns it learns from masks alone.
+        pooled = torch.cat([seen.coarse.mean((2, 3)), seen.deepest.mean((2, 3))], 1).detach()
+        return logits, self.quality(pooled)[:, 0].float().sigmoid()
+
+
+class Refiner:
+    """A :class:`RefinerNet` as the engine uses it.
+
+    Args:
+        net: The network, on the device.
+        autocast: Makes the context that it computes in.
+    """
+
+    def __init__(self, net: RefinerNet, autocast: Callable[[], AbstractContextManager[Any]]) -> None:
+        self.net = net.to(memory_format=torch.channels_last)
+        self._autocast = autocast
+        self._device = next(net.parameters()).device
+        self.mask_size = net.img_size // LOGITS_STRIDE, net.img_size // LOGITS_STRIDE
+
+    def prepare(self, close_up: CloseUp) -> Tensor:
+        """The network's input maps for a close-up, float32 (C, side, side). Any thread."""
+        side = self.net.img_size
+        pixels = shrink_pixels(close_up.pixels, side)
+        masks = shrink_masks(close_up.masks, close_up.window, close_up.pixels.shape[:2], side)
+        scale = side / max(close_up.pixels.shape[:2])
+        points = torch.from_numpy((close_up.points + 0.5) * scale)[None]
+        labels = torch.from_numpy(close_up.labels)[None]
+        boxes = None if close_up.box is None else torch.tensor(close_up.box)[None] * scale
+        seen = torch.from_numpy(np.concatenate([pixels, masks]))[None]
+        return input_maps(seen, points, labels, boxes)[0]
+
+    @torch.inference_mode()
+    def refine(self, prepared: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Mask logits (B, h, w) of `mask_size` that lie over the close-ups' squares, and predicted IoU (B,).
+
+        The square has the longer side of its close-up, which is at its upper left. On the device.
+        """
+        maps = torch.stack(list(prepared)).to(self._device, memory_format=torch.channels_last)
+        with self._autocast():
+            logits, ious = self.net(maps)
+        return logits, ious
+
+
+def shrunk_size(size: tuple[int, ...], side: int) -> tuple[int, int]:
+    """The height and width that a part has in the square input; its longer side fills it."""
+    height, width = size
+    longest = max(height, width)
+    return max(1, round(height * side / longest)), max(1, round(width * side / longest))
+
+
+def shrink_pixels(pixels: Pixels, side: int) -> NDArray[np.uint8]:
+    """The pixels of a part, uint8 (3, side, side), grey where it does not reach."""
+    height, width = shrunk_size(pixels.shape[:2], side)
+    square = np.empty((side, side, 3), np.uint8)
+    square[:] = _GREY
+    picture = Image.fromarray(np.ascontiguousarray(pixels))
+    square[:height, :width] = np.asarray(picture.resize((width, height), Image.Resampling.BILINEAR))
+    return square.transpose(2, 0, 1)
+
+
+def shrink_masks(
+    masks: NDArray[np.uint8], window: Sequence[float], size: tuple[int, ...], side: int
+) -> NDArray[np.uint8]:
+    """The masks of a part as the input has them.
+
+    Args:
+        masks: uint8 (M, h, w).
+        window: (left, top, right, bottom) of the part in pixels of the masks; may reach out of them.
+        size: (height, width) of the part.
+        side: of the input.
+
+    Returns:
+        uint8 (M, side, side).
+    """
+    height, width = shrunk_size(size, side)
+    shrunk = np.zeros((len(masks), side, side), np.uint8)
+    left, top, right, bottom = window
+    across, down = width / (right - left), height / (bottom - top)
+    box = max(0, left), max(0, top), min(masks.shape[2], right), min(masks.shape[1], bottom)
+    x0, x1 = round((box[0] - left) * across), round((box[2] - left) * across)
+    y0, y1 = round((box[1] - top) * down), round((box[3] - top) * down)
+    if x0 < x1 and y0 < y1:
+        for into, mask in zip(shrunk, masks, strict=True):
+            cut = Image.fromarray(mask).resize((x1 - x0, y1 - y0), Image.Resampling.BILINEAR, box)
+            into[y0:y1, x0:x1] = np.asarray(cut)
+    return shrunk
+
+
+def input_maps(seen: Tensor, points: Tensor, labels: Tensor, boxes: Tensor | None) -> Tensor:
+    """What the network sees.
+
+    Args:
+        seen: Pixels and masks of each part, uint8 (B, 3 + MASKS, side, side).
+        points: (B, P, 2) as x, y in pixels of the input; P may be 0.
+        labels: (B, P); 1: the object is there, 0: it is not there, other: no point.
+        boxes: (B, 4) as x_min, y_min, x_max, y_max in pixels of the input; None for none. An empty box is
+            none.
+
+    Returns:
+        float32 (B, C, side, side).
+    """
+    side = seen.shape[-1]
+    centers = torch.arange(side, device=seen.device) + 0.5
+    steps = (centers - points[..., None].float()).square().unbind(-2)  # by x and by y: (B, P, side)
+    prompt = torch.zeros(len(seen), 3, side, side, device=seen.device)
+    for label, plane in ((1, prompt[:, 0]), (0, prompt[:, 1])):
+        for index in range(points.shape[1]):
+            there = labels[:, index] == label
+            if there.any():
+                spot = _spot(*(step[:, index] for step in steps)) * there[:, None, None]
+                torch.maximum(plane, spot, out=plane)
+    if boxes is not None:
+        across = (centers > boxes[:, 0, None]) & (centers < boxes[:, 2, None])
+        down = (centers > boxes[:, 1, None]) & (centers < boxes[:, 3, None])
+        prompt[:, 2] = down[:, :, None] & across[:, None]
+    mean, std = (torch.tensor(channel, device=seen.device)[:, None, None] for channel in (_MEAN, _STD))
+    pixels = (seen[:, :3].float() - mean) / std
+    masks = seen[:, 3:].float() / 127.5 - 1
+    return torch.cat([pixels, prompt, masks], 1)
+
+
+def _spot(across: Tensor, down: Tensor) -> Tensor:
+    """Points as maps (B, side, side), from squared distances (B, side) along both axes."""
+    maps = [
+        height * torch.exp(-down / (2 * width**2))[:, :, None] * torch.exp(-across / (2 * width**2))[:, None]
+        for width, height in _SPOTS
+    ]
+    return maps[0] + maps[1]

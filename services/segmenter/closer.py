@@ -1,0 +1,116 @@
+"""Closer looks of a call: with the model's refiner where it has one, else with the model itself."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from regionsearch.images import Pixels
+from services.segmenter.backends.base import Geometry
+from services.segmenter.backends.refiner import CloseUp
+from services.segmenter.calls import Call, Picture
+from services.segmenter.grid import Crop
+from services.segmenter.pipeline import Pipeline, gather
+from services.segmenter.prompts import Prompt, PromptedRegion
+from services.segmenter.work import Refine, joined
+from services.segmenter.zoom import (
+    CLOSE_UPS,
+    SMALLEST_CLOSE_UP,
+    SURROUNDINGS,
+    agree,
+    close_up,
+    enlarged,
+    first_masks,
+    seen_from,
+    surroundings,
+)
+
+LOOKS = 8  # closer looks of a call at a time; each of the model's own holds an embedding
+
+
+@dataclass
+class Closer:
+    """The closer looks of one call.
+
+    Attributes:
+        pipeline: What looks.
+        picture: That the prompts are about.
+        geometry: Of the whole picture.
+        multimask: Whether the first look gave three masks.
+        call: Who waits.
+    """
+
+    pipeline: Pipeline
+    picture: Picture
+    geometry: Geometry
+    multimask: bool
+    call: Call
+    _pixels: Pixels | None = field(default=None, init=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
+
+    async def improve(
+        self, prompts: Sequence[Prompt], answers: Sequence[list[PromptedRegion]]
+    ) -> list[list[PromptedRegion]]:
+        """For each prompt what the first look, whose answers are given, and closer ones say together."""
+        look = self._look_again if self.pipeline.backend.refiner is None else self._refine
+        turns = asyncio.Semaphore(LOOKS)
+
+        async def closer(prompt: Prompt, answer: list[PromptedRegion]) -> list[PromptedRegion]:
+            async with turns:
+                return await look(prompt, answer)
+
+        return await gather(list(map(closer, prompts, answers)))
+
+    async def _refine(self, prompt: Prompt, answer: list[PromptedRegion]) -> list[PromptedRegion]:
+        """The best mask as the refiner draws it, look after look."""
+        best, *others = answer
+        found, size = best.region, self.geometry.image_size
+        if prompt.has_mask or not found.area:
+            return answer
+        masks = await asyncio.to_thread(first_masks, answer)
+        for sides in CLOSE_UPS:
+            crop = surroundings(prompt, found, sides, size, SMALLEST_CLOSE_UP)
+            work = Refine(partial(self._view, prompt, masks, crop), crop, size)
+            [found] = joined(await self.pipeline.submit(work, self.call))
+            if not found.area:
+                return answer
+        # The refiner was not taught what is no object: it draws one and is sure of it.
+        sure = min(found.predicted_iou, best.region.predicted_iou)
+        return [replace(best, region=replace(found, predicted_iou=sure)), *others]
+
+    def _view(self, prompt: Prompt, masks: NDArray[np.uint8], crop: Crop) -> CloseUp:
+        return close_up(crop.cut(self._decode()), crop, prompt, masks, self.geometry)
+
+    async def _look_again(self, prompt: Prompt, answer: list[PromptedRegion]) -> list[PromptedRegion]:
+        """What the masks of the first look and of the model's looks at parts of the picture vote for."""
+        if prompt.has_mask:  # it belongs to the whole picture
+            return answer
+        looks = {Crop.whole(self.geometry.image_size): answer}
+        for sides in SURROUNDINGS:
+            best = max((look[0].region for look in looks.values()), key=lambda region: region.rank)
+            crop = enlarged(prompt, best, sides, self.geometry)
+            if crop is not None and crop not in looks:
+                looks[crop] = await self._look(prompt, crop)
+        if len(looks) == 1:
+            return answer
+        return await asyncio.to_thread(agree, list(looks.values()))
+
+    async def _look(self, prompt: Prompt, crop: Crop) -> list[PromptedRegion]:
+        part = Picture(f"{self.picture.key} {crop}", lambda: crop.cut(self._decode()), self.picture.nbytes)
+        embedding, _ = await self.pipeline.embed(part, self.call)
+        moved = [seen_from(crop, prompt)]
+        size = self.geometry.image_size
+        [answer] = await self.pipeline.answer(embedding, crop, moved, self.multimask, size, self.call)
+        return answer
+
+    def _decode(self) -> Pixels:
+        with self._lock:  # the threads that prepare the looks ask for it at once
+            if self._pixels is None:
+                self._pixels = self.picture.decode()
+            return self._pixels

@@ -1,0 +1,119 @@
+"""The one queue to the one thread that owns the model, and the embeddings that are kept beside it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+from services.runtime.batcher import Batcher, BatchSettings, Lane
+from services.segmenter.backends.base import Backend, Embedding, Size
+from services.segmenter.cache import EmbeddingCache
+from services.segmenter.calls import Call, Picture
+from services.segmenter.grid import Crop
+from services.segmenter.prompts import Prompt, PromptedRegion, batch_prompts
+from services.segmenter.work import Answer, Encode, Result, Stages, Work, classify, joined
+
+_T = TypeVar("_T")
+
+
+class Pipeline:
+    """What calls ask of the model; lives on the event loop on which it was made.
+
+    Args:
+        backend: The model.
+        batching: See :class:`BatchSettings`.
+        cache_bytes: Device memory for embeddings of pictures seen before.
+        on_fatal: Called with the reason when the device is lost.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        batching: BatchSettings,
+        *,
+        cache_bytes: int,
+        on_fatal: Callable[[str], None],
+    ) -> None:
+        self.backend = backend
+        self.cache = EmbeddingCache(cache_bytes)
+        stages = Stages(backend)
+        self.batcher: Batcher[Work, Result] = Batcher(
+            "segmenter",
+            batching,
+            prepare=stages.prepare,
+            device=[stages.run],
+            finish=stages.finish,
+            classify=classify,
+            on_fatal=on_fatal,
+        )
+
+    async def embed(self, picture: Picture, call: Call) -> tuple[Embedding, bool]:
+        """The embedding of a picture, and whether it had been there."""
+        encoding = _Encoding(self, Encode(picture.decode, picture.nbytes), call)
+        return await self.cache.get(picture.key, encoding, call.lane)
+
+    async def encode(self, work: Encode, call: Call) -> Embedding:
+        """The embedding of a picture that is not kept."""
+        results = await self.submit(work, call)
+        return next(result for result in results if isinstance(result, Embedding))
+
+    async def answer(
+        self,
+        embedding: Embedding,
+        crop: Crop,
+        prompts: Sequence[Prompt],
+        multimask: bool,
+        image_size: Size,
+        call: Call,
+    ) -> list[list[PromptedRegion]]:
+        """Answers prompts in pixels of a crop, whose embedding is given; for each its masks, best first."""
+        answers: list[list[PromptedRegion]] = [[] for _ in prompts]
+        batches = await asyncio.to_thread(
+            list, batch_prompts(prompts, embedding.geometry, self.backend.mask_size)
+        )
+        works = [Answer(embedding, crop, batch, image_size, multimask) for _, batch in batches]
+        results = await gather([self.submit(work, call) for work in works])
+        for (places, _), parts in zip(batches, results, strict=True):
+            for place, answer in zip(places, joined(parts), strict=True):
+                answers[place] = answer
+        return answers
+
+    async def submit(self, work: Work, call: Call) -> list[Result]:
+        """What the parts of a piece of work give."""
+        return await self.batcher.submit(
+            work,
+            len(work),
+            nbytes=work.nbytes,
+            lane=call.lane,
+            deadline=call.deadline,
+            begun=call.begun,
+        )
+
+
+@dataclass
+class _Encoding:
+    """The encoding of a picture, in the lane of the fastest of those who wait for it."""
+
+    pipeline: Pipeline
+    work: Encode
+    call: Call
+
+    async def make(self) -> Embedding:
+        return await self.pipeline.encode(self.work, self.call)
+
+    def hasten(self, lane: Lane) -> None:
+        if lane < self.call.lane:
+            self.call = replace(self.call, lane=lane)
+            self.pipeline.batcher.hasten(self.work, lane)
+
+
+async def gather(works: Sequence[Coroutine[None, None, _T]]) -> list[_T]:
+    """The results of works that are done side by side; the first error ends them all."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(work) for work in works]
+    except ExceptionGroup as errors:
+        raise errors.exceptions[0] from None  # the callers' errors are single ones
+    return [task.result() for task in tasks]

@@ -1,0 +1,159 @@
+"""The refiner's input, and its answers in the picture."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import cast
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from services.segmenter.backends.base import Geometry
+from services.segmenter.backends.refiner import (
+    MASKS,
+    CloseUp,
+    Refiner,
+    RefinerNet,
+    input_maps,
+    shrink_masks,
+    shrink_pixels,
+    shrunk_size,
+)
+from services.segmenter.everything import Region
+from services.segmenter.grid import Crop
+from services.segmenter.prompts import PromptedRegion
+from services.segmenter.zoom import close_up, draw_close_up, first_masks
+from tests.segmenter.test_prompts import prompt
+
+SIDE = 64
+
+
+@pytest.fixture(scope="module")
+def refiner() -> Refiner:
+    torch.manual_seed(0)
+    net = RefinerNet(body="regnetx_002", width=32, detail=16, outline=8, last_blocks=2, img_size=SIDE)
+    return Refiner(net.eval(), contextlib.nullcontext)
+
+
+def view(seed: int, size: tuple[int, int] = (50, 40)) -> CloseUp:
+    rng = np.random.default_rng(seed)
+    pixels = rng.integers(0, 256, (*size, 3), np.uint8)
+    masks = rng.integers(0, 256, (MASKS, 24, 24), np.uint8)
+    points = rng.uniform(0, 40, (1 + seed % 3, 2))
+    labels = np.arange(1, 2 + seed % 3, dtype=np.int32) % 2
+    box = (3.0, 4.0, 30.0, 44.0) if seed % 2 else None
+    return CloseUp(pixels, points, labels, box, masks, (2.0, 3.0, 14.0, 18.0))
+
+
+@given(height=st.integers(1, 5000), width=st.integers(1, 5000), side=st.sampled_from([32, 128]))
+def test_the_longer_side_fills_the_input(height: int, width: int, side: int) -> None:
+    shrunk = shrunk_size((height, width), side)
+    assert max(shrunk) == side
+    assert min(shrunk) >= 1
+    assert min(shrunk) == pytest.approx(side * min(height, width) / max(height, width), abs=1)
+
+
+def test_pixels_beyond_the_part_are_grey() -> None:
+    shrunk = shrink_pixels(np.full((20, 40, 3), 200, np.uint8), SIDE)
+    assert shrunk.shape == (3, SIDE, SIDE)
+    assert (shrunk[:, : SIDE // 2] == 200).all()
+    assert (shrunk[:, SIDE // 2 :].reshape(3, -1) == np.array([[124], [116], [104]])).all()
+
+
+@given(left=st.floats(-20, 20), top=st.floats(-20, 20), width=st.floats(4, 60), height=st.floats(4, 60))
+def test_masks_lie_where_the_part_does(left: float, top: float, width: float, height: float) -> None:
+    """Of a mask that is a ramp along both axes, the part has the values of its own place."""
+    ramp = np.add.outer(np.arange(32) * 4, np.arange(32) * 3).astype(np.uint8)
+    size = (round(height * 10), round(width * 10))
+    [shrunk] = shrink_masks(ramp[None], (left, top, left + width, top + height), size, SIDE)
+    rows, columns = shrunk_size(size, SIDE)
+    y = top + (np.arange(rows) + 0.5) * height / rows - 0.5
+    x = left + (np.arange(columns) + 0.5) * width / columns - 0.5
+    expected = np.add.outer(y * 4, x * 3)
+    # Away from the edges of the mask, where there is nothing, and of the interpolation.
+    far = np.logical_and.outer((y > 2) & (y < 29), (x > 2) & (x < 29))
+    assert np.abs(shrunk[:rows, :columns] - expected)[far].max(initial=0) < 8
+    outside = np.logical_or.outer((y < -2) | (y > 33), (x < -2) | (x > 33))
+    assert not shrunk[:rows, :columns][outside].any()
+    assert not shrunk[rows:].any()
+    assert not shrunk[:, columns:].any()
+
+
+def test_a_part_beside_the_masks_has_none() -> None:
+    assert not shrink_masks(np.full((1, 8, 8), 255, np.uint8), (8.0, 0.0, 16.0, 8.0), (8, 8), SIDE).any()
+
+
+def test_what_is_said_of_the_object_is_seen() -> None:
+    seen = torch.zeros(1, 3 + MASKS, SIDE, SIDE, dtype=torch.uint8)
+    points = torch.tensor([[[10.0, 20.0], [40.0, 50.0], [30.0, 5.0]]])
+    [maps] = input_maps(seen, points, torch.tensor([[1, 0, -1]]), torch.tensor([[8.0, 4.0, 24.0, 32.0]]))
+    there, away, inside = maps[3:6]
+    assert divmod(int(there.argmax()), SIDE) in {(19, 9), (19, 10), (20, 9), (20, 10)}
+    assert divmod(int(away.argmax()), SIDE) in {(49, 39), (49, 40), (50, 39), (50, 40)}
+    assert there[5, 30] < 0.2  # what is no point is not seen
+    assert inside.sum() == 16 * 28
+    assert inside[4:32, 8:24].all()
+    assert (maps[6:] == -1).all()
+
+
+def test_without_a_prompt_nothing_is_said() -> None:
+    seen = torch.zeros(2, 3 + MASKS, SIDE, SIDE, dtype=torch.uint8)
+    maps = input_maps(seen, torch.zeros(2, 0, 2), torch.zeros(2, 0), torch.full((2, 4), torch.nan))
+    assert not maps[:, 3:6].any()
+
+
+def test_several_close_ups_are_refined_as_each_is(refiner: Refiner) -> None:
+    prepared = [refiner.prepare(view(seed)) for seed in range(5)]
+    logits, ious = refiner.refine(prepared)
+    assert logits.shape == (5, *refiner.mask_size)
+    assert ((ious > 0) & (ious < 1)).all()
+    for one, mask, iou in zip(prepared, logits, ious, strict=True):
+        alone, score = refiner.refine([one])
+        torch.testing.assert_close(alone[0], mask, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(score[0], iou, atol=1e-5, rtol=1e-4)
+
+
+def test_a_shorter_body_is_one_of_its_first_blocks() -> None:
+    def blocks(count: int) -> int:
+        net = RefinerNet(body="regnetx_002", width=32, detail=16, outline=8, last_blocks=count, img_size=64)
+        return sum(1 for name, _ in net.named_parameters() if name.startswith("body.s4") and "conv2" in name)
+
+    assert blocks(2) * 2 == blocks(4)
+
+
+@pytest.mark.parametrize("crop", [Crop(30, 40, 94, 104, 1), Crop(0, 10, 100, 60, 1)])
+def test_the_mask_is_drawn_where_it_was_looked_for(refiner: Refiner, crop: Crop) -> None:
+    """Logits lie over the square whose upper left corner is the part's."""
+    height, width = refiner.mask_size
+    side = max(crop.size)
+    logits = torch.full((height, width), -9.0)
+    logits[height // 4 : height // 2, width // 4 : width // 2] = 9.0
+    [region] = draw_close_up(refiner, logits, 0.7, crop, (200, 300))
+    near, far = side // 4, side // 2 - 1
+    expected = crop.left + near, crop.top + near, crop.left + far, crop.top + far
+    assert np.abs(np.array(region.box) - expected).max() <= 1
+    assert region.predicted_iou == pytest.approx(0.7)
+    assert region.runs.size == (200, 300)
+    assert region.crop == crop
+
+
+def test_a_close_up_shows_the_first_look() -> None:
+    """Masks of a square input in which the picture fills the upper part only."""
+    geometry = Geometry((300, 600), (64, 128), (128, 128), ())
+    logits = np.full((32, 32), -20, np.float32)
+    logits[4:8, 8:12] = 20  # rows 75 to 150, columns 150 to 225 of the picture
+    pixels = np.zeros((150, 150, 3), np.uint8)
+    crop = Crop(150, 75, 300, 225, 1)
+    answer = PromptedRegion(cast("Region", None), logits)
+    shown = close_up(pixels, crop, prompt([(160, 80), (10, 10)], [1, 0]), first_masks([answer]), geometry)
+    assert shown.window == (8, 4, 16, 12)
+    assert shown.points.tolist() == [[10, 5]]
+    assert len(shown.masks) == MASKS  # the one mask in the place of all
+    masks = shrink_masks(shown.masks, shown.window, crop.size, SIDE)
+    inside: NDArray[np.bool_] = masks[0] > 127
+    assert inside[: SIDE // 2, : SIDE // 2].mean() > 0.95
+    assert inside[SIDE // 2 + 1 :].sum() == 0
