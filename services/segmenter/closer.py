@@ -76,7 +76,8 @@ class Closer:
         masks = await asyncio.to_thread(first_masks, answer)
         for sides in CLOSE_UPS:
             crop = surroundings(prompt, found, sides, size, SMALLEST_CLOSE_UP)
-            work = Refine(partial(self._view, prompt, masks, crop), crop, size)
+            view = partial(self._view, prompt, masks, crop)
+            work = Refine(view, crop, size, self.picture.nbytes)
             [found] = joined(await self.pipeline.submit(work, self.call))
             if not found.area:
                 return answer

@@ -103,12 +103,13 @@ class Refine:
         view: Returns what the refiner is shown; may take long.
         crop: The part.
         image_size: Of the whole picture, which the mask is drawn in.
+        nbytes: Memory that the picture's pixels take.
     """
 
-    nbytes = 0
     view: Callable[[], CloseUp]
     crop: Crop
     image_size: Size
+    nbytes: int
 
     def __len__(self) -> int:
         return 1

@@ -61,9 +61,10 @@ class Pyramid(nn.Module):
         layers: Any = timm.create_model(
             body, pretrained=False, features_only=True, out_indices=(-4, -3, -2, -1), in_chans=channels
         )
-        *_, (_, last) = layers.named_children()
-        for name in [name for name, _ in last.named_children()][last_blocks:] if last_blocks else ():
-            delattr(last, name)
+        if last_blocks is not None:
+            *_, last = layers.children()
+            for name, _ in list(last.named_children())[last_blocks:]:
+                delattr(last, name)
         fine, *levels = layers.feature_info.channels()
         self.body = layers
         self.laterals = nn.ModuleList(nn.Conv2d(depth, width, kernel_size=1) for depth in levels)
