@@ -213,7 +213,7 @@ def _draw_view(
             view = mirror(view, side)
     if rng.random() < 0.2:
         view = _transposed(_mirrored(_transposed(view, side), side), side)
-    return {name: np.ascontiguousarray(value) for name, value in view.items()}
+    return {part: np.asarray(value, order="C") for part, value in view.items()}
 
 
 def _as_logits_lie(

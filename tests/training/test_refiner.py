@@ -101,6 +101,7 @@ def test_a_close_up_shows_what_is_asked_for(seed: int) -> None:
     view = refiner._draw_view(rng, drawn, look, Vocabulary(NAMES))
     truth = view["truth"] > 127
     assert truth.any()
+    assert view["name"].shape == ()
     assert view["name"] == Vocabulary(NAMES).index["box"]
     shown = view["seen"][0].reshape(SIDE // 2, 2, SIDE // 2, 2).mean((1, 3))
     assert (np.abs(shown - 200) < 40)[truth].mean() > 0.75
