@@ -76,6 +76,7 @@ class LookStore:
         trainee.sam = sam
         trainee = trainee.to(device).eval()
         recipe = _digest(sam)
+        self._shards.clear()
         for shard in track(range(len(self._counts)), "looking at scenes"):
             count = self._counts[shard]
             path = self.folder / f"looks-{recipe}-{shard:04d}-{count}.npy"

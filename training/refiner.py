@@ -27,6 +27,7 @@ from training.auxiliary import mask_loss
 from training.looks import LookStore
 from training.loop import build_muon, train
 from training.prompts import mask_box
+from training.segmenter import mask_iou
 from training.store import StoredScene
 from training.vocabulary import Vocabulary
 
@@ -153,8 +154,8 @@ def _step_loss(
     loss_name = F.cross_entropy(names, name)
     loss_things = F.binary_cross_entropy_with_logits(things, _things_and_outlines(labels))
     with torch.no_grad():
-        iou = _iou(logits > 0, target > 0.5)
-        before = _iou(F.avg_pool2d(seen[:, 3:4].float(), LOGITS_STRIDE)[:, 0] > 127, target > 0.5)
+        iou = mask_iou(logits > 0, target > 0.5)
+        before = mask_iou(F.avg_pool2d(seen[:, 3:4].float(), LOGITS_STRIDE)[:, 0] > 127, target > 0.5)
     loss_iou = (ious - iou).square().mean()
     report = {
         "mask": float(loss_mask.detach()),
@@ -260,7 +261,3 @@ def _transposed(view: dict[str, Any], side: int) -> dict[str, Any]:
         "points": view["points"][:, ::-1],
         "box": view["box"][[1, 0, 3, 2]],
     }
-
-
-def _iou(a: Tensor, b: Tensor) -> Tensor:
-    return (a & b).sum((1, 2)) / (a | b).sum((1, 2)).clamp(min=1)

@@ -170,7 +170,7 @@ def one_click_quality(
         sparse = embed_points(trainee, points[:, None], np.ones((len(points), 1)), device)
         masks, predicted = trainee.decode(embeddings, sparse)
         hard = F.interpolate(masks, (batch.side, batch.side), mode="bilinear") > 0
-        iou = _iou(hard, truth[:, None])
+        iou = mask_iou(hard, truth[:, None])
         pick = predicted[:, 1:].argmax(1) + 1
         best.append(iou.gather(1, pick[:, None])[:, 0])
         single.append(iou[:, 0])
@@ -222,7 +222,7 @@ def _prompt_loss(masks: Tensor, predicted: Tensor, truth: Tensor) -> tuple[Tenso
     target = shrink(truth[:, None].float(), masks.shape[-1])
     per_mask = mask_loss(masks, target)
     with torch.no_grad():
-        iou = _iou(masks > 0, target > 0.5)
+        iou = mask_iou(masks > 0, target > 0.5)
     loss = per_mask[:, 0] + per_mask[:, 1:].amin(1) + 0.2 * per_mask[:, 1:].mean(1)
     iou_loss = (predicted - iou).square().mean()
     things = truth.flatten(1).any(1)
@@ -284,7 +284,7 @@ def _inside(batch: Batch) -> npt.NDArray[np.bool_]:
     return inside
 
 
-def _iou(a: Tensor, b: Tensor) -> Tensor:
+def mask_iou(a: Tensor, b: Tensor) -> Tensor:
     """IoU over the last two dimensions; of two empty masks 0, so that an empty answer is never kept."""
     union = (a | b).sum((-2, -1))
     return (a & b).sum((-2, -1)) / union.clamp(min=1)
