@@ -8,28 +8,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-import numpy as np
-from numpy.typing import NDArray
-
 from regionsearch.images import Pixels
 from services.segmenter.backends.base import Geometry
-from services.segmenter.backends.refiner import CloseUp
 from services.segmenter.calls import Call, Picture
 from services.segmenter.grid import Crop
 from services.segmenter.pipeline import Pipeline, gather
 from services.segmenter.prompts import Prompt, PromptedRegion
+from services.segmenter.refining import Subject, first_masks
 from services.segmenter.work import Refine, joined
-from services.segmenter.zoom import (
-    CLOSE_UPS,
-    SMALLEST_CLOSE_UP,
-    SURROUNDINGS,
-    agree,
-    close_up,
-    enlarged,
-    first_masks,
-    seen_from,
-    surroundings,
-)
+from services.segmenter.zoom import SURROUNDINGS, agree, enlarged, seen_from
 
 LOOKS = 8  # closer looks of a call at a time; each of the model's own holds an embedding
 
@@ -68,25 +55,20 @@ class Closer:
         return await gather(list(map(closer, prompts, answers)))
 
     async def _refine(self, prompt: Prompt, answer: list[PromptedRegion]) -> list[PromptedRegion]:
-        """The best mask as the refiner draws it, look after look."""
+        """The best mask as the refiner draws it."""
         best, *others = answer
-        found, size = best.region, self.geometry.image_size
-        if prompt.has_mask or not found.area:
+        if prompt.has_mask or not best.region.area:
             return answer
-        masks = await asyncio.to_thread(first_masks, answer)
-        for sides in CLOSE_UPS:
-            crop = surroundings(prompt, found, sides, size, SMALLEST_CLOSE_UP)
-            view = partial(self._view, prompt, masks, crop)
-            work = Refine(view, crop, size, self.picture.nbytes)
-            [found] = joined(await self.pipeline.submit(work, self.call))
-            if not found.area:
-                return answer
+        work = Refine(partial(self._subject, prompt, answer), self.geometry, self.picture.nbytes)
+        regions = joined(await self.pipeline.submit(work, self.call))
+        if not regions or not regions[0].area:
+            return answer
         # The refiner was not taught what is no object: it draws one and is sure of it.
-        sure = min(found.predicted_iou, best.region.predicted_iou)
-        return [replace(best, region=replace(found, predicted_iou=sure)), *others]
+        sure = min(regions[0].predicted_iou, best.region.predicted_iou)
+        return [replace(best, region=replace(regions[0], predicted_iou=sure)), *others]
 
-    def _view(self, prompt: Prompt, masks: NDArray[np.uint8], crop: Crop) -> CloseUp:
-        return close_up(crop.cut(self._decode()), crop, prompt, masks, self.geometry)
+    def _subject(self, prompt: Prompt, answer: list[PromptedRegion]) -> Subject:
+        return Subject(self._decode(), self.geometry, prompt, first_masks(answer), answer[0].region.box)
 
     async def _look_again(self, prompt: Prompt, answer: list[PromptedRegion]) -> list[PromptedRegion]:
         """What the masks of the first look and of the model's looks at parts of the picture vote for."""

@@ -1,7 +1,7 @@
 """What the batcher's stages do with a piece of work: prepare → run on the device → finish.
 
-A piece of work has items, by which it is admitted and may be divided: grid points or prompts. A picture to
-encode cannot be divided; it counts as many items as it costs.
+A piece of work has items, by which it is admitted and may be divided: grid points or prompts. What
+cannot be divided, a picture to encode or the closer looks at an object, counts as many items as it costs.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from torch import Tensor
 from regionsearch.images import Pixels
 from services.runtime.batcher import Failure, Part
 from services.segmenter.backends.base import Backend, Embedding, Geometry, PromptBatch, Size
-from services.segmenter.backends.refiner import CloseUp, Refiner
 from services.segmenter.everything import (
     Candidate,
     Region,
@@ -30,9 +29,11 @@ from services.segmenter.everything import (
 from services.segmenter.grid import Crop
 from services.segmenter.options import EverythingOptions
 from services.segmenter.prompts import PromptedRegion, decode_prompts, draw_answers
-from services.segmenter.zoom import draw_close_up
+from services.segmenter.refining import Subject, draw_refined, look_closely
 
-ENCODE_ITEMS = 16  # prompts that cost the device about as much as one picture
+# Prompts that cost the device about as much as one picture, and as the closer looks at one object.
+ENCODE_ITEMS = 16
+REFINE_ITEMS = 4
 
 
 @dataclass(frozen=True)
@@ -97,35 +98,27 @@ class Answer:
 
 @dataclass(frozen=True)
 class Refine:
-    """Looks closely at a part of a picture, with the model's refiner. Gives a list of one `Region`.
+    """Looks closely at an object, with the model's refiner.
+
+    Its first part gives a list of one `Region`, or of none where it found nothing, the others empty ones.
 
     Attributes:
-        view: Returns what the refiner is shown; may take long.
-        crop: The part.
-        image_size: Of the whole picture, which the mask is drawn in.
+        subject: Returns what is looked at; may take long.
+        geometry: Of the whole picture.
         nbytes: Memory that the picture's pixels take.
     """
 
-    view: Callable[[], CloseUp]
-    crop: Crop
-    image_size: Size
+    subject: Callable[[], Subject]
+    geometry: Geometry
     nbytes: int
 
     def __len__(self) -> int:
-        return 1
-
-
-@dataclass(frozen=True)
-class _Look:
-    """A close-up as the refiner takes it."""
-
-    work: Refine
-    maps: Tensor
+        return REFINE_ITEMS
 
 
 Work = Encode | Search | Draw | Answer | Refine
 Result = Embedding | list[Candidate] | list[Region] | list[list[PromptedRegion]] | None
-_Prepared = tuple[Tensor, Geometry] | Search | Draw | Answer | _Look
+_Prepared = tuple[Tensor, Geometry] | Search | Draw | Answer | Subject
 _Finish = Callable[[], Result]
 
 
@@ -141,12 +134,12 @@ class Stages:
             case Encode():
                 return self._backend.prepare(work.decode())
             case Refine():
-                return _Look(work, self._refiner.prepare(work.view()))
+                return work.subject()
             case _:
                 return work
 
     def run(self, parts: Sequence[Part[_Prepared]]) -> list[_Finish]:
-        """Runs the model, pictures first and together; on the device's thread.
+        """Runs the model, pictures first and together, then closer looks together; on the device's thread.
 
         Returns:
             For each part, what is left to do for it.
@@ -157,8 +150,12 @@ class Stages:
             if isinstance(part.prepared, tuple) and part.start == 0
         }
         embeddings = dict(zip(pictures, self._encode(list(pictures.values())), strict=True))
-        looks = {place: part.prepared for place, part in enumerate(parts) if isinstance(part.prepared, _Look)}
-        refined = dict(zip(looks, self._refine(list(looks.values())), strict=True))
+        subjects = {
+            place: part.prepared
+            for place, part in enumerate(parts)
+            if isinstance(part.prepared, Subject) and part.start == 0
+        }
+        refined = dict(zip(subjects, self._refine(list(subjects.values())), strict=True))
         return [
             refined.get(place) or self._run(part, embeddings.get(place)) for place, part in enumerate(parts)
         ]
@@ -181,6 +178,8 @@ class Stages:
                 prompts = work.prompts.part(part.start, part.stop)
                 masks = decode_prompts(backend, work.embedding, prompts, work.multimask)
                 return lambda: draw_answers(backend, work.embedding, masks, work.crop, work.image_size)
+            case Subject():
+                return list
             case _:
                 return lambda: embedding
 
@@ -192,20 +191,15 @@ class Stages:
             for embedding in self._backend.encode(pictures[start : start + size])
         ]
 
-    def _refine(self, looks: Sequence[_Look]) -> list[_Finish]:
-        if not looks:
+    def _refine(self, subjects: Sequence[Subject]) -> list[_Finish]:
+        if not subjects:
             return []
-        refiner = self._refiner
-        logits, ious = refiner.refine([look.maps for look in looks])
+        refiner = self._backend.refiner
+        assert refiner is not None
         return [
-            partial(draw_close_up, refiner, mask, iou, look.work.crop, look.work.image_size)
-            for look, mask, iou in zip(looks, logits, ious.tolist(), strict=True)
+            list if refined is None else partial(draw_refined, refiner, refined, subject.geometry)
+            for subject, refined in zip(subjects, look_closely(refiner, subjects), strict=True)
         ]
-
-    @property
-    def _refiner(self) -> Refiner:
-        assert self._backend.refiner is not None
-        return self._backend.refiner
 
     def finish(self, left: Sequence[_Finish]) -> list[Result]:
         """Brings masks to full resolution; on a thread of its own."""

@@ -3,8 +3,8 @@
 An encoder sees a large picture scaled down to its input; of a small object little is left. In its
 surroundings, enlarged, there is more of it, and its outline is finer. Source: the Zoom-In of Sofiiuk et al.
 2020, "f-BRS: Rethinking Backpropagating Refinement for Interactive Segmentation". A model with a refiner
-looks with that; others look with all of themselves at parts of the picture. Such looks err in different
-places, so that what most of them say is better than what any one says.
+looks with that, see `refining.py`; others look with all of themselves at parts of the picture. Such looks err
+in different places, so that what most of them say is better than what any one says.
 """
 
 from __future__ import annotations
@@ -13,24 +13,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
-from regionsearch.images import Pixels
-from services.segmenter.backends.base import Geometry, ResizeStep, Size
-from services.segmenter.backends.refiner import MASKS, CloseUp, Refiner
+from services.segmenter.backends.base import Geometry, Size
 from services.segmenter.everything import Region
 from services.segmenter.grid import Crop
-from services.segmenter.prompts import Prompt, PromptedRegion, draw_masks
-from services.segmenter.runs import Runs
-from services.segmenter.upscale import Upscaler
+from services.segmenter.prompts import Prompt, PromptedRegion
+from services.segmenter.runs import Box, Runs
 
-# Sides of each look, in sides of the object's box: the refiner's, each around what the one before found, and
-# those of a model without a refiner.
-CLOSE_UPS = 2.5, 2.0, 1.7
-SMALLEST_CLOSE_UP = 16.0  # pixels along its side
-SURROUNDINGS = 5.5, 2.5
+SURROUNDINGS = 5.5, 2.5  # sides of each look, in sides of the object's box
 LARGEST_SCALE = 8.0  # encoder pixels for one of the picture; beyond that there is nothing more to see
 SMALLEST_GAIN = 1.1  # of enlargement, for which a look is worth its time
 
@@ -46,12 +36,12 @@ def square_around(middle: tuple[float, float], side: float, image_size: Size) ->
     return Crop(left, top, min(left + side, width), min(top + side, height), 1)
 
 
-def surroundings(prompt: Prompt, found: Region, sides: float, image_size: Size, least: float = 1.0) -> Crop:
+def surroundings(prompt: Prompt, found: Box, sides: float, image_size: Size, least: float = 1.0) -> Crop:
     """The part of a picture around a mask and everything that a prompt says is of the object.
 
     Args:
         prompt: What was asked.
-        found: The best mask of the looks before; not empty.
+        found: Box of the best mask of the looks before.
         sides: Of the part, in sides of the object's box.
         image_size: Of the whole picture.
         least: Side of the part at least, in pixels.
@@ -59,7 +49,7 @@ def surroundings(prompt: Prompt, found: Region, sides: float, image_size: Size, 
     Returns:
         A square inside the picture, or as much of it as the picture has.
     """
-    left, top, right, bottom = found.box
+    left, top, right, bottom = found
     corners = [(left, top), (right + 1, bottom + 1), *prompt.points[prompt.labels == 1].tolist()]
     if prompt.box is not None:
         corners += [prompt.box[:2], prompt.box[2:]]
@@ -77,7 +67,7 @@ def enlarged(prompt: Prompt, found: Region, sides: float, geometry: Geometry) ->
     if not found.area:
         return None
     least = max(geometry.padded_size) / LARGEST_SCALE
-    crop = surroundings(prompt, found, sides, geometry.image_size, least)
+    crop = surroundings(prompt, found.box, sides, geometry.image_size, least)
     return None if max(crop.size) * SMALLEST_GAIN > max(geometry.image_size) else crop
 
 
@@ -91,45 +81,6 @@ def seen_from(crop: Crop, prompt: Prompt) -> Prompt:
     if box is not None:
         box = (box[0] - crop.left, box[1] - crop.top, box[2] - crop.left, box[3] - crop.top)
     return replace(prompt, points=points[kept], labels=prompt.labels[kept], box=box)
-
-
-def first_masks(answer: Sequence[PromptedRegion]) -> NDArray[np.uint8]:
-    """The masks of a first look as the refiner sees them: probabilities (MASKS, h, w), 255 for certain.
-
-    A single one stands in the place of all.
-    """
-    logits = [answer[min(place, len(answer) - 1)].low_res_logits for place in range(MASKS)]
-    probabilities = torch.from_numpy(np.stack(logits)).sigmoid() * 255
-    masks: NDArray[np.uint8] = probabilities.round().to(torch.uint8).numpy()
-    return masks
-
-
-def close_up(
-    pixels: Pixels, crop: Crop, prompt: Prompt, masks: NDArray[np.uint8], geometry: Geometry
-) -> CloseUp:
-    """What the refiner is shown of a part of a picture.
-
-    Args:
-        pixels: Of the part, uint8 RGB (h, w, 3).
-        crop: The part.
-        prompt: What was asked, in pixels of the picture.
-        masks: Of the first look at the whole picture, see `first_masks`.
-        geometry: Of the whole picture.
-    """
-    moved = seen_from(crop, prompt)
-    corners = np.array([[crop.left, crop.top], [crop.right, crop.bottom]], np.float64)
-    padded = np.array(geometry.padded_size)[::-1]
-    window = geometry.to_input(corners) * np.array(masks.shape[:0:-1]) / padded
-    (left, top), (right, bottom) = window.tolist()
-    return CloseUp(pixels, moved.points, moved.labels, moved.box, masks, (left, top, right, bottom))
-
-
-@torch.inference_mode()
-def draw_close_up(refiner: Refiner, logits: Tensor, iou: float, crop: Crop, image_size: Size) -> list[Region]:
-    """The one region that the refiner's logits (h, w) for a part of a picture stand for."""
-    side = max(crop.size)
-    upscaler = Upscaler(refiner.mask_size, (ResizeStep((side, side), crop.size),), logits.device)
-    return draw_masks(upscaler, logits[None], [iou], 0.0, crop, image_size)
 
 
 def agree(looks: Sequence[list[PromptedRegion]]) -> list[PromptedRegion]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from typing import cast
 
 import numpy as np
@@ -26,7 +27,7 @@ from services.segmenter.backends.refiner import (
 from services.segmenter.everything import Region
 from services.segmenter.grid import Crop
 from services.segmenter.prompts import PromptedRegion
-from services.segmenter.zoom import close_up, draw_close_up, first_masks
+from services.segmenter.refining import CLOSE_UPS, Refined, Subject, draw_refined, first_masks, look_closely
 from tests.segmenter.test_prompts import prompt
 
 SIDE = 64
@@ -132,7 +133,8 @@ def test_the_mask_is_drawn_where_it_was_looked_for(refiner: Refiner, crop: Crop)
     side = max(crop.size)
     logits = torch.full((height, width), -9.0)
     logits[height // 4 : height // 2, width // 4 : width // 2] = 9.0
-    [region] = draw_close_up(refiner, logits, 0.7, crop, (200, 300))
+    geometry = Geometry((200, 300), (64, 96), (96, 96), ())
+    [region] = draw_refined(refiner, Refined(logits, 0.7, crop), geometry)
     near, far = side // 4, side // 2 - 1
     expected = crop.left + near, crop.top + near, crop.left + far, crop.top + far
     assert np.abs(np.array(region.box) - expected).max() <= 1
@@ -146,10 +148,12 @@ def test_a_close_up_shows_the_first_look() -> None:
     geometry = Geometry((300, 600), (64, 128), (128, 128), ())
     logits = np.full((32, 32), -20, np.float32)
     logits[4:8, 8:12] = 20  # rows 75 to 150, columns 150 to 225 of the picture
-    pixels = np.zeros((150, 150, 3), np.uint8)
+    pixels = np.zeros((300, 600, 3), np.uint8)
     crop = Crop(150, 75, 300, 225, 1)
     answer = PromptedRegion(cast("Region", None), logits)
-    shown = close_up(pixels, crop, prompt([(160, 80), (10, 10)], [1, 0]), first_masks([answer]), geometry)
+    asked = prompt([(160, 80), (10, 10)], [1, 0])
+    shown = Subject(pixels, geometry, asked, first_masks([answer]), (150, 75, 224, 149)).close_up(crop)
+    assert shown.pixels.shape == (150, 150, 3)
     assert shown.window == (8, 4, 16, 12)
     assert shown.points.tolist() == [[10, 5]]
     assert len(shown.masks) == MASKS  # the one mask in the place of all
@@ -157,3 +161,68 @@ def test_a_close_up_shows_the_first_look() -> None:
     inside: NDArray[np.bool_] = masks[0] > 127
     assert inside[: SIDE // 2, : SIDE // 2].mean() > 0.95
     assert inside[SIDE // 2 + 1 :].sum() == 0
+
+
+class Drawing:
+    """As a refiner whose mask is what is bright in a close-up, and that notes what it was shown."""
+
+    mask_size = (SIDE // 2, SIDE // 2)
+
+    def __init__(self) -> None:
+        self.shown: list[list[CloseUp]] = []
+
+    def prepare(self, close_up: CloseUp) -> CloseUp:
+        return close_up
+
+    def refine(self, prepared: Sequence[CloseUp]) -> tuple[torch.Tensor, torch.Tensor]:
+        self.shown.append(list(prepared))
+        planes = [shrink_pixels(one.pixels, SIDE)[0, ::2, ::2] > 150 for one in prepared]
+        return torch.from_numpy(np.stack(planes)).float() - 0.5, torch.arange(1, 1 + len(prepared)) / 10
+
+
+def bright(left: int, top: int, right: int, bottom: int) -> NDArray[np.uint8]:
+    pixels = np.zeros((200, 300, 3), np.uint8)
+    pixels[top:bottom, left:right] = 255
+    return pixels
+
+
+def subject(pixels: NDArray[np.uint8], box: tuple[int, int, int, int]) -> Subject:
+    geometry = Geometry((200, 300), (64, 96), (96, 96), ())
+    point = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
+    return Subject(pixels, geometry, prompt([point]), np.zeros((MASKS, 24, 24), np.uint8), box)
+
+
+def test_each_look_is_around_what_the_one_before_found() -> None:
+    drawing = Drawing()
+    objects = [
+        subject(bright(100, 60, 160, 90), (110, 65, 130, 85)),
+        subject(bright(0, 0, 9, 9), (0, 0, 8, 8)),
+    ]
+    results = look_closely(cast("Refiner", drawing), objects)
+    assert [len(shown) for shown in drawing.shown] == [2, 2, 2]  # all objects together
+    sides = [max(shown[0].pixels.shape) for shown in drawing.shown]
+    # Of the 21 pixels of the first box, then of what a look saw of the 60.
+    assert sides[0] == round(21 * CLOSE_UPS[0])
+    assert sides[1] > sides[0]
+    assert sides[2] == pytest.approx(60 * CLOSE_UPS[2], abs=6)
+    for result, pixels in zip(results, objects, strict=True):
+        assert result is not None
+        [region] = draw_refined(cast("Refiner", drawing), result, pixels.geometry)
+        truth = pixels.pixels[..., 0] > 0
+        mask = region.runs.to_mask()
+        assert (mask & truth).sum() / (mask | truth).sum() > 0.85
+    assert [result.iou for result in results if result] == pytest.approx([0.1, 0.2])
+
+
+def test_looks_that_find_nothing_end_it() -> None:
+    drawing = Drawing()
+    dark, light = (
+        subject(bright(0, 0, 0, 0), (50, 50, 80, 80)),
+        subject(bright(100, 60, 160, 90), (110, 65, 130, 85)),
+    )
+    nothing, something = look_closely(cast("Refiner", drawing), [dark, light])
+    assert nothing is None
+    assert something is not None
+    assert [len(shown) for shown in drawing.shown] == [2, 1, 1]
+    assert look_closely(cast("Refiner", drawing), [dark]) == [None]
+    assert len(drawing.shown) == 4

@@ -25,9 +25,9 @@ from services.segmenter.everything import Region
 from services.segmenter.features import pool_features
 from services.segmenter.grid import Crop
 from services.segmenter.prompts import Prompt, PromptedRegion
+from services.segmenter.refining import CLOSE_UPS
 from services.segmenter.runs import Runs
 from services.segmenter.zoom import (
-    CLOSE_UPS,
     SURROUNDINGS,
     agree,
     enlarged,
@@ -90,7 +90,7 @@ def test_the_surroundings_hold_the_mask_and_what_is_said_of_the_object(data: st.
     asked, found = prompt([point]), region(left, top, width, height)
     wide = max(left + width, point[0]) - min(left, point[0])
     high = max(top + height, point[1]) - min(top, point[1])
-    crop = surroundings(asked, found, sides, GEOMETRY.image_size)
+    crop = surroundings(asked, found.box, sides, GEOMETRY.image_size)
     assert max(crop.size) >= min(600, int(sides * max(wide, high)))
     assert crop.left <= left
     assert crop.top <= top
@@ -124,7 +124,7 @@ def test_an_object_is_enlarged_up_to_a_limit() -> None:
 
 def test_a_box_is_part_of_what_is_said_of_the_object() -> None:
     asked = prompt([], box=(300, 200, 400, 300))
-    crop = surroundings(asked, region(340, 240, 5, 5), 5.5, GEOMETRY.image_size)
+    crop = surroundings(asked, region(340, 240, 5, 5).box, 5.5, GEOMETRY.image_size)
     assert crop.size == (550, 550)
 
 
