@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import json
 from pathlib import Path
+from types import ModuleType
 from typing import Annotated
 
 import torch
@@ -15,6 +16,7 @@ from services.segmenter.backends.pocket import build_pocket_sam
 from training import embedder, refiner, segmenter, sets
 from training.export import export_embedder, export_segmenter, load_weights
 from training.looks import LookStore
+from training.loop import Run
 from training.scenes import SceneArtist
 from training.store import SceneStore
 from training.vocabulary import Vocabulary
@@ -81,36 +83,18 @@ def pocket(
         device = "cuda" if torch.cuda.is_available() else "cpu"
     store = SceneStore(work / "scenes", scenes)
     store.prepare()
+
+    def run(trainer: ModuleType) -> Run:
+        return Run(work, steps or trainer.STEPS, batch or trainer.BATCH, torch.device(device), seed)
+
     if model in (Model.SEGMENTER, Model.ALL):
-        sam = segmenter.train_segmenter(
-            work,
-            store,
-            steps or segmenter.STEPS,
-            torch.device(device),
-            batch_size=batch or segmenter.BATCH,
-            seed=seed,
-        )
+        sam = segmenter.train_segmenter(run(segmenter), store)
         export_segmenter(sam, segmenter.ARCHITECTURE, segmenter.EVERYTHING, output)
     if model in (Model.EMBEDDER, Model.ALL):
-        clip = embedder.train_embedder(
-            work,
-            store,
-            steps or embedder.STEPS,
-            torch.device(device),
-            batch_size=batch or embedder.BATCH,
-            seed=seed,
-        )
+        clip = embedder.train_embedder(run(embedder), store)
         export_embedder(clip, embedder.MODEL_CONFIG, output)
     if model in (Model.REFINER, Model.ALL):
-        _refine(
-            work,
-            store,
-            output,
-            steps or refiner.STEPS,
-            torch.device(device),
-            batch_size=batch or refiner.BATCH,
-            seed=seed,
-        )
+        _refine(run(refiner), store, output)
     if model is Model.ALL and held_out:
         _measure(work / f"held-out-{held_out}", output, held_out)
 
@@ -129,16 +113,7 @@ def examples(folder: Path = Path("examples/scenes")) -> None:
     sets.write_examples(folder)
 
 
-def _refine(
-    work: Path,
-    store: SceneStore,
-    models: Path,
-    steps: int,
-    device: torch.device,
-    *,
-    batch_size: int,
-    seed: int,
-) -> None:
+def _refine(run: Run, store: SceneStore, models: Path) -> None:
     """Trains a refiner for the segmenter of a folder, from the one that it has on, and exports both."""
     architecture = json.loads((models / "segmenter.json").read_text())["architecture"]
     sam = build_pocket_sam(**architecture)
@@ -146,15 +121,14 @@ def _refine(
     earlier, sam.refiner = getattr(sam, "refiner", None), None
     clip = embedder.build_clip(embedder.MODEL_CONFIG)
     load_weights(clip, models / "embedder.safetensors")
-    looks = LookStore(work / "looks", store, min(refiner.LOOKS, len(store)))
-    looks.prepare(sam, architecture, device)
-    torch.manual_seed(seed)
+    looks = LookStore(run.folder / "looks", store, min(refiner.LOOKS, len(store)))
+    looks.prepare(sam, architecture, run.device)
+    torch.manual_seed(run.seed)
     trainee = refiner.RefinerTrainee(refiner.ARCHITECTURE, Vocabulary(SceneArtist().vocabulary))
-    if earlier is None:
-        trainee.begin_from(sam, clip)
-    else:
-        trainee.net.load_state_dict(earlier.state_dict())
-    sam.refiner = refiner.train_refiner(work, looks, trainee, steps, device, batch_size=batch_size, seed=seed)
+    trainee.begin_from(sam, clip)
+    if earlier is not None:
+        trainee.grow_from(earlier)
+    sam.refiner = refiner.train_refiner(run, looks, trainee)
     architecture |= {"refiner": refiner.ARCHITECTURE}
     export_segmenter(sam, architecture, segmenter.EVERYTHING, models)
 

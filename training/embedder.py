@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,10 +14,10 @@ from torch.nn import functional as F
 
 from services.embedder.crops import CropPolicy, crop_regions
 from training.captions import ALL_WORDS, describe_scene
-from training.loop import build_adamw, train
+from training.loop import Run, build_adamw, train
 from training.prompts import mask_box
-from training.scenes import HELD_OUT, SceneArtist
-from training.store import SceneStore, StoredScene, fit
+from training.scenes import HELD_OUT, Scene, SceneArtist
+from training.store import SceneStore, fit
 from training.vocabulary import Vocabulary
 
 MODEL_CONFIG: dict[str, Any] = {
@@ -98,43 +97,35 @@ def build_clip(config: dict[str, Any]) -> open_clip.CLIP:
     return open_clip.CLIP(**config)
 
 
-def train_embedder(
-    folder: Path,
-    store: SceneStore,
-    steps: int,
-    device: torch.device,
-    *,
-    batch_size: int = BATCH,
-    seed: int = 0,
-) -> nn.Module:
-    """Trains, resuming from ``folder``, and returns the averaged :class:`open_clip.CLIP`."""
-    torch.manual_seed(seed)
+def train_embedder(run: Run, store: SceneStore) -> nn.Module:
+    """Trains and returns the averaged :class:`open_clip.CLIP`."""
+    torch.manual_seed(run.seed)
     artist = SceneArtist()
     vocabulary = Vocabulary(artist.vocabulary)
-    trainee = EmbedderTrainee(MODEL_CONFIG, vocabulary).to(device)
+    trainee = EmbedderTrainee(MODEL_CONFIG, vocabulary).to(run.device)
     fine_side = MODEL_CONFIG["vision_cfg"]["image_size"]
 
     def compute_loss(step: int) -> tuple[Tensor, dict[str, float]]:
-        rng = np.random.default_rng((seed, step))
-        side = _COARSE_SIDE if step < _COARSE_SHARE * steps else fine_side
-        scenes = [store[int(i)] for i in rng.integers(len(store), size=batch_size)]
-        return _step_loss(trainee, vocabulary, scenes, rng, side, device)
+        rng = np.random.default_rng((run.seed, step))
+        side = _COARSE_SIDE if step < _COARSE_SHARE * run.steps else fine_side
+        scenes = [fit(store[int(i)]) for i in rng.integers(len(store), size=run.batch_size)]
+        return _step_loss(trainee, vocabulary, scenes, rng, side, run.device)
 
     @functools.cache  # drawn once, and only by runs long enough to be looked at
-    def held_out() -> list[StoredScene]:
+    def held_out() -> list[Scene]:
         return [fit(artist.draw(HELD_OUT + i)) for i in range(60)]
 
     def evaluate(module: nn.Module) -> dict[str, float]:
         assert isinstance(module, EmbedderTrainee)
-        return naming_quality(module, vocabulary, held_out(), fine_side, device)
+        return naming_quality(module, vocabulary, held_out(), fine_side, run.device)
 
     averaged = train(
         trainee,
         compute_loss,
         build_adamw(trainee, PEAK_RATE),
-        steps=steps,
+        steps=run.steps,
         peak=PEAK_RATE,
-        checkpoint=folder / "embedder.ckpt",
+        checkpoint=run.folder / "embedder.ckpt",
         evaluate=evaluate,
     )
     assert isinstance(averaged, EmbedderTrainee)
@@ -146,7 +137,7 @@ def train_embedder(
 def naming_quality(
     trainee: EmbedderTrainee,
     vocabulary: Vocabulary,
-    scenes: list[StoredScene],
+    scenes: list[Scene],
     side: int,
     device: torch.device,
 ) -> dict[str, float]:
@@ -171,7 +162,7 @@ def naming_quality(
 def _step_loss(
     trainee: EmbedderTrainee,
     vocabulary: Vocabulary,
-    scenes: list[StoredScene],
+    scenes: list[Scene],
     rng: np.random.Generator,
     side: int,
     device: torch.device,
@@ -243,7 +234,7 @@ def _contrast(logits: Tensor, same: Tensor, rows: Tensor) -> Tensor:
 
 
 def _regions(
-    rng: np.random.Generator, scene: StoredScene, labels: npt.NDArray[np.uint8]
+    rng: np.random.Generator, scene: Scene, labels: npt.NDArray[np.uint8]
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_], list[str | None]]:
     """Boxes and masks as a segmenter gives them, a little off; now and then a part or background too."""
     boxes, masks = [], []

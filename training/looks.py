@@ -20,8 +20,9 @@ from torch import Tensor, nn
 
 from services.segmenter.prompts import STABILITY_OFFSET
 from training.prompts import any_pixel, choose_things, inner_pixel, jittered_box, mask_box, several_points
-from training.segmenter import Batch, SegmenterTrainee, collate, embed_boxes, embed_points
-from training.store import SIDE, SceneStore
+from training.scenes import Scene
+from training.segmenter import Batch, SegmenterTrainee, embed_boxes, embed_points
+from training.store import SceneStore
 
 POINTS = 4  # of a prompt at most
 WINDOW = 96  # side of the kept masks
@@ -40,8 +41,9 @@ LOOK = np.dtype(
 )
 """A prompt and its answer."""
 
-_CLICKS = 6  # of a scene; besides, one box and one prompt of several points
-_PROMPTS = _CLICKS + 2
+# The prompts of a scene by kind: a click, a box, several points.
+_KINDS = _CLICK, _BOX, _SEVERAL = slice(0, 6), slice(6, 7), slice(7, 8)
+_PROMPTS = 8
 _SCENES = 10  # that are encoded at once
 _SHARD = 100  # scenes
 _SURROUNDINGS = 6.0  # sides of what is kept, in sides of the best mask's box
@@ -95,61 +97,65 @@ class LookStore:
             part = looks[start : start + _SCENES]
             part["scene"] = first + start + np.arange(len(part))[:, None]
             scenes = [self.scenes[first + start + i] for i in range(len(part))]
-            batch = collate([(scene.image, scene.labels) for scene in scenes], trainee.side, device)
-            _ask(trainee, batch, [scene.labels for scene in scenes], part, first + start)
+            _draw_prompts(np.random.default_rng((7, first + start)), scenes, part)
+            _ask(trainee, scenes, part, device)
         return looks.reshape(-1)
 
 
-def _ask(
-    trainee: SegmenterTrainee,
-    batch: Batch,
-    labels: list[npt.NDArray[np.uint8]],
-    looks: npt.NDArray[Any],
-    seed: int,
-) -> None:
-    """Draws the prompts of scenes and fills in their looks (S, P)."""
-    rng = np.random.default_rng((7, seed))
-    device, scale = batch.labels.device, batch.side / SIDE
-    embeddings, _ = trainee.embed(batch)
+def draw_click(rng: np.random.Generator, scene: Scene, look: npt.NDArray[Any], inner: bool) -> None:
+    """Notes one click on the thing that a look asks for."""
+    pixel = (inner_pixel if inner else any_pixel)(rng, scene.labels == look["label"])
+    look["marks"], look["box"] = -1, np.nan
+    look["points"][0], look["marks"][0] = pixel, 1
+
+
+def _draw_prompts(rng: np.random.Generator, scenes: list[Scene], looks: npt.NDArray[Any]) -> None:
+    """Draws the prompts of scenes, noted in their looks (S, P)."""
     looks["marks"], looks["box"] = -1, np.nan
-    for plane, row in zip(labels, looks, strict=True):
-        for kind in (row[:_CLICKS], row[_CLICKS : _CLICKS + 1], row[_CLICKS + 1 :]):
-            kind["label"] = choose_things(rng, plane, len(kind))
-    masks = [[plane == label for label in row["label"]] for plane, row in zip(labels, looks, strict=True)]
-
-    clicks = looks[:, :_CLICKS]
-    for row, outlines in zip(clicks, masks, strict=True):
-        for place, (look, outline) in enumerate(zip(row, outlines, strict=False)):
-            look["points"][0] = (inner_pixel if place % 2 else any_pixel)(rng, outline)
-    clicks["marks"][..., 0] = 1
-    points = clicks["points"][:, :, :1].reshape(-1, 1, 2)
-    _fill(
-        clicks,
-        *trainee.decode(embeddings, embed_points(trainee, points * scale, np.ones((len(points), 1)), device)),
-    )
-
-    boxes = looks[:, _CLICKS : _CLICKS + 1]
-    drawn = np.stack([jittered_box(rng, outlines[_CLICKS]) for outlines in masks])
-    boxes["box"] = drawn[:, None]
-    _fill(boxes, *trainee.decode(embeddings, embed_boxes(trainee, drawn * scale, device)))
-
-    several = looks[:, _CLICKS + 1 :]
-    squares, inside = np.zeros((2, len(looks), SIDE, SIDE), bool)
-    for into, real, planes in zip(squares, inside, masks, strict=True):
-        height, width = planes[-1].shape
-        into[:height, :width], real[:height, :width] = planes[-1], True
-    points, marks = several_points(rng, squares, inside)
-    several["points"][:, 0, : points.shape[1]], several["marks"][:, 0, : points.shape[1]] = points, marks
-    _fill(several, *trainee.decode(embeddings, embed_points(trainee, points * scale, marks, device)))
+    for scene, row in zip(scenes, looks, strict=True):
+        for kind in _KINDS:
+            row["label"][kind] = choose_things(rng, scene.labels, len(row[kind]))
+        for place, look in enumerate(row[_CLICK]):
+            draw_click(rng, scene, look, inner=place % 2 == 1)
+        for look in row[_BOX]:
+            look["box"] = jittered_box(rng, scene.labels == look["label"])
+    several = looks[:, _SEVERAL]
+    outlines = [
+        scene.labels == label for scene, row in zip(scenes, several["label"], strict=True) for label in row
+    ]
+    points, marks = several_points(rng, outlines, [np.ones_like(outline) for outline in outlines])
+    drawn = points.shape[1]
+    several["points"][:, :, :drawn] = points.reshape(*several.shape, drawn, 2)
+    several["marks"][:, :, :drawn] = marks.reshape(*several.shape, drawn)
 
 
-def _fill(looks: npt.NDArray[Any], masks: Tensor, ious: Tensor) -> None:
-    """Notes answers: logits (S * P, 4, h, h) of whole squares, and predicted IoUs (S * P, 4)."""
+def _ask(
+    trainee: SegmenterTrainee, scenes: list[Scene], looks: npt.NDArray[Any], device: torch.device
+) -> None:
+    """Fills in what the segmenter answers to the prompts of looks (S, P)."""
+    embeddings, _ = trainee.embed(_to_batch(scenes, trainee.side, device))
+    longest = np.array([max(scene.labels.shape) for scene in scenes], np.float32)
+    for kind in _KINDS:
+        part = looks[:, kind]
+        scale = np.repeat(np.float32(trainee.side) / longest, part.shape[1])
+        flat = part.reshape(-1)
+        if np.isnan(flat["box"]).any():
+            count = int((flat["marks"][0] >= 0).sum())
+            points = flat["points"][:, :count] * scale[:, None, None]
+            sparse = embed_points(trainee, points, flat["marks"][:, :count], device)
+        else:
+            sparse = embed_boxes(trainee, flat["box"] * scale[:, None], device)
+        _fill(part, *trainee.decode(embeddings, sparse), longest)
+
+
+def _fill(looks: npt.NDArray[Any], masks: Tensor, ious: Tensor, longest: npt.NDArray[np.float32]) -> None:
+    """Notes answers: logits (S * P, 4, h, h) of squares with sides `longest` (S,), IoUs (S * P, 4)."""
     stable = (masks > STABILITY_OFFSET).sum((2, 3)) / (masks > -STABILITY_OFFSET).sum((2, 3)).clamp(min=1)
     ranks = (ious * stable).numpy(force=True)
     planes = (masks.sigmoid() * 255).round().to(torch.uint8).numpy(force=True)
-    unit = SIDE / planes.shape[-1]  # pixels of the scene for one of the masks
-    for look, four, rank in zip((look for row in looks for look in row), planes, ranks, strict=True):
+    units = np.repeat(longest / planes.shape[-1], looks.shape[1])  # pixels of the scene for one of the masks
+    rows = (look for row in looks for look in row)
+    for look, four, rank, unit in zip(rows, planes, ranks, units, strict=True):
         left, top, right, bottom = box = mask_box(four[1 + rank[1:].argmax()] > 127)
         side = min(four.shape[-1], max(24.0, _SURROUNDINGS * max(right - left, bottom - top)))
         x = min(max((left + right - side) / 2, 0), four.shape[-1] - side)
@@ -159,6 +165,19 @@ def _fill(looks: npt.NDArray[Any], masks: Tensor, ious: Tensor) -> None:
             kept = Image.fromarray(plane).resize((WINDOW, WINDOW), Image.Resampling.BILINEAR, window)
             into[:] = np.asarray(kept)
         look["ranks"], look["found"], look["window"] = rank, box * unit, np.array(window) * unit
+
+
+def _to_batch(scenes: list[Scene], side: int, device: torch.device) -> Batch:
+    """Scenes as the service's segmenter sees them: their longer side fills the square."""
+    pixels = np.zeros((len(scenes), side, side, 3), np.uint8)
+    sizes = []
+    for plane, scene in zip(pixels, scenes, strict=True):
+        height, width = (round(extent * side / max(scene.labels.shape)) for extent in scene.labels.shape)
+        picture = Image.fromarray(scene.image).resize((width, height), Image.Resampling.BILINEAR)
+        plane[:height, :width] = np.asarray(picture)
+        sizes.append((height, width))
+    planes = torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2).float()
+    return Batch(planes, torch.zeros(len(scenes), side, side, dtype=torch.uint8, device=device), sizes)
 
 
 def _digest(module: nn.Module) -> str:

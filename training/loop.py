@@ -1,10 +1,11 @@
-"""What both trainers share: the schedule, averaged weights, checkpoints that resume exactly, and the loop."""
+"""What the trainers share: the schedule, averaged weights, checkpoints that resume exactly, and the loop."""
 
 from __future__ import annotations
 
 import copy
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -23,6 +24,25 @@ def learning_rate(step: int, steps: int, peak: float) -> float:
     """Warm up, stay, decay. The flat part lets a run be extended: resume it with more ``steps``."""
     decay = max(1, round(DECAY_SHARE * steps))
     return peak * min(1.0, (step + 1) / min(WARMUP_STEPS, max(1, steps // 10)), (steps - step) / decay)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a trainer is asked for.
+
+    Attributes:
+        folder: of its checkpoint, which is resumed where there is one.
+        steps: of the whole run, those before a resume included.
+        batch_size: scenes or close-ups of a step.
+        device: to train on.
+        seed: of initial weights and batches.
+    """
+
+    folder: Path
+    steps: int
+    batch_size: int
+    device: torch.device
+    seed: int = 0
 
 
 class AveragedWeights:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 
@@ -48,7 +50,9 @@ def jittered_box(rng: np.random.Generator, mask: npt.NDArray[np.bool_]) -> npt.N
 
 
 def several_points(
-    rng: np.random.Generator, outlines: npt.NDArray[np.bool_], inside: npt.NDArray[np.bool_]
+    rng: np.random.Generator,
+    outlines: Sequence[npt.NDArray[np.bool_]] | npt.NDArray[np.bool_],
+    inside: Sequence[npt.NDArray[np.bool_]] | npt.NDArray[np.bool_],
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
     """Two to four points, the first on the thing, the others on it or near it but off it."""
     count = int(rng.integers(2, 5))

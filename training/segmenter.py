@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,10 +16,10 @@ from services.segmenter.backends.pocket import build_pocket_sam
 from services.segmenter.backends.pyramid import STRIDE
 from training.auxiliary import AuxiliaryHead, mask_loss, shrink
 from training.decoder import decode_masks
-from training.loop import build_muon, train
+from training.loop import Run, build_muon, train
 from training.prompts import any_pixel, choose_things, inner_pixel, jittered_box, several_points
-from training.scenes import HELD_OUT, SceneArtist
-from training.store import SIDE, SceneStore, StoredScene, fit
+from training.scenes import HELD_OUT, Scene, SceneArtist
+from training.store import SIDE, SceneStore, fit
 from training.vocabulary import Vocabulary
 
 ARCHITECTURE: dict[str, Any] = {
@@ -105,46 +104,38 @@ class SegmenterTrainee(nn.Module):
         return masks.float(), iou.float()
 
 
-def train_segmenter(
-    folder: Path,
-    store: SceneStore,
-    steps: int,
-    device: torch.device,
-    *,
-    batch_size: int = BATCH,
-    seed: int = 0,
-) -> nn.Module:
-    """Trains, resuming from ``folder``, and returns the averaged :class:`segment_anything.modeling.Sam`."""
-    torch.manual_seed(seed)
+def train_segmenter(run: Run, store: SceneStore) -> nn.Module:
+    """Trains and returns the averaged :class:`segment_anything.modeling.Sam`."""
+    torch.manual_seed(run.seed)
     artist = SceneArtist()
     classes = Vocabulary(artist.vocabulary).index
-    trainee = SegmenterTrainee(ARCHITECTURE, len(classes)).to(device)
+    trainee = SegmenterTrainee(ARCHITECTURE, len(classes)).to(run.device)
 
     def compute_loss(step: int) -> tuple[Tensor, dict[str, float]]:
-        rng = np.random.default_rng((seed, step))
-        scenes = [store[int(i)] for i in rng.integers(len(store), size=batch_size)]
-        side = _COARSE_SIDE if step < _COARSE_SHARE * steps else ARCHITECTURE["img_size"]
-        batch = collate([_augment(rng, scene.image, scene.labels) for scene in scenes], side, device)
-        names = np.full((batch_size, 256), -1)
+        rng = np.random.default_rng((run.seed, step))
+        scenes = [fit(store[int(i)]) for i in rng.integers(len(store), size=run.batch_size)]
+        side = _COARSE_SIDE if step < _COARSE_SHARE * run.steps else ARCHITECTURE["img_size"]
+        batch = collate([_augment(rng, scene.image, scene.labels) for scene in scenes], side, run.device)
+        names = np.full((len(scenes), 256), -1)
         for row, scene in zip(names, scenes, strict=True):
             row[[thing.label for thing in scene.things]] = [classes[thing.name] for thing in scene.things]
         return _step_loss(trainee, batch, names, rng)
 
     @functools.cache  # drawn once, and only by runs long enough to be looked at
-    def held_out() -> list[StoredScene]:
+    def held_out() -> list[Scene]:
         return [fit(artist.draw(HELD_OUT + i)) for i in range(48)]
 
     def evaluate(module: nn.Module) -> dict[str, float]:
         assert isinstance(module, SegmenterTrainee)
-        return one_click_quality(module, held_out(), device)
+        return one_click_quality(module, held_out(), run.device)
 
     averaged = train(
         trainee,
         compute_loss,
         build_muon(trainee, PEAK_RATE, trainee.readouts()),
-        steps=steps,
+        steps=run.steps,
         peak=PEAK_RATE,
-        checkpoint=folder / "segmenter.ckpt",
+        checkpoint=run.folder / "segmenter.ckpt",
         evaluate=evaluate,
     )
     assert isinstance(averaged, SegmenterTrainee)
@@ -154,7 +145,7 @@ def train_segmenter(
 
 @torch.no_grad()
 def one_click_quality(
-    trainee: SegmenterTrainee, scenes: list[StoredScene], device: torch.device
+    trainee: SegmenterTrainee, scenes: list[Scene], device: torch.device
 ) -> dict[str, float]:
     """Mean IoU of one click in the middle of each thing, and how far predicted IoU is off."""
     trainee.eval()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import multiprocessing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,26 +18,45 @@ from training.scenes import Scene, SceneArtist, SceneStyle, Thing
 
 SIDE = 256
 _SHARD = 500
-_STYLE = SceneStyle(sizes=(*SceneStyle().sizes, (480, 320), (600, 400)))
+STYLE = SceneStyle(
+    sizes=(
+        (256, 256),
+        (256, 256),
+        (256, 192),
+        (192, 256),
+        (320, 240),
+        (384, 256),
+        (480, 320),
+        (600, 400),
+        (400, 600),
+    )
+)
 
 
 @dataclass(frozen=True)
-class StoredScene:
-    """A scene as the trainers read it.
+class _Shard:
+    """Scenes one after another.
 
     Attributes:
-        image: uint8 RGB, at most ``SIDE`` on the longer side, height × width × 3.
-        labels: uint8, height × width, as :class:`training.scenes.Scene`.
-        things: the named things.
+        pixels: uint8 RGB + label, pixels x 4.
+        starts: of each scene in them.
+        sizes: height and width of each scene.
+        things: of each scene.
     """
 
-    image: npt.NDArray[np.uint8]
-    labels: npt.NDArray[np.uint8]
-    things: list[Thing]
+    pixels: npt.NDArray[np.uint8]
+    starts: list[int]
+    sizes: list[tuple[int, int]]
+    things: list[list[Thing]]
+
+    def __getitem__(self, index: int) -> Scene:
+        start, (height, width) = self.starts[index], self.sizes[index]
+        canvas = self.pixels[start : start + height * width].reshape(height, width, 4)
+        return Scene(canvas[..., :3], canvas[..., 3], self.things[index])
 
 
 class SceneStore:
-    """The scenes of the seeds ``0 … count - 1``.
+    """The scenes of the seeds ``0 … count - 1``, as large as they were drawn.
 
     Args:
         folder: where the shards are; missing ones are drawn by :meth:`prepare`.
@@ -46,16 +65,13 @@ class SceneStore:
 
     def __init__(self, folder: Path, count: int) -> None:
         self.folder, self.count = folder, count
-        self._shards: dict[int, tuple[npt.NDArray[np.uint8], list[tuple[int, int, list[Thing]]]]] = {}
+        self._shards: dict[int, _Shard] = {}
 
     def __len__(self) -> int:
         return self.count
 
-    def __getitem__(self, index: int) -> StoredScene:
-        pixels, records = self._shard(index // _SHARD)
-        height, width, things = records[index % _SHARD]
-        canvas = pixels[index % _SHARD, :height, :width]
-        return StoredScene(canvas[..., :3], canvas[..., 3], things)
+    def __getitem__(self, index: int) -> Scene:
+        return self._shard(index // _SHARD)[index % _SHARD]
 
     def prepare(self, workers: int = 2) -> None:
         """Draws the shards that are missing."""
@@ -75,46 +91,48 @@ class SceneStore:
 
     def _path(self, shard: int) -> Path:
         count = min(_SHARD, self.count - shard * _SHARD)
-        recipe = hashlib.sha256(repr((_STYLE, SIDE)).encode()).hexdigest()[:8]
+        recipe = hashlib.sha256(repr(STYLE).encode()).hexdigest()[:8]
         return self.folder / f"scenes-{recipe}-{shard:04d}-{count}.npy"
 
-    def _shard(self, shard: int) -> tuple[npt.NDArray[np.uint8], list[tuple[int, int, list[Thing]]]]:
+    def _shard(self, shard: int) -> _Shard:
         if shard not in self._shards:
             path = self._path(shard)
-            records = [
-                (height, width, [Thing(name, tuple(words), label) for name, words, label in things])
-                for height, width, things in json.loads(path.with_suffix(".json").read_text())
+            records = json.loads(path.with_suffix(".json").read_text())
+            sizes = [(height, width) for height, width, _ in records]
+            starts = np.cumsum([0, *(height * width for height, width in sizes)]).tolist()
+            things = [
+                [Thing(name, tuple(words), label) for name, words, label in listed] for *_, listed in records
             ]
-            self._shards[shard] = np.load(path, mmap_mode="r"), records
+            self._shards[shard] = _Shard(np.load(path, mmap_mode="r"), starts, sizes, things)
         return self._shards[shard]
 
 
-def fit(scene: Scene) -> StoredScene:
+def fit(scene: Scene) -> Scene:
     """Scales a scene down to ``SIDE`` on its longer side, as SAM does with an image; small scenes stay."""
     image, labels = Image.fromarray(scene.image), Image.fromarray(scene.labels)
-    if max(image.size) > SIDE:
-        factor = SIDE / max(image.size)
-        size = (round(image.width * factor), round(image.height * factor))
-        image = image.resize(size, Image.Resampling.BILINEAR)
-        labels = labels.resize(size, Image.Resampling.NEAREST)
+    if max(image.size) <= SIDE:
+        return scene
+    factor = SIDE / max(image.size)
+    size = (round(image.width * factor), round(image.height * factor))
+    image = image.resize(size, Image.Resampling.BILINEAR)
+    labels = labels.resize(size, Image.Resampling.NEAREST)
     shown = set(np.unique(np.asarray(labels)).tolist())
-    return StoredScene(np.asarray(image), np.asarray(labels), [t for t in scene.things if t.label in shown])
+    things = [thing for thing in scene.things if thing.label in shown]
+    return replace(scene, image=np.asarray(image), labels=np.asarray(labels), things=things)
 
 
 def _draw_shard(job: tuple[Path, int, int]) -> None:
-    """Draws one shard; image and labels share an array as RGB + label."""
+    """Draws one shard."""
     path, first, count = job
-    artist = SceneArtist(_STYLE)
-    pixels = np.zeros((count, SIDE, SIDE, 4), np.uint8)
+    artist = SceneArtist(STYLE)
+    pixels: list[npt.NDArray[np.uint8]] = []
     records: list[tuple[int, int, list[tuple[str, tuple[str, ...], int]]]] = []
-    for i in range(count):
-        fitted = fit(artist.draw(first + i))
-        height, width = fitted.labels.shape
-        pixels[i, :height, :width, :3], pixels[i, :height, :width, 3] = fitted.image, fitted.labels
-        records.append(
-            (height, width, [(thing.name, thing.keywords, thing.label) for thing in fitted.things])
-        )
+    for seed in range(first, first + count):
+        scene = artist.draw(seed)
+        pixels.append(np.dstack([scene.image, scene.labels]).reshape(-1, 4))
+        listed = [(thing.name, thing.keywords, thing.label) for thing in scene.things]
+        records.append((*scene.labels.shape, listed))
     path.with_suffix(".json").write_text(json.dumps(records))
     temporary = path.with_suffix(".tmp.npy")
-    np.save(temporary, pixels)
+    np.save(temporary, np.concatenate(pixels))
     temporary.replace(path)

@@ -13,7 +13,7 @@ from training.captions import list_things
 from training.pictograms import ANNOTATIONS, FONT
 from training.scenes import HELD_OUT, SceneArtist, SceneStyle
 from training.shapes import NAMES, draw_shape
-from training.store import SIDE, SceneStore, fit
+from training.store import STYLE, SceneStore, fit
 
 needs_font = pytest.mark.skipif(
     not (FONT.is_file() and ANNOTATIONS.is_file()),
@@ -115,8 +115,10 @@ def test_stored_scenes_are_the_drawn_ones(tmp_path: Path) -> None:
     assert [file.stat().st_mtime_ns for file in sorted(tmp_path.iterdir())] == times
     for i in range(6):
         scene = store[i]
-        assert max(scene.image.shape) <= SIDE
-        assert scene.labels.shape == scene.image.shape[:2]
+        drawn = SceneArtist(STYLE).draw(i)
+        assert np.array_equal(scene.image, drawn.image)
+        assert np.array_equal(scene.labels, drawn.labels)
+        assert scene.things == drawn.things
         assert set(np.unique(scene.labels)) - {0} == {thing.label for thing in scene.things}
 
 
