@@ -31,7 +31,7 @@ _ASTRAY_SHARE = 0.1  # of all, that lie far off
 # and in the end, where it shall learn to trust them. In between the share falls in this part of the run.
 _BLIND_SHARES = 0.3, 0.04
 _TURNING = 0.55, 0.85
-_CLEAR_SHARES = 0.1, 0.7  # with the single mask instead of three, of one click and of other prompts
+_ONE_MASK_SHARES = 0.2, 0.7  # with one mask instead of three: any, for one click; else the single mask
 
 
 class CloseUps(Dataset[dict[str, Any]]):
@@ -109,8 +109,9 @@ def draw_view(
     crop = square_around((x, y), min(max(16.0, sides * size), max(mask.shape)), mask.shape)
 
     one_click = len(positive) == 1 and (look["marks"] >= 0).sum() == 1
-    clear = rng.random() < _CLEAR_SHARES[0 if one_click else 1]
-    order = [0] * MASKS if clear else 1 + np.argsort(-look["ranks"][1:])
+    order = 1 + np.argsort(-look["ranks"][1:])
+    if rng.random() < _ONE_MASK_SHARES[0 if one_click else 1]:
+        order[:] = rng.integers(1 + MASKS) if one_click else 0
     left, top, right, _ = look["window"]
     scale = look["masks"].shape[-1] / (right - left)
     window = tuple(

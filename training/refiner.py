@@ -64,11 +64,12 @@ class RefinerTrainee(nn.Module):
                     nn.init.normal_(into, std=0.005)[:, : value.shape[1]] = value
 
     def grow_from(self, earlier: RefinerNet) -> None:
-        """Goes on from a trained net, which may have fewer blocks in its last stage.
+        """Goes on from a trained net, which may have fewer blocks in its last stage, or another head.
 
-        The new ones keep the weights that they have, but at first let everything pass.
+        New blocks keep the weights that they have, but at first let everything pass.
         """
-        known = earlier.state_dict()
+        own = self.net.state_dict()
+        known = {n: value for n, value in earlier.state_dict().items() if value.shape == own[n].shape}
         self.net.load_state_dict(known, strict=False)
         for name, value in self.net.state_dict().items():
             if name not in known and name.endswith("conv3.bn.weight"):

@@ -34,6 +34,8 @@ def load(settings: SegmenterSettings) -> tuple[Backend, Defaults]:
     backend = load_backend(files, find_device(settings.device), settings.precision)
     everything = replace(EverythingOptions(), **files.everything)
     segment_everything(backend, np.zeros((64, 64, 3), np.uint8), replace(everything, points_per_side=2))
+    if backend.refiner is not None:
+        backend.refiner.warm()
     return backend, Defaults(everything, files.zoom if settings.zoom is None else settings.zoom)
 
 

@@ -1,14 +1,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from regionsearch.errors import Kind, RegionSearchError
 from regionsearch.models import pocket_dir
 from services.segmenter.backends import FAMILIES, load_backend
+from services.segmenter.backends.refiner import Refiner
 from services.segmenter.loading import CHECKPOINTS, find_device, find_model
 from services.segmenter.service import load
 from services.segmenter.settings import SegmenterSettings
@@ -43,6 +46,19 @@ def test_a_manifest_anywhere_loads(tmp_path: Path) -> None:
 def test_an_operator_may_say_whether_prompts_zoom(setting: bool | None, zooms: bool) -> None:
     _, defaults = load(SegmenterSettings(zoom=setting))
     assert defaults.zoom is zooms
+
+
+def test_the_refiner_has_run_before_the_first_caller(monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes = []
+    refine = Refiner.refine
+
+    def watched(self: Refiner, prepared: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        shapes.append([tuple(maps.shape) for maps in prepared])
+        return refine(self, prepared)
+
+    monkeypatch.setattr(Refiner, "refine", watched)
+    load(SegmenterSettings())
+    assert shapes == [[(9, 128, 128)]]
 
 
 def test_missing_weights_say_how_to_get_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from regionsearch.images import Pixels
 from services.segmenter.backends.pyramid import Pyramid, PyramidMaps
@@ -72,7 +73,9 @@ class RefinerNet(Pyramid):
         super().__init__(body, width, detail, outline, channels=_CHANNELS, last_blocks=last_blocks)
         self.img_size = img_size
         self.head = nn.Conv2d(outline, 1, kernel_size=3, padding=1)
-        self.quality = nn.Sequential(nn.Linear(width + self.depths[-1], 64), nn.ReLU(), nn.Linear(64, 1))
+        self.quality = nn.Sequential(
+            nn.Linear(2 * width + 2 + self.depths[-1], 64), nn.ReLU(), nn.Linear(64, 1)
+        )
 
     def forward(self, maps: Tensor) -> tuple[Tensor, Tensor]:
         """Input maps (B, C, side, side) of :func:`input_maps` to the answer.
@@ -86,8 +89,18 @@ class RefinerNet(Pyramid):
         """What :meth:`forward` gives, of the maps of its input."""
         logits: Tensor = self.head(seen.outline)[:, 0].float()
         # What the pyramid learns it learns from masks alone.
-        pooled = torch.cat([seen.coarse.mean((2, 3)), seen.deepest.mean((2, 3))], 1).detach()
-        return logits, self.quality(pooled)[:, 0].float().sigmoid()
+        judged = torch.cat([self._of_mask(logits, seen.coarse), seen.deepest.mean((2, 3))], 1).detach()
+        return logits, self.quality(judged)[:, 0].float().sigmoid()
+
+    @staticmethod
+    def _of_mask(logits: Tensor, coarse: Tensor) -> Tensor:
+        """What tells a mask's quality: the mean map, that of the mask, its size and how unsure it is."""
+        chance = logits.sigmoid()
+        cover = F.adaptive_avg_pool2d(chance[:, None], coarse.shape[-2:])
+        area = cover.mean((2, 3))
+        inside = (coarse * cover).mean((2, 3)) / area.clamp(min=1e-4)
+        doubt = (chance * (1 - chance)).mean((1, 2))[:, None] / area.clamp(min=1e-4)
+        return torch.cat([coarse.mean((2, 3)), inside, area, doubt], 1)
 
 
 class Refiner:
@@ -103,6 +116,11 @@ class Refiner:
         self._autocast = autocast
         self._device = next(net.parameters()).device
         self.mask_size = net.img_size // LOGITS_STRIDE, net.img_size // LOGITS_STRIDE
+
+    def warm(self) -> None:
+        """Runs the network once, so that the first caller does not wait for what is set up then."""
+        side = self.net.img_size
+        self.refine([torch.zeros(_CHANNELS, side, side)])
 
     def prepare(self, close_up: CloseUp) -> Tensor:
         """The network's input maps for a close-up, float32 (C, side, side). Any thread."""
