@@ -101,7 +101,10 @@ def look_closely(refiner: Refiner, subjects: Sequence[Subject]) -> list[Refined 
 
 
 def _boxes(logits: Tensor, crops: Sequence[Crop]) -> list[Box | None]:
-    """Where masks (n, h, w) that lie over the squares of parts are, in pixels of the picture."""
+    """Where masks (n, h, w) that lie over the squares of parts are, in pixels of the picture.
+
+    As far as the cells of the logits tell; a close-up needs no sharper box.
+    """
     inside = logits > 0
     edges = torch.cat([inside.any(1), inside.any(2)], 1).cpu().numpy()
     boxes: list[Box | None] = []
