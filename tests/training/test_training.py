@@ -135,7 +135,7 @@ def test_the_command_trains_measures_resumes_and_exports(tmp_path: Path) -> None
     def run(steps: int, held_out: int) -> str:
         # The environment that runs the tests is taken as it is.
         make = ["make", "-o", f"{sys.prefix}/.dev", f"VENV={sys.prefix}", "train-pocket", f"STEPS={steps}"]
-        arguments = f"--scenes 40 --batch 2 --held-out {held_out} --threads 2 --work {work} --output {output}"
+        arguments = f"--scenes 40 --batch 2 --held-out {held_out} --threads 1 --work {work} --output {output}"
         done = subprocess.run(
             [*make, f"ARGS={arguments}"],
             capture_output=True,
