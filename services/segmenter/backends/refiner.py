@@ -96,7 +96,7 @@ class RefinerNet(Pyramid):
     def _of_mask(logits: Tensor, coarse: Tensor) -> Tensor:
         """What tells a mask's quality: the mean map, that of the mask, its size and how unsure it is."""
         chance = logits.sigmoid()
-        cover = F.adaptive_avg_pool2d(chance[:, None], coarse.shape[-2:])
+        cover = F.adaptive_avg_pool2d(chance[:, None], (coarse.shape[-2], coarse.shape[-1]))
         area = cover.mean((2, 3))
         inside = (coarse * cover).mean((2, 3)) / area.clamp(min=1e-4)
         doubt = (chance * (1 - chance)).mean((1, 2))[:, None] / area.clamp(min=1e-4)
