@@ -59,7 +59,7 @@ class Closer:
         best, *others = answer
         if prompt.has_mask or not best.region.area:
             return answer
-        work = Refine(partial(self._subject, prompt, answer), self.geometry, self.picture.nbytes)
+        work = Refine(partial(self._subject, prompt, answer), self.picture.nbytes)
         regions = joined(await self.pipeline.submit(work, self.call))
         if not regions or not regions[0].area:
             return answer

@@ -104,12 +104,10 @@ class Refine:
 
     Attributes:
         subject: Returns what is looked at; may take long.
-        geometry: Of the whole picture.
         nbytes: Memory that the picture's pixels take.
     """
 
     subject: Callable[[], Subject]
-    geometry: Geometry
     nbytes: int
 
     def __len__(self) -> int:
