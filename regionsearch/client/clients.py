@@ -196,10 +196,13 @@ class Client(_Operations):
         """Adds pictures like `ingest`, over one gRPC stream that tells of each stage of each picture.
 
         The server gives these pictures way to those of `ingest`. A picture that was refused for any reason is
-        `failed` under its code; leaving the loop stops what is not done yet.
+        `failed` under its code; leaving the loop stops what is not done yet. When the stream breaks off, as
+        with a restart of the gateway, what has no result is sent over another, and tells of its stages again:
+        `duplicate` is then also a picture that had just been added.
 
         Raises:
-            RegionSearchError: When the whole stream fails; UNIMPLEMENTED over HTTP.
+            RegionSearchError: When the stream fails and another one is not worth it, or all `retries` in a
+                row have failed; UNIMPLEMENTED over HTTP.
         """
         return self._transport.ingest(IngestStream(sources, collection, tags=tags, attributes=attributes))
 

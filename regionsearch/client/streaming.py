@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections import deque
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 
@@ -28,6 +29,9 @@ def failed(source: Source, error: RegionSearchError) -> IngestResult:
 class IngestStream:
     """The client's end of `IngestImages`; keys are the numbers of the sources.
 
+    A call that breaks off is followed by another, which sends again what has no result yet: the gateway takes
+    a picture once. gRPC shall not do that by itself, see `regionsearch.rpc.channels`.
+
     Args:
         sources: The pictures; each is read when the server has room for it.
         collection: Where to.
@@ -43,25 +47,33 @@ class IngestStream:
         tags: Sequence[str] = (),
         attributes: Mapping[str, str] | None = None,
     ) -> None:
-        self._sources = sources
+        self._sources = iter(sources)
         self._about = pb.IngestImageRequest(collection=collection, tags=tags, attributes=attributes)
         self._names: list[str] = []
         self._unread: deque[IngestProgress] = deque()
+        # Requests without a result, each with the number of the call that it was last sent with. One call may
+        # still be reading a file when the next begins; the lock lets one after the other read.
+        self._open: dict[str, tuple[int, pb.IngestImagesRequest]] = {}
+        self._calls = 0
+        self._exhausted = False
+        self._reading = threading.Lock()
         self.error: Exception | None = None
 
+    @property
+    def complete(self) -> bool:
+        """Whether every picture has its result, those apart that are still `unread`."""
+        return self._exhausted and not self._open
+
     def requests(self) -> Iterator[pb.IngestImagesRequest]:
-        """One message for each picture that can be read; an exception of the sources is kept in `error`."""
+        """What a new call has to send: a message for each picture that has no result and can be read.
+
+        An exception of the sources is kept in `error`.
+        """
+        self._calls += 1
+        call = self._calls
         try:
-            for index, source in enumerate(self._sources):
-                self._names.append(name_of(source))
-                try:
-                    picture = pb.IngestImageRequest(image=picture_proto(source), name=self._names[-1])
-                except RegionSearchError as error:
-                    result = failed(source, error)
-                    self._unread.append(IngestProgress(name=result.name, stage="done", result=result))
-                    continue
-                picture.MergeFrom(self._about)
-                yield pb.IngestImagesRequest(key=str(index), request=picture)
+            while (request := self._next(call)) is not None:
+                yield request
         except Exception as error:
             self.error = error
             raise
@@ -79,4 +91,47 @@ class IngestStream:
 
     def read(self, answer: pb.IngestImagesResponse) -> IngestProgress:
         """What an answer says."""
-        return messages.read_progress(self._names[int(answer.key)], answer)
+        progress = messages.read_progress(self._names[int(answer.key)], answer)
+        if progress.result is not None:
+            self._open.pop(answer.key, None)
+        return progress
+
+    def broken_off(self, error: RegionSearchError | None) -> RegionSearchError:
+        """Why a call left pictures without a result.
+
+        Args:
+            error: What the call ended with; None for a good end.
+
+        Raises:
+            Exception: What the sources raised.
+        """
+        if self.error is not None:
+            raise self.error
+        if error is None:
+            message = f"the gateway ended the stream without a result for {len(self._open)} pictures"
+            return RegionSearchError(Kind.UNAVAILABLE, message)
+        if error.kind is Kind.CANCELLED:  # not by the caller: a server that stops does so
+            return RegionSearchError(Kind.UNAVAILABLE, error.message)
+        return error
+
+    def _next(self, call: int) -> pb.IngestImagesRequest | None:
+        with self._reading:
+            for key, (sent, request) in list(self._open.items()):
+                if sent < call:
+                    self._open[key] = call, request
+                    return request
+            for source in self._sources:
+                key = str(len(self._names))
+                self._names.append(name_of(source))
+                try:
+                    picture = pb.IngestImageRequest(image=picture_proto(source), name=self._names[-1])
+                except RegionSearchError as error:
+                    result = failed(source, error)
+                    self._unread.append(IngestProgress(name=result.name, stage="done", result=result))
+                    continue
+                picture.MergeFrom(self._about)
+                request = pb.IngestImagesRequest(key=key, request=picture)
+                self._open[key] = call, request
+                return request
+            self._exhausted = True
+            return None

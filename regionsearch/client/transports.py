@@ -7,7 +7,6 @@ tries again when the server is overloaded or away.
 from __future__ import annotations
 
 import asyncio
-import random
 import ssl
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -20,6 +19,7 @@ import grpc
 import httpx
 
 from regionsearch.client.operations import GrpcCall, HttpRequest, Operation, plain
+from regionsearch.client.patience import Patience
 from regionsearch.client.problems import failure, unreachable
 from regionsearch.client.results import IngestProgress
 from regionsearch.client.streaming import IngestStream
@@ -28,9 +28,6 @@ from regionsearch.rpc import CallPolicy, ChannelConfig, TlsFiles, acall, call, o
 from regionsearch.v1.region_search_pb2_grpc import RegionSearchServiceStub
 
 T = TypeVar("T")
-
-FIRST_DELAY_S = 0.2
-LONGEST_DELAY_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -99,7 +96,7 @@ class Transport(Protocol):
         ...
 
     def ingest(self, stream: IngestStream) -> Iterator[IngestProgress]:
-        """Sends pictures over one stream and tells of each stage; gRPC only."""
+        """Sends pictures over a stream and tells of each stage; gRPC only."""
         ...
 
     def close(self) -> None:
@@ -115,7 +112,7 @@ class AsyncTransport(Protocol):
         ...
 
     def ingest(self, stream: IngestStream) -> AsyncIterator[IngestProgress]:
-        """Sends pictures over one stream and tells of each stage; gRPC only."""
+        """Sends pictures over a stream and tells of each stage; gRPC only."""
         ...
 
     async def close(self) -> None:
@@ -133,7 +130,7 @@ class HttpTransport:
     def send(self, operation: Operation[T]) -> T:
         """The operation's result, or its `RegionSearchError`."""
         arguments = _arguments(operation.http.request())
-        patience = _Patience(self._address.retries if operation.patient else 0)
+        patience = Patience(self._address.retries if operation.patient else 0)
         while True:
             try:
                 return _result(operation, self._http.request(**arguments))
@@ -162,7 +159,7 @@ class AsyncHttpTransport:
     async def send(self, operation: Operation[T]) -> T:
         """The operation's result, or its `RegionSearchError`."""
         arguments = _arguments(await asyncio.to_thread(operation.http.request))
-        patience = _Patience(self._address.retries if operation.patient else 0)
+        patience = Patience(self._address.retries if operation.patient else 0)
         while True:
             try:
                 return _result(operation, await self._http.request(**arguments))
@@ -185,6 +182,7 @@ class GrpcTransport:
     """`Transport` over gRPC; may be used from many threads. The channel retries what is UNAVAILABLE."""
 
     def __init__(self, address: Address) -> None:
+        self._address = address
         self._policy = address.policy()
         self._channel: grpc.Channel = open_channel(*address.channel())
 
@@ -194,18 +192,24 @@ class GrpcTransport:
         return over.read(call(over.method(self._channel), over.message(), self._policy))
 
     def ingest(self, stream: IngestStream) -> Iterator[IngestProgress]:
-        """Sends pictures over one stream and tells of each stage."""
+        """Sends pictures over a stream, or several where one breaks off, and tells of each stage."""
         method = RegionSearchServiceStub(self._channel).IngestImages
-        answers: Any = method(stream.requests(), metadata=tuple(self._policy.metadata()))
-        try:
-            for answer in answers:
-                yield from stream.unread()
-                yield stream.read(answer)
+        patience = Patience(self._address.retries)
+        while not stream.complete:
+            answers: Any = method(stream.requests(), metadata=tuple(self._policy.metadata()))
+            error: RegionSearchError | None = None
+            try:
+                for answer in answers:
+                    patience.renew()
+                    yield from stream.unread()
+                    yield stream.read(answer)
+            except grpc.RpcError as caught:
+                error = from_rpc_error(caught)
+            finally:
+                answers.cancel()
             yield from stream.unread()
-        except grpc.RpcError as error:
-            raise stream.error or from_rpc_error(error) from None
-        finally:
-            answers.cancel()
+            if not stream.complete:
+                time.sleep(patience.pause(stream.broken_off(error)))
 
     def close(self) -> None:
         """Closes the channel."""
@@ -226,21 +230,26 @@ class AsyncGrpcTransport:
         return over.read(await acall(over.method(self._open()), message, self._address.policy()))
 
     async def ingest(self, stream: IngestStream) -> AsyncIterator[IngestProgress]:
-        """Sends pictures over one stream and tells of each stage."""
+        """Sends pictures over a stream, or several where one breaks off, and tells of each stage."""
         method = RegionSearchServiceStub(self._open()).IngestImages
-        metadata = self._address.policy().metadata()
-        answers = method(stream.arequests(), metadata=metadata)
-        try:
-            async for answer in answers:
-                for unread in stream.unread():
-                    yield unread
-                yield stream.read(answer)
+        patience = Patience(self._address.retries)
+        while not stream.complete:
+            answers = method(stream.arequests(), metadata=self._address.policy().metadata())
+            error: RegionSearchError | None = None
+            try:
+                async for answer in answers:
+                    patience.renew()
+                    for unread in stream.unread():
+                        yield unread
+                    yield stream.read(answer)
+            except grpc.RpcError as caught:
+                error = from_rpc_error(caught)
+            finally:
+                answers.cancel()
             for unread in stream.unread():
                 yield unread
-        except grpc.RpcError as error:
-            raise stream.error or from_rpc_error(error) from None
-        finally:
-            answers.cancel()
+            if not stream.complete:
+                await asyncio.sleep(patience.pause(stream.broken_off(error)))
 
     def _open(self) -> grpc.aio.Channel:
         if self._channel is None:
@@ -251,27 +260,6 @@ class AsyncGrpcTransport:
         """Closes the channel."""
         if self._channel is not None:
             await self._channel.close(grace=None)
-
-
-class _Patience:
-    """How often and how long a call is tried again."""
-
-    def __init__(self, retries: int) -> None:
-        self._left = retries
-        self._delay_s = FIRST_DELAY_S
-
-    def pause(self, error: RegionSearchError) -> float:
-        """Seconds to wait before the next try.
-
-        Raises:
-            RegionSearchError: The error itself, when another try is not worth it.
-        """
-        if self._left == 0 or error.kind not in (Kind.OVERLOADED, Kind.UNAVAILABLE):
-            raise error
-        self._left -= 1
-        delay = max(error.retry_after_s or 0, self._delay_s)
-        self._delay_s = min(2 * self._delay_s, LONGEST_DELAY_S)
-        return delay * random.uniform(1.0, 1.5)
 
 
 def _arguments(request: HttpRequest) -> dict[str, Any]:

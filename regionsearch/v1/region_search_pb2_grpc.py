@@ -91,7 +91,8 @@ class RegionSearchServiceServicer:
 
     def IngestImages(self, request_iterator, context):
         """The same for many images: each is reported stage by stage, under its key. A failed image is reported
-        and does not end the stream.
+        and does not end the stream. A stream that breaks off is begun again by its caller, with what has no
+        result; switch retries inside of gRPC off for streams, which may lose a request.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -45,7 +45,8 @@ class RegionSearchServiceStub:
     """
     IngestImages: _grpc.StreamStreamMultiCallable[_region_search_pb2.IngestImagesRequest, _region_search_pb2.IngestImagesResponse]
     """The same for many images: each is reported stage by stage, under its key. A failed image is reported
-    and does not end the stream.
+    and does not end the stream. A stream that breaks off is begun again by its caller, with what has no
+    result; switch retries inside of gRPC off for streams, which may lose a request.
     """
     Search: _grpc.UnaryUnaryMultiCallable[_region_search_pb2.RegionSearchServiceSearchRequest, _region_search_pb2.RegionSearchServiceSearchResponse]
     """Finds regions and images."""
@@ -73,7 +74,8 @@ class RegionSearchServiceAsyncStub(RegionSearchServiceStub):
     """
     IngestImages: _aio.StreamStreamMultiCallable[_region_search_pb2.IngestImagesRequest, _region_search_pb2.IngestImagesResponse]  # type: ignore[assignment]
     """The same for many images: each is reported stage by stage, under its key. A failed image is reported
-    and does not end the stream.
+    and does not end the stream. A stream that breaks off is begun again by its caller, with what has no
+    result; switch retries inside of gRPC off for streams, which may lose a request.
     """
     Search: _aio.UnaryUnaryMultiCallable[_region_search_pb2.RegionSearchServiceSearchRequest, _region_search_pb2.RegionSearchServiceSearchResponse]  # type: ignore[assignment]
     """Finds regions and images."""
@@ -110,7 +112,8 @@ class RegionSearchServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_region_search_pb2.IngestImagesResponse], _abc.AsyncIterator[_region_search_pb2.IngestImagesResponse]]:
         """The same for many images: each is reported stage by stage, under its key. A failed image is reported
-        and does not end the stream.
+        and does not end the stream. A stream that breaks off is begun again by its caller, with what has no
+        result; switch retries inside of gRPC off for streams, which may lose a request.
         """
 
     @_abc_1.abstractmethod

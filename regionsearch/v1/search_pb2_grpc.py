@@ -162,6 +162,7 @@ class SearchServiceServicer:
 
     def BulkUpsert(self, request_iterator, context):
         """Upsert for millions: each message is atomic for itself and is written before the next one is read.
+        Compare the counts with what was sent, and switch retries inside of gRPC off: they may lose a message.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

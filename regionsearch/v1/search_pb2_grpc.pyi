@@ -55,7 +55,9 @@ class SearchServiceStub:
     fails half-way is repaired by sending it again.)
     """
     BulkUpsert: _grpc.StreamUnaryMultiCallable[_search_pb2.BulkUpsertRequest, _search_pb2.BulkUpsertResponse]
-    """Upsert for millions: each message is atomic for itself and is written before the next one is read."""
+    """Upsert for millions: each message is atomic for itself and is written before the next one is read.
+    Compare the counts with what was sent, and switch retries inside of gRPC off: they may lose a message.
+    """
     Delete: _grpc.UnaryUnaryMultiCallable[_search_pb2.DeleteRequest, _search_pb2.DeleteResponse]
     """Deletes what any of the given selectors names. Naming what does not exist is no error."""
     Search: _grpc.UnaryUnaryMultiCallable[_search_pb2.SearchRequest, _search_pb2.SearchResponse]
@@ -99,7 +101,9 @@ class SearchServiceAsyncStub(SearchServiceStub):
     fails half-way is repaired by sending it again.)
     """
     BulkUpsert: _aio.StreamUnaryMultiCallable[_search_pb2.BulkUpsertRequest, _search_pb2.BulkUpsertResponse]  # type: ignore[assignment]
-    """Upsert for millions: each message is atomic for itself and is written before the next one is read."""
+    """Upsert for millions: each message is atomic for itself and is written before the next one is read.
+    Compare the counts with what was sent, and switch retries inside of gRPC off: they may lose a message.
+    """
     Delete: _aio.UnaryUnaryMultiCallable[_search_pb2.DeleteRequest, _search_pb2.DeleteResponse]  # type: ignore[assignment]
     """Deletes what any of the given selectors names. Naming what does not exist is no error."""
     Search: _aio.UnaryUnaryMultiCallable[_search_pb2.SearchRequest, _search_pb2.SearchResponse]  # type: ignore[assignment]
@@ -176,7 +180,9 @@ class SearchServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_search_pb2.BulkUpsertRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_search_pb2.BulkUpsertResponse, _abc.Awaitable[_search_pb2.BulkUpsertResponse]]:
-        """Upsert for millions: each message is atomic for itself and is written before the next one is read."""
+        """Upsert for millions: each message is atomic for itself and is written before the next one is read.
+        Compare the counts with what was sent, and switch retries inside of gRPC off: they may lose a message.
+        """
 
     @_abc_1.abstractmethod
     def Delete(

@@ -73,7 +73,8 @@ class SegmentServiceServicer:
 
     def SegmentStream(self, request_iterator, context):
         """Many images over one stream; answers come in any order and carry the key of their request. A failed item
-        is answered with its status and does not end the stream.
+        is answered with its status and does not end the stream. A stream that breaks off is begun again by its
+        caller, with what has no answer; switch retries inside of gRPC off for streams, which may lose a request.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -42,7 +42,8 @@ class SegmentServiceStub:
     """Everything in the image, or one object per prompt."""
     SegmentStream: _grpc.StreamStreamMultiCallable[_segment_pb2.SegmentStreamRequest, _segment_pb2.SegmentStreamResponse]
     """Many images over one stream; answers come in any order and carry the key of their request. A failed item
-    is answered with its status and does not end the stream.
+    is answered with its status and does not end the stream. A stream that breaks off is begun again by its
+    caller, with what has no answer; switch retries inside of gRPC off for streams, which may lose a request.
     """
     GetModel: _grpc.UnaryUnaryMultiCallable[_segment_pb2.SegmentServiceGetModelRequest, _segment_pb2.SegmentServiceGetModelResponse]
     """The model that is being served."""
@@ -61,7 +62,8 @@ class SegmentServiceAsyncStub(SegmentServiceStub):
     """Everything in the image, or one object per prompt."""
     SegmentStream: _aio.StreamStreamMultiCallable[_segment_pb2.SegmentStreamRequest, _segment_pb2.SegmentStreamResponse]  # type: ignore[assignment]
     """Many images over one stream; answers come in any order and carry the key of their request. A failed item
-    is answered with its status and does not end the stream.
+    is answered with its status and does not end the stream. A stream that breaks off is begun again by its
+    caller, with what has no answer; switch retries inside of gRPC off for streams, which may lose a request.
     """
     GetModel: _aio.UnaryUnaryMultiCallable[_segment_pb2.SegmentServiceGetModelRequest, _segment_pb2.SegmentServiceGetModelResponse]  # type: ignore[assignment]
     """The model that is being served."""
@@ -89,7 +91,8 @@ class SegmentServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_segment_pb2.SegmentStreamResponse], _abc.AsyncIterator[_segment_pb2.SegmentStreamResponse]]:
         """Many images over one stream; answers come in any order and carry the key of their request. A failed item
-        is answered with its status and does not end the stream.
+        is answered with its status and does not end the stream. A stream that breaks off is begun again by its
+        caller, with what has no answer; switch retries inside of gRPC off for streams, which may lose a request.
         """
 
     @_abc_1.abstractmethod

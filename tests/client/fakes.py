@@ -33,14 +33,16 @@ class FakeGateway:
 
     Attributes:
         requests: (method, path, query or body) over HTTP; messages over gRPC.
-        failures: Errors to answer with, one for each coming request.
+        failures: Errors to answer with, one for each coming request; None for the usual answer.
+        lost: Keys of a stream's requests that never arrive the first time.
     """
 
     http: str = ""
     grpc: str = ""
     requests: list[Any] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
-    failures: list[RegionSearchError] = field(default_factory=list)
+    failures: list[RegionSearchError | None] = field(default_factory=list)
+    lost: set[str] = field(default_factory=set)
     known: set[str] = field(default_factory=set)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -56,8 +58,9 @@ class FakeGateway:
 
     def fail(self) -> None:
         with self.lock:
-            if self.failures:
-                raise self.failures.pop(0)
+            failure = self.failures.pop(0) if self.failures else None
+        if failure is not None:
+            raise failure
 
 
 def problem(error: RegionSearchError) -> dict[str, Any]:
@@ -180,6 +183,9 @@ class GrpcServicer(region_search_pb2_grpc.RegionSearchServiceServicer):
 
     def IngestImages(self, requests: Any, context: Any) -> Iterator[pb.IngestImagesResponse]:
         for request in requests:
+            if request.key in self._gateway.lost:
+                self._gateway.lost.remove(request.key)
+                continue
             self._take(request, context)
             yield pb.IngestImagesResponse(key=request.key, stage=pb.INGEST_STAGE_SEGMENTING)
             done = pb.IngestImagesResponse(key=request.key, stage=pb.INGEST_STAGE_DONE)

@@ -72,19 +72,71 @@ def test_a_stream_that_ends_early_is_no_failure_of_the_sources() -> None:
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])
-def test_a_stream_to_a_gateway_that_is_not_there(asynchronous: bool) -> None:
-    address, sources = "grpc://127.0.0.1:9", [("a", b"a")]
+@pytest.mark.parametrize("kind", [Kind.UNAVAILABLE, Kind.CANCELLED])
+def test_a_stream_that_breaks_off_goes_on_over_another(
+    gateway: FakeGateway, kind: Kind, asynchronous: bool
+) -> None:
+    sources = [(name, name.encode()) for name in "abcde"]
+    gateway.failures = [None, None, RegionSearchError(kind, "gone")]  # after a and b
+    steps = _stream(gateway.grpc, sources, asynchronous)
+    assert [step.name for step in steps if step.stage == "done"] == list("abcde")
+    assert all(step.result.outcome == "created" for step in steps if step.stage == "done")
+    taken = [request.request.name for request in gateway.requests]
+    assert taken[:3] == ["a", "b", "c"]
+    assert taken[3:] == ["c", "d", "e"]  # and nothing twice that had its result
 
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_request_that_was_lost_on_its_way_is_sent_again(gateway: FakeGateway, asynchronous: bool) -> None:
+    gateway.lost = {"1", "2"}
+    steps = _stream(gateway.grpc, [(name, name.encode()) for name in "abcd"], asynchronous)
+    assert [step.name for step in steps if step.stage == "done"] == list("adbc")
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_gateway_that_never_gets_on_is_given_up(gateway: FakeGateway, asynchronous: bool) -> None:
+    gateway.failures = [RegionSearchError(Kind.UNAVAILABLE, f"gone {time}") for time in range(3)]
+    with pytest.raises(RegionSearchError, match="gone 2"):
+        _stream(gateway.grpc, [("a", b"a")], asynchronous, retries=2)
+
+
+def test_a_source_that_is_read_slowly_when_its_call_ends_is_sent_with_the_next() -> None:
+    """gRPC reads the requests in a thread of its own, which may outlive its call."""
+    opened, going_on = threading.Event(), threading.Event()
+
+    def slow() -> Iterator[tuple[str, bytes]]:
+        yield "a", b"a"
+        opened.set()
+        assert going_on.wait(60)
+        yield "b", b"b"
+
+    stream = IngestStream(slow())
+    first, second = stream.requests(), stream.requests()
+    next(first)
+    reader = threading.Thread(target=next, args=(first,))
+    reader.start()
+    assert opened.wait(60)
+    going_on.set()
+    assert [request.key for request in second] == ["0", "1"]
+    reader.join(60)
+    assert not stream.complete
+
+
+def _stream(
+    address: str, sources: list[tuple[str, bytes]], asynchronous: bool, retries: int = 4
+) -> list[IngestProgress]:
     async def run() -> list[IngestProgress]:
-        async with AsyncClient(address) as client:
+        async with AsyncClient(address, retries=retries) as client:
             return [one async for one in client.ingest_stream(sources)]
 
-    def stream() -> list[IngestProgress]:
-        if asynchronous:
-            return asyncio.run(run())
-        with Client(address) as client:
-            return list(client.ingest_stream(sources))
+    if asynchronous:
+        return asyncio.run(run())
+    with Client(address, retries=retries) as client:
+        return list(client.ingest_stream(sources))
 
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_stream_to_a_gateway_that_is_not_there(asynchronous: bool) -> None:
     with pytest.raises(RegionSearchError) as caught:
-        stream()
+        _stream("grpc://127.0.0.1:9", [("a", b"a")], asynchronous, retries=1)
     assert caught.value.kind is Kind.UNAVAILABLE
