@@ -71,12 +71,14 @@ _CODES: dict[Kind, grpc.StatusCode] = {
 }
 
 # What a bare status (of a proxy, of gRPC itself) means. An oversize message is RESOURCE_EXHAUSTED without
-# RetryInfo, so that code alone must not read as "try again".
+# RetryInfo, so that code alone must not read as "try again". CANCELLED is how a server that stops drops a
+# call; a caller who cancels gets no status, but the end of its own task.
 _KINDS: dict[grpc.StatusCode, Kind] = {
     code: Kind.__members__.get(code.name, Kind.INTERNAL) for code in grpc.StatusCode
 } | {
     grpc.StatusCode.OUT_OF_RANGE: Kind.INVALID_ARGUMENT,
     grpc.StatusCode.RESOURCE_EXHAUSTED: Kind.TOO_LARGE,
+    grpc.StatusCode.CANCELLED: Kind.UNAVAILABLE,
 }
 
 _OVER_THE_CAP = "message larger than max"  # how gRPC says it, of what is sent and what is received

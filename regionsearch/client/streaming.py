@@ -110,8 +110,6 @@ class IngestStream:
         if error is None:
             message = f"the gateway ended the stream without a result for {len(self._open)} pictures"
             return RegionSearchError(Kind.UNAVAILABLE, message)
-        if error.kind is Kind.CANCELLED:  # not by the caller: a server that stops does so
-            return RegionSearchError(Kind.UNAVAILABLE, error.message)
         return error
 
     def _next(self, call: int) -> pb.IngestImagesRequest | None:

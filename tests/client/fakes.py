@@ -170,6 +170,8 @@ class GrpcServicer(region_search_pb2_grpc.RegionSearchServiceServicer):
         try:
             self._gateway.fail()
         except RegionSearchError as error:
+            if error.kind is Kind.CANCELLED:  # as a server that stops
+                context.abort(grpc.StatusCode.CANCELLED, error.message)
             context.abort_with_status(to_status(error))
 
     def IngestImage(self, request: Any, context: Any) -> pb.IngestImageResponse:

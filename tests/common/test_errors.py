@@ -37,6 +37,7 @@ def test_fields_that_were_not_set_stay_unset() -> None:
     [
         (grpc.StatusCode.UNAVAILABLE, Kind.UNAVAILABLE),
         (grpc.StatusCode.RESOURCE_EXHAUSTED, Kind.TOO_LARGE),  # without RetryInfo: an oversize message
+        (grpc.StatusCode.CANCELLED, Kind.UNAVAILABLE),  # by a server that stops
         (grpc.StatusCode.UNKNOWN, Kind.INTERNAL),
         (grpc.StatusCode.OUT_OF_RANGE, Kind.INVALID_ARGUMENT),
     ],
