@@ -24,13 +24,13 @@ from training.prompts import choose_things, jittered_box, mask_box
 from training.scenes import Scene
 from training.vocabulary import Vocabulary
 
-_SIDES = 2.4  # of a close-up in sides of the object's box, in the middle
+_SIDES = 2.1  # of a close-up in sides of the object's box, in the middle
 _FOUND_SHARE = 0.5  # of the close-ups that lie around what the segmenter found; others around the thing
 _ASTRAY_SHARE = 0.1  # of all, that lie far off
 # Of all, those without the masks of the first look, or the refiner learns little but to copy them; at first
 # and in the end, where it shall learn to trust them. In between the share falls in this part of the run.
 _BLIND_SHARES = 0.3, 0.04
-_TURNING = 0.55, 0.85
+TURNING = 0.55, 0.85
 _ONE_MASK_SHARES = 0.2, 0.7  # with one mask instead of three: any, for one click; else the single mask
 
 
@@ -53,7 +53,7 @@ class CloseUps(Dataset[dict[str, Any]]):
     def __getitem__(self, step: int) -> dict[str, Any]:
         """Arrays by name, each of the whole batch; see :func:`draw_view`."""
         rng = np.random.default_rng((self.run.seed, step))
-        blind = np.interp(step / self.run.steps, _TURNING, _BLIND_SHARES)
+        blind = np.interp(step / self.run.steps, TURNING, _BLIND_SHARES)
         views: list[dict[str, Any]] = []
         while len(views) < self.run.batch_size:
             if rng.random() < blind:

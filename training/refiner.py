@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -13,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from services.segmenter.backends.refiner import LOGITS_STRIDE, RefinerNet, input_maps
 from training.auxiliary import mask_loss
-from training.close_ups import CloseUps
+from training.close_ups import TURNING, CloseUps
 from training.looks import LookStore
 from training.loop import Run, build_muon, train
 from training.segmenter import mask_iou
@@ -29,8 +30,10 @@ ARCHITECTURE: dict[str, Any] = {
 }
 STEPS = 8_000  # of a whole run
 BATCH = 48  # close-ups of a step
-LOOKS = 6_000  # scenes that the segmenter looks at
+LOOKS = 12_000  # scenes that the segmenter looks at
 PEAK_RATE = 1e-3
+# How much the helping questions count: at first, and in the end, where the masks shall have the whole net.
+_HELP = 1.0, 0.25
 
 
 class RefinerTrainee(nn.Module):
@@ -113,7 +116,8 @@ def train_refiner(run: Run, looks: LookStore, trainee: RefinerTrainee) -> nn.Mod
                 worker_init_fn=_step_back,
             )
             batches = iter(ahead)
-        return _step_loss(trainee, next(batches), run.device)
+        help_share = float(np.interp(step / run.steps, TURNING, _HELP))
+        return _step_loss(trainee, next(batches), run.device, help_share)
 
     averaged = train(
         trainee,
@@ -133,7 +137,7 @@ def _step_back(worker: int) -> None:
 
 
 def _step_loss(
-    trainee: RefinerTrainee, batch: dict[str, Tensor], device: torch.device
+    trainee: RefinerTrainee, batch: dict[str, Tensor], device: torch.device, help_share: float
 ) -> tuple[Tensor, dict[str, float]]:
     seen, truth, points, marks, box, name, labels = (
         batch[part].to(device) for part in ("seen", "truth", "points", "marks", "box", "name", "labels")
@@ -155,7 +159,8 @@ def _step_loss(
         "iou_mse": float(loss_iou.detach()),
         "named": float((names.argmax(1) == name).float().mean()),
     }
-    return loss_mask + 0.1 * loss_name + 0.4 * loss_things + 0.5 * loss_iou, report
+    loss_help = 0.1 * loss_name + 0.4 * loss_things
+    return loss_mask + 0.5 * loss_iou + help_share * loss_help, report
 
 
 def _things_and_outlines(labels: Tensor) -> Tensor:

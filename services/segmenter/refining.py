@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,6 +23,7 @@ from services.segmenter.zoom import seen_from, surroundings
 
 CLOSE_UPS = 2.5, 2.0, 1.7  # sides of each look, in sides of the box that the one before found
 SMALLEST_CLOSE_UP = 16.0  # pixels along its side
+LEAST_IOU = 0.5  # that a mask is drawn for, however little the refiner thinks of it
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,14 @@ def _boxes(logits: Tensor, crops: Sequence[Crop]) -> list[Box | None]:
 
 @torch.inference_mode()
 def draw_refined(refiner: Refiner, refined: Refined, geometry: Geometry) -> list[Region]:
-    """The one region of the picture that the refiner's logits stand for."""
+    """The one region of the picture that the refiner's logits stand for.
+
+    A pixel that belongs to the object with chance p adds p to intersection over 1 - p to union. It is worth
+    having where p / (1 - p), of which the logit is the logarithm, is more than the IoU that the mask has
+    without it. Source: Nowozin 2014, "Optimal Decisions from Probabilistic Models: the
+    Intersection-over-Union Case".
+    """
     side, logits = max(refined.crop.size), refined.logits
+    threshold = math.log(max(refined.iou, LEAST_IOU))
     upscaler = Upscaler(refiner.mask_size, (ResizeStep((side, side), refined.crop.size),), logits.device)
-    return draw_masks(upscaler, logits[None], [refined.iou], 0.0, refined.crop, geometry.image_size)
+    return draw_masks(upscaler, logits[None], [refined.iou], threshold, refined.crop, geometry.image_size)

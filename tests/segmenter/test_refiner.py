@@ -143,6 +143,18 @@ def test_the_mask_is_drawn_where_it_was_looked_for(refiner: Refiner, crop: Crop)
     assert region.crop == crop
 
 
+@pytest.mark.parametrize("iou", [0.95, 0.7, 0.55, 0.1])
+def test_pixels_are_drawn_that_raise_the_iou_to_be_expected(refiner: Refiner, iou: float) -> None:
+    """Those whose odds are higher than the predicted IoU; below one half it is taken for that."""
+    crop = Crop(0, 0, 256, 256, 1)
+    odds = torch.linspace(0.3, 1.3, refiner.mask_size[1])
+    logits = odds.log().expand(refiner.mask_size)
+    [region] = draw_refined(refiner, Refined(logits, iou, crop), Geometry((256, 256), (96, 96), (96, 96), ()))
+    first = np.interp(max(iou, 0.5), odds, (np.arange(len(odds)) + 0.5) * 256 / len(odds))
+    assert region.box[0] == pytest.approx(first, abs=2)
+    assert region.box[2] == 255
+
+
 def test_a_close_up_shows_the_first_look() -> None:
     """Masks of a square input in which the picture fills the upper part only."""
     geometry = Geometry((300, 600), (64, 128), (128, 128), ())
@@ -177,7 +189,7 @@ class Drawing:
     def refine(self, prepared: Sequence[CloseUp]) -> tuple[torch.Tensor, torch.Tensor]:
         self.shown.append(list(prepared))
         planes = [shrink_pixels(one.pixels, SIDE)[0, ::2, ::2] > 150 for one in prepared]
-        return torch.from_numpy(np.stack(planes)).float() - 0.5, torch.arange(1, 1 + len(prepared)) / 10
+        return torch.from_numpy(np.stack(planes)).float() * 18 - 9, torch.arange(1, 1 + len(prepared)) / 10
 
 
 def bright(left: int, top: int, right: int, bottom: int) -> NDArray[np.uint8]:
