@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import hypothesis
 import pytest
@@ -22,17 +21,6 @@ hypothesis.settings.load_profile("repeatable")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """All four processes with the pocket models, shared by the session. Use a collection of your own."""
     stack = Stack(tmp_path_factory.mktemp("stack"))
-    try:
-        stack.start()
-        yield stack
-    finally:
-        stack.stop()
-
-
-@pytest.fixture
-def own_stack(tmp_path: Path) -> Iterator[Stack]:
-    """All four processes for one test that harms them."""
-    stack = Stack(tmp_path)
     try:
         stack.start()
         yield stack

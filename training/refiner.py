@@ -28,7 +28,7 @@ ARCHITECTURE: dict[str, Any] = {
     "last_blocks": 9,
     "img_size": 128,
 }
-STEPS = 8_000  # of a whole run
+STEPS = 16_000  # of a whole run
 BATCH = 48  # close-ups of a step
 LOOKS = 12_000  # scenes that the segmenter looks at
 PEAK_RATE = 1e-3

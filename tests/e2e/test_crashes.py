@@ -6,20 +6,33 @@ from __future__ import annotations
 import concurrent.futures
 import threading
 import time
+from collections.abc import Iterator
 
 import httpx
 import pytest
 
+from regionsearch import Client
 from tests.e2e.scenes import held_out_scenes
 from tests.stack import MODULES, Stack
 
 SCENES = 12
 
 
+@pytest.fixture(scope="module")
+def own_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """All four processes, for tests that harm them."""
+    stack = Stack(tmp_path_factory.mktemp("stack"))
+    try:
+        stack.start()
+        yield stack
+    finally:
+        stack.stop()
+
+
 @pytest.mark.timeout(1800)
 def test_kill_each_process_during_ingest(own_stack: Stack) -> None:
     scenes = held_out_scenes(SCENES)
-    url = f"{own_stack.http}/v1/collections/default/images"
+    url = f"{own_stack.http}/v1/collections/killed/images"
     acknowledged: set[str] = set()
     progress = threading.Semaphore(0)
 
@@ -81,9 +94,24 @@ def listed(url: str) -> dict[str, int]:
             return images
 
 
+def test_a_stream_goes_on_when_the_gateway_is_killed(own_stack: Stack) -> None:
+    scenes = [scene.path for scene in held_out_scenes(5)]
+    done: list[str] = []
+    with Client(f"grpc://{own_stack.grpc}", retries=20) as client:
+        for step in client.ingest_stream(scenes, "streamed"):
+            if step.result is not None:
+                assert step.result.outcome in ("created", "duplicate")
+                done.append(step.name)
+                if len(done) == 2:
+                    own_stack.kill("gateway")
+        images = list(client.images("streamed"))
+    assert sorted(done) == sorted(path.name for path in scenes)
+    assert sorted(image.name for image in images) == sorted(done)
+
+
 def test_everything_is_still_there_after_a_restart(own_stack: Stack) -> None:
     (scene,) = held_out_scenes(1)
-    url = f"{own_stack.http}/v1/collections/default"
+    url = f"{own_stack.http}/v1/collections/restarted"
     httpx.post(
         f"{url}/images", files=[("files", (scene.path.name, scene.data))], timeout=120
     ).raise_for_status()
