@@ -82,6 +82,8 @@ _KINDS: dict[grpc.StatusCode, Kind] = {
 }
 
 _OVER_THE_CAP = "message larger than max"  # how gRPC says it, of what is sent and what is received
+# How asyncio's gRPC says that a request could not be sent because its call had ended; why, it does not say.
+_ENDED_MEANWHILE = "Internal error from Core"
 
 
 class RegionSearchError(Exception):
@@ -181,6 +183,8 @@ def from_rpc_error(error: grpc.RpcError) -> RegionSearchError:
     message = error.details() or code.name
     if _OVER_THE_CAP in message:
         message += "; send less at once or ask for less, or raise max_message_bytes on both ends"
+    if code is grpc.StatusCode.INTERNAL and message == _ENDED_MEANWHILE:
+        return RegionSearchError(Kind.UNAVAILABLE, "the call ended while a request was being sent; try again")
     result = RegionSearchError(_KINDS.get(code, Kind.INTERNAL), message)
     try:
         status = rpc_status.from_call(cast(grpc.Call, error))

@@ -96,8 +96,10 @@ def test_a_request_that_was_lost_on_its_way_is_sent_again(gateway: FakeGateway, 
 @pytest.mark.parametrize("asynchronous", [False, True])
 def test_a_gateway_that_never_gets_on_is_given_up(gateway: FakeGateway, asynchronous: bool) -> None:
     gateway.failures = [RegionSearchError(Kind.UNAVAILABLE, f"gone {time}") for time in range(3)]
-    with pytest.raises(RegionSearchError, match="gone 2"):
+    with pytest.raises(RegionSearchError) as caught:
         _stream(gateway.grpc, [("a", b"a")], asynchronous, retries=2)
+    assert caught.value.kind is Kind.UNAVAILABLE
+    assert not gateway.failures
 
 
 def test_a_source_that_is_read_slowly_when_its_call_ends_is_sent_with_the_next() -> None:

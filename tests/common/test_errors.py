@@ -47,6 +47,13 @@ def test_a_bare_status_keeps_its_nearest_kind(code: grpc.StatusCode, kind: Kind)
     assert from_rpc_error(error).kind is kind
 
 
+def test_a_call_that_ended_while_it_was_written_to_may_be_made_again() -> None:
+    """All that asyncio's gRPC knows then is this text; see grpc.aio._call._StreamRequestMixin._write."""
+    metadata = grpc.aio.Metadata()
+    error = grpc.aio.AioRpcError(grpc.StatusCode.INTERNAL, metadata, metadata, "Internal error from Core")
+    assert from_rpc_error(error).kind is Kind.UNAVAILABLE
+
+
 def test_shorthands() -> None:
     assert invalid("query.text", "say something").field == "query.text"
     assert overloaded("full", 0.5).retry_after_s == 0.5

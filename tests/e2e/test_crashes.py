@@ -24,6 +24,8 @@ def own_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     stack = Stack(tmp_path_factory.mktemp("stack"))
     try:
         stack.start()
+        for collection in ("killed", "streamed", "restarted"):
+            httpx.post(f"{stack.http}/v1/collections", json={"name": collection}).raise_for_status()
         yield stack
     finally:
         stack.stop()
