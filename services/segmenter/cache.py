@@ -1,11 +1,9 @@
-"""What is kept of pictures: embeddings of those that were seen before, pixels of those in work."""
+"""Embeddings of images that were seen before, least recently used first out."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections import OrderedDict
-from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -116,31 +114,3 @@ class EmbeddingCache:
         while self._bytes > self._max_bytes:
             _, oldest = self._kept.popitem(last=False)
             self._bytes -= oldest.nbytes
-
-
-class ByteGate:
-    """Bounds the memory of those who are inside; first come, first served; on one event loop.
-
-    Args:
-        max_bytes: Bound. Who needs more goes in alone.
-    """
-
-    def __init__(self, max_bytes: int) -> None:
-        self._max_bytes = max_bytes
-        self._held = 0
-        self._turn = asyncio.Lock()
-        self._left = asyncio.Event()
-
-    @contextlib.asynccontextmanager
-    async def hold(self, nbytes: int) -> AsyncIterator[None]:
-        """Waits until there is room for so much, and takes it."""
-        async with self._turn:
-            while self._held and self._held + nbytes > self._max_bytes:
-                self._left.clear()
-                await self._left.wait()
-            self._held += nbytes
-        try:
-            yield
-        finally:
-            self._held -= nbytes
-            self._left.set()

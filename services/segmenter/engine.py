@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from regionsearch.errors import invalid, too_large
 from services.runtime.batcher import BatchSettings, Lane
+from services.runtime.memory import MemoryBudget
 from services.segmenter.backends.base import Backend, Embedding, Size
-from services.segmenter.cache import ByteGate
 from services.segmenter.calls import INTERACTIVE, Call, Everything, Picture, Prompted
 from services.segmenter.closer import Closer
 from services.segmenter.everything import Candidate, Region, distinct, draw_candidates, finish_image
@@ -56,7 +56,7 @@ class SegmentEngine:
         self.backend = backend
         self.pipeline = Pipeline(backend, batching, cache_bytes=cache_bytes, on_fatal=on_fatal)
         self._max_candidate_bytes = max_candidate_bytes
-        self._pixels = ByteGate(batching.max_bytes)
+        self._pixels = MemoryBudget(batching.max_bytes)
 
     async def close(self) -> None:
         """Ends the threads, once what was admitted is done."""

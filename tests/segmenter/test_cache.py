@@ -12,7 +12,7 @@ import torch
 from regionsearch.errors import Kind, RegionSearchError
 from services.runtime.batcher import Lane
 from services.segmenter.backends.base import Embedding, Geometry
-from services.segmenter.cache import ByteGate, EmbeddingCache
+from services.segmenter.cache import EmbeddingCache
 
 
 def embedding(values: int) -> Embedding:
@@ -131,41 +131,3 @@ async def test_everybody_who_waits_for_an_encoding_can_hasten_it() -> None:
     first, second = Making(work), Making(work)
     await asyncio.gather(cache.get("a", first, Lane.BULK), cache.get("a", second, Lane.INTERACTIVE))
     assert (first.lanes, second.lanes) == ([Lane.BULK, Lane.INTERACTIVE], [])
-
-
-async def test_the_gate_lets_in_what_fits_in_the_order_of_arrival() -> None:
-    gate = ByteGate(100)
-    inside: list[int] = []
-    leave = {nbytes: asyncio.Event() for nbytes in (60, 70, 10, 300)}
-
-    async def visit(nbytes: int) -> None:
-        async with gate.hold(nbytes):
-            inside.append(nbytes)
-            await leave[nbytes].wait()
-            inside.remove(nbytes)
-
-    async def settle() -> list[int]:
-        for _ in range(5):
-            await asyncio.sleep(0)
-        return inside
-
-    tasks = [asyncio.create_task(visit(nbytes)) for nbytes in (60, 70, 10, 300)]
-    assert await settle() == [60]
-    leave[60].set()
-    assert await settle() == [70, 10]
-    leave[70].set()
-    assert await settle() == [10]
-    leave[10].set()
-    assert await settle() == [300]  # larger than the gate, and so alone
-    leave[300].set()
-    await asyncio.gather(*tasks)
-
-
-async def test_who_gives_up_at_the_gate_leaves_no_trace() -> None:
-    gate = ByteGate(100)
-    async with gate.hold(80):
-        late = [asyncio.create_task(asyncio.wait_for(gate.hold(80).__aenter__(), 0.01)) for _ in range(3)]
-        results = await asyncio.gather(*late, return_exceptions=True)
-        assert all(isinstance(result, TimeoutError) for result in results)
-    async with asyncio.timeout(60), gate.hold(100):
-        pass
