@@ -14,6 +14,8 @@ from typing import Any, Generic, TypeVar
 from opentelemetry import trace
 from pydantic import BaseModel, ConfigDict, Field
 
+from services.runtime.memory import Hold, MemoryLedger
+
 Prepared = TypeVar("Prepared")
 
 PATIENCE = 8  # batches that may pass a batch of a lower lane before one of these gets its turn
@@ -30,7 +32,7 @@ class BatchSettings(BaseModel):
         1 << 29,
         gt=0,
         description="Decoded pixels of the requests of a lane that are on their way through the stages. "
-        "A request that is larger goes alone.",
+        "Small requests pass a large one that waits for its share; one that is larger than this goes alone.",
     )
     max_delay_s: float = Field(
         0.002, ge=0, description="Longest wait of an idle device, when calls come in quick succession."
@@ -56,8 +58,8 @@ class Request:
     """
 
     __slots__ = (
-        "arrived", "cut", "done", "future", "items", "key", "lane", "left", "lock", "nbytes", "payload",
-        "prepare_error", "prepared", "results", "span", "timer",
+        "arrived", "cut", "done", "flying", "future", "hold", "items", "key", "lane", "left", "lock",
+        "nbytes", "payload", "prepare_error", "prepared", "results", "span", "timer",
     )  # fmt: skip
 
     def __init__(
@@ -81,6 +83,8 @@ class Request:
         self.prepared: Any = None
         self.prepare_error: Exception | None = None
         self.lock: threading.Lock | None = threading.Lock()  # None once prepared
+        self.hold: Hold | None = None  # memory that it was given, from its first batch to its end
+        self.flying = 0  # batches on their way that have a part of it
         self.cut = 0  # items that are in a batch or finished
         self.left = items  # items without a result
         self.results: list[tuple[int, Any]] = []  # with the item that each begins with
@@ -126,7 +130,7 @@ class Batch:
     lane: Lane
     parts: list[Part[Any]]
     size: int  # items at the time of the cut
-    nbytes: int  # what its requests hold, at the time of the cut
+    requests: list[Request]  # at the time of the cut
     cut_at: float
     outcomes: list[tuple[Part[Any], Any]] = field(default_factory=list)  # results, or exceptions
     preparing: int = 0  # threads that are at it
@@ -178,38 +182,42 @@ class Lanes:
             request.lane = lane
             self.push(request)
 
-    def cut(self, lane: Lane, most: int, held: int, most_bytes: int) -> Batch | None:
+    def cut(self, lane: Lane, most: int, memory: MemoryLedger) -> Batch | None:
         """Takes items of one key out of a lane; may divide the last request.
 
         Args:
             lane: Where to take them.
             most: Number of items.
-            held: Bytes of the lane's requests in earlier batches.
-            most_bytes: Bound of `held` and what this batch adds. A request may be larger when there is no
-                other.
+            memory: Of the lane. Requests that have to wait for it are passed by those that may.
 
         Returns:
-            The batch; None when nothing waits, or the first one has to wait for memory.
+            The batch; None when nothing waits, or all of it waits for memory.
         """
         parts: list[Part[Any]] = []
         whole: list[Request] = []
-        room, before = most, held
+        room = most
         for request in self._lanes[lane]:
+            if room == 0:
+                break
             if parts and request.key != parts[0].request.key:
                 continue
-            if room == 0 or (request.nbytes and held and held + request.nbytes > most_bytes):
-                break
+            if request.hold is None:
+                request.hold = memory.take(request, request.nbytes)
+                if request.hold is None:
+                    continue
             size = min(room, request.items - request.cut)
             parts.append(Part(request, request.cut, request.cut + size))
             request.cut += size
+            request.flying += 1
             room -= size
-            held += request.nbytes
             if request.cut == request.items:
                 whole.append(request)
         for request in whole:
             del self._lanes[lane][request]
         self._items[lane] -= most - room
-        return Batch(lane, parts, most - room, held - before, time.monotonic()) if parts else None
+        if not parts:
+            return None
+        return Batch(lane, parts, most - room, [part.request for part in parts], time.monotonic())
 
 
 class ReadyQueue:

@@ -6,7 +6,8 @@ A request is a payload with a number of items (regions, texts, prompts, query ve
 - reserves a place in the pipeline first and cuts the batch then, so that a busy device makes batches grow by
   itself;
 - fills batches across callers, splits what is larger than a batch, and puts the pieces together again;
-- cuts by bytes too, so that many large pictures are not decoded at the same time;
+- cuts by bytes too, so that many large images are not decoded at the same time; small requests pass a large
+  one that waits for memory (see `memory.py`);
 - forgets requests that were cancelled or are late, whether they wait or are just about to run;
 - gives every lane its own places in the pipeline and serves the first lane first, so that a small question
   waits for the batch that runs and for none behind it; the other lanes are never starved altogether;
@@ -30,6 +31,7 @@ from opentelemetry import context, trace
 from regionsearch.errors import Kind, RegionSearchError, overloaded
 from regionsearch.rpc import remaining
 from services.runtime.batch import Batch, BatchSettings, Lane, Lanes, Part, Request
+from services.runtime.memory import MemoryLedger
 from services.runtime.metrics import QueueMetrics
 from services.runtime.stages import DeviceThread, Failure, PreparePool, always_poison
 
@@ -83,7 +85,7 @@ class Batcher(Generic[Payload, Result]):
         self._metrics = QueueMetrics(name)
         self._metrics.cost.set_function(self._lanes.items)
         self._running = 0  # items in batches
-        self._held = dict.fromkeys(Lane, 0)  # bytes of the requests in batches
+        self._memory = {lane: MemoryLedger(settings.max_bytes) for lane in Lane}
         self._live: set[Request] = set()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -169,6 +171,7 @@ class Batcher(Generic[Payload, Result]):
         """
         for request in self._live:
             if request.payload is payload and lane < request.lane and self._has_room(lane, request.items):
+                self._memory[request.lane].leave(request)
                 self._lanes.move(request, lane)
                 self._schedule()
 
@@ -251,13 +254,12 @@ class Batcher(Generic[Payload, Result]):
         settings = self._settings
         for lane, slots in self._slots.items():
             while slots and self._lanes.items(lane) and not self._worth_waiting(lane):
-                batch = self._lanes.cut(lane, settings.max_batch, self._held[lane], settings.max_bytes)
+                batch = self._lanes.cut(lane, settings.max_batch, self._memory[lane])
                 if batch is None:
                     break
                 device = max(slots, key=self._places)
                 slots.remove(device)
                 self._running += batch.size
-                self._held[lane] += batch.nbytes
                 self._metrics.fill.observe(batch.size / settings.max_batch)
                 self._metrics.wait.observe(batch.cut_at - batch.parts[0].request.arrived)
                 if self._prepare is None:
@@ -296,9 +298,6 @@ class Batcher(Generic[Payload, Result]):
 
     def _deliver(self, batch: Batch) -> None:
         self._running -= batch.size
-        self._held[batch.lane] -= batch.nbytes
-        if batch.nbytes and self._lanes:
-            self._schedule()
         self._metrics.items.inc(batch.size)
         self._trace(batch)
         for part, outcome in batch.outcomes:
@@ -312,6 +311,9 @@ class Batcher(Generic[Payload, Result]):
             request.left -= part.size
             if request.left == 0:
                 self._settle(request)
+        for request in batch.requests:
+            request.flying -= 1
+            self._free(request)
 
     def _settle(self, request: Request, error: Exception | None = None) -> None:
         self._forget(request)
@@ -329,9 +331,19 @@ class Batcher(Generic[Payload, Result]):
         if request.timer is not None:
             request.timer.cancel()
         self._lanes.remove(request)
+        self._memory[request.lane].leave(request)
+        self._free(request)
         self._live.discard(request)
         if not self._live:
             self._idle.set()
+
+    def _free(self, request: Request) -> None:
+        """Gives memory back once nobody wants the request any more and no batch has a part of it."""
+        if request.done and not request.flying and request.hold is not None:
+            request.hold.give_back()
+            request.hold = None
+        if self._lanes:
+            self._schedule()
 
     def _expire(self, request: Request) -> None:
         self._metrics.dropped_expired.inc()

@@ -4,11 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import OrderedDict
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 
 
-class MemoryBudget:
-    """Bounds the bytes that are held at once; first come, first served; for one event loop.
+@dataclass(frozen=True, slots=True, eq=False)
+class Hold:
+    """Bytes that a request holds of a :class:`MemoryLedger`."""
+
+    ledger: MemoryLedger
+    nbytes: int
+    passed: object  # the waiting request that it passed, if any
+
+    def give_back(self) -> None:
+        """Frees them; once."""
+        self.ledger.give_back(self)
+
+
+class MemoryLedger:
+    """Who holds how many bytes, and who may have more; never waits, for one thread.
+
+    Whoever is next in line and does not fit becomes the one that *waits*. Smaller requests may pass it, but
+    all that pass hold together no more than what the bound leaves next to it. They are therefore never what
+    it waits for: it gets its turn when those have left that were there before it, however many pass
+    meanwhile, and two slow large requests in a row stop nobody who is small.
 
     Args:
         max_bytes: The bound. A request for more than that is admitted alone.
@@ -17,19 +37,84 @@ class MemoryBudget:
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
         self._held = 0
-        self._turn = asyncio.Lock()
-        self._left = asyncio.Event()
+        self._waiting: object = None
+        self._waiting_bytes = 0
+        self._passed = 0  # bytes held by those that passed the one that waits
+
+    @property
+    def held(self) -> int:
+        """Bytes that are held now."""
+        return self._held
+
+    def take(self, request: object, nbytes: int) -> Hold | None:
+        """Takes bytes for a request, which may wait already; to be asked in the order of the line.
+
+        Returns:
+            What to give back; None where the request has to wait.
+        """
+        fits = not nbytes or not self._held or self._held + nbytes <= self._max_bytes
+        passing = self._waiting not in (None, request)
+        if passing and nbytes:
+            fits = fits and self._passed + nbytes + self._waiting_bytes <= self._max_bytes
+        if not fits:
+            if self._waiting is None:
+                self._waiting, self._waiting_bytes, self._passed = request, nbytes, 0
+            return None
+        if passing:
+            self._passed += nbytes
+        else:
+            self._waiting = None
+        self._held += nbytes
+        return Hold(self, nbytes, self._waiting)
+
+    def give_back(self, hold: Hold) -> None:
+        """Frees what a request held."""
+        self._held -= hold.nbytes
+        if hold.passed is not None and hold.passed is self._waiting:
+            self._passed -= hold.nbytes
+
+    def leave(self, request: object) -> None:
+        """Forgets that a request waits, because it is not wanted any more."""
+        if self._waiting is request:
+            self._waiting = None
+
+
+class MemoryBudget:
+    """Bounds the bytes that are held at once; for one event loop.
+
+    First come, first served, but for small requests that pass a large one as :class:`MemoryLedger` says.
+
+    Args:
+        max_bytes: The bound. A request for more than that is admitted alone.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self._ledger = MemoryLedger(max_bytes)
+        self._line: OrderedDict[asyncio.Future[Hold], int] = OrderedDict()
 
     @contextlib.asynccontextmanager
     async def hold(self, nbytes: int) -> AsyncIterator[None]:
         """Waits until `nbytes` are free and holds them for the body."""
-        async with self._turn:
-            while self._held and self._held + nbytes > self._max_bytes:
-                self._left.clear()
-                await self._left.wait()
-            self._held += nbytes
+        granted: asyncio.Future[Hold] = asyncio.get_running_loop().create_future()
+        self._line[granted] = nbytes
+        self._grant()
         try:
+            await granted
             yield
         finally:
-            self._held -= nbytes
-            self._left.set()
+            if granted.done() and not granted.cancelled():
+                granted.result().give_back()
+            else:
+                self._line.pop(granted, None)
+                self._ledger.leave(granted)
+            self._grant()
+
+    def _grant(self) -> None:
+        """Lets in all who may; looks at the whole line, for a small one may stand at its end."""
+        for granted, nbytes in list(self._line.items()):
+            if granted.done():  # cancelled, and about to leave
+                continue
+            hold = self._ledger.take(granted, nbytes)
+            if hold is not None:
+                del self._line[granted]
+                granted.set_result(hold)

@@ -157,11 +157,39 @@ async def test_a_batch_is_cut_by_bytes_too():
             assert flat(await task) == answer(size, 1)
         await waiting[-1]
     assert [[payload for payload, _, _ in batch] for batch in model.batches] == [
-        [60],
-        [50, 30, 10],
-        [300, "small"],
+        [60, 30, 10, "small"],  # the last three pass those that wait for memory
+        [50],
+        [300],
     ]
-    assert set(batcher._held.values()) == {0}
+    assert all(memory.held == 0 for memory in batcher._memory.values())
+
+
+async def test_small_requests_pass_two_slow_large_ones_and_never_delay_the_second():
+    async with batching(max_bytes=100, max_batch=1) as (batcher, model):
+        model.gate.clear()
+        large = [asyncio.create_task(batcher.submit(f"large {i}", 1, nbytes=70)) for i in range(2)]
+        assert await asyncio.to_thread(model.entered.wait, 60)
+        small = [asyncio.create_task(batcher.submit(f"small {i}", 1, nbytes=20)) for i in range(6)]
+        await until(lambda: "small 0" in model.prepared)  # beside the first one, which is on the device
+        assert "large 1" not in model.prepared
+        model.gate.set()
+        await asyncio.gather(*large, *small)
+    assert model.prepared[:3] == ["large 0", "small 0", "large 1"]
+
+
+async def test_a_request_in_several_batches_holds_its_memory_once_and_to_its_end():
+    async with batching(max_bytes=100, max_batch=4) as (batcher, model):
+        model.gate.clear()
+        first = asyncio.create_task(batcher.submit("first", 8, nbytes=70))
+        assert await asyncio.to_thread(model.entered.wait, 60)
+        await until(lambda: not batcher.waiting)  # its second half is ready beside the first
+        assert sum(memory.held for memory in batcher._memory.values()) == 70
+        first.cancel()
+        await asyncio.gather(first, return_exceptions=True)
+        assert sum(memory.held for memory in batcher._memory.values()) == 70  # still on the device
+        model.gate.set()
+        assert await batcher.submit("next", 1, nbytes=90)
+    assert all(memory.held == 0 for memory in batcher._memory.values())
 
 
 async def test_bytes_of_the_batches_on_their_way_count_together():

@@ -136,6 +136,7 @@ class BatcherStates(RuleBasedStateMachine):
 
     @invariant()
     def caps_hold(self):
+        assert all(0 <= memory.held <= 300 for memory in self.batcher._memory.values())
         assert all(size <= MAX_BATCH for size in self.device.sizes)
         waiting = self.batcher._lanes
         for lane in Lane:
@@ -174,7 +175,7 @@ class BatcherStates(RuleBasedStateMachine):
         assert self.batcher.waiting == 0
         assert not self.batcher._live
         assert self.batcher._running == 0
-        assert set(self.batcher._held.values()) == {0}
+        assert all(memory.held == 0 for memory in self.batcher._memory.values())
 
 
 BatcherStates.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 
-from services.runtime.memory import MemoryBudget
+from services.runtime.memory import MemoryBudget, MemoryLedger
 
 
-async def test_the_budget_admits_what_fits_in_the_order_of_arrival() -> None:
+async def test_the_budget_admits_in_the_order_of_arrival_and_lets_small_ones_pass_a_large_one() -> None:
     budget = MemoryBudget(100)
     inside: list[int] = []
     leave = {nbytes: asyncio.Event() for nbytes in (60, 70, 10, 300)}
@@ -24,15 +24,49 @@ async def test_the_budget_admits_what_fits_in_the_order_of_arrival() -> None:
         return inside
 
     tasks = [asyncio.create_task(visit(nbytes)) for nbytes in (60, 70, 10, 300)]
-    assert await settle() == [60]
+    assert await settle() == [60, 10]
     leave[60].set()
-    assert await settle() == [70, 10]
+    assert await settle() == [10, 70]
     leave[70].set()
     assert await settle() == [10]
     leave[10].set()
     assert await settle() == [300]  # larger than the budget, and so alone
     leave[300].set()
     await asyncio.gather(*tasks)
+
+
+async def test_those_that_pass_are_never_what_the_large_one_waits_for() -> None:
+    ledger = MemoryLedger(100)
+    first = ledger.take("first", 70)
+    assert first is not None
+    assert ledger.take("large", 80) is None
+    small = [ledger.take(f"small {i}", 10) for i in range(3)]
+    assert [hold is not None for hold in small] == [True, True, False]  # 80 + 20 is all there is
+    assert ledger.take("larger", 90) is None
+    assert small[0] is not None
+    small[0].give_back()
+    third = ledger.take("small 2", 10)
+    assert third is not None
+    first.give_back()
+    assert ledger.take("small 3", 10) is None
+    large = ledger.take("large", 80)
+    assert large is not None
+    assert ledger.held == 100
+    for hold in (small[1], third, large):
+        assert hold is not None
+        hold.give_back()
+    assert ledger.held == 0
+    assert ledger.take("larger", 90) is not None
+
+
+async def test_one_larger_than_the_bound_waits_until_it_is_alone() -> None:
+    ledger = MemoryLedger(100)
+    first = ledger.take("first", 10)
+    assert first is not None
+    assert ledger.take("huge", 300) is None
+    assert ledger.take("small", 10) is None
+    ledger.leave("huge")
+    assert ledger.take("small", 10) is not None
 
 
 async def test_a_waiter_that_gives_up_leaves_no_trace() -> None:
