@@ -18,6 +18,7 @@ from evaluation.dataset import Sample
 from evaluation.rle import FloatArray, Rle
 from evaluation.system import Progress, Proposals, Regions, Stopwatch, TextScores
 from regionsearch.errors import Kind, RegionSearchError
+from regionsearch.proxies import environment_proxy, http_options, through
 
 CALLS_AT_ONCE = 8
 PAGE = 1000  # hits of one answer
@@ -41,8 +42,9 @@ class Gateway:
 
     def __init__(self, url: str, api_key: str | None = None, policy: str = "blur") -> None:
         headers = {"X-API-Key": api_key} if api_key else {}
-        self._client = httpx.Client(base_url=url, headers=headers, timeout=TIMEOUT_S)
+        self._client = httpx.Client(base_url=url, headers=headers, timeout=TIMEOUT_S, **http_options(url))
         self._url = url
+        self._through = through(environment_proxy(url))
         self._collection = f"evaluation-{uuid.uuid4().hex[:12]}"
         self._policy = policy
         self._ids: dict[Path, tuple[str, list[str]]] = {}  # file -> image id and region ids
@@ -130,7 +132,8 @@ class Gateway:
             response = self._client.request(method, path, **content)
         except httpx.TransportError as error:
             raise RegionSearchError(
-                Kind.UNAVAILABLE, f"{self._url} does not answer ({error}); start it with `regionsearch up`"
+                Kind.UNAVAILABLE,
+                f"{self._url} does not answer{self._through} ({error}); start it with `regionsearch up`",
             ) from error
         if response.is_error:
             raise RegionSearchError(Kind.INTERNAL, f"{method} {path} was refused: {response.text[:500]}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import socket
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from typing import Any
@@ -19,7 +18,7 @@ from gateway.http.app import create_app
 from gateway.settings import GatewaySettings
 from gateway.sweep import Sweeper, sweep_again_and_again
 from regionsearch.v1.region_search_pb2_grpc import add_RegionSearchServiceServicer_to_server
-from services.runtime.server import Lifespan, Server
+from services.runtime.server import Lifespan, Server, announce
 
 
 def lifespan(settings: GatewaySettings) -> Lifespan:
@@ -96,11 +95,7 @@ async def _http_server(
                 await serving
                 raise RuntimeError("the HTTP server ended before it served")
             await asyncio.sleep(0.01)
-        if settings.http_port_file is not None:
-            fresh = settings.http_port_file.with_suffix(".new")
-            fresh.write_text(f"{port}\n")
-            fresh.replace(settings.http_port_file)
-        print(json.dumps({"event": "http", "process": "gateway", "host": host, "port": port}), flush=True)
+        announce(settings, "http", host, port, settings.http_port_file)
         async with _beside(_close(server, closing)):
             yield
     finally:

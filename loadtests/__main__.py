@@ -67,7 +67,7 @@ def _wait_ready(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
     deadline = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline and process.poll() is None:
         with contextlib.suppress(httpx.TransportError):
-            if httpx.get(f"{url}/readyz", timeout=5).is_success:
+            if httpx.get(f"{url}/readyz", timeout=5, trust_env=False).is_success:
                 return
         time.sleep(0.2)
     raise RuntimeError(f"the stack did not become ready:\n{log.read_text()[-2000:]}")

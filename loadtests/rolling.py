@@ -53,7 +53,7 @@ class Restart:
 
 def counted(stats: str) -> tuple[int, int]:
     """What HAProxy has answered so far, and how much of it with a status of 500 or above."""
-    rows = csv.DictReader(io.StringIO(httpx.get(f"{stats}/;csv").text))
+    rows = csv.DictReader(io.StringIO(httpx.get(f"{stats}/;csv", trust_env=False).text))
     (row,) = (row for row in rows if row["# pxname"] == "http" and row["svname"] == "FRONTEND")
     return sum(int(row[f"hrsp_{c}xx"]) for c in "2345"), int(row["hrsp_5xx"])
 

@@ -242,7 +242,8 @@ class Supervisor:
     def _readiness(self) -> tuple[bool, str]:
         try:
             host = reachable(self.plan.host)
-            response = httpx.get(f"http://{host}:{self.plan.http_port}/readyz", timeout=2)
+            # No proxy of the environment stands between processes of one machine.
+            response = httpx.get(f"http://{host}:{self.plan.http_port}/readyz", timeout=2, trust_env=False)
         except (httpx.RemoteProtocolError, httpx.ReadError):
             # It understands no plain text, and may ask for a certificate that only its own clients have:
             # whether it serves is seen from its file.

@@ -9,6 +9,9 @@ import pytest
 from tests.stack import Stack
 
 os.environ["COLUMNS"] = "200"  # rich reads the width once, when the command line is imported
+# Tests call loopback addresses with clients of all kinds, which a proxy in the environment would take over.
+for name in ("no_proxy", "NO_PROXY"):
+    os.environ[name] = "127.0.0.1,localhost,::1"
 # A busy machine is no failure, and the same commit gets the same answer; for other examples than last time:
 # pytest --hypothesis-profile=default
 hypothesis.settings.register_profile(

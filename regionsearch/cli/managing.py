@@ -12,11 +12,13 @@ from typing import Annotated
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from regionsearch.cli.options import COLLECTION, URL, ApiKey, CollectionName, Url, connect
 from regionsearch.cli.output import console, tell
 from regionsearch.errors import Kind, RegionSearchError
 from regionsearch.models import PROFILES, models_dir, pocket_dir
+from regionsearch.proxies import environment_proxy, through
 
 collections_app = typer.Typer(help="Collections: list, create, delete.", no_args_is_help=True)
 
@@ -83,7 +85,7 @@ def doctor(url: Url = URL, api_key: ApiKey = None) -> None:
     def row(check: str, found: str, good: bool = True, advice: str = "") -> None:
         nonlocal well
         well &= good
-        table.add_row(check, found, "[green]well[/]" if good else f"[red]{advice}[/]")
+        table.add_row(Text(check), Text(found), Text("well", "green") if good else Text(advice, "red"))
 
     row("Python", platform.python_version(), sys.version_info >= (3, 11), "3.11 or newer is needed")
     row("processors", str(os.cpu_count()))
@@ -107,20 +109,19 @@ def doctor(url: Url = URL, api_key: ApiKey = None) -> None:
                 f"{profile.name} models",
                 ", ".join(here) or f"not pulled (regionsearch models pull {profile.name})",
             )
-    with connect(url, api_key, retries=0, timeout_s=5) as client:
-        try:
+    try:
+        with connect(url, api_key, retries=0, timeout_s=5) as client:
             services = client.ready().services
-        except RegionSearchError as error:
-            away = error.kind is Kind.UNAVAILABLE
-            row(
-                f"gateway at {url}",
-                "does not answer" if away else error.message,
-                False,
-                "start it with: regionsearch up" if away else "see its log",
-            )
-        else:
-            for name, state in services.items():
-                row(name, state.detail, state.ready, "see its log")
+    except RegionSearchError as error:
+        found, advice = error.message, "see its log"
+        if error.kind is Kind.UNAVAILABLE:
+            proxy = environment_proxy(url)
+            found = f"does not answer{through(proxy)}"
+            advice = f"unset {proxy.variable}" if proxy else "start it with: regionsearch up"
+        row(f"gateway at {url}", found, False, advice)
+    else:
+        for name, state in services.items():
+            row(name, state.detail, state.ready, "see its log")
     console.print(table)
     raise typer.Exit(0 if well else 1)
 

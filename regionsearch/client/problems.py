@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 
 from regionsearch.errors import Kind, RegionSearchError
+from regionsearch.proxies import Proxy, through
 
 _AWAY = (httpx.codes.BAD_GATEWAY, httpx.codes.SERVICE_UNAVAILABLE, httpx.codes.GATEWAY_TIMEOUT)
 
@@ -36,19 +37,32 @@ def _field(pointer: str) -> str:
     return re.sub(r"/(\d+)(?=/|$)", r"[\1]", pointer).strip("/").replace("/", ".")
 
 
-def failure(response: httpx.Response) -> RegionSearchError:
-    """The error of an answer that is none, also when a proxy in between has made it."""
+def failure(response: httpx.Response, proxy: Proxy | None = None) -> RegionSearchError:
+    """The error of an answer that is none, also when a proxy in between has made it.
+
+    Args:
+        response: The answer.
+        proxy: Of the environment, when the call went through one.
+    """
     try:
         return error_of(response.json())
     except (ValueError, KeyError, TypeError, AttributeError):
         kind = Kind.UNAVAILABLE if response.status_code in _AWAY else Kind.INTERNAL
-        return RegionSearchError(kind, f"{response.url} answered {response.status_code}, and no reason")
+        message = f"{response.url} answered {response.status_code}{through(proxy)}, without a reason"
+        return RegionSearchError(kind, message)
 
 
-def unreachable(url: str, error: httpx.RequestError) -> RegionSearchError:
-    """The error of a request that got no answer, or half of one."""
+def unreachable(url: str, error: httpx.RequestError, proxy: Proxy | None = None) -> RegionSearchError:
+    """The error of a request that got no answer, or half of one.
+
+    Args:
+        url: Who does not answer.
+        error: What the HTTP library says.
+        proxy: Of the environment, when the call went through one.
+    """
     kind = Kind.DEADLINE_EXCEEDED if isinstance(error, httpx.TimeoutException) else Kind.UNAVAILABLE
     reason = str(error) or type(error).__name__
-    return RegionSearchError(
-        kind, f"{url} does not answer ({reason}); is it running? regionsearch up starts it"
-    )
+    remedy = "is it running? regionsearch up starts it"
+    if proxy is not None:
+        remedy = f"unset {proxy.variable} or name the host in no_proxy to go there directly"
+    return RegionSearchError(kind, f"{url} does not answer{through(proxy)} ({reason}); {remedy}")

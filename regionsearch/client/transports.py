@@ -7,7 +7,7 @@ tries again when the server is overloaded or away.
 from __future__ import annotations
 
 import asyncio
-import ssl
+import contextlib
 import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
@@ -24,6 +24,7 @@ from regionsearch.client.problems import failure, unreachable
 from regionsearch.client.results import IngestProgress
 from regionsearch.client.streaming import IngestStream
 from regionsearch.errors import Kind, RegionSearchError, from_rpc_error, invalid
+from regionsearch.proxies import Proxy, environment_proxy, grpc_proxy, http_options, through
 from regionsearch.rpc import CallPolicy, ChannelConfig, TlsFiles, acall, call, open_aio_channel, open_channel
 from regionsearch.v1.region_search_pb2_grpc import RegionSearchServiceStub
 
@@ -42,7 +43,8 @@ class Address:
         ca: PEM file of the authority to trust; the system's when absent.
 
     Raises:
-        RegionSearchError: INVALID_ARGUMENT for what is no address.
+        RegionSearchError: INVALID_ARGUMENT for what is not a valid address, FAILED_PRECONDITION when a proxy
+            of the environment stands before it that cannot be used.
     """
 
     url: str
@@ -72,16 +74,14 @@ class Address:
     def http_options(self) -> dict[str, Any]:
         """Of an httpx client."""
         headers = {"authorization": f"Bearer {self.api_key}"} if self.api_key else {}
-        options = {"base_url": self.url, "headers": headers, "timeout": self.timeout_s}
-        if self.ca is not None:
-            options["verify"] = ssl.create_default_context(cafile=self.ca)
-        return options
+        options = http_options(self.url, self.ca)
+        return options | {"base_url": self.url, "headers": headers, "timeout": self.timeout_s}
 
     def channel(self) -> tuple[str, ChannelConfig]:
         """Target and options of a gRPC channel."""
         parts = urlsplit(self.url)
         tls = TlsFiles(ca=self.ca) if parts.scheme == "grpcs" else None
-        return parts.netloc, ChannelConfig(tls=tls)
+        return parts.netloc, ChannelConfig(tls=tls, proxy=grpc_proxy(self.url))
 
     def policy(self) -> CallPolicy:
         """Of gRPC calls."""
@@ -125,6 +125,7 @@ class HttpTransport:
 
     def __init__(self, address: Address) -> None:
         self._address = address
+        self._proxy = environment_proxy(address.url)
         self._http = httpx.Client(**address.http_options())
 
     def send(self, operation: Operation[T]) -> T:
@@ -133,9 +134,9 @@ class HttpTransport:
         patience = Patience(self._address.retries if operation.patient else 0)
         while True:
             try:
-                return _result(operation, self._http.request(**arguments))
+                return _result(operation, self._http.request(**arguments), self._proxy)
             except httpx.RequestError as error:
-                pause = patience.pause(unreachable(self._address.url, error))
+                pause = patience.pause(unreachable(self._address.url, error, self._proxy))
             except RegionSearchError as error:
                 pause = patience.pause(error)
             time.sleep(pause)
@@ -154,6 +155,7 @@ class AsyncHttpTransport:
 
     def __init__(self, address: Address) -> None:
         self._address = address
+        self._proxy = environment_proxy(address.url)
         self._http = httpx.AsyncClient(**address.http_options())
 
     async def send(self, operation: Operation[T]) -> T:
@@ -162,9 +164,9 @@ class AsyncHttpTransport:
         patience = Patience(self._address.retries if operation.patient else 0)
         while True:
             try:
-                return _result(operation, await self._http.request(**arguments))
+                return _result(operation, await self._http.request(**arguments), self._proxy)
             except httpx.RequestError as error:
-                pause = patience.pause(unreachable(self._address.url, error))
+                pause = patience.pause(unreachable(self._address.url, error, self._proxy))
             except RegionSearchError as error:
                 pause = patience.pause(error)
             await asyncio.sleep(pause)
@@ -189,7 +191,8 @@ class GrpcTransport:
     def send(self, operation: Operation[T]) -> T:
         """The operation's result, or its `RegionSearchError`."""
         over = _grpc_call(operation)
-        return over.read(call(over.method(self._channel), over.message(), self._policy))
+        with _naming_proxy(self._address):
+            return over.read(call(over.method(self._channel), over.message(), self._policy))
 
     def ingest(self, stream: IngestStream) -> Iterator[IngestProgress]:
         """Sends pictures over a stream, or several where one breaks off, and tells of each stage."""
@@ -204,7 +207,7 @@ class GrpcTransport:
                     yield from stream.unread()
                     yield stream.read(answer)
             except grpc.RpcError as caught:
-                error = from_rpc_error(caught)
+                error = _via(from_rpc_error(caught), self._address)
             finally:
                 answers.cancel()
             yield from stream.unread()
@@ -227,7 +230,8 @@ class AsyncGrpcTransport:
         """The operation's result, or its `RegionSearchError`."""
         over = _grpc_call(operation)
         message = await asyncio.to_thread(over.message)
-        return over.read(await acall(over.method(self._open()), message, self._address.policy()))
+        with _naming_proxy(self._address):
+            return over.read(await acall(over.method(self._open()), message, self._address.policy()))
 
     async def ingest(self, stream: IngestStream) -> AsyncIterator[IngestProgress]:
         """Sends pictures over a stream, or several where one breaks off, and tells of each stage."""
@@ -243,7 +247,7 @@ class AsyncGrpcTransport:
                         yield unread
                     yield stream.read(answer)
             except grpc.RpcError as caught:
-                error = from_rpc_error(caught)
+                error = _via(from_rpc_error(caught), self._address)
             finally:
                 answers.cancel()
             for unread in stream.unread():
@@ -273,14 +277,29 @@ def _arguments(request: HttpRequest) -> dict[str, Any]:
     return {"method": request.method, "url": request.path, **given}
 
 
-def _result(operation: Operation[T], response: httpx.Response) -> T:
+def _result(operation: Operation[T], response: httpx.Response, proxy: Proxy | None) -> T:
     if not response.is_success and response.status_code not in operation.http.answers:
-        raise failure(response)
+        raise failure(response, proxy)
     try:
         return operation.http.read(response)
     except (ValueError, KeyError, TypeError) as error:
         message = f"{response.url} answered what no gateway answers; is the address right?"
         raise RegionSearchError(Kind.INTERNAL, message, field="url") from error
+
+
+@contextlib.contextmanager
+def _naming_proxy(address: Address) -> Iterator[None]:
+    """Says in the error of a gateway that is not reached through which proxy it was tried."""
+    try:
+        yield
+    except RegionSearchError as error:
+        raise _via(error, address) from error.__cause__
+
+
+def _via(error: RegionSearchError, address: Address) -> RegionSearchError:
+    if error.kind is Kind.UNAVAILABLE:
+        error.message += through(environment_proxy(address.url))
+    return error
 
 
 def _grpc_call(operation: Operation[T]) -> GrpcCall[T]:

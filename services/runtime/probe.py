@@ -33,12 +33,14 @@ def probe(settings: ServiceSettings) -> bool:
 
 def _channel(address: str, settings: ServiceSettings) -> grpc.Channel:
     tls = settings.tls
+    direct = ("grpc.enable_http_proxy", 0)  # a container may have the proxies of its host in the environment
     if tls.certificate is None or tls.key is None:
-        return grpc.insecure_channel(address)
+        return grpc.insecure_channel(address, [direct])
     certificate, key = tls.certificate.read_bytes(), tls.key.read_bytes()
     trusted = tls.client_ca.read_bytes() if tls.client_ca else certificate
     credentials = grpc.ssl_channel_credentials(trusted, key, certificate)
-    return grpc.secure_channel(address, credentials, [("grpc.ssl_target_name_override", settings.process)])
+    named = ("grpc.ssl_target_name_override", settings.process)
+    return grpc.secure_channel(address, credentials, [direct, named])
 
 
 def main() -> int:

@@ -25,6 +25,7 @@ import signal
 import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn, TypeAlias, TypeVar
 
 import grpc
@@ -190,13 +191,24 @@ class Server:
         return server
 
     def announce(self) -> None:
-        """Tells supervisors and tests the port: one JSON line on stdout, and the port file."""
-        settings = self.settings
-        if settings.port_file is not None:
-            fresh = settings.port_file.with_suffix(".new")
-            fresh.write_text(f"{self.port}\n")
-            fresh.replace(settings.port_file)
-        facts = {"event": "serving", "process": settings.process, "host": settings.host, "port": self.port}
+        """Tells supervisors and tests the port; see :func:`announce`."""
+        announce(self.settings, "serving", self.settings.host, self.port, self.settings.port_file)
+
+
+def announce(settings: ServiceSettings, event: str, host: str, port: int, port_file: Path | None) -> None:
+    """Tells supervisors and tests of a port: one JSON line on stdout, and the port file.
+
+    Best effort: what cannot be written, as on a full disk, must not keep a process from serving.
+    """
+    if port_file is not None:
+        fresh = port_file.with_suffix(".new")
+        try:
+            fresh.write_text(f"{port}\n")
+            fresh.replace(port_file)
+        except OSError as error:
+            _log.warning("the port file cannot be written", file=str(port_file), error=str(error))
+    with contextlib.suppress(OSError):
+        facts = {"event": event, "process": settings.process, "host": host, "port": port}
         print(json.dumps(facts), flush=True)
 
 
@@ -290,8 +302,9 @@ def run(settings: ServiceSettings, services: Sequence[ServiceDescriptor], lifesp
     # All is closed and written. Python would go on to collect every object of torch, one by one: seconds, and
     # on a busy machine more than the time that a container gets to stop.
     logging.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):  # a log without room does not change how the process ended
+            stream.flush()
     os._exit(code)
 
 

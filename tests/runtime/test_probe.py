@@ -25,3 +25,11 @@ async def test_the_command_reads_the_settings_of_the_process():
             environment = os.environ | {"REGIONSEARCH_EMBEDDER_PORT": str(port)}
             result = await asyncio.to_thread(subprocess.run, command, env=environment, check=False)
             assert result.returncode == code
+
+
+async def test_a_proxy_in_the_environment_is_not_asked(monkeypatch):
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    async with echo_server() as (server, _, _):
+        assert await asyncio.to_thread(probe, EchoSettings(port=server.port))

@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import errno
+import io
 import shutil
 import socket
 import subprocess
@@ -16,7 +18,7 @@ from regionsearch.errors import Kind, RegionSearchError, from_rpc_error, overloa
 from regionsearch.rpc import ChannelConfig, TlsFiles, open_aio_channel
 from regionsearch.v1 import embed_pb2, embed_pb2_grpc, segment_pb2, segment_pb2_grpc
 from services.runtime import metrics
-from services.runtime.server import Server, serving
+from services.runtime.server import Server, announce, serving
 from tests.runtime.batchers import until
 from tests.runtime.conftest import EMBED, EchoServicer, EchoSettings, echo_server
 
@@ -48,6 +50,22 @@ async def test_a_server_listens_on_an_ipv6_address_too():
     ):
         answer = await embed_pb2_grpc.EmbedServiceStub(channel).EmbedTexts(REQUEST, timeout=60)
     assert len(answer.truncated) == 2
+
+
+def test_what_cannot_be_announced_keeps_no_server_from_serving(tmp_path, monkeypatch):
+    """A full disk: neither the port file nor the log on stdout has room."""
+
+    class Full(io.StringIO):
+        def write(self, text: str) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    written = tmp_path / "port"
+    announce(EchoSettings(), "serving", "127.0.0.1", 1, written)
+    assert written.read_text() == "1\n"
+    announce(EchoSettings(), "serving", "127.0.0.1", 2, tmp_path / "nowhere" / "port")
+    monkeypatch.setattr("sys.stdout", Full())
+    announce(EchoSettings(), "serving", "127.0.0.1", 3, written)
+    assert written.read_text() == "3\n"
 
 
 async def test_while_loading_health_says_no_and_calls_say_unavailable():
