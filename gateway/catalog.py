@@ -7,12 +7,12 @@ from collections.abc import Sequence
 
 import structlog
 
-from gateway.backends import Backends
+from gateway.backends import Backends, renamed
 from gateway.identity import same_model
 from gateway.image_store import ImageStore
-from gateway.records import hide_key
+from gateway.records import IDEMPOTENCY_KEY, check_reserved, clean_name, hide_key
 from gateway.settings import GatewaySettings
-from regionsearch.errors import Kind, RegionSearchError, not_found
+from regionsearch.errors import Kind, RegionSearchError, invalid, not_found
 from regionsearch.rpc import chunked
 from regionsearch.v1 import embed_pb2, search_pb2, types_pb2
 
@@ -30,6 +30,7 @@ class Catalog:
         self._store = store
         self._policy = settings.crop_policy_value
         self._max_page_size = settings.limits.max_page_size
+        self._metadata = settings.limits.metadata
 
     async def embedder_model(
         self, policy: types_pb2.CropPolicy.ValueType = types_pb2.CROP_POLICY_UNSPECIFIED
@@ -124,7 +125,7 @@ class Catalog:
     async def unknown(self, collection: str, image_ids: Sequence[str]) -> Sequence[str]:
         """Those of the images that have no record; all of them where there is no such collection."""
         try:
-            found = await self.records(collection, image_ids=image_ids)
+            found = await self.records(collection, image_ids=image_ids, images_only=True)
         except RegionSearchError as error:
             if error.kind is not Kind.NOT_FOUND:
                 raise
@@ -177,8 +178,9 @@ class Catalog:
         record_ids: Sequence[str] = (),
         masks: bool = False,
         vectors: bool = False,
+        images_only: bool = False,
     ) -> search_pb2.GetRecordsResponse:
-        """Records and images by id; what does not exist is left out."""
+        """Records and images by id, or only the images; what does not exist is left out."""
         backends = self._backends
         request = search_pb2.GetRecordsRequest(
             collection=collection or DEFAULT,
@@ -186,6 +188,7 @@ class Catalog:
             record_ids=record_ids,
             include_masks=masks,
             include_vectors=vectors,
+            images_only=images_only,
         )
         return await backends.searcher.call(backends.search.GetRecords, request)
 
@@ -195,7 +198,7 @@ class Catalog:
         Raises:
             RegionSearchError: NOT_FOUND.
         """
-        found = await self.records(collection, image_ids=[image_id])
+        found = await self.records(collection, image_ids=[image_id], images_only=True)
         return _only_image(found, collection, image_id)
 
     async def regions(
@@ -237,6 +240,49 @@ class Catalog:
         await self.image(collection, image_id)  # a picture whose ingest did not end is not there yet
         return await self._store.get(collection or DEFAULT, image_id)
 
+    async def update_image(
+        self, collection: str, update: search_pb2.ImageUpdate
+    ) -> tuple[search_pb2.StoredImage, int]:
+        """Changes an image's name, tags or attributes; nothing is segmented or embedded again.
+
+        Args:
+            collection: Where it is.
+            update: The change. Its `as_read` is what `image` answered.
+
+        Returns:
+            The image as it is now, and the write's seq.
+
+        Raises:
+            RegionSearchError: NOT_FOUND; ABORTED when it is not as it was read; INVALID_ARGUMENT or TOO_LARGE
+                for tags and attributes that cannot be kept.
+        """
+        if not update.image_id:
+            raise invalid("update.image_id", "update.image_id is missing: say which image to change")
+        check_reserved([*update.set_attributes, *update.remove_attributes])
+        self._metadata.check(dict.fromkeys([*update.tags.values, *update.add_tags]), update.set_attributes)
+        change = search_pb2.ImageUpdate()
+        change.CopyFrom(update)
+        if change.HasField("name"):
+            change.name = clean_name(change.name)
+        if change.HasField("as_read"):
+            await self._reveal_key(collection, change)
+        backends = self._backends
+        request = search_pb2.UpdateImagesRequest(collection=collection or DEFAULT, updates=[change])
+        with renamed("updates[0].", ""):
+            answer = await backends.searcher.call(backends.search.UpdateImages, request)
+        if not answer.images:
+            raise _no_image(collection, update.image_id)
+        hide_key(answer.images[0])
+        return answer.images[0], answer.seq
+
+    async def _reveal_key(self, collection: str, change: search_pb2.ImageUpdate) -> None:
+        """Completes `as_read`, which callers are shown without the idempotency key, to what is stored."""
+        stored = await self.records(collection, image_ids=[change.image_id], images_only=True)
+        hide_key(change.as_read)
+        for image in stored.images:
+            if IDEMPOTENCY_KEY in image.attributes:
+                change.as_read.attributes[IDEMPOTENCY_KEY] = image.attributes[IDEMPOTENCY_KEY]
+
     async def delete_image(
         self, collection: str, image_id: str, as_read: search_pb2.StoredImage | None = None
     ) -> int:
@@ -265,7 +311,7 @@ class Catalog:
                 raise RegionSearchError(
                     Kind.ABORTED, f"image {image_id!r} has changed since it was read; read it again"
                 )
-            raise not_found("image_id", f"there is no image {image_id!r} in collection {collection!r}")
+            raise _no_image(collection, image_id)
         await self._let_go(collection, [image_id])
         return answer.seq
 
@@ -281,6 +327,10 @@ def _only_image(
     found: search_pb2.GetRecordsResponse, collection: str, image_id: str
 ) -> search_pb2.StoredImage:
     if not found.images:
-        raise not_found("image_id", f"there is no image {image_id!r} in collection {collection or DEFAULT!r}")
+        raise _no_image(collection, image_id)
     hide_key(found.images[0])
     return found.images[0]
+
+
+def _no_image(collection: str, image_id: str) -> RegionSearchError:
+    return not_found("image_id", f"there is no image {image_id!r} in collection {collection or DEFAULT!r}")

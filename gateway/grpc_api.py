@@ -80,6 +80,14 @@ class RegionSearchServicer(region_search_pb2_grpc.RegionSearchServiceServicer):
             )
             return answer
 
+    async def UpdateImage(  # noqa: N802
+        self, request: pb.UpdateImageRequest, context: _Context
+    ) -> pb.UpdateImageResponse:
+        """See the contract."""
+        with self._call(context, Scope.WRITE, self._gateway.settings.timeouts.query_s):
+            image, seq = await self._gateway.catalog.update_image(request.collection, request.update)
+            return pb.UpdateImageResponse(image=image, seq=seq)
+
     async def DeleteImage(  # noqa: N802
         self, request: pb.DeleteImageRequest, context: _Context
     ) -> pb.DeleteImageResponse:

@@ -19,7 +19,7 @@ from gateway.backends import Backends, renamed
 from gateway.catalog import DEFAULT, Catalog
 from gateway.identity import model_mismatch, same_model
 from gateway.image_store import ImageStore
-from gateway.records import IDEMPOTENCY_KEY, Picture, check_words, records, stored_image
+from gateway.records import IDEMPOTENCY_KEY, Picture, check_reserved, records, stored_image
 from gateway.settings import GatewaySettings
 from regionsearch.errors import Kind, RegionSearchError, overloaded
 from regionsearch.images import encode_image, image_from_proto, image_id, probe_image
@@ -66,6 +66,15 @@ class Ingester:
         finally:
             self._admitted -= images
 
+    def check(self, request: region_search_pb2.IngestImageRequest) -> None:
+        """Refuses tags and attributes that could not be kept, before any work is done for their image.
+
+        Raises:
+            RegionSearchError: INVALID_ARGUMENT or TOO_LARGE.
+        """
+        check_reserved(request.attributes)
+        self._limits.metadata.check(dict.fromkeys(request.tags), request.attributes)
+
     async def ingest(
         self,
         request: region_search_pb2.IngestImageRequest,
@@ -86,7 +95,7 @@ class Ingester:
             RegionSearchError: Nothing has changed then.
         """
         progress(region_search_pb2.INGEST_STAGE_RECEIVED)
-        check_words(request)
+        self.check(request)
         picture = await asyncio.to_thread(self._read, request.image)
         # The same picture twice at once: the second one waits and finds it known.
         lock = self._same.setdefault((request.collection or DEFAULT, picture.identity), asyncio.Lock())
@@ -154,7 +163,7 @@ class Ingester:
 
     async def _known(self, collection: str, identity: str) -> search_pb2.GetRecordsResponse | None:
         try:
-            found = await self._catalog.records(collection, image_ids=[identity])
+            found = await self._catalog.records(collection, image_ids=[identity], images_only=True)
         except RegionSearchError as error:
             if error.kind is Kind.NOT_FOUND:  # the collection, which may come into being just now
                 return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from regionsearch.errors import invalid
@@ -11,7 +12,6 @@ IDEMPOTENCY_KEY = "_idempotency_key"
 """Attribute that keeps the key of the request that made an image; callers do not see it."""
 
 _MAX_NAME = 255
-_MAX_WORD = 4096  # bytes; the searcher keeps as many
 
 
 @dataclass(frozen=True)
@@ -40,20 +40,14 @@ def checked_key(key: str | None) -> str | None:
     return key
 
 
-def check_words(request: region_search_pb2.IngestImageRequest) -> None:
-    """Refuses tags and attributes that could not be kept, before any work is done for their picture.
+def check_reserved(names: Iterable[str], field: str = "attributes") -> None:
+    """Refuses what callers can neither set nor see nor ask for.
 
     Raises:
         RegionSearchError: INVALID_ARGUMENT.
     """
-    if IDEMPOTENCY_KEY in request.attributes:
-        raise invalid("attributes", f"the attribute {IDEMPOTENCY_KEY} is reserved; choose another name")
-    for field, words in (
-        ("tags", request.tags),
-        ("attributes", [*request.attributes.keys(), *request.attributes.values()]),
-    ):
-        if any(len(word.encode()) > _MAX_WORD or "\0" in word for word in words):
-            raise invalid(field, f"{field}: a word has at most {_MAX_WORD} bytes, none of them NUL")
+    if IDEMPOTENCY_KEY in names:
+        raise invalid(field, f"{field}: the attribute {IDEMPOTENCY_KEY} is reserved; choose another name")
 
 
 def hide_key(image: search_pb2.StoredImage) -> None:

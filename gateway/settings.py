@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
 from pydantic_settings import NoDecode
 
 from regionsearch.images import ImageLimits
+from regionsearch.metadata import MetadataLimits
 from regionsearch.rpc import TlsFiles
 from regionsearch.v1 import segment_pb2, types_pb2
 from services.runtime.settings import MIB, ServiceSettings
@@ -47,6 +48,15 @@ class LimitSettings(_Part):
     max_files: int = Field(64, gt=0, description="Files of one request.")
     max_texts: int = Field(64, gt=0, description="Phrases of one query, negatives counted apart.")
     max_page_size: int = Field(1000, gt=0, description="Of any list; who asks for more gets this many.")
+    max_tags: int = Field(50, ge=0, description="Tags that one request may give an image.")
+    max_attributes: int = Field(50, ge=0, description="Attributes that one request may give an image.")
+    max_text_bytes: int = Field(4096, gt=0, le=4096, description="Bytes of one tag or attribute, in UTF-8.")
+    max_metadata_bytes: int = Field(
+        16 << 10,
+        ge=0,
+        description="Bytes of all tags and attributes that one request may give an image. What an image may "
+        "have in all are limits of the searcher, a little higher.",
+    )
     max_images_in_work: int = Field(16, gt=0, description="Images that are ingested at once.")
     max_images_waiting: int = Field(512, ge=0, description="Images that may wait; more are refused with 429.")
     requests_per_s: float | None = Field(None, gt=0, description="Per key, or per address without keys.")
@@ -56,6 +66,13 @@ class LimitSettings(_Part):
     def image(self) -> ImageLimits:
         """Limits of one picture."""
         return ImageLimits(self.max_image_bytes, self.max_image_pixels)
+
+    @property
+    def metadata(self) -> MetadataLimits:
+        """How much one request may say about an image."""
+        return MetadataLimits(
+            self.max_tags, self.max_attributes, self.max_text_bytes, self.max_metadata_bytes
+        )
 
 
 class TimeoutSettings(_Part):

@@ -131,6 +131,12 @@ class Image(BaseModel):
         )
 
 
+class UpdatedImage(Image):
+    """A stored image after a change."""
+
+    seq: int = Field(description="A search with this min_seq sees the change.")
+
+
 class Images(BaseModel):
     """A page of images, newest first."""
 

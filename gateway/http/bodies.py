@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, FiniteFloat, model_validator
 
 from gateway.http.values import INT32, Body, BoxBody, OnePicture, Picture, PointBody, PromptBody, Text
 from gateway.settings import CropPolicyName
 from regionsearch.v1 import search_pb2, segment_pb2, types_pb2
+
+Word = Annotated[str, Field(max_length=4096)]
+"""A tag, or an attribute's name or value; what an image may have in all is looked at later."""
 
 
 class EverythingBody(Body):
@@ -87,6 +90,39 @@ class EmbeddingsBody(Body):
         if bool(self.texts) == bool(self.images):
             raise ValueError("send either texts or images")
         return self
+
+
+class ImageChangeBody(Body):
+    """A change of what is said about an image, as a JSON merge patch (RFC 7396): what is absent stays.
+
+    `tags` replaces all tags, as merge patches replace every list; `add_tags` and `remove_tags` change single
+    ones.
+    """
+
+    name: str | None = Field(None, max_length=4096, description="null: no name.")
+    tags: list[Word] | None = Field(None, max_length=1000, fail_fast=True, description="null: none.")
+    add_tags: list[Word] = Field([], max_length=1000, fail_fast=True)
+    remove_tags: list[Word] = Field([], max_length=1000, fail_fast=True)
+    attributes: dict[Word, Word | None] = Field(
+        {}, max_length=1000, description="Sets each, or takes it away where it is null."
+    )
+
+    def to_proto(self, image_id: str) -> search_pb2.ImageUpdate:
+        """As the contract has it."""
+        update = search_pb2.ImageUpdate(
+            image_id=image_id, add_tags=self.add_tags, remove_tags=self.remove_tags
+        )
+        if "name" in self.model_fields_set:
+            update.name = self.name or ""
+        if "tags" in self.model_fields_set:
+            update.tags.values.extend(self.tags or [])
+            update.tags.SetInParent()
+        for name, value in self.attributes.items():
+            if value is None:
+                update.remove_attributes.append(name)
+            else:
+                update.set_attributes[name] = value
+        return update
 
 
 class BinaryCodesBody(Body):

@@ -50,8 +50,13 @@ def check_if_match(request: Request, content: Any) -> None:
         HTTPException: 412.
     """
     given = request.headers.get("if-match")
-    if given is not None and not _names(given, _etag(JSONResponse(content))):
+    if given is not None and not _names(given, etag_of(content)):
         raise changed()
+
+
+def etag_of(content: Any) -> str:
+    """The ``ETag`` that `json_with_etag` gives this content."""
+    return _etag(JSONResponse(content))
 
 
 def changed() -> HTTPException:

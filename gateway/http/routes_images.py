@@ -3,25 +3,46 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Header, Query, Request
-from fastapi.responses import Response
+from fastapi.responses import JSONResponse, Response
 
 from gateway import coco, render
 from gateway.access import Scope
 from gateway.core import Gateway
 from gateway.http.access import needs
-from gateway.http.answers import Image, Images, Region, Regions
-from gateway.http.conditional import CHANGED, changed, check_if_match, json_with_etag, picture
+from gateway.http.answers import Image, Images, Region, Regions, UpdatedImage
+from gateway.http.bodies import ImageChangeBody
+from gateway.http.conditional import CHANGED, changed, check_if_match, etag_of, json_with_etag, picture
 from gateway.http.hits import CocoDocument
+from gateway.http.openapi import body_of
+from gateway.http.reading import read_body
 from regionsearch.errors import Kind, RegionSearchError
 from regionsearch.images import decode_image
 from regionsearch.v1 import search_pb2
 
 PageSize = Annotated[int, Query(ge=0, le=2**31 - 1, description="0 means 100; at most 1000.")]
 Format = Literal["png", "webp"]
+
+
+IfMatch = Annotated[
+    str | None, Header(description="ETag of the image as it was read; 412 when it has changed since.")
+]
+
+
+@contextlib.contextmanager
+def _precondition() -> Iterator[None]:
+    """Answers 412 where somebody else changes the image between `If-Match` and the change."""
+    try:
+        yield
+    except RegionSearchError as error:
+        if error.kind is Kind.ABORTED:
+            raise changed() from None
+        raise
 
 
 def _image_answer(*types: str) -> dict[int | str, dict[str, Any]]:
@@ -42,7 +63,17 @@ def router(gateway: Gateway) -> APIRouter:
     """The routes of stored images."""
     routes = APIRouter(prefix="/v1/collections/{collection}/images", tags=["images"])
     catalog = gateway.catalog
-    read = [needs(gateway, Scope.READ)]
+    read, write = [needs(gateway, Scope.READ)], [needs(gateway, Scope.WRITE)]
+
+    async def matching(
+        collection: str, image_id: str, request: Request, if_match: str | None
+    ) -> search_pb2.StoredImage | None:
+        """The image as it is now, if the request wants it to be in a certain state, which it then is."""
+        if if_match is None or if_match.strip() == "*":
+            return None
+        image = await catalog.image(collection, image_id)
+        check_if_match(request, Image.of(image).model_dump())
+        return image
 
     @routes.get("", summary="List images", response_model=Images, dependencies=read)
     async def list_images(
@@ -59,9 +90,34 @@ def router(gateway: Gateway) -> APIRouter:
 
     @routes.get("/{image_id}", summary="An image", response_model=Image, dependencies=read)
     async def get_image(collection: str, image_id: str, request: Request) -> Response:
-        """What is known about it. Its `ETag` goes into the `If-Match` of a deletion."""
+        """What is known about it. Its `ETag` goes into the `If-Match` of a change or a deletion."""
         image = await catalog.image(collection, image_id)
         return json_with_etag(request, Image.of(image).model_dump())
+
+    @routes.patch(
+        "/{image_id}",
+        summary="Change an image's name, tags or attributes",
+        response_model=UpdatedImage,
+        responses=CHANGED,
+        dependencies=write,
+        openapi_extra=body_of(ImageChangeBody, {"add_tags": ["holiday"], "attributes": {"place": "Oslo"}}),
+    )
+    async def change_image(
+        collection: str, image_id: str, request: Request, if_match: IfMatch = None
+    ) -> Response:
+        """As a JSON merge patch: what the body does not name stays. Searches see the change at once.
+
+        Nothing is segmented or embedded again; regions and vectors stay as they are.
+        """
+        body = await read_body(request, ImageChangeBody, gateway.settings.limits)
+        update = body.to_proto(image_id)
+        with _precondition():
+            as_read = await matching(collection, image_id, request, if_match)
+            if as_read is not None:
+                update.as_read.CopyFrom(as_read)
+            image, seq = await catalog.update_image(collection, update)
+        facts = Image.of(image).model_dump()
+        return JSONResponse(facts | {"seq": seq}, headers={"ETag": etag_of(facts)})
 
     @routes.delete(
         "/{image_id}",
@@ -69,27 +125,15 @@ def router(gateway: Gateway) -> APIRouter:
         status_code=204,
         response_class=Response,
         responses=CHANGED,
-        dependencies=[needs(gateway, Scope.WRITE)],
+        dependencies=write,
     )
     async def delete_image(
-        collection: str,
-        image_id: str,
-        request: Request,
-        if_match: Annotated[
-            str | None, Header(description="ETag of the image as it was read; 412 when it has changed since.")
-        ] = None,
+        collection: str, image_id: str, request: Request, if_match: IfMatch = None
     ) -> Response:
         """With its regions and its file."""
-        as_read = None
-        if if_match is not None and if_match.strip() != "*":
-            as_read = await catalog.image(collection, image_id)
-            check_if_match(request, Image.of(as_read).model_dump())
-        try:
+        with _precondition():
+            as_read = await matching(collection, image_id, request, if_match)
             await catalog.delete_image(collection, image_id, as_read)
-        except RegionSearchError as error:
-            if error.kind is Kind.ABORTED:
-                raise changed() from None
-            raise
         return Response(status_code=204)
 
     @routes.get(

@@ -94,6 +94,7 @@ def router(gateway: Gateway) -> APIRouter:
                 tags=[str(tag) for tag in form.getlist("tags")],
                 attributes=_attributes(form.get("attributes")),
             )
+            gateway.ingester.check(about)
             held.enter_context(gateway.ingester.admit(len(files)))
             run = _Run(gateway, files, about, key)
             if "text/event-stream" in request.headers.get("accept", ""):

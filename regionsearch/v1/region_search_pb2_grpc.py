@@ -60,6 +60,11 @@ class RegionSearchServiceStub:
                 request_serializer=regionsearch_dot_v1_dot_region__search__pb2.SearchWithinRequest.SerializeToString,
                 response_deserializer=regionsearch_dot_v1_dot_region__search__pb2.SearchWithinResponse.FromString,
                 _registered_method=True)
+        self.UpdateImage = channel.unary_unary(
+                '/regionsearch.v1.RegionSearchService/UpdateImage',
+                request_serializer=regionsearch_dot_v1_dot_region__search__pb2.UpdateImageRequest.SerializeToString,
+                response_deserializer=regionsearch_dot_v1_dot_region__search__pb2.UpdateImageResponse.FromString,
+                _registered_method=True)
         self.DeleteImage = channel.unary_unary(
                 '/regionsearch.v1.RegionSearchService/DeleteImage',
                 request_serializer=regionsearch_dot_v1_dot_region__search__pb2.DeleteImageRequest.SerializeToString,
@@ -112,6 +117,14 @@ class RegionSearchServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def UpdateImage(self, request, context):
+        """Changes an image's name, tags or attributes. NOT_FOUND when there is no such image, ABORTED when it is not as
+        `update.as_read` says.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def DeleteImage(self, request, context):
         """Deletes an image with its regions. NOT_FOUND when there is none.
         """
@@ -148,6 +161,11 @@ def add_RegionSearchServiceServicer_to_server(servicer, server):
                     servicer.SearchWithin,
                     request_deserializer=regionsearch_dot_v1_dot_region__search__pb2.SearchWithinRequest.FromString,
                     response_serializer=regionsearch_dot_v1_dot_region__search__pb2.SearchWithinResponse.SerializeToString,
+            ),
+            'UpdateImage': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateImage,
+                    request_deserializer=regionsearch_dot_v1_dot_region__search__pb2.UpdateImageRequest.FromString,
+                    response_serializer=regionsearch_dot_v1_dot_region__search__pb2.UpdateImageResponse.SerializeToString,
             ),
             'DeleteImage': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteImage,
@@ -274,6 +292,33 @@ class RegionSearchService:
             '/regionsearch.v1.RegionSearchService/SearchWithin',
             regionsearch_dot_v1_dot_region__search__pb2.SearchWithinRequest.SerializeToString,
             regionsearch_dot_v1_dot_region__search__pb2.SearchWithinResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateImage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/regionsearch.v1.RegionSearchService/UpdateImage',
+            regionsearch_dot_v1_dot_region__search__pb2.UpdateImageRequest.SerializeToString,
+            regionsearch_dot_v1_dot_region__search__pb2.UpdateImageResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -52,6 +52,10 @@ class RegionSearchServiceStub:
     """Finds regions and images."""
     SearchWithin: _grpc.UnaryUnaryMultiCallable[_region_search_pb2.SearchWithinRequest, _region_search_pb2.SearchWithinResponse]
     """Scores the regions of one image, stored or sent along, against phrases."""
+    UpdateImage: _grpc.UnaryUnaryMultiCallable[_region_search_pb2.UpdateImageRequest, _region_search_pb2.UpdateImageResponse]
+    """Changes an image's name, tags or attributes. NOT_FOUND when there is no such image, ABORTED when it is not as
+    `update.as_read` says.
+    """
     DeleteImage: _grpc.UnaryUnaryMultiCallable[_region_search_pb2.DeleteImageRequest, _region_search_pb2.DeleteImageResponse]
     """Deletes an image with its regions. NOT_FOUND when there is none."""
     ListImages: _grpc.UnaryUnaryMultiCallable[_region_search_pb2.RegionSearchServiceListImagesRequest, _region_search_pb2.RegionSearchServiceListImagesResponse]
@@ -81,6 +85,10 @@ class RegionSearchServiceAsyncStub(RegionSearchServiceStub):
     """Finds regions and images."""
     SearchWithin: _aio.UnaryUnaryMultiCallable[_region_search_pb2.SearchWithinRequest, _region_search_pb2.SearchWithinResponse]  # type: ignore[assignment]
     """Scores the regions of one image, stored or sent along, against phrases."""
+    UpdateImage: _aio.UnaryUnaryMultiCallable[_region_search_pb2.UpdateImageRequest, _region_search_pb2.UpdateImageResponse]  # type: ignore[assignment]
+    """Changes an image's name, tags or attributes. NOT_FOUND when there is no such image, ABORTED when it is not as
+    `update.as_read` says.
+    """
     DeleteImage: _aio.UnaryUnaryMultiCallable[_region_search_pb2.DeleteImageRequest, _region_search_pb2.DeleteImageResponse]  # type: ignore[assignment]
     """Deletes an image with its regions. NOT_FOUND when there is none."""
     ListImages: _aio.UnaryUnaryMultiCallable[_region_search_pb2.RegionSearchServiceListImagesRequest, _region_search_pb2.RegionSearchServiceListImagesResponse]  # type: ignore[assignment]
@@ -131,6 +139,16 @@ class RegionSearchServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_region_search_pb2.SearchWithinResponse, _abc.Awaitable[_region_search_pb2.SearchWithinResponse]]:
         """Scores the regions of one image, stored or sent along, against phrases."""
+
+    @_abc_1.abstractmethod
+    def UpdateImage(
+        self,
+        request: _region_search_pb2.UpdateImageRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_region_search_pb2.UpdateImageResponse, _abc.Awaitable[_region_search_pb2.UpdateImageResponse]]:
+        """Changes an image's name, tags or attributes. NOT_FOUND when there is no such image, ABORTED when it is not as
+        `update.as_read` says.
+        """
 
     @_abc_1.abstractmethod
     def DeleteImage(

@@ -58,6 +58,12 @@ class SearchServiceStub:
     """Upsert for millions: each message is atomic for itself and is written before the next one is read.
     Compare the counts with what was sent, and switch retries inside of gRPC off: they may lose a message.
     """
+    UpdateImages: _grpc.UnaryUnaryMultiCallable[_search_pb2.UpdateImagesRequest, _search_pb2.UpdateImagesResponse]
+    """Changes what is said about images (name, tags, attributes) and leaves their records and vectors as they are. All of
+    it or nothing; filters see it at once, those of later pages of an earlier search too. (The milvus engine has no such
+    step: what fails half-way is repaired by sending it again.)
+    ABORTED when an image is not as `as_read` says. Images that do not exist are left out of the answer.
+    """
     Delete: _grpc.UnaryUnaryMultiCallable[_search_pb2.DeleteRequest, _search_pb2.DeleteResponse]
     """Deletes what any of the given selectors names. Naming what does not exist is no error."""
     Search: _grpc.UnaryUnaryMultiCallable[_search_pb2.SearchRequest, _search_pb2.SearchResponse]
@@ -103,6 +109,12 @@ class SearchServiceAsyncStub(SearchServiceStub):
     BulkUpsert: _aio.StreamUnaryMultiCallable[_search_pb2.BulkUpsertRequest, _search_pb2.BulkUpsertResponse]  # type: ignore[assignment]
     """Upsert for millions: each message is atomic for itself and is written before the next one is read.
     Compare the counts with what was sent, and switch retries inside of gRPC off: they may lose a message.
+    """
+    UpdateImages: _aio.UnaryUnaryMultiCallable[_search_pb2.UpdateImagesRequest, _search_pb2.UpdateImagesResponse]  # type: ignore[assignment]
+    """Changes what is said about images (name, tags, attributes) and leaves their records and vectors as they are. All of
+    it or nothing; filters see it at once, those of later pages of an earlier search too. (The milvus engine has no such
+    step: what fails half-way is repaired by sending it again.)
+    ABORTED when an image is not as `as_read` says. Images that do not exist are left out of the answer.
     """
     Delete: _aio.UnaryUnaryMultiCallable[_search_pb2.DeleteRequest, _search_pb2.DeleteResponse]  # type: ignore[assignment]
     """Deletes what any of the given selectors names. Naming what does not exist is no error."""
@@ -182,6 +194,18 @@ class SearchServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_search_pb2.BulkUpsertResponse, _abc.Awaitable[_search_pb2.BulkUpsertResponse]]:
         """Upsert for millions: each message is atomic for itself and is written before the next one is read.
         Compare the counts with what was sent, and switch retries inside of gRPC off: they may lose a message.
+        """
+
+    @_abc_1.abstractmethod
+    def UpdateImages(
+        self,
+        request: _search_pb2.UpdateImagesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_search_pb2.UpdateImagesResponse, _abc.Awaitable[_search_pb2.UpdateImagesResponse]]:
+        """Changes what is said about images (name, tags, attributes) and leaves their records and vectors as they are. All of
+        it or nothing; filters see it at once, those of later pages of an earlier search too. (The milvus engine has no such
+        step: what fails half-way is repaired by sending it again.)
+        ABORTED when an image is not as `as_read` says. Images that do not exist are left out of the answer.
         """
 
     @_abc_1.abstractmethod

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from regionsearch.metadata import MetadataLimits
 from services.searcher.callers import ANYBODY, Caller
 from services.searcher.reports import CollectionStats, SnapshotInfo
 from services.searcher.room import ANY_SIZE, Room
@@ -25,6 +26,7 @@ from services.searcher.types import (
     Upsert,
     UpsertResult,
 )
+from services.searcher.updates import ImageUpdate, UpdateResult
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +75,15 @@ class Engine(Protocol):
         """Writes images and records. What is answered is on disk and visible to the next search."""
         ...
 
+    def update_images(
+        self, name: str, updates: Sequence[ImageUpdate], limits: MetadataLimits
+    ) -> UpdateResult:
+        """Changes names, tags and attributes of images; ids that do not exist are left out.
+
+        ABORTED when an image is not as it was read, TOO_LARGE when it would be over `limits`.
+        """
+        ...
+
     def delete(self, name: str, deletion: Deletion) -> DeleteResult:
         """Deletes images, records, or what passes a filter."""
         ...
@@ -102,9 +113,10 @@ class Engine(Protocol):
         *,
         masks: bool,
         vectors: bool,
+        images_only: bool = False,
         room: Room = ANY_SIZE,
     ) -> Stored:
-        """Records by id, and all records of images. What does not exist is left out.
+        """Records by id, and all records of images, or only these images. What does not exist is left out.
 
         TOO_LARGE when they need more than `room`.
         """

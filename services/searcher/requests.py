@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from regionsearch.errors import RegionSearchError, invalid, too_large
 from regionsearch.masks import encode_rle, mask_from_proto, rle_runs
+from regionsearch.metadata import MetadataLimits
 from regionsearch.tensors import tensor_from_proto
 from regionsearch.v1 import search_pb2, types_pb2
 from services.searcher.settings import LimitSettings
@@ -28,6 +29,7 @@ from services.searcher.types import (
     Upsert,
     Vectors,
 )
+from services.searcher.updates import ImageUpdate
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 _HEAD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -193,6 +195,41 @@ class Reader:
             raise invalid("filter", "an empty filter would delete everything: delete the collection instead")
         return Deletion(tuple(request.image_ids), tuple(request.record_ids), chosen)
 
+    def updates(self, request: search_pb2.UpdateImagesRequest) -> list[ImageUpdate]:
+        """What is to change about images."""
+        if not request.updates:
+            raise invalid("updates", "say what to change: the request holds no updates")
+        self.at_most("updates", len(request.updates), "max_images")
+        updates = [self._update(message, f"updates[{i}]") for i, message in enumerate(request.updates)]
+        _unique("updates", "image_id", [update.image_id for update in updates])
+        return updates
+
+    def _update(self, message: search_pb2.ImageUpdate, field: str) -> ImageUpdate:
+        _identifier(f"{field}.image_id", message.image_id, _MAX_IMAGE_ID)
+        for name in ("remove_tags", "remove_attributes"):
+            self.at_most(f"{field}.{name}", len(getattr(message, name)), "max_filter_values")
+        self._texts(f"{field}.name", [message.name])
+        added = dict.fromkeys([*message.tags.values, *message.add_tags])
+        self.metadata.check(added, message.set_attributes, f"{field}.")
+        return ImageUpdate(
+            image_id=message.image_id,
+            name=message.name if message.HasField("name") else None,
+            tags=tuple(message.tags.values) if message.HasField("tags") else None,
+            remove_tags=tuple(message.remove_tags),
+            add_tags=tuple(message.add_tags),
+            remove_attributes=tuple(message.remove_attributes),
+            set_attributes=dict(message.set_attributes),
+            as_read=_as_read(message.as_read, f"{field}.as_read") if message.HasField("as_read") else None,
+        )
+
+    @property
+    def metadata(self) -> MetadataLimits:
+        """How much may be said about one image, or about one record."""
+        limits = self.limits
+        return MetadataLimits(
+            limits.max_tags, limits.max_attributes, limits.max_text_bytes, limits.max_metadata_bytes
+        )
+
     def page_size(self, asked: int, default: int, field: str = "page_size") -> int:
         """A page's size; 0 means the default."""
         if asked < 0:
@@ -211,8 +248,9 @@ class Reader:
         for name in ("width", "height", "size_bytes"):
             if getattr(message, name) < 0:
                 raise invalid(f"{field}.{name}", f"{field}.{name} cannot be negative")
-        self._texts(field, [message.name, message.content_type, *message.tags])
-        self._attributes(field, message.attributes)
+        self._texts(field, [message.name, message.content_type])
+        tags = tuple(dict.fromkeys(message.tags))
+        self.metadata.check(tags, message.attributes, f"{field}.")
         return StoredImage(
             image_id=message.image_id,
             name=message.name,
@@ -220,7 +258,7 @@ class Reader:
             height=message.height,
             content_type=message.content_type,
             size_bytes=message.size_bytes,
-            tags=tuple(dict.fromkeys(message.tags)),
+            tags=tags,
             attributes=dict(message.attributes),
         )
 
@@ -239,7 +277,7 @@ class Reader:
             raise invalid(f"{field}.predicted_iou", f"{field} holds a score that is NaN or infinity")
         if message.area < 0:
             raise invalid(f"{field}.area", f"{field}.area cannot be negative")
-        self._attributes(field, message.attributes)
+        self.metadata.check((), message.attributes, f"{field}.")
         return Record(
             record_id=message.record_id,
             image_id=message.image_id,
@@ -251,9 +289,6 @@ class Reader:
             stability_score=message.stability_score,
             attributes=dict(message.attributes),
         )
-
-    def _attributes(self, field: str, attributes: Mapping[str, str]) -> None:
-        self._texts(f"{field}.attributes", [*attributes.keys(), *attributes.values()])
 
     def _texts(self, field: str, texts: Iterable[str]) -> None:
         for text in texts:
@@ -267,6 +302,17 @@ class Reader:
             raise too_large(
                 field, f"{field}: {count} is over the limit of {limit} (setting limits.{setting})"
             )
+
+
+def _as_read(message: search_pb2.StoredImage, field: str) -> StoredImage:
+    """What a caller has seen of an image; nothing of it is written."""
+    return StoredImage(
+        image_id=message.image_id,
+        name=message.name,
+        tags=tuple(message.tags),
+        attributes=dict(message.attributes),
+        created_ms=_milliseconds(message.create_time, f"{field}.create_time"),
+    )
 
 
 def _mask(message: types_pb2.Mask, field: str) -> RleMask:

@@ -113,6 +113,16 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
         write = self._read.upsert(request)
         return self._engine.upsert(request.collection, self._read.model(request.model), write)
 
+    async def UpdateImages(  # noqa: N802
+        self, request: search_pb2.UpdateImagesRequest, context: _Context
+    ) -> search_pb2.UpdateImagesResponse:
+        """See the contract."""
+        updates, limits = self._read.updates(request), self._read.metadata
+        done = await self._writes.run(lambda: self._engine.update_images(request.collection, updates, limits))
+        return search_pb2.UpdateImagesResponse(
+            seq=done.seq, images=[image_to_proto(image) for image in done.images]
+        )
+
     async def Delete(  # noqa: N802
         self, request: search_pb2.DeleteRequest, context: _Context
     ) -> search_pb2.DeleteResponse:
@@ -219,6 +229,7 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
             list(request.image_ids),
             masks=request.include_masks,
             vectors=request.include_vectors,
+            images_only=request.images_only,
             room=room,
         )
         answer = search_pb2.GetRecordsResponse(

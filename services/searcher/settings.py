@@ -74,6 +74,11 @@ class LimitSettings(BaseModel):
     max_filter_values: int = Field(10_000, ge=1, description="Ids and tags of one filter or deletion.")
     max_filter_attributes: int = Field(64, ge=1, description="Attributes of one filter.")
     max_text_bytes: int = Field(4096, ge=1, description="Bytes of a name, tag or attribute.")
+    max_tags: int = Field(64, ge=0, description="Tags of one image.")
+    max_attributes: int = Field(64, ge=0, description="Attributes of one image or record.")
+    max_metadata_bytes: int = Field(
+        20 << 10, ge=0, description="Bytes of all tags and attributes of one image or record together."
+    )
 
 
 class SearcherSettings(ServiceSettings):

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from services.searcher.types import Filter, Level, Query, Record, StoredImage, Upsert
+from services.searcher.updates import ImageUpdate
 
 
 @dataclass
@@ -44,6 +45,20 @@ class Oracle:
                     entry.records.pop(record.record_id, None)
                 self.images[record.image_id].records[record.record_id] = (record, vector.astype(np.float16))
         return skipped
+
+    def update(self, update: ImageUpdate) -> StoredImage | None:
+        entry = self.images.get(update.image_id)
+        if entry is None:
+            return None
+        image = entry.image
+        tags = list(image.tags if update.tags is None else update.tags)
+        tags = [tag for tag in tags if tag not in update.remove_tags]
+        tags += [tag for tag in update.add_tags if tag not in tags]
+        attributes = {k: v for k, v in image.attributes.items() if k not in update.remove_attributes}
+        attributes |= update.set_attributes
+        name = image.name if update.name is None else update.name
+        entry.image = replace(image, name=name, tags=tuple(tags), attributes=attributes)
+        return entry.image
 
     def delete_images(self, ids) -> None:
         for image_id in ids:

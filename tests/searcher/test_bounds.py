@@ -38,7 +38,9 @@ def with_masks(image_id: str, regions: int) -> search_pb2.UpsertRequest:
 
 
 async def test_an_answer_too_large_for_a_message_names_the_field(settings: EmbeddedSettings) -> None:
-    process = SearcherSettings(port=0, drain_delay_s=0, embedded=settings, max_message_bytes=CAP)
+    process = SearcherSettings(
+        port=0, drain_delay_s=0, embedded=settings, max_message_bytes=CAP, limits={"max_metadata_bytes": CAP}
+    )
     async with (
         serving(process, SERVICES, searcher(process)) as server,
         grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel,

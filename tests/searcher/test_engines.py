@@ -34,16 +34,19 @@ from services.searcher.types import (
     StoredImage,
     Upsert,
 )
+from services.searcher.updates import ImageUpdate
 from tests.searcher.fake_gpu import FakeDevice
 from tests.searcher.oracle import Oracle
 from tests.searcher.walks import (
     IMAGES,
+    LIMITS,
     MODEL,
     check_page,
     following,
     some,
     some_filter,
     some_query,
+    some_update,
     some_upsert,
     some_vectors,
 )
@@ -103,6 +106,10 @@ def test_answers_as_the_oracle(engine: Engine) -> None:
         for _ in range(2):
             write = some_upsert(rng)
             assert list(engine.upsert("c", MODEL, write).skipped) == oracle.upsert(write)
+        for update in [some_update(rng) for _ in range(turn % 4)]:
+            changed = oracle.update(update)
+            found = engine.update_images("c", [update], LIMITS).images
+            assert [image.tags for image in found] == ([] if changed is None else [changed.tags])
         if turn % 3 == 2:
             wanted = some_filter(rng, least=1)
             gone = [record.record_id for _, record, _ in oracle.passing(wanted)]
@@ -171,6 +178,91 @@ def test_what_is_stored_comes_back(engine: Engine) -> None:
         "c", MODEL, [Query(vectors, vectors[:0], filter=Filter(attributes=(("k", 'v"\\'),)))]
     )
     assert page.hits[0].record == replace(record, mask=None)
+
+
+def tagged_and_listed(engine: Engine, wanted: Filter) -> list[str]:
+    """Images that a search with a filter finds."""
+    vectors = some_vectors(random.Random(0), 1, 1)
+    (page,) = engine.search("c", MODEL, [Query(vectors, vectors[:0], filter=wanted, group_by_image=True)])
+    return sorted(hit.image.image_id for hit in page.hits)
+
+
+def two_images(engine: Engine) -> None:
+    images = [StoredImage(f"i{n}", "old.jpg", tags=("a", "b"), attributes={"k": "v"}) for n in range(2)]
+    records = [
+        Record(f"i{n}-0", f"i{n}", Level.REGION, attributes={"k": "own"} if n else {}) for n in range(2)
+    ]
+    engine.upsert("c", MODEL, Upsert(images, records, some_vectors(random.Random(1), 2, 2)))
+
+
+def test_what_is_said_about_an_image_changes_without_its_vectors(engine: Engine) -> None:
+    two_images(engine)
+    before = engine.get_records("c", [], ["i0"], masks=True, vectors=True)
+    assert tagged_and_listed(engine, Filter(tags=("b",))) == ["i0", "i1"]
+    update = ImageUpdate(
+        "i0", name="new.jpg", remove_tags=("b",), add_tags=("c", "a"), set_attributes={"k": "w", "x": "y"}
+    )
+    done = engine.update_images("c", [update, ImageUpdate("nobody", name="n")], LIMITS)
+    (image,) = done.images
+    assert (image.name, image.tags, image.attributes) == ("new.jpg", ("a", "c"), {"k": "w", "x": "y"})
+    after = engine.get_records("c", [], ["i0"], masks=True, vectors=True)
+    assert after.records == before.records
+    np.testing.assert_array_equal(after.vectors, before.vectors)
+    assert after.images == (image,)
+    assert after.images[0].created_ms == before.images[0].created_ms
+    # Filters see it at once, though the same ones have been asked for before.
+    assert tagged_and_listed(engine, Filter(tags=("b",))) == ["i1"]
+    assert tagged_and_listed(engine, Filter(tags=("c",))) == ["i0"]
+    assert tagged_and_listed(engine, Filter(exclude_tags=("c",))) == ["i1"]
+    assert tagged_and_listed(engine, Filter(attributes=(("k", "w"),))) == ["i0"]
+    assert tagged_and_listed(engine, Filter(attributes=(("k", "v"),))) == []
+    assert tagged_and_listed(engine, Filter(attributes=(("k", "own"),))) == ["i1"]
+    vectors = some_vectors(random.Random(0), 1, 1)
+    assert engine.search("c", MODEL, [Query(vectors, vectors[:0])], min_seq=done.seq)[0].hits
+    replaced = ImageUpdate("i0", tags=(), remove_attributes=("k", "x"), set_attributes={"k": "again"})
+    (image,) = engine.update_images("c", [replaced], LIMITS).images
+    assert (image.name, image.tags, image.attributes) == ("new.jpg", (), {"k": "again"})
+
+
+def test_a_change_that_is_too_much_or_too_late_changes_nothing(engine: Engine) -> None:
+    two_images(engine)
+    (read,) = engine.get_records("c", [], ["i0"], masks=False, vectors=False, images_only=True).images
+    assert engine.update_images("c", [ImageUpdate("i0", add_tags=("c",), as_read=read)], LIMITS).images
+
+    def refused(*updates: ImageUpdate) -> Kind:
+        with pytest.raises(RegionSearchError) as caught:
+            engine.update_images("c", updates, LIMITS)
+        return caught.value.kind
+
+    late = ImageUpdate("i0", name="late", as_read=read)
+    assert refused(ImageUpdate("i1", add_tags=("late",)), late) is Kind.ABORTED
+    assert refused(ImageUpdate("i0", add_tags=("1", "2", "3"))) is Kind.TOO_LARGE
+    assert refused(ImageUpdate("i0", tags=("x" * 20, "y" * 20, "z" * 20))) is Kind.TOO_LARGE
+    assert tagged_and_listed(engine, Filter(tags=("late", "1"))) == []
+    assert {image.name for image in engine.list_images("c", 9, None).images} == {"old.jpg"}
+    with pytest.raises(RegionSearchError) as caught:
+        engine.update_images("nothing", [ImageUpdate("i0", name="n")], LIMITS)
+    assert caught.value.kind is Kind.NOT_FOUND
+
+
+def test_a_change_that_changes_nothing_is_not_written(engine: Engine) -> None:
+    two_images(engine)
+    if not engine.capabilities.atomic_upsert:
+        pytest.skip("its numbers are times")
+    before = engine.stats("c")[0].seq
+    same = ImageUpdate("i0", name="old.jpg", add_tags=("b",), set_attributes={"k": "v"})
+    assert engine.update_images("c", [same], LIMITS).seq == before
+    assert engine.stats("c")[0].seq == before
+
+
+def test_an_image_of_before_the_limits_can_be_made_less_but_not_more(engine: Engine) -> None:
+    many = tuple(f"t{n}" for n in range(20))
+    engine.upsert("c", MODEL, Upsert([StoredImage("i", tags=many)], [], np.empty((0, 4), np.float32)))
+    (image,) = engine.update_images("c", [ImageUpdate("i", remove_tags=("t0",), name="n")], LIMITS).images
+    assert image.tags == many[1:]
+    with pytest.raises(RegionSearchError) as caught:
+        engine.update_images("c", [ImageUpdate("i", add_tags=("t0",))], LIMITS)
+    assert (caught.value.kind, caught.value.field) == (Kind.TOO_LARGE, "tags")
 
 
 def test_lists_images_page_by_page_newest_first(engine: Engine) -> None:

@@ -343,7 +343,7 @@ async def test_names_with_a_nul_are_refused_and_name_nothing(stub) -> None:
     await stub.Upsert(upsert_request("a", unit_vectors(2), tags=("t",)))
     for request, field in (
         (upsert_request("a\0b", unit_vectors(1)), "images[0].image_id"),
-        (upsert_request("b", unit_vectors(1), tags=("t\0u",)), "images[0]"),
+        (upsert_request("b", unit_vectors(1), tags=("t\0u",)), "images[0].tags"),
     ):
         assert await failing(stub.Upsert(request)) == (Kind.INVALID_ARGUMENT, field)
     done = await stub.Delete(

@@ -34,12 +34,14 @@ from tests.searcher.fake_gpu import FakeDevice
 from tests.searcher.oracle import Oracle
 from tests.searcher.walks import (
     IMAGES,
+    LIMITS,
     MODEL,
     check_page,
     following,
     some,
     some_filter,
     some_query,
+    some_update,
     some_upsert,
     some_vectors,
 )
@@ -98,6 +100,21 @@ class SearcherMachine(RuleBasedStateMachine):
             with pytest.raises(RegionSearchError) as caught:
                 self.engine.upsert("c", MODEL, write)
             assert caught.value.kind is Kind.INVALID_ARGUMENT
+
+    @rule(rng=seeds)
+    def describe(self, rng: random.Random) -> None:
+        update = some_update(rng)
+        changed = self.oracle.update(update)
+        found = self.engine.update_images("c", [update], LIMITS).images
+        assert [(i.name, i.tags, i.attributes) for i in found] == (
+            [] if changed is None else [(changed.name, changed.tags, changed.attributes)]
+        )
+        # Later pages of an earlier search filter by what is said now.
+        self.pages = [
+            page
+            for page in self.pages
+            if not (page[0].filter.tags or page[0].filter.exclude_tags or page[0].filter.attributes)
+        ]
 
     @rule(rng=seeds)
     def delete(self, rng: random.Random) -> None:
@@ -180,6 +197,7 @@ class SearcherMachine(RuleBasedStateMachine):
             regions = [r for r, _ in entry.records.values() if r.level == Level.REGION]
             assert listed[image_id].region_count == len(regions)
             assert set(listed[image_id].tags) == set(entry.image.tags)
+            assert listed[image_id].attributes == entry.image.attributes
 
 
 def test_exact_segments_answer_as_the_oracle() -> None:

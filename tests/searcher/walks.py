@@ -7,10 +7,13 @@ from dataclasses import replace
 
 import numpy as np
 
+from regionsearch.metadata import MetadataLimits
 from services.searcher.types import Filter, Level, ModelIdentity, Query, Record, StoredImage, Upsert
+from services.searcher.updates import ImageUpdate
 
 DIMENSION = 4
 MODEL = ModelIdentity("open_clip", "test", "digest", DIMENSION)
+LIMITS = MetadataLimits(tags=5, attributes=5, text_bytes=20, total_bytes=60)
 IMAGES = [f"image{i}" for i in range(6)]
 TAGS = ["red", "green", "blue"]
 # Few directions, so that equal scores and equal vectors are common.
@@ -68,6 +71,18 @@ def some_upsert(rng: random.Random) -> Upsert:
                 )
             )
     return Upsert(images, records, some_vectors(rng, len(records), len(records)), rng.random() < 0.3)
+
+
+def some_update(rng: random.Random) -> ImageUpdate:
+    return ImageUpdate(
+        rng.choice(IMAGES),
+        name=rng.choice([None, "a", "b"]),
+        tags=rng.choice([None, None, (), some(rng, TAGS, 2)]),
+        remove_tags=rng.choice([(), some(rng, TAGS, 1)]),
+        add_tags=rng.choice([(), some(rng, TAGS, 2)]),
+        remove_attributes=rng.choice([(), ("kind",)]),
+        set_attributes=some_attributes(rng),
+    )
 
 
 def some_query(rng: random.Random) -> Query:

@@ -58,11 +58,17 @@ def records(
     *,
     masks: bool,
     vectors: bool,
+    images_only: bool,
 ) -> Stored:
-    """Records by id, and all records of images, as they are now; `seq` is the last write."""
+    """Records by id, and all records of images, or only these images, as they are now.
+
+    `seq` is the last write.
+    """
     dimension = opened.spec.model.dimension
     with database.reading() as connection:
         asked = [ordinal for ordinal, _ in reads.live_images(connection, opened.number, image_ids).values()]
+        if images_only:
+            return Stored((), tuple(reads.images(connection, sorted(asked), room)), None, seq)
         keys = np.union1d(
             reads.keys_of_records(connection, opened.number, record_ids),
             reads.keys_of_images(connection, asked),

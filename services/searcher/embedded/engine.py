@@ -12,6 +12,7 @@ from dataclasses import replace
 import numpy as np
 
 from regionsearch.errors import Kind, RegionSearchError, not_found
+from regionsearch.metadata import MetadataLimits
 from services.searcher.callers import ANYBODY, Caller
 from services.searcher.embedded import answering, reads, snapshots, writes
 from services.searcher.embedded.cache import FOLDER as INDEX_FOLDER
@@ -55,6 +56,7 @@ from services.searcher.types import (
     Upsert,
     UpsertResult,
 )
+from services.searcher.updates import ImageUpdate, UpdateResult
 
 SNAPSHOT_FOLDER = "snapshots"
 
@@ -184,6 +186,23 @@ class EmbeddedEngine:
             check_model(name, opened.spec.model, model)
             return self._committer.submit(operation, cost=len(write.records)).result()
 
+    def update_images(
+        self, name: str, updates: Sequence[ImageUpdate], limits: MetadataLimits
+    ) -> UpdateResult:
+        """See `Engine`."""
+
+        def operation(connection: sqlite3.Connection) -> tuple[UpdateResult, Change | None]:
+            writes.require_collection(connection, opened.number, name)
+            images, changed = writes.update_images(connection, opened.number, updates, limits)
+            if not changed:
+                return UpdateResult(reads.last_seq(connection), images), None
+            seq = writes.next_seq(connection)
+            return UpdateResult(seq, images), Change(opened.number, seq, described=True)
+
+        with self._gate.shared():
+            opened = self._find(name)
+            return self._committer.submit(operation, cost=len(updates)).result()
+
     def delete(self, name: str, deletion: Deletion) -> DeleteResult:
         """See `Engine`."""
 
@@ -240,6 +259,7 @@ class EmbeddedEngine:
         *,
         masks: bool,
         vectors: bool,
+        images_only: bool = False,
         room: Room = ANY_SIZE,
     ) -> Stored:
         """See `Engine`."""
@@ -254,6 +274,7 @@ class EmbeddedEngine:
                 room,
                 masks=masks,
                 vectors=vectors,
+                images_only=images_only,
             )
 
     def list_images(
@@ -341,6 +362,8 @@ class EmbeddedEngine:
         opened = self._by_number.get(change.collection)
         if opened is None:
             return  # dropped meanwhile
+        if change.described:
+            opened.revision += 1
         opened.index.remove(change.removed, change.seq)
         if change.rows is not None:
             opened.index.add(change.rows, np.full(len(change.rows), change.seq, np.int64))

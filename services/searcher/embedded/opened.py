@@ -20,6 +20,7 @@ class OpenCollection:
         index: Its vectors.
         codec: What makes its binary codes; None until it is learned, or without codes.
         conditions: What its last searches asked for.
+        revision: Counts changes of tags and attributes; conditions of another revision hold no longer.
     """
 
     number: int
@@ -27,3 +28,4 @@ class OpenCollection:
     index: VectorIndex
     codec: Codec | None = None
     conditions: ConditionsCache = field(default_factory=ConditionsCache)
+    revision: int = 0

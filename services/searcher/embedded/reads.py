@@ -70,6 +70,18 @@ def live_images(
     return {image_id: (ordinal, created_ms) for image_id, ordinal, created_ms in rows}
 
 
+def images_by_id(
+    connection: sqlite3.Connection, collection: int, image_ids: Sequence[str]
+) -> dict[str, tuple[int, StoredImage]]:
+    """Ordinal and description of those of the images that exist."""
+    rows = connection.execute(
+        f"SELECT i.ordinal, {_IMAGE} FROM image i WHERE i.collection = ? AND i.image_id {_LISTED}"  # noqa: S608
+        " AND i.removed IS NULL",
+        (collection, _names(image_ids)),
+    )
+    return {row[1]: (row[0], _image(row[1:])) for row in rows}
+
+
 def keys_of_images(connection: sqlite3.Connection, ordinals: Sequence[int]) -> Keys:
     """Keys of all live records of images."""
     rows = connection.execute(

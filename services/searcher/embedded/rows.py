@@ -37,9 +37,13 @@ class Rows:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What a committed write means for the index of its collection."""
+    """What a committed write means for the index of its collection.
+
+    `described` says that tags or attributes of images have changed, which filters ask for.
+    """
 
     collection: int
     seq: int
     rows: Rows | None = None
     removed: Keys = field(default_factory=lambda: np.empty(0, np.int64))
+    described: bool = False

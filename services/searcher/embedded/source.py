@@ -50,7 +50,8 @@ class IndexSource:
             with database.reading() as connection:
                 return compile_filter(connection, opened.number, query.filter, query.level, seq, images)
 
-        self._conditions = opened.conditions.get((query.filter, query.level, seq, images), look_up)
+        key = (query.filter, query.level, seq, images, opened.revision)
+        self._conditions = opened.conditions.get(key, look_up)
         self._first = self._submit(self._conditions, first_count(query))
 
     def best(self, count: int) -> Candidates:

@@ -12,9 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from regionsearch.errors import Kind, RegionSearchError, invalid, not_found
-from services.searcher.embedded.reads import keys_of_images, keys_of_records, live_images
+from regionsearch.metadata import MetadataLimits
+from services.searcher.embedded.reads import images_by_id, keys_of_images, keys_of_records, live_images
 from services.searcher.embedded.rows import Change, Keys, Rows
 from services.searcher.types import Collection, Level, Record, StoredImage, Upsert, UpsertResult
+from services.searcher.updates import ImageUpdate
 
 
 def next_seq(connection: sqlite3.Connection) -> int:
@@ -101,6 +103,42 @@ def upsert(
     return UpsertResult(seq, skipped, len(records)), Change(collection, seq, rows, np.sort(removed))
 
 
+def update_images(
+    connection: sqlite3.Connection,
+    collection: int,
+    updates: Sequence[ImageUpdate],
+    limits: MetadataLimits,
+) -> tuple[tuple[StoredImage, ...], bool]:
+    """Changes what is said about images, in place; returns those that exist, and whether anything changed.
+
+    In place, because a new version of an image would be one of all its records and vectors: pages of an
+    earlier search see the new tags too.
+
+    Raises:
+        RegionSearchError: ABORTED for an image that is not as it was read; TOO_LARGE.
+    """
+    known = images_by_id(connection, collection, [update.image_id for update in updates])
+    images: list[StoredImage] = []
+    changed = False
+    for update in updates:
+        if update.image_id not in known:
+            continue
+        ordinal, old = known[update.image_id]
+        new = update.apply(old, limits)
+        images.append(new)
+        if new is old:
+            continue
+        changed = True
+        connection.execute(
+            "UPDATE image SET name = ?, tags = ?, attributes = ? WHERE ordinal = ?",
+            (new.name, json.dumps(list(new.tags)), json.dumps(dict(new.attributes)), ordinal),
+        )
+        connection.execute("DELETE FROM image_tag WHERE image = ?", (ordinal,))
+        connection.execute("DELETE FROM attribute WHERE image = ? AND record = 0", (ordinal,))
+        _insert_labels(connection, collection, ordinal, new)
+    return tuple(images), changed
+
+
 def delete(
     connection: sqlite3.Connection,
     collection: int,
@@ -165,10 +203,15 @@ def _insert_image(
         ),
     ).fetchone()  # fmt: skip
     ordinal = int(row[0])
+    _insert_labels(connection, collection, ordinal, image)
+    return ordinal
+
+
+def _insert_labels(connection: sqlite3.Connection, collection: int, ordinal: int, image: StoredImage) -> None:
+    """What filters ask for of an image: its tags and attributes."""
     tags = [(collection, tag, ordinal) for tag in set(image.tags)]
     connection.executemany("INSERT INTO image_tag VALUES (?, ?, ?)", tags)
     _insert_attributes(connection, collection, ordinal, 0, image.attributes)
-    return ordinal
 
 
 def _insert_records(

@@ -13,11 +13,13 @@ import numpy as np
 from pymilvus import MilvusClient
 
 from regionsearch.errors import invalid
+from regionsearch.metadata import MetadataLimits
 from services.searcher.milvus import tables
 from services.searcher.milvus.access import count_rows, every_row, rows_of, some_rows
 from services.searcher.milvus.tables import Row, expression, listed, quoted
 from services.searcher.room import ANY_SIZE, Room
 from services.searcher.types import Deletion, ImagePage, Level, Record, StoredImage, Upsert
+from services.searcher.updates import ImageUpdate
 
 _IMAGE_FIELDS = ["image_id", "created_ms", "body"]
 _EARLIEST = 0
@@ -84,6 +86,30 @@ class Contents:
         touched = {row["image_id"] for row in [*rows, *moved]} - set(sent)
         self._write_images({**sent, **self.images(touched)})
         return skipped, len(kept)
+
+    def update_images(
+        self, updates: Sequence[ImageUpdate], limits: MetadataLimits
+    ) -> tuple[StoredImage, ...]:
+        """Changes what is said about images; returns those that exist.
+
+        A record carries its image's tags and attributes, because filters look at records alone. They are
+        written first: an image that says so is found so.
+        """
+        known = self.images(update.image_id for update in updates)
+        changes = [
+            (known[update.image_id], update.apply(known[update.image_id], limits))
+            for update in updates
+            if update.image_id in known
+        ]
+        changed = {new.image_id: new for old, new in changes if new is not old}
+        rows = [
+            tables.relabelled(row, changed[row["image_id"]])
+            for row in rows_of(self._client, self._records, "image_id", list(changed), tables.RECORD_FIELDS)
+        ]
+        for start in range(0, len(rows), self._batch):
+            self._client.upsert(self._records, rows[start : start + self._batch])
+        self._write_images(changed)
+        return tuple(new for _, new in changes)
 
     def delete(self, deletion: Deletion) -> tuple[int, int]:
         """Deletes what any of the selectors names; returns the numbers of images and records."""

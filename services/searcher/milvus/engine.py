@@ -17,6 +17,7 @@ import numpy as np
 from pymilvus import MilvusClient
 
 from regionsearch.errors import Kind, RegionSearchError, not_found
+from regionsearch.metadata import MetadataLimits
 from services.searcher.callers import ANYBODY, Caller
 from services.searcher.engine import Capabilities
 from services.searcher.milvus import tables
@@ -53,6 +54,7 @@ from services.searcher.types import (
     Upsert,
     UpsertResult,
 )
+from services.searcher.updates import ImageUpdate, UpdateResult
 
 
 class MilvusEngine:
@@ -134,6 +136,15 @@ class MilvusEngine:
             skipped, written = self._contents(name).upsert(write, seq, _now_ms())
             return UpsertResult(seq, skipped, written)
 
+    def update_images(
+        self, name: str, updates: Sequence[ImageUpdate], limits: MetadataLimits
+    ) -> UpdateResult:
+        """See `Engine`; each image by itself, its records before it."""
+        with explained():
+            self._find(name)
+            images = self._contents(name).update_images(updates, limits)
+            return UpdateResult(_now_seq(), images)
+
     def delete(self, name: str, deletion: Deletion) -> DeleteResult:
         """See `Engine`."""
         with explained():
@@ -202,6 +213,7 @@ class MilvusEngine:
         *,
         masks: bool,
         vectors: bool,
+        images_only: bool = False,
         room: Room = ANY_SIZE,
     ) -> Stored:
         """See `Engine`."""
@@ -209,6 +221,8 @@ class MilvusEngine:
             dimension = self._find(name).model.dimension
             contents = self._contents(name)
             asked = contents.images(image_ids, room)
+            if images_only:
+                return Stored((), tuple(asked[i] for i in sorted(asked)), None, _now_seq())
             fields = [*EVERY_FIELD, "vector"] if vectors else EVERY_FIELD
             found: list[tuple[int, Record, np.ndarray]] = []  # and the write that each is from
             for row in contents.records(record_ids, list(asked), fields):

@@ -27,6 +27,11 @@ from services.searcher.types import (
 
 Row = dict[str, Any]
 NO_VECTOR = [1.0, 0.0]
+RECORD_FIELDS = [
+    "record_id", "vector", "image_id", "level", "area", "predicted_iou", "stability_score", "created_ms",
+    "seq", "tags", "attributes", "body",
+]  # fmt: skip
+"""All of a record's row."""
 _IMAGE_ID = 512  # bytes: 128 characters
 _RECORD_ID = 640
 _TAG = 4096
@@ -162,6 +167,12 @@ def record_row(record: Record, image: StoredImage, vector: np.ndarray, seq: int)
         "attributes": {**image.attributes, **record.attributes},
         "body": body,
     }
+
+
+def relabelled(row: Row, image: StoredImage) -> Row:
+    """A record's row with the present tags and attributes of its image."""
+    attributes = {**image.attributes, **row["body"]["attributes"]}
+    return {name: row[name] for name in RECORD_FIELDS} | {"tags": list(image.tags), "attributes": attributes}
 
 
 def record_of(row: Row, *, masks: bool) -> Record:
