@@ -10,6 +10,7 @@ from gateway.backends import Backends
 from gateway.catalog import Catalog
 from gateway.settings import GatewaySettings
 from regionsearch.errors import invalid
+from regionsearch.prompts import Size, check_box, check_point, read_box
 from regionsearch.select import box_iou, merge_masks, select_by_box, select_by_points
 from regionsearch.v1 import search_pb2, segment_pb2, types_pb2
 
@@ -24,7 +25,9 @@ def label_of(point: types_pb2.Point) -> int:
     return point.label if point.HasField("label") else 1
 
 
-def select_stored(records: Sequence[search_pb2.Record], prompt: segment_pb2.Prompt) -> list[int]:
+def select_stored(
+    records: Sequence[search_pb2.Record], prompt: segment_pb2.Prompt, size: Size, field: str = ""
+) -> list[int]:
     """Segment-then-select: the stored regions that points and a box mean.
 
     Points pick as in `regionsearch.select.select_by_points`, among the regions that a box touches when there
@@ -33,15 +36,22 @@ def select_stored(records: Sequence[search_pb2.Record], prompt: segment_pb2.Prom
     Args:
         records: Regions of one image, with masks.
         prompt: Points and box; its mask does not matter.
+        size: Of the image.
+        field: What the prompt's fields are called by the caller, before their own name: ``query.``.
 
     Returns:
         Indices of the chosen regions, ascending; several of them are one object. Empty when nothing fits.
 
     Raises:
-        RegionSearchError: INVALID_ARGUMENT when there is neither a foreground point nor a box.
+        RegionSearchError: INVALID_ARGUMENT when there is neither a foreground point nor a box, or one is not
+            on the image.
     """
     if not prompt.points and not prompt.HasField("box"):
-        raise invalid("points", "point at something: give points or a box")
+        raise invalid(f"{field}points", "point at something: give points or a box")
+    for index, point in enumerate(prompt.points):
+        check_point((point.x, point.y), size, f"{field}points[{index}]")
+    if prompt.HasField("box"):
+        check_box(read_box(prompt.box, f"{field}box"), size, f"{field}box")
     boxes = np.array([box_of(record.box) for record in records]).reshape(-1, 4)
     if not prompt.points:
         best = select_by_box(boxes, [record.area for record in records], box_of(prompt.box))
@@ -51,10 +61,9 @@ def select_stored(records: Sequence[search_pb2.Record], prompt: segment_pb2.Prom
         among = np.flatnonzero(box_iou(boxes, box_of(prompt.box)) > 0)
     if not len(among):
         return []
-    first = records[int(among[0])].mask
     chosen = select_by_points(
         [records[int(index)].mask.coco_rle for index in among],
-        (first.height, first.width),
+        size,
         [(point.x, point.y) for point in prompt.points],
         [label_of(point) for point in prompt.points],
     )

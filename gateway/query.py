@@ -18,6 +18,7 @@ from gateway.pointing import Pointer, merged_mask, select_stored
 from gateway.settings import GatewaySettings
 from regionsearch.errors import invalid, not_found, too_large
 from regionsearch.tensors import tensor_from_proto
+from regionsearch.texts import visible_text
 from regionsearch.v1 import embed_pb2, region_search_pb2, search_pb2, segment_pb2, types_pb2
 
 Vectors = NDArray[np.float32]
@@ -91,8 +92,8 @@ class QueryReader:
             if len(given) > self._max_texts:
                 raise too_large(name, f"{name} has {len(given)} entries, over the limit of {self._max_texts}")
         for where, text in phrases + negatives:
-            if not text.strip():
-                raise invalid(where, "a phrase needs at least one visible character")
+            if not visible_text(text).strip():
+                raise invalid(where, f"{where} is empty: a phrase needs at least one visible character")
 
     async def phrases(
         self, collection: search_pb2.Collection, texts: Sequence[str], request: Negated
@@ -201,7 +202,9 @@ class QueryReader:
         """Segment-then-select; the segmenter is asked only where no stored region fits."""
         with renamed("image_id", "query.image_id"):
             found = await self._catalog.regions(collection.name, image_id, masks=True, vectors=True)
-        chosen = await asyncio.to_thread(select_stored, found.records, prompt)
+        (stored,) = found.images
+        size = (stored.height, stored.width)
+        chosen = await asyncio.to_thread(select_stored, found.records, prompt, size, "query.")
         if len(chosen) == 1:
             return np.array(tensor_from_proto(found.vectors, "vectors", ndim=2)[chosen[0]])
         image = await self._pointer.stored_image(collection.name, image_id)

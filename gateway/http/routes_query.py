@@ -27,7 +27,7 @@ from gateway.http.hits import (
 )
 from gateway.http.openapi import body_of
 from gateway.http.reading import read_body
-from gateway.http.searches import SearchBody, WithinBody
+from gateway.http.searches import SearchBody, WithinBody, phrases_named
 from gateway.pointing import merged_mask, select_stored
 from gateway.search import region_of
 from regionsearch.errors import not_found
@@ -70,6 +70,7 @@ def router(gateway: Gateway) -> APIRouter:
             renamed("further_negatives", "negatives"),
             renamed("filter.record_ids", "filter.region_ids"),
             renamed("filter.exclude_record_ids", "filter.exclude_region_ids"),
+            phrases_named(body.query.text, "query."),
         ):
             answer = await gateway.search.search(message)
         phrases = list(message.query.texts)
@@ -98,7 +99,7 @@ def router(gateway: Gateway) -> APIRouter:
         with the hits drawn into it.
         """
         body = await read_body(request, WithinBody, limits)
-        with renamed("further_negatives", "negatives"):
+        with renamed("further_negatives", "negatives"), phrases_named(body.text):
             answer = await gateway.search.within(body.to_proto())
         if body.render is not None:
             data = body.image
@@ -191,12 +192,14 @@ async def _pick(gateway: Gateway, body: SegmentBody) -> SegmentAnswer:
         request = region_search_pb2.SearchWithinRequest(
             collection=body.collection, image_id=found.images[0].image_id, texts=[body.text]
         )
-        scored = (await gateway.search.within(request)).regions
+        with phrases_named(body.text):
+            scored = (await gateway.search.within(request)).regions
         best = select_by_scores([one.score for one in scored])
         chosen = [] if best is None else [scored[best].region_id]
         records = [record for record in records if record.record_id in chosen]
     else:
-        picked = await asyncio.to_thread(select_stored, records, body.prompt())
+        size = (found.images[0].height, found.images[0].width)
+        picked = await asyncio.to_thread(select_stored, records, body.prompt(), size)
         records = [records[index] for index in picked]
     if not records:
         raise not_found("points", "no stored region is meant; ask the model with among=model")

@@ -2,12 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, FiniteFloat, model_validator
 
 from gateway.http.values import INT64, Body, BoxBody, Id, OnePicture, PageSize, Picture, PointBody, Tag, Text
+from regionsearch.errors import RegionSearchError
 from regionsearch.v1 import region_search_pb2, search_pb2, types_pb2
+
+
+@contextlib.contextmanager
+def phrases_named(text: str | None, prefix: str = "") -> Iterator[None]:
+    """Names a faulty phrase as the body has it: where there is a `text`, it comes before all `texts`."""
+    theirs = re.compile(re.escape(prefix) + r"texts\[(\d+)\]")
+    try:
+        yield
+    except RegionSearchError as error:
+        if text is not None and error.field is not None and (found := theirs.fullmatch(error.field)):
+            place = int(found[1])
+            ours = f"{prefix}texts[{place - 1}]" if place else f"{prefix}text"
+            error.message = error.message.replace(error.field, ours)
+            error.field = ours
+        raise
 
 
 class QueryBody(Body):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,12 +12,12 @@ from numpy.typing import NDArray
 from regionsearch.errors import RegionSearchError, invalid
 from regionsearch.images import ImageLimits, image_from_proto
 from regionsearch.masks import BoolMask, encode_rle, mask_from_proto, rle_runs
+from regionsearch.prompts import Edges, check_box, read_box
 from regionsearch.v1 import embed_pb2, types_pb2
 from services.embedder.crops import Window, pixel_box
 from services.embedder.jobs import Regions
 
 Runs = NDArray[np.int64]
-Edges = tuple[float, float, float, float]
 Decode = Callable[[], BoolMask]
 
 READ_PIXELS = 1 << 30  # of the masks that are read in one go
@@ -97,13 +96,8 @@ def _empty(field: str) -> RegionSearchError:
 
 
 def _read_box(box: types_pb2.Box, height: int, width: int, field: str) -> Edges:
-    edges = (box.x_min, box.y_min, box.x_max, box.y_max)
-    if not all(math.isfinite(edge) for edge in edges):
-        raise invalid(field, f"{field} has an edge that is no finite number")
-    if box.x_min >= box.x_max or box.y_min >= box.y_max:
-        raise invalid(field, f"{field} is empty: x_min < x_max and y_min < y_max are needed, in pixels")
-    if box.x_min >= width or box.y_min >= height or box.x_max <= 0 or box.y_max <= 0:
-        raise invalid(field, f"{field} lies outside of the image, which is {width} x {height} pixels")
+    edges = read_box(box, field)
+    check_box(edges, (height, width), field)
     return edges
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import enum
 import functools
 from collections.abc import Iterable
 from typing import Any
@@ -14,6 +13,7 @@ import numpy as np
 from regionsearch.errors import invalid, too_large
 from regionsearch.images import ImageLimits, decoded_bytes, image_from_proto
 from regionsearch.tensors import tensor_to_proto
+from regionsearch.texts import visible_text
 from regionsearch.v1 import embed_pb2, embed_pb2_grpc, types_pb2
 from services.embedder.crops import CropPolicy
 from services.embedder.engine import EmbedEngine
@@ -80,10 +80,12 @@ class EmbedServicer(embed_pb2_grpc.EmbedServiceServicer):
                     f"texts[{index}] has {len(text)} characters, over the limit of {most} (max_text_chars)"
                 )
                 raise too_large(f"texts[{index}]", f"{message}; say it in a few words")
-            if not any(letter.isprintable() and not letter.isspace() for letter in text):
+        texts = [visible_text(text) for text in request.texts]
+        for index, text in enumerate(texts):
+            if not text.strip():
                 raise invalid(f"texts[{index}]", f"texts[{index}] is empty; write what you look for")
         templates = self._templates(request.templates)
-        vectors, truncated = await self._engine.embed_texts(request.texts, templates)
+        vectors, truncated = await self._engine.embed_texts(texts, templates)
         return embed_pb2.EmbedTextsResponse(
             vectors=tensor_to_proto(vectors), truncated=truncated, model=self.model()
         )
@@ -115,25 +117,17 @@ class EmbedServicer(embed_pb2_grpc.EmbedServiceServicer):
     def _policy(self, value: types_pb2.CropPolicy.ValueType) -> CropPolicy:
         if value == types_pb2.CROP_POLICY_UNSPECIFIED:
             return self._settings.crop_policy
-        if value not in types_pb2.CropPolicy.values():
-            raise invalid("crop_policy", f"crop_policy {value} is unknown; send one of {_names(CropPolicy)}")
         return CropPolicy(types_pb2.CropPolicy.Name(value).removeprefix(_POLICY_PREFIX).lower())
 
     def _templates(self, value: embed_pb2.TextTemplates.ValueType) -> TextTemplates:
         if value == embed_pb2.TEXT_TEMPLATES_UNSPECIFIED:
             return self._settings.text_templates
-        if value not in embed_pb2.TextTemplates.values():
-            raise invalid("templates", f"templates {value} is unknown; send one of {_names(TextTemplates)}")
         return TextTemplates(embed_pb2.TextTemplates.Name(value).removeprefix(_TEMPLATES_PREFIX).lower())
 
 
 def lane_of(priority: types_pb2.Priority.ValueType) -> Lane:
     """The lane that a request's priority means."""
     return Lane.BULK if priority == types_pb2.PRIORITY_BULK else Lane.INTERACTIVE
-
-
-def _names(known: type[enum.StrEnum]) -> str:
-    return ", ".join(member.name for member in known)
 
 
 def _check_count(field: str, count: int, most: int, setting: str) -> None:

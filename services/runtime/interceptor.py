@@ -17,6 +17,7 @@ from regionsearch.errors import Kind, RegionSearchError, to_status
 from regionsearch.rpc import deadline
 from services.runtime import metrics
 from services.runtime.auth import ApiKeys
+from services.runtime.enums import check_enums
 from services.runtime.health import METHOD_PREFIX as HEALTH
 
 REQUEST_ID = "x-request-id"
@@ -29,7 +30,7 @@ _Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the stubs only
-    """Authenticates, measures, traces and answers failures with typed statuses.
+    """Authenticates, measures, traces, refuses unknown enum values and answers failures with typed statuses.
 
     The caller's deadline becomes the surrounding :func:`regionsearch.rpc.deadline`: the batcher and the calls
     that a handler makes keep to it.
@@ -68,15 +69,15 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
             # A coroutine that writes, no generator: gRPC leaves generators of cancelled calls behind, to be
             # closed by the garbage collector, in another context than that in which they were opened.
             async def answer_many(request: Any, context: _Context) -> None:
-                async with (
-                    self._call(path, context),
-                    contextlib.aclosing(stream(request, context)) as responses,
-                ):
-                    async for response in responses:
-                        try:
-                            await context.write(response)
-                        except grpc.aio.InternalError as error:
-                            raise _ClientLeftError from error
+                async with self._call(path, context):
+                    if not handler.request_streaming:
+                        check_enums(request)  # each item of a stream of both directions fails for itself
+                    async with contextlib.aclosing(stream(request, context)) as responses:
+                        async for response in responses:
+                            try:
+                                await context.write(response)
+                            except grpc.aio.InternalError as error:
+                                raise _ClientLeftError from error
 
             return make(answer_many, handler.request_deserializer, handler.response_serializer)
 
@@ -89,6 +90,10 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
 
         async def answer(request: Any, context: _Context) -> Any:
             async with self._call(path, context):
+                if handler.request_streaming:
+                    request = _checked(request)
+                else:
+                    check_enums(request)
                 return await unary(request, context)
 
         return make(answer, handler.request_deserializer, handler.response_serializer)
@@ -137,6 +142,12 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
             measured.in_flight.dec()
             measured.handling.observe(time.perf_counter() - begin)
             metrics.handled(service, method, code.name).inc()
+
+
+async def _checked(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    async for request in requests:
+        check_enums(request)
+        yield request
 
 
 class _ClientLeftError(asyncio.CancelledError):

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from regionsearch.errors import invalid, too_large
+from regionsearch.prompts import check_box, check_point
 from services.runtime.batcher import BatchSettings, Lane
 from services.runtime.memory import MemoryBudget
 from services.segmenter.backends.base import Backend, Embedding, Size
@@ -183,6 +184,10 @@ class SegmentEngine:
         mask_size = self.backend.mask_size
         for index, prompt in enumerate(prompts):
             name = f"prompts.prompts[{index}]"
+            for place, point in enumerate(prompt.points.tolist()):
+                check_point(point, size, f"{name}.points[{place}]")
+            if prompt.box is not None:
+                check_box(prompt.box, size, f"{name}.box")
             if prompt.mask is not None and prompt.mask.size != size:
                 raise invalid(
                     f"{name}.mask",

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from regionsearch.errors import invalid, too_large
 from regionsearch.images import ImageLimits, decoded_bytes, image_from_proto
 from regionsearch.masks import mask_from_proto, mask_to_proto
+from regionsearch.prompts import read_box
 from regionsearch.tensors import tensor_from_proto, tensor_to_proto
 from regionsearch.v1 import segment_pb2, types_pb2
 from services.segmenter.backends.base import ModelIdentity
@@ -125,11 +126,7 @@ def _read_prompt(prompt: segment_pb2.Prompt, name: str, max_points: int, limits:
     points = np.array([(point.x, point.y) for point in prompt.points], np.float64).reshape(-1, 2)
     if not np.isfinite(points).all():
         raise invalid(f"{name}.points", f"{name}.points holds NaN or infinity; send pixels")
-    box = None
-    if has_box:
-        box = (prompt.box.x_min, prompt.box.y_min, prompt.box.x_max, prompt.box.y_max)
-        if not np.isfinite(box).all() or box[0] >= box[2] or box[1] >= box[3]:
-            raise invalid(f"{name}.box", f"{name}.box has no area; x_min < x_max and y_min < y_max in pixels")
+    box = read_box(prompt.box, f"{name}.box") if has_box else None
     mask = prompt.mask
     decode = functools.partial(mask_from_proto, mask, f"{name}.mask", limits.max_pixels)
     return Prompt(

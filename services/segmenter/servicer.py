@@ -12,6 +12,7 @@ from regionsearch.errors import invalid, to_status, too_large
 from regionsearch.images import ImageLimits
 from regionsearch.v1 import segment_pb2, segment_pb2_grpc, types_pb2
 from services.runtime.batcher import Lane
+from services.runtime.enums import check_enums
 from services.runtime.interceptor import is_over, typed
 from services.segmenter import messages
 from services.segmenter.calls import Call, Picture
@@ -83,6 +84,7 @@ class SegmentServicer(segment_pb2_grpc.SegmentServiceServicer):
         self, item: segment_pb2.SegmentStreamRequest, deadline: float | None
     ) -> segment_pb2.SegmentStreamResponse:
         try:
+            check_enums(item.request)
             response = await self._segment(item.request, deadline)
         except (Exception, asyncio.CancelledError) as error:  # no reason to end the others
             if is_over(error):

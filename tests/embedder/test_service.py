@@ -158,6 +158,13 @@ async def test_texts_with_templates_cache_and_truncation(service, backend):
         assert not np.allclose(ensemble[0], vectors[1], atol=1e-3)
 
 
+async def test_invisible_characters_do_not_change_a_vector(service):
+    texts = ["dog", "dog\u200b", "\u200edog", "do\u00adg", "\ufeffdog"]
+    answer = await service.EmbedTexts(embed_pb2.EmbedTextsRequest(texts=texts))
+    vectors = tensor_from_proto(answer.vectors, "vectors", ndim=2)
+    assert (vectors == vectors[0]).all()
+
+
 async def test_a_text_as_long_as_the_context_is_not_called_truncated(service, backend):
     words = "cat " * 14  # and the two marks: exactly 16 tokens
     answer = await service.EmbedTexts(embed_pb2.EmbedTextsRequest(texts=[words, words + "cat"]))

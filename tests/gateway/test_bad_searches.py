@@ -27,8 +27,10 @@ def test_half_a_character_is_named_too(gateway: Running, filled: dict[str, str])
     [
         ({}, "/query"),
         ({"query": {}}, "/query"),
-        ({"query": {"text": " "}}, "/query/texts/0"),
-        ({"query": {"text": "a", "texts": ["b", ""]}}, "/query/texts/2"),
+        ({"query": {"text": " "}}, "/query/text"),
+        ({"query": {"text": "\u200b"}}, "/query/text"),
+        ({"query": {"texts": ["\u2060\u00ad"]}}, "/query/texts/0"),
+        ({"query": {"text": "a", "texts": ["b", ""]}}, "/query/texts/1"),
         ({"query": {"texts": ["a"] * 65}}, "/query/texts"),
         ({"query": {"image": "%%%"}}, "/query/image"),
         ({"query": {"image": "AAAA"}}, "/query/image"),
@@ -69,6 +71,35 @@ def test_a_bad_search_names_the_field(
     problem = response.json()
     assert problem["errors"][0]["pointer"] == pointer, problem
     assert problem["code"] in {kind.value for kind in Kind}
+
+
+@pytest.mark.parametrize(
+    ("query", "pointer"),
+    [
+        ({"points": [{"x": 1, "y": 1}, {"x": 5000, "y": 5000}]}, "/query/points/1"),
+        ({"points": [{"x": -2, "y": 1}]}, "/query/points/0"),
+        ({"box": {"x_min": 900, "y_min": 900, "x_max": 950, "y_max": 950}}, "/query/box"),
+    ],
+)
+def test_pointing_outside_of_a_stored_image_is_refused_with_its_size(
+    gateway: Running, filled: dict[str, str], query: dict[str, Any], pointer: str
+) -> None:
+    body = {"query": query | {"image_id": filled["green"]}}
+    response = gateway.http.post(f"/v1/collections/{COLLECTION}/search", json=body)
+    assert response.status_code == 400
+    assert response.json()["errors"][0]["pointer"] == pointer
+    assert "outside of the image of 160 x 120 pixels" in response.json()["detail"]
+
+
+def test_an_unknown_enum_value_is_refused_over_grpc(gateway: Running, filled: dict[str, str]) -> None:
+    query = region_search_pb2.Query(texts=["red"])
+    for field in ("level", "group_by"):
+        request = region_search_pb2.RegionSearchServiceSearchRequest(collection=COLLECTION, query=query)
+        setattr(request, field, 99)
+        with pytest.raises(grpc.RpcError) as caught:
+            gateway.grpc.Search(request)
+        error = from_rpc_error(caught.value)
+        assert (error.kind, error.field) == (Kind.INVALID_ARGUMENT, field)
 
 
 def test_an_unknown_collection_is_not_found(gateway: Running, script: Script) -> None:

@@ -266,6 +266,10 @@ def test_segment_then_select(gateway: Running, collection: str, script: Script) 
     assert area(text="lime") == 400
     assert script.calls == {"EmbedTexts": 1}
     assert segment(gateway, 404, **stored, points=[{"x": 159, "y": 1}])["code"] == "NOT_FOUND"
+    (outside,) = segment(gateway, 400, **stored, points=[{"x": 5000, "y": 5000}])["errors"]
+    assert outside["pointer"] == "/points/0"
+    (blank,) = segment(gateway, 400, **stored, text="\u200b")["errors"]
+    assert blank["pointer"] == "/text"
 
 
 @pytest.mark.parametrize(

@@ -291,6 +291,32 @@ def prompted(*prompts: segment_pb2.Prompt) -> dict[str, segment_pb2.Prompts]:
             "prompts.prompts[0].box",
         ),
         (
+            prompted(CLICK, segment_pb2.Prompt(points=[*CLICK.points, types_pb2.Point(x=5000, y=5000)])),
+            Kind.INVALID_ARGUMENT,
+            "prompts.prompts[1].points[1]",
+        ),
+        (
+            prompted(segment_pb2.Prompt(points=[types_pb2.Point(x=-1.5, y=9)])),
+            Kind.INVALID_ARGUMENT,
+            "prompts.prompts[0].points[0]",
+        ),
+        (
+            prompted(segment_pb2.Prompt(box=types_pb2.Box(x_min=-100, y_min=-100, x_max=-1, y_max=-1))),
+            Kind.INVALID_ARGUMENT,
+            "prompts.prompts[0].box",
+        ),
+        (prompted(CLICK) | {"priority": 99}, Kind.INVALID_ARGUMENT, "priority"),
+        (
+            prompted(CLICK) | {"output": segment_pb2.OutputOptions(mask_encoding=99)},  # type: ignore[arg-type]
+            Kind.INVALID_ARGUMENT,
+            "output.mask_encoding",
+        ),
+        (
+            prompted(segment_pb2.Prompt(mask_logits=types_pb2.Tensor(dtype=99))),  # type: ignore[arg-type]
+            Kind.INVALID_ARGUMENT,
+            "prompts.prompts[0].mask_logits.dtype",
+        ),
+        (
             prompted(segment_pb2.Prompt(mask=mask_to_proto(np.ones((2, 2), bool)))),
             Kind.INVALID_ARGUMENT,
             "prompts.prompts[0].mask",
