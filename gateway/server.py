@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncIterator, Coroutine, Iterator
+from collections.abc import AsyncIterator, Coroutine
 from typing import Any
 
 import uvicorn
@@ -15,6 +15,7 @@ from gateway.core import Gateway
 from gateway.grpc_api import RegionSearchServicer
 from gateway.health import GatewayHealth
 from gateway.http.app import create_app
+from gateway.http.listener import HttpServer
 from gateway.settings import GatewaySettings
 from gateway.sweep import Sweeper, sweep_again_and_again
 from regionsearch.v1.region_search_pb2_grpc import add_RegionSearchServiceServicer_to_server
@@ -76,7 +77,8 @@ async def _http_server(
         access_log=False,  # the application writes its own line, with the request's id
         lifespan="off",
         server_header=False,
-        timeout_keep_alive=30,
+        timeout_keep_alive=settings.connections.idle_s,
+        reset_contextvars=True,  # or what a request sets is seen by all later ones on its connection
         timeout_graceful_shutdown=max(1, round(settings.grace_s)),
         ssl_certfile=tls.certificate,
         ssl_keyfile=tls.key,
@@ -87,7 +89,7 @@ async def _http_server(
     host = settings.http_host or settings.host
     listener = _listen(host, settings.http_port)
     port = listener.getsockname()[1]
-    server = _Uvicorn(config)
+    server = HttpServer(config, settings.connections)
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     try:
         while not server.started:
@@ -115,12 +117,3 @@ def _listen(host: str, port: int) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.bind((host, port))
     return listener
-
-
-class _Uvicorn(uvicorn.Server):
-    """Leaves the signals to the process's own life cycle."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[Any]:
-        """Captures none."""
-        yield

@@ -75,6 +75,27 @@ class LimitSettings(_Part):
         )
 
 
+class ConnectionSettings(_Part):
+    """What one HTTP connection may cost."""
+
+    max_connections: int = Field(
+        1000,
+        gt=0,
+        description="Open at once, and at most half of the file descriptors that the process may have. "
+        "Beyond them the one idle longest is closed; where none is idle, only health checks are answered.",
+    )
+    headers_s: float = Field(
+        10.0, gt=0, description="Longest time for the headers of a request, and for a TLS handshake, seconds."
+    )
+    idle_s: int = Field(30, gt=0, description="Between two requests on one connection, seconds.")
+    stall_s: float = Field(
+        20.0, gt=0, description="How long a body or a reader may be slower than min_bytes_per_s, seconds."
+    )
+    min_bytes_per_s: int = Field(
+        4096, ge=0, description="Slowest pace of a body that is sent, and of an answer that is read."
+    )
+
+
 class TimeoutSettings(_Part):
     """Longest times of one request, seconds; a caller's own nearer deadline wins."""
 
@@ -139,6 +160,7 @@ class GatewaySettings(ServiceSettings):
         None, ge=0, description="A whole image goes before its own region that is better by less than this."
     )
     limits: LimitSettings = LimitSettings()
+    connections: ConnectionSettings = ConnectionSettings()
     timeouts: TimeoutSettings = TimeoutSettings()
     sweep: SweepSettings = SweepSettings()
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
