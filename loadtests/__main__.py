@@ -33,10 +33,12 @@ class Target:
     Attributes:
         url: Base URL of the gateway.
         services: Service -> host:port.
+        supervisor: Process id of `regionsearch up`, where the stack is one of this machine.
     """
 
     url: str
     services: dict[str, str]
+    supervisor: int | None = None
 
 
 @contextlib.contextmanager
@@ -55,9 +57,9 @@ def local_stack(folder: Path) -> Iterator[Target]:
     try:
         url = f"http://127.0.0.1:{http_port}"
         _wait_ready(url, process, log)
-        yield Target(
-            url, {name: service_address(folder / "data" / "logs" / f"{name}.log") for name in SERVICES}
-        )
+        logs = folder / "data" / "logs"
+        services = {name: service_address(logs / f"{name}.log") for name in SERVICES}
+        yield Target(url, services, process.pid)
     finally:
         process.terminate()
         process.wait(60)

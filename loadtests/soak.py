@@ -1,0 +1,256 @@
+"""`python -m loadtests.soak`: hours of ordinary and careless use, and whether any process grows.
+
+The ordinary users are Locust's. Beside them a careless one leaves in the middle of uploads and answers, sends
+damaged files and malformed bodies, and adds and deletes images. Every few seconds the memory, the file
+descriptors and the threads of each process are read; the slope of each, after the warm-up, is printed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import random
+import signal
+import socket
+import statistics
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+from urllib.parse import urlsplit
+
+import httpx
+import psutil
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from loadtests.__main__ import HERE, Target, local_stack, locust_command
+from loadtests.fleets import MODULES, ROOT
+from loadtests.scenes import Scene
+
+MIB = 1 << 20
+SAMPLE_S = 5.0
+WARM_UP = 1 / 3  # of a run: caches fill, allocators find their size
+NO_PROMISE = "error_budget = 1.0\ngenerator_cpu = 9.0\n[p95_ms]\n"
+
+# What counts as growth: a slope per minute and, so that noise is none, a rise over what is judged.
+LIMITS = {"memory MiB": (2.0, 32.0), "descriptors": (0.5, 8.0), "threads": (0.2, 4.0)}
+
+
+@dataclass(frozen=True)
+class Slope:
+    """How one figure of one process developed.
+
+    Attributes:
+        process: Its name.
+        what: Of which figure.
+        first: Median of the first tenth after the warm-up.
+        last: Median of the last tenth.
+        per_minute: Theil-Sen slope: the median over all pairs of samples, which a few peaks do not move.
+    """
+
+    process: str
+    what: str
+    first: float
+    last: float
+    per_minute: float
+
+    @property
+    def grows(self) -> bool:
+        """Whether the figure rises by more than noise."""
+        slope, rise = LIMITS[self.what]
+        return self.per_minute > slope and self.last - self.first > rise
+
+
+def slope(process: str, what: str, samples: Sequence[tuple[float, float]]) -> Slope:
+    """Judges samples of one figure.
+
+    Args:
+        process: Its name.
+        what: A key of `LIMITS`.
+        samples: Seconds and value, in order, those of the warm-up included; at least two after it.
+    """
+    end = samples[-1][0]
+    begin = samples[0][0] + WARM_UP * (end - samples[0][0])
+    judged = [sample for sample in samples if sample[0] >= begin]
+    pairs = itertools.combinations(judged[:: max(1, len(judged) // 300)], 2)
+    slopes = [60 * (y2 - y1) / (x2 - x1) for (x1, y1), (x2, y2) in pairs]
+    tenth = max(1, len(judged) // 10)
+    first = statistics.median(value for _, value in judged[:tenth])
+    last = statistics.median(value for _, value in judged[-tenth:])
+    return Slope(process, what, first, last, statistics.median(slopes))
+
+
+def processes(supervisor: int) -> dict[str, psutil.Process]:
+    """The supervisor and its four processes, by name."""
+    found = {"supervisor": psutil.Process(supervisor)}
+    for child in found["supervisor"].children(recursive=True):
+        command = child.cmdline()
+        found |= {name: child for name, module in MODULES.items() if module in command}
+    return found
+
+
+def sample(process: psutil.Process) -> dict[str, float]:
+    """What a process holds now; memory is that which would be free if it ended (USS).
+
+    Raises:
+        psutil.NoSuchProcess: It has ended.
+    """
+    with process.oneshot():
+        if process.status() == psutil.STATUS_ZOMBIE:
+            raise psutil.NoSuchProcess(process.pid)
+        return {
+            "memory MiB": process.memory_full_info().uss / MIB,
+            "descriptors": float(process.num_fds()),
+            "threads": float(process.num_threads()),
+        }
+
+
+class CarelessUser:
+    """Does, in turn, what flaky networks and hasty people do; answers do not matter to it.
+
+    Args:
+        url: Base URL of the gateway.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._random = random.Random(7)
+        self._address = urlsplit(url)
+        self._client = httpx.Client(base_url=url, timeout=60)
+        self._images = "/v1/collections/default/images"
+        self.done = 0
+
+    def run(self, until: threading.Event) -> None:
+        """Goes on until the event is set."""
+        acts: tuple[Callable[[], object], ...] = (
+            self.leave_in_the_middle_of_an_upload,
+            self.leave_before_the_answer,
+            self.send_a_damaged_file,
+            self.send_a_malformed_body,
+            self.add_look_at_and_delete,
+        )
+        for act in itertools.cycle(acts):
+            with contextlib.suppress(httpx.HTTPError, OSError, KeyError, IndexError):
+                act()
+            self.done += 1
+            if until.wait(self._random.uniform(0.1, 0.6)):
+                return
+
+    def leave_in_the_middle_of_an_upload(self) -> None:
+        """The connection is cut when half of the body is sent."""
+        body = self._random.randbytes(300_000)
+        head = (
+            f"POST {self._images} HTTP/1.1\r\nHost: {self._address.netloc}\r\n"
+            f"Content-Type: multipart/form-data; boundary=x\r\nContent-Length: {2 * len(body)}\r\n\r\n"
+            '--x\r\nContent-Disposition: form-data; name="files"; filename="a.jpg"\r\n\r\n'
+        )
+        with socket.create_connection((self._address.hostname, self._address.port), 10) as connection:
+            connection.sendall(head.encode() + body)
+
+    def leave_before_the_answer(self) -> None:
+        """The client waits for an upload's answer for less time than it takes."""
+        self._client.post(self._images, files={"files": ("a.jpg", self._scene())}, timeout=0.2)
+
+    def send_a_damaged_file(self) -> None:
+        """A JPEG that ends in its middle."""
+        whole = self._scene()
+        self._client.post(self._images, files={"files": ("a.jpg", whole[: len(whole) // 2])})
+
+    def send_a_malformed_body(self) -> None:
+        """JSON of wrong types in every place."""
+        body = {"query": {"text": ["a"]}, "filter": {"tags": [0] * 1000}, "page_size": "many"}
+        self._client.post("/v1/collections/default/search", json=body)
+
+    def add_look_at_and_delete(self) -> None:
+        """An image comes, is shown, and goes."""
+        answer = self._client.post(self._images, files={"files": ("a.jpg", self._scene())}).json()
+        path = f"{self._images}/{answer['results'][0]['image_id']}"
+        self._client.get(f"{path}/thumbnail")
+        self._client.get(f"{path}/regions")
+        self._client.delete(path)
+
+    def _scene(self) -> bytes:
+        return Scene(self._random.getrandbits(60)).jpeg
+
+
+@contextlib.contextmanager
+def traffic(target: Target, users: int, out: Path) -> Iterator[CarelessUser]:
+    """Ordinary users and a careless one, from before until after."""
+    promise = out / "slo.toml"
+    promise.write_text(NO_PROMISE)
+    command = [*locust_command(target, users, None, None, out, ui=False), "--slo", str(promise)]
+    locust = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    careless, enough = CarelessUser(target.url), threading.Event()
+    thread = threading.Thread(target=careless.run, args=(enough,))
+    thread.start()
+    try:
+        yield careless
+    finally:
+        enough.set()
+        locust.send_signal(signal.SIGTERM)
+        thread.join(90)
+        locust.wait(120)
+
+
+def watch(
+    supervisor: int, duration_s: float, every_s: float = SAMPLE_S
+) -> dict[tuple[str, str], list[tuple[float, float]]]:
+    """Samples of each figure of each process.
+
+    Raises:
+        RuntimeError: A process ended or was replaced by another one.
+    """
+    watched = processes(supervisor)
+    missing = set(MODULES) - set(watched)
+    if missing:
+        raise RuntimeError(f"{', '.join(sorted(missing))}: not among the supervisor's processes")
+    seen: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    begin = time.monotonic()
+    while (now := time.monotonic() - begin) < duration_s:
+        for name, process in watched.items():
+            try:
+                figures = sample(process)
+            except psutil.NoSuchProcess:
+                raise RuntimeError(f"{name} ended after {now:.0f} s") from None
+            for what, value in figures.items():
+                seen.setdefault((name, what), []).append((now, value))
+        time.sleep(every_s)
+    return seen
+
+
+def main(
+    minutes: Annotated[float, typer.Option(help="How long; the first third is the warm-up.")] = 10.0,
+    users: Annotated[int, typer.Option(help="Ordinary users at once, over all kinds.")] = 5,
+    out: Annotated[Path, typer.Option(help="Folder for Locust's HTML and CSV.")] = HERE / "out" / "soak",
+) -> None:
+    """Uses a local stack for a while and prints what grows; exit code 1 when anything does."""
+    out.mkdir(parents=True, exist_ok=True)
+    console = Console()
+    try:
+        with tempfile.TemporaryDirectory() as folder, local_stack(Path(folder)) as target:
+            assert target.supervisor is not None
+            with traffic(target, users, out) as careless:
+                seen = watch(target.supervisor, 60 * minutes)
+            console.print(f"{careless.done} careless acts")
+    except RuntimeError as error:
+        console.print(f"[red]{error}[/red]")
+        raise typer.Exit(1) from None
+    slopes = [slope(*key, samples) for key, samples in seen.items()]
+    table = Table("process", "figure", title=f"Soak of {minutes:g} minutes, after a third for warm-up")
+    for column in ("first", "last", "per minute"):
+        table.add_column(column, justify="right")
+    for one in slopes:
+        numbers = (f"{one.first:.0f}", f"{one.last:.0f}", f"{one.per_minute:+.2f}")
+        table.add_row(one.process, one.what, *numbers, style="red" if one.grows else None)
+    console.print(table)
+    raise typer.Exit(any(one.grows for one in slopes))
+
+
+if __name__ == "__main__":
+    typer.run(main)
