@@ -8,6 +8,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Annotated
 
+import open_clip
 import torch
 import typer
 from rich.console import Console
@@ -73,6 +74,10 @@ def pocket(
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto: the GPU where there is one.")] = "auto",
     threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 for all cores.")] = 0,
     seed: Annotated[int, typer.Option(help="Of initial weights and batches.")] = 0,
+    init_from: Annotated[
+        Path | None,
+        typer.Option(help="Folder of exported weights that the embedder begins with; random ones otherwise."),
+    ] = None,
 ) -> None:
     """Trains, exports, and measures on scenes never seen."""
     if context.invoked_subcommand:
@@ -91,7 +96,8 @@ def pocket(
         sam = segmenter.train_segmenter(run(segmenter), store)
         export_segmenter(sam, segmenter.ARCHITECTURE, segmenter.EVERYTHING, output)
     if model in (Model.EMBEDDER, Model.ALL):
-        clip = embedder.train_embedder(run(embedder), store)
+        init = None if init_from is None else _load_clip(init_from)
+        clip = embedder.train_embedder(run(embedder), store, init)
         export_embedder(clip, embedder.MODEL_CONFIG, output)
     if model in (Model.REFINER, Model.ALL):
         _refine(run(refiner), store, output)
@@ -113,14 +119,19 @@ def examples(folder: Path = Path("examples/scenes")) -> None:
     sets.write_examples(folder)
 
 
+def _load_clip(models: Path) -> open_clip.CLIP:
+    clip = embedder.build_clip(embedder.MODEL_CONFIG)
+    load_weights(clip, models / "embedder.safetensors")
+    return clip
+
+
 def _refine(run: Run, store: SceneStore, models: Path) -> None:
     """Trains a refiner for the segmenter of a folder, from the one that it has on, and exports both."""
     architecture = json.loads((models / "segmenter.json").read_text())["architecture"]
     sam = build_pocket_sam(**architecture)
     load_weights(sam, models / "segmenter.safetensors")
     earlier, sam.refiner = getattr(sam, "refiner", None), None
-    clip = embedder.build_clip(embedder.MODEL_CONFIG)
-    load_weights(clip, models / "embedder.safetensors")
+    clip = _load_clip(models)
     looks = LookStore(run.folder / "looks", store, min(refiner.LOOKS, len(store)))
     looks.prepare(sam, architecture, run.device)
     torch.manual_seed(run.seed)

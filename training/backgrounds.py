@@ -17,6 +17,8 @@ from PIL import Image
 
 Pixels = npt.NDArray[np.float32]
 
+_MAX_SIDE = 1600  # pixels of a photograph that are kept in memory
+
 TRAINING_PHOTOGRAPHS = (
     "skimage/data/grass.png",
     "skimage/data/gravel.png",
@@ -28,6 +30,50 @@ TRAINING_PHOTOGRAPHS = (
     "skimage/data/astronaut.png",
     "skimage/data/camera.png",
 )
+WALLPAPERS = tuple(
+    f"/usr/share/{file}"
+    for file in (
+        *(
+            f"backgrounds/{name}.jpg"
+            for name in (
+                "Bridge_by_Sander_Klootwijk",
+                "Dragonfly_by_Bolly",
+                "Fossa_by_Jasper_Roks",
+                "Infinite-Sea_by_Aury88",
+                "Kleiber_by_Lukas_Baubkus",
+                "Picture_0B_by_freespace",
+                "Picture_1A_by_freespace",
+                "Wine_by_Jakkub_Mede",
+                "aitzgorri_by_Aitzol_Berasategi",
+                "analogpattern_by_Peter_Nerlich",
+                "free_by_Peter_Nerlich",
+                "friends_by_Aitzol_Berasategi",
+                "greentock_by_Peter_Nerlich",
+                "life_by_Aitzol_Berasategi",
+                "picosdeeuropa_by_Aitzol_Berasategi",
+                "seeding_by_Clements_Engelhardt",
+                "sunset_by_Aitzol_Berasategi",
+                "umang_by_Abhishek_Mudgal",
+            )
+        ),
+        *(
+            f"wallpapers/{name}/contents/images/2560x1600.jpg"
+            for name in (
+                "Autumn",
+                "BytheWater",
+                "ColdRipple",
+                "ColorfulCups",
+                "EveningGlow",
+                "FallenLeaf",
+                "Kite",
+                "OneStandsOut",
+                "Path",
+            )
+        ),
+    )
+)
+"""Photographs of Debian's ``lomiri-wallpapers`` and ``plasma-workspace-wallpapers``, for training alone."""
+
 HELD_OUT_PHOTOGRAPHS = (
     "sklearn/datasets/images/china.jpg",
     "sklearn/datasets/images/flower.jpg",
@@ -45,8 +91,8 @@ def draw_background(
         rng: source of the variation.
         height: in pixels.
         width: in pixels.
-        photographs: files, relative to the installed packages, of which crops may be used; those that are not
-            installed are left out.
+        photographs: files of which crops may be used, relative to the installed Python packages or absolute;
+            those that are not installed are left out.
         calm: only soft ones, without stripes, checks and grain.
 
     Returns:
@@ -61,6 +107,20 @@ def draw_background(
         grain = rng.normal(0, rng.uniform(2, 12), (height, width, 1 if rng.random() < 0.5 else 3))
         pixels = pixels + grain.astype(np.float32)
     return pixels
+
+
+def draw_photograph(
+    rng: np.random.Generator, height: int, width: int, photographs: tuple[str, ...]
+) -> Pixels:
+    """A random crop of a random one of the photographs, float32 RGB in 0 … 255, height × width × 3.
+
+    Raises:
+        ValueError: None of them is installed.
+    """
+    available = _available(photographs)
+    if not available:
+        raise ValueError("none of the photographs is installed")
+    return _photograph(rng, height, width, available[int(rng.integers(len(available)))])
 
 
 def _colour(rng: np.random.Generator) -> Pixels:
@@ -177,6 +237,9 @@ _ALL: tuple[_Painter, ...] = (
 def _available(photographs: tuple[str, ...]) -> tuple[Path, ...]:
     files: list[Path] = []
     for photograph in photographs:
+        if photograph.startswith("/"):
+            files += [Path(photograph)] if Path(photograph).is_file() else []
+            continue
         package, _, inside = photograph.partition("/")
         spec = importlib.util.find_spec(package)
         if spec and spec.origin and (file := Path(spec.origin).parent / inside).is_file():
@@ -186,4 +249,8 @@ def _available(photographs: tuple[str, ...]) -> tuple[Path, ...]:
 
 @cache
 def _read(file: Path) -> Image.Image:
-    return Image.open(file).convert("RGB")
+    with Image.open(file) as image:
+        image.draft("RGB", (_MAX_SIDE, _MAX_SIDE))
+        photo = image.convert("RGB")
+    photo.thumbnail((_MAX_SIDE, _MAX_SIDE), reducing_gap=2.0)
+    return photo

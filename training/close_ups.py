@@ -22,7 +22,7 @@ from training.looks import LOOK, LookStore, draw_click
 from training.loop import Run
 from training.prompts import choose_things, jittered_box, mask_box
 from training.scenes import Scene
-from training.vocabulary import Vocabulary
+from training.vocabulary import UNNAMED, Vocabulary
 
 _SIDES = 2.1  # of a close-up in sides of the object's box, in the middle
 _FOUND_SHARE = 0.5  # of the close-ups that lie around what the segmenter found; others around the thing
@@ -129,7 +129,7 @@ def draw_view(
         "points": (look["points"] + 0.5 - corner) * scale,
         "marks": look["marks"],
         "box": (look["box"] - np.tile(corner, 2)) * scale,
-        "name": np.int64(vocabulary.index[name]),
+        "name": np.int64(vocabulary.index.get(name, UNNAMED)),
     }
     for mirror, chance in ((_mirrored, 0.5), (_transposed, 0.2)):
         if rng.random() < chance:

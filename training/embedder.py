@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from services.embedder.crops import CropPolicy, crop_regions
+from services.embedder.crops import CropPolicy
 from training.captions import ALL_WORDS, describe_scene
 from training.loop import Run, build_adamw, train
+from training.naming import NamingQuality, crop, to_tensor, whole_crop
 from training.prompts import mask_box
 from training.scenes import HELD_OUT, Scene, SceneArtist
 from training.store import SceneStore, fit
@@ -68,6 +69,17 @@ class EmbedderTrainee(nn.Module):
         self.clip.token_embedding.requires_grad_(False).weight.zero_()
         self.clip.visual.to(memory_format=torch.channels_last)
 
+    @torch.no_grad()
+    def init_from(self, clip: open_clip.CLIP, vocabulary: Vocabulary) -> None:
+        """Begins with trained weights of the same architecture; prototypes begin at the names' texts."""
+        weights = clip.state_dict()
+        table = weights.pop("token_embedding.weight")
+        self.clip.load_state_dict(weights, strict=False)
+        self.tokens.weight.copy_(table[self.known])
+        names = vocabulary.names
+        texts = [self.embed_texts(names[i : i + 256]) for i in range(0, len(names), 256)]
+        self.prototypes[: len(names)] = torch.cat(texts)
+
     def embed_images(self, pixels: Tensor) -> Tensor:
         """Normalised pixels (N, 3, side, side) to unit vectors (N, D)."""
         with torch.autocast(pixels.device.type, torch.bfloat16):
@@ -97,12 +109,21 @@ def build_clip(config: dict[str, Any]) -> open_clip.CLIP:
     return open_clip.CLIP(**config)
 
 
-def train_embedder(run: Run, store: SceneStore) -> nn.Module:
-    """Trains and returns the averaged :class:`open_clip.CLIP`."""
+def train_embedder(run: Run, store: SceneStore, init: open_clip.CLIP | None = None) -> nn.Module:
+    """Trains and returns the averaged :class:`open_clip.CLIP`.
+
+    Args:
+        run: What is asked for.
+        store: Scenes to train on.
+        init: Weights to begin with; random ones when absent.
+    """
     torch.manual_seed(run.seed)
     artist = SceneArtist()
     vocabulary = Vocabulary(artist.vocabulary)
-    trainee = EmbedderTrainee(MODEL_CONFIG, vocabulary).to(run.device)
+    trainee = EmbedderTrainee(MODEL_CONFIG, vocabulary)
+    if init is not None:
+        trainee.init_from(init, vocabulary)
+    trainee.to(run.device)
     fine_side = MODEL_CONFIG["vision_cfg"]["image_size"]
 
     def compute_loss(step: int) -> tuple[Tensor, dict[str, float]]:
@@ -117,7 +138,8 @@ def train_embedder(run: Run, store: SceneStore) -> nn.Module:
 
     def evaluate(module: nn.Module) -> dict[str, float]:
         assert isinstance(module, EmbedderTrainee)
-        return naming_quality(module, vocabulary, held_out(), fine_side, run.device)
+        quality = NamingQuality(module, vocabulary, fine_side, run.device)
+        return quality.of_scenes(held_out()) | quality.of_unseen_icons(limit=300)
 
     averaged = train(
         trainee,
@@ -133,32 +155,6 @@ def train_embedder(run: Run, store: SceneStore) -> nn.Module:
     return clip
 
 
-@torch.no_grad()
-def naming_quality(
-    trainee: EmbedderTrainee,
-    vocabulary: Vocabulary,
-    scenes: list[Scene],
-    side: int,
-    device: torch.device,
-) -> dict[str, float]:
-    """How often the right name, of all names, is the nearest text; blurred crops and whole scenes."""
-    trainee.eval()
-    texts = torch.cat(
-        [trainee.embed_texts(vocabulary.names[i : i + 256]) for i in range(0, len(vocabulary.names), 256)]
-    )
-    right, whole = [], []
-    for scene in scenes:
-        image = _to_tensor(scene.image, device)
-        masks = np.stack([scene.labels == thing.label for thing in scene.things])
-        boxes = np.stack([mask_box(mask) for mask in masks])
-        crops = _crop(image, boxes, masks, CropPolicy.BLUR, side, device)
-        truth = torch.tensor([vocabulary.index[thing.name] for thing in scene.things], device=device)
-        right.append((trainee.embed_images(crops) @ texts.T).argmax(1) == truth)
-        top = (trainee.embed_images(_whole(image, side)) @ texts.T).topk(len(truth)).indices[0]
-        whole.append(torch.isin(truth, top).float())
-    return {"top1": float(torch.cat(right).float().mean()), "scene_recall": float(torch.cat(whole).mean())}
-
-
 def _step_loss(
     trainee: EmbedderTrainee,
     vocabulary: Vocabulary,
@@ -170,16 +166,18 @@ def _step_loss(
     crops: list[Tensor] = []
     images: list[Tensor] = []
     names: list[str | None] = []
+    shown: list[list[str]] = []
     for scene in scenes:
         pixels = scene.image[:, ::-1] if (mirrored := rng.random() < 0.5) else scene.image
         labels = scene.labels[:, ::-1] if mirrored else scene.labels
-        image = _to_tensor(pixels, device)
+        image = to_tensor(pixels, device)
         boxes, masks, seen = _regions(rng, scene, labels)
         policy = _POLICIES[int(rng.choice(len(_POLICIES), p=_POLICY_WEIGHTS / _POLICY_WEIGHTS.sum()))]
-        crops.append(_crop(image, boxes, masks, policy, side, device))
+        crops.append(crop(image, boxes, masks, policy, side, device))
         names.extend(seen)
-        if len(images) < _WHOLE_SCENES:
-            images.append(_whole(image, side))
+        if scene.names and len(images) < _WHOLE_SCENES:
+            images.append(whole_crop(image, side))
+            shown.append(scene.names)
     features = trainee.embed_images(torch.cat([*crops, *images]))
     nothing = len(vocabulary.names)
     classes = torch.tensor([vocabulary.index[n] if n else nothing for n in names], device=device)
@@ -196,7 +194,6 @@ def _step_loss(
     loss_named = F.cross_entropy(named, classes) + F.cross_entropy(scale * texts @ prototypes.T, text_classes)
     loss_paired = _contrast(scale * regions @ texts.T, classes[:, None] == text_classes[None], is_thing)
 
-    shown = [[thing.name for thing in scene.things] for scene in scenes[:_WHOLE_SCENES]]
     target = torch.zeros(len(shown), len(prototypes), device=device)
     for row, present in zip(target, shown, strict=True):
         row[[vocabulary.index[name] for name in present]] = 1 / len(present)
@@ -243,7 +240,7 @@ def _regions(
         mask = _disturb(rng, labels == thing.label)
         boxes.append(mask_box(mask))
         masks.append(mask)
-        names.append(thing.name)
+        names.append(thing.name or None)
     if rng.random() < 0.5:
         mask = (
             labels == scene.things[int(rng.integers(len(scene.things)))].label
@@ -275,26 +272,3 @@ def _disturb(rng: np.random.Generator, mask: npt.NDArray[np.bool_]) -> npt.NDArr
     ]
     changed = mask | moved if kind < 0.7 else mask & moved
     return changed if changed.sum() > 40 else mask
-
-
-def _crop(
-    image: Tensor,
-    boxes: npt.NDArray[np.float32],
-    masks: npt.NDArray[np.bool_],
-    policy: CropPolicy,
-    side: int,
-    device: torch.device,
-) -> Tensor:
-    return crop_regions(
-        image, torch.from_numpy(boxes).to(device), torch.from_numpy(masks).to(device), policy, side
-    )
-
-
-def _whole(image: Tensor, side: int) -> Tensor:
-    """The whole image as one crop (1, 3, side, side)."""
-    box = torch.tensor([[0, 0, image.shape[2], image.shape[1]]], dtype=torch.float32, device=image.device)
-    return crop_regions(image, box, None, CropPolicy.BBOX, side)
-
-
-def _to_tensor(image: npt.NDArray[np.uint8], device: torch.device) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))).to(device)

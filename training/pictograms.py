@@ -64,8 +64,8 @@ class Pictogram:
     pixels: npt.NDArray[np.uint8]
 
 
-class FontMissingError(RuntimeError):
-    """The emoji font or the CLDR annotations are not on this machine; the message says how to get them."""
+class DataMissingError(RuntimeError):
+    """Something to draw with is not on this machine; the message says how to get it."""
 
 
 @functools.cache
@@ -73,11 +73,21 @@ def load_pictograms(cache: Path = CACHE) -> list[Pictogram]:
     """All fair pictograms, ordered by code point; rasterised once and then read from ``cache``.
 
     Raises:
-        FontMissingError: when the font or CLDR is needed and missing.
+        DataMissingError: when the font or CLDR is needed and missing.
     """
+    return list(_load_glyphs(cache).values())
+
+
+def load_glyph_names(cache: Path = CACHE) -> dict[str, str]:
+    """The vocabulary's names by the character that shows each thing."""
+    return {glyph: pictogram.name for glyph, pictogram in _load_glyphs(cache).items()}
+
+
+@functools.cache
+def _load_glyphs(cache: Path) -> dict[str, Pictogram]:
     for path, package in ((FONT, "fonts-noto-color-emoji"), (ANNOTATIONS, "unicode-cldr-core")):
         if not path.is_file():
-            raise FontMissingError(f"{path} is missing; install the Debian package {package}")
+            raise DataMissingError(f"{path} is missing; install the Debian package {package}")
     recipe = f"{FONT.stat().st_size}/{ANNOTATIONS.stat().st_size}/{_UNFAIR.pattern}/{_ALIKE}"
     file = cache / f"pictograms-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}.npz"
     names = _fair_names()
@@ -90,7 +100,7 @@ def load_pictograms(cache: Path = CACHE) -> list[Pictogram]:
         temporary.replace(file)
     with np.load(file) as stored:
         bitmaps = dict(zip(stored["glyphs"].tolist(), stored["pixels"], strict=True))
-    return [Pictogram(*names[glyph], pixels=_trim(bitmap)) for glyph, bitmap in bitmaps.items()]
+    return {glyph: Pictogram(*names[glyph], pixels=trim(bitmap)) for glyph, bitmap in bitmaps.items()}
 
 
 def _fair_names() -> dict[str, tuple[str, tuple[str, ...]]]:
@@ -120,7 +130,8 @@ def _rasterise(glyph: str) -> npt.NDArray[np.uint8]:
     return np.asarray(canvas).copy()
 
 
-def _trim(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+def trim(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """The opaque part of an RGBA image."""
     ys, xs = np.nonzero(pixels[..., 3] > 16)
     return pixels[ys.min() : ys.max() + 1, xs.min() : xs.max() + 1]
 
@@ -130,7 +141,7 @@ def _drop_lookalikes(glyphs: dict[str, npt.NDArray[np.uint8]]) -> list[str]:
     kept: list[str] = []
     seen = np.empty((0, 24 * 24 * 4), np.float32)
     for glyph, pixels in glyphs.items():
-        small = Image.fromarray(_trim(pixels)).resize((24, 24), Image.Resampling.BOX)
+        small = Image.fromarray(trim(pixels)).resize((24, 24), Image.Resampling.BOX)
         rgba = np.asarray(small, np.float32) / 255
         rgba[..., :3] *= rgba[..., 3:]
         views = np.stack([rgba.ravel(), rgba[:, ::-1].ravel()])

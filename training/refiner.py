@@ -18,7 +18,7 @@ from training.close_ups import TURNING, CloseUps
 from training.looks import LookStore
 from training.loop import Run, build_muon, train
 from training.segmenter import mask_iou
-from training.vocabulary import Vocabulary
+from training.vocabulary import UNNAMED, Vocabulary
 
 ARCHITECTURE: dict[str, Any] = {
     "body": "regnetx_004",
@@ -146,7 +146,8 @@ def _step_loss(
     logits, ious, names, things = trainee(maps)
     target = truth.float() / 255
     loss_mask = mask_loss(logits, target).mean()
-    loss_name = F.cross_entropy(names, name)
+    named = name != UNNAMED
+    loss_name = F.cross_entropy(names[named], name[named]) if named.any() else names.sum() * 0
     loss_things = F.binary_cross_entropy_with_logits(things, _things_and_outlines(labels))
     with torch.no_grad():
         iou = mask_iou(logits > 0, target > 0.5)
@@ -157,7 +158,7 @@ def _step_loss(
         "iou": float(iou.mean()),
         "first_look": float(before.mean()),
         "iou_mse": float(loss_iou.detach()),
-        "named": float((names.argmax(1) == name).float().mean()),
+        "named": float((names.argmax(1) == name)[named].float().mean()),
     }
     loss_help = 0.1 * loss_name + 0.4 * loss_things
     return loss_mask + 0.5 * loss_iou + help_share * loss_help, report

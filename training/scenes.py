@@ -15,6 +15,7 @@ from PIL import Image, ImageFilter
 
 from training import backgrounds, shapes
 from training.captions import list_things
+from training.icon_sets import is_unseen, load_icons
 from training.pictograms import Pictogram, load_pictograms
 
 HELD_OUT = 10_000_000
@@ -22,12 +23,16 @@ HELD_OUT = 10_000_000
 _SHAPE_SHARE = 0.14  # of the things; the others are pictograms
 _SIZES = (24.0, 140.0)  # longer side of a thing in a 256 px scene
 _MOST_HIDDEN = 0.15
+_OWN_SHADING = 0.4  # of the cut-outs
 _ATTEMPTS = 12  # places tried for a thing before it is left out
 
 
 @dataclass(frozen=True)
 class Thing:
-    """A named thing in a scene; its mask is ``scene.labels == label``."""
+    """A thing in a scene; its mask is ``scene.labels == label``.
+
+    A thing without a name, ``""``, is a cut-out of a photograph: something to outline, nothing to name.
+    """
 
     name: str
     keywords: tuple[str, ...]
@@ -41,7 +46,7 @@ class Scene:
     Attributes:
         image: uint8 RGB, height × width × 3.
         labels: uint8, height × width: 0 is background, ``thing.label`` the visible part of a thing.
-        things: in painting order; names are unique within a scene.
+        things: in painting order; names are unique within a scene, but for things without one.
     """
 
     image: npt.NDArray[np.uint8]
@@ -51,7 +56,12 @@ class Scene:
     @property
     def caption(self) -> str:
         """The things of the scene in one phrase."""
-        return list_things([thing.name for thing in self.things])
+        return list_things(self.names)
+
+    @property
+    def names(self) -> list[str]:
+        """Of the things that have one, in painting order."""
+        return [thing.name for thing in self.things if thing.name]
 
     def mask(self, thing: Thing) -> npt.NDArray[np.bool_]:
         """The visible pixels of a thing, bool, height × width."""
@@ -70,6 +80,9 @@ class SceneStyle:
         damage: whether blur, noise and JPEG artefacts are added.
         calm: whether backgrounds are soft ones only.
         only: the pictograms that occur; empty for all.
+        icon_sets: whether pictograms come in the styles of all icon sets too, see :mod:`training.icon_sets`;
+            of these only the images that are for training.
+        cut_outs: share of the things that are unnamed cut-outs of photographs.
     """
 
     sizes: tuple[tuple[int, int], ...] = (
@@ -85,6 +98,8 @@ class SceneStyle:
     damage: bool = True
     calm: bool = False
     only: tuple[str, ...] = ()
+    icon_sets: bool = False
+    cut_outs: float = 0.0
 
 
 @dataclass
@@ -97,6 +112,16 @@ class SceneArtist:
     def pictograms(self) -> list[Pictogram]:
         """The pictograms that may occur, loaded when the first scene is drawn."""
         return [p for p in load_pictograms() if not self.style.only or p.name in self.style.only]
+
+    @cached_property
+    def drawings(self) -> dict[str, list[tuple[npt.NDArray[np.uint8], ...]]]:
+        """By name, the images of each icon set that are for training; none where the style wants none."""
+        drawings: dict[str, list[tuple[npt.NDArray[np.uint8], ...]]] = {}
+        for set_name, icons in load_icons().items() if self.style.icon_sets else ():
+            for name, images in icons.items():
+                if not is_unseen(set_name, name):
+                    drawings.setdefault(name, []).append(images)
+        return drawings
 
     @cached_property
     def vocabulary(self) -> dict[str, tuple[str, ...]]:
@@ -119,7 +144,7 @@ class SceneArtist:
         crowding = min(1.0, (5 / wanted) ** 0.5)
         for _ in range(wanted):
             name, keywords, sprite = self._pick(rng)
-            if any(thing.name == name for thing in things):
+            if name and any(thing.name == name for thing in things):
                 continue
             longest = scale * np.exp(rng.uniform(np.log(_SIZES[0]), np.log(_SIZES[1] * crowding)))
             sprite = _pose(sprite, min(longest, 0.8 * height, 0.8 * width), rng)
@@ -140,11 +165,41 @@ class SceneArtist:
         return Scene(_damage(rng, image) if self.style.damage else image, labels, things)
 
     def _pick(self, rng: np.random.Generator) -> tuple[str, tuple[str, ...], Image.Image]:
+        if self.style.cut_outs and rng.random() < self.style.cut_outs:
+            return "", (), self._cut_out(rng)
         if rng.random() < _SHAPE_SHARE:
             name = shapes.NAMES[int(rng.integers(len(shapes.NAMES)))]
             return name, tuple(name.split()), Image.fromarray(shapes.draw_shape(name, rng))
         pictogram = self.pictograms[int(rng.integers(len(self.pictograms)))]
-        return pictogram.name, pictogram.keywords, Image.fromarray(pictogram.pixels)
+        return pictogram.name, pictogram.keywords, Image.fromarray(self._drawing(rng, pictogram))
+
+    def _drawing(self, rng: np.random.Generator, pictogram: Pictogram) -> npt.NDArray[np.uint8]:
+        """The thing in the style of any of the sets that have it."""
+        if not (sets := self.drawings.get(pictogram.name, [])):
+            return pictogram.pixels
+        choice = int(rng.integers(len(sets) + 1))
+        if choice == len(sets):
+            return pictogram.pixels
+        return sets[choice][int(rng.integers(len(sets[choice])))]
+
+    def _cut_out(self, rng: np.random.Generator) -> Image.Image:
+        """A piece of a photograph in the outline of some thing, shaded as if it were round."""
+        if rng.random() < _SHAPE_SHARE:
+            outline = shapes.draw_shape(shapes.NAMES[int(rng.integers(len(shapes.NAMES)))], rng)
+        else:
+            outline = self._drawing(rng, self.pictograms[int(rng.integers(len(self.pictograms)))])
+        height, width = outline.shape[:2]
+        rgb = backgrounds.draw_photograph(rng, height, width, self.style.photographs)
+        if rng.random() < _OWN_SHADING:  # the drawing's own light and dark, under the photograph's colours
+            own = outline[..., :3].mean(-1, keepdims=True) / 255
+            rgb = rgb * (1 + rng.uniform(0.2, 0.8) * (own - own.mean()))
+        alpha = Image.fromarray(outline[..., 3])
+        rounded = np.asarray(alpha.filter(ImageFilter.GaussianBlur(0.12 * max(height, width))), np.float32)
+        gradient = np.stack(np.gradient(rounded), -1) @ rng.normal(0, 1, 2).astype(np.float32)
+        light = gradient[..., None] / (np.abs(gradient).max() + 1e-6)
+        rgb = rgb * rng.uniform(0.75, 1.2) + rng.uniform(0, 70) * light
+        soft = np.asarray(alpha.filter(ImageFilter.GaussianBlur(rng.uniform(0, 0.8))))
+        return Image.fromarray(np.dstack([np.clip(rgb, 0, 255).astype(np.uint8), soft]))
 
 
 def _pose(sprite: Image.Image, longest: float, rng: np.random.Generator) -> Image.Image:

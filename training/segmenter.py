@@ -20,7 +20,7 @@ from training.loop import Run, build_muon, train
 from training.prompts import any_pixel, choose_things, inner_pixel, jittered_box, several_points
 from training.scenes import HELD_OUT, Scene, SceneArtist
 from training.store import SIDE, SceneStore, fit
-from training.vocabulary import Vocabulary
+from training.vocabulary import UNNAMED, Vocabulary
 
 ARCHITECTURE: dict[str, Any] = {
     "body": "regnetx_004",
@@ -116,9 +116,11 @@ def train_segmenter(run: Run, store: SceneStore) -> nn.Module:
         scenes = [fit(store[int(i)]) for i in rng.integers(len(store), size=run.batch_size)]
         side = _COARSE_SIDE if step < _COARSE_SHARE * run.steps else ARCHITECTURE["img_size"]
         batch = collate([_augment(rng, scene.image, scene.labels) for scene in scenes], side, run.device)
-        names = np.full((len(scenes), 256), -1)
+        names = np.full((len(scenes), 256), UNNAMED)
         for row, scene in zip(names, scenes, strict=True):
-            row[[thing.label for thing in scene.things]] = [classes[thing.name] for thing in scene.things]
+            row[[thing.label for thing in scene.things]] = [
+                classes.get(thing.name, -1) for thing in scene.things
+            ]
         return _step_loss(trainee, batch, names, rng)
 
     @functools.cache  # drawn once, and only by runs long enough to be looked at

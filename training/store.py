@@ -13,6 +13,8 @@ import numpy.typing as npt
 from PIL import Image
 from rich.progress import track
 
+from training.backgrounds import TRAINING_PHOTOGRAPHS, WALLPAPERS
+from training.icon_sets import load_icons
 from training.pictograms import load_pictograms
 from training.scenes import Scene, SceneArtist, SceneStyle, Thing
 
@@ -29,7 +31,10 @@ STYLE = SceneStyle(
         (480, 320),
         (600, 400),
         (400, 600),
-    )
+    ),
+    photographs=(*TRAINING_PHOTOGRAPHS, *WALLPAPERS),
+    icon_sets=True,
+    cut_outs=0.25,
 )
 
 
@@ -75,7 +80,8 @@ class SceneStore:
 
     def prepare(self, workers: int = 2) -> None:
         """Draws the shards that are missing."""
-        load_pictograms()  # rasterises them once, before the workers ask for them
+        load_pictograms()  # rasterised once, before the workers ask for them
+        load_icons()
         shards = range(-(-self.count // _SHARD))
         jobs = [
             (self._path(shard), shard * _SHARD, min(_SHARD, self.count - shard * _SHARD))

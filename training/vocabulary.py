@@ -9,6 +9,8 @@ import numpy as np
 
 from training.captions import describe_thing
 
+UNNAMED = -1  # in the place of a class: a thing without a name
+
 
 @dataclass
 class Vocabulary:

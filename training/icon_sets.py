@@ -1,0 +1,189 @@
+"""The things of the vocabulary as other artists drew them, in icon sets whose licences let weights be shared.
+
+Noto Color Emoji (`training.pictograms`) defines the vocabulary. Each set here draws many of the same things
+in another style, so that a model learns a thing and not a glyph. ``scripts/install_training_data.sh`` fetches
+them; nothing of them is committed.
+
+Two kinds of image are kept from training and measured: one in eight of each set (:func:`is_unseen`), and the
+whole of the sets in :data:`UNSEEN_SETS`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import io
+import json
+import re
+import subprocess
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from training.pictograms import CACHE, DataMissingError, load_glyph_names, trim
+
+SIDE = 136  # pixels of the longer side of an icon that is rasterised
+SOURCES = CACHE / "icon-sets"  # where the npm packages are unpacked
+CLIP_ART = Path("/usr/share/openclipart/png")
+
+_UNSEEN_OF = 8  # one image in so many of each set is never trained on
+_MIN_SIDE = 24  # pixels; smaller clip art shows nothing
+_MAX_PIXELS = 20_000_000  # of clip art; larger ones take long and show no more
+
+Pixels = npt.NDArray[np.uint8]
+Names = dict[str, str]  # glyph, one character -> name in the vocabulary
+
+
+@dataclass(frozen=True)
+class IconSet:
+    """One artist's images of things.
+
+    Attributes:
+        name: Short, for files and reports.
+        package: The npm or Debian package.
+        licence: SPDX identifier, or the words of the package.
+        read: Yields name and image, uint8 RGBA (height, width, 4), for a vocabulary.
+    """
+
+    name: str
+    package: str
+    licence: str
+    read: Callable[[Path, Names], Iterator[tuple[str, Pixels]]]
+
+
+def _iconify(folder: Path, names: Names) -> Iterator[tuple[str, Pixels]]:
+    """Vector icons of an Iconify package, found by code point where it lists them, else by name."""
+    icons = json.loads((folder / "icons.json").read_text())
+    characters = json.loads((folder / "chars.json").read_text())
+    bodies = {}
+    for glyph, name in names.items():
+        icon = characters.get(f"{ord(glyph):x}", _slug(name))
+        if entry := icons["icons"].get(icon):
+            width, height = (entry.get(key) or icons.get(key) or 16 for key in ("width", "height"))
+            bodies[name] = (
+                f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+                f'viewBox="0 0 {width} {height}" width="{width}" height="{height}">{entry["body"]}</svg>'
+            )
+    with ThreadPoolExecutor(2) as pool:
+        yield from zip(bodies, pool.map(_rasterise, bodies.values()), strict=True)
+
+
+def _fluent_3d(folder: Path, names: Names) -> Iterator[tuple[str, Pixels]]:
+    """WebP images named by code point, upright in their middle skin tone."""
+    for glyph, name in names.items():
+        code = f"{ord(glyph):04x}"
+        for file in (folder / "assets" / f"{code}{suffix}.webp" for suffix in ("", "-fe0f")):
+            if file.is_file():
+                with Image.open(file) as image:
+                    yield name, _shrink(image)
+                break
+
+
+def _clip_art(folder: Path, names: Names) -> Iterator[tuple[str, Pixels]]:
+    """Files whose name begins with a name of the vocabulary: ``red_apple_jane_doe_01.png``."""
+    known = {tuple(_slug(name).split("-")): name for name in names.values()}
+    for file in sorted(folder.rglob("*.png")):
+        words = tuple(re.sub(r"[^a-z]+", " ", file.stem.lower()).split())
+        for length in range(min(4, len(words)), 0, -1):
+            if name := known.get(words[:length]):
+                with contextlib.suppress(Image.DecompressionBombError), Image.open(file) as image:
+                    if image.width * image.height <= _MAX_PIXELS and _is_cut_out(pixels := _shrink(image)):
+                        yield name, pixels
+                break
+
+
+ICON_SETS = (
+    IconSet("fluent-3d", "@lobehub/fluent-emoji-3d", "MIT", _fluent_3d),
+    IconSet("fluent", "@iconify-json/fluent-emoji", "MIT", _iconify),
+    IconSet("fluent-flat", "@iconify-json/fluent-emoji-flat", "MIT", _iconify),
+    IconSet("twemoji", "@iconify-json/twemoji", "CC-BY-4.0", _iconify),
+    IconSet("noto-v1", "@iconify-json/noto-v1", "Apache-2.0", _iconify),
+    IconSet("fxemoji", "@iconify-json/fxemoji", "Apache-2.0", _iconify),
+    IconSet("emojione", "@iconify-json/emojione", "CC-BY-4.0", _iconify),
+    IconSet("clip-art", "openclipart-png", "public domain", _clip_art),
+)
+UNSEEN_SETS = frozenset({"emojione"})
+
+
+def is_unseen(set_name: str, name: str) -> bool:
+    """Whether a set's images of a thing are kept from training; decided by the names alone."""
+    if set_name in UNSEEN_SETS:
+        return True
+    return hashlib.sha256(f"{set_name}/{name}".encode()).digest()[0] % _UNSEEN_OF == 0
+
+
+@functools.cache
+def load_icons(cache: Path = CACHE, sources: Path = SOURCES) -> dict[str, dict[str, tuple[Pixels, ...]]]:
+    """All images of all sets: set -> name -> images, uint8 RGBA, trimmed to their opaque part.
+
+    Rasterised once, then read from ``cache``.
+
+    Raises:
+        DataMissingError: A set is not on this machine.
+    """
+    return {one.name: _load_set(one, cache, sources) for one in ICON_SETS}
+
+
+def _load_set(icon_set: IconSet, cache: Path, sources: Path) -> dict[str, tuple[Pixels, ...]]:
+    names = load_glyph_names()
+    recipe = f"{icon_set.package}/{SIDE}/{sorted(names.items())}"
+    file = cache / f"icons-{icon_set.name}-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}.npz"
+    if not file.is_file():
+        is_npm = icon_set.package.startswith("@")
+        folder = sources / icon_set.package.replace("/", "-").lstrip("@") if is_npm else CLIP_ART
+        if not folder.is_dir():
+            raise DataMissingError(
+                f"{icon_set.package} is not installed; run scripts/install_training_data.sh"
+            )
+        images = [(name, trim(pixels)) for name, pixels in icon_set.read(folder, names) if pixels.any()]
+        cache.mkdir(parents=True, exist_ok=True)
+        temporary = file.with_suffix(".tmp.npz")
+        np.savez_compressed(
+            temporary,
+            names=np.array([name for name, _ in images]),
+            sizes=np.array([pixels.shape[:2] for _, pixels in images]),
+            pixels=np.concatenate([pixels.reshape(-1, 4) for _, pixels in images]),
+        )
+        temporary.replace(file)
+    loaded: dict[str, tuple[Pixels, ...]] = {}
+    with np.load(file) as stored:
+        flat, end = stored["pixels"], 0
+        for name, (height, width) in zip(stored["names"].tolist(), stored["sizes"].tolist(), strict=True):
+            begin, end = end, end + height * width
+            loaded[name] = (*loaded.get(name, ()), flat[begin:end].reshape(height, width, 4))
+    return loaded
+
+
+def _rasterise(svg: str) -> Pixels:
+    command = ["rsvg-convert", "--width", str(SIDE), "--height", str(SIDE), "--keep-aspect-ratio"]
+    done = subprocess.run(command, input=svg.encode(), capture_output=True, check=False)
+    if done.returncode:  # an icon that the program cannot draw is left out, as an empty one
+        return np.zeros((1, 1, 4), np.uint8)
+    with Image.open(io.BytesIO(done.stdout)) as image:
+        return np.asarray(image.convert("RGBA"))
+
+
+def _shrink(image: Image.Image) -> Pixels:
+    rgba = image.convert("RGBA")
+    rgba.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS, reducing_gap=3.0)
+    return np.asarray(rgba)
+
+
+def _is_cut_out(pixels: Pixels) -> bool:
+    """Whether an image is one thing on nothing, and in colour: not a framed scene, not a thin drawing."""
+    height, width = pixels.shape[:2]
+    if min(height, width) < _MIN_SIDE or max(height, width) > 3 * min(height, width):
+        return False
+    solid = pixels[..., 3] > 127
+    rgb = pixels[..., :3][solid].astype(np.int16)
+    return bool(0.15 < solid.mean() < 0.93 and np.ptp(rgb, axis=1).mean() > 12)
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", name.lower().replace("'", "").replace("’", "")).strip("-")
