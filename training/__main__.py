@@ -16,6 +16,7 @@ from rich.console import Console
 from services.segmenter.backends.pocket import build_pocket_sam
 from training import embedder, refiner, segmenter, sets
 from training.export import export_embedder, export_segmenter, load_weights
+from training.icon_sets import missing_sets
 from training.looks import LookStore
 from training.loop import Run
 from training.scenes import SceneArtist
@@ -86,6 +87,9 @@ def pocket(
         torch.set_num_threads(threads)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    if missing := missing_sets():
+        left_out = f"drawn without the icon sets {', '.join(missing)}"
+        Console(stderr=True).print(f"{left_out}; scripts/install_training_data.sh fetches them")
     store = SceneStore(work / "scenes", scenes)
     store.prepare()
 

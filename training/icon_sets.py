@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from training.pictograms import CACHE, DataMissingError, load_glyph_names, trim
+from training.pictograms import CACHE, load_glyph_names, trim
 
 SIDE = 136  # pixels of the longer side of an icon that is rasterised
 SOURCES = CACHE / "icon-sets"  # where the npm packages are unpacked
@@ -118,16 +118,24 @@ def is_unseen(set_name: str, name: str) -> bool:
     return hashlib.sha256(f"{set_name}/{name}".encode()).digest()[0] % _UNSEEN_OF == 0
 
 
+def missing_sets(sources: Path = SOURCES) -> list[str]:
+    """Names of the sets that are not on this machine; ``scripts/install_training_data.sh`` fetches them."""
+    return [one.name for one in ICON_SETS if not _folder(one, sources).is_dir()]
+
+
 @functools.cache
 def load_icons(cache: Path = CACHE, sources: Path = SOURCES) -> dict[str, dict[str, tuple[Pixels, ...]]]:
     """All images of all sets: set -> name -> images, uint8 RGBA, trimmed to their opaque part.
 
-    Rasterised once, then read from ``cache``.
-
-    Raises:
-        DataMissingError: A set is not on this machine.
+    Sets that are not on this machine are left out. Rasterised once, then read from ``cache``.
     """
-    return {one.name: _load_set(one, cache, sources) for one in ICON_SETS}
+    missing = missing_sets(sources)
+    return {one.name: _load_set(one, cache, sources) for one in ICON_SETS if one.name not in missing}
+
+
+def _folder(icon_set: IconSet, sources: Path) -> Path:
+    package = icon_set.package
+    return sources / package.replace("/", "-").lstrip("@") if package.startswith("@") else CLIP_ART
 
 
 def _load_set(icon_set: IconSet, cache: Path, sources: Path) -> dict[str, tuple[Pixels, ...]]:
@@ -135,13 +143,8 @@ def _load_set(icon_set: IconSet, cache: Path, sources: Path) -> dict[str, tuple[
     recipe = f"{icon_set.package}/{SIDE}/{sorted(names.items())}"
     file = cache / f"icons-{icon_set.name}-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}.npz"
     if not file.is_file():
-        is_npm = icon_set.package.startswith("@")
-        folder = sources / icon_set.package.replace("/", "-").lstrip("@") if is_npm else CLIP_ART
-        if not folder.is_dir():
-            raise DataMissingError(
-                f"{icon_set.package} is not installed; run scripts/install_training_data.sh"
-            )
-        images = [(name, trim(pixels)) for name, pixels in icon_set.read(folder, names) if pixels.any()]
+        read = icon_set.read(_folder(icon_set, sources), names)
+        images = [(name, trim(pixels)) for name, pixels in read if pixels.any()]
         cache.mkdir(parents=True, exist_ok=True)
         temporary = file.with_suffix(".tmp.npz")
         np.savez_compressed(

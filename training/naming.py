@@ -75,18 +75,23 @@ class NamingQuality:
     def of_unseen_icons(self, limit: int | None = None) -> dict[str, float]:
         """First and among the first five, for unseen images of trained sets, and for sets never seen.
 
+        A kind of which no image is on this machine is left out.
+
         Args:
             limit: At most so many images of each kind.
         """
-        figures = {}
+        figures: dict[str, float] = {}
         for kind, seen_set in (("unseen_icons", True), ("unseen_sets", False)):
-            crops, names = [], []
+            crops: list[Tensor] = []
+            names: list[str] = []
             for name, pixels in islice(_unseen_icons(seen_set), limit):
                 image, mask = _show(pixels, len(names))
                 mask_planes, boxes = mask[None], mask_box(mask)[None]
                 tensor = to_tensor(image, self._device)
                 crops.append(crop(tensor, boxes, mask_planes, CropPolicy.BLUR, self._side, self._device))
                 names.append(name)
+            if not names:
+                continue
             pixels_all = torch.cat(crops)
             top = torch.cat(
                 [self._nearest(pixels_all[i : i + _BATCH], 5) for i in range(0, len(names), _BATCH)]
@@ -100,7 +105,7 @@ class NamingQuality:
 
     def _nearest(self, pixels: Tensor, count: int) -> Tensor:
         similarity = self._encoder.embed_images(pixels) @ self._texts.T
-        return similarity.topk(count, 1).indices
+        return similarity.topk(min(count, similarity.shape[1]), 1).indices
 
     def _truth(self, names: list[str]) -> Tensor:
         return torch.tensor([self._vocabulary.index[name] for name in names], device=self._device)

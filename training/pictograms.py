@@ -64,8 +64,8 @@ class Pictogram:
     pixels: npt.NDArray[np.uint8]
 
 
-class DataMissingError(RuntimeError):
-    """Something to draw with is not on this machine; the message says how to get it."""
+class FontMissingError(RuntimeError):
+    """The emoji font or the CLDR annotations are not on this machine; the message says how to get them."""
 
 
 @functools.cache
@@ -73,7 +73,7 @@ def load_pictograms(cache: Path = CACHE) -> list[Pictogram]:
     """All fair pictograms, ordered by code point; rasterised once and then read from ``cache``.
 
     Raises:
-        DataMissingError: when the font or CLDR is needed and missing.
+        FontMissingError: when the font or CLDR is needed and missing.
     """
     return list(_load_glyphs(cache).values())
 
@@ -87,7 +87,7 @@ def load_glyph_names(cache: Path = CACHE) -> dict[str, str]:
 def _load_glyphs(cache: Path) -> dict[str, Pictogram]:
     for path, package in ((FONT, "fonts-noto-color-emoji"), (ANNOTATIONS, "unicode-cldr-core")):
         if not path.is_file():
-            raise DataMissingError(f"{path} is missing; install the Debian package {package}")
+            raise FontMissingError(f"{path} is missing; install the Debian package {package}")
     recipe = f"{FONT.stat().st_size}/{ANNOTATIONS.stat().st_size}/{_UNFAIR.pattern}/{_ALIKE}"
     file = cache / f"pictograms-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}.npz"
     names = _fair_names()

@@ -195,8 +195,9 @@ class SceneArtist:
             rgb = rgb * (1 + rng.uniform(0.2, 0.8) * (own - own.mean()))
         alpha = Image.fromarray(outline[..., 3])
         rounded = np.asarray(alpha.filter(ImageFilter.GaussianBlur(0.12 * max(height, width))), np.float32)
-        gradient = np.stack(np.gradient(rounded), -1) @ rng.normal(0, 1, 2).astype(np.float32)
-        light = gradient[..., None] / (np.abs(gradient).max() + 1e-6)
+        down, right = rng.normal(0, 1, 2)
+        slope = down * np.gradient(rounded, axis=0) + right * np.gradient(rounded, axis=1)
+        light = slope[..., None] / (np.abs(slope).max() + 1e-6)
         rgb = rgb * rng.uniform(0.75, 1.2) + rng.uniform(0, 70) * light
         soft = np.asarray(alpha.filter(ImageFilter.GaussianBlur(rng.uniform(0, 0.8))))
         return Image.fromarray(np.dstack([np.clip(rgb, 0, 255).astype(np.uint8), soft]))

@@ -97,7 +97,8 @@ class SceneStore:
 
     def _path(self, shard: int) -> Path:
         count = min(_SHARD, self.count - shard * _SHARD)
-        recipe = hashlib.sha256(repr(STYLE).encode()).hexdigest()[:8]
+        drawn_from = (STYLE, sorted(load_icons()) if STYLE.icon_sets else ())
+        recipe = hashlib.sha256(repr(drawn_from).encode()).hexdigest()[:8]
         return self.folder / f"scenes-{recipe}-{shard:04d}-{count}.npy"
 
     def _shard(self, shard: int) -> _Shard:
