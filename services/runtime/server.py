@@ -39,6 +39,7 @@ from services.runtime.health import Health
 from services.runtime.interceptor import CallInterceptor
 from services.runtime.logs import configure_logging
 from services.runtime.metrics import serve_metrics
+from services.runtime.requests import Load
 from services.runtime.settings import ServiceSettings
 from services.runtime.tracing import configure_tracing
 
@@ -170,7 +171,8 @@ class Server:
         ]
         if settings.max_connection_age_s is not None:  # gRPC's default grace: until the last call has ended
             options.append(("grpc.max_connection_age_ms", int(settings.max_connection_age_s * 1000)))
-        server = grpc.aio.server(interceptors=[CallInterceptor(self.keys)], options=options)
+        load = Load(settings.max_concurrent_calls, settings.max_concurrent_bytes)
+        server = grpc.aio.server(interceptors=[CallInterceptor(self.keys, load)], options=options)
         server.add_generic_rpc_handlers((self._methods,))
         self.health.add_to(server)
         reflection.enable_server_reflection(
