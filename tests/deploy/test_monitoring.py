@@ -81,6 +81,16 @@ ALERTS_TESTED: list[tuple[list[str], list[str], str, dict[str, str]]] = [
     *(
         (
             UP,
+            [f'regionsearch_ingest_images_total{{job="gateway",outcome="failed",code="{code}"}}'],
+            alert,
+            {"job": "gateway", "code": code} if alert else {},
+        )
+        # A bad file is its sender's; a full disk is the operator's.
+        for code, alert in (("STORAGE_FULL", "NotStoring"), ("UNSUPPORTED_IMAGE", ""))
+    ),
+    *(
+        (
+            UP,
             [f'grpc_server_handled_total{{job="searcher",grpc_method="Upsert",grpc_code="{code}"}}'],
             "NotWriting",
             {"job": "searcher", "grpc_method": "Upsert"},
