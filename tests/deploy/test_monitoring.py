@@ -97,6 +97,12 @@ ALERTS_TESTED: list[tuple[list[str], list[str], str, dict[str, str]]] = [
         )
         for code in ("RESOURCE_EXHAUSTED", "FAILED_PRECONDITION")  # a full disk, and one that has failed
     ),
+    (
+        UP,  # one counted from 1970 on: long over
+        ['regionsearch_tls_certificate_expiry_timestamp_seconds{job="searcher",instance="a",role="server"}'],
+        "CertificateExpires",
+        {"job": "searcher", "instance": "a", "role": "server"},
+    ),
 ]
 
 
