@@ -12,14 +12,15 @@ from typing import Any, Literal
 import structlog
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
-from starlette.datastructures import UploadFile
+from starlette.datastructures import FormData, UploadFile
 
 from gateway.access import Scope
 from gateway.core import Gateway
 from gateway.http.access import needs
 from gateway.http.answers import IngestResult, IngestResults
+from gateway.http.forms import read_form
+from gateway.http.json_reading import is_utf8, parse_json
 from gateway.http.problems import STATUS, problem
-from gateway.http.reading import read_form
 from gateway.ingest import count_failure
 from gateway.records import IdempotencyKey, checked_key, clean_name
 from regionsearch.errors import Kind, RegionSearchError, invalid, too_large
@@ -90,14 +91,8 @@ def router(gateway: Gateway) -> APIRouter:
         name = checked_key(request.headers.get("idempotency-key"))
         async with contextlib.AsyncExitStack() as held:
             form = await held.enter_async_context(read_form(request, limits))
-            files = [value for value in form.getlist("files") if isinstance(value, UploadFile)]
-            if not files:
-                raise invalid("files", "the request has no pictures; send multipart files named files")
-            about = region_search_pb2.IngestImageRequest(
-                collection=collection,
-                tags=[str(tag) for tag in form.getlist("tags")],
-                attributes=_attributes(form.get("attributes")),
-            )
+            files, about = await _read(form)
+            about.collection = collection
             gateway.ingester.check(about)
             held.enter_context(gateway.ingester.admit(len(files)))
             run = _Run(gateway, files, about, _idempotency_key(name, files))
@@ -135,19 +130,34 @@ def _not_the_files(error: Exception) -> bool:
     return kind in (Kind.OVERLOADED, Kind.ALREADY_EXISTS) or STATUS[kind] >= 500
 
 
-def _attributes(value: Any) -> dict[str, str]:
-    if value is None or value == "":
-        return {}
-    try:
-        found = json.loads(value)
-    except (ValueError, TypeError, RecursionError):
-        found = None
-    if not isinstance(found, dict) or not all(isinstance(v, str) for v in found.values()):
+async def _read(form: FormData) -> tuple[list[UploadFile], region_search_pb2.IngestImageRequest]:
+    """The files of a form, and what it says about all of them."""
+    files: list[UploadFile] = []
+    tags: list[str] = []
+    attributes = ""
+    for name, value in form.multi_items():
+        if (name == "files") is not isinstance(value, UploadFile):
+            what = "a file, with a filename" if name == "files" else "not a file"
+            raise invalid(name[:100], f"{name[:100]} must be {what}")
+        if isinstance(value, UploadFile):
+            files.append(value)
+        elif name == "tags":
+            tags.append(value)
+        elif name == "attributes" and not attributes:
+            attributes = value
+        else:
+            reason = "comes more than once" if name == "attributes" else "is not a field of this form"
+            raise invalid(name[:100], f"{name[:100]} {reason}; there are files, tags and attributes")
+    if not files:
+        raise invalid("files", "the request has no images; send multipart files named files")
+    about = region_search_pb2.IngestImageRequest(tags=tags, attributes=await _attributes(attributes))
+    return files, about
+
+
+async def _attributes(text: str) -> dict[str, str]:
+    found = await asyncio.to_thread(parse_json, text.encode(), "attributes") if text else {}
+    if not isinstance(found, dict) or not all(isinstance(v, str) and is_utf8(v) for v in found.values()):
         raise invalid("attributes", "attributes must be a JSON object whose values are strings")
-    try:
-        "".join([*found.keys(), *found.values()]).encode()
-    except UnicodeEncodeError:  # JSON can say halves of characters
-        raise invalid("attributes", "attributes must be of characters that UTF-8 has") from None
     return found
 
 
