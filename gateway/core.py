@@ -5,6 +5,7 @@ from __future__ import annotations
 from gateway.access import Access
 from gateway.backends import Backends, Readiness
 from gateway.catalog import Catalog
+from gateway.decoder import ImageDecoder
 from gateway.image_store import ImageStore
 from gateway.ingest import Ingester
 from gateway.pointing import Pointer
@@ -28,9 +29,10 @@ class Gateway:
         self.access = Access(settings)
         self.backends = Backends(settings)
         self.store = ImageStore(settings.image_store)
-        self.thumbnails = Thumbnails(self.store, settings.thumbnail_cache_bytes)
+        self.decoder = ImageDecoder(settings.limits)
+        self.thumbnails = Thumbnails(self.store, self.decoder, settings.thumbnail_cache_bytes)
         self.catalog = Catalog(self.backends, self.store, settings)
-        self.ingester = Ingester(self.backends, self.catalog, self.store, settings)
+        self.ingester = Ingester(self.backends, self.catalog, self.store, self.decoder, settings)
         self.pointer = Pointer(self.backends, self.catalog, settings)
         self.reader = QueryReader(self.backends, self.catalog, self.pointer, settings)
         self.search = Search(self.backends, self.catalog, self.pointer, self.reader, settings)

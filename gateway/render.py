@@ -9,9 +9,9 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageFont
 
-from regionsearch.images import Pixels, encode_image
+from regionsearch.images import EncodedImage, Pixels, encode_image
 from regionsearch.masks import BoolMask, decode_rle, rle_runs
 from regionsearch.v1 import types_pb2
 
@@ -109,26 +109,18 @@ def encode(pixels: NDArray[np.uint8], image_format: Literal["png", "webp"]) -> b
     return encode_image(pixels, "PNG" if image_format == "png" else "WEBP")
 
 
-def thumbnail(data: bytes, width: int) -> bytes:
-    """A small upright WebP of a picture's file, never larger than the picture.
-
-    The file has been ingested, so it is known to be within the limits. JPEGs are decoded at a fraction of
-    their size.
+def thumbnail(image: EncodedImage, width: int) -> bytes:
+    """A small upright WebP of an image, never larger than the image.
 
     Args:
-        data: The file.
+        image: Its file.
         width: Longest side, pixels.
+
+    Raises:
+        RegionSearchError: UNSUPPORTED_IMAGE for a damaged file.
     """
-    with Image.open(io.BytesIO(data)) as image:
-        image.draft("RGB", (width, width))
-        upright = image if image.format == "TIFF" else ImageOps.exif_transpose(image)
-        if upright.mode.startswith("I"):  # 16 bits of grey
-            grey = np.clip(np.asarray(upright).astype(np.int64), 0, 65535) // 257
-            upright = Image.fromarray(grey.astype(np.uint8))
-        small = upright.convert("RGBA" if upright.has_transparency_data else "RGB")
-        small.thumbnail((width, width), Image.Resampling.LANCZOS)
     out = io.BytesIO()
-    small.save(out, "WEBP", quality=82)
+    image.reduced(width).save(out, "WEBP", quality=82)
     return out.getvalue()
 
 

@@ -43,7 +43,18 @@ class LimitSettings(_Part):
     """What a caller may ask for."""
 
     max_image_bytes: int = Field(30 * MIB, gt=0, description="A file; it must fit a message with its masks.")
-    max_image_pixels: int = Field(50_000_000, gt=0)
+    max_image_pixels: int = Field(
+        50_000_000,
+        gt=0,
+        description="Width times height of an image. Segmenter and embedder have the same limit: raise all "
+        "three together.",
+    )
+    max_decoded_bytes: int = Field(
+        512 * MIB,
+        gt=0,
+        description="Memory for images that are decoded at once, for thumbnails, crops and renderings, in "
+        "bytes; others wait. An image that needs more is decoded alone.",
+    )
     max_request_bytes: int = Field(512 * MIB, gt=0, description="The body of an HTTP request.")
     max_files: int = Field(64, gt=0, description="Files of one request.")
     max_texts: int = Field(64, gt=0, description="Phrases of one query, negatives counted apart.")
@@ -65,7 +76,7 @@ class LimitSettings(_Part):
     @property
     def image(self) -> ImageLimits:
         """Limits of one picture."""
-        return ImageLimits(self.max_image_bytes, self.max_image_pixels)
+        return ImageLimits(self.max_image_bytes, self.max_image_pixels, "gateway")
 
     @property
     def metadata(self) -> MetadataLimits:

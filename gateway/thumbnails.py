@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
-
 from gateway import render
 from gateway.cache import ByteCache
+from gateway.decoder import ImageDecoder
 from gateway.image_store import ImageStore
 
 
@@ -15,8 +14,9 @@ class Thumbnails:
     Image ids are made from the content, so that what is kept never grows old and serves all collections.
     """
 
-    def __init__(self, store: ImageStore, cache_bytes: int) -> None:
+    def __init__(self, store: ImageStore, decoder: ImageDecoder, cache_bytes: int) -> None:
         self._store = store
+        self._decoder = decoder
         self._made = ByteCache(cache_bytes)
 
     async def get(self, collection: str, image_id: str, width: int) -> bytes:
@@ -28,12 +28,15 @@ class Thumbnails:
             width: Longest side, pixels.
 
         Raises:
-            RegionSearchError: NOT_FOUND or DATA_LOSS, when the image's file is not there as it was stored.
+            RegionSearchError: NOT_FOUND or DATA_LOSS, when the image's file is not there as it was stored;
+                UNSUPPORTED_IMAGE when it is damaged in a way that did not show when it was added.
         """
         key = (image_id, width)
         made = self._made.get(key)
         if made is None:
             data = await self._store.get(collection, image_id)
-            made = await asyncio.to_thread(render.thumbnail, data, width)
+            made = await self._decoder.decoded(
+                data, lambda image: render.thumbnail(image, width), lambda image: image.reduced_bytes(width)
+            )
             self._made.put(key, made)
         return made

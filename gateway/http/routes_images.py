@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import hashlib
 from collections.abc import Iterator
@@ -22,11 +21,12 @@ from gateway.http.hits import CocoDocument
 from gateway.http.openapi import body_of
 from gateway.http.reading import read_body
 from regionsearch.errors import Kind, RegionSearchError
-from regionsearch.images import decode_image
 from regionsearch.v1 import search_pb2
 
 PageSize = Annotated[int, Query(ge=0, le=2**31 - 1, description="0 means 100; at most 1000.")]
 Format = Literal["png", "webp"]
+
+_MASK_BYTES = 5  # of one pixel, on the way from run lengths to a PNG
 
 
 IfMatch = Annotated[
@@ -205,7 +205,10 @@ def router(gateway: Gateway) -> APIRouter:
         record = await catalog.region(collection, image_id, region_id)
 
         async def make() -> bytes:
-            return await asyncio.to_thread(lambda: render.encode(render.mask_image(record.mask), "png"))
+            area = record.mask.height * record.mask.width
+            return await gateway.decoder.run(
+                _MASK_BYTES * area, lambda: render.encode(render.mask_image(record.mask), "png")
+            )
 
         return await picture(request, _region_etag(record, "mask"), "image/png", make, immutable=False)
 
@@ -222,12 +225,10 @@ def router(gateway: Gateway) -> APIRouter:
 
         async def make() -> bytes:
             data = await gateway.store.get(collection, image_id)
-
-            def cut() -> bytes:
-                pixels = decode_image(data, gateway.settings.limits.image)
-                return render.encode(render.cut_out(pixels, record.mask, record.box), "png")
-
-            return await asyncio.to_thread(cut)
+            return await gateway.decoder.decoded(
+                data,
+                lambda image: render.encode(render.cut_out(image.decode(), record.mask, record.box), "png"),
+            )
 
         etag, name = _region_etag(record, "crop"), f"{region_id}.png"
         return await picture(request, etag, "image/png", make, immutable=False, name=name)

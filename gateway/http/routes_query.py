@@ -31,7 +31,7 @@ from gateway.http.searches import SearchBody, WithinBody, phrases_named
 from gateway.pointing import merged_mask, select_stored
 from gateway.search import region_of
 from regionsearch.errors import not_found
-from regionsearch.images import decode_image, image_id
+from regionsearch.images import EncodedImage, image_id
 from regionsearch.masks import decode_rle, mask_box
 from regionsearch.select import select_by_scores
 from regionsearch.tensors import tensor_from_proto
@@ -105,7 +105,7 @@ def router(gateway: Gateway) -> APIRouter:
             data = body.image
             if data is None:
                 data = await gateway.catalog.content(body.collection, body.image_id or "")
-            drawn = await asyncio.to_thread(_render, data, answer, body, gateway)
+            drawn = await gateway.decoder.decoded(data, lambda image: _render(image, answer, body))
             return Response(drawn, media_type=f"image/{body.image_format}")
         if form == "coco":
             identity = body.image_id
@@ -173,15 +173,12 @@ def router(gateway: Gateway) -> APIRouter:
     return routes
 
 
-def _render(
-    data: bytes, answer: region_search_pb2.SearchWithinResponse, body: WithinBody, gateway: Gateway
-) -> bytes:
+def _render(image: EncodedImage, answer: region_search_pb2.SearchWithinResponse, body: WithinBody) -> bytes:
     assert body.render is not None
     finds = [
         render.Find(one.region.mask, one.region.box, one.text_index) for one in answer.regions if one.is_hit
     ]
-    pixels = decode_image(data, gateway.settings.limits.image)
-    return render.encode(render.draw(pixels, finds, body.render, body.phrases), body.image_format)
+    return render.encode(render.draw(image.decode(), finds, body.render, body.phrases), body.image_format)
 
 
 async def _pick(gateway: Gateway, body: SegmentBody) -> SegmentAnswer:

@@ -148,7 +148,7 @@ class Image(_message.Message):
     ENCODED_FIELD_NUMBER: _builtins.int
     RAW_FIELD_NUMBER: _builtins.int
     encoded: _builtins.bytes
-    """A whole JPEG, PNG, WebP, GIF, BMP or TIFF file. Of an animation the first frame counts."""
+    """A whole JPEG, PNG, WebP, GIF, BMP, TIFF, HEIC or AVIF file. Of an animation the first frame counts."""
     @_builtins.property
     def raw(self) -> Global___RawImage:
         """Decoded pixels, for callers that have them at hand."""

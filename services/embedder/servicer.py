@@ -31,7 +31,7 @@ class EmbedServicer(embed_pb2_grpc.EmbedServiceServicer):
     def __init__(self, engine: EmbedEngine, settings: EmbedderSettings) -> None:
         self._engine = engine
         self._settings = settings
-        self._limits = ImageLimits(settings.max_image_bytes, settings.max_image_pixels)
+        self._limits = ImageLimits(settings.max_image_bytes, settings.max_image_pixels, "embedder")
 
     async def EmbedRegions(  # noqa: N802
         self, request: embed_pb2.EmbedRegionsRequest, context: grpc.aio.ServicerContext[Any, Any]

@@ -34,14 +34,13 @@ from google.protobuf.descriptor import ServiceDescriptor
 from grpc_reflection.v1alpha import reflection
 
 from regionsearch.errors import Kind, RegionSearchError
+from services.runtime.allocator import map_large_blocks
 from services.runtime.auth import ApiKeys
 from services.runtime.health import Health
 from services.runtime.interceptor import CallInterceptor
 from services.runtime.logs import configure_logging
 from services.runtime.metrics import serve_metrics
-from services.runtime.requests import Load
 from services.runtime.settings import ServiceSettings
-from services.runtime.tls import check_certificate
 from services.runtime.tracing import configure_tracing
 
 FAILURE_GRACE_S = 1.0  # calls in flight have failed already when a process gives up
@@ -172,8 +171,7 @@ class Server:
         ]
         if settings.max_connection_age_s is not None:  # gRPC's default grace: until the last call has ended
             options.append(("grpc.max_connection_age_ms", int(settings.max_connection_age_s * 1000)))
-        load = Load(settings.max_concurrent_calls, settings.max_concurrent_bytes)
-        server = grpc.aio.server(interceptors=[CallInterceptor(self.keys, load)], options=options)
+        server = grpc.aio.server(interceptors=[CallInterceptor(self.keys)], options=options)
         server.add_generic_rpc_handlers((self._methods,))
         self.health.add_to(server)
         reflection.enable_server_reflection(
@@ -183,7 +181,6 @@ class Server:
         address = f"{host}:{settings.port}"
         tls = settings.tls
         if tls.certificate is not None and tls.key is not None:
-            check_certificate(tls.certificate, tls.key, tls.client_ca)
             credentials = grpc.ssl_server_credentials(
                 [(tls.key.read_bytes(), tls.certificate.read_bytes())],
                 None if tls.client_ca is None else tls.client_ca.read_bytes(),
@@ -279,6 +276,7 @@ def run(settings: ServiceSettings, services: Sequence[ServiceDescriptor], lifesp
     """
     configure_logging(settings.process, settings.log_level, settings.log_format)
     sys.setswitchinterval(SWITCH_S)
+    map_large_blocks()
     tracing = configure_tracing(settings.process, settings.otlp_endpoint)
 
     async def main() -> int:
@@ -298,7 +296,7 @@ def run(settings: ServiceSettings, services: Sequence[ServiceDescriptor], lifesp
         # The runner is not closed: that would wait for threads that nobody waits for any more, such as one
         # that loads a model when the process is told to stop.
         code = asyncio.Runner().run(main())
-    except (OSError, RuntimeError, RegionSearchError) as error:  # a port that is taken, a wrong certificate
+    except (OSError, RuntimeError) as error:  # a port that is taken, a certificate that cannot be read
         _log.error("cannot start", error=str(error))
         code = 1
     if tracing is not None:

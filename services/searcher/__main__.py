@@ -28,9 +28,7 @@ def searcher(settings: SearcherSettings) -> Lifespan:
         engine = await asyncio.to_thread(open_engine, settings, server.fail)
         reads = Calls("reads", settings.read_threads, settings.max_waiting)
         writes = Calls("writes", settings.write_threads, settings.max_waiting)
-        servicer = SearchServicer(
-            engine, settings.limits, reads, writes, settings.max_message_bytes, server.closing
-        )
+        servicer = SearchServicer(engine, settings.limits, reads, writes, settings.max_message_bytes)
         server.add(add_SearchServiceServicer_to_server, servicer)
         sizes = asyncio.create_task(report_sizes(engine))
         try:

@@ -34,7 +34,7 @@ class SegmentServicer(segment_pb2_grpc.SegmentServiceServicer):
         self._engine = engine
         self._defaults = defaults
         self._settings = settings
-        self._limits = ImageLimits(settings.max_image_bytes, settings.max_image_pixels)
+        self._limits = ImageLimits(settings.max_image_bytes, settings.max_image_pixels, "segmenter")
         self._model = messages.write_model(engine.backend.identity)
 
     async def Segment(  # noqa: N802

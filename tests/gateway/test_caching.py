@@ -10,6 +10,7 @@ import pytest
 
 from gateway.cache import ByteCache
 from gateway.catalog import Catalog
+from regionsearch.images import EncodedImage
 from tests.gateway import fakes
 from tests.gateway.conftest import BLUE, RED, Running, add, scene
 from tests.gateway.pictures import opened, stored
@@ -114,9 +115,9 @@ def test_a_thumbnail_is_made_once(gateway: Running, collection: str, monkeypatch
     made: list[int] = []
     thumbnail = render.thumbnail
 
-    def counted(data: bytes, width: int) -> bytes:
+    def counted(image: EncodedImage, width: int) -> bytes:
         made.append(width)
-        return thumbnail(data, width)
+        return thumbnail(image, width)
 
     monkeypatch.setattr(render, "thumbnail", counted)
     data = scene(RED, BLUE, size=(170, 120))

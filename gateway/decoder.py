@@ -1,0 +1,66 @@
+"""Everything in the gateway that unpacks images, in threads and within one budget of memory."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import TypeVar
+
+from gateway.settings import LimitSettings
+from regionsearch.images import EncodedImage
+from services.runtime.memory import MemoryBudget
+
+Result = TypeVar("Result")
+
+
+class ImageDecoder:
+    """Decodes for thumbnails, crops, renderings and ingest: as much at once as fits into the memory for it.
+
+    Args:
+        limits: `max_decoded_bytes` is the memory; a file is refused over the limits of one image.
+    """
+
+    def __init__(self, limits: LimitSettings) -> None:
+        self._limits = limits.image
+        self._budget = MemoryBudget(limits.max_decoded_bytes)
+
+    async def decoded(
+        self,
+        data: bytes,
+        work: Callable[[EncodedImage], Result],
+        cost: Callable[[EncodedImage], int] = lambda image: image.decoded_bytes,
+        field: str = "image",
+    ) -> Result:
+        """Does work that decodes an image, as soon as there is memory for it.
+
+        Args:
+            data: The file.
+            work: Runs in a thread.
+            cost: Of the work, in bytes.
+            field: Where the file stands in the request, for errors.
+
+        Raises:
+            RegionSearchError: As `EncodedImage`, and those of the work.
+        """
+        inspected = await self.run(2 * len(data), lambda: EncodedImage(data, self._limits, field))
+        with inspected as image:
+            return await self.run(cost(image), lambda: work(image))
+
+    async def run(self, nbytes: int, work: Callable[[], Result]) -> Result:
+        """Does work that takes memory, in a thread. A caller who leaves takes the memory along when it ends.
+
+        Args:
+            nbytes: That it takes at most.
+            work: What to do.
+        """
+        async with self._budget.hold(nbytes):
+            thread = asyncio.ensure_future(asyncio.to_thread(work))
+            left: asyncio.CancelledError | None = None
+            while not thread.done():
+                try:
+                    await asyncio.wait([thread])
+                except asyncio.CancelledError as error:  # nothing stops a thread, and its memory is in use
+                    left = error
+            if left is not None:
+                raise left
+            return thread.result()

@@ -1,0 +1,356 @@
+"""An image file: inspected, then decoded in full or small; the one reader of all processes."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Self, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageChops, ImageFile
+
+from regionsearch.errors import RegionSearchError, invalid, too_large
+from regionsearch.images import isolated, jpeg, png, simple, tiff, webp
+from regionsearch.images.colour import ToSrgb, to_srgb
+from regionsearch.images.container import Container, exif_orientation
+from regionsearch.images.limits import (
+    CONTENT_TYPES,
+    DEFAULT_LIMITS,
+    READABLE,
+    DamagedError,
+    ImageLimits,
+    TooIntricateError,
+    unsupported,
+)
+
+Pixels = NDArray[np.uint8]
+
+STRIP_PIXELS = 1 << 18  # that are converted at once: a large image is in memory twice, not five times
+
+_SIDEWAYS = frozenset({5, 6, 7, 8})
+# EXIF orientation -> a view of the upright image as its file has it, and what turns a stored one upright.
+_AS_STORED: dict[int, Callable[[Pixels], Pixels]] = {
+    1: lambda upright: upright,
+    2: lambda upright: upright[:, ::-1],
+    3: lambda upright: upright[::-1, ::-1],
+    4: lambda upright: upright[::-1],
+    5: lambda upright: upright.swapaxes(0, 1),
+    6: lambda upright: np.rot90(upright),
+    7: lambda upright: np.rot90(upright, 2).swapaxes(0, 1),
+    8: lambda upright: np.rot90(upright, -1),
+}
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_WHITES = tuple((1 << bits) - 1 for bits in (8, 10, 12, 14, 16))  # of what 16-bit files are used for
+_NO_END = bytes(range(0x55, 0x95))  # what no encoder writes where a JPEG breaks off
+_REFUSED = {
+    b"\0\0\0\x0cjP  \r\n\x87\n": "is a JPEG 2000 file, which is not supported",
+    b"\xff\x4f\xff\x51": "is a JPEG 2000 file, which is not supported",
+    b"\0\0\0\x0cJXL \r\n\x87\n": "is a JPEG XL file, which is not supported",
+    b"\xff\x0a": "is a JPEG XL file, which is not supported",
+}
+
+
+@dataclass(frozen=True)
+class ImageHeader:
+    """What a file says about itself; width and height in pixels, upright."""
+
+    width: int
+    height: int
+    content_type: str
+
+
+class EncodedImage:
+    """A file whose format, size and cost are known; nothing is decoded yet. Use it once, in any thread.
+
+    Args:
+        data: The file.
+        limits: What is refused.
+        field: Where it stands in the request, for errors.
+
+    Attributes:
+        header: Size and type.
+
+    Raises:
+        RegionSearchError: INVALID_ARGUMENT for no bytes, UNSUPPORTED_IMAGE for what is not an image,
+            TOO_LARGE over a limit, or for a structure that is far more intricate than its pixels need. A file
+            that is damaged further on passes.
+    """
+
+    def __init__(self, data: bytes, limits: ImageLimits = DEFAULT_LIMITS, field: str = "image") -> None:
+        if not data:
+            raise invalid(field, f"{field} is empty; send the bytes of a {READABLE} file")
+        limits.check_bytes(len(data), field)
+        self._field = field
+        with self._typed_errors("is not an image that can be read", f"send a {READABLE} file"):
+            self._container = _take_apart(data, field)
+            self._image = _open(self._container)
+        if self._container.file_format == "AVIF" and "exif" in self._image.info:
+            self._orientation = exif_orientation(
+                self._image.info["exif"]
+            )  # where Pillow puts the container's own
+        else:
+            self._orientation = self._container.orientation
+        self._stored_size = self._image.size
+        limits.check_pixels(*self._stored_size, field)
+        upright = self._stored_size[::-1] if self._orientation in _SIDEWAYS else self._stored_size
+        self.header = ImageHeader(*upright, CONTENT_TYPES[self._container.file_format])
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Lets the file go."""
+        self._image.close()
+
+    @property
+    def _area(self) -> int:
+        return self.header.width * self.header.height
+
+    @property
+    def decoded_bytes(self) -> int:
+        """Memory that :meth:`decode` takes at most: seven bytes a pixel, four inside Pillow and three in the
+        array that remains, and what the format's decoder takes for itself.
+        """
+        return (7 + self._container.spare_bytes) * self._area
+
+    def reduced_bytes(self, side: int) -> int:
+        """Memory that :meth:`reduced` takes at most."""
+        shrunk = self._draft_factor(side) ** 2
+        # The image, and two copies of what it is reduced to at first, up to twice as long and wide as wanted.
+        return (
+            self._area * self._container.spare_bytes
+            + 4 * self._area // shrunk
+            + 8 * min(self._area, 4 * side**2)
+        )
+
+    def decode(self) -> Pixels:
+        """The pixels: uint8 sRGB (height, width, 3), upright.
+
+        The first frame of an animation counts, transparency is laid on white, 16 bits are scaled to 8, CMYK,
+        palettes and colour profiles are converted.
+
+        Raises:
+            RegionSearchError: UNSUPPORTED_IMAGE for a damaged file.
+        """
+        with self._decoding_errors():
+            self._load()
+            upright = np.empty((self.header.height, self.header.width, 3), np.uint8)
+            stored = _AS_STORED[self._orientation](upright)
+            for top, strip in self._strips():
+                stored[top : top + strip.height] = np.asarray(_on_white(strip))
+            return upright
+
+    def reduced(self, side: int) -> Image.Image:
+        """A small upright image, RGB or RGBA in sRGB, whose longer side has `side` pixels, or fewer where the
+        image itself has. JPEGs are decoded at a fraction of their size.
+
+        Raises:
+            RegionSearchError: UNSUPPORTED_IMAGE for a damaged file.
+        """
+        width, height = self._stored_size
+        longer = max(width, height)
+        scale = min(side, longer) / longer
+        wanted = max(1, round(width * scale)), max(1, round(height * scale))
+        with self._decoding_errors():
+            if self._container.file_format == "JPEG":
+                self._image.draft(None, wanted)
+            self._load()
+            width, height = self._image.size
+            factor = max(1, min(width // (2 * wanted[0]), height // (2 * wanted[1])))
+            small: Image.Image | None = None
+            for top, strip in self._strips(factor):
+                if strip.mode == "RGBA":
+                    strip = strip.convert("RGBa")  # so that no colour of what is transparent bleeds in
+                if small is None:
+                    small = Image.new(strip.mode, (-(-width // factor), -(-height // factor)))
+                small.paste(strip.reduce(factor) if factor > 1 else strip, (0, top // factor))
+            assert small is not None
+            box = (0, 0, width / factor, height / factor)
+            if (width, height) != wanted:
+                small = small.resize(wanted, Image.Resampling.LANCZOS, box)
+            if small.mode == "RGBa":
+                small = small.convert("RGBA")
+            turn = _UPRIGHT.get(self._orientation)
+            return small if turn is None else small.transpose(turn)
+
+    def _draft_factor(self, side: int) -> int:
+        if self._container.file_format != "JPEG":
+            return 1
+        return next(
+            factor for factor in (8, 4, 2, 1) if max(self._stored_size) >= factor * side or factor == 1
+        )
+
+    def _load(self) -> None:
+        container, (width, height) = self._container, self._stored_size
+        if container.file_format in ("AVIF", "HEIF"):
+            transparent = self._image.has_transparency_data
+            self._image = isolated.load(container.joined(), container.file_format, width, height, transparent)
+            return
+        try:
+            self._image.load()
+        except OSError:
+            if container.file_format != "PNG" or container.has_end or not png.has_all_rows(container.pixels):
+                raise
+            cast(ImageFile.ImageFile, self._image).tile = []  # only what follows the rows is missing
+            self._image.load()
+        if (
+            container.file_format == "JPEG"
+            and not container.has_end
+            and not _ends_well(self._image, container)
+        ):
+            raise DamagedError("image file is truncated")
+
+    def _strips(self, multiple: int = 1) -> Iterator[tuple[int, Image.Image]]:
+        """Strips of the decoded image with their tops: RGB or RGBA, in sRGB; rows are a multiple of that."""
+        convert = _Converter(self._image, self._container)
+        width, height = self._image.size
+        rows = multiple * max(1, STRIP_PIXELS // (width * multiple))
+        for top in range(0, height, rows):
+            yield top, convert(self._image.crop((0, top, width, min(top + rows, height))))
+
+    @contextlib.contextmanager
+    def _decoding_errors(self) -> Iterator[None]:
+        name = self._container.file_format
+        with self._typed_errors(f"is a damaged {name} file", "send it again", tell=True):
+            yield
+
+    @contextlib.contextmanager
+    def _typed_errors(self, problem: str, advice: str, tell: bool = False) -> Iterator[None]:
+        field = self._field
+        try:
+            yield
+        except (RegionSearchError, MemoryError):
+            raise
+        except TooIntricateError as error:
+            raise too_large(
+                field,
+                f"{field} would take far more work than its pixels need ({error}); save it again with "
+                "another program",
+            ) from error
+        except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+            raise too_large(
+                field, f"{field} has far too many pixels ({error}); send a smaller image"
+            ) from error
+        except (
+            Exception
+        ) as error:  # Pillow's parsers and decoders let any exception of a damaged file through
+            tell = tell or isinstance(error, DamagedError)
+            reason = f" ({str(error) or type(error).__name__})" if tell else ""
+            raise unsupported(field, f"{problem}{reason}; {advice}") from error
+
+
+class _Converter:
+    """From the pixels of a decoded image, strip by strip, to RGB or RGBA in sRGB."""
+
+    def __init__(self, image: Image.Image, container: Container) -> None:
+        if image.mode in ("F", "I"):  # nobody says which value is white
+            raise DamagedError("32 bits a channel; convert it to 8 or 16")
+        self._deep = image.mode.startswith("I;16")
+        self._inverted = container.inverted
+        self._largest = self._white(image) if self._deep else 255
+        grey = self._deep or image.mode in ("1", "L", "LA", "La")
+        self._base = "L" if grey else image.mode if image.mode in ("CMYK", "LAB") else "RGB"
+        self._to_srgb: ToSrgb | None = to_srgb(container.profile, self._base)
+
+    def __call__(self, strip: Image.Image) -> Image.Image:
+        if self._deep:
+            return self._deepened(strip)
+        if strip.has_transparency_data:
+            strip = strip.convert("RGBA")
+            if self._to_srgb is None:
+                return strip
+            colours = self._to_srgb(strip.convert(self._base))
+            colours.putalpha(strip.getchannel("A"))
+            return colours
+        return self._coloured(strip)
+
+    def _coloured(self, strip: Image.Image) -> Image.Image:
+        if self._to_srgb is None:
+            return strip.convert("RGB")
+        return self._to_srgb(strip.convert(self._base))
+
+    def _deepened(self, strip: Image.Image) -> Image.Image:
+        deep = np.asarray(strip).astype(np.uint32)
+        grey = ((deep * 255 + self._largest // 2) // self._largest).astype(np.uint8)
+        shown = self._coloured(Image.fromarray(255 - grey if self._inverted else grey))
+        if "transparency" in strip.info:  # one grey that stands for nothing
+            nothing = deep == strip.info["transparency"]
+            shown.putalpha(Image.fromarray(np.where(nothing, 0, 255).astype(np.uint8)))
+        return shown
+
+    @staticmethod
+    def _white(image: Image.Image) -> int:
+        """The largest value that the depth allows which the image uses: many 16-bit files hold 12 bits."""
+        rows = max(1, STRIP_PIXELS // image.width)
+        used = max(
+            int(np.asarray(image.crop((0, top, image.width, min(top + rows, image.height)))).max())
+            for top in range(0, image.height, rows)
+        )
+        return next(white for white in _WHITES if used <= white)
+
+
+def _take_apart(data: bytes, field: str) -> Container:
+    if data.startswith(jpeg.START + b"\xff"):
+        return jpeg.take_apart(data)
+    if data.startswith(png.SIGNATURE):
+        return png.take_apart(data)
+    if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
+        return webp.take_apart(data)
+    if data.startswith((b"GIF87a", b"GIF89a")):
+        return simple.take_apart_gif(data)
+    if data.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")):
+        return tiff.take_apart(data)
+    if data.startswith(b"BM"):
+        return simple.take_apart_bmp(data)
+    if data[4:8] == b"ftyp" and (name := simple.brand_format(data)):
+        return simple.take_apart_iso(data, name)
+    for start, problem in _REFUSED.items():
+        if data.startswith(start):
+            raise unsupported(field, f"{problem}; send a {READABLE} file")
+    raise DamagedError("unknown format")
+
+
+def _open(container: Container) -> Image.Image:
+    if container.file_format == "HEIF":
+        _register_heif()
+    tail = b"" if container.has_end or container.file_format != "JPEG" else jpeg.END
+    return Image.open(io.BytesIO(container.joined(tail)), formats=[container.file_format])
+
+
+def _register_heif() -> None:
+    from pi_heif import HeifImagePlugin  # noqa: F401  # the import registers it; only where it is needed
+
+
+def _ends_well(image: Image.Image, container: Container) -> bool:
+    """Whether a JPEG without its end has all of its rows: then nothing of what follows is used for them."""
+    pieces = container.joined().rstrip(b"\xff")
+    with Image.open(io.BytesIO(pieces + _NO_END + jpeg.END), formats=["JPEG"]) as other:
+        other.draft(None, image.size)
+        other.load()
+        rows = max(1, STRIP_PIXELS // image.width)
+        return other.size == image.size and not any(
+            ImageChops.difference(image.crop(box), other.crop(box)).getbbox()
+            for top in range(0, image.height, rows)
+            for box in [(0, top, image.width, min(top + rows, image.height))]
+        )
+
+
+def _on_white(strip: Image.Image) -> Image.Image:
+    if strip.mode == "RGB":
+        return strip
+    white = Image.new("RGBA", strip.size, "white")
+    return Image.alpha_composite(white, strip).convert("RGB")

@@ -1,0 +1,84 @@
+"""HEIC and AVIF are decoded in a process of their own.
+
+What a file of theirs says about its size binds nobody: tiles and frames inside it may be of any size and
+number. So the decoder gets as much memory and time as the size that was announced needs, and a file that
+takes more loses its process, and nothing else. A start costs some 50 ms; what they hold is decoded in 300.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from regionsearch.images.limits import DamagedError, TooIntricateError
+
+_CHILD = Path(__file__).with_name("isolated_child.py")
+_SECONDS, _PIXELS_PER_S = 5, 4_000_000  # on a slow and busy core
+_BYTES_PER_PIXEL = 32
+_EXIT_TOO_MUCH = 3
+
+
+def load(data: bytes, file_format: str, width: int, height: int, transparent: bool) -> Image.Image:
+    """Decodes a file of one frame.
+
+    Args:
+        data: The file.
+        file_format: AVIF or HEIF.
+        width: As the file announces it; another is an error.
+        height: Likewise.
+        transparent: Whether there is an alpha channel.
+
+    Returns:
+        An image of mode RGBA, or RGBX, whose fourth band means nothing.
+
+    Raises:
+        DamagedError: It cannot be decoded.
+        TooIntricateError: It takes far more time or memory than its size needs.
+    """
+    mode = "RGBA" if transparent else "RGBX"
+    area = width * height
+    seconds = _SECONDS + area // _PIXELS_PER_S
+    with contextlib.closing(_Memory(4 * area)) as memory:
+        numbers = [memory.file, width, height, seconds, _BYTES_PER_PIXEL * area]
+        command = [sys.executable, "-I", str(_CHILD), file_format, mode, *map(str, numbers)]
+        try:
+            child = subprocess.run(
+                command,
+                input=data,
+                pass_fds=[memory.file],
+                capture_output=True,
+                timeout=2 * seconds,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            raise TooIntricateError(f"more than {2 * seconds} s") from None
+        if child.returncode < 0 or child.returncode == _EXIT_TOO_MUCH:
+            raise TooIntricateError("more time or memory than an image of its size")
+        if child.returncode:
+            raise DamagedError(child.stderr.decode("utf-8", "replace").strip().rpartition("\n")[2])
+        return Image.frombuffer(mode, (width, height), memory.view(), "raw", mode, 0, 1)
+
+
+class _Memory:
+    """Memory that two processes share."""
+
+    def __init__(self, size: int) -> None:
+        self.file = os.memfd_create("image")
+        self._size = size
+        os.ftruncate(self.file, size)
+
+    def view(self) -> NDArray[np.uint8]:
+        """The memory, which stays as long as this array does."""
+        return np.frombuffer(mmap.mmap(self.file, self._size), np.uint8)
+
+    def close(self) -> None:
+        """Gives the descriptor back."""
+        os.close(self.file)
