@@ -20,6 +20,7 @@ _OUT_OF_RESOURCES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.
 _RETRY_S = 0.1
 _BACKLOG = 2048
 _TLS_SHUTDOWN_S = 5.0
+_LAST_WORDS_S = 2.0
 _MOST_FILES = 65_536
 
 
@@ -44,6 +45,12 @@ class HttpServer(uvicorn.Server):
         """Listens on the sockets."""
         self.servers: list[Any] = [self._listen(listener) for listener in sockets or []]
         self.started = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Ends the requests in work; those that outlast the grace have a moment to say so."""
+        await super().shutdown(sockets)
+        if self.server_state.tasks:
+            await asyncio.wait(self.server_state.tasks, timeout=_LAST_WORDS_S)
 
     def _listen(self, listener: socket.socket) -> _Listener:
         def connect() -> Connection:
