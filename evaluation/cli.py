@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from evaluation.baselines import GridSegmenter
+from evaluation.cutouts import write_cut_outs
 from evaluation.gateway import Gateway
 from evaluation.loaders import FIXTURE, load
 from evaluation.report import HEADLINES, render
@@ -141,6 +142,10 @@ def _table(result: Result) -> Table:
 Data = Annotated[Path | None, typer.Option(help="COCO-style JSON or PASCAL VOC; default: the fixture.")]
 Images = Annotated[Path | None, typer.Option(help="Folder of the pictures, if not beside the JSON.")]
 Fixture = Annotated[bool, typer.Option("--fixture", help="The committed fixture (the default).")]
+CutOuts = Annotated[
+    bool,
+    typer.Option("--cutouts", help="Photographed things that Debian's tuxpaint-stamps-default holds."),
+]
 Url = Annotated[str | None, typer.Option(help="A running gateway, such as http://127.0.0.1:8000.")]
 ApiKey = Annotated[str | None, typer.Option(envvar="REGIONSEARCH_API_KEY", help="Of the gateway.")]
 Out = Annotated[Path, typer.Option(help="Folder for metrics.json and report.html.")]
@@ -156,6 +161,7 @@ def main(
     data: Data = None,
     images: Images = None,
     fixture: Fixture = False,
+    cutouts: CutOuts = False,
     url: Url = None,
     api_key: ApiKey = None,
     out: Out = Path("out/evaluation"),
@@ -169,8 +175,10 @@ def main(
     """Measures how well things are found, with intervals, as JSON and as an HTML report."""
     console = Console()
     try:
-        if fixture and data is not None:
-            raise invalid("data", "--fixture and --data exclude each other")
+        if fixture + cutouts + (data is not None) > 1:
+            raise invalid("data", "--fixture, --cutouts and --data exclude each other")
+        if cutouts:
+            data = write_cut_outs(out / "cutouts")
         evaluate(
             data,
             images=images,

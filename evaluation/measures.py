@@ -127,6 +127,8 @@ def _proposals(evidence: Evidence, report: _Reporter) -> list[Measure]:
         report.mean(f"proposals.ar@{top}", f"AR@{top}", picture, [thing.recall[top] for thing in things])
         for top in (10, 100, 1000)
     ]
+    among = [thing.recall[1000] > 0 for thing in things]  # the lowest of its IoU thresholds is 0.5
+    measures.append(report.mean("proposals.found", "Things among the regions (IoU ≥ 0.5)", picture, among))
     for number, size in enumerate(SIZES):
         chosen = [thing for thing, its in zip(things, sizes, strict=True) if its == number]
         measures.append(

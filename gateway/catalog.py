@@ -6,11 +6,12 @@ import asyncio
 from collections.abc import Sequence
 
 import structlog
+from prometheus_client import Counter
 
 from gateway.backends import Backends, renamed
 from gateway.identity import same_model
 from gateway.image_store import ImageStore
-from gateway.records import IDEMPOTENCY_KEY, check_reserved, clean_name, hide_key
+from gateway.records import HIDDEN, check_reserved, clean_name, hide_key
 from gateway.settings import GatewaySettings
 from regionsearch.errors import Kind, RegionSearchError, invalid, not_found
 from regionsearch.rpc import chunked
@@ -19,6 +20,10 @@ from regionsearch.v1 import embed_pb2, search_pb2, types_pb2
 DEFAULT = "default"
 ASKED_AT_ONCE = 32  # images that the searcher is asked about in one call
 
+_FILES_LEFT = Counter(
+    "regionsearch_image_files_left_total",
+    "Files of deleted images that could not be deleted; the sweep deletes them.",
+)
 _log = structlog.get_logger(__name__)
 
 
@@ -113,6 +118,7 @@ class Catalog:
         Pictures that come to a new collection of the same name meanwhile stay.
         """
         backends = self._backends
+        await self._store.check_writable(name)
         request = search_pb2.DeleteCollectionRequest(name=name)
         await backends.searcher.call(backends.search.DeleteCollection, request)
         async for shelf in self._store.shelves(name):
@@ -276,12 +282,12 @@ class Catalog:
         return answer.images[0], answer.seq
 
     async def _reveal_key(self, collection: str, change: search_pb2.ImageUpdate) -> None:
-        """Completes `as_read`, which callers are shown without the idempotency key, to what is stored."""
+        """Completes `as_read`, which callers are shown without hidden attributes, to what is stored."""
         stored = await self.records(collection, image_ids=[change.image_id], images_only=True)
         hide_key(change.as_read)
         for image in stored.images:
-            if IDEMPOTENCY_KEY in image.attributes:
-                change.as_read.attributes[IDEMPOTENCY_KEY] = image.attributes[IDEMPOTENCY_KEY]
+            kept = {name: image.attributes[name] for name in HIDDEN if name in image.attributes}
+            change.as_read.attributes.update(kept)
 
     async def delete_image(
         self, collection: str, image_id: str, as_read: search_pb2.StoredImage | None = None
@@ -297,9 +303,11 @@ class Catalog:
             The write's seq.
 
         Raises:
-            RegionSearchError: NOT_FOUND, or ABORTED when it is not as it was read.
+            RegionSearchError: NOT_FOUND; ABORTED when it is not as it was read; UNAVAILABLE when the image
+                store cannot be written. Nothing is deleted then.
         """
         backends, collection = self._backends, collection or DEFAULT
+        await self._store.check_writable(collection, image_id)
         request = search_pb2.DeleteRequest(collection=collection)
         if as_read is None:
             request.image_ids.append(image_id)
@@ -312,7 +320,17 @@ class Catalog:
                     Kind.ABORTED, f"image {image_id!r} has changed since it was read; read it again"
                 )
             raise _no_image(collection, image_id)
-        await self._let_go(collection, [image_id])
+        try:
+            await self._let_go(collection, [image_id])
+        except RegionSearchError as error:
+            # The image is gone for everybody, and asking again would be NOT_FOUND: the sweep does the rest.
+            _FILES_LEFT.inc()
+            _log.error(
+                "the file of a deleted image was left",
+                collection=collection,
+                image=image_id,
+                error=error.message,
+            )
         return answer.seq
 
 

@@ -13,7 +13,7 @@ from google.rpc import status_pb2
 
 from gateway.access import Scope
 from gateway.core import Gateway
-from gateway.records import checked_key
+from gateway.records import IdempotencyKey, checked_key
 from regionsearch.errors import Kind, RegionSearchError, to_status, too_large
 from regionsearch.rpc import deadline
 from regionsearch.v1 import region_search_pb2 as pb
@@ -48,7 +48,9 @@ class RegionSearchServicer(region_search_pb2_grpc.RegionSearchServiceServicer):
         with self._call(context, Scope.WRITE, None) as metadata:
             key = checked_key(metadata.get("idempotency-key"))
             with self._gateway.ingester.admit(1):
-                return await self._gateway.ingester.ingest(request, idempotency_key=key)
+                return await self._gateway.ingester.ingest(
+                    request, idempotency_key=IdempotencyKey(key) if key else None
+                )
 
     async def IngestImages(  # noqa: N802
         self, request_iterator: AsyncIterable[pb.IngestImagesRequest], context: _Context

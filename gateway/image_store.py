@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import fsspec
+import structlog
 from fsspec.implementations.local import LocalFileSystem
 
 from regionsearch.errors import Kind, RegionSearchError, invalid, not_found
@@ -25,6 +26,9 @@ _COLLECTION = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 _ASIDE = re.compile(r"\.([0-9a-f]{64})\.orphan")
 _PART = ".part"
 _TRIES = 10
+_PIECE = 1 << 20
+
+_log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -60,10 +64,20 @@ class ImageStore:
     async def put(self, collection: str, image_id: str, data: bytes) -> None:
         """Stores a picture. One that is there already is as good as new afterwards: `older` counts from now.
 
+        A file under its key that is damaged is replaced.
+
         Raises:
             RegionSearchError: STORAGE_FULL, or UNAVAILABLE when the store does not answer.
         """
         await asyncio.to_thread(self._put, self._path(collection, image_id), data)
+
+    async def heal(self, collection: str, image_id: str, data: bytes) -> None:
+        """Stores a picture again where its file is missing or damaged.
+
+        Raises:
+            RegionSearchError: STORAGE_FULL, or UNAVAILABLE when the store does not answer.
+        """
+        await asyncio.to_thread(self._heal, self._path(collection, image_id), data)
 
     async def get(self, collection: str, image_id: str) -> bytes:
         """The bytes of a picture.
@@ -77,9 +91,23 @@ class ImageStore:
         if await asyncio.to_thread(content_id, data) != image_id:
             raise RegionSearchError(
                 Kind.DATA_LOSS,
-                f"the stored file of image {image_id} is damaged; delete the image and add it again",
+                f"the stored file of image {image_id} is damaged: send the image again, which replaces it",
             )
         return data
+
+    async def check_writable(self, collection: str, image_id: str | None = None) -> None:
+        """Refuses a deletion that would leave files behind, before anything else is deleted.
+
+        Only folders are looked at; what an object store allows shows when it is asked.
+
+        Raises:
+            RegionSearchError: UNAVAILABLE.
+        """
+        folder = self._folder(collection)
+        if image_id is not None and _IMAGE_ID.fullmatch(image_id):
+            folder = f"{folder}/{image_id[:2]}"
+        if self._local and not await asyncio.to_thread(_may_change, folder):
+            raise _unusable("the folder is read-only")
 
     async def exists(self, collection: str, image_id: str) -> bool:
         """Whether a picture is there."""
@@ -145,11 +173,24 @@ class ImageStore:
         with _typed_errors():
             if not self._local:  # an object appears when its upload is complete
                 self._fs.pipe_file(path, data)
-                return
-            try:
-                os.utime(path)
-            except FileNotFoundError:
+            elif not (self._holds(path, data) and _touched(path)):
                 _write_durably(Path(path), data)
+
+    def _heal(self, path: str, data: bytes) -> None:
+        if not self._holds(path, data):
+            self._put(path, data)
+
+    def _holds(self, path: str, data: bytes) -> bool:
+        """Whether a file has exactly these bytes; read in pieces, so that nothing is in memory twice."""
+        try:
+            if self._fs.size(path) != len(data):
+                return False
+            with self._fs.open(path, "rb") as file:
+                return all(
+                    file.read(_PIECE) == data[start : start + _PIECE] for start in range(0, len(data), _PIECE)
+                )
+        except OSError:  # it is not there, or the disk does not give it back
+            return False
 
     def _list(self, folder: str) -> list[str]:
         with _typed_errors():
@@ -216,6 +257,20 @@ class ImageStore:
                 Path(empty).rmdir()
 
 
+def _touched(path: str) -> bool:
+    """Makes a file as old as a new one; whether it is there."""
+    try:
+        os.utime(path)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _may_change(folder: str) -> bool:
+    """Whether files of a folder may be moved and deleted; one that is not there has none."""
+    return os.access(folder, os.W_OK | os.X_OK) or not os.path.lexists(folder)
+
+
 def _aside(path: str) -> str:
     folder, _, name = path.rpartition("/")
     return f"{folder}/.{name}.orphan"
@@ -258,8 +313,18 @@ def _typed_errors() -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise RegionSearchError(
-                Kind.STORAGE_FULL, "the image store is full; delete images or enlarge it"
+                Kind.STORAGE_FULL,
+                "the image store is full: delete images, which works meanwhile, or enlarge it",
             ) from error
-        raise RegionSearchError(
-            Kind.UNAVAILABLE, f"the image store does not answer: {error}", retry_after_s=1.0
-        ) from error
+        _log.error(
+            "the image store does not work", error=str(error)
+        )  # names a file, which callers need not know
+        raise _unusable(error.strerror or type(error).__name__) from error
+
+
+def _unusable(why: str) -> RegionSearchError:
+    return RegionSearchError(
+        Kind.UNAVAILABLE,
+        f"the image store cannot be used: {why}; the gateway's log tells more",
+        retry_after_s=1.0,
+    )

@@ -14,13 +14,22 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TypeAlias
 
 import numpy as np
+from prometheus_client import Counter
 
 from gateway.backends import Backends, renamed
 from gateway.catalog import DEFAULT, Catalog
 from gateway.decoder import ImageDecoder
 from gateway.identity import model_mismatch, same_model
 from gateway.image_store import ImageStore
-from gateway.records import IDEMPOTENCY_KEY, Picture, check_reserved, records, stored_image
+from gateway.records import (
+    IDEMPOTENCY_KEY,
+    IdempotencyKey,
+    Picture,
+    additions,
+    check_reserved,
+    records,
+    stored_image,
+)
 from gateway.settings import GatewaySettings
 from regionsearch.errors import Kind, RegionSearchError, overloaded
 from regionsearch.images import encode_image, image_from_proto, image_id, probe_image
@@ -30,9 +39,24 @@ from regionsearch.v1 import embed_pb2, region_search_pb2, search_pb2, segment_pb
 
 Progress: TypeAlias = "Callable[[region_search_pb2.IngestStage.ValueType], None]"
 
+_IMAGES = Counter(
+    "regionsearch_ingest_images_total",
+    "Images that were sent, by what became of them (created, duplicate, failed), and why they failed.",
+    ["outcome", "code"],
+)
+_OUTCOMES = {
+    region_search_pb2.INGEST_OUTCOME_CREATED: "created",
+    region_search_pb2.INGEST_OUTCOME_DUPLICATE: "duplicate",
+}
 _RAW_BYTES = 3  # of raw pixels, for each of their own: a copy with a fourth byte a pixel, and the PNG
 _SEGMENT_SHARE = 0.7  # of the time left; the rest is for embedding and writing
 _EMBED_SHARE = 0.8
+
+
+def count_failure(error: BaseException) -> None:
+    """Notes that an image was not stored; `Ingester.ingest` does so by itself."""
+    kind = Kind.CANCELLED if isinstance(error, asyncio.CancelledError) else Kind.INTERNAL
+    _IMAGES.labels("failed", (error.kind if isinstance(error, RegionSearchError) else kind).value).inc()
 
 
 class Ingester:
@@ -88,7 +112,7 @@ class Ingester:
         request: region_search_pb2.IngestImageRequest,
         *,
         priority: types_pb2.Priority.ValueType = types_pb2.PRIORITY_INTERACTIVE,
-        idempotency_key: str | None = None,
+        idempotency_key: IdempotencyKey | None = None,
         progress: Progress = lambda stage: None,
     ) -> region_search_pb2.IngestImageResponse:
         """Takes one picture in, for which there is room (`admit`); answers once all of it is on disk.
@@ -102,6 +126,21 @@ class Ingester:
         Raises:
             RegionSearchError: Nothing has changed then.
         """
+        try:
+            answer = await self._one(request, priority, idempotency_key, progress)
+        except BaseException as error:
+            count_failure(error)
+            raise
+        _IMAGES.labels(_OUTCOMES[answer.outcome], "OK").inc()
+        return answer
+
+    async def _one(
+        self,
+        request: region_search_pb2.IngestImageRequest,
+        priority: types_pb2.Priority.ValueType,
+        idempotency_key: IdempotencyKey | None,
+        progress: Progress,
+    ) -> region_search_pb2.IngestImageResponse:
         progress(region_search_pb2.INGEST_STAGE_RECEIVED)
         self.check(request)
         picture = await self._decoder.run(_reading_bytes(request.image), lambda: self._read(request.image))
@@ -125,14 +164,18 @@ class Ingester:
         request: region_search_pb2.IngestImageRequest,
         picture: Picture,
         priority: types_pb2.Priority.ValueType,
-        key: str | None,
+        key: IdempotencyKey | None,
         progress: Progress,
     ) -> region_search_pb2.IngestImageResponse:
         collection, known = await asyncio.gather(
             self._catalog.get(request.collection), self._known(request.collection, picture.identity)
         )
         if known is not None:
-            return await self._duplicate(known, picture, collection.name, key)
+            duplicate = await self._duplicate(known, request, picture, key)
+            if duplicate is not None:
+                return duplicate
+        if key is not None:
+            await self._check_key(collection, picture, key)
         await self._check_model(collection)
 
         image = types_pb2.Image(encoded=picture.data)
@@ -143,10 +186,11 @@ class Ingester:
         progress(region_search_pb2.INGEST_STAGE_STORING)
         await self._store.put(collection.name, picture.identity, picture.data)
 
+        stored = stored_image(request, picture, segmented, key)
         write = search_pb2.UpsertRequest(
             collection=collection.name,
             model=collection.model,
-            images=[stored_image(request, picture, segmented, key)],
+            images=[stored],
             records=records(picture.identity, segmented),
             vectors=tensor_to_proto(vectors),
             skip_existing=True,
@@ -158,15 +202,21 @@ class Ingester:
                 break
             known = await self._known(collection.name, picture.identity)  # another gateway was faster
             if known is not None:
-                return await self._duplicate(known, picture, collection.name, key)
+                duplicate = await self._duplicate(known, request, picture, key)
+                if duplicate is not None:
+                    return duplicate
             # and the image has been deleted since: it is ours to write after all
-        await self._keep_bytes(collection.name, picture)
+        # A deletion that ran at the same time removes the record, then the file, then looks whether the
+        # record is there again: either it sees the new record, or this sees that the file is gone.
+        if not await self._store.exists(collection.name, picture.identity):
+            await self._store.put(collection.name, picture.identity, picture.data)
         progress(region_search_pb2.INGEST_STAGE_DONE)
         return region_search_pb2.IngestImageResponse(
             outcome=region_search_pb2.INGEST_OUTCOME_CREATED,
             image_id=picture.identity,
             region_count=len(segmented.regions),
             seq=answer.seq,
+            tags=stored.tags,
         )
 
     async def _known(self, collection: str, identity: str) -> search_pb2.GetRecordsResponse | None:
@@ -179,27 +229,61 @@ class Ingester:
         return found if found.images else None
 
     async def _duplicate(
-        self, known: search_pb2.GetRecordsResponse, picture: Picture, collection: str, key: str | None
-    ) -> region_search_pb2.IngestImageResponse:
-        await self._keep_bytes(collection, picture)
-        (image,) = known.images
-        repeated = key is not None and image.attributes.get(IDEMPOTENCY_KEY) == key
+        self,
+        known: search_pb2.GetRecordsResponse,
+        request: region_search_pb2.IngestImageRequest,
+        picture: Picture,
+        key: IdempotencyKey | None,
+    ) -> region_search_pb2.IngestImageResponse | None:
+        """The answer about an image that is known; its file is healed, and what is new about it is added.
+
+        None when it has been deleted meanwhile.
+        """
+        (image,), seq = known.images, known.seq
+        repeated = key is not None and image.attributes.get(IDEMPOTENCY_KEY) == key.key
+        if key is not None and repeated:
+            key.check(image.attributes, picture.identity)
+        collection = request.collection or DEFAULT
+        await self._store.heal(collection, picture.identity, picture.data)
+        update = additions(request, image)
+        if update is not None:
+            try:
+                image, seq = await self._catalog.update_image(collection, update)
+            except RegionSearchError as error:
+                if error.kind is Kind.NOT_FOUND:
+                    return None
+                raise
         outcomes = region_search_pb2.IngestOutcome
         return region_search_pb2.IngestImageResponse(
             outcome=outcomes.INGEST_OUTCOME_CREATED if repeated else outcomes.INGEST_OUTCOME_DUPLICATE,
             image_id=picture.identity,
             region_count=image.region_count,
-            seq=known.seq,
+            seq=seq,
+            tags=image.tags,
         )
 
-    async def _keep_bytes(self, collection: str, picture: Picture) -> None:
-        """Puts the picture back where a deletion that ran at the same time took it away.
+    async def _check_key(
+        self, collection: search_pb2.Collection, picture: Picture, key: IdempotencyKey
+    ) -> None:
+        """Refuses a key under which another request has made images.
 
-        A deletion removes the record, then the picture, then looks whether the record is there again; so
-        either it sees the new record, or this sees that the picture is gone.
+        Raises:
+            RegionSearchError: ALREADY_EXISTS.
         """
-        if not await self._store.exists(collection, picture.identity):
-            await self._store.put(collection, picture.identity, picture.data)
+        anything = np.zeros((1, collection.model.dimension), np.float32)
+        anything[0, 0] = 1.0
+        backends = self._backends
+        asked = search_pb2.SearchRequest(
+            collection=collection.name,
+            model=collection.model,
+            queries=tensor_to_proto(anything),
+            level=search_pb2.LEVEL_IMAGE,
+            filter=search_pb2.Filter(attributes={IDEMPOTENCY_KEY: key.key}),
+            page_size=1,
+        )
+        answer = await backends.searcher.call(backends.search.Search, asked)
+        for hit in answer.results[0].hits:
+            key.check(hit.image.attributes, picture.identity)
 
     async def _check_model(self, collection: search_pb2.Collection) -> None:
         """Fails before the expensive stages where the write would be refused after them."""

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from regionsearch.errors import invalid
+from regionsearch.errors import Kind, RegionSearchError, invalid
 from regionsearch.v1 import region_search_pb2, search_pb2, segment_pb2, types_pb2
 
 IDEMPOTENCY_KEY = "_idempotency_key"
-"""Attribute that keeps the key of the request that made an image; callers do not see it."""
+"""Attribute that keeps the key of the request that made an image."""
+IDEMPOTENCY_REQUEST = "_idempotency_request"
+"""Attribute that keeps the digest of that request."""
+HIDDEN = (IDEMPOTENCY_KEY, IDEMPOTENCY_REQUEST)
+"""Attributes that callers neither see nor set nor ask for."""
 
 _MAX_NAME = 255
 
@@ -29,6 +33,42 @@ class Picture:
     content_type: str
 
 
+@dataclass(frozen=True)
+class IdempotencyKey:
+    """A caller's name for one request, under which it may be repeated.
+
+    Attributes:
+        key: The name.
+        request: Digest of what the request sends; None for that of its one image.
+    """
+
+    key: str
+    request: str | None = None
+
+    def attributes(self, image_id: str) -> dict[str, str]:
+        """What is kept of it with an image that the request makes."""
+        return {IDEMPOTENCY_KEY: self.key, IDEMPOTENCY_REQUEST: self.request or image_id}
+
+    def check(self, kept: Mapping[str, str], image_id: str) -> None:
+        """Refuses the key where it belongs to another request already.
+
+        Args:
+            kept: Attributes of an image that was made under this key.
+            image_id: The image of the present request.
+
+        Raises:
+            RegionSearchError: ALREADY_EXISTS.
+        """
+        wanted = self.request or image_id
+        if kept.get(IDEMPOTENCY_REQUEST, wanted) != wanted:  # images of older versions keep no digest
+            raise RegionSearchError(
+                Kind.ALREADY_EXISTS,
+                "the idempotency key belongs to another request, which sent other images: use a new key for "
+                "each request",
+                field="idempotency-key",
+            )
+
+
 def checked_key(key: str | None) -> str | None:
     """An idempotency key as it may be kept with an image.
 
@@ -46,14 +86,16 @@ def check_reserved(names: Iterable[str], field: str = "attributes") -> None:
     Raises:
         RegionSearchError: INVALID_ARGUMENT.
     """
-    if IDEMPOTENCY_KEY in names:
-        raise invalid(field, f"{field}: the attribute {IDEMPOTENCY_KEY} is reserved; choose another name")
+    for name in names:
+        if name in HIDDEN:
+            raise invalid(field, f"{field}: the attribute {name} is reserved; choose another name")
 
 
 def hide_key(image: search_pb2.StoredImage) -> None:
-    """Takes the idempotency key out of what a caller is told about an image."""
-    if IDEMPOTENCY_KEY in image.attributes:
-        del image.attributes[IDEMPOTENCY_KEY]
+    """Takes the hidden attributes out of what a caller is told about an image."""
+    for name in HIDDEN:
+        if name in image.attributes:
+            del image.attributes[name]
 
 
 def clean_name(name: str) -> str:
@@ -61,11 +103,29 @@ def clean_name(name: str) -> str:
     return "".join(c for c in name if c.isprintable())[:_MAX_NAME]
 
 
+def additions(
+    request: region_search_pb2.IngestImageRequest, image: search_pb2.StoredImage
+) -> search_pb2.ImageUpdate | None:
+    """What a request says about an image that is known already, and is new; None for nothing.
+
+    Tags are added, attributes set; a name is taken by an image that has none.
+    """
+    update = search_pb2.ImageUpdate(image_id=image.image_id)
+    update.add_tags.extend(tag for tag in dict.fromkeys(request.tags) if tag not in image.tags)
+    for name, value in request.attributes.items():
+        if image.attributes.get(name) != value:
+            update.set_attributes[name] = value
+    name = clean_name(request.name)
+    if name and not image.name:
+        update.name = name
+    return update if update.add_tags or update.set_attributes or update.HasField("name") else None
+
+
 def stored_image(
     request: region_search_pb2.IngestImageRequest,
     picture: Picture,
     segmented: segment_pb2.SegmentResponse,
-    key: str | None,
+    key: IdempotencyKey | None,
 ) -> search_pb2.StoredImage:
     """The image's own entry."""
     return search_pb2.StoredImage(
@@ -76,7 +136,7 @@ def stored_image(
         content_type=picture.content_type,
         size_bytes=len(picture.data),
         tags=list(dict.fromkeys(request.tags)),
-        attributes=dict(request.attributes) | ({IDEMPOTENCY_KEY: key} if key else {}),
+        attributes=dict(request.attributes) | (key.attributes(picture.identity) if key else {}),
     )
 
 

@@ -17,7 +17,7 @@ from gateway.backends import Backends, together
 from gateway.catalog import DEFAULT, Catalog
 from gateway.pointing import Pointer
 from gateway.query import QueryReader, QueryVectors, SearchRequest, Vectors
-from gateway.records import hide_key
+from gateway.records import check_reserved, hide_key
 from gateway.settings import GatewaySettings
 from regionsearch.errors import invalid
 from regionsearch.masks import encode_rle
@@ -61,6 +61,7 @@ class Search:
             RegionSearchError: INVALID_ARGUMENT that names the field, NOT_FOUND, MODEL_MISMATCH.
         """
         _check_finite(request, "min_score", "relative_cutoff", "min_relevancy")
+        check_reserved(request.filter.attributes, "filter.attributes")
         if request.page_size < 0:
             raise invalid("page_size", "page_size cannot be negative; 0 asks for the default")
         collection = await self._catalog.get(request.collection)

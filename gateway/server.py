@@ -20,6 +20,7 @@ from gateway.settings import GatewaySettings
 from gateway.sweep import Sweeper, sweep_again_and_again
 from regionsearch.v1.region_search_pb2_grpc import add_RegionSearchServiceServicer_to_server
 from services.runtime.server import Lifespan, Server, announce
+from services.runtime.tls import check_certificate
 
 
 def lifespan(settings: GatewaySettings) -> Lifespan:
@@ -30,6 +31,9 @@ def lifespan(settings: GatewaySettings) -> Lifespan:
 
     @contextlib.asynccontextmanager
     async def live(server: Server) -> AsyncIterator[None]:
+        tls = settings.backend_tls
+        if tls.enabled and tls.certificate is not None and tls.key is not None:
+            check_certificate(tls.certificate, tls.key, tls.ca, role="client")
         gateway = Gateway(settings)
         health = GatewayHealth(gateway, server.health)
         app = create_app(gateway, health)

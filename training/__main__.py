@@ -6,12 +6,14 @@ import enum
 import json
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated
+from typing import Annotated, Any
 
 import open_clip
 import torch
 import typer
 from rich.console import Console
+from segment_anything.modeling import Sam
+from torch import nn
 
 from services.segmenter.backends.pocket import build_pocket_sam
 from training import embedder, refiner, segmenter, sets
@@ -77,7 +79,9 @@ def pocket(
     seed: Annotated[int, typer.Option(help="Of initial weights and batches.")] = 0,
     init_from: Annotated[
         Path | None,
-        typer.Option(help="Folder of exported weights that the embedder begins with; random ones otherwise."),
+        typer.Option(
+            help="Folder of exported weights to begin with; random ones otherwise. A refiner is kept."
+        ),
     ] = None,
 ) -> None:
     """Trains, exports, and measures on scenes never seen."""
@@ -97,8 +101,11 @@ def pocket(
         return Run(work, steps or trainer.STEPS, batch or trainer.BATCH, torch.device(device), seed)
 
     if model in (Model.SEGMENTER, Model.ALL):
-        sam = segmenter.train_segmenter(run(segmenter), store)
-        export_segmenter(sam, segmenter.ARCHITECTURE, segmenter.EVERYTHING, output)
+        begin, architecture = (None, segmenter.ARCHITECTURE) if init_from is None else _load_sam(init_from)
+        sam = segmenter.train_segmenter(run(segmenter), store, begin)
+        if isinstance(refined := getattr(begin, "refiner", None), nn.Module):
+            sam.refiner = refined
+        export_segmenter(sam, architecture, segmenter.EVERYTHING, output)
     if model in (Model.EMBEDDER, Model.ALL):
         init = None if init_from is None else _load_clip(init_from)
         clip = embedder.train_embedder(run(embedder), store, init)
@@ -123,6 +130,13 @@ def examples(folder: Path = Path("examples/scenes")) -> None:
     sets.write_examples(folder)
 
 
+def _load_sam(models: Path) -> tuple[Sam, dict[str, Any]]:
+    architecture = json.loads((models / "segmenter.json").read_text())["architecture"]
+    sam = build_pocket_sam(**architecture)
+    load_weights(sam, models / "segmenter.safetensors")
+    return sam, architecture
+
+
 def _load_clip(models: Path) -> open_clip.CLIP:
     clip = embedder.build_clip(embedder.MODEL_CONFIG)
     load_weights(clip, models / "embedder.safetensors")
@@ -131,9 +145,7 @@ def _load_clip(models: Path) -> open_clip.CLIP:
 
 def _refine(run: Run, store: SceneStore, models: Path) -> None:
     """Trains a refiner for the segmenter of a folder, from the one that it has on, and exports both."""
-    architecture = json.loads((models / "segmenter.json").read_text())["architecture"]
-    sam = build_pocket_sam(**architecture)
-    load_weights(sam, models / "segmenter.safetensors")
+    sam, architecture = _load_sam(models)
     earlier, sam.refiner = getattr(sam, "refiner", None), None
     clip = _load_clip(models)
     looks = LookStore(run.folder / "looks", store, min(refiner.LOOKS, len(store)))

@@ -104,22 +104,34 @@ class SegmenterTrainee(nn.Module):
         return masks.float(), iou.float()
 
 
-def train_segmenter(run: Run, store: SceneStore) -> nn.Module:
-    """Trains and returns the averaged :class:`segment_anything.modeling.Sam`."""
+def train_segmenter(run: Run, store: SceneStore, init: nn.Module | None = None) -> nn.Module:
+    """Trains and returns the averaged :class:`segment_anything.modeling.Sam`.
+
+    Args:
+        run: What is asked for.
+        store: Scenes to train on.
+        init: A trained one of the same architecture to begin with: scenes are seen in full size from the
+            start, and the auxiliary head, which is not exported, begins anew. Random weights when absent.
+    """
     torch.manual_seed(run.seed)
     artist = SceneArtist()
     classes = Vocabulary(artist.vocabulary).index
-    trainee = SegmenterTrainee(ARCHITECTURE, len(classes)).to(run.device)
+    trainee = SegmenterTrainee(ARCHITECTURE, len(classes))
+    if init is not None:
+        weights = {name: value for name, value in init.state_dict().items() if "refiner" not in name}
+        trainee.sam.load_state_dict(weights)
+    trainee.to(run.device)
+    coarse_steps = 0.0 if init is not None else _COARSE_SHARE * run.steps
 
     def compute_loss(step: int) -> tuple[Tensor, dict[str, float]]:
         rng = np.random.default_rng((run.seed, step))
         scenes = [fit(store[int(i)]) for i in rng.integers(len(store), size=run.batch_size)]
-        side = _COARSE_SIDE if step < _COARSE_SHARE * run.steps else ARCHITECTURE["img_size"]
+        side = _COARSE_SIDE if step < coarse_steps else ARCHITECTURE["img_size"]
         batch = collate([_augment(rng, scene.image, scene.labels) for scene in scenes], side, run.device)
         names = np.full((len(scenes), 256), UNNAMED)
         for row, scene in zip(names, scenes, strict=True):
             row[[thing.label for thing in scene.things]] = [
-                classes.get(thing.name, -1) for thing in scene.things
+                classes.get(thing.name, UNNAMED) for thing in scene.things
             ]
         return _step_loss(trainee, batch, names, rng)
 

@@ -152,6 +152,9 @@ class IngestResult(BaseModel):
     outcome: Literal["created", "duplicate", "failed"]
     image_id: str | None = None
     regions: int | None = Field(None, description="Number of regions that were found.")
+    tags: list[str] | None = Field(
+        None, description="Of the image now: a duplicate keeps its own and gets those of the request."
+    )
     seq: int | None = Field(None, description="A search with this min_seq sees the image.")
     error: dict[str, Any] | None = Field(
         None, description="code, detail and errors, as in a problem document."

@@ -5,6 +5,7 @@ from __future__ import annotations
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.gzip import GZipMiddleware
+from starlette.types import ASGIApp
 
 from gateway.core import Gateway
 from gateway.health import GatewayHealth
@@ -17,7 +18,8 @@ from gateway.http import (
     routes_query,
     routes_service,
 )
-from gateway.http.middleware import REQUEST_ID, BodyLimit, CancelOnDisconnect, RequestContext
+from gateway.http.methods import methods_by_path
+from gateway.http.middleware import REQUEST_ID, BodyLimit, OwnTask, RequestContext
 
 _DESCRIPTION = """Find any object in any image: by words, by an example picture, or by pointing at it.
 
@@ -27,7 +29,7 @@ Coordinates are pixels of a picture as a viewer shows it. Errors are problem doc
 """
 
 
-def create_app(gateway: Gateway, health: GatewayHealth) -> FastAPI:
+def create_app(gateway: Gateway, health: GatewayHealth) -> ASGIApp:
     """Puts routes, errors and middleware together.
 
     Args:
@@ -40,6 +42,8 @@ def create_app(gateway: Gateway, health: GatewayHealth) -> FastAPI:
         description=_DESCRIPTION,
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,  # to the Host that the caller names, and by plain HTTP behind a TLS proxy
+        generate_unique_id_function=lambda route: route.name,
         openapi_tags=[
             {"name": "collections"},
             {"name": "images"},
@@ -47,16 +51,19 @@ def create_app(gateway: Gateway, health: GatewayHealth) -> FastAPI:
             {"name": "service"},
         ],
     )
-    problems.install(app)
     openapi.install(app)
-    routers = (routes_collections, routes_ingest, routes_images, routes_query)
-    for module in routers:
-        app.include_router(module.router(gateway))
-    app.include_router(routes_service.router(gateway, health))
     routes_service.install_pages(app)
+    routers = [
+        *(m.router(gateway) for m in (routes_collections, routes_ingest, routes_images, routes_query)),
+        routes_service.router(gateway, health),
+    ]
+    problems.install(app, methods_by_path([*app.routes, *(r for router in routers for r in router.routes)]))
+    for router in routers:
+        app.include_router(router)
 
     settings = gateway.settings
     # The last one that is added is the first one that a request meets.
+    app.add_middleware(BodyLimit, max_bytes=settings.limits.max_request_bytes)
     app.add_middleware(GZipMiddleware, minimum_size=1024, compresslevel=5)
     if settings.cors_origins:
         app.add_middleware(
@@ -66,12 +73,10 @@ def create_app(gateway: Gateway, health: GatewayHealth) -> FastAPI:
             allow_headers=["*"],
             expose_headers=["ETag", "Location", "Retry-After", REQUEST_ID],
         )
-    app.add_middleware(CancelOnDisconnect)
-    app.add_middleware(BodyLimit, max_bytes=settings.limits.max_request_bytes)
     app.add_middleware(RequestContext)
     if settings.otlp_endpoint:
         _trace(app)
-    return app
+    return OwnTask(app)  # around the span of the request too
 
 
 def _trace(app: FastAPI) -> None:

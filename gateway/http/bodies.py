@@ -6,7 +6,18 @@ from typing import Annotated, Literal
 
 from pydantic import Field, FiniteFloat, model_validator
 
-from gateway.http.values import INT32, Body, BoxBody, OnePicture, Picture, PointBody, PromptBody, Text
+from gateway.http.values import (
+    INT32,
+    Body,
+    BoxBody,
+    CollectionName,
+    OnePicture,
+    Picture,
+    Points,
+    PromptBody,
+    Text,
+    Texts,
+)
 from gateway.settings import CropPolicyName
 from regionsearch.v1 import search_pb2, segment_pb2, types_pb2
 
@@ -40,9 +51,11 @@ class EverythingBody(Body):
 class SegmentBody(OnePicture):
     """Masks of a picture: of everything, of one prompt (points, box) or of several."""
 
-    points: list[PointBody] = Field([], max_length=128)
+    points: Points = Field([])
     box: BoxBody | None = None
-    prompts: list[PromptBody] = Field([], max_length=1000, description="Several objects at once.")
+    prompts: list[PromptBody] = Field(
+        [], max_length=1000, fail_fast=True, description="Several objects at once."
+    )
     text: Text | None = Field(None, description="With among=stored: the region of the highest score.")
     everything: bool | EverythingBody = False
     multimask: bool = Field(False, description="The three masks of an ambiguous click.")
@@ -82,8 +95,8 @@ class SegmentBody(OnePicture):
 class EmbeddingsBody(Body):
     """Texts or pictures, not both."""
 
-    texts: list[Text] = Field([], max_length=1000)
-    images: list[Picture] = Field([], max_length=64)
+    texts: Texts = Field([])
+    images: list[Picture] = Field([], max_length=64, fail_fast=True)
 
     @model_validator(mode="after")
     def _one(self) -> EmbeddingsBody:
@@ -131,7 +144,7 @@ class BinaryCodesBody(Body):
     method: Literal["pca_rotation", "itq", "learned"]
     bits: int = Field(256, ge=8, le=4096, multiple_of=8)
     rerank_factor: int = Field(10, ge=1, le=1000)
-    head: str = ""
+    head: Annotated[str, Field(max_length=255)] = ""
 
     def to_proto(self) -> search_pb2.BinaryCodes:
         """As the contract has it."""
@@ -142,7 +155,9 @@ class BinaryCodesBody(Body):
 class CollectionBody(Body):
     """A new collection, for the embedder's present model."""
 
-    name: str = Field(description="1 to 64 of a-z, 0-9, '-' and '_', beginning with a letter or digit.")
+    name: CollectionName = Field(
+        min_length=1, description="1 to 64 of a-z, 0-9, '-' and '_', beginning with a letter or digit."
+    )
     crop_policy: CropPolicyName = Field(
         "default", description="How regions are cut out; default: the gateway's."
     )

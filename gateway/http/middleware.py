@@ -1,5 +1,4 @@
-"""What happens around every HTTP request: its id, its size, its log line, and the end of its work when the
-client leaves.
+"""What happens around every HTTP request: its own context and task, its id, its size, its log line.
 
 Plain ASGI: Starlette's `BaseHTTPMiddleware` would hide the client's leaving from the application.
 """
@@ -7,18 +6,20 @@ Plain ASGI: Starlette's `BaseHTTPMiddleware` would hide the client's leaving fro
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import time
 import uuid
+from collections.abc import Awaitable
 from typing import Any
 
 import structlog
 from prometheus_client import Counter, Gauge, Histogram
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from gateway.http.problems import respond_unexpected
-from regionsearch.errors import too_large
+from gateway.http.problems import respond, respond_unexpected
+from regionsearch.errors import Kind, RegionSearchError, too_large
 
 REQUEST_ID = "x-request-id"
 
@@ -32,6 +33,8 @@ _SECONDS = Histogram(
     buckets=(0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0),
 )
 _IN_FLIGHT = Gauge("regionsearch_http_in_flight", "HTTP requests that have begun and not ended.")
+_STOPPING = "stopping"
+_LAST_WORDS_S = 1.0  # to end what was cancelled, and to say so
 _NOTHING_SENT = 499  # what stays in the metrics when the client went away
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _QUIET = frozenset({"/healthz", "/readyz", "/metrics"})
@@ -40,7 +43,10 @@ _log = structlog.get_logger(__name__)
 
 
 class RequestContext:
-    """Gives every request an id, a line in the log and its place in the metrics."""
+    """Gives every request an id, a line in the log and its place in the metrics.
+
+    What nothing further in has answered gets its problem document here. HEAD is GET whose body is not sent.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -53,6 +59,10 @@ class RequestContext:
         given = Headers(scope=scope).get(REQUEST_ID, "")
         request_id = given if 0 < len(given) <= 64 and given.isprintable() else uuid.uuid4().hex[:16]
         scope.setdefault("state", {})["request_id"] = request_id
+        asked = scope["method"]
+        method = asked if asked in _METHODS else "other"  # callers may invent any
+        if asked == "HEAD":
+            scope["method"] = "GET"
         status = _NOTHING_SENT
 
         async def send_with_id(message: Message) -> None:
@@ -60,7 +70,19 @@ class RequestContext:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 MutableHeaders(scope=message)[REQUEST_ID] = request_id
+            elif asked == "HEAD":
+                message = {**message, "body": b""}
             await send(message)
+
+        async def answer(error: Exception) -> None:
+            if status != _NOTHING_SENT:
+                raise error  # in the middle of an answer: the connection is cut
+            request = Request(scope)
+            if isinstance(error, RegionSearchError):
+                response = respond(request, error)
+            else:
+                response = respond_unexpected(request, error)
+            await response(scope, receive, send_with_id)
 
         begin = time.perf_counter()
         _IN_FLIGHT.inc()
@@ -68,27 +90,37 @@ class RequestContext:
             with structlog.contextvars.bound_contextvars(request_id=request_id):
                 try:
                     await self._app(scope, receive, send_with_id)
+                except ClientDisconnect:
+                    pass  # nobody is there to be answered
+                except asyncio.CancelledError:
+                    if status != _NOTHING_SENT or not is_stopping(scope):
+                        raise
+                    await answer(_stopping())
                 except Exception as error:
-                    answer = respond_unexpected(Request(scope), error)
-                    if status != _NOTHING_SENT:
-                        raise  # in the middle of an answer: the connection is cut
-                    await answer(scope, receive, send_with_id)
+                    await answer(error)
         finally:
             seconds = time.perf_counter() - begin
             route = getattr(scope.get("route"), "path", "none")
             _IN_FLIGHT.dec()
-            method = scope["method"] if scope["method"] in _METHODS else "other"  # callers may invent any
             _REQUESTS.labels(method, route, status).inc()
             _SECONDS.labels(method, route).observe(seconds)
             if route not in _QUIET:
                 _log.info(
                     "request",
                     request_id=request_id,
-                    method=scope["method"],
+                    method=asked,
                     path=scope["path"],
                     status=status,
                     seconds=round(seconds, 4),
                 )
+
+
+def _stopping() -> RegionSearchError:
+    return RegionSearchError(
+        Kind.UNAVAILABLE,
+        "the gateway is stopping, and did not finish this in time; try again",
+        retry_after_s=1.0,
+    )
 
 
 class BodyLimit:
@@ -104,7 +136,12 @@ class BodyLimit:
             await self._app(scope, receive, send)
             return
         advice = f"the body is over the limit of {self._max_bytes} bytes (max_request_bytes); send less"
-        await self._app(scope, limited(scope, receive, self._max_bytes, advice), send)
+        try:
+            receive_limited = limited(scope, receive, self._max_bytes, advice)
+        except RegionSearchError as error:
+            await respond(Request(scope), error)(scope, receive, send)
+        else:
+            await self._app(scope, receive_limited, send)
 
 
 def limited(scope: Scope, receive: Receive, max_bytes: int, advice: str) -> Receive:
@@ -115,27 +152,37 @@ def limited(scope: Scope, receive: Receive, max_bytes: int, advice: str) -> Rece
         receive: Where the body comes from.
         max_bytes: The limit.
         advice: Of the error TOO_LARGE, which is raised by the first read beyond it.
+
+    Raises:
+        RegionSearchError: TOO_LARGE, when the request says that its body is. Nothing of it has been read
+            then, so that a client that waits for ``100 Continue`` does not send it.
     """
     size = 0
     declared = Headers(scope=scope).get("content-length", "0")
+    if declared.isdigit() and int(declared) > max_bytes:
+        raise too_large("body", advice)
 
     async def receive_limited() -> Message:
         nonlocal size
         message = await receive()
         size += len(message.get("body", b""))
-        if size > max_bytes or (declared.isdigit() and int(declared) > max_bytes):
+        if size > max_bytes:
             raise too_large("body", advice)
         return message
 
     return receive_limited
 
 
-class CancelOnDisconnect:
-    """Ends the work for a request once its client has gone.
+class OwnTask:
+    """Runs every request in a task and a context of its own, and ends the task once its client has gone.
 
-    The work runs in a task of its own. When the body has been read, the next thing that the server can say is
-    that the client is gone; that cancels the task, and with it the calls to the services. A deletion, whose
-    body nobody reads, is carried out.
+    The context is empty. The server's is not: while a body is read, asyncio remembers the context of the task
+    that reads as the one of the whole connection, so that later requests on it would begin with the deadline,
+    the trace and the request id of an earlier one.
+
+    When the body has been read, the next thing that the server can say is that the client is gone; that
+    cancels the task, and with it the calls to the services. A deletion, whose body nobody reads, is carried
+    out. A server that stops cancels too: the task has a moment then to answer that.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -149,7 +196,7 @@ class CancelOnDisconnect:
         gone = asyncio.Event()
         body_read = asyncio.Event()
         answered = False
-        if scope["method"] == "GET":  # no route reads the body of one
+        if scope["method"] in ("GET", "HEAD"):  # no route reads the body of one
             body_read.set()
 
         async def receive_body() -> Message:
@@ -177,13 +224,25 @@ class CancelOnDisconnect:
             if not answered:
                 work.cancel()
 
-        work: asyncio.Task[Any] = asyncio.ensure_future(self._app(scope, receive_body, send_noted))
-        watcher = asyncio.ensure_future(watch())
+        work: asyncio.Task[Any] = asyncio.create_task(
+            _awaited(self._app(scope, receive_body, send_noted)), context=contextvars.Context()
+        )
+        watcher = asyncio.create_task(watch())
         try:
             await asyncio.shield(work)
         except asyncio.CancelledError:
-            if not (work.cancelled() and gone.is_set()):  # the server is stopping, not the client leaving
+            if not (work.cancelled() and gone.is_set()):
+                scope.setdefault("state", {})[_STOPPING] = True
                 work.cancel()
-                raise
+                await asyncio.wait([work], timeout=_LAST_WORDS_S)
         finally:
             watcher.cancel()
+
+
+async def _awaited(work: Awaitable[None]) -> None:
+    await work
+
+
+def is_stopping(scope: Scope) -> bool:
+    """Whether a request was cancelled because the server stops, not because its client has gone."""
+    return bool(scope.get("state", {}).get(_STOPPING))

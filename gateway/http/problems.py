@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
@@ -59,6 +60,8 @@ _TITLES: dict[Kind, str] = {
     Kind.STORAGE_FULL: "The disk is full",
 }
 
+_MAX_PART = 100  # characters of a member's name in an error
+
 _log = structlog.get_logger(__name__)
 
 
@@ -106,21 +109,26 @@ def respond_unexpected(request: Request, error: Exception) -> JSONResponse:
     return respond(request, RegionSearchError(Kind.INTERNAL, message))
 
 
-def from_validation(errors: list[Any]) -> RegionSearchError:
-    """The error of a request that does not fit its model: the first mistake, by its place in the body."""
-    first = errors[0]
+def from_validation(first: Mapping[str, Any]) -> RegionSearchError:
+    """The error of a request that does not fit its model, from the first mistake that pydantic has found."""
     path = [part for part in first["loc"] if part not in ("body", "query", "path") or len(first["loc"]) == 1]
     if first["loc"][0] == "body" and len(first["loc"]) > 1:
         path = list(first["loc"][1:])
     name = ""
     for part in path:
-        name += f"[{part}]" if isinstance(part, int) else f".{part}" if name else str(part)
+        short = str(part)[:_MAX_PART]  # it may be a name that the caller made up
+        name += f"[{part}]" if isinstance(part, int) else f".{short}" if name else short
     message = str(first["msg"]).removeprefix("Value error, ")
     return invalid(name or "body", f"{name or 'body'}: {message}")
 
 
-def install(app: FastAPI) -> None:
-    """Answers the exceptions that routes raise with problem documents."""
+def install(app: FastAPI, methods_at: Callable[[str], list[str]]) -> None:
+    """Answers the exceptions that routes raise with problem documents.
+
+    Args:
+        app: The application.
+        methods_at: The methods that a path has, for those that it has not.
+    """
 
     async def typed(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RegionSearchError)
@@ -130,16 +138,18 @@ def install(app: FastAPI) -> None:
 
     async def unfit(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError | ValidationError)
-        return respond(request, from_validation(list(error.errors())))
+        return respond(request, from_validation(error.errors()[0]))
 
-    async def framework(request: Request, error: Exception) -> JSONResponse:
+    async def framework(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         if error.status_code == 404:
             return respond(request, not_found("path", f"there is nothing at {request.url.path}; see /docs"))
         if error.status_code == 412:
             return respond(request, RegionSearchError(Kind.ABORTED, error.detail, field="if-match"), 412)
         if error.status_code == 405:
-            allowed = (error.headers or {}).get("Allow", "")
+            allowed = ", ".join(methods_at(request.url.path))
+            if request.method == "OPTIONS":
+                return Response(status_code=204, headers={"Allow": allowed})
             message = f"{request.method} is not possible here, only {allowed}"
             answer = respond(request, invalid("method", message), 405)
             answer.headers["Allow"] = allowed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import json
 from collections.abc import AsyncIterator, Callable
 from typing import Any, Literal
@@ -11,20 +12,21 @@ from typing import Any, Literal
 import structlog
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
-from starlette.datastructures import UploadFile
+from starlette.datastructures import FormData, UploadFile
 
 from gateway.access import Scope
 from gateway.core import Gateway
 from gateway.http.access import needs
 from gateway.http.answers import IngestResult, IngestResults
-from gateway.http.problems import problem
-from gateway.http.reading import read_form
-from gateway.records import checked_key, clean_name
+from gateway.http.forms import read_form
+from gateway.http.json_reading import is_utf8, parse_json
+from gateway.http.problems import STATUS, problem
+from gateway.ingest import count_failure
+from gateway.records import IdempotencyKey, checked_key, clean_name
 from regionsearch.errors import Kind, RegionSearchError, invalid, too_large
 from regionsearch.v1 import region_search_pb2, types_pb2
 
 _KEEP_ALIVE_S = 15.0
-_RETRY_LATER = (Kind.OVERLOADED, Kind.UNAVAILABLE, Kind.DEADLINE_EXCEEDED)
 _OUTCOMES: dict[int, Literal["created", "duplicate"]] = {
     region_search_pb2.INGEST_OUTCOME_CREATED: "created",
     region_search_pb2.INGEST_OUTCOME_DUPLICATE: "duplicate",
@@ -77,53 +79,85 @@ def router(gateway: Gateway) -> APIRouter:
     async def add_images(collection: str, request: Request) -> Response:
         """Segments, embeds and stores pictures; answers once all of them are on disk, one outcome a file.
 
-        Images are known by their content: the same bytes again change nothing and are `duplicate`. With an
-        `Idempotency-Key` header a repetition of the request is answered `created`, like the first time. With
+        Images are known by their content: the same bytes again are `duplicate`, and nothing is segmented
+        again; the tags and attributes of the request are added to those of the image, and a stored file that
+        is missing or damaged is replaced. With an `Idempotency-Key` header a repetition of the request is
+        answered `created`, like the first time; another request under the same key is refused (409). With
         `Accept: text/event-stream` there is an event `progress` for every file and stage, `result` for every
-        file that is done, and `done` at the end. Only when no file could be taken because the services are
-        busy or away is the answer 429, 503 or 504.
+        file that is done, and `done` at the end. When no file could be stored, and none for a reason of its
+        own, the answer is an error: 429, 503 or 504 when the services are busy or away, 507 when a disk is
+        full.
         """
-        key = checked_key(request.headers.get("idempotency-key"))
+        name = checked_key(request.headers.get("idempotency-key"))
         async with contextlib.AsyncExitStack() as held:
             form = await held.enter_async_context(read_form(request, limits))
-            files = [value for value in form.getlist("files") if isinstance(value, UploadFile)]
-            if not files:
-                raise invalid("files", "the request has no pictures; send multipart files named files")
-            about = region_search_pb2.IngestImageRequest(
-                collection=collection,
-                tags=[str(tag) for tag in form.getlist("tags")],
-                attributes=_attributes(form.get("attributes")),
-            )
+            files, about = await _read(form)
+            about.collection = collection
             gateway.ingester.check(about)
             held.enter_context(gateway.ingester.admit(len(files)))
-            run = _Run(gateway, files, about, key)
+            run = _Run(gateway, files, about, _idempotency_key(name, files))
             if "text/event-stream" in request.headers.get("accept", ""):
                 events = run.events(held.pop_all())
                 return StreamingResponse(
                     events, media_type="text/event-stream", headers={"Cache-Control": "no-store"}
                 )
             results = await run.results()
-        waiting = [e for e in run.errors if isinstance(e, RegionSearchError) and e.kind in _RETRY_LATER]
-        if len(waiting) == len(files):
-            raise waiting[0]
+        errors = [error for error in run.errors if error is not None and _not_the_files(error)]
+        if len(errors) == len(files):
+            raise max(errors, key=lambda error: STATUS[_kind(error)])
         return JSONResponse(IngestResults(results=results).model_dump(exclude_none=True))
 
     return routes
 
 
-def _attributes(value: Any) -> dict[str, str]:
-    if value is None or value == "":
-        return {}
-    try:
-        found = json.loads(value)
-    except (ValueError, TypeError, RecursionError):
-        found = None
-    if not isinstance(found, dict) or not all(isinstance(v, str) for v in found.values()):
+def _idempotency_key(name: str | None, files: list[UploadFile]) -> IdempotencyKey | None:
+    """The key with what tells the request from another one; one file is told by its content."""
+    if name is None:
+        return None
+    if len(files) == 1:
+        return IdempotencyKey(name)
+    listed = json.dumps([[file.filename, file.size] for file in files])
+    return IdempotencyKey(name, hashlib.sha256(listed.encode(errors="replace")).hexdigest())
+
+
+def _kind(error: Exception) -> Kind:
+    return error.kind if isinstance(error, RegionSearchError) else Kind.INTERNAL
+
+
+def _not_the_files(error: Exception) -> bool:
+    """Whether a file failed for a reason that is not the file's own."""
+    kind = _kind(error)
+    return kind in (Kind.OVERLOADED, Kind.ALREADY_EXISTS) or STATUS[kind] >= 500
+
+
+async def _read(form: FormData) -> tuple[list[UploadFile], region_search_pb2.IngestImageRequest]:
+    """The files of a form, and what it says about all of them."""
+    files: list[UploadFile] = []
+    tags: list[str] = []
+    attributes = ""
+    for name, value in form.multi_items():
+        if (name == "files") is not isinstance(value, UploadFile):
+            what = "a file, with a filename" if name == "files" else "not a file"
+            raise invalid(name[:100], f"{name[:100]} must be {what}")
+        if isinstance(value, UploadFile):
+            files.append(value)
+        elif name == "tags":
+            tags.append(value)
+        elif name == "attributes" and not attributes:
+            attributes = value
+        else:
+            reason = "comes more than once" if name == "attributes" else "is not a field of this form"
+            raise invalid(name[:100], f"{name[:100]} {reason}; there are files, tags and attributes")
+    if not files:
+        raise invalid("files", "the request has no images; send multipart files named files")
+    about = region_search_pb2.IngestImageRequest(tags=tags, attributes=await _attributes(attributes))
+    return files, about
+
+
+async def _attributes(text: str) -> dict[str, str]:
+    found = await asyncio.to_thread(parse_json, text.encode(), "attributes") if text else {}
+    if not isinstance(found, dict) or not all(isinstance(v, str) and is_utf8(v) for v in found.values()):
         raise invalid("attributes", "attributes must be a JSON object whose values are strings")
-    try:
-        "".join([*found.keys(), *found.values()]).encode()
-    except UnicodeEncodeError:  # JSON can say halves of characters
-        raise invalid("attributes", "attributes must be of characters that UTF-8 has") from None
     return found
 
 
@@ -135,7 +169,7 @@ class _Run:
         gateway: Gateway,
         files: list[UploadFile],
         about: region_search_pb2.IngestImageRequest,
-        key: str | None,
+        key: IdempotencyKey | None,
     ) -> None:
         self._gateway = gateway
         self._files = files
@@ -192,7 +226,9 @@ class _Run:
         most = self._gateway.settings.limits.max_image_bytes
         if file.size is not None and file.size > most:
             message = f"the file has {file.size} bytes, over the limit of {most} (max_image_bytes)"
-            raise too_large("image.encoded", f"{message}; send a smaller file")
+            error = too_large("image.encoded", f"{message}; send a smaller file")
+            count_failure(error)
+            raise error
 
     async def _ingest(self, index: int, report: Callable[[str, dict[str, Any]], None]) -> IngestResult:
         file = self._files[index]
@@ -227,6 +263,7 @@ class _Run:
                 image_id=answer.image_id,
                 regions=answer.region_count,
                 seq=answer.seq,
+                tags=list(answer.tags),
             )
         report("result", {"index": index, **result.model_dump(exclude_none=True)})
         return result

@@ -9,9 +9,27 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, FiniteFloat, model_validator
 
-from gateway.http.values import INT64, Body, BoxBody, Id, OnePicture, PageSize, Picture, PointBody, Tag, Text
+from gateway.http.values import (
+    INT64,
+    Body,
+    BoxBody,
+    Id,
+    Ids,
+    OnePicture,
+    PageSize,
+    PageToken,
+    Picture,
+    Points,
+    Tag,
+    Tags,
+    Text,
+    Texts,
+    Value,
+)
 from regionsearch.errors import RegionSearchError
 from regionsearch.v1 import region_search_pb2, search_pb2, types_pb2
+
+Include = Annotated[list[Literal["mask"]], Field(max_length=8, fail_fast=True)]
 
 
 @contextlib.contextmanager
@@ -33,11 +51,11 @@ class QueryBody(Body):
     """What to look for; words, examples and pointing combine."""
 
     text: Text | None = Field(None, description="One phrase.")
-    texts: list[Text] = Field([], description="Several phrases; each region goes to its best one.")
+    texts: Texts = Field([], description="Several phrases; each region goes to its best one.")
     image: Picture | None = Field(None, description="A picture of it; with points or box the object there.")
     region_id: Id | None = Field(None, description="A stored region: more like this.")
     image_id: Id | None = Field(None, description="A stored image; with points or box the object there.")
-    points: list[PointBody] = Field([], max_length=128)
+    points: Points = Field([])
     box: BoxBody | None = None
 
     def to_proto(self) -> region_search_pb2.Query:
@@ -86,9 +104,11 @@ class NegativeBody(Body):
 Negatives = Annotated[
     list[NegativeBody],
     Field(
+        max_length=1000,
+        fail_fast=True,
         description="What is not meant: phrases, pictures, stored regions or images. Cosines between two "
         "pictures are higher than those between a phrase and a picture: against examples, look for examples, "
-        "or lower min_relevancy."
+        "or lower min_relevancy.",
     ),
 ]
 
@@ -96,17 +116,17 @@ Negatives = Annotated[
 class FilterBody(Body):
     """Every condition that is set must hold."""
 
-    image_ids: list[Id] = Field([])
-    exclude_image_ids: list[Id] = Field([])
-    region_ids: list[Id] = Field([])
-    exclude_region_ids: list[Id] = Field([])
-    tags: list[Tag] = Field([], description="The image has at least one of these.")
-    exclude_tags: list[Tag] = Field([], description="The image has none of these.")
+    image_ids: Ids = Field([])
+    exclude_image_ids: Ids = Field([])
+    region_ids: Ids = Field([])
+    exclude_region_ids: Ids = Field([])
+    tags: Tags = Field([], description="The image has at least one of these.")
+    exclude_tags: Tags = Field([], description="The image has none of these.")
     min_area: int | None = Field(None, ge=0, le=INT64, description="Pixels.")
     max_area: int | None = Field(None, ge=0, le=INT64, description="Pixels.")
     min_predicted_iou: FiniteFloat | None = None
     min_stability_score: FiniteFloat | None = None
-    attributes: dict[Tag, str] = Field({}, description="The image has exactly these.")
+    attributes: dict[Tag, Value] = Field({}, max_length=64, description="The image has exactly these.")
 
     def to_proto(self) -> search_pb2.Filter:
         """As the contract has it."""
@@ -137,9 +157,9 @@ class SearchBody(Body):
         None, description="With negatives; 0.5 when absent. Looked for among the 16,384 nearest records."
     )
     page_size: PageSize = Field(0, description="0 means 20; at most 1000.")
-    page_token: str = ""
+    page_token: PageToken = ""
     min_seq: int | None = Field(None, ge=0, le=INT64, description="See at least this write.")
-    include: list[Literal["mask"]] = Field([])
+    include: Include = Field([])
 
     def to_proto(self, collection: str) -> region_search_pb2.RegionSearchServiceSearchRequest:
         """As the contract has it."""
@@ -165,16 +185,14 @@ class WithinBody(OnePicture):
     """A search inside one picture."""
 
     text: Text | None = Field(None, description="One phrase.")
-    texts: list[Text] = Field([], description="Several phrases; each region goes to its best one.")
+    texts: Texts = Field([], description="Several phrases; each region goes to its best one.")
     negatives: Negatives = Field([])
     min_score: FiniteFloat | None = Field(None, description="Lowest cosine that makes a hit.")
     relative_cutoff: FiniteFloat | None = Field(
         None, ge=0, le=1, description="Part of a phrase's best score."
     )
     min_relevancy: FiniteFloat | None = None
-    include: list[Literal["mask"]] = Field(
-        ["mask"], description="An empty list leaves the regions' masks out."
-    )
+    include: Include = Field(["mask"], description="An empty list leaves the regions' masks out.")
     render: Literal["outline", "boxes", "mask"] | None = Field(
         None, description="Answers with the picture and the hits drawn into it."
     )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 from typing import Annotated, Literal
 
 from pydantic import (
@@ -16,34 +14,48 @@ from pydantic import (
     model_validator,
 )
 
+from gateway.http.json_reading import MAX_SMALL, decode_base64
 from regionsearch.v1 import segment_pb2, types_pb2
 
 INT32 = 2**31 - 1
 INT64 = 2**63 - 1
 
 
-def _picture(value: object) -> object:
-    if not isinstance(value, str):
-        return value
-    text = value.partition(",")[2] if value.startswith("data:") else value
+def _image(value: object) -> object:
+    if isinstance(value, str):  # in a form, or one that cannot be right
+        value = memoryview(value.encode(errors="replace"))
+    if not isinstance(value, memoryview):
+        return value  # a file of a form
     try:
-        return base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError):
-        raise ValueError("is no base64; send the picture's file in base64, or as a part of a form") from None
+        return decode_base64(value)
+    except ValueError:
+        message = "is not valid base64; send the image's file in base64, or as a part of a form"
+        raise ValueError(message) from None
 
 
 Picture = Annotated[
     bytes,
-    BeforeValidator(_picture),
+    BeforeValidator(_image),
     WithJsonSchema(
-        {"type": "string", "contentEncoding": "base64", "description": "A picture's file in base64."}
+        {"type": "string", "contentEncoding": "base64", "description": "An image's file in base64."}
     ),
 ]
 Pixel = Annotated[FiniteFloat, Field(ge=-1e6, le=1e6)]
-Text = Annotated[str, Field(max_length=10_000)]
-Id = Annotated[str, Field(max_length=160)]
+Text = Annotated[
+    str,
+    # An empty phrase is refused where it is cleaned, in `gateway.query`.
+    Field(max_length=10_000, json_schema_extra={"minLength": 1, "pattern": r"\S"}),
+]
+Id = Annotated[str, Field(min_length=1, max_length=160)]
 Tag = Annotated[str, Field(min_length=1, max_length=255)]
+Value = Annotated[str, Field(max_length=4096)]
+CollectionName = Annotated[str, Field(max_length=64)]
+PageToken = Annotated[str, Field(max_length=MAX_SMALL, description="`next_page_token` of the page before.")]
 PageSize = Annotated[int, Field(ge=0, le=INT32)]
+# Every list says how long it may be, and stops at its first mistake: a caller could send a million of them.
+Ids = Annotated[list[Id], Field(max_length=10_000, fail_fast=True)]
+Tags = Annotated[list[Tag], Field(max_length=10_000, fail_fast=True)]
+Texts = Annotated[list[Text], Field(max_length=1000, fail_fast=True)]
 
 
 class Body(BaseModel):
@@ -77,10 +89,13 @@ class BoxBody(Body):
         return types_pb2.Box(**self.model_dump())
 
 
+Points = Annotated[list[PointBody], Field(max_length=128, fail_fast=True)]
+
+
 class PromptBody(Body):
     """One object: points, a box, or both."""
 
-    points: list[PointBody] = Field([], max_length=128)
+    points: Points = Field([])
     box: BoxBody | None = None
 
     def to_proto(self) -> segment_pb2.Prompt:
@@ -94,7 +109,7 @@ class PromptBody(Body):
 class OnePicture(Body):
     """A picture that is sent along or stored."""
 
-    collection: str = Field("", description="Of a stored image; default when absent.")
+    collection: CollectionName = Field("", description="Of a stored image; default when absent.")
     image: Picture | None = Field(None, description="The picture itself.")
     image_id: Id | None = Field(None, description="A stored image instead.")
 

@@ -7,7 +7,7 @@ import sys
 import typer
 
 from regionsearch.cli import ingesting, managing, models, running, searching
-from regionsearch.cli.output import tell
+from regionsearch.cli.output import never_fail, tell
 from regionsearch.errors import RegionSearchError
 
 app = typer.Typer(
@@ -36,6 +36,7 @@ app.add_typer(models.app, name="models")
 
 def main() -> None:
     """Runs the command line; a typed error is one line and exit code 1, never a traceback."""
+    never_fail()
     try:
         app()
     except RegionSearchError as error:

@@ -1,94 +1,90 @@
-"""`regionsearch ingest`: folders of pictures, several at once, with progress and a summary of failures."""
+"""`regionsearch ingest`: folders of images, several at once, with progress and a summary of failures."""
 
 from __future__ import annotations
 
-import glob
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from regionsearch.cli.files import find_images
 from regionsearch.cli.options import COLLECTION, URL, ApiKey, CollectionName, Url, connect
 from regionsearch.cli.output import console, errors, tell
-from regionsearch.errors import RegionSearchError, invalid
+from regionsearch.errors import RegionSearchError
 
 if TYPE_CHECKING:
     from regionsearch.client import IngestResult
 
-PATIENCE = 12  # tries after the first, for more than a minute: a service that has died is back by then
+RETRIES = 12  # for more than a minute: a service that has died is back by then
 INTERRUPTED = 130  # what shells give a program that Ctrl-C has ended
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
 
 
 def ingest(
     paths: Annotated[
         list[str],
-        typer.Argument(help="Pictures, folders of them, or patterns like 'a/**/*.jpg'."),
+        typer.Argument(help="Images, folders of them, or patterns like 'a/**/*.jpg'."),
     ],
     collection: CollectionName = COLLECTION,
-    tag: Annotated[list[str] | None, typer.Option(help="Put on every picture; may be repeated.")] = None,
-    jobs: Annotated[int, typer.Option(min=1, max=64, help="Pictures at once.")] = 4,
+    tag: Annotated[
+        list[str] | None, typer.Option(help="Put on every image, known ones too; may be repeated.")
+    ] = None,
+    jobs: Annotated[int, typer.Option(min=1, max=64, help="Images at once.")] = 4,
     url: Url = URL,
     api_key: ApiKey = None,
 ) -> None:
-    """Add pictures. Those that are there already cost little: after an interruption just run it again."""
-    files = find_pictures(paths)
+    """Add images. Those that are there already cost little: after an interruption just run it again.
+
+    In folders, hidden files, files of other programs and linked folders are left out; the summary counts them
+    by reason. An image is called by its path below the folder that was given.
+
+    Ends with code 0 when all images are there, 1 when one failed or the import stopped, 130 after Ctrl-C.
+    """
+    selection = find_images(paths)
+    sources = selection.named()
     done: list[IngestResult] = []
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     try:
         with (
-            connect(url, api_key, retries=PATIENCE) as client,
+            connect(url, api_key, retries=RETRIES) as client,
             Progress(*columns, console=errors) as progress,
         ):
-            task = progress.add_task("pictures", total=len(files))
+            task = progress.add_task("images", total=len(sources))
 
             def note(result: IngestResult) -> None:
                 done.append(result)
                 progress.advance(task)
 
-            results = client.ingest(files, collection, tags=tag or (), at_once=jobs, on_result=note)
+            results = client.ingest(sources, collection, tags=tag or (), at_once=jobs, on_result=note)
     except (KeyboardInterrupt, RegionSearchError) as error:
-        tell(f"stopped after {len(done)} of {len(files)}: {counts_of(done)}")
+        tell(f"stopped after {len(done)} of {len(sources)}: {counts_of(done)}")
         tell("the same command goes on from there")
         if isinstance(error, RegionSearchError):
             raise
         raise typer.Exit(INTERRUPTED) from None
-    summarise(files, results)
-    raise typer.Exit(int(any(result.outcome == "failed" for result in results)))
-
-
-def find_pictures(paths: Iterable[str | Path]) -> list[Path]:
-    """The pictures that files, folders and patterns stand for, in order, each once.
-
-    Raises:
-        RegionSearchError: INVALID_ARGUMENT for a path that is not there, or when no picture is found.
-    """
-    found: dict[Path, None] = {}
-    for path in map(Path, paths):
-        if path.is_file():
-            found[path] = None
-            continue
-        if path.is_dir():
-            inside = sorted(path.rglob("*"))
-        else:
-            inside = [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]
-            if not inside:
-                raise invalid("paths", f"{path} is neither a file nor a folder, and no pattern of any")
-        found |= {file: None for file in inside if file.suffix.lower() in SUFFIXES and file.is_file()}
-    if not found:
-        raise invalid("paths", f"there are no pictures; looked for {', '.join(sorted(SUFFIXES))}")
-    return list(found)
+    summarise([path for _, path in sources], results)
+    if left_out := selection.summary():
+        tell(left_out)
+    for path, reason in selection.unreadable.items():
+        tell(f"failed: {path}: {reason}", style="red")
+    failed = any(result.outcome == "failed" for result in results)
+    raise typer.Exit(int(failed or bool(selection.unreadable)))
 
 
 def counts_of(results: Sequence[IngestResult]) -> str:
-    """How many were added, known, or refused."""
+    """How many were added, known, or refused, these by reason."""
     counts = Counter(result.outcome for result in results)
     regions = sum(result.regions or 0 for result in results if result.outcome == "created")
-    known, failed = counts["duplicate"], counts["failed"]
-    return f"{counts['created']} added with {regions} regions, {known} there already, {failed} failed"
+    line = (
+        f"{counts['created']} added with {regions} regions, {counts['duplicate']} there already, "
+        f"{counts['failed']} failed"
+    )
+    reasons = Counter(result.error.code for result in results if result.error is not None)
+    if reasons:
+        line += f" ({', '.join(f'{count} {reason}' for reason, count in reasons.most_common())})"
+    return line
 
 
 def summarise(files: Sequence[Path], results: Sequence[IngestResult]) -> None:

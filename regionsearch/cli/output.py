@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import sys
 from pathlib import Path
 
 from rich.console import Console
@@ -15,6 +17,16 @@ errors = Console(stderr=True)
 def tell(text: str, style: str | None = None) -> None:
     """Says something beside the results: no markup in it, and no breaks in what one may want to copy."""
     errors.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+
+
+def never_fail() -> None:
+    """Makes standard output and error escape what their encoding has no characters for, rather than raise.
+
+    Names of files may be of any bytes, and a terminal may know ASCII only.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def check_target(path: Path | None) -> None:

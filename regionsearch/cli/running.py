@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from regionsearch.cli.ingesting import find_pictures, summarise
+from regionsearch.cli.files import find_images
+from regionsearch.cli.ingesting import summarise
 from regionsearch.cli.options import COLLECTION, connect
 from regionsearch.cli.output import console, errors, tell
 from regionsearch.errors import RegionSearchError, invalid
@@ -130,4 +131,4 @@ def fill_with_demo(url: str, supervisor: Supervisor) -> None:
 
 def demo_scenes() -> list[Path]:
     """The bundled demo pictures; none when only the package is installed."""
-    return find_pictures([EXAMPLES / "scenes"]) if EXAMPLES.is_dir() else []
+    return list(find_images([EXAMPLES / "scenes"]).files) if EXAMPLES.is_dir() else []

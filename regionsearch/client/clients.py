@@ -173,7 +173,7 @@ class Client(_Operations):
         def add(source: Source) -> IngestResult:
             try:
                 return self.send(operations.ingest_one(source, collection, tags=tags, attributes=attributes))
-            except RegionSearchError as error:
+            except Exception as error:
                 return failed(source, error)
 
         with ThreadPoolExecutor(at_once, thread_name_prefix="ingest") as pool:
@@ -282,10 +282,10 @@ class AsyncClient(_Operations):
 
         async def work() -> None:
             for index, source in waiting:  # shared: each worker takes the next one
-                add = operations.ingest_one(source, collection, tags=tags, attributes=attributes)
                 try:
+                    add = operations.ingest_one(source, collection, tags=tags, attributes=attributes)
                     results[index] = await self.send(add)
-                except RegionSearchError as error:
+                except Exception as error:
                     results[index] = failed(source, error)
                 on_result(results[index])
 

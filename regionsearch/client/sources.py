@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping, Sequence
+import contextlib
+import os
+import stat
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from regionsearch.errors import invalid
 from regionsearch.v1 import region_search_pb2, search_pb2, types_pb2
 
-Source = str | Path | bytes | tuple[str, bytes]
-"""A picture: a path, the bytes of a file, or a name with bytes."""
+Source = str | Path | bytes | tuple[str, bytes | str | Path]
+"""An image: a path or the bytes of a file; or a name with either."""
 Point = tuple[float, float] | tuple[float, float, int]
 """x, y and perhaps a label, pixels of the upright image; label 1 (the default): here, 0: not here."""
 Box = Sequence[float]
@@ -54,26 +57,68 @@ _BOX = ("x_min", "y_min", "x_max", "y_max")
 
 
 def name_of(source: Source) -> str:
-    """What a picture is called."""
+    """What an image is called; never raises.
+
+    A file's name may be bytes that are not UTF-8: where no request could carry it, it has U+FFFD.
+    """
     if isinstance(source, tuple):
-        return source[0]
-    return "image" if isinstance(source, bytes) else Path(source).name
+        name = str(source[0])
+    else:
+        name = os.path.basename(source) if isinstance(source, str | Path) else "image"
+    return "".join("\N{REPLACEMENT CHARACTER}" if "\ud800" <= one <= "\udfff" else one for one in name)
+
+
+def path_of(source: Source) -> str | Path | None:
+    """The file of an image that is not in memory yet."""
+    place = source[1] if isinstance(source, tuple) else source
+    return None if isinstance(place, bytes) else place
 
 
 def read_source(source: Source) -> bytes:
-    """The bytes of a picture's file.
+    """The bytes of an image's file.
 
     Raises:
-        RegionSearchError: INVALID_ARGUMENT for a file that cannot be read.
+        RegionSearchError: INVALID_ARGUMENT for a file that cannot be read, and for what is not a file.
     """
-    if isinstance(source, tuple):
-        return source[1]
-    if isinstance(source, bytes):
-        return source
+    place = source[1] if isinstance(source, tuple) else source
+    if isinstance(place, bytes):
+        return place
+    with open_file(place) as file:
+        return file.read()
+
+
+@contextlib.contextmanager
+def open_file(path: str | Path) -> Iterator[BinaryIO]:
+    """Opens a regular file, without waiting: a pipe that nobody writes to would block forever.
+
+    Raises:
+        RegionSearchError: INVALID_ARGUMENT for a file that cannot be read, and for what is not a file.
+    """
+    if not isinstance(path, str | os.PathLike):
+        raise invalid(
+            "image", f"{path!r} is not a valid source: expected a path, bytes, or a name with either"
+        )
     try:
-        return Path(source).read_bytes()
+        with open(path, "rb", opener=_open_at_once) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise invalid("image", f"{printable(path)} is not a regular file")
+            yield file
     except OSError as error:
-        raise invalid("image", f"{source} cannot be read: {error.strerror}") from error
+        reason = error.strerror or str(error)
+        raise invalid("image", f"{printable(path)} cannot be read: {reason}") from error
+    except (ValueError, TypeError) as error:  # NUL in a path, or what is not a path
+        raise invalid(
+            "image", f"{path!r} is not a valid source: expected a path or bytes ({error})"
+        ) from error
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # no such thing on Windows, and no such pipes
+
+
+def printable(path: str | Path) -> str:
+    """A path for messages: what is not UTF-8 in it is escaped, so that showing and sending it never fails."""
+    return str(path).encode("utf-8", "backslashreplace").decode()
 
 
 def checked_picture(image: Source | None, image_id: str | None) -> None:

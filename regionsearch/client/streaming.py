@@ -10,17 +10,34 @@ from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from regionsearch import defaults
 from regionsearch.client import messages
 from regionsearch.client.results import IngestProgress, IngestResult, Problem
-from regionsearch.client.sources import Source, name_of, picture_proto
+from regionsearch.client.sources import Source, name_of, read_source
 from regionsearch.errors import Kind, RegionSearchError
 from regionsearch.v1 import region_search_pb2 as pb
+from regionsearch.v1 import types_pb2
 
-# What is wrong with one picture. Every other error would meet the next picture too, and is raised.
-_OF_A_PICTURE = (Kind.INVALID_ARGUMENT, Kind.UNSUPPORTED_IMAGE, Kind.TOO_LARGE, Kind.INTERNAL)
+# What every other image would meet too, so that it ends the whole import.
+_OF_ALL = (
+    Kind.UNAUTHENTICATED,
+    Kind.PERMISSION_DENIED,
+    Kind.NOT_FOUND,
+    Kind.MODEL_MISMATCH,
+    Kind.FAILED_PRECONDITION,
+    Kind.OVERLOADED,
+    Kind.UNAVAILABLE,
+    Kind.STORAGE_FULL,
+    Kind.UNIMPLEMENTED,
+)
 
 
-def failed(source: Source, error: RegionSearchError) -> IngestResult:
-    """The result of a picture that is at fault itself; raises the error of anything else."""
-    if error.kind not in _OF_A_PICTURE:
+def failed(source: Source, error: Exception) -> IngestResult:
+    """The result of an image that could not be added.
+
+    Raises:
+        RegionSearchError: The error itself, when it is not about this image alone.
+    """
+    if not isinstance(error, RegionSearchError):
+        error = RegionSearchError(Kind.INTERNAL, f"{type(error).__name__}: {error}")
+    if error.kind in _OF_ALL:
         raise error
     problem = Problem(code=error.kind.value, detail=error.message)
     return IngestResult(name=name_of(source), outcome="failed", error=problem)
@@ -122,8 +139,10 @@ class IngestStream:
                 key = str(len(self._names))
                 self._names.append(name_of(source))
                 try:
-                    picture = pb.IngestImageRequest(image=picture_proto(source), name=self._names[-1])
-                except RegionSearchError as error:
+                    picture = pb.IngestImageRequest(
+                        image=types_pb2.Image(encoded=read_source(source)), name=self._names[-1]
+                    )
+                except Exception as error:
                     result = failed(source, error)
                     self._unread.append(IngestProgress(name=result.name, stage="done", result=result))
                     continue

@@ -134,7 +134,9 @@ class HttpTransport:
         patience = Patience(self._address.retries if operation.patient else 0)
         while True:
             try:
-                return _result(operation, self._http.request(**arguments), self._proxy)
+                with _utf8():
+                    response = self._http.request(**arguments)
+                return _result(operation, response, self._proxy)
             except httpx.RequestError as error:
                 pause = patience.pause(unreachable(self._address.url, error, self._proxy))
             except RegionSearchError as error:
@@ -164,7 +166,9 @@ class AsyncHttpTransport:
         patience = Patience(self._address.retries if operation.patient else 0)
         while True:
             try:
-                return _result(operation, await self._http.request(**arguments), self._proxy)
+                with _utf8():
+                    response = await self._http.request(**arguments)
+                return _result(operation, response, self._proxy)
             except httpx.RequestError as error:
                 pause = patience.pause(unreachable(self._address.url, error, self._proxy))
             except RegionSearchError as error:
@@ -191,8 +195,10 @@ class GrpcTransport:
     def send(self, operation: Operation[T]) -> T:
         """The operation's result, or its `RegionSearchError`."""
         over = _grpc_call(operation)
+        with _utf8():
+            message = over.message()
         with _naming_proxy(self._address):
-            return over.read(call(over.method(self._channel), over.message(), self._policy))
+            return over.read(call(over.method(self._channel), message, self._policy))
 
     def ingest(self, stream: IngestStream) -> Iterator[IngestProgress]:
         """Sends pictures over a stream, or several where one breaks off, and tells of each stage."""
@@ -229,7 +235,8 @@ class AsyncGrpcTransport:
     async def send(self, operation: Operation[T]) -> T:
         """The operation's result, or its `RegionSearchError`."""
         over = _grpc_call(operation)
-        message = await asyncio.to_thread(over.message)
+        with _utf8():
+            message = await asyncio.to_thread(over.message)
         with _naming_proxy(self._address):
             return over.read(await acall(over.method(self._open()), message, self._address.policy()))
 
@@ -264,6 +271,16 @@ class AsyncGrpcTransport:
         """Closes the channel."""
         if self._channel is not None:
             await self._channel.close(grace=None)
+
+
+@contextlib.contextmanager
+def _utf8() -> Iterator[None]:
+    """Refuses text that no request can carry: halves of characters, which bytes that are not UTF-8 become."""
+    try:
+        yield
+    except UnicodeEncodeError as error:
+        text = error.object[max(0, error.start - 20) : error.end + 20]
+        raise invalid("request", f"{text!a} has characters that UTF-8 has not; write it as UTF-8") from error
 
 
 def _arguments(request: HttpRequest) -> dict[str, Any]:

@@ -87,8 +87,11 @@ class RegionSearchServiceServicer:
     """
 
     def IngestImage(self, request, context):
-        """Segments, embeds and stores one image. Answered once all of it is on disk. Sending the same bytes again
-        changes nothing and says DUPLICATE.
+        """Segments, embeds and stores one image. Answered once all of it is on disk. Sending the same bytes again says
+        DUPLICATE: nothing is segmented again, the request's tags and attributes are added to the image's own, its name is
+        taken if the image has none, and a stored file that is missing or damaged is replaced. With an `idempotency-key` in
+        the metadata a repetition says CREATED, like the first time, and the key is refused with other bytes:
+        ALREADY_EXISTS.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

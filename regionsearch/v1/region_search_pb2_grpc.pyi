@@ -40,8 +40,11 @@ class RegionSearchServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> RegionSearchServiceAsyncStub: ...
     IngestImage: _grpc.UnaryUnaryMultiCallable[_region_search_pb2.IngestImageRequest, _region_search_pb2.IngestImageResponse]
-    """Segments, embeds and stores one image. Answered once all of it is on disk. Sending the same bytes again
-    changes nothing and says DUPLICATE.
+    """Segments, embeds and stores one image. Answered once all of it is on disk. Sending the same bytes again says
+    DUPLICATE: nothing is segmented again, the request's tags and attributes are added to the image's own, its name is
+    taken if the image has none, and a stored file that is missing or damaged is replaced. With an `idempotency-key` in
+    the metadata a repetition says CREATED, like the first time, and the key is refused with other bytes:
+    ALREADY_EXISTS.
     """
     IngestImages: _grpc.StreamStreamMultiCallable[_region_search_pb2.IngestImagesRequest, _region_search_pb2.IngestImagesResponse]
     """The same for many images: each is reported stage by stage, under its key. A failed image is reported
@@ -73,8 +76,11 @@ class RegionSearchServiceAsyncStub(RegionSearchServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     IngestImage: _aio.UnaryUnaryMultiCallable[_region_search_pb2.IngestImageRequest, _region_search_pb2.IngestImageResponse]  # type: ignore[assignment]
-    """Segments, embeds and stores one image. Answered once all of it is on disk. Sending the same bytes again
-    changes nothing and says DUPLICATE.
+    """Segments, embeds and stores one image. Answered once all of it is on disk. Sending the same bytes again says
+    DUPLICATE: nothing is segmented again, the request's tags and attributes are added to the image's own, its name is
+    taken if the image has none, and a stored file that is missing or damaged is replaced. With an `idempotency-key` in
+    the metadata a repetition says CREATED, like the first time, and the key is refused with other bytes:
+    ALREADY_EXISTS.
     """
     IngestImages: _aio.StreamStreamMultiCallable[_region_search_pb2.IngestImagesRequest, _region_search_pb2.IngestImagesResponse]  # type: ignore[assignment]
     """The same for many images: each is reported stage by stage, under its key. A failed image is reported
@@ -109,8 +115,11 @@ class RegionSearchServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _region_search_pb2.IngestImageRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_region_search_pb2.IngestImageResponse, _abc.Awaitable[_region_search_pb2.IngestImageResponse]]:
-        """Segments, embeds and stores one image. Answered once all of it is on disk. Sending the same bytes again
-        changes nothing and says DUPLICATE.
+        """Segments, embeds and stores one image. Answered once all of it is on disk. Sending the same bytes again says
+        DUPLICATE: nothing is segmented again, the request's tags and attributes are added to the image's own, its name is
+        taken if the image has none, and a stored file that is missing or damaged is replaced. With an `idempotency-key` in
+        the metadata a repetition says CREATED, like the first time, and the key is refused with other bytes:
+        ALREADY_EXISTS.
         """
 
     @_abc_1.abstractmethod

@@ -969,7 +969,9 @@ class SearchRequest(_message.Message):
     """Keeps what scores at least this part of the best score, 0 to 1."""
     group_by: Global___GroupBy.ValueType
     page_size: _builtins.int
-    """Hits, or images when grouped. 0 means 20; at most 1000."""
+    """Hits, or images when grouped. 0 means 20; at most 1000. With one list of hits a page ends early, with a token, where
+    the next hit would not fit into a message.
+    """
     page_token: _builtins.str
     """From an earlier answer to the same request; the pages of one search see the same state of the collection. It is
     kept for five minutes (`embedded.page_ttl_s`), then ABORTED; the milvus engine's pages lack what was deleted
@@ -979,7 +981,7 @@ class SearchRequest(_message.Message):
     """See at least this write, or answer UNAVAILABLE."""
     whole_image_margin: _builtins.float
     """With grouping over both levels: a whole image goes before its own region that is better by less than this; 0.02
-    when absent.
+    when absent; not negative.
     """
     include_masks: _builtins.bool
     @_builtins.property
@@ -1231,7 +1233,7 @@ class ListImagesRequest(_message.Message):
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     collection: _builtins.str
     page_size: _builtins.int
-    """0 means 100; at most 1000."""
+    """0 means 100; at most 1000. A page ends early, with a token, where the next image would not fit into a message."""
     page_token: _builtins.str
     def __init__(
         self,

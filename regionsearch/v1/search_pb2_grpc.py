@@ -34,8 +34,8 @@ class SearchServiceStub:
 
     Errors of every call: INVALID_ARGUMENT (BadRequest names the field), NOT_FOUND (no such collection),
     FAILED_PRECONDITION with reason MODEL_MISMATCH (vectors of another model or crop policy; the metadata names both),
-    ABORTED (what a page token or the call began with is gone: begin anew), RESOURCE_EXHAUSTED with RetryInfo (queue
-    full), RESOURCE_EXHAUSTED with reason STORAGE_FULL (disk full: reads go on), DATA_LOSS (a damaged file, named),
+    ABORTED (what a page token or the call began with is gone, such as a collection that was deleted and made again, or
+    restored: begin anew), RESOURCE_EXHAUSTED with RetryInfo (queue or memory full), RESOURCE_EXHAUSTED with reason STORAGE_FULL (disk full: reads go on), DATA_LOSS (a damaged file, named),
     UNAVAILABLE, DEADLINE_EXCEEDED, INTERNAL.
     """
 
@@ -126,8 +126,8 @@ class SearchServiceServicer:
 
     Errors of every call: INVALID_ARGUMENT (BadRequest names the field), NOT_FOUND (no such collection),
     FAILED_PRECONDITION with reason MODEL_MISMATCH (vectors of another model or crop policy; the metadata names both),
-    ABORTED (what a page token or the call began with is gone: begin anew), RESOURCE_EXHAUSTED with RetryInfo (queue
-    full), RESOURCE_EXHAUSTED with reason STORAGE_FULL (disk full: reads go on), DATA_LOSS (a damaged file, named),
+    ABORTED (what a page token or the call began with is gone, such as a collection that was deleted and made again, or
+    restored: begin anew), RESOURCE_EXHAUSTED with RetryInfo (queue or memory full), RESOURCE_EXHAUSTED with reason STORAGE_FULL (disk full: reads go on), DATA_LOSS (a damaged file, named),
     UNAVAILABLE, DEADLINE_EXCEEDED, INTERNAL.
     """
 
@@ -167,7 +167,8 @@ class SearchServiceServicer:
 
     def BulkUpsert(self, request_iterator, context):
         """Upsert for millions: each message is atomic for itself and is written before the next one is read.
-        Compare the counts with what was sent, and switch retries inside of gRPC off: they may lose a message.
+        All messages for a collection go to the very collection that the first one found, or ABORTED. A searcher that stops
+        ends the call with UNAVAILABLE before the next message. Compare the counts with what was sent, and switch retries inside of gRPC off: they may lose a message.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -205,7 +206,8 @@ class SearchServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListImages(self, request, context):
-        """Images, newest first.
+        """Images, newest first: in the order of their first writes, whatever the clock said. An image whose row is damaged is
+        left out, here and in searches, and logged; asking for it by id answers DATA_LOSS.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -322,8 +324,8 @@ class SearchService:
 
     Errors of every call: INVALID_ARGUMENT (BadRequest names the field), NOT_FOUND (no such collection),
     FAILED_PRECONDITION with reason MODEL_MISMATCH (vectors of another model or crop policy; the metadata names both),
-    ABORTED (what a page token or the call began with is gone: begin anew), RESOURCE_EXHAUSTED with RetryInfo (queue
-    full), RESOURCE_EXHAUSTED with reason STORAGE_FULL (disk full: reads go on), DATA_LOSS (a damaged file, named),
+    ABORTED (what a page token or the call began with is gone, such as a collection that was deleted and made again, or
+    restored: begin anew), RESOURCE_EXHAUSTED with RetryInfo (queue or memory full), RESOURCE_EXHAUSTED with reason STORAGE_FULL (disk full: reads go on), DATA_LOSS (a damaged file, named),
     UNAVAILABLE, DEADLINE_EXCEEDED, INTERNAL.
     """
 

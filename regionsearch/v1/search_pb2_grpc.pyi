@@ -35,8 +35,8 @@ class SearchServiceStub:
 
     Errors of every call: INVALID_ARGUMENT (BadRequest names the field), NOT_FOUND (no such collection),
     FAILED_PRECONDITION with reason MODEL_MISMATCH (vectors of another model or crop policy; the metadata names both),
-    ABORTED (what a page token or the call began with is gone: begin anew), RESOURCE_EXHAUSTED with RetryInfo (queue
-    full), RESOURCE_EXHAUSTED with reason STORAGE_FULL (disk full: reads go on), DATA_LOSS (a damaged file, named),
+    ABORTED (what a page token or the call began with is gone, such as a collection that was deleted and made again, or
+    restored: begin anew), RESOURCE_EXHAUSTED with RetryInfo (queue or memory full), RESOURCE_EXHAUSTED with reason STORAGE_FULL (disk full: reads go on), DATA_LOSS (a damaged file, named),
     UNAVAILABLE, DEADLINE_EXCEEDED, INTERNAL.
     """
 
@@ -56,7 +56,8 @@ class SearchServiceStub:
     """
     BulkUpsert: _grpc.StreamUnaryMultiCallable[_search_pb2.BulkUpsertRequest, _search_pb2.BulkUpsertResponse]
     """Upsert for millions: each message is atomic for itself and is written before the next one is read.
-    Compare the counts with what was sent, and switch retries inside of gRPC off: they may lose a message.
+    All messages for a collection go to the very collection that the first one found, or ABORTED. A searcher that stops
+    ends the call with UNAVAILABLE before the next message. Compare the counts with what was sent, and switch retries inside of gRPC off: they may lose a message.
     """
     UpdateImages: _grpc.UnaryUnaryMultiCallable[_search_pb2.UpdateImagesRequest, _search_pb2.UpdateImagesResponse]
     """Changes what is said about images (name, tags, attributes) and leaves their records and vectors as they are. All of
@@ -71,7 +72,9 @@ class SearchServiceStub:
     GetRecords: _grpc.UnaryUnaryMultiCallable[_search_pb2.GetRecordsRequest, _search_pb2.GetRecordsResponse]
     """Records, images and vectors by id. What does not exist is left out."""
     ListImages: _grpc.UnaryUnaryMultiCallable[_search_pb2.ListImagesRequest, _search_pb2.ListImagesResponse]
-    """Images, newest first."""
+    """Images, newest first: in the order of their first writes, whatever the clock said. An image whose row is damaged is
+    left out, here and in searches, and logged; asking for it by id answers DATA_LOSS.
+    """
     Snapshot: _grpc.UnaryUnaryMultiCallable[_search_pb2.SnapshotRequest, _search_pb2.SnapshotResponse]
     """A consistent copy of all collections in one file under the snapshot folder. UNIMPLEMENTED, as Restore is, with the
     milvus engine: Milvus has its own backup tool.
@@ -90,8 +93,8 @@ class SearchServiceAsyncStub(SearchServiceStub):
 
     Errors of every call: INVALID_ARGUMENT (BadRequest names the field), NOT_FOUND (no such collection),
     FAILED_PRECONDITION with reason MODEL_MISMATCH (vectors of another model or crop policy; the metadata names both),
-    ABORTED (what a page token or the call began with is gone: begin anew), RESOURCE_EXHAUSTED with RetryInfo (queue
-    full), RESOURCE_EXHAUSTED with reason STORAGE_FULL (disk full: reads go on), DATA_LOSS (a damaged file, named),
+    ABORTED (what a page token or the call began with is gone, such as a collection that was deleted and made again, or
+    restored: begin anew), RESOURCE_EXHAUSTED with RetryInfo (queue or memory full), RESOURCE_EXHAUSTED with reason STORAGE_FULL (disk full: reads go on), DATA_LOSS (a damaged file, named),
     UNAVAILABLE, DEADLINE_EXCEEDED, INTERNAL.
     """
 
@@ -108,7 +111,8 @@ class SearchServiceAsyncStub(SearchServiceStub):
     """
     BulkUpsert: _aio.StreamUnaryMultiCallable[_search_pb2.BulkUpsertRequest, _search_pb2.BulkUpsertResponse]  # type: ignore[assignment]
     """Upsert for millions: each message is atomic for itself and is written before the next one is read.
-    Compare the counts with what was sent, and switch retries inside of gRPC off: they may lose a message.
+    All messages for a collection go to the very collection that the first one found, or ABORTED. A searcher that stops
+    ends the call with UNAVAILABLE before the next message. Compare the counts with what was sent, and switch retries inside of gRPC off: they may lose a message.
     """
     UpdateImages: _aio.UnaryUnaryMultiCallable[_search_pb2.UpdateImagesRequest, _search_pb2.UpdateImagesResponse]  # type: ignore[assignment]
     """Changes what is said about images (name, tags, attributes) and leaves their records and vectors as they are. All of
@@ -123,7 +127,9 @@ class SearchServiceAsyncStub(SearchServiceStub):
     GetRecords: _aio.UnaryUnaryMultiCallable[_search_pb2.GetRecordsRequest, _search_pb2.GetRecordsResponse]  # type: ignore[assignment]
     """Records, images and vectors by id. What does not exist is left out."""
     ListImages: _aio.UnaryUnaryMultiCallable[_search_pb2.ListImagesRequest, _search_pb2.ListImagesResponse]  # type: ignore[assignment]
-    """Images, newest first."""
+    """Images, newest first: in the order of their first writes, whatever the clock said. An image whose row is damaged is
+    left out, here and in searches, and logged; asking for it by id answers DATA_LOSS.
+    """
     Snapshot: _aio.UnaryUnaryMultiCallable[_search_pb2.SnapshotRequest, _search_pb2.SnapshotResponse]  # type: ignore[assignment]
     """A consistent copy of all collections in one file under the snapshot folder. UNIMPLEMENTED, as Restore is, with the
     milvus engine: Milvus has its own backup tool.
@@ -141,8 +147,8 @@ class SearchServiceServicer(metaclass=_abc_1.ABCMeta):
 
     Errors of every call: INVALID_ARGUMENT (BadRequest names the field), NOT_FOUND (no such collection),
     FAILED_PRECONDITION with reason MODEL_MISMATCH (vectors of another model or crop policy; the metadata names both),
-    ABORTED (what a page token or the call began with is gone: begin anew), RESOURCE_EXHAUSTED with RetryInfo (queue
-    full), RESOURCE_EXHAUSTED with reason STORAGE_FULL (disk full: reads go on), DATA_LOSS (a damaged file, named),
+    ABORTED (what a page token or the call began with is gone, such as a collection that was deleted and made again, or
+    restored: begin anew), RESOURCE_EXHAUSTED with RetryInfo (queue or memory full), RESOURCE_EXHAUSTED with reason STORAGE_FULL (disk full: reads go on), DATA_LOSS (a damaged file, named),
     UNAVAILABLE, DEADLINE_EXCEEDED, INTERNAL.
     """
 
@@ -193,7 +199,8 @@ class SearchServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_search_pb2.BulkUpsertResponse, _abc.Awaitable[_search_pb2.BulkUpsertResponse]]:
         """Upsert for millions: each message is atomic for itself and is written before the next one is read.
-        Compare the counts with what was sent, and switch retries inside of gRPC off: they may lose a message.
+        All messages for a collection go to the very collection that the first one found, or ABORTED. A searcher that stops
+        ends the call with UNAVAILABLE before the next message. Compare the counts with what was sent, and switch retries inside of gRPC off: they may lose a message.
         """
 
     @_abc_1.abstractmethod
@@ -238,7 +245,9 @@ class SearchServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _search_pb2.ListImagesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_search_pb2.ListImagesResponse, _abc.Awaitable[_search_pb2.ListImagesResponse]]:
-        """Images, newest first."""
+        """Images, newest first: in the order of their first writes, whatever the clock said. An image whose row is damaged is
+        left out, here and in searches, and logged; asking for it by id answers DATA_LOSS.
+        """
 
     @_abc_1.abstractmethod
     def Snapshot(

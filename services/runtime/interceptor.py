@@ -17,8 +17,8 @@ from regionsearch.errors import Kind, RegionSearchError, to_status
 from regionsearch.rpc import deadline
 from services.runtime import metrics
 from services.runtime.auth import ApiKeys
-from services.runtime.enums import check_enums
 from services.runtime.health import METHOD_PREFIX as HEALTH
+from services.runtime.requests import Load, Requests
 
 REQUEST_ID = "x-request-id"
 
@@ -30,7 +30,10 @@ _Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the stubs only
-    """Authenticates, measures, traces, refuses unknown enum values and answers failures with typed statuses.
+    """Authenticates, admits, measures, traces and answers failures with typed statuses.
+
+    Nothing of a request is received before the caller's key was looked at. Bytes that are not a message, and
+    unknown enum values, are INVALID_ARGUMENT.
 
     The caller's deadline becomes the surrounding :func:`regionsearch.rpc.deadline`: the batcher and the calls
     that a handler makes keep to it.
@@ -39,8 +42,13 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
     expect.
     """
 
-    def __init__(self, keys: ApiKeys) -> None:
+    def __init__(self, keys: ApiKeys, load: Load) -> None:
+        """Args:
+        keys: Who is let in.
+        load: Bounds the calls that are in work.
+        """
         self._keys = keys
+        self._load = load
         self._wrapped: dict[tuple[str, _Handler], _Handler] = {}
 
     async def intercept_service(
@@ -58,45 +66,49 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
         return self._wrapped[path, handler]
 
     def _wrap(self, handler: _Handler, path: str) -> _Handler:
-        if handler.response_streaming:
-            make = (
-                grpc.stream_stream_rpc_method_handler
-                if handler.request_streaming
-                else grpc.unary_stream_rpc_method_handler
-            )
-            stream = handler.stream_stream or handler.unary_stream
+        """The same method, whose requests arrive as bytes and only when they are asked for.
 
-            # A coroutine that writes, no generator: gRPC leaves generators of cancelled calls behind, to be
-            # closed by the garbage collector, in another context than that in which they were opened.
-            async def answer_many(request: Any, context: _Context) -> None:
-                async with self._call(path, context):
-                    if not handler.request_streaming:
-                        check_enums(request)  # each item of a stream of both directions fails for itself
-                    async with contextlib.aclosing(stream(request, context)) as responses:
-                        async for response in responses:
-                            try:
-                                await context.write(response)
-                            except grpc.aio.InternalError as error:
-                                raise _ClientLeftError from error
-
-            return make(answer_many, handler.request_deserializer, handler.response_serializer)
-
-        make = (
-            grpc.stream_unary_rpc_method_handler
-            if handler.request_streaming
-            else grpc.unary_unary_rpc_method_handler
-        )
+        To gRPC every method is one that takes a stream: of one that takes a single message it would receive
+        and parse all of it before anybody could look at the caller's key.
+        """
         unary = handler.stream_unary or handler.unary_unary
+        stream = handler.stream_stream or handler.unary_stream
+        # Each item of a stream of both directions fails for itself.
+        checked = not (handler.request_streaming and handler.response_streaming)
 
-        async def answer(request: Any, context: _Context) -> Any:
+        @contextlib.asynccontextmanager
+        async def request_of(context: _Context) -> AsyncIterator[Any]:
             async with self._call(path, context):
+                requests = Requests(context, handler.request_deserializer, checked=checked)
                 if handler.request_streaming:
-                    request = _checked(request)
+                    yield requests
                 else:
-                    check_enums(request)
+                    request, size = await requests.only()
+                    with self._load.message(size):
+                        yield request
+
+        # A coroutine that writes, no generator: gRPC leaves generators of cancelled calls behind, to be
+        # closed by the garbage collector, in another context than that in which they were opened.
+        async def answer_many(_: Any, context: _Context) -> None:
+            async with (
+                request_of(context) as request,
+                contextlib.aclosing(stream(request, context)) as responses,
+            ):
+                async for response in responses:
+                    try:
+                        await context.write(response)
+                    except grpc.aio.InternalError as error:
+                        raise _ClientLeftError from error
+
+        async def answer(_: Any, context: _Context) -> Any:
+            async with request_of(context) as request:
                 return await unary(request, context)
 
-        return make(answer, handler.request_deserializer, handler.response_serializer)
+        if handler.response_streaming:
+            return grpc.stream_stream_rpc_method_handler(
+                answer_many, response_serializer=handler.response_serializer
+            )
+        return grpc.stream_unary_rpc_method_handler(answer, response_serializer=handler.response_serializer)
 
     @contextlib.asynccontextmanager
     async def _call(self, path: str, context: _Context) -> AsyncIterator[None]:
@@ -123,7 +135,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
             ):
                 try:
                     self._keys.check(metadata.get("authorization"), metadata.get("x-api-key"))
-                    yield
+                    with self._load.call():
+                        yield
                 except grpc.aio.AbortError:
                     code = grpc.StatusCode(context.code())
                     raise
@@ -142,12 +155,6 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
             measured.in_flight.dec()
             measured.handling.observe(time.perf_counter() - begin)
             metrics.handled(service, method, code.name).inc()
-
-
-async def _checked(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
-    async for request in requests:
-        check_enums(request)
-        yield request
 
 
 class _ClientLeftError(asyncio.CancelledError):
@@ -169,6 +176,8 @@ def is_over(error: BaseException) -> bool:
 
 def typed(error: BaseException) -> RegionSearchError:
     """The error as the caller may see it; what was not foreseen is logged here and nothing of it leaks."""
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]  # the one failure of tasks that work together
     if isinstance(error, RegionSearchError):
         if error.kind is Kind.INTERNAL:
             _log.error("call failed", error=error.message)

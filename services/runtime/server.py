@@ -40,7 +40,9 @@ from services.runtime.health import Health
 from services.runtime.interceptor import CallInterceptor
 from services.runtime.logs import configure_logging
 from services.runtime.metrics import serve_metrics
+from services.runtime.requests import Load
 from services.runtime.settings import ServiceSettings
+from services.runtime.tls import check_certificate
 from services.runtime.tracing import configure_tracing
 
 FAILURE_GRACE_S = 1.0  # calls in flight have failed already when a process gives up
@@ -171,7 +173,8 @@ class Server:
         ]
         if settings.max_connection_age_s is not None:  # gRPC's default grace: until the last call has ended
             options.append(("grpc.max_connection_age_ms", int(settings.max_connection_age_s * 1000)))
-        server = grpc.aio.server(interceptors=[CallInterceptor(self.keys)], options=options)
+        load = Load(settings.max_concurrent_calls, settings.max_concurrent_bytes)
+        server = grpc.aio.server(interceptors=[CallInterceptor(self.keys, load)], options=options)
         server.add_generic_rpc_handlers((self._methods,))
         self.health.add_to(server)
         reflection.enable_server_reflection(
@@ -181,6 +184,7 @@ class Server:
         address = f"{host}:{settings.port}"
         tls = settings.tls
         if tls.certificate is not None and tls.key is not None:
+            check_certificate(tls.certificate, tls.key, tls.client_ca)
             credentials = grpc.ssl_server_credentials(
                 [(tls.key.read_bytes(), tls.certificate.read_bytes())],
                 None if tls.client_ca is None else tls.client_ca.read_bytes(),
@@ -296,7 +300,7 @@ def run(settings: ServiceSettings, services: Sequence[ServiceDescriptor], lifesp
         # The runner is not closed: that would wait for threads that nobody waits for any more, such as one
         # that loads a model when the process is told to stop.
         code = asyncio.Runner().run(main())
-    except (OSError, RuntimeError) as error:  # a port that is taken, a certificate that cannot be read
+    except (OSError, RuntimeError, RegionSearchError) as error:  # a port that is taken, a wrong certificate
         _log.error("cannot start", error=str(error))
         code = 1
     if tracing is not None:

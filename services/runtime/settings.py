@@ -68,6 +68,12 @@ class ServiceSettings(BaseSettings):
         0.5, ge=0, description="Between not serving and refusing calls: the time in which clients turn away."
     )
     max_message_bytes: int = Field(32 * MIB, gt=0, description="Cap of a message, in both directions.")
+    max_concurrent_calls: int = Field(
+        2000, gt=0, description="gRPC calls in work at once, streams included; more are refused at once."
+    )
+    max_concurrent_bytes: int = Field(
+        1024 * MIB, gt=0, description="Bytes of the requests of gRPC calls in work; more are refused at once."
+    )
     max_connection_age_s: float | None = Field(
         30.0,
         gt=0,

@@ -28,7 +28,9 @@ def searcher(settings: SearcherSettings) -> Lifespan:
         engine = await asyncio.to_thread(open_engine, settings, server.fail)
         reads = Calls("reads", settings.read_threads, settings.max_waiting)
         writes = Calls("writes", settings.write_threads, settings.max_waiting)
-        servicer = SearchServicer(engine, settings.limits, reads, writes, settings.max_message_bytes)
+        servicer = SearchServicer(
+            engine, settings.limits, reads, writes, settings.max_message_bytes, server.closing
+        )
         server.add(add_SearchServiceServicer_to_server, servicer)
         sizes = asyncio.create_task(report_sizes(engine))
         try:

@@ -71,8 +71,13 @@ class Engine(Protocol):
         """Deletes a collection and all that is in it."""
         ...
 
-    def upsert(self, name: str, model: ModelIdentity, write: Upsert) -> UpsertResult:
-        """Writes images and records. What is answered is on disk and visible to the next search."""
+    def upsert(
+        self, name: str, model: ModelIdentity, write: Upsert, generation: str | None = None
+    ) -> UpsertResult:
+        """Writes images and records. What is answered is on disk and visible to the next search.
+
+        ABORTED when the collection is not of the given generation.
+        """
         ...
 
     def update_images(
@@ -99,9 +104,9 @@ class Engine(Protocol):
     ) -> list[Page]:
         """One page for each query; UNAVAILABLE before write `min_seq` is visible.
 
-        ABORTED when the state that a query is pinned to is no longer kept. CANCELLED or DEADLINE_EXCEEDED
-        when the caller has left before the search had its turn. TOO_LARGE when the hits need more than
-        `room`.
+        ABORTED when the state or the generation that a query is pinned to is no longer there. CANCELLED or
+        DEADLINE_EXCEEDED when the caller has left before the search had its turn. A single query's page ends
+        early where there is no more room; TOO_LARGE when not even one hit fits, or when several pages do not.
         """
         ...
 
@@ -123,11 +128,25 @@ class Engine(Protocol):
         ...
 
     def list_images(
-        self, name: str, limit: int, after: tuple[int, str] | None, room: Room = ANY_SIZE
+        self,
+        name: str,
+        limit: int,
+        after: tuple[int, str] | None,
+        room: Room = ANY_SIZE,
+        generation: str | None = None,
     ) -> ImagePage:
         """Images, newest first, from behind a place that an earlier page named.
 
-        TOO_LARGE when they need more than `room`.
+        A page ends early where there is no more room; TOO_LARGE when not even one image fits. ABORTED when
+        the collection is not of the given generation.
+        """
+        ...
+
+    def token_key(self, *, fresh: bool = False) -> bytes:
+        """The secret that signs page tokens; the same for every searcher of one store.
+
+        Args:
+            fresh: Read it again, as a token that does not fit may be from another searcher.
         """
         ...
 

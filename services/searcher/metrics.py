@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from prometheus_client import Gauge, Histogram
+from prometheus_client import Counter, Gauge, Histogram
 
 from regionsearch.errors import RegionSearchError
 from services.searcher.engine import Engine
@@ -14,6 +14,10 @@ _SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 
 PASS_QUERIES = Histogram("regionsearch_search_pass_queries", "Requests answered by one pass.", buckets=_SIZES)
 COMMIT_WRITES = Histogram("regionsearch_commit_writes", "Writes made durable by one commit.", buckets=_SIZES)
+
+DAMAGED_ROWS = Counter(
+    "regionsearch_store_damaged_rows", "Times that a damaged row was left out of a list or a search's answer."
+)
 
 _COLLECTION = ("collection",)
 _RECORDS = Gauge("regionsearch_index_records", "Records that can be found.", _COLLECTION)

@@ -1,4 +1,4 @@
-"""The rule that vectors of different models do not meet."""
+"""What a call has to agree with: the model of a collection, and the very collection that it began with."""
 
 from __future__ import annotations
 
@@ -19,4 +19,19 @@ def check_model(collection: str, kept: ModelIdentity, sent: ModelIdentity) -> No
             "another collection",
             field="model",
             metadata={"collection_model": str(kept), "request_model": str(sent)},
+        )
+
+
+def check_generation(collection: str, present: str, begun: str | None) -> None:
+    """Refuses to go on in a collection that was made again or restored since a call or its first page.
+
+    Raises:
+        RegionSearchError: ABORTED.
+    """
+    if begun is not None and begun != present:
+        raise RegionSearchError(
+            Kind.ABORTED,
+            f"collection {collection!r} was deleted and made again, or restored, since this call or its "
+            "first page: begin again",
+            field="collection",
         )

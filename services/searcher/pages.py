@@ -4,11 +4,22 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import hmac
 import json
-import math
-from typing import Any
+from typing import Any, Protocol
 
 from regionsearch.errors import RegionSearchError, invalid
+
+_SIGNATURE_BYTES = 16
+_MAX_LENGTH = 8192  # ids of 128 and 160 characters, each up to 12 bytes in JSON
+
+
+class Key(Protocol):
+    """Gives the key that signs tokens; see `Engine.token_key`."""
+
+    def __call__(self, *, fresh: bool) -> bytes:
+        """The key; read again where it has to be fresh."""
+        ...
 
 
 def fingerprint(request: bytes) -> str:
@@ -16,16 +27,18 @@ def fingerprint(request: bytes) -> str:
     return hashlib.sha256(request).hexdigest()[:16]
 
 
-def encode(*parts: Any) -> str:
-    """An opaque token of JSON values; the first one is a fingerprint."""
-    return base64.urlsafe_b64encode(json.dumps(parts, separators=(",", ":")).encode()).decode().rstrip("=")
+def encode(key: bytes, *parts: Any) -> str:
+    """An opaque, signed token of JSON values; the first one is a fingerprint."""
+    payload = json.dumps(parts, separators=(",", ":")).encode()
+    return base64.urlsafe_b64encode(_signature(key, payload) + payload).decode().rstrip("=")
 
 
-def decode(token: str, request_fingerprint: str, *types: type) -> list[Any]:
+def decode(token: str, key: Key, request_fingerprint: str, *types: type) -> list[Any]:
     """The values behind the fingerprint.
 
     Args:
         token: What `encode` made.
+        key: Gives the key of the signature.
         request_fingerprint: That of the present request.
         types: Expected types of the values.
 
@@ -33,25 +46,26 @@ def decode(token: str, request_fingerprint: str, *types: type) -> list[Any]:
         RegionSearchError: INVALID_ARGUMENT for a token that is damaged or belongs to another request.
     """
     try:
-        parts = json.loads(base64.urlsafe_b64decode(token.encode("ascii") + b"=" * (-len(token) % 4)))
-    except (ValueError, RecursionError) as error:
+        if len(token) > _MAX_LENGTH:
+            raise ValueError("no token is that long")
+        data = base64.urlsafe_b64decode(token.encode("ascii") + b"=" * (-len(token) % 4))
+    except ValueError as error:
         raise _refused("is damaged") from error
-    if not isinstance(parts, list) or len(parts) != len(types) + 1:
-        raise _refused("is damaged")
-    if not all(type(part) is kind and _sound(part) for part, kind in zip(parts[1:], types, strict=True)):
-        raise _refused("is damaged")
+    signature, payload = data[:_SIGNATURE_BYTES], data[_SIGNATURE_BYTES:]
+    if not any(
+        hmac.compare_digest(signature, _signature(key(fresh=fresh), payload)) for fresh in (False, True)
+    ):
+        raise _refused("is damaged, or was not made by this searcher")
+    parts = json.loads(payload)
     if parts[0] != request_fingerprint:
         raise _refused("belongs to another request; repeat that one, changing nothing but the token")
-    return parts[1:]
+    if [type(part) for part in parts[1:]] != list(types):
+        raise _refused("is of another version; begin again with the first page")
+    return list(parts[1:])
 
 
-def _sound(part: Any) -> bool:
-    """Whether `encode` may have been given it: a count, a score, or a text that can be written as UTF-8."""
-    if isinstance(part, int):
-        return 0 <= part < 1 << 63
-    if isinstance(part, float):
-        return math.isfinite(part)
-    return isinstance(part, str) and part.encode(errors="ignore").decode() == part
+def _signature(key: bytes, payload: bytes) -> bytes:
+    return hmac.digest(key, payload, "sha256")[:_SIGNATURE_BYTES]
 
 
 def _refused(why: str) -> RegionSearchError:

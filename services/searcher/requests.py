@@ -159,8 +159,8 @@ class Reader:
             self.at_most(f"{field}.{name}", count, "max_filter_values")
         self.at_most(f"{field}.attributes", len(message.attributes), "max_filter_attributes")
         for name in ("min_predicted_iou", "min_stability_score"):
-            if message.HasField(name) and math.isnan(getattr(message, name)):  # type: ignore[arg-type]
-                raise invalid(f"{field}.{name}", f"{field}.{name} is not a number")
+            if message.HasField(name) and not math.isfinite(getattr(message, name)):  # type: ignore[arg-type]
+                raise invalid(f"{field}.{name}", f"{field}.{name} must be a finite number")
         return Filter(
             image_ids=tuple(message.image_ids),
             exclude_image_ids=tuple(message.exclude_image_ids),

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from regionsearch.errors import too_large
 from services.searcher.types import Record, StoredImage
+
+# What messages need for numbers, and for tags and lengths around each text.
+_RECORD_BYTES = 96
+_IMAGE_BYTES = 48
+_TEXT_BYTES = 6
 
 
 class Room:
@@ -37,18 +42,22 @@ class Room:
             )
 
     def take_record(self, record: Record) -> None:
-        """Takes what a record needs at least: its ids, its attributes and its mask."""
+        """Takes what a record needs at most, in a hit too."""
         mask = 0 if record.mask is None else len(record.mask.counts)
-        self.take(len(record.record_id) + len(record.image_id) + _length(record.attributes) + mask)
-
-    def take_image(self, image: StoredImage) -> None:
-        """Takes what an image needs at least: its names, its tags and its attributes."""
         self.take(
-            len(image.image_id) + len(image.name) + sum(map(len, image.tags)) + _length(image.attributes)
+            _RECORD_BYTES + mask + _bytes_of(record.record_id, record.image_id, *_texts(record.attributes))
         )
 
+    def take_image(self, image: StoredImage) -> None:
+        """Takes what an image needs at most."""
+        self.take(_image_bytes(image))
+
+    def has_room_for(self, image: StoredImage) -> bool:
+        """Whether `take_image` would succeed."""
+        return self._left >= _image_bytes(image)
+
     def check(self, size: int) -> None:
-        """Refuses a finished answer of so many bytes; what was taken for it may have been less.
+        """Refuses a finished answer of so many bytes.
 
         Raises:
             RegionSearchError: TOO_LARGE.
@@ -57,8 +66,20 @@ class Room:
         self.take(size)
 
 
-def _length(attributes: Mapping[str, str]) -> int:
-    return sum(len(name) + len(value) for name, value in attributes.items())
+def _image_bytes(image: StoredImage) -> int:
+    return _IMAGE_BYTES + _bytes_of(
+        image.image_id, image.name, image.content_type, *image.tags, *_texts(image.attributes)
+    )
+
+
+def _bytes_of(*texts: str) -> int:
+    return sum(len(text.encode()) + _TEXT_BYTES for text in texts)
+
+
+def _texts(attributes: Mapping[str, str]) -> Iterator[str]:
+    for name, value in attributes.items():
+        yield name
+        yield value
 
 
 ANY_SIZE = Room(math.inf)

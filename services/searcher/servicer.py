@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import time
-from collections.abc import AsyncIterable
+from collections.abc import AsyncGenerator, AsyncIterable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from regionsearch.errors import invalid, too_large
+from regionsearch.errors import Kind, RegionSearchError, invalid, too_large
 from regionsearch.rpc import remaining
 from regionsearch.tensors import tensor_to_proto
 from regionsearch.v1 import search_pb2, search_pb2_grpc
@@ -44,11 +47,19 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
         reads: Threads for searches and look-ups.
         writes: Threads for everything that waits for the disk.
         max_message_bytes: Cap of an answer.
+        closing: Set when the process stops: streams end then instead of waiting for their next message.
     """
 
     def __init__(
-        self, engine: Engine, limits: LimitSettings, reads: Calls, writes: Calls, max_message_bytes: int
+        self,
+        engine: Engine,
+        limits: LimitSettings,
+        reads: Calls,
+        writes: Calls,
+        max_message_bytes: int,
+        closing: asyncio.Event,
     ) -> None:
+        self._closing = closing
         self._engine = engine
         self._read = Reader(limits)
         self._most = max_message_bytes
@@ -74,13 +85,24 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
         self, request: search_pb2.ListCollectionsRequest, context: _Context
     ) -> search_pb2.ListCollectionsResponse:
         """See the contract."""
+        return await self._reads.run(lambda: self._list_collections(request))
+
+    def _list_collections(
+        self, request: search_pb2.ListCollectionsRequest
+    ) -> search_pb2.ListCollectionsResponse:
         size = self._read.page_size(request.page_size, _ITEMS)
         print_ = pages.fingerprint(b"collections")
-        after = pages.decode(request.page_token, print_, str)[0] if request.page_token else ""
-        found = [c for c in await self._reads.run(self._engine.list_collections) if c.name > after]
-        token = pages.encode(print_, found[size - 1].name) if len(found) > size else ""
+        after = self._token_values(request.page_token, print_, str)[0] if request.page_token else ""
+        found = [c for c in self._engine.list_collections() if c.name > after]
+        token = self._token(print_, found[size - 1].name) if len(found) > size else ""
         listed = [collection_to_proto(collection) for collection in found[:size]]
         return search_pb2.ListCollectionsResponse(collections=listed, next_page_token=token)
+
+    def _token(self, *parts: Any) -> str:
+        return pages.encode(self._engine.token_key(), *parts)
+
+    def _token_values(self, token: str, print_: str, *types: type) -> list[Any]:
+        return pages.decode(token, self._engine.token_key, print_, *types)
 
     async def DeleteCollection(  # noqa: N802
         self, request: search_pb2.DeleteCollectionRequest, context: _Context
@@ -101,17 +123,53 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
     ) -> search_pb2.BulkUpsertResponse:
         """See the contract."""
         answer = search_pb2.BulkUpsertResponse()
-        async for request in request_iterator:
-            batch = request.batch
-            done = await self._writes.run(lambda batch=batch: self._upsert(batch))  # type: ignore[misc]
-            answer.seq = done.seq
-            answer.record_count += done.record_count
-            answer.skipped_image_count += len(done.skipped)
+        generations: dict[str, str] = {}  # the collections that this call has begun with
+        async with contextlib.aclosing(self._until_closing(request_iterator, answer)) as requests:
+            async for request in requests:
+                batch = request.batch
+                generation = generations.get(batch.collection)
+                done = await self._writes.run(partial(self._upsert, batch, generation))
+                generations[batch.collection] = done.generation
+                answer.seq = done.seq
+                answer.record_count += done.record_count
+                answer.skipped_image_count += len(done.skipped)
         return answer
 
-    def _upsert(self, request: search_pb2.UpsertRequest) -> UpsertResult:
+    async def _until_closing(
+        self, requests: AsyncIterable[search_pb2.BulkUpsertRequest], written: search_pb2.BulkUpsertResponse
+    ) -> AsyncGenerator[search_pb2.BulkUpsertRequest, None]:
+        """The messages of a stream. A process that stops does not wait for the next one.
+
+        Raises:
+            RegionSearchError: UNAVAILABLE, naming what of the stream is written.
+        """
+        iterator = aiter(requests)
+        closing = asyncio.ensure_future(self._closing.wait())
+        following: asyncio.Future[search_pb2.BulkUpsertRequest] | None = None
+        try:
+            while True:
+                following = asyncio.ensure_future(anext(iterator))
+                await asyncio.wait({following, closing}, return_when=asyncio.FIRST_COMPLETED)
+                if closing.done():
+                    raise RegionSearchError(
+                        Kind.UNAVAILABLE,
+                        f"the searcher is stopping; {written.record_count} records of this stream are "
+                        f"written, up to write {written.seq}: send the others again",
+                        retry_after_s=1.0,
+                    )
+                try:
+                    request = following.result()
+                except StopAsyncIteration:
+                    return
+                yield request
+        finally:
+            closing.cancel()
+            if following is not None:
+                following.cancel()
+
+    def _upsert(self, request: search_pb2.UpsertRequest, generation: str | None = None) -> UpsertResult:
         write = self._read.upsert(request)
-        return self._engine.upsert(request.collection, self._read.model(request.model), write)
+        return self._engine.upsert(request.collection, self._read.model(request.model), write, generation)
 
     async def UpdateImages(  # noqa: N802
         self, request: search_pb2.UpdateImagesRequest, context: _Context
@@ -149,7 +207,8 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
         answer = search_pb2.SearchResponse(
             results=[
                 search_pb2.QueryResult(
-                    hits=[hit_to_proto(hit) for hit in page.hits], next_page_token=_search_token(page, print_)
+                    hits=[hit_to_proto(hit) for hit in page.hits],
+                    next_page_token=self._search_token(page, print_),
                 )
                 for page in found
             ],
@@ -158,6 +217,16 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
         )
         room.check(answer.ByteSize())
         return answer
+
+    def _search_token(self, page: Page, print_: str) -> str:
+        if not page.more or not page.hits:
+            return ""
+        last = page.hits[-1]
+        place = last.position
+        return self._token(
+            print_, page.generation, page.seq, last.rank, place.score, place.level, place.image_id,
+            place.record_id,
+        )  # fmt: skip
 
     def _queries(self, request: search_pb2.SearchRequest) -> tuple[list[Query], str]:
         """The ranked lists that a request asks for, and its fingerprint."""
@@ -181,17 +250,21 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
                 raise invalid(name, f"{name} must be a finite number")
         if request.HasField("relative_cutoff") and not 0.0 <= request.relative_cutoff <= 1.0:
             raise invalid("relative_cutoff", "relative_cutoff is between 0 and 1")
+        if request.whole_image_margin < 0.0:
+            raise invalid("whole_image_margin", "whole_image_margin cannot be negative")
         bare = search_pb2.SearchRequest()
         bare.CopyFrom(request)
         bare.page_token = ""
         bare.ClearField("min_seq")
         print_ = pages.fingerprint(bare.SerializeToString(deterministic=True))
-        seq, after, skipped = None, None, 0
+        seq, generation, after, skipped = None, None, None, 0
         if request.page_token:
             if len(vectors) > 1 and not best:
                 raise invalid("page_token", "paging needs a single query, or QUERY_MODE_BEST")
-            values = pages.decode(request.page_token, print_, int, int, float, int, str, str)
-            seq, skipped, after = values[0], values[1], Position(*values[2:])
+            generation, seq, skipped, *place = self._token_values(
+                request.page_token, print_, str, int, int, float, int, str, str
+            )
+            after = Position(*place)
         common = Query(
             vectors=vectors,
             negatives=negatives,
@@ -204,6 +277,7 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
             whole_image_margin=request.whole_image_margin if request.HasField("whole_image_margin") else 0.02,
             limit=read.page_size(request.page_size, _HITS),
             seq=seq,
+            generation=generation,
             after=after,
             skipped=skipped,
             include_masks=request.include_masks,
@@ -245,17 +319,20 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
         self, request: search_pb2.ListImagesRequest, context: _Context
     ) -> search_pb2.ListImagesResponse:
         """See the contract."""
+        return await self._reads.run(lambda: self._list_images(request))
+
+    def _list_images(self, request: search_pb2.ListImagesRequest) -> search_pb2.ListImagesResponse:
         size = self._read.page_size(request.page_size, _ITEMS)
         print_ = pages.fingerprint(f"images of {request.collection}".encode())
-        after = None
+        generation, after = None, None
         if request.page_token:
-            created_ms, image_id = pages.decode(request.page_token, print_, int, str)
-            after = (created_ms, image_id)
+            generation, place, image_id = self._token_values(request.page_token, print_, str, int, str)
+            after = (place, image_id)
         room = Room(self._most, "page_size", "ask for fewer images")
-        page = await self._reads.run(lambda: self._engine.list_images(request.collection, size, after, room))
+        page = self._engine.list_images(request.collection, size, after, room, generation)
         answer = search_pb2.ListImagesResponse(
             images=[image_to_proto(image) for image in page.images],
-            next_page_token=pages.encode(print_, *page.next_key) if page.next_key else "",
+            next_page_token=self._token(print_, page.generation, *page.next_key) if page.next_key else "",
             total_count=page.total_count,
         )
         room.check(answer.ByteSize())
@@ -286,13 +363,3 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
             engine=self._engine.name,
             disk_bytes=self._engine.disk_bytes(),
         )
-
-
-def _search_token(page: Page, print_: str) -> str:
-    if not page.more or not page.hits:
-        return ""
-    last = page.hits[-1]
-    place = last.position
-    return pages.encode(
-        print_, page.seq, last.rank, place.score, place.level, place.image_id, place.record_id
-    )

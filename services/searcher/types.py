@@ -144,11 +144,16 @@ class Upsert:
 
 @dataclass(frozen=True, slots=True)
 class UpsertResult:
-    """What a write did. `skipped` are the ids of images that were there already."""
+    """What a write did. `skipped` are the ids of images that were there already.
+
+    `generation` names the very collection that it wrote to: one that was deleted and made again under the
+    same name, or restored from a snapshot, has another.
+    """
 
     seq: int
     skipped: tuple[str, ...]
     record_count: int
+    generation: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,6 +226,7 @@ class Query:
             better by less than this.
         limit: Hits wanted.
         seq: The state of the collection to look at; None is the newest.
+        generation: The very collection to look at (see `UpsertResult`); None is the present one.
         after: Only hits behind this place.
         skipped: Number of hits up to `after`, the rank of the last one.
         include_masks: Whether the records of the hits carry their masks.
@@ -237,6 +243,7 @@ class Query:
     whole_image_margin: float = 0.02
     limit: int = 20
     seq: int | None = None
+    generation: str | None = None
     after: Position | None = None
     skipped: int = 0
     include_masks: bool = False
@@ -262,11 +269,12 @@ class Hit:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Hits in order, the state of the collection that they are from, and whether more follow."""
+    """Hits in order, state and generation of the collection that they are from, and whether more follow."""
 
     hits: tuple[Hit, ...]
     seq: int
     more: bool
+    generation: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,3 +312,4 @@ class ImagePage:
     images: tuple[StoredImage, ...]
     next_key: tuple[int, str] | None
     total_count: int
+    generation: str = ""

@@ -13,7 +13,6 @@ from typer.testing import CliRunner, Result
 
 from regionsearch.cli import app
 from regionsearch.cli.drawing import COLOUR, outline
-from regionsearch.cli.ingesting import find_pictures
 from regionsearch.cli.searching import merged
 from regionsearch.client import Box, Client, Hit, HitImage, IngestResult, Mask
 from regionsearch.client.clients import OnResult
@@ -125,17 +124,8 @@ def test_errors_are_one_line_as_they_are(
     with pytest.raises(SystemExit) as ended:
         main()
     assert ended.value.code == 1
-    line = f"error: {missing} is neither a file nor a folder, and no pattern of any"
+    line = f"error: {missing} is neither a file nor a folder, and no pattern matches it"
     assert capsys.readouterr().err.splitlines() == [line]
-
-
-def test_pictures_are_found_once_in_folders_and_patterns(folder: Path) -> None:
-    deep, top = folder / "deep" / "a.jpg", folder / "b.PNG"
-    assert find_pictures([folder]) == [top, deep]
-    assert find_pictures([deep, folder, str(folder / "**" / "*")]) == [deep, top]
-    assert find_pictures([folder / "notes.txt"]) == [folder / "notes.txt"]  # named: the server judges
-    with pytest.raises(RegionSearchError):
-        find_pictures([folder / "deep" / "nothing*"])
 
 
 def test_search_prints_a_table_or_json(gateway: FakeGateway) -> None:

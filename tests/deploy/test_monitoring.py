@@ -81,11 +81,27 @@ ALERTS_TESTED: list[tuple[list[str], list[str], str, dict[str, str]]] = [
     *(
         (
             UP,
+            [f'regionsearch_ingest_images_total{{job="gateway",outcome="failed",code="{code}"}}'],
+            alert,
+            {"job": "gateway", "code": code} if alert else {},
+        )
+        # A bad file is its sender's; a full disk is the operator's.
+        for code, alert in (("STORAGE_FULL", "NotStoring"), ("UNSUPPORTED_IMAGE", ""))
+    ),
+    *(
+        (
+            UP,
             [f'grpc_server_handled_total{{job="searcher",grpc_method="Upsert",grpc_code="{code}"}}'],
             "NotWriting",
             {"job": "searcher", "grpc_method": "Upsert"},
         )
         for code in ("RESOURCE_EXHAUSTED", "FAILED_PRECONDITION")  # a full disk, and one that has failed
+    ),
+    (
+        UP,  # one counted from 1970 on: long over
+        ['regionsearch_tls_certificate_expiry_timestamp_seconds{job="searcher",instance="a",role="server"}'],
+        "CertificateExpires",
+        {"job": "searcher", "instance": "a", "role": "server"},
     ),
 ]
 

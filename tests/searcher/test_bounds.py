@@ -54,18 +54,12 @@ async def test_an_answer_too_large_for_a_message_names_the_field(settings: Embed
         await stub.Upsert(long)
         long.images[0].image_id = long.records[0].image_id = long.records[0].record_id = "longer"
         await stub.Upsert(long)
-        search = search_request(unit_vectors(1), page_size=50, include_masks=True)
         many = search_request(unit_vectors(40), page_size=50)
         for request, method, field, less in (
-            (search, stub.Search, "page_size", {"page_size": 5}),
             (many, stub.Search, "page_size", {"page_size": 5}),
             (
                 search_pb2.GetRecordsRequest(collection="default", image_ids=names, include_masks=True),
                 stub.GetRecords, "image_ids", {"include_masks": False},
-            ),
-            (
-                search_pb2.ListImagesRequest(collection="default"),
-                stub.ListImages, "page_size", {"page_size": 1},
             ),
         ):  # fmt: skip
             with pytest.raises(grpc.aio.AioRpcError) as caught:
@@ -77,6 +71,44 @@ async def test_an_answer_too_large_for_a_message_names_the_field(settings: Embed
             for name, value in less.items():
                 setattr(request, name, value)
             assert (await method(request)).ByteSize() <= CAP
+
+
+async def test_pages_end_early_where_the_next_item_would_not_fit(settings: EmbeddedSettings) -> None:
+    """What one writer stored makes no list unreadable: pages get shorter, and none lacks anything."""
+    process = SearcherSettings(
+        port=0, drain_delay_s=0, embedded=settings, max_message_bytes=CAP, limits={"max_metadata_bytes": CAP}
+    )
+    async with (
+        serving(process, SERVICES, searcher(process)) as server,
+        grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel,
+    ):
+        stub = search_pb2_grpc.SearchServiceStub(channel)
+        await stub.CreateCollection(search_pb2.CreateCollectionRequest(name="default", model=MODEL_INFO))
+        for number in range(5):
+            long = tuple(f"{n:04d}" * 500 for n in range(20))
+            tags = long if number % 2 else tuple("é" * n for n in range(1, 60))
+            await stub.Upsert(upsert_request(f"image{number}", unit_vectors(1, seed=number), tags=tags))
+        await stub.Upsert(with_masks("masks", 20))
+        listing = search_pb2.ListImagesRequest(collection="default")
+        search = search_request(unit_vectors(1), page_size=1000, include_masks=True)
+        images: list[str] = []
+        records: list[str] = []
+        while True:
+            page = await stub.ListImages(listing)
+            assert 0 < page.ByteSize() <= CAP
+            images += [image.image_id for image in page.images]
+            listing.page_token = page.next_page_token
+            if not listing.page_token:
+                break
+        while True:
+            answer = await stub.Search(search)
+            assert 0 < answer.ByteSize() <= CAP
+            records += [hit.record.record_id for hit in answer.results[0].hits]
+            search.page_token = answer.results[0].next_page_token
+            if not search.page_token:
+                break
+        assert images == ["masks", *(f"image{number}" for number in (4, 3, 2, 1, 0))]
+        assert len(records) == len(set(records)) == 26
 
 
 @pytest.mark.parametrize("vectors", [False, True])

@@ -301,7 +301,7 @@ def test_nothing_is_read_beyond_the_room_of_its_answer(engine: Engine) -> None:
     records = [Record(f"i{n}-{k}", f"i{n}", Level.REGION) for n in range(3) for k in range(4)]
     vectors = some_vectors(random.Random(0), 12, 12)
     engine.upsert("c", MODEL, Upsert(images, records, vectors))
-    query = Query(vectors[:1], vectors[:0], limit=12)
+    query = Query(vectors[:1], vectors[:0], limit=5)
 
     def one_too_much(ask: Callable[[Room], object]) -> None:
         with pytest.raises(RegionSearchError, match="name fewer") as caught:
@@ -309,8 +309,7 @@ def test_nothing_is_read_beyond_the_room_of_its_answer(engine: Engine) -> None:
         assert caught.value.kind is Kind.TOO_LARGE
         assert ask(Room(20_000))
 
-    one_too_much(lambda room: engine.search("c", MODEL, [query], room=room))
-    one_too_much(lambda room: engine.list_images("c", 10, None, room))
+    one_too_much(lambda room: engine.search("c", MODEL, [query, query], room=room))
     one_too_much(
         lambda room: engine.get_records("c", [], ["i0", "i1", "i2"], masks=False, vectors=False, room=room)
     )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import grpc
@@ -12,8 +14,11 @@ import pytest
 
 from regionsearch.errors import Kind, from_rpc_error
 from regionsearch.tensors import tensor_from_proto, tensor_to_proto
-from regionsearch.v1 import search_pb2, types_pb2
+from regionsearch.v1 import search_pb2, search_pb2_grpc, types_pb2
+from services.runtime.server import serving
 from services.searcher import pages
+from services.searcher.__main__ import SERVICES, searcher
+from services.searcher.settings import SearcherSettings
 from tests.searcher.conftest import DIMENSION, MODEL_INFO, search_request, unit_vectors, upsert_request
 
 
@@ -308,34 +313,105 @@ async def test_token_of_another_request_is_refused(stub) -> None:
     )
 
 
-def forged(token: str, **changes: object) -> str:
-    """A search's token with other values in it."""
-    parts = json.loads(base64.urlsafe_b64decode(token + "=" * (-len(token) % 4)))
-    for place, value in changes.items():
-        parts[["print", "seq", "skipped", "score", "level", "image_id", "record_id"].index(place)] = value
-    return pages.encode(*parts)
+def forged(token: str, change: Callable[[bytes], bytes]) -> str:
+    """A token with something else in it."""
+    data = base64.urlsafe_b64decode(token + "=" * (-len(token) % 4))
+    return base64.urlsafe_b64encode(change(data)).decode().rstrip("=")
+
+
+def with_rank(data: bytes, rank: int) -> bytes:
+    """A search's token that says that so many hits came before, signed with another key."""
+    parts = json.loads(data[16:])
+    parts[3] = rank
+    token = pages.encode(bytes(32), *parts)
+    return base64.urlsafe_b64decode(token + "=" * (-len(token) % 4))
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        {"skipped": -100},
-        {"skipped": 1 << 70},
-        {"score": float("nan")},
-        {"record_id": "\ud800"},
-        {"level": True},
+        lambda data: with_rank(data, 2**31 - 1),
+        lambda data: with_rank(data, 2**63),
+        lambda data: with_rank(data, 2),
+        lambda data: data[:20] + bytes([data[20] ^ 1]) + data[21:],
+        lambda data: data[:-1],
+        lambda data: data[16:],
+        lambda data: b"[" * 100_000,
+        lambda data: b"[" * 4000,
+        lambda data: b"",
     ],
-    ids=["negative", "long", "nan", "surrogate", "type"],
+    ids=["int32", "long", "foreign key", "flipped", "cut", "unsigned", "huge", "nested", "empty"],
 )
 async def test_a_forged_token_is_refused(stub, change) -> None:
     await ingest(stub, 9)
     request = search_request(unit_vectors(1), page_size=2)
     request.page_token = (await stub.Search(request)).results[0].next_page_token
     assert (await stub.Search(request)).results[0].hits[0].rank == 3
-    request.page_token = forged(request.page_token, **change)
+    request.page_token = forged(request.page_token, change) or "x"
     assert await failing(stub.Search(request)) == (Kind.INVALID_ARGUMENT, "page_token")
-    request.page_token = base64.urlsafe_b64encode(b"[" * 100_000).decode()
-    assert await failing(stub.Search(request)) == (Kind.INVALID_ARGUMENT, "page_token")
+    listing = search_pb2.ListImagesRequest(collection="default", page_token=request.page_token)
+    assert await failing(stub.ListImages(listing)) == (Kind.INVALID_ARGUMENT, "page_token")
+
+
+async def image_count(stub, expected: int) -> None:
+    """Waits until there are so many images."""
+    while (await stub.GetStats(search_pb2.GetStatsRequest())).collections[0].image_count != expected:  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+
+
+async def test_pages_and_streams_do_not_go_on_in_a_collection_that_was_made_again(stub) -> None:
+    """The contract's ABORTED: what a page token or the call began with is gone."""
+    await ingest(stub, 9)
+    await stub.Snapshot(search_pb2.SnapshotRequest(name="before"))
+
+    async def again() -> None:
+        await stub.DeleteCollection(search_pb2.DeleteCollectionRequest(name="default"))
+        await stub.CreateCollection(search_pb2.CreateCollectionRequest(name="default", model=MODEL_INFO))
+        await ingest(stub, 9)
+
+    async def restored() -> None:
+        await stub.Restore(search_pb2.RestoreRequest(name="before"))
+
+    for change in (again, restored):
+        search = search_request(unit_vectors(1), page_size=2)
+        search.page_token = (await stub.Search(search)).results[0].next_page_token
+        listing = search_pb2.ListImagesRequest(collection="default", page_size=2)
+        listing.page_token = (await stub.ListImages(listing)).next_page_token
+        stream = stub.BulkUpsert()
+        await stream.write(search_pb2.BulkUpsertRequest(batch=upsert_request("first", unit_vectors(2))))
+        await image_count(stub, 10)
+        await change()
+        await stream.write(search_pb2.BulkUpsertRequest(batch=upsert_request("second", unit_vectors(2))))
+        assert await failing(stream) == (Kind.ABORTED, "collection")
+        assert (await failing(stub.Search(search)))[0] is Kind.ABORTED
+        assert (await failing(stub.ListImages(listing)))[0] is Kind.ABORTED
+        await image_count(stub, 9)
+
+
+async def test_a_negative_whole_image_margin_is_refused(stub) -> None:
+    await ingest(stub, 2)
+    for margin in (-0.01, -0.3, float("nan"), float("inf")):
+        search = search_request(unit_vectors(1), whole_image_margin=margin)
+        assert await failing(stub.Search(search)) == (Kind.INVALID_ARGUMENT, "whole_image_margin")
+
+
+async def test_an_idle_stream_does_not_hold_a_stopping_process(settings) -> None:
+    process = SearcherSettings(port=0, drain_delay_s=0, grace_s=60, embedded=settings)
+    async with (
+        serving(process, SERVICES, searcher(process)) as server,
+        grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel,
+    ):
+        stub = search_pb2_grpc.SearchServiceStub(channel)
+        await stub.CreateCollection(search_pb2.CreateCollectionRequest(name="default", model=MODEL_INFO))
+        stream = stub.BulkUpsert()
+        await stream.write(search_pb2.BulkUpsertRequest(batch=upsert_request("a", unit_vectors(3))))
+        await image_count(stub, 1)
+        server.stop()
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await asyncio.wait_for(stream, 30)
+        error = from_rpc_error(caught.value)
+        assert error.kind is Kind.UNAVAILABLE
+        assert "3 records of this stream are written" in error.message
 
 
 async def test_names_with_a_nul_are_refused_and_name_nothing(stub) -> None:

@@ -23,8 +23,9 @@ from regionsearch.client.operations.base import (
 )
 from regionsearch.client.problems import error_of
 from regionsearch.client.results import ImagePage, IngestResult, Region
-from regionsearch.client.sources import Source, name_of, picture_proto, read_source
+from regionsearch.client.sources import Source, name_of, read_source
 from regionsearch.v1 import region_search_pb2 as pb
+from regionsearch.v1 import types_pb2
 from regionsearch.v1.region_search_pb2_grpc import RegionSearchServiceStub
 
 
@@ -62,7 +63,11 @@ def ingest_one(
 
     def message() -> pb.IngestImageRequest:
         return pb.IngestImageRequest(
-            collection=collection, image=picture_proto(source), name=name, tags=tags, attributes=attributes
+            collection=collection,
+            image=types_pb2.Image(encoded=read_source(source)),
+            name=name,
+            tags=tags,
+            attributes=attributes,
         )
 
     return Operation(

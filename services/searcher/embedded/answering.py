@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Sequence
 
 import numpy as np
 
+from regionsearch.errors import RegionSearchError
 from services.searcher.callers import Caller
 from services.searcher.embedded import reads
 from services.searcher.embedded.database import Database
@@ -15,6 +17,9 @@ from services.searcher.embedded.source import IndexSource
 from services.searcher.ranking import Ranked, rank
 from services.searcher.room import Room
 from services.searcher.types import Hit, ImagePage, Page, Query, Record, Stored, StoredImage
+
+Described = dict[int, tuple[Record, StoredImage] | None]
+"""Record and image by key; None where they are damaged."""
 
 
 def pages(
@@ -34,18 +39,36 @@ def pages(
         for query, seq in zip(queries, states, strict=True)
     ]
     return [
-        _page(database, source, query, seq, room)
+        _page(database, source, query, seq, room, may_end_early=len(queries) == 1)
         for source, query, seq in zip(sources, queries, states, strict=True)
     ]
 
 
-def _page(database: Database, source: IndexSource, query: Query, seq: int, room: Room) -> Page:
+def _page(
+    database: Database, source: IndexSource, query: Query, seq: int, room: Room, *, may_end_early: bool
+) -> Page:
+    """Ranked hits. A page that has a next one ends before the first hit for which there is no room."""
     ranked, more = rank(query, source)
     wanted = [r.key for found in ranked for r in (found, found.best_region) if r is not None]
+    described: Described = {}
+    refusal: RegionSearchError | None = None
     with database.reading() as connection:
-        described = reads.described(connection, wanted, room, masks=query.include_masks)
-    numbered = enumerate(ranked, start=query.skipped + 1)
-    return Page(tuple(_hit(number, found, described) for number, found in numbered), seq, more)
+        try:
+            for key, row in reads.described(connection, wanted, masks=query.include_masks):
+                if row is not None:
+                    room.take_record(row[0])
+                    room.take_image(row[1])
+                described[key] = row
+        except RegionSearchError as error:
+            refusal = error
+    if refusal is None:
+        described = {**dict.fromkeys(wanted), **described}  # without its image a record is damaged too
+    fitting = list(itertools.takewhile(lambda found: _is_in(found, described), ranked))
+    if refusal is not None and (not fitting or not may_end_early):
+        raise refusal
+    numbered = enumerate(fitting, start=query.skipped + 1)
+    hits = [hit for number, found in numbered if (hit := _hit(number, found, described)) is not None]
+    return Page(tuple(hits), seq, more or len(fitting) < len(ranked))
 
 
 def records(
@@ -66,7 +89,7 @@ def records(
     """
     dimension = opened.spec.model.dimension
     with database.reading() as connection:
-        asked = [ordinal for ordinal, _ in reads.live_images(connection, opened.number, image_ids).values()]
+        asked = [image.ordinal for image in reads.live_images(connection, opened.number, image_ids).values()]
         if images_only:
             return Stored((), tuple(reads.images(connection, sorted(asked), room)), None, seq)
         keys = np.union1d(
@@ -88,13 +111,19 @@ def newest_images(
 ) -> ImagePage:
     """Images, newest first, from behind a place."""
     with database.reading() as connection:
-        shown, more = reads.recent_images(connection, opened.number, limit, after, room)
+        shown, following = reads.recent_images(connection, opened.number, limit, after, room)
         total, _ = reads.counts(connection, opened.number)
-    following = (shown[-1].created_ms, shown[-1].image_id) if more else None
     return ImagePage(tuple(shown), following, total)
 
 
-def _hit(number: int, found: Ranked, described: Mapping[int, tuple[Record, StoredImage]]) -> Hit:
+def _is_in(found: Ranked, described: Described) -> bool:
+    return found.key in described and (found.best_region is None or found.best_region.key in described)
+
+
+def _hit(number: int, found: Ranked, described: Described) -> Hit | None:
+    """A hit with its descriptions; None where they are damaged."""
+    description = described[found.key]
+    if description is None:
+        return None
     region = None if found.best_region is None else _hit(number, found.best_region, described)
-    record, image = described[found.key]
-    return Hit(number, found.position.score, found.relevancy, found.query_index, record, image, region)
+    return Hit(number, found.position.score, found.relevancy, found.query_index, *description, region)

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import IO
 
 from regionsearch.errors import Kind, RegionSearchError
+from services.searcher.embedded.checksums import DamagedRowError
 from services.searcher.embedded.schema import APPLICATION_ID, MIGRATIONS, PAGE_SIZE
 
 FILE_NAME = "records.sqlite"
@@ -111,12 +112,17 @@ class Database:
     def replace_by(self, source: Path, least_seq: int) -> None:
         """Replaces the content by that of a checked file, in one transaction. No reader may be in a view.
 
+        The epoch grows, and the key of page tokens stays.
+
         Args:
             source: The file.
             least_seq: The write number is raised to it, so that numbers handed out before do not come again.
         """
         with explained(self.path), contextlib.closing(sqlite3.connect(source)) as connection:
-            connection.execute("UPDATE state SET seq = MAX(seq, ?)", (least_seq,))
+            epoch, key = self.writer.execute("SELECT epoch + 1, token_key FROM state").fetchone()
+            connection.execute(
+                "UPDATE state SET seq = MAX(seq, ?), epoch = ?, token_key = ?", (least_seq, epoch, key)
+            )
             connection.commit()
             connection.backup(self.writer)
 
@@ -223,9 +229,14 @@ def damaged(path: Path, why: str) -> RegionSearchError:
 
 @contextlib.contextmanager
 def explained(path: Path) -> Iterator[None]:
-    """Turns errors of SQLite and of the file system into ours, naming the file and the remedy."""
+    """Turns errors of SQLite and of the file system, and damaged rows, into ours.
+
+    They name the file and the remedy.
+    """
     try:
         yield
+    except DamagedRowError as error:
+        raise damaged(path, str(error)) from error
     except (sqlite3.Error, OSError) as error:
         raise explain(error, path) from error
 

@@ -39,7 +39,7 @@ from services.searcher.embedded.searching import SearchThread
 from services.searcher.embedded.statistics import statistics
 from services.searcher.embedded.upkeep import Upkeep
 from services.searcher.engine import Capabilities
-from services.searcher.models import check_model
+from services.searcher.models import check_generation, check_model
 from services.searcher.reports import CollectionStats, SnapshotInfo
 from services.searcher.room import ANY_SIZE, Room
 from services.searcher.settings import EmbeddedSettings
@@ -173,7 +173,9 @@ class EmbeddedEngine:
 
     # Writing
 
-    def upsert(self, name: str, model: ModelIdentity, write: Upsert) -> UpsertResult:
+    def upsert(
+        self, name: str, model: ModelIdentity, write: Upsert, generation: str | None = None
+    ) -> UpsertResult:
         """See `Engine`."""
 
         def operation(connection: sqlite3.Connection) -> tuple[UpsertResult, Change]:
@@ -182,9 +184,10 @@ class EmbeddedEngine:
             return writes.upsert(connection, opened.number, write, seq)
 
         with self._gate.shared():
-            opened = self._find(name)
+            opened = self._find(name, generation)
             check_model(name, opened.spec.model, model)
-            return self._committer.submit(operation, cost=len(write.records)).result()
+            done = self._committer.submit(operation, cost=len(write.records)).result()
+            return replace(done, generation=self._generation(opened))
 
     def update_images(
         self, name: str, updates: Sequence[ImageUpdate], limits: MetadataLimits
@@ -242,6 +245,8 @@ class EmbeddedEngine:
         # Held before the collection is looked up: should it be deleted from now on, its rows stay.
         with self._gate.shared(), self._horizon.holding(pinned) as present:
             opened = self._find(name)
+            for query in queries:
+                check_generation(name, self._generation(opened), query.generation)
             check_model(name, opened.spec.model, model)
             if min_seq is not None and min_seq > present:
                 raise RegionSearchError(
@@ -249,7 +254,8 @@ class EmbeddedEngine:
                     f"write {min_seq} has not arrived, the last one is {present}",
                     retry_after_s=0.1,
                 )
-            return answering.pages(self._database, self._search, opened, queries, present, caller, room)
+            pages = answering.pages(self._database, self._search, opened, queries, present, caller, room)
+            return [replace(page, generation=self._generation(opened)) for page in pages]
 
     def get_records(
         self,
@@ -278,11 +284,22 @@ class EmbeddedEngine:
             )
 
     def list_images(
-        self, name: str, limit: int, after: tuple[int, str] | None, room: Room = ANY_SIZE
+        self,
+        name: str,
+        limit: int,
+        after: tuple[int, str] | None,
+        room: Room = ANY_SIZE,
+        generation: str | None = None,
     ) -> ImagePage:
         """See `Engine`."""
         with self._gate.shared():
-            return answering.newest_images(self._database, self._find(name), limit, after, room)
+            opened = self._find(name, generation)
+            page = answering.newest_images(self._database, opened, limit, after, room)
+            return replace(page, generation=self._generation(opened))
+
+    def token_key(self, *, fresh: bool = False) -> bytes:
+        """See `Engine`."""
+        return self._token_key
 
     # Upkeep
 
@@ -342,6 +359,8 @@ class EmbeddedEngine:
 
     def _load(self) -> None:
         """Builds all indexes from the store."""
+        with self._database.reading() as connection:
+            self._epoch, self._token_key = reads.epoch(connection)
         # Vectors on a device are in no file.
         cache = self._cache if self._device is None else None
         self._open: dict[str, OpenCollection] = {}
@@ -352,11 +371,17 @@ class EmbeddedEngine:
     def _keep(self, opened: OpenCollection) -> None:
         self._open[opened.spec.name] = self._by_number[opened.number] = opened
 
-    def _find(self, name: str) -> OpenCollection:
+    def _find(self, name: str, generation: str | None = None) -> OpenCollection:
         try:
-            return self._open[name]
+            opened = self._open[name]
         except KeyError:
             raise not_found("collection", f"there is no collection {name!r}: create it first") from None
+        check_generation(name, self._generation(opened), generation)
+        return opened
+
+    def _generation(self, opened: OpenCollection) -> str:
+        """Numbers are not given twice between two restores."""
+        return f"{self._epoch}.{opened.number}"
 
     def _apply(self, change: Change) -> None:
         opened = self._by_number.get(change.collection)

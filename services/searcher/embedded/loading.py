@@ -9,11 +9,13 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from services.searcher.embedded import checksums
+from services.searcher.embedded.checksums import DamagedRowError
 from services.searcher.embedded.native import widened
 from services.searcher.embedded.reads import collections
 from services.searcher.embedded.rows import Keys, Rows
@@ -36,14 +38,15 @@ _RECORD = np.dtype(
         ("added", np.int64),
     ]
 )
+_CHECKED = "collection, key, image, level, area, predicted_iou, stability_score, added, checksum"
 
 
 def live_rows(connection: sqlite3.Connection) -> Iterator[tuple[int, Rows, Keys]]:
     """Collection, rows, and the writes that added them; each collection's in ascending order of key.
 
     Raises:
-        ValueError: A record without image or vector, or a vector's length or norm, says that the file is
-            damaged.
+        DamagedRowError: A row is not what was written, a record lacks its image or vector, or a vector's
+            length or norm is wrong.
     """
     dimensions = {number: spec.model.dimension for number, spec, _ in collections(connection)}
     created = _Created(connection)
@@ -70,11 +73,19 @@ def live_rows(connection: sqlite3.Connection) -> Iterator[tuple[int, Rows, Keys]
 def _batches(connection: sqlite3.Connection) -> Iterator[tuple[NDArray[np.void], list[bytes]]]:
     """Live records in ascending order of key, and their stored vectors."""
     cursor = connection.execute(
-        f"SELECT {', '.join(_RECORD.names or ())} FROM record WHERE removed IS NULL ORDER BY key"  # noqa: S608
+        f"SELECT {_CHECKED} FROM record WHERE removed IS NULL ORDER BY key"  # noqa: S608
     )
     while batch := cursor.fetchmany(_BATCH):
-        records = np.fromiter(batch, _RECORD, len(batch))
+        records = np.fromiter(map(_checked, batch), _RECORD, len(batch))
         yield records, _blobs(connection, records["key"])
+
+
+def _checked(row: tuple[Any, ...]) -> tuple[Any, ...]:
+    """What `_RECORD` takes of a row of the columns `_CHECKED`."""
+    *values, checksum = row
+    if checksum is not None and checksum != checksums.of_indexed(values):
+        raise DamagedRowError(f"the checksum of record {row[1]} does not match")
+    return tuple(values)
 
 
 def _ahead(items: Iterator[T]) -> Iterator[T]:
@@ -103,22 +114,26 @@ class _Created:
         inside = places < len(self._ordinals)
         inside[inside] = self._ordinals[places[inside]] == images[inside]
         if not inside.all():
-            raise ValueError(f"image {int(images[~inside][0])} of a record is missing")
+            raise DamagedRowError(f"image {int(images[~inside][0])} of a record is missing")
         return self._times[places]
 
 
 def _blobs(connection: sqlite3.Connection, keys: Keys) -> list[bytes]:
     """Stored vectors of ascending keys, in their order."""
     found = connection.execute(
-        "SELECT key, value FROM vector WHERE key BETWEEN ? AND ? ORDER BY key", (int(keys[0]), int(keys[-1]))
+        "SELECT key, value, checksum FROM vector WHERE key BETWEEN ? AND ? ORDER BY key",
+        (int(keys[0]), int(keys[-1])),
     ).fetchall()
-    if len(found) == len(keys) and [key for key, _ in found] == keys.tolist():
-        return [value for _, value in found]
-    by_key = dict(found)  # those of removed records lie between
-    try:
-        return [by_key[key] for key in keys.tolist()]
-    except KeyError as error:
-        raise ValueError(f"record {error.args[0]} has no vector") from error
+    if len(found) != len(keys) or [row[0] for row in found] != keys.tolist():
+        by_key = {row[0]: row for row in found}  # those of removed records lie between
+        try:
+            found = [by_key[key] for key in keys.tolist()]
+        except KeyError as error:
+            raise DamagedRowError(f"record {error.args[0]} has no vector") from error
+    for key, value, checksum in found:
+        if checksum is not None and checksum != checksums.of_vector(key, value):
+            raise DamagedRowError(f"the checksum of the vector of record {key} does not match")
+    return [value for _, value, _ in found]
 
 
 def _unit_vectors(keys: Keys, blobs: list[bytes], dimension: int) -> Vectors:
@@ -126,9 +141,9 @@ def _unit_vectors(keys: Keys, blobs: list[bytes], dimension: int) -> Vectors:
         wrong = next(
             key for key, blob in zip(keys.tolist(), blobs, strict=True) if len(blob) != 2 * dimension
         )
-        raise ValueError(f"the vector of record {wrong} has the wrong length")
+        raise DamagedRowError(f"the vector of record {wrong} has the wrong length")
     vectors = widened(np.frombuffer(b"".join(blobs), "<f2").reshape(len(blobs), dimension))
     unit = np.abs(np.einsum("ij,ij->i", vectors, vectors) - 1.0) < _UNIT  # NaN fails too
     if not unit.all():
-        raise ValueError(f"the vector of record {int(keys[int(np.argmin(unit))])} is not of unit length")
+        raise DamagedRowError(f"the vector of record {int(keys[int(np.argmin(unit))])} is not of unit length")
     return vectors

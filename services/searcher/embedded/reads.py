@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import sqlite3
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
+import structlog
 from numpy.typing import NDArray
 
+from services.searcher.embedded import checksums
 from services.searcher.embedded.rows import Keys
+from services.searcher.metrics import DAMAGED_ROWS
 from services.searcher.room import Room
 from services.searcher.types import (
     CodeMethod,
@@ -24,16 +26,21 @@ from services.searcher.types import (
     StoredImage,
 )
 
-_IMAGE = (
-    "i.image_id, i.name, i.width, i.height, i.content_type, i.size_bytes, i.tags, i.attributes, i.created_ms,"
-    " i.region_count"
+IMAGE_VALUES = (
+    "collection, image_id, name, width, height, content_type, size_bytes, tags, attributes, created_ms, place"
 )
+"""Columns of an image that its checksum covers, in its order."""
+_IMAGE = f"i.checksum, {', '.join(f'i.{name}' for name in IMAGE_VALUES.split(', '))}, i.region_count"
 _RECORD = (
-    "r.record_id, i.image_id, r.level, r.x_min, r.y_min, r.x_max, r.y_max, r.area, r.predicted_iou,"
-    " r.stability_score, r.attributes"
+    "r.checksum, r.body_checksum, r.collection, r.key, r.image, r.level, r.area, r.predicted_iou,"
+    " r.stability_score, r.added, r.record_id, r.x_min, r.y_min, r.x_max, r.y_max, r.attributes, i.image_id"
 )
-_MASK = "r.mask_height, r.mask_width, r.mask"
-_LISTED = "IN (SELECT value FROM json_each(?))"
+_MASK = "r.mask_checksum, r.mask_height, r.mask_width, r.mask"
+_NO_MASK = "NULL, NULL, NULL, NULL"
+_log = structlog.get_logger(__name__)
+
+LISTED = "IN (SELECT value FROM json_each(?))"
+"""A condition that takes `numbers`, or names, as its one parameter."""
 
 
 def last_seq(connection: sqlite3.Connection) -> int:
@@ -41,13 +48,32 @@ def last_seq(connection: sqlite3.Connection) -> int:
     return int(connection.execute("SELECT seq FROM state").fetchone()[0])
 
 
+def epoch(connection: sqlite3.Connection) -> tuple[int, bytes]:
+    """How many restores there were, and the key that signs page tokens."""
+    row = connection.execute("SELECT epoch, token_key FROM state").fetchone()
+    return int(row[0]), bytes(row[1])
+
+
 def collections(connection: sqlite3.Connection) -> list[tuple[int, Collection, bytes | None]]:
-    """Internal number, description and codec of every collection, by name."""
+    """Internal number, description and codec of every collection, by name.
+
+    Raises:
+        DamagedRowError: One of them is not what was written.
+    """
     rows = connection.execute(
-        "SELECT id, name, spec, created_ms, image_count, record_count, codec FROM collection"
+        "SELECT id, name, spec, created_ms, image_count, record_count, codec, checksum FROM collection"
         " WHERE dropped = 0 ORDER BY name"
     )
-    return [(row[0], _collection(*row[1:6]), row[6]) for row in rows]
+    found: list[tuple[int, Collection, bytes | None]] = []
+    for number, name, spec, created_ms, image_count, record_count, codec, checksum in rows:
+        what = f"collection {name!r}"
+        checksums.require(checksum, checksums.of_values(name, spec, created_ms, codec), what)
+        try:
+            collection = _collection(name, spec, created_ms, image_count, record_count)
+        except (KeyError, TypeError, ValueError) as error:
+            raise checksums.DamagedRowError(f"the description of {what} cannot be decoded") from error
+        found.append((number, collection, codec))
+    return found
 
 
 def counts(connection: sqlite3.Connection, collection: int) -> tuple[int, int]:
@@ -58,16 +84,24 @@ def counts(connection: sqlite3.Connection, collection: int) -> tuple[int, int]:
     return (row[0], row[1]) if row else (0, 0)
 
 
+class LiveImage(NamedTuple):
+    """What a write has to know of an image."""
+
+    ordinal: int
+    created_ms: int
+    place: int
+
+
 def live_images(
     connection: sqlite3.Connection, collection: int, image_ids: Sequence[str]
-) -> dict[str, tuple[int, int]]:
-    """Ordinal and creation time of those of the images that exist."""
+) -> dict[str, LiveImage]:
+    """Those of the images that exist, by id."""
     rows = connection.execute(
-        f"SELECT image_id, ordinal, created_ms FROM image WHERE collection = ? AND image_id {_LISTED}"  # noqa: S608
+        f"SELECT image_id, ordinal, created_ms, place FROM image WHERE collection = ? AND image_id {LISTED}"  # noqa: S608
         " AND removed IS NULL",
         (collection, _names(image_ids)),
     )
-    return {image_id: (ordinal, created_ms) for image_id, ordinal, created_ms in rows}
+    return {image_id: LiveImage(*values) for image_id, *values in rows}
 
 
 def images_by_id(
@@ -75,18 +109,18 @@ def images_by_id(
 ) -> dict[str, tuple[int, StoredImage]]:
     """Ordinal and description of those of the images that exist."""
     rows = connection.execute(
-        f"SELECT i.ordinal, {_IMAGE} FROM image i WHERE i.collection = ? AND i.image_id {_LISTED}"  # noqa: S608
+        f"SELECT i.ordinal, {_IMAGE} FROM image i WHERE i.collection = ? AND i.image_id {LISTED}"  # noqa: S608
         " AND i.removed IS NULL",
         (collection, _names(image_ids)),
     )
-    return {row[1]: (row[0], _image(row[1:])) for row in rows}
+    return {image.image_id: (row[0], image) for row in rows for image in [_image(row[1:])]}
 
 
 def keys_of_images(connection: sqlite3.Connection, ordinals: Sequence[int]) -> Keys:
     """Keys of all live records of images."""
     rows = connection.execute(
-        f"SELECT key FROM record WHERE image {_LISTED} AND removed IS NULL",  # noqa: S608
-        (json.dumps(list(ordinals)),),
+        f"SELECT key FROM record WHERE image {LISTED} AND removed IS NULL",  # noqa: S608
+        (numbers(ordinals),),
     )
     return _integers(rows)
 
@@ -94,7 +128,7 @@ def keys_of_images(connection: sqlite3.Connection, ordinals: Sequence[int]) -> K
 def keys_of_records(connection: sqlite3.Connection, collection: int, record_ids: Sequence[str]) -> Keys:
     """Keys of those of the records that exist."""
     rows = connection.execute(
-        f"SELECT key FROM record WHERE collection = ? AND record_id {_LISTED} AND removed IS NULL",  # noqa: S608
+        f"SELECT key FROM record WHERE collection = ? AND record_id {LISTED} AND removed IS NULL",  # noqa: S608
         (collection, _names(record_ids)),
     )
     return _integers(rows)
@@ -115,8 +149,8 @@ def every_version(
     number, name = {"image": ("ordinal", "image_id"), "record": ("key", "record_id")}[table]
     listed = _names(ids)
     rows = connection.execute(
-        f"SELECT {number} FROM {table} WHERE collection = ? AND {name} {_LISTED} AND removed IS NULL"  # noqa: S608
-        f" UNION ALL SELECT {number} FROM {table} WHERE removed > ? AND collection = ? AND {name} {_LISTED}",
+        f"SELECT {number} FROM {table} WHERE collection = ? AND {name} {LISTED} AND removed IS NULL"  # noqa: S608
+        f" UNION ALL SELECT {number} FROM {table} WHERE removed > ? AND collection = ? AND {name} {LISTED}",
         (collection, listed, since, collection, listed),
     )
     return _integers(rows)
@@ -125,7 +159,7 @@ def every_version(
 def tagged_images(connection: sqlite3.Connection, collection: int, tags: Sequence[str]) -> Keys:
     """Ordinals of the images, of any version, with one of the tags."""
     rows = connection.execute(
-        f"SELECT image FROM image_tag WHERE collection = ? AND tag {_LISTED}",  # noqa: S608
+        f"SELECT image FROM image_tag WHERE collection = ? AND tag {LISTED}",  # noqa: S608
         (collection, _names(tags)),
     )
     return _integers(rows)
@@ -147,8 +181,8 @@ def public_ids(connection: sqlite3.Connection, keys: Iterable[int]) -> dict[int,
     """Image id and record id by key."""
     rows = connection.execute(
         f"SELECT r.key, i.image_id, r.record_id FROM record r JOIN image i ON i.ordinal = r.image"  # noqa: S608
-        f" WHERE r.key {_LISTED}",
-        (json.dumps(list(keys)),),
+        f" WHERE r.key {LISTED}",
+        (numbers(keys),),
     )
     return {key: (image_id, record_id) for key, image_id, record_id in rows}
 
@@ -156,79 +190,133 @@ def public_ids(connection: sqlite3.Connection, keys: Iterable[int]) -> dict[int,
 def records(
     connection: sqlite3.Connection, keys: Iterable[int], room: Room, *, masks: bool
 ) -> dict[int, Record]:
-    """Records by key; takes room for each."""
+    """Records by key; takes room for each.
+
+    Raises:
+        DamagedRowError: One of them is not what was written.
+    """
     rows = connection.execute(
-        f"SELECT r.key, {_RECORD}{', ' + _MASK if masks else ''} FROM record r"  # noqa: S608
-        f" JOIN image i ON i.ordinal = r.image WHERE r.key {_LISTED}",
-        (json.dumps(list(keys)),),
+        f"SELECT {_RECORD}, {_MASK if masks else _NO_MASK} FROM record r"  # noqa: S608
+        f" JOIN image i ON i.ordinal = r.image WHERE r.key {LISTED}",
+        (numbers(keys),),
     )
     found: dict[int, Record] = {}
     for row in rows:
-        found[row[0]] = _record(row[1:])
-        room.take_record(found[row[0]])
+        found[row[3]] = _record(row)
+        room.take_record(found[row[3]])
     return found
 
 
 def described(
-    connection: sqlite3.Connection, keys: Iterable[int], room: Room, *, masks: bool
-) -> dict[int, tuple[Record, StoredImage]]:
-    """Record and image by key; takes room for both of each."""
+    connection: sqlite3.Connection, keys: Iterable[int], *, masks: bool
+) -> Iterator[tuple[int, tuple[Record, StoredImage] | None]]:
+    """Each key with its record and image, in the order of the keys; None where a row is damaged.
+
+    That is reported: one damaged row does not hide the others.
+    """
     rows = connection.execute(
-        f"SELECT r.key, {_IMAGE}, {_RECORD}{', ' + _MASK if masks else ''} FROM record r"  # noqa: S608
-        f" JOIN image i ON i.ordinal = r.image WHERE r.key {_LISTED}",
-        (json.dumps(list(keys)),),
+        f"SELECT {_RECORD}, {_MASK if masks else _NO_MASK}, {_IMAGE} FROM json_each(?) k"  # noqa: S608
+        " CROSS JOIN record r ON r.key = k.value CROSS JOIN image i ON i.ordinal = r.image ORDER BY k.key",
+        (numbers(keys),),
     )
-    found: dict[int, tuple[Record, StoredImage]] = {}
     for row in rows:
-        record, image = _record(row[11:]), _image(row[1:11])
-        room.take_record(record)
-        room.take_image(image)
-        found[row[0]] = record, image
-    return found
+        try:
+            yield row[3], (_record(row[:21]), _image(row[21:]))
+        except checksums.DamagedRowError as error:
+            report_damage(error)
+            yield row[3], None
 
 
 def images(connection: sqlite3.Connection, ordinals: Iterable[int], room: Room) -> list[StoredImage]:
-    """Live images by ordinal, in that order; takes room for each."""
+    """Live images by ordinal, in that order; takes room for each.
+
+    Raises:
+        DamagedRowError: One of them is not what was written.
+    """
     rows = connection.execute(
-        f"SELECT {_IMAGE} FROM image i WHERE i.ordinal {_LISTED} ORDER BY i.ordinal",  # noqa: S608
-        (json.dumps(list(ordinals)),),
+        f"SELECT {_IMAGE} FROM image i WHERE i.ordinal {LISTED} ORDER BY i.ordinal",  # noqa: S608
+        (numbers(ordinals),),
     )
-    return _images(rows, room)
+    found: list[StoredImage] = []
+    for row in rows:
+        found.append(_image(row))
+        room.take_image(found[-1])
+    return found
 
 
 def in_reading_order(connection: sqlite3.Connection, keys: Iterable[int]) -> list[tuple[int, int]]:
     """Key and image ordinal of records: by image, image level first, then in the order of writing."""
     return connection.execute(
-        f"SELECT key, image FROM record WHERE key {_LISTED} ORDER BY image, level, key",  # noqa: S608
-        (json.dumps(list(keys)),),
+        f"SELECT key, image FROM record WHERE key {LISTED} ORDER BY image, level, key",  # noqa: S608
+        (numbers(keys),),
     ).fetchall()
 
 
 def vectors(connection: sqlite3.Connection, keys: Sequence[int], dimension: int) -> NDArray[np.float32]:
-    """Stored vectors in the order of the keys, shape (keys, dimension)."""
-    query = "SELECT value FROM vector WHERE key = ?"
-    found = b"".join(connection.execute(query, (key,)).fetchone()[0] for key in keys)
-    return np.frombuffer(found, "<f2").reshape(len(keys), dimension).astype(np.float32)
+    """Stored vectors in the order of the keys, shape (keys, dimension).
+
+    Raises:
+        DamagedRowError: One of them is not what was written.
+    """
+    query = "SELECT value, checksum FROM vector WHERE key = ?"
+    found: list[bytes] = []
+    for key in keys:
+        value, checksum = connection.execute(query, (key,)).fetchone() or (b"", None)
+        if len(value) != 2 * dimension:
+            raise checksums.DamagedRowError(f"the vector of record {key} is missing or has the wrong length")
+        checksums.require(checksum, checksums.of_vector(key, value), f"the vector of record {key}")
+        found.append(value)
+    return np.frombuffer(b"".join(found), "<f2").reshape(len(keys), dimension).astype(np.float32)
 
 
 def recent_images(
     connection: sqlite3.Connection, collection: int, limit: int, after: tuple[int, str] | None, room: Room
-) -> tuple[list[StoredImage], bool]:
-    """Images, newest first, from behind the place (created_ms, image_id), and whether there are more.
+) -> tuple[list[StoredImage], tuple[int, str] | None]:
+    """Images, newest first, from behind a place, and the place where more follow; None when none do.
 
-    Takes room for each of them.
+    A page ends early where the next image would need more than `room`. Damaged images are reported and left
+    out: one of them does not hide the others.
+
+    Raises:
+        RegionSearchError: TOO_LARGE when not even one image fits.
     """
-    place = " AND (i.created_ms, i.image_id) < (?, ?)" if after else ""
+    behind = " AND (i.place, i.image_id) < (?, ?)" if after else ""
     rows = connection.execute(
-        f"SELECT {_IMAGE} FROM image i WHERE i.collection = ? AND i.removed IS NULL{place}"  # noqa: S608
-        " ORDER BY i.created_ms DESC, i.image_id DESC LIMIT ?",
-        (collection, *(after or ()), limit + 1),
+        f"SELECT {_IMAGE} FROM image i WHERE i.collection = ? AND i.removed IS NULL{behind}"  # noqa: S608
+        " ORDER BY i.place DESC, i.image_id DESC",
+        (collection, *(after or ())),
     )
-    return _images(itertools.islice(rows, limit), room), next(rows, None) is not None
+    found: list[StoredImage] = []
+    last: tuple[int, str] | None = None
+    for row in rows:
+        if len(found) == limit:
+            return found, last
+        try:
+            image = _image(row)
+        except checksums.DamagedRowError as error:
+            report_damage(error)
+            continue
+        if found and not room.has_room_for(image):
+            return found, last
+        room.take_image(image)
+        found.append(image)
+        last = (row[11], image.image_id)
+    return found, None
+
+
+def report_damage(error: checksums.DamagedRowError) -> None:
+    """Says that a row is left out of a list because it is damaged."""
+    DAMAGED_ROWS.inc()
+    _log.error("a damaged row is left out of a list: restore a sound snapshot", row=str(error))
+
+
+def numbers(values: Iterable[int]) -> str:
+    """For `LISTED`."""
+    return json.dumps(list(values))
 
 
 def _names(names: Iterable[str]) -> str:
-    """For `_LISTED`. SQLite ends JSON's strings at a NUL; as no stored name has one, such a name is none."""
+    """For `LISTED`. SQLite ends JSON's strings at a NUL; as no stored name has one, such a name is none."""
     return json.dumps([name for name in names if "\0" not in name])
 
 
@@ -249,24 +337,46 @@ def _collection(name: str, spec: str, created_ms: int, image_count: int, record_
     )
 
 
-def _images(rows: Iterable[Sequence[Any]], room: Room) -> list[StoredImage]:
-    found: list[StoredImage] = []
-    for row in rows:
-        found.append(_image(row))
-        room.take_image(found[-1])
-    return found
-
-
 def _image(row: Sequence[Any]) -> StoredImage:
-    tags, attributes = json.loads(row[6]), json.loads(row[7])
-    image_id, name, width, height, content_type, size_bytes = row[:6]
+    """An image of the columns `_IMAGE`."""
+    checksum, *values = row[:12]
+    what = f"image {row[2]!r}"
+    checksums.require(checksum, checksums.of_values(*values), what)
+    _, image_id, name, width, height, content_type, size_bytes, tags, attributes, created_ms, _ = values
     return StoredImage(
-        image_id, name, width, height, content_type, size_bytes, tuple(tags), attributes, row[8], row[9]
-    )
+        image_id, name, width, height, content_type, size_bytes, tuple(_decoded(tags, list, what)),
+        _decoded(attributes, dict, what), created_ms, row[12],
+    )  # fmt: skip
 
 
 def _record(row: Sequence[Any]) -> Record:
-    box = None if row[3] is None else (row[3], row[4], row[5], row[6])
-    mask = RleMask(row[11], row[12], row[13]) if len(row) > 11 and row[13] is not None else None
-    attributes = json.loads(row[10]) if row[10] else {}
-    return Record(row[0], row[1], Level(row[2]), box, mask, row[7], row[8], row[9], attributes)
+    """A record of the columns `_RECORD`, and `_MASK` or `_NO_MASK`."""
+    checksum, body_checksum, *indexed, record_id = row[:11]
+    box, attributes, image_id, mask_checksum, rle = row[11:15], row[15], row[16], row[17], row[18:21]
+    _, key, _, level, area, iou, stability, _ = indexed
+    what = f"record {record_id!r} of image {image_id!r}"
+    checksums.require(checksum, checksums.of_indexed(indexed), what)
+    checksums.require(body_checksum, checksums.of_body(key, record_id, box, attributes), what)
+    checksums.require(mask_checksum, checksums.of_mask(key, *rle), what)
+    return Record(
+        record_id,
+        image_id,
+        Level(level),
+        None if box[0] is None else (box[0], box[1], box[2], box[3]),
+        None if rle[2] is None else RleMask(*rle),
+        area,
+        iou,
+        stability,
+        _decoded(attributes, dict, what) if attributes else {},
+    )
+
+
+def _decoded(text: str, kind: type, what: str) -> Any:
+    """A JSON value of a kind; only a row older than checksums can hold anything else unnoticed."""
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise checksums.DamagedRowError(f"{what} holds JSON that cannot be decoded") from error
+    if not isinstance(value, kind):
+        raise checksums.DamagedRowError(f"{what} holds JSON of the wrong kind")
+    return value

@@ -92,5 +92,24 @@ CREATE TABLE vector (
 ) STRICT;
 """
 
-MIGRATIONS: tuple[str, ...] = (_VERSION_1,)
+# Checksums are NULL in rows that were written before there were any: these are not checked.
+_VERSION_2 = """
+ALTER TABLE state ADD COLUMN epoch INTEGER NOT NULL DEFAULT 0;     -- grows with each restore
+ALTER TABLE state ADD COLUMN token_key BLOB;                       -- signs page tokens
+UPDATE state SET token_key = randomblob(32);
+
+ALTER TABLE collection ADD COLUMN checksum INTEGER;                -- see checksums.py
+ALTER TABLE image ADD COLUMN checksum INTEGER;
+ALTER TABLE record ADD COLUMN checksum INTEGER;                    -- of what the index holds
+ALTER TABLE record ADD COLUMN body_checksum INTEGER;               -- of what answers show besides
+ALTER TABLE record ADD COLUMN mask_checksum INTEGER;
+ALTER TABLE vector ADD COLUMN checksum INTEGER;
+
+ALTER TABLE image ADD COLUMN place INTEGER NOT NULL DEFAULT 0;     -- in lists; never goes back
+UPDATE image SET place = MAX(created_ms, 0);
+DROP INDEX image_recent;
+CREATE INDEX image_recent ON image (collection, place, image_id) WHERE removed IS NULL;
+"""
+
+MIGRATIONS: tuple[str, ...] = (_VERSION_1, _VERSION_2)
 """Script `i` takes a file from version `i` to `i + 1`; an empty file is version 0. Never edit one."""

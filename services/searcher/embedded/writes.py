@@ -13,7 +13,17 @@ from numpy.typing import NDArray
 
 from regionsearch.errors import Kind, RegionSearchError, invalid, not_found
 from regionsearch.metadata import MetadataLimits
-from services.searcher.embedded.reads import images_by_id, keys_of_images, keys_of_records, live_images
+from services.searcher.embedded import checksums
+from services.searcher.embedded.reads import (
+    IMAGE_VALUES,
+    LISTED,
+    LiveImage,
+    images_by_id,
+    keys_of_images,
+    keys_of_records,
+    live_images,
+    numbers,
+)
 from services.searcher.embedded.rows import Change, Keys, Rows
 from services.searcher.types import Collection, Level, Record, StoredImage, Upsert, UpsertResult
 from services.searcher.updates import ImageUpdate
@@ -36,10 +46,12 @@ def create_collection(connection: sqlite3.Connection, collection: Collection) ->
         "model": asdict(collection.model),
         "codes": None if codes is None else {**asdict(codes), "method": codes.method.value},
     }
+    text = json.dumps(spec)
+    checksum = checksums.of_values(collection.name, text, collection.created_ms, None)
     try:
         row = connection.execute(
-            "INSERT INTO collection (name, spec, created_ms) VALUES (?, ?, ?) RETURNING id",
-            (collection.name, json.dumps(spec), collection.created_ms),
+            "INSERT INTO collection (name, spec, created_ms, checksum) VALUES (?, ?, ?, ?) RETURNING id",
+            (collection.name, text, collection.created_ms, checksum),
         ).fetchone()
     except sqlite3.IntegrityError as error:
         raise RegionSearchError(
@@ -68,7 +80,13 @@ def drop_collection(connection: sqlite3.Connection, collection: int, seq: int) -
 
 def store_codec(connection: sqlite3.Connection, collection: int, codec: bytes) -> None:
     """Keeps what makes a collection's binary codes."""
-    connection.execute("UPDATE collection SET codec = ? WHERE id = ?", (codec, collection))
+    values = connection.execute(
+        "SELECT name, spec, created_ms FROM collection WHERE id = ?", (collection,)
+    ).fetchone()
+    connection.execute(
+        "UPDATE collection SET codec = ?, checksum = ? WHERE id = ?",
+        (codec, checksums.of_values(*values, codec), collection),
+    )
 
 
 def upsert(
@@ -87,18 +105,19 @@ def upsert(
     records = [write.records[index] for index in kept]
 
     replaced = [existing[image.image_id] for image in images if image.image_id in existing]
-    removed = _remove_images(connection, collection, [ordinal for ordinal, _ in replaced], seq)
+    removed = _remove_images(connection, collection, [old.ordinal for old in replaced], seq)
     homes = _home_images(connection, collection, images, records)
-    now = time.time_ns() // 1_000_000
+    places = _Places(connection, collection)
     for image in images:
-        created = existing[image.image_id][1] if image.image_id in existing else image.created_ms or now
-        homes[image.image_id] = (_insert_image(connection, collection, image, created, seq), created)
+        created, place = places.of(image, existing.get(image.image_id))
+        ordinal = _insert_image(connection, collection, image, created, place, seq)
+        homes[image.image_id] = LiveImage(ordinal, created, place)
     taken = keys_of_records(connection, collection, [record.record_id for record in records])
     bereft = _images_of(connection, taken)
     removed = np.concatenate([removed, _remove_records(connection, collection, taken, seq)])
     stored = write.vectors[np.array(kept, np.intp)].astype(np.float16)
     rows = _insert_records(connection, collection, records, homes, stored, seq)
-    _count_regions(connection, bereft | {homes[record.image_id][0] for record in records})
+    _count_regions(connection, bereft | {homes[record.image_id].ordinal for record in records})
     _count(connection, collection, images=len(images) - len(replaced), records=len(records) - len(removed))
     return UpsertResult(seq, skipped, len(records)), Change(collection, seq, rows, np.sort(removed))
 
@@ -133,6 +152,11 @@ def update_images(
             "UPDATE image SET name = ?, tags = ?, attributes = ? WHERE ordinal = ?",
             (new.name, json.dumps(list(new.tags)), json.dumps(dict(new.attributes)), ordinal),
         )
+        values = connection.execute(f"SELECT {IMAGE_VALUES} FROM image WHERE ordinal = ?", (ordinal,))  # noqa: S608
+        connection.execute(
+            "UPDATE image SET checksum = ? WHERE ordinal = ?",
+            (checksums.of_values(*values.fetchone()), ordinal),
+        )
         connection.execute("DELETE FROM image_tag WHERE image = ?", (ordinal,))
         connection.execute("DELETE FROM attribute WHERE image = ? AND record = 0", (ordinal,))
         _insert_labels(connection, collection, ordinal, new)
@@ -158,7 +182,7 @@ def delete(
         seq: Number of this write.
         drop_empty_images: Whether an image whose last record goes is removed too.
     """
-    ordinals = [ordinal for ordinal, _ in live_images(connection, collection, image_ids).values()]
+    ordinals = [image.ordinal for image in live_images(connection, collection, image_ids).values()]
     removed = _remove_images(connection, collection, ordinals, seq)
     homes = _images_of(connection, record_keys)
     taken = _remove_records(connection, collection, record_keys, seq)
@@ -175,8 +199,8 @@ def delete(
 
 def _home_images(
     connection: sqlite3.Connection, collection: int, images: Sequence[StoredImage], records: Sequence[Record]
-) -> dict[str, tuple[int, int]]:
-    """Ordinal and creation time of the stored images that the records belong to, without those just sent."""
+) -> dict[str, LiveImage]:
+    """The stored images that the records belong to, without those just sent."""
     sent = {image.image_id for image in images}
     homes = live_images(connection, collection, list({r.image_id for r in records} - sent))
     for index, record in enumerate(records):
@@ -189,19 +213,44 @@ def _home_images(
     return homes
 
 
+class _Places:
+    """When images were first written, and their places in lists: newer images have higher ones.
+
+    Places are times that never go back, whatever the clock does.
+    """
+
+    def __init__(self, connection: sqlite3.Connection, collection: int) -> None:
+        query = "SELECT MAX(place) FROM image WHERE collection = ? AND removed IS NULL"
+        self._last: int = connection.execute(query, (collection,)).fetchone()[0] or 0
+        self._now = time.time_ns() // 1_000_000
+
+    def of(self, image: StoredImage, replaced: LiveImage | None) -> tuple[int, int]:
+        """Creation time and place; a new version keeps those of the one that it replaces."""
+        if replaced is not None:
+            return replaced.created_ms, replaced.place
+        if image.created_ms:  # copied from another engine
+            return image.created_ms, max(image.created_ms, 0)
+        self._last = max(self._now, self._last + 1)
+        return self._now, self._last
+
+
 def _insert_image(
-    connection: sqlite3.Connection, collection: int, image: StoredImage, created_ms: int, seq: int
+    connection: sqlite3.Connection,
+    collection: int,
+    image: StoredImage,
+    created_ms: int,
+    place: int,
+    seq: int,
 ) -> int:
+    values = (
+        collection, image.image_id, image.name, image.width, image.height, image.content_type,
+        image.size_bytes, json.dumps(list(image.tags)), json.dumps(dict(image.attributes)), created_ms, place,
+    )  # fmt: skip
     row = connection.execute(
-        "INSERT INTO image (collection, image_id, name, width, height, content_type, size_bytes, tags,"
-        " attributes, created_ms, region_count, added)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0, ?) RETURNING ordinal",
-        (
-            collection, image.image_id, image.name, image.width, image.height, image.content_type,
-            image.size_bytes, json.dumps(list(image.tags)), json.dumps(dict(image.attributes)), created_ms,
-            seq,
-        ),
-    ).fetchone()  # fmt: skip
+        f"INSERT INTO image ({IMAGE_VALUES}, region_count, added, checksum)"  # noqa: S608
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0, ?, ?) RETURNING ordinal",
+        (*values, seq, checksums.of_values(*values)),
+    ).fetchone()
     ordinal = int(row[0])
     _insert_labels(connection, collection, ordinal, image)
     return ordinal
@@ -218,7 +267,7 @@ def _insert_records(
     connection: sqlite3.Connection,
     collection: int,
     records: Sequence[Record],
-    homes: Mapping[str, tuple[int, int]],
+    homes: Mapping[str, LiveImage],
     stored: NDArray[np.float16],
     seq: int,
 ) -> Rows | None:
@@ -228,35 +277,48 @@ def _insert_records(
     first = (row[0] if row else 0) + 1
     keys = range(first, first + len(records))
     connection.executemany(
-        "INSERT INTO record VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL, ?, ?, ?)",
+        "INSERT INTO record VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL, ?, ?, ?, ?, ?, ?)",
         (
-            (
-                key, collection, homes[r.image_id][0], r.record_id, int(r.level), *(r.box or (None,) * 4),
-                r.area, r.predicted_iou, r.stability_score, json.dumps(dict(r.attributes)) if r.attributes
-                else None, seq, *((r.mask.height, r.mask.width, r.mask.counts) if r.mask else (None, None,
-                None)),
-            )
-            for key, r in zip(keys, records, strict=True)
+            _record_values(collection, key, homes[record.image_id].ordinal, record, seq)
+            for key, record in zip(keys, records, strict=True)
         ),
-    )  # fmt: skip
+    )
+    blobs = (row.tobytes() for row in stored.astype("<f2", copy=False))
     connection.executemany(
-        "INSERT INTO vector VALUES (?, ?)",
-        ((key, row.tobytes()) for key, row in zip(keys, stored.astype("<f2", copy=False), strict=True)),
+        "INSERT INTO vector VALUES (?, ?, ?)",
+        ((key, blob, checksums.of_vector(key, blob)) for key, blob in zip(keys, blobs, strict=True)),
     )
     for key, record in zip(keys, records, strict=True):
         if record.attributes:
-            home = homes[record.image_id][0]
+            home = homes[record.image_id].ordinal
             _insert_attributes(connection, collection, home, key, record.attributes)
     return Rows(
         key=np.arange(first, first + len(records), dtype=np.int64),
-        image=np.array([homes[r.image_id][0] for r in records], np.int64),
+        image=np.array([homes[r.image_id].ordinal for r in records], np.int64),
         level=np.array([r.level for r in records], np.uint8),
         area=np.array([r.area for r in records], np.int64),
         predicted_iou=np.array([r.predicted_iou for r in records], np.float32),
         stability_score=np.array([r.stability_score for r in records], np.float32),
-        created_ms=np.array([homes[r.image_id][1] for r in records], np.int64),
+        created_ms=np.array([homes[r.image_id].created_ms for r in records], np.int64),
         vectors=stored.astype(np.float32),
     )
+
+
+def _record_values(
+    collection: int, key: int, image: int, record: Record, seq: int
+) -> tuple[checksums.Value, ...]:
+    """A row of the record table."""
+    box = record.box or (None, None, None, None)
+    mask = record.mask
+    rle = (None, None, None) if mask is None else (mask.height, mask.width, mask.counts)
+    attributes = json.dumps(dict(record.attributes)) if record.attributes else None
+    level, area, iou, stability = int(record.level), record.area, record.predicted_iou, record.stability_score
+    return (
+        key, collection, image, record.record_id, level, *box, area, iou, stability, attributes, seq, *rle,
+        checksums.of_indexed((collection, key, image, level, area, iou, stability, seq)),
+        checksums.of_body(key, record.record_id, box, attributes),
+        checksums.of_mask(key, *rle),
+    )  # fmt: skip
 
 
 def _insert_attributes(
@@ -271,43 +333,38 @@ def _insert_attributes(
 def _remove_images(
     connection: sqlite3.Connection, collection: int, ordinals: Sequence[int], seq: int
 ) -> Keys:
-    connection.executemany("UPDATE image SET removed = ? WHERE ordinal = ?", [(seq, o) for o in ordinals])
+    connection.execute(f"UPDATE image SET removed = ? WHERE ordinal {LISTED}", (seq, numbers(ordinals)))  # noqa: S608
     return _remove_records(connection, collection, keys_of_images(connection, ordinals), seq)
 
 
 def _remove_records(connection: sqlite3.Connection, collection: int, keys: Keys, seq: int) -> Keys:
     """Marks live records removed; returns the keys of those that it changed."""
-    changed = [
-        key
-        for key in keys.tolist()
-        if connection.execute(
-            "UPDATE record SET removed = ? WHERE key = ? AND collection = ? AND removed IS NULL",
-            (seq, key, collection),
-        ).rowcount
-    ]
-    return np.array(changed, np.int64)
+    changed = connection.execute(
+        f"UPDATE record SET removed = ? WHERE key {LISTED} AND collection = ? AND removed IS NULL"  # noqa: S608
+        " RETURNING key",
+        (seq, numbers(keys.tolist()), collection),
+    )
+    return np.array([row[0] for row in changed], np.int64)
 
 
 def _images_of(connection: sqlite3.Connection, keys: Keys) -> set[int]:
-    found: set[int] = set()
-    for key in keys.tolist():
-        found.update(row[0] for row in connection.execute("SELECT image FROM record WHERE key = ?", (key,)))
-    return found
+    query = f"SELECT DISTINCT image FROM record WHERE key {LISTED}"  # noqa: S608
+    return {row[0] for row in connection.execute(query, (numbers(keys.tolist()),))}
 
 
 def _empty_images(connection: sqlite3.Connection, ordinals: Iterable[int]) -> list[int]:
     query = (
-        "SELECT ordinal FROM image WHERE ordinal = ? AND removed IS NULL"
+        f"SELECT ordinal FROM image WHERE ordinal {LISTED} AND removed IS NULL"  # noqa: S608
         " AND NOT EXISTS (SELECT 1 FROM record WHERE record.image = image.ordinal AND record.removed IS NULL)"
     )
-    return [row[0] for ordinal in ordinals for row in connection.execute(query, (ordinal,))]
+    return [row[0] for row in connection.execute(query, (numbers(ordinals),))]
 
 
 def _count_regions(connection: sqlite3.Connection, ordinals: Iterable[int]) -> None:
-    connection.executemany(
-        "UPDATE image SET region_count = (SELECT COUNT(*) FROM record WHERE record.image = image.ordinal"
-        " AND record.removed IS NULL AND record.level = ?) WHERE ordinal = ? AND removed IS NULL",
-        [(int(Level.REGION), ordinal) for ordinal in ordinals],
+    connection.execute(
+        "UPDATE image SET region_count = (SELECT COUNT(*) FROM record WHERE record.image = image.ordinal"  # noqa: S608
+        f" AND record.removed IS NULL AND record.level = ?) WHERE ordinal {LISTED} AND removed IS NULL",
+        (int(Level.REGION), numbers(ordinals)),
     )
 
 

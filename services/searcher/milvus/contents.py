@@ -148,11 +148,14 @@ class Contents:
         since = _EARLIEST if left <= limit + 1 else self._newest_time_with(limit + 1, behind)
         rows = every_row(self._client, self._images, _since(since, behind), _IMAGE_FIELDS)
         found = sorted(map(tables.image_of, rows), key=lambda i: (i.created_ms, i.image_id), reverse=True)
-        page = tuple(found[:limit])
-        for image in page:
+        page: list[StoredImage] = []
+        for image in found[:limit]:
+            if page and not room.has_room_for(image):
+                break
             room.take_image(image)
-        following = (page[-1].created_ms, page[-1].image_id) if len(found) > limit else None
-        return ImagePage(page, following, everything)
+            page.append(image)
+        following = (page[-1].created_ms, page[-1].image_id) if len(page) < len(found) else None
+        return ImagePage(tuple(page), following, everything)
 
     def counts(self) -> tuple[int, int]:
         """Numbers of images and records."""

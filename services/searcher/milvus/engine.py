@@ -34,7 +34,7 @@ from services.searcher.milvus.tables import (
     records_table,
     registry_table,
 )
-from services.searcher.models import check_model
+from services.searcher.models import check_generation, check_model
 from services.searcher.ranking import Ranked, rank
 from services.searcher.reports import CollectionStats, SegmentStats, SnapshotInfo
 from services.searcher.room import ANY_SIZE, Room
@@ -75,6 +75,7 @@ class MilvusEngine:
     def __init__(self, settings: MilvusSettings) -> None:
         self._settings = settings
         self._registry = registry_table(settings.prefix)
+        self._token_key: bytes | None = None
         with explained():
             token = settings.token.get_secret_value() if settings.token else ""
             self._client = MilvusClient(uri=settings.uri, token=token, timeout=settings.timeout_s)
@@ -128,13 +129,16 @@ class MilvusEngine:
 
     # Writing
 
-    def upsert(self, name: str, model: ModelIdentity, write: Upsert) -> UpsertResult:
+    def upsert(
+        self, name: str, model: ModelIdentity, write: Upsert, generation: str | None = None
+    ) -> UpsertResult:
         """See `Engine`."""
         with explained():
-            check_model(name, self._find(name).model, model)
+            found = self._find(name, generation)
+            check_model(name, found.model, model)
             seq = _now_seq()
             skipped, written = self._contents(name).upsert(write, seq, _now_ms())
-            return UpsertResult(seq, skipped, written)
+            return UpsertResult(seq, skipped, written, _generation(found))
 
     def update_images(
         self, name: str, updates: Sequence[ImageUpdate], limits: MetadataLimits
@@ -165,16 +169,20 @@ class MilvusEngine:
     ) -> list[Page]:
         """See `Engine`. Reads are strongly consistent, so every answered write is seen."""
         with explained():
-            check_model(name, self._find(name).model, model)
+            found = self._find(name)
+            for query in queries:
+                check_generation(name, _generation(found), query.generation)
+            check_model(name, found.model, model)
             now = _now_seq()
             if min_seq is not None and min_seq > now:
                 raise RegionSearchError(
                     Kind.UNAVAILABLE, f"write {min_seq} has not arrived", retry_after_s=0.1
                 )
-            return [
+            pages = [
                 self._page(name, query, now if query.seq is None else query.seq, caller, room)
                 for query in queries
             ]
+            return [replace(page, generation=_generation(found)) for page in pages]
 
     def _page(self, name: str, query: Query, seq: int, caller: Caller, room: Room) -> Page:
         records, _ = self._tables(name)
@@ -241,12 +249,25 @@ class MilvusEngine:
             )
 
     def list_images(
-        self, name: str, limit: int, after: tuple[int, str] | None, room: Room = ANY_SIZE
+        self,
+        name: str,
+        limit: int,
+        after: tuple[int, str] | None,
+        room: Room = ANY_SIZE,
+        generation: str | None = None,
     ) -> ImagePage:
         """See `Engine`."""
         with explained():
-            self._find(name)
-            return self._contents(name).newest_images(limit, after, room)
+            found = self._find(name, generation)
+            page = self._contents(name).newest_images(limit, after, room)
+            return replace(page, generation=_generation(found))
+
+    def token_key(self, *, fresh: bool = False) -> bytes:
+        """See `Engine`. It lies in the registry, where all searchers find it."""
+        if fresh or self._token_key is None:
+            with explained():
+                self._token_key = tables.token_key(self._client, self._registry)
+        return self._token_key
 
     # Upkeep
 
@@ -288,11 +309,13 @@ class MilvusEngine:
         prefix = self._settings.prefix
         return records_table(prefix, name), images_table(prefix, name)
 
-    def _find(self, name: str) -> Collection:
+    def _find(self, name: str, generation: str | None = None) -> Collection:
         rows = some_rows(self._client, self._registry, listed("name", [name]), ["name", "created_ms", "body"])
         if not rows:
             raise not_found("collection", f"there is no collection {name!r}: create it first")
-        return tables.collection_of(rows[0])
+        found = tables.collection_of(rows[0])
+        check_generation(name, _generation(found), generation)
+        return found
 
     def _contents(self, name: str) -> Contents:
         return Contents(self._client, *self._tables(name), self._settings.batch_rows)
@@ -300,6 +323,10 @@ class MilvusEngine:
 
 def _cannot(what: str, instead: str) -> RegionSearchError:
     return RegionSearchError(Kind.UNIMPLEMENTED, f"the milvus engine has no {what}: {instead}")
+
+
+def _generation(collection: Collection) -> str:
+    return str(collection.created_ms)
 
 
 def _now_ms() -> int:

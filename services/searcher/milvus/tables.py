@@ -7,6 +7,7 @@ a vector in every collection, so registry and images carry a constant one.
 from __future__ import annotations
 
 import json
+import secrets
 from dataclasses import asdict
 from typing import Any
 
@@ -32,6 +33,8 @@ RECORD_FIELDS = [
     "seq", "tags", "attributes", "body",
 ]  # fmt: skip
 """All of a record's row."""
+_KEY_FIELD = "name"
+_NO_COLLECTION = ""  # where the registry keeps what belongs to no collection
 _IMAGE_ID = 512  # bytes: 128 characters
 _RECORD_ID = 640
 _TAG = 4096
@@ -68,6 +71,20 @@ def create_plain_table(client: MilvusClient, table: str, key: str) -> None:
     index = client.prepare_index_params()
     index.add_index("vector", index_type="FLAT", metric_type="IP")
     client.create_collection(table, schema=schema, index_params=index, consistency_level="Strong")
+
+
+def token_key(client: MilvusClient, registry: str) -> bytes:
+    """The key that signs page tokens; made by the first searcher that needs one.
+
+    Should two make one at the same time, the later one counts, and the other searcher reads it again.
+    """
+    term = listed(_KEY_FIELD, [_NO_COLLECTION])
+    rows = client.query(registry, filter=term, output_fields=["body"], consistency_level="Strong")
+    if not rows:
+        made = {_KEY_FIELD: _NO_COLLECTION, "created_ms": 0, "body": {"token_key": secrets.token_hex(32)}}
+        client.upsert(registry, [{**made, "vector": NO_VECTOR}])
+        rows = client.query(registry, filter=term, output_fields=["body"], consistency_level="Strong")
+    return bytes.fromhex(rows[0]["body"]["token_key"])
 
 
 def create_records_table(client: MilvusClient, table: str, dimension: int, index_type: str) -> None:

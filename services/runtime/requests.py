@@ -1,0 +1,125 @@
+"""What gRPC callers send: how much of it is in work at once, and how its bytes become messages."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any, TypeAlias
+
+import grpc
+from google.protobuf.message import DecodeError
+
+from regionsearch.errors import Kind, RegionSearchError, invalid, overloaded
+from services.runtime.enums import check_enums
+
+_RETRY_S = 1.0
+_RECEIVE_S = 60.0  # for the only message of a call, whose caller may have set no deadline
+
+_EOF = grpc.aio.EOF  # type: ignore[attr-defined]  # not in the stubs
+_Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+
+
+class Load:
+    """Calls in work, and the bytes of their requests; what is over a limit is refused at once, not queued.
+
+    For one event loop. Health checks are no calls here: they are answered whatever the load.
+
+    Args:
+        max_calls: Calls, streams included.
+        max_bytes: Bytes of the requests of calls that take a single message.
+    """
+
+    def __init__(self, max_calls: int, max_bytes: int) -> None:
+        self._max_calls = max_calls
+        self._max_bytes = max_bytes
+        self._calls = 0
+        self._bytes = 0
+
+    @contextlib.contextmanager
+    def call(self) -> Iterator[None]:
+        """Counts a call for the body.
+
+        Raises:
+            RegionSearchError: OVERLOADED.
+        """
+        if self._calls >= self._max_calls:
+            message = f"{self._calls} calls are in work (max_concurrent_calls)"
+            raise overloaded(f"{message}; try again in a moment, or add replicas", _RETRY_S)
+        self._calls += 1
+        try:
+            yield
+        finally:
+            self._calls -= 1
+
+    @contextlib.contextmanager
+    def message(self, size: int) -> Iterator[None]:
+        """Counts the bytes of a request for the body; a single one may be as large as messages can be.
+
+        Raises:
+            RegionSearchError: OVERLOADED.
+        """
+        if self._bytes and self._bytes + size > self._max_bytes:
+            message = f"requests of {self._bytes} bytes are in work (max_concurrent_bytes)"
+            raise overloaded(f"{message}; try again in a moment, or add replicas", _RETRY_S)
+        self._bytes += size
+        try:
+            yield
+        finally:
+            self._bytes -= size
+
+
+class Requests:
+    """The messages of a call, each received when it is asked for.
+
+    Args:
+        context: Of the call, whose handler takes bytes.
+        parse: From bytes to a message; None leaves them as they are.
+        checked: Whether unknown enum values are refused here.
+    """
+
+    def __init__(
+        self, context: _Context, parse: Callable[[bytes], Any] | None, *, checked: bool = True
+    ) -> None:
+        self._context = context
+        self._parse = parse
+        self._checked = checked
+
+    def __aiter__(self) -> Requests:
+        return self
+
+    async def __anext__(self) -> Any:
+        received = await self._context.read()
+        if received is _EOF:
+            raise StopAsyncIteration
+        return self._message(received)
+
+    async def only(self) -> tuple[Any, int]:
+        """The message of a call that takes one, and its size in bytes.
+
+        Raises:
+            RegionSearchError: INVALID_ARGUMENT where it is not a valid message or there is none,
+                DEADLINE_EXCEEDED where it does not come.
+        """
+        try:
+            async with asyncio.timeout(_RECEIVE_S if self._context.time_remaining() is None else None):
+                received = await self._context.read()
+        except TimeoutError:
+            message = f"the request has not come within {_RECEIVE_S:.0f} s"
+            raise RegionSearchError(Kind.DEADLINE_EXCEEDED, message) from None
+        if received is _EOF:
+            raise invalid("request", "the call has no request message")
+        return self._message(received), len(received)
+
+    def _message(self, received: bytes) -> Any:
+        if self._parse is None:
+            return received
+        try:
+            message = self._parse(received)
+        except DecodeError as error:
+            kind = getattr(getattr(self._parse, "__self__", None), "__name__", "protobuf")
+            text = f"the request is not a valid {kind} message ({error}); is the client's .proto up to date?"
+            raise invalid("request", text) from None
+        if self._checked:
+            check_enums(message)
+        return message

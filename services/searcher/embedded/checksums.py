@@ -1,0 +1,78 @@
+"""Checksums of rows: what a disk gives back is what was written, or it is noticed.
+
+SQLite notices damage to its own structure, but not a bit that has flipped inside of a value. So every row
+carries the CRC-32 of its values, written with them and compared whenever they are read. What changes in place
+(`removed`, counters) is covered by the checks of `verify`.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Sequence
+
+Value = int | float | str | bytes | None
+
+_INDEXED = struct.Struct("<qqqqqddq")
+_BOX = struct.Struct("<4d")
+_ZERO = 0.0  # added to -0.0 it gives 0.0, which is what SQLite makes of it
+
+
+class DamagedRowError(Exception):
+    """A row is not what was written. The text names it."""
+
+
+def of_values(*values: Value) -> int:
+    """Checksum of the values of a collection or an image."""
+    parts: list[bytes] = []
+    for value in values:
+        data = value if isinstance(value, bytes) else str(value).encode()
+        parts.append(b"%s%d:" % (type(value).__name__.encode(), len(data)))
+        parts.append(data)
+    return zlib.crc32(b"".join(parts))
+
+
+def of_vector(key: int, value: bytes) -> int:
+    """Checksum of a stored vector, bound to its record."""
+    return zlib.crc32(value, key & 0xFFFFFFFF)
+
+
+def of_indexed(values: Sequence[float]) -> int:
+    """Checksum of what the index holds of a record.
+
+    Args:
+        values: Collection, key, image, level, area, predicted_iou, stability_score, added.
+    """
+    collection, key, image, level, area, iou, stability, added = values
+    return zlib.crc32(
+        _INDEXED.pack(collection, key, image, level, area, iou + _ZERO, stability + _ZERO, added)
+    )
+
+
+def of_body(key: int, record_id: str, box: Sequence[float | None], attributes: str | None) -> int:
+    """Checksum of what answers show of a record besides.
+
+    Args:
+        key: The record's key.
+        record_id: Its public id.
+        box: Its four edges, or four times None.
+        attributes: As JSON, or None.
+    """
+    edges = [edge + _ZERO for edge in box if edge is not None]
+    text = f"{key}\0{record_id}\0{attributes}".encode()
+    return zlib.crc32(_BOX.pack(*edges) if edges else b"", zlib.crc32(text))
+
+
+def of_mask(key: int, height: int | None, width: int | None, counts: bytes | None) -> int | None:
+    """Checksum of a record's mask; None without one."""
+    return None if counts is None else zlib.crc32(counts, zlib.crc32(f"{key} {height} {width}".encode()))
+
+
+def require(stored: int | None, actual: int | None, what: str) -> None:
+    """Compares a row's checksum with that of its values; rows older than checksums pass.
+
+    Raises:
+        DamagedRowError: They differ. `what` names the row.
+    """
+    if stored is not None and stored != actual:
+        raise DamagedRowError(f"the checksum of {what} does not match")

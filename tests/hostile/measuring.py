@@ -1,0 +1,49 @@
+"""What an attack costs: the slowest answer to others meanwhile, and the peak memory of a process."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+
+import httpx
+
+MIB = 1 << 20
+SLOWEST_HEALTH_S = 1.0  # 0.1 on an idle machine
+SPARE_BYTES = 24 * MIB  # what a process takes for itself while it works on anything
+
+
+class Beside:
+    """Asks for health again and again; the slowest answer counts."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._ask)
+        self.slowest_s = 0.0
+
+    def _ask(self) -> None:
+        with httpx.Client(base_url=self._url, timeout=60) as http:
+            while not self._stop.wait(0.01):
+                begin = time.monotonic()
+                assert http.get("/healthz").status_code == 200
+                self.slowest_s = max(self.slowest_s, time.monotonic() - begin)
+
+    def __enter__(self) -> Beside:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+
+def peak_bytes(pid: int) -> int:
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) * 1024
+
+
+def forget_peak(pid: int) -> int:
+    """Begins to measure the peak anew; returns the memory in use now."""
+    Path(f"/proc/{pid}/clear_refs").write_text("5")
+    return peak_bytes(pid)
