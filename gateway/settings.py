@@ -56,6 +56,12 @@ class LimitSettings(_Part):
         "bytes; others wait. An image that needs more is decoded alone.",
     )
     max_request_bytes: int = Field(512 * MIB, gt=0, description="The body of an HTTP request.")
+    max_upload_bytes: int = Field(
+        1024 * MIB, gt=0, description="Bodies of requests that add images, all of them at once; on disk."
+    )
+    max_body_bytes: int = Field(
+        256 * MIB, gt=0, description="Bodies of all other requests at once; in memory."
+    )
     max_files: int = Field(64, gt=0, description="Files of one request.")
     max_texts: int = Field(64, gt=0, description="Phrases of one query, negatives counted apart.")
     max_page_size: int = Field(1000, gt=0, description="Of any list; who asks for more gets this many.")

@@ -20,6 +20,7 @@ from gateway.http import (
 )
 from gateway.http.methods import methods_by_path
 from gateway.http.middleware import REQUEST_ID, BodyLimit, OwnTask, RequestContext
+from gateway.http.uploads import UploadAdmission
 
 _DESCRIPTION = """Find any object in any image: by words, by an example picture, or by pointing at it.
 
@@ -63,6 +64,7 @@ def create_app(gateway: Gateway, health: GatewayHealth) -> ASGIApp:
 
     settings = gateway.settings
     # The last one that is added is the first one that a request meets.
+    app.add_middleware(UploadAdmission, limits=settings.limits)
     app.add_middleware(BodyLimit, max_bytes=settings.limits.max_request_bytes)
     app.add_middleware(GZipMiddleware, minimum_size=1024, compresslevel=5)
     if settings.cors_origins:

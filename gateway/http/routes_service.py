@@ -98,9 +98,11 @@ def router(gateway: Gateway, health: GatewayHealth) -> APIRouter:
         )
         return JSONResponse(answer.model_dump(exclude_none=True))
 
-    @routes.get("/metrics", include_in_schema=False)
-    async def metrics() -> Response:
-        return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
+    if not gateway.settings.metrics_port:  # else it is there, for those who look after this process
+
+        @routes.get("/metrics", include_in_schema=False)
+        async def metrics() -> Response:
+            return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
 
     return routes
 
