@@ -43,10 +43,24 @@ def test_a_container_is_locked_down_and_tells_its_health(name: str) -> None:
     assert "HEALTHCHECK --interval=10s" in last
     assert f'"services.runtime.probe", "{name}"' in last
     assert 'ENTRYPOINT ["tini", "--", ' in last
-    service = COMPOSE["services"][name]
-    assert service["read_only"]
-    assert service["restart"] == "unless-stopped"
-    assert "mem_limit" in service
+
+
+def test_every_container_of_compose_is_locked_down_and_bounded() -> None:
+    for name, service in COMPOSE["services"].items():
+        assert service["read_only"], name
+        assert service["cap_drop"] == ["ALL"], name
+        assert service["security_opt"] == ["no-new-privileges:true"], name
+        assert service["pids_limit"] and service["mem_limit"], name
+        assert service["restart"] == "unless-stopped", name
+
+
+def test_what_lies_in_memory_has_a_size_and_uploads_do_not_lie_there() -> None:
+    for name, service in COMPOSE["services"].items():
+        for mount in service.get("tmpfs", []):
+            assert ":size=" in mount, f"{name}: {mount}"
+    gateway = COMPOSE["services"]["gateway"]
+    assert "tmpfs" not in gateway
+    assert "uploads:/tmp" in gateway["volumes"]
 
 
 def test_stages_that_are_shared_are_the_same() -> None:
@@ -100,8 +114,25 @@ def test_there_is_time_to_stop_in(name: str) -> None:
 def test_only_the_gateway_and_what_people_look_at_are_published() -> None:
     published = {name for name, service in COMPOSE["services"].items() if "ports" in service}
     assert published == {"gateway", "grafana", "jaeger"}
+    for name in published:
+        for port in COMPOSE["services"][name]["ports"]:
+            assert port.startswith(("127.0.0.1:", "${BIND:-127.0.0.1}:")), f"{name}: {port}"
     always = {name for name, service in COMPOSE["services"].items() if "profiles" not in service}
     assert always == set(SERVICES)
+
+
+def test_whoever_sees_the_dashboards_can_only_look() -> None:
+    grafana = environment(COMPOSE["services"]["grafana"])
+    assert grafana["GF_AUTH_ANONYMOUS_ORG_ROLE"] == "Viewer"
+    assert grafana["GF_SECURITY_DISABLE_INITIAL_ADMIN_CREATION"] == "true"  # no admin with a known password
+
+
+def test_metrics_are_scraped_where_the_containers_have_them() -> None:
+    scraped = yaml.safe_load((ROOT / "deploy" / "prometheus" / "prometheus.yml").read_text())
+    for job in scraped["scrape_configs"]:
+        (target,) = job["dns_sd_configs"]
+        name = job["job_name"]
+        assert f"REGIONSEARCH_{name.upper()}_METRICS_PORT={target['port']}" in DOCKERFILES[name]
 
 
 def test_traces_go_where_the_collector_listens() -> None:

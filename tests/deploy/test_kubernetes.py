@@ -12,7 +12,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from gateway.settings import BackendTlsSettings
+from gateway.settings import BackendTlsSettings, LimitSettings
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 KUBERNETES = DEPLOY / "kubernetes"
@@ -94,12 +94,85 @@ def test_the_drain_fits_into_the_grace_period() -> None:
 
 
 def test_pods_are_locked_down() -> None:
-    for workload in workloads(render()):
+    for workload in workloads(render(*COMPONENTS)):
         pod = workload["spec"]["template"]["spec"]
         assert pod["securityContext"]["runAsNonRoot"]
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert pod["automountServiceAccountToken"] is False, "nothing here talks to Kubernetes"
         for container in pod["containers"]:
             assert container["securityContext"]["readOnlyRootFilesystem"]
             assert not container["securityContext"]["allowPrivilegeEscalation"]
+            assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+    (namespace,) = (r for r in render() if r["kind"] == "Namespace")
+    assert namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
+
+
+def quantity(text: str) -> int:
+    """Bytes of a Kubernetes quantity."""
+    units = {"Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30}
+    return int(text[:-2]) * units[text[-2:]]
+
+
+def test_no_pod_can_fill_its_node() -> None:
+    for workload in workloads(render(*COMPONENTS)):
+        pod = workload["spec"]["template"]["spec"]
+        (container,) = pod["containers"]
+        most = quantity(container["resources"]["limits"]["ephemeral-storage"])
+        scratch = [v["emptyDir"] for v in pod["volumes"] if "emptyDir" in v]
+        assert scratch
+        for volume in scratch:
+            assert volume.get("medium") != "Memory", "what lies in memory counts as memory"
+            assert quantity(volume["sizeLimit"]) < most
+
+
+def test_uploads_fit_their_volume() -> None:
+    (gateway,) = (w for w in workloads(render()) if w["metadata"]["name"] == "gateway")
+    (tmp,) = (v for v in gateway["spec"]["template"]["spec"]["volumes"] if v["name"] == "tmp")
+    assert LimitSettings().max_upload_bytes <= quantity(tmp["emptyDir"]["sizeLimit"]) / 2
+
+
+def test_nobody_is_let_in_without_a_key_unless_that_was_asked_for() -> None:
+    def keys(*components: str) -> list[Resource]:
+        (gateway,) = (w for w in workloads(render(*components)) if w["metadata"]["name"] == "gateway")
+        (container,) = gateway["spec"]["template"]["spec"]["containers"]
+        return [e for e in container["env"] if e["name"] == "REGIONSEARCH_GATEWAY_API_KEYS"]
+
+    (secret,) = keys()
+    assert not secret["valueFrom"]["secretKeyRef"].get("optional")
+    assert not keys("open")
+
+
+def test_one_slow_answer_does_not_end_a_pod() -> None:
+    for workload in workloads(render()):
+        (container,) = workload["spec"]["template"]["spec"]["containers"]
+        probe = container["livenessProbe"]
+        if "httpGet" in probe:
+            assert probe["timeoutSeconds"] >= 5 and probe["failureThreshold"] * probe["periodSeconds"] >= 60
+
+
+def test_an_image_has_no_tag_that_could_be_pulled_by_mistake() -> None:
+    """`latest` would be whatever was built last; who deploys says which one is meant."""
+    for workload in workloads(render()):
+        (container,) = workload["spec"]["template"]["spec"]["containers"]
+        assert container["image"].endswith(":unset")
+
+
+def test_pods_reach_only_what_they_need() -> None:
+    policies = {r["metadata"]["name"]: r["spec"] for r in render() if r["kind"] == "NetworkPolicy"}
+    ports = {port["port"] for rule in policies["gateway"]["egress"] for port in rule["ports"]}
+    services = {
+        port["port"]
+        for r in render()
+        if r["kind"] == "Service" and r["metadata"]["name"] != "gateway"
+        for port in r["spec"]["ports"]
+        if port["name"] == "grpc"
+    }
+    assert ports == services | {53}
+    for policy in policies.values():
+        assert policy["policyTypes"] == ["Ingress", "Egress"]
+        for rule in policy["ingress"]:
+            if {"port": "metrics"} in rule.get("ports", []):
+                assert rule["from"], "metrics are for the monitoring alone"
 
 
 def test_with_tls_the_gateway_speaks_it_to_the_services() -> None:
