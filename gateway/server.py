@@ -82,7 +82,6 @@ async def _http_server(
         lifespan="off",
         server_header=False,
         timeout_keep_alive=settings.connections.idle_s,
-        reset_contextvars=True,  # or what a request sets is seen by all later ones on its connection
         timeout_graceful_shutdown=max(1, round(settings.grace_s)),
         ssl_certfile=tls.certificate,
         ssl_keyfile=tls.key,
