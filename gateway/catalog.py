@@ -133,6 +133,12 @@ class Catalog:
         try:
             found = await self.records(collection, image_ids=image_ids, images_only=True)
         except RegionSearchError as error:
+            if (
+                error.kind is Kind.TOO_LARGE and len(image_ids) > 1
+            ):  # an older store may hold thousands of tags
+                half = len(image_ids) // 2
+                one = await self.unknown(collection, image_ids[:half])
+                return [*one, *await self.unknown(collection, image_ids[half:])]
             if error.kind is not Kind.NOT_FOUND:
                 raise
             return image_ids
