@@ -21,13 +21,14 @@ class Room:
         most: Bytes that the answer may have.
         field: Of the request, that asked for too much.
         advice: What to ask for instead.
+        spare: Of these bytes, for what is added to what is read.
     """
 
-    def __init__(self, most: float, field: str = "", advice: str = "") -> None:
+    def __init__(self, most: float, field: str = "", advice: str = "", *, spare: float = 0) -> None:
         self._most = most
         self._field = field
         self._advice = advice
-        self._left = most
+        self._left = most - spare
 
     def take(self, size: int) -> None:
         """Takes bytes.

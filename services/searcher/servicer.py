@@ -36,6 +36,7 @@ from services.searcher.types import Page, Position, Query, UpsertResult, Vectors
 _Context = Any  # grpc-stubs give handlers the synchronous context
 _HITS = 20
 _ITEMS = 100
+_TAG_BYTES = 8  # around an item in a list
 
 
 class SearchServicer(search_pb2_grpc.SearchServiceServicer):
@@ -94,8 +95,14 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
         print_ = pages.fingerprint(b"collections")
         after = self._token_values(request.page_token, print_, str)[0] if request.page_token else ""
         found = [c for c in self._engine.list_collections() if c.name > after]
-        token = self._token(print_, found[size - 1].name) if len(found) > size else ""
-        listed = [collection_to_proto(collection) for collection in found[:size]]
+        listed: list[search_pb2.Collection] = []
+        taken = 0
+        for collection in map(collection_to_proto, found[:size]):
+            taken += collection.ByteSize() + _TAG_BYTES
+            if listed and taken > self._most:
+                break
+            listed.append(collection)
+        token = self._token(print_, listed[-1].name) if len(found) > len(listed) else ""
         return search_pb2.ListCollectionsResponse(collections=listed, next_page_token=token)
 
     def _token(self, *parts: Any) -> str:
@@ -202,7 +209,9 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
         model = self._read.model(request.model)
         queries, print_ = self._queries(request)
         min_seq = request.min_seq if request.HasField("min_seq") else None
-        room = Room(self._most, "page_size", "ask for fewer hits or queries, or leave include_masks out")
+        advice = "ask for fewer hits or queries, or leave include_masks out"
+        # The gateway adds the query's vectors to the page token.
+        room = Room(self._most, "page_size", advice, spare=self._most // 32)
         found = self._engine.search(request.collection, model, queries, min_seq, caller, room)
         answer = search_pb2.SearchResponse(
             results=[

@@ -13,7 +13,7 @@ import pytest
 
 from regionsearch.errors import Kind, RegionSearchError, from_rpc_error
 from regionsearch.masks import mask_to_proto
-from regionsearch.v1 import search_pb2, search_pb2_grpc
+from regionsearch.v1 import search_pb2, search_pb2_grpc, types_pb2
 from services.runtime.server import serving
 from services.searcher.__main__ import SERVICES, searcher
 from services.searcher.embedded.engine import EmbeddedEngine
@@ -109,6 +109,26 @@ async def test_pages_end_early_where_the_next_item_would_not_fit(settings: Embed
                 break
         assert images == ["masks", *(f"image{number}" for number in (4, 3, 2, 1, 0))]
         assert len(records) == len(set(records)) == 26
+
+
+async def test_collections_come_in_several_pages_where_one_would_not_fit(settings: EmbeddedSettings) -> None:
+    process = SearcherSettings(port=0, drain_delay_s=0, embedded=settings, max_message_bytes=CAP)
+    async with (
+        serving(process, SERVICES, searcher(process)) as server,
+        grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel,
+    ):
+        stub = search_pb2_grpc.SearchServiceStub(channel)
+        model = types_pb2.ModelInfo(variant="v" * 4000, family="f" * 4000, dimension=4)
+        for number in range(10):
+            await stub.CreateCollection(search_pb2.CreateCollectionRequest(name=f"c{number}", model=model))
+        names: list[str] = []
+        request = search_pb2.ListCollectionsRequest()
+        while request.page_token or not names:
+            page = await stub.ListCollections(request)
+            assert page.ByteSize() <= CAP
+            names += [collection.name for collection in page.collections]
+            request.page_token = page.next_page_token
+        assert names == [f"c{number}" for number in range(10)]
 
 
 @pytest.mark.parametrize("vectors", [False, True])

@@ -47,6 +47,7 @@ CHANGES = {
     "name": "UPDATE image SET name = 'other' WHERE image_id = 'two'",
     "tags": "UPDATE image SET tags = '[\"a\"]' WHERE image_id = 'two'",
     "broken JSON": "UPDATE image SET tags = '{', checksum = NULL WHERE image_id = 'two'",
+    "half a character": """UPDATE image SET tags = '["\\ud800"]', checksum = NULL WHERE image_id = 'two'""",
     "JSON of another kind": "UPDATE image SET attributes = '[]', checksum = NULL WHERE image_id = 'two'",
     "size": "UPDATE image SET width = 65 WHERE image_id = 'two'",
 }

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -147,8 +148,6 @@ def test_an_excluded_record_never_comes_back_and_a_selective_filter_fills_the_pa
     engine.upsert("c", MODEL, Upsert(images, records, some_vectors(rng, 400, 400)))
     query = Query(some_vectors(rng, 1, 1), np.empty((0, 4), np.float32), limit=40)
     first = [hit.record.record_id for hit in engine.search("c", MODEL, [query])[0].hits]
-    from dataclasses import replace
-
     without = replace(query, filter=Filter(exclude_record_ids=tuple(first), exclude_image_ids=("i50",)))
     second = engine.search("c", MODEL, [without])[0].hits
     assert len(second) == 40
@@ -170,8 +169,6 @@ def test_what_is_stored_comes_back(engine: Engine) -> None:
     stored = engine.get_records("c", ["i-1", "nothing"], ["i", "nobody"], masks=True, vectors=True)
     assert stored.records == (record,)
     assert stored.images[0].created_ms > 0
-    from dataclasses import replace
-
     assert stored.images == (replace(image, created_ms=stored.images[0].created_ms, region_count=1),)
     np.testing.assert_allclose(stored.vectors, vectors, atol=1e-3)
     (page,) = engine.search(
@@ -315,6 +312,37 @@ def test_nothing_is_read_beyond_the_room_of_its_answer(engine: Engine) -> None:
     )
     seldom = [f"i{n}-0" for n in range(3)]
     one_too_much(lambda room: engine.get_records("c", seldom, [], masks=False, vectors=False, room=room))
+
+
+def test_a_page_ends_where_there_is_no_more_room(engine: Engine) -> None:
+    rng = random.Random(3)
+    images = [StoredImage(f"i{n}", tags=tuple(f"{n}{t:04d}" * 20 for t in range(10))) for n in range(7)]
+    records = [Record(f"{i.image_id}-{k}", i.image_id, Level(k + 1)) for i in images for k in range(2)]
+    engine.upsert("c", MODEL, Upsert(images, records, some_vectors(rng, 14, 14)))
+    query = Query(some_vectors(rng, 1, 1), np.empty((0, 4), np.float32), limit=14)
+    (whole,) = engine.search("c", MODEL, [query])
+    found, asked = [], query
+    while True:
+        (page,) = engine.search("c", MODEL, [asked], room=Room(5000))
+        assert 1 <= len(page.hits) <= 4
+        found += page.hits
+        if not page.more:
+            break
+        asked = following(asked, page)
+    assert [(hit.rank, hit.record) for hit in found] == [(hit.rank, hit.record) for hit in whole.hits]
+    listed, after = [], None
+    while True:
+        part = engine.list_images("c", 100, after, Room(5000))
+        assert 1 <= len(part.images) <= 4
+        listed += part.images
+        after = part.next_key
+        if after is None:
+            break
+    assert listed == list(engine.list_images("c", 9, None).images)
+    grouped = replace(query, group_by_image=True, whole_image_margin=3.0)
+    (page,) = engine.search("c", MODEL, [grouped], room=Room(5000))
+    assert page.more
+    assert all(hit.best_region is not None for hit in page.hits)
 
 
 def test_an_empty_collection_lists_nothing(engine: Engine) -> None:

@@ -375,6 +375,8 @@ def _decoded(text: str, kind: type, what: str) -> Any:
     """A JSON value of a kind; only a row older than checksums can hold anything else unnoticed."""
     try:
         value = json.loads(text)
+        if "\\ud" in text:  # halves of characters cannot be sent; together they are emoji, for one
+            json.dumps(value, ensure_ascii=False).encode()
     except ValueError as error:
         raise checksums.DamagedRowError(f"{what} holds JSON that cannot be decoded") from error
     if not isinstance(value, kind):

@@ -10,7 +10,7 @@ ranking as the embedded engine's.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -55,6 +55,8 @@ from services.searcher.types import (
     UpsertResult,
 )
 from services.searcher.updates import ImageUpdate, UpdateResult
+
+_DESCRIBED_AT_ONCE = 100  # hits whose records and images are read together
 
 
 class MilvusEngine:
@@ -179,39 +181,64 @@ class MilvusEngine:
                     Kind.UNAVAILABLE, f"write {min_seq} has not arrived", retry_after_s=0.1
                 )
             pages = [
-                self._page(name, query, now if query.seq is None else query.seq, caller, room)
+                self._page(
+                    name,
+                    query,
+                    now if query.seq is None else query.seq,
+                    caller,
+                    room,
+                    may_end_early=len(queries) == 1,
+                )
                 for query in queries
             ]
             return [replace(page, generation=_generation(found)) for page in pages]
 
-    def _page(self, name: str, query: Query, seq: int, caller: Caller, room: Room) -> Page:
+    def _page(
+        self, name: str, query: Query, seq: int, caller: Caller, room: Room, *, may_end_early: bool
+    ) -> Page:
+        """Ranked hits. A page that has a next one ends before the first hit for which there is no room."""
         records, _ = self._tables(name)
         ranked, more = rank(
             query, MilvusSource(self._client, records, query, seq, self._settings.max_candidates, caller)
         )
-        places = [r.position for hit in ranked for r in (hit, hit.best_region) if r is not None]
+        hits: list[Hit] = []
+        numbered = list(enumerate(ranked, start=query.skipped + 1))
+        try:
+            for start in range(0, len(numbered), _DESCRIBED_AT_ONCE):
+                part = numbered[start : start + _DESCRIBED_AT_ONCE]
+                for hit in self._describe(name, part, query, room):
+                    hits.append(hit)  # noqa: PERF402  # those before the one that has no room count
+        except RegionSearchError as error:
+            if error.kind is not Kind.TOO_LARGE or not hits or not may_end_early:
+                raise
+            return Page(tuple(hits), seq, more=True)
+        return Page(tuple(hits), seq, more)
+
+    def _describe(
+        self, name: str, numbered: Sequence[tuple[int, Ranked]], query: Query, room: Room
+    ) -> Iterator[Hit]:
+        """Hits with their records and images; without those that were deleted since Milvus scored them."""
+        places = [r.position for _, hit in numbered for r in (hit, hit.best_region) if r is not None]
         contents = self._contents(name)
-        found_records: dict[str, Record] = {}
-        for row in contents.records([p.record_id for p in places], [], EVERY_FIELD):
-            record = tables.record_of(row, masks=query.include_masks)
-            room.take_record(record)
-            found_records[record.record_id] = record
-        images = contents.images({p.image_id for p in places})
+        records = {
+            row["record_id"]: tables.record_of(row, masks=query.include_masks)
+            for row in contents.records([place.record_id for place in places], [], EVERY_FIELD)
+        }
+        images = contents.images({place.image_id for place in places})
 
         def hit(number: int, found: Ranked) -> Hit:
             place = found.position
-            record = found_records[place.record_id]
-            image = images.get(place.image_id, StoredImage(place.image_id))
+            record, image = records[place.record_id], images.get(place.image_id, StoredImage(place.image_id))
+            room.take_record(record)
             room.take_image(image)
             region = None
-            if found.best_region is not None and found.best_region.position.record_id in found_records:
+            if found.best_region is not None and found.best_region.position.record_id in records:
                 region = hit(number, found.best_region)
             return Hit(number, place.score, found.relevancy, found.query_index, record, image, region)
 
-        numbered = enumerate(ranked, start=query.skipped + 1)
-        # What was deleted since Milvus scored it is not there to be shown.
-        hits = [hit(number, found) for number, found in numbered if found.position.record_id in found_records]
-        return Page(tuple(hits), seq, more)
+        for number, found in numbered:
+            if found.position.record_id in records:
+                yield hit(number, found)
 
     def get_records(
         self,
