@@ -47,6 +47,7 @@ from services.searcher.embedded.cache import FOLDER as INDEX_FOLDER
 from services.searcher.embedded.codes import build_codes, train_codec, training_sample
 from services.searcher.embedded.engine import EmbeddedEngine
 from services.searcher.embedded.ivf import build_ivf
+from services.searcher.embedded.measuring import Approximate, Examination, examinations, tune
 from services.searcher.embedded.native import faiss, selector
 from services.searcher.embedded.rewriting import Rewrite
 from services.searcher.settings import EmbeddedSettings
@@ -264,15 +265,16 @@ def recall_of(kind: str) -> Callable[[], Any]:
             engine = EmbeddedEngine(EmbeddedSettings(folder=folder, check_at_start=False))
             segments = [view.segment for view in engine._open["c"].index.state.views]
             rewrite = Rewrite(segments, 0)
+            segment: Approximate
             if kind == "ivf":
-                found = build_ivf(rewrite, 0.98, clustered(128, seed=55)).recall
+                segment = build_ivf(rewrite)
             else:
                 spec = CodeSpec(CodeMethod.PCA_ROTATION, 256)
-                found = build_codes(
+                segment = build_codes(
                     rewrite, train_codec(spec, training_sample(rewrite)), spec.rerank_factor
-                ).recall
-            assert found is not None
-            yield Pair(constant(found))
+                )
+            tune(segment, examinations(rewrite, {}), 0.98)
+            yield Pair(constant(Examination(rewrite, clustered(128, seed=55)).recall(segment)))
             engine.close()
 
     return prepare

@@ -26,20 +26,27 @@ ranking would else score the whole collection, and all others would wait."""
 
 _SPARE = 16
 _GROWTH = 4
+_HIGHEST_THRESHOLD = 1.0 - 2.0**-22
+"""Rounding a stored vector to half precision turns it by up to 2^-11; its cosine with the original is lower
+than one by half the square of that. A higher threshold would hide vectors from themselves."""
 
 Numbers = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
 class Candidates:
-    """Records with their scores, in any order. They hold, for each query vector, its best `count` records.
+    """Records with their scores, in any order.
+
+    They hold the best `count` records that were asked for in the order of hits, each scored with its best
+    query vector, and perhaps further ones. What is missing comes behind all of the best `count`.
 
     Attributes:
         key: The engine's own numbers of the records, shape (rows,).
         image: The engine's own numbers of their images, shape (rows,).
         level: Levels, shape (rows,).
         scores: Cosines with the query vectors, then with the negatives, shape (rows, queries + negatives).
-        complete: Whether these are all records that pass the filter.
+        complete: Whether nothing that passes the filter is missing.
+        by_image: Whether `count` counts images; then an image's best records stand for it.
     """
 
     key: Numbers
@@ -47,17 +54,26 @@ class Candidates:
     level: NDArray[np.uint8]
     scores: Vectors
     complete: bool
+    by_image: bool = False
 
 
 class Source(Protocol):
-    """What a ranking needs from an engine: records of one state that pass one filter."""
+    """What a ranking needs from an engine: records of one state that pass one filter.
+
+    Attributes:
+        ahead: How many of the best records lie before the query's `after` and have to be asked for in vain.
+    """
+
+    ahead: int
 
     def best(self, count: int) -> Candidates:
-        """The best `count` records of each query vector, and all that tie with the last of them."""
+        """The best `count` records, or images where the candidates say `by_image`."""
         ...
 
     def of_images(self, images: Numbers) -> Candidates:
-        """All records of the images."""
+        """The records of the images; where the query has no negatives, those that are the best of their
+        image and level suffice.
+        """
         ...
 
     def public_ids(self, keys: Iterable[int]) -> dict[int, tuple[str, str]]:
@@ -78,7 +94,7 @@ class Ranked:
 
 @dataclass(frozen=True, slots=True)
 class _Judged:
-    """Candidates that pass the thresholds, with their final scores."""
+    """Candidates with their final scores."""
 
     key: Numbers
     image: Numbers
@@ -114,26 +130,42 @@ def rank(query: Query, source: Source) -> tuple[list[Ranked], bool]:
         query: What is looked for.
         source: The records to rank.
     """
-    wanted = query.skipped + query.limit + 1
-    count = first_count(query)
+    count = first = first_count(query, source.ahead)
     most = max(count, RELEVANT_AMONG) if len(query.negatives) else None
     while True:
         candidates = source.best(count)
-        judged, threshold = _judge(query, candidates)
-        # Whatever is not among the candidates scores less than this.
-        floor = -np.inf if candidates.complete else _floor(query, candidates, count)
-        known = judged.take(judged.score >= floor)
-        entries = _group(query, source, known, wanted, threshold) if query.group_by_image else _Entries(known)
-        rows = entries.rows.take(entries.rows.score >= floor)
-        hits = _ordered(query, source, _Entries(rows, entries.regions))
-        if len(hits) > query.limit or candidates.complete or floor <= threshold or count == most:
+        judged = _scored(query, candidates)
+        known, floor = (judged, -np.inf) if candidates.complete else _known(source, candidates, judged, count)
+        passing, threshold = _passing(query, known)
+        entries = _Entries(passing)
+        if query.group_by_image:
+            wanted = None if candidates.complete else query.limit + 1 + count - first
+            entries = _group(query, source, passing, threshold, wanted)
+            # A whole image may stand for a region that is better than what is missing, and be worse itself.
+            certain = (entries.rows.score > floor) | np.isin(entries.rows.key, known.key)
+            entries = _Entries(entries.rows.take(certain), entries.regions)
+        hits = _ordered(query, source, entries)
+        if len(hits) > query.limit or candidates.complete or floor < threshold or count == most:
             return hits[: query.limit], len(hits) > query.limit
         count = count * _GROWTH if most is None else min(count * _GROWTH, most)
 
 
-def first_count(query: Query) -> int:
-    """How many of the best records a ranking asks its source for first."""
-    return query.skipped + query.limit + 1 + _SPARE
+def first_count(query: Query, ahead: int) -> int:
+    """How many of the best records a ranking asks its source for first; `ahead` is the source's."""
+    return ahead + query.limit + 1 + _SPARE
+
+
+def cosines(vectors: NDArray[np.floating], queries: Vectors) -> Vectors:
+    """Cosines that do not depend on what else is computed along with them, shape (vectors, queries).
+
+    Products of a half and a single are exact in double precision and so, within 1e-14, are their sums;
+    rounding to single precision hides the order of summation. Vectors of any length are allowed: those
+    rounded to half precision are not quite of length one.
+    """
+    wide, against = vectors.astype(np.float64), queries.astype(np.float64)
+    lengths = np.sqrt(np.einsum("ij,ij->i", wide, wide))[:, np.newaxis]
+    lengths = lengths * np.sqrt(np.einsum("ij,ij->i", against, against))
+    return np.asarray(np.clip(wide @ against.T / lengths, -1.0, 1.0).astype(np.float32))
 
 
 def relevancies(scores: NDArray[np.float32], negatives: Vectors) -> NDArray[np.float64]:
@@ -149,50 +181,82 @@ def relevancies(scores: NDArray[np.float32], negatives: Vectors) -> NDArray[np.f
     return np.asarray(1.0 / (1.0 + np.exp(np.clip(RELEVANCY_SCALE * excess, -500.0, 500.0))))
 
 
-def _judge(query: Query, candidates: Candidates) -> tuple[_Judged, float]:
-    """Applies the thresholds; returns the lowest score that passes too."""
+def _scored(query: Query, candidates: Candidates) -> _Judged:
+    """Each candidate with the score of its best query vector."""
     positives = candidates.scores[:, : len(query.vectors)]
     negatives = candidates.scores[:, len(query.vectors) :]
     best = positives.argmax(axis=1)
     score = positives[np.arange(len(best)), best]
     relevancy = relevancies(score, negatives) if negatives.shape[1] else None
-    passing = np.ones(len(score), np.bool_) if relevancy is None else relevancy >= query.min_relevancy
-    threshold = -np.inf if query.min_score is None else float(np.float32(query.min_score))
-    if query.relative_cutoff is not None and passing.any():
-        top = float(score[passing].max())
+    return _Judged(candidates.key, candidates.image, candidates.level, score, relevancy, best)
+
+
+def _known(source: Source, candidates: Candidates, rows: _Judged, count: int) -> tuple[_Judged, float]:
+    """The best `count` of incomplete candidates, which precede all that is missing; their last score."""
+    leaders = rows.take(_best_of_each(rows)) if candidates.by_image else rows
+    images, first = np.unique(leaders.image, return_index=True)
+    scores = leaders.score[first] if candidates.by_image else leaders.score
+    if len(scores) < count:
+        return rows.take(np.zeros(len(rows.key), np.bool_)), np.inf
+    floor = float(np.partition(scores, len(scores) - count)[len(scores) - count])
+    needed = count - int(np.count_nonzero(scores > floor))
+    if needed == int(np.count_nonzero(scores == floor)):
+        return rows.take(rows.score >= floor), floor
+    # More tie with the last one than are needed, and others that tie may be missing: the ids decide.
+    tied = leaders.take(leaders.score == floor)
+    ids = source.public_ids(tied.key.tolist())
+    order = sorted(
+        zip(tied.level.tolist(), tied.key.tolist(), tied.image.tolist(), strict=True),
+        key=lambda row: (row[0], *ids[row[1]]),
+    )
+    if not candidates.by_image:
+        kept = np.array([key for _, key, _ in order[:needed]], np.int64)
+        return rows.take((rows.score > floor) | np.isin(rows.key, kept)), floor
+    chosen = np.array(list(dict.fromkeys(image for _, _, image in order))[:needed], np.int64)
+    above = images[scores > floor]
+    return rows.take(np.isin(rows.image, np.concatenate([above, chosen]))), floor
+
+
+def _passing(query: Query, rows: _Judged) -> tuple[_Judged, float]:
+    """Applies the thresholds; returns the lowest score that passes too."""
+    relevant = (
+        np.ones(len(rows.score), np.bool_)
+        if rows.relevancy is None
+        else rows.relevancy >= query.min_relevancy
+    )
+    threshold = -np.inf
+    if query.min_score is not None:
+        threshold = min(float(np.float32(query.min_score)), _HIGHEST_THRESHOLD)
+    if query.relative_cutoff is not None and relevant.any():
+        top = float(rows.score[relevant].max())
         threshold = max(threshold, top - (1.0 - query.relative_cutoff) * abs(top))
-    judged = _Judged(candidates.key, candidates.image, candidates.level, score, relevancy, best)
-    return judged.take(passing & (score >= threshold)), threshold
+    return rows.take(relevant & (rows.score >= threshold)), threshold
 
 
-def _floor(query: Query, candidates: Candidates, count: int) -> float:
-    columns = candidates.scores[:, : len(query.vectors)]
-    if len(columns) < count:
-        return float(np.inf)
-    cut = len(columns) - count
-    return float(np.partition(columns, cut, axis=0)[cut].max())
-
-
-def _group(query: Query, source: Source, rows: _Judged, wanted: int, threshold: float) -> _Entries:
-    """Each image's rows that may stand for it."""
-    if query.level is not None:
-        return _Entries(rows.take(_best_of_each(rows)))
+def _group(query: Query, source: Source, rows: _Judged, threshold: float, wanted: int | None) -> _Entries:
+    """The rows that may stand for the images, at least for the best `wanted` not shown; None is all."""
     # A whole image may stand for its better region and so score less than it; look as far as that can reach.
+    margin = query.whole_image_margin if query.level is None else 0.0
     leaders = rows.take(_best_of_each(rows))
     images, first = np.unique(leaders.image, return_index=True)
-    if len(images) > wanted:
-        scores = leaders.score[first]
-        reach = np.partition(scores, len(scores) - wanted)[len(scores) - wanted] - query.whole_image_margin
+    scores = leaders.score[first]
+    if wanted is not None and query.after is not None:  # earlier pages have shown some of these
+        wanted += int(np.count_nonzero(scores >= np.float32(query.after.score)))
+    if wanted is not None and len(images) > wanted:
+        reach = np.partition(scores, len(scores) - wanted)[len(scores) - wanted] - margin
         images = images[scores >= reach]
-    judged, _ = _judge(query, source.of_images(images))
+    judged = _scored(query, source.of_images(images))
+    judged, _ = _passing(query, judged)
     judged = judged.take(judged.score >= threshold)
+    if query.level is not None:
+        return _Entries(judged.take(_best_of_each(judged)))
     whole = judged.take(judged.level == Level.IMAGE)
     region = judged.take(judged.level == Level.REGION)
     whole, region = whole.take(_best_of_each(whole)), region.take(_best_of_each(region))
     region_score = dict(zip(region.image.tolist(), region.score.tolist(), strict=True))
     lead = np.array(
         [
-            region_score.get(image, -np.inf) - score < query.whole_image_margin
+            region_score.get(image, -np.inf) - score < margin
             for image, score in zip(whole.image.tolist(), whole.score.tolist(), strict=True)
         ],
         np.bool_,

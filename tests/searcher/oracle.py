@@ -86,17 +86,18 @@ class Oracle:
         """The whole ranking."""
         scored = []
         for image, record, vector in self.passing(query.filter, query.level):
-            cosines = (query.vectors.astype(np.float64) @ vector.astype(np.float64)).astype(np.float32)
+            cosines = _cosines(query.vectors, vector)
             best = int(cosines.argmax())
             score = float(cosines[best])
             if len(query.negatives):
-                against = (query.negatives.astype(np.float64) @ vector.astype(np.float64)).astype(np.float32)
+                against = _cosines(query.negatives, vector)
                 relevancy = min(1 / (1 + np.exp(100.0 * (float(n) - score))) for n in against)
                 if relevancy < query.min_relevancy:
                     continue
             scored.append((Expected(score, record.record_id, best, None), image.image_id, record.level))
         if query.min_score is not None:
-            scored = [item for item in scored if item[0].score >= np.float32(query.min_score)]
+            least = min(np.float32(query.min_score), 1 - 2**-22)  # what rounding leaves of a cosine of 1
+            scored = [item for item in scored if item[0].score >= least]
         if query.relative_cutoff is not None and scored:
             top = max(item[0].score for item in scored)
             scored = [
@@ -121,6 +122,12 @@ class Oracle:
                     yield region
             else:
                 yield members[0]
+
+
+def _cosines(queries: np.ndarray, vector: np.ndarray) -> np.ndarray:
+    queries, vector = queries.astype(np.float64), vector.astype(np.float64)
+    lengths = np.linalg.norm(queries, axis=1) * np.linalg.norm(vector)
+    return np.clip(queries @ vector / lengths, -1.0, 1.0).astype(np.float32)
 
 
 def _order(item):

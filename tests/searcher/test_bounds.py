@@ -143,7 +143,8 @@ def test_records_are_not_read_beyond_their_room(engine: EmbeddedEngine, vectors:
 class NothingRelevant:
     """A large collection of which everything is nearer to the negative."""
 
-    def __init__(self) -> None:
+    def __init__(self, ahead: int) -> None:
+        self.ahead = ahead
         self.asked: list[int] = []
 
     def best(self, count: int) -> Candidates:
@@ -161,7 +162,7 @@ class NothingRelevant:
 
 @pytest.mark.parametrize("skipped", [0, 10 * RELEVANT_AMONG])
 def test_where_nothing_is_relevant_not_everything_is_scored(skipped: int) -> None:
-    source = NothingRelevant()
+    source = NothingRelevant(skipped)
     query = Query(unit_vectors(1), unit_vectors(1), skipped=skipped)
     assert rank(query, source) == ([], False)
     assert max(source.asked) == max(RELEVANT_AMONG, source.asked[0])
@@ -181,9 +182,9 @@ def test_the_queries_of_one_request_share_a_pass(
     passes: list[int] = []
     fetch = VectorIndex.fetch
 
-    def counted(index, state, requests):
+    def counted(index, requests):
         passes.append(len(requests))
-        return fetch(index, state, requests)
+        return fetch(index, requests)
 
     monkeypatch.setattr(VectorIndex, "fetch", counted)
     vectors = unit_vectors(8, seed=1, dimension=DIMENSION)

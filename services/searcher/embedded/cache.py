@@ -25,14 +25,12 @@ from numpy.typing import NDArray
 from services.searcher.embedded.index import State
 from services.searcher.embedded.rewriting import Rewrite
 from services.searcher.embedded.rows import Keys
-from services.searcher.embedded.segments import Positions, Segment
-from services.searcher.types import Vectors
+from services.searcher.embedded.segments import Contents, Positions, Segment
 
 FOLDER = "indexes"
 
-_MAGIC = b"RSINDEX1"
+_MAGIC = b"RSINDEX2"
 _NAME = re.compile(r"(\d+)-(\d+)-(\d+)\.([a-z]+)")
-_BLOCK = 8192
 _log = structlog.get_logger(__name__)
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -51,7 +49,7 @@ class SavedIndex:
 
     kind: str
     keys: Keys
-    checksums: NDArray[np.uint64]
+    checksums: Contents
     arrays: Arrays
 
     def rows_of(self, rewrite: Rewrite) -> Positions | None:
@@ -60,7 +58,7 @@ class SavedIndex:
         places = np.searchsorted(self.keys, keys)
         if not len(keys) or places[-1] >= len(self.keys) or not np.array_equal(self.keys[places], keys):
             return None
-        sums = np.concatenate([checksums(block) for block in rewrite.vectors()])
+        sums = rewrite.columns().content
         return places if np.array_equal(self.checksums[places], sums) else None
 
 
@@ -100,9 +98,8 @@ class IndexCache:
         """
         columns = segment.columns
         keys = columns.key[: columns.used]
+        sums = columns.content[: columns.used]
         name = f"{collection}-{keys[0]}-{keys[-1]}.{segment.kind}"
-        blocks = [np.arange(s, min(s + _BLOCK, columns.used)) for s in range(0, columns.used, _BLOCK)]
-        sums = np.concatenate([checksums(segment.gather(block)) for block in blocks])
         temporary = self._folder / f"{name}.part"
         try:
             self._folder.mkdir(exist_ok=True)
@@ -141,12 +138,6 @@ class IndexCache:
     def _parsed(self) -> list[tuple[int, int, int, str, str]]:
         matches = [match for match in map(_NAME.fullmatch, self._names) if match]
         return [(int(m[1]), int(m[2]), int(m[3]), m[4], m[0]) for m in matches]
-
-
-def checksums(vectors: Vectors) -> NDArray[np.uint64]:
-    """One number a vector, from the bits of its components."""
-    sums: NDArray[np.uint64] = np.ascontiguousarray(vectors).view(np.uint32).sum(axis=1, dtype=np.uint64)
-    return sums
 
 
 def _has(state: State, first: int, last: int, kind: str) -> bool:

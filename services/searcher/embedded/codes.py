@@ -20,8 +20,10 @@ from numpy.typing import NDArray
 
 from regionsearch.errors import Kind, RegionSearchError, invalid
 from services.searcher.embedded.cache import Arrays
-from services.searcher.embedded.measuring import Examination
-from services.searcher.embedded.native import faiss, selector
+from services.searcher.embedded.ivf import kept_recalls
+from services.searcher.embedded.live import QueryKind
+from services.searcher.embedded.measuring import worst
+from services.searcher.embedded.native import faiss, selector, widened
 from services.searcher.embedded.rewriting import Rewrite
 from services.searcher.embedded.segments import (
     Columns,
@@ -36,6 +38,8 @@ from services.searcher.types import CodeMethod, CodeSpec, Vectors
 _TRAIN_ROWS = 50_000
 _ITQ_ROUNDS = 50
 _SEED = 20_111
+_GATHER_ROWS = 1000
+_RERANK_PART = 4
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -135,7 +139,13 @@ class CodeSegment:
         vectors: Shape (rows, dimension), float16.
         codec: Makes the codes of queries.
         codes: Shape (rows, bits / 8).
-        rerank_factor: Candidates scored again for each hit asked for.
+        rerank_factor: Least number of candidates that are scored again for each hit asked for.
+
+    Attributes:
+        effort: See `Approximate`; candidates scored again for each hit, where they are more than that.
+        most_effort: See `Approximate`.
+        recalls: See `Approximate`.
+        seen: See `Approximate`.
     """
 
     kind = "codes"
@@ -153,29 +163,41 @@ class CodeSegment:
         self.vectors = vectors
         self.codec = codec
         self.rerank_factor = rerank_factor
-        self.recall: float | None = None
+        self.effort = 1
+        self.most_effort = max(1, columns.used)
+        self.recalls: dict[QueryKind, float] = {}
+        self.seen: set[QueryKind] = set()
         self._index = faiss.IndexBinaryFlat(8 * codes.shape[1])
         self._index.add(codes)
 
+    @property
+    def recall(self) -> float | None:
+        """See `Segment`."""
+        return worst(self.recalls)
+
     def gather(self, rows: Positions) -> Vectors:
         """See `Segment.gather`."""
-        return self.vectors[rows].astype(np.float32)
+        return widened(self.vectors[rows])
 
     def nearest(self, probes: Sequence[Probe]) -> list[list[Found]]:
-        """See `Segment.nearest`; approximate."""
-        return answer_grouped(probes, self.gather, self._search)
+        """See `Segment.nearest`; approximate unless asked otherwise."""
+        return answer_grouped(probes, self, _GATHER_ROWS, self._search)
 
     def _search(self, queries: Vectors, probe: Probe, count: int) -> list[Found]:
+        factor = max(self.rerank_factor, self.effort) * probe.effort
+        first_pass = int(min(probe.matching, np.ceil(count * factor)))
+        if first_pass > probe.matching // _RERANK_PART:  # to score all of them again costs no more
+            allowed = np.arange(probe.rows) if probe.mask is None else np.flatnonzero(probe.mask)
+            return nearest_of(self, allowed, queries, probe, count)
         parameters = None
         if probe.mask is not None or probe.rows < self.columns.used:
             mask = np.zeros(self.columns.used, np.bool_)
             mask[: probe.rows] = True if probe.mask is None else probe.mask
             parameters = faiss.SearchParameters(sel=selector(mask))
-        first_pass = min(probe.matching, count * self.rerank_factor)
         _, rows = self._index.search(self.codec.encode(queries), first_pass, params=parameters)
         found: list[Found] = []
         for query, row in zip(queries, rows, strict=True):
-            found += nearest_of(row[row >= 0], query[np.newaxis], count, self.gather)
+            found += nearest_of(self, np.sort(row[row >= 0]), query[np.newaxis], probe, count)
         return found
 
     @property
@@ -186,7 +208,12 @@ class CodeSegment:
     def to_arrays(self) -> Arrays:
         """What `restore_codes` needs besides the rows."""
         codes = faiss.vector_to_array(self._index.xb).reshape(-1, self._index.code_size)
-        return {"codes": codes, "codec": self.codec.digest(), "recall": np.float64(self.recall)}
+        return {
+            "codes": codes,
+            "codec": self.codec.digest(),
+            "effort": np.int64(self.effort),
+            **{f"recall_{kind.value}": np.float64(recall) for kind, recall in self.recalls.items()},
+        }
 
 
 def restore_codes(
@@ -209,17 +236,15 @@ def restore_codes(
         raise ValueError("its codes are of another codec")
     vectors = np.concatenate([block.astype(np.float16) for block in rewrite.vectors()])
     segment = CodeSegment(rewrite.columns(), vectors, codec, arrays["codes"][rows], rerank_factor)
-    segment.recall = float(arrays["recall"])
+    segment.effort, segment.recalls = int(arrays["effort"]), kept_recalls(arrays)
     return segment
 
 
 def build_codes(rewrite: Rewrite, codec: Codec, rerank_factor: int) -> CodeSegment:
-    """A segment with codes, and its recall."""
+    """A segment with codes, which is then to be tuned."""
     vectors = np.concatenate([block.astype(np.float16) for block in rewrite.vectors()])
     codes = np.concatenate([codec.encode(block) for block in rewrite.vectors()])
-    segment = CodeSegment(rewrite.columns(), vectors, codec, codes, rerank_factor)
-    segment.recall = Examination(rewrite).recall(segment)
-    return segment
+    return CodeSegment(rewrite.columns(), vectors, codec, codes, rerank_factor)
 
 
 def training_sample(rewrite: Rewrite) -> Vectors:

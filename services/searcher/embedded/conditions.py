@@ -4,33 +4,28 @@ from __future__ import annotations
 
 import sqlite3
 import threading
+import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 
 from services.searcher.embedded import reads
 from services.searcher.embedded.rows import Keys
-from services.searcher.embedded.segments import Columns, Mask
+from services.searcher.embedded.segments import Columns, Mask, Segment, View
+from services.searcher.embedded.terms import Term, Terms
 from services.searcher.types import NO_FILTER, Filter, Level
 
 
 @dataclass(frozen=True, slots=True)
-class AttributeRule:
-    """One wanted attribute: a record's own value counts, or else its image's."""
+class Selected:
+    """The `matching` rows of a segment that pass: of its first `rows` those of the mask, all without one."""
 
-    images: Keys
-    records: Keys
-    other_records: Keys
-
-    def mask(self, columns: Columns, rows: int) -> Mask:
-        """Which of the first `rows` rows have it."""
-        mask = np.isin(columns.image[:rows], self.images)
-        mask[located(columns, rows, self.other_records)] = False
-        mask[located(columns, rows, self.records)] = True
-        return mask
+    segment: Segment
+    rows: int
+    mask: Mask | None
+    matching: int
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -41,23 +36,39 @@ class Conditions:
         seq: The write.
         level: Only records of this level; None is both.
         filter: The numeric conditions are read from here.
-        images: Allowed images, indexed by ordinal; None allows all.
+        images: Allowed images; None allows all.
+        without_images: Excluded images.
         keys: Allowed records; None allows all.
         without: Excluded records.
-        attributes: Wanted attributes.
+        terms: Tags and attributes, and whether a record must have or must not have them.
     """
 
     seq: int
     level: Level | None = None
     filter: Filter = NO_FILTER
-    images: NDArray[np.bool_] | None = None
+    images: Keys | None = None
+    without_images: Keys | None = None
     keys: Keys | None = None
     without: Keys | None = None
-    attributes: tuple[AttributeRule, ...] = ()
+    terms: tuple[tuple[Term, bool], ...] = ()
+    _masks: weakref.WeakKeyDictionary[Columns, tuple[int, Mask | None, int]] = field(
+        default_factory=weakref.WeakKeyDictionary
+    )
 
-    def within(self, images: Keys, size: int) -> Conditions:
-        """The same, and only records of some images; `size` is one more than the highest ordinal."""
-        return replace(self, images=_restrict(self.images, size, images, keep=True))
+    def select(self, views: Sequence[View]) -> list[Selected]:
+        """The rows that pass, of the segments that have any. What was evaluated once is kept."""
+        selected: list[Selected] = []
+        for view in views:
+            columns = view.segment.columns
+            known = self._masks.get(columns)
+            if known is None:
+                rows = self.visible(columns, view.rows)
+                mask = self.mask(columns, rows)
+                known = (rows, mask, rows if mask is None else int(np.count_nonzero(mask)))
+                known = self._masks.setdefault(columns, known)
+            if known[2]:
+                selected.append(Selected(view.segment, *known))
+        return selected
 
     def visible(self, columns: Columns, rows: int) -> int:
         """Number of the first `rows` rows that were written up to `seq`."""
@@ -73,16 +84,16 @@ class Conditions:
             masks.append(columns.removed[:rows] > self.seq)
         if self.level is not None:
             masks.append(columns.level[:rows] == self.level)
-        if self.keys is not None:
-            only = np.zeros(rows, np.bool_)
-            only[located(columns, rows, self.keys)] = True
-            masks.append(only)
-        if self.without is not None:
-            others = np.ones(rows, np.bool_)
-            others[located(columns, rows, self.without)] = False
-            masks.append(others)
-        if self.images is not None:
-            masks.append(self.images[columns.image[:rows]])
+        for keys, owners, allowed in (
+            (self.keys, columns.rows_of_keys, True),
+            (self.without, columns.rows_of_keys, False),
+            (self.images, columns.rows_of_images, True),
+            (self.without_images, columns.rows_of_images, False),
+        ):
+            if keys is not None:
+                named = np.full(rows, not allowed)
+                named[owners(keys, rows)] = allowed
+                masks.append(named)
         bounds = (
             (np.greater_equal, columns.area, wanted.min_area),
             (np.less_equal, columns.area, wanted.max_area),
@@ -92,12 +103,12 @@ class Conditions:
             (np.less, columns.created_ms, wanted.created_before_ms),
         )
         masks += [compare(column[:rows], bound) for compare, column, bound in bounds if bound is not None]
-        masks += [rule.mask(columns, rows) for rule in self.attributes]
+        for term, wants in self.terms:
+            has = term.mask(columns, rows)
+            masks.append(has if wants else ~has)
         if not masks:
             return None
-        mask = masks[0]
-        for other in masks[1:]:
-            mask &= other
+        mask = masks[0] if len(masks) == 1 else np.logical_and.reduce(masks)
         return None if mask.all() else mask
 
 
@@ -132,7 +143,7 @@ def compile_filter(
     wanted: Filter,
     level: Level | None,
     seq: int,
-    images: int,
+    terms: Terms,
 ) -> Conditions:
     """Looks a filter's names up in the record store.
 
@@ -142,48 +153,25 @@ def compile_filter(
         wanted: The filter.
         level: Only records of this level; None is both.
         seq: The write whose state is looked at.
-        images: One more than the highest image ordinal in the index.
+        terms: The collection's. Inside of a writing transaction, which may fail, new ones.
     """
-    allowed: NDArray[np.bool_] | None = None
-    keys = without = None
-    if wanted.image_ids:
-        found = reads.every_version(connection, "image", collection, wanted.image_ids, seq)
-        allowed = _restrict(allowed, images, found, keep=True)
-    if wanted.exclude_image_ids:
-        found = reads.every_version(connection, "image", collection, wanted.exclude_image_ids, seq)
-        allowed = _restrict(allowed, images, found, keep=False)
-    if wanted.tags:
-        allowed = _restrict(
-            allowed, images, reads.tagged_images(connection, collection, wanted.tags), keep=True
-        )
+
+    def named(table: str, ids: Sequence[str]) -> Keys | None:
+        return reads.every_version(connection, table, collection, ids, seq) if ids else None
+
+    chosen = [(terms.tagged(connection, collection, wanted.tags), True)] if wanted.tags else []
     if wanted.exclude_tags:
-        found = reads.tagged_images(connection, collection, wanted.exclude_tags)
-        allowed = _restrict(allowed, images, found, keep=False)
-    if wanted.record_ids:
-        keys = reads.every_version(connection, "record", collection, wanted.record_ids, seq)
-    if wanted.exclude_record_ids:
-        without = reads.every_version(connection, "record", collection, wanted.exclude_record_ids, seq)
-    rules = tuple(
-        AttributeRule(*reads.attribute_owners(connection, collection, name, value))
-        for name, value in wanted.attributes
+        chosen.append((terms.tagged(connection, collection, wanted.exclude_tags), False))
+    for name, value in wanted.attributes:
+        chosen.append((terms.attribute(connection, collection, name, value), True))
+    terms.shrink()
+    return Conditions(
+        seq,
+        level,
+        wanted,
+        images=named("image", wanted.image_ids),
+        without_images=named("image", wanted.exclude_image_ids),
+        keys=named("record", wanted.record_ids),
+        without=named("record", wanted.exclude_record_ids),
+        terms=tuple(chosen),
     )
-    return Conditions(seq, level, wanted, allowed, keys, without, rules)
-
-
-def located(columns: Columns, rows: int, keys: Keys) -> NDArray[np.intp]:
-    """Rows, among the first `rows`, of those of the keys that are here."""
-    found = np.searchsorted(columns.key[:rows], keys)
-    found = found[found < rows] if len(keys) else found[:0]
-    hit = np.isin(columns.key[found], keys)
-    return found[hit]
-
-
-def _restrict(allowed: NDArray[np.bool_] | None, size: int, found: Keys, *, keep: bool) -> NDArray[np.bool_]:
-    """Keeps only, or takes away, the found ordinals."""
-    named = np.zeros(size, np.bool_)
-    named[found[found < size]] = True
-    mask = named if keep else ~named
-    if allowed is not None:
-        mask[: len(allowed)] &= allowed
-        mask[len(allowed) :] = False
-    return mask

@@ -37,6 +37,7 @@ from services.searcher.embedded.planning import Planner, heads_folder
 from services.searcher.embedded.rows import Change
 from services.searcher.embedded.searching import SearchThread
 from services.searcher.embedded.statistics import statistics
+from services.searcher.embedded.terms import Terms
 from services.searcher.embedded.upkeep import Upkeep
 from services.searcher.engine import Capabilities
 from services.searcher.models import check_generation, check_model
@@ -215,7 +216,7 @@ class EmbeddedEngine:
             if deletion.filter is not None:
                 index = opened.index
                 conditions = compile_filter(
-                    connection, opened.number, deletion.filter, None, self._committer.seq, index.state.images
+                    connection, opened.number, deletion.filter, None, self._committer.seq, Terms()
                 )
                 keys = np.union1d(keys, index.matching(conditions))
             seq = writes.next_seq(connection)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import islice
 
 import numpy as np
 
@@ -14,11 +13,10 @@ from services.searcher.embedded.segments import (
     Found,
     Positions,
     Probe,
-    best,
+    chosen,
     grouped,
     nearest_selected,
     product,
-    rounding,
 )
 from services.searcher.types import Vectors
 
@@ -60,27 +58,26 @@ class FlatSegment:
             if not probes[together[0]].selective:
                 broad += together
                 continue
-            found = nearest_selected([probes[number] for number in together], self.gather)
+            found = nearest_selected([probes[number] for number in together], self)
             for number, answer in zip(together, found, strict=True):
                 answers[number] = answer
         if broad:
+            most = max(probes[number].rows for number in broad)
             scores = product(
-                np.concatenate([probes[number].queries for number in broad]),
-                self.vectors[: max(probes[number].rows for number in broad)],
+                np.concatenate([probes[number].queries for number in broad]), self.vectors[:most]
             )
-            remaining = iter(scores)
+            scores *= self.columns.scale[:most]
+            passed = 0
             for number in broad:
                 probe = probes[number]
-                for row in islice(remaining, len(probe.queries)):
-                    visible = row[: probe.rows]
-                    if probe.mask is not None:
-                        visible[~probe.mask] = -np.inf
-                    rows = self._best(visible, probe)
-                    answers[number].append((rows, visible[rows]))
+                visible = scores[passed : passed + len(probe.queries), : probe.rows]
+                passed += len(probe.queries)
+                if probe.mask is not None:
+                    visible[:, ~probe.mask] = -np.inf
+                count = min(probe.count, probe.matching)
+                rows = chosen(visible, self.columns, slice(0, probe.rows), probe, count)
+                answers[number] = [(found, row[found]) for row, found in zip(visible, rows, strict=True)]
         return answers
-
-    def _best(self, scores: Vectors, probe: Probe) -> Positions:
-        return best(scores, min(probe.count, probe.matching), 2 * rounding(self.vectors.shape[1]))
 
     @property
     def vector_bytes(self) -> int:

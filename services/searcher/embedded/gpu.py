@@ -32,6 +32,7 @@ from services.searcher.types import Vectors
 
 MAX_COUNT = 2048
 _SPARE = 32
+_GATHER = 8
 _HALF_ROUNDING = 2.0**-11
 
 
@@ -60,6 +61,8 @@ class GpuSegment:
         self.columns = columns
         self.vectors = vectors
         self._held = [index]
+        used = columns.scale[: columns.used]
+        self._scales = (float(used.min(initial=1.0)), float(used.max(initial=1.0)))
 
     def gather(self, rows: Positions) -> Vectors:
         """See `Segment.gather`."""
@@ -67,7 +70,7 @@ class GpuSegment:
 
     def nearest(self, probes: Sequence[Probe]) -> list[list[Found]]:
         """See `Segment.nearest`; exact. Only the search thread may call it."""
-        return answer_grouped(probes, self.gather, self._search)
+        return answer_grouped(probes, self, self.columns.used // _GATHER, self._search)
 
     def _search(self, queries: Vectors, probe: Probe, count: int) -> list[Found]:
         used = self.columns.used
@@ -82,7 +85,7 @@ class GpuSegment:
             wanted = min(used, wanted * 2, MAX_COUNT) if wanted < min(used, MAX_COUNT) else MAX_COUNT + 1
         allowed = np.arange(probe.rows) if probe.mask is None else np.flatnonzero(probe.mask)
         return [
-            nearest_of(allowed, queries[number : number + 1], count, self.gather)[0]
+            nearest_of(self, allowed, queries[number : number + 1], probe, count)[0]
             if answer is None
             else answer
             for number, answer in enumerate(found)
@@ -97,14 +100,17 @@ class GpuSegment:
         kept = rows < probe.rows
         if probe.mask is not None:
             kept[kept] = probe.mask[rows[kept]]
-        answer = nearest_of(rows[kept], query[np.newaxis], count, self.gather)[0] if kept.any() else None
+        answer = nearest_of(self, rows[kept], query[np.newaxis], probe, count)[0] if kept.any() else None
         if answer is None or len(answer[0]) < min(count, probe.matching):
             return None
         last = np.partition(answer[1], len(answer[1]) - count)[len(answer[1]) - count]
         # Rounding a unit query to half precision moves no score by more than this (Cauchy-Schwarz).
         slack = _HALF_ROUNDING + 2 * rounding(len(query))
         everything = len(rows) == self.columns.used
-        return answer if everything or scores[-1] + slack < last else None
+        limit = float(scores[-1]) + slack
+        # The device does not know that the stored vectors are not quite of unit length.
+        limit *= self._scales[limit > 0]
+        return answer if everything or limit < last else None
 
     def when_unused(self, give_back: Callable[[Callable[[], None]], None]) -> None:
         """Has the device's memory given back, by what `give_back` is handed, when nobody holds the segment.

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from services.searcher.embedded.cache import Arrays
-from services.searcher.embedded.measuring import Examination
-from services.searcher.embedded.native import faiss, selector
-from services.searcher.embedded.rewriting import ALL_ROWS, Rewrite
+from services.searcher.embedded.live import QueryKind
+from services.searcher.embedded.measuring import worst
+from services.searcher.embedded.native import faiss, selector, widened
+from services.searcher.embedded.rewriting import Rewrite
 from services.searcher.embedded.segments import (
     Columns,
     Found,
@@ -22,6 +25,9 @@ from services.searcher.embedded.segments import (
 from services.searcher.types import Vectors
 
 _TRAIN_PER_LIST = 40
+_GATHER_ROWS = 1000
+_RECONSTRUCT_ROWS = 64
+_SPARE = 8
 
 
 class IvfSegment:
@@ -30,30 +36,48 @@ class IvfSegment:
     Args:
         columns: The rows' columns.
         index: A trained and filled IVF index with a direct map; ids are row numbers.
-        probes: Lists that a search looks into.
+        effort: Lists that a search looks into.
 
     Attributes:
-        tuned: Whether real queries have chosen `probes`, not rows with noise.
+        effort: See `Approximate`; lists.
+        most_effort: See `Approximate`.
+        recalls: See `Approximate`.
+        seen: See `Approximate`.
     """
 
     kind = "ivf"
     sealed = True
 
-    def __init__(self, columns: Columns, index: Any, probes: int = 1) -> None:
+    def __init__(self, columns: Columns, index: Any, effort: int = 1) -> None:
         self.columns = columns
         self.index = index
-        self.probes = probes
-        self.recall: float | None = None
-        self.tuned = False
+        self.effort = effort
+        self.most_effort = int(index.nlist)
+        self.recalls: dict[QueryKind, float] = {}
+        self.seen: set[QueryKind] = set()
+
+    @property
+    def recall(self) -> float | None:
+        """See `Segment`."""
+        return worst(self.recalls)
 
     def gather(self, rows: Positions) -> Vectors:
         """See `Segment.gather`."""
-        vectors: Vectors = self.index.reconstruct_batch(rows.astype(np.int64))
-        return vectors
+        if len(rows) <= _RECONSTRUCT_ROWS:
+            vectors: Vectors = self.index.reconstruct_batch(rows.astype(np.int64))
+            return vectors
+        places = self._places[rows]
+        order = np.argsort(places, kind="stable")
+        lists, offsets = places[order] >> 32, places[order] & 0xFFFFFFFF
+        starts = np.flatnonzero(np.diff(lists, prepend=-1))
+        codes = np.empty((len(rows), self.index.d), np.float16)
+        for start, stop in zip(starts.tolist(), [*starts[1:].tolist(), len(rows)], strict=True):
+            codes[order[start:stop]] = self._codes[lists[start]][offsets[start:stop]]
+        return widened(codes)
 
     def nearest(self, probes: Sequence[Probe]) -> list[list[Found]]:
-        """See `Segment.nearest`; approximate, but filters hold and pages are filled."""
-        return answer_grouped(probes, self.gather, self._search)
+        """See `Segment.nearest`; approximate unless asked otherwise. Filters hold, pages are filled."""
+        return answer_grouped(probes, self, _GATHER_ROWS, self._search)
 
     def _search(self, queries: Vectors, probe: Probe, count: int) -> list[Found]:
         mask = probe.mask
@@ -61,11 +85,15 @@ class IvfSegment:
             mask = np.zeros(self.columns.used, np.bool_)
             mask[: probe.rows] = True if probe.mask is None else probe.mask
         # A filter thins the lists out, so more of them are needed for as many good rows.
-        lists = min(self.index.nlist, -(-self.probes * self.columns.used // probe.matching))
-        scores, rows = self._scan(queries, count, mask, lists)
+        wanted = self.effort * probe.effort * self.columns.used / probe.matching
+        lists = int(min(self.index.nlist, np.ceil(wanted)))
+        # FAISS takes the vectors for unit vectors, which they are not quite: the last rows may change places.
+        asked = min(probe.matching, count + _SPARE)
+        scores, rows = self._scan(queries, asked, mask, lists)
         short = (rows < 0).any(axis=1)
         if short.any():
-            scores[short], rows[short] = self._scan(queries[short], count, mask, self.index.nlist)
+            scores[short], rows[short] = self._scan(queries[short], asked, mask, self.index.nlist)
+        scores *= self.columns.scale[rows]
         return [(row[row >= 0], score[row >= 0]) for row, score in zip(rows, scores, strict=True)]
 
     def _scan(self, queries: Vectors, count: int, mask: Mask | None, lists: int) -> tuple[Vectors, Positions]:
@@ -74,20 +102,26 @@ class IvfSegment:
         scores, rows = self.index.search(np.ascontiguousarray(queries), count, params=parameters)
         return scores, rows
 
-    def tune(self, recall_target: float, queries: Vectors | None = None) -> None:
-        """Looks from now on into the fewest lists that reach a recall; searches may go on meanwhile.
+    @cached_property
+    def _places(self) -> NDArray[np.int64]:
+        """List (upper half) and place in it of each row."""
+        array = self.index.direct_map.array
+        places: NDArray[np.int64] = faiss.rev_swig_ptr(array.data(), array.size())
+        return places
 
-        Args:
-            recall_target: Least recall@10 against exact search over these rows.
-            queries: Real queries; without them, rows with noise.
-        """
-        examination = Examination(Rewrite([self], ALL_ROWS), queries)
-        trial = IvfSegment(self.columns, self.index)
-        trial.recall = examination.recall(trial)
-        while not good_enough(trial, recall_target):
-            trial.probes = min(self.index.nlist, 2 * trial.probes)
-            trial.recall = examination.recall(trial)
-        self.probes, self.recall, self.tuned = trial.probes, trial.recall, queries is not None
+    @cached_property
+    def _codes(self) -> list[NDArray[np.float16]]:
+        """The vectors of each list, in FAISS's own memory; a sealed index never moves it."""
+        lists, dimension = self.index.invlists, int(self.index.d)
+        sizes = [lists.list_size(number) for number in range(self.index.nlist)]
+        return [
+            faiss.rev_swig_ptr(lists.get_codes(number), 2 * size * dimension)
+            .view(np.float16)
+            .reshape(size, dimension)
+            if size
+            else np.empty((0, dimension), np.float16)
+            for number, size in enumerate(sizes)
+        ]
 
     @property
     def vector_bytes(self) -> int:
@@ -96,13 +130,11 @@ class IvfSegment:
 
     def to_arrays(self) -> Arrays:
         """What `restore_ivf` needs besides the rows: the centroids, and in which list each row lies."""
-        homes = faiss.vector_to_array(self.index.direct_map.array) >> 32  # list number, then offset
         return {
             "centroids": self.index.quantizer.reconstruct_n(0, self.index.nlist),
-            "homes": homes.astype(np.int32),
-            "probes": np.int64(self.probes),
-            "recall": np.float64(self.recall),
-            "tuned": np.bool_(self.tuned),
+            "homes": (self._places >> 32).astype(np.int32),
+            "probes": np.int64(self.effort),
+            **{f"recall_{kind.value}": np.float64(recall) for kind, recall in self.recalls.items()},
         }
 
 
@@ -132,14 +164,14 @@ def restore_ivf(rewrite: Rewrite, rows: Positions, arrays: Arrays) -> IvfSegment
         start += len(block)
     index.make_direct_map()
     segment = IvfSegment(rewrite.columns(), index, int(arrays["probes"]))
-    segment.recall = float(arrays["recall"])
-    segment.tuned = bool(arrays.get("tuned", False))  # older files do not say
+    segment.recalls = kept_recalls(arrays)
     return segment
 
 
-def good_enough(segment: IvfSegment, recall_target: float) -> bool:
-    """Whether it finds as much as is asked for, or as much as it can."""
-    return (segment.recall or 0.0) >= recall_target or segment.probes >= segment.index.nlist
+def kept_recalls(arrays: Arrays) -> dict[QueryKind, float]:
+    """What a file says about a segment's recall; older ones do not say it by kind of query."""
+    names = {kind: f"recall_{kind.value}" for kind in QueryKind}
+    return {kind: float(arrays[name]) for kind, name in names.items() if name in arrays}
 
 
 def _empty_index(quantizer: Any, lists: int) -> Any:
@@ -148,14 +180,8 @@ def _empty_index(quantizer: Any, lists: int) -> Any:
     )
 
 
-def build_ivf(rewrite: Rewrite, recall_target: float, queries: Vectors | None = None) -> IvfSegment:
-    """Trains, fills and tunes an IVF index.
-
-    Args:
-        rewrite: The rows.
-        recall_target: See `IvfSegment.tune`.
-        queries: See `IvfSegment.tune`.
-    """
+def build_ivf(rewrite: Rewrite) -> IvfSegment:
+    """Trains and fills an IVF index, which is then to be tuned."""
     sample = rewrite.sample(1)
     dimension = sample.shape[1]
     lists = int(2 ** np.round(np.log2(max(1.0, 2.0 * np.sqrt(len(rewrite))))))
@@ -168,6 +194,4 @@ def build_ivf(rewrite: Rewrite, recall_target: float, queries: Vectors | None = 
     for block in rewrite.vectors():
         index.add(block)
     index.make_direct_map()
-    segment = IvfSegment(rewrite.columns(), index)
-    segment.tune(recall_target, queries)
-    return segment
+    return IvfSegment(rewrite.columns(), index)

@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from services.searcher.embedded.codes import Codec
 from services.searcher.embedded.conditions import ConditionsCache
 from services.searcher.embedded.index import VectorIndex
+from services.searcher.embedded.terms import Terms
 from services.searcher.types import Collection
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, weakref_slot=True, eq=False)
 class OpenCollection:
     """Description and index of a collection.
 
@@ -21,6 +22,7 @@ class OpenCollection:
         codec: What makes its binary codes; None until it is learned, or without codes.
         conditions: What its last searches asked for.
         revision: Counts changes of tags and attributes; conditions of another revision hold no longer.
+        terms: The tags and attributes that their filters named.
     """
 
     number: int
@@ -29,3 +31,4 @@ class OpenCollection:
     codec: Codec | None = None
     conditions: ConditionsCache = field(default_factory=ConditionsCache)
     revision: int = 0
+    terms: Terms = field(default_factory=Terms)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,16 +21,29 @@ from services.searcher.embedded.codes import (
 )
 from services.searcher.embedded.flat import FlatSegment
 from services.searcher.embedded.gpu import Device, build_gpu
-from services.searcher.embedded.ivf import IvfSegment, build_ivf, good_enough, restore_ivf
+from services.searcher.embedded.ivf import IvfSegment, build_ivf, restore_ivf
+from services.searcher.embedded.live import QueryKind
+from services.searcher.embedded.measuring import (
+    QUERIES,
+    Approximate,
+    Examination,
+    examinations,
+    falls_short,
+    tune,
+)
 from services.searcher.embedded.native import faiss
 from services.searcher.embedded.opened import OpenCollection
-from services.searcher.embedded.rewriting import Build, Rewrite
+from services.searcher.embedded.rewriting import ALL_ROWS, Build, Rewrite
 from services.searcher.embedded.searching import SearchThread
 from services.searcher.embedded.segments import Segment, View
 from services.searcher.settings import EmbeddedSettings
 from services.searcher.types import CodeMethod
 
 _ENOUGH_QUERIES = 64
+_FRESH_QUERIES = 32
+_MEASURE_S = 30.0
+_MEASURED_ROWS = 250_000
+_TOLERANCE = 0.01  # of a recall that is measured with few queries
 _log = structlog.get_logger(__name__)
 
 
@@ -44,6 +60,8 @@ class Planner:
         self._settings = settings
         self._search = search
         self._device = device
+        self._turns = itertools.count()
+        self._next: weakref.WeakKeyDictionary[OpenCollection, float] = weakref.WeakKeyDictionary()
 
     def plan(self, opened: OpenCollection) -> tuple[list[Segment], Build] | None:
         """The segments to replace next and what builds the new one."""
@@ -65,19 +83,57 @@ class Planner:
 
     def _build_ivf(self, opened: OpenCollection, rewrite: Rewrite) -> Segment:
         faiss.omp_set_num_threads(self._settings.build_threads)  # of this thread; searches keep theirs
-        queries = opened.index.recent_queries()
-        enough = len(queries) >= _ENOUGH_QUERIES
-        return build_ivf(rewrite, self._settings.recall_target, queries if enough else None)
+        segment = build_ivf(rewrite)
+        self._tune(opened, segment, rewrite)
+        return segment
 
-    def tune(self, opened: OpenCollection) -> IvfSegment | None:
-        """Tunes an approximate segment that was built before real queries came; None if none is due."""
-        segments = [view.segment for view in opened.index.state.views]
-        waiting = [s for s in segments if isinstance(s, IvfSegment) and not s.tuned]
-        if not waiting or len(queries := opened.index.recent_queries()) < _ENOUGH_QUERIES:
-            return None
-        faiss.omp_set_num_threads(self._settings.build_threads)
-        waiting[0].tune(self._settings.recall_target, queries)
-        return waiting[0]
+    def tune(self, opened: OpenCollection) -> Approximate | None:
+        """Tunes a segment that finds too little, or has not seen real queries of a kind that has come.
+
+        Returns:
+            The segment; None if none is due.
+        """
+        live, target = opened.index.live, self._settings.recall_target
+        come = {kind for kind in QueryKind if live.count(kind) >= _ENOUGH_QUERIES}
+        for segment in approximate_segments(opened):
+            if falls_short(segment, target - _TOLERANCE) or come - segment.seen:
+                faiss.omp_set_num_threads(self._settings.build_threads)
+                self._tune(opened, segment, Rewrite([segment], ALL_ROWS))
+                return segment
+        return None
+
+    def measure(self, opened: OpenCollection) -> bool:
+        """Measures with the queries that have come since; whether there were enough and it was time.
+
+        Where there are many rows, some segments have their turn and the others later.
+        """
+        segments = approximate_segments(opened)
+        if not segments or time.monotonic() < self._next.get(opened, 0.0):
+            return False
+        first = next(self._turns) % len(segments)
+        turn: list[Approximate] = []
+        for segment in [*segments[first:], *segments[:first]]:
+            if sum(one.columns.used for one in turn) < _MEASURED_ROWS:
+                turn.append(segment)
+        measured = False
+        for kind in QueryKind:
+            queries = opened.index.live.fresh(kind, _FRESH_QUERIES)
+            if queries is None:
+                continue
+            faiss.omp_set_num_threads(self._settings.build_threads)
+            for segment in turn:
+                found = Examination(Rewrite([segment], ALL_ROWS), queries).recall(segment)
+                segment.recalls = {**segment.recalls, kind: found}
+            measured = True
+        if measured:
+            self._next[opened] = time.monotonic() + _MEASURE_S
+        return measured
+
+    def _tune(self, opened: OpenCollection, segment: Approximate, rewrite: Rewrite) -> None:
+        samples = {kind: opened.index.live.sample(kind, QUERIES) for kind in QueryKind}
+        real = {kind: queries for kind, queries in samples.items() if len(queries) >= _ENOUGH_QUERIES}
+        tune(segment, examinations(rewrite, real), self._settings.recall_target)
+        segment.seen = segment.seen | real.keys()
 
     def _build_gpu(self, rewrite: Rewrite) -> Segment:
         device = self._device
@@ -93,7 +149,9 @@ class Planner:
             codec = learned_codec(heads_folder(self._settings), spec, opened.spec.model.dimension)
         elif codec is None:
             codec = train_codec(spec, training_sample(rewrite))
-        return build_codes(rewrite, codec, spec.rerank_factor)
+        segment = build_codes(rewrite, codec, spec.rerank_factor)
+        self._tune(opened, segment, rewrite)
+        return segment
 
 
 def restored(
@@ -118,12 +176,16 @@ def restored(
             segment = restore_codes(rewrite, rows, saved.arrays, opened.codec, spec.rerank_factor)
         elif saved.kind == "ivf" and spec is None and records >= settings.ann_above:
             segment = restore_ivf(rewrite, rows, saved.arrays)
-            if not good_enough(segment, settings.recall_target):
-                raise ValueError("its recall is below today's target")
     except (KeyError, ValueError, IndexError) as error:
         _log.info("index file does not fit, it will be made anew", kind=saved.kind, reason=str(error))
         return None
     return segment
+
+
+def approximate_segments(opened: OpenCollection) -> list[Approximate]:
+    """The segments of a collection that do not look everywhere."""
+    segments = [view.segment for view in opened.index.state.views]
+    return [segment for segment in segments if isinstance(segment, IvfSegment | CodeSegment)]
 
 
 def arrays_of(segment: Segment) -> Arrays | None:

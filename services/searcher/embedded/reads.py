@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -156,25 +157,60 @@ def every_version(
     return _integers(rows)
 
 
-def tagged_images(connection: sqlite3.Connection, collection: int, tags: Sequence[str]) -> Keys:
-    """Ordinals of the images, of any version, with one of the tags."""
+@dataclass(frozen=True, slots=True)
+class Newest:
+    """The highest ids that were ever given to an image and to a record."""
+
+    image: int = 0
+    record: int = 0
+
+
+def newest(connection: sqlite3.Connection) -> Newest:
+    """What no later write goes below."""
+    found = dict(connection.execute("SELECT name, seq FROM sqlite_sequence"))
+    return Newest(found.get("image", 0), found.get("record", 0))
+
+
+def tagged_images(
+    connection: sqlite3.Connection, collection: int, tags: Sequence[str], since: int = 0
+) -> Keys:
+    """Ordinals above `since` of the images, of any version, with one of the tags, ascending."""
     rows = connection.execute(
-        f"SELECT image FROM image_tag WHERE collection = ? AND tag {LISTED}",  # noqa: S608
-        (collection, _names(tags)),
+        f"SELECT image FROM image_tag WHERE collection = ? AND tag {LISTED} AND image > ?",  # noqa: S608
+        (collection, _names(tags), since),
     )
-    return _integers(rows)
+    return np.unique(_integers(rows))
 
 
 def attribute_owners(
-    connection: sqlite3.Connection, collection: int, name: str, value: str
+    connection: sqlite3.Connection, collection: int, name: str, value: str, since: Newest
 ) -> tuple[Keys, Keys, Keys]:
-    """Who has an attribute: images with this value, records with this value, records with another one."""
-    query = "SELECT {0} FROM attribute WHERE collection = ? AND name = ? AND value {1} ? AND record {2} 0"
-    wanted = (collection, name, value)
-    images = _integers(connection.execute(query.format("image", "=", "="), wanted))
-    same = _integers(connection.execute(query.format("record", "=", "!="), wanted))
-    other = _integers(connection.execute(query.format("record", "!=", "!="), wanted))
-    return images, same, other
+    """Who has an attribute: images with this value, records with this value, records with another one.
+
+    Only images and records later than `since`; of the last kind only what matters: records of images with
+    the value, and perhaps further ones.
+    """
+    equal = (
+        "SELECT {0} FROM attribute WHERE collection = ? AND name = ? AND value = ? AND image > ?"
+        " AND record {1} 0"
+    )
+    wanted = (collection, name, value, since.image)
+    images = _integers(connection.execute(equal.format("image", "="), wanted))
+    same = _integers(connection.execute(equal.format("record", "!="), wanted))
+    others = (
+        f"SELECT record FROM attribute WHERE image {LISTED} AND record != 0"  # noqa: S608
+        " AND name = ? AND value != ?"
+    )
+    listed = json.dumps(images.tolist())
+    other = _integers(connection.execute(others, (listed, name, value))) if len(images) else _integers(())
+    late = connection.execute(  # records that came to older images
+        "SELECT record, value FROM attribute WHERE name = ? AND record > ? AND image IN"
+        " (SELECT image FROM record WHERE key > ? AND image <= ? AND collection = ?)",
+        (name, since.record, since.record, since.image, collection),
+    ).fetchall()
+    same = np.concatenate([same, _integers((key,) for key, its in late if its == value)])
+    other = np.concatenate([other, _integers((key,) for key, its in late if its != value)])
+    return images, np.unique(same), np.unique(other)
 
 
 def public_ids(connection: sqlite3.Connection, keys: Iterable[int]) -> dict[int, tuple[str, str]]:
@@ -185,6 +221,26 @@ def public_ids(connection: sqlite3.Connection, keys: Iterable[int]) -> dict[int,
         (numbers(keys),),
     )
     return {key: (image_id, record_id) for key, image_id, record_id in rows}
+
+
+def keys_in_order(connection: sqlite3.Connection, collection: int, first: int, last: int) -> Keys:
+    """Keys from `first` to `last` in the order of hits with equal scores: by level, image id, record id."""
+    rows = connection.execute(
+        "SELECT r.key FROM record r JOIN image i ON i.ordinal = r.image WHERE r.key BETWEEN ? AND ?"
+        " AND r.collection = ? ORDER BY r.level, i.image_id, r.record_id",
+        (first, last, collection),
+    )
+    return _integers(rows)
+
+
+def place_in_order(connection: sqlite3.Connection, key: int) -> tuple[int, str, str] | None:
+    """Level, image id and record id of a record; None if it has been purged."""
+    row: tuple[int, str, str] | None = connection.execute(
+        "SELECT r.level, i.image_id, r.record_id FROM record r JOIN image i ON i.ordinal = r.image"
+        " WHERE r.key = ?",
+        (key,),
+    ).fetchone()
+    return row
 
 
 def records(
@@ -321,7 +377,7 @@ def _names(names: Iterable[str]) -> str:
 
 
 def _integers(rows: Iterable[tuple[int]]) -> Keys:
-    return np.array([row[0] for row in rows], np.int64)
+    return np.fromiter((row[0] for row in rows), np.int64)
 
 
 def _collection(name: str, spec: str, created_ms: int, image_count: int, record_count: int) -> Collection:

@@ -11,9 +11,8 @@ from typing import Any, Generic, TypeVar
 
 from regionsearch.errors import Kind, RegionSearchError, overloaded
 from services.searcher.callers import ANYBODY, Caller
-from services.searcher.embedded.index import Fetch, VectorIndex
+from services.searcher.embedded.index import Fetch, Part, VectorIndex
 from services.searcher.metrics import PASS_QUERIES
-from services.searcher.ranking import Candidates
 
 T = TypeVar("T")
 
@@ -23,7 +22,7 @@ class _Job:
     index: VectorIndex
     request: Fetch
     caller: Caller
-    future: Future[Candidates] = field(default_factory=Future)
+    future: Future[list[Part]] = field(default_factory=Future)
 
 
 @dataclass(slots=True)
@@ -60,7 +59,7 @@ class SearchThread:
         self._thread = threading.Thread(target=self._run, name="search", daemon=True)
         self._thread.start()
 
-    def submit(self, index: VectorIndex, request: Fetch, caller: Caller = ANYBODY) -> Future[Candidates]:
+    def submit(self, index: VectorIndex, request: Fetch, caller: Caller = ANYBODY) -> Future[list[Part]]:
         """Queues a request. It fails with CANCELLED or DEADLINE_EXCEEDED when its caller leaves in time.
 
         Raises:
@@ -111,13 +110,13 @@ class SearchThread:
             PASS_QUERIES.observe(len(jobs))
             index = jobs[0].index
             try:
-                found = index.fetch(index.state, [job.request for job in jobs])
+                found = index.fetch([job.request for job in jobs])
             except BaseException as error:
                 for job in jobs:
                     job.future.set_exception(error)
             else:
-                for job, candidates in zip(jobs, found, strict=True):
-                    job.future.set_result(candidates)
+                for job, parts in zip(jobs, found, strict=True):
+                    job.future.set_result(parts)
 
     def _gather(self) -> list[_Job]:
         """Waits for a request and takes it with all others to its index that fit, if there is any."""

@@ -98,6 +98,7 @@ class Upkeep:
         steps = (self._compact, self._speed_up, self._tune)
         while not self._stop.is_set() and any(step(opened) for step in steps):
             pass
+        self._planner.measure(opened)
 
     def _compact(self, opened: OpenCollection) -> bool:
         """Rewrites segments with many dead rows; whether there were any."""
@@ -138,12 +139,12 @@ class Upkeep:
         return True
 
     def _tune(self, opened: OpenCollection) -> bool:
-        """Tunes an approximate index by the queries that come; whether one was due."""
+        """Tunes an approximate index that finds too little; whether one was due."""
         segment = self._planner.tune(opened)
         if segment is None:
             return False
         self._save(opened, segment)
-        _log.info("index tuned", collection=opened.spec.name, probes=segment.probes, recall=segment.recall)
+        _log.info("index tuned", collection=opened.spec.name, effort=segment.effort, recall=segment.recall)
         return True
 
     def _save(self, opened: OpenCollection, segment: Segment) -> None:

@@ -10,7 +10,7 @@ from pymilvus import MilvusClient
 from services.searcher.callers import Caller
 from services.searcher.milvus.access import rows_of
 from services.searcher.milvus.tables import Row, expression
-from services.searcher.ranking import Candidates, Numbers
+from services.searcher.ranking import Candidates, Numbers, cosines
 from services.searcher.types import Query
 
 EVERY_FIELD = [
@@ -34,6 +34,7 @@ class MilvusSource:
     def __init__(
         self, client: MilvusClient, table: str, query: Query, seq: int, max_candidates: int, caller: Caller
     ) -> None:
+        self.ahead = query.skipped
         self._caller = caller
         self._client = client
         self._table = table
@@ -82,13 +83,13 @@ class MilvusSource:
         return {key: self._ids[key] for key in keys}
 
     def _candidates(self, rows: Sequence[Row], *, complete: bool) -> Candidates:
-        against = np.concatenate([self._query.vectors, self._query.negatives]).astype(np.float64)
+        against = np.concatenate([self._query.vectors, self._query.negatives])
         vectors = np.array([row["vector"] for row in rows], np.float64).reshape(-1, against.shape[1])
         return Candidates(
             key=np.array([self._key(row) for row in rows], np.int64),
             image=np.array([self._image(row["image_id"]) for row in rows], np.int64),
             level=np.array([row["level"] for row in rows], np.uint8),
-            scores=(vectors @ against.T).astype(np.float32),
+            scores=cosines(vectors, against),
             complete=complete,
         )
 
