@@ -59,9 +59,9 @@ async def held(settings: EmbeddedSettings, monkeypatch: pytest.MonkeyPatch) -> A
         opened.append(real_open(*arguments))
         return opened[-1]
 
-    def fetch(index, state, requests):
+    def fetch(index, requests):
         made.executed += [request.vectors for request in requests]
-        return real_fetch(index, state, requests)
+        return real_fetch(index, requests)
 
     monkeypatch.setattr(process_module, "open_engine", open_engine)
     process = SearcherSettings(port=0, drain_delay_s=0, embedded=settings)
