@@ -27,7 +27,13 @@ def searcher(settings: SearcherSettings) -> Lifespan:
     async def life(server: Server) -> AsyncIterator[None]:
         engine = await asyncio.to_thread(open_engine, settings, server.fail)
         reads = Calls("reads", settings.read_threads, settings.max_waiting)
-        writes = Calls("writes", settings.write_threads, settings.max_waiting)
+        writes = Calls(
+            "writes",
+            settings.write_threads,
+            settings.max_waiting,
+            settings.max_write_bytes,
+            "max_write_bytes",
+        )
         servicer = SearchServicer(
             engine, settings.limits, reads, writes, settings.max_message_bytes, server.closing
         )

@@ -36,6 +36,7 @@ _HEAD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 POLICY_PREFIX = "CROP_POLICY_"
 _MAX_IMAGE_ID = 128
 _MAX_RECORD_ID = 160
+_BLOCK = 256  # rows
 _DEFAULT_BITS = 256
 _DEFAULT_RERANK = 10
 METHODS = {
@@ -139,10 +140,14 @@ class Reader:
                 f"{field}.shape",
                 f"{field} has {array.shape[1]} columns; the model's dimension is {dimension}",
             )
-        norms = np.linalg.norm(array.astype(np.float64), axis=1, keepdims=True)
-        if not (norms > 0).all():
-            raise invalid(f"{field}[{int(np.argmin(norms))}]", f"{field} holds a vector of length zero")
-        unit: Vectors = (array / norms).astype(np.float32)
+        unit: Vectors = np.empty(array.shape, np.float32)
+        for start in range(0, len(array), _BLOCK):  # in double precision, which is not to be held of all rows
+            block = array[start : start + _BLOCK].astype(np.float64)
+            norms = np.linalg.norm(block, axis=1, keepdims=True)
+            if not (norms > 0).all():
+                row = start + int(np.argmin(norms))
+                raise invalid(f"{field}[{row}]", f"{field} holds a vector of length zero")
+            unit[start : start + _BLOCK] = block / norms
         return unit
 
     def filter(self, message: search_pb2.Filter, field: str = "filter") -> Filter:
@@ -313,6 +318,13 @@ def _as_read(message: search_pb2.StoredImage, field: str) -> StoredImage:
         attributes=dict(message.attributes),
         created_ms=_milliseconds(message.create_time, f"{field}.create_time"),
     )
+
+
+def write_bytes(request: search_pb2.UpsertRequest) -> int:
+    """Memory that an upsert needs while it is in work: message, unit vectors, stored and indexed copies."""
+    itemsize = 2 if request.vectors.dtype == types_pb2.DATA_TYPE_FLOAT16 else 4
+    components = len(request.vectors.data) // itemsize
+    return request.ByteSize() + components * (4 + 2 + 4)
 
 
 def _mask(message: types_pb2.Mask, field: str) -> RleMask:

@@ -28,7 +28,7 @@ from services.searcher.answers import (
 from services.searcher.callers import Caller
 from services.searcher.calls import Calls
 from services.searcher.engine import Engine
-from services.searcher.requests import Reader
+from services.searcher.requests import Reader, write_bytes
 from services.searcher.room import Room
 from services.searcher.settings import LimitSettings
 from services.searcher.types import Page, Position, Query, UpsertResult, Vectors
@@ -122,7 +122,7 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
         self, request: search_pb2.UpsertRequest, context: _Context
     ) -> search_pb2.UpsertResponse:
         """See the contract."""
-        done = await self._writes.run(lambda: self._upsert(request))
+        done = await self._writes.run(lambda: self._upsert(request), nbytes=write_bytes(request))
         return search_pb2.UpsertResponse(seq=done.seq, skipped_image_ids=done.skipped)
 
     async def BulkUpsert(  # noqa: N802
@@ -135,7 +135,10 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
             async for request in requests:
                 batch = request.batch
                 generation = generations.get(batch.collection)
-                done = await self._writes.run(partial(self._upsert, batch, generation))
+                write = partial(self._upsert, batch, generation)
+                # Refused as a whole at its first message, a stream waits for its turn afterwards.
+                run = self._writes.run_in_turn if generations else self._writes.run
+                done = await run(write, nbytes=write_bytes(batch))
                 generations[batch.collection] = done.generation
                 answer.seq = done.seq
                 answer.record_count += done.record_count

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
-from services.runtime.settings import ServiceSettings
+from services.runtime.settings import MIB, ServiceSettings
 
 
 class EmbeddedSettings(BaseModel):
@@ -93,4 +93,10 @@ class SearcherSettings(ServiceSettings):
     limits: LimitSettings = LimitSettings()
     read_threads: int = Field(64, ge=1, description="Searches and look-ups that are worked on at once.")
     write_threads: int = Field(32, ge=1, description="Writes that are worked on at once.")
+    max_write_bytes: int = Field(
+        512 * MIB,
+        ge=1,
+        description="Memory of the upserts in work, waiting ones included: messages and their copies, 3.5 "
+        "times the vectors. More are refused at once; a single one may need more.",
+    )
     max_waiting: int = Field(1024, ge=0, description="Calls of a kind that may wait; more are refused.")

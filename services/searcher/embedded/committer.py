@@ -46,6 +46,9 @@ class Committer:
         apply: Called for every committed change, in order.
         on_fatal: Called when the index can no longer follow the store; the process should end.
         max_pending: Cost of waiting writes (records, at least 1 each) above which further ones are refused.
+        reserve: Called for every change before its commit: takes the memory that `apply` will need, or raises
+            MemoryError. What is committed can be applied.
+        release: Called when changes that memory was taken for were rolled back.
     """
 
     def __init__(
@@ -54,9 +57,14 @@ class Committer:
         apply: Callable[[Change], None],
         on_fatal: Callable[[BaseException], None],
         max_pending: int = 65_536,
+        *,
+        reserve: Callable[[Change], None] = lambda change: None,
+        release: Callable[[], None] = lambda: None,
     ) -> None:
         self._database = database
         self._apply = apply
+        self._reserve = reserve
+        self._release = release
         self._on_fatal = on_fatal
         self._max_pending = max_pending
         self._pending = 0
@@ -157,6 +165,7 @@ class Committer:
             connection.execute("COMMIT")
         except sqlite3.Error as error:
             self._roll_back(connection, error)
+            self._release()
             _fail([job for job in group if not job.future.done()], explain(error, self._database.path))
             return
         for job in written:
@@ -179,7 +188,13 @@ class Committer:
         connection = self._database.writer
         connection.execute("SAVEPOINT job")
         try:
-            job.outcome = job.operation(connection)
+            answer, change = job.operation(connection)
+            if change is not None:
+                self._reserve(change)
+            job.outcome = answer, change
+        except MemoryError:
+            connection.execute("ROLLBACK TO job")
+            job.error = overloaded("no memory is left for this write: delete something, or try later", 5.0)
         except Exception as error:
             if not connection.in_transaction or _disk_failed(error):  # SQLite itself gave up, or should
                 raise

@@ -104,7 +104,9 @@ class EmbeddedEngine:
                 if checking is not None:
                     checking.result()
             self._search = SearchThread(settings.max_batch)
-            self._committer = Committer(self._database, self._apply, on_fatal)
+            self._committer = Committer(
+                self._database, self._apply, on_fatal, reserve=self._reserve, release=self._release
+            )
             self._horizon = Horizon(settings.page_ttl_s, lambda: self._committer.seq)
         except BaseException:
             if self._lock is not None:
@@ -185,7 +187,7 @@ class EmbeddedEngine:
             return writes.upsert(connection, opened.number, write, seq)
 
         with self._gate.shared():
-            opened = self._find(name, generation)
+            opened = self._searchable(name, generation)
             check_model(name, opened.spec.model, model)
             done = self._committer.submit(operation, cost=len(write.records)).result()
             return replace(done, generation=self._generation(opened))
@@ -227,7 +229,7 @@ class EmbeddedEngine:
             return DeleteResult(seq, images, len(change.removed)), change
 
         with self._gate.shared():
-            opened = self._find(name)
+            opened = self._find(name) if deletion.filter is None else self._searchable(name)
             return self._committer.submit(operation, alone=deletion.filter is not None).result()
 
     # Reading
@@ -245,7 +247,7 @@ class EmbeddedEngine:
         pinned = [query.seq for query in queries if query.seq is not None]
         # Held before the collection is looked up: should it be deleted from now on, its rows stay.
         with self._gate.shared(), self._horizon.holding(pinned) as present:
-            opened = self._find(name)
+            opened = self._searchable(name)
             for query in queries:
                 check_generation(name, self._generation(opened), query.generation)
             check_model(name, opened.spec.model, model)
@@ -380,9 +382,26 @@ class EmbeddedEngine:
         check_generation(name, self._generation(opened), generation)
         return opened
 
+    def _searchable(self, name: str, generation: str | None = None) -> OpenCollection:
+        """A collection whose vectors are in memory."""
+        opened = self._find(name, generation)
+        if opened.problem is not None:
+            raise opened.problem
+        return opened
+
     def _generation(self, opened: OpenCollection) -> str:
         """Numbers are not given twice between two restores."""
         return f"{self._epoch}.{opened.number}"
+
+    def _reserve(self, change: Change) -> None:
+        """Before a commit: takes the memory that its rows will need."""
+        opened = self._by_number.get(change.collection)
+        if opened is not None and change.rows is not None:
+            opened.index.reserve(len(change.rows))
+
+    def _release(self) -> None:
+        for opened in list(self._by_number.values()):
+            opened.index.release()
 
     def _apply(self, change: Change) -> None:
         opened = self._by_number.get(change.collection)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -21,6 +22,9 @@ from services.searcher.embedded.segments import (
     rounding,
 )
 from services.searcher.types import Vectors
+
+_FIRST_ROWS = 1024
+_GROWTH = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,18 +66,25 @@ class Part:
 class VectorIndex:
     """Vectors of one collection. One thread writes; any number read.
 
+    Segments are larger the more rows there are, so that a small collection needs little memory. Compaction
+    makes one of the first, small ones.
+
     Args:
         dimension: Length of the vectors.
-        chunk_rows: Rows of a flat segment.
+        chunk_rows: Most rows of a flat segment.
+        expected: Rows that will be added soon.
 
     Attributes:
         live: Some of the queries that it is asked.
     """
 
-    def __init__(self, dimension: int, chunk_rows: int = CHUNK_ROWS) -> None:
+    def __init__(self, dimension: int, chunk_rows: int = CHUNK_ROWS, expected: int = 0) -> None:
         self.dimension = dimension
         self.chunk_rows = chunk_rows
         self.live = LiveQueries()
+        self._expected = expected
+        self._spare: deque[FlatSegment] = deque()  # memory for rows that are about to come
+        self._promised = 0
         self._state = State()
 
     @property
@@ -88,11 +99,40 @@ class VectorIndex:
         while start < len(rows):
             tail = views[-1].segment if views else None
             if not isinstance(tail, FlatSegment) or tail.sealed:
-                tail = FlatSegment(self.dimension, self.chunk_rows)
+                tail = self._spare.popleft() if self._spare else self._segment(len(rows) - start)
                 views.append(View(tail, 0))
             start = tail.append(rows, added, start)
             views[-1] = View(tail, tail.columns.used)
+        self._promised = max(0, self._promised - len(rows))
         self._state = State(tuple(views))
+
+    def reserve(self, count: int) -> None:
+        """Takes the memory for `count` more rows, beside those promised before (writing thread only).
+
+        Raises:
+            MemoryError: There is not enough; nothing is promised then.
+        """
+        wanted = self._promised + count
+        views = self._state.views
+        tail = views[-1].segment if views else None
+        free = sum(segment.columns.capacity for segment in self._spare)
+        if isinstance(tail, FlatSegment) and not tail.sealed:
+            free += tail.columns.capacity - tail.columns.used
+        while free < wanted:
+            self._spare.append(self._segment(wanted - free))
+            free += self._spare[-1].columns.capacity
+        self._promised = wanted
+
+    def release(self) -> None:
+        """The promised rows do not come; their memory is kept for the next ones (writing thread only)."""
+        self._promised = 0
+
+    def _segment(self, missing: int) -> FlatSegment:
+        """An empty segment, three times as large as all before it where that is not too large."""
+        held = sum(view.segment.columns.capacity for view in self._state.views)
+        held += sum(segment.columns.capacity for segment in self._spare)
+        rows = max(_FIRST_ROWS, _GROWTH * held, missing, self._expected - held)
+        return FlatSegment(self.dimension, min(rows, self.chunk_rows))
 
     def remove(self, keys: Keys, seq: int) -> None:
         """Marks records removed by write `seq` (writing thread only); older states still show them."""

@@ -24,6 +24,7 @@ from services.searcher.types import Vectors
 T = TypeVar("T")
 
 _BATCH = 8192
+_BATCH_BYTES = 8 << 20
 _UNIT = 0.02  # half precision and the rounding of 65,536 components stay far below
 
 _RECORD = np.dtype(
@@ -50,14 +51,15 @@ def live_rows(connection: sqlite3.Connection) -> Iterator[tuple[int, Rows, Keys]
     """
     dimensions = {number: spec.model.dimension for number, spec, _ in collections(connection)}
     created = _Created(connection)
-    for records, stored in _ahead(_batches(connection)):
+    rows = min(_BATCH, max(_BATCH_BYTES // (2 * max(dimensions.values(), default=1)), 1))
+    for records, stored in _ahead(_batches(connection, rows)):
         for number in np.unique(records["collection"]).tolist():
             if number not in dimensions:
                 continue  # dropped, not yet purged
             here = np.flatnonzero(records["collection"] == number)
             mine = records[here]
             blobs = stored if len(here) == len(records) else [stored[i] for i in here]
-            rows = Rows(
+            found = Rows(
                 key=np.ascontiguousarray(mine["key"]),
                 image=np.ascontiguousarray(mine["image"]),
                 level=mine["level"],
@@ -67,15 +69,15 @@ def live_rows(connection: sqlite3.Connection) -> Iterator[tuple[int, Rows, Keys]
                 created_ms=created.of(mine["image"]),
                 vectors=_unit_vectors(mine["key"], blobs, dimensions[number]),
             )
-            yield number, rows, np.ascontiguousarray(mine["added"])
+            yield number, found, np.ascontiguousarray(mine["added"])
 
 
-def _batches(connection: sqlite3.Connection) -> Iterator[tuple[NDArray[np.void], list[bytes]]]:
-    """Live records in ascending order of key, and their stored vectors."""
+def _batches(connection: sqlite3.Connection, rows: int) -> Iterator[tuple[NDArray[np.void], list[bytes]]]:
+    """Live records in ascending order of key, so many at once, and their stored vectors."""
     cursor = connection.execute(
         f"SELECT {_CHECKED} FROM record WHERE removed IS NULL ORDER BY key"  # noqa: S608
     )
-    while batch := cursor.fetchmany(_BATCH):
+    while batch := cursor.fetchmany(rows):
         records = np.fromiter(map(_checked, batch), _RECORD, len(batch))
         yield records, _blobs(connection, records["key"])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from regionsearch.errors import RegionSearchError
 from services.searcher.embedded.codes import Codec
 from services.searcher.embedded.conditions import ConditionsCache
 from services.searcher.embedded.index import VectorIndex
@@ -21,6 +22,7 @@ class OpenCollection:
         index: Its vectors.
         codec: What makes its binary codes; None until it is learned, or without codes.
         conditions: What its last searches asked for.
+        problem: Why its vectors are not in memory, which searches and writes answer; None where they are.
         revision: Counts changes of tags and attributes; conditions of another revision hold no longer.
         terms: The tags and attributes that their filters named.
     """
@@ -32,3 +34,4 @@ class OpenCollection:
     conditions: ConditionsCache = field(default_factory=ConditionsCache)
     revision: int = 0
     terms: Terms = field(default_factory=Terms)
+    problem: RegionSearchError | None = None

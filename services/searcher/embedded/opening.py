@@ -7,6 +7,9 @@ import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
+import structlog
+
+from regionsearch.errors import Kind, RegionSearchError
 from services.searcher.embedded import reads
 from services.searcher.embedded.cache import IndexCache, SavedIndex
 from services.searcher.embedded.codes import Codec
@@ -20,11 +23,15 @@ from services.searcher.embedded.rewriting import Rewrite
 from services.searcher.embedded.segments import Segment
 from services.searcher.settings import EmbeddedSettings
 
+_log = structlog.get_logger(__name__)
+
 
 def open_collections(
     database: Database, cache: IndexCache | None, settings: EmbeddedSettings
 ) -> list[OpenCollection]:
     """Builds every index from the store; faster ones come back from the cache.
+
+    A collection that does not fit into memory is opened with its `problem`; the others are served.
 
     Raises:
         RegionSearchError: DATA_LOSS when the store is damaged.
@@ -34,17 +41,43 @@ def open_collections(
             OpenCollection(
                 number,
                 spec,
-                VectorIndex(spec.model.dimension, settings.chunk_rows),
+                VectorIndex(spec.model.dimension, settings.chunk_rows, spec.record_count),
                 None if codec is None else Codec.from_bytes(codec),
             )
             for number, spec, codec in reads.collections(connection)
         ]
+        by_number = {opened.number: opened for opened in found}
         fillers = {opened.number: _filler(opened, cache, settings) for opened in found}
         for number, rows, added in live_rows(connection):
-            fillers[number].add(rows, added)
-        for filler in fillers.values():
-            filler.finish()
+            if number in fillers:
+                with _fitting(by_number[number], fillers, settings):
+                    fillers[number].add(rows, added)
+        for number, filler in list(fillers.items()):
+            with _fitting(by_number[number], fillers, settings):
+                filler.finish()
     return found
+
+
+@contextlib.contextmanager
+def _fitting(
+    opened: OpenCollection, fillers: dict[int, Filler], settings: EmbeddedSettings
+) -> Iterator[None]:
+    """Gives a collection up for which there is no memory, and its memory back."""
+    try:
+        yield
+    except MemoryError:
+        spec = opened.spec
+        megabytes = spec.record_count * spec.model.dimension * 4 >> 20
+        opened.problem = RegionSearchError(
+            Kind.FAILED_PRECONDITION,
+            f"collection {spec.name!r} does not fit into memory ({spec.record_count} records, about "
+            f"{megabytes} MiB): give the searcher more, or delete records by id, and restart it",
+            field="collection",
+            metadata={"collection": spec.name},
+        )
+        opened.index = VectorIndex(spec.model.dimension, settings.chunk_rows)
+        del fillers[opened.number]
+        _log.error("a collection is not served", reason=opened.problem.message)
 
 
 def check_content(connection: sqlite3.Connection, path: Path) -> None:

@@ -180,7 +180,8 @@ class Upkeep:
             return None, None
 
         with self._unchanged(opened):
-            self._committer.submit(operation).result()
+            # Alone: memory that was reserved in the growing segment must not be sealed before it is used.
+            self._committer.submit(operation, alone=True).result()
 
     @contextlib.contextmanager
     def _unchanged(self, opened: OpenCollection) -> Iterator[None]:
