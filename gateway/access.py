@@ -9,6 +9,7 @@ from collections import OrderedDict
 
 from gateway.settings import GatewaySettings
 from regionsearch.errors import Kind, RegionSearchError, overloaded
+from regionsearch.rpc.callers import caller_name
 from services.runtime.auth import ApiKeys
 
 _MAX_CALLERS = 10_000
@@ -40,7 +41,7 @@ class Access:
             RateLimit(limits.requests_per_s, limits.requests_burst) if limits.requests_per_s else None
         )
 
-    def check(self, needed: Scope, authorization: str | None, api_key: str | None, address: str) -> None:
+    def check(self, needed: Scope, authorization: str | None, api_key: str | None, address: str) -> str:
         """Lets a request through or raises.
 
         Args:
@@ -49,21 +50,23 @@ class Access:
             api_key: Header ``x-api-key``.
             address: The caller's, which counts requests where there are no keys.
 
+        Returns:
+            The caller's name, by which it has its share of the services' time.
+
         Raises:
             RegionSearchError: UNAUTHENTICATED, PERMISSION_DENIED, or OVERLOADED over the rate.
         """
-        self._keys.check(authorization, api_key)
-        caller = address
-        if self._keys:
-            caller = api_key or (authorization or "").removeprefix("Bearer ").strip()
-            if scope_of(caller) < needed:
-                raise RegionSearchError(
-                    Kind.PERMISSION_DENIED,
-                    f"this needs a key with the scope {needed.name.lower()}; "
-                    f"the key's is {scope_of(caller).name.lower()}",
-                )
+        key = self._keys.check(authorization, api_key)
+        if self._keys and scope_of(key) < needed:
+            raise RegionSearchError(
+                Kind.PERMISSION_DENIED,
+                f"this needs a key with the scope {needed.name.lower()}; "
+                f"the key's is {scope_of(key).name.lower()}",
+            )
+        caller = caller_name(key, address)
         if self._rate is not None:
             self._rate.take(caller)
+        return caller
 
 
 class RateLimit:

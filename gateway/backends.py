@@ -14,6 +14,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from gateway.settings import GatewaySettings
 from regionsearch.errors import Kind, RegionSearchError
 from regionsearch.rpc import CallPolicy, ChannelConfig, acall, open_aio_channel, remaining
+from regionsearch.rpc.callers import caller_metadata
 from regionsearch.rpc.calls import Method
 from regionsearch.v1 import embed_pb2_grpc, search_pb2_grpc, segment_pb2_grpc
 from services.runtime.tracing import client_interceptors
@@ -111,7 +112,7 @@ class Backend:
             unavailable_s=self._restart_s,
         )
         try:
-            return await acall(method, request, policy)
+            return await acall(method, request, policy, caller_metadata())
         except RegionSearchError as error:
             if error.kind in _OUT_OF_REACH:
                 error.message = f"the {self.name} {_OUT_OF_REACH[error.kind]}: {error.message}"

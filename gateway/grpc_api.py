@@ -16,9 +16,11 @@ from gateway.core import Gateway
 from gateway.records import IdempotencyKey, checked_key
 from regionsearch.errors import Kind, RegionSearchError, to_status, too_large
 from regionsearch.rpc import deadline
+from regionsearch.rpc.callers import calling_for, peer_address
 from regionsearch.v1 import region_search_pb2 as pb
 from regionsearch.v1 import region_search_pb2_grpc, types_pb2
 from services.runtime.interceptor import is_over
+from services.runtime.requests import Load
 
 _log = structlog.get_logger(__name__)
 
@@ -26,19 +28,25 @@ _Context = Any  # grpc-stubs give handlers the synchronous context
 
 
 class RegionSearchServicer(region_search_pb2_grpc.RegionSearchServiceServicer):
-    """Serves one gateway."""
+    """Serves one gateway.
 
-    def __init__(self, gateway: Gateway) -> None:
+    Args:
+        gateway: The use cases.
+        load: Bounds the bytes of requests in work, of which a stream has many.
+    """
+
+    def __init__(self, gateway: Gateway, load: Load) -> None:
         self._gateway = gateway
+        self._load = load
 
     @contextlib.contextmanager
     def _call(self, context: _Context, needed: Scope, limit_s: float | None) -> Iterator[dict[str, str]]:
         """Checks the caller and hands its deadline on; yields the metadata."""
         metadata = {key: str(value) for key, value in context.invocation_metadata() or ()}
-        self._gateway.access.check(
-            needed, metadata.get("authorization"), metadata.get("x-api-key"), _address(context.peer())
+        caller = self._gateway.access.check(
+            needed, metadata.get("authorization"), metadata.get("x-api-key"), peer_address(context.peer())
         )
-        with deadline(context.time_remaining()), deadline(limit_s):
+        with calling_for(caller), deadline(context.time_remaining()), deadline(limit_s):
             yield metadata
 
     async def IngestImage(  # noqa: N802
@@ -57,7 +65,7 @@ class RegionSearchServicer(region_search_pb2_grpc.RegionSearchServiceServicer):
     ) -> AsyncIterator[pb.IngestImagesResponse]:
         """See the contract."""
         with self._call(context, Scope.WRITE, None):
-            stream = _IngestStream(self._gateway)
+            stream = _IngestStream(self._gateway, self._load)
             async for response in stream.run(request_iterator):
                 yield response
 
@@ -124,8 +132,9 @@ class RegionSearchServicer(region_search_pb2_grpc.RegionSearchServiceServicer):
 class _IngestStream:
     """Many images at once over one stream; reads on only while there is room."""
 
-    def __init__(self, gateway: Gateway) -> None:
+    def __init__(self, gateway: Gateway, load: Load) -> None:
         self._gateway = gateway
+        self._load = load
         self._answers: asyncio.Queue[pb.IngestImagesResponse | None] = asyncio.Queue()
         self._room = asyncio.Semaphore(2 * gateway.settings.limits.max_images_in_work)
 
@@ -160,7 +169,7 @@ class _IngestStream:
 
         done = pb.IngestImagesResponse(key=request.key, stage=pb.INGEST_STAGE_DONE)
         try:
-            with self._gateway.ingester.admit(1):
+            with self._load.message(request.ByteSize()), self._gateway.ingester.admit(1):
                 answer = await self._gateway.ingester.ingest(
                     request.request, priority=types_pb2.PRIORITY_BULK, progress=report
                 )
@@ -173,11 +182,6 @@ class _IngestStream:
             _log.exception("ingest failed unexpectedly", exc_info=error)
             done.error.CopyFrom(status_of(RegionSearchError(Kind.INTERNAL, "an unexpected error")))
         self._answers.put_nowait(done)
-
-
-def _address(peer: str) -> str:
-    """Who calls, whatever port each of its connections has: ``ipv4:10.0.0.1:5000`` is ``10.0.0.1``."""
-    return peer.partition(":")[2].rpartition(":")[0]
 
 
 def status_of(error: RegionSearchError) -> status_pb2.Status:

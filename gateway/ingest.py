@@ -34,8 +34,10 @@ from gateway.settings import GatewaySettings
 from regionsearch.errors import Kind, RegionSearchError, overloaded
 from regionsearch.images import encode_image, image_from_proto, image_id, probe_image
 from regionsearch.rpc import afan_out, chunked, deadline
+from regionsearch.rpc.callers import caller
 from regionsearch.tensors import tensor_from_proto, tensor_to_proto
 from regionsearch.v1 import embed_pb2, region_search_pb2, search_pb2, segment_pb2, types_pb2
+from services.runtime.fair import FairSlots, Shares
 
 Progress: TypeAlias = "Callable[[region_search_pb2.IngestStage.ValueType], None]"
 
@@ -76,8 +78,8 @@ class Ingester:
         self._decoder = decoder
         self._settings = settings
         self._limits = settings.limits
-        self._slots = asyncio.Semaphore(self._limits.max_images_in_work)
-        self._admitted = 0
+        self._slots = FairSlots(self._limits.max_images_in_work)
+        self._admitted = Shares(self._limits.max_images_in_work + self._limits.max_images_waiting)
         self._same: weakref.WeakValueDictionary[tuple[str, str], asyncio.Lock] = weakref.WeakValueDictionary()
 
     @contextlib.contextmanager
@@ -87,16 +89,19 @@ class Ingester:
         Raises:
             RegionSearchError: OVERLOADED.
         """
-        if self._admitted + images > self._limits.max_images_in_work + self._limits.max_images_waiting:
+        who = caller()
+        most = self._limits.max_images_in_work + self._limits.max_images_waiting
+        if images > most or not self._admitted.fits(who, images):
             raise overloaded(
-                f"{self._admitted} images are on their way in (max_images_waiting); try again later",
+                f"{self._admitted.total} images are on their way in (max_images_waiting; one caller gets no "
+                "more than it leaves to others); try again later",
                 1.0,
             )
-        self._admitted += images
+        self._admitted.add(who, images)
         try:
             yield
         finally:
-            self._admitted -= images
+            self._admitted.add(who, -images)
 
     def check(self, request: region_search_pb2.IngestImageRequest) -> None:
         """Refuses tags and attributes that could not be kept, before any work is done for their image.
@@ -146,7 +151,7 @@ class Ingester:
         picture = await self._decoder.run(_reading_bytes(request.image), lambda: self._read(request.image))
         # The same picture twice at once: the second one waits and finds it known.
         lock = self._same.setdefault((request.collection or DEFAULT, picture.identity), asyncio.Lock())
-        async with lock, self._slots:
+        async with lock, self._slots.slot():
             with deadline(self._settings.timeouts.ingest_s):
                 return await self._ingest(request, picture, priority, idempotency_key, progress)
 
@@ -320,16 +325,18 @@ class Ingester:
         model: types_pb2.ModelInfo,
         priority: types_pb2.Priority.ValueType,
     ) -> np.ndarray:
-        """Vectors of the whole image and of each region, shape (1 + regions, dimension)."""
+        """Vectors of the whole image and of each region, shape (1 + regions, dimension).
+
+        An image that has been segmented is not refused any more: where the embedder is full it waits.
+        """
         backends = self._backends
-        patient = priority == types_pb2.PRIORITY_BULK
 
         async def embed(chunk: Sequence[types_pb2.Region] | None) -> np.ndarray:
             if chunk is None:
                 whole = embed_pb2.EmbedImagesRequest(images=[image], priority=priority)
                 answer: embed_pb2.EmbedImagesResponse | embed_pb2.EmbedRegionsResponse
                 answer = await backends.embedder.call(
-                    backends.embed.EmbedImages, whole, share=_EMBED_SHARE, patient=patient
+                    backends.embed.EmbedImages, whole, share=_EMBED_SHARE, patient=True
                 )
             else:
                 part = embed_pb2.EmbedRegionsRequest(
@@ -339,7 +346,7 @@ class Ingester:
                     priority=priority,
                 )
                 answer = await backends.embedder.call(
-                    backends.embed.EmbedRegions, part, share=_EMBED_SHARE, patient=patient
+                    backends.embed.EmbedRegions, part, share=_EMBED_SHARE, patient=True
                 )
             return tensor_from_proto(answer.vectors, "vectors", ndim=2)
 

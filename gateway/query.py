@@ -118,12 +118,15 @@ class QueryReader:
         image: types_pb2.Image,
         cuts: Sequence[embed_pb2.RegionCut],
     ) -> Vectors:
-        """Vectors of regions of a picture under the collection's crop policy, shape (cuts, dimension)."""
+        """Vectors of regions of a picture under the collection's crop policy, shape (cuts, dimension).
+
+        The regions have been found already: where the embedder is full this waits, or the work were lost.
+        """
         backends = self._backends
         request = embed_pb2.EmbedRegionsRequest(
             image=image, regions=cuts, crop_policy=collection.model.crop_policy
         )
-        answer = await backends.embedder.call(backends.embed.EmbedRegions, request)
+        answer = await backends.embedder.call(backends.embed.EmbedRegions, request, patient=True)
         return _vectors(answer.vectors, answer.model, collection)
 
     def _examples(

@@ -39,7 +39,8 @@ def lifespan(settings: GatewaySettings) -> Lifespan:
         app = create_app(gateway, health)
         try:
             async with _http_server(app, settings, server.closing):
-                server.add(add_RegionSearchServiceServicer_to_server, RegionSearchServicer(gateway))
+                servicer = RegionSearchServicer(gateway, server.load)
+                server.add(add_RegionSearchServiceServicer_to_server, servicer)
                 await health.services_ready()
                 async with _beside(health.follow(), *_sweeps(gateway)):
                     yield

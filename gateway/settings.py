@@ -154,6 +154,7 @@ class GatewaySettings(ServiceSettings):
     """
 
     process: ClassVar[str] = "gateway"
+    named_callers: ClassVar[bool] = False
 
     port: int = Field(50050, ge=0, le=65535, description="gRPC port; 0 takes a free one.")
     http_host: str | None = Field(None, description="Address of the HTTP server; that of gRPC when absent.")

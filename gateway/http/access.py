@@ -10,6 +10,7 @@ from fastapi import Depends, Request
 from gateway.access import Scope
 from gateway.core import Gateway
 from regionsearch.rpc import deadline
+from regionsearch.rpc.callers import calling_for
 
 
 def needs(gateway: Gateway, scope: Scope, *, timed: bool = True) -> Any:
@@ -24,8 +25,8 @@ def needs(gateway: Gateway, scope: Scope, *, timed: bool = True) -> Any:
     async def check(request: Request) -> AsyncIterator[None]:
         headers = request.headers
         address = request.client.host if request.client else ""
-        gateway.access.check(scope, headers.get("authorization"), headers.get("x-api-key"), address)
-        with deadline(gateway.settings.timeouts.query_s if timed else None):
+        caller = gateway.access.check(scope, headers.get("authorization"), headers.get("x-api-key"), address)
+        with calling_for(caller), deadline(gateway.settings.timeouts.query_s if timed else None):
             yield
 
     return Depends(check)

@@ -70,6 +70,7 @@ class EmbedEngine:
         *,
         nbytes: int = 0,
         begun: bool = False,
+        more: int = 0,
     ) -> Vectors:
         """Vectors (count, dimension) of the regions of one picture.
 
@@ -79,13 +80,16 @@ class EmbedEngine:
             policy: How they are shown to the model.
             lane: Who waits.
             nbytes: Memory that the picture takes.
-            begun: Other regions of the same call have been embedded; a full queue does not refuse these.
+            begun: Other regions of the same call have been embedded; these are not refused.
+            more: Regions of the same call that will come later.
         """
         job = RegionsJob(read, count, policy)
-        crops = np.concatenate(
-            await self._batcher.submit(job, job.items, nbytes=nbytes, key=_VISION, lane=lane, begun=begun)
-        )
         parts = len(policy.parts)
+        crops = np.concatenate(
+            await self._batcher.submit(
+                job, job.items, nbytes=nbytes, key=_VISION, lane=lane, begun=begun, more=more * parts
+            )
+        )
         return crops if parts == 1 else _unit(crops.reshape(parts, count, -1).mean(axis=0))
 
     async def embed_images(
@@ -124,10 +128,13 @@ class EmbedEngine:
             text: self._cache.get(_cache_key(templates, text)) for text in texts
         }
         missing = [text for text, entry in found.items() if entry is None]
-        step = max(1, SENTENCES_AT_ONCE // len(templates.fill("")))
+        each = len(templates.fill(""))
+        step = max(1, SENTENCES_AT_ONCE // each)
+        if missing:
+            self._batcher.judge(min(len(missing), step) * each, more=max(0, len(missing) - step) * each)
         for first in range(0, len(missing), step):
             some = missing[first : first + step]
-            done = await self._embed_sentences(some, templates, begun=first > 0)
+            done = await self._embed_sentences(some, templates)
             for text, (vector, cut) in zip(some, done, strict=True):
                 found[text] = vector, cut
                 self._cache.put(_cache_key(templates, text), vector, cut)
@@ -135,7 +142,7 @@ class EmbedEngine:
         return np.stack([vector for vector, _ in entries]), [truncated for _, truncated in entries]
 
     async def _embed_sentences(
-        self, texts: Sequence[str], templates: TextTemplates, begun: bool
+        self, texts: Sequence[str], templates: TextTemplates
     ) -> list[tuple[Vectors, bool]]:
         sentences = [sentence for text in texts for sentence in templates.fill(text)]
         tokens, cut = [], []
@@ -145,7 +152,7 @@ class EmbedEngine:
             tokens.append(ids)
             cut += longer
         job = TextsJob(torch.cat(tokens))
-        parts = await self._batcher.submit(job, job.items, key=_TEXT, begun=begun)
+        parts = await self._batcher.submit(job, job.items, key=_TEXT, begun=True)  # judged before
         each = len(sentences) // len(texts)
         vectors = np.concatenate(parts).reshape(len(texts), each, -1)
         vectors = vectors[:, 0] if each == 1 else _unit(vectors.mean(axis=1))

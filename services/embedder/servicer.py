@@ -48,6 +48,7 @@ class EmbedServicer(embed_pb2_grpc.EmbedServiceServicer):
                 lane_of(request.priority),
                 nbytes=nbytes,
                 begun=places.start > 0,
+                more=len(request.regions) - places.stop,
             )
             for places in pieces(request)
         ]

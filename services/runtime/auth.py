@@ -20,7 +20,7 @@ class ApiKeys:
     def __bool__(self) -> bool:
         return bool(self._keys)
 
-    def check(self, authorization: str | None, api_key: str | None = None) -> None:
+    def check(self, authorization: str | None, api_key: str | None = None) -> str:
         """Lets a caller in or raises.
 
         Every key is compared in constant time, so that the time taken tells nothing about any of them.
@@ -29,11 +29,14 @@ class ApiKeys:
             authorization: The header ``authorization``: ``Bearer <key>``.
             api_key: The header ``x-api-key``.
 
+        Returns:
+            The caller's key; empty where none is asked for, whatever was given.
+
         Raises:
             RegionSearchError: UNAUTHENTICATED, where no key was given or it is unknown.
         """
         if not self._keys:
-            return
+            return ""
         given = api_key or (authorization or "").removeprefix("Bearer ").strip()
         if not given:
             raise RegionSearchError(
@@ -43,3 +46,4 @@ class ApiKeys:
         matches = [hmac.compare_digest(given.encode(), key) for key in self._keys]
         if not any(matches):
             raise RegionSearchError(Kind.UNAUTHENTICATED, "the API key is unknown")
+        return given

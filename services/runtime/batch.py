@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import heapq
 import threading
 import time
-from collections import OrderedDict, deque
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from opentelemetry import trace
 from pydantic import BaseModel, ConfigDict, Field
 
+from services.runtime.fair import FairQueue
 from services.runtime.memory import Hold, MemoryLedger
 
 Prepared = TypeVar("Prepared")
@@ -27,7 +28,12 @@ class BatchSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     max_batch: int = Field(64, gt=0, description="Items in a batch.")
-    max_queue: int = Field(4096, gt=0, description="Items that may wait, in each lane.")
+    max_queue: int = Field(
+        4096,
+        gt=0,
+        description="Items that may wait, in each lane. One caller gets no more than it leaves to others: "
+        "half of it when alone.",
+    )
     max_bytes: int = Field(
         1 << 29,
         gt=0,
@@ -58,8 +64,8 @@ class Request:
     """
 
     __slots__ = (
-        "arrived", "cut", "done", "flying", "future", "hold", "items", "key", "lane", "left", "lock",
-        "nbytes", "payload", "prepare_error", "prepared", "results", "span", "timer",
+        "arrived", "caller", "cut", "done", "flying", "future", "hold", "items", "key", "lane", "left",
+        "lock", "nbytes", "payload", "prepare_error", "prepared", "results", "span", "timer",
     )  # fmt: skip
 
     def __init__(
@@ -70,6 +76,7 @@ class Request:
         key: Hashable,
         lane: Lane,
         future: asyncio.Future[list[Any]],
+        caller: str = "",
     ) -> None:
         self.payload = payload
         self.items = items
@@ -77,6 +84,7 @@ class Request:
         self.key = key
         self.lane = lane
         self.future = future
+        self.caller = caller
         self.arrived = time.monotonic()
         self.span = trace.get_current_span().get_span_context()
         self.timer: asyncio.TimerHandle | None = None
@@ -131,7 +139,9 @@ class Batch:
     parts: list[Part[Any]]
     size: int  # items at the time of the cut
     requests: list[Request]  # at the time of the cut
+    turn: float  # of its first part, in the fair order of its lane
     cut_at: float
+    express: bool = False  # cut for callers of whom nothing else was on its way
     outcomes: list[tuple[Part[Any], Any]] = field(default_factory=list)  # results, or exceptions
     preparing: int = 0  # threads that are at it
 
@@ -147,81 +157,89 @@ class Batch:
 
 
 class Lanes:
-    """Requests that have items in no batch yet, first come first served within a lane."""
+    """Requests that have items in no batch yet, in fair order between their callers within a lane.
 
-    def __init__(self) -> None:
-        self._lanes: dict[Lane, OrderedDict[Request, None]] = {lane: OrderedDict() for lane in Lane}
-        self._items = dict.fromkeys(Lane, 0)
+    Args:
+        quantum: See :class:`FairQueue`.
+    """
+
+    def __init__(self, quantum: int) -> None:
+        self._lanes: dict[Lane, FairQueue[Request]] = {lane: FairQueue(quantum) for lane in Lane}
 
     def __bool__(self) -> bool:
         return any(self._lanes.values())
 
+    def __getitem__(self, lane: Lane) -> FairQueue[Request]:
+        return self._lanes[lane]
+
     def items(self, lane: Lane | None = None) -> int:
         """Number of items that wait, in one lane or in all; from any thread."""
-        return sum(self._items.values()) if lane is None else self._items[lane]
-
-    def oldest(self, lane: Lane) -> float:
-        """When the first request that waits in a lane arrived."""
-        return next(iter(self._lanes[lane])).arrived
+        return sum(self._lanes[one].waiting for one in (Lane if lane is None else (lane,)))
 
     def push(self, request: Request) -> None:
-        """Puts a request at the end of its lane."""
-        self._lanes[request.lane][request] = None
-        self._items[request.lane] += request.items - request.cut
+        """Lets what is in no batch of a request wait in its lane."""
+        self._lanes[request.lane].push(request, request.caller, request.items - request.cut)
 
-    def remove(self, request: Request) -> None:
-        """Takes a request out, wherever it stands; nothing happens if it does not wait."""
-        if request in self._lanes[request.lane]:
-            del self._lanes[request.lane][request]
-            self._items[request.lane] -= request.items - request.cut
+    def leave(self, request: Request) -> None:
+        """Takes a request out for good, wherever it is."""
+        lane = self._lanes[request.lane]
+        lane.remove(request)
+        lane.leave(request.caller)
 
     def move(self, request: Request, lane: Lane) -> None:
-        """Puts what waits of a request at the end of another lane; nothing happens if nothing waits."""
+        """Puts what waits of a request into another lane; nothing happens if nothing waits."""
         if request in self._lanes[request.lane]:
-            self.remove(request)
+            self.leave(request)
             request.lane = lane
             self.push(request)
 
-    def cut(self, lane: Lane, most: int, memory: MemoryLedger) -> Batch | None:
+    def cut(
+        self, lane: Lane, most: int, memory: MemoryLedger, may: Callable[[Request], bool] | None = None
+    ) -> Batch | None:
         """Takes items of one key out of a lane; may divide the last request.
 
         Args:
             lane: Where to take them.
             most: Number of items.
             memory: Of the lane. Requests that have to wait for it are passed by those that may.
+            may: Which requests may have their turn; all of them when absent.
 
         Returns:
-            The batch; None when nothing waits, or all of it waits for memory.
+            The batch; None when none waits that may, or all of them wait for memory.
         """
+        queue = self._lanes[lane]
         parts: list[Part[Any]] = []
-        whole: list[Request] = []
-        room = most
-        for request in self._lanes[lane]:
+        room, turn = most, 0.0
+        for request in queue:
             if room == 0:
                 break
+            if may is not None and not may(request):
+                continue
             if parts and request.key != parts[0].request.key:
                 continue
             if request.hold is None:
                 request.hold = memory.take(request, request.nbytes)
                 if request.hold is None:
                     continue
+            if not parts:
+                turn = queue.turn(request)
             size = min(room, request.items - request.cut)
             parts.append(Part(request, request.cut, request.cut + size))
-            request.cut += size
-            request.flying += 1
             room -= size
-            if request.cut == request.items:
-                whole.append(request)
-        for request in whole:
-            del self._lanes[lane][request]
-        self._items[lane] -= most - room
+        for part in parts:
+            part.request.cut = part.stop
+            part.request.flying += 1
+            queue.take(part.request, part.size)
         if not parts:
             return None
-        return Batch(lane, parts, most - room, [part.request for part in parts], time.monotonic())
+        return Batch(lane, parts, most - room, [part.request for part in parts], turn, time.monotonic())
 
 
 class ReadyQueue:
     """Batches that wait for a device: the first lane goes first, and no lane starves.
+
+    Within a lane they go in the fair order of their callers, so that a batch of somebody who asks for little
+    passes one that was ready before it.
 
     After `PATIENCE` batches that passed others, one of these is next; and only one, so that the first lane
     never waits for two of them in a row.
@@ -229,7 +247,10 @@ class ReadyQueue:
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        self._ready: dict[Lane, deque[tuple[Batch, Exception | None]]] = {lane: deque() for lane in Lane}
+        self._ready: dict[Lane, list[tuple[float, int, Batch, Exception | None]]] = {
+            lane: [] for lane in Lane
+        }
+        self._arrivals = 0
         self._last_turn = dict.fromkeys(Lane, 0)
         self._turns = 0
         self._passed = 0
@@ -238,7 +259,8 @@ class ReadyQueue:
     def put(self, batch: Batch, error: Exception | None = None) -> None:
         """Adds a batch, or brings back one with the error that its last stage ended in."""
         with self._changed:
-            self._ready[batch.lane].append((batch, error))
+            self._arrivals += 1
+            heapq.heappush(self._ready[batch.lane], (batch.turn, self._arrivals, batch, error))
             self._changed.notify()
 
     def close(self) -> None:
@@ -260,7 +282,8 @@ class ReadyQueue:
             self._passed = self._passed + 1 if passed and not late else 0
             self._turns += 1
             self._last_turn[lane] = self._turns
-            return self._ready[lane].popleft()
+            _, _, batch, error = heapq.heappop(self._ready[lane])
+            return batch, error
 
 
 def halves_by_requests(parts: list[Part[Any]]) -> tuple[list[Part[Any]], list[Part[Any]]] | None:

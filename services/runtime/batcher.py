@@ -9,6 +9,8 @@ A request is a payload with a number of items (regions, texts, prompts, query ve
 - cuts by bytes too, so that many large images are not decoded at the same time; small requests pass a large
   one that waits for memory (see `memory.py`);
 - forgets requests that were cancelled or are late, whether they wait or are just about to run;
+- shares a lane's time between callers (see `fair.py`): who asks for one thing at a time waits for the batch
+  that runs, not for all that somebody else has asked for;
 - gives every lane its own places in the pipeline and serves the first lane first, so that a small question
   waits for the batch that runs and for none behind it; the other lanes are never starved altogether;
 - lets a bad request fail alone, retries what did not fit into memory in halves, and gives the process up when
@@ -22,6 +24,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import time
+from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Generic, TypeVar
 
@@ -30,7 +33,9 @@ from opentelemetry import context, trace
 
 from regionsearch.errors import Kind, RegionSearchError, overloaded
 from regionsearch.rpc import remaining
+from regionsearch.rpc.callers import caller
 from services.runtime.batch import Batch, BatchSettings, Lane, Lanes, Part, Request
+from services.runtime.fair import leaves_room
 from services.runtime.memory import MemoryLedger
 from services.runtime.metrics import QueueMetrics
 from services.runtime.stages import DeviceThread, Failure, PreparePool, always_poison
@@ -81,7 +86,7 @@ class Batcher(Generic[Payload, Result]):
         self._settings = settings
         self._on_fatal = on_fatal
         self._loop = asyncio.get_running_loop()
-        self._lanes = Lanes()
+        self._lanes = Lanes(settings.max_batch)
         self._metrics = QueueMetrics(name)
         self._metrics.cost.set_function(self._lanes.items)
         self._running = 0  # items in batches
@@ -111,6 +116,9 @@ class Batcher(Generic[Payload, Result]):
             for index, function in enumerate(device)
         ]
         self._slots = {lane: [device for device in self._devices for _ in range(DEPTH)] for lane in Lane}
+        # One place more for callers of whom nothing is on its way: no other's batches keep them out.
+        self._express = {lane: list(self._devices) for lane in Lane}
+        self._flying: dict[Lane, Counter[str]] = {lane: Counter() for lane in Lane}  # requests in batches
         self._watch = self._loop.create_task(self._watch_devices())
 
     async def submit(
@@ -123,6 +131,7 @@ class Batcher(Generic[Payload, Result]):
         lane: Lane = Lane.INTERACTIVE,
         deadline: float | None = None,
         begun: bool = False,
+        more: int = 0,
     ) -> list[Result]:
         """Waits for the results of a request.
 
@@ -137,8 +146,10 @@ class Batcher(Generic[Payload, Result]):
             lane: Who waits for it.
             deadline: Time of the event loop's clock after which nobody wants the answer; the surrounding
                 :func:`regionsearch.rpc.deadline` when absent.
-            begun: Goes on with work of which a part has been done: a full queue does not refuse it. Whoever
-                brings one piece after the other was admitted with the first, and has one at a time here.
+            begun: Goes on with work of which a part has been done: it was judged with the first piece, and
+                neither a full nor a long queue refuses it. Whoever brings one piece after the other has one
+                at a time here.
+            more: Items that the same call will bring later, `begun`; it is judged with them.
 
         Returns:
             One result per part, in the order of the items; a request that fitted into one batch has one.
@@ -151,7 +162,12 @@ class Batcher(Generic[Payload, Result]):
         """
         if deadline is None and (left := remaining()) is not None:
             deadline = self._loop.time() + left
-        request = self._admit(payload, items, nbytes, key, lane, deadline, begun)
+        if begun:
+            self._check_open(deadline)
+        else:
+            self.judge(items, lane=lane, deadline=deadline, more=more)
+        request = Request(payload, items, nbytes, key, lane, self._loop.create_future(), caller())
+        self._enqueue(request, deadline)
         try:
             return await request.future
         except asyncio.CancelledError:
@@ -170,7 +186,11 @@ class Batcher(Generic[Payload, Result]):
             lane: One that is not faster than the request's own changes nothing.
         """
         for request in self._live:
-            if request.payload is payload and lane < request.lane and self._has_room(lane, request.items):
+            if (
+                request.payload is payload
+                and lane < request.lane
+                and self._has_room(lane, request.caller, request.items)
+            ):
                 self._memory[request.lane].leave(request)
                 self._lanes.move(request, lane)
                 self._schedule()
@@ -192,35 +212,47 @@ class Batcher(Generic[Payload, Result]):
         """Items that were admitted and are in no batch yet."""
         return self._lanes.items()
 
-    def _admit(
+    def judge(
         self,
-        payload: Payload,
         items: int,
-        nbytes: int,
-        key: Hashable,
-        lane: Lane,
-        deadline: float | None,
-        begun: bool,
-    ) -> Request:
-        if items < 1:
-            raise ValueError("a request has at least one item")
+        *,
+        lane: Lane = Lane.INTERACTIVE,
+        deadline: float | None = None,
+        more: int = 0,
+    ) -> None:
+        """Refuses what :meth:`submit` would refuse now; to be asked before work that comes before it.
+
+        Raises:
+            RegionSearchError: See :meth:`submit`.
+        """
+        self._check_open(deadline)
+        who = caller()
+        queue, limit = self._lanes[lane], self._settings.max_queue
+        delay = self._expected_wait(lane, who, items, more)
+        if not self._has_room(lane, who, items):
+            self._metrics.refused_full.inc()
+            message = f"{self._name}: {queue.waiting} of {limit} items are waiting"
+            if queue.waiting + items <= limit:
+                message += f", {queue.waiting_of(who)} of them yours, and the rest is left to other callers"
+            raise overloaded(
+                f"{message} (batching.max_queue); try again later or elsewhere", max(delay, 0.01)
+            )
+        if deadline is not None and self._loop.time() + delay >= deadline:
+            self._metrics.refused_late.inc()
+            raise overloaded(f"{self._name}: the queue is longer than the call's deadline", max(delay, 0.01))
+
+    def _check_open(self, deadline: float | None) -> None:
         if self._closed is not None:
             raise RegionSearchError(Kind.UNAVAILABLE, f"{self._name}: {self._closed}; try another replica")
         if deadline is not None and self._loop.time() >= deadline:
             self._metrics.refused_late.inc()
             raise self._late()
-        delay = self._expected_wait(lane)
-        if not begun and not self._has_room(lane, items):
-            self._metrics.refused_full.inc()
-            waiting, limit = self._lanes.items(lane), self._settings.max_queue
-            message = f"{self._name}: {waiting} of {limit} items are waiting; try again later or elsewhere"
-            raise overloaded(message, max(delay, 0.01))
-        if deadline is not None and self._loop.time() + delay >= deadline:
-            self._metrics.refused_late.inc()
-            raise overloaded(f"{self._name}: the queue is longer than the call's deadline", max(delay, 0.01))
-        request = Request(payload, items, nbytes, key, lane, self._loop.create_future())
+
+    def _enqueue(self, request: Request, deadline: float | None) -> None:
+        if request.items < 1:
+            raise ValueError("a request has at least one item")
         if self._prepare is None:
-            request.prepared, request.lock = payload, None
+            request.prepared, request.lock = request.payload, None
         if deadline is not None:
             request.timer = self._loop.call_at(deadline, self._expire, request)
         self._live.add(request)
@@ -229,16 +261,19 @@ class Batcher(Generic[Payload, Result]):
         self._quick = request.arrived - self._last_arrival < self._settings.max_delay_s
         self._last_arrival = request.arrived
         self._schedule()
-        return request
 
-    def _has_room(self, lane: Lane, items: int) -> bool:
-        """Whether a lane takes a request; alone, it may be larger than the queue."""
-        waiting = self._lanes.items(lane)
-        return not waiting or waiting + items <= self._settings.max_queue
+    def _has_room(self, lane: Lane, who: str, items: int) -> bool:
+        """Whether a lane takes a request of a caller; alone, it may be larger than the queue."""
+        queue = self._lanes[lane]
+        own = queue.waiting_of(who) if who else 0
+        return leaves_room(self._settings.max_queue, queue.waiting, own, items)
 
-    def _expected_wait(self, lane: Lane) -> float:
-        """Seconds until a request that came now would begin to run, by the speed of recent batches."""
-        ahead = self._running + sum(self._lanes.items(before) for before in Lane if before <= lane)
+    def _expected_wait(self, lane: Lane, who: str, items: int, more: int) -> float:
+        """Seconds until a call that came now would begin to run, or until all of it has where there is more;
+        by the speed of recent batches.
+        """
+        ahead = self._running + sum(self._lanes[before].waiting for before in Lane if before < lane)
+        ahead += self._lanes[lane].ahead(who, items + more) + (items + more if more else 0)
         batches = ahead / self._settings.max_batch / len(self._devices)
         return batches * min(device.batch_seconds for device in self._devices)
 
@@ -252,20 +287,35 @@ class Batcher(Generic[Payload, Result]):
         """Fills the free slots of the pipeline."""
         self._pump_due = False
         settings = self._settings
-        for lane, slots in self._slots.items():
-            while slots and self._lanes.items(lane) and not self._worth_waiting(lane):
-                batch = self._lanes.cut(lane, settings.max_batch, self._memory[lane])
+        for lane in Lane:
+            while self._lanes[lane] and not self._worth_waiting(lane):
+                batch = self._cut(lane)
                 if batch is None:
                     break
+                slots = (self._express if batch.express else self._slots)[lane]
                 device = max(slots, key=self._places)
                 slots.remove(device)
                 self._running += batch.size
+                self._flying[lane].update(request.caller for request in batch.requests)
                 self._metrics.fill.observe(batch.size / settings.max_batch)
                 self._metrics.wait.observe(batch.cut_at - batch.parts[0].request.arrived)
                 if self._prepare is None:
                     device.put(batch)
                 else:
                     self._prepare.put(batch, device.put)
+
+    def _cut(self, lane: Lane) -> Batch | None:
+        """The next batch of a lane, if there is a place for it."""
+        most, memory = self._settings.max_batch, self._memory[lane]
+        if self._slots[lane]:
+            return self._lanes.cut(lane, most, memory)
+        flying = self._flying[lane]
+        if not self._express[lane] or flying[next(iter(self._lanes[lane])).caller]:
+            return None
+        batch = self._lanes.cut(lane, most, memory, lambda request: not flying[request.caller])
+        if batch is not None:
+            batch.express = True
+        return batch
 
     def _places(self, device: DeviceThread) -> int:
         """Free places of a device in the pipeline, in all lanes: where there are many, little is going on."""
@@ -276,7 +326,7 @@ class Batcher(Generic[Payload, Result]):
         idle = all(len(slots) == DEPTH * len(self._devices) for slots in self._slots.values())
         if not idle or not self._quick or self._lanes.items(lane) >= self._settings.max_batch:
             return False
-        left = self._lanes.oldest(lane) + self._settings.max_delay_s - time.monotonic()
+        left = self._lanes[lane].oldest.arrived + self._settings.max_delay_s - time.monotonic()
         if left > 0 and self._delay is None:
             self._delay = self._loop.call_later(left, self._end_delay)
         return left > 0
@@ -292,12 +342,18 @@ class Batcher(Generic[Payload, Result]):
             _log.debug("event loop is closed", queue=self._name)
 
     def _on_free(self, device: DeviceThread, batch: Batch) -> None:
-        self._slots[batch.lane].append(device)
+        (self._express if batch.express else self._slots)[batch.lane].append(device)
         if self._lanes:
             self._schedule()
 
     def _deliver(self, batch: Batch) -> None:
         self._running -= batch.size
+        self._lanes[batch.lane].served(batch.size)
+        flying = self._flying[batch.lane]
+        for request in batch.requests:
+            flying[request.caller] -= 1
+            if not flying[request.caller]:
+                del flying[request.caller]
         self._metrics.items.inc(batch.size)
         self._trace(batch)
         for part, outcome in batch.outcomes:
@@ -330,7 +386,7 @@ class Batcher(Generic[Payload, Result]):
         request.payload = None
         if request.timer is not None:
             request.timer.cancel()
-        self._lanes.remove(request)
+        self._lanes.leave(request)
         self._memory[request.lane].leave(request)
         self._free(request)
         self._live.discard(request)

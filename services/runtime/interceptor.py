@@ -15,6 +15,7 @@ from opentelemetry import propagate, trace
 
 from regionsearch.errors import Kind, RegionSearchError, to_status
 from regionsearch.rpc import deadline
+from regionsearch.rpc.callers import CALLER_HEADER, caller_name, calling_for, peer_address
 from services.runtime import metrics
 from services.runtime.auth import ApiKeys
 from services.runtime.health import METHOD_PREFIX as HEALTH
@@ -38,17 +39,22 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
     The caller's deadline becomes the surrounding :func:`regionsearch.rpc.deadline`: the batcher and the calls
     that a handler makes keep to it.
 
+    The caller, by whose name work is shared out (:mod:`regionsearch.rpc.callers`), is whom the gateway names
+    where `named_callers` says that callers may be trusted with that, else whoever's key or address it is.
+
     Health checks pass untouched. Handlers are coroutines or asynchronous generators, as generated stubs
     expect.
     """
 
-    def __init__(self, keys: ApiKeys, load: Load) -> None:
+    def __init__(self, keys: ApiKeys, load: Load, named_callers: bool) -> None:
         """Args:
         keys: Who is let in.
         load: Bounds the calls that are in work.
+        named_callers: Whether callers are trusted to say for whom they call, as the gateway does.
         """
         self._keys = keys
         self._load = load
+        self._named_callers = named_callers
         self._wrapped: dict[tuple[str, _Handler], _Handler] = {}
 
     async def intercept_service(
@@ -134,8 +140,10 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
                 ) as span,
             ):
                 try:
-                    self._keys.check(metadata.get("authorization"), metadata.get("x-api-key"))
-                    with self._load.call():
+                    key = self._keys.check(metadata.get("authorization"), metadata.get("x-api-key"))
+                    named = metadata.get(CALLER_HEADER, "") if self._named_callers else ""
+                    who = named or caller_name(key, peer_address(context.peer()))
+                    with calling_for(who), self._load.call():
                         yield
                 except grpc.aio.AbortError:
                     code = grpc.StatusCode(context.code())

@@ -11,7 +11,9 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from regionsearch.errors import Kind, RegionSearchError, invalid, overloaded
+from regionsearch.rpc.callers import caller
 from services.runtime.enums import check_enums
+from services.runtime.fair import Shares
 
 _RETRY_S = 1.0
 _RECEIVE_S = 60.0  # for the only message of a call, whose caller may have set no deadline
@@ -23,18 +25,17 @@ _Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 class Load:
     """Calls in work, and the bytes of their requests; what is over a limit is refused at once, not queued.
 
-    For one event loop. Health checks are no calls here: they are answered whatever the load.
+    For one event loop. Health checks are no calls here: they are answered whatever the load. What one caller
+    may have of a limit, see :class:`Shares`.
 
     Args:
         max_calls: Calls, streams included.
-        max_bytes: Bytes of the requests of calls that take a single message.
+        max_bytes: Bytes of the requests of calls that take a single message, and of the items of streams.
     """
 
     def __init__(self, max_calls: int, max_bytes: int) -> None:
-        self._max_calls = max_calls
-        self._max_bytes = max_bytes
-        self._calls = 0
-        self._bytes = 0
+        self._calls = Shares(max_calls)
+        self._bytes = Shares(max_bytes)
 
     @contextlib.contextmanager
     def call(self) -> Iterator[None]:
@@ -43,14 +44,8 @@ class Load:
         Raises:
             RegionSearchError: OVERLOADED.
         """
-        if self._calls >= self._max_calls:
-            message = f"{self._calls} calls are in work (max_concurrent_calls)"
-            raise overloaded(f"{message}; try again in a moment, or add replicas", _RETRY_S)
-        self._calls += 1
-        try:
+        with self._count(self._calls, 1, "{} calls are in work (max_concurrent_calls)"):
             yield
-        finally:
-            self._calls -= 1
 
     @contextlib.contextmanager
     def message(self, size: int) -> Iterator[None]:
@@ -59,14 +54,20 @@ class Load:
         Raises:
             RegionSearchError: OVERLOADED.
         """
-        if self._bytes and self._bytes + size > self._max_bytes:
-            message = f"requests of {self._bytes} bytes are in work (max_concurrent_bytes)"
-            raise overloaded(f"{message}; try again in a moment, or add replicas", _RETRY_S)
-        self._bytes += size
+        with self._count(self._bytes, size, "requests of {} bytes are in work (max_concurrent_bytes)"):
+            yield
+
+    @contextlib.contextmanager
+    def _count(self, shares: Shares, amount: int, message: str) -> Iterator[None]:
+        who = caller()
+        if not shares.fits(who, amount):
+            told = message.format(shares.total)
+            raise overloaded(f"{told}; try again in a moment, or add replicas", _RETRY_S)
+        shares.add(who, amount)
         try:
             yield
         finally:
-            self._bytes -= size
+            shares.add(who, -amount)
 
 
 class Requests:

@@ -64,6 +64,8 @@ class Server:
         settings: What the process was started with.
         health: Whether it serves; for HTTP readiness too.
         keys: The API keys; gRPC calls are checked already.
+        load: Bounds the calls in work and the bytes of their requests; those of the items of a stream are for
+            its servicer to count.
         port: The port that was taken; known before the lifespan begins.
         closing: Set when no new calls are taken any more and those in flight have their grace. A lifespan
             that serves on a port of its own closes it then.
@@ -72,6 +74,7 @@ class Server:
     def __init__(self, settings: ServiceSettings, services: Sequence[ServiceDescriptor]) -> None:
         self.settings = settings
         self.keys = ApiKeys(settings.api_keys)
+        self.load = Load(settings.max_concurrent_calls, settings.max_concurrent_bytes)
         self.health = Health(service.full_name for service in services)
         self.port = 0
         self._names = [service.full_name for service in services]
@@ -173,8 +176,8 @@ class Server:
         ]
         if settings.max_connection_age_s is not None:  # gRPC's default grace: until the last call has ended
             options.append(("grpc.max_connection_age_ms", int(settings.max_connection_age_s * 1000)))
-        load = Load(settings.max_concurrent_calls, settings.max_concurrent_bytes)
-        server = grpc.aio.server(interceptors=[CallInterceptor(self.keys, load)], options=options)
+        interceptor = CallInterceptor(self.keys, self.load, settings.named_callers)
+        server = grpc.aio.server(interceptors=[interceptor], options=options)
         server.add_generic_rpc_handlers((self._methods,))
         self.health.add_to(server)
         reflection.enable_server_reflection(

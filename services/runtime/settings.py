@@ -58,6 +58,7 @@ class ServiceSettings(BaseSettings):
     """Base of a process's settings; a subclass names its `process` and its own fields."""
 
     process: ClassVar[str]
+    named_callers: ClassVar[bool] = True  # whether callers say, as the gateway does, for whom they call
 
     host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 in a container.")
     port: int = Field(0, ge=0, le=65535, description="gRPC port; 0 takes a free one.")
@@ -69,10 +70,16 @@ class ServiceSettings(BaseSettings):
     )
     max_message_bytes: int = Field(32 * MIB, gt=0, description="Cap of a message, in both directions.")
     max_concurrent_calls: int = Field(
-        2000, gt=0, description="gRPC calls in work at once, streams included; more are refused at once."
+        2000,
+        gt=0,
+        description="gRPC calls in work at once, streams included; more are refused at once. One caller gets "
+        "no more than it leaves to others: half when alone.",
     )
     max_concurrent_bytes: int = Field(
-        1024 * MIB, gt=0, description="Bytes of the requests of gRPC calls in work; more are refused at once."
+        1024 * MIB,
+        gt=0,
+        description="Bytes of the requests of gRPC calls in work; more are refused at once. One caller gets "
+        "no more than it leaves to others: half when alone.",
     )
     max_connection_age_s: float | None = Field(
         30.0,

@@ -25,7 +25,7 @@ from services.segmenter.options import EverythingOptions, SelectionOptions
 from services.segmenter.pipeline import Pipeline
 from services.segmenter.prompts import Prompt, PromptedRegion
 from services.segmenter.selection import select_regions
-from services.segmenter.work import Draw, Encode, Search, joined
+from services.segmenter.work import REFINE_ITEMS, Draw, Encode, Search, joined
 
 GRID_PIECE = 1024  # grid points of a call that are in the queue at a time; then others have their turn
 
@@ -89,7 +89,9 @@ class SegmentEngine:
                 full.
         """
         call = replace(call, lane=max(call.lane, Lane.STANDARD))
-        whole, cached = await self.pipeline.embed(picture, call)
+        whole, cached = await self.pipeline.embed(picture, call, options.points)
+        if not cached:
+            call = replace(call, begun=True)
         first, *others = plan_crops(whole.geometry.image_size, options)
         regions = await self._search(whole, first, whole, options, call)
         call = replace(call, begun=True)
@@ -170,9 +172,12 @@ class SegmentEngine:
         Raises:
             RegionSearchError: The picture cannot be decoded, a prompt does not fit it, or the queue is full.
         """
-        embedding, cached = await self.pipeline.embed(picture, call)
+        more = len(prompts) * (1 + (REFINE_ITEMS if zoom and self.backend.refiner else 0))
+        embedding, cached = await self.pipeline.embed(picture, call, more)
         self._check(prompts, embedding.geometry.image_size)
         size = embedding.geometry.image_size
+        if not cached:  # the call was judged with its encoding; what is cached has not been in the queue
+            call = replace(call, begun=True)
         answers = await self.pipeline.answer(embedding, Crop.whole(size), prompts, multimask, size, call)
         if zoom:
             closer = Closer(self.pipeline, picture, embedding.geometry, multimask, replace(call, begun=True))

@@ -49,14 +49,20 @@ class Pipeline:
             on_fatal=on_fatal,
         )
 
-    async def embed(self, picture: Picture, call: Call) -> tuple[Embedding, bool]:
-        """The embedding of a picture, and whether it had been there."""
-        encoding = _Encoding(self, Encode(picture.decode, picture.nbytes), call)
+    async def embed(self, picture: Picture, call: Call, more: int = 0) -> tuple[Embedding, bool]:
+        """The embedding of a picture, and whether it had been there.
+
+        Args:
+            picture: What to encode.
+            call: Who waits, and until when.
+            more: Items that the call will bring once it has the embedding; it is judged with them.
+        """
+        encoding = _Encoding(self, Encode(picture.decode, picture.nbytes), call, more)
         return await self.cache.get(picture.key, encoding, call.lane)
 
-    async def encode(self, work: Encode, call: Call) -> Embedding:
+    async def encode(self, work: Encode, call: Call, more: int = 0) -> Embedding:
         """The embedding of a picture that is not kept."""
-        results = await self.submit(work, call)
+        results = await self.submit(work, call, more)
         return next(result for result in results if isinstance(result, Embedding))
 
     async def answer(
@@ -80,15 +86,19 @@ class Pipeline:
                 answers[place] = answer
         return answers
 
-    async def submit(self, work: Work, call: Call) -> list[Result]:
+    async def submit(self, work: Work, call: Call, more: int = 0) -> list[Result]:
         """What the parts of a piece of work give."""
+        # Where pictures are encoded one by one, a batch of several would only make each wait for the others.
+        alone = isinstance(work, Encode) and self.backend.encode_batch == 1
         return await self.batcher.submit(
             work,
             len(work),
             nbytes=work.nbytes,
+            key=work if alone else None,
             lane=call.lane,
             deadline=call.deadline,
             begun=call.begun,
+            more=more,
         )
 
 
@@ -99,9 +109,10 @@ class _Encoding:
     pipeline: Pipeline
     work: Encode
     call: Call
+    more: int
 
     async def make(self) -> Embedding:
-        return await self.pipeline.encode(self.work, self.call)
+        return await self.pipeline.encode(self.work, self.call, self.more)
 
     def hasten(self, lane: Lane) -> None:
         if lane < self.call.lane:

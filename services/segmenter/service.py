@@ -54,7 +54,7 @@ def segmenter(settings: SegmenterSettings) -> Lifespan:
         )
         server.add(
             segment_pb2_grpc.add_SegmentServiceServicer_to_server,
-            SegmentServicer(engine, defaults, settings),
+            SegmentServicer(engine, defaults, settings, server.load),
         )
         yield
         await engine.close()

@@ -14,6 +14,7 @@ from regionsearch.v1 import segment_pb2, segment_pb2_grpc, types_pb2
 from services.runtime.batcher import Lane
 from services.runtime.enums import check_enums
 from services.runtime.interceptor import is_over, typed
+from services.runtime.requests import Load
 from services.segmenter import messages
 from services.segmenter.calls import Call, Picture
 from services.segmenter.engine import SegmentEngine
@@ -28,9 +29,17 @@ class SegmentServicer(segment_pb2_grpc.SegmentServiceServicer):
         engine: Does the work.
         defaults: Of the model, where a request is silent.
         settings: Limits.
+        load: Bounds the bytes of requests in work, of which a stream has many.
     """
 
-    def __init__(self, engine: SegmentEngine, defaults: Defaults, settings: SegmenterSettings) -> None:
+    def __init__(
+        self,
+        engine: SegmentEngine,
+        defaults: Defaults,
+        settings: SegmenterSettings,
+        load: Load | None = None,
+    ) -> None:
+        self._load = load or Load(settings.max_concurrent_calls, settings.max_concurrent_bytes)
         self._engine = engine
         self._defaults = defaults
         self._settings = settings
@@ -85,7 +94,8 @@ class SegmentServicer(segment_pb2_grpc.SegmentServiceServicer):
     ) -> segment_pb2.SegmentStreamResponse:
         try:
             check_enums(item.request)
-            response = await self._segment(item.request, deadline)
+            with self._load.message(item.ByteSize()):
+                response = await self._segment(item.request, deadline)
         except (Exception, asyncio.CancelledError) as error:  # no reason to end the others
             if is_over(error):
                 raise

@@ -19,6 +19,7 @@ from PIL import ImageColor
 from regionsearch.errors import RegionSearchError, invalid
 from regionsearch.images import image_from_proto
 from regionsearch.masks import mask_box, mask_from_proto, mask_to_proto
+from regionsearch.rpc.callers import caller
 from regionsearch.tensors import tensor_to_proto
 from regionsearch.v1 import embed_pb2, embed_pb2_grpc, segment_pb2, segment_pb2_grpc, types_pb2
 from services.runtime.server import Lifespan, Server, run
@@ -47,12 +48,14 @@ class Script:
     cancelled: Counter[str] = field(default_factory=Counter)
     model: types_pb2.ModelInfo = field(default_factory=lambda: EMBEDDER)
     requests: list[object] = field(default_factory=list)
+    callers: dict[str, list[str]] = field(default_factory=dict)  # of the calls of a method, in their order
 
     @contextlib.asynccontextmanager
     async def call(self, method: str, request: object) -> AsyncIterator[None]:
         """Around every call."""
         self.calls[method] += 1
         self.requests.append(request)
+        self.callers.setdefault(method, []).append(caller())
         if self.failures.get(method):
             raise self.failures[method].pop(0)
         try:

@@ -14,6 +14,7 @@ import pytest
 from gateway.grpc_api import RegionSearchServicer
 from regionsearch.errors import Kind, from_rpc_error
 from regionsearch.v1 import region_search_pb2, types_pb2
+from services.runtime.requests import Load
 from tests.gateway.conftest import World, scene
 from tests.gateway.searching import COLLECTION
 
@@ -42,8 +43,9 @@ def ingest_stream(
     ingester: InstantIngester, *names: str
 ) -> AsyncIterator[region_search_pb2.IngestImagesResponse]:
     settings = SimpleNamespace(limits=SimpleNamespace(max_images_in_work=IN_WORK))
-    access = SimpleNamespace(check=lambda *_: None)
-    servicer = RegionSearchServicer(SimpleNamespace(ingester=ingester, settings=settings, access=access))  # type: ignore[arg-type]
+    access = SimpleNamespace(check=lambda *_: "")
+    gateway = SimpleNamespace(ingester=ingester, settings=settings, access=access)
+    servicer = RegionSearchServicer(gateway, Load(10, 1 << 20))  # type: ignore[arg-type]
     context = SimpleNamespace(
         invocation_metadata=lambda: (), peer=lambda: "ipv4:127.0.0.1:1", time_remaining=lambda: None
     )

@@ -85,8 +85,8 @@ async def test_a_message_that_does_not_come_ends_the_call(monkeypatch: pytest.Mo
 @pytest.mark.parametrize(
     ("settings", "request_"),
     [
-        ({"max_concurrent_calls": 2}, REQUEST),
-        ({"max_concurrent_bytes": 250_000}, embed_pb2.EmbedTextsRequest(texts=["x" * 100_000])),
+        ({"max_concurrent_calls": 4}, REQUEST),  # one caller gets half
+        ({"max_concurrent_bytes": 450_000}, embed_pb2.EmbedTextsRequest(texts=["x" * 100_000])),
     ],
     ids=["calls", "bytes"],
 )

@@ -9,9 +9,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, precondition, rule
 
 from regionsearch.errors import Kind, RegionSearchError
+from regionsearch.rpc.callers import calling_for
 from services.runtime.batcher import Batcher, BatchSettings, Failure, Lane
 
 MAX_BATCH, MAX_QUEUE = 4, 12
+CALLERS = ["", "one", "other"]
 
 
 class StepDevice:
@@ -85,8 +87,9 @@ class BatcherStates(RuleBasedStateMachine):
         key=st.sampled_from("ab"),
         poison=st.booleans(),
         patience=st.one_of(st.none(), st.sampled_from([0.0, 0.002, 60.0])),
+        caller=st.sampled_from(CALLERS),
     )
-    def submit(self, items, nbytes, lane, key, poison, patience):
+    def submit(self, items, nbytes, lane, key, poison, patience, caller):
         self.number += 1
         number = self.number
         deadline = None if patience is None else self.loop.time() + patience
@@ -94,7 +97,8 @@ class BatcherStates(RuleBasedStateMachine):
         work = self.batcher.submit(payload, items, nbytes=nbytes, lane=lane, key=key, deadline=deadline)
 
         async def begin():
-            task = asyncio.ensure_future(work)
+            with calling_for(caller):
+                task = asyncio.ensure_future(work)
             await asyncio.sleep(0)
             return task
 
@@ -138,12 +142,12 @@ class BatcherStates(RuleBasedStateMachine):
     def caps_hold(self):
         assert all(0 <= memory.held <= 300 for memory in self.batcher._memory.values())
         assert all(size <= MAX_BATCH for size in self.device.sizes)
-        waiting = self.batcher._lanes
         for lane in Lane:
-            assert waiting.items(lane) >= 0
-            requests = waiting._lanes[lane]
-            assert waiting.items(lane) == sum(request.items - request.cut for request in requests)
-            assert waiting.items(lane) <= MAX_QUEUE or len(requests) == 1
+            queue = self.batcher._lanes[lane]
+            requests = list(queue)
+            assert queue.waiting == sum(request.items - request.cut for request in requests)
+            assert queue.waiting <= MAX_QUEUE or len(requests) == 1
+            assert all(queue.waiting_of(caller) <= queue.waiting for caller in CALLERS)
 
     def teardown(self):
         self.device.open = True
@@ -175,6 +179,10 @@ class BatcherStates(RuleBasedStateMachine):
         assert self.batcher.waiting == 0
         assert not self.batcher._live
         assert self.batcher._running == 0
+        assert not any(self.batcher._flying.values())
+        assert not any(
+            queue._accounts or queue._order for queue in map(self.batcher._lanes.__getitem__, Lane)
+        )
         assert all(memory.held == 0 for memory in self.batcher._memory.values())
 
 

@@ -1,0 +1,60 @@
+"""Who a call is made for: a short name that services share their time by, and that tells nobody's key.
+
+The gateway names the caller of each request where it checks its key, and sends the name on to the services.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import hashlib
+import ipaddress
+from collections.abc import Iterator
+from urllib.parse import unquote
+
+CALLER_HEADER = "x-regionsearch-caller"
+
+_MOST_CHARS = 32
+_caller: contextvars.ContextVar[str] = contextvars.ContextVar("caller", default="")
+
+
+@contextlib.contextmanager
+def calling_for(name: str) -> Iterator[None]:
+    """Names the caller of everything that is done inside."""
+    token = _caller.set(name[:_MOST_CHARS])
+    try:
+        yield
+    finally:
+        _caller.reset(token)
+
+
+def caller() -> str:
+    """The caller of the surrounding call; empty where there is none."""
+    return _caller.get()
+
+
+def caller_metadata() -> tuple[tuple[str, str], ...]:
+    """The header that tells a service for whom a call is made."""
+    name = caller()
+    return ((CALLER_HEADER, name),) if name else ()
+
+
+def caller_name(key: str, address: str) -> str:
+    """The name of a caller: by its API key where it has one, else by its address.
+
+    Args:
+        key: Empty where there is none; the name is a short hash of it.
+        address: IP address. One IPv6 network of 64 bits is one caller, for whoever has one has all of it.
+    """
+    if not key:
+        with contextlib.suppress(ValueError):
+            ip = ipaddress.ip_address(address.partition("%")[0])
+            if ip.version == 6:
+                address = str(ipaddress.ip_network((ip, 64), strict=False))
+    kind, told = ("key", key) if key else ("address", address)
+    return f"{kind}-{hashlib.blake2b(told.encode(errors='replace'), digest_size=8).hexdigest()}"
+
+
+def peer_address(peer: str) -> str:
+    """The address of a gRPC peer, without the port of its connection: 10.0.0.1 of ``ipv4:10.0.0.1:5000``."""
+    return unquote(peer).partition(":")[2].rpartition(":")[0].strip("[]")
