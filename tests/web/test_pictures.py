@@ -30,18 +30,24 @@ def test_a_dropped_picture_is_searched_with(
     expect(page.locator("#title")).to_have_text("Your pictures")
 
 
-def test_a_folder_is_dropped_to_be_added(page: Page, url: str, tmp_path: Path) -> None:
+def test_a_folder_is_dropped_to_be_added(page: Page, url: str, gateway: FakeGateway, tmp_path: Path) -> None:
     deep = tmp_path / "holiday" / "day two"
     deep.mkdir(parents=True)
     picture_file(tmp_path / "holiday", "first.png")
     (deep / "second.png").write_bytes(scene("second.png", 300, 200, [("red", "circle", (9, 9, 90, 90))]).data)
     (deep / "notes.txt").write_text("no picture")
+    for foreign in ("._first.png", ".thumbnails/1.png", "@eaDir/first.png", "__MACOSX/first.png"):
+        (tmp_path / "holiday" / foreign).parent.mkdir(exist_ok=True)
+        (tmp_path / "holiday" / foreign).write_bytes(b"not the user's")
     page.goto(url)
     expect(page.locator("#grid button.tile")).to_have_count(4)
     drag(page, [tmp_path / "holiday"], 1000, 400)
+    expect(page.locator("#toast")).to_have_text("5 files left out: hidden, or not a picture.")
     expect(page.locator("#drop")).to_be_hidden()
     expect(page.locator("#uploads-title")).to_have_text("2 pictures added")
     assert sorted(page.locator("#uploads-list .name").all_inner_texts()) == ["first.png", "second.png"]
+    assert gateway.id_of("first.png")
+    assert gateway.id_of("day two/second.png")
     expect(page.locator("#grid button.tile")).to_have_count(6)
 
 

@@ -134,7 +134,7 @@ export async function show(image, url, signal) {
 export async function ingest(collection, file, onStage, signal, retries = UPLOAD_RETRIES) {
   onStage("sending");
   const form = new FormData();
-  form.append("files", file, file.name);
+  form.append("files", file, file.path ?? file.name);
   const response = await request(`${collectionUrl(collection)}/images`, {
     method: "POST", body: form, headers: { Accept: "text/event-stream" }, signal, retries,
   });

@@ -1,8 +1,10 @@
 /** Pictures that are dropped on the page or pasted into it. */
 
-import { $, toast, typing } from "./dom.js";
+import { $, count, toast, typing } from "./dom.js";
 
-const PICTURE = /\.(jpe?g|png|webp|gif|bmp|tiff?)$/i;
+const PICTURE = /\.(jpe?g|jpe|jfif|mpo|png|webp|gif|bmp|tiff?|hei[cf]|hif|avif)$/i;
+/** What is not the user's in a folder: hidden files, and the folders of other programs. The command line leaves out the same. */
+const FOREIGN = /^(\..*|@eadir|@recycle|@recently-snapshot|#recycle|#snapshot|__macosx|\$recycle\.bin|system volume information|lost\+found|ipod photo cache)$/i;
 const inDialog = () => Boolean(document.querySelector("dialog[open]"));
 const isPicture = (file) => file.type.startsWith("image/") || PICTURE.test(file.name);
 
@@ -30,8 +32,10 @@ export function acceptPictures({ searchWith, add }) {
     veil.hidden = true;
     if (inDialog()) return toast("Close this first, then drop pictures.");
     const target = event.target.closest?.("[data-drop]")?.dataset.drop ?? (event.target.closest?.("#search") ? "search" : "add");
-    const files = await dropped(event.dataTransfer);
+    const all = await dropped(event.dataTransfer);
+    const files = all.filter((file) => file && isPicture(file));
     if (!files.length) return toast("There is no picture in what was dropped.");
+    if (all.length > files.length) toast(`${count(all.length - files.length, "file")} left out: hidden, or not a picture.`);
     if (target === "search") searchWith(files[0]);
     else add(files);
   });
@@ -43,22 +47,28 @@ export function acceptPictures({ searchWith, add }) {
   });
 }
 
-/** All pictures of a drop, those in folders too; what the system does not let us read is left out. */
+/** All files of a drop, those in folders too, where null stands for what is left out; what the system does not let us read is missing. */
 async function dropped(transfer) {
   const entries = [...transfer.items].map((item) => item.webkitGetAsEntry?.()).filter(Boolean);
-  if (!entries.length) return [...transfer.files].filter(isPicture);
-  return (await walkAll(entries)).filter(isPicture);
+  if (!entries.length) return [...transfer.files];
+  return walkAll(entries, (entry) => (entry.isFile || entries.length === 1 ? "" : `${entry.name}/`));
 }
 
-const walkAll = async (entries) => (await Promise.all(entries.map((entry) => walk(entry).catch(() => [])))).flat();
+const walkAll = async (entries, pathOf) => (await Promise.all(entries.map((entry) => walk(entry, pathOf(entry)).catch(() => [])))).flat();
 
-async function walk(entry) {
-  if (entry.isFile) return [await new Promise((resolve, reject) => entry.file(resolve, reject))];
+/** A file, or the files of a folder; each knows its path below the folder that was dropped. */
+async function walk(entry, path) {
+  if (entry.isFile) {
+    const file = await new Promise((resolve, reject) => entry.file(resolve, reject));
+    return [Object.assign(file, { path: path + file.name })];
+  }
   const reader = entry.createReader();
   const found = [];
   for (;;) { // a reader gives its entries in portions
     const part = await new Promise((resolve, reject) => reader.readEntries(resolve, reject));
     if (!part.length) return found;
-    found.push(...(await walkAll(part)));
+    const own = part.filter((one) => !FOREIGN.test(one.name));
+    found.push(...Array(part.length - own.length).fill(null));
+    found.push(...(await walkAll(own, (one) => (one.isFile ? path : `${path}${one.name}/`))));
   }
 }
