@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Sequence
 
 import structlog
@@ -13,12 +14,16 @@ from gateway.identity import same_model
 from gateway.image_store import ImageStore
 from gateway.records import HIDDEN, check_reserved, clean_name, hide_key
 from gateway.settings import GatewaySettings
-from regionsearch.errors import Kind, RegionSearchError, invalid, not_found
-from regionsearch.rpc import chunked
+from regionsearch.errors import Kind, RegionSearchError, invalid, not_found, too_large
+from regionsearch.rpc import afan_out, chunked
 from regionsearch.v1 import embed_pb2, search_pb2, types_pb2
 
 DEFAULT = "default"
 ASKED_AT_ONCE = 32  # images that the searcher is asked about in one call
+MOST_IDS = 1000  # that may be asked about in one call
+_CHECKED_AT_ONCE = 256  # of these, whose records are not wanted
+
+_IMAGE_ID = re.compile("[0-9a-f]{64}")
 
 _FILES_LEFT = Counter(
     "regionsearch_image_files_left_total",
@@ -212,6 +217,42 @@ class Catalog:
         """
         found = await self.records(collection, image_ids=[image_id], images_only=True)
         return _only_image(found, collection, image_id)
+
+    async def stored(self, collection: str, image_ids: Sequence[str]) -> Sequence[search_pb2.StoredImage]:
+        """The images that need not be sent: their records and files are there. Files are not read.
+
+        Args:
+            collection: Where to look.
+            image_ids: At most `MOST_IDS`.
+
+        Returns:
+            Those that are there, in the order of their ids.
+
+        Raises:
+            RegionSearchError: INVALID_ARGUMENT for what is not an id, TOO_LARGE for too many, NOT_FOUND when
+                there is no such collection.
+        """
+        if len(image_ids) > MOST_IDS:
+            raise too_large(
+                "image_ids", f"{len(image_ids)} image_ids are over the limit of {MOST_IDS}; ask in parts"
+            )
+        for index, image_id in enumerate(image_ids):
+            if not _IMAGE_ID.fullmatch(image_id):
+                place = f"image_ids[{index}]"
+                raise invalid(place, f"{place} is not a valid image id: expected 64 hexadecimal digits")
+
+        async def ask(ids: Sequence[str]) -> Sequence[search_pb2.StoredImage]:
+            return (await self.records(collection, image_ids=ids, images_only=True)).images
+
+        async def has_file(image: search_pb2.StoredImage) -> bool:
+            return await self._store.exists(collection or DEFAULT, image.image_id)
+
+        parts = await afan_out(ask, list(chunked(list(dict.fromkeys(image_ids)), _CHECKED_AT_ONCE)))
+        images = [image for part in parts for image in part]
+        there = await afan_out(has_file, images)
+        for image in images:
+            hide_key(image)
+        return [image for image, found in zip(images, there, strict=True) if found]
 
     async def regions(
         self, collection: str, image_id: str, *, masks: bool = False, vectors: bool = False

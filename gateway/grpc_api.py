@@ -106,6 +106,14 @@ class RegionSearchServicer(region_search_pb2_grpc.RegionSearchServiceServicer):
             seq = await self._gateway.catalog.delete_image(request.collection, request.image_id)
             return pb.DeleteImageResponse(seq=seq)
 
+    async def CheckImages(  # noqa: N802
+        self, request: pb.CheckImagesRequest, context: _Context
+    ) -> pb.CheckImagesResponse:
+        """See the contract."""
+        with self._call(context, Scope.READ, self._gateway.settings.timeouts.query_s):
+            images = await self._gateway.catalog.stored(request.collection, request.image_ids)
+            return pb.CheckImagesResponse(images=images)
+
     async def ListImages(  # noqa: N802
         self, request: pb.RegionSearchServiceListImagesRequest, context: _Context
     ) -> pb.RegionSearchServiceListImagesResponse:

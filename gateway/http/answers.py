@@ -137,6 +137,12 @@ class UpdatedImage(Image):
     seq: int = Field(description="A search with this min_seq sees the change.")
 
 
+class StoredImages(BaseModel):
+    """Images that need not be sent."""
+
+    images: list[Image] = Field(description="Those that are stored, in the order of their ids.")
+
+
 class Images(BaseModel):
     """A page of images, newest first."""
 

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, FiniteFloat, model_validator
 
+from gateway.catalog import MOST_IDS
 from gateway.http.values import (
     INT32,
     Body,
@@ -136,6 +137,14 @@ class ImageChangeBody(Body):
             else:
                 update.set_attributes[name] = value
         return update
+
+
+class ImageIdsBody(Body):
+    """Images by id."""
+
+    image_ids: list[Annotated[str, Field(pattern="^[0-9a-f]{64}$")]] = Field(
+        min_length=1, max_length=MOST_IDS, fail_fast=True, description="SHA-256 of their files."
+    )
 
 
 class BinaryCodesBody(Body):

@@ -14,8 +14,8 @@ from gateway import coco, render
 from gateway.access import Scope
 from gateway.core import Gateway
 from gateway.http.access import needs
-from gateway.http.answers import Image, Images, Region, Regions, UpdatedImage
-from gateway.http.bodies import ImageChangeBody
+from gateway.http.answers import Image, Images, Region, Regions, StoredImages, UpdatedImage
+from gateway.http.bodies import ImageChangeBody, ImageIdsBody
 from gateway.http.conditional import CHANGED, changed, check_if_match, etag_of, json_with_etag, picture
 from gateway.http.hits import CocoDocument
 from gateway.http.openapi import body_of
@@ -87,6 +87,23 @@ def router(gateway: Gateway) -> APIRouter:
             total_count=page.total_count,
         )
         return json_with_etag(request, answer.model_dump())
+
+    @routes.post(
+        ":check",
+        summary="Which images need not be sent",
+        response_model=StoredImages,
+        dependencies=read,
+        openapi_extra=body_of(ImageIdsBody, {"image_ids": ["0" * 64]}),
+    )
+    async def check_images(collection: str, request: Request) -> StoredImages:
+        """Which of these images are stored already: an image's id is the SHA-256 of its file.
+
+        Files are not read: to repair one that may be damaged, send it.
+        """
+        body = await read_body(request, ImageIdsBody, gateway.settings.limits)
+        return StoredImages(
+            images=[Image.of(one) for one in await catalog.stored(collection, body.image_ids)]
+        )
 
     @routes.get("/{image_id}", summary="An image", response_model=Image, dependencies=read)
     async def get_image(collection: str, image_id: str, request: Request) -> Response:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,11 +32,19 @@ def ingest(
     tag: Annotated[
         list[str] | None, typer.Option(help="Put on every image, known ones too; may be repeated.")
     ] = None,
+    resend: Annotated[
+        bool,
+        typer.Option("--resend", help="Send known images too: a stored file that is damaged is replaced."),
+    ] = False,
+    as_json: Annotated[
+        bool,
+        typer.Option("--json", help="Print what became of each image as a line of JSON."),
+    ] = False,
     jobs: Annotated[int, typer.Option(min=1, max=64, help="Images at once.")] = 4,
     url: Url = URL,
     api_key: ApiKey = None,
 ) -> None:
-    """Add images. Those that are there already cost little: after an interruption just run it again.
+    """Add images. Those that are there already are not sent: after an interruption just run it again.
 
     In folders, hidden files, files of other programs and linked folders are left out; the summary counts them
     by reason. An image is called by its path below the folder that was given.
@@ -57,14 +66,22 @@ def ingest(
                 done.append(result)
                 progress.advance(task)
 
-            results = client.ingest(sources, collection, tags=tag or (), at_once=jobs, on_result=note)
+            results = client.ingest(
+                sources, collection, tags=tag or (), at_once=jobs, resend=resend, on_result=note
+            )
     except (KeyboardInterrupt, RegionSearchError) as error:
         tell(f"stopped after {len(done)} of {len(sources)}: {counts_of(done)}")
         tell("the same command goes on from there")
         if isinstance(error, RegionSearchError):
             raise
         raise typer.Exit(INTERRUPTED) from None
-    summarise([path for _, path in sources], results)
+    paths_sent = [path for _, path in sources]
+    if as_json:
+        for path, result in zip(paths_sent, results, strict=True):
+            typer.echo(json.dumps({"path": str(path), **result.model_dump(exclude_none=True)}))
+        tell(counts_of(results))
+    else:
+        summarise(paths_sent, results)
     if left_out := selection.summary():
         tell(left_out)
     for path, reason in selection.unreadable.items():
@@ -74,7 +91,7 @@ def ingest(
 
 
 def counts_of(results: Sequence[IngestResult]) -> str:
-    """How many were added, known, or refused, these by reason."""
+    """How many were added, known, or refused, by reason, and how many known ones got tags."""
     counts = Counter(result.outcome for result in results)
     regions = sum(result.regions or 0 for result in results if result.outcome == "created")
     line = (
@@ -84,6 +101,8 @@ def counts_of(results: Sequence[IngestResult]) -> str:
     reasons = Counter(result.error.code for result in results if result.error is not None)
     if reasons:
         line += f" ({', '.join(f'{count} {reason}' for reason, count in reasons.most_common())})"
+    if tagged := sum(bool(result.added_tags) for result in results):
+        line += f", tags added to {tagged} known {'image' if tagged == 1 else 'images'}"
     return line
 
 

@@ -1,4 +1,4 @@
-"""`regionsearch collections`, `delete`, `doctor`, `evaluate`."""
+"""`regionsearch collections`, `edit`, `delete`, `doctor`, `evaluate`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import platform
 import shutil
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -16,9 +17,12 @@ from rich.text import Text
 
 from regionsearch.cli.options import COLLECTION, URL, ApiKey, CollectionName, Url, connect
 from regionsearch.cli.output import console, tell
-from regionsearch.errors import Kind, RegionSearchError
+from regionsearch.errors import Kind, RegionSearchError, invalid
 from regionsearch.models import PROFILES, models_dir, pocket_dir
 from regionsearch.proxies import environment_proxy, through
+
+# What is wrong with one image; every other error would meet the next one too.
+_OF_ONE = (Kind.INVALID_ARGUMENT, Kind.NOT_FOUND, Kind.TOO_LARGE, Kind.ABORTED, Kind.INTERNAL)
 
 collections_app = typer.Typer(help="Collections: list, create, delete.", no_args_is_help=True)
 
@@ -70,11 +74,71 @@ def delete(
     url: Url = URL,
     api_key: ApiKey = None,
 ) -> None:
-    """Delete images with their regions."""
+    """Delete images with their regions. Ends with code 1 when one of them could not be deleted."""
     with connect(url, api_key) as client:
-        for image_id in image_ids:
-            client.delete_image(image_id, collection)
-            tell(f"deleted {image_id}")
+        _each(image_ids, lambda one: client.delete_image(one, collection), "deleted")
+
+
+def edit(
+    image_ids: Annotated[list[str], typer.Argument(help="Ids of images.")],
+    add_tag: Annotated[list[str] | None, typer.Option(help="May be repeated, as all but the name.")] = None,
+    remove_tag: Annotated[list[str] | None, typer.Option(help="A tag to take away.")] = None,
+    attribute: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="An attribute to set.")
+    ] = None,
+    remove_attribute: Annotated[list[str] | None, typer.Option(help="An attribute to take away.")] = None,
+    name: Annotated[str | None, typer.Option(help="The name of the one image.")] = None,
+    collection: CollectionName = COLLECTION,
+    url: Url = URL,
+    api_key: ApiKey = None,
+) -> None:
+    """Change tags, attributes and names of images. Ends with code 1 when one of them could not be changed."""
+    attributes: dict[str, str | None] = dict.fromkeys(remove_attribute or ())
+    for pair in attribute or ():
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise invalid("attribute", f"{pair!r} is not a valid attribute: expected --attribute NAME=VALUE")
+        attributes[key] = value
+    if name is not None and len(image_ids) > 1:
+        raise invalid("name", "--name is for one image; leave it out to change several")
+    if not (add_tag or remove_tag or attributes or name is not None):
+        raise invalid(
+            "edit", "say what to change: --add-tag, --remove-tag, --attribute, --remove-attribute or --name"
+        )
+    with connect(url, api_key) as client:
+
+        def change(image_id: str) -> object:
+            return client.update_image(
+                image_id,
+                collection,
+                name=name,
+                add_tags=add_tag or (),
+                remove_tags=remove_tag or (),
+                attributes=attributes,
+            )
+
+        _each(image_ids, change, "changed")
+
+
+def _each(image_ids: Sequence[str], act: Callable[[str], object], done: str) -> None:
+    """Does something to each image and tells its outcome; what is wrong with one does not stop the others.
+
+    Raises:
+        Exit: With code 1 at the end, when one failed.
+        RegionSearchError: What every other image would meet too.
+    """
+    failed = False
+    for image_id in dict.fromkeys(image_ids):
+        try:
+            act(image_id)
+        except RegionSearchError as error:
+            if error.kind not in _OF_ONE:
+                raise
+            failed = True
+            tell(f"failed: {image_id}: {error.message}", style="red")
+        else:
+            tell(f"{done} {image_id}")
+    raise typer.Exit(int(failed))
 
 
 def doctor(url: Url = URL, api_key: ApiKey = None) -> None:

@@ -69,6 +69,8 @@ def search(
             page_size=limit,
             masks=save is not None or open_it,
         )
+        if any(result.truncated):
+            tell("the query is longer than the model reads: its end was left out", style="yellow")
         if as_json:
             typer.echo(json.dumps([hit.model_dump() for hit in result], indent=1))
         else:

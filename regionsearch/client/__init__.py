@@ -24,6 +24,7 @@ from regionsearch.client.results import (
     ScoredRegion,
     SearchResult,
     SegmentResult,
+    UpdatedImage,
     WithinResult,
 )
 from regionsearch.client.sources import Example
@@ -48,5 +49,6 @@ __all__ = [
     "ScoredRegion",
     "SearchResult",
     "SegmentResult",
+    "UpdatedImage",
     "WithinResult",
 ]

@@ -7,17 +7,17 @@ import functools
 import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, ParamSpec, Self, TypeVar, overload
 
 from regionsearch import defaults
 from regionsearch.client import operations
+from regionsearch.client.importing import Import, OnResult
 from regionsearch.client.operations import PAGE_SIZE, Operation
 from regionsearch.client.results import Collection, Image, IngestProgress, IngestResult, Readiness
 from regionsearch.client.sources import Source
-from regionsearch.client.streaming import IngestStream, failed
+from regionsearch.client.streaming import IngestStream
 from regionsearch.client.transports import (
     Address,
     AsyncGrpcTransport,
@@ -27,14 +27,12 @@ from regionsearch.client.transports import (
     HttpTransport,
     Transport,
 )
-from regionsearch.errors import Kind, RegionSearchError, invalid
+from regionsearch.errors import Kind, RegionSearchError
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 POLL_S = 0.2
-
-OnResult = Callable[[IngestResult], object]
 
 
 class _Method(Generic[P, T]):
@@ -76,6 +74,8 @@ class _Operations(ABC):
     regions = _Method(operations.regions)
     export_hits = _Method(operations.export_hits)
     export_regions = _Method(operations.export_regions)
+    check_images = _Method(operations.check_images)
+    update_image = _Method(operations.update_image)
     delete_image = _Method(operations.delete_image)
     ready = _Method(operations.ready)
 
@@ -104,7 +104,8 @@ class Client(_Operations):
 
     Args:
         url: Its address: http://, https://, grpc:// or grpcs://. Over gRPC there are ingest, ingest_stream,
-            search, within, list_images, images, delete_image and ready; the rest is UNIMPLEMENTED there.
+            search, within, list_images, images, check_images, update_image, delete_image and ready; the rest
+            is UNIMPLEMENTED there.
         api_key: Sent with every call.
         timeout_s: Longest wait for one answer.
         retries: Tries after the first, when the server is overloaded or away.
@@ -141,49 +142,31 @@ class Client(_Operations):
         tags: Sequence[str] = (),
         attributes: Mapping[str, str] | None = None,
         at_once: int = 4,
+        resend: bool = False,
         on_result: OnResult = lambda result: None,
     ) -> list[IngestResult]:
-        """Adds pictures: paths, bytes, or (name, bytes) pairs. One result for each, in their order.
+        """Adds images: paths, bytes, or (name, path or bytes) pairs. One result for each, in their order.
 
-        A picture that is there already is a `duplicate`; one that cannot be read is `failed` and says why.
-        Sources are taken only as there is room for them, so that they may come from a generator.
+        An image that is there already is a `duplicate`, and gets the tags and attributes too; files are asked
+        about by their SHA-256, so that the bytes of known ones are not sent. One that cannot be added, for
+        whatever reason, is `failed` and says why. Sources are taken only as there is room for them, so that
+        they may come from a generator.
 
         Args:
-            sources: The pictures.
+            sources: The images.
             collection: Where to.
             tags: Put on each of them.
             attributes: Further facts, for each of them.
-            at_once: Pictures on their way at the same time.
-            on_result: Called when a picture is done, one at a time.
+            at_once: Images on their way at the same time.
+            resend: Send the bytes of known files too: where the stored file is damaged, it is replaced.
+            on_result: Called when an image is done, one at a time.
 
         Raises:
-            RegionSearchError: For what is wrong with more than one picture: no such collection, no
+            RegionSearchError: For what is wrong with more than one image: no such collection, no
                 permission, a server that stays away. What was stored by then stays.
         """
-        _check_at_once(at_once)
-        results: dict[int, IngestResult] = {}
-        running: dict[Future[IngestResult], int] = {}
-
-        def collect() -> None:
-            done, _ = wait(running, return_when=FIRST_COMPLETED)
-            for future in done:
-                results[running.pop(future)] = result = future.result()
-                on_result(result)
-
-        def add(source: Source) -> IngestResult:
-            try:
-                return self.send(operations.ingest_one(source, collection, tags=tags, attributes=attributes))
-            except Exception as error:
-                return failed(source, error)
-
-        with ThreadPoolExecutor(at_once, thread_name_prefix="ingest") as pool:
-            for index, source in enumerate(sources):
-                if len(running) >= at_once:
-                    collect()
-                running[pool.submit(add, source)] = index
-            while running:
-                collect()
-        return [results[index] for index in range(len(results))]
+        wanted = Import(collection, tags, attributes, at_once, resend, on_result)
+        return wanted.run(self, sources)
 
     def ingest_stream(
         self,
@@ -273,30 +256,12 @@ class AsyncClient(_Operations):
         tags: Sequence[str] = (),
         attributes: Mapping[str, str] | None = None,
         at_once: int = 4,
+        resend: bool = False,
         on_result: OnResult = lambda result: None,
     ) -> list[IngestResult]:
-        """Adds pictures; see `Client.ingest`."""
-        _check_at_once(at_once)
-        results: dict[int, IngestResult] = {}
-        waiting = enumerate(sources)
-
-        async def work() -> None:
-            for index, source in waiting:  # shared: each worker takes the next one
-                try:
-                    add = operations.ingest_one(source, collection, tags=tags, attributes=attributes)
-                    results[index] = await self.send(add)
-                except Exception as error:
-                    results[index] = failed(source, error)
-                on_result(results[index])
-
-        workers = [asyncio.ensure_future(work()) for _ in range(at_once)]
-        try:
-            await asyncio.gather(*workers)
-        finally:
-            for worker in workers:
-                worker.cancel()
-            await asyncio.gather(*workers, return_exceptions=True)
-        return [results[index] for index in range(len(results))]
+        """Adds images; see `Client.ingest`."""
+        wanted = Import(collection, tags, attributes, at_once, resend, on_result)
+        return await wanted.arun(self, sources)
 
     def ingest_stream(
         self,
@@ -339,11 +304,6 @@ class AsyncClient(_Operations):
                 if wait.over(state):
                     return
             await asyncio.sleep(POLL_S)
-
-
-def _check_at_once(at_once: int) -> None:
-    if at_once < 1:
-        raise invalid("at_once", f"at_once is the number of pictures on their way, at least 1, not {at_once}")
 
 
 class _Wait:

@@ -19,6 +19,7 @@ from regionsearch.client.results import (
     Problem,
     ScoredRegion,
     SearchResult,
+    UpdatedImage,
     WithinResult,
 )
 from regionsearch.errors import from_status
@@ -33,6 +34,7 @@ def read_ingest(name: str, answer: region_search_pb2.IngestImageResponse) -> Ing
         outcome="created" if created else "duplicate",
         image_id=answer.image_id,
         regions=answer.region_count,
+        tags=tuple(answer.tags),
         seq=answer.seq,
     )
 
@@ -55,7 +57,12 @@ def read_search(
 ) -> SearchResult:
     """A page of hits; the phrases are those of the query."""
     hits = tuple(_hit(hit, phrases) for hit in answer.hits)
-    return SearchResult(hits=hits, next_page_token=answer.next_page_token, seq=answer.seq)
+    return SearchResult(
+        hits=hits,
+        next_page_token=answer.next_page_token,
+        seq=answer.seq,
+        truncated=tuple(answer.truncated),
+    )
 
 
 def read_within(phrases: Sequence[str], answer: region_search_pb2.SearchWithinResponse) -> WithinResult:
@@ -91,6 +98,16 @@ def read_images(answer: region_search_pb2.RegionSearchServiceListImagesResponse)
     )
 
 
+def read_checked(answer: region_search_pb2.CheckImagesResponse) -> tuple[Image, ...]:
+    """Images that are stored."""
+    return tuple(_image(image) for image in answer.images)
+
+
+def read_updated(answer: region_search_pb2.UpdateImageResponse) -> UpdatedImage:
+    """An image after a change."""
+    return UpdatedImage(**_image(answer.image).model_dump(), seq=answer.seq)
+
+
 def _hit(hit: search_pb2.Hit, phrases: Sequence[str]) -> Hit:
     record, image = hit.record, hit.image
     region = record.level == search_pb2.LEVEL_REGION
@@ -118,6 +135,7 @@ def _image(image: search_pb2.StoredImage) -> Image:
         content_type=image.content_type,
         size_bytes=image.size_bytes,
         tags=tuple(image.tags),
+        attributes=dict(image.attributes),
         created_at=_time(image.create_time),
         region_count=image.region_count,
     )

@@ -63,8 +63,15 @@ class Image(_Result):
     content_type: str
     size_bytes: int
     tags: tuple[str, ...]
+    attributes: dict[str, str] = {}
     created_at: str
     region_count: int
+
+
+class UpdatedImage(Image):
+    """A stored image after a change; a search with its seq as min_seq sees the change."""
+
+    seq: int
 
 
 class ImagePage(_Result):
@@ -83,12 +90,25 @@ class Problem(_Result):
 
 
 class IngestResult(_Result):
-    """What became of a file; `error` says why it failed."""
+    """What became of a file.
+
+    Attributes:
+        name: As it was sent.
+        outcome: A `duplicate` was there already; `error` says why one has `failed`.
+        image_id: SHA-256 of the file.
+        regions: Number of regions that were found.
+        tags: Of the image now.
+        added_tags: Those that a file that was there already has got now.
+        seq: A search with this min_seq sees the image.
+        error: Why it failed.
+    """
 
     name: str
     outcome: Literal["created", "duplicate", "failed"]
     image_id: str | None = None
     regions: int | None = None
+    tags: tuple[str, ...] = ()
+    added_tags: tuple[str, ...] = ()
     seq: int | None = None
     error: Problem | None = None
 
@@ -154,11 +174,13 @@ class SearchResult(_Result):
         hits: The hits.
         next_page_token: For the next page; empty on the last one.
         seq: The last write that the search has seen.
+        truncated: For each phrase of the query: it was longer than the model reads, and its end was left out.
     """
 
     hits: tuple[Hit, ...]
     next_page_token: str
     seq: int
+    truncated: tuple[bool, ...] = ()
 
     def __len__(self) -> int:
         return len(self.hits)

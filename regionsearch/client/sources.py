@@ -8,8 +8,9 @@ import os
 import stat
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from regionsearch.errors import invalid
 from regionsearch.v1 import region_search_pb2, search_pb2, types_pb2
@@ -88,7 +89,7 @@ def read_source(source: Source) -> bytes:
 
 
 @contextlib.contextmanager
-def open_file(path: str | Path) -> Iterator[BinaryIO]:
+def open_file(path: str | Path) -> Iterator[BufferedReader]:
     """Opens a regular file, without waiting: a pipe that nobody writes to would block forever.
 
     Raises:

@@ -669,6 +669,56 @@ class DeleteImageResponse(_message.Message):
 Global___DeleteImageResponse: _TypeAlias = DeleteImageResponse  # noqa: Y015
 
 @_typing.final
+class CheckImagesRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COLLECTION_FIELD_NUMBER: _builtins.int
+    IMAGE_IDS_FIELD_NUMBER: _builtins.int
+    collection: _builtins.str
+    """Empty: "default"."""
+    @_builtins.property
+    def image_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """At most 1,000."""
+
+    def __init__(
+        self,
+        *,
+        collection: _builtins.str = ...,
+        image_ids: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "image_ids", b"image_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckImagesRequest: _TypeAlias = CheckImagesRequest  # noqa: Y015
+
+@_typing.final
+class CheckImagesResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IMAGES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def images(self) -> _containers.RepeatedCompositeFieldContainer[_search_pb2.StoredImage]:
+        """Those whose record and file are stored, in the order of the request. The files are not read: to repair one that may
+        be damaged, send it.
+        """
+
+    def __init__(
+        self,
+        *,
+        images: _abc.Iterable[_search_pb2.StoredImage] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["images", b"images"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckImagesResponse: _TypeAlias = CheckImagesResponse  # noqa: Y015
+
+@_typing.final
 class RegionSearchServiceListImagesRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

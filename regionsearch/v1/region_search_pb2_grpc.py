@@ -70,6 +70,11 @@ class RegionSearchServiceStub:
                 request_serializer=regionsearch_dot_v1_dot_region__search__pb2.DeleteImageRequest.SerializeToString,
                 response_deserializer=regionsearch_dot_v1_dot_region__search__pb2.DeleteImageResponse.FromString,
                 _registered_method=True)
+        self.CheckImages = channel.unary_unary(
+                '/regionsearch.v1.RegionSearchService/CheckImages',
+                request_serializer=regionsearch_dot_v1_dot_region__search__pb2.CheckImagesRequest.SerializeToString,
+                response_deserializer=regionsearch_dot_v1_dot_region__search__pb2.CheckImagesResponse.FromString,
+                _registered_method=True)
         self.ListImages = channel.unary_unary(
                 '/regionsearch.v1.RegionSearchService/ListImages',
                 request_serializer=regionsearch_dot_v1_dot_region__search__pb2.RegionSearchServiceListImagesRequest.SerializeToString,
@@ -135,6 +140,14 @@ class RegionSearchServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CheckImages(self, request, context):
+        """Which of these images need not be sent, because they are stored. An image's id is the SHA-256 of its file, so that
+        an import can ask before it sends.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListImages(self, request, context):
         """Images, newest first.
         """
@@ -174,6 +187,11 @@ def add_RegionSearchServiceServicer_to_server(servicer, server):
                     servicer.DeleteImage,
                     request_deserializer=regionsearch_dot_v1_dot_region__search__pb2.DeleteImageRequest.FromString,
                     response_serializer=regionsearch_dot_v1_dot_region__search__pb2.DeleteImageResponse.SerializeToString,
+            ),
+            'CheckImages': grpc.unary_unary_rpc_method_handler(
+                    servicer.CheckImages,
+                    request_deserializer=regionsearch_dot_v1_dot_region__search__pb2.CheckImagesRequest.FromString,
+                    response_serializer=regionsearch_dot_v1_dot_region__search__pb2.CheckImagesResponse.SerializeToString,
             ),
             'ListImages': grpc.unary_unary_rpc_method_handler(
                     servicer.ListImages,
@@ -349,6 +367,33 @@ class RegionSearchService:
             '/regionsearch.v1.RegionSearchService/DeleteImage',
             regionsearch_dot_v1_dot_region__search__pb2.DeleteImageRequest.SerializeToString,
             regionsearch_dot_v1_dot_region__search__pb2.DeleteImageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CheckImages(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/regionsearch.v1.RegionSearchService/CheckImages',
+            regionsearch_dot_v1_dot_region__search__pb2.CheckImagesRequest.SerializeToString,
+            regionsearch_dot_v1_dot_region__search__pb2.CheckImagesResponse.FromString,
             options,
             channel_credentials,
             insecure,

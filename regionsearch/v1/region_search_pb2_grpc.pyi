@@ -61,6 +61,10 @@ class RegionSearchServiceStub:
     """
     DeleteImage: _grpc.UnaryUnaryMultiCallable[_region_search_pb2.DeleteImageRequest, _region_search_pb2.DeleteImageResponse]
     """Deletes an image with its regions. NOT_FOUND when there is none."""
+    CheckImages: _grpc.UnaryUnaryMultiCallable[_region_search_pb2.CheckImagesRequest, _region_search_pb2.CheckImagesResponse]
+    """Which of these images need not be sent, because they are stored. An image's id is the SHA-256 of its file, so that
+    an import can ask before it sends.
+    """
     ListImages: _grpc.UnaryUnaryMultiCallable[_region_search_pb2.RegionSearchServiceListImagesRequest, _region_search_pb2.RegionSearchServiceListImagesResponse]
     """Images, newest first."""
 
@@ -97,6 +101,10 @@ class RegionSearchServiceAsyncStub(RegionSearchServiceStub):
     """
     DeleteImage: _aio.UnaryUnaryMultiCallable[_region_search_pb2.DeleteImageRequest, _region_search_pb2.DeleteImageResponse]  # type: ignore[assignment]
     """Deletes an image with its regions. NOT_FOUND when there is none."""
+    CheckImages: _aio.UnaryUnaryMultiCallable[_region_search_pb2.CheckImagesRequest, _region_search_pb2.CheckImagesResponse]  # type: ignore[assignment]
+    """Which of these images need not be sent, because they are stored. An image's id is the SHA-256 of its file, so that
+    an import can ask before it sends.
+    """
     ListImages: _aio.UnaryUnaryMultiCallable[_region_search_pb2.RegionSearchServiceListImagesRequest, _region_search_pb2.RegionSearchServiceListImagesResponse]  # type: ignore[assignment]
     """Images, newest first."""
 
@@ -166,6 +174,16 @@ class RegionSearchServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_region_search_pb2.DeleteImageResponse, _abc.Awaitable[_region_search_pb2.DeleteImageResponse]]:
         """Deletes an image with its regions. NOT_FOUND when there is none."""
+
+    @_abc_1.abstractmethod
+    def CheckImages(
+        self,
+        request: _region_search_pb2.CheckImagesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_region_search_pb2.CheckImagesResponse, _abc.Awaitable[_region_search_pb2.CheckImagesResponse]]:
+        """Which of these images need not be sent, because they are stored. An image's id is the SHA-256 of its file, so that
+        an import can ask before it sends.
+        """
 
     @_abc_1.abstractmethod
     def ListImages(

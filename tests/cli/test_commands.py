@@ -17,6 +17,7 @@ from regionsearch.cli.searching import merged
 from regionsearch.client import Box, Client, Hit, HitImage, IngestResult, Mask
 from regionsearch.client.clients import OnResult
 from regionsearch.errors import Kind, RegionSearchError
+from regionsearch.images import ImageLimits, Pixels
 from regionsearch.masks import encode_rle
 from tests.client.conftest import gateway
 from tests.client.fakes import FakeGateway
@@ -50,7 +51,8 @@ def test_help_names_every_command() -> None:
     result = CliRunner().invoke(app, ["--help"])
     assert result.exit_code == 0
     for command in (
-        "up", "ingest", "search", "within", "export", "delete", "doctor", "evaluate", "collections", "models",
+        "up", "ingest", "search", "within", "export", "edit", "delete", "doctor", "evaluate", "collections",
+        "models",
     ):  # fmt: skip
         assert f" {command} " in result.output
 
@@ -59,7 +61,9 @@ def test_ingest_a_folder(gateway: FakeGateway, folder: Path) -> None:
     result = run(gateway, "ingest", folder, "--tag", "holiday", "-c", "things")
     assert result.exit_code == 0
     assert "2 added with 2 regions, 0 there already, 0 failed" in result.output
-    assert {path for _, path, _ in gateway.requests} == {"/v1/collections/things/images"}
+    assert {path for _, path, _ in gateway.requests} == {
+        "/v1/collections/things/images", "/v1/collections/things/images:check",
+    }  # fmt: skip
     again = run(gateway, "ingest", folder)
     assert "0 added with 0 regions, 2 there already, 0 failed" in again.output
 
@@ -169,6 +173,23 @@ def test_search_saves_the_best_hit_outlined(
     assert tuple(pixels[0, 1]) == (255, 255, 255)  # inside of it
 
 
+def test_an_outline_has_no_limit_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server may let larger images in than this client's default."""
+    seen: list[ImageLimits] = []
+
+    def decode(data: bytes, limits: ImageLimits) -> Pixels:
+        seen.append(limits)
+        return np.zeros((9, 9, 3), np.uint8)
+
+    monkeypatch.setattr("regionsearch.cli.drawing.decode_image", decode)
+    hit = Hit(
+        rank=1, score=1, image_id="a", level="image", box=Box(x_min=0, y_min=0, x_max=9, y_max=9),
+        image=HitImage(width=9, height=9, name="a", tags=()),
+    )  # fmt: skip
+    assert outline(b"an image", hit)
+    assert min(seen[0].max_bytes, seen[0].max_pixels) > 10**12
+
+
 def test_an_outline_surrounds_the_mask_and_leaves_it_alone() -> None:
     mask = np.zeros((40, 60), bool)
     mask[10:20, 15:30] = True
@@ -218,9 +239,74 @@ def test_coco_documents_merge_with_new_numbers() -> None:
     assert whole["categories"] == [{"id": 1, "name": "object"}]
 
 
-def test_delete(gateway: FakeGateway) -> None:
-    assert run(gateway, "delete", "a" * 64, "b" * 64).exit_code == 0
-    assert [path[-64:] for _, path, _ in gateway.requests] == ["a" * 64, "b" * 64]
+def test_known_files_are_not_sent_again_and_get_the_tags(gateway: FakeGateway, folder: Path) -> None:
+    run(gateway, "ingest", folder, "--tag", "a")
+    gateway.requests.clear()
+    again = run(gateway, "ingest", folder, "--tag", "a", "--tag", "b")
+    assert again.exit_code == 0
+    assert "2 there already, 0 failed, tags added to 2 known images" in again.output
+    assert [method for method, *_ in gateway.requests] == ["POST", "PATCH", "PATCH"]
+    third = run(gateway, "ingest", folder, "--tag", "b")
+    assert "tags added" not in third.output
+    gateway.requests.clear()
+    assert "2 there already" in run(gateway, "ingest", folder, "--resend").output
+    assert [path.split("/")[-1] for _, path, _ in gateway.requests] == ["images", "images"]
+
+
+def test_ingest_prints_json_lines(gateway: FakeGateway, folder: Path) -> None:
+    (folder / "broken.png").write_bytes(b"bad")
+    result = run(gateway, "ingest", folder, "--json")
+    lines = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [(line["path"], line["name"], line["outcome"]) for line in lines] == [
+        (str(folder / "b.PNG"), "b.PNG", "created"),
+        (str(folder / "broken.png"), "broken.png", "failed"),
+        (str(folder / "deep" / "a.jpg"), "deep/a.jpg", "created"),
+    ]
+    assert lines[1]["error"]["code"] == "UNSUPPORTED_IMAGE"
+    assert "1 failed (1 UNSUPPORTED_IMAGE)" in result.stderr
+
+
+@pytest.mark.parametrize("command", [("delete",), ("edit", "--add-tag", "t")])
+def test_each_of_several_images_has_its_own_outcome(gateway: FakeGateway, command: tuple[str, ...]) -> None:
+    a, missing, b = "a" * 64, "f" * 64, "b" * 64
+    gateway.known = {a, b}
+    gateway.failures = [None, RegionSearchError(Kind.NOT_FOUND, "there is no image"), None]
+    result = run(gateway, *command, a, missing, b, a)
+    assert result.exit_code == 1
+    assert [path[-64:] for _, path, _ in gateway.requests] == [a, b]
+    assert f"failed: {missing}: there is no image" in result.output
+    assert [line.split()[-1] for line in result.output.splitlines() if "ed " in line][-1] == b
+    assert run(gateway, *command, a).exit_code == 0
+    gateway.failures = [RegionSearchError(Kind.UNAVAILABLE, "away")] * 3
+    assert isinstance(run(gateway, *command, a, b).exception, RegionSearchError)
+
+
+def test_edit_sends_what_is_to_change(gateway: FakeGateway) -> None:
+    gateway.known = {"a" * 64}
+    arguments = [
+        "--add-tag",
+        "x",
+        "--remove-tag",
+        "y",
+        "--attribute",
+        "place=Oslo=N",
+        "--remove-attribute",
+        "z",
+    ]
+    assert run(gateway, "edit", "a" * 64, "--name", "new.jpg", *arguments).exit_code == 0
+    assert gateway.requests[-1][2] == {
+        "name": "new.jpg", "add_tags": ["x"], "remove_tags": ["y"],
+        "attributes": {"place": "Oslo=N", "z": None},
+    }  # fmt: skip
+    for wrong in (["a"], ["a", "b", "--name", "x"], ["a", "--attribute", "x"]):
+        assert isinstance(run(gateway, "edit", *wrong).exception, RegionSearchError)
+
+
+def test_a_query_that_was_cut_off_is_said(gateway: FakeGateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    gateway.truncated = [True]
+    result = run(gateway, "search", "mug " * 300, "--json")
+    assert "the query is longer than the model reads" in result.stderr
+    assert json.loads(result.stdout)
 
 
 def test_models(gateway: FakeGateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

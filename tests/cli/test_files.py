@@ -147,7 +147,7 @@ def test_names_are_sent_as_they_are(tmp_path: Path, gateway: FakeGateway) -> Non
     make(tmp_path, *odd)
     with Client(gateway.grpc) as client:
         client.ingest(find_images([tmp_path]).named())
-    assert sorted(request.name for request in gateway.requests) == sorted(odd)
+    assert sorted(request.name for request in gateway.requests if hasattr(request, "name")) == sorted(odd)
 
 
 @pytest.fixture(params=["sync", "async"])

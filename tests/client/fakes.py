@@ -44,6 +44,8 @@ class FakeGateway:
     failures: list[RegionSearchError | None] = field(default_factory=list)
     lost: set[str] = field(default_factory=set)
     known: set[str] = field(default_factory=set)
+    truncated: list[bool] = field(default_factory=list)
+    tags: dict[str, list[str]] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def add(self, data: bytes) -> tuple[str, str]:
@@ -55,6 +57,17 @@ class FakeGateway:
             new = identity not in self.known
             self.known.add(identity)
         return ("created" if new else "duplicate"), identity
+
+    def stored(self, identity: str) -> dict[str, Any]:
+        """What is known about an image that was added."""
+        return {"image_id": identity, "tags": self.tags.get(identity, [])}
+
+    def update(self, identity: str, change: dict[str, Any]) -> dict[str, Any]:
+        """Adds tags to an image."""
+        if identity not in self.known:
+            raise RegionSearchError(Kind.NOT_FOUND, "there is no such image", field="image_id")
+        self.tags.setdefault(identity, []).extend(change["add_tags"])
+        return self.stored(identity)
 
     def fail(self) -> None:
         with self.lock:
@@ -101,6 +114,9 @@ class HttpHandler(BaseHTTPRequestHandler):
     def do_DELETE(self) -> None:
         self._answer(b"")
 
+    def do_PATCH(self) -> None:
+        self.do_POST()
+
     def do_POST(self) -> None:
         self._answer(self.rfile.read(int(self.headers["Content-Length"])))
 
@@ -139,6 +155,12 @@ class HttpHandler(BaseHTTPRequestHandler):
                     return 200, {"results": [result | {"outcome": "failed", "error": problem(error)}]}
                 result |= {"outcome": outcome, "image_id": identity, "regions": 1, "seq": 7}
                 return 200, {"results": [result]}
+            case "POST", "images:check":
+                images = [image_json("k") | self.gateway.stored(one) for one in asked["image_ids"]
+                          if one in self.gateway.known]  # fmt: skip
+                return 200, {"images": images}
+            case "PATCH", identity:
+                return 200, image_json("k") | self.gateway.update(identity, asked) | {"seq": 9}
             case "GET", "images":
                 names, token = PAGES["next" if "page_token=next" in query else ""]
                 images = [image_json(name) for name in names]
@@ -146,7 +168,8 @@ class HttpHandler(BaseHTTPRequestHandler):
             case "POST", "search":
                 texts = asked["query"]["texts"]
                 hits = [hit_json(texts[0] if texts else None)]
-                return 200, {"hits": hits, "next_page_token": "", "seq": 7, "model": {}, "truncated": []}
+                return 200, {"hits": hits, "next_page_token": "", "seq": 7, "model": {},
+                             "truncated": self.gateway.truncated}  # fmt: skip
             case "POST", "search-within" if asked.get("render"):
                 return 200, b"\x89PNG"
             case "POST", "search-within":
@@ -212,6 +235,20 @@ class GrpcServicer(region_search_pb2_grpc.RegionSearchServiceServicer):
             images.append(image)
         return pb.RegionSearchServiceListImagesResponse(images=images, next_page_token=token, total_count=3)
 
+    def CheckImages(self, request: Any, context: Any) -> pb.CheckImagesResponse:
+        self._take(request, context)
+        known = [one for one in request.image_ids if one in self._gateway.known]
+        images = [search_pb2.StoredImage(name="k", **self._gateway.stored(one)) for one in known]
+        return pb.CheckImagesResponse(images=images)
+
+    def UpdateImage(self, request: Any, context: Any) -> pb.UpdateImageResponse:
+        self._take(request, context)
+        try:
+            image = self._gateway.update(request.update.image_id, {"add_tags": request.update.add_tags})
+        except RegionSearchError as error:
+            context.abort_with_status(to_status(error))
+        return pb.UpdateImageResponse(image=search_pb2.StoredImage(name="k", **image), seq=9)
+
     def Search(self, request: Any, context: Any) -> pb.RegionSearchServiceSearchResponse:
         self._take(request, context)
         record = search_pb2.Record(
@@ -220,7 +257,7 @@ class GrpcServicer(region_search_pb2_grpc.RegionSearchServiceServicer):
         )  # fmt: skip
         image = search_pb2.StoredImage(name="a", width=3, height=2, tags=["t"])
         hit = search_pb2.Hit(rank=1, score=0.5, record=record, image=image)
-        return pb.RegionSearchServiceSearchResponse(hits=[hit], seq=7)
+        return pb.RegionSearchServiceSearchResponse(hits=[hit], seq=7, truncated=self._gateway.truncated)
 
     def SearchWithin(self, request: Any, context: Any) -> pb.SearchWithinResponse:
         self._take(request, context)

@@ -12,12 +12,14 @@ from regionsearch.client.operations.collections import (
     ready,
 )
 from regionsearch.client.operations.images import (
+    check_images,
     content,
     delete_image,
     export_regions,
     ingest_one,
     list_images,
     regions,
+    update_image,
 )
 from regionsearch.client.operations.queries import embed, export_hits, render, search, segment, within
 
@@ -27,6 +29,7 @@ __all__ = [
     "HttpCall",
     "HttpRequest",
     "Operation",
+    "check_images",
     "content",
     "create_collection",
     "delete_collection",
@@ -43,5 +46,6 @@ __all__ = [
     "render",
     "search",
     "segment",
+    "update_image",
     "within",
 ]

@@ -14,7 +14,7 @@ from google.protobuf.message import Message
 
 from regionsearch.errors import invalid
 
-T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 PAGE_SIZE = 500
 
@@ -32,7 +32,7 @@ class HttpRequest:
 
 
 @dataclass(frozen=True)
-class HttpCall(Generic[T]):
+class HttpCall(Generic[T_co]):
     """An operation over HTTP.
 
     Attributes:
@@ -42,12 +42,12 @@ class HttpCall(Generic[T]):
     """
 
     request: Callable[[], HttpRequest]
-    read: Callable[[httpx.Response], T]
+    read: Callable[[httpx.Response], T_co]
     answers: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
-class GrpcCall(Generic[T]):
+class GrpcCall(Generic[T_co]):
     """An operation over gRPC.
 
     Attributes:
@@ -58,11 +58,11 @@ class GrpcCall(Generic[T]):
 
     method: Callable[[Any], Any]
     message: Callable[[], Message]
-    read: Callable[[Any], T]
+    read: Callable[[Any], T_co]
 
 
 @dataclass(frozen=True)
-class Operation(Generic[T]):
+class Operation(Generic[T_co]):
     """One operation.
 
     Attributes:
@@ -73,8 +73,8 @@ class Operation(Generic[T]):
     """
 
     name: str
-    http: HttpCall[T]
-    grpc: GrpcCall[T] | None = None
+    http: HttpCall[T_co]
+    grpc: GrpcCall[T_co] | None = None
     patient: bool = True
 
 

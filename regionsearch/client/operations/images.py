@@ -1,4 +1,4 @@
-"""Images: adding, listing, looking at and deleting them."""
+"""Images: adding, listing, looking at, changing and deleting them."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ from regionsearch.client.operations.base import (
     HttpRequest,
     Operation,
     document,
+    given,
     nothing,
     path_of,
 )
 from regionsearch.client.problems import error_of
-from regionsearch.client.results import ImagePage, IngestResult, Region
+from regionsearch.client.results import Image, ImagePage, IngestResult, Region, UpdatedImage
 from regionsearch.client.sources import Source, name_of, read_source
 from regionsearch.v1 import region_search_pb2 as pb
-from regionsearch.v1 import types_pb2
+from regionsearch.v1 import search_pb2, types_pb2
 from regionsearch.v1.region_search_pb2_grpc import RegionSearchServiceStub
 
 
@@ -36,7 +37,7 @@ def ingest_one(
     tags: Sequence[str] = (),
     attributes: Mapping[str, str] | None = None,
 ) -> Operation[IngestResult]:
-    """Adds one picture; the same bytes again are a `duplicate` and change nothing.
+    """Adds one picture; the same bytes again are a `duplicate`, which gets the tags and attributes too.
 
     Args:
         source: The picture.
@@ -77,6 +78,82 @@ def ingest_one(
             lambda channel: RegionSearchServiceStub(channel).IngestImage,
             message,
             partial(messages.read_ingest, name),
+        ),
+    )
+
+
+def check_images(
+    image_ids: Sequence[str], collection: str = defaults.COLLECTION
+) -> Operation[tuple[Image, ...]]:
+    """The images among these that are stored already, so that their files need not be sent.
+
+    Args:
+        image_ids: SHA-256 of files, as hexadecimal digits; at most 1,000.
+        collection: Where to look.
+    """
+    ids = list(image_ids)
+    return Operation(
+        "check_images",
+        HttpCall(
+            lambda: HttpRequest("POST", f"{path_of(collection, 'images')}:check", json={"image_ids": ids}),
+            lambda response: tuple(map(Image.model_validate, response.json()["images"])),
+        ),
+        GrpcCall(
+            lambda channel: RegionSearchServiceStub(channel).CheckImages,
+            lambda: pb.CheckImagesRequest(collection=collection, image_ids=ids),
+            messages.read_checked,
+        ),
+    )
+
+
+def update_image(
+    image_id: str,
+    collection: str = defaults.COLLECTION,
+    *,
+    name: str | None = None,
+    tags: Sequence[str] | None = None,
+    add_tags: Sequence[str] = (),
+    remove_tags: Sequence[str] = (),
+    attributes: Mapping[str, str | None] | None = None,
+) -> Operation[UpdatedImage]:
+    """Changes what is said about an image; its regions and vectors stay. What is not given stays as it is.
+
+    Args:
+        image_id: The image.
+        collection: Where it is.
+        name: Its new name; empty for none.
+        tags: All of its tags from now on.
+        add_tags: Further tags.
+        remove_tags: Tags that it loses.
+        attributes: Values to set; None takes an attribute away.
+
+    Raises:
+        RegionSearchError: NOT_FOUND when there is no such image, TOO_LARGE for more than an image may have.
+    """
+    changes = dict(attributes or {})
+
+    def request() -> HttpRequest:
+        body = {"add_tags": list(add_tags), "remove_tags": list(remove_tags), "attributes": changes}
+        body |= given(name=name, tags=None if tags is None else list(tags))
+        return HttpRequest("PATCH", path_of(collection, "images", image_id), json=body)
+
+    def message() -> pb.UpdateImageRequest:
+        update = search_pb2.ImageUpdate(
+            image_id=image_id,
+            name=name,
+            tags=None if tags is None else search_pb2.TagList(values=tags),
+            add_tags=add_tags,
+            remove_tags=remove_tags,
+            remove_attributes=[key for key, value in changes.items() if value is None],
+            set_attributes={key: value for key, value in changes.items() if value is not None},
+        )
+        return pb.UpdateImageRequest(collection=collection, update=update)
+
+    return Operation(
+        "update_image",
+        HttpCall(request, lambda response: UpdatedImage.model_validate(response.json())),
+        GrpcCall(
+            lambda channel: RegionSearchServiceStub(channel).UpdateImage, message, messages.read_updated
         ),
     )
 
