@@ -185,9 +185,16 @@ class GatewaySettings(ServiceSettings):
         (), description="Web pages of other origins that may call the API; * for all. Separated by commas."
     )
 
-    @field_validator("cors_origins", mode="before")
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="Names under which the gateway is reached, as search.example.org or *.example.org; * for "
+        "any. IP addresses, names without a dot and the host settings are always allowed; with API keys "
+        "any name is, unless some are given here. Separated by commas.",
+    )
+
+    @field_validator("cors_origins", "allowed_hosts", mode="before")
     @classmethod
-    def _split_origins(cls, value: object) -> object:
+    def _split_names(cls, value: object) -> object:
         return (
             [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
         )

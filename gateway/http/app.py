@@ -20,6 +20,7 @@ from gateway.http import (
 )
 from gateway.http.methods import methods_by_path
 from gateway.http.middleware import REQUEST_ID, BodyLimit, OwnTask, RequestContext
+from gateway.http.origins import OriginCheck
 from gateway.http.uploads import UploadAdmission
 
 _DESCRIPTION = """Find any object in any image: by words, by an example picture, or by pointing at it.
@@ -75,6 +76,7 @@ def create_app(gateway: Gateway, health: GatewayHealth) -> ASGIApp:
             allow_headers=["*"],
             expose_headers=["ETag", "Location", "Retry-After", REQUEST_ID],
         )
+    app.add_middleware(OriginCheck, settings=settings)
     app.add_middleware(RequestContext)
     if settings.otlp_endpoint:
         _trace(app)

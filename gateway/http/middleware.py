@@ -37,6 +37,13 @@ _STOPPING = "stopping"
 _LAST_WORDS_S = 1.0  # to end what was cancelled, and to say so
 _NOTHING_SENT = 499  # what stays in the metrics when the client went away
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+# Nobody guesses what an answer is, frames it, or learns from a link where it was seen.
+_BROWSERS = {
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "same-origin",
+    "Content-Security-Policy": "frame-ancestors 'none'",
+}
 _QUIET = frozenset({"/healthz", "/readyz", "/metrics"})
 
 _log = structlog.get_logger(__name__)
@@ -69,7 +76,10 @@ class RequestContext:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)[REQUEST_ID] = request_id
+                headers = MutableHeaders(scope=message)
+                headers[REQUEST_ID] = request_id
+                for name, value in _BROWSERS.items():
+                    headers.setdefault(name, value)
             elif asked == "HEAD":
                 message = {**message, "body": b""}
             await send(message)

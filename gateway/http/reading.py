@@ -39,19 +39,27 @@ async def read_body(request: Request, model: type[BodyT], limits: LimitSettings)
     limit = limits.max_image_bytes * 4 // 3 + MAX_SMALL
     advice = f"the body is over {limit} bytes: an image of max_image_bytes in base64, and a little more"
     request = Request(request.scope, limited(request.scope, request.receive, limit, f"{advice}; send less"))
-    media_type = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if not media_type and not _has_body(request):
+        media_type = "application/json"
     query = {name: request.query_params[name] for name in model.model_fields.keys() & request.query_params}
     if media_type == FORM:
         values = await _read_form(request, model, limits)
         return await asyncio.to_thread(_validated, model, values | query)
     if media_type != "application/json" and not media_type.endswith("+json"):
-        raise invalid("content-type", f"{media_type} is not read here; send application/json or a form")
+        what = f"a body of type {media_type}" if media_type else "a body without a content-type"
+        raise invalid("content-type", f"{what} is not read here; send application/json or a form")
     body = bytearray()
     async for chunk in request.stream():
         body += chunk
     if len(body) <= _AT_ONCE:
         return _from_json(model, body, query)
     return await asyncio.to_thread(_from_json, model, body, query)
+
+
+def _has_body(request: Request) -> bool:
+    headers = request.headers
+    return headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
 
 
 def _from_json(model: type[BodyT], body: bytearray, query: dict[str, Any]) -> BodyT:
