@@ -52,7 +52,7 @@ def test_allow_names_every_method(gateway: Running, paths: list[tuple[str, set[s
 
 @pytest.mark.parametrize("path", ["/v1/collections/", "/v1/segment/", "/healthz/", "/static", "/docs/"])
 def test_a_slash_too_many_is_not_redirected(gateway: Running, path: str) -> None:
-    response = gateway.http.get(path, headers={"Host": "evil.example"}, follow_redirects=False)
+    response = gateway.http.get(path, headers={"Host": "elsewhere"}, follow_redirects=False)
     assert response.status_code == 404
     assert "location" not in response.headers
 
