@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -15,7 +17,9 @@ IDEMPOTENCY_REQUEST = "_idempotency_request"
 HIDDEN = (IDEMPOTENCY_KEY, IDEMPOTENCY_REQUEST)
 """Attributes that callers neither see nor set nor ask for."""
 
-_MAX_NAME = 255
+_MAX_KEY = 255
+_MAX_NAME = 1000
+_BIDIRECTIONAL = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
 @dataclass(frozen=True)
@@ -75,8 +79,8 @@ def checked_key(key: str | None) -> str | None:
     Raises:
         RegionSearchError: INVALID_ARGUMENT for one that is too long or cannot be printed.
     """
-    if key is not None and not (0 < len(key) <= _MAX_NAME and key.isprintable()):
-        raise invalid("idempotency-key", f"an idempotency key has 1 to {_MAX_NAME} printable characters")
+    if key is not None and not (0 < len(key) <= _MAX_KEY and key.isprintable()):
+        raise invalid("idempotency-key", f"an idempotency key has 1 to {_MAX_KEY} printable characters")
     return key
 
 
@@ -99,8 +103,19 @@ def hide_key(image: search_pb2.StoredImage) -> None:
 
 
 def clean_name(name: str) -> str:
-    """What a user calls a picture, fit for showing: without control characters, at most 255 characters."""
-    return "".join(c for c in name if c.isprintable())[:_MAX_NAME]
+    """What a user calls an image, as it was sent but for what could deceive or do harm where it is shown.
+
+    Control characters and those that reverse the direction of writing are left out. A relative path is kept,
+    so that images of one name in several folders can be told apart; what leads out of its folder is not:
+    roots, drives, `.` and `..`. At most 1,000 characters, of a longer path its end.
+    """
+    kept = "".join(c for c in name if unicodedata.category(c) not in ("Cc", "Cs") and c not in _BIDIRECTIONAL)
+    parts = [part for part in kept.replace("\\", "/").split("/") if part.strip() not in ("", ".", "..")]
+    if len(parts) > 1 and re.fullmatch("[A-Za-z]:", parts[0]):
+        del parts[0]
+    if len(parts) > 1:
+        return "/".join(parts)[-_MAX_NAME:].lstrip("/")
+    return "".join(parts)[:_MAX_NAME]
 
 
 def additions(

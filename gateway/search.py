@@ -126,6 +126,7 @@ class Search:
         answer: region_search_pb2.SearchWithinResponse = found[0]
         vectors: Vectors = found[1]
         answer.model.CopyFrom(collection.model)
+        answer.truncated.extend(query.truncated)
         await asyncio.to_thread(_score, answer, vectors, query, request)
         return answer
 

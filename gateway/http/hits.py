@@ -88,6 +88,7 @@ class WithinAnswer(BaseModel):
     regions: list[ScoredRegion]
     union_mask: Mask = Field(description="Of the hits.")
     model: Model
+    truncated: list[bool] = Field([], description="For each phrase: it was longer than the model reads.")
 
     @classmethod
     def of(
@@ -111,6 +112,7 @@ class WithinAnswer(BaseModel):
             regions=regions,
             union_mask=Mask.of(answer.union_mask),
             model=Model.of(answer.model),
+            truncated=list(answer.truncated),
         )
 
 

@@ -79,6 +79,7 @@ def _validated(model: type[BodyT], values: dict[str, Any]) -> BodyT:
 
 async def _read_form(request: Request, model: type[Body], limits: LimitSettings) -> dict[str, Any]:
     values: dict[str, Any] = {}
+    names: dict[str, Any] = {}
     async with read_form(request, limits) as form:
         for name, value in form.multi_items():
             content: Any = await value.read() if isinstance(value, UploadFile) else value
@@ -91,4 +92,6 @@ async def _read_form(request: Request, model: type[Body], limits: LimitSettings)
                 advice = f"send {name}s for several" if f"{name}s" in model.model_fields else "send it once"
                 raise invalid(name, f"{name} comes more than once; {advice}")
             values[name] = content
-    return values
+            if isinstance(value, UploadFile) and value.filename and f"{name}_name" in model.model_fields:
+                names[f"{name}_name"] = value.filename
+    return names | values

@@ -198,16 +198,16 @@ def router(gateway: Gateway) -> APIRouter:
         image_id: str,
         request: Request,
         include: Annotated[list[Literal["mask"]] | None, Query(description="mask adds the masks.")] = None,
+        region_id: Annotated[str | None, Query(max_length=160, description="Only this one.")] = None,
         form: Annotated[Literal["json", "coco"], Query(alias="format")] = "json",
     ) -> Response:
         """Best first. `format=coco` gives a COCO document with masks."""
         with_masks = form == "coco" or "mask" in (include or [])
         found = await catalog.regions(collection, image_id, masks=with_masks)
+        records = [one for one in found.records if region_id is None or one.record_id == region_id]
         if form == "coco":
-            return json_with_etag(request, coco.export_regions(found.images[0], found.records))
-        answer = Regions(
-            image=Image.of(found.images[0]), regions=[Region.of(record) for record in found.records]
-        )
+            return json_with_etag(request, coco.export_regions(found.images[0], records))
+        answer = Regions(image=Image.of(found.images[0]), regions=[Region.of(record) for record in records])
         return json_with_etag(request, answer.model_dump(exclude_none=True))
 
     @routes.get(

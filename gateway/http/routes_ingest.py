@@ -232,7 +232,8 @@ class _Run:
 
     async def _ingest(self, index: int, report: Callable[[str, dict[str, Any]], None]) -> IngestResult:
         file = self._files[index]
-        name = clean_name(file.filename or "")
+        # Browsers and their like write a quotation mark so in the head of a part (the HTML standard's rule).
+        name = clean_name((file.filename or "").replace("%22", '"'))
 
         def stage_begins(stage: region_search_pb2.IngestStage.ValueType) -> None:
             word = region_search_pb2.IngestStage.Name(stage).removeprefix("INGEST_STAGE_").lower()

@@ -28,9 +28,11 @@ from gateway.http.hits import (
 from gateway.http.openapi import body_of
 from gateway.http.reading import read_body
 from gateway.http.searches import SearchBody, WithinBody, phrases_named
+from gateway.http.values import OnePicture
 from gateway.pointing import merged_mask, select_stored
+from gateway.records import clean_name
 from gateway.search import region_of
-from regionsearch.errors import not_found
+from regionsearch.errors import invalid, not_found
 from regionsearch.images import EncodedImage, image_id
 from regionsearch.masks import decode_rle, mask_box
 from regionsearch.select import select_by_scores
@@ -61,7 +63,9 @@ def router(gateway: Gateway) -> APIRouter:
         """By words, by a picture, by a stored region, by pointing at something, or by all of these together.
 
         Several `texts` make one list in which each record stands with its best phrase. No result is an
-        answer: `hits` is empty then.
+        answer: `hits` is empty then. A page may hold fewer hits than `page_size`; `next_page_token` alone
+        says whether there are more. The pages of one search show the collection as it was at the first one: a
+        later page may name an image that has been deleted since, whose files are 404 by then.
         """
         body = await read_body(request, SearchBody, limits)
         message = body.to_proto(collection)
@@ -75,7 +79,7 @@ def router(gateway: Gateway) -> APIRouter:
             answer = await gateway.search.search(message)
         phrases = list(message.query.texts)
         if form == "coco":
-            return JSONResponse(coco.export_hits(answer.hits, phrases))
+            return JSONResponse(coco.export_hits(answer.hits, phrases, answer.next_page_token))
         found = SearchAnswer(
             hits=[Hit.of(hit, phrases) for hit in answer.hits],
             next_page_token=answer.next_page_token,
@@ -108,20 +112,17 @@ def router(gateway: Gateway) -> APIRouter:
             drawn = await gateway.decoder.decoded(data, lambda image: _render(image, answer, body))
             return Response(drawn, media_type=f"image/{body.image_format}")
         if form == "coco":
-            identity = body.image_id
-            if identity is None:
-                identity = await asyncio.to_thread(image_id, body.image or b"")
-            return JSONResponse(coco.export_within(answer, body.phrases, identity))
+            return JSONResponse(coco.export_within(answer, body.phrases, *await _named(gateway, body)))
         found = WithinAnswer.of(answer, body.phrases, masks="mask" in body.include)
         return JSONResponse(found.model_dump(exclude_none=True))
 
     @routes.post(
         "/v1/segment",
         summary="Masks of a picture",
-        response_model=SegmentAnswer,
+        response_model=SegmentAnswer | CocoDocument,
         openapi_extra=body_of(SegmentBody, {"image_id": _ZEROS, "points": [_POINT]}, form=True),
     )
-    async def segment(request: Request) -> Response:
+    async def segment(request: Request, form: Form = "json") -> Response:
         """Of everything, or of the objects that points and boxes mean.
 
         A second prompt on the same picture costs only the mask decoder. With `among: stored` the stored
@@ -130,6 +131,10 @@ def router(gateway: Gateway) -> APIRouter:
         """
         body = await read_body(request, SegmentBody, limits)
         if body.among == "stored":
+            if form == "coco":
+                raise invalid(
+                    "format", "stored regions as COCO are at …/images/{image_id}/regions?format=coco"
+                )
             answer = await _pick(gateway, body)
         else:
             if body.image is not None:
@@ -138,7 +143,10 @@ def router(gateway: Gateway) -> APIRouter:
                 image = await gateway.pointer.stored_image(body.collection, body.image_id or "")
             theirs, ours = ("prompts.prompts", "prompts") if body.prompts else ("prompts.prompts[0].", "")
             with renamed(theirs, ours):
-                answer = SegmentAnswer.of(await gateway.pointer.segment(body.to_proto(image)))
+                segmented = await gateway.pointer.segment(body.to_proto(image))
+            if form == "coco":
+                return JSONResponse(coco.export_segments(segmented, *await _named(gateway, body)))
+            answer = SegmentAnswer.of(segmented)
         return JSONResponse(answer.model_dump(exclude_none=True))
 
     @routes.post(
@@ -171,6 +179,14 @@ def router(gateway: Gateway) -> APIRouter:
         return JSONResponse(found.model_dump())
 
     return routes
+
+
+async def _named(gateway: Gateway, body: OnePicture) -> tuple[str, str]:
+    """Id and name of the image of a request, for an export."""
+    if body.image_id is not None:
+        image = await gateway.catalog.image(body.collection, body.image_id)
+        return image.image_id, body.image_name or image.name
+    return await asyncio.to_thread(image_id, body.image or b""), clean_name(body.image_name or "")
 
 
 def _render(image: EncodedImage, answer: region_search_pb2.SearchWithinResponse, body: WithinBody) -> bytes:

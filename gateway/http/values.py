@@ -112,6 +112,10 @@ class OnePicture(Body):
     collection: CollectionName = Field("", description="Of a stored image; default when absent.")
     image: Picture | None = Field(None, description="The picture itself.")
     image_id: Id | None = Field(None, description="A stored image instead.")
+    image_name: Text | None = Field(
+        None,
+        description="What the image is called in a COCO document; in a form, the file's name by default.",
+    )
 
     @model_validator(mode="after")
     def _one(self) -> OnePicture:

@@ -100,7 +100,7 @@ class IngestImageRequest(_message.Message):
     collection: _builtins.str
     """Empty: "default"."""
     name: _builtins.str
-    """What the user calls it; shown, never used as a path."""
+    """What the user calls it, such as a file name or a relative path; shown, never used as a path."""
     @_builtins.property
     def image(self) -> _types_pb2.Image: ...
     @_builtins.property
@@ -508,6 +508,7 @@ class SearchWithinResponse(_message.Message):
     IMAGE_HEIGHT_FIELD_NUMBER: _builtins.int
     IMAGE_WIDTH_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
+    TRUNCATED_FIELD_NUMBER: _builtins.int
     image_height: _builtins.int
     image_width: _builtins.int
     @_builtins.property
@@ -520,6 +521,10 @@ class SearchWithinResponse(_message.Message):
 
     @_builtins.property
     def model(self) -> _types_pb2.ModelInfo: ...
+    @_builtins.property
+    def truncated(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bool]:
+        """For each phrase: it was longer than the model reads."""
+
     def __init__(
         self,
         *,
@@ -528,10 +533,11 @@ class SearchWithinResponse(_message.Message):
         image_height: _builtins.int = ...,
         image_width: _builtins.int = ...,
         model: _types_pb2.ModelInfo | None = ...,
+        truncated: _abc.Iterable[_builtins.bool] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "union_mask", b"union_mask"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["image_height", b"image_height", "image_width", b"image_width", "model", b"model", "regions", b"regions", "union_mask", b"union_mask"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["image_height", b"image_height", "image_width", b"image_width", "model", b"model", "regions", b"regions", "truncated", b"truncated", "union_mask", b"union_mask"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
