@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import mimetypes
 from collections.abc import Iterable, Sequence
-from pathlib import PurePosixPath
 from typing import Any
 
+from regionsearch.coco import unique_file_name
 from regionsearch.v1 import region_search_pb2, search_pb2, segment_pb2, types_pb2
 
 UNNAMED = "object"
@@ -86,21 +86,12 @@ class _Document:
         """The number of an image, which is added when it is new."""
         if image_id not in self._images:
             self._images[image_id] = number = len(self._images) + 1
-            file_name = self._file_name(image_id, name, content_type)
+            called = name or image_id + (mimetypes.guess_extension(content_type) or "")
+            file_name = unique_file_name(called, image_id, self._file_names)
             self.values["images"].append(
                 {"id": number, "width": width, "height": height, "file_name": file_name, "sha256": image_id}
             )
         return self._images[image_id]
-
-    def _file_name(self, image_id: str, name: str, content_type: str) -> str:
-        """The image's name; where another image of the document has it already, with a part of its id."""
-        path = PurePosixPath(name or image_id + (mimetypes.guess_extension(content_type) or ""))
-        length = 8
-        while str(path) in self._file_names:
-            path = path.with_name(f"{image_id[:length]}-{PurePosixPath(name).name}")
-            length += 8
-        self._file_names.add(str(path))
-        return str(path)
 
     def add(
         self,

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from regionsearch.cli.options import COLLECTION, URL, ApiKey, CollectionName, Url, connect
 from regionsearch.cli.output import check_target, console, tell, write_file
+from regionsearch.coco import unique_file_name
 from regionsearch.errors import invalid
 
 if TYPE_CHECKING:
@@ -145,12 +146,14 @@ def export(
 def merged(documents: Iterator[dict[str, Any]]) -> dict[str, Any]:
     """COCO documents with the same categories as one; images and annotations are numbered anew."""
     whole: dict[str, Any] = {"info": {}, "images": [], "categories": [], "annotations": []}
+    names: set[str] = set()
     for document in documents:
         whole |= {"info": document["info"], "categories": document["categories"]}
         numbers = {}
         for image in document["images"]:
             numbers[image["id"]] = number = len(whole["images"]) + 1
-            whole["images"].append(image | {"id": number})
+            name = unique_file_name(image["file_name"], image["sha256"], names)
+            whole["images"].append(image | {"id": number, "file_name": name})
         for one in document["annotations"]:
             number = len(whole["annotations"]) + 1
             whole["annotations"].append(one | {"id": number, "image_id": numbers[one["image_id"]]})

@@ -225,16 +225,17 @@ def test_within_a_file_and_within_a_stored_picture(gateway: FakeGateway, folder:
 
 
 def test_coco_documents_merge_with_new_numbers() -> None:
-    def document(name: str) -> dict[str, object]:
+    def document(name: str, sha256: str) -> dict[str, object]:
         return {
             "info": {},
             "categories": [{"id": 1, "name": "object"}],
-            "images": [{"id": 1, "file_name": name}],
+            "images": [{"id": 1, "file_name": name, "sha256": sha256}],
             "annotations": [{"id": 1, "image_id": 1}, {"id": 2, "image_id": 1}],
         }
 
-    whole = merged(iter([document("a"), document("b")]))
-    assert [(image["id"], image["file_name"]) for image in whole["images"]] == [(1, "a"), (2, "b")]
+    whole = merged(iter([document("t/a.png", "1" * 64), document("t/a.png", "2" * 64)]))
+    names = [(image["id"], image["file_name"]) for image in whole["images"]]
+    assert names == [(1, "t/a.png"), (2, "t/22222222-a.png")]
     assert [(one["id"], one["image_id"]) for one in whole["annotations"]] == [(1, 1), (2, 1), (3, 2), (4, 2)]
     assert whole["categories"] == [{"id": 1, "name": "object"}]
 
