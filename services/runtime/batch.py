@@ -7,7 +7,7 @@ import enum
 import heapq
 import threading
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -65,7 +65,7 @@ class Request:
 
     __slots__ = (
         "arrived", "caller", "cut", "done", "flying", "future", "hold", "items", "key", "lane", "left",
-        "lock", "nbytes", "payload", "prepare_error", "prepared", "results", "span", "timer",
+        "lock", "more", "nbytes", "payload", "prepare_error", "prepared", "results", "span", "timer",
     )  # fmt: skip
 
     def __init__(
@@ -77,6 +77,7 @@ class Request:
         lane: Lane,
         future: asyncio.Future[list[Any]],
         caller: str = "",
+        more: int = 0,
     ) -> None:
         self.payload = payload
         self.items = items
@@ -85,6 +86,7 @@ class Request:
         self.lane = lane
         self.future = future
         self.caller = caller
+        self.more = more
         self.arrived = time.monotonic()
         self.span = trace.get_current_span().get_span_context()
         self.timer: asyncio.TimerHandle | None = None
@@ -141,6 +143,7 @@ class Batch:
     requests: list[Request]  # at the time of the cut
     turn: float  # of its first part, in the fair order of its lane
     cut_at: float
+    sparse: bool = False  # of callers who ask for nothing else at the time
     express: bool = False  # cut for callers of whom nothing else was on its way
     outcomes: list[tuple[Part[Any], Any]] = field(default_factory=list)  # results, or exceptions
     preparing: int = 0  # threads that are at it
@@ -232,7 +235,9 @@ class Lanes:
             queue.take(part.request, part.size)
         if not parts:
             return None
-        return Batch(lane, parts, most - room, [part.request for part in parts], turn, time.monotonic())
+        requests = [part.request for part in parts]
+        sparse = all(queue.is_alone(request.caller) for request in requests)
+        return Batch(lane, parts, most - room, requests, turn, time.monotonic(), sparse=sparse)
 
 
 class ReadyQueue:
@@ -240,6 +245,10 @@ class ReadyQueue:
 
     Within a lane they go in the fair order of their callers, so that a batch of somebody who asks for little
     passes one that was ready before it.
+
+    A call of several pieces brings each when it has the answer to the one before. Where it is its caller's
+    only one, the device waits a moment for the next piece (:meth:`expect`) before it begins with a batch of
+    somebody who asks for many at once: else each of its pieces would wait for a whole batch of theirs.
 
     After `PATIENCE` batches that passed others, one of these is next; and only one, so that the first lane
     never waits for two of them in a row.
@@ -254,13 +263,23 @@ class ReadyQueue:
         self._last_turn = dict.fromkeys(Lane, 0)
         self._turns = 0
         self._passed = 0
+        self._expected: frozenset[str] = frozenset()  # callers
+        self._expected_until = 0.0
         self._closed = False
+
+    def expect(self, callers: Iterable[str], seconds: float) -> None:
+        """Lets :meth:`get` wait for the next batch of these callers rather than hand out one of a crowd."""
+        with self._changed:
+            self._expected = frozenset(callers)
+            self._expected_until = time.monotonic() + seconds
 
     def put(self, batch: Batch, error: Exception | None = None) -> None:
         """Adds a batch, or brings back one with the error that its last stage ended in."""
         with self._changed:
             self._arrivals += 1
             heapq.heappush(self._ready[batch.lane], (batch.turn, self._arrivals, batch, error))
+            if not self._expected.isdisjoint(request.caller for request in batch.requests):
+                self._expected_until = 0.0
             self._changed.notify()
 
     def close(self) -> None:
@@ -272,10 +291,17 @@ class ReadyQueue:
     def get(self) -> tuple[Batch, Exception | None] | None:
         """Waits for the next batch."""
         with self._changed:
-            while not (waiting := [lane for lane in Lane if self._ready[lane]]):
-                if self._closed:
+            while True:
+                waiting = [lane for lane in Lane if self._ready[lane]]
+                if waiting:
+                    left = self._expected_until - time.monotonic()
+                    if left <= 0 or self._ready[waiting[0]][0][2].sparse:
+                        break
+                    self._changed.wait(left)
+                elif self._closed:
                     return None
-                self._changed.wait()
+                else:
+                    self._changed.wait()
             first, *passed = waiting
             late = passed and self._passed >= PATIENCE
             lane = min(passed, key=self._last_turn.__getitem__) if late else first

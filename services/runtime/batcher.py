@@ -149,7 +149,8 @@ class Batcher(Generic[Payload, Result]):
             begun: Goes on with work of which a part has been done: it was judged with the first piece, and
                 neither a full nor a long queue refuses it. Whoever brings one piece after the other has one
                 at a time here.
-            more: Items that the same call will bring later, `begun`; it is judged with them.
+            more: Items that the same call will bring once this is answered, `begun`; it is judged with them,
+                and a device may wait a moment for them.
 
         Returns:
             One result per part, in the order of the items; a request that fitted into one batch has one.
@@ -166,7 +167,7 @@ class Batcher(Generic[Payload, Result]):
             self._check_open(deadline)
         else:
             self.judge(items, lane=lane, deadline=deadline, more=more)
-        request = Request(payload, items, nbytes, key, lane, self._loop.create_future(), caller())
+        request = Request(payload, items, nbytes, key, lane, self._loop.create_future(), caller(), more)
         self._enqueue(request, deadline)
         try:
             return await request.future

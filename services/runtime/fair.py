@@ -88,6 +88,10 @@ class FairQueue(Generic[T]):
         account = self._accounts.get(caller)
         return account.waiting if account else 0
 
+    def is_alone(self, caller: str) -> bool:
+        """Whether a caller, who has something here, has no more than one request."""
+        return self._accounts[caller].live == 1
+
     def ahead(self, caller: str, items: int) -> int:
         """Items that will be served before a request of a caller that came now has been served."""
         share = items + self.waiting_of(caller)

@@ -33,6 +33,8 @@ from services.runtime.batch import (
 )
 from services.runtime.metrics import QueueMetrics
 
+MAX_EXPECT_S = 0.05  # for which a device stands still, at most, for the next piece of somebody's only call
+
 _log = structlog.get_logger(__name__)
 
 
@@ -197,6 +199,8 @@ class DeviceThread:
         raw = self._run(batch) if batch.parts else None
         if batch.parts:
             self._learn(time.monotonic() - begin)
+            if batch.sparse and (more := [p.request.caller for p in batch.parts if p.request.more]):
+                self._ready.expect(more, min(MAX_EXPECT_S, self.batch_seconds / 2))
             if self._finish is not None:
                 self._raw[batch.lane].put((batch, raw))
                 return

@@ -172,13 +172,16 @@ class SegmentEngine:
         Raises:
             RegionSearchError: The picture cannot be decoded, a prompt does not fit it, or the queue is full.
         """
-        more = len(prompts) * (1 + (REFINE_ITEMS if zoom and self.backend.refiner else 0))
-        embedding, cached = await self.pipeline.embed(picture, call, more)
+        closer_looks = len(prompts) * REFINE_ITEMS if zoom and self.backend.refiner else 0
+        embedding, cached = await self.pipeline.embed(picture, call, len(prompts) + closer_looks)
         self._check(prompts, embedding.geometry.image_size)
         size = embedding.geometry.image_size
         if not cached:  # the call was judged with its encoding; what is cached has not been in the queue
             call = replace(call, begun=True)
-        answers = await self.pipeline.answer(embedding, Crop.whole(size), prompts, multimask, size, call)
+        whole = Crop.whole(size)
+        answers = await self.pipeline.answer(
+            embedding, whole, prompts, multimask, size, call, more=closer_looks
+        )
         if zoom:
             closer = Closer(self.pipeline, picture, embedding.geometry, multimask, replace(call, begun=True))
             answers = await closer.improve(prompts, answers)

@@ -73,14 +73,18 @@ class Pipeline:
         multimask: bool,
         image_size: Size,
         call: Call,
+        more: int = 0,
     ) -> list[list[PromptedRegion]]:
-        """Answers prompts in pixels of a crop, whose embedding is given; for each its masks, best first."""
+        """Answers prompts in pixels of a crop, whose embedding is given; for each its masks, best first.
+
+        The call will bring `more` items then.
+        """
         answers: list[list[PromptedRegion]] = [[] for _ in prompts]
         batches = await asyncio.to_thread(
             list, batch_prompts(prompts, embedding.geometry, self.backend.mask_size)
         )
         works = [Answer(embedding, crop, batch, image_size, multimask) for _, batch in batches]
-        results = await gather([self.submit(work, call) for work in works])
+        results = await gather([self.submit(work, call, more) for work in works])
         for (places, _), parts in zip(batches, results, strict=True):
             for place, answer in zip(places, joined(parts), strict=True):
                 answers[place] = answer

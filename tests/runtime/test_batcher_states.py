@@ -88,13 +88,16 @@ class BatcherStates(RuleBasedStateMachine):
         poison=st.booleans(),
         patience=st.one_of(st.none(), st.sampled_from([0.0, 0.002, 60.0])),
         caller=st.sampled_from(CALLERS),
+        more=st.sampled_from([0, 2]),
     )
-    def submit(self, items, nbytes, lane, key, poison, patience, caller):
+    def submit(self, items, nbytes, lane, key, poison, patience, caller, more):
         self.number += 1
         number = self.number
         deadline = None if patience is None else self.loop.time() + patience
         payload = self.payloads[number] = (number, poison)
-        work = self.batcher.submit(payload, items, nbytes=nbytes, lane=lane, key=key, deadline=deadline)
+        work = self.batcher.submit(
+            payload, items, nbytes=nbytes, lane=lane, key=key, deadline=deadline, more=more
+        )
 
         async def begin():
             with calling_for(caller):

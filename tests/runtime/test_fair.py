@@ -153,7 +153,7 @@ async def test_one_click_passes_the_flood_of_another_caller_at_each_of_its_stage
             flood = [asyncio.create_task(batcher.submit(f"flood {i}", 4)) for i in range(24)]
         await until(lambda: model.batches and len(model.prepared) == 2)  # one runs, one is ready
         with calling_for("click"):
-            click = asyncio.create_task(batcher.submit("encode", 4, more=1))
+            click = asyncio.create_task(batcher.submit("encode", 4))
         await until(lambda: "encode" in model.prepared)
         model.gate.set()
         await click
@@ -165,6 +165,32 @@ async def test_one_click_passes_the_flood_of_another_caller_at_each_of_its_stage
     order = [batch[0][0] for batch in model.batches]
     assert order[:4] == ["flood 0", "encode", "flood 1", "decode"]
     assert len({name for name in order if name.startswith("flood")}) == 24
+
+
+async def test_a_device_waits_for_the_next_piece_of_the_only_call_of_somebody_beside_a_flood(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("services.runtime.stages.MAX_EXPECT_S", 60.0)
+    async with batching(max_batch=4, max_queue=1000) as (batcher, model):
+        for device in batcher._devices:
+            device.batch_seconds = 1000.0  # it may wait for half of that
+        model.gate.clear()
+        with calling_for("flood"):
+            flood = [asyncio.create_task(batcher.submit(f"flood {i}", 4)) for i in range(24)]
+        await until(lambda: model.batches and len(model.prepared) == 2)
+
+        async def click() -> None:
+            with calling_for("click"):
+                await batcher.submit("encode", 4, more=5)
+                await batcher.submit("decode", 1, begun=True, more=4)
+                await batcher.submit("refine", 4, begun=True)
+
+        clicking = asyncio.create_task(click())
+        await until(lambda: "encode" in model.prepared)
+        model.gate.set()
+        await asyncio.gather(clicking, *flood)
+    order = [batch[0][0] for batch in model.batches]
+    assert order[:4] == ["flood 0", "encode", "decode", "refine"]
 
 
 async def test_two_floods_are_served_alike() -> None:
