@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 from collections.abc import Coroutine, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import grpc
+import structlog
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from gateway.settings import GatewaySettings
@@ -22,11 +24,14 @@ from services.runtime.tracing import client_interceptors
 RequestT = TypeVar("RequestT")
 ResponseT = TypeVar("ResponseT")
 
+_ADDRESS = re.compile(r"\b(ipv4|ipv6|unix|dns):")
 _OUT_OF_REACH = {
     Kind.UNAVAILABLE: "is not ready",
     Kind.DEADLINE_EXCEEDED: "took too long",
     Kind.OVERLOADED: "is overloaded",
 }
+
+_log = structlog.get_logger(__name__)
 
 
 async def together(*work: Coroutine[Any, Any, Any]) -> list[Any]:
@@ -114,6 +119,9 @@ class Backend:
         try:
             return await acall(method, request, policy, caller_metadata())
         except RegionSearchError as error:
+            if _ADDRESS.search(error.message):  # gRPC's own words, which are not for callers
+                _log.info("a service is out of reach", service=self.name, reason=error.message)
+                error.message = "it cannot be reached"
             if error.kind in _OUT_OF_REACH:
                 error.message = f"the {self.name} {_OUT_OF_REACH[error.kind]}: {error.message}"
             if error.kind is Kind.UNAVAILABLE and error.retry_after_s is None:

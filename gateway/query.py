@@ -79,21 +79,24 @@ class QueryReader:
             field: Where they stand in the request.
             request: Says what is not meant.
         """
-        negatives = [(f"negatives[{i}]", text) for i, text in enumerate(request.negatives)]
+        count = len(request.negatives) + len(request.further_negatives)
+        for name, given in ((field, len(texts)), ("negatives", count)):
+            if given > self._max_texts:
+                raise too_large(
+                    name, f"{name} has {given} entries, over the limit of {self._max_texts} (max_texts)"
+                )
+        for i, text in enumerate(texts):
+            _check_phrase(f"{field}[{i}]", text)
+        for i, text in enumerate(request.negatives):
+            _check_phrase(f"negatives[{i}]", text)
         for i, negative in enumerate(request.further_negatives):
             kind = negative.WhichOneof("kind")
             if kind is None:
                 raise invalid(
                     f"further_negatives[{i}]", "a negative is a text, an image, a region_id or an image_id"
                 )
-            negatives.append((f"further_negatives[{i}]", negative.text if kind == "text" else "an example"))
-        phrases = [(f"{field}[{i}]", text) for i, text in enumerate(texts)]
-        for name, given in ((field, phrases), ("negatives", negatives)):
-            if len(given) > self._max_texts:
-                raise too_large(name, f"{name} has {len(given)} entries, over the limit of {self._max_texts}")
-        for where, text in phrases + negatives:
-            if not visible_text(text).strip():
-                raise invalid(where, f"{where} is empty: a phrase needs at least one visible character")
+            if kind == "text":
+                _check_phrase(f"further_negatives[{i}]", negative.text)
 
     async def phrases(
         self, collection: search_pb2.Collection, texts: Sequence[str], request: Negated
@@ -215,6 +218,11 @@ class QueryReader:
             return await self._pointed_at(collection, image, prompt)
         mask = await asyncio.to_thread(merged_mask, [found.records[index] for index in chosen])
         return _first(await self.regions(collection, image, [embed_pb2.RegionCut(mask=mask)]))
+
+
+def _check_phrase(field: str, text: str) -> None:
+    if not visible_text(text).strip():
+        raise invalid(field, f"{field} is empty: a phrase needs at least one visible character")
 
 
 def _check_query(query: region_search_pb2.Query) -> None:

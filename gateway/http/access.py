@@ -9,6 +9,7 @@ from fastapi import Depends, Request
 
 from gateway.access import Scope
 from gateway.core import Gateway
+from regionsearch.errors import RegionSearchError
 from regionsearch.rpc import deadline
 from regionsearch.rpc.callers import calling_for
 
@@ -23,10 +24,27 @@ def needs(gateway: Gateway, scope: Scope, *, timed: bool = True) -> Any:
     """
 
     async def check(request: Request) -> AsyncIterator[None]:
-        headers = request.headers
-        address = request.client.host if request.client else ""
-        caller = gateway.access.check(scope, headers.get("authorization"), headers.get("x-api-key"), address)
+        caller = _check(gateway, request, scope)
         with calling_for(caller), deadline(gateway.settings.timeouts.query_s if timed else None):
             yield
 
     return Depends(check)
+
+
+def is_known(gateway: Gateway, request: Request) -> bool:
+    """Whether a caller may be told what goes on inside: it has a key that may read, or there are no keys."""
+    if not gateway.settings.api_keys:
+        return True
+    if not {"authorization", "x-api-key"}.intersection(request.headers):
+        return False
+    try:
+        _check(gateway, request, Scope.READ)
+    except RegionSearchError:
+        return False
+    return True
+
+
+def _check(gateway: Gateway, request: Request, scope: Scope) -> str:
+    headers = request.headers
+    address = request.client.host if request.client else ""
+    return gateway.access.check(scope, headers.get("authorization"), headers.get("x-api-key"), address)

@@ -16,7 +16,7 @@ from gateway.access import Scope
 from gateway.backends import Readiness
 from gateway.core import Gateway
 from gateway.health import GatewayHealth
-from gateway.http.access import needs
+from gateway.http.access import is_known, needs
 from gateway.http.answers import Model, Models, Ready, ServiceState
 from regionsearch.v1 import search_pb2, segment_pb2
 
@@ -41,8 +41,10 @@ _DOCS = """<!doctype html>
 _DOCS_SCRIPT = 'SwaggerUIBundle({url: "/openapi.json", dom_id: "#swagger-ui", deepLinking: true});\n'
 
 
-def _state(found: Readiness) -> ServiceState:
-    return ServiceState(ready=found.ready, detail=found.detail)
+def _state(found: Readiness, *, told: bool) -> ServiceState:
+    """What a caller is told; who has no key learns no addresses."""
+    vague = "serving" if found.ready else "not serving"
+    return ServiceState(ready=found.ready, detail=found.detail if told else vague)
 
 
 def router(gateway: Gateway, health: GatewayHealth) -> APIRouter:
@@ -66,19 +68,18 @@ def router(gateway: Gateway, health: GatewayHealth) -> APIRouter:
         responses={503: {"model": Ready, "description": "Not yet, or not any more; says what it waits for."}},
     )
     async def readyz(
+        request: Request,
         only: Literal["gateway"] | None = Query(None, description="Leave out the services behind it."),
     ) -> Response:
         """200 when all services serve and the default collection is there.
 
         A load balancer asks with `only=gateway`: 200 once all of that was so, until the process drains. It
         must not turn away from all gateways at once because a service behind them restarts, which they wait
-        for.
+        for. Why something is not ready is said to callers with a key, where there are keys.
         """
-        if only:
-            services = {"gateway": _state(health.own)}
-        else:
-            services = {name: _state(found) for name, found in (await gateway.readiness()).items()}
-            services["gateway"] = _state(health.own)
+        found = {} if only else await gateway.readiness()
+        told = is_known(gateway, request)
+        services = {name: _state(one, told=told) for name, one in (found | {"gateway": health.own}).items()}
         ready = all(state.ready for state in services.values())
         answer = Ready(ready=ready, services=services).model_dump()
         return JSONResponse(answer, 200 if ready else 503, {"Cache-Control": "no-store"})

@@ -978,7 +978,7 @@ class SearchRequest(_message.Message):
     meanwhile. With QUERY_MODE_EACH paging needs a single query.
     """
     min_seq: _builtins.int
-    """See at least this write, or answer UNAVAILABLE."""
+    """See at least this write, or answer UNAVAILABLE; FAILED_PRECONDITION when no such write was acknowledged."""
     whole_image_margin: _builtins.float
     """With grouping over both levels: a whole image goes before its own region that is better by less than this; 0.02
     when absent; not negative.

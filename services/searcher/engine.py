@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from regionsearch.errors import Kind, RegionSearchError
 from regionsearch.metadata import MetadataLimits
 from services.searcher.callers import ANYBODY, Caller
 from services.searcher.reports import CollectionStats, SnapshotInfo
@@ -104,6 +105,7 @@ class Engine(Protocol):
     ) -> list[Page]:
         """One page for each query; UNAVAILABLE before write `min_seq` is visible.
 
+        FAILED_PRECONDITION at once when no write has been acknowledged with that number: it may never come.
         ABORTED when the state or the generation that a query is pinned to is no longer there. CANCELLED or
         DEADLINE_EXCEEDED when the caller has left before the search had its turn. A single query's page ends
         early where there is no more room; TOO_LARGE when not even one hit fits, or when several pages do not.
@@ -169,3 +171,18 @@ class Engine(Protocol):
     def close(self) -> None:
         """Finishes what was begun and lets go of files and connections."""
         ...
+
+
+def never_acknowledged(min_seq: int, last: int) -> RegionSearchError:
+    """The error of a search that waits for a write of which nobody can have been told.
+
+    Args:
+        min_seq: What the search asks for.
+        last: The last write.
+    """
+    return RegionSearchError(
+        Kind.FAILED_PRECONDITION,
+        f"no write {min_seq} has been acknowledged, the last one is {last}; take min_seq from the answer to "
+        "a write, or leave it out (after a restore, numbers begin again at the snapshot's)",
+        field="min_seq",
+    )

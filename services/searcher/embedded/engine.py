@@ -39,7 +39,7 @@ from services.searcher.embedded.searching import SearchThread
 from services.searcher.embedded.statistics import statistics
 from services.searcher.embedded.terms import Terms
 from services.searcher.embedded.upkeep import Upkeep
-from services.searcher.engine import Capabilities
+from services.searcher.engine import Capabilities, never_acknowledged
 from services.searcher.models import check_generation, check_model
 from services.searcher.reports import CollectionStats, SnapshotInfo
 from services.searcher.room import ANY_SIZE, Room
@@ -252,11 +252,7 @@ class EmbeddedEngine:
                 check_generation(name, self._generation(opened), query.generation)
             check_model(name, opened.spec.model, model)
             if min_seq is not None and min_seq > present:
-                raise RegionSearchError(
-                    Kind.UNAVAILABLE,
-                    f"write {min_seq} has not arrived, the last one is {present}",
-                    retry_after_s=0.1,
-                )
+                raise never_acknowledged(min_seq, present)
             pages = answering.pages(self._database, self._search, opened, queries, present, caller, room)
             return [replace(page, generation=self._generation(opened)) for page in pages]
 

@@ -19,7 +19,7 @@ from pymilvus import MilvusClient
 from regionsearch.errors import Kind, RegionSearchError, not_found
 from regionsearch.metadata import MetadataLimits
 from services.searcher.callers import ANYBODY, Caller
-from services.searcher.engine import Capabilities
+from services.searcher.engine import Capabilities, never_acknowledged
 from services.searcher.milvus import tables
 from services.searcher.milvus.access import (
     every_row,
@@ -57,6 +57,7 @@ from services.searcher.types import (
 from services.searcher.updates import ImageUpdate, UpdateResult
 
 _DESCRIBED_AT_ONCE = 100  # hits whose records and images are read together
+_CLOCKS_DIFFER_US = 60_000_000  # of two searchers, at most
 
 
 class MilvusEngine:
@@ -176,6 +177,8 @@ class MilvusEngine:
                 check_generation(name, _generation(found), query.generation)
             check_model(name, found.model, model)
             now = _now_seq()
+            if min_seq is not None and min_seq > now + _CLOCKS_DIFFER_US:
+                raise never_acknowledged(min_seq, now)
             if min_seq is not None and min_seq > now:
                 raise RegionSearchError(
                     Kind.UNAVAILABLE, f"write {min_seq} has not arrived", retry_after_s=0.1
