@@ -24,6 +24,9 @@ PALETTE: tuple[Colour, ...] = (
 )  # fmt: skip
 """Told apart with colour-blindness too, as far as eight colours can be; more phrases begin again."""
 
+FULL_SIDE = 4096
+"""Longest side of a rendering of a whole image, pixels."""
+
 _FILL = 0.45  # opacity of a filled mask
 
 
@@ -107,6 +110,23 @@ def mask_image(mask: types_pb2.Mask) -> NDArray[np.uint8]:
 def encode(pixels: NDArray[np.uint8], image_format: Literal["png", "webp"]) -> bytes:
     """A rendered picture's file."""
     return encode_image(pixels, "PNG" if image_format == "png" else "WEBP")
+
+
+def full(image: EncodedImage) -> bytes:
+    """An upright WebP in sRGB of an image that browsers may not show, its longer side within `FULL_SIDE`.
+
+    Raises:
+        RegionSearchError: UNSUPPORTED_IMAGE for a damaged file.
+    """
+    out = io.BytesIO()
+    image.reduced(FULL_SIDE).save(out, "WEBP", quality=90)
+    return out.getvalue()
+
+
+def full_bytes(image: EncodedImage) -> int:
+    """Memory that :func:`full` takes at most: that of the image, and of libwebp's two copies of it."""
+    area = image.header.width * image.header.height
+    return image.reduced_bytes(FULL_SIDE) + 8 * min(area, FULL_SIDE**2)
 
 
 def thumbnail(image: EncodedImage, width: int) -> bytes:

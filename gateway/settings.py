@@ -181,6 +181,12 @@ class GatewaySettings(ServiceSettings):
     connections: ConnectionSettings = ConnectionSettings()
     timeouts: TimeoutSettings = TimeoutSettings()
     sweep: SweepSettings = SweepSettings()
+    strip_metadata: bool = Field(
+        False,
+        description="Serve images without EXIF, XMP, IPTC and comments, so without positions: JPEG, PNG and "
+        "WebP with the same pixels, GIF, TIFF, HEIC and AVIF as WebP of at most 4,096 pixels. What is stored "
+        "stays as it was sent.",
+    )
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="Web pages of other origins that may call the API; * for all. Separated by commas."
     )

@@ -21,6 +21,7 @@ from gateway.http.hits import CocoDocument
 from gateway.http.openapi import body_of
 from gateway.http.reading import read_body
 from regionsearch.errors import Kind, RegionSearchError
+from regionsearch.images.metadata import LOSSLESS, without_metadata
 from regionsearch.v1 import search_pb2
 
 PageSize = Annotated[int, Query(ge=0, le=2**31 - 1, description="0 means 100; at most 1000.")]
@@ -160,14 +161,35 @@ def router(gateway: Gateway) -> APIRouter:
         responses=_image_answer("image/*"),
         dependencies=read,
     )
-    async def get_content(collection: str, image_id: str, request: Request) -> Response:
-        """The bytes as they were sent."""
+    async def get_content(
+        collection: str,
+        image_id: str,
+        request: Request,
+        form: Annotated[
+            Literal["webp"] | None,
+            Query(alias="format", description="An upright WebP, its longer side within 4096 pixels."),
+        ] = None,
+    ) -> Response:
+        """The bytes as they were sent, or without their metadata where the operator wants it so.
+
+        With `format=webp` a rendering that every browser shows, of HEIC and TIFF too.
+        """
         image = await catalog.image(collection, image_id)
+        strip = gateway.settings.strip_metadata
+        rendered = form == "webp" or (strip and image.content_type not in LOSSLESS)
 
         async def make() -> bytes:
-            return await gateway.store.get(collection, image_id)
+            data = await gateway.store.get(collection, image_id)
+            if rendered:
+                return await gateway.decoder.decoded(data, render.full, render.full_bytes)
+            if strip:
+                return await gateway.decoder.run(2 * len(data), lambda: without_metadata(data))
+            return data
 
-        return await picture(request, image_id, image.content_type, make, immutable=True)
+        if rendered:
+            return await picture(request, f"{image_id}-full", "image/webp", make, immutable=True)
+        etag = f"{image_id}-stripped" if strip else image_id
+        return await picture(request, etag, image.content_type, make, immutable=True)
 
     @routes.get(
         "/{image_id}/thumbnail",

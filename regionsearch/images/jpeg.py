@@ -36,12 +36,13 @@ def take_apart(data: bytes) -> Container:
     for marker, start, body, end in segments(data):
         if marker == END[1]:
             ended = True
+            kept.append(END)
         elif marker == _SCAN:
             scans += 1
             if scans > MAX_SCANS:
                 raise TooIntricateError(f"more than {MAX_SCANS} scans")
             kept.append(memoryview(data)[start:end])
-        elif marker in _TABLES or marker in _FRAMES or marker == _ADOBE:
+        elif is_pixels(marker):
             if marker in _FRAMES:
                 if marker in _ARITHMETIC:
                     raise DamagedError("arithmetic coding is not supported")
@@ -49,10 +50,8 @@ def take_apart(data: bytes) -> Container:
             kept.append(memoryview(data)[start:end])
         elif marker == _EXIF and orientation == 1 and data.startswith(b"Exif\0\0", body):
             orientation = exif_orientation(data[body + 6 : end])
-        elif marker == _ICC and data.startswith(_ICC_NAME, body) and end - body > 14:
+        elif is_profile(data, marker, body) and end - body > 14:
             chunks.setdefault(data[body + 12], memoryview(data)[body + 14 : end])
-    if ended:
-        kept.append(END)
     # The coefficients of all scans but a single one wait in memory.
     return Container(
         "JPEG",
@@ -101,6 +100,16 @@ def _coefficient_bytes(frame: bytes) -> float:
     factors = [divmod(factor, 16) for factor in frame[7 : 6 + 3 * frame[5] : 3]]
     widest, tallest = max(h for h, _ in factors), max(v for _, v in factors)
     return sum(2 * h * v for h, v in factors) / max(1, widest * tallest)
+
+
+def is_pixels(marker: int) -> bool:
+    """Whether a decoder needs the segments of a marker."""
+    return marker in _TABLES or marker in _FRAMES or marker in (_ADOBE, _SCAN, END[1])
+
+
+def is_profile(data: bytes, marker: int, body: int) -> bool:
+    """Whether a segment is a part of the ICC profile."""
+    return marker == _ICC and data.startswith(_ICC_NAME, body)
 
 
 def exif_segment(orientation: int) -> bytes:

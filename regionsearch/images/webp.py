@@ -9,7 +9,7 @@ from regionsearch.images.container import Buffer, Container, exif_orientation
 from regionsearch.images.limits import MAX_PARTS, TooIntricateError
 
 _PIXELS = frozenset({b"VP8 ", b"VP8L", b"VP8X", b"ALPH", b"ANIM"})
-_PROFILE, _ALPHA, _EXIF, _XMP, _ANIMATED = 0x20, 0x10, 0x08, 0x04, 0x02
+_PROFILE, _ALPHA, _EXIF, _ANIMATED = 0x20, 0x10, 0x08, 0x02
 
 
 def take_apart(data: bytes) -> Container:
@@ -22,7 +22,7 @@ def take_apart(data: bytes) -> Container:
     orientation, profile, framed = 1, b"", False
     for name, start, body, end in chunks(data):
         if name == b"VP8X":
-            kept.append(with_flags(data[start : _padded(end)], _ALPHA | _ANIMATED))
+            kept.append(_with_flags(data[start : _padded(end)], _ALPHA | _ANIMATED))
         elif name in _PIXELS or (name == b"ANMF" and not framed):
             framed |= name == b"ANMF"
             kept.append(memoryview(data)[start : _padded(end)])
@@ -57,9 +57,18 @@ def riff_header(pieces: list[Buffer]) -> bytes:
     return b"RIFF" + struct.pack("<I", 4 + sum(map(len, pieces))) + b"WEBP"
 
 
-def with_flags(chunk: bytes, kept: int, added: int = 0) -> bytes:
-    """A VP8X chunk that announces no more than it did, less what is left out."""
-    return chunk[:8] + bytes([chunk[8] & kept | added]) + chunk[9:] if len(chunk) > 8 else chunk
+def chunk(name: bytes, body: bytes) -> bytes:
+    """A chunk."""
+    return name + struct.pack("<I", len(body)) + body + b"\0" * (len(body) % 2)
+
+
+def without_flags(header: bytes, exif: bool) -> bytes:
+    """A VP8X chunk that announces no XMP, and EXIF as it is said."""
+    return _with_flags(header, _PROFILE | _ALPHA | _ANIMATED, _EXIF * exif)
+
+
+def _with_flags(header: bytes, kept: int, added: int = 0) -> bytes:
+    return header[:8] + bytes([header[8] & kept | added]) + header[9:] if len(header) > 8 else header
 
 
 def _padded(place: int) -> int:

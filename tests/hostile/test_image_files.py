@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 
 import pytest
 from PIL import Image
@@ -13,7 +14,7 @@ from regionsearch.errors import Kind, RegionSearchError
 from regionsearch.images import EncodedImage, decode_image, probe_image
 from tests.hostile import image_files as files
 
-REFUSED = {
+REFUSED: dict[str, Callable[[], bytes]] = {
     "JPEG with 3,000 scans": lambda: files.scan_bomb(1000, 3000),
     "JPEG with a million segments": lambda: files.segment_bomb(1_000_000),
     "PNG with 200,000 texts": lambda: files.text_bomb(200_000),
@@ -43,7 +44,7 @@ def test_an_intricate_file_is_refused_before_a_decoder_sees_it(
     assert time.process_time() - began < 0.5
 
 
-HARMLESS = {
+HARMLESS: dict[str, Callable[[], bytes]] = {
     "JPEG with 10 MB of EXIF in pieces": lambda: files.exif_bomb(160),
     "PNG with a text and a profile that unpack to 64 MB": files.unpacking_bomb,
     "TIFF that leads to itself": files.looping_tiff,
