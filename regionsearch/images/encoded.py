@@ -101,6 +101,7 @@ class EncodedImage:
             )  # where Pillow puts the container's own
         else:
             self._orientation = self._container.orientation
+        self._profile = self._image.info.get("icc_profile") or self._container.profile
         self._stored_size = self._image.size
         limits.check_pixels(*self._stored_size, field)
         upright = self._stored_size[::-1] if self._orientation in _SIDEWAYS else self._stored_size
@@ -166,9 +167,7 @@ class EncodedImage:
         scale = min(side, longer) / longer
         wanted = max(1, round(width * scale)), max(1, round(height * scale))
         with self._decoding_errors():
-            if self._container.file_format == "JPEG":
-                self._image.draft(None, wanted)
-            self._load()
+            self._load(wanted)
             width, height = self._image.size
             factor = max(1, min(width // (2 * wanted[0]), height // (2 * wanted[1])))
             small: Image.Image | None = None
@@ -194,12 +193,14 @@ class EncodedImage:
             factor for factor in (8, 4, 2, 1) if max(self._stored_size) >= factor * side or factor == 1
         )
 
-    def _load(self) -> None:
+    def _load(self, wanted: tuple[int, int] | None = None) -> None:
+        """Decodes the file; a JPEG at the smallest fraction of its size that is as large as wanted."""
         container, (width, height) = self._container, self._stored_size
         if container.file_format in ("AVIF", "HEIF"):
             transparent = self._image.has_transparency_data
             self._image = isolated.load(container.joined(), container.file_format, width, height, transparent)
             return
+        self._image.draft(None, wanted)  # of JPEGs; the others know no fractions
         try:
             self._image.load()
         except OSError:
@@ -207,16 +208,14 @@ class EncodedImage:
                 raise
             cast(ImageFile.ImageFile, self._image).tile = []  # only what follows the rows is missing
             self._image.load()
-        if (
-            container.file_format == "JPEG"
-            and not container.has_end
-            and not _ends_well(self._image, container)
-        ):
+        if container.file_format != "JPEG" or container.has_end:
+            return
+        if not _ends_well(self._image, container, wanted):
             raise DamagedError("image file is truncated")
 
     def _strips(self, multiple: int = 1) -> Iterator[tuple[int, Image.Image]]:
         """Strips of the decoded image with their tops: RGB or RGBA, in sRGB; rows are a multiple of that."""
-        convert = _Converter(self._image, self._container)
+        convert = _Converter(self._image, self._profile, self._container.inverted)
         width, height = self._image.size
         rows = multiple * max(1, STRIP_PIXELS // (width * multiple))
         for top in range(0, height, rows):
@@ -256,15 +255,15 @@ class EncodedImage:
 class _Converter:
     """From the pixels of a decoded image, strip by strip, to RGB or RGBA in sRGB."""
 
-    def __init__(self, image: Image.Image, container: Container) -> None:
+    def __init__(self, image: Image.Image, profile: bytes, inverted: bool) -> None:
         if image.mode in ("F", "I"):  # nobody says which value is white
             raise DamagedError("32 bits a channel; convert it to 8 or 16")
         self._deep = image.mode.startswith("I;16")
-        self._inverted = container.inverted
+        self._inverted = inverted
         self._largest = self._white(image) if self._deep else 255
         grey = self._deep or image.mode in ("1", "L", "LA", "La")
         self._base = "L" if grey else image.mode if image.mode in ("CMYK", "LAB") else "RGB"
-        self._to_srgb: ToSrgb | None = to_srgb(container.profile, self._base)
+        self._to_srgb: ToSrgb | None = to_srgb(profile, self._base)
 
     def __call__(self, strip: Image.Image) -> Image.Image:
         if self._deep:
@@ -335,14 +334,14 @@ def _register_heif() -> None:
     from pi_heif import HeifImagePlugin  # noqa: F401  # the import registers it; only where it is needed
 
 
-def _ends_well(image: Image.Image, container: Container) -> bool:
+def _ends_well(image: Image.Image, container: Container, wanted: tuple[int, int] | None) -> bool:
     """Whether a JPEG without its end has all of its rows: then nothing of what follows is used for them."""
     pieces = container.joined().rstrip(b"\xff")
     with Image.open(io.BytesIO(pieces + _NO_END + jpeg.END), formats=["JPEG"]) as other:
-        other.draft(None, image.size)
+        other.draft(None, wanted)
         other.load()
         rows = max(1, STRIP_PIXELS // image.width)
-        return other.size == image.size and not any(
+        return not any(
             ImageChops.difference(image.crop(box), other.crop(box)).getbbox()
             for top in range(0, image.height, rows)
             for box in [(0, top, image.width, min(top + rows, image.height))]

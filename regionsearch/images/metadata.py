@@ -32,16 +32,16 @@ def without_metadata(data: bytes) -> bytes:
 
 
 def _jpeg(data: bytes) -> bytes:
-    view, parts = memoryview(data), [jpeg.START]
+    view = memoryview(data)
     orientation = jpeg.take_apart(data).orientation
-    if orientation != 1:
-        parts.append(jpeg.exif_segment(orientation))
-    kept: list[Buffer] = [
-        view[start:end]
-        for marker, start, body, end in jpeg.segments(data)
-        if marker == _JFIF or jpeg.is_pixels(marker) or jpeg.is_profile(data, marker, body)
-    ]
-    return b"".join([*parts, *kept])
+    first: list[Buffer] = [jpeg.START]
+    rest: list[Buffer] = [jpeg.exif_segment(orientation)] if orientation != 1 else []
+    for marker, start, body, end in jpeg.segments(data):
+        if marker == _JFIF and data.startswith(b"JFIF\0", body):
+            first.append(view[start:end])  # which JFIF wants at the beginning
+        elif jpeg.is_pixels(marker) or jpeg.is_profile(data, marker, body):
+            rest.append(view[start:end])
+    return b"".join(first + rest)
 
 
 def _png(data: bytes) -> bytes:

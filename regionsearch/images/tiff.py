@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,24 +52,10 @@ _PIXELS = frozenset(
     }
     | {532, 50674}
 )
-_SIZES = {
-    1: 1,
-    2: 1,
-    3: 2,
-    4: 4,
-    5: 8,
-    6: 1,
-    7: 1,
-    8: 2,
-    9: 4,
-    10: 8,
-    11: 4,
-    12: 8,
-    13: 4,
-    16: 8,
-    17: 8,
-    18: 8,
-}
+_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4} | dict.fromkeys(
+    (16, 17, 18), 8
+)
+_SHORT = 3
 _INTEGERS = {1: "u1", 3: "u2", 4: "u4", 13: "u4", 16: "u8"}
 _TILE_PIXELS = 1 << 20  # of a tile may be more than the image's
 
@@ -118,6 +104,11 @@ def take_apart(data: bytes) -> Container:
     width, height = first(_WIDTH), first(_LENGTH)
     _check_parts(data, entries, order, width, height, first)
     deep = first(_BITS, 1) > 8 and (_BITS not in entries or entries[_BITS].count == 1)
+    inverted = deep and first(_PHOTOMETRIC) == 0
+    if inverted and _PHOTOMETRIC in entries:  # which Pillow knows in some byte orders only, and turns in none
+        layout = "HHQH6x" if big else "HHIH2x"
+        black_is_zero = struct.pack(order + layout, _PHOTOMETRIC, _SHORT, 1, 1)
+        entries[_PHOTOMETRIC] = replace(entries[_PHOTOMETRIC], raw=black_is_zero)
     kept = [entry.raw for tag, entry in sorted(entries.items()) if tag in _PIXELS]
     count, pointer = ("Q", "Q") if big else ("H", "I")
     place = len(data) + len(data) % 2
@@ -130,7 +121,7 @@ def take_apart(data: bytes) -> Container:
         [header, memoryview(data)[len(header) :], b"\0" * (place - len(data)), directory],
         orientation if 1 <= orientation <= 8 else 1,
         bytes(entries[_PROFILE].value) if _PROFILE in entries else b"",
-        inverted=deep and first(_PHOTOMETRIC) == 0,
+        inverted=inverted,
     )
 
 
