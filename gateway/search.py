@@ -101,8 +101,9 @@ class Search:
             page_token=token,
             whole_image_margin=self._margin,
             include_masks=request.include_masks,
+            exact=request.exact,
         )
-        for name in ("min_score", "relative_cutoff", "min_relevancy", "min_seq"):
+        for name in ("min_score", "relative_cutoff", "min_relevancy", "min_seq", "effort"):
             if request.HasField(name):
                 setattr(message, name, getattr(request, name))
         return message

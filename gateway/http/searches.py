@@ -159,6 +159,10 @@ class SearchBody(Body):
     page_size: PageSize = Field(0, description="0 means 20; at most 1000.")
     page_token: PageToken = ""
     min_seq: int | None = Field(None, ge=0, le=INT64, description="See at least this write.")
+    exact: bool = Field(False, description="Look at every record, whatever index there is.")
+    effort: FiniteFloat | None = Field(
+        None, gt=0, le=1000, description="How far an approximate index looks, as a multiple of the usual."
+    )
     include: Include = Field([])
 
     def to_proto(self, collection: str) -> region_search_pb2.RegionSearchServiceSearchRequest:
@@ -177,6 +181,8 @@ class SearchBody(Body):
             page_size=self.page_size,
             page_token=self.page_token,
             min_seq=self.min_seq,
+            exact=self.exact,
+            effort=self.effort,
             include_masks="mask" in self.include,
         )
 

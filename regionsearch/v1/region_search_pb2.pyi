@@ -325,6 +325,8 @@ class RegionSearchServiceSearchRequest(_message.Message):
     MIN_SEQ_FIELD_NUMBER: _builtins.int
     INCLUDE_MASKS_FIELD_NUMBER: _builtins.int
     FURTHER_NEGATIVES_FIELD_NUMBER: _builtins.int
+    EXACT_FIELD_NUMBER: _builtins.int
+    EFFORT_FIELD_NUMBER: _builtins.int
     collection: _builtins.str
     """Empty: "default"."""
     level: _search_pb2.Level.ValueType
@@ -337,6 +339,9 @@ class RegionSearchServiceSearchRequest(_message.Message):
     page_token: _builtins.str
     min_seq: _builtins.int
     include_masks: _builtins.bool
+    exact: _builtins.bool
+    """As SearchService has them."""
+    effort: _builtins.float
     @_builtins.property
     def query(self) -> Global___Query: ...
     @_builtins.property
@@ -366,11 +371,15 @@ class RegionSearchServiceSearchRequest(_message.Message):
         min_seq: _builtins.int | None = ...,
         include_masks: _builtins.bool = ...,
         further_negatives: _abc.Iterable[Global___Negative] | None = ...,
+        exact: _builtins.bool = ...,
+        effort: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_min_relevancy", b"_min_relevancy", "_min_score", b"_min_score", "_min_seq", b"_min_seq", "_relative_cutoff", b"_relative_cutoff", "filter", b"filter", "min_relevancy", b"min_relevancy", "min_score", b"min_score", "min_seq", b"min_seq", "query", b"query", "relative_cutoff", b"relative_cutoff"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_effort", b"_effort", "_min_relevancy", b"_min_relevancy", "_min_score", b"_min_score", "_min_seq", b"_min_seq", "_relative_cutoff", b"_relative_cutoff", "effort", b"effort", "filter", b"filter", "min_relevancy", b"min_relevancy", "min_score", b"min_score", "min_seq", b"min_seq", "query", b"query", "relative_cutoff", b"relative_cutoff"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_min_relevancy", b"_min_relevancy", "_min_score", b"_min_score", "_min_seq", b"_min_seq", "_relative_cutoff", b"_relative_cutoff", "collection", b"collection", "filter", b"filter", "further_negatives", b"further_negatives", "group_by", b"group_by", "include_masks", b"include_masks", "level", b"level", "min_relevancy", b"min_relevancy", "min_score", b"min_score", "min_seq", b"min_seq", "negatives", b"negatives", "page_size", b"page_size", "page_token", b"page_token", "query", b"query", "relative_cutoff", b"relative_cutoff"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_effort", b"_effort", "_min_relevancy", b"_min_relevancy", "_min_score", b"_min_score", "_min_seq", b"_min_seq", "_relative_cutoff", b"_relative_cutoff", "collection", b"collection", "effort", b"effort", "exact", b"exact", "filter", b"filter", "further_negatives", b"further_negatives", "group_by", b"group_by", "include_masks", b"include_masks", "level", b"level", "min_relevancy", b"min_relevancy", "min_score", b"min_score", "min_seq", b"min_seq", "negatives", b"negatives", "page_size", b"page_size", "page_token", b"page_token", "query", b"query", "relative_cutoff", b"relative_cutoff"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__effort: _TypeAlias = _typing.Literal["effort"]  # noqa: Y015
+    _WhichOneofArgType__effort: _TypeAlias = _typing.Literal["_effort", b"_effort"]  # noqa: Y015
     _WhichOneofReturnType__min_relevancy: _TypeAlias = _typing.Literal["min_relevancy"]  # noqa: Y015
     _WhichOneofArgType__min_relevancy: _TypeAlias = _typing.Literal["_min_relevancy", b"_min_relevancy"]  # noqa: Y015
     _WhichOneofReturnType__min_score: _TypeAlias = _typing.Literal["min_score"]  # noqa: Y015
@@ -379,6 +388,8 @@ class RegionSearchServiceSearchRequest(_message.Message):
     _WhichOneofArgType__min_seq: _TypeAlias = _typing.Literal["_min_seq", b"_min_seq"]  # noqa: Y015
     _WhichOneofReturnType__relative_cutoff: _TypeAlias = _typing.Literal["relative_cutoff"]  # noqa: Y015
     _WhichOneofArgType__relative_cutoff: _TypeAlias = _typing.Literal["_relative_cutoff", b"_relative_cutoff"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__effort) -> _WhichOneofReturnType__effort | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__min_relevancy) -> _WhichOneofReturnType__min_relevancy | None: ...
     @_typing.overload

@@ -85,6 +85,28 @@ GROUP_BY_IMAGE: GroupBy.ValueType  # 1
 """One hit an image, its best. Grouping comes before truncation: a full page holds page_size images."""
 Global___GroupBy: _TypeAlias = GroupBy  # noqa: Y015
 
+class _QueryKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _QueryKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_QueryKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    QUERY_KIND_UNSPECIFIED: _QueryKind.ValueType  # 0
+    QUERY_KIND_REGION: _QueryKind.ValueType  # 1
+    """Like stored records: their best one has a cosine of 0.6 and more."""
+    QUERY_KIND_WORD: _QueryKind.ValueType  # 2
+    """Far from all of them, as texts are."""
+
+class QueryKind(_QueryKind, metaclass=_QueryKindEnumTypeWrapper):
+    """What queries are like."""
+
+QUERY_KIND_UNSPECIFIED: QueryKind.ValueType  # 0
+QUERY_KIND_REGION: QueryKind.ValueType  # 1
+"""Like stored records: their best one has a cosine of 0.6 and more."""
+QUERY_KIND_WORD: QueryKind.ValueType  # 2
+"""Far from all of them, as texts are."""
+Global___QueryKind: _TypeAlias = QueryKind  # noqa: Y015
+
 @_typing.final
 class Collection(_message.Message):
     """A named set of images and vectors of one model and crop policy."""
@@ -956,6 +978,8 @@ class SearchRequest(_message.Message):
     MIN_SEQ_FIELD_NUMBER: _builtins.int
     WHOLE_IMAGE_MARGIN_FIELD_NUMBER: _builtins.int
     INCLUDE_MASKS_FIELD_NUMBER: _builtins.int
+    EXACT_FIELD_NUMBER: _builtins.int
+    EFFORT_FIELD_NUMBER: _builtins.int
     collection: _builtins.str
     query_mode: Global___QueryMode.ValueType
     min_relevancy: _builtins.float
@@ -973,7 +997,9 @@ class SearchRequest(_message.Message):
     the next hit would not fit into a message.
     """
     page_token: _builtins.str
-    """From an earlier answer to the same request; the pages of one search see the same state of the collection. It is
+    """From an earlier answer to the same request. All pages together hold every record once. Over an approximate index the
+    second page begins with what the first one should have had before its last hit and missed; from there on the order
+    is exact. The pages of one search see the same state of the collection. It is
     kept for five minutes (`embedded.page_ttl_s`), then ABORTED; the milvus engine's pages lack what was deleted
     meanwhile. With QUERY_MODE_EACH paging needs a single query.
     """
@@ -984,6 +1010,12 @@ class SearchRequest(_message.Message):
     when absent; not negative.
     """
     include_masks: _builtins.bool
+    exact: _builtins.bool
+    """Look at every record, whatever index there is. Later pages always do."""
+    effort: _builtins.float
+    """How far an approximate index looks, as a multiple of what its recall target needs: more finds more and takes
+    longer. 1 when absent; above 0, at most 1000. Without meaning where the index is exact.
+    """
     @_builtins.property
     def model(self) -> _types_pb2.ModelInfo:
         """The model of the query vectors."""
@@ -1017,11 +1049,15 @@ class SearchRequest(_message.Message):
         min_seq: _builtins.int | None = ...,
         whole_image_margin: _builtins.float | None = ...,
         include_masks: _builtins.bool = ...,
+        exact: _builtins.bool = ...,
+        effort: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_min_relevancy", b"_min_relevancy", "_min_score", b"_min_score", "_min_seq", b"_min_seq", "_relative_cutoff", b"_relative_cutoff", "_whole_image_margin", b"_whole_image_margin", "filter", b"filter", "min_relevancy", b"min_relevancy", "min_score", b"min_score", "min_seq", b"min_seq", "model", b"model", "negatives", b"negatives", "queries", b"queries", "relative_cutoff", b"relative_cutoff", "whole_image_margin", b"whole_image_margin"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_effort", b"_effort", "_min_relevancy", b"_min_relevancy", "_min_score", b"_min_score", "_min_seq", b"_min_seq", "_relative_cutoff", b"_relative_cutoff", "_whole_image_margin", b"_whole_image_margin", "effort", b"effort", "filter", b"filter", "min_relevancy", b"min_relevancy", "min_score", b"min_score", "min_seq", b"min_seq", "model", b"model", "negatives", b"negatives", "queries", b"queries", "relative_cutoff", b"relative_cutoff", "whole_image_margin", b"whole_image_margin"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_min_relevancy", b"_min_relevancy", "_min_score", b"_min_score", "_min_seq", b"_min_seq", "_relative_cutoff", b"_relative_cutoff", "_whole_image_margin", b"_whole_image_margin", "collection", b"collection", "filter", b"filter", "group_by", b"group_by", "include_masks", b"include_masks", "level", b"level", "min_relevancy", b"min_relevancy", "min_score", b"min_score", "min_seq", b"min_seq", "model", b"model", "negatives", b"negatives", "page_size", b"page_size", "page_token", b"page_token", "queries", b"queries", "query_mode", b"query_mode", "relative_cutoff", b"relative_cutoff", "whole_image_margin", b"whole_image_margin"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_effort", b"_effort", "_min_relevancy", b"_min_relevancy", "_min_score", b"_min_score", "_min_seq", b"_min_seq", "_relative_cutoff", b"_relative_cutoff", "_whole_image_margin", b"_whole_image_margin", "collection", b"collection", "effort", b"effort", "exact", b"exact", "filter", b"filter", "group_by", b"group_by", "include_masks", b"include_masks", "level", b"level", "min_relevancy", b"min_relevancy", "min_score", b"min_score", "min_seq", b"min_seq", "model", b"model", "negatives", b"negatives", "page_size", b"page_size", "page_token", b"page_token", "queries", b"queries", "query_mode", b"query_mode", "relative_cutoff", b"relative_cutoff", "whole_image_margin", b"whole_image_margin"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__effort: _TypeAlias = _typing.Literal["effort"]  # noqa: Y015
+    _WhichOneofArgType__effort: _TypeAlias = _typing.Literal["_effort", b"_effort"]  # noqa: Y015
     _WhichOneofReturnType__min_relevancy: _TypeAlias = _typing.Literal["min_relevancy"]  # noqa: Y015
     _WhichOneofArgType__min_relevancy: _TypeAlias = _typing.Literal["_min_relevancy", b"_min_relevancy"]  # noqa: Y015
     _WhichOneofReturnType__min_score: _TypeAlias = _typing.Literal["min_score"]  # noqa: Y015
@@ -1032,6 +1068,8 @@ class SearchRequest(_message.Message):
     _WhichOneofArgType__relative_cutoff: _TypeAlias = _typing.Literal["_relative_cutoff", b"_relative_cutoff"]  # noqa: Y015
     _WhichOneofReturnType__whole_image_margin: _TypeAlias = _typing.Literal["whole_image_margin"]  # noqa: Y015
     _WhichOneofArgType__whole_image_margin: _TypeAlias = _typing.Literal["_whole_image_margin", b"_whole_image_margin"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__effort) -> _WhichOneofReturnType__effort | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__min_relevancy) -> _WhichOneofReturnType__min_relevancy | None: ...
     @_typing.overload
@@ -1422,6 +1460,7 @@ class CollectionStats(_message.Message):
     MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     SEGMENTS_FIELD_NUMBER: _builtins.int
     BINARY_RECALL_FIELD_NUMBER: _builtins.int
+    RECALLS_FIELD_NUMBER: _builtins.int
     collection: _builtins.str
     seq: _builtins.int
     image_count: _builtins.int
@@ -1433,6 +1472,10 @@ class CollectionStats(_message.Message):
     """Mean recall of the segments with codes; absent without codes."""
     @_builtins.property
     def segments(self) -> _containers.RepeatedCompositeFieldContainer[Global___SegmentStats]: ...
+    @_builtins.property
+    def recalls(self) -> _containers.RepeatedCompositeFieldContainer[Global___QueryRecall]:
+        """recall@10 of the approximate segments by kind of query, mean by records; empty where all are exact."""
+
     def __init__(
         self,
         *,
@@ -1444,16 +1487,44 @@ class CollectionStats(_message.Message):
         memory_bytes: _builtins.int = ...,
         segments: _abc.Iterable[Global___SegmentStats] | None = ...,
         binary_recall: _builtins.float | None = ...,
+        recalls: _abc.Iterable[Global___QueryRecall] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_binary_recall", b"_binary_recall", "binary_recall", b"binary_recall"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_binary_recall", b"_binary_recall", "binary_recall", b"binary_recall", "collection", b"collection", "image_count", b"image_count", "memory_bytes", b"memory_bytes", "record_count", b"record_count", "segments", b"segments", "seq", b"seq", "tombstone_count", b"tombstone_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_binary_recall", b"_binary_recall", "binary_recall", b"binary_recall", "collection", b"collection", "image_count", b"image_count", "memory_bytes", b"memory_bytes", "recalls", b"recalls", "record_count", b"record_count", "segments", b"segments", "seq", b"seq", "tombstone_count", b"tombstone_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__binary_recall: _TypeAlias = _typing.Literal["binary_recall"]  # noqa: Y015
     _WhichOneofArgType__binary_recall: _TypeAlias = _typing.Literal["_binary_recall", b"_binary_recall"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType__binary_recall) -> _WhichOneofReturnType__binary_recall | None: ...
 
 Global___CollectionStats: _TypeAlias = CollectionStats  # noqa: Y015
+
+@_typing.final
+class QueryRecall(_message.Message):
+    """How well one kind of query is answered."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    RECALL_FIELD_NUMBER: _builtins.int
+    kind: Global___QueryKind.ValueType
+    recall: _builtins.float
+    """Measured again and again with the last queries; before there are 64 different ones of the kind, with queries that
+    are made of stored vectors.
+    """
+    def __init__(
+        self,
+        *,
+        kind: Global___QueryKind.ValueType = ...,
+        recall: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "recall", b"recall"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___QueryRecall: _TypeAlias = QueryRecall  # noqa: Y015
 
 @_typing.final
 class SegmentStats(_message.Message):
@@ -1468,9 +1539,8 @@ class SegmentStats(_message.Message):
     index: _builtins.str
     """"growing" and "flat", which are exact, "ivf", "codes"; with the milvus engine the kind of Milvus' index."""
     recall: _builtins.float
-    """recall@10 against exact search over this segment, absent where it is exact. "ivf": over the queries that tuned it,
-    which are the last real ones once 64 different ones have come, and stored vectors with noise until then. "codes":
-    over stored vectors with noise, re-ranking included.
+    """recall@10 against exact search over this segment of the kind of query that fares worst (see QueryRecall); absent
+    where it is exact.
     """
     def __init__(
         self,

@@ -15,6 +15,8 @@ from services.searcher.types import (
     StoredImage,
 )
 
+_KINDS = {"region": search_pb2.QUERY_KIND_REGION, "word": search_pb2.QUERY_KIND_WORD}
+
 
 def collection_to_proto(collection: Collection) -> search_pb2.Collection:
     """A collection as the contract has it."""
@@ -117,6 +119,9 @@ def stats_to_proto(stats: CollectionStats) -> search_pb2.CollectionStats:
             for segment in stats.segments
         ],
         binary_recall=stats.binary_recall,
+        recalls=[
+            search_pb2.QueryRecall(kind=_KINDS[kind], recall=recall) for kind, recall in stats.recalls.items()
+        ],
     )
 
 

@@ -24,6 +24,11 @@ _RECORDS = Gauge("regionsearch_index_records", "Records that can be found.", _CO
 _IMAGES = Gauge("regionsearch_index_images", "Images.", _COLLECTION)
 _TOMBSTONES = Gauge("regionsearch_index_tombstones", "Deleted rows still in memory.", _COLLECTION)
 _MEMORY = Gauge("regionsearch_index_memory_bytes", "Memory of vectors and columns.", _COLLECTION)
+_RECALL = Gauge(
+    "regionsearch_index_recall",
+    "recall@10 of approximate indexes by kind of query, measured with the last queries.",
+    ("collection", "kind"),
+)
 _DISK = Gauge("regionsearch_store_disk_bytes", "Size of the record store.")
 
 
@@ -42,9 +47,12 @@ async def report_sizes(engine: Engine) -> None:
             _IMAGES.labels(stats.collection).set(stats.image_count)
             _TOMBSTONES.labels(stats.collection).set(stats.tombstone_count)
             _MEMORY.labels(stats.collection).set(stats.memory_bytes)
+            for kind, recall in stats.recalls.items():
+                _RECALL.labels(stats.collection, kind).set(recall)
         names = {stats.collection for stats in found}
         for gone in known - names:
             for gauge in (_RECORDS, _IMAGES, _TOMBSTONES, _MEMORY):
                 gauge.remove(gone)
+            _RECALL.remove_by_labels({"collection": gone})
         known = names
         await asyncio.sleep(_PERIOD_S)

@@ -6,12 +6,13 @@ import base64
 import hashlib
 import hmac
 import json
+from collections.abc import Iterable
 from typing import Any, Protocol
 
 from regionsearch.errors import RegionSearchError, invalid
 
 _SIGNATURE_BYTES = 16
-_MAX_LENGTH = 8192  # ids of 128 and 160 characters, each up to 12 bytes in JSON
+_MAX_LENGTH = 16_384  # two ids, each character up to 12 bytes in JSON, and a thousand numbers
 
 
 class Key(Protocol):
@@ -62,6 +63,32 @@ def decode(token: str, key: Key, request_fingerprint: str, *types: type) -> list
     if [type(part) for part in parts[1:]] != list(types):
         raise _refused("is of another version; begin again with the first page")
     return list(parts[1:])
+
+
+def pack(numbers: Iterable[int]) -> str:
+    """Whole numbers from 0 on, in any order, as a short text."""
+    packed, before = bytearray(), 0
+    for number in sorted(numbers):
+        step, before = number - before, number
+        while step > 0x7F:
+            packed.append(step & 0x7F | 0x80)
+            step >>= 7
+        packed.append(step)
+    return base64.b85encode(bytes(packed)).decode()
+
+
+def unpack(text: str) -> tuple[int, ...]:
+    """What `pack` was given, ascending."""
+    numbers: list[int] = []
+    step = shift = last = 0
+    for byte in base64.b85decode(text):
+        step |= (byte & 0x7F) << shift
+        shift += 7
+        if byte < 0x80:
+            last += step
+            numbers.append(last)
+            step = shift = 0
+    return tuple(numbers)
 
 
 def _signature(key: bytes, payload: bytes) -> bytes:

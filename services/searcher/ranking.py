@@ -241,7 +241,7 @@ def _group(query: Query, source: Source, rows: _Judged, threshold: float, wanted
     images, first = np.unique(leaders.image, return_index=True)
     scores = leaders.score[first]
     if wanted is not None and query.after is not None:  # earlier pages have shown some of these
-        wanted += int(np.count_nonzero(scores >= np.float32(query.after.score)))
+        wanted += int(np.count_nonzero(scores >= np.float32(query.after.score))) + len(query.shown)
     if wanted is not None and len(images) > wanted:
         reach = np.partition(scores, len(scores) - wanted)[len(scores) - wanted] - margin
         images = images[scores >= reach]
@@ -300,7 +300,7 @@ def _ordered(query: Query, source: Source, entries: _Entries) -> list[Ranked]:
     if after is not None:
         rows = rows.take(rows.score <= after.score)
     # Only rows that can be on the page, and those that tie with its ends, need their ids for the order.
-    enough = query.limit + 1
+    enough = query.limit + 1 + len(query.shown)
     if after is not None:
         enough += int(np.count_nonzero(rows.score == np.float32(after.score)))
     if query.group_by_image:
@@ -312,13 +312,13 @@ def _ordered(query: Query, source: Source, entries: _Entries) -> list[Ranked]:
     companions = {image: regions for image, regions in entries.regions.items() if image in shown}
     ids = source.public_ids([*rows.key.tolist(), *(k for r in companions.values() for k in r.key.tolist())])
     hits: list[Ranked] = []
-    seen: set[int] = set()
+    seen, passed = set[int](), frozenset(query.shown)
     for hit, image in sorted(_hits(rows, ids), key=lambda pair: pair[0].position.sort_key):
         if query.group_by_image:
             if image in seen:
                 continue
             seen.add(image)
-        if after is not None and hit.position.sort_key <= after.sort_key:
+        if hit.key in passed or (after is not None and hit.position.sort_key <= after.sort_key):
             continue
         if image in companions and hit.position.level == Level.IMAGE:
             region = min(_hits(companions[image], ids), key=lambda pair: pair[0].position.sort_key)[0]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +18,7 @@ class SegmentStats:
 
 @dataclass(frozen=True, slots=True)
 class CollectionStats:
-    """What a collection takes up and how well its indexes find."""
+    """What a collection takes up and how well its indexes find, `recalls` by kind of query."""
 
     collection: str
     seq: int
@@ -27,6 +28,7 @@ class CollectionStats:
     memory_bytes: int
     segments: tuple[SegmentStats, ...]
     binary_recall: float | None = None
+    recalls: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

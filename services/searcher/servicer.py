@@ -35,6 +35,7 @@ from services.searcher.types import Page, Position, Query, UpsertResult, Vectors
 
 _Context = Any  # grpc-stubs give handlers the synchronous context
 _HITS = 20
+_MAX_EFFORT = 1000
 _ITEMS = 100
 _TAG_BYTES = 8  # around an item in a list
 
@@ -234,10 +235,10 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
         if not page.more or not page.hits:
             return ""
         last = page.hits[-1]
-        place = last.position
+        place = page.after or last.position
         return self._token(
             print_, page.generation, page.seq, last.rank, place.score, place.level, place.image_id,
-            place.record_id,
+            place.record_id, pages.pack(page.shown),
         )  # fmt: skip
 
     def _queries(self, request: search_pb2.SearchRequest) -> tuple[list[Query], str]:
@@ -257,24 +258,27 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
             if getattr(request, mode) not in known.values():
                 raise invalid(mode, f"{getattr(request, mode)} is no {mode} that this searcher knows")
         best = request.query_mode == search_pb2.QUERY_MODE_BEST
-        for name in ("min_score", "min_relevancy", "relative_cutoff", "whole_image_margin"):
+        for name in ("min_score", "min_relevancy", "relative_cutoff", "whole_image_margin", "effort"):
             if request.HasField(name) and not np.isfinite(getattr(request, name)):
                 raise invalid(name, f"{name} must be a finite number")
         if request.HasField("relative_cutoff") and not 0.0 <= request.relative_cutoff <= 1.0:
             raise invalid("relative_cutoff", "relative_cutoff is between 0 and 1")
         if request.whole_image_margin < 0.0:
             raise invalid("whole_image_margin", "whole_image_margin cannot be negative")
+        if request.HasField("effort") and not 0.0 < request.effort <= _MAX_EFFORT:
+            raise invalid("effort", f"effort must be above 0 and at most {_MAX_EFFORT}; exact looks at all")
+        effort = request.effort if request.HasField("effort") else 1.0
         bare = search_pb2.SearchRequest()
         bare.CopyFrom(request)
         bare.page_token = ""
         bare.ClearField("min_seq")
         print_ = pages.fingerprint(bare.SerializeToString(deterministic=True))
-        seq, generation, after, skipped = None, None, None, 0
+        seq, generation, after, skipped, shown = None, None, None, 0, ""
         if request.page_token:
             if len(vectors) > 1 and not best:
                 raise invalid("page_token", "paging needs a single query, or QUERY_MODE_BEST")
-            generation, seq, skipped, *place = self._token_values(
-                request.page_token, print_, str, int, int, float, int, str, str
+            generation, seq, skipped, *place, shown = self._token_values(
+                request.page_token, print_, str, int, int, float, int, str, str, str
             )
             after = Position(*place)
         common = Query(
@@ -292,6 +296,8 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
             generation=generation,
             after=after,
             skipped=skipped,
+            shown=pages.unpack(shown),
+            effort=np.inf if request.exact else effort,
             include_masks=request.include_masks,
         )
         if best:

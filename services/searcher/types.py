@@ -209,6 +209,10 @@ class Position:
         return (-self.score, self.level, self.image_id, self.record_id)
 
 
+BEGINNING = Position(2.0, 0, "", "")
+"""Before every hit."""
+
+
 @dataclass(frozen=True, slots=True)
 class Query:
     """One ranked list to be made.
@@ -229,6 +233,9 @@ class Query:
         generation: The very collection to look at (see `UpsertResult`); None is the present one.
         after: Only hits behind this place.
         skipped: Number of hits up to `after`, the rank of the last one.
+        shown: The engine's own numbers of hits that were shown although they may come behind `after`.
+        effort: How far an approximate index looks, as a multiple of what its target needs; infinity looks at
+            all.
         include_masks: Whether the records of the hits carry their masks.
     """
 
@@ -246,6 +253,8 @@ class Query:
     generation: str | None = None
     after: Position | None = None
     skipped: int = 0
+    shown: tuple[int, ...] = ()
+    effort: float = 1.0
     include_masks: bool = False
 
 
@@ -269,12 +278,23 @@ class Hit:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Hits in order, state and generation of the collection that they are from, and whether more follow."""
+    """Hits in order, state and generation of the collection that they are from, and whether more follow.
+
+    Attributes:
+        hits: The hits.
+        seq: The state.
+        more: Whether more follow.
+        generation: See `UpsertResult`.
+        after: Where the next page goes on, if that is not behind the last hit.
+        shown: What the next page's query has to name as shown.
+    """
 
     hits: tuple[Hit, ...]
     seq: int
     more: bool
     generation: str = ""
+    after: Position | None = None
+    shown: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -101,7 +101,8 @@ def some_query(rng: random.Random) -> Query:
 
 
 def following(query: Query, page) -> Query:
-    return replace(query, seq=page.seq, after=page.hits[-1].position, skipped=page.hits[-1].rank)
+    after = page.after or page.hits[-1].position
+    return replace(query, seq=page.seq, after=after, skipped=page.hits[-1].rank, shown=page.shown)
 
 
 def check_page(page, ranking, skipped: int, limit: int) -> None:

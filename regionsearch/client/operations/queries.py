@@ -68,6 +68,8 @@ def search(
     page_size: int = 20,
     page_token: str = "",
     min_seq: int | None = None,
+    exact: bool = False,
+    effort: float | None = None,
     masks: bool = False,
 ) -> Operation[SearchResult]:
     """Finds regions and images; words, examples and pointing combine.
@@ -90,11 +92,14 @@ def search(
         page_size: Most hits of a page, at most 1000.
         page_token: From an earlier result.
         min_seq: See at least this write.
+        exact: Look at every record, whatever index there is.
+        effort: How far an approximate index looks, as a multiple of the usual.
         masks: Adds the masks.
     """
     phrases = _phrases(text)
     shared = given(min_score=min_score, relative_cutoff=relative_cutoff, min_relevancy=min_relevancy)
-    shared |= given(min_seq=min_seq) | {"page_size": page_size, "page_token": page_token}
+    shared |= given(min_seq=min_seq, effort=effort, exact=exact or None)
+    shared |= {"page_size": page_size, "page_token": page_token}
 
     def request() -> HttpRequest:
         query = picture_json(image) | pointing_json(points, box) | {"texts": phrases}

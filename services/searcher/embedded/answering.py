@@ -16,7 +16,7 @@ from services.searcher.embedded.searching import SearchThread
 from services.searcher.embedded.source import IndexSource
 from services.searcher.ranking import Ranked, rank
 from services.searcher.room import Room
-from services.searcher.types import Hit, ImagePage, Page, Query, Record, Stored, StoredImage
+from services.searcher.types import BEGINNING, Hit, ImagePage, Page, Query, Record, Stored, StoredImage
 
 Described = dict[int, tuple[Record, StoredImage] | None]
 """Record and image by key; None where they are damaged."""
@@ -68,7 +68,12 @@ def _page(
         raise refusal
     numbered = enumerate(fitting, start=query.skipped + 1)
     hits = [hit for number, found in numbered if (hit := _hit(number, found, described)) is not None]
-    return Page(tuple(hits), seq, more or len(fitting) < len(ranked))
+    after, shown = None, query.shown
+    if query.after is None and source.approximate:
+        # Later pages look at all: then better records may turn up than the first one has shown.
+        after, shown = BEGINNING, tuple(found.key for found in fitting)
+    more = more or len(fitting) < len(ranked)
+    return Page(tuple(hits), seq, more, after=after, shown=shown if more else ())
 
 
 def records(

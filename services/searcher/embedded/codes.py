@@ -150,6 +150,7 @@ class CodeSegment:
 
     kind = "codes"
     sealed = True
+    approximate = True
 
     def __init__(
         self,

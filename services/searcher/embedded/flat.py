@@ -32,6 +32,7 @@ class FlatSegment:
     kind = "flat"
     recall: float | None = None
     sealed = False
+    approximate = False
 
     def __init__(self, dimension: int, capacity: int = CHUNK_ROWS) -> None:
         self.columns = Columns(capacity)

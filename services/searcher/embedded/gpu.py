@@ -55,6 +55,7 @@ class GpuSegment:
 
     kind = "flat"
     sealed = True
+    approximate = False
     recall: float | None = None
 
     def __init__(self, columns: Columns, vectors: NDArray[np.float16], index: DeviceIndex) -> None:

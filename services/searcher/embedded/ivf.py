@@ -47,6 +47,7 @@ class IvfSegment:
 
     kind = "ivf"
     sealed = True
+    approximate = True
 
     def __init__(self, columns: Columns, index: Any, effort: int = 1) -> None:
         self.columns = columns

@@ -220,11 +220,13 @@ class Segment(Protocol):
         kind: Name of the index, for statistics.
         recall: recall@10 of the kind of query that fares worst, against exact search; None where it is exact.
         sealed: Whether no further rows come.
+        approximate: Whether it may overlook rows.
     """
 
     columns: Columns
     kind: str
     sealed: bool
+    approximate: bool
 
     @property
     def recall(self) -> float | None:

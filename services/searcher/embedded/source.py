@@ -35,6 +35,10 @@ class IndexSource:
         query: What is looked for.
         seq: The write whose state is looked at.
         caller: Who waits for it.
+
+    Attributes:
+        ahead: See `ranking.Source`.
+        approximate: Whether better records may exist than are found.
     """
 
     def __init__(
@@ -57,7 +61,7 @@ class IndexSource:
         negated = len(query.negatives) > 0
         self._by_image = query.group_by_image and not negated
         self._resumes = query.after is not None and not negated and query.relative_cutoff is None
-        self.ahead = 0 if self._resumes else query.skipped
+        self.ahead = len(query.shown) if self._resumes else query.skipped + len(query.shown)
         state = opened.index.state
 
         def look_up() -> Conditions:
@@ -77,6 +81,8 @@ class IndexSource:
         conditions = opened.conditions.get(key, look_up)
         self._selected = conditions.select(state.views)
         self._total = sum(one.matching for one in self._selected)
+        self._effort = query.effort if query.after is None else EXACT
+        self.approximate = self._effort < EXACT and any(one.segment.approximate for one in self._selected)
         self._first = self._submit(first_count(query, self.ahead))
 
     def best(self, count: int) -> Candidates:
@@ -115,12 +121,12 @@ class IndexSource:
 
     def _submit(self, count: int) -> Future[list[Part]]:
         query = self._query
-        below, effort = np.inf, 1.0
+        below = np.inf
         if self._resumes and query.after is not None:
             # A whole image may stand behind `after` for a region that is better than it by the margin.
             margin = query.whole_image_margin if query.group_by_image and query.level is None else 0.0
-            below, effort = query.after.score + max(0.0, margin), EXACT
-        request = Fetch(query.vectors, self._selected, count, self._by_image, below, effort)
+            below = query.after.score + margin
+        request = Fetch(query.vectors, self._selected, count, self._by_image, below, self._effort)
         return self._search.submit(self._opened.index, request, self._caller)
 
     def _behind(self, parts: Sequence[Part], scores: Sequence[Vectors]) -> tuple[list[Part], list[Vectors]]:

@@ -6,7 +6,10 @@ from collections.abc import Sequence
 
 from services.searcher.embedded import reads
 from services.searcher.embedded.database import Database
+from services.searcher.embedded.live import QueryKind
+from services.searcher.embedded.measuring import Approximate
 from services.searcher.embedded.opened import OpenCollection
+from services.searcher.embedded.planning import approximate_segments
 from services.searcher.reports import CollectionStats, SegmentStats
 
 
@@ -35,7 +38,18 @@ def statistics(database: Database, opened: OpenCollection, seq: int) -> Collecti
         memory_bytes=sum(v.segment.vector_bytes + v.segment.columns.nbytes for v in views),
         segments=segments,
         binary_recall=_binary_recall(segments),
+        recalls=_recalls(approximate_segments(opened)),
     )
+
+
+def _recalls(segments: Sequence[Approximate]) -> dict[str, float]:
+    """Mean recall by kind of query, weighted by rows."""
+    found: dict[str, float] = {}
+    for kind in QueryKind:
+        known = [(s.recalls[kind], s.columns.used) for s in segments if kind in s.recalls]
+        if known:
+            found[kind.value] = sum(r * n for r, n in known) / sum(n for _, n in known)
+    return found
 
 
 def _binary_recall(segments: Sequence[SegmentStats]) -> float | None:

@@ -1,0 +1,138 @@
+"""An approximate index keeps its promise for words and for regions, whatever queries came first."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from services.searcher.embedded.index import VectorIndex
+from services.searcher.embedded.live import LiveQueries, QueryKind
+from services.searcher.embedded.measuring import Examination, noisy
+from services.searcher.embedded.opened import OpenCollection
+from services.searcher.embedded.planning import Planner
+from services.searcher.embedded.rewriting import Rewrite
+from services.searcher.embedded.rows import Rows
+from services.searcher.embedded.searching import SearchThread
+from services.searcher.embedded.segments import EXACT, Probe
+from services.searcher.settings import EmbeddedSettings
+from services.searcher.types import CodeMethod, CodeSpec, Collection, ModelIdentity
+
+DIMENSION = 32
+MODEL = ModelIdentity("open_clip", "test", "digest", DIMENSION)
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+
+def stored(count: int, seed: int = 0) -> np.ndarray:
+    """Rows in clusters that fill half of the space, as images do."""
+    rng, axes = np.random.default_rng(seed), np.eye(DIMENSION)[: DIMENSION // 2]
+    centres = unit(np.random.default_rng(7).standard_normal((300, len(axes))) @ axes)
+    noise = unit(rng.standard_normal((count, len(axes))) @ axes)
+    rows = unit(centres[rng.integers(0, len(centres), count)] + 0.8 * noise)
+    return rows.astype(np.float16).astype(np.float32)
+
+
+def words(vectors: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """Queries with a common part that no row has, and whose best rows are hardly better than the others."""
+    rng = np.random.default_rng(seed)
+    blends = unit(vectors[rng.integers(0, len(vectors), (count, 4))].sum(axis=1))
+    apart = np.zeros(DIMENSION)
+    apart[-3:] = 1.0
+    return unit(blends + 0.6 * unit(rng.standard_normal((count, DIMENSION))) + apart)
+
+
+def collection(vectors: np.ndarray, codes: CodeSpec | None = None) -> OpenCollection:
+    count = len(vectors)
+    index = VectorIndex(DIMENSION, count)
+    rows = Rows(
+        key=np.arange(1, count + 1),
+        image=np.arange(count) // 50,
+        level=np.full(count, 2, np.uint8),
+        area=np.zeros(count, np.int64),
+        predicted_iou=np.zeros(count, np.float32),
+        stability_score=np.zeros(count, np.float32),
+        created_ms=np.zeros(count, np.int64),
+        vectors=vectors,
+    )
+    index.add(rows, np.ones(count, np.int64))
+    index.seal()
+    return OpenCollection(1, Collection("c", MODEL, codes), index)
+
+
+def promise_is_kept(count: int, first: str, codes: CodeSpec | None = None) -> None:
+    vectors = stored(count)
+    opened = collection(vectors, codes)
+    search = SearchThread()
+    settings = EmbeddedSettings(ann_above=1, ann_rows=count, codes_rows=count, recall_target=0.98)
+    planner = Planner(settings, search, None)
+    sources, build = planner.plan(opened)
+    opened.index.replace(sources, [build(Rewrite(sources, 0))])
+    (segment,) = (view.segment for view in opened.index.state.views)
+    rng = np.random.default_rng(3)
+    kinds = {
+        "regions": lambda seed: noisy(vectors[rng.integers(0, count, 200)], seed),
+        "words": lambda seed: words(vectors, 200, seed),
+    }
+    fresh = {name: Examination(Rewrite([segment], 0), made(99)) for name, made in kinds.items()}
+    asked = [first, next(name for name in kinds if name != first)]
+    for name in (None, *asked):
+        if name is not None:
+            queries = kinds[name](5)
+            opened.index.live.note(queries, (queries @ vectors.T).max(axis=1))
+            while planner.tune(opened) is not None:
+                pass
+        found = {kind: examination.recall(segment) for kind, examination in fresh.items()}
+        assert min(found.values()) >= 0.95, f"after {name}: {found}"
+    assert segment.effort < segment.most_effort
+    search.close()
+
+
+@pytest.mark.parametrize("first", ["regions", "words"])
+def test_recall_is_kept_for_words_and_regions_whichever_came_first(first: str) -> None:
+    promise_is_kept(100_000, first)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", ["regions", "words"])
+def test_recall_is_kept_in_a_larger_index(first: str) -> None:
+    promise_is_kept(1_000_000, first)
+
+
+def test_binary_codes_obey_the_recall_target_too() -> None:
+    promise_is_kept(12_000, "regions", CodeSpec(CodeMethod.PCA_ROTATION, 32, 10))
+
+
+def test_an_exact_probe_of_an_approximate_index_leaves_nothing_out() -> None:
+    vectors = stored(20_000)
+    for codes in (None, CodeSpec(CodeMethod.PCA_ROTATION, 16, 1)):
+        opened = collection(vectors, codes)
+        planner = Planner(EmbeddedSettings(ann_above=1, ann_rows=1, codes_rows=1), SearchThread(), None)
+        sources, build = planner.plan(opened)
+        segment = build(Rewrite(sources, 0))
+        segment.effort = 1
+        queries = words(vectors, 20, 1)
+        probe = Probe(queries, len(vectors), None, len(vectors), 10, effort=EXACT)
+        truth = np.sort(queries @ (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).T)[:, -10:]
+        for best, (_, scores) in zip(truth, segment.nearest([probe])[0], strict=True):
+            np.testing.assert_allclose(np.sort(scores)[-10:], best, atol=1e-5)
+
+
+def test_a_crowd_of_one_kind_of_query_does_not_push_out_the_few_of_the_other() -> None:
+    live = LiveQueries()
+    rare = unit(np.random.default_rng(0).standard_normal((80, 8)))
+    live.note(rare, np.full(80, 0.3, np.float32))
+    for seed in range(20):
+        crowd = unit(np.random.default_rng(seed + 1).standard_normal((500, 8)))
+        live.note(np.concatenate([crowd, crowd[:1]]), np.full(501, 0.9, np.float32))
+    assert live.count(QueryKind.WORD) == 80
+    assert live.count(QueryKind.REGION) == 256
+    last = {vector.tobytes() for vector in crowd}
+    kept = live.sample(QueryKind.REGION, 256)
+    assert len(np.unique(kept, axis=0)) == 256
+    assert 0 < sum(vector.tobytes() in last for vector in kept) < 200, (
+        "a sample of thousands, not the last ones"
+    )
+    assert len(live.fresh(QueryKind.WORD, 32)) == 64
+    assert live.fresh(QueryKind.WORD, 32) is None
