@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import enum
-import math
-import time
-from collections import OrderedDict
+import ipaddress
 
 from gateway.settings import GatewaySettings
-from regionsearch.errors import Kind, RegionSearchError, overloaded
 from regionsearch.rpc.callers import caller_name
-from services.runtime.auth import ApiKeys
+from services.runtime.auth import ApiKeys, refuse_scope
+from services.runtime.rates import RateLimit
 
-_MAX_CALLERS = 10_000
+_ANONYMOUS_BURST_S = 10  # that many seconds' worth at once: a page full of thumbnails is not an attack
 
 
 class Scope(enum.IntEnum):
@@ -36,10 +34,31 @@ class Access:
 
     def __init__(self, settings: GatewaySettings) -> None:
         self._keys = ApiKeys(settings.api_keys)
+        self._proxies = settings.trusted_proxies
         limits = settings.limits
-        self._rate = (
-            RateLimit(limits.requests_per_s, limits.requests_burst) if limits.requests_per_s else None
-        )
+        self._rate: RateLimit | None = None
+        if limits.requests_per_s:
+            self._rate = RateLimit(limits.requests_per_s, limits.requests_burst)
+        elif limits.anonymous_requests_per_s and not self._keys:
+            rate = limits.anonymous_requests_per_s
+            self._rate = RateLimit(rate, max(1, round(rate * _ANONYMOUS_BURST_S)))
+
+    def address(self, peer: str, forwarded: str) -> str:
+        """The address of a caller, behind proxies that are trusted to tell it.
+
+        Args:
+            peer: The address that the connection comes from.
+            forwarded: Header ``x-forwarded-for``: each proxy has added whom it heard from at the end.
+        """
+        for hop in reversed(forwarded.split(",")):
+            try:
+                ip = _address(peer)
+                if not any(ip in network for network in self._proxies):
+                    break
+                peer = str(_address(hop.strip().strip("[]")))
+            except ValueError:  # not an address: nothing further in can be believed
+                break
+        return peer
 
     def check(self, needed: Scope, authorization: str | None, api_key: str | None, address: str) -> str:
         """Lets a request through or raises.
@@ -48,7 +67,7 @@ class Access:
             needed: What the request does.
             authorization: Header ``authorization``.
             api_key: Header ``x-api-key``.
-            address: The caller's, which counts requests where there are no keys.
+            address: The caller's, by which it is known where there are no keys.
 
         Returns:
             The caller's name, by which it has its share of the services' time.
@@ -56,47 +75,15 @@ class Access:
         Raises:
             RegionSearchError: UNAUTHENTICATED, PERMISSION_DENIED, or OVERLOADED over the rate.
         """
-        key = self._keys.check(authorization, api_key)
+        key = self._keys.check(authorization, api_key, address)
         if self._keys and scope_of(key) < needed:
-            raise RegionSearchError(
-                Kind.PERMISSION_DENIED,
-                f"this needs a key with the scope {needed.name.lower()}; "
-                f"the key's is {scope_of(key).name.lower()}",
-            )
+            raise refuse_scope(key, address, needed.name.lower(), scope_of(key).name.lower())
         caller = caller_name(key, address)
         if self._rate is not None:
             self._rate.take(caller)
         return caller
 
 
-class RateLimit:
-    """A token bucket for each caller, in this process.
-
-    Args:
-        rate: Requests a second.
-        burst: Requests at once.
-    """
-
-    def __init__(self, rate: float, burst: int) -> None:
-        self._rate = rate
-        self._burst = burst
-        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()  # tokens, and when
-
-    def take(self, caller: str) -> None:
-        """Counts a request.
-
-        Raises:
-            RegionSearchError: OVERLOADED, with the time until the next one is welcome.
-        """
-        now = time.monotonic()
-        tokens, then = self._buckets.pop(caller, (float(self._burst), now))
-        tokens = min(self._burst, tokens + (now - then) * self._rate)
-        allowed = tokens >= 1
-        self._buckets[caller] = (tokens - 1 if allowed else tokens, now)
-        if len(self._buckets) > _MAX_CALLERS:
-            self._buckets.popitem(
-                last=False
-            )  # the one that has been silent longest: its bucket is full again
-        if not allowed:
-            wait = (1 - tokens) / self._rate
-            raise overloaded(f"over {self._rate:g} requests a second; come back in {math.ceil(wait)} s", wait)
+def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    ip = ipaddress.ip_address(text)
+    return (ip.ipv4_mapped if ip.version == 6 else None) or ip  # of a socket that listens for both

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterable, AsyncIterator, Iterator
 from typing import Any
 
@@ -43,11 +44,16 @@ class RegionSearchServicer(region_search_pb2_grpc.RegionSearchServiceServicer):
     def _call(self, context: _Context, needed: Scope, limit_s: float | None) -> Iterator[dict[str, str]]:
         """Checks the caller and hands its deadline on; yields the metadata."""
         metadata = {key: str(value) for key, value in context.invocation_metadata() or ()}
-        caller = self._gateway.access.check(
-            needed, metadata.get("authorization"), metadata.get("x-api-key"), peer_address(context.peer())
-        )
-        with calling_for(caller), deadline(context.time_remaining()), deadline(limit_s):
-            yield metadata
+        access = self._gateway.access
+        address = access.address(peer_address(context.peer()), metadata.get("x-forwarded-for", ""))
+        caller = access.check(needed, metadata.get("authorization"), metadata.get("x-api-key"), address)
+        begin = time.perf_counter()
+        try:
+            with calling_for(caller), deadline(context.time_remaining()), deadline(limit_s):
+                yield metadata
+        finally:  # as for requests over HTTP; how it ended is in the metrics
+            seconds = round(time.perf_counter() - begin, 4)
+            _log.info("call", address=address, caller=caller, seconds=seconds)
 
     async def IngestImage(  # noqa: N802
         self, request: pb.IngestImageRequest, context: _Context

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import socket
 from collections.abc import AsyncIterator, Coroutine
 from typing import Any
 
+import structlog
 import uvicorn
 from starlette.types import ASGIApp
 
@@ -22,6 +24,8 @@ from regionsearch.v1.region_search_pb2_grpc import add_RegionSearchServiceServic
 from services.runtime.server import Lifespan, Server, announce
 from services.runtime.tls import check_certificate
 
+_log = structlog.get_logger(__name__)
+
 
 def lifespan(settings: GatewaySettings) -> Lifespan:
     """What the process does from its start to its end.
@@ -34,6 +38,7 @@ def lifespan(settings: GatewaySettings) -> Lifespan:
         tls = settings.backend_tls
         if tls.enabled and tls.certificate is not None and tls.key is not None:
             check_certificate(tls.certificate, tls.key, tls.ca, role="client")
+        _warn_if_open(settings)
         gateway = Gateway(settings)
         health = GatewayHealth(gateway, server.health)
         app = create_app(gateway, health)
@@ -48,6 +53,25 @@ def lifespan(settings: GatewaySettings) -> Lifespan:
             await gateway.close()
 
     return live
+
+
+def _warn_if_open(settings: GatewaySettings) -> None:
+    """Says so where others may do as they like."""
+    hosts = {settings.host, settings.http_host or settings.host}
+    open_to = sorted(host for host in hosts if not _is_loopback(host))
+    if open_to and not settings.api_keys:
+        _log.warning(
+            "open to everybody who reaches it: without api_keys anyone may read, add and delete everything",
+            hosts=open_to,
+        )
+
+
+def _is_loopback(host: str) -> bool:
+    """Whether only this machine reaches what listens on an address."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _sweeps(gateway: Gateway) -> list[Coroutine[Any, Any, None]]:

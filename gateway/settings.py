@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
+from pydantic import BaseModel, ConfigDict, Field, IPvAnyNetwork, SecretStr, field_validator
 from pydantic_settings import NoDecode
 
 from regionsearch.images import ImageLimits
@@ -77,6 +77,12 @@ class LimitSettings(_Part):
     max_images_in_work: int = Field(16, gt=0, description="Images that are ingested at once.")
     max_images_waiting: int = Field(512, ge=0, description="Images that may wait; more are refused with 429.")
     requests_per_s: float | None = Field(None, gt=0, description="Per key, or per address without keys.")
+    anonymous_requests_per_s: float = Field(
+        200.0,
+        ge=0,
+        description="Per address where there are no keys, and requests_per_s is not set; ten seconds' worth "
+        "may come at once. 0 turns it off.",
+    )
     requests_burst: int = Field(50, gt=0, description="Requests that may come at once within that rate.")
 
     @property
@@ -198,7 +204,13 @@ class GatewaySettings(ServiceSettings):
         "any name is, unless some are given here. Separated by commas.",
     )
 
-    @field_validator("cors_origins", "allowed_hosts", mode="before")
+    trusted_proxies: Annotated[tuple[IPvAnyNetwork, ...], NoDecode] = Field(
+        (),
+        description="Addresses or networks (10.0.0.0/8) of proxies that are believed when they say, in "
+        "X-Forwarded-For, for whom they speak. Separated by commas.",
+    )
+
+    @field_validator("cors_origins", "allowed_hosts", "trusted_proxies", mode="before")
     @classmethod
     def _split_names(cls, value: object) -> object:
         return (

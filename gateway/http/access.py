@@ -47,4 +47,6 @@ def is_known(gateway: Gateway, request: Request) -> bool:
 def _check(gateway: Gateway, request: Request, scope: Scope) -> str:
     headers = request.headers
     address = request.client.host if request.client else ""
-    return gateway.access.check(scope, headers.get("authorization"), headers.get("x-api-key"), address)
+    caller = gateway.access.check(scope, headers.get("authorization"), headers.get("x-api-key"), address)
+    request.state.caller = caller  # for the log
+    return caller

@@ -77,7 +77,7 @@ def create_app(gateway: Gateway, health: GatewayHealth) -> ASGIApp:
             expose_headers=["ETag", "Location", "Retry-After", REQUEST_ID],
         )
     app.add_middleware(OriginCheck, settings=settings)
-    app.add_middleware(RequestContext)
+    app.add_middleware(RequestContext, access=gateway.access)
     if settings.otlp_endpoint:
         _trace(app)
     return OwnTask(app)  # around the span of the request too

@@ -18,6 +18,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from gateway.access import Access
 from gateway.http.problems import respond, respond_unexpected
 from regionsearch.errors import Kind, RegionSearchError, too_large
 
@@ -53,17 +54,23 @@ class RequestContext:
     """Gives every request an id, a line in the log and its place in the metrics.
 
     What nothing further in has answered gets its problem document here. HEAD is GET whose body is not sent.
+    The client is the caller, whatever trusted proxies are between.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, access: Access) -> None:
         self._app = app
+        self._access = access
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The ASGI entry."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        given = Headers(scope=scope).get(REQUEST_ID, "")
+        headers = Headers(scope=scope)
+        if scope["client"] and "x-forwarded-for" in headers:
+            forwarded = ",".join(headers.getlist("x-forwarded-for"))
+            scope["client"] = (self._access.address(scope["client"][0], forwarded), 0)
+        given = headers.get(REQUEST_ID, "")
         request_id = given if 0 < len(given) <= 64 and given.isprintable() else uuid.uuid4().hex[:16]
         scope.setdefault("state", {})["request_id"] = request_id
         asked = scope["method"]
@@ -76,10 +83,10 @@ class RequestContext:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                headers = MutableHeaders(scope=message)
-                headers[REQUEST_ID] = request_id
+                answered = MutableHeaders(scope=message)
+                answered[REQUEST_ID] = request_id
                 for name, value in _BROWSERS.items():
-                    headers.setdefault(name, value)
+                    answered.setdefault(name, value)
             elif asked == "HEAD":
                 message = {**message, "body": b""}
             await send(message)
@@ -122,6 +129,8 @@ class RequestContext:
                     path=scope["path"],
                     status=status,
                     seconds=round(seconds, 4),
+                    address=scope["client"][0] if scope["client"] else "",
+                    caller=scope["state"].get("caller", ""),
                 )
 
 

@@ -5,9 +5,24 @@ from __future__ import annotations
 import hmac
 from collections.abc import Iterable
 
+import structlog
+from prometheus_client import Counter
 from pydantic import SecretStr
 
 from regionsearch.errors import Kind, RegionSearchError
+from regionsearch.rpc.callers import caller_name
+from services.runtime.rates import RateLimit
+
+_WRONG_PER_S = 1.0  # wrong keys of one address, and lines about them in the log
+_WRONG_AT_ONCE = 20
+
+_REFUSED = Counter(
+    "regionsearch_auth_failures_total",
+    "Callers that were not let in: without a key, with an unknown one, or with one for something else.",
+    ("reason",),
+)
+
+_log = structlog.get_logger(__name__)
 
 
 class ApiKeys:
@@ -16,34 +31,58 @@ class ApiKeys:
     def __init__(self, keys: Iterable[SecretStr | str]) -> None:
         plain = (key.get_secret_value() if isinstance(key, SecretStr) else key for key in keys)
         self._keys = tuple(key.encode() for key in plain)
+        self._wrong = RateLimit(_WRONG_PER_S, _WRONG_AT_ONCE, "unknown keys")
 
     def __bool__(self) -> bool:
         return bool(self._keys)
 
-    def check(self, authorization: str | None, api_key: str | None = None) -> str:
+    def check(self, authorization: str | None, api_key: str | None = None, address: str = "") -> str:
         """Lets a caller in or raises.
 
-        Every key is compared in constant time, so that the time taken tells nothing about any of them.
+        Every key is compared in constant time, so that the time taken tells nothing about any of them. Each
+        address has a few wrong tries a second; whoever has a right key is let in beside them.
 
         Args:
-            authorization: The header ``authorization``: ``Bearer <key>``.
+            authorization: The header ``authorization``: ``Bearer <key>``, the scheme in any case.
             api_key: The header ``x-api-key``.
+            address: The caller's.
 
         Returns:
             The caller's key; empty where none is asked for, whatever was given.
 
         Raises:
-            RegionSearchError: UNAUTHENTICATED, where no key was given or it is unknown.
+            RegionSearchError: UNAUTHENTICATED, where no key was given or it is unknown; OVERLOADED after too
+                many unknown ones from one address.
         """
         if not self._keys:
             return ""
-        given = api_key or (authorization or "").removeprefix("Bearer ").strip()
+        given = api_key or _bearer(authorization or "")
+        matches = [hmac.compare_digest(given.encode(), key) for key in self._keys]
         if not given:
+            _REFUSED.labels("missing").inc()
             raise RegionSearchError(
                 Kind.UNAUTHENTICATED,
                 "an API key is needed: send it as 'authorization: Bearer <key>' or 'x-api-key: <key>'",
             )
-        matches = [hmac.compare_digest(given.encode(), key) for key in self._keys]
         if not any(matches):
+            _REFUSED.labels("unknown").inc()
+            self._wrong.take(address)
+            _log.warning("unknown API key", caller=caller_name(given, address), address=address)
             raise RegionSearchError(Kind.UNAUTHENTICATED, "the API key is unknown")
         return given
+
+
+def refuse_scope(key: str, address: str, needed: str, own: str) -> RegionSearchError:
+    """The error for a key that is right, for something else."""
+    _REFUSED.labels("scope").inc()
+    _log.warning(
+        "API key without the scope", caller=caller_name(key, address), address=address, needed=needed
+    )
+    return RegionSearchError(
+        Kind.PERMISSION_DENIED, f"this needs a key with the scope {needed}; the key's is {own}"
+    )
+
+
+def _bearer(authorization: str) -> str:
+    scheme, _, token = authorization.strip().partition(" ")
+    return token.strip() if scheme.lower() == "bearer" and token else authorization.strip()

@@ -140,9 +140,10 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
                 ) as span,
             ):
                 try:
-                    key = self._keys.check(metadata.get("authorization"), metadata.get("x-api-key"))
+                    address = peer_address(context.peer())
+                    key = self._keys.check(metadata.get("authorization"), metadata.get("x-api-key"), address)
                     named = metadata.get(CALLER_HEADER, "") if self._named_callers else ""
-                    who = named or caller_name(key, peer_address(context.peer()))
+                    who = named or caller_name(key, address)
                     with calling_for(who), self._load.call():
                         yield
                 except grpc.aio.AbortError:

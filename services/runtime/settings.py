@@ -102,6 +102,17 @@ class ServiceSettings(BaseSettings):
     def _split_keys(cls, value: object) -> object:
         return [key.strip() for key in value.split(",") if key.strip()] if isinstance(value, str) else value
 
+    @field_validator("api_keys")
+    @classmethod
+    def _sendable_keys(cls, keys: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+        for number, key in enumerate(keys, 1):
+            if not all("!" <= character <= "~" for character in key.get_secret_value()):
+                raise ValueError(
+                    f"key {number} has characters that no header can carry: use letters, digits and "
+                    "punctuation of ASCII, without spaces"
+                )
+        return keys
+
     @classmethod
     def settings_customise_sources(
         cls,

@@ -98,6 +98,12 @@ ALERTS_TESTED: list[tuple[list[str], list[str], str, dict[str, str]]] = [
         for code in ("RESOURCE_EXHAUSTED", "FAILED_PRECONDITION")  # a full disk, and one that has failed
     ),
     (
+        UP,
+        ['regionsearch_auth_failures_total{job="gateway",reason="unknown"}'],
+        "WrongKeys",
+        {"job": "gateway"},
+    ),
+    (
         UP,  # one counted from 1970 on: long over
         ['regionsearch_tls_certificate_expiry_timestamp_seconds{job="searcher",instance="a",role="server"}'],
         "CertificateExpires",

@@ -1,11 +1,13 @@
-"""Keys, scopes and rates by themselves."""
+"""Keys, scopes, rates and addresses by themselves."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from gateway import access
-from gateway.access import Access, RateLimit, Scope, scope_of
+from gateway.access import Access, Scope, scope_of
+from gateway.server import _warn_if_open
 from gateway.settings import GatewaySettings
 from regionsearch.errors import Kind, RegionSearchError
 
@@ -31,31 +33,82 @@ def test_without_keys_everything_is_open() -> None:
     Access(GatewaySettings()).check(Scope.ADMIN, None, None, "here")
 
 
-def test_a_bucket_fills_up_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = 0.0
-    monkeypatch.setattr(access.time, "monotonic", lambda: now)
-    rate = RateLimit(rate=2.0, burst=3)
-    for _ in range(3):
-        rate.take("a")
-    with pytest.raises(RegionSearchError) as caught:
-        rate.take("a")
-    assert caught.value.kind is Kind.OVERLOADED
-    assert caught.value.retry_after_s == pytest.approx(0.5)
-    rate.take("b")
-    now = 0.5
-    rate.take("a")
-    now = 1000.0
-    for _ in range(3):
-        rate.take("a")
-    with pytest.raises(RegionSearchError):
-        rate.take("a")
+def ask(gate: Access, times: int, address: str, key: str | None = None) -> int:
+    """How many of so many requests are let through."""
+    passed = 0
+    for _ in range(times):
+        try:
+            gate.check(Scope.READ, None, key, address)
+            passed += 1
+        except RegionSearchError as error:
+            assert error.kind is Kind.OVERLOADED and error.retry_after_s  # noqa: PT017
+    return passed
 
 
-def test_buckets_of_silent_callers_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(access, "_MAX_CALLERS", 10)
-    rate = RateLimit(rate=0.001, burst=1)
-    for number in range(50):
-        rate.take(str(number))
-    with pytest.raises(RegionSearchError):
-        rate.take("49")
-    rate.take("0")
+@pytest.fixture
+def still(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("services.runtime.rates.time.monotonic", lambda: 0.0)
+
+
+def test_callers_without_keys_have_a_rate_by_default_each_their_own(still: None) -> None:
+    gate = Access(GatewaySettings())
+    assert ask(gate, 2500, "10.0.0.1") == 2000
+    assert ask(gate, 10, "10.0.0.2") == 10
+    assert ask(Access(GatewaySettings(limits={"anonymous_requests_per_s": 0})), 2500, "a") == 2500
+    limits = {"requests_per_s": 1, "requests_burst": 5}
+    assert ask(Access(GatewaySettings(limits=limits)), 10, "a") == 5
+
+
+def test_keys_have_a_rate_only_where_it_is_set(still: None) -> None:
+    gate = Access(GatewaySettings(api_keys="secret"))
+    assert ask(gate, 2500, "10.0.0.1", "secret") == 2500
+    limits = {"requests_per_s": 1, "requests_burst": 5}
+    assert ask(Access(GatewaySettings(api_keys="secret", limits=limits)), 10, "a", "secret") == 5
+
+
+@pytest.mark.parametrize(
+    ("peer", "forwarded", "address"),
+    [
+        ("203.0.113.9", "198.51.100.1", "203.0.113.9"),  # says so itself
+        ("10.0.0.1", "", "10.0.0.1"),
+        ("10.0.0.1", "198.51.100.1", "198.51.100.1"),
+        ("10.0.0.1", "1.1.1.1, 198.51.100.1", "198.51.100.1"),  # what came before may be made up
+        ("10.0.0.1", "198.51.100.1, 10.2.2.2", "198.51.100.1"),
+        ("::ffff:10.0.0.1", "198.51.100.1", "198.51.100.1"),
+        ("fd00::1", "2001:db8::7", "2001:db8::7"),
+        ("10.0.0.1", "nonsense, 10.2.2.2", "10.2.2.2"),
+        ("10.0.0.1", "10.3.3.3, 10.2.2.2", "10.3.3.3"),
+    ],
+)
+def test_only_trusted_proxies_are_believed_for_whom_they_speak(
+    peer: str, forwarded: str, address: str
+) -> None:
+    gate = Access(GatewaySettings(trusted_proxies="10.0.0.0/8, fd00::/8"))
+    assert gate.address(peer, forwarded) == address
+    assert Access(GatewaySettings()).address(peer, forwarded) == peer
+
+
+@pytest.mark.parametrize(
+    ("settings", "warned"),
+    [
+        ({}, False),
+        ({"host": "localhost"}, False),
+        ({"host": "0.0.0.0"}, True),
+        ({"http_host": "::"}, True),
+        ({"host": "192.168.1.5"}, True),
+        ({"host": "0.0.0.0", "api_keys": "secret"}, False),
+    ],
+    ids=str,
+)
+def test_a_gateway_that_is_open_to_others_says_so(
+    settings: dict[str, Any], warned: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+
+    class Log:
+        def warning(self, event: str, **_: object) -> None:
+            said.append(event)
+
+    monkeypatch.setattr("gateway.server._log", Log())
+    _warn_if_open(GatewaySettings(**settings))
+    assert bool(said) is warned

@@ -5,12 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import structlog
 from starlette.types import Receive, Scope, Send
 
 from gateway.http.origins import OriginCheck, host_name
 from gateway.settings import GatewaySettings
 from regionsearch.errors import Kind, RegionSearchError
-from tests.gateway.conftest import Running
+from regionsearch.v1 import region_search_pb2
+from tests.gateway.conftest import Running, World, wait_for
+from tests.gateway.fakes import Script
 
 EVIL = "https://evil.example"
 
@@ -134,3 +137,20 @@ def test_every_answer_tells_browsers_what_not_to_do(gateway: Running, path: str)
     assert headers["x-frame-options"] == "DENY"
     assert headers["referrer-policy"] == "same-origin"
     assert "frame-ancestors 'none'" in headers["content-security-policy"]
+
+
+def test_the_log_tells_who_asked_and_never_a_key(world: World, script: Script) -> None:
+    gateway = world.gateway(api_keys="read:secret", trusted_proxies="127.0.0.1")
+    headers = {"Authorization": "bearer read:secret", "X-Forwarded-For": "198.51.100.7"}
+    metadata = (("x-api-key", "read:secret"), ("x-forwarded-for", "198.51.100.7"))
+    with structlog.testing.capture_logs() as lines:
+        assert gateway.http.get("/v1/collections", headers=headers).status_code == 200
+        gateway.grpc.ListImages(
+            region_search_pb2.RegionSearchServiceListImagesRequest(), metadata=metadata, timeout=60
+        )
+        wait_for(lambda: {"request", "call"} <= {line["event"] for line in lines})
+    found = [line for line in lines if line["event"] in ("request", "call")]
+    assert {line["address"] for line in found} == {"198.51.100.7"}
+    (caller,) = {line["caller"] for line in found}
+    assert caller.startswith("key-")
+    assert "secret" not in str(lines)
