@@ -33,12 +33,22 @@ _DOCS_POLICY = (
 _DOCS = """<!doctype html>
 <html lang="en">
 <head><meta charset="utf-8"><title>Region Search API</title>
-<link rel="stylesheet" href="/docs/static/swagger-ui.css"></head>
+<link rel="stylesheet" href="docs/static/swagger-ui.css"></head>
 <body><div id="swagger-ui"></div>
-<script src="/docs/static/swagger-ui-bundle.js"></script><script src="/docs/start.js"></script></body>
+<script src="docs/static/swagger-ui-bundle.js"></script><script src="docs/start.js"></script></body>
 </html>
 """
-_DOCS_SCRIPT = 'SwaggerUIBundle({url: "/openapi.json", dom_id: "#swagger-ui", deepLinking: true});\n'
+# Addresses are relative, also those of what is tried out: a proxy may serve all of this below a path.
+_DOCS_SCRIPT = """const root = new URL(".", location.href);
+const below = (request) => {
+  const url = new URL(request.url, location.href);
+  if (url.origin === root.origin && !url.pathname.startsWith(root.pathname)) {
+    url.pathname = root.pathname + url.pathname.slice(1);
+  }
+  return Object.assign(request, { url: url.href });
+};
+SwaggerUIBundle({ url: "openapi.json", dom_id: "#swagger-ui", deepLinking: true, requestInterceptor: below });
+"""
 
 
 def _state(found: Readiness, *, told: bool) -> ServiceState:

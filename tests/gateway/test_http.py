@@ -148,6 +148,7 @@ def test_documentation_needs_nothing_from_elsewhere(gateway: Running) -> None:
     assert "default-src 'self'" in page.headers["content-security-policy"]
     assert "://" not in page.text
     for link in re.findall(r'(?:src|href)="([^"]+)"', page.text):
+        assert not link.startswith("/"), "a proxy may serve it below a path"
         assert gateway.http.get(link).status_code == 200, link
     document = gateway.http.get("/openapi.json").json()
     for name in ("SearchBody", "SegmentBody", "Problem", "SearchAnswer"):

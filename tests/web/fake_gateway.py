@@ -23,10 +23,11 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
-from starlette.types import Receive, Send
+from starlette.types import ASGIApp, Receive, Send
 from starlette.types import Scope as Scope_
 
 from gateway.render import thumbnail
+from regionsearch.images import EncodedImage
 from regionsearch.masks import encode_rle
 from tests.web.scenes import Scene, Thing, library, scene
 
@@ -36,6 +37,7 @@ POLICY = (
     "frame-ancestors 'none'"
 )
 STAGES = ("received", "segmenting", "embedding", "storing", "done")
+LONGEST_PHRASE = 200
 UPLOADED = [("red", "circle", (100, 60, 260, 220)), ("green", "square", (330, 120, 450, 260))]
 
 
@@ -151,13 +153,18 @@ class FakeGateway:
     async def content(self, request: Request) -> Response:
         data = self.scenes[request.path_params["id"]].data
         if request.path_params.get("kind") == "thumbnail" and _content_type(data) == "image/webp":
-            return Response(thumbnail(data, int(request.query_params["width"])), media_type="image/webp")
+            with EncodedImage(data) as image:
+                small = thumbnail(image, int(request.query_params["width"]))
+            return Response(small, media_type="image/webp")
         return Response(data, media_type=_content_type(data))
 
     async def regions(self, request: Request) -> Response:
         identity = request.path_params["id"]
         one = self.scenes[identity]
         regions = [_region(thing, f"{identity}-r{i:03d}") for i, thing in enumerate(one.things)]
+        if request.query_params.get("format") == "coco":
+            wanted = request.query_params.get("region_id")
+            return JSONResponse(_coco([r for r in regions if wanted in (None, r["region_id"])]))
         return JSONResponse({"image": _image(identity, one), "regions": regions})
 
     async def search(self, request: Request) -> Response:
@@ -186,10 +193,13 @@ class FakeGateway:
         unlike = {one["region_id"] for one in body["negatives"] if isinstance(one, dict)}
         hits = [hit for hit in hits if hit["region_id"] not in unlike]
         hits = [hit for hit in hits if hit["score"] >= (body["min_score"] or -1)]
+        if request.query_params.get("format") == "coco":
+            return JSONResponse(_coco(hits[: body["page_size"]]))
         start = int(body.get("page_token") or 0)
         end = start + self.page_size
         page = [hit | {"rank": start + i + 1} for i, hit in enumerate(hits[start:end])]
-        return JSONResponse({"hits": page, "next_page_token": str(end) if end < len(hits) else "", "seq": 1})
+        answer = {"hits": page, "next_page_token": str(end) if end < len(hits) else "", "seq": 1}
+        return JSONResponse(answer | {"truncated": [len(phrase) > LONGEST_PHRASE for phrase in phrases]})
 
     def _example(self, query: dict[str, Any]) -> str:
         if "region_id" in query:
@@ -225,12 +235,16 @@ class FakeGateway:
         for region in regions:
             region["is_hit"] = region["text_index"] not in seen
             seen.add(region["text_index"])
-        return JSONResponse({"width": one.width, "height": one.height, "regions": regions})
+        truncated = [len(text) > LONGEST_PHRASE for text in body["texts"]]
+        answer = {"width": one.width, "height": one.height, "regions": regions, "truncated": truncated}
+        return JSONResponse(answer)
 
     async def segment(self, request: Request) -> Response:
         body = await request.json()
         self.requests.append(("segment", body))
         candidate = _region(self._thing(body), None)
+        if request.query_params.get("format") == "coco":
+            return JSONResponse(_coco([candidate]))
         return JSONResponse({"results": [{"candidates": [candidate]}], "regions": []})
 
 
@@ -260,10 +274,28 @@ def _region(thing: Thing, region_id: str | None) -> dict[str, Any]:
     return {"region_id": region_id, "box": box, "mask": mask, "area": int(thing.mask.sum()), **scores}
 
 
+def _coco(regions: list[dict[str, Any]]) -> dict[str, Any]:
+    """Just enough of a COCO document to tell what was asked for."""
+    annotations = [
+        {
+            "bbox": _coco_box(one["box"]),
+            "segmentation": one["mask"],
+            "region_id": one["region_id"],
+            "iscrowd": 0,
+        }
+        for one in regions
+    ]
+    return {"info": {}, "images": [], "categories": [], "annotations": annotations}
+
+
+def _coco_box(box: dict[str, float]) -> list[float]:
+    return [box["x_min"], box["y_min"], box["x_max"] - box["x_min"], box["y_max"] - box["y_min"]]
+
+
 class Server:
     """A fake gateway that listens on a port of the system's choice."""
 
-    def __init__(self, gateway: FakeGateway, port: int = 0) -> None:
+    def __init__(self, gateway: ASGIApp, port: int = 0) -> None:
         config = uvicorn.Config(gateway, host="127.0.0.1", port=port, log_level="warning")
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._server.run, daemon=True)

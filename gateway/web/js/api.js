@@ -1,4 +1,4 @@
-/** The gateway's HTTP API. Every failure is a `Problem`. */
+/** The gateway's HTTP API, below the page's own address. Every failure is a `Problem`. */
 
 import { $ } from "./dom.js";
 import * as tab from "./tab.js";
@@ -88,23 +88,29 @@ const get = async (path, options) => part((await request(path, options)).json())
 const post = async (path, body, signal) =>
   part((await request(path, { method: "POST", body: JSON.stringify(body), headers: { "Content-Type": "application/json" }, signal })).json());
 
-const collectionUrl = (collection) => `/v1/collections/${encodeURIComponent(collection)}`;
+const collectionUrl = (collection) => `v1/collections/${encodeURIComponent(collection)}`;
 const imageUrl = (collection, id) => `${collectionUrl(collection)}/images/${encodeURIComponent(id)}`;
 
 /** Readiness with the state of each service; never throws for "not ready". */
 export async function readiness() {
-  const response = await send("/readyz");
+  const response = await send("readyz");
   return response.json().catch(() => ({ ready: response.ok, services: {} }));
 }
 
-export const collections = async () => (await get("/v1/collections?page_size=1000")).collections;
+export const collections = async () => (await get("v1/collections?page_size=1000")).collections;
 export const images = (collection, token, signal) =>
   get(`${collectionUrl(collection)}/images?page_size=40&page_token=${encodeURIComponent(token)}`, { signal });
 export const regions = (collection, id, signal) => get(`${imageUrl(collection, id)}/regions?include=mask`, { signal });
 export const deleteImage = (collection, id) => request(imageUrl(collection, id), { method: "DELETE" });
 export const search = (collection, body, signal) => post(`${collectionUrl(collection)}/search`, body, signal);
-export const searchWithin = (body, signal) => post("/v1/search-within", body, signal);
-export const segment = (body, signal) => post("/v1/segment", body, signal);
+export const searchWithin = (body, signal) => post("v1/search-within", body, signal);
+export const segment = (body, signal) => post("v1/segment", body, signal);
+
+/** COCO documents: of the hits of a search, of a stored picture's things or one of them, of what is pointed at. */
+export const cocoOfSearch = (collection, body) => post(`${collectionUrl(collection)}/search?format=coco`, body);
+export const cocoOfThings = (collection, id, region = null) =>
+  get(`${imageUrl(collection, id)}/regions?format=coco${region ? `&region_id=${encodeURIComponent(region)}` : ""}`);
+export const cocoOfPrompt = (body) => post("v1/segment?format=coco", body);
 
 export const thumbnailUrl = (collection, id, width = 640) => `${imageUrl(collection, id)}/thumbnail?width=${width}`;
 /** A stored region alone, on a transparent ground. Its id begins with its image's. */

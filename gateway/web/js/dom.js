@@ -36,7 +36,7 @@ export function svg(tag, attributes = {}, ...children) {
 
 /** An icon of icons.svg. */
 export const icon = (name) =>
-  svg("svg", { class: "icon", viewBox: "0 0 24 24", "aria-hidden": "true" }, svg("use", { href: `/static/icons.svg#${name}` }));
+  svg("svg", { class: "icon", viewBox: "0 0 24 24", "aria-hidden": "true" }, svg("use", { href: `static/icons.svg#${name}` }));
 
 /** Says something to screen readers without moving the focus. What is outside of an open dialog is silent. */
 export function announce(text) {
@@ -61,8 +61,8 @@ export function toast(text) {
 /** "1 picture", "2 pictures". */
 export const count = (number, noun) => `${number.toLocaleString("en")} ${noun}${number === 1 ? "" : "s"}`;
 
-/** A file name without its ending. */
-export const stem = (name) => (name || "picture").replace(/\.[^.]*$/, "");
+/** A file name without its folders and its ending. */
+export const stem = (name) => (name || "picture").replace(/^.*\//, "").replace(/\.[^.]*$/, "");
 
 /** Whether the user is typing, so that letters are not shortcuts. */
 export const typing = (event) =>
@@ -77,3 +77,6 @@ export function save(blob, name) {
 
 /** Hands an object to the user as a JSON file. */
 export const saveJson = (value, name) => save(new Blob([JSON.stringify(value)], { type: "application/json" }), name);
+
+/** The same with an object that is still to come; says why if it does not. */
+export const saveFrom = (promise, name) => promise.then((value) => saveJson(value, name)).catch((error) => toast(error.message));

@@ -2,11 +2,12 @@
 
 import * as api from "./api.js";
 import { $, announce, count, h, icon, toast, saveJson, typing } from "./dom.js";
-import { cocoOfHits } from "./coco.js";
 import { outline } from "./mask.js";
 import { draw, overlay } from "./overlay.js";
 import { base64, recall } from "./pictures.js";
 import { filterCount, isSearch, phrases, searchBody } from "./url.js";
+
+const MOST_EXPORTED = 1000; // finds of one answer
 
 export class Results {
   /** @param {{ask: Function, open: (imageId: string) => void, loaded: () => void}} actions */
@@ -15,6 +16,7 @@ export class Results {
     this.ask = ask;
     this.open = open;
     this.tiles = []; // {item, element}
+    this.gone = new Set(); // ids of pictures that were deleted here: later pages of a search may still name them
     this.token = "";
     $("more").addEventListener("click", () => this.load());
     $("grid").addEventListener("keydown", (event) => this.key(event));
@@ -27,11 +29,13 @@ export class Results {
   show(state) {
     this.state = state;
     this.tiles = [];
+    this.gone.clear();
     this.token = "";
     this.total = null;
     $("grid").replaceChildren();
     $("empty").hidden = true;
     $("notice").hidden = true;
+    $("cut-off").hidden = true;
     $("title").textContent = title(state);
     $("subtitle").textContent = "";
     return this.load(true);
@@ -55,7 +59,8 @@ export class Results {
       this.total = page.total;
       if (first) $("grid").replaceChildren();
       const from = this.tiles.length;
-      for (const item of page.items) this.append(item);
+      for (const item of page.items) if (!this.gone.has(item.image_id)) this.append(item);
+      if (first) $("cut-off").hidden = !page.truncated;
       this.token = page.token;
       $("more").hidden = !this.token;
       this.describe();
@@ -83,11 +88,16 @@ export class Results {
       const items = found.images.map((image) => ({ image_id: image.image_id, image, level: "image", score: null }));
       return { items, token: found.next_page_token, total: found.total_count };
     }
+    const found = await api.search(state.collection, { ...this.body(), page_token: this.token }, signal);
+    return { items: found.hits, token: found.next_page_token, truncated: found.truncated?.some(Boolean) };
+  }
+
+  /** The body of the search. */
+  body() {
+    const { state } = this;
     const picture = state.picture && recall(state.picture);
     if (state.picture && !picture) throw new api.Problem(0, { title: "The picture is gone", detail: "A picture to search with lives in its tab only. Drop or paste it again." });
-    const body = searchBody(state, picture && base64(picture));
-    const found = await api.search(state.collection, { ...body, page_token: this.token }, signal);
-    return { items: found.hits, token: found.next_page_token };
+    return searchBody(state, picture && base64(picture));
   }
 
   append(item) {
@@ -163,6 +173,7 @@ export class Results {
 
   /** Takes a deleted picture out; what stood after it takes its place. */
   forget(imageId) {
+    this.gone.add(imageId);
     const at = Math.max(0, this.tiles.findIndex(({ item }) => item.image_id === imageId));
     for (const { item, element } of this.tiles) if (item.image_id === imageId) element.remove();
     this.tiles = this.tiles.filter(({ item }) => item.image_id !== imageId);
@@ -177,9 +188,18 @@ export class Results {
     if (here === document.body || here.closest("dialog")) $("grid").querySelector('.tile[tabindex="0"]')?.focus();
   }
 
+  /** As many finds as the grid shows. */
   async export() {
-    saveJson(cocoOfHits(this.tiles.map(({ item }) => item)), "results.coco.json");
-    toast(`${count(this.tiles.length, "find")} saved as COCO.`);
+    $("export").disabled = true;
+    try {
+      const document = await api.cocoOfSearch(this.state.collection, { ...this.body(), page_size: Math.min(this.tiles.length, MOST_EXPORTED) });
+      saveJson(document, "results.coco.json");
+      toast(`${count(document.annotations.length, "find")} saved as COCO.`);
+    } catch (error) {
+      toast(error.message);
+    } finally {
+      $("export").disabled = false;
+    }
   }
 
   /** One tile is in the order of Tab; its buttons follow it. */

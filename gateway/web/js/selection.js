@@ -1,16 +1,15 @@
 /** The card of what is selected in the viewer, and what can be done with it. */
 
-import { cocoOfImage } from "./coco.js";
 import { saveCrop } from "./crop.js";
-import { $, h, icon, saveJson, stem } from "./dom.js";
+import { $, h, icon, saveFrom, stem } from "./dom.js";
 
 /**
  * Shows what is selected.
  * @param {object|null} selected A thing, a hit, or what was pointed at (`kind` is then "prompt").
- * @param {object} about The picture: `image` (null while it loads), `stored`, `share` of an area in words.
+ * @param {object} about The picture: `image` (null while it loads), `stored`, `share` of an area in words; `coco` asks for what is selected.
  * @param {object} on moreLikeThis, and lessLikeThis where there is a search to narrow.
  */
-export function describe(selected, { image, stored, share }, on) {
+export function describe(selected, { image, stored, coco, share }, on) {
   if (!selected) {
     const hint = stored ? "Click a thing to select it. Alt-click takes away, dragging draws a box." : "Click the thing to search for. Alt-click takes away, dragging draws a box.";
     $("selection").replaceChildren(h("p.muted", {}, hint));
@@ -20,7 +19,7 @@ export function describe(selected, { image, stored, share }, on) {
   const facts = [selected.area !== undefined && image && `${share(selected.area)} of the picture`, score != null && `score ${score.toFixed(2)}`].filter(Boolean).join(" · ");
   const name = selected.label ?? (selected.kind === "region" ? `Thing ${selected.number}` : "What you pointed at");
   const disabled = Boolean(pending || error || !path);
-  const coco = () => saveJson(cocoOfImage(image, [selected]), `${stem(image.name)}.coco.json`);
+  const save = () => saveFrom(coco(), `${stem(image.name)}.coco.json`);
   const crop = () => saveCrop($("stage-image"), image, path, `${stem(image.name)}-crop.png`);
   const parts = [
     h("p.selected-name", {}, h("b", {}, name), h("span.muted", {}, pending ? "outlining…" : facts)),
@@ -29,7 +28,7 @@ export function describe(selected, { image, stored, share }, on) {
       h("button.primary", { type: "button", id: "more-like-this", disabled, click: on.moreLikeThis }, icon(stored ? "similar" : "search"), stored ? "More like this" : "Search for this"),
       on.lessLikeThis && selected.region_id && h("button.secondary.whole", { type: "button", click: () => on.lessLikeThis(selected.region_id) }, icon("minus"), "Less like this"),
       h(stored ? "button.secondary" : "button.secondary.whole", { type: "button", disabled, click: crop }, icon("crop"), "Crop"),
-      stored && h("button.secondary", { type: "button", disabled, click: coco }, icon("download"), "COCO")),
+      stored && h("button.secondary", { type: "button", disabled, click: save }, icon("download"), "COCO")),
   ];
   $("selection").replaceChildren(...parts.filter(Boolean));
 }

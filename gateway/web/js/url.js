@@ -58,7 +58,7 @@ export function read(location = window.location) {
   };
 }
 
-/** The address of a state; defaults are left out. */
+/** The address of a state, below that of the page, which a proxy may have put anywhere; defaults are left out. */
 export function write(state) {
   const given = new URLSearchParams();
   const set = (name, value) => value && given.set(name, value);
@@ -77,7 +77,7 @@ export function write(state) {
   set("not", state.not);
   set("unlike", state.unlike.join(","));
   set("view", state.view);
-  return given.size ? `/?${given}` : "/";
+  return given.size ? `./?${given}` : "./";
 }
 
 const round = (value) => Math.round(value * 10) / 10;

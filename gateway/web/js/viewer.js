@@ -1,8 +1,7 @@
 /** One picture, large: its things, pointing at them, searching inside, and what can be done with a find. */
 
 import * as api from "./api.js";
-import { cocoOfImage } from "./coco.js";
-import { $, announce, count, saveJson, stem, toast, typing } from "./dom.js";
+import { $, announce, count, saveFrom, stem, toast, typing } from "./dom.js";
 import { outline } from "./mask.js";
 import { OwnPicture, StoredPicture } from "./picture.js";
 import { describe } from "./selection.js";
@@ -33,7 +32,7 @@ export class Viewer {
     $("viewer-prev").addEventListener("click", () => this.step(-1));
     $("viewer-next").addEventListener("click", () => this.step(1));
     $("viewer-delete").addEventListener("click", () => this.delete());
-    $("viewer-coco").addEventListener("click", () => this.image && saveJson(cocoOfImage(this.image, this.things), `${stem(this.image.name)}.coco.json`));
+    $("viewer-coco").addEventListener("click", () => this.image && saveFrom(api.cocoOfThings(this.picture.collection, this.picture.id), `${stem(this.image.name)}.coco.json`));
     $("within").addEventListener("submit", (event) => (event.preventDefault(), this.searchWithin()));
   }
 
@@ -170,10 +169,11 @@ export class Viewer {
     this.tell();
     try {
       const multimask = points.length === 1 && !box; // ambiguous: the best of three, as in a search for it
-      const found = await api.segment({ ...this.picture.reference, points, ...(box ? { box } : {}), multimask }, stop.signal);
+      const asked = { ...this.picture.reference, points, ...(box ? { box } : {}), multimask };
+      const found = await api.segment(asked, stop.signal);
       const best = found.results[0]?.candidates.find((one) => one.area > 0);
       if (!best) throw new api.Problem(0, { detail: "Nothing stands out there. Try another point." });
-      this.selected = { ...best, kind: "prompt", points, drawn: box, path: outline(best) };
+      this.selected = { ...best, kind: "prompt", points, drawn: box, asked, path: outline(best) };
       this.stage.show(this.shapes());
       announce(`Outlined, ${this.share(best.area)} of the picture`);
     } catch (error) {
@@ -203,6 +203,7 @@ export class Viewer {
       this.hits = found.regions.map((hit) => ({ ...stored.get(hit.region_id), ...hit, path: stored.get(hit.region_id)?.path ?? outline(hit) }));
       this.stage.show(this.shapes());
       this.refresh();
+      if (found.truncated?.some(Boolean)) toast("A phrase is longer than the model reads; its end was left out.");
       const best = this.hits.filter((hit) => hit.is_hit);
       announce(best.length ? `Best: ${best.map((hit) => `${hit.label}, score ${hit.score.toFixed(2)}`).join("; ")}` : "Nothing found");
     } catch (error) {
@@ -223,7 +224,9 @@ export class Viewer {
   tell() {
     this.list.mark(this.selected?.region_id);
     const lessLikeThis = isSearch(this.state) ? this.actions.unlike : null;
-    describe(this.selected, { image: this.image, stored: this.picture.stored, share: (area) => this.share(area) }, { moreLikeThis: () => this.moreLikeThis(), lessLikeThis });
+    const { picture, selected } = this;
+    const coco = () => (selected.region_id ? api.cocoOfThings(picture.collection, picture.id, selected.region_id) : api.cocoOfPrompt(selected.asked));
+    describe(selected, { image: this.image, stored: picture.stored, coco, share: (area) => this.share(area) }, { moreLikeThis: () => this.moreLikeThis(), lessLikeThis });
   }
 
   choose(thing) {
