@@ -34,8 +34,9 @@ def searcher(settings: SearcherSettings) -> Lifespan:
             settings.max_write_bytes,
             "max_write_bytes",
         )
+        snapshots = Calls("snapshots and restores", 1, 0)
         servicer = SearchServicer(
-            engine, settings.limits, reads, writes, settings.max_message_bytes, server.closing
+            engine, settings.limits, reads, writes, snapshots, settings.max_message_bytes, server.closing
         )
         server.add(add_SearchServiceServicer_to_server, servicer)
         sizes = asyncio.create_task(report_sizes(engine))
@@ -43,7 +44,7 @@ def searcher(settings: SearcherSettings) -> Lifespan:
             yield
         finally:
             sizes.cancel()
-            for calls in (reads, writes):
+            for calls in (reads, writes, snapshots):
                 await asyncio.to_thread(calls.close)
             await asyncio.to_thread(engine.close)
 

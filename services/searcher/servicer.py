@@ -48,6 +48,7 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
         limits: What a call may ask for.
         reads: Threads for searches and look-ups.
         writes: Threads for everything that waits for the disk.
+        snapshots: The thread that writes and restores snapshots, one after the other.
         max_message_bytes: Cap of an answer.
         closing: Set when the process stops: streams end then instead of waiting for their next message.
     """
@@ -58,6 +59,7 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
         limits: LimitSettings,
         reads: Calls,
         writes: Calls,
+        snapshots: Calls,
         max_message_bytes: int,
         closing: asyncio.Event,
     ) -> None:
@@ -67,6 +69,7 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
         self._most = max_message_bytes
         self._reads = reads
         self._writes = writes
+        self._snapshots = snapshots
 
     async def CreateCollection(  # noqa: N802
         self, request: search_pb2.CreateCollectionRequest, context: _Context
@@ -361,14 +364,14 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
     ) -> search_pb2.SnapshotResponse:
         """See the contract."""
         name = request.name or time.strftime("%Y%m%dT%H%M%SZ.sqlite", time.gmtime())
-        done = await self._writes.run(lambda: self._engine.snapshot(name))
+        done = await self._snapshots.run(lambda: self._engine.snapshot(name))
         return search_pb2.SnapshotResponse(name=done.name, size_bytes=done.size_bytes, seq=done.seq)
 
     async def Restore(  # noqa: N802
         self, request: search_pb2.RestoreRequest, context: _Context
     ) -> search_pb2.RestoreResponse:
         """See the contract."""
-        seq, count = await self._writes.run(lambda: self._engine.restore(request.name))
+        seq, count = await self._snapshots.run(lambda: self._engine.restore(request.name))
         return search_pb2.RestoreResponse(seq=seq, collection_count=count)
 
     async def GetStats(  # noqa: N802

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import random
 import sqlite3
 import zlib
 from contextlib import closing
+from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from regionsearch.errors import Kind, RegionSearchError
-from services.searcher.embedded import writes
+from services.searcher.embedded import schema, writes
 from services.searcher.embedded.database import FILE_NAME
 from services.searcher.embedded.engine import EmbeddedEngine
 from services.searcher.types import Filter, Level, Query, Record, RleMask, StoredImage, Upsert
@@ -147,3 +151,187 @@ def test_a_clock_that_goes_back_does_not_change_the_order_of_images(
         "image0",
         "image3",
     }
+
+
+def contents(engine: EmbeddedEngine) -> list[object]:
+    """All that can be asked for."""
+    listed = engine.list_images("default", 1000, None)
+    ids = [image.image_id for image in listed.images]
+    stored = engine.get_records("default", [], ids, masks=True, vectors=True)
+    assert stored.vectors is not None
+    filters = (Filter(tags=("a",)), Filter(attributes=(("label", "cat"),)), Filter(attributes=(("k", "v"),)))
+    queries = [Query(unit_vectors(1), NOTHING, filter=one, limit=100) for one in filters]
+    found = [page.hits for query in queries for page in engine.search("default", MODEL, [query])]
+    return [listed, stored.records, stored.images, stored.vectors.tolist(), found, engine.list_collections()]
+
+
+def flipped(data: bytes, rng: random.Random) -> bytes:
+    """One bit, one sector or two pages are not what they were."""
+    changed = bytearray(data)
+    kind = rng.randrange(3)
+    if kind == 0:
+        changed[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+    elif kind == 1:
+        start = rng.randrange(len(data) // 512) * 512
+        changed[start : start + 512] = bytes(512)
+    else:
+        one, other = (page * 8192 for page in rng.sample(range(len(data) // 8192), 2))
+        changed[one : one + 8192], changed[other : other + 8192] = (
+            data[other : other + 8192],
+            data[one : one + 8192],
+        )
+    return bytes(changed)
+
+
+def test_no_flipped_bit_is_served_in_silence(engine: EmbeddedEngine, settings, capsys) -> None:
+    """Refused by name, or harmless; 60 damages of the live file and of a snapshot each."""
+    for number in range(12):
+        write(engine, f"image{number}")
+    engine.snapshot("sound")
+    engine.restore("sound")
+    before = contents(engine)
+    snapshot = settings.folder / "snapshots" / "sound"
+    signed = snapshot.read_bytes()
+    engine.close()
+    path = settings.folder / FILE_NAME
+    data, rng = path.read_bytes(), random.Random(5)
+    refused = 0
+    for _ in range(60):
+        for left in settings.folder.glob(f"{FILE_NAME}*"):
+            left.unlink()
+        path.write_bytes(flipped(data, rng))
+        try:
+            opened = EmbeddedEngine(settings)
+        except RegionSearchError as error:
+            named = FILE_NAME in error.message and error.kind in (Kind.DATA_LOSS, Kind.FAILED_PRECONDITION)
+            refused += 1 if named else pytest.fail(f"{error!r} does not name the file")
+        else:
+            assert contents(opened) == before
+            opened.close()
+    assert refused > 10, "the others hit bytes that are not used"
+    for left in settings.folder.glob(f"{FILE_NAME}*"):
+        left.unlink()
+    path.write_bytes(data)
+    opened = EmbeddedEngine(settings)
+    for _ in range(60):
+        changed = flipped(signed, rng)
+        if changed == signed:  # a sector of zeros was overwritten
+            continue
+        snapshot.write_bytes(changed)
+        with pytest.raises(RegionSearchError, match="sound") as caught:
+            opened.restore("sound")
+        assert caught.value.kind is Kind.DATA_LOSS
+        assert opened.get_collection("default").image_count == 12
+    opened.close()
+
+
+FORGERIES = [
+    "CREATE TRIGGER t AFTER INSERT ON vector BEGIN DELETE FROM vector; END",
+    "CREATE VIEW v AS SELECT 1",
+    "DROP INDEX record_live",
+    "DROP INDEX image_live",
+    "DROP TABLE attribute",
+    "ALTER TABLE image ADD COLUMN more TEXT",
+    "UPDATE sqlite_sequence SET seq = 1 WHERE name = 'record'",
+    "DELETE FROM sqlite_sequence WHERE name = 'image'",
+    "UPDATE state SET seq = 1",
+    "UPDATE collection SET record_count = 7",
+    "UPDATE image SET region_count = 7 WHERE ordinal = 1",
+    "UPDATE image SET tags = '{'",
+    "UPDATE image SET tags = '{', checksum = NULL",
+    "UPDATE record SET attributes = '[]', body_checksum = NULL WHERE attributes IS NOT NULL",
+    "DELETE FROM image_tag WHERE image = 1 AND tag = 'a'",
+    "INSERT INTO image_tag VALUES (1, 'foreign', 1)",
+    "DELETE FROM attribute WHERE record = 2",
+    "INSERT INTO attribute VALUES (1, 'label', 'dog', 1, 1)",
+    "INSERT INTO attribute VALUES (1, 'k', 'w', 1, 0)",
+    "UPDATE image SET name = 'other' WHERE ordinal = 1",
+]
+
+
+@pytest.mark.parametrize("statement", FORGERIES)
+def test_what_this_program_has_not_written_is_refused(
+    engine: EmbeddedEngine, settings, statement: str
+) -> None:
+    for image_id in ("one", "two"):
+        write(engine, image_id)
+    engine.snapshot("unsigned")
+    engine.close()
+    snapshot = settings.folder / "snapshots" / "unsigned"
+    path = settings.folder / FILE_NAME
+    for file in (path, snapshot):
+        with closing(sqlite3.connect(file, isolation_level=None)) as connection:
+            connection.execute(statement)
+    with pytest.raises(RegionSearchError, match=FILE_NAME) as caught:
+        EmbeddedEngine(settings)
+    assert caught.value.kind is Kind.DATA_LOSS
+    for left in settings.folder.glob(f"{FILE_NAME}*"):
+        left.unlink()
+    opened = EmbeddedEngine(settings)
+    with pytest.raises(RegionSearchError, match="unsigned") as caught:
+        opened.restore("unsigned")
+    assert caught.value.kind is Kind.DATA_LOSS
+    assert opened.list_collections() == []
+    opened.close()
+
+
+def old_snapshot(path: Path, *damages: str) -> None:
+    """A snapshot of the first version: no row and no file has a checksum."""
+    spec = json.dumps({"model": asdict(MODEL), "codes": None})
+    vector = unit_vectors(1).astype("<f2").tobytes()
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute("PRAGMA page_size = 8192")
+        connection.execute(f"PRAGMA application_id = {schema.APPLICATION_ID}")
+        connection.executescript(schema.MIGRATIONS[0] + "PRAGMA user_version = 1;")
+        connection.execute("UPDATE state SET seq = 5")
+        connection.execute("INSERT INTO collection VALUES (1, 'default', ?, 5, 1, 1, NULL, 0)", (spec,))
+        connection.execute(
+            "INSERT INTO image VALUES (1, 1, 'old', 'n', 1, 1, '', 1, '[\"t\"]', '{}', 5, 1, 5, NULL)"
+        )
+        connection.execute("INSERT INTO image_tag VALUES (1, 't', 1)")
+        connection.execute(
+            "INSERT INTO record VALUES (1, 1, 1, 'old-0', 2, 0, 0, 1, 1, 1, 0, 0, NULL, 5, NULL, NULL, NULL,"
+            " NULL)"
+        )
+        connection.execute("INSERT INTO vector VALUES (1, ?)", (vector,))
+        for damage in damages:
+            connection.execute(damage)
+
+
+def test_older_snapshots_are_restored_with_what_checks_can_be_made(
+    engine: EmbeddedEngine, settings, capsys
+) -> None:
+    folder = settings.folder / "snapshots"
+    folder.mkdir()
+    old_snapshot(folder / "old")
+    for number, damage in enumerate((
+        "UPDATE image SET tags = '{'",
+        "CREATE TRIGGER t AFTER INSERT ON vector BEGIN DELETE FROM vector; END",
+        "DROP INDEX image_recent",
+        "DELETE FROM sqlite_sequence",
+        "UPDATE collection SET record_count = 2",
+    )):  # fmt: skip
+        old_snapshot(folder / f"bad{number}", damage)
+        with pytest.raises(RegionSearchError, match=f"bad{number}") as caught:
+            engine.restore(f"bad{number}")
+        assert caught.value.kind is Kind.DATA_LOSS
+    engine.restore("old")
+    assert "damage may go unnoticed" in capsys.readouterr().out
+    assert everything(engine) == ["old-0"]
+    write(engine, "new")
+    assert [image.image_id for image in engine.list_images("default", 10, None).images] == ["new", "old"]
+    engine.close()
+    reopened = EmbeddedEngine(settings)
+    assert everything(reopened) == ["new-0", "new-1", "old-0"]
+    reopened.close()
+
+
+def test_a_snapshot_that_was_cut_off_behind_its_last_page_is_refused(
+    engine: EmbeddedEngine, settings
+) -> None:
+    write(engine, "one")
+    engine.snapshot("cut")
+    path = settings.folder / "snapshots" / "cut"
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(RegionSearchError, match="checksum is missing"):
+        engine.restore("cut")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sqlite3
 import subprocess
 import sys
@@ -211,10 +210,49 @@ def test_second_process_is_kept_out(engine: EmbeddedEngine, settings: EmbeddedSe
     assert kind_of(lambda: EmbeddedEngine(settings)) is Kind.FAILED_PRECONDITION
 
 
+LOCKING = """
+import sys
+from pathlib import Path
+from regionsearch.errors import RegionSearchError
+from services.searcher.embedded.engine import EmbeddedEngine
+from services.searcher.settings import EmbeddedSettings
+for read_only in (False, True):
+    try:
+        engine = EmbeddedEngine(EmbeddedSettings(folder=Path(sys.argv[1]), read_only=read_only))
+        print("END served", flush=True)
+        engine.close()
+    except RegionSearchError as error:
+        print("END", error.kind.name, "another searcher" in error.message, flush=True)
+"""
+
+
+def test_a_record_file_has_one_writer_or_readers_in_whatever_process(settings: EmbeddedSettings) -> None:
+    """Whatever else in the folder is deleted: the record file itself is locked."""
+
+    def others() -> list[str]:
+        done = subprocess.run(
+            [sys.executable, "-c", LOCKING, str(settings.folder)], cwd=ROOT, text=True,
+            env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, timeout=120, check=True,
+        )  # fmt: skip
+        return [line[4:] for line in done.stdout.splitlines() if line.startswith("END")]
+
+    path = filled(settings, images=1)
+    refused = "FAILED_PRECONDITION True"
+    writer = EmbeddedEngine(settings)
+    for file in settings.folder.iterdir():
+        if file.is_file() and not file.name.startswith(path.name):
+            file.unlink()
+    assert others() == [refused, refused]
+    writer.close()
+    reader = EmbeddedEngine(settings.model_copy(update={"read_only": True}))
+    assert others() == [refused, "served"]
+    reader.close()
+    assert others() == ["served", "served"]
+
+
 def test_read_only_serves_reads(settings: EmbeddedSettings) -> None:
     filled(settings, images=2)
-    shutil.rmtree(settings.folder / "snapshots", ignore_errors=True)
-    (settings.folder / "LOCK").unlink()
+    files = sorted(settings.folder.iterdir())
     engine = EmbeddedEngine(settings.model_copy(update={"read_only": True}))
     assert found(engine) == 8
     assert kind_of(lambda: write(engine, "new")) is Kind.FAILED_PRECONDITION
@@ -223,7 +261,7 @@ def test_read_only_serves_reads(settings: EmbeddedSettings) -> None:
     )
     assert found(engine) == 8
     engine.close()
-    assert sorted(path.name for path in settings.folder.iterdir()) == [FILE_NAME]
+    assert sorted(settings.folder.iterdir()) == files
 
 
 def test_locked_file_is_unavailable(engine: EmbeddedEngine, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from regionsearch.v1 import search_pb2, search_pb2_grpc, types_pb2
 from services.runtime.server import serving
 from services.searcher import pages
 from services.searcher.__main__ import SERVICES, searcher
+from services.searcher.embedded.database import Database
 from services.searcher.settings import SearcherSettings
 from tests.searcher.conftest import DIMENSION, MODEL_INFO, search_request, unit_vectors, upsert_request
 
@@ -201,6 +203,30 @@ async def test_snapshot_and_restore(stub, settings) -> None:
     assert [collection.name for collection in listed.collections] == ["default"]
     written = await stub.Upsert(upsert_request("new", unit_vectors(1)))
     assert written.seq > restored.seq
+
+
+async def test_a_second_snapshot_is_refused_at_once_and_writes_go_on(
+    stub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await ingest(stub, 3)
+    begun, gate = threading.Event(), threading.Event()
+    copy = Database.copy_to
+
+    def slow(database: Database, target: Path) -> None:
+        begun.set()
+        assert gate.wait(60)
+        copy(database, target)
+
+    monkeypatch.setattr(Database, "copy_to", slow)
+    first = asyncio.ensure_future(stub.Snapshot(search_pb2.SnapshotRequest(name="first")))
+    await asyncio.to_thread(begun.wait, 60)
+    others = [failing(stub.Snapshot(search_pb2.SnapshotRequest(name=f"s{n}"))) for n in range(64)]
+    others.append(failing(stub.Restore(search_pb2.RestoreRequest(name="first"))))
+    assert {kind for kind, _ in await asyncio.gather(*others)} == {Kind.OVERLOADED}
+    await stub.Upsert(upsert_request("meanwhile", unit_vectors(2)))
+    gate.set()
+    assert (await first).name == "first"
+    await stub.Snapshot(search_pb2.SnapshotRequest(name="second"))
 
 
 async def failing(call) -> tuple[Kind, str | None]:

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from regionsearch.errors import Kind, RegionSearchError, overloaded
-from services.searcher.embedded.database import Database, explain
+from services.searcher.embedded.database import Database
+from services.searcher.embedded.faults import explain
 from services.searcher.embedded.reads import last_seq
 from services.searcher.embedded.rows import Change
 from services.searcher.metrics import COMMIT_WRITES

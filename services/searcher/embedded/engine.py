@@ -20,17 +20,13 @@ from services.searcher.embedded.cache import IndexCache
 from services.searcher.embedded.codes import learned_codec
 from services.searcher.embedded.committer import Committer
 from services.searcher.embedded.conditions import compile_filter
-from services.searcher.embedded.database import (
-    FILE_NAME,
-    Database,
-    FolderLock,
-    check_integrity,
-    explained,
-)
+from services.searcher.embedded.database import FILE_NAME, Database
+from services.searcher.embedded.faults import explained
 from services.searcher.embedded.gate import Gate
 from services.searcher.embedded.gpu import choose_device
 from services.searcher.embedded.horizon import Horizon
 from services.searcher.embedded.index import VectorIndex
+from services.searcher.embedded.locks import StoreLock
 from services.searcher.embedded.opened import OpenCollection
 from services.searcher.embedded.opening import open_collections
 from services.searcher.embedded.planning import Planner, heads_folder
@@ -39,6 +35,7 @@ from services.searcher.embedded.searching import SearchThread
 from services.searcher.embedded.statistics import statistics
 from services.searcher.embedded.terms import Terms
 from services.searcher.embedded.upkeep import Upkeep
+from services.searcher.embedded.verify import check_store
 from services.searcher.engine import Capabilities, never_acknowledged
 from services.searcher.models import check_generation, check_model
 from services.searcher.reports import CollectionStats, SnapshotInfo
@@ -84,14 +81,13 @@ class EmbeddedEngine:
         self._on_fatal = on_fatal
         self._folder = settings.folder
         self._snapshots = settings.folder / SNAPSHOT_FOLDER
-        self._lock: FolderLock | None = None
         path = self._folder / FILE_NAME
         if not settings.read_only:
             with explained(path):
                 self._folder.mkdir(parents=True, exist_ok=True)
-                self._lock = FolderLock(self._folder)
+        self._lock = StoreLock(path, shared=settings.read_only)
         try:
-            if self._lock is not None:
+            if not settings.read_only:
                 snapshots.clear(self._snapshots)
             self._database = Database(path, read_only=settings.read_only)
             self._gate = Gate()
@@ -109,8 +105,7 @@ class EmbeddedEngine:
             )
             self._horizon = Horizon(settings.page_ttl_s, lambda: self._committer.seq)
         except BaseException:
-            if self._lock is not None:
-                self._lock.release()
+            self._lock.release()
             raise
         self._upkeep: Upkeep | None = None
         if settings.read_only:
@@ -350,11 +345,11 @@ class EmbeddedEngine:
         self._committer.close()
         self._search.close()
         self._database.close()
-        if self._lock is not None:
-            self._lock.release()
+        self._lock.release()
 
     def _check(self) -> None:
-        check_integrity(self._database.reader(), self._database.path)
+        with self._database.reading() as connection:
+            check_store(connection, self._database.path)
 
     def _load(self) -> None:
         """Builds all indexes from the store."""

@@ -13,7 +13,8 @@ from regionsearch.errors import Kind, RegionSearchError
 from services.searcher.embedded import reads
 from services.searcher.embedded.cache import IndexCache, SavedIndex
 from services.searcher.embedded.codes import Codec
-from services.searcher.embedded.database import Database, damaged, explained
+from services.searcher.embedded.database import Database
+from services.searcher.embedded.faults import damaged, explained
 from services.searcher.embedded.filling import Filler
 from services.searcher.embedded.index import VectorIndex
 from services.searcher.embedded.loading import live_rows
@@ -99,7 +100,7 @@ def _intact(path: Path) -> Iterator[None]:
     """Says of what cannot be read that the file is damaged."""
     try:
         yield
-    except ValueError as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise damaged(path, str(error)) from error
 
 

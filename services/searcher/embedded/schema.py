@@ -8,6 +8,7 @@ the number of that write. So a reader can ask for the state after any recent wri
 from __future__ import annotations
 
 APPLICATION_ID = 0x52534231  # "RSB1", in the header of every file that is ours
+CHECKSUMS_SINCE = 2  # the first version whose snapshots have one
 PAGE_SIZE = 8192  # seven 512-d fp16 vectors a page; the default of 4096 would waste a quarter
 
 _VERSION_1 = """

@@ -1,29 +1,36 @@
-"""Snapshot files: one SQLite file each, the same format as the record store's."""
+"""Snapshot files: one SQLite file each, the same format as the record store's, with a checksum behind it.
+
+SQLite pays no attention to what stands behind its last page, so a snapshot can also be read as it is.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import os
 import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
+
+import structlog
 
 from regionsearch.errors import Kind, RegionSearchError, invalid, not_found
-from services.searcher.embedded.database import (
-    Database,
-    check_identity,
-    check_integrity,
-    connect,
-    explained,
-    prepare,
-)
+from services.searcher.embedded.database import Database, check_identity, connect, prepare
+from services.searcher.embedded.faults import damaged, explained
 from services.searcher.embedded.opening import check_content
 from services.searcher.embedded.reads import last_seq
-from services.searcher.embedded.schema import MIGRATIONS
+from services.searcher.embedded.schema import CHECKSUMS_SINCE, MIGRATIONS
+from services.searcher.embedded.verify import check_store
 from services.searcher.reports import SnapshotInfo
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _UNFINISHED = re.compile(r"\..+\.(part|restoring)(-wal|-shm|-journal)?")  # no snapshot's name begins so
+_MAGIC = b"RSSHA256"
+_TRAILER_BYTES = len(_MAGIC) + hashlib.sha256().digest_size
+_BLOCK = 1 << 20
+_log = structlog.get_logger(__name__)
 
 
 def clear(folder: Path) -> None:
@@ -41,15 +48,24 @@ def take(database: Database, folder: Path, name: str) -> SnapshotInfo:
         RegionSearchError: ALREADY_EXISTS; STORAGE_FULL and the like, which leave no half file.
     """
     target = _path(folder, name)
+    temporary = folder / f".{name}.part"
     with explained(target):
         folder.mkdir(exist_ok=True)
         if target.exists():
             raise RegionSearchError(
                 Kind.ALREADY_EXISTS, f"there is a snapshot {name!r} already", field="name"
             )
-        database.copy_to(target)
-        with contextlib.closing(connect(target, read_only=True)) as copy:
-            return SnapshotInfo(name, target.stat().st_size, last_seq(copy))
+        try:
+            _remove(temporary)
+            database.copy_to(temporary)
+            with contextlib.closing(connect(temporary, read_only=True)) as copy:
+                seq = last_seq(copy)
+            _sign(temporary)
+            os.replace(temporary, target)
+            _synchronise(folder)
+        finally:
+            _remove(temporary)
+        return SnapshotInfo(name, target.stat().st_size, seq)
 
 
 @contextlib.contextmanager
@@ -66,16 +82,79 @@ def prepared(folder: Path, name: str) -> Iterator[Path]:
     copy = folder / f".{name}.restoring"
     try:
         with explained(source):
+            _remove(copy)
             shutil.copyfile(source, copy)
+            signed = _check_signature(copy, source)
             with contextlib.closing(connect(copy)) as connection:
                 check_identity(connection, source, MIGRATIONS)
-                check_integrity(connection, source)
+                if not signed:
+                    version = connection.execute("PRAGMA user_version").fetchone()[0]
+                    if version >= CHECKSUMS_SINCE:
+                        raise damaged(source, "its checksum is missing")
+                    _log.warning(
+                        "a snapshot of before there were checksums: damage may go unnoticed", name=name
+                    )
                 prepare(connection, source, MIGRATIONS)
+                check_store(connection, source)
                 check_content(connection, source)
                 connection.execute("PRAGMA journal_mode = DELETE")
         yield copy
     finally:
-        copy.unlink(missing_ok=True)
+        _remove(copy)
+
+
+def _sign(path: Path) -> None:
+    """Writes the checksum of a file behind it, and all of it to the disk."""
+    with path.open("r+b") as file:
+        digest = hashlib.file_digest(file, "sha256").digest()
+        file.seek(0, os.SEEK_END)
+        file.write(_MAGIC + digest)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _check_signature(path: Path, source: Path) -> bool:
+    """Compares a file with the checksum behind it, which is taken off; whether there was one.
+
+    Raises:
+        RegionSearchError: DATA_LOSS, naming `source`.
+    """
+    with path.open("r+b") as file:
+        size = file.seek(0, os.SEEK_END) - _TRAILER_BYTES
+        if size < 0:
+            return False
+        file.seek(size)
+        trailer = file.read()
+        if not trailer.startswith(_MAGIC):
+            return False
+        if _digest(file, size) != trailer[len(_MAGIC) :]:
+            raise damaged(source, "its checksum does not match")
+        file.truncate(size)
+    return True
+
+
+def _digest(file: BinaryIO, size: int) -> bytes:
+    """SHA-256 of the first `size` bytes."""
+    digest = hashlib.sha256()
+    file.seek(0)
+    while size and (block := file.read(min(size, _BLOCK))):
+        digest.update(block)
+        size -= len(block)
+    return digest.digest()
+
+
+def _remove(path: Path) -> None:
+    """Deletes a database and what SQLite keeps next to it while it is open."""
+    for end in ("", "-journal", "-wal", "-shm"):
+        path.with_name(path.name + end).unlink(missing_ok=True)
+
+
+def _synchronise(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _path(folder: Path, name: str) -> Path:
