@@ -1,12 +1,13 @@
 """Stands for any of the four processes: the gateway serves /readyz and takes pictures; files tell all more.
 
-In its folder, `<role>.die` ends it at once with code 3; it writes `<role>-<port>.settings` and `.pid` when it
-starts, and its role into `stopped` when it was asked to end and did. With `tls` in the folder the gateway
-understands no plain text, and needs a certificate of who calls it.
+In its folder, `<role>.die` ends it at once with code 3, `<role>.drain` keeps it from ending; it writes
+`<role>-<port>.settings` and `.pid` when it starts, and its role into `stopped` when it was asked to end and
+did. With `tls` in the folder the gateway understands no plain text, and needs a certificate of who calls it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -71,9 +72,13 @@ def main() -> None:
         address = ("127.0.0.1", int(os.environ["REGIONSEARCH_GATEWAY_HTTP_PORT"]))
         server = ThreadingHTTPServer(address, Hangup if (FOLDER / "tls").exists() else Ready)
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        Path(os.environ["REGIONSEARCH_GATEWAY_PORT_FILE"]).write_text("50050\n")
+        with contextlib.suppress(OSError):
+            Path(os.environ["REGIONSEARCH_GATEWAY_PORT_FILE"]).write_text("50050\n")
     (FOLDER / f"{ROLE}-{PORT}.pid").write_text(str(os.getpid()))
     over.wait()
+    while (FOLDER / f"{ROLE}.drain").exists():
+        (FOLDER / f"{ROLE}.draining").touch()
+        time.sleep(0.02)
     with (FOLDER / "stopped").open("a") as log:
         log.write(f"{ROLE}\n")
 

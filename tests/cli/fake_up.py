@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from regionsearch import supervisor
 from regionsearch.cli import main
+from regionsearch.supervisor import child, supervising
 
-supervisor.MODULES.update(dict.fromkeys(supervisor.MODULES, "tests.cli.fake_process"))
-supervisor.FIRST_DELAY_S = 0.05
+child.MODULES.update(dict.fromkeys(child.MODULES, "tests.cli.fake_process"))
+supervising.FIRST_DELAY_S = 0.05
 
 main()

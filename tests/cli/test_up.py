@@ -5,6 +5,7 @@ The real ones are killed in tests/e2e.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -22,7 +23,9 @@ from typer.testing import CliRunner
 from regionsearch.cli import app, main
 from regionsearch.errors import RegionSearchError
 from regionsearch.models import PROFILES
-from regionsearch.supervisor import Plan, Supervisor, reachable
+from regionsearch.supervisor import Plan, Supervisor
+from regionsearch.supervisor.child import Child
+from regionsearch.supervisor.plan import reachable
 from tests.runtime.test_server import ipv6_is_there
 from tests.stack import ROOT, free_port
 
@@ -54,6 +57,10 @@ class Up:
         self.log = folder / "up.log"
         self.process: subprocess.Popen[bytes] | None = None
         self.http_port = free_port()
+
+    @property
+    def url(self) -> str:
+        return f"http://localhost:{self.http_port}"
 
     def start(self, *options: str, ready: bool = True) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "tests.cli.fake_up", "up", "--data-dir", str(self.folder / "data")]
@@ -186,14 +193,135 @@ def test_a_process_that_will_not_live_ends_it_all(up: Up) -> None:
 
 
 def test_the_processes_do_not_outlive_their_supervisor(up: Up) -> None:
+    """Where it is killed, the gateway finishes its work first, with the services still there."""
+    (up.folder / "gateway.drain").touch()
     process = up.start()
     pids = [pid for role in ROLES for pid in up.pids(role)]
     process.kill()
     process.wait()
+    eventually((up.folder / "gateway.draining").exists, "that the gateway is told to end")
+    assert all(map(alive, pids))
+    (up.folder / "gateway.drain").unlink()
     eventually(lambda: not any(map(alive, pids)), "the end of all processes")
-    assert sorted((up.folder / "stopped").read_text().split()) == [
-        "embedder", "gateway", "searcher", "segmenter",
-    ]  # fmt: skip
+    stopped = (up.folder / "stopped").read_text().split()
+    assert stopped[0] == "gateway"
+    assert sorted(stopped) == ["embedder", "gateway", "searcher", "segmenter"]
+
+
+def test_services_end_with_a_supervisor_that_has_no_gateway_at_the_moment(up: Up) -> None:
+    (up.folder / "gateway.die").touch()
+    process = up.start(ready=False)
+    services = [pid for role in ROLES[:3] for pid in eventually(lambda role=role: up.pids(role), role)]
+    process.kill()
+    process.wait()
+    eventually(lambda: not any(map(alive, services)), "the end of the services")
+
+
+def test_a_folder_in_use_is_said_and_left_alone(up: Up) -> None:
+    process = up.start()
+    pids = up.all_four()
+
+    def files() -> dict[str, tuple[int, int]]:
+        found = {str(path): path.stat() for path in (up.folder / "data").rglob("*")}
+        return {name: (stat.st_size, stat.st_mtime_ns) for name, stat in found.items()}
+
+    before = files()
+    for port in (up.http_port, free_port()):
+        result = CliRunner().invoke(app, ["up", "--data-dir", str(up.folder / "data"), "--port", str(port)])
+        assert isinstance(result.exception, RegionSearchError)
+        assert f"in use by another `regionsearch up` (process {process.pid}, {up.url})" in str(
+            result.exception
+        )
+    assert files() == before
+    assert up.all_four() == pids
+    assert up.end() == 0
+    up.start()  # and it is free again
+    assert up.end() == 0
+
+
+def test_a_start_after_a_kill_waits_for_the_processes_that_still_end(up: Up) -> None:
+    (up.folder / "gateway.drain").touch()
+    process = up.start()
+    process.kill()
+    process.wait()
+    up.start(ready=False)
+    eventually(lambda: "waiting for the processes of an earlier run" in up.log.read_text(), "that it waits")
+    (up.folder / "gateway.drain").unlink()
+    eventually(lambda: "is ready" in up.log.read_text(), "the ready line")
+    assert up.end() == 0
+
+
+def test_logs_that_cannot_be_written_keep_nothing_from_starting(up: Up) -> None:
+    """As on a full disk."""
+    (up.folder / "data").mkdir()
+    (up.folder / "data" / "logs").touch()
+    up.start()
+    assert up.end() == 0
+
+
+@pytest.mark.parametrize("option", ["--port", "--grpc-port"])
+@pytest.mark.parametrize("port", ["99999", "65536", "0", "-1"])
+def test_what_is_not_a_port_is_said_in_a_sentence(option: str, port: str, tmp_path: Path) -> None:
+    ports = {"--port": str(free_port()), "--grpc-port": str(free_port())} | {option: port}
+    arguments = [part for pair in ports.items() for part in pair]
+    result = CliRunner().invoke(app, ["up", "--data-dir", str(tmp_path / "data"), *arguments])
+    assert isinstance(result.exception, RegionSearchError)
+    assert f"{port} is not a valid port: choose one from 1 to 65535 with {option}" in str(result.exception)
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize("host", ["no such host", "a..b", "x" * 70])
+def test_what_is_not_a_host_is_said_in_a_sentence(host: str, tmp_path: Path) -> None:
+    options = ["--host", host, "--port", str(free_port()), "--data-dir", str(tmp_path / "data")]
+    result = CliRunner().invoke(app, ["up", *options])
+    assert isinstance(result.exception, RegionSearchError)
+    assert "with --host" in str(result.exception)
+
+
+def test_a_data_folder_that_cannot_be_used_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refusal(folder: Path) -> str:
+        result = CliRunner().invoke(app, ["up", "--data-dir", str(folder), "--port", str(free_port())])
+        assert isinstance(result.exception, RegionSearchError), result.output
+        return result.exception.message
+
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere" / "deep")
+    remedy = "choose another folder with --data-dir"
+    for folder in (tmp_path / "file", tmp_path / "file" / "data"):
+        assert refusal(folder) == f"{folder} cannot be used: it is not a folder; {remedy}"
+    assert remedy in refusal(tmp_path / "link")
+    (tmp_path / "full").mkdir()
+
+    def full(*args: object, **options: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as context:
+        context.setattr(Path, "mkdir", full)
+        assert "No space left on device" in refusal(tmp_path / "new")
+    usual, closed = os.access, tmp_path / "full"
+    monkeypatch.setattr(os, "access", lambda path, mode: not mode & os.W_OK and usual(path, mode))
+    assert "it cannot be written" in refusal(closed)
+
+
+def test_the_last_words_of_a_process_are_one_sentence(tmp_path: Path) -> None:
+    child = Child("searcher", "searcher", {}, tmp_path / "log")
+    assert child.last_words() == ""
+    traceback = "Traceback (most recent call last):\n  File x\nOSError: [Errno 28] No space left on device"
+    logged = {"level": "error", "event": "cannot serve", "error": "the folder is locked"}
+    unexpected = {"level": "error", "event": "cannot serve", "exception": traceback}
+    info = {"level": "info", "event": "stopped", "failure": "unexpected error"}
+    for lines, expected in [
+        ([json.dumps(logged), json.dumps(info)], "cannot serve: the folder is locked"),
+        (
+            [json.dumps(unexpected), json.dumps(info)],
+            "cannot serve: OSError: [Errno 28] No space left on device",
+        ),
+        ([json.dumps(info), traceback, "I1129 18:44:05 channel.cc] closed"], traceback.splitlines()[-1]),
+        (["searcher begins"], "searcher begins"),
+        ([json.dumps(info)], json.dumps(info)),
+    ]:
+        child.log.write_text("\n".join(lines) + "\n")
+        assert child.last_words() == expected
 
 
 @pytest.mark.parametrize(
