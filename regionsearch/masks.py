@@ -19,6 +19,8 @@ from regionsearch.v1 import types_pb2
 
 BoolMask = NDArray[np.bool_]
 
+MAX_RLE_CHARS = 4 << 20  # of one mask; reading them takes some forty times as many bytes
+
 
 def encode_rle(mask: BoolMask) -> str:
     """COCO's compressed run-length string ("counts") of a mask (height, width)."""
@@ -34,23 +36,30 @@ def rle_runs(counts: str, height: int, width: int, field: str = "mask.coco_rle")
     before the last. Parsed here because the library trusts the string with its memory.
 
     Raises:
-        RegionSearchError: INVALID_ARGUMENT when the string is malformed or does not cover height x width.
+        RegionSearchError: INVALID_ARGUMENT when the string is malformed or does not cover height x width,
+            TOO_LARGE over `MAX_RLE_CHARS`.
     """
-    chars = np.frombuffer(counts.encode(errors="surrogatepass"), np.uint8).astype(np.int64) - 48
-    if chars.size == 0 or chars.min() < 0 or chars.max() > 63 or chars[-1] & 32:
-        raise invalid(field, f"{field} is no COCO run-length string; send what pycocotools calls counts")
+    if len(counts) > MAX_RLE_CHARS:
+        raise too_large(
+            field,
+            f"{field} has {len(counts)} characters, over the limit of {MAX_RLE_CHARS} for run lengths; masks "
+            "of objects have far fewer",
+        )
+    chars = np.frombuffer(counts.encode(errors="surrogatepass"), np.uint8) - 48  # what is less wraps around
+    if chars.size == 0 or chars.max() > 63 or chars[-1] & 32:
+        raise invalid(field, f"{field} is not a COCO run-length string; send what pycocotools calls counts")
     ends = np.flatnonzero((chars & 32) == 0)
     starts = np.concatenate(([0], ends[:-1] + 1))
-    lengths = ends - starts + 1
-    if lengths.max() > 7:  # 35 bits: no run of a picture is longer
-        raise invalid(
-            field, f"{field} holds a run longer than any picture; send what pycocotools calls counts"
-        )
-    places = np.arange(chars.size) - np.repeat(starts, lengths)
-    values = np.add.reduceat((chars & 31) << (5 * places), starts)
-    values -= np.where(chars[ends] & 16, np.int64(1) << (5 * lengths), 0)
-    values[1::2] = np.cumsum(values[1::2])
-    values[2::2] = np.cumsum(values[2::2])
+    lengths = (ends - starts + 1).clip(max=8).astype(np.int8)
+    if lengths.max() > 7:  # 35 bits: no run of an image is longer
+        raise invalid(field, f"{field} holds a run longer than any image; send what pycocotools calls counts")
+    values = np.where(chars[ends] & 16, -(np.int64(1) << (5 * lengths.astype(np.int64))), 0)
+    for place in range(int(lengths.max())):
+        longer = np.flatnonzero(lengths > place)
+        values[longer] += (chars[starts[longer] + place] & np.int64(31)) << (5 * place)
+    del chars, ends, starts, lengths
+    np.cumsum(values[1::2], out=values[1::2])
+    np.cumsum(values[2::2], out=values[2::2])
     # Each run for itself first: a sum of hostile ones can wrap around to the right number, and NumPy would
     # write past the end of the mask.
     if values.min() < 0 or values.max() > height * width or int(values.sum()) != height * width:
@@ -60,6 +69,14 @@ def rle_runs(counts: str, height: int, width: int, field: str = "mask.coco_rle")
             f"{height} x {width}; encode the mask at the size of its image",
         )
     return values
+
+
+def mask_runs(mask: BoolMask) -> NDArray[np.int64]:
+    """The run lengths of a mask (height, width), as :func:`rle_runs` gives those of a string."""
+    flat = np.ravel(mask, order="F")
+    changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+    edges = np.concatenate(([0] if flat[0] else [], [0], changes, [flat.size])).astype(np.int64)
+    return np.diff(edges)
 
 
 def decode_rle(counts: str, height: int, width: int, field: str = "mask.coco_rle") -> BoolMask:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from regionsearch.errors import RegionSearchError, invalid
 from regionsearch.images import ImageLimits, image_from_proto
-from regionsearch.masks import BoolMask, encode_rle, mask_from_proto, rle_runs
+from regionsearch.masks import BoolMask, mask_from_proto, mask_runs, rle_runs
 from regionsearch.prompts import Edges, check_box, read_box
 from regionsearch.v1 import embed_pb2, types_pb2
 from services.embedder.crops import Window, pixel_box
@@ -34,6 +34,11 @@ def pieces(request: embed_pb2.EmbedRegionsRequest) -> list[range]:
     largest = max((region.mask.height * region.mask.width for region in request.regions), default=0)
     step = max(1, READ_PIXELS // max(1, largest))
     return [range(first, min(first + step, count)) for first in range(0, count, step)]
+
+
+def runs_bytes(request: embed_pb2.EmbedRegionsRequest) -> int:
+    """Memory that the run lengths of a request's masks take while it is worked on, at most."""
+    return 8 * sum(len(region.mask.coco_rle) for region in request.regions)
 
 
 def read_regions(
@@ -112,10 +117,9 @@ def _read_mask(
             "orientation); they must be equal",
         )
     if mask.WhichOneof("encoding") == "coco_rle":
-        counts, name = mask.coco_rle, f"{field}.coco_rle"
+        runs = rle_runs(mask.coco_rle, height, width, f"{field}.coco_rle")
     else:
-        counts, name = encode_rle(mask_from_proto(mask, field, height * width)), field
-    runs = rle_runs(counts, height, width, name)
+        runs = mask_runs(mask_from_proto(mask, field, height * width))
     box = box or runs_box(runs, height)
     if box is None:
         raise _empty(field)

@@ -17,7 +17,7 @@ from regionsearch.texts import visible_text
 from regionsearch.v1 import embed_pb2, embed_pb2_grpc, types_pb2
 from services.embedder.crops import CropPolicy
 from services.embedder.engine import EmbedEngine
-from services.embedder.reading import pieces, read_regions
+from services.embedder.reading import pieces, read_regions, runs_bytes
 from services.embedder.settings import EmbedderSettings
 from services.embedder.texts import TextTemplates
 from services.runtime.batcher import Lane
@@ -40,6 +40,7 @@ class EmbedServicer(embed_pb2_grpc.EmbedServiceServicer):
         _check_count("regions", len(request.regions), self._settings.max_regions, "max_regions")
         policy = self._policy(request.crop_policy)
         (nbytes,) = await self._decoded_bytes([request.image])
+        nbytes += runs_bytes(request)
         vectors = [
             await self._engine.embed_regions(
                 functools.partial(read_regions, request, self._limits, places),

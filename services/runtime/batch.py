@@ -220,7 +220,7 @@ class Lanes:
                 continue
             if parts and request.key != parts[0].request.key:
                 continue
-            if request.hold is None:
+            if request.nbytes and request.hold is None:
                 request.hold = memory.take(request, request.nbytes)
                 if request.hold is None:
                     continue

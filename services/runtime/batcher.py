@@ -228,10 +228,13 @@ class Batcher(Generic[Payload, Result]):
         """
         self._check_open(deadline)
         who = caller()
-        queue, limit = self._lanes[lane], self._settings.max_queue
+        full = not self._has_room(lane, who, items)
+        if not full and deadline is None:
+            return
         delay = self._expected_wait(lane, who, items, more)
-        if not self._has_room(lane, who, items):
+        if full:
             self._metrics.refused_full.inc()
+            queue, limit = self._lanes[lane], self._settings.max_queue
             message = f"{self._name}: {queue.waiting} of {limit} items are waiting"
             if queue.waiting + items <= limit:
                 message += f", {queue.waiting_of(who)} of them yours, and the rest is left to other callers"
@@ -396,11 +399,11 @@ class Batcher(Generic[Payload, Result]):
 
     def _free(self, request: Request) -> None:
         """Gives memory back once nobody wants the request any more and no batch has a part of it."""
-        if request.done and not request.flying and request.hold is not None:
+        if request.hold is not None and request.done and not request.flying:
             request.hold.give_back()
             request.hold = None
-        if self._lanes:
-            self._schedule()
+            if self._lanes:
+                self._schedule()
 
     def _expire(self, request: Request) -> None:
         self._metrics.dropped_expired.inc()

@@ -31,7 +31,8 @@ class _Account:
 @dataclass(slots=True)
 class _Entry:
     account: _Account
-    key: tuple[float, int]  # place in the order: virtual time at which its turn is, and the order of arrival
+    turn: float  # virtual time
+    arrival: int
     left: int  # items that wait
 
 
@@ -57,7 +58,7 @@ class FairQueue(Generic[T]):
         self._live = 0  # callers with something here
         self._waiting = 0
         self._entries: dict[T, _Entry] = {}
-        self._order: list[tuple[tuple[float, int], T]] = []
+        self._order: list[tuple[float, int, T]] = []
 
     def __bool__(self) -> bool:
         return bool(self._order)
@@ -67,7 +68,7 @@ class FairQueue(Generic[T]):
 
     def __iter__(self) -> Iterator[T]:
         """Those that wait, in fair order; must not change meanwhile."""
-        return (request for _, request in self._order)
+        return (request for _, _, request in self._order)
 
     @property
     def waiting(self) -> int:
@@ -81,7 +82,7 @@ class FairQueue(Generic[T]):
 
     def turn(self, request: T) -> float:
         """Virtual time at which a waiting request has its turn."""
-        return self._entries[request].key[0]
+        return self._entries[request].turn
 
     def waiting_of(self, caller: str) -> int:
         """Items of one caller that wait."""
@@ -95,6 +96,8 @@ class FairQueue(Generic[T]):
     def ahead(self, caller: str, items: int) -> int:
         """Items that will be served before a request of a caller that came now has been served."""
         share = items + self.waiting_of(caller)
+        if share >= self._waiting:
+            return self._waiting
         return sum(min(account.waiting, share) for account in self._accounts.values())
 
     def push(self, request: T, caller: str, items: int) -> None:
@@ -111,20 +114,19 @@ class FairQueue(Generic[T]):
         account.waiting += items
         self._waiting += items
         self._arrivals += 1
-        entry = self._entries[request] = _Entry(account, (turn, self._arrivals), items)
-        insort(self._order, (entry.key, request), key=lambda one: one[0])
+        self._entries[request] = _Entry(account, turn, self._arrivals, items)
+        insort(self._order, (turn, self._arrivals, request))
 
     def take(self, request: T, items: int) -> None:
         """Begins to serve items of a waiting request; what is left of it waits for another turn."""
         entry = self._entries[request]
-        self._unlink(entry)
+        del self._order[bisect_left(self._order, (entry.turn, entry.arrival))]
         entry.left -= items
         entry.account.waiting -= items
         self._waiting -= items
         if entry.left:
-            turn, arrival = entry.key
-            entry.key = (turn + items, arrival)
-            insort(self._order, (entry.key, request), key=lambda one: one[0])
+            entry.turn += items
+            insort(self._order, (entry.turn, entry.arrival, request))
         else:
             del self._entries[request]
 
@@ -147,9 +149,6 @@ class FairQueue(Generic[T]):
     def served(self, items: int) -> None:
         """Virtual time goes on."""
         self._now += items / max(1, self._live)
-
-    def _unlink(self, entry: _Entry) -> None:
-        del self._order[bisect_left(self._order, entry.key, key=lambda one: one[0])]
 
     def _prune(self) -> None:
         """Forgets callers who have nothing here and have not used up their share; seldom: it looks at all."""

@@ -23,10 +23,11 @@ from services.segmenter.features import pool_features
 from services.segmenter.grid import Crop, grid_points, plan_crops
 from services.segmenter.options import EverythingOptions, SelectionOptions
 from services.segmenter.pipeline import Pipeline
-from services.segmenter.prompts import Prompt, PromptedRegion
+from services.segmenter.prompts import Prompt, PromptedRegion, without_logits
 from services.segmenter.selection import select_regions
 from services.segmenter.work import REFINE_ITEMS, Draw, Encode, Search, joined
 
+PROMPT_PIECE = 128  # prompts of a call that are answered at a time
 GRID_PIECE = 1024  # grid points of a call that are in the queue at a time; then others have their turn
 
 
@@ -153,6 +154,7 @@ class SegmentEngine:
         multimask: bool = False,
         zoom: bool = False,
         features: bool = False,
+        logits: bool = True,
         call: Call = INTERACTIVE,
     ) -> Prompted:
         """Finds the object of each prompt.
@@ -164,6 +166,7 @@ class SegmentEngine:
             zoom: Looks more closely at what was found, see `zoom.py`; the first mask of an answer is what
                 comes of it. Its `low_res_logits` are those of an earlier look.
             features: Adds pooled encoder features.
+            logits: Keeps the `low_res_logits`, which are far larger than all else of an answer.
             call: Who waits, and until when.
 
         Returns:
@@ -179,12 +182,16 @@ class SegmentEngine:
         if not cached:  # the call was judged with its encoding; what is cached has not been in the queue
             call = replace(call, begun=True)
         whole = Crop.whole(size)
-        answers = await self.pipeline.answer(
-            embedding, whole, prompts, multimask, size, call, more=closer_looks
-        )
-        if zoom:
-            closer = Closer(self.pipeline, picture, embedding.geometry, multimask, replace(call, begun=True))
-            answers = await closer.improve(prompts, answers)
+        closer = Closer(self.pipeline, picture, embedding.geometry, multimask, replace(call, begun=True))
+        answers: list[list[PromptedRegion]] = []
+        for start in range(0, len(prompts), PROMPT_PIECE):
+            some = prompts[start : start + PROMPT_PIECE]
+            later = len(prompts) - start - len(some) + closer_looks
+            found = await self.pipeline.answer(embedding, whole, some, multimask, size, call, more=later)
+            if zoom:
+                found = await closer.improve(some, found)
+            answers += found if logits else [list(map(without_logits, answer)) for answer in found]
+            call = replace(call, begun=True)
         pooled = await asyncio.to_thread(_pool_answers, embedding, answers) if features else None
         return Prompted(answers, pooled, size, cached)
 

@@ -12,7 +12,7 @@ from services.segmenter.backends.base import Backend, Embedding, Size
 from services.segmenter.cache import EmbeddingCache
 from services.segmenter.calls import Call, Picture
 from services.segmenter.grid import Crop
-from services.segmenter.prompts import Prompt, PromptedRegion, batch_prompts
+from services.segmenter.prompts import Prompt, PromptedRegion, group_prompts
 from services.segmenter.work import Answer, Encode, Result, Stages, Work, classify, joined
 
 _T = TypeVar("_T")
@@ -80,14 +80,14 @@ class Pipeline:
         The call will bring `more` items then.
         """
         answers: list[list[PromptedRegion]] = [[] for _ in prompts]
-        batches = await asyncio.to_thread(
-            list, batch_prompts(prompts, embedding.geometry, self.backend.mask_size)
-        )
-        works = [Answer(embedding, crop, batch, image_size, multimask) for _, batch in batches]
-        results = await gather([self.submit(work, call, more) for work in works])
-        for (places, _), parts in zip(batches, results, strict=True):
-            for place, answer in zip(places, joined(parts), strict=True):
+        groups = group_prompts(prompts)
+        later = len(prompts) - len(groups[0]) + more
+        for places in groups:
+            work = Answer(embedding, crop, [prompts[place] for place in places], image_size, multimask)
+            found = joined(await self.submit(work, call, later))
+            for place, answer in zip(places, found, strict=True):
                 answers[place] = answer
+            call = replace(call, begun=True)
         return answers
 
     async def submit(self, work: Work, call: Call, more: int = 0) -> list[Result]:

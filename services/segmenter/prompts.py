@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -22,6 +22,9 @@ from services.segmenter.upscale import Upscaler
 # The decoder's own logits, which mask prompts imitate, are about this large inside and outside of an object.
 _CONFIDENT_LOGIT = 10.0
 _LARGEST_LOGIT = 1e4  # beyond what any answer holds; much larger ones end in numbers that are none
+
+# Of the masks that are read in one go: others have their turn before the rest of a call.
+READ_PIXELS = 1 << 27
 
 # Prompts have no options; their stability is measured as everything mode does it by default.
 STABILITY_OFFSET = 1.0
@@ -72,40 +75,49 @@ class PromptedRegion:
     low_res_logits: NDArray[np.float32]
 
 
-def batch_prompts(
-    prompts: Sequence[Prompt], geometry: Geometry, mask_size: Size
-) -> Iterator[tuple[list[int], PromptBatch]]:
-    """Groups prompts by their shape.
+def without_logits(answer: PromptedRegion) -> PromptedRegion:
+    """An answer that does not keep the decoder's output alive."""
+    return replace(answer, low_res_logits=np.empty((0, 0), np.float32))
 
-    Padding shorter prompts would change their answers: the decoder attends to the padding.
+
+def group_prompts(prompts: Sequence[Prompt]) -> list[list[int]]:
+    """Groups prompts by their shape, without looking at masks; their places in `prompts`.
+
+    Padding shorter prompts would change their answers: the decoder attends to the padding. What is in one
+    group is read in one go, so that masks of many pixels come in several.
+    """
+    groups: dict[tuple[int, bool, bool], list[list[int]]] = defaultdict(list)
+    pixels: dict[int, int] = defaultdict(int)
+    for index, prompt in enumerate(prompts):
+        shape = groups[len(prompt.points), prompt.box is not None, prompt.has_mask]
+        more = prompt.mask.size[0] * prompt.mask.size[1] if prompt.mask else 0
+        if not shape or pixels[id(shape[-1])] + more > READ_PIXELS:
+            shape.append([])
+        shape[-1].append(index)
+        pixels[id(shape[-1])] += more
+    return [group for shape in groups.values() for group in shape]
+
+
+def stack_prompts(prompts: Sequence[Prompt], geometry: Geometry, mask_size: Size) -> PromptBatch:
+    """Prompts of one shape as the decoder takes them; decodes their masks, one after the other.
 
     Args:
-        prompts: In the caller's order.
+        prompts: At least one.
         geometry: Of the image.
         mask_size: Of the decoder's mask prompts.
-
-    Yields:
-        Places in `prompts`, and the batch of the prompts at these places.
     """
-    groups: dict[tuple[int, bool, bool], list[int]] = defaultdict(list)
-    for index, prompt in enumerate(prompts):
-        has_mask = prompt.mask is not None or prompt.mask_logits is not None
-        groups[len(prompt.points), prompt.box is not None, has_mask].append(index)
-    for (count, has_box, has_mask), places in groups.items():
-        chosen = [prompts[place] for place in places]
-        points = geometry.to_input(np.stack([prompt.points for prompt in chosen]))
-        labels = np.stack([prompt.labels for prompt in chosen])
-        boxes = np.array([prompt.box for prompt in chosen if prompt.box is not None]).reshape(-1, 2, 2)
-        logits = [mask_prompt(prompt, geometry, mask_size) for prompt in chosen] if has_mask else []
-        yield (
-            places,
-            PromptBatch(
-                points=torch.from_numpy(points).float() if count else None,
-                labels=torch.from_numpy(labels).int() if count else None,
-                boxes=torch.from_numpy(geometry.to_input(boxes)).float().flatten(1) if has_box else None,
-                mask_logits=torch.from_numpy(np.stack(logits))[:, None] if has_mask else None,
-            ),
-        )
+    first = prompts[0]
+    points = geometry.to_input(np.stack([prompt.points for prompt in prompts]))
+    labels = np.stack([prompt.labels for prompt in prompts])
+    boxes = np.array([prompt.box for prompt in prompts if prompt.box is not None]).reshape(-1, 2, 2)
+    logits = [mask_prompt(prompt, geometry, mask_size) for prompt in prompts] if first.has_mask else []
+    count, has_box = len(first.points), first.box is not None
+    return PromptBatch(
+        points=torch.from_numpy(points).float() if count else None,
+        labels=torch.from_numpy(labels).int() if count else None,
+        boxes=torch.from_numpy(geometry.to_input(boxes)).float().flatten(1) if has_box else None,
+        mask_logits=torch.from_numpy(np.stack(logits))[:, None] if logits else None,
+    )
 
 
 def mask_prompt(prompt: Prompt, geometry: Geometry, mask_size: Size) -> NDArray[np.float32]:

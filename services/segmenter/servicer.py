@@ -152,6 +152,7 @@ class SegmentServicer(segment_pb2_grpc.SegmentServiceServicer):
             multimask=request.prompts.multimask,
             zoom=messages.read_zoom(request, self._defaults.zoom),
             features=output.features,
+            logits=output.low_res_logits,
             call=call,
         )
 

@@ -28,7 +28,7 @@ from services.segmenter.everything import (
 )
 from services.segmenter.grid import Crop
 from services.segmenter.options import EverythingOptions
-from services.segmenter.prompts import PromptedRegion, decode_prompts, draw_answers
+from services.segmenter.prompts import Prompt, PromptedRegion, decode_prompts, draw_answers, stack_prompts
 from services.segmenter.refining import Subject, draw_refined, look_closely
 
 # Prompts that cost the device about as much as one picture, and as the closer looks at one object.
@@ -85,15 +85,29 @@ class Draw:
 class Answer:
     """Answers prompts of one shape. Each part gives one list of `PromptedRegion` a prompt."""
 
-    nbytes = 0
     embedding: Embedding
     crop: Crop
-    prompts: PromptBatch
+    prompts: Sequence[Prompt]
     image_size: Size
     multimask: bool
 
+    @property
+    def nbytes(self) -> int:
+        """Memory that the largest of the prompts' masks takes while it is read; one is read at a time."""
+        return max(
+            3 * prompt.mask.size[0] * prompt.mask.size[1] if prompt.mask else 0 for prompt in self.prompts
+        )
+
     def __len__(self) -> int:
         return len(self.prompts)
+
+
+@dataclass(frozen=True)
+class StackedAnswer:
+    """An `Answer` whose prompts have been read."""
+
+    work: Answer
+    prompts: PromptBatch
 
 
 @dataclass(frozen=True)
@@ -116,7 +130,7 @@ class Refine:
 
 Work = Encode | Search | Draw | Answer | Refine
 Result = Embedding | list[Candidate] | list[Region] | list[list[PromptedRegion]] | None
-_Prepared = tuple[Tensor, Geometry] | Search | Draw | Answer | Subject
+_Prepared = tuple[Tensor, Geometry] | Search | Draw | StackedAnswer | Subject
 _Finish = Callable[[], Result]
 
 
@@ -127,12 +141,15 @@ class Stages:
         self._backend = backend
 
     def prepare(self, work: Work) -> _Prepared:
-        """Decodes and resizes pictures; any thread."""
+        """Decodes and resizes pictures and masks; any thread."""
         match work:
             case Encode():
                 return self._backend.prepare(work.decode())
             case Refine():
                 return work.subject()
+            case Answer():
+                geometry, mask_size = work.embedding.geometry, self._backend.mask_size
+                return StackedAnswer(work, stack_prompts(work.prompts, geometry, mask_size))
             case _:
                 return work
 
@@ -172,10 +189,10 @@ class Stages:
                 return lambda: draw_candidates(
                     backend, work.embedding, work.crop, candidates, work.image_size
                 )
-            case Answer():
-                prompts = work.prompts.part(part.start, part.stop)
-                masks = decode_prompts(backend, work.embedding, prompts, work.multimask)
-                return lambda: draw_answers(backend, work.embedding, masks, work.crop, work.image_size)
+            case StackedAnswer(asked, stacked):
+                prompts = stacked.part(part.start, part.stop)
+                masks = decode_prompts(backend, asked.embedding, prompts, asked.multimask)
+                return lambda: draw_answers(backend, asked.embedding, masks, asked.crop, asked.image_size)
             case Subject():
                 return list
             case _:

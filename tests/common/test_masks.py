@@ -1,5 +1,6 @@
 import contextlib
 import io
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -9,13 +10,15 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 from pycocotools import mask as coco
 
-from regionsearch.errors import RegionSearchError
+from regionsearch.errors import Kind, RegionSearchError
 from regionsearch.images import encode_image
 from regionsearch.masks import (
+    MAX_RLE_CHARS,
     decode_rle,
     encode_rle,
     mask_box,
     mask_from_proto,
+    mask_runs,
     mask_to_proto,
     rle_area,
     rle_runs,
@@ -83,8 +86,30 @@ def test_any_runs_but_those_of_a_mask_of_that_size_are_refused(mask: np.ndarray,
 
 @pytest.mark.parametrize("counts", ["é", "4\N{BULLET}", "\ud800", "?\N{SNOWMAN}", "/", "~", "P"])
 def test_other_characters_are_not_read_as_numbers(counts: str) -> None:
-    with pytest.raises(RegionSearchError, match="no COCO run-length string"):
+    with pytest.raises(RegionSearchError, match="not a COCO run-length string"):
         rle_runs(counts, 1, 15)
+
+
+def test_more_run_lengths_than_any_mask_has_are_refused_before_they_are_read() -> None:
+    with pytest.raises(RegionSearchError, match="over the limit of 4194304") as caught:
+        rle_runs("0" * (MAX_RLE_CHARS + 1), 7000, 7000)
+    assert caught.value.kind is Kind.TOO_LARGE
+
+
+@pytest.mark.parametrize("counts", ["0" * 1_000_000, "1" * 1_000_000, "o" * 6 + "1", compress([1 << 40])])
+def test_hostile_run_lengths_take_little_time_and_memory(counts: str) -> None:
+    tracemalloc.start()
+    try:
+        with pytest.raises(RegionSearchError):
+            rle_runs(counts, 64, 64)
+        assert tracemalloc.get_traced_memory()[1] < 64 * len(counts) + (1 << 20)
+    finally:
+        tracemalloc.stop()
+
+
+@given(masks)
+def test_runs_of_a_mask_are_those_of_its_string(mask: np.ndarray) -> None:
+    assert mask_runs(mask).tolist() == rle_runs(encode_rle(mask), *mask.shape).tolist()
 
 
 @given(masks, st.sampled_from(types_pb2.MaskEncoding.values()))

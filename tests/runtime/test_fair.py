@@ -95,7 +95,7 @@ def test_what_is_given_up_is_not_charged_and_nothing_is_left_behind() -> None:
             queue.push(request, request.split()[0], rng.randint(1, 9))
             waiting.append(request)
         assert queue.waiting == sum(entry.left for entry in queue._entries.values())
-        assert [key for key, _ in queue._order] == sorted(key for key, _ in queue._order)
+        assert queue._order == sorted(queue._order)
     for request in waiting:
         queue.remove(request)
         queue.leave(request.split()[0])

@@ -16,7 +16,7 @@ from services.runtime.batcher import BatchSettings
 from services.segmenter.backends.sam import SamBackend
 from services.segmenter.calls import Picture, Prompted
 from services.segmenter.engine import SegmentEngine
-from services.segmenter.prompts import Prompt, RoughMask, mask_prompt
+from services.segmenter.prompts import Prompt, RoughMask, group_prompts, mask_prompt
 
 
 def prompt(points: list[tuple[float, float]], labels: list[int] | None = None, **more: object) -> Prompt:
@@ -125,3 +125,23 @@ def test_huge_logits_are_answered_with_numbers(untrained: SamBackend, coffee: ND
     ((answer,),) = ask(untrained, coffee, [prompt([], mask_logits=logits)], False).answers
     assert np.isfinite(answer.region.predicted_iou)
     assert np.isfinite(answer.low_res_logits).all()
+
+
+def test_masks_of_many_pixels_are_read_in_several_goes() -> None:
+    large = RoughMask((7000, 7000), lambda: np.zeros((1, 1), bool))
+    prompts = [prompt([(1, 1)]), *[prompt([(1, 1)], mask=large)] * 6, prompt([(2, 2)])]
+    groups = group_prompts(prompts)
+    assert sorted(place for group in groups for place in group) == list(range(8))
+    assert [0, 7] in groups
+    assert max(len(group) for group in groups) == 2
+
+
+def test_a_mask_that_cannot_be_read_fails_its_own_call_only(
+    pocket: SamBackend, coffee: NDArray[np.uint8]
+) -> None:
+    def broken() -> NDArray[np.bool_]:
+        raise RegionSearchError(Kind.INVALID_ARGUMENT, "broken")
+
+    size = coffee.shape[0], coffee.shape[1]
+    with pytest.raises(RegionSearchError, match="broken"):
+        ask(pocket, coffee, [prompt([(1, 1)], mask=RoughMask(size, broken))], multimask=False)

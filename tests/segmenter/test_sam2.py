@@ -13,7 +13,7 @@ from services.segmenter.backends.base import ModelIdentity
 from services.segmenter.everything import segment_everything
 from services.segmenter.grid import Crop
 from services.segmenter.options import EverythingOptions
-from services.segmenter.prompts import Prompt, batch_prompts, decode_prompts, draw_answers
+from services.segmenter.prompts import Prompt, decode_prompts, draw_answers, group_prompts, stack_prompts
 
 
 def test_without_its_package_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -40,7 +40,8 @@ def test_prompts_give_the_masks_of_its_predictor(coffee: NDArray[np.uint8]) -> N
         Prompt(points[:1], np.array([1], np.int32), box),
     ]
     for multimask in (False, True):
-        for places, batch in batch_prompts(prompts, embedding.geometry, backend.mask_size):
+        for places in group_prompts(prompts):
+            batch = stack_prompts([prompts[place] for place in places], embedding.geometry, backend.mask_size)
             decoded = decode_prompts(backend, embedding, batch, multimask)
             (answer,) = draw_answers(backend, embedding, decoded, Crop.whole(size), size)
             asked = prompts[places[0]]
