@@ -14,7 +14,7 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from regionsearch.errors import RegionSearchError, invalid, too_large
-from regionsearch.images import DEFAULT_LIMITS, encode_image
+from regionsearch.images import DEFAULT_LIMITS, encode_image, png
 from regionsearch.v1 import types_pb2
 
 BoolMask = NDArray[np.bool_]
@@ -28,6 +28,20 @@ def encode_rle(mask: BoolMask) -> str:
     return counts.decode("ascii")
 
 
+def check_rle_length(counts: str, field: str) -> None:
+    """Refuses run lengths that nobody would be able to read again.
+
+    Raises:
+        RegionSearchError: TOO_LARGE over `MAX_RLE_CHARS`.
+    """
+    if len(counts) > MAX_RLE_CHARS:
+        raise too_large(
+            field,
+            f"{field} has run lengths of {len(counts)} characters, over the limit of {MAX_RLE_CHARS}; masks "
+            "of objects have far fewer",
+        )
+
+
 def rle_runs(counts: str, height: int, width: int, field: str = "mask.coco_rle") -> NDArray[np.int64]:
     """The run lengths of a compressed string: column by column, beginning with zeros.
 
@@ -39,12 +53,7 @@ def rle_runs(counts: str, height: int, width: int, field: str = "mask.coco_rle")
         RegionSearchError: INVALID_ARGUMENT when the string is malformed or does not cover height x width,
             TOO_LARGE over `MAX_RLE_CHARS`.
     """
-    if len(counts) > MAX_RLE_CHARS:
-        raise too_large(
-            field,
-            f"{field} has {len(counts)} characters, over the limit of {MAX_RLE_CHARS} for run lengths; masks "
-            "of objects have far fewer",
-        )
+    check_rle_length(counts, field)
     chars = np.frombuffer(counts.encode(errors="surrogatepass"), np.uint8) - 48  # what is less wraps around
     if chars.size == 0 or chars.max() > 63 or chars[-1] & 32:
         raise invalid(field, f"{field} is not a COCO run-length string; send what pycocotools calls counts")
@@ -156,8 +165,11 @@ def _unpack_bits(data: bytes, height: int, width: int, field: str) -> BoolMask:
 
 
 def _decode_png(data: bytes, height: int, width: int, field: str) -> BoolMask:
+    if not data.startswith(png.SIGNATURE):
+        raise invalid(field, f"{field} is not a PNG file")
     try:
-        with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+        pixels = png.take_apart(data).joined()  # without text, of which a decoder may read any amount
+        with Image.open(io.BytesIO(pixels), formats=("PNG",)) as image:
             if image.size != (width, height):
                 raise invalid(
                     field, f"{field} is {image.height} x {image.width}; the mask says {height} x {width}"
@@ -168,4 +180,4 @@ def _decode_png(data: bytes, height: int, width: int, field: str) -> BoolMask:
     except (RegionSearchError, MemoryError):
         raise
     except Exception as error:  # Pillow's decoders let any exception of a damaged file through
-        raise invalid(field, f"{field} is no readable PNG ({error})") from error
+        raise invalid(field, f"{field} is not a readable PNG ({error})") from error

@@ -10,7 +10,7 @@ import numpy as np
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from regionsearch.errors import RegionSearchError, invalid, too_large
-from regionsearch.masks import encode_rle, mask_from_proto, rle_runs
+from regionsearch.masks import check_rle_length, encode_rle, mask_from_proto, rle_runs
 from regionsearch.metadata import MetadataLimits
 from regionsearch.tensors import tensor_from_proto
 from regionsearch.v1 import search_pb2, types_pb2
@@ -333,7 +333,9 @@ def _mask(message: types_pb2.Mask, field: str) -> RleMask:
             raise invalid(field, f"{field} needs a height and a width of at least 1")
         rle_runs(message.coco_rle, message.height, message.width, f"{field}.coco_rle")
         return RleMask(message.height, message.width, message.coco_rle.encode("ascii"))
-    return RleMask(message.height, message.width, encode_rle(mask_from_proto(message, field)).encode("ascii"))
+    counts = encode_rle(mask_from_proto(message, field))
+    check_rle_length(counts, field)
+    return RleMask(message.height, message.width, counts.encode("ascii"))
 
 
 def _identifier(field: str, value: str, limit: int) -> None:

@@ -11,7 +11,7 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from regionsearch.errors import Kind, RegionSearchError
-from regionsearch.images import encode_image
+from regionsearch.images import encode_image, png
 from regionsearch.masks import (
     MAX_RLE_CHARS,
     decode_rle,
@@ -105,6 +105,16 @@ def test_hostile_run_lengths_take_little_time_and_memory(counts: str) -> None:
         assert tracemalloc.get_traced_memory()[1] < 64 * len(counts) + (1 << 20)
     finally:
         tracemalloc.stop()
+
+
+def test_text_in_the_png_of_a_mask_is_not_read() -> None:
+    plain = mask_to_proto(np.eye(8, dtype=np.bool_), types_pb2.MASK_ENCODING_PNG)
+    text = b"".join(png.chunk(b"tEXt", b"a\0b") for _ in range(1000))
+    plain.png = plain.png[:33] + text + plain.png[33:]
+    assert np.array_equal(mask_from_proto(plain), np.eye(8, dtype=np.bool_))
+    plain.png = plain.png[:33] + png.chunk(b"tEXt", b"a\0b") * 300_000 + plain.png[33:]
+    with pytest.raises(RegionSearchError, match="chunks"):
+        mask_from_proto(plain)
 
 
 @given(masks)
