@@ -222,6 +222,7 @@ class Ingester:
             region_count=len(segmented.regions),
             seq=answer.seq,
             tags=stored.tags,
+            name=stored.name,
         )
 
     async def _known(self, collection: str, identity: str) -> search_pb2.GetRecordsResponse | None:
@@ -265,6 +266,7 @@ class Ingester:
             region_count=image.region_count,
             seq=seq,
             tags=image.tags,
+            name=image.name,
         )
 
     async def _check_key(

@@ -158,6 +158,10 @@ class IngestResult(BaseModel):
     outcome: Literal["created", "duplicate", "failed"]
     image_id: str | None = None
     regions: int | None = Field(None, description="Number of regions that were found.")
+    known_as: str | None = Field(
+        None,
+        description="Of a duplicate that was stored under another name before: that name, which it keeps.",
+    )
     tags: list[str] | None = Field(
         None, description="Of the image now: a duplicate keeps its own and gets those of the request."
     )

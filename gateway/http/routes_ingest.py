@@ -264,6 +264,7 @@ class _Run:
                 image_id=answer.image_id,
                 regions=answer.region_count,
                 seq=answer.seq,
+                known_as=answer.name if answer.name != name else None,
                 tags=list(answer.tags),
             )
         report("result", {"index": index, **result.model_dump(exclude_none=True)})

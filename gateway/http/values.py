@@ -47,7 +47,7 @@ Text = Annotated[
     Field(max_length=10_000, json_schema_extra={"minLength": 1, "pattern": r"\S"}),
 ]
 Id = Annotated[str, Field(min_length=1, max_length=160)]
-Tag = Annotated[str, Field(min_length=1, max_length=255)]
+Tag = Annotated[str, Field(min_length=1, max_length=4096)]
 Value = Annotated[str, Field(max_length=4096)]
 CollectionName = Annotated[str, Field(max_length=64)]
 PageToken = Annotated[str, Field(max_length=MAX_SMALL, description="`next_page_token` of the page before.")]

@@ -138,12 +138,15 @@ class IngestImageResponse(_message.Message):
     REGION_COUNT_FIELD_NUMBER: _builtins.int
     SEQ_FIELD_NUMBER: _builtins.int
     TAGS_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
     outcome: Global___IngestOutcome.ValueType
     image_id: _builtins.str
     """SHA-256 of the image's bytes."""
     region_count: _builtins.int
     seq: _builtins.int
     """A search with this min_seq sees the image."""
+    name: _builtins.str
+    """What the image is called now: a duplicate keeps the name that it has."""
     @_builtins.property
     def tags(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Of the image now: a duplicate keeps its own and gets those of the request."""
@@ -156,10 +159,11 @@ class IngestImageResponse(_message.Message):
         region_count: _builtins.int = ...,
         seq: _builtins.int = ...,
         tags: _abc.Iterable[_builtins.str] | None = ...,
+        name: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["image_id", b"image_id", "outcome", b"outcome", "region_count", b"region_count", "seq", b"seq", "tags", b"tags"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["image_id", b"image_id", "name", b"name", "outcome", b"outcome", "region_count", b"region_count", "seq", b"seq", "tags", b"tags"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

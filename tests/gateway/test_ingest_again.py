@@ -41,6 +41,8 @@ def test_tags_and_attributes_of_a_duplicate_are_added(
     assert script.calls["Segment"] == 1
     (nothing_new,) = add(gateway, collection, ("other.png", data), tags=["a"])
     assert nothing_new["seq"] == again["seq"]  # nothing was written
+    assert (nothing_new["name"], nothing_new["known_as"]) == ("other.png", "red.png")
+    assert "known_as" not in again
     assert facts(gateway, collection, made.image_id)["name"] == "red.png"
     request = pb.IngestImageRequest(collection=collection, image={"encoded": data}, tags=["grpc"])
     answer = gateway.grpc.IngestImage(request)
