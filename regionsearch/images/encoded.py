@@ -126,17 +126,18 @@ class EncodedImage:
         """Memory that :meth:`decode` takes at most: seven bytes a pixel, four inside Pillow and three in the
         array that remains, and what the format's decoder takes for itself.
         """
-        return (7 + self._container.spare_bytes) * self._area
+        return 7 * self._area + self._spare_bytes
 
     def reduced_bytes(self, side: int) -> int:
         """Memory that :meth:`reduced` takes at most."""
         shrunk = self._draft_factor(side) ** 2
         # The image, and two copies of what it is reduced to at first, up to twice as long and wide as wanted.
-        return (
-            self._area * self._container.spare_bytes
-            + 4 * self._area // shrunk
-            + 8 * min(self._area, 4 * side**2)
-        )
+        return 4 * self._area // shrunk + 8 * min(self._area, 4 * side**2) + self._spare_bytes
+
+    @property
+    def _spare_bytes(self) -> int:
+        process = isolated.BYTES if self._container.file_format in isolated.FORMATS else 0
+        return self._container.spare_bytes * self._area + process
 
     def decode(self) -> Pixels:
         """The pixels: uint8 sRGB (height, width, 3), upright.
@@ -196,7 +197,7 @@ class EncodedImage:
     def _load(self, wanted: tuple[int, int] | None = None) -> None:
         """Decodes the file; a JPEG at the smallest fraction of its size that is as large as wanted."""
         container, (width, height) = self._container, self._stored_size
-        if container.file_format in ("AVIF", "HEIF"):
+        if container.file_format in isolated.FORMATS:
             transparent = self._image.has_transparency_data
             self._image = isolated.load(container.joined(), container.file_format, width, height, transparent)
             return

@@ -6,10 +6,11 @@ import os
 import resource
 import sys
 
-from PIL import Image
+from PIL import AvifImagePlugin, Image
 
 EXIT_TOO_MUCH = 3
-BASE_BYTES = 1 << 30  # of addresses: libraries, and stacks of a decoder's threads
+BASE_BYTES = 160 << 20  # without any image: Python, the libraries' data, stacks of a decoder's threads
+THREADS = 4
 STRIP_ROWS = 64
 
 
@@ -18,11 +19,13 @@ def main(file_format: str, mode: str, file: int, width: int, height: int, second
     os.nice(5)  # it is the only one that nobody else's click waits for
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
-    resource.setrlimit(resource.RLIMIT_AS, (BASE_BYTES + nbytes, BASE_BYTES + nbytes))
+    resource.setrlimit(resource.RLIMIT_DATA, (BASE_BYTES + nbytes, BASE_BYTES + nbytes))
     if file_format == "HEIF":
         from pi_heif import register_heif_opener
 
-        register_heif_opener()
+        register_heif_opener(decode_threads=THREADS)
+    else:
+        AvifImagePlugin.DEFAULT_MAX_THREADS = THREADS
     image = Image.open(io.BytesIO(sys.stdin.buffer.read()), formats=[file_format])
     image.load()
     if image.size != (width, height):
