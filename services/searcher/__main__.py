@@ -12,6 +12,7 @@ from regionsearch.v1.search_pb2_grpc import add_SearchServiceServicer_to_server
 from services.runtime.server import Lifespan, Server, run
 from services.searcher import move
 from services.searcher.calls import Calls
+from services.searcher.embedded import threads
 from services.searcher.engines import open_engine
 from services.searcher.metrics import report_sizes
 from services.searcher.servicer import SearchServicer
@@ -56,6 +57,8 @@ def main() -> None:
     if sys.argv[1:2] == ["move"]:
         sys.exit(move.main(sys.argv[2:]))
     settings = SearcherSettings.load()
+    if settings.engine == "embedded":
+        threads.take_over(settings.embedded.search_threads)
     run(settings, SERVICES, searcher(settings))
 
 

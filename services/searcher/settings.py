@@ -30,8 +30,8 @@ class EmbeddedSettings(BaseModel):
         0.98,
         gt=0,
         le=1,
-        description="Least recall@10 of an approximate index where it is tuned: by the last queries, once 64 "
-        "different ones have come; until then by stored vectors with noise.",
+        description="Least recall@10 of an approximate index, for words and for regions: of the queries "
+        "that come once there are 64 different ones of a kind, until then of some made of stored vectors.",
     )
     build_threads: int = Field(1, ge=1, description="Threads that build an index beside the traffic.")
     gpu_rows: int = Field(131_072, ge=1, description="Rows of an index on a GPU.")
@@ -41,6 +41,9 @@ class EmbeddedSettings(BaseModel):
     )
     compact_above: float = Field(0.2, gt=0, lt=1, description="Part of dead rows that starts a compaction.")
     page_ttl_s: float = Field(300.0, ge=0, description="How long the pages of one search stay the same.")
+    search_threads: int = Field(
+        0, ge=0, description="Threads that score vectors; 0 means one for each processor."
+    )
     max_batch: int = Field(64, ge=1, description="Query vectors that are searched in one pass.")
 
 

@@ -16,8 +16,8 @@ from services.searcher.embedded.segments import (
     chosen,
     grouped,
     nearest_selected,
-    product,
 )
+from services.searcher.embedded.threads import product
 from services.searcher.types import Vectors
 
 

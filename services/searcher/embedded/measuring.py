@@ -14,7 +14,8 @@ import numpy as np
 
 from services.searcher.embedded.live import QueryKind
 from services.searcher.embedded.rewriting import Rewrite
-from services.searcher.embedded.segments import Probe, Segment, product, rounding
+from services.searcher.embedded.segments import Probe, Segment, rounding
+from services.searcher.embedded.threads import product
 from services.searcher.types import Vectors
 
 RECALL_AT = 10

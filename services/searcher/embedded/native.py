@@ -13,6 +13,8 @@ from services.searcher.types import Vectors
 
 faiss: Any = _faiss
 
+_WORTH_THREADS = 1 << 20
+
 
 def selector(mask: Mask) -> Any:
     """Lets only the masked rows into a search; it holds on to its bits."""
@@ -25,8 +27,11 @@ def selector(mask: Mask) -> Any:
 def widened(halves: NDArray[np.float16]) -> Vectors:
     """Half-precision vectors, shape (rows, dimension), in single precision: the same values.
 
-    FAISS uses the processor's own conversion where it has one; NumPy takes more than twice as long.
+    FAISS uses the processor's own conversion where it has one; NumPy takes more than twice as long, but does
+    not have to wake threads.
     """
+    if halves.size < _WORTH_THREADS:
+        return halves.astype(np.float32)
     quantizer = faiss.ScalarQuantizer(halves.shape[1], faiss.ScalarQuantizer.QT_fp16)
     vectors: Vectors = quantizer.decode(np.ascontiguousarray(halves).view(np.uint8))
     return vectors

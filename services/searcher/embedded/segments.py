@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.searcher.embedded.rows import Keys, Rows
+from services.searcher.embedded.threads import product
 from services.searcher.types import Vectors
 
 CHUNK_ROWS = 65_536
@@ -258,13 +259,6 @@ class View:
 
     segment: Segment
     rows: int
-
-
-def product(queries: Vectors, vectors: Vectors) -> Vectors:
-    """Dot products, shape (queries, vectors)."""
-    if len(queries) == 1:
-        return np.asarray(vectors @ queries[0])[np.newaxis]
-    return np.asarray(queries @ vectors.T)
 
 
 def grouped(probes: Sequence[Probe]) -> list[list[int]]:

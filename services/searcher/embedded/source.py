@@ -15,7 +15,8 @@ from services.searcher.embedded.index import Fetch, Part
 from services.searcher.embedded.opened import OpenCollection
 from services.searcher.embedded.ordering import MANY, IdOrder
 from services.searcher.embedded.searching import SearchThread
-from services.searcher.embedded.segments import EXACT, Mask, Positions, Segment, product, rounding
+from services.searcher.embedded.segments import EXACT, Mask, Positions, Segment, rounding
+from services.searcher.embedded.threads import product
 from services.searcher.ranking import Candidates, Numbers, cosines, first_count
 from services.searcher.types import NO_FILTER, Level, Query, Vectors
 
