@@ -108,7 +108,7 @@ def counts_of(results: Sequence[IngestResult]) -> str:
 
 def summarise(files: Sequence[Path], results: Sequence[IngestResult]) -> None:
     """Prints what became of the files, with the reason of every failure."""
-    console.print(counts_of(results), highlight=False)
+    console.print(counts_of(results), highlight=False, soft_wrap=True)
     for path, result in zip(files, results, strict=True):
         if result.error is not None:
             tell(f"failed: {path}: {result.error.detail}", style="red")

@@ -64,7 +64,7 @@ def up(
 
 def note(line: str) -> None:
     """Says what is going on."""
-    errors.print(line, style="dim", highlight=False, markup=False)
+    tell(line, style="dim")
 
 
 def announce(url: str) -> None:

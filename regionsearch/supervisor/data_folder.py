@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -56,6 +57,10 @@ class DataFolder:
     @property
     def _owner(self) -> Path:
         return self.path / "up.json"
+
+    def has_room(self) -> bool:
+        """Whether anything can be written there."""
+        return shutil.disk_usage(self.path).free > 0
 
     def release(self) -> None:
         """Gives the folder up, as far as this process is concerned."""

@@ -154,6 +154,8 @@ class Supervisor:
                 self._report(f"{child.name} ends again and again (last with code {code}); its log says:")
                 self._report(child.last_words() or "nothing")
                 self._report(f"all of it: {child.log}")
+                if not self._folder.has_room():
+                    self._report(f"the disk of {self._folder.path} is full, for its log too: make room")
                 return False
             delay = min(FIRST_DELAY_S * 2 ** (child.quick_deaths - 1), LONGEST_DELAY_S)
             child.start_again_at = now + delay
