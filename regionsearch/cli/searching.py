@@ -18,7 +18,7 @@ from regionsearch.coco import unique_file_name
 from regionsearch.errors import invalid
 
 if TYPE_CHECKING:
-    from regionsearch.client import Box, SearchResult
+    from regionsearch.client import Box, SearchResult, WithinResult
 
 IMAGE_ID = re.compile("[0-9a-f]{64}")
 
@@ -70,8 +70,7 @@ def search(
             page_size=limit,
             masks=save is not None or open_it,
         )
-        if any(result.truncated):
-            tell("the query is longer than the model reads: its end was left out", style="yellow")
+        _warn_of_cuts(result)
         if as_json:
             typer.echo(json.dumps([hit.model_dump() for hit in result], indent=1))
         else:
@@ -108,6 +107,7 @@ def within(
         found = client.within(
             phrases, image=path, image_id=image_id, collection=collection, min_score=min_score
         )
+        _warn_of_cuts(found)
         if as_json:
             typer.echo(found.model_dump_json(indent=1))
         else:
@@ -158,6 +158,11 @@ def merged(documents: Iterator[dict[str, Any]]) -> dict[str, Any]:
             number = len(whole["annotations"]) + 1
             whole["annotations"].append(one | {"id": number, "image_id": numbers[one["image_id"]]})
     return whole
+
+
+def _warn_of_cuts(result: SearchResult | WithinResult) -> None:
+    if any(result.truncated):
+        tell("the query is longer than the model reads: its end was left out", style="yellow")
 
 
 def _table(result: SearchResult) -> Table:

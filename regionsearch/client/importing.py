@@ -222,11 +222,13 @@ def _check_deleted(error: RegionSearchError) -> None:
 
 def _duplicate(source: Source, before: Image, after: Image) -> IngestResult:
     """The result of a file whose image was stored already, as it was found and as it is now."""
+    name = name_of(source)
     return IngestResult(
-        name=name_of(source),
+        name=name,
         outcome="duplicate",
         image_id=after.image_id,
         regions=after.region_count,
+        known_as=after.name if after.name not in ("", name) else None,
         tags=after.tags,
         added_tags=tuple(tag for tag in after.tags if tag not in before.tags),
         seq=after.seq if isinstance(after, UpdatedImage) else None,

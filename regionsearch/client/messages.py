@@ -29,11 +29,13 @@ from regionsearch.v1 import region_search_pb2, search_pb2, types_pb2
 def read_ingest(name: str, answer: region_search_pb2.IngestImageResponse) -> IngestResult:
     """What became of a picture."""
     created = answer.outcome == region_search_pb2.INGEST_OUTCOME_CREATED
+    renamed = not created and answer.name not in ("", name)
     return IngestResult(
         name=name,
         outcome="created" if created else "duplicate",
         image_id=answer.image_id,
         regions=answer.region_count,
+        known_as=answer.name if renamed else None,
         tags=tuple(answer.tags),
         seq=answer.seq,
     )
@@ -85,7 +87,11 @@ def read_within(phrases: Sequence[str], answer: region_search_pb2.SearchWithinRe
     )
     union = Mask(size=(answer.union_mask.height, answer.union_mask.width), counts=answer.union_mask.coco_rle)
     return WithinResult(
-        width=answer.image_width, height=answer.image_height, regions=regions, union_mask=union
+        width=answer.image_width,
+        height=answer.image_height,
+        regions=regions,
+        union_mask=union,
+        truncated=tuple(answer.truncated),
     )
 
 

@@ -97,6 +97,7 @@ class IngestResult(_Result):
         outcome: A `duplicate` was there already; `error` says why one has `failed`.
         image_id: SHA-256 of the file.
         regions: Number of regions that were found.
+        known_as: The name that a duplicate keeps, where it was stored under another one.
         tags: Of the image now.
         added_tags: Those that a file that was there already has got now.
         seq: A search with this min_seq sees the image.
@@ -107,6 +108,7 @@ class IngestResult(_Result):
     outcome: Literal["created", "duplicate", "failed"]
     image_id: str | None = None
     regions: int | None = None
+    known_as: str | None = None
     tags: tuple[str, ...] = ()
     added_tags: tuple[str, ...] = ()
     seq: int | None = None
@@ -197,12 +199,21 @@ class SearchResult(_Result):
 
 
 class WithinResult(_Result):
-    """Every region of one picture, best first, and what the hits cover together."""
+    """Every region of one image, best first, and what the hits cover together.
+
+    Attributes:
+        width: Of the image, pixels.
+        height: Of the image, pixels.
+        regions: Best first.
+        union_mask: What the hits cover.
+        truncated: For each phrase: it was longer than the model reads, and its end was left out.
+    """
 
     width: int
     height: int
     regions: tuple[ScoredRegion, ...]
     union_mask: Mask
+    truncated: tuple[bool, ...] = ()
 
     @property
     def hits(self) -> tuple[ScoredRegion, ...]:

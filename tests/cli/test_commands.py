@@ -303,11 +303,12 @@ def test_edit_sends_what_is_to_change(gateway: FakeGateway) -> None:
         assert isinstance(run(gateway, "edit", *wrong).exception, RegionSearchError)
 
 
-def test_a_query_that_was_cut_off_is_said(gateway: FakeGateway, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_query_that_was_cut_off_is_said(gateway: FakeGateway) -> None:
     gateway.truncated = [True]
-    result = run(gateway, "search", "mug " * 300, "--json")
-    assert "the query is longer than the model reads" in result.stderr
-    assert json.loads(result.stdout)
+    for command in (["search", "mug " * 300], ["within", "a" * 64, "mug " * 300]):
+        result = run(gateway, *command, "--json")
+        assert "the query is longer than the model reads" in result.stderr
+        assert json.loads(result.stdout)
 
 
 def test_models(gateway: FakeGateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

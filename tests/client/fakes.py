@@ -177,7 +177,8 @@ class HttpHandler(BaseHTTPRequestHandler):
                     "box": BOX, "mask": MASK, "area": 3, "predicted_iou": 0.5, "stability_score": 0.25,
                     "score": 0.5, "label": asked["texts"][0], "text_index": 0, "is_hit": True,
                 }  # fmt: skip
-                return 200, {"width": 3, "height": 2, "regions": [region], "union_mask": MASK}
+                return 200, {"width": 3, "height": 2, "regions": [region], "union_mask": MASK,
+                             "truncated": self.gateway.truncated}  # fmt: skip
             case "DELETE", _:
                 return 204, b""
         raise RegionSearchError(Kind.NOT_FOUND, f"there is nothing at {path}", field="path")
@@ -266,7 +267,13 @@ class GrpcServicer(region_search_pb2_grpc.RegionSearchServiceServicer):
             box=types_pb2.Box(**BOX), mask=mask, area=3, predicted_iou=0.5, stability_score=0.25
         )
         scored = pb.ScoredRegion(region=region, score=0.5, is_hit=True)
-        return pb.SearchWithinResponse(regions=[scored], union_mask=mask, image_height=2, image_width=3)
+        return pb.SearchWithinResponse(
+            regions=[scored],
+            union_mask=mask,
+            image_height=2,
+            image_width=3,
+            truncated=self._gateway.truncated,
+        )
 
     def DeleteImage(self, request: Any, context: Any) -> pb.DeleteImageResponse:
         self._take(request, context)

@@ -43,6 +43,7 @@ def test_files_are_asked_about_before_they_are_sent(
     assert [(one.name, one.outcome) for one in results] == [
         ("a", "duplicate"), ("new", "created"), ("b", "duplicate"), ("other name", "duplicate"),
     ]  # fmt: skip
+    assert [one.known_as for one in results] == ["k", None, "k", "k"]
     assert [one.image_id for one in results] == [
         hashlib.sha256(name.encode()).hexdigest() for name in ("a", "new", "b", "c")
     ]
@@ -152,3 +153,4 @@ def test_a_search_tells_which_phrases_were_cut_off(use: Callable[..., Any], gate
     gateway.truncated = [True, False]
     phrases: Sequence[str] = ["mug " * 200, "mug"]
     assert use("search", phrases).truncated == (True, False)
+    assert use("within", phrases, image=b"picture").truncated == (True, False)

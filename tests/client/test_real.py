@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import pytest
 
 from regionsearch import AsyncClient, Client
@@ -46,6 +48,29 @@ def test_both_transports_tell_the_same(http: Client, stack: Stack) -> None:
         ]
         (again,) = over_grpc.ingest([scene], COLLECTION)
         assert again.outcome == "duplicate"
+
+
+@pytest.mark.parametrize("scheme", ["http", "grpc"])
+def test_known_files_are_not_sent_and_get_what_is_new(http: Client, stack: Stack, scheme: str) -> None:
+    scene = held_out_scenes(4)[1].path
+    with Client(stack.http if scheme == "http" else f"grpc://{stack.grpc}", retries=0) as client:
+        client.wait_ready()
+        known = http.regions(hashlib.sha256(scene.read_bytes()).hexdigest(), COLLECTION)
+        (result,) = client.ingest([("another name", scene)], COLLECTION, tags=[scheme, "held-out"])
+        assert (result.outcome, result.regions, result.known_as) == ("duplicate", len(known), scene.name)
+        assert (result.added_tags, scheme in result.tags) == ((scheme,), True)
+        found = client.search("dog", COLLECTION, filter={"tags": [scheme]}, min_seq=result.seq)
+        assert {hit.image_id for hit in found} == {result.image_id}
+        (image,) = client.check_images([result.image_id, "0" * 64], COLLECTION)
+        assert image.attributes == {"split": "test"}
+        changed = client.update_image(
+            result.image_id, COLLECTION, remove_tags=[scheme], attributes={"split": None, "s": scheme}
+        )
+        assert scheme not in changed.tags
+        assert changed.attributes == {"s": scheme}
+        back = client.update_image(result.image_id, COLLECTION, attributes={"split": "test", "s": None})
+        assert (back.tags, back.attributes) == (("held-out",), {"split": "test"})
+        assert client.search("x " * 500, COLLECTION).truncated == (True,)
 
 
 def test_both_exclude_what_is_not_meant(http: Client, stack: Stack) -> None:
