@@ -318,7 +318,8 @@ class Catalog:
         if change.HasField("name"):
             change.name = clean_name(change.name)
         if change.HasField("as_read"):
-            await self._reveal_key(collection, change)
+            change.as_read.image_id = change.image_id
+            change.as_read.CopyFrom(await self._revealed(collection, change.as_read))
         backends = self._backends
         request = search_pb2.UpdateImagesRequest(collection=collection or DEFAULT, updates=[change])
         with renamed("updates[0].", ""):
@@ -328,13 +329,16 @@ class Catalog:
         hide_key(answer.images[0])
         return answer.images[0], answer.seq
 
-    async def _reveal_key(self, collection: str, change: search_pb2.ImageUpdate) -> None:
-        """Completes `as_read`, which callers are shown without hidden attributes, to what is stored."""
-        stored = await self.records(collection, image_ids=[change.image_id], images_only=True)
-        hide_key(change.as_read)
+    async def _revealed(self, collection: str, as_read: search_pb2.StoredImage) -> search_pb2.StoredImage:
+        """What a caller has read of an image, with the hidden attributes that are stored."""
+        revealed = search_pb2.StoredImage()
+        revealed.CopyFrom(as_read)
+        hide_key(revealed)
+        stored = await self.records(collection, image_ids=[as_read.image_id], images_only=True)
         for image in stored.images:
             kept = {name: image.attributes[name] for name in HIDDEN if name in image.attributes}
-            change.as_read.attributes.update(kept)
+            revealed.attributes.update(kept)
+        return revealed
 
     async def delete_image(
         self, collection: str, image_id: str, as_read: search_pb2.StoredImage | None = None
@@ -344,7 +348,8 @@ class Catalog:
         Args:
             collection: Where it is.
             image_id: Its id.
-            as_read: What `image` answered; one that has been deleted and added again since then is left.
+            as_read: What `image` answered; one that has been changed, or deleted and added again, since then
+                is left.
 
         Returns:
             The write's seq.
@@ -355,17 +360,11 @@ class Catalog:
         """
         backends, collection = self._backends, collection or DEFAULT
         await self._store.check_writable(collection, image_id)
-        request = search_pb2.DeleteRequest(collection=collection)
-        if as_read is None:
-            request.image_ids.append(image_id)
-        else:
-            request.filter.CopyFrom(_only(as_read))
+        request = search_pb2.DeleteRequest(collection=collection, image_ids=[image_id])
+        if as_read is not None:
+            request.as_read.CopyFrom(await self._revealed(collection, as_read))
         answer = await backends.searcher.call(backends.search.Delete, request)
         if not answer.deleted_image_count:
-            if as_read is not None:
-                raise RegionSearchError(
-                    Kind.ABORTED, f"image {image_id!r} has changed since it was read; read it again"
-                )
             raise _no_image(collection, image_id)
         try:
             await self._let_go(collection, [image_id])
@@ -379,13 +378,6 @@ class Catalog:
                 error=error.message,
             )
         return answer.seq
-
-
-def _only(image: search_pb2.StoredImage) -> search_pb2.Filter:
-    """Passes the records of an image until it is deleted: added again, it has another time."""
-    chosen = search_pb2.Filter(image_ids=[image.image_id], created_after=image.create_time)
-    chosen.created_before.FromMilliseconds(image.create_time.ToMilliseconds() + 1)
-    return chosen
 
 
 def _only_image(

@@ -796,6 +796,7 @@ class DeleteRequest(_message.Message):
     IMAGE_IDS_FIELD_NUMBER: _builtins.int
     RECORD_IDS_FIELD_NUMBER: _builtins.int
     FILTER_FIELD_NUMBER: _builtins.int
+    AS_READ_FIELD_NUMBER: _builtins.int
     collection: _builtins.str
     @_builtins.property
     def image_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -807,6 +808,10 @@ class DeleteRequest(_message.Message):
     def filter(self) -> Global___Filter:
         """Every record that passes; images left without records go too."""
 
+    @_builtins.property
+    def as_read(self) -> Global___StoredImage:
+        """Delete nothing, ABORTED, unless this image exists with this create_time, name, these tags and attributes."""
+
     def __init__(
         self,
         *,
@@ -814,10 +819,11 @@ class DeleteRequest(_message.Message):
         image_ids: _abc.Iterable[_builtins.str] | None = ...,
         record_ids: _abc.Iterable[_builtins.str] | None = ...,
         filter: Global___Filter | None = ...,
+        as_read: Global___StoredImage | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["as_read", b"as_read", "filter", b"filter"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "filter", b"filter", "image_ids", b"image_ids", "record_ids", b"record_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_read", b"as_read", "collection", b"collection", "filter", b"filter", "image_ids", b"image_ids", "record_ids", b"record_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

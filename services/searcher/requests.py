@@ -198,7 +198,8 @@ class Reader:
             raise invalid("image_ids", "say what to delete: image_ids, record_ids or a filter")
         if chosen == Filter():
             raise invalid("filter", "an empty filter would delete everything: delete the collection instead")
-        return Deletion(tuple(request.image_ids), tuple(request.record_ids), chosen)
+        as_read = _as_read(request.as_read, "as_read") if request.HasField("as_read") else None
+        return Deletion(tuple(request.image_ids), tuple(request.record_ids), chosen, as_read)
 
     def updates(self, request: search_pb2.UpdateImagesRequest) -> list[ImageUpdate]:
         """What is to change about images."""

@@ -308,11 +308,16 @@ class DeleteResult:
 
 @dataclass(frozen=True, slots=True)
 class Deletion:
-    """What to delete: whatever any of the selectors names. A filter's emptied images go too."""
+    """What to delete: whatever any of the selectors names. A filter's emptied images go too.
+
+    Nothing goes unless the image `as_read` still has the time of creation, name, tags and attributes that it
+    has there.
+    """
 
     image_ids: tuple[str, ...] = ()
     record_ids: tuple[str, ...] = ()
     filter: Filter | None = None
+    as_read: StoredImage | None = None
 
 
 @dataclass(frozen=True, slots=True)

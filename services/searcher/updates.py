@@ -41,12 +41,8 @@ class ImageUpdate:
             RegionSearchError: ABORTED when the image is not as it was read; TOO_LARGE when more would be said
                 about it than the limits allow.
         """
-        if self.as_read is not None and _comparable(self.as_read) != _comparable(image):
-            raise RegionSearchError(
-                Kind.ABORTED,
-                f"conflict: image {image.image_id!r} has changed since it was read; read it again",
-                field="as_read",
-            )
+        if self.as_read is not None:
+            check_unchanged(self.as_read, image)
         tags = image.tags if self.tags is None else self.tags
         tags = tuple(dict.fromkeys([*(tag for tag in tags if tag not in self.remove_tags), *self.add_tags]))
         gone = set(self.remove_attributes)
@@ -66,6 +62,20 @@ class UpdateResult:
 
     seq: int
     images: tuple[StoredImage, ...]
+
+
+def check_unchanged(as_read: StoredImage, image: StoredImage | None) -> None:
+    """Refuses a change of an image that is not as it was read; None is one that does not exist any more.
+
+    Raises:
+        RegionSearchError: ABORTED.
+    """
+    if image is None or _comparable(as_read) != _comparable(image):
+        raise RegionSearchError(
+            Kind.ABORTED,
+            f"conflict: image {as_read.image_id!r} has changed since it was read; read it again",
+            field="as_read",
+        )
 
 
 def _comparable(image: StoredImage) -> tuple[object, ...]:

@@ -91,10 +91,11 @@ ALERTS_TESTED: list[tuple[list[str], list[str], str, dict[str, str]]] = [
     *(
         (
             UP,
-            [f'grpc_server_handled_total{{job="searcher",grpc_method="Upsert",grpc_code="{code}"}}'],
+            [f'grpc_server_handled_total{{job="searcher",grpc_method="{method}",grpc_code="{code}"}}'],
             "NotWriting",
-            {"job": "searcher", "grpc_method": "Upsert"},
+            {"job": "searcher", "grpc_method": method},
         )
+        for method in ("Upsert", "UpdateImages")
         for code in ("RESOURCE_EXHAUSTED", "FAILED_PRECONDITION")  # a full disk, and one that has failed
     ),
     (

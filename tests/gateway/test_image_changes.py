@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import grpc
+import httpx
 import pytest
 
+from gateway.image_store import ImageStore
 from gateway.records import IDEMPOTENCY_KEY
 from regionsearch.errors import from_rpc_error
 from regionsearch.v1 import region_search_pb2 as pb
@@ -77,6 +79,25 @@ def test_if_match_lets_one_of_two_changes_through(gateway: Running, image: str) 
     third = gateway.http.patch(image, json={"name": "third"}, headers={"If-Match": first.headers["etag"]})
     assert third.status_code == 200
     assert gateway.http.delete(image, headers={"If-Match": etag}).status_code == 412
+
+
+def test_if_match_sees_a_change_that_comes_just_before_the_deletion(
+    gateway: Running, image: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    etag = gateway.http.get(image).headers["etag"]
+    check_writable = ImageStore.check_writable
+
+    async def meanwhile(self: ImageStore, collection: str, image_id: str | None = None) -> None:
+        async with httpx.AsyncClient(base_url=gateway.url, timeout=60) as http:
+            assert (await http.patch(image, json={"add_tags": ["late"]})).status_code == 200
+        await check_writable(self, collection, image_id)
+
+    monkeypatch.setattr(ImageStore, "check_writable", meanwhile)
+    assert gateway.http.delete(image, headers={"If-Match": etag}).status_code == 412
+    monkeypatch.undo()
+    assert gateway.http.get(image).json()["tags"] == ["a", "b", "late"]
+    etag = gateway.http.get(image).headers["etag"]
+    assert gateway.http.delete(image, headers={"If-Match": etag}).status_code == 204
 
 
 BAD: list[tuple[dict[str, Any], int, str]] = [

@@ -231,6 +231,13 @@ def test_a_change_that_is_too_much_or_too_late_changes_nothing(engine: Engine) -
             engine.update_images("c", updates, LIMITS)
         return caught.value.kind
 
+    with pytest.raises(RegionSearchError) as caught:
+        engine.delete("c", Deletion(("i0", "i1"), as_read=read))
+    assert caught.value.kind is Kind.ABORTED
+    with pytest.raises(RegionSearchError) as caught:
+        engine.delete("c", Deletion(("i1",), as_read=StoredImage("gone")))
+    assert caught.value.kind is Kind.ABORTED
+    assert len(engine.list_images("c", 9, None).images) == 2
     late = ImageUpdate("i0", name="late", as_read=read)
     assert refused(ImageUpdate("i1", add_tags=("late",)), late) is Kind.ABORTED
     assert refused(ImageUpdate("i0", add_tags=("1", "2", "3"))) is Kind.TOO_LARGE
@@ -240,6 +247,8 @@ def test_a_change_that_is_too_much_or_too_late_changes_nothing(engine: Engine) -
     with pytest.raises(RegionSearchError) as caught:
         engine.update_images("nothing", [ImageUpdate("i0", name="n")], LIMITS)
     assert caught.value.kind is Kind.NOT_FOUND
+    (present,) = engine.get_records("c", [], ["i0"], masks=False, vectors=False, images_only=True).images
+    assert engine.delete("c", Deletion(("i0",), as_read=present)).image_count == 1
 
 
 def test_a_change_that_changes_nothing_is_not_written(engine: Engine) -> None:

@@ -54,7 +54,7 @@ from services.searcher.types import (
     Upsert,
     UpsertResult,
 )
-from services.searcher.updates import ImageUpdate, UpdateResult
+from services.searcher.updates import ImageUpdate, UpdateResult, check_unchanged
 
 SNAPSHOT_FOLDER = "snapshots"
 
@@ -209,6 +209,10 @@ class EmbeddedEngine:
 
         def operation(connection: sqlite3.Connection) -> tuple[DeleteResult, Change]:
             writes.require_collection(connection, opened.number, name)
+            if deletion.as_read is not None:
+                read = deletion.as_read.image_id
+                _, image = reads.images_by_id(connection, opened.number, [read]).get(read, (0, None))
+                check_unchanged(deletion.as_read, image)
             keys = reads.keys_of_records(connection, opened.number, deletion.record_ids)
             if deletion.filter is not None:
                 index = opened.index

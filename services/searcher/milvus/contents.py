@@ -19,7 +19,7 @@ from services.searcher.milvus.access import count_rows, every_row, rows_of, some
 from services.searcher.milvus.tables import Row, expression, listed, quoted
 from services.searcher.room import ANY_SIZE, Room
 from services.searcher.types import Deletion, ImagePage, Level, Record, StoredImage, Upsert
-from services.searcher.updates import ImageUpdate
+from services.searcher.updates import ImageUpdate, check_unchanged
 
 _IMAGE_FIELDS = ["image_id", "created_ms", "body"]
 _EARLIEST = 0
@@ -113,6 +113,9 @@ class Contents:
 
     def delete(self, deletion: Deletion) -> tuple[int, int]:
         """Deletes what any of the selectors names; returns the numbers of images and records."""
+        if deletion.as_read is not None:
+            read = deletion.as_read.image_id
+            check_unchanged(deletion.as_read, self.images([read]).get(read))
         asked = self.images(deletion.image_ids)
         rows = list(self.records(deletion.record_ids, list(asked), ["record_id", "image_id"]))
         if deletion.filter is not None:
