@@ -41,6 +41,11 @@ class EmbeddedSettings(BaseModel):
     )
     compact_above: float = Field(0.2, gt=0, lt=1, description="Part of dead rows that starts a compaction.")
     page_ttl_s: float = Field(300.0, ge=0, description="How long the pages of one search stay the same.")
+    passes: int = Field(
+        2,
+        ge=1,
+        description="Passes over vectors at once, those of one collection one after the other. On a GPU: 1.",
+    )
     search_threads: int = Field(
         0, ge=0, description="Threads that score vectors; 0 means one for each processor."
     )

@@ -42,7 +42,7 @@ def upkeep_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def settings(tmp_path: Path) -> EmbeddedSettings:
-    return EmbeddedSettings(folder=tmp_path / "searcher", chunk_rows=32)
+    return EmbeddedSettings(folder=tmp_path / "searcher", chunk_rows=32, passes=1)
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from regionsearch.errors import Kind, RegionSearchError
 from services.searcher.embedded import source
 from services.searcher.embedded.engine import EmbeddedEngine
 from services.searcher.embedded.horizon import Horizon
-from services.searcher.embedded.searching import SearchThread
+from services.searcher.embedded.searching import SearchThreads
 from services.searcher.settings import EmbeddedSettings
 from services.searcher.types import Collection, Filter
 from tests.searcher.conftest import MODEL, unit_vectors
@@ -49,7 +49,7 @@ def test_what_is_replaced_and_purged_before_the_filter_is_looked_up_is_found(eng
 
 def test_a_search_of_a_collection_that_is_deleted_meanwhile_is_answered(engine, monkeypatch) -> None:
     write(engine, "image", regions=3)
-    real = SearchThread.submit
+    real = SearchThreads.submit
 
     def then_delete(self, *arguments):
         found = real(self, *arguments)
@@ -59,7 +59,7 @@ def test_a_search_of_a_collection_that_is_deleted_meanwhile_is_answered(engine, 
             engine.keep_up()
         return found
 
-    monkeypatch.setattr(SearchThread, "submit", then_delete)
+    monkeypatch.setattr(SearchThreads, "submit", then_delete)
     assert len(ids(engine)) == 3
     with pytest.raises(RegionSearchError) as caught:
         ids(engine)

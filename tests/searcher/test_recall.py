@@ -12,7 +12,7 @@ from services.searcher.embedded.opened import OpenCollection
 from services.searcher.embedded.planning import Planner
 from services.searcher.embedded.rewriting import Rewrite
 from services.searcher.embedded.rows import Rows
-from services.searcher.embedded.searching import SearchThread
+from services.searcher.embedded.searching import SearchThreads
 from services.searcher.embedded.segments import EXACT, Probe
 from services.searcher.settings import EmbeddedSettings
 from services.searcher.types import CodeMethod, CodeSpec, Collection, ModelIdentity
@@ -64,7 +64,7 @@ def collection(vectors: np.ndarray, codes: CodeSpec | None = None) -> OpenCollec
 def promise_is_kept(count: int, first: str, codes: CodeSpec | None = None) -> None:
     vectors = stored(count)
     opened = collection(vectors, codes)
-    search = SearchThread()
+    search = SearchThreads()
     settings = EmbeddedSettings(ann_above=1, ann_rows=count, codes_rows=count, recall_target=0.98)
     planner = Planner(settings, search, None)
     sources, build = planner.plan(opened)
@@ -108,7 +108,7 @@ def test_an_exact_probe_of_an_approximate_index_leaves_nothing_out() -> None:
     vectors = stored(20_000)
     for codes in (None, CodeSpec(CodeMethod.PCA_ROTATION, 16, 1)):
         opened = collection(vectors, codes)
-        planner = Planner(EmbeddedSettings(ann_above=1, ann_rows=1, codes_rows=1), SearchThread(), None)
+        planner = Planner(EmbeddedSettings(ann_above=1, ann_rows=1, codes_rows=1), SearchThreads(), None)
         sources, build = planner.plan(opened)
         segment = build(Rewrite(sources, 0))
         segment.effort = 1

@@ -1,9 +1,16 @@
-"""Products on the searcher's own threads: the same numbers, and none of BLAS's threads."""
+"""Products on own threads give the same numbers; a long pass of one collection holds up no other."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+import threading
+
+import numpy as np
+
+from services.searcher.embedded.index import Fetch
+from services.searcher.embedded.searching import SearchThreads
+from services.searcher.embedded.segments import EXACT
 
 CHILD = """
 import threading
@@ -28,3 +35,41 @@ assert blas and set(blas) == {1}, blas
 
 def test_large_products_are_cut_over_own_threads_and_blas_keeps_one() -> None:
     subprocess.run([sys.executable, "-c", CHILD], check=True, timeout=120)
+
+
+class SlowIndex:
+    """Answers when it is told to, and notes what it was asked together."""
+
+    def __init__(self) -> None:
+        self.begun, self.may_end = threading.Event(), threading.Event()
+        self.passes: list[int] = []
+
+    def fetch(self, requests):
+        self.passes.append(len(requests))
+        self.begun.set()
+        assert self.may_end.wait(60)
+        return [[] for _ in requests]
+
+
+def fetch(effort: float = 1.0) -> Fetch:
+    return Fetch(np.ones((1, 4), np.float32), [], 10, effort=effort)
+
+
+def test_a_long_pass_holds_up_neither_other_collections_nor_quick_searches_of_the_same() -> None:
+    search = SearchThreads(threads=2)
+    slow, quick = SlowIndex(), SlowIndex()
+    quick.may_end.set()
+    long = search.submit(slow, fetch(EXACT))
+    assert slow.begun.wait(60)
+    more = [search.submit(other, fetch(EXACT)) for other in (slow, quick, slow)]
+    assert search.submit(quick, fetch()).result(60) == [], "another collection is answered meanwhile"
+    slow.begun.clear()
+    plain = search.submit(slow, fetch())
+    assert slow.begun.wait(60), "and a quick search of the same collection begins"
+    together = [search.submit(slow, fetch()) for _ in range(3)]
+    assert quick.passes == [1], "exhaustive searches leave a thread to the others"
+    slow.may_end.set()
+    for future in (long, plain, *more, *together):
+        assert future.result(60) == []
+    assert sorted(slow.passes) == [1, 1, 2, 3], "what waits for the same pass is answered together"
+    search.close()

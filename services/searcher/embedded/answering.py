@@ -12,7 +12,7 @@ from services.searcher.callers import Caller
 from services.searcher.embedded import reads
 from services.searcher.embedded.database import Database
 from services.searcher.embedded.opened import OpenCollection
-from services.searcher.embedded.searching import SearchThread
+from services.searcher.embedded.searching import SearchThreads
 from services.searcher.embedded.source import IndexSource
 from services.searcher.ranking import Ranked, rank
 from services.searcher.room import Room
@@ -24,7 +24,7 @@ Described = dict[int, tuple[Record, StoredImage] | None]
 
 def pages(
     database: Database,
-    search: SearchThread,
+    search: SearchThreads,
     opened: OpenCollection,
     queries: Sequence[Query],
     present: int,

@@ -31,7 +31,7 @@ from services.searcher.embedded.opened import OpenCollection
 from services.searcher.embedded.opening import open_collections
 from services.searcher.embedded.planning import Planner, heads_folder
 from services.searcher.embedded.rows import Change
-from services.searcher.embedded.searching import SearchThread
+from services.searcher.embedded.searching import SearchThreads
 from services.searcher.embedded.statistics import statistics
 from services.searcher.embedded.terms import Terms
 from services.searcher.embedded.upkeep import Upkeep
@@ -99,7 +99,8 @@ class EmbeddedEngine:
                 self._load()
                 if checking is not None:
                     checking.result()
-            self._search = SearchThread(settings.max_batch)
+            passes = settings.passes if device is None else 1
+            self._search = SearchThreads(settings.max_batch, threads=passes)
             self._committer = Committer(
                 self._database, self._apply, on_fatal, reserve=self._reserve, release=self._release
             )

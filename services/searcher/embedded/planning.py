@@ -34,7 +34,7 @@ from services.searcher.embedded.measuring import (
 from services.searcher.embedded.native import faiss
 from services.searcher.embedded.opened import OpenCollection
 from services.searcher.embedded.rewriting import ALL_ROWS, Build, Rewrite
-from services.searcher.embedded.searching import SearchThread
+from services.searcher.embedded.searching import SearchThreads
 from services.searcher.embedded.segments import Segment, View
 from services.searcher.settings import EmbeddedSettings
 from services.searcher.types import CodeMethod
@@ -56,7 +56,7 @@ class Planner:
         device: The GPU; None without one.
     """
 
-    def __init__(self, settings: EmbeddedSettings, search: SearchThread, device: Device | None) -> None:
+    def __init__(self, settings: EmbeddedSettings, search: SearchThreads, device: Device | None) -> None:
         self._settings = settings
         self._search = search
         self._device = device

@@ -1,4 +1,4 @@
-"""The one thread that reads vectors: what many callers ask for is found in one pass."""
+"""The threads that read vectors: what many callers ask of one collection is found in one pass."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any, Generic, TypeVar
 from regionsearch.errors import Kind, RegionSearchError, overloaded
 from services.searcher.callers import ANYBODY, Caller
 from services.searcher.embedded.index import Fetch, Part, VectorIndex
+from services.searcher.embedded.segments import EXACT
 from services.searcher.metrics import PASS_QUERIES
 
 T = TypeVar("T")
@@ -23,6 +24,11 @@ class _Job:
     request: Fetch
     caller: Caller
     future: Future[list[Part]] = field(default_factory=Future)
+
+    @property
+    def pass_(self) -> tuple[int, bool]:
+        """Jobs of the same pass are answered together: those of one index that take equally long."""
+        return id(self.index), self.request.effort == EXACT
 
 
 @dataclass(slots=True)
@@ -37,27 +43,34 @@ class _Action(Generic[T]):
             self.future.set_exception(error)
 
 
-class SearchThread:
+class SearchThreads:
     """Merges requests into passes. While one pass runs the next one gathers, so nobody is delayed on purpose.
 
     Requests whose callers have left, or whose deadlines have passed, leave when the next pass gathers.
-
-    One thread owns the device: FAISS's GPU indexes are not safe for several, not even for reading.
+    The passes over one collection follow each other, and whoever has waited longest is next: so a crowd in
+    one collection delays others by a pass at most. Exhaustive searches have passes of their own, and leave a
+    thread to the quick ones.
 
     Args:
         max_batch: Query vectors in one pass.
         max_pending: Waiting requests above which further ones are refused.
+        threads: Passes at once. One where a device is used: FAISS's GPU indexes are not safe for several
+            threads, not even for reading.
     """
 
-    def __init__(self, max_batch: int = 64, max_pending: int = 4096) -> None:
+    def __init__(self, max_batch: int = 64, max_pending: int = 4096, threads: int = 1) -> None:
         self._max_batch = max_batch
         self._max_pending = max_pending
         self._jobs: deque[_Job] = deque()
         self._actions: deque[_Action[Any]] = deque()
+        self._passes: set[tuple[int, bool]] = set()
         self._changed = threading.Condition()
         self._closing = False
-        self._thread = threading.Thread(target=self._run, name="search", daemon=True)
-        self._thread.start()
+        self._threads = [
+            threading.Thread(target=self._run, name="search", daemon=True) for _ in range(threads)
+        ]
+        for thread in self._threads:
+            thread.start()
 
     def submit(self, index: VectorIndex, request: Fetch, caller: Caller = ANYBODY) -> Future[list[Part]]:
         """Queues a request. It fails with CANCELLED or DEADLINE_EXCEEDED when its caller leaves in time.
@@ -92,50 +105,67 @@ class SearchThread:
             self._changed.notify()
 
     def close(self) -> None:
-        """Answers what is waiting and ends the thread."""
+        """Answers what is waiting and ends the threads."""
         with self._changed:
             self._closing = True
-            self._changed.notify()
-        self._thread.join()
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join()
 
     def _run(self) -> None:
-        while True:
-            jobs = self._gather()
-            while self._actions:
-                self._actions.popleft().run()
-            if not jobs and self._closing:
-                return
-            if not jobs:
+        while (work := self._gather()) is not None:
+            if isinstance(work, _Action):
+                work.run()
                 continue
-            PASS_QUERIES.observe(len(jobs))
-            index = jobs[0].index
+            PASS_QUERIES.observe(len(work))
             try:
-                found = index.fetch([job.request for job in jobs])
+                found = work[0].index.fetch([job.request for job in work])
             except BaseException as error:
-                for job in jobs:
+                for job in work:
                     job.future.set_exception(error)
             else:
-                for job, parts in zip(jobs, found, strict=True):
+                for job, parts in zip(work, found, strict=True):
                     job.future.set_result(parts)
+            with self._changed:
+                self._passes.remove(work[0].pass_)
+                self._changed.notify_all()
 
-    def _gather(self) -> list[_Job]:
-        """Waits for a request and takes it with all others to its index that fit, if there is any."""
+    def _gather(self) -> list[_Job] | _Action[Any] | None:
+        """Waits for an action, or for a request that can have a pass, with all others that fit into it.
+
+        None at the end.
+        """
         with self._changed:
-            while not (self._jobs or self._actions or self._closing):
+            while True:
+                if self._actions:
+                    return self._actions.popleft()
+                if taken := self._take():
+                    return taken
+                if self._closing and not self._jobs:
+                    return None
                 self._changed.wait()
-            taken: list[_Job] = []
-            left: deque[_Job] = deque()
-            room = self._max_batch
-            for job in self._jobs:
-                refusal = job.caller.refusal()
-                if refusal is not None:  # it leaves before it costs anything
-                    job.future.set_exception(refusal)
-                    continue
-                size = len(job.request.vectors)
-                if not taken or (job.index is taken[0].index and size <= room):
-                    taken.append(job)
-                    room -= size
-                else:
-                    left.append(job)
-            self._jobs = left
-            return taken
+
+    def _take(self) -> list[_Job]:
+        taken: list[_Job] = []
+        left: deque[_Job] = deque()
+        room = self._max_batch
+        for job in self._jobs:
+            refusal = job.caller.refusal()
+            if refusal is not None:  # it leaves before it costs anything
+                job.future.set_exception(refusal)
+                continue
+            size = len(job.request.vectors)
+            if (job.pass_ == taken[0].pass_ and size <= room) if taken else self._may_begin(job.pass_):
+                taken.append(job)
+                room -= size
+            else:
+                left.append(job)
+        self._jobs = left
+        if taken:
+            self._passes.add(taken[0].pass_)
+        return taken
+
+    def _may_begin(self, pass_: tuple[int, bool]) -> bool:
+        exhaustive = sum(long for _, long in self._passes)
+        crowded = pass_[1] and 0 < exhaustive >= len(self._threads) - 1
+        return pass_ not in self._passes and not crowded

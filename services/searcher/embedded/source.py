@@ -14,7 +14,7 @@ from services.searcher.embedded.database import Database
 from services.searcher.embedded.index import Fetch, Part
 from services.searcher.embedded.opened import OpenCollection
 from services.searcher.embedded.ordering import MANY, IdOrder
-from services.searcher.embedded.searching import SearchThread
+from services.searcher.embedded.searching import SearchThreads
 from services.searcher.embedded.segments import EXACT, Mask, Positions, Segment, rounding
 from services.searcher.embedded.threads import product
 from services.searcher.ranking import Candidates, Numbers, cosines, first_count
@@ -45,7 +45,7 @@ class IndexSource:
     def __init__(
         self,
         database: Database,
-        search: SearchThread,
+        search: SearchThreads,
         opened: OpenCollection,
         query: Query,
         seq: int,
