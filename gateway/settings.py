@@ -114,6 +114,12 @@ class ConnectionSettings(_Part):
     stall_s: float = Field(
         20.0, gt=0, description="How long a body or a reader may be slower than min_bytes_per_s, seconds."
     )
+    max_unsent_bytes: int = Field(
+        256 * MIB,
+        gt=0,
+        description="Answers that wait in memory for their readers, all of them; beyond it those who have "
+        "been reading for longest are closed.",
+    )
     min_bytes_per_s: int = Field(
         4096, ge=0, description="Slowest pace of a body that is sent, and of an answer that is read."
     )

@@ -143,13 +143,23 @@ class Connection(H11Protocol):
         self.transport.close()
 
     @property
+    def unsent(self) -> int:
+        """Bytes of answers that the peer has not taken yet."""
+        return self.transport.get_write_buffer_size()
+
+    @property
+    def waiting_since(self) -> float:
+        """When this connection began to wait for what it waits for, on the clock of `overdue`."""
+        return self._since
+
+    @property
     def waits_for(self) -> str | None:
         """What the peer owes, None while it is the gateway's turn.
 
         ``headers``, ``body``, ``reader`` (to take the answer), ``refused`` (the rest of a body that has had
         its answer), or ``request`` (the next one, between two).
         """
-        if self.transport.get_write_buffer_size() > 0:
+        if self.unsent:
             return "reader"
         answered = self.cycle is None or self.cycle.response_complete
         if self.conn.their_state is h11.IDLE:
@@ -171,7 +181,7 @@ class Connection(H11Protocol):
         moved = self._received
         if kind == "reader":
             assert isinstance(self.conn, _Parser)
-            moved = self.conn.sent - self.transport.get_write_buffer_size()
+            moved = self.conn.sent - self.unsent
         if (kind, self.cycle) != self._waits:
             self._waits, self._since, self._moved = (kind, self.cycle), now, moved
             return None
@@ -279,6 +289,17 @@ class Connections:
                 reason = connection.overdue(clock, settings)
                 if reason is not None:
                     self._close(connection, reason)
+            self._bound_unsent()
+
+    def _bound_unsent(self) -> None:
+        """Closes those who have been reading for longest, where answers that wait take too much memory."""
+        unsent = sum(connection.unsent for connection in self._open)
+        for connection in sorted(self._open, key=lambda one: one.waiting_since):
+            if unsent <= self._settings.max_unsent_bytes:
+                return
+            if connection.unsent:
+                unsent -= connection.unsent
+                self._close(connection, "reader")
 
     def _close(self, connection: Connection, reason: str) -> None:
         _CLOSED.labels(reason).inc()

@@ -19,6 +19,7 @@ from gateway.settings import ConnectionSettings
 _OUT_OF_RESOURCES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _RETRY_S = 0.1
 _BACKLOG = 2048
+_AT_ONCE = 16
 _TLS_SHUTDOWN_S = 5.0
 _LAST_WORDS_S = 2.0
 _MOST_FILES = 65_536
@@ -81,39 +82,47 @@ class _Listener:
         self._connections = connections
         self._handshake_s = handshake_s
         self._arriving: dict[asyncio.Task[None], socket.socket] = {}
+        self._loop = asyncio.get_running_loop()
+        self._later: asyncio.TimerHandle | None = None
         listener.setblocking(False)
         listener.listen(_BACKLOG)
-        self._tasks = [asyncio.create_task(self._accept()), asyncio.create_task(connections.watch())]
+        self._watching = asyncio.create_task(connections.watch())
+        self._loop.add_reader(listener, self._accept)
 
     def close(self) -> None:
         """Takes no more connections; those that are open stay, and are watched."""
-        self._tasks[0].cancel()
+        self._loop.remove_reader(self._listener)
+        if self._later is not None:
+            self._later.cancel()
         for task in self._arriving:
             task.cancel()
 
     async def wait_closed(self) -> None:
         """Waits for the end of `close`, once the connections have ended."""
-        self._tasks[1].cancel()
-        await asyncio.gather(*self._tasks, *self._arriving, return_exceptions=True)
+        self._watching.cancel()
+        await asyncio.gather(self._watching, *self._arriving, return_exceptions=True)
 
-    async def _accept(self) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
+    def _accept(self) -> None:
+        """Takes some of the connections that wait; the others have their turn after everybody else's."""
+        for _ in range(_AT_ONCE):
             try:
-                connection, _ = await loop.sock_accept(self._listener)
+                connection, _ = self._listener.accept()
             except OSError as error:
                 if error.errno in _OUT_OF_RESOURCES:
                     self._connections.close_oldest()
                     self._connections.warn("cannot accept an HTTP connection", error=str(error))
-                    await asyncio.sleep(_RETRY_S)
-                continue  # or the peer has gone already
+                    self._loop.remove_reader(self._listener)
+                    self._later = self._loop.call_later(
+                        _RETRY_S, self._loop.add_reader, self._listener, self._accept
+                    )
+                return  # or none waits any more
             if self._connections.make_room(len(self._arriving)) or self._drop_arriving():
-                task = asyncio.create_task(self._begin(connection))
+                connection.setblocking(False)
+                task = self._loop.create_task(self._begin(connection))
                 self._arriving[task] = connection
                 task.add_done_callback(self._arrived)
             else:
                 connection.close()
-            await asyncio.sleep(0)  # a flood of connections must not keep those that are open from theirs
 
     async def _begin(self, connection: socket.socket) -> None:
         """Connects the protocol, after the handshake where there is TLS."""
@@ -124,9 +133,7 @@ class _Listener:
                 "ssl_shutdown_timeout": _TLS_SHUTDOWN_S,
             }
         with contextlib.suppress(OSError):  # no TLS is spoken, too slow, gone
-            await asyncio.get_running_loop().connect_accepted_socket(
-                self._connect, connection, ssl=self._tls, **timeouts
-            )
+            await self._loop.connect_accepted_socket(self._connect, connection, ssl=self._tls, **timeouts)
             return
         connection.close()
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
 
+from gateway.server import _listen
 from regionsearch.v1 import region_search_pb2, types_pb2
 from tests.gateway.conftest import RED, EmbedderProcess, GatewayProcess, Running, World, add, scene, wait_for
 from tests.gateway.fakes import Script
@@ -73,6 +75,14 @@ def test_http_and_grpc_drain_at_the_same_time(world: World, script: Script) -> N
     assert not slow.done()
     world.call(script.hold.pop("Segment").set)
     assert len(slow.result(60).regions) == 1
+
+
+def test_small_answers_on_a_kept_connection_do_not_wait_for_acknowledgements() -> None:
+    """asyncio asks for TCP_NODELAY only of sockets that say that they are TCP."""
+    with _listen("127.0.0.1", 0) as listener:
+        listener.listen()
+        with socket.create_connection(listener.getsockname()), listener.accept()[0] as accepted:
+            assert accepted.proto == socket.IPPROTO_TCP
 
 
 def refuses(url: str) -> bool:

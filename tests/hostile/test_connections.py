@@ -181,6 +181,21 @@ async def test_an_answer_that_nobody_reads_is_dropped() -> None:
             await peer.answer()
 
 
+async def test_answers_that_wait_for_readers_have_a_bound_of_memory() -> None:
+    async with serving(max_unsent_bytes=2 * LARGE) as running:
+        peers = [await running.connect() for _ in range(6)]
+        for peer in peers:
+            peer.reader._transport.pause_reading()  # type: ignore[attr-defined]
+            peer.writer.write(GET.replace(b"/ ", b"/large ", 1))
+        await asyncio.sleep(2.5)
+        complete = 0
+        for peer in peers:
+            peer.reader._transport.resume_reading()  # type: ignore[attr-defined]
+            with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+                complete += (await peer.answer())[0] == 200
+        assert 0 < complete <= 4  # besides what the kernel holds
+
+
 async def test_work_that_takes_longer_than_all_limits_is_answered() -> None:
     async with serving(**QUICK) as running:
         peer = await running.connect()
