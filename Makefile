@@ -8,7 +8,7 @@ STEPS ?=
 ARGS ?=
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: help run test test-slow lint protos bench train-pocket evaluate loadtest loadtest-ui clean
+.PHONY: help run test test-slow lint protos bench train-pocket evaluate loadtest loadtest-flood loadtest-ui clean
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -60,6 +60,9 @@ evaluate: $(VENV)/.run  ## Measure what the models find, on the bundled held-out
 
 loadtest: $(VENV)/.dev  ## A minute of load on a local stack; a table, HTML, CSV and a verdict
 	$(BIN)/python -m loadtests
+
+loadtest-flood: $(VENV)/.dev  ## The same promises next to one caller who floods the stack
+	$(BIN)/python -m loadtests --flood 24
 
 loadtest-ui: $(VENV)/.dev  ## The same stack with Locust's page
 	$(BIN)/python -m loadtests --ui

@@ -17,6 +17,7 @@ from typing import Annotated
 import httpx
 import typer
 
+from loadtests.callers import FLOOD_KEY, PEOPLE_KEYS
 from loadtests.fleets import free_ports
 
 HERE = Path(__file__).parent
@@ -24,6 +25,7 @@ START_TIMEOUT_S = 180.0
 SERVICES = ("segmenter", "embedder", "searcher")
 CLOSED_LOOP = ("GatewayUser", "SegmentUser", "EmbedUser", "SearchUser")
 OPEN_LOOP = ("GatewayArrivals",)
+FLOOD = "FloodUser"
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,7 @@ def locust_command(
     out: Path,
     ui: bool,
     kinds: Sequence[str] = CLOSED_LOOP,
+    flood: int = 0,
 ) -> list[str]:
     """The Locust call for a run.
 
@@ -104,6 +107,7 @@ def locust_command(
         out: Where HTML and CSV go.
         ui: With Locust's page instead.
         kinds: Names of the users of a closed loop.
+        flood: Requests at once of one more caller.
     """
     command = [sys.executable, "-m", "locust", "-f", str(HERE / "locustfile.py"), "--host", target.url]
     for name, address in target.services.items():
@@ -114,6 +118,9 @@ def locust_command(
     if duration_s is not None:
         command += ["--run-time", f"{duration_s}s"]
     command += ["--html", str(out / "report.html"), "--csv", str(out / "load")]
+    if flood:
+        command += ["--flood", str(flood)]
+        users, kinds = users + 1, [*kinds, FLOOD]
     if rate is None:
         command += ["--users", str(users), "--spawn-rate", str(users), *kinds]
     else:
@@ -128,13 +135,18 @@ def main(
     ] = None,
     duration: Annotated[int, typer.Option(help="Seconds, the warm-up included.")] = 70,
     out: Annotated[Path, typer.Option(help="Folder for HTML and CSV.")] = HERE / "out",
+    flood: Annotated[
+        int, typer.Option(help="Closed loop: requests at once of one more caller, who asks for clicks.")
+    ] = 0,
     ui: Annotated[bool, typer.Option("--ui", help="Open Locust's page instead.")] = False,
 ) -> None:
     """Starts a local stack, loads it, judges it by slo.toml; exit code 1 when a promise was broken."""
     out.mkdir(parents=True, exist_ok=True)
+    if flood:
+        os.environ["REGIONSEARCH_GATEWAY_API_KEYS"] = ",".join((FLOOD_KEY, *PEOPLE_KEYS))
     with tempfile.TemporaryDirectory() as folder, local_stack(Path(folder)) as target:
         typer.echo(f"stack: {target.url}")
-        command = locust_command(target, users, duration, arrival_rate, out, ui)
+        command = locust_command(target, users, duration, arrival_rate, out, ui, flood=flood)
         environment = os.environ | {"PYTHONPATH": str(HERE.parent)}
         raise typer.Exit(subprocess.run(command, env=environment, check=False).returncode)
 

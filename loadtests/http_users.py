@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import itertools
 import random
 import uuid
 from typing import Any
@@ -11,10 +12,14 @@ import gevent
 from gevent.pool import Pool
 from locust import FastHttpUser, between, constant, task
 
+from loadtests.callers import FLOOD_KEY, PEOPLE_KEYS
 from loadtests.scenes import QUERIES, Scene
 
 END_S = 20  # for requests in flight at the end: leaving them out would leave out the slowest
 IN_FLIGHT = 256  # open-loop requests at once; further arrivals are counted as failures
+
+
+_keys = itertools.cycle(PEOPLE_KEYS)
 
 
 class GatewayBase(FastHttpUser):
@@ -26,7 +31,8 @@ class GatewayBase(FastHttpUser):
     def on_start(self) -> None:
         self.random = random.Random(uuid.uuid4().int)
         self.image_id = ""
-        if key := self.environment.parsed_options.api_key:
+        options = self.environment.parsed_options
+        if key := options.api_key or (options.flood and next(_keys)):
             self.client.auth_header = f"Bearer {key}"
         self.ingest()
 
@@ -119,3 +125,37 @@ class GatewayArrivals(GatewayBase):
                 exception=RuntimeError(f"{IN_FLIGHT} requests were in flight"),
                 context={},
             )
+
+
+class FloodUser(FastHttpUser):
+    """One caller who asks for many clicks on new images at once, all of the time, as no person does.
+
+    What others are promised must hold beside it; to be refused is all that it may expect itself.
+    """
+
+    fixed_count = 1
+    concurrency = IN_FLIGHT
+    wait_time = constant(0)
+
+    def on_start(self) -> None:
+        self.client.auth_header = f"Bearer {FLOOD_KEY}"
+        self._pool = Pool(self.environment.parsed_options.flood or 1)
+
+    def on_stop(self) -> None:
+        self._pool.kill()
+
+    @task
+    def ask(self) -> None:
+        self._pool.spawn(self._click)  # waits for one of them to be answered
+
+    def _click(self) -> None:
+        scene = Scene(uuid.uuid4().int)
+        x, y = scene.centre(0)
+        body = {
+            "image": base64.b64encode(scene.jpeg).decode(),
+            "points": [{"x": x, "y": y, "label": 1}],
+        }
+        with self.client.post("/v1/segment", json=body, name="flood", catch_response=True) as answer:
+            if answer.status_code == 429:
+                answer.success()
+                gevent.sleep(0.1)

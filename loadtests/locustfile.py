@@ -23,7 +23,7 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from loadtests.grpc_users import EmbedUser, SearchUser, SegmentUser  # noqa: F401 (Locust finds them here)
-from loadtests.http_users import GatewayArrivals, GatewayUser  # noqa: F401
+from loadtests.http_users import FloodUser, GatewayArrivals, GatewayUser  # noqa: F401
 from loadtests.slo import Observed, Promise
 
 _cpu: list[float] = []  # each generator's use of its core, one value a second
@@ -37,6 +37,7 @@ def add_options(parser: ArgumentParser) -> None:
     add("--embedder", default="127.0.0.1:50052", help="gRPC address")
     add("--searcher", default="127.0.0.1:50053", help="gRPC address")
     add("--api-key", default="", env_var="REGIONSEARCH_API_KEY", help="of the gateway", is_secret=True)
+    add("--flood", type=int, default=0, help="requests at once of FloodUser; others have own keys then")
     add("--arrival-rate", type=float, default=5.0, help="requests a second of GatewayArrivals")
     add("--warm-up", type=float, default=10.0, help="seconds at the start that do not count")
     add("--slo", default=str(Path(__file__).with_name("slo.toml")), help="what is promised")

@@ -7,7 +7,7 @@ import enum
 import heapq
 import threading
 import time
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -20,6 +20,7 @@ from services.runtime.memory import Hold, MemoryLedger
 Prepared = TypeVar("Prepared")
 
 PATIENCE = 8  # batches that may pass a batch of a lower lane before one of these gets its turn
+CROWD_PATIENCE = 1  # the same of callers with several requests, and a batch that is not theirs
 
 
 class BatchSettings(BaseModel):
@@ -251,7 +252,8 @@ class ReadyQueue:
     somebody who asks for many at once: else each of its pieces would wait for a whole batch of theirs.
 
     After `PATIENCE` batches that passed others, one of these is next; and only one, so that the first lane
-    never waits for two of them in a row.
+    never waits for two of them in a row. Who asks for many things at once has no such precedence over the
+    lower lanes of others: there one batch of each takes turns.
     """
 
     def __init__(self) -> None:
@@ -303,13 +305,22 @@ class ReadyQueue:
                 else:
                     self._changed.wait()
             first, *passed = waiting
-            late = passed and self._passed >= PATIENCE
+            late = passed and self._passed >= self._patience(first, passed)
             lane = min(passed, key=self._last_turn.__getitem__) if late else first
             self._passed = self._passed + 1 if passed and not late else 0
             self._turns += 1
             self._last_turn[lane] = self._turns
             _, _, batch, error = heapq.heappop(self._ready[lane])
             return batch, error
+
+    def _patience(self, first: Lane, passed: Sequence[Lane]) -> int:
+        """How many batches may pass those that are first in these lanes."""
+        batch = self._ready[first][0][2]
+        if batch.sparse:
+            return PATIENCE
+        crowd = {request.caller for request in batch.requests}
+        others = (request.caller for lane in passed for request in self._ready[lane][0][2].requests)
+        return PATIENCE if crowd.issuperset(others) else CROWD_PATIENCE
 
 
 def halves_by_requests(parts: list[Part[Any]]) -> tuple[list[Part[Any]], list[Part[Any]]] | None:

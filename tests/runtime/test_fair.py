@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 import threading
+from typing import Any
 
 import pytest
 
 from regionsearch.errors import Kind, RegionSearchError
 from regionsearch.rpc.callers import caller_name, calling_for, peer_address
+from services.runtime.batcher import Lane
 from services.runtime.fair import FairQueue, FairSlots, Shares
 from tests.runtime.batchers import answer, batching, flat, until
 
@@ -191,6 +194,35 @@ async def test_a_device_waits_for_the_next_piece_of_the_only_call_of_somebody_be
         await asyncio.gather(clicking, *flood)
     order = [batch[0][0] for batch in model.batches]
     assert order[:4] == ["flood 0", "encode", "decode", "refine"]
+
+
+@pytest.mark.parametrize(("owner", "share"), [("other", 2), ("flood", 9)])
+async def test_a_flood_of_clicks_takes_turns_with_what_others_have_in_lower_lanes(
+    owner: str, share: int
+) -> None:
+    lanes = []
+    async with batching(max_batch=1, max_queue=1000, prepare_threads=4) as (batcher, model):
+        steps = threading.Semaphore(0)
+
+        def device(parts: Any) -> bool:
+            lanes.append(parts[0].request.lane)
+            return steps.acquire(timeout=60)
+
+        model.trouble = device
+        tasks = []
+        for name, lane in (("flood", Lane.INTERACTIVE), (owner, Lane.BULK)):
+            with calling_for(name):
+                tasks += [asyncio.create_task(batcher.submit(name, 1, lane=lane)) for _ in range(40)]
+        for ran in range(40):  # one batch after the other, each time with both lanes ready
+            await until(lambda ran=ran: len(lanes) > ran)
+            await until(lambda: all(not batcher._slots[lane] for lane in (Lane.INTERACTIVE, Lane.BULK)))
+            await until(lambda: len(batcher._devices[0]._ready._ready[Lane.BULK]) > 0)
+            steps.release()
+        for _ in range(80):
+            steps.release()
+        await asyncio.gather(*tasks)
+    bulk = [place for place, lane in enumerate(lanes[1:40]) if lane is Lane.BULK]
+    assert {after - before for before, after in itertools.pairwise(bulk)} == {share}
 
 
 async def test_two_floods_are_served_alike() -> None:
