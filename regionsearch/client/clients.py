@@ -13,7 +13,7 @@ from typing import Any, Generic, ParamSpec, Self, TypeVar, overload
 
 from regionsearch import defaults
 from regionsearch.client import operations
-from regionsearch.client.importing import Import, OnResult
+from regionsearch.client.importing import Import, OnLoop, OnResult
 from regionsearch.client.operations import PAGE_SIZE, Operation
 from regionsearch.client.results import Collection, Image, IngestProgress, IngestResult, Readiness
 from regionsearch.client.sources import Source
@@ -175,6 +175,7 @@ class Client(_Operations):
         *,
         tags: Sequence[str] = (),
         attributes: Mapping[str, str] | None = None,
+        resend: bool = False,
     ) -> Iterator[IngestProgress]:
         """Adds pictures like `ingest`, over one gRPC stream that tells of each stage of each picture.
 
@@ -187,7 +188,11 @@ class Client(_Operations):
             RegionSearchError: When the stream fails and another one is not worth it, or all `retries` in a
                 row have failed; UNIMPLEMENTED over HTTP.
         """
-        return self._transport.ingest(IngestStream(sources, collection, tags=tags, attributes=attributes))
+        wanted = Import(collection, tags, attributes, resend=resend)
+        unknown = functools.partial(wanted.unknown, self)
+        return self._transport.ingest(
+            IngestStream(sources, collection, tags=tags, attributes=attributes, unknown=unknown)
+        )
 
     def collections(self) -> tuple[Collection, ...]:
         """All collections, by name."""
@@ -270,9 +275,14 @@ class AsyncClient(_Operations):
         *,
         tags: Sequence[str] = (),
         attributes: Mapping[str, str] | None = None,
+        resend: bool = False,
     ) -> AsyncIterator[IngestProgress]:
-        """Adds pictures over one gRPC stream; see `Client.ingest_stream`."""
-        return self._transport.ingest(IngestStream(sources, collection, tags=tags, attributes=attributes))
+        """Adds images over one gRPC stream; see `Client.ingest_stream`. Call it on the event loop."""
+        wanted = Import(collection, tags, attributes, resend=resend)
+        unknown = functools.partial(wanted.unknown, OnLoop(self, asyncio.get_running_loop()))
+        return self._transport.ingest(
+            IngestStream(sources, collection, tags=tags, attributes=attributes, unknown=unknown)
+        )
 
     async def collections(self) -> tuple[Collection, ...]:
         """All collections, by name."""

@@ -12,8 +12,10 @@ import itertools
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import zip_longest
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from regionsearch.client import operations
@@ -46,6 +48,18 @@ class AsyncSender(Protocol):
         ...
 
 
+class OnLoop:
+    """A client on an event loop, for threads beside it."""
+
+    def __init__(self, client: AsyncSender, loop: asyncio.AbstractEventLoop) -> None:
+        self._client = client
+        self._loop = loop
+
+    def send(self, operation: Operation[T]) -> T:
+        """Sends an operation and waits for its result."""
+        return asyncio.run_coroutine_threadsafe(self._client.send(operation), self._loop).result()
+
+
 @dataclass(frozen=True)
 class Import:
     """What is wanted for all images of an import; see `Client.ingest`.
@@ -55,11 +69,11 @@ class Import:
     """
 
     collection: str
-    tags: Sequence[str]
-    attributes: Mapping[str, str] | None
-    at_once: int
-    resend: bool
-    on_result: OnResult
+    tags: Sequence[str] = ()
+    attributes: Mapping[str, str] | None = None
+    at_once: int = 4
+    resend: bool = False
+    on_result: OnResult = lambda result: None
 
     def __post_init__(self) -> None:
         if self.at_once < 1:
@@ -161,6 +175,29 @@ class Import:
             await asyncio.gather(*workers, return_exceptions=True)
         return [results[index] for index in range(len(results))]
 
+    def unknown(
+        self, client: Sender, sources: Iterable[Source], tell: Callable[[IngestResult], object]
+    ) -> Iterator[Source]:
+        """The sources that have to be sent, for a stream; the results of the others are told.
+
+        Whatever goes wrong with the asking, sending goes on: it ends with the same result.
+        """
+        for batch in _batches(sources):
+            ids = [] if self.resend else list(map(_file_id, batch))
+            known: dict[str | None, Image] = {}
+            if question := self._question(ids):
+                with suppress(RegionSearchError):
+                    known = {image.image_id: image for image in client.send(question)}
+            for source, identity in zip_longest(batch, ids):
+                stored = known.get(identity)
+                with suppress(RegionSearchError):
+                    if stored is not None:
+                        changes = self._changes(source, stored)
+                        after = client.send(changes) if changes is not None else stored
+                        tell(_duplicate(source, stored, after))
+                        continue
+                yield source
+
     def _sending(self, source: Source) -> Operation[IngestResult]:
         return operations.ingest_one(source, self.collection, tags=self.tags, attributes=self.attributes)
 
@@ -185,6 +222,8 @@ def _batches(sources: Iterable[Source]) -> Iterator[Sequence[Source]]:
 
     Only what is there at once is grouped: a generator, which may have to wait for its next file, is not.
     """
+    if isinstance(sources, str | bytes | Path):
+        raise invalid("sources", "sources are several images: put a single one into a list")
     if isinstance(sources, Sequence):
         for start in range(0, len(sources), ASKED_AT_ONCE):
             yield sources[start : start + ASKED_AT_ONCE]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 
 from regionsearch import defaults
 from regionsearch.client import messages
@@ -54,6 +54,7 @@ class IngestStream:
         collection: Where to.
         tags: Put on each of them.
         attributes: Further facts, for each of them.
+        unknown: Picks the sources that have to be sent, and tells the results of the others.
     """
 
     def __init__(
@@ -63,8 +64,10 @@ class IngestStream:
         *,
         tags: Sequence[str] = (),
         attributes: Mapping[str, str] | None = None,
+        unknown: Callable[[Iterable[Source], Callable[[IngestResult], object]], Iterator[Source]]
+        | None = None,
     ) -> None:
-        self._sources = iter(sources)
+        self._sources = iter(sources) if unknown is None else unknown(sources, self._tell)
         self._about = pb.IngestImageRequest(collection=collection, tags=tags, attributes=attributes)
         self._names: list[str] = []
         self._unread: deque[IngestProgress] = deque()
@@ -102,7 +105,7 @@ class IngestStream:
             yield request
 
     def unread(self) -> Iterator[IngestProgress]:
-        """The pictures that could not be read since the last call."""
+        """The images that need not or cannot be sent, since the last call."""
         while self._unread:
             yield self._unread.popleft()
 
@@ -129,6 +132,9 @@ class IngestStream:
             return RegionSearchError(Kind.UNAVAILABLE, message)
         return error
 
+    def _tell(self, result: IngestResult) -> None:
+        self._unread.append(IngestProgress(name=result.name, stage="done", result=result))
+
     def _next(self, call: int) -> pb.IngestImagesRequest | None:
         with self._reading:
             for key, (sent, request) in list(self._open.items()):
@@ -143,8 +149,7 @@ class IngestStream:
                         image=types_pb2.Image(encoded=read_source(source)), name=self._names[-1]
                     )
                 except Exception as error:
-                    result = failed(source, error)
-                    self._unread.append(IngestProgress(name=result.name, stage="done", result=result))
+                    self._tell(failed(source, error))
                     continue
                 picture.MergeFrom(self._about)
                 request = pb.IngestImagesRequest(key=key, request=picture)

@@ -154,3 +154,39 @@ def test_a_search_tells_which_phrases_were_cut_off(use: Callable[..., Any], gate
     phrases: Sequence[str] = ["mug " * 200, "mug"]
     assert use("search", phrases).truncated == (True, False)
     assert use("within", phrases, image=b"picture").truncated == (True, False)
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_stream_asks_about_files_too(gateway: FakeGateway, tmp_path: Path, asynchronous: bool) -> None:
+    def stream(*sources: Any, **options: Any) -> list[tuple[str, str, tuple[str, ...]]]:
+        async def run() -> list[Any]:
+            async with AsyncClient(gateway.grpc) as client:
+                return [step async for step in client.ingest_stream(sources, **options)]
+
+        if asynchronous:
+            steps = asyncio.run(run())
+        else:
+            with Client(gateway.grpc) as client:
+                steps = list(client.ingest_stream(sources, **options))
+        results = [step.result for step in steps if step.result is not None]
+        return sorted((one.name, one.outcome, one.added_tags) for one in results)
+
+    a, b = files(tmp_path, "a", "b")
+    assert stream(a) == [("a", "created", ())]
+    gateway.requests.clear()
+    assert stream(a, b, tags=["t"]) == [("a", "duplicate", ("t",)), ("b", "created", ())]
+    assert sent(gateway) == ["CheckImagesRequest", "UpdateImageRequest", "IngestImagesRequest"]
+    gateway.requests.clear()
+    assert stream(a, b) == [("a", "duplicate", ()), ("b", "duplicate", ())]
+    assert sent(gateway) == ["CheckImagesRequest"]
+    gateway.requests.clear()
+    assert stream(a, b, resend=True) == [("a", "duplicate", ()), ("b", "duplicate", ())]
+    assert sent(gateway) == ["IngestImagesRequest"] * 2
+    gateway.failures = [RegionSearchError(Kind.PERMISSION_DENIED, "no questions")]
+    assert stream(a) == [("a", "duplicate", ())]
+
+
+def test_a_single_image_that_is_not_in_a_list_is_a_mistake(use: Callable[..., Any]) -> None:
+    for single in ("cat.jpg", b"cat", Path("cat.jpg")):
+        with pytest.raises(RegionSearchError, match="put a single one into a list"):
+            use("ingest", single)
