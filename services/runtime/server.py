@@ -34,6 +34,7 @@ from google.protobuf.descriptor import ServiceDescriptor
 from grpc_reflection.v1alpha import reflection
 
 from regionsearch.errors import Kind, RegionSearchError
+from regionsearch.images.quiet import silence_libtiff
 from services.runtime.allocator import map_large_blocks
 from services.runtime.auth import ApiKeys
 from services.runtime.health import Health
@@ -284,6 +285,7 @@ def run(settings: ServiceSettings, services: Sequence[ServiceDescriptor], lifesp
     configure_logging(settings.process, settings.log_level, settings.log_format)
     sys.setswitchinterval(SWITCH_S)
     map_large_blocks()
+    silence_libtiff()
     tracing = configure_tracing(settings.process, settings.otlp_endpoint)
 
     async def main() -> int:

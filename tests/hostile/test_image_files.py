@@ -68,6 +68,40 @@ def test_a_file_is_read_as_one_format_by_every_reader() -> None:
         assert image.reduced(320).size == (64, 64)
 
 
+STORM = """
+import sys
+from regionsearch.errors import RegionSearchError
+from regionsearch.images import decode_image
+from regionsearch.images.quiet import silence_libtiff
+
+if sys.argv[1] == "quiet":
+    silence_libtiff()
+try:
+    decode_image(sys.stdin.buffer.read())
+except RegionSearchError:
+    pass
+"""
+
+
+def test_a_damaged_tiff_fills_no_log() -> None:
+    whole = bytearray(
+        files.save(Image.effect_noise((400, 400), 99).convert("1"), "TIFF", compression="group4")
+    )
+    whole[100:4000:7] = b"\x55" * len(whole[100:4000:7])
+    lines = {}
+    for how in ("loud", "quiet"):
+        child = subprocess.run(
+            [sys.executable, "-c", STORM, how],
+            input=bytes(whole),
+            capture_output=True,
+            check=True,
+            timeout=60,
+        )
+        lines[how] = len(child.stderr.splitlines())
+    assert lines["loud"] > 10
+    assert lines["quiet"] == 0
+
+
 MEMORY = """
 import asyncio, io, sys, threading, time
 from PIL import Image
