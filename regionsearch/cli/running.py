@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import threading
 from collections.abc import Iterable
 from pathlib import Path
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from regionsearch.client import IngestResult
     from regionsearch.supervisor import Supervisor
 
+KEYS_VARIABLE = "REGIONSEARCH_GATEWAY_API_KEYS"
 DEMO_STEP = 5  # pictures between two lines
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
@@ -49,6 +51,7 @@ def up(
     plan = Plan(find_profile(profile), data_dir, port, grpc_port, host, count_workers(workers or ()))
     for weights in plan.profile.weights:
         find(weights)
+    warn_if_open(host)
     supervisor = Supervisor(plan, note)
 
     def ready() -> None:
@@ -60,6 +63,13 @@ def up(
             announce(supervisor.url)
 
     raise typer.Exit(supervisor.run(ready))
+
+
+def warn_if_open(host: str) -> None:
+    """Says so where others than this machine get in without a key; a file of settings may hold keys."""
+    local = host in ("127.0.0.1", "localhost", "::1")
+    if not local and not any(os.environ.get(name) for name in (KEYS_VARIABLE, "REGIONSEARCH_CONFIG")):
+        tell(f"whoever reaches {host} may read, add and delete everything: {KEYS_VARIABLE} sets keys")
 
 
 def note(line: str) -> None:

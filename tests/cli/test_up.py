@@ -21,6 +21,7 @@ import pytest
 from typer.testing import CliRunner
 
 from regionsearch.cli import app, main
+from regionsearch.cli.running import warn_if_open
 from regionsearch.errors import RegionSearchError
 from regionsearch.models import PROFILES
 from regionsearch.supervisor import Plan, Supervisor
@@ -393,3 +394,21 @@ def test_the_command_ends_with_a_line_and_1_on_an_error(
         main()
     assert ended.value.code == 1
     assert "error: there is no profile 'huge'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("host", "key", "said"),
+    [
+        ("127.0.0.1", "", False),
+        ("0.0.0.0", "", True),
+        ("192.168.1.5", "", True),
+        ("0.0.0.0", "secret", False),
+    ],
+)
+def test_a_start_without_keys_for_other_machines_says_so(
+    host: str, key: str, said: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("REGIONSEARCH_GATEWAY_API_KEYS", key)
+    warn_if_open(host)
+    captured = capsys.readouterr()
+    assert ("may read, add and delete everything" in captured.out + captured.err) is said

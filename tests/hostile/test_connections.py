@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import datetime
 import json
 import os
 import resource
@@ -20,6 +21,7 @@ from starlette.types import Receive, Scope, Send
 
 from gateway.http.listener import HttpServer
 from gateway.settings import ConnectionSettings
+from tests.runtime.test_tls import make
 
 ROOT = Path(__file__).resolve().parents[2]
 LARGE = 24 << 20  # more than the kernel keeps for a connection on loopback
@@ -98,9 +100,10 @@ class Running:
 
 
 @contextlib.asynccontextmanager
-async def serving(**settings: float) -> AsyncIterator[Running]:
+async def serving(tls: tuple[Path, Path] | None = None, **settings: float) -> AsyncIterator[Running]:
     app = App()
-    config = uvicorn.Config(app, log_config=None, lifespan="off", timeout_graceful_shutdown=1)
+    files = {} if tls is None else {"ssl_certfile": tls[0], "ssl_keyfile": tls[1]}
+    config = uvicorn.Config(app, log_config=None, lifespan="off", timeout_graceful_shutdown=1, **files)
     server = HttpServer(config, ConnectionSettings(**settings))
     listener = socket.create_server(("127.0.0.1", 0))
     serve = asyncio.create_task(server.serve([listener]))
@@ -119,6 +122,16 @@ HALF = b"GET / HTTP/1.1\r\nHost: loc"
 @pytest.mark.parametrize("begin", [b"", HALF, GET + HALF], ids=["silence", "half", "second"])
 async def test_a_request_whose_headers_do_not_come_is_ended(begin: bytes) -> None:
     async with serving(**QUICK) as running:
+        peer = await running.connect()
+        peer.writer.write(begin)
+        assert await peer.closed()
+
+
+@pytest.mark.parametrize("begin", [b"", b"\x16\x03\x01"], ids=["silence", "half"])
+async def test_a_tls_handshake_that_does_not_come_is_ended(begin: bytes, tmp_path: Path) -> None:
+    now = datetime.datetime.now(datetime.UTC)
+    day = datetime.timedelta(days=1)
+    async with serving(make(tmp_path, "a", now - day, now + day), **QUICK) as running:
         peer = await running.connect()
         peer.writer.write(begin)
         assert await peer.closed()
