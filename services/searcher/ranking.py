@@ -141,9 +141,10 @@ def rank(query: Query, source: Source) -> tuple[list[Ranked], bool]:
         if query.group_by_image:
             wanted = None if candidates.complete else query.limit + 1 + count - first
             entries = _group(query, source, passing, threshold, wanted)
-            # A whole image may stand for a region that is better than what is missing, and be worse itself.
-            certain = (entries.rows.score > floor) | np.isin(entries.rows.key, known.key)
-            entries = _Entries(entries.rows.take(certain), entries.regions)
+            if not candidates.complete:
+                leaders = known.take(_best_of_each(known)) if candidates.by_image else known
+                certain = _certain(source, entries.rows, leaders.take(leaders.score == floor), floor)
+                entries = _Entries(entries.rows.take(certain), entries.regions)
         hits = _ordered(query, source, entries)
         if len(hits) > query.limit or candidates.complete or floor < threshold or count == most:
             return hits[: query.limit], len(hits) > query.limit
@@ -215,6 +216,26 @@ def _known(source: Source, candidates: Candidates, rows: _Judged, count: int) ->
     chosen = np.array(list(dict.fromkeys(image for _, _, image in order))[:needed], np.int64)
     above = images[scores > floor]
     return rows.take(np.isin(rows.image, np.concatenate([above, chosen]))), floor
+
+
+def _certain(source: Source, entries: _Judged, last: _Judged, floor: float) -> NDArray[np.bool_]:
+    """Which entries precede all that is missing, which comes behind the `last` known rows of score `floor`.
+
+    An entry need not be the best row of its image: a whole image may stand for a better region of it.
+    """
+    certain = entries.score > floor
+    tied = np.flatnonzero(entries.score == floor)
+    if len(tied):
+        ids = source.public_ids([*entries.key[tied].tolist(), *last.key.tolist()])
+        first: dict[int, tuple[int, str, str]] = {}
+        rows = zip(last.image.tolist(), last.level.tolist(), last.key.tolist(), strict=True)
+        for image, level, key in rows:
+            place = (level, *ids[key])
+            first[image] = min(first.get(image, place), place)
+        end = max(first.values(), default=(0, "", ""))
+        places = zip(entries.level[tied].tolist(), entries.key[tied].tolist(), strict=True)
+        certain[tied] = [(level, *ids[key]) <= end for level, key in places]
+    return certain
 
 
 def _passing(query: Query, rows: _Judged) -> tuple[_Judged, float]:

@@ -187,22 +187,55 @@ class VectorIndex:
 
 def _worth_scoring(request: Fetch, found: Sequence[tuple[Segment, list[Found]]], margin: float) -> list[Part]:
     """The rows of all segments that can be among the best of them together."""
-    floors = []
+    units = [
+        [segment.columns.image[rows] if request.by_image else (number << 40) + rows for rows, _ in answer]
+        for number, (segment, answer) in enumerate(found)
+    ]
+    # What may score just `below`, with any query, comes in addition to what is counted.
+    added: Keys = np.empty(0, np.int64)
+    if request.below < np.inf and found:
+        near = [
+            unit[scores >= request.below - margin]
+            for owned, (_, answer) in zip(units, found, strict=True)
+            for unit, (_, scores) in zip(owned, answer, strict=True)
+        ]
+        added = np.unique(np.concatenate(near))
+    kept: list[list[Positions]] = [[] for _ in found]
     for query in range(len(request.vectors)):
-        scores = np.concatenate([np.empty(0, np.float32), *(answer[query][1] for _, answer in found)])
-        if request.by_image and len(scores):
-            owners = [segment.columns.image[answer[query][0]] for segment, answer in found]
-            _, places = np.unique(np.concatenate(owners), return_inverse=True)
-            tops = np.full(int(places.max()) + 1, -np.inf, np.float32)
-            np.maximum.at(tops, places, scores)
-            scores = tops
-        scores = scores[scores < request.below - margin]  # others come in addition
-        cut = len(scores) - request.count
-        floors.append(float(np.partition(scores, cut)[cut]) - margin if cut > 0 else -np.inf)
+        floor = _floor(
+            [owned[query] for owned in units],
+            [answer[query][1] for _, answer in found],
+            added,
+            request.count,
+            by_image=request.by_image,
+        )
+        for number, (_, answer) in enumerate(found):
+            rows, scores = answer[query]
+            keep = scores >= floor - margin
+            if len(added):
+                keep |= np.isin(units[number][query], added)
+            kept[number].append(rows[keep])
     parts = []
-    for segment, answer in found:
-        kept = [rows[scores >= floor] for (rows, scores), floor in zip(answer, floors, strict=True)]
-        rows = kept[0] if len(kept) == 1 else np.unique(np.concatenate(kept))
+    for (segment, _), chosen in zip(found, kept, strict=True):
+        rows = chosen[0] if len(chosen) == 1 else np.unique(np.concatenate(chosen))
         if len(rows):
             parts.append(Part(segment, rows))
     return parts
+
+
+def _floor(
+    units: Sequence[Keys], scores: Sequence[Vectors], added: Keys, count: int, *, by_image: bool
+) -> float:
+    """The score of the `count`-th best row or image, of those that are not `added`."""
+    all_units = np.concatenate([np.empty(0, np.int64), *units])
+    all_scores = np.concatenate([np.empty(0, np.float32), *scores])
+    if len(added):
+        counted = ~np.isin(all_units, added)
+        all_units, all_scores = all_units[counted], all_scores[counted]
+    if by_image and len(all_scores):
+        _, places = np.unique(all_units, return_inverse=True)
+        tops = np.full(int(places.max()) + 1, -np.inf, np.float32)
+        np.maximum.at(tops, places, all_scores)
+        all_scores = tops
+    cut = len(all_scores) - count
+    return float(np.partition(all_scores, cut)[cut]) if cut > 0 else -np.inf
