@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, FiniteFloat, model_validator
+from pydantic import Field, JsonValue, model_validator
 
 from gateway.catalog import MOST_IDS
+from gateway.http.shapes import absent, constant, either, given, shaped, together
 from gateway.http.values import (
     INT32,
+    ONE_IMAGE,
     Body,
     BoxBody,
     CollectionName,
+    Number,
     OnePicture,
     Picture,
     Points,
@@ -22,7 +25,8 @@ from gateway.http.values import (
 from gateway.settings import CropPolicyName
 from regionsearch.v1 import search_pb2, segment_pb2, types_pb2
 
-Word = Annotated[str, Field(max_length=4096)]
+_WORD: dict[str, JsonValue] = {"minLength": 1, "maxLength": 4096, "pattern": r"^[^\u0000]*$"}
+Word = Annotated[str, Field(max_length=4096, json_schema_extra=_WORD)]
 """A tag, or an attribute's name or value; what an image may have in all is looked at later."""
 
 
@@ -30,10 +34,10 @@ class EverythingBody(Body):
     """Options of everything mode; what is absent has the model's default."""
 
     points_per_side: int | None = Field(None, ge=1, le=128)
-    pred_iou_thresh: FiniteFloat | None = None
-    stability_score_thresh: FiniteFloat | None = None
-    stability_score_offset: FiniteFloat | None = None
-    box_nms_thresh: FiniteFloat | None = None
+    pred_iou_thresh: Number | None = None
+    stability_score_thresh: Number | None = None
+    stability_score_offset: Number | None = None
+    box_nms_thresh: Number | None = None
     crop_n_layers: int | None = Field(None, ge=0, le=4)
     min_mask_region_area: int | None = Field(None, ge=0, le=INT32)
     max_regions: int | None = Field(
@@ -49,8 +53,22 @@ class EverythingBody(Body):
         return options
 
 
+_MODEL = constant("among", "model", default=True)
+_STORED = together(constant("among", "stored"), given("image_id"))
+_POINTED = [together(given(one), absent("prompts", "text", "everything")) for one in ("points", "box")]
+_UNPOINTED = absent("points", "box")
+_MODES = [
+    *(together(pointed, among) for pointed in _POINTED for among in (_MODEL, _STORED)),
+    together(given("prompts"), _UNPOINTED, absent("text", "everything"), _MODEL),
+    together(given("everything"), _UNPOINTED, absent("prompts", "text"), _MODEL),
+    together(given("text"), _UNPOINTED, absent("prompts", "everything"), _STORED),
+]
+
+
 class SegmentBody(OnePicture):
     """Masks of a picture: of everything, of one prompt (points, box) or of several."""
+
+    model_config = shaped(ONE_IMAGE, _MODES)
 
     points: Points = Field([])
     box: BoxBody | None = None
@@ -96,6 +114,8 @@ class SegmentBody(OnePicture):
 class EmbeddingsBody(Body):
     """Texts or pictures, not both."""
 
+    model_config = shaped(either("texts", "images"))
+
     texts: Texts = Field([])
     images: list[Picture] = Field([], max_length=64, fail_fast=True)
 
@@ -117,8 +137,11 @@ class ImageChangeBody(Body):
     tags: list[Word] | None = Field(None, max_length=1000, fail_fast=True, description="null: none.")
     add_tags: list[Word] = Field([], max_length=1000, fail_fast=True)
     remove_tags: list[Word] = Field([], max_length=1000, fail_fast=True)
-    attributes: dict[Word, Word | None] = Field(
-        {}, max_length=1000, description="Sets each, or takes it away where it is null."
+    attributes: dict[Annotated[str, Field(max_length=4096)], Word | None] = Field(
+        {},
+        max_length=1000,
+        description="Sets each, or takes it away where it is null.",
+        json_schema_extra={"propertyNames": _WORD},
     )
 
     def to_proto(self, image_id: str) -> search_pb2.ImageUpdate:
@@ -150,10 +173,27 @@ class ImageIdsBody(Body):
 class BinaryCodesBody(Body):
     """Short codes for a first pass in Hamming space."""
 
+    model_config = shaped(
+        [
+            together(
+                constant("method", "learned"),
+                {"required": ["head"], "properties": {"head": {"minLength": 1}}},
+            ),
+            {"properties": {"method": {"not": {"const": "learned"}}}},
+        ]
+    )
+
     method: Literal["pca_rotation", "itq", "learned"]
-    bits: int = Field(256, ge=8, le=4096, multiple_of=8)
+    bits: int = Field(
+        256, ge=8, le=4096, multiple_of=8, description="At most the model's dimension, unless learned."
+    )
     rerank_factor: int = Field(10, ge=1, le=1000)
-    head: Annotated[str, Field(max_length=255)] = ""
+    head: Annotated[
+        str,
+        Field(
+            max_length=128, pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]*)?$", description="A learned one's file."
+        ),
+    ] = ""
 
     def to_proto(self) -> search_pb2.BinaryCodes:
         """As the contract has it."""
@@ -165,7 +205,9 @@ class CollectionBody(Body):
     """A new collection, for the embedder's present model."""
 
     name: CollectionName = Field(
-        min_length=1, description="1 to 64 of a-z, 0-9, '-' and '_', beginning with a letter or digit."
+        min_length=1,
+        json_schema_extra={"pattern": "^[a-z0-9][a-z0-9_-]*$"},
+        description="1 to 64 of a-z, 0-9, '-' and '_', beginning with a letter or digit.",
     )
     crop_policy: CropPolicyName = Field(
         "default", description="How regions are cut out; default: the gateway's."

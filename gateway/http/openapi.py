@@ -9,8 +9,14 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 
 from gateway.http.problems import MEDIA_TYPE, STATUS
-from gateway.http.reading import LISTS
+from gateway.http.reading import NESTED
+from gateway.http.values import MAX_TEXT, PHRASE
 from regionsearch.errors import Kind
+
+FILE = {"type": "string", "format": "binary", "contentMediaType": "application/octet-stream"}
+"""A file of a form: ``format`` for tools that know OpenAPI 3.0, the media type for those that know 3.1."""
+IMAGE = {"schema": {"type": "string", "format": "binary"}}
+"""An answer that is an image."""
 
 _REFERENCE = "#/components/schemas/{model}"
 _models: dict[str, type[BaseModel]] = {}
@@ -40,6 +46,15 @@ _PROBLEM = {
 }
 
 
+_REQUEST_ID = {
+    "name": "X-Request-Id",
+    "in": "header",
+    "required": False,
+    "schema": {"type": "string"},
+    "description": "Up to 64 printable characters by which the log and the answer name this request.",
+}
+
+
 def body_of(model: type[BaseModel], example: dict[str, Any], *, form: bool = False) -> dict[str, Any]:
     """The description of a body that `read_body` reads.
 
@@ -61,24 +76,38 @@ def body_of(model: type[BaseModel], example: dict[str, Any], *, form: bool = Fal
 
 
 def _form_schema(model: type[BaseModel]) -> dict[str, Any]:
-    """The same names; pictures are files, lists repeat their field, what is no plain value is JSON."""
+    """The same names; images are files, lists repeat their field, what is an object is JSON."""
+    schema = model.model_json_schema(ref_template=_REFERENCE)
     properties: dict[str, Any] = {}
-    for name, field in model.model_fields.items():
-        described = {"description": field.description} if field.description else {}
+    for name, member in schema["properties"].items():
+        described = {"description": member["description"]} if "description" in member else {}
+        values = [one for one in member.get("anyOf", [member]) if one.get("type") != "null"]
         if name == "image":
-            properties[name] = {"type": "string", "contentMediaType": "application/octet-stream", **described}
+            properties[name] = FILE | described
         elif name == "images":
-            file = {"type": "string", "contentMediaType": "application/octet-stream"}
-            properties[name] = {"type": "array", "items": file, **described}
-        elif name in LISTS:
-            properties[name] = {"type": "array", "items": {"type": "string"}, **described}
+            properties[name] = member | {"items": FILE}
+        elif name == "negatives":
+            properties[name] = member | {"items": {"type": "string", "maxLength": MAX_TEXT} | PHRASE}
+        elif name in NESTED:
+            json_of = {"type": "string", "format": f"json-{name}", "contentMediaType": "application/json"}
+            properties[name] = json_of | {"contentSchema": member} | described
         else:
-            properties[name] = {"type": "string", **described}
-    return {"type": "object", "properties": properties}
+            properties[name] = values[0] | described
+    return {
+        "type": "object",
+        "additionalProperties": False,
+        "properties": properties,
+        "allOf": schema.get("allOf", []),
+    }
 
 
-def install(app: FastAPI) -> None:
-    """Completes the document: the bodies' models, problem answers, keys."""
+def install(app: FastAPI, *, keys: bool) -> None:
+    """Completes the document: the bodies' models, problem answers, keys.
+
+    Args:
+        app: The application.
+        keys: Whether callers of the API need one.
+    """
 
     def document() -> dict[str, Any]:
         if app.openapi_schema is None:
@@ -89,14 +118,15 @@ def install(app: FastAPI) -> None:
                     description=app.description,
                     routes=app.routes,
                     tags=app.openapi_tags,
-                )
+                ),
+                keys,
             )
         return app.openapi_schema
 
     app.openapi = document  # type: ignore[method-assign]
 
 
-def _complete(document: dict[str, Any]) -> dict[str, Any]:
+def _complete(document: dict[str, Any], keys: bool) -> dict[str, Any]:
     components = document.setdefault("components", {})
     schemas = components.setdefault("schemas", {})
     for name, model in _models.items():
@@ -110,13 +140,16 @@ def _complete(document: dict[str, Any]) -> dict[str, Any]:
         "bearer": {"type": "http", "scheme": "bearer"},
         "apiKey": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
     }
-    document["security"] = [{}, {"bearer": []}, {"apiKey": []}]
+    components["parameters"] = {"RequestId": _REQUEST_ID}
+    needed: list[dict[str, list[str]]] = [{"bearer": []}, {"apiKey": []}] if keys else []
     problem = {"content": {MEDIA_TYPE: {"schema": {"$ref": _REFERENCE.format(model="Problem")}}}}
     codes: dict[int, list[str]] = {}
     for kind, status in STATUS.items():
         codes.setdefault(status, []).append(kind.value)
-    for path in document["paths"].values():
+    for name, path in document["paths"].items():
         for operation in path.values():
+            operation["security"] = needed if name.startswith("/v1/") else []
+            operation.setdefault("parameters", []).append({"$ref": "#/components/parameters/RequestId"})
             operation["responses"].pop("422", None)
             for status, kinds in sorted(codes.items()):
                 if status != 499:  # nobody is there to read it

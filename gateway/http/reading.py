@@ -22,7 +22,8 @@ BodyT = TypeVar("BodyT", bound=Body)
 
 LISTS = ("texts", "negatives", "include")
 """Fields of a form that may be repeated."""
-_NESTED = ("points", "box", "prompts", "everything")
+NESTED = ("points", "box", "prompts", "everything")
+"""Fields of a form that are JSON."""
 _AT_ONCE = 16 << 10  # bytes of a body that are parsed in less time than another thread takes to wake up
 
 
@@ -86,7 +87,7 @@ async def _read_form(request: Request, model: type[Body], limits: LimitSettings)
             if name == "images" or name in LISTS:
                 values.setdefault(name, []).append(content)
                 continue
-            if name in _NESTED and isinstance(content, str):
+            if name in NESTED and isinstance(content, str):
                 content = await asyncio.to_thread(parse_json, content.encode(), name)
             if name in values:
                 advice = f"send {name}s for several" if f"{name}s" in model.model_fields else "send it once"

@@ -15,6 +15,7 @@ from gateway.http.bodies import CollectionBody
 from gateway.http.conditional import json_with_etag
 from gateway.http.openapi import body_of
 from gateway.http.reading import read_body
+from gateway.http.values import PageToken
 from gateway.settings import crop_policy_value
 
 
@@ -44,7 +45,7 @@ def router(gateway: Gateway) -> APIRouter:
     async def list_collections(
         request: Request,
         page_size: Annotated[int, Query(ge=0, le=2**31 - 1, description="0 means 100; at most 1000.")] = 0,
-        page_token: str = "",
+        page_token: PageToken = "",
     ) -> Response:
         """By name."""
         page = await catalog.list(page_size, page_token)

@@ -18,8 +18,9 @@ from gateway.http.answers import Image, Images, Region, Regions, StoredImages, U
 from gateway.http.bodies import ImageChangeBody, ImageIdsBody
 from gateway.http.conditional import CHANGED, changed, check_if_match, etag_of, json_with_etag, picture
 from gateway.http.hits import CocoDocument
-from gateway.http.openapi import body_of
+from gateway.http.openapi import IMAGE, body_of
 from gateway.http.reading import read_body
+from gateway.http.values import PageToken
 from regionsearch.errors import Kind, RegionSearchError
 from regionsearch.images.metadata import LOSSLESS, without_metadata
 from regionsearch.v1 import search_pb2
@@ -47,9 +48,8 @@ def _precondition() -> Iterator[None]:
 
 
 def _image_answer(*types: str) -> dict[int | str, dict[str, Any]]:
-    schema = {"schema": {"type": "string", "format": "binary"}}
     return {
-        200: {"content": dict.fromkeys(types, schema)},
+        200: {"content": dict.fromkeys(types, IMAGE)},
         304: {"description": "Not modified"},
     }
 
@@ -78,7 +78,7 @@ def router(gateway: Gateway) -> APIRouter:
 
     @routes.get("", summary="List images", response_model=Images, dependencies=read)
     async def list_images(
-        collection: str, request: Request, page_size: PageSize = 0, page_token: str = ""
+        collection: str, request: Request, page_size: PageSize = 0, page_token: PageToken = ""
     ) -> Response:
         """Newest first."""
         page = await catalog.images(collection, page_size, page_token)

@@ -20,6 +20,7 @@ from gateway.http.access import needs
 from gateway.http.answers import IngestResult, IngestResults
 from gateway.http.forms import read_form
 from gateway.http.json_reading import is_utf8, parse_json
+from gateway.http.openapi import FILE
 from gateway.http.problems import STATUS, problem
 from gateway.ingest import count_failure
 from gateway.records import IdempotencyKey, checked_key, clean_name
@@ -39,19 +40,24 @@ _FORM = {
             "schema": {
                 "type": "object",
                 "required": ["files"],
+                "additionalProperties": False,
                 "properties": {
                     "files": {
                         "type": "array",
-                        "items": {"type": "string", "contentMediaType": "application/octet-stream"},
+                        "minItems": 1,
+                        "items": FILE,
                         "description": "JPEG, PNG, WebP, GIF, BMP, TIFF, HEIC or AVIF.",
                     },
                     "tags": {
                         "type": "array",
-                        "items": {"type": "string"},
+                        "items": {"type": "string", "minLength": 1, "maxLength": 4096},
                         "description": "Put on every image of the request.",
                     },
                     "attributes": {
                         "type": "string",
+                        "format": "json-attributes",
+                        "contentMediaType": "application/json",
+                        "contentSchema": {"type": "object", "additionalProperties": {"type": "string"}},
                         "description": "A JSON object of strings, for every image.",
                     },
                 },

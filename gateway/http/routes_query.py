@@ -25,7 +25,7 @@ from gateway.http.hits import (
     SegmentAnswer,
     WithinAnswer,
 )
-from gateway.http.openapi import body_of
+from gateway.http.openapi import IMAGE, body_of
 from gateway.http.reading import read_body
 from gateway.http.searches import SearchBody, WithinBody, phrases_named
 from gateway.http.values import OnePicture
@@ -94,7 +94,7 @@ def router(gateway: Gateway) -> APIRouter:
         summary="Search inside one picture",
         response_model=WithinAnswer | CocoDocument,
         openapi_extra=body_of(WithinBody, {"image_id": _ZEROS, "texts": ["mug", "chair"]}, form=True),
-        responses={200: {"content": {"image/png": {}, "image/webp": {}}}},
+        responses={200: {"content": {"image/png": IMAGE, "image/webp": IMAGE}}},
     )
     async def search_within(request: Request, form: Form = "json") -> Response:
         """Scores every region of a picture, sent along or stored, and says which are hits.

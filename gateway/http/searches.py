@@ -5,16 +5,21 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Iterator
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, FiniteFloat, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
+from gateway.http.shapes import absent, either, given, shaped, together
 from gateway.http.values import (
     INT64,
+    MAX_TEXT,
+    ONE_IMAGE,
+    PHRASE,
     Body,
     BoxBody,
     Id,
     Ids,
+    Number,
     OnePicture,
     PageSize,
     PageToken,
@@ -29,6 +34,8 @@ from gateway.http.values import (
 from regionsearch.errors import RegionSearchError
 from regionsearch.v1 import region_search_pb2, search_pb2, types_pb2
 
+_NEGATIVES = ("text", "image", "region_id", "image_id")
+_KINDS = ("text", "texts", "image", "region_id", "image_id")
 Include = Annotated[list[Literal["mask"]], Field(max_length=8, fail_fast=True)]
 
 
@@ -50,6 +57,13 @@ def phrases_named(text: str | None, prefix: str = "") -> Iterator[None]:
 class QueryBody(Body):
     """What to look for; words, examples and pointing combine."""
 
+    model_config = shaped(
+        [
+            *(together(given(name), absent("points", "box")) for name in _KINDS),
+            *either("image", "image_id"),  # points and box belong to one of them
+        ]
+    )
+
     text: Text | None = Field(None, description="One phrase.")
     texts: Texts = Field([], description="Several phrases; each region goes to its best one.")
     image: Picture | None = Field(None, description="A picture of it; with points or box the object there.")
@@ -70,11 +84,16 @@ class QueryBody(Body):
         )
 
 
+def _or_a_phrase(schema: dict[str, Any]) -> None:
+    one = [{"type": "string", "maxLength": MAX_TEXT} | PHRASE]
+    schema |= {"type": ["string", "object"], "allOf": [{"anyOf": [*one, *either(*_NEGATIVES)]}]}
+
+
 class NegativeBody(Body):
     """What is not meant: a phrase, or an example."""
 
     # A phrase may stand for itself, and in a form a file is a picture.
-    model_config = ConfigDict(json_schema_extra=lambda schema: schema.update({"type": ["string", "object"]}))
+    model_config = ConfigDict(json_schema_extra=_or_a_phrase)
 
     text: Text | None = None
     image: Picture | None = Field(None, description="A picture of it.")
@@ -124,8 +143,8 @@ class FilterBody(Body):
     exclude_tags: Tags = Field([], description="The image has none of these.")
     min_area: int | None = Field(None, ge=0, le=INT64, description="Pixels.")
     max_area: int | None = Field(None, ge=0, le=INT64, description="Pixels.")
-    min_predicted_iou: FiniteFloat | None = None
-    min_stability_score: FiniteFloat | None = None
+    min_predicted_iou: Number | None = None
+    min_stability_score: Number | None = None
     attributes: dict[Tag, Value] = Field({}, max_length=64, description="The image has exactly these.")
 
     def to_proto(self) -> search_pb2.Filter:
@@ -151,16 +170,16 @@ class SearchBody(Body):
     level: Literal["region", "image", "both"] = "both"
     group_by: Literal["image"] | None = Field(None, description="One hit an image, its best.")
     filter: FilterBody | None = None
-    min_score: FiniteFloat | None = Field(None, description="Lowest cosine that is kept.")
-    relative_cutoff: FiniteFloat | None = Field(None, ge=0, le=1, description="Part of the best score.")
-    min_relevancy: FiniteFloat | None = Field(
+    min_score: Number | None = Field(None, description="Lowest cosine that is kept.")
+    relative_cutoff: Number | None = Field(None, ge=0, le=1, description="Part of the best score.")
+    min_relevancy: Number | None = Field(
         None, description="With negatives; 0.5 when absent. Looked for among the 16,384 nearest records."
     )
     page_size: PageSize = Field(0, description="0 means 20; at most 1000.")
     page_token: PageToken = ""
     min_seq: int | None = Field(None, ge=0, le=INT64, description="See at least this write.")
     exact: bool = Field(False, description="Look at every record, whatever index there is.")
-    effort: FiniteFloat | None = Field(
+    effort: Number | None = Field(
         None, gt=0, le=1000, description="How far an approximate index looks, as a multiple of the usual."
     )
     include: Include = Field([])
@@ -190,14 +209,14 @@ class SearchBody(Body):
 class WithinBody(OnePicture):
     """A search inside one picture."""
 
+    model_config = shaped(ONE_IMAGE, [given("text"), given("texts")])
+
     text: Text | None = Field(None, description="One phrase.")
     texts: Texts = Field([], description="Several phrases; each region goes to its best one.")
     negatives: Negatives = Field([])
-    min_score: FiniteFloat | None = Field(None, description="Lowest cosine that makes a hit.")
-    relative_cutoff: FiniteFloat | None = Field(
-        None, ge=0, le=1, description="Part of a phrase's best score."
-    )
-    min_relevancy: FiniteFloat | None = None
+    min_score: Number | None = Field(None, description="Lowest cosine that makes a hit.")
+    relative_cutoff: Number | None = Field(None, ge=0, le=1, description="Part of a phrase's best score.")
+    min_relevancy: Number | None = None
     include: Include = Field(["mask"], description="An empty list leaves the regions' masks out.")
     render: Literal["outline", "boxes", "mask"] | None = Field(
         None, description="Answers with the picture and the hits drawn into it."

@@ -10,11 +10,13 @@ from pydantic import (
     ConfigDict,
     Field,
     FiniteFloat,
+    JsonValue,
     WithJsonSchema,
     model_validator,
 )
 
 from gateway.http.json_reading import MAX_SMALL, decode_base64
+from gateway.http.shapes import either, given, shaped
 from regionsearch.v1 import segment_pb2, types_pb2
 
 INT32 = 2**31 - 1
@@ -37,20 +39,37 @@ Picture = Annotated[
     bytes,
     BeforeValidator(_image),
     WithJsonSchema(
-        {"type": "string", "contentEncoding": "base64", "description": "An image's file in base64."}
+        {
+            "type": "string",
+            "format": "byte",
+            "minLength": 1,
+            "contentEncoding": "base64",
+            "description": "An image's file in base64.",
+        }
     ),
 ]
-Pixel = Annotated[FiniteFloat, Field(ge=-1e6, le=1e6)]
-Text = Annotated[
-    str,
-    # An empty phrase is refused where it is cleaned, in `gateway.query`.
-    Field(max_length=10_000, json_schema_extra={"minLength": 1, "pattern": r"\S"}),
-]
+Number = Annotated[FiniteFloat, Field(ge=-1e6, le=1e6)]
+"""A pixel or a threshold; numbers far beyond any are infinite in a message."""
+_INVISIBLE = (
+    r"\s\u0000-\u001f\u007f-\u009f\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f"
+    r"\u202a-\u202e\u2060-\u206f\u2800\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb"
+)  # as `regionsearch.texts.visible_text` has it, but for characters beyond U+FFFF
+PHRASE: dict[str, JsonValue] = {"minLength": 1, "pattern": f"[^{_INVISIBLE}]"}
+"""Rules of a phrase's schema; those that are not are refused where they are cleaned, in `gateway.query`."""
+MAX_TEXT = 10_000
+Text = Annotated[str, Field(max_length=MAX_TEXT, json_schema_extra=PHRASE)]
 Id = Annotated[str, Field(min_length=1, max_length=160)]
 Tag = Annotated[str, Field(min_length=1, max_length=4096)]
 Value = Annotated[str, Field(max_length=4096)]
 CollectionName = Annotated[str, Field(max_length=64)]
-PageToken = Annotated[str, Field(max_length=MAX_SMALL, description="`next_page_token` of the page before.")]
+PageToken = Annotated[
+    str,
+    Field(
+        max_length=MAX_SMALL,
+        description="`next_page_token` of the page before.",
+        json_schema_extra={"format": "page-token"},
+    ),
+]
 PageSize = Annotated[int, Field(ge=0, le=INT32)]
 # Every list says how long it may be, and stops at its first mistake: a caller could send a million of them.
 Ids = Annotated[list[Id], Field(max_length=10_000, fail_fast=True)]
@@ -67,8 +86,8 @@ class Body(BaseModel):
 class PointBody(Body):
     """A click, in pixels of the picture as a viewer shows it."""
 
-    x: Pixel
-    y: Pixel
+    x: Number
+    y: Number
     label: Literal[0, 1] = Field(1, description="1: the object is here; 0: it is not here.")
 
     def to_proto(self) -> types_pb2.Point:
@@ -79,10 +98,10 @@ class PointBody(Body):
 class BoxBody(Body):
     """A box in pixels; the edges are half-open."""
 
-    x_min: Pixel
-    y_min: Pixel
-    x_max: Pixel
-    y_max: Pixel
+    x_min: Number
+    y_min: Number
+    x_max: Number
+    y_max: Number
 
     def to_proto(self) -> types_pb2.Box:
         """As the contract has it."""
@@ -95,8 +114,16 @@ Points = Annotated[list[PointBody], Field(max_length=128, fail_fast=True)]
 class PromptBody(Body):
     """One object: points, a box, or both."""
 
+    model_config = shaped([given("points"), given("box")])
+
     points: Points = Field([])
     box: BoxBody | None = None
+
+    @model_validator(mode="after")
+    def _some(self) -> PromptBody:
+        if not self.points and self.box is None:
+            raise ValueError("a prompt has points, a box, or both")
+        return self
 
     def to_proto(self) -> segment_pb2.Prompt:
         """As the contract has it."""
@@ -106,8 +133,13 @@ class PromptBody(Body):
         )
 
 
+ONE_IMAGE = either("image", "image_id")
+
+
 class OnePicture(Body):
     """A picture that is sent along or stored."""
+
+    model_config = shaped(ONE_IMAGE)
 
     collection: CollectionName = Field("", description="Of a stored image; default when absent.")
     image: Picture | None = Field(None, description="The picture itself.")
