@@ -19,6 +19,11 @@ DAMAGED_ROWS = Counter(
     "regionsearch_store_damaged_rows", "Times that a damaged row was left out of a list or a search's answer."
 )
 
+CHECKPOINT_FAILURES = Counter(
+    "regionsearch_store_checkpoint_failures", "Times that the log could not be folded into the record file."
+)
+LOG_BYTES = Gauge("regionsearch_store_log_bytes", "Size of the record store's log.")
+
 _COLLECTION = ("collection",)
 _RECORDS = Gauge("regionsearch_index_records", "Records that can be found.", _COLLECTION)
 _IMAGES = Gauge("regionsearch_index_images", "Images.", _COLLECTION)

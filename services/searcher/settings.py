@@ -40,6 +40,18 @@ class EmbeddedSettings(BaseModel):
         None, description="Learned heads of binary codes; heads/ in the folder."
     )
     compact_above: float = Field(0.2, gt=0, lt=1, description="Part of dead rows that starts a compaction.")
+    max_log_bytes: int = Field(
+        1024 * MIB,
+        ge=1,
+        description="Size of the record file's log above which writes are refused. It stays far below, "
+        "unless the record file cannot be written.",
+    )
+    reserve_bytes: int = Field(
+        64 * MIB,
+        ge=0,
+        description="Disk space that only deletions may use: kept by a file, and as much again is left free "
+        "by everything else. At most a tenth of the disk.",
+    )
     page_ttl_s: float = Field(300.0, ge=0, description="How long the pages of one search stay the same.")
     passes: int = Field(
         2,

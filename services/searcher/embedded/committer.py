@@ -27,9 +27,10 @@ _GROUP_COST = 8192
 
 @dataclass(slots=True)
 class _Job(Generic[T]):
-    operation: Operation[T]
+    operation: Callable[[sqlite3.Connection], Any]
     cost: int
     alone: bool
+    outside: bool = False
     future: Future[T] = field(default_factory=Future)
     outcome: tuple[T, Change | None] | None = None
     error: Exception | None = None
@@ -73,9 +74,16 @@ class Committer:
         self._changed = threading.Condition()
         self._closing = False
         self._refusal: RegionSearchError | None = None
+        self._held: RegionSearchError | None = None
+        self._commits = 0
         self._seq = last_seq(database.writer)
         self._thread = threading.Thread(target=self._run, name="committer", daemon=True)
         self._thread.start()
+
+    @property
+    def commits(self) -> int:
+        """Number of commits since the start."""
+        return self._commits
 
     @property
     def seq(self) -> int:
@@ -93,10 +101,18 @@ class Committer:
         Raises:
             RegionSearchError: OVERLOADED when too much is waiting, or why writing is impossible.
         """
-        job = _Job(operation, max(cost, 1), alone)
+        return self._queue(_Job(operation, max(cost, 1), alone))
+
+    def between(self, action: Callable[[sqlite3.Connection], T]) -> T:
+        """Runs something on the writing connection between two commits, outside of a transaction."""
+        done: Future[T] = self._queue(_Job(action, 1, alone=True, outside=True))
+        return done.result()
+
+    def _queue(self, job: _Job[Any]) -> Future[Any]:
         with self._changed:
-            if self._refusal is not None:
-                raise self._refusal
+            why = self._refusal or (None if job.outside else self._held)
+            if why is not None:
+                raise why
             if self._pending and self._pending + job.cost > self._max_pending:
                 raise overloaded(f"{self._pending} records wait to be written", retry_after_s=0.5)
             self._pending += job.cost
@@ -109,6 +125,11 @@ class Committer:
         with self._changed:
             self._refusal = self._refusal or why
 
+    def hold(self, why: RegionSearchError | None) -> None:
+        """Lets no further write in until it is called with None."""
+        with self._changed:
+            self._held = why
+
     def check(self) -> None:
         """Raises why writing is impossible, if it is."""
         with self._changed:
@@ -118,6 +139,8 @@ class Committer:
     def resume(self) -> int:
         """Goes on after the store was replaced, and returns its last write; none may be waiting."""
         self._seq = last_seq(self._database.writer)
+        self._commits += 1
+        self._database.last_write.note(self._seq)
         return self._seq
 
     def close(self) -> None:
@@ -157,18 +180,33 @@ class Committer:
 
     def _commit(self, group: list[_Job[Any]]) -> None:
         connection = self._database.writer
+        if group[0].outside:
+            _run_outside(group[0], connection)
+            return
+        committing = False
         try:
             connection.execute("BEGIN IMMEDIATE")
             written = [job for job in group if job.future.set_running_or_notify_cancel()]
             for job in written:
                 self._write(job)
             seq = last_seq(connection)
+            committing = True
             connection.execute("COMMIT")
         except sqlite3.Error as error:
             self._roll_back(connection, error)
             self._release()
-            _fail([job for job in group if not job.future.done()], explain(error, self._database.path))
+            failure = explain(error, self._database.path)
+            if committing and _disk_failed(error):
+                failure = RegionSearchError(
+                    Kind.INTERNAL,
+                    f"the disk failed under {self._database.path.name} ({error}) while this write was made "
+                    "durable: whether the write is kept is known only after a restart of the searcher; "
+                    "look before sending it again",
+                )
+            _fail([job for job in group if not job.future.done()], failure)
             return
+        self._commits += 1
+        self._database.last_write.note(seq)
         for job in written:
             if job.outcome is not None and job.outcome[1] is not None:
                 self._apply(job.outcome[1])
@@ -217,6 +255,14 @@ class Committer:
                     "the searcher; reads go on meanwhile",
                 )
             )
+
+
+def _run_outside(job: _Job[Any], connection: sqlite3.Connection) -> None:
+    if job.future.set_running_or_notify_cancel():
+        try:
+            job.future.set_result(job.operation(connection))
+        except Exception as error:
+            job.future.set_exception(error)
 
 
 def _disk_failed(error: Exception) -> bool:

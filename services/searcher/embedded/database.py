@@ -17,6 +17,8 @@ from pathlib import Path
 
 from regionsearch.errors import Kind, RegionSearchError
 from services.searcher.embedded.faults import damaged, explained
+from services.searcher.embedded.lastwrite import LastWrite
+from services.searcher.embedded.reads import last_seq
 from services.searcher.embedded.schema import APPLICATION_ID, MIGRATIONS, PAGE_SIZE
 from services.searcher.embedded.verify import check_schema
 
@@ -42,14 +44,19 @@ class Database:
         self._local = threading.local()
         self._readers: list[sqlite3.Connection] = []
         self._readers_lock = threading.Lock()
+        self.last_write = LastWrite(path, read_only=read_only)
         with explained(path):
-            if read_only:
-                self.writer = connect(path, read_only=True)
-                check_identity(self.writer, path, MIGRATIONS)
-                check_schema(self.writer, path, MIGRATIONS)
-            else:
-                self.writer = connect(path)
-                prepare(self.writer, path, MIGRATIONS)
+            self.writer = connect(path, read_only=read_only)
+            try:
+                if read_only:
+                    check_identity(self.writer, path, MIGRATIONS)
+                    check_schema(self.writer, path, MIGRATIONS)
+                else:
+                    prepare(self.writer, path, MIGRATIONS)
+                self.last_write.check(last_seq(self.writer))
+            except BaseException:
+                self.writer.close()  # later it would take a log with it that was put back meanwhile
+                raise
 
     def reader(self) -> sqlite3.Connection:
         """This thread's reading connection."""
@@ -109,8 +116,19 @@ class Database:
 
     def disk_bytes(self) -> int:
         """Size of the file and its log."""
-        names = (self.path.name, self.path.name + "-wal")
-        return sum(size_of(self.path.with_name(name)) for name in names)
+        return self.file_bytes() + self.log_bytes()
+
+    def keep_log_below(self, size: int) -> None:
+        """Cuts the log's file to so many bytes when it begins anew."""
+        self.writer.execute(f"PRAGMA journal_size_limit = {size}")
+
+    def file_bytes(self) -> int:
+        """Size of the file."""
+        return size_of(self.path)
+
+    def log_bytes(self) -> int:
+        """Size of the log."""
+        return size_of(self.path.with_name(self.path.name + "-wal"))
 
     def close(self) -> None:
         """Closes every connection; the log is folded into the file."""
@@ -119,6 +137,7 @@ class Database:
                 connection.close()
             self._readers.clear()
         self.writer.close()
+        self.last_write.close()
 
 
 def connect(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
@@ -147,8 +166,7 @@ def prepare(connection: sqlite3.Connection, path: Path, migrations: tuple[str, .
     check_schema(connection, path, migrations)
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")
-    connection.execute("PRAGMA wal_autocheckpoint = 2000")
-    connection.execute(f"PRAGMA journal_size_limit = {64 << 20}")
+    connection.execute("PRAGMA wal_autocheckpoint = 0")  # see checkpoints.py
     version = connection.execute("PRAGMA user_version").fetchone()[0]
     for number, script in enumerate(migrations[version:], start=version + 1):
         connection.executescript(f"BEGIN IMMEDIATE; {script} PRAGMA user_version = {number}; COMMIT;")

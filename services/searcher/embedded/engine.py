@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 
@@ -17,8 +20,9 @@ from services.searcher.callers import ANYBODY, Caller
 from services.searcher.embedded import answering, reads, snapshots, writes
 from services.searcher.embedded.cache import FOLDER as INDEX_FOLDER
 from services.searcher.embedded.cache import IndexCache
+from services.searcher.embedded.checkpoints import Checkpointer
 from services.searcher.embedded.codes import learned_codec
-from services.searcher.embedded.committer import Committer
+from services.searcher.embedded.committer import Committer, Operation
 from services.searcher.embedded.conditions import compile_filter
 from services.searcher.embedded.database import FILE_NAME, Database
 from services.searcher.embedded.faults import explained
@@ -30,7 +34,8 @@ from services.searcher.embedded.locks import StoreLock
 from services.searcher.embedded.opened import OpenCollection
 from services.searcher.embedded.opening import open_collections
 from services.searcher.embedded.planning import Planner, heads_folder
-from services.searcher.embedded.rows import Change
+from services.searcher.embedded.reserve import DiskReserve
+from services.searcher.embedded.rows import Change, Keys
 from services.searcher.embedded.searching import SearchThreads
 from services.searcher.embedded.statistics import statistics
 from services.searcher.embedded.terms import Terms
@@ -57,6 +62,7 @@ from services.searcher.types import (
 from services.searcher.updates import ImageUpdate, UpdateResult, check_unchanged
 
 SNAPSHOT_FOLDER = "snapshots"
+_STEP_ROWS = 20_000  # of a deletion, some tenths of a second
 
 
 class EmbeddedEngine:
@@ -86,10 +92,13 @@ class EmbeddedEngine:
             with explained(path):
                 self._folder.mkdir(parents=True, exist_ok=True)
         self._lock = StoreLock(path, shared=settings.read_only)
-        try:
+        self._reserve_file = DiskReserve(self._folder, settings.reserve_bytes)
+        with contextlib.ExitStack() as undo:
+            undo.callback(self._lock.release)
             if not settings.read_only:
                 snapshots.clear(self._snapshots)
-            self._database = Database(path, read_only=settings.read_only)
+            self._database = self._opened(path)
+            undo.callback(self._database.close)
             self._gate = Gate()
             self._naming = threading.Lock()  # of those who make and delete collections
             self._copying = threading.Lock()  # of those who write and read snapshots
@@ -105,10 +114,9 @@ class EmbeddedEngine:
                 self._database, self._apply, on_fatal, reserve=self._reserve, release=self._release
             )
             self._horizon = Horizon(settings.page_ttl_s, lambda: self._committer.seq)
-        except BaseException:
-            self._lock.release()
-            raise
+            undo.pop_all()
         self._upkeep: Upkeep | None = None
+        self._checkpointer: Checkpointer | None = None
         if settings.read_only:
             self._committer.refuse(
                 RegionSearchError(
@@ -116,10 +124,20 @@ class EmbeddedEngine:
                 )
             )
             return
+        self._reserve_file.fill()
+        self._database.keep_log_below(self._reserve_file.size())
+        self._checkpointer = Checkpointer(
+            self._database,
+            self._committer,
+            self._gate,
+            self._reserve_file,
+            self._lock.check,
+            settings.max_log_bytes,
+        )
         planner = Planner(settings, self._search, device)
         self._upkeep = Upkeep(
             self._committer, self._horizon, self._gate, lambda: list(self._open.values()), planner,
-            self._cache, settings,
+            self._cache, self._reserve_file, settings,
         )  # fmt: skip
 
     # Collections
@@ -134,6 +152,7 @@ class EmbeddedEngine:
             writes.next_seq(connection)
             return writes.create_collection(connection, made), None
 
+        self._reserve_file.require(self._database.log_bytes())  # which the record file may grow by
         with self._gate.shared(), self._naming:
             number = self._committer.submit(operation).result()
             index = VectorIndex(made.model.dimension, self._settings.chunk_rows)
@@ -164,7 +183,7 @@ class EmbeddedEngine:
             opened = self._find(name)
             del self._open[name]  # before the write: who finds it from now on would see the rows go
             try:
-                self._committer.submit(operation).result()
+                self._reserve_file.deleting(lambda: self._committer.submit(operation))
             except BaseException:
                 self._open[name] = opened
                 raise
@@ -182,6 +201,7 @@ class EmbeddedEngine:
             writes.require_collection(connection, opened.number, name)
             return writes.upsert(connection, opened.number, write, seq)
 
+        self._reserve_file.require(self._database.log_bytes())  # which the record file may grow by
         with self._gate.shared():
             opened = self._searchable(name, generation)
             check_model(name, opened.spec.model, model)
@@ -201,36 +221,50 @@ class EmbeddedEngine:
             seq = writes.next_seq(connection)
             return UpdateResult(seq, images), Change(opened.number, seq, described=True)
 
+        self._reserve_file.require(self._database.log_bytes())  # which the record file may grow by
         with self._gate.shared():
             opened = self._find(name)
             return self._committer.submit(operation, cost=len(updates)).result()
 
     def delete(self, name: str, deletion: Deletion) -> DeleteResult:
-        """See `Engine`."""
+        """See `Engine`. What a filter names goes in steps, between which other writes have their turn."""
+        by_filter = deletion.filter is not None
 
-        def operation(connection: sqlite3.Connection) -> tuple[DeleteResult, Change]:
+        def matching(connection: sqlite3.Connection) -> tuple[Keys, None]:
+            assert deletion.filter is not None
+            conditions = compile_filter(
+                connection, opened.number, deletion.filter, None, self._committer.seq, Terms()
+            )
+            return opened.index.matching(conditions), None
+
+        def step(keys: Keys, named: Deletion, connection: sqlite3.Connection) -> tuple[DeleteResult, Change]:
             writes.require_collection(connection, opened.number, name)
-            if deletion.as_read is not None:
-                read = deletion.as_read.image_id
+            if named.as_read is not None:
+                read = named.as_read.image_id
                 _, image = reads.images_by_id(connection, opened.number, [read]).get(read, (0, None))
-                check_unchanged(deletion.as_read, image)
-            keys = reads.keys_of_records(connection, opened.number, deletion.record_ids)
-            if deletion.filter is not None:
-                index = opened.index
-                conditions = compile_filter(
-                    connection, opened.number, deletion.filter, None, self._committer.seq, Terms()
-                )
-                keys = np.union1d(keys, index.matching(conditions))
+                check_unchanged(named.as_read, image)
+            keys = np.union1d(keys, reads.keys_of_records(connection, opened.number, named.record_ids))
             seq = writes.next_seq(connection)
             images, change = writes.delete(
-                connection, opened.number, deletion.image_ids, keys, seq,
-                drop_empty_images=deletion.filter is not None,
-            )  # fmt: skip
+                connection, opened.number, named.image_ids, keys, seq, drop_empty_images=by_filter
+            )
             return DeleteResult(seq, images, len(change.removed)), change
 
         with self._gate.shared():
-            opened = self._find(name) if deletion.filter is None else self._searchable(name)
-            return self._committer.submit(operation, alone=deletion.filter is not None).result()
+            opened = self._searchable(name) if by_filter else self._find(name)
+            keys = np.empty(0, np.int64)
+            if by_filter:
+                keys = self._committer.submit(matching, alone=True).result()
+            done = self._delete_step(partial(step, keys[:_STEP_ROWS], deletion))
+            for start in range(_STEP_ROWS, len(keys), _STEP_ROWS):
+                more = self._delete_step(partial(step, keys[start : start + _STEP_ROWS], Deletion()))
+                done = DeleteResult(
+                    more.seq, done.image_count + more.image_count, done.record_count + more.record_count
+                )
+            return done
+
+    def _delete_step(self, operation: Operation[DeleteResult]) -> DeleteResult:
+        return self._reserve_file.deleting(lambda: self._committer.submit(operation))
 
     # Reading
 
@@ -305,6 +339,7 @@ class EmbeddedEngine:
     def snapshot(self, name: str) -> SnapshotInfo:
         """See `Engine`."""
         with self._copying, self._gate.shared():
+            self._reserve_file.require(self._database.file_bytes())
             return snapshots.take(self._database, self._snapshots, name)
 
     def restore(self, name: str) -> tuple[int, int]:
@@ -347,10 +382,22 @@ class EmbeddedEngine:
         """See `Engine`."""
         if self._upkeep is not None:
             self._upkeep.close()
+        if self._checkpointer is not None:
+            self._checkpointer.close()
         self._committer.close()
         self._search.close()
         self._database.close()
         self._lock.release()
+
+    def _opened(self, path: Path) -> Database:
+        """The record file; on a full disk the reserve makes room for what opening it needs."""
+        read_only = self._settings.read_only
+        try:
+            return Database(path, read_only=read_only)
+        except RegionSearchError as error:
+            if error.kind is not Kind.STORAGE_FULL or read_only or not self._reserve_file.spend():
+                raise
+            return Database(path, read_only=read_only)
 
     def _check(self) -> None:
         with self._database.reading() as connection:

@@ -52,6 +52,8 @@ def explain(error: sqlite3.Error | OSError, path: Path) -> RegionSearchError:
         code = _AS_SQLITE.get(error.errno or 0, sqlite3.SQLITE_ERROR)
     else:
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        if getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_IOERR_SHMSIZE:  # no room for its index
+            code = sqlite3.SQLITE_FULL
     if code == sqlite3.SQLITE_FULL:
         return RegionSearchError(
             Kind.STORAGE_FULL, f"no space left for {path.name}: free some disk space; reads go on meanwhile"

@@ -20,6 +20,8 @@ from services.searcher.embedded.gate import Gate
 from services.searcher.embedded.horizon import Horizon
 from services.searcher.embedded.opened import OpenCollection
 from services.searcher.embedded.planning import Planner, arrays_of
+from services.searcher.embedded.reserve import DiskReserve
+from services.searcher.embedded.retries import Backoff, Seldom
 from services.searcher.embedded.rewriting import Rewrite, build_flat, overgrown, wasteful
 from services.searcher.embedded.segments import Segment
 from services.searcher.settings import EmbeddedSettings
@@ -41,6 +43,7 @@ class Upkeep:
         collections: The open collections.
         planner: Decides which faster indexes are due.
         cache: Keeps what was built for the next start.
+        reserve: Space for what frees space.
         settings: Sizes and limits.
     """
 
@@ -52,6 +55,7 @@ class Upkeep:
         collections: Callable[[], list[OpenCollection]],
         planner: Planner,
         cache: IndexCache,
+        reserve: DiskReserve,
         settings: EmbeddedSettings,
     ) -> None:
         self._committer = committer
@@ -60,6 +64,7 @@ class Upkeep:
         self._collections = collections
         self._planner = planner
         self._cache = cache
+        self._reserve = reserve
         self._settings = settings
         self._round = threading.Lock()
         self._stop = threading.Event()
@@ -86,13 +91,21 @@ class Upkeep:
                 raise failures[0]
 
     def _run(self) -> None:
-        while not self._stop.wait(_TICK_S):
+        backoff, said = Backoff(_TICK_S), Seldom()
+        while not self._stop.wait(backoff.delay_s):
             try:
                 self.tick()
             except RegionSearchError as error:  # stopping, restoring, or a disk that refuses writes
-                _log.info("upkeep waits", reason=error.message)
-            except Exception:
-                _log.exception("upkeep failed")  # exact search goes on without it
+                backoff.failed()
+                if said.due(error.message):
+                    _log.info("upkeep waits", reason=error.message)
+            except Exception as error:  # exact search goes on without it
+                backoff.failed()
+                if said.due(repr(error)):
+                    _log.exception("upkeep failed")
+            else:
+                backoff.succeeded()
+                said.forget()
 
     def _improve(self, opened: OpenCollection) -> None:
         steps = (self._compact, self._speed_up, self._tune)
@@ -207,4 +220,5 @@ class Upkeep:
         more = True
         while more and not self._stop.is_set():
             with self._gate.shared():
-                more = self._committer.submit(operation).result() > 0
+                more = self._reserve.deleting(lambda: self._committer.submit(operation)) > 0
+        self._reserve.fill()
