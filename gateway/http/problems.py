@@ -40,8 +40,8 @@ STATUS: dict[Kind, int] = {
 }
 
 _TITLES: dict[Kind, str] = {
-    Kind.INVALID_ARGUMENT: "The request is not right",
-    Kind.UNSUPPORTED_IMAGE: "This is no picture that can be read",
+    Kind.INVALID_ARGUMENT: "Invalid request",
+    Kind.UNSUPPORTED_IMAGE: "Unsupported or corrupt image",
     Kind.TOO_LARGE: "Too large",
     Kind.UNAUTHENTICATED: "An API key is needed",
     Kind.PERMISSION_DENIED: "The API key does not allow this",
@@ -49,7 +49,7 @@ _TITLES: dict[Kind, str] = {
     Kind.ALREADY_EXISTS: "This exists already",
     Kind.MODEL_MISMATCH: "Vectors of different models",
     Kind.FAILED_PRECONDITION: "Not possible at present",
-    Kind.ABORTED: "Another change was faster",
+    Kind.ABORTED: "Conflict: the resource has changed",
     Kind.OVERLOADED: "Too busy",
     Kind.CANCELLED: "The client went away",
     Kind.INTERNAL: "Unexpected error",
