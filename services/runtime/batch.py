@@ -147,7 +147,8 @@ class Batch:
     sparse: bool = False  # of callers who ask for nothing else at the time
     express: bool = False  # cut for callers of whom nothing else was on its way
     outcomes: list[tuple[Part[Any], Any]] = field(default_factory=list)  # results, or exceptions
-    preparing: int = 0  # threads that are at it
+    preparing: int = 0  # requests that are not prepared yet
+    prepared_from: float = 0.0  # when the first of them began
 
     def drop(self) -> None:
         """Takes out the parts that nobody waits for and those whose preparation failed."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import enum
 import functools
+import heapq
 import queue
 import threading
 import time
@@ -52,13 +53,20 @@ def always_poison(error: Exception) -> Failure:
 
 
 class PreparePool:
-    """Prepares the requests of a batch, each once, and passes the batch on when the last one is ready."""
+    """Prepares the requests of batches, each once, and passes a batch on when the last of its is ready.
+
+    A thread that becomes free takes a request of a batch whose callers ask for nothing else before one of a
+    crowd: the images of a flood, which may take long, are behind them; within these it is first come, first
+    served.
+    """
 
     def __init__(self, name: str, prepare: Callable[[Any], Any], threads: int, metrics: QueueMetrics) -> None:
         self._prepare = prepare
         self._threads = threads
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix=f"{name}-prepare")
-        self._count = threading.Lock()
+        self._lock = threading.Lock()
+        self._waiting: list[tuple[bool, int, Request, Batch, Callable[[Batch], None]]] = []
+        self._arrivals = 0
         self._metrics = metrics
 
     def put(self, batch: Batch, then: Callable[[Batch], None]) -> None:
@@ -67,21 +75,30 @@ class PreparePool:
         if not requests:
             then(batch)
             return
-        batch.preparing = min(self._threads, len(requests))
-        shared = iter(requests)
-        for _ in range(batch.preparing):
-            self._pool.submit(self._work, batch, shared, then)
+        batch.preparing = len(requests)
+        with self._lock:
+            for request in requests:
+                self._arrivals += 1
+                heapq.heappush(self._waiting, (not batch.sparse, self._arrivals, request, batch, then))
+        for _ in range(min(self._threads, len(requests))):
+            self._pool.submit(self._work)
 
-    def _work(self, batch: Batch, shared: Iterator[Request], then: Callable[[Batch], None]) -> None:
-        with self._metrics.prepare.time():
-            for request in shared:  # each thread takes the next one
-                if not request.done:
-                    self._prepare_once(request)
-        with self._count:
-            batch.preparing -= 1
-            last = batch.preparing == 0
-        if last:
-            then(batch)
+    def _work(self) -> None:
+        while True:
+            with self._lock:
+                if not self._waiting:  # the others have taken it all
+                    return
+                _, _, request, batch, then = heapq.heappop(self._waiting)
+                batch.prepared_from = batch.prepared_from or time.monotonic()
+            if not request.done:
+                self._prepare_once(request)
+            with self._lock:
+                batch.preparing -= 1
+                last = batch.preparing == 0
+            if last:
+                self._metrics.prepare.observe(time.monotonic() - batch.prepared_from)
+                then(batch)
+            del request, batch, then  # a thread that waits for work keeps nothing of the last one
 
     def _prepare_once(self, request: Request) -> None:
         lock = request.lock

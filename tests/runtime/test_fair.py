@@ -225,6 +225,28 @@ async def test_a_flood_of_clicks_takes_turns_with_what_others_have_in_lower_lane
     assert {after - before for before, after in itertools.pairwise(bulk)} == {share}
 
 
+async def test_the_only_request_of_somebody_is_prepared_before_the_rest_of_a_flood() -> None:
+    async with batching(max_batch=8, prepare_threads=1) as (batcher, model):
+        begun, go = threading.Event(), threading.Event()
+        prepare = model.prepare
+
+        def slowly(payload: object) -> object:
+            begun.set()
+            assert go.wait(60)
+            return prepare(payload)
+
+        batcher._prepare._prepare = slowly
+        with calling_for("flood"):
+            flood = [asyncio.create_task(batcher.submit(f"flood {i}", 1)) for i in range(24)]
+        await until(begun.is_set)
+        with calling_for("person"):
+            person = asyncio.create_task(batcher.submit("person", 1))
+        await until(lambda: len(batcher._express[Lane.INTERACTIVE]) == 0)  # it is on its way
+        go.set()
+        await asyncio.gather(person, *flood)
+    assert model.prepared.index("person") == 1
+
+
 async def test_two_floods_are_served_alike() -> None:
     async with batching(max_batch=4, max_queue=1000) as (batcher, model):
         model.gate.clear()
