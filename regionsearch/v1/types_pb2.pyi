@@ -199,7 +199,7 @@ Global___RawImage: _TypeAlias = RawImage  # noqa: Y015
 
 @_typing.final
 class Point(_message.Message):
-    """A click."""
+    """A click. One that lies more than a pixel outside of its image is an INVALID_ARGUMENT."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -231,7 +231,10 @@ Global___Point: _TypeAlias = Point  # noqa: Y015
 
 @_typing.final
 class Box(_message.Message):
-    """An axis-parallel box in pixels. Edges are half-open: a box around the one pixel (0, 0) is (0, 0, 1, 1)."""
+    """An axis-parallel box in pixels. Edges are half-open: a box around the one pixel (0, 0) is (0, 0, 1, 1).
+    Where it asks for something, what is outside of the image is cut off, and a box of which nothing is left is an
+    INVALID_ARGUMENT.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
