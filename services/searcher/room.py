@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 from regionsearch.errors import too_large
 from services.searcher.types import Record, StoredImage
@@ -12,6 +13,7 @@ from services.searcher.types import Record, StoredImage
 _RECORD_BYTES = 96
 _IMAGE_BYTES = 48
 _TEXT_BYTES = 6
+_LARGEST_IMAGE = 0.25  # of an answer: a hit may have its image twice, and masks beside them
 
 
 class Room:
@@ -48,6 +50,15 @@ class Room:
         self.take(
             _RECORD_BYTES + mask + _bytes_of(record.record_id, record.image_id, *_texts(record.attributes))
         )
+
+    def shown(self, image: StoredImage) -> StoredImage:
+        """An image as pages show it: without tags and attributes where these would fill a good part of one.
+
+        Limits keep images from having so many; an older store may hold some, and its lists must be readable.
+        """
+        if _image_bytes(image) > self._most * _LARGEST_IMAGE:
+            return replace(image, tags=(), attributes={})
+        return image
 
     def take_image(self, image: StoredImage) -> None:
         """Takes what an image needs at most."""

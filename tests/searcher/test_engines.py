@@ -309,13 +309,13 @@ def test_nothing_is_read_beyond_the_room_of_its_answer(engine: Engine) -> None:
     engine.upsert("c", MODEL, Upsert(images, records, vectors))
     query = Query(vectors[:1], vectors[:0], limit=5)
 
-    def one_too_much(ask: Callable[[Room], object]) -> None:
+    def one_too_much(ask: Callable[[Room], object], size: int = 2000) -> None:
         with pytest.raises(RegionSearchError, match="name fewer") as caught:
-            ask(Room(2000, "field", "name fewer"))
+            ask(Room(size, "field", "name fewer"))
         assert caught.value.kind is Kind.TOO_LARGE
         assert ask(Room(20_000))
 
-    one_too_much(lambda room: engine.search("c", MODEL, [query, query], room=room))
+    one_too_much(lambda room: engine.search("c", MODEL, [query, query], room=room), 4000)
     one_too_much(
         lambda room: engine.get_records("c", [], ["i0", "i1", "i2"], masks=False, vectors=False, room=room)
     )
@@ -352,6 +352,20 @@ def test_a_page_ends_where_there_is_no_more_room(engine: Engine) -> None:
     (page,) = engine.search("c", MODEL, [grouped], room=Room(5000))
     assert page.more
     assert all(hit.best_region is not None for hit in page.hits)
+
+
+def test_an_image_that_would_fill_a_page_alone_is_shown_without_its_tags(engine: Engine) -> None:
+    """Of an older store, without limits, under a gateway with small messages."""
+    huge = StoredImage("huge", "name", tags=tuple(f"{t:05d}" * 20 for t in range(60)), attributes={"k": "v"})
+    records = [Record("huge-0", "huge", Level.IMAGE), Record("huge-1", "huge", Level.REGION)]
+    vectors = some_vectors(random.Random(3), 2, 2)
+    engine.upsert("c", MODEL, Upsert([huge], records, vectors))
+    for size, tags in ((2000, 0), (100_000, 60)):
+        (image,) = engine.list_images("c", 9, None, Room(size)).images
+        assert (image.name, len(image.tags), len(image.attributes)) == ("name", tags, bool(tags))
+        query = Query(vectors[:1], vectors[:0], limit=5)
+        (page,) = engine.search("c", MODEL, [query], room=Room(size))
+        assert [len(hit.image.tags) for hit in page.hits] == [tags, tags]
 
 
 def test_an_empty_collection_lists_nothing(engine: Engine) -> None:

@@ -56,6 +56,7 @@ def _page(
         try:
             for key, row in reads.described(connection, wanted, masks=query.include_masks):
                 if row is not None:
+                    row = row[0], room.shown(row[1])
                     room.take_record(row[0])
                     room.take_image(row[1])
                 described[key] = row

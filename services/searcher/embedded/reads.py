@@ -348,7 +348,7 @@ def recent_images(
         if len(found) == limit:
             return found, last
         try:
-            image = _image(row)
+            image = room.shown(_image(row))
         except checksums.DamagedRowError as error:
             report_damage(error)
             continue

@@ -152,7 +152,7 @@ class Contents:
         rows = every_row(self._client, self._images, _since(since, behind), _IMAGE_FIELDS)
         found = sorted(map(tables.image_of, rows), key=lambda i: (i.created_ms, i.image_id), reverse=True)
         page: list[StoredImage] = []
-        for image in found[:limit]:
+        for image in map(room.shown, found[:limit]):
             if page and not room.has_room_for(image):
                 break
             room.take_image(image)

@@ -231,7 +231,8 @@ class MilvusEngine:
 
         def hit(number: int, found: Ranked) -> Hit:
             place = found.position
-            record, image = records[place.record_id], images.get(place.image_id, StoredImage(place.image_id))
+            record = records[place.record_id]
+            image = room.shown(images.get(place.image_id, StoredImage(place.image_id)))
             room.take_record(record)
             room.take_image(image)
             region = None
