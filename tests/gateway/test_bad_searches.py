@@ -45,6 +45,8 @@ def test_half_a_character_is_named_too(gateway: Running, filled: dict[str, str])
         ({"query": {"text": "a"}, "page_size": 10**12}, "/page_size"),
         ({"query": {"text": "a"}, "min_score": "NaN"}, "/min_score"),
         ({"query": {"text": "a"}, "relative_cutoff": 2}, "/relative_cutoff"),
+        ({"query": {"text": "a"}, "effort": 0}, "/effort"),
+        ({"query": {"text": "a"}, "exact": "perhaps"}, "/exact"),
         ({"query": {"text": "a"}, "level": "universe"}, "/level"),
         ({"query": {"text": "a"}, "filter": {"min_area": "big"}}, "/filter/min_area"),
         ({"query": {"text": "a"}, "filter": {"color": "red"}}, "/filter/color"),

@@ -5,9 +5,11 @@ from __future__ import annotations
 import base64
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 
+from regionsearch.errors import from_rpc_error
 from regionsearch.masks import decode_rle
 from regionsearch.v1 import region_search_pb2, search_pb2
 from tests.gateway.conftest import BLUE, RED, Running, scene
@@ -185,3 +187,25 @@ def test_the_same_hits_over_grpc(gateway: Running, filled: dict[str, str]) -> No
     ).hits
     assert [hit.record.record_id for hit in over_grpc] == [hit["region_id"] for hit in over_http]
     assert [hit.score for hit in over_grpc] == [hit["score"] for hit in over_http]
+
+
+def test_exact_and_effort_reach_the_searcher_on_every_page(gateway: Running, filled: dict[str, str]) -> None:
+    plain = search(gateway, query={"text": "blue"}, page_size=100)["hits"]
+    body: dict[str, Any] = {"query": {"text": "blue"}, "page_size": 3, "exact": True, "effort": 2.5}
+    hits: list[dict[str, Any]] = []
+    while True:
+        answer = search(gateway, **body)
+        hits += answer["hits"]
+        if not answer["next_page_token"]:
+            break
+        body["page_token"] = answer["next_page_token"]
+    assert [(hit["rank"], hit["score"], hit["region_id"]) for hit in hits] == [
+        (hit["rank"], hit["score"], hit["region_id"]) for hit in plain
+    ]
+    with pytest.raises(grpc.RpcError) as caught:
+        gateway.grpc.Search(
+            region_search_pb2.RegionSearchServiceSearchRequest(
+                collection=COLLECTION, query=region_search_pb2.Query(texts=["blue"]), effort=2000
+            )
+        )
+    assert from_rpc_error(caught.value).field == "effort"
