@@ -43,7 +43,7 @@ def ingest_stream(
     ingester: InstantIngester, *names: str
 ) -> AsyncIterator[region_search_pb2.IngestImagesResponse]:
     settings = SimpleNamespace(limits=SimpleNamespace(max_images_in_work=IN_WORK))
-    access = SimpleNamespace(check=lambda *_: "")
+    access = SimpleNamespace(check=lambda *_: "", address=lambda *_: "")
     gateway = SimpleNamespace(ingester=ingester, settings=settings, access=access)
     servicer = RegionSearchServicer(gateway, Load(10, 1 << 20))  # type: ignore[arg-type]
     context = SimpleNamespace(

@@ -6,7 +6,9 @@ import httpx
 from prometheus_client import REGISTRY
 from starlette.responses import PlainTextResponse
 
+from gateway.access import Access
 from gateway.http.middleware import RequestContext
+from gateway.settings import GatewaySettings
 
 
 def methods() -> set[str]:
@@ -19,7 +21,7 @@ def methods() -> set[str]:
 
 
 async def test_invented_methods_share_one_series() -> None:
-    app = RequestContext(PlainTextResponse("ok"))
+    app = RequestContext(PlainTextResponse("ok"), Access(GatewaySettings()))
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://gateway") as http:
         await http.get("/")
         before = methods()
