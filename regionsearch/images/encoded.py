@@ -14,8 +14,8 @@ from PIL import Image, ImageChops, ImageFile
 
 from regionsearch.errors import RegionSearchError, invalid, too_large
 from regionsearch.images import isolated, jpeg, png, simple, tiff, webp
-from regionsearch.images.colour import ToSrgb, to_srgb
 from regionsearch.images.container import Container, exif_orientation
+from regionsearch.images.conversion import STRIP_PIXELS, SrgbConverter, on_white
 from regionsearch.images.limits import (
     CONTENT_TYPES,
     DEFAULT_LIMITS,
@@ -27,8 +27,6 @@ from regionsearch.images.limits import (
 )
 
 Pixels = NDArray[np.uint8]
-
-STRIP_PIXELS = 1 << 18  # that are converted at once: a large image is in memory twice, not five times
 
 _SIDEWAYS = frozenset({5, 6, 7, 8})
 # EXIF orientation -> a view of the upright image as its file has it, and what turns a stored one upright.
@@ -51,7 +49,6 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_WHITES = tuple((1 << bits) - 1 for bits in (8, 10, 12, 14, 16))  # of what 16-bit files are used for
 _NO_END = bytes(range(0x55, 0x95))  # what no encoder writes where a JPEG breaks off
 _REFUSED = {
     b"\0\0\0\x0cjP  \r\n\x87\n": "is a JPEG 2000 file, which is not supported",
@@ -153,7 +150,7 @@ class EncodedImage:
             upright = np.empty((self.header.height, self.header.width, 3), np.uint8)
             stored = _AS_STORED[self._orientation](upright)
             for top, strip in self._strips():
-                stored[top : top + strip.height] = np.asarray(_on_white(strip))
+                stored[top : top + strip.height] = np.asarray(on_white(strip))
             return upright
 
     def reduced(self, side: int) -> Image.Image:
@@ -216,7 +213,7 @@ class EncodedImage:
 
     def _strips(self, multiple: int = 1) -> Iterator[tuple[int, Image.Image]]:
         """Strips of the decoded image with their tops: RGB or RGBA, in sRGB; rows are a multiple of that."""
-        convert = _Converter(self._image, self._profile, self._container.inverted)
+        convert = SrgbConverter(self._image, self._profile, self._container.inverted)
         width, height = self._image.size
         rows = multiple * max(1, STRIP_PIXELS // (width * multiple))
         for top in range(0, height, rows):
@@ -251,56 +248,6 @@ class EncodedImage:
             tell = tell or isinstance(error, DamagedError)
             reason = f" ({str(error) or type(error).__name__})" if tell else ""
             raise unsupported(field, f"{problem}{reason}; {advice}") from error
-
-
-class _Converter:
-    """From the pixels of a decoded image, strip by strip, to RGB or RGBA in sRGB."""
-
-    def __init__(self, image: Image.Image, profile: bytes, inverted: bool) -> None:
-        if image.mode in ("F", "I"):  # nobody says which value is white
-            raise DamagedError("32 bits a channel; convert it to 8 or 16")
-        self._deep = image.mode.startswith("I;16")
-        self._inverted = inverted
-        self._largest = self._white(image) if self._deep else 255
-        grey = self._deep or image.mode in ("1", "L", "LA", "La")
-        self._base = "L" if grey else image.mode if image.mode in ("CMYK", "LAB") else "RGB"
-        self._to_srgb: ToSrgb | None = to_srgb(profile, self._base)
-
-    def __call__(self, strip: Image.Image) -> Image.Image:
-        if self._deep:
-            return self._deepened(strip)
-        if strip.has_transparency_data:
-            strip = strip.convert("RGBA")
-            if self._to_srgb is None:
-                return strip
-            colours = self._to_srgb(strip.convert(self._base))
-            colours.putalpha(strip.getchannel("A"))
-            return colours
-        return self._coloured(strip)
-
-    def _coloured(self, strip: Image.Image) -> Image.Image:
-        if self._to_srgb is None:
-            return strip.convert("RGB")
-        return self._to_srgb(strip.convert(self._base))
-
-    def _deepened(self, strip: Image.Image) -> Image.Image:
-        deep = np.asarray(strip).astype(np.uint32)
-        grey = ((deep * 255 + self._largest // 2) // self._largest).astype(np.uint8)
-        shown = self._coloured(Image.fromarray(255 - grey if self._inverted else grey))
-        if "transparency" in strip.info:  # one grey that stands for nothing
-            nothing = deep == strip.info["transparency"]
-            shown.putalpha(Image.fromarray(np.where(nothing, 0, 255).astype(np.uint8)))
-        return shown
-
-    @staticmethod
-    def _white(image: Image.Image) -> int:
-        """The largest value that the depth allows which the image uses: many 16-bit files hold 12 bits."""
-        rows = max(1, STRIP_PIXELS // image.width)
-        used = max(
-            int(np.asarray(image.crop((0, top, image.width, min(top + rows, image.height)))).max())
-            for top in range(0, image.height, rows)
-        )
-        return next(white for white in _WHITES if used <= white)
 
 
 def _take_apart(data: bytes, field: str) -> Container:
@@ -347,10 +294,3 @@ def _ends_well(image: Image.Image, container: Container, wanted: tuple[int, int]
             for top in range(0, image.height, rows)
             for box in [(0, top, image.width, min(top + rows, image.height))]
         )
-
-
-def _on_white(strip: Image.Image) -> Image.Image:
-    if strip.mode == "RGB":
-        return strip
-    white = Image.new("RGBA", strip.size, "white")
-    return Image.alpha_composite(white, strip).convert("RGB")
