@@ -60,7 +60,7 @@ def test_the_frameworks_own_errors_are_problems_too(
         ({"content-type": "application/json"}, b"{"),
         ({"content-type": "application/json"}, b"[1]"),
         ({"content-type": "application/json"}, b"\xff\xfe"),
-        ({"content-type": "application/json"}, b"[" * 100_000),
+        ({"content-type": "application/json"}, b"[" * 40_000),
         ({"content-type": "text/plain"}, b"red mug"),
         ({"content-type": "multipart/form-data"}, b"no boundary"),
         ({"content-type": "multipart/form-data; boundary=x"}, b"--x\r\nrubbish"),
