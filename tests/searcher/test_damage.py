@@ -335,3 +335,8 @@ def test_a_snapshot_that_was_cut_off_behind_its_last_page_is_refused(
     path.write_bytes(path.read_bytes()[:-40])
     with pytest.raises(RegionSearchError, match="checksum is missing"):
         engine.restore("cut")
+
+
+def test_removing_records_does_not_look_through_the_collection(engine: EmbeddedEngine) -> None:
+    plan = engine._database.writer.execute(f"EXPLAIN QUERY PLAN {writes.REMOVE_RECORDS}", (1, "[1]", 1))
+    assert plan.fetchone()[3].startswith("SEARCH record USING INTEGER PRIMARY KEY")

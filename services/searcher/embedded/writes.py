@@ -28,6 +28,12 @@ from services.searcher.embedded.rows import Change, Keys, Rows
 from services.searcher.types import Collection, Level, Record, StoredImage, Upsert, UpsertResult
 from services.searcher.updates import ImageUpdate
 
+# The + keeps SQLite from looking through all live records of the collection.
+REMOVE_RECORDS = (
+    f"UPDATE record SET removed = ? WHERE key {LISTED} AND +collection = ? AND removed IS NULL"  # noqa: S608
+    " RETURNING key"
+)
+
 
 def next_seq(connection: sqlite3.Connection) -> int:
     """Numbers a write."""
@@ -339,11 +345,7 @@ def _remove_images(
 
 def _remove_records(connection: sqlite3.Connection, collection: int, keys: Keys, seq: int) -> Keys:
     """Marks live records removed; returns the keys of those that it changed."""
-    changed = connection.execute(
-        f"UPDATE record SET removed = ? WHERE key {LISTED} AND collection = ? AND removed IS NULL"  # noqa: S608
-        " RETURNING key",
-        (seq, numbers(keys.tolist()), collection),
-    )
+    changed = connection.execute(REMOVE_RECORDS, (seq, numbers(keys.tolist()), collection))
     return np.array([row[0] for row in changed], np.int64)
 
 
