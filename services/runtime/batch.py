@@ -20,7 +20,7 @@ from services.runtime.memory import Hold, MemoryLedger
 Prepared = TypeVar("Prepared")
 
 PATIENCE = 8  # batches that may pass a batch of a lower lane before one of these gets its turn
-CROWD_PATIENCE = 1  # the same of callers with several requests, and a batch that is not theirs
+CROWD_YIELDS = 3  # batches of others, of lower lanes, that go before one of callers with several requests
 
 
 class BatchSettings(BaseModel):
@@ -254,7 +254,7 @@ class ReadyQueue:
 
     After `PATIENCE` batches that passed others, one of these is next; and only one, so that the first lane
     never waits for two of them in a row. Who asks for many things at once has no such precedence over the
-    lower lanes of others: there one batch of each takes turns.
+    lower lanes of others: `CROWD_YIELDS` batches of theirs go before each of such a crowd.
     """
 
     def __init__(self) -> None:
@@ -266,6 +266,7 @@ class ReadyQueue:
         self._last_turn = dict.fromkeys(Lane, 0)
         self._turns = 0
         self._passed = 0
+        self._yielded = 0
         self._expected: frozenset[str] = frozenset()  # callers
         self._expected_until = 0.0
         self._closed = False
@@ -306,22 +307,24 @@ class ReadyQueue:
                 else:
                     self._changed.wait()
             first, *passed = waiting
-            late = passed and self._passed >= self._patience(first, passed)
+            late = passed and self._is_turn_of(passed, first)
             lane = min(passed, key=self._last_turn.__getitem__) if late else first
             self._passed = self._passed + 1 if passed and not late else 0
+            self._yielded = self._yielded + 1 if late else 0
             self._turns += 1
             self._last_turn[lane] = self._turns
             _, _, batch, error = heapq.heappop(self._ready[lane])
             return batch, error
 
-    def _patience(self, first: Lane, passed: Sequence[Lane]) -> int:
-        """How many batches may pass those that are first in these lanes."""
+    def _is_turn_of(self, passed: Sequence[Lane], first: Lane) -> bool:
+        """Whether a batch of the lanes that have been passed goes before that of the first one."""
         batch = self._ready[first][0][2]
-        if batch.sparse:
-            return PATIENCE
-        crowd = {request.caller for request in batch.requests}
-        others = (request.caller for lane in passed for request in self._ready[lane][0][2].requests)
-        return PATIENCE if crowd.issuperset(others) else CROWD_PATIENCE
+        if not batch.sparse:
+            crowd = {request.caller for request in batch.requests}
+            others = (request.caller for lane in passed for request in self._ready[lane][0][2].requests)
+            if not crowd.issuperset(others):
+                return self._yielded < CROWD_YIELDS
+        return self._passed >= PATIENCE
 
 
 def halves_by_requests(parts: list[Part[Any]]) -> tuple[list[Part[Any]], list[Part[Any]]] | None:

@@ -196,9 +196,11 @@ async def test_a_device_waits_for_the_next_piece_of_the_only_call_of_somebody_be
     assert order[:4] == ["flood 0", "encode", "decode", "refine"]
 
 
-@pytest.mark.parametrize(("owner", "share"), [("other", 2), ("flood", 9)])
-async def test_a_flood_of_clicks_takes_turns_with_what_others_have_in_lower_lanes(
-    owner: str, share: int
+@pytest.mark.parametrize(
+    ("owner", "rare", "every"), [("other", Lane.INTERACTIVE, 4), ("flood", Lane.BULK, 9)]
+)
+async def test_a_flood_of_clicks_goes_before_its_own_lower_lanes_and_behind_those_of_others(
+    owner: str, rare: Lane, every: int
 ) -> None:
     lanes = []
     async with batching(max_batch=1, max_queue=1000, prepare_threads=4) as (batcher, model):
@@ -221,8 +223,8 @@ async def test_a_flood_of_clicks_takes_turns_with_what_others_have_in_lower_lane
         for _ in range(80):
             steps.release()
         await asyncio.gather(*tasks)
-    bulk = [place for place, lane in enumerate(lanes[1:40]) if lane is Lane.BULK]
-    assert {after - before for before, after in itertools.pairwise(bulk)} == {share}
+    places = [place for place, lane in enumerate(lanes[1:40]) if lane is rare]
+    assert {after - before for before, after in itertools.pairwise(places)} == {every}
 
 
 async def test_the_only_request_of_somebody_is_prepared_before_the_rest_of_a_flood() -> None:
