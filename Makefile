@@ -29,7 +29,7 @@ $(VENV)/.dev: pyproject.toml constraints.txt constraints-torch.txt scripts/insta
 	scripts/install_test_tools.sh
 	@touch $@ $(VENV)/.run
 
-run: $(VENV)/.run  ## Install, start everything with the pocket models and demo pictures, print the URL
+run: $(VENV)/.run  ## Install, start everything with the pocket models and demo images, print the URL
 	$(BIN)/regionsearch up --demo
 
 test: $(VENV)/.dev  ## Install what the tests need and run them all

@@ -12,7 +12,7 @@ import structlog
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.harness import Case, LeftOut, Outcome, discover, measure
+from benchmarks.harness import Case, Outcome, SkipCase, discover, measure
 from services.runtime.server import SWITCH_S
 
 OUTPUT = Path(__file__).parent / "out" / "latest.json"
@@ -45,7 +45,7 @@ def main() -> int:
             try:
                 with console.status(case.name):
                     outcomes.append(measure(case, options.quick))
-            except LeftOut as why:
+            except SkipCase as why:
                 console.print(f"[yellow]{case.name}: left out, {why}[/yellow]")
             except Exception:  # one case is no reason to lose what the others took an hour for
                 console.print_exception()

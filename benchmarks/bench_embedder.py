@@ -21,10 +21,10 @@ from services.embedder.backends import load_backend
 from services.embedder.backends.base import Backend
 from services.embedder.crops import CropPolicy, crop_regions
 from services.embedder.engine import EmbedEngine
-from services.embedder.jobs import Regions
 from services.embedder.loading import choose_precision, find_devices, find_model
 from services.embedder.servicer import EmbedServicer
 from services.embedder.settings import EmbedderSettings
+from services.embedder.tasks import Regions
 from services.runtime.batcher import BatchSettings
 from services.runtime.server import Server, serving
 
@@ -42,7 +42,7 @@ def load(model: str, precision: str = "fp32") -> Backend:
 
 
 def scene(count: int = COUNT) -> Regions:
-    """A picture of smooth noise and regions with elliptic masks, as a segmenter finds them."""
+    """An image of smooth noise and regions with elliptic masks, as a segmenter finds them."""
     rng = np.random.default_rng(0)
     small = Image.fromarray(rng.integers(0, 256, (HEIGHT // 8, WIDTH // 8, 3)).astype(np.uint8))
     pixels = np.array(small.resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC))
@@ -85,7 +85,7 @@ def engine(backend: Backend) -> Callable[[], contextlib.AbstractAsyncContextMana
     @contextlib.asynccontextmanager
     async def context() -> AsyncIterator[EmbedEngine]:
         made = EmbedEngine([backend], BatchSettings(max_batch=COUNT))
-        await made.warm()
+        await made.warmup()
         yield made
         await made.close()
 

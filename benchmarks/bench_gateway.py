@@ -24,7 +24,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from benchmarks.harness import Case, Pair
-from benchmarks.stand_ins import HEIGHT, WIDTH, Processes
+from benchmarks.simulated_services import HEIGHT, WIDTH, Processes
 from gateway.records import Picture, records, stored_image
 from regionsearch.images import image_id
 from regionsearch.rpc import chunked, open_channel
@@ -88,7 +88,7 @@ def pipeline(fixed: bool) -> Iterator[Pipeline]:
 
 
 def drive(call: Callable[[bytes], object], pictures: list[bytes]) -> float:
-    """CLIENTS callers, one picture after the other each; returns pictures per second."""
+    """CLIENTS callers, one image after the other each; returns images per second."""
     with concurrent.futures.ThreadPoolExecutor(CLIENTS) as pool:
         begin = time.perf_counter()
         list(pool.map(call, pictures))
@@ -96,7 +96,7 @@ def drive(call: Callable[[bytes], object], pictures: list[bytes]) -> float:
 
 
 def sender(http: httpx.Client, url: str) -> Callable[[bytes], None]:
-    """Takes in a picture that must be new."""
+    """Takes in an image that must be new."""
 
     def send(data: bytes) -> None:
         answer = http.post(f"{url}/v1/collections/default/images", files=[("files", ("p.jpg", data))])
@@ -105,11 +105,11 @@ def sender(http: httpx.Client, url: str) -> Callable[[bytes], None]:
     return send
 
 
-Call = Callable[[bytes], object]
+CallContext = Callable[[bytes], object]
 
 
 @contextlib.contextmanager
-def segmenter_alone(found: Pipeline) -> Iterator[Call]:
+def segmenter_alone(found: Pipeline) -> Iterator[CallContext]:
     """The slowest stage: what an ingest asks of the segmenter, and nothing else."""
     with open_channel(found.segmenter) as channel:
         stub = segment_pb2_grpc.SegmentServiceStub(channel)
@@ -123,7 +123,7 @@ def segmenter_alone(found: Pipeline) -> Iterator[Call]:
 
 
 @contextlib.contextmanager
-def all_stages(found: Pipeline) -> Iterator[Call]:
+def all_stages(found: Pipeline) -> Iterator[CallContext]:
     """Every call to the services that an ingest makes, without the gateway: what the models cost together."""
     with (
         segmenter_alone(found) as segment,
@@ -164,9 +164,9 @@ def all_stages(found: Pipeline) -> Iterator[Call]:
 
 
 def ingest(
-    fixed: bool, count: int, reference: Callable[[Pipeline], contextlib.AbstractContextManager[Call]]
+    fixed: bool, count: int, reference: Callable[[Pipeline], contextlib.AbstractContextManager[CallContext]]
 ) -> Callable[[], contextlib.AbstractContextManager[Pair]]:
-    """Preparation: pictures a second through the gateway, against what `reference` does, same callers."""
+    """Preparation: images a second through the gateway, against what `reference` does, same callers."""
 
     @contextlib.contextmanager
     def prepared() -> Iterator[Pair]:

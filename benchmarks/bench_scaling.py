@@ -2,7 +2,7 @@
 
 The embedders are stand-ins whose device takes 50 ms a call, and sleeps meanwhile: so a machine with two
 cores can show what two machines with a GPU each would. Gateway and searcher are the real ones, and the
-pictures come in over HTTP. The segmenter is fast, so that the embedders are what limits.
+images come in over HTTP. The segmenter is fast, so that the embedders are what limits.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ import httpx
 
 from benchmarks.bench_gateway import drive, picture, sender
 from benchmarks.harness import Case, Pair
-from benchmarks.stand_ins import Processes
+from benchmarks.simulated_services import Processes
 
 IMAGES = 48
-EMBED_S = 0.050  # on each embedder's device, for each of the two calls of a picture
+EMBED_S = 0.050  # on each embedder's device, for each of the two calls of an image
 
 
 @contextlib.contextmanager

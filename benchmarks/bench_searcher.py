@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.baselines.environments import running
 from benchmarks.harness import Case, Measure, Pair, constant
-from benchmarks.peers.environments import running
 from benchmarks.searcher_rig import (
     CALLERS,
     DIMENSION,
@@ -43,13 +43,13 @@ from benchmarks.searcher_rig import (
 )
 from regionsearch.tensors import tensor_to_proto
 from regionsearch.v1 import search_pb2
-from services.searcher.embedded.cache import FOLDER as INDEX_FOLDER
-from services.searcher.embedded.codes import build_codes, train_codec, training_sample
 from services.searcher.embedded.engine import EmbeddedEngine
-from services.searcher.embedded.ivf import build_ivf
-from services.searcher.embedded.measuring import Approximate, Examination, examinations, tune
-from services.searcher.embedded.native import faiss, selector
-from services.searcher.embedded.rewriting import Rewrite
+from services.searcher.embedded.index.binary import build_codes, train_codec, training_sample
+from services.searcher.embedded.index.compaction import CompactionInput
+from services.searcher.embedded.index.faiss_compat import faiss, selector
+from services.searcher.embedded.index.index_files import FOLDER as INDEX_FOLDER
+from services.searcher.embedded.index.ivf import build_ivf
+from services.searcher.embedded.index.recall import Approximate, RecallEvaluator, examinations, tune
 from services.searcher.settings import EmbeddedSettings
 from services.searcher.types import CodeMethod, CodeSpec, Collection
 
@@ -240,7 +240,7 @@ def restart_with_ivf() -> Iterator[Pair]:
         def start() -> float:
             begin = time.perf_counter()
             engine = EmbeddedEngine(settings)
-            engine.keep_up()
+            engine.run_maintenance()
             elapsed = time.perf_counter() - begin
             kinds = {segment.index for segment in engine.stats("c")[0].segments}
             engine.close()
@@ -264,7 +264,7 @@ def recall_of(kind: str) -> Callable[[], Any]:
         with filled(scaled(131_072)) as (folder, _):
             engine = EmbeddedEngine(EmbeddedSettings(folder=folder, check_at_start=False))
             segments = [view.segment for view in engine._open["c"].index.state.views]
-            rewrite = Rewrite(segments, 0)
+            rewrite = CompactionInput(segments, 0)
             segment: Approximate
             if kind == "ivf":
                 segment = build_ivf(rewrite)
@@ -274,7 +274,7 @@ def recall_of(kind: str) -> Callable[[], Any]:
                     rewrite, train_codec(spec, training_sample(rewrite)), spec.rerank_factor
                 )
             tune(segment, examinations(rewrite, {}), 0.98)
-            yield Pair(constant(Examination(rewrite, clustered(128, seed=55)).recall(segment)))
+            yield Pair(constant(RecallEvaluator(rewrite, clustered(128, seed=55)).recall(segment)))
             engine.close()
 
     return prepare

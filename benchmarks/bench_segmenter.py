@@ -1,4 +1,4 @@
-"""Everything mode against SamAutomaticMaskGenerator, clicks, callers, memory; same weights, same pictures."""
+"""Everything mode against SamAutomaticMaskGenerator, clicks, callers, memory; same weights, same images."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from services.runtime.batcher import BatchSettings
 from services.segmenter.backends import load_backend
 from services.segmenter.backends.base import ModelIdentity, PromptBatch
 from services.segmenter.backends.sam import SamBackend
-from services.segmenter.calls import Picture
+from services.segmenter.call_context import LazyImage
 from services.segmenter.engine import SegmentEngine
 from services.segmenter.everything import (
     Region,
@@ -168,7 +168,7 @@ def clicking(load: Load) -> Iterator[Callable[..., Region]]:
         engine = loop.run_until_complete(make())
 
         def click(key: str, zoom: bool = False) -> Region:
-            picture = Picture(key, lambda: pixels)
+            picture = LazyImage(key, lambda: pixels)
             [[best]] = loop.run_until_complete(engine.prompts(picture, [CLICK], zoom=zoom)).answers
             return best.region
 
@@ -178,7 +178,7 @@ def clicking(load: Load) -> Iterator[Callable[..., Region]]:
 
 @contextlib.contextmanager
 def second_click(load: Load) -> Iterator[Pair]:
-    """A click on a picture seen before against a click on a new one."""
+    """A click on an image seen before against a click on a new one."""
     fresh = iter(range(1 << 30))
     with clicking(load) as click:
         click("seen")
@@ -187,7 +187,7 @@ def second_click(load: Load) -> Iterator[Pair]:
 
 @contextlib.contextmanager
 def zoomed_click() -> Iterator[Pair]:
-    """A click that looks more closely, twice, against one that does not, pictures not seen before."""
+    """A click that looks more closely, twice, against one that does not, images not seen before."""
     fresh = iter(range(1 << 30))
     with clicking(pocket) as click:
         yield Pair(
@@ -197,7 +197,7 @@ def zoomed_click() -> Iterator[Pair]:
 
 @contextlib.contextmanager
 def callers(points_per_side: int = 8) -> Iterator[Pair]:
-    """Eight callers at once against the same eight in turn, everything mode, pictures not seen before."""
+    """Eight callers at once against the same eight in turn, everything mode, images not seen before."""
     backend, options = pocket(points_per_side=points_per_side)
     pictures = [scene(300 + 10 * number, 400) for number in range(CALLERS)]
     with contextlib.closing(asyncio.new_event_loop()) as loop:
@@ -208,7 +208,7 @@ def callers(points_per_side: int = 8) -> Iterator[Pair]:
         engine = loop.run_until_complete(make())
 
         async def call(number: int) -> None:
-            await engine.everything(Picture(str(number), lambda: pictures[number]), options)
+            await engine.everything(LazyImage(str(number), lambda: pictures[number]), options)
 
         async def together() -> None:
             await asyncio.gather(*map(call, range(CALLERS)))

@@ -23,7 +23,7 @@ import benchmarks
 Measure = Callable[[], float]
 
 
-class LeftOut(Exception):  # noqa: N818 (no error: the others run)
+class SkipCase(Exception):  # noqa: N818 (no error: the others run)
     """Raised while a case is prepared: it cannot run here, and why."""
 
 

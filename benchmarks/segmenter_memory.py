@@ -1,7 +1,7 @@
 """What everything mode adds to a process: ``python -m benchmarks.segmenter_memory SIDE HEIGHT WIDTH CAP``.
 
 SIDE is ours or reference. Prints the peak of resident memory, in MiB, beyond that of a process that holds the
-model and the picture. A side that wants more than CAP MiB is stopped, and CAP is printed.
+model and the image. A side that wants more than CAP MiB is stopped, and CAP is printed.
 """
 
 from __future__ import annotations

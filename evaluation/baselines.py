@@ -1,4 +1,4 @@
-"""What a system has to beat: one vector a picture, and a fixed grid of crops."""
+"""What a system has to beat: one vector an image, and a fixed grid of crops."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from regionsearch.images import Pixels
 
 @dataclass(frozen=True)
 class GridSegmenter:
-    """Cuts a picture into n x n equal boxes for each n, whatever it shows; `(1,)` is the whole picture."""
+    """Cuts an image into n x n equal boxes for each n, whatever it shows; `(1,)` is the whole image."""
 
     sides: tuple[int, ...] = (1, 2, 3, 4)
 

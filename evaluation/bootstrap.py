@@ -1,6 +1,6 @@
-"""Confidence intervals: the percentile bootstrap, with whole pictures as the unit that is drawn.
+"""Confidence intervals: the percentile bootstrap, with whole images as the unit that is drawn.
 
-Things in one picture share its luck, so that drawing things rather than pictures would give intervals that
+Things in one image share its luck, so that drawing things rather than images would give intervals that
 are too narrow (B. Efron and R. Tibshirani, An Introduction to the Bootstrap, 1993, ch. 8 and 13).
 """
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from evaluation.rle import FloatArray
 
-# From how often each picture was drawn, (pictures,), to the metric.
+# From how often each image was drawn, (images,), to the metric.
 Statistic = Callable[[FloatArray], float]
 
 
@@ -28,13 +28,13 @@ class Estimate:
 
 
 def estimate(statistic: Statistic, pictures: int, *, draws: int = 1000, seed: int = 0) -> Estimate:
-    """The statistic of the pictures as they are, and the 2.5 and 97.5 percentiles over redrawn ones.
+    """The statistic of the images as they are, and the 2.5 and 97.5 percentiles over redrawn ones.
 
     Args:
-        statistic: Takes the weight of each picture.
+        statistic: Takes the weight of each image.
         pictures: How many there are.
         draws: Redrawn data sets.
-        seed: Equal seeds draw the same pictures, so that systems can be compared.
+        seed: Equal seeds draw the same images, so that systems can be compared.
     """
     redrawn = [statistic(weights) for weights in _redrawn(pictures, draws, seed)]
     return _summary(statistic(np.ones(pictures)), np.array(redrawn))
@@ -44,8 +44,8 @@ def estimate_ratio(parts: FloatArray, wholes: FloatArray, *, draws: int = 1000, 
     """`estimate` of a ratio of sums, all draws at once.
 
     Args:
-        parts: What each picture adds above the line, (pictures,).
-        wholes: What it adds below, (pictures,).
+        parts: What each image adds above the line, (images,).
+        wholes: What it adds below, (images,).
         draws: Redrawn data sets.
         seed: As in `estimate`.
     """
@@ -64,6 +64,6 @@ def _summary(value: float, redrawn: FloatArray) -> Estimate:
 
 @lru_cache(maxsize=2)
 def _redrawn(pictures: int, draws: int, seed: int) -> FloatArray:
-    """How often each picture is drawn, (draws, pictures)."""
+    """How often each image is drawn, (draws, images)."""
     chosen = np.random.default_rng(seed).integers(pictures, size=(draws, pictures))
     return np.stack([np.bincount(row, minlength=pictures) for row in chosen]).astype(np.float64)

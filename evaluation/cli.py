@@ -44,7 +44,7 @@ def evaluate(
 
     Args:
         data: A data set (see `evaluation.loaders.load`); by default the committed fixture.
-        images: Folder of its pictures, where they are not beside it.
+        images: Folder of its images, where they are not beside it.
         url: A running gateway (http://host:port); by default the engines run in this process.
         api_key: Of the gateway.
         out: Folder that the results are written to.
@@ -52,8 +52,8 @@ def evaluate(
         reference: Run the reference implementations in place of our engines.
         policies: Crop policies; the first is reported in full, the others are compared with it.
             `("all",)` compares every policy with `blur`.
-        baselines: Also measure whole pictures and a grid of crops.
-        limit: At most this many pictures, drawn by the seed.
+        baselines: Also measure whole images and a grid of crops.
+        limit: At most this many images, drawn by the seed.
         seed: Of every draw.
         console: Where progress and the table are printed; silent without.
 
@@ -102,7 +102,7 @@ def _in_process(
         f"crop policy {name}": InProcess(main.segmenter, main.embedder, name) for name in names[1:]
     }
     if baselines:
-        others["whole picture"] = InProcess(GridSegmenter((1,)), main.embedder, "bbox")
+        others["whole image"] = InProcess(GridSegmenter((1,)), main.embedder, "bbox")
         others["grid of crops"] = InProcess(GridSegmenter(), main.embedder, "bbox")
     return main, others
 
@@ -110,9 +110,9 @@ def _in_process(
 def _load(models: Path | None, policy: str, reference: bool) -> InProcess:
     """Imports what is needed: a gateway is measured without torch."""
     if reference:
-        from evaluation.stock import stock_system
+        from evaluation.reference import reference_system
 
-        return stock_system(models, policy)
+        return reference_system(models, policy)
     from evaluation.engines import engine_system
 
     return engine_system(models, policy)
@@ -131,7 +131,7 @@ def _progress(console: Console | None) -> Progress:
 
 
 def _table(result: Result) -> Table:
-    table = Table("metric", "value", "95 %", "n", title=f"{result.evidence.dataset.name}")
+    table = Table("metric", "value", "95 %", "n", title=f"{result.predictions.dataset.name}")
     for one in result.measures:
         style = "bold" if one.key in HEADLINES else ""
         interval = f"{one.estimate.low:.3f} – {one.estimate.high:.3f}"
@@ -140,7 +140,7 @@ def _table(result: Result) -> Table:
 
 
 Data = Annotated[Path | None, typer.Option(help="COCO-style JSON or PASCAL VOC; default: the fixture.")]
-Images = Annotated[Path | None, typer.Option(help="Folder of the pictures, if not beside the JSON.")]
+Images = Annotated[Path | None, typer.Option(help="Folder of the images, if not beside the JSON.")]
 Fixture = Annotated[bool, typer.Option("--fixture", help="The committed fixture (the default).")]
 CutOuts = Annotated[
     bool,
@@ -152,8 +152,8 @@ Out = Annotated[Path, typer.Option(help="Folder for metrics.json and report.html
 Models = Annotated[Path | None, typer.Option(help="Folder of pocket weights. Default: the bundled ones.")]
 Reference = Annotated[bool, typer.Option("--reference", help="Measure the reference implementations (slow).")]
 Policies = Annotated[str, typer.Option(help="Crop policies, comma-separated, the first in full; or all.")]
-Baselines = Annotated[bool, typer.Option("--baselines", help="Compare whole pictures and a grid of crops.")]
-Limit = Annotated[int | None, typer.Option(min=1, help="At most this many pictures.")]
+Baselines = Annotated[bool, typer.Option("--baselines", help="Compare whole images and a grid of crops.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="At most this many images.")]
 
 
 @app.command()

@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 
 from evaluation import metrics, rle
 from evaluation.dataset import Dataset, Sample
-from evaluation.evidence import Absence, Evidence, Likeness, Question, Thing
+from evaluation.predictions import AbsenceScores, Predictions, RegionQueryResult, TextQueryResult, Thing
 from evaluation.rle import BoolArray, FloatArray, Rle
 from evaluation.system import Index, Progress, Proposals, Regions, System, TextScores
 
 FOUND = 0.5  # IoU from which a region counts as the thing
-ABSENT_NAMES = 50  # per picture
+ABSENT_NAMES = 50  # per image
 REGION_QUERIES = 500  # at most, for region -> region
 
 
@@ -37,7 +37,7 @@ def collect(
     seed: int,
     progress: Progress,
     clicks: bool = True,
-) -> Evidence:
+) -> Predictions:
     """Asks a system everything that the metrics need.
 
     Args:
@@ -63,7 +63,7 @@ def collect(
     progress("asking", 0, 1)
     texts = index.text_scores([dataset.categories[category] for category in asked])
     layout = _Layout.of(dataset, index.regions)
-    return Evidence(
+    return Predictions(
         dataset=dataset,
         proposals=proposals,
         index=index,
@@ -86,11 +86,11 @@ class _Layout:
     """Where regions stand in the columns of the scores, and what each of them is.
 
     Attributes:
-        starts: First column of each picture, and the number of all columns.
+        starts: First column of each image, and the number of all columns.
         picture: Of each column.
         shows: The columns that show a category: whose region is an instance of it, at `FOUND`.
         match: Of each column, its category where it is the best region of an instance, else -1.
-        instances: How often each category occurs in each picture, (pictures, categories).
+        instances: How often each category occurs in each image, (images, categories).
     """
 
     starts: NDArray[np.intp]
@@ -119,7 +119,7 @@ class _Layout:
         return cls(starts, np.repeat(np.arange(len(counts)), counts), shows, match, instances)
 
     def span(self, picture: int) -> slice:
-        """The columns of a picture."""
+        """The columns of an image."""
         return slice(self.starts[picture], self.starts[picture + 1])
 
     def showing(self, category: int) -> BoolArray:
@@ -135,11 +135,11 @@ def things_of(
     found: Regions,
     click: Callable[[Sequence[tuple[int, int]]], Sequence[Rle]] | None = None,
 ) -> list[Thing]:
-    """What the proposals, and a click each, make of a picture's things.
+    """What the proposals, and a click each, make of an image's things.
 
     Args:
         picture: Its index.
-        sample: The picture.
+        sample: The image.
         found: All proposals, best first.
         click: From points to the masks that they select; None leaves `click_iou` unknown.
     """
@@ -170,7 +170,7 @@ def things_of(
 
 def _questions(
     dataset: Dataset, index: Index, texts: TextScores, rows: dict[int, int], layout: _Layout
-) -> list[Question]:
+) -> list[TextQueryResult]:
     pictures = len(dataset.samples)
     holds = layout.instances > 0
     across: dict[int, tuple[BoolArray, float, float, float]] = {}
@@ -195,7 +195,7 @@ def _questions(
             order = np.argsort(-scores, kind="stable")
             curve = metrics.union_curve(truth, [masks[i] for i in order])
             questions.append(
-                Question(
+                TextQueryResult(
                     picture,
                     category,
                     metrics.hit_rank(scores, right[span]),
@@ -209,8 +209,8 @@ def _questions(
     return questions
 
 
-def _likenesses(index: Index, layout: _Layout, generator: np.random.Generator) -> list[Likeness]:
-    """Each region that is the best of its instance looks for its like in the other pictures."""
+def _likenesses(index: Index, layout: _Layout, generator: np.random.Generator) -> list[RegionQueryResult]:
+    """Each region that is the best of its instance looks for its like in the other images."""
     total = layout.instances.sum(axis=0)
     queries = [
         row
@@ -229,7 +229,7 @@ def _likenesses(index: Index, layout: _Layout, generator: np.random.Generator) -
         counts = (layout.picture != picture) & np.isfinite(scores) & (right | ~layout.showing(category))
         others = int(total[category] - layout.instances[picture, category])
         likenesses.append(
-            Likeness(
+            RegionQueryResult(
                 picture,
                 category,
                 metrics.average_precision(scores[counts], right[counts], others),
@@ -248,9 +248,9 @@ def _absent(sample: Sample, categories: int, generator: np.random.Generator) -> 
 
 def _absence(
     picture: int, sample: Sample, absent: Sequence[int], scores: FloatArray, rows: dict[int, int]
-) -> Absence:
+) -> AbsenceScores:
     best = scores.max(axis=1)
-    return Absence(
+    return AbsenceScores(
         picture, best[[rows[category] for category in sample.categories]], best[[rows[c] for c in absent]]
     )
 

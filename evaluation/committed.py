@@ -32,7 +32,7 @@ GUARDED = (
 
 
 def part_of_fixture() -> Dataset:
-    """The pictures that the test measures."""
+    """The images that the test measures."""
     return load(FIXTURE).subset(PART, PART_SEED)
 
 

@@ -1,4 +1,4 @@
-"""What a system is measured on: pictures, the things in them, and where those are."""
+"""What a system is measured on: images, the things in them, and where those are."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ Split = Literal["tune", "test"]
 
 @dataclass(frozen=True)
 class Instance:
-    """One thing in a picture.
+    """One thing in an image.
 
     Attributes:
         category: Index into `Dataset.categories`.
-        mask: Its visible pixels, at the size of the picture.
+        mask: Its visible pixels, at the size of the image.
     """
 
     category: int
@@ -33,16 +33,16 @@ class Instance:
 
 @dataclass(frozen=True)
 class Sample:
-    """One picture and its truth.
+    """One image and its truth.
 
     Attributes:
-        path: The picture's file.
+        path: The image's file.
         height: Pixels, after EXIF orientation.
         width: Pixels, after EXIF orientation.
         split: `tune` is for choosing thresholds, `test` for reporting what they reach.
         instances: The things in it.
-        caption: A sentence about the whole picture; empty where the data set has none.
-        absent: Categories that are known not to be in the picture; None where everything is annotated.
+        caption: A sentence about the whole image; empty where the data set has none.
+        absent: Categories that are known not to be in the image; None where everything is annotated.
     """
 
     path: Path
@@ -55,7 +55,7 @@ class Sample:
 
     @property
     def categories(self) -> tuple[int, ...]:
-        """The categories that occur in the picture, each once, ascending."""
+        """The categories that occur in the image, each once, ascending."""
         return tuple(sorted({instance.category for instance in self.instances}))
 
     def read(self) -> bytes:
@@ -66,7 +66,7 @@ class Sample:
         """uint8 RGB (height, width, 3).
 
         Raises:
-            RegionSearchError: UNSUPPORTED_IMAGE, TOO_LARGE, or INVALID_ARGUMENT when the picture has not
+            RegionSearchError: UNSUPPORTED_IMAGE, TOO_LARGE, or INVALID_ARGUMENT when the image has not
                 the size of its truth.
         """
         pixels = decode_image(self.read(), field=self.path.name)
@@ -81,12 +81,12 @@ class Sample:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Pictures with one vocabulary of names.
+    """Images with one vocabulary of names.
 
     Attributes:
         name: What reports call it.
         categories: Names; they are the text queries.
-        samples: The pictures, in a fixed order.
+        samples: The images, in a fixed order.
     """
 
     name: str
@@ -94,14 +94,14 @@ class Dataset:
     samples: tuple[Sample, ...]
 
     def subset(self, limit: int, seed: int) -> Dataset:
-        """At most `limit` pictures, drawn without replacement by `seed`, in the old order."""
+        """At most `limit` images, drawn without replacement by `seed`, in the old order."""
         if limit >= len(self.samples):
             return self
         drawn = np.random.default_rng(seed).choice(len(self.samples), limit, replace=False)
         return replace(self, samples=tuple(self.samples[i] for i in sorted(drawn)))
 
     def digest(self) -> str:
-        """SHA-256 over the pictures' bytes, the truth and the names: equal digests, equal task."""
+        """SHA-256 over the images' bytes, the truth and the names: equal digests, equal task."""
         digest = hashlib.sha256(json.dumps(self.categories).encode())
         for sample in self.samples:
             truth = [
@@ -115,5 +115,5 @@ class Dataset:
 
 
 def alternate_splits(count: int) -> Sequence[Split]:
-    """Splits for data that has none: every other picture is for tuning."""
+    """Splits for data that has none: every other image is for tuning."""
     return ["tune" if index % 2 == 0 else "test" for index in range(count)]

@@ -21,13 +21,13 @@ from evaluation.rle import BoolArray, Rle
 from evaluation.system import InProcess, Proposals, Regions, VectorArray
 from regionsearch.images import Pixels
 from regionsearch.masks import mask_box
-from services.embedder import jobs
 from services.embedder import service as embedder
+from services.embedder import tasks
 from services.embedder.crops import CropPolicy, pixel_box
 from services.embedder.engine import EmbedEngine
 from services.embedder.settings import EmbedderSettings
 from services.segmenter import service as segmenter
-from services.segmenter.calls import Picture
+from services.segmenter.call_context import LazyImage
 from services.segmenter.engine import SegmentEngine
 from services.segmenter.everything import Region
 from services.segmenter.options import SelectionOptions
@@ -104,7 +104,7 @@ class EngineEmbedder:
             return np.zeros((0, self._backend.dimension), dtype=np.float32)
         cut = [_cut(rle.decode(mask)) for mask in masks]
         boxes = np.array([box for box, _ in cut], dtype=np.float32)
-        regions = jobs.Regions(pixels, boxes, [inside for _, inside in cut])
+        regions = tasks.Regions(pixels, boxes, [inside for _, inside in cut])
         return _runner().run(self._engine.embed_regions(lambda: regions, len(masks), CropPolicy(policy)))
 
     def image(self, pixels: Pixels) -> VectorArray:
@@ -137,8 +137,8 @@ def _runner() -> asyncio.Runner:
     return runner
 
 
-def _picture(pixels: Pixels) -> Picture:
-    return Picture(hashlib.sha256(pixels.tobytes()).hexdigest(), lambda: pixels)
+def _picture(pixels: Pixels) -> LazyImage:
+    return LazyImage(hashlib.sha256(pixels.tobytes()).hexdigest(), lambda: pixels)
 
 
 def _regions(found: Sequence[Region]) -> Regions:

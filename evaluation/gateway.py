@@ -77,10 +77,10 @@ class Gateway:
 
     def proposals(self, sample: Sample) -> Proposals:
         """See `evaluation.system.System`. What is kept is what an ingest keeps."""
-        with self._watch.measure("segment everything, per picture"):
+        with self._watch.measure("segment everything, per image"):
             found = self._call("POST", "/v1/segment", json={"image": _base64(sample), "everything": True})
         path = f"/v1/collections/{self._collection}/images"
-        with self._watch.measure("ingest, per picture"):
+        with self._watch.measure("ingest, per image"):
             answer = self._call("POST", path, files={"files": (sample.path.name, sample.read())})
         (result,) = answer["results"]
         if result["outcome"] == "failed":

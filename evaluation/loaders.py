@@ -31,7 +31,7 @@ def load(path: Path, images: Path | None = None) -> Dataset:
     Args:
         path: A COCO-style JSON file; a folder with one (`scenes.json` or the only *.json); or the root of
             a PASCAL VOC year (with SegmentationObject/).
-        images: Folder of the pictures of a JSON file, where they are not beside it.
+        images: Folder of the images of a JSON file, where they are not beside it.
 
     Raises:
         RegionSearchError: INVALID_ARGUMENT, naming what is missing or malformed.
@@ -50,7 +50,7 @@ def _annotation_file(path: Path) -> Path:
     if len(found) != 1:
         raise invalid(
             "data",
-            f"{path} is no data set: give a COCO-style JSON file, a folder with exactly one, "
+            f"{path} is not a data set: give a COCO-style JSON file, a folder with exactly one, "
             "or a PASCAL VOC folder with SegmentationObject/",
         )
     return found[0]
@@ -59,10 +59,10 @@ def _annotation_file(path: Path) -> Path:
 def load_coco(path: Path, images: Path | None = None) -> Dataset:
     """Reads COCO-style JSON: polygons, compressed and uncompressed run lengths.
 
-    Crowds are left out; what is a crowd in a picture does not count as absent from it either.
+    Crowds are left out; what is a crowd in an image does not count as absent from it either.
 
     An image's `split` ("tune" or "test") and `caption` are honoured; where an image has no split, every
-    other one is for tuning. Of LVIS, names are read without underscores, and only a picture's
+    other one is for tuning. Of LVIS, names are read without underscores, and only an image's
     `neg_category_ids` count as absent from it.
 
     Raises:
@@ -98,7 +98,7 @@ def load_coco(path: Path, images: Path | None = None) -> Dataset:
     except RegionSearchError:
         raise
     except Exception as error:  # pycocotools raises bare ones
-        raise invalid("data", f"{path} is no COCO-style annotation file: {error!r}") from error
+        raise invalid("data", f"{path} is not a COCO-style annotation file: {error!r}") from error
     return _checked(
         Dataset(path.parent.name, tuple(entry["name"].replace("_", " ") for entry in entries), samples), path
     )
@@ -118,7 +118,7 @@ def _segmentation(value: Any, height: int, width: int) -> rle.Rle:
 
 
 def _picture(folder: Path, image: Any) -> Path:
-    """A picture's file; LVIS says only where COCO's servers have it."""
+    """An image's file; LVIS says only where COCO's servers have it."""
     if "file_name" in image:
         return folder / str(image["file_name"])
     split, name = str(image["coco_url"]).split("/")[-2:]
@@ -126,7 +126,7 @@ def _picture(folder: Path, image: Any) -> Path:
 
 
 def _absent(image: Any, number: dict[Any, int], crowds: set[int]) -> tuple[int, ...] | None:
-    """Categories that are known not to be in a picture. A crowd is no instance, but not absent."""
+    """Categories that are known not to be in an image. A crowd is not an instance, but not absent."""
     names = image.get("neg_category_ids")
     if names is None and not crowds:
         return None
@@ -135,7 +135,7 @@ def _absent(image: Any, number: dict[Any, int], crowds: set[int]) -> tuple[int, 
 
 
 def load_voc(root: Path) -> Dataset:
-    """Reads PASCAL VOC object masks: ImageSets/Segmentation/val.txt, every other picture for tuning.
+    """Reads PASCAL VOC object masks: ImageSets/Segmentation/val.txt, every other image for tuning.
 
     Pixels of borders (255) belong to nothing.
 
@@ -149,7 +149,7 @@ def load_voc(root: Path) -> Dataset:
             for name, split in zip(names, alternate_splits(len(names)), strict=True)
         ]
     except OSError as error:
-        raise invalid("data", f"{root} is no complete PASCAL VOC folder: {error}") from error
+        raise invalid("data", f"{root} is not a complete PASCAL VOC folder: {error}") from error
     return _checked(Dataset(root.name, VOC_CATEGORIES, tuple(samples)), root)
 
 
@@ -176,9 +176,9 @@ def _checked(dataset: Dataset, path: Path) -> Dataset:
     missing = [sample.path.name for sample in dataset.samples if not sample.path.is_file()]
     splits = {sample.split for sample in dataset.samples}
     if missing:
-        problem = invalid("data", f"{len(missing)} pictures of {path} are missing, such as {missing[0]}")
+        problem = invalid("data", f"{len(missing)} images of {path} are missing, such as {missing[0]}")
     elif not dataset.samples or not any(sample.instances for sample in dataset.samples):
-        problem = invalid("data", f"{path} has no annotated picture")
+        problem = invalid("data", f"{path} has no annotated image")
     elif not splits <= {"tune", "test"}:
         problem = invalid("data", f"splits of {path} must be tune or test, not {sorted(splits)}")
     if problem is not None:

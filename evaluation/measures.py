@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 
 from evaluation import metrics
 from evaluation.bootstrap import Estimate, Statistic, estimate, estimate_ratio
-from evaluation.evidence import Absence, Evidence, Likeness, Question, Thing
+from evaluation.predictions import AbsenceScores, Predictions, RegionQueryResult, TextQueryResult, Thing
 from evaluation.rle import FloatArray
 
 SIZES = ("small", "medium", "large")
@@ -45,11 +45,11 @@ class Measure:
 
 
 @dataclass(frozen=True)
-class Cut:
-    """Which regions are hits: the rule of a search that was chosen on the tuning pictures.
+class HitThreshold:
+    """Which regions are hits: the rule of a search that was chosen on the tuning images.
 
     Attributes:
-        rule: `min_score` (a cosine) or `relative_cutoff` (a part of the picture's best score).
+        rule: `min_score` (a cosine) or `relative_cutoff` (a part of the image's best score).
         value: Its threshold.
     """
 
@@ -67,7 +67,7 @@ class Cut:
 
 @dataclass
 class _Reporter:
-    """Estimates metrics over one data set's pictures with one seed."""
+    """Estimates metrics over one data set's images with one seed."""
 
     pictures: int
     seed: int
@@ -100,27 +100,29 @@ class _Reporter:
         )
 
 
-def measure(evidence: Evidence, *, seed: int = 0, draws: int = 1000) -> tuple[list[Measure], Cut]:
+def measure(
+    predictions: Predictions, *, seed: int = 0, draws: int = 1000
+) -> tuple[list[Measure], HitThreshold]:
     """Every metric with its interval, and the cut that the class masks were made with.
 
     Args:
-        evidence: What a system did.
+        predictions: What a system did.
         seed: Of the bootstrap.
         draws: Of the bootstrap.
     """
-    report = _Reporter(len(evidence.dataset.samples), seed, draws)
-    cut = tune_cut(_of_split(evidence, "tune"))
-    parts: list[Callable[[Evidence, _Reporter], list[Measure]]] = [
+    report = _Reporter(len(predictions.dataset.samples), seed, draws)
+    cut = tune_cut(_of_split(predictions, "tune"))
+    parts: list[Callable[[Predictions, _Reporter], list[Measure]]] = [
         _proposals, _clicks, _text_to_region, _image_level, _region_to_region,
     ]  # fmt: skip
-    measures = [one for part in parts for one in part(evidence, report)]
-    measures += _class_masks(evidence, report, cut) + _absence(evidence, report)
-    measures += _large_canvases(evidence, report)
+    measures = [one for part in parts for one in part(predictions, report)]
+    measures += _class_masks(predictions, report, cut) + _absence(predictions, report)
+    measures += _large_canvases(predictions, report)
     return [one for one in measures if one.items and not np.isnan(one.estimate.value)], cut
 
 
-def _proposals(evidence: Evidence, report: _Reporter) -> list[Measure]:
-    things = evidence.things
+def _proposals(predictions: Predictions, report: _Reporter) -> list[Measure]:
+    things = predictions.things
     picture = _pictures(things)
     sizes = metrics.size_class([thing.area for thing in things])
     measures = [
@@ -139,18 +141,18 @@ def _proposals(evidence: Evidence, report: _Reporter) -> list[Measure]:
                 [thing.recall_in_size for thing in chosen],
             )
         )
-    kept = [len(regions) for regions in evidence.index.regions]
-    found = [len(proposed.found) for proposed in evidence.proposals]
+    kept = [len(regions) for regions in predictions.index.regions]
+    found = [len(proposed.found) for proposed in predictions.proposals]
     every = range(len(found))
     return [
         *measures,
-        report.mean("proposals.found_per_picture", "Regions found per picture", every, found),
-        report.mean("proposals.kept_per_picture", "Regions indexed per picture", every, kept),
+        report.mean("proposals.found_per_picture", "Regions found per image", every, found),
+        report.mean("proposals.kept_per_picture", "Regions indexed per image", every, kept),
     ]
 
 
-def _clicks(evidence: Evidence, report: _Reporter) -> list[Measure]:
-    things = [thing for thing in evidence.things if not np.isnan(thing.click_iou)]
+def _clicks(predictions: Predictions, report: _Reporter) -> list[Measure]:
+    things = [thing for thing in predictions.things if not np.isnan(thing.click_iou)]
     picture, iou = _pictures(things), np.array([thing.click_iou for thing in things])
     return [
         report.mean("click.miou", "One-click mIoU", picture, iou),
@@ -158,45 +160,45 @@ def _clicks(evidence: Evidence, report: _Reporter) -> list[Measure]:
     ]
 
 
-def _text_to_region(evidence: Evidence, report: _Reporter) -> list[Measure]:
-    picture = _pictures(evidence.questions)
-    within = np.array([question.rank_within for question in evidence.questions])
-    across = np.array([question.rank_across for question in evidence.questions])
+def _text_to_region(predictions: Predictions, report: _Reporter) -> list[Measure]:
+    picture = _pictures(predictions.questions)
+    within = np.array([question.rank_within for question in predictions.questions])
+    across = np.array([question.rank_across for question in predictions.questions])
     return [
-        report.mean(f"text_region.r@{top}", f"R@{top} within the picture", picture, within <= top)
+        report.mean(f"text_region.r@{top}", f"R@{top} within the image", picture, within <= top)
         for top in (1, 5)
     ] + [
-        report.mean(f"text_region.r@{top}_across", f"R@{top} across all pictures", picture, across <= top)
+        report.mean(f"text_region.r@{top}_across", f"R@{top} across all images", picture, across <= top)
         for top in (1, 5)
     ]
 
 
-def _image_level(evidence: Evidence, report: _Reporter) -> list[Measure]:
-    picture = _pictures(evidence.questions)
-    grouped = np.array([question.image_rank_grouped for question in evidence.questions])
-    whole = np.array([question.image_rank_whole for question in evidence.questions])
-    captions = np.array(evidence.caption_ranks)
+def _image_level(predictions: Predictions, report: _Reporter) -> list[Measure]:
+    picture = _pictures(predictions.questions)
+    grouped = np.array([question.image_rank_grouped for question in predictions.questions])
+    whole = np.array([question.image_rank_whole for question in predictions.questions])
+    captions = np.array(predictions.caption_ranks)
     every = range(len(captions))
     return [
         *(
             report.mean(
-                f"image.r@{top}", f"R@{top}, names, picture or its best region", picture, grouped <= top
+                f"image.r@{top}", f"R@{top}, names, image or its best region", picture, grouped <= top
             )
             for top in (1, 5, 10)
         ),
         *(
-            report.mean(f"image.r@{top}_whole", f"R@{top}, names, whole picture only", picture, whole <= top)
+            report.mean(f"image.r@{top}_whole", f"R@{top}, names, whole image only", picture, whole <= top)
             for top in (1, 5, 10)
         ),
         *(
-            report.mean(f"image.r@{top}_caption", f"R@{top}, captions, whole picture", every, captions <= top)
+            report.mean(f"image.r@{top}_caption", f"R@{top}, captions, whole image", every, captions <= top)
             for top in (1, 5, 10)
         ),
     ]
 
 
-def _region_to_region(evidence: Evidence, report: _Reporter) -> list[Measure]:
-    items = evidence.likenesses
+def _region_to_region(predictions: Predictions, report: _Reporter) -> list[Measure]:
+    items = predictions.likenesses
     picture, classes = _pictures(items), [item.category for item in items]
     return [
         report.by_class(
@@ -210,27 +212,27 @@ def _region_to_region(evidence: Evidence, report: _Reporter) -> list[Measure]:
     ]  # fmt: skip
 
 
-def _class_masks(evidence: Evidence, report: _Reporter, cut: Cut) -> list[Measure]:
-    questions = _of_split(evidence, "test")
+def _class_masks(predictions: Predictions, report: _Reporter, cut: HitThreshold) -> list[Measure]:
+    questions = _of_split(predictions, "test")
     inter, union = cut_masks(questions, cut)
     picture = _pictures(questions)
     classes = [question.category for question in questions]
     return [
         report.by_class("class_mask.miou", "mIoU over classes", picture, classes, inter / union),
-        report.mean("class_mask.iou", "IoU per picture and name", picture, inter / union),
+        report.mean("class_mask.iou", "IoU per image and name", picture, inter / union),
         report.ratio("class_mask.oiou", "oIoU", picture, inter, union),
     ]
 
 
-def _large_canvases(evidence: Evidence, report: _Reporter) -> list[Measure]:
-    """The main numbers on larger pictures; nothing where all pictures are large, or none."""
-    samples = evidence.dataset.samples
+def _large_canvases(predictions: Predictions, report: _Reporter) -> list[Measure]:
+    """The main numbers on larger images; nothing where all images are large, or none."""
+    samples = predictions.dataset.samples
     large = [max(sample.height, sample.width) > LARGE_CANVAS for sample in samples]
     if all(large):
         return []
-    things = [thing for thing in evidence.things if large[thing.picture]]
+    things = [thing for thing in predictions.things if large[thing.picture]]
     clicked = [thing for thing in things if not np.isnan(thing.click_iou)]
-    asked = [question for question in evidence.questions if large[question.picture]]
+    asked = [question for question in predictions.questions if large[question.picture]]
     recall, iou = [thing.recall[100] for thing in things], [thing.click_iou for thing in clicked]
     first = [question.rank_within <= 1 for question in asked]
     return [
@@ -240,8 +242,8 @@ def _large_canvases(evidence: Evidence, report: _Reporter) -> list[Measure]:
     ]
 
 
-def _absence(evidence: Evidence, report: _Reporter) -> list[Measure]:
-    items = evidence.absences
+def _absence(predictions: Predictions, report: _Reporter) -> list[Measure]:
+    items = predictions.absences
     if not items:
         return []
     present = np.concatenate([item.present for item in items])
@@ -254,11 +256,11 @@ def _absence(evidence: Evidence, report: _Reporter) -> list[Measure]:
     known = ~np.isnan(within)
     return [
         report.add(
-            "absence.auroc", "AUROC, all pictures pooled",
+            "absence.auroc", "AUROC, all images pooled",
             lambda w: metrics.auroc(present, absent, (w[at[0]], w[at[1]])), len(present) + len(absent),
         ),
         report.mean(
-            "absence.auroc_within", "AUROC within a picture",
+            "absence.auroc_within", "AUROC within an image",
             [item.picture for item, ok in zip(items, known, strict=True) if ok], np.array(within)[known],
         ),
         report.add(
@@ -269,26 +271,26 @@ def _absence(evidence: Evidence, report: _Reporter) -> list[Measure]:
     ]  # fmt: skip
 
 
-def tune_cut(questions: Sequence[Question]) -> Cut:
+def tune_cut(questions: Sequence[TextQueryResult]) -> HitThreshold:
     """The rule and threshold with the best class-mask mIoU on these questions; the first of equals.
 
     Without questions to tune on it is the best region alone, which needs no threshold.
     """
     scores = known_scores(questions)
     if not scores.size:
-        return Cut("relative_cutoff", 1.0)
-    candidates = [Cut("min_score", float(t)) for t in np.linspace(scores.min(), scores.max(), 201)]
-    candidates += [Cut("relative_cutoff", float(part)) for part in np.linspace(0.5, 1, 51)]
+        return HitThreshold("relative_cutoff", 1.0)
+    candidates = [HitThreshold("min_score", float(t)) for t in np.linspace(scores.min(), scores.max(), 201)]
+    candidates += [HitThreshold("relative_cutoff", float(part)) for part in np.linspace(0.5, 1, 51)]
     classes = [question.category for question in questions]
 
-    def quality(cut: Cut) -> float:
+    def quality(cut: HitThreshold) -> float:
         inter, union = cut_masks(questions, cut)
         return metrics.class_balanced_mean(inter / union, classes)
 
     return max(candidates, key=quality)
 
 
-def cut_masks(questions: Sequence[Question], cut: Cut) -> tuple[FloatArray, FloatArray]:
+def cut_masks(questions: Sequence[TextQueryResult], cut: HitThreshold) -> tuple[FloatArray, FloatArray]:
     """Pixels of intersection and union for each question, when `cut` decides what is a hit."""
     hits = [cut.hits(question.scores) for question in questions]
     inter = [question.intersections[n] for question, n in zip(questions, hits, strict=True)]
@@ -296,17 +298,17 @@ def cut_masks(questions: Sequence[Question], cut: Cut) -> tuple[FloatArray, Floa
     return np.array(inter, dtype=np.float64), np.array(union, dtype=np.float64)
 
 
-def known_scores(questions: Sequence[Question]) -> FloatArray:
+def known_scores(questions: Sequence[TextQueryResult]) -> FloatArray:
     """All scores of the regions that were retrieved."""
     scores = np.concatenate([np.zeros(0), *(question.scores for question in questions)])
     known: FloatArray = scores[np.isfinite(scores)]
     return known
 
 
-def _pictures(items: Sequence[Thing | Question | Likeness | Absence]) -> list[int]:
+def _pictures(items: Sequence[Thing | TextQueryResult | RegionQueryResult | AbsenceScores]) -> list[int]:
     return [item.picture for item in items]
 
 
-def _of_split(evidence: Evidence, split: str) -> list[Question]:
-    samples = evidence.dataset.samples
-    return [question for question in evidence.questions if samples[question.picture].split == split]
+def _of_split(predictions: Predictions, split: str) -> list[TextQueryResult]:
+    samples = predictions.dataset.samples
+    return [question for question in predictions.questions if samples[question.picture].split == split]

@@ -1,7 +1,7 @@
 """The metrics, as pure functions of arrays.
 
-Those that average over many pictures take `weights`, one number per item: the bootstrap counts how often an
-item's picture was drawn, and the plain value has every weight 1. A metric with nothing to measure is nan.
+Those that average over many images take `weights`, one number per item: the bootstrap counts how often an
+item's image was drawn, and the plain value has every weight 1. A metric with nothing to measure is nan.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Pictures of the report: the truth, what was predicted, and where they differ."""
+"""Images of the report: the truth, what was predicted, and where they differ."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ import numpy as np
 from PIL import Image
 
 from evaluation import rle
-from evaluation.evidence import Evidence, Question
-from evaluation.measures import Cut
+from evaluation.measures import HitThreshold
+from evaluation.predictions import Predictions, TextQueryResult
 from evaluation.rle import BoolArray
 from regionsearch.images import Pixels
 
 # Categorical colours that stay apart for colour-blind readers (M. Okabe and K. Ito, 2008), black left out.
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#8A5FBF", "#7F7F7F")
 RIGHT, MISSED, EXTRA = "#009E73", "#D55E00", "#0072B2"
-SIDE = 300  # longest side of a picture, pixels
+SIDE = 300  # longest side of an image, pixels
 
 
 @dataclass(frozen=True)
 class Answer:
-    """One name in one picture.
+    """One name in one image.
 
     Attributes:
         name: What was asked for.
@@ -41,11 +41,11 @@ class Answer:
 
 @dataclass(frozen=True)
 class Panel:
-    """One picture of the report, all images as data URIs.
+    """One image of the report, all images as data URIs.
 
     Attributes:
         title: File name and size.
-        images: The picture, the truth, the prediction, and the comparison.
+        images: The image, the truth, the prediction, and the comparison.
         answers: One for each name.
     """
 
@@ -59,32 +59,32 @@ class Panel:
         return float(np.mean([answer.iou for answer in self.answers]))
 
 
-def panel(evidence: Evidence, picture: int, cut: Cut) -> Panel:
-    """Draws one picture with every name that it holds."""
-    sample = evidence.dataset.samples[picture]
+def panel(predictions: Predictions, picture: int, cut: HitThreshold) -> Panel:
+    """Draws one image with every name that it holds."""
+    sample = predictions.dataset.samples[picture]
     pixels = sample.pixels()
-    questions = [question for question in evidence.questions if question.picture == picture]
-    truths, predictions, answers = [], [], []
+    questions = [question for question in predictions.questions if question.picture == picture]
+    truths, predicted_masks, answers = [], [], []
     for number, question in enumerate(questions):
         category = question.category
         truth = rle.union([i.mask for i in sample.instances if i.category == category])
         hits = cut.hits(question.scores)
         truths.append(rle.decode(truth))
-        predictions.append(_union_of_hits(evidence, question, hits, pixels))
+        predicted_masks.append(_union_of_hits(predictions, question, hits, pixels))
         answers.append(
             Answer(
-                evidence.dataset.categories[category],
+                predictions.dataset.categories[category],
                 PALETTE[number % len(PALETTE)],
                 float(question.intersections[hits] / question.unions[hits]),
                 question.rank_within == 1,
             )
         )
     colours = [answer.colour for answer in answers]
-    true, predicted = _any(truths, pixels), _any(predictions, pixels)
+    true, predicted = _any(truths, pixels), _any(predicted_masks, pixels)
     images = (
         pixels,
         paint(pixels, truths, colours),
-        paint(pixels, predictions, colours),
+        paint(pixels, predicted_masks, colours),
         paint(pixels, [true & predicted, true & ~predicted, predicted & ~true], [RIGHT, MISSED, EXTRA]),
     )
     title = f"{sample.path.name}, {sample.width} × {sample.height}, {sample.split}"
@@ -93,7 +93,7 @@ def panel(evidence: Evidence, picture: int, cut: Cut) -> Panel:
 
 
 def paint(pixels: Pixels, masks: Sequence[BoolArray], colours: Sequence[str]) -> Pixels:
-    """The picture in grey with coloured, outlined masks over it; later masks cover earlier ones."""
+    """The image in grey with coloured, outlined masks over it; later masks cover earlier ones."""
     grey = pixels.mean(axis=2, keepdims=True) * 0.55 + 100
     canvas = np.repeat(grey, 3, axis=2)
     for mask, colour in zip(masks, colours, strict=True):
@@ -112,11 +112,13 @@ def data_uri(pixels: Pixels) -> str:
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def _union_of_hits(evidence: Evidence, question: Question, hits: int, pixels: Pixels) -> BoolArray:
-    regions = evidence.index.regions
+def _union_of_hits(
+    predictions: Predictions, question: TextQueryResult, hits: int, pixels: Pixels
+) -> BoolArray:
+    regions = predictions.index.regions
     start = sum(len(found) for found in regions[: question.picture])
     found = regions[question.picture].masks
-    scores = evidence.texts.regions[evidence.rows[question.category], start : start + len(found)]
+    scores = predictions.texts.regions[predictions.rows[question.category], start : start + len(found)]
     best = np.argsort(-scores, kind="stable")[:hits]
     return _any([rle.decode(found[i]) for i in best], pixels)
 

@@ -11,9 +11,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from evaluation import charts, metrics
-from evaluation.evidence import Question
-from evaluation.measures import Cut, Measure, cut_masks, known_scores
+from evaluation.measures import HitThreshold, Measure, cut_masks, known_scores
 from evaluation.pictures import EXTRA, MISSED, RIGHT, panel
+from evaluation.predictions import TextQueryResult
 from evaluation.run import Result
 
 HEADLINES = (
@@ -81,7 +81,7 @@ def render(result: Result, panels: int = 12, names: int = 15) -> str:
         comparisons=_comparisons(result, by_key),
         comparison_keys=COMPARED,
         legend=((RIGHT, "right"), (MISSED, "missed"), (EXTRA, "too much")),
-        panels=[panel(result.evidence, picture, result.cut) for picture in _spread(result, panels)],
+        panels=[panel(result.predictions, picture, result.cut) for picture in _spread(result, panels)],
         hardest=ranked[:names],
         easiest=ranked[::-1][:names],
         facts={"seed": result.seed, "data": numbers["dataset"]["digest"], **_flat(result.system)},
@@ -99,7 +99,7 @@ def _comparisons(result: Result, main: Mapping[str, Measure]) -> dict[str, Mappi
 
 def _cut_chart(result: Result) -> str:
     """Class-mask mIoU over the threshold of the chosen rule, on both splits."""
-    questions, samples = result.evidence.questions, result.evidence.dataset.samples
+    questions, samples = result.predictions.questions, result.predictions.dataset.samples
     grid = np.linspace(0.5, 1, 51)
     if result.cut.rule == "min_score":
         scores = known_scores(questions)
@@ -108,21 +108,21 @@ def _cut_chart(result: Result) -> str:
     for split in ("tune", "test"):
         chosen = [question for question in questions if samples[question.picture].split == split]
         if chosen:
-            curve = np.array([_miou(chosen, Cut(result.cut.rule, float(value))) for value in grid])
+            curve = np.array([_miou(chosen, HitThreshold(result.cut.rule, float(value))) for value in grid])
             series.append((split, split, curve))
     return charts.lines(grid, series, result.cut.value, result.cut.rule, "mIoU")
 
 
-def _miou(questions: Sequence[Question], cut: Cut) -> float:
+def _miou(questions: Sequence[TextQueryResult], cut: HitThreshold) -> float:
     inter, union = cut_masks(questions, cut)
     return metrics.class_balanced_mean(inter / union, [question.category for question in questions])
 
 
 def _absence_chart(result: Result) -> str:
-    if not result.evidence.absences:
+    if not result.predictions.absences:
         return ""
-    present = np.concatenate([item.present for item in result.evidence.absences])
-    absent = np.concatenate([item.absent for item in result.evidence.absences])
+    present = np.concatenate([item.present for item in result.predictions.absences])
+    absent = np.concatenate([item.absent for item in result.predictions.absences])
     series = [("not there", "absent", absent), ("there", "present", present)]
     known = [(name, css, scores[np.isfinite(scores)]) for name, css, scores in series]
     return charts.histogram(known, "best cosine in the picture") if any(s.size for _, _, s in known) else ""
@@ -130,8 +130,8 @@ def _absence_chart(result: Result) -> str:
 
 def _spread(result: Result, count: int) -> list[int]:
     """Pictures from the worst to the best by mean class-mask IoU, in even steps."""
-    inter, union = cut_masks(result.evidence.questions, result.cut)
-    at = np.array([question.picture for question in result.evidence.questions])
+    inter, union = cut_masks(result.predictions.questions, result.cut)
+    at = np.array([question.picture for question in result.predictions.questions])
     pictures = np.unique(at)
     ordered = pictures[np.argsort([(inter / union)[at == picture].mean() for picture in pictures])]
     steps = np.linspace(0, len(ordered) - 1, min(count, len(ordered)))
@@ -140,9 +140,9 @@ def _spread(result: Result, count: int) -> list[int]:
 
 def _names(result: Result) -> list[tuple[str, float]]:
     """Names with their class-mask IoU, the hardest first."""
-    inter, union = cut_masks(result.evidence.questions, result.cut)
-    classes = np.array([question.category for question in result.evidence.questions])
-    names = result.evidence.dataset.categories
+    inter, union = cut_masks(result.predictions.questions, result.cut)
+    classes = np.array([question.category for question in result.predictions.questions])
+    names = result.predictions.dataset.categories
     pairs = [(names[c], float((inter / union)[classes == c].mean())) for c in np.unique(classes)]
     return sorted(pairs, key=lambda pair: (pair[1], pair[0]))
 

@@ -11,8 +11,8 @@ from typing import Any
 
 from evaluation.collecting import collect, propose
 from evaluation.dataset import Dataset
-from evaluation.evidence import Evidence
-from evaluation.measures import Cut, Measure, measure
+from evaluation.measures import HitThreshold, Measure, measure
+from evaluation.predictions import Predictions
 from evaluation.system import Progress, System, VectorIndex
 
 
@@ -25,9 +25,9 @@ class Result:
     """What one system reached on one data set.
 
     Attributes:
-        evidence: What it did; pictures and curves are drawn from it.
+        predictions: What it did; images and curves are drawn from it.
         measures: The numbers.
-        cut: The rule that decided what is a hit in class masks, chosen on the tuning pictures.
+        cut: The rule that decided what is a hit in class masks, chosen on the tuning images.
         system: Its description.
         timings: Its stages, milliseconds.
         comparisons: The same numbers of other systems, by name (crop policies, baselines).
@@ -35,9 +35,9 @@ class Result:
         seed: Of every draw.
     """
 
-    evidence: Evidence
+    predictions: Predictions
     measures: Sequence[Measure]
-    cut: Cut
+    cut: HitThreshold
     system: Mapping[str, Any]
     timings: Mapping[str, Mapping[str, float]]
     seed: int
@@ -46,7 +46,7 @@ class Result:
 
     def as_json(self) -> dict[str, Any]:
         """All numbers and all that is needed to get them again."""
-        dataset = self.evidence.dataset
+        dataset = self.predictions.dataset
         return {
             "dataset": {
                 "name": dataset.name,
@@ -92,8 +92,8 @@ def run(
         progress: Told how far it is.
     """
     proposals = propose(system, dataset, progress)
-    evidence = collect(system, dataset, proposals, seed=seed, progress=progress)
-    measures, cut = measure(evidence, seed=seed, draws=draws)
+    predictions = collect(system, dataset, proposals, seed=seed, progress=progress)
+    measures, cut = measure(predictions, seed=seed, draws=draws)
     comparisons = {}
     for name, other in (others or {}).items():
         same = getattr(other, "segmenter", other) is getattr(system, "segmenter", None)
@@ -101,25 +101,25 @@ def run(
         seen = collect(other, dataset, found, seed=seed, progress=progress, clicks=False)
         comparisons[name], _ = measure(seen, seed=seed, draws=draws)
     return Result(
-        evidence,
+        predictions,
         measures,
         cut,
         system.describe(),
         system.timings(),
         seed,
         comparisons,
-        _index_recall(evidence),
+        _index_recall(predictions),
     )
 
 
-def _index_recall(evidence: Evidence) -> dict[str, float]:
+def _index_recall(predictions: Predictions) -> dict[str, float]:
     """Only of an index whose vectors are at hand; the queries are the names that were asked."""
-    if not isinstance(evidence.index, VectorIndex):
+    if not isinstance(predictions.index, VectorIndex):
         return {}
     from evaluation.index_recall import index_recall
 
-    names = [evidence.dataset.categories[category] for category in evidence.rows]
-    return index_recall(evidence.index.region_vectors, evidence.index.embed_texts(names))
+    names = [predictions.dataset.categories[category] for category in predictions.rows]
+    return index_recall(predictions.index.region_vectors, predictions.index.embed_texts(names))
 
 
 def hardware() -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """The port between the measuring and the measured.
 
-A `System` cuts pictures into regions and makes an `Index` of them that can be asked. `InProcess` builds one
+A `System` cuts images into regions and makes an `Index` of them that can be asked. `InProcess` builds one
 from a segmenter and an embedder in this process; `evaluation.gateway` is one behind a URL.
 """
 
@@ -27,7 +27,7 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Regions:
-    """Regions of one picture, best first.
+    """Regions of one image, best first.
 
     Attributes:
         masks: One each.
@@ -47,7 +47,7 @@ class Regions:
 
 @dataclass(frozen=True)
 class Proposals:
-    """What everything mode made of one picture.
+    """What everything mode made of one image.
 
     Attributes:
         found: All regions, best first.
@@ -126,7 +126,7 @@ class Segmenter(Protocol):
 
 
 class Embedder(Protocol):
-    """Turns regions, pictures and words into unit vectors of one space."""
+    """Turns regions, images and words into unit vectors of one space."""
 
     def describe(self) -> dict[str, Any]:
         """Model and digest."""
@@ -221,7 +221,7 @@ class InProcess:
     def proposals(self, sample: Sample) -> Proposals:
         """See `System`."""
         pixels = sample.pixels()
-        with self.watch.measure("everything mode, per picture"):
+        with self.watch.measure("everything mode, per image"):
             return self.segmenter.everything(pixels)
 
     def click(self, sample: Sample, points: Sequence[tuple[int, int]]) -> Sequence[Rle]:
@@ -236,7 +236,7 @@ class InProcess:
         for done, (sample, proposed) in enumerate(zip(samples, proposals, strict=True)):
             progress(f"embedding ({self.policy})", done, len(samples))
             pixels = sample.pixels()
-            with self.watch.measure("embedding, all regions of a picture"):
+            with self.watch.measure("embedding, all regions of an image"):
                 vectors.append(self.embedder.regions(pixels, proposed.kept.masks, self.policy))
             images.append(self.embedder.image(pixels))
         kept = [proposed.kept for proposed in proposals]

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 import structlog
 from prometheus_client import Counter
 
-from gateway.backends import Backends, renamed
-from gateway.identity import same_model
 from gateway.image_store import ImageStore
+from gateway.model_compat import same_model
 from gateway.records import HIDDEN, check_reserved, clean_name, hide_key
+from gateway.service_clients import Services, remap_error_field
 from gateway.settings import GatewaySettings
 from regionsearch.errors import Kind, RegionSearchError, invalid, not_found, too_large
 from regionsearch.rpc import afan_out, chunked
@@ -35,8 +35,8 @@ _log = structlog.get_logger(__name__)
 class Catalog:
     """Makes, lists and deletes collections and images."""
 
-    def __init__(self, backends: Backends, store: ImageStore, settings: GatewaySettings) -> None:
-        self._backends = backends
+    def __init__(self, services: Services, store: ImageStore, settings: GatewaySettings) -> None:
+        self._services = services
         self._store = store
         self._policy = settings.crop_policy_value
         self._max_page_size = settings.limits.max_page_size
@@ -46,9 +46,9 @@ class Catalog:
         self, policy: types_pb2.CropPolicy.ValueType = types_pb2.CROP_POLICY_UNSPECIFIED
     ) -> types_pb2.ModelInfo:
         """The model that makes vectors now, with `policy` or else the one of the settings or the embedder."""
-        backends = self._backends
-        answer = await backends.embedder.call(
-            backends.embed.GetModel, embed_pb2.EmbedServiceGetModelRequest(), patient=True
+        services = self._services
+        answer = await services.embedder.call(
+            services.embed.GetModel, embed_pb2.EmbedServiceGetModelRequest(), retry_overload=True
         )
         model = answer.model
         model.crop_policy = policy or self._policy or model.crop_policy
@@ -65,11 +65,11 @@ class Catalog:
         Raises:
             RegionSearchError: ALREADY_EXISTS, or INVALID_ARGUMENT for a name that cannot be one.
         """
-        backends = self._backends
+        services = self._services
         request = search_pb2.CreateCollectionRequest(
             name=name, model=await self.embedder_model(policy), binary_codes=binary_codes
         )
-        return (await backends.searcher.call(backends.search.CreateCollection, request)).collection
+        return (await services.searcher.call(services.search.CreateCollection, request)).collection
 
     async def ensure_default(self) -> search_pb2.Collection:
         """Makes the default collection unless it is there."""
@@ -89,10 +89,10 @@ class Catalog:
         Raises:
             RegionSearchError: NOT_FOUND.
         """
-        backends = self._backends
+        services = self._services
         request = search_pb2.GetCollectionRequest(name=name or DEFAULT)
         try:
-            return (await backends.searcher.call(backends.search.GetCollection, request)).collection
+            return (await services.searcher.call(services.search.GetCollection, request)).collection
         except RegionSearchError as error:
             if error.kind is Kind.NOT_FOUND and request.name == DEFAULT:
                 return await self.ensure_default()
@@ -100,11 +100,11 @@ class Catalog:
 
     async def list(self, page_size: int, page_token: str) -> search_pb2.ListCollectionsResponse:
         """Collections by name."""
-        backends = self._backends
+        services = self._services
         request = search_pb2.ListCollectionsRequest(
             page_size=min(page_size, self._max_page_size), page_token=page_token
         )
-        return await backends.searcher.call(backends.search.ListCollections, request)
+        return await services.searcher.call(services.search.ListCollections, request)
 
     async def has_images(self) -> bool:
         """Whether there is any image in any collection."""
@@ -118,16 +118,16 @@ class Catalog:
                 return False
 
     async def delete(self, name: str) -> None:
-        """Deletes a collection with its records, then its pictures. The default one is empty afterwards.
+        """Deletes a collection with its records, then its images. The default one is empty afterwards.
 
-        Pictures that come to a new collection of the same name meanwhile stay.
+        Images that come to a new collection of the same name meanwhile stay.
         """
-        backends = self._backends
+        services = self._services
         await self._store.check_writable(name)
         request = search_pb2.DeleteCollectionRequest(name=name)
-        await backends.searcher.call(backends.search.DeleteCollection, request)
-        async for shelf in self._store.shelves(name):
-            for image_ids in chunked([*shelf.images, *shelf.aside], ASKED_AT_ONCE):
+        await services.searcher.call(services.search.DeleteCollection, request)
+        async for partition in self._store.partitions(name):
+            for image_ids in chunked([*partition.images, *partition.aside], ASKED_AT_ONCE):
                 await self._let_go(name, image_ids)
         await self._store.tidy(name)
         if name == DEFAULT:
@@ -150,8 +150,8 @@ class Catalog:
         known = {image.image_id for image in found.images}
         return [image_id for image_id in image_ids if image_id not in known]
 
-    async def settle(self, collection: str, image_ids: Sequence[str]) -> Sequence[str]:
-        """Decides about pictures that are aside: those that have a record come back, the others are deleted.
+    async def resolve_quarantined(self, collection: str, image_ids: Sequence[str]) -> Sequence[str]:
+        """Decides about images that are aside: those that have a record come back, the others are deleted.
 
         Returns:
             Those that were deleted. All come back when the searcher does not answer.
@@ -160,29 +160,29 @@ class Catalog:
         try:
             gone = await self.unknown(collection, image_ids)
         finally:
-            decide = dict.fromkeys(image_ids, self._store.take_back)
-            decide |= dict.fromkeys(gone, self._store.forget)
+            decide = dict.fromkeys(image_ids, self._store.restore)
+            decide |= dict.fromkeys(gone, self._store.purge)
             await asyncio.gather(*(done(collection, image_id) for image_id, done in decide.items()))
         return gone
 
     async def _let_go(self, collection: str, image_ids: Sequence[str]) -> None:
-        """Deletes pictures whose records have gone.
+        """Deletes images whose records have gone.
 
         They may be sent again at the same time. So they are moved aside before the searcher is asked: either
         it knows of them by then, or their ingest sees that they are away and stores them anew.
         """
-        await asyncio.gather(*(self._store.set_aside(collection, image_id, 0) for image_id in image_ids))
-        await self.settle(collection, image_ids)
+        await asyncio.gather(*(self._store.quarantine(collection, image_id, 0) for image_id in image_ids))
+        await self.resolve_quarantined(collection, image_ids)
 
     async def images(self, collection: str, page_size: int, page_token: str) -> search_pb2.ListImagesResponse:
         """Images, newest first."""
-        backends = self._backends
+        services = self._services
         request = search_pb2.ListImagesRequest(
             collection=collection or DEFAULT,
             page_size=min(page_size, self._max_page_size),
             page_token=page_token,
         )
-        page = await backends.searcher.call(backends.search.ListImages, request)
+        page = await services.searcher.call(services.search.ListImages, request)
         for image in page.images:
             hide_key(image)
         return page
@@ -198,7 +198,7 @@ class Catalog:
         images_only: bool = False,
     ) -> search_pb2.GetRecordsResponse:
         """Records and images by id, or only the images; what does not exist is left out."""
-        backends = self._backends
+        services = self._services
         request = search_pb2.GetRecordsRequest(
             collection=collection or DEFAULT,
             image_ids=image_ids,
@@ -207,7 +207,7 @@ class Catalog:
             include_vectors=vectors,
             images_only=images_only,
         )
-        return await backends.searcher.call(backends.search.GetRecords, request)
+        return await services.searcher.call(services.search.GetRecords, request)
 
     async def image(self, collection: str, image_id: str) -> search_pb2.StoredImage:
         """One image.
@@ -290,7 +290,7 @@ class Catalog:
         Raises:
             RegionSearchError: NOT_FOUND, when there is no such image.
         """
-        await self.image(collection, image_id)  # a picture whose ingest did not end is not there yet
+        await self.image(collection, image_id)  # an image whose ingest did not end is not there yet
         return await self._store.get(collection or DEFAULT, image_id)
 
     async def update_image(
@@ -320,10 +320,10 @@ class Catalog:
         if change.HasField("as_read"):
             change.as_read.image_id = change.image_id
             change.as_read.CopyFrom(await self._revealed(collection, change.as_read))
-        backends = self._backends
+        services = self._services
         request = search_pb2.UpdateImagesRequest(collection=collection or DEFAULT, updates=[change])
-        with renamed("updates[0].", ""):
-            answer = await backends.searcher.call(backends.search.UpdateImages, request)
+        with remap_error_field("updates[0].", ""):
+            answer = await services.searcher.call(services.search.UpdateImages, request)
         if not answer.images:
             raise _no_image(collection, update.image_id)
         hide_key(answer.images[0])
@@ -343,7 +343,7 @@ class Catalog:
     async def delete_image(
         self, collection: str, image_id: str, as_read: search_pb2.StoredImage | None = None
     ) -> int:
-        """Deletes an image with its regions, then its picture.
+        """Deletes an image with its regions, then its image.
 
         Args:
             collection: Where it is.
@@ -358,12 +358,12 @@ class Catalog:
             RegionSearchError: NOT_FOUND; ABORTED when it is not as it was read; UNAVAILABLE when the image
                 store cannot be written. Nothing is deleted then.
         """
-        backends, collection = self._backends, collection or DEFAULT
+        services, collection = self._services, collection or DEFAULT
         await self._store.check_writable(collection, image_id)
         request = search_pb2.DeleteRequest(collection=collection, image_ids=[image_id])
         if as_read is not None:
             request.as_read.CopyFrom(await self._revealed(collection, as_read))
-        answer = await backends.searcher.call(backends.search.Delete, request)
+        answer = await services.searcher.call(services.search.Delete, request)
         if not answer.deleted_image_count:
             raise _no_image(collection, image_id)
         try:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from gateway.access import Access
-from gateway.backends import Backends, Readiness
 from gateway.catalog import Catalog
 from gateway.decoder import ImageDecoder
 from gateway.image_store import ImageStore
 from gateway.ingest import Ingester
-from gateway.pointing import Pointer
-from gateway.query import QueryReader
+from gateway.prompt_resolver import PromptResolver
+from gateway.query import QueryEncoder
 from gateway.search import Search
+from gateway.service_clients import Readiness, Services
 from gateway.settings import GatewaySettings
 from gateway.thumbnails import Thumbnails
 from regionsearch.errors import RegionSearchError
@@ -27,19 +27,19 @@ class Gateway:
     def __init__(self, settings: GatewaySettings) -> None:
         self.settings = settings
         self.access = Access(settings)
-        self.backends = Backends(settings)
+        self.services = Services(settings)
         self.store = ImageStore(settings.image_store)
         self.decoder = ImageDecoder(settings.limits)
         self.thumbnails = Thumbnails(self.store, self.decoder, settings.thumbnail_cache_bytes)
-        self.catalog = Catalog(self.backends, self.store, settings)
-        self.ingester = Ingester(self.backends, self.catalog, self.store, self.decoder, settings)
-        self.pointer = Pointer(self.backends, self.catalog, settings)
-        self.reader = QueryReader(self.backends, self.catalog, self.pointer, settings)
-        self.search = Search(self.backends, self.catalog, self.pointer, self.reader, settings)
+        self.catalog = Catalog(self.services, self.store, settings)
+        self.ingester = Ingester(self.services, self.catalog, self.store, self.decoder, settings)
+        self.pointer = PromptResolver(self.services, self.catalog, settings)
+        self.reader = QueryEncoder(self.services, self.catalog, self.pointer, settings)
+        self.search = Search(self.services, self.catalog, self.pointer, self.reader, settings)
 
     async def readiness(self) -> dict[str, Readiness]:
         """Of the services, and of the default collection once they are ready."""
-        found = await self.backends.readiness()
+        found = await self.services.readiness()
         if all(state.ready for state in found.values()):
             try:
                 with deadline(self.settings.timeouts.probe_s):
@@ -50,4 +50,4 @@ class Gateway:
 
     async def close(self) -> None:
         """Closes the channels to the services."""
-        await self.backends.close()
+        await self.services.close()

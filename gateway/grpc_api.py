@@ -92,7 +92,7 @@ class RegionSearchServicer(region_search_pb2_grpc.RegionSearchServiceServicer):
             answer = await self._gateway.search.within(request)
             field = request.WhichOneof("source") or "image"
             self._check_size(
-                answer, field, "search in a smaller picture, or over HTTP, where masks may be left out"
+                answer, field, "search in a smaller image, or over HTTP, where masks may be left out"
             )
             return answer
 

@@ -7,8 +7,8 @@ import time
 
 import structlog
 
-from gateway.backends import Readiness
 from gateway.core import Gateway
+from gateway.service_clients import Readiness
 from services.runtime.health import Health
 
 _START_PERIOD_S = 0.25

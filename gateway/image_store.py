@@ -1,4 +1,4 @@
-"""Where pictures are kept: content addressed, in a local folder or any object store that fsspec knows."""
+"""Where images are kept: content addressed, in a local folder or any object store that fsspec knows."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ _log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True)
-class Shelf:
-    """A part of a collection's pictures, as the store has them.
+class StorePartition:
+    """A part of a collection's images, as the store has them.
 
     Attributes:
-        images: Ids of pictures that are there.
-        aside: Ids of pictures that were set aside.
-        parts: Paths of pictures that are being written, or whose writer has died.
+        images: Ids of images that are there.
+        aside: Ids of images that were set aside.
+        parts: Paths of images that are being written, or whose writer has died.
     """
 
     images: list[str]
@@ -47,7 +47,7 @@ class Shelf:
 
 
 class ImageStore:
-    """Encoded pictures by collection and image id. A put that has returned survives the death of the machine.
+    """Encoded images by collection and image id. A put that has returned survives the death of the machine.
 
     Keys are made from a checked collection name and the SHA-256 of the bytes, never from what a user calls a
     file. Files appear under their key complete or not at all. All methods work in threads.
@@ -62,7 +62,7 @@ class ImageStore:
         self._local = isinstance(self._fs, LocalFileSystem)
 
     async def put(self, collection: str, image_id: str, data: bytes) -> None:
-        """Stores a picture. One that is there already is as good as new afterwards: `older` counts from now.
+        """Stores an image. One that is there already is as good as new afterwards: `older` counts from now.
 
         A file under its key that is damaged is replaced.
 
@@ -72,7 +72,7 @@ class ImageStore:
         await asyncio.to_thread(self._put, self._path(collection, image_id), data)
 
     async def heal(self, collection: str, image_id: str, data: bytes) -> None:
-        """Stores a picture again where its file is missing or damaged.
+        """Stores an image again where its file is missing or damaged.
 
         Raises:
             RegionSearchError: STORAGE_FULL, or UNAVAILABLE when the store does not answer.
@@ -80,7 +80,7 @@ class ImageStore:
         await asyncio.to_thread(self._heal, self._path(collection, image_id), data)
 
     async def get(self, collection: str, image_id: str) -> bytes:
-        """The bytes of a picture.
+        """The bytes of an image.
 
         Raises:
             RegionSearchError: NOT_FOUND; DATA_LOSS when they are not those that were stored.
@@ -110,44 +110,44 @@ class ImageStore:
             raise _unusable("the folder is read-only")
 
     async def exists(self, collection: str, image_id: str) -> bool:
-        """Whether a picture is there."""
+        """Whether an image is there."""
         return await asyncio.to_thread(self._exists, self._path(collection, image_id))
 
     async def collections(self) -> list[str]:
-        """Collections that have pictures, or had some."""
+        """Collections that have images, or had some."""
         names = await asyncio.to_thread(self._list, self._root)
         return [name for name in names if _COLLECTION.fullmatch(name)]
 
-    async def shelves(self, collection: str) -> AsyncIterator[Shelf]:
+    async def partitions(self, collection: str) -> AsyncIterator[StorePartition]:
         """What is there of a collection, a part of it at a time."""
         folder = self._folder(collection)
         for name in await asyncio.to_thread(self._list, folder):
             names = await asyncio.to_thread(self._list, f"{folder}/{name}")
             aside = [_ASIDE.fullmatch(other) for other in names]
-            yield Shelf(
+            yield StorePartition(
                 [other for other in names if _IMAGE_ID.fullmatch(other)],
                 [match.group(1) for match in aside if match],
                 [f"{folder}/{name}/{other}" for other in names if other.endswith(_PART)],
             )
 
     async def older(self, collection: str, image_id: str, seconds: float) -> bool:
-        """Whether a picture is there and was put longer ago than that."""
+        """Whether an image is there and was put longer ago than that."""
         return await asyncio.to_thread(self._older, self._path(collection, image_id), seconds)
 
-    async def set_aside(self, collection: str, image_id: str, seconds: float) -> bool:
-        """Moves a picture to where only `take_back` and `forget` find it, unless it was put within `seconds`.
+    async def quarantine(self, collection: str, image_id: str, seconds: float) -> bool:
+        """Moves an image to where only `restore` and `purge` find it, unless it was put within `seconds`.
 
         Returns:
             Whether it was moved.
         """
         return await asyncio.to_thread(self._set_aside, self._path(collection, image_id), seconds)
 
-    async def take_back(self, collection: str, image_id: str) -> None:
-        """Undoes `set_aside`; a picture that was put since then stays."""
+    async def restore(self, collection: str, image_id: str) -> None:
+        """Undoes `quarantine`; an image that was put since then stays."""
         await asyncio.to_thread(self._take_back, self._path(collection, image_id))
 
-    async def forget(self, collection: str, image_id: str) -> None:
-        """Makes `set_aside` final."""
+    async def purge(self, collection: str, image_id: str) -> None:
+        """Makes `quarantine` final."""
         await asyncio.to_thread(self._delete, _aside(self._path(collection, image_id)))
 
     async def tidy(self, collection: str) -> None:
@@ -161,12 +161,12 @@ class ImageStore:
 
     def _folder(self, collection: str) -> str:
         if not _COLLECTION.fullmatch(collection):
-            raise invalid("collection", f"{collection!r} is no collection name")
+            raise invalid("collection", f"{collection!r} is not a collection name")
         return f"{self._root}/{collection}"
 
     def _path(self, collection: str, image_id: str) -> str:
         if not _IMAGE_ID.fullmatch(image_id):
-            raise not_found("image_id", f"{image_id!r} is no image id: those are 64 hexadecimal digits")
+            raise not_found("image_id", f"{image_id!r} is not an image id: those are 64 hexadecimal digits")
         return f"{self._folder(collection)}/{image_id[:2]}/{image_id}"
 
     def _put(self, path: str, data: bytes) -> None:

@@ -1,7 +1,7 @@
-"""A picture's way in: check → segment → embed → store the bytes → one atomic write → acknowledged.
+"""An image's way in: check → segment → embed → store the bytes → one atomic write → acknowledged.
 
 The write of the records comes last, so that whatever dies on the way leaves nothing that can be seen: at
-worst the bytes of a picture that is not known yet, which a retry finds in their place. Sending a picture
+worst the bytes of an image that is not known yet, which a retry finds in their place. Sending an image
 again is safe at any time, because all of its names are made from its content.
 """
 
@@ -16,11 +16,10 @@ from typing import TypeAlias
 import numpy as np
 from prometheus_client import Counter
 
-from gateway.backends import Backends, renamed
 from gateway.catalog import DEFAULT, Catalog
 from gateway.decoder import ImageDecoder
-from gateway.identity import model_mismatch, same_model
 from gateway.image_store import ImageStore
+from gateway.model_compat import model_mismatch, same_model
 from gateway.records import (
     IDEMPOTENCY_KEY,
     IdempotencyKey,
@@ -30,6 +29,7 @@ from gateway.records import (
     records,
     stored_image,
 )
+from gateway.service_clients import Services, remap_error_field
 from gateway.settings import GatewaySettings
 from regionsearch.errors import Kind, RegionSearchError, overloaded
 from regionsearch.images import encode_image, image_from_proto, image_id, probe_image
@@ -62,17 +62,17 @@ def count_failure(error: BaseException) -> None:
 
 
 class Ingester:
-    """Takes pictures in, a bounded number at a time."""
+    """Takes images in, a bounded number at a time."""
 
     def __init__(
         self,
-        backends: Backends,
+        services: Services,
         catalog: Catalog,
         store: ImageStore,
         decoder: ImageDecoder,
         settings: GatewaySettings,
     ) -> None:
-        self._backends = backends
+        self._services = services
         self._catalog = catalog
         self._store = store
         self._decoder = decoder
@@ -120,10 +120,10 @@ class Ingester:
         idempotency_key: IdempotencyKey | None = None,
         progress: Progress = lambda stage: None,
     ) -> region_search_pb2.IngestImageResponse:
-        """Takes one picture in, for which there is room (`admit`); answers once all of it is on disk.
+        """Takes one image in, for which there is room (`admit`); answers once all of it is on disk.
 
         Args:
-            request: The picture and what is said about it.
+            request: The image and what is said about it.
             priority: Whether somebody waits for it or it is one of many.
             idempotency_key: A repetition under the same key is answered like the first time.
             progress: Told when a stage begins.
@@ -149,7 +149,7 @@ class Ingester:
         progress(region_search_pb2.INGEST_STAGE_RECEIVED)
         self.check(request)
         picture = await self._decoder.run(_reading_bytes(request.image), lambda: self._read(request.image))
-        # The same picture twice at once: the second one waits and finds it known.
+        # The same image twice at once: the second one waits and finds it known.
         lock = self._same.setdefault((request.collection or DEFAULT, picture.identity), asyncio.Lock())
         async with lock, self._slots.slot():
             with deadline(self._settings.timeouts.ingest_s):
@@ -200,9 +200,9 @@ class Ingester:
             vectors=tensor_to_proto(vectors),
             skip_existing=True,
         )
-        backends = self._backends
+        services = self._services
         while True:
-            answer = await backends.searcher.call(backends.search.Upsert, write, patient=True)
+            answer = await services.searcher.call(services.search.Upsert, write, retry_overload=True)
             if not answer.skipped_image_ids:
                 break
             known = await self._known(collection.name, picture.identity)  # another gateway was faster
@@ -279,7 +279,7 @@ class Ingester:
         """
         anything = np.zeros((1, collection.model.dimension), np.float32)
         anything[0, 0] = 1.0
-        backends = self._backends
+        services = self._services
         asked = search_pb2.SearchRequest(
             collection=collection.name,
             model=collection.model,
@@ -288,7 +288,7 @@ class Ingester:
             filter=search_pb2.Filter(attributes={IDEMPOTENCY_KEY: key.key}),
             page_size=1,
         )
-        answer = await backends.searcher.call(backends.search.Search, asked)
+        answer = await services.searcher.call(services.search.Search, asked)
         for hit in answer.results[0].hits:
             key.check(hit.image.attributes, picture.identity)
 
@@ -306,18 +306,21 @@ class Ingester:
     ) -> segment_pb2.SegmentResponse:
         selection = self._settings.selection.to_proto()
         selection.MergeFrom(request.selection)
-        # Hundreds of prompts: whoever waits for them, a click on another picture goes first.
+        # Hundreds of prompts: whoever waits for them, a click on another image goes first.
         message = segment_pb2.SegmentRequest(
             image=image,
             everything=segment_pb2.EverythingOptions(selection=selection),
             priority=types_pb2.PRIORITY_BULK,
         )
-        backends = self._backends
+        services = self._services
         # One of many waits where the services are busy; somebody who waits for one is told at once.
-        patient = priority == types_pb2.PRIORITY_BULK
-        with renamed("everything.selection", "selection"):
-            return await backends.segmenter.call(
-                backends.segment.Segment, message, share=_SEGMENT_SHARE, patient=patient
+        retry_overload = priority == types_pb2.PRIORITY_BULK
+        with remap_error_field("everything.selection", "selection"):
+            return await services.segmenter.call(
+                services.segment.Segment,
+                message,
+                deadline_fraction=_SEGMENT_SHARE,
+                retry_overload=retry_overload,
             )
 
     async def _embed(
@@ -331,14 +334,14 @@ class Ingester:
 
         An image that has been segmented is not refused any more: where the embedder is full it waits.
         """
-        backends = self._backends
+        services = self._services
 
         async def embed(chunk: Sequence[types_pb2.Region] | None) -> np.ndarray:
             if chunk is None:
                 whole = embed_pb2.EmbedImagesRequest(images=[image], priority=priority)
                 answer: embed_pb2.EmbedImagesResponse | embed_pb2.EmbedRegionsResponse
-                answer = await backends.embedder.call(
-                    backends.embed.EmbedImages, whole, share=_EMBED_SHARE, patient=True
+                answer = await services.embedder.call(
+                    services.embed.EmbedImages, whole, deadline_fraction=_EMBED_SHARE, retry_overload=True
                 )
             else:
                 part = embed_pb2.EmbedRegionsRequest(
@@ -347,8 +350,8 @@ class Ingester:
                     crop_policy=model.crop_policy,
                     priority=priority,
                 )
-                answer = await backends.embedder.call(
-                    backends.embed.EmbedRegions, part, share=_EMBED_SHARE, patient=True
+                answer = await services.embedder.call(
+                    services.embed.EmbedRegions, part, deadline_fraction=_EMBED_SHARE, retry_overload=True
                 )
             return tensor_from_proto(answer.vectors, "vectors", ndim=2)
 

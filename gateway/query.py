@@ -1,4 +1,4 @@
-"""From what somebody is looking for to vectors: words, a picture, a region, a click, and all together."""
+"""From what somebody is looking for to vectors: words, an image, a region, a click, and all together."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from gateway.backends import Backends, renamed, together
 from gateway.catalog import Catalog
-from gateway.identity import model_mismatch, same_model
-from gateway.pointing import Pointer, merged_mask, select_stored
+from gateway.model_compat import model_mismatch, same_model
+from gateway.prompt_resolver import PromptResolver, merged_mask, select_stored
+from gateway.service_clients import Services, gather_or_cancel, remap_error_field
 from gateway.settings import GatewaySettings
 from regionsearch.errors import invalid, not_found, too_large
 from regionsearch.tensors import tensor_from_proto
@@ -42,13 +42,13 @@ class QueryVectors:
     truncated: tuple[bool, ...]
 
 
-class QueryReader:
+class QueryEncoder:
     """Embeds queries for a collection."""
 
     def __init__(
-        self, backends: Backends, catalog: Catalog, pointer: Pointer, settings: GatewaySettings
+        self, services: Services, catalog: Catalog, pointer: PromptResolver, settings: GatewaySettings
     ) -> None:
-        self._backends = backends
+        self._services = services
         self._catalog = catalog
         self._pointer = pointer
         self._max_texts = settings.limits.max_texts
@@ -62,7 +62,7 @@ class QueryReader:
         query = request.query
         _check_query(query)
         self.check_phrases(query.texts, "query.texts", request)
-        phrases, *examples = await together(
+        phrases, *examples = await gather_or_cancel(
             self.phrases(collection, query.texts, request), *self._examples(collection, query)
         )
         found: QueryVectors = phrases
@@ -104,7 +104,7 @@ class QueryReader:
         """The vectors of phrases, and of all that the request says is not meant; they have been checked."""
         further = [(f"further_negatives[{i}]", one) for i, one in enumerate(request.further_negatives)]
         unwanted = [*request.negatives, *(one.text for _, one in further if one.HasField("text"))]
-        (vectors, truncated), *examples = await together(
+        (vectors, truncated), *examples = await gather_or_cancel(
             self._texts(collection, [*texts, *unwanted]),
             *(self._negative(collection, one, field) for field, one in further if not one.HasField("text")),
         )
@@ -121,15 +121,15 @@ class QueryReader:
         image: types_pb2.Image,
         cuts: Sequence[embed_pb2.RegionCut],
     ) -> Vectors:
-        """Vectors of regions of a picture under the collection's crop policy, shape (cuts, dimension).
+        """Vectors of regions of an image under the collection's crop policy, shape (cuts, dimension).
 
         The regions have been found already: where the embedder is full this waits, or the work were lost.
         """
-        backends = self._backends
+        services = self._services
         request = embed_pb2.EmbedRegionsRequest(
             image=image, regions=cuts, crop_policy=collection.model.crop_policy
         )
-        answer = await backends.embedder.call(backends.embed.EmbedRegions, request, patient=True)
+        answer = await services.embedder.call(services.embed.EmbedRegions, request, retry_overload=True)
         return _vectors(answer.vectors, answer.model, collection)
 
     def _examples(
@@ -163,9 +163,9 @@ class QueryReader:
         """Vectors (texts, dimension), and for each text whether its end was cut off."""
         if not texts:
             return np.empty((0, collection.model.dimension), np.float32), ()
-        backends = self._backends
+        services = self._services
         request = embed_pb2.EmbedTextsRequest(texts=texts)
-        answer = await backends.embedder.call(backends.embed.EmbedTexts, request)
+        answer = await services.embedder.call(services.embed.EmbedTexts, request)
         answer.model.crop_policy = types_pb2.CROP_POLICY_UNSPECIFIED
         return _vectors(answer.vectors, answer.model, collection), tuple(answer.truncated)
 
@@ -180,17 +180,17 @@ class QueryReader:
         return self._stored(collection, record, f"{field}.{kind}")
 
     async def _whole(self, collection: search_pb2.Collection, image: types_pb2.Image, field: str) -> Vectors:
-        backends = self._backends
+        services = self._services
         request = embed_pb2.EmbedImagesRequest(images=[image])
-        with renamed("images[0]", field):
-            answer = await backends.embedder.call(backends.embed.EmbedImages, request)
+        with remap_error_field("images[0]", field):
+            answer = await services.embedder.call(services.embed.EmbedImages, request)
         answer.model.crop_policy = types_pb2.CROP_POLICY_UNSPECIFIED
         return _first(_vectors(answer.vectors, answer.model, collection))
 
     async def _pointed_at(
         self, collection: search_pb2.Collection, image: types_pb2.Image, prompt: segment_pb2.Prompt
     ) -> Vectors:
-        with renamed("prompts.prompts[0]", "query"), renamed("image", "query.image"):
+        with remap_error_field("prompts.prompts[0]", "query"), remap_error_field("image", "query.image"):
             region = await self._pointer.object_at(image, prompt)
         cut = embed_pb2.RegionCut(box=region.box, mask=region.mask)
         return _first(await self.regions(collection, image, [cut]))
@@ -206,7 +206,7 @@ class QueryReader:
         self, collection: search_pb2.Collection, image_id: str, prompt: segment_pb2.Prompt
     ) -> Vectors:
         """Segment-then-select; the segmenter is asked only where no stored region fits."""
-        with renamed("image_id", "query.image_id"):
+        with remap_error_field("image_id", "query.image_id"):
             found = await self._catalog.regions(collection.name, image_id, masks=True, vectors=True)
         (stored,) = found.images
         size = (stored.height, stored.width)
@@ -233,7 +233,7 @@ def _check_query(query: region_search_pb2.Query) -> None:
     if pointed and image == bool(query.image_id):
         raise invalid(
             "query.points" if query.points else "query.box",
-            "points and box belong to one picture; give either image or image_id with them",
+            "points and box belong to one image; give either image or image_id with them",
         )
     for index, point in enumerate(query.points):
         if not (math.isfinite(point.x) and math.isfinite(point.y)):

@@ -1,4 +1,4 @@
-"""What the searcher is told about a picture: names made from its content, and nothing else to look up."""
+"""What the searcher is told about an image: names made from its content, and nothing else to look up."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _BIDIRECTIONAL = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u20
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture's file.
+    """An image's file.
 
     Attributes:
         data: Its bytes.

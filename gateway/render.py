@@ -31,11 +31,11 @@ _FILL = 0.45  # opacity of a filled mask
 
 
 @dataclass(frozen=True)
-class Find:
+class Overlay:
     """Something to draw.
 
     Attributes:
-        mask: As large as the picture.
+        mask: As large as the image.
         box: Half-open, pixels.
         group: Which colour; finds of one phrase share it.
     """
@@ -45,8 +45,8 @@ class Find:
     group: int = 0
 
 
-def draw(pixels: Pixels, finds: Sequence[Find], style: Style, legend: Sequence[str] = ()) -> Pixels:
-    """A copy of a picture with finds drawn into it; same size, so that coordinates keep their meaning.
+def draw(pixels: Pixels, finds: Sequence[Overlay], style: Style, legend: Sequence[str] = ()) -> Pixels:
+    """A copy of an image with finds drawn into it; same size, so that coordinates keep their meaning.
 
     Args:
         pixels: RGB (height, width, 3).
@@ -62,7 +62,7 @@ def draw(pixels: Pixels, finds: Sequence[Find], style: Style, legend: Sequence[s
         if style == "boxes":
             _frame(canvas, find.box, colour, thickness)
             continue
-        # Only the neighbourhood of the box is touched: a large picture with a small find costs little.
+        # Only the neighbourhood of the box is touched: a large image with a small find costs little.
         rows, columns = _window(find.box, thickness + 1, height, width)
         mask = _decode_window(find.mask, rows, columns)
         view = canvas[rows, columns]
@@ -103,12 +103,12 @@ def cut_out(pixels: Pixels, mask: types_pb2.Mask, box: types_pb2.Box) -> NDArray
 
 
 def mask_image(mask: types_pb2.Mask) -> NDArray[np.uint8]:
-    """A mask in black and white, as large as its picture."""
+    """A mask in black and white, as large as its image."""
     return decode_rle(mask.coco_rle, mask.height, mask.width).astype(np.uint8) * 255
 
 
 def encode(pixels: NDArray[np.uint8], image_format: Literal["png", "webp"]) -> bytes:
-    """A rendered picture's file."""
+    """A rendered image's file."""
     return encode_image(pixels, "PNG" if image_format == "png" else "WEBP")
 
 

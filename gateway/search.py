@@ -1,4 +1,4 @@
-"""Searching a collection, and searching inside one picture."""
+"""Searching a collection, and searching inside one image."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ import numpy as np
 from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
-from gateway.backends import Backends, together
 from gateway.catalog import DEFAULT, Catalog
-from gateway.pointing import Pointer
-from gateway.query import QueryReader, QueryVectors, SearchRequest, Vectors
+from gateway.prompt_resolver import PromptResolver
+from gateway.query import QueryEncoder, QueryVectors, SearchRequest, Vectors
 from gateway.records import check_reserved, hide_key
+from gateway.service_clients import Services, gather_or_cancel
 from gateway.settings import GatewaySettings
 from regionsearch.errors import invalid
 from regionsearch.masks import encode_rle
-from regionsearch.select import merge_masks
+from regionsearch.region_selection import merge_masks
 from regionsearch.tensors import tensor_from_proto, tensor_to_proto
 from regionsearch.v1 import embed_pb2, region_search_pb2, search_pb2, types_pb2
 
@@ -38,13 +38,13 @@ class Search:
 
     def __init__(
         self,
-        backends: Backends,
+        services: Services,
         catalog: Catalog,
-        pointer: Pointer,
-        reader: QueryReader,
+        pointer: PromptResolver,
+        reader: QueryEncoder,
         settings: GatewaySettings,
     ) -> None:
-        self._backends = backends
+        self._services = services
         self._catalog = catalog
         self._pointer = pointer
         self._reader = reader
@@ -69,9 +69,9 @@ class Search:
             query, token = _resume(request)
         else:
             query, token = await self._reader.read(collection, request), ""
-        backends = self._backends
-        answer = await backends.searcher.call(
-            backends.search.Search, self._to_searcher(request, collection, query, token)
+        services = self._services
+        answer = await services.searcher.call(
+            services.search.Search, self._to_searcher(request, collection, query, token)
         )
         (result,) = answer.results
         for hit in result.hits:
@@ -111,7 +111,7 @@ class Search:
     async def within(
         self, request: region_search_pb2.SearchWithinRequest
     ) -> region_search_pb2.SearchWithinResponse:
-        """Scores the regions of one picture against phrases; each region goes to its best phrase.
+        """Scores the regions of one image against phrases; each region goes to its best phrase.
 
         Raises:
             RegionSearchError: INVALID_ARGUMENT that names the field, NOT_FOUND, MODEL_MISMATCH.
@@ -121,7 +121,7 @@ class Search:
             raise invalid("texts", "say what to look for: give at least one phrase")
         self._reader.check_phrases(request.texts, "texts", request)
         collection = await self._catalog.get(request.collection)
-        query, found = await together(
+        query, found = await gather_or_cancel(
             self._reader.phrases(collection, request.texts, request), self._regions(collection, request)
         )
         answer: region_search_pb2.SearchWithinResponse = found[0]
@@ -134,7 +134,7 @@ class Search:
     async def _regions(
         self, collection: search_pb2.Collection, request: region_search_pb2.SearchWithinRequest
     ) -> tuple[region_search_pb2.SearchWithinResponse, Vectors]:
-        """The picture's regions, not scored yet, and their vectors."""
+        """The image's regions, not scored yet, and their vectors."""
         answer = region_search_pb2.SearchWithinResponse()
         source = request.WhichOneof("source")
         if source == "image_id":
@@ -146,7 +146,7 @@ class Search:
                 return answer, np.empty((0, collection.model.dimension), np.float32)
             return answer, tensor_from_proto(stored.vectors, "vectors", ndim=2)
         if source is None:
-            raise invalid("image", "there is no picture to search in; send image or image_id")
+            raise invalid("image", "there is no image to search in; send image or image_id")
         segmented = await self._pointer.regions(request.image)
         answer.image_height, answer.image_width = segmented.image_height, segmented.image_width
         for region in segmented.regions:

@@ -87,7 +87,7 @@ class LimitSettings(_Part):
 
     @property
     def image(self) -> ImageLimits:
-        """Limits of one picture."""
+        """Limits of one image."""
         return ImageLimits(self.max_image_bytes, self.max_image_pixels, "gateway")
 
     @property
@@ -137,11 +137,11 @@ class TimeoutSettings(_Part):
 
 
 class SweepSettings(_Part):
-    """Deleting pictures that an ingest has left which died; see `gateway.sweep`."""
+    """Deleting images that an ingest has left which died; see `gateway.sweep`."""
 
     every_s: float | None = Field(None, gt=0, description="Seconds between two sweeps; none when absent.")
     older_than_s: float = Field(
-        86_400.0, ge=0, description="Pictures that were put within this time are left: longer than an ingest."
+        86_400.0, ge=0, description="Images that were put within this time are left: longer than an ingest."
     )
 
 
@@ -178,7 +178,7 @@ class GatewaySettings(ServiceSettings):
     backend_tls: BackendTlsSettings = BackendTlsSettings()
     backend_api_key: SecretStr | None = Field(None, description="Sent to the services.")
     image_store: str = Field(
-        "data/images", description="Folder, or any URL of fsspec such as s3://bucket/path, for the pictures."
+        "data/images", description="Folder, or any URL of fsspec such as s3://bucket/path, for the images."
     )
     thumbnail_cache_bytes: int = Field(64 * MIB, ge=0, description="Thumbnails that are kept in memory.")
     crop_policy: CropPolicyName = Field(

@@ -1,11 +1,11 @@
-"""Pictures that nothing knows: what an ingest leaves that died after it stored the bytes.
+"""Images that nothing knows: what an ingest leaves that died after it stored the bytes.
 
-They harm nobody and are used when the picture is sent again; but they take room. A sweep finds them by asking
-the searcher about every stored picture, and never deletes one that it knows:
+They harm nobody and are used when the image is sent again; but they take room. A sweep finds them by asking
+the searcher about every stored image, and never deletes one that it knows:
 
 - what was put lately is left alone, since its ingest may still run;
-- a picture is first moved aside, then the searcher is asked once more, and only then it is deleted. An ingest
-  that comes meanwhile stores the picture anew, because it does not find it. A sweep that dies leaves pictures
+- an image is first moved aside, then the searcher is asked once more, and only then it is deleted. An ingest
+  that comes meanwhile stores the image anew, because it does not find it. A sweep that dies leaves images
   aside, and the next one decides about them.
 
 ``python -m gateway.sweep`` does it once; with ``sweep.every_s`` the gateway does it by itself.
@@ -21,9 +21,9 @@ import structlog
 from pydantic import Field
 from pydantic_settings import CliImplicitFlag
 
-from gateway.backends import Backends
 from gateway.catalog import ASKED_AT_ONCE, Catalog
 from gateway.image_store import ImageStore
+from gateway.service_clients import Services
 from gateway.settings import GatewaySettings
 from regionsearch.errors import Kind, RegionSearchError
 from regionsearch.rpc import chunked
@@ -37,7 +37,7 @@ class Swept:
     """What a sweep has seen and done.
 
     Attributes:
-        images: Pictures that it looked at.
+        images: Images that it looked at.
         orphans: Those that nothing knows and that are old enough; deleted unless it was a dry run.
         kept: Those that were aside, or on their way there, and have a record: put back.
     """
@@ -48,11 +48,11 @@ class Swept:
 
 
 class Sweeper:
-    """Deletes stored pictures that no record refers to.
+    """Deletes stored images that no record refers to.
 
     Args:
         catalog: Asks the searcher.
-        store: Where the pictures are.
+        store: Where the images are.
         older_than_s: What was put within this time is left alone.
     """
 
@@ -75,15 +75,15 @@ class Sweeper:
             )
         swept = Swept()
         for collection in await self._store.collections():
-            async for shelf in self._store.shelves(collection):
-                swept.images += len(shelf.images)
-                for ids in chunked(shelf.images, ASKED_AT_ONCE):
+            async for partition in self._store.partitions(collection):
+                swept.images += len(partition.images)
+                for ids in chunked(partition.images, ASKED_AT_ONCE):
                     for image_id in await self._catalog.unknown(collection, ids):
                         await self._remove(collection, image_id, swept, dry_run)
                 if not dry_run:
-                    for image_id in shelf.aside:  # of a sweep that died
+                    for image_id in partition.aside:  # of a sweep that died
                         await self._settle(collection, image_id, swept)
-                    for path in shelf.parts:
+                    for path in partition.parts:
                         await self._store.delete_part(path, self._older_than_s)
         _log.info("swept", dry_run=dry_run, **dataclasses.asdict(swept))
         return swept
@@ -93,12 +93,12 @@ class Sweeper:
             return
         if dry_run:
             swept.orphans += 1
-        elif await self._store.set_aside(collection, image_id, self._older_than_s):
+        elif await self._store.quarantine(collection, image_id, self._older_than_s):
             await self._settle(collection, image_id, swept)
 
     async def _settle(self, collection: str, image_id: str, swept: Swept) -> None:
-        """Decides about a picture that is aside."""
-        if await self._catalog.settle(collection, [image_id]):
+        """Decides about an image that is aside."""
+        if await self._catalog.resolve_quarantined(collection, [image_id]):
             swept.orphans += 1
         else:
             swept.kept += 1
@@ -117,18 +117,18 @@ async def sweep_again_and_again(sweeper: Sweeper, every_s: float) -> None:
 
 
 class _Command(GatewaySettings):
-    """Deletes stored pictures that nothing knows, once, with the gateway's own settings."""
+    """Deletes stored images that nothing knows, once, with the gateway's own settings."""
 
     dry_run: CliImplicitFlag[bool] = Field(False, description="Only counts.")
 
 
 async def _sweep_once(settings: _Command) -> Swept:
-    store, backends = ImageStore(settings.image_store), Backends(settings)
+    store, services = ImageStore(settings.image_store), Services(settings)
     try:
-        sweeper = Sweeper(Catalog(backends, store, settings), store, settings.sweep.older_than_s)
+        sweeper = Sweeper(Catalog(services, store, settings), store, settings.sweep.older_than_s)
         return await sweeper.sweep(dry_run=settings.dry_run)
     finally:
-        await backends.close()
+        await services.close()
 
 
 def main() -> None:

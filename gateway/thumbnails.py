@@ -9,7 +9,7 @@ from gateway.image_store import ImageStore
 
 
 class Thumbnails:
-    """Small pictures of stored images.
+    """Small images of stored images.
 
     Image ids are made from the content, so that what is kept never grows old and serves all collections.
     """

@@ -18,7 +18,7 @@ import httpx
 import typer
 
 from loadtests.callers import FLOOD_KEY, PEOPLE_KEYS
-from loadtests.fleets import free_ports
+from loadtests.deployments import free_ports
 
 HERE = Path(__file__).parent
 START_TIMEOUT_S = 180.0

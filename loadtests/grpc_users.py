@@ -81,7 +81,7 @@ class GrpcUser(User):
 
 
 class SegmentUser(GrpcUser):
-    """Opens pictures and clicks on things in them."""
+    """Opens images and clicks on things in them."""
 
     service = "segmenter"
     full_name = "regionsearch.v1.SegmentService"

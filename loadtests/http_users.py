@@ -23,7 +23,7 @@ _keys = itertools.cycle(PEOPLE_KEYS)
 
 
 class GatewayBase(FastHttpUser):
-    """What people with pictures do: ask in words, click, look for more like it, now and then add one."""
+    """What people with images do: ask in words, click, look for more like it, now and then add one."""
 
     abstract = True
     collection = "default"

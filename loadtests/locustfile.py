@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from loadtests.grpc_users import EmbedUser, SearchUser, SegmentUser  # noqa: F401 (Locust finds them here)
 from loadtests.http_users import FloodUser, GatewayArrivals, GatewayUser  # noqa: F401
-from loadtests.slo import Observed, Promise
+from loadtests.slo import Observed, Slo
 
 _cpu: list[float] = []  # each generator's use of its core, one value a second
 
@@ -79,7 +79,7 @@ def judge(environment: Environment, **_: Any) -> None:
         )
         for entry in environment.stats.entries.values()
     }
-    promise = Promise.load(Path(environment.parsed_options.slo))
+    promise = Slo.load(Path(environment.parsed_options.slo))
     faults = promise.broken(observed, _cpu)
     console = Console()
     console.print(_table(observed, promise))
@@ -103,7 +103,7 @@ def _watch_generator() -> None:
         _cpu.append(process.cpu_percent() / 100)
 
 
-def _table(observed: dict[str, Observed], promise: Promise) -> Table:
+def _table(observed: dict[str, Observed], promise: Slo) -> Table:
     table = Table("request", title="Load test")
     for column in ("count", "failed", "p50 ms", "p95 ms", "p99 ms", "promised p95 ms"):
         table.add_column(column, justify="right")

@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from loadtests.__main__ import CLOSED_LOOP, HERE, Target, locust_command
-from loadtests.fleets import ROOT, Containers, Fleet, Processes, balancer
+from loadtests.deployments import ROOT, Containers, Fleet, Processes, balancer
 
 WARM_UP_S = 10
 SETTLE_S = 3.0  # between two restarts: clients connect to the new process again

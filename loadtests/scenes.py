@@ -1,4 +1,4 @@
-"""Pictures to send, drawn here: a load test needs no data and sends no file twice by accident."""
+"""Images to send, drawn here: a load test needs no data and sends no file twice by accident."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ QUERIES = tuple(f"{colour} {shape}" for colour in COLOURS for shape in SHAPES)
 
 
 class Scene:
-    """A picture of some coloured shapes.
+    """An image of some coloured shapes.
 
     Attributes:
         jpeg: The encoded file, different for every seed.

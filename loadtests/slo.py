@@ -28,7 +28,7 @@ class Observed:
 
 
 @dataclass(frozen=True)
-class Promise:
+class Slo:
     """A service level objective.
 
     Attributes:
@@ -42,7 +42,7 @@ class Promise:
     generator_cpu: float
 
     @classmethod
-    def load(cls, path: Path) -> Promise:
+    def load(cls, path: Path) -> Slo:
         """Reads a TOML file with these three names."""
         content = tomllib.loads(path.read_text(encoding="utf-8"))
         return cls(float(content["error_budget"]), content["p95_ms"], float(content["generator_cpu"]))

@@ -31,7 +31,7 @@ from rich.console import Console
 from rich.table import Table
 
 from loadtests.__main__ import HERE, Target, local_stack, locust_command
-from loadtests.fleets import MODULES, ROOT
+from loadtests.deployments import MODULES, ROOT
 from loadtests.scenes import Scene
 
 MIB = 1 << 20

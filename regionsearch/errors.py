@@ -28,7 +28,7 @@ class Kind(enum.Enum):
     """What went wrong, from the caller's point of view. The value is the stable machine-readable reason."""
 
     INVALID_ARGUMENT = "INVALID_ARGUMENT"  # the request can never succeed as it is; `field` says where
-    UNSUPPORTED_IMAGE = "UNSUPPORTED_IMAGE"  # bytes that are no picture we read, or a damaged one
+    UNSUPPORTED_IMAGE = "UNSUPPORTED_IMAGE"  # bytes that are no image we read, or a damaged one
     TOO_LARGE = "TOO_LARGE"  # over a configured limit: pixels, bytes, items
     UNAUTHENTICATED = "UNAUTHENTICATED"  # no key, or an unknown one
     PERMISSION_DENIED = "PERMISSION_DENIED"  # a known key without the scope

@@ -142,7 +142,7 @@ def mask_from_proto(
     if height * width > max_pixels:
         raise too_large(
             field,
-            f"{field} has {height} x {width} pixels, over the limit of {max_pixels}; send a smaller picture "
+            f"{field} has {height} x {width} pixels, over the limit of {max_pixels}; send a smaller image "
             "and its mask",
         )
     match proto.WhichOneof("encoding"):

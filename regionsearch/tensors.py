@@ -68,7 +68,9 @@ def tensor_from_proto(
     try:
         array: NDArray[Any] = np.frombuffer(tensor.data, dtype).reshape(shape)
     except ValueError as error:  # without a byte, any sides beside a 0 have the right size
-        raise invalid(f"{field}.shape", f"{field}.shape {list(shape)[:8]} is no array's: {error}") from error
+        raise invalid(
+            f"{field}.shape", f"{field}.shape {list(shape)[:8]} is not an array's: {error}"
+        ) from error
     if tensor.dtype == types_pb2.DATA_TYPE_BFLOAT16:
         array = (array.astype(np.uint32) << 16).view(np.float32)
     elif dtype.kind == "f":

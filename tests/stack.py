@@ -13,7 +13,7 @@ from pathlib import Path
 
 import httpx
 
-from loadtests.fleets import PORTS, free_ports
+from loadtests.deployments import PORTS, free_ports
 
 ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = {

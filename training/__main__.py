@@ -18,8 +18,8 @@ from torch import nn
 from services.segmenter.backends.pocket import build_pocket_sam
 from training import embedder, refiner, segmenter, sets
 from training.export import export_embedder, export_segmenter, load_weights
+from training.first_passes import FirstPassCache
 from training.icon_sets import missing_sets
-from training.looks import LookStore
 from training.loop import Run
 from training.scenes import SceneArtist
 from training.store import SceneStore
@@ -148,14 +148,14 @@ def _refine(run: Run, store: SceneStore, models: Path) -> None:
     sam, architecture = _load_sam(models)
     earlier, sam.refiner = getattr(sam, "refiner", None), None
     clip = _load_clip(models)
-    looks = LookStore(run.folder / "looks", store, min(refiner.LOOKS, len(store)))
+    looks = FirstPassCache(run.folder / "looks", store, min(refiner.LOOKS, len(store)))
     looks.prepare(sam, architecture, run.device)
     torch.manual_seed(run.seed)
-    trainee = refiner.RefinerTrainee(refiner.ARCHITECTURE, Vocabulary(SceneArtist().vocabulary))
-    trainee.begin_from(sam, clip)
+    model = refiner.RefinerTrainingModel(refiner.ARCHITECTURE, Vocabulary(SceneArtist().vocabulary))
+    model.init_from(sam, clip)
     if earlier is not None:
-        trainee.grow_from(earlier)
-    sam.refiner = refiner.train_refiner(run, looks, trainee)
+        model.warm_start_from(earlier)
+    sam.refiner = refiner.train_refiner(run, looks, model)
     architecture |= {"refiner": refiner.ARCHITECTURE}
     export_segmenter(sam, architecture, segmenter.EVERYTHING, models)
 

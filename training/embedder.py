@@ -42,10 +42,10 @@ _POLICIES = tuple(policy for policy in CropPolicy if policy is not CropPolicy.EN
 _POLICY_WEIGHTS = np.array([4.0 if policy is CropPolicy.BLUR else 1.0 for policy in _POLICIES])
 
 
-class EmbedderTrainee(nn.Module):
+class EmbedderTrainingModel(nn.Module):
     """The pocket CLIP with one prototype vector per class.
 
-    Pictures and texts are both drawn to the prototypes, so that every step separates all classes and not
+    Images and texts are both drawn to the prototypes, so that every step separates all classes and not
     only those of its batch; the last prototype stands for "no thing": background and parts. They are thrown
     away afterwards.
     """
@@ -120,43 +120,43 @@ def train_embedder(run: Run, store: SceneStore, init: open_clip.CLIP | None = No
     torch.manual_seed(run.seed)
     artist = SceneArtist()
     vocabulary = Vocabulary(artist.vocabulary)
-    trainee = EmbedderTrainee(MODEL_CONFIG, vocabulary)
+    model = EmbedderTrainingModel(MODEL_CONFIG, vocabulary)
     if init is not None:
-        trainee.init_from(init, vocabulary)
-    trainee.to(run.device)
+        model.init_from(init, vocabulary)
+    model.to(run.device)
     fine_side = MODEL_CONFIG["vision_cfg"]["image_size"]
 
     def compute_loss(step: int) -> tuple[Tensor, dict[str, float]]:
         rng = np.random.default_rng((run.seed, step))
         side = _COARSE_SIDE if step < _COARSE_SHARE * run.steps else fine_side
         scenes = [fit(store[int(i)]) for i in rng.integers(len(store), size=run.batch_size)]
-        return _step_loss(trainee, vocabulary, scenes, rng, side, run.device)
+        return _step_loss(model, vocabulary, scenes, rng, side, run.device)
 
     @functools.cache  # drawn once, and only by runs long enough to be looked at
     def held_out() -> list[Scene]:
         return [fit(artist.draw(HELD_OUT + i)) for i in range(60)]
 
     def evaluate(module: nn.Module) -> dict[str, float]:
-        assert isinstance(module, EmbedderTrainee)
+        assert isinstance(module, EmbedderTrainingModel)
         quality = NamingQuality(module, vocabulary, fine_side, run.device)
         return quality.of_scenes(held_out()) | quality.of_unseen_icons(limit=300)
 
     averaged = train(
-        trainee,
+        model,
         compute_loss,
-        build_adamw(trainee, PEAK_RATE),
+        build_adamw(model, PEAK_RATE),
         steps=run.steps,
         peak=PEAK_RATE,
         checkpoint=run.folder / "embedder.ckpt",
         evaluate=evaluate,
     )
-    assert isinstance(averaged, EmbedderTrainee)
+    assert isinstance(averaged, EmbedderTrainingModel)
     clip: nn.Module = averaged.finished()
     return clip
 
 
 def _step_loss(
-    trainee: EmbedderTrainee,
+    model: EmbedderTrainingModel,
     vocabulary: Vocabulary,
     scenes: list[Scene],
     rng: np.random.Generator,
@@ -178,18 +178,18 @@ def _step_loss(
         if scene.names and len(images) < _WHOLE_SCENES:
             images.append(whole_crop(image, side))
             shown.append(scene.names)
-    features = trainee.embed_images(torch.cat([*crops, *images]))
+    features = model.embed_images(torch.cat([*crops, *images]))
     nothing = len(vocabulary.names)
     classes = torch.tensor([vocabulary.index[n] if n else nothing for n in names], device=device)
     regions, wholes = features[: len(names)], features[len(names) :]
     is_thing = classes != nothing
     things = [name for name in names if name]
     spare = [vocabulary.names[int(i)] for i in rng.integers(nothing, size=32)]
-    texts = trainee.embed_texts([vocabulary.describe(rng, name) for name in things] + spare)
+    texts = model.embed_texts([vocabulary.describe(rng, name) for name in things] + spare)
     text_classes = torch.tensor([vocabulary.index[name] for name in things + spare], device=device)
 
-    scale = trainee.clip.logit_scale.exp().clamp(max=100)
-    prototypes = F.normalize(trainee.prototypes, dim=-1)
+    scale = model.clip.logit_scale.exp().clamp(max=100)
+    prototypes = F.normalize(model.prototypes, dim=-1)
     named = scale * regions @ prototypes.T
     loss_named = F.cross_entropy(named, classes) + F.cross_entropy(scale * texts @ prototypes.T, text_classes)
     loss_paired = _contrast(scale * regions @ texts.T, classes[:, None] == text_classes[None], is_thing)
@@ -197,7 +197,7 @@ def _step_loss(
     target = torch.zeros(len(shown), len(prototypes), device=device)
     for row, present in zip(target, shown, strict=True):
         row[[vocabulary.index[name] for name in present]] = 1 / len(present)
-    captions = trainee.embed_texts([describe_scene(rng, present) for present in shown])
+    captions = model.embed_texts([describe_scene(rng, present) for present in shown])
     loss_scenes = F.cross_entropy(scale * wholes @ prototypes.T, target)
     loss_scenes = loss_scenes + F.cross_entropy(scale * captions @ prototypes.T, target)
     same = torch.eye(len(shown), dtype=torch.bool, device=device)

@@ -1,9 +1,9 @@
 """The named pictograms that scenes are made of: Noto Color Emoji glyphs with their CLDR names and keywords.
 
-A name must be a fair query: a picture has to tell it from every other name. So flags, skin tones, buttons
+A name must be a fair query: an image has to tell it from every other name. So flags, skin tones, buttons
 with writing on them, arrows and the like are left out by name, and of glyphs that look alike (clock faces,
 phases of the moon, smileys that differ by an eyebrow) only the first is kept, found by comparing the
-pictures.
+images.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ _UNFAIR = re.compile(
     r"|departure|arrival|two hearts|revolving|growing heart|beating heart|smoking|placard|^link$"
     r"|without snow",
 )
-_ALIKE = 0.045  # mean absolute difference of two 24 px glyphs, under which they count as one picture
+_ALIKE = 0.045  # mean absolute difference of two 24 px glyphs, under which they count as one image
 
 
 @dataclass(frozen=True)
 class Pictogram:
-    """One named picture.
+    """One named image.
 
     Attributes:
         name: CLDR short name, lower case, such as ``"dog face"``.

@@ -56,7 +56,7 @@ def several_points(
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
     """Two to four points, the first on the thing, the others on it or near it but off it."""
     count = int(rng.integers(2, 5))
-    points, marks = [], []
+    points, point_labels = [], []
     for outline, real in zip(outlines, inside, strict=True):
         on = np.r_[True, rng.random(count - 1) < 0.6]
         x0, y0, x1, y1 = mask_box(outline).astype(int)
@@ -64,8 +64,8 @@ def several_points(
         near[max(0, y0 - 20) : y1 + 20, max(0, x0 - 20) : x1 + 20] = True
         around = near & real & ~outline
         points.append(np.stack([any_pixel(rng, outline if mark else around) for mark in on]))
-        marks.append(on.astype(np.float32))
-    return np.stack(points), np.stack(marks)
+        point_labels.append(on.astype(np.float32))
+    return np.stack(points), np.stack(point_labels)
 
 
 def mask_box(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32]:

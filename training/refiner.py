@@ -14,9 +14,9 @@ from torch.utils.data import DataLoader
 
 from services.segmenter.backends.refiner import LOGITS_STRIDE, RefinerNet, input_maps
 from training.auxiliary import mask_loss
-from training.close_ups import TURNING, CloseUps
-from training.looks import LookStore
+from training.first_passes import FirstPassCache
 from training.loop import Run, build_muon, train
+from training.refiner_dataset import TURNING, CloseUps
 from training.segmenter import mask_iou
 from training.vocabulary import UNNAMED, Vocabulary
 
@@ -36,7 +36,7 @@ PEAK_RATE = 1e-3
 _HELP = 1.0, 0.25
 
 
-class RefinerTrainee(nn.Module):
+class RefinerTrainingModel(nn.Module):
     """The refiner, with heads that ask more of it, and are thrown away afterwards.
 
     One names the thing: who knows what it is knows where it ends. One finds all things and all outlines.
@@ -51,7 +51,7 @@ class RefinerTrainee(nn.Module):
         self.things = nn.Conv2d(architecture["outline"], 2, kernel_size=1)
         self.net.to(memory_format=torch.channels_last)
 
-    def begin_from(self, sam: nn.Module, clip: nn.Module) -> None:
+    def init_from(self, sam: nn.Module, clip: nn.Module) -> None:
         """Takes the body from the embedder, which knows things, and the pyramid from the segmenter.
 
         Channels that they do not have begin as noise.
@@ -66,7 +66,7 @@ class RefinerTrainee(nn.Module):
                 elif value is not None and into.ndim == 4:
                     nn.init.normal_(into, std=0.005)[:, : value.shape[1]] = value
 
-    def grow_from(self, earlier: RefinerNet) -> None:
+    def warm_start_from(self, earlier: RefinerNet) -> None:
         """Goes on from a trained net, which may have fewer blocks in its last stage, or another head.
 
         New blocks keep the weights that they have, but at first let everything pass.
@@ -92,16 +92,16 @@ class RefinerTrainee(nn.Module):
         return logits, ious, names.float(), things.float()
 
 
-def train_refiner(run: Run, looks: LookStore, trainee: RefinerTrainee) -> nn.Module:
+def train_refiner(run: Run, looks: FirstPassCache, model: RefinerTrainingModel) -> nn.Module:
     """Trains and returns the averaged :class:`RefinerNet`.
 
     Args:
         run: what is asked for; initial weights are the trainee's.
         looks: prepared.
-        trainee: with the weights to begin from.
+        model: with the weights to begin from.
     """
-    trainee = trainee.to(run.device)
-    close_ups = CloseUps(looks, trainee.vocabulary, run, trainee.net.img_size)
+    model = model.to(run.device)
+    close_ups = CloseUps(looks, model.vocabulary, run, model.net.img_size)
     batches: Iterator[dict[str, Tensor]] | None = None
 
     def compute_loss(step: int) -> tuple[Tensor, dict[str, float]]:
@@ -117,17 +117,17 @@ def train_refiner(run: Run, looks: LookStore, trainee: RefinerTrainee) -> nn.Mod
             )
             batches = iter(ahead)
         help_share = float(np.interp(step / run.steps, TURNING, _HELP))
-        return _step_loss(trainee, next(batches), run.device, help_share)
+        return _step_loss(model, next(batches), run.device, help_share)
 
     averaged = train(
-        trainee,
+        model,
         compute_loss,
-        build_muon(trainee, PEAK_RATE, trainee.readouts()),
+        build_muon(model, PEAK_RATE, model.readouts()),
         steps=run.steps,
         peak=PEAK_RATE,
         checkpoint=run.folder / "refiner.ckpt",
     )
-    assert isinstance(averaged, RefinerTrainee)
+    assert isinstance(averaged, RefinerTrainingModel)
     return averaged.net
 
 
@@ -137,13 +137,13 @@ def _step_back(worker: int) -> None:
 
 
 def _step_loss(
-    trainee: RefinerTrainee, batch: dict[str, Tensor], device: torch.device, help_share: float
+    model: RefinerTrainingModel, batch: dict[str, Tensor], device: torch.device, help_share: float
 ) -> tuple[Tensor, dict[str, float]]:
-    seen, truth, points, marks, box, name, labels = (
+    seen, truth, points, point_labels, box, name, labels = (
         batch[part].to(device) for part in ("seen", "truth", "points", "marks", "box", "name", "labels")
     )
-    maps = input_maps(seen, points, marks, box)
-    logits, ious, names, things = trainee(maps)
+    maps = input_maps(seen, points, point_labels, box)
+    logits, ious, names, things = model(maps)
     target = truth.float() / 255
     loss_mask = mask_loss(logits, target).mean()
     named = name != UNNAMED

@@ -41,7 +41,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture and what is in it.
+    """An image and what is in it.
 
     Attributes:
         image: uint8 RGB, height × width × 3.

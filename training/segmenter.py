@@ -62,7 +62,7 @@ class Batch:
         return self.labels.shape[-1]
 
 
-class SegmenterTrainee(nn.Module):
+class SegmenterTrainingModel(nn.Module):
     """The pocket SAM with the auxiliary head that training hangs on its image embedding."""
 
     def __init__(self, architecture: dict[str, Any], classes: int) -> None:
@@ -116,11 +116,11 @@ def train_segmenter(run: Run, store: SceneStore, init: nn.Module | None = None) 
     torch.manual_seed(run.seed)
     artist = SceneArtist()
     classes = Vocabulary(artist.vocabulary).index
-    trainee = SegmenterTrainee(ARCHITECTURE, len(classes))
+    model = SegmenterTrainingModel(ARCHITECTURE, len(classes))
     if init is not None:
         weights = {name: value for name, value in init.state_dict().items() if "refiner" not in name}
-        trainee.sam.load_state_dict(weights)
-    trainee.to(run.device)
+        model.sam.load_state_dict(weights)
+    model.to(run.device)
     coarse_steps = 0.0 if init is not None else _COARSE_SHARE * run.steps
 
     def compute_loss(step: int) -> tuple[Tensor, dict[str, float]]:
@@ -133,36 +133,36 @@ def train_segmenter(run: Run, store: SceneStore, init: nn.Module | None = None) 
             row[[thing.label for thing in scene.things]] = [
                 classes.get(thing.name, UNNAMED) for thing in scene.things
             ]
-        return _step_loss(trainee, batch, names, rng)
+        return _step_loss(model, batch, names, rng)
 
     @functools.cache  # drawn once, and only by runs long enough to be looked at
     def held_out() -> list[Scene]:
         return [fit(artist.draw(HELD_OUT + i)) for i in range(48)]
 
     def evaluate(module: nn.Module) -> dict[str, float]:
-        assert isinstance(module, SegmenterTrainee)
+        assert isinstance(module, SegmenterTrainingModel)
         return one_click_quality(module, held_out(), run.device)
 
     averaged = train(
-        trainee,
+        model,
         compute_loss,
-        build_muon(trainee, PEAK_RATE, trainee.readouts()),
+        build_muon(model, PEAK_RATE, model.readouts()),
         steps=run.steps,
         peak=PEAK_RATE,
         checkpoint=run.folder / "segmenter.ckpt",
         evaluate=evaluate,
     )
-    assert isinstance(averaged, SegmenterTrainee)
+    assert isinstance(averaged, SegmenterTrainingModel)
     sam: nn.Module = averaged.sam
     return sam
 
 
 @torch.no_grad()
 def one_click_quality(
-    trainee: SegmenterTrainee, scenes: list[Scene], device: torch.device
+    model: SegmenterTrainingModel, scenes: list[Scene], device: torch.device
 ) -> dict[str, float]:
     """Mean IoU of one click in the middle of each thing, and how far predicted IoU is off."""
-    trainee.eval()
+    model.eval()
     rng = np.random.default_rng(0)
     best, single, error = [], [], []
     for scene in scenes:
@@ -171,9 +171,9 @@ def one_click_quality(
         labels = batch.labels[0].numpy(force=True)
         points = np.stack([inner_pixel(rng, labels == label) for label in chosen])
         truth = batch.labels == torch.from_numpy(chosen).to(device)[:, None, None]
-        embeddings, _ = trainee.embed(batch)
-        sparse = embed_points(trainee, points[:, None], np.ones((len(points), 1)), device)
-        masks, predicted = trainee.decode(embeddings, sparse)
+        embeddings, _ = model.embed(batch)
+        sparse = embed_points(model, points[:, None], np.ones((len(points), 1)), device)
+        masks, predicted = model.decode(embeddings, sparse)
         hard = F.interpolate(masks, (batch.side, batch.side), mode="bilinear") > 0
         iou = mask_iou(hard, truth[:, None])
         pick = predicted[:, 1:].argmax(1) + 1
@@ -188,9 +188,9 @@ def one_click_quality(
 
 
 def _step_loss(
-    trainee: SegmenterTrainee, batch: Batch, names: npt.NDArray[np.int64], rng: np.random.Generator
+    model: SegmenterTrainingModel, batch: Batch, names: npt.NDArray[np.int64], rng: np.random.Generator
 ) -> tuple[Tensor, dict[str, float]]:
-    embeddings, fine = trainee.embed(batch)
+    embeddings, fine = model.embed(batch)
     chosen = np.stack([choose_things(rng, labels, _PROMPTS) for labels in batch.labels.numpy(force=True)])
     device = batch.labels.device
     labels = batch.labels[:, None].expand(-1, _PROMPTS, -1, -1)
@@ -208,17 +208,17 @@ def _step_loss(
     dense = None
     if kind < 0.6:
         points = np.stack([any_pixel(rng, outline) for outline in outlines])[:, None]
-        sparse = embed_points(trainee, points, np.ones(points.shape[:2]), device)
+        sparse = embed_points(model, points, np.ones(points.shape[:2]), device)
     elif kind < 0.75:
-        sparse = embed_boxes(trainee, np.stack([jittered_box(rng, outline) for outline in outlines]), device)
+        sparse = embed_boxes(model, np.stack([jittered_box(rng, outline) for outline in outlines]), device)
     elif kind < 0.88:
-        points, marks = several_points(rng, outlines, _inside(batch).repeat(_PROMPTS, 0))
-        sparse = embed_points(trainee, points, marks, device)
+        points, point_labels = several_points(rng, outlines, _inside(batch).repeat(_PROMPTS, 0))
+        sparse = embed_points(model, points, point_labels, device)
     else:
-        sparse, dense = _refinement(trainee, embeddings, truth, outlines, rng)
-    masks, predicted = trainee.decode(embeddings, sparse, dense)
+        sparse, dense = _refinement(model, embeddings, truth, outlines, rng)
+    masks, predicted = model.decode(embeddings, sparse, dense)
     loss, report = _prompt_loss(masks, predicted, truth)
-    extra, parts = trainee.auxiliary(embeddings, fine, batch.labels, names, rng)
+    extra, parts = model.auxiliary(embeddings, fine, batch.labels, names, rng)
     return loss + extra, report | parts
 
 
@@ -240,7 +240,7 @@ def _prompt_loss(masks: Tensor, predicted: Tensor, truth: Tensor) -> tuple[Tenso
 
 
 def _refinement(
-    trainee: SegmenterTrainee,
+    model: SegmenterTrainingModel,
     embeddings: Tensor,
     truth: Tensor,
     outlines: npt.NDArray[np.bool_],
@@ -250,34 +250,39 @@ def _refinement(
     device = truth.device
     points = np.stack([any_pixel(rng, outline) for outline in outlines])[:, None]
     with torch.no_grad():
-        sparse = embed_points(trainee, points, np.ones(points.shape[:2]), device)
-        masks, predicted = trainee.decode(embeddings.detach(), sparse)
+        sparse = embed_points(model, points, np.ones(points.shape[:2]), device)
+        masks, predicted = model.decode(embeddings.detach(), sparse)
         answer = masks[torch.arange(len(masks)), predicted[:, 1:].argmax(1) + 1][:, None]
         wrong = (F.interpolate(answer, truth.shape[-2:], mode="bilinear")[:, 0] > 0) != truth
     missed = wrong.numpy(force=True)
     second = np.stack([any_pixel(rng, m if m.any() else o) for m, o in zip(missed, outlines, strict=True)])
-    marks = outlines[np.arange(len(second)), second[:, 1].astype(int), second[:, 0].astype(int)]
+    point_labels = outlines[np.arange(len(second)), second[:, 1].astype(int), second[:, 0].astype(int)]
     both = np.concatenate([points, second[:, None]], 1)
-    sparse = embed_points(trainee, both, np.stack([np.ones(len(marks)), marks], 1), device)
+    sparse = embed_points(model, both, np.stack([np.ones(len(point_labels)), point_labels], 1), device)
     with torch.autocast(device.type, torch.bfloat16):
-        dense = trainee.sam.prompt_encoder._embed_masks(answer.clamp(-20, 20))
+        dense = model.sam.prompt_encoder._embed_masks(answer.clamp(-20, 20))
     return sparse, dense.float()
 
 
 def embed_points(
-    trainee: SegmenterTrainee, points: npt.NDArray[Any], marks: npt.NDArray[Any], device: torch.device
+    model: SegmenterTrainingModel,
+    points: npt.NDArray[Any],
+    point_labels: npt.NDArray[Any],
+    device: torch.device,
 ) -> Tensor:
     """Tokens of points (B, N, 2) with labels (B, N), padded as a prompt without a box is."""
     coordinates = torch.from_numpy(points).to(device, torch.float32)
-    labels = torch.from_numpy(marks).to(device, torch.float32)
-    sparse: Tensor = trainee.sam.prompt_encoder((coordinates, labels), None, None)[0]
+    labels = torch.from_numpy(point_labels).to(device, torch.float32)
+    sparse: Tensor = model.sam.prompt_encoder((coordinates, labels), None, None)[0]
     return sparse
 
 
-def embed_boxes(trainee: SegmenterTrainee, boxes: npt.NDArray[np.float32], device: torch.device) -> Tensor:
+def embed_boxes(
+    model: SegmenterTrainingModel, boxes: npt.NDArray[np.float32], device: torch.device
+) -> Tensor:
     """Tokens of boxes (B, 4)."""
     corners = torch.from_numpy(boxes).to(device, torch.float32)
-    sparse: Tensor = trainee.sam.prompt_encoder(None, corners, None)[0]
+    sparse: Tensor = model.sam.prompt_encoder(None, corners, None)[0]
     return sparse
 
 

@@ -55,7 +55,7 @@ EXAMPLE_SEEDS = [HELD_OUT + 20_000 + i for i in _EXAMPLES]
 
 
 def write_coco(folder: Path, first_seed: int, count: int, style: SceneStyle = HELD_OUT_STYLE) -> None:
-    """Draws scenes into ``folder``: pictures as WebP, and ``scenes.json`` in the style of COCO.
+    """Draws scenes into ``folder``: images as WebP, and ``scenes.json`` in the style of COCO.
 
     Every other scene belongs to the split "tune", the rest to "test". The categories are the whole
     vocabulary, so that a reader can also ask for what is absent.

@@ -79,7 +79,7 @@ def draw_shape(name: str, rng: np.random.Generator, side: int = 128) -> npt.NDAr
     Args:
         name: colour and form.
         rng: source of the variation.
-        side: width and height of the picture in pixels.
+        side: width and height of the image in pixels.
 
     Returns:
         uint8 RGBA, side × side × 4.

@@ -11,7 +11,7 @@ from regionsearch.v1 import search_pb2, types_pb2
 
 
 class Box(BaseModel):
-    """Pixels of the picture as a viewer shows it; the edges are half-open."""
+    """Pixels of the image as a viewer shows it; the edges are half-open."""
 
     x_min: float
     y_min: float
@@ -25,7 +25,7 @@ class Box(BaseModel):
 
 
 class Mask(BaseModel):
-    """COCO's compressed run-length code of a mask as large as its picture."""
+    """COCO's compressed run-length code of a mask as large as its image."""
 
     size: tuple[int, int] = Field(description="Height and width.")
     counts: str

@@ -23,9 +23,9 @@ from gateway.http.middleware import REQUEST_ID, BodyLimit, OwnTask, RequestConte
 from gateway.http.origins import OriginCheck
 from gateway.http.uploads import UploadAdmission
 
-_DESCRIPTION = """Find any object in any image: by words, by an example picture, or by pointing at it.
+_DESCRIPTION = """Find any object in any image: by words, by an example image, or by pointing at it.
 
-Coordinates are pixels of a picture as a viewer shows it. Errors are problem documents (RFC 9457) with a
+Coordinates are pixels of an image as a viewer shows it. Errors are problem documents (RFC 9457) with a
 `code` from a closed list. Where the operator has set keys, one goes into `Authorization: Bearer …` or
 `X-API-Key: …`.
 """

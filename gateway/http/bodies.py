@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, JsonValue, model_validator
 
 from gateway.catalog import MOST_IDS
-from gateway.http.shapes import absent, constant, either, given, shaped, together
+from gateway.http.shapes import absent, constant, either, gather_or_cancel, given, shaped
 from gateway.http.values import (
     INT32,
     ONE_IMAGE,
@@ -54,19 +54,21 @@ class EverythingBody(Body):
 
 
 _MODEL = constant("among", "model", default=True)
-_STORED = together(constant("among", "stored"), given("image_id"))
-_POINTED = [together(given(one), absent("prompts", "text", "everything")) for one in ("points", "box")]
+_STORED = gather_or_cancel(constant("among", "stored"), given("image_id"))
+_POINTED = [
+    gather_or_cancel(given(one), absent("prompts", "text", "everything")) for one in ("points", "box")
+]
 _UNPOINTED = absent("points", "box")
 _MODES = [
-    *(together(pointed, among) for pointed in _POINTED for among in (_MODEL, _STORED)),
-    together(given("prompts"), _UNPOINTED, absent("text", "everything"), _MODEL),
-    together(given("everything"), _UNPOINTED, absent("prompts", "text"), _MODEL),
-    together(given("text"), _UNPOINTED, absent("prompts", "everything"), _STORED),
+    *(gather_or_cancel(pointed, among) for pointed in _POINTED for among in (_MODEL, _STORED)),
+    gather_or_cancel(given("prompts"), _UNPOINTED, absent("text", "everything"), _MODEL),
+    gather_or_cancel(given("everything"), _UNPOINTED, absent("prompts", "text"), _MODEL),
+    gather_or_cancel(given("text"), _UNPOINTED, absent("prompts", "everything"), _STORED),
 ]
 
 
 class SegmentBody(OnePicture):
-    """Masks of a picture: of everything, of one prompt (points, box) or of several."""
+    """Masks of an image: of everything, of one prompt (points, box) or of several."""
 
     model_config = shaped(ONE_IMAGE, _MODES)
 
@@ -112,7 +114,7 @@ class SegmentBody(OnePicture):
 
 
 class EmbeddingsBody(Body):
-    """Texts or pictures, not both."""
+    """Texts or images, not both."""
 
     model_config = shaped(either("texts", "images"))
 
@@ -175,7 +177,7 @@ class BinaryCodesBody(Body):
 
     model_config = shaped(
         [
-            together(
+            gather_or_cancel(
                 constant("method", "learned"),
                 {"required": ["head"], "properties": {"head": {"minLength": 1}}},
             ),

@@ -73,14 +73,14 @@ async def picture(
     immutable: bool,
     name: str | None = None,
 ) -> Response:
-    """A picture; made only when the client lacks it.
+    """An image; made only when the client lacks it.
 
     Args:
         request: What asks for it.
         etag: Of its content.
         media_type: Of its file.
         make: Makes the file.
-        immutable: Whether there can never be another picture at this address, so that nobody asks again.
+        immutable: Whether there can never be another image at this address, so that nobody asks again.
         name: What a browser calls the file when it is saved.
     """
     caching = _IMMUTABLE if immutable else _REVALIDATE

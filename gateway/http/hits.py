@@ -81,7 +81,7 @@ class ScoredRegion(Region):
 
 
 class WithinAnswer(BaseModel):
-    """Every region of a picture, best first."""
+    """Every region of an image, best first."""
 
     width: int
     height: int
@@ -149,7 +149,7 @@ class SegmentAnswer(BaseModel):
 
 
 class EmbeddingsAnswer(BaseModel):
-    """One vector of length one for each text or picture."""
+    """One vector of length one for each text or image."""
 
     vectors: list[list[float]]
     model: Model

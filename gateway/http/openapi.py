@@ -8,8 +8,8 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 
+from gateway.http.body_parser import NESTED
 from gateway.http.problems import MEDIA_TYPE, STATUS
-from gateway.http.reading import NESTED
 from gateway.http.values import MAX_TEXT, PHRASE
 from regionsearch.errors import Kind
 
@@ -61,7 +61,7 @@ def body_of(model: type[BaseModel], example: dict[str, Any], *, form: bool = Fal
     Args:
         model: Its model.
         example: A body that works.
-        form: Whether it may be a form too, which is how pictures are best sent.
+        form: Whether it may be a form too, which is how images are best sent.
     """
     _models[model.__name__] = model
     content: dict[str, Any] = {

@@ -79,7 +79,7 @@ def problem(error: RegionSearchError) -> dict[str, Any]:
 
 def pointer(field: str) -> str:
     """A field's JSON pointer: ``query.points[2]`` is ``/query/points/2``."""
-    # In the contract a picture is a message with its file inside; in JSON and forms it is the file.
+    # In the contract an image is a message with its file inside; in JSON and forms it is the file.
     return "/" + re.sub(r"\.|\[", "/", field.removesuffix(".encoded")).replace("]", "")
 
 

@@ -12,9 +12,9 @@ from gateway.core import Gateway
 from gateway.http.access import needs
 from gateway.http.answers import Collection, Collections
 from gateway.http.bodies import CollectionBody
+from gateway.http.body_parser import read_body
 from gateway.http.conditional import json_with_etag
 from gateway.http.openapi import body_of
-from gateway.http.reading import read_body
 from gateway.http.values import PageToken
 from gateway.settings import crop_policy_value
 
@@ -66,7 +66,7 @@ def router(gateway: Gateway) -> APIRouter:
         summary="Delete a collection",
         status_code=204,
         response_class=Response,
-        dependencies=[needs(gateway, Scope.ADMIN, timed=False)],  # it may have a million pictures
+        dependencies=[needs(gateway, Scope.ADMIN, timed=False)],  # it may have a million images
     )
     async def delete_collection(collection: str) -> Response:
         """With all that is in it. The collection `default` is empty afterwards."""

@@ -1,4 +1,4 @@
-"""Stored images and their regions: facts, files, pictures of them."""
+"""Stored images and their regions: facts, files, images of them."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from gateway.core import Gateway
 from gateway.http.access import needs
 from gateway.http.answers import Image, Images, Region, Regions, StoredImages, UpdatedImage
 from gateway.http.bodies import ImageChangeBody, ImageIdsBody
+from gateway.http.body_parser import read_body
 from gateway.http.conditional import CHANGED, changed, check_if_match, etag_of, json_with_etag, picture
 from gateway.http.hits import CocoDocument
 from gateway.http.openapi import IMAGE, body_of
-from gateway.http.reading import read_body
 from gateway.http.values import PageToken
 from regionsearch.errors import Kind, RegionSearchError
 from regionsearch.images.metadata import LOSSLESS, without_metadata
@@ -55,7 +55,7 @@ def _image_answer(*types: str) -> dict[int | str, dict[str, Any]]:
 
 
 def _region_etag(record: search_pb2.Record, kind: str) -> str:
-    """Of a picture of a region: a picture that is added again may have other regions under the same ids."""
+    """Of an image of a region: an image that is added again may have other regions under the same ids."""
     digest = hashlib.sha256(record.SerializeToString(deterministic=True)).hexdigest()
     return f"{digest[:32]}-{kind}"
 
@@ -193,7 +193,7 @@ def router(gateway: Gateway) -> APIRouter:
 
     @routes.get(
         "/{image_id}/thumbnail",
-        summary="A small picture",
+        summary="A small image",
         response_class=Response,
         responses=_image_answer("image/webp"),
         dependencies=read,
@@ -201,7 +201,7 @@ def router(gateway: Gateway) -> APIRouter:
     async def get_thumbnail(
         collection: str, image_id: str, request: Request, width: Annotated[int, Query(ge=16, le=2048)] = 320
     ) -> Response:
-        """Upright; its longer side is `width` pixels, unless the picture is smaller."""
+        """Upright; its longer side is `width` pixels, unless the image is smaller."""
         await catalog.image(collection, image_id)
 
         async def make() -> bytes:

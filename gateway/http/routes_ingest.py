@@ -1,4 +1,4 @@
-"""Pictures in: many files a request, with progress as server-sent events for those who ask for it."""
+"""Images in: many files a request, with progress as server-sent events for those who ask for it."""
 
 from __future__ import annotations
 
@@ -70,20 +70,20 @@ _log = structlog.get_logger(__name__)
 
 
 def router(gateway: Gateway) -> APIRouter:
-    """The route that takes pictures in."""
+    """The route that takes images in."""
     routes = APIRouter(tags=["images"])
     limits = gateway.settings.limits
 
     @routes.post(
         "/v1/collections/{collection}/images",
-        summary="Add pictures",
+        summary="Add images",
         response_model=IngestResults,
         dependencies=[needs(gateway, Scope.WRITE, timed=False)],
         openapi_extra={"requestBody": _FORM},
         responses={200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}},
     )
     async def add_images(collection: str, request: Request) -> Response:
-        """Segments, embeds and stores pictures; answers once all of them are on disk, one outcome a file.
+        """Segments, embeds and stores images; answers once all of them are on disk, one outcome a file.
 
         Images are known by their content: the same bytes again are `duplicate`, and nothing is segmented
         again; the tags and attributes of the request are added to those of the image, and a stored file that

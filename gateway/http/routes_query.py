@@ -1,4 +1,4 @@
-"""Searching, searching inside a picture, segmenting, embedding."""
+"""Searching, searching inside an image, segmenting, embedding."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from fastapi.responses import JSONResponse, Response
 
 from gateway import coco, render
 from gateway.access import Scope
-from gateway.backends import renamed
 from gateway.core import Gateway
 from gateway.http.access import needs
 from gateway.http.answers import Model, Region
 from gateway.http.bodies import EmbeddingsBody, SegmentBody
+from gateway.http.body_parser import read_body
 from gateway.http.hits import (
     CocoDocument,
     EmbeddingsAnswer,
@@ -26,16 +26,16 @@ from gateway.http.hits import (
     WithinAnswer,
 )
 from gateway.http.openapi import IMAGE, body_of
-from gateway.http.reading import read_body
 from gateway.http.searches import SearchBody, WithinBody, phrases_named
 from gateway.http.values import OnePicture
-from gateway.pointing import merged_mask, select_stored
+from gateway.prompt_resolver import merged_mask, select_stored
 from gateway.records import clean_name
 from gateway.search import region_of
+from gateway.service_clients import remap_error_field
 from regionsearch.errors import invalid, not_found
 from regionsearch.images import EncodedImage, image_id
 from regionsearch.masks import decode_rle, mask_box
-from regionsearch.select import select_by_scores
+from regionsearch.region_selection import select_by_scores
 from regionsearch.tensors import tensor_from_proto
 from regionsearch.v1 import embed_pb2, region_search_pb2, search_pb2, types_pb2
 
@@ -60,7 +60,7 @@ def router(gateway: Gateway) -> APIRouter:
         ),
     )
     async def search(collection: str, request: Request, form: Form = "json") -> Response:
-        """By words, by a picture, by a stored region, by pointing at something, or by all of these together.
+        """By words, by an image, by a stored region, by pointing at something, or by all of these together.
 
         Several `texts` make one list in which each record stands with its best phrase. No result is an
         answer: `hits` is empty then. A page may hold fewer hits than `page_size`; `next_page_token` alone
@@ -71,9 +71,9 @@ def router(gateway: Gateway) -> APIRouter:
         message = body.to_proto(collection)
         message.include_masks |= form == "coco"
         with (
-            renamed("further_negatives", "negatives"),
-            renamed("filter.record_ids", "filter.region_ids"),
-            renamed("filter.exclude_record_ids", "filter.exclude_region_ids"),
+            remap_error_field("further_negatives", "negatives"),
+            remap_error_field("filter.record_ids", "filter.region_ids"),
+            remap_error_field("filter.exclude_record_ids", "filter.exclude_region_ids"),
             phrases_named(body.query.text, "query."),
         ):
             answer = await gateway.search.search(message)
@@ -91,19 +91,19 @@ def router(gateway: Gateway) -> APIRouter:
 
     @routes.post(
         "/v1/search-within",
-        summary="Search inside one picture",
+        summary="Search inside one image",
         response_model=WithinAnswer | CocoDocument,
         openapi_extra=body_of(WithinBody, {"image_id": _ZEROS, "texts": ["mug", "chair"]}, form=True),
         responses={200: {"content": {"image/png": IMAGE, "image/webp": IMAGE}}},
     )
     async def search_within(request: Request, form: Form = "json") -> Response:
-        """Scores every region of a picture, sent along or stored, and says which are hits.
+        """Scores every region of an image, sent along or stored, and says which are hits.
 
-        Without thresholds the best region of each phrase is a hit. With `render` the answer is the picture
+        Without thresholds the best region of each phrase is a hit. With `render` the answer is the image
         with the hits drawn into it.
         """
         body = await read_body(request, WithinBody, limits)
-        with renamed("further_negatives", "negatives"), phrases_named(body.text):
+        with remap_error_field("further_negatives", "negatives"), phrases_named(body.text):
             answer = await gateway.search.within(body.to_proto())
         if body.render is not None:
             data = body.image
@@ -118,14 +118,14 @@ def router(gateway: Gateway) -> APIRouter:
 
     @routes.post(
         "/v1/segment",
-        summary="Masks of a picture",
+        summary="Masks of an image",
         response_model=SegmentAnswer | CocoDocument,
         openapi_extra=body_of(SegmentBody, {"image_id": _ZEROS, "points": [_POINT]}, form=True),
     )
     async def segment(request: Request, form: Form = "json") -> Response:
         """Of everything, or of the objects that points and boxes mean.
 
-        A second prompt on the same picture costs only the mask decoder. With `among: stored` the stored
+        A second prompt on the same image costs only the mask decoder. With `among: stored` the stored
         regions of an image are picked instead, without a model: points pick the smallest region that holds
         them, a box the region that fits it best, a text the region of the highest score.
         """
@@ -142,7 +142,7 @@ def router(gateway: Gateway) -> APIRouter:
             else:
                 image = await gateway.pointer.stored_image(body.collection, body.image_id or "")
             theirs, ours = ("prompts.prompts", "prompts") if body.prompts else ("prompts.prompts[0].", "")
-            with renamed(theirs, ours):
+            with remap_error_field(theirs, ours):
                 segmented = await gateway.pointer.segment(body.to_proto(image))
             if form == "coco":
                 return JSONResponse(coco.export_segments(segmented, *await _named(gateway, body)))
@@ -151,24 +151,24 @@ def router(gateway: Gateway) -> APIRouter:
 
     @routes.post(
         "/v1/embeddings",
-        summary="Vectors of texts or pictures",
+        summary="Vectors of texts or images",
         response_model=EmbeddingsAnswer,
         openapi_extra=body_of(EmbeddingsBody, {"texts": ["a red mug"]}, form=True),
     )
     async def embeddings(request: Request) -> Response:
         """Of length one, in the space that the collections' vectors are in."""
         body = await read_body(request, EmbeddingsBody, limits)
-        backends = gateway.backends
+        services = gateway.services
         answer: embed_pb2.EmbedTextsResponse | embed_pb2.EmbedImagesResponse
         truncated: list[bool] = []
         if body.texts:
             texts = embed_pb2.EmbedTextsRequest(texts=body.texts)
-            answer = of_texts = await backends.embedder.call(backends.embed.EmbedTexts, texts)
+            answer = of_texts = await services.embedder.call(services.embed.EmbedTexts, texts)
             truncated = list(of_texts.truncated)
         else:
             images = [types_pb2.Image(encoded=data) for data in body.images]
-            answer = await backends.embedder.call(
-                backends.embed.EmbedImages, embed_pb2.EmbedImagesRequest(images=images)
+            answer = await services.embedder.call(
+                services.embed.EmbedImages, embed_pb2.EmbedImagesRequest(images=images)
             )
         vectors: Any = tensor_from_proto(answer.vectors, "vectors", ndim=2)
         found = EmbeddingsAnswer(
@@ -192,7 +192,9 @@ async def _named(gateway: Gateway, body: OnePicture) -> tuple[str, str]:
 def _render(image: EncodedImage, answer: region_search_pb2.SearchWithinResponse, body: WithinBody) -> bytes:
     assert body.render is not None
     finds = [
-        render.Find(one.region.mask, one.region.box, one.text_index) for one in answer.regions if one.is_hit
+        render.Overlay(one.region.mask, one.region.box, one.text_index)
+        for one in answer.regions
+        if one.is_hit
     ]
     return render.encode(render.draw(image.decode(), finds, body.render, body.phrases), body.image_format)
 

@@ -13,11 +13,11 @@ from fastapi.staticfiles import StaticFiles
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from gateway.access import Scope
-from gateway.backends import Readiness
 from gateway.core import Gateway
 from gateway.health import GatewayHealth
 from gateway.http.access import is_known, needs
 from gateway.http.answers import Model, Models, Ready, ServiceState
+from gateway.service_clients import Readiness
 from regionsearch.v1 import search_pb2, segment_pb2
 
 WEB = Path(__file__).resolve().parents[1] / "web"
@@ -99,11 +99,11 @@ def router(gateway: Gateway, health: GatewayHealth) -> APIRouter:
     )
     async def models() -> Response:
         """What the services serve now."""
-        backends = gateway.backends
+        services = gateway.services
         segmenter, embedder, stats = await asyncio.gather(
-            backends.segmenter.call(backends.segment.GetModel, segment_pb2.SegmentServiceGetModelRequest()),
+            services.segmenter.call(services.segment.GetModel, segment_pb2.SegmentServiceGetModelRequest()),
             gateway.catalog.embedder_model(),
-            backends.searcher.call(backends.search.GetStats, search_pb2.GetStatsRequest()),
+            services.searcher.call(services.search.GetStats, search_pb2.GetStatsRequest()),
         )
         answer = Models(
             segmenter=Model.of(segmenter.model),

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
-from gateway.http.shapes import absent, either, given, shaped, together
+from gateway.http.shapes import absent, either, gather_or_cancel, given, shaped
 from gateway.http.values import (
     INT64,
     MAX_TEXT,
@@ -59,14 +59,14 @@ class QueryBody(Body):
 
     model_config = shaped(
         [
-            *(together(given(name), absent("points", "box")) for name in _KINDS),
+            *(gather_or_cancel(given(name), absent("points", "box")) for name in _KINDS),
             *either("image", "image_id"),  # points and box belong to one of them
         ]
     )
 
     text: Text | None = Field(None, description="One phrase.")
     texts: Texts = Field([], description="Several phrases; each region goes to its best one.")
-    image: Picture | None = Field(None, description="A picture of it; with points or box the object there.")
+    image: Picture | None = Field(None, description="An image of it; with points or box the object there.")
     region_id: Id | None = Field(None, description="A stored region: more like this.")
     image_id: Id | None = Field(None, description="A stored image; with points or box the object there.")
     points: Points = Field([])
@@ -92,11 +92,11 @@ def _or_a_phrase(schema: dict[str, Any]) -> None:
 class NegativeBody(Body):
     """What is not meant: a phrase, or an example."""
 
-    # A phrase may stand for itself, and in a form a file is a picture.
+    # A phrase may stand for itself, and in a form a file is an image.
     model_config = ConfigDict(json_schema_extra=_or_a_phrase)
 
     text: Text | None = None
-    image: Picture | None = Field(None, description="A picture of it.")
+    image: Picture | None = Field(None, description="An image of it.")
     region_id: Id | None = Field(None, description="A stored region.")
     image_id: Id | None = Field(None, description="A stored image.")
 
@@ -125,8 +125,8 @@ Negatives = Annotated[
     Field(
         max_length=1000,
         fail_fast=True,
-        description="What is not meant: phrases, pictures, stored regions or images. Cosines between two "
-        "pictures are higher than those between a phrase and a picture: against examples, look for examples, "
+        description="What is not meant: phrases, images, stored regions or images. Cosines between two "
+        "images are higher than those between a phrase and an image: against examples, look for examples, "
         "or lower min_relevancy.",
     ),
 ]
@@ -207,7 +207,7 @@ class SearchBody(Body):
 
 
 class WithinBody(OnePicture):
-    """A search inside one picture."""
+    """A search inside one image."""
 
     model_config = shaped(ONE_IMAGE, [given("text"), given("texts")])
 
@@ -219,9 +219,9 @@ class WithinBody(OnePicture):
     min_relevancy: Number | None = None
     include: Include = Field(["mask"], description="An empty list leaves the regions' masks out.")
     render: Literal["outline", "boxes", "mask"] | None = Field(
-        None, description="Answers with the picture and the hits drawn into it."
+        None, description="Answers with the image and the hits drawn into it."
     )
-    image_format: Literal["png", "webp"] = Field("png", description="Of a rendered picture.")
+    image_format: Literal["png", "webp"] = Field("png", description="Of a rendered image.")
 
     @property
     def phrases(self) -> list[str]:

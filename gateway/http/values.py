@@ -1,4 +1,4 @@
-"""What bodies are made of: pictures, points, boxes, and the limits of numbers and names."""
+"""What bodies are made of: images, points, boxes, and the limits of numbers and names."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class Body(BaseModel):
 
 
 class PointBody(Body):
-    """A click, in pixels of the picture as a viewer shows it."""
+    """A click, in pixels of the image as a viewer shows it."""
 
     x: Number
     y: Number
@@ -137,12 +137,12 @@ ONE_IMAGE = either("image", "image_id")
 
 
 class OnePicture(Body):
-    """A picture that is sent along or stored."""
+    """An image that is sent along or stored."""
 
     model_config = shaped(ONE_IMAGE)
 
     collection: CollectionName = Field("", description="Of a stored image; default when absent.")
-    image: Picture | None = Field(None, description="The picture itself.")
+    image: Picture | None = Field(None, description="The image itself.")
     image_id: Id | None = Field(None, description="A stored image instead.")
     image_name: Text | None = Field(
         None,

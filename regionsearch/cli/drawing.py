@@ -1,4 +1,4 @@
-"""A hit, outlined in its picture."""
+"""A hit, outlined in its image."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ UNLIMITED = ImageLimits(max_bytes=sys.maxsize, max_pixels=sys.maxsize)
 
 
 def outline(picture: bytes, hit: Hit) -> bytes:
-    """The picture as PNG with a line around the hit: outside of its mask, or along its box without one.
+    """The image as PNG with a line around the hit: outside of its mask, or along its box without one.
 
     No limit of its own: what the server sent, it has let in.
 

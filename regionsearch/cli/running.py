@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from regionsearch.supervisor import Supervisor
 
 KEYS_VARIABLE = "REGIONSEARCH_GATEWAY_API_KEYS"
-DEMO_STEP = 5  # pictures between two lines
+DEMO_STEP = 5  # images between two lines
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 
@@ -36,7 +36,7 @@ def up(
     host: Annotated[
         str, typer.Option(help="Address to listen on; 0.0.0.0 opens it to the network.")
     ] = "127.0.0.1",
-    data_dir: Annotated[Path, typer.Option(help="Pictures, vectors and logs.")] = Path("data"),
+    data_dir: Annotated[Path, typer.Option(help="Images, vectors and logs.")] = Path("data"),
     workers: Annotated[
         list[str] | None,
         typer.Option(metavar="SERVICE=N", help="Processes of segmenter or embedder; may be repeated."),
@@ -105,16 +105,16 @@ def fill_with_demo(url: str, supervisor: Supervisor) -> None:
     """
     scenes = demo_scenes()
     if not scenes:
-        errors.print("the demo pictures are not here: they come with a checkout, in examples/scenes")
+        errors.print("the demo images are not here: they come with a checkout, in examples/scenes")
         announce(url)
         return
-    note(f"adding {len(scenes)} demo pictures, so that there is something to find")
+    note(f"adding {len(scenes)} demo images, so that there is something to find")
     done = itertools.count(1)
 
     def progress(result: IngestResult) -> None:
         number = next(done)
         if number % DEMO_STEP == 0 and number < len(scenes) and not supervisor.stopping:
-            note(f"{number} of {len(scenes)} demo pictures are there")
+            note(f"{number} of {len(scenes)} demo images are there")
 
     try:
         with connect(url, None) as client:
@@ -122,7 +122,7 @@ def fill_with_demo(url: str, supervisor: Supervisor) -> None:
             results = client.ingest(wanted, COLLECTION, tags=["demo"], on_result=progress)
     except RegionSearchError as error:
         if not supervisor.stopping:
-            tell(f"the demo pictures could not be added: {error.message}")
+            tell(f"the demo images could not be added: {error.message}")
             announce(url)
         return
     if supervisor.stopping:
@@ -140,5 +140,5 @@ def fill_with_demo(url: str, supervisor: Supervisor) -> None:
 
 
 def demo_scenes() -> list[Path]:
-    """The bundled demo pictures; none when only the package is installed."""
+    """The bundled demo images; none when only the package is installed."""
     return list(find_images([EXAMPLES / "scenes"]).files) if EXAMPLES.is_dir() else []

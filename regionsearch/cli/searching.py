@@ -24,13 +24,13 @@ IMAGE_ID = re.compile("[0-9a-f]{64}")
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, with the ids of images and regions.")]
 MinScore = Annotated[float | None, typer.Option(help="Lowest cosine that counts.")]
-Save = Annotated[Path | None, typer.Option(help="Write the picture with the find outlined to this PNG.")]
-Open = Annotated[bool, typer.Option("--open", help="Show the picture with the find outlined.")]
+Save = Annotated[Path | None, typer.Option(help="Write the image with the find outlined to this PNG.")]
+Open = Annotated[bool, typer.Option("--open", help="Show the image with the find outlined.")]
 
 
 def search(
     words: Annotated[list[str] | None, typer.Argument(help="What to look for.")] = None,
-    like: Annotated[Path | None, typer.Option(help="A picture of it.")] = None,
+    like: Annotated[Path | None, typer.Option(help="An image of it.")] = None,
     region: Annotated[str | None, typer.Option(help="The id of a region: more like this.")] = None,
     collection: CollectionName = COLLECTION,
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=1000, help="Most hits.")] = 10,
@@ -42,20 +42,20 @@ def search(
         list[str] | None, typer.Option(help="The id of a region that is not meant; may be repeated.")
     ] = None,
     tag: Annotated[
-        list[str] | None, typer.Option(help="Only pictures with one of these tags; may be repeated.")
+        list[str] | None, typer.Option(help="Only images with one of these tags; may be repeated.")
     ] = None,
-    images: Annotated[bool, typer.Option("--images", help="One hit a picture.")] = False,
+    images: Annotated[bool, typer.Option("--images", help="One hit an image.")] = False,
     save: Save = None,
     open_it: Open = False,
     as_json: AsJson = False,
     url: Url = URL,
     api_key: ApiKey = None,
 ) -> None:
-    """Find things by words, by a picture, by a region, or by all of these together."""
+    """Find things by words, by an image, by a region, or by all of these together."""
     if not words and like is None and region is None:
         raise invalid("words", "say what to look for: words, --like PICTURE, or --region ID")
     check_target(save)
-    from regionsearch.client import Example
+    from regionsearch.client import NegativeExample
 
     with connect(url, api_key) as client:
         result = client.search(
@@ -63,7 +63,7 @@ def search(
             collection,
             image=like,
             region_id=region,
-            negatives=[*(without or ()), *(Example(region_id=one) for one in unlike or ())],
+            negatives=[*(without or ()), *(NegativeExample(region_id=one) for one in unlike or ())],
             group_by_image=images,
             filter={"tags": tag} if tag else None,
             min_score=min_score,
@@ -85,7 +85,7 @@ def search(
 
 
 def within(
-    picture: Annotated[str, typer.Argument(help="The picture: a file, or the id of a stored one.")],
+    picture: Annotated[str, typer.Argument(help="The image: a file, or the id of a stored one.")],
     phrases: Annotated[
         list[str], typer.Argument(help="What to look for; each region goes to its best phrase.")
     ],
@@ -97,7 +97,7 @@ def within(
     url: Url = URL,
     api_key: ApiKey = None,
 ) -> None:
-    """Find things inside one picture; a file is looked at without being stored."""
+    """Find things inside one image; a file is looked at without being stored."""
     check_target(save)
     path = Path(picture) if Path(picture).is_file() else None
     if path is None and not IMAGE_ID.fullmatch(picture):
@@ -139,7 +139,7 @@ def export(
             pictures = client.images(collection)
             document = merged(client.export_regions(image.image_id, collection) for image in pictures)
     write_file(target, json.dumps(document).encode())
-    counts = f"{len(document['annotations'])} annotations of {len(document['images'])} pictures"
+    counts = f"{len(document['annotations'])} annotations of {len(document['images'])} images"
     console.print(f"{counts} in {target}", highlight=False)
 
 
@@ -168,7 +168,7 @@ def _warn_of_cuts(result: SearchResult | WithinResult) -> None:
 def _table(result: SearchResult) -> Table:
     table = Table("", "score", "picture", "box")
     for hit in result:
-        place = _place(hit.box) if hit.region_id else "whole picture"
+        place = _place(hit.box) if hit.region_id else "whole image"
         table.add_row(str(hit.rank), f"{hit.score:.3f}", Text(hit.image.name), place)
     return table
 
@@ -182,4 +182,4 @@ def _show(picture: bytes, save: Path | None, open_it: bool) -> None:
     write_file(target, picture)
     tell(f"wrote {target}")
     if open_it and typer.launch(str(target)):
-        tell("no program here shows pictures; open the file yourself")
+        tell("no program here shows images; open the file yourself")

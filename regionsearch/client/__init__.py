@@ -7,6 +7,7 @@ with Client("http://localhost:8000") as client:
 """
 
 from regionsearch.client.clients import AsyncClient, Client
+from regionsearch.client.image_inputs import NegativeExample
 from regionsearch.client.results import (
     Box,
     Collection,
@@ -27,7 +28,6 @@ from regionsearch.client.results import (
     UpdatedImage,
     WithinResult,
 )
-from regionsearch.client.sources import Example
 
 __all__ = [
     "AsyncClient",
@@ -35,7 +35,6 @@ __all__ = [
     "Client",
     "Collection",
     "CollectionPage",
-    "Example",
     "Hit",
     "HitImage",
     "Image",
@@ -43,6 +42,7 @@ __all__ = [
     "IngestProgress",
     "IngestResult",
     "Mask",
+    "NegativeExample",
     "Problem",
     "Readiness",
     "Region",

@@ -13,10 +13,10 @@ from typing import Any, Generic, ParamSpec, Self, TypeVar, overload
 
 from regionsearch import defaults
 from regionsearch.client import operations
+from regionsearch.client.image_inputs import ImageInput
 from regionsearch.client.importing import Import, OnLoop, OnResult
 from regionsearch.client.operations import PAGE_SIZE, Operation
 from regionsearch.client.results import Collection, Image, IngestProgress, IngestResult, Readiness
-from regionsearch.client.sources import Source
 from regionsearch.client.streaming import IngestStream
 from regionsearch.client.transports import (
     Address,
@@ -112,7 +112,7 @@ class Client(_Operations):
         ca: PEM file of the authority to trust; the system's when absent.
 
     Raises:
-        RegionSearchError: INVALID_ARGUMENT for what is no address.
+        RegionSearchError: INVALID_ARGUMENT for what is not an address.
     """
 
     def _connect(self, address: Address) -> None:
@@ -136,7 +136,7 @@ class Client(_Operations):
 
     def ingest(
         self,
-        sources: Iterable[Source],
+        sources: Iterable[ImageInput],
         collection: str = defaults.COLLECTION,
         *,
         tags: Sequence[str] = (),
@@ -170,19 +170,19 @@ class Client(_Operations):
 
     def ingest_stream(
         self,
-        sources: Iterable[Source],
+        sources: Iterable[ImageInput],
         collection: str = defaults.COLLECTION,
         *,
         tags: Sequence[str] = (),
         attributes: Mapping[str, str] | None = None,
         resend: bool = False,
     ) -> Iterator[IngestProgress]:
-        """Adds pictures like `ingest`, over one gRPC stream that tells of each stage of each picture.
+        """Adds images like `ingest`, over one gRPC stream that tells of each stage of each image.
 
-        The server gives these pictures way to those of `ingest`. A picture that was refused for any reason is
+        The server gives these images way to those of `ingest`. An image that was refused for any reason is
         `failed` under its code; leaving the loop stops what is not done yet. When the stream breaks off, as
         with a restart of the gateway, what has no result is sent over another, and tells of its stages again:
-        `duplicate` is then also a picture that had just been added.
+        `duplicate` is then also an image that had just been added.
 
         Raises:
             RegionSearchError: When the stream fails and another one is not worth it, or all `retries` in a
@@ -255,7 +255,7 @@ class AsyncClient(_Operations):
 
     async def ingest(
         self,
-        sources: Iterable[Source],
+        sources: Iterable[ImageInput],
         collection: str = defaults.COLLECTION,
         *,
         tags: Sequence[str] = (),
@@ -270,7 +270,7 @@ class AsyncClient(_Operations):
 
     def ingest_stream(
         self,
-        sources: Iterable[Source],
+        sources: Iterable[ImageInput],
         collection: str = defaults.COLLECTION,
         *,
         tags: Sequence[str] = (),

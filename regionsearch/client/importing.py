@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from regionsearch.client import operations
+from regionsearch.client.image_inputs import ImageInput, name_of, open_file, path_of
 from regionsearch.client.operations import Operation
 from regionsearch.client.results import Image, IngestResult, UpdatedImage
-from regionsearch.client.sources import Source, name_of, open_file, path_of
 from regionsearch.client.streaming import failed
 from regionsearch.errors import Kind, RegionSearchError, invalid
 
@@ -81,7 +81,7 @@ class Import:
                 "at_once", f"at_once is the number of images on their way, at least 1, not {self.at_once}"
             )
 
-    def run(self, client: Sender, sources: Iterable[Source]) -> list[IngestResult]:
+    def run(self, client: Sender, sources: Iterable[ImageInput]) -> list[IngestResult]:
         """Adds the images; one result for each, in their order."""
         results: dict[int, IngestResult] = {}
         running: dict[Future[IngestResult], int] = {}
@@ -92,7 +92,7 @@ class Import:
                 results[running.pop(future)] = result = future.result()
                 self.on_result(result)
 
-        def add(source: Source, stored: Image | None) -> IngestResult:
+        def add(source: ImageInput, stored: Image | None) -> IngestResult:
             try:
                 if stored is not None:
                     try:
@@ -123,15 +123,15 @@ class Import:
                 collect()
         return [results[index] for index in range(len(results))]
 
-    async def arun(self, client: AsyncSender, sources: Iterable[Source]) -> list[IngestResult]:
+    async def arun(self, client: AsyncSender, sources: Iterable[ImageInput]) -> list[IngestResult]:
         """`run` on an event loop."""
         results: dict[int, IngestResult] = {}
         batches = _batches(sources)
-        ready: deque[tuple[int, Source, Image | None]] = deque()
+        ready: deque[tuple[int, ImageInput, Image | None]] = deque()
         taking = asyncio.Lock()
         indexes = itertools.count()
 
-        async def take() -> tuple[int, Source, Image | None] | None:
+        async def take() -> tuple[int, ImageInput, Image | None] | None:
             """The next source; where none is ready, asks about those that follow."""
             async with taking:
                 if not ready and (batch := next(batches, None)):
@@ -147,7 +147,7 @@ class Import:
                     ready.extend((next(indexes), source, known.get(identity)) for source, identity in pairs)
                 return ready.popleft() if ready else None
 
-        async def add(source: Source, stored: Image | None) -> IngestResult:
+        async def add(source: ImageInput, stored: Image | None) -> IngestResult:
             try:
                 if stored is not None:
                     try:
@@ -176,8 +176,8 @@ class Import:
         return [results[index] for index in range(len(results))]
 
     def unknown(
-        self, client: Sender, sources: Iterable[Source], tell: Callable[[IngestResult], object]
-    ) -> Iterator[Source]:
+        self, client: Sender, sources: Iterable[ImageInput], tell: Callable[[IngestResult], object]
+    ) -> Iterator[ImageInput]:
         """The sources that have to be sent, for a stream; the results of the others are told.
 
         Whatever goes wrong with the asking, sending goes on: it ends with the same result.
@@ -198,14 +198,14 @@ class Import:
                         continue
                 yield source
 
-    def _sending(self, source: Source) -> Operation[IngestResult]:
+    def _sending(self, source: ImageInput) -> Operation[IngestResult]:
         return operations.ingest_one(source, self.collection, tags=self.tags, attributes=self.attributes)
 
     def _question(self, ids: Sequence[str | None]) -> Operation[tuple[Image, ...]] | None:
         asked = [identity for identity in ids if identity]
         return operations.check_images(asked, self.collection) if asked else None
 
-    def _changes(self, source: Source, image: Image) -> Operation[UpdatedImage] | None:
+    def _changes(self, source: ImageInput, image: Image) -> Operation[UpdatedImage] | None:
         """What a stored image has to learn: tags, attributes, and a name if it has none. None for nothing."""
         news: dict[str, Any] = {
             "add_tags": [tag for tag in dict.fromkeys(self.tags) if tag not in image.tags],
@@ -217,7 +217,7 @@ class Import:
         return operations.update_image(image.image_id, self.collection, **news)
 
 
-def _batches(sources: Iterable[Source]) -> Iterator[Sequence[Source]]:
+def _batches(sources: Iterable[ImageInput]) -> Iterator[Sequence[ImageInput]]:
     """Sources in groups that are asked about in one request.
 
     Only what is there at once is grouped: a generator, which may have to wait for its next file, is not.
@@ -231,7 +231,7 @@ def _batches(sources: Iterable[Source]) -> Iterator[Sequence[Source]]:
         yield from ([source] for source in sources)
 
 
-def _file_id(source: Source) -> str | None:
+def _file_id(source: ImageInput) -> str | None:
     """The id that a file's image has, if it is stored.
 
     None for what is in memory already, where asking saves little, and for what cannot be read: sending it
@@ -259,7 +259,7 @@ def _check_deleted(error: RegionSearchError) -> None:
         raise error
 
 
-def _duplicate(source: Source, before: Image, after: Image) -> IngestResult:
+def _duplicate(source: ImageInput, before: Image, after: Image) -> IngestResult:
     """The result of a file whose image was stored already, as it was found and as it is now."""
     name = name_of(source)
     return IngestResult(

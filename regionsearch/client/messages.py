@@ -27,7 +27,7 @@ from regionsearch.v1 import region_search_pb2, search_pb2, types_pb2
 
 
 def read_ingest(name: str, answer: region_search_pb2.IngestImageResponse) -> IngestResult:
-    """What became of a picture."""
+    """What became of an image."""
     created = answer.outcome == region_search_pb2.INGEST_OUTCOME_CREATED
     renamed = not created and answer.name not in ("", name)
     return IngestResult(
@@ -42,7 +42,7 @@ def read_ingest(name: str, answer: region_search_pb2.IngestImageResponse) -> Ing
 
 
 def read_progress(name: str, answer: region_search_pb2.IngestImagesResponse) -> IngestProgress:
-    """How far a picture of a stream is."""
+    """How far an image of a stream is."""
     result = None
     if answer.HasField("response"):
         result = read_ingest(name, answer.response)
@@ -68,7 +68,7 @@ def read_search(
 
 
 def read_within(phrases: Sequence[str], answer: region_search_pb2.SearchWithinResponse) -> WithinResult:
-    """Every region of a picture."""
+    """Every region of an image."""
     regions = tuple(
         ScoredRegion(
             region_id=one.region_id or None,

@@ -18,7 +18,7 @@ def error_of(problem: Mapping[str, Any]) -> RegionSearchError:
     """The error that a problem document stands for; a code of a newer server is INTERNAL.
 
     Raises:
-        KeyError: It has no code, so that it is no document of ours.
+        KeyError: It has no code, so that it is not a document of ours.
     """
     code = problem["code"]
     errors = problem.get("errors") or [{}]

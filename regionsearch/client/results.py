@@ -116,7 +116,7 @@ class IngestResult(_Result):
 
 
 class IngestProgress(_Result):
-    """How far a picture is; its `result` comes with the stage `done`."""
+    """How far an image is; its `result` comes with the stage `done`."""
 
     name: str
     stage: Literal["received", "segmenting", "embedding", "storing", "done"]

@@ -1,4 +1,4 @@
-"""Many pictures over one gRPC stream: what goes out, and what the answers mean."""
+"""Many images over one gRPC stream: what goes out, and what the answers mean."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 
 from regionsearch import defaults
 from regionsearch.client import messages
+from regionsearch.client.image_inputs import ImageInput, name_of, read_image_input
 from regionsearch.client.results import IngestProgress, IngestResult, Problem
-from regionsearch.client.sources import Source, name_of, read_source
 from regionsearch.errors import Kind, RegionSearchError
 from regionsearch.v1 import region_search_pb2 as pb
 from regionsearch.v1 import types_pb2
@@ -29,7 +29,7 @@ _OF_ALL = (
 )
 
 
-def failed(source: Source, error: Exception) -> IngestResult:
+def failed(source: ImageInput, error: Exception) -> IngestResult:
     """The result of an image that could not be added.
 
     Raises:
@@ -47,10 +47,10 @@ class IngestStream:
     """The client's end of `IngestImages`; keys are the numbers of the sources.
 
     A call that breaks off is followed by another, which sends again what has no result yet: the gateway takes
-    a picture once. gRPC shall not do that by itself, see `regionsearch.rpc.channels`.
+    an image once. gRPC shall not do that by itself, see `regionsearch.rpc.channels`.
 
     Args:
-        sources: The pictures; each is read when the server has room for it.
+        sources: The images; each is read when the server has room for it.
         collection: Where to.
         tags: Put on each of them.
         attributes: Further facts, for each of them.
@@ -59,12 +59,12 @@ class IngestStream:
 
     def __init__(
         self,
-        sources: Iterable[Source],
+        sources: Iterable[ImageInput],
         collection: str = defaults.COLLECTION,
         *,
         tags: Sequence[str] = (),
         attributes: Mapping[str, str] | None = None,
-        unknown: Callable[[Iterable[Source], Callable[[IngestResult], object]], Iterator[Source]]
+        unknown: Callable[[Iterable[ImageInput], Callable[[IngestResult], object]], Iterator[ImageInput]]
         | None = None,
     ) -> None:
         self._sources = iter(sources) if unknown is None else unknown(sources, self._tell)
@@ -81,11 +81,11 @@ class IngestStream:
 
     @property
     def complete(self) -> bool:
-        """Whether every picture has its result, those apart that are still `unread`."""
+        """Whether every image has its result, those apart that are still `unread`."""
         return self._exhausted and not self._open
 
     def requests(self) -> Iterator[pb.IngestImagesRequest]:
-        """What a new call has to send: a message for each picture that has no result and can be read.
+        """What a new call has to send: a message for each image that has no result and can be read.
 
         An exception of the sources is kept in `error`.
         """
@@ -117,7 +117,7 @@ class IngestStream:
         return progress
 
     def broken_off(self, error: RegionSearchError | None) -> RegionSearchError:
-        """Why a call left pictures without a result.
+        """Why a call left images without a result.
 
         Args:
             error: What the call ended with; None for a good end.
@@ -128,7 +128,7 @@ class IngestStream:
         if self.error is not None:
             raise self.error
         if error is None:
-            message = f"the gateway ended the stream without a result for {len(self._open)} pictures"
+            message = f"the gateway ended the stream without a result for {len(self._open)} images"
             return RegionSearchError(Kind.UNAVAILABLE, message)
         return error
 
@@ -146,7 +146,7 @@ class IngestStream:
                 self._names.append(name_of(source))
                 try:
                     picture = pb.IngestImageRequest(
-                        image=types_pb2.Image(encoded=read_source(source)), name=self._names[-1]
+                        image=types_pb2.Image(encoded=read_image_input(source)), name=self._names[-1]
                     )
                 except Exception as error:
                     self._tell(failed(source, error))

@@ -18,8 +18,8 @@ from urllib.parse import urlsplit
 import grpc
 import httpx
 
+from regionsearch.client.backoff import Backoff
 from regionsearch.client.operations import GrpcCall, HttpRequest, Operation, plain
-from regionsearch.client.patience import Patience
 from regionsearch.client.problems import failure, unreachable
 from regionsearch.client.results import IngestProgress
 from regionsearch.client.streaming import IngestStream
@@ -63,7 +63,7 @@ class Address:
             httpx.URL(self.url)
         except (ValueError, httpx.InvalidURL):
             raise invalid(
-                "url", f"{self.url!r} is no address; write http://host:port or grpc://host:port"
+                "url", f"{self.url!r} is not an address; write http://host:port or grpc://host:port"
             ) from None
 
     @property
@@ -96,7 +96,7 @@ class Transport(Protocol):
         ...
 
     def ingest(self, stream: IngestStream) -> Iterator[IngestProgress]:
-        """Sends pictures over a stream and tells of each stage; gRPC only."""
+        """Sends images over a stream and tells of each stage; gRPC only."""
         ...
 
     def close(self) -> None:
@@ -112,7 +112,7 @@ class AsyncTransport(Protocol):
         ...
 
     def ingest(self, stream: IngestStream) -> AsyncIterator[IngestProgress]:
-        """Sends pictures over a stream and tells of each stage; gRPC only."""
+        """Sends images over a stream and tells of each stage; gRPC only."""
         ...
 
     async def close(self) -> None:
@@ -131,17 +131,17 @@ class HttpTransport:
     def send(self, operation: Operation[T]) -> T:
         """The operation's result, or its `RegionSearchError`."""
         arguments = _arguments(operation.http.request())
-        patience = Patience(self._address.retries if operation.patient else 0)
+        backoff = Backoff(self._address.retries if operation.retry_overload else 0)
         while True:
             try:
                 with _utf8():
                     response = self._http.request(**arguments)
                 return _result(operation, response, self._proxy)
             except httpx.RequestError as error:
-                pause = patience.pause(unreachable(self._address.url, error, self._proxy))
+                next_delay = backoff.next_delay(unreachable(self._address.url, error, self._proxy))
             except RegionSearchError as error:
-                pause = patience.pause(error)
-            time.sleep(pause)
+                next_delay = backoff.next_delay(error)
+            time.sleep(next_delay)
 
     def ingest(self, stream: IngestStream) -> Iterator[IngestProgress]:
         """Raises UNIMPLEMENTED: streams are gRPC's."""
@@ -163,17 +163,17 @@ class AsyncHttpTransport:
     async def send(self, operation: Operation[T]) -> T:
         """The operation's result, or its `RegionSearchError`."""
         arguments = _arguments(await asyncio.to_thread(operation.http.request))
-        patience = Patience(self._address.retries if operation.patient else 0)
+        backoff = Backoff(self._address.retries if operation.retry_overload else 0)
         while True:
             try:
                 with _utf8():
                     response = await self._http.request(**arguments)
                 return _result(operation, response, self._proxy)
             except httpx.RequestError as error:
-                pause = patience.pause(unreachable(self._address.url, error, self._proxy))
+                next_delay = backoff.next_delay(unreachable(self._address.url, error, self._proxy))
             except RegionSearchError as error:
-                pause = patience.pause(error)
-            await asyncio.sleep(pause)
+                next_delay = backoff.next_delay(error)
+            await asyncio.sleep(next_delay)
 
     def ingest(self, stream: IngestStream) -> AsyncIterator[IngestProgress]:
         """Raises UNIMPLEMENTED: streams are gRPC's."""
@@ -201,15 +201,15 @@ class GrpcTransport:
             return over.read(call(over.method(self._channel), message, self._policy))
 
     def ingest(self, stream: IngestStream) -> Iterator[IngestProgress]:
-        """Sends pictures over a stream, or several where one breaks off, and tells of each stage."""
+        """Sends images over a stream, or several where one breaks off, and tells of each stage."""
         method = RegionSearchServiceStub(self._channel).IngestImages
-        patience = Patience(self._address.retries)
+        backoff = Backoff(self._address.retries)
         while not stream.complete:
             answers: Any = method(stream.requests(), metadata=tuple(self._policy.metadata()))
             error: RegionSearchError | None = None
             try:
                 for answer in answers:
-                    patience.renew()
+                    backoff.reset()
                     yield from stream.unread()
                     yield stream.read(answer)
             except grpc.RpcError as caught:
@@ -218,7 +218,7 @@ class GrpcTransport:
                 answers.cancel()
             yield from stream.unread()
             if not stream.complete:
-                time.sleep(patience.pause(stream.broken_off(error)))
+                time.sleep(backoff.next_delay(stream.broken_off(error)))
 
     def close(self) -> None:
         """Closes the channel."""
@@ -241,15 +241,15 @@ class AsyncGrpcTransport:
             return over.read(await acall(over.method(self._open()), message, self._address.policy()))
 
     async def ingest(self, stream: IngestStream) -> AsyncIterator[IngestProgress]:
-        """Sends pictures over a stream, or several where one breaks off, and tells of each stage."""
+        """Sends images over a stream, or several where one breaks off, and tells of each stage."""
         method = RegionSearchServiceStub(self._open()).IngestImages
-        patience = Patience(self._address.retries)
+        backoff = Backoff(self._address.retries)
         while not stream.complete:
             answers = method(stream.arequests(), metadata=self._address.policy().metadata())
             error: RegionSearchError | None = None
             try:
                 async for answer in answers:
-                    patience.renew()
+                    backoff.reset()
                     for unread in stream.unread():
                         yield unread
                     yield stream.read(answer)
@@ -260,7 +260,7 @@ class AsyncGrpcTransport:
             for unread in stream.unread():
                 yield unread
             if not stream.complete:
-                await asyncio.sleep(patience.pause(stream.broken_off(error)))
+                await asyncio.sleep(backoff.next_delay(stream.broken_off(error)))
 
     def _open(self) -> grpc.aio.Channel:
         if self._channel is None:

@@ -120,7 +120,7 @@ def call(
     Raises:
         RegionSearchError: What the server answered, or UNAVAILABLE when none could be reached.
     """
-    patience = _Patience(policy)
+    backoff = _Backoff(policy)
     with deadline(policy.timeout()):
         while True:
             try:
@@ -131,7 +131,7 @@ def call(
                     wait_for_ready=policy.wait_for_ready,
                 )
             except grpc.RpcError as error:
-                time.sleep(patience.pause(from_rpc_error(error)))
+                time.sleep(backoff.next_delay(from_rpc_error(error)))
 
 
 async def acall(
@@ -141,7 +141,7 @@ async def acall(
     metadata: Metadata = (),
 ) -> ResponseT:
     """Calls a unary method on the event loop; see :func:`call`."""
-    patience = _Patience(policy)
+    backoff = _Backoff(policy)
     with deadline(policy.timeout()):
         while True:
             try:
@@ -152,12 +152,12 @@ async def acall(
                     wait_for_ready=policy.wait_for_ready,
                 )
             except grpc.RpcError as error:
-                await asyncio.sleep(patience.pause(from_rpc_error(error)))
+                await asyncio.sleep(backoff.next_delay(from_rpc_error(error)))
             else:
                 return response
 
 
-class _Patience:
+class _Backoff:
     """What one call has left of its policy's patience."""
 
     def __init__(self, policy: CallPolicy) -> None:
@@ -165,7 +165,7 @@ class _Patience:
         self._refusals = 0
         self._unavailable_until: float | None = None
 
-    def pause(self, error: RegionSearchError) -> float:
+    def next_delay(self, error: RegionSearchError) -> float:
         """Seconds to wait before the next attempt; raises `error` where there should be none."""
         if error.kind is Kind.UNAVAILABLE:
             now = time.monotonic()
@@ -173,15 +173,15 @@ class _Patience:
                 self._unavailable_until = now + self._policy.unavailable_s
             if now >= self._unavailable_until:
                 raise error
-            pause = random.uniform(0.5, 1.5) * _UNAVAILABLE_PAUSE_S
+            next_delay = random.uniform(0.5, 1.5) * _UNAVAILABLE_PAUSE_S
         elif error.kind is Kind.OVERLOADED and error.retry_after_s is not None:
             self._refusals += 1
             if self._refusals >= self._policy.overload_attempts:
                 raise error
-            pause = error.retry_after_s * random.uniform(1.0, 1.5) * 2 ** (self._refusals - 1)
+            next_delay = error.retry_after_s * random.uniform(1.0, 1.5) * 2 ** (self._refusals - 1)
         else:
             raise error
         left = remaining()
-        if left is not None and pause >= left:
+        if left is not None and next_delay >= left:
             raise error
-        return pause
+        return next_delay

@@ -99,7 +99,7 @@ def resolve_target(target: str) -> str:
 def _split(address: str) -> tuple[str, str]:
     host, colon, port = address.rpartition(":")
     if not colon or not host or not port.isdigit():
-        raise ValueError(f"{address!r} is no address: write host:port")
+        raise ValueError(f"{address!r} is not an address: write host:port")
     return host.strip("[]"), port
 
 

@@ -247,7 +247,7 @@ class Query(_message.Message):
 
     @_builtins.property
     def image(self) -> _types_pb2.Image:
-        """A picture of it. With points or a box: the object that they point at in the picture."""
+        """An image of it. With points or a box: the object that they point at in the image."""
 
     @_builtins.property
     def points(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Point]: ...
@@ -273,8 +273,8 @@ Global___Query: _TypeAlias = Query  # noqa: Y015
 
 @_typing.final
 class Negative(_message.Message):
-    """What is not meant: a phrase, or an example. Relevancy compares cosines, and those between two pictures are higher
-    than those between a phrase and a picture, by how much depends on the model: against examples, look for examples,
+    """What is not meant: a phrase, or an example. Relevancy compares cosines, and those between two images are higher
+    than those between a phrase and an image, by how much depends on the model: against examples, look for examples,
     or lower min_relevancy.
     """
 
@@ -291,7 +291,7 @@ class Negative(_message.Message):
     """A stored image of the collection, as a whole."""
     @_builtins.property
     def image(self) -> _types_pb2.Image:
-        """A picture of it, as a whole."""
+        """An image of it, as a whole."""
 
     def __init__(
         self,

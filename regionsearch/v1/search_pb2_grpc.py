@@ -185,7 +185,7 @@ class SearchServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Delete(self, request, context):
-        """Deletes what any of the given selectors names. Naming what does not exist is no error.
+        """Deletes what any of the given selectors names. Naming what does not exist is not an error.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -66,7 +66,7 @@ class SearchServiceStub:
     ABORTED when an image is not as `as_read` says. Images that do not exist are left out of the answer.
     """
     Delete: _grpc.UnaryUnaryMultiCallable[_search_pb2.DeleteRequest, _search_pb2.DeleteResponse]
-    """Deletes what any of the given selectors names. Naming what does not exist is no error."""
+    """Deletes what any of the given selectors names. Naming what does not exist is not an error."""
     Search: _grpc.UnaryUnaryMultiCallable[_search_pb2.SearchRequest, _search_pb2.SearchResponse]
     """The nearest records of each query vector."""
     GetRecords: _grpc.UnaryUnaryMultiCallable[_search_pb2.GetRecordsRequest, _search_pb2.GetRecordsResponse]
@@ -121,7 +121,7 @@ class SearchServiceAsyncStub(SearchServiceStub):
     ABORTED when an image is not as `as_read` says. Images that do not exist are left out of the answer.
     """
     Delete: _aio.UnaryUnaryMultiCallable[_search_pb2.DeleteRequest, _search_pb2.DeleteResponse]  # type: ignore[assignment]
-    """Deletes what any of the given selectors names. Naming what does not exist is no error."""
+    """Deletes what any of the given selectors names. Naming what does not exist is not an error."""
     Search: _aio.UnaryUnaryMultiCallable[_search_pb2.SearchRequest, _search_pb2.SearchResponse]  # type: ignore[assignment]
     """The nearest records of each query vector."""
     GetRecords: _aio.UnaryUnaryMultiCallable[_search_pb2.GetRecordsRequest, _search_pb2.GetRecordsResponse]  # type: ignore[assignment]
@@ -221,7 +221,7 @@ class SearchServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _search_pb2.DeleteRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_search_pb2.DeleteResponse, _abc.Awaitable[_search_pb2.DeleteResponse]]:
-        """Deletes what any of the given selectors names. Naming what does not exist is no error."""
+        """Deletes what any of the given selectors names. Naming what does not exist is not an error."""
 
     @_abc_1.abstractmethod
     def Search(

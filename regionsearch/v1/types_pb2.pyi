@@ -141,7 +141,7 @@ Global___Priority: _TypeAlias = Priority  # noqa: Y015
 
 @_typing.final
 class Image(_message.Message):
-    """A picture. Exactly one source is set."""
+    """An image. Exactly one source is set."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

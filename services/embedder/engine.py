@@ -14,9 +14,9 @@ from torch import Tensor
 
 from services.embedder.backends.base import Backend
 from services.embedder.crops import CropPolicy
-from services.embedder.jobs import ImageJob, Pixels, Regions, RegionsJob, TextsJob
-from services.embedder.texts import TextTemplates, VectorCache
-from services.runtime.batcher import Batcher, BatchSettings, Failure, Lane, Part
+from services.embedder.tasks import ImageTask, Pixels, Regions, RegionsTask, TextsTask
+from services.embedder.text_templates import TextTemplates, VectorCache
+from services.runtime.batcher import Batcher, BatchSettings, BatchSlice, Failure, Priority
 
 Vectors = NDArray[np.float32]
 
@@ -50,44 +50,50 @@ class EmbedEngine:
         self._batcher: Batcher[Any, Vectors] = Batcher(
             "embedder",
             batching,
-            prepare=lambda job: job.prepare(self.backend),
+            prepare=lambda task: task.prepare(self.backend),
             device=self._runners,
             finish=to_vectors,
             classify=classify,
             on_fatal=on_fatal,
         )
 
-    async def warm(self) -> None:
+    async def warmup(self) -> None:
         """Runs every shape once on every device, before anybody asks; no other call may be made meanwhile."""
-        await asyncio.gather(*(asyncio.to_thread(runner.warm) for runner in self._runners))
+        await asyncio.gather(*(asyncio.to_thread(runner.warmup) for runner in self._runners))
 
     async def embed_regions(
         self,
         read: Callable[[], Regions],
         count: int,
         policy: CropPolicy,
-        lane: Lane = Lane.INTERACTIVE,
+        priority: Priority = Priority.INTERACTIVE,
         *,
         nbytes: int = 0,
-        begun: bool = False,
+        continuation: bool = False,
         more: int = 0,
     ) -> Vectors:
-        """Vectors (count, dimension) of the regions of one picture.
+        """Vectors (count, dimension) of the regions of one image.
 
         Args:
-            read: Decodes the picture and its regions; called in a thread. What it raises is raised here.
+            read: Decodes the image and its regions; called in a thread. What it raises is raised here.
             count: Number of regions that it will return.
             policy: How they are shown to the model.
-            lane: Who waits.
-            nbytes: Memory that the picture takes.
-            begun: Other regions of the same call have been embedded; these are not refused.
+            priority: Who waits.
+            nbytes: Memory that the image takes.
+            continuation: Other regions of the same call have been embedded; these are not refused.
             more: Regions of the same call that will come later.
         """
-        job = RegionsJob(read, count, policy)
+        task = RegionsTask(read, count, policy)
         parts = len(policy.parts)
         crops = np.concatenate(
             await self._batcher.submit(
-                job, job.items, nbytes=nbytes, key=_VISION, lane=lane, begun=begun, more=more * parts
+                task,
+                task.items,
+                nbytes=nbytes,
+                key=_VISION,
+                priority=priority,
+                continuation=continuation,
+                more=more * parts,
             )
         )
         return crops if parts == 1 else _unit(crops.reshape(parts, count, -1).mean(axis=0))
@@ -95,20 +101,20 @@ class EmbedEngine:
     async def embed_images(
         self,
         reads: Sequence[Callable[[], Pixels]],
-        lane: Lane = Lane.INTERACTIVE,
+        priority: Priority = Priority.INTERACTIVE,
         *,
         nbytes: Sequence[int] | None = None,
     ) -> Vectors:
-        """Vectors (images, dimension) of whole pictures.
+        """Vectors (images, dimension) of whole images.
 
         Args:
-            reads: Decode a picture each; called in a thread.
-            lane: Who waits.
-            nbytes: Memory that each picture takes.
+            reads: Decode an image each; called in a thread.
+            priority: Who waits.
+            nbytes: Memory that each image takes.
         """
         tasks = [
             asyncio.ensure_future(
-                self._batcher.submit(ImageJob(read), 1, nbytes=size, key=_VISION, lane=lane)
+                self._batcher.submit(ImageTask(read), 1, nbytes=size, key=_VISION, priority=priority)
             )
             for read, size in zip(reads, nbytes or [0] * len(reads), strict=True)
         ]
@@ -151,8 +157,8 @@ class EmbedEngine:
             ids, longer = await asyncio.to_thread(self.backend.tokenize, some)
             tokens.append(ids)
             cut += longer
-        job = TextsJob(torch.cat(tokens))
-        parts = await self._batcher.submit(job, job.items, key=_TEXT, begun=True)  # judged before
+        task = TextsTask(torch.cat(tokens))
+        parts = await self._batcher.submit(task, task.items, key=_TEXT, continuation=True)  # judged before
         each = len(sentences) // len(texts)
         vectors = np.concatenate(parts).reshape(len(texts), each, -1)
         vectors = vectors[:, 0] if each == 1 else _unit(vectors.mean(axis=1))
@@ -173,7 +179,7 @@ class DeviceRunner:
         self._buckets = buckets(max_batch) if few else None
         self._last: torch.cuda.Event | None = None
 
-    def warm(self) -> None:
+    def warmup(self) -> None:
         """Runs every shape once, so that no caller pays for what is done the first time."""
         backend = self._backend
         tokens, _ = backend.tokenize(["warm"])
@@ -183,23 +189,23 @@ class DeviceRunner:
         pixels = np.zeros((2 * backend.size, 2 * backend.size, 3), np.uint8)
         boxes = np.array([[0, 0, backend.size, backend.size]], np.float32)
         for policy in CropPolicy:
-            job = RegionsJob(lambda: Regions(pixels, boxes), 1, policy)
-            job.prepare(backend).crops(0, job.items, backend)
+            task = RegionsTask(lambda: Regions(pixels, boxes), 1, policy)
+            task.prepare(backend).crops(0, task.items, backend)
 
     @torch.inference_mode()
-    def __call__(self, parts: Sequence[Part[Any]]) -> Raw:
+    def __call__(self, parts: Sequence[BatchSlice[Any]]) -> PendingVectors:
         """Embeds the items of the parts, all of them of one tower."""
         if self._last is not None:
             self._last.synchronize()  # one batch runs, one is queued on the device, no more
         backend = self._backend
-        if isinstance(parts[0].prepared, TextsJob):
+        if isinstance(parts[0].prepared, TextsTask):
             tokens = torch.cat([part.prepared.tokens[part.start : part.stop] for part in parts])
             tokens = tokens.to(backend.device, non_blocking=True)
             vectors = backend.embed_tokens(self._pad(tokens))[: len(tokens)]
         else:
             crops = torch.cat([part.prepared.crops(part.start, part.stop, backend) for part in parts])
             vectors = backend.embed_crops(self._pad(crops))[: len(crops)]
-        raw = Raw(vectors, [part.size for part in parts])
+        raw = PendingVectors(vectors, [part.size for part in parts])
         self._last = raw.event
         return raw
 
@@ -210,7 +216,7 @@ class DeviceRunner:
         return torch.cat([inputs, inputs.new_zeros(size - len(inputs), *inputs.shape[1:])])
 
 
-class Raw:
+class PendingVectors:
     """Vectors on their way from the device."""
 
     def __init__(self, vectors: Tensor, sizes: list[int]) -> None:
@@ -224,7 +230,7 @@ class Raw:
             self.event.record(torch.cuda.current_stream(vectors.device))
 
 
-def to_vectors(raw: Raw) -> list[Vectors]:
+def to_vectors(raw: PendingVectors) -> list[Vectors]:
     """The vectors of each part, once the device has delivered them.
 
     Raises:

@@ -34,7 +34,7 @@ def find_model(model: str, weights: Path | None = None, random_weights: bool = F
     config = open_clip.get_model_config(name)
     if config is None:
         known = "pocket, ViT-B-32, ViT-H-14 or another name of open_clip's"
-        raise invalid("model", f"{name!r} is no model; give {known}")
+        raise invalid("model", f"{name!r} is not a model; give {known}")
     tags = open_clip.list_pretrained_tags_by_model(name)
     if tag and tag not in tags:
         raise invalid("model", f"{name} has no weights {tag!r}; there are {', '.join(tags) or 'none'}")
@@ -64,7 +64,7 @@ def _from_manifest(path: Path, random_weights: bool) -> ModelFiles:
         known_by = manifest.get("same_as", expected)
     except (ValueError, KeyError, TypeError) as error:
         raise RegionSearchError(
-            Kind.DATA_LOSS, f"{path} is no manifest of an embedder ({error!r}); {remedy}", field="model"
+            Kind.DATA_LOSS, f"{path} is not a manifest of an embedder ({error!r}); {remedy}", field="model"
         ) from error
     if random_weights:
         return ModelFiles(*parts, None)

@@ -42,7 +42,7 @@ def embedder(settings: EmbedderSettings) -> Lifespan:
         engine = EmbedEngine(
             backends, settings.batching, text_cache=settings.text_cache, on_fatal=server.fail
         )
-        await engine.warm()
+        await engine.warmup()
         server.add(embed_pb2_grpc.add_EmbedServiceServicer_to_server, EmbedServicer(engine, settings))
         yield
         await engine.close()

@@ -17,10 +17,10 @@ from regionsearch.texts import visible_text
 from regionsearch.v1 import embed_pb2, embed_pb2_grpc, types_pb2
 from services.embedder.crops import CropPolicy
 from services.embedder.engine import EmbedEngine
-from services.embedder.reading import pieces, read_regions, runs_bytes
+from services.embedder.request_parsing import read_regions, runs_bytes, split_by_memory
 from services.embedder.settings import EmbedderSettings
-from services.embedder.texts import TextTemplates
-from services.runtime.batcher import Lane
+from services.embedder.text_templates import TextTemplates
+from services.runtime.batcher import Priority
 
 _POLICY_PREFIX, _TEMPLATES_PREFIX = "CROP_POLICY_", "TEXT_TEMPLATES_"
 
@@ -46,12 +46,12 @@ class EmbedServicer(embed_pb2_grpc.EmbedServiceServicer):
                 functools.partial(read_regions, request, self._limits, places),
                 len(places),
                 policy,
-                lane_of(request.priority),
+                priority_of(request.priority),
                 nbytes=nbytes,
-                begun=places.start > 0,
+                continuation=places.start > 0,
                 more=len(request.regions) - places.stop,
             )
-            for places in pieces(request)
+            for places in split_by_memory(request)
         ]
         return embed_pb2.EmbedRegionsResponse(
             vectors=tensor_to_proto(np.concatenate(vectors)), model=self.model(policy)
@@ -67,7 +67,7 @@ class EmbedServicer(embed_pb2_grpc.EmbedServiceServicer):
             for index, image in enumerate(request.images)
         ]
         nbytes = await self._decoded_bytes(request.images)
-        vectors = await self._engine.embed_images(reads, lane_of(request.priority), nbytes=nbytes)
+        vectors = await self._engine.embed_images(reads, priority_of(request.priority), nbytes=nbytes)
         return embed_pb2.EmbedImagesResponse(vectors=tensor_to_proto(vectors), model=self.model())
 
     async def EmbedTexts(  # noqa: N802
@@ -113,7 +113,7 @@ class EmbedServicer(embed_pb2_grpc.EmbedServiceServicer):
         )
 
     async def _decoded_bytes(self, images: Iterable[types_pb2.Image]) -> list[int]:
-        """Memory that pictures will take; in a thread, for a header can be a lot to read."""
+        """Memory that images will take; in a thread, for a header can be a lot to read."""
         return await asyncio.to_thread(lambda: [decoded_bytes(image, self._limits) for image in images])
 
     def _policy(self, value: types_pb2.CropPolicy.ValueType) -> CropPolicy:
@@ -127,9 +127,9 @@ class EmbedServicer(embed_pb2_grpc.EmbedServiceServicer):
         return TextTemplates(embed_pb2.TextTemplates.Name(value).removeprefix(_TEMPLATES_PREFIX).lower())
 
 
-def lane_of(priority: types_pb2.Priority.ValueType) -> Lane:
-    """The lane that a request's priority means."""
-    return Lane.BULK if priority == types_pb2.PRIORITY_BULK else Lane.INTERACTIVE
+def priority_of(priority: types_pb2.Priority.ValueType) -> Priority:
+    """The priority that a request's priority means."""
+    return Priority.BULK if priority == types_pb2.PRIORITY_BULK else Priority.INTERACTIVE
 
 
 def _check_count(field: str, count: int, most: int, setting: str) -> None:

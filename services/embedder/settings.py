@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from services.embedder.crops import CropPolicy
-from services.embedder.texts import TextTemplates
+from services.embedder.text_templates import TextTemplates
 from services.runtime.batcher import BatchSettings
 from services.runtime.settings import MIB, ServiceSettings
 

@@ -9,10 +9,10 @@ A request is a payload with a number of items (regions, texts, prompts, query ve
 - cuts by bytes too, so that many large images are not decoded at the same time; small requests pass a large
   one that waits for memory (see `memory.py`);
 - forgets requests that were cancelled or are late, whether they wait or are just about to run;
-- shares a lane's time between callers (see `fair.py`): who asks for one thing at a time waits for the batch
-  that runs, not for all that somebody else has asked for;
-- gives every lane its own places in the pipeline and serves the first lane first, so that a small question
-  waits for the batch that runs and for none behind it; the other lanes are never starved altogether;
+- shares a priority's time between callers (see `fair.py`): who asks for one thing at a time waits for the
+  batch that runs, not for all that somebody else has asked for;
+- gives every priority its own places in the pipeline and serves the first priority first, so that a small
+  question waits for the batch that runs and for none behind it; the others are never starved altogether;
 - lets a bad request fail alone, retries what did not fit into memory in halves, and gives the process up when
   a stage has died or a device hangs (see `stages.py`).
 
@@ -34,19 +34,19 @@ from opentelemetry import context, trace
 from regionsearch.errors import Kind, RegionSearchError, overloaded
 from regionsearch.rpc import remaining
 from regionsearch.rpc.callers import caller
-from services.runtime.batch import Batch, BatchSettings, Lane, Lanes, Part, Request
+from services.runtime.batch import Batch, BatchSettings, BatchSlice, Priority, PriorityQueues, QueueEntry
 from services.runtime.fair import leaves_room
 from services.runtime.memory import MemoryLedger
 from services.runtime.metrics import QueueMetrics
 from services.runtime.stages import DeviceThread, Failure, PreparePool, always_poison
 
-__all__ = ["BatchSettings", "Batcher", "Failure", "Lane", "Part"]
+__all__ = ["BatchSettings", "BatchSlice", "Batcher", "Failure", "Priority"]
 
 Payload = TypeVar("Payload")
 Result = TypeVar("Result")
 
-DEPTH = 2  # batches of a lane per device: one runs, one is ready or being prepared
-WATCH_S = 1.0
+PIPELINE_DEPTH = 2  # batches of a priority per device: one runs, one is ready or being prepared
+WATCHDOG_PERIOD_S = 1.0
 STOPPING = "stopping"
 
 _log = structlog.get_logger(__name__)
@@ -64,8 +64,8 @@ class Batcher(Generic[Payload, Result]):
             from that device's own thread.
         prepare: Turns a payload into what ``part.prepared`` is, once per request, in a thread pool (decode,
             resize). None leaves the payload as it is.
-        finish: Turns what `device` returned into one result per part, in a thread for each lane, and in the
-            device's while a failed batch is sorted out. None where `device` returns these results itself.
+        finish: Turns what `device` returned into one result per part, in a thread for each priority, and in
+            the device's while a failed batch is sorted out. None where `device` returns these results itself.
         classify: Says what an exception of a stage means.
         on_fatal: Called once, on the event loop, when a stage has died or a device is lost;
             :meth:`services.runtime.server.Server.fail` is meant for it.
@@ -76,7 +76,7 @@ class Batcher(Generic[Payload, Result]):
         name: str,
         settings: BatchSettings,
         *,
-        device: Sequence[Callable[[Sequence[Part[Any]]], Any]],
+        device: Sequence[Callable[[Sequence[BatchSlice[Any]]], Any]],
         prepare: Callable[[Payload], Any] | None = None,
         finish: Callable[[Any], Sequence[Result]] | None = None,
         classify: Callable[[Exception], Failure] = always_poison,
@@ -86,12 +86,12 @@ class Batcher(Generic[Payload, Result]):
         self._settings = settings
         self._on_fatal = on_fatal
         self._loop = asyncio.get_running_loop()
-        self._lanes = Lanes(settings.max_batch)
+        self._queues = PriorityQueues(settings.max_batch)
         self._metrics = QueueMetrics(name)
-        self._metrics.cost.set_function(self._lanes.items)
+        self._metrics.cost.set_function(self._queues.items)
         self._running = 0  # items in batches
-        self._memory = {lane: MemoryLedger(settings.max_bytes) for lane in Lane}
-        self._live: set[Request] = set()
+        self._memory = {priority: MemoryLedger(settings.max_bytes) for priority in Priority}
+        self._live: set[QueueEntry] = set()
         self._idle = asyncio.Event()
         self._idle.set()
         self._closed: str | None = None  # why no request is taken any more
@@ -115,10 +115,15 @@ class Batcher(Generic[Payload, Result]):
             )
             for index, function in enumerate(device)
         ]
-        self._slots = {lane: [device for device in self._devices for _ in range(DEPTH)] for lane in Lane}
+        self._slots = {
+            priority: [device for device in self._devices for _ in range(PIPELINE_DEPTH)]
+            for priority in Priority
+        }
         # One place more for callers of whom nothing is on its way: no other's batches keep them out.
-        self._express = {lane: list(self._devices) for lane in Lane}
-        self._flying: dict[Lane, Counter[str]] = {lane: Counter() for lane in Lane}  # requests in batches
+        self._express = {priority: list(self._devices) for priority in Priority}
+        self._flying: dict[Priority, Counter[str]] = {
+            priority: Counter() for priority in Priority
+        }  # requests in batches
         self._watch = self._loop.create_task(self._watch_devices())
 
     async def submit(
@@ -128,9 +133,9 @@ class Batcher(Generic[Payload, Result]):
         *,
         nbytes: int = 0,
         key: Hashable = None,
-        lane: Lane = Lane.INTERACTIVE,
+        priority: Priority = Priority.INTERACTIVE,
         deadline: float | None = None,
-        begun: bool = False,
+        continuation: bool = False,
         more: int = 0,
     ) -> list[Result]:
         """Waits for the results of a request.
@@ -143,14 +148,14 @@ class Batcher(Generic[Payload, Result]):
             items: Number of items in it, at least 1.
             nbytes: Memory that it takes from when it is prepared until it is answered, where that is much.
             key: Only requests of the same key share a batch.
-            lane: Who waits for it.
+            priority: Who waits for it.
             deadline: Time of the event loop's clock after which nobody wants the answer; the surrounding
                 :func:`regionsearch.rpc.deadline` when absent.
-            begun: Goes on with work of which a part has been done: it was judged with the first piece, and
-                neither a full nor a long queue refuses it. Whoever brings one piece after the other has one
-                at a time here.
-            more: Items that the same call will bring once this is answered, `begun`; it is judged with them,
-                and a device may wait a moment for them.
+            continuation: Goes on with work of which a part has been done: it was judged with the first piece,
+                and neither a full nor a long queue refuses it. Whoever brings one piece after the other has
+                one at a time here.
+            more: Items that the same call will bring once this is answered, `continuation`; it is judged with
+                them, and a device may wait a moment for them.
 
         Returns:
             One result per part, in the order of the items; a request that fitted into one batch has one.
@@ -163,37 +168,39 @@ class Batcher(Generic[Payload, Result]):
         """
         if deadline is None and (left := remaining()) is not None:
             deadline = self._loop.time() + left
-        if begun:
+        if continuation:
             self._check_open(deadline)
         else:
-            self.judge(items, lane=lane, deadline=deadline, more=more)
-        request = Request(payload, items, nbytes, key, lane, self._loop.create_future(), caller(), more)
+            self.judge(items, priority=priority, deadline=deadline, more=more)
+        request = QueueEntry(
+            payload, items, nbytes, key, priority, self._loop.create_future(), caller(), more
+        )
         self._enqueue(request, deadline)
         try:
             return await request.future
         except asyncio.CancelledError:
             if not request.done:
                 self._metrics.dropped_cancelled.inc()
-                self._forget(request)
+                self._release(request)
             raise
 
-    def hasten(self, payload: Payload, lane: Lane) -> None:
-        """Moves a request to a faster lane, because somebody of that lane waits for it too.
+    def escalate(self, payload: Payload, priority: Priority) -> None:
+        """Moves a request to a faster priority, because somebody of that priority waits for it too.
 
-        What of it is in a batch stays there, and so does a request that would make the lane too long.
+        What of it is in a batch stays there, and so does a request that would make the priority too long.
 
         Args:
             payload: The object that was submitted.
-            lane: One that is not faster than the request's own changes nothing.
+            priority: One that is not faster than the request's own changes nothing.
         """
         for request in self._live:
             if (
                 request.payload is payload
-                and lane < request.lane
-                and self._has_room(lane, request.caller, request.items)
+                and priority < request.priority
+                and self._has_room(priority, request.caller, request.items)
             ):
-                self._memory[request.lane].leave(request)
-                self._lanes.move(request, lane)
+                self._memory[request.priority].leave(request)
+                self._queues.move(request, priority)
                 self._schedule()
 
     async def close(self) -> None:
@@ -211,13 +218,13 @@ class Batcher(Generic[Payload, Result]):
     @property
     def waiting(self) -> int:
         """Items that were admitted and are in no batch yet."""
-        return self._lanes.items()
+        return self._queues.items()
 
     def judge(
         self,
         items: int,
         *,
-        lane: Lane = Lane.INTERACTIVE,
+        priority: Priority = Priority.INTERACTIVE,
         deadline: float | None = None,
         more: int = 0,
     ) -> None:
@@ -228,13 +235,13 @@ class Batcher(Generic[Payload, Result]):
         """
         self._check_open(deadline)
         who = caller()
-        full = not self._has_room(lane, who, items)
+        full = not self._has_room(priority, who, items)
         if not full and deadline is None:
             return
-        delay = self._expected_wait(lane, who, items, more)
+        delay = self._expected_wait(priority, who, items, more)
         if full:
             self._metrics.refused_full.inc()
-            queue, limit = self._lanes[lane], self._settings.max_queue
+            queue, limit = self._queues[priority], self._settings.max_queue
             message = f"{self._name}: {queue.waiting} of {limit} items are waiting"
             if queue.waiting + items <= limit:
                 message += f", {queue.waiting_of(who)} of them yours, and the rest is left to other callers"
@@ -252,7 +259,7 @@ class Batcher(Generic[Payload, Result]):
             self._metrics.refused_late.inc()
             raise self._late()
 
-    def _enqueue(self, request: Request, deadline: float | None) -> None:
+    def _enqueue(self, request: QueueEntry, deadline: float | None) -> None:
         if request.items < 1:
             raise ValueError("a request has at least one item")
         if self._prepare is None:
@@ -261,23 +268,23 @@ class Batcher(Generic[Payload, Result]):
             request.timer = self._loop.call_at(deadline, self._expire, request)
         self._live.add(request)
         self._idle.clear()
-        self._lanes.push(request)
+        self._queues.push(request)
         self._quick = request.arrived - self._last_arrival < self._settings.max_delay_s
         self._last_arrival = request.arrived
         self._schedule()
 
-    def _has_room(self, lane: Lane, who: str, items: int) -> bool:
-        """Whether a lane takes a request of a caller; alone, it may be larger than the queue."""
-        queue = self._lanes[lane]
+    def _has_room(self, priority: Priority, who: str, items: int) -> bool:
+        """Whether a priority takes a request of a caller; alone, it may be larger than the queue."""
+        queue = self._queues[priority]
         own = queue.waiting_of(who) if who else 0
         return leaves_room(self._settings.max_queue, queue.waiting, own, items)
 
-    def _expected_wait(self, lane: Lane, who: str, items: int, more: int) -> float:
+    def _expected_wait(self, priority: Priority, who: str, items: int, more: int) -> float:
         """Seconds until a call that came now would begin to run, or until all of it has where there is more;
         by the speed of recent batches.
         """
-        ahead = self._running + sum(self._lanes[before].waiting for before in Lane if before < lane)
-        ahead += self._lanes[lane].ahead(who, items + more) + (items + more if more else 0)
+        ahead = self._running + sum(self._queues[before].waiting for before in Priority if before < priority)
+        ahead += self._queues[priority].ahead(who, items + more) + (items + more if more else 0)
         batches = ahead / self._settings.max_batch / len(self._devices)
         return batches * min(device.batch_seconds for device in self._devices)
 
@@ -291,16 +298,16 @@ class Batcher(Generic[Payload, Result]):
         """Fills the free slots of the pipeline."""
         self._pump_due = False
         settings = self._settings
-        for lane in Lane:
-            while self._lanes[lane] and not self._worth_waiting(lane):
-                batch = self._cut(lane)
+        for priority in Priority:
+            while self._queues[priority] and not self._worth_waiting(priority):
+                batch = self._cut(priority)
                 if batch is None:
                     break
-                slots = (self._express if batch.express else self._slots)[lane]
+                slots = (self._express if batch.express else self._slots)[priority]
                 device = max(slots, key=self._places)
                 slots.remove(device)
                 self._running += batch.size
-                self._flying[lane].update(request.caller for request in batch.requests)
+                self._flying[priority].update(request.caller for request in batch.requests)
                 self._metrics.fill.observe(batch.size / settings.max_batch)
                 self._metrics.wait.observe(batch.cut_at - batch.parts[0].request.arrived)
                 if self._prepare is None:
@@ -308,29 +315,29 @@ class Batcher(Generic[Payload, Result]):
                 else:
                     self._prepare.put(batch, device.put)
 
-    def _cut(self, lane: Lane) -> Batch | None:
-        """The next batch of a lane, if there is a place for it."""
-        most, memory = self._settings.max_batch, self._memory[lane]
-        if self._slots[lane]:
-            return self._lanes.cut(lane, most, memory)
-        flying = self._flying[lane]
-        if not self._express[lane] or flying[next(iter(self._lanes[lane])).caller]:
+    def _cut(self, priority: Priority) -> Batch | None:
+        """The next batch of a priority, if there is a place for it."""
+        most, memory = self._settings.max_batch, self._memory[priority]
+        if self._slots[priority]:
+            return self._queues.next_batch(priority, most, memory)
+        flying = self._flying[priority]
+        if not self._express[priority] or flying[next(iter(self._queues[priority])).caller]:
             return None
-        batch = self._lanes.cut(lane, most, memory, lambda request: not flying[request.caller])
+        batch = self._queues.next_batch(priority, most, memory, lambda request: not flying[request.caller])
         if batch is not None:
             batch.express = True
         return batch
 
     def _places(self, device: DeviceThread) -> int:
-        """Free places of a device in the pipeline, in all lanes: where there are many, little is going on."""
+        """Free places of a device in the pipeline, in all priorities: many mean that little is going on."""
         return sum(slots.count(device) for slots in self._slots.values())
 
-    def _worth_waiting(self, lane: Lane) -> bool:
+    def _worth_waiting(self, priority: Priority) -> bool:
         """Whether idle devices had better wait for more; if so, arranges for the end of the wait."""
-        idle = all(len(slots) == DEPTH * len(self._devices) for slots in self._slots.values())
-        if not idle or not self._quick or self._lanes.items(lane) >= self._settings.max_batch:
+        idle = all(len(slots) == PIPELINE_DEPTH * len(self._devices) for slots in self._slots.values())
+        if not idle or not self._quick or self._queues.items(priority) >= self._settings.max_batch:
             return False
-        left = self._lanes[lane].oldest.arrived + self._settings.max_delay_s - time.monotonic()
+        left = self._queues[priority].oldest.arrived + self._settings.max_delay_s - time.monotonic()
         if left > 0 and self._delay is None:
             self._delay = self._loop.call_later(left, self._end_delay)
         return left > 0
@@ -346,14 +353,14 @@ class Batcher(Generic[Payload, Result]):
             _log.debug("event loop is closed", queue=self._name)
 
     def _on_free(self, device: DeviceThread, batch: Batch) -> None:
-        (self._express if batch.express else self._slots)[batch.lane].append(device)
-        if self._lanes:
+        (self._express if batch.express else self._slots)[batch.priority].append(device)
+        if self._queues:
             self._schedule()
 
     def _deliver(self, batch: Batch) -> None:
         self._running -= batch.size
-        self._lanes[batch.lane].served(batch.size)
-        flying = self._flying[batch.lane]
+        self._queues[batch.priority].served(batch.size)
+        flying = self._flying[batch.priority]
         for request in batch.requests:
             flying[request.caller] -= 1
             if not flying[request.caller]:
@@ -365,18 +372,18 @@ class Batcher(Generic[Payload, Result]):
             if request.done:
                 continue
             if isinstance(outcome, Exception):
-                self._settle(request, error=outcome)
+                self._resolve(request, error=outcome)
                 continue
             request.results.append((part.start, outcome))
             request.left -= part.size
             if request.left == 0:
-                self._settle(request)
+                self._resolve(request)
         for request in batch.requests:
             request.flying -= 1
             self._free(request)
 
-    def _settle(self, request: Request, error: Exception | None = None) -> None:
-        self._forget(request)
+    def _resolve(self, request: QueueEntry, error: Exception | None = None) -> None:
+        self._release(request)
         if request.future.done():  # cancelled a moment ago
             return
         if error is not None:
@@ -385,29 +392,29 @@ class Batcher(Generic[Payload, Result]):
             request.results.sort(key=lambda result: result[0])
             request.future.set_result([result for _, result in request.results])
 
-    def _forget(self, request: Request) -> None:
+    def _release(self, request: QueueEntry) -> None:
         request.done = True
         request.payload = None
         if request.timer is not None:
             request.timer.cancel()
-        self._lanes.leave(request)
-        self._memory[request.lane].leave(request)
+        self._queues.leave(request)
+        self._memory[request.priority].leave(request)
         self._free(request)
         self._live.discard(request)
         if not self._live:
             self._idle.set()
 
-    def _free(self, request: Request) -> None:
+    def _free(self, request: QueueEntry) -> None:
         """Gives memory back once nobody wants the request any more and no batch has a part of it."""
         if request.hold is not None and request.done and not request.flying:
             request.hold.give_back()
             request.hold = None
-            if self._lanes:
+            if self._queues:
                 self._schedule()
 
-    def _expire(self, request: Request) -> None:
+    def _expire(self, request: QueueEntry) -> None:
         self._metrics.dropped_expired.inc()
-        self._settle(request, self._late())
+        self._resolve(request, self._late())
 
     def _late(self) -> RegionSearchError:
         message = f"{self._name}: the deadline passed before the answer was there"
@@ -423,9 +430,9 @@ class Batcher(Generic[Payload, Result]):
 
     async def _watch_devices(self) -> None:
         """Finds out when a device hangs: its own thread cannot tell."""
-        limit = self._settings.hang_s
+        limit = self._settings.device_timeout_s
         while True:
-            await asyncio.sleep(min(WATCH_S, limit))
+            await asyncio.sleep(min(WATCHDOG_PERIOD_S, limit))
             for device in self._devices:
                 since = device.busy_since
                 if since is not None and time.monotonic() - since > limit:
@@ -437,5 +444,5 @@ class Batcher(Generic[Payload, Result]):
         self._closed = reason
         for request in list(self._live):
             message = f"{self._name}: {reason}; try another replica"
-            self._settle(request, RegionSearchError(Kind.UNAVAILABLE, message))
+            self._resolve(request, RegionSearchError(Kind.UNAVAILABLE, message))
         self._on_fatal(reason)

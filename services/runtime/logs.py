@@ -35,7 +35,7 @@ def configure_logging(process: str, level: str = "info", style: Literal["json", 
         shared.append(structlog.processors.format_exc_info)
         renderer: structlog.types.Processor = structlog.processors.JSONRenderer()
     else:
-        # The default prints the local variables of every frame: whole pictures, and what callers sent.
+        # The default prints the local variables of every frame: whole images, and what callers sent.
         renderer = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
     structlog.configure(
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],

@@ -1,7 +1,7 @@
 """The three overlapped stages of a batch, in threads: prepare → device → finish.
 
 prepare runs in a pool, once per request; one thread per device runs the model; finish brings results to the
-form that callers want while the device is at the next batch, in one thread for each lane, so that a small
+form that callers want while the device is at the next batch, in one thread for each priority, so that a small
 answer does not wait for a large one. Knows nothing of asyncio: `batcher.py` feeds it, and is told what became
 of every part.
 """
@@ -25,12 +25,12 @@ import structlog
 from regionsearch.errors import Kind, RegionSearchError
 from services.runtime.batch import (
     Batch,
-    Lane,
-    Part,
+    BatchSlice,
+    Priority,
+    QueueEntry,
     ReadyQueue,
-    Request,
-    halves_by_items,
-    halves_by_requests,
+    bisect_requests,
+    split_items,
 )
 from services.runtime.metrics import QueueMetrics
 
@@ -65,7 +65,7 @@ class PreparePool:
         self._threads = threads
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix=f"{name}-prepare")
         self._lock = threading.Lock()
-        self._waiting: list[tuple[bool, int, Request, Batch, Callable[[Batch], None]]] = []
+        self._waiting: list[tuple[bool, int, QueueEntry, Batch, Callable[[Batch], None]]] = []
         self._arrivals = 0
         self._metrics = metrics
 
@@ -100,7 +100,7 @@ class PreparePool:
                 then(batch)
             del request, batch, then  # a thread that waits for work keeps nothing of the last one
 
-    def _prepare_once(self, request: Request) -> None:
+    def _prepare_once(self, request: QueueEntry) -> None:
         lock = request.lock
         if lock is None:
             return
@@ -142,7 +142,7 @@ class DeviceThread:
     def __init__(
         self,
         name: str,
-        device: Callable[[Sequence[Part[Any]]], Any],
+        device: Callable[[Sequence[BatchSlice[Any]]], Any],
         finish: Callable[[Any], Sequence[Any]] | None,
         classify: Callable[[Exception], Failure],
         on_free: Callable[[DeviceThread, Batch], None],
@@ -160,12 +160,12 @@ class DeviceThread:
         self._on_fatal = on_fatal
         self._metrics = metrics
         self._ready = ReadyQueue()
-        self._raw: dict[Lane, queue.SimpleQueue[tuple[Batch, Any] | None]] = {}
+        self._raw: dict[Priority, queue.SimpleQueue[tuple[Batch, Any] | None]] = {}
         loops: dict[str, Callable[[], None]] = {"device": self._device_loop}
-        for lane in Lane if finish else ():
-            self._raw[lane] = queue.SimpleQueue()
-            stage = f"finish-{lane.name.lower()}"
-            loops[stage] = functools.partial(self._finish_loop, stage, self._raw[lane])
+        for priority in Priority if finish else ():
+            self._raw[priority] = queue.SimpleQueue()
+            stage = f"finish-{priority.name.lower()}"
+            loops[stage] = functools.partial(self._finish_loop, stage, self._raw[priority])
         self._busy_since: dict[str, float | None] = dict.fromkeys(loops)
         self._threads = [
             threading.Thread(target=self._guard, args=(loop,), name=f"{name}-{stage}", daemon=True)
@@ -203,13 +203,13 @@ class DeviceThread:
         while (item := self._ready.get()) is not None:
             with self._busy("device"):
                 self._work(*item)
-            del item  # an idle thread keeps nothing of its last batch: no picture, no memory of the device
+            del item  # an idle thread keeps nothing of its last batch: no image, no memory of the device
         for finishing in self._raw.values():
             finishing.put(None)
 
     def _work(self, batch: Batch, late_error: Exception | None) -> None:
         begin = time.monotonic()
-        batch.drop()
+        batch.prune_abandoned()
         if late_error is not None:
             batch.outcomes += self._isolate(batch.parts, late_error)
             batch.parts = []
@@ -219,7 +219,7 @@ class DeviceThread:
             if batch.sparse and (more := [p.request.caller for p in batch.parts if p.request.more]):
                 self._ready.expect(more, min(MAX_EXPECT_S, self.batch_seconds / 2))
             if self._finish is not None:
-                self._raw[batch.lane].put((batch, raw))
+                self._raw[batch.priority].put((batch, raw))
                 return
         if late_error is None:  # a batch that comes back from finish has given up its slot
             self._on_free(self, batch)
@@ -276,7 +276,7 @@ class DeviceThread:
         self._metrics.device.observe(seconds)
         self.batch_seconds += (seconds - self.batch_seconds) * (0.1 if self.batch_seconds else 1.0)
 
-    def _isolate(self, parts: list[Part[Any]], error: Exception) -> list[tuple[Part[Any], Any]]:
+    def _isolate(self, parts: list[BatchSlice[Any]], error: Exception) -> list[tuple[BatchSlice[Any], Any]]:
         """Finds the request that is at fault, or the size that fits, by halves; on the device thread."""
         _clear_frames(error)
         failure = self._classify(error)
@@ -284,16 +284,16 @@ class DeviceThread:
             raise error
         if failure is Failure.OUT_OF_MEMORY:
             self._metrics.halved.inc()
-            halves = halves_by_items(parts)
+            halves = split_items(parts)
         else:
             self._metrics.bisected.inc()
-            halves = halves_by_requests(parts)
+            halves = bisect_requests(parts)
         if halves is None:
             self._metrics.failed.inc()
             return [
                 (part, _too_large(error) if failure is Failure.OUT_OF_MEMORY else error) for part in parts
             ]
-        outcomes: list[tuple[Part[Any], Any]] = []
+        outcomes: list[tuple[BatchSlice[Any], Any]] = []
         for half in halves:
             wanted = [part for part in half if not part.abandoned]
             if not wanted:
@@ -318,7 +318,7 @@ def _clear_frames(error: BaseException | None) -> None:
 def _too_large(cause: Exception) -> RegionSearchError:
     error = RegionSearchError(
         Kind.TOO_LARGE,
-        "one item alone does not fit into the device's memory; send a smaller picture or region, or give the "
+        "one item alone does not fit into the device's memory; send a smaller image or region, or give the "
         "service a larger device",
     )
     error.__cause__ = cause

@@ -1,4 +1,4 @@
-"""`python -m services.searcher`: the searcher process; with `move`, from one engine to the other."""
+"""`python -m services.searcher`: the searcher process; with `migrate`, from one engine to the other."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from collections.abc import AsyncIterator
 from regionsearch.v1 import search_pb2
 from regionsearch.v1.search_pb2_grpc import add_SearchServiceServicer_to_server
 from services.runtime.server import Lifespan, Server, run
-from services.searcher import move
-from services.searcher.calls import Calls
-from services.searcher.embedded import threads
-from services.searcher.engines import open_engine
+from services.searcher import migrate
+from services.searcher.bounded_executor import BoundedExecutor
+from services.searcher.embedded.index import compute_threads
+from services.searcher.factory import open_engine
 from services.searcher.metrics import report_sizes
 from services.searcher.servicer import SearchServicer
 from services.searcher.settings import SearcherSettings
@@ -27,15 +27,15 @@ def searcher(settings: SearcherSettings) -> Lifespan:
     @contextlib.asynccontextmanager
     async def life(server: Server) -> AsyncIterator[None]:
         engine = await asyncio.to_thread(open_engine, settings, server.fail)
-        reads = Calls("reads", settings.read_threads, settings.max_waiting)
-        writes = Calls(
+        reads = BoundedExecutor("reads", settings.read_threads, settings.max_waiting)
+        writes = BoundedExecutor(
             "writes",
             settings.write_threads,
             settings.max_waiting,
             settings.max_write_bytes,
             "max_write_bytes",
         )
-        snapshots = Calls("snapshots and restores", 1, 0)
+        snapshots = BoundedExecutor("snapshots and restores", 1, 0)
         servicer = SearchServicer(
             engine, settings.limits, reads, writes, snapshots, settings.max_message_bytes, server.closing
         )
@@ -55,10 +55,10 @@ def searcher(settings: SearcherSettings) -> Lifespan:
 def main() -> None:
     """Serves until told to stop."""
     if sys.argv[1:2] == ["move"]:
-        sys.exit(move.main(sys.argv[2:]))
+        sys.exit(migrate.main(sys.argv[2:]))
     settings = SearcherSettings.load()
     if settings.engine == "embedded":
-        threads.take_over(settings.embedded.search_threads)
+        compute_threads.take_over(settings.embedded.search_threads)
     run(settings, SERVICES, searcher(settings))
 
 

@@ -12,9 +12,9 @@ from typing import Protocol
 
 from regionsearch.errors import Kind, RegionSearchError
 from regionsearch.metadata import MetadataLimits
-from services.searcher.callers import ANYBODY, Caller
+from services.searcher.cancellation import ANYBODY, CancellationToken
 from services.searcher.reports import CollectionStats, SnapshotInfo
-from services.searcher.room import ANY_SIZE, Room
+from services.searcher.response_budget import ANY_SIZE, ResponseBudget
 from services.searcher.types import (
     Collection,
     DeleteResult,
@@ -100,8 +100,8 @@ class Engine(Protocol):
         model: ModelIdentity,
         queries: Sequence[Query],
         min_seq: int | None = None,
-        caller: Caller = ANYBODY,
-        room: Room = ANY_SIZE,
+        caller: CancellationToken = ANYBODY,
+        room: ResponseBudget = ANY_SIZE,
     ) -> list[Page]:
         """One page for each query; UNAVAILABLE before write `min_seq` is visible.
 
@@ -121,7 +121,7 @@ class Engine(Protocol):
         masks: bool,
         vectors: bool,
         images_only: bool = False,
-        room: Room = ANY_SIZE,
+        room: ResponseBudget = ANY_SIZE,
     ) -> Stored:
         """Records by id, and all records of images, or only these images. What does not exist is left out.
 
@@ -134,7 +134,7 @@ class Engine(Protocol):
         name: str,
         limit: int,
         after: tuple[int, str] | None,
-        room: Room = ANY_SIZE,
+        room: ResponseBudget = ANY_SIZE,
         generation: str | None = None,
     ) -> ImagePage:
         """Images, newest first, from behind a place that an earlier page named.

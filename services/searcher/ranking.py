@@ -57,7 +57,7 @@ class Candidates:
     by_image: bool = False
 
 
-class Source(Protocol):
+class CandidateSource(Protocol):
     """What a ranking needs from an engine: records of one state that pass one filter.
 
     Attributes:
@@ -123,7 +123,7 @@ class _Entries:
     regions: dict[int, _Judged] = field(default_factory=dict)
 
 
-def rank(query: Query, source: Source) -> tuple[list[Ranked], bool]:
+def rank(query: Query, source: CandidateSource) -> tuple[list[Ranked], bool]:
     """The hits of a query behind its `after`, in order, and whether more follow.
 
     Args:
@@ -192,7 +192,9 @@ def _scored(query: Query, candidates: Candidates) -> _Judged:
     return _Judged(candidates.key, candidates.image, candidates.level, score, relevancy, best)
 
 
-def _known(source: Source, candidates: Candidates, rows: _Judged, count: int) -> tuple[_Judged, float]:
+def _known(
+    source: CandidateSource, candidates: Candidates, rows: _Judged, count: int
+) -> tuple[_Judged, float]:
     """The best `count` of incomplete candidates, which precede all that is missing; their last score."""
     leaders = rows.take(_best_of_each(rows)) if candidates.by_image else rows
     images, first = np.unique(leaders.image, return_index=True)
@@ -218,7 +220,7 @@ def _known(source: Source, candidates: Candidates, rows: _Judged, count: int) ->
     return rows.take(np.isin(rows.image, np.concatenate([above, chosen]))), floor
 
 
-def _certain(source: Source, entries: _Judged, last: _Judged, floor: float) -> NDArray[np.bool_]:
+def _certain(source: CandidateSource, entries: _Judged, last: _Judged, floor: float) -> NDArray[np.bool_]:
     """Which entries precede all that is missing, which comes behind the `last` known rows of score `floor`.
 
     An entry need not be the best row of its image: a whole image may stand for a better region of it.
@@ -254,7 +256,9 @@ def _passing(query: Query, rows: _Judged) -> tuple[_Judged, float]:
     return rows.take(relevant & (rows.score >= threshold)), threshold
 
 
-def _group(query: Query, source: Source, rows: _Judged, threshold: float, wanted: int | None) -> _Entries:
+def _group(
+    query: Query, source: CandidateSource, rows: _Judged, threshold: float, wanted: int | None
+) -> _Entries:
     """The rows that may stand for the images, at least for the best `wanted` not shown; None is all."""
     # A whole image may stand for its better region and so score less than it; look as far as that can reach.
     margin = query.whole_image_margin if query.level is None else 0.0
@@ -314,7 +318,7 @@ def _joined(one: _Judged, other: _Judged) -> _Judged:
     )
 
 
-def _ordered(query: Query, source: Source, entries: _Entries) -> list[Ranked]:
+def _ordered(query: Query, source: CandidateSource, entries: _Entries) -> list[Ranked]:
     """Up to one hit more than the page holds, in the total order."""
     rows = entries.rows
     after = query.after

@@ -77,7 +77,7 @@ class Reader:
     def _codes(self, message: search_pb2.BinaryCodes, dimension: int) -> CodeSpec:
         method = METHODS.get(message.method)
         if method is None:
-            raise invalid("binary_codes.method", f"{message.method} is no method of making binary codes")
+            raise invalid("binary_codes.method", f"{message.method} is not a method of making binary codes")
         bits = message.bits or _DEFAULT_BITS
         if bits % 8 or bits < 8:
             raise invalid("binary_codes.bits", f"a code has a multiple of 8 bits, not {bits}")
@@ -101,7 +101,7 @@ class Reader:
         try:
             policy = types_pb2.CropPolicy.Name(message.crop_policy).removeprefix(POLICY_PREFIX)
         except ValueError:
-            raise invalid("model.crop_policy", f"{message.crop_policy} is no crop policy") from None
+            raise invalid("model.crop_policy", f"{message.crop_policy} is not a crop policy") from None
         self._texts("model", [message.family, message.variant, message.weights_digest])
         return ModelIdentity(
             message.family,
@@ -246,7 +246,7 @@ class Reader:
     def level(self, value: int, field: str = "level") -> Level | None:
         """A level to search; None is both."""
         if value not in (0, *Level):
-            raise invalid(field, f"{value} is no level")
+            raise invalid(field, f"{value} is not a level")
         return Level(value) if value else None
 
     def _image(self, message: search_pb2.StoredImage, field: str) -> StoredImage:

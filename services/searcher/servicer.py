@@ -25,11 +25,11 @@ from services.searcher.answers import (
     record_to_proto,
     stats_to_proto,
 )
-from services.searcher.callers import Caller
-from services.searcher.calls import Calls
+from services.searcher.bounded_executor import BoundedExecutor
+from services.searcher.cancellation import CancellationToken
 from services.searcher.engine import Engine
 from services.searcher.requests import Reader, write_bytes
-from services.searcher.room import Room
+from services.searcher.response_budget import ResponseBudget
 from services.searcher.settings import LimitSettings
 from services.searcher.types import Page, Position, Query, UpsertResult, Vectors
 
@@ -57,9 +57,9 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
         self,
         engine: Engine,
         limits: LimitSettings,
-        reads: Calls,
-        writes: Calls,
-        snapshots: Calls,
+        reads: BoundedExecutor,
+        writes: BoundedExecutor,
+        snapshots: BoundedExecutor,
         max_message_bytes: int,
         closing: asyncio.Event,
     ) -> None:
@@ -209,16 +209,18 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
         self, request: search_pb2.SearchRequest, context: _Context
     ) -> search_pb2.SearchResponse:
         """See the contract."""
-        caller = Caller(remaining())
+        caller = CancellationToken(remaining())
         return await self._reads.run(lambda: self._search(request, caller), caller)
 
-    def _search(self, request: search_pb2.SearchRequest, caller: Caller) -> search_pb2.SearchResponse:
+    def _search(
+        self, request: search_pb2.SearchRequest, caller: CancellationToken
+    ) -> search_pb2.SearchResponse:
         model = self._read.model(request.model)
         queries, print_ = self._queries(request)
         min_seq = request.min_seq if request.HasField("min_seq") else None
         advice = "ask for fewer hits or queries, or leave include_masks out"
         # The gateway adds the query's vectors to the page token.
-        room = Room(self._most, "page_size", advice, spare=self._most // 32)
+        room = ResponseBudget(self._most, "page_size", advice, spare=self._most // 32)
         found = self._engine.search(request.collection, model, queries, min_seq, caller, room)
         answer = search_pb2.SearchResponse(
             results=[
@@ -317,7 +319,7 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
 
     def _get_records(self, request: search_pb2.GetRecordsRequest) -> search_pb2.GetRecordsResponse:
         field = "image_ids" if request.image_ids else "record_ids"
-        room = Room(self._most, field, "name fewer, or leave include_masks and include_vectors out")
+        room = ResponseBudget(self._most, field, "name fewer, or leave include_masks and include_vectors out")
         found = self._engine.get_records(
             request.collection,
             list(request.record_ids),
@@ -349,7 +351,7 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
         if request.page_token:
             generation, place, image_id = self._token_values(request.page_token, print_, str, int, str)
             after = (place, image_id)
-        room = Room(self._most, "page_size", "ask for fewer images")
+        room = ResponseBudget(self._most, "page_size", "ask for fewer images")
         page = self._engine.list_images(request.collection, size, after, room, generation)
         answer = search_pb2.ListImagesResponse(
             images=[image_to_proto(image) for image in page.images],

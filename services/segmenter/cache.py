@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from regionsearch.errors import Kind, RegionSearchError
-from services.runtime.batcher import Lane
+from services.runtime.batcher import Priority
 from services.segmenter.backends.base import Embedding
 
 # Errors about how long the one who asked would wait.
@@ -22,8 +22,8 @@ class Encoding(Protocol):
         """Makes it."""
         ...
 
-    def hasten(self, lane: Lane) -> None:
-        """Is called when somebody of this lane waits for it too."""
+    def escalate(self, priority: Priority) -> None:
+        """Is called when somebody of this priority waits for it too."""
         ...
 
 
@@ -37,9 +37,9 @@ class _Flight:
 class EmbeddingCache:
     """Least recently used embeddings, bounded by the memory they hold; on one event loop.
 
-    Calls for a picture that is just being encoded wait for that one encoding, in the lane of the fastest of
-    them. It is cancelled when the last of them has gone away. It has the deadline of the call that began it,
-    and was admitted to that call's lane; where it fails for these, the next one begins another.
+    Calls for an image that is just being encoded wait for that one encoding, in the priority of the fastest
+    of them. It is cancelled when the last of them has gone away. It has the deadline of the call that began
+    it, and was admitted to that call's priority; where it fails for these, the next one begins another.
 
     Args:
         max_bytes: Bound of what is kept; 0 keeps nothing. Embeddings in use are not counted once they are
@@ -57,13 +57,13 @@ class EmbeddingCache:
         """Device memory that is held."""
         return self._bytes
 
-    async def get(self, key: str, encoding: Encoding, lane: Lane) -> tuple[Embedding, bool]:
-        """The embedding of a picture.
+    async def get(self, key: str, encoding: Encoding, priority: Priority) -> tuple[Embedding, bool]:
+        """The embedding of an image.
 
         Args:
-            key: Identity of the picture's content.
+            key: Identity of the image's content.
             encoding: Makes the embedding, when there is none and nobody else is at it.
-            lane: Of the caller.
+            priority: Of the caller.
 
         Returns:
             The embedding, and whether it had been there.
@@ -76,7 +76,7 @@ class EmbeddingCache:
             joined = self._flights.get(key)
             flight = joined or _Flight(encoding, asyncio.ensure_future(self._fill(key, encoding)))
             self._flights[key] = flight
-            flight.encoding.hasten(lane)
+            flight.encoding.escalate(priority)
             try:
                 return await self._await(key, flight), False
             except RegionSearchError as error:
@@ -90,7 +90,7 @@ class EmbeddingCache:
         finally:
             flight.waiting -= 1
             if flight.waiting == 0 and not flight.task.done():
-                # A later call for the same picture must not join a flight that is being cancelled.
+                # A later call for the same image must not join a flight that is being cancelled.
                 self._flights.pop(key, None)
                 flight.task.cancel()
 

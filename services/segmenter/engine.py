@@ -1,4 +1,4 @@
-"""The segmenter without its transport: pictures and options in, regions out."""
+"""The segmenter without its transport: images and options in, regions out."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from numpy.typing import NDArray
 
 from regionsearch.errors import invalid, too_large
 from regionsearch.prompts import check_box, check_point
-from services.runtime.batcher import BatchSettings, Lane
+from services.runtime.batcher import BatchSettings, Priority
 from services.runtime.memory import MemoryBudget
 from services.segmenter.backends.base import Backend, Embedding, Size
-from services.segmenter.calls import INTERACTIVE, Call, Everything, Picture, Prompted
-from services.segmenter.closer import Closer
-from services.segmenter.everything import Candidate, Region, distinct, draw_candidates, finish_image
+from services.segmenter.call_context import INTERACTIVE, CallContext, Everything, LazyImage, Prompted
+from services.segmenter.everything import Candidate, Region, deduplicate, draw_candidates, finish_image
 from services.segmenter.features import pool_features
 from services.segmenter.grid import Crop, grid_points, plan_crops
 from services.segmenter.options import EverythingOptions, SelectionOptions
 from services.segmenter.pipeline import Pipeline
 from services.segmenter.prompts import Prompt, PromptedRegion, without_logits
+from services.segmenter.refine.mask_refiner import MaskRefiner
 from services.segmenter.selection import select_regions
-from services.segmenter.work import REFINE_ITEMS, Draw, Encode, Search, joined
+from services.segmenter.tasks import REFINE_ITEMS, DrawTask, EncodeTask, GridTask, joined
 
 PROMPT_PIECE = 128  # prompts of a call that are answered at a time
 GRID_PIECE = 1024  # grid points of a call that are in the queue at a time; then others have their turn
@@ -34,14 +34,14 @@ GRID_PIECE = 1024  # grid points of a call that are in the queue at a time; then
 class SegmentEngine:
     """Answers calls; lives on the event loop on which it was made.
 
-    Pictures, pieces of everything mode's grid and prompts of all callers go through one queue to the one
+    Images, pieces of everything mode's grid and prompts of all callers go through one queue to the one
     thread that owns the model, interactive ones first.
 
     Args:
         backend: The model.
         batching: Its `max_batch` is the number of grid points that run at once, and so what a click waits for
             behind everything mode.
-        cache_bytes: Device memory for embeddings of pictures seen before.
+        cache_bytes: Device memory for embeddings of images seen before.
         max_candidate_bytes: Memory for the masks of a crop, before duplicates among them are dropped.
         on_fatal: Called with the reason when the device is lost.
     """
@@ -66,14 +66,14 @@ class SegmentEngine:
 
     async def everything(
         self,
-        picture: Picture,
+        picture: LazyImage,
         options: EverythingOptions,
         selection: SelectionOptions | None = None,
         *,
         features: bool = False,
-        call: Call = INTERACTIVE,
+        call: CallContext = INTERACTIVE,
     ) -> Everything:
-        """Finds every region of a picture.
+        """Finds every region of an image.
 
         Args:
             picture: To cut up.
@@ -86,35 +86,40 @@ class SegmentEngine:
             The regions.
 
         Raises:
-            RegionSearchError: The picture cannot be decoded, its masks take too much memory, or the queue is
+            RegionSearchError: The image cannot be decoded, its masks take too much memory, or the queue is
                 full.
         """
-        call = replace(call, lane=max(call.lane, Lane.STANDARD))
+        call = replace(call, priority=max(call.priority, Priority.STANDARD))
         whole, cached = await self.pipeline.embed(picture, call, options.points)
         if not cached:
-            call = replace(call, begun=True)
+            call = replace(call, continuation=True)
         first, *others = plan_crops(whole.geometry.image_size, options)
         regions = await self._search(whole, first, whole, options, call)
-        call = replace(call, begun=True)
+        call = replace(call, continuation=True)
         if others:
             async with self._pixels.hold(picture.nbytes):
                 pixels = await asyncio.to_thread(picture.decode)
                 for crop in others:
-                    part = Encode(functools.partial(crop.cut, pixels), 0)
+                    part = EncodeTask(functools.partial(crop.cut, pixels), 0)
                     embedding = await self.pipeline.encode(part, call)
                     regions += await self._search(embedding, crop, whole, options, call)
         return await asyncio.to_thread(self._finish, whole, regions, options, selection, features, cached)
 
     async def _search(
-        self, embedding: Embedding, crop: Crop, whole: Embedding, options: EverythingOptions, call: Call
+        self,
+        embedding: Embedding,
+        crop: Crop,
+        whole: Embedding,
+        options: EverythingOptions,
+        call: CallContext,
     ) -> list[Region]:
         size = whole.geometry.image_size
         points = grid_points(crop, options)
         candidates: list[Candidate] = []
         for start in range(0, len(points), GRID_PIECE):
-            search = Search(embedding, crop, points[start : start + GRID_PIECE], size, options)
+            search = GridTask(embedding, crop, points[start : start + GRID_PIECE], size, options)
             candidates += joined(await self.pipeline.submit(search, call))
-            call = replace(call, begun=True)
+            call = replace(call, continuation=True)
             if sum(candidate.nbytes for candidate in candidates) > self._max_candidate_bytes:
                 raise too_large(
                     "everything.points_per_side",
@@ -122,14 +127,14 @@ class SegmentEngine:
                     f"{self._max_candidate_bytes} bytes (max_candidate_bytes); raise pred_iou_thresh or "
                     "stability_score_thresh, or lower points_per_side",
                 )
-        found = await asyncio.to_thread(distinct, candidates, options)
+        found = await asyncio.to_thread(deduplicate, candidates, options)
         if not found:
             return []
         with contextlib.suppress(Exception):
             return await asyncio.to_thread(draw_candidates, self.backend, embedding, crop, found, size)
         # That was beside the queue, where it would stand behind the grids of later calls. What the device had
         # no room for meanwhile gets its turn there, and what is wrong with it is found out there.
-        return joined(await self.pipeline.submit(Draw(embedding, crop, found, size), call))
+        return joined(await self.pipeline.submit(DrawTask(embedding, crop, found, size), call))
 
     def _finish(
         self,
@@ -148,14 +153,14 @@ class SegmentEngine:
 
     async def prompts(
         self,
-        picture: Picture,
+        picture: LazyImage,
         prompts: Sequence[Prompt],
         *,
         multimask: bool = False,
         zoom: bool = False,
         features: bool = False,
         logits: bool = True,
-        call: Call = INTERACTIVE,
+        call: CallContext = INTERACTIVE,
     ) -> Prompted:
         """Finds the object of each prompt.
 
@@ -173,16 +178,18 @@ class SegmentEngine:
             The answers, in the order of the prompts.
 
         Raises:
-            RegionSearchError: The picture cannot be decoded, a prompt does not fit it, or the queue is full.
+            RegionSearchError: The image cannot be decoded, a prompt does not fit it, or the queue is full.
         """
         closer_looks = len(prompts) * REFINE_ITEMS if zoom and self.backend.refiner else 0
         embedding, cached = await self.pipeline.embed(picture, call, len(prompts) + closer_looks)
         self._check(prompts, embedding.geometry.image_size)
         size = embedding.geometry.image_size
         if not cached:  # the call was judged with its encoding; what is cached has not been in the queue
-            call = replace(call, begun=True)
+            call = replace(call, continuation=True)
         whole = Crop.whole(size)
-        closer = Closer(self.pipeline, picture, embedding.geometry, multimask, replace(call, begun=True))
+        closer = MaskRefiner(
+            self.pipeline, picture, embedding.geometry, multimask, replace(call, continuation=True)
+        )
         answers: list[list[PromptedRegion]] = []
         for start in range(0, len(prompts), PROMPT_PIECE):
             some = prompts[start : start + PROMPT_PIECE]
@@ -191,7 +198,7 @@ class SegmentEngine:
             if zoom:
                 found = await closer.improve(some, found)
             answers += found if logits else [list(map(without_logits, answer)) for answer in found]
-            call = replace(call, begun=True)
+            call = replace(call, continuation=True)
         pooled = await asyncio.to_thread(_pool_answers, embedding, answers) if features else None
         return Prompted(answers, pooled, size, cached)
 

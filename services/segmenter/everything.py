@@ -1,6 +1,6 @@
 """Everything mode: the answer of ``SamAutomaticMaskGenerator``, with less work.
 
-The published generator enlarges every candidate to the whole picture before it looks at its quality, and
+The published generator enlarges every candidate to the whole image before it looks at its quality, and
 encodes it before it looks for duplicates. Here the order is: quality, then the window that matters, then
 duplicates, and only for the regions that remain their run lengths. The filters, their order and the order
 of the results are unchanged.
@@ -23,14 +23,14 @@ from torchvision.ops.boxes import batched_nms
 
 from regionsearch.images import Pixels
 from services.segmenter.backends.base import Backend, Embedding, PromptBatch, Size
-from services.segmenter.cleaning import remove_small_parts
-from services.segmenter.drawing import box_window, draw, measure
 from services.segmenter.grid import Crop, grid_points, plan_crops
+from services.segmenter.masks.rasterize import box_window, draw, measure
+from services.segmenter.masks.run_length import Box, RunLengthMask
+from services.segmenter.masks.small_regions import remove_small_parts
 from services.segmenter.options import EverythingOptions
-from services.segmenter.runs import Box, Runs
 from services.segmenter.upscale import Patch, Upscaler
 
-# A box this near to the edge of a crop, but not of the picture, is taken for a part of something larger.
+# A box this near to the edge of a crop, but not of the image, is taken for a part of something larger.
 _CROP_EDGE_PIXELS = 20.0
 
 _EMPTY: Box = (0, 0, 0, 0)  # what the reference calls the box of an empty mask
@@ -50,7 +50,7 @@ class Region:
         crop: Where it was looked for.
     """
 
-    runs: Runs
+    runs: RunLengthMask
     box: Box
     predicted_iou: float
     stability_score: float
@@ -72,7 +72,7 @@ class Region:
 
 
 @dataclass(frozen=True)
-class Survivors:
+class DecodedMasks:
     """Masks of sufficient predicted IoU.
 
     Attributes:
@@ -126,7 +126,7 @@ def segment_everything(backend: Backend, image: Pixels, options: EverythingOptio
 @torch.inference_mode()
 def decode_points(
     backend: Backend, embedding: Embedding, points: NDArray[np.float64], options: EverythingOptions
-) -> Survivors:
+) -> DecodedMasks:
     """Decodes three masks for every point and keeps those of sufficient predicted IoU; on the device.
 
     Args:
@@ -150,7 +150,7 @@ def decode_points(
         logits.append(decoding.logits(rows, columns + 1))
         scores.append(ious[rows, columns].cpu().numpy())
         places.append(batch[rows.cpu().numpy()])
-    return Survivors(torch.cat(logits), np.concatenate(scores), np.concatenate(places))
+    return DecodedMasks(torch.cat(logits), np.concatenate(scores), np.concatenate(places))
 
 
 @torch.inference_mode()
@@ -158,7 +158,7 @@ def filter_survivors(
     backend: Backend,
     embedding: Embedding,
     crop: Crop,
-    survivors: Survivors,
+    survivors: DecodedMasks,
     image_size: Size,
     options: EverythingOptions,
 ) -> list[Candidate]:
@@ -197,14 +197,14 @@ def finish_crop(
     options: EverythingOptions,
 ) -> list[Region]:
     """Drops duplicates among the candidates of one crop and draws the masks of the rest, best first."""
-    return draw_candidates(backend, embedding, crop, distinct(candidates, options), image_size)
+    return draw_candidates(backend, embedding, crop, deduplicate(candidates, options), image_size)
 
 
-def distinct(candidates: Sequence[Candidate], options: EverythingOptions) -> list[Candidate]:
+def deduplicate(candidates: Sequence[Candidate], options: EverythingOptions) -> list[Candidate]:
     """Drops duplicates among the candidates of one crop; the rest best first."""
     boxes = [candidate.box for candidate in candidates]
     scores = [candidate.predicted_iou for candidate in candidates]
-    return [candidates[index] for index in suppress(boxes, scores, options.box_nms_thresh)]
+    return [candidates[index] for index in box_nms(boxes, scores, options.box_nms_thresh)]
 
 
 @torch.inference_mode()
@@ -231,7 +231,7 @@ def finish_image(regions: list[Region], options: EverythingOptions) -> list[Regi
     if options.crop_n_layers > 0:
         # Smaller crops saw more detail.
         scores = [1 / (region.crop.size[0] * region.crop.size[1]) for region in regions]
-        keep = suppress([region.box for region in regions], scores, options.crop_nms_thresh)
+        keep = box_nms([region.box for region in regions], scores, options.crop_nms_thresh)
         regions = [regions[index] for index in keep]
     if options.min_mask_region_area > 0:
         nms_thresh = max(options.box_nms_thresh, options.crop_nms_thresh)
@@ -245,7 +245,7 @@ def _clean(regions: list[Region], min_area: int, nms_thresh: float) -> list[Regi
     scores = [float(changed is None) for changed in cleaned]
     boxes = [changed[1] if changed else region.box for region, changed in zip(regions, cleaned, strict=True)]
     kept = []
-    for index in suppress(boxes, scores, nms_thresh):
+    for index in box_nms(boxes, scores, nms_thresh):
         region, changed = regions[index], cleaned[index]
         if changed:
             runs, box = changed
@@ -256,7 +256,7 @@ def _clean(regions: list[Region], min_area: int, nms_thresh: float) -> list[Regi
     return kept
 
 
-def suppress(boxes: Sequence[Box], scores: Sequence[float], iou_thresh: float) -> list[int]:
+def box_nms(boxes: Sequence[Box], scores: Sequence[float], iou_thresh: float) -> list[int]:
     """Greedy non-maximum suppression over boxes; indices of the kept ones, best score first."""
     if not boxes:
         return []

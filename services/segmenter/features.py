@@ -17,8 +17,8 @@ def pool_features(embedding: Embedding, regions: list[Region]) -> NDArray[np.flo
     cell have features too.
 
     Args:
-        embedding: Of the whole picture.
-        regions: Of the same picture.
+        embedding: Of the whole image.
+        regions: Of the same image.
 
     Returns:
         float32 (n, channels); zeros for an empty mask.

@@ -1,4 +1,4 @@
-"""Where everything mode looks: crops of the picture, and a grid of points in each.
+"""Where everything mode looks: crops of the image, and a grid of points in each.
 
 The arithmetic is that of ``segment_anything.utils.amg``, because the results have to be.
 """
@@ -13,16 +13,16 @@ from numpy.typing import NDArray
 
 from regionsearch.images import Pixels
 from services.segmenter.backends.base import Size
+from services.segmenter.masks.run_length import Box
 from services.segmenter.options import EverythingOptions
-from services.segmenter.runs import Box
 
 
 @dataclass(frozen=True)
 class Crop:
-    """A part of the picture that is looked at by itself; half-open pixel ranges.
+    """A part of the image that is looked at by itself; half-open pixel ranges.
 
     Attributes:
-        layer: 0 for the whole picture.
+        layer: 0 for the whole image.
     """
 
     left: int
@@ -38,21 +38,21 @@ class Crop:
 
     @classmethod
     def whole(cls, image_size: Size) -> Crop:
-        """All of a picture."""
+        """All of an image."""
         return cls(0, 0, image_size[1], image_size[0], 0)
 
     def cut(self, pixels: Pixels) -> Pixels:
-        """The crop's pixels of those of the picture."""
+        """The crop's pixels of those of the image."""
         return np.ascontiguousarray(pixels[self.top : self.bottom, self.left : self.right])
 
     def moved(self, box: Box) -> Box:
-        """A box in pixels of the crop, in pixels of the picture."""
+        """A box in pixels of the crop, in pixels of the image."""
         left, top, right, bottom = box
         return left + self.left, top + self.top, right + self.left, bottom + self.top
 
 
 def plan_crops(image_size: Size, options: EverythingOptions) -> list[Crop]:
-    """The whole picture, then the crops of each layer, column by column."""
+    """The whole image, then the crops of each layer, column by column."""
     height, width = image_size
     crops = [Crop.whole(image_size)]
     for layer in range(1, options.crop_n_layers + 1):
@@ -63,7 +63,7 @@ def plan_crops(image_size: Size, options: EverythingOptions) -> list[Crop]:
         for left in (int((crop_width - overlap) * i) for i in range(count)):
             for top in (int((crop_height - overlap) * i) for i in range(count)):
                 right, bottom = min(left + crop_width, width), min(top + crop_height, height)
-                # Pictures of a few pixels have room for fewer crops than a layer asks for.
+                # Images of a few pixels have room for fewer crops than a layer asks for.
                 if left < right and top < bottom:
                     crops.append(Crop(left, top, right, bottom, layer))
     return crops

@@ -46,7 +46,7 @@ def find_model(model: str) -> ModelFiles:
             return _from_checkpoint(name, path, None)
     raise invalid(
         "model",
-        f"{model!r} is no model; give pocket, {', '.join(CHECKPOINTS)}, the path of a segmenter.json, or "
+        f"{model!r} is not a model; give pocket, {', '.join(CHECKPOINTS)}, the path of a segmenter.json, or "
         "of a checkpoint with one of these names in its own",
     )
 
@@ -60,7 +60,7 @@ def _from_manifest(path: Path) -> ModelFiles:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise RegionSearchError(
             Kind.DATA_LOSS,
-            f"{path} is no manifest of a segmenter ({error!r}); give the path of a segmenter.json, or "
+            f"{path} is not a manifest of a segmenter ({error!r}); give the path of a segmenter.json, or "
             "install regionsearch again for the bundled one",
             field="model",
         ) from error

@@ -18,20 +18,20 @@ from regionsearch.prompts import read_box
 from regionsearch.tensors import tensor_from_proto, tensor_to_proto
 from regionsearch.v1 import segment_pb2, types_pb2
 from services.segmenter.backends.base import ModelIdentity
-from services.segmenter.calls import Picture
+from services.segmenter.call_context import LazyImage
 from services.segmenter.everything import Region
 from services.segmenter.options import EverythingOptions, SelectionOptions
 from services.segmenter.prompts import Prompt, RoughMask
-from services.segmenter.work import ENCODE_ITEMS
+from services.segmenter.tasks import ENCODE_ITEMS
 
 
-def read_picture(image: types_pb2.Image, limits: ImageLimits) -> Picture:
-    """The picture of a request; pixels are decoded later."""
+def read_image(image: types_pb2.Image, limits: ImageLimits) -> LazyImage:
+    """The image of a request; pixels are decoded later."""
     if image.WhichOneof("source") == "raw":
         identity = f"{image.raw.height}x{image.raw.width}:".encode() + image.raw.rgb
     else:
         identity = image.encoded
-    return Picture(
+    return LazyImage(
         hashlib.sha256(identity).hexdigest(),
         lambda: image_from_proto(image, limits),
         decoded_bytes(image, limits),
@@ -98,7 +98,7 @@ def read_zoom(request: segment_pb2.SegmentRequest, default: bool) -> bool:
 
     Raises:
         RegionSearchError: INVALID_ARGUMENT, with `low_res_logits`: those of a closer look are of its crop,
-            and no prompt on the whole picture could begin from them.
+            and no prompt on the whole image could begin from them.
     """
     if not request.output.low_res_logits:
         return request.prompts.zoom if request.prompts.HasField("zoom") else default

@@ -7,13 +7,13 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from services.runtime.batcher import Batcher, BatchSettings, Lane
+from services.runtime.batcher import Batcher, BatchSettings, Priority
 from services.segmenter.backends.base import Backend, Embedding, Size
 from services.segmenter.cache import EmbeddingCache
-from services.segmenter.calls import Call, Picture
+from services.segmenter.call_context import CallContext, LazyImage
 from services.segmenter.grid import Crop
 from services.segmenter.prompts import Prompt, PromptedRegion, group_prompts
-from services.segmenter.work import Answer, Encode, Result, Stages, Work, classify, joined
+from services.segmenter.tasks import EncodeTask, PromptTask, Result, Stages, Work, classify, joined
 
 _T = TypeVar("_T")
 
@@ -24,7 +24,7 @@ class Pipeline:
     Args:
         backend: The model.
         batching: See :class:`BatchSettings`.
-        cache_bytes: Device memory for embeddings of pictures seen before.
+        cache_bytes: Device memory for embeddings of images seen before.
         on_fatal: Called with the reason when the device is lost.
     """
 
@@ -49,19 +49,19 @@ class Pipeline:
             on_fatal=on_fatal,
         )
 
-    async def embed(self, picture: Picture, call: Call, more: int = 0) -> tuple[Embedding, bool]:
-        """The embedding of a picture, and whether it had been there.
+    async def embed(self, picture: LazyImage, call: CallContext, more: int = 0) -> tuple[Embedding, bool]:
+        """The embedding of an image, and whether it had been there.
 
         Args:
             picture: What to encode.
             call: Who waits, and until when.
             more: Items that the call will bring once it has the embedding; it is judged with them.
         """
-        encoding = _Encoding(self, Encode(picture.decode, picture.nbytes), call, more)
-        return await self.cache.get(picture.key, encoding, call.lane)
+        encoding = _Encoding(self, EncodeTask(picture.decode, picture.nbytes), call, more)
+        return await self.cache.get(picture.key, encoding, call.priority)
 
-    async def encode(self, work: Encode, call: Call, more: int = 0) -> Embedding:
-        """The embedding of a picture that is not kept."""
+    async def encode(self, work: EncodeTask, call: CallContext, more: int = 0) -> Embedding:
+        """The embedding of an image that is not kept."""
         results = await self.submit(work, call, more)
         return next(result for result in results if isinstance(result, Embedding))
 
@@ -72,7 +72,7 @@ class Pipeline:
         prompts: Sequence[Prompt],
         multimask: bool,
         image_size: Size,
-        call: Call,
+        call: CallContext,
         more: int = 0,
     ) -> list[list[PromptedRegion]]:
         """Answers prompts in pixels of a crop, whose embedding is given; for each its masks, best first.
@@ -83,45 +83,45 @@ class Pipeline:
         groups = group_prompts(prompts)
         later = len(prompts) - len(groups[0]) + more
         for places in groups:
-            work = Answer(embedding, crop, [prompts[place] for place in places], image_size, multimask)
+            work = PromptTask(embedding, crop, [prompts[place] for place in places], image_size, multimask)
             found = joined(await self.submit(work, call, later))
             for place, answer in zip(places, found, strict=True):
                 answers[place] = answer
-            call = replace(call, begun=True)
+            call = replace(call, continuation=True)
         return answers
 
-    async def submit(self, work: Work, call: Call, more: int = 0) -> list[Result]:
+    async def submit(self, work: Work, call: CallContext, more: int = 0) -> list[Result]:
         """What the parts of a piece of work give."""
-        # Where pictures are encoded one by one, a batch of several would only make each wait for the others.
-        alone = isinstance(work, Encode) and self.backend.encode_batch == 1
+        # Where images are encoded one by one, a batch of several would only make each wait for the others.
+        alone = isinstance(work, EncodeTask) and self.backend.encode_batch == 1
         return await self.batcher.submit(
             work,
             len(work),
             nbytes=work.nbytes,
             key=work if alone else None,
-            lane=call.lane,
+            priority=call.priority,
             deadline=call.deadline,
-            begun=call.begun,
+            continuation=call.continuation,
             more=more,
         )
 
 
 @dataclass
 class _Encoding:
-    """The encoding of a picture, in the lane of the fastest of those who wait for it."""
+    """The encoding of an image, in the priority of the fastest of those who wait for it."""
 
     pipeline: Pipeline
-    work: Encode
-    call: Call
+    work: EncodeTask
+    call: CallContext
     more: int
 
     async def make(self) -> Embedding:
         return await self.pipeline.encode(self.work, self.call, self.more)
 
-    def hasten(self, lane: Lane) -> None:
-        if lane < self.call.lane:
-            self.call = replace(self.call, lane=lane)
-            self.pipeline.batcher.hasten(self.work, lane)
+    def escalate(self, priority: Priority) -> None:
+        if priority < self.call.priority:
+            self.call = replace(self.call, priority=priority)
+            self.pipeline.batcher.escalate(self.work, priority)
 
 
 async def gather(works: Sequence[Coroutine[None, None, _T]]) -> list[_T]:

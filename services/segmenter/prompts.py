@@ -14,9 +14,9 @@ from torch import Tensor
 
 from regionsearch.masks import BoolMask
 from services.segmenter.backends.base import Backend, Embedding, Geometry, PromptBatch, Size
-from services.segmenter.drawing import box_window, draw, measure
 from services.segmenter.everything import Region
 from services.segmenter.grid import Crop
+from services.segmenter.masks.rasterize import box_window, draw, measure
 from services.segmenter.upscale import Upscaler
 
 # The decoder's own logits, which mask prompts imitate, are about this large inside and outside of an object.
@@ -32,7 +32,7 @@ STABILITY_OFFSET = 1.0
 
 @dataclass(frozen=True)
 class RoughMask:
-    """A mask that is decoded only when it is looked at: a few bytes may stand for a large picture's pixels.
+    """A mask that is decoded only when it is looked at: a few bytes may stand for a large image's pixels.
 
     Attributes:
         size: Of the mask.
@@ -187,7 +187,7 @@ def draw_answers(
         embedding: Of the crop.
         decoded: What it says.
         crop: Where the prompts were answered.
-        image_size: Of the whole picture, which the masks are drawn in.
+        image_size: Of the whole image, which the masks are drawn in.
     """
     upscaler = Upscaler(backend.mask_size, embedding.geometry.steps, backend.device)
     answers = []
@@ -208,7 +208,7 @@ def draw_masks(
     crop: Crop,
     image_size: Size,
 ) -> list[Region]:
-    """Low-resolution masks (n, h, w) of a crop, with their predicted IoUs, as regions of the picture."""
+    """Low-resolution masks (n, h, w) of a crop, with their predicted IoUs, as regions of the image."""
     regions = []
     measured = measure(upscaler, logits, threshold, STABILITY_OFFSET)
     for mask, score, (stability, box) in zip(logits, scores, measured, strict=True):

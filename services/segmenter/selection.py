@@ -1,4 +1,4 @@
-"""Which regions of a picture are worth indexing."""
+"""Which regions of an image are worth indexing."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def select_regions(regions: Sequence[Region], options: SelectionOptions) -> list
     pixels.
 
     Args:
-        regions: Of one picture.
+        regions: Of one image.
         options: Limits.
 
     Returns:

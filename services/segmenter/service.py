@@ -35,7 +35,7 @@ def load(settings: SegmenterSettings) -> tuple[Backend, Defaults]:
     everything = replace(EverythingOptions(), **files.everything)
     segment_everything(backend, np.zeros((64, 64, 3), np.uint8), replace(everything, points_per_side=2))
     if backend.refiner is not None:
-        backend.refiner.warm()
+        backend.refiner.warmup()
     return backend, Defaults(everything, files.zoom if settings.zoom is None else settings.zoom)
 
 

@@ -11,12 +11,12 @@ from google.rpc import status_pb2
 from regionsearch.errors import invalid, to_status, too_large
 from regionsearch.images import ImageLimits
 from regionsearch.v1 import segment_pb2, segment_pb2_grpc, types_pb2
-from services.runtime.batcher import Lane
+from services.runtime.batcher import Priority
 from services.runtime.enums import check_enums
 from services.runtime.interceptor import is_over, typed
 from services.runtime.requests import Load
 from services.segmenter import messages
-from services.segmenter.calls import Call, Picture
+from services.segmenter.call_context import CallContext, LazyImage
 from services.segmenter.engine import SegmentEngine
 from services.segmenter.options import Defaults
 from services.segmenter.settings import SegmenterSettings
@@ -106,9 +106,9 @@ class SegmentServicer(segment_pb2_grpc.SegmentServiceServicer):
     async def _segment(
         self, request: segment_pb2.SegmentRequest, deadline: float | None
     ) -> segment_pb2.SegmentResponse:
-        picture = await asyncio.to_thread(messages.read_picture, request.image, self._limits)
-        lane = Lane.BULK if request.priority == types_pb2.PRIORITY_BULK else Lane.INTERACTIVE
-        call = Call(lane, deadline)
+        picture = await asyncio.to_thread(messages.read_image, request.image, self._limits)
+        priority = Priority.BULK if request.priority == types_pb2.PRIORITY_BULK else Priority.INTERACTIVE
+        call = CallContext(priority, deadline)
         match request.WhichOneof("mode"):
             case "everything":
                 return await self._everything(picture, request, call)
@@ -118,7 +118,7 @@ class SegmentServicer(segment_pb2_grpc.SegmentServiceServicer):
                 raise invalid("mode", "mode is missing; set everything or prompts")
 
     async def _everything(
-        self, picture: Picture, request: segment_pb2.SegmentRequest, call: Call
+        self, picture: LazyImage, request: segment_pb2.SegmentRequest, call: CallContext
     ) -> segment_pb2.SegmentResponse:
         options, selection = messages.read_everything(
             request.everything, self._defaults.everything, self._settings.max_grid_points
@@ -140,7 +140,7 @@ class SegmentServicer(segment_pb2_grpc.SegmentServiceServicer):
         return await asyncio.to_thread(write)
 
     async def _prompts(
-        self, picture: Picture, request: segment_pb2.SegmentRequest, call: Call
+        self, picture: LazyImage, request: segment_pb2.SegmentRequest, call: CallContext
     ) -> segment_pb2.SegmentResponse:
         settings, output = self._settings, request.output
         prompts = await asyncio.to_thread(
@@ -190,7 +190,7 @@ class SegmentServicer(segment_pb2_grpc.SegmentServiceServicer):
 
 
 class _Room:
-    """What an answer has left of the cap of a message: masks may take far more than the picture did."""
+    """What an answer has left of the cap of a message: masks may take far more than the image did."""
 
     def __init__(self, max_message_bytes: int) -> None:
         self._most = self._left = max_message_bytes

@@ -30,7 +30,7 @@ class SegmenterSettings(ServiceSettings):
         "masks for more time. Absent: as it suits the model.",
     )
     threads: int = Field(0, ge=0, description="CPU threads of a model's operation; 0 leaves it to torch.")
-    cache_bytes: int = Field(256 * MIB, ge=0, description="Device memory for embeddings of pictures seen.")
+    cache_bytes: int = Field(256 * MIB, ge=0, description="Device memory for embeddings of images seen.")
     max_image_bytes: int = Field(32 * MIB, gt=0)
     max_image_pixels: int = Field(50_000_000, gt=0)
     max_prompts: int = Field(1000, gt=0, description="Prompts of one call.")

@@ -1,6 +1,6 @@
 """Low-resolution logits to pixels, in windows.
 
-``Sam.postprocess_masks`` blows every mask up to the whole picture, twice. Most of that is background:
+``Sam.postprocess_masks`` blows every mask up to the whole image, twice. Most of that is background:
 bilinear interpolation stays between the values it mixes, so where no logit nearby exceeds a threshold no
 pixel does. Here a mask is evaluated only in the window that matters, and a window too large for memory in
 vertical strips.
@@ -41,7 +41,7 @@ class Window:
 
     def strips(self, max_pixels: int) -> Iterator[Window]:
         """Cuts the window into ranges of columns with at most `max_pixels` each, or one column."""
-        if self.area == 0:  # may be empty along one axis only, where a tiny picture skips the mask's rows
+        if self.area == 0:  # may be empty along one axis only, where a tiny image skips the mask's rows
             return
         columns = max(1, max_pixels // (self.bottom - self.top))
         for left in range(self.left, self.right, columns):

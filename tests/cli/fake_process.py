@@ -37,7 +37,7 @@ class Ready(BaseHTTPRequestHandler):
         self.wfile.write(b"{}")
 
     def do_POST(self) -> None:
-        """Adds a picture, once the file `hold` has gone."""
+        """Adds an image, once the file `hold` has gone."""
         self.rfile.read(int(self.headers["Content-Length"]))
         if self.path.endswith("images:check"):
             self.send_response(200)

@@ -39,7 +39,7 @@ def png(colour: str = "white", size: tuple[int, int] = (3, 2)) -> bytes:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Pictures in folders, and what is none."""
+    """Images in folders, and what is none."""
     (tmp_path / "deep").mkdir()
     (tmp_path / "b.PNG").write_bytes(png("red"))
     (tmp_path / "deep" / "a.jpg").write_bytes(png("blue"))
@@ -73,7 +73,7 @@ def test_ingest_tells_each_failure_and_ends_with_1(gateway: FakeGateway, folder:
     result = run(gateway, "ingest", folder)
     assert result.exit_code == 1
     assert "2 added with 2 regions, 0 there already, 1 failed" in result.output
-    assert f"failed: {folder / 'broken.png'}: image is no picture" in result.output
+    assert f"failed: {folder / 'broken.png'}: image is not an image" in result.output
 
 
 def test_ingest_of_nothing_is_an_error(gateway: FakeGateway, folder: Path) -> None:

@@ -151,20 +151,20 @@ def test_a_process_that_dies_is_started_again(up: Up) -> None:
 def test_with_the_demo_it_is_ready_when_there_is_something_to_find(up: Up) -> None:
     (up.folder / "hold").touch()
     up.start("--demo", ready=False)
-    eventually(lambda: (up.folder / "posted").exists(), "the first picture")
+    eventually(lambda: (up.folder / "posted").exists(), "the first image")
     up.all_four()
     (first,) = up.pids("embedder")
     os.kill(first, signal.SIGKILL)
     eventually(
         lambda: "embedder ended with code -9" in up.log.read_text().replace("\n", " "), "that it is seen"
     )
-    assert "adding 20 demo pictures" in up.log.read_text()
+    assert "adding 20 demo images" in up.log.read_text()
     assert "is ready" not in up.log.read_text()
     (up.folder / "hold").unlink()
     eventually(lambda: "curl -s" in up.log.read_text(), "what to try")
     said = up.log.read_text()
-    said = said[said.index("adding 20 demo pictures") :]
-    order = ["15 of 20 demo pictures", "20 added with 40 regions", "is ready", str(up.http_port), "curl -s"]
+    said = said[said.index("adding 20 demo images") :]
+    order = ["15 of 20 demo images", "20 added with 40 regions", "is ready", str(up.http_port), "curl -s"]
     assert [said.index(one) for one in order] == sorted(said.index(one) for one in order)
     assert len((up.folder / "posted").read_text().split()) == 20
     assert up.end() == 0
@@ -173,7 +173,7 @@ def test_with_the_demo_it_is_ready_when_there_is_something_to_find(up: Up) -> No
 def test_a_signal_while_the_demo_is_added_stops_all(up: Up) -> None:
     (up.folder / "hold").touch()
     up.start("--demo", ready=False)
-    eventually(lambda: (up.folder / "posted").exists(), "the first picture")
+    eventually(lambda: (up.folder / "posted").exists(), "the first image")
     pids = up.all_four()
     assert up.end() == 0
     said = up.log.read_text()

@@ -49,9 +49,9 @@ class FakeGateway:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def add(self, data: bytes) -> tuple[str, str]:
-        """Outcome and id of a picture; whatever begins with `bad` is none."""
+        """Outcome and id of an image; whatever begins with `bad` is none."""
         if data.startswith(b"bad"):
-            raise RegionSearchError(Kind.UNSUPPORTED_IMAGE, "image is no picture", field="image")
+            raise RegionSearchError(Kind.UNSUPPORTED_IMAGE, "image is not an image", field="image")
         identity = hashlib.sha256(data).hexdigest()
         with self.lock:
             new = identity not in self.known

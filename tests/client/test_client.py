@@ -14,7 +14,7 @@ import pytest
 
 import regionsearch
 from regionsearch import AsyncClient, Client
-from regionsearch.client import Collection, Example, IngestResult, operations
+from regionsearch.client import Collection, IngestResult, NegativeExample, operations
 from regionsearch.client.problems import error_of
 from regionsearch.errors import Kind, RegionSearchError, overloaded
 from regionsearch.v1 import search_pb2
@@ -112,7 +112,7 @@ def test_within_needs_one_picture(use: Callable[..., Any], gateway: FakeGateway)
 
 def test_ingest_keeps_order_and_failures_alone(use: Callable[..., Any], tmp_path: Path) -> None:
     (tmp_path / "one.png").write_bytes(b"one")
-    sources = [tmp_path / "one.png", ("two", b"two"), b"bad picture", tmp_path / "none.png", b"two"]
+    sources = [tmp_path / "one.png", ("two", b"two"), b"bad image", tmp_path / "none.png", b"two"]
     seen: list[IngestResult] = []
     results = use("ingest", iter(sources), tags=["t"], at_once=1, on_result=seen.append)
     assert [(result.name, result.outcome) for result in results] == [
@@ -183,7 +183,7 @@ def test_an_overloaded_server_is_asked_again(use: Callable[..., Any], gateway: F
         use("search", "mug", retries=1)
     assert caught.value.kind is Kind.OVERLOADED
     gateway.failures = [BUSY]
-    (result,) = use("ingest", [b"a picture that has to wait"])
+    (result,) = use("ingest", [b"an image that has to wait"])
     assert result.outcome == "created"
 
 
@@ -274,7 +274,7 @@ def test_a_gateway_that_is_not_there(address: str) -> None:
     ],
 )
 def test_what_is_no_address(address: str) -> None:
-    with pytest.raises(RegionSearchError, match="is no address") as caught:
+    with pytest.raises(RegionSearchError, match="is not an address") as caught:
         Client(address)
     assert caught.value.kind is Kind.INVALID_ARGUMENT
 
@@ -323,7 +323,11 @@ def test_a_garbled_answer_is_an_error_too(gateway: FakeGateway, monkeypatch: pyt
 
 
 def test_what_is_not_meant(use: Callable[..., Any], gateway: FakeGateway) -> None:
-    examples = [Example(region_id="r1"), Example(image=b"picture"), Example(image_id="i1")]
+    examples = [
+        NegativeExample(region_id="r1"),
+        NegativeExample(image=b"picture"),
+        NegativeExample(image_id="i1"),
+    ]
     use("search", "mug", negatives=["plate", *examples])
     use("within", "mug", image_id="i1", negatives=["plate", *examples], min_relevancy=0.25)
     for asked in gateway.requests:
@@ -341,7 +345,7 @@ def test_what_is_not_meant(use: Callable[..., Any], gateway: FakeGateway) -> Non
 @pytest.mark.parametrize("given", [{}, {"region_id": "r", "image_id": "i"}])
 def test_an_example_is_one_thing(given: dict[str, str]) -> None:
     with pytest.raises(RegionSearchError, match="one of image, region_id and image_id"):
-        Example(**given)
+        NegativeExample(**given)
 
 
 def test_a_proxys_answer_is_an_error_too(gateway: FakeGateway, monkeypatch: pytest.MonkeyPatch) -> None:

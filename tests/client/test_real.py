@@ -7,7 +7,7 @@ import hashlib
 import pytest
 
 from regionsearch import AsyncClient, Client
-from regionsearch.client import Example
+from regionsearch.client import NegativeExample
 from regionsearch.errors import Kind, RegionSearchError
 from tests.e2e.scenes import held_out_scenes
 from tests.stack import Stack
@@ -75,7 +75,7 @@ def test_known_files_are_not_sent_and_get_what_is_new(http: Client, stack: Stack
 
 def test_both_exclude_what_is_not_meant(http: Client, stack: Stack) -> None:
     plain = http.search("guitar", COLLECTION, page_size=50)
-    unlike = {"negatives": ["dog", Example(region_id=plain[-1].region_id)], "page_size": 50}
+    unlike = {"negatives": ["dog", NegativeExample(region_id=plain[-1].region_id)], "page_size": 50}
     expected = http.search("guitar", COLLECTION, **unlike)
     with Client(f"grpc://{stack.grpc}") as over_grpc:
         found = over_grpc.search("guitar", COLLECTION, **unlike)

@@ -1,4 +1,4 @@
-"""Many pictures over one gRPC stream, with both clients."""
+"""Many images over one gRPC stream, with both clients."""
 
 from __future__ import annotations
 

@@ -151,7 +151,7 @@ def test_one_pixel() -> None:
     ("data", "kind"),
     [
         (b"", Kind.INVALID_ARGUMENT),
-        (b"not a picture at all", Kind.UNSUPPORTED_IMAGE),
+        (b"not an image at all", Kind.UNSUPPORTED_IMAGE),
         (save(landscape().resize((400, 200)), "JPEG")[:1200], Kind.UNSUPPORTED_IMAGE),
         (save(landscape().resize((400, 200)), "PNG")[:200], Kind.UNSUPPORTED_IMAGE),
         (save(Image.new("F", (4, 4)), "TIFF"), Kind.UNSUPPORTED_IMAGE),
@@ -207,7 +207,7 @@ WHOLE = {
 @settings(max_examples=300, deadline=None)
 @given(st.sampled_from(sorted(WHOLE)), st.data())
 def test_damaged_files_are_read_or_refused_and_nothing_else(name: str, data: st.DataObject) -> None:
-    """Whatever a decoder raises; and who has seen the header knows the size of the picture."""
+    """Whatever a decoder raises; and who has seen the header knows the size of the image."""
     whole = bytearray(WHOLE[name])
     for place in data.draw(st.lists(st.integers(0, len(whole) - 1), max_size=4)):
         whole[place] = data.draw(st.integers(0, 255))

@@ -221,7 +221,7 @@ def test_every_setting_exists() -> None:
         for name in settings(container):
             prefix = f"REGIONSEARCH_{container['name'].upper()}_"
             field = name.removeprefix(prefix).split("__")[0].lower()
-            assert field in fields, f"{name} is no setting"
+            assert field in fields, f"{name} is not a setting"
 
 
 def known_settings(process: str) -> set[str]:

@@ -23,7 +23,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2_grpc import (
     add_TraceServiceServicer_to_server,
 )
 
-from loadtests.fleets import Processes, answers, free_ports
+from loadtests.deployments import Processes, answers, free_ports
 
 ROOT = Path(__file__).resolve().parents[2]
 PROMETHEUS = ROOT / "deploy" / "prometheus"
@@ -179,7 +179,7 @@ class Monitor:
         return answer.json()["data"]
 
     def series(self, expression: str) -> list[Any]:
-        """What an expression gives now, without what is no number (a ratio of nothing to nothing)."""
+        """What an expression gives now, without what is not a number (a ratio of nothing to nothing)."""
         found = self.ask("/query", query=expression)["result"]
         return [one for one in found if one["value"][1] != "NaN"]
 
@@ -272,7 +272,7 @@ class TestReal:
         with next((ROOT / "examples" / "scenes").glob("*.jpg")).open("rb") as picture:
             url = f"http://{monitor.fleet.gateways[1]}/v1/collections/default/images"
             assert httpx.post(url, files={"files": picture}, timeout=120).is_success
-        wait_for(complete, "a trace of a picture's way in")
+        wait_for(complete, "a trace of an image's way in")
 
     def test_the_rules_work(self, monitor: Monitor) -> None:
         def rules() -> dict[str, Any]:

@@ -24,7 +24,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture file and the things in it."""
+    """An image file and the things in it."""
 
     path: Path
     things: tuple[Thing, ...]

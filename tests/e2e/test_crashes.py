@@ -1,4 +1,4 @@
-"""Any of the four processes is killed without warning while pictures come in: what was acknowledged stays,
+"""Any of the four processes is killed without warning while images come in: what was acknowledged stays,
 and the system recovers by itself."""
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def test_kill_each_process_during_ingest(own_stack: Stack) -> None:
     progress = threading.Semaphore(0)
 
     def ingest(index: int) -> None:
-        """Sends one picture until it is acknowledged."""
+        """Sends one image until it is acknowledged."""
         scene = scenes[index]
         deadline = time.monotonic() + 500
         while time.monotonic() < deadline:

@@ -1,4 +1,4 @@
-"""The main job: pictures in, words in, the thing itself out; over HTTP and over gRPC."""
+"""The main job: images in, words in, the thing itself out; over HTTP and over gRPC."""
 
 from __future__ import annotations
 

@@ -21,9 +21,9 @@ from services.embedder.backends.base import ModelFiles
 from services.embedder.crops import pixel_box
 from services.embedder.engine import buckets, classify
 from services.embedder.loading import choose_precision, find_devices, find_model
-from services.embedder.packing import pack_rows, unpack_rows
-from services.embedder.reading import runs_box, runs_window
-from services.embedder.texts import TextTemplates, VectorCache
+from services.embedder.request_parsing import runs_box, runs_window
+from services.embedder.sparse_rows import pack_rows, unpack_rows
+from services.embedder.text_templates import TextTemplates, VectorCache
 from services.runtime.batcher import Failure
 
 MASKS = st.tuples(st.integers(1, 12), st.integers(1, 12)).flatmap(lambda shape: arrays(np.bool_, shape))
@@ -89,7 +89,7 @@ def test_a_model_that_is_not_there_says_how_to_get_it(monkeypatch, tmp_path):
     assert find_model("ViT-B-32/laion2b_s34b_b79k", random_weights=True).variant == "ViT-B-32"
     with pytest.raises(RegionSearchError, match="say where"):
         find_model("ViT-B-32/openai")
-    with pytest.raises(RegionSearchError, match="is no model"):
+    with pytest.raises(RegionSearchError, match="is not a model"):
         find_model("ViT-X-99")
     with pytest.raises(RegionSearchError, match="say where"):
         find_model("ViT-L-14")

@@ -8,16 +8,16 @@ import pytest
 from regionsearch.images import ImageLimits, encode_image
 from regionsearch.masks import mask_to_proto
 from regionsearch.v1 import embed_pb2, types_pb2
-from services.embedder import reading
+from services.embedder import request_parsing
 from services.embedder.crops import CropPolicy
-from services.embedder.jobs import RegionsJob
-from services.embedder.reading import AHEAD_BYTES, read_regions
+from services.embedder.request_parsing import AHEAD_BYTES, read_regions
+from services.embedder.tasks import RegionsTask
 
 SIDE = 2000
 
 
 def whole_picture(count, encoding, with_mask=True):
-    """A request for `count` regions, each of them all of a picture."""
+    """A request for `count` regions, each of them all of an image."""
     image = types_pb2.Image(encoded=encode_image(np.zeros((SIDE, SIDE, 3), np.uint8)))
     if with_mask:
         cut = embed_pb2.RegionCut(mask=mask_to_proto(np.ones((SIDE, SIDE), np.bool_), encoding))
@@ -61,9 +61,9 @@ def test_crops_do_not_depend_on_when_masks_are_decoded(encoding, backend, monkey
     )
     crops = []
     for ahead in (AHEAD_BYTES, 3 * 60 * 80, 0):
-        monkeypatch.setattr(reading, "AHEAD_BYTES", ahead)
-        job = RegionsJob(lambda: read_regions(request, ImageLimits()), 8, CropPolicy.ENSEMBLE)
-        crops.append(job.prepare(backend).crops(3, 14, backend))
+        monkeypatch.setattr(request_parsing, "AHEAD_BYTES", ahead)
+        task = RegionsTask(lambda: read_regions(request, ImageLimits()), 8, CropPolicy.ENSEMBLE)
+        crops.append(task.prepare(backend).crops(3, 14, backend))
     assert crops[0].shape == (11, 3, backend.size, backend.size)
     assert crops[0].equal(crops[1])
     assert crops[0].equal(crops[2])

@@ -26,7 +26,7 @@ def paint(height, width, rows, columns):
 
 @pytest.fixture
 def world(tmp_path) -> Dataset:
-    """Six pictures of 60 x 80 with two things each; the names repeat across pictures."""
+    """Six images of 60 x 80 with two things each; the names repeat across images."""
     images, annotations = [], []
     for number in range(6):
         pixels = np.full((60, 80, 3), 200, dtype=np.uint8)

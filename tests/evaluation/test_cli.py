@@ -6,7 +6,7 @@ from typer.testing import CliRunner
 from evaluation import cli
 from evaluation.cli import app
 from evaluation.system import InProcess
-from tests.evaluation.worlds import ColourEmbedder, TruthSegmenter
+from tests.evaluation.synthetic_data import ColourEmbedder, TruthSegmenter
 
 runner = CliRunner()
 
@@ -49,7 +49,7 @@ def test_all_policies_and_the_baselines_stand_beside_each_other(perfect, tmp_pat
     assert runner.invoke(app, arguments).exit_code == 0
     numbers = json.loads((tmp_path / "metrics.json").read_text())
     assert numbers["system"]["crop_policy"] == "blur"
-    assert {"crop policy bbox", "crop policy ensemble", "whole picture", "grid of crops"} <= set(
+    assert {"crop policy bbox", "crop policy ensemble", "whole image", "grid of crops"} <= set(
         numbers["comparisons"]
     )
     assert "crop policy blur" not in numbers["comparisons"]
@@ -58,7 +58,7 @@ def test_all_policies_and_the_baselines_stand_beside_each_other(perfect, tmp_pat
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--data", "nowhere"], "is no data set"),
+        (["--data", "nowhere"], "is not a data set"),
         (["--data", "nowhere", "--fixture"], "exclude each other"),
         (["--policies", "blurr"], "no crop policy is called blurr"),
         (["--url", "http://127.0.0.1:1", "--baselines"], "measured alone"),

@@ -15,7 +15,7 @@ from evaluation.dataset import Instance, Sample
 from evaluation.system import Regions
 
 SIDE = 160
-COUNTS = (1, 3, 12)  # pictures of few things, and of more proposals than count
+COUNTS = (1, 3, 12)  # images of few things, and of more proposals than count
 
 
 def blob(rng, centre, radius, stretch=None):

@@ -47,10 +47,10 @@ def test_a_folder_is_searched_for_its_one_json_file(tmp_path, world):
 
 
 def test_what_is_missing_or_malformed_is_named(tmp_path):
-    with pytest.raises(RegionSearchError, match="is no data set") as caught:
+    with pytest.raises(RegionSearchError, match="is not a data set") as caught:
         load(tmp_path)
     assert caught.value.kind is Kind.INVALID_ARGUMENT
-    with pytest.raises(RegionSearchError, match=r"1 pictures .* missing, such as gone\.png"):
+    with pytest.raises(RegionSearchError, match=r"1 images .* missing, such as gone\.png"):
         load(write(tmp_path, [[2, 1, 5, 1, 5, 4]], file_name="gone.png"))
     with pytest.raises(RegionSearchError, match="size"):
         load(write(tmp_path, {"size": [5, 5], "counts": "00"}))
@@ -124,7 +124,7 @@ def test_a_subset_is_drawn_by_its_seed(world):
 
 
 def test_lvis_is_read_as_published(tmp_path):
-    """Pictures by COCO's address, names with underscores, and a truth that is not complete."""
+    """Images by COCO's address, names with underscores, and a truth that is not complete."""
     path = write(tmp_path, [[2, 1, 5, 1, 5, 4, 2, 4]])
     content = json.loads(path.read_text())
     image = content["images"][0]

@@ -19,7 +19,7 @@ def test_mean_counts_by_weight_and_is_nan_without_any():
 def test_class_balanced_mean_lets_a_rare_class_count_as_much_as_a_common_one():
     # class 0: (1 + 1 + 0) / 3, class 2: 0.5; class 1 does not occur
     assert metrics.class_balanced_mean([1, 1, 0, 0.5], [0, 0, 0, 2]) == pytest.approx((2 / 3 + 0.5) / 2)
-    # a class whose pictures were not drawn is left out, not counted as 0
+    # a class whose images were not drawn is left out, not counted as 0
     assert metrics.class_balanced_mean([1, 1, 0, 0.5], [0, 0, 0, 2], [1, 1, 1, 0]) == pytest.approx(2 / 3)
 
 

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 
 from evaluation.baselines import GridSegmenter
-from evaluation.measures import Cut
+from evaluation.measures import HitThreshold
 from evaluation.pictures import EXTRA, MISSED, RIGHT, paint, panel
 from evaluation.report import render
 from evaluation.run import run
 from evaluation.system import InProcess
-from tests.evaluation.worlds import ColourEmbedder, TruthSegmenter
+from tests.evaluation.synthetic_data import ColourEmbedder, TruthSegmenter
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def test_the_page_has_every_number_and_its_origin(result):
     page = render(result)
     for measure in result.measures:
         assert measure.title in page
-    assert result.evidence.dataset.digest() in page
+    assert result.predictions.dataset.digest() in page
     assert "grid of crops" in page
     assert f"{result.cut.value:.3f}" in page
 
@@ -43,13 +43,13 @@ def test_names_of_a_data_set_cannot_write_into_the_page(world, result):
 
 
 def test_a_panel_shows_what_was_right_missed_and_too_much(world, result):
-    # Picture 0 holds a square and a disc, which this system mistakes for each other.
-    shown = panel(result.evidence, 0, Cut("relative_cutoff", 1.0))
+    # Image 0 holds a square and a disc, which this system mistakes for each other.
+    shown = panel(result.predictions, 0, HitThreshold("relative_cutoff", 1.0))
     assert [(answer.name, answer.found, answer.iou) for answer in shown.answers] == [
         ("square", False, 0.0),
         ("disc", False, 0.0),
     ]
-    good = panel(result.evidence, 2, Cut("relative_cutoff", 1.0))
+    good = panel(result.predictions, 2, HitThreshold("relative_cutoff", 1.0))
     assert good.iou == 1.0
 
 

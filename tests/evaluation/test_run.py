@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from evaluation.baselines import GridSegmenter
-from evaluation.measures import Cut, measure, tune_cut
+from evaluation.measures import HitThreshold, measure, tune_cut
 from evaluation.run import run
 from evaluation.system import InProcess, Proposals, Regions
-from tests.evaluation.worlds import ColourEmbedder, TruthSegmenter
+from tests.evaluation.synthetic_data import ColourEmbedder, TruthSegmenter
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def test_a_system_that_knows_the_truth_scores_full_marks(world, perfect):
     assert reached.pop("proposals.found_per_picture") == 5
     assert reached.pop("proposals.kept_per_picture") == 5
     assert reached.pop("absence.fpr@95") == 0
-    # Pictures 0 and 4, and 1 and 5, hold the same two names, so that a caption cannot tell them apart; ties
+    # Images 0 and 4, and 1 and 5, hold the same two names, so that a caption cannot tell them apart; ties
     # count against.
     assert reached.pop("image.r@1_caption") == pytest.approx(2 / 6)
     assert set(reached.values()) == {1.0}
@@ -38,7 +38,7 @@ def test_a_system_that_knows_the_truth_scores_full_marks(world, perfect):
 def test_a_wrong_name_costs_exactly_its_questions(world, perfect):
     perfect.embedder = ColourEmbedder(["disc", "square", *world.categories[2:]])  # two names swapped
     reached = values(run(perfect, world, draws=20).measures)
-    # Squares and discs are asked for in 3 + 4 of the 12 questions. Where both are in the picture they are
+    # Squares and discs are asked for in 3 + 4 of the 12 questions. Where both are in the image they are
     # mistaken for each other; where only one is, nothing has its colour and it does not stand out.
     assert reached["text_region.r@1"] == pytest.approx(5 / 12)
     assert reached["click.miou"] == 1.0
@@ -48,13 +48,13 @@ def test_a_wrong_name_costs_exactly_its_questions(world, perfect):
 def test_baselines_are_worse_and_share_nothing_but_the_data(world, perfect):
     others = {
         "grid": InProcess(GridSegmenter(), perfect.embedder),
-        "whole picture": InProcess(GridSegmenter((1,)), perfect.embedder),
+        "whole image": InProcess(GridSegmenter((1,)), perfect.embedder),
         "same regions": InProcess(perfect.segmenter, perfect.embedder, "context"),
     }
     result = run(perfect, world, others=others, draws=20)
-    whole = values(result.comparisons["whole picture"])
+    whole = values(result.comparisons["whole image"])
     assert whole["proposals.kept_per_picture"] == 1
-    assert whole["text_region.r@1"] == 0  # the whole picture is no region of anything
+    assert whole["text_region.r@1"] == 0  # the whole image is not a region of anything
     assert whole["image.r@5"] == 1
     assert values(result.comparisons["same regions"])["text_region.r@1"] == 1
     assert "click.miou" not in values(result.comparisons["grid"])
@@ -87,24 +87,24 @@ def test_large_canvases_are_measured_apart_where_there_are_both_kinds(world, per
     assert not [key for key in values(run(perfect, world, draws=2).measures) if "canvas" in key]
     monkeypatch.setattr("evaluation.measures.LARGE_CANVAS", 79)
     assert not [key for key in values(run(perfect, world, draws=2).measures) if "canvas" in key]
-    evidence = run(perfect, world, draws=2).evidence
+    predictions = run(perfect, world, draws=2).predictions
     object.__setattr__(world.samples[0], "width", 70)
-    large = next(m for m in measure(evidence, draws=2)[0] if m.key == "large_canvas.click_miou")
+    large = next(m for m in measure(predictions, draws=2)[0] if m.key == "large_canvas.click_miou")
     assert large.items == 10
     assert large.estimate.value == 1
 
 
 def test_a_cut_counts_hits_by_its_rule():
     scores = np.array([0.8, 0.5, 0.3])
-    assert Cut("min_score", 0.5).hits(scores) == 2
-    assert Cut("min_score", 0.9).hits(scores) == 0
-    assert Cut("relative_cutoff", 0.6).hits(scores) == 2
-    assert Cut("relative_cutoff", 1.0).hits(scores) == 1
-    assert Cut("relative_cutoff", 0.6).hits(np.zeros(0)) == 0
+    assert HitThreshold("min_score", 0.5).hits(scores) == 2
+    assert HitThreshold("min_score", 0.9).hits(scores) == 0
+    assert HitThreshold("relative_cutoff", 0.6).hits(scores) == 2
+    assert HitThreshold("relative_cutoff", 1.0).hits(scores) == 1
+    assert HitThreshold("relative_cutoff", 0.6).hits(np.zeros(0)) == 0
 
 
 def test_the_cut_is_tuned_to_the_best_mean_iou(world, perfect):
-    questions = run(perfect, world, draws=2).evidence.questions
+    questions = run(perfect, world, draws=2).predictions.questions
     cut = tune_cut(questions)
     assert all(
         question.intersections[cut.hits(question.scores)] == question.unions[cut.hits(question.scores)]
@@ -115,11 +115,11 @@ def test_the_cut_is_tuned_to_the_best_mean_iou(world, perfect):
 def test_no_threshold_is_tuned_on_the_pictures_that_it_is_reported_on(world, perfect):
     for sample in world.samples:
         object.__setattr__(sample, "split", "test")
-    assert run(perfect, world, draws=2).cut == Cut("relative_cutoff", 1.0)
+    assert run(perfect, world, draws=2).cut == HitThreshold("relative_cutoff", 1.0)
 
 
 def test_only_names_that_are_known_to_be_absent_are_asked_as_absent(world, perfect):
     for sample in world.samples:
         object.__setattr__(sample, "absent", (5,))
-    evidence = run(perfect, world, draws=2).evidence
-    assert [len(one.absent) for one in evidence.absences] == [1] * 6
+    predictions = run(perfect, world, draws=2).predictions
+    assert [len(one.absent) for one in predictions.absences] == [1] * 6

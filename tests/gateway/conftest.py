@@ -54,7 +54,7 @@ class Running:
 
     @property
     def store(self) -> Path:
-        """Where its pictures are."""
+        """Where its images are."""
         return self.folder / "images"
 
 
@@ -262,7 +262,7 @@ def collection(gateway: Running, request: pytest.FixtureRequest) -> Iterator[str
 
 @pytest.fixture(scope="session")
 def filled(shared_gateway: Running) -> dict[str, str]:
-    """The collection of `tests.gateway.searching` with its pictures; their ids by name."""
+    """The collection of `tests.gateway.searching` with its images; their ids by name."""
     from tests.gateway.searching import COLLECTION, PICTURES  # which draws them with what is below
 
     shared_gateway.http.post("/v1/collections", json={"name": COLLECTION})
@@ -275,7 +275,7 @@ Shape = tuple[str, tuple[int, int, int, int]]
 def scene(
     *shapes: Shape, size: tuple[int, int] = (160, 120), file_format: str = "PNG", **options: Any
 ) -> bytes:
-    """A picture of flat rectangles on white."""
+    """An image of flat rectangles on white."""
     image = Image.new("RGB", size, "white")
     pen = ImageDraw.Draw(image)
     for colour, (left, top, right, bottom) in shapes:
@@ -291,7 +291,7 @@ GREEN: Shape = ("lime", (20, 80, 40, 100))
 
 
 def add(gateway: Running, collection: str, *pictures: tuple[str, bytes], **data: Any) -> list[dict[str, Any]]:
-    """Ingests pictures; one result each."""
+    """Ingests images; one result each."""
     response = gateway.http.post(
         f"/v1/collections/{collection}/images", files=[("files", picture) for picture in pictures], data=data
     )

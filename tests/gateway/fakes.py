@@ -1,6 +1,6 @@
 """A segmenter and an embedder of a world of flat colours: exact, instant, searchable by words.
 
-Every colour of a picture except white is one region; a region's vector is its mean colour; colour names embed
+Every colour of an image except white is one region; a region's vector is its mean colour; colour names embed
 to the colours themselves. Calls are recorded, and can be made to wait or to fail.
 """
 

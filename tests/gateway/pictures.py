@@ -1,4 +1,4 @@
-"""Adding pictures and opening answers, for tests."""
+"""Adding images and opening answers, for tests."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ IN_WORK = 2
 
 
 class InstantIngester:
-    """Takes every picture in at once, but those of a name that fails."""
+    """Takes every image in at once, but those of a name that fails."""
 
     def __init__(self, **failures: BaseException) -> None:
         self.done = 0
@@ -103,7 +103,7 @@ def test_so_does_the_answer_of_a_search_inside_a_picture(world: World) -> None:
         world.gateway(max_message_bytes=size - 1).grpc.SearchWithin(request)
     error = from_rpc_error(caught.value)
     assert (error.kind, error.field) == (Kind.TOO_LARGE, "image")
-    assert "smaller picture" in error.message
+    assert "smaller image" in error.message
 
 
 def test_a_request_over_the_cap_of_a_service_says_what_to_do(world: World) -> None:

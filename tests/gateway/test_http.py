@@ -310,7 +310,7 @@ def test_readiness_says_what_it_waits_for(world: World, script: Script) -> None:
 
 
 def test_a_form_holds_no_more_than_json(world: World, script: Script) -> None:
-    """What is asked about pictures is in memory as a whole, however it is sent."""
+    """What is asked about images is in memory as a whole, however it is sent."""
     gateway = world.gateway(limits={"max_image_bytes": 100_000})
     picture = ("image", ("a.png", scene(RED)))
     many = [("negatives", (f"{i}.png", bytes(300_000))) for i in range(4)]

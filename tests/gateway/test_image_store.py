@@ -41,13 +41,13 @@ async def test_put_get_delete(store: ImageStore) -> None:
     assert not await store.exists("other", ID)
     await store.put("other", ID, DATA)
     for _ in range(2):
-        await store.set_aside("default", ID, 0)
-        await store.forget("default", ID)
+        await store.quarantine("default", ID, 0)
+        await store.purge("default", ID)
     assert not await store.exists("default", ID)
     assert await store.get("other", ID) == DATA
     for _ in range(2):
-        await store.set_aside("other", ID, 0)
-        await store.forget("other", ID)
+        await store.quarantine("other", ID, 0)
+        await store.purge("other", ID)
         await store.tidy("other")
     with pytest.raises(RegionSearchError) as caught:
         await store.get("other", ID)
@@ -108,7 +108,7 @@ async def test_a_disk_that_fails(
 
 
 def test_a_killed_writer_leaves_no_half_picture(tmp_path: Path) -> None:
-    """A process that dies while it writes large pictures; what appears under its key is complete."""
+    """A process that dies while it writes large images; what appears under its key is complete."""
     program = """
 import asyncio, hashlib, sys
 from gateway.image_store import ImageStore
@@ -153,8 +153,8 @@ async def test_empty_folders_go_while_others_write_into_them(
     await store.put("busy", ID, DATA)
     await store.tidy("busy")
     assert await store.get("busy", ID) == DATA
-    await store.set_aside("busy", ID, 0)
-    await store.forget("busy", ID)
+    await store.quarantine("busy", ID, 0)
+    await store.purge("busy", ID)
     mkstemp, tidied = tempfile.mkstemp, []
 
     def just_after_tidying(**options: object) -> tuple[int, str]:
@@ -171,10 +171,10 @@ async def test_empty_folders_go_while_others_write_into_them(
 
 async def test_what_was_aside_takes_no_newer_pictures_place(store: ImageStore) -> None:
     await store.put("default", ID, DATA)
-    await store.set_aside("default", ID, 0)
+    await store.quarantine("default", ID, 0)
     await asyncio.to_thread(store._fs.pipe_file, image_store._aside(store._path("default", ID)), b"damaged")
     await store.put("default", ID, DATA)
-    await store.take_back("default", ID)
+    await store.restore("default", ID)
     assert await store.get("default", ID) == DATA
-    (shelf,) = [shelf async for shelf in store.shelves("default")]
-    assert (shelf.images, shelf.aside) == ([ID], [])
+    (partition,) = [partition async for partition in store.partitions("default")]
+    assert (partition.images, partition.aside) == ([ID], [])

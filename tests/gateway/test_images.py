@@ -1,4 +1,4 @@
-"""Collections and stored images over HTTP: lists, files, pictures of regions, deletion."""
+"""Collections and stored images over HTTP: lists, files, images of regions, deletion."""
 
 from __future__ import annotations
 
@@ -155,12 +155,12 @@ def test_images_of_one_collection_are_not_seen_in_another(gateway: Running, coll
 def test_a_deletion_that_meets_a_new_ingest_keeps_the_bytes(
     gateway: Running, collection: str, monkeypatch: pytest.MonkeyPatch, world: World
 ) -> None:
-    """The picture is sent again just after its record is gone and before its bytes are."""
+    """The image is sent again just after its record is gone and before its bytes are."""
     from gateway.image_store import ImageStore
 
     data = scene(RED, BLUE)
     url = stored(gateway, collection, data)
-    set_aside = ImageStore.set_aside
+    quarantine = ImageStore.quarantine
 
     async def meanwhile(self: ImageStore, name: str, image_id: str, seconds: float) -> bool:
         monkeypatch.undo()
@@ -168,9 +168,9 @@ def test_a_deletion_that_meets_a_new_ingest_keeps_the_bytes(
             path = f"/v1/collections/{collection}/images"
             answer = await http.post(path, files=[("files", ("again.png", data))])
             assert answer.json()["results"][0]["outcome"] == "created"
-        return await set_aside(self, name, image_id, seconds)
+        return await quarantine(self, name, image_id, seconds)
 
-    monkeypatch.setattr(ImageStore, "set_aside", meanwhile)
+    monkeypatch.setattr(ImageStore, "quarantine", meanwhile)
     assert gateway.http.delete(url).status_code == 204
     assert gateway.http.get(f"{url}/content").content == data
 

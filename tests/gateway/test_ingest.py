@@ -1,4 +1,4 @@
-"""Pictures in: outcomes, order of the writes, idempotency, failures in every stage."""
+"""Images in: outcomes, order of the writes, idempotency, failures in every stage."""
 
 from __future__ import annotations
 
@@ -406,7 +406,7 @@ def test_no_room_is_said_at_once(world: World, script: Script) -> None:
 
 
 def test_two_gateways_work_side_by_side(gateway: Running, collection: str, world: World) -> None:
-    """They share services and store; the same pictures through both are created once."""
+    """They share services and store; the same images through both are created once."""
     import concurrent.futures
 
     other = world.gateway(image_store=str(gateway.store))

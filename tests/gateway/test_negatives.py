@@ -27,7 +27,7 @@ def test_negatives_take_away(gateway: Running, filled: dict[str, str]) -> None:
 
 
 def test_negatives_of_every_kind(gateway: Running, filled: dict[str, str], script: Script) -> None:
-    """A phrase, a picture, a stored region and a stored image of the same colour take the same away."""
+    """A phrase, an image, a stored region and a stored image of the same colour take the same away."""
     _, maroon = best(gateway, text="maroon")
     yellow = base64.b64encode(scene(("yellow", (0, 0, 160, 120)))).decode()
     body = {"query": {"texts": ["red", "lime"]}, "level": "region", "min_relevancy": 0, "page_size": 100}

@@ -73,7 +73,7 @@ def overlap(thing: Thing, box: Any) -> float:
 def test_pointing_inside_a_picture_that_is_sent_finds_that_thing(
     http: httpx.Client, scenes: list[Scene], stack: Stack, prompt: str
 ) -> None:
-    """The picture itself is in the collection, so that the thing's own region should come back first."""
+    """The image itself is in the collection, so that the thing's own region should come back first."""
     found = asked = 0
     with grpc.insecure_channel(stack.grpc) as channel:
         stub = region_search_pb2_grpc.RegionSearchServiceStub(channel)

@@ -51,19 +51,19 @@ def test_a_picture_that_comes_while_its_collection_is_deleted_stays(
     url = f"/v1/collections/{collection}"
     for name, data in (("kept.png", kept), ("gone.png", gone)):
         add(gateway, collection, (name, data))
-    set_aside, made = ImageStore.set_aside, asyncio.Lock()
+    quarantine, made = ImageStore.quarantine, asyncio.Lock()
     identity = hashlib.sha256(kept).hexdigest()
 
     async def meanwhile(self: ImageStore, name: str, image_id: str, seconds: float) -> bool:
-        moved = when == "after" and await set_aside(self, name, image_id, seconds)
+        moved = when == "after" and await quarantine(self, name, image_id, seconds)
         if image_id == identity:
             async with made, httpx.AsyncClient(base_url=gateway.url, timeout=60) as http:
                 assert (await http.post("/v1/collections", json={"name": name})).status_code == 201
                 answer = await http.post(f"{url}/images", files=[("files", ("new.png", kept))])
                 assert answer.json()["results"][0]["outcome"] == "created"
-        return moved or await set_aside(self, name, image_id, seconds)
+        return moved or await quarantine(self, name, image_id, seconds)
 
-    monkeypatch.setattr(ImageStore, "set_aside", meanwhile)
+    monkeypatch.setattr(ImageStore, "quarantine", meanwhile)
     assert gateway.http.delete(url).status_code == 204
     monkeypatch.undo()
     images = gateway.http.get(f"{url}/images").json()["images"]

@@ -15,10 +15,10 @@ from regionsearch.v1 import types_pb2
 masks = st.tuples(st.integers(1, 12), st.integers(1, 12)).flatmap(lambda shape: arrays(bool, shape))
 
 
-def find(mask: np.ndarray, group: int = 0) -> render.Find:
+def find(mask: np.ndarray, group: int = 0) -> render.Overlay:
     left, top, right, bottom = mask_box(mask) or (0, 0, 0, 0)
     box = types_pb2.Box(x_min=left, y_min=top, x_max=right, y_max=bottom)
-    return render.Find(mask_to_proto(mask), box, group)
+    return render.Overlay(mask_to_proto(mask), box, group)
 
 
 def disc(height: int, width: int, centre: tuple[float, float], radius: float) -> np.ndarray:
@@ -108,7 +108,7 @@ def test_a_huge_picture_is_touched_only_where_the_find_is() -> None:
 
 
 def test_a_legend_is_never_larger_than_the_picture(monkeypatch: pytest.MonkeyPatch) -> None:
-    """64 long phrases on a picture of 50 megapixels would be three times the picture."""
+    """64 long phrases on an image of 50 megapixels would be three times the image."""
     made: list[tuple[int, int]] = []
     new = render.Image.new
 

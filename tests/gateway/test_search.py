@@ -18,7 +18,7 @@ from tests.gateway.searching import COLLECTION, PICTURES, best, search
 
 
 def colour_at(gateway: Running, hit: dict[str, Any], name: str) -> tuple[int, ...]:
-    """The picture's colour under a hit's mask."""
+    """The image's colour under a hit's mask."""
     import io
 
     from PIL import Image

@@ -1,4 +1,4 @@
-"""Pictures that nothing knows are found and deleted; those that a record refers to never are."""
+"""Images that nothing knows are found and deleted; those that a record refers to never are."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from typing import Any
 import httpx
 import pytest
 
-from gateway.backends import Backends
 from gateway.catalog import Catalog
 from gateway.image_store import ImageStore
+from gateway.service_clients import Services
 from gateway.settings import GatewaySettings
 from gateway.sweep import Sweeper, Swept, sweep_again_and_again
 from tests.gateway.conftest import (
@@ -47,11 +47,11 @@ def age(path: Path, seconds: float = 2 * DAY_S) -> None:
 
 def sweep(gateway: Running, settings: GatewaySettings, **options: Any) -> Swept:
     async def run() -> Swept:
-        backends, store = Backends(settings), ImageStore(settings.image_store)
+        services, store = Services(settings), ImageStore(settings.image_store)
         try:
-            return await Sweeper(Catalog(backends, store, settings), store, DAY_S).sweep(**options)
+            return await Sweeper(Catalog(services, store, settings), store, DAY_S).sweep(**options)
         finally:
-            await backends.close()
+            await services.close()
 
     return gateway.world.run(run())
 
@@ -116,7 +116,7 @@ def test_an_orphan_that_is_sent_again_is_young_again(
 def test_what_a_sweep_left_that_died_is_decided_by_the_next(
     own: Running, collection: str, settings: GatewaySettings
 ) -> None:
-    """One picture has got a record since it was set aside; the other one has not."""
+    """One image has got a record since it was set aside; the other one has not."""
     known, orphan = scene(RED), scene(BLUE)
     add(own, collection, ("known.png", known))
     for data in (known, orphan):
@@ -130,22 +130,22 @@ def test_what_a_sweep_left_that_died_is_decided_by_the_next(
 def test_an_ingest_that_comes_meanwhile_keeps_its_picture(
     own: Running, collection: str, settings: GatewaySettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The picture is sent just after the sweep has moved it aside, having asked about it before."""
+    """The image is sent just after the sweep has moved it aside, having asked about it before."""
     add(own, collection, ("known.png", scene(RED)))
     data = scene(BLUE)
     path = leave(own, collection, data)
     age(path)
-    set_aside = ImageStore.set_aside
+    quarantine = ImageStore.quarantine
 
     async def meanwhile(self: ImageStore, name: str, image_id: str, seconds: float) -> bool:
-        moved = await set_aside(self, name, image_id, seconds)
+        moved = await quarantine(self, name, image_id, seconds)
         async with httpx.AsyncClient(base_url=own.url, timeout=60) as http:
             files = [("files", ("again.png", data))]
             answer = await http.post(f"/v1/collections/{collection}/images", files=files)
         assert answer.json()["results"][0]["outcome"] == "created"
         return moved
 
-    monkeypatch.setattr(ImageStore, "set_aside", meanwhile)
+    monkeypatch.setattr(ImageStore, "quarantine", meanwhile)
     assert sweep(own, settings) == Swept(images=2, kept=1)
     assert path.read_bytes() == data
     assert not list(own.store.rglob("*.orphan"))
@@ -160,15 +160,19 @@ async def test_an_object_store(tmp_path: Path) -> None:
     assert await store.collections() == ["default"]
     assert not await store.older("default", image_id, 3600)
     assert await store.older("default", image_id, 0)
-    assert await store.set_aside("default", image_id, 0)
+    assert await store.quarantine("default", image_id, 0)
     assert not await store.exists("default", image_id)
-    (shelf,) = [shelf async for shelf in store.shelves("default")]
-    assert (shelf.images, shelf.aside) == ([], [image_id])
-    await store.take_back("default", image_id)
+    (partition,) = [partition async for partition in store.partitions("default")]
+    assert (partition.images, partition.aside) == ([], [image_id])
+    await store.restore("default", image_id)
     assert await store.get("default", image_id) == data
-    assert await store.set_aside("default", image_id, 0)
-    await store.forget("default", image_id)
-    assert not [shelf for shelf in [s async for s in store.shelves("default")] if shelf.images or shelf.aside]
+    assert await store.quarantine("default", image_id, 0)
+    await store.purge("default", image_id)
+    assert not [
+        partition
+        for partition in [s async for s in store.partitions("default")]
+        if partition.images or partition.aside
+    ]
 
 
 class HeldSearcher(SearcherFront):

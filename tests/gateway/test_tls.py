@@ -12,7 +12,7 @@ import grpc
 import httpx
 import pytest
 
-from gateway.backends import Backends
+from gateway.service_clients import Services
 from regionsearch.rpc import ChannelConfig, TlsFiles, open_channel
 from regionsearch.v1 import region_search_pb2, region_search_pb2_grpc, segment_pb2, segment_pb2_grpc
 from tests.gateway.conftest import RED, Running, World, scene, service
@@ -93,16 +93,16 @@ def test_mutual_tls_towards_the_services(
     identity = {"certificate": files["client.pem"], "key": files["client.key"]}
 
     async def ready(options: dict[str, Any]) -> bool:
-        backends = Backends(world.settings(segmenter=secret_segmenter, backend_tls=options))
+        services = Services(world.settings(segmenter=secret_segmenter, backend_tls=options))
         try:
-            if (await backends.segmenter.readiness()).ready:
-                stub = segment_pb2_grpc.SegmentServiceStub(backends.segmenter.channel)
+            if (await services.segmenter.readiness()).ready:
+                stub = segment_pb2_grpc.SegmentServiceStub(services.segmenter.channel)
                 request = segment_pb2.SegmentServiceGetModelRequest()
-                await backends.segmenter.call(stub.GetModel, request)
+                await services.segmenter.call(stub.GetModel, request)
                 return True
             return False
         finally:
-            await backends.close()
+            await services.close()
 
     assert world.run(ready(tls | identity))
     assert not world.run(ready(tls))

@@ -1,4 +1,4 @@
-"""Searching inside one picture, segmenting, embedding."""
+"""Searching inside one image, segmenting, embedding."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_thresholds(gateway: Running) -> None:
 
 
 def test_relevancy_is_that_of_a_search(gateway: Running, collection: str) -> None:
-    """The gateway's own numbers for a sent picture and the searcher's for the stored one."""
+    """The gateway's own numbers for a sent image and the searcher's for the stored one."""
     (result,) = add(gateway, collection, ("a.png", PICTURE))
     query = {"query": {"text": "red"}, "negatives": ["maroon", "blue"], "min_relevancy": 0, "level": "region"}
     hits = gateway.http.post(f"/v1/collections/{collection}/search", json=query).json()["hits"]

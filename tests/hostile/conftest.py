@@ -28,6 +28,6 @@ __all__ = ["collection", "filled", "gateway", "script", "shared_gateway", "world
 def process(world: World) -> Iterator[GatewayProcess]:
     """A gateway whose memory is its own, and has answered before."""
     with GatewayProcess(world.settings()) as process:
-        warm = {"query": {"image": base64.b64encode(scene(RED)).decode()}}
-        httpx.post(f"{process.url}/v1/collections/default/search", json=warm, timeout=60)
+        warmup = {"query": {"image": base64.b64encode(scene(RED)).decode()}}
+        httpx.post(f"{process.url}/v1/collections/default/search", json=warmup, timeout=60)
         yield process

@@ -1,10 +1,10 @@
 from pathlib import Path
 
 from loadtests.scenes import HEIGHT, WIDTH, Scene
-from loadtests.slo import Observed, Promise
+from loadtests.slo import Observed, Slo
 from regionsearch.images import decode_image
 
-PROMISE = Promise(error_budget=0.01, p95_ms={"search": 100}, generator_cpu=0.9)
+PROMISE = Slo(error_budget=0.01, p95_ms={"search": 100}, generator_cpu=0.9)
 
 
 def seen(requests=1000, failures=0, p95=80.0):
@@ -34,7 +34,7 @@ def test_a_run_without_requests_proves_nothing():
 
 
 def test_the_committed_promise_is_readable():
-    promise = Promise.load(Path("loadtests/slo.toml"))
+    promise = Slo.load(Path("loadtests/slo.toml"))
     assert 0 < promise.error_budget < 0.05
     assert all(limit > 0 for limit in promise.p95_ms.values())
 

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from loadtests.__main__ import SERVICES, Target, locust_command, service_address
-from loadtests.fleets import free_ports
+from loadtests.deployments import free_ports
 
 
 @pytest.fixture

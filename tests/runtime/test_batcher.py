@@ -9,7 +9,7 @@ import pytest
 
 from regionsearch.errors import Kind, RegionSearchError
 from regionsearch.rpc import deadline as surrounding_deadline
-from services.runtime.batcher import Batcher, BatchSettings, Lane
+from services.runtime.batcher import Batcher, BatchSettings, Priority
 from tests.runtime.batchers import Model, answer, batching, flat, held, until
 
 
@@ -75,20 +75,25 @@ async def test_the_first_lane_waits_for_one_batch_only_and_the_others_are_not_st
     steps, order = threading.Semaphore(0), []
 
     def device(parts):
-        order.append(parts[0].request.lane)
+        order.append(parts[0].request.priority)
         steps.acquire()
         return [None] * len(parts)
 
     batcher = Batcher("turns", BatchSettings(max_batch=1, max_delay_s=0), device=[device])
     waiting = [
-        asyncio.create_task(batcher.submit(None, 40, lane=lane)) for lane in (Lane.BULK, Lane.STANDARD)
+        asyncio.create_task(batcher.submit(None, 40, priority=priority))
+        for priority in (Priority.BULK, Priority.STANDARD)
     ]
     await until(lambda: order)
     waiting += [asyncio.create_task(batcher.submit(None, 1)) for _ in range(60)]
     await asyncio.sleep(0)
     for ran in range(1, 61):  # one batch after the other, each time with all lanes ready
         await asyncio.sleep(0)  # the batcher hears of the place that the last one has left
-        await until(lambda: not any(batcher._slots[lane] and batcher._lanes.items(lane) for lane in Lane))
+        await until(
+            lambda: (
+                not any(batcher._slots[priority] and batcher._queues.items(priority) for priority in Priority)
+            )
+        )
         steps.release()
         await until(lambda ran=ran: len(order) > ran)
     for _ in range(200):
@@ -96,8 +101,8 @@ async def test_the_first_lane_waits_for_one_batch_only_and_the_others_are_not_st
     await asyncio.gather(*waiting)
     await batcher.close()
     served = order[1:60]  # the first one ran before there was a choice
-    assert served[0] is Lane.INTERACTIVE
-    others = [place for place, lane in enumerate(served) if lane is not Lane.INTERACTIVE]
+    assert served[0] is Priority.INTERACTIVE
+    others = [place for place, priority in enumerate(served) if priority is not Priority.INTERACTIVE]
     assert [after - before for before, after in itertools.pairwise(others)] == [9] * (len(others) - 1)
     assert all(served[one] is not served[next_] for one, next_ in itertools.pairwise(others))
     assert len(order) == 140
@@ -107,12 +112,12 @@ async def test_a_request_that_somebody_else_waits_for_too_changes_its_lane():
     async with batching() as (batcher, model):
         model.gate.clear()
         names = list("abcdefg")
-        bulk = [asyncio.create_task(batcher.submit(name, 8, lane=Lane.BULK)) for name in names]
+        bulk = [asyncio.create_task(batcher.submit(name, 8, priority=Priority.BULK)) for name in names]
         await until(lambda: batcher.waiting == 5 * 8 and model.batches)  # two are in the pipeline
-        batcher.hasten(names[6], Lane.INTERACTIVE)
-        batcher.hasten(names[5], Lane.STANDARD)
-        batcher.hasten(names[5], Lane.BULK)
-        batcher.hasten("unknown", Lane.INTERACTIVE)
+        batcher.escalate(names[6], Priority.INTERACTIVE)
+        batcher.escalate(names[5], Priority.STANDARD)
+        batcher.escalate(names[5], Priority.BULK)
+        batcher.escalate("unknown", Priority.INTERACTIVE)
         await until(lambda: batcher.waiting == 3 * 8)  # each lane has its own places
         model.gate.set()
         results = await asyncio.gather(*bulk)
@@ -132,15 +137,15 @@ async def test_what_finish_cannot_keep_up_with_does_not_pile_up():
     batcher = Batcher(
         "slow",
         BatchSettings(max_batch=1, max_delay_s=0),
-        device=[lambda parts: ran.append(parts[0].request.lane) or [None]],
+        device=[lambda parts: ran.append(parts[0].request.priority) or [None]],
         finish=slow,
     )
-    bulk = asyncio.create_task(batcher.submit(None, 20, lane=Lane.BULK))
+    bulk = asyncio.create_task(batcher.submit(None, 20, priority=Priority.BULK))
     await until(lambda: len(ran) == 3)
     await asyncio.sleep(0.05)
     assert len(ran) == 3  # one is being finished, two are behind it
     click = asyncio.create_task(batcher.submit(None, 1))
-    await until(lambda: Lane.INTERACTIVE in ran)  # it has places and a finish thread of its own
+    await until(lambda: Priority.INTERACTIVE in ran)  # it has places and a finish thread of its own
     for _ in range(21):
         finish.release()
     await asyncio.gather(bulk, click)
@@ -198,7 +203,7 @@ async def test_bytes_of_the_batches_on_their_way_count_together():
         first = asyncio.create_task(batcher.submit("first", 1, nbytes=60))
         assert await asyncio.to_thread(model.entered.wait, 60)
         second = asyncio.create_task(batcher.submit("second", 1, nbytes=60))
-        urgent = asyncio.create_task(batcher.submit("other lane", 1, nbytes=60, lane=Lane.BULK))
+        urgent = asyncio.create_task(batcher.submit("other lane", 1, nbytes=60, priority=Priority.BULK))
         await until(lambda: "other lane" in model.prepared)
         assert model.prepared == ["first", "other lane"]
         model.gate.set()
@@ -214,7 +219,7 @@ async def test_a_full_queue_refuses_at_once_and_says_when():
             await batcher.submit("late", 1)
         assert error.value.kind is Kind.OVERLOADED
         assert error.value.retry_after_s > 0
-        waiting.append(asyncio.create_task(batcher.submit("other lane", 10, lane=Lane.BULK)))
+        waiting.append(asyncio.create_task(batcher.submit("other lane", 10, priority=Priority.BULK)))
         await asyncio.sleep(0)
         assert batcher.waiting == 20
         model.gate.set()

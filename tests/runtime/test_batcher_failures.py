@@ -173,7 +173,7 @@ async def test_a_finish_stage_that_dies_is_noticed():
 
 async def test_a_device_that_hangs_is_noticed():
     reasons = []
-    async with batching(hang_s=0.1, on_fatal=reasons.append) as (batcher, model):
+    async with batching(device_timeout_s=0.1, on_fatal=reasons.append) as (batcher, model):
         model.gate.clear()
         with pytest.raises(RegionSearchError) as error:
             await asyncio.wait_for(batcher.submit("a", 1), 60)
@@ -189,7 +189,7 @@ async def test_a_device_that_hangs_in_finish_is_noticed_without_another_batch():
 
     model, reasons = Hanging(), []
     model.device = lambda parts: parts
-    async with batching(model, hang_s=0.1, on_fatal=reasons.append) as (batcher, _):
+    async with batching(model, device_timeout_s=0.1, on_fatal=reasons.append) as (batcher, _):
         model.gate.clear()
         with pytest.raises(RegionSearchError) as error:
             await asyncio.wait_for(batcher.submit("a", 1), 60)

@@ -10,7 +10,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 
 from regionsearch.errors import Kind, RegionSearchError
 from regionsearch.rpc.callers import calling_for
-from services.runtime.batcher import Batcher, BatchSettings, Failure, Lane
+from services.runtime.batcher import Batcher, BatchSettings, Failure, Priority
 
 MAX_BATCH, MAX_QUEUE = 4, 12
 CALLERS = ["", "one", "other"]
@@ -83,20 +83,20 @@ class BatcherStates(RuleBasedStateMachine):
         target=calls,
         items=st.integers(1, 9),
         nbytes=st.sampled_from([0, 40, 300]),
-        lane=st.sampled_from(Lane),
+        priority=st.sampled_from(Priority),
         key=st.sampled_from("ab"),
         poison=st.booleans(),
         patience=st.one_of(st.none(), st.sampled_from([0.0, 0.002, 60.0])),
         caller=st.sampled_from(CALLERS),
         more=st.sampled_from([0, 2]),
     )
-    def submit(self, items, nbytes, lane, key, poison, patience, caller, more):
+    def submit(self, items, nbytes, priority, key, poison, patience, caller, more):
         self.number += 1
         number = self.number
         deadline = None if patience is None else self.loop.time() + patience
         payload = self.payloads[number] = (number, poison)
         work = self.batcher.submit(
-            payload, items, nbytes=nbytes, lane=lane, key=key, deadline=deadline, more=more
+            payload, items, nbytes=nbytes, priority=priority, key=key, deadline=deadline, more=more
         )
 
         async def begin():
@@ -116,9 +116,9 @@ class BatcherStates(RuleBasedStateMachine):
             self.settle()
             assert task.done()
 
-    @rule(number=calls, lane=st.sampled_from(Lane))
-    def hasten(self, number, lane):
-        self.batcher.hasten(self.payloads[number], lane)
+    @rule(number=calls, priority=st.sampled_from(Priority))
+    def escalate(self, number, priority):
+        self.batcher.escalate(self.payloads[number], priority)
 
     @rule(error=st.one_of(st.none(), st.just(ValueError("once")), st.just(MemoryError())))
     def step(self, error):
@@ -145,8 +145,8 @@ class BatcherStates(RuleBasedStateMachine):
     def caps_hold(self):
         assert all(0 <= memory.held <= 300 for memory in self.batcher._memory.values())
         assert all(size <= MAX_BATCH for size in self.device.sizes)
-        for lane in Lane:
-            queue = self.batcher._lanes[lane]
+        for priority in Priority:
+            queue = self.batcher._queues[priority]
             requests = list(queue)
             assert queue.waiting == sum(request.items - request.cut for request in requests)
             assert queue.waiting <= MAX_QUEUE or len(requests) == 1
@@ -184,7 +184,7 @@ class BatcherStates(RuleBasedStateMachine):
         assert self.batcher._running == 0
         assert not any(self.batcher._flying.values())
         assert not any(
-            queue._accounts or queue._order for queue in map(self.batcher._lanes.__getitem__, Lane)
+            queue._accounts or queue._order for queue in map(self.batcher._queues.__getitem__, Priority)
         )
         assert all(memory.held == 0 for memory in self.batcher._memory.values())
 

@@ -12,7 +12,7 @@ import pytest
 
 from regionsearch.errors import Kind, RegionSearchError
 from regionsearch.rpc.callers import caller_name, calling_for, peer_address
-from services.runtime.batcher import Lane
+from services.runtime.batcher import Priority
 from services.runtime.fair import FairQueue, FairSlots, Shares
 from tests.runtime.batchers import answer, batching, flat, until
 
@@ -161,7 +161,7 @@ async def test_one_click_passes_the_flood_of_another_caller_at_each_of_its_stage
         model.gate.set()
         await click
         with calling_for("click"):
-            decode = asyncio.create_task(batcher.submit("decode", 1, begun=True))
+            decode = asyncio.create_task(batcher.submit("decode", 1, continuation=True))
         await until(lambda: "decode" in model.prepared)
         decode_is_ready.set()
         await asyncio.gather(decode, *flood)
@@ -185,8 +185,8 @@ async def test_a_device_waits_for_the_next_piece_of_the_only_call_of_somebody_be
         async def click() -> None:
             with calling_for("click"):
                 await batcher.submit("encode", 4, more=5)
-                await batcher.submit("decode", 1, begun=True, more=4)
-                await batcher.submit("refine", 4, begun=True)
+                await batcher.submit("decode", 1, continuation=True, more=4)
+                await batcher.submit("refine", 4, continuation=True)
 
         clicking = asyncio.create_task(click())
         await until(lambda: "encode" in model.prepared)
@@ -197,33 +197,37 @@ async def test_a_device_waits_for_the_next_piece_of_the_only_call_of_somebody_be
 
 
 @pytest.mark.parametrize(
-    ("owner", "rare", "every"), [("other", Lane.INTERACTIVE, 4), ("flood", Lane.BULK, 9)]
+    ("owner", "rare", "every"), [("other", Priority.INTERACTIVE, 4), ("flood", Priority.BULK, 9)]
 )
 async def test_a_flood_of_clicks_goes_before_its_own_lower_lanes_and_behind_those_of_others(
-    owner: str, rare: Lane, every: int
+    owner: str, rare: Priority, every: int
 ) -> None:
-    lanes = []
+    priorities = []
     async with batching(max_batch=1, max_queue=1000, prepare_threads=4) as (batcher, model):
         steps = threading.Semaphore(0)
 
         def device(parts: Any) -> bool:
-            lanes.append(parts[0].request.lane)
+            priorities.append(parts[0].request.priority)
             return steps.acquire(timeout=60)
 
         model.trouble = device
         tasks = []
-        for name, lane in (("flood", Lane.INTERACTIVE), (owner, Lane.BULK)):
+        for name, priority in (("flood", Priority.INTERACTIVE), (owner, Priority.BULK)):
             with calling_for(name):
-                tasks += [asyncio.create_task(batcher.submit(name, 1, lane=lane)) for _ in range(40)]
+                tasks += [asyncio.create_task(batcher.submit(name, 1, priority=priority)) for _ in range(40)]
         for ran in range(40):  # one batch after the other, each time with both lanes ready
-            await until(lambda ran=ran: len(lanes) > ran)
-            await until(lambda: all(not batcher._slots[lane] for lane in (Lane.INTERACTIVE, Lane.BULK)))
-            await until(lambda: len(batcher._devices[0]._ready._ready[Lane.BULK]) > 0)
+            await until(lambda ran=ran: len(priorities) > ran)
+            await until(
+                lambda: all(
+                    not batcher._slots[priority] for priority in (Priority.INTERACTIVE, Priority.BULK)
+                )
+            )
+            await until(lambda: len(batcher._devices[0]._ready._ready[Priority.BULK]) > 0)
             steps.release()
         for _ in range(80):
             steps.release()
         await asyncio.gather(*tasks)
-    places = [place for place, lane in enumerate(lanes[1:40]) if lane is rare]
+    places = [place for place, priority in enumerate(priorities[1:40]) if priority is rare]
     assert {after - before for before, after in itertools.pairwise(places)} == {every}
 
 
@@ -243,7 +247,7 @@ async def test_the_only_request_of_somebody_is_prepared_before_the_rest_of_a_flo
         await until(begun.is_set)
         with calling_for("person"):
             person = asyncio.create_task(batcher.submit("person", 1))
-        await until(lambda: len(batcher._express[Lane.INTERACTIVE]) == 0)  # it is on its way
+        await until(lambda: len(batcher._express[Priority.INTERACTIVE]) == 0)  # it is on its way
         go.set()
         await asyncio.gather(person, *flood)
     assert model.prepared.index("person") == 1
@@ -306,7 +310,7 @@ async def test_a_call_is_judged_with_all_that_it_will_bring_and_not_again() -> N
         await asyncio.sleep(0)
         with pytest.raises(RegionSearchError):
             batcher.judge(1, deadline=soon)
-        decode = asyncio.create_task(batcher.submit("decode", 1, deadline=soon, begun=True))
+        decode = asyncio.create_task(batcher.submit("decode", 1, deadline=soon, continuation=True))
         await asyncio.sleep(0)
         assert not decode.done()
         model.gate.set()

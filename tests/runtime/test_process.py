@@ -26,7 +26,7 @@ PROGRAM = textwrap.dedent(
     from tests.runtime.conftest import EMBED, EchoServicer, EchoSettings
 
     class Settings(EchoSettings):
-        hang_s: float = 60.0
+        device_timeout_s: float = 60.0
 
     def device(parts):
         print('{"event": "begun"}', flush=True)
@@ -39,7 +39,7 @@ PROGRAM = textwrap.dedent(
 
     @contextlib.asynccontextmanager
     async def lifespan(server):
-        batching = BatchSettings(hang_s=settings.hang_s)
+        batching = BatchSettings(device_timeout_s=settings.device_timeout_s)
         batcher = Batcher("echo", batching, device=[device], on_fatal=server.fail)
 
         async def behave(request, context):
@@ -114,7 +114,7 @@ def test_sigterm_does_not_wait_for_a_model_that_is_being_loaded():
 
 @pytest.mark.parametrize(("trouble", "reason"), [("die", "died"), ("hang", "has not answered")])
 def test_a_process_whose_device_is_lost_ends_with_code_1(trouble, reason):
-    process, said = start("--hang-s", "1")
+    process, said = start("--device-timeout-s", "1")
     with grpc.insecure_channel(f"127.0.0.1:{said['port']}") as channel, pytest.raises(grpc.RpcError):
         embed_pb2_grpc.EmbedServiceStub(channel).EmbedTexts(
             embed_pb2.EmbedTextsRequest(texts=[trouble]), timeout=60

@@ -13,7 +13,7 @@ from regionsearch.tensors import tensor_to_proto
 from regionsearch.v1 import search_pb2, search_pb2_grpc, types_pb2
 from services.runtime.server import serving
 from services.searcher.__main__ import SERVICES, searcher
-from services.searcher.embedded import upkeep
+from services.searcher.embedded import maintenance
 from services.searcher.embedded.engine import EmbeddedEngine
 from services.searcher.settings import EmbeddedSettings, SearcherSettings
 from services.searcher.types import Collection, ModelIdentity
@@ -36,8 +36,8 @@ def unit_vectors(count: int, seed: int = 0, dimension: int = DIMENSION) -> np.nd
 
 @pytest.fixture(autouse=True)
 def upkeep_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only `keep_up` does it: a thread that came at any moment would make the steps of tests other ones."""
-    monkeypatch.setattr(upkeep, "_TICK_S", 1e6)
+    """Only `run_maintenance` does it: a thread that came at any moment would change the steps of tests."""
+    monkeypatch.setattr(maintenance, "_TICK_S", 1e6)
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import threading
 
 import numpy as np
 
-from services.searcher.embedded.gpu import MAX_COUNT
+from services.searcher.embedded.index.gpu import MAX_COUNT
 
 
 class FakeIndex:

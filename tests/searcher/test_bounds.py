@@ -17,9 +17,9 @@ from regionsearch.v1 import search_pb2, search_pb2_grpc, types_pb2
 from services.runtime.server import serving
 from services.searcher.__main__ import SERVICES, searcher
 from services.searcher.embedded.engine import EmbeddedEngine
-from services.searcher.embedded.index import VectorIndex
+from services.searcher.embedded.index.vector_index import VectorIndex
 from services.searcher.ranking import RELEVANT_AMONG, Candidates, Numbers, rank
-from services.searcher.room import Room
+from services.searcher.response_budget import ResponseBudget
 from services.searcher.settings import EmbeddedSettings, SearcherSettings
 from services.searcher.types import Query
 from tests.searcher.conftest import DIMENSION, MODEL, MODEL_INFO, search_request, unit_vectors, upsert_request
@@ -134,7 +134,7 @@ async def test_collections_come_in_several_pages_where_one_would_not_fit(setting
 @pytest.mark.parametrize("vectors", [False, True])
 def test_records_are_not_read_beyond_their_room(engine: EmbeddedEngine, vectors: bool) -> None:
     write(engine, "a", 100)
-    room = Room(300, "image_ids", "name fewer")
+    room = ResponseBudget(300, "image_ids", "name fewer")
     with pytest.raises(RegionSearchError, match="name fewer"):
         engine.get_records("default", [], ["a"], masks=True, vectors=vectors, room=room)
     assert len(engine.get_records("default", [], ["a"], masks=True, vectors=vectors).records) == 100

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from services.searcher.embedded import planning
-from services.searcher.embedded.cache import FOLDER
 from services.searcher.embedded.engine import EmbeddedEngine
+from services.searcher.embedded.index.index_files import FOLDER
 from services.searcher.settings import EmbeddedSettings
 from services.searcher.types import CodeMethod, CodeSpec, Collection, Deletion, Filter, Level, Record, Upsert
 from tests.searcher.test_index import MODEL, clustered, fill, search
@@ -56,7 +56,7 @@ def made(folder: Path, kind: str) -> EmbeddedEngine:
     engine = EmbeddedEngine(settings_of(folder))
     engine.create_collection(Collection("c", MODEL, codes_of(kind)))
     fill(engine, clustered(ROWS))
-    engine.keep_up()
+    engine.run_maintenance()
     assert kinds(engine) == [kind, kind, "flat", "growing"]
     assert len(files(folder)) == 2
     return engine
@@ -105,7 +105,7 @@ def test_a_restart_reads_the_files_and_answers_the_same(tmp_path, builds, kind) 
     assert kinds(engine) == [kind, kind, "flat", "growing"]  # before any upkeep
     assert [s.recall for s in engine.stats("c")[0].segments] == recalls
     assert answers(engine) == before
-    engine.keep_up()
+    engine.run_maintenance()
     assert builds.count == 2
     assert [path.stat().st_mtime_ns for path in files(tmp_path)] == written
     fill(engine, clustered(2500, seed=9) * -1, batch=2500)  # the index goes on growing
@@ -130,7 +130,7 @@ def test_damaged_and_missing_files_are_made_anew(tmp_path, builds, kind, how) ->
     assert kinds(engine)[:3] == ["flat", "flat", kind]
     exact = answers(engine)
     assert [row[0] for row in exact] == [row[0] for row in before]  # the best hit is found either way
-    engine.keep_up()
+    engine.run_maintenance()
     assert kinds(engine) == [kind, kind, "flat", "growing"]
     assert builds.count == 3
     assert answers(engine) == before
@@ -149,14 +149,14 @@ def test_files_of_another_store_are_not_believed(tmp_path, kind) -> None:
     engine = EmbeddedEngine(settings_of(other))
     engine.create_collection(Collection("c", MODEL, codes_of(kind)))
     fill(engine, clustered(ROWS, seed=77))
-    engine.keep_up()
+    engine.run_maintenance()
     before = answers(engine)
     engine.close()
     for path in files(mine):
         (other / FOLDER / path.name).write_bytes(path.read_bytes())
     engine = EmbeddedEngine(settings_of(other))
     assert kind not in kinds(engine)
-    engine.keep_up()
+    engine.run_maintenance()
     assert kinds(engine) == [kind, kind, "flat", "growing"]
     assert answers(engine) == before
     engine.close()
@@ -191,12 +191,12 @@ def test_snapshot_and_restore_do_not_mind_the_files(tmp_path, kind) -> None:
     assert len(list((tmp_path / "snapshots").iterdir())) == 1
     # The same keys come again with other vectors after the restore.
     fill(engine, -clustered(ROWS, seed=5)[:3000], batch=3000)
-    engine.keep_up()
+    engine.run_maintenance()
     engine.restore("early")
     assert answers(engine) == before
     records = [Record(f"x{i}", "image0", Level.REGION) for i in range(3000)]
     engine.upsert("c", MODEL, Upsert([], records, clustered(3000, seed=6)))
-    engine.keep_up()
+    engine.run_maintenance()
     after = answers(engine)
     engine.close()
     engine = EmbeddedEngine(settings_of(tmp_path))
@@ -208,14 +208,14 @@ def test_files_go_with_their_segments(tmp_path) -> None:
     engine = made(tmp_path, "ivf")
     engine.delete("c", Deletion(filter=Filter(tags=("even",))))
     for _ in range(2):
-        engine.keep_up()
+        engine.run_maintenance()
     ranges = [tuple(map(int, path.stem.split("-")[1:])) for path in files(tmp_path)]
     held = [
         view.segment.columns for view in engine._open["c"].index.state.views if view.segment.kind == "ivf"
     ]
     assert sorted(ranges) == [(int(c.key[0]), int(c.key[c.used - 1])) for c in held]
     engine.delete_collection("c")
-    engine.keep_up()
+    engine.run_maintenance()
     assert files(tmp_path) == []
     engine.close()
 
@@ -231,7 +231,7 @@ def test_another_recall_target_or_threshold_is_obeyed(tmp_path) -> None:
     if recall < 1.0:
         engine = EmbeddedEngine(settings_of(tmp_path, recall_target=1.0))
         assert kinds(engine).count("ivf") == 2
-        engine.keep_up()
+        engine.run_maintenance()
         assert min(s.recall for s in engine.stats("c")[0].segments if s.index == "ivf") >= 0.99
         engine.close()
 
@@ -244,7 +244,7 @@ def test_a_disk_that_refuses_the_file_costs_only_a_rebuild(tmp_path, monkeypatch
     engine = EmbeddedEngine(settings_of(tmp_path))
     engine.create_collection(Collection("c", MODEL))
     fill(engine, clustered(ROWS))
-    engine.keep_up()
+    engine.run_maintenance()
     assert kinds(engine) == ["ivf", "ivf", "flat", "growing"]
     assert files(tmp_path) == []
     engine.close()

@@ -16,10 +16,10 @@ from regionsearch.v1 import search_pb2, search_pb2_grpc
 from services.runtime.server import serving
 from services.searcher import __main__ as process_module
 from services.searcher.__main__ import SERVICES, searcher
-from services.searcher.callers import Caller
-from services.searcher.calls import Calls
+from services.searcher.bounded_executor import BoundedExecutor
+from services.searcher.cancellation import CancellationToken
 from services.searcher.embedded.engine import EmbeddedEngine
-from services.searcher.embedded.index import VectorIndex
+from services.searcher.embedded.index.vector_index import VectorIndex
 from services.searcher.settings import EmbeddedSettings, SearcherSettings
 from tests.searcher.conftest import MODEL_INFO, search_request, unit_vectors, upsert_request
 
@@ -118,7 +118,7 @@ async def test_an_expired_search_is_never_executed(held: Held) -> None:
 
 
 async def test_calls_count_threads_that_go_on_after_their_caller_has_left() -> None:
-    calls, gate, caller = Calls("test", 1, 0), threading.Event(), Caller()
+    calls, gate, caller = BoundedExecutor("test", 1, 0), threading.Event(), CancellationToken()
     begun = threading.Event()
 
     def work() -> None:

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from regionsearch.errors import Kind, RegionSearchError
-from services.searcher.calls import Calls
-from services.searcher.embedded import reads, writes
-from services.searcher.embedded.committer import Committer
-from services.searcher.embedded.database import Database
-from services.searcher.embedded.rows import Change
+from services.searcher.bounded_executor import BoundedExecutor
+from services.searcher.embedded.store import reads, writes
+from services.searcher.embedded.store.database import Database
+from services.searcher.embedded.store.group_commit import GroupCommitter
+from services.searcher.embedded.store.rows import Change
 
 
 class Bench:
@@ -25,7 +25,7 @@ class Bench:
         self.database.writer.set_trace_callback(self._count)
         self.applied: list[int] = []
         self.fatal: list[BaseException] = []
-        self.committer = Committer(self.database, self._apply, self.fatal.append, **options)
+        self.committer = GroupCommitter(self.database, self._apply, self.fatal.append, **options)
         self.go_on = threading.Event()
         self.reached = threading.Event()
 
@@ -124,7 +124,7 @@ def test_an_index_that_cannot_follow_ends_the_process(bench: Bench, monkeypatch:
 
 
 async def test_calls_beyond_the_limit_are_refused_and_others_go_on() -> None:
-    calls, others = Calls("reads", 1, 1), Calls("writes", 1, 0)
+    calls, others = BoundedExecutor("reads", 1, 1), BoundedExecutor("writes", 1, 0)
     go_on = threading.Event()
     running = asyncio.create_task(calls.run(lambda: go_on.wait(60)))
     waiting = asyncio.create_task(calls.run(lambda: "second"))

@@ -11,8 +11,10 @@ import pytest
 
 from regionsearch.tensors import tensor_to_proto
 from regionsearch.v1 import search_pb2
-from services.searcher.embedded import ordering, reads, source
+from services.searcher.embedded import candidate_source
 from services.searcher.embedded.engine import EmbeddedEngine
+from services.searcher.embedded.index import tie_order
+from services.searcher.embedded.store import reads
 from services.searcher.settings import EmbeddedSettings
 from services.searcher.types import (
     CodeMethod,
@@ -26,8 +28,8 @@ from services.searcher.types import (
     Upsert,
 )
 from tests.searcher.conftest import search_request, unit_vectors, upsert_request
+from tests.searcher.random_ops import following
 from tests.searcher.test_index import DIMENSION, MODEL, clustered
-from tests.searcher.walks import following
 
 ROWS = 6000
 
@@ -58,7 +60,7 @@ def filled(folder: Path, vectors: np.ndarray, kind: str, per_image: int = 20) ->
         ]
         described = [StoredImage(name) for name in dict.fromkeys(images.values())]
         engine.upsert("c", MODEL, Upsert(described, records, vectors[rows.start : rows.stop]))
-    engine.keep_up()
+    engine.run_maintenance()
     return engine
 
 
@@ -108,9 +110,9 @@ def test_a_walk_shows_every_record_once(tmp_path, kind: str, grouped: bool) -> N
 def test_equal_vectors_are_walked_in_the_order_of_their_ids(
     tmp_path, monkeypatch, kind: str, level: Level | None, grouped: bool
 ) -> None:
-    for module in (ordering, source):
+    for module in (tie_order, candidate_source):
         monkeypatch.setattr(module, "MANY", 50)
-    monkeypatch.setattr(ordering, "_BLOCK", 512)
+    monkeypatch.setattr(tie_order, "_BLOCK", 512)
     read: list[int] = []
     public_ids = reads.public_ids
     monkeypatch.setattr(

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from regionsearch.errors import Kind, RegionSearchError
-from services.searcher.embedded import schema, writes
-from services.searcher.embedded.database import FILE_NAME
 from services.searcher.embedded.engine import EmbeddedEngine
+from services.searcher.embedded.store import schema, writes
+from services.searcher.embedded.store.database import FILE_NAME
 from services.searcher.types import Filter, Level, Query, Record, RleMask, StoredImage, Upsert
 from tests.searcher.conftest import DIMENSION, MODEL, unit_vectors
 

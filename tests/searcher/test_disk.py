@@ -14,11 +14,12 @@ from pathlib import Path
 import pytest
 
 from regionsearch.errors import Kind, RegionSearchError
-from services.searcher.embedded import checkpoints, upkeep
-from services.searcher.embedded import reserve as reserve_module
-from services.searcher.embedded.database import FILE_NAME
+from services.searcher.embedded import maintenance
 from services.searcher.embedded.engine import EmbeddedEngine
-from services.searcher.embedded.retries import Backoff, Seldom
+from services.searcher.embedded.store import checkpoints
+from services.searcher.embedded.store import disk_reserve as reserve_module
+from services.searcher.embedded.store.database import FILE_NAME
+from services.searcher.embedded.store.retries import Backoff, Seldom
 from services.searcher.metrics import CHECKPOINT_FAILURES
 from services.searcher.settings import EmbeddedSettings
 from services.searcher.types import Collection, Deletion, Filter
@@ -63,7 +64,7 @@ while (answer := kind(lambda: write(engine, f"image{number}", regions=400))) == 
     number += 1
 free = lambda: os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
 print("END", answer, number > 3, free() > 0)
-engine._checkpointer.tick()  # as a second later
+engine._checkpointer.run_once()  # as a second later
 fill()
 print("END", free(), found(engine) > 0, kind(lambda: write(engine, "more")))
 print("END", kind(lambda: engine.delete("default", Deletion(image_ids=("image0",)))))
@@ -76,13 +77,13 @@ print("END", kind(lambda: engine.delete_collection("second")))
 answers = set()
 for n in range(2, number - 1):
     answers.add(kind(lambda: engine.delete("default", Deletion(image_ids=(f"image{n}",)))))
-    kind(engine.keep_up)
-    kind(engine._checkpointer.tick)
+    kind(engine.run_maintenance)
+    kind(engine._checkpointer.run_once)
 print("END", *answers)
 (disk / "other").unlink()
 for _ in range(3):
-    engine.keep_up()
-    engine._checkpointer.tick()
+    engine.run_maintenance()
+    engine._checkpointer.run_once()
 print("END", kind(lambda: write(engine, "again")), (settings.folder / "reserve").exists())
 snapshots = settings.folder / "snapshots"
 print("END", kind(lambda: engine.snapshot("one")), [file.name for file in snapshots.iterdir()])
@@ -185,7 +186,7 @@ def test_a_disk_that_fails_under_the_record_file_is_noticed(
     checkpointer = engine._checkpointer
     assert checkpointer is not None
     write(engine, "before")
-    checkpointer.tick()
+    checkpointer.run_once()
     failures = CHECKPOINT_FAILURES._value.get()
     checkpointer._connection.fail_on = "PRAGMA wal_checkpoint"
     number = 0
@@ -193,13 +194,13 @@ def test_a_disk_that_fails_under_the_record_file_is_noticed(
         while number < 100:
             write(engine, f"image{number}", regions=50)
             number += 1
-            assert kind_of(checkpointer.tick) is Kind.INTERNAL
+            assert kind_of(checkpointer.run_once) is Kind.INTERNAL
     assert caught.value.kind is Kind.UNAVAILABLE
     assert "disk failed" in caught.value.message
     assert CHECKPOINT_FAILURES._value.get() - failures == number
     assert found(engine) == min(50 * number + 4, 1000)
     checkpointer._connection.fail_on = None
-    checkpointer.tick()
+    checkpointer.run_once()
     write(engine, "after")
     engine.close()
 
@@ -214,7 +215,7 @@ def test_the_log_begins_anew_under_writes(
     sizes = []
     for number in range(30):
         write(engine, f"image{number}", regions=20)
-        checkpointer.tick()
+        checkpointer.run_once()
         sizes.append(engine._database.log_bytes())
     assert max(sizes) < 600_000
     engine.close()
@@ -239,7 +240,7 @@ def test_a_record_file_that_is_moved_away_is_noticed(
     assert checkpointer is not None
     path = settings.folder / FILE_NAME
     path.rename(settings.folder / "moved")
-    assert kind_of(checkpointer.tick) is Kind.FAILED_PRECONDITION
+    assert kind_of(checkpointer.run_once) is Kind.FAILED_PRECONDITION
     assert kind_of(lambda: write(engine, "image")) is Kind.FAILED_PRECONDITION
     engine.close()
 
@@ -247,7 +248,7 @@ def test_a_record_file_that_is_moved_away_is_noticed(
 KILLED = """
 import sys
 from pathlib import Path
-from services.searcher.embedded import checkpoints
+from services.searcher.embedded.store import checkpoints
 from services.searcher.embedded.engine import EmbeddedEngine
 from services.searcher.settings import EmbeddedSettings
 from services.searcher.types import Collection
@@ -256,7 +257,7 @@ from tests.searcher.test_faults import write
 checkpoints._PERIOD_S = 1e6
 engine = EmbeddedEngine(EmbeddedSettings(folder=Path(sys.argv[1])))
 engine.create_collection(Collection("default", MODEL))
-engine._checkpointer.tick()
+engine._checkpointer.run_once()
 write(engine, "image")
 print("WRITTEN", flush=True)
 sys.stdin.read()
@@ -306,14 +307,14 @@ def test_a_log_that_vanished_after_a_crash_is_noticed(tmp_path: Path) -> None:
 def test_upkeep_that_cannot_work_says_so_once_and_tries_less_often(
     settings: EmbeddedSettings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(upkeep, "_TICK_S", 0.01)
+    monkeypatch.setattr(maintenance, "_TICK_S", 0.01)
     tries: list[float] = []
 
     def full(self: object) -> None:
         tries.append(1)
         raise RegionSearchError(Kind.STORAGE_FULL, "no space")
 
-    monkeypatch.setattr(upkeep.Upkeep, "tick", full)
+    monkeypatch.setattr(maintenance.Maintenance, "run_once", full)
     engine = EmbeddedEngine(settings)
     while len(tries) < 4:
         pass

@@ -18,8 +18,8 @@ from regionsearch.errors import Kind, RegionSearchError
 from services.searcher.embedded import engine as embedded_module
 from services.searcher.embedded.engine import EmbeddedEngine
 from services.searcher.engine import Engine
-from services.searcher.move import move
-from services.searcher.room import Room
+from services.searcher.migrate import migrate
+from services.searcher.response_budget import ResponseBudget
 from services.searcher.settings import EmbeddedSettings, MilvusSettings
 from services.searcher.types import (
     CodeMethod,
@@ -38,7 +38,7 @@ from services.searcher.types import (
 from services.searcher.updates import ImageUpdate
 from tests.searcher.fake_gpu import FakeDevice
 from tests.searcher.oracle import Oracle
-from tests.searcher.walks import (
+from tests.searcher.random_ops import (
     IMAGES,
     LIMITS,
     MODEL,
@@ -309,11 +309,11 @@ def test_nothing_is_read_beyond_the_room_of_its_answer(engine: Engine) -> None:
     engine.upsert("c", MODEL, Upsert(images, records, vectors))
     query = Query(vectors[:1], vectors[:0], limit=5)
 
-    def one_too_much(ask: Callable[[Room], object], size: int = 2000) -> None:
+    def one_too_much(ask: Callable[[ResponseBudget], object], size: int = 2000) -> None:
         with pytest.raises(RegionSearchError, match="name fewer") as caught:
-            ask(Room(size, "field", "name fewer"))
+            ask(ResponseBudget(size, "field", "name fewer"))
         assert caught.value.kind is Kind.TOO_LARGE
-        assert ask(Room(20_000))
+        assert ask(ResponseBudget(20_000))
 
     one_too_much(lambda room: engine.search("c", MODEL, [query, query], room=room), 4000)
     one_too_much(
@@ -332,7 +332,7 @@ def test_a_page_ends_where_there_is_no_more_room(engine: Engine) -> None:
     (whole,) = engine.search("c", MODEL, [query])
     found, asked = [], query
     while True:
-        (page,) = engine.search("c", MODEL, [asked], room=Room(5000))
+        (page,) = engine.search("c", MODEL, [asked], room=ResponseBudget(5000))
         assert 1 <= len(page.hits) <= 4
         found += page.hits
         if not page.more:
@@ -341,7 +341,7 @@ def test_a_page_ends_where_there_is_no_more_room(engine: Engine) -> None:
     assert [(hit.rank, hit.record) for hit in found] == [(hit.rank, hit.record) for hit in whole.hits]
     listed, after = [], None
     while True:
-        part = engine.list_images("c", 100, after, Room(5000))
+        part = engine.list_images("c", 100, after, ResponseBudget(5000))
         assert 1 <= len(part.images) <= 4
         listed += part.images
         after = part.next_key
@@ -349,7 +349,7 @@ def test_a_page_ends_where_there_is_no_more_room(engine: Engine) -> None:
             break
     assert listed == list(engine.list_images("c", 9, None).images)
     grouped = replace(query, group_by_image=True, whole_image_margin=3.0)
-    (page,) = engine.search("c", MODEL, [grouped], room=Room(5000))
+    (page,) = engine.search("c", MODEL, [grouped], room=ResponseBudget(5000))
     assert page.more
     assert all(hit.best_region is not None for hit in page.hits)
 
@@ -361,10 +361,10 @@ def test_an_image_that_would_fill_a_page_alone_is_shown_without_its_tags(engine:
     vectors = some_vectors(random.Random(3), 2, 2)
     engine.upsert("c", MODEL, Upsert([huge], records, vectors))
     for size, tags in ((2000, 0), (100_000, 60)):
-        (image,) = engine.list_images("c", 9, None, Room(size)).images
+        (image,) = engine.list_images("c", 9, None, ResponseBudget(size)).images
         assert (image.name, len(image.tags), len(image.attributes)) == ("name", tags, bool(tags))
         query = Query(vectors[:1], vectors[:0], limit=5)
-        (page,) = engine.search("c", MODEL, [query], room=Room(size))
+        (page,) = engine.search("c", MODEL, [query], room=ResponseBudget(size))
         assert [len(hit.image.tags) for hit in page.hits] == [tags, tags]
 
 
@@ -498,11 +498,11 @@ def same_answers(one: Engine, other: Engine) -> None:
 def test_moving_keeps_every_answer(engine: Engine, tmp_path: Path) -> None:
     walk(engine)
     target = EmbeddedEngine(EmbeddedSettings(folder=tmp_path / "target"))
-    moved = move(engine, target, "c")
+    moved = migrate(engine, target, "c")
     assert moved.images == engine.get_collection("c").image_count > 0
     assert moved.records == engine.get_collection("c").record_count
     same_answers(engine, target)
-    again = move(engine, target, "c")
+    again = migrate(engine, target, "c")
     assert (again.images, again.records) == (0, 0)
     target.close()
 
@@ -512,7 +512,7 @@ def test_moving_to_milvus_keeps_every_answer(milvus: str, tmp_path: Path) -> Non
     source, target = EmbeddedEngine(EmbeddedSettings(folder=tmp_path)), open_milvus(milvus)
     source.create_collection(Collection("c", MODEL))
     walk(source)
-    move(source, target, "c")
+    migrate(source, target, "c")
     same_answers(source, target)
     source.close()
     target.close()

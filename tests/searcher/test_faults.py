@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from regionsearch.errors import Kind, RegionSearchError
-from services.searcher.embedded import database as database_module
-from services.searcher.embedded.database import FILE_NAME
 from services.searcher.embedded.engine import EmbeddedEngine
+from services.searcher.embedded.store import database as database_module
+from services.searcher.embedded.store.database import FILE_NAME
 from services.searcher.settings import EmbeddedSettings
 from services.searcher.types import Collection, Deletion, Level, Query, Record, StoredImage, Upsert
 from tests.searcher.conftest import DIMENSION, MODEL, unit_vectors

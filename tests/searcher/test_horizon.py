@@ -7,10 +7,10 @@ import threading
 import pytest
 
 from regionsearch.errors import Kind, RegionSearchError
-from services.searcher.embedded import source
+from services.searcher.embedded import candidate_source
 from services.searcher.embedded.engine import EmbeddedEngine
-from services.searcher.embedded.horizon import Horizon
-from services.searcher.embedded.searching import SearchThreads
+from services.searcher.embedded.index.search_thread import SearchThreads
+from services.searcher.embedded.store.visibility import VisibilityHorizon
 from services.searcher.settings import EmbeddedSettings
 from services.searcher.types import Collection, Filter
 from tests.searcher.conftest import MODEL, unit_vectors
@@ -32,17 +32,17 @@ def ids(engine: EmbeddedEngine, **fields: object) -> list[str]:
 
 def test_what_is_replaced_and_purged_before_the_filter_is_looked_up_is_found(engine, monkeypatch) -> None:
     write(engine, "image", regions=3)
-    real = source.compile_filter
+    real = candidate_source.compile_filter
 
     def late(*arguments):
         write(engine, "image", regions=1)
-        engine.keep_up()
+        engine.run_maintenance()
         return real(*arguments)
 
-    monkeypatch.setattr(source, "compile_filter", late)
+    monkeypatch.setattr(candidate_source, "compile_filter", late)
     assert len(ids(engine, filter=Filter(image_ids=("image",)))) == 3
     monkeypatch.undo()
-    engine.keep_up()
+    engine.run_maintenance()
     assert len(ids(engine)) == 1
     assert engine._database.writer.execute("SELECT COUNT(*) FROM record").fetchone() == (1,), "let go"
 
@@ -56,7 +56,7 @@ def test_a_search_of_a_collection_that_is_deleted_meanwhile_is_answered(engine, 
         found.result()
         engine.delete_collection("default")
         for _ in range(2):
-            engine.keep_up()
+            engine.run_maintenance()
         return found
 
     monkeypatch.setattr(SearchThreads, "submit", then_delete)
@@ -65,7 +65,7 @@ def test_a_search_of_a_collection_that_is_deleted_meanwhile_is_answered(engine, 
         ids(engine)
     assert caught.value.kind is Kind.NOT_FOUND
     for _ in range(2):
-        engine.keep_up()
+        engine.run_maintenance()
     for table in ("collection", "image", "record", "vector"):
         assert engine._database.writer.execute(f"SELECT COUNT(*) FROM {table}").fetchone() == (0,)
 
@@ -101,7 +101,7 @@ def test_a_collection_whose_deletion_fails_stays(engine) -> None:
 
 def test_the_horizon_follows_the_oldest_search_and_never_goes_back() -> None:
     present = 5
-    horizon = Horizon(0.0, lambda: present)
+    horizon = VisibilityHorizon(0.0, lambda: present)
     with horizon.holding() as seq:
         assert seq == 5
         present = 7

@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 
 from services.searcher.embedded import engine as engine_module
-from services.searcher.embedded.codes import Codec, CodeSegment, build_codes, train_codec
-from services.searcher.embedded.conditions import Conditions, ConditionsCache
 from services.searcher.embedded.engine import EmbeddedEngine
-from services.searcher.embedded.flat import FlatSegment
-from services.searcher.embedded.gpu import MAX_COUNT, GpuSegment, build_gpu
-from services.searcher.embedded.ivf import IvfSegment, build_ivf
-from services.searcher.embedded.measuring import Examination, examinations, noisy, tune
-from services.searcher.embedded.rewriting import Rewrite
-from services.searcher.embedded.rows import Rows
-from services.searcher.embedded.segments import Probe, best
+from services.searcher.embedded.index.binary import Codec, CodeSegment, build_codes, train_codec
+from services.searcher.embedded.index.compaction import CompactionInput
+from services.searcher.embedded.index.filters import CompiledFilter, FilterCache
+from services.searcher.embedded.index.flat import FlatSegment
+from services.searcher.embedded.index.gpu import MAX_COUNT, GpuSegment, build_gpu
+from services.searcher.embedded.index.ivf import IvfSegment, build_ivf
+from services.searcher.embedded.index.recall import RecallEvaluator, examinations, noisy, tune
+from services.searcher.embedded.index.segments import SegmentQuery, best
+from services.searcher.embedded.store.rows import Rows
 from services.searcher.settings import EmbeddedSettings
 from services.searcher.types import (
     CodeMethod,
@@ -68,14 +68,14 @@ def flat_segment(vectors: np.ndarray) -> FlatSegment:
 
 
 def tuned(segment, target: float):
-    tune(segment, examinations(Rewrite([segment], 0), {}), target)
+    tune(segment, examinations(CompactionInput([segment], 0), {}), target)
     return segment
 
 
 @pytest.fixture(scope="module")
 def segments():
     flat = flat_segment(clustered(ROWS))
-    rewrite = Rewrite([flat], 0)
+    rewrite = CompactionInput([flat], 0)
     sample = rewrite.sample(3000)
     codec = train_codec(CodeSpec(CodeMethod.PCA_ROTATION, 48), sample)
     device = FakeDevice()
@@ -106,7 +106,7 @@ def test_an_excluded_row_never_comes_back_and_the_page_is_filled(segments, kind,
     mask = np.random.default_rng(3).random(ROWS) < keeps
     matching = int(mask.sum())
     queries = clustered(3, seed=5)
-    probe = Probe(queries, ROWS, None if keeps == 1.0 else mask, matching, count)
+    probe = SegmentQuery(queries, ROWS, None if keeps == 1.0 else mask, matching, count)
     for query, (rows, scores) in zip(queries, segment.nearest([probe])[0], strict=True):
         assert mask[rows].all()
         assert len(rows) >= min(count, matching)
@@ -119,9 +119,9 @@ def test_an_excluded_row_never_comes_back_and_the_page_is_filled(segments, kind,
 def test_rows_that_came_later_are_not_seen(segments) -> None:
     query = segments["flat"].vectors[-1:]
     for segment in segments.values():
-        ((rows, _),) = segment.nearest([Probe(query, ROWS - 1, None, ROWS - 1, 10)])[0]
+        ((rows, _),) = segment.nearest([SegmentQuery(query, ROWS - 1, None, ROWS - 1, 10)])[0]
         assert ROWS - 1 not in rows
-        ((rows, _),) = segment.nearest([Probe(query, ROWS, None, ROWS, 10)])[0]
+        ((rows, _),) = segment.nearest([SegmentQuery(query, ROWS, None, ROWS, 10)])[0]
         assert ROWS - 1 in rows
 
 
@@ -135,12 +135,12 @@ def test_a_device_that_rounds_is_not_believed_without_proof() -> None:
     sideways /= np.linalg.norm(sideways, axis=1, keepdims=True)
     near = (0.5 * query + np.sqrt(0.75) * sideways).astype(np.float16).astype(np.float32)
     flat = flat_segment(near)
-    segment = build_gpu(Rewrite([flat], 0), FakeDevice().place)
+    segment = build_gpu(CompactionInput([flat], 0), FakeDevice().place)
     mask = np.ones(5000, np.bool_)
     device_rows = segment._held[0].search(query[np.newaxis], 20)[1][0]
     expected = truth(near, query, mask, 20)
     assert set(device_rows.tolist()) != expected
-    ((rows, _),) = segment.nearest([Probe(query[np.newaxis], 5000, None, 5000, 20)])[0]
+    ((rows, _),) = segment.nearest([SegmentQuery(query[np.newaxis], 5000, None, 5000, 20)])[0]
     assert expected <= set(rows.tolist())
 
 
@@ -149,20 +149,20 @@ def test_ivf_reaches_its_recall_target(segments) -> None:
     assert isinstance(segment, IvfSegment)
     assert segment.recall >= 0.95
     assert segment.effort < segment.most_effort
-    fresh = Examination(Rewrite([segments["flat"]], 0), clustered(200, seed=11))
+    fresh = RecallEvaluator(CompactionInput([segments["flat"]], 0), clustered(200, seed=11))
     assert fresh.recall(segment) >= 0.9
 
 
 def test_recall_of_an_exact_segment_is_one(segments) -> None:
-    examination = Examination(Rewrite([segments["flat"]], 0), noisy(clustered(128, seed=12)))
+    examination = RecallEvaluator(CompactionInput([segments["flat"]], 0), noisy(clustered(128, seed=12)))
     assert examination.recall(segments["flat"]) == 1.0
     assert examination.recall(segments["gpu"]) == 1.0
 
 
 @pytest.mark.parametrize("method", [CodeMethod.PCA_ROTATION, CodeMethod.ITQ])
 def test_codes_find_most_of_the_truth_and_beat_unrotated_signs(segments, method) -> None:
-    rewrite = Rewrite([segments["flat"]], 0)
-    examination = Examination(rewrite, noisy(clustered(128, seed=12)))
+    rewrite = CompactionInput([segments["flat"]], 0)
+    examination = RecallEvaluator(rewrite, noisy(clustered(128, seed=12)))
     segment = build_codes(rewrite, train_codec(CodeSpec(method, 48), rewrite.sample(3000)), 20)
     assert isinstance(segment, CodeSegment)
     assert examination.recall(segment) > 0.8
@@ -218,12 +218,12 @@ def test_faster_indexes_take_over_and_survive_restart_and_deletes(tmp_path, monk
     engine = EmbeddedEngine(settings)
     engine.create_collection(Collection("c", MODEL, codes))
     fill(engine, vectors)
-    engine.keep_up()
+    engine.run_maintenance()
     for restarted in (False, True):
         if restarted:
             engine.close()
             engine = EmbeddedEngine(settings)
-            engine.keep_up()
+            engine.run_maintenance()
         (stats,) = engine.stats("c")
         kinds = [segment.index for segment in stats.segments]
         assert kinds == {"gpu": ["flat"] * 3 + ["growing"]}.get(kind, [kind, kind, "flat", "growing"])
@@ -241,8 +241,8 @@ def test_faster_indexes_take_over_and_survive_restart_and_deletes(tmp_path, monk
         assert len(odd) == 100
         assert {hit.image.tags for hit in odd} == {("odd",)}
     engine.delete("c", Deletion(filter=Filter(tags=("even",))))
-    engine.keep_up()
-    engine.keep_up()
+    engine.run_maintenance()
+    engine.run_maintenance()
     assert {hit.image.tags for hit in search(engine, vectors[123], limit=1000)} == {("odd",)}
     (stats,) = engine.stats("c")
     assert stats.tombstone_count == 0
@@ -262,7 +262,7 @@ def test_deleting_almost_everything_gives_memory_and_disk_back(tmp_path) -> None
     deleted = engine.delete("c", Deletion(filter=Filter(min_area=50)))
     assert deleted.record_count == 19_950
     for _ in range(3):
-        engine.keep_up()
+        engine.run_maintenance()
     after = engine.stats("c")[0]
     assert after.tombstone_count == 0
     assert len(after.segments) <= 1
@@ -281,7 +281,7 @@ def test_a_million_deletes(tmp_path) -> None:
     deleted = engine.delete("c", Deletion(filter=Filter(min_area=10_000)))
     assert deleted.record_count == 1_000_000
     for _ in range(3):
-        engine.keep_up()
+        engine.run_maintenance()
     stats = engine.stats("c")[0]
     assert stats.record_count == 10_000
     assert stats.tombstone_count == 0
@@ -301,7 +301,7 @@ def test_learned_head_is_checked_when_the_collection_is_made(tmp_path) -> None:
     np.savez(tmp_path / "heads" / "head.npz", weight=weight, bias=np.zeros(16, np.float32))
     engine.create_collection(Collection("c", MODEL, spec))
     fill(engine, clustered(1500))
-    engine.keep_up()
+    engine.run_maintenance()
     assert engine.stats("c")[0].binary_recall > 0.2
     np.testing.assert_array_equal(engine._open["c"].codec.weight, weight)
     engine.close()
@@ -340,7 +340,7 @@ def test_searches_see_whole_writes_only_while_writers_and_readers_run(tmp_path) 
 
     def keeper() -> None:
         while time.monotonic() < end:
-            engine.keep_up()
+            engine.run_maintenance()
 
     with ThreadPoolExecutor(7) as pool:
         running = [pool.submit(writer, number) for number in range(3)]
@@ -358,10 +358,10 @@ def test_memory_of_a_device_is_given_back_by_the_thread_that_owns_it(tmp_path, m
     engine = EmbeddedEngine(settings)
     engine.create_collection(Collection("c", MODEL))
     fill(engine, clustered(1000))
-    engine.keep_up()
+    engine.run_maintenance()
     assert isinstance(engine._open["c"].index.state.views[0].segment, GpuSegment)
     engine.delete("c", Deletion(filter=Filter(tags=("even",))))
-    engine.keep_up()
+    engine.run_maintenance()
     assert not any(isinstance(v.segment, GpuSegment) for v in engine._open["c"].index.state.views)
     gc.collect()
     engine.close()
@@ -373,15 +373,15 @@ def test_selective_probes_of_the_same_rows_copy_them_once(segments) -> None:
     mask = np.random.default_rng(3).random(ROWS) < 0.02
     other = np.random.default_rng(4).random(ROWS) < 0.02
     queries = clustered(6, seed=5)
-    probes = [
-        Probe(queries[i : i + 2], ROWS, chosen, int(chosen.sum()), count)
+    nprobe = [
+        SegmentQuery(queries[i : i + 2], ROWS, chosen, int(chosen.sum()), count)
         for i, chosen, count in ((0, mask, 1), (2, other, 5), (4, mask, 20))
     ]
-    alone = [segment.nearest([probe])[0] for probe in probes]
+    alone = [segment.nearest([probe])[0] for probe in nprobe]
     copied: list[int] = []
     gather = segment.gather
     segment.gather = lambda rows: copied.append(len(rows)) or gather(rows)
-    for probe, one, answers in zip(probes, alone, segment.nearest(probes), strict=True):
+    for probe, one, answers in zip(nprobe, alone, segment.nearest(nprobe), strict=True):
         for (rows, _), (found, scores) in zip(one, answers, strict=True):
             assert probe.mask[found].all()
             assert set(rows.tolist()) <= set(found.tolist())
@@ -392,14 +392,14 @@ def test_selective_probes_of_the_same_rows_copy_them_once(segments) -> None:
 def test_large_count_is_beyond_the_device_and_still_right(segments) -> None:
     query = clustered(1, seed=9)
     count = MAX_COUNT + 500
-    ((rows, _),) = segments["gpu"].nearest([Probe(query, ROWS, None, ROWS, count)])[0]
+    ((rows, _),) = segments["gpu"].nearest([SegmentQuery(query, ROWS, None, ROWS, count)])[0]
     assert truth(segments["flat"].vectors, query[0], np.ones(ROWS, np.bool_), count) <= set(rows.tolist())
 
 
 def test_equal_filters_of_one_state_share_their_conditions():
-    cache = ConditionsCache(entries=2)
-    first = cache.get(("filter", 1), lambda: Conditions(1))
-    assert cache.get(("filter", 1), lambda: Conditions(1)) is first
-    assert cache.get(("filter", 2), lambda: Conditions(2)).seq == 2
-    cache.get(("filter", 3), lambda: Conditions(3))
-    assert cache.get(("filter", 1), lambda: Conditions(1)) is not first, "it had been asked longest ago"
+    cache = FilterCache(entries=2)
+    first = cache.get(("filter", 1), lambda: CompiledFilter(1))
+    assert cache.get(("filter", 1), lambda: CompiledFilter(1)) is first
+    assert cache.get(("filter", 2), lambda: CompiledFilter(2)).seq == 2
+    cache.get(("filter", 3), lambda: CompiledFilter(3))
+    assert cache.get(("filter", 1), lambda: CompiledFilter(1)) is not first, "it had been asked longest ago"

@@ -18,9 +18,9 @@ from regionsearch.tensors import tensor_to_proto
 from regionsearch.v1 import search_pb2, search_pb2_grpc
 from services.runtime.server import serving
 from services.searcher.__main__ import SERVICES, searcher
-from services.searcher.calls import Calls
+from services.searcher.bounded_executor import BoundedExecutor
 from services.searcher.embedded.engine import EmbeddedEngine
-from services.searcher.embedded.index import VectorIndex
+from services.searcher.embedded.index.vector_index import VectorIndex
 from services.searcher.settings import EmbeddedSettings, SearcherSettings
 from services.searcher.types import Collection
 from tests.searcher.conftest import DIMENSION, MODEL, MODEL_INFO, unit_vectors, upsert_request
@@ -124,7 +124,7 @@ for call in (lambda: hits(engine, "large"), lambda: write(engine, "large", 99)):
         print("END", error.kind.name, "'large' does not fit" in error.message)
 print("END", len(engine.list_images("large", 100, None).images), len(engine.get_records(
     "large", ["7-7"], [], masks=False, vectors=True).records))
-engine.keep_up()
+engine.run_maintenance()
 write(engine, "small", 1)
 engine.delete("large", Deletion(image_ids=tuple(f"i{number}" for number in range(1, 64))))
 print("END", DIED)
@@ -171,7 +171,7 @@ def test_memory_that_was_promised_to_a_write_that_failed_is_there_for_the_next(
 
 
 async def test_calls_are_refused_by_the_memory_that_they_need() -> None:
-    calls, gate = Calls("writes", 4, 4, 100, "max_write_bytes"), threading.Event()
+    calls, gate = BoundedExecutor("writes", 4, 4, 100, "max_write_bytes"), threading.Event()
 
     def work() -> str:
         gate.wait(60)

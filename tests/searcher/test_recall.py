@@ -5,15 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from services.searcher.embedded.index import VectorIndex
-from services.searcher.embedded.live import LiveQueries, QueryKind
-from services.searcher.embedded.measuring import Examination, noisy
-from services.searcher.embedded.opened import OpenCollection
+from services.searcher.embedded.index.compaction import CompactionInput
+from services.searcher.embedded.index.live_queries import LiveQueries, QueryKind
+from services.searcher.embedded.index.recall import RecallEvaluator, noisy
+from services.searcher.embedded.index.search_thread import SearchThreads
+from services.searcher.embedded.index.segments import EXACT, SegmentQuery
+from services.searcher.embedded.index.vector_index import VectorIndex
+from services.searcher.embedded.open_collection import OpenCollection
 from services.searcher.embedded.planning import Planner
-from services.searcher.embedded.rewriting import Rewrite
-from services.searcher.embedded.rows import Rows
-from services.searcher.embedded.searching import SearchThreads
-from services.searcher.embedded.segments import EXACT, Probe
+from services.searcher.embedded.store.rows import Rows
 from services.searcher.settings import EmbeddedSettings
 from services.searcher.types import CodeMethod, CodeSpec, Collection, ModelIdentity
 
@@ -68,14 +68,14 @@ def promise_is_kept(count: int, first: str, codes: CodeSpec | None = None) -> No
     settings = EmbeddedSettings(ann_above=1, ann_rows=count, codes_rows=count, recall_target=0.98)
     planner = Planner(settings, search, None)
     sources, build = planner.plan(opened)
-    opened.index.replace(sources, [build(Rewrite(sources, 0))])
+    opened.index.replace(sources, [build(CompactionInput(sources, 0))])
     (segment,) = (view.segment for view in opened.index.state.views)
     rng = np.random.default_rng(3)
     kinds = {
         "regions": lambda seed: noisy(vectors[rng.integers(0, count, 200)], seed),
         "words": lambda seed: words(vectors, 200, seed),
     }
-    fresh = {name: Examination(Rewrite([segment], 0), made(99)) for name, made in kinds.items()}
+    fresh = {name: RecallEvaluator(CompactionInput([segment], 0), made(99)) for name, made in kinds.items()}
     asked = [first, next(name for name in kinds if name != first)]
     for name in (None, *asked):
         if name is not None:
@@ -110,10 +110,10 @@ def test_an_exact_probe_of_an_approximate_index_leaves_nothing_out() -> None:
         opened = collection(vectors, codes)
         planner = Planner(EmbeddedSettings(ann_above=1, ann_rows=1, codes_rows=1), SearchThreads(), None)
         sources, build = planner.plan(opened)
-        segment = build(Rewrite(sources, 0))
+        segment = build(CompactionInput(sources, 0))
         segment.effort = 1
         queries = words(vectors, 20, 1)
-        probe = Probe(queries, len(vectors), None, len(vectors), 10, effort=EXACT)
+        probe = SegmentQuery(queries, len(vectors), None, len(vectors), 10, effort=EXACT)
         truth = np.sort(queries @ (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).T)[:, -10:]
         for best, (_, scores) in zip(truth, segment.nearest([probe])[0], strict=True):
             np.testing.assert_allclose(np.sort(scores)[-10:], best, atol=1e-5)

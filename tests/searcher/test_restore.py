@@ -14,9 +14,9 @@ import pytest
 from regionsearch.errors import Kind, RegionSearchError
 from services.searcher.embedded import engine as engine_module
 from services.searcher.embedded import planning, snapshots
-from services.searcher.embedded.cache import FOLDER
-from services.searcher.embedded.database import FILE_NAME
 from services.searcher.embedded.engine import EmbeddedEngine
+from services.searcher.embedded.index.index_files import FOLDER
+from services.searcher.embedded.store.database import FILE_NAME
 from services.searcher.settings import EmbeddedSettings
 from services.searcher.types import CodeMethod, CodeSpec, Collection, Deletion
 from tests.searcher.test_faults import found, kind_of, write
@@ -136,14 +136,14 @@ def test_upkeep_in_the_midst_of_a_restore_deletes_no_index_file(tmp_path, monkey
     engine = EmbeddedEngine(settings_of(tmp_path))
     engine.create_collection(Collection("c", MODEL))
     fill(engine, clustered(1000))
-    engine.keep_up()
+    engine.run_maintenance()
     engine.snapshot("one")
     files = sorted((tmp_path / FOLDER).iterdir())
     assert len(files) == 1
     load = engine_module.open_collections
 
     def slow(*arguments):
-        assert kind_of(engine.keep_up) is Kind.UNAVAILABLE
+        assert kind_of(engine.run_maintenance) is Kind.UNAVAILABLE
         return load(*arguments)
 
     monkeypatch.setattr(engine_module, "open_collections", slow)
@@ -167,7 +167,7 @@ def test_a_codec_is_not_kept_for_the_collection_that_has_taken_the_number(tmp_pa
         return train(*arguments)
 
     monkeypatch.setattr(planning, "train_codec", late)
-    assert kind_of(engine.keep_up) is Kind.NOT_FOUND
+    assert kind_of(engine.run_maintenance) is Kind.NOT_FOUND
     kept = engine._database.writer.execute("SELECT id, name, codec FROM collection").fetchall()
     assert kept == [(1, "other", None)]
     engine.close()
@@ -184,7 +184,7 @@ def test_a_collection_that_cannot_be_improved_does_not_hinder_the_others(tmp_pat
     (heads / "head.npz").unlink()
     engine.delete("b", Deletion(record_ids=tuple(f"r{number}" for number in range(100))))
     with pytest.raises(RegionSearchError, match=r"head\.npz"):
-        engine.keep_up()
+        engine.run_maintenance()
     assert [segment.index for segment in engine.stats("b")[0].segments] == ["ivf"]
     assert engine._database.writer.execute("SELECT COUNT(*) FROM record").fetchone() == (1900,)
     engine.close()

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from services.searcher import ranking
-from services.searcher.embedded import ivf, ordering, source
+from services.searcher.embedded import candidate_source
 from services.searcher.embedded.engine import EmbeddedEngine
+from services.searcher.embedded.index import ivf, tie_order
 from services.searcher.settings import EmbeddedSettings
 from services.searcher.types import (
     Collection,
@@ -23,14 +24,14 @@ from services.searcher.types import (
     Upsert,
 )
 from tests.searcher.oracle import Oracle
-from tests.searcher.walks import MODEL, check_page, following, some_filter, some_query, some_upsert
+from tests.searcher.random_ops import MODEL, check_page, following, some_filter, some_query, some_upsert
 
 
 @pytest.fixture(autouse=True)
 def scarce(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ranking, "_SPARE", 0)
-    monkeypatch.setattr(ordering, "_BLOCK", 3)
-    for module in (ordering, source):
+    monkeypatch.setattr(tie_order, "_BLOCK", 3)
+    for module in (tie_order, candidate_source):
         monkeypatch.setattr(module, "MANY", 1)
     monkeypatch.setattr(ivf, "_GATHER_ROWS", 0)
 
@@ -50,7 +51,7 @@ def walked(folder: Path, seed: int, **fields: object):
             engine.delete("c", Deletion(filter=wanted))
             oracle.delete_records(gone, drop_empty=True)
         if turn % 4 == 1:
-            engine.keep_up()
+            engine.run_maintenance()
         yield engine, oracle, [some_query(rng) for _ in range(8)]
     engine.close()
 
@@ -99,7 +100,7 @@ def test_pages_of_an_approximate_index_hold_every_hit_once(tmp_path: Path, seed:
 
 
 def test_a_region_that_stands_for_its_image_is_the_first_of_those_that_tie(tmp_path: Path) -> None:
-    """The whole image ties with its regions and is no hit; each region is best for another query."""
+    """The whole image ties with its regions and is not a hit; each region is best for another query."""
     queries = np.eye(4, dtype=np.float32)[:2]
     engine, oracle = EmbeddedEngine(EmbeddedSettings(folder=tmp_path, chunk_rows=7)), Oracle()
     engine.create_collection(Collection("c", MODEL))

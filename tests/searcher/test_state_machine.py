@@ -32,7 +32,7 @@ from services.searcher.types import (
 )
 from tests.searcher.fake_gpu import FakeDevice
 from tests.searcher.oracle import Oracle
-from tests.searcher.walks import (
+from tests.searcher.random_ops import (
     IMAGES,
     LIMITS,
     MODEL,
@@ -158,8 +158,8 @@ class SearcherMachine(RuleBasedStateMachine):
                     self.pages.append((following(query, page), ranking, shaken))
 
     @rule()
-    def keep_up(self) -> None:
-        self.engine.keep_up()
+    def run_maintenance(self) -> None:
+        self.engine.run_maintenance()
         self.shaken += not self.keeps_states
 
     @rule()

@@ -7,8 +7,9 @@ import random
 import numpy as np
 import pytest
 
-from services.searcher.embedded import reads, terms
 from services.searcher.embedded.engine import EmbeddedEngine
+from services.searcher.embedded.index import terms
+from services.searcher.embedded.store import reads
 from services.searcher.types import Deletion, Filter, Level, Query, Record, StoredImage, Upsert
 from tests.searcher.conftest import MODEL, unit_vectors
 from tests.searcher.oracle import Oracle
@@ -50,7 +51,7 @@ def test_filters_follow_every_kind_of_write(engine: EmbeddedEngine) -> None:
             engine.upsert("default", MODEL, write)
             oracle.upsert(write)
         if turn % 10 == 9:
-            engine.keep_up()
+            engine.run_maintenance()
         wanted = rng.choice(filters)
         assert found(engine, wanted) == {record.record_id for _, record, _ in oracle.passing(wanted)}
 
@@ -109,8 +110,8 @@ def test_terms_that_take_too_much_memory_are_forgotten(engine, monkeypatch) -> N
 
 @pytest.mark.parametrize("images", [np.array([3, 1, 3, 2, 1, 3]), np.array([1, 1, 2, 5, 5, 9])])
 def test_rows_of_images_are_found_in_any_order_of_writing(images) -> None:
-    from services.searcher.embedded.rows import Rows
-    from services.searcher.embedded.segments import Columns
+    from services.searcher.embedded.index.segments import Columns
+    from services.searcher.embedded.store.rows import Rows
 
     columns = Columns(8)
     rows = Rows(

@@ -8,25 +8,25 @@ import threading
 
 import numpy as np
 
-from services.searcher.embedded.index import Fetch
-from services.searcher.embedded.searching import SearchThreads
-from services.searcher.embedded.segments import EXACT
+from services.searcher.embedded.index.search_thread import SearchThreads
+from services.searcher.embedded.index.segments import EXACT
+from services.searcher.embedded.index.vector_index import VectorQuery
 
 CHILD = """
 import threading
 import numpy as np, threadpoolctl
-from services.searcher.embedded import threads
+from services.searcher.embedded.index import compute_threads
 
 rng = np.random.default_rng(0)
 vectors = rng.standard_normal((20_001, 64)).astype(np.float32)
 cases = [rng.standard_normal((count, 64)).astype(np.float32) for count in (1, 7, 64)]
-before = [threads.product(queries, vectors) for queries in cases]
-threads.take_over(3)
+before = [compute_threads.product(queries, vectors) for queries in cases]
+compute_threads.take_over(3)
 seen = set()
-one = threads._product
-threads._product = lambda q, v: seen.add(threading.current_thread().name) or one(q, v)
+one = compute_threads._product
+compute_threads._product = lambda q, v: seen.add(threading.current_thread().name) or one(q, v)
 for queries, expected in zip(cases, before):
-    np.testing.assert_allclose(threads.product(queries, vectors), expected, atol=1e-4)
+    np.testing.assert_allclose(compute_threads.product(queries, vectors), expected, atol=1e-4)
 assert any(name.startswith("product") for name in seen), seen
 blas = [lib["num_threads"] for lib in threadpoolctl.threadpool_info() if lib["user_api"] == "blas"]
 assert blas and set(blas) == {1}, blas
@@ -51,8 +51,8 @@ class SlowIndex:
         return [[] for _ in requests]
 
 
-def fetch(effort: float = 1.0) -> Fetch:
-    return Fetch(np.ones((1, 4), np.float32), [], 10, effort=effort)
+def fetch(effort: float = 1.0) -> VectorQuery:
+    return VectorQuery(np.ones((1, 4), np.float32), [], 10, effort=effort)
 
 
 def test_a_long_pass_holds_up_neither_other_collections_nor_quick_searches_of_the_same() -> None:

@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from services.searcher.embedded import planning, upkeep
-from services.searcher.embedded.cache import FOLDER
+from services.searcher.embedded import maintenance, planning
 from services.searcher.embedded.engine import EmbeddedEngine
-from services.searcher.embedded.ivf import IvfSegment
-from services.searcher.embedded.live import QueryKind
-from services.searcher.embedded.measuring import Examination
-from services.searcher.embedded.rewriting import Rewrite, wasteful
+from services.searcher.embedded.index.compaction import CompactionInput, select_for_compaction
+from services.searcher.embedded.index.index_files import FOLDER
+from services.searcher.embedded.index.ivf import IvfSegment
+from services.searcher.embedded.index.live_queries import QueryKind
+from services.searcher.embedded.index.recall import RecallEvaluator
 from services.searcher.settings import EmbeddedSettings
 from services.searcher.types import Collection, Deletion, Filter
 from tests.searcher.test_bounds import until
@@ -32,7 +32,7 @@ def kinds(engine: EmbeddedEngine) -> list[str]:
 
 
 def test_it_comes_by_itself(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(upkeep, "_TICK_S", 0.01)
+    monkeypatch.setattr(maintenance, "_TICK_S", 0.01)
     engine = EmbeddedEngine(settings_of(tmp_path))
     engine.create_collection(Collection("c", MODEL))
     fill(engine, clustered(CHUNK))
@@ -48,9 +48,9 @@ def test_many_wasteful_segments_are_compacted_a_few_at_a_time(tmp_path) -> None:
     fill(engine, clustered(20 * CHUNK), batch=100)
     engine.delete("c", Deletion(filter=Filter(tags=("even",))))
     index = engine._open["c"].index
-    run = wasteful(index.state, engine._committer.seq, CHUNK, 0.2)
+    run = select_for_compaction(index.state, engine._committer.seq, CHUNK, 0.2)
     assert sum(segment.columns.used for segment in run) <= 10 * CHUNK
-    engine.keep_up()
+    engine.run_maintenance()
     assert sum(view.segment.columns.dead for view in index.state.views) == 0
     assert len(index.state.views) <= 11
     engine.close()
@@ -60,11 +60,11 @@ def test_an_approximate_segment_that_was_compacted_becomes_one_again(tmp_path) -
     engine = EmbeddedEngine(settings_of(tmp_path))
     engine.create_collection(Collection("c", MODEL))
     fill(engine, clustered(3500))
-    engine.keep_up()
+    engine.run_maintenance()
     assert kinds(engine) == ["ivf", "ivf", "ivf", "flat"]
     deleted = engine.delete("c", Deletion(filter=Filter(min_area=1000, max_area=1299)))
     assert deleted.record_count == 300
-    engine.keep_up()
+    engine.run_maintenance()
     assert kinds(engine) == ["ivf", "ivf", "ivf", "flat"]
     assert engine.stats("c")[0].tombstone_count == 0
     assert len(list((tmp_path / FOLDER).iterdir())) == 3, "the file of the segment before it has gone"
@@ -87,7 +87,7 @@ def test_an_approximate_index_finds_what_words_ask_for_and_is_mended_when_it_doe
     engine = EmbeddedEngine(settings)
     engine.create_collection(Collection("c", MODEL))
     fill(engine, clustered(4500))
-    engine.keep_up()
+    engine.run_maintenance()
 
     def segments() -> list[IvfSegment]:
         found = [view.segment for view in engine._open["c"].index.state.views]
@@ -95,7 +95,9 @@ def test_an_approximate_index_finds_what_words_ask_for_and_is_mended_when_it_doe
 
     def recalls() -> list[float]:
         queries = away(200, seed=1)
-        return [Examination(Rewrite([segment], -1), queries).recall(segment) for segment in segments()]
+        return [
+            RecallEvaluator(CompactionInput([segment], -1), queries).recall(segment) for segment in segments()
+        ]
 
     assert min(recalls()) > 0.85, "before any query has come"
     for segment in segments():  # as if tuned to other queries than those that come from now on
@@ -103,14 +105,14 @@ def test_an_approximate_index_finds_what_words_ask_for_and_is_mended_when_it_doe
     assert min(recalls()) < 0.8
     for query in (q for q in away(20) for _ in range(3)):
         search(engine, query)
-    engine.keep_up()
-    engine.keep_up()
+    engine.run_maintenance()
+    engine.run_maintenance()
     assert min(recalls()) < 0.8, "the same few queries again and again tell nothing"
     for query in away(100, seed=2):
         search(engine, query)
-    engine.keep_up()
+    engine.run_maintenance()
     assert min(engine.stats("c")[0].segments, key=lambda s: s.recall or 1.0).recall < 0.8, "it is known"
-    engine.keep_up()
+    engine.run_maintenance()
     assert min(recalls()) > 0.85
     engine.close()
     engine = EmbeddedEngine(settings)

@@ -50,7 +50,7 @@ def astronaut() -> NDArray[np.uint8]:
 
 @pytest.fixture(scope="session")
 def scene() -> NDArray[np.uint8]:
-    """One of the pictures that the bundled model was made for."""
+    """One of the images that the bundled model was made for."""
     file = Path(__file__).parents[2] / "examples" / "scenes" / "scene-01.jpg"
     return resized(np.array(Image.open(file).convert("RGB")), 270, 360)
 

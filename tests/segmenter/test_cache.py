@@ -1,4 +1,4 @@
-"""What is kept of pictures, and for how long."""
+"""What is kept of images, and for how long."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from regionsearch.errors import Kind, RegionSearchError
-from services.runtime.batcher import Lane
+from services.runtime.batcher import Priority
 from services.segmenter.backends.base import Embedding, Geometry
 from services.segmenter.cache import EmbeddingCache
 
@@ -24,16 +24,16 @@ class Making:
     """An encoding that keeps the lanes of those who wait for it."""
 
     make: Callable[[], Awaitable[Embedding]]
-    lanes: list[Lane] = field(default_factory=list)
+    priorities: list[Priority] = field(default_factory=list)
 
-    def hasten(self, lane: Lane) -> None:
-        self.lanes.append(lane)
+    def escalate(self, priority: Priority) -> None:
+        self.priorities.append(priority)
 
 
 async def get(
     cache: EmbeddingCache, key: str, make: Callable[[], Awaitable[Embedding]]
 ) -> tuple[Embedding, bool]:
-    return await cache.get(key, Making(make), Lane.INTERACTIVE)
+    return await cache.get(key, Making(make), Priority.INTERACTIVE)
 
 
 async def test_the_cache_keeps_to_its_bytes_and_forgets_the_oldest() -> None:
@@ -129,5 +129,5 @@ async def test_everybody_who_waits_for_an_encoding_can_hasten_it() -> None:
         return embedding(1)
 
     first, second = Making(work), Making(work)
-    await asyncio.gather(cache.get("a", first, Lane.BULK), cache.get("a", second, Lane.INTERACTIVE))
-    assert (first.lanes, second.lanes) == ([Lane.BULK, Lane.INTERACTIVE], [])
+    await asyncio.gather(cache.get("a", first, Priority.BULK), cache.get("a", second, Priority.INTERACTIVE))
+    assert (first.priorities, second.priorities) == ([Priority.BULK, Priority.INTERACTIVE], [])

@@ -1,4 +1,4 @@
-"""Holes and islands against segment_anything's version, which looks at whole pictures."""
+"""Holes and islands against segment_anything's version, which looks at whole images."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from hypothesis.extra.numpy import arrays
 from segment_anything.utils.amg import remove_small_regions
 
 from regionsearch.masks import BoolMask, mask_box
-from services.segmenter.cleaning import remove_small_parts
-from services.segmenter.runs import Runs
+from services.segmenter.masks.run_length import RunLengthMask
+from services.segmenter.masks.small_regions import remove_small_parts
 
 
 @st.composite
 def pictures(draw: st.DrawFn) -> BoolMask:
-    """A coarse random mask, enlarged, somewhere in a picture that it may touch the edges of."""
+    """A coarse random mask, enlarged, somewhere in an image that it may touch the edges of."""
     coarse = draw(arrays(np.bool_, st.tuples(st.integers(1, 12), st.integers(1, 12))))
     scale = draw(st.integers(1, 3))
     margins = [draw(st.sampled_from([0, 1, 2, 7, 30])) for _ in range(4)]
@@ -29,7 +29,7 @@ def pictures(draw: st.DrawFn) -> BoolMask:
 def test_cleaning_is_the_reference_cleaning(mask: BoolMask, min_area: int) -> None:
     expected, filled = remove_small_regions(mask, min_area, mode="holes")
     expected, dropped = remove_small_regions(expected, min_area, mode="islands")
-    runs = Runs.from_windows((mask.shape[0], mask.shape[1]), [(mask, 0, 0)])
+    runs = RunLengthMask.from_windows((mask.shape[0], mask.shape[1]), [(mask, 0, 0)])
     x_min, y_min, x_max, y_max = (int(edge) for edge in mask_box(mask) or (0, 0, 1, 1))
     cleaned = remove_small_parts(runs, (x_min, y_min, x_max - 1, y_max - 1), min_area)
     if cleaned is None:

@@ -13,10 +13,10 @@ import pytest
 from numpy.typing import NDArray
 
 from regionsearch.errors import Kind, RegionSearchError
-from services.runtime.batcher import BatchSettings, Lane
+from services.runtime.batcher import BatchSettings, Priority
 from services.segmenter.backends.base import Embedding
 from services.segmenter.backends.sam import SamBackend
-from services.segmenter.calls import Call, Picture
+from services.segmenter.call_context import CallContext, LazyImage
 from services.segmenter.engine import SegmentEngine
 from services.segmenter.everything import Region
 from services.segmenter.options import EverythingOptions, SelectionOptions
@@ -58,15 +58,15 @@ async def engine_for(
         await engine.close()
 
 
-def picture(seed: int, size: tuple[int, int] = (60, 80)) -> Picture:
+def picture(seed: int, size: tuple[int, int] = (60, 80)) -> LazyImage:
     pixels = np.random.default_rng(seed).integers(0, 256, (*size, 3), np.uint8)
-    return Picture(f"{seed}", lambda: pixels)
+    return LazyImage(f"{seed}", lambda: pixels)
 
 
 async def test_thirty_two_callers_get_their_own_answers(untrained: SamBackend) -> None:
     async def answer(engine: SegmentEngine, number: int) -> list[Region]:
         image = picture(number % 5, (60 + number % 5, 80))
-        call = Call(Lane.BULK if number % 3 == 0 else Lane.INTERACTIVE)
+        call = CallContext(Priority.BULK if number % 3 == 0 else Priority.INTERACTIVE)
         if number % 2:
             return (await engine.everything(image, GRID, call=call)).regions
         clicks = [CLICK, replace(CLICK, points=np.array([[float(number), 9.0]]))]
@@ -115,7 +115,7 @@ async def test_a_picture_that_cannot_be_decoded_fails_alone(untrained: SamBacken
         raise RegionSearchError(Kind.UNSUPPORTED_IMAGE, "image is damaged", field="image")
 
     async with engine_for(untrained) as engine:
-        bad = engine.prompts(Picture("bad", broken), [CLICK])
+        bad = engine.prompts(LazyImage("bad", broken), [CLICK])
         results = await asyncio.gather(
             bad, *(engine.prompts(picture(seed), [CLICK]) for seed in range(4)), return_exceptions=True
         )

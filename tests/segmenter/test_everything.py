@@ -26,7 +26,7 @@ def test_pieces_of_any_size_give_one_answer(
     pocket: SamBackend, coffee: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = segment_everything(pocket, coffee, OPEN)
-    monkeypatch.setattr("services.segmenter.drawing.STRIP_PIXELS", 999)
+    monkeypatch.setattr("services.segmenter.masks.rasterize.STRIP_PIXELS", 999)
     monkeypatch.setattr(pocket, "decode_batch", 5)
     pieces = segment_everything(pocket, coffee, OPEN)
     assert [region.runs.coco_rle() for region in pieces] == [region.runs.coco_rle() for region in whole]

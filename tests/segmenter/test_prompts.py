@@ -14,7 +14,7 @@ from segment_anything import SamPredictor
 from regionsearch.errors import Kind, RegionSearchError
 from services.runtime.batcher import BatchSettings
 from services.segmenter.backends.sam import SamBackend
-from services.segmenter.calls import Picture, Prompted
+from services.segmenter.call_context import LazyImage, Prompted
 from services.segmenter.engine import SegmentEngine
 from services.segmenter.prompts import Prompt, RoughMask, group_prompts, mask_prompt
 
@@ -32,7 +32,7 @@ def ask(backend: SamBackend, image: NDArray[np.uint8], prompts: list[Prompt], mu
     async def main() -> Prompted:
         engine = SegmentEngine(backend, BatchSettings(max_batch=4), cache_bytes=1 << 24)
         try:
-            return await engine.prompts(Picture("image", lambda: image), prompts, multimask=multimask)
+            return await engine.prompts(LazyImage("image", lambda: image), prompts, multimask=multimask)
         finally:
             await engine.close()
 
@@ -85,7 +85,7 @@ def test_a_rough_mask_lies_over_the_picture_as_the_model_sees_it(
     side = pocket.mask_size[0]
     assert (logits[: side * 2 // 3 - 1, side // 2 + 1 :] == 10).all()
     assert (logits[: side * 2 // 3 - 1, : side // 2 - 1] == -10).all()
-    assert (logits[side * 2 // 3 + 1 :] == -10).all()  # below the picture
+    assert (logits[side * 2 // 3 + 1 :] == -10).all()  # below the image
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The refiner's input, and its answers in the picture."""
+"""The refiner's input, and its answers in the image."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from services.segmenter.backends.base import Geometry
 from services.segmenter.backends.refiner import (
     MASKS,
-    CloseUp,
     Refiner,
+    RefinerInput,
     RefinerNet,
     input_maps,
     shrink_masks,
@@ -27,7 +27,14 @@ from services.segmenter.backends.refiner import (
 from services.segmenter.everything import Region
 from services.segmenter.grid import Crop
 from services.segmenter.prompts import PromptedRegion
-from services.segmenter.refining import CLOSE_UPS, Refined, Subject, draw_refined, first_masks, look_closely
+from services.segmenter.refine.cascade import (
+    CLOSE_UPS,
+    Refined,
+    RefineTarget,
+    draw_refined,
+    first_masks,
+    refine_in_passes,
+)
 from tests.segmenter.test_prompts import prompt
 
 SIDE = 64
@@ -40,14 +47,14 @@ def refiner() -> Refiner:
     return Refiner(net.eval(), contextlib.nullcontext)
 
 
-def view(seed: int, size: tuple[int, int] = (50, 40)) -> CloseUp:
+def view(seed: int, size: tuple[int, int] = (50, 40)) -> RefinerInput:
     rng = np.random.default_rng(seed)
     pixels = rng.integers(0, 256, (*size, 3), np.uint8)
     masks = rng.integers(0, 256, (MASKS, 24, 24), np.uint8)
     points = rng.uniform(0, 40, (1 + seed % 3, 2))
     labels = np.arange(1, 2 + seed % 3, dtype=np.int32) % 2
     box = (3.0, 4.0, 30.0, 44.0) if seed % 2 else None
-    return CloseUp(pixels, points, labels, box, masks, (2.0, 3.0, 14.0, 18.0))
+    return RefinerInput(pixels, points, labels, box, masks, (2.0, 3.0, 14.0, 18.0))
 
 
 @given(height=st.integers(1, 5000), width=st.integers(1, 5000), side=st.sampled_from([32, 128]))
@@ -95,7 +102,7 @@ def test_what_is_said_of_the_object_is_seen() -> None:
     there, away, inside = maps[3:6]
     assert divmod(int(there.argmax()), SIDE) in {(19, 9), (19, 10), (20, 9), (20, 10)}
     assert divmod(int(away.argmax()), SIDE) in {(49, 39), (49, 40), (50, 39), (50, 40)}
-    assert there[5, 30] < 0.2  # what is no point is not seen
+    assert there[5, 30] < 0.2  # what is not a point is not seen
     assert inside.sum() == 16 * 28
     assert inside[4:32, 8:24].all()
     assert (maps[6:] == -1).all()
@@ -156,15 +163,15 @@ def test_pixels_are_drawn_that_raise_the_iou_to_be_expected(refiner: Refiner, io
 
 
 def test_a_close_up_shows_the_first_look() -> None:
-    """Masks of a square input in which the picture fills the upper part only."""
+    """Masks of a square input in which the image fills the upper part only."""
     geometry = Geometry((300, 600), (64, 128), (128, 128), ())
     logits = np.full((32, 32), -20, np.float32)
-    logits[4:8, 8:12] = 20  # rows 75 to 150, columns 150 to 225 of the picture
+    logits[4:8, 8:12] = 20  # rows 75 to 150, columns 150 to 225 of the image
     pixels = np.zeros((300, 600, 3), np.uint8)
     crop = Crop(150, 75, 300, 225, 1)
     answer = PromptedRegion(cast("Region", None), logits)
     asked = prompt([(160, 80), (10, 10)], [1, 0])
-    shown = Subject(pixels, geometry, asked, first_masks([answer]), (150, 75, 224, 149)).close_up(crop)
+    shown = RefineTarget(pixels, geometry, asked, first_masks([answer]), (150, 75, 224, 149)).close_up(crop)
     assert shown.pixels.shape == (150, 150, 3)
     assert shown.window == (8, 4, 16, 12)
     assert shown.points.tolist() == [[10, 5]]
@@ -181,12 +188,12 @@ class Drawing:
     mask_size = (SIDE // 2, SIDE // 2)
 
     def __init__(self) -> None:
-        self.shown: list[list[CloseUp]] = []
+        self.shown: list[list[RefinerInput]] = []
 
-    def prepare(self, close_up: CloseUp) -> CloseUp:
+    def prepare(self, close_up: RefinerInput) -> RefinerInput:
         return close_up
 
-    def refine(self, prepared: Sequence[CloseUp]) -> tuple[torch.Tensor, torch.Tensor]:
+    def refine(self, prepared: Sequence[RefinerInput]) -> tuple[torch.Tensor, torch.Tensor]:
         self.shown.append(list(prepared))
         planes = [shrink_pixels(one.pixels, SIDE)[0, ::2, ::2] > 150 for one in prepared]
         return torch.from_numpy(np.stack(planes)).float() * 18 - 9, torch.arange(1, 1 + len(prepared)) / 10
@@ -198,10 +205,10 @@ def bright(left: int, top: int, right: int, bottom: int) -> NDArray[np.uint8]:
     return pixels
 
 
-def subject(pixels: NDArray[np.uint8], box: tuple[int, int, int, int]) -> Subject:
+def subject(pixels: NDArray[np.uint8], box: tuple[int, int, int, int]) -> RefineTarget:
     geometry = Geometry((200, 300), (64, 96), (96, 96), ())
     point = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
-    return Subject(pixels, geometry, prompt([point]), np.zeros((MASKS, 24, 24), np.uint8), box)
+    return RefineTarget(pixels, geometry, prompt([point]), np.zeros((MASKS, 24, 24), np.uint8), box)
 
 
 def test_each_look_is_around_what_the_one_before_found() -> None:
@@ -210,7 +217,7 @@ def test_each_look_is_around_what_the_one_before_found() -> None:
         subject(bright(100, 60, 160, 90), (110, 65, 130, 85)),
         subject(bright(0, 0, 9, 9), (0, 0, 8, 8)),
     ]
-    results = look_closely(cast("Refiner", drawing), objects)
+    results = refine_in_passes(cast("Refiner", drawing), objects)
     assert [len(shown) for shown in drawing.shown] == [2, 2, 2]  # all objects together
     sides = [max(shown[0].pixels.shape) for shown in drawing.shown]
     # Of the 21 pixels of the first box, then of what a look saw of the 60.
@@ -232,9 +239,9 @@ def test_looks_that_find_nothing_end_it() -> None:
         subject(bright(0, 0, 0, 0), (50, 50, 80, 80)),
         subject(bright(100, 60, 160, 90), (110, 65, 130, 85)),
     )
-    nothing, something = look_closely(cast("Refiner", drawing), [dark, light])
+    nothing, something = refine_in_passes(cast("Refiner", drawing), [dark, light])
     assert nothing is None
     assert something is not None
     assert [len(shown) for shown in drawing.shown] == [2, 1, 1]
-    assert look_closely(cast("Refiner", drawing), [dark]) == [None]
+    assert refine_in_passes(cast("Refiner", drawing), [dark]) == [None]
     assert len(drawing.shown) == 4

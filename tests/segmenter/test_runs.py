@@ -10,7 +10,7 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from segment_anything.utils.amg import area_from_rle, mask_to_rle_pytorch
 
 from regionsearch.masks import BoolMask, decode_rle, encode_rle
-from services.segmenter.runs import Runs
+from services.segmenter.masks.run_length import RunLengthMask
 
 masks = arrays(np.bool_, array_shapes(min_dims=2, max_dims=2, max_side=24))
 
@@ -18,7 +18,7 @@ masks = arrays(np.bool_, array_shapes(min_dims=2, max_dims=2, max_side=24))
 @settings(deadline=None)
 @given(masks)
 def test_runs_are_the_reference_runs(mask: BoolMask) -> None:
-    runs = Runs.from_windows((mask.shape[0], mask.shape[1]), [(mask, 0, 0)])
+    runs = RunLengthMask.from_windows((mask.shape[0], mask.shape[1]), [(mask, 0, 0)])
     expected = mask_to_rle_pytorch(torch.from_numpy(mask)[None])[0]
     assert runs.counts().tolist() == expected["counts"]
     assert runs.area == area_from_rle(expected) == mask.sum()
@@ -34,7 +34,7 @@ def test_windows_lie_where_they_were_cut(
 ) -> None:
     whole = np.pad(mask, ((top, below), (left, beyond)))
     strips = [(mask[:, start : start + strip], top, left + start) for start in range(0, mask.shape[1], strip)]
-    runs = Runs.from_windows((whole.shape[0], whole.shape[1]), strips)
+    runs = RunLengthMask.from_windows((whole.shape[0], whole.shape[1]), strips)
     np.testing.assert_array_equal(runs.to_mask(), whole)
     assert runs.coco_rle() == encode_rle(whole)
     np.testing.assert_array_equal(
@@ -43,7 +43,7 @@ def test_windows_lie_where_they_were_cut(
 
 
 def test_no_window_is_an_empty_mask() -> None:
-    runs = Runs.from_windows((3, 4), [])
+    runs = RunLengthMask.from_windows((3, 4), [])
     assert runs.counts().tolist() == [12]
     assert runs.area == 0
     assert not runs.to_mask().any()
@@ -62,11 +62,13 @@ def test_a_vote_gives_what_masks_of_more_than_half_of_the_weight_have(
     electorate: tuple[list[BoolMask], list[float]],
 ) -> None:
     masks, weights = electorate
-    runs = Runs.vote([Runs.from_windows(mask.shape, [(mask, 0, 0)]) for mask in masks], weights)
+    runs = RunLengthMask.vote(
+        [RunLengthMask.from_windows(mask.shape, [(mask, 0, 0)]) for mask in masks], weights
+    )
     cover = sum(weight * mask for weight, mask in zip(weights, masks, strict=True))
     expected = cover > sum(weights) / 2 + 1e-6
     assert (runs.to_mask() == expected).all()
-    again = Runs.from_windows(expected.shape, [(expected, 0, 0)])  # the only runs that the mask has
+    again = RunLengthMask.from_windows(expected.shape, [(expected, 0, 0)])  # the only runs that the mask has
     assert runs.starts.tolist() == again.starts.tolist()
     assert runs.stops.tolist() == again.stops.tolist()
 
@@ -75,4 +77,4 @@ def test_a_vote_gives_what_masks_of_more_than_half_of_the_weight_have(
 def test_the_box_of_runs_is_that_of_their_mask(mask: BoolMask) -> None:
     rows, columns = mask.nonzero()
     expected = (columns.min(), rows.min(), columns.max(), rows.max()) if mask.any() else (0, 0, 0, 0)
-    assert Runs.from_windows(mask.shape, [(mask, 0, 0)]).box == expected
+    assert RunLengthMask.from_windows(mask.shape, [(mask, 0, 0)]).box == expected

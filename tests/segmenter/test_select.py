@@ -10,7 +10,13 @@ from hypothesis.extra.numpy import arrays
 
 from regionsearch.errors import Kind, RegionSearchError
 from regionsearch.masks import BoolMask, decode_rle, encode_rle
-from regionsearch.select import box_iou, merge_masks, select_by_box, select_by_points, select_by_scores
+from regionsearch.region_selection import (
+    box_iou,
+    merge_masks,
+    select_by_box,
+    select_by_points,
+    select_by_scores,
+)
 
 SIZE = (40, 50)
 

@@ -8,8 +8,8 @@ from hypothesis.extra.numpy import arrays
 from regionsearch.masks import BoolMask, mask_box
 from services.segmenter.everything import Region
 from services.segmenter.grid import Crop
+from services.segmenter.masks.run_length import RunLengthMask
 from services.segmenter.options import SelectionOptions
-from services.segmenter.runs import Runs
 from services.segmenter.selection import select_regions
 
 ANY = SelectionOptions(min_side=0, min_area=0, max_area_fraction=1, mask_nms_thresh=1)
@@ -18,7 +18,7 @@ ANY = SelectionOptions(min_side=0, min_area=0, max_area_fraction=1, mask_nms_thr
 def region(mask: BoolMask, iou: float = 0.9, stability: float = 0.9) -> Region:
     height, width = mask.shape
     x_min, y_min, x_max, y_max = (int(edge) for edge in mask_box(mask) or (0, 0, 1, 1))
-    runs = Runs.from_windows((height, width), [(mask, 0, 0)])
+    runs = RunLengthMask.from_windows((height, width), [(mask, 0, 0)])
     box = (x_min, y_min, x_max - 1, y_max - 1)
     return Region(runs, box, iou, stability, None, Crop(0, 0, width, height, 0))
 

@@ -20,14 +20,14 @@ from evaluation import rle
 from evaluation.loaders import load
 from services.segmenter.backends.base import Geometry
 from services.segmenter.backends.sam import SamBackend
-from services.segmenter.calls import Picture, Prompted
+from services.segmenter.call_context import LazyImage, Prompted
 from services.segmenter.everything import Region
 from services.segmenter.features import pool_features
 from services.segmenter.grid import Crop
+from services.segmenter.masks.run_length import RunLengthMask
 from services.segmenter.prompts import Prompt, PromptedRegion
-from services.segmenter.refining import CLOSE_UPS
-from services.segmenter.runs import Runs
-from services.segmenter.zoom import (
+from services.segmenter.refine.cascade import CLOSE_UPS
+from services.segmenter.refine.zoom_in import (
     SURROUNDINGS,
     agree,
     enlarged,
@@ -51,16 +51,16 @@ def unrefined(pocket: SamBackend) -> SamBackend:
 
 
 def region(left: int, top: int, width: int, height: int) -> Region:
-    """A rectangle in a picture of 800 x 600."""
+    """A rectangle in an image of 800 x 600."""
     whole = Crop.whole(GEOMETRY.image_size)
-    runs = Runs.from_windows(GEOMETRY.image_size, [(np.ones((height, width), bool), top, left)])
+    runs = RunLengthMask.from_windows(GEOMETRY.image_size, [(np.ones((height, width), bool), top, left)])
     return Region(runs, (left, top, left + width - 1, top + height - 1), 0.9, 0.9, None, whole)
 
 
 def ask(backend: Any, pixels: NDArray[np.uint8], *prompts: Prompt, **options: Any) -> Prompted:
     async def main() -> Prompted:
         async with engine_for(backend) as engine:
-            return await engine.prompts(Picture("picture", lambda: pixels), prompts, **options)
+            return await engine.prompts(LazyImage("picture", lambda: pixels), prompts, **options)
 
     return asyncio.run(main())
 
@@ -107,7 +107,7 @@ def test_the_surroundings_hold_the_mask_and_what_is_said_of_the_object(data: st.
 @pytest.mark.parametrize(
     ("asked", "found"),
     [
-        (prompt([(400, 300)]), region(200, 100, 300, 300)),  # there is no more around it than the picture
+        (prompt([(400, 300)]), region(200, 100, 300, 300)),  # there is no more around it than the image
         (prompt([(400, 300)]), region(0, 0, 0, 0)),  # nothing
         (prompt([(10, 10), (790, 590)]), region(0, 0, 20, 20)),  # points far apart
     ],
@@ -193,7 +193,7 @@ def answers_of(
     logits, ious, _ = predictor.predict(points, asked.labels, return_logits=True)
     regions = []
     for mask, iou in zip(logits, ious, strict=True):
-        runs = Runs.from_windows(scene.shape[:2], [(mask > 0, crop.top, crop.left)])
+        runs = RunLengthMask.from_windows(scene.shape[:2], [(mask > 0, crop.top, crop.left)])
         stability = (mask > 1).sum() / max(1, (mask > -1).sum())
         regions.append(Region(runs, runs.box, float(iou), float(stability), None, crop))
     return sorted(map(answer, regions), key=lambda one: one.region.rank, reverse=True)
@@ -209,7 +209,7 @@ async def test_the_same_click_again_needs_no_encoder(unrefined: SamBackend, scen
 
     async with engine_for(watched) as engine:
         for _ in range(2):
-            answer = await engine.prompts(Picture("picture", decode), [prompt([(60, 60)])], zoom=True)
+            answer = await engine.prompts(LazyImage("picture", decode), [prompt([(60, 60)])], zoom=True)
     assert answer.cached
     assert watched.log.count("encode") == 3  # the whole and its parts, once each
     assert len(decoded) == 2
@@ -227,14 +227,14 @@ async def test_looks_for_several_prompts_share_the_decoded_picture(
 
     async with engine_for(unrefined, max_batch=64) as engine:
         asked = [prompt([(60, 60)]), prompt([(61, 61)], box=(30, 30, 90, 90)), prompt([(62, 60), (60, 58)])]
-        await engine.prompts(Picture("picture", decode), asked, zoom=True)
+        await engine.prompts(LazyImage("picture", decode), asked, zoom=True)
     assert len(decoded) == 2  # for the first look, and for all others
 
 
 async def test_features_are_those_of_the_whole_picture(pocket: SamBackend, scene: NDArray[np.uint8]) -> None:
     async with engine_for(pocket) as engine:
         found = await engine.prompts(
-            Picture("picture", lambda: scene), [prompt([(60, 60)])], zoom=True, features=True
+            LazyImage("picture", lambda: scene), [prompt([(60, 60)])], zoom=True, features=True
         )
     assert found.features is not None
     [[answer]] = found.answers
@@ -246,7 +246,7 @@ async def test_a_refiner_needs_the_encoder_once(pocket: SamBackend, scene: NDArr
     watched = Watched(pocket)
     async with engine_for(watched) as engine:
         for place in ((60, 60), (64, 58)):
-            await engine.prompts(Picture("picture", lambda: scene), [prompt([place])], zoom=True)
+            await engine.prompts(LazyImage("picture", lambda: scene), [prompt([place])], zoom=True)
     assert watched.log.count("encode") == 1
 
 

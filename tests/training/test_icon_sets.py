@@ -111,9 +111,9 @@ def test_cut_outs_of_photographs_have_a_mask_and_no_name() -> None:
 def test_an_embedder_begins_with_given_weights_and_still_embeds_the_same() -> None:
     vocabulary = Vocabulary({"guitar": ("music",), "red apple": ("fruit",)})
     torch.manual_seed(0)
-    first = embedder.EmbedderTrainee(embedder.MODEL_CONFIG, vocabulary).eval()
+    first = embedder.EmbedderTrainingModel(embedder.MODEL_CONFIG, vocabulary).eval()
     clip = first.finished()
-    second = embedder.EmbedderTrainee(embedder.MODEL_CONFIG, vocabulary).eval()
+    second = embedder.EmbedderTrainingModel(embedder.MODEL_CONFIG, vocabulary).eval()
     second.init_from(clip, vocabulary)
     texts, pixels = ["a guitar", "the red apple"], torch.rand(2, 3, 80, 80)
     assert torch.allclose(first.embed_texts(texts), second.embed_texts(texts), atol=1e-3)

@@ -14,7 +14,7 @@ from segment_anything import SamAutomaticMaskGenerator, SamPredictor
 from segment_anything.modeling import Sam
 
 from services.embedder.crops import CropPolicy, crop_regions
-from services.embedder.packing import unpack_rows
+from services.embedder.sparse_rows import unpack_rows
 from services.segmenter.backends.pocket import build_pocket_sam
 from training.export import load_weights
 from training.shapes import draw_shape

@@ -12,9 +12,9 @@ from segment_anything.modeling import Sam
 from services.segmenter.backends.pocket import build_pocket_sam
 from services.segmenter.backends.refiner import RefinerNet
 from training import refiner
-from training.close_ups import CloseUps, draw_view
-from training.looks import LOOK, LookStore
+from training.first_passes import LOOK, FirstPassCache
 from training.loop import Run
+from training.refiner_dataset import CloseUps, draw_view
 from training.scenes import Scene, Thing
 from training.store import SceneStore
 from training.vocabulary import Vocabulary
@@ -45,15 +45,15 @@ class Scenes:
 
 
 @pytest.fixture(scope="module")
-def looks(tmp_path_factory: pytest.TempPathFactory) -> LookStore:
+def looks(tmp_path_factory: pytest.TempPathFactory) -> FirstPassCache:
     torch.manual_seed(0)
-    store = LookStore(tmp_path_factory.mktemp("looks"), cast("SceneStore", Scenes()), 30)
+    store = FirstPassCache(tmp_path_factory.mktemp("looks"), cast("SceneStore", Scenes()), 30)
     small = {"img_size": 128, "width": 32, "detail": 16, "outline": 8, "body": "regnetx_002"}
     store.prepare(build_pocket_sam(**small), small, torch.device("cpu"))
     return store
 
 
-def test_looks_ask_for_things_where_they_are(looks: LookStore) -> None:
+def test_looks_ask_for_things_where_they_are(looks: FirstPassCache) -> None:
     assert len(looks) == 30 * 8
     kinds = set()
     for index in range(len(looks)):
@@ -73,16 +73,16 @@ def test_looks_ask_for_things_where_they_are(looks: LookStore) -> None:
     assert kinds - several == {(1, True), (0, False)}
 
 
-def test_looks_are_made_once_for_a_segmenter(looks: LookStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    again = LookStore(looks.folder, looks.scenes, 30)
+def test_looks_are_made_once_for_a_segmenter(looks: FirstPassCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    again = FirstPassCache(looks.folder, looks.scenes, 30)
     small = {"img_size": 128, "width": 32, "detail": 16, "outline": 8, "body": "regnetx_002"}
     torch.manual_seed(0)
     same: Sam = build_pocket_sam(**small)
-    monkeypatch.setattr(LookStore, "_look", None)
+    monkeypatch.setattr(FirstPassCache, "_look", None)
     again.prepare(same, small, torch.device("cpu"))
     assert again[5].tobytes() == looks[5].tobytes()
     with pytest.raises(TypeError):  # another one's are not taken for its own
-        LookStore(looks.folder, looks.scenes, 30).prepare(
+        FirstPassCache(looks.folder, looks.scenes, 30).prepare(
             build_pocket_sam(**small), small, torch.device("cpu")
         )
 
@@ -135,13 +135,13 @@ def test_outlines_lie_on_both_sides_of_a_change() -> None:
 
 
 def test_it_begins_with_what_the_others_know() -> None:
-    trainee = refiner.RefinerTrainee(refiner.ARCHITECTURE, Vocabulary(NAMES))
+    model = refiner.RefinerTrainingModel(refiner.ARCHITECTURE, Vocabulary(NAMES))
     sam = build_pocket_sam(img_size=64)
     clip = torch.nn.Module()
     clip.visual = torch.nn.Module()
     clip.visual.trunk = build_pocket_sam(img_size=64).image_encoder.body
-    trainee.begin_from(sam, clip)
-    net, trunk = trainee.net, clip.visual.trunk
+    model.init_from(sam, clip)
+    net, trunk = model.net, clip.visual.trunk
     assert torch.equal(net.body.s3.b1.conv1.conv.weight, trunk.s3.b1.conv1.conv.weight)
     assert torch.equal(net.body.stem.conv.weight[:, :3], trunk.stem.conv.weight)
     assert 0 < net.body.stem.conv.weight[:, 3:].abs().mean() < 0.01
@@ -152,30 +152,30 @@ def test_it_grows_without_answering_differently() -> None:
     architecture = refiner.ARCHITECTURE | {"body": "regnetx_002", "width": 32, "detail": 16, "outline": 8}
     torch.manual_seed(0)
     earlier = RefinerNet(**architecture | {"last_blocks": 2}).eval()
-    trainee = refiner.RefinerTrainee(architecture | {"last_blocks": 4}, Vocabulary(NAMES)).eval()
-    trainee.grow_from(earlier)
+    model = refiner.RefinerTrainingModel(architecture | {"last_blocks": 4}, Vocabulary(NAMES)).eval()
+    model.warm_start_from(earlier)
     maps = torch.randn(2, 9, SIDE, SIDE)
     with torch.inference_mode():
-        for before, after in zip(earlier(maps), trainee.net(maps), strict=True):
+        for before, after in zip(earlier(maps), model.net(maps), strict=True):
             torch.testing.assert_close(after, before)
-    fresh = trainee.net.body.s4.b4.conv3
+    fresh = model.net.body.s4.b4.conv3
     assert fresh.conv.weight.abs().sum() > 0  # and can learn
     assert not fresh.bn.weight.any()
 
 
-def close_ups(looks: LookStore, batch_size: int) -> CloseUps:
+def close_ups(looks: FirstPassCache, batch_size: int) -> CloseUps:
     run = Run(looks.folder, 100, batch_size, torch.device("cpu"), seed=3)
     return CloseUps(looks, Vocabulary(NAMES), run, SIDE)
 
 
-def test_a_batch_follows_from_its_step(looks: LookStore) -> None:
+def test_a_batch_follows_from_its_step(looks: FirstPassCache) -> None:
     """So that a resumed run sees what an uninterrupted one would have seen."""
     first, again, other = close_ups(looks, 3)[7], close_ups(looks, 3)[7], close_ups(looks, 3)[8]
     assert all(np.array_equal(first[part], again[part], equal_nan=part == "box") for part in first)
     assert not np.array_equal(first["seen"], other["seen"])
 
 
-def test_in_the_end_masks_can_be_trusted(looks: LookStore) -> None:
+def test_in_the_end_masks_can_be_trusted(looks: FirstPassCache) -> None:
     batches = close_ups(looks, 100)
     early, late = (1 - batches[step]["seen"][:, 3:].any((1, 2, 3)).mean() for step in (0, 99))
     assert 0.2 < early < 0.45

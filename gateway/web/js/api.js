@@ -1,7 +1,7 @@
 /** The gateway's HTTP API, below the page's own address. Every failure is a `Problem`. */
 
 import { $ } from "./dom.js";
-import * as tab from "./tab.js";
+import * as tab from "./session_store.js";
 
 const KEY = "regionsearch.key";
 const RETRIED = new Set([429, 503]);

@@ -3,7 +3,7 @@
 import * as api from "./api.js";
 import { $, announce, toast, typing } from "./dom.js";
 import { acceptPictures } from "./drop.js";
-import { keep } from "./pictures.js";
+import { keep } from "./query_images.js";
 import { whenReady } from "./readiness.js";
 import { Results } from "./results.js";
 import { SearchBar } from "./searchbar.js";

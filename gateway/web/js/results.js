@@ -4,7 +4,7 @@ import * as api from "./api.js";
 import { $, announce, count, h, icon, toast, saveJson, typing } from "./dom.js";
 import { outline } from "./mask.js";
 import { draw, overlay } from "./overlay.js";
-import { base64, recall } from "./pictures.js";
+import { base64, recall } from "./query_images.js";
 import { filterCount, isSearch, phrases, searchBody } from "./url.js";
 
 const MOST_EXPORTED = 1000; // finds of one answer

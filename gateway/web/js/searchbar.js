@@ -1,7 +1,7 @@
 /** The search field, the example beside it, and the filters. */
 
 import { $, h, icon, typing } from "./dom.js";
-import { recall } from "./pictures.js";
+import { recall } from "./query_images.js";
 import * as api from "./api.js";
 import { filterCount, HOME, isSearch, MINE } from "./url.js";
 

@@ -6,7 +6,7 @@ const LEVELS = ["region", "image", "both"];
 export const HOME = Object.freeze({
   collection: "default",
   text: "",        // phrases, separated by commas
-  picture: "",     // name of a picture in this tab (pictures.js)
+  picture: "",     // name of a picture in this tab (query_images.js)
   region: "",      // a stored region: more like this
   image: "",       // a stored image; with points or box the thing there
   points: [],      // {x, y, label}

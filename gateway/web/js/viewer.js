@@ -3,10 +3,10 @@
 import * as api from "./api.js";
 import { $, announce, count, saveFrom, stem, toast, typing } from "./dom.js";
 import { outline } from "./mask.js";
-import { OwnPicture, StoredPicture } from "./picture.js";
+import { OwnPicture, StoredPicture } from "./image_source.js";
 import { describe } from "./selection.js";
 import { Stage } from "./stage.js";
-import { Things } from "./things.js";
+import { Things } from "./region_list.js";
 import { isSearch, MINE, phrases } from "./url.js";
 
 const WANT_FACTS = ["viewer-coco", "viewer-delete"]; // buttons that wait until it is known what the picture shows

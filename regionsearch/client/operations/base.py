@@ -69,13 +69,13 @@ class Operation(Generic[T_co]):
         name: For messages.
         http: Over HTTP.
         grpc: Over gRPC; None where the gateway offers it over HTTP only.
-        patient: Whether it is tried again when the server is busy or away.
+        retry_overload: Whether it is tried again when the server is busy or away.
     """
 
     name: str
     http: HttpCall[T_co]
     grpc: GrpcCall[T_co] | None = None
-    patient: bool = True
+    retry_overload: bool = True
 
 
 def path_of(collection: str, *parts: str) -> str:

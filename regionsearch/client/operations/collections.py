@@ -60,5 +60,5 @@ def ready() -> Operation[Readiness]:
             health_pb2.HealthCheckRequest,
             lambda answer: Readiness(ready=answer.status == health_pb2.HealthCheckResponse.SERVING),
         ),
-        patient=False,
+        retry_overload=False,
     )

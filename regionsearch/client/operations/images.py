@@ -11,6 +11,7 @@ import httpx
 
 from regionsearch import defaults
 from regionsearch.client import messages
+from regionsearch.client.image_inputs import ImageInput, name_of, read_image_input
 from regionsearch.client.operations.base import (
     PAGE_SIZE,
     GrpcCall,
@@ -24,23 +25,22 @@ from regionsearch.client.operations.base import (
 )
 from regionsearch.client.problems import error_of
 from regionsearch.client.results import Image, ImagePage, IngestResult, Region, UpdatedImage
-from regionsearch.client.sources import Source, name_of, read_source
 from regionsearch.v1 import region_search_pb2 as pb
 from regionsearch.v1 import search_pb2, types_pb2
 from regionsearch.v1.region_search_pb2_grpc import RegionSearchServiceStub
 
 
 def ingest_one(
-    source: Source,
+    source: ImageInput,
     collection: str = defaults.COLLECTION,
     *,
     tags: Sequence[str] = (),
     attributes: Mapping[str, str] | None = None,
 ) -> Operation[IngestResult]:
-    """Adds one picture; the same bytes again are a `duplicate`, which gets the tags and attributes too.
+    """Adds one image; the same bytes again are a `duplicate`, which gets the tags and attributes too.
 
     Args:
-        source: The picture.
+        source: The image.
         collection: Where to.
         tags: Put on it.
         attributes: Further facts about it.
@@ -52,7 +52,7 @@ def ingest_one(
     name = name_of(source)
 
     def request() -> HttpRequest:
-        file = (name, read_source(source))
+        file = (name, read_image_input(source))
         form = {"tags": list(tags)} | ({"attributes": json.dumps(dict(attributes))} if attributes else {})
         return HttpRequest("POST", path_of(collection, "images"), files=[("files", file)], form=form)
 
@@ -65,7 +65,7 @@ def ingest_one(
     def message() -> pb.IngestImageRequest:
         return pb.IngestImageRequest(
             collection=collection,
-            image=types_pb2.Image(encoded=read_source(source)),
+            image=types_pb2.Image(encoded=read_image_input(source)),
             name=name,
             tags=tags,
             attributes=attributes,

@@ -1,4 +1,4 @@
-"""Queries: searching collections and single pictures, segmenting, embedding."""
+"""Queries: searching collections and single images, segmenting, embedding."""
 
 from __future__ import annotations
 
@@ -11,6 +11,20 @@ from numpy.typing import NDArray
 
 from regionsearch import defaults
 from regionsearch.client import messages
+from regionsearch.client.image_inputs import (
+    Box,
+    ImageInput,
+    Negative,
+    Point,
+    checked_picture,
+    filter_proto,
+    negatives_json,
+    negatives_proto,
+    picture_json,
+    picture_proto,
+    pointing_json,
+    pointing_proto,
+)
 from regionsearch.client.operations.base import (
     GrpcCall,
     HttpCall,
@@ -21,20 +35,6 @@ from regionsearch.client.operations.base import (
     path_of,
 )
 from regionsearch.client.results import SearchResult, SegmentResult, WithinResult
-from regionsearch.client.sources import (
-    Box,
-    Negative,
-    Point,
-    Source,
-    checked_picture,
-    filter_proto,
-    negatives_json,
-    negatives_proto,
-    picture_json,
-    picture_proto,
-    pointing_json,
-    pointing_proto,
-)
 from regionsearch.v1 import region_search_pb2 as pb
 from regionsearch.v1 import search_pb2
 from regionsearch.v1.region_search_pb2_grpc import RegionSearchServiceStub
@@ -53,7 +53,7 @@ def search(
     text: str | Sequence[str] | None = None,
     collection: str = defaults.COLLECTION,
     *,
-    image: Source | None = None,
+    image: ImageInput | None = None,
     region_id: str | None = None,
     image_id: str | None = None,
     points: Sequence[Point] = (),
@@ -77,12 +77,12 @@ def search(
     Args:
         text: One phrase, or several: then each region stands with its best phrase.
         collection: Where to look.
-        image: A picture of it; with points or a box, the object that they point at.
+        image: An image of it; with points or a box, the object that they point at.
         region_id: A stored region: more like this.
         image_id: A stored image; with points or a box, the object that they point at.
         points: (x, y) or (x, y, label), pixels; label 0 is background.
         box: x_min, y_min, x_max, y_max, pixels.
-        negatives: What is not meant: phrases, or an `Example` each.
+        negatives: What is not meant: phrases, or an `NegativeExample` each.
         level: Regions, whole images, or both.
         group_by_image: One hit an image, its best.
         filter: Conditions as in the HTTP API: image_ids, tags, min_area, ...
@@ -142,7 +142,7 @@ def search(
 def within(
     texts: str | Sequence[str],
     *,
-    image: Source | None = None,
+    image: ImageInput | None = None,
     image_id: str | None = None,
     collection: str = defaults.COLLECTION,
     negatives: Sequence[Negative] = (),
@@ -150,14 +150,14 @@ def within(
     relative_cutoff: float | None = None,
     min_relevancy: float | None = None,
 ) -> Operation[WithinResult]:
-    """Scores every region of one picture, sent along or stored.
+    """Scores every region of one image, sent along or stored.
 
     Args:
         texts: One phrase or several; each region goes to its best one.
-        image: The picture.
+        image: The image.
         image_id: A stored image instead.
         collection: Of the stored image.
-        negatives: What is not meant: phrases, or an `Example` each.
+        negatives: What is not meant: phrases, or an `NegativeExample` each.
         min_score: Lowest cosine that makes a hit; without thresholds the best region of each phrase is one.
         relative_cutoff: Lowest part of a phrase's best score that makes a hit, 0 to 1.
         min_relevancy: With negatives, lowest relevancy that makes a hit; 0.5 when absent.
@@ -189,13 +189,13 @@ def within(
 def render(
     texts: str | Sequence[str],
     *,
-    image: Source | None = None,
+    image: ImageInput | None = None,
     image_id: str | None = None,
     collection: str = defaults.COLLECTION,
     style: Render = "outline",
     min_score: float | None = None,
 ) -> Operation[bytes]:
-    """The picture as PNG with the finds of `within` drawn into it."""
+    """The image as PNG with the finds of `within` drawn into it."""
     checked_picture(image, image_id)
     body = {"collection": collection, "texts": _phrases(texts), "render": style} | given(min_score=min_score)
     return Operation(
@@ -209,7 +209,7 @@ def render(
 
 def segment(
     *,
-    image: Source | None = None,
+    image: ImageInput | None = None,
     image_id: str | None = None,
     collection: str = defaults.COLLECTION,
     points: Sequence[Point] = (),
@@ -217,10 +217,10 @@ def segment(
     multimask: bool = False,
     zoom: bool | None = None,
 ) -> Operation[SegmentResult]:
-    """The mask of what points and box mean; without them, of everything in the picture.
+    """The mask of what points and box mean; without them, of everything in the image.
 
     Args:
-        image: The picture.
+        image: The image.
         image_id: A stored image instead.
         collection: Of the stored image.
         points: (x, y) or (x, y, label), pixels; label 0 is background.
@@ -243,8 +243,8 @@ def segment(
     )
 
 
-def embed(texts: Sequence[str] = (), *, images: Sequence[Source] = ()) -> Operation[NDArray[np.float32]]:
-    """Vectors of length one, shape (n, dimension): of texts, or of pictures."""
+def embed(texts: Sequence[str] = (), *, images: Sequence[ImageInput] = ()) -> Operation[NDArray[np.float32]]:
+    """Vectors of length one, shape (n, dimension): of texts, or of images."""
 
     def request() -> HttpRequest:
         body = {"texts": list(texts)} if texts else {"images": [picture_json(one)["image"] for one in images]}

@@ -15,7 +15,7 @@ from torch import Tensor
 from regionsearch.errors import Kind, RegionSearchError
 from services.embedder.backends.base import ModelFiles
 from services.embedder.crops import CLIP_MEAN, CLIP_STD
-from services.embedder.packing import is_packed, unpack_rows
+from services.embedder.sparse_rows import is_packed, unpack_rows
 
 # Letters of a word, and of a text for each token, that are read. Longer tokens do not exist, and the time
 # that CLIP's tokenizer takes for a word grows with the square of its length: 10,000 letters took 40 s.

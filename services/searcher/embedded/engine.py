@@ -16,35 +16,36 @@ import numpy as np
 
 from regionsearch.errors import Kind, RegionSearchError, not_found
 from regionsearch.metadata import MetadataLimits
-from services.searcher.callers import ANYBODY, Caller
-from services.searcher.embedded import answering, reads, snapshots, writes
-from services.searcher.embedded.cache import FOLDER as INDEX_FOLDER
-from services.searcher.embedded.cache import IndexCache
-from services.searcher.embedded.checkpoints import Checkpointer
-from services.searcher.embedded.codes import learned_codec
-from services.searcher.embedded.committer import Committer, Operation
-from services.searcher.embedded.conditions import compile_filter
-from services.searcher.embedded.database import FILE_NAME, Database
-from services.searcher.embedded.faults import explained
-from services.searcher.embedded.gate import Gate
-from services.searcher.embedded.gpu import choose_device
-from services.searcher.embedded.horizon import Horizon
-from services.searcher.embedded.index import VectorIndex
-from services.searcher.embedded.locks import StoreLock
-from services.searcher.embedded.opened import OpenCollection
-from services.searcher.embedded.opening import open_collections
+from services.searcher.cancellation import ANYBODY, CancellationToken
+from services.searcher.embedded import result_pages, snapshots
+from services.searcher.embedded.index.binary import learned_codec
+from services.searcher.embedded.index.filters import compile_filter
+from services.searcher.embedded.index.gpu import choose_device
+from services.searcher.embedded.index.index_files import FOLDER as INDEX_FOLDER
+from services.searcher.embedded.index.index_files import IndexCache
+from services.searcher.embedded.index.search_thread import SearchThreads
+from services.searcher.embedded.index.terms import Terms
+from services.searcher.embedded.index.vector_index import VectorIndex
+from services.searcher.embedded.maintenance import Maintenance
+from services.searcher.embedded.open_collection import OpenCollection
 from services.searcher.embedded.planning import Planner, heads_folder
-from services.searcher.embedded.reserve import DiskReserve
-from services.searcher.embedded.rows import Change, Keys
-from services.searcher.embedded.searching import SearchThreads
+from services.searcher.embedded.startup import open_collections
 from services.searcher.embedded.statistics import statistics
-from services.searcher.embedded.terms import Terms
-from services.searcher.embedded.upkeep import Upkeep
-from services.searcher.embedded.verify import check_store
+from services.searcher.embedded.store import reads, writes
+from services.searcher.embedded.store.checkpoints import Checkpointer
+from services.searcher.embedded.store.database import FILE_NAME, Database
+from services.searcher.embedded.store.disk_reserve import DiskReserve
+from services.searcher.embedded.store.faults import explained
+from services.searcher.embedded.store.file_locks import StoreLock
+from services.searcher.embedded.store.group_commit import GroupCommitter, Operation
+from services.searcher.embedded.store.restore_lock import RestoreLock
+from services.searcher.embedded.store.rows import Change, Keys
+from services.searcher.embedded.store.verification import check_store
+from services.searcher.embedded.store.visibility import VisibilityHorizon
 from services.searcher.engine import Capabilities, never_acknowledged
 from services.searcher.models import check_generation, check_model
 from services.searcher.reports import CollectionStats, SnapshotInfo
-from services.searcher.room import ANY_SIZE, Room
+from services.searcher.response_budget import ANY_SIZE, ResponseBudget
 from services.searcher.settings import EmbeddedSettings
 from services.searcher.types import (
     CodeMethod,
@@ -99,7 +100,7 @@ class EmbeddedEngine:
                 snapshots.clear(self._snapshots)
             self._database = self._opened(path)
             undo.callback(self._database.close)
-            self._gate = Gate()
+            self._gate = RestoreLock()
             self._naming = threading.Lock()  # of those who make and delete collections
             self._copying = threading.Lock()  # of those who write and read snapshots
             self._cache = IndexCache(self._folder / INDEX_FOLDER, read_only=settings.read_only)
@@ -110,12 +111,12 @@ class EmbeddedEngine:
                     checking.result()
             passes = settings.passes if device is None else 1
             self._search = SearchThreads(settings.max_batch, threads=passes)
-            self._committer = Committer(
+            self._committer = GroupCommitter(
                 self._database, self._apply, on_fatal, reserve=self._reserve, release=self._release
             )
-            self._horizon = Horizon(settings.page_ttl_s, lambda: self._committer.seq)
+            self._horizon = VisibilityHorizon(settings.page_ttl_s, lambda: self._committer.seq)
             undo.pop_all()
-        self._upkeep: Upkeep | None = None
+        self._maintenance: Maintenance | None = None
         self._checkpointer: Checkpointer | None = None
         if settings.read_only:
             self._committer.refuse(
@@ -135,7 +136,7 @@ class EmbeddedEngine:
             settings.max_log_bytes,
         )
         planner = Planner(settings, self._search, device)
-        self._upkeep = Upkeep(
+        self._maintenance = Maintenance(
             self._committer, self._horizon, self._gate, lambda: list(self._open.values()), planner,
             self._cache, self._reserve_file, settings,
         )  # fmt: skip
@@ -274,8 +275,8 @@ class EmbeddedEngine:
         model: ModelIdentity,
         queries: Sequence[Query],
         min_seq: int | None = None,
-        caller: Caller = ANYBODY,
-        room: Room = ANY_SIZE,
+        caller: CancellationToken = ANYBODY,
+        room: ResponseBudget = ANY_SIZE,
     ) -> list[Page]:
         """See `Engine`."""
         pinned = [query.seq for query in queries if query.seq is not None]
@@ -287,7 +288,7 @@ class EmbeddedEngine:
             check_model(name, opened.spec.model, model)
             if min_seq is not None and min_seq > present:
                 raise never_acknowledged(min_seq, present)
-            pages = answering.pages(self._database, self._search, opened, queries, present, caller, room)
+            pages = result_pages.pages(self._database, self._search, opened, queries, present, caller, room)
             return [replace(page, generation=self._generation(opened)) for page in pages]
 
     def get_records(
@@ -299,12 +300,12 @@ class EmbeddedEngine:
         masks: bool,
         vectors: bool,
         images_only: bool = False,
-        room: Room = ANY_SIZE,
+        room: ResponseBudget = ANY_SIZE,
     ) -> Stored:
         """See `Engine`."""
         with self._gate.shared():
             opened = self._find(name)
-            return answering.records(
+            return result_pages.records(
                 self._database,
                 opened,
                 record_ids,
@@ -321,13 +322,13 @@ class EmbeddedEngine:
         name: str,
         limit: int,
         after: tuple[int, str] | None,
-        room: Room = ANY_SIZE,
+        room: ResponseBudget = ANY_SIZE,
         generation: str | None = None,
     ) -> ImagePage:
         """See `Engine`."""
         with self._gate.shared():
             opened = self._find(name, generation)
-            page = answering.newest_images(self._database, opened, limit, after, room)
+            page = result_pages.newest_images(self._database, opened, limit, after, room)
             return replace(page, generation=self._generation(opened))
 
     def token_key(self, *, fresh: bool = False) -> bytes:
@@ -360,10 +361,10 @@ class EmbeddedEngine:
             self._horizon.reset()
             return seq, len(self._open)
 
-    def keep_up(self) -> None:
+    def run_maintenance(self) -> None:
         """Does at once what the upkeep thread would do within the next second."""
-        if self._upkeep is not None:
-            self._upkeep.tick()
+        if self._maintenance is not None:
+            self._maintenance.run_once()
 
     def stats(self, name: str | None) -> list[CollectionStats]:
         """See `Engine`."""
@@ -380,8 +381,8 @@ class EmbeddedEngine:
 
     def close(self) -> None:
         """See `Engine`."""
-        if self._upkeep is not None:
-            self._upkeep.close()
+        if self._maintenance is not None:
+            self._maintenance.close()
         if self._checkpointer is not None:
             self._checkpointer.close()
         self._committer.close()

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import structlog
 
-from services.searcher.embedded.cache import Arrays, SavedIndex
-from services.searcher.embedded.codes import (
+from services.searcher.embedded.index.binary import (
     CodeSegment,
     build_codes,
     learned_codec,
@@ -19,23 +18,24 @@ from services.searcher.embedded.codes import (
     train_codec,
     training_sample,
 )
-from services.searcher.embedded.flat import FlatSegment
-from services.searcher.embedded.gpu import Device, build_gpu
-from services.searcher.embedded.ivf import IvfSegment, build_ivf, restore_ivf
-from services.searcher.embedded.live import QueryKind
-from services.searcher.embedded.measuring import (
+from services.searcher.embedded.index.compaction import ALL_ROWS, Build, CompactionInput
+from services.searcher.embedded.index.faiss_compat import faiss
+from services.searcher.embedded.index.flat import FlatSegment
+from services.searcher.embedded.index.gpu import Device, build_gpu
+from services.searcher.embedded.index.index_files import Arrays, SavedIndex
+from services.searcher.embedded.index.ivf import IvfSegment, build_ivf, restore_ivf
+from services.searcher.embedded.index.live_queries import QueryKind
+from services.searcher.embedded.index.recall import (
     QUERIES,
     Approximate,
-    Examination,
+    RecallEvaluator,
     examinations,
     falls_short,
     tune,
 )
-from services.searcher.embedded.native import faiss
-from services.searcher.embedded.opened import OpenCollection
-from services.searcher.embedded.rewriting import ALL_ROWS, Build, Rewrite
-from services.searcher.embedded.searching import SearchThreads
-from services.searcher.embedded.segments import Segment, View
+from services.searcher.embedded.index.search_thread import SearchThreads
+from services.searcher.embedded.index.segments import IndexSegment, View
+from services.searcher.embedded.open_collection import OpenCollection
 from services.searcher.settings import EmbeddedSettings
 from services.searcher.types import CodeMethod
 
@@ -63,11 +63,11 @@ class Planner:
         self._turns = itertools.count()
         self._next: weakref.WeakKeyDictionary[OpenCollection, float] = weakref.WeakKeyDictionary()
 
-    def plan(self, opened: OpenCollection) -> tuple[list[Segment], Build] | None:
+    def plan(self, opened: OpenCollection) -> tuple[list[IndexSegment], Build] | None:
         """The segments to replace next and what builds the new one."""
         settings = self._settings
         views = opened.index.state.views
-        build: Callable[[Rewrite], Segment]
+        build: Callable[[CompactionInput], IndexSegment]
         if opened.spec.codes is not None:
             sources, build = (
                 _run(views, settings.codes_rows),
@@ -81,7 +81,7 @@ class Planner:
             return None
         return (sources, build) if sources else None
 
-    def _build_ivf(self, opened: OpenCollection, rewrite: Rewrite) -> Segment:
+    def _build_ivf(self, opened: OpenCollection, rewrite: CompactionInput) -> IndexSegment:
         faiss.omp_set_num_threads(self._settings.build_threads)  # of this thread; searches keep theirs
         segment = build_ivf(rewrite)
         self._tune(opened, segment, rewrite)
@@ -98,7 +98,7 @@ class Planner:
         for segment in approximate_segments(opened):
             if falls_short(segment, target - _TOLERANCE) or come - segment.seen:
                 faiss.omp_set_num_threads(self._settings.build_threads)
-                self._tune(opened, segment, Rewrite([segment], ALL_ROWS))
+                self._tune(opened, segment, CompactionInput([segment], ALL_ROWS))
                 return segment
         return None
 
@@ -122,27 +122,27 @@ class Planner:
                 continue
             faiss.omp_set_num_threads(self._settings.build_threads)
             for segment in turn:
-                found = Examination(Rewrite([segment], ALL_ROWS), queries).recall(segment)
+                found = RecallEvaluator(CompactionInput([segment], ALL_ROWS), queries).recall(segment)
                 segment.recalls = {**segment.recalls, kind: found}
             measured = True
         if measured:
             self._next[opened] = time.monotonic() + _MEASURE_S
         return measured
 
-    def _tune(self, opened: OpenCollection, segment: Approximate, rewrite: Rewrite) -> None:
+    def _tune(self, opened: OpenCollection, segment: Approximate, rewrite: CompactionInput) -> None:
         samples = {kind: opened.index.live.sample(kind, QUERIES) for kind in QueryKind}
         real = {kind: queries for kind, queries in samples.items() if len(queries) >= _ENOUGH_QUERIES}
         tune(segment, examinations(rewrite, real), self._settings.recall_target)
         segment.seen = segment.seen | real.keys()
 
-    def _build_gpu(self, rewrite: Rewrite) -> Segment:
+    def _build_gpu(self, rewrite: CompactionInput) -> IndexSegment:
         device = self._device
         assert device is not None
         segment = build_gpu(rewrite, lambda vectors: self._search.run(lambda: device.place(vectors)))
         segment.when_unused(self._search.post)
         return segment
 
-    def _build_codes(self, opened: OpenCollection, rewrite: Rewrite) -> Segment:
+    def _build_codes(self, opened: OpenCollection, rewrite: CompactionInput) -> IndexSegment:
         spec, codec = opened.spec.codes, opened.codec
         assert spec is not None
         if codec is None and spec.method is CodeMethod.LEARNED:
@@ -155,8 +155,12 @@ class Planner:
 
 
 def restored(
-    saved: SavedIndex, rewrite: Rewrite, opened: OpenCollection, records: int, settings: EmbeddedSettings
-) -> Segment | None:
+    saved: SavedIndex,
+    rewrite: CompactionInput,
+    opened: OpenCollection,
+    records: int,
+    settings: EmbeddedSettings,
+) -> IndexSegment | None:
     """The segment that a file has kept, if it is one that would be built of these rows today.
 
     Args:
@@ -168,7 +172,7 @@ def restored(
     """
     spec = opened.spec.codes
     rows = saved.rows_of(rewrite)
-    segment: Segment | None = None
+    segment: IndexSegment | None = None
     try:
         if rows is None:
             raise ValueError("its rows are not in the store")
@@ -188,7 +192,7 @@ def approximate_segments(opened: OpenCollection) -> list[Approximate]:
     return [segment for segment in segments if isinstance(segment, IvfSegment | CodeSegment)]
 
 
-def arrays_of(segment: Segment) -> Arrays | None:
+def arrays_of(segment: IndexSegment) -> Arrays | None:
     """What to keep of a segment; None for kinds that are made in no time."""
     return segment.to_arrays() if isinstance(segment, IvfSegment | CodeSegment) else None
 
@@ -198,12 +202,12 @@ def heads_folder(settings: EmbeddedSettings) -> Path:
     return settings.heads_folder or settings.folder / "heads"
 
 
-def _run(views: tuple[View, ...], rows: int) -> list[Segment]:
+def _run(views: tuple[View, ...], rows: int) -> list[IndexSegment]:
     """The first neighbouring sealed flat segments that have so many rows together.
 
     Half as many do between faster segments: a compaction has left them there, and no more rows come.
     """
-    run: list[Segment] = []
+    run: list[IndexSegment] = []
     for view in views:
         faster = not isinstance(view.segment, FlatSegment)
         if not faster and view.segment.sealed:

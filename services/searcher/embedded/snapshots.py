@@ -17,12 +17,12 @@ from typing import BinaryIO
 import structlog
 
 from regionsearch.errors import Kind, RegionSearchError, invalid, not_found
-from services.searcher.embedded.database import Database, check_identity, connect, prepare
-from services.searcher.embedded.faults import damaged, explained
-from services.searcher.embedded.opening import check_content
-from services.searcher.embedded.reads import last_seq
-from services.searcher.embedded.schema import CHECKSUMS_SINCE, MIGRATIONS
-from services.searcher.embedded.verify import check_store
+from services.searcher.embedded.startup import check_content
+from services.searcher.embedded.store.database import Database, check_identity, connect, prepare
+from services.searcher.embedded.store.faults import damaged, explained
+from services.searcher.embedded.store.reads import last_seq
+from services.searcher.embedded.store.schema import CHECKSUMS_SINCE, MIGRATIONS
+from services.searcher.embedded.store.verification import check_store
 from services.searcher.reports import SnapshotInfo
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from services.searcher.embedded import reads
-from services.searcher.embedded.database import Database
-from services.searcher.embedded.live import QueryKind
-from services.searcher.embedded.measuring import Approximate
-from services.searcher.embedded.opened import OpenCollection
+from services.searcher.embedded.index.live_queries import QueryKind
+from services.searcher.embedded.index.recall import Approximate
+from services.searcher.embedded.open_collection import OpenCollection
 from services.searcher.embedded.planning import approximate_segments
+from services.searcher.embedded.store import reads
+from services.searcher.embedded.store.database import Database
 from services.searcher.reports import CollectionStats, SegmentStats
 
 

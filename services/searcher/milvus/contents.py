@@ -17,7 +17,7 @@ from regionsearch.metadata import MetadataLimits
 from services.searcher.milvus import tables
 from services.searcher.milvus.access import count_rows, every_row, rows_of, some_rows
 from services.searcher.milvus.tables import Row, expression, listed, quoted
-from services.searcher.room import ANY_SIZE, Room
+from services.searcher.response_budget import ANY_SIZE, ResponseBudget
 from services.searcher.types import Deletion, ImagePage, Level, Record, StoredImage, Upsert
 from services.searcher.updates import ImageUpdate, check_unchanged
 
@@ -41,7 +41,7 @@ class Contents:
         self._images = images
         self._batch = batch_rows
 
-    def images(self, ids: Iterable[str], room: Room = ANY_SIZE) -> dict[str, StoredImage]:
+    def images(self, ids: Iterable[str], room: ResponseBudget = ANY_SIZE) -> dict[str, StoredImage]:
         """Those of the images that exist, by id; takes room for each."""
         rows = rows_of(self._client, self._images, "image_id", list(ids), _IMAGE_FIELDS)
         return {image.image_id: image for image in _images(rows, room)}
@@ -136,7 +136,9 @@ class Contents:
         self._write_images({name: image for name, image in touched.items() if name not in emptied})
         return len(gone), len(ids)
 
-    def newest_images(self, limit: int, after: tuple[int, str] | None, room: Room = ANY_SIZE) -> ImagePage:
+    def newest_images(
+        self, limit: int, after: tuple[int, str] | None, room: ResponseBudget = ANY_SIZE
+    ) -> ImagePage:
         """Images, newest first, from behind a place.
 
         Milvus does not sort. So it is asked how many images are as new as this or newer, until just enough
@@ -220,7 +222,7 @@ class Contents:
         return homes
 
 
-def _images(rows: Iterable[Row], room: Room) -> Iterator[StoredImage]:
+def _images(rows: Iterable[Row], room: ResponseBudget) -> Iterator[StoredImage]:
     for row in rows:
         image = tables.image_of(row)
         room.take_image(image)

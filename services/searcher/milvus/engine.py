@@ -18,7 +18,7 @@ from pymilvus import MilvusClient
 
 from regionsearch.errors import Kind, RegionSearchError, not_found
 from regionsearch.metadata import MetadataLimits
-from services.searcher.callers import ANYBODY, Caller
+from services.searcher.cancellation import ANYBODY, CancellationToken
 from services.searcher.engine import Capabilities, never_acknowledged
 from services.searcher.milvus import tables
 from services.searcher.milvus.access import (
@@ -37,7 +37,7 @@ from services.searcher.milvus.tables import (
 from services.searcher.models import check_generation, check_model
 from services.searcher.ranking import Ranked, rank
 from services.searcher.reports import CollectionStats, SegmentStats, SnapshotInfo
-from services.searcher.room import ANY_SIZE, Room
+from services.searcher.response_budget import ANY_SIZE, ResponseBudget
 from services.searcher.settings import MilvusSettings
 from services.searcher.types import (
     Collection,
@@ -167,8 +167,8 @@ class MilvusEngine:
         model: ModelIdentity,
         queries: Sequence[Query],
         min_seq: int | None = None,
-        caller: Caller = ANYBODY,
-        room: Room = ANY_SIZE,
+        caller: CancellationToken = ANYBODY,
+        room: ResponseBudget = ANY_SIZE,
     ) -> list[Page]:
         """See `Engine`. Reads are strongly consistent, so every answered write is seen."""
         with explained():
@@ -197,7 +197,14 @@ class MilvusEngine:
             return [replace(page, generation=_generation(found)) for page in pages]
 
     def _page(
-        self, name: str, query: Query, seq: int, caller: Caller, room: Room, *, may_end_early: bool
+        self,
+        name: str,
+        query: Query,
+        seq: int,
+        caller: CancellationToken,
+        room: ResponseBudget,
+        *,
+        may_end_early: bool,
     ) -> Page:
         """Ranked hits. A page that has a next one ends before the first hit for which there is no room."""
         records, _ = self._tables(name)
@@ -218,7 +225,7 @@ class MilvusEngine:
         return Page(tuple(hits), seq, more)
 
     def _describe(
-        self, name: str, numbered: Sequence[tuple[int, Ranked]], query: Query, room: Room
+        self, name: str, numbered: Sequence[tuple[int, Ranked]], query: Query, room: ResponseBudget
     ) -> Iterator[Hit]:
         """Hits with their records and images; without those that were deleted since Milvus scored them."""
         places = [r.position for _, hit in numbered for r in (hit, hit.best_region) if r is not None]
@@ -253,7 +260,7 @@ class MilvusEngine:
         masks: bool,
         vectors: bool,
         images_only: bool = False,
-        room: Room = ANY_SIZE,
+        room: ResponseBudget = ANY_SIZE,
     ) -> Stored:
         """See `Engine`."""
         with explained():
@@ -284,7 +291,7 @@ class MilvusEngine:
         name: str,
         limit: int,
         after: tuple[int, str] | None,
-        room: Room = ANY_SIZE,
+        room: ResponseBudget = ANY_SIZE,
         generation: str | None = None,
     ) -> ImagePage:
         """See `Engine`."""

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from pymilvus import MilvusClient
 
-from services.searcher.callers import Caller
+from services.searcher.cancellation import CancellationToken
 from services.searcher.milvus.access import rows_of
 from services.searcher.milvus.tables import Row, expression
 from services.searcher.ranking import Candidates, Numbers, cosines
@@ -32,7 +32,13 @@ class MilvusSource:
     """
 
     def __init__(
-        self, client: MilvusClient, table: str, query: Query, seq: int, max_candidates: int, caller: Caller
+        self,
+        client: MilvusClient,
+        table: str,
+        query: Query,
+        seq: int,
+        max_candidates: int,
+        caller: CancellationToken,
     ) -> None:
         self.ahead = query.skipped
         self._caller = caller
@@ -47,7 +53,7 @@ class MilvusSource:
         self._names: list[str] = []
 
     def best(self, count: int) -> Candidates:
-        """See `ranking.Source`; more than Milvus gives at once is all that there is."""
+        """See `ranking.CandidateSource`; more than Milvus gives at once is all that there is."""
         asked = min(count, self._max)
         while True:
             self._caller.check()
@@ -73,13 +79,13 @@ class MilvusSource:
             asked = min(asked * 2, self._max)
 
     def of_images(self, images: Numbers) -> Candidates:
-        """See `ranking.Source`."""
+        """See `ranking.CandidateSource`."""
         names = [self._names[number] for number in images.tolist()]
         rows = rows_of(self._client, self._table, "image_id", names, _SCORED, self._filter)
         return self._candidates(list(rows), complete=True)
 
     def public_ids(self, keys: Iterable[int]) -> dict[int, tuple[str, str]]:
-        """See `ranking.Source`."""
+        """See `ranking.CandidateSource`."""
         return {key: self._ids[key] for key in keys}
 
     def _candidates(self, rows: Sequence[Row], *, complete: bool) -> Candidates:

@@ -77,11 +77,11 @@ class ResizeStep:
 
 @dataclass(frozen=True)
 class Geometry:
-    """How a picture, the encoder's input and the decoder's masks lie over each other.
+    """How an image, the encoder's input and the decoder's masks lie over each other.
 
     Attributes:
-        image_size: Of the picture that was prepared.
-        input_size: Of the picture inside the encoder's input, at its upper left.
+        image_size: Of the image that was prepared.
+        input_size: Of the image inside the encoder's input, at its upper left.
         padded_size: Of the encoder's input.
         steps: From the decoder's masks to `image_size`.
     """
@@ -92,7 +92,7 @@ class Geometry:
     steps: tuple[ResizeStep, ...]
 
     def to_input(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Pixels (…, 2) as x, y in the picture, to pixels in the encoder's input."""
+        """Pixels (…, 2) as x, y in the image, to pixels in the encoder's input."""
         (height, width), (input_height, input_width) = self.image_size, self.input_size
         scaled: NDArray[np.float64] = points * np.array([input_width / width, input_height / height])
         return scaled
@@ -100,12 +100,12 @@ class Geometry:
 
 @dataclass(frozen=True)
 class Embedding:
-    """What the encoder says about one picture.
+    """What the encoder says about one image.
 
     Attributes:
         features: Feature maps (C, h, w) on the device; the first one is the coarsest, which the mask decoder
             attends to and regions are pooled from.
-        geometry: Of the picture.
+        geometry: Of the image.
     """
 
     features: tuple[Tensor, ...]
@@ -171,20 +171,20 @@ class Backend(Protocol):
     mask_size: Size
     """Size of the decoder's masks, and of mask prompts."""
     encode_batch: int
-    """Pictures that are encoded at once."""
+    """Images that are encoded at once."""
     decode_batch: int
     """Prompts that are decoded at once; the engine cuts larger batches."""
     refiner: Refiner | None
     """Looks closer at what prompts found, where the model has one."""
 
     def prepare(self, image: Pixels) -> tuple[Tensor, Geometry]:
-        """Resizes a picture, uint8 RGB (H, W, 3), for the encoder. Any thread."""
+        """Resizes an image, uint8 RGB (H, W, 3), for the encoder. Any thread."""
         ...
 
     def encode(self, prepared: Sequence[tuple[Tensor, Geometry]]) -> list[Embedding]:
-        """Runs the image encoder over a batch of prepared pictures."""
+        """Runs the image encoder over a batch of prepared images."""
         ...
 
     def decode(self, embedding: Embedding, prompts: PromptBatch) -> Decoding:
-        """Runs the mask decoder over a batch of prompts on one picture."""
+        """Runs the mask decoder over a batch of prompts on one image."""
         ...

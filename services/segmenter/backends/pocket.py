@@ -74,7 +74,7 @@ def build_pocket_sam(
         refiner: architecture of the :class:`RefinerNet` that the model has as ``refiner``; None for none.
 
     Raises:
-        ValueError: ``img_size`` is no multiple of 32, or ``width`` none of ``8 * heads``.
+        ValueError: ``img_size`` is not a multiple of 32, or ``width`` none of ``8 * heads``.
     """
     if img_size % 32 or width % (8 * heads):
         raise ValueError(f"img_size {img_size} must be a multiple of 32, width {width} one of {8 * heads}")

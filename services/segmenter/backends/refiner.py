@@ -3,9 +3,9 @@
 It sees a close-up of the object: the pixels, the prompt, and the masks of the first look. That the prompt is
 there from the first convolution on, and the object always about as large, makes it much better at outlines,
 and at what belongs to an object, than a network of its size that has to answer every prompt from one
-embedding of a whole picture. Sources: Sofiiuk et al. 2022, "Reviving Iterative Training with Mask Guidance
+embedding of a whole image. Sources: Sofiiuk et al. 2022, "Reviving Iterative Training with Mask Guidance
 for Interactive Segmentation" (prompt and mask as input maps); Chen et al. 2022, "FocalClick" (refining a
-part of the picture).
+part of the image).
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ _GREY = 124, 116, 104  # `_MEAN` as a pixel
 
 
 @dataclass(frozen=True)
-class CloseUp:
-    """A part of a picture, and what is known of an object in it.
+class RefinerInput:
+    """A part of an image, and what is known of an object in it.
 
     Attributes:
         pixels: uint8 RGB (h, w, 3).
@@ -117,12 +117,12 @@ class Refiner:
         self._device = next(net.parameters()).device
         self.mask_size = net.img_size // LOGITS_STRIDE, net.img_size // LOGITS_STRIDE
 
-    def warm(self) -> None:
+    def warmup(self) -> None:
         """Runs the network once, so that the first caller does not wait for what is set up then."""
         side = self.net.img_size
         self.refine([torch.zeros(_CHANNELS, side, side)])
 
-    def prepare(self, close_up: CloseUp) -> Tensor:
+    def prepare(self, close_up: RefinerInput) -> Tensor:
         """The network's input maps for a close-up, float32 (C, side, side). Any thread."""
         side = self.net.img_size
         pixels = shrink_pixels(close_up.pixels, side)

@@ -31,7 +31,7 @@ from services.segmenter.backends.precision import autocast
 from services.segmenter.backends.refiner import Refiner, RefinerNet
 from services.segmenter.backends.sam_decoder import Decoded, LazyMaskDecoder
 
-_ENCODE_BATCH = {"cpu": 1, "cuda": 8}  # on a CPU a batch only waits for its last picture
+_ENCODE_BATCH = {"cpu": 1, "cuda": 8}  # on a CPU a batch only waits for its last image
 # Maps of a decoder batch that still fit into the last-level cache of a CPU, and into a small part of a GPU.
 _BATCH_BYTES = {"cpu": 8 << 20, "cuda": 512 << 20}
 
@@ -121,7 +121,7 @@ class SamBackend:
         batch = torch.stack([self.model.preprocess(pixels.to(self.device)) for pixels, _ in prepared])
         with autocast(self.identity):
             features = self.model.image_encoder(batch).float()
-        # Each picture owns its features: a view would keep the whole batch alive in the cache.
+        # Each image owns its features: a view would keep the whole batch alive in the cache.
         return [
             Embedding((part.clone(),), geometry)
             for part, (_, geometry) in zip(features, prepared, strict=True)

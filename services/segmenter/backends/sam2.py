@@ -85,7 +85,7 @@ class Sam2Backend:
         self._side: int = model.image_size
 
     def prepare(self, image: Pixels) -> tuple[Tensor, Geometry]:
-        """Squeezes the picture into the encoder's square, as ``SAM2Transforms`` does."""
+        """Squeezes the image into the encoder's square, as ``SAM2Transforms`` does."""
         height, width = image.shape[:2]
         square = self._side, self._side
         pixels = transforms.to_dtype(torch.from_numpy(image).permute(2, 0, 1), torch.float32, scale=True)

@@ -1,0 +1,172 @@
+"""The three services behind the gateway: channels, calls with typed errors, readiness."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+from collections.abc import Coroutine, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import grpc
+import structlog
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from gateway.settings import GatewaySettings
+from regionsearch.errors import Kind, RegionSearchError
+from regionsearch.rpc import CallPolicy, ChannelConfig, acall, open_aio_channel, remaining
+from regionsearch.rpc.callers import caller_metadata
+from regionsearch.rpc.calls import Method
+from regionsearch.v1 import embed_pb2_grpc, search_pb2_grpc, segment_pb2_grpc
+from services.runtime.tracing import client_interceptors
+
+RequestT = TypeVar("RequestT")
+ResponseT = TypeVar("ResponseT")
+
+_ADDRESS = re.compile(r"\b(ipv4|ipv6|unix|dns):")
+_OUT_OF_REACH = {
+    Kind.UNAVAILABLE: "is not ready",
+    Kind.DEADLINE_EXCEEDED: "took too long",
+    Kind.OVERLOADED: "is overloaded",
+}
+
+_log = structlog.get_logger(__name__)
+
+
+async def gather_or_cancel(*work: Coroutine[Any, Any, Any]) -> list[Any]:
+    """The results of all, in their order; the first failure cancels the others and is raised."""
+    tasks = [asyncio.create_task(one) for one in work]
+    try:
+        return list(await asyncio.gather(*tasks))
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise
+
+
+@contextlib.contextmanager
+def remap_error_field(theirs: str, ours: str) -> Iterator[None]:
+    """Calls a field of a service's request what it is called in the request that the caller sent."""
+    try:
+        yield
+    except RegionSearchError as error:
+        if error.field is not None and error.field.startswith(theirs):
+            field = error.field
+            error.field = ours + field.removeprefix(theirs)
+            error.message = error.message.replace(field, error.field)  # the name alone may be a common word
+        raise
+
+
+@dataclass(frozen=True)
+class Readiness:
+    """Whether a service answers, and if not, why."""
+
+    ready: bool
+    detail: str
+
+
+class ServiceClient:
+    """One service, however many replicas it has."""
+
+    def __init__(self, name: str, target: str, service: str, settings: GatewaySettings) -> None:
+        """Opens the channel; on the event loop that will use it.
+
+        Args:
+            name: For people: "embedder".
+            target: Address, see `regionsearch.rpc.resolve_target`.
+            service: Full name of its gRPC service.
+            settings: TLS, key and limits.
+        """
+        self.name = name
+        self.target = target
+        self._service = service
+        self._probe_s = settings.timeouts.probe_s
+        self._restart_s = settings.timeouts.restart_s
+        key = settings.backend_api_key
+        self._api_key = key.get_secret_value() if key else None
+        config = ChannelConfig(service, settings.backend_tls.files(), settings.max_message_bytes)
+        interceptors = client_interceptors() if settings.otlp_endpoint else ()
+        self.channel = open_aio_channel(target, config, interceptors)
+
+    async def call(
+        self,
+        method: Method[RequestT, grpc.aio.UnaryUnaryCall[RequestT, ResponseT]],
+        request: RequestT,
+        *,
+        deadline_fraction: float = 1.0,
+        retry_overload: bool = False,
+    ) -> ResponseT:
+        """Calls a method of this service within the surrounding deadline.
+
+        Args:
+            method: Of a stub on this service's channel.
+            request: Its message.
+            deadline_fraction: The part of the time left that this call may take; the rest is for the stages
+                after it.
+            retry_overload: Whether to try again after the time that an overloaded service asks for.
+
+        Raises:
+            RegionSearchError: What the service answered; where there is no answer the message names it.
+        """
+        left = remaining()
+        policy = CallPolicy(
+            timeout_s=60.0 if left is None else max(0.001, left * deadline_fraction),
+            api_key=self._api_key,
+            overload_attempts=5 if retry_overload else 1,
+            unavailable_s=self._restart_s,
+        )
+        try:
+            return await acall(method, request, policy, caller_metadata())
+        except RegionSearchError as error:
+            if _ADDRESS.search(error.message):  # gRPC's own words, which are not for callers
+                _log.info("a service is out of reach", service=self.name, reason=error.message)
+                error.message = "it cannot be reached"
+            if error.kind in _OUT_OF_REACH:
+                error.message = f"the {self.name} {_OUT_OF_REACH[error.kind]}: {error.message}"
+            if error.kind is Kind.UNAVAILABLE and error.retry_after_s is None:
+                error.retry_after_s = 1.0
+            raise
+
+    async def readiness(self) -> Readiness:
+        """Asks whether some replica serves."""
+        stub = health_pb2_grpc.HealthStub(self.channel)
+        try:
+            answer = await stub.Check(
+                health_pb2.HealthCheckRequest(service=self._service), timeout=self._probe_s
+            )
+        except grpc.RpcError as error:
+            return Readiness(False, f"{self.target} does not answer: {error.details() or error.code().name}")
+        if answer.status == health_pb2.HealthCheckResponse.SERVING:
+            return Readiness(True, "serving")
+        return Readiness(False, f"{self.target} is loading its model or draining")
+
+
+class Services:
+    """The segmenter, the embedder and the searcher. Make it on the event loop that will use it."""
+
+    def __init__(self, settings: GatewaySettings) -> None:
+        def backend(name: str, target: str, service: str) -> ServiceClient:
+            return ServiceClient(name, target, f"regionsearch.v1.{service}", settings)
+
+        self.segmenter = backend("segmenter", settings.segmenter, "SegmentService")
+        self.embedder = backend("embedder", settings.embedder, "EmbedService")
+        self.searcher = backend("searcher", settings.searcher, "SearchService")
+        self.segment = segment_pb2_grpc.SegmentServiceStub(self.segmenter.channel)
+        self.embed = embed_pb2_grpc.EmbedServiceStub(self.embedder.channel)
+        self.search = search_pb2_grpc.SearchServiceStub(self.searcher.channel)
+
+    @property
+    def all(self) -> Sequence[ServiceClient]:
+        """In the order of the pipeline."""
+        return (self.segmenter, self.embedder, self.searcher)
+
+    async def readiness(self) -> dict[str, Readiness]:
+        """Of every service, by name."""
+        found = await asyncio.gather(*(backend.readiness() for backend in self.all))
+        return {backend.name: state for backend, state in zip(self.all, found, strict=True)}
+
+    async def close(self) -> None:
+        """Closes the channels."""
+        await asyncio.gather(*(backend.channel.close(None) for backend in self.all))

@@ -1,0 +1,201 @@
+"""What users hand in (files, bytes, points, boxes), and its form in JSON and in messages."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import os
+import stat
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from io import BufferedReader
+from pathlib import Path
+from typing import Any
+
+from regionsearch.errors import invalid
+from regionsearch.v1 import region_search_pb2, search_pb2, types_pb2
+
+ImageInput = str | Path | bytes | tuple[str, bytes | str | Path]
+"""An image: a path or the bytes of a file; or a name with either."""
+Point = tuple[float, float] | tuple[float, float, int]
+"""x, y and perhaps a label, pixels of the upright image; label 1 (the default): here, 0: not here."""
+Box = Sequence[float]
+"""x_min, y_min, x_max, y_max, pixels of the upright image; edges are half-open."""
+
+
+@dataclass(frozen=True)
+class NegativeExample:
+    """Something that is not meant, shown instead of said: one of the three.
+
+    Attributes:
+        image: An image of it.
+        region_id: A stored region.
+        image_id: A stored image, as a whole.
+
+    Raises:
+        RegionSearchError: INVALID_ARGUMENT for none of them, or more than one.
+    """
+
+    image: ImageInput | None = None
+    region_id: str | None = None
+    image_id: str | None = None
+
+    def __post_init__(self) -> None:
+        if [self.image, self.region_id, self.image_id].count(None) != 2:
+            raise invalid("negatives", "an example is one of image, region_id and image_id")
+
+    @property
+    def stored(self) -> dict[str, Any]:
+        """The field that names something stored."""
+        named = {"region_id": self.region_id, "image_id": self.image_id}
+        return {name: value for name, value in named.items() if value is not None}
+
+
+Negative = str | NegativeExample
+"""What is not meant: a phrase or an example."""
+
+_BOX = ("x_min", "y_min", "x_max", "y_max")
+
+
+def name_of(source: ImageInput) -> str:
+    """What an image is called; never raises.
+
+    A file's name may be bytes that are not UTF-8: where no request could carry it, it has U+FFFD.
+    """
+    if isinstance(source, tuple):
+        name = str(source[0])
+    else:
+        name = os.path.basename(source) if isinstance(source, str | Path) else "image"
+    return "".join("\N{REPLACEMENT CHARACTER}" if "\ud800" <= one <= "\udfff" else one for one in name)
+
+
+def path_of(source: ImageInput) -> str | Path | None:
+    """The file of an image that is not in memory yet."""
+    place = source[1] if isinstance(source, tuple) else source
+    return None if isinstance(place, bytes) else place
+
+
+def read_image_input(source: ImageInput) -> bytes:
+    """The bytes of an image's file.
+
+    Raises:
+        RegionSearchError: INVALID_ARGUMENT for a file that cannot be read, and for what is not a file.
+    """
+    place = source[1] if isinstance(source, tuple) else source
+    if isinstance(place, bytes):
+        return place
+    with open_file(place) as file:
+        return file.read()
+
+
+@contextlib.contextmanager
+def open_file(path: str | Path) -> Iterator[BufferedReader]:
+    """Opens a regular file, without waiting: a pipe that nobody writes to would block forever.
+
+    Raises:
+        RegionSearchError: INVALID_ARGUMENT for a file that cannot be read, and for what is not a file.
+    """
+    if not isinstance(path, str | os.PathLike):
+        raise invalid(
+            "image", f"{path!r} is not a valid source: expected a path, bytes, or a name with either"
+        )
+    try:
+        with open(path, "rb", opener=_open_at_once) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise invalid("image", f"{printable(path)} is not a regular file")
+            yield file
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise invalid("image", f"{printable(path)} cannot be read: {reason}") from error
+    except (ValueError, TypeError) as error:  # NUL in a path, or what is not a path
+        raise invalid(
+            "image", f"{path!r} is not a valid source: expected a path or bytes ({error})"
+        ) from error
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # no such thing on Windows, and no such pipes
+
+
+def printable(path: str | Path) -> str:
+    """A path for messages: what is not UTF-8 in it is escaped, so that showing and sending it never fails."""
+    return str(path).encode("utf-8", "backslashreplace").decode()
+
+
+def checked_picture(image: ImageInput | None, image_id: str | None) -> None:
+    """Raises INVALID_ARGUMENT unless an image comes along or a stored one is named, and not both."""
+    if (image is None) == (image_id is None):
+        raise invalid("image", "give either an image or the image_id of a stored one")
+
+
+def picture_json(image: ImageInput | None, image_id: str | None = None) -> dict[str, Any]:
+    """An image in a JSON body."""
+    if image is not None:
+        return {"image": base64.b64encode(read_image_input(image)).decode("ascii")}
+    return {} if image_id is None else {"image_id": image_id}
+
+
+def picture_proto(image: ImageInput | None) -> types_pb2.Image | None:
+    """An image in a message."""
+    return None if image is None else types_pb2.Image(encoded=read_image_input(image))
+
+
+def pointing_json(points: Sequence[Point], box: Box | None) -> dict[str, Any]:
+    """Points and a box in a JSON body."""
+    body: dict[str, Any] = {}
+    if points:
+        body["points"] = [dict(zip(("x", "y", "label"), point, strict=False)) for point in points]
+    if box is not None:
+        body["box"] = _box_fields(box)
+    return body
+
+
+def pointing_proto(points: Sequence[Point], box: Box | None) -> dict[str, Any]:
+    """Points and a box as fields of a message."""
+    fields: dict[str, Any] = {
+        "points": [
+            types_pb2.Point(**dict(zip(("x", "y", "label"), point, strict=False)))  # type: ignore[arg-type]
+            for point in points
+        ]
+    }
+    if box is not None:
+        fields["box"] = types_pb2.Box(**_box_fields(box))
+    return fields
+
+
+def negatives_json(negatives: Sequence[Negative]) -> list[Any]:
+    """What is not meant in a JSON body."""
+    return [one if isinstance(one, str) else picture_json(one.image) | one.stored for one in negatives]
+
+
+def negatives_proto(negatives: Sequence[Negative]) -> dict[str, Any]:
+    """What is not meant as fields of a message."""
+    return {
+        "negatives": [one for one in negatives if isinstance(one, str)],
+        "further_negatives": [
+            region_search_pb2.Negative(image=picture_proto(one.image), **one.stored)
+            for one in negatives
+            if isinstance(one, NegativeExample)
+        ],
+    }
+
+
+def filter_proto(filter: Mapping[str, Any] | None) -> search_pb2.Filter | None:
+    """The HTTP API's filter as a message.
+
+    Raises:
+        RegionSearchError: INVALID_ARGUMENT for a condition that there is none of.
+    """
+    if filter is None:
+        return None
+    renamed = {"region_ids": "record_ids", "exclude_region_ids": "exclude_record_ids"}
+    try:
+        return search_pb2.Filter(**{renamed.get(name, name): value for name, value in filter.items()})
+    except (ValueError, TypeError) as error:
+        raise invalid("filter", f"filter cannot be read: {error}") from error
+
+
+def _box_fields(box: Box) -> dict[str, float]:
+    if len(box) != len(_BOX):
+        raise invalid("box", f"box has {len(box)} numbers; give {', '.join(_BOX)}")
+    return dict(zip(_BOX, box, strict=True))

@@ -1,0 +1,166 @@
+"""Messages to images and regions, checked field by field; runs in the batcher's prepare threads."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from regionsearch.errors import RegionSearchError, invalid
+from regionsearch.images import ImageLimits, image_from_proto
+from regionsearch.masks import BoolMask, mask_from_proto, mask_runs, rle_runs
+from regionsearch.prompts import Edges, check_box, read_box
+from regionsearch.v1 import embed_pb2, types_pb2
+from services.embedder.crops import Window, pixel_box
+from services.embedder.tasks import Regions
+
+Runs = NDArray[np.int64]
+Decode = Callable[[], BoolMask]
+
+READ_PIXELS = 1 << 30  # of the masks that are read in one go
+AHEAD_BYTES = 1 << 26  # of one request's masks, decoded before the device asks for them
+
+
+def split_by_memory(request: embed_pb2.EmbedRegionsRequest) -> list[range]:
+    """The regions of a request by their places, in pieces that take seconds to read.
+
+    A thousand masks of a large image take minutes, in which nobody else's would be read; in pieces others
+    have their turn between them. The image is decoded for each piece, for it must not wait in memory.
+    """
+    count = len(request.regions)
+    largest = max((region.mask.height * region.mask.width for region in request.regions), default=0)
+    step = max(1, READ_PIXELS // max(1, largest))
+    return [range(first, min(first + step, count)) for first in range(0, count, step)]
+
+
+def runs_bytes(request: embed_pb2.EmbedRegionsRequest) -> int:
+    """Memory that the run lengths of a request's masks take while it is worked on, at most."""
+    return 8 * sum(len(region.mask.coco_rle) for region in request.regions)
+
+
+def read_regions(
+    request: embed_pb2.EmbedRegionsRequest, limits: ImageLimits, places: range | None = None
+) -> Regions:
+    """The image of a request and its regions, or those at some places.
+
+    A region is its box, its mask, or the part of the mask inside the box.
+
+    Raises:
+        RegionSearchError: INVALID_ARGUMENT, UNSUPPORTED_IMAGE or TOO_LARGE, naming the field.
+    """
+    pixels = image_from_proto(request.image, limits)
+    height, width = pixels.shape[:2]
+    places = places or range(len(request.regions))
+    regions = [request.regions[place] for place in places]
+    boxes = np.empty((len(regions), 4), np.float32)
+    masks = _Masks() if any(region.HasField("mask") for region in regions) else None
+    for index, (place, region) in enumerate(zip(places, regions, strict=True)):
+        field = f"regions[{place}]"
+        box = _read_box(region.box, height, width, f"{field}.box") if region.HasField("box") else None
+        if region.HasField("mask"):
+            boxes[index], decode = _read_mask(region.mask, box, height, width, f"{field}.mask")
+        elif box is not None:
+            boxes[index], decode = box, functools.partial(_full, pixel_box(box, height, width))
+        else:
+            raise invalid(field, f"{field} has neither box nor mask; say what to cut out")
+        if masks is not None and not masks.add(decode):
+            raise _empty(f"{field}.mask")
+    return Regions(pixels, boxes, masks)
+
+
+class _Masks(Sequence[BoolMask]):
+    """Masks cut to their boxes. Those beyond `AHEAD_BYTES` are decoded whenever they are looked at.
+
+    A few bytes of run lengths can stand for all of a large image, and a request holds a thousand of them.
+    """
+
+    def __init__(self) -> None:
+        self._left = AHEAD_BYTES
+        self._masks: list[BoolMask | Decode] = []
+
+    def add(self, decode: Decode) -> bool:
+        """Takes a mask in; False when it has no pixel."""
+        mask = decode()
+        self._left -= mask.size
+        self._masks.append(mask if self._left >= 0 else decode)
+        return bool(mask.any())
+
+    def __len__(self) -> int:
+        return len(self._masks)
+
+    def __getitem__(self, index: Any) -> Any:
+        mask = self._masks[index]
+        return mask() if callable(mask) else mask
+
+
+def _empty(field: str) -> RegionSearchError:
+    return invalid(field, f"{field} is empty; a region has at least one pixel, inside its box if it has one")
+
+
+def _read_box(box: types_pb2.Box, height: int, width: int, field: str) -> Edges:
+    edges = read_box(box, field)
+    check_box(edges, (height, width), field)
+    return edges
+
+
+def _read_mask(
+    mask: types_pb2.Mask, box: Edges | None, height: int, width: int, field: str
+) -> tuple[Edges, Decode]:
+    """The region's box, and what decodes its mask, cut to the whole pixels of that box."""
+    if (mask.height, mask.width) != (height, width):
+        raise invalid(
+            field,
+            f"{field} is {mask.width} x {mask.height}, its image {width} x {height} pixels (after EXIF "
+            "orientation); they must be equal",
+        )
+    if mask.WhichOneof("encoding") == "coco_rle":
+        runs = rle_runs(mask.coco_rle, height, width, f"{field}.coco_rle")
+    else:
+        runs = mask_runs(mask_from_proto(mask, field, height * width))
+    box = box or runs_box(runs, height)
+    if box is None:
+        raise _empty(field)
+    return box, functools.partial(runs_window, runs, height, pixel_box(box, height, width))
+
+
+def _full(window: Window) -> BoolMask:
+    return np.ones((window.height, window.width), np.bool_)
+
+
+def runs_box(runs: Runs, height: int) -> Edges | None:
+    """The smallest half-open box around a mask, without decoding it; None when the mask is empty.
+
+    Args:
+        runs: Lengths, column by column, beginning with zeros (see :func:`regionsearch.masks.rle_runs`).
+        height: Rows of the mask.
+    """
+    ends = np.cumsum(runs)[1::2]
+    lengths = runs[1::2]
+    first, last = (ends - lengths)[lengths > 0], ends[lengths > 0] - 1
+    if first.size == 0:
+        return None
+    if (first // height != last // height).any():  # a run over several columns holds a top and a bottom pixel
+        top, bottom = 0, height
+    else:
+        top, bottom = int((first % height).min()), int((last % height).max()) + 1
+    return float(first[0] // height), float(top), float(last[-1] // height + 1), float(bottom)
+
+
+def runs_window(runs: Runs, height: int, window: Window) -> BoolMask:
+    """The part of a mask inside a window, decoding no more columns than that.
+
+    Args:
+        runs: As in :func:`runs_box`.
+        height: Rows of the mask.
+        window: Lies inside the mask.
+    """
+    ends = np.cumsum(runs)
+    start, stop = window.left * height, window.right * height
+    first, last = int(np.searchsorted(ends, start, "right")), int(np.searchsorted(ends, stop, "left"))
+    edges = np.clip(ends[first : last + 1], start, stop)
+    lengths = np.diff(edges, prepend=start)
+    columns = np.repeat(np.arange(first, last + 1) % 2 == 1, lengths).reshape(window.width, height)
+    return np.ascontiguousarray(columns.T[window.top : window.bottom])

@@ -1,0 +1,147 @@
+"""Sealed segments made anew beside the traffic: without their dead rows, or with a faster index.
+
+A rewrite copies rows that no longer change except for their `removed` marks. It is built on another
+thread; the writing thread then brings the marks up to date and swaps it in, so that no removal is lost in
+between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+
+from services.searcher.embedded.index.flat import FlatSegment
+from services.searcher.embedded.index.segments import NEVER, Columns, IndexSegment, Positions
+from services.searcher.embedded.index.vector_index import State
+from services.searcher.types import Vectors
+
+ALL_ROWS = -1
+"""The horizon of a rewrite that leaves no row out."""
+
+_BLOCK = 8192
+_FEW_DEAD = 16  # not worth the trouble
+_STEP_CHUNKS = 4  # rows of one compaction, which holds them twice
+
+Build = Callable[["CompactionInput"], IndexSegment]
+"""Makes a segment of a rewrite's rows."""
+
+
+class CompactionInput:
+    """Rows of neighbouring sealed segments that are to become one new segment.
+
+    Args:
+        sources: The segments, in their order.
+        horizon: Rows removed up to this write are left out.
+        start: First row to take, counted over all rows that stay.
+        stop: End of the rows to take.
+    """
+
+    def __init__(
+        self, sources: Sequence[IndexSegment], horizon: int, start: int = 0, stop: int | None = None
+    ) -> None:
+        self.sources = list(sources)
+        self._rows: list[Positions] = []
+        passed = 0
+        for source in sources:
+            columns = source.columns
+            rows = np.flatnonzero(columns.removed[: columns.used] > horizon)
+            first = max(0, start - passed)
+            last = len(rows) if stop is None else max(0, stop - passed)
+            self._rows.append(rows[first:last])
+            passed += len(rows)
+
+    def __len__(self) -> int:
+        return sum(map(len, self._rows))
+
+    def columns(self) -> Columns:
+        """Their columns, copied."""
+        columns = Columns(len(self))
+        for source, rows in zip(self.sources, self._rows, strict=True):
+            columns.take(source.columns, rows)
+        return columns
+
+    def vectors(self) -> Iterator[Vectors]:
+        """Their vectors, in blocks."""
+        for source, rows in zip(self.sources, self._rows, strict=True):
+            for start in range(0, len(rows), _BLOCK):
+                yield source.gather(rows[start : start + _BLOCK])
+
+    def sample(self, count: int, seed: int = 0) -> Vectors:
+        """Vectors of up to `count` rows, chosen at random."""
+        total = len(self)
+        chosen = np.sort(np.random.default_rng(seed).choice(total, min(count, total), replace=False))
+        found: list[Vectors] = []
+        passed = 0
+        for source, rows in zip(self.sources, self._rows, strict=True):
+            here = chosen[(chosen >= passed) & (chosen < passed + len(rows))] - passed
+            found.append(source.gather(rows[here]))
+            passed += len(rows)
+        return np.concatenate(found)
+
+    def refresh(self, columns: Columns) -> None:
+        """Brings the `removed` marks of a copy up to date (writing thread only)."""
+        place = 0
+        for source, rows in zip(self.sources, self._rows, strict=True):
+            columns.removed[place : place + len(rows)] = source.columns.removed[rows]
+            place += len(rows)
+        columns.dead = int(np.count_nonzero(columns.removed[:place] != NEVER))
+
+
+def build_flat(rewrite: CompactionInput) -> FlatSegment:
+    """An exact segment of the rows, and no larger than they are."""
+    first = next(iter(rewrite.vectors()))
+    segment = FlatSegment(first.shape[1], len(rewrite))
+    place = 0
+    for block in rewrite.vectors():
+        segment.vectors[place : place + len(block)] = block
+        place += len(block)
+    segment.columns = rewrite.columns()
+    segment.sealed = True
+    return segment
+
+
+def select_for_compaction(state: State, horizon: int, chunk_rows: int, limit: float) -> list[IndexSegment]:
+    """Neighbouring sealed segments of one kind that are worth compacting: some have over `limit` dead rows.
+
+    Small neighbours join in, so that many deletions do not leave many small segments. A run ends where it has
+    rows for a few chunks, however many more would be worth it: they come next.
+    """
+    run: list[IndexSegment] = []
+    for view in state.views:
+        segment = view.segment
+        if sum(_live(one, horizon) for one in run) >= _STEP_CHUNKS * chunk_rows and _worth_it(
+            run, horizon, chunk_rows, limit
+        ):
+            return run
+        live = _live(segment, horizon)
+        dead = segment.columns.used - live > limit * segment.columns.used
+        small = live <= chunk_rows // 2
+        if segment.sealed and (dead or small) and (not run or run[0].kind == segment.kind):
+            run.append(segment)
+        elif _worth_it(run, horizon, chunk_rows, limit):
+            return run
+        else:
+            run = [segment] if segment.sealed and (dead or small) else []
+    return run if _worth_it(run, horizon, chunk_rows, limit) else []
+
+
+def should_seal(segment: IndexSegment, horizon: int, limit: float) -> bool:
+    """Whether a growing segment has so many dead rows that it should be sealed and compacted."""
+    used = segment.columns.used
+    return not segment.sealed and used - _live(segment, horizon) > max(limit * used, _FEW_DEAD)
+
+
+def _worth_it(run: Sequence[IndexSegment], horizon: int, chunk_rows: int, limit: float) -> bool:
+    live = [_live(segment, horizon) for segment in run]
+    used = [segment.columns.used for segment in run]
+    return any(n - m > limit * n for n, m in zip(used, live, strict=True)) or -(
+        -sum(live) // chunk_rows
+    ) < len(run)
+
+
+def _live(segment: IndexSegment, horizon: int) -> int:
+    columns = segment.columns
+    if not columns.dead:
+        return columns.used
+    return int(np.count_nonzero(columns.removed[: columns.used] > horizon))

@@ -1,0 +1,182 @@
+"""Sealed segments on a GPU through FAISS, with the answers of the exact segment.
+
+What FAISS's GPU indexes cannot do is done here: they ignore selectors without a word (faiss issues 3114,
+3924), know no removal, give at most 2048 rows, and round queries to half precision. So more rows are
+fetched than wanted, the unwanted ones are dropped, and the answer counts only if the worst fetched row
+proves that nothing better can be missing; otherwise more are fetched, and at last the host decides.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from regionsearch.errors import Kind, RegionSearchError
+from services.searcher.embedded.index.compaction import CompactionInput
+from services.searcher.embedded.index.faiss_compat import faiss
+from services.searcher.embedded.index.segments import (
+    Columns,
+    Neighbors,
+    Positions,
+    SegmentQuery,
+    answer_grouped,
+    nearest_of,
+    rounding,
+)
+from services.searcher.settings import EmbeddedSettings
+from services.searcher.types import Vectors
+
+MAX_COUNT = 2048
+_SPARE = 32
+_GATHER = 8
+_HALF_ROUNDING = 2.0**-11
+
+
+class DeviceIndex(Protocol):
+    """The part of `faiss.GpuIndexFlatIP` that is used; one thread at a time may call it."""
+
+    def search(self, queries: Vectors, count: int) -> tuple[Vectors, NDArray[np.int64]]:
+        """Scores and rows of the best `count` rows, best first, each of shape (queries, count)."""
+        ...
+
+
+class GpuSegment:
+    """Half-precision vectors on a device, and on the host for what the device cannot do.
+
+    Args:
+        columns: The rows' columns.
+        vectors: Shape (rows, dimension), float16.
+        index: The same vectors on the device.
+    """
+
+    kind = "flat"
+    sealed = True
+    approximate = False
+    recall: float | None = None
+
+    def __init__(self, columns: Columns, vectors: NDArray[np.float16], index: DeviceIndex) -> None:
+        self.columns = columns
+        self.vectors = vectors
+        self._held = [index]
+        used = columns.scale[: columns.used]
+        self._scales = (float(used.min(initial=1.0)), float(used.max(initial=1.0)))
+
+    def gather(self, rows: Positions) -> Vectors:
+        """See `Segment.gather`."""
+        return self.vectors[rows].astype(np.float32)
+
+    def nearest(self, nprobe: Sequence[SegmentQuery]) -> list[list[Neighbors]]:
+        """See `Segment.nearest`; exact. Only the search thread may call it."""
+        return answer_grouped(nprobe, self, self.columns.used // _GATHER, self._search)
+
+    def _search(self, queries: Vectors, probe: SegmentQuery, count: int) -> list[Neighbors]:
+        used = self.columns.used
+        wanted = min(used, int((count + _SPARE) * used / probe.matching * 1.25) + 1)
+        found: list[Neighbors | None] = [None] * len(queries)
+        open_queries = np.arange(len(queries))
+        while len(open_queries) and wanted <= MAX_COUNT:
+            scores, rows = self._held[0].search(np.ascontiguousarray(queries[open_queries]), wanted)
+            for number, score, row in zip(open_queries.tolist(), scores, rows, strict=True):
+                found[number] = self._certain(queries[number], probe, count, score, row)
+            open_queries = np.array([n for n in open_queries.tolist() if found[n] is None], np.intp)
+            wanted = min(used, wanted * 2, MAX_COUNT) if wanted < min(used, MAX_COUNT) else MAX_COUNT + 1
+        allowed = np.arange(probe.rows) if probe.mask is None else np.flatnonzero(probe.mask)
+        return [
+            nearest_of(self, allowed, queries[number : number + 1], probe, count)[0]
+            if answer is None
+            else answer
+            for number, answer in enumerate(found)
+        ]
+
+    def _certain(
+        self, query: Vectors, probe: SegmentQuery, count: int, scores: Vectors, rows: NDArray[np.int64]
+    ) -> Neighbors | None:
+        """The answer that the fetched rows prove, or None."""
+        real = rows >= 0
+        rows, scores = rows[real], scores[real]
+        kept = rows < probe.rows
+        if probe.mask is not None:
+            kept[kept] = probe.mask[rows[kept]]
+        answer = nearest_of(self, rows[kept], query[np.newaxis], probe, count)[0] if kept.any() else None
+        if answer is None or len(answer[0]) < min(count, probe.matching):
+            return None
+        last = np.partition(answer[1], len(answer[1]) - count)[len(answer[1]) - count]
+        # Rounding a unit query to half precision moves no score by more than this (Cauchy-Schwarz).
+        slack = _HALF_ROUNDING + 2 * rounding(len(query))
+        everything = len(rows) == self.columns.used
+        limit = float(scores[-1]) + slack
+        # The device does not know that the stored vectors are not quite of unit length.
+        limit *= self._scales[limit > 0]
+        return answer if everything or limit < last else None
+
+    def when_unused(self, give_back: Callable[[Callable[[], None]], None]) -> None:
+        """Has the device's memory given back, by what `give_back` is handed, when nobody holds the segment.
+
+        Whoever lets go of it last may be any thread, and only one may touch the device.
+        """
+        weakref.finalize(self, give_back, self._held.clear).atexit = False
+
+    @property
+    def vector_bytes(self) -> int:
+        """See `Segment.vector_bytes`; host memory, the device holds as much again."""
+        return int(self.vectors.nbytes)
+
+
+def build_gpu(rewrite: CompactionInput, place: Callable[[NDArray[np.float16]], DeviceIndex]) -> GpuSegment:
+    """A segment whose vectors `place` has brought to a device."""
+    vectors = np.concatenate([block.astype(np.float16) for block in rewrite.vectors()])
+    return GpuSegment(rewrite.columns(), vectors, place(vectors))
+
+
+class Device:
+    """One GPU, used by the search thread alone: FAISS's resources are not safe for several threads.
+
+    Args:
+        number: CUDA ordinal.
+    """
+
+    def __init__(self, number: int = 0) -> None:
+        import faiss  # the CPU engine starts without this file
+
+        self._faiss = faiss
+        self._resources = faiss.StandardGpuResources()
+        self._configuration = faiss.GpuIndexFlatConfig()
+        self._configuration.device = number
+        self._configuration.useFloat16 = True
+
+    def place(self, vectors: NDArray[np.float16]) -> DeviceIndex:
+        """Copies vectors to the device (search thread only)."""
+        index = faiss.GpuIndexFlatIP(self._resources, vectors.shape[1], self._configuration)
+        for start in range(0, len(vectors), 65_536):
+            index.add(vectors[start : start + 65_536].astype(np.float32))
+        made: DeviceIndex = index
+        return made
+
+
+def gpu_count() -> int:
+    """GPUs that the installed FAISS can use; 0 for its CPU package."""
+    import faiss
+
+    return int(faiss.get_num_gpus()) if hasattr(faiss, "StandardGpuResources") else 0
+
+
+def choose_device(settings: EmbeddedSettings) -> Device | None:
+    """The GPU that the settings ask for.
+
+    Raises:
+        RegionSearchError: FAILED_PRECONDITION when one is demanded and there is none.
+    """
+    if settings.device == "cpu":
+        return None
+    if gpu_count():
+        return Device()
+    if settings.device == "gpu":
+        raise RegionSearchError(
+            Kind.FAILED_PRECONDITION,
+            "FAISS finds no GPU: install faiss-gpu in the place of faiss-cpu, or set embedded.device=cpu",
+        )
+    return None

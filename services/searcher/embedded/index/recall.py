@@ -1,0 +1,161 @@
+"""How well approximate segments find, and how far they have to look: recall against exact search.
+
+There are two kinds of query. Regions and images are like stored rows and find their neighbours in few places;
+words are far from all rows, and their neighbours are scattered. An index tuned to one kind fails the other.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Protocol, TypeVar
+
+import numpy as np
+
+from services.searcher.embedded.index.compaction import CompactionInput
+from services.searcher.embedded.index.compute_threads import product
+from services.searcher.embedded.index.live_queries import QueryKind
+from services.searcher.embedded.index.segments import IndexSegment, SegmentQuery, rounding
+from services.searcher.types import Vectors
+
+RECALL_AT = 10
+QUERIES = 128
+_NOISE = 0.75
+_BLEND = 3
+_APART = 1.6
+
+
+class Approximate(IndexSegment, Protocol):
+    """A segment that does not look everywhere.
+
+    Attributes:
+        effort: How far it looks, such as the number of lists.
+        most_effort: Where it finds everything.
+        recalls: recall@10 by kind of query, when it was measured last.
+        seen: Kinds whose recall was measured with real queries.
+    """
+
+    effort: int
+    most_effort: int
+    recalls: dict[QueryKind, float]
+    seen: set[QueryKind]
+
+
+class RecallEvaluator:
+    """Queries and their true answers, to examine one segment with at one effort after another.
+
+    Args:
+        rewrite: The rows, all rows of the segment.
+        queries: Unit vectors, shape (queries, dimension).
+    """
+
+    def __init__(self, rewrite: CompactionInput, queries: Vectors) -> None:
+        self._queries = queries
+        self._rows = len(rewrite)
+        self._wanted = min(RECALL_AT, self._rows)
+        self._worst = _worst_scores(rewrite, queries, self._wanted)
+
+    def recall(self, segment: IndexSegment) -> float:
+        """Part of the true best ten that the segment finds, asked for ten; ties are equally good."""
+        probe = SegmentQuery(self._queries, self._rows, None, self._rows, self._wanted)
+        found = segment.nearest([probe])[0]
+        hits = 0
+        for worst, (_, scores) in zip(self._worst, found, strict=True):
+            good = int(np.count_nonzero(scores >= worst - 2 * rounding(self._queries.shape[1])))
+            hits += min(good, self._wanted)
+        return hits / max(1, self._wanted * len(self._queries))
+
+
+def examinations(
+    rewrite: CompactionInput, real: Mapping[QueryKind, Vectors]
+) -> dict[QueryKind, RecallEvaluator]:
+    """One of each kind of query, with stand-ins for the kinds of which there are no real ones."""
+    return {
+        kind: RecallEvaluator(rewrite, real[kind] if kind in real else stand_ins(rewrite, kind))
+        for kind in QueryKind
+    }
+
+
+S = TypeVar("S", bound=Approximate)
+
+
+def tune(segment: Approximate, examinations: Mapping[QueryKind, RecallEvaluator], target: float) -> None:
+    """Lets a segment look as far as the worse kind of query needs; searches may go on meanwhile.
+
+    Args:
+        segment: The segment.
+        examinations: Of all kinds.
+        target: Least recall of each of them. Where it cannot be reached, the segment looks everywhere.
+    """
+    effort = 1
+    recalls: dict[QueryKind, float] = {}
+    while True:
+        trial = with_effort(segment, effort)
+        for kind, examination in examinations.items():
+            recalls[kind] = examination.recall(trial)
+            if recalls[kind] < target and effort < segment.most_effort:
+                break
+        else:
+            break
+        effort = min(segment.most_effort, 2 * effort)
+    segment.effort, segment.recalls = effort, recalls
+
+
+def with_effort(segment: S, effort: int) -> S:
+    """The same segment, but for how far it looks."""
+    trial = copy.copy(segment)
+    trial.effort = effort
+    return trial
+
+
+def falls_short(segment: Approximate, target: float) -> bool:
+    """Whether it is not known to find what is asked for, although it could."""
+    unknown = len(segment.recalls) < len(QueryKind)
+    return unknown or (min(segment.recalls.values()) < target and segment.effort < segment.most_effort)
+
+
+def worst(recalls: Mapping[QueryKind, float]) -> float | None:
+    """The recall of the kind of query that fares worst."""
+    return min(recalls.values(), default=None)
+
+
+def stand_ins(rewrite: CompactionInput, kind: QueryKind) -> Vectors:
+    """Queries to tune with until real ones of a kind have come, made of the rows.
+
+    Regions are rows with noise, at a cosine of about 0.8. Words are blends of a few rows that lean far out
+    of the space that the rows fill; their best rows are at a cosine of about 0.4, hardly better than others.
+    """
+    rng = np.random.default_rng(2)
+    if kind is QueryKind.REGION:
+        return noisy(rewrite.sample(QUERIES, seed=1))
+    rows = rewrite.sample(QUERIES * _BLEND, seed=3)
+    blends = rows[rng.integers(0, len(rows), (QUERIES, _BLEND))].sum(axis=1)
+    blends /= np.linalg.norm(blends, axis=1, keepdims=True) + 1e-12
+    apart = rng.standard_normal(blends.shape).astype(np.float32)
+    apart *= _APART / np.linalg.norm(apart, axis=1, keepdims=True)
+    return _unit(blends + apart)
+
+
+def noisy(vectors: Vectors, seed: int = 2) -> Vectors:
+    """Unit vectors at a cosine of about 0.8: stand-ins for queries, which are not stored rows."""
+    noise = np.random.default_rng(seed).standard_normal(vectors.shape).astype(np.float32)
+    return _unit(vectors + _NOISE * noise / np.linalg.norm(noise, axis=1, keepdims=True))
+
+
+def _unit(vectors: Vectors) -> Vectors:
+    unit: Vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+    return unit
+
+
+def _worst_scores(rewrite: CompactionInput, queries: Vectors, count: int) -> Vectors:
+    """The score of the `count`-th best row of each query, shape (queries,)."""
+    scale = rewrite.columns().scale
+    kept = np.empty((len(queries), 0), np.float32)
+    passed = 0
+    for block in rewrite.vectors():
+        scores = product(queries, block) * scale[passed : passed + len(block)]
+        passed += len(block)
+        kept = np.hstack([kept, scores])
+        if kept.shape[1] > count:
+            kept = np.partition(kept, kept.shape[1] - count, axis=1)[:, -count:]
+    return kept.min(axis=1) if kept.shape[1] else np.full(len(queries), -np.inf, np.float32)

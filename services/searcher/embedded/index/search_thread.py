@@ -1,0 +1,173 @@
+"""The threads that read vectors: what many callers ask of one collection is found in one pass."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+from regionsearch.errors import Kind, RegionSearchError, overloaded
+from services.searcher.cancellation import ANYBODY, CancellationToken
+from services.searcher.embedded.index.segments import EXACT
+from services.searcher.embedded.index.vector_index import Part, VectorIndex, VectorQuery
+from services.searcher.metrics import PASS_QUERIES
+
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class _Job:
+    index: VectorIndex
+    request: VectorQuery
+    caller: CancellationToken
+    future: Future[list[Part]] = field(default_factory=Future)
+
+    @property
+    def pass_(self) -> tuple[int, bool]:
+        """Jobs of the same pass are answered together: those of one index that take equally long."""
+        return id(self.index), self.request.effort == EXACT
+
+
+@dataclass(slots=True)
+class _Action(Generic[T]):
+    action: Callable[[], T]
+    future: Future[T] = field(default_factory=Future)
+
+    def run(self) -> None:
+        try:
+            self.future.set_result(self.action())
+        except BaseException as error:
+            self.future.set_exception(error)
+
+
+class SearchThreads:
+    """Merges requests into passes. While one pass runs the next one gathers, so nobody is delayed on purpose.
+
+    Requests whose callers have left, or whose deadlines have passed, leave when the next pass gathers.
+    The passes over one collection follow each other, and whoever has waited longest is next: so a crowd in
+    one collection delays others by a pass at most. Exhaustive searches have passes of their own, and leave a
+    thread to the quick ones.
+
+    Args:
+        max_batch: Query vectors in one pass.
+        max_pending: Waiting requests above which further ones are refused.
+        threads: Passes at once. One where a device is used: FAISS's GPU indexes are not safe for several
+            threads, not even for reading.
+    """
+
+    def __init__(self, max_batch: int = 64, max_pending: int = 4096, threads: int = 1) -> None:
+        self._max_batch = max_batch
+        self._max_pending = max_pending
+        self._jobs: deque[_Job] = deque()
+        self._actions: deque[_Action[Any]] = deque()
+        self._passes: set[tuple[int, bool]] = set()
+        self._changed = threading.Condition()
+        self._closing = False
+        self._threads = [
+            threading.Thread(target=self._run, name="search", daemon=True) for _ in range(threads)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def submit(
+        self, index: VectorIndex, request: VectorQuery, caller: CancellationToken = ANYBODY
+    ) -> Future[list[Part]]:
+        """Queues a request. It fails with CANCELLED or DEADLINE_EXCEEDED when its caller leaves in time.
+
+        Raises:
+            RegionSearchError: OVERLOADED; UNAVAILABLE while stopping.
+        """
+        job = _Job(index, request, caller)
+        with self._changed:
+            if self._closing:
+                raise RegionSearchError(Kind.UNAVAILABLE, "the searcher is stopping", retry_after_s=1.0)
+            if len(self._jobs) >= self._max_pending:
+                raise overloaded(f"{len(self._jobs)} searches are waiting", retry_after_s=0.1)
+            self._jobs.append(job)
+            self._changed.notify()
+        return job.future
+
+    def run(self, action: Callable[[], T]) -> T:
+        """Runs something on the searching thread, between two passes, and waits for it."""
+        job = _Action(action)
+        with self._changed:
+            if self._closing:
+                raise RegionSearchError(Kind.UNAVAILABLE, "the searcher is stopping", retry_after_s=1.0)
+            self._actions.append(job)
+            self._changed.notify()
+        return job.future.result()
+
+    def post(self, action: Callable[[], None]) -> None:
+        """Has something run on the searching thread, between two passes, and does not wait for it."""
+        with self._changed:
+            self._actions.append(_Action(action))
+            self._changed.notify()
+
+    def close(self) -> None:
+        """Answers what is waiting and ends the threads."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join()
+
+    def _run(self) -> None:
+        while (work := self._gather()) is not None:
+            if isinstance(work, _Action):
+                work.run()
+                continue
+            PASS_QUERIES.observe(len(work))
+            try:
+                found = work[0].index.fetch([job.request for job in work])
+            except BaseException as error:
+                for job in work:
+                    job.future.set_exception(error)
+            else:
+                for job, parts in zip(work, found, strict=True):
+                    job.future.set_result(parts)
+            with self._changed:
+                self._passes.remove(work[0].pass_)
+                self._changed.notify_all()
+
+    def _gather(self) -> list[_Job] | _Action[Any] | None:
+        """Waits for an action, or for a request that can have a pass, with all others that fit into it.
+
+        None at the end.
+        """
+        with self._changed:
+            while True:
+                if self._actions:
+                    return self._actions.popleft()
+                if taken := self._take():
+                    return taken
+                if self._closing and not self._jobs:
+                    return None
+                self._changed.wait()
+
+    def _take(self) -> list[_Job]:
+        taken: list[_Job] = []
+        left: deque[_Job] = deque()
+        room = self._max_batch
+        for job in self._jobs:
+            refusal = job.caller.refusal()
+            if refusal is not None:  # it leaves before it costs anything
+                job.future.set_exception(refusal)
+                continue
+            size = len(job.request.vectors)
+            if (job.pass_ == taken[0].pass_ and size <= room) if taken else self._may_begin(job.pass_):
+                taken.append(job)
+                room -= size
+            else:
+                left.append(job)
+        self._jobs = left
+        if taken:
+            self._passes.add(taken[0].pass_)
+        return taken
+
+    def _may_begin(self, pass_: tuple[int, bool]) -> bool:
+        exhaustive = sum(long for _, long in self._passes)
+        crowded = pass_[1] and 0 < exhaustive >= len(self._threads) - 1
+        return pass_ not in self._passes and not crowded

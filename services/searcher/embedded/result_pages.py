@@ -1,0 +1,145 @@
+"""What readers are answered: ranked pages, records by id, lists of images."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+
+from regionsearch.errors import RegionSearchError
+from services.searcher.cancellation import CancellationToken
+from services.searcher.embedded.candidate_source import IndexSource
+from services.searcher.embedded.index.search_thread import SearchThreads
+from services.searcher.embedded.open_collection import OpenCollection
+from services.searcher.embedded.store import reads
+from services.searcher.embedded.store.database import Database
+from services.searcher.ranking import Ranked, rank
+from services.searcher.response_budget import ResponseBudget
+from services.searcher.types import BEGINNING, Hit, ImagePage, Page, Query, Record, Stored, StoredImage
+
+Described = dict[int, tuple[Record, StoredImage] | None]
+"""Record and image by key; None where they are damaged."""
+
+
+def pages(
+    database: Database,
+    search: SearchThreads,
+    opened: OpenCollection,
+    queries: Sequence[Query],
+    present: int,
+    caller: CancellationToken,
+    room: ResponseBudget,
+) -> list[Page]:
+    """A page for each query, of the state that it is pinned to, or after write `present`; both are held."""
+    states = [present if query.seq is None else query.seq for query in queries]
+    # All of them before the first ranking: what they ask for first is found in one pass.
+    sources = [
+        IndexSource(database, search, opened, query, seq, caller)
+        for query, seq in zip(queries, states, strict=True)
+    ]
+    return [
+        _page(database, source, query, seq, room, may_end_early=len(queries) == 1)
+        for source, query, seq in zip(sources, queries, states, strict=True)
+    ]
+
+
+def _page(
+    database: Database,
+    source: IndexSource,
+    query: Query,
+    seq: int,
+    room: ResponseBudget,
+    *,
+    may_end_early: bool,
+) -> Page:
+    """Ranked hits. A page that has a next one ends before the first hit for which there is no room."""
+    ranked, more = rank(query, source)
+    wanted = [r.key for found in ranked for r in (found, found.best_region) if r is not None]
+    described: Described = {}
+    refusal: RegionSearchError | None = None
+    with database.reading() as connection:
+        try:
+            for key, row in reads.described(connection, wanted, masks=query.include_masks):
+                if row is not None:
+                    row = row[0], room.shown(row[1])
+                    room.take_record(row[0])
+                    room.take_image(row[1])
+                described[key] = row
+        except RegionSearchError as error:
+            refusal = error
+    if refusal is None:
+        described = {**dict.fromkeys(wanted), **described}  # without its image a record is damaged too
+    fitting = list(itertools.takewhile(lambda found: _is_in(found, described), ranked))
+    if refusal is not None and (not fitting or not may_end_early):
+        raise refusal
+    numbered = enumerate(fitting, start=query.skipped + 1)
+    hits = [hit for number, found in numbered if (hit := _hit(number, found, described)) is not None]
+    after, shown = None, query.shown
+    if query.after is None and source.approximate:
+        # Later pages look at all: then better records may turn up than the first one has shown.
+        after, shown = BEGINNING, tuple(found.key for found in fitting)
+    more = more or len(fitting) < len(ranked)
+    return Page(tuple(hits), seq, more, after=after, shown=shown if more else ())
+
+
+def records(
+    database: Database,
+    opened: OpenCollection,
+    record_ids: Sequence[str],
+    image_ids: Sequence[str],
+    seq: int,
+    room: ResponseBudget,
+    *,
+    masks: bool,
+    vectors: bool,
+    images_only: bool,
+) -> Stored:
+    """Records by id, and all records of images, or only these images, as they are now.
+
+    `seq` is the last write.
+    """
+    dimension = opened.spec.model.dimension
+    with database.reading() as connection:
+        asked = [image.ordinal for image in reads.live_images(connection, opened.number, image_ids).values()]
+        if images_only:
+            return Stored((), tuple(reads.images(connection, sorted(asked), room)), None, seq)
+        keys = np.union1d(
+            reads.keys_of_records(connection, opened.number, record_ids),
+            reads.keys_of_images(connection, asked),
+        )
+        places = reads.in_reading_order(connection, keys.tolist())
+        ordered = [key for key, _ in places]
+        if vectors:
+            room.take(len(ordered) * dimension * np.dtype(np.float32).itemsize)
+        described = reads.records(connection, ordered, room, masks=masks)
+        images = reads.images(connection, sorted({*asked, *(image for _, image in places)}), room)
+        found = reads.vectors(connection, ordered, dimension) if vectors else None
+    return Stored(tuple(described[key] for key in ordered), tuple(images), found, seq)
+
+
+def newest_images(
+    database: Database,
+    opened: OpenCollection,
+    limit: int,
+    after: tuple[int, str] | None,
+    room: ResponseBudget,
+) -> ImagePage:
+    """Images, newest first, from behind a place."""
+    with database.reading() as connection:
+        shown, following = reads.recent_images(connection, opened.number, limit, after, room)
+        total, _ = reads.counts(connection, opened.number)
+    return ImagePage(tuple(shown), following, total)
+
+
+def _is_in(found: Ranked, described: Described) -> bool:
+    return found.key in described and (found.best_region is None or found.best_region.key in described)
+
+
+def _hit(number: int, found: Ranked, described: Described) -> Hit | None:
+    """A hit with its descriptions; None where they are damaged."""
+    description = described[found.key]
+    if description is None:
+        return None
+    region = None if found.best_region is None else _hit(number, found.best_region, described)
+    return Hit(number, found.position.score, found.relevancy, found.query_index, *description, region)

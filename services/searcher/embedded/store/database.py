@@ -1,0 +1,192 @@
+"""The SQLite file: opening, bringing up to date, copying.
+
+What an answered write survives: the file is in WAL mode with ``synchronous=FULL``, so a commit has been
+handed to the disk with fdatasync before it is answered. It survives the death of the process, of the
+operating system and of the power, as far as the disk keeps its own word on synchronisation. It does not
+survive the loss of the
+disk: take snapshots for that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+from regionsearch.errors import Kind, RegionSearchError
+from services.searcher.embedded.store.faults import damaged, explained
+from services.searcher.embedded.store.last_write import LastWrite
+from services.searcher.embedded.store.reads import last_seq
+from services.searcher.embedded.store.schema import APPLICATION_ID, MIGRATIONS, PAGE_SIZE
+from services.searcher.embedded.store.verification import check_schema
+
+FILE_NAME = "records.sqlite"
+_BUSY_TIMEOUT_S = 10.0
+
+
+class Database:
+    """One record file with one writing connection and one reading connection a thread.
+
+    Args:
+        path: The file; it is created when its folder is writable.
+        read_only: Open for reading only, as from a read-only folder.
+
+    Raises:
+        RegionSearchError: DATA_LOSS for a damaged or foreign file, FAILED_PRECONDITION for one that is
+            newer than this program or a folder that cannot be written.
+    """
+
+    def __init__(self, path: Path, *, read_only: bool = False) -> None:
+        self.path = path
+        self.read_only = read_only
+        self._local = threading.local()
+        self._readers: list[sqlite3.Connection] = []
+        self._readers_lock = threading.Lock()
+        self.last_write = LastWrite(path, read_only=read_only)
+        with explained(path):
+            self.writer = connect(path, read_only=read_only)
+            try:
+                if read_only:
+                    check_identity(self.writer, path, MIGRATIONS)
+                    check_schema(self.writer, path, MIGRATIONS)
+                else:
+                    prepare(self.writer, path, MIGRATIONS)
+                self.last_write.check(last_seq(self.writer))
+            except BaseException:
+                self.writer.close()  # later it would take a log with it that was put back meanwhile
+                raise
+
+    def reader(self) -> sqlite3.Connection:
+        """This thread's reading connection."""
+        connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
+        if connection is None:
+            with explained(self.path):
+                connection = connect(self.path, read_only=self.read_only)
+                connection.execute("PRAGMA query_only = 1")
+            self._local.connection = connection
+            with self._readers_lock:
+                self._readers.append(connection)
+        return connection
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[sqlite3.Connection]:
+        """A consistent view for several statements, with errors in our words."""
+        connection = self.reader()
+        with explained(self.path):
+            if connection.in_transaction:  # nested: the outer one already fixed the view
+                yield connection
+                return
+            connection.execute("BEGIN")
+            try:
+                yield connection
+            finally:
+                connection.execute("COMMIT")
+
+    def copy_to(self, target: Path) -> None:
+        """Writes a consistent copy while reading and writing go on; not synchronised to disk.
+
+        Raises:
+            RegionSearchError: STORAGE_FULL and the like.
+        """
+        with (
+            contextlib.closing(connect(self.path, read_only=self.read_only)) as source,
+            explained(target),
+            contextlib.closing(connect(target)) as copy,
+        ):
+            source.backup(copy)
+            copy.execute("PRAGMA journal_mode = DELETE")
+
+    def replace_by(self, source: Path, least_seq: int) -> None:
+        """Replaces the content by that of a checked file, in one transaction. No reader may be in a view.
+
+        The epoch grows, and the key of page tokens stays.
+
+        Args:
+            source: The file.
+            least_seq: The write number is raised to it, so that numbers handed out before do not come again.
+        """
+        with explained(self.path), contextlib.closing(connect(source)) as connection:
+            epoch, key = self.writer.execute("SELECT epoch + 1, token_key FROM state").fetchone()
+            connection.execute(
+                "UPDATE state SET seq = MAX(seq, ?), epoch = ?, token_key = ?", (least_seq, epoch, key)
+            )
+            connection.backup(self.writer)
+
+    def disk_bytes(self) -> int:
+        """Size of the file and its log."""
+        return self.file_bytes() + self.log_bytes()
+
+    def keep_log_below(self, size: int) -> None:
+        """Cuts the log's file to so many bytes when it begins anew."""
+        self.writer.execute(f"PRAGMA journal_size_limit = {size}")
+
+    def file_bytes(self) -> int:
+        """Size of the file."""
+        return size_of(self.path)
+
+    def log_bytes(self) -> int:
+        """Size of the log."""
+        return size_of(self.path.with_name(self.path.name + "-wal"))
+
+    def close(self) -> None:
+        """Closes every connection; the log is folded into the file."""
+        with self._readers_lock:
+            for connection in self._readers:
+                connection.close()
+            self._readers.clear()
+        self.writer.close()
+        self.last_write.close()
+
+
+def connect(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
+    """A connection in autocommit mode, ready for the threads of this process to hand around."""
+    uri = path.absolute().as_uri()
+    if read_only:
+        # Without a log beside it nobody is writing, and `immutable` needs no write access to the folder.
+        uri += "?mode=ro" if size_of(path.with_name(path.name + "-wal")) else "?immutable=1"
+    connection = sqlite3.connect(
+        uri, uri=True, isolation_level=None, check_same_thread=False, timeout=_BUSY_TIMEOUT_S
+    )
+    connection.execute("PRAGMA trusted_schema = OFF")
+    connection.execute("PRAGMA cell_size_check = ON")
+    connection.execute("PRAGMA cache_size = -16384")  # KiB
+    connection.execute("PRAGMA temp_store = MEMORY")
+    return connection
+
+
+def prepare(connection: sqlite3.Connection, path: Path, migrations: tuple[str, ...]) -> None:
+    """Makes a new file, checks an old one, and brings it to the newest version. All or nothing."""
+    if connection.execute("PRAGMA page_count").fetchone()[0] == 0:
+        connection.execute(f"PRAGMA page_size = {PAGE_SIZE}")
+        connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
+        connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+    check_identity(connection, path, migrations)
+    check_schema(connection, path, migrations)
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = FULL")
+    connection.execute("PRAGMA wal_autocheckpoint = 0")  # see checkpoints.py
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    for number, script in enumerate(migrations[version:], start=version + 1):
+        connection.executescript(f"BEGIN IMMEDIATE; {script} PRAGMA user_version = {number}; COMMIT;")
+
+
+def check_identity(connection: sqlite3.Connection, path: Path, migrations: tuple[str, ...]) -> None:
+    """Refuses files of other programs and of newer versions of this one."""
+    if connection.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
+        raise damaged(path, "it is not a file of this program")
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    if version > len(migrations):
+        raise RegionSearchError(
+            Kind.FAILED_PRECONDITION,
+            f"{path.name} has version {version}, this program reads up to {len(migrations)}: upgrade it",
+        )
+
+
+def size_of(path: Path) -> int:
+    """Size in bytes; 0 for a file that does not exist."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0

@@ -1,0 +1,446 @@
+"""Every statement that only reads the record store."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import structlog
+from numpy.typing import NDArray
+
+from services.searcher.embedded.store import checksums
+from services.searcher.embedded.store.rows import Keys
+from services.searcher.metrics import DAMAGED_ROWS
+from services.searcher.response_budget import ResponseBudget
+from services.searcher.types import (
+    CodeMethod,
+    CodeSpec,
+    Collection,
+    Level,
+    ModelIdentity,
+    Record,
+    RleMask,
+    StoredImage,
+)
+
+IMAGE_VALUES = (
+    "collection, image_id, name, width, height, content_type, size_bytes, tags, attributes, created_ms, place"
+)
+"""Columns of an image that its checksum covers, in its order."""
+_IMAGE = f"i.checksum, {', '.join(f'i.{name}' for name in IMAGE_VALUES.split(', '))}, i.region_count"
+_RECORD = (
+    "r.checksum, r.body_checksum, r.collection, r.key, r.image, r.level, r.area, r.predicted_iou,"
+    " r.stability_score, r.added, r.record_id, r.x_min, r.y_min, r.x_max, r.y_max, r.attributes, i.image_id"
+)
+_MASK = "r.mask_checksum, r.mask_height, r.mask_width, r.mask"
+_NO_MASK = "NULL, NULL, NULL, NULL"
+_log = structlog.get_logger(__name__)
+
+LISTED = "IN (SELECT value FROM json_each(?))"
+"""A condition that takes `numbers`, or names, as its one parameter."""
+
+
+def last_seq(connection: sqlite3.Connection) -> int:
+    """Number of the last write."""
+    return int(connection.execute("SELECT seq FROM state").fetchone()[0])
+
+
+def epoch(connection: sqlite3.Connection) -> tuple[int, bytes]:
+    """How many restores there were, and the key that signs page tokens."""
+    row = connection.execute("SELECT epoch, token_key FROM state").fetchone()
+    return int(row[0]), bytes(row[1])
+
+
+def collections(connection: sqlite3.Connection) -> list[tuple[int, Collection, bytes | None]]:
+    """Internal number, description and codec of every collection, by name.
+
+    Raises:
+        DamagedRowError: One of them is not what was written.
+    """
+    rows = connection.execute(
+        "SELECT id, name, spec, created_ms, image_count, record_count, codec, checksum FROM collection"
+        " WHERE dropped = 0 ORDER BY name"
+    )
+    found: list[tuple[int, Collection, bytes | None]] = []
+    for number, name, spec, created_ms, image_count, record_count, codec, checksum in rows:
+        what = f"collection {name!r}"
+        checksums.require(checksum, checksums.of_values(name, spec, created_ms, codec), what)
+        try:
+            collection = _collection(name, spec, created_ms, image_count, record_count)
+        except (KeyError, TypeError, ValueError) as error:
+            raise checksums.DamagedRowError(f"the description of {what} cannot be decoded") from error
+        found.append((number, collection, codec))
+    return found
+
+
+def counts(connection: sqlite3.Connection, collection: int) -> tuple[int, int]:
+    """Numbers of images and records."""
+    row = connection.execute(
+        "SELECT image_count, record_count FROM collection WHERE id = ?", (collection,)
+    ).fetchone()
+    return (row[0], row[1]) if row else (0, 0)
+
+
+class LiveImage(NamedTuple):
+    """What a write has to know of an image."""
+
+    ordinal: int
+    created_ms: int
+    place: int
+
+
+def live_images(
+    connection: sqlite3.Connection, collection: int, image_ids: Sequence[str]
+) -> dict[str, LiveImage]:
+    """Those of the images that exist, by id."""
+    rows = connection.execute(
+        f"SELECT image_id, ordinal, created_ms, place FROM image WHERE collection = ? AND image_id {LISTED}"  # noqa: S608
+        " AND removed IS NULL",
+        (collection, _names(image_ids)),
+    )
+    return {image_id: LiveImage(*values) for image_id, *values in rows}
+
+
+def images_by_id(
+    connection: sqlite3.Connection, collection: int, image_ids: Sequence[str]
+) -> dict[str, tuple[int, StoredImage]]:
+    """Ordinal and description of those of the images that exist."""
+    rows = connection.execute(
+        f"SELECT i.ordinal, {_IMAGE} FROM image i WHERE i.collection = ? AND i.image_id {LISTED}"  # noqa: S608
+        " AND i.removed IS NULL",
+        (collection, _names(image_ids)),
+    )
+    return {image.image_id: (row[0], image) for row in rows for image in [_image(row[1:])]}
+
+
+def keys_of_images(connection: sqlite3.Connection, ordinals: Sequence[int]) -> Keys:
+    """Keys of all live records of images."""
+    rows = connection.execute(
+        f"SELECT key FROM record WHERE image {LISTED} AND removed IS NULL",  # noqa: S608
+        (numbers(ordinals),),
+    )
+    return _integers(rows)
+
+
+def keys_of_records(connection: sqlite3.Connection, collection: int, record_ids: Sequence[str]) -> Keys:
+    """Keys of those of the records that exist."""
+    rows = connection.execute(
+        f"SELECT key FROM record WHERE collection = ? AND record_id {LISTED} AND removed IS NULL",  # noqa: S608
+        (collection, _names(record_ids)),
+    )
+    return _integers(rows)
+
+
+def every_version(
+    connection: sqlite3.Connection, table: str, collection: int, ids: Sequence[str], since: int
+) -> Keys:
+    """Row numbers of all versions of images or records that some state from write `since` on can show.
+
+    Args:
+        connection: A reading connection.
+        table: "image" or "record".
+        collection: The collection's internal number.
+        ids: Public ids.
+        since: Versions removed up to this write are left out.
+    """
+    number, name = {"image": ("ordinal", "image_id"), "record": ("key", "record_id")}[table]
+    listed = _names(ids)
+    rows = connection.execute(
+        f"SELECT {number} FROM {table} WHERE collection = ? AND {name} {LISTED} AND removed IS NULL"  # noqa: S608
+        f" UNION ALL SELECT {number} FROM {table} WHERE removed > ? AND collection = ? AND {name} {LISTED}",
+        (collection, listed, since, collection, listed),
+    )
+    return _integers(rows)
+
+
+@dataclass(frozen=True, slots=True)
+class Newest:
+    """The highest ids that were ever given to an image and to a record."""
+
+    image: int = 0
+    record: int = 0
+
+
+def newest(connection: sqlite3.Connection) -> Newest:
+    """What no later write goes below."""
+    found = dict(connection.execute("SELECT name, seq FROM sqlite_sequence"))
+    return Newest(found.get("image", 0), found.get("record", 0))
+
+
+def tagged_images(
+    connection: sqlite3.Connection, collection: int, tags: Sequence[str], since: int = 0
+) -> Keys:
+    """Ordinals above `since` of the images, of any version, with one of the tags, ascending."""
+    rows = connection.execute(
+        f"SELECT image FROM image_tag WHERE collection = ? AND tag {LISTED} AND image > ?",  # noqa: S608
+        (collection, _names(tags), since),
+    )
+    return np.unique(_integers(rows))
+
+
+def attribute_owners(
+    connection: sqlite3.Connection, collection: int, name: str, value: str, since: Newest
+) -> tuple[Keys, Keys, Keys]:
+    """Who has an attribute: images with this value, records with this value, records with another one.
+
+    Only images and records later than `since`; of the last kind only what matters: records of images with
+    the value, and perhaps further ones.
+    """
+    equal = (
+        "SELECT {0} FROM attribute WHERE collection = ? AND name = ? AND value = ? AND image > ?"
+        " AND record {1} 0"
+    )
+    wanted = (collection, name, value, since.image)
+    images = _integers(connection.execute(equal.format("image", "="), wanted))
+    same = _integers(connection.execute(equal.format("record", "!="), wanted))
+    others = (
+        f"SELECT record FROM attribute WHERE image {LISTED} AND record != 0"  # noqa: S608
+        " AND name = ? AND value != ?"
+    )
+    listed = json.dumps(images.tolist())
+    other = _integers(connection.execute(others, (listed, name, value))) if len(images) else _integers(())
+    late = connection.execute(  # records that came to older images
+        "SELECT record, value FROM attribute WHERE name = ? AND record > ? AND image IN"
+        " (SELECT image FROM record WHERE key > ? AND image <= ? AND collection = ?)",
+        (name, since.record, since.record, since.image, collection),
+    ).fetchall()
+    same = np.concatenate([same, _integers((key,) for key, its in late if its == value)])
+    other = np.concatenate([other, _integers((key,) for key, its in late if its != value)])
+    return images, np.unique(same), np.unique(other)
+
+
+def public_ids(connection: sqlite3.Connection, keys: Iterable[int]) -> dict[int, tuple[str, str]]:
+    """Image id and record id by key."""
+    rows = connection.execute(
+        f"SELECT r.key, i.image_id, r.record_id FROM record r JOIN image i ON i.ordinal = r.image"  # noqa: S608
+        f" WHERE r.key {LISTED}",
+        (numbers(keys),),
+    )
+    return {key: (image_id, record_id) for key, image_id, record_id in rows}
+
+
+def keys_in_order(connection: sqlite3.Connection, collection: int, first: int, last: int) -> Keys:
+    """Keys from `first` to `last` in the order of hits with equal scores: by level, image id, record id."""
+    rows = connection.execute(
+        "SELECT r.key FROM record r JOIN image i ON i.ordinal = r.image WHERE r.key BETWEEN ? AND ?"
+        " AND r.collection = ? ORDER BY r.level, i.image_id, r.record_id",
+        (first, last, collection),
+    )
+    return _integers(rows)
+
+
+def place_in_order(connection: sqlite3.Connection, key: int) -> tuple[int, str, str] | None:
+    """Level, image id and record id of a record; None if it has been purged."""
+    row: tuple[int, str, str] | None = connection.execute(
+        "SELECT r.level, i.image_id, r.record_id FROM record r JOIN image i ON i.ordinal = r.image"
+        " WHERE r.key = ?",
+        (key,),
+    ).fetchone()
+    return row
+
+
+def records(
+    connection: sqlite3.Connection, keys: Iterable[int], room: ResponseBudget, *, masks: bool
+) -> dict[int, Record]:
+    """Records by key; takes room for each.
+
+    Raises:
+        DamagedRowError: One of them is not what was written.
+    """
+    rows = connection.execute(
+        f"SELECT {_RECORD}, {_MASK if masks else _NO_MASK} FROM record r"  # noqa: S608
+        f" JOIN image i ON i.ordinal = r.image WHERE r.key {LISTED}",
+        (numbers(keys),),
+    )
+    found: dict[int, Record] = {}
+    for row in rows:
+        found[row[3]] = _record(row)
+        room.take_record(found[row[3]])
+    return found
+
+
+def described(
+    connection: sqlite3.Connection, keys: Iterable[int], *, masks: bool
+) -> Iterator[tuple[int, tuple[Record, StoredImage] | None]]:
+    """Each key with its record and image, in the order of the keys; None where a row is damaged.
+
+    That is reported: one damaged row does not hide the others.
+    """
+    rows = connection.execute(
+        f"SELECT {_RECORD}, {_MASK if masks else _NO_MASK}, {_IMAGE} FROM json_each(?) k"  # noqa: S608
+        " CROSS JOIN record r ON r.key = k.value CROSS JOIN image i ON i.ordinal = r.image ORDER BY k.key",
+        (numbers(keys),),
+    )
+    for row in rows:
+        try:
+            yield row[3], (_record(row[:21]), _image(row[21:]))
+        except checksums.DamagedRowError as error:
+            report_damage(error)
+            yield row[3], None
+
+
+def images(
+    connection: sqlite3.Connection, ordinals: Iterable[int], room: ResponseBudget
+) -> list[StoredImage]:
+    """Live images by ordinal, in that order; takes room for each.
+
+    Raises:
+        DamagedRowError: One of them is not what was written.
+    """
+    rows = connection.execute(
+        f"SELECT {_IMAGE} FROM image i WHERE i.ordinal {LISTED} ORDER BY i.ordinal",  # noqa: S608
+        (numbers(ordinals),),
+    )
+    found: list[StoredImage] = []
+    for row in rows:
+        found.append(_image(row))
+        room.take_image(found[-1])
+    return found
+
+
+def in_reading_order(connection: sqlite3.Connection, keys: Iterable[int]) -> list[tuple[int, int]]:
+    """Key and image ordinal of records: by image, image level first, then in the order of writing."""
+    return connection.execute(
+        f"SELECT key, image FROM record WHERE key {LISTED} ORDER BY image, level, key",  # noqa: S608
+        (numbers(keys),),
+    ).fetchall()
+
+
+def vectors(connection: sqlite3.Connection, keys: Sequence[int], dimension: int) -> NDArray[np.float32]:
+    """Stored vectors in the order of the keys, shape (keys, dimension).
+
+    Raises:
+        DamagedRowError: One of them is not what was written.
+    """
+    query = "SELECT value, checksum FROM vector WHERE key = ?"
+    found: list[bytes] = []
+    for key in keys:
+        value, checksum = connection.execute(query, (key,)).fetchone() or (b"", None)
+        if len(value) != 2 * dimension:
+            raise checksums.DamagedRowError(f"the vector of record {key} is missing or has the wrong length")
+        checksums.require(checksum, checksums.of_vector(key, value), f"the vector of record {key}")
+        found.append(value)
+    return np.frombuffer(b"".join(found), "<f2").reshape(len(keys), dimension).astype(np.float32)
+
+
+def recent_images(
+    connection: sqlite3.Connection,
+    collection: int,
+    limit: int,
+    after: tuple[int, str] | None,
+    room: ResponseBudget,
+) -> tuple[list[StoredImage], tuple[int, str] | None]:
+    """Images, newest first, from behind a place, and the place where more follow; None when none do.
+
+    A page ends early where the next image would need more than `room`. Damaged images are reported and left
+    out: one of them does not hide the others.
+
+    Raises:
+        RegionSearchError: TOO_LARGE when not even one image fits.
+    """
+    behind = " AND (i.place, i.image_id) < (?, ?)" if after else ""
+    rows = connection.execute(
+        f"SELECT {_IMAGE} FROM image i WHERE i.collection = ? AND i.removed IS NULL{behind}"  # noqa: S608
+        " ORDER BY i.place DESC, i.image_id DESC",
+        (collection, *(after or ())),
+    )
+    found: list[StoredImage] = []
+    last: tuple[int, str] | None = None
+    for row in rows:
+        if len(found) == limit:
+            return found, last
+        try:
+            image = room.shown(_image(row))
+        except checksums.DamagedRowError as error:
+            report_damage(error)
+            continue
+        if found and not room.has_room_for(image):
+            return found, last
+        room.take_image(image)
+        found.append(image)
+        last = (row[11], image.image_id)
+    return found, None
+
+
+def report_damage(error: checksums.DamagedRowError) -> None:
+    """Says that a row is left out of a list because it is damaged."""
+    DAMAGED_ROWS.inc()
+    _log.error("a damaged row is left out of a list: restore a sound snapshot", row=str(error))
+
+
+def numbers(values: Iterable[int]) -> str:
+    """For `LISTED`."""
+    return json.dumps(list(values))
+
+
+def _names(names: Iterable[str]) -> str:
+    """For `LISTED`. SQLite ends JSON's strings at a NUL; as no stored name has one, such a name is none."""
+    return json.dumps([name for name in names if "\0" not in name])
+
+
+def _integers(rows: Iterable[tuple[int]]) -> Keys:
+    return np.fromiter((row[0] for row in rows), np.int64)
+
+
+def _collection(name: str, spec: str, created_ms: int, image_count: int, record_count: int) -> Collection:
+    fields = json.loads(spec)
+    codes = fields["codes"]
+    return Collection(
+        name=name,
+        model=ModelIdentity(**fields["model"]),
+        codes=CodeSpec(**{**codes, "method": CodeMethod(codes["method"])}) if codes else None,
+        created_ms=created_ms,
+        image_count=image_count,
+        record_count=record_count,
+    )
+
+
+def _image(row: Sequence[Any]) -> StoredImage:
+    """An image of the columns `_IMAGE`."""
+    checksum, *values = row[:12]
+    what = f"image {row[2]!r}"
+    checksums.require(checksum, checksums.of_values(*values), what)
+    _, image_id, name, width, height, content_type, size_bytes, tags, attributes, created_ms, _ = values
+    return StoredImage(
+        image_id, name, width, height, content_type, size_bytes, tuple(_decoded(tags, list, what)),
+        _decoded(attributes, dict, what), created_ms, row[12],
+    )  # fmt: skip
+
+
+def _record(row: Sequence[Any]) -> Record:
+    """A record of the columns `_RECORD`, and `_MASK` or `_NO_MASK`."""
+    checksum, body_checksum, *indexed, record_id = row[:11]
+    box, attributes, image_id, mask_checksum, rle = row[11:15], row[15], row[16], row[17], row[18:21]
+    _, key, _, level, area, iou, stability, _ = indexed
+    what = f"record {record_id!r} of image {image_id!r}"
+    checksums.require(checksum, checksums.of_indexed(indexed), what)
+    checksums.require(body_checksum, checksums.of_body(key, record_id, box, attributes), what)
+    checksums.require(mask_checksum, checksums.of_mask(key, *rle), what)
+    return Record(
+        record_id,
+        image_id,
+        Level(level),
+        None if box[0] is None else (box[0], box[1], box[2], box[3]),
+        None if rle[2] is None else RleMask(*rle),
+        area,
+        iou,
+        stability,
+        _decoded(attributes, dict, what) if attributes else {},
+    )
+
+
+def _decoded(text: str, kind: type, what: str) -> Any:
+    """A JSON value of a kind; only a row older than checksums can hold anything else unnoticed."""
+    try:
+        value = json.loads(text)
+        if "\\ud" in text:  # halves of characters cannot be sent; together they are emoji, for one
+            json.dumps(value, ensure_ascii=False).encode()
+    except ValueError as error:
+        raise checksums.DamagedRowError(f"{what} holds JSON that cannot be decoded") from error
+    if not isinstance(value, kind):
+        raise checksums.DamagedRowError(f"{what} holds JSON of the wrong kind")
+    return value

@@ -1,0 +1,377 @@
+"""Every statement that changes the record store. Each function runs inside the committer's transaction."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+
+import numpy as np
+from numpy.typing import NDArray
+
+from regionsearch.errors import Kind, RegionSearchError, invalid, not_found
+from regionsearch.metadata import MetadataLimits
+from services.searcher.embedded.store import checksums
+from services.searcher.embedded.store.reads import (
+    IMAGE_VALUES,
+    LISTED,
+    LiveImage,
+    images_by_id,
+    keys_of_images,
+    keys_of_records,
+    live_images,
+    numbers,
+)
+from services.searcher.embedded.store.rows import Change, Keys, Rows
+from services.searcher.types import Collection, Level, Record, StoredImage, Upsert, UpsertResult
+from services.searcher.updates import ImageUpdate
+
+# The + keeps SQLite from looking through all live records of the collection.
+REMOVE_RECORDS = (
+    f"UPDATE record SET removed = ? WHERE key {LISTED} AND +collection = ? AND removed IS NULL"  # noqa: S608
+    " RETURNING key"
+)
+
+
+def next_seq(connection: sqlite3.Connection) -> int:
+    """Numbers a write."""
+    row = connection.execute("UPDATE state SET seq = seq + 1 RETURNING seq").fetchone()
+    return int(row[0])
+
+
+def create_collection(connection: sqlite3.Connection, collection: Collection) -> int:
+    """Adds an empty collection and returns its internal number.
+
+    Raises:
+        RegionSearchError: ALREADY_EXISTS.
+    """
+    codes = collection.codes
+    spec = {
+        "model": asdict(collection.model),
+        "codes": None if codes is None else {**asdict(codes), "method": codes.method.value},
+    }
+    text = json.dumps(spec)
+    checksum = checksums.of_values(collection.name, text, collection.created_ms, None)
+    try:
+        row = connection.execute(
+            "INSERT INTO collection (name, spec, created_ms, checksum) VALUES (?, ?, ?, ?) RETURNING id",
+            (collection.name, text, collection.created_ms, checksum),
+        ).fetchone()
+    except sqlite3.IntegrityError as error:
+        raise RegionSearchError(
+            Kind.ALREADY_EXISTS, f"there is a collection {collection.name!r} already", field="name"
+        ) from error
+    return int(row[0])
+
+
+def require_collection(connection: sqlite3.Connection, collection: int, name: str) -> None:
+    """Refuses a write whose collection was dropped while it waited.
+
+    Raises:
+        RegionSearchError: NOT_FOUND.
+    """
+    row = connection.execute(
+        "SELECT 1 FROM collection WHERE id = ? AND dropped = 0", (collection,)
+    ).fetchone()
+    if row is None:
+        raise not_found("collection", f"collection {name!r} has been deleted")
+
+
+def drop_collection(connection: sqlite3.Connection, collection: int, seq: int) -> None:
+    """Hides a collection and notes the write that did; `vacuum` frees its space once no search sees it."""
+    connection.execute("UPDATE collection SET dropped = ? WHERE id = ?", (seq, collection))
+
+
+def store_codec(connection: sqlite3.Connection, collection: int, codec: bytes) -> None:
+    """Keeps what makes a collection's binary codes."""
+    values = connection.execute(
+        "SELECT name, spec, created_ms FROM collection WHERE id = ?", (collection,)
+    ).fetchone()
+    connection.execute(
+        "UPDATE collection SET codec = ?, checksum = ? WHERE id = ?",
+        (codec, checksums.of_values(*values, codec), collection),
+    )
+
+
+def upsert(
+    connection: sqlite3.Connection, collection: int, write: Upsert, seq: int
+) -> tuple[UpsertResult, Change]:
+    """Adds images and records; replaces those of the same ids.
+
+    Raises:
+        RegionSearchError: INVALID_ARGUMENT for a record whose image is unknown.
+    """
+    existing = live_images(connection, collection, [image.image_id for image in write.images])
+    skipped = tuple(i.image_id for i in write.images if i.image_id in existing) if write.skip_existing else ()
+    skip = set(skipped)
+    images = [image for image in write.images if image.image_id not in skip]
+    kept = [index for index, record in enumerate(write.records) if record.image_id not in skip]
+    records = [write.records[index] for index in kept]
+
+    replaced = [existing[image.image_id] for image in images if image.image_id in existing]
+    removed = _remove_images(connection, collection, [old.ordinal for old in replaced], seq)
+    owner_images = _owner_images(connection, collection, images, records)
+    places = _Places(connection, collection)
+    for image in images:
+        created, place = places.of(image, existing.get(image.image_id))
+        ordinal = _insert_image(connection, collection, image, created, place, seq)
+        owner_images[image.image_id] = LiveImage(ordinal, created, place)
+    taken = keys_of_records(connection, collection, [record.record_id for record in records])
+    bereft = _images_of(connection, taken)
+    removed = np.concatenate([removed, _remove_records(connection, collection, taken, seq)])
+    stored = write.vectors[np.array(kept, np.intp)].astype(np.float16)
+    rows = _insert_records(connection, collection, records, owner_images, stored, seq)
+    _count_regions(connection, bereft | {owner_images[record.image_id].ordinal for record in records})
+    _count(connection, collection, images=len(images) - len(replaced), records=len(records) - len(removed))
+    return UpsertResult(seq, skipped, len(records)), Change(collection, seq, rows, np.sort(removed))
+
+
+def update_images(
+    connection: sqlite3.Connection,
+    collection: int,
+    updates: Sequence[ImageUpdate],
+    limits: MetadataLimits,
+) -> tuple[tuple[StoredImage, ...], bool]:
+    """Changes what is said about images, in place; returns those that exist, and whether anything changed.
+
+    In place, because a new version of an image would be one of all its records and vectors: pages of an
+    earlier search see the new tags too.
+
+    Raises:
+        RegionSearchError: ABORTED for an image that is not as it was read; TOO_LARGE.
+    """
+    known = images_by_id(connection, collection, [update.image_id for update in updates])
+    images: list[StoredImage] = []
+    changed = False
+    for update in updates:
+        if update.image_id not in known:
+            continue
+        ordinal, old = known[update.image_id]
+        new = update.apply(old, limits)
+        images.append(new)
+        if new is old:
+            continue
+        changed = True
+        connection.execute(
+            "UPDATE image SET name = ?, tags = ?, attributes = ? WHERE ordinal = ?",
+            (new.name, json.dumps(list(new.tags)), json.dumps(dict(new.attributes)), ordinal),
+        )
+        values = connection.execute(f"SELECT {IMAGE_VALUES} FROM image WHERE ordinal = ?", (ordinal,))  # noqa: S608
+        connection.execute(
+            "UPDATE image SET checksum = ? WHERE ordinal = ?",
+            (checksums.of_values(*values.fetchone()), ordinal),
+        )
+        connection.execute("DELETE FROM image_tag WHERE image = ?", (ordinal,))
+        connection.execute("DELETE FROM attribute WHERE image = ? AND record = 0", (ordinal,))
+        _insert_labels(connection, collection, ordinal, new)
+    return tuple(images), changed
+
+
+def delete(
+    connection: sqlite3.Connection,
+    collection: int,
+    image_ids: Sequence[str],
+    record_keys: Keys,
+    seq: int,
+    *,
+    drop_empty_images: bool,
+) -> tuple[int, Change]:
+    """Removes images with their records, and single records; returns the number of images that went.
+
+    Args:
+        connection: The writing connection.
+        collection: The collection's internal number.
+        image_ids: Images to remove.
+        record_keys: Records to remove.
+        seq: Number of this write.
+        drop_empty_images: Whether an image whose last record goes is removed too.
+    """
+    ordinals = [image.ordinal for image in live_images(connection, collection, image_ids).values()]
+    removed = _remove_images(connection, collection, ordinals, seq)
+    owner_images = _images_of(connection, record_keys)
+    taken = _remove_records(connection, collection, record_keys, seq)
+    emptied: list[int] = []
+    if drop_empty_images:
+        emptied = _empty_images(connection, owner_images)
+        _remove_images(connection, collection, emptied, seq)
+    _count_regions(connection, owner_images)
+    removed = np.concatenate([removed, taken])
+    image_count = len(ordinals) + len(emptied)
+    _count(connection, collection, images=-image_count, records=-len(removed))
+    return image_count, Change(collection, seq, None, np.sort(removed))
+
+
+def _owner_images(
+    connection: sqlite3.Connection, collection: int, images: Sequence[StoredImage], records: Sequence[Record]
+) -> dict[str, LiveImage]:
+    """The stored images that the records belong to, without those just sent."""
+    sent = {image.image_id for image in images}
+    owner_images = live_images(connection, collection, list({r.image_id for r in records} - sent))
+    for index, record in enumerate(records):
+        if record.image_id not in sent and record.image_id not in owner_images:
+            raise invalid(
+                f"records[{index}].image_id",
+                f"record {record.record_id!r} belongs to image {record.image_id!r}, which is neither in this "
+                "request nor in the collection: send the image along",
+            )
+    return owner_images
+
+
+class _Places:
+    """When images were first written, and their places in lists: newer images have higher ones.
+
+    Places are times that never go back, whatever the clock does.
+    """
+
+    def __init__(self, connection: sqlite3.Connection, collection: int) -> None:
+        query = "SELECT MAX(place) FROM image WHERE collection = ? AND removed IS NULL"
+        self._last: int = connection.execute(query, (collection,)).fetchone()[0] or 0
+        self._now = time.time_ns() // 1_000_000
+
+    def of(self, image: StoredImage, replaced: LiveImage | None) -> tuple[int, int]:
+        """Creation time and place; a new version keeps those of the one that it replaces."""
+        if replaced is not None:
+            return replaced.created_ms, replaced.place
+        if image.created_ms:  # copied from another engine
+            return image.created_ms, max(image.created_ms, 0)
+        self._last = max(self._now, self._last + 1)
+        return self._now, self._last
+
+
+def _insert_image(
+    connection: sqlite3.Connection,
+    collection: int,
+    image: StoredImage,
+    created_ms: int,
+    place: int,
+    seq: int,
+) -> int:
+    values = (
+        collection, image.image_id, image.name, image.width, image.height, image.content_type,
+        image.size_bytes, json.dumps(list(image.tags)), json.dumps(dict(image.attributes)), created_ms, place,
+    )  # fmt: skip
+    row = connection.execute(
+        f"INSERT INTO image ({IMAGE_VALUES}, region_count, added, checksum)"  # noqa: S608
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0, ?, ?) RETURNING ordinal",
+        (*values, seq, checksums.of_values(*values)),
+    ).fetchone()
+    ordinal = int(row[0])
+    _insert_labels(connection, collection, ordinal, image)
+    return ordinal
+
+
+def _insert_labels(connection: sqlite3.Connection, collection: int, ordinal: int, image: StoredImage) -> None:
+    """What filters ask for of an image: its tags and attributes."""
+    tags = [(collection, tag, ordinal) for tag in set(image.tags)]
+    connection.executemany("INSERT INTO image_tag VALUES (?, ?, ?)", tags)
+    _insert_attributes(connection, collection, ordinal, 0, image.attributes)
+
+
+def _insert_records(
+    connection: sqlite3.Connection,
+    collection: int,
+    records: Sequence[Record],
+    owner_images: Mapping[str, LiveImage],
+    stored: NDArray[np.float16],
+    seq: int,
+) -> Rows | None:
+    if not records:
+        return None
+    row = connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'record'").fetchone()
+    first = (row[0] if row else 0) + 1
+    keys = range(first, first + len(records))
+    connection.executemany(
+        "INSERT INTO record VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL, ?, ?, ?, ?, ?, ?)",
+        (
+            _record_values(collection, key, owner_images[record.image_id].ordinal, record, seq)
+            for key, record in zip(keys, records, strict=True)
+        ),
+    )
+    blobs = (row.tobytes() for row in stored.astype("<f2", copy=False))
+    connection.executemany(
+        "INSERT INTO vector VALUES (?, ?, ?)",
+        ((key, blob, checksums.of_vector(key, blob)) for key, blob in zip(keys, blobs, strict=True)),
+    )
+    for key, record in zip(keys, records, strict=True):
+        if record.attributes:
+            home = owner_images[record.image_id].ordinal
+            _insert_attributes(connection, collection, home, key, record.attributes)
+    return Rows(
+        key=np.arange(first, first + len(records), dtype=np.int64),
+        image=np.array([owner_images[r.image_id].ordinal for r in records], np.int64),
+        level=np.array([r.level for r in records], np.uint8),
+        area=np.array([r.area for r in records], np.int64),
+        predicted_iou=np.array([r.predicted_iou for r in records], np.float32),
+        stability_score=np.array([r.stability_score for r in records], np.float32),
+        created_ms=np.array([owner_images[r.image_id].created_ms for r in records], np.int64),
+        vectors=stored.astype(np.float32),
+    )
+
+
+def _record_values(
+    collection: int, key: int, image: int, record: Record, seq: int
+) -> tuple[checksums.Value, ...]:
+    """A row of the record table."""
+    box = record.box or (None, None, None, None)
+    mask = record.mask
+    rle = (None, None, None) if mask is None else (mask.height, mask.width, mask.counts)
+    attributes = json.dumps(dict(record.attributes)) if record.attributes else None
+    level, area, iou, stability = int(record.level), record.area, record.predicted_iou, record.stability_score
+    return (
+        key, collection, image, record.record_id, level, *box, area, iou, stability, attributes, seq, *rle,
+        checksums.of_indexed((collection, key, image, level, area, iou, stability, seq)),
+        checksums.of_body(key, record.record_id, box, attributes),
+        checksums.of_mask(key, *rle),
+    )  # fmt: skip
+
+
+def _insert_attributes(
+    connection: sqlite3.Connection, collection: int, image: int, record: int, attributes: Mapping[str, str]
+) -> None:
+    connection.executemany(
+        "INSERT INTO attribute VALUES (?, ?, ?, ?, ?)",
+        [(collection, name, value, image, record) for name, value in attributes.items()],
+    )
+
+
+def _remove_images(
+    connection: sqlite3.Connection, collection: int, ordinals: Sequence[int], seq: int
+) -> Keys:
+    connection.execute(f"UPDATE image SET removed = ? WHERE ordinal {LISTED}", (seq, numbers(ordinals)))  # noqa: S608
+    return _remove_records(connection, collection, keys_of_images(connection, ordinals), seq)
+
+
+def _remove_records(connection: sqlite3.Connection, collection: int, keys: Keys, seq: int) -> Keys:
+    """Marks live records removed; returns the keys of those that it changed."""
+    changed = connection.execute(REMOVE_RECORDS, (seq, numbers(keys.tolist()), collection))
+    return np.array([row[0] for row in changed], np.int64)
+
+
+def _images_of(connection: sqlite3.Connection, keys: Keys) -> set[int]:
+    query = f"SELECT DISTINCT image FROM record WHERE key {LISTED}"  # noqa: S608
+    return {row[0] for row in connection.execute(query, (numbers(keys.tolist()),))}
+
+
+def _empty_images(connection: sqlite3.Connection, ordinals: Iterable[int]) -> list[int]:
+    query = (
+        f"SELECT ordinal FROM image WHERE ordinal {LISTED} AND removed IS NULL"  # noqa: S608
+        " AND NOT EXISTS (SELECT 1 FROM record WHERE record.image = image.ordinal AND record.removed IS NULL)"
+    )
+    return [row[0] for row in connection.execute(query, (numbers(ordinals),))]
+
+
+def _count_regions(connection: sqlite3.Connection, ordinals: Iterable[int]) -> None:
+    connection.execute(
+        "UPDATE image SET region_count = (SELECT COUNT(*) FROM record WHERE record.image = image.ordinal"  # noqa: S608
+        f" AND record.removed IS NULL AND record.level = ?) WHERE ordinal {LISTED} AND removed IS NULL",
+        (int(Level.REGION), numbers(ordinals)),
+    )
+
+
+def _count(connection: sqlite3.Connection, collection: int, *, images: int, records: int) -> None:
+    connection.execute(
+        "UPDATE collection SET image_count = image_count + ?, record_count = record_count + ? WHERE id = ?",
+        (images, records, collection),
+    )

@@ -1,0 +1,98 @@
+"""How large an answer may become."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+
+from regionsearch.errors import too_large
+from services.searcher.types import Record, StoredImage
+
+# What messages need for numbers, and for tags and lengths around each text.
+_RECORD_BYTES = 96
+_IMAGE_BYTES = 48
+_TEXT_BYTES = 6
+_LARGEST_IMAGE = 0.25  # of an answer: a hit may have its image twice, and masks beside them
+
+
+class ResponseBudget:
+    """What is left of the bytes of one answer. Whoever reads something for it takes its room first.
+
+    Args:
+        most: Bytes that the answer may have.
+        field: Of the request, that asked for too much.
+        advice: What to ask for instead.
+        spare: Of these bytes, for what is added to what is read.
+    """
+
+    def __init__(self, most: float, field: str = "", advice: str = "", *, spare: float = 0) -> None:
+        self._most = most
+        self._field = field
+        self._advice = advice
+        self._left = most - spare
+
+    def take(self, size: int) -> None:
+        """Takes bytes.
+
+        Raises:
+            RegionSearchError: TOO_LARGE when there is no room for them.
+        """
+        self._left -= size
+        if self._left < 0:
+            raise too_large(
+                self._field, f"the answer is over {self._most} bytes (max_message_bytes): {self._advice}"
+            )
+
+    def take_record(self, record: Record) -> None:
+        """Takes what a record needs at most, in a hit too."""
+        mask = 0 if record.mask is None else len(record.mask.counts)
+        self.take(
+            _RECORD_BYTES + mask + _bytes_of(record.record_id, record.image_id, *_texts(record.attributes))
+        )
+
+    def shown(self, image: StoredImage) -> StoredImage:
+        """An image as pages show it: without tags and attributes where these would fill a good part of one.
+
+        Limits keep images from having so many; an older store may hold some, and its lists must be readable.
+        """
+        if _image_bytes(image) > self._most * _LARGEST_IMAGE:
+            return replace(image, tags=(), attributes={})
+        return image
+
+    def take_image(self, image: StoredImage) -> None:
+        """Takes what an image needs at most."""
+        self.take(_image_bytes(image))
+
+    def has_room_for(self, image: StoredImage) -> bool:
+        """Whether `take_image` would succeed."""
+        return self._left >= _image_bytes(image)
+
+    def check(self, size: int) -> None:
+        """Refuses a finished answer of so many bytes.
+
+        Raises:
+            RegionSearchError: TOO_LARGE.
+        """
+        self._left = self._most
+        self.take(size)
+
+
+def _image_bytes(image: StoredImage) -> int:
+    return _IMAGE_BYTES + _bytes_of(
+        image.image_id, image.name, image.content_type, *image.tags, *_texts(image.attributes)
+    )
+
+
+def _bytes_of(*texts: str) -> int:
+    return sum(len(text.encode()) + _TEXT_BYTES for text in texts)
+
+
+def _texts(attributes: Mapping[str, str]) -> Iterator[str]:
+    for name, value in attributes.items():
+        yield name
+        yield value
+
+
+ANY_SIZE = ResponseBudget(math.inf)
+"""For answers that stay in the process."""

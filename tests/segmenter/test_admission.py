@@ -1,0 +1,35 @@
+"""A call of many pieces is admitted once, with its first: a full queue does not end it half-way."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+import pytest
+
+from regionsearch.errors import Kind, RegionSearchError
+from services.segmenter import engine as engine_module
+from services.segmenter.backends.sam import SamBackend
+from tests.segmenter.test_engine import CLICK, GRID, picture
+from tests.segmenter.test_priorities import stepping, until
+
+SEARCH = replace(GRID, points_per_side=16)
+
+
+async def test_a_search_that_has_begun_is_not_refused_any_more(
+    untrained: SamBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_module, "GRID_PIECE", 8)
+    async with stepping(untrained, max_queue=10) as (engine, backend):
+        continuation = asyncio.create_task(engine.everything(picture(1), SEARCH))
+        await until(lambda: backend.began)
+        late = asyncio.create_task(engine.everything(picture(2), SEARCH))
+        await until(lambda: engine.pipeline.batcher.waiting > 10)  # as much as may wait, and more
+        with pytest.raises(RegionSearchError) as caught:
+            await engine.everything(
+                picture(1), SEARCH
+            )  # whose image is known, so that it begins with a piece
+        assert caught.value.kind is Kind.OVERLOADED
+        backend.permits.release(10_000)
+        assert (await continuation).image_size == (await engine.prompts(picture(1), [CLICK])).image_size
+        await asyncio.gather(late, return_exceptions=True)
