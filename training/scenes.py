@@ -23,6 +23,7 @@ HELD_OUT = 10_000_000
 _SHAPE_SHARE = 0.14  # of the things; the others are pictograms
 _SIZES = (24.0, 140.0)  # longer side of a thing in a 256 px scene
 _MOST_HIDDEN = 0.15
+_FONT_SHARE = 0.4  # of the things that icon sets have too are drawn as the font draws them
 _OWN_SHADING = 0.4  # of the cut-outs
 _ATTEMPTS = 12  # places tried for a thing before it is left out
 
@@ -174,13 +175,11 @@ class SceneArtist:
         return pictogram.name, pictogram.keywords, Image.fromarray(self._drawing(rng, pictogram))
 
     def _drawing(self, rng: np.random.Generator, pictogram: Pictogram) -> npt.NDArray[np.uint8]:
-        """The thing in the style of any of the sets that have it."""
-        if not (sets := self.drawings.get(pictogram.name, [])):
+        """The thing in the style of any of the sets that have it, more often in the font's own."""
+        if not (sets := self.drawings.get(pictogram.name, [])) or rng.random() < _FONT_SHARE:
             return pictogram.pixels
-        choice = int(rng.integers(len(sets) + 1))
-        if choice == len(sets):
-            return pictogram.pixels
-        return sets[choice][int(rng.integers(len(sets[choice])))]
+        images = sets[int(rng.integers(len(sets)))]
+        return images[int(rng.integers(len(images)))]
 
     def _cut_out(self, rng: np.random.Generator) -> Image.Image:
         """A piece of a photograph in the outline of some thing, shaded as if it were round."""
