@@ -115,7 +115,7 @@ def train_embedder(run: Run, store: SceneStore, init: open_clip.CLIP | None = No
     Args:
         run: What is asked for.
         store: Scenes to train on.
-        init: Weights to begin with; random ones when absent.
+        init: Weights to begin with, which see crops in full size from the start; random ones when absent.
     """
     torch.manual_seed(run.seed)
     artist = SceneArtist()
@@ -125,10 +125,11 @@ def train_embedder(run: Run, store: SceneStore, init: open_clip.CLIP | None = No
         model.init_from(init, vocabulary)
     model.to(run.device)
     fine_side = MODEL_CONFIG["vision_cfg"]["image_size"]
+    coarse_steps = 0.0 if init is not None else _COARSE_SHARE * run.steps
 
     def compute_loss(step: int) -> tuple[Tensor, dict[str, float]]:
         rng = np.random.default_rng((run.seed, step))
-        side = _COARSE_SIDE if step < _COARSE_SHARE * run.steps else fine_side
+        side = _COARSE_SIDE if step < coarse_steps else fine_side
         scenes = [fit(store[int(i)]) for i in rng.integers(len(store), size=run.batch_size)]
         return _step_loss(model, vocabulary, scenes, rng, side, run.device)
 
