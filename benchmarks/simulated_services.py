@@ -93,22 +93,24 @@ class FixedEmbedder(embed_pb2_grpc.EmbedServiceServicer):
             crop_policy=types_pb2.CROP_POLICY_BLUR,
         )  # fmt: skip
 
-    async def _vectors(self, count: int) -> types_pb2.Tensor:
+    async def _vectors(self, count: int) -> np.ndarray:
         await self._device.run(count)
-        return tensor_to_proto(np.full((count, DIMENSION), DIMENSION**-0.5, np.float32))
+        return np.full((count, DIMENSION), DIMENSION**-0.5, np.float32)
 
     async def EmbedRegions(self, request: Any, context: Any) -> embed_pb2.EmbedRegionsResponse:  # noqa: N802
         """Waits its turn."""
         await asyncio.to_thread(decode_image, request.image.encoded)
+        vectors = await self._vectors(request.include_image + len(request.regions))
         return embed_pb2.EmbedRegionsResponse(
-            vectors=await self._vectors(len(request.regions)), model=self._model
+            vectors=tensor_to_proto(vectors[request.include_image :]),
+            model=self._model,
+            image_vector=tensor_to_proto(vectors[:1]) if request.include_image else None,
         )
 
     async def EmbedImages(self, request: Any, context: Any) -> embed_pb2.EmbedImagesResponse:  # noqa: N802
         """Waits its turn."""
-        return embed_pb2.EmbedImagesResponse(
-            vectors=await self._vectors(len(request.images)), model=self._model
-        )
+        vectors = await self._vectors(len(request.images))
+        return embed_pb2.EmbedImagesResponse(vectors=tensor_to_proto(vectors), model=self._model)
 
     async def GetModel(self, request: Any, context: Any) -> embed_pb2.EmbedServiceGetModelResponse:  # noqa: N802
         """At once."""

@@ -25,33 +25,33 @@ _sym_db = _symbol_database.Default()
 from regionsearch.v1 import types_pb2 as regionsearch_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bregionsearch/v1/embed.proto\x12\x0fregionsearch.v1\x1a\x1bregionsearch/v1/types.proto\"\xc8\x01\n\x13\x45mbedRegionsRequest\x12%\n\x05image\x18\x01 \x01(\x0b\x32\x16.regionsearch.v1.Image\x12+\n\x07regions\x18\x02 \x03(\x0b\x32\x1a.regionsearch.v1.RegionCut\x12\x30\n\x0b\x63rop_policy\x18\x03 \x01(\x0e\x32\x1b.regionsearch.v1.CropPolicy\x12+\n\x08priority\x18\x04 \x01(\x0e\x32\x19.regionsearch.v1.Priority\"S\n\tRegionCut\x12!\n\x03\x62ox\x18\x01 \x01(\x0b\x32\x14.regionsearch.v1.Box\x12#\n\x04mask\x18\x02 \x01(\x0b\x32\x15.regionsearch.v1.Mask\"k\n\x14\x45mbedRegionsResponse\x12(\n\x07vectors\x18\x01 \x01(\x0b\x32\x17.regionsearch.v1.Tensor\x12)\n\x05model\x18\x02 \x01(\x0b\x32\x1a.regionsearch.v1.ModelInfo\"i\n\x12\x45mbedImagesRequest\x12&\n\x06images\x18\x01 \x03(\x0b\x32\x16.regionsearch.v1.Image\x12+\n\x08priority\x18\x02 \x01(\x0e\x32\x19.regionsearch.v1.Priority\"j\n\x13\x45mbedImagesResponse\x12(\n\x07vectors\x18\x01 \x01(\x0b\x32\x17.regionsearch.v1.Tensor\x12)\n\x05model\x18\x02 \x01(\x0b\x32\x1a.regionsearch.v1.ModelInfo\"U\n\x11\x45mbedTextsRequest\x12\r\n\x05texts\x18\x01 \x03(\t\x12\x31\n\ttemplates\x18\x02 \x01(\x0e\x32\x1e.regionsearch.v1.TextTemplates\"|\n\x12\x45mbedTextsResponse\x12(\n\x07vectors\x18\x01 \x01(\x0b\x32\x17.regionsearch.v1.Tensor\x12\x11\n\ttruncated\x18\x02 \x03(\x08\x12)\n\x05model\x18\x03 \x01(\x0b\x32\x1a.regionsearch.v1.ModelInfo\"\x1d\n\x1b\x45mbedServiceGetModelRequest\"I\n\x1c\x45mbedServiceGetModelResponse\x12)\n\x05model\x18\x01 \x01(\x0b\x32\x1a.regionsearch.v1.ModelInfo*|\n\rTextTemplates\x12\x1e\n\x1aTEXT_TEMPLATES_UNSPECIFIED\x10\x00\x12\x17\n\x13TEXT_TEMPLATES_NONE\x10\x01\x12\x19\n\x15TEXT_TEMPLATES_SIMPLE\x10\x02\x12\x17\n\x13TEXT_TEMPLATES_FULL\x10\x03\x32\x85\x03\n\x0c\x45mbedService\x12[\n\x0c\x45mbedRegions\x12$.regionsearch.v1.EmbedRegionsRequest\x1a%.regionsearch.v1.EmbedRegionsResponse\x12X\n\x0b\x45mbedImages\x12#.regionsearch.v1.EmbedImagesRequest\x1a$.regionsearch.v1.EmbedImagesResponse\x12U\n\nEmbedTexts\x12\".regionsearch.v1.EmbedTextsRequest\x1a#.regionsearch.v1.EmbedTextsResponse\x12g\n\x08GetModel\x12,.regionsearch.v1.EmbedServiceGetModelRequest\x1a-.regionsearch.v1.EmbedServiceGetModelResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bregionsearch/v1/embed.proto\x12\x0fregionsearch.v1\x1a\x1bregionsearch/v1/types.proto\"\xdf\x01\n\x13\x45mbedRegionsRequest\x12%\n\x05image\x18\x01 \x01(\x0b\x32\x16.regionsearch.v1.Image\x12+\n\x07regions\x18\x02 \x03(\x0b\x32\x1a.regionsearch.v1.RegionCut\x12\x30\n\x0b\x63rop_policy\x18\x03 \x01(\x0e\x32\x1b.regionsearch.v1.CropPolicy\x12+\n\x08priority\x18\x04 \x01(\x0e\x32\x19.regionsearch.v1.Priority\x12\x15\n\rinclude_image\x18\x05 \x01(\x08\"S\n\tRegionCut\x12!\n\x03\x62ox\x18\x01 \x01(\x0b\x32\x14.regionsearch.v1.Box\x12#\n\x04mask\x18\x02 \x01(\x0b\x32\x15.regionsearch.v1.Mask\"\x9a\x01\n\x14\x45mbedRegionsResponse\x12(\n\x07vectors\x18\x01 \x01(\x0b\x32\x17.regionsearch.v1.Tensor\x12)\n\x05model\x18\x02 \x01(\x0b\x32\x1a.regionsearch.v1.ModelInfo\x12-\n\x0cimage_vector\x18\x03 \x01(\x0b\x32\x17.regionsearch.v1.Tensor\"i\n\x12\x45mbedImagesRequest\x12&\n\x06images\x18\x01 \x03(\x0b\x32\x16.regionsearch.v1.Image\x12+\n\x08priority\x18\x02 \x01(\x0e\x32\x19.regionsearch.v1.Priority\"j\n\x13\x45mbedImagesResponse\x12(\n\x07vectors\x18\x01 \x01(\x0b\x32\x17.regionsearch.v1.Tensor\x12)\n\x05model\x18\x02 \x01(\x0b\x32\x1a.regionsearch.v1.ModelInfo\"U\n\x11\x45mbedTextsRequest\x12\r\n\x05texts\x18\x01 \x03(\t\x12\x31\n\ttemplates\x18\x02 \x01(\x0e\x32\x1e.regionsearch.v1.TextTemplates\"|\n\x12\x45mbedTextsResponse\x12(\n\x07vectors\x18\x01 \x01(\x0b\x32\x17.regionsearch.v1.Tensor\x12\x11\n\ttruncated\x18\x02 \x03(\x08\x12)\n\x05model\x18\x03 \x01(\x0b\x32\x1a.regionsearch.v1.ModelInfo\"\x1d\n\x1b\x45mbedServiceGetModelRequest\"I\n\x1c\x45mbedServiceGetModelResponse\x12)\n\x05model\x18\x01 \x01(\x0b\x32\x1a.regionsearch.v1.ModelInfo*|\n\rTextTemplates\x12\x1e\n\x1aTEXT_TEMPLATES_UNSPECIFIED\x10\x00\x12\x17\n\x13TEXT_TEMPLATES_NONE\x10\x01\x12\x19\n\x15TEXT_TEMPLATES_SIMPLE\x10\x02\x12\x17\n\x13TEXT_TEMPLATES_FULL\x10\x03\x32\x85\x03\n\x0c\x45mbedService\x12[\n\x0c\x45mbedRegions\x12$.regionsearch.v1.EmbedRegionsRequest\x1a%.regionsearch.v1.EmbedRegionsResponse\x12X\n\x0b\x45mbedImages\x12#.regionsearch.v1.EmbedImagesRequest\x1a$.regionsearch.v1.EmbedImagesResponse\x12U\n\nEmbedTexts\x12\".regionsearch.v1.EmbedTextsRequest\x1a#.regionsearch.v1.EmbedTextsResponse\x12g\n\x08GetModel\x12,.regionsearch.v1.EmbedServiceGetModelRequest\x1a-.regionsearch.v1.EmbedServiceGetModelResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'regionsearch.v1.embed_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_TEXTTEMPLATES']._serialized_start=1008
-  _globals['_TEXTTEMPLATES']._serialized_end=1132
+  _globals['_TEXTTEMPLATES']._serialized_start=1079
+  _globals['_TEXTTEMPLATES']._serialized_end=1203
   _globals['_EMBEDREGIONSREQUEST']._serialized_start=78
-  _globals['_EMBEDREGIONSREQUEST']._serialized_end=278
-  _globals['_REGIONCUT']._serialized_start=280
-  _globals['_REGIONCUT']._serialized_end=363
-  _globals['_EMBEDREGIONSRESPONSE']._serialized_start=365
-  _globals['_EMBEDREGIONSRESPONSE']._serialized_end=472
-  _globals['_EMBEDIMAGESREQUEST']._serialized_start=474
-  _globals['_EMBEDIMAGESREQUEST']._serialized_end=579
-  _globals['_EMBEDIMAGESRESPONSE']._serialized_start=581
-  _globals['_EMBEDIMAGESRESPONSE']._serialized_end=687
-  _globals['_EMBEDTEXTSREQUEST']._serialized_start=689
-  _globals['_EMBEDTEXTSREQUEST']._serialized_end=774
-  _globals['_EMBEDTEXTSRESPONSE']._serialized_start=776
-  _globals['_EMBEDTEXTSRESPONSE']._serialized_end=900
-  _globals['_EMBEDSERVICEGETMODELREQUEST']._serialized_start=902
-  _globals['_EMBEDSERVICEGETMODELREQUEST']._serialized_end=931
-  _globals['_EMBEDSERVICEGETMODELRESPONSE']._serialized_start=933
-  _globals['_EMBEDSERVICEGETMODELRESPONSE']._serialized_end=1006
-  _globals['_EMBEDSERVICE']._serialized_start=1135
-  _globals['_EMBEDSERVICE']._serialized_end=1524
+  _globals['_EMBEDREGIONSREQUEST']._serialized_end=301
+  _globals['_REGIONCUT']._serialized_start=303
+  _globals['_REGIONCUT']._serialized_end=386
+  _globals['_EMBEDREGIONSRESPONSE']._serialized_start=389
+  _globals['_EMBEDREGIONSRESPONSE']._serialized_end=543
+  _globals['_EMBEDIMAGESREQUEST']._serialized_start=545
+  _globals['_EMBEDIMAGESREQUEST']._serialized_end=650
+  _globals['_EMBEDIMAGESRESPONSE']._serialized_start=652
+  _globals['_EMBEDIMAGESRESPONSE']._serialized_end=758
+  _globals['_EMBEDTEXTSREQUEST']._serialized_start=760
+  _globals['_EMBEDTEXTSREQUEST']._serialized_end=845
+  _globals['_EMBEDTEXTSRESPONSE']._serialized_start=847
+  _globals['_EMBEDTEXTSRESPONSE']._serialized_end=971
+  _globals['_EMBEDSERVICEGETMODELREQUEST']._serialized_start=973
+  _globals['_EMBEDSERVICEGETMODELREQUEST']._serialized_end=1002
+  _globals['_EMBEDSERVICEGETMODELRESPONSE']._serialized_start=1004
+  _globals['_EMBEDSERVICEGETMODELRESPONSE']._serialized_end=1077
+  _globals['_EMBEDSERVICE']._serialized_start=1206
+  _globals['_EMBEDSERVICE']._serialized_end=1595
 # @@protoc_insertion_point(module_scope)

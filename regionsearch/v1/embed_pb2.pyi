@@ -56,13 +56,16 @@ class EmbedRegionsRequest(_message.Message):
     REGIONS_FIELD_NUMBER: _builtins.int
     CROP_POLICY_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
+    INCLUDE_IMAGE_FIELD_NUMBER: _builtins.int
     crop_policy: _types_pb2.CropPolicy.ValueType
     priority: _types_pb2.Priority.ValueType
+    include_image: _builtins.bool
+    """Also embed the whole image, as EmbedImages does."""
     @_builtins.property
     def image(self) -> _types_pb2.Image: ...
     @_builtins.property
     def regions(self) -> _containers.RepeatedCompositeFieldContainer[Global___RegionCut]:
-        """1 to 1000 regions."""
+        """1 to 1000 regions; none are needed with include_image."""
 
     def __init__(
         self,
@@ -71,10 +74,11 @@ class EmbedRegionsRequest(_message.Message):
         regions: _abc.Iterable[Global___RegionCut] | None = ...,
         crop_policy: _types_pb2.CropPolicy.ValueType = ...,
         priority: _types_pb2.Priority.ValueType = ...,
+        include_image: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["image", b"image"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["crop_policy", b"crop_policy", "image", b"image", "priority", b"priority", "regions", b"regions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["crop_policy", b"crop_policy", "image", b"image", "include_image", b"include_image", "priority", b"priority", "regions", b"regions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -114,6 +118,7 @@ class EmbedRegionsResponse(_message.Message):
 
     VECTORS_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
+    IMAGE_VECTOR_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def vectors(self) -> _types_pb2.Tensor:
         """FLOAT32, shape [regions, dimension]."""
@@ -122,15 +127,20 @@ class EmbedRegionsResponse(_message.Message):
     def model(self) -> _types_pb2.ModelInfo:
         """With the crop policy that was used."""
 
+    @_builtins.property
+    def image_vector(self) -> _types_pb2.Tensor:
+        """Of the whole image, FLOAT32, shape [1, dimension]; present with include_image."""
+
     def __init__(
         self,
         *,
         vectors: _types_pb2.Tensor | None = ...,
         model: _types_pb2.ModelInfo | None = ...,
+        image_vector: _types_pb2.Tensor | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "vectors", b"vectors"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["image_vector", b"image_vector", "model", b"model", "vectors", b"vectors"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "vectors", b"vectors"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["image_vector", b"image_vector", "model", b"model", "vectors", b"vectors"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -72,7 +72,7 @@ class EmbedServiceServicer:
     """
 
     def EmbedRegions(self, request, context):
-        """One image and many of its regions.
+        """One image: many of its regions and, where asked for, the whole of it, from one decode.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -40,7 +40,7 @@ class EmbedServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> EmbedServiceAsyncStub: ...
     EmbedRegions: _grpc.UnaryUnaryMultiCallable[_embed_pb2.EmbedRegionsRequest, _embed_pb2.EmbedRegionsResponse]
-    """One image and many of its regions."""
+    """One image: many of its regions and, where asked for, the whole of it, from one decode."""
     EmbedImages: _grpc.UnaryUnaryMultiCallable[_embed_pb2.EmbedImagesRequest, _embed_pb2.EmbedImagesResponse]
     """Whole images."""
     EmbedTexts: _grpc.UnaryUnaryMultiCallable[_embed_pb2.EmbedTextsRequest, _embed_pb2.EmbedTextsResponse]
@@ -60,7 +60,7 @@ class EmbedServiceAsyncStub(EmbedServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     EmbedRegions: _aio.UnaryUnaryMultiCallable[_embed_pb2.EmbedRegionsRequest, _embed_pb2.EmbedRegionsResponse]  # type: ignore[assignment]
-    """One image and many of its regions."""
+    """One image: many of its regions and, where asked for, the whole of it, from one decode."""
     EmbedImages: _aio.UnaryUnaryMultiCallable[_embed_pb2.EmbedImagesRequest, _embed_pb2.EmbedImagesResponse]  # type: ignore[assignment]
     """Whole images."""
     EmbedTexts: _aio.UnaryUnaryMultiCallable[_embed_pb2.EmbedTextsRequest, _embed_pb2.EmbedTextsResponse]  # type: ignore[assignment]
@@ -83,7 +83,7 @@ class EmbedServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _embed_pb2.EmbedRegionsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_embed_pb2.EmbedRegionsResponse, _abc.Awaitable[_embed_pb2.EmbedRegionsResponse]]:
-        """One image and many of its regions."""
+        """One image: many of its regions and, where asked for, the whole of it, from one decode."""
 
     @_abc_1.abstractmethod
     def EmbedImages(

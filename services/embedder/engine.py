@@ -68,22 +68,24 @@ class EmbedEngine:
         policy: CropPolicy,
         priority: Priority = Priority.INTERACTIVE,
         *,
+        include_image: bool = False,
         nbytes: int = 0,
         continuation: bool = False,
         more: int = 0,
     ) -> Vectors:
-        """Vectors (count, dimension) of the regions of one image.
+        """Vectors (count, dimension) of the regions of one image, before them that of the whole image.
 
         Args:
             read: Decodes the image and its regions; called in a thread. What it raises is raised here.
             count: Number of regions that it will return.
             policy: How they are shown to the model.
             priority: Who waits.
+            include_image: Whether the whole image is embedded too; the shape is (1 + count, dimension) then.
             nbytes: Memory that the image takes.
             continuation: Other regions of the same call have been embedded; these are not refused.
             more: Regions of the same call that will come later.
         """
-        task = RegionsTask(read, count, policy)
+        task = RegionsTask(read, count, policy, include_image)
         parts = len(policy.parts)
         crops = np.concatenate(
             await self._batcher.submit(
@@ -96,7 +98,10 @@ class EmbedEngine:
                 more=more * parts,
             )
         )
-        return crops if parts == 1 else _unit(crops.reshape(parts, count, -1).mean(axis=0))
+        if parts == 1 or not count:
+            return crops
+        whole, regions = crops[:include_image], crops[include_image:]
+        return np.concatenate([whole, _unit(regions.reshape(parts, count, -1).mean(axis=0))])
 
     async def embed_images(
         self,

@@ -33,7 +33,7 @@ def split_by_memory(request: embed_pb2.EmbedRegionsRequest) -> list[range]:
     count = len(request.regions)
     largest = max((region.mask.height * region.mask.width for region in request.regions), default=0)
     step = max(1, READ_PIXELS // max(1, largest))
-    return [range(first, min(first + step, count)) for first in range(0, count, step)]
+    return [range(first, min(first + step, count)) for first in range(0, count, step)] or [range(0)]
 
 
 def runs_bytes(request: embed_pb2.EmbedRegionsRequest) -> int:

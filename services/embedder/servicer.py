@@ -36,25 +36,31 @@ class EmbedServicer(embed_pb2_grpc.EmbedServiceServicer):
     async def EmbedRegions(  # noqa: N802
         self, request: embed_pb2.EmbedRegionsRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> embed_pb2.EmbedRegionsResponse:
-        """One image and many of its regions."""
-        _check_count("regions", len(request.regions), self._settings.max_regions, "max_regions")
+        """One image: many of its regions and, where asked for, the whole of it."""
+        if request.regions or not request.include_image:
+            _check_count("regions", len(request.regions), self._settings.max_regions, "max_regions")
         policy = self._policy(request.crop_policy)
         (nbytes,) = await self._decoded_bytes([request.image])
         nbytes += runs_bytes(request)
-        vectors = [
+        parts = [
             await self._engine.embed_regions(
                 functools.partial(read_regions, request, self._limits, places),
                 len(places),
                 policy,
                 priority_of(request.priority),
+                include_image=request.include_image and places.start == 0,
                 nbytes=nbytes,
                 continuation=places.start > 0,
                 more=len(request.regions) - places.stop,
             )
             for places in split_by_memory(request)
         ]
+        vectors = np.concatenate(parts)
+        whole, regions = vectors[: request.include_image], vectors[request.include_image :]
         return embed_pb2.EmbedRegionsResponse(
-            vectors=tensor_to_proto(np.concatenate(vectors)), model=self.model(policy)
+            vectors=tensor_to_proto(regions),
+            model=self.model(policy),
+            image_vector=tensor_to_proto(whole) if request.include_image else None,
         )
 
     async def EmbedImages(  # noqa: N802

@@ -36,55 +36,61 @@ class Regions:
 
 @dataclass(frozen=True)
 class RegionsTask:
-    """Regions to be embedded. Items are region by region for each part of the policy.
+    """Regions to be embedded. The first item is the whole image where it is included; then come the regions,
+    one after the other, once for each part of the policy.
 
     Attributes:
         read: Decodes image and regions; called once, in a thread.
         count: Number of regions.
         policy: How they are shown.
+        include_image: Whether the whole image is embedded too.
     """
 
     read: Callable[[], Regions]
     count: int
     policy: CropPolicy
+    include_image: bool = False
 
     @property
     def items(self) -> int:
         """Crops to be embedded."""
-        return self.count * len(self.policy.parts)
+        return self.include_image + self.count * len(self.policy.parts)
 
     def prepare(self, backend: Backend) -> PreparedRegions:
         """Everything that needs no device."""
         regions = self.read()
-        return PreparedRegions(
-            _planes(regions.pixels), torch.from_numpy(regions.boxes), regions.masks, self.policy
-        )
+        planes = _planes(regions.pixels)
+        whole = prepare_image(planes, backend) if self.include_image else None
+        return PreparedRegions(planes, torch.from_numpy(regions.boxes), regions.masks, self.policy, whole)
 
 
 @dataclass
 class PreparedRegions:
-    """An image whose regions are cut out on the device."""
+    """An image whose regions are cut out on the device, and the whole of it where it is included."""
 
     image: Tensor
     boxes: Tensor
     masks: Sequence[NDArray[np.bool_]] | None
     policy: CropPolicy
+    whole: PreparedImage | None = None
     _on_device: dict[torch.device, Tensor] = field(default_factory=dict)  # one upload for all parts
 
     def crops(self, start: int, stop: int, backend: Backend) -> Tensor:
         """Normalised crops (stop - start, 3, size, size) on the device."""
-        image = self._on_device.get(backend.device)
-        if image is None:
-            image = self._on_device[backend.device] = self.image.to(backend.device, non_blocking=True)
-        split_by_memory = []
-        for number, policy in enumerate(self.policy.parts):
-            first = number * len(self.boxes)
+        crops = []
+        first = 0
+        if self.whole is not None:
+            first = 1
+            if start == 0:
+                crops.append(self.whole.crops(0, 1, backend))
+        for policy in self.policy.parts:
             chosen = range(max(start - first, 0), min(stop - first, len(self.boxes)))
+            first += len(self.boxes)
             if not chosen:
                 continue
-            split_by_memory.append(
+            crops.append(
                 crop_regions(
-                    image,
+                    self._uploaded(backend.device),
                     self.boxes[chosen.start : chosen.stop],
                     None if self.masks is None else _OnDevice(self.masks, chosen, backend.device),
                     policy,
@@ -93,7 +99,13 @@ class PreparedRegions:
                     std=backend.std,
                 )
             )
-        return split_by_memory[0] if len(split_by_memory) == 1 else torch.cat(split_by_memory)
+        return crops[0] if len(crops) == 1 else torch.cat(crops)
+
+    def _uploaded(self, device: torch.device) -> Tensor:
+        image = self._on_device.get(device)
+        if image is None:
+            image = self._on_device[device] = self.image.to(device, non_blocking=True)
+        return image
 
 
 @dataclass(frozen=True)
@@ -124,10 +136,7 @@ class ImageTask:
 
     def prepare(self, backend: Backend) -> PreparedImage:
         """Everything that needs no device."""
-        fitted = resize_image(_planes(self.read()), backend.size, backend.resize_mode)
-        mean = torch.tensor(backend.mean).view(3, 1, 1) * 255
-        std = torch.tensor(backend.std).view(3, 1, 1) * 255
-        return PreparedImage((fitted - mean) / std)
+        return prepare_image(_planes(self.read()), backend)
 
 
 @dataclass(frozen=True)
@@ -139,6 +148,14 @@ class PreparedImage:
     def crops(self, start: int, stop: int, backend: Backend) -> Tensor:
         """It, on the device, (1, 3, size, size)."""
         return self.image.unsqueeze(0).to(backend.device, non_blocking=True)
+
+
+def prepare_image(planes: Tensor, backend: Backend) -> PreparedImage:
+    """Fits an image (3, H, W) uint8 to the model's size, off the device, and normalises it."""
+    fitted = resize_image(planes, backend.size, backend.resize_mode)
+    mean = torch.tensor(backend.mean).view(3, 1, 1) * 255
+    std = torch.tensor(backend.std).view(3, 1, 1) * 255
+    return PreparedImage((fitted - mean) / std)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ def three_at_a_time(monkeypatch):
 
 
 async def test_pieces_give_the_same_vectors(service, pixels, regions, monkeypatch):
-    request = region_request(pixels, *regions)
+    request = region_request(pixels, *regions, include_image=True)
     whole = tensor_from_proto((await service.EmbedRegions(request)).vectors, "vectors", ndim=2)
     monkeypatch.setattr(request_parsing, "READ_PIXELS", 3 * HEIGHT * WIDTH)
     assert [len(places) for places in request_parsing.split_by_memory(request)] == [3, 3, 3, 2]

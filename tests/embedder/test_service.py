@@ -13,6 +13,7 @@ from regionsearch.images import encode_image
 from regionsearch.masks import mask_to_proto
 from regionsearch.tensors import tensor_from_proto
 from regionsearch.v1 import embed_pb2, types_pb2
+from services.embedder import request_parsing
 from services.embedder.crops import CropPolicy, crop_regions
 from services.embedder.resample import resize_image
 
@@ -86,6 +87,37 @@ async def test_regions(service, backend, pixels, regions, policy):
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
     assert answer.model.crop_policy == value
     assert answer.model.dimension == vectors.shape[1] == 64
+
+
+@pytest.mark.parametrize("policy", ["BBOX", "ENSEMBLE"])
+async def test_whole_image_and_regions_come_from_one_decode(service, pixels, regions, policy, monkeypatch):
+    decode, decodes = request_parsing.image_from_proto, []
+
+    def counted(*arguments):
+        decodes.append(arguments)
+        return decode(*arguments)
+
+    value = types_pb2.CropPolicy.Value(f"CROP_POLICY_{policy}")
+    request = region_request(pixels, *regions, policy=value)
+    alone = await service.EmbedRegions(request)
+    assert not alone.HasField("image_vector")
+    whole = await service.EmbedImages(embed_pb2.EmbedImagesRequest(images=[request.image]))
+
+    monkeypatch.setattr(request_parsing, "image_from_proto", counted)
+    request.include_image = True
+    both = await service.EmbedRegions(request)
+    assert len(decodes) == 1
+    for answer, expected in ((both.vectors, alone.vectors), (both.image_vector, whole.vectors)):
+        np.testing.assert_allclose(
+            tensor_from_proto(answer, "vectors", ndim=2), tensor_from_proto(expected, "", ndim=2), atol=2e-5
+        )
+
+    del request.regions[:]
+    none = await service.EmbedRegions(request)
+    assert list(none.vectors.shape) == [0, 64]
+    np.testing.assert_allclose(
+        tensor_from_proto(none.image_vector, ""), tensor_from_proto(whole.vectors, ""), atol=2e-5
+    )
 
 
 async def test_concurrent_callers_get_their_own_answers(service, backend, pixels, regions):

@@ -109,8 +109,13 @@ class FakeEmbedder(embed_pb2_grpc.EmbedServiceServicer):
         async with self._script.call("EmbedRegions", request):
             pixels = image_from_proto(request.image)
             rows = [colour_vector(pixels[mask_from_proto(cut.mask)].mean(axis=0)) for cut in request.regions]
+            vectors = np.array(rows, np.float32).reshape(len(rows), DIMENSION)
             model = self._model(request.crop_policy or self._script.model.crop_policy)
-            return embed_pb2.EmbedRegionsResponse(vectors=tensor_to_proto(np.stack(rows)), model=model)
+            answer = embed_pb2.EmbedRegionsResponse(vectors=tensor_to_proto(vectors), model=model)
+            if request.include_image:
+                whole = colour_vector(pixels.mean(axis=(0, 1)))
+                answer.image_vector.CopyFrom(tensor_to_proto(whole[None]))
+            return answer
 
     async def EmbedImages(self, request, context):
         async with self._script.call("EmbedImages", request):
