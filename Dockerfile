@@ -1,0 +1,88 @@
+# One target for each process; from the repository's root:
+#     docker build --target segmenter -t regionsearch/segmenter .        likewise embedder, searcher and gateway
+ARG PYTHON_IMAGE=python:3.11-slim-bookworm
+
+FROM ${PYTHON_IMAGE} AS wheel
+COPY . /src
+RUN pip wheel --no-cache-dir --no-deps -w /wheel /src
+
+# The project without its code. Its requirements are installed from this, before the project itself: a change of the
+# code is then a layer of a few megabytes.
+FROM ${PYTHON_IMAGE} AS requirements
+COPY pyproject.toml constraints.txt constraints-torch.txt /project/
+RUN cd /project && touch README.md && install -d regionsearch services gateway training evaluation models/pocket
+
+FROM ${PYTHON_IMAGE} AS base
+ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 OMP_WAIT_POLICY=PASSIVE
+RUN apt-get update && apt-get install -y --no-install-recommends tini && rm -rf /var/lib/apt/lists/*
+RUN python -m venv /opt/venv && install -d -o 10001 -g 10001 /data /models
+
+FROM base AS gateway
+COPY --from=requirements /project /opt/project
+RUN pip install --no-cache-dir -c /opt/project/constraints.txt "/opt/project[gateway]" && pip uninstall -y regionsearch
+COPY --from=wheel /wheel /tmp/wheel
+RUN pip install --no-cache-dir --no-deps /tmp/wheel/*.whl
+ENV REGIONSEARCH_GATEWAY_HOST=0.0.0.0 REGIONSEARCH_GATEWAY_PORT=50050 REGIONSEARCH_GATEWAY_HTTP_PORT=8000 \
+    REGIONSEARCH_GATEWAY_METRICS_PORT=9090 REGIONSEARCH_GATEWAY_IMAGE_STORE=/data/images
+LABEL org.opencontainers.image.title="Region Search gateway" org.opencontainers.image.licenses="Apache-2.0"
+USER 10001:10001
+VOLUME /data
+EXPOSE 8000 50050 9090
+HEALTHCHECK --interval=10s --timeout=15s --start-period=60s CMD ["python", "-m", "services.runtime.probe", "gateway"]
+ENTRYPOINT ["tini", "--", "python", "-m", "gateway"]
+
+FROM base AS searcher
+COPY --from=requirements /project /opt/project
+# EXTRA=milvus adds what the milvus engine needs.
+ARG EXTRA=searcher
+RUN pip install --no-cache-dir -c /opt/project/constraints.txt "/opt/project[$EXTRA]" && pip uninstall -y regionsearch
+# FAISS_PACKAGE=faiss-gpu searches on the GPU: the same version, one package in the place of the other.
+ARG FAISS_PACKAGE=faiss-cpu
+RUN if [ "$FAISS_PACKAGE" != faiss-cpu ]; then \
+         version=$(python -c "from importlib.metadata import version; print(version('faiss-cpu'))") \
+         && pip uninstall -y faiss-cpu && pip install --no-cache-dir "$FAISS_PACKAGE==$version"; fi
+COPY --from=wheel /wheel /tmp/wheel
+RUN pip install --no-cache-dir --no-deps /tmp/wheel/*.whl
+ENV REGIONSEARCH_SEARCHER_HOST=0.0.0.0 REGIONSEARCH_SEARCHER_PORT=50053 REGIONSEARCH_SEARCHER_METRICS_PORT=9090 \
+    REGIONSEARCH_SEARCHER_EMBEDDED__FOLDER=/data
+LABEL org.opencontainers.image.title="Region Search searcher" org.opencontainers.image.licenses="Apache-2.0"
+USER 10001:10001
+VOLUME /data
+EXPOSE 50053 9090
+HEALTHCHECK --interval=10s --timeout=15s --start-period=300s CMD ["python", "-m", "services.runtime.probe", "searcher"]
+ENTRYPOINT ["tini", "--", "python", "-m", "services.searcher"]
+
+# One set of layers for segmenter and embedder. The packages are CUDA builds, which run on the CPU too; for a small
+# CPU-only image point TORCH_INDEX at PyTorch's own CPU index.
+FROM base AS torch
+ARG TORCH_INDEX=""
+COPY constraints-torch.txt /opt/
+RUN pip install --no-cache-dir ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} -c /opt/constraints-torch.txt torch torchvision
+
+FROM torch AS segmenter
+COPY --from=requirements /project /opt/project
+RUN pip install --no-cache-dir -c /opt/project/constraints.txt "/opt/project[segmenter]" && pip uninstall -y regionsearch
+COPY --from=wheel /wheel /tmp/wheel
+RUN pip install --no-cache-dir --no-deps /tmp/wheel/*.whl
+ENV REGIONSEARCH_SEGMENTER_HOST=0.0.0.0 REGIONSEARCH_SEGMENTER_PORT=50051 REGIONSEARCH_SEGMENTER_METRICS_PORT=9090 \
+    REGIONSEARCH_MODELS_DIR=/models
+LABEL org.opencontainers.image.title="Region Search segmenter" org.opencontainers.image.licenses="Apache-2.0"
+USER 10001:10001
+VOLUME /models
+EXPOSE 50051 9090
+HEALTHCHECK --interval=10s --timeout=15s --start-period=300s CMD ["python", "-m", "services.runtime.probe", "segmenter"]
+ENTRYPOINT ["tini", "--", "python", "-m", "services.segmenter"]
+
+FROM torch AS embedder
+COPY --from=requirements /project /opt/project
+RUN pip install --no-cache-dir -c /opt/project/constraints.txt "/opt/project[embedder]" && pip uninstall -y regionsearch
+COPY --from=wheel /wheel /tmp/wheel
+RUN pip install --no-cache-dir --no-deps /tmp/wheel/*.whl
+ENV REGIONSEARCH_EMBEDDER_HOST=0.0.0.0 REGIONSEARCH_EMBEDDER_PORT=50052 REGIONSEARCH_EMBEDDER_METRICS_PORT=9090 \
+    REGIONSEARCH_MODELS_DIR=/models
+LABEL org.opencontainers.image.title="Region Search embedder" org.opencontainers.image.licenses="Apache-2.0"
+USER 10001:10001
+VOLUME /models
+EXPOSE 50052 9090
+HEALTHCHECK --interval=10s --timeout=15s --start-period=300s CMD ["python", "-m", "services.runtime.probe", "embedder"]
+ENTRYPOINT ["tini", "--", "python", "-m", "services.embedder"]
