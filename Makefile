@@ -8,7 +8,9 @@ STEPS ?=
 ARGS ?=
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: help run test test-slow lint protos bench train-pocket evaluate loadtest loadtest-flood loadtest-ui clean
+TESTS := $(BIN)/python -m pytest
+
+.PHONY: help run test test-unit test-slow lint protos bench train-pocket evaluate loadtest loadtest-flood loadtest-ui clean
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -32,23 +34,27 @@ $(VENV)/.dev: pyproject.toml constraints.txt constraints-torch.txt scripts/insta
 run: $(VENV)/.run  ## Install, start everything with the pocket models and demo images, print the URL
 	$(BIN)/regionsearch up --demo
 
-test: $(VENV)/.dev  ## Install what the tests need and run them all
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+test: $(VENV)/.dev  ## Install what the tests need and run them all, or those that ARGS selects
+	$(TESTS) -n 2 --dist loadfile $(ARGS)
+
+test-unit: $(VENV)/.dev  ## The fast tests: no processes of ours, no models, no browser
+	$(TESTS) $(if $(ARGS),,-n 2 --dist worksteal) -m 'not (stack or browser or slow)' $(ARGS)
 
 test-slow: $(VENV)/.dev  ## The long suites: hundreds of crash rounds, soak runs, other engines
-	$(BIN)/python -m pytest -m slow
+	$(TESTS) -m slow $(ARGS)
 
-lint: $(VENV)/.dev  ## ruff, mypy, the architecture, the contract's style
+lint: $(VENV)/.dev  ## ruff, mypy, the architecture, the contract's style, the types of the page's scripts
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python scripts/lint_protos.py
+	@if command -v buf >/dev/null; then $(BIN)/python scripts/lint_protos.py; else echo "without buf the contract's style is not checked"; fi
+	@if command -v tsc >/dev/null; then tsc -p gateway/web/jsconfig.json; else echo "without tsc the page's types are not checked"; fi
 
 protos: $(VENV)/.dev  ## Generate the stubs of protos/ into regionsearch/v1
 	$(BIN)/python scripts/generate_protos.py
 
 bench: $(VENV)/.dev  ## Measure speed as ratios; writes benchmarks/out/latest.json
-	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks $(ARGS)
 
 train-pocket: $(VENV)/.dev  ## Train the pocket models (STEPS=20 for a quick run)
 	scripts/install_training_data.sh
@@ -56,16 +62,16 @@ train-pocket: $(VENV)/.dev  ## Train the pocket models (STEPS=20 for a quick run
 	env -u OMP_WAIT_POLICY $(BIN)/python -m training $(if $(STEPS),--steps $(STEPS)) $(ARGS)
 
 evaluate: $(VENV)/.run  ## Measure what the models find, on the bundled held-out scenes
-	$(BIN)/regionsearch evaluate --fixture
+	$(BIN)/regionsearch evaluate --fixture $(ARGS)
 
 loadtest: $(VENV)/.dev  ## A minute of load on a local stack; a table, HTML, CSV and a verdict
-	$(BIN)/python -m loadtests
+	$(BIN)/python -m loadtests $(ARGS)
 
 loadtest-flood: $(VENV)/.dev  ## The same promises next to one caller who floods the stack
-	$(BIN)/python -m loadtests --flood 24
+	$(BIN)/python -m loadtests --flood 24 $(ARGS)
 
 loadtest-ui: $(VENV)/.dev  ## The same stack with Locust's page
-	$(BIN)/python -m loadtests --ui
+	$(BIN)/python -m loadtests --ui $(ARGS)
 
 clean:  ## Remove the environment and generated files; collected data and what training keeps stay
-	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .hypothesis .import_linter_cache benchmarks/out loadtests/out out
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache benchmarks/out loadtests/out out

@@ -1,5 +1,6 @@
 #!/bin/sh
-# What the tests use besides Python packages: a browser, the font that training draws with, buf for the contract.
+# What the tests use besides Python packages: a browser, the font that training draws with, buf for
+# the contract, TypeScript for the types of the page's scripts.
 # haproxy and prometheus, which some tests of the deployment use, are not among them: their Debian packages start
 # daemons. Installed where we may; a test that misses its tool says so and is skipped.
 set -u
@@ -17,7 +18,10 @@ if [ -n "$missing" ]; then
     fi
 fi
 
-if ! command -v buf >/dev/null 2>&1 && command -v npm >/dev/null 2>&1; then
-    npm install --global --silent @bufbuild/buf@1 || echo "without buf the contract's style is not tested" >&2
+if command -v npm >/dev/null 2>&1; then
+    command -v buf >/dev/null 2>&1 ||
+        npm install --global --silent @bufbuild/buf@1 || echo "without buf the contract's style is not tested" >&2
+    command -v tsc >/dev/null 2>&1 ||
+        npm install --global --silent typescript@5 || echo "without tsc the page's types are not checked" >&2
 fi
 exit 0

@@ -13,7 +13,6 @@ from tests.web.conftest import PATIENCE_MS
 from tests.web.fake_gateway import UPLOADED, FakeGateway
 from tests.web.scenes import scene
 
-pytestmark = pytest.mark.browser
 SERIOUS = {"serious", "critical"}
 
 

@@ -7,15 +7,12 @@ import re
 from pathlib import Path
 from typing import Any
 
-import pytest
 from playwright.sync_api import Page, expect
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
 from tests.web.fake_gateway import LONGEST_PHRASE, FakeGateway, Server
 from tests.web.steps import picture_file, search
-
-pytestmark = pytest.mark.browser
 
 
 def downloaded(page: Page, button: str) -> dict[str, Any]:

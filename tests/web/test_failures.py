@@ -6,13 +6,11 @@ import json
 import re
 from pathlib import Path
 
-import pytest
 from playwright.sync_api import Dialog, Page, Route, expect
 
 from tests.web.fake_gateway import FakeGateway
 from tests.web.steps import hold, picture_file, search
 
-pytestmark = pytest.mark.browser
 IMAGES = "**/v1/collections/default/images"
 
 

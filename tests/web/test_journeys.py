@@ -14,7 +14,6 @@ from tests.web.fake_gateway import FakeGateway
 from tests.web.pixels import MARK, expected_box, marked_box, screenshot
 from tests.web.steps import picture_file, search, tile
 
-pytestmark = pytest.mark.browser
 LINE_PX = 4  # half of the line, its smoothing, and a pixel of rounding
 
 

@@ -9,8 +9,6 @@ from tests.web.fake_gateway import FakeGateway
 from tests.web.scenes import scene
 from tests.web.steps import all_freed, hold, search, watch_addresses
 
-pytestmark = pytest.mark.browser
-
 
 @pytest.fixture
 def gateway() -> FakeGateway:

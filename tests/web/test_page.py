@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import re
 
-import pytest
 from playwright.sync_api import Page, expect
 
 from tests.web.fake_gateway import FakeGateway
 from tests.web.steps import search
-
-pytestmark = pytest.mark.browser
 
 
 def test_back_brings_the_query_back(page: Page, url: str) -> None:

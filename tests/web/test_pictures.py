@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import pytest
 from PIL import Image
 from playwright.sync_api import Page, expect
 
@@ -13,8 +12,6 @@ from tests.web.fake_gateway import FakeGateway
 from tests.web.pixels import expected_box
 from tests.web.scenes import scene
 from tests.web.steps import drag, picture_file
-
-pytestmark = pytest.mark.browser
 
 
 def test_a_dropped_picture_is_searched_with(

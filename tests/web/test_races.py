@@ -13,8 +13,6 @@ from tests.web.fake_gateway import FakeGateway
 from tests.web.scenes import scene
 from tests.web.steps import all_freed, hold, picture_file, search, watch_addresses
 
-pytestmark = pytest.mark.browser
-
 
 def point(page: Page, url: str, gateway: FakeGateway) -> Callable[..., None]:
     """Opens the first hit and points at it; the mask is still to come."""

@@ -8,7 +8,6 @@ import re
 from pathlib import Path
 
 import numpy as np
-import pytest
 from PIL import Image
 from playwright.sync_api import Page, expect
 
@@ -18,7 +17,6 @@ from tests.e2e.scenes import Scene, Thing, held_out_scenes, iou
 from tests.stack import Stack
 from tests.web.pixels import expected_box, marked_box
 
-pytestmark = pytest.mark.browser
 COLLECTION = "page"
 
 

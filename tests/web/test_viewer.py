@@ -13,8 +13,6 @@ from tests.web.fake_gateway import FakeGateway
 from tests.web.scenes import Scene
 from tests.web.steps import tile
 
-pytestmark = pytest.mark.browser
-
 
 def test_the_find_that_was_chosen_is_selected(page: Page, url: str) -> None:
     page.goto(f"{url}/?q=red+circle,+blue+square&group=0")

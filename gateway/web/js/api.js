@@ -45,7 +45,7 @@ const pause = (seconds, signal) =>
     signal?.addEventListener("abort", () => (clearTimeout(timer), reject(signal.reason)), { once: true });
   });
 
-async function send(path, { key = null, headers, ...options } = {}) {
+async function send(path, { key = null, headers = {}, ...options } = {}) {
   try {
     return await fetch(path, { ...options, headers: key ? { ...headers, Authorization: `Bearer ${key}` } : headers });
   } catch (error) {
@@ -67,7 +67,9 @@ const broken = () => new Problem(0, { title: "The answer could not be read", det
 
 /**
  * Sends a request; asks for a key when one is needed and waits when the server says how long.
- * @param {boolean} options.asks False for the many pictures of a page: they only wait while another request asks.
+ * @param {string} path
+ * @param {RequestInit & {retries?: number, asks?: boolean}} options `asks` is false for the many pictures of a page:
+ *   they only wait while another request asks.
  */
 async function request(path, { retries = 2, asks = true, ...options } = {}) {
   const key = tab.recall(KEY);

@@ -9,7 +9,7 @@ export const $ = (id) => document.getElementById(id);
  * Makes an element.
  * @param {string} tag Name, with classes after dots: "button.primary.small".
  * @param {object} properties Functions become listeners, `data` a dataset, names with a hyphen and `role` attributes.
- * @param {...(Node|string|null|false)} children Empty ones are left out.
+ * @param {...(Node|string|number|null|false)} children Empty ones are left out.
  */
 export function h(tag, properties = {}, ...children) {
   const [name, ...classes] = tag.split(".");
@@ -22,7 +22,7 @@ export function h(tag, properties = {}, ...children) {
     else if (key.includes("-") || key === "role") element.setAttribute(key, value);
     else element[key] = value;
   }
-  element.append(...children.filter((child) => child || child === 0));
+  for (const child of children) if (child || child === 0) element.append(typeof child === "number" ? String(child) : child);
   return element;
 }
 

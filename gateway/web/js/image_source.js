@@ -24,7 +24,9 @@ const showsAsMeant = (element, { content_type, width, height }) =>
 /** A picture of a collection, with its things. */
 export class StoredPicture {
   constructor(collection, id) {
-    Object.assign(this, { collection, id, stored: true });
+    this.collection = collection;
+    this.id = id;
+    this.stored = true;
   }
 
   /** How a request of the API names it. */
@@ -52,7 +54,9 @@ export class StoredPicture {
 /** The picture that is searched with: nothing of it is stored, but one can point at a thing in it. */
 export class OwnPicture {
   constructor(name) {
-    Object.assign(this, { id: name, stored: false });
+    this.collection = null;
+    this.id = name;
+    this.stored = false;
   }
 
   get reference() {

@@ -8,6 +8,8 @@ const SPECK = 0.03; // of the largest part's area
 
 /** A mask that answers "is this pixel inside?" and draws its outline. */
 export class Mask {
+  cachedLoops;
+
   /** @param {{size: [number, number], counts: string}} rle Size is [height, width]. */
   constructor({ size: [height, width], counts }) {
     this.height = height;

@@ -7,7 +7,8 @@ export const HUES = 6;
 
 /**
  * Draws outlines over a picture of this size.
- * @param {SVGElement} target Emptied first. Its viewBox is set.
+ * @param {Element} target Emptied first. Its viewBox is set.
+ * @param {{width: number, height: number}} size
  * @param {{path: string, hue?: number, kind?: string}[]} shapes
  * @param {boolean} dim Whether the rest of the picture is dimmed.
  */

@@ -13,7 +13,7 @@ export class Things {
   /**
    * Shows things in this order.
    * @param {object[]} things Regions, or hits of a search inside when `scored`.
-   * @param {(thing: object) => string} share Its part of the picture, in words.
+   * @param {{scored: boolean, image: object, share: (area: number) => string}} how `share` is a part of the picture, in words.
    */
   show(things, { scored, image, share }) {
     $("regions-title").textContent = scored ? "Best first" : "Things in this picture";

@@ -22,7 +22,7 @@ export class Results {
     $("grid").addEventListener("keydown", (event) => this.key(event));
     $("grid").addEventListener("focusin", (event) => this.rove(event.target.closest("li")));
     $("export").addEventListener("click", () => this.export());
-    document.addEventListener("threshold", ({ detail }) => this.threshold(detail));
+    document.addEventListener("threshold", (/** @type {CustomEvent} */ { detail }) => this.threshold(detail));
   }
 
   /** Shows the pictures or hits of a state from the first page on. */
@@ -242,7 +242,7 @@ function title(state) {
 
 const skeletons = () => [1.3, 0.8, 1.5, 1, 0.7, 1.4, 1.1, 0.9].map((ratio) => {
   const element = h("li.skeleton", { "aria-hidden": "true" }, h("div.tile"));
-  element.style.setProperty("--ratio", ratio);
+  element.style.setProperty("--ratio", String(ratio));
   return element;
 });
 

@@ -69,7 +69,7 @@ export class SearchBar {
     form.not.value = state.not;
     const active = filterCount(state);
     $("filter-count").hidden = !active;
-    $("filter-count").textContent = active;
+    $("filter-count").textContent = String(active);
     $("filter-count").setAttribute("aria-label", `${active} in use`);
     $("result-actions").hidden = !isSearch(state);
     this.toggle(this.filtersOpen);

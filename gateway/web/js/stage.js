@@ -7,6 +7,11 @@ const DRAG_PX = 5; // less is a click
 const NOTHING = Object.freeze({ points: [], box: null });
 
 export class Stage {
+  size = { width: 1, height: 1 };
+  points = [];
+  box = null;
+  past = [];
+
   /**
    * @param {object} on
    * @param {(x: number, y: number) => ({path: string}|null)} on.hover What lies there.
@@ -16,7 +21,7 @@ export class Stage {
     this.on = on;
     this.element = $("stage");
     this.overlay = $("stage-overlay");
-    this.reset({ width: 1, height: 1 });
+    this.reset(this.size);
     const { element } = this;
     element.addEventListener("pointermove", (event) => this.move(event));
     element.addEventListener("pointerleave", () => !this.drag && this.setHover(null));

@@ -12,6 +12,9 @@ import { isSearch, MINE, phrases } from "./url.js";
 const WANT_FACTS = ["viewer-coco", "viewer-delete"]; // buttons that wait until it is known what the picture shows
 
 export class Viewer {
+  image = null;
+  things = [];
+
   /** @param {object} actions ask, unlike, open, close, closed, neighbour, deleted; see main.js. */
   constructor(actions) {
     this.actions = actions;
