@@ -10,13 +10,13 @@ from fastapi.responses import JSONResponse, Response
 from gateway.access import Scope
 from gateway.core import Gateway
 from gateway.http.access import needs
-from gateway.http.answers import Collection, Collections
 from gateway.http.bodies import CollectionBody
 from gateway.http.body_parser import read_body
 from gateway.http.conditional import json_with_etag
 from gateway.http.openapi import body_of
 from gateway.http.values import PageToken
 from gateway.settings import crop_policy_value
+from regionsearch.schemas.responses import Collection, Collections
 
 
 def router(gateway: Gateway) -> APIRouter:
@@ -39,7 +39,7 @@ def router(gateway: Gateway) -> APIRouter:
         codes = None if body.binary_codes is None else body.binary_codes.to_proto()
         made = await catalog.create(body.name, crop_policy_value(body.crop_policy), codes)
         location = f"{request.url.path}/{made.name}"
-        return JSONResponse(Collection.of(made).model_dump(), 201, {"Location": location})
+        return JSONResponse(Collection.from_proto(made).model_dump(), 201, {"Location": location})
 
     @routes.get("", summary="List collections", response_model=Collections, dependencies=read)
     async def list_collections(
@@ -49,17 +49,13 @@ def router(gateway: Gateway) -> APIRouter:
     ) -> Response:
         """By name."""
         page = await catalog.list(page_size, page_token)
-        answer = Collections(
-            collections=[Collection.of(one) for one in page.collections],
-            next_page_token=page.next_page_token,
-        )
-        return json_with_etag(request, answer.model_dump())
+        return json_with_etag(request, Collections.from_proto(page).model_dump())
 
     @routes.get("/{collection}", summary="A collection", response_model=Collection, dependencies=read)
     async def get_collection(collection: str, request: Request) -> Response:
         """Its model and how much is in it."""
         found = await catalog.get(collection)
-        return json_with_etag(request, Collection.of(found).model_dump())
+        return json_with_etag(request, Collection.from_proto(found).model_dump())
 
     @routes.delete(
         "/{collection}",

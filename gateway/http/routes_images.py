@@ -14,15 +14,22 @@ from gateway import coco, render
 from gateway.access import Scope
 from gateway.core import Gateway
 from gateway.http.access import needs
-from gateway.http.answers import Image, Images, Region, Regions, StoredImages, UpdatedImage
 from gateway.http.bodies import ImageChangeBody, ImageIdsBody
 from gateway.http.body_parser import read_body
 from gateway.http.conditional import CHANGED, changed, check_if_match, etag_of, json_with_etag, picture
-from gateway.http.hits import CocoDocument
 from gateway.http.openapi import IMAGE, body_of
 from gateway.http.values import PageToken
 from regionsearch.errors import Kind, RegionSearchError
 from regionsearch.images.metadata import LOSSLESS, without_metadata
+from regionsearch.schemas.responses import (
+    CocoDocument,
+    Image,
+    Images,
+    Region,
+    Regions,
+    StoredImages,
+    UpdatedImage,
+)
 from regionsearch.v1 import search_pb2
 
 PageSize = Annotated[int, Query(ge=0, le=2**31 - 1, description="0 means 100; at most 1000.")]
@@ -73,7 +80,7 @@ def router(gateway: Gateway) -> APIRouter:
         if if_match is None or if_match.strip() == "*":
             return None
         image = await catalog.image(collection, image_id)
-        check_if_match(request, Image.of(image).model_dump())
+        check_if_match(request, Image.from_proto(image).model_dump())
         return image
 
     @routes.get("", summary="List images", response_model=Images, dependencies=read)
@@ -82,12 +89,7 @@ def router(gateway: Gateway) -> APIRouter:
     ) -> Response:
         """Newest first."""
         page = await catalog.images(collection, page_size, page_token)
-        answer = Images(
-            images=[Image.of(image) for image in page.images],
-            next_page_token=page.next_page_token,
-            total_count=page.total_count,
-        )
-        return json_with_etag(request, answer.model_dump())
+        return json_with_etag(request, Images.from_proto(page).model_dump())
 
     @routes.post(
         ":check",
@@ -102,15 +104,13 @@ def router(gateway: Gateway) -> APIRouter:
         Files are not read: to repair one that may be damaged, send it.
         """
         body = await read_body(request, ImageIdsBody, gateway.settings.limits)
-        return StoredImages(
-            images=[Image.of(one) for one in await catalog.stored(collection, body.image_ids)]
-        )
+        return StoredImages.from_proto(await catalog.stored(collection, body.image_ids))
 
     @routes.get("/{image_id}", summary="An image", response_model=Image, dependencies=read)
     async def get_image(collection: str, image_id: str, request: Request) -> Response:
         """What is known about it. Its `ETag` goes into the `If-Match` of a change or a deletion."""
         image = await catalog.image(collection, image_id)
-        return json_with_etag(request, Image.of(image).model_dump())
+        return json_with_etag(request, Image.from_proto(image).model_dump())
 
     @routes.patch(
         "/{image_id}",
@@ -134,7 +134,7 @@ def router(gateway: Gateway) -> APIRouter:
             if as_read is not None:
                 update.as_read.CopyFrom(as_read)
             image, seq = await catalog.update_image(collection, update)
-        facts = Image.of(image).model_dump()
+        facts = Image.from_proto(image).model_dump()
         return JSONResponse(facts | {"seq": seq}, headers={"ETag": etag_of(facts)})
 
     @routes.delete(
@@ -229,7 +229,9 @@ def router(gateway: Gateway) -> APIRouter:
         records = [one for one in found.records if region_id is None or one.record_id == region_id]
         if form == "coco":
             return json_with_etag(request, coco.export_regions(found.images[0], records))
-        answer = Regions(image=Image.of(found.images[0]), regions=[Region.of(record) for record in records])
+        answer = Regions(
+            image=Image.from_proto(found.images[0]), regions=tuple(map(Region.from_proto, records))
+        )
         return json_with_etag(request, answer.model_dump(exclude_none=True))
 
     @routes.get(

@@ -7,7 +7,7 @@ import contextlib
 import hashlib
 import json
 from collections.abc import AsyncIterator, Callable
-from typing import Any, Literal
+from typing import Any
 
 import structlog
 from fastapi import APIRouter, Request
@@ -17,7 +17,6 @@ from starlette.datastructures import FormData, UploadFile
 from gateway.access import Scope
 from gateway.core import Gateway
 from gateway.http.access import needs
-from gateway.http.answers import IngestResult, IngestResults
 from gateway.http.forms import read_form
 from gateway.http.json_reading import is_utf8, parse_json
 from gateway.http.openapi import FILE
@@ -25,13 +24,10 @@ from gateway.http.problems import STATUS, problem
 from gateway.ingest import count_failure
 from gateway.records import IdempotencyKey, checked_key, clean_name
 from regionsearch.errors import Kind, RegionSearchError, invalid, too_large
+from regionsearch.schemas.responses import IngestError, IngestResult, IngestResults
 from regionsearch.v1 import region_search_pb2, types_pb2
 
 _KEEP_ALIVE_S = 15.0
-_OUTCOMES: dict[int, Literal["created", "duplicate"]] = {
-    region_search_pb2.INGEST_OUTCOME_CREATED: "created",
-    region_search_pb2.INGEST_OUTCOME_DUPLICATE: "duplicate",
-}
 
 _FORM = {
     "required": True,
@@ -111,7 +107,7 @@ def router(gateway: Gateway) -> APIRouter:
         errors = [error for error in run.errors if error is not None and _not_the_files(error)]
         if len(errors) == len(files):
             raise max(errors, key=lambda error: STATUS[_kind(error)])
-        return JSONResponse(IngestResults(results=results).model_dump(exclude_none=True))
+        return JSONResponse(IngestResults(results=tuple(results)).to_json())
 
     return routes
 
@@ -167,6 +163,10 @@ async def _attributes(text: str) -> dict[str, str]:
     return found
 
 
+def _failed(name: str, error: RegionSearchError) -> IngestResult:
+    return IngestResult(name=name, outcome="failed", error=IngestError.model_validate(problem(error)))
+
+
 class _Run:
     """The files of one request on their way in."""
 
@@ -207,7 +207,7 @@ class _Run:
         async def run() -> None:
             try:
                 results = await self.results(report)
-                report("done", IngestResults(results=results).model_dump(exclude_none=True))
+                report("done", IngestResults(results=tuple(results)).to_json())
             finally:
                 queue.put_nowait(None)
 
@@ -257,21 +257,13 @@ class _Run:
                 )
         except RegionSearchError as error:
             self.errors[index] = error
-            result = IngestResult(name=name, outcome="failed", error=problem(error))
+            result = _failed(name, error)
         except Exception as error:
             _log.exception("ingest failed unexpectedly", exc_info=error)
             self.errors[index] = error
             unexpected = RegionSearchError(Kind.INTERNAL, "an unexpected error; the server's log tells more")
-            result = IngestResult(name=name, outcome="failed", error=problem(unexpected))
+            result = _failed(name, unexpected)
         else:
-            result = IngestResult(
-                name=name,
-                outcome=_OUTCOMES[answer.outcome],
-                image_id=answer.image_id,
-                regions=answer.region_count,
-                seq=answer.seq,
-                known_as=answer.name if answer.name != name else None,
-                tags=list(answer.tags),
-            )
-        report("result", {"index": index, **result.model_dump(exclude_none=True)})
+            result = IngestResult.from_proto(name, answer)
+        report("result", {"index": index, **result.to_json()})
         return result

@@ -13,18 +13,8 @@ from gateway import coco, render
 from gateway.access import Scope
 from gateway.core import Gateway
 from gateway.http.access import needs
-from gateway.http.answers import Model, Region
 from gateway.http.bodies import EmbeddingsBody, SegmentBody
 from gateway.http.body_parser import read_body
-from gateway.http.hits import (
-    CocoDocument,
-    EmbeddingsAnswer,
-    Hit,
-    PromptAnswer,
-    SearchAnswer,
-    SegmentAnswer,
-    WithinAnswer,
-)
 from gateway.http.openapi import IMAGE, body_of
 from gateway.http.searches import SearchBody, WithinBody, phrases_named
 from gateway.http.values import OnePicture
@@ -36,6 +26,16 @@ from regionsearch.errors import invalid, not_found
 from regionsearch.images import EncodedImage, image_id
 from regionsearch.masks import decode_rle, mask_box
 from regionsearch.region_selection import select_by_scores
+from regionsearch.schemas.responses import (
+    CocoDocument,
+    EmbeddingsAnswer,
+    Model,
+    PromptAnswer,
+    Region,
+    SearchAnswer,
+    SegmentAnswer,
+    WithinAnswer,
+)
 from regionsearch.tensors import tensor_from_proto
 from regionsearch.v1 import embed_pb2, region_search_pb2, search_pb2, types_pb2
 
@@ -80,14 +80,7 @@ def router(gateway: Gateway) -> APIRouter:
         phrases = list(message.query.texts)
         if form == "coco":
             return JSONResponse(coco.export_hits(answer.hits, phrases, answer.next_page_token))
-        found = SearchAnswer(
-            hits=[Hit.of(hit, phrases) for hit in answer.hits],
-            next_page_token=answer.next_page_token,
-            model=Model.of(answer.model),
-            seq=answer.seq,
-            truncated=list(answer.truncated),
-        )
-        return JSONResponse(found.model_dump(exclude_defaults=False))
+        return JSONResponse(SearchAnswer.from_proto(answer, phrases).model_dump())
 
     @routes.post(
         "/v1/search-within",
@@ -113,7 +106,7 @@ def router(gateway: Gateway) -> APIRouter:
             return Response(drawn, media_type=f"image/{body.image_format}")
         if form == "coco":
             return JSONResponse(coco.export_within(answer, body.phrases, *await _named(gateway, body)))
-        found = WithinAnswer.of(answer, body.phrases, masks="mask" in body.include)
+        found = WithinAnswer.from_proto(answer, body.phrases, masks="mask" in body.include)
         return JSONResponse(found.model_dump(exclude_none=True))
 
     @routes.post(
@@ -146,7 +139,7 @@ def router(gateway: Gateway) -> APIRouter:
                 segmented = await gateway.pointer.segment(body.to_proto(image))
             if form == "coco":
                 return JSONResponse(coco.export_segments(segmented, *await _named(gateway, body)))
-            answer = SegmentAnswer.of(segmented)
+            answer = SegmentAnswer.from_proto(segmented)
         return JSONResponse(answer.model_dump(exclude_none=True))
 
     @routes.post(
@@ -160,11 +153,11 @@ def router(gateway: Gateway) -> APIRouter:
         body = await read_body(request, EmbeddingsBody, limits)
         services = gateway.services
         answer: embed_pb2.EmbedTextsResponse | embed_pb2.EmbedImagesResponse
-        truncated: list[bool] = []
+        truncated: tuple[bool, ...] = ()
         if body.texts:
             texts = embed_pb2.EmbedTextsRequest(texts=body.texts)
             answer = of_texts = await services.embedder.call(services.embed.EmbedTexts, texts)
-            truncated = list(of_texts.truncated)
+            truncated = tuple(of_texts.truncated)
         else:
             images = [types_pb2.Image(encoded=data) for data in body.images]
             answer = await services.embedder.call(
@@ -173,7 +166,7 @@ def router(gateway: Gateway) -> APIRouter:
         vectors: Any = tensor_from_proto(answer.vectors, "vectors", ndim=2)
         found = EmbeddingsAnswer(
             vectors=np.asarray(vectors, np.float64).tolist(),
-            model=Model.of(answer.model),
+            model=Model.from_proto(answer.model),
             truncated=truncated,
         )
         return JSONResponse(found.model_dump())
@@ -218,9 +211,10 @@ async def _pick(gateway: Gateway, body: SegmentBody) -> SegmentAnswer:
         records = [records[index] for index in picked]
     if not records:
         raise not_found("points", "no stored region is meant; ask the model with among=model")
-    regions = [Region.of(records[0])] if len(records) == 1 else [await asyncio.to_thread(_merged, records)]
-    image = found.images[0]
-    return SegmentAnswer(width=image.width, height=image.height, results=[PromptAnswer(candidates=regions)])
+    single = len(records) == 1
+    region = Region.from_proto(records[0]) if single else await asyncio.to_thread(_merged, records)
+    image, candidates = found.images[0], PromptAnswer(candidates=(region,))
+    return SegmentAnswer(width=image.width, height=image.height, results=(candidates,))
 
 
 def _merged(records: list[search_pb2.Record]) -> Region:
@@ -232,4 +226,4 @@ def _merged(records: list[search_pb2.Record]) -> Region:
     box = mask_box(pixels)
     if box is not None:
         whole.box.x_min, whole.box.y_min, whole.box.x_max, whole.box.y_max = box
-    return Region.of(whole)
+    return Region.from_proto(whole)

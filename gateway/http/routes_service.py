@@ -16,8 +16,8 @@ from gateway.access import Scope
 from gateway.core import Gateway
 from gateway.health import GatewayHealth
 from gateway.http.access import is_known, needs
-from gateway.http.answers import Model, Models, Ready, ServiceState
 from gateway.service_clients import Readiness
+from regionsearch.schemas.responses import Model, Models, Ready, ServiceState
 from regionsearch.v1 import search_pb2, segment_pb2
 
 WEB = Path(__file__).resolve().parents[1] / "web"
@@ -106,8 +106,8 @@ def router(gateway: Gateway, health: GatewayHealth) -> APIRouter:
             services.searcher.call(services.search.GetStats, search_pb2.GetStatsRequest()),
         )
         answer = Models(
-            segmenter=Model.of(segmenter.model),
-            embedder=Model.of(embedder),
+            segmenter=Model.from_proto(segmenter.model),
+            embedder=Model.from_proto(embedder),
             searcher={"engine": stats.engine, "disk_bytes": stats.disk_bytes},
         )
         return JSONResponse(answer.model_dump(exclude_none=True))

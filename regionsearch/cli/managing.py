@@ -33,7 +33,7 @@ def list_collections(url: Url = URL, api_key: ApiKey = None) -> None:
     table = Table("collection", "images", "vectors", "model")
     with connect(url, api_key) as client:
         for one in client.collections():
-            model = f"{one.model['variant']} / {one.model.get('crop_policy')}"
+            model = f"{one.model.variant} / {one.model.crop_policy}"
             table.add_row(one.name, str(one.image_count), str(one.record_count), model)
     console.print(table)
 
@@ -50,7 +50,7 @@ def create_collection(
     """Make a collection for the model that is served now."""
     with connect(url, api_key) as client:
         made = client.create_collection(name, crop_policy=crop_policy)
-    tell(f"made {made.name}, for {made.model['variant']}")
+    tell(f"made {made.name}, for {made.model.variant}")
 
 
 @collections_app.command("delete")

@@ -8,29 +8,32 @@ with Client("http://localhost:8000") as client:
 
 from regionsearch.client.clients import AsyncClient, Client
 from regionsearch.client.image_inputs import NegativeExample
-from regionsearch.client.results import (
+from regionsearch.schemas.responses import (
+    BinaryCodes,
     Box,
     Collection,
-    CollectionPage,
     Hit,
     HitImage,
     Image,
-    ImagePage,
     IngestProgress,
     IngestResult,
     Mask,
-    Problem,
-    Readiness,
+    Model,
     Region,
     ScoredRegion,
-    SearchResult,
-    SegmentResult,
     UpdatedImage,
-    WithinResult,
 )
+from regionsearch.schemas.responses import Collections as CollectionPage
+from regionsearch.schemas.responses import Images as ImagePage
+from regionsearch.schemas.responses import IngestError as Problem
+from regionsearch.schemas.responses import Ready as Readiness
+from regionsearch.schemas.responses import SearchAnswer as SearchResult
+from regionsearch.schemas.responses import SegmentAnswer as SegmentResult
+from regionsearch.schemas.responses import WithinAnswer as WithinResult
 
 __all__ = [
     "AsyncClient",
+    "BinaryCodes",
     "Box",
     "Client",
     "Collection",
@@ -42,6 +45,7 @@ __all__ = [
     "IngestProgress",
     "IngestResult",
     "Mask",
+    "Model",
     "NegativeExample",
     "Problem",
     "Readiness",

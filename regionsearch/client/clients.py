@@ -16,7 +16,6 @@ from regionsearch.client import operations
 from regionsearch.client.image_inputs import ImageInput
 from regionsearch.client.importing import Import, OnLoop, OnResult
 from regionsearch.client.operations import PAGE_SIZE, Operation
-from regionsearch.client.results import Collection, Image, IngestProgress, IngestResult, Readiness
 from regionsearch.client.streaming import IngestStream
 from regionsearch.client.transports import (
     Address,
@@ -28,6 +27,7 @@ from regionsearch.client.transports import (
     Transport,
 )
 from regionsearch.errors import Kind, RegionSearchError
+from regionsearch.schemas.responses import Collection, Image, IngestProgress, IngestResult, Ready
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -324,7 +324,7 @@ class _Wait:
         self._timeout_s = timeout_s
         self._deadline = time.monotonic() + timeout_s
 
-    def over(self, state: Readiness) -> bool:
+    def over(self, state: Ready) -> bool:
         """Whether the gateway is ready; raises UNAVAILABLE when the time is up."""
         if not state.ready:
             self._go_on(state.reason)

@@ -21,9 +21,9 @@ from typing import Any, Protocol, TypeVar
 from regionsearch.client import operations
 from regionsearch.client.image_inputs import ImageInput, name_of, open_file, path_of
 from regionsearch.client.operations import Operation
-from regionsearch.client.results import Image, IngestResult, UpdatedImage
 from regionsearch.client.streaming import failed
 from regionsearch.errors import Kind, RegionSearchError, invalid
+from regionsearch.schemas.responses import Image, IngestResult, UpdatedImage
 
 T = TypeVar("T")
 

@@ -8,10 +8,9 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 
 from regionsearch import defaults
-from regionsearch.client import messages
 from regionsearch.client.image_inputs import ImageInput, name_of, read_image_input
-from regionsearch.client.results import IngestProgress, IngestResult, Problem
 from regionsearch.errors import Kind, RegionSearchError
+from regionsearch.schemas.responses import IngestError, IngestProgress, IngestResult
 from regionsearch.v1 import region_search_pb2 as pb
 from regionsearch.v1 import types_pb2
 
@@ -39,8 +38,8 @@ def failed(source: ImageInput, error: Exception) -> IngestResult:
         error = RegionSearchError(Kind.INTERNAL, f"{type(error).__name__}: {error}")
     if error.kind in _OF_ALL:
         raise error
-    problem = Problem(code=error.kind.value, detail=error.message)
-    return IngestResult(name=name_of(source), outcome="failed", error=problem)
+    failure = IngestError(code=error.kind.value, detail=error.message)
+    return IngestResult(name=name_of(source), outcome="failed", error=failure)
 
 
 class IngestStream:
@@ -111,7 +110,7 @@ class IngestStream:
 
     def read(self, answer: pb.IngestImagesResponse) -> IngestProgress:
         """What an answer says."""
-        progress = messages.read_progress(self._names[int(answer.key)], answer)
+        progress = IngestProgress.from_proto(self._names[int(answer.key)], answer)
         if progress.result is not None:
             self._open.pop(answer.key, None)
         return progress

@@ -21,11 +21,11 @@ import httpx
 from regionsearch.client.backoff import Backoff
 from regionsearch.client.operations import GrpcCall, HttpRequest, Operation, plain
 from regionsearch.client.problems import failure, unreachable
-from regionsearch.client.results import IngestProgress
 from regionsearch.client.streaming import IngestStream
 from regionsearch.errors import Kind, RegionSearchError, from_rpc_error, invalid
 from regionsearch.proxies import Proxy, environment_proxy, grpc_proxy, http_options, through
 from regionsearch.rpc import CallPolicy, ChannelConfig, TlsFiles, acall, call, open_aio_channel, open_channel
+from regionsearch.schemas.responses import IngestProgress
 from regionsearch.v1.region_search_pb2_grpc import RegionSearchServiceStub
 
 T = TypeVar("T")

@@ -183,7 +183,8 @@ def test_an_outline_has_no_limit_of_its_own(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr("regionsearch.cli.drawing.decode_image", decode)
     hit = Hit(
-        rank=1, score=1, image_id="a", level="image", box=Box(x_min=0, y_min=0, x_max=9, y_max=9),
+        rank=1, score=1, image_id="a", region_id=None, label=None, level="image", area=81,
+        box=Box(x_min=0, y_min=0, x_max=9, y_max=9),
         image=HitImage(width=9, height=9, name="a", tags=()),
     )  # fmt: skip
     assert outline(b"an image", hit)
@@ -197,6 +198,9 @@ def test_an_outline_surrounds_the_mask_and_leaves_it_alone() -> None:
         rank=1,
         score=1,
         image_id="a",
+        region_id="a-r000",
+        label=None,
+        area=150,
         level="region",
         box=Box(x_min=15, y_min=10, x_max=30, y_max=20),
         mask=Mask(size=(40, 60), counts=encode_rle(mask)),

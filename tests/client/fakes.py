@@ -22,6 +22,7 @@ from regionsearch.v1 import region_search_pb2 as pb
 from regionsearch.v1 import region_search_pb2_grpc, search_pb2, types_pb2
 
 MASK = {"size": [2, 3], "counts": "132"}  # column by column: one pixel off, three on, two off
+MODEL = {"family": "open_clip", "variant": "tiny", "weights_digest": "d", "dimension": 4}
 BOX = {"x_min": 0.0, "y_min": 0.0, "x_max": 2.0, "y_max": 2.0}
 STATUS = {Kind.OVERLOADED: 429, Kind.UNAVAILABLE: 503, Kind.PERMISSION_DENIED: 403, Kind.NOT_FOUND: 404}
 PAGES = {"": (("a", "b"), "next"), "next": (("c",), "")}
@@ -168,7 +169,7 @@ class HttpHandler(BaseHTTPRequestHandler):
             case "POST", "search":
                 texts = asked["query"]["texts"]
                 hits = [hit_json(texts[0] if texts else None)]
-                return 200, {"hits": hits, "next_page_token": "", "seq": 7, "model": {},
+                return 200, {"hits": hits, "next_page_token": "", "seq": 7, "model": MODEL,
                              "truncated": self.gateway.truncated}  # fmt: skip
             case "POST", "search-within" if asked.get("render"):
                 return 200, b"\x89PNG"
@@ -178,7 +179,7 @@ class HttpHandler(BaseHTTPRequestHandler):
                     "score": 0.5, "label": asked["texts"][0], "text_index": 0, "is_hit": True,
                 }  # fmt: skip
                 return 200, {"width": 3, "height": 2, "regions": [region], "union_mask": MASK,
-                             "truncated": self.gateway.truncated}  # fmt: skip
+                             "model": MODEL, "truncated": self.gateway.truncated}  # fmt: skip
             case "DELETE", _:
                 return 204, b""
         raise RegionSearchError(Kind.NOT_FOUND, f"there is nothing at {path}", field="path")

@@ -18,7 +18,7 @@ from regionsearch.client import Collection, IngestResult, NegativeExample, opera
 from regionsearch.client.problems import error_of
 from regionsearch.errors import Kind, RegionSearchError, overloaded
 from regionsearch.v1 import search_pb2
-from tests.client.fakes import PAGES, FakeGateway, HttpHandler
+from tests.client.fakes import MODEL, PAGES, FakeGateway, HttpHandler
 
 BUSY = overloaded("too busy", 0.01)
 
@@ -293,7 +293,7 @@ def test_all_collections_page_by_page(
 ) -> None:
     def route(handler: HttpHandler, body: bytes) -> tuple[int, Any]:
         names, token = PAGES["next" if "page_token=next" in handler.path else ""]
-        facts = {"image_count": 1, "record_count": 2, "created_at": "2026-01-01T00:00:00Z", "model": {}}
+        facts = {"image_count": 1, "record_count": 2, "created_at": "2026-01-01T00:00:00Z", "model": MODEL}
         return 200, {"collections": [{"name": name, **facts} for name in names], "next_page_token": token}
 
     async def run() -> tuple[Collection, ...]:

@@ -14,17 +14,17 @@ from regionsearch.client.operations.base import (
     nothing,
     path_of,
 )
-from regionsearch.client.results import Collection, CollectionPage, Readiness
+from regionsearch.schemas.responses import Collection, Collections, Ready
 
 
-def list_collections(*, page_size: int = PAGE_SIZE, page_token: str = "") -> Operation[CollectionPage]:
+def list_collections(*, page_size: int = PAGE_SIZE, page_token: str = "") -> Operation[Collections]:
     """One page of collections, by name."""
     page = {"page_size": page_size, "page_token": page_token}
     return Operation(
         "list_collections",
         HttpCall(
             lambda: HttpRequest("GET", "/v1/collections", params=page),
-            lambda response: CollectionPage.model_validate(response.json()),
+            lambda response: Collections.model_validate(response.json()),
         ),
     )
 
@@ -46,19 +46,19 @@ def delete_collection(name: str) -> Operation[None]:
     return Operation("delete_collection", HttpCall(lambda: HttpRequest("DELETE", path_of(name)), nothing))
 
 
-def ready() -> Operation[Readiness]:
+def ready() -> Operation[Ready]:
     """Whether the gateway can do its work, and if not, what it waits for."""
     return Operation(
         "ready",
         HttpCall(
             lambda: HttpRequest("GET", "/readyz"),
-            lambda response: Readiness.model_validate(response.json()),
+            lambda response: Ready.model_validate(response.json()),
             answers=(httpx.codes.SERVICE_UNAVAILABLE,),
         ),
         GrpcCall(
             lambda channel: health_pb2_grpc.HealthStub(channel).Check,
             health_pb2.HealthCheckRequest,
-            lambda answer: Readiness(ready=answer.status == health_pb2.HealthCheckResponse.SERVING),
+            lambda answer: Ready(ready=answer.status == health_pb2.HealthCheckResponse.SERVING, services={}),
         ),
         retry_overload=False,
     )

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import httpx
 
 from regionsearch import defaults
-from regionsearch.client import messages
 from regionsearch.client.image_inputs import ImageInput, name_of, read_image_input
 from regionsearch.client.operations.base import (
     PAGE_SIZE,
@@ -24,7 +22,15 @@ from regionsearch.client.operations.base import (
     path_of,
 )
 from regionsearch.client.problems import error_of
-from regionsearch.client.results import Image, ImagePage, IngestResult, Region, UpdatedImage
+from regionsearch.schemas.responses import (
+    Image,
+    Images,
+    IngestResult,
+    Region,
+    Regions,
+    StoredImages,
+    UpdatedImage,
+)
 from regionsearch.v1 import region_search_pb2 as pb
 from regionsearch.v1 import search_pb2, types_pb2
 from regionsearch.v1.region_search_pb2_grpc import RegionSearchServiceStub
@@ -77,7 +83,7 @@ def ingest_one(
         GrpcCall(
             lambda channel: RegionSearchServiceStub(channel).IngestImage,
             message,
-            partial(messages.read_ingest, name),
+            lambda answer: IngestResult.from_proto(name, answer),
         ),
     )
 
@@ -96,12 +102,12 @@ def check_images(
         "check_images",
         HttpCall(
             lambda: HttpRequest("POST", f"{path_of(collection, 'images')}:check", json={"image_ids": ids}),
-            lambda response: tuple(map(Image.model_validate, response.json()["images"])),
+            lambda response: StoredImages.model_validate(response.json()).images,
         ),
         GrpcCall(
             lambda channel: RegionSearchServiceStub(channel).CheckImages,
             lambda: pb.CheckImagesRequest(collection=collection, image_ids=ids),
-            messages.read_checked,
+            lambda answer: StoredImages.from_proto(answer.images).images,
         ),
     )
 
@@ -153,26 +159,28 @@ def update_image(
         "update_image",
         HttpCall(request, lambda response: UpdatedImage.model_validate(response.json())),
         GrpcCall(
-            lambda channel: RegionSearchServiceStub(channel).UpdateImage, message, messages.read_updated
+            lambda channel: RegionSearchServiceStub(channel).UpdateImage,
+            message,
+            lambda answer: UpdatedImage.from_update(answer.image, answer.seq),
         ),
     )
 
 
 def list_images(
     collection: str = defaults.COLLECTION, *, page_size: int = PAGE_SIZE, page_token: str = ""
-) -> Operation[ImagePage]:
+) -> Operation[Images]:
     """One page of a collection's images, newest first."""
     page = {"page_size": page_size, "page_token": page_token}
     return Operation(
         "list_images",
         HttpCall(
             lambda: HttpRequest("GET", path_of(collection, "images"), params=page),
-            lambda response: ImagePage.model_validate(response.json()),
+            lambda response: Images.model_validate(response.json()),
         ),
         GrpcCall(
             lambda channel: RegionSearchServiceStub(channel).ListImages,
             lambda: pb.RegionSearchServiceListImagesRequest(collection=collection, **page),  # type: ignore[arg-type]
-            messages.read_images,
+            Images.from_proto,
         ),
     )
 
@@ -192,7 +200,7 @@ def regions(
         "regions",
         HttpCall(
             lambda: HttpRequest("GET", path_of(collection, "images", image_id, "regions"), params=params),
-            lambda response: tuple(map(Region.model_validate, response.json()["regions"])),
+            lambda response: Regions.model_validate(response.json()).regions,
         ),
     )
 

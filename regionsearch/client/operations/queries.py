@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from regionsearch import defaults
-from regionsearch.client import messages
 from regionsearch.client.image_inputs import (
     Box,
     ImageInput,
@@ -34,7 +32,7 @@ from regionsearch.client.operations.base import (
     given,
     path_of,
 )
-from regionsearch.client.results import SearchResult, SegmentResult, WithinResult
+from regionsearch.schemas.responses import SearchAnswer, SegmentAnswer, WithinAnswer
 from regionsearch.v1 import region_search_pb2 as pb
 from regionsearch.v1 import search_pb2
 from regionsearch.v1.region_search_pb2_grpc import RegionSearchServiceStub
@@ -71,7 +69,7 @@ def search(
     exact: bool = False,
     effort: float | None = None,
     masks: bool = False,
-) -> Operation[SearchResult]:
+) -> Operation[SearchAnswer]:
     """Finds regions and images; words, examples and pointing combine.
 
     Args:
@@ -130,11 +128,11 @@ def search(
 
     return Operation(
         "search",
-        HttpCall(request, lambda response: SearchResult.model_validate(response.json())),
+        HttpCall(request, lambda response: SearchAnswer.model_validate(response.json())),
         GrpcCall(
             lambda channel: RegionSearchServiceStub(channel).Search,
             message,
-            partial(messages.read_search, phrases),
+            lambda answer: SearchAnswer.from_proto(answer, phrases),
         ),
     )
 
@@ -149,7 +147,7 @@ def within(
     min_score: float | None = None,
     relative_cutoff: float | None = None,
     min_relevancy: float | None = None,
-) -> Operation[WithinResult]:
+) -> Operation[WithinAnswer]:
     """Scores every region of one image, sent along or stored.
 
     Args:
@@ -177,11 +175,11 @@ def within(
 
     return Operation(
         "within",
-        HttpCall(request, lambda response: WithinResult.model_validate(response.json())),
+        HttpCall(request, lambda response: WithinAnswer.model_validate(response.json())),
         GrpcCall(
             lambda channel: RegionSearchServiceStub(channel).SearchWithin,
             message,
-            partial(messages.read_within, phrases),
+            lambda answer: WithinAnswer.from_proto(answer, phrases),
         ),
     )
 
@@ -216,7 +214,7 @@ def segment(
     box: Box | None = None,
     multimask: bool = False,
     zoom: bool | None = None,
-) -> Operation[SegmentResult]:
+) -> Operation[SegmentAnswer]:
     """The mask of what points and box mean; without them, of everything in the image.
 
     Args:
@@ -238,7 +236,7 @@ def segment(
         "segment",
         HttpCall(
             lambda: HttpRequest("POST", "/v1/segment", json=picture_json(image, image_id) | body),
-            lambda response: SegmentResult.model_validate(response.json()),
+            lambda response: SegmentAnswer.model_validate(response.json()),
         ),
     )
 
