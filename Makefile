@@ -47,7 +47,7 @@ lint: $(VENV)/.dev  ## ruff, mypy, the architecture, the contract's style, the t
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	@if command -v buf >/dev/null; then $(BIN)/python scripts/lint_protos.py; else echo "without buf the contract's style is not checked"; fi
+	@if command -v buf >/dev/null; then cd protos && buf lint; else echo "without buf the contract's style is not checked"; fi
 	@if command -v tsc >/dev/null; then tsc -p gateway/web/jsconfig.json; else echo "without tsc the page's types are not checked"; fi
 
 protos: $(VENV)/.dev  ## Generate the stubs of protos/ into regionsearch/v1

@@ -79,36 +79,34 @@ class QueryEncoder:
             field: Where they stand in the request.
             request: Says what is not meant.
         """
-        count = len(request.negatives) + len(request.further_negatives)
-        for name, given in ((field, len(texts)), ("negatives", count)):
+        for name, given in ((field, len(texts)), ("negatives", len(request.negatives))):
             if given > self._max_texts:
                 raise too_large(
                     name, f"{name} has {given} entries, over the limit of {self._max_texts} (max_texts)"
                 )
         for i, text in enumerate(texts):
             _check_phrase(f"{field}[{i}]", text)
-        for i, text in enumerate(request.negatives):
-            _check_phrase(f"negatives[{i}]", text)
-        for i, negative in enumerate(request.further_negatives):
+        for i, negative in enumerate(request.negatives):
             kind = negative.WhichOneof("kind")
             if kind is None:
-                raise invalid(
-                    f"further_negatives[{i}]", "a negative is a text, an image, a region_id or an image_id"
-                )
+                raise invalid(f"negatives[{i}]", "a negative is a text, an image, a region_id or an image_id")
             if kind == "text":
-                _check_phrase(f"further_negatives[{i}]", negative.text)
+                _check_phrase(f"negatives[{i}]", negative.text)
 
     async def phrases(
         self, collection: search_pb2.Collection, texts: Sequence[str], request: Negated
     ) -> QueryVectors:
         """The vectors of phrases, and of all that the request says is not meant; they have been checked."""
-        further = [(f"further_negatives[{i}]", one) for i, one in enumerate(request.further_negatives)]
-        unwanted = [*request.negatives, *(one.text for _, one in further if one.HasField("text"))]
-        (vectors, truncated), *examples = await gather_or_cancel(
-            self._texts(collection, [*texts, *unwanted]),
-            *(self._negative(collection, one, field) for field, one in further if not one.HasField("text")),
+        unwanted = [one.text for one in request.negatives if one.HasField("text")]
+        examples = [
+            self._negative(collection, one, f"negatives[{i}]")
+            for i, one in enumerate(request.negatives)
+            if not one.HasField("text")
+        ]
+        (vectors, truncated), *shown = await gather_or_cancel(
+            self._texts(collection, [*texts, *unwanted]), *examples
         )
-        positives, negatives = vectors[: len(texts)], [*vectors[len(texts) :], *examples]
+        positives, negatives = vectors[: len(texts)], [*vectors[len(texts) :], *shown]
         return QueryVectors(
             positives,
             np.stack(negatives) if negatives else np.empty_like(vectors[:0]),

@@ -12,7 +12,6 @@ import sys
 from importlib.resources import files
 from pathlib import Path
 
-import google.rpc
 from grpc_tools import protoc
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -25,15 +24,13 @@ def generate(out: Path) -> None:
         RuntimeError: protoc refused the contract; its message is on standard error.
     """
     include = ROOT / "protos"
-    protos = sorted(str(path) for path in include.rglob("*.proto"))
-    googleapis = Path(google.rpc.__path__[0]).parents[1]
+    protos = sorted(str(path) for path in (include / "regionsearch").rglob("*.proto"))
     plugins = Path(sys.executable).parent
     arguments = [
         "protoc",
         f"--plugin=protoc-gen-mypy={plugins / 'protoc-gen-mypy'}",
         f"--plugin=protoc-gen-mypy_grpc={plugins / 'protoc-gen-mypy_grpc'}",
         f"-I{include}",
-        f"-I{googleapis}",
         f"-I{files('grpc_tools') / '_proto'}",
         f"--python_out={out}",
         f"--grpc_python_out={out}",

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, JsonValue, model_validator
 
 from gateway.catalog import MOST_IDS
-from gateway.http.shapes import absent, constant, either, gather_or_cancel, given, shaped
+from gateway.http.shapes import absent, combined, constant, either, given, shaped
 from gateway.http.values import (
     INT32,
     ONE_IMAGE,
@@ -54,16 +54,14 @@ class EverythingBody(Body):
 
 
 _MODEL = constant("among", "model", default=True)
-_STORED = gather_or_cancel(constant("among", "stored"), given("image_id"))
-_POINTED = [
-    gather_or_cancel(given(one), absent("prompts", "text", "everything")) for one in ("points", "box")
-]
+_STORED = combined(constant("among", "stored"), given("image_id"))
+_POINTED = [combined(given(one), absent("prompts", "text", "everything")) for one in ("points", "box")]
 _UNPOINTED = absent("points", "box")
 _MODES = [
-    *(gather_or_cancel(pointed, among) for pointed in _POINTED for among in (_MODEL, _STORED)),
-    gather_or_cancel(given("prompts"), _UNPOINTED, absent("text", "everything"), _MODEL),
-    gather_or_cancel(given("everything"), _UNPOINTED, absent("prompts", "text"), _MODEL),
-    gather_or_cancel(given("text"), _UNPOINTED, absent("prompts", "everything"), _STORED),
+    *(combined(pointed, among) for pointed in _POINTED for among in (_MODEL, _STORED)),
+    combined(given("prompts"), _UNPOINTED, absent("text", "everything"), _MODEL),
+    combined(given("everything"), _UNPOINTED, absent("prompts", "text"), _MODEL),
+    combined(given("text"), _UNPOINTED, absent("prompts", "everything"), _STORED),
 ]
 
 
@@ -177,7 +175,7 @@ class BinaryCodesBody(Body):
 
     model_config = shaped(
         [
-            gather_or_cancel(
+            combined(
                 constant("method", "learned"),
                 {"required": ["head"], "properties": {"head": {"minLength": 1}}},
             ),

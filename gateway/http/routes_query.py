@@ -70,12 +70,7 @@ def router(gateway: Gateway) -> APIRouter:
         body = await read_body(request, SearchBody, limits)
         message = body.to_proto(collection)
         message.include_masks |= form == "coco"
-        with (
-            remap_error_field("further_negatives", "negatives"),
-            remap_error_field("filter.record_ids", "filter.region_ids"),
-            remap_error_field("filter.exclude_record_ids", "filter.exclude_region_ids"),
-            phrases_named(body.query.text, "query."),
-        ):
+        with phrases_named(body.query.text, "query."):
             answer = await gateway.search.search(message)
         phrases = list(message.query.texts)
         if form == "coco":
@@ -96,7 +91,7 @@ def router(gateway: Gateway) -> APIRouter:
         with the hits drawn into it.
         """
         body = await read_body(request, WithinBody, limits)
-        with remap_error_field("further_negatives", "negatives"), phrases_named(body.text):
+        with phrases_named(body.text):
             answer = await gateway.search.within(body.to_proto())
         if body.render is not None:
             data = body.image

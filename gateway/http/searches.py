@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
-from gateway.http.shapes import absent, either, gather_or_cancel, given, shaped
+from gateway.http.shapes import absent, combined, either, given, shaped
 from gateway.http.values import (
     INT64,
     MAX_TEXT,
@@ -59,7 +59,7 @@ class QueryBody(Body):
 
     model_config = shaped(
         [
-            *(gather_or_cancel(given(name), absent("points", "box")) for name in _KINDS),
+            *(combined(given(name), absent("points", "box")) for name in _KINDS),
             *either("image", "image_id"),  # points and box belong to one of them
         ]
     )
@@ -149,10 +149,7 @@ class FilterBody(Body):
 
     def to_proto(self) -> search_pb2.Filter:
         """As the contract has it."""
-        values = self.model_dump(exclude_none=True)
-        values["record_ids"] = values.pop("region_ids")
-        values["exclude_record_ids"] = values.pop("exclude_region_ids")
-        return search_pb2.Filter(**values)
+        return search_pb2.Filter(**self.model_dump(exclude_none=True))
 
 
 _LEVELS = {
@@ -190,7 +187,7 @@ class SearchBody(Body):
         return region_search_pb2.RegionSearchServiceSearchRequest(
             collection=collection,
             query=self.query.to_proto(),
-            further_negatives=[negative.to_proto() for negative in self.negatives],
+            negatives=[negative.to_proto() for negative in self.negatives],
             level=_LEVELS[self.level],
             group_by=search_pb2.GROUP_BY_IMAGE if by_image else search_pb2.GROUP_BY_UNSPECIFIED,
             filter=None if self.filter is None else self.filter.to_proto(),
@@ -233,7 +230,7 @@ class WithinBody(OnePicture):
         request = region_search_pb2.SearchWithinRequest(
             collection=self.collection,
             texts=self.phrases,
-            further_negatives=[negative.to_proto() for negative in self.negatives],
+            negatives=[negative.to_proto() for negative in self.negatives],
             min_score=self.min_score,
             relative_cutoff=self.relative_cutoff,
             min_relevancy=self.min_relevancy,

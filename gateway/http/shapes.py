@@ -26,7 +26,7 @@ def constant(name: str, value: str, *, default: bool = False) -> Shape:
     return {"required": [] if default else [name], "properties": {name: {"const": value}}}
 
 
-def gather_or_cancel(*shapes: Shape) -> Shape:
+def combined(*shapes: Shape) -> Shape:
     """Objects that have all of these shapes, which are of different fields."""
     return {
         "required": [name for shape in shapes for name in shape.get("required", [])],
@@ -36,9 +36,7 @@ def gather_or_cancel(*shapes: Shape) -> Shape:
 
 def either(*names: str) -> list[Shape]:
     """Objects in which exactly one of these fields says something."""
-    return [
-        gather_or_cancel(given(name), absent(*(other for other in names if other != name))) for name in names
-    ]
+    return [combined(given(name), absent(*(other for other in names if other != name))) for name in names]
 
 
 def shaped(*choices: list[Shape]) -> ConfigDict:

@@ -168,29 +168,26 @@ def negatives_json(negatives: Sequence[Negative]) -> list[Any]:
     return [one if isinstance(one, str) else picture_json(one.image) | one.stored for one in negatives]
 
 
-def negatives_proto(negatives: Sequence[Negative]) -> dict[str, Any]:
-    """What is not meant as fields of a message."""
-    return {
-        "negatives": [one for one in negatives if isinstance(one, str)],
-        "further_negatives": [
-            region_search_pb2.Negative(image=picture_proto(one.image), **one.stored)
-            for one in negatives
-            if isinstance(one, NegativeExample)
-        ],
-    }
+def negatives_proto(negatives: Sequence[Negative]) -> list[region_search_pb2.Negative]:
+    """What is not meant in a message."""
+    return [
+        region_search_pb2.Negative(text=one)
+        if isinstance(one, str)
+        else region_search_pb2.Negative(image=picture_proto(one.image), **one.stored)
+        for one in negatives
+    ]
 
 
 def filter_proto(filter: Mapping[str, Any] | None) -> search_pb2.Filter | None:
     """The HTTP API's filter as a message.
 
     Raises:
-        RegionSearchError: INVALID_ARGUMENT for a condition that there is none of.
+        RegionSearchError: INVALID_ARGUMENT for an unknown condition.
     """
     if filter is None:
         return None
-    renamed = {"region_ids": "record_ids", "exclude_region_ids": "exclude_record_ids"}
     try:
-        return search_pb2.Filter(**{renamed.get(name, name): value for name, value in filter.items()})
+        return search_pb2.Filter(**filter)
     except (ValueError, TypeError) as error:
         raise invalid("filter", f"filter cannot be read: {error}") from error
 

@@ -317,7 +317,6 @@ class RegionSearchServiceSearchRequest(_message.Message):
 
     COLLECTION_FIELD_NUMBER: _builtins.int
     QUERY_FIELD_NUMBER: _builtins.int
-    NEGATIVES_FIELD_NUMBER: _builtins.int
     LEVEL_FIELD_NUMBER: _builtins.int
     GROUP_BY_FIELD_NUMBER: _builtins.int
     FILTER_FIELD_NUMBER: _builtins.int
@@ -328,7 +327,7 @@ class RegionSearchServiceSearchRequest(_message.Message):
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     MIN_SEQ_FIELD_NUMBER: _builtins.int
     INCLUDE_MASKS_FIELD_NUMBER: _builtins.int
-    FURTHER_NEGATIVES_FIELD_NUMBER: _builtins.int
+    NEGATIVES_FIELD_NUMBER: _builtins.int
     EXACT_FIELD_NUMBER: _builtins.int
     EFFORT_FIELD_NUMBER: _builtins.int
     collection: _builtins.str
@@ -349,21 +348,16 @@ class RegionSearchServiceSearchRequest(_message.Message):
     @_builtins.property
     def query(self) -> Global___Query: ...
     @_builtins.property
-    def negatives(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Phrases that are not meant."""
-
-    @_builtins.property
     def filter(self) -> _search_pb2.Filter: ...
     @_builtins.property
-    def further_negatives(self) -> _containers.RepeatedCompositeFieldContainer[Global___Negative]:
-        """The same as negatives, which are phrases only; a hit must be nearer to the query than to all of both."""
+    def negatives(self) -> _containers.RepeatedCompositeFieldContainer[Global___Negative]:
+        """What is not meant: a hit must be nearer to the query than to all of these."""
 
     def __init__(
         self,
         *,
         collection: _builtins.str = ...,
         query: Global___Query | None = ...,
-        negatives: _abc.Iterable[_builtins.str] | None = ...,
         level: _search_pb2.Level.ValueType = ...,
         group_by: _search_pb2.GroupBy.ValueType = ...,
         filter: _search_pb2.Filter | None = ...,
@@ -374,13 +368,13 @@ class RegionSearchServiceSearchRequest(_message.Message):
         page_token: _builtins.str = ...,
         min_seq: _builtins.int | None = ...,
         include_masks: _builtins.bool = ...,
-        further_negatives: _abc.Iterable[Global___Negative] | None = ...,
+        negatives: _abc.Iterable[Global___Negative] | None = ...,
         exact: _builtins.bool = ...,
         effort: _builtins.float | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_effort", b"_effort", "_min_relevancy", b"_min_relevancy", "_min_score", b"_min_score", "_min_seq", b"_min_seq", "_relative_cutoff", b"_relative_cutoff", "effort", b"effort", "filter", b"filter", "min_relevancy", b"min_relevancy", "min_score", b"min_score", "min_seq", b"min_seq", "query", b"query", "relative_cutoff", b"relative_cutoff"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_effort", b"_effort", "_min_relevancy", b"_min_relevancy", "_min_score", b"_min_score", "_min_seq", b"_min_seq", "_relative_cutoff", b"_relative_cutoff", "collection", b"collection", "effort", b"effort", "exact", b"exact", "filter", b"filter", "further_negatives", b"further_negatives", "group_by", b"group_by", "include_masks", b"include_masks", "level", b"level", "min_relevancy", b"min_relevancy", "min_score", b"min_score", "min_seq", b"min_seq", "negatives", b"negatives", "page_size", b"page_size", "page_token", b"page_token", "query", b"query", "relative_cutoff", b"relative_cutoff"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_effort", b"_effort", "_min_relevancy", b"_min_relevancy", "_min_score", b"_min_score", "_min_seq", b"_min_seq", "_relative_cutoff", b"_relative_cutoff", "collection", b"collection", "effort", b"effort", "exact", b"exact", "filter", b"filter", "group_by", b"group_by", "include_masks", b"include_masks", "level", b"level", "min_relevancy", b"min_relevancy", "min_score", b"min_score", "min_seq", b"min_seq", "negatives", b"negatives", "page_size", b"page_size", "page_token", b"page_token", "query", b"query", "relative_cutoff", b"relative_cutoff"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__effort: _TypeAlias = _typing.Literal["effort"]  # noqa: Y015
     _WhichOneofArgType__effort: _TypeAlias = _typing.Literal["_effort", b"_effort"]  # noqa: Y015
@@ -451,11 +445,10 @@ class SearchWithinRequest(_message.Message):
     IMAGE_FIELD_NUMBER: _builtins.int
     IMAGE_ID_FIELD_NUMBER: _builtins.int
     TEXTS_FIELD_NUMBER: _builtins.int
-    NEGATIVES_FIELD_NUMBER: _builtins.int
     MIN_SCORE_FIELD_NUMBER: _builtins.int
     RELATIVE_CUTOFF_FIELD_NUMBER: _builtins.int
     MIN_RELEVANCY_FIELD_NUMBER: _builtins.int
-    FURTHER_NEGATIVES_FIELD_NUMBER: _builtins.int
+    NEGATIVES_FIELD_NUMBER: _builtins.int
     collection: _builtins.str
     """Empty: "default"; matters for a stored image and for the crop policy."""
     image_id: _builtins.str
@@ -473,10 +466,8 @@ class SearchWithinRequest(_message.Message):
         """One phrase or several; each region goes to its best phrase."""
 
     @_builtins.property
-    def negatives(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
-    @_builtins.property
-    def further_negatives(self) -> _containers.RepeatedCompositeFieldContainer[Global___Negative]:
-        """The same as negatives, which are phrases only; stored ones are of the collection above."""
+    def negatives(self) -> _containers.RepeatedCompositeFieldContainer[Global___Negative]:
+        """What is not meant; stored examples are of the collection above."""
 
     def __init__(
         self,
@@ -485,15 +476,14 @@ class SearchWithinRequest(_message.Message):
         image: _types_pb2.Image | None = ...,
         image_id: _builtins.str = ...,
         texts: _abc.Iterable[_builtins.str] | None = ...,
-        negatives: _abc.Iterable[_builtins.str] | None = ...,
         min_score: _builtins.float | None = ...,
         relative_cutoff: _builtins.float | None = ...,
         min_relevancy: _builtins.float | None = ...,
-        further_negatives: _abc.Iterable[Global___Negative] | None = ...,
+        negatives: _abc.Iterable[Global___Negative] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_min_relevancy", b"_min_relevancy", "_min_score", b"_min_score", "_relative_cutoff", b"_relative_cutoff", "image", b"image", "image_id", b"image_id", "min_relevancy", b"min_relevancy", "min_score", b"min_score", "relative_cutoff", b"relative_cutoff", "source", b"source"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_min_relevancy", b"_min_relevancy", "_min_score", b"_min_score", "_relative_cutoff", b"_relative_cutoff", "collection", b"collection", "further_negatives", b"further_negatives", "image", b"image", "image_id", b"image_id", "min_relevancy", b"min_relevancy", "min_score", b"min_score", "negatives", b"negatives", "relative_cutoff", b"relative_cutoff", "source", b"source", "texts", b"texts"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_min_relevancy", b"_min_relevancy", "_min_score", b"_min_score", "_relative_cutoff", b"_relative_cutoff", "collection", b"collection", "image", b"image", "image_id", b"image_id", "min_relevancy", b"min_relevancy", "min_score", b"min_score", "negatives", b"negatives", "relative_cutoff", b"relative_cutoff", "source", b"source", "texts", b"texts"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__min_relevancy: _TypeAlias = _typing.Literal["min_relevancy"]  # noqa: Y015
     _WhichOneofArgType__min_relevancy: _TypeAlias = _typing.Literal["_min_relevancy", b"_min_relevancy"]  # noqa: Y015

@@ -882,8 +882,8 @@ class Filter(_message.Message):
 
     IMAGE_IDS_FIELD_NUMBER: _builtins.int
     EXCLUDE_IMAGE_IDS_FIELD_NUMBER: _builtins.int
-    RECORD_IDS_FIELD_NUMBER: _builtins.int
-    EXCLUDE_RECORD_IDS_FIELD_NUMBER: _builtins.int
+    REGION_IDS_FIELD_NUMBER: _builtins.int
+    EXCLUDE_REGION_IDS_FIELD_NUMBER: _builtins.int
     TAGS_FIELD_NUMBER: _builtins.int
     EXCLUDE_TAGS_FIELD_NUMBER: _builtins.int
     MIN_AREA_FIELD_NUMBER: _builtins.int
@@ -903,9 +903,11 @@ class Filter(_message.Message):
     @_builtins.property
     def exclude_image_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
-    def record_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def region_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Records with these ids: those of regions, or of whole images."""
+
     @_builtins.property
-    def exclude_record_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def exclude_region_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
     def tags(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The image has at least one of these tags."""
@@ -929,8 +931,8 @@ class Filter(_message.Message):
         *,
         image_ids: _abc.Iterable[_builtins.str] | None = ...,
         exclude_image_ids: _abc.Iterable[_builtins.str] | None = ...,
-        record_ids: _abc.Iterable[_builtins.str] | None = ...,
-        exclude_record_ids: _abc.Iterable[_builtins.str] | None = ...,
+        region_ids: _abc.Iterable[_builtins.str] | None = ...,
+        exclude_region_ids: _abc.Iterable[_builtins.str] | None = ...,
         tags: _abc.Iterable[_builtins.str] | None = ...,
         exclude_tags: _abc.Iterable[_builtins.str] | None = ...,
         min_area: _builtins.int | None = ...,
@@ -943,7 +945,7 @@ class Filter(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_max_area", b"_max_area", "_min_area", b"_min_area", "_min_predicted_iou", b"_min_predicted_iou", "_min_stability_score", b"_min_stability_score", "created_after", b"created_after", "created_before", b"created_before", "max_area", b"max_area", "min_area", b"min_area", "min_predicted_iou", b"min_predicted_iou", "min_stability_score", b"min_stability_score"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_area", b"_max_area", "_min_area", b"_min_area", "_min_predicted_iou", b"_min_predicted_iou", "_min_stability_score", b"_min_stability_score", "attributes", b"attributes", "created_after", b"created_after", "created_before", b"created_before", "exclude_image_ids", b"exclude_image_ids", "exclude_record_ids", b"exclude_record_ids", "exclude_tags", b"exclude_tags", "image_ids", b"image_ids", "max_area", b"max_area", "min_area", b"min_area", "min_predicted_iou", b"min_predicted_iou", "min_stability_score", b"min_stability_score", "record_ids", b"record_ids", "tags", b"tags"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_area", b"_max_area", "_min_area", b"_min_area", "_min_predicted_iou", b"_min_predicted_iou", "_min_stability_score", b"_min_stability_score", "attributes", b"attributes", "created_after", b"created_after", "created_before", b"created_before", "exclude_image_ids", b"exclude_image_ids", "exclude_region_ids", b"exclude_region_ids", "exclude_tags", b"exclude_tags", "image_ids", b"image_ids", "max_area", b"max_area", "min_area", b"min_area", "min_predicted_iou", b"min_predicted_iou", "min_stability_score", b"min_stability_score", "region_ids", b"region_ids", "tags", b"tags"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_area: _TypeAlias = _typing.Literal["max_area"]  # noqa: Y015
     _WhichOneofArgType__max_area: _TypeAlias = _typing.Literal["_max_area", b"_max_area"]  # noqa: Y015

@@ -155,8 +155,8 @@ class Reader:
         for name in (
             "image_ids",
             "exclude_image_ids",
-            "record_ids",
-            "exclude_record_ids",
+            "region_ids",
+            "exclude_region_ids",
             "tags",
             "exclude_tags",
         ):
@@ -169,8 +169,8 @@ class Reader:
         return Filter(
             image_ids=tuple(message.image_ids),
             exclude_image_ids=tuple(message.exclude_image_ids),
-            record_ids=tuple(message.record_ids),
-            exclude_record_ids=tuple(message.exclude_record_ids),
+            record_ids=tuple(message.region_ids),
+            exclude_record_ids=tuple(message.exclude_region_ids),
             tags=tuple(message.tags),
             exclude_tags=tuple(message.exclude_tags),
             min_area=message.min_area if message.HasField("min_area") else None,

@@ -86,7 +86,7 @@ def test_search(use: Callable[..., Any], gateway: FakeGateway) -> None:
         assert asked.query.image.encoded == b"picture"
         assert [point.HasField("label") for point in asked.query.points] == [False, True]
         assert asked.query.box.y_max == 6
-        assert list(asked.filter.record_ids) == ["r1"]
+        assert list(asked.filter.region_ids) == ["r1"]
         assert asked.filter.min_area == 3
         assert asked.group_by == search_pb2.GROUP_BY_IMAGE
         assert asked.level == search_pb2.LEVEL_REGION
@@ -336,10 +336,10 @@ def test_what_is_not_meant(use: Callable[..., Any], gateway: FakeGateway) -> Non
                 "plate", {"region_id": "r1"}, {"image": "cGljdHVyZQ=="}, {"image_id": "i1"},
             ]  # fmt: skip
         else:
-            assert list(asked.negatives) == ["plate"]
-            kinds = [one.WhichOneof("kind") for one in asked.further_negatives]
-            assert kinds == ["region_id", "image", "image_id"]
-            assert asked.further_negatives[1].image.encoded == b"picture"
+            kinds = [one.WhichOneof("kind") for one in asked.negatives]
+            assert kinds == ["text", "region_id", "image", "image_id"]
+            assert asked.negatives[0].text == "plate"
+            assert asked.negatives[2].image.encoded == b"picture"
 
 
 @pytest.mark.parametrize("given", [{}, {"region_id": "r", "image_id": "i"}])

@@ -128,10 +128,10 @@ def test_an_image_that_is_searched_in_or_segmented_has_its_name(
         loaded(sent)
         assert sent["images"][0]["file_name"] == "holiday/sea.png"
         assert len(sent["images"][0]["sha256"]) == RED_ID_LENGTH
-        remap_error_field = gateway.http.post(
+        renamed = gateway.http.post(
             f"/v1/{path}?format=coco", files=file, data=fields | {"image_name": "x.png"}
         ).json()
-        assert remap_error_field["images"][0]["file_name"] == "x.png"
+        assert renamed["images"][0]["file_name"] == "x.png"
 
 
 def test_names_that_collide_with_made_ones_stay_unique() -> None:

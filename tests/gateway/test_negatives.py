@@ -73,8 +73,8 @@ def test_the_same_over_grpc(gateway: Running, filled: dict[str, str]) -> None:
         query=region_search_pb2.Query(texts=["red"]),
         level=search_pb2.LEVEL_REGION,
         min_relevancy=0,
-        negatives=["black"],
-        further_negatives=[
+        negatives=[
+            region_search_pb2.Negative(text="black"),
             region_search_pb2.Negative(text="blue"),
             region_search_pb2.Negative(region_id=maroon),
             region_search_pb2.Negative(image_id=filled["green"]),
@@ -95,12 +95,12 @@ def test_the_same_over_grpc(gateway: Running, filled: dict[str, str]) -> None:
 @pytest.mark.parametrize(
     ("negative", "field"),
     [
-        (region_search_pb2.Negative(), "further_negatives[1]"),
-        (region_search_pb2.Negative(text=" "), "further_negatives[1]"),
-        (region_search_pb2.Negative(region_id="x"), "further_negatives[1].region_id"),
+        (region_search_pb2.Negative(), "negatives[1]"),
+        (region_search_pb2.Negative(text=" "), "negatives[1]"),
+        (region_search_pb2.Negative(region_id="x"), "negatives[1].region_id"),
         (
             region_search_pb2.Negative(image=types_pb2.Image(encoded=b"x")),
-            "further_negatives[1].image.encoded",
+            "negatives[1].image.encoded",
         ),
     ],
 )
@@ -113,7 +113,7 @@ def test_a_bad_one_is_named_over_grpc(
             region_search_pb2.RegionSearchServiceSearchRequest(
                 collection=COLLECTION,
                 query=region_search_pb2.Query(texts=["red"]),
-                further_negatives=[fine, negative],
+                negatives=[fine, negative],
             )
         )
     assert from_rpc_error(caught.value).field == field

@@ -100,7 +100,7 @@ def test_examples_of_what_is_not_meant(gateway: Running, collection: str) -> Non
             image=types_pb2.Image(encoded=PICTURE),
             texts=["red"],
             min_relevancy=0,
-            further_negatives=[
+            negatives=[
                 region_search_pb2.Negative(image=types_pb2.Image(encoded=blue)),
                 region_search_pb2.Negative(region_id=maroon),
             ],

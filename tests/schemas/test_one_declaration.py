@@ -1,4 +1,4 @@
-"""What is answered is declared once: the gateway's response models are the classes that the client returns."""
+"""Answers are declared once: the gateway's response models are the classes that the client returns."""
 
 from __future__ import annotations
 

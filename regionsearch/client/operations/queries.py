@@ -122,7 +122,7 @@ def search(
             group_by=search_pb2.GROUP_BY_IMAGE if group_by_image else search_pb2.GROUP_BY_UNSPECIFIED,
             filter=filter_proto(filter),
             include_masks=masks,
-            **negatives_proto(negatives),
+            negatives=negatives_proto(negatives),
             **shared,
         )
 
@@ -171,7 +171,7 @@ def within(
 
     def message() -> pb.SearchWithinRequest:
         source = {"image_id": image_id} if image is None else {"image": picture_proto(image)}
-        return pb.SearchWithinRequest(**source, **shared, **negatives_proto(negatives))
+        return pb.SearchWithinRequest(**source, **shared, negatives=negatives_proto(negatives))
 
     return Operation(
         "within",
