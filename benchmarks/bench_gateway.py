@@ -81,8 +81,8 @@ def pipeline(fixed: bool) -> Iterator[Pipeline]:
             segmenter = processes.stand_in("segmenter", item_s=SEGMENT_S)
             embedder = processes.stand_in("embedder", item_s=EMBED_REGION_S)
         else:
-            segmenter = processes.start("segmenter", ["services.segmenter"])
-            embedder = processes.start("embedder", ["services.embedder"])
+            segmenter = processes.start("segmenter")
+            embedder = processes.start("embedder")
         services = {"segmenter": segmenter, "embedder": embedder, "searcher": processes.searcher()}
         yield Pipeline(url=processes.gateway(**services), **services)
 

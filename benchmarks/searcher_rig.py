@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -18,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.harness import Measure
+from loadtests.launch import Process, stop_all
 from regionsearch.tensors import tensor_to_proto
 from regionsearch.v1 import search_pb2, search_pb2_grpc, types_pb2
 from services.searcher.embedded.engine import EmbeddedEngine
@@ -94,21 +93,14 @@ def filled(count: int) -> Iterator[tuple[Path, Vectors]]:
 @contextlib.contextmanager
 def process(folder: Path) -> Iterator[search_pb2_grpc.SearchServiceStub]:
     """The searcher as a process of its own."""
-    port_file = folder / "port"
-    port_file.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "services.searcher", "--port", "0", "--port-file", str(port_file)]
-    command += ["--embedded.folder", str(folder), "--drain-delay-s", "0"]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        while not port_file.exists():
-            if server.poll() is not None:
-                raise RuntimeError(f"the searcher ended with code {server.returncode}")
-            time.sleep(0.01)
-        with grpc.insecure_channel(f"127.0.0.1:{port_file.read_text().strip()}") as channel:
-            yield search_pb2_grpc.SearchServiceStub(channel)
-    finally:
-        server.terminate()
-        server.wait()
+    settings = {"embedded__folder": folder, "drain_delay_s": 0}
+    with tempfile.TemporaryDirectory() as files:
+        server = Process("searcher", Path(files), "searcher", settings)
+        try:
+            with grpc.insecure_channel(server.start()) as channel:
+                yield search_pb2_grpc.SearchServiceStub(channel)
+        finally:
+            stop_all([server])
 
 
 def request(query: Vectors, **fields: Any) -> search_pb2.SearchRequest:

@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import subprocess
 import sys
-import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from pydantic import Field
 
+from loadtests.launch import Process, stop_all
 from regionsearch.images import decode_image
 from regionsearch.masks import mask_to_proto
 from regionsearch.tensors import tensor_to_proto
@@ -149,49 +148,42 @@ class Processes:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._running: list[subprocess.Popen[bytes]] = []
+        self._running: list[Process] = []
 
     def __enter__(self) -> Processes:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for process in reversed(self._running):
-            process.terminate()
-            process.wait(60)
+        stop_all(self._running)
 
     def stand_in(self, role: str, *, call_s: float = 0.0, item_s: float = 0.0) -> str:
         """Starts a stand-in for a service; returns its address."""
-        command = ["benchmarks.simulated_services", role, "--call-s", str(call_s), "--item-s", str(item_s)]
-        return self.start(role, command)
+        settings = {"call_s": call_s, "item_s": item_s}
+        return self.start("stage", settings, "benchmarks.simulated_services", (role,))
 
     def searcher(self) -> str:
         """Starts a real searcher with nothing in it; returns its address."""
-        return self.start("searcher", ["services.searcher"], embedded__folder=str(self._folder / "records"))
+        return self.start("searcher", {"embedded__folder": self._folder / "records"})
 
     def gateway(self, **services: str) -> str:
         """Starts a real gateway on services' addresses, separated by commas; returns its URL."""
         port = self._folder / f"http-{len(self._running)}"
-        settings = {"http_port": "0", "http_port_file": str(port)}
-        self.start("gateway", ["gateway"], image_store=str(self._folder / "images"), **settings, **services)
+        settings = {"http_port": 0, "http_port_file": port, "image_store": self._folder / "images"}
+        self.start("gateway", settings | services)
         return f"http://127.0.0.1:{port.read_text().strip()}"
 
-    def start(self, role: str, command: list[str], **settings: str) -> str:
-        """Starts one and waits until it serves; returns its address."""
+    def start(
+        self,
+        role: str,
+        settings: Mapping[str, object] = MappingProxyType({}),
+        module: str | None = None,
+        arguments: Sequence[str] = (),
+    ) -> str:
+        """Starts one with one thread for its models and waits until it serves; returns its address."""
         name = f"{role}-{len(self._running)}"
-        port_file, log_file = self._folder / f"{name}.port", self._folder / f"{name}.log"
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
-        environment |= {
-            f"REGIONSEARCH_{role.upper()}_{key.upper()}": value for key, value in settings.items()
-        }
-        arguments = [sys.executable, "-m", *command, "--port", "0", "--port-file", str(port_file)]
-        with log_file.open("wb") as log:
-            process = subprocess.Popen(arguments, env=environment, stdout=log, stderr=log)
+        process = Process(role, self._folder, name, settings, module, arguments, {"OMP_NUM_THREADS": "1"})
         self._running.append(process)
-        while not port_file.exists():
-            if process.poll() is not None:
-                raise RuntimeError(f"{name} ended: {log_file.read_text()[-2000:]}")
-            time.sleep(0.05)
-        return f"127.0.0.1:{port_file.read_text().strip()}"
+        return process.start()
 
 
 if __name__ == "__main__":

@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import httpx
 import typer
 
 from loadtests.callers import FLOOD_KEY, PEOPLE_KEYS
-from loadtests.deployments import free_ports
+from loadtests.launch import Stack
 
 HERE = Path(__file__).parent
-START_TIMEOUT_S = 180.0
-SERVICES = ("segmenter", "embedder", "searcher")
 CLOSED_LOOP = ("GatewayUser", "SegmentUser", "EmbedUser", "SearchUser")
 OPEN_LOOP = ("GatewayArrivals",)
 FLOOD = "FloodUser"
@@ -43,48 +37,9 @@ class Target:
     supervisor: int | None = None
 
 
-@contextlib.contextmanager
-def local_stack(folder: Path) -> Iterator[Target]:
-    """`regionsearch up` on free ports of this machine, stopped at the end.
-
-    Raises:
-        RuntimeError: It ended or was not ready in three minutes; the message says what it logged.
-    """
-    http_port, grpc_port = free_ports(2)
-    command = [sys.executable, "-m", "regionsearch.cli", "up", "--data-dir", str(folder / "data")]
-    command += ["--port", str(http_port), "--grpc-port", str(grpc_port)]
-    log = folder / "up.log"
-    with log.open("wb") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=output)
-    try:
-        url = f"http://127.0.0.1:{http_port}"
-        _wait_ready(url, process, log)
-        logs = folder / "data" / "logs"
-        services = {name: service_address(logs / f"{name}.log") for name in SERVICES}
-        yield Target(url, services, process.pid)
-    finally:
-        process.terminate()
-        process.wait(60)
-
-
-def _wait_ready(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + START_TIMEOUT_S
-    while time.monotonic() < deadline and process.poll() is None:
-        with contextlib.suppress(httpx.TransportError):
-            if httpx.get(f"{url}/readyz", timeout=5, trust_env=False).is_success:
-                return
-        time.sleep(0.2)
-    raise RuntimeError(f"the stack did not become ready:\n{log.read_text()[-2000:]}")
-
-
-def service_address(log: Path) -> str:
-    """host:port that a service announced in its log when it began to serve."""
-    for line in log.read_text().splitlines():
-        with contextlib.suppress(ValueError, TypeError, KeyError):
-            event = json.loads(line)
-            if event["event"] == "serving":
-                return f"127.0.0.1:{event['port']}"
-    raise RuntimeError(f"{log} does not say where the service listens")
+def target_of(stack: Stack) -> Target:
+    """What is loaded where the stack is one of this machine."""
+    return Target(stack.http, stack.services, stack.process.pid if stack.process else None)
 
 
 def locust_command(
@@ -144,7 +99,8 @@ def main(
     out.mkdir(parents=True, exist_ok=True)
     if flood:
         os.environ["REGIONSEARCH_GATEWAY_API_KEYS"] = ",".join((FLOOD_KEY, *PEOPLE_KEYS))
-    with tempfile.TemporaryDirectory() as folder, local_stack(Path(folder)) as target:
+    with tempfile.TemporaryDirectory() as folder, Stack(Path(folder)) as stack:
+        target = target_of(stack)
         typer.echo(f"stack: {target.url}")
         command = locust_command(target, users, duration, arrival_rate, out, ui, flood=flood)
         environment = os.environ | {"PYTHONPATH": str(HERE.parent)}

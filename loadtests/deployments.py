@@ -4,30 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import os
-import random
-import signal
-import socket
 import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-import httpx
+from loadtests.launch import ROOT, Process, answers, free_ports, stop_all, wait_for
 
-ROOT = Path(__file__).parents[1]
-START_S = 180.0
-STOP_S = 90.0
-PORTS = range(20_000, 32_768)  # below those that systems hand out by themselves
-_candidates = iter(random.sample(PORTS, len(PORTS)))
 DRAIN_S = 3  # of a gateway: several checks of the balancer
-MODULES = {
-    "searcher": "services.searcher",
-    "segmenter": "services.segmenter",
-    "embedder": "services.embedder",
-    "gateway": "gateway",
-}
+STOP_S = 90
 
 
 class Fleet(Protocol):
@@ -65,43 +50,6 @@ class Fleet(Protocol):
         ...
 
 
-def free_ports(count: int, candidates: Iterator[int] = _candidates) -> list[int]:
-    """Ports that no one listens on, never the same twice.
-
-    They lie below those that systems hand out by themselves, to connections too: one of these could be
-    gone before it is listened on, or while its process is restarted.
-    """
-    ports: list[int] = []
-    for port in candidates:
-        with socket.socket() as listener, contextlib.suppress(OSError):
-            listener.bind(("", port))
-            ports.append(port)
-        if len(ports) == count:
-            return ports
-    raise RuntimeError(f"no free port is left from {PORTS.start} to {PORTS.stop - 1}")
-
-
-def wait_for(condition: Callable[[], bool], what: str, timeout_s: float = START_S) -> None:
-    """Returns once it is true.
-
-    Raises:
-        RuntimeError: It does not become true in time.
-    """
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        if time.monotonic() > deadline:
-            raise RuntimeError(f"{what}: not within {timeout_s:.0f} s")
-        time.sleep(0.1)
-
-
-def answers(url: str) -> bool:
-    """Whether a GET is answered with success."""
-    try:
-        return httpx.get(url, timeout=5, trust_env=False).is_success
-    except httpx.TransportError:
-        return False
-
-
 class Processes:
     """Plain processes on this machine with the pocket models. A context manager: stops them at its end."""
 
@@ -121,28 +69,22 @@ class Processes:
         self._ports = dict(zip(self.members, free_ports(len(self.members)), strict=True))
         # HTTP of the gateways, which has their metrics too; the metrics of the others.
         self._http = dict(zip(self.members, free_ports(len(self.members)), strict=True))
-        self._running: dict[str, subprocess.Popen[bytes]] = {}
         self.gateways = (self._address("gateway-1"), self._address("gateway-2"))
         self.services = {
             role: ",".join(f"127.0.0.1:{port}" for name, port in self._ports.items() if name.startswith(role))
             for role in ("segmenter", "embedder", "searcher")
         }
+        self._running = {member: self._plan(member) for member in self.members}
 
     def __enter__(self) -> Processes:
-        for member in self.members:
-            self._spawn(member)
-        for member in self.members:
-            self._wait_serving(member)
+        for process in self._running.values():
+            process.spawn()
+        for process in self._running.values():
+            process.wait_serving()
         return self
 
     def __exit__(self, *_: object) -> None:
-        for process in reversed(self._running.values()):
-            process.terminate()
-        for process in self._running.values():
-            try:
-                process.wait(STOP_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
+        stop_all(self._running.values())
 
     @property
     def metrics(self) -> dict[str, list[str]]:
@@ -154,19 +96,15 @@ class Processes:
 
     def stop(self, member: str) -> None:
         """See `Fleet`."""
-        process = self._running[member]
-        process.send_signal(signal.SIGTERM)
-        if (code := process.wait(STOP_S)) != 0:
-            raise RuntimeError(f"{member} ended with code {code}: {self._log(member)}")
+        self._running[member].stop()
 
     def start(self, member: str) -> None:
         """See `Fleet`."""
-        self._spawn(member)
-        self._wait_serving(member)
+        self._running[member].start()
 
-    def _spawn(self, member: str) -> None:
+    def _plan(self, member: str) -> Process:
         role = member.partition("-")[0]
-        settings = self._settings | {"port": self._ports[member], "port_file": self._port_file(member)}
+        settings = self._settings | {"port": self._ports[member]}
         if role == "gateway":
             settings |= self.services | {"http_port": self._http[member], "drain_delay_s": DRAIN_S}
             settings["image_store"] = self._folder / "images"
@@ -174,31 +112,10 @@ class Processes:
             settings["metrics_port"] = self._http[member]
         if role == "searcher":
             settings["embedded__folder"] = self._folder / "records"
-        environment = {"OMP_WAIT_POLICY": "PASSIVE"} | os.environ
-        for key, value in settings.items():
-            environment[f"REGIONSEARCH_{role.upper()}_{key.upper()}"] = str(value)
-        self._port_file(member).unlink(missing_ok=True)
-        with (self._folder / f"{member}.log").open("ab") as log:
-            self._running[member] = subprocess.Popen(
-                [sys.executable, "-m", MODULES[role]], cwd=ROOT, env=environment, stdout=log, stderr=log
-            )
-
-    def _wait_serving(self, member: str) -> None:
-        def serves() -> bool:
-            if self._running[member].poll() is not None:
-                raise RuntimeError(f"{member} ended: {self._log(member)}")
-            return self._port_file(member).exists()
-
-        wait_for(serves, f"{member} serves")
+        return Process(role, self._folder, member, settings)
 
     def _address(self, member: str) -> str:
         return f"127.0.0.1:{self._http[member]}"
-
-    def _port_file(self, member: str) -> Path:
-        return self._folder / f"{member}.port"
-
-    def _log(self, member: str) -> str:
-        return (self._folder / f"{member}.log").read_text()[-2000:]
 
 
 class Containers:
@@ -226,7 +143,7 @@ class Containers:
     def stop(self, member: str) -> None:
         """See `Fleet`."""
         container = self._ids[member]
-        _docker("stop", "--time", str(int(STOP_S)), container)
+        _docker("stop", "--time", str(STOP_S), container)
         if (code := _docker("inspect", "--format", "{{.State.ExitCode}}", container).strip()) != "0":
             raise RuntimeError(f"{member} ended with code {code}")
 

@@ -25,7 +25,8 @@ from rich.console import Console
 from rich.table import Table
 
 from loadtests.__main__ import CLOSED_LOOP, HERE, Target, locust_command
-from loadtests.deployments import ROOT, Containers, Fleet, Processes, balancer
+from loadtests.deployments import Containers, Fleet, Processes, balancer
+from loadtests.launch import ROOT
 
 WARM_UP_S = 10
 SETTLE_S = 3.0  # between two restarts: clients connect to the new process again

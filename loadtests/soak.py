@@ -30,9 +30,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from loadtests.__main__ import HERE, Target, local_stack, locust_command
-from loadtests.deployments import MODULES, ROOT
+from loadtests.__main__ import HERE, Target, locust_command, target_of
+from loadtests.launch import ROOT, Stack, processes
 from loadtests.scenes import Scene
+from regionsearch.supervisor.child import MODULES
 
 MIB = 1 << 20
 SAMPLE_S = 5.0
@@ -88,15 +89,6 @@ def slope(process: str, what: str, samples: Sequence[tuple[float, float]]) -> Sl
     first = statistics.median(value for _, value in judged[:tenth])
     last = statistics.median(value for _, value in judged[-tenth:])
     return Slope(process, what, first, last, statistics.median(slopes))
-
-
-def processes(supervisor: int) -> dict[str, psutil.Process]:
-    """The supervisor and its four processes, by name."""
-    found = {"supervisor": psutil.Process(supervisor)}
-    for child in found["supervisor"].children(recursive=True):
-        command = child.cmdline()
-        found |= {name: child for name, module in MODULES.items() if module in command}
-    return found
 
 
 def sample(process: psutil.Process) -> dict[str, float]:
@@ -237,7 +229,8 @@ def main(
     os.environ.setdefault(*SMALL_CACHE)
     console = Console()
     try:
-        with tempfile.TemporaryDirectory() as folder, local_stack(Path(folder)) as target:
+        with tempfile.TemporaryDirectory() as folder, Stack(Path(folder)) as stack:
+            target = target_of(stack)
             assert target.supervisor is not None
             with traffic(target, users, out) as careless:
                 seen = watch(target.supervisor, 60 * minutes)

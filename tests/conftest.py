@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import hypothesis
 import pytest
 
-from tests.stack import Stack
+from tests.stack import Stack, new_stack
 
 os.environ["COLUMNS"] = "200"  # rich reads the width once, when the command line is imported
 # Tests call loopback addresses with clients of all kinds, which a proxy in the environment would take over.
@@ -37,9 +37,5 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """All four processes with the pocket models, shared by the session. Use a collection of your own."""
-    stack = Stack(tmp_path_factory.mktemp("stack"))
-    try:
-        stack.start()
+    with new_stack(tmp_path_factory.mktemp("stack")) as stack:
         yield stack
-    finally:
-        stack.stop()

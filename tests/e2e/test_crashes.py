@@ -12,8 +12,9 @@ import httpx
 import pytest
 
 from regionsearch import Client
+from regionsearch.supervisor.child import MODULES
 from tests.e2e.scenes import held_out_scenes
-from tests.stack import MODULES, Stack
+from tests.stack import Stack, new_stack
 
 SCENES = 12
 
@@ -21,14 +22,10 @@ SCENES = 12
 @pytest.fixture(scope="module")
 def own_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """All four processes, for tests that harm them."""
-    stack = Stack(tmp_path_factory.mktemp("stack"))
-    try:
-        stack.start()
+    with new_stack(tmp_path_factory.mktemp("stack")) as stack:
         for collection in ("killed", "streamed", "restarted"):
             httpx.post(f"{stack.http}/v1/collections", json={"name": collection}).raise_for_status()
         yield stack
-    finally:
-        stack.stop()
 
 
 @pytest.mark.timeout(1800)

@@ -7,14 +7,13 @@ import sys
 
 import pytest
 
-from loadtests.__main__ import SERVICES, Target, locust_command, service_address
-from loadtests.deployments import free_ports
+from loadtests.__main__ import locust_command, target_of
+from loadtests.launch import free_ports
 
 
 @pytest.fixture
 def target(stack):
-    logs = stack.folder / "data" / "logs"
-    return Target(stack.http, {name: service_address(logs / f"{name}.log") for name in SERVICES})
+    return target_of(stack)
 
 
 def load(target, out, enough, *, rate=None):
