@@ -1,4 +1,4 @@
-"""What comes in over HTTP besides searches: prompts, what to embed, new collections; into the contract."""
+"""Request bodies other than searches: prompts, what to embed, new collections, changes of images."""
 
 from __future__ import annotations
 

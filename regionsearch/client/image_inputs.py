@@ -122,20 +122,20 @@ def printable(path: str | Path) -> str:
     return str(path).encode("utf-8", "backslashreplace").decode()
 
 
-def checked_picture(image: ImageInput | None, image_id: str | None) -> None:
+def check_one_image(image: ImageInput | None, image_id: str | None) -> None:
     """Raises INVALID_ARGUMENT unless an image comes along or a stored one is named, and not both."""
     if (image is None) == (image_id is None):
         raise invalid("image", "give either an image or the image_id of a stored one")
 
 
-def picture_json(image: ImageInput | None, image_id: str | None = None) -> dict[str, Any]:
+def image_json(image: ImageInput | None, image_id: str | None = None) -> dict[str, Any]:
     """An image in a JSON body."""
     if image is not None:
         return {"image": base64.b64encode(read_image_input(image)).decode("ascii")}
     return {} if image_id is None else {"image_id": image_id}
 
 
-def picture_proto(image: ImageInput | None) -> types_pb2.Image | None:
+def image_proto(image: ImageInput | None) -> types_pb2.Image | None:
     """An image in a message."""
     return None if image is None else types_pb2.Image(encoded=read_image_input(image))
 
@@ -165,7 +165,7 @@ def pointing_proto(points: Sequence[Point], box: Box | None) -> dict[str, Any]:
 
 def negatives_json(negatives: Sequence[Negative]) -> list[Any]:
     """What is not meant in a JSON body."""
-    return [one if isinstance(one, str) else picture_json(one.image) | one.stored for one in negatives]
+    return [one if isinstance(one, str) else image_json(one.image) | one.stored for one in negatives]
 
 
 def negatives_proto(negatives: Sequence[Negative]) -> list[region_search_pb2.Negative]:
@@ -173,7 +173,7 @@ def negatives_proto(negatives: Sequence[Negative]) -> list[region_search_pb2.Neg
     return [
         region_search_pb2.Negative(text=one)
         if isinstance(one, str)
-        else region_search_pb2.Negative(image=picture_proto(one.image), **one.stored)
+        else region_search_pb2.Negative(image=image_proto(one.image), **one.stored)
         for one in negatives
     ]
 

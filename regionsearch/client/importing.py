@@ -49,7 +49,7 @@ class AsyncSender(Protocol):
 
 
 class OnLoop:
-    """A client on an event loop, for threads beside it."""
+    """A client on an event loop, for other threads."""
 
     def __init__(self, client: AsyncSender, loop: asyncio.AbstractEventLoop) -> None:
         self._client = client

@@ -144,14 +144,14 @@ class IngestStream:
                 key = str(len(self._names))
                 self._names.append(name_of(source))
                 try:
-                    picture = pb.IngestImageRequest(
+                    ingest = pb.IngestImageRequest(
                         image=types_pb2.Image(encoded=read_image_input(source)), name=self._names[-1]
                     )
                 except Exception as error:
                     self._tell(failed(source, error))
                     continue
-                picture.MergeFrom(self._about)
-                request = pb.IngestImagesRequest(key=key, request=picture)
+                ingest.MergeFrom(self._about)
+                request = pb.IngestImagesRequest(key=key, request=ingest)
                 self._open[key] = call, request
                 return request
             self._exhausted = True

@@ -14,12 +14,12 @@ from regionsearch.client.image_inputs import (
     ImageInput,
     Negative,
     Point,
-    checked_picture,
+    check_one_image,
     filter_proto,
+    image_json,
+    image_proto,
     negatives_json,
     negatives_proto,
-    picture_json,
-    picture_proto,
     pointing_json,
     pointing_proto,
 )
@@ -100,7 +100,7 @@ def search(
     shared |= {"page_size": page_size, "page_token": page_token}
 
     def request() -> HttpRequest:
-        query = picture_json(image) | pointing_json(points, box) | {"texts": phrases}
+        query = image_json(image) | pointing_json(points, box) | {"texts": phrases}
         query |= given(region_id=region_id, image_id=image_id)
         body = {"query": query, "negatives": negatives_json(negatives), "level": level, **shared}
         body |= given(group_by="image" if group_by_image else None, filter=filter)
@@ -110,7 +110,7 @@ def search(
     def message() -> pb.RegionSearchServiceSearchRequest:
         query = pb.Query(
             texts=phrases,
-            image=picture_proto(image),
+            image=image_proto(image),
             region_id=region_id or "",
             image_id=image_id or "",
             **pointing_proto(points, box),
@@ -160,17 +160,17 @@ def within(
         relative_cutoff: Lowest part of a phrase's best score that makes a hit, 0 to 1.
         min_relevancy: With negatives, lowest relevancy that makes a hit; 0.5 when absent.
     """
-    checked_picture(image, image_id)
+    check_one_image(image, image_id)
     phrases = _phrases(texts)
     shared = given(min_score=min_score, relative_cutoff=relative_cutoff, min_relevancy=min_relevancy)
     shared |= {"collection": collection, "texts": phrases}
 
     def request() -> HttpRequest:
-        body = picture_json(image, image_id) | shared | {"negatives": negatives_json(negatives)}
+        body = image_json(image, image_id) | shared | {"negatives": negatives_json(negatives)}
         return HttpRequest("POST", "/v1/search-within", json=body)
 
     def message() -> pb.SearchWithinRequest:
-        source = {"image_id": image_id} if image is None else {"image": picture_proto(image)}
+        source = {"image_id": image_id} if image is None else {"image": image_proto(image)}
         return pb.SearchWithinRequest(**source, **shared, negatives=negatives_proto(negatives))
 
     return Operation(
@@ -194,12 +194,12 @@ def render(
     min_score: float | None = None,
 ) -> Operation[bytes]:
     """The image as PNG with the finds of `within` drawn into it."""
-    checked_picture(image, image_id)
+    check_one_image(image, image_id)
     body = {"collection": collection, "texts": _phrases(texts), "render": style} | given(min_score=min_score)
     return Operation(
         "render",
         HttpCall(
-            lambda: HttpRequest("POST", "/v1/search-within", json=picture_json(image, image_id) | body),
+            lambda: HttpRequest("POST", "/v1/search-within", json=image_json(image, image_id) | body),
             lambda response: response.content,
         ),
     )
@@ -227,7 +227,7 @@ def segment(
         zoom: Looks more closely at what was found: better masks, above all of what is small, for more time.
             None: as it suits the model that is served.
     """
-    checked_picture(image, image_id)
+    check_one_image(image, image_id)
     prompt = pointing_json(points, box)
     body = {"collection": collection} | (
         prompt | {"multimask": multimask} | given(zoom=zoom) if prompt else {"everything": True}
@@ -235,7 +235,7 @@ def segment(
     return Operation(
         "segment",
         HttpCall(
-            lambda: HttpRequest("POST", "/v1/segment", json=picture_json(image, image_id) | body),
+            lambda: HttpRequest("POST", "/v1/segment", json=image_json(image, image_id) | body),
             lambda response: SegmentAnswer.model_validate(response.json()),
         ),
     )
@@ -245,7 +245,7 @@ def embed(texts: Sequence[str] = (), *, images: Sequence[ImageInput] = ()) -> Op
     """Vectors of length one, shape (n, dimension): of texts, or of images."""
 
     def request() -> HttpRequest:
-        body = {"texts": list(texts)} if texts else {"images": [picture_json(one)["image"] for one in images]}
+        body = {"texts": list(texts)} if texts else {"images": [image_json(one)["image"] for one in images]}
         return HttpRequest("POST", "/v1/embeddings", json=body)
 
     return Operation(
