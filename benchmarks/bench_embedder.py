@@ -21,12 +21,13 @@ from services.embedder.backends import load_backend
 from services.embedder.backends.base import Backend
 from services.embedder.crops import CropPolicy, crop_regions
 from services.embedder.engine import EmbedEngine
-from services.embedder.loading import choose_precision, find_devices, find_model
+from services.embedder.loading import find_model
 from services.embedder.servicer import EmbedServicer
 from services.embedder.settings import EmbedderSettings
 from services.embedder.tasks import Regions
 from services.runtime.batcher import BatchSettings
 from services.runtime.server import Server, serving
+from services.torch_runtime.devices import choose_precision, find_devices
 
 COUNT, HEIGHT, WIDTH = 64, 400, 600
 FEW = 16  # regions for a large model on a CPU, where each takes a tenth of a second on both sides

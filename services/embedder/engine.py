@@ -16,7 +16,8 @@ from services.embedder.backends.base import Backend
 from services.embedder.crops import CropPolicy
 from services.embedder.tasks import ImageTask, Pixels, Regions, RegionsTask, TextsTask
 from services.embedder.text_templates import TextTemplates, VectorCache
-from services.runtime.batcher import Batcher, BatchSettings, BatchSlice, Failure, Priority
+from services.runtime.batcher import Batcher, BatchSettings, BatchSlice, Priority
+from services.torch_runtime.failures import classify
 
 Vectors = NDArray[np.float32]
 
@@ -247,22 +248,6 @@ def to_vectors(raw: PendingVectors) -> list[Vectors]:
     if not np.isfinite(vectors).all():
         raise FloatingPointError("the model answered with numbers that are not finite")
     return np.split(vectors, np.cumsum(raw.sizes)[:-1])
-
-
-# How allocators other than torch's own say it: the host's, CUDA's for pinned memory, those of its libraries.
-_NO_MEMORY = ("can't allocate memory", "CUDA error: out of memory", "_STATUS_ALLOC_FAILED")
-
-
-def classify(error: Exception) -> Failure:
-    """What an exception of torch means for the batch and for the device."""
-    message = str(error)
-    if isinstance(error, torch.OutOfMemoryError | MemoryError) or any(part in message for part in _NO_MEMORY):
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        return Failure.OUT_OF_MEMORY
-    if isinstance(error, RuntimeError) and "CUDA error" in message:
-        return Failure.FATAL  # sticky: every later call on this context fails too
-    return Failure.POISON
 
 
 def buckets(max_batch: int) -> list[int]:

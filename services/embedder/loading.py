@@ -1,16 +1,15 @@
-"""From the name of a model to its files, and from a device's name to devices."""
+"""From the name of a model to its files."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import open_clip
-import torch
 
-from regionsearch.errors import Kind, RegionSearchError, invalid, not_found
+from regionsearch.errors import invalid
 from regionsearch.models import WEIGHTS, checked_digest, file_digest, find, pocket_dir
 from services.embedder.backends.base import ModelFiles
+from services.torch_runtime.model_files import existing_file, read_manifest, verified_digest
 
 
 def find_model(model: str, weights: Path | None = None, random_weights: bool = False) -> ModelFiles:
@@ -42,10 +41,8 @@ def find_model(model: str, weights: Path | None = None, random_weights: bool = F
     if random_weights:
         return ModelFiles("open_clip", name, config, preprocess, None)
     if weights is not None:
-        path = _existing(
-            weights, "weights", "give the path of a file, or leave it out to take pulled weights"
-        )
-        return ModelFiles("open_clip", name, config, preprocess, path, file_digest(path))
+        existing_file(weights, "weights", "give the path of a file, or omit it to use pulled weights")
+        return ModelFiles("open_clip", name, config, preprocess, weights, file_digest(weights))
     published = WEIGHTS.get(name)
     if published is None or tag not in published.file:
         raise invalid(
@@ -56,60 +53,10 @@ def find_model(model: str, weights: Path | None = None, random_weights: bool = F
 
 
 def _from_manifest(path: Path, random_weights: bool) -> ModelFiles:
-    remedy = "give the path of an embedder.json, or install regionsearch again for the bundled one"
-    try:
-        manifest = json.loads(_existing(path, "model", remedy).read_text())
-        parts = manifest["family"], manifest["variant"], manifest["model_config"], manifest["preprocess"]
-        expected = manifest["sha256"]
-        known_by = manifest.get("same_as", expected)
-    except (ValueError, KeyError, TypeError) as error:
-        raise RegionSearchError(
-            Kind.DATA_LOSS, f"{path} is not a manifest of an embedder ({error!r}); {remedy}", field="model"
-        ) from error
+    manifest = read_manifest(path, "embedder", ("family", "variant", "model_config", "preprocess", "sha256"))
+    described = manifest["family"], manifest["variant"], manifest["model_config"], manifest["preprocess"]
     if random_weights:
-        return ModelFiles(*parts, None)
-    weights = _existing(path.with_suffix(".safetensors"), "model", f"it belongs beside {path.name}")
-    digest = file_digest(weights)
-    if digest != expected:
-        raise RegionSearchError(
-            Kind.DATA_LOSS,
-            f"the weights in {weights} are not those that {path.name} describes (SHA-256 {digest[:12]}…, not "
-            f"{expected[:12]}…); restore both files together",
-            field="model",
-        )
-    return ModelFiles(*parts, weights, known_by)
-
-
-def _existing(path: Path, field: str, remedy: str) -> Path:
-    if not path.is_file():
-        raise not_found(field, f"{path} is not there; {remedy}")
-    return path
-
-
-def find_devices(names: str) -> list[torch.device]:
-    """The devices to work on.
-
-    Args:
-        names: ``auto``, or devices as torch names them, separated by commas.
-
-    Raises:
-        RegionSearchError: INVALID_ARGUMENT for a device that is not there.
-    """
-    if names == "auto":
-        return [torch.device("cuda", i) for i in range(torch.cuda.device_count())] or [torch.device("cpu")]
-    try:
-        devices = [torch.device(name.strip()) for name in names.split(",")]
-        for device in devices:
-            torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise invalid("device", f"{names!r} cannot be used: {str(error).splitlines()[0]}") from error
-    return devices
-
-
-def choose_precision(precision: str, device: torch.device) -> str:
-    """What ``auto`` means on a device."""
-    if precision != "auto":
-        return precision
-    if device.type == "cpu":
-        return "fp32"
-    return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+        return ModelFiles(*described, None)
+    weights = path.with_suffix(".safetensors")
+    digest = verified_digest(weights, path, manifest["sha256"])
+    return ModelFiles(*described, weights, manifest.get("same_as", digest))

@@ -12,10 +12,11 @@ from regionsearch.v1 import embed_pb2_grpc
 from services.embedder.backends import load_backend
 from services.embedder.backends.base import Backend
 from services.embedder.engine import EmbedEngine
-from services.embedder.loading import choose_precision, find_devices, find_model
+from services.embedder.loading import find_model
 from services.embedder.servicer import EmbedServicer
 from services.embedder.settings import EmbedderSettings
 from services.runtime.server import Lifespan, Server
+from services.torch_runtime.devices import choose_precision, find_devices
 
 
 def load(settings: EmbedderSettings) -> list[Backend]:

@@ -11,7 +11,7 @@ import grpc
 import numpy as np
 
 from regionsearch.errors import invalid, too_large
-from regionsearch.images import ImageLimits, decoded_bytes, image_from_proto
+from regionsearch.images import decoded_bytes, image_from_proto
 from regionsearch.tensors import tensor_to_proto
 from regionsearch.texts import visible_text
 from regionsearch.v1 import embed_pb2, embed_pb2_grpc, types_pb2
@@ -31,7 +31,7 @@ class EmbedServicer(embed_pb2_grpc.EmbedServiceServicer):
     def __init__(self, engine: EmbedEngine, settings: EmbedderSettings) -> None:
         self._engine = engine
         self._settings = settings
-        self._limits = ImageLimits(settings.max_image_bytes, settings.max_image_pixels, "embedder")
+        self._limits = settings.image_limits
 
     async def EmbedRegions(  # noqa: N802
         self, request: embed_pb2.EmbedRegionsRequest, context: grpc.aio.ServicerContext[Any, Any]

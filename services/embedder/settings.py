@@ -10,10 +10,10 @@ from pydantic import Field
 from services.embedder.crops import CropPolicy
 from services.embedder.text_templates import TextTemplates
 from services.runtime.batcher import BatchSettings
-from services.runtime.settings import MIB, ServiceSettings
+from services.torch_runtime.settings import ModelServiceSettings
 
 
-class EmbedderSettings(ServiceSettings):
+class EmbedderSettings(ModelServiceSettings):
     """``REGIONSEARCH_EMBEDDER_…``, or ``[embedder]`` in the TOML file."""
 
     process: ClassVar[str] = "embedder"
@@ -32,12 +32,9 @@ class EmbedderSettings(ServiceSettings):
         "auto", description="auto is fp32 on a CPU, bf16 on a GPU that has it, fp16 on any other."
     )
     compile: bool = Field(False, description="torch.compile the image tower; the start takes longer.")
-    threads: int = Field(0, ge=0, description="CPU threads of a model's operation; 0 leaves it to torch.")
     crop_policy: CropPolicy = Field(CropPolicy.BLUR, description="Where a request names none.")
     text_templates: TextTemplates = Field(TextTemplates.NONE, description="Where a request names none.")
     text_cache: int = Field(10_000, ge=0, description="Vectors of texts that are kept.")
-    max_image_bytes: int = Field(32 * MIB, gt=0)
-    max_image_pixels: int = Field(50_000_000, gt=0)
     max_regions: int = Field(1000, gt=0, description="Regions of one call.")
     max_images: int = Field(64, gt=0, description="Images of one call.")
     max_texts: int = Field(1000, gt=0, description="Texts of one call.")

@@ -1,17 +1,15 @@
-"""From the name of a model to its files, and from a device's name to the device."""
+"""From the name of a model to its files."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
-import torch
-
-from regionsearch.errors import Kind, RegionSearchError, invalid, not_found
-from regionsearch.models import WEIGHTS, file_digest, find, pocket_dir
+from regionsearch.errors import invalid
+from regionsearch.models import WEIGHTS, checked_digest, file_digest, find, pocket_dir
 from services.segmenter.backends.base import ModelFiles
+from services.torch_runtime.model_files import existing_file, read_manifest, verified_digest
 
-# What a model is called -> family, variant.
+# Name of a model -> family, variant.
 CHECKPOINTS = {
     "sam_vit_b": ("sam", "vit_b"),
     "sam_vit_l": ("sam", "vit_l"),
@@ -28,84 +26,44 @@ def find_model(model: str) -> ModelFiles:
 
     Args:
         model: ``pocket``, a name of :data:`CHECKPOINTS`, or a path: of a ``segmenter.json``, or of a
-            checkpoint whose name contains that of its architecture, such as ``my_sam_vit_b.pth``.
+            checkpoint whose file name contains the name of its architecture, such as ``my_sam_vit_b.pth``.
 
     Raises:
-        RegionSearchError: INVALID_ARGUMENT for an unknown name, NOT_FOUND for no file, DATA_LOSS when a
-            file is not what its manifest or its publisher says.
+        RegionSearchError: INVALID_ARGUMENT for an unknown name, NOT_FOUND for a missing file, DATA_LOSS when
+            a file does not have the digest that its manifest or its publisher states.
     """
     if model == "pocket":
         return _from_manifest(pocket_dir() / "segmenter.json")
     if model in CHECKPOINTS:
-        return _from_checkpoint(model, find(WEIGHTS[model]), WEIGHTS[model].sha256)
+        return _from_checkpoint(model, find(WEIGHTS[model]), checked_digest(WEIGHTS[model]))
     path = Path(model)
     if path.suffix == ".json":
         return _from_manifest(path)
     for name in CHECKPOINTS:
         if path.suffix and name in path.name:
-            return _from_checkpoint(name, path, None)
+            existing_file(path, "model", "give the path of a checkpoint, or the name of a model")
+            return _from_checkpoint(name, path, file_digest(path))
     raise invalid(
         "model",
         f"{model!r} is not a model; give pocket, {', '.join(CHECKPOINTS)}, the path of a segmenter.json, or "
-        "of a checkpoint with one of these names in its own",
+        "the path of a checkpoint whose file name contains one of these names",
     )
 
 
 def _from_manifest(path: Path) -> ModelFiles:
-    try:
-        manifest = json.loads(_existing(path).read_text())
-        family, variant, architecture = manifest["family"], manifest["variant"], manifest["architecture"]
-        expected = manifest["sha256"]
-        everything, zoom = manifest.get("everything", {}), bool(manifest.get("zoom", False))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RegionSearchError(
-            Kind.DATA_LOSS,
-            f"{path} is not a manifest of a segmenter ({error!r}); give the path of a segmenter.json, or "
-            "install regionsearch again for the bundled one",
-            field="model",
-        ) from error
+    manifest = read_manifest(path, "segmenter", ("family", "variant", "architecture", "sha256"))
     weights = path.with_suffix(".safetensors")
-    return ModelFiles(family, variant, weights, _digest(weights, expected), architecture, everything, zoom)
+    return ModelFiles(
+        manifest["family"],
+        manifest["variant"],
+        weights,
+        verified_digest(weights, path, manifest["sha256"]),
+        manifest["architecture"],
+        manifest.get("everything", {}),
+        bool(manifest.get("zoom", False)),
+    )
 
 
-def _from_checkpoint(name: str, path: Path, published: str | None) -> ModelFiles:
+def _from_checkpoint(name: str, path: Path, digest: str) -> ModelFiles:
     family, variant = CHECKPOINTS[name]
-    return ModelFiles(family, variant, path, _digest(path, published), {}, {})
-
-
-def _digest(path: Path, expected: str | None) -> str:
-    digest = file_digest(_existing(path))
-    if expected is not None and digest != expected:
-        raise RegionSearchError(
-            Kind.DATA_LOSS,
-            f"{path} is damaged or another file: its SHA-256 is {digest[:12]}…, not {expected[:12]}…; "
-            "get it again with `regionsearch models pull`, the bundled one with the package",
-            field="model",
-        )
-    return digest
-
-
-def _existing(path: Path) -> Path:
-    if not path.is_file():
-        raise not_found("model", f"{path} is not there; give the path of a file, or the name of a model")
-    return path
-
-
-def find_device(name: str) -> str:
-    """The device to work on, as torch names it.
-
-    Args:
-        name: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-
-    Raises:
-        RegionSearchError: INVALID_ARGUMENT for a device that is not there.
-    """
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        kind = torch.empty(1, device=name).device.type
-    except (RuntimeError, AssertionError) as error:
-        raise invalid("device", f"{name!r} cannot be used: {str(error).splitlines()[0]}") from error
-    if kind not in ("cpu", "cuda"):
-        raise invalid("device", f"{name!r} cannot be used; give auto, cpu, cuda or cuda:N")
-    return name
+    return ModelFiles(family, variant, path, digest, {}, {})

@@ -13,7 +13,8 @@ from services.segmenter.cache import EmbeddingCache
 from services.segmenter.call_context import CallContext, LazyImage
 from services.segmenter.grid import Crop
 from services.segmenter.prompts import Prompt, PromptedRegion, group_prompts
-from services.segmenter.tasks import EncodeTask, PromptTask, Result, Stages, Work, classify, joined
+from services.segmenter.tasks import EncodeTask, PromptTask, Result, Stages, Work, joined
+from services.torch_runtime.failures import classify
 
 _T = TypeVar("_T")
 

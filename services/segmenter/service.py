@@ -16,10 +16,11 @@ from services.segmenter.backends import load_backend
 from services.segmenter.backends.base import Backend
 from services.segmenter.engine import SegmentEngine
 from services.segmenter.everything import segment_everything
-from services.segmenter.loading import find_device, find_model
+from services.segmenter.loading import find_model
 from services.segmenter.options import Defaults, EverythingOptions
 from services.segmenter.servicer import SegmentServicer
 from services.segmenter.settings import SegmenterSettings
+from services.torch_runtime.devices import find_device
 
 
 def load(settings: SegmenterSettings) -> tuple[Backend, Defaults]:
@@ -31,7 +32,7 @@ def load(settings: SegmenterSettings) -> tuple[Backend, Defaults]:
     if settings.threads:
         torch.set_num_threads(settings.threads)
     files = find_model(settings.model)
-    backend = load_backend(files, find_device(settings.device), settings.precision)
+    backend = load_backend(files, str(find_device(settings.device)), settings.precision)
     everything = replace(EverythingOptions(), **files.everything)
     segment_everything(backend, np.zeros((64, 64, 3), np.uint8), replace(everything, points_per_side=2))
     if backend.refiner is not None:

@@ -9,7 +9,6 @@ from typing import Any
 from google.rpc import status_pb2
 
 from regionsearch.errors import invalid, to_status, too_large
-from regionsearch.images import ImageLimits
 from regionsearch.v1 import segment_pb2, segment_pb2_grpc, types_pb2
 from services.runtime.batcher import Priority
 from services.runtime.enums import check_enums
@@ -43,7 +42,7 @@ class SegmentServicer(segment_pb2_grpc.SegmentServiceServicer):
         self._engine = engine
         self._defaults = defaults
         self._settings = settings
-        self._limits = ImageLimits(settings.max_image_bytes, settings.max_image_pixels, "segmenter")
+        self._limits = settings.image_limits
         self._model = messages.write_model(engine.backend.identity)
 
     async def Segment(  # noqa: N802

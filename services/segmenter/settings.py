@@ -7,10 +7,11 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from services.runtime.batcher import BatchSettings
-from services.runtime.settings import MIB, ServiceSettings
+from services.runtime.settings import MIB
+from services.torch_runtime.settings import ModelServiceSettings
 
 
-class SegmenterSettings(ServiceSettings):
+class SegmenterSettings(ModelServiceSettings):
     """``REGIONSEARCH_SEGMENTER_…``, or ``[segmenter]`` in the TOML file."""
 
     process: ClassVar[str] = "segmenter"
@@ -29,10 +30,7 @@ class SegmenterSettings(ServiceSettings):
         description="Whether prompts look more closely at what they found where a request is silent: better "
         "masks for more time. Absent: as it suits the model.",
     )
-    threads: int = Field(0, ge=0, description="CPU threads of a model's operation; 0 leaves it to torch.")
     cache_bytes: int = Field(256 * MIB, ge=0, description="Device memory for embeddings of images seen.")
-    max_image_bytes: int = Field(32 * MIB, gt=0)
-    max_image_pixels: int = Field(50_000_000, gt=0)
     max_prompts: int = Field(1000, gt=0, description="Prompts of one call.")
     max_points: int = Field(128, gt=0, description="Points of one prompt.")
     max_grid_points: int = Field(

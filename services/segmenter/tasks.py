@@ -12,12 +12,11 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from regionsearch.images import Pixels
-from services.runtime.batcher import BatchSlice, Failure
+from services.runtime.batcher import BatchSlice
 from services.segmenter.backends.base import Backend, Embedding, Geometry, PromptBatch, Size
 from services.segmenter.everything import (
     Candidate,
@@ -219,22 +218,6 @@ class Stages:
     def finish(self, left: Sequence[_Finish]) -> list[Result]:
         """Brings masks to full resolution; on a thread of its own."""
         return [finish() for finish in left]
-
-
-# How allocators other than torch's own say it: the host's, CUDA's for pinned memory, those of its libraries.
-_NO_MEMORY = ("can't allocate memory", "CUDA error: out of memory", "_STATUS_ALLOC_FAILED")
-
-
-def classify(error: Exception) -> Failure:
-    """What an exception of a stage means for the device."""
-    message = str(error)
-    if isinstance(error, torch.OutOfMemoryError | MemoryError) or any(part in message for part in _NO_MEMORY):
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()  # what lies in pieces of the wrong size may fit the halves
-        return Failure.OUT_OF_MEMORY
-    if isinstance(error, RuntimeError) and "CUDA error" in message:
-        return Failure.FATAL  # every later call on this context fails too
-    return Failure.POISON
 
 
 def joined(results: Sequence[Any]) -> list[Any]:

@@ -10,35 +10,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
 from open_clip import SimpleTokenizer
 from safetensors.torch import load_file, save_file
 
 from regionsearch.errors import Kind, RegionSearchError
-from regionsearch.masks import encode_rle, mask_box, rle_runs
 from services.embedder.backends import load_backend, open_clip
 from services.embedder.backends.base import ModelFiles
-from services.embedder.crops import pixel_box
-from services.embedder.engine import buckets, classify
-from services.embedder.loading import choose_precision, find_devices, find_model
-from services.embedder.request_parsing import runs_box, runs_window
+from services.embedder.engine import buckets
+from services.embedder.loading import find_model
 from services.embedder.sparse_rows import pack_rows, unpack_rows
 from services.embedder.text_templates import TextTemplates, VectorCache
-from services.runtime.batcher import Failure
-
-MASKS = st.tuples(st.integers(1, 12), st.integers(1, 12)).flatmap(lambda shape: arrays(np.bool_, shape))
-
-
-@given(MASKS, st.data())
-def test_run_lengths_are_cut_like_the_mask_they_stand_for(mask, data):
-    height, width = mask.shape
-    runs = rle_runs(encode_rle(mask), height, width)
-    assert runs_box(runs, height) == mask_box(mask)
-    x = sorted(data.draw(st.tuples(st.integers(0, width), st.integers(0, width))))
-    y = sorted(data.draw(st.tuples(st.integers(0, height), st.integers(0, height))))
-    window = pixel_box((x[0], y[0], x[1], y[1]), height, width)
-    expected = mask[window.top : window.bottom, window.left : window.right]
-    assert np.array_equal(runs_window(runs, height, window), expected)
 
 
 def test_templates_hold_the_text():
@@ -69,16 +50,6 @@ def test_buckets_waste_at_most_a_third(most):
     for count in range(1, most + 1):
         bucket = next(size for size in sizes if size >= count)
         assert bucket <= max(count * 1.5, 2)
-
-
-def test_errors_are_told_apart():
-    assert classify(torch.OutOfMemoryError("CUDA out of memory")) is Failure.OUT_OF_MEMORY
-    assert classify(MemoryError()) is Failure.OUT_OF_MEMORY
-    assert classify(torch.AcceleratorError("CUDA error: out of memory")) is Failure.OUT_OF_MEMORY
-    no_handle = RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
-    assert classify(no_handle) is Failure.OUT_OF_MEMORY
-    assert classify(RuntimeError("CUDA error: device-side assert triggered")) is Failure.FATAL
-    assert classify(ValueError("bad")) is Failure.POISON
 
 
 def test_a_model_that_is_not_there_says_how_to_get_it(monkeypatch, tmp_path):
@@ -164,14 +135,6 @@ def test_the_tokenizer_does_not_remember_every_word_for_ever(backend, monkeypatc
         backend.tokenize([f"{chr(97 + number)}{chr(97 + k)}thing" for k in range(20)])
     assert len(backend._tokenizer.cache) <= 50 + 20
     assert backend.tokenize(["a mug"])[0].equal(clip()(["a mug"]))
-
-
-def test_devices():
-    assert find_devices("cpu") == [torch.device("cpu")]
-    assert choose_precision("auto", torch.device("cpu")) == "fp32"
-    assert choose_precision("bf16", torch.device("cpu")) == "bf16"
-    with pytest.raises(RegionSearchError, match="cannot be used"):
-        find_devices("cuda:77")
 
 
 def test_reduced_precision_stays_close(manifest, backend):

@@ -21,13 +21,12 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from regionsearch.errors import Kind, RegionSearchError
 from regionsearch.images import encode_image
 from regionsearch.v1 import segment_pb2, segment_pb2_grpc, types_pb2
-from services.runtime.batcher import BatchSettings, Failure
+from services.runtime.batcher import BatchSettings
 from services.segmenter import everything
 from services.segmenter.call_context import LazyImage
 from services.segmenter.engine import SegmentEngine
 from services.segmenter.everything import segment_everything
 from services.segmenter.options import EverythingOptions
-from services.segmenter.tasks import classify
 from tests.segmenter.troubled import DEADLY, ROOM, TroubledBackend
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (60, 80, 3), np.uint8)
@@ -105,27 +104,6 @@ async def test_out_of_memory_is_halved_and_a_lost_device_ends_the_process(
         await asyncio.gather(calls[1], return_exceptions=True)  # before or after: both are right
         assert (await watch.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
     assert await asyncio.wait_for(child.wait(), 60) == 1
-
-
-@pytest.mark.parametrize(
-    ("error", "failure"),
-    [
-        (torch.OutOfMemoryError("CUDA out of memory"), Failure.OUT_OF_MEMORY),
-        (MemoryError(), Failure.OUT_OF_MEMORY),
-        (RuntimeError("DefaultCPUAllocator: can't allocate memory: 8 bytes"), Failure.OUT_OF_MEMORY),
-        (torch.AcceleratorError("CUDA error: out of memory"), Failure.OUT_OF_MEMORY),
-        (
-            RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
-            Failure.OUT_OF_MEMORY,
-        ),
-        (torch.AcceleratorError("CUDA error: device-side assert triggered"), Failure.FATAL),
-        (RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED"), Failure.FATAL),
-        (RuntimeError("The size of tensor a (3) must match the size of tensor b (4)"), Failure.POISON),
-        (ValueError("mean of empty slice"), Failure.POISON),
-    ],
-)
-def test_errors_are_told_apart(error: Exception, failure: Failure) -> None:
-    assert classify(error) is failure
 
 
 async def test_a_model_that_fits_nothing_fails_the_call_only() -> None:

@@ -12,7 +12,7 @@ from regionsearch.errors import Kind, RegionSearchError
 from regionsearch.models import pocket_dir
 from services.segmenter.backends import FAMILIES, load_backend
 from services.segmenter.backends.refiner import Refiner
-from services.segmenter.loading import CHECKPOINTS, find_device, find_model
+from services.segmenter.loading import CHECKPOINTS, find_model
 from services.segmenter.service import load
 from services.segmenter.settings import SegmenterSettings
 
@@ -117,11 +117,3 @@ def test_a_manifest_that_is_none_is_named(tmp_path: Path, content: str) -> None:
     error = failure(str(manifest))
     assert error.kind is Kind.DATA_LOSS
     assert "segmenter.json" in error.message
-
-
-@pytest.mark.parametrize("name", ["cuda:99", "cart", "meta"])
-def test_a_device_that_cannot_be_used_is_named(name: str) -> None:
-    with pytest.raises(RegionSearchError) as caught:
-        find_device(name)
-    assert (caught.value.kind, caught.value.field) == (Kind.INVALID_ARGUMENT, "device")
-    assert name in caught.value.message

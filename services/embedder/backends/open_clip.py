@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,14 +15,13 @@ from regionsearch.errors import Kind, RegionSearchError
 from services.embedder.backends.base import ModelFiles
 from services.embedder.crops import CLIP_MEAN, CLIP_STD
 from services.embedder.sparse_rows import is_packed, unpack_rows
+from services.torch_runtime.devices import autocast
 
 # Letters of a word, and of a text for each token, that are read. Longer tokens do not exist, and the time
 # that CLIP's tokenizer takes for a word grows with the square of its length: 10,000 letters took 40 s.
 WORD_LETTERS, TOKEN_LETTERS = 256, 32
 WORDS_KEPT = 100_000
 GRAPHS = 64  # that are compiled at most, of one model
-
-_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class OpenClipBackend:
@@ -74,21 +72,16 @@ class OpenClipBackend:
     @torch.inference_mode()
     def embed_crops(self, crops: Tensor) -> Tensor:
         """Unit vectors (N, dimension) float32 of normalised crops (N, 3, size, size) on the device."""
-        with self._autocast():
+        with autocast(self.precision, self.device):
             vectors = self._encode_image(crops.contiguous(memory_format=self._format))
         return torch.nn.functional.normalize(vectors.float(), dim=-1)
 
     @torch.inference_mode()
     def embed_tokens(self, tokens: Tensor) -> Tensor:
         """Unit vectors (N, dimension) float32 of token ids (N, context) on the device."""
-        with self._autocast():
+        with autocast(self.precision, self.device):
             vectors = self._model.encode_text(tokens)
         return torch.nn.functional.normalize(vectors.float(), dim=-1)
-
-    def _autocast(self) -> contextlib.AbstractContextManager[object]:
-        if self.precision == "fp32":
-            return contextlib.nullcontext()
-        return torch.autocast(self.device.type, _DTYPES[self.precision])
 
 
 def load(files: ModelFiles, device: torch.device, precision: str, compile_model: bool) -> OpenClipBackend:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import pickle
 from collections.abc import Sequence
 from typing import Any
@@ -27,9 +28,9 @@ from services.segmenter.backends.base import (
     ResizeStep,
 )
 from services.segmenter.backends.pocket import build_pocket_sam
-from services.segmenter.backends.precision import autocast
 from services.segmenter.backends.refiner import Refiner, RefinerNet
 from services.segmenter.backends.sam_decoder import Decoded, LazyMaskDecoder
+from services.torch_runtime.devices import autocast
 
 _ENCODE_BATCH = {"cpu": 1, "cuda": 8}  # on a CPU a batch only waits for its last image
 # Maps of a decoder batch that still fit into the last-level cache of a CPU, and into a small part of a GPU.
@@ -90,7 +91,8 @@ class SamBackend:
         self.identity = identity
         self.device = torch.device(identity.device)
         self.model = model.to(self.device).eval().requires_grad_(False)
-        self._decoder = LazyMaskDecoder(self.model, lambda: autocast(identity))
+        self._autocast = functools.partial(autocast, identity.precision, self.device)
+        self._decoder = LazyMaskDecoder(self.model, self._autocast)
         self.mask_threshold: float = model.mask_threshold
         self.mask_size: tuple[int, int] = tuple(model.prompt_encoder.mask_input_size)
         self._side: int = model.image_encoder.img_size
@@ -98,7 +100,7 @@ class SamBackend:
         map_bytes = 4 * height * width * model.prompt_encoder.embed_dim
         self.encode_batch = _ENCODE_BATCH[self.device.type]
         net: RefinerNet | None = getattr(self.model, "refiner", None)
-        self.refiner = None if net is None else Refiner(net, lambda: autocast(identity))
+        self.refiner = None if net is None else Refiner(net, self._autocast)
         self.decode_batch = max(1, _BATCH_BYTES[self.device.type] // map_bytes)
 
     def prepare(self, image: Pixels) -> tuple[Tensor, Geometry]:
@@ -119,7 +121,7 @@ class SamBackend:
     def encode(self, prepared: Sequence[tuple[Tensor, Geometry]]) -> list[Embedding]:
         """Normalises, pads to a square and encodes, as ``Sam.preprocess`` does."""
         batch = torch.stack([self.model.preprocess(pixels.to(self.device)) for pixels, _ in prepared])
-        with autocast(self.identity):
+        with self._autocast():
             features = self.model.image_encoder(batch).float()
         # Each image owns its features: a view would keep the whole batch alive in the cache.
         return [

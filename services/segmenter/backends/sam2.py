@@ -22,8 +22,8 @@ from services.segmenter.backends.base import (
     PromptBatch,
     ResizeStep,
 )
-from services.segmenter.backends.precision import autocast
 from services.segmenter.backends.refiner import Refiner
+from services.torch_runtime.devices import autocast
 
 _MEAN, _STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 _BOX_LABELS = (2, 3)  # how the prompt encoder calls the two corners of a box
@@ -97,7 +97,7 @@ class Sam2Backend:
     def encode(self, prepared: Sequence[tuple[Tensor, Geometry]]) -> list[Embedding]:
         """Runs the image encoder; embeddings hold its map and the two finer ones that the decoder adds."""
         batch = torch.stack([pixels.to(self.device) for pixels, _ in prepared])
-        with autocast(self.identity):
+        with autocast(self.identity.precision, self.device):
             outputs = self.model.forward_image(batch)
             _, maps, _, sizes = self.model._prepare_backbone_features(outputs)
         if self.model.directly_add_no_mem_embed:
@@ -118,7 +118,7 @@ class Sam2Backend:
         masks = None if prompts.mask_logits is None else prompts.mask_logits.to(self.device)
         sparse, dense = encoder(points=self._points(prompts), boxes=None, masks=masks)
         coarse, fine, middle = (part[None] for part in embedding.features)
-        with autocast(self.identity):
+        with autocast(self.identity.precision, self.device):
             logits, ious, _, _ = decoder.predict_masks(
                 image_embeddings=coarse,
                 image_pe=encoder.get_dense_pe(),
