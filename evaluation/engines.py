@@ -146,7 +146,7 @@ def _regions(found: Sequence[Region]) -> Regions:
 
 
 def _rle(region: Region) -> Rle:
-    return {"size": list(region.runs.size), "counts": region.runs.coco_rle().encode()}
+    return region.runs.rle
 
 
 def _cut(mask: BoolArray) -> tuple[tuple[float, float, float, float], BoolArray]:

@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco
 
+from regionsearch.masks import CocoRle
+
 BoolArray = NDArray[np.bool_]
 FloatArray = NDArray[np.float64]
-
-
-class Rle(TypedDict):
-    """A mask in pycocotools' form: `size` is [height, width], `counts` the compressed run lengths."""
-
-    size: list[int]
-    counts: bytes
+Rle = CocoRle
 
 
 def encode(mask: BoolArray) -> Rle:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from regionsearch.images import EncodedImage, Pixels, encode_image
-from regionsearch.masks import BoolMask, decode_rle, rle_runs
+from regionsearch.masks import BoolMask, RunLengthMask, decode_rle
 from regionsearch.v1 import types_pb2
 
 Style = Literal["outline", "boxes", "mask"]
@@ -151,14 +151,8 @@ def _window(box: types_pb2.Box, margin: int, height: int, width: int) -> tuple[s
 
 
 def _decode_window(mask: types_pb2.Mask, rows: slice, columns: slice) -> BoolMask:
-    """A part of a mask, at the cost of its columns: run lengths go column by column."""
-    runs = rle_runs(mask.coco_rle, mask.height, mask.width)
-    ends = np.cumsum(runs)
-    first, last = columns.start * mask.height, columns.stop * mask.height
-    lengths = np.clip(ends, first, last) - np.clip(ends - runs, first, last)
-    flat = np.repeat(np.arange(runs.size) % 2 == 1, lengths)
-    part: BoolMask = flat.reshape(columns.stop - columns.start, mask.height).T[rows]
-    return part
+    runs = RunLengthMask.from_coco_rle(mask.coco_rle, mask.height, mask.width)
+    return runs.window(rows.start, rows.stop, columns.start, columns.stop)
 
 
 def _frame(canvas: Pixels, box: types_pb2.Box, colour: NDArray[np.float32], thickness: int) -> None:

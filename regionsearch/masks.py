@@ -1,12 +1,16 @@
 """Masks and their encodings.
 
-In memory a mask is a bool array (height, width). On the wire and on disk it is COCO's compressed run-length
-string, packed bits or a PNG.
+In memory a mask is a bool array (height, width) or a :class:`RunLengthMask`. On the wire and on disk it is
+COCO's compressed run-length string, packed bits or a PNG.
 """
 
 from __future__ import annotations
 
 import io
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +22,9 @@ from regionsearch.images import DEFAULT_LIMITS, encode_image, png
 from regionsearch.v1 import types_pb2
 
 BoolMask = NDArray[np.bool_]
+Runs = NDArray[np.int64]
+Size = tuple[int, int]  # (height, width)
+PixelBox = tuple[int, int, int, int]  # left, top, right, bottom: the indices of the outermost pixels
 
 MAX_RLE_CHARS = 4 << 20  # of one mask; reading them takes some forty times as many bytes
 
@@ -29,7 +36,7 @@ def encode_rle(mask: BoolMask) -> str:
 
 
 def check_rle_length(counts: str, field: str) -> None:
-    """Refuses run lengths that nobody would be able to read again.
+    """Refuses a string that is longer than :func:`rle_runs` reads.
 
     Raises:
         RegionSearchError: TOO_LARGE over `MAX_RLE_CHARS`.
@@ -42,7 +49,7 @@ def check_rle_length(counts: str, field: str) -> None:
         )
 
 
-def rle_runs(counts: str, height: int, width: int, field: str = "mask.coco_rle") -> NDArray[np.int64]:
+def rle_runs(counts: str, height: int, width: int, field: str = "mask.coco_rle") -> Runs:
     """The run lengths of a compressed string: column by column, beginning with zeros.
 
     The format is that of pycocotools' `rleFrString`: 5 bits a character, the sixth says that more follow, the
@@ -80,12 +87,155 @@ def rle_runs(counts: str, height: int, width: int, field: str = "mask.coco_rle")
     return values
 
 
-def mask_runs(mask: BoolMask) -> NDArray[np.int64]:
-    """The run lengths of a mask (height, width), as :func:`rle_runs` gives those of a string."""
-    flat = np.ravel(mask, order="F")
-    changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1
-    edges = np.concatenate(([0] if flat[0] else [], [0], changes, [flat.size])).astype(np.int64)
-    return np.diff(edges)
+class CocoRle(TypedDict):
+    """A mask in pycocotools' form: `size` is [height, width], `counts` the compressed run lengths."""
+
+    size: list[int]
+    counts: bytes
+
+
+@dataclass(frozen=True)
+class RunLengthMask:
+    """A mask as large as its image, as pixel ranges in column-major order, which is COCO's.
+
+    A small region of a large image costs what a small region costs; none of the properties decodes the mask.
+
+    Attributes:
+        size: (height, width) of the image.
+        starts: First pixel of each run, int64, ascending.
+        stops: Pixel after each run, int64; a run ends before the next one starts.
+    """
+
+    size: Size
+    starts: Runs
+    stops: Runs
+
+    @classmethod
+    def from_coco_rle(
+        cls, counts: str, height: int, width: int, field: str = "mask.coco_rle"
+    ) -> RunLengthMask:
+        """The mask of a compressed run-length string.
+
+        Raises:
+            RegionSearchError: See :func:`rle_runs`.
+        """
+        ends = np.cumsum(rle_runs(counts, height, width, field))
+        starts, stops = ends[:-1:2], ends[1::2]
+        filled = starts < stops  # a string may hold runs of no pixels
+        return cls._joined((height, width), starts[filled], stops[filled])
+
+    @classmethod
+    def from_mask(cls, mask: BoolMask) -> RunLengthMask:
+        """The runs of a mask (height, width)."""
+        return cls.from_windows((mask.shape[0], mask.shape[1]), [(mask, 0, 0)])
+
+    @classmethod
+    def from_windows(cls, size: Size, windows: Iterable[tuple[BoolMask, int, int]]) -> RunLengthMask:
+        """Runs of a mask given as windows (mask, top, left), from left to right, without overlap."""
+        starts, stops = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+        for mask, top, left in windows:
+            height, width = mask.shape
+            # A row of zeros above and below separates the columns.
+            columns = np.zeros((width, height + 2), np.int8)
+            columns[:, 1:-1] = mask.T
+            changes = np.flatnonzero(np.diff(columns.reshape(-1)))
+            column, row = np.divmod(changes, height + 2)
+            places = (left + column) * size[0] + top + row
+            starts.append(places[0::2])
+            stops.append(places[1::2])
+        return cls._joined(size, np.concatenate(starts), np.concatenate(stops))
+
+    @classmethod
+    def _joined(cls, size: Size, starts: Runs, stops: Runs) -> RunLengthMask:
+        """Joins runs that touch: one that reaches the lower edge continues at the top of the next column."""
+        apart = starts[1:] != stops[:-1]
+        first = np.ones(len(starts), bool)
+        first[1:] = apart
+        last = np.ones(len(stops), bool)
+        last[:-1] = apart
+        return cls(size, starts[first], stops[last])
+
+    @classmethod
+    def vote(cls, masks: Sequence[RunLengthMask], weights: Sequence[float]) -> RunLengthMask:
+        """The pixels of masks that together have more than half of the weight.
+
+        Args:
+            masks: Of one size, at least one.
+            weights: Of the masks, none below 0; where all are 0 the result is empty.
+        """
+        places = np.concatenate([side for mask in masks for side in (mask.starts, mask.stops)])
+        votes = np.repeat(
+            [change for weight in weights for change in (weight, -weight)],
+            [len(mask.starts) for mask in masks for _ in range(2)],
+        )
+        edges, group = np.unique(places, return_inverse=True)
+        # The rounding error of a sum of 0 is not a majority.
+        wins = np.bincount(group, votes, len(edges)).cumsum() > sum(weights) * (0.5 + 1e-9)
+        flips = edges[np.diff(wins, prepend=False)]
+        return cls(masks[0].size, flips[0::2], flips[1::2])
+
+    @property
+    def area(self) -> int:
+        """Number of pixels."""
+        return int((self.stops - self.starts).sum())
+
+    @property
+    def box(self) -> PixelBox:
+        """(left, top, right, bottom), the indices of the outermost pixels; zeros for an empty mask."""
+        if not len(self.starts):
+            return 0, 0, 0, 0
+        height = self.size[0]
+        first, top = np.divmod(self.starts, height)
+        last, bottom = np.divmod(self.stops - 1, height)
+        whole = bool((last > first).any())  # a run that goes on in the next column touches both edges
+        left, right = int(first[0]), int(last[-1])
+        return left, 0 if whole else int(top.min()), right, height - 1 if whole else int(bottom.max())
+
+    def counts(self) -> Runs:
+        """COCO's uncompressed counts: lengths of alternating runs of zeros and ones, beginning with zeros."""
+        edges = np.empty(2 * len(self.starts) + 2, np.int64)
+        edges[0], edges[-1] = 0, self.size[0] * self.size[1]
+        edges[1:-1:2], edges[2:-1:2] = self.starts, self.stops
+        counts = np.diff(edges)
+        return counts[:-1] if len(counts) > 1 and counts[-1] == 0 else counts
+
+    @cached_property
+    def rle(self) -> CocoRle:
+        """The mask for pycocotools, encoded once."""
+        height, width = self.size
+        form = {"size": [height, width], "counts": self.counts().tolist()}
+        encoded: bytes = coco.frPyObjects(form, height, width)["counts"]
+        return {"size": [height, width], "counts": encoded}
+
+    def coco_rle(self) -> str:
+        """COCO's compressed run-length string."""
+        return self.rle["counts"].decode("ascii")
+
+    def to_mask(self) -> BoolMask:
+        """The mask, bool (height, width)."""
+        return self.window(0, self.size[0], 0, self.size[1])
+
+    def window(self, top: int, bottom: int, left: int, right: int) -> BoolMask:
+        """Rows [top, bottom) and columns [left, right) of the mask; decodes no other columns."""
+        height = self.size[0]
+        first, last = left * height, right * height
+        inside = slice(
+            np.searchsorted(self.stops, first, "right"), np.searchsorted(self.starts, last, "left")
+        )
+        edges = np.empty(2 * len(self.starts[inside]) + 2, np.int64)
+        edges[0], edges[-1] = first, last
+        edges[1:-1:2], edges[2:-1:2] = self.starts[inside], self.stops[inside]
+        lengths = np.diff(edges.clip(first, last))
+        flat = np.repeat(np.arange(len(lengths)) % 2 == 1, lengths)
+        return np.ascontiguousarray(flat.reshape(right - left, height)[:, top:bottom].T)
+
+    def contains(self, rows: Runs, columns: Runs) -> NDArray[np.bool_]:
+        """Whether the pixels (rows[i], columns[i]), which lie in the image, belong to the mask."""
+        places = columns * self.size[0] + rows
+        inside: NDArray[np.bool_] = np.searchsorted(self.starts, places, "right") > np.searchsorted(
+            self.stops, places, "right"
+        )
+        return inside
 
 
 def decode_rle(counts: str, height: int, width: int, field: str = "mask.coco_rle") -> BoolMask:
@@ -94,14 +244,7 @@ def decode_rle(counts: str, height: int, width: int, field: str = "mask.coco_rle
     Raises:
         RegionSearchError: INVALID_ARGUMENT when the string is malformed or of another size.
     """
-    runs = rle_runs(counts, height, width, field)
-    flat = np.repeat(np.arange(runs.size) % 2 == 1, runs)
-    return np.ascontiguousarray(flat.reshape(width, height).T)
-
-
-def rle_area(counts: str, height: int, width: int) -> int:
-    """Number of pixels in the mask, without decoding it."""
-    return int(rle_runs(counts, height, width)[1::2].sum())
+    return RunLengthMask.from_coco_rle(counts, height, width, field).to_mask()
 
 
 def mask_box(mask: BoolMask) -> tuple[float, float, float, float] | None:

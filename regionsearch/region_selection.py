@@ -13,9 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from pycocotools import mask as coco
 
 from regionsearch.errors import invalid
-from regionsearch.masks import rle_runs
-
-Size = tuple[int, int]  # (height, width)
+from regionsearch.masks import RunLengthMask, Size, rle_runs
 
 
 def select_by_points(masks: Sequence[str], size: Size, points: ArrayLike, labels: ArrayLike) -> list[int]:
@@ -104,14 +102,13 @@ def _look_up(
 ) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
     """Whether each mask holds each point, bool (n, P), and the masks' areas."""
     height, width = size
-    columns, rows = np.floor(points).T
-    in_image = (columns >= 0) & (columns < width) & (rows >= 0) & (rows < height)
-    places = np.where(in_image, columns * height + rows, 0).astype(np.int64)
+    pixels = np.floor(points)
+    in_image = (pixels >= 0).all(axis=1) & (pixels < (width, height)).all(axis=1)
+    columns, rows = np.where(in_image[:, None], pixels, 0).astype(np.int64).T
     inside = np.zeros((len(masks), len(points)), np.bool_)
     areas = np.zeros(len(masks), np.int64)
     for index, mask in enumerate(masks):
-        runs = rle_runs(mask, height, width)
-        # Runs of zeros and ones take turns: pixels of odd runs are ones.
-        inside[index] = np.searchsorted(np.cumsum(runs), places, "right") % 2 == 1
-        areas[index] = runs[1::2].sum()
+        runs = RunLengthMask.from_coco_rle(mask, height, width)
+        inside[index] = runs.contains(rows, columns)
+        areas[index] = runs.area
     return inside & in_image, areas

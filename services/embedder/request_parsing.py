@@ -7,17 +7,15 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from regionsearch.errors import RegionSearchError, invalid
 from regionsearch.images import ImageLimits, image_from_proto
-from regionsearch.masks import BoolMask, mask_from_proto, mask_runs, rle_runs
+from regionsearch.masks import BoolMask, RunLengthMask, mask_from_proto
 from regionsearch.prompts import Edges, check_box, read_box
 from regionsearch.v1 import embed_pb2, types_pb2
 from services.embedder.crops import Window, pixel_box
 from services.embedder.tasks import Regions
 
-Runs = NDArray[np.int64]
 Decode = Callable[[], BoolMask]
 
 READ_PIXELS = 1 << 30  # of the masks that are read in one go
@@ -117,50 +115,17 @@ def _read_mask(
             "orientation); they must be equal",
         )
     if mask.WhichOneof("encoding") == "coco_rle":
-        runs = rle_runs(mask.coco_rle, height, width, f"{field}.coco_rle")
+        runs = RunLengthMask.from_coco_rle(mask.coco_rle, height, width, f"{field}.coco_rle")
     else:
-        runs = mask_runs(mask_from_proto(mask, field, height * width))
-    box = box or runs_box(runs, height)
-    if box is None:
+        runs = RunLengthMask.from_mask(mask_from_proto(mask, field, height * width))
+    if not runs.area:
         raise _empty(field)
-    return box, functools.partial(runs_window, runs, height, pixel_box(box, height, width))
+    if box is None:
+        left, top, right, bottom = runs.box
+        box = float(left), float(top), float(right + 1), float(bottom + 1)
+    window = pixel_box(box, height, width)
+    return box, functools.partial(runs.window, window.top, window.bottom, window.left, window.right)
 
 
 def _full(window: Window) -> BoolMask:
     return np.ones((window.height, window.width), np.bool_)
-
-
-def runs_box(runs: Runs, height: int) -> Edges | None:
-    """The smallest half-open box around a mask, without decoding it; None when the mask is empty.
-
-    Args:
-        runs: Lengths, column by column, beginning with zeros (see :func:`regionsearch.masks.rle_runs`).
-        height: Rows of the mask.
-    """
-    ends = np.cumsum(runs)[1::2]
-    lengths = runs[1::2]
-    first, last = (ends - lengths)[lengths > 0], ends[lengths > 0] - 1
-    if first.size == 0:
-        return None
-    if (first // height != last // height).any():  # a run over several columns holds a top and a bottom pixel
-        top, bottom = 0, height
-    else:
-        top, bottom = int((first % height).min()), int((last % height).max()) + 1
-    return float(first[0] // height), float(top), float(last[-1] // height + 1), float(bottom)
-
-
-def runs_window(runs: Runs, height: int, window: Window) -> BoolMask:
-    """The part of a mask inside a window, decoding no more columns than that.
-
-    Args:
-        runs: As in :func:`runs_box`.
-        height: Rows of the mask.
-        window: Lies inside the mask.
-    """
-    ends = np.cumsum(runs)
-    start, stop = window.left * height, window.right * height
-    first, last = int(np.searchsorted(ends, start, "right")), int(np.searchsorted(ends, stop, "left"))
-    edges = np.clip(ends[first : last + 1], start, stop)
-    lengths = np.diff(edges, prepend=start)
-    columns = np.repeat(np.arange(first, last + 1) % 2 == 1, lengths).reshape(window.width, height)
-    return np.ascontiguousarray(columns.T[window.top : window.bottom])

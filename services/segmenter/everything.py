@@ -22,10 +22,10 @@ from torch import Tensor
 from torchvision.ops.boxes import batched_nms
 
 from regionsearch.images import Pixels
+from regionsearch.masks import PixelBox, RunLengthMask
 from services.segmenter.backends.base import Backend, Embedding, PromptBatch, Size
 from services.segmenter.grid import Crop, grid_points, plan_crops
 from services.segmenter.masks.rasterize import box_window, draw, measure
-from services.segmenter.masks.run_length import Box, RunLengthMask
 from services.segmenter.masks.small_regions import remove_small_parts
 from services.segmenter.options import EverythingOptions
 from services.segmenter.upscale import Patch, Upscaler
@@ -33,7 +33,7 @@ from services.segmenter.upscale import Patch, Upscaler
 # A box this near to the edge of a crop, but not of the image, is taken for a part of something larger.
 _CROP_EDGE_PIXELS = 20.0
 
-_EMPTY: Box = (0, 0, 0, 0)  # what the reference calls the box of an empty mask
+_EMPTY: PixelBox = (0, 0, 0, 0)  # what the reference calls the box of an empty mask
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Region:
     """
 
     runs: RunLengthMask
-    box: Box
+    box: PixelBox
     predicted_iou: float
     stability_score: float
     point: tuple[float, float] | None
@@ -91,7 +91,7 @@ class Candidate:
     """A mask that passed the filters, still at low resolution; box and point in pixels of its crop."""
 
     patch: Patch | None
-    box: Box
+    box: PixelBox
     predicted_iou: float
     stability_score: float
     point: tuple[float, float]
@@ -178,7 +178,7 @@ def filter_survivors(
     return found
 
 
-def _near_crop_edge(box: Box, crop: Crop, image_size: Size) -> bool:
+def _near_crop_edge(box: PixelBox, crop: Crop, image_size: Size) -> bool:
     edges = crop.moved(box)
     crop_edges = (crop.left, crop.top, crop.right, crop.bottom)
     image_edges = (0, 0, image_size[1], image_size[0])
@@ -256,7 +256,7 @@ def _clean(regions: list[Region], min_area: int, nms_thresh: float) -> list[Regi
     return kept
 
 
-def box_nms(boxes: Sequence[Box], scores: Sequence[float], iou_thresh: float) -> list[int]:
+def box_nms(boxes: Sequence[PixelBox], scores: Sequence[float], iou_thresh: float) -> list[int]:
     """Greedy non-maximum suppression over boxes; indices of the kept ones, best score first."""
     if not boxes:
         return []

@@ -35,7 +35,7 @@ def pool_features(embedding: Embedding, regions: list[Region]) -> NDArray[np.flo
 def cover(region: Region, geometry: Geometry, map_size: Size) -> NDArray[np.float64]:
     """The share of a region's pixels in each cell of the feature map, float64 `map_size`; sums to 1."""
     left, top, right, bottom = region.box
-    mask = region.runs.columns(left, right + 1)[top : bottom + 1]
+    mask = region.runs.window(top, bottom + 1, left, right + 1)
     rows = _cells(top, bottom + 1, geometry, 0, map_size)
     columns = _cells(left, right + 1, geometry, 1, map_size)
     counts = np.zeros(map_size)

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from regionsearch.images import Pixels
+from regionsearch.masks import PixelBox
 from services.segmenter.backends.base import Size
-from services.segmenter.masks.run_length import Box
 from services.segmenter.options import EverythingOptions
 
 
@@ -45,7 +45,7 @@ class Crop:
         """The crop's pixels of those of the image."""
         return np.ascontiguousarray(pixels[self.top : self.bottom, self.left : self.right])
 
-    def moved(self, box: Box) -> Box:
+    def moved(self, box: PixelBox) -> PixelBox:
         """A box in pixels of the crop, in pixels of the image."""
         left, top, right, bottom = box
         return left + self.left, top + self.top, right + self.left, bottom + self.top

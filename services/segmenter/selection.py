@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from pycocotools import mask as coco
 
@@ -25,15 +24,12 @@ def select_regions(regions: Sequence[Region], options: SelectionOptions) -> list
         Best first: by predicted IoU times stability, ties by area, then in the order given.
     """
     kept: list[Region] = []
-    kept_rles: list[dict[str, Any]] = []
     fitting = (region for region in regions if _fits(region, options))
     for region in sorted(fitting, key=lambda region: region.rank, reverse=True):
-        height, width = region.runs.size
-        rle: dict[str, Any] = {"size": [height, width], "counts": region.runs.coco_rle().encode("ascii")}
-        if kept and coco.iou([rle], kept_rles, [0] * len(kept)).max() > options.mask_nms_thresh:
+        others = [other.runs.rle for other in kept]
+        if others and coco.iou([region.runs.rle], others, [0] * len(others)).max() > options.mask_nms_thresh:
             continue
         kept.append(region)
-        kept_rles.append(rle)
         if len(kept) == options.max_regions:
             break
     return kept

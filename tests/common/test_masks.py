@@ -18,9 +18,7 @@ from regionsearch.masks import (
     encode_rle,
     mask_box,
     mask_from_proto,
-    mask_runs,
     mask_to_proto,
-    rle_area,
     rle_runs,
 )
 from regionsearch.v1 import types_pb2
@@ -35,7 +33,6 @@ def test_rle_round_trip_and_agreement_with_pycocotools(mask: np.ndarray) -> None
     assert np.array_equal(decode_rle(counts, height, width), mask)
     theirs = coco.decode({"size": [height, width], "counts": counts.encode()})
     assert np.array_equal(theirs.astype(bool), mask)
-    assert rle_area(counts, height, width) == mask.sum()
 
 
 def test_long_runs() -> None:
@@ -115,11 +112,6 @@ def test_text_in_the_png_of_a_mask_is_not_read() -> None:
     plain.png = plain.png[:33] + png.chunk(b"tEXt", b"a\0b") * 300_000 + plain.png[33:]
     with pytest.raises(RegionSearchError, match="chunks"):
         mask_from_proto(plain)
-
-
-@given(masks)
-def test_runs_of_a_mask_are_those_of_its_string(mask: np.ndarray) -> None:
-    assert mask_runs(mask).tolist() == rle_runs(encode_rle(mask), *mask.shape).tolist()
 
 
 @given(masks, st.sampled_from(types_pb2.MaskEncoding.values()))

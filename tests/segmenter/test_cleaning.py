@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from segment_anything.utils.amg import remove_small_regions
 
-from regionsearch.masks import BoolMask, mask_box
-from services.segmenter.masks.run_length import RunLengthMask
+from regionsearch.masks import BoolMask, RunLengthMask, mask_box
 from services.segmenter.masks.small_regions import remove_small_parts
 
 

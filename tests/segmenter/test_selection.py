@@ -5,10 +5,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from regionsearch.masks import BoolMask, mask_box
+from regionsearch.masks import BoolMask, RunLengthMask, mask_box
 from services.segmenter.everything import Region
 from services.segmenter.grid import Crop
-from services.segmenter.masks.run_length import RunLengthMask
 from services.segmenter.options import SelectionOptions
 from services.segmenter.selection import select_regions
 

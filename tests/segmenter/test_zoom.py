@@ -18,13 +18,13 @@ from segment_anything import SamPredictor
 
 from evaluation import rle
 from evaluation.loaders import load
+from regionsearch.masks import RunLengthMask
 from services.segmenter.backends.base import Geometry
 from services.segmenter.backends.sam import SamBackend
 from services.segmenter.call_context import LazyImage, Prompted
 from services.segmenter.everything import Region
 from services.segmenter.features import pool_features
 from services.segmenter.grid import Crop
-from services.segmenter.masks.run_length import RunLengthMask
 from services.segmenter.prompts import Prompt, PromptedRegion
 from services.segmenter.refine.cascade import CLOSE_UPS
 from services.segmenter.refine.zoom_in import (

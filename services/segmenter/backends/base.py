@@ -18,11 +18,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from regionsearch.images import Pixels
+from regionsearch.masks import Size as Size
 
 if TYPE_CHECKING:
     from services.segmenter.backends.refiner import Refiner
-
-Size = tuple[int, int]  # (height, width)
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from regionsearch.masks import PixelBox, RunLengthMask
 from services.segmenter.backends.base import Size
 from services.segmenter.grid import Crop
-from services.segmenter.masks.run_length import Box, RunLengthMask
 from services.segmenter.upscale import Patch, Upscaler, Window
 
 # Pixels that are evaluated at once. Full-resolution values live no longer than one such strip.
@@ -28,14 +28,14 @@ Look: TypeAlias = tuple[int, int, NDArray[np.bool_], NDArray[np.bool_]]
 
 def measure(
     upscaler: Upscaler, logits: Tensor, threshold: float, offset: float
-) -> Iterator[tuple[np.float32, Box | None]]:
+) -> Iterator[tuple[np.float32, PixelBox | None]]:
     """Stability score and box, with inclusive edges, of masks given as low-resolution logits (n, h, w).
 
     The box of an empty mask is None; its score is NaN when it stays empty at the lowered threshold.
     """
     for mask, window in zip(logits, upscaler.support(logits, threshold - offset), strict=True):
         inner = outer = 0
-        boxes: list[Box] = []
+        boxes: list[PixelBox] = []
         patch = upscaler.cut(mask, window) if window.area else None
         for strip in window.strips(STRIP_PIXELS):
             assert patch is not None
@@ -70,7 +70,7 @@ def look_on_device(values: Tensor, threshold: float, offset: float) -> Look:
     return int(found[0]), int(found[1]), columns, rows
 
 
-def _bounds(columns: NDArray[np.bool_], rows: NDArray[np.bool_], window: Window) -> list[Box]:
+def _bounds(columns: NDArray[np.bool_], rows: NDArray[np.bool_], window: Window) -> list[PixelBox]:
     (inside,), (below,) = columns.nonzero(), rows.nonzero()
     if inside.size == 0:
         return []
@@ -78,14 +78,14 @@ def _bounds(columns: NDArray[np.bool_], rows: NDArray[np.bool_], window: Window)
     return [(left + int(inside[0]), top + int(below[0]), left + int(inside[-1]), top + int(below[-1]))]
 
 
-def box_window(box: Box) -> Window:
+def box_window(box: PixelBox) -> Window:
     """The window that a box with inclusive edges covers."""
     left, top, right, bottom = box
     return Window(top, bottom + 1, left, right + 1)
 
 
 def draw(
-    upscaler: Upscaler, patch: Patch | None, box: Box, threshold: float, crop: Crop, image_size: Size
+    upscaler: Upscaler, patch: Patch | None, box: PixelBox, threshold: float, crop: Crop, image_size: Size
 ) -> RunLengthMask:
     """The mask of a patch inside its box (pixels of the crop), in the whole image; no patch, no pixels."""
     strips = box_window(box).strips(STRIP_PIXELS) if patch else ()

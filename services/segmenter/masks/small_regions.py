@@ -8,11 +8,12 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from regionsearch.masks import BoolMask, mask_box
-from services.segmenter.masks.run_length import Box, RunLengthMask
+from regionsearch.masks import BoolMask, PixelBox, RunLengthMask, mask_box
 
 
-def remove_small_parts(runs: RunLengthMask, box: Box, min_area: int) -> tuple[RunLengthMask, Box] | None:
+def remove_small_parts(
+    runs: RunLengthMask, box: PixelBox, min_area: int
+) -> tuple[RunLengthMask, PixelBox] | None:
     """Fills holes and then removes islands of fewer than `min_area` pixels.
 
     The result is that of ``segment_anything.utils.amg.remove_small_regions`` on the whole image, but only
@@ -28,7 +29,7 @@ def remove_small_parts(runs: RunLengthMask, box: Box, min_area: int) -> tuple[Ru
     """
     height, width = runs.size
     top, bottom, left, right = _margin(box, runs.size, min_area)
-    window = runs.columns(left, right)[top:bottom]
+    window = runs.window(top, bottom, left, right)
     # Background that goes on beyond the window is not a hole.
     open_edges = (top > 0, bottom < height, left > 0, right < width)
     filled = _fill_holes(window, min_area, open_edges)
@@ -41,7 +42,7 @@ def remove_small_parts(runs: RunLengthMask, box: Box, min_area: int) -> tuple[Ru
     return RunLengthMask.from_windows(runs.size, [(result, top, left)]), box
 
 
-def _margin(box: Box, size: tuple[int, int], min_area: int) -> tuple[int, int, int, int]:
+def _margin(box: PixelBox, size: tuple[int, int], min_area: int) -> tuple[int, int, int, int]:
     """A window around the box with a ring of background, such that nothing small lies beyond it."""
     height, width = size
     left, top, right, bottom = box

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from regionsearch.images import Pixels
+from regionsearch.masks import PixelBox
 from services.segmenter.backends.base import Geometry, ResizeStep
 from services.segmenter.backends.refiner import MASKS, Refiner, RefinerInput
 from services.segmenter.everything import Region
 from services.segmenter.grid import Crop
-from services.segmenter.masks.run_length import Box
 from services.segmenter.prompts import Prompt, PromptedRegion, draw_masks
 from services.segmenter.refine.zoom_in import seen_from, surroundings
 from services.segmenter.upscale import Upscaler
@@ -42,7 +42,7 @@ class RefineTarget:
     geometry: Geometry
     prompt: Prompt
     masks: NDArray[np.uint8]
-    box: Box
+    box: PixelBox
 
     def close_up(self, crop: Crop) -> RefinerInput:
         """What the refiner is shown of a part of the image."""
@@ -83,7 +83,7 @@ def refine_in_passes(refiner: Refiner, subjects: Sequence[RefineTarget]) -> list
     Returns:
         For each object what the last look found; None where one of the looks found nothing.
     """
-    boxes: list[Box | None] = [subject.box for subject in subjects]
+    boxes: list[PixelBox | None] = [subject.box for subject in subjects]
     refined: list[Refined | None] = [None] * len(subjects)
     for sides in CLOSE_UPS:
         crops = {
@@ -104,14 +104,14 @@ def refine_in_passes(refiner: Refiner, subjects: Sequence[RefineTarget]) -> list
     return refined
 
 
-def _boxes(logits: Tensor, crops: Sequence[Crop]) -> list[Box | None]:
+def _boxes(logits: Tensor, crops: Sequence[Crop]) -> list[PixelBox | None]:
     """Where masks (n, h, w) that lie over the squares of parts are, in pixels of the image.
 
     As far as the cells of the logits tell; a close-up needs no sharper box.
     """
     inside = logits > 0
     edges = torch.cat([inside.any(1), inside.any(2)], 1).cpu().numpy()
-    boxes: list[Box | None] = []
+    boxes: list[PixelBox | None] = []
     for columns, rows, crop in zip(*np.split(edges, [logits.shape[2]], 1), crops, strict=True):
         scale = max(crop.size) / logits.shape[2]
         bottom, right = (extent - 1 for extent in crop.size)

@@ -14,10 +14,10 @@ from dataclasses import replace
 
 import numpy as np
 
+from regionsearch.masks import PixelBox, RunLengthMask
 from services.segmenter.backends.base import Geometry, Size
 from services.segmenter.everything import Region
 from services.segmenter.grid import Crop
-from services.segmenter.masks.run_length import Box, RunLengthMask
 from services.segmenter.prompts import Prompt, PromptedRegion
 
 SURROUNDINGS = 5.5, 2.5  # sides of each look, in sides of the object's box
@@ -36,12 +36,12 @@ def square_around(middle: tuple[float, float], side: float, image_size: Size) ->
     return Crop(left, top, min(left + side, width), min(top + side, height), 1)
 
 
-def surroundings(prompt: Prompt, found: Box, sides: float, image_size: Size, least: float = 1.0) -> Crop:
+def surroundings(prompt: Prompt, found: PixelBox, sides: float, image_size: Size, least: float = 1.0) -> Crop:
     """The part of an image around a mask and everything that a prompt says is of the object.
 
     Args:
         prompt: What was asked.
-        found: Box of the best mask of the looks before.
+        found: PixelBox of the best mask of the looks before.
         sides: Of the part, in sides of the object's box.
         image_size: Of the whole image.
         least: Side of the part at least, in pixels.

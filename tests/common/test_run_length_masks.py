@@ -7,10 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
+from pycocotools import mask as coco
 from segment_anything.utils.amg import area_from_rle, mask_to_rle_pytorch
 
-from regionsearch.masks import BoolMask, decode_rle, encode_rle
-from services.segmenter.masks.run_length import RunLengthMask
+from regionsearch.masks import BoolMask, RunLengthMask, decode_rle, encode_rle, mask_box
 
 masks = arrays(np.bool_, array_shapes(min_dims=2, max_dims=2, max_side=24))
 
@@ -38,7 +38,7 @@ def test_windows_lie_where_they_were_cut(
     np.testing.assert_array_equal(runs.to_mask(), whole)
     assert runs.coco_rle() == encode_rle(whole)
     np.testing.assert_array_equal(
-        runs.columns(left, left + mask.shape[1]), whole[:, left : left + mask.shape[1]]
+        runs.window(0, whole.shape[0], left, left + mask.shape[1]), whole[:, left : left + mask.shape[1]]
     )
 
 
@@ -78,3 +78,28 @@ def test_the_box_of_runs_is_that_of_their_mask(mask: BoolMask) -> None:
     rows, columns = mask.nonzero()
     expected = (columns.min(), rows.min(), columns.max(), rows.max()) if mask.any() else (0, 0, 0, 0)
     assert RunLengthMask.from_windows(mask.shape, [(mask, 0, 0)]).box == expected
+
+
+@settings(deadline=None)
+@given(masks, st.data())
+def test_a_mask_read_from_its_string_is_the_mask(mask: BoolMask, data: st.DataObject) -> None:
+    height, width = mask.shape
+    runs = RunLengthMask.from_coco_rle(encode_rle(mask), height, width)
+    same = RunLengthMask.from_mask(mask)
+    assert (runs.starts.tolist(), runs.stops.tolist()) == (same.starts.tolist(), same.stops.tolist())
+    assert runs.area == mask.sum()
+    left, top, right, bottom = runs.box
+    assert mask_box(mask) == ((left, top, right + 1, bottom + 1) if mask.any() else None)
+    x = sorted(data.draw(st.tuples(st.integers(0, width), st.integers(0, width))))
+    y = sorted(data.draw(st.tuples(st.integers(0, height), st.integers(0, height))))
+    np.testing.assert_array_equal(runs.window(*y, *x), mask[y[0] : y[1], x[0] : x[1]])
+    rows, columns = np.indices(mask.shape).reshape(2, -1)
+    np.testing.assert_array_equal(runs.contains(rows, columns), mask.reshape(-1))
+
+
+def test_runs_of_no_pixels_in_a_string_are_dropped() -> None:
+    """Uncompressed: 0 zeros, 0 ones, 1 zero, 2 ones, 0 zeros, 1 one, 2 zeros, 0 ones."""
+    compressed = coco.frPyObjects({"size": [2, 3], "counts": [0, 0, 1, 2, 0, 1, 2, 0]}, 2, 3)["counts"]
+    runs = RunLengthMask.from_coco_rle(compressed.decode(), 2, 3)
+    assert (runs.starts.tolist(), runs.stops.tolist()) == ([1], [4])
+    assert runs.box == (0, 0, 1, 1)
