@@ -1,4 +1,8 @@
-"""The segmenter without its transport: images and options in, regions out."""
+"""The segmenter without its transport: images and options in, regions out.
+
+Images, pieces of everything mode's grid and prompts of all callers go through one queue to the one thread
+that owns the model, interactive ones first.
+"""
 
 from __future__ import annotations
 
@@ -6,43 +10,56 @@ import asyncio
 import contextlib
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from regionsearch.errors import invalid, too_large
-from regionsearch.prompts import check_box, check_point
-from services.runtime.batcher import BatchSettings, Priority
+from regionsearch.errors import too_large
+from services.runtime.batcher import Batcher, BatchSettings, Priority
 from services.runtime.memory import MemoryBudget
 from services.segmenter.backends.base import Backend, Embedding, Size
+from services.segmenter.cache import EmbeddingCache
 from services.segmenter.call_context import INTERACTIVE, CallContext, Everything, LazyImage, Prompted
 from services.segmenter.everything import Candidate, Region, deduplicate, draw_candidates, finish_image
 from services.segmenter.features import pool_features
 from services.segmenter.grid import Crop, grid_points, plan_crops
 from services.segmenter.options import EverythingOptions, SelectionOptions
-from services.segmenter.pipeline import Pipeline
-from services.segmenter.prompts import Prompt, PromptedRegion, without_logits
+from services.segmenter.prompts import (
+    Prompt,
+    PromptedRegion,
+    check_prompts,
+    group_prompts,
+    without_logits,
+)
 from services.segmenter.refine.mask_refiner import MaskRefiner
 from services.segmenter.selection import select_regions
-from services.segmenter.tasks import REFINE_ITEMS, DrawTask, EncodeTask, GridTask, joined
+from services.segmenter.tasks import (
+    REFINE_ITEMS,
+    DrawTask,
+    EncodeTask,
+    GridTask,
+    PromptTask,
+    Result,
+    Stages,
+    Task,
+    joined,
+)
+from services.torch_runtime.failures import classify
 
-PROMPT_PIECE = 128  # prompts of a call that are answered at a time
-GRID_PIECE = 1024  # grid points of a call that are in the queue at a time; then others have their turn
+PROMPT_PIECE = 128  # prompts of one call that are in the queue at a time
+GRID_PIECE = 1024  # grid points of one call that are in the queue at a time; other calls go between pieces
 
 
 class SegmentEngine:
-    """Answers calls; lives on the event loop on which it was made.
-
-    Images, pieces of everything mode's grid and prompts of all callers go through one queue to the one
-    thread that owns the model, interactive ones first.
+    """One model behind one queue, with a cache of image embeddings. Use it on the event loop that made it.
 
     Args:
         backend: The model.
-        batching: Its `max_batch` is the number of grid points that run at once, and so what a click waits for
-            behind everything mode.
-        cache_bytes: Device memory for embeddings of images seen before.
-        max_candidate_bytes: Memory for the masks of a crop, before duplicates among them are dropped.
+        batching: `max_batch` is the number of grid points that run at once, and so bounds how long a click
+            waits behind everything mode.
+        cache_bytes: Device memory for embeddings of recent images.
+        max_candidate_bytes: Memory for the masks of a crop before deduplication.
         on_fatal: Called with the reason when the device is lost.
     """
 
@@ -56,17 +73,27 @@ class SegmentEngine:
         on_fatal: Callable[[str], None] = lambda reason: None,
     ) -> None:
         self.backend = backend
-        self.pipeline = Pipeline(backend, batching, cache_bytes=cache_bytes, on_fatal=on_fatal)
+        self.cache = EmbeddingCache(cache_bytes)
+        stages = Stages(backend)
+        self.batcher: Batcher[Task, Result] = Batcher(
+            "segmenter",
+            batching,
+            prepare=stages.prepare,
+            device=[stages.run],
+            finish=stages.finish,
+            classify=classify,
+            on_fatal=on_fatal,
+        )
         self._max_candidate_bytes = max_candidate_bytes
         self._pixels = MemoryBudget(batching.max_bytes)
 
     async def close(self) -> None:
-        """Ends the threads, once what was admitted is done."""
-        await self.pipeline.batcher.close()
+        """Waits for admitted requests, then ends the threads."""
+        await self.batcher.close()
 
     async def everything(
         self,
-        picture: LazyImage,
+        image: LazyImage,
         options: EverythingOptions,
         selection: SelectionOptions | None = None,
         *,
@@ -76,32 +103,29 @@ class SegmentEngine:
         """Finds every region of an image.
 
         Args:
-            picture: To cut up.
-            options: Of the search, checked.
+            image: The image.
+            options: Checked options of everything mode.
             selection: Keeps what is worth indexing; None keeps all, in the reference's order.
             features: Adds pooled encoder features.
-            call: Who waits, and until when.
-
-        Returns:
-            The regions.
+            call: Priority and deadline.
 
         Raises:
             RegionSearchError: The image cannot be decoded, its masks take too much memory, or the queue is
                 full.
         """
         call = replace(call, priority=max(call.priority, Priority.STANDARD))
-        whole, cached = await self.pipeline.embed(picture, call, options.points)
+        whole, cached = await self.embed(image, call, options.points)
         if not cached:
             call = replace(call, continuation=True)
         first, *others = plan_crops(whole.geometry.image_size, options)
         regions = await self._search(whole, first, whole, options, call)
         call = replace(call, continuation=True)
         if others:
-            async with self._pixels.hold(picture.nbytes):
-                pixels = await asyncio.to_thread(picture.decode)
+            async with self._pixels.hold(image.nbytes):
+                pixels = await asyncio.to_thread(image.decode)
                 for crop in others:
                     part = EncodeTask(functools.partial(crop.cut, pixels), 0)
-                    embedding = await self.pipeline.encode(part, call)
+                    embedding = await self.encode(part, call)
                     regions += await self._search(embedding, crop, whole, options, call)
         return await asyncio.to_thread(self._finish, whole, regions, options, selection, features, cached)
 
@@ -118,7 +142,7 @@ class SegmentEngine:
         candidates: list[Candidate] = []
         for start in range(0, len(points), GRID_PIECE):
             search = GridTask(embedding, crop, points[start : start + GRID_PIECE], size, options)
-            candidates += joined(await self.pipeline.submit(search, call))
+            candidates += joined(await self.submit(search, call))
             call = replace(call, continuation=True)
             if sum(candidate.nbytes for candidate in candidates) > self._max_candidate_bytes:
                 raise too_large(
@@ -132,9 +156,9 @@ class SegmentEngine:
             return []
         with contextlib.suppress(Exception):
             return await asyncio.to_thread(draw_candidates, self.backend, embedding, crop, found, size)
-        # That was beside the queue, where it would stand behind the grids of later calls. What the device had
-        # no room for meanwhile gets its turn there, and what is wrong with it is found out there.
-        return joined(await self.pipeline.submit(DrawTask(embedding, crop, found, size), call))
+        # Drawing outside the queue avoids waiting behind the grids of later calls. If it fails, as when the
+        # device has no memory left meanwhile, the queue draws again and classifies the error.
+        return joined(await self.submit(DrawTask(embedding, crop, found, size), call))
 
     def _finish(
         self,
@@ -153,7 +177,7 @@ class SegmentEngine:
 
     async def prompts(
         self,
-        picture: LazyImage,
+        image: LazyImage,
         prompts: Sequence[Prompt],
         *,
         multimask: bool = False,
@@ -165,14 +189,14 @@ class SegmentEngine:
         """Finds the object of each prompt.
 
         Args:
-            picture: To look at.
+            image: The image.
             prompts: One object each.
             multimask: Three masks for each prompt instead of one.
-            zoom: Looks more closely at what was found, see `zoom.py`; the first mask of an answer is what
-                comes of it. Its `low_res_logits` are those of an earlier look.
+            zoom: Refines each answer in further passes around what was found, see `refine/`. The first mask
+                of an answer is the refined one; its `low_res_logits` are those of an earlier pass.
             features: Adds pooled encoder features.
-            logits: Keeps the `low_res_logits`, which are far larger than all else of an answer.
-            call: Who waits, and until when.
+            logits: Keeps the `low_res_logits`, by far the largest part of an answer.
+            call: Priority and deadline.
 
         Returns:
             The answers, in the order of the prompts.
@@ -180,48 +204,99 @@ class SegmentEngine:
         Raises:
             RegionSearchError: The image cannot be decoded, a prompt does not fit it, or the queue is full.
         """
-        closer_looks = len(prompts) * REFINE_ITEMS if zoom and self.backend.refiner else 0
-        embedding, cached = await self.pipeline.embed(picture, call, len(prompts) + closer_looks)
-        self._check(prompts, embedding.geometry.image_size)
+        refine_items = len(prompts) * REFINE_ITEMS if zoom and self.backend.refiner else 0
+        embedding, cached = await self.embed(image, call, len(prompts) + refine_items)
         size = embedding.geometry.image_size
-        if not cached:  # the call was judged with its encoding; what is cached has not been in the queue
+        check_prompts(prompts, size, self.backend.mask_size)
+        if not cached:  # the call was admitted with its encoding; a cached one has not been in the queue
             call = replace(call, continuation=True)
         whole = Crop.whole(size)
-        closer = MaskRefiner(
-            self.pipeline, picture, embedding.geometry, multimask, replace(call, continuation=True)
-        )
+        refiner = MaskRefiner(self, image, embedding.geometry, multimask, replace(call, continuation=True))
         answers: list[list[PromptedRegion]] = []
         for start in range(0, len(prompts), PROMPT_PIECE):
             some = prompts[start : start + PROMPT_PIECE]
-            later = len(prompts) - start - len(some) + closer_looks
-            found = await self.pipeline.answer(embedding, whole, some, multimask, size, call, more=later)
+            later = len(prompts) - start - len(some) + refine_items
+            found = await self.answer(embedding, whole, some, multimask, size, call, more=later)
             if zoom:
-                found = await closer.improve(some, found)
+                found = await refiner.improve(some, found)
             answers += found if logits else [list(map(without_logits, answer)) for answer in found]
             call = replace(call, continuation=True)
         pooled = await asyncio.to_thread(_pool_answers, embedding, answers) if features else None
         return Prompted(answers, pooled, size, cached)
 
-    def _check(self, prompts: Sequence[Prompt], size: Size) -> None:
-        mask_size = self.backend.mask_size
-        for index, prompt in enumerate(prompts):
-            name = f"prompts.prompts[{index}]"
-            for place, point in enumerate(prompt.points.tolist()):
-                check_point(point, size, f"{name}.points[{place}]")
-            if prompt.box is not None:
-                check_box(prompt.box, size, f"{name}.box")
-            if prompt.mask is not None and prompt.mask.size != size:
-                raise invalid(
-                    f"{name}.mask",
-                    f"{name}.mask is {prompt.mask.size[0]} x {prompt.mask.size[1]}, the image {size[0]} x "
-                    f"{size[1]}; send a mask as large as the image",
-                )
-            if prompt.mask_logits is not None and prompt.mask_logits.shape != mask_size:
-                raise invalid(
-                    f"{name}.mask_logits",
-                    f"{name}.mask_logits has shape {list(prompt.mask_logits.shape)}; this model takes "
-                    f"{list(mask_size)}, as in the low_res_logits of its answers",
-                )
+    async def embed(self, image: LazyImage, call: CallContext, more: int = 0) -> tuple[Embedding, bool]:
+        """The embedding of an image, and whether it came from the cache.
+
+        Args:
+            image: The image.
+            call: Priority and deadline.
+            more: Items that the call will submit once it has the embedding; it is admitted with them.
+        """
+        encoding = _Encoding(self, EncodeTask(image.decode, image.nbytes), call, more)
+        return await self.cache.get(image.key, encoding, call.priority)
+
+    async def encode(self, task: EncodeTask, call: CallContext, more: int = 0) -> Embedding:
+        """The embedding of an image, without the cache."""
+        results = await self.submit(task, call, more)
+        return next(result for result in results if isinstance(result, Embedding))
+
+    async def answer(
+        self,
+        embedding: Embedding,
+        crop: Crop,
+        prompts: Sequence[Prompt],
+        multimask: bool,
+        image_size: Size,
+        call: CallContext,
+        more: int = 0,
+    ) -> list[list[PromptedRegion]]:
+        """Answers prompts in pixels of a crop, whose embedding is given; for each its masks, best first.
+
+        The call will submit `more` items after these.
+        """
+        answers: list[list[PromptedRegion]] = [[] for _ in prompts]
+        groups = group_prompts(prompts)
+        later = len(prompts) - len(groups[0]) + more
+        for places in groups:
+            task = PromptTask(embedding, crop, [prompts[place] for place in places], image_size, multimask)
+            found = joined(await self.submit(task, call, later))
+            for place, answer in zip(places, found, strict=True):
+                answers[place] = answer
+            call = replace(call, continuation=True)
+        return answers
+
+    async def submit(self, task: Task, call: CallContext, more: int = 0) -> list[Result]:
+        """The results of a task, one for each batch that it was split over."""
+        # Where images are encoded one by one, a batch of several would only make each wait for the others.
+        alone = isinstance(task, EncodeTask) and self.backend.encode_batch == 1
+        return await self.batcher.submit(
+            task,
+            len(task),
+            nbytes=task.nbytes,
+            key=task if alone else None,
+            priority=call.priority,
+            deadline=call.deadline,
+            continuation=call.continuation,
+            more=more,
+        )
+
+
+@dataclass
+class _Encoding:
+    """The encoding of an image, in the most urgent priority of the calls that wait for it."""
+
+    engine: SegmentEngine
+    task: EncodeTask
+    call: CallContext
+    more: int
+
+    async def make(self) -> Embedding:
+        return await self.engine.encode(self.task, self.call, self.more)
+
+    def escalate(self, priority: Priority) -> None:
+        if priority < self.call.priority:
+            self.call = replace(self.call, priority=priority)
+            self.engine.batcher.escalate(self.task, priority)
 
 
 def _pool_answers(

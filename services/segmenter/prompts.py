@@ -12,18 +12,20 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from regionsearch.errors import invalid
 from regionsearch.masks import BoolMask
+from regionsearch.prompts import check_box, check_point
 from services.segmenter.backends.base import Backend, Embedding, Geometry, PromptBatch, Size
 from services.segmenter.everything import Region
 from services.segmenter.grid import Crop
 from services.segmenter.masks.rasterize import box_window, draw, measure
 from services.segmenter.upscale import Upscaler
 
-# The decoder's own logits, which mask prompts imitate, are about this large inside and outside of an object.
+# Size of the decoder's own logits inside and outside of an object, which mask prompts imitate.
 _CONFIDENT_LOGIT = 10.0
-_LARGEST_LOGIT = 1e4  # beyond what any answer holds; much larger ones end in numbers that are none
+_LARGEST_LOGIT = 1e4  # beyond what any answer holds; much larger ones overflow
 
-# Of the masks that are read in one go: others have their turn before the rest of a call.
+# Pixels of the masks that are read in one go; requests of other calls go before the rest.
 READ_PIXELS = 1 << 27
 
 # Prompts have no options; their stability is measured as everything mode does it by default.
@@ -32,11 +34,11 @@ STABILITY_OFFSET = 1.0
 
 @dataclass(frozen=True)
 class RoughMask:
-    """A mask that is decoded only when it is looked at: a few bytes may stand for a large image's pixels.
+    """A mask that is decoded on use: a few bytes may encode as many pixels as a large image has.
 
     Attributes:
         size: Of the mask.
-        decode: Returns it, bool `size`; may raise.
+        decode: Returns the mask, bool `size`; may raise.
     """
 
     size: Size
@@ -78,6 +80,32 @@ class PromptedRegion:
 def without_logits(answer: PromptedRegion) -> PromptedRegion:
     """An answer that does not keep the decoder's output alive."""
     return replace(answer, low_res_logits=np.empty((0, 0), np.float32))
+
+
+def check_prompts(prompts: Sequence[Prompt], size: Size, mask_size: Size) -> None:
+    """Checks that prompts lie in an image and that their masks have its size.
+
+    Raises:
+        RegionSearchError: INVALID_ARGUMENT, naming the prompt.
+    """
+    for index, prompt in enumerate(prompts):
+        name = f"prompts.prompts[{index}]"
+        for place, point in enumerate(prompt.points.tolist()):
+            check_point(point, size, f"{name}.points[{place}]")
+        if prompt.box is not None:
+            check_box(prompt.box, size, f"{name}.box")
+        if prompt.mask is not None and prompt.mask.size != size:
+            raise invalid(
+                f"{name}.mask",
+                f"{name}.mask is {prompt.mask.size[0]} x {prompt.mask.size[1]}, the image {size[0]} x "
+                f"{size[1]}; send a mask as large as the image",
+            )
+        if prompt.mask_logits is not None and prompt.mask_logits.shape != mask_size:
+            raise invalid(
+                f"{name}.mask_logits",
+                f"{name}.mask_logits has shape {list(prompt.mask_logits.shape)}; this model takes "
+                f"{list(mask_size)}, as in the low_res_logits of its answers",
+            )
 
 
 def group_prompts(prompts: Sequence[Prompt]) -> list[list[int]]:

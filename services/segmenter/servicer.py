@@ -105,25 +105,25 @@ class SegmentServicer(segment_pb2_grpc.SegmentServiceServicer):
     async def _segment(
         self, request: segment_pb2.SegmentRequest, deadline: float | None
     ) -> segment_pb2.SegmentResponse:
-        picture = await asyncio.to_thread(messages.read_image, request.image, self._limits)
+        image = await asyncio.to_thread(messages.read_image, request.image, self._limits)
         priority = Priority.BULK if request.priority == types_pb2.PRIORITY_BULK else Priority.INTERACTIVE
         call = CallContext(priority, deadline)
         match request.WhichOneof("mode"):
             case "everything":
-                return await self._everything(picture, request, call)
+                return await self._everything(image, request, call)
             case "prompts":
-                return await self._prompts(picture, request, call)
+                return await self._prompts(image, request, call)
             case _:
                 raise invalid("mode", "mode is missing; set everything or prompts")
 
     async def _everything(
-        self, picture: LazyImage, request: segment_pb2.SegmentRequest, call: CallContext
+        self, image: LazyImage, request: segment_pb2.SegmentRequest, call: CallContext
     ) -> segment_pb2.SegmentResponse:
         options, selection = messages.read_everything(
             request.everything, self._defaults.everything, self._settings.max_grid_points
         )
         found = await self._engine.everything(
-            picture, options, selection, features=request.output.features, call=call
+            image, options, selection, features=request.output.features, call=call
         )
         encoding = request.output.mask_encoding
 
@@ -139,14 +139,14 @@ class SegmentServicer(segment_pb2_grpc.SegmentServiceServicer):
         return await asyncio.to_thread(write)
 
     async def _prompts(
-        self, picture: LazyImage, request: segment_pb2.SegmentRequest, call: CallContext
+        self, image: LazyImage, request: segment_pb2.SegmentRequest, call: CallContext
     ) -> segment_pb2.SegmentResponse:
         settings, output = self._settings, request.output
         prompts = await asyncio.to_thread(
             messages.read_prompts, request.prompts, settings.max_prompts, settings.max_points, self._limits
         )
         found = await self._engine.prompts(
-            picture,
+            image,
             prompts,
             multimask=request.prompts.multimask,
             zoom=messages.read_zoom(request, self._defaults.zoom),

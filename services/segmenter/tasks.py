@@ -1,7 +1,7 @@
-"""What the batcher's stages do with a piece of work: prepare → run on the device → finish.
+"""The segmenter's tasks, and the batcher's stages over them: prepare → run on the device → finish.
 
-A piece of work has items, by which it is admitted and may be divided: grid points or prompts. What
-cannot be divided, an image to encode or the closer looks at an object, counts as many items as it costs.
+A task has items, by which it is admitted and may be split over batches: grid points or prompts. A task that
+cannot be split, such as encoding an image or refining a mask, counts as many items as it costs.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ from services.segmenter.options import EverythingOptions
 from services.segmenter.prompts import Prompt, PromptedRegion, decode_prompts, draw_answers, stack_prompts
 from services.segmenter.refine.cascade import RefineTarget, draw_refined, refine_in_passes
 
-# Prompts that cost the device about as much as one image, and as the closer looks at one object.
+# Prompts that cost the device about as much as encoding one image, and as refining one mask.
 ENCODE_ITEMS = 16
 REFINE_ITEMS = 4
 
 
 @dataclass(frozen=True)
 class EncodeTask:
-    """Encodes an image. Its first part gives the `Embedding`, the others None.
+    """Encodes an image. The result of its first slice is the `Embedding`, that of the others None.
 
     Attributes:
         decode: Returns its pixels, uint8 RGB (height, width, 3).
-        nbytes: Memory that they take, where they are not in memory yet.
+        nbytes: Memory that the pixels take, 0 where they are in memory already.
     """
 
     decode: Callable[[], Pixels]
@@ -53,7 +53,7 @@ class EncodeTask:
 
 @dataclass(frozen=True)
 class GridTask:
-    """Searches points of everything mode's grid. Each part gives a list of `Candidate`."""
+    """Decodes points of everything mode's grid. The result of a slice is a list of `Candidate`."""
 
     nbytes = 0
     embedding: Embedding
@@ -68,7 +68,7 @@ class GridTask:
 
 @dataclass(frozen=True)
 class DrawTask:
-    """Draws candidates of everything mode. Each part gives a list of `Region`."""
+    """Draws candidates of everything mode. The result of a slice is a list of `Region`."""
 
     nbytes = 0
     embedding: Embedding
@@ -82,7 +82,7 @@ class DrawTask:
 
 @dataclass(frozen=True)
 class PromptTask:
-    """Answers prompts of one shape. Each part gives one list of `PromptedRegion` a prompt."""
+    """Answers prompts of one shape. The result of a slice has a list of `PromptedRegion` for each prompt."""
 
     embedding: Embedding
     crop: Crop
@@ -102,34 +102,35 @@ class PromptTask:
 
 
 @dataclass(frozen=True)
-class StackedAnswer:
-    """An `PromptTask` whose prompts have been read."""
+class StackedPrompts:
+    """A `PromptTask` with its prompts as tensors."""
 
-    work: PromptTask
+    task: PromptTask
     prompts: PromptBatch
 
 
 @dataclass(frozen=True)
 class RefineTask:
-    """Looks closely at an object, with the model's refiner.
+    """Refines a mask, with the model's refiner.
 
-    Its first part gives a list of one `Region`, or of none where it found nothing, the others empty ones.
+    The result of its first slice is a list of one `Region`, or empty where nothing was found; that of the
+    others is empty.
 
     Attributes:
-        subject: Returns what is looked at; may take long.
+        target: Returns what to refine; may take long.
         nbytes: Memory that the image's pixels take.
     """
 
-    subject: Callable[[], RefineTarget]
+    target: Callable[[], RefineTarget]
     nbytes: int
 
     def __len__(self) -> int:
         return REFINE_ITEMS
 
 
-Work = EncodeTask | GridTask | DrawTask | PromptTask | RefineTask
+Task = EncodeTask | GridTask | DrawTask | PromptTask | RefineTask
 Result = Embedding | list[Candidate] | list[Region] | list[list[PromptedRegion]] | None
-_Prepared = tuple[Tensor, Geometry] | GridTask | DrawTask | StackedAnswer | RefineTarget
+_Prepared = tuple[Tensor, Geometry] | GridTask | DrawTask | StackedPrompts | RefineTarget
 _Finish = Callable[[], Result]
 
 
@@ -139,56 +140,56 @@ class Stages:
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
 
-    def prepare(self, work: Work) -> _Prepared:
+    def prepare(self, task: Task) -> _Prepared:
         """Decodes and resizes images and masks; any thread."""
-        match work:
+        match task:
             case EncodeTask():
-                return self._backend.prepare(work.decode())
+                return self._backend.prepare(task.decode())
             case RefineTask():
-                return work.subject()
+                return task.target()
             case PromptTask():
-                geometry, mask_size = work.embedding.geometry, self._backend.mask_size
-                return StackedAnswer(work, stack_prompts(work.prompts, geometry, mask_size))
+                geometry, mask_size = task.embedding.geometry, self._backend.mask_size
+                return StackedPrompts(task, stack_prompts(task.prompts, geometry, mask_size))
             case _:
-                return work
+                return task
 
     def run(self, parts: Sequence[BatchSlice[_Prepared]]) -> list[_Finish]:
-        """Runs the model, images first and together, then closer looks together; on the device's thread.
+        """Runs the model: images together, then refinements together, then the rest; on the device's thread.
 
         Returns:
-            For each part, what is left to do for it.
+            For each slice, what is left to do in `finish`.
         """
-        pictures = {
+        images = {
             place: part.prepared
             for place, part in enumerate(parts)
             if isinstance(part.prepared, tuple) and part.start == 0
         }
-        embeddings = dict(zip(pictures, self._encode(list(pictures.values())), strict=True))
-        subjects = {
+        embeddings = dict(zip(images, self._encode(list(images.values())), strict=True))
+        targets = {
             place: part.prepared
             for place, part in enumerate(parts)
             if isinstance(part.prepared, RefineTarget) and part.start == 0
         }
-        refined = dict(zip(subjects, self._refine(list(subjects.values())), strict=True))
+        refined = dict(zip(targets, self._refine(list(targets.values())), strict=True))
         return [
             refined.get(place) or self._run(part, embeddings.get(place)) for place, part in enumerate(parts)
         ]
 
     def _run(self, part: BatchSlice[_Prepared], embedding: Embedding | None) -> _Finish:
-        backend, work = self._backend, part.prepared
-        match work:
+        backend, task = self._backend, part.prepared
+        match task:
             case GridTask():
-                points = work.points[part.start : part.stop]
-                survivors = decode_points(backend, work.embedding, points, work.options)
+                points = task.points[part.start : part.stop]
+                survivors = decode_points(backend, task.embedding, points, task.options)
                 return lambda: filter_survivors(
-                    backend, work.embedding, work.crop, survivors, work.image_size, work.options
+                    backend, task.embedding, task.crop, survivors, task.image_size, task.options
                 )
             case DrawTask():
-                candidates = work.candidates[part.start : part.stop]
+                candidates = task.candidates[part.start : part.stop]
                 return lambda: draw_candidates(
-                    backend, work.embedding, work.crop, candidates, work.image_size
+                    backend, task.embedding, task.crop, candidates, task.image_size
                 )
-            case StackedAnswer(asked, stacked):
+            case StackedPrompts(asked, stacked):
                 prompts = stacked.part(part.start, part.stop)
                 masks = decode_prompts(backend, asked.embedding, prompts, asked.multimask)
                 return lambda: draw_answers(backend, asked.embedding, masks, asked.crop, asked.image_size)
@@ -197,22 +198,22 @@ class Stages:
             case _:
                 return lambda: embedding
 
-    def _encode(self, pictures: Sequence[tuple[Tensor, Geometry]]) -> list[Embedding]:
+    def _encode(self, images: Sequence[tuple[Tensor, Geometry]]) -> list[Embedding]:
         size = self._backend.encode_batch
         return [
             embedding
-            for start in range(0, len(pictures), size)
-            for embedding in self._backend.encode(pictures[start : start + size])
+            for start in range(0, len(images), size)
+            for embedding in self._backend.encode(images[start : start + size])
         ]
 
-    def _refine(self, subjects: Sequence[RefineTarget]) -> list[_Finish]:
-        if not subjects:
+    def _refine(self, targets: Sequence[RefineTarget]) -> list[_Finish]:
+        if not targets:
             return []
         refiner = self._backend.refiner
         assert refiner is not None
         return [
-            list if refined is None else partial(draw_refined, refiner, refined, subject.geometry)
-            for subject, refined in zip(subjects, refine_in_passes(refiner, subjects), strict=True)
+            list if refined is None else partial(draw_refined, refiner, refined, target.geometry)
+            for target, refined in zip(targets, refine_in_passes(refiner, targets), strict=True)
         ]
 
     def finish(self, left: Sequence[_Finish]) -> list[Result]:
@@ -221,5 +222,5 @@ class Stages:
 
 
 def joined(results: Sequence[Any]) -> list[Any]:
-    """The lists that the parts of a piece of work gave, as one."""
+    """The result lists of a task's slices, concatenated."""
     return [item for part in results for item in part]

@@ -24,7 +24,7 @@ async def test_a_search_that_has_begun_is_not_refused_any_more(
         continuation = asyncio.create_task(engine.everything(picture(1), SEARCH))
         await until(lambda: backend.began)
         late = asyncio.create_task(engine.everything(picture(2), SEARCH))
-        await until(lambda: engine.pipeline.batcher.waiting > 10)  # as much as may wait, and more
+        await until(lambda: engine.batcher.waiting > 10)  # as much as may wait, and more
         with pytest.raises(RegionSearchError) as caught:
             await engine.everything(
                 picture(1), SEARCH

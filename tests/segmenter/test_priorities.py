@@ -66,7 +66,7 @@ async def test_a_click_waits_for_the_piece_that_runs_and_no_other(
         for round_ in range(1, 6):
             await until(lambda round_=round_: backend.began == [PIECE, 1] * (round_ - 1) + [PIECE])
             click = asyncio.create_task(engine.prompts(picture(1), [CLICK]))
-            ready = engine.pipeline.batcher._devices[0]._ready._ready
+            ready = engine.batcher._devices[0]._ready._ready
             await until(lambda ready=ready: ready[Priority.INTERACTIVE])
             backend.permits.release(2)  # the piece that runs, and the click
             await click
@@ -84,7 +84,7 @@ async def test_a_click_does_not_wait_in_the_lane_in_which_somebody_else_began_it
         waiting = [asyncio.create_task(search)]
         await until(lambda: backend.began)
         waiting.append(asyncio.create_task(engine.prompts(picture(2), [CLICK], call=bulk)))
-        await until(lambda: engine.pipeline.cache._flights)
+        await until(lambda: engine.cache._flights)
         click = asyncio.create_task(engine.prompts(picture(2), [CLICK]))
         while not click.done():
             backend.permits.release()

@@ -41,7 +41,7 @@ def surroundings(prompt: Prompt, found: PixelBox, sides: float, image_size: Size
 
     Args:
         prompt: What was asked.
-        found: PixelBox of the best mask of the looks before.
+        found: Box of the best mask of the passes before.
         sides: Of the part, in sides of the object's box.
         image_size: Of the whole image.
         least: Side of the part at least, in pixels.
