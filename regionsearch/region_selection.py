@@ -103,7 +103,7 @@ def _look_up(
     """Whether each mask holds each point, bool (n, P), and the masks' areas."""
     height, width = size
     pixels = np.floor(points)
-    in_image = (pixels >= 0).all(axis=1) & (pixels < (width, height)).all(axis=1)
+    in_image = np.all((pixels >= 0) & (pixels < (width, height)), axis=1)
     columns, rows = np.where(in_image[:, None], pixels, 0).astype(np.int64).T
     inside = np.zeros((len(masks), len(points)), np.bool_)
     areas = np.zeros(len(masks), np.int64)

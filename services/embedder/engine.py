@@ -1,4 +1,4 @@
-"""The embedder without gRPC: jobs in, unit vectors out, whoever else asks at the same time."""
+"""The embedder without its transport: images, regions and texts in, unit vectors out."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from services.torch_runtime.failures import classify
 
 Vectors = NDArray[np.float32]
 
-SENTENCES_AT_ONCE = 1024  # of one call, in the queue
-TOKENIZED_AT_ONCE = 32  # sentences; a call that has been given up ends before the next ones
+SENTENCES_AT_ONCE = 1024  # sentences of one call in the queue
+TOKENIZED_AT_ONCE = 32  # sentences tokenized at a time; a cancelled call ends before the next ones
 
 _VISION, _TEXT = "vision", "text"
 
 
 class EmbedEngine:
-    """One model on one or several devices, behind one queue. Make it on the event loop that uses it.
+    """One model on one or several devices, behind one queue. Use it on the event loop that made it.
 
     Args:
         backends: The same model on each device.
-        batching: Sizes and times.
-        text_cache: Number of texts whose vectors are kept.
+        batching: Limits and times.
+        text_cache: Number of texts whose vectors are cached.
         on_fatal: Called when a device is lost.
     """
 
@@ -59,7 +59,7 @@ class EmbedEngine:
         )
 
     async def warmup(self) -> None:
-        """Runs every shape once on every device, before anybody asks; no other call may be made meanwhile."""
+        """Runs every shape once on every device. Await it before any other call."""
         await asyncio.gather(*(asyncio.to_thread(runner.warmup) for runner in self._runners))
 
     async def embed_regions(
@@ -171,7 +171,7 @@ class EmbedEngine:
         return [(vectors[i].copy(), any(cut[i * each : (i + 1) * each])) for i in range(len(texts))]
 
     async def close(self) -> None:
-        """Waits for what was asked, and ends."""
+        """Waits for admitted requests, then ends the threads."""
         await self._batcher.close()
 
 
@@ -180,13 +180,13 @@ class DeviceRunner:
 
     def __init__(self, backend: Backend, max_batch: int) -> None:
         self._backend = backend
-        # A GPU, and a compiled model, want few different shapes; a CPU would only compute the padding.
+        # A GPU or a compiled model needs few different shapes; a CPU would only waste time on padding.
         few = backend.compiled or backend.device.type == "cuda"
         self._buckets = buckets(max_batch) if few else None
         self._last: torch.cuda.Event | None = None
 
     def warmup(self) -> None:
-        """Runs every shape once, so that no caller pays for what is done the first time."""
+        """Runs every shape once, so that no caller waits for its initialization."""
         backend = self._backend
         tokens, _ = backend.tokenize(["warm"])
         for size in self._buckets or (1, 2):
@@ -200,9 +200,9 @@ class DeviceRunner:
 
     @torch.inference_mode()
     def __call__(self, parts: Sequence[BatchSlice[Any]]) -> PendingVectors:
-        """Embeds the items of the parts, all of them of one tower."""
+        """Embeds the items of slices of one tower."""
         if self._last is not None:
-            self._last.synchronize()  # one batch runs, one is queued on the device, no more
+            self._last.synchronize()  # at most one batch runs and one is queued on the device
         backend = self._backend
         if isinstance(parts[0].prepared, TextsTask):
             tokens = torch.cat([part.prepared.tokens[part.start : part.stop] for part in parts])
@@ -237,21 +237,21 @@ class PendingVectors:
 
 
 def to_vectors(raw: PendingVectors) -> list[Vectors]:
-    """The vectors of each part, once the device has delivered them.
+    """The vectors of each slice, once the device has delivered them.
 
     Raises:
-        FloatingPointError: A vector is not finite; the batcher finds out whose.
+        FloatingPointError: A vector is not finite; the batcher isolates its request.
     """
     if raw.event is not None:
         raw.event.synchronize()
     vectors: Vectors = raw.host.numpy().copy()
     if not np.isfinite(vectors).all():
-        raise FloatingPointError("the model answered with numbers that are not finite")
+        raise FloatingPointError("the model returned values that are not finite")
     return np.split(vectors, np.cumsum(raw.sizes)[:-1])
 
 
 def buckets(max_batch: int) -> list[int]:
-    """Batch sizes that are worth warming: powers of two and the steps half-way between, up to `max_batch`."""
+    """Batch sizes for padding and warmup: powers of two and the steps half-way between, up to `max_batch`."""
     sizes = {max_batch}
     size = 1
     while size < max_batch:
@@ -261,7 +261,7 @@ def buckets(max_batch: int) -> list[int]:
 
 
 def _cache_key(templates: TextTemplates, text: str) -> bytes:
-    """Of one size, however long the text is, so that the cache's bound on entries bounds its memory."""
+    """A key of fixed size, so that the cache's limit on entries limits its memory."""
     return hashlib.blake2b(f"{templates}\0{text}".encode(), digest_size=16).digest()
 
 

@@ -18,8 +18,8 @@ def find_model(model: str, weights: Path | None = None, random_weights: bool = F
     Args:
         model: ``pocket``, a name of open_clip's (``ViT-B-32``, or ``ViT-B-32/laion2b_s34b_b79k`` to be exact
             about the weights), or the path of an ``embedder.json``.
-        weights: Weights of an open_clip model that are not where `regionsearch models pull` puts them.
-        random_weights: Take none.
+        weights: Weights file of an open_clip model that was not pulled with `regionsearch models pull`.
+        random_weights: Do not load weights.
 
     Raises:
         RegionSearchError: INVALID_ARGUMENT for an unknown name, NOT_FOUND for no file, DATA_LOSS when a file

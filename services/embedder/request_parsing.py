@@ -1,4 +1,4 @@
-"""Messages to images and regions, checked field by field; runs in the batcher's prepare threads."""
+"""Parsing and checks of requests; runs in the batcher's prepare threads."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from services.embedder.tasks import Regions
 
 Decode = Callable[[], BoolMask]
 
-READ_PIXELS = 1 << 30  # of the masks that are read in one go
-AHEAD_BYTES = 1 << 26  # of one request's masks, decoded before the device asks for them
+READ_PIXELS = 1 << 30  # pixels of masks that are read in one go
+AHEAD_BYTES = 1 << 26  # bytes of one request's masks that are decoded ahead of the device
 
 
 def split_by_memory(request: embed_pb2.EmbedRegionsRequest) -> list[range]:
-    """The regions of a request by their places, in pieces that take seconds to read.
+    """Splits the regions of a request into ranges that take seconds to read.
 
-    A thousand masks of a large image take minutes, in which nobody else's would be read; in pieces others
-    have their turn between them. The image is decoded for each piece, for it must not wait in memory.
+    A thousand masks of a large image take minutes to read; between ranges other requests are read. The image
+    is decoded for each range, because it must not wait in memory.
     """
     count = len(request.regions)
     largest = max((region.mask.height * region.mask.width for region in request.regions), default=0)
@@ -35,14 +35,14 @@ def split_by_memory(request: embed_pb2.EmbedRegionsRequest) -> list[range]:
 
 
 def runs_bytes(request: embed_pb2.EmbedRegionsRequest) -> int:
-    """Memory that the run lengths of a request's masks take while it is worked on, at most."""
+    """Upper bound of the memory that the run lengths of a request's masks take."""
     return 8 * sum(len(region.mask.coco_rle) for region in request.regions)
 
 
 def read_regions(
     request: embed_pb2.EmbedRegionsRequest, limits: ImageLimits, places: range | None = None
 ) -> Regions:
-    """The image of a request and its regions, or those at some places.
+    """The image of a request and its regions, or those of a range.
 
     A region is its box, its mask, or the part of the mask inside the box.
 
@@ -63,16 +63,16 @@ def read_regions(
         elif box is not None:
             boxes[index], decode = box, functools.partial(_full, pixel_box(box, height, width))
         else:
-            raise invalid(field, f"{field} has neither box nor mask; say what to cut out")
+            raise invalid(field, f"{field} has neither a box nor a mask; set at least one of them")
         if masks is not None and not masks.add(decode):
             raise _empty(f"{field}.mask")
     return Regions(pixels, boxes, masks)
 
 
 class _Masks(Sequence[BoolMask]):
-    """Masks cut to their boxes. Those beyond `AHEAD_BYTES` are decoded whenever they are looked at.
+    """Masks cut to their boxes. Those beyond `AHEAD_BYTES` are decoded on each access.
 
-    A few bytes of run lengths can stand for all of a large image, and a request holds a thousand of them.
+    A few bytes of run lengths can encode a mask of a large image, and a request holds a thousand of them.
     """
 
     def __init__(self) -> None:
@@ -80,7 +80,7 @@ class _Masks(Sequence[BoolMask]):
         self._masks: list[BoolMask | Decode] = []
 
     def add(self, decode: Decode) -> bool:
-        """Takes a mask in; False when it has no pixel."""
+        """Adds a mask; False when it has no pixel."""
         mask = decode()
         self._left -= mask.size
         self._masks.append(mask if self._left >= 0 else decode)
@@ -107,7 +107,7 @@ def _read_box(box: types_pb2.Box, height: int, width: int, field: str) -> Edges:
 def _read_mask(
     mask: types_pb2.Mask, box: Edges | None, height: int, width: int, field: str
 ) -> tuple[Edges, Decode]:
-    """The region's box, and what decodes its mask, cut to the whole pixels of that box."""
+    """The region's box, and a function that decodes its mask inside the whole pixels of that box."""
     if (mask.height, mask.width) != (height, width):
         raise invalid(
             field,

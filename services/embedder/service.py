@@ -1,4 +1,4 @@
-"""Puts the embedder's parts together."""
+"""Assembles the embedder: models, engine, servicer."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def load(settings: EmbedderSettings) -> list[Backend]:
     """Loads the model that the settings name, on every device.
 
     Raises:
-        RegionSearchError: See `loading.py` and :func:`services.embedder.backends.load_backend`.
+        RegionSearchError: See :func:`find_model`, :func:`find_devices` and :func:`load_backend`.
     """
     if settings.threads:
         torch.set_num_threads(settings.threads)

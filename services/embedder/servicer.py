@@ -1,4 +1,4 @@
-"""EmbedService: messages in, messages out."""
+"""EmbedService: messages to calls of the engine, and its answers to messages."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class EmbedServicer(embed_pb2_grpc.EmbedServiceServicer):
     async def EmbedImages(  # noqa: N802
         self, request: embed_pb2.EmbedImagesRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> embed_pb2.EmbedImagesResponse:
-        """Whole images."""
+        """Embeds whole images."""
         _check_count("images", len(request.images), self._settings.max_images, "max_images")
         reads = [
             functools.partial(image_from_proto, image, self._limits, f"images[{index}]")
@@ -79,7 +79,7 @@ class EmbedServicer(embed_pb2_grpc.EmbedServiceServicer):
     async def EmbedTexts(  # noqa: N802
         self, request: embed_pb2.EmbedTextsRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> embed_pb2.EmbedTextsResponse:
-        """Words."""
+        """Embeds texts."""
         _check_count("texts", len(request.texts), self._settings.max_texts, "max_texts")
         for index, text in enumerate(request.texts):
             most = self._settings.max_text_chars
@@ -87,11 +87,11 @@ class EmbedServicer(embed_pb2_grpc.EmbedServiceServicer):
                 message = (
                     f"texts[{index}] has {len(text)} characters, over the limit of {most} (max_text_chars)"
                 )
-                raise too_large(f"texts[{index}]", f"{message}; say it in a few words")
+                raise too_large(f"texts[{index}]", f"{message}; shorten it to a few words")
         texts = [visible_text(text) for text in request.texts]
         for index, text in enumerate(texts):
             if not text.strip():
-                raise invalid(f"texts[{index}]", f"texts[{index}] is empty; write what you look for")
+                raise invalid(f"texts[{index}]", f"texts[{index}] is empty; describe what to search for")
         templates = self._templates(request.templates)
         vectors, truncated = await self._engine.embed_texts(texts, templates)
         return embed_pb2.EmbedTextsResponse(
@@ -101,11 +101,11 @@ class EmbedServicer(embed_pb2_grpc.EmbedServiceServicer):
     async def GetModel(  # noqa: N802
         self, request: embed_pb2.EmbedServiceGetModelRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> embed_pb2.EmbedServiceGetModelResponse:
-        """The model that is being served."""
+        """The served model."""
         return embed_pb2.EmbedServiceGetModelResponse(model=self.model(self._settings.crop_policy))
 
     def model(self, policy: CropPolicy | None = None) -> types_pb2.ModelInfo:
-        """What made a vector; without a policy, for texts and whole images."""
+        """The model that made a vector; without a crop policy for texts and whole images."""
         backend = self._engine.backend
         name = "UNSPECIFIED" if policy is None else policy.value.upper()
         return types_pb2.ModelInfo(
@@ -119,7 +119,7 @@ class EmbedServicer(embed_pb2_grpc.EmbedServiceServicer):
         )
 
     async def _decoded_bytes(self, images: Iterable[types_pb2.Image]) -> list[int]:
-        """Memory that images will take; in a thread, for a header can be a lot to read."""
+        """Memory that images will take once decoded; in a thread, because headers may be long."""
         return await asyncio.to_thread(lambda: [decoded_bytes(image, self._limits) for image in images])
 
     def _policy(self, value: types_pb2.CropPolicy.ValueType) -> CropPolicy:
@@ -143,5 +143,5 @@ def _check_count(field: str, count: int, most: int, setting: str) -> None:
         raise invalid(field, f"{field} is empty; send 1 to {most}")
     if count > most:
         raise too_large(
-            field, f"{count} {field} are more than the {most} of one call ({setting}); send several"
+            field, f"{count} {field} are over the limit of {most} per call ({setting}); send several calls"
         )

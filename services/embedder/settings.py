@@ -22,21 +22,31 @@ class EmbedderSettings(ModelServiceSettings):
     model: str = Field(
         "pocket", description="pocket, an open_clip name such as ViT-B-32, or an embedder.json."
     )
-    weights: Path | None = Field(None, description="Weights of an open_clip model; else they are looked up.")
-    random_weights: bool = Field(False, description="For benchmarks and tests: any model, no weights.")
+    weights: Path | None = Field(
+        None, description="Weights file of an open_clip model; absent: the pulled weights."
+    )
+    random_weights: bool = Field(
+        False, description="For benchmarks and tests: run any model without its weights."
+    )
     device: str = Field(
         "auto",
-        description="auto, cpu, cuda, or several such as cuda:0,cuda:1; auto takes every GPU there is.",
+        description="auto, cpu, cuda, or several such as cuda:0,cuda:1; auto uses every GPU.",
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="auto is fp32 on a CPU, bf16 on a GPU that has it, fp16 on any other."
     )
-    compile: bool = Field(False, description="torch.compile the image tower; the start takes longer.")
-    crop_policy: CropPolicy = Field(CropPolicy.BLUR, description="Where a request names none.")
-    text_templates: TextTemplates = Field(TextTemplates.NONE, description="Where a request names none.")
-    text_cache: int = Field(10_000, ge=0, description="Vectors of texts that are kept.")
-    max_regions: int = Field(1000, gt=0, description="Regions of one call.")
-    max_images: int = Field(64, gt=0, description="Images of one call.")
-    max_texts: int = Field(1000, gt=0, description="Texts of one call.")
-    max_text_chars: int = Field(10_000, gt=0, description="Of one text; the model reads far less.")
+    compile: bool = Field(
+        False, description="Run the image tower through torch.compile; startup takes longer."
+    )
+    crop_policy: CropPolicy = Field(CropPolicy.BLUR, description="Crop policy of requests that name none.")
+    text_templates: TextTemplates = Field(
+        TextTemplates.NONE, description="Templates of requests that name none."
+    )
+    text_cache: int = Field(10_000, ge=0, description="Texts whose vectors are cached.")
+    max_regions: int = Field(1000, gt=0, description="Regions in one call.")
+    max_images: int = Field(64, gt=0, description="Images in one call.")
+    max_texts: int = Field(1000, gt=0, description="Texts in one call.")
+    max_text_chars: int = Field(
+        10_000, gt=0, description="Characters of one text; the model reads far fewer."
+    )
     batching: BatchSettings = Field(BatchSettings(), description="Items are crops, images and sentences.")

@@ -1,7 +1,7 @@
-"""Tables without their zero rows, as weights files hold them.
+"""Tables stored without their zero rows.
 
-An embedder that was trained on few words has a token table of which nearly all rows are zero. Left out of the
-file, they make it half as large.
+An embedder that was trained on few words has a token table with almost only zero rows. Without these rows the
+weights file is half as large.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def is_packed(file: Path) -> bool:
 
 
 def unpack_rows(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The weights that were packed; such that were not stay as they are."""
+    """Restores packed weights; unpacked ones are returned unchanged."""
     unpacked = {name: value for name, value in weights.items() if not name.endswith(_ROWS)}
     for name in unpacked:
         rows = weights.get(name + _ROWS)

@@ -1,4 +1,4 @@
-"""What can be asked of the embedder. A job is prepared once, off the device, and then worked on in parts."""
+"""The embedder's tasks. A task is prepared once, off the device, and then run in slices."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Regions:
         pixels: (H, W, 3) uint8.
         boxes: (N, 4) x_min, y_min, x_max, y_max in pixels, half-open.
         masks: Each cut to its :func:`services.embedder.crops.pixel_box`, bool; None where the box is the
-            object. They are looked at one by one, just before they are needed, and may be made only then.
+            object. They are read one by one, just before they are needed, and may be decoded only then.
     """
 
     pixels: Pixels
@@ -57,7 +57,7 @@ class RegionsTask:
         return self.include_image + self.count * len(self.policy.parts)
 
     def prepare(self, backend: Backend) -> PreparedRegions:
-        """Everything that needs no device."""
+        """Does all that needs no device."""
         regions = self.read()
         planes = _planes(regions.pixels)
         whole = prepare_image(planes, backend) if self.include_image else None
@@ -125,7 +125,7 @@ class _OnDevice(Sequence[Tensor]):
 
 @dataclass(frozen=True)
 class ImageTask:
-    """A whole image to be embedded; one item. Resized off the device, so that large images do not travel.
+    """A whole image to be embedded; one item. Resized off the device, so that large images are not uploaded.
 
     Attributes:
         read: Decodes the image, (H, W, 3) uint8; called once, in a thread.
@@ -135,7 +135,7 @@ class ImageTask:
     items: int = 1
 
     def prepare(self, backend: Backend) -> PreparedImage:
-        """Everything that needs no device."""
+        """Does all that needs no device."""
         return prepare_image(_planes(self.read()), backend)
 
 
@@ -146,7 +146,7 @@ class PreparedImage:
     image: Tensor
 
     def crops(self, start: int, stop: int, backend: Backend) -> Tensor:
-        """It, on the device, (1, 3, size, size)."""
+        """The image on the device, (1, 3, size, size)."""
         return self.image.unsqueeze(0).to(backend.device, non_blocking=True)
 
 
@@ -174,10 +174,10 @@ class TextsTask:
         return len(self.tokens)
 
     def prepare(self, backend: Backend) -> Any:
-        """Nothing is left to do."""
+        """Returns the task itself."""
         return self
 
 
 def _planes(pixels: Pixels) -> Tensor:
-    """(3, H, W) of (H, W, 3); always a copy, for the pixels of a message must not be written to."""
+    """(3, H, W) of (H, W, 3); always a copy, because the pixels of a message must not be written to."""
     return torch.from_numpy(np.array(pixels.transpose(2, 0, 1), order="C"))

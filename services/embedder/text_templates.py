@@ -1,4 +1,4 @@
-"""Sentences that a text is put into, and the vectors of texts that were asked for before."""
+"""Prompt templates for texts, and the cache of text vectors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 Vector = NDArray[np.float32]
 
-# One sentence each for the ways in which things are seen; a cheap stand-in for the full set.
+# A small selection of the full set, at a fraction of its cost.
 SIMPLE = (
     "a photo of a {}.",
     "a close-up photo of a {}.",
@@ -27,7 +27,7 @@ SIMPLE = (
 
 
 class TextTemplates(enum.StrEnum):
-    """Which sentences a text is put into; their vectors are averaged."""
+    """Sentences that a text is inserted into; their vectors are averaged."""
 
     NONE = "none"
     SIMPLE = "simple"
@@ -51,7 +51,7 @@ def _full() -> tuple[Any, ...]:
 
 
 class VectorCache:
-    """Least recently used vectors go first. Safe to use from several threads."""
+    """LRU cache of vectors; thread-safe."""
 
     def __init__(self, entries: int) -> None:
         self._most = entries
@@ -69,7 +69,7 @@ class VectorCache:
             return self._vectors.get(key)
 
     def put(self, key: Hashable, vector: Vector, truncated: bool) -> None:
-        """Keeps a vector; the caller must not change it afterwards."""
+        """Caches a vector, which must not be changed afterwards."""
         with self._lock:
             self._vectors[key] = (vector, truncated)
             self._vectors.move_to_end(key)

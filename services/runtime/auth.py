@@ -13,7 +13,7 @@ from regionsearch.errors import Kind, RegionSearchError
 from regionsearch.rpc.callers import caller_name
 from services.runtime.rates import RateLimit
 
-_WRONG_PER_S = 1.0  # wrong keys of one address, and lines about them in the log
+_WRONG_PER_S = 1.0  # wrong keys per address, and log lines about them
 _WRONG_AT_ONCE = 20
 
 _REFUSED = Counter(
@@ -26,7 +26,7 @@ _log = structlog.get_logger(__name__)
 
 
 class ApiKeys:
-    """The keys that let a caller in; without any, everybody is let in."""
+    """The accepted API keys; without any, every caller is accepted."""
 
     def __init__(self, keys: Iterable[SecretStr | str]) -> None:
         plain = (key.get_secret_value() if isinstance(key, SecretStr) else key for key in keys)
@@ -37,10 +37,10 @@ class ApiKeys:
         return bool(self._keys)
 
     def check(self, authorization: str | None, api_key: str | None = None, address: str = "") -> str:
-        """Lets a caller in or raises.
+        """Authenticates a caller.
 
-        Every key is compared in constant time, so that the time taken tells nothing about any of them. Each
-        address has a few wrong tries a second; whoever has a right key is let in beside them.
+        Every key is compared in constant time, so that timing reveals nothing. Wrong keys are rate-limited
+        per address; right keys from the same address still pass.
 
         Args:
             authorization: The header ``authorization``: ``Bearer <key>``, the scheme in any case.
@@ -48,11 +48,11 @@ class ApiKeys:
             address: The caller's.
 
         Returns:
-            The caller's key; empty where none is asked for, whatever was given.
+            The caller's key; empty where no keys are configured, whatever was given.
 
         Raises:
-            RegionSearchError: UNAUTHENTICATED, where no key was given or it is unknown; OVERLOADED after too
-                many unknown ones from one address.
+            RegionSearchError: UNAUTHENTICATED for a missing or unknown key, OVERLOADED after too many unknown
+                keys from one address.
         """
         if not self._keys:
             return ""
@@ -73,7 +73,7 @@ class ApiKeys:
 
 
 def refuse_scope(key: str, address: str, needed: str, own: str) -> RegionSearchError:
-    """The error for a key that is right, for something else."""
+    """The error for a valid key that lacks a scope."""
     _REFUSED.labels("scope").inc()
     _log.warning(
         "API key without the scope", caller=caller_name(key, address), address=address, needed=needed

@@ -1,4 +1,4 @@
-"""What travels through the batcher: requests, their parts and batches; and where they wait for their turn."""
+"""Queue entries, their slices, batches, and the queues in which these wait."""
 
 from __future__ import annotations
 
@@ -19,10 +19,9 @@ from services.runtime.memory import Hold, MemoryLedger
 
 Prepared = TypeVar("Prepared")
 
-MAX_BYPASS = 8  # batches that may pass a batch of a lower priority before one of these gets its turn
-CROWD_YIELDS = (
-    3  # batches of others, of lower priorities, that go before one of callers with several requests
-)
+MAX_BYPASS = 8  # batches that may pass one of a lower priority before that one has its turn
+# Batches of other callers, of lower priorities, that go before one of callers with several requests.
+CROWD_YIELDS = 3
 
 
 class BatchSettings(BaseModel):
@@ -34,37 +33,39 @@ class BatchSettings(BaseModel):
     max_queue: int = Field(
         4096,
         gt=0,
-        description="Items that may wait, in each priority. One caller gets no more than it leaves to "
+        description="Items that may wait, in each priority. One caller may use no more than it leaves to "
         "others: half of it when alone.",
     )
     max_bytes: int = Field(
         1 << 29,
         gt=0,
-        description="Decoded pixels of the requests of a priority that are on their way through the stages. "
-        "Small requests pass a large one that waits for its share; one that is larger than this goes alone.",
+        description="Bytes of decoded pixels in the stages, per priority. Small requests pass a large one "
+        "that waits for memory; one that is larger than the limit runs alone.",
     )
     max_delay_s: float = Field(
-        0.002, ge=0, description="Longest wait of an idle device, when calls come in quick succession."
+        0.002,
+        ge=0,
+        description="Longest wait of an idle device for a fuller batch, when calls come in quick succession.",
     )
     prepare_threads: int = Field(4, gt=0, description="Threads that decode and resize.")
     device_timeout_s: float = Field(
         300.0,
         gt=0,
         validation_alias=AliasChoices("device_timeout_s", "hang_s"),  # its name before 0.2
-        description="A batch that is longer on the device or in finish: the device is lost.",
+        description="Time of a batch on the device, or in finish, after which the device counts as lost.",
     )
 
 
 class Priority(enum.IntEnum):
-    """Who waits for the answer. Batches are of one priority, and those of the first priority go first."""
+    """Urgency of a request. A batch is of one priority; INTERACTIVE batches go first."""
 
-    INTERACTIVE = 0  # somebody, for something small
-    STANDARD = 1  # somebody, for something that takes its time
-    BULK = 2  # nobody in particular
+    INTERACTIVE = 0  # a user waits for a short request
+    STANDARD = 1  # a user waits for a long request
+    BULK = 2  # background work
 
 
 class QueueEntry:
-    """A payload of some items, and what has become of them.
+    """A request in the batcher: its payload, the number of items, and their progress.
 
     The event loop owns it; the stages read `payload` and `done`, and set `prepared` or `prepare_error`.
     """
@@ -117,12 +118,12 @@ class QueueEntry:
         self.prepared: Any = None
         self.prepare_error: Exception | None = None
         self.lock: threading.Lock | None = threading.Lock()  # None once prepared
-        self.hold: Hold | None = None  # memory that it was given, from its first batch to its end
-        self.flying = 0  # batches on their way that have a part of it
+        self.hold: Hold | None = None  # memory that it holds, from its first batch to its end
+        self.flying = 0  # batches in progress that have a slice of it
         self.cut = 0  # items that are in a batch or finished
         self.left = items  # items without a result
         self.results: list[tuple[int, Any]] = []  # with the item that each begins with
-        self.done = False  # nobody waits for it any more
+        self.done = False  # answered, failed or abandoned
 
 
 class BatchSlice(Generic[Prepared]):
@@ -142,7 +143,7 @@ class BatchSlice(Generic[Prepared]):
 
     @property
     def prepared(self) -> Prepared:
-        """What `prepare` made of the payload; the same object for all parts of a request."""
+        """The result of `prepare`; the same object for all slices of a request."""
         value: Prepared = self.request.prepared
         return value
 
@@ -153,13 +154,13 @@ class BatchSlice(Generic[Prepared]):
 
     @property
     def abandoned(self) -> bool:
-        """Nobody waits for it any more: long device work may look here and skip it, with any result."""
+        """Whether the caller is gone; long device work may check this and skip it, with any result."""
         return self.request.done
 
 
 @dataclass(eq=False)
 class Batch:
-    """Parts on their way through the stages."""
+    """Slices of requests that run through the stages together."""
 
     priority: Priority
     parts: list[BatchSlice[Any]]
@@ -167,14 +168,14 @@ class Batch:
     requests: list[QueueEntry]  # at the time of the cut
     turn: float  # of its first part, in the fair order of its priority
     cut_at: float
-    sparse: bool = False  # of callers who ask for nothing else at the time
-    express: bool = False  # cut for callers of whom nothing else was on its way
+    sparse: bool = False  # its callers have no other request
+    express: bool = False  # its callers had nothing else in progress
     outcomes: list[tuple[BatchSlice[Any], Any]] = field(default_factory=list)  # results, or exceptions
     preparing: int = 0  # requests that are not prepared yet
     prepared_from: float = 0.0  # when the first of them began
 
     def prune_abandoned(self) -> None:
-        """Takes out the parts that nobody waits for and those whose preparation failed."""
+        """Removes abandoned slices and those whose preparation failed."""
         kept = []
         for part in self.parts:
             if part.request.prepare_error is not None:
@@ -185,7 +186,7 @@ class Batch:
 
 
 class PriorityQueues:
-    """Requests that have items in no batch yet, in fair order between their callers within a priority.
+    """Requests with items that are in no batch yet: one fair queue for each priority.
 
     Args:
         quantum: See :class:`FairQueue`.
@@ -203,21 +204,21 @@ class PriorityQueues:
         return self._queues[priority]
 
     def items(self, priority: Priority | None = None) -> int:
-        """Number of items that wait, in one priority or in all; from any thread."""
+        """Number of waiting items, of one priority or of all; from any thread."""
         return sum(self._queues[one].waiting for one in (Priority if priority is None else (priority,)))
 
     def push(self, request: QueueEntry) -> None:
-        """Lets what is in no batch of a request wait in its priority."""
+        """Queues the items of a request that are in no batch yet."""
         self._queues[request.priority].push(request, request.caller, request.items - request.cut)
 
     def leave(self, request: QueueEntry) -> None:
-        """Takes a request out for good, wherever it is."""
+        """Removes a request for good, whether it waits or runs."""
         priority = self._queues[request.priority]
         priority.remove(request)
         priority.leave(request.caller)
 
     def move(self, request: QueueEntry, priority: Priority) -> None:
-        """Puts what waits of a request into another priority; nothing happens if nothing waits."""
+        """Moves the waiting items of a request, if any, to another priority."""
         if request in self._queues[request.priority]:
             self.leave(request)
             request.priority = priority
@@ -230,16 +231,16 @@ class PriorityQueues:
         memory: MemoryLedger,
         may: Callable[[QueueEntry], bool] | None = None,
     ) -> Batch | None:
-        """Takes items of one key out of a priority; may divide the last request.
+        """Takes items of one key out of a priority; may split the last request.
 
         Args:
-            priority: Where to take them.
-            most: Number of items.
-            memory: Of the priority. Requests that have to wait for it are passed by those that may.
-            may: Which requests may have their turn; all of them when absent.
+            priority: Of the batch.
+            most: Largest number of items.
+            memory: Of the priority. Requests that have to wait for memory are passed by those that fit.
+            may: Which requests are eligible; all when absent.
 
         Returns:
-            The batch; None when none waits that may, or all of them wait for memory.
+            The batch; None when no eligible request waits, or all of them wait for memory.
         """
         queue = self._queues[priority]
         parts: list[BatchSlice[Any]] = []
@@ -274,16 +275,16 @@ class PriorityQueues:
 class ReadyQueue:
     """Batches that wait for a device: the first priority goes first, and no priority starves.
 
-    Within a priority they go in the fair order of their callers, so that a batch of somebody who asks for
-    little passes one that was ready before it.
+    Within a priority batches go in the fair order of their callers, so that a batch of a caller with few
+    requests passes one that was ready earlier.
 
-    A call of several pieces brings each when it has the answer to the one before. Where it is its caller's
-    only one, the device waits a moment for the next piece (:meth:`expect`) before it begins with a batch of
-    somebody who asks for many at once: else each of its pieces would wait for a whole batch of theirs.
+    A call of several pieces submits each piece after the answer to the one before. If it is its caller's only
+    call, the device waits a moment for the next piece (:meth:`expect`) before it starts a batch of callers
+    with many requests: otherwise each piece would wait for one of their batches.
 
     After `MAX_BYPASS` batches that passed others, one of these is next; and only one, so that the first
-    priority never waits for two of them in a row. Who asks for many things at once has no such precedence
-    over the lower priorities of others: `CROWD_YIELDS` batches of theirs go before each of such a crowd.
+    priority never waits for two of them in a row. Callers with many requests do not have that precedence over
+    the lower priorities of others: `CROWD_YIELDS` batches of others go before each of theirs.
     """
 
     def __init__(self) -> None:
@@ -301,13 +302,13 @@ class ReadyQueue:
         self._closed = False
 
     def expect(self, callers: Iterable[str], seconds: float) -> None:
-        """Lets :meth:`get` wait for the next batch of these callers rather than hand out one of a crowd."""
+        """Has :meth:`get` prefer the next batch of these callers to one of callers with many requests."""
         with self._changed:
             self._expected = frozenset(callers)
             self._expected_until = time.monotonic() + seconds
 
     def put(self, batch: Batch, error: Exception | None = None) -> None:
-        """Adds a batch, or brings back one with the error that its last stage ended in."""
+        """Adds a batch, or returns one with the error of its last stage."""
         with self._changed:
             self._arrivals += 1
             heapq.heappush(self._ready[batch.priority], (batch.turn, self._arrivals, batch, error))
@@ -316,7 +317,7 @@ class ReadyQueue:
             self._changed.notify()
 
     def close(self) -> None:
-        """Makes :meth:`get` return None once it has handed out what is there."""
+        """Makes :meth:`get` return None once the queue is empty."""
         with self._changed:
             self._closed = True
             self._changed.notify()
@@ -346,7 +347,7 @@ class ReadyQueue:
             return batch, error
 
     def _is_turn_of(self, passed: Sequence[Priority], first: Priority) -> bool:
-        """Whether a batch of the priorities that have been passed goes before that of the first one."""
+        """Whether a batch of the bypassed priorities goes before one of the first."""
         batch = self._ready[first][0][2]
         if not batch.sparse:
             crowd = {request.caller for request in batch.requests}
@@ -361,7 +362,7 @@ class ReadyQueue:
 def bisect_requests(
     parts: list[BatchSlice[Any]],
 ) -> tuple[list[BatchSlice[Any]], list[BatchSlice[Any]]] | None:
-    """Divides a batch between requests; None when all parts are of one, which fails as a whole."""
+    """Splits a batch between requests; None when all slices are of one request, which fails as a whole."""
     requests = list(dict.fromkeys(part.request for part in parts))
     if len(requests) < 2:
         return None
@@ -373,7 +374,7 @@ def bisect_requests(
 
 
 def split_items(parts: list[BatchSlice[Any]]) -> tuple[list[BatchSlice[Any]], list[BatchSlice[Any]]] | None:
-    """Divides a batch in the middle; None when there is only one item, which cannot be made smaller."""
+    """Splits a batch in the middle; None for a single item."""
     half = room = sum(part.size for part in parts) // 2
     if half == 0:
         return None

@@ -2,19 +2,19 @@
 
 A request is a payload with a number of items (regions, texts, prompts, query vectors). The batcher
 
-- admits by items, on the event loop: a full queue refuses at once and says when to come back;
-- reserves a place in the pipeline first and cuts the batch then, so that a busy device makes batches grow by
-  itself;
-- fills batches across callers, splits what is larger than a batch, and puts the pieces together again;
-- cuts by bytes too, so that many large images are not decoded at the same time; small requests pass a large
+- admits by items, on the event loop: a full queue refuses at once and says when to retry;
+- reserves a slot in the pipeline first and forms the batch then, so that batches grow while the device is
+  busy;
+- fills batches across callers, splits requests that are larger than a batch, and joins their results;
+- limits bytes too, so that many large images are not decoded at the same time; small requests pass a large
   one that waits for memory (see `memory.py`);
-- forgets requests that were cancelled or are late, whether they wait or are just about to run;
-- shares a priority's time between callers (see `fair.py`): who asks for one thing at a time waits for the
-  batch that runs, not for all that somebody else has asked for;
-- gives every priority its own places in the pipeline and serves the first priority first, so that a small
-  question waits for the batch that runs and for none behind it; the others are never starved altogether;
-- lets a bad request fail alone, retries what did not fit into memory in halves, and gives the process up when
-  a stage has died or a device hangs (see `stages.py`).
+- drops requests that were cancelled or are late, whether they wait or are about to run;
+- shares a priority's time between callers (see `fair.py`): a caller with one request at a time waits for the
+  batch that runs, not for all requests of another caller;
+- gives every priority its own slots in the pipeline and serves the first priority first, so that a small
+  request waits for the batch that runs and for none behind it; lower priorities are never starved;
+- lets a bad request fail alone, retries batches that ran out of memory in halves, and reports the process as
+  lost when a stage has died or a device hangs (see `stages.py`).
 
 Scheduling follows text-embeddings-inference's slot-then-cut and infinity's three overlapped stages.
 """
@@ -54,19 +54,18 @@ _tracer = trace.get_tracer("regionsearch")
 
 
 class Batcher(Generic[Payload, Result]):
-    """Feeds one or more devices from one queue. Lives on the event loop on which it was made.
+    """Feeds one or more devices from one queue. Use it on the event loop that made it.
 
     Args:
         name: For metrics, logs and thread names.
-        settings: Sizes and times.
-        device: For each device, the function that runs a batch on it: takes the batch's parts, from different
-            requests of the same key, and returns what `finish` takes. A device's function is only ever called
-            from that device's own thread.
-        prepare: Turns a payload into what ``part.prepared`` is, once per request, in a thread pool (decode,
-            resize). None leaves the payload as it is.
-        finish: Turns what `device` returned into one result per part, in a thread for each priority, and in
-            the device's while a failed batch is sorted out. None where `device` returns these results itself.
-        classify: Says what an exception of a stage means.
+        settings: Limits and times.
+        device: For each device, the function that runs a batch on it: takes the batch's slices, of requests
+            of one key, and returns what `finish` takes. It is only called from that device's own thread.
+        prepare: Turns a payload into ``part.prepared``, once per request, in a thread pool (decode, resize).
+            None leaves the payload as it is.
+        finish: Turns what `device` returned into one result per slice, in a thread for each priority, and in
+            the device's thread while a failed batch is bisected. None where `device` returns these results.
+        classify: Decides what an exception of a stage means.
         on_fatal: Called once, on the event loop, when a stage has died or a device is lost;
             :meth:`services.runtime.server.Server.fail` is meant for it.
     """
@@ -94,7 +93,7 @@ class Batcher(Generic[Payload, Result]):
         self._live: set[QueueEntry] = set()
         self._idle = asyncio.Event()
         self._idle.set()
-        self._closed: str | None = None  # why no request is taken any more
+        self._closed: str | None = None  # why requests are refused
         self._pump_due = False
         self._delay: asyncio.TimerHandle | None = None
         self._last_arrival = float("-inf")
@@ -119,7 +118,7 @@ class Batcher(Generic[Payload, Result]):
             priority: [device for device in self._devices for _ in range(PIPELINE_DEPTH)]
             for priority in Priority
         }
-        # One place more for callers of whom nothing is on its way: no other's batches keep them out.
+        # One more slot for callers with nothing in progress, so that batches of others do not block them.
         self._express = {priority: list(self._devices) for priority in Priority}
         self._flying: dict[Priority, Counter[str]] = {
             priority: Counter() for priority in Priority
@@ -140,25 +139,23 @@ class Batcher(Generic[Payload, Result]):
     ) -> list[Result]:
         """Waits for the results of a request.
 
-        Cancelling the caller takes the request back; what of it is on the device runs to its end and is
-        dropped.
+        Cancelling the caller withdraws the request; its items on the device are run and dropped.
 
         Args:
             payload: What `prepare` takes.
             items: Number of items in it, at least 1.
-            nbytes: Memory that it takes from when it is prepared until it is answered, where that is much.
+            nbytes: Memory that it takes from its preparation to its answer, where that is much.
             key: Only requests of the same key share a batch.
-            priority: Who waits for it.
-            deadline: Time of the event loop's clock after which nobody wants the answer; the surrounding
+            priority: Urgency.
+            deadline: Time of the event loop's clock after which the answer is useless; the surrounding
                 :func:`regionsearch.rpc.deadline` when absent.
-            continuation: Goes on with work of which a part has been done: it was judged with the first piece,
-                and neither a full nor a long queue refuses it. Whoever brings one piece after the other has
-                one at a time here.
-            more: Items that the same call will bring once this is answered, `continuation`; it is judged with
-                them, and a device may wait a moment for them.
+            continuation: The request is a later piece of a call: it was admitted with the first piece, and
+                neither a full nor a long queue refuses it. A call submits one piece at a time.
+            more: Items that the same call will submit as `continuation` after this answer. They count for
+                admission, and a device may wait a moment for them.
 
         Returns:
-            One result per part, in the order of the items; a request that fitted into one batch has one.
+            One result per slice, in the order of the items; a request that fitted into one batch has one.
 
         Raises:
             RegionSearchError: OVERLOADED when the queue is full or longer than the deadline,
@@ -185,13 +182,13 @@ class Batcher(Generic[Payload, Result]):
             raise
 
     def escalate(self, payload: Payload, priority: Priority) -> None:
-        """Moves a request to a faster priority, because somebody of that priority waits for it too.
+        """Moves a request to a more urgent priority, because a call of that priority waits for it too.
 
-        What of it is in a batch stays there, and so does a request that would make the priority too long.
+        Items in a batch stay there; a request that the priority has no room for stays where it is.
 
         Args:
             payload: The object that was submitted.
-            priority: One that is not faster than the request's own changes nothing.
+            priority: The new one; without effect unless it is more urgent than the request's own.
         """
         for request in self._live:
             if (
@@ -204,20 +201,19 @@ class Batcher(Generic[Payload, Result]):
                 self._schedule()
 
     async def close(self) -> None:
-        """Refuses new requests, waits for those that were admitted, ends the threads."""
+        """Refuses new requests, waits for admitted ones, ends the threads."""
         self._closed = self._closed or STOPPING
         await self._idle.wait()
         self._watch.cancel()
-        if (
-            self._prepare is not None
-        ):  # before the devices: a batch of cancelled requests may be on its way there
+        if self._prepare is not None:
+            # Before the devices: a batch of cancelled requests may be on its way to one.
             await asyncio.to_thread(self._prepare.close)
-        patience = 30.0 if self._closed == STOPPING else 0.1  # a lost device need not answer
-        await asyncio.gather(*(asyncio.to_thread(device.close, patience) for device in self._devices))
+        timeout_s = 30.0 if self._closed == STOPPING else 0.1  # a lost device may never answer
+        await asyncio.gather(*(asyncio.to_thread(device.close, timeout_s) for device in self._devices))
 
     @property
     def waiting(self) -> int:
-        """Items that were admitted and are in no batch yet."""
+        """Admitted items that are in no batch yet."""
         return self._queues.items()
 
     def judge(
@@ -228,7 +224,7 @@ class Batcher(Generic[Payload, Result]):
         deadline: float | None = None,
         more: int = 0,
     ) -> None:
-        """Refuses what :meth:`submit` would refuse now; to be asked before work that comes before it.
+        """Refuses what :meth:`submit` would refuse now; for calls that do other work before they submit.
 
         Raises:
             RegionSearchError: See :meth:`submit`.
@@ -244,13 +240,13 @@ class Batcher(Generic[Payload, Result]):
             queue, limit = self._queues[priority], self._settings.max_queue
             message = f"{self._name}: {queue.waiting} of {limit} items are waiting"
             if queue.waiting + items <= limit:
-                message += f", {queue.waiting_of(who)} of them yours, and the rest is left to other callers"
+                message += f", {queue.waiting_of(who)} of them yours; the rest is reserved for other callers"
             raise overloaded(
-                f"{message} (batching.max_queue); try again later or elsewhere", max(delay, 0.01)
+                f"{message} (batching.max_queue); retry later or on another replica", max(delay, 0.01)
             )
         if deadline is not None and self._loop.time() + delay >= deadline:
             self._metrics.refused_late.inc()
-            raise overloaded(f"{self._name}: the queue is longer than the call's deadline", max(delay, 0.01))
+            raise overloaded(f"{self._name}: the expected wait exceeds the call's deadline", max(delay, 0.01))
 
     def _check_open(self, deadline: float | None) -> None:
         if self._closed is not None:
@@ -261,7 +257,7 @@ class Batcher(Generic[Payload, Result]):
 
     def _enqueue(self, request: QueueEntry, deadline: float | None) -> None:
         if request.items < 1:
-            raise ValueError("a request has at least one item")
+            raise ValueError("a request needs at least one item")
         if self._prepare is None:
             request.prepared, request.lock = request.payload, None
         if deadline is not None:
@@ -274,14 +270,14 @@ class Batcher(Generic[Payload, Result]):
         self._schedule()
 
     def _has_room(self, priority: Priority, who: str, items: int) -> bool:
-        """Whether a priority takes a request of a caller; alone, it may be larger than the queue."""
+        """Whether a priority has room for a request of a caller; a single one may exceed the queue."""
         queue = self._queues[priority]
         own = queue.waiting_of(who) if who else 0
         return leaves_room(self._settings.max_queue, queue.waiting, own, items)
 
     def _expected_wait(self, priority: Priority, who: str, items: int, more: int) -> float:
-        """Seconds until a call that came now would begin to run, or until all of it has where there is more;
-        by the speed of recent batches.
+        """Seconds until a call that arrived now would start to run or, where it has `more`, would be done;
+        from the speed of recent batches.
         """
         ahead = self._running + sum(self._queues[before].waiting for before in Priority if before < priority)
         ahead += self._queues[priority].ahead(who, items + more) + (items + more if more else 0)
@@ -289,7 +285,7 @@ class Batcher(Generic[Payload, Result]):
         return batches * min(device.batch_seconds for device in self._devices)
 
     def _schedule(self) -> None:
-        """Has :meth:`_pump` run after the calls that are ready now, so that they can share a batch."""
+        """Runs :meth:`_pump` after the calls that are ready now, so that they can share a batch."""
         if not self._pump_due:
             self._pump_due = True
             self._loop.call_soon(self._pump)
@@ -316,7 +312,7 @@ class Batcher(Generic[Payload, Result]):
                     self._prepare.put(batch, device.put)
 
     def _cut(self, priority: Priority) -> Batch | None:
-        """The next batch of a priority, if there is a place for it."""
+        """The next batch of a priority, if there is a slot for it."""
         most, memory = self._settings.max_batch, self._memory[priority]
         if self._slots[priority]:
             return self._queues.next_batch(priority, most, memory)
@@ -329,11 +325,11 @@ class Batcher(Generic[Payload, Result]):
         return batch
 
     def _places(self, device: DeviceThread) -> int:
-        """Free places of a device in the pipeline, in all priorities: many mean that little is going on."""
+        """Free slots of a device over all priorities: the more, the less busy it is."""
         return sum(slots.count(device) for slots in self._slots.values())
 
     def _worth_waiting(self, priority: Priority) -> bool:
-        """Whether idle devices had better wait for more; if so, arranges for the end of the wait."""
+        """Whether idle devices should wait for more requests; if so, schedules the end of the wait."""
         idle = all(len(slots) == PIPELINE_DEPTH * len(self._devices) for slots in self._slots.values())
         if not idle or not self._quick or self._queues.items(priority) >= self._settings.max_batch:
             return False
@@ -349,7 +345,7 @@ class Batcher(Generic[Payload, Result]):
     def _from_thread(self, callback: Callable[..., None], *arguments: object) -> None:
         try:
             self._loop.call_soon_threadsafe(callback, *arguments)
-        except RuntimeError:  # the loop has been closed: nobody waits
+        except RuntimeError:  # the loop has been closed: no caller is left
             _log.debug("event loop is closed", queue=self._name)
 
     def _on_free(self, device: DeviceThread, batch: Batch) -> None:
@@ -405,7 +401,7 @@ class Batcher(Generic[Payload, Result]):
             self._idle.set()
 
     def _free(self, request: QueueEntry) -> None:
-        """Gives memory back once nobody wants the request any more and no batch has a part of it."""
+        """Releases the memory of a request that is done and in no batch."""
         if request.hold is not None and request.done and not request.flying:
             request.hold.give_back()
             request.hold = None
@@ -417,7 +413,7 @@ class Batcher(Generic[Payload, Result]):
         self._resolve(request, self._late())
 
     def _late(self) -> RegionSearchError:
-        message = f"{self._name}: the deadline passed before the answer was there"
+        message = f"{self._name}: the deadline passed before the answer was ready"
         return RegionSearchError(Kind.DEADLINE_EXCEEDED, message)
 
     def _trace(self, batch: Batch) -> None:
@@ -429,7 +425,7 @@ class Batcher(Generic[Payload, Result]):
             _tracer.start_span(name, context.Context(), links=links, attributes=facts, start_time=begin).end()
 
     async def _watch_devices(self) -> None:
-        """Finds out when a device hangs: its own thread cannot tell."""
+        """Detects a device that hangs, which its own thread cannot."""
         limit = self._settings.device_timeout_s
         while True:
             await asyncio.sleep(min(WATCHDOG_PERIOD_S, limit))

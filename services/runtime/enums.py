@@ -1,6 +1,4 @@
-"""Enum values that the contract does not know: proto3 lets any number through, and each would be taken for
-something.
-"""
+"""Refusal of enum values that the contract does not define: proto3 lets any number through."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Fair shares between callers: who is next, and how much of something bounded each may take.
+"""Fair sharing between callers: the order of their requests, and how much of a limit each may use.
 
-A caller is whoever :func:`regionsearch.rpc.callers.caller` says that it is. Work without one, as a process's
-own, has its turn like that of any caller, and no bound but that of all.
+The caller is what :func:`regionsearch.rpc.callers.caller` returns. Work without a caller, such as a process's
+own, takes turns like that of any caller, and is bound by the common limit alone.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ T = TypeVar("T")
 
 @dataclass(slots=True)
 class _Account:
-    """What is known of a caller while it has something here, or is ahead of its share."""
+    """State of a caller that has requests here, or has used more than its share."""
 
     charged: float = 0.0  # virtual time up to which its share is used up
-    live: int = 0  # requests that wait or are worked on
+    live: int = 0  # requests that wait or run
     waiting: int = 0  # items that wait
 
 
@@ -41,10 +41,10 @@ class FairQueue(Generic[T]):
 
     Start-time fair queueing (Goyal, Vin, Cheng 1996): a request's turn is at the virtual time up to which its
     caller has been charged, or now if that has passed; virtual time goes on by what is served, divided
-    between the callers that want something. As in FQ-CoDel, a caller with nothing else here goes ahead by a
-    quantum: who asks for one thing after the other does not wait for those who ask for many at once, until it
-    has used up its share. Within a caller it is first come, first served. An operation takes the logarithm of
-    what waits, and moves a list's tail.
+    between the callers that have requests. As in FQ-CoDel, a caller with no other request here is moved ahead
+    by a quantum: a caller with one request at a time does not wait for callers with many, until it has used
+    up its share. Requests of one caller are first come, first served. Operations are logarithmic in the
+    number of requests, plus the move of a list's tail.
 
     Args:
         quantum: Items by which a caller may be ahead of its share.
@@ -67,7 +67,7 @@ class FairQueue(Generic[T]):
         return request in self._entries
 
     def __iter__(self) -> Iterator[T]:
-        """Those that wait, in fair order; must not change meanwhile."""
+        """Waiting requests in fair order; do not change the queue while iterating."""
         return (request for _, _, request in self._order)
 
     @property
@@ -77,31 +77,31 @@ class FairQueue(Generic[T]):
 
     @property
     def oldest(self) -> T:
-        """The one that has waited longest."""
+        """The request that has waited longest."""
         return next(iter(self._entries))
 
     def turn(self, request: T) -> float:
-        """Virtual time at which a waiting request has its turn."""
+        """Virtual time of a waiting request's turn."""
         return self._entries[request].turn
 
     def waiting_of(self, caller: str) -> int:
-        """Items of one caller that wait."""
+        """Waiting items of one caller."""
         account = self._accounts.get(caller)
         return account.waiting if account else 0
 
     def is_alone(self, caller: str) -> bool:
-        """Whether a caller, who has something here, has no more than one request."""
+        """Whether a caller with requests here has exactly one."""
         return self._accounts[caller].live == 1
 
     def ahead(self, caller: str, items: int) -> int:
-        """Items that will be served before a request of a caller that came now has been served."""
+        """Items that would be served before a request of this caller, if it arrived now, is done."""
         share = items + self.waiting_of(caller)
         if share >= self._waiting:
             return self._waiting
         return sum(min(account.waiting, share) for account in self._accounts.values())
 
     def push(self, request: T, caller: str, items: int) -> None:
-        """Lets a request wait; the caller has something here until :meth:`leave`."""
+        """Queues a request; it counts as the caller's until :meth:`leave`."""
         account = self._accounts.get(caller)
         if account is None:
             self._prune()
@@ -118,7 +118,7 @@ class FairQueue(Generic[T]):
         insort(self._order, (turn, self._arrivals, request))
 
     def take(self, request: T, items: int) -> None:
-        """Begins to serve items of a waiting request; what is left of it waits for another turn."""
+        """Takes items of a waiting request; its other items wait for another turn."""
         entry = self._entries[request]
         del self._order[bisect_left(self._order, (entry.turn, entry.arrival))]
         entry.left -= items
@@ -131,27 +131,27 @@ class FairQueue(Generic[T]):
             del self._entries[request]
 
     def remove(self, request: T) -> None:
-        """Takes out what waits of a request; its caller is not charged for that. Others are left alone."""
+        """Removes the waiting items of a request, if any, without charging its caller for them."""
         entry = self._entries.get(request)
         if entry is not None:
             entry.account.charged -= entry.left
             self.take(request, entry.left)
 
     def leave(self, caller: str) -> None:
-        """A request of this caller is answered or given up."""
+        """Ends a request of this caller: it was answered or abandoned."""
         account = self._accounts[caller]
         account.live -= 1
         self._live -= not account.live
-        if not self._live:  # nobody wants anything: all begin anew
+        if not self._live:  # idle: all accounts start again
             self._accounts.clear()
             self._now = 0.0
 
     def served(self, items: int) -> None:
-        """Virtual time goes on."""
+        """Advances virtual time by served items."""
         self._now += items / max(1, self._live)
 
     def _prune(self) -> None:
-        """Forgets callers who have nothing here and have not used up their share; seldom: it looks at all."""
+        """Drops accounts without requests whose share is not used up; rare, because it visits them all."""
         if len(self._accounts) > 2 * self._live + 64:
             self._accounts = {
                 caller: account
@@ -161,25 +161,25 @@ class FairQueue(Generic[T]):
 
 
 def leaves_room(limit: int, total: int, own: int, amount: int) -> bool:
-    """Whether a caller may have so much more of something bounded: no more than what it leaves to others.
+    """Whether a caller may take this much more of a limit: no more than it leaves to others.
 
-    Alone, a caller gets half; each of two gets a third, and so on: a newcomer finds room, whatever the others
-    ask for. Whoever comes while nobody has anything may exceed the bound.
+    A single caller gets half; each of two gets a third, and so on, so that a new caller always finds room. A
+    request that arrives while nothing is in use may exceed the limit.
 
     Args:
-        limit: The bound of all together.
-        total: What all have.
-        own: What the caller has; 0 for one without a name, who is bound by the limit alone.
-        amount: What it asks for.
+        limit: Of all callers together.
+        total: In use by all callers.
+        own: In use by this caller; 0 for an unnamed one, which is bound by the limit alone.
+        amount: Requested.
     """
     return not total or own + amount <= limit - total
 
 
 class Shares:
-    """How much each caller holds of something bounded, see :func:`leaves_room`.
+    """How much of a limit each caller holds, see :func:`leaves_room`.
 
     Args:
-        limit: The bound of all together.
+        limit: Of all callers together.
     """
 
     def __init__(self, limit: int) -> None:
@@ -189,15 +189,15 @@ class Shares:
 
     @property
     def total(self) -> int:
-        """What all callers hold."""
+        """In use by all callers."""
         return self._total
 
     def fits(self, caller: str, amount: int) -> bool:
-        """Whether a caller may have so much more."""
+        """Whether a caller may take this much more."""
         return leaves_room(self._limit, self._total, self._held[caller] if caller else 0, amount)
 
     def add(self, caller: str, amount: int) -> None:
-        """A caller takes so much, or gives back a negative amount."""
+        """Adds to what a caller holds; a negative amount gives back."""
         self._total += amount
         self._held[caller] += amount
         if not self._held[caller]:

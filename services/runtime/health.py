@@ -1,8 +1,8 @@
-"""``grpc.health.v1.Health`` that tells the truth, and lets a draining server end.
+"""``grpc.health.v1.Health`` that reflects the process's real state, and lets a draining server stop.
 
 The stock servicer starts as SERVING and keeps its Watch streams open, so that ``server.stop(grace)`` waits
-out the whole grace period for every client that watches. Here a process begins as NOT_SERVING, has one state
-for all of its services, and closes the streams once they have told their clients that it is over.
+for the whole grace period as soon as one client watches. Here a process starts as NOT_SERVING, has one state
+for all of its services, and closes the streams after a last NOT_SERVING.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _Status = health_pb2.HealthCheckResponse
 
 
 class Health:
-    """Whether this process serves, and why not. To be used on the event loop."""
+    """Whether this process serves, and why not. Use it on the event loop."""
 
     def __init__(self, services: Iterable[str] = ()) -> None:
         """Args:
@@ -34,16 +34,16 @@ class Health:
         self.reason = "starting"
 
     def set_serving(self) -> None:
-        """Announces that calls are welcome; nothing happens once :meth:`close` was called."""
+        """Reports SERVING; without effect after :meth:`close`."""
         if not self._closed:
             self._set(True, "")
 
     def set_not_serving(self, reason: str) -> None:
-        """Announces that calls should go elsewhere."""
+        """Reports NOT_SERVING."""
         self._set(False, reason)
 
     def close(self) -> None:
-        """Ends the Watch streams, after they have delivered a last NOT_SERVING."""
+        """Ends the Watch streams after a last NOT_SERVING."""
         self._closed = True
         self._set(False, self.reason or "stopping")
 
@@ -54,7 +54,7 @@ class Health:
         self._changed = asyncio.Event()
 
     def status(self, service: str) -> int:
-        """The ``ServingStatus`` of a service, SERVICE_UNKNOWN for a name that is not ours."""
+        """The ``ServingStatus`` of a service, SERVICE_UNKNOWN for one that this process does not have."""
         if service not in self._services:
             return int(_Status.SERVICE_UNKNOWN)
         return int(_Status.SERVING if self.serving else _Status.NOT_SERVING)

@@ -1,4 +1,4 @@
-"""What happens around every call: who may make it, its deadline, trace and time, and how it failed."""
+"""Around every call: authentication, admission, deadline, trace, metrics, and typed errors."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ _Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the stubs only
-    """Authenticates, admits, measures, traces and answers failures with typed statuses.
+    """Authenticates, admits, measures and traces calls, and answers failures with typed statuses.
 
-    Nothing of a request is received before the caller's key was looked at. Bytes that are not a message, and
-    unknown enum values, are INVALID_ARGUMENT.
+    No request is received before the caller's key is checked. Malformed messages and unknown enum values are
+    INVALID_ARGUMENT.
 
-    The caller's deadline becomes the surrounding :func:`regionsearch.rpc.deadline`: the batcher and the calls
-    that a handler makes keep to it.
+    The caller's deadline becomes the surrounding :func:`regionsearch.rpc.deadline`, for the batcher and for
+    calls that a handler makes.
 
-    The caller, by whose name work is shared out (:mod:`regionsearch.rpc.callers`), is whom the gateway names
-    where `named_callers` says that callers may be trusted with that, else whoever's key or address it is.
+    The caller, between whom work is shared (:mod:`regionsearch.rpc.callers`), is the one that the gateway
+    names where `named_callers` is set, else it is derived from the key or the address.
 
     Health checks pass untouched. Handlers are coroutines or asynchronous generators, as generated stubs
     expect.
@@ -48,9 +48,9 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
 
     def __init__(self, keys: ApiKeys, load: Load, named_callers: bool) -> None:
         """Args:
-        keys: Who is let in.
-        load: Bounds the calls that are in work.
-        named_callers: Whether callers are trusted to say for whom they call, as the gateway does.
+        keys: Accepted API keys.
+        load: Limits concurrent calls.
+        named_callers: Whether callers are trusted to name the caller that they call for, as the gateway does.
         """
         self._keys = keys
         self._load = load
@@ -72,14 +72,14 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
         return self._wrapped[path, handler]
 
     def _wrap(self, handler: _Handler, path: str) -> _Handler:
-        """The same method, whose requests arrive as bytes and only when they are asked for.
+        """The same method with requests as bytes, received on demand.
 
-        To gRPC every method is one that takes a stream: of one that takes a single message it would receive
-        and parse all of it before anybody could look at the caller's key.
+        Every method is registered as one that takes a stream: for a unary request gRPC would receive and
+        parse the message before the caller's key could be checked.
         """
         unary = handler.stream_unary or handler.unary_unary
         stream = handler.stream_stream or handler.unary_stream
-        # Each item of a stream of both directions fails for itself.
+        # Items of a bidirectional stream fail one by one.
         checked = not (handler.request_streaming and handler.response_streaming)
 
         @contextlib.asynccontextmanager
@@ -93,7 +93,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
                     with self._load.message(size):
                         yield request
 
-        # A coroutine that writes, no generator: gRPC leaves generators of cancelled calls behind, to be
+        # A coroutine that writes, not a generator: gRPC leaves generators of cancelled calls behind, to be
         # closed by the garbage collector, in another context than that in which they were opened.
         async def answer_many(_: Any, context: _Context) -> None:
             async with (
@@ -167,14 +167,14 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
 
 
 class _ClientLeftError(asyncio.CancelledError):
-    """Nobody takes an answer any more; gRPC will cancel the handler, but has not yet."""
+    """The client has left; gRPC will cancel the handler, but has not yet."""
 
 
 def is_over(error: BaseException) -> bool:
-    """Whether a handler, or its part for one item of a stream, ended because its call did.
+    """Whether a handler, or its task for one item of a stream, ended because the call did.
 
-    A handler may also wait for something that somebody else has cancelled. gRPC takes that for the end of the
-    call too and sends nothing: the client would wait until its deadline.
+    A handler may also await something that was cancelled elsewhere. gRPC would take that for the end of the
+    call and send nothing: the client would wait until its deadline.
     """
     task = asyncio.current_task()
     assert task is not None
@@ -184,9 +184,9 @@ def is_over(error: BaseException) -> bool:
 
 
 def typed(error: BaseException) -> RegionSearchError:
-    """The error as the caller may see it; what was not foreseen is logged here and nothing of it leaks."""
+    """The error as the caller may see it; unexpected errors are logged here and not exposed."""
     while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
-        error = error.exceptions[0]  # the one failure of tasks that work together
+        error = error.exceptions[0]  # the single failure of a task group
     if isinstance(error, RegionSearchError):
         if error.kind is Kind.INTERNAL:
             _log.error("call failed", error=error.message)
@@ -194,7 +194,7 @@ def typed(error: BaseException) -> RegionSearchError:
     _log.exception("call failed unexpectedly")
     request_id = structlog.contextvars.get_contextvars().get("request_id", "")
     return RegionSearchError(
-        Kind.INTERNAL, f"an unexpected error; the server's log tells more under request_id {request_id}"
+        Kind.INTERNAL, f"unexpected error; see the server's log for request_id {request_id}"
     )
 
 

@@ -11,27 +11,27 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Hold:
-    """Bytes that a request holds of a :class:`MemoryLedger`."""
+    """Bytes of a :class:`MemoryLedger` that a request holds."""
 
     ledger: MemoryLedger
     nbytes: int
     passed: object  # the waiting request that it passed, if any
 
     def give_back(self) -> None:
-        """Frees them; once."""
+        """Releases the bytes; call once."""
         self.ledger.give_back(self)
 
 
 class MemoryLedger:
-    """Who holds how many bytes, and who may have more; never waits, for one thread.
+    """Admission by bytes, without waiting; for one thread.
 
-    Whoever is next in line and does not fit becomes the one that *waits*. Smaller requests may pass it, but
-    all that pass hold together no more than what the bound leaves next to it. They are therefore never what
-    it waits for: it gets its turn when those have left that were there before it, however many pass
-    meanwhile, and two slow large requests in a row stop nobody who is small.
+    The next request in line that does not fit becomes *the waiting one*. Smaller requests may pass it, but
+    together they hold no more than the limit leaves next to it. So it never waits for them: its turn comes
+    when the requests before it are done, however many pass meanwhile, and two slow large requests in a row do
+    not block small ones.
 
     Args:
-        max_bytes: The bound. A request for more than that is admitted alone.
+        max_bytes: The limit. A request for more than that is admitted alone.
     """
 
     def __init__(self, max_bytes: int) -> None:
@@ -43,14 +43,14 @@ class MemoryLedger:
 
     @property
     def held(self) -> int:
-        """Bytes that are held now."""
+        """Bytes in use."""
         return self._held
 
     def take(self, request: object, nbytes: int) -> Hold | None:
-        """Takes bytes for a request, which may wait already; to be asked in the order of the line.
+        """Takes bytes for a request, which may be the waiting one; call it in the order of the line.
 
         Returns:
-            What to give back; None where the request has to wait.
+            The hold to give back; None where the request has to wait.
         """
         fits = not nbytes or not self._held or self._held + nbytes <= self._max_bytes
         passing = self._waiting not in (None, request)
@@ -68,24 +68,24 @@ class MemoryLedger:
         return Hold(self, nbytes, self._waiting)
 
     def give_back(self, hold: Hold) -> None:
-        """Frees what a request held."""
+        """Releases the bytes of a hold."""
         self._held -= hold.nbytes
         if hold.passed is not None and hold.passed is self._waiting:
             self._passed -= hold.nbytes
 
     def leave(self, request: object) -> None:
-        """Forgets that a request waits, because it is not wanted any more."""
+        """Removes the waiting request, because it was cancelled."""
         if self._waiting is request:
             self._waiting = None
 
 
 class MemoryBudget:
-    """Bounds the bytes that are held at once; for one event loop.
+    """Limits the bytes in use at a time; for one event loop.
 
-    First come, first served, but for small requests that pass a large one as :class:`MemoryLedger` says.
+    First come, first served, except that small requests pass a large one as in :class:`MemoryLedger`.
 
     Args:
-        max_bytes: The bound. A request for more than that is admitted alone.
+        max_bytes: The limit. A request for more than that is admitted alone.
     """
 
     def __init__(self, max_bytes: int) -> None:
@@ -94,7 +94,7 @@ class MemoryBudget:
 
     @contextlib.asynccontextmanager
     async def hold(self, nbytes: int) -> AsyncIterator[None]:
-        """Waits until `nbytes` are free and holds them for the body."""
+        """Waits until `nbytes` are free and holds them for the block."""
         granted: asyncio.Future[Hold] = asyncio.get_running_loop().create_future()
         self._line[granted] = nbytes
         self._grant()
@@ -110,7 +110,7 @@ class MemoryBudget:
             self._grant()
 
     def _grant(self) -> None:
-        """Lets in all who may; looks at the whole line, for a small one may stand at its end."""
+        """Admits all that fit; visits the whole line, because a small request may stand at its end."""
         for granted, nbytes in list(self._line.items()):
             if granted.done():  # cancelled, and about to leave
                 continue

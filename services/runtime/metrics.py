@@ -15,24 +15,24 @@ _SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0,
 _FILL = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
 
 _CALL = ("grpc_service", "grpc_method")
-_STARTED = Counter("grpc_server_started_total", "Calls that have begun.", _CALL)
+_STARTED = Counter("grpc_server_started_total", "Calls that have started.", _CALL)
 _HANDLED = Counter("grpc_server_handled_total", "Calls that have ended, by status.", (*_CALL, "grpc_code"))
-_HANDLING = Histogram(
-    "grpc_server_handling_seconds", "Time from begin to end of a call.", _CALL, buckets=_SECONDS
-)
-_IN_FLIGHT = Gauge("grpc_server_in_flight", "Calls that have begun and not ended.", _CALL)
+_HANDLING = Histogram("grpc_server_handling_seconds", "Duration of a call.", _CALL, buckets=_SECONDS)
+_IN_FLIGHT = Gauge("grpc_server_in_flight", "Calls in progress.", _CALL)
 
 SERVING = Gauge("regionsearch_serving", "1 while the process answers health checks with SERVING.")
 
 _QUEUE = ("queue",)
-_QUEUE_COST = Gauge("regionsearch_queue_cost", "Admitted cost that waits for a batch.", _QUEUE)
+_QUEUE_COST = Gauge("regionsearch_queue_cost", "Admitted items that wait for a batch.", _QUEUE)
 _QUEUE_WAIT = Histogram(
     "regionsearch_queue_wait_seconds",
-    "From admission to the batch, of each one's first request.",
+    "Time from admission to the batch, of each batch's first request.",
     _QUEUE,
     buckets=_SECONDS,
 )
-_BATCH_FILL = Histogram("regionsearch_batch_fill", "Cost of a batch over its limit.", _QUEUE, buckets=_FILL)
+_BATCH_FILL = Histogram(
+    "regionsearch_batch_fill", "Items of a batch divided by max_batch.", _QUEUE, buckets=_FILL
+)
 _BATCH_ITEMS = Counter("regionsearch_batch_items_total", "Items of finished batches.", _QUEUE)
 _STAGE = Histogram(
     "regionsearch_stage_seconds", "Time a batch spends in a stage.", (*_QUEUE, "stage"), buckets=_SECONDS
@@ -44,7 +44,7 @@ _DROPPED = Counter(
     "regionsearch_queue_dropped_total", "Admitted requests that left before the device.", (*_QUEUE, "reason")
 )
 _FAILURES = Counter(
-    "regionsearch_batch_failures_total", "Batches that failed, by what was done.", (*_QUEUE, "action")
+    "regionsearch_batch_failures_total", "Batches that failed, by the action taken.", (*_QUEUE, "action")
 )
 
 
@@ -95,10 +95,10 @@ class QueueMetrics:
 
 
 class DeviceMemory(Collector):
-    """Memory on each GPU that this process computes on, read when somebody looks.
+    """Memory on each GPU that this process uses, read on each scrape.
 
-    torch is asked where the process has loaded it, and never loaded here. Devices on which it holds nothing
-    are left out: asking CUDA about them would make a context there.
+    Uses torch where the process has imported it, and never imports it. Devices on which the process holds
+    nothing are left out: querying CUDA about them would create a context there.
     """
 
     def collect(self) -> Iterator[GaugeMetricFamily]:

@@ -1,6 +1,6 @@
 """The health check of a container: `python -m services.runtime.probe embedder` exits 0 while it is serving.
 
-It reads the same settings as the process that it asks about, so that port and TLS are never said twice. Over
+It reads the same settings as the process, so that port and TLS are configured once. Over
 TLS the certificate must be valid for the process's name, and under mutual TLS for clients too.
 """
 
@@ -18,7 +18,7 @@ TIMEOUT_S = 4.0
 
 
 def probe(settings: ServiceSettings) -> bool:
-    """Asks the process on this machine that these settings started whether it serves."""
+    """Whether the process on this machine that was started with these settings serves."""
     address = f"127.0.0.1:{settings.port}"
     with _channel(address, settings) as channel:
         try:
@@ -50,7 +50,7 @@ def main() -> int:
         return 2
 
     class Probed(ServiceSettings):
-        """The common settings of the process, whatever else it has."""
+        """The common settings of the process; its other settings are ignored."""
 
         process = sys.argv[1]
         model_config = SettingsConfigDict(frozen=True, extra="ignore")

@@ -1,4 +1,4 @@
-"""How often somebody may do something."""
+"""Rate limits."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class RateLimit:
     """A token bucket for each caller, in this process.
 
     Args:
-        rate: Times a second.
-        burst: Times at once.
-        what: What is counted, in the error.
+        rate: Tokens per second.
+        burst: Size of a bucket.
+        what: Name of what is counted, for the error.
     """
 
     def __init__(self, rate: float, burst: int, what: str = "requests") -> None:
@@ -27,10 +27,10 @@ class RateLimit:
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()  # tokens, and when
 
     def take(self, caller: str) -> None:
-        """Counts one time.
+        """Takes a token of a caller.
 
         Raises:
-            RegionSearchError: OVERLOADED, with the time until the next one is welcome.
+            RegionSearchError: OVERLOADED, with the time until the next token.
         """
         now = time.monotonic()
         tokens, then = self._buckets.pop(caller, (float(self._burst), now))

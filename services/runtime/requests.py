@@ -1,4 +1,4 @@
-"""What gRPC callers send: how much of it is in work at once, and how its bytes become messages."""
+"""Admission of gRPC requests by number and bytes, and their parsing."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 
 class Load:
-    """Calls in work, and the bytes of their requests; what is over a limit is refused at once, not queued.
+    """Limits concurrent calls and the bytes of their requests; excess calls are refused, not queued.
 
-    For one event loop. Health checks are no calls here: they are answered whatever the load. What one caller
-    may have of a limit, see :class:`Shares`.
+    For one event loop. Health checks do not count: they are answered under any load. How much of a limit one
+    caller may use, see :class:`Shares`.
 
     Args:
         max_calls: Calls, streams included.
@@ -39,22 +39,22 @@ class Load:
 
     @contextlib.contextmanager
     def call(self) -> Iterator[None]:
-        """Counts a call for the body.
+        """Counts a call for the block.
 
         Raises:
             RegionSearchError: OVERLOADED.
         """
-        with self._count(self._calls, 1, "{} calls are in work (max_concurrent_calls)"):
+        with self._count(self._calls, 1, "{} calls are in progress (max_concurrent_calls)"):
             yield
 
     @contextlib.contextmanager
     def message(self, size: int) -> Iterator[None]:
-        """Counts the bytes of a request for the body; a single one may be as large as messages can be.
+        """Counts the bytes of a request for the block; a single request may exceed the limit.
 
         Raises:
             RegionSearchError: OVERLOADED.
         """
-        with self._count(self._bytes, size, "requests of {} bytes are in work (max_concurrent_bytes)"):
+        with self._count(self._bytes, size, "requests of {} bytes are in progress (max_concurrent_bytes)"):
             yield
 
     @contextlib.contextmanager
@@ -71,11 +71,11 @@ class Load:
 
 
 class Requests:
-    """The messages of a call, each received when it is asked for.
+    """The messages of a call, received on demand.
 
     Args:
         context: Of the call, whose handler takes bytes.
-        parse: From bytes to a message; None leaves them as they are.
+        parse: Parses a message; None leaves the bytes as they are.
         checked: Whether unknown enum values are refused here.
     """
 
@@ -99,14 +99,14 @@ class Requests:
         """The message of a call that takes one, and its size in bytes.
 
         Raises:
-            RegionSearchError: INVALID_ARGUMENT where it is not a valid message or there is none,
-                DEADLINE_EXCEEDED where it does not come.
+            RegionSearchError: INVALID_ARGUMENT for a missing or malformed message, DEADLINE_EXCEEDED where
+                none arrives in time.
         """
         try:
             async with asyncio.timeout(_RECEIVE_S if self._context.time_remaining() is None else None):
                 received = await self._context.read()
         except TimeoutError:
-            message = f"the request has not come within {_RECEIVE_S:.0f} s"
+            message = f"no request message arrived within {_RECEIVE_S:.0f} s"
             raise RegionSearchError(Kind.DEADLINE_EXCEEDED, message) from None
         if received is _EOF:
             raise invalid("request", "the call has no request message")

@@ -1,4 +1,4 @@
-"""The life of a process that serves gRPC: bind, load, serve, drain, end.
+"""Life cycle of a process that serves gRPC: bind, load, serve, drain, exit.
 
 A service is a *lifespan*: an asynchronous context manager that loads what it needs, adds its servicers, and
 cleans up. The process answers health checks from the first moment on, with NOT_SERVING until the lifespan is
@@ -46,11 +46,10 @@ from services.runtime.settings import ServiceSettings
 from services.runtime.tls import check_certificate
 from services.runtime.tracing import configure_tracing
 
-FAILURE_GRACE_S = 1.0  # calls in flight have failed already when a process gives up
-SWITCH_S = (
-    0.001  # a device thread that wakes up must not wait 5 ms for a busy event loop to let go of the GIL
-)
-WATCHDOG_S = 10.0  # beyond the grace: then threads that do not end are left behind
+FAILURE_GRACE_S = 1.0  # calls in flight have failed already when a process fails
+# A device thread that wakes up must not wait 5 ms, the default, for a busy event loop to release the GIL.
+SWITCH_S = 0.001
+WATCHDOG_S = 10.0  # after the grace period; then threads that hang are left behind
 
 _log = structlog.get_logger(__name__)
 
@@ -59,16 +58,16 @@ Lifespan: TypeAlias = "Callable[[Server], contextlib.AbstractAsyncContextManager
 
 
 class Server:
-    """A gRPC server with truthful health and an orderly end.
+    """A gRPC server with health checks and graceful shutdown.
 
     Attributes:
-        settings: What the process was started with.
-        health: Whether it serves; for HTTP readiness too.
-        keys: The API keys; gRPC calls are checked already.
-        load: Bounds the calls in work and the bytes of their requests; those of the items of a stream are for
-            its servicer to count.
-        port: The port that was taken; known before the lifespan begins.
-        closing: Set when no new calls are taken any more and those in flight have their grace. A lifespan
+        settings: Of the process.
+        health: Whether it serves; also for HTTP readiness.
+        keys: The API keys; gRPC calls have been checked.
+        load: Limits concurrent calls and the bytes of their requests; the bytes of a stream's items are
+            counted by its servicer.
+        port: The bound port; known before the lifespan starts.
+        closing: Set when new calls are refused and those in flight have their grace period. A lifespan
             that serves on a port of its own closes it then.
     """
 
@@ -87,7 +86,7 @@ class Server:
         self._failure: str | None = None
 
     def add(self, register: Callable[[_S, grpc.aio.Server], None], servicer: _S) -> None:
-        """Adds a servicer; any time, since calls that come before it are answered UNAVAILABLE.
+        """Adds a servicer, at any time: earlier calls are answered UNAVAILABLE.
 
         Args:
             register: The generated ``add_…Servicer_to_server``.
@@ -96,14 +95,14 @@ class Server:
         register(servicer, self._methods)  # type: ignore[arg-type]  # takes the two methods that are called
 
     def stop(self) -> None:
-        """Begins an orderly end; on the event loop."""
+        """Starts a graceful shutdown; on the event loop."""
         self.health.set_not_serving("stopping")
         self._stopping.set()
 
     def fail(self, reason: str) -> None:
-        """Ends the process with code 1, for good: a stage died, or the device does not answer any more.
+        """Ends the process with code 1: a stage died, or the device no longer answers.
 
-        From any thread. Health says NOT_SERVING at once, so that no client waits for this process.
+        From any thread. Health reports NOT_SERVING at once, so that no client waits for this process.
         """
         self._loop.call_soon_threadsafe(self._fail, reason)
 
@@ -118,8 +117,8 @@ class Server:
         """Serves until :meth:`stop` or :meth:`fail`.
 
         Args:
-            lifespan: What to serve.
-            announce: Called when calls are welcome.
+            lifespan: The service.
+            announce: Called once the process serves.
 
         Returns:
             The exit code of the process.
@@ -200,14 +199,14 @@ class Server:
         return server
 
     def announce(self) -> None:
-        """Tells supervisors and tests the port; see :func:`announce`."""
+        """Reports the port to supervisors and tests; see :func:`announce`."""
         announce(self.settings, "serving", self.settings.host, self.port, self.settings.port_file)
 
 
 def announce(settings: ServiceSettings, event: str, host: str, port: int, port_file: Path | None) -> None:
-    """Tells supervisors and tests of a port: one JSON line on stdout, and the port file.
+    """Reports a port to supervisors and tests: one JSON line on stdout, and the port file.
 
-    Best effort: what cannot be written, as on a full disk, must not keep a process from serving.
+    Best effort: a full disk must not keep a process from serving.
     """
     if port_file is not None:
         fresh = port_file.with_suffix(".new")
@@ -248,7 +247,7 @@ class _Methods(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in 
 
     async def _refuse(self, requests: Any, context: Any) -> AsyncIterator[bytes]:
         if not self._handlers:
-            raise RegionSearchError(Kind.UNAVAILABLE, f"not serving yet: {self._health.reason}; try again")
+            raise RegionSearchError(Kind.UNAVAILABLE, f"not serving yet: {self._health.reason}; retry")
         yield b""  # unreached: makes this a generator
 
 
@@ -256,7 +255,7 @@ class _Methods(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in 
 async def serving(
     settings: ServiceSettings, services: Sequence[ServiceDescriptor], lifespan: Lifespan
 ) -> AsyncIterator[Server]:
-    """Serves beside the caller's own code, for tests and benchmarks; yields once the process serves.
+    """Serves within the calling process, for tests and benchmarks; yields once the server serves.
 
     Raises:
         RuntimeError: The lifespan failed; the log says why.
@@ -278,9 +277,9 @@ async def serving(
 def run(settings: ServiceSettings, services: Sequence[ServiceDescriptor], lifespan: Lifespan) -> NoReturn:
     """The main function of a process.
 
-    SIGTERM and SIGINT begin an orderly end: health says NOT_SERVING, calls in flight get ``grace_s``, the
-    lifespan cleans up, the exit code is 0. A second signal ends at once. After :meth:`Server.fail` the exit
-    code is 1.
+    SIGTERM and SIGINT start a graceful shutdown: health reports NOT_SERVING, calls in flight get ``grace_s``,
+    the lifespan cleans up, the exit code is 0. A second signal ends at once. After
+    :meth:`Server.fail` the exit code is 1.
     """
     configure_logging(settings.process, settings.log_level, settings.log_format)
     sys.setswitchinterval(SWITCH_S)
@@ -302,19 +301,19 @@ def run(settings: ServiceSettings, services: Sequence[ServiceDescriptor], lifesp
             watchdog.cancel()
 
     try:
-        # The runner is not closed: that would wait for threads that nobody waits for any more, such as one
-        # that loads a model when the process is told to stop.
+        # The runner is not closed: that would wait for abandoned threads, such as one that loads a model when
+        # the process is told to stop.
         code = asyncio.Runner().run(main())
-    except (OSError, RuntimeError, RegionSearchError) as error:  # a port that is taken, a wrong certificate
+    except (OSError, RuntimeError, RegionSearchError) as error:  # a port in use, a wrong certificate
         _log.error("cannot start", error=str(error))
         code = 1
     if tracing is not None:
         tracing.shutdown()
-    # All is closed and written. Python would go on to collect every object of torch, one by one: seconds, and
-    # on a busy machine more than the time that a container gets to stop.
+    # Everything is closed and written. Python would go on to collect every object of torch, one by one: that
+    # takes seconds, on a busy machine more than the time that a container gets to stop.
     logging.shutdown()
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError):  # a log without room does not change how the process ended
+        with contextlib.suppress(OSError):  # a full log does not change the exit code
             stream.flush()
     os._exit(code)
 

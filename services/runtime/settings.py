@@ -1,4 +1,4 @@
-"""Settings that every process has in common: one frozen object, read once, at the start.
+"""Settings that all processes share: one frozen object, read once at the start.
 
 Order of precedence: command line (``--port 0``), environment (``REGIONSEARCH_EMBEDDER_PORT``, nested with
 ``__``), the process's table in the TOML file that ``REGIONSEARCH_CONFIG`` names (``[embedder]``), defaults.
@@ -58,42 +58,49 @@ class ServiceSettings(BaseSettings):
     """Base of a process's settings; a subclass names its `process` and its own fields."""
 
     process: ClassVar[str]
-    named_callers: ClassVar[bool] = True  # whether callers say, as the gateway does, for whom they call
+    named_callers: ClassVar[bool] = (
+        True  # whether callers, such as the gateway, name the caller that they call for
+    )
 
     host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 in a container.")
-    port: int = Field(0, ge=0, le=65535, description="gRPC port; 0 takes a free one.")
+    port: int = Field(0, ge=0, le=65535, description="gRPC port; 0 picks a free one.")
     port_file: Path | None = Field(None, description="Written with the port once the process is serving.")
     metrics_port: int = Field(0, ge=0, le=65535, description="Prometheus port; 0 turns it off.")
-    grace_s: float = Field(30.0, ge=0, description="Longest time that calls in flight get at the end.")
+    grace_s: float = Field(30.0, ge=0, description="Longest time that calls in flight get at shutdown.")
     drain_delay_s: float = Field(
-        0.5, ge=0, description="Between not serving and refusing calls: the time in which clients turn away."
+        0.5,
+        ge=0,
+        description="Time from reporting NOT_SERVING to refusing calls, in which clients switch to other "
+        "replicas.",
     )
-    max_message_bytes: int = Field(32 * MIB, gt=0, description="Cap of a message, in both directions.")
+    max_message_bytes: int = Field(32 * MIB, gt=0, description="Largest message, in both directions.")
     max_concurrent_calls: int = Field(
         2000,
         gt=0,
-        description="gRPC calls in work at once, streams included; more are refused at once. One caller gets "
+        description="Concurrent gRPC calls, streams included; more are refused at once. One caller may use "
         "no more than it leaves to others: half when alone.",
     )
     max_concurrent_bytes: int = Field(
         1024 * MIB,
         gt=0,
-        description="Bytes of the requests of gRPC calls in work; more are refused at once. One caller gets "
-        "no more than it leaves to others: half when alone.",
+        description="Bytes of the requests of concurrent gRPC calls; more are refused at once. One caller "
+        "may use no more than it leaves to others: half when alone.",
     )
     max_connection_age_s: float | None = Field(
         30.0,
         gt=0,
-        description="Connections are renewed after it, give or take a tenth: the time in which clients "
-        "find new replicas. What runs on one, streams too, ends on it first.",
+        description="Age at which connections are closed, give or take a tenth, so that clients find new "
+        "replicas. Calls and streams that run on one finish first.",
     )
     tls: TlsSettings = TlsSettings()
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
-        (), description="Any of them lets a call in; none lets all in. Separated by commas."
+        (), description="Accepted API keys, separated by commas; without any, every caller is accepted."
     )
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["json", "console"] = "json"
-    otlp_endpoint: str | None = Field(None, description="Where spans go, such as http://collector:4317.")
+    otlp_endpoint: str | None = Field(
+        None, description="OTLP endpoint for traces, such as http://collector:4317."
+    )
 
     model_config = SettingsConfigDict(frozen=True, extra="forbid", cli_kebab_case=True)
 
@@ -108,8 +115,8 @@ class ServiceSettings(BaseSettings):
         for number, key in enumerate(keys, 1):
             if not all("!" <= character <= "~" for character in key.get_secret_value()):
                 raise ValueError(
-                    f"key {number} has characters that no header can carry: use letters, digits and "
-                    "punctuation of ASCII, without spaces"
+                    f"key {number} has characters that a header cannot carry: use ASCII letters, digits and "
+                    "punctuation, without spaces"
                 )
         return keys
 
@@ -130,8 +137,7 @@ class ServiceSettings(BaseSettings):
 
     @classmethod
     def load(cls, arguments: Sequence[str] | None = None) -> Self:
-        """Reads the settings of a process that is starting; ends it with code 2 and a readable list of
-        mistakes.
+        """Reads the settings of a starting process; for invalid ones prints the errors and exits with 2.
 
         Args:
             arguments: Command line without the program; that of this process when absent.
@@ -139,7 +145,7 @@ class ServiceSettings(BaseSettings):
         arguments = sys.argv[1:] if arguments is None else arguments
         try:
             if unknown := cls._unknown_variables():
-                raise SettingsError(f"there is no setting for {', '.join(unknown)}; --help lists all")
+                raise SettingsError(f"unknown setting {', '.join(unknown)}; --help lists all settings")
             program = cls.__module__.rpartition(".")[0] or getattr(
                 sys.modules["__main__"].__spec__, "name", ""
             )
@@ -148,12 +154,12 @@ class ServiceSettings(BaseSettings):
             lines = [f"{'.'.join(map(str, e['loc'])) or cls.process}: {e['msg']}" for e in error.errors()]
         except (SettingsError, OSError, tomllib.TOMLDecodeError) as error:
             lines = [str(error)]
-        print(f"{cls.process}: the settings are wrong", *lines, sep="\n  ", file=sys.stderr)
+        print(f"{cls.process}: invalid settings", *lines, sep="\n  ", file=sys.stderr)
         raise SystemExit(2)
 
     @classmethod
     def _unknown_variables(cls) -> list[str]:
-        """Variables of the environment that mean this process and no setting of it; pydantic skips them."""
+        """Environment variables with this process's prefix that match no setting; pydantic ignores them."""
         prefix = f"REGIONSEARCH_{cls.process.upper()}_"
         fields = {f"{prefix}{name}".upper() for name in cls.model_fields}
         return sorted(

@@ -1,9 +1,8 @@
 """The three overlapped stages of a batch, in threads: prepare → device → finish.
 
-prepare runs in a pool, once per request; one thread per device runs the model; finish brings results to the
-form that callers want while the device is at the next batch, in one thread for each priority, so that a small
-answer does not wait for a large one. Knows nothing of asyncio: `batcher.py` feeds it, and is told what became
-of every part.
+prepare runs in a pool, once per request; one thread per device runs the model; finish converts results while
+the device runs the next batch, in one thread for each priority, so that a small answer does not wait for a
+large one. Knows nothing of asyncio: `batcher.py` feeds it, and receives the outcome of every slice.
 """
 
 from __future__ import annotations
@@ -34,30 +33,29 @@ from services.runtime.batch import (
 )
 from services.runtime.metrics import QueueMetrics
 
-MAX_EXPECT_S = 0.05  # for which a device stands still, at most, for the next piece of somebody's only call
+MAX_EXPECT_S = 0.05  # longest time that a device idles for the next piece of a caller's only call
 
 _log = structlog.get_logger(__name__)
 
 
 class Failure(enum.Enum):
-    """What an exception out of a stage means; services say so through `classify`."""
+    """What an exception of a stage means; services decide through `classify`."""
 
-    POISON = "poison"  # some request of the batch is at fault: find it, the others get their answers
-    OUT_OF_MEMORY = "out of memory"  # the batch is too large: try halves
-    FATAL = "fatal"  # the device is lost: nothing that it says can be trusted, the process must end
+    POISON = "poison"  # one request of the batch is at fault: find it, answer the others
+    OUT_OF_MEMORY = "out of memory"  # the batch is too large: retry in halves
+    FATAL = "fatal"  # the device is lost: its results cannot be trusted, the process must end
 
 
 def always_poison(error: Exception) -> Failure:
-    """The classification for stages that own no device."""
+    """Classification for stages without a device."""
     return Failure.POISON
 
 
 class PreparePool:
-    """Prepares the requests of batches, each once, and passes a batch on when the last of its is ready.
+    """Prepares the requests of batches, each once, and passes a batch on when its last request is ready.
 
-    A thread that becomes free takes a request of a batch whose callers ask for nothing else before one of a
-    crowd: the images of a flood, which may take long, are behind them; within these it is first come, first
-    served.
+    Requests of a batch whose callers have no other request go before those of callers with many, whose images
+    may take long; among equals it is first come, first served.
     """
 
     def __init__(self, name: str, prepare: Callable[[Any], Any], threads: int, metrics: QueueMetrics) -> None:
@@ -86,7 +84,7 @@ class PreparePool:
     def _work(self) -> None:
         while True:
             with self._lock:
-                if not self._waiting:  # the others have taken it all
+                if not self._waiting:  # other threads took the rest
                     return
                 _, _, request, batch, then = heapq.heappop(self._waiting)
                 batch.prepared_from = batch.prepared_from or time.monotonic()
@@ -98,26 +96,26 @@ class PreparePool:
             if last:
                 self._metrics.prepare.observe(time.monotonic() - batch.prepared_from)
                 then(batch)
-            del request, batch, then  # a thread that waits for work keeps nothing of the last one
+            del request, batch, then  # an idle thread must not keep the last request alive
 
     def _prepare_once(self, request: QueueEntry) -> None:
         lock = request.lock
         if lock is None:
             return
         with lock:
-            if request.lock is None:  # another batch with a part of this request was faster
+            if request.lock is None:  # another batch with a slice of this request prepared it
                 return
             try:
                 request.prepared = self._prepare(request.payload)
             except Exception as error:
                 request.prepare_error = error
-            except BaseException as error:  # a pool swallows it: the batch would never go on
+            except BaseException as error:  # the pool would swallow it, and the batch would never continue
                 request.prepare_error = RuntimeError(f"preparing ended with {error!r}")
             request.payload = None
             request.lock = None
 
     def close(self) -> None:
-        """Passes on what it was given; requests that nobody waits for are not prepared any more."""
+        """Finishes what was submitted; abandoned requests are no longer prepared."""
         self._pool.shutdown(wait=True)
 
 
@@ -127,13 +125,13 @@ class DeviceThread:
     Args:
         name: For the threads.
         device: Runs a batch on the device; called from one thread only.
-        finish: Turns what `device` returned into one result per part; None where it already did.
+        finish: Turns what `device` returned into one result per slice; None where `device` returns these.
         classify: What an exception means.
-        on_free: Called when the device is done with a batch and finish has begun with it: what finish cannot
-            keep up with must not pile up between the two.
+        on_free: Called when the device is done with a batch and finish has started on it, so that no batches
+            pile up between the two.
         on_done: Called with a batch whose outcomes are complete.
-        on_fatal: Called with the reason when a thread has ended before its time.
-        metrics: Stage times and failures go here.
+        on_fatal: Called with the reason when a thread has died.
+        metrics: For stage times and failures.
 
     Attributes:
         batch_seconds: Moving average of the time a batch takes on the device; 0 until the first.
@@ -176,7 +174,7 @@ class DeviceThread:
 
     @property
     def busy_since(self) -> float | None:
-        """When the batch that is longest in its stage came there (monotonic clock); None while idle."""
+        """Start of the longest-running batch of any stage (monotonic clock); None while idle."""
         return min((since for since in self._busy_since.values() if since is not None), default=None)
 
     def put(self, batch: Batch) -> None:
@@ -184,26 +182,26 @@ class DeviceThread:
         self._ready.put(batch)
 
     def close(self, timeout_s: float) -> None:
-        """Ends the threads once they have done what they were given; a thread that hangs is left behind."""
+        """Ends the threads once their batches are done; a thread that hangs is left behind."""
         deadline = time.monotonic() + timeout_s
         self._ready.close()
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
 
     def _guard(self, loop: Callable[[], None]) -> None:
-        """Whatever ends a stage before its time ends the process: a dead stage answers nobody."""
+        """Reports a stage that dies as fatal: without it no call would ever be answered."""
         name = threading.current_thread().name
         try:
             loop()
         except BaseException as error:
-            self._on_fatal(f"{name} died: {type(error).__name__}: {error}")  # writing the log may take long
+            self._on_fatal(f"{name} died: {type(error).__name__}: {error}")
             _log.exception("stage died", stage=name)
 
     def _device_loop(self) -> None:
         while (item := self._ready.get()) is not None:
             with self._busy("device"):
                 self._work(*item)
-            del item  # an idle thread keeps nothing of its last batch: no image, no memory of the device
+            del item  # an idle thread must not keep the images and device memory of its last batch alive
         for finishing in self._raw.values():
             finishing.put(None)
 
@@ -221,7 +219,7 @@ class DeviceThread:
             if self._finish is not None:
                 self._raw[batch.priority].put((batch, raw))
                 return
-        if late_error is None:  # a batch that comes back from finish has given up its slot
+        if late_error is None:  # a batch that comes back from finish has freed its slot
             self._on_free(self, batch)
         if batch.parts:
             self._complete(batch, raw)
@@ -229,7 +227,7 @@ class DeviceThread:
             self._on_done(batch)
 
     def _run(self, batch: Batch) -> Any:
-        """Runs the batch on the device; if that fails, sorts it out and leaves the batch without parts."""
+        """Runs the batch on the device; if that fails, isolates the fault and empties the batch."""
         try:
             return self._device(batch.parts)
         except Exception as error:
@@ -257,7 +255,7 @@ class DeviceThread:
         try:
             with self._metrics.finish.time():
                 results = self._finish(raw)
-        except Exception as error:  # an asynchronous device may raise its own errors only here
+        except Exception as error:  # an asynchronous device may raise its errors only here
             self._ready.put(batch, error)
         else:
             self._complete(batch, results)
@@ -277,7 +275,7 @@ class DeviceThread:
         self.batch_seconds += (seconds - self.batch_seconds) * (0.1 if self.batch_seconds else 1.0)
 
     def _isolate(self, parts: list[BatchSlice[Any]], error: Exception) -> list[tuple[BatchSlice[Any], Any]]:
-        """Finds the request that is at fault, or the size that fits, by halves; on the device thread."""
+        """Finds the request at fault, or a size that fits, by bisection; on the device thread."""
         _clear_frames(error)
         failure = self._classify(error)
         if failure is Failure.FATAL:
@@ -309,7 +307,7 @@ class DeviceThread:
 
 
 def _clear_frames(error: BaseException | None) -> None:
-    """Lets go of what the frames of a failed attempt hold: the next one needs that memory."""
+    """Releases what the frames of a failed attempt hold: the next attempt needs that memory."""
     while error is not None:
         traceback.clear_frames(error.__traceback__)
         error = error.__context__
@@ -318,8 +316,8 @@ def _clear_frames(error: BaseException | None) -> None:
 def _too_large(cause: Exception) -> RegionSearchError:
     error = RegionSearchError(
         Kind.TOO_LARGE,
-        "one item alone does not fit into the device's memory; send a smaller image or region, or give the "
-        "service a larger device",
+        "a single item does not fit into the device's memory; send a smaller image or region, or run the "
+        "service on a device with more memory",
     )
     error.__cause__ = cause
     return error

@@ -1,6 +1,4 @@
-"""Certificates are looked at before they are used: what is wrong with one is said once, at the start, and not
-left to every client to find out.
-"""
+"""Checks of certificates at the start of a process, so that a wrong one is reported once and clearly."""
 
 from __future__ import annotations
 
@@ -18,7 +16,7 @@ _SOON = datetime.timedelta(days=14)
 
 _EXPIRY = Gauge(
     "regionsearch_tls_certificate_expiry_timestamp_seconds",
-    "When a certificate that this process shows ends to be valid, seconds since 1970.",
+    "Expiry of a certificate that this process presents, seconds since 1970.",
     ("role",),
 )
 
@@ -28,17 +26,17 @@ _log = structlog.get_logger(__name__)
 def check_certificate(
     certificate: Path, key: Path, authorities: Path | None = None, *, role: str = "server"
 ) -> None:
-    """Looks at the files of one side of TLS; warns of a certificate that will soon have expired.
+    """Checks the files of one side of TLS; warns of a certificate that expires soon.
 
     Args:
         certificate: Of this process, with those between it and its authority, PEM.
         key: Its private key, PEM.
-        authorities: Whom to trust, PEM.
+        authorities: Trusted authorities, PEM.
         role: ``server`` or ``client``: the label of the metric.
 
     Raises:
-        RegionSearchError: FAILED_PRECONDITION that names the file: it cannot be read, the key is another
-            certificate's, or the certificate has expired, so that no client would accept it.
+        RegionSearchError: FAILED_PRECONDITION that names the file: it cannot be read, the key does not belong
+            to the certificate, or the certificate has expired.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     try:
@@ -46,7 +44,7 @@ def check_certificate(
     except (OSError, ValueError) as error:
         raise _wrong(certificate, f"cannot be read as a certificate ({error})") from None
     try:
-        context.load_cert_chain(certificate, key, password="")  # not to be asked for one
+        context.load_cert_chain(certificate, key, password="")  # without this, OpenSSL prompts for one
     except ssl.SSLError as error:
         if error.reason == "KEY_VALUES_MISMATCH":
             raise _wrong(key, f"is not the key of the certificate {certificate}") from None

@@ -1,4 +1,4 @@
-"""Embeddings of images that were seen before, least recently used first out."""
+"""LRU cache of image embeddings; concurrent misses for one image share one encoding."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from regionsearch.errors import Kind, RegionSearchError
 from services.runtime.batcher import Priority
 from services.segmenter.backends.base import Embedding
 
-# Errors about how long the one who asked would wait.
-_IMPATIENCE = frozenset({Kind.DEADLINE_EXCEEDED, Kind.OVERLOADED})
+# Errors about the wait of the call that started the encoding, which need not hold for another call.
+_CALL_ERRORS = frozenset({Kind.DEADLINE_EXCEEDED, Kind.OVERLOADED})
 
 
 class Encoding(Protocol):
-    """The making of an embedding."""
+    """The encoding of one image."""
 
     async def make(self) -> Embedding:
-        """Makes it."""
+        """Runs the encoder."""
         ...
 
     def escalate(self, priority: Priority) -> None:
-        """Is called when somebody of this priority waits for it too."""
+        """Called when a call of this priority waits for it too."""
         ...
 
 
@@ -37,13 +37,13 @@ class _Flight:
 class EmbeddingCache:
     """Least recently used embeddings, bounded by the memory they hold; on one event loop.
 
-    Calls for an image that is just being encoded wait for that one encoding, in the priority of the fastest
-    of them. It is cancelled when the last of them has gone away. It has the deadline of the call that began
-    it, and was admitted to that call's priority; where it fails for these, the next one begins another.
+    Calls for an image that is being encoded wait for that one encoding, which has the most urgent priority of
+    them. It is cancelled when the last of them is. It has the deadline of the call that started it, and was
+    admitted in that call's priority; where it fails for one of these, the next call starts another.
 
     Args:
-        max_bytes: Bound of what is kept; 0 keeps nothing. Embeddings in use are not counted once they are
-            evicted.
+        max_bytes: Limit of what is kept; 0 keeps nothing. Evicted embeddings that are still in use do not
+            count.
     """
 
     def __init__(self, max_bytes: int) -> None:
@@ -62,11 +62,11 @@ class EmbeddingCache:
 
         Args:
             key: Identity of the image's content.
-            encoding: Makes the embedding, when there is none and nobody else is at it.
+            encoding: Runs on a miss, unless the image is being encoded already.
             priority: Of the caller.
 
         Returns:
-            The embedding, and whether it had been there.
+            The embedding, and whether it came from the cache.
         """
         while True:
             kept = self._kept.get(key)
@@ -80,7 +80,7 @@ class EmbeddingCache:
             try:
                 return await self._await(key, flight), False
             except RegionSearchError as error:
-                if joined is None or error.kind not in _IMPATIENCE:
+                if joined is None or error.kind not in _CALL_ERRORS:
                     raise
 
     async def _await(self, key: str, flight: _Flight) -> Embedding:

@@ -1,4 +1,4 @@
-"""What calls bring to the engine, and what they get."""
+"""Arguments and results of the engine's calls."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from services.segmenter.prompts import PromptedRegion
 
 @dataclass(frozen=True)
 class LazyImage:
-    """An image that is decoded only when somebody needs its pixels.
+    """An image that is decoded only when its pixels are needed.
 
     Attributes:
         key: Identity of its content.
         decode: Returns uint8 RGB (height, width, 3); may take long and may raise.
-        nbytes: Memory that this takes.
+        nbytes: Memory that the pixels take.
     """
 
     key: str
@@ -42,7 +42,7 @@ class Everything:
 
 @dataclass(frozen=True)
 class Prompted:
-    """Answers to prompts, each best first; `features` has one array (candidates, channels) a prompt."""
+    """Answers to prompts, each best first; `features` has one array (candidates, channels) per prompt."""
 
     answers: list[list[PromptedRegion]]
     features: list[NDArray[np.float32]] | None
@@ -52,12 +52,12 @@ class Prompted:
 
 @dataclass(frozen=True)
 class CallContext:
-    """Who waits for an answer, and until when.
+    """Priority and deadline of a call.
 
     Attributes:
         priority: Interactive calls go before bulk calls; everything mode goes behind interactive prompts.
         deadline: Time of the event loop's clock.
-        continuation: A piece of its search has been done; a full queue does not refuse the others.
+        continuation: Part of the call has been done; a full queue does not refuse the rest.
     """
 
     priority: Priority = Priority.INTERACTIVE

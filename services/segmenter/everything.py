@@ -1,12 +1,12 @@
 """Everything mode: the answer of ``SamAutomaticMaskGenerator``, with less work.
 
-The published generator enlarges every candidate to the whole image before it looks at its quality, and
-encodes it before it looks for duplicates. Here the order is: quality, then the window that matters, then
-duplicates, and only for the regions that remain their run lengths. The filters, their order and the order
-of the results are unchanged.
+The published generator enlarges every candidate to the whole image before it checks its quality, and encodes
+it before it removes duplicates. Here the order is: quality, then measuring inside the mask's window, then
+duplicates, and run lengths only for the regions that remain. The filters, their order and the order of the
+results are unchanged.
 
-The functions are cut where a scheduler may want to put something else in between. Only
-:func:`decode_points` runs the model, for as large a piece of the grid as one likes.
+The steps are functions of their own, so that a scheduler can run other work in between. Only
+:func:`decode_points` runs the model, for any piece of the grid.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from services.segmenter.masks.small_regions import remove_small_parts
 from services.segmenter.options import EverythingOptions
 from services.segmenter.upscale import Patch, Upscaler
 
-# A box this near to the edge of a crop, but not of the image, is taken for a part of something larger.
+# A box this close to the edge of a crop, but not of the image, is treated as a part of a larger object.
 _CROP_EDGE_PIXELS = 20.0
 
 _EMPTY: PixelBox = (0, 0, 0, 0)  # what the reference calls the box of an empty mask
@@ -47,7 +47,7 @@ class Region:
         predicted_iou: The model's own estimate.
         stability_score: IoU of the masks at the threshold raised and lowered.
         point: The grid point (x, y) that produced it; None for prompts.
-        crop: Where it was looked for.
+        crop: The crop in which it was found.
     """
 
     runs: RunLengthMask
@@ -103,12 +103,12 @@ class Candidate:
 
 
 def segment_everything(backend: Backend, image: Pixels, options: EverythingOptions) -> list[Region]:
-    """Everything mode in one go, on the calling thread.
+    """Everything mode, all steps on the calling thread.
 
     Args:
         backend: The model.
         image: uint8 RGB (height, width, 3).
-        options: See there.
+        options: Of everything mode.
 
     Returns:
         The regions, in the order of the reference.
@@ -162,7 +162,7 @@ def filter_survivors(
     image_size: Size,
     options: EverythingOptions,
 ) -> list[Candidate]:
-    """Looks at masks in full resolution and keeps those that are stable and not cut off by their crop."""
+    """Keeps the masks that, in full resolution, are stable and not cut off by their crop."""
     upscaler = Upscaler(backend.mask_size, embedding.geometry.steps, backend.device)
     masks = measure(upscaler, survivors.logits, backend.mask_threshold, options.stability_score_offset)
     least = np.float32(options.stability_score_thresh)  # the reference compares in single precision

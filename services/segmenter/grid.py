@@ -1,6 +1,6 @@
-"""Where everything mode looks: crops of the image, and a grid of points in each.
+"""Crops and grids of points of everything mode.
 
-The arithmetic is that of ``segment_anything.utils.amg``, because the results have to be.
+The arithmetic is that of ``segment_anything.utils.amg``, so that the results are the same.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from services.segmenter.options import EverythingOptions
 
 @dataclass(frozen=True)
 class Crop:
-    """A part of the image that is looked at by itself; half-open pixel ranges.
+    """A part of the image that is encoded by itself; half-open pixel ranges.
 
     Attributes:
         layer: 0 for the whole image.

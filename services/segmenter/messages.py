@@ -1,4 +1,4 @@
-"""Messages of the contract to and from the engine's types."""
+"""Conversion between protobuf messages and the engine's types."""
 
 from __future__ import annotations
 
@@ -97,8 +97,8 @@ def read_zoom(request: segment_pb2.SegmentRequest, default: bool) -> bool:
     """Whether prompts zoom.
 
     Raises:
-        RegionSearchError: INVALID_ARGUMENT, with `low_res_logits`: those of a closer look are of its crop,
-            and no prompt on the whole image could begin from them.
+        RegionSearchError: INVALID_ARGUMENT for zoom with `low_res_logits`: the logits of a refined mask
+            belong to its close-up, and could not serve as a prompt on the whole image.
     """
     if not request.output.low_res_logits:
         return request.prompts.zoom if request.prompts.HasField("zoom") else default
@@ -146,7 +146,7 @@ def write_region(
     features: NDArray[np.float32] | None = None,
     logits: NDArray[np.float32] | None = None,
 ) -> types_pb2.Region:
-    """A region as a message; its boxes are half-open, where the engine's name the outermost pixels."""
+    """A region as a message. Its boxes are half-open; those of the engine name the outermost pixels."""
     left, top, right, bottom = region.box
     if region.area == 0:
         right, bottom = left - 1, top - 1
@@ -170,7 +170,7 @@ def write_region(
 
 
 def write_mask(region: Region, encoding: types_pb2.MaskEncoding.ValueType) -> types_pb2.Mask:
-    """The mask of a region; as COCO's run lengths without ever drawing it."""
+    """The mask of a region; as COCO's run lengths, without decoding it."""
     if encoding in (types_pb2.MASK_ENCODING_PACKED_BITS, types_pb2.MASK_ENCODING_PNG):
         return mask_to_proto(region.runs.to_mask(), encoding)
     height, width = region.runs.size

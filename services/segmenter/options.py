@@ -19,7 +19,7 @@ class EverythingOptions:
         stability_score_thresh: Lowest stability score that is kept; 0 keeps everything.
         stability_score_offset: Shift of the mask threshold when the stability score is measured.
         box_nms_thresh: Box IoU above which the worse of two regions of a crop is dropped.
-        crop_n_layers: Layers of crops besides the whole image; layer i has (2^i)^2 crops.
+        crop_n_layers: Layers of crops in addition to the whole image; layer i has (2^i)^2 crops.
         crop_nms_thresh: Box IoU above which the worse of two regions of different crops is dropped.
         crop_overlap_ratio: Overlap of neighbouring crops as a part of the image's shorter side, in the
             first layer.
@@ -117,11 +117,11 @@ class SelectionOptions:
 
 @dataclass(frozen=True)
 class Defaults:
-    """What a model does where a request is silent.
+    """What a model does where a request leaves an option unset.
 
     Attributes:
         everything: Options of everything mode.
-        zoom: Prompts look more closely at what they found, see `zoom.py`.
+        zoom: Whether answers to prompts are refined in further passes, see `refine/`.
     """
 
     everything: EverythingOptions = EverythingOptions()

@@ -1,4 +1,4 @@
-"""Which regions of an image are worth indexing."""
+"""Selection of the regions that are worth indexing."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from services.segmenter.options import SelectionOptions
 
 
 def select_regions(regions: Sequence[Region], options: SelectionOptions) -> list[Region]:
-    """Drops what is too small, too large, too shaky or a near-duplicate, and keeps the best of the rest.
+    """Drops what is too small, too large, too unstable or a near-duplicate, and keeps the best of the rest.
 
     Near-duplicates are measured on the masks: a ring and the plate inside it share their box but not their
     pixels.

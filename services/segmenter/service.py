@@ -1,4 +1,4 @@
-"""Puts the segmenter's parts together."""
+"""Assembles the segmenter: model, engine, servicer."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from services.torch_runtime.devices import find_device
 
 
 def load(settings: SegmenterSettings) -> tuple[Backend, Defaults]:
-    """Loads and warms the model that the settings name; returns it with its defaults.
+    """Loads the model that the settings name and warms it up; returns it with its defaults.
 
     Raises:
-        RegionSearchError: See `loading.py` and :func:`load_backend`.
+        RegionSearchError: See :func:`find_model`, :func:`find_device` and :func:`load_backend`.
     """
     if settings.threads:
         torch.set_num_threads(settings.threads)

@@ -1,4 +1,4 @@
-"""SegmentService over the engine: messages in, messages out."""
+"""SegmentService: messages to calls of the engine, and its answers to messages."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class SegmentServicer(segment_pb2_grpc.SegmentServiceServicer):
     """Answers the calls of ``regionsearch.v1.SegmentService``.
 
     Args:
-        engine: Does the work.
-        defaults: Of the model, where a request is silent.
+        engine: The engine.
+        defaults: Of the model, where a request leaves an option unset.
         settings: Limits.
-        load: Bounds the bytes of requests in work, of which a stream has many.
+        load: Bounds the bytes of requests in progress, of which a stream has many.
     """
 
     def __init__(
@@ -48,24 +48,24 @@ class SegmentServicer(segment_pb2_grpc.SegmentServiceServicer):
     async def Segment(  # noqa: N802
         self, request: segment_pb2.SegmentRequest, context: Any
     ) -> segment_pb2.SegmentResponse:
-        """Everything, or the object of each prompt."""
+        """Segments everything, or the object of each prompt."""
         return await self._segment(request, _deadline(context))
 
     async def SegmentStream(  # noqa: N802
         self, request_iterator: AsyncIterator[segment_pb2.SegmentStreamRequest], context: Any
     ) -> AsyncIterator[segment_pb2.SegmentStreamResponse]:
-        """Many images; answers come as they are ready."""
+        """Many images; answers come as they get ready."""
         free = asyncio.Semaphore(self._settings.max_stream_calls)
         answers: asyncio.Queue[segment_pb2.SegmentStreamResponse | None] = asyncio.Queue()
 
-        async def work_on(item: segment_pb2.SegmentStreamRequest) -> None:
+        async def answer_item(item: segment_pb2.SegmentStreamRequest) -> None:
             answers.put_nowait(await self._stream_item(item, _deadline(context)))
 
         async def read() -> None:
             async with asyncio.TaskGroup() as group:
                 async for item in request_iterator:
                     await free.acquire()
-                    group.create_task(work_on(item))
+                    group.create_task(answer_item(item))
             answers.put_nowait(None)
 
         reader = asyncio.create_task(read())
@@ -73,7 +73,7 @@ class SegmentServicer(segment_pb2_grpc.SegmentServiceServicer):
         try:
             while (answer := await answers.get()) is not None:
                 yield answer
-                free.release()  # not before: the answers to who does not read them must not pile up
+                free.release()  # only now: answers that the client does not read must not pile up
             await reader
         finally:
             reader.cancel()
@@ -81,7 +81,7 @@ class SegmentServicer(segment_pb2_grpc.SegmentServiceServicer):
     async def GetModel(  # noqa: N802
         self, request: segment_pb2.SegmentServiceGetModelRequest, context: Any
     ) -> segment_pb2.SegmentServiceGetModelResponse:
-        """The model that is served, and its defaults."""
+        """The served model and its defaults."""
         return segment_pb2.SegmentServiceGetModelResponse(
             model=self._model,
             everything_defaults=messages.write_everything(self._defaults.everything),
@@ -95,7 +95,7 @@ class SegmentServicer(segment_pb2_grpc.SegmentServiceServicer):
             check_enums(item.request)
             with self._load.message(item.ByteSize()):
                 response = await self._segment(item.request, deadline)
-        except (Exception, asyncio.CancelledError) as error:  # no reason to end the others
+        except (Exception, asyncio.CancelledError) as error:  # fails one item, not the stream
             if is_over(error):
                 raise
             status = dict(to_status(typed(error)).trailing_metadata)["grpc-status-details-bin"]
@@ -129,9 +129,9 @@ class SegmentServicer(segment_pb2_grpc.SegmentServiceServicer):
 
         def write() -> segment_pb2.SegmentResponse:
             features = [None] * len(found.regions) if found.features is None else found.features
-            room = _Room(self._settings.max_message_bytes)
+            budget = _ResponseBudget(self._settings.max_message_bytes)
             regions = [
-                room.take(messages.write_region(region, encoding, feature))
+                budget.take(messages.write_region(region, encoding, feature))
                 for region, feature in zip(found.regions, features, strict=True)
             ]
             return self._response(found.image_size, found.cached, regions=regions)
@@ -157,11 +157,11 @@ class SegmentServicer(segment_pb2_grpc.SegmentServiceServicer):
 
         def write() -> segment_pb2.SegmentResponse:
             results = []
-            room = _Room(self._settings.max_message_bytes)
+            budget = _ResponseBudget(self._settings.max_message_bytes)
             for index, answer in enumerate(found.answers):
                 features = [None] * len(answer) if found.features is None else found.features[index]
                 candidates = [
-                    room.take(
+                    budget.take(
                         messages.write_region(
                             candidate.region,
                             output.mask_encoding,
@@ -188,14 +188,14 @@ class SegmentServicer(segment_pb2_grpc.SegmentServiceServicer):
         )
 
 
-class _Room:
-    """What an answer has left of the cap of a message: masks may take far more than the image did."""
+class _ResponseBudget:
+    """Bytes left of the limit of a message: masks may take far more than the image did."""
 
     def __init__(self, max_message_bytes: int) -> None:
         self._most = self._left = max_message_bytes
 
     def take(self, region: types_pb2.Region) -> types_pb2.Region:
-        """The region, if there is room for it."""
+        """The region, once its bytes fit; raises TOO_LARGE if they do not."""
         self._left -= region.ByteSize()
         if self._left < 0:
             raise too_large(

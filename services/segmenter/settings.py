@@ -27,12 +27,12 @@ class SegmenterSettings(ModelServiceSettings):
     )
     zoom: bool | None = Field(
         None,
-        description="Whether prompts look more closely at what they found where a request is silent: better "
-        "masks for more time. Absent: as it suits the model.",
+        description="Whether answers to prompts are refined in further passes where a request does not say: "
+        "better masks for more time. Absent: the model's own default.",
     )
-    cache_bytes: int = Field(256 * MIB, ge=0, description="Device memory for embeddings of images seen.")
-    max_prompts: int = Field(1000, gt=0, description="Prompts of one call.")
-    max_points: int = Field(128, gt=0, description="Points of one prompt.")
+    cache_bytes: int = Field(256 * MIB, ge=0, description="Device memory for embeddings of recent images.")
+    max_prompts: int = Field(1000, gt=0, description="Prompts in one call.")
+    max_points: int = Field(128, gt=0, description="Points in one prompt.")
     max_grid_points: int = Field(
         32_768,
         gt=0,
@@ -41,10 +41,10 @@ class SegmenterSettings(ModelServiceSettings):
     max_candidate_bytes: int = Field(
         1024 * MIB,
         gt=0,
-        description="Memory for the masks that one call finds in a crop, before duplicates are dropped.",
+        description="Memory for the masks that one call finds in a crop, before deduplication.",
     )
     batching: BatchSettings = Field(
         BatchSettings(max_batch=32, max_queue=100_000),
-        description="Items are grid points and prompts; a click waits for max_batch of them at most.",
+        description="Items are grid points and prompts; a click waits for at most max_batch of them.",
     )
-    max_stream_calls: int = Field(8, gt=0, description="Items of one stream that are worked on at once.")
+    max_stream_calls: int = Field(8, gt=0, description="Items of one stream that are processed at a time.")

@@ -66,7 +66,7 @@ def test_a_vote_gives_what_masks_of_more_than_half_of_the_weight_have(
         [RunLengthMask.from_windows(mask.shape, [(mask, 0, 0)]) for mask in masks], weights
     )
     cover = sum(weight * mask for weight, mask in zip(weights, masks, strict=True))
-    expected = cover > sum(weights) / 2 + 1e-6
+    expected = np.asarray(cover > sum(weights) / 2 + 1e-6)
     assert (runs.to_mask() == expected).all()
     again = RunLengthMask.from_windows(expected.shape, [(expected, 0, 0)])  # the only runs that the mask has
     assert runs.starts.tolist() == again.starts.tolist()

@@ -87,14 +87,14 @@ def test_damaged_and_foreign_weights_are_refused(manifest, tmp_path):
     description = json.loads(manifest.read_text())
     description["sha256"] = hashlib.sha256(whole[:1000]).hexdigest()
     (tmp_path / manifest.name).write_text(json.dumps(description))
-    with pytest.raises(RegionSearchError, match="holds no weights of tiny") as error:
+    with pytest.raises(RegionSearchError, match="does not hold the weights of tiny") as error:
         load_backend(find_model(str(tmp_path / manifest.name)), torch.device("cpu"), "fp32", False)
     assert error.value.kind is Kind.DATA_LOSS
     description = json.loads(manifest.read_text())
     description["model_config"]["embed_dim"] = 128
     weights.write_bytes(whole)
     (tmp_path / manifest.name).write_text(json.dumps(description))
-    with pytest.raises(RegionSearchError, match="holds no weights of tiny"):
+    with pytest.raises(RegionSearchError, match="does not hold the weights of tiny"):
         load_backend(find_model(str(tmp_path / manifest.name)), torch.device("cpu"), "fp32", False)
 
 

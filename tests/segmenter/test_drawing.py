@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from services.segmenter.masks.rasterize import look_on_device, look_on_host
+from services.segmenter.masks.rasterize import count_on_device, count_on_host
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (5, 9), (40, 7)])
@@ -13,7 +13,7 @@ def test_the_device_counts_as_the_host_does(shape, shift):
     values = torch.from_numpy(np.random.default_rng(1).normal(shift, 1, shape).astype(np.float32))
     values.flatten()[0] = 0.5  # just on a threshold
     for threshold, offset in ((0.0, 1.0), (0.5, 0.0)):
-        host, device = look_on_host(values, threshold, offset), look_on_device(values, threshold, offset)
+        host, device = count_on_host(values, threshold, offset), count_on_device(values, threshold, offset)
         assert host[:2] == device[:2]
         for ours, theirs in zip(host[2:], device[2:], strict=True):
             np.testing.assert_array_equal(ours, theirs)

@@ -1,4 +1,4 @@
-"""What the engine needs of a model, whatever its family."""
+"""The interface of the engine to a model of any family."""
 
 from __future__ import annotations
 

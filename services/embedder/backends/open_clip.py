@@ -94,7 +94,7 @@ def load(files: ModelFiles, device: torch.device, precision: str, compile_model:
             reason = str(error).splitlines()[0]
             raise RegionSearchError(
                 Kind.DATA_LOSS,
-                f"{files.weights} holds no weights of {files.variant} ({reason}); fetch them again",
+                f"{files.weights} does not hold the weights of {files.variant} ({reason}); pull them again",
                 field="model",
             ) from error
     model = model.float().eval().requires_grad_(False).to(device)

@@ -1,9 +1,9 @@
-"""The refiner: a small network that looks closely at what a first look found.
+"""The refiner: a small network that draws a mask again from a close-up of the object.
 
-It sees a close-up of the object: the pixels, the prompt, and the masks of the first look. That the prompt is
-there from the first convolution on, and the object always about as large, makes it much better at outlines,
-and at what belongs to an object, than a network of its size that has to answer every prompt from one
-embedding of a whole image. Sources: Sofiiuk et al. 2022, "Reviving Iterative Training with Mask Guidance
+Its input is the close-up's pixels, the prompt, and the masks of the first pass. Because the prompt enters at
+the first convolution, and objects always have about the same size, it is much better at outlines, and at
+deciding what belongs to an object, than a network of its size that answers every prompt from one embedding of
+a whole image. Sources: Sofiiuk et al. 2022, "Reviving Iterative Training with Mask Guidance
 for Interactive Segmentation" (prompt and mask as input maps); Chen et al. 2022, "FocalClick" (refining a
 part of the image).
 """
@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from regionsearch.images import Pixels
 from services.segmenter.backends.pyramid import Pyramid, PyramidMaps
 
-MASKS = 3  # of the first look that the network sees
+MASKS = 3  # masks of the first pass that the network sees
 LOGITS_STRIDE = 2  # pixels of the input per logit
 _CHANNELS = 3 + 3 + MASKS  # pixels; where the object is, where it is not, its box; masks
 _SPOTS = (3.0, 0.75), (12.0, 0.25)  # a point as seen by the network: sums of Gaussians of this width, height
@@ -35,16 +35,16 @@ _GREY = 124, 116, 104  # `_MEAN` as a pixel
 
 @dataclass(frozen=True)
 class RefinerInput:
-    """A part of an image, and what is known of an object in it.
+    """A part of an image, and what is known about an object in it.
 
     Attributes:
         pixels: uint8 RGB (h, w, 3).
         points: (P, 2) as x, y in pixels of the part.
         labels: (P,); 1: the object is there, 0: it is not there.
         box: (x_min, y_min, x_max, y_max) in pixels of the part.
-        masks: Probabilities by the first look, uint8 (`MASKS`, mh, mw), 255 for certain, best mask first.
-        window: Where the part lies in `masks`, (left, top, right, bottom) in their pixels; outside of them
-            nothing is.
+        masks: Probabilities by the first pass, uint8 (`MASKS`, mh, mw), 255 for certain, best mask first.
+        window: Where the part lies in `masks`, (left, top, right, bottom) in their pixels; there is nothing
+            outside of them.
     """
 
     pixels: Pixels
@@ -108,7 +108,7 @@ class Refiner:
 
     Args:
         net: The network, on the device.
-        autocast: Makes the context that it computes in.
+        autocast: Makes the context that the network computes in.
     """
 
     def __init__(self, net: RefinerNet, autocast: Callable[[], AbstractContextManager[Any]]) -> None:
@@ -118,7 +118,7 @@ class Refiner:
         self.mask_size = net.img_size // LOGITS_STRIDE, net.img_size // LOGITS_STRIDE
 
     def warmup(self) -> None:
-        """Runs the network once, so that the first caller does not wait for what is set up then."""
+        """Runs the network once, so that no caller waits for its initialization."""
         side = self.net.img_size
         self.refine([torch.zeros(_CHANNELS, side, side)])
 
@@ -158,15 +158,15 @@ def shrink_pixels(pixels: Pixels, side: int) -> NDArray[np.uint8]:
     height, width = shrunk_size(pixels.shape[:2], side)
     square = np.empty((side, side, 3), np.uint8)
     square[:] = _GREY
-    picture = Image.fromarray(np.ascontiguousarray(pixels))
-    square[:height, :width] = np.asarray(picture.resize((width, height), Image.Resampling.BILINEAR))
+    image = Image.fromarray(np.ascontiguousarray(pixels))
+    square[:height, :width] = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
     return square.transpose(2, 0, 1)
 
 
 def shrink_masks(
     masks: NDArray[np.uint8], window: Sequence[float], size: tuple[int, ...], side: int
 ) -> NDArray[np.uint8]:
-    """The masks of a part as the input has them.
+    """The masks of a part, scaled to the network's input.
 
     Args:
         masks: uint8 (M, h, w).
@@ -192,7 +192,7 @@ def shrink_masks(
 
 
 def input_maps(seen: Tensor, points: Tensor, labels: Tensor, boxes: Tensor | None) -> Tensor:
-    """What the network sees.
+    """The input maps of the network.
 
     Args:
         seen: Pixels and masks of each part, uint8 (B, 3 + MASKS, side, side).

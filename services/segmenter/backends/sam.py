@@ -55,7 +55,7 @@ def read_weights(files: ModelFiles) -> dict[str, Any]:
     """The tensors of a weights file by name, on the CPU; nothing in the file is executed.
 
     Raises:
-        RegionSearchError: DATA_LOSS when the file is no such file, or cut off.
+        RegionSearchError: DATA_LOSS when the file is of another format, or truncated.
     """
     try:
         if files.weights.suffix == ".safetensors":

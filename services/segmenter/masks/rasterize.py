@@ -1,7 +1,7 @@
-"""Masks in full resolution: how stable they are, where they lie, which pixels they have.
+"""Masks in full resolution: stability score, box and pixels.
 
-A mask is looked at in its window only, and a large window strip by strip: memory does not grow with the
-image.
+A mask is evaluated in its window only, and a large window strip by strip, so that memory does not grow with
+the image.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from services.segmenter.upscale import Patch, Upscaler, Window
 # Pixels that are evaluated at once. Full-resolution values live no longer than one such strip.
 STRIP_PIXELS = 1 << 21
 
-Look: TypeAlias = tuple[int, int, NDArray[np.bool_], NDArray[np.bool_]]
+Measured: TypeAlias = tuple[int, int, NDArray[np.bool_], NDArray[np.bool_]]
 """Pixels above the raised and above the lowered threshold, columns and rows with a pixel of the mask."""
 
 
@@ -40,8 +40,8 @@ def measure(
         for strip in window.strips(STRIP_PIXELS):
             assert patch is not None
             values = upscaler.evaluate(patch, strip)
-            look = look_on_host if values.device.type == "cpu" else look_on_device
-            raised, lowered, columns, rows = look(values, threshold, offset)
+            count = count_on_host if values.device.type == "cpu" else count_on_device
+            raised, lowered, columns, rows = count(values, threshold, offset)
             inner += raised
             outer += lowered
             boxes += _bounds(columns, rows, strip)
@@ -53,16 +53,16 @@ def measure(
         yield stability, box
 
 
-def look_on_host(values: Tensor, threshold: float, offset: float) -> Look:
-    """What is counted in full-resolution values (h, w); ten times as fast as torch on a CPU."""
+def count_on_host(values: Tensor, threshold: float, offset: float) -> Measured:
+    """Measures full-resolution values (h, w) with NumPy, ten times as fast as torch on a CPU."""
     host = values.numpy()
     mask = host > threshold
     raised, lowered = np.count_nonzero(host > threshold + offset), np.count_nonzero(host > threshold - offset)
     return int(raised), int(lowered), np.any(mask, axis=0), np.any(mask, axis=1)
 
 
-def look_on_device(values: Tensor, threshold: float, offset: float) -> Look:
-    """The same, of which only counts and edges leave the device, in one copy."""
+def count_on_device(values: Tensor, threshold: float, offset: float) -> Measured:
+    """Measures values on their device; only counts and edges leave it, in one copy."""
     mask = values > threshold
     counts = [(values > limit).count_nonzero() for limit in (threshold + offset, threshold - offset)]
     found = torch.cat([torch.stack(counts), mask.any(dim=0), mask.any(dim=1)]).cpu().numpy()

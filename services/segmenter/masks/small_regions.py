@@ -17,7 +17,7 @@ def remove_small_parts(
     """Fills holes and then removes islands of fewer than `min_area` pixels.
 
     The result is that of ``segment_anything.utils.amg.remove_small_regions`` on the whole image, but only
-    the box and a margin around it are looked at.
+    the box and a margin around it are searched.
 
     Args:
         runs: The mask.

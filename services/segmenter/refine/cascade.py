@@ -1,4 +1,4 @@
-"""Closer looks with a model's refiner: what it is shown, look after look, and the mask that comes of it."""
+"""The cascade of a model's refiner: the close-up of each pass, and the mask that the last one gives."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from services.segmenter.prompts import Prompt, PromptedRegion, draw_masks
 from services.segmenter.refine.zoom_in import seen_from, surroundings
 from services.segmenter.upscale import Upscaler
 
-CLOSE_UPS = 2.5, 2.0, 1.7  # sides of each look, in sides of the box that the one before found
+CLOSE_UPS = 2.5, 2.0, 1.7  # side of each pass's close-up, in sides of the box that the pass before found
 SMALLEST_CLOSE_UP = 16.0  # pixels along its side
-LEAST_IOU = 0.5  # that a mask is drawn for, however little the refiner thinks of it
+LEAST_IOU = 0.5  # lowest predicted IoU that a mask is drawn with
 
 
 @dataclass(frozen=True)
 class RefineTarget:
-    """An object that the refiner shall look at.
+    """An object whose mask is to be refined.
 
     Attributes:
         pixels: Of the whole image, uint8 RGB (height, width, 3).
         geometry: Of the whole image.
-        prompt: What was asked, in pixels of the image.
-        masks: Of the first look at the whole image, see `first_masks`.
-        box: Of the best of them, edges inclusive.
+        prompt: In pixels of the image.
+        masks: Of the first pass over the whole image, see `first_masks`.
+        box: Of the best of these masks, edges inclusive.
     """
 
     pixels: Pixels
@@ -45,7 +45,7 @@ class RefineTarget:
     box: PixelBox
 
     def close_up(self, crop: Crop) -> RefinerInput:
-        """What the refiner is shown of a part of the image."""
+        """The refiner's input for a part of the image."""
         moved = seen_from(crop, self.prompt)
         corners = np.array([[crop.left, crop.top], [crop.right, crop.bottom]], np.float64)
         padded = np.array(self.geometry.padded_size)[::-1]
@@ -59,7 +59,7 @@ class RefineTarget:
 
 @dataclass(frozen=True)
 class Refined:
-    """What the last look at an object found: logits (h, w) for a part of the image, and predicted IoU."""
+    """Result of the last pass over an object: logits (h, w) for a part of the image, and predicted IoU."""
 
     logits: Tensor
     iou: float
@@ -67,9 +67,9 @@ class Refined:
 
 
 def first_masks(answer: Sequence[PromptedRegion]) -> NDArray[np.uint8]:
-    """The masks of a first look as the refiner sees them: probabilities (MASKS, h, w), 255 for certain.
+    """The masks of the first pass as input of the refiner: probabilities (MASKS, h, w), 255 for certain.
 
-    A single one stands in the place of all.
+    A single mask is repeated.
     """
     logits = [answer[min(place, len(answer) - 1)].low_res_logits for place in range(MASKS)]
     probabilities = torch.from_numpy(np.stack(logits)).sigmoid() * 255
@@ -77,25 +77,25 @@ def first_masks(answer: Sequence[PromptedRegion]) -> NDArray[np.uint8]:
     return masks
 
 
-def refine_in_passes(refiner: Refiner, subjects: Sequence[RefineTarget]) -> list[Refined | None]:
-    """Looks at objects, all together, each time around what the look before found; on the device.
+def refine_in_passes(refiner: Refiner, targets: Sequence[RefineTarget]) -> list[Refined | None]:
+    """Refines masks, all in one batch, in passes around what the pass before found; on the device.
 
     Returns:
-        For each object what the last look found; None where one of the looks found nothing.
+        For each target the result of the last pass; None where a pass found nothing.
     """
-    boxes: list[PixelBox | None] = [subject.box for subject in subjects]
-    refined: list[Refined | None] = [None] * len(subjects)
+    boxes: list[PixelBox | None] = [target.box for target in targets]
+    refined: list[Refined | None] = [None] * len(targets)
     for sides in CLOSE_UPS:
         crops = {
             place: surroundings(
-                subject.prompt, box, sides, subject.geometry.image_size, least=SMALLEST_CLOSE_UP
+                target.prompt, box, sides, target.geometry.image_size, least=SMALLEST_CLOSE_UP
             )
-            for place, (subject, box) in enumerate(zip(subjects, boxes, strict=True))
+            for place, (target, box) in enumerate(zip(targets, boxes, strict=True))
             if box is not None
         }
         if not crops:
             break
-        shown = [refiner.prepare(subjects[place].close_up(crop)) for place, crop in crops.items()]
+        shown = [refiner.prepare(targets[place].close_up(crop)) for place, crop in crops.items()]
         logits, ious = refiner.refine(shown)
         found = _boxes(logits, list(crops.values()))
         for (place, crop), mask, iou, box in zip(crops.items(), logits, ious.tolist(), found, strict=True):
@@ -105,9 +105,9 @@ def refine_in_passes(refiner: Refiner, subjects: Sequence[RefineTarget]) -> list
 
 
 def _boxes(logits: Tensor, crops: Sequence[Crop]) -> list[PixelBox | None]:
-    """Where masks (n, h, w) that lie over the squares of parts are, in pixels of the image.
+    """Boxes of masks (n, h, w) that cover the squares of crops, in pixels of the image.
 
-    As far as the cells of the logits tell; a close-up needs no sharper box.
+    Exact to a cell of the logits, which is enough for the next close-up.
     """
     inside = logits > 0
     edges = torch.cat([inside.any(1), inside.any(2)], 1).cpu().numpy()
@@ -127,7 +127,7 @@ def _boxes(logits: Tensor, crops: Sequence[Crop]) -> list[PixelBox | None]:
 
 @torch.inference_mode()
 def draw_refined(refiner: Refiner, refined: Refined, geometry: Geometry) -> list[Region]:
-    """The one region of the image that the refiner's logits stand for.
+    """The region, in a list, that the refiner's logits describe.
 
     A pixel that belongs to the object with chance p adds p to intersection over 1 - p to union. It is worth
     having where p / (1 - p), of which the logit is the logarithm, is more than the IoU that the mask has

@@ -1,10 +1,10 @@
-"""Closer looks at what a prompt found.
+"""Zoom-in: further passes of the model over enlarged parts of the image, around what a prompt found.
 
-An encoder sees a large image scaled down to its input; of a small object little is left. In its
-surroundings, enlarged, there is more of it, and its outline is finer. Source: the Zoom-In of Sofiiuk et al.
-2020, "f-BRS: Rethinking Backpropagating Refinement for Interactive Segmentation". A model with a refiner
-looks with that, see `refining.py`; others look with all of themselves at parts of the image. Such looks err
-in different places, so that what most of them say is better than what any one says.
+An encoder sees a large image scaled down to its input, where little is left of a small object. In an enlarged
+crop the object covers more of the input, and its outline is finer. Source: the Zoom-In of Sofiiuk et al.
+2020, "f-BRS: Rethinking Backpropagating Refinement for Interactive Segmentation". A model with a refiner uses
+that instead, see `cascade.py`; other models run all of themselves on crops. The errors of such passes lie in
+different places, so that a majority vote of their masks is better than any one of them.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from services.segmenter.everything import Region
 from services.segmenter.grid import Crop
 from services.segmenter.prompts import Prompt, PromptedRegion
 
-SURROUNDINGS = 5.5, 2.5  # sides of each look, in sides of the object's box
-LARGEST_SCALE = 8.0  # encoder pixels for one of the image; beyond that there is nothing more to see
-SMALLEST_GAIN = 1.1  # of enlargement, for which a look is worth its time
+SURROUNDINGS = 5.5, 2.5  # side of the crop of each pass, in sides of the object's box
+LARGEST_SCALE = 8.0  # encoder pixels for one of the image; a larger scale adds no detail
+SMALLEST_GAIN = 1.1  # enlargement below which a pass is not worth its time
 
 
 def square_around(middle: tuple[float, float], side: float, image_size: Size) -> Crop:
@@ -37,17 +37,17 @@ def square_around(middle: tuple[float, float], side: float, image_size: Size) ->
 
 
 def surroundings(prompt: Prompt, found: PixelBox, sides: float, image_size: Size, least: float = 1.0) -> Crop:
-    """The part of an image around a mask and everything that a prompt says is of the object.
+    """The crop around a mask and all points and the box that a prompt gives for the object.
 
     Args:
-        prompt: What was asked.
+        prompt: The prompt.
         found: Box of the best mask of the passes before.
-        sides: Of the part, in sides of the object's box.
+        sides: Side of the crop, in sides of the object's box.
         image_size: Of the whole image.
-        least: Side of the part at least, in pixels.
+        least: Smallest side of the crop, in pixels.
 
     Returns:
-        A square inside the image, or as much of it as the image has.
+        A square inside the image, cut off where it is larger than the image.
     """
     left, top, right, bottom = found
     corners = [(left, top), (right + 1, bottom + 1), *prompt.points[prompt.labels == 1].tolist()]
@@ -61,8 +61,8 @@ def surroundings(prompt: Prompt, found: PixelBox, sides: float, image_size: Size
 
 
 def enlarged(prompt: Prompt, found: Region, sides: float, geometry: Geometry) -> Crop | None:
-    """The surroundings as the model itself may look at them; None where it would see no more than before:
-    of a large object, or of nothing.
+    """The crop for a pass of the model itself; None where it would not enlarge the object enough: for large
+    objects, and for empty masks.
     """
     if not found.area:
         return None
@@ -72,7 +72,7 @@ def enlarged(prompt: Prompt, found: Region, sides: float, geometry: Geometry) ->
 
 
 def seen_from(crop: Crop, prompt: Prompt) -> Prompt:
-    """A prompt in pixels of a crop, without the background points outside of it."""
+    """A prompt in pixels of a crop, without the background points outside the crop."""
     corner = np.array([crop.left, crop.top])
     points = prompt.points - corner
     inside = (points >= 0).all(1) & (points < np.array(crop.size)[::-1]).all(1)
@@ -83,22 +83,21 @@ def seen_from(crop: Crop, prompt: Prompt) -> Prompt:
     return replace(prompt, points=points[kept], labels=prompt.labels[kept], box=box)
 
 
-def agree(looks: Sequence[list[PromptedRegion]]) -> list[PromptedRegion]:
-    """What several looks say together.
+def agree(passes: Sequence[list[PromptedRegion]]) -> list[PromptedRegion]:
+    """Combines the answers of several passes by a vote.
 
     Args:
-        looks: For each look its masks, best first.
+        passes: For each pass its masks, best first.
 
     Returns:
-        The masks of the look whose best mask ranks highest. In the place of that mask stand the pixels that
-        masks of more than half of the weight have, if there are any: all masks of all looks vote, each with
-        its rank.
+        The masks of the pass whose best mask ranks highest. That best mask is replaced by the pixels that won
+        the vote of all masks of all passes, each weighted by its rank, if any pixel won.
     """
-    best, *others = look = max(looks, key=lambda look: look[0].region.rank)
-    voters = [answer.region for look in looks for answer in look if answer.region.area]
+    best, *others = answer = max(passes, key=lambda found: found[0].region.rank)
+    voters = [one.region for found in passes for one in found if one.region.area]
     runs = RunLengthMask.vote(
         [voter.runs for voter in voters], [max(0.01, voter.rank[0]) for voter in voters]
     )
     if not runs.area:
-        return look
+        return answer
     return [replace(best, region=replace(best.region, runs=runs, box=runs.box)), *others]
