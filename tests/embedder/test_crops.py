@@ -148,7 +148,7 @@ def test_a_region_does_not_depend_on_its_neighbours(image, masks, policy):
         assert torch.allclose(together[index], alone[0], atol=0.02)
 
 
-def test_outside_of_the_object_is_hidden(image, masks):
+def test_masked_policies_hide_everything_outside_the_object(image, masks):
     changed = torch.where(masks[0], image, 255 - image)
     for policy in (CropPolicy.MASKED_WHITE, CropPolicy.MASKED_BLACK, CropPolicy.MASKED_MEAN):
         hidden = to_levels(crop_regions(image, BOXES[:1], masks[:1], policy, SIZE))[0]
@@ -171,7 +171,7 @@ def test_bad_input_is_refused(image, masks):
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 3), (2, 1), (3, 2)])
 @pytest.mark.parametrize("policy", [p for p in CropPolicy if p is not CropPolicy.ENSEMBLE])
-def test_the_tiniest_pictures_are_pictures(policy, shape):
+def test_tiny_images_are_cropped(policy, shape):
     image = torch.full((3, *shape), 128, dtype=torch.uint8)
     box = torch.tensor([[0.0, 0.0, shape[1], shape[0]]])
     crop = crop_regions(image, box, None, policy, 64, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
@@ -230,7 +230,7 @@ def test_windows_hold_their_box(box, height, width, policy):
     ("long_side", "size", "window"),
     [(20, 224, 60), (60, 224, 128), (200, 224, 260), (12, 80, 36), (30, 80, 46), (60, 80, 78)],
 )
-def test_small_things_get_context_while_it_costs_no_resolution(long_side, size, window):
+def test_crops_of_small_objects_get_context_while_it_costs_no_resolution(long_side, size, window):
     box = Window(300, 300, 300 + long_side, 310)
     for policy in (CropPolicy.BLUR, CropPolicy.CONTEXT):
         assert crop_window(box, policy, 1000, 1000, size).width == window

@@ -29,7 +29,7 @@ def test_templates_hold_the_text():
     assert all("{mug}" in sentence for sentence in TextTemplates.SIMPLE.fill("{mug}"))
 
 
-def test_the_cache_forgets_what_was_not_used():
+def test_the_text_cache_evicts_the_least_recently_used():
     cache = VectorCache(2)
     for name in "ab":
         cache.put(name, np.zeros(1, np.float32), False)
@@ -52,7 +52,7 @@ def test_buckets_waste_at_most_a_third(most):
         assert bucket <= max(count * 1.5, 2)
 
 
-def test_a_model_that_is_not_there_says_how_to_get_it(monkeypatch, tmp_path):
+def test_a_missing_embedder_model_names_the_command_to_pull_it(monkeypatch, tmp_path):
     monkeypatch.setenv("REGIONSEARCH_MODELS_DIR", str(tmp_path))
     with pytest.raises(RegionSearchError, match="models pull") as error:
         find_model("ViT-B-32")
@@ -115,7 +115,7 @@ def test_texts_become_the_tokens_of_clip(backend, texts):
     assert cut == [len(clip().encode(text)) > 14 for text in texts]
 
 
-def test_texts_without_end_are_read_as_far_as_the_model_reads(backend):
+def test_very_long_texts_are_tokenized_up_to_the_context(backend):
     letters = np.random.default_rng(0).choice(list("abcdefghij"), 5_000)
     texts = [
         "".join(letters),
@@ -129,7 +129,7 @@ def test_texts_without_end_are_read_as_far_as_the_model_reads(backend):
     assert tokens[1:].equal(clip()(texts[1:]))
 
 
-def test_the_tokenizer_does_not_remember_every_word_for_ever(backend, monkeypatch):
+def test_the_word_cache_of_the_tokenizer_is_bounded(backend, monkeypatch):
     monkeypatch.setattr(open_clip, "WORDS_KEPT", 50)
     for number in range(10):
         backend.tokenize([f"{chr(97 + number)}{chr(97 + k)}thing" for k in range(20)])

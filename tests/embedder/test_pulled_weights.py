@@ -84,7 +84,7 @@ def test_weights_that_have_changed_since_their_download_are_refused(published, m
     assert "is damaged" in pull()
 
 
-def test_what_is_not_what_the_hub_announces_never_gets_a_name(published, models):  # noqa: F811
+def test_a_download_with_a_wrong_digest_is_never_installed(published, models):  # noqa: F811
     published.announce = "0" * 64
     assert "thrown away" in pull()
     assert not (models / "open_clip_tiny.safetensors").exists()

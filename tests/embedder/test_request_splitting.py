@@ -19,7 +19,7 @@ def three_at_a_time(monkeypatch):
     monkeypatch.setattr(request_parsing, "READ_PIXELS", 3 * HEIGHT * WIDTH)
 
 
-async def test_pieces_give_the_same_vectors(service, pixels, regions, monkeypatch):
+async def test_split_requests_give_the_same_vectors(service, pixels, regions, monkeypatch):
     request = region_request(pixels, *regions, include_image=True)
     whole = tensor_from_proto((await service.EmbedRegions(request)).vectors, "vectors", ndim=2)
     monkeypatch.setattr(request_parsing, "READ_PIXELS", 3 * HEIGHT * WIDTH)
@@ -29,7 +29,7 @@ async def test_pieces_give_the_same_vectors(service, pixels, regions, monkeypatc
     assert abs(parts - whole).max() < 1e-5
 
 
-async def test_a_mistake_in_a_later_piece_has_its_own_place(service, pixels, regions, three_at_a_time):
+async def test_an_error_in_a_later_range_names_the_region(service, pixels, regions, three_at_a_time):
     request = region_request(pixels, *regions)
     request.regions[7].mask.height += 1
     with pytest.raises(grpc.aio.AioRpcError) as caught:
@@ -37,7 +37,7 @@ async def test_a_mistake_in_a_later_piece_has_its_own_place(service, pixels, reg
     assert from_rpc_error(caught.value).field == "regions[7].mask"
 
 
-async def test_another_call_has_its_turn_and_one_that_is_given_up_reads_no_more(
+async def test_other_calls_run_between_ranges_and_a_cancelled_call_reads_no_more(
     service, pixels, regions, monkeypatch
 ):
     monkeypatch.setattr(request_parsing, "READ_PIXELS", 1)  # one region in each piece

@@ -276,7 +276,7 @@ async def test_bad_input_names_its_field_and_the_next_call_works(service, pixels
     await service.EmbedRegions(region_request(pixels, *regions))
 
 
-async def test_the_headers_of_pictures_are_not_read_on_the_event_loop(service, pixels, regions, monkeypatch):
+async def test_image_headers_are_not_read_on_the_event_loop(service, pixels, regions, monkeypatch):
     """Sixty kilobytes of a PNG's text chunks take a fifth of a second to unpack."""
 
     readers = []

@@ -33,7 +33,7 @@ def test_other_keys_are_unknown_or_missing(header: str | None) -> None:
 
 
 @pytest.mark.parametrize("keys", ["schlüssel", "a b", "good,ключ", "tab\tkey"])
-def test_a_key_that_no_header_can_carry_is_refused_at_the_start(keys: str) -> None:
+def test_an_api_key_that_a_header_cannot_carry_is_refused_at_startup(keys: str) -> None:
     with pytest.raises(ValidationError, match="a header cannot carry") as caught:
         EchoSettings(api_keys=keys)
     for key in keys.split(","):
@@ -85,7 +85,7 @@ async def test_wrong_keys_are_limited_over_grpc_too() -> None:
         await stub.EmbedTexts(embed_pb2.EmbedTextsRequest(), metadata=(("authorization", "bearer right"),))
 
 
-def test_a_bucket_fills_up_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rate_limit_bucket_refills(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
     monkeypatch.setattr(rates.time, "monotonic", lambda: now)
     rate = RateLimit(rate=2.0, burst=3)
@@ -105,7 +105,7 @@ def test_a_bucket_fills_up_again(monkeypatch: pytest.MonkeyPatch) -> None:
         rate.take("a")
 
 
-def test_buckets_of_silent_callers_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rate_limit_buckets_of_idle_callers_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rates, "_MAX_CALLERS", 10)
     rate = RateLimit(rate=0.001, burst=1)
     for number in range(50):

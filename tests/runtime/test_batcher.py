@@ -71,7 +71,7 @@ async def test_a_quick_call_waits_no_longer_than_the_delay():
             assert await asyncio.wait_for(batcher.submit(name, 1), 60)
 
 
-async def test_the_first_lane_waits_for_one_batch_only_and_the_others_are_not_starved():
+async def test_interactive_waits_for_one_batch_only_and_other_priorities_are_not_starved():
     steps, order = threading.Semaphore(0), []
 
     def device(parts):
@@ -108,7 +108,7 @@ async def test_the_first_lane_waits_for_one_batch_only_and_the_others_are_not_st
     assert len(order) == 140
 
 
-async def test_a_request_that_somebody_else_waits_for_too_changes_its_lane():
+async def test_escalate_moves_a_request_to_a_more_urgent_priority():
     async with batching() as (batcher, model):
         model.gate.clear()
         names = list("abcdefg")
@@ -127,7 +127,7 @@ async def test_a_request_that_somebody_else_waits_for_too_changes_its_lane():
     assert order.index("g") < order.index("f") < order.index("c")
 
 
-async def test_what_finish_cannot_keep_up_with_does_not_pile_up():
+async def test_batches_do_not_pile_up_before_a_slow_finish_stage():
     finish, ran = threading.Semaphore(0), []
 
     def slow(raw):
@@ -197,7 +197,7 @@ async def test_a_request_in_several_batches_holds_its_memory_once_and_to_its_end
     assert all(memory.held == 0 for memory in batcher._memory.values())
 
 
-async def test_bytes_of_the_batches_on_their_way_count_together():
+async def test_bytes_of_all_batches_in_progress_count_together():
     async with batching(max_bytes=100) as (batcher, model):
         model.gate.clear()
         first = asyncio.create_task(batcher.submit("first", 1, nbytes=60))
@@ -210,7 +210,7 @@ async def test_bytes_of_the_batches_on_their_way_count_together():
         await asyncio.gather(first, second, urgent)
 
 
-async def test_a_full_queue_refuses_at_once_and_says_when():
+async def test_a_full_queue_refuses_at_once_with_a_retry_delay():
     async with batching(max_queue=10) as (batcher, model):
         waiting = await held(batcher, model)
         waiting.append(asyncio.create_task(batcher.submit("fits", 10)))

@@ -8,7 +8,7 @@ from regionsearch.errors import Kind, RegionSearchError
 from tests.runtime.batchers import answer, batching, flat, held
 
 
-async def test_a_full_queue_takes_what_has_begun():
+async def test_a_full_queue_admits_continuations():
     async with batching(max_queue=10) as (batcher, model):
         holders = await held(batcher, model)
         waiting = asyncio.create_task(batcher.submit("waiting", 10))
@@ -24,7 +24,7 @@ async def test_a_full_queue_takes_what_has_begun():
         await asyncio.gather(waiting, *holders)
 
 
-async def test_its_deadline_holds_for_it_too():
+async def test_the_deadline_of_a_call_holds_for_its_continuations():
     async with batching() as (batcher, _):
         with pytest.raises(RegionSearchError) as late:
             await batcher.submit("late", 1, continuation=True, deadline=asyncio.get_running_loop().time() - 1)

@@ -10,7 +10,7 @@ from services.runtime.batcher import Batcher, BatchSettings, Failure
 from tests.runtime.batchers import Model, answer, batching, flat, held, until
 
 
-async def test_what_cannot_be_prepared_fails_alone():
+async def test_a_request_that_cannot_be_prepared_fails_alone():
     async with batching() as (batcher, _):
         results = await asyncio.gather(
             *(batcher.submit(name, 2) for name in ("a", "unreadable", "b")), return_exceptions=True
@@ -71,7 +71,7 @@ async def test_one_item_that_does_not_fit_fails_its_request_only():
     assert flat(small) == answer("small", 3)
 
 
-async def test_the_halves_have_the_memory_of_the_attempt_that_failed():
+async def test_a_failed_batch_frees_its_memory_before_the_retry():
     class Memory:
         pass
 
@@ -93,7 +93,7 @@ async def test_the_halves_have_the_memory_of_the_attempt_that_failed():
 
 
 @pytest.mark.parametrize("has_finish", [True, False])
-async def test_an_idle_batcher_holds_nothing_of_what_it_did(has_finish):
+async def test_an_idle_batcher_keeps_no_references_to_finished_requests(has_finish):
     class Thing:
         pass
 
@@ -142,7 +142,7 @@ def kill(error):
 
 
 @pytest.mark.parametrize("error", [SystemExit(1), KeyboardInterrupt(), RuntimeError("CUDA error: sticky")])
-async def test_a_dead_stage_fails_everybody_and_says_so(error):
+async def test_a_dead_stage_fails_all_requests_and_reports_fatal(error):
     reasons = []
     async with batching(classify=lambda error: Failure.FATAL, on_fatal=reasons.append) as (batcher, model):
         waiting = await held(batcher, model)
@@ -159,7 +159,7 @@ async def test_a_dead_stage_fails_everybody_and_says_so(error):
     assert type(error).__name__ in reasons[0]
 
 
-async def test_a_finish_stage_that_dies_is_noticed():
+async def test_a_finish_stage_that_dies_is_reported_fatal():
     class Dying(Model):
         def finish(self, raw):
             raise SystemExit
@@ -171,7 +171,7 @@ async def test_a_finish_stage_that_dies_is_noticed():
     assert "finish" in reasons[0]
 
 
-async def test_a_device_that_hangs_is_noticed():
+async def test_a_device_that_hangs_is_reported_fatal():
     reasons = []
     async with batching(device_timeout_s=0.1, on_fatal=reasons.append) as (batcher, model):
         model.gate.clear()

@@ -40,13 +40,13 @@ def unknown() -> Any:
         ),
     ],
 )
-def test_an_unknown_value_is_refused_by_its_path(message: Any, field: str) -> None:
+def test_an_unknown_enum_value_is_refused_by_its_path(message: Any, field: str) -> None:
     with pytest.raises(RegionSearchError) as caught:
         check_enums(message)
     assert (caught.value.kind, caught.value.field) == (Kind.INVALID_ARGUMENT, field)
     assert "send one of" in caught.value.message
 
 
-def test_known_values_and_absent_ones_pass() -> None:
+def test_known_and_absent_enum_values_pass() -> None:
     check_enums(search_pb2.SearchRequest(level=search_pb2.LEVEL_REGION, page_size=3))
     check_enums(segment_pb2.SegmentRequest(priority=types_pb2.PRIORITY_BULK))

@@ -62,7 +62,7 @@ def test_a_large_request_is_served_in_turns_too() -> None:
     assert order.count("a") == 9
 
 
-def test_who_asks_for_one_thing_at_a_time_goes_before_who_asks_for_many_up_to_a_share() -> None:
+def test_a_caller_with_one_request_at_a_time_goes_before_callers_with_many_up_to_its_share() -> None:
     queue: FairQueue[str] = FairQueue(16)
     for number in range(50):
         queue.push(f"a{number}", "a", 4)
@@ -81,7 +81,7 @@ def test_who_asks_for_one_thing_at_a_time_goes_before_who_asks_for_many_up_to_a_
     assert 18 <= served.count("b") <= 25  # but then half, and no more
 
 
-def test_what_is_given_up_is_not_charged_and_nothing_is_left_behind() -> None:
+def test_removed_requests_are_not_charged_and_leave_no_account() -> None:
     queue: FairQueue[str] = FairQueue(4)
     rng = random.Random(0)
     waiting: list[str] = []
@@ -107,7 +107,7 @@ def test_what_is_given_up_is_not_charged_and_nothing_is_left_behind() -> None:
     assert queue.waiting == queue._live == 0
 
 
-def test_nobody_takes_more_than_it_leaves_to_others() -> None:
+def test_no_caller_takes_more_than_it_leaves_to_others() -> None:
     shares = Shares(12)
     for _ in range(6):
         assert shares.fits("a", 1)
@@ -146,7 +146,7 @@ async def test_slots_go_to_callers_in_turn() -> None:
         pass
 
 
-async def test_one_click_passes_the_flood_of_another_caller_at_each_of_its_stages() -> None:
+async def test_a_click_passes_the_flood_of_another_caller_at_each_stage() -> None:
     """However many wait, it is next after the batch that runs and never behind one that is only ready."""
     decode_is_ready = threading.Event()
     async with batching(max_batch=4, max_queue=1000) as (batcher, model):
@@ -170,7 +170,7 @@ async def test_one_click_passes_the_flood_of_another_caller_at_each_of_its_stage
     assert len({name for name in order if name.startswith("flood")}) == 24
 
 
-async def test_a_device_waits_for_the_next_piece_of_the_only_call_of_somebody_beside_a_flood(
+async def test_during_a_flood_a_device_waits_for_the_next_piece_of_a_single_call(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("services.runtime.stages.MAX_EXPECT_S", 60.0)
@@ -199,7 +199,7 @@ async def test_a_device_waits_for_the_next_piece_of_the_only_call_of_somebody_be
 @pytest.mark.parametrize(
     ("owner", "rare", "every"), [("other", Priority.INTERACTIVE, 4), ("flood", Priority.BULK, 9)]
 )
-async def test_a_flood_of_clicks_goes_before_its_own_lower_lanes_and_behind_those_of_others(
+async def test_a_flood_of_clicks_goes_before_its_own_lower_priorities_and_behind_those_of_others(
     owner: str, rare: Priority, every: int
 ) -> None:
     priorities = []
@@ -231,7 +231,7 @@ async def test_a_flood_of_clicks_goes_before_its_own_lower_lanes_and_behind_thos
     assert {after - before for before, after in itertools.pairwise(places)} == {every}
 
 
-async def test_the_only_request_of_somebody_is_prepared_before_the_rest_of_a_flood() -> None:
+async def test_a_single_request_is_prepared_before_the_rest_of_a_flood() -> None:
     async with batching(max_batch=8, prepare_threads=1) as (batcher, model):
         begun, go = threading.Event(), threading.Event()
         prepare = model.prepare
@@ -293,7 +293,7 @@ async def test_one_caller_does_not_fill_the_queue_for_others() -> None:
         assert "max_queue" in error.message
 
 
-async def test_a_call_is_judged_with_all_that_it_will_bring_and_not_again() -> None:
+async def test_a_call_is_admitted_once_with_all_its_pieces() -> None:
     loop = asyncio.get_running_loop()
     async with batching(max_batch=1, max_queue=10_000) as (batcher, model):
         for device in batcher._devices:

@@ -35,7 +35,7 @@ async def test_a_cancelled_future_inside_a_handler_is_an_internal_error():
     assert failed._value.get() == before + 1
 
 
-async def test_so_it_is_in_the_middle_of_a_stream():
+async def test_a_cancelled_future_in_the_middle_of_a_stream_is_an_internal_error():
     class Streams(segment_pb2_grpc.SegmentServiceServicer):
         async def SegmentStream(self, request_iterator, context):
             yield segment_pb2.SegmentStreamResponse(key="first")
@@ -57,7 +57,7 @@ async def test_so_it_is_in_the_middle_of_a_stream():
     assert error.value.code() is grpc.StatusCode.INTERNAL
 
 
-async def test_a_caller_who_leaves_is_no_error():
+async def test_a_client_that_leaves_is_not_logged_as_an_error():
     entered = asyncio.Event()
 
     async def wait(request, context):

@@ -35,7 +35,7 @@ async def test_the_budget_admits_in_the_order_of_arrival_and_lets_small_ones_pas
     await asyncio.gather(*tasks)
 
 
-async def test_those_that_pass_are_never_what_the_large_one_waits_for() -> None:
+async def test_a_large_request_never_waits_for_the_small_ones_that_passed_it() -> None:
     ledger = MemoryLedger(100)
     first = ledger.take("first", 70)
     assert first is not None
@@ -59,7 +59,7 @@ async def test_those_that_pass_are_never_what_the_large_one_waits_for() -> None:
     assert ledger.take("larger", 90) is not None
 
 
-async def test_one_larger_than_the_bound_waits_until_it_is_alone() -> None:
+async def test_a_request_larger_than_the_memory_limit_runs_alone() -> None:
     ledger = MemoryLedger(100)
     first = ledger.take("first", 10)
     assert first is not None
@@ -69,7 +69,7 @@ async def test_one_larger_than_the_bound_waits_until_it_is_alone() -> None:
     assert ledger.take("small", 10) is not None
 
 
-async def test_a_waiter_that_gives_up_leaves_no_trace() -> None:
+async def test_a_cancelled_waiter_leaves_the_memory_ledger_unchanged() -> None:
     budget = MemoryBudget(100)
     async with budget.hold(80):
         late = [asyncio.create_task(asyncio.wait_for(budget.hold(80).__aenter__(), 0.01)) for _ in range(3)]

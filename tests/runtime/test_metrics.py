@@ -32,6 +32,6 @@ def test_device_memory_is_that_of_the_devices_in_use(monkeypatch):
 @pytest.mark.parametrize(
     "torch", [None, SimpleNamespace(), torch_with(False, [600])], ids=["none", "half", "idle"]
 )
-def test_without_a_device_there_is_nothing_to_see(monkeypatch, torch):
+def test_without_a_gpu_device_memory_has_no_samples(monkeypatch, torch):
     monkeypatch.setitem(sys.modules, "torch", torch)
     assert samples() == {}

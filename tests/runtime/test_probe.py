@@ -9,7 +9,7 @@ from services.runtime.probe import probe
 from tests.runtime.conftest import EchoSettings, echo_server
 
 
-async def test_it_follows_the_process_s_health():
+async def test_the_probe_follows_the_health_of_the_process():
     async with echo_server() as (server, _, _):
         settings = EchoSettings(port=server.port)
         assert await asyncio.to_thread(probe, settings)
@@ -18,7 +18,7 @@ async def test_it_follows_the_process_s_health():
     assert not await asyncio.to_thread(probe, settings)  # nobody is there
 
 
-async def test_the_command_reads_the_settings_of_the_process():
+async def test_the_probe_command_reads_the_settings_of_the_process():
     async with echo_server() as (server, _, _):
         for port, code in ((server.port, 0), (1, 1)):
             command = [sys.executable, "-m", "services.runtime.probe", "embedder"]
@@ -27,7 +27,7 @@ async def test_the_command_reads_the_settings_of_the_process():
             assert result.returncode == code
 
 
-async def test_a_proxy_in_the_environment_is_not_asked(monkeypatch):
+async def test_the_probe_ignores_proxies_of_the_environment(monkeypatch):
     for name in ("no_proxy", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")

@@ -135,7 +135,7 @@ CLIENT = textwrap.dedent(
 )
 
 
-async def test_a_client_that_is_killed_leaves_no_work_behind():
+async def test_a_killed_client_leaves_no_work_behind():
     begun = asyncio.Event()
 
     async def hang(request, context):
@@ -152,7 +152,7 @@ async def test_a_client_that_is_killed_leaves_no_work_behind():
         await asyncio.wait_for(servicer.cancelled.wait(), 60)
 
 
-def test_a_taken_port_and_a_wrong_setting_are_said_plainly():
+def test_a_port_in_use_and_an_invalid_setting_are_reported_in_one_line():
     process, said = start()
     other, _ = start("--port", str(said["port"]))
     _, errors = other.communicate(timeout=60)

@@ -52,7 +52,7 @@ async def test_a_server_listens_on_an_ipv6_address_too():
     assert len(answer.truncated) == 2
 
 
-def test_what_cannot_be_announced_keeps_no_server_from_serving(tmp_path, monkeypatch):
+def test_a_server_serves_even_if_its_port_cannot_be_announced(tmp_path, monkeypatch):
     """A full disk: neither the port file nor the log on stdout has room."""
 
     class Full(io.StringIO):
@@ -68,7 +68,7 @@ def test_what_cannot_be_announced_keeps_no_server_from_serving(tmp_path, monkeyp
     assert written.read_text() == "3\n"
 
 
-async def test_while_loading_health_says_no_and_calls_say_unavailable():
+async def test_while_loading_health_is_not_serving_and_calls_are_unavailable():
     loaded = asyncio.Event()
 
     @contextlib.asynccontextmanager
@@ -173,7 +173,7 @@ async def test_unexpected_errors_are_logged_and_leak_nothing(caplog):
     assert "r-1" in error.value.details()
 
 
-async def test_keys_keep_strangers_out_but_not_health_checks():
+async def test_health_checks_need_no_api_key():
     async with echo_server(api_keys=("one", "two")) as (server, stub, _):
         for metadata in ((), (("x-api-key", "three"),), (("authorization", "Bearer on"),)):
             with pytest.raises(grpc.aio.AioRpcError) as error:

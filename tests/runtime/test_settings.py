@@ -29,7 +29,7 @@ def test_a_misspelt_variable_is_named(
 
 
 @pytest.mark.parametrize("given", ["command line", "file"])
-def test_so_is_a_misspelt_option(
+def test_a_misspelt_command_line_option_is_named(
     given: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["--precison", "bf16"] if given == "command line" else []
@@ -42,7 +42,7 @@ def test_so_is_a_misspelt_option(
     assert "precison" in capsys.readouterr().err
 
 
-def test_variables_of_other_processes_and_nested_ones_are_well(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_variables_of_other_processes_and_nested_ones_are_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REGIONSEARCH_SEARCHER_ENGINE", "milvus")
     monkeypatch.setenv("REGIONSEARCH_MODELS_DIR", "/models")
     monkeypatch.setenv("REGIONSEARCH_EMBEDDER_BATCHING__MAX_BATCH", "8")

@@ -49,7 +49,7 @@ def refusal(certificate: Path, key: Path, authorities: Path | None = None) -> st
     return caught.value.message
 
 
-def test_a_certificate_that_fits_is_measured(tmp_path: Path) -> None:
+def test_the_expiry_of_a_valid_certificate_is_a_metric(tmp_path: Path) -> None:
     certificate, key = make(tmp_path, "good", NOW - DAY, NOW + 90 * DAY)
     check_certificate(certificate, key, certificate)
     name = "regionsearch_tls_certificate_expiry_timestamp_seconds"
@@ -58,7 +58,7 @@ def test_a_certificate_that_fits_is_measured(tmp_path: Path) -> None:
     )
 
 
-def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
+def test_certificate_files_that_do_not_match_are_named(tmp_path: Path) -> None:
     certificate, key = make(tmp_path, "good", NOW - DAY, NOW + 90 * DAY)
     _, other = make(tmp_path, "other", NOW - DAY, NOW + 90 * DAY)
     expired, its_key = make(tmp_path, "expired", NOW - 3 * DAY, NOW - DAY)
@@ -78,7 +78,7 @@ def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
     [(NOW + DAY, NOW + 90 * DAY, "not valid yet"), (NOW - DAY, NOW + 3 * DAY, "expires soon")],
     ids=["early", "late"],
 )
-def test_what_is_not_valid_for_long_or_yet_is_a_warning(
+def test_a_certificate_that_expires_soon_or_is_not_valid_yet_is_a_warning(
     tmp_path: Path,
     begin: datetime.datetime,
     end: datetime.datetime,
@@ -96,7 +96,7 @@ def test_what_is_not_valid_for_long_or_yet_is_a_warning(
     assert len(said) == 1 and warning in said[0]
 
 
-def test_a_process_with_another_certificates_key_says_so_and_ends(tmp_path: Path) -> None:
+def test_a_process_with_the_key_of_another_certificate_ends_with_a_message(tmp_path: Path) -> None:
     certificate, _ = make(tmp_path, "good", NOW - DAY, NOW + 90 * DAY)
     _, other = make(tmp_path, "other", NOW - DAY, NOW + 90 * DAY)
     command = [sys.executable, "-m", "services.searcher", "--port", "0"]

@@ -16,7 +16,7 @@ from tests.segmenter.test_priorities import stepping, until
 SEARCH = replace(GRID, points_per_side=16)
 
 
-async def test_a_search_that_has_begun_is_not_refused_any_more(
+async def test_later_pieces_of_a_grid_are_admitted_to_a_full_queue(
     untrained: SamBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engine_module, "GRID_PIECE", 8)

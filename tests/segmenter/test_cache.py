@@ -36,7 +36,7 @@ async def get(
     return await cache.get(key, Making(make), Priority.INTERACTIVE)
 
 
-async def test_the_cache_keeps_to_its_bytes_and_forgets_the_oldest() -> None:
+async def test_the_embedding_cache_evicts_the_least_recently_used_to_stay_under_its_limit() -> None:
     cache = EmbeddingCache(max_bytes=100)
 
     async def make(values: int) -> Embedding:
@@ -53,7 +53,7 @@ async def test_the_cache_keeps_to_its_bytes_and_forgets_the_oldest() -> None:
     assert cache.nbytes == 80
 
 
-async def test_an_encoding_lives_as_long_as_somebody_waits_for_it() -> None:
+async def test_an_encoding_is_cancelled_with_the_last_call_that_waits_for_it() -> None:
     cache = EmbeddingCache(max_bytes=100)
     started, go = asyncio.Event(), asyncio.Event()
     cancelled = False
@@ -101,7 +101,7 @@ async def test_a_failed_encoding_is_tried_again() -> None:
 
 
 @pytest.mark.parametrize("kind", [Kind.DEADLINE_EXCEEDED, Kind.OVERLOADED])
-async def test_the_impatience_of_one_caller_is_not_that_of_the_others(kind: Kind) -> None:
+async def test_the_deadline_of_one_caller_does_not_fail_the_others_of_a_shared_encoding(kind: Kind) -> None:
     cache = EmbeddingCache(max_bytes=100)
     go = asyncio.Event()
 
@@ -122,7 +122,7 @@ async def test_the_impatience_of_one_caller_is_not_that_of_the_others(kind: Kind
     assert [(await other)[0].nbytes for other in others] == [4, 4]
 
 
-async def test_everybody_who_waits_for_an_encoding_can_hasten_it() -> None:
+async def test_a_shared_encoding_takes_the_most_urgent_priority_of_its_callers() -> None:
     cache = EmbeddingCache(max_bytes=100)
 
     async def work() -> Embedding:

@@ -25,7 +25,7 @@ def pictures(draw: st.DrawFn) -> BoolMask:
 
 @settings(max_examples=300, deadline=None)
 @given(pictures(), st.integers(1, 60))
-def test_cleaning_is_the_reference_cleaning(mask: BoolMask, min_area: int) -> None:
+def test_removing_small_parts_matches_the_reference(mask: BoolMask, min_area: int) -> None:
     expected, filled = remove_small_regions(mask, min_area, mode="holes")
     expected, dropped = remove_small_regions(expected, min_area, mode="islands")
     runs = RunLengthMask.from_windows((mask.shape[0], mask.shape[1]), [(mask, 0, 0)])

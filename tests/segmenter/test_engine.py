@@ -86,7 +86,7 @@ async def test_thirty_two_callers_get_their_own_answers(untrained: SamBackend) -
     assert sum(map(len, together)) > 64
 
 
-async def test_one_picture_is_encoded_once(untrained: SamBackend) -> None:
+async def test_concurrent_calls_encode_one_image_once(untrained: SamBackend) -> None:
     backend = Watched(untrained)
     async with engine_for(backend) as engine:
         found = await asyncio.gather(*(engine.prompts(picture(1), [CLICK]) for _ in range(6)))
@@ -110,7 +110,7 @@ async def test_cancelling_frees_the_device(untrained: SamBackend) -> None:
     assert backend.log.count("decode 4") < 48 * 48 / 4 / 2
 
 
-async def test_a_picture_that_cannot_be_decoded_fails_alone(untrained: SamBackend) -> None:
+async def test_an_image_that_cannot_be_decoded_fails_alone(untrained: SamBackend) -> None:
     def broken() -> NDArray[np.uint8]:
         raise RegionSearchError(Kind.UNSUPPORTED_IMAGE, "image is damaged", field="image")
 

@@ -22,7 +22,7 @@ def test_extreme_aspects_do_not_fail(pocket: SamBackend) -> None:
     assert all(region.runs.size == (1, 4000) for region in regions)
 
 
-def test_pieces_of_any_size_give_one_answer(
+def test_grid_pieces_of_any_size_give_the_same_regions(
     pocket: SamBackend, coffee: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = segment_everything(pocket, coffee, OPEN)

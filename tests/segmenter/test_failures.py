@@ -106,7 +106,7 @@ async def test_out_of_memory_is_halved_and_a_lost_device_ends_the_process(
     assert await asyncio.wait_for(child.wait(), 60) == 1
 
 
-async def test_a_model_that_fits_nothing_fails_the_call_only() -> None:
+async def test_an_item_that_never_fits_into_memory_fails_its_call_only() -> None:
     """The halves end at one item."""
 
     backend = TroubledBackend()
@@ -125,7 +125,7 @@ async def test_a_model_that_fits_nothing_fails_the_call_only() -> None:
 
 
 @pytest.mark.parametrize("size", [1, 3])
-async def test_what_cannot_be_drawn_beside_the_queue_gets_its_turn_there(
+async def test_masks_that_fail_to_draw_outside_the_queue_are_drawn_in_it(
     monkeypatch: pytest.MonkeyPatch, size: int
 ) -> None:
     """As long as somebody else has the memory, and where it suffices for some regions at a time only."""
@@ -159,7 +159,7 @@ async def test_what_cannot_be_drawn_beside_the_queue_gets_its_turn_there(
         (torch.AcceleratorError("CUDA error: an illegal memory access was encountered"), Kind.UNAVAILABLE),
     ],
 )
-async def test_what_can_never_be_drawn_says_why(
+async def test_a_mask_that_can_never_be_drawn_reports_the_error(
     monkeypatch: pytest.MonkeyPatch, error: Exception, kind: Kind
 ) -> None:
     def fail(*_: Any) -> Any:

@@ -43,7 +43,7 @@ def test_crops_and_points_are_known_beforehand(per_side: int, layers: int, facto
 
 
 @given(st.integers(1, 12), st.integers(1, 12))
-def test_tiny_pictures_have_no_empty_crops(height: int, width: int) -> None:
+def test_tiny_images_have_no_empty_crops(height: int, width: int) -> None:
     crops = plan_crops((height, width), EverythingOptions(crop_n_layers=4))
     assert crops[0] == Crop(0, 0, width, height, 0)
     assert all(crop.size[0] > 0 and crop.size[1] > 0 for crop in crops)

@@ -30,11 +30,11 @@ def copy_pocket(folder: Path) -> Path:
     return folder / "segmenter.json"
 
 
-def test_every_name_belongs_to_a_family() -> None:
+def test_every_checkpoint_name_belongs_to_a_model_family() -> None:
     assert {family for family, _ in CHECKPOINTS.values()} == set(FAMILIES)
 
 
-def test_a_manifest_anywhere_loads(tmp_path: Path) -> None:
+def test_a_segmenter_loads_from_a_manifest_in_any_folder(tmp_path: Path) -> None:
     manifest = copy_pocket(tmp_path)
     files = find_model(str(manifest))
     backend = load_backend(files, "cpu", "fp32")
@@ -43,12 +43,12 @@ def test_a_manifest_anywhere_loads(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("setting", "zooms"), [(None, True), (True, True), (False, False)])
-def test_an_operator_may_say_whether_prompts_zoom(setting: bool | None, zooms: bool) -> None:
+def test_the_zoom_setting_overrides_the_default_of_the_model(setting: bool | None, zooms: bool) -> None:
     _, defaults = load(SegmenterSettings(zoom=setting))
     assert defaults.zoom is zooms
 
 
-def test_the_refiner_has_run_before_the_first_caller(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_warmup_runs_the_refiner(monkeypatch: pytest.MonkeyPatch) -> None:
     shapes = []
     refine = Refiner.refine
 
@@ -93,7 +93,7 @@ def test_a_checkpoint_of_another_architecture_is_refused(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 cut off"])
-def test_what_is_no_checkpoint_is_refused(tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_is_not_a_checkpoint_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "sam_vit_b.pth"
     path.write_bytes(content)
     assert failure(str(path)).kind is Kind.DATA_LOSS
@@ -111,7 +111,7 @@ def test_pickled_code_is_not_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"family": "sam"}'])
-def test_a_manifest_that_is_none_is_named(tmp_path: Path, content: str) -> None:
+def test_an_invalid_segmenter_manifest_is_named(tmp_path: Path, content: str) -> None:
     manifest = copy_pocket(tmp_path)
     manifest.write_text(content)
     error = failure(str(manifest))

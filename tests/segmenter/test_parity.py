@@ -90,13 +90,13 @@ def test_odd_shapes(pocket: SamBackend, shape: tuple[int, int]) -> None:
     assert_parity(pocket, image, replace(OPEN, points_per_side=2, **ALL))
 
 
-def test_constant_and_grey_pictures(pocket: SamBackend, coffee: NDArray[np.uint8]) -> None:
+def test_constant_and_grey_images(pocket: SamBackend, coffee: NDArray[np.uint8]) -> None:
     assert_parity(pocket, np.full((90, 120, 3), 128, np.uint8), OPEN)
     grey = np.repeat(np.array(Image.fromarray(coffee).convert("L"))[..., None], 3, axis=2)
     assert len(assert_parity(pocket, grey, OPEN)) > 1
 
 
-def test_what_is_not_the_reference_answer_is_noticed(pocket: SamBackend, coffee: NDArray[np.uint8]) -> None:
+def test_the_parity_check_notices_a_wrong_answer(pocket: SamBackend, coffee: NDArray[np.uint8]) -> None:
     """A pixel beside the mask, a score that is off by little: the check is worth something."""
     reference = Reference(pocket, OPEN)
     record = reference.generate(coffee)[0]

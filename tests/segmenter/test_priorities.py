@@ -57,7 +57,7 @@ async def stepping(backend: SamBackend, **options: Any) -> AsyncIterator[tuple[S
 
 
 @pytest.mark.parametrize("priority", [Priority.INTERACTIVE, Priority.BULK])
-async def test_a_click_waits_for_the_piece_that_runs_and_no_other(
+async def test_a_click_waits_for_one_piece_of_everything_mode(
     untrained: SamBackend, priority: Priority
 ) -> None:
     async with stepping(untrained) as (engine, backend):
@@ -75,7 +75,7 @@ async def test_a_click_waits_for_the_piece_that_runs_and_no_other(
         await everything
 
 
-async def test_a_click_does_not_wait_in_the_lane_in_which_somebody_else_began_its_encoding(
+async def test_a_click_escalates_the_encoding_of_a_bulk_call(
     untrained: SamBackend,
 ) -> None:
     async with stepping(untrained) as (engine, backend):
@@ -94,7 +94,7 @@ async def test_a_click_does_not_wait_in_the_lane_in_which_somebody_else_began_it
         await asyncio.gather(*waiting)
 
 
-async def test_everything_mode_ends_however_many_clicks_there_are(untrained: SamBackend) -> None:
+async def test_clicks_do_not_starve_everything_mode(untrained: SamBackend) -> None:
     async with stepping(untrained) as (engine, backend):
         await_free = asyncio.create_task(engine.prompts(picture(1), [CLICK]))
         backend.permits.release(10_000)

@@ -76,7 +76,7 @@ def test_every_kind_of_prompt_gives_the_reference_masks(
             assert (candidate.region.runs.to_mask() != masks[place]).mean() < 1e-4
 
 
-def test_a_rough_mask_lies_over_the_picture_as_the_model_sees_it(
+def test_a_mask_prompt_covers_the_image_as_in_the_input_of_the_model(
     pocket: SamBackend, coffee: NDArray[np.uint8]
 ) -> None:
     mask = np.zeros(coffee.shape[:2], bool)
@@ -120,14 +120,14 @@ def test_rough_masks_are_in_memory_one_at_a_time(untrained: SamBackend, coffee: 
     assert len(alive) == 5
 
 
-def test_huge_logits_are_answered_with_numbers(untrained: SamBackend, coffee: NDArray[np.uint8]) -> None:
+def test_huge_mask_logits_give_finite_answers(untrained: SamBackend, coffee: NDArray[np.uint8]) -> None:
     logits = np.full(untrained.mask_size, 3e38, np.float32)
     ((answer,),) = ask(untrained, coffee, [prompt([], mask_logits=logits)], False).answers
     assert np.isfinite(answer.region.predicted_iou)
     assert np.isfinite(answer.low_res_logits).all()
 
 
-def test_masks_of_many_pixels_are_read_in_several_goes() -> None:
+def test_mask_prompts_of_many_pixels_are_read_in_several_groups() -> None:
     large = RoughMask((7000, 7000), lambda: np.zeros((1, 1), bool))
     prompts = [prompt([(1, 1)]), *[prompt([(1, 1)], mask=large)] * 6, prompt([(2, 2)])]
     groups = group_prompts(prompts)
@@ -136,7 +136,7 @@ def test_masks_of_many_pixels_are_read_in_several_goes() -> None:
     assert max(len(group) for group in groups) == 2
 
 
-def test_a_mask_that_cannot_be_read_fails_its_own_call_only(
+def test_an_unreadable_mask_prompt_fails_its_own_call_only(
     pocket: SamBackend, coffee: NDArray[np.uint8]
 ) -> None:
     def broken() -> NDArray[np.bool_]:

@@ -65,7 +65,7 @@ def test_the_longer_side_fills_the_input(height: int, width: int, side: int) -> 
     assert min(shrunk) == pytest.approx(side * min(height, width) / max(height, width), abs=1)
 
 
-def test_pixels_beyond_the_part_are_grey() -> None:
+def test_refiner_input_is_grey_outside_the_close_up() -> None:
     shrunk = shrink_pixels(np.full((20, 40, 3), 200, np.uint8), SIDE)
     assert shrunk.shape == (3, SIDE, SIDE)
     assert (shrunk[:, : SIDE // 2] == 200).all()
@@ -73,7 +73,7 @@ def test_pixels_beyond_the_part_are_grey() -> None:
 
 
 @given(left=st.floats(-20, 20), top=st.floats(-20, 20), width=st.floats(4, 60), height=st.floats(4, 60))
-def test_masks_lie_where_the_part_does(left: float, top: float, width: float, height: float) -> None:
+def test_refiner_masks_are_cut_to_the_close_up(left: float, top: float, width: float, height: float) -> None:
     """Of a mask that is a ramp along both axes, the part has the values of its own place."""
     ramp = np.add.outer(np.arange(32) * 4, np.arange(32) * 3).astype(np.uint8)
     size = (round(height * 10), round(width * 10))
@@ -91,11 +91,11 @@ def test_masks_lie_where_the_part_does(left: float, top: float, width: float, he
     assert not shrunk[:, columns:].any()
 
 
-def test_a_part_beside_the_masks_has_none() -> None:
+def test_a_close_up_outside_the_masks_gets_empty_masks() -> None:
     assert not shrink_masks(np.full((1, 8, 8), 255, np.uint8), (8.0, 0.0, 16.0, 8.0), (8, 8), SIDE).any()
 
 
-def test_what_is_said_of_the_object_is_seen() -> None:
+def test_points_and_box_appear_in_the_refiner_input() -> None:
     seen = torch.zeros(1, 3 + MASKS, SIDE, SIDE, dtype=torch.uint8)
     points = torch.tensor([[[10.0, 20.0], [40.0, 50.0], [30.0, 5.0]]])
     [maps] = input_maps(seen, points, torch.tensor([[1, 0, -1]]), torch.tensor([[8.0, 4.0, 24.0, 32.0]]))
@@ -108,7 +108,7 @@ def test_what_is_said_of_the_object_is_seen() -> None:
     assert (maps[6:] == -1).all()
 
 
-def test_without_a_prompt_nothing_is_said() -> None:
+def test_refiner_input_without_a_prompt_is_empty() -> None:
     seen = torch.zeros(2, 3 + MASKS, SIDE, SIDE, dtype=torch.uint8)
     maps = input_maps(seen, torch.zeros(2, 0, 2), torch.zeros(2, 0), torch.full((2, 4), torch.nan))
     assert not maps[:, 3:6].any()
@@ -134,7 +134,7 @@ def test_a_shorter_body_is_one_of_its_first_blocks() -> None:
 
 
 @pytest.mark.parametrize("crop", [Crop(30, 40, 94, 104, 1), Crop(0, 10, 100, 60, 1)])
-def test_the_mask_is_drawn_where_it_was_looked_for(refiner: Refiner, crop: Crop) -> None:
+def test_a_refined_mask_is_drawn_at_its_close_up(refiner: Refiner, crop: Crop) -> None:
     """Logits lie over the square whose upper left corner is the part's."""
     height, width = refiner.mask_size
     side = max(crop.size)
@@ -162,7 +162,7 @@ def test_pixels_are_drawn_that_raise_the_iou_to_be_expected(refiner: Refiner, io
     assert region.box[2] == 255
 
 
-def test_a_close_up_shows_the_first_look() -> None:
+def test_a_close_up_holds_the_masks_of_the_first_pass() -> None:
     """Masks of a square input in which the image fills the upper part only."""
     geometry = Geometry((300, 600), (64, 128), (128, 128), ())
     logits = np.full((32, 32), -20, np.float32)
@@ -211,7 +211,7 @@ def subject(pixels: NDArray[np.uint8], box: tuple[int, int, int, int]) -> Refine
     return RefineTarget(pixels, geometry, prompt([point]), np.zeros((MASKS, 24, 24), np.uint8), box)
 
 
-def test_each_look_is_around_what_the_one_before_found() -> None:
+def test_each_pass_is_centred_on_the_mask_of_the_one_before() -> None:
     drawing = Drawing()
     objects = [
         subject(bright(100, 60, 160, 90), (110, 65, 130, 85)),
@@ -233,7 +233,7 @@ def test_each_look_is_around_what_the_one_before_found() -> None:
     assert [result.iou for result in results if result] == pytest.approx([0.1, 0.2])
 
 
-def test_looks_that_find_nothing_end_it() -> None:
+def test_passes_end_when_one_finds_nothing() -> None:
     drawing = Drawing()
     dark, light = (
         subject(bright(0, 0, 0, 0), (50, 50, 80, 80)),

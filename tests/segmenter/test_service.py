@@ -107,7 +107,7 @@ async def test_a_second_click_and_a_refined_one_need_no_encoder(stub: Any, image
     assert [len(result.candidates) for result in second.results] == [1, 1]
 
 
-async def test_prompts_zoom_as_the_model_does_unless_told(stub: Any, image: types_pb2.Image) -> None:
+async def test_zoom_defaults_to_that_of_the_model(stub: Any, image: types_pb2.Image) -> None:
     model = await stub.GetModel(segment_pb2.SegmentServiceGetModelRequest())
     assert model.zoom_default
     small = segment_pb2.Prompt(points=[types_pb2.Point(x=60, y=60)])
@@ -120,7 +120,7 @@ async def test_prompts_zoom_as_the_model_does_unless_told(stub: Any, image: type
     assert crops[0] == crops[1] < crops[2] == (360, 270)
 
 
-async def test_logits_are_those_of_the_whole_image(stub: Any, image: types_pb2.Image) -> None:
+async def test_low_res_logits_belong_to_the_whole_image(stub: Any, image: types_pb2.Image) -> None:
     output = segment_pb2.OutputOptions(low_res_logits=True)
     prompts = segment_pb2.Prompts(prompts=[segment_pb2.Prompt(points=[types_pb2.Point(x=60, y=60)])])
     request = segment_pb2.SegmentRequest(image=image, prompts=prompts, output=output)
@@ -244,7 +244,7 @@ async def test_an_unexpected_error_of_an_item_does_not_end_its_stream(
     await engine.close()
 
 
-async def test_an_answer_over_the_cap_of_a_message_says_what_to_do(
+async def test_a_response_over_the_message_limit_names_the_remedy(
     untrained: SamBackend, image: types_pb2.Image
 ) -> None:
     engine = SegmentEngine(untrained, BatchSettings(), cache_bytes=1 << 24)

@@ -82,7 +82,7 @@ def test_the_square_lies_in_the_image(x: float, y: float, side: float) -> None:
 
 
 @given(data=st.data())
-def test_the_surroundings_hold_the_mask_and_what_is_said_of_the_object(data: st.DataObject) -> None:
+def test_the_zoom_crop_holds_the_mask_the_points_and_the_box(data: st.DataObject) -> None:
     left, top = data.draw(st.integers(0, 790)), data.draw(st.integers(0, 590))
     width, height = data.draw(st.integers(1, 800 - left)), data.draw(st.integers(1, 600 - top))
     point = data.draw(st.tuples(st.floats(0, 799), st.floats(0, 599)))
@@ -112,7 +112,7 @@ def test_the_surroundings_hold_the_mask_and_what_is_said_of_the_object(data: st.
         (prompt([(10, 10), (790, 590)]), region(0, 0, 20, 20)),  # points far apart
     ],
 )
-def test_what_is_looked_at_once(asked: Prompt, found: Region) -> None:
+def test_prompts_that_are_not_zoomed(asked: Prompt, found: Region) -> None:
     assert enlarged(asked, found, 5.0, GEOMETRY) is None
 
 
@@ -122,7 +122,7 @@ def test_an_object_is_enlarged_up_to_a_limit() -> None:
     assert crop.size == (48, 48)  # 384 / 8
 
 
-def test_a_box_is_part_of_what_is_said_of_the_object() -> None:
+def test_the_zoom_crop_includes_the_box_of_the_prompt() -> None:
     asked = prompt([], box=(300, 200, 400, 300))
     crop = surroundings(asked, region(340, 240, 5, 5).box, 5.5, GEOMETRY.image_size)
     assert crop.size == (550, 550)
@@ -136,7 +136,7 @@ def test_prompts_are_moved_into_the_crop() -> None:
     assert moved.box == (20, 20, 60, 40)
 
 
-def test_looks_that_agree_are_left_alone() -> None:
+def test_passes_that_agree_keep_their_mask() -> None:
     found = region(10, 10, 20, 20)
     [both] = agree([[answer(found)], [answer(found)]])
     assert both.region.runs.coco_rle() == found.runs.coco_rle()
@@ -152,13 +152,15 @@ def test_all_masks_vote_with_their_rank() -> None:
     assert found[1].region == third
 
 
-def test_masks_without_a_majority_leave_the_best_look_as_it_is() -> None:
+def test_a_vote_without_a_majority_keeps_the_best_pass() -> None:
     looks = [[answer(region(100 * place, 0, 50, 50))] for place in range(3)]
     looks[1] = [answer(replace(looks[1][0].region, predicted_iou=0.95))]
     assert agree(looks) == looks[1]
 
 
-def test_every_look_is_the_reference_on_its_part(unrefined: SamBackend, scene: NDArray[np.uint8]) -> None:
+def test_every_zoom_pass_matches_the_reference_on_its_crop(
+    unrefined: SamBackend, scene: NDArray[np.uint8]
+) -> None:
     """The answer is what the masks of SamPredictor on the looked-at parts vote for."""
     predictor = SamPredictor(unrefined.model)
     asked = [prompt([(x, y)]) for x in range(40, 340, 60) for y in range(40, 250, 60)]
@@ -199,7 +201,9 @@ def answers_of(
     return sorted(map(answer, regions), key=lambda one: one.region.rank, reverse=True)
 
 
-async def test_the_same_click_again_needs_no_encoder(unrefined: SamBackend, scene: NDArray[np.uint8]) -> None:
+async def test_a_repeated_zoomed_click_runs_no_encoder(
+    unrefined: SamBackend, scene: NDArray[np.uint8]
+) -> None:
     watched = Watched(unrefined)
     decoded = []
 
@@ -215,7 +219,7 @@ async def test_the_same_click_again_needs_no_encoder(unrefined: SamBackend, scen
     assert len(decoded) == 2
 
 
-async def test_looks_for_several_prompts_share_the_decoded_picture(
+async def test_zoom_passes_of_several_prompts_decode_the_image_once(
     unrefined: SamBackend, scene: NDArray[np.uint8]
 ) -> None:
     decoded = []
@@ -231,7 +235,9 @@ async def test_looks_for_several_prompts_share_the_decoded_picture(
     assert len(decoded) == 2  # for the first look, and for all others
 
 
-async def test_features_are_those_of_the_whole_picture(pocket: SamBackend, scene: NDArray[np.uint8]) -> None:
+async def test_features_of_zoomed_prompts_are_those_of_the_whole_image(
+    pocket: SamBackend, scene: NDArray[np.uint8]
+) -> None:
     async with engine_for(pocket) as engine:
         found = await engine.prompts(
             LazyImage("picture", lambda: scene), [prompt([(60, 60)])], zoom=True, features=True
@@ -242,7 +248,7 @@ async def test_features_are_those_of_the_whole_picture(pocket: SamBackend, scene
     np.testing.assert_allclose(found.features[0], pool_features(whole, [answer.region]), atol=1e-5)
 
 
-async def test_a_refiner_needs_the_encoder_once(pocket: SamBackend, scene: NDArray[np.uint8]) -> None:
+async def test_refining_runs_the_encoder_once(pocket: SamBackend, scene: NDArray[np.uint8]) -> None:
     watched = Watched(pocket)
     async with engine_for(watched) as engine:
         for place in ((60, 60), (64, 58)):
@@ -274,7 +280,7 @@ def test_the_first_mask_is_refined(pocket: SamBackend, scene: NDArray[np.uint8],
     ],
 )
 @pytest.mark.parametrize("model", ["pocket", "unrefined"])
-def test_a_mask_to_begin_from_belongs_to_the_whole_picture(
+def test_prompts_with_a_mask_are_not_zoomed(
     request: pytest.FixtureRequest, scene: NDArray[np.uint8], asked: Prompt, model: str
 ) -> None:
     backend = request.getfixturevalue(model)
@@ -284,7 +290,7 @@ def test_a_mask_to_begin_from_belongs_to_the_whole_picture(
 
 
 @pytest.mark.parametrize("model", ["pocket", "unrefined"])
-def test_small_things_are_cut_out_better(request: pytest.FixtureRequest, model: str) -> None:
+def test_zoom_improves_masks_of_small_objects(request: pytest.FixtureRequest, model: str) -> None:
     """On the fixture; what closer looks are for."""
     backend = request.getfixturevalue(model)
     once, twice = [], []
