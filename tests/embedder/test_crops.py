@@ -189,10 +189,10 @@ def test_no_regions_give_an_empty_batch(image):
 def test_whole_image_matches_open_clip(image, mode, shape):
     from open_clip.transform import image_transform
 
-    picture = Image.fromarray(image.permute(1, 2, 0).numpy()).resize(shape[::-1])
+    resized = Image.fromarray(image.permute(1, 2, 0).numpy()).resize(shape[::-1])
     transform = image_transform(SIZE, False, CLIP_MEAN, CLIP_STD, resize_mode=mode, interpolation="bicubic")
-    expected = to_levels(transform(picture))
-    ours = resize_image(torch.from_numpy(np.array(picture)).permute(2, 0, 1), SIZE, mode).numpy()
+    expected = to_levels(transform(resized))
+    ours = resize_image(torch.from_numpy(np.array(resized)).permute(2, 0, 1), SIZE, mode).numpy()
     assert np.abs(ours - expected).mean() < 0.6
     assert centred_cosine(ours, expected) >= 0.9999
 

@@ -37,9 +37,9 @@ def test_many_large_masks_take_the_memory_of_a_few(encoding):
         kept, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    picture = 3 * SIDE * SIDE
-    assert kept < picture + AHEAD_BYTES + (1 << 20)  # 60 masks are 240 MB
-    assert peak < 2 * picture + AHEAD_BYTES + 12 * SIDE * SIDE
+    image_bytes = 3 * SIDE * SIDE
+    assert kept < image_bytes + AHEAD_BYTES + (1 << 20)  # 60 masks are 240 MB
+    assert peak < 2 * image_bytes + AHEAD_BYTES + 12 * SIDE * SIDE
     assert regions.masks is None or regions.masks[59].all()
 
 

@@ -238,7 +238,7 @@ def broken_requests(pixels, regions):
             "regions",
         ),
         "no image": (ask(types_pb2.Image(), box=box), Kind.INVALID_ARGUMENT, "image"),
-        "no picture": (
+        "not an image": (
             ask(types_pb2.Image(encoded=b"x" * 99), box=box),
             Kind.UNSUPPORTED_IMAGE,
             "image.encoded",

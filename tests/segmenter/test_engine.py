@@ -58,14 +58,14 @@ async def engine_for(
         await engine.close()
 
 
-def picture(seed: int, size: tuple[int, int] = (60, 80)) -> LazyImage:
+def lazy_image(seed: int, size: tuple[int, int] = (60, 80)) -> LazyImage:
     pixels = np.random.default_rng(seed).integers(0, 256, (*size, 3), np.uint8)
     return LazyImage(f"{seed}", lambda: pixels)
 
 
 async def test_thirty_two_callers_get_their_own_answers(untrained: SamBackend) -> None:
     async def answer(engine: SegmentEngine, number: int) -> list[Region]:
-        image = picture(number % 5, (60 + number % 5, 80))
+        image = lazy_image(number % 5, (60 + number % 5, 80))
         call = CallContext(Priority.BULK if number % 3 == 0 else Priority.INTERACTIVE)
         if number % 2:
             return (await engine.everything(image, GRID, call=call)).regions
@@ -89,8 +89,8 @@ async def test_thirty_two_callers_get_their_own_answers(untrained: SamBackend) -
 async def test_concurrent_calls_encode_one_image_once(untrained: SamBackend) -> None:
     backend = Watched(untrained)
     async with engine_for(backend) as engine:
-        found = await asyncio.gather(*(engine.prompts(picture(1), [CLICK]) for _ in range(6)))
-        again = await engine.prompts(picture(1), [CLICK])
+        found = await asyncio.gather(*(engine.prompts(lazy_image(1), [CLICK]) for _ in range(6)))
+        again = await engine.prompts(lazy_image(1), [CLICK])
     assert backend.log.count("encode") == 1
     assert again.cached
     assert not found[0].cached
@@ -100,13 +100,13 @@ async def test_cancelling_frees_the_device(untrained: SamBackend) -> None:
     backend = Watched(untrained)
     async with engine_for(backend, max_batch=4) as engine:
         grid = replace(GRID, points_per_side=48)
-        task = asyncio.create_task(engine.everything(picture(1), grid))
+        task = asyncio.create_task(engine.everything(lazy_image(1), grid))
         while backend.log.count("decode 4") < 2:  # noqa: ASYNC110 (another thread writes the log)
             await asyncio.sleep(0.001)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        await engine.prompts(picture(2), [CLICK])
+        await engine.prompts(lazy_image(2), [CLICK])
     assert backend.log.count("decode 4") < 48 * 48 / 4 / 2
 
 
@@ -117,7 +117,7 @@ async def test_an_image_that_cannot_be_decoded_fails_alone(untrained: SamBackend
     async with engine_for(untrained) as engine:
         bad = engine.prompts(LazyImage("bad", broken), [CLICK])
         results = await asyncio.gather(
-            bad, *(engine.prompts(picture(seed), [CLICK]) for seed in range(4)), return_exceptions=True
+            bad, *(engine.prompts(lazy_image(seed), [CLICK]) for seed in range(4)), return_exceptions=True
         )
     assert isinstance(results[0], RegionSearchError)
     assert not any(isinstance(result, BaseException) for result in results[1:])
@@ -127,9 +127,9 @@ async def test_a_fine_grid_is_searched_piece_by_piece(
     untrained: SamBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with engine_for(untrained) as engine:
-        whole = (await engine.everything(picture(1), GRID)).regions
+        whole = (await engine.everything(lazy_image(1), GRID)).regions
         monkeypatch.setattr("services.segmenter.engine.GRID_PIECE", 8)
-        pieces = (await engine.everything(picture(1), GRID)).regions
+        pieces = (await engine.everything(lazy_image(1), GRID)).regions
     assert [region.runs.coco_rle() for region in pieces] == [region.runs.coco_rle() for region in whole]
 
 
@@ -137,9 +137,9 @@ async def test_masks_that_take_too_much_memory_are_refused_by_name(untrained: Sa
     batching = BatchSettings(max_batch=8)
     engine = SegmentEngine(untrained, batching, cache_bytes=1 << 24, max_candidate_bytes=1000)
     with pytest.raises(RegionSearchError) as caught:
-        await engine.everything(picture(1), GRID)
+        await engine.everything(lazy_image(1), GRID)
     assert (caught.value.kind, caught.value.field) == (Kind.TOO_LARGE, "everything.points_per_side")
-    assert (await engine.prompts(picture(1), [CLICK])).answers
+    assert (await engine.prompts(lazy_image(1), [CLICK])).answers
     await engine.close()
 
 
@@ -147,7 +147,7 @@ async def test_selection_and_features_come_with_everything(untrained: SamBackend
     selection = SelectionOptions(0, 1, max_area_fraction=1.0, mask_nms_thresh=1.0, max_regions=3)
     async with engine_for(untrained) as engine:
         found = await engine.everything(
-            picture(3), replace(GRID, box_nms_thresh=1.0), selection, features=True
+            lazy_image(3), replace(GRID, box_nms_thresh=1.0), selection, features=True
         )
     assert len(found.regions) == 3
     assert found.features is not None

@@ -27,9 +27,9 @@ def test_cells_share_a_region_by_pixels() -> None:
 
 def test_features_are_means_over_the_mask_with_length_one() -> None:
     maps = torch.rand(7, 10, 10)
-    picture = Embedding((maps,), GEOMETRY)
+    whole = Embedding((maps,), GEOMETRY)
     one_pixel, cells = region(mask_at(39, 49, 1, 1)), region(mask_at(5, 0, 10, 5))
-    pooled = pool_features(picture, [one_pixel, cells])
+    pooled = pool_features(whole, [one_pixel, cells])
     expected = torch.stack([maps[:, 7, 9], (maps[:, 1, 0] + maps[:, 2, 0]) / 2])
     expected = torch.nn.functional.normalize(expected, dim=1)
     np.testing.assert_allclose(pooled, expected.numpy(), atol=1e-6)

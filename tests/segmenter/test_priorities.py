@@ -17,7 +17,7 @@ from services.segmenter.backends.base import Embedding, PromptBatch
 from services.segmenter.backends.sam import SamBackend
 from services.segmenter.call_context import CallContext
 from services.segmenter.engine import SegmentEngine
-from tests.segmenter.test_engine import CLICK, GRID, picture
+from tests.segmenter.test_engine import CLICK, GRID, lazy_image
 
 PIECE = 4
 
@@ -61,11 +61,13 @@ async def test_a_click_waits_for_one_piece_of_everything_mode(
     untrained: SamBackend, priority: Priority
 ) -> None:
     async with stepping(untrained) as (engine, backend):
-        search = engine.everything(picture(1), replace(GRID, points_per_side=16), call=CallContext(priority))
+        search = engine.everything(
+            lazy_image(1), replace(GRID, points_per_side=16), call=CallContext(priority)
+        )
         everything = asyncio.create_task(search)
         for round_ in range(1, 6):
             await until(lambda round_=round_: backend.began == [PIECE, 1] * (round_ - 1) + [PIECE])
-            click = asyncio.create_task(engine.prompts(picture(1), [CLICK]))
+            click = asyncio.create_task(engine.prompts(lazy_image(1), [CLICK]))
             ready = engine.batcher._devices[0]._ready._ready
             await until(lambda ready=ready: ready[Priority.INTERACTIVE])
             backend.permits.release(2)  # the piece that runs, and the click
@@ -80,12 +82,12 @@ async def test_a_click_escalates_the_encoding_of_a_bulk_call(
 ) -> None:
     async with stepping(untrained) as (engine, backend):
         bulk = CallContext(Priority.BULK)
-        search = engine.everything(picture(1), replace(GRID, points_per_side=32), call=bulk)
+        search = engine.everything(lazy_image(1), replace(GRID, points_per_side=32), call=bulk)
         waiting = [asyncio.create_task(search)]
         await until(lambda: backend.began)
-        waiting.append(asyncio.create_task(engine.prompts(picture(2), [CLICK], call=bulk)))
+        waiting.append(asyncio.create_task(engine.prompts(lazy_image(2), [CLICK], call=bulk)))
         await until(lambda: engine.cache._flights)
-        click = asyncio.create_task(engine.prompts(picture(2), [CLICK]))
+        click = asyncio.create_task(engine.prompts(lazy_image(2), [CLICK]))
         while not click.done():
             backend.permits.release()
             await asyncio.sleep(0.05)
@@ -96,14 +98,16 @@ async def test_a_click_escalates_the_encoding_of_a_bulk_call(
 
 async def test_clicks_do_not_starve_everything_mode(untrained: SamBackend) -> None:
     async with stepping(untrained) as (engine, backend):
-        await_free = asyncio.create_task(engine.prompts(picture(1), [CLICK]))
+        await_free = asyncio.create_task(engine.prompts(lazy_image(1), [CLICK]))
         backend.permits.release(10_000)
         await await_free
-        everything = asyncio.create_task(engine.everything(picture(1), GRID, call=CallContext(Priority.BULK)))
+        everything = asyncio.create_task(
+            engine.everything(lazy_image(1), GRID, call=CallContext(Priority.BULK))
+        )
 
         async def clicker() -> None:
             while not everything.done():
-                await engine.prompts(picture(1), [CLICK])
+                await engine.prompts(lazy_image(1), [CLICK])
 
         await asyncio.gather(*(clicker() for _ in range(12)))
         assert (await everything).regions
@@ -114,9 +118,9 @@ async def test_a_refused_click_says_why(untrained: SamBackend) -> None:
 
     async with stepping(untrained) as (engine, backend):
         backend.permits.release()
-        await engine.prompts(picture(1), [CLICK])
+        await engine.prompts(lazy_image(1), [CLICK])
         late = CallContext(deadline=asyncio.get_running_loop().time() + 1)
         box = replace(CLICK, box=(1.0, 2.0, 30.0, 40.0))
         with pytest.raises(RegionSearchError) as caught:
-            await engine.prompts(picture(1), [CLICK, box], call=late)
+            await engine.prompts(lazy_image(1), [CLICK, box], call=late)
         assert caught.value.kind is Kind.DEADLINE_EXCEEDED

@@ -173,8 +173,8 @@ async def test_lower_precision_is_a_setting_that_every_answer_names(image: types
 async def test_a_stream_answers_every_key_and_survives_a_bad_item(stub: Any, image: types_pb2.Image) -> None:
     async def requests() -> AsyncIterator[segment_pb2.SegmentStreamRequest]:
         for number in range(12):
-            picture = image if number != 5 else types_pb2.Image(encoded=b"no picture")
-            request = segment_pb2.SegmentRequest(image=picture, prompts=segment_pb2.Prompts(prompts=[CLICK]))
+            sent = image if number != 5 else types_pb2.Image(encoded=b"not an image")
+            request = segment_pb2.SegmentRequest(image=sent, prompts=segment_pb2.Prompts(prompts=[CLICK]))
             yield segment_pb2.SegmentStreamRequest(key=f"item {number}", request=request)
 
     answers = {answer.key: answer async for answer in stub.SegmentStream(requests(), timeout=60)}
@@ -221,10 +221,10 @@ async def test_an_unexpected_error_of_an_item_does_not_end_its_stream(
     servicer = SegmentServicer(engine, Defaults(), SegmenterSettings())
     answer = engine.prompts
 
-    async def fall(picture: Any, prompts: Any, **options: Any) -> Any:
+    async def fall(image: Any, prompts: Any, **options: Any) -> Any:
         if len(prompts) == 2:
             raise error
-        return await answer(picture, prompts, **options)
+        return await answer(image, prompts, **options)
 
     monkeypatch.setattr(engine, "prompts", fall)
 

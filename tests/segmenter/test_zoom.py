@@ -60,7 +60,7 @@ def region(left: int, top: int, width: int, height: int) -> Region:
 def ask(backend: Any, pixels: NDArray[np.uint8], *prompts: Prompt, **options: Any) -> Prompted:
     async def main() -> Prompted:
         async with engine_for(backend) as engine:
-            return await engine.prompts(LazyImage("picture", lambda: pixels), prompts, **options)
+            return await engine.prompts(LazyImage("image", lambda: pixels), prompts, **options)
 
     return asyncio.run(main())
 
@@ -213,7 +213,7 @@ async def test_a_repeated_zoomed_click_runs_no_encoder(
 
     async with engine_for(watched) as engine:
         for _ in range(2):
-            answer = await engine.prompts(LazyImage("picture", decode), [prompt([(60, 60)])], zoom=True)
+            answer = await engine.prompts(LazyImage("image", decode), [prompt([(60, 60)])], zoom=True)
     assert answer.cached
     assert watched.log.count("encode") == 3  # the whole and its parts, once each
     assert len(decoded) == 2
@@ -231,7 +231,7 @@ async def test_zoom_passes_of_several_prompts_decode_the_image_once(
 
     async with engine_for(unrefined, max_batch=64) as engine:
         asked = [prompt([(60, 60)]), prompt([(61, 61)], box=(30, 30, 90, 90)), prompt([(62, 60), (60, 58)])]
-        await engine.prompts(LazyImage("picture", decode), asked, zoom=True)
+        await engine.prompts(LazyImage("image", decode), asked, zoom=True)
     assert len(decoded) == 2  # for the first look, and for all others
 
 
@@ -240,7 +240,7 @@ async def test_features_of_zoomed_prompts_are_those_of_the_whole_image(
 ) -> None:
     async with engine_for(pocket) as engine:
         found = await engine.prompts(
-            LazyImage("picture", lambda: scene), [prompt([(60, 60)])], zoom=True, features=True
+            LazyImage("image", lambda: scene), [prompt([(60, 60)])], zoom=True, features=True
         )
     assert found.features is not None
     [[answer]] = found.answers
@@ -252,7 +252,7 @@ async def test_refining_runs_the_encoder_once(pocket: SamBackend, scene: NDArray
     watched = Watched(pocket)
     async with engine_for(watched) as engine:
         for place in ((60, 60), (64, 58)):
-            await engine.prompts(LazyImage("picture", lambda: scene), [prompt([place])], zoom=True)
+            await engine.prompts(LazyImage("image", lambda: scene), [prompt([place])], zoom=True)
     assert watched.log.count("encode") == 1
 
 
