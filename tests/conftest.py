@@ -19,8 +19,11 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("repeatable")
 
-# Fixtures behind which processes of ours run or models are loaded; other modules set the marker themselves.
-HEAVY = frozenset({"stack", "own_stack", "world", "up", "pocket", "backend", "manifest", "monitored"})
+# What makes a test more than a unit test: fixtures behind which processes of ours run or models are loaded,
+# modules that start processes, and folders whose tests train or measure models.
+_FIXTURES = frozenset({"stack", "own_stack", "world", "up", "pocket", "backend", "manifest"})
+_MODULES = frozenset({"subprocess", "multiprocessing"})
+_FOLDERS = frozenset({"training", "evaluation", "e2e"})
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -28,7 +31,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Marks tests by what they use: `stack` and `browser` are not among the unit tests."""
     for item in items:
         fixtures = set(getattr(item, "fixturenames", ()))
-        if fixtures & HEAVY:
+        imported = set(vars(item.module)) if isinstance(item, pytest.Function) else set()
+        if fixtures & _FIXTURES or _MODULES & imported or item.path.parent.name in _FOLDERS:
             item.add_marker(pytest.mark.stack)
         if "browser" in fixtures:
             item.add_marker(pytest.mark.browser)

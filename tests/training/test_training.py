@@ -135,7 +135,7 @@ def test_the_command_trains_measures_resumes_and_exports(tmp_path: Path) -> None
     def run(steps: int, held_out: int) -> str:
         # The environment that runs the tests is taken as it is.
         make = ["make", "-o", f"{sys.prefix}/.dev", f"VENV={sys.prefix}", "train-pocket", f"STEPS={steps}"]
-        arguments = f"--scenes 40 --batch 2 --held-out {held_out} --threads 1 --work {work} --output {output}"
+        arguments = f"--scenes 12 --batch 2 --held-out {held_out} --threads 1 --work {work} --output {output}"
         done = subprocess.run(
             [*make, f"ARGS={arguments}"],
             capture_output=True,
@@ -147,14 +147,14 @@ def test_the_command_trains_measures_resumes_and_exports(tmp_path: Path) -> None
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
-    assert "resuming" not in run(20, held_out=4)
+    assert "resuming" not in run(3, held_out=2)
     report = json.loads((work / "evaluation/metrics.json").read_text())
     assert 0 <= report["metrics"]["click.miou"]["value"] <= 1
     before = json.loads((output / "segmenter.json").read_text())
-    again = run(21, held_out=0)
-    assert "resuming segmenter.ckpt at step 20" in again
-    assert "resuming embedder.ckpt at step 20" in again
-    assert "resuming refiner.ckpt at step 20" in again
+    again = run(4, held_out=0)
+    assert "resuming segmenter.ckpt at step 3" in again
+    assert "resuming embedder.ckpt at step 3" in again
+    assert "resuming refiner.ckpt at step 3" in again
     after = json.loads((output / "segmenter.json").read_text())
     assert before["sha256"] != after["sha256"]
     assert after["architecture"]["refiner"] == before["architecture"]["refiner"]
