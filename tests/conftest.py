@@ -15,15 +15,19 @@ for name in ("no_proxy", "NO_PROXY"):
 # A busy machine is no failure, and the same commit gets the same answer; for other examples than last time:
 # pytest --hypothesis-profile=default
 hypothesis.settings.register_profile(
-    "repeatable", derandomize=True, deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+    "repeatable",
+    max_examples=50,
+    derandomize=True,
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )
 hypothesis.settings.load_profile("repeatable")
 
 # What makes a test more than a unit test: fixtures behind which processes of ours run or models are loaded,
-# modules that start processes, and folders whose tests train or measure models.
+# modules that start processes, and folders whose tests run, train or measure models.
 _FIXTURES = frozenset({"stack", "own_stack", "world", "up", "pocket", "backend", "manifest"})
 _MODULES = frozenset({"subprocess", "multiprocessing"})
-_FOLDERS = frozenset({"training", "evaluation", "e2e"})
+_FOLDERS = frozenset({"segmenter", "embedder", "training", "evaluation", "benchmarks", "e2e"})
 
 
 @pytest.hookimpl(tryfirst=True)

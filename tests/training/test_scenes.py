@@ -107,13 +107,13 @@ def test_a_list_of_things_reads_as_english() -> None:
 
 @needs_font
 def test_stored_scenes_are_the_drawn_ones(tmp_path: Path) -> None:
-    store = SceneStore(tmp_path, 6)
+    store = SceneStore(tmp_path, 3)
     store.prepare(workers=1)
     files = sorted(tmp_path.iterdir())
     times = [file.stat().st_mtime_ns for file in files]
-    SceneStore(tmp_path, 6).prepare(workers=1)  # nothing is drawn twice
+    SceneStore(tmp_path, 3).prepare(workers=1)  # nothing is drawn twice
     assert [file.stat().st_mtime_ns for file in sorted(tmp_path.iterdir())] == times
-    for i in range(6):
+    for i in range(3):
         scene = store[i]
         drawn = SceneArtist(STYLE).draw(i)
         assert np.array_equal(scene.image, drawn.image)
