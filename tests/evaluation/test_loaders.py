@@ -57,7 +57,7 @@ def test_what_is_missing_or_malformed_is_named(tmp_path):
     with pytest.raises(RegionSearchError, match="split"):
         load(write(tmp_path, [[2, 1, 5, 1, 5, 4]], split="train"))
     (tmp_path / "truth.json").write_text("{")
-    with pytest.raises(RegionSearchError, match="no COCO-style annotation file"):
+    with pytest.raises(RegionSearchError, match="is not a COCO-style annotation file"):
         load(tmp_path)
 
 
@@ -105,7 +105,7 @@ def test_pascal_voc(tmp_path):
     assert [dataset.categories[i.category] for i in dataset.samples[0].instances] == ["chair", "person"]
     assert [rle.area(i.mask) for i in dataset.samples[0].instances] == [9, 16]
     (tmp_path / "SegmentationClass/two.png").unlink()
-    with pytest.raises(RegionSearchError, match="no complete PASCAL VOC folder"):
+    with pytest.raises(RegionSearchError, match="is not a complete PASCAL VOC folder"):
         load_voc(tmp_path)
 
 
