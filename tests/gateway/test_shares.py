@@ -22,7 +22,7 @@ def test_one_callers_bulk_upload_leaves_room_and_turns_to_others(world: World, s
     url = "/v1/collections/default/images"
 
     def files(count: int, colour: str) -> list[tuple[str, tuple[str, bytes]]]:
-        return [("files", (f"{i}.png", scene((colour, (i, 0, i + 5, 5))))) for i in range(count)]
+        return [("files", (f"{i}.png", scene((colour, (i, 3, i + 5, 11))))) for i in range(count)]
 
     with concurrent.futures.ThreadPoolExecutor() as pool:
         bulk = pool.submit(gateway.http.post, url, files=files(4, "red"), headers=BULK)

@@ -8,6 +8,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -310,14 +311,14 @@ def test_upkeep_that_cannot_work_says_so_once_and_tries_less_often(
     monkeypatch.setattr(maintenance, "_TICK_S", 0.01)
     tries: list[float] = []
 
-    def full(self: object) -> None:
+    def full() -> None:
         tries.append(1)
         raise RegionSearchError(Kind.STORAGE_FULL, "no space")
 
-    monkeypatch.setattr(maintenance.Maintenance, "run_once", full)
     engine = EmbeddedEngine(settings)
+    monkeypatch.setattr(engine._maintenance, "run_once", full)
     while len(tries) < 4:
-        pass
+        time.sleep(0.01)
     engine.close()
     assert capsys.readouterr().out.count("upkeep waits") == 1
     backoff, said = Backoff(1.0), Seldom()
