@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 
 MIB = 1 << 20
-SLOWEST_HEALTH_S = 1.0  # 0.1 on an idle machine
+SLOWEST_HEALTH_S = 5.0  # .1 on an idle machine; such bodies once took it for 13 s and more
 SPARE_BYTES = 24 * MIB  # what a process takes for itself while it works on anything
 
 
