@@ -18,6 +18,10 @@ class CancellationToken:
         self._deadline = None if remaining_s is None else time.monotonic() + remaining_s
         self._left = False
 
+    def remaining_s(self) -> float | None:
+        """Seconds until nobody wants the answer any more; None for ever."""
+        return None if self._deadline is None else max(self._deadline - time.monotonic(), 0.001)
+
     def leave(self) -> None:
         """Nobody waits any more."""
         self._left = True

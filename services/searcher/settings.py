@@ -74,8 +74,18 @@ class MilvusSettings(BaseModel):
     prefix: str = Field(
         "regionsearch_", pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", description="Of names in Milvus."
     )
-    index_type: str = Field("AUTOINDEX", description="Milvus' vector index; FLAT is exact.")
-    timeout_s: float = Field(30.0, gt=0, description="Longest time for one call to Milvus.")
+    index_type: str = Field("AUTOINDEX", description="Milvus' vector index, such as HNSW; FLAT is exact.")
+    index_params: dict[str, int | float | str] = Field(
+        {}, description='Parameters of new vector indexes: {"M": 32, "efConstruction": 360} of an HNSW.'
+    )
+    search_params: dict[str, int | float] = Field(
+        {},
+        description='Parameters of searches: {"ef": 200} of an HNSW, {"nprobe": 64} of an IVF, {"level": 3} '
+        "of an AUTOINDEX in Zilliz Cloud. A search with an effort multiplies them.",
+    )
+    timeout_s: float = Field(
+        30.0, gt=0, description="Longest time for one call to Milvus, its retries included."
+    )
     batch_rows: int = Field(1000, ge=1, description="Rows of one call to Milvus.")
     max_candidates: int = Field(16_384, ge=1, description="Most rows that Milvus gives for one search.")
 

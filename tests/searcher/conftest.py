@@ -17,6 +17,7 @@ from services.searcher.embedded import maintenance
 from services.searcher.embedded.engine import EmbeddedEngine
 from services.searcher.settings import EmbeddedSettings, SearcherSettings
 from services.searcher.types import Collection, ModelIdentity
+from tests.searcher import milvus_server
 
 DIMENSION = 16
 MODEL = ModelIdentity("open_clip", "test", "digest", DIMENSION, "BLUR")
@@ -32,6 +33,13 @@ MODEL_INFO = types_pb2.ModelInfo(
 def unit_vectors(count: int, seed: int = 0, dimension: int = DIMENSION) -> np.ndarray:
     vectors = np.random.default_rng(seed).standard_normal((count, dimension)).astype(np.float32)
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+@pytest.fixture(scope="session")
+def milvus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Address of a Milvus (see `milvus_server`)."""
+    with milvus_server.running(tmp_path_factory.mktemp("milvus")) as address:
+        yield address
 
 
 @pytest.fixture(autouse=True)

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import random
-import socket
-import subprocess
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +16,7 @@ from services.searcher.embedded.engine import EmbeddedEngine
 from services.searcher.engine import Engine
 from services.searcher.migrate import migrate
 from services.searcher.response_budget import ResponseBudget
-from services.searcher.settings import EmbeddedSettings, MilvusSettings
+from services.searcher.settings import EmbeddedSettings
 from services.searcher.types import (
     CodeMethod,
     CodeSpec,
@@ -37,6 +33,7 @@ from services.searcher.types import (
 )
 from services.searcher.updates import ImageUpdate
 from tests.searcher.fake_gpu import FakeDevice
+from tests.searcher.milvus_server import open_milvus
 from tests.searcher.oracle import Oracle
 from tests.searcher.random_ops import (
     IMAGES,
@@ -51,40 +48,6 @@ from tests.searcher.random_ops import (
     some_upsert,
     some_vectors,
 )
-from tests.stack import free_port
-
-BUILT = Path(__file__).resolve().parents[2] / "build" / "milvus-lite" / "bin" / "milvus-lite"
-
-
-@pytest.fixture(scope="session")
-def milvus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Address of a milvus-lite that runs in its own environment."""
-    pytest.importorskip("pymilvus", reason="the milvus engine needs pymilvus")
-    program = os.environ.get("REGIONSEARCH_MILVUS_LITE", str(BUILT))
-    if not Path(program).exists():
-        pytest.skip("no milvus-lite: run tests/searcher/milvus_environment.sh")
-    port = free_port()
-    folder = tmp_path_factory.mktemp("milvus")
-    with (folder / "log").open("wb") as log:
-        command = [program, "server", "--data-dir", str(folder / "data"), "--host", "127.0.0.1"]
-        server = subprocess.Popen([*command, "--port", str(port)], stdout=log, stderr=subprocess.STDOUT)
-    try:
-        for _ in range(600):
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            time.sleep(0.1)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.terminate()
-        server.wait()
-
-
-def open_milvus(address: str) -> Engine:
-    from services.searcher.milvus.engine import MilvusEngine
-
-    prefix = f"t{time.time_ns()}_"
-    return MilvusEngine(MilvusSettings(uri=address, index_type="FLAT", prefix=prefix, timeout_s=60.0))
 
 
 @pytest.fixture(params=["faiss-cpu", "faiss-gpu", pytest.param("milvus", marks=pytest.mark.slow)])
@@ -98,6 +61,9 @@ def engine(request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
     made.create_collection(Collection("c", MODEL))
     assert made.name == request.param
     yield made
+    if made.name == "milvus":  # the server goes on
+        for collection in made.list_collections():
+            made.delete_collection(collection.name)
     made.close()
 
 
@@ -514,5 +480,6 @@ def test_moving_to_milvus_keeps_every_answer(milvus: str, tmp_path: Path) -> Non
     walk(source)
     migrate(source, target, "c")
     same_answers(source, target)
+    target.delete_collection("c")
     source.close()
     target.close()

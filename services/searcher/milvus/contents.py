@@ -6,22 +6,24 @@ there is complete; a write that fails half-way is repaired by sending it again.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
-from pymilvus import MilvusClient
 
 from regionsearch.errors import invalid
 from regionsearch.metadata import MetadataLimits
 from services.searcher.milvus import tables
-from services.searcher.milvus.access import count_rows, every_row, rows_of, some_rows
-from services.searcher.milvus.tables import Row, expression, listed, quoted
+from services.searcher.milvus.access import Access, Freshness, Row
+from services.searcher.milvus.clock import Clock
+from services.searcher.milvus.session import Session
+from services.searcher.milvus.tables import Home, expression, quoted
 from services.searcher.response_budget import ANY_SIZE, ResponseBudget
-from services.searcher.types import Deletion, ImagePage, Level, Record, StoredImage, Upsert
+from services.searcher.types import Deletion, Filter, ImagePage, Level, Record, StoredImage, Upsert
 from services.searcher.updates import ImageUpdate, check_unchanged
 
 _IMAGE_FIELDS = ["image_id", "created_ms", "body"]
+_PLACE = ["record_id", "image_id"]
 _EARLIEST = 0
 
 
@@ -29,73 +31,104 @@ class Contents:
     """What a collection holds.
 
     Args:
-        client: The connection.
-        records: Name of the Milvus collection with its records.
-        images: Name of the one with its images.
+        access: The connection.
+        home: Where it lies.
+        session: What this process has written there.
         batch_rows: Rows of one writing call.
     """
 
-    def __init__(self, client: MilvusClient, records: str, images: str, batch_rows: int) -> None:
-        self._client = client
-        self._records = records
-        self._images = images
+    def __init__(self, access: Access, home: Home, session: Session, batch_rows: int) -> None:
+        self._access = access
+        self._home = home
+        self.session = session
         self._batch = batch_rows
 
-    def images(self, ids: Iterable[str], room: ResponseBudget = ANY_SIZE) -> dict[str, StoredImage]:
+    def images(
+        self, ids: Iterable[str], room: ResponseBudget = ANY_SIZE, freshness: Freshness | None = None
+    ) -> dict[str, StoredImage]:
         """Those of the images that exist, by id; takes room for each."""
-        rows = rows_of(self._client, self._images, "image_id", list(ids), _IMAGE_FIELDS)
+        freshness = freshness or self.session.freshness()
+        rows = self._access.rows_of(self._home.images, "image_id", list(ids), _IMAGE_FIELDS, freshness)
         return {image.image_id: image for image in _images(rows, room)}
 
     def records(
-        self, record_ids: Sequence[str], image_ids: Sequence[str], fields: Sequence[str]
+        self,
+        record_ids: Sequence[str],
+        image_ids: Sequence[str],
+        fields: Sequence[str],
+        freshness: Freshness | None = None,
     ) -> Iterator[Row]:
         """Records by id, and all records of images, each once, in any order; read as they are taken."""
+        freshness = freshness or self.session.freshness()
         seen: set[str] = set()
         for field, values in (("record_id", record_ids), ("image_id", image_ids)):
-            for row in rows_of(self._client, self._records, field, values, fields):
+            for row in self._access.rows_of(self._home.records, field, values, fields, freshness):
                 if row["record_id"] not in seen:
                     seen.add(row["record_id"])
                     yield row
 
-    def upsert(self, write: Upsert, seq: int, now_ms: int) -> tuple[tuple[str, ...], int]:
-        """Writes images and records; returns the ids of skipped images and the number of written records."""
-        existing = self.images([image.image_id for image in write.images])
-        skipped = tuple(i.image_id for i in write.images if write.skip_existing and i.image_id in existing)
+    def upsert(self, write: Upsert, clock: Clock, now_ms: int) -> tuple[tuple[str, ...], int]:
+        """Writes images and records; returns the ids of skipped images and the number of written records.
+
+        Records that an image has no more are deleted first, and the others replaced by their ids, so that no
+        search sees an image's old records beside its new ones.
+        """
+        ids = [image.image_id for image in write.images]
+        record_ids = [record.record_id for record in write.records]
+        named = dict.fromkeys([*ids, *(record.image_id for record in write.records)])
+        freshness = self.session.freshness_of([*named, *record_ids])
+        seq, existing, placed, inside = self._access.at_once(
+            clock.before,
+            lambda: self.images(named, freshness=freshness),
+            lambda: list(self.records(record_ids, [], _PLACE, freshness)),
+            lambda: list(self.records([], ids, _PLACE, freshness)),
+        )  # fmt: skip
+        skipped = tuple(name for name in ids if write.skip_existing and name in existing)
         sent: dict[str, StoredImage] = {}
         for image in write.images:
             if image.image_id not in skipped:
                 known = existing.get(image.image_id)
                 created_ms = known.created_ms if known else image.created_ms or now_ms
-                sent[image.image_id] = replace(image, created_ms=created_ms)
+                sent[image.image_id] = replace(image, created_ms=created_ms, region_count=0)
         kept = [i for i, record in enumerate(write.records) if record.image_id not in skipped]
-        homes = {**self._homes(write.records, sent, set(skipped)), **sent}
+        homes = {**existing, **sent}
+        _check_homes(write.records, homes)
         stored = write.vectors.astype(np.float16).astype(np.float32)
         rows = [
-            tables.record_row(write.records[i], homes[write.records[i].image_id], stored[i], seq)
+            tables.record_row(write.records[i], homes[write.records[i].image_id], stored[i], seq, self._home)
             for i in kept
         ]
-        moved = list(
-            rows_of(
-                self._client, self._records, "record_id", [row["record_id"] for row in rows], ["image_id"]
-            )
-        )
-        for start in range(0, len(rows), self._batch):
-            self._client.upsert(self._records, rows[start : start + self._batch])
-        if sent:
-            self._client.delete(self._records, filter=f"({listed('image_id', sent)}) and (seq < {seq})")
-        touched = {row["image_id"] for row in [*rows, *moved]} - set(sent)
-        self._write_images({**sent, **self.images(touched)})
+        written = {row["record_id"]: row for row in rows}
+        for row in written.values():
+            if row["image_id"] in sent and row["level"] == Level.REGION:
+                image = sent[row["image_id"]]
+                sent[row["image_id"]] = replace(image, region_count=image.region_count + 1)
+        image_rows = [
+            tables.image_row(image) for image in sent.values()
+        ]  # checked before anything is written
+        stale = [
+            row["record_id"] for row in inside if row["image_id"] in sent and row["record_id"] not in written
+        ]
+        moved = {row["image_id"] for row in placed if row["record_id"] in written}
+        touched = (moved | {row["image_id"] for row in rows}) - set(sent)
+        self.session.add([*sent, *touched, *written, *stale])
+        self._access.delete(self._home.records, stale, self._batch)
+        self._access.upsert(self._home.records, rows, self._batch)
+        self._access.upsert(self._home.images, image_rows, self._batch)
+        if touched:
+            self.session.written()
+            self._recount(self.images(touched))
         return skipped, len(kept)
 
     def update_images(
-        self, updates: Sequence[ImageUpdate], limits: MetadataLimits
+        self, updates: Sequence[ImageUpdate], limits: MetadataLimits, now: Freshness
     ) -> tuple[StoredImage, ...]:
         """Changes what is said about images; returns those that exist.
 
         A record carries its image's tags and attributes, because filters look at records alone. They are
-        written first: an image that says so is found so.
+        written first: an image that says so is found so. All reads are as fresh as `now`.
         """
-        known = self.images(update.image_id for update in updates)
+        known = self.images((update.image_id for update in updates), freshness=now)
         changes = [
             (known[update.image_id], update.apply(known[update.image_id], limits))
             for update in updates
@@ -103,38 +136,46 @@ class Contents:
         ]
         changed = {new.image_id: new for old, new in changes if new is not old}
         rows = [
-            tables.relabelled(row, changed[row["image_id"]])
-            for row in rows_of(self._client, self._records, "image_id", list(changed), tables.RECORD_FIELDS)
+            tables.relabelled(row, changed[row["image_id"]], self._home)
+            for row in self.records([], list(changed), self._home.every_field, now)
         ]
-        for start in range(0, len(rows), self._batch):
-            self._client.upsert(self._records, rows[start : start + self._batch])
-        self._write_images(changed)
+        image_rows = [tables.image_row(image) for image in changed.values()]
+        self.session.add([*changed, *(row["record_id"] for row in rows)])
+        self._access.upsert(self._home.records, rows, self._batch)
+        self._access.upsert(self._home.images, image_rows, self._batch)
         return tuple(new for _, new in changes)
 
-    def delete(self, deletion: Deletion) -> tuple[int, int]:
-        """Deletes what any of the selectors names; returns the numbers of images and records."""
-        if deletion.as_read is not None:
-            read = deletion.as_read.image_id
-            check_unchanged(deletion.as_read, self.images([read]).get(read))
-        asked = self.images(deletion.image_ids)
-        rows = list(self.records(deletion.record_ids, list(asked), ["record_id", "image_id"]))
-        if deletion.filter is not None:
-            rows += every_row(
-                self._client, self._records, expression(deletion.filter), ["record_id", "image_id"]
-            )
-        homes = {row["record_id"]: row["image_id"] for row in rows}
-        ids = list(homes)
-        for start in range(0, len(ids), self._batch):
-            self._client.delete(self._records, ids=ids[start : start + self._batch])
-        touched = self.images(set(homes.values()) - set(asked))
+    def delete(self, deletion: Deletion, now: Freshness) -> tuple[int, int]:
+        """Deletes what any of the selectors names; returns the numbers of images and records.
+
+        What other searchers have written is deleted too, so all reads are as fresh as `now`.
+        """
+        as_read = deletion.as_read
+        wanted = dict.fromkeys([*deletion.image_ids, *([] if as_read is None else [as_read.image_id])])
+        images, *found = self._access.at_once(
+            lambda: self.images(wanted, freshness=now),
+            lambda: list(self.records(deletion.record_ids, deletion.image_ids, _PLACE, now)),
+            lambda: [] if deletion.filter is None else list(self._passing(deletion.filter, now)),
+        )
+        if as_read is not None:
+            check_unchanged(as_read, images.get(as_read.image_id))
+        asked = {name: images[name] for name in deletion.image_ids if name in images}
+        homes = {row["record_id"]: row["image_id"] for rows in found for row in rows}
+        touched = self.images(set(homes.values()) - set(asked), freshness=now)
+        self.session.add([*asked, *touched, *homes])
+        self._access.delete(self._home.records, list(homes), self._batch)
+        if touched:
+            self.session.written()
         emptied: set[str] = set()
-        if deletion.filter is not None:
+        if deletion.filter is not None and touched:
             emptied = set(touched) - set(self._counts(touched))
         gone = [*asked, *emptied]
-        for start in range(0, len(gone), self._batch):
-            self._client.delete(self._images, ids=gone[start : start + self._batch])
-        self._write_images({name: image for name, image in touched.items() if name not in emptied})
-        return len(gone), len(ids)
+        self._access.delete(self._home.images, gone, self._batch)
+        self._recount({name: image for name, image in touched.items() if name not in emptied})
+        return len(gone), len(homes)
+
+    def _passing(self, wanted: Filter, now: Freshness) -> Iterable[Row]:
+        return self._access.rows(self._home.records, expression(wanted), _PLACE, now)
 
     def newest_images(
         self, limit: int, after: tuple[int, str] | None, room: ResponseBudget = ANY_SIZE
@@ -148,10 +189,12 @@ class Contents:
         if after is not None:
             same_time = f"created_ms == {after[0]} and image_id < {quoted(after[1])}"
             behind = f"(created_ms < {after[0]}) or ({same_time})"
-        everything = count_rows(self._client, self._images)
+        everything = self._access.count(self._home.images, self.session.freshness())
         left = everything if after is None else self._count_since(_EARLIEST, behind)
         since = _EARLIEST if left <= limit + 1 else self._newest_time_with(limit + 1, behind)
-        rows = every_row(self._client, self._images, _since(since, behind), _IMAGE_FIELDS)
+        rows = self._access.rows(
+            self._home.images, _since(since, behind), _IMAGE_FIELDS, self.session.freshness()
+        )
         found = sorted(map(tables.image_of, rows), key=lambda i: (i.created_ms, i.image_id), reverse=True)
         page: list[StoredImage] = []
         for image in map(room.shown, found[:limit]):
@@ -164,11 +207,15 @@ class Contents:
 
     def counts(self) -> tuple[int, int]:
         """Numbers of images and records."""
-        return count_rows(self._client, self._images), count_rows(self._client, self._records)
+        return self._access.count(self._home.images, self.session.freshness()), self._access.count(
+            self._home.records, self.session.freshness()
+        )
 
     def _newest_time_with(self, count: int, behind: str) -> int:
         """The newest time from which on there are so many images; the earliest one if there are fewer."""
-        some = some_rows(self._client, self._images, behind, ["created_ms"], limit=1)
+        some = self._access.query(
+            self._home.images, behind, ["created_ms"], self.session.freshness(), limit=1
+        )
         least: int = some[0]["created_ms"] if some else _EARLIEST  # near the others, so few steps are needed
         step = 1
         while least > _EARLIEST and self._count_since(least, behind) < count:
@@ -185,41 +232,38 @@ class Contents:
         return least
 
     def _count_since(self, created_ms: int, behind: str) -> int:
-        return count_rows(self._client, self._images, _since(created_ms, behind))
+        return self._access.count(self._home.images, self.session.freshness(), _since(created_ms, behind))
 
     def _counts(self, images: Iterable[str], level: Level | None = None) -> dict[str, int]:
         """Numbers of records by image; images without any are left out."""
         counts: dict[str, int] = {}
         also = "" if level is None else f"level == {int(level)}"
-        rows = rows_of(self._client, self._records, "image_id", list(images), ["record_id", "image_id"], also)
+        rows = self._access.rows_of(
+            self._home.records, "image_id", list(images), _PLACE, self.session.freshness(), also
+        )
         for row in rows:
             counts[row["image_id"]] = counts.get(row["image_id"], 0) + 1
         return counts
 
-    def _write_images(self, images: dict[str, StoredImage]) -> None:
+    def _recount(self, images: dict[str, StoredImage]) -> None:
         """Writes images with the number of regions that they have now."""
         regions = self._counts(images, Level.REGION)
         rows = [
             tables.image_row(replace(image, region_count=regions.get(name, 0)))
             for name, image in images.items()
         ]
-        for start in range(0, len(rows), self._batch):
-            self._client.upsert(self._images, rows[start : start + self._batch])
+        self._access.upsert(self._home.images, rows, self._batch)
 
-    def _homes(
-        self, records: Sequence[Record], sent: dict[str, StoredImage], skipped: set[str]
-    ) -> dict[str, StoredImage]:
-        """The stored images that records belong to, without those just sent."""
-        needed = {record.image_id for record in records} - set(sent) - skipped
-        homes = self.images(needed)
-        for index, record in enumerate(records):
-            if record.image_id in needed and record.image_id not in homes:
-                raise invalid(
-                    f"records[{index}].image_id",
-                    f"record {record.record_id!r} belongs to image {record.image_id!r}, which is neither in "
-                    "this request nor in the collection: send the image along",
-                )
-        return homes
+
+def _check_homes(records: Sequence[Record], homes: Mapping[str, StoredImage]) -> None:
+    """Every record must belong to an image that is sent along or stored."""
+    for index, record in enumerate(records):
+        if record.image_id not in homes:
+            raise invalid(
+                f"records[{index}].image_id",
+                f"record {record.record_id!r} belongs to image {record.image_id!r}, which is neither in "
+                "this request nor in the collection: send the image along",
+            )
 
 
 def _images(rows: Iterable[Row], room: ResponseBudget) -> Iterator[StoredImage]:

@@ -1,17 +1,22 @@
 """The engine for those who outgrow one machine: everything lives in Milvus, this process keeps nothing.
 
-Any number of searchers can serve the same Milvus. Sharding, replication and durability are Milvus's: an
-answered write is in its log. What Milvus cannot do is said in `capabilities`: it has no transaction over
-several rows, so a write that fails half-way leaves some of its records behind, without their image;
-sending it again repairs that. Grouping, thresholds and the order of hits are made here, by the same
-ranking as the embedded engine's.
+Any number of searchers can serve the same Milvus. A read sees what its own searcher has written, and with
+`min_seq` what any of them has; the numbers of writes are stamps of Milvus' own clock. Sharding, replication
+and durability are Milvus's: an answered write is in its log. What Milvus cannot do is said in `capabilities`:
+it has no transaction over several rows, so a write that fails half-way leaves some of its records behind,
+without their image; sending it again repairs that. Grouping, thresholds and the order of hits are made here,
+by the same ranking as the embedded engine's.
 """
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
+from typing import TypeVar
 
 import numpy as np
 from pymilvus import MilvusClient
@@ -21,19 +26,12 @@ from regionsearch.metadata import MetadataLimits
 from services.searcher.cancellation import ANYBODY, CancellationToken
 from services.searcher.engine import Capabilities, never_acknowledged
 from services.searcher.milvus import tables
-from services.searcher.milvus.access import (
-    every_row,
-    explained,
-    some_rows,
-)
+from services.searcher.milvus.access import STRONG, Access, Row, TableGoneError, explained, listed
+from services.searcher.milvus.clock import Clock
 from services.searcher.milvus.contents import Contents
-from services.searcher.milvus.source import EVERY_FIELD, MilvusSource
-from services.searcher.milvus.tables import (
-    images_table,
-    listed,
-    records_table,
-    registry_table,
-)
+from services.searcher.milvus.session import Session
+from services.searcher.milvus.source import MilvusSource
+from services.searcher.milvus.tables import Home, home_of, registry_table
 from services.searcher.models import check_generation, check_model
 from services.searcher.ranking import Ranked, rank
 from services.searcher.reports import CollectionStats, SegmentStats, SnapshotInfo
@@ -56,8 +54,9 @@ from services.searcher.types import (
 )
 from services.searcher.updates import ImageUpdate, UpdateResult
 
+Result = TypeVar("Result")
 _DESCRIBED_AT_ONCE = 100  # hits whose records and images are read together
-_CLOCKS_DIFFER_US = 60_000_000  # of two searchers, at most
+_CALLS_AT_ONCE = 32  # to Milvus, beside those that requests make in their own threads
 
 
 class MilvusEngine:
@@ -79,11 +78,15 @@ class MilvusEngine:
         self._settings = settings
         self._registry = registry_table(settings.prefix)
         self._token_key: bytes | None = None
+        self._pool = ThreadPoolExecutor(_CALLS_AT_ONCE, thread_name_prefix="milvus")
+        self._homes: dict[str, tuple[Home, Session]] = {}
         with explained():
             token = settings.token.get_secret_value() if settings.token else ""
-            self._client = MilvusClient(uri=settings.uri, token=token, timeout=settings.timeout_s)
-            if not self._client.has_collection(self._registry):
-                tables.create_plain_table(self._client, self._registry, "name")
+            client = MilvusClient(uri=settings.uri, token=token, timeout=settings.timeout_s)
+            self._access = Access(client, settings.timeout_s, self._pool)
+            self._clock = Clock(self._access)
+            if not self._access.call(client.has_collection, self._registry):
+                tables.create_plain_table(self._access, self._registry, "name")
 
     # Collections
 
@@ -91,44 +94,46 @@ class MilvusEngine:
         """See `Engine`."""
         if collection.codes is not None:
             raise _cannot("binary codes", "the embedded engine keeps them")
-        made = replace(collection, created_ms=_now_ms(), image_count=0, record_count=0)
-        with explained():
-            if some_rows(self._client, self._registry, listed("name", [collection.name]), ["name"]):
-                raise RegionSearchError(
-                    Kind.ALREADY_EXISTS, f"there is a collection {collection.name!r} already", field="name"
-                )
-            records, images = self._tables(collection.name)
-            for leftover in (records, images):
-                if self._client.has_collection(leftover):
-                    self._client.drop_collection(leftover)
-            tables.create_records_table(
-                self._client, records, collection.model.dimension, self._settings.index_type
+        made = replace(collection, created_ms=self._clock.before() // 1000, image_count=0, record_count=0)
+        if self._access.query(self._registry, listed("name", [collection.name]), ["name"], STRONG):
+            raise RegionSearchError(
+                Kind.ALREADY_EXISTS, f"there is a collection {collection.name!r} already", field="name"
             )
-            tables.create_plain_table(self._client, images, "image_id")
-            self._client.upsert(self._registry, [tables.collection_row(made)])  # last: now it exists
+        home = home_of(self._settings.prefix, made, tables.LAYOUT)
+        try:
+            self._access.at_once(
+                lambda: tables.create_records_table(
+                    self._access, home.records, made.model.dimension, self._settings
+                ),
+                lambda: tables.create_plain_table(self._access, home.images, "image_id"),
+            )
+        except RegionSearchError:
+            with contextlib.suppress(RegionSearchError):
+                self._drop(home)
+            raise
+        self._access.upsert(self._registry, [tables.collection_row(made)], 1)  # last: now it exists
         return made
 
     def get_collection(self, name: str) -> Collection:
         """See `Engine`."""
-        with explained():
-            found = self._find(name)
-            image_count, record_count = self._contents(name).counts()
-            return replace(found, image_count=image_count, record_count=record_count)
+        return self._at_home(name, self._counted)
 
     def list_collections(self) -> list[Collection]:
         """See `Engine`."""
-        with explained():
-            rows = every_row(self._client, self._registry, 'name != ""', ["name"])
-            names = sorted(row["name"] for row in rows)
-        return [self.get_collection(name) for name in names]
+        names = [row["name"] for row in self._access.rows(self._registry, 'name != ""', ["name"], STRONG)]
+        return [self.get_collection(name) for name in sorted(names)]
 
     def delete_collection(self, name: str) -> None:
         """See `Engine`."""
-        with explained():
-            self._find(name)
-            self._client.delete(self._registry, ids=[name])
-            for table in self._tables(name):
-                self._client.drop_collection(table)
+        self._homes.pop(name, None)
+        home, _ = self._home(name)
+        self._homes.pop(name, None)
+        self._access.delete(self._registry, [name], 1)
+        self._drop(home)
+
+    def _drop(self, home: Home) -> None:
+        for table in (home.records, home.images):
+            self._access.call(self._access.client.drop_collection, table)
 
     # Writing
 
@@ -136,28 +141,34 @@ class MilvusEngine:
         self, name: str, model: ModelIdentity, write: Upsert, generation: str | None = None
     ) -> UpsertResult:
         """See `Engine`."""
-        with explained():
-            found = self._find(name, generation)
-            check_model(name, found.model, model)
-            seq = _now_seq()
-            skipped, written = self._contents(name).upsert(write, seq, _now_ms())
-            return UpsertResult(seq, skipped, written, _generation(found))
+
+        def done(home: Home, contents: Contents) -> UpsertResult:
+            check_generation(name, home.generation, generation)
+            check_model(name, home.collection.model, model)
+            skipped, written = contents.upsert(write, self._clock, _now_ms())
+            return UpsertResult(contents.session.written(), skipped, written, home.generation)
+
+        return self._write(name, done)
 
     def update_images(
         self, name: str, updates: Sequence[ImageUpdate], limits: MetadataLimits
     ) -> UpdateResult:
         """See `Engine`; each image by itself, its records before it."""
-        with explained():
-            self._find(name)
-            images = self._contents(name).update_images(updates, limits)
-            return UpdateResult(_now_seq(), images)
+
+        def done(home: Home, contents: Contents) -> UpdateResult:
+            images = contents.update_images(updates, limits, self._clock.now())
+            return UpdateResult(contents.session.written(), images)
+
+        return self._write(name, done)
 
     def delete(self, name: str, deletion: Deletion) -> DeleteResult:
         """See `Engine`."""
-        with explained():
-            self._find(name)
-            images, records = self._contents(name).delete(deletion)
-            return DeleteResult(_now_seq(), images, records)
+
+        def done(home: Home, contents: Contents) -> DeleteResult:
+            images, records = contents.delete(deletion, self._clock.now())
+            return DeleteResult(contents.session.written(), images, records)
+
+        return self._write(name, done)
 
     # Reading
 
@@ -170,71 +181,96 @@ class MilvusEngine:
         caller: CancellationToken = ANYBODY,
         room: ResponseBudget = ANY_SIZE,
     ) -> list[Page]:
-        """See `Engine`. Reads are strongly consistent, so every answered write is seen."""
-        with explained():
-            found = self._find(name)
+        """See `Engine`. The first page sees all that Milvus has at hand, later ones what was written
+        before it.
+        """
+        access = self._access.for_caller(caller)
+
+        def found(home: Home, contents: Contents) -> list[Page]:
             for query in queries:
-                check_generation(name, _generation(found), query.generation)
-            check_model(name, found.model, model)
-            now = _now_seq()
-            if min_seq is not None and min_seq > now + _CLOCKS_DIFFER_US:
-                raise never_acknowledged(min_seq, now)
-            if min_seq is not None and min_seq > now:
-                raise RegionSearchError(
-                    Kind.UNAVAILABLE, f"write {min_seq} has not arrived", retry_after_s=0.1
-                )
-            pages = [
-                self._page(
-                    name,
-                    query,
-                    now if query.seq is None else query.seq,
-                    caller,
-                    room,
-                    may_end_early=len(queries) == 1,
-                )
+                check_generation(name, home.generation, query.generation)
+            check_model(name, home.collection.model, model)
+            sources = [
+                MilvusSource(access, home, query, contents.session.freshness(min_seq or 0), self._settings)
                 for query in queries
             ]
-            return [replace(page, generation=_generation(found)) for page in pages]
+            if min_seq is not None:
+                self._check_acknowledged(min_seq)
+            *ranked, now = access.at_once(
+                *(partial(rank, query, source) for query, source in zip(queries, sources, strict=True)),
+                self._clock.before,
+            )
+            return [
+                self._page(
+                    contents, home, source, query, hits, more, now if query.seq is None else query.seq, room,
+                    may_end_early=len(queries) == 1,
+                )
+                for query, source, (hits, more) in zip(queries, sources, ranked, strict=True)
+            ]  # fmt: skip
+
+        return self._at_home(name, found, access)
+
+    def _check_acknowledged(self, min_seq: int) -> None:
+        last = self._clock.after()
+        if min_seq > last + self._clock.skew_us:
+            raise never_acknowledged(min_seq, last)
+        if min_seq > last:
+            raise RegionSearchError(Kind.UNAVAILABLE, f"write {min_seq} has not arrived", retry_after_s=0.1)
 
     def _page(
         self,
-        name: str,
+        contents: Contents,
+        home: Home,
+        source: MilvusSource,
         query: Query,
+        ranked: Sequence[Ranked],
+        more: bool,
         seq: int,
-        caller: CancellationToken,
         room: ResponseBudget,
         *,
         may_end_early: bool,
     ) -> Page:
         """Ranked hits. A page that has a next one ends before the first hit for which there is no room."""
-        records, _ = self._tables(name)
-        ranked, more = rank(
-            query, MilvusSource(self._client, records, query, seq, self._settings.max_candidates, caller)
-        )
         hits: list[Hit] = []
         numbered = list(enumerate(ranked, start=query.skipped + 1))
         try:
             for start in range(0, len(numbered), _DESCRIBED_AT_ONCE):
                 part = numbered[start : start + _DESCRIBED_AT_ONCE]
-                for hit in self._describe(name, part, query, room):
+                for hit in self._describe(contents, home, source, part, query, room):
                     hits.append(hit)  # noqa: PERF402  # those before the one that has no room count
         except RegionSearchError as error:
             if error.kind is not Kind.TOO_LARGE or not hits or not may_end_early:
                 raise
-            return Page(tuple(hits), seq, more=True)
-        return Page(tuple(hits), seq, more)
+            more = True
+        return Page(tuple(hits), seq, more, home.generation)
 
     def _describe(
-        self, name: str, numbered: Sequence[tuple[int, Ranked]], query: Query, room: ResponseBudget
+        self,
+        contents: Contents,
+        home: Home,
+        source: MilvusSource,
+        numbered: Sequence[tuple[int, Ranked]],
+        query: Query,
+        room: ResponseBudget,
     ) -> Iterator[Hit]:
         """Hits with their records and images; without those that were deleted since Milvus scored them."""
         places = [r.position for _, hit in numbered for r in (hit, hit.best_region) if r is not None]
-        contents = self._contents(name)
+        missing = [place.record_id for place in places if place.record_id not in source.rows]
+        fields = home.whole if query.include_masks else home.payload
+        image_ids = {place.image_id for place in places}
+        rows: list[Row] = []
+        if missing:
+            images, rows = self._access.at_once(
+                lambda: contents.images(image_ids), lambda: list(contents.records(missing, [], fields))
+            )
+        else:
+            images = contents.images(image_ids)
+        found = source.rows | {row["record_id"]: row for row in rows}
         records = {
-            row["record_id"]: tables.record_of(row, masks=query.include_masks)
-            for row in contents.records([place.record_id for place in places], [], EVERY_FIELD)
+            place.record_id: tables.record_of(found[place.record_id], masks=query.include_masks)
+            for place in places
+            if place.record_id in found
         }
-        images = contents.images({place.image_id for place in places})
 
         def hit(number: int, found: Ranked) -> Hit:
             place = found.position
@@ -247,9 +283,9 @@ class MilvusEngine:
                 region = hit(number, found.best_region)
             return Hit(number, place.score, found.relevancy, found.query_index, record, image, region)
 
-        for number, found in numbered:
-            if found.position.record_id in records:
-                yield hit(number, found)
+        for number, one in numbered:
+            if one.position.record_id in records:
+                yield hit(number, one)
 
     def get_records(
         self,
@@ -263,13 +299,12 @@ class MilvusEngine:
         room: ResponseBudget = ANY_SIZE,
     ) -> Stored:
         """See `Engine`."""
-        with explained():
-            dimension = self._find(name).model.dimension
-            contents = self._contents(name)
+
+        def stored(home: Home, contents: Contents) -> Stored:
             asked = contents.images(image_ids, room)
             if images_only:
-                return Stored((), tuple(asked[i] for i in sorted(asked)), None, _now_seq())
-            fields = [*EVERY_FIELD, "vector"] if vectors else EVERY_FIELD
+                return Stored((), tuple(asked[i] for i in sorted(asked)), None, self._clock.before())
+            fields = [*(home.whole if masks else home.payload), *(["vector"] if vectors else [])]
             found: list[tuple[int, Record, np.ndarray]] = []  # and the write that each is from
             for row in contents.records(record_ids, list(asked), fields):
                 record = tables.record_of(row, masks=masks)
@@ -279,12 +314,15 @@ class MilvusEngine:
                 found.append((row["seq"], record, vector))
             found.sort(key=lambda one: (one[1].image_id, one[1].level, one[0], one[1].record_id))
             images = asked | contents.images({record.image_id for _, record, _ in found} - set(asked), room)
+            width = home.collection.model.dimension
             return Stored(
                 tuple(record for _, record, _ in found),
                 tuple(images[i] for i in sorted(images)),
-                np.array([v for _, _, v in found], np.float32).reshape(-1, dimension) if vectors else None,
-                _now_seq(),
+                np.array([v for _, _, v in found], np.float32).reshape(-1, width) if vectors else None,
+                self._clock.before(),
             )
+
+        return self._at_home(name, stored)
 
     def list_images(
         self,
@@ -295,16 +333,17 @@ class MilvusEngine:
         generation: str | None = None,
     ) -> ImagePage:
         """See `Engine`."""
-        with explained():
-            found = self._find(name, generation)
-            page = self._contents(name).newest_images(limit, after, room)
-            return replace(page, generation=_generation(found))
+
+        def page(home: Home, contents: Contents) -> ImagePage:
+            check_generation(name, home.generation, generation)
+            return replace(contents.newest_images(limit, after, room), generation=home.generation)
+
+        return self._at_home(name, page)
 
     def token_key(self, *, fresh: bool = False) -> bytes:
         """See `Engine`. It lies in the registry, where all searchers find it."""
         if fresh or self._token_key is None:
-            with explained():
-                self._token_key = tables.token_key(self._client, self._registry)
+            self._token_key = tables.token_key(self._access, self._registry)
         return self._token_key
 
     # Upkeep
@@ -323,7 +362,7 @@ class MilvusEngine:
         return [
             CollectionStats(
                 collection=found.name,
-                seq=_now_seq(),
+                seq=self._clock.before(),
                 image_count=found.image_count,
                 record_count=found.record_count,
                 tombstone_count=0,
@@ -339,38 +378,62 @@ class MilvusEngine:
 
     def close(self) -> None:
         """See `Engine`."""
-        self._client.close()
+        self._pool.shutdown()
+        self._access.client.close()
 
     # Helpers
 
-    def _tables(self, name: str) -> tuple[str, str]:
-        prefix = self._settings.prefix
-        return records_table(prefix, name), images_table(prefix, name)
+    def _write(self, name: str, work: Callable[[Home, Contents], Result]) -> Result:
+        """Writes to a collection. A write that fails half-way is seen by the next one, which repairs it."""
 
-    def _find(self, name: str, generation: str | None = None) -> Collection:
-        rows = some_rows(self._client, self._registry, listed("name", [name]), ["name", "created_ms", "body"])
+        def done(home: Home, contents: Contents) -> Result:
+            try:
+                return work(home, contents)
+            except RegionSearchError:
+                with contextlib.suppress(RegionSearchError):
+                    contents.session.written()
+                raise
+
+        return self._at_home(name, done)
+
+    def _at_home(
+        self, name: str, work: Callable[[Home, Contents], Result], access: Access | None = None
+    ) -> Result:
+        """Works on a collection where it is remembered to lie, or else where the registry says now."""
+        remembered = name in self._homes
+        try:
+            return work(*self._contents(name, access))
+        except TableGoneError:
+            self._homes.pop(name, None)
+            if not remembered:
+                raise
+        return work(*self._contents(name, access))
+
+    def _contents(self, name: str, access: Access | None) -> tuple[Home, Contents]:
+        home, session = self._home(name)
+        return home, Contents(access or self._access, home, session, self._settings.batch_rows)
+
+    def _home(self, name: str) -> tuple[Home, Session]:
+        known = self._homes.get(name)
+        if known is not None:
+            return known
+        rows = self._access.query(
+            self._registry, listed("name", [name]), ["name", "created_ms", "body"], STRONG
+        )
         if not rows:
             raise not_found("collection", f"there is no collection {name!r}: create it first")
-        found = tables.collection_of(rows[0])
-        check_generation(name, _generation(found), generation)
-        return found
+        layout = rows[0]["body"].get("layout", 1)
+        home = home_of(self._settings.prefix, tables.collection_of(rows[0]), layout)
+        return self._homes.setdefault(name, (home, Session(self._clock)))
 
-    def _contents(self, name: str) -> Contents:
-        return Contents(self._client, *self._tables(name), self._settings.batch_rows)
+    def _counted(self, home: Home, contents: Contents) -> Collection:
+        image_count, record_count = contents.counts()
+        return replace(home.collection, image_count=image_count, record_count=record_count)
 
 
 def _cannot(what: str, instead: str) -> RegionSearchError:
     return RegionSearchError(Kind.UNIMPLEMENTED, f"the milvus engine has no {what}: {instead}")
 
 
-def _generation(collection: Collection) -> str:
-    return str(collection.created_ms)
-
-
 def _now_ms() -> int:
     return time.time_ns() // 1_000_000
-
-
-def _now_seq() -> int:
-    """Searchers share no counter, but clocks; microseconds are numbers that grow."""
-    return time.time_ns() // 1000

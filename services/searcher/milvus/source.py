@@ -2,51 +2,52 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 import numpy as np
-from pymilvus import MilvusClient
 
-from services.searcher.cancellation import CancellationToken
-from services.searcher.milvus.access import rows_of
-from services.searcher.milvus.tables import Row, expression
+from services.searcher.milvus.access import Access, Freshness, Row
+from services.searcher.milvus.tables import Home, expression
 from services.searcher.ranking import Candidates, Numbers, cosines
+from services.searcher.settings import MilvusSettings
 from services.searcher.types import Query
 
-EVERY_FIELD = [
-    "record_id", "image_id", "level", "area", "predicted_iou", "stability_score", "created_ms", "seq", "body",
-]  # fmt: skip
 _SCORED = ["record_id", "image_id", "level", "vector"]
+_EXACT = frozenset({"FLAT", "GPU_BRUTE_FORCE"})
+_MOST_EFFORT = 16.0  # where all cannot be looked at
+_MOST = {"ef": 32_768, "nprobe": 65_536, "level": 10}
+_LEAST_EF = 64
 
 
 class MilvusSource:
-    """What a ranking sees of one collection: the records written up to `seq`.
+    """What a ranking sees of one collection.
 
     Args:
-        client: The connection.
-        table: The Milvus collection of the records.
-        query: What is looked for.
-        seq: The write.
-        max_candidates: Most rows that Milvus gives for one search.
-        caller: Milvus is not asked again once it has left.
+        access: The connection, for the caller who waits.
+        home: Where the collection lies.
+        query: What is looked for. With a `seq`, records that were written later are left out.
+        freshness: Of the reads.
+        settings: Of the index, and the most rows that Milvus gives for one search.
+
+    Attributes:
+        ahead: See `ranking.CandidateSource`.
+        rows: Records that came with what a hit needs of them, by id.
     """
 
     def __init__(
-        self,
-        client: MilvusClient,
-        table: str,
-        query: Query,
-        seq: int,
-        max_candidates: int,
-        caller: CancellationToken,
+        self, access: Access, home: Home, query: Query, freshness: Freshness, settings: MilvusSettings
     ) -> None:
         self.ahead = query.skipped
-        self._caller = caller
-        self._client = client
-        self._table = table
+        self.rows: dict[str, Row] = {}
+        self._access = access
+        self._home = home
         self._query = query
-        self._max = max_candidates
-        self._filter = expression(query.filter, query.level, seq)
+        self._freshness = freshness
+        self._settings = settings
+        self._max = settings.max_candidates
+        self._approximate = settings.index_type not in _EXACT
+        self._filter = expression(query.filter, query.level, query.seq)
         self._keys: dict[str, int] = {}
         self._images: dict[str, int] = {}
         self._ids: list[tuple[str, str]] = []
@@ -54,41 +55,79 @@ class MilvusSource:
 
     def best(self, count: int) -> Candidates:
         """See `ranking.CandidateSource`; more than Milvus gives at once is all that there is."""
+        if math.isinf(self._query.effort) and self._approximate and (every := self._all()) is not None:
+            return self._candidates(every, complete=True)
         asked = min(count, self._max)
         while True:
-            self._caller.check()
             # One row more than asked for tells whether there are more, and whether the last one ties with it.
-            found = self._client.search(
-                self._table,
-                data=self._query.vectors.tolist(),
-                anns_field="vector",
-                limit=min(asked + 1, self._max),
-                filter=self._filter,
-                output_fields=_SCORED,
-                search_params={"metric_type": "IP"},
-                consistency_level="Strong",
-            )
-            exhausted = all(len(hits) <= asked for hits in found) or asked >= self._max
+            found = self._nearest(min(asked + 1, self._max))
+            rows = {hit["entity"]["record_id"]: hit["entity"] for hits in found for hit in hits}
+            exhausted = all(len(hits) <= asked for hits in found)
+            if self._approximate and any(len(hits) <= asked for hits in found) and self._count() > len(rows):
+                # It comes to an end before the records do, as it does where few of them pass the filter.
+                if (every := self._all()) is not None:
+                    return self._candidates(every, complete=True)
+                exhausted = False
             tied = any(
                 len(hits) > count and hits[-1]["distance"] >= hits[count - 1]["distance"] - 1e-6
                 for hits in found
             )
+            exhausted = exhausted or asked >= self._max
             if exhausted or not tied:
-                rows = {hit["entity"]["record_id"]: hit["entity"] for hits in found for hit in hits}
                 return self._candidates(list(rows.values()), complete=exhausted)
             asked = min(asked * 2, self._max)
 
     def of_images(self, images: Numbers) -> Candidates:
         """See `ranking.CandidateSource`."""
         names = [self._names[number] for number in images.tolist()]
-        rows = rows_of(self._client, self._table, "image_id", names, _SCORED, self._filter)
+        rows = self._access.rows_of(
+            self._home.records, "image_id", names, _SCORED, self._freshness, self._filter
+        )
         return self._candidates(list(rows), complete=True)
+
+    def _nearest(self, limit: int) -> list[list[Row]]:
+        """For each query vector its nearest records, with the payload of hits where these are records."""
+        fields = self._home.whole if self._query.include_masks else self._home.payload
+        found = self._access.call(
+            self._access.client.search,
+            self._home.records,
+            data=self._query.vectors.tolist(),
+            anns_field="vector",
+            limit=limit,
+            filter=self._filter,
+            output_fields=_SCORED if self._query.group_by_image else [*fields, "vector"],
+            search_params={"metric_type": "IP", "params": self._effort(limit)},
+            **self._freshness,
+        )
+        return list(found)
+
+    def _effort(self, limit: int) -> dict[str, int | float]:
+        """Parameters of the index for the effort that the query asks for."""
+        params = dict(self._settings.search_params)
+        if self._settings.index_type == "HNSW":
+            params["ef"] = max(limit, params.get("ef", _LEAST_EF))
+        effort = min(self._query.effort, _MOST_EFFORT)
+        return {
+            name: min(max(round(value * effort), 1), _MOST[name]) if name in _MOST else value
+            for name, value in params.items()
+        }
+
+    def _count(self) -> int:
+        return self._access.count(self._home.records, self._freshness, self._filter)
+
+    def _all(self) -> list[Row] | None:
+        """All records that pass the filter; None where they are too many to be read."""
+        if self._count() > self._max:
+            return None
+        return list(self._access.rows(self._home.records, self._filter, _SCORED, self._freshness))
 
     def public_ids(self, keys: Iterable[int]) -> dict[int, tuple[str, str]]:
         """See `ranking.CandidateSource`."""
         return {key: self._ids[key] for key in keys}
 
     def _candidates(self, rows: Sequence[Row], *, complete: bool) -> Candidates:
+        if rows and "body" in rows[0]:
+            self.rows.update((row["record_id"], row) for row in rows)
         against = np.concatenate([self._query.vectors, self._query.negatives])
         vectors = np.array([row["vector"] for row in rows], np.float64).reshape(-1, against.shape[1])
         return Candidates(

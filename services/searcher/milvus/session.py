@@ -1,0 +1,73 @@
+"""What this process has written to one collection, so that its reads see it and wait no longer than for that.
+
+pymilvus' own "Session" consistency forgets deletions: Milvus 2.3 stamps only what is inserted.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Iterable
+
+from services.searcher.milvus.access import EVENTUAL, STRONG, Freshness
+from services.searcher.milvus.clock import Clock, waits_for
+
+_LAG_S = 60.0  # after which every write is visible to every read: Milvus refuses reads long before
+_MOST = 200_000
+
+
+class Session:
+    """The last write, and the ids of images and records of late ones; safe to use from several threads.
+
+    Args:
+        clock: Stamps writes.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._last = 0
+        self._lock = threading.Lock()
+        self._written: OrderedDict[str, float] = OrderedDict()
+        self._any_until = 0.0  # until then ids may be missing, as there were too many
+
+    def written(self) -> int:
+        """Notes that writes are done; returns a number of which a search sees them."""
+        stamp = self._clock.after()
+        with self._lock:
+            self._last = max(self._last, stamp)
+        return stamp
+
+    def freshness(self, min_seq: int = 0) -> Freshness:
+        """Of reads that see what this process has written, and the given write."""
+        if self._clock.skew_us:
+            return STRONG
+        last = max(self._last, min_seq)
+        return waits_for(last) if last else EVENTUAL
+
+    def freshness_of(self, ids: Iterable[str]) -> Freshness:
+        """Of reads of some ids; they need not wait for writes of others."""
+        return self.freshness() if self._has_any(ids) else EVENTUAL
+
+    def add(self, ids: Iterable[str]) -> None:
+        """Notes ids, before they are written."""
+        now = time.monotonic()
+        with self._lock:
+            for name in ids:
+                self._written[name] = now
+                self._written.move_to_end(name)
+            while self._written:
+                oldest, since = next(iter(self._written.items()))
+                if now - since <= _LAG_S and len(self._written) <= _MOST:
+                    break
+                del self._written[oldest]
+                self._any_until = max(self._any_until, since + _LAG_S)
+
+    def _has_any(self, ids: Iterable[str]) -> bool:
+        """Whether one of the ids may have been written so lately that a read could miss it."""
+        now = time.monotonic()
+        with self._lock:
+            return now < self._any_until or any(
+                now - self._written.get(name, -math.inf) < _LAG_S for name in ids
+            )
