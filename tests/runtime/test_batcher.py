@@ -87,7 +87,7 @@ async def test_interactive_waits_for_one_batch_only_and_other_priorities_are_not
     await until(lambda: order)
     waiting += [asyncio.create_task(batcher.submit(None, 1)) for _ in range(60)]
     await asyncio.sleep(0)
-    for ran in range(1, 61):  # one batch after the other, each time with all lanes ready
+    for ran in range(1, 61):  # one batch after the other, each time with all priorities ready
         await asyncio.sleep(0)  # the batcher hears of the place that the last one has left
         await until(
             lambda: (
@@ -118,7 +118,7 @@ async def test_escalate_moves_a_request_to_a_more_urgent_priority():
         batcher.escalate(names[5], Priority.STANDARD)
         batcher.escalate(names[5], Priority.BULK)
         batcher.escalate("unknown", Priority.INTERACTIVE)
-        await until(lambda: batcher.waiting == 3 * 8)  # each lane has its own places
+        await until(lambda: batcher.waiting == 3 * 8)  # each priority has its own slots
         model.gate.set()
         results = await asyncio.gather(*bulk)
     assert [flat(result) for result in results] == [answer(name, 8) for name in names]
@@ -175,7 +175,7 @@ async def test_small_requests_pass_two_slow_large_ones_and_never_delay_the_secon
         large = [asyncio.create_task(batcher.submit(f"large {i}", 1, nbytes=70)) for i in range(2)]
         assert await asyncio.to_thread(model.entered.wait, 60)
         small = [asyncio.create_task(batcher.submit(f"small {i}", 1, nbytes=20)) for i in range(6)]
-        await until(lambda: "small 0" in model.prepared)  # beside the first one, which is on the device
+        await until(lambda: "small 0" in model.prepared)  # while the first one is on the device
         assert "large 1" not in model.prepared
         model.gate.set()
         await asyncio.gather(*large, *small)
@@ -187,7 +187,7 @@ async def test_a_request_in_several_batches_holds_its_memory_once_and_to_its_end
         model.gate.clear()
         first = asyncio.create_task(batcher.submit("first", 8, nbytes=70))
         assert await asyncio.to_thread(model.entered.wait, 60)
-        await until(lambda: not batcher.waiting)  # its second half is ready beside the first
+        await until(lambda: not batcher.waiting)  # its second half is ready too
         assert sum(memory.held for memory in batcher._memory.values()) == 70
         first.cancel()
         await asyncio.gather(first, return_exceptions=True)
@@ -203,9 +203,9 @@ async def test_bytes_of_all_batches_in_progress_count_together():
         first = asyncio.create_task(batcher.submit("first", 1, nbytes=60))
         assert await asyncio.to_thread(model.entered.wait, 60)
         second = asyncio.create_task(batcher.submit("second", 1, nbytes=60))
-        urgent = asyncio.create_task(batcher.submit("other lane", 1, nbytes=60, priority=Priority.BULK))
-        await until(lambda: "other lane" in model.prepared)
-        assert model.prepared == ["first", "other lane"]
+        urgent = asyncio.create_task(batcher.submit("other priority", 1, nbytes=60, priority=Priority.BULK))
+        await until(lambda: "other priority" in model.prepared)
+        assert model.prepared == ["first", "other priority"]
         model.gate.set()
         await asyncio.gather(first, second, urgent)
 
@@ -219,7 +219,7 @@ async def test_a_full_queue_refuses_at_once_with_a_retry_delay():
             await batcher.submit("late", 1)
         assert error.value.kind is Kind.OVERLOADED
         assert error.value.retry_after_s > 0
-        waiting.append(asyncio.create_task(batcher.submit("other lane", 10, priority=Priority.BULK)))
+        waiting.append(asyncio.create_task(batcher.submit("other priority", 10, priority=Priority.BULK)))
         await asyncio.sleep(0)
         assert batcher.waiting == 20
         model.gate.set()

@@ -215,7 +215,7 @@ async def test_a_flood_of_clicks_goes_before_its_own_lower_priorities_and_behind
         for name, priority in (("flood", Priority.INTERACTIVE), (owner, Priority.BULK)):
             with calling_for(name):
                 tasks += [asyncio.create_task(batcher.submit(name, 1, priority=priority)) for _ in range(40)]
-        for ran in range(40):  # one batch after the other, each time with both lanes ready
+        for ran in range(40):  # one batch after the other, each time with both priorities ready
             await until(lambda ran=ran: len(priorities) > ran)
             await until(
                 lambda: all(

@@ -1,4 +1,4 @@
-"""Handlers whose work was cancelled by somebody else than their caller: the caller gets an answer at once."""
+"""Handlers whose work is cancelled, but not by their caller: the caller gets an answer at once."""
 
 import asyncio
 import contextlib

@@ -15,7 +15,7 @@ async def test_the_probe_follows_the_health_of_the_process():
         assert await asyncio.to_thread(probe, settings)
         server.health.set_not_serving("a test says so")
         assert not await asyncio.to_thread(probe, settings)
-    assert not await asyncio.to_thread(probe, settings)  # nobody is there
+    assert not await asyncio.to_thread(probe, settings)  # no process listens
 
 
 async def test_the_probe_command_reads_the_settings_of_the_process():

@@ -21,7 +21,7 @@ def embedding(values: int) -> Embedding:
 
 @dataclass
 class Making:
-    """An encoding that keeps the lanes of those who wait for it."""
+    """An encoding that records the priorities of the calls that wait for it."""
 
     make: Callable[[], Awaitable[Embedding]]
     priorities: list[Priority] = field(default_factory=list)
@@ -107,7 +107,7 @@ async def test_the_deadline_of_one_caller_does_not_fail_the_others_of_a_shared_e
 
     async def impatient() -> Embedding:
         await go.wait()
-        raise RegionSearchError(kind, "the first caller's deadline, or its lane")
+        raise RegionSearchError(kind, "the first caller's deadline, or its priority")
 
     async def patient() -> Embedding:
         return embedding(1)

@@ -1,4 +1,4 @@
-"""Many callers at once: each gets its own answer, nobody waits for more than a piece."""
+"""Many callers at once: each gets its own answer and waits for at most one piece."""
 
 from __future__ import annotations
 

@@ -128,7 +128,7 @@ async def test_an_item_that_never_fits_into_memory_fails_its_call_only() -> None
 async def test_masks_that_fail_to_draw_outside_the_queue_are_drawn_in_it(
     monkeypatch: pytest.MonkeyPatch, size: int
 ) -> None:
-    """As long as somebody else has the memory, and where it suffices for some regions at a time only."""
+    """As long as other work holds the memory, and where it suffices for some regions at a time only."""
 
     drawn: list[int] = []
     draw = everything.draw_candidates

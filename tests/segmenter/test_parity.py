@@ -97,7 +97,7 @@ def test_constant_and_grey_images(pocket: SamBackend, coffee: NDArray[np.uint8])
 
 
 def test_the_parity_check_notices_a_wrong_answer(pocket: SamBackend, coffee: NDArray[np.uint8]) -> None:
-    """A pixel beside the mask, a score that is off by little: the check is worth something."""
+    """A pixel next to the mask, a score that is off by little: the check is worth something."""
     reference = Reference(pocket, OPEN)
     record = reference.generate(coffee)[0]
     region = segment_everything(pocket, coffee, OPEN)[0]
