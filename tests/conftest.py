@@ -27,7 +27,9 @@ hypothesis.settings.load_profile("repeatable")
 # modules that start processes, and folders whose tests run, train or measure models.
 _FIXTURES = frozenset({"stack", "own_stack", "world", "up", "pocket", "backend", "manifest"})
 _MODULES = frozenset({"subprocess", "multiprocessing"})
-_FOLDERS = frozenset({"segmenter", "embedder", "training", "evaluation", "benchmarks", "e2e"})
+_FOLDERS = frozenset(
+    {"segmenter", "embedder", "torch_runtime", "training", "evaluation", "benchmarks", "e2e"}
+)
 
 
 @pytest.hookimpl(tryfirst=True)

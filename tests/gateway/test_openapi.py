@@ -95,7 +95,7 @@ def test_generated_requests(gateway: Running, mode: schemathesis.GenerationMode)
 
         @given(cases)
         @settings(
-            max_examples=3,
+            max_examples=4,
             deadline=None,
             phases=[Phase.generate],
             suppress_health_check=list(HealthCheck),
