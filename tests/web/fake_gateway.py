@@ -47,18 +47,22 @@ class FakeGateway:
     Attributes:
         scenes: By image id, oldest first.
         ready: What /readyz says.
+        detail: Why it is not ready.
         failure: When set, (status, problem document) of the next searches.
         page_size: Hits a page.
         key: When set, the API key that every call of the API needs.
+        names: Of the collections; all but `default` are empty.
         cut: Whether the connection of an upload breaks in the middle.
     """
 
     def __init__(self) -> None:
         self.scenes: dict[str, Scene] = {}
         self.ready = True
+        self.detail = "loading the model"
         self.failure: tuple[int, dict[str, Any]] | None = None
         self.page_size = 24
         self.key: str | None = None
+        self.names = ["default"]
         self.cut = False
         self.requests: list[tuple[str, Any]] = []
         for one in library():
@@ -67,7 +71,8 @@ class FakeGateway:
             routes=[
                 Route("/", self.index),
                 Route("/readyz", self.readyz),
-                Route("/v1/collections", self.collections),
+                Route("/v1/collections", self.collections, methods=["GET"]),
+                Route("/v1/collections", self.create, methods=["POST"]),
                 Route("/v1/collections/default/images", self.images, methods=["GET"]),
                 Route("/v1/collections/default/images", self.ingest, methods=["POST"]),
                 Route("/v1/collections/default/images/{id}", self.delete, methods=["DELETE"]),
@@ -75,6 +80,9 @@ class FakeGateway:
                 Route("/v1/collections/default/images/{id}/regions/{region}/crop.png", self.content),
                 Route("/v1/collections/default/images/{id}/{kind:str}", self.content),
                 Route("/v1/collections/default/search", self.search, methods=["POST"]),
+                Route("/v1/collections/{name}", self.collection),
+                Route("/v1/collections/{name}/images", self.images_elsewhere),
+                Route("/v1/collections/{name}/search", self.search_elsewhere, methods=["POST"]),
                 Route("/v1/search-within", self.within, methods=["POST"]),
                 Route("/v1/segment", self.segment, methods=["POST"]),
                 Mount("/static", StaticFiles(directory=WEB)),
@@ -102,11 +110,33 @@ class FakeGateway:
         return FileResponse(WEB / "index.html", headers={"Content-Security-Policy": POLICY})
 
     async def collections(self, request: Request) -> Response:
-        return JSONResponse({"collections": [{"name": "default"}], "next_page_token": ""})
+        return JSONResponse({"collections": [{"name": name} for name in self.names], "next_page_token": ""})
+
+    async def create(self, request: Request) -> Response:
+        name = (await request.json())["name"]
+        if name in self.names:
+            return _problem(409, "ALREADY_EXISTS", f"There is a collection {name!r} already.")
+        self.names.append(name)
+        return JSONResponse({"name": name}, 201)
+
+    async def collection(self, request: Request) -> Response:
+        name = request.path_params["name"]
+        return JSONResponse({"name": name}) if name in self.names else _no_collection(name)
+
+    async def images_elsewhere(self, request: Request) -> Response:
+        name = request.path_params["name"]
+        nothing = {"images": [], "next_page_token": "", "total_count": 0}
+        return JSONResponse(nothing) if name in self.names else _no_collection(name)
+
+    async def search_elsewhere(self, request: Request) -> Response:
+        name = request.path_params["name"]
+        self.requests.append(("search elsewhere", await request.json()))
+        nothing = {"hits": [], "next_page_token": "", "truncated": []}
+        return JSONResponse(nothing) if name in self.names else _no_collection(name)
 
     async def readyz(self, request: Request) -> Response:
         services = {
-            "segmenter": {"ready": self.ready, "detail": "serving" if self.ready else "loading the model"},
+            "segmenter": {"ready": self.ready, "detail": "serving" if self.ready else self.detail},
             "embedder": {"ready": True, "detail": "serving"},
             "searcher": {"ready": True, "detail": "serving"},
         }
@@ -137,7 +167,7 @@ class FakeGateway:
         if not data.startswith((b"\x89PNG", b"\xff\xd8")):
             return {
                 "outcome": "failed",
-                "error": {"code": "UNSUPPORTED_IMAGE", "detail": "files[0] is no picture."},
+                "error": {"code": "UNSUPPORTED_IMAGE", "detail": "image.encoded is not a picture."},
             }
         identity = hashlib.sha256(data).hexdigest()
         if identity in self.scenes:
@@ -151,6 +181,8 @@ class FakeGateway:
         return Response(status_code=204)
 
     async def content(self, request: Request) -> Response:
+        if request.path_params["id"] not in self.scenes:
+            return _problem(404, "NOT_FOUND", "there is no such image")
         data = self.scenes[request.path_params["id"]].data
         if request.path_params.get("kind") == "thumbnail" and _content_type(data) == "image/webp":
             with EncodedImage(data) as image:
@@ -160,6 +192,8 @@ class FakeGateway:
 
     async def regions(self, request: Request) -> Response:
         identity = request.path_params["id"]
+        if identity not in self.scenes:
+            return _problem(404, "NOT_FOUND", "there is no such image")
         one = self.scenes[identity]
         regions = [_region(thing, f"{identity}-r{i:03d}") for i, thing in enumerate(one.things)]
         if request.query_params.get("format") == "coco":
@@ -190,13 +224,22 @@ class FakeGateway:
             for hit in hits:
                 first.setdefault(hit["image_id"], hit)
             hits = list(first.values())
+        if body["level"] == "image":
+            same = query.get("image_id")
+            scores = {hit["image_id"]: max(hit["score"], float(hit["image_id"] == same)) for hit in hits}
+            hits = [hit | {"level": "image", "region_id": None, "label": None} for hit in hits]
+            hits = sorted(
+                (hit | {"score": scores[hit["image_id"]]} for hit in hits), key=lambda hit: -hit["score"]
+            )
         unlike = {one["region_id"] for one in body["negatives"] if isinstance(one, dict)}
         hits = [hit for hit in hits if hit["region_id"] not in unlike]
+        if only := body["filter"].get("image_ids"):
+            hits = [hit for hit in hits if hit["image_id"] in only]
         hits = [hit for hit in hits if hit["score"] >= (body["min_score"] or -1)]
         if request.query_params.get("format") == "coco":
             return JSONResponse(_coco(hits[: body["page_size"]]))
         start = int(body.get("page_token") or 0)
-        end = start + self.page_size
+        end = start + (self.page_size if body["page_size"] == 24 else body["page_size"])
         page = [hit | {"rank": start + i + 1} for i, hit in enumerate(hits[start:end])]
         answer = {"hits": page, "next_page_token": str(end) if end < len(hits) else "", "seq": 1}
         return JSONResponse(answer | {"truncated": [len(phrase) > LONGEST_PHRASE for phrase in phrases]})
@@ -206,9 +249,10 @@ class FakeGateway:
             identity, _, index = query["region_id"].rpartition("-r")
             return self.scenes[identity].things[int(index)].name
         if "image" in query:
-            assert base64.b64decode(query["image"]).startswith(b"\xff\xd8")
+            assert base64.b64decode(query["image"])
             return self._thing(query).name if query.get("points") or query.get("box") else "red circle"
-        return self._thing(query).name
+        pointed = query.get("points") or query.get("box")
+        return (self._thing(query) if pointed else self.scenes[query["image_id"]].things[0]).name
 
     def _thing(self, prompt: dict[str, Any]) -> Thing:
         """What is pointed at: in a stored picture, or in the one that is always uploaded."""
@@ -231,10 +275,10 @@ class FakeGateway:
             region = _region(thing, f"{body['image_id']}-r{i:03d}")
             regions.append(region | {"score": scores[best], "label": body["texts"][best], "text_index": best})
         regions.sort(key=lambda region: -region["score"])
-        seen: set[int] = set()
+        bests: dict[int, float] = {}
         for region in regions:
-            region["is_hit"] = region["text_index"] not in seen
-            seen.add(region["text_index"])
+            best = bests.setdefault(region["text_index"], region["score"])
+            region["is_hit"] = region["score"] >= body["relative_cutoff"] * best
         truncated = [len(text) > LONGEST_PHRASE for text in body["texts"]]
         answer = {"width": one.width, "height": one.height, "regions": regions, "truncated": truncated}
         return JSONResponse(answer)
@@ -246,6 +290,14 @@ class FakeGateway:
         if request.query_params.get("format") == "coco":
             return JSONResponse(_coco([candidate]))
         return JSONResponse({"results": [{"candidates": [candidate]}], "regions": []})
+
+
+def _problem(status: int, code: str, detail: str) -> JSONResponse:
+    return JSONResponse({"title": detail, "code": code, "detail": detail}, status)
+
+
+def _no_collection(name: str) -> JSONResponse:
+    return _problem(404, "NOT_FOUND", f"there is no collection {name!r}: create it first")
 
 
 def _event(event: str, data: dict[str, Any]) -> str:

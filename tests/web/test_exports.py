@@ -35,7 +35,7 @@ def test_the_grid_is_exported_by_the_server_as_far_as_it_is_shown(
     assert all(annotation["iscrowd"] == 0 for annotation in document["annotations"])
     asked = gateway.requests[-1][1]
     assert (asked["query"], asked["min_score"], asked["page_size"]) == ({"text": "red circle"}, 0.1, 6)
-    expect(page.locator("#toast")).to_have_text("6 finds saved as COCO.")
+    expect(page.locator("#toast")).to_have_text("6 results saved as COCO.")
     gateway.failure = (503, {"title": "Not ready", "detail": "The embedder is away."})
     page.get_by_role("button", name="Export").click()
     expect(page.locator("#toast")).to_have_text("The embedder is away.")

@@ -24,8 +24,8 @@ def test_the_whole_way_by_mouse(page: Page, url: str, gateway: FakeGateway, tmp_
     broken.write_bytes(b"just some words")
     page.locator("#files").set_input_files([picture_file(tmp_path), broken])
     rows = page.locator("#uploads-list li")
-    expect(rows.nth(0).locator(".status")).to_have_text("2 things found")
-    expect(rows.nth(1).locator(".status")).to_have_text("files[0] is no picture.")
+    expect(rows.nth(1).locator(".status")).to_have_text("2 things found")
+    expect(rows.nth(0).locator(".status")).to_have_text("Not a picture, or the file is damaged")
     expect(page.locator("#uploads-title")).to_have_text("1 picture added, 1 failed")
     page.get_by_role("button", name="Close the list of uploads").click()
     expect(page.locator("#grid button.tile")).to_have_count(5)
@@ -101,7 +101,7 @@ def test_the_whole_way_by_keyboard(page: Page, url: str, gateway: FakeGateway, t
     expect(page.get_by_role("button", name="More like this", exact=True)).to_be_enabled()
     with page.expect_response("**/search"):
         page.keyboard.press("m")
-    expect(page.locator("#title")).to_have_text("More like this")
+    expect(page.locator("#title")).to_have_text("Like this thing")
     expect(page.locator("#grid button.tile").first).to_have_accessible_name(re.compile("Found in"))
     assert gateway.requests[-1][1]["query"]["box"]["x_max"] > gateway.requests[-1][1]["query"]["box"]["x_min"]
     page.locator("#grid button.tile").first.focus()

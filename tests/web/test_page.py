@@ -43,7 +43,7 @@ def test_filters_page_and_threshold(page: Page, url: str, gateway: FakeGateway) 
     slider.dispatch_event("change")
     expect(page.locator("#grid button.tile")).to_have_count(1)
     expect(page).to_have_url(re.compile("min=0.3"))
-    page.get_by_label("Not meant").fill("shadow, poster")
+    page.get_by_label("Exclude", exact=True).fill("shadow, poster")
     with page.expect_response("**/search"):
         page.keyboard.press("Enter")
     expect(page.locator("#grid button.tile")).to_have_count(1)
@@ -102,7 +102,10 @@ def test_less_like_this(page: Page, url: str, gateway: FakeGateway) -> None:
 
 def test_starting_and_failing_are_said(page: Page, url: str, gateway: FakeGateway) -> None:
     gateway.ready = False
+    gateway.detail = "127.0.0.1:50301 does not answer: connection refused"
     page.goto(url)
+    expect(page.locator("#notice li").first).to_have_text("segmenterstarting")
+    gateway.detail = "loading the model"
     expect(page.locator("#notice")).to_contain_text("loading the model")
     gateway.ready = True
     expect(page.locator("#grid button.tile")).to_have_count(4)
@@ -118,7 +121,7 @@ def test_starting_and_failing_are_said(page: Page, url: str, gateway: FakeGatewa
     expect(page.locator("#grid button.tile").first).to_be_visible()
     gateway.scenes.clear()
     page.goto(url)
-    expect(page.locator("#empty")).to_contain_text("Find any object in any picture")
+    expect(page.locator("#empty")).to_contain_text("Find anything in any picture")
     page.goto(f"{url}/?q=anything")
     expect(page.locator("#empty")).to_contain_text("Nothing found")
 

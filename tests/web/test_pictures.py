@@ -20,10 +20,10 @@ def test_a_dropped_picture_is_searched_with(
     page.goto(url)
     page.locator("#picture").set_input_files(picture_file(tmp_path))
     expect(page.locator("#example")).to_contain_text("Point at a thing")
-    expect(page.locator("#grid button.tile").first).to_have_accessible_name("Found in table.png, score 0.34")
+    expect(page.locator("#grid button.tile").first).to_have_accessible_name("table.png, score 0.34")
     page.reload()  # the tab keeps it
-    expect(page.locator("#grid button.tile").first).to_have_accessible_name("Found in table.png, score 0.34")
-    page.get_by_role("button", name="Remove the example (Your picture)").click()
+    expect(page.locator("#grid button.tile").first).to_have_accessible_name("table.png, score 0.34")
+    page.get_by_role("button", name="Remove the example: your picture").click()
     expect(page.locator("#title")).to_have_text("Your pictures")
 
 
@@ -53,7 +53,7 @@ def test_a_file_is_dropped_to_search_with_it(page: Page, url: str, tmp_path: Pat
     expect(page.locator("#grid button.tile")).to_have_count(4)
     drag(page, [picture_file(tmp_path)], 300, 400)
     expect(page.locator("#title")).to_have_text("Like your picture")
-    expect(page.locator("#grid button.tile").first).to_have_accessible_name("Found in table.png, score 0.34")
+    expect(page.locator("#grid button.tile").first).to_have_accessible_name("table.png, score 0.34")
 
 
 def test_a_drag_that_is_called_off_leaves_no_veil(page: Page, url: str, tmp_path: Path) -> None:
@@ -82,7 +82,7 @@ def test_a_picture_is_pasted(page: Page, url: str) -> None:
     page.locator("#q").focus()
     page.keyboard.press("ControlOrMeta+v")
     expect(page.locator("#title")).to_have_text("Like your picture")
-    expect(page.locator("#grid button.tile").first).to_have_accessible_name("Found in table.png, score 0.34")
+    expect(page.locator("#grid button.tile").first).to_have_accessible_name("table.png, score 0.34")
 
 
 def test_words_that_come_with_their_picture_are_pasted_as_words(page: Page, url: str) -> None:
@@ -117,7 +117,7 @@ def test_pointing_at_a_thing_in_the_picture_to_search_with(
     query = gateway.requests[-1][1]["query"]
     assert query["image"]
     assert abs(query["points"][0]["x"] - 390) < 2 and abs(query["points"][0]["y"] - 190) < 2
-    page.get_by_role("button", name="Thing in your picture", exact=True).click()
+    page.get_by_role("button", name="The thing in your picture", exact=True).click()
     expect(page.locator("#stage-overlay .dot")).to_have_count(1)
     expect(page.get_by_role("button", name="Delete picture")).to_be_hidden()
 

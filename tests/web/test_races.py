@@ -140,7 +140,7 @@ def test_the_slider_follows_the_address(page: Page, url: str) -> None:
     page.go_back()
     expect(page.locator("#subtitle")).to_contain_text("best score 0.34")
     expect(slider).to_have_value("0.3")
-    page.get_by_label("One hit a picture").uncheck()
+    page.get_by_label("One result per picture").uncheck()
     expect(page).to_have_url(re.compile("min=0.3&|min=0.3$"))
 
 

@@ -77,7 +77,7 @@ def test_from_upload_to_deletion(page: Page, stack: Stack, tmp_path: Path) -> No
     assert iou(mask, thing.mask) > 0.5, "the click has outlined the thing under the mouse"
 
     page.get_by_role("button", name="More like this", exact=True).click()
-    expect(page.locator("#title")).to_have_text("More like this")
+    expect(page.locator("#title")).to_have_text("Like this thing")
     found.click()
     page.get_by_role("button", name="Delete picture").click()
     page.get_by_role("button", name="Delete", exact=True).click()

@@ -73,11 +73,11 @@ def test_words_are_added_to_an_example(page: Page, url: str, gateway: FakeGatewa
     page.get_by_placeholder("Add words…").fill("red circle")
     with page.expect_response("**/search"):
         page.keyboard.press("Enter")
-    expect(page.locator("#title")).to_have_text("“red circle” and an example")
+    expect(page.locator("#title")).to_have_text("“red circle” and this thing")
     assert gateway.requests[-1][1]["query"] == {"text": "red circle", "region_id": region}
     page.locator("#q").fill("")
     page.keyboard.press("Enter")
-    expect(page.locator("#title")).to_have_text("More like this")
+    expect(page.locator("#title")).to_have_text("Like this thing")
 
 
 def test_undo_takes_the_last_back(page: Page, url: str) -> None:
@@ -199,7 +199,7 @@ def test_leaving_the_filters_leaves_the_focus_on_the_page(page: Page, url: str) 
     page.goto(f"{url}/?q=red+circle")
     button = page.get_by_role("button", name=re.compile("Filters"))
     button.click()
-    page.get_by_label("One hit a picture").focus()
+    page.get_by_label("One result per picture").focus()
     page.keyboard.press("Escape")
     expect(page.locator("#filters")).to_be_hidden()
     expect(button).to_be_focused()

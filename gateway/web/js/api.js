@@ -100,6 +100,9 @@ export async function readiness() {
 }
 
 export const collections = async () => (await get("v1/collections?page_size=1000")).collections;
+export const createCollection = (name) => post("v1/collections", { name });
+/** Whether there is certainly no collection of this name. */
+export const isMissing = (name) => get(collectionUrl(name)).then(() => false, (problem) => problem.status === 404);
 export const images = (collection, token, signal) =>
   get(`${collectionUrl(collection)}/images?page_size=40&page_token=${encodeURIComponent(token)}`, { signal });
 export const regions = (collection, id, signal) => get(`${imageUrl(collection, id)}/regions?include=mask`, { signal });

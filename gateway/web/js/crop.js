@@ -2,6 +2,8 @@
 
 import { h, save } from "./dom.js";
 
+const THUMB_PX = 72; // twice its size on the page
+
 /** Saves what a path encloses of a picture as a PNG with a transparent ground. */
 export function saveCrop(element, { width, height }, path, name) {
   const [left, top, right, bottom] = boundsOf(path);
@@ -21,4 +23,21 @@ function boundsOf(path) {
   const low = (values) => Math.floor(values.reduce((a, b) => Math.min(a, b)));
   const high = (values) => Math.ceil(values.reduce((a, b) => Math.max(a, b)));
   return [low(xs), low(ys), high(xs), high(ys)];
+}
+
+/** A small canvas with a thing, cut out of the picture that an element shows. */
+export function cutOut(element, image, { box, path }) {
+  const canvas = h("canvas", { width: THUMB_PX, height: THUMB_PX, "aria-hidden": "true" });
+  const side = Math.max(box.x_max - box.x_min, box.y_max - box.y_min);
+  if (!side || !element.naturalWidth) return canvas;
+  const left = (box.x_min + box.x_max - side) / 2;
+  const top = (box.y_min + box.y_max - side) / 2;
+  const context = canvas.getContext("2d");
+  context.scale(THUMB_PX / side, THUMB_PX / side);
+  context.translate(-left, -top);
+  context.clip(new Path2D(path), "evenodd");
+  const scale = element.naturalWidth / image.width; // of the file that is shown; a thumbnail's is smaller
+  const [width, height] = [box.x_max - box.x_min, box.y_max - box.y_min];
+  context.drawImage(element, box.x_min * scale, box.y_min * scale, width * scale, height * scale, box.x_min, box.y_min, width, height);
+  return canvas;
 }

@@ -36,6 +36,7 @@ export function acceptPictures({ searchWith, add }) {
     const files = all.filter((file) => file && isPicture(file));
     if (!files.length) return toast("There is no picture in what was dropped.");
     if (all.length > files.length) toast(`${count(all.length - files.length, "file")} left out: hidden, or not a picture.`);
+    if (target === "search" && files.length > 1) toast(`Searching with ${files[0].name}: a search takes one picture, ${files.length} were dropped.`);
     if (target === "search") searchWith(files[0]);
     else add(files);
   });

@@ -2,7 +2,7 @@
 
 import * as api from "./api.js";
 import { outline, Mask } from "./mask.js";
-import { base64, recall } from "./query_images.js";
+import { base64, isDrawable, recall } from "./query_images.js";
 
 const LARGEST_THUMBNAIL = 2048;
 const PLAIN = new Set(["image/jpeg", "image/png", "image/bmp"]);
@@ -64,7 +64,10 @@ export class OwnPicture {
   }
 
   async open(element) {
-    element.src = recall(this.id) ?? "";
+    const kept = recall(this.id);
+    if (!kept) throw new api.Problem(0, { detail: "This picture is gone. Drop or paste it again." });
+    if (!isDrawable(this.id)) throw new api.Problem(0, { detail: "This browser cannot show this kind of picture. It is searched with as a whole." });
+    element.src = kept;
     await element.decode();
     return { image: { name: "Your picture", width: element.naturalWidth, height: element.naturalHeight }, things: [] };
   }

@@ -1,6 +1,6 @@
 /** Puts the page together: the address is the state, everything else follows it. */
 
-import * as api from "./api.js";
+import { Collections } from "./collections.js";
 import { $, announce, toast, typing } from "./dom.js";
 import { acceptPictures } from "./drop.js";
 import { keep } from "./query_images.js";
@@ -8,14 +8,13 @@ import { whenReady } from "./readiness.js";
 import { Results } from "./results.js";
 import { SearchBar } from "./searchbar.js";
 import { Uploads } from "./uploads.js";
-import { HOME, isSearch, read, write } from "./url.js";
+import { HOME, NO_MARKS, read, write } from "./url.js";
 import { Viewer } from "./viewer.js";
 
 let state = read();
 let shown = null;
 let ready = false;
 let leaving = false; // going back in the history takes effect later
-let listed = false;
 
 /** Changes the state: a new entry of the history unless `replace`. An entry that only opens a picture says so. */
 function go(changes, { replace = false } = {}) {
@@ -32,25 +31,39 @@ function close() {
   if (leaving) return;
   leaving = Boolean(history.state?.opens);
   if (leaving) history.back();
-  else go({ view: "" }, { replace: true });
+  else go({ view: "", marks: NO_MARKS }, { replace: true });
+}
+
+/** Takes note of what is pointed at in the open picture, so that Back and reload bring it again. */
+function marked(marks) {
+  state = { ...state, marks };
+  if (state.view) history.replaceState(history.state, "", write(state));
 }
 
 /** A new search, or the same once more: what was asked before is forgotten, filters stay. */
 function ask(query) {
   shown = null;
   const { text, picture, region, image, points, box } = HOME;
-  const calm = { text, picture, region, image, points, box, view: "", min: null, unlike: HOME.unlike };
+  const calm = { text, picture, region, image, points, box, view: "", marks: NO_MARKS, min: null, unlike: HOME.unlike };
   go({ ...calm, ...query });
   window.scrollTo({ top: 0 });
 }
 
+/** Goes to a collection. Words and one's own picture are looked for there too; what is stored elsewhere is not. */
+function enter(collection) {
+  const pointed = state.picture ? {} : { points: [], box: null };
+  shown = null; // also when it has just been made
+  go({ collection, region: "", image: "", unlike: HOME.unlike, view: "", marks: NO_MARKS, ...pointed });
+}
+
+const collections = new Collections({ enter });
 const bar = new SearchBar({ ask, go });
-const results = new Results({ ask, open: (view) => go({ view }), loaded });
+const results = new Results({ ask, open: (view) => go({ view, marks: NO_MARKS }), loaded, create: (name) => collections.create(name) });
 const viewer = new Viewer({
   ask,
-  unlike: (region) => go({ view: "", unlike: [...new Set([...state.unlike, region])] }, { replace: true }),
-  open: (view) => go({ view }, { replace: true }),
-  close,
+  unlike: (region) => go({ view: "", marks: NO_MARKS, unlike: [...new Set([...state.unlike, region])] }, { replace: true }),
+  open: (view) => go({ view, marks: NO_MARKS }, { replace: true }),
+  marked, close,
   closed: () => results.focus(),
   neighbour: (id, step) => results.neighbour(id, step),
   deleted: (id) => {
@@ -58,12 +71,13 @@ const viewer = new Viewer({
     toast("The picture is deleted.");
   },
 });
-const uploads = new Uploads({ changed: () => ready && !isSearch(state) && results.reload() });
+const uploads = new Uploads({ changed: (collection) => ready && collection === state.collection && results.news() });
 
 function render() {
-  const { view, ...query } = state;
+  const { view, marks, ...query } = state;
   const key = JSON.stringify(query);
   bar.show(state);
+  collections.show(state.collection);
   if (!ready) return; // the notice says what the page waits for
   if (key !== shown) {
     shown = key;
@@ -82,7 +96,7 @@ async function searchWith(file) {
     const picture = await keep(file);
     if (file === chosen) ask({ picture, text: state.text });
   } catch {
-    toast(`${file.name} is no picture that this browser can read. It can still be added.`);
+    toast(`This browser cannot read ${file.name} as a picture.`);
   }
 }
 
@@ -96,7 +110,6 @@ $("picture").addEventListener("change", () => ($("picture").files[0] && searchWi
 $("home").addEventListener("click", (event) => (event.preventDefault(), go({ ...HOME, collection: state.collection })));
 $("key-later").addEventListener("click", () => $("key").close());
 $("help-button").addEventListener("click", () => $("help").showModal());
-$("collection").addEventListener("change", () => go({ ...HOME, collection: $("collection").value }));
 document.addEventListener("keydown", (event) => {
   if (typing(event) || event.ctrlKey || event.metaKey || event.altKey) return;
   if (event.key === "?" && !$("help").open) $("help").showModal();
@@ -111,20 +124,14 @@ window.addEventListener("popstate", () => {
 /** What the grid shows has come. */
 function loaded() {
   viewer.around(results.hit(state.view));
-  listCollections(); // if there was no key before
-}
-
-async function listCollections() {
-  if (listed) return;
-  listed = true;
-  const found = await api.collections().catch(() => ((listed = false), [])); // the one collection stays
-  const names = new Set(found.map((one) => one.name)).add(state.collection);
-  $("collection").replaceChildren(...[...names].map((name) => new Option(name, name, false, name === state.collection)));
+  collections.list(); // if there was no key before
 }
 
 bar.show(state);
+collections.show(state.collection);
+results.wait();
 await whenReady();
 ready = true;
 render();
 announce("Ready");
-listCollections();
+collections.list();

@@ -16,9 +16,12 @@ export async function whenReady() {
   $("notice").hidden = true;
 }
 
+/** A service that is still starting is not reachable; how it is not reachable helps nobody (it stands in the title). */
+const words = (detail) => (!detail || detail.includes("does not answer") ? "starting" : detail);
+
 function tell({ problem, services = {} }) {
   const lines = Object.entries(services).map(([name, { ready, detail }]) =>
-    h("li", { data: { ready: String(ready) } }, h("b", {}, name), h("span", {}, ready ? "ready" : detail || "starting")));
+    h("li", { data: { ready: String(ready) } }, h("b", {}, name), h("span", { title: detail }, ready ? "ready" : words(detail))));
   const notice = $("notice");
   const title = problem ? problem.title : "Starting";
   const text = problem ? `${problem.message} Trying again…` : "The models are being loaded. This page goes on by itself.";

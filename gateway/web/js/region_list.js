@@ -1,8 +1,7 @@
 /** The list of things beside a picture: a small cut-out of each, its name, and one fact. */
 
+import { cutOut } from "./crop.js";
 import { $, h } from "./dom.js";
-
-const THUMB_PX = 72; // twice its size on the page
 
 export class Things {
   /** @param {{choose: (thing: object) => void, point: (thing: object|null) => void}} on Clicked; hovered or left. */
@@ -18,7 +17,7 @@ export class Things {
   show(things, { scored, image, share }) {
     $("regions-title").textContent = scored ? "Best first" : "Things in this picture";
     $("regions").replaceChildren(...things.map((thing, i) => {
-      const name = scored ? thing.label : `Thing ${thing.number}`;
+      const name = thing.label ?? `Thing ${thing.number}`;
       const fact = scored ? thing.score.toFixed(2) : share(thing.area);
       return h("li", {}, h("button.region", {
         type: "button", "aria-label": `${name}, ${scored ? "score " : ""}${fact}, ${i + 1} of ${things.length}`, "aria-pressed": "false", data: { region: thing.region_id ?? "" },
@@ -44,21 +43,4 @@ function reveal(element, list) {
   const above = element.getBoundingClientRect().top - list.getBoundingClientRect().top;
   if (above < 0) list.scrollTop += above;
   else list.scrollTop += Math.max(0, above + element.offsetHeight - list.clientHeight);
-}
-
-/** A thing, cut out of the picture that an element shows. */
-function cutOut(element, image, { box, path }) {
-  const canvas = h("canvas", { width: THUMB_PX, height: THUMB_PX, "aria-hidden": "true" });
-  const side = Math.max(box.x_max - box.x_min, box.y_max - box.y_min);
-  if (!side || !element.naturalWidth) return canvas;
-  const left = (box.x_min + box.x_max - side) / 2;
-  const top = (box.y_min + box.y_max - side) / 2;
-  const context = canvas.getContext("2d");
-  context.scale(THUMB_PX / side, THUMB_PX / side);
-  context.translate(-left, -top);
-  context.clip(new Path2D(path), "evenodd");
-  const scale = element.naturalWidth / image.width; // of the file that is shown; a thumbnail's is smaller
-  const [width, height] = [box.x_max - box.x_min, box.y_max - box.y_min];
-  context.drawImage(element, box.x_min * scale, box.y_min * scale, width * scale, height * scale, box.x_min, box.y_min, width, height);
-  return canvas;
 }

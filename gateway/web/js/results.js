@@ -2,17 +2,22 @@
 
 import * as api from "./api.js";
 import { $, announce, count, h, icon, toast, saveJson, typing } from "./dom.js";
+import { nothing, skeletons, welcome } from "./empty_states.js";
 import { outline } from "./mask.js";
-import { draw, overlay } from "./overlay.js";
+import { draw, HUES, overlay } from "./overlay.js";
 import { base64, recall } from "./query_images.js";
-import { filterCount, isSearch, phrases, searchBody } from "./url.js";
+import { addOthers, mayShowSeveral } from "./several_phrases.js";
+import { exampleWords, isSearch, phrases, searchBody } from "./url.js";
 
-const MOST_EXPORTED = 1000; // finds of one answer
+const MOST_EXPORTED = 1000; // results of one answer
+const NEWS_MS = 1500; // between two looks for pictures that came
+const FIRST_NEWS_MS = 100; // into an empty grid
 
 export class Results {
-  /** @param {{ask: Function, open: (imageId: string) => void, loaded: () => void}} actions */
-  constructor({ ask, open, loaded }) {
+  /** @param {{ask: Function, open: (imageId: string) => void, loaded: () => void, create: (collection: string) => void}} actions */
+  constructor({ ask, open, loaded, create }) {
     this.loaded = loaded;
+    this.create = create;
     this.ask = ask;
     this.open = open;
     this.tiles = []; // {item, element}
@@ -32,13 +37,19 @@ export class Results {
     this.gone.clear();
     this.token = "";
     this.total = null;
+    if ($("grid").contains(document.activeElement)) this.waitWithFocus();
     $("grid").replaceChildren();
     $("empty").hidden = true;
     $("notice").hidden = true;
     $("cut-off").hidden = true;
-    $("title").textContent = title(state);
+    $("title").textContent = $("title").title = title(state);
     $("subtitle").textContent = "";
     return this.load(true);
+  }
+
+  /** Grey tiles, before it is known what to show. */
+  wait() {
+    $("grid").replaceChildren(...skeletons());
   }
 
   reload() {
@@ -50,7 +61,7 @@ export class Results {
     const stop = (this.stop = new AbortController());
     $("more").hidden = true;
     $("main").setAttribute("aria-busy", "true");
-    const waiting = setTimeout(() => first && $("grid").replaceChildren(...skeletons()), 150);
+    const waiting = setTimeout(() => first && this.wait(), 150);
     stop.signal.addEventListener("abort", () => clearTimeout(waiting));
     try {
       const page = await this.page(stop.signal);
@@ -65,7 +76,8 @@ export class Results {
       $("more").hidden = !this.token;
       this.describe();
       this.loaded();
-      this.rove(this.tiles[from]?.element, !first && document.activeElement === document.body); // where the button was
+      this.rove(this.tiles[from]?.element, first ? this.waits && document.activeElement === $("main") : document.activeElement === document.body); // where the button was
+      this.waits = false;
     } catch (error) {
       if (stop.signal.aborted) return;
       clearTimeout(waiting);
@@ -85,10 +97,13 @@ export class Results {
     const { state } = this;
     if (!isSearch(state)) {
       const found = await api.images(state.collection, this.token, signal);
-      const items = found.images.map((image) => ({ image_id: image.image_id, image, level: "image", score: null }));
-      return { items, token: found.next_page_token, total: found.total_count };
+      return { items: found.images.map(asItem), token: found.next_page_token, total: found.total_count };
     }
-    const found = await api.search(state.collection, { ...this.body(), page_token: this.token }, signal);
+    const body = this.body();
+    const ask = (changes) => api.search(state.collection, { ...body, ...changes }, signal);
+    const found = await ask({ page_token: this.token });
+    if (!this.token) this.best = found.hits[0]?.score ?? 0;
+    if (mayShowSeveral(state)) await addOthers(found.hits, body, this.best, ask);
     return { items: found.hits, token: found.next_page_token, truncated: found.truncated?.some(Boolean) };
   }
 
@@ -100,7 +115,36 @@ export class Results {
     return searchBody(state, picture && base64(picture));
   }
 
-  append(item) {
+  /** Pictures have come: they are shown before the others, and the rest stays where it is. */
+  async news() {
+    this.stale = true;
+    if (this.looking) return;
+    this.looking = true;
+    while (this.stale && !isSearch(this.state)) {
+      await new Promise((resolve) => setTimeout(resolve, this.tiles.length ? NEWS_MS : FIRST_NEWS_MS)); // many come at once
+      if ($("main").hasAttribute("aria-busy")) continue; // until the present page is there
+      this.stale = false;
+      await this.lookForNews();
+    }
+    this.looking = false;
+  }
+
+  async lookForNews() {
+    const { state } = this;
+    const found = await api.images(state.collection, "").catch(() => null);
+    if (!found || state !== this.state || $("main").hasAttribute("aria-busy")) return;
+    const known = new Set(this.tiles.map(({ item }) => item.image_id));
+    const fresh = found.images.filter((image) => !known.has(image.image_id) && !this.gone.has(image.image_id));
+    if (known.size && fresh.length === found.images.length) return this.reload(); // more than a page
+    for (const image of fresh.reverse()) this.append(asItem(image), { first: true });
+    if (!known.size) this.token = found.next_page_token;
+    $("more").hidden = !this.token;
+    this.total = found.total_count;
+    if (fresh.length) this.describe();
+    if (!known.size) this.rove(this.tiles[0]?.element);
+  }
+
+  append(item, { first = false } = {}) {
     const { image } = item;
     const spot = item.best_region ?? item;
     const isFind = item.score !== null && spot.level !== "image";
@@ -108,21 +152,22 @@ export class Results {
     const picture = h("img", { alt: "", loading: "lazy", draggable: false, load: settled, error: settled });
     api.show(picture, api.thumbnailUrl(this.state.collection, item.image_id)).catch(() => picture.classList.add("blank", "settled"));
     const lines = overlay();
-    if (isFind) draw(lines, image, [{ path: outline(spot, { tidy: true }), hue: spot.text_index ?? 0 }], true);
-    const several = phrases(this.state.text).length > 1;
+    const things = [spot, ...(item.others ?? [])].sort((a, b) => (a.text_index ?? 0) - (b.text_index ?? 0));
+    if (isFind) draw(lines, image, things.map((one) => ({ path: outline(one, { tidy: true }), hue: one.text_index ?? 0 })), true);
+    const several = phrases(this.state.text).length > 1 && item.label;
     const name = image.name || "Untitled";
-    const words = [isFind ? `${item.label ?? "Found"} in ${name}` : name, item.score !== null && `score ${item.score.toFixed(2)}`].filter(Boolean).join(", ");
+    const words = [isFind ? `${things.map((one) => one.label ?? "Found").join(" and ")} in ${name}` : name, item.score !== null && `score ${item.score.toFixed(2)}`].filter(Boolean).join(", ");
     const button = h("button.tile", { type: "button", "aria-label": words, tabIndex: -1, click: () => this.open((this.opened = item).image_id) }, picture, isFind && lines);
     const caption = h("div.caption", {},
-      h("span.name", { title: name }, several && item.label ? h("b", { className: `hue-${(spot.text_index ?? 0) % 6}` }, item.label) : name),
-      item.score !== null ? h("span.score", { title: "Cosine of query and thing" }, item.score.toFixed(2)) : h("span.score", {}, count(image.region_count ?? 0, "thing")),
+      h("span.name", { title: name, dir: "auto" }, ...(several ? things.map((one) => h("b", { className: `hue-${(one.text_index ?? 0) % HUES}` }, one.label ?? item.label)) : [name])),
+      item.score !== null ? h("span.score", { title: "Similarity of query and result (cosine)" }, item.score.toFixed(2)) : h("span.score", {}, count(image.region_count ?? 0, "thing")),
     );
     const like = h("button.like", { type: "button", tabIndex: -1, title: "More like this", "aria-label": `More like this: ${name}`, click: () => this.ask(example(spot)) }, icon("similar"));
     const element = h("li", {}, button, like, caption);
     const ratio = Math.min(2.6, Math.max(0.62, image.width / image.height));
     element.style.setProperty("--ratio", ratio.toFixed(3));
-    this.tiles.push({ item, element });
-    $("grid").append(element);
+    this.tiles[first ? "unshift" : "push"]({ item, element });
+    $("grid")[first ? "prepend" : "append"](element);
   }
 
   /** What is there, in words; or why there is nothing. */
@@ -131,7 +176,7 @@ export class Results {
     const searching = isSearch(state);
     const best = tiles[0]?.item.score;
     const text = searching
-      ? [count(tiles.length, state.group ? "picture" : "find") + (this.token ? " so far" : ""), best !== undefined && `best score ${best.toFixed(2)}`].filter(Boolean).join(" · ")
+      ? [count(tiles.length, state.group ? "picture" : "result") + (this.token ? " so far" : ""), best !== undefined && `best score ${best.toFixed(2)}`].filter(Boolean).join(" · ")
       : this.total ? count(this.total, "picture") : "";
     $("subtitle").textContent = tiles.length ? text : "";
     if (searching && best !== undefined) $("min").max = Math.max(0.1, Math.ceil(best * 100) / 100, state.min ?? 0);
@@ -141,12 +186,24 @@ export class Results {
     announce(tiles.length ? text : searching ? "Nothing found" : "No pictures yet");
   }
 
-  fail(error) {
+  async fail(error) {
     const notice = $("notice");
+    const { state } = this;
+    if (error.status === 404 && (await api.isMissing(state.collection))) return state === this.state && this.offer(state.collection);
+    if (state !== this.state) return;
     notice.className = "notice error";
     notice.hidden = false;
     notice.replaceChildren(h("div", {}, h("h2", {}, error.title ?? "Something went wrong"), h("p", {}, error.message), error.requestId && h("p.muted", {}, `Request ${error.requestId}`)),
       h("button.secondary", { type: "button", click: () => this.reload() }, icon("retry"), "Try again"));
+  }
+
+  /** There is no such collection: it can be made. */
+  offer(collection) {
+    const notice = $("notice");
+    notice.className = "notice";
+    notice.hidden = false;
+    notice.replaceChildren(h("div", {}, h("h2", {}, `There is no collection “${collection}”`), h("p", {}, "Create it, or choose another one above.")),
+      h("button.primary", { type: "button", click: () => this.create(collection) }, icon("plus"), "Create it"));
   }
 
   /** Hides what scores less, while the slider moves. */
@@ -156,7 +213,7 @@ export class Results {
       element.hidden = min !== null && item.score !== null && item.score < min;
       left += element.hidden ? 0 : 1;
     }
-    $("subtitle").textContent = count(left, this.state.group ? "picture" : "find") + (min === null ? "" : ` · score ${min.toFixed(2)} or more`);
+    $("subtitle").textContent = count(left, this.state.group ? "picture" : "result") + (min === null ? "" : ` · score ${min.toFixed(2)} or more`);
   }
 
   /** The hit that shows this picture; of several the one that was chosen, or else the best. */
@@ -185,16 +242,25 @@ export class Results {
   /** Takes the focus when what had it is gone. */
   focus() {
     const here = document.activeElement;
-    if (here === document.body || here.closest("dialog")) $("grid").querySelector('.tile[tabindex="0"]')?.focus();
+    if (here !== document.body && !here.closest("dialog")) return;
+    const tile = $("grid").querySelector('.tile[tabindex="0"]');
+    if (tile) tile.focus();
+    else this.waitWithFocus();
   }
 
-  /** As many finds as the grid shows. */
+  /** The first tile that comes takes the focus, unless it has gone elsewhere by then. */
+  waitWithFocus() {
+    this.waits = true;
+    $("main").focus({ preventScroll: true });
+  }
+
+  /** As many results as the grid shows. */
   async export() {
     $("export").disabled = true;
     try {
       const document = await api.cocoOfSearch(this.state.collection, { ...this.body(), page_size: Math.min(this.tiles.length, MOST_EXPORTED) });
       saveJson(document, "results.coco.json");
-      toast(`${count(document.annotations.length, "find")} saved as COCO.`);
+      toast(`${count(document.annotations.length, "result")} saved as COCO.`);
     } catch (error) {
       toast(error.message);
     } finally {
@@ -221,6 +287,9 @@ export class Results {
   }
 }
 
+/** A stored picture as the grid shows it. */
+const asItem = (image) => ({ image_id: image.image_id, image, level: "image", score: null });
+
 /** The query for more of the same. */
 const example = (spot) => (spot.region_id ? { region: spot.region_id } : { image: spot.image_id });
 
@@ -234,31 +303,7 @@ function below(visible, here, direction) {
 }
 
 function title(state) {
-  if (state.text) return `“${state.text}”${state.picture ? " and a picture" : state.region || state.image ? " and an example" : ""}`;
-  if (state.picture) return state.points.length || state.box ? "Like the thing in your picture" : "Like your picture";
-  if (state.region || state.image) return "More like this";
-  return "Your pictures";
+  const example = exampleWords(state);
+  if (state.text) return `“${state.text}”${example && ` and ${example}`}`;
+  return example ? `Like ${example}` : "Your pictures";
 }
-
-const skeletons = () => [1.3, 0.8, 1.5, 1, 0.7, 1.4, 1.1, 0.9].map((ratio) => {
-  const element = h("li.skeleton", { "aria-hidden": "true" }, h("div.tile"));
-  element.style.setProperty("--ratio", String(ratio));
-  return element;
-});
-
-const nothing = (state) => [
-  h("h2", {}, "Nothing found"),
-  h("p", {}, filterCount(state) ? "No thing passes all filters. Loosen the score, the size or what is not meant." : "There is nothing in this collection to compare with. Add pictures first."),
-  filterCount(state) > 0 && h("button.secondary", { type: "button", click: () => $("filters").reset() }, "Clear the filters"),
-].filter(Boolean);
-
-const welcome = () => [
-  h("div.welcome-art", { "aria-hidden": "true" }, h("i"), h("i"), h("i")),
-  h("h2", {}, "Find any object in any picture"),
-  h("p", {}, "Drop pictures or whole folders anywhere on this page. Each thing in them becomes something you can find."),
-  h("button.primary", { type: "button", click: () => $("add").click() }, icon("plus"), "Add pictures"),
-  h("ul.ways", {},
-    h("li", {}, h("b", {}, "By words"), "“red mug”, “dog with a ball”"),
-    h("li", {}, h("b", {}, "By example"), "drop or paste a picture into the search"),
-    h("li", {}, h("b", {}, "By pointing"), "open a picture and click the thing")),
-];

@@ -1,9 +1,9 @@
 /** The search field, the example beside it, and the filters. */
 
 import { $, h, icon, typing } from "./dom.js";
-import { recall } from "./query_images.js";
+import { cutOut, recall } from "./query_images.js";
 import * as api from "./api.js";
-import { filterCount, HOME, isSearch, MINE } from "./url.js";
+import { exampleWords, filterCount, HOME, isSearch, MINE, usualLevel } from "./url.js";
 
 export class SearchBar {
   /** @param {{ask: Function, go: Function}} actions */
@@ -15,7 +15,8 @@ export class SearchBar {
       const { picture, region, image, points, box } = this.state; // words are added to an example
       ask({ text: $("q").value.trim(), picture, region, image, points, box });
     });
-    $("filters").addEventListener("change", () => this.filter());
+    $("filters").addEventListener("change", (event) => (event.target === $("min") ? this.slide() : this.filter()));
+    $("min").addEventListener("blur", () => (this.slid = false));
     $("filters").addEventListener("submit", (event) => (event.preventDefault(), this.filter()));
     $("filters").addEventListener("reset", (event) => {
       event.preventDefault();
@@ -41,25 +42,34 @@ export class SearchBar {
     $("filter-toggle").setAttribute("aria-expanded", String(open));
   }
 
-  filter() {
+  /** The keyboard moves the slider in small steps: one search when it rests, one entry of the history in all. */
+  slide() {
+    clearTimeout(this.resting);
+    this.resting = setTimeout(() => {
+      this.filter({ replace: this.slid });
+      this.slid = true;
+    }, SLIDER_RESTS_MS);
+  }
+
+  filter(options) {
     const form = $("filters").elements;
     this.go({
-      level: form.level.value,
+      level: form.level.value === usualLevel(this.state) ? "" : form.level.value,
       group: form.group.checked,
       min: Number(form.min.value) || null,
       size: form.size.value,
       tags: form.tags.value.trim(),
       not: form.not.value.trim(),
-    });
+    }, options);
   }
 
   /** Shows a state in the fields. */
   show(state) {
     if (state.text !== this.state?.text) $("q").value = state.text; // else what is being typed stays
     this.state = state;
-    $("collection").value = state.collection;
+    clearTimeout(this.resting);
     const form = $("filters").elements;
-    form.level.value = state.level;
+    form.level.value = state.level || usualLevel(state);
     form.group.checked = state.group;
     form.min.max = Math.max(form.min.max, state.min ?? 0); // a slider cuts what is above
     form.min.value = state.min ?? 0;
@@ -90,21 +100,25 @@ export class SearchBar {
 
   showExample(state) {
     const example = $("example");
-    const pointed = Boolean(state.points.length || state.box);
-    const words = state.picture ? (pointed ? "Thing in your picture" : "Your picture") : state.region ? "More like this" : state.image ? "Like this thing" : "";
+    const words = capitalized(exampleWords(state));
     example.hidden = !words;
     $("q").placeholder = words ? "Add words…" : "Find anything…";
     if (!words) return;
-    const image = h("img", { alt: "" });
-    if (state.picture) image.src = recall(state.picture) ?? "";
-    else api.show(image, state.region ? api.cropUrl(state.collection, state.region) : api.thumbnailUrl(state.collection, state.image)).catch(() => {});
-    const remove = removal(`Remove the example (${words})`, () => this.go({ picture: "", region: "", image: "", points: [], box: null }));
+    const image = h("img", { alt: "", error: () => image.classList.add("blank") });
+    const own = cutOut(state) ?? (state.picture && recall(state.picture));
+    if (own) image.src = own;
+    else if (!state.picture) api.show(image, state.region ? api.cropUrl(state.collection, state.region) : api.thumbnailUrl(state.collection, state.image)).catch(() => {});
+    const remove = removal(`Remove the example: ${exampleWords(state)}`, () => this.go({ picture: "", region: "", image: "", points: [], box: null }));
     const point = () => this.go({ view: MINE });
     const label = state.picture
-      ? h("button.ghost.small", { type: "button", id: "point", title: "Point at a thing in your picture", click: point }, image, h("span", {}, pointed ? words : "Point at a thing"))
+      ? h("button.ghost.small", { type: "button", id: "point", title: "Point at a thing in your picture", click: point }, image, h("span", {}, state.points.length || state.box ? words : "Point at a thing"))
       : h("span.example-label", {}, image, h("span", {}, words));
     example.replaceChildren(label, remove);
   }
 }
+
+const SLIDER_RESTS_MS = 300;
+
+const capitalized = (words) => words.charAt(0).toUpperCase() + words.slice(1);
 
 const removal = (label, click) => h("button.ghost.round.small", { type: "button", "aria-label": label, click }, icon("close"));

@@ -37,7 +37,7 @@ export class Stage {
 
   /** Begins with another picture, with nothing pointed at. */
   reset(size) {
-    Object.assign(this, { size, ...NOTHING, past: [], corner: null, cross: null, drag: null, hover: null, shapes: [] });
+    Object.assign(this, { size, ...NOTHING, past: [], undone: [], corner: null, cross: null, drag: null, hover: null, shapes: [] });
     this.render();
   }
 
@@ -49,7 +49,7 @@ export class Stage {
 
   /** Points and box from elsewhere, such as the address; the points were the last to come. */
   set(points, box) {
-    Object.assign(this, { points, box, past: points.map((_, n) => ({ points: points.slice(0, n), box })) });
+    Object.assign(this, { points, box, past: [...(box ? [NOTHING] : []), ...points.map((_, n) => ({ points: points.slice(0, n), box }))], undone: [] });
     this.render();
   }
 
@@ -111,18 +111,36 @@ export class Stage {
   }
 
   change(part) {
-    this.past.push({ points: this.points, box: this.box });
+    this.past.push(this.prompt);
+    this.undone = [];
     Object.assign(this, part);
     this.changed();
   }
 
   undo() {
-    Object.assign(this, this.past.pop() ?? NOTHING);
+    this.go(this.past, this.undone);
+  }
+
+  redo() {
+    this.go(this.undone, this.past);
+  }
+
+  /** Takes the last state of one stack and leaves the present one on the other. */
+  go(from, to) {
+    if (!from.length) return;
+    to.push(this.prompt);
+    Object.assign(this, from.pop());
+    const { past, undone } = this;
     this.changed();
+    Object.assign(this, { past, undone }); // without anything pointed at they would be forgotten
+  }
+
+  get prompt() {
+    return { points: this.points, box: this.box };
   }
 
   clear() {
-    Object.assign(this, { ...NOTHING, past: [], corner: null });
+    Object.assign(this, { ...NOTHING, past: [], undone: [], corner: null });
     this.changed();
   }
 
@@ -132,7 +150,7 @@ export class Stage {
 
   changed() {
     this.render();
-    this.on.prompt({ points: this.points, box: this.box });
+    this.on.prompt(this.prompt);
   }
 
   key(event) {
@@ -158,9 +176,14 @@ export class Stage {
     this.render();
   }
 
+  /** Whether a thing is outlined already: as it is, or as the model sees what was clicked. */
+  outlined(thing) {
+    return this.shapes.some((shape) => shape.path === thing.path) || this.points.some(({ x, y, label }) => label && this.on.hover(x, y) === thing);
+  }
+
   render() {
     const { size, overlay } = this;
-    const shapes = this.hover && !this.shapes.some((shape) => shape.path === this.hover.path) ? [...this.shapes, { path: this.hover.path, kind: "hover" }] : this.shapes;
+    const shapes = this.hover && !this.outlined(this.hover) ? [...this.shapes, { path: this.hover.path, kind: "hover" }] : this.shapes;
     draw(overlay, size, shapes, this.shapes.length > 0);
     const dragged = this.drag?.to ? [this.drag.from, this.drag.to] : this.corner && this.cross ? [this.corner, this.cross] : null;
     if (dragged) overlay.append(rectangle(...dragged));

@@ -6,14 +6,30 @@ import { $, announce, count, h, icon } from "./dom.js";
 const AT_ONCE = 3;
 const STAGES = { waiting: [0, "Waiting"], sending: [0.05, "Sending"], received: [0.1, "Received"], segmenting: [0.3, "Finding things"], embedding: [0.6, "Describing them"], storing: [0.9, "Saving"], done: [0.97, "Saving"] };
 
+/** What to say of a file that could not be added. The server's own words are for programs. */
+const FAILURES = {
+  UNSUPPORTED_IMAGE: "Not a picture, or the file is damaged",
+  TOO_LARGE: "The picture is too large",
+  STORAGE_FULL: "The server's disk is full",
+  NOT_FOUND: "The collection does not exist any more",
+  PERMISSION_DENIED: "Your API key does not allow adding pictures",
+  UNAUTHENTICATED: "An API key is needed",
+  MODEL_MISMATCH: "The collection was made with another model",
+  OVERLOADED: "The server is busy. Try again later",
+  UNAVAILABLE: "The server is not ready. Try again",
+  DEADLINE_EXCEEDED: "It took too long. Try again",
+};
+
 export class Uploads {
-  /** @param {{changed: () => void}} actions Called when pictures were added. */
+  /** @param {{changed: (collection: string) => void}} actions Called when a picture was added. */
   constructor({ changed }) {
     this.changed = changed;
     this.items = [];
     this.running = 0;
     $("uploads-cancel").addEventListener("click", () => this.items.forEach((item) => this.cancel(item)));
     window.addEventListener("beforeunload", (event) => this.running && event.preventDefault()); // the browser asks
+    $("uploads-retry").addEventListener("click", () => this.items.filter(isLost).forEach((item) => this.repeat(item)));
+    $("uploads-fold").addEventListener("click", () => this.fold(!$("uploads-list").hidden));
     $("uploads-close").addEventListener("click", () => {
       for (const { row } of this.items) free(row);
       this.items = [];
@@ -25,15 +41,23 @@ export class Uploads {
   /** Puts files in the queue of a collection. */
   add(collection, files) {
     for (const file of files) {
-      const item = { collection, file, stage: "waiting", ended: false, added: false, stop: new AbortController() };
+      const item = { collection, file, stage: "waiting", ended: false, outcome: null, stop: new AbortController() };
       item.row = this.row(item);
       this.items.push(item);
       $("uploads-list").append(item.row);
     }
     announce(`${count(files.length, "picture")} in the queue`);
     $("uploads").hidden = false;
+    if (this.items.length === files.length) this.fold(false);
     this.update();
     while (this.running < AT_ONCE && this.next()) this.run(this.next());
+  }
+
+  /** Shows the title only, or the list too. */
+  fold(folded) {
+    $("uploads-list").hidden = folded;
+    $("uploads-fold").setAttribute("aria-expanded", String(!folded));
+    $("uploads-fold").setAttribute("aria-label", folded ? "Show the files" : "Hide the files");
   }
 
   next() {
@@ -43,14 +67,15 @@ export class Uploads {
   async run(item) {
     item.started = true;
     this.running += 1;
+    this.follow(item.row);
     try {
       const result = await api.ingest(item.collection, item.file, (stage) => this.stage(item, stage), item.stop.signal);
-      if (result.outcome === "failed") this.end(item, "failed", result.error?.detail ?? "It could not be added.");
+      if (result.outcome === "failed") this.end(item, "failed", FAILURES[result.error?.code] ?? "It could not be added", result.error?.detail);
       else if (result.outcome === "duplicate") this.end(item, "duplicate", "Already here");
       else this.end(item, "created", count(result.regions ?? 0, "thing") + " found");
     } catch (error) {
       if (error.name === "AbortError") this.end(item, "cancelled", "Cancelled");
-      else this.end(item, "failed", error.message);
+      else this.end(item, "failed", FAILURES[error.code] ?? error.message, error.message);
     }
     this.running -= 1;
     const next = this.next();
@@ -65,7 +90,7 @@ export class Uploads {
   }
 
   repeat(item) {
-    Object.assign(item, { stage: "waiting", ended: false, started: false, added: false, stop: new AbortController() });
+    Object.assign(item, { stage: "waiting", ended: false, started: false, outcome: null, stop: new AbortController() });
     const row = this.row(item);
     item.row.replaceWith(row);
     free(item.row);
@@ -96,14 +121,17 @@ export class Uploads {
     this.update();
   }
 
-  end(item, outcome, words) {
-    item.ended = true;
-    item.added = outcome === "created";
+  /** A file's end, in words; `detail` is what the server says of it. */
+  end(item, outcome, words, detail = "") {
+    Object.assign(item, { ended: true, outcome });
     item.row.dataset.outcome = outcome;
+    item.row.title = detail;
     item.row.querySelector("progress").value = 1;
     item.row.querySelector(".status").textContent = words;
     const button = item.row.querySelector("button");
-    if (outcome === "failed" || outcome === "cancelled") {
+    if (outcome === "created") this.changed(item.collection);
+    if (isLost(item)) {
+      $("uploads-list").prepend(item.row); // where it is seen
       const again = h("button.ghost.round.small", { type: "button", "aria-label": `Try ${item.file.name} again`, click: () => this.repeat(item) }, icon("retry"));
       button.replaceWith(again);
     } else button.replaceWith(outcome === "created" ? icon("check") : icon("minus"));
@@ -117,22 +145,33 @@ export class Uploads {
     const busy = ended < this.items.length;
     $("uploads-title").textContent = busy ? `Adding ${ended + 1} of ${this.items.length}` : this.summary();
     $("uploads-cancel").hidden = !busy;
+    $("uploads-retry").hidden = busy || this.items.filter(isLost).length < 2;
     $("uploads-close").hidden = busy;
   }
 
   summary() {
-    const number = (outcome) => this.items.filter((item) => item.row.dataset.outcome === outcome).length;
+    const number = (outcome) => this.items.filter((item) => item.outcome === outcome).length;
     const parts = [`${count(number("created"), "picture")} added`];
     if (number("duplicate")) parts.push(`${number("duplicate")} already here`);
+    if (number("cancelled")) parts.push(`${number("cancelled")} cancelled`);
     if (number("failed")) parts.push(`${number("failed")} failed`);
     return parts.join(", ");
   }
 
   finished() {
     announce(this.summary());
-    if (this.items.some((item) => item.added)) this.changed();
+    if (this.items.some(isLost)) $("uploads-list").scrollTop = 0; // what failed stands first
+  }
+
+  /** Keeps what is being done in sight, unless the list is being looked through. */
+  follow(row) {
+    const list = $("uploads-list");
+    if (!list.matches(":hover, :focus-within")) list.scrollTop = row.offsetTop - list.offsetTop;
   }
 }
+
+/** Whether a file was not added and can be tried again. */
+const isLost = ({ outcome }) => outcome === "failed" || outcome === "cancelled";
 
 /** Lets go of the file that a row shows; one that was never scrolled to has not loaded it. */
 const free = (row) => URL.revokeObjectURL(row.querySelector("img").src);

@@ -2,6 +2,9 @@
 
 const LEVELS = ["region", "image", "both"];
 
+/** Nothing pointed at. */
+export const NO_MARKS = Object.freeze({ points: Object.freeze([]), box: null });
+
 /** Nothing asked: all pictures of the default collection. */
 export const HOME = Object.freeze({
   collection: "default",
@@ -11,7 +14,7 @@ export const HOME = Object.freeze({
   image: "",       // a stored image; with points or box the thing there
   points: [],      // {x, y, label}
   box: null,       // {x_min, y_min, x_max, y_max}
-  level: "region",
+  level: "",       // one of LEVELS, or "" for what fits the query
   group: true,
   min: null,
   size: "",
@@ -19,6 +22,7 @@ export const HOME = Object.freeze({
   not: "",         // phrases that are not meant
   unlike: [],      // stored regions that are not meant
   view: "",        // the open picture: its id, or MINE
+  marks: NO_MARKS, // what is pointed at in the open picture
 });
 
 /** The view of the picture that is searched with. */
@@ -33,11 +37,6 @@ export const phrases = split;
 export function read(location = window.location) {
   const given = new URLSearchParams(location.search);
   const text = (name) => given.get(name) ?? "";
-  const numbers = (value, length) => {
-    const found = value.split(",").map(Number);
-    return found.length === length && found.every(Number.isFinite) ? found : null;
-  };
-  const box = numbers(text("box"), 4);
   return {
     ...HOME,
     collection: text("in") || HOME.collection,
@@ -45,8 +44,8 @@ export function read(location = window.location) {
     picture: text("picture"),
     region: text("like"),
     image: text("image"),
-    points: text("at").split(";").map((point) => numbers(point, 3)).filter(Boolean).map(([x, y, label]) => ({ x, y, label: label ? 1 : 0 })),
-    box: box && { x_min: box[0], y_min: box[1], x_max: box[2], y_max: box[3] },
+    points: readPoints(text("at")),
+    box: readBox(text("box")),
     level: LEVELS.includes(text("level")) ? text("level") : HOME.level,
     group: given.get("group") !== "0",
     min: given.has("min") && Number.isFinite(Number(text("min"))) ? Number(text("min")) : null,
@@ -55,6 +54,7 @@ export function read(location = window.location) {
     not: text("not"),
     unlike: split(text("unlike")),
     view: text("view"),
+    marks: { points: readPoints(text("mark")), box: readBox(text("markbox")) },
   };
 }
 
@@ -67,9 +67,9 @@ export function write(state) {
   set("picture", state.picture);
   set("like", state.region);
   set("image", state.image);
-  set("at", state.points.map(({ x, y, label }) => `${round(x)},${round(y)},${label}`).join(";"));
-  set("box", state.box && [state.box.x_min, state.box.y_min, state.box.x_max, state.box.y_max].map(round).join(","));
-  set("level", state.level === HOME.level ? "" : state.level);
+  set("at", writePoints(state.points));
+  set("box", writeBox(state.box));
+  set("level", state.level);
   set("group", state.group ? "" : "0");
   set("min", state.min === null ? "" : String(state.min));
   set("size", state.size);
@@ -77,10 +77,30 @@ export function write(state) {
   set("not", state.not);
   set("unlike", state.unlike.join(","));
   set("view", state.view);
+  set("mark", state.view && writePoints(state.marks.points));
+  set("markbox", state.view && writeBox(state.marks.box));
   return given.size ? `./?${given}` : "./";
 }
 
 const round = (value) => Math.round(value * 10) / 10;
+
+function numbers(text, length) {
+  const found = text.split(",").map(Number);
+  return found.length === length && found.every(Number.isFinite) ? found : null;
+}
+
+function readPoints(text) {
+  const found = text.split(";").map((point) => numbers(point, 3)).filter(Boolean);
+  return found.map(([x, y, label]) => ({ x, y, label: label ? 1 : 0 }));
+}
+
+function readBox(text) {
+  const [x_min, y_min, x_max, y_max] = numbers(text, 4) ?? [];
+  return x_min === undefined ? null : { x_min, y_min, x_max, y_max };
+}
+
+const writePoints = (points) => points.map(({ x, y, label }) => `${round(x)},${round(y)},${label}`).join(";");
+const writeBox = (box) => box && [box.x_min, box.y_min, box.x_max, box.y_max].map(round).join(",");
 
 /** Areas in pixels, at the limits that COCO calls small, medium and large. */
 export const SIZES = {
@@ -92,9 +112,23 @@ export const SIZES = {
 /** Whether a state asks for anything. */
 export const isSearch = (state) => Boolean(split(state.text).length || state.picture || state.region || state.image);
 
+/** Whether the query's example is a thing that is pointed at, rather than the picture as a whole. */
+const pointed = (state) => Boolean(state.points.length || state.box);
+
+/** What the example of a query is, in words; "" when there is none. */
+export function exampleWords(state) {
+  if (state.picture) return pointed(state) ? "the thing in your picture" : "your picture";
+  if (state.region) return "this thing";
+  if (state.image) return pointed(state) ? "this thing" : "this picture";
+  return "";
+}
+
+/** What a search compares unless told otherwise: a whole picture with whole pictures, anything else with things. */
+export const usualLevel = (state) => ((state.picture || state.image) && !state.region && !pointed(state) ? "image" : "region");
+
 /** What in a state narrows the hits, for the number on the button. */
 export const filterCount = (state) =>
-  [state.level !== HOME.level, !state.group, state.min !== null, state.size, state.tags, state.not, state.unlike.length].filter(Boolean).length;
+  [state.level && state.level !== usualLevel(state), !state.group, state.min !== null, state.size, state.tags, state.not, state.unlike.length].filter(Boolean).length;
 
 /** The body of a search; `picture` is the base64 of the state's picture. */
 export function searchBody(state, picture) {
@@ -112,7 +146,7 @@ export function searchBody(state, picture) {
   return {
     query,
     negatives: [...split(state.not), ...state.unlike.map((region_id) => ({ region_id }))],
-    level: state.level,
+    level: state.level || usualLevel(state),
     group_by: state.group ? "image" : null,
     filter,
     min_score: state.min,

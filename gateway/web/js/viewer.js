@@ -1,13 +1,16 @@
 /** One picture, large: its things, pointing at them, searching inside, and what can be done with a find. */
 
 import * as api from "./api.js";
+import { cutOut } from "./crop.js";
 import { $, announce, count, saveFrom, stem, toast, typing } from "./dom.js";
+import { searchInside } from "./inside.js";
 import { outline } from "./mask.js";
 import { OwnPicture, StoredPicture } from "./image_source.js";
+import { keepCutOut } from "./query_images.js";
 import { describe } from "./selection.js";
 import { Stage } from "./stage.js";
 import { Things } from "./region_list.js";
-import { isSearch, MINE, phrases } from "./url.js";
+import { isSearch, MINE, NO_MARKS, phrases } from "./url.js";
 
 const WANT_FACTS = ["viewer-coco", "viewer-delete"]; // buttons that wait until it is known what the picture shows
 
@@ -15,7 +18,7 @@ export class Viewer {
   image = null;
   things = [];
 
-  /** @param {object} actions ask, unlike, open, close, closed, neighbour, deleted; see main.js. */
+  /** @param {object} actions ask, unlike, open, marked, close, closed, neighbour, deleted; see main.js. */
   constructor(actions) {
     this.actions = actions;
     this.dialog = $("viewer");
@@ -69,6 +72,7 @@ export class Viewer {
     $("viewer-facts").textContent = "";
     $("within-text").value = "";
     $("stage-image").removeAttribute("src");
+    for (const part of this.dialog.querySelectorAll("[data-shown]")) part.hidden = false;
     for (const part of this.dialog.querySelectorAll("[data-stored]")) part.hidden = !picture.stored;
     this.stage.reset(hit?.image ?? { width: 1, height: 1 });
     this.message("Loading…");
@@ -87,11 +91,20 @@ export class Viewer {
       this.message(null);
       this.introduce();
       this.refresh();
-      if (this.hit) this.selectHit();
-      else if (!picture.stored && (this.state.points.length || this.state.box)) this.repeat(this.state);
+      const { marks, points, box } = this.state;
+      if (marks.points.length || marks.box) this.repeat(marks);
+      else if (this.hit) this.selectHit();
+      else if (!picture.stored && (points.length || box)) this.repeat({ points, box });
     } catch (error) {
-      if (error.name !== "AbortError" && this.picture === picture) this.message(picture.stored ? error.message : "This picture is gone. Drop or paste it again.");
+      if (error.name !== "AbortError" && this.picture === picture) this.fail(error);
     }
+  }
+
+  /** Says why there is no picture; nothing that would need one is offered. */
+  fail(error) {
+    $("stage-image").removeAttribute("src");
+    for (const part of this.dialog.querySelectorAll("[data-stored], [data-shown]")) part.hidden = true;
+    this.message(error.status === 404 ? "This picture is not in the collection. It may have been deleted." : error.message);
   }
 
   /** Takes note of what the grid shows around the picture; it may come later than the picture itself. */
@@ -144,7 +157,7 @@ export class Viewer {
   select(thing, hit = null) {
     this.segmenting?.abort(); // a mask that is still to come is not what is wanted any more
     this.hits = null;
-    this.stage.set([], null);
+    this.unmark();
     this.selected = { ...thing, kind: "region", score: hit?.score ?? thing.score ?? null, label: hit?.label ?? thing.label ?? null };
     this.stage.show(this.shapes());
     this.tell();
@@ -153,10 +166,16 @@ export class Viewer {
   deselect() {
     this.segmenting?.abort();
     Object.assign(this, { selected: null, hits: null });
-    this.stage.set([], null);
+    this.unmark();
     this.stage.show([]);
     if (this.listed === this.things) this.tell(); // and whoever is in the list stays there
     else this.refresh();
+  }
+
+  /** Takes points and box away. */
+  unmark() {
+    this.stage.set([], null);
+    this.actions.marked(NO_MARKS);
   }
 
   /** Points or a box: what is known there at once, then the model's own mask. */
@@ -164,6 +183,7 @@ export class Viewer {
     this.segmenting?.abort();
     if (!this.image) return;
     if (!points.length && !box) return this.deselect();
+    this.actions.marked({ points, box });
     const stop = (this.segmenting = new AbortController());
     const guess = points.length === 1 && points[0].label && !box ? this.smallestAt(points[0].x, points[0].y) : null;
     this.selected = { kind: "prompt", points, drawn: box, path: guess?.path ?? this.selected?.path ?? null, pending: true };
@@ -198,9 +218,9 @@ export class Viewer {
     const button = $("within").querySelector("button");
     button.disabled = true;
     try {
-      const found = await api.searchWithin({ ...this.picture.reference, texts }, this.stop.signal);
+      const found = await searchInside(this.picture, texts, this.stop.signal);
       this.segmenting?.abort();
-      this.stage.set([], null);
+      this.unmark();
       this.selected = null;
       const stored = new Map(this.things.map((thing) => [thing.region_id, thing]));
       this.hits = found.regions.map((hit) => ({ ...stored.get(hit.region_id), ...hit, path: stored.get(hit.region_id)?.path ?? outline(hit) }));
@@ -208,6 +228,7 @@ export class Viewer {
       this.refresh();
       if (found.truncated?.some(Boolean)) toast("A phrase is longer than the model reads; its end was left out.");
       const best = this.hits.filter((hit) => hit.is_hit);
+      if (!best.length) $("regions-title").textContent = `Nothing found like ${texts.map((text) => `“${text}”`).join(" or ")}`;
       announce(best.length ? `Best: ${best.map((hit) => `${hit.label}, score ${hit.score.toFixed(2)}`).join("; ")}` : "Nothing found");
     } catch (error) {
       if (error.name !== "AbortError") toast(error.message);
@@ -247,7 +268,10 @@ export class Viewer {
 
   moreLikeThis() {
     const { selected } = this;
-    if (selected?.path && !selected.pending && !selected.error) this.actions.ask(this.picture.more(selected));
+    if (!selected?.path || selected.pending || selected.error) return;
+    const query = this.picture.more(selected);
+    if (!selected.region_id) keepCutOut(query, cutOut($("stage-image"), this.image, selected));
+    this.actions.ask(query);
   }
 
   async delete() {
@@ -279,8 +303,13 @@ export class Viewer {
   }
 
   key(event) {
-    if (typing(event) || event.ctrlKey || event.metaKey || event.altKey || $("confirm").open) return;
-    if (event.key === "m" || event.key === "M") this.moreLikeThis();
+    if (typing(event) || event.altKey || $("confirm").open) return;
+    const key = event.key.toLowerCase();
+    if (event.ctrlKey || event.metaKey) {
+      if (key === "z" && !event.shiftKey) this.stage.undo();
+      else if (key === "y" || key === "z") this.stage.redo();
+      else return;
+    } else if (key === "m") this.moreLikeThis();
     else if (event.key === "Delete") this.delete();
     else if (event.key === "[" || event.key === "]") this.cycle(event.key === "]" ? 1 : -1);
     else return;

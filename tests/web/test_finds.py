@@ -1,0 +1,107 @@
+"""What a search compares, what it outlines, and what it does not claim to have found."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from playwright.sync_api import Page, expect
+
+from tests.web.fake_gateway import FakeGateway
+from tests.web.pixels import expected_box
+from tests.web.steps import tile
+
+
+def test_a_picture_means_pictures_until_something_is_pointed_at(
+    page: Page, url: str, gateway: FakeGateway
+) -> None:
+    page.goto(url)
+    like = page.get_by_role("button", name="More like this: tall.png")
+    like.focus()
+    page.keyboard.press("Enter")
+    expect(page.locator("#title")).to_have_text("Like this picture")
+    first = page.locator("#grid button.tile").first
+    expect(first).to_have_accessible_name("tall.png, score 1.00")
+    expect(first).to_be_focused()
+    expect(page.locator("#example")).to_have_text("This picture")
+    assert gateway.requests[-1][1]["level"] == "image"
+
+    first.press("Enter")
+    expect(page.locator("#regions .region")).to_have_count(2)
+    stage = page.locator("#stage")
+    x, y, *_ = expected_box(stage, (300, 620), (150, 440, 300, 620))
+    stage.click(position={"x": x, "y": y})
+    expect(page.locator(".selected-name")).to_contain_text("of the picture")
+    expect(page.locator("#stage-overlay path.hover")).to_have_count(0)
+    page.keyboard.press("m")
+    expect(page.locator("#title")).to_have_text("Like this thing")
+    assert gateway.requests[-1][1]["level"] == "region"
+    expect(page.locator("#grid button.tile").first).to_be_focused()
+    expect(page.locator("#example img")).to_have_attribute("src", re.compile("^data:image/png"))
+
+    page.go_back()  # what was pointed at comes back too
+    expect(page.locator("#viewer")).to_be_visible()
+    expect(page.locator("#stage-overlay .dot")).to_have_count(1)
+    expect(page.locator("#more-like-this")).to_be_enabled()
+    page.keyboard.press("Control+z")
+    expect(page.locator("#stage-overlay .dot")).to_have_count(0)
+    page.keyboard.press("Control+y")
+    expect(page.locator("#stage-overlay .dot")).to_have_count(1)
+
+
+def test_each_phrase_is_outlined_in_every_picture(page: Page, url: str, gateway: FakeGateway) -> None:
+    page.goto(f"{url}/?q=red+circle,+blue+square")
+    both = tile(page, "table.png")
+    expect(both).to_have_accessible_name("red circle and blue square in table.png, score 0.34")
+    expect(both.locator("svg path.line.hue-0")).to_have_count(1)
+    expect(both.locator("svg path.line.hue-1")).to_have_count(1)
+    expect(tile(page, "wide.png").locator("svg path.line")).to_have_count(1)
+
+
+def test_searching_inside_can_find_nothing(page: Page, url: str, gateway: FakeGateway) -> None:
+    page.goto(f"{url}/?view={gateway.id_of('wide.png')}")
+    expect(page.locator("#regions .region")).to_have_count(2)
+    page.get_by_label("Search inside this picture").fill("red circle")
+    page.keyboard.press("Enter")
+    expect(page.locator("#regions-title")).to_have_text("Nothing found like “red circle”")
+    expect(page.locator("#stage-overlay path.line")).to_have_count(0)
+    expect(page.locator("#regions .region").first).to_have_accessible_name(re.compile("^Thing "))
+
+
+def test_a_link_to_a_picture_that_is_gone(page: Page, url: str) -> None:
+    page.goto(f"{url}/?view=deadbeef")
+    expect(page.locator("#stage-message")).to_contain_text("not in the collection")
+    expect(page.locator("#stage-image")).to_be_hidden()
+    expect(page.get_by_role("toolbar", name="Pointing")).to_be_hidden()
+    page.get_by_role("button", name="Close", exact=True).click()
+    expect(page.locator("#grid button.tile")).to_have_count(4)
+
+
+def test_the_slider_by_keyboard_is_one_search_and_one_step_back(
+    page: Page, url: str, gateway: FakeGateway
+) -> None:
+    page.goto(f"{url}/?q=red+circle")
+    expect(page.locator("#grid button.tile")).to_have_count(4)
+    page.get_by_role("button", name=re.compile("Filters")).click()
+    page.get_by_role("slider", name="Lowest score").focus()
+    steps, asked = page.evaluate("history.length"), len(gateway.requests)
+    for _ in range(10):
+        page.keyboard.press("ArrowRight")
+    expect(page).to_have_url(re.compile("min=0.1$"))
+    page.keyboard.press("ArrowRight")
+    expect(page).to_have_url(re.compile("min=0.11"))
+    assert page.evaluate("history.length") == steps + 1
+    assert len(gateway.requests) <= asked + 4
+
+
+def test_a_picture_that_only_the_server_reads(
+    page: Page, url: str, gateway: FakeGateway, tmp_path: Path
+) -> None:
+    photo = tmp_path / "IMG_1.HEIC"
+    photo.write_bytes(b"a picture of a phone")
+    page.goto(url)
+    page.locator("#picture").set_input_files(photo)
+    expect(page.locator("#title")).to_have_text("Like your picture")
+    expect(page.locator("#grid button.tile").first).to_be_visible()
+    page.get_by_role("button", name="Point at a thing").click()
+    expect(page.locator("#stage-message")).to_contain_text("This browser cannot show this kind of picture")

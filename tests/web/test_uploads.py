@@ -1,0 +1,57 @@
+"""The queue of uploads as people watch it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from playwright.sync_api import Page, Route, expect
+
+from tests.web.fake_gateway import FakeGateway
+from tests.web.scenes import scene
+from tests.web.steps import drag, picture_file
+
+
+def test_pictures_come_while_others_are_added_and_failures_stand_first(
+    page: Page, url: str, gateway: FakeGateway, tmp_path: Path
+) -> None:
+    files = [picture_file(tmp_path, f"{n}.png") for n in range(6)]
+    for n, file in enumerate(files):
+        file.write_bytes(scene(file.name, 300 + n, 200, [("red", "circle", (9, 9, 90, 90))]).data)
+    files[1].write_bytes(b"words")
+    files[2].write_bytes(b"other words")
+    gateway.scenes.clear()
+    page.goto(url)
+    expect(page.locator("#empty h2")).to_be_visible()
+    slow: list[Route] = []
+
+    def some(route: Route) -> None:
+        late = route.request.method == "POST" and b'"5.png"' in (route.request.post_data_buffer or b"")
+        slow.append(route) if late else route.fallback()
+
+    page.route("**/v1/collections/default/images", some)
+    page.locator("#files").set_input_files(files)
+    expect(page.locator("#grid button.tile")).to_have_count(3)
+    expect(page.locator("#uploads-title")).to_have_text("Adding 6 of 6")
+    expect(page.locator("#subtitle")).to_have_text("3 pictures")
+    page.get_by_role("button", name="Hide the files").click()
+    expect(page.locator("#uploads-list")).to_be_hidden()
+    page.get_by_role("button", name="Show the files").click()
+    page.get_by_role("button", name="Cancel all").click()
+    expect(page.locator("#uploads-title")).to_have_text("3 pictures added, 1 cancelled, 2 failed")
+    outcomes = page.locator("#uploads-list li").evaluate_all(
+        "(rows) => rows.map((row) => row.dataset.outcome)"
+    )
+    assert sorted(outcomes[:3]) == ["cancelled", "failed", "failed"]
+    assert outcomes[3:] == ["created"] * 3
+    page.unroute("**/v1/collections/default/images")
+    page.get_by_role("button", name="Try all again").click()
+    expect(page.locator("#uploads-title")).to_have_text("4 pictures added, 2 failed")
+    expect(page.locator("#grid button.tile")).to_have_count(4)
+
+
+def test_two_pictures_dropped_on_the_search(page: Page, url: str, tmp_path: Path) -> None:
+    page.goto(url)
+    expect(page.locator("#grid button.tile")).to_have_count(4)
+    drag(page, [picture_file(tmp_path, "one.png"), picture_file(tmp_path, "two.png")], 300, 400)
+    expect(page.locator("#toast")).to_contain_text("a search takes one picture, 2 were dropped")
+    expect(page.locator("#title")).to_have_text("Like your picture")
