@@ -116,6 +116,10 @@ def test_reads_wait_for_no_more_than_the_process_has_written(monkeypatch: pytest
     assert session.freshness_of(["b"]) == waits_for(5_000)
     now = 61.0
     assert session.freshness_of(["a", "d"]) == EVENTUAL
+    session.failed()
+    assert session.freshness() == STRONG
+    session.written()
+    assert session.freshness() == waits_for(5_000)
     clock.skew_us = 1
     assert session.freshness() == STRONG
 

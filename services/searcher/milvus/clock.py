@@ -36,23 +36,23 @@ class Clock:
         if not stamped:  # milvus-lite has no clock
             self.skew_us = _LOCAL_CLOCKS_DIFFER_US
 
-    def before(self) -> int:
-        """A stamp that is not above those of all later writes."""
-        stamp = self._stamp()
+    def before(self, access: Access | None = None) -> int:
+        """A stamp that is not above those of all later writes; within the time of the access's caller."""
+        stamp = self._stamp(access)
         return (stamp >> _COUNTER_BITS) * 1000 + min(stamp & (1 << _COUNTER_BITS) - 1, 999)
 
-    def after(self) -> int:
+    def after(self, access: Access | None = None) -> int:
         """A stamp above those of all earlier writes; a read that waits for it sees them all."""
-        return ((self._stamp() >> _COUNTER_BITS) + 1) * 1000
+        return ((self._stamp(access) >> _COUNTER_BITS) + 1) * 1000
 
     def now(self) -> Freshness:
         """How a read waits for everything that any searcher has written before."""
         return STRONG if self.skew_us else waits_for(self.after())
 
-    def _stamp(self) -> int:
+    def _stamp(self, access: Access | None) -> int:
         if self.skew_us:
             return time.time_ns() // 1_000_000 << _COUNTER_BITS
-        return int(self._access.call(self._shared))
+        return int((access or self._access).call(self._shared))
 
     def _shared(self, timeout: float | None = None) -> int:
         return int(self._access.client._get_connection().alloc_timestamp(timeout=timeout, context=None))

@@ -195,10 +195,10 @@ class MilvusEngine:
                 for query in queries
             ]
             if min_seq is not None:
-                self._check_acknowledged(min_seq)
+                self._check_acknowledged(min_seq, access)
             *ranked, now = access.at_once(
                 *(partial(rank, query, source) for query, source in zip(queries, sources, strict=True)),
-                self._clock.before,
+                partial(self._clock.before, access),
             )
             return [
                 self._page(
@@ -210,8 +210,8 @@ class MilvusEngine:
 
         return self._at_home(name, found, access)
 
-    def _check_acknowledged(self, min_seq: int) -> None:
-        last = self._clock.after()
+    def _check_acknowledged(self, min_seq: int, access: Access) -> None:
+        last = self._clock.after(access)
         if min_seq > last + self._clock.skew_us:
             raise never_acknowledged(min_seq, last)
         if min_seq > last:
@@ -390,8 +390,7 @@ class MilvusEngine:
             try:
                 return work(home, contents)
             except RegionSearchError:
-                with contextlib.suppress(RegionSearchError):
-                    contents.session.written()
+                contents.session.failed()
                 raise
 
         return self._at_home(name, done)

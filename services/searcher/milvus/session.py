@@ -28,6 +28,7 @@ class Session:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._last = 0
+        self._failed = False  # the last write, so its stamp is not known
         self._lock = threading.Lock()
         self._written: OrderedDict[str, float] = OrderedDict()
         self._any_until = 0.0  # until then ids may be missing, as there were too many
@@ -37,11 +38,16 @@ class Session:
         stamp = self._clock.after()
         with self._lock:
             self._last = max(self._last, stamp)
+            self._failed = False
         return stamp
+
+    def failed(self) -> None:
+        """Notes that a write may have been done in part."""
+        self._failed = True
 
     def freshness(self, min_seq: int = 0) -> Freshness:
         """Of reads that see what this process has written, and the given write."""
-        if self._clock.skew_us:
+        if self._clock.skew_us or self._failed:
             return STRONG
         last = max(self._last, min_seq)
         return waits_for(last) if last else EVENTUAL
