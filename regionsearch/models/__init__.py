@@ -5,11 +5,13 @@ the network.
 """
 
 from regionsearch.models.catalog import PROFILES, WEIGHTS, Profile, Weights, profile
+from regionsearch.models.open_clip import open_clip_weights, split_open_clip
 from regionsearch.models.store import (
     POCKET,
     checked_digest,
     file_digest,
     find,
+    find_hub_file,
     models_dir,
     pocket_dir,
     verify,
@@ -25,9 +27,12 @@ __all__ = [
     "checked_digest",
     "file_digest",
     "find",
+    "find_hub_file",
     "models_dir",
+    "open_clip_weights",
     "pocket_dir",
     "profile",
+    "split_open_clip",
     "verify",
     "verify_pocket",
 ]

@@ -8,7 +8,7 @@ from regionsearch.errors import invalid
 
 SEGMENT_ANYTHING = "https://dl.fbaipublicfiles.com/segment_anything"
 SEGMENT_ANYTHING_2 = "https://dl.fbaipublicfiles.com/segment_anything_2/092824"
-OPEN_CLIP = "https://huggingface.co/laion"
+HUB = "https://huggingface.co"
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,10 @@ class Weights:
             with what the server announces, its digest is written beside it, and later checks compare
             with that.
         licence: Of the weights.
+        size: Of the file in bytes; None where it is not known.
+        tag: open_clip's name of these weights among those of the model; empty for other models.
+        fallback: The same weights in another file, for publishers that do not have this one.
+        repositories: On the Hugging Face hub, whose tokenizer or text tower's configuration belongs to it.
     """
 
     model: str
@@ -30,6 +34,10 @@ class Weights:
     url: str
     sha256: str | None
     licence: str
+    size: int | None = None
+    tag: str = ""
+    fallback: Weights | None = None
+    repositories: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -53,18 +61,19 @@ class Profile:
         return tuple(WEIGHTS[model] for model in (self.segmenter, self.embedder) if model in WEIGHTS)
 
 
-def _segment_anything(variant: str, file: str, sha256: str) -> Weights:
-    return Weights(f"sam_{variant}", file, f"{SEGMENT_ANYTHING}/{file}", sha256, "Apache-2.0")
+def _segment_anything(variant: str, file: str, size: int, sha256: str) -> Weights:
+    return Weights(f"sam_{variant}", file, f"{SEGMENT_ANYTHING}/{file}", sha256, "Apache-2.0", size)
 
 
-def _segment_anything_2(size: str, sha256: str) -> Weights:
-    model = f"sam2.1_hiera_{size}"
-    return Weights(model, f"{model}.pt", f"{SEGMENT_ANYTHING_2}/{model}.pt", sha256, "Apache-2.0")
+def _segment_anything_2(name: str, size: int, sha256: str) -> Weights:
+    model = f"sam2.1_hiera_{name}"
+    return Weights(model, f"{model}.pt", f"{SEGMENT_ANYTHING_2}/{model}.pt", sha256, "Apache-2.0", size)
 
 
-def _open_clip(model: str, file: str, repository: str) -> Weights:
-    url = f"{OPEN_CLIP}/{repository}/resolve/main/open_clip_model.safetensors"
-    return Weights(model, file, url, None, "MIT")
+def _laion(model: str, tag: str, repository: str, revision: str, size: int, sha256: str) -> Weights:
+    file = f"open_clip_{model.lower().replace('-', '_')}_{tag}.safetensors"
+    url = f"{HUB}/laion/{repository}/resolve/{revision}/open_clip_model.safetensors"
+    return Weights(model, file, url, sha256, "MIT", size, tag)
 
 
 WEIGHTS = {
@@ -73,27 +82,48 @@ WEIGHTS = {
         _segment_anything(
             "vit_b",
             "sam_vit_b_01ec64.pth",
+            375_042_383,
             "ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912",
         ),
         _segment_anything(
             "vit_l",
             "sam_vit_l_0b3195.pth",
+            1_249_524_607,
             "3adcc4315b642a4d2101128f611684e8734c41232a17c648ed1693702a49a622",
         ),
         _segment_anything(
             "vit_h",
             "sam_vit_h_4b8939.pth",
+            2_564_550_879,
             "a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e",
         ),
-        _segment_anything_2("tiny", "7402e0d864fa82708a20fbd15bc84245c2f26dff0eb43a4b5b93452deb34be69"),
-        _segment_anything_2("small", "6d1aa6f30de5c92224f8172114de081d104bbd23dd9dc5c58996f0cad5dc4d38"),
-        _segment_anything_2("base_plus", "a2345aede8715ab1d5d31b4a509fb160c5a4af1970f199d9054ccfb746c004c5"),
-        _segment_anything_2("large", "2647878d5dfa5098f2f8649825738a9345572bae2d4350a2468587ece47dd318"),
-        _open_clip(
-            "ViT-B-32", "open_clip_vit_b_32_laion2b_s34b_b79k.safetensors", "CLIP-ViT-B-32-laion2B-s34B-b79K"
+        _segment_anything_2(
+            "tiny", 156_008_466, "7402e0d864fa82708a20fbd15bc84245c2f26dff0eb43a4b5b93452deb34be69"
         ),
-        _open_clip(
-            "ViT-H-14", "open_clip_vit_h_14_laion2b_s32b_b79k.safetensors", "CLIP-ViT-H-14-laion2B-s32B-b79K"
+        _segment_anything_2(
+            "small", 184_416_285, "6d1aa6f30de5c92224f8172114de081d104bbd23dd9dc5c58996f0cad5dc4d38"
+        ),
+        _segment_anything_2(
+            "base_plus", 323_606_802, "a2345aede8715ab1d5d31b4a509fb160c5a4af1970f199d9054ccfb746c004c5"
+        ),
+        _segment_anything_2(
+            "large", 898_083_611, "2647878d5dfa5098f2f8649825738a9345572bae2d4350a2468587ece47dd318"
+        ),
+        _laion(
+            "ViT-B-32",
+            "laion2b_s34b_b79k",
+            "CLIP-ViT-B-32-laion2B-s34B-b79K",
+            "1a25a446712ba5ee05982a381eed697ef9b435cf",
+            605_143_316,
+            "ac4f8c4b88af6d963118cbf40ad93176d092abbedfcb752601ae1866352656e6",
+        ),
+        _laion(
+            "ViT-H-14",
+            "laion2b_s32b_b79k",
+            "CLIP-ViT-H-14-laion2B-s32B-b79K",
+            "1c2b8495b28150b8a4922ee1c8edee224c284c0c",
+            3_944_517_836,
+            "0084e75319a50ad85ef45377bad5bc38f2f58824459eb690048d51c9f8863be5",
         ),
     )
 }

@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from pathlib import Path
 
 from regionsearch.errors import Kind, RegionSearchError, not_found
-from regionsearch.models.catalog import Weights
+from regionsearch.models.catalog import HUB, Weights
 
 VARIABLE = "REGIONSEARCH_MODELS_DIR"
 POCKET = ("segmenter", "embedder")
@@ -19,8 +20,12 @@ def models_dir() -> Path:
     named = os.environ.get(VARIABLE)
     if named:
         return Path(named)
+    return _cache() / "regionsearch" / "models"
+
+
+def _cache() -> Path:
     cache = os.environ.get("XDG_CACHE_HOME")
-    return (Path(cache) if cache else Path.home() / ".cache") / "regionsearch" / "models"
+    return Path(cache) if cache else Path.home() / ".cache"
 
 
 def pocket_dir() -> Path:
@@ -42,17 +47,58 @@ def digest_file(target: Path) -> Path:
 
 
 def find(weights: Weights) -> Path:
-    """The file of downloaded weights.
+    """The file of weights on this machine: pulled, or in the cache of the Hugging Face hub or of torch.
 
     Raises:
         RegionSearchError: NOT_FOUND when it is not there; says how to get it.
     """
-    target = models_dir() / weights.file
-    if not target.is_file():
+    found = look_up(weights)
+    if found is None:
         raise not_found(
-            "model", f"{target} is not there; get it with: regionsearch models pull {weights.model}"
+            "model",
+            f"{models_dir() / weights.file} is not there; get it with: "
+            f"regionsearch models pull {weights.model}",
         )
-    return target
+    return found
+
+
+def look_up(weights: Weights) -> Path | None:
+    """The file of weights as :func:`find` looks for it; None when it is not there."""
+    pulled = models_dir() / weights.file
+    if pulled.is_file():
+        return pulled
+    published = re.fullmatch(f"{re.escape(HUB)}/(.+)/resolve/[^/]+/(.+)", weights.url)
+    if published is not None:
+        cached = find_hub_file(published[1], published[2])
+    else:
+        cached = torch_cache() / weights.file
+    if cached is not None and cached.is_file() and weights.size in (None, cached.stat().st_size):
+        return cached
+    return None if weights.fallback is None else look_up(weights.fallback)
+
+
+def find_hub_file(repository: str, file: str) -> Path | None:
+    """A file of a repository of the Hugging Face hub, pulled or in the hub's own cache; else None."""
+    folder = f"models--{repository.replace('/', '--')}"
+    for cache in (models_dir() / "hub", hub_cache()):
+        found = list((cache / folder / "snapshots").glob(f"*/{file}"))
+        if found:
+            return max(found, key=lambda path: path.stat().st_mtime)
+    return None
+
+
+def hub_cache() -> Path:
+    """Where the tools of the Hugging Face hub keep what they have downloaded."""
+    if "HF_HUB_CACHE" in os.environ:
+        return Path(os.environ["HF_HUB_CACHE"])
+    home = os.environ.get("HF_HOME")
+    return (Path(home) if home else _cache() / "huggingface") / "hub"
+
+
+def torch_cache() -> Path:
+    """Where torch keeps the checkpoints that it has downloaded."""
+    home = os.environ.get("TORCH_HOME")
+    return (Path(home) if home else _cache() / "torch") / "hub" / "checkpoints"
 
 
 def checked_digest(weights: Weights) -> str:

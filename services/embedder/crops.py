@@ -125,6 +125,7 @@ def crop_regions(
     *,
     mean: Sequence[float] = CLIP_MEAN,
     std: Sequence[float] = CLIP_STD,
+    interpolation: str = "bicubic",
 ) -> Tensor:
     """Cuts, masks, resizes and normalises the regions of one image.
 
@@ -137,6 +138,7 @@ def crop_regions(
         size: Side of the crops in pixels.
         mean: Per channel, of pixel values in 0..1; also the colour beyond the image.
         std: Per channel, of pixel values in 0..1.
+        interpolation: One of :data:`services.embedder.resample.KERNELS`.
 
     Returns:
         (N, 3, size, size) float32, normalised with `mean` and `std`.
@@ -159,7 +161,7 @@ def crop_regions(
         chosen, parts = [windows[index] for index in group], [seen[index] for index in group]
         objects = [_object(masks, index, inner[index]) for index in group] if with_mask else None
         canvases = _cut(image, parts, [inner[index] for index in group], objects)
-        planes = _resize(canvases, chosen, parts, colour, size)
+        planes = _resize(canvases, chosen, parts, colour, size, interpolation)
         crops[group] = _compose(planes, policy, [inner[index] for index in group], chosen, mean)
     scale = torch.tensor(std, device=image.device).view(3, 1, 1) * 255
     shift = torch.tensor(mean, device=image.device).view(3, 1, 1) * 255
@@ -210,7 +212,12 @@ def _cut(
 
 
 def _resize(
-    canvases: Tensor, windows: Sequence[Window], parts: Sequence[Window], colour: Tensor, size: int
+    canvases: Tensor,
+    windows: Sequence[Window],
+    parts: Sequence[Window],
+    colour: Tensor,
+    size: int,
+    interpolation: str,
 ) -> Tensor:
     """Resizes windows of which only a part, that inside the image, is there; the rest has one colour.
 
@@ -228,8 +235,8 @@ def _resize(
         device=canvases.device,
     ).T
     zero = torch.zeros_like(plane[0])
-    horizontal = axis_weights(zero, plane[0], plane[0], canvases.shape[3], size, plane[1:3])
-    vertical = axis_weights(zero, plane[3], plane[3], canvases.shape[1], size, plane[4:6])
+    horizontal = axis_weights(zero, plane[0], plane[0], canvases.shape[3], size, plane[1:3], interpolation)
+    vertical = axis_weights(zero, plane[3], plane[3], canvases.shape[1], size, plane[4:6], interpolation)
     if all(window == part for window, part in zip(windows, parts, strict=True)):
         return resample(canvases, horizontal, vertical)
     outside = torch.cat([colour, colour.new_zeros(canvases.shape[2] - 3)])

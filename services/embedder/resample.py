@@ -1,4 +1,4 @@
-"""Antialiased bicubic resizing of many windows at once, as two batched matrix products.
+"""Antialiased bicubic or bilinear resizing of many windows at once, as two batched matrix products.
 
 Follows Pillow's ``ImagingResample``: separable, kernel stretched by the scale when shrinking, weights
 normalised inside the canvas, horizontal pass first, each pass rounded and clamped to 0..255. That keeps
@@ -25,8 +25,23 @@ def bicubic(distance: Tensor) -> Tensor:
     return torch.where(d < 1, near, torch.where(d < 2, far, torch.zeros_like(d)))
 
 
+def bilinear(distance: Tensor) -> Tensor:
+    """Triangle kernel (Pillow's BILINEAR) at a distance in kernel units."""
+    return (1 - distance.abs()).clamp(min=0)
+
+
+# Pillow's filters by open_clip's names: the kernel, and the distance at which it ends.
+KERNELS = {"bicubic": (bicubic, 2), "bilinear": (bilinear, 1)}
+
+
 def axis_weights(
-    start: Tensor, length: Tensor, canvas: Tensor, taps: int, size: int, seen: Tensor | None = None
+    start: Tensor,
+    length: Tensor,
+    canvas: Tensor,
+    taps: int,
+    size: int,
+    seen: Tensor | None = None,
+    interpolation: str = "bicubic",
 ) -> Tensor:
     """Resampling matrices of one axis.
 
@@ -38,17 +53,21 @@ def axis_weights(
         size: Output pixels.
         seen: (2, B) first pixel, and the one after the last, of the part of the canvas that the matrices are
             for; all of it where left out.
+        interpolation: One of :data:`KERNELS`.
 
     Returns:
         (B, size, taps) float32. Rows sum to one, or to the share of the output pixel that is seen.
     """
+    kernel, support = KERNELS[interpolation]
     scale = (length / size).view(-1, 1, 1)
     stretch = scale.clamp(min=1.0)
     centre = start.view(-1, 1, 1) + (torch.arange(size, device=start.device).view(1, -1, 1) + 0.5) * scale
-    reach = math.ceil(4 * max(1.0, float(scale.max()))) + 1  # of one output pixel, beyond the canvas too
-    first = (centre - 2 * stretch).floor()
+    reach = (
+        math.ceil(2 * support * max(1.0, float(scale.max()))) + 1
+    )  # of one output pixel, beyond the canvas too
+    first = (centre - support * stretch).floor()
     position = first + torch.arange(reach, device=start.device)
-    weights = bicubic((position + 0.5 - centre) / stretch)
+    weights = kernel((position + 0.5 - centre) / stretch)
     weights = weights * ((position >= 0) & (position < canvas.view(-1, 1, 1)))
     weights = weights / weights.sum(-1, keepdim=True)
     if seen is not None:
@@ -93,7 +112,9 @@ def resample(pixels: Tensor, horizontal: Tensor, vertical: Tensor, outside: Tens
     return small.round_().clamp_(0, 255).transpose(1, 2)
 
 
-def resize_image(image: Tensor, size: int, mode: str = "shortest", fill: int = 0) -> Tensor:
+def resize_image(
+    image: Tensor, size: int, mode: str = "shortest", fill: int = 0, interpolation: str = "bicubic"
+) -> Tensor:
     """Fits a whole image into a square, as open_clip's inference transform does.
 
     Args:
@@ -102,6 +123,7 @@ def resize_image(image: Tensor, size: int, mode: str = "shortest", fill: int = 0
         mode: ``shortest`` scales the short side to `size` and cuts the centre, ``longest`` scales the long
             side and pads with `fill`, ``squash`` gives up the aspect ratio.
         fill: Value of the padding, 0..255.
+        interpolation: One of :data:`KERNELS`.
 
     Returns:
         (3, size, size) float32 with values 0..255.
@@ -120,8 +142,8 @@ def resize_image(image: Tensor, size: int, mode: str = "shortest", fill: int = 0
         out_h, out_w = max(1, round(height / ratio)), max(1, round(width / ratio))
     else:
         raise ValueError(f"unknown resize mode {mode!r}: use shortest, longest or squash")
-    rows = _centred_axis(height, out_h, min(out_h, size), image.device)
-    columns = _centred_axis(width, out_w, min(out_w, size), image.device)
+    rows = _centred_axis(height, out_h, min(out_h, size), image.device, interpolation)
+    columns = _centred_axis(width, out_w, min(out_w, size), image.device, interpolation)
     resized = resample(image.transpose(0, 1).unsqueeze(0), columns, rows)[0]
     if resized.shape[1:] == (size, size):
         return resized
@@ -131,12 +153,14 @@ def resize_image(image: Tensor, size: int, mode: str = "shortest", fill: int = 0
     return canvas
 
 
-def _centred_axis(length: int, out_length: int, size: int, device: torch.device) -> Tensor:
+def _centred_axis(
+    length: int, out_length: int, size: int, device: torch.device, interpolation: str
+) -> Tensor:
     """The middle `size` rows of the matrix that takes `length` pixels to `out_length`; (1, size, length)."""
     scale = length / out_length
     first = round((out_length - size) / 2)
     window = torch.tensor([[first * scale], [size * scale], [float(length)]], device=device)
-    return axis_weights(window[0], window[1], window[2], length, size)
+    return axis_weights(window[0], window[1], window[2], length, size, interpolation=interpolation)
 
 
 def gaussian_matrix(size: int, sigma: float, device: torch.device) -> Tensor:

@@ -20,7 +20,9 @@ class EmbedderSettings(ModelServiceSettings):
 
     port: int = Field(50052, ge=0, le=65535, description="gRPC port; 0 takes a free one.")
     model: str = Field(
-        "pocket", description="pocket, an open_clip name such as ViT-B-32, or an embedder.json."
+        "pocket",
+        description="pocket, an open_clip name such as ViT-B-32 or ViT-B-32:openai, an embedder.json, or a "
+        "folder with an open_clip_config.json.",
     )
     weights: Path | None = Field(
         None, description="Weights file of an open_clip model; absent: the pulled weights."

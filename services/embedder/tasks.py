@@ -97,6 +97,7 @@ class PreparedRegions:
                     backend.size,
                     mean=backend.mean,
                     std=backend.std,
+                    interpolation=backend.interpolation,
                 )
             )
         return crops[0] if len(crops) == 1 else torch.cat(crops)
@@ -152,7 +153,9 @@ class PreparedImage:
 
 def prepare_image(planes: Tensor, backend: Backend) -> PreparedImage:
     """Fits an image (3, H, W) uint8 to the model's size, off the device, and normalises it."""
-    fitted = resize_image(planes, backend.size, backend.resize_mode)
+    fitted = resize_image(
+        planes, backend.size, backend.resize_mode, backend.fill, interpolation=backend.interpolation
+    )
     mean = torch.tensor(backend.mean).view(3, 1, 1) * 255
     std = torch.tensor(backend.std).view(3, 1, 1) * 255
     return PreparedImage((fitted - mean) / std)

@@ -14,7 +14,7 @@ from open_clip import SimpleTokenizer
 from safetensors.torch import load_file, save_file
 
 from regionsearch.errors import Kind, RegionSearchError
-from services.embedder.backends import load_backend, open_clip
+from services.embedder.backends import load_backend, open_clip, tokenizers
 from services.embedder.backends.base import ModelFiles
 from services.embedder.engine import buckets
 from services.embedder.loading import find_model
@@ -58,11 +58,12 @@ def test_a_missing_embedder_model_names_the_command_to_pull_it(monkeypatch, tmp_
         find_model("ViT-B-32")
     assert error.value.kind is Kind.NOT_FOUND
     assert find_model("ViT-B-32/laion2b_s34b_b79k", random_weights=True).variant == "ViT-B-32"
-    with pytest.raises(RegionSearchError, match="say where"):
+    with pytest.raises(RegionSearchError, match="models pull open_clip:ViT-B-32:openai") as error:
         find_model("ViT-B-32/openai")
+    assert error.value.kind is Kind.NOT_FOUND
     with pytest.raises(RegionSearchError, match="is not a model"):
         find_model("ViT-X-99")
-    with pytest.raises(RegionSearchError, match="say where"):
+    with pytest.raises(RegionSearchError, match=r"say which ones.*ViT-L-14:openai"):
         find_model("ViT-L-14")
 
 
@@ -130,10 +131,10 @@ def test_very_long_texts_are_tokenized_up_to_the_context(backend):
 
 
 def test_the_word_cache_of_the_tokenizer_is_bounded(backend, monkeypatch):
-    monkeypatch.setattr(open_clip, "WORDS_KEPT", 50)
+    monkeypatch.setattr(tokenizers, "WORDS_KEPT", 50)
     for number in range(10):
         backend.tokenize([f"{chr(97 + number)}{chr(97 + k)}thing" for k in range(20)])
-    assert len(backend._tokenizer.cache) <= 50 + 20
+    assert len(backend._tokenizer._tokenizer.cache) <= 50 + 20
     assert backend.tokenize(["a mug"])[0].equal(clip()(["a mug"]))
 
 

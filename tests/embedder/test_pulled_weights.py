@@ -35,9 +35,10 @@ def published(publisher, models, monkeypatch, tmp_path):  # noqa: F811
     publisher.data = save({name: value.half().contiguous() for name, value in state.items()})
     publisher.announce = publisher.digest
     weights = Weights(
-        NAME, "open_clip_tiny.safetensors", f"{publisher.url}/hub/model.safetensors", None, "MIT"
+        NAME, "open_clip_tiny.safetensors", f"{publisher.url}/hub/model.safetensors", None, "MIT", tag="tiny"
     )
     monkeypatch.setitem(WEIGHTS, NAME, weights)
+    monkeypatch.setitem(open_clip.pretrained._PRETRAINED, NAME, {"tiny": {}})
     return publisher
 
 

@@ -19,7 +19,8 @@ class ModelFiles:
         family: ``open_clip``.
         variant: ``pocket``, ``ViT-B-32``.
         config: The architecture, in the family's own terms.
-        preprocess: ``mean``, ``std`` (values 0..1) and ``resize_mode`` of whole images.
+        preprocess: As open_clip names it: ``mean``, ``std`` (values 0..1), ``interpolation``, and
+            ``resize_mode`` and ``fill_color`` of whole images.
         weights: None for random weights.
         digest: SHA-256 of the weights, hexadecimal, by which collections know the model; that of an earlier
             file where its manifest says that only the form is new (``same_as``). Empty for random weights.
@@ -45,7 +46,9 @@ class Backend(Protocol):
         mean: Of pixel values 0..1, per channel.
         std: Of pixel values 0..1, per channel.
         compiled: Whether every new batch size costs a compilation.
+        interpolation: Filter of the resizing, one of :data:`services.embedder.resample.KERNELS`.
         resize_mode: How whole images are fitted, see :func:`services.embedder.resample.resize_image`.
+        fill: Value 0..255 of what whole images are padded with.
     """
 
     files: ModelFiles
@@ -56,7 +59,9 @@ class Backend(Protocol):
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     compiled: bool
+    interpolation: str
     resize_mode: str
+    fill: int
 
     def tokenize(self, texts: Sequence[str]) -> tuple[Tensor, list[bool]]:
         """Token ids (N, context), and for each text whether its end was cut off."""

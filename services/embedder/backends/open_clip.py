@@ -13,14 +13,11 @@ from torch import Tensor
 
 from regionsearch.errors import Kind, RegionSearchError
 from services.embedder.backends.base import ModelFiles
+from services.embedder.backends.tokenizers import hub_folder, load_tokenizer, need_transformers
 from services.embedder.crops import CLIP_MEAN, CLIP_STD
 from services.embedder.sparse_rows import is_packed, unpack_rows
 from services.torch_runtime.devices import autocast
 
-# Letters of a word, and of a text for each token, that are read. Longer tokens do not exist, and the time
-# that CLIP's tokenizer takes for a word grows with the square of its length: 10,000 letters took 40 s.
-WORD_LETTERS, TOKEN_LETTERS = 256, 32
-WORDS_KEPT = 100_000
 GRAPHS = 64  # that are compiled at most, of one model
 
 
@@ -36,9 +33,10 @@ class OpenClipBackend:
         self.compiled = compile_model
         self.mean = tuple(files.preprocess.get("mean", CLIP_MEAN))
         self.std = tuple(files.preprocess.get("std", CLIP_STD))
+        self.interpolation = files.preprocess.get("interpolation", "bicubic")
         self.resize_mode = files.preprocess.get("resize_mode", "shortest")
-        size = files.config["vision_cfg"]["image_size"]
-        self.size = size if isinstance(size, int) else size[0]
+        self.fill = files.preprocess.get("fill_color", 0)
+        self.size = _side(files.config["vision_cfg"]["image_size"])
         self.dimension = files.config["embed_dim"]
         self._model = model
         # Convolutions read channels last without a copy; transformers do not mind.
@@ -52,22 +50,11 @@ class OpenClipBackend:
         if compile_model:  # a graph for each size of a batch: torch would give up after eight of them
             options: Any = {"recompile_limit": GRAPHS, "isolate_recompiles": True}  # torch's types lack them
             self._encode_image = torch.compile(model.encode_image, dynamic=False, **options)
-        text = files.config["text_cfg"]
-        self._context = text.get("context_length", 77)
-        self._tokenizer = _tokenizer(text, self._context)
-        self._special = dict(self._tokenizer.cache)
+        self._tokenizer = load_tokenizer(files.config["text_cfg"])
 
     def tokenize(self, texts: Sequence[str]) -> tuple[Tensor, list[bool]]:
         """Token ids (N, context), and for each text whether its end was cut off."""
-        short = [_shorten(text, self._context) for text in texts]
-        longer = self._tokenizer(short, context_length=self._context + 1)
-        ends = longer[:, -1].clone()  # the end mark of what does not fit, else padding
-        tokens = longer[:, :-1].contiguous()
-        tokens[:, -1] = torch.where(ends > 0, ends, tokens[:, -1])
-        if len(self._tokenizer.cache) > WORDS_KEPT:  # it keeps every word that it has ever seen
-            self._tokenizer.cache = dict(self._special)
-        cut = zip(ends.tolist(), texts, short, strict=True)
-        return tokens, [bool(end) or text != less for end, text, less in cut]
+        return self._tokenizer(texts)
 
     @torch.inference_mode()
     def embed_crops(self, crops: Tensor) -> Tensor:
@@ -113,33 +100,32 @@ def build(config: dict[str, Any]) -> Any:
 
     Args:
         config: What open_clip keeps in a file of its ``model_configs``.
+
+    Raises:
+        RegionSearchError: FAILED_PRECONDITION or NOT_FOUND when a text tower of the Hugging Face hub needs
+            a package or files that are not there.
     """
-    options = {key: value for key, value in config.items() if key not in ("custom_text", "multimodal_cfg")}
+    options = {key: value for key, value in config.items() if key != "custom_text"}
     vision = dict(options["vision_cfg"])
     text = dict(options["text_cfg"])
     if "timm_model_name" in vision:
         vision["timm_model_pretrained"] = False
     if "hf_model_name" in text:
+        need_transformers()
         text["hf_model_pretrained"] = False
-    kind = (
-        open_clip.CustomTextCLIP if config.get("custom_text") or "hf_model_name" in text else open_clip.CLIP
-    )
+        text["hf_model_name"] = str(hub_folder(text["hf_model_name"], "config.json"))
+    kind = open_clip.CLIP
+    if config.get("custom_text") or "hf_model_name" in text:
+        kind = open_clip.CoCa if "multimodal_cfg" in config else open_clip.CustomTextCLIP
+    else:
+        options.pop("multimodal_cfg", None)
     return kind(**options | {"vision_cfg": vision, "text_cfg": text})
 
 
-def _shorten(text: str, context: int) -> str:
-    """As much of a text as a model can read, and a little more; texts of ordinary length are left alone."""
-    if len(text) <= WORD_LETTERS:
-        return text
-    less = " ".join(word[:WORD_LETTERS] for word in text.split())[: TOKEN_LETTERS * context]
-    return text if less == " ".join(text.split()) else less
-
-
-def _tokenizer(text: dict[str, Any], context: int) -> Any:
-    if "hf_tokenizer_name" in text:
+def _side(size: int | Sequence[int]) -> int:
+    sides = {size} if isinstance(size, int) else set(size)
+    if len(sides) != 1:
         raise RegionSearchError(
-            Kind.UNIMPLEMENTED,
-            "this model's tokenizer is not part of open_clip; take a model that uses CLIP's own tokenizer",
-            field="model",
+            Kind.UNIMPLEMENTED, f"models of square images only; this one wants {size}", field="model"
         )
-    return open_clip.SimpleTokenizer(context_length=context, **text.get("tokenizer_kwargs", {}))
+    return sides.pop()
