@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from functools import partial
 from typing import Annotated
 
@@ -11,11 +12,26 @@ from rich.table import Table
 
 from regionsearch.cli.output import console
 from regionsearch.errors import RegionSearchError, invalid
-from regionsearch.models import POCKET, PROFILES, WEIGHTS, Weights, models_dir, verify, verify_pocket
+from regionsearch.models import (
+    POCKET,
+    PROFILES,
+    WEIGHTS,
+    Weights,
+    look_up,
+    models_dir,
+    open_clip_weights,
+    split_open_clip,
+    verify,
+    verify_pocket,
+)
+from regionsearch.models.open_clip import PREFIX
 
 app = typer.Typer(help="Model weights: list, pull, verify.", no_args_is_help=True)
 
-Name = Annotated[str, typer.Argument(help="A profile (pocket, base, large) or a model such as sam_vit_l.")]
+Names = Annotated[
+    list[str],
+    typer.Argument(help="Profiles (pocket, base, large) or models: sam_vit_l, open_clip:NAME:TAG."),
+]
 
 
 def find_weights(name: str) -> tuple[Weights, ...]:
@@ -28,12 +44,15 @@ def find_weights(name: str) -> tuple[Weights, ...]:
         return PROFILES[name].weights
     if name in WEIGHTS:
         return (WEIGHTS[name],)
-    raise invalid("name", f"there is no {name!r}; choose one of {', '.join([*PROFILES, *WEIGHTS])}")
+    if name.startswith(PREFIX):
+        return (open_clip_weights(*split_open_clip(name)),)
+    known = ", ".join([*PROFILES, *WEIGHTS])
+    raise invalid("name", f"there is no {name!r}; choose one of {known}, or {PREFIX}NAME:TAG")
 
 
 def is_here(weights: Weights) -> bool:
-    """Whether a file has been pulled."""
-    return (models_dir() / weights.file).is_file()
+    """Whether a file is on this machine: pulled, or in a cache of the Hugging Face hub or of torch."""
+    return look_up(weights) is not None
 
 
 @app.command("list")
@@ -44,25 +63,26 @@ def list_models() -> None:
         here = "yes" if all(map(is_here, profile.weights)) else "no"
         table.add_row(profile.name, profile.segmenter, profile.embedder, here, profile.purpose)
     console.print(table)
-    table = Table("model", "here", "digest", "licence")
+    table = Table("model", "here", "MB", "licence")
     for weights in WEIGHTS.values():
-        digest = "published" if weights.sha256 else "of the first download"
-        table.add_row(weights.model, "yes" if is_here(weights) else "no", digest, weights.licence)
+        size = "" if weights.size is None else f"{weights.size / 1e6:,.0f}"
+        table.add_row(weights.model, "yes" if is_here(weights) else "no", size, weights.licence)
     console.print(table)
+    console.print(f"and {PREFIX}NAME:TAG, any weights that open_clip knows", highlight=False)
     console.print(f"downloaded weights live in {models_dir()}", highlight=False, soft_wrap=True)
 
 
 @app.command("pull")
-def pull_models(name: Name) -> None:
+def pull_models(names: Names) -> None:
     """Download weights; goes on where an earlier download stopped."""
-    from regionsearch.models.download import pull
+    from regionsearch.models.download import pull, pull_repository
 
-    wanted = find_weights(name)
-    if not wanted:
+    found = {name: find_weights(name) for name in names}
+    for name in (name for name, files in found.items() if not files):
         console.print(f"{name} is bundled; there is nothing to pull")
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console) as progress:
-        for weights in wanted:
+        for weights in itertools.chain.from_iterable(found.values()):
             task = progress.add_task(weights.model, total=None)
 
             def show(done: int, total: int | None, task: int = task) -> None:
@@ -70,6 +90,8 @@ def pull_models(name: Name) -> None:
 
             path = pull(weights, show)
             progress.console.print(f"{path}  ({weights.licence})", highlight=False, soft_wrap=True)
+            for repository in weights.repositories:
+                progress.console.print(pull_repository(repository), highlight=False, soft_wrap=True)
 
 
 @app.command("verify")

@@ -6,7 +6,9 @@ import itertools
 import json
 import os
 import threading
+import tomllib
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,14 +18,15 @@ from regionsearch.cli.files import find_images
 from regionsearch.cli.ingesting import summarise
 from regionsearch.cli.options import COLLECTION, connect
 from regionsearch.cli.output import console, errors, tell
-from regionsearch.errors import RegionSearchError, invalid
-from regionsearch.models import find
+from regionsearch.errors import RegionSearchError, invalid, not_found
+from regionsearch.models import Profile, look_up, models_dir
 from regionsearch.models import profile as find_profile
 
 if TYPE_CHECKING:
     from regionsearch.client import IngestResult
     from regionsearch.supervisor import Supervisor
 
+MODEL_VARIABLE = "REGIONSEARCH_{}_MODEL"
 KEYS_VARIABLE = "REGIONSEARCH_GATEWAY_API_KEYS"
 DEMO_STEP = 5  # images between two lines
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -31,6 +34,12 @@ EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 def up(
     profile: Annotated[str, typer.Option(help="pocket, base or large.")] = "pocket",
+    segmenter: Annotated[
+        str | None, typer.Option(metavar="NAME|PATH", help="Instead of the profile's segmenter.")
+    ] = None,
+    embedder: Annotated[
+        str | None, typer.Option(metavar="NAME[:TAG]|PATH", help="Instead of the profile's embedder.")
+    ] = None,
     port: Annotated[int, typer.Option(help="Of the page and the HTTP API.")] = 8000,
     grpc_port: Annotated[int, typer.Option(help="Of the gRPC API.")] = 50050,
     host: Annotated[
@@ -48,9 +57,10 @@ def up(
     """Start segmenter, embedder, searcher and gateway, and keep them alive until Ctrl-C."""
     from regionsearch.supervisor import Plan, Supervisor
 
-    plan = Plan(find_profile(profile), data_dir, port, grpc_port, host, count_workers(workers or ()))
-    for weights in plan.profile.weights:
-        find(weights)
+    models = choose_models(find_profile(profile), segmenter, embedder)
+    plan = Plan(models, data_dir, port, grpc_port, host, count_workers(workers or ()))
+    check_weights(models)
+    note(f"segmenter {models.segmenter}, embedder {models.embedder}")
     warn_if_open(host)
     supervisor = Supervisor(plan, note)
 
@@ -63,6 +73,48 @@ def up(
             announce(supervisor.url)
 
     raise typer.Exit(supervisor.run(ready))
+
+
+def choose_models(profile: Profile, segmenter: str | None, embedder: str | None) -> Profile:
+    """The models to start: those of the options, else those that the operator has set, else the profile's."""
+    models = {}
+    for role, option in (("segmenter", segmenter), ("embedder", embedder)):
+        wanted = option or os.environ.get(MODEL_VARIABLE.format(role.upper())) or _configured_model(role)
+        if wanted and wanted != getattr(profile, role):
+            models[role] = wanted
+    return replace(profile, name="", **models) if models else profile
+
+
+def _configured_model(role: str) -> str | None:
+    """The model that the file of settings names for a service."""
+    try:
+        settings = tomllib.loads(Path(os.environ["REGIONSEARCH_CONFIG"]).read_text())
+        model = settings[role]["model"]
+    except (KeyError, TypeError, OSError, ValueError):  # the service says what is wrong with the file
+        return None
+    return model if isinstance(model, str) else None
+
+
+def check_weights(models: Profile) -> None:
+    """Looks for the files of the models; paths are left to the services.
+
+    Raises:
+        RegionSearchError: NOT_FOUND naming all that are missing, with one command that gets them.
+    """
+    elsewhere = bool(os.environ.get("REGIONSEARCH_EMBEDDER_WEIGHTS"))
+    missing = [
+        weights
+        for weights in models.weights
+        if look_up(weights) is None and not (elsewhere and weights.model == models.embedder)
+    ]
+    if missing:
+        names = models.name or " ".join(weights.model for weights in missing)
+        files = " and ".join(weights.file for weights in missing)
+        raise not_found(
+            "model",
+            f"{files} {'is' if len(missing) == 1 else 'are'} not in {models_dir()}; get all that is missing "
+            f"with: regionsearch models pull {names}",
+        )
 
 
 def warn_if_open(host: str) -> None:

@@ -327,6 +327,9 @@ def test_models(gateway: FakeGateway, tmp_path: Path, monkeypatch: pytest.Monkey
     assert "regionsearch models pull ViT-B-32" in missing.output
     assert "bundled" in run(gateway, "models", "pull", "pocket").output
     assert isinstance(run(gateway, "models", "pull", "huge").exception, RegionSearchError)
+    unknown = str(run(gateway, "models", "pull", "open_clip:ViT-B-32:huge").exception)
+    assert "open_clip:ViT-B-32:openai" in unknown
+    assert "ViT-X-99" in str(run(gateway, "models", "pull", "open_clip:ViT-X-99").exception)
 
 
 def test_doctor_tells_what_is_wrong(gateway: FakeGateway) -> None:

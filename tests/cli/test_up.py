@@ -21,7 +21,7 @@ import pytest
 from typer.testing import CliRunner
 
 from regionsearch.cli import app, main
-from regionsearch.cli.running import warn_if_open
+from regionsearch.cli.running import choose_models, warn_if_open
 from regionsearch.errors import RegionSearchError
 from regionsearch.models import PROFILES
 from regionsearch.supervisor import Plan, Supervisor
@@ -329,7 +329,8 @@ def test_the_last_words_of_a_process_are_one_sentence(tmp_path: Path) -> None:
     ("options", "reason"),
     [
         (("--profile", "huge"), "choose one of pocket, base, large"),
-        (("--profile", "base"), "regionsearch models pull sam_vit_b"),
+        (("--profile", "base"), "regionsearch models pull base"),
+        (("--segmenter", "sam_vit_l", "--embedder", "ViT-H-14"), "models pull sam_vit_l ViT-H-14"),
         (("--workers", "searcher=2"), "only segmenter and embedder"),
         (("--workers", "segmenter=0"), "at least one"),
         (("--workers", "many"), "--workers segmenter=2"),
@@ -412,3 +413,19 @@ def test_a_start_without_keys_for_other_machines_says_so(
     warn_if_open(host)
     captured = capsys.readouterr()
     assert ("may read, add and delete everything" in captured.out + captured.err) is said
+
+
+def test_options_win_over_the_environment_and_this_over_the_profile(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    base = PROFILES["base"]
+    for role in ("SEGMENTER", "EMBEDDER"):
+        monkeypatch.delenv(f"REGIONSEARCH_{role}_MODEL", raising=False)
+    assert choose_models(base, None, None) is base
+    (tmp_path / "settings.toml").write_text('[segmenter]\nmodel = "sam_vit_l"\n')
+    monkeypatch.setenv("REGIONSEARCH_CONFIG", str(tmp_path / "settings.toml"))
+    assert choose_models(base, None, None).segmenter == "sam_vit_l"
+    monkeypatch.setenv("REGIONSEARCH_SEGMENTER_MODEL", "sam_vit_h")
+    chosen = choose_models(base, None, "ViT-B-32:openai")
+    assert (chosen.segmenter, chosen.embedder) == ("sam_vit_h", "ViT-B-32:openai")
+    assert choose_models(base, "pocket", None).segmenter == "pocket"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from regionsearch.models import Weights
+from regionsearch.models import Weights, download
 
 
 @dataclass
@@ -24,6 +24,9 @@ class Publisher:
     drop_after: int | None = None  # bytes after which the connection breaks, once
     shift: int = 0  # bytes by which a part begins elsewhere than asked for
     status: int | None = None
+    refusals: int | None = None  # requests that get `status`; all when None
+    headers: dict[str, str] = field(default_factory=dict)  # of every answer
+    redirect: str = "/weights.bin"
     url: str = ""
     requests: list[dict[str, str]] = field(default_factory=list)
 
@@ -39,7 +42,11 @@ class Publisher:
 def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty models folder."""
     monkeypatch.setenv("REGIONSEARCH_MODELS_DIR", str(tmp_path / "models"))
-    monkeypatch.delenv("REGIONSEARCH_MODELS_MIRROR", raising=False)
+    for name in ("REGIONSEARCH_MODELS_MIRROR", "HF_TOKEN", "HF_ENDPOINT"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("HF_HUB_CACHE", "HF_HOME", "TORCH_HOME"):
+        monkeypatch.setenv(name, str(tmp_path / name))
+    monkeypatch.setattr(download, "ATTEMPTS", 1)
     return tmp_path / "models"
 
 
@@ -53,14 +60,20 @@ def publisher() -> Iterator[Publisher]:
 
         def do_GET(self) -> None:
             state.requests.append({name.lower(): value for name, value in self.headers.items()})
-            if state.status is not None:
-                self.send_error(state.status)
+            if state.status is not None and state.refusals != 0:
+                if state.refusals is not None:
+                    state.refusals -= 1
+                self.send_response(state.status)
+                self.send_header("Content-Length", "0")
+                for name, value in state.headers.items():
+                    self.send_header(name, value)
+                self.end_headers()
                 return
             if self.path.startswith("/hub"):
                 self.send_response(302)
                 if state.announce:
                     self.send_header("X-Linked-Etag", f'"{state.announce}"')
-                self.send_header("Location", "/weights.bin")
+                self.send_header("Location", state.redirect)
                 self.end_headers()
                 return
             start = self._start()
@@ -72,6 +85,8 @@ def publisher() -> Iterator[Publisher]:
             if start is not None:
                 sent = start + state.shift
                 self.send_header("Content-Range", f"bytes {sent}-{len(state.data) - 1}/{len(state.data)}")
+            for name, value in state.headers.items():
+                self.send_header(name, value)
             if state.etag:
                 self.send_header("ETag", state.etag)
             self.send_header("Content-Length", str(len(body)))

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import re
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from regionsearch.errors import Kind, RegionSearchError
+from regionsearch.models import download
 from regionsearch.models.download import pull
 from tests.models.conftest import Publisher
 
@@ -120,12 +122,128 @@ def test_a_mirror_takes_the_publishers_place(
     assert pull(elsewhere).read_bytes() == publisher.data
 
 
-@pytest.mark.parametrize("status", [404, 503])
-def test_a_refusal_names_the_address(publisher: Publisher, models: Path, status: int) -> None:
+@pytest.mark.parametrize(
+    ("status", "kind", "advice"),
+    [
+        (401, Kind.UNAUTHENTICATED, "HF_TOKEN"),
+        (403, Kind.PERMISSION_DENIED, "licence"),
+        (404, Kind.NOT_FOUND, "HF_ENDPOINT"),
+        (429, Kind.UNAVAILABLE, "too many requests"),
+        (503, Kind.UNAVAILABLE, "try again later"),
+    ],
+)
+def test_a_refusal_names_the_address_and_the_remedy(
+    publisher: Publisher, models: Path, status: int, kind: Kind, advice: str
+) -> None:
     publisher.status = status
-    with pytest.raises(RegionSearchError, match=f"{publisher.url}.*{status}") as caught:
+    with pytest.raises(RegionSearchError, match=f"{publisher.url}.*{status}.*{advice}") as caught:
         pull(publisher.weights())
-    assert caught.value.kind is Kind.UNAVAILABLE
+    assert caught.value.kind is kind
+
+
+@pytest.fixture
+def patient(models: Path, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """What passes is tried again; the times that would be waited for."""
+    waits: list[float] = []
+    monkeypatch.setattr(download, "ATTEMPTS", 3)
+    monkeypatch.setattr(download.time, "sleep", waits.append)
+    return waits
+
+
+def test_what_passes_is_tried_again(publisher: Publisher, patient: list[float]) -> None:
+    publisher.status, publisher.refusals = 503, 2
+    assert pull(publisher.weights(publisher.digest)).read_bytes() == publisher.data
+    assert patient == [1, 2]
+
+
+def test_a_busy_server_says_how_long_to_wait(publisher: Publisher, patient: list[float]) -> None:
+    publisher.status, publisher.refusals, publisher.headers = 429, 1, {"Retry-After": "7"}
+    assert pull(publisher.weights(publisher.digest)).read_bytes() == publisher.data
+    assert patient == [7]
+
+
+@pytest.mark.parametrize("status", [401, 404])
+def test_what_does_not_pass_is_not_tried_again(
+    publisher: Publisher, patient: list[float], status: int
+) -> None:
+    publisher.status = status
+    with pytest.raises(RegionSearchError):
+        pull(publisher.weights())
+    assert len(publisher.requests) == 1
+
+
+def test_without_an_entity_tag_a_known_digest_lets_a_download_go_on(
+    publisher: Publisher, patient: list[float]
+) -> None:
+    publisher.etag, publisher.drop_after = None, 3_000_000
+    assert pull(publisher.weights(publisher.digest)).read_bytes() == publisher.data
+    assert publisher.requests[-1]["range"].startswith("bytes=")
+    assert len(publisher.requests) == 2
+
+
+def test_a_page_is_not_taken_for_weights(publisher: Publisher, models: Path) -> None:
+    publisher.headers = {"Content-Type": "text/html; charset=utf-8"}
+    with pytest.raises(RegionSearchError, match="a page instead of a file"):
+        pull(publisher.weights())
+    assert not files(models)
+
+
+def test_a_file_of_another_size_is_refused_before_it_comes(publisher: Publisher, models: Path) -> None:
+    with pytest.raises(RegionSearchError, match="another file") as caught:
+        pull(replace(publisher.weights(), size=17))
+    assert caught.value.kind is Kind.DATA_LOSS
+    assert not {"weights.bin", "weights.bin.partial"} & files(models)
+
+
+def test_the_token_goes_to_the_hub_only(
+    publisher: Publisher, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not to the storage that the hub sends us to, and not to other publishers."""
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    publisher.redirect = publisher.url.replace("127.0.0.1", "localhost") + "/weights.bin"
+    hub = replace(publisher.weights(), url="https://huggingface.co/hub/weights.bin")
+    monkeypatch.setenv("HF_ENDPOINT", publisher.url)
+    pull(hub)
+    assert [request.get("authorization") for request in publisher.requests] == ["Bearer hf_secret", None]
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    pull(replace(publisher.weights(), file="other.bin"))
+    assert "authorization" not in publisher.requests[-1]
+
+
+def test_weights_in_a_cache_are_used_in_place(publisher: Publisher, models: Path, tmp_path: Path) -> None:
+    cached = tmp_path / "HF_HUB_CACHE" / "models--laion--clip" / "snapshots" / "abc" / "w.safetensors"
+    plain = tmp_path / "TORCH_HOME" / "hub" / "checkpoints" / "weights.bin"
+    for path in (cached, plain):
+        path.parent.mkdir(parents=True)
+        path.write_bytes(publisher.data)
+    weights = publisher.weights(publisher.digest)
+    hub = replace(weights, url="https://huggingface.co/laion/clip/resolve/main/w.safetensors")
+    assert (pull(hub), pull(weights)) == (cached, plain)
+    assert not publisher.requests
+    plain.write_bytes(b"cut off")
+    with pytest.raises(RegionSearchError, match="damaged"):
+        pull(weights)
+
+
+def test_weights_that_are_published_in_another_file_come_from_there(
+    publisher: Publisher, models: Path
+) -> None:
+    pickled = replace(publisher.weights(), url=f"{publisher.url}/hub/weights.bin")
+    publisher.status, publisher.refusals = 404, 1
+    safe = replace(pickled, file="weights.safetensors", fallback=pickled)
+    assert pull(safe) == models / "weights.bin"
+
+
+def test_a_proxy_that_httpx_cannot_use_is_named(
+    publisher: Publisher, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: object, **options: object) -> None:
+        raise ImportError("Using SOCKS proxy, but the 'socksio' package is not installed.")
+
+    monkeypatch.setattr(download.httpx, "Client", refuse)
+    with pytest.raises(RegionSearchError, match=re.escape("pip install 'httpx[socks]'")) as caught:
+        pull(publisher.weights())
+    assert caught.value.kind is Kind.FAILED_PRECONDITION
 
 
 def test_no_server_is_unavailable(models: Path, publisher: Publisher) -> None:
