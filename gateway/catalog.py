@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Sequence
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Generic, TypeAlias, TypeVar
 
 import structlog
 from prometheus_client import Counter
 
 from gateway.image_store import ImageStore
-from gateway.model_compat import same_model
+from gateway.model_compat import model_mismatch, same_model, without_policy
 from gateway.records import HIDDEN, check_reserved, clean_name, hide_key
 from gateway.service_clients import Services, remap_error_field
 from gateway.settings import GatewaySettings
 from regionsearch.errors import Kind, RegionSearchError, invalid, not_found, too_large
-from regionsearch.rpc import afan_out, chunked
+from regionsearch.rpc import afan_out, chunked, gather_or_cancel
 from regionsearch.v1 import embed_pb2, search_pb2, types_pb2
 
 DEFAULT = "default"
@@ -31,6 +33,41 @@ _FILES_LEFT = Counter(
 )
 _log = structlog.get_logger(__name__)
 
+_REMEMBERED_S = 1.0
+_MOST_REMEMBERED = 1000
+_STALE = (
+    Kind.NOT_FOUND,
+    Kind.MODEL_MISMATCH,
+    Kind.FAILED_PRECONDITION,
+)  # answers to somebody who goes by an old collection
+
+Value = TypeVar("Value")
+Result = TypeVar("Result")
+PendingCollection: TypeAlias = "asyncio.Future[search_pb2.Collection]"
+"""A collection that is known, or still being read."""
+
+
+class Recent(Generic[Value]):
+    """Values by name that were read less than a second ago."""
+
+    def __init__(self) -> None:
+        self._values: dict[str, tuple[float, Value]] = {}
+
+    def get(self, name: str) -> Value | None:
+        """The value, unless it is too old."""
+        read_at, value = self._values.get(name, (float("-inf"), None))
+        return value if time.monotonic() - read_at < _REMEMBERED_S else None
+
+    def put(self, name: str, value: Value) -> None:
+        """Remembers a value that has just been read."""
+        if len(self._values) >= _MOST_REMEMBERED:
+            self._values.clear()
+        self._values[name] = time.monotonic(), value
+
+    def forget(self, name: str) -> None:
+        """The value has changed."""
+        self._values.pop(name, None)
+
 
 class Catalog:
     """Makes, lists and deletes collections and images."""
@@ -41,6 +78,8 @@ class Catalog:
         self._policy = settings.crop_policy_value
         self._max_page_size = settings.limits.max_page_size
         self._metadata = settings.limits.metadata
+        self._collections: Recent[search_pb2.Collection] = Recent()
+        self._models: Recent[types_pb2.ModelInfo] = Recent()
 
     async def embedder_model(
         self, policy: types_pb2.CropPolicy.ValueType = types_pb2.CROP_POLICY_UNSPECIFIED
@@ -52,7 +91,22 @@ class Catalog:
         )
         model = answer.model
         model.crop_policy = policy or self._policy or model.crop_policy
+        self._models.put("embedder", model)
         return model
+
+    async def check_model(self, collection: search_pb2.Collection) -> None:
+        """Refuses a collection whose vectors the embedder does not make; goes by what it served a second ago.
+
+        Raises:
+            RegionSearchError: MODEL_MISMATCH.
+        """
+        policy = collection.model.crop_policy
+        known = self._models.get("embedder")
+        if known is not None and same_model(without_policy(known), collection.model):
+            return
+        model = await self.embedder_model(policy)
+        if not same_model(model, collection.model):
+            raise model_mismatch(collection, model)
 
     async def create(
         self,
@@ -92,11 +146,52 @@ class Catalog:
         services = self._services
         request = search_pb2.GetCollectionRequest(name=name or DEFAULT)
         try:
-            return (await services.searcher.call(services.search.GetCollection, request)).collection
+            found = (await services.searcher.call(services.search.GetCollection, request)).collection
         except RegionSearchError as error:
-            if error.kind is Kind.NOT_FOUND and request.name == DEFAULT:
-                return await self.ensure_default()
-            raise
+            if error.kind is not Kind.NOT_FOUND:
+                raise
+            self._collections.forget(request.name)
+            if request.name != DEFAULT:
+                raise
+            found = await self.ensure_default()
+        self._collections.put(request.name, found)
+        return found
+
+    async def with_collection(
+        self, name: str, work: Callable[[PendingCollection], Awaitable[Result]]
+    ) -> Result:
+        """Does work that needs a collection's name and model, not its counts.
+
+        A collection that was read within the last second is not read again. When a service then answers that
+        something does not exist or is of another model, and the collection has changed meanwhile, the work
+        is done again with the collection as it is now.
+
+        Args:
+            name: Of the collection; the default one when empty.
+            work: Safe to repeat. Its argument may still be on its way, so that what does not need it begins.
+
+        Raises:
+            RegionSearchError: NOT_FOUND, and those of the work.
+        """
+        known = self._collections.get(name or DEFAULT)
+        try:
+            if known is not None:
+                return await work(_available(known))
+            reading = asyncio.ensure_future(self.get(name))
+            # Where there is no such collection the reading fails first and cancels the work.
+            answer: Result
+            answer, _ = await gather_or_cancel(_awaited(work(reading)), _awaited(reading))
+            return answer
+        except RegionSearchError as error:
+            if error.kind not in _STALE:
+                raise
+            self._models.forget("embedder")
+            if known is None:
+                raise
+            present = await self.get(name)
+            if (present.model, present.create_time) == (known.model, known.create_time):
+                raise
+        return await work(_available(present))
 
     async def list(self, page_size: int, page_token: str) -> search_pb2.ListCollectionsResponse:
         """Collections by name."""
@@ -126,6 +221,7 @@ class Catalog:
         await self._store.check_writable(name)
         request = search_pb2.DeleteCollectionRequest(name=name)
         await services.searcher.call(services.search.DeleteCollection, request)
+        self._collections.forget(name)
         async for partition in self._store.partitions(name):
             for image_ids in chunked([*partition.images, *partition.aside], ASKED_AT_ONCE):
                 await self._let_go(name, image_ids)
@@ -378,6 +474,16 @@ class Catalog:
                 error=error.message,
             )
         return answer.seq
+
+
+async def _awaited(one: Awaitable[Result]) -> Result:
+    return await one
+
+
+def _available(collection: search_pb2.Collection) -> PendingCollection:
+    future: PendingCollection = asyncio.get_running_loop().create_future()
+    future.set_result(collection)
+    return future
 
 
 def _only_image(

@@ -33,9 +33,9 @@ class Gateway:
         self.thumbnails = Thumbnails(self.store, self.decoder, settings.thumbnail_cache_bytes)
         self.catalog = Catalog(self.services, self.store, settings)
         self.ingester = Ingester(self.services, self.catalog, self.store, self.decoder, settings)
-        self.pointer = PromptResolver(self.services, self.catalog, settings)
-        self.reader = QueryEncoder(self.services, self.catalog, self.pointer, settings)
-        self.search = Search(self.services, self.catalog, self.pointer, self.reader, settings)
+        self.resolver = PromptResolver(self.services, self.catalog, settings)
+        self.encoder = QueryEncoder(self.services, self.catalog, self.resolver, settings)
+        self.search = Search(self.services, self.catalog, self.resolver, self.encoder, settings)
 
     async def readiness(self) -> dict[str, Readiness]:
         """Of the services, and of the default collection once they are ready."""

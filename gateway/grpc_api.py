@@ -80,7 +80,7 @@ class RegionSearchServicer(region_search_pb2_grpc.RegionSearchServiceServicer):
     ) -> pb.RegionSearchServiceSearchResponse:
         """See the contract."""
         with self._call(context, Scope.READ, self._gateway.settings.timeouts.query_s):
-            answer = await self._gateway.search.search(request)
+            answer = (await self._gateway.search.search(request)).to_proto()
             self._check_size(answer, "page_size", "ask for fewer hits, or leave include_masks out")
             return answer
 

@@ -16,7 +16,7 @@ from typing import TypeAlias
 import numpy as np
 from prometheus_client import Counter
 
-from gateway.catalog import DEFAULT, Catalog
+from gateway.catalog import DEFAULT, Catalog, PendingCollection
 from gateway.decoder import ImageDecoder
 from gateway.image_store import ImageStore
 from gateway.model_compat import model_mismatch, same_model
@@ -153,7 +153,12 @@ class Ingester:
         lock = self._same.setdefault((request.collection or DEFAULT, picture.identity), asyncio.Lock())
         async with lock, self._slots.slot():
             with deadline(self._settings.timeouts.ingest_s):
-                return await self._ingest(request, picture, priority, idempotency_key, progress)
+                return await self._catalog.with_collection(
+                    request.collection,
+                    lambda pending: self._ingest(
+                        pending, request, picture, priority, idempotency_key, progress
+                    ),
+                )
 
     def _read(self, image: types_pb2.Image) -> Picture:
         """Looks at the header only; the segmenter is the first one to decode the rest."""
@@ -166,28 +171,28 @@ class Ingester:
 
     async def _ingest(
         self,
+        pending: PendingCollection,
         request: region_search_pb2.IngestImageRequest,
         picture: Picture,
         priority: types_pb2.Priority.ValueType,
         key: IdempotencyKey | None,
         progress: Progress,
     ) -> region_search_pb2.IngestImageResponse:
-        collection, known = await asyncio.gather(
-            self._catalog.get(request.collection), self._known(request.collection, picture.identity)
-        )
+        collection = await pending
+        known = await self._known(collection.name, picture.identity)
         if known is not None:
             duplicate = await self._duplicate(known, request, picture, key)
             if duplicate is not None:
                 return duplicate
         if key is not None:
             await self._check_key(collection, picture, key)
-        await self._check_model(collection)
+        await self._catalog.check_model(collection)
 
         image = types_pb2.Image(encoded=picture.data)
         progress(region_search_pb2.INGEST_STAGE_SEGMENTING)
         segmented = await self._segment(request, image, priority)
         progress(region_search_pb2.INGEST_STAGE_EMBEDDING)
-        vectors = await self._embed(image, segmented.regions, collection.model, priority)
+        vectors = await self._embed(image, segmented.regions, collection, priority)
         progress(region_search_pb2.INGEST_STAGE_STORING)
         await self._store.put(collection.name, picture.identity, picture.data)
 
@@ -226,12 +231,7 @@ class Ingester:
         )
 
     async def _known(self, collection: str, identity: str) -> search_pb2.GetRecordsResponse | None:
-        try:
-            found = await self._catalog.records(collection, image_ids=[identity], images_only=True)
-        except RegionSearchError as error:
-            if error.kind is Kind.NOT_FOUND:  # the collection, which may come into being just now
-                return None
-            raise
+        found = await self._catalog.records(collection, image_ids=[identity], images_only=True)
         return found if found.images else None
 
     async def _duplicate(
@@ -292,12 +292,6 @@ class Ingester:
         for hit in answer.results[0].hits:
             key.check(hit.image.attributes, picture.identity)
 
-    async def _check_model(self, collection: search_pb2.Collection) -> None:
-        """Fails before the expensive stages where the write would be refused after them."""
-        model = await self._catalog.embedder_model(collection.model.crop_policy)
-        if not same_model(model, collection.model):
-            raise model_mismatch(collection, model)
-
     async def _segment(
         self,
         request: region_search_pb2.IngestImageRequest,
@@ -327,36 +321,40 @@ class Ingester:
         self,
         image: types_pb2.Image,
         regions: Sequence[types_pb2.Region],
-        model: types_pb2.ModelInfo,
+        collection: search_pb2.Collection,
         priority: types_pb2.Priority.ValueType,
     ) -> np.ndarray:
         """Vectors of the whole image and of each region, shape (1 + regions, dimension).
 
-        An image that has been segmented is not refused any more: where the embedder is full it waits.
+        One call takes all of them unless the regions are more than `embed_chunk`. An image that has been
+        segmented is not refused any more: where the embedder is full it waits.
+
+        Raises:
+            RegionSearchError: MODEL_MISMATCH, when the embedder's model has changed meanwhile.
         """
         services = self._services
 
-        async def embed(chunk: Sequence[types_pb2.Region] | None) -> np.ndarray:
-            if chunk is None:
-                whole = embed_pb2.EmbedImagesRequest(images=[image], priority=priority)
-                answer: embed_pb2.EmbedImagesResponse | embed_pb2.EmbedRegionsResponse
-                answer = await services.embedder.call(
-                    services.embed.EmbedImages, whole, deadline_fraction=_EMBED_SHARE, retry_overload=True
-                )
-            else:
-                part = embed_pb2.EmbedRegionsRequest(
-                    image=image,
-                    regions=[embed_pb2.RegionCut(box=r.box, mask=r.mask) for r in chunk],
-                    crop_policy=model.crop_policy,
-                    priority=priority,
-                )
-                answer = await services.embedder.call(
-                    services.embed.EmbedRegions, part, deadline_fraction=_EMBED_SHARE, retry_overload=True
-                )
-            return tensor_from_proto(answer.vectors, "vectors", ndim=2)
+        async def embed(part: tuple[bool, Sequence[types_pb2.Region]]) -> np.ndarray:
+            include_image, chunk = part
+            request = embed_pb2.EmbedRegionsRequest(
+                image=image,
+                regions=[embed_pb2.RegionCut(box=r.box, mask=r.mask) for r in chunk],
+                crop_policy=collection.model.crop_policy,
+                priority=priority,
+                include_image=include_image,
+            )
+            answer = await services.embedder.call(
+                services.embed.EmbedRegions, request, deadline_fraction=_EMBED_SHARE, retry_overload=True
+            )
+            if not same_model(answer.model, collection.model):
+                raise model_mismatch(collection, answer.model)
+            vectors = tensor_from_proto(answer.vectors, "vectors", ndim=2)
+            if not include_image:
+                return vectors
+            return np.concatenate([tensor_from_proto(answer.image_vector, "image_vector", ndim=2), vectors])
 
-        chunks = list(chunked(regions, self._settings.embed_chunk))
-        return np.concatenate(await afan_out(embed, [None, *chunks]))
+        chunks = list(chunked(regions, self._settings.embed_chunk)) or [[]]
+        return np.concatenate(await afan_out(embed, [(n == 0, chunk) for n, chunk in enumerate(chunks)]))
 
 
 def _reading_bytes(image: types_pb2.Image) -> int:

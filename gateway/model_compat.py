@@ -16,6 +16,14 @@ def same_model(one: types_pb2.ModelInfo, other: types_pb2.ModelInfo) -> bool:
     )
 
 
+def without_policy(model: types_pb2.ModelInfo) -> types_pb2.ModelInfo:
+    """The model itself, whatever crops it is shown."""
+    bare = types_pb2.ModelInfo()
+    bare.CopyFrom(model)
+    bare.crop_policy = types_pb2.CROP_POLICY_UNSPECIFIED
+    return bare
+
+
 def model_mismatch(collection: search_pb2.Collection, model: types_pb2.ModelInfo) -> RegionSearchError:
     """The error of a collection whose vectors are of another model than the embedder's."""
     return RegionSearchError(

@@ -11,12 +11,13 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from gateway.catalog import Catalog
+from gateway.catalog import Catalog, PendingCollection
 from gateway.model_compat import model_mismatch, same_model
 from gateway.prompt_resolver import PromptResolver, merged_mask, select_stored
-from gateway.service_clients import Services, gather_or_cancel, remap_error_field
+from gateway.service_clients import Services, remap_error_field
 from gateway.settings import GatewaySettings
 from regionsearch.errors import invalid, not_found, too_large
+from regionsearch.rpc import gather_or_cancel
 from regionsearch.tensors import tensor_from_proto
 from regionsearch.texts import visible_text
 from regionsearch.v1 import embed_pb2, region_search_pb2, search_pb2, segment_pb2, types_pb2
@@ -46,14 +47,14 @@ class QueryEncoder:
     """Embeds queries for a collection."""
 
     def __init__(
-        self, services: Services, catalog: Catalog, pointer: PromptResolver, settings: GatewaySettings
+        self, services: Services, catalog: Catalog, resolver: PromptResolver, settings: GatewaySettings
     ) -> None:
         self._services = services
         self._catalog = catalog
-        self._pointer = pointer
+        self._resolver = resolver
         self._max_texts = settings.limits.max_texts
 
-    async def read(self, collection: search_pb2.Collection, request: SearchRequest) -> QueryVectors:
+    async def encode(self, pending: PendingCollection, request: SearchRequest) -> QueryVectors:
         """The vectors of a query: each phrase averaged with the examples, or the examples alone.
 
         Raises:
@@ -63,7 +64,7 @@ class QueryEncoder:
         _check_query(query)
         self.check_phrases(query.texts, "query.texts", request)
         phrases, *examples = await gather_or_cancel(
-            self.phrases(collection, query.texts, request), *self._examples(collection, query)
+            self.phrases(pending, query.texts, request), *self._examples(pending, query)
         )
         found: QueryVectors = phrases
         if examples:
@@ -94,17 +95,17 @@ class QueryEncoder:
                 _check_phrase(f"negatives[{i}]", negative.text)
 
     async def phrases(
-        self, collection: search_pb2.Collection, texts: Sequence[str], request: Negated
+        self, pending: PendingCollection, texts: Sequence[str], request: Negated
     ) -> QueryVectors:
         """The vectors of phrases, and of all that the request says is not meant; they have been checked."""
         unwanted = [one.text for one in request.negatives if one.HasField("text")]
         examples = [
-            self._negative(collection, one, f"negatives[{i}]")
+            self._negative(pending, one, f"negatives[{i}]")
             for i, one in enumerate(request.negatives)
             if not one.HasField("text")
         ]
         (vectors, truncated), *shown = await gather_or_cancel(
-            self._texts(collection, [*texts, *unwanted]), *examples
+            self._texts(pending, [*texts, *unwanted]), *examples
         )
         positives, negatives = vectors[: len(texts)], [*vectors[len(texts) :], *shown]
         return QueryVectors(
@@ -115,7 +116,7 @@ class QueryEncoder:
 
     async def regions(
         self,
-        collection: search_pb2.Collection,
+        pending: PendingCollection,
         image: types_pb2.Image,
         cuts: Sequence[embed_pb2.RegionCut],
     ) -> Vectors:
@@ -125,13 +126,13 @@ class QueryEncoder:
         """
         services = self._services
         request = embed_pb2.EmbedRegionsRequest(
-            image=image, regions=cuts, crop_policy=collection.model.crop_policy
+            image=image, regions=cuts, crop_policy=(await pending).model.crop_policy
         )
         answer = await services.embedder.call(services.embed.EmbedRegions, request, retry_overload=True)
-        return _vectors(answer.vectors, answer.model, collection)
+        return _vectors(answer.vectors, answer.model, await pending)
 
     def _examples(
-        self, collection: search_pb2.Collection, query: region_search_pb2.Query
+        self, pending: PendingCollection, query: region_search_pb2.Query
     ) -> list[Coroutine[Any, Any, Vectors]]:
         """One vector (dimension,) for everything in the query that is not words."""
         prompt = segment_pb2.Prompt(points=query.points)
@@ -142,80 +143,82 @@ class QueryEncoder:
         if query.HasField("image"):
             image = query.image
             wanted.append(
-                self._pointed_at(collection, image, prompt)
+                self._pointed_at(pending, image, prompt)
                 if pointed
-                else self._whole(collection, image, "query.image")
+                else self._whole(pending, image, "query.image")
             )
         if query.region_id:
-            wanted.append(self._stored(collection, query.region_id, "query.region_id"))
+            wanted.append(self._stored(pending, query.region_id, "query.region_id"))
         if query.image_id:
             if pointed:
-                wanted.append(self._pointed_at_stored(collection, query.image_id, prompt))
+                wanted.append(self._pointed_at_stored(pending, query.image_id, prompt))
             else:
-                wanted.append(self._stored(collection, f"{query.image_id}-image", "query.image_id"))
+                wanted.append(self._stored(pending, f"{query.image_id}-image", "query.image_id"))
         return wanted
 
     async def _texts(
-        self, collection: search_pb2.Collection, texts: Sequence[str]
+        self, pending: PendingCollection, texts: Sequence[str]
     ) -> tuple[Vectors, tuple[bool, ...]]:
         """Vectors (texts, dimension), and for each text whether its end was cut off."""
         if not texts:
-            return np.empty((0, collection.model.dimension), np.float32), ()
+            return np.empty((0, (await pending).model.dimension), np.float32), ()
         services = self._services
         request = embed_pb2.EmbedTextsRequest(texts=texts)
         answer = await services.embedder.call(services.embed.EmbedTexts, request)
         answer.model.crop_policy = types_pb2.CROP_POLICY_UNSPECIFIED
-        return _vectors(answer.vectors, answer.model, collection), tuple(answer.truncated)
+        return _vectors(answer.vectors, answer.model, await pending), tuple(answer.truncated)
 
     def _negative(
-        self, collection: search_pb2.Collection, negative: region_search_pb2.Negative, field: str
+        self, pending: PendingCollection, negative: region_search_pb2.Negative, field: str
     ) -> Coroutine[Any, Any, Vectors]:
         """The vector (dimension,) of an example of what is not meant."""
         kind = negative.WhichOneof("kind")
         if kind == "image":
-            return self._whole(collection, negative.image, f"{field}.image")
+            return self._whole(pending, negative.image, f"{field}.image")
         record = negative.region_id if kind == "region_id" else f"{negative.image_id}-image"
-        return self._stored(collection, record, f"{field}.{kind}")
+        return self._stored(pending, record, f"{field}.{kind}")
 
-    async def _whole(self, collection: search_pb2.Collection, image: types_pb2.Image, field: str) -> Vectors:
+    async def _whole(self, pending: PendingCollection, image: types_pb2.Image, field: str) -> Vectors:
         services = self._services
         request = embed_pb2.EmbedImagesRequest(images=[image])
         with remap_error_field("images[0]", field):
             answer = await services.embedder.call(services.embed.EmbedImages, request)
         answer.model.crop_policy = types_pb2.CROP_POLICY_UNSPECIFIED
-        return _first(_vectors(answer.vectors, answer.model, collection))
+        return _first(_vectors(answer.vectors, answer.model, await pending))
 
     async def _pointed_at(
-        self, collection: search_pb2.Collection, image: types_pb2.Image, prompt: segment_pb2.Prompt
+        self, pending: PendingCollection, image: types_pb2.Image, prompt: segment_pb2.Prompt
     ) -> Vectors:
         with remap_error_field("prompts.prompts[0]", "query"), remap_error_field("image", "query.image"):
-            region = await self._pointer.object_at(image, prompt)
+            region = await self._resolver.object_at(image, prompt)
         cut = embed_pb2.RegionCut(box=region.box, mask=region.mask)
-        return _first(await self.regions(collection, image, [cut]))
+        return _first(await self.regions(pending, image, [cut]))
 
-    async def _stored(self, collection: search_pb2.Collection, record_id: str, field: str) -> Vectors:
-        found = await self._catalog.records(collection.name, record_ids=[record_id], vectors=True)
+    async def _stored(self, pending: PendingCollection, record_id: str, field: str) -> Vectors:
+        where = (await pending).name
+        found = await self._catalog.records(where, record_ids=[record_id], vectors=True)
         if not found.records:
             name = record_id.removesuffix("-image")
-            raise not_found(field, f"{field}: collection {collection.name!r} has no {name!r}")
+            raise not_found(field, f"{field}: collection {where!r} has no {name!r}")
         return _first(tensor_from_proto(found.vectors, "vectors", ndim=2))
 
     async def _pointed_at_stored(
-        self, collection: search_pb2.Collection, image_id: str, prompt: segment_pb2.Prompt
+        self, pending: PendingCollection, image_id: str, prompt: segment_pb2.Prompt
     ) -> Vectors:
         """Segment-then-select; the segmenter is asked only where no stored region fits."""
+        where = (await pending).name
         with remap_error_field("image_id", "query.image_id"):
-            found = await self._catalog.regions(collection.name, image_id, masks=True, vectors=True)
+            found = await self._catalog.regions(where, image_id, masks=True, vectors=True)
         (stored,) = found.images
         size = (stored.height, stored.width)
         chosen = await asyncio.to_thread(select_stored, found.records, prompt, size, "query.")
         if len(chosen) == 1:
             return np.array(tensor_from_proto(found.vectors, "vectors", ndim=2)[chosen[0]])
-        image = await self._pointer.stored_image(collection.name, image_id)
+        image = await self._resolver.stored_image(where, image_id)
         if not chosen:
-            return await self._pointed_at(collection, image, prompt)
+            return await self._pointed_at(pending, image, prompt)
         mask = await asyncio.to_thread(merged_mask, [found.records[index] for index in chosen])
-        return _first(await self.regions(collection, image, [embed_pb2.RegionCut(mask=mask)]))
+        return _first(await self.regions(pending, image, [embed_pb2.RegionCut(mask=mask)]))
 
 
 def _check_phrase(field: str, text: str) -> None:

@@ -8,20 +8,22 @@ import binascii
 import hashlib
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
-from gateway.catalog import DEFAULT, Catalog
+from gateway.catalog import DEFAULT, Catalog, PendingCollection
 from gateway.prompt_resolver import PromptResolver
 from gateway.query import QueryEncoder, QueryVectors, SearchRequest, Vectors
 from gateway.records import check_reserved, hide_key
-from gateway.service_clients import Services, gather_or_cancel
+from gateway.service_clients import Services
 from gateway.settings import GatewaySettings
 from regionsearch.errors import invalid
 from regionsearch.masks import encode_rle
 from regionsearch.region_selection import merge_masks
+from regionsearch.rpc import gather_or_cancel
 from regionsearch.tensors import tensor_from_proto, tensor_to_proto
 from regionsearch.v1 import embed_pb2, region_search_pb2, search_pb2, types_pb2
 
@@ -30,7 +32,34 @@ RELEVANCY_SCALE = 100.0
 
 MIN_RELEVANCY = 0.5
 
-SearchResponse = region_search_pb2.RegionSearchServiceSearchResponse
+
+@dataclass(frozen=True)
+class FoundPage:
+    """A page of hits; they are the searcher's own messages, not copies.
+
+    Attributes:
+        hits: Best first.
+        next_page_token: Empty on the last page.
+        model: Of the collection.
+        seq: Of the last write that was searched.
+        truncated: On the first page, for each phrase, whether the model read only its beginning.
+    """
+
+    hits: Sequence[search_pb2.Hit]
+    next_page_token: str
+    model: types_pb2.ModelInfo
+    seq: int
+    truncated: Sequence[bool]
+
+    def to_proto(self) -> region_search_pb2.RegionSearchServiceSearchResponse:
+        """The answer over gRPC."""
+        return region_search_pb2.RegionSearchServiceSearchResponse(
+            hits=self.hits,
+            next_page_token=self.next_page_token,
+            model=self.model,
+            seq=self.seq,
+            truncated=self.truncated,
+        )
 
 
 class Search:
@@ -40,18 +69,18 @@ class Search:
         self,
         services: Services,
         catalog: Catalog,
-        pointer: PromptResolver,
-        reader: QueryEncoder,
+        resolver: PromptResolver,
+        encoder: QueryEncoder,
         settings: GatewaySettings,
     ) -> None:
         self._services = services
         self._catalog = catalog
-        self._pointer = pointer
-        self._reader = reader
+        self._resolver = resolver
+        self._encoder = encoder
         self._margin = settings.whole_image_margin
         self._max_page_size = settings.limits.max_page_size
 
-    async def search(self, request: SearchRequest) -> SearchResponse:
+    async def search(self, request: SearchRequest) -> FoundPage:
         """Finds regions and images of a collection.
 
         Later pages take the query's vectors from the page token, so that all pages answer exactly the same
@@ -64,26 +93,20 @@ class Search:
         check_reserved(request.filter.attributes, "filter.attributes")
         if request.page_size < 0:
             raise invalid("page_size", "page_size cannot be negative; 0 asks for the default")
-        collection = await self._catalog.get(request.collection)
-        if request.page_token:
-            query, token = _resume(request)
-        else:
-            query, token = await self._reader.read(collection, request), ""
-        services = self._services
-        answer = await services.searcher.call(
-            services.search.Search, self._to_searcher(request, collection, query, token)
-        )
+        resumed = _resume(request) if request.page_token else None
+
+        async def find(pending: PendingCollection) -> tuple[QueryVectors, search_pb2.SearchResponse]:
+            query, token = resumed or (await self._encoder.encode(pending, request), "")
+            message = self._to_searcher(request, await pending, query, token)
+            return query, await self._services.searcher.call(self._services.search.Search, message)
+
+        query, answer = await self._catalog.with_collection(request.collection, find)
         (result,) = answer.results
         for hit in result.hits:
             hide_key(hit.image)
             hide_key(hit.best_region.image)
-        return SearchResponse(
-            hits=result.hits,
-            next_page_token=_token(request, query, result.next_page_token),
-            model=answer.model,
-            seq=answer.seq,
-            truncated=query.truncated,
-        )
+        next_page_token = _token(request, query, result.next_page_token)
+        return FoundPage(result.hits, next_page_token, answer.model, answer.seq, query.truncated)
 
     def _to_searcher(
         self, request: SearchRequest, collection: search_pb2.Collection, query: QueryVectors, token: str
@@ -119,25 +142,30 @@ class Search:
         _check_finite(request, "min_score", "relative_cutoff", "min_relevancy")
         if not request.texts:
             raise invalid("texts", "say what to look for: give at least one phrase")
-        self._reader.check_phrases(request.texts, "texts", request)
-        collection = await self._catalog.get(request.collection)
-        query, found = await gather_or_cancel(
-            self._reader.phrases(collection, request.texts, request), self._regions(collection, request)
-        )
-        answer: region_search_pb2.SearchWithinResponse = found[0]
-        vectors: Vectors = found[1]
-        answer.model.CopyFrom(collection.model)
+        self._encoder.check_phrases(request.texts, "texts", request)
+
+        async def find(
+            pending: PendingCollection,
+        ) -> tuple[QueryVectors, region_search_pb2.SearchWithinResponse, Vectors]:
+            query, (answer, vectors) = await gather_or_cancel(
+                self._encoder.phrases(pending, request.texts, request), self._regions(pending, request)
+            )
+            answer.model.CopyFrom((await pending).model)
+            return query, answer, vectors
+
+        query, answer, vectors = await self._catalog.with_collection(request.collection, find)
         answer.truncated.extend(query.truncated)
         await asyncio.to_thread(_score, answer, vectors, query, request)
         return answer
 
     async def _regions(
-        self, collection: search_pb2.Collection, request: region_search_pb2.SearchWithinRequest
+        self, pending: PendingCollection, request: region_search_pb2.SearchWithinRequest
     ) -> tuple[region_search_pb2.SearchWithinResponse, Vectors]:
         """The image's regions, not scored yet, and their vectors."""
         answer = region_search_pb2.SearchWithinResponse()
         source = request.WhichOneof("source")
         if source == "image_id":
+            collection = await pending
             stored = await self._catalog.regions(collection.name, request.image_id, masks=True, vectors=True)
             answer.image_height, answer.image_width = stored.images[0].height, stored.images[0].width
             for record in stored.records:
@@ -147,14 +175,14 @@ class Search:
             return answer, tensor_from_proto(stored.vectors, "vectors", ndim=2)
         if source is None:
             raise invalid("image", "there is no image to search in; send image or image_id")
-        segmented = await self._pointer.regions(request.image)
+        segmented = await self._resolver.regions(request.image)
         answer.image_height, answer.image_width = segmented.image_height, segmented.image_width
         for region in segmented.regions:
             answer.regions.add(region=region)
         cuts = [embed_pb2.RegionCut(box=region.box, mask=region.mask) for region in segmented.regions]
         if not cuts:
-            return answer, np.empty((0, collection.model.dimension), np.float32)
-        return answer, await self._reader.regions(collection, request.image, cuts)
+            return answer, np.empty((0, (await pending).model.dimension), np.float32)
+        return answer, await self._encoder.regions(pending, request.image, cuts)
 
 
 def region_of(record: search_pb2.Record) -> types_pb2.Region:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import grpc
 import structlog
@@ -32,18 +32,6 @@ _OUT_OF_REACH = {
 }
 
 _log = structlog.get_logger(__name__)
-
-
-async def gather_or_cancel(*work: Coroutine[Any, Any, Any]) -> list[Any]:
-    """The results of all, in their order; the first failure cancels the others and is raised."""
-    tasks = [asyncio.create_task(one) for one in work]
-    try:
-        return list(await asyncio.gather(*tasks))
-    except BaseException:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        raise
 
 
 @contextlib.contextmanager

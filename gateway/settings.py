@@ -185,7 +185,13 @@ class GatewaySettings(ServiceSettings):
         "default", description="Of new collections; default is the embedder's."
     )
     selection: SelectionSettings = SelectionSettings()
-    embed_chunk: int = Field(32, gt=0, le=1000, description="Regions of one call to the embedder.")
+    embed_chunk: int = Field(
+        1000,
+        gt=0,
+        le=1000,
+        description="Maximum number of regions in one call to the embedder. An image with more is sent in "
+        "several calls; a smaller value spreads one image over several replicas.",
+    )
     whole_image_margin: float | None = Field(
         None, ge=0, description="A whole image goes before its own region that is better by less than this."
     )

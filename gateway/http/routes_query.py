@@ -128,10 +128,10 @@ def router(gateway: Gateway) -> APIRouter:
             if body.image is not None:
                 image = types_pb2.Image(encoded=body.image)
             else:
-                image = await gateway.pointer.stored_image(body.collection, body.image_id or "")
+                image = await gateway.resolver.stored_image(body.collection, body.image_id or "")
             theirs, ours = ("prompts.prompts", "prompts") if body.prompts else ("prompts.prompts[0].", "")
             with remap_error_field(theirs, ours):
-                segmented = await gateway.pointer.segment(body.to_proto(image))
+                segmented = await gateway.resolver.segment(body.to_proto(image))
             if form == "coco":
                 return JSONResponse(coco.export_segments(segmented, *await _named(gateway, body)))
             answer = SegmentAnswer.from_proto(segmented)

@@ -11,7 +11,7 @@
 
 from regionsearch.rpc.calls import DEFAULT_POLICY, CallPolicy, acall, call, deadline, remaining
 from regionsearch.rpc.channels import ChannelConfig, TlsFiles, open_aio_channel, open_channel, resolve_target
-from regionsearch.rpc.fanout import afan_out, chunked, fan_out
+from regionsearch.rpc.fanout import afan_out, chunked, fan_out, gather_or_cancel
 
 __all__ = [
     "DEFAULT_POLICY",
@@ -24,6 +24,7 @@ __all__ = [
     "chunked",
     "deadline",
     "fan_out",
+    "gather_or_cancel",
     "open_aio_channel",
     "open_channel",
     "remaining",

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
 Item = TypeVar("Item")
 Chunk = TypeVar("Chunk")
@@ -50,7 +50,12 @@ async def afan_out(
         async with gate:
             return await call(chunk)
 
-    tasks = [asyncio.ensure_future(one(chunk)) for chunk in chunks]
+    return await gather_or_cancel(*(one(chunk) for chunk in chunks))
+
+
+async def gather_or_cancel(*work: Coroutine[Any, Any, Any]) -> list[Any]:
+    """The results of all, in their order; the first failure cancels the others and is raised as it is."""
+    tasks = [asyncio.create_task(one) for one in work]
     try:
         return list(await asyncio.gather(*tasks))
     except BaseException:

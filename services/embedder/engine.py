@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from regionsearch.rpc import gather_or_cancel
 from services.embedder.backends.base import Backend
 from services.embedder.crops import CropPolicy
 from services.embedder.tasks import ImageTask, Pixels, Regions, RegionsTask, TextsTask
@@ -118,19 +119,13 @@ class EmbedEngine:
             priority: Who waits.
             nbytes: Memory that each image takes.
         """
-        tasks = [
-            asyncio.ensure_future(
+        found = await gather_or_cancel(
+            *(
                 self._batcher.submit(ImageTask(read), 1, nbytes=size, key=_VISION, priority=priority)
+                for read, size in zip(reads, nbytes or [0] * len(reads), strict=True)
             )
-            for read, size in zip(reads, nbytes or [0] * len(reads), strict=True)
-        ]
-        try:
-            return np.concatenate([(await task)[0] for task in tasks])
-        except BaseException:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            raise
+        )
+        return np.concatenate([vectors for (vectors,) in found])
 
     async def embed_texts(
         self, texts: Sequence[str], templates: TextTemplates = TextTemplates.NONE

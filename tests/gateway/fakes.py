@@ -47,6 +47,7 @@ class Script:
     hold: dict[str, asyncio.Event] = field(default_factory=dict)  # a method waits for its event
     cancelled: Counter[str] = field(default_factory=Counter)
     model: types_pb2.ModelInfo = field(default_factory=lambda: EMBEDDER)
+    model_reads: int = 0  # GetModel of the embedder
     requests: list[object] = field(default_factory=list)
     callers: dict[str, list[str]] = field(default_factory=dict)  # of the calls of a method, in their order
 
@@ -136,6 +137,7 @@ class FakeEmbedder(embed_pb2_grpc.EmbedServiceServicer):
             )
 
     async def GetModel(self, request, context):
+        self._script.model_reads += 1
         return embed_pb2.EmbedServiceGetModelResponse(model=self._model(self._script.model.crop_policy))
 
 

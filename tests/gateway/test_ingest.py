@@ -97,7 +97,7 @@ def test_a_bad_idempotency_key_is_refused(gateway: Running, collection: str, key
     assert count(gateway, collection) == 0
 
 
-@pytest.mark.parametrize("method", ["Segment", "EmbedRegions", "EmbedImages"])
+@pytest.mark.parametrize("method", ["Segment", "EmbedRegions"])
 def test_a_failure_leaves_nothing_and_a_retry_heals(
     gateway: Running, collection: str, script: Script, method: str
 ) -> None:
@@ -139,8 +139,9 @@ def test_many_pictures_wait_out_a_short_overload(gateway: Running, collection: s
 
 
 def test_many_regions_go_out_in_chunks_and_keep_their_order(
-    gateway: Running, collection: str, script: Script
+    world: World, collection: str, script: Script
 ) -> None:
+    gateway = world.gateway(embed_chunk=32)
     shapes: list[Shape] = [
         (f"rgb({40 + 4 * i},{250 - 5 * i},{(i * 67) % 256})", (4 * i, 0, 4 * i + 4, 120 - i))
         for i in range(40)
@@ -200,8 +201,9 @@ def test_a_client_that_leaves_ends_the_work(
 
 
 def test_another_model_is_refused_before_the_work_begins(
-    gateway: Running, collection: str, script: Script
+    world: World, collection: str, script: Script
 ) -> None:
+    gateway = world.gateway()  # which remembers no model
     other = types_pb2.ModelInfo()
     other.CopyFrom(EMBEDDER)
     other.weights_digest = "f" * 64
