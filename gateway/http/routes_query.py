@@ -75,7 +75,8 @@ def router(gateway: Gateway) -> APIRouter:
         phrases = list(message.query.texts)
         if form == "coco":
             return JSONResponse(coco.export_hits(answer.hits, phrases, answer.next_page_token))
-        return JSONResponse(SearchAnswer.from_proto(answer, phrases).model_dump())
+        found = SearchAnswer.from_proto(answer, phrases)
+        return Response(found.model_dump_json(), media_type="application/json")
 
     @routes.post(
         "/v1/search-within",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal, overload
+from typing import Any, Literal, Protocol, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -352,6 +352,30 @@ class Hit(Response):
         )
 
 
+class SearchPage(Protocol):
+    """A page of hits as messages: the contract's own, or the gateway's, which spares a copy of every hit."""
+
+    @property
+    def hits(self) -> Sequence[search_pb2.Hit]:
+        """Best first."""
+
+    @property
+    def next_page_token(self) -> str:
+        """Empty on the last page."""
+
+    @property
+    def model(self) -> types_pb2.ModelInfo:
+        """Of the collection."""
+
+    @property
+    def seq(self) -> int:
+        """Of the last write that was searched."""
+
+    @property
+    def truncated(self) -> Sequence[bool]:
+        """For each phrase, whether its end was cut off."""
+
+
 class SearchAnswer(Response):
     """A page of hits, best first; empty when there is nothing."""
 
@@ -364,9 +388,7 @@ class SearchAnswer(Response):
     )
 
     @classmethod
-    def from_proto(
-        cls, answer: region_search_pb2.RegionSearchServiceSearchResponse, phrases: Sequence[str]
-    ) -> SearchAnswer:
+    def from_proto(cls, answer: SearchPage, phrases: Sequence[str]) -> SearchAnswer:
         """Converts the contract's message; the phrases are those of the query."""
         return cls(
             hits=tuple(Hit.from_proto(hit, phrases) for hit in answer.hits),

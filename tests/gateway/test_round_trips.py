@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from typing import Any
 
 import pytest
 
 from gateway import catalog
+from regionsearch.images import image_from_proto
 from regionsearch.v1 import embed_pb2, search_pb2, segment_pb2, types_pb2
 from tests.gateway import fakes
 from tests.gateway.conftest import BLUE, GREEN, RED, Running, World, add, scene
@@ -53,11 +55,11 @@ def search(gateway: Running, collection: str, text: str = "red") -> Any:
 def test_an_image_is_sent_twice_and_decoded_twice_and_takes_four_calls(
     world: World, script: Script, collection: str, remembering: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    decode, decodes = fakes.image_from_proto, []
+    decodes = []
 
     def counted(*arguments: Any, **options: Any) -> Any:
         decodes.append(arguments)
-        return decode(*arguments, **options)
+        return image_from_proto(*arguments, **options)
 
     monkeypatch.setattr(fakes, "image_from_proto", counted)
     server, front = start_front(world, Counting)
@@ -106,8 +108,8 @@ def test_texts_are_embedded_while_the_collection_is_read(
         """Reads a collection only once texts are being embedded."""
 
         async def GetCollection(self, request: Any, context: Any) -> search_pb2.GetCollectionResponse:
-            while request.name == collection and not script.calls["EmbedTexts"]:
-                await fakes.asyncio.sleep(0.01)
+            while request.name == collection and not script.calls["EmbedTexts"]:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
             return await self.real.GetCollection(request)
 
     server, _ = start_front(world, Waiting)
