@@ -99,6 +99,15 @@ ALERTS_TESTED: list[tuple[list[str], list[str], str, dict[str, str]]] = [
         for method in ("Upsert", "UpdateImages")
         for code in ("RESOURCE_EXHAUSTED", "FAILED_PRECONDITION")  # a full disk, and one that has failed
     ),
+    *(
+        (
+            UP,
+            [f'regionsearch_store_{counter}_total{{job="searcher",instance="a"}}'],
+            alert,
+            {"job": "searcher", "instance": "a"},
+        )
+        for counter, alert in (("damaged_rows", "DamagedRows"), ("checkpoint_failures", "CheckpointsFail"))
+    ),
     (
         UP,
         ['regionsearch_auth_failures_total{job="gateway",reason="unknown"}'],
