@@ -44,12 +44,12 @@ from benchmarks.searcher_rig import (
 from regionsearch.tensors import tensor_to_proto
 from regionsearch.v1 import search_pb2
 from services.searcher.embedded.engine import EmbeddedEngine
+from services.searcher.embedded.faiss_compat import faiss, selector
 from services.searcher.embedded.index.binary import build_codes, train_codec, training_sample
 from services.searcher.embedded.index.compaction import CompactionInput
-from services.searcher.embedded.index.faiss_compat import faiss, selector
 from services.searcher.embedded.index.index_files import FOLDER as INDEX_FOLDER
 from services.searcher.embedded.index.ivf import build_ivf
-from services.searcher.embedded.index.recall import Approximate, RecallEvaluator, examinations, tune
+from services.searcher.embedded.index.recall import Approximate, RecallEvaluator, recall_evaluators, tune
 from services.searcher.settings import EmbeddedSettings
 from services.searcher.types import CodeMethod, CodeSpec, Collection
 
@@ -263,18 +263,18 @@ def recall_of(kind: str) -> Callable[[], Any]:
     def prepare() -> Iterator[Pair]:
         with filled(scaled(131_072)) as (folder, _):
             engine = EmbeddedEngine(EmbeddedSettings(folder=folder, check_at_start=False))
-            segments = [view.segment for view in engine._open["c"].index.state.views]
-            rewrite = CompactionInput(segments, 0)
+            segments = [view.segment for view in engine._collections.find("c").index.state.views]
+            compaction = CompactionInput(segments, 0)
             segment: Approximate
             if kind == "ivf":
-                segment = build_ivf(rewrite)
+                segment = build_ivf(compaction)
             else:
                 spec = CodeSpec(CodeMethod.PCA_ROTATION, 256)
                 segment = build_codes(
-                    rewrite, train_codec(spec, training_sample(rewrite)), spec.rerank_factor
+                    compaction, train_codec(spec, training_sample(compaction)), spec.rerank_factor
                 )
-            tune(segment, examinations(rewrite, {}), 0.98)
-            yield Pair(constant(RecallEvaluator(rewrite, clustered(128, seed=55)).recall(segment)))
+            tune(segment, recall_evaluators(compaction, {}), 0.98)
+            yield Pair(constant(RecallEvaluator(compaction, clustered(128, seed=55)).recall(segment)))
             engine.close()
 
     return prepare

@@ -1,4 +1,4 @@
-"""`python -m services.searcher`: the searcher process; with `migrate`, from one engine to the other."""
+"""`python -m services.searcher`: the searcher process; with `migrate`, a copy between the two engines."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ SERVICES = [search_pb2.DESCRIPTOR.services_by_name["SearchService"]]
 
 
 def searcher(settings: SearcherSettings) -> Lifespan:
-    """The life of the service: open the engine, serve, close it."""
+    """The lifespan of the service: open the engine, serve, close it."""
 
     @contextlib.asynccontextmanager
-    async def life(server: Server) -> AsyncIterator[None]:
+    async def lifespan(server: Server) -> AsyncIterator[None]:
         engine = await asyncio.to_thread(open_engine, settings, server.fail)
         reads = BoundedExecutor("reads", settings.read_threads, settings.max_waiting)
         writes = BoundedExecutor(
@@ -49,12 +49,12 @@ def searcher(settings: SearcherSettings) -> Lifespan:
                 await asyncio.to_thread(calls.close)
             await asyncio.to_thread(engine.close)
 
-    return life
+    return lifespan
 
 
 def main() -> None:
     """Serves until told to stop."""
-    if sys.argv[1:2] == ["move"]:
+    if sys.argv[1:2] in (["migrate"], ["move"]):  # `move` is its former name
         sys.exit(migrate.main(sys.argv[2:]))
     settings = SearcherSettings.load()
     if settings.engine == "embedded":

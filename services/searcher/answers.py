@@ -1,4 +1,4 @@
-"""Plain values as messages."""
+"""Converts plain values to protobuf messages."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _KINDS = {"region": search_pb2.QUERY_KIND_REGION, "word": search_pb2.QUERY_KIND_
 
 
 def collection_to_proto(collection: Collection) -> search_pb2.Collection:
-    """A collection as the contract has it."""
+    """A collection as a message."""
     message = search_pb2.Collection(
         name=collection.name,
         model=model_to_proto(collection.model),
@@ -39,7 +39,7 @@ def collection_to_proto(collection: Collection) -> search_pb2.Collection:
 
 
 def model_to_proto(model: ModelIdentity) -> types_pb2.ModelInfo:
-    """A model's identity as the contract has it."""
+    """A model's identity as a message."""
     return types_pb2.ModelInfo(
         family=model.family,
         variant=model.variant,
@@ -50,7 +50,7 @@ def model_to_proto(model: ModelIdentity) -> types_pb2.ModelInfo:
 
 
 def image_to_proto(image: StoredImage) -> search_pb2.StoredImage:
-    """An image as the contract has it."""
+    """An image as a message."""
     return search_pb2.StoredImage(
         image_id=image.image_id,
         name=image.name,
@@ -66,7 +66,7 @@ def image_to_proto(image: StoredImage) -> search_pb2.StoredImage:
 
 
 def record_to_proto(record: Record) -> search_pb2.Record:
-    """A record as the contract has it."""
+    """A record as a message."""
     message = search_pb2.Record(
         record_id=record.record_id,
         image_id=record.image_id,
@@ -88,7 +88,7 @@ def record_to_proto(record: Record) -> search_pb2.Record:
 
 
 def hit_to_proto(hit: Hit) -> search_pb2.Hit:
-    """A hit as the contract has it."""
+    """A hit as a message."""
     return search_pb2.Hit(
         rank=hit.rank,
         score=hit.score,
@@ -101,7 +101,7 @@ def hit_to_proto(hit: Hit) -> search_pb2.Hit:
 
 
 def stats_to_proto(stats: CollectionStats) -> search_pb2.CollectionStats:
-    """Statistics as the contract has them."""
+    """Statistics as a message."""
     return search_pb2.CollectionStats(
         collection=stats.collection,
         seq=stats.seq,

@@ -1,4 +1,4 @@
-"""Threads in which calls wait for the engine, and how many calls and bytes may wait for a thread."""
+"""A thread pool for blocking calls, with a bound on the calls and bytes that wait for a thread."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _POLL_S = 0.02
 
 
 class BoundedExecutor:
-    """One kind of call: a crowd of one kind does not keep the others waiting.
+    """Runs calls of one kind, so that many calls of one kind do not delay those of another.
 
     Args:
-        name: Of the threads, and for the error.
+        name: Names the threads, and the kind of call in errors.
         threads: Calls that run at once.
         max_waiting: Calls that may wait in addition; more are refused at once.
         max_bytes: Memory that calls may need, running and waiting; more are refused at once. A single one may
@@ -71,10 +71,10 @@ class BoundedExecutor:
             raise
 
     async def run_in_turn(self, function: Callable[[], T], nbytes: int) -> T:
-        """The same for the next part of a call that has begun: it waits instead of being refused.
+        """Runs the next part of a call that has begun: it waits instead of being refused.
 
         Raises:
-            RegionSearchError: OVERLOADED, when others wait already that need as much memory as is in work.
+            RegionSearchError: OVERLOADED when waiting calls already need all the memory that there is.
         """
         if self._waiting_bytes and self._waiting_bytes + nbytes > self._max_bytes:
             raise self._too_many_bytes()
@@ -92,15 +92,15 @@ class BoundedExecutor:
 
     def _refusal(self, nbytes: int) -> RegionSearchError | None:
         if self._inside >= self._limit:
-            return overloaded(f"{self._inside} calls ({self._name}) are in work", retry_after_s=0.2)
+            return overloaded(f"{self._inside} calls ({self._name}) are in progress", retry_after_s=0.2)
         if nbytes and self._bytes and self._bytes + nbytes > self._max_bytes:
             return self._too_many_bytes()
         return None
 
     def _too_many_bytes(self) -> RegionSearchError:
         return overloaded(
-            f"{self._name} that need {self._bytes >> 20} MiB are in work ({self._setting}): try again, or "
-            "send less at once",
+            f"{self._name} that need {self._bytes >> 20} MiB are in progress ({self._setting}): retry "
+            "later, or send less at once",
             retry_after_s=0.5,
         )
 
@@ -111,8 +111,8 @@ class BoundedExecutor:
 
 
 def _in_memory(function: Callable[[], T]) -> T:
-    """Says of a function for which memory does not suffice that it may be tried again."""
+    """Turns running out of memory into an error that may be retried."""
     try:
         return function()
     except MemoryError as error:
-        raise overloaded("no memory is left for this call: ask for less, or try later", 5.0) from error
+        raise overloaded("not enough memory for this call: ask for less, or retry later", 5.0) from error

@@ -1,4 +1,4 @@
-"""Whether somebody still waits for an answer."""
+"""Cancellation of calls whose caller has left, or whose deadline has passed."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from regionsearch.errors import Kind, RegionSearchError
 
 
 class CancellationToken:
-    """One call's caller. The event loop notes that it has left; the threads that work for it ask.
+    """Cancellation token for one call: the event loop sets it, the threads that work for the call check it.
 
     Args:
-        remaining_s: Seconds until nobody wants the answer any more; None for ever.
+        remaining_s: Seconds until the deadline; None without one.
     """
 
     def __init__(self, remaining_s: float | None = None) -> None:
@@ -23,11 +23,11 @@ class CancellationToken:
         return None if self._deadline is None else max(self._deadline - time.monotonic(), 0.001)
 
     def leave(self) -> None:
-        """Nobody waits any more."""
+        """Cancels the call."""
         self._left = True
 
     def refusal(self) -> RegionSearchError | None:
-        """Why no more work should be done: CANCELLED or DEADLINE_EXCEEDED. None while somebody waits."""
+        """CANCELLED or DEADLINE_EXCEEDED once the work should stop; None before."""
         if self._left:
             return RegionSearchError(Kind.CANCELLED, "the caller has left")
         if self._deadline is not None and time.monotonic() >= self._deadline:
@@ -44,4 +44,4 @@ class CancellationToken:
 
 
 ANYBODY = CancellationToken()
-"""A caller who never leaves."""
+"""The token of calls that are never cancelled."""

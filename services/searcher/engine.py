@@ -1,4 +1,4 @@
-"""The port between the servicer and what keeps the vectors.
+"""The interface between the servicer and the engine that stores and searches vectors.
 
 There are two engines: `embedded` (SQLite and FAISS in this process, the default) and `milvus` (a Milvus
 cluster for those who outgrow one machine). Both are called from many threads at once and block.
@@ -32,7 +32,7 @@ from services.searcher.updates import ImageUpdate, UpdateResult
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """What differs between engines.
+    """Optional features of an engine.
 
     Attributes:
         snapshots: Snapshot and restore; elsewhere the engine's own backup tool does that.
@@ -107,8 +107,8 @@ class Engine(Protocol):
 
         FAILED_PRECONDITION at once when no write has been acknowledged with that number: it may never come.
         ABORTED when the state or the generation that a query is pinned to is no longer there. CANCELLED or
-        DEADLINE_EXCEEDED when the caller has left before the search had its turn. A single query's page ends
-        early where there is no more room; TOO_LARGE when not even one hit fits, or when several pages do not.
+        DEADLINE_EXCEEDED when the caller has left before the search began. A single query's page ends
+        early where `room` is used up; TOO_LARGE when not even one hit fits, or when several pages do not.
         """
         ...
 
@@ -139,7 +139,7 @@ class Engine(Protocol):
     ) -> ImagePage:
         """Images, newest first, from behind a place that an earlier page named.
 
-        A page ends early where there is no more room; TOO_LARGE when not even one image fits. ABORTED when
+        A page ends early where `room` is used up; TOO_LARGE when not even one image fits. ABORTED when
         the collection is not of the given generation.
         """
         ...
@@ -169,12 +169,12 @@ class Engine(Protocol):
         ...
 
     def close(self) -> None:
-        """Finishes what was begun and lets go of files and connections."""
+        """Finishes pending work and closes files and connections."""
         ...
 
 
 def never_acknowledged(min_seq: int, last: int) -> RegionSearchError:
-    """The error of a search that waits for a write of which nobody can have been told.
+    """The error of a search for a `min_seq` that no write was acknowledged with.
 
     Args:
         min_seq: What the search asks for.

@@ -20,7 +20,7 @@ DAMAGED_ROWS = Counter(
 )
 
 CHECKPOINT_FAILURES = Counter(
-    "regionsearch_store_checkpoint_failures", "Times that the log could not be folded into the record file."
+    "regionsearch_store_checkpoint_failures", "Failed checkpoints of the log into the record file."
 )
 LOG_BYTES = Gauge("regionsearch_store_log_bytes", "Size of the record store's log.")
 

@@ -1,4 +1,4 @@
-"""`python -m services.searcher move COLLECTION --from embedded --to milvus`: from one engine to the other."""
+"""`python -m services.searcher migrate COLLECTION --from embedded --to milvus`: between the two engines."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _IMAGES = 20  # of one write; an image has about 65 records
 
 @dataclass(frozen=True, slots=True)
 class MigrationResult:
-    """How much was copied."""
+    """The number of images and records that were copied."""
 
     images: int
     records: int
@@ -59,7 +59,7 @@ def migrate(source: Engine, target: Engine, name: str) -> MigrationResult:
 def main(arguments: Sequence[str]) -> int:
     """The command; both engines are found through the searcher's own settings. Returns the exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m services.searcher move",
+        prog="python -m services.searcher migrate",
         description="Copies a collection from one engine to the other; the first one keeps it. Repeated "
         "after a failure, it goes on from there. Stop the searcher that uses the embedded folder before.",
         epilog="Addresses and folders are those of the searcher: REGIONSEARCH_SEARCHER_…, or the TOML file.",
@@ -78,7 +78,7 @@ def main(arguments: Sequence[str]) -> int:
             opened.append(open_engine(chosen_settings, _give_up))
         moved = migrate(opened[0], opened[1], chosen.collection)
     except RegionSearchError as error:
-        print(f"move: {error.message}", file=sys.stderr)
+        print(f"migrate: {error.message}", file=sys.stderr)
         return 1
     finally:
         for engine in opened:
@@ -88,4 +88,4 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _give_up(reason: str) -> None:
-    print(f"move: {reason}", file=sys.stderr)
+    print(f"migrate: {reason}", file=sys.stderr)

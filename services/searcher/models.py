@@ -1,4 +1,4 @@
-"""What a call has to agree with: the model of a collection, and the very collection that it began with."""
+"""Checks that a call still agrees with its collection: the model, and the generation that it began with."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def check_model(collection: str, kept: ModelIdentity, sent: ModelIdentity) -> No
 
 
 def check_generation(collection: str, present: str, begun: str | None) -> None:
-    """Refuses to go on in a collection that was made again or restored since a call or its first page.
+    """Refuses to continue in a collection that was recreated or restored since a call or its first page.
 
     Raises:
         RegionSearchError: ABORTED.
@@ -31,7 +31,7 @@ def check_generation(collection: str, present: str, begun: str | None) -> None:
     if begun is not None and begun != present:
         raise RegionSearchError(
             Kind.ABORTED,
-            f"collection {collection!r} was deleted and made again, or restored, since this call or its "
-            "first page: begin again",
+            f"collection {collection!r} was deleted and created again, or restored, since this call or its "
+            "first page: start again from the first page",
             field="collection",
         )

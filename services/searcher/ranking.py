@@ -37,7 +37,7 @@ Numbers = NDArray[np.int64]
 class Candidates:
     """Records with their scores, in any order.
 
-    They hold the best `count` records that were asked for in the order of hits, each scored with its best
+    They hold the best `count` records that were requested, in the order of hits, each scored with its best
     query vector, and perhaps further ones. What is missing comes behind all of the best `count`.
 
     Attributes:
@@ -58,10 +58,10 @@ class Candidates:
 
 
 class CandidateSource(Protocol):
-    """What a ranking needs from an engine: records of one state that pass one filter.
+    """Supplies a ranking with candidates: the records of one state that pass one filter.
 
     Attributes:
-        ahead: How many of the best records lie before the query's `after` and have to be asked for in vain.
+        ahead: How many of the best records lie before the query's `after`: requested, but not shown.
     """
 
     ahead: int
@@ -127,7 +127,7 @@ def rank(query: Query, source: CandidateSource) -> tuple[list[Ranked], bool]:
     """The hits of a query behind its `after`, in order, and whether more follow.
 
     Args:
-        query: What is looked for.
+        query: The query.
         source: The records to rank.
     """
     count = first = first_count(query, source.ahead)

@@ -1,4 +1,4 @@
-"""What an engine says about itself: sizes, how well its indexes find, finished snapshots."""
+"""Statistics and snapshots that an engine reports: sizes, recall, finished files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class SegmentStats:
 
 @dataclass(frozen=True, slots=True)
 class CollectionStats:
-    """What a collection takes up and how well its indexes find, `recalls` by kind of query."""
+    """Sizes of a collection, and the recall of its indexes, `recalls` by kind of query."""
 
     collection: str
     seq: int

@@ -1,4 +1,4 @@
-"""Requests as checked plain values. Nothing that passes here can surprise an engine."""
+"""Reads requests into checked plain values."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Reader:
         self.limits = limits
 
     def collection(self, request: search_pb2.CreateCollectionRequest) -> Collection:
-        """A collection that is to be made."""
+        """Reads a collection to create."""
         if not _NAME.fullmatch(request.name):
             raise invalid(
                 "name",
@@ -189,7 +189,7 @@ class Reader:
         )
 
     def deletion(self, request: search_pb2.DeleteRequest) -> Deletion:
-        """What is to be deleted."""
+        """Reads what to delete."""
         for name in ("image_ids", "record_ids"):
             count = len(getattr(request, name))
             self.at_most(name, count, "max_filter_values")
@@ -202,7 +202,7 @@ class Reader:
         return Deletion(tuple(request.image_ids), tuple(request.record_ids), chosen, as_read)
 
     def updates(self, request: search_pb2.UpdateImagesRequest) -> list[ImageUpdate]:
-        """What is to change about images."""
+        """Reads changes of images."""
         if not request.updates:
             raise invalid("updates", "say what to change: the request holds no updates")
         self.at_most("updates", len(request.updates), "max_images")
@@ -230,7 +230,7 @@ class Reader:
 
     @property
     def metadata(self) -> MetadataLimits:
-        """How much may be said about one image, or about one record."""
+        """The limits on tags and attributes of one image or record."""
         limits = self.limits
         return MetadataLimits(
             limits.max_tags, limits.max_attributes, limits.max_text_bytes, limits.max_metadata_bytes
@@ -311,7 +311,7 @@ class Reader:
 
 
 def _as_read(message: search_pb2.StoredImage, field: str) -> StoredImage:
-    """What a caller has seen of an image; nothing of it is written."""
+    """The state in which the caller last read an image; nothing of it is written."""
     return StoredImage(
         image_id=message.image_id,
         name=message.name,
@@ -346,7 +346,7 @@ def _identifier(field: str, value: str, limit: int) -> None:
 
 
 def _no_nul(field: str, text: str) -> None:
-    if "\0" in text:  # the record store would take it for the end
+    if "\0" in text:  # SQLite would take it for the end of the text
         raise invalid(field, f"{field} holds a NUL character: leave it out")
 
 
@@ -367,6 +367,6 @@ def _milliseconds(timestamp: Timestamp, field: str) -> int:
     try:
         nanoseconds = timestamp.ToNanoseconds()
     except ValueError as error:
-        raise invalid(field, f"{field} is no time of the years 1 to 9999: {error}") from error
+        raise invalid(field, f"{field} must be a time in the years 1 to 9999: {error}") from error
     # Rounded up: the stored times are whole milliseconds, so `t >= x` and `t < x` keep their meaning.
     return -(-nanoseconds // 1_000_000)

@@ -1,4 +1,4 @@
-"""How large an answer may become."""
+"""The budget of bytes for one response."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from services.searcher.types import Record, StoredImage
 _RECORD_BYTES = 96
 _IMAGE_BYTES = 48
 _TEXT_BYTES = 6
-_LARGEST_IMAGE = 0.25  # of an answer: a hit may have its image twice, and masks beside them
+_LARGEST_IMAGE = 0.25  # of a response: a hit may carry its image twice, and masks as well
 
 
 class ResponseBudget:
-    """What is left of the bytes of one answer. Whoever reads something for it takes its room first.
+    """The bytes that are left for one response. Reads deduct what they add to it.
 
     Args:
-        most: Bytes that the answer may have.
-        field: Of the request, that asked for too much.
+        most: Maximum size of the response in bytes.
+        field: The request's field that the error names.
         advice: What to ask for instead.
         spare: Of these bytes, for what is added to what is read.
     """
@@ -33,10 +33,10 @@ class ResponseBudget:
         self._left = most - spare
 
     def take(self, size: int) -> None:
-        """Takes bytes.
+        """Deducts bytes.
 
         Raises:
-            RegionSearchError: TOO_LARGE when there is no room for them.
+            RegionSearchError: TOO_LARGE when they do not fit.
         """
         self._left -= size
         if self._left < 0:
@@ -45,7 +45,7 @@ class ResponseBudget:
             )
 
     def take_record(self, record: Record) -> None:
-        """Takes what a record needs at most, in a hit too."""
+        """Deducts the most that a record needs, also within a hit."""
         mask = 0 if record.mask is None else len(record.mask.counts)
         self.take(
             _RECORD_BYTES + mask + _bytes_of(record.record_id, record.image_id, *_texts(record.attributes))
@@ -61,7 +61,7 @@ class ResponseBudget:
         return image
 
     def take_image(self, image: StoredImage) -> None:
-        """Takes what an image needs at most."""
+        """Deducts the most that an image needs."""
         self.take(_image_bytes(image))
 
     def has_room_for(self, image: StoredImage) -> bool:
@@ -95,4 +95,4 @@ def _texts(attributes: Mapping[str, str]) -> Iterator[str]:
 
 
 ANY_SIZE = ResponseBudget(math.inf)
-"""For answers that stay in the process."""
+"""For results that stay in the process."""

@@ -1,4 +1,4 @@
-"""The transport: messages to the engine's values and back, calls to threads."""
+"""The gRPC service: reads each message into plain values, and runs the engine on a thread."""
 
 from __future__ import annotations
 
@@ -6,17 +6,13 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncGenerator, AsyncIterable
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import numpy as np
-
-from regionsearch.errors import Kind, RegionSearchError, invalid, too_large
+from regionsearch.errors import Kind, RegionSearchError
 from regionsearch.rpc import remaining
 from regionsearch.tensors import tensor_to_proto
 from regionsearch.v1 import search_pb2, search_pb2_grpc
-from services.searcher import pages
 from services.searcher.answers import (
     collection_to_proto,
     hit_to_proto,
@@ -28,14 +24,14 @@ from services.searcher.answers import (
 from services.searcher.bounded_executor import BoundedExecutor
 from services.searcher.cancellation import CancellationToken
 from services.searcher.engine import Engine
+from services.searcher.page_tokens import PageTokens, fingerprint
 from services.searcher.requests import Reader, write_bytes
 from services.searcher.response_budget import ResponseBudget
+from services.searcher.search_requests import SearchReader
 from services.searcher.settings import LimitSettings
-from services.searcher.types import Page, Position, Query, UpsertResult, Vectors
+from services.searcher.types import UpsertResult
 
 _Context = Any  # grpc-stubs give handlers the synchronous context
-_HITS = 20
-_MAX_EFFORT = 1000
 _ITEMS = 100
 _TAG_BYTES = 8  # around an item in a list
 
@@ -66,6 +62,8 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
         self._closing = closing
         self._engine = engine
         self._read = Reader(limits)
+        self._tokens = PageTokens(engine.token_key)
+        self._search_reader = SearchReader(self._read, self._tokens)
         self._most = max_message_bytes
         self._reads = reads
         self._writes = writes
@@ -96,8 +94,8 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
         self, request: search_pb2.ListCollectionsRequest
     ) -> search_pb2.ListCollectionsResponse:
         size = self._read.page_size(request.page_size, _ITEMS)
-        print_ = pages.fingerprint(b"collections")
-        after = self._token_values(request.page_token, print_, str)[0] if request.page_token else ""
+        digest = fingerprint(b"collections")
+        after = self._tokens.decode(request.page_token, digest, str)[0] if request.page_token else ""
         found = [c for c in self._engine.list_collections() if c.name > after]
         listed: list[search_pb2.Collection] = []
         taken = 0
@@ -106,14 +104,8 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
             if listed and taken > self._most:
                 break
             listed.append(collection)
-        token = self._token(print_, listed[-1].name) if len(found) > len(listed) else ""
+        token = self._tokens.encode(digest, listed[-1].name) if len(found) > len(listed) else ""
         return search_pb2.ListCollectionsResponse(collections=listed, next_page_token=token)
-
-    def _token(self, *parts: Any) -> str:
-        return pages.encode(self._engine.token_key(), *parts)
-
-    def _token_values(self, token: str, print_: str, *types: type) -> list[Any]:
-        return pages.decode(token, self._engine.token_key, print_, *types)
 
     async def DeleteCollection(  # noqa: N802
         self, request: search_pb2.DeleteCollectionRequest, context: _Context
@@ -216,7 +208,7 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
         self, request: search_pb2.SearchRequest, caller: CancellationToken
     ) -> search_pb2.SearchResponse:
         model = self._read.model(request.model)
-        queries, print_ = self._queries(request)
+        queries, digest = self._search_reader.queries(request)
         min_seq = request.min_seq if request.HasField("min_seq") else None
         advice = "ask for fewer hits or queries, or leave include_masks out"
         # The gateway adds the query's vectors to the page token.
@@ -226,7 +218,7 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
             results=[
                 search_pb2.QueryResult(
                     hits=[hit_to_proto(hit) for hit in page.hits],
-                    next_page_token=self._search_token(page, print_),
+                    next_page_token=self._search_reader.next_page_token(page, digest),
                 )
                 for page in found
             ],
@@ -235,79 +227,6 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
         )
         room.check(answer.ByteSize())
         return answer
-
-    def _search_token(self, page: Page, print_: str) -> str:
-        if not page.more or not page.hits:
-            return ""
-        last = page.hits[-1]
-        place = page.after or last.position
-        return self._token(
-            print_, page.generation, page.seq, last.rank, place.score, place.level, place.image_id,
-            place.record_id, pages.pack(page.shown),
-        )  # fmt: skip
-
-    def _queries(self, request: search_pb2.SearchRequest) -> tuple[list[Query], str]:
-        """The ranked lists that a request asks for, and its fingerprint."""
-        read, limits, dimension = self._read, self._read.limits, request.model.dimension
-        vectors = read.vectors(request.queries, "queries", dimension)
-        if not 1 <= len(vectors) <= limits.max_queries:
-            raise invalid("queries.shape", f"1 to {limits.max_queries} query vectors, not {len(vectors)}")
-        negatives: Vectors = np.empty((0, dimension), np.float32)
-        if request.HasField("negatives") and request.negatives.data:
-            negatives = read.vectors(request.negatives, "negatives", dimension)
-            if len(negatives) > limits.max_negatives:
-                raise too_large(
-                    "negatives", f"{len(negatives)} is over the limit of {limits.max_negatives} negatives"
-                )
-        for mode, known in (("query_mode", search_pb2.QueryMode), ("group_by", search_pb2.GroupBy)):
-            if getattr(request, mode) not in known.values():
-                raise invalid(mode, f"{getattr(request, mode)} is no {mode} that this searcher knows")
-        best = request.query_mode == search_pb2.QUERY_MODE_BEST
-        for name in ("min_score", "min_relevancy", "relative_cutoff", "whole_image_margin", "effort"):
-            if request.HasField(name) and not np.isfinite(getattr(request, name)):
-                raise invalid(name, f"{name} must be a finite number")
-        if request.HasField("relative_cutoff") and not 0.0 <= request.relative_cutoff <= 1.0:
-            raise invalid("relative_cutoff", "relative_cutoff is between 0 and 1")
-        if request.whole_image_margin < 0.0:
-            raise invalid("whole_image_margin", "whole_image_margin cannot be negative")
-        if request.HasField("effort") and not 0.0 < request.effort <= _MAX_EFFORT:
-            raise invalid("effort", f"effort must be above 0 and at most {_MAX_EFFORT}; exact looks at all")
-        effort = request.effort if request.HasField("effort") else 1.0
-        bare = search_pb2.SearchRequest()
-        bare.CopyFrom(request)
-        bare.page_token = ""
-        bare.ClearField("min_seq")
-        print_ = pages.fingerprint(bare.SerializeToString(deterministic=True))
-        seq, generation, after, skipped, shown = None, None, None, 0, ""
-        if request.page_token:
-            if len(vectors) > 1 and not best:
-                raise invalid("page_token", "paging needs a single query, or QUERY_MODE_BEST")
-            generation, seq, skipped, *place, shown = self._token_values(
-                request.page_token, print_, str, int, int, float, int, str, str, str
-            )
-            after = Position(*place)
-        common = Query(
-            vectors=vectors,
-            negatives=negatives,
-            level=read.level(request.level),
-            filter=read.filter(request.filter),
-            min_score=request.min_score if request.HasField("min_score") else None,
-            min_relevancy=request.min_relevancy if request.HasField("min_relevancy") else 0.5,
-            relative_cutoff=request.relative_cutoff if request.HasField("relative_cutoff") else None,
-            group_by_image=request.group_by == search_pb2.GROUP_BY_IMAGE,
-            whole_image_margin=request.whole_image_margin if request.HasField("whole_image_margin") else 0.02,
-            limit=read.page_size(request.page_size, _HITS),
-            seq=seq,
-            generation=generation,
-            after=after,
-            skipped=skipped,
-            shown=pages.unpack(shown),
-            effort=np.inf if request.exact else effort,
-            include_masks=request.include_masks,
-        )
-        if best:
-            return [common], print_
-        return [replace(common, vectors=vectors[i : i + 1]) for i in range(len(vectors))], print_
 
     async def GetRecords(  # noqa: N802
         self, request: search_pb2.GetRecordsRequest, context: _Context
@@ -346,16 +265,18 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
 
     def _list_images(self, request: search_pb2.ListImagesRequest) -> search_pb2.ListImagesResponse:
         size = self._read.page_size(request.page_size, _ITEMS)
-        print_ = pages.fingerprint(f"images of {request.collection}".encode())
+        digest = fingerprint(f"images of {request.collection}".encode())
         generation, after = None, None
         if request.page_token:
-            generation, place, image_id = self._token_values(request.page_token, print_, str, int, str)
+            generation, place, image_id = self._tokens.decode(request.page_token, digest, str, int, str)
             after = (place, image_id)
         room = ResponseBudget(self._most, "page_size", "ask for fewer images")
         page = self._engine.list_images(request.collection, size, after, room, generation)
         answer = search_pb2.ListImagesResponse(
             images=[image_to_proto(image) for image in page.images],
-            next_page_token=self._token(print_, page.generation, *page.next_key) if page.next_key else "",
+            next_page_token=self._tokens.encode(digest, page.generation, *page.next_key)
+            if page.next_key
+            else "",
             total_count=page.total_count,
         )
         room.check(answer.ByteSize())

@@ -33,7 +33,7 @@ class EmbeddedSettings(BaseModel):
         description="Least recall@10 of an approximate index, for words and for regions: of the queries "
         "that come once there are 64 different ones of a kind, until then of some made of stored vectors.",
     )
-    build_threads: int = Field(1, ge=1, description="Threads that build an index beside the traffic.")
+    build_threads: int = Field(1, ge=1, description="Threads that build an index while searches go on.")
     gpu_rows: int = Field(131_072, ge=1, description="Rows of an index on a GPU.")
     codes_rows: int = Field(65_536, ge=1, description="Rows of an index with binary codes.")
     heads_folder: Path | None = Field(
@@ -52,7 +52,9 @@ class EmbeddedSettings(BaseModel):
         description="Disk space that only deletions may use: kept by a file, and as much again is left free "
         "by everything else. At most a tenth of the disk.",
     )
-    page_ttl_s: float = Field(300.0, ge=0, description="How long the pages of one search stay the same.")
+    page_ttl_s: float = Field(
+        300.0, ge=0, description="Seconds that the pages of one search keep showing the same state."
+    )
     passes: int = Field(
         2,
         ge=1,
@@ -91,7 +93,7 @@ class MilvusSettings(BaseModel):
 
 
 class LimitSettings(BaseModel):
-    """What a call may ask for."""
+    """Limits of one call."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -1,4 +1,4 @@
-"""What the searcher's engines speak: plain values, no messages and no gRPC.
+"""The plain values that the searcher's engines take and return, independent of gRPC.
 
 Coordinates are pixels of the image after EXIF orientation; times are UTC milliseconds since 1970; vectors are
 float32 arrays of unit length.
@@ -38,7 +38,7 @@ class CodeSpec:
     Attributes:
         method: How bits are made.
         bits: Code length, a multiple of 8.
-        rerank_factor: Candidates scored again with full vectors for each hit asked for.
+        rerank_factor: Candidates scored again with full vectors for each requested hit.
         head: File name of the learned head, for `CodeMethod.LEARNED`.
     """
 
@@ -144,9 +144,9 @@ class Upsert:
 
 @dataclass(frozen=True, slots=True)
 class UpsertResult:
-    """What a write did. `skipped` are the ids of images that were there already.
+    """The result of an upsert. `skipped` are the ids of images that existed already.
 
-    `generation` names the very collection that it wrote to: one that was deleted and made again under the
+    `generation` identifies the collection that it wrote to: one that was deleted and created again under the
     same name, or restored from a snapshot, has another.
     """
 
@@ -158,7 +158,7 @@ class UpsertResult:
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """Conditions that must all hold; an empty one is no condition.
+    """Conditions that must all hold; empty ones are ignored.
 
     Attributes:
         image_ids: The record's image is one of these.
@@ -229,8 +229,8 @@ class Query:
         whole_image_margin: Grouped over both levels, a whole image goes before its own region that is
             better by less than this.
         limit: Hits wanted.
-        seq: The state of the collection to look at; None is the newest.
-        generation: The very collection to look at (see `UpsertResult`); None is the present one.
+        seq: The state of the collection to search; None is the newest.
+        generation: The generation of the collection to search (see `UpsertResult`); None is the present one.
         after: Only hits behind this place.
         skipped: Number of hits up to `after`, the rank of the last one.
         shown: The engine's own numbers of hits that were shown although they may come behind `after`.
@@ -299,7 +299,7 @@ class Page:
 
 @dataclass(frozen=True, slots=True)
 class DeleteResult:
-    """How much a deletion removed."""
+    """The result of a deletion."""
 
     seq: int
     image_count: int
@@ -308,7 +308,7 @@ class DeleteResult:
 
 @dataclass(frozen=True, slots=True)
 class Deletion:
-    """What to delete: whatever any of the selectors names. A filter's emptied images go too.
+    """Selects what to delete: the union of all selectors. Images that a filter empties are deleted too.
 
     Nothing goes unless the image `as_read` still has the time of creation, name, tags and attributes that it
     has there.
@@ -322,7 +322,7 @@ class Deletion:
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """Records with their images, and vectors where asked for."""
+    """Records with their images, and their vectors where requested."""
 
     records: tuple[Record, ...]
     images: tuple[StoredImage, ...]

@@ -1,4 +1,4 @@
-"""Changes of what is said about stored images: names, tags and attributes."""
+"""Changes of the names, tags and attributes of stored images."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class ImageUpdate:
 
 @dataclass(frozen=True, slots=True)
 class UpdateResult:
-    """What an update did. `images` are those that exist, as they are now, in the order of the request."""
+    """The result of an update. `images` are those that exist, after it, in the order of the request."""
 
     seq: int
     images: tuple[StoredImage, ...]

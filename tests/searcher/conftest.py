@@ -43,9 +43,9 @@ def milvus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture(autouse=True)
-def upkeep_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+def maintenance_on_demand(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only `run_maintenance` does it: a thread that came at any moment would change the steps of tests."""
-    monkeypatch.setattr(maintenance, "_TICK_S", 1e6)
+    monkeypatch.setattr(maintenance, "_PERIOD_S", 1e6)
 
 
 @pytest.fixture

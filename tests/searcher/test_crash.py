@@ -89,11 +89,11 @@ def check(folder: Path, present: set[str], unsure: set[str], gone: set[str]) -> 
         engine.close()
 
 
-def test_killed_writer_loses_nothing(tmp_path: Path) -> None:
+def test_a_killed_writer_loses_no_acknowledged_write(tmp_path: Path) -> None:
     assert crash_rounds(tmp_path / "data", rounds=5) > 20
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_killed_hundreds_of_times(tmp_path: Path) -> None:
+def test_a_writer_killed_hundreds_of_times_loses_no_acknowledged_write(tmp_path: Path) -> None:
     assert crash_rounds(tmp_path / "data", rounds=300) > 3000

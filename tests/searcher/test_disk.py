@@ -20,12 +20,12 @@ from services.searcher.embedded.engine import EmbeddedEngine
 from services.searcher.embedded.store import checkpoints
 from services.searcher.embedded.store import disk_reserve as reserve_module
 from services.searcher.embedded.store.database import FILE_NAME
-from services.searcher.embedded.store.retries import Backoff, Seldom
+from services.searcher.embedded.store.retries import Backoff, LogThrottle
 from services.searcher.metrics import CHECKPOINT_FAILURES
 from services.searcher.settings import EmbeddedSettings
 from services.searcher.types import Collection, Deletion, Filter
 from tests.searcher.conftest import MODEL
-from tests.searcher.test_faults import FailingConnection, database_module, found, kind_of, write
+from tests.searcher.test_store_faults import FailingConnection, database_module, found, kind_of, write
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -37,7 +37,7 @@ from services.searcher.embedded.engine import EmbeddedEngine
 from services.searcher.settings import EmbeddedSettings
 from services.searcher.types import Collection, Deletion
 from tests.searcher.conftest import MODEL
-from tests.searcher.test_faults import found, write
+from tests.searcher.test_store_faults import found, write
 
 def kind(call):
     try:
@@ -92,7 +92,7 @@ engine.close()
 """
 
 
-def test_a_full_disk_can_be_emptied(tmp_path: Path) -> None:
+def test_deletions_work_on_a_full_disk(tmp_path: Path) -> None:
     """On a real file system of 24 MB; where none can be mounted, this is skipped."""
     unshare = ["unshare", "--user", "--map-root-user", "--mount"]
     mounted = ["sh", "-c", 'mount -t tmpfs -o size=24m none "$0" && exec "$@"', str(tmp_path)]
@@ -117,7 +117,7 @@ def test_a_full_disk_can_be_emptied(tmp_path: Path) -> None:
     ]
 
 
-def test_writes_leave_room_for_deletions(
+def test_writes_leave_disk_space_for_deletions(
     engine: EmbeddedEngine, settings: EmbeddedSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for number in range(3):
@@ -141,7 +141,7 @@ def test_writes_leave_room_for_deletions(
     assert found(engine) == 8
 
 
-def test_a_deletion_in_steps_deletes_all_and_lets_others_in(
+def test_a_large_deletion_runs_in_steps_with_other_writes_between(
     engine: EmbeddedEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("services.searcher.embedded.engine._STEP_ROWS", 7)
@@ -180,7 +180,7 @@ def failing_engine(settings: EmbeddedSettings, monkeypatch: pytest.MonkeyPatch) 
     return engine
 
 
-def test_a_disk_that_fails_under_the_record_file_is_noticed(
+def test_a_disk_that_fails_checkpoints_is_noticed(
     settings: EmbeddedSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = failing_engine(settings.model_copy(update={"max_log_bytes": 200_000}), monkeypatch)
@@ -206,7 +206,7 @@ def test_a_disk_that_fails_under_the_record_file_is_noticed(
     engine.close()
 
 
-def test_the_log_begins_anew_under_writes(
+def test_the_log_starts_over_while_writes_go_on(
     settings: EmbeddedSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(checkpoints, "_SHORT_LOG", 0)
@@ -254,7 +254,7 @@ from services.searcher.embedded.engine import EmbeddedEngine
 from services.searcher.settings import EmbeddedSettings
 from services.searcher.types import Collection
 from tests.searcher.conftest import MODEL
-from tests.searcher.test_faults import write
+from tests.searcher.test_store_faults import write
 checkpoints._PERIOD_S = 1e6
 engine = EmbeddedEngine(EmbeddedSettings(folder=Path(sys.argv[1])))
 engine.create_collection(Collection("default", MODEL))
@@ -275,6 +275,22 @@ def killed(folder: Path) -> None:
     assert "WRITTEN\n" in process.stdout
     process.send_signal(signal.SIGKILL)
     process.wait()
+
+
+def test_a_read_only_folder_with_the_log_of_a_killed_searcher_names_the_remedy(tmp_path: Path) -> None:
+    killed(tmp_path)
+    index = tmp_path / f"{FILE_NAME}-shm"
+    index.unlink()
+    index.symlink_to(tmp_path / "missing" / "folder")  # nobody can create it, not even root
+    settings = EmbeddedSettings(folder=tmp_path)
+    with pytest.raises(RegionSearchError, match="start a searcher that may write") as caught:
+        EmbeddedEngine(settings.model_copy(update={"read_only": True}))
+    assert caught.value.kind is Kind.FAILED_PRECONDITION
+    index.unlink()
+    EmbeddedEngine(settings).close()
+    engine = EmbeddedEngine(settings.model_copy(update={"read_only": True}))
+    assert found(engine) == 4
+    engine.close()
 
 
 def test_a_log_that_vanished_after_a_crash_is_noticed(tmp_path: Path) -> None:
@@ -305,10 +321,10 @@ def test_a_log_that_vanished_after_a_crash_is_noticed(tmp_path: Path) -> None:
     engine.close()
 
 
-def test_upkeep_that_cannot_work_says_so_once_and_tries_less_often(
+def test_failing_maintenance_is_logged_once_and_backs_off(
     settings: EmbeddedSettings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(maintenance, "_TICK_S", 0.01)
+    monkeypatch.setattr(maintenance, "_PERIOD_S", 0.01)
     tries: list[float] = []
 
     def full() -> None:
@@ -320,13 +336,13 @@ def test_upkeep_that_cannot_work_says_so_once_and_tries_less_often(
     while len(tries) < 4:
         time.sleep(0.01)
     engine.close()
-    assert capsys.readouterr().out.count("upkeep waits") == 1
-    backoff, said = Backoff(1.0), Seldom()
+    assert capsys.readouterr().out.count("maintenance waits") == 1
+    backoff, said = Backoff(1.0), LogThrottle()
     for _ in range(20):
         backoff.failed()
     assert backoff.delay_s == 60.0
     backoff.succeeded()
     assert backoff.delay_s == 1.0
     assert [said.due(text) for text in ("a", "b", "a")] == [True, True, False]
-    said.forget()
+    said.reset()
     assert said.due("a")

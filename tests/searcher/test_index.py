@@ -17,9 +17,9 @@ from services.searcher.embedded.index.filters import CompiledFilter, FilterCache
 from services.searcher.embedded.index.flat import FlatSegment
 from services.searcher.embedded.index.gpu import MAX_COUNT, GpuSegment, build_gpu
 from services.searcher.embedded.index.ivf import IvfSegment, build_ivf
-from services.searcher.embedded.index.recall import RecallEvaluator, examinations, noisy, tune
+from services.searcher.embedded.index.recall import RecallEvaluator, noisy, recall_evaluators, tune
 from services.searcher.embedded.index.segments import SegmentQuery, best
-from services.searcher.embedded.store.rows import Rows
+from services.searcher.embedded.rows import Rows
 from services.searcher.settings import EmbeddedSettings
 from services.searcher.types import (
     CodeMethod,
@@ -53,8 +53,8 @@ def clustered(count: int, seed: int = 0, clusters: int = 60) -> np.ndarray:
 def flat_segment(vectors: np.ndarray) -> FlatSegment:
     count = len(vectors)
     rows = Rows(
-        key=np.arange(1, count + 1),
-        image=np.arange(count),
+        record_rowid=np.arange(1, count + 1),
+        image_rowid=np.arange(count),
         level=np.full(count, 2, np.uint8),
         area=np.zeros(count, np.int64),
         predicted_iou=np.zeros(count, np.float32),
@@ -68,22 +68,22 @@ def flat_segment(vectors: np.ndarray) -> FlatSegment:
 
 
 def tuned(segment, target: float):
-    tune(segment, examinations(CompactionInput([segment], 0), {}), target)
+    tune(segment, recall_evaluators(CompactionInput([segment], 0), {}), target)
     return segment
 
 
 @pytest.fixture(scope="module")
 def segments():
     flat = flat_segment(clustered(ROWS))
-    rewrite = CompactionInput([flat], 0)
-    sample = rewrite.sample(3000)
+    compaction = CompactionInput([flat], 0)
+    sample = compaction.sample(3000)
     codec = train_codec(CodeSpec(CodeMethod.PCA_ROTATION, 48), sample)
     device = FakeDevice()
     return {
         "flat": flat,
-        "ivf": tuned(build_ivf(rewrite), 0.95),
-        "codes": tuned(build_codes(rewrite, codec, 20), 0.95),
-        "gpu": build_gpu(rewrite, device.place),
+        "ivf": tuned(build_ivf(compaction), 0.95),
+        "codes": tuned(build_codes(compaction, codec, 20), 0.95),
+        "gpu": build_gpu(compaction, device.place),
     }
 
 
@@ -101,13 +101,13 @@ def truth(vectors: np.ndarray, query: np.ndarray, mask: np.ndarray, count: int) 
 @pytest.mark.parametrize("kind", ["flat", "ivf", "codes", "gpu"])
 @pytest.mark.parametrize("keeps", [1.0, 0.5, 0.2, 0.02, 0.0005])
 @pytest.mark.parametrize("count", [1, 25, 3000])
-def test_an_excluded_row_never_comes_back_and_the_page_is_filled(segments, kind, keeps, count) -> None:
+def test_segments_never_return_a_filtered_row_and_fill_the_count(segments, kind, keeps, count) -> None:
     segment = segments[kind]
     mask = np.random.default_rng(3).random(ROWS) < keeps
     matching = int(mask.sum())
     queries = clustered(3, seed=5)
-    probe = SegmentQuery(queries, ROWS, None if keeps == 1.0 else mask, matching, count)
-    for query, (rows, scores) in zip(queries, segment.nearest([probe])[0], strict=True):
+    request = SegmentQuery(queries, ROWS, None if keeps == 1.0 else mask, matching, count)
+    for query, (rows, scores) in zip(queries, segment.nearest([request])[0], strict=True):
         assert mask[rows].all()
         assert len(rows) >= min(count, matching)
         assert len(set(rows.tolist())) == len(rows)
@@ -116,7 +116,7 @@ def test_an_excluded_row_never_comes_back_and_the_page_is_filled(segments, kind,
             assert truth(segments["flat"].vectors, query, mask, count) <= set(rows.tolist())
 
 
-def test_rows_that_came_later_are_not_seen(segments) -> None:
+def test_segments_do_not_return_rows_added_later(segments) -> None:
     query = segments["flat"].vectors[-1:]
     for segment in segments.values():
         ((rows, _),) = segment.nearest([SegmentQuery(query, ROWS - 1, None, ROWS - 1, 10)])[0]
@@ -125,7 +125,7 @@ def test_rows_that_came_later_are_not_seen(segments) -> None:
         assert ROWS - 1 in rows
 
 
-def test_a_device_that_rounds_is_not_believed_without_proof() -> None:
+def test_gpu_results_that_rounding_leaves_open_are_decided_on_the_host() -> None:
     """Neighbours closer than half precision can tell apart: the device's own order is wrong, ours is not."""
     rng = np.random.default_rng(0)
     query = rng.standard_normal(DIMENSION).astype(np.float32)
@@ -154,23 +154,23 @@ def test_ivf_reaches_its_recall_target(segments) -> None:
 
 
 def test_recall_of_an_exact_segment_is_one(segments) -> None:
-    examination = RecallEvaluator(CompactionInput([segments["flat"]], 0), noisy(clustered(128, seed=12)))
-    assert examination.recall(segments["flat"]) == 1.0
-    assert examination.recall(segments["gpu"]) == 1.0
+    evaluator = RecallEvaluator(CompactionInput([segments["flat"]], 0), noisy(clustered(128, seed=12)))
+    assert evaluator.recall(segments["flat"]) == 1.0
+    assert evaluator.recall(segments["gpu"]) == 1.0
 
 
 @pytest.mark.parametrize("method", [CodeMethod.PCA_ROTATION, CodeMethod.ITQ])
-def test_codes_find_most_of_the_truth_and_beat_unrotated_signs(segments, method) -> None:
-    rewrite = CompactionInput([segments["flat"]], 0)
-    examination = RecallEvaluator(rewrite, noisy(clustered(128, seed=12)))
-    segment = build_codes(rewrite, train_codec(CodeSpec(method, 48), rewrite.sample(3000)), 20)
+def test_binary_codes_reach_recall_and_beat_unrotated_signs(segments, method) -> None:
+    compaction = CompactionInput([segments["flat"]], 0)
+    evaluator = RecallEvaluator(compaction, noisy(clustered(128, seed=12)))
+    segment = build_codes(compaction, train_codec(CodeSpec(method, 48), compaction.sample(3000)), 20)
     assert isinstance(segment, CodeSegment)
-    assert examination.recall(segment) > 0.8
-    raw = build_codes(rewrite, Codec(np.eye(DIMENSION, dtype=np.float32)[:8], np.zeros(8, np.float32)), 20)
-    assert examination.recall(segment) > examination.recall(raw)
+    assert evaluator.recall(segment) > 0.8
+    raw = build_codes(compaction, Codec(np.eye(DIMENSION, dtype=np.float32)[:8], np.zeros(8, np.float32)), 20)
+    assert evaluator.recall(segment) > evaluator.recall(raw)
 
 
-def test_codec_survives_its_bytes() -> None:
+def test_a_codec_round_trips_through_bytes() -> None:
     codec = train_codec(CodeSpec(CodeMethod.PCA_ROTATION, 16), clustered(500))
     again = Codec.from_bytes(codec.to_bytes())
     np.testing.assert_array_equal(again.encode(clustered(9)), codec.encode(clustered(9)))
@@ -181,7 +181,7 @@ def test_codec_survives_its_bytes() -> None:
 
 @pytest.mark.parametrize("total", [1, 5, 5000, 70_000])
 @pytest.mark.parametrize("count", [1, 3, 100])
-def test_best_holds_all_that_ties_with_the_last(total, count) -> None:
+def test_best_includes_all_ties_with_the_last(total, count) -> None:
     scores = np.random.default_rng(total).integers(0, 50, total).astype(np.float32) / 50
     scores[::7] = -np.inf
     rows = best(scores, count, 0.0)
@@ -206,7 +206,9 @@ def search(engine: EmbeddedEngine, query: np.ndarray, name: str = "c", **fields)
 
 
 @pytest.mark.parametrize("kind", ["ivf", "codes", "gpu"])
-def test_faster_indexes_take_over_and_survive_restart_and_deletes(tmp_path, monkeypatch, kind) -> None:
+def test_faster_indexes_replace_flat_ones_and_survive_restart_and_deletes(
+    tmp_path, monkeypatch, kind
+) -> None:
     if kind == "gpu":
         monkeypatch.setattr(engine_module, "choose_device", lambda settings: FakeDevice())
     settings = EmbeddedSettings(
@@ -229,7 +231,8 @@ def test_faster_indexes_take_over_and_survive_restart_and_deletes(tmp_path, monk
         assert kinds == {"gpu": ["flat"] * 3 + ["growing"]}.get(kind, [kind, kind, "flat", "growing"])
         assert stats.record_count == 5500
         if kind == "gpu":
-            assert sum(isinstance(v.segment, GpuSegment) for v in engine._open["c"].index.state.views) == 2
+            views = engine._collections.find("c").index.state.views
+            assert sum(isinstance(view.segment, GpuSegment) for view in views) == 2
         else:
             recalls = [s.recall for s in stats.segments if s.index == kind]
             assert min(recalls) > 0.7
@@ -250,7 +253,7 @@ def test_faster_indexes_take_over_and_survive_restart_and_deletes(tmp_path, monk
     engine.close()
 
 
-def test_deleting_almost_everything_gives_memory_and_disk_back(tmp_path) -> None:
+def test_deleting_almost_everything_frees_memory_and_disk(tmp_path) -> None:
     settings = EmbeddedSettings(folder=tmp_path, chunk_rows=1000, page_ttl_s=0.0)
     engine = EmbeddedEngine(settings)
     engine.create_collection(Collection("c", MODEL))
@@ -274,7 +277,7 @@ def test_deleting_almost_everything_gives_memory_and_disk_back(tmp_path) -> None
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_a_million_deletes(tmp_path) -> None:
+def test_a_million_deletes_leave_no_tombstones(tmp_path) -> None:
     engine = EmbeddedEngine(EmbeddedSettings(folder=tmp_path, page_ttl_s=0.0, ann_above=10_000_000))
     engine.create_collection(Collection("c", MODEL))
     fill(engine, np.tile(clustered(10_000), (101, 1)), batch=4000)
@@ -303,7 +306,7 @@ def test_learned_head_is_checked_when_the_collection_is_made(tmp_path) -> None:
     fill(engine, clustered(1500))
     engine.run_maintenance()
     assert engine.stats("c")[0].binary_recall > 0.2
-    np.testing.assert_array_equal(engine._open["c"].codec.weight, weight)
+    np.testing.assert_array_equal(engine._collections.find("c").codec.weight, weight)
     engine.close()
 
 
@@ -351,7 +354,7 @@ def test_searches_see_whole_writes_only_while_writers_and_readers_run(tmp_path) 
     assert problems == []
 
 
-def test_memory_of_a_device_is_given_back_by_the_thread_that_owns_it(tmp_path, monkeypatch) -> None:
+def test_gpu_memory_is_freed_by_the_thread_that_owns_the_device(tmp_path, monkeypatch) -> None:
     device = FakeDevice()
     monkeypatch.setattr(engine_module, "choose_device", lambda settings: device)
     settings = EmbeddedSettings(folder=tmp_path, chunk_rows=500, gpu_rows=1000, page_ttl_s=0.0)
@@ -359,44 +362,44 @@ def test_memory_of_a_device_is_given_back_by_the_thread_that_owns_it(tmp_path, m
     engine.create_collection(Collection("c", MODEL))
     fill(engine, clustered(1000))
     engine.run_maintenance()
-    assert isinstance(engine._open["c"].index.state.views[0].segment, GpuSegment)
+    assert isinstance(engine._collections.find("c").index.state.views[0].segment, GpuSegment)
     engine.delete("c", Deletion(filter=Filter(tags=("even",))))
     engine.run_maintenance()
-    assert not any(isinstance(v.segment, GpuSegment) for v in engine._open["c"].index.state.views)
+    assert not any(isinstance(v.segment, GpuSegment) for v in engine._collections.find("c").index.state.views)
     gc.collect()
     engine.close()
     assert device.released_by == ["search"]
 
 
-def test_selective_probes_of_the_same_rows_copy_them_once(segments) -> None:
+def test_selective_requests_for_the_same_rows_copy_them_once(segments) -> None:
     segment = flat_segment(segments["flat"].vectors)
     mask = np.random.default_rng(3).random(ROWS) < 0.02
     other = np.random.default_rng(4).random(ROWS) < 0.02
     queries = clustered(6, seed=5)
-    nprobe = [
+    requests = [
         SegmentQuery(queries[i : i + 2], ROWS, chosen, int(chosen.sum()), count)
         for i, chosen, count in ((0, mask, 1), (2, other, 5), (4, mask, 20))
     ]
-    alone = [segment.nearest([probe])[0] for probe in nprobe]
+    alone = [segment.nearest([request])[0] for request in requests]
     copied: list[int] = []
     gather = segment.gather
     segment.gather = lambda rows: copied.append(len(rows)) or gather(rows)
-    for probe, one, answers in zip(nprobe, alone, segment.nearest(nprobe), strict=True):
+    for request, one, answers in zip(requests, alone, segment.nearest(requests), strict=True):
         for (rows, _), (found, scores) in zip(one, answers, strict=True):
-            assert probe.mask[found].all()
+            assert request.mask[found].all()
             assert set(rows.tolist()) <= set(found.tolist())
             assert len(found) == len(scores)
     assert sorted(copied) == sorted([int(mask.sum()), int(other.sum())])
 
 
-def test_large_count_is_beyond_the_device_and_still_right(segments) -> None:
+def test_a_count_beyond_the_gpu_limit_is_still_exact(segments) -> None:
     query = clustered(1, seed=9)
     count = MAX_COUNT + 500
     ((rows, _),) = segments["gpu"].nearest([SegmentQuery(query, ROWS, None, ROWS, count)])[0]
     assert truth(segments["flat"].vectors, query[0], np.ones(ROWS, np.bool_), count) <= set(rows.tolist())
 
 
-def test_equal_filters_of_one_state_share_their_conditions():
+def test_equal_filters_of_one_state_share_a_compiled_filter():
     cache = FilterCache(entries=2)
     first = cache.get(("filter", 1), lambda: CompiledFilter(1))
     assert cache.get(("filter", 1), lambda: CompiledFilter(1)) is first

@@ -24,7 +24,7 @@ from services.searcher.embedded.index.vector_index import VectorIndex
 from services.searcher.settings import EmbeddedSettings, SearcherSettings
 from services.searcher.types import Collection
 from tests.searcher.conftest import DIMENSION, MODEL, MODEL_INFO, unit_vectors, upsert_request
-from tests.searcher.test_faults import found, kind_of, write
+from tests.searcher.test_store_faults import found, kind_of, write
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -69,7 +69,7 @@ def child(folder: Path, script: str) -> list[str]:
     return [line for line in done.stdout.splitlines() if line.startswith("END")]
 
 
-def test_a_write_that_finds_no_memory_is_refused_and_every_later_start_succeeds(tmp_path: Path) -> None:
+def test_a_write_without_enough_memory_is_refused_and_every_later_start_succeeds(tmp_path: Path) -> None:
     said = child(
         tmp_path,
         """
@@ -99,7 +99,7 @@ engine.close()
     assert said == ["END 20"]
 
 
-def test_a_start_serves_the_collections_that_fit(tmp_path: Path) -> None:
+def test_start_serves_the_collections_that_fit_into_memory(tmp_path: Path) -> None:
     child(
         tmp_path,
         """
@@ -139,7 +139,7 @@ engine.close()
     assert child(tmp_path, again) == ["END 20"]
 
 
-def test_an_index_grows_with_its_rows() -> None:
+def test_the_memory_of_an_index_grows_with_its_rows() -> None:
     index = VectorIndex(4)
     sizes = []
     while len(sizes) < 6:
@@ -150,23 +150,23 @@ def test_an_index_grows_with_its_rows() -> None:
     assert VectorIndex(4, 32, expected=5000)._segment(7).columns.capacity == 32
 
 
-def test_memory_that_was_promised_to_a_write_that_failed_is_there_for_the_next(
+def test_memory_reserved_for_a_failed_write_serves_the_next(
     engine: EmbeddedEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(engine, "before")
-    index = engine._open["default"].index
+    index = engine._collections.find("default").index
 
     def refuse(missing: int) -> None:
         raise MemoryError
 
     with monkeypatch.context() as patched:
         patched.setattr(index, "_segment", refuse)
-        with pytest.raises(RegionSearchError, match="no memory") as caught:
+        with pytest.raises(RegionSearchError, match="not enough memory") as caught:
             write(engine, "large", regions=64)
         assert caught.value.kind is Kind.OVERLOADED
-        assert index._promised == 0
+        assert index._reserved == 0
     write(engine, "large", regions=64)
-    assert index._promised == 0
+    assert index._reserved == 0
     assert found(engine) == 68
 
 
@@ -248,7 +248,7 @@ def test_a_new_collection_needs_little_memory(settings: EmbeddedSettings) -> Non
     engine = EmbeddedEngine(settings.model_copy(update={"chunk_rows": 65_536}))
     engine.create_collection(Collection("default", MODEL))
     write(engine, "image")
-    (view,) = engine._open["default"].index.state.views
+    (view,) = engine._collections.find("default").index.state.views
     assert view.segment.columns.capacity == 1024
     assert view.segment.vectors.nbytes == 1024 * DIMENSION * 4
     assert kind_of(lambda: engine.create_collection(Collection("default", MODEL))) is Kind.ALREADY_EXISTS

@@ -14,7 +14,7 @@ from services.searcher import metrics
 from services.searcher.reports import CollectionStats
 
 
-async def test_the_last_collection_goes_too_when_it_is_deleted(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_gauges_of_the_last_deleted_collection_are_removed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metrics, "_PERIOD_S", 0.0)
     one = CollectionStats("gone-in-the-end", 1, 2, 3, 0, 100, ())
     seen: list[float | None] = []

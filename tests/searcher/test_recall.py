@@ -11,9 +11,9 @@ from services.searcher.embedded.index.recall import RecallEvaluator, noisy
 from services.searcher.embedded.index.search_thread import SearchThreads
 from services.searcher.embedded.index.segments import EXACT, SegmentQuery
 from services.searcher.embedded.index.vector_index import VectorIndex
-from services.searcher.embedded.open_collection import OpenCollection
+from services.searcher.embedded.open_collections import OpenCollection
 from services.searcher.embedded.planning import Planner
-from services.searcher.embedded.store.rows import Rows
+from services.searcher.embedded.rows import Rows
 from services.searcher.settings import EmbeddedSettings
 from services.searcher.types import CodeMethod, CodeSpec, Collection, ModelIdentity
 
@@ -47,8 +47,8 @@ def collection(vectors: np.ndarray, codes: CodeSpec | None = None) -> OpenCollec
     count = len(vectors)
     index = VectorIndex(DIMENSION, count)
     rows = Rows(
-        key=np.arange(1, count + 1),
-        image=np.arange(count) // 50,
+        record_rowid=np.arange(1, count + 1),
+        image_rowid=np.arange(count) // 50,
         level=np.full(count, 2, np.uint8),
         area=np.zeros(count, np.int64),
         predicted_iou=np.zeros(count, np.float32),
@@ -83,28 +83,28 @@ def promise_is_kept(count: int, first: str, codes: CodeSpec | None = None) -> No
             opened.index.live.note(queries, (queries @ vectors.T).max(axis=1))
             while planner.tune(opened) is not None:
                 pass
-        found = {kind: examination.recall(segment) for kind, examination in fresh.items()}
+        found = {kind: evaluator.recall(segment) for kind, evaluator in fresh.items()}
         assert min(found.values()) >= 0.95, f"after {name}: {found}"
     assert segment.effort < segment.most_effort
     search.close()
 
 
 @pytest.mark.parametrize("first", ["regions", "words"])
-def test_recall_is_kept_for_words_and_regions_whichever_came_first(first: str) -> None:
+def test_recall_target_holds_for_words_and_regions_whichever_came_first(first: str) -> None:
     promise_is_kept(100_000, first)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("first", ["regions", "words"])
-def test_recall_is_kept_in_a_larger_index(first: str) -> None:
+def test_recall_target_holds_in_a_larger_index(first: str) -> None:
     promise_is_kept(1_000_000, first)
 
 
-def test_binary_codes_obey_the_recall_target_too() -> None:
+def test_recall_target_holds_for_binary_codes() -> None:
     promise_is_kept(12_000, "regions", CodeSpec(CodeMethod.PCA_ROTATION, 32, 10))
 
 
-def test_an_exact_probe_of_an_approximate_index_leaves_nothing_out() -> None:
+def test_an_exact_request_to_an_approximate_index_scans_all_rows() -> None:
     vectors = stored(20_000)
     for codes in (None, CodeSpec(CodeMethod.PCA_ROTATION, 16, 1)):
         opened = collection(vectors, codes)
@@ -113,13 +113,13 @@ def test_an_exact_probe_of_an_approximate_index_leaves_nothing_out() -> None:
         segment = build(CompactionInput(sources, 0))
         segment.effort = 1
         queries = words(vectors, 20, 1)
-        probe = SegmentQuery(queries, len(vectors), None, len(vectors), 10, effort=EXACT)
+        request = SegmentQuery(queries, len(vectors), None, len(vectors), 10, effort=EXACT)
         truth = np.sort(queries @ (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).T)[:, -10:]
-        for best, (_, scores) in zip(truth, segment.nearest([probe])[0], strict=True):
+        for best, (_, scores) in zip(truth, segment.nearest([request])[0], strict=True):
             np.testing.assert_allclose(np.sort(scores)[-10:], best, atol=1e-5)
 
 
-def test_a_crowd_of_one_kind_of_query_does_not_push_out_the_few_of_the_other() -> None:
+def test_many_queries_of_one_kind_do_not_evict_the_few_of_the_other() -> None:
     live = LiveQueries()
     rare = unit(np.random.default_rng(0).standard_normal((80, 8)))
     live.note(rare, np.full(80, 0.3, np.float32))

@@ -19,8 +19,8 @@ from services.searcher.embedded.index.index_files import FOLDER
 from services.searcher.embedded.store.database import FILE_NAME
 from services.searcher.settings import EmbeddedSettings
 from services.searcher.types import CodeMethod, CodeSpec, Collection, Deletion
-from tests.searcher.test_faults import found, kind_of, write
 from tests.searcher.test_index import MODEL, clustered, fill
+from tests.searcher.test_store_faults import found, kind_of, write
 
 
 def settings_of(folder: Path, **fields: object) -> EmbeddedSettings:
@@ -58,13 +58,13 @@ def test_a_damaged_codec_is_refused_by_name(engine, settings) -> None:
     assert caught.value.kind is Kind.DATA_LOSS
 
 
-def test_a_snapshot_takes_no_other_ones_place(engine, settings) -> None:
+def test_a_snapshot_does_not_overwrite_another(engine, settings) -> None:
     engine.snapshot("a.part")
     engine.snapshot("a")
     assert sorted(path.name for path in (settings.folder / "snapshots").iterdir()) == ["a", "a.part"]
 
 
-def test_what_a_snapshot_or_restore_left_that_died_is_deleted_at_the_start(engine, settings) -> None:
+def test_unfinished_snapshot_files_are_deleted_at_start(engine, settings) -> None:
     write(engine, "image")
     engine.snapshot("one")
     engine.close()
@@ -105,7 +105,7 @@ def test_snapshots_of_one_name_and_restores_of_it_take_turns(engine, settings) -
     ("number", "kind"),
     [(errno.ENOSPC, Kind.STORAGE_FULL), (errno.EROFS, Kind.FAILED_PRECONDITION), (errno.EIO, Kind.INTERNAL)],
 )
-def test_a_disk_that_refuses_the_copy_is_told_from_others(engine, monkeypatch, number, kind) -> None:
+def test_a_disk_error_while_copying_a_snapshot_names_the_snapshot(engine, monkeypatch, number, kind) -> None:
     write(engine, "image")
     engine.snapshot("one")
 
@@ -117,7 +117,7 @@ def test_a_disk_that_refuses_the_copy_is_told_from_others(engine, monkeypatch, n
     assert found(engine) == 4
 
 
-def test_a_store_that_cannot_be_loaded_after_its_restore_ends_the_process(tmp_path, monkeypatch) -> None:
+def test_a_restored_store_that_cannot_be_loaded_ends_the_process(tmp_path, monkeypatch) -> None:
     fatal: list[BaseException] = []
     engine = EmbeddedEngine(settings_of(tmp_path), fatal.append)
     engine.snapshot("one")
@@ -132,7 +132,7 @@ def test_a_store_that_cannot_be_loaded_after_its_restore_ends_the_process(tmp_pa
     engine.close()
 
 
-def test_upkeep_in_the_midst_of_a_restore_deletes_no_index_file(tmp_path, monkeypatch) -> None:
+def test_maintenance_during_a_restore_deletes_no_index_file(tmp_path, monkeypatch) -> None:
     engine = EmbeddedEngine(settings_of(tmp_path))
     engine.create_collection(Collection("c", MODEL))
     fill(engine, clustered(1000))
@@ -153,7 +153,7 @@ def test_upkeep_in_the_midst_of_a_restore_deletes_no_index_file(tmp_path, monkey
     engine.close()
 
 
-def test_a_codec_is_not_kept_for_the_collection_that_has_taken_the_number(tmp_path, monkeypatch) -> None:
+def test_a_codec_is_not_stored_for_another_collection_with_the_same_rowid(tmp_path, monkeypatch) -> None:
     engine = EmbeddedEngine(settings_of(tmp_path))
     engine.snapshot("before")
     spec = CodeSpec(CodeMethod.PCA_ROTATION, 16)
@@ -173,7 +173,7 @@ def test_a_codec_is_not_kept_for_the_collection_that_has_taken_the_number(tmp_pa
     engine.close()
 
 
-def test_a_collection_that_cannot_be_improved_does_not_hinder_the_others(tmp_path) -> None:
+def test_a_collection_whose_maintenance_fails_does_not_stop_the_others(tmp_path) -> None:
     heads = tmp_path / "heads"
     heads.mkdir()
     np.savez(heads / "head.npz", weight=np.ones((16, MODEL.dimension)), bias=np.zeros(16))

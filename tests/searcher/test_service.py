@@ -17,9 +17,9 @@ from regionsearch.errors import Kind, from_rpc_error
 from regionsearch.tensors import tensor_from_proto, tensor_to_proto
 from regionsearch.v1 import search_pb2, search_pb2_grpc, types_pb2
 from services.runtime.server import serving
-from services.searcher import pages
 from services.searcher.__main__ import SERVICES, searcher
 from services.searcher.embedded.store.database import Database
+from services.searcher.page_tokens import PageTokens
 from services.searcher.settings import SearcherSettings
 from tests.searcher.conftest import DIMENSION, MODEL_INFO, search_request, unit_vectors, upsert_request
 
@@ -32,7 +32,7 @@ async def ingest(stub, count: int, regions: int = 3) -> np.ndarray:
     return vectors
 
 
-async def test_finds_what_was_written(stub) -> None:
+async def test_search_finds_what_was_written(stub) -> None:
     vectors = await ingest(stub, 5)
     answer = await stub.Search(search_request(vectors[3, 2:3], page_size=1))
     (hit,) = answer.results[0].hits
@@ -123,7 +123,7 @@ async def test_negatives_leave_out_what_is_nearer_to_them(stub) -> None:
     assert len(everything.results[0].hits) == 16
 
 
-async def test_absence_is_an_answer(stub) -> None:
+async def test_a_search_without_hits_returns_an_empty_page(stub) -> None:
     await ingest(stub, 2)
     answer = await stub.Search(search_request(unit_vectors(1, seed=3), min_score=0.999))
     assert list(answer.results[0].hits) == []
@@ -154,7 +154,7 @@ async def test_skip_existing_leaves_images_as_they_are(stub) -> None:
     np.testing.assert_allclose(tensor_from_proto(found.vectors, "vectors"), new[:1], atol=1e-3)
 
 
-async def test_bulk_upsert_counts(stub) -> None:
+async def test_bulk_upsert_counts_records_and_skipped_images(stub) -> None:
     async def batches():
         for number in range(5):
             batch = upsert_request(f"image{number % 4}", unit_vectors(3, seed=number), skip_existing=True)
@@ -169,7 +169,7 @@ async def test_bulk_upsert_counts(stub) -> None:
     assert stats.disk_bytes > 0
 
 
-async def test_lists_images_newest_first(stub) -> None:
+async def test_list_images_shows_the_newest_first(stub) -> None:
     await ingest(stub, 5)
     seen, token = [], ""
     while True:
@@ -186,7 +186,7 @@ async def test_lists_images_newest_first(stub) -> None:
     assert times == sorted(times, reverse=True)
 
 
-async def test_snapshot_and_restore(stub, settings) -> None:
+async def test_snapshot_and_restore_over_grpc(stub, settings) -> None:
     vectors = await ingest(stub, 3)
     request = search_request(vectors[1, :1], page_size=100)
     before = await stub.Search(request)
@@ -252,13 +252,13 @@ def with_vectors(vectors: np.ndarray) -> search_pb2.UpsertRequest:
     ],
     ids=["nan", "infinite", "zero", "dimension"],
 )
-async def test_bad_vectors_change_nothing(stub, damage, field) -> None:
+async def test_an_upsert_with_invalid_vectors_changes_nothing(stub, damage, field) -> None:
     assert await failing(stub.Upsert(with_vectors(damage(unit_vectors(2))))) == (Kind.INVALID_ARGUMENT, field)
     listed = await stub.ListImages(search_pb2.ListImagesRequest(collection="default"))
     assert listed.total_count == 0
 
 
-async def test_errors_name_the_field(stub) -> None:
+async def test_errors_of_invalid_requests_name_the_field(stub) -> None:
     good = upsert_request("a", unit_vectors(2))
     assert await failing(stub.Search(search_request(unit_vectors(1), page_token="x"))) == (
         Kind.INVALID_ARGUMENT,
@@ -320,7 +320,7 @@ async def test_query_without_crop_policy_agrees_with_every_collection(stub) -> N
     assert len((await stub.Search(request)).results[0].hits) == 4
 
 
-async def test_min_seq_is_seen_or_refused(stub) -> None:
+async def test_min_seq_is_visible_or_refused(stub) -> None:
     written = await stub.Upsert(upsert_request("a", unit_vectors(1)))
     answer = await stub.Search(search_request(unit_vectors(1), min_seq=written.seq))
     assert answer.seq >= written.seq
@@ -348,7 +348,7 @@ def with_rank(data: bytes, rank: int) -> bytes:
     """A search's token that says that so many hits came before, signed with another key."""
     parts = json.loads(data[16:])
     parts[3] = rank
-    token = pages.encode(bytes(32), *parts)
+    token = PageTokens(lambda *, fresh: bytes(32)).encode(*parts)
     return base64.urlsafe_b64decode(token + "=" * (-len(token) % 4))
 
 
@@ -458,7 +458,7 @@ async def test_names_with_a_nul_are_refused_and_name_nothing(stub) -> None:
     ).records
 
 
-async def test_filters_and_collections_beyond_all_measure_are_refused(stub) -> None:
+async def test_oversized_filters_and_collections_are_refused(stub) -> None:
     late = search_pb2.Filter()
     late.created_after.seconds = 1 << 62
     search = search_request(unit_vectors(1), filter=late)
@@ -475,7 +475,7 @@ async def test_filters_and_collections_beyond_all_measure_are_refused(stub) -> N
 
 
 @pytest.mark.parametrize("field", ["group_by", "query_mode", "level"])
-async def test_what_a_newer_client_asks_for_is_refused_rather_than_left_out(stub, field) -> None:
+async def test_unknown_enum_values_of_newer_clients_are_refused(stub, field) -> None:
     search = search_request(unit_vectors(1), **{field: 9})
     assert await failing(stub.Search(search)) == (Kind.INVALID_ARGUMENT, field)
 

@@ -200,11 +200,11 @@ class SearcherMachine(RuleBasedStateMachine):
             assert listed[image_id].attributes == entry.image.attributes
 
 
-def test_exact_segments_answer_as_the_oracle() -> None:
+def test_random_histories_on_exact_segments_match_the_oracle() -> None:
     run_state_machine_as_test(SearcherMachine, settings=machine_settings(60))
 
 
-def test_gpu_segments_answer_as_the_oracle(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_random_histories_on_gpu_segments_match_the_oracle(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine_module, "choose_device", lambda settings: FakeDevice())
     run_state_machine_as_test(SearcherMachine, settings=machine_settings(30))
 
@@ -212,7 +212,7 @@ def test_gpu_segments_answer_as_the_oracle(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("gpu", [False, True], ids=["flat", "gpu"])
-def test_long_histories(monkeypatch: pytest.MonkeyPatch, gpu: bool) -> None:
+def test_long_random_histories_match_the_oracle(monkeypatch: pytest.MonkeyPatch, gpu: bool) -> None:
     if gpu:
         monkeypatch.setattr(engine_module, "choose_device", lambda settings: FakeDevice())
     run_state_machine_as_test(SearcherMachine, settings=machine_settings(1000, steps=80))

@@ -1,4 +1,4 @@
-"""The embedded engine: one record store, one index a collection, one writing and one searching thread."""
+"""The embedded engine: joins the record store (SQLite) and one index for each collection."""
 
 from __future__ import annotations
 
@@ -14,12 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
-from regionsearch.errors import Kind, RegionSearchError, not_found
+from regionsearch.errors import Kind, RegionSearchError
 from regionsearch.metadata import MetadataLimits
 from services.searcher.cancellation import ANYBODY, CancellationToken
-from services.searcher.embedded import result_pages, snapshots
+from services.searcher.embedded import snapshots
 from services.searcher.embedded.index.binary import learned_codec
-from services.searcher.embedded.index.filters import compile_filter
 from services.searcher.embedded.index.gpu import choose_device
 from services.searcher.embedded.index.index_files import FOLDER as INDEX_FOLDER
 from services.searcher.embedded.index.index_files import IndexCache
@@ -27,8 +26,11 @@ from services.searcher.embedded.index.search_thread import SearchThreads
 from services.searcher.embedded.index.terms import Terms
 from services.searcher.embedded.index.vector_index import VectorIndex
 from services.searcher.embedded.maintenance import Maintenance
-from services.searcher.embedded.open_collection import OpenCollection
+from services.searcher.embedded.open_collections import OpenCollection, OpenCollections
 from services.searcher.embedded.planning import Planner, heads_folder
+from services.searcher.embedded.queries import result_pages
+from services.searcher.embedded.queries.filter_compiler import compile_filter
+from services.searcher.embedded.rows import Change, RowIds
 from services.searcher.embedded.startup import open_collections
 from services.searcher.embedded.statistics import statistics
 from services.searcher.embedded.store import reads, writes
@@ -39,7 +41,6 @@ from services.searcher.embedded.store.faults import explained
 from services.searcher.embedded.store.file_locks import StoreLock
 from services.searcher.embedded.store.group_commit import GroupCommitter, Operation
 from services.searcher.embedded.store.restore_lock import RestoreLock
-from services.searcher.embedded.store.rows import Change, Keys
 from services.searcher.embedded.store.verification import check_store
 from services.searcher.embedded.store.visibility import VisibilityHorizon
 from services.searcher.engine import Capabilities, never_acknowledged
@@ -67,7 +68,7 @@ _STEP_ROWS = 20_000  # of a deletion, some tenths of a second
 
 
 class EmbeddedEngine:
-    """Everything in this process: SQLite keeps the truth, the indexes in memory are caches of it.
+    """Everything in this process: SQLite is the source of truth, the indexes in memory are derived from it.
 
     Args:
         settings: Folder and sizes.
@@ -100,19 +101,23 @@ class EmbeddedEngine:
                 snapshots.clear(self._snapshots)
             self._database = self._opened(path)
             undo.callback(self._database.close)
-            self._gate = RestoreLock()
-            self._naming = threading.Lock()  # of those who make and delete collections
-            self._copying = threading.Lock()  # of those who write and read snapshots
+            self._restore_lock = RestoreLock()
+            self._naming = threading.Lock()  # held while a collection is created or deleted
+            self._copying = threading.Lock()  # held while a snapshot is written or restored
             self._cache = IndexCache(self._folder / INDEX_FOLDER, read_only=settings.read_only)
-            with ThreadPoolExecutor(1) as beside:
-                checking = beside.submit(self._check) if settings.check_at_start else None
+            with ThreadPoolExecutor(1) as background:
+                checking = background.submit(self._check) if settings.check_at_start else None
                 self._load()
                 if checking is not None:
                     checking.result()
             passes = settings.passes if device is None else 1
             self._search = SearchThreads(settings.max_batch, threads=passes)
             self._committer = GroupCommitter(
-                self._database, self._apply, on_fatal, reserve=self._reserve, release=self._release
+                self._database,
+                lambda change: self._collections.apply(change),
+                on_fatal,
+                reserve=lambda change: self._collections.reserve(change),
+                release=lambda: self._collections.release(),
             )
             self._horizon = VisibilityHorizon(settings.page_ttl_s, lambda: self._committer.seq)
             undo.pop_all()
@@ -130,14 +135,14 @@ class EmbeddedEngine:
         self._checkpointer = Checkpointer(
             self._database,
             self._committer,
-            self._gate,
+            self._restore_lock,
             self._reserve_file,
             self._lock.check,
             settings.max_log_bytes,
         )
         planner = Planner(settings, self._search, device)
         self._maintenance = Maintenance(
-            self._committer, self._horizon, self._gate, lambda: list(self._open.values()), planner,
+            self._committer, self._horizon, self._restore_lock, lambda: self._collections.all(), planner,
             self._cache, self._reserve_file, settings,
         )  # fmt: skip
 
@@ -154,41 +159,41 @@ class EmbeddedEngine:
             return writes.create_collection(connection, made), None
 
         self._reserve_file.require(self._database.log_bytes())  # which the record file may grow by
-        with self._gate.shared(), self._naming:
-            number = self._committer.submit(operation).result()
+        with self._restore_lock.shared(), self._naming:
+            rowid = self._committer.submit(operation).result()
             index = VectorIndex(made.model.dimension, self._settings.chunk_rows)
-            self._keep(OpenCollection(number, made, index))
+            self._collections.add(OpenCollection(rowid, made, index))
         return made
 
     def get_collection(self, name: str) -> Collection:
         """See `Engine`."""
-        with self._gate.shared():
-            opened = self._find(name)
+        with self._restore_lock.shared():
+            collection = self._collections.find(name)
             with self._database.reading() as connection:
-                image_count, record_count = reads.counts(connection, opened.number)
-        return replace(opened.spec, image_count=image_count, record_count=record_count)
+                image_count, record_count = reads.counts(connection, collection.rowid)
+        return replace(collection.spec, image_count=image_count, record_count=record_count)
 
     def list_collections(self) -> list[Collection]:
         """See `Engine`."""
-        with self._gate.shared(), self._database.reading() as connection:
+        with self._restore_lock.shared(), self._database.reading() as connection:
             return [spec for _, spec, _ in reads.collections(connection)]
 
     def delete_collection(self, name: str) -> None:
         """See `Engine`."""
 
         def operation(connection: sqlite3.Connection) -> tuple[None, None]:
-            writes.drop_collection(connection, opened.number, writes.next_seq(connection))
+            writes.drop_collection(connection, collection.rowid, writes.next_seq(connection))
             return None, None
 
-        with self._gate.shared(), self._naming:
-            opened = self._find(name)
-            del self._open[name]  # before the write: who finds it from now on would see the rows go
+        with self._restore_lock.shared(), self._naming:
+            collection = self._collections.find(name)
+            self._collections.hide(collection)  # before the write: a later search would see its rows go
             try:
                 self._reserve_file.deleting(lambda: self._committer.submit(operation))
             except BaseException:
-                self._open[name] = opened
+                self._collections.add(collection)
                 raise
-            del self._by_number[opened.number]
+            self._collections.remove(collection)
 
     # Writing
 
@@ -199,15 +204,15 @@ class EmbeddedEngine:
 
         def operation(connection: sqlite3.Connection) -> tuple[UpsertResult, Change]:
             seq = writes.next_seq(connection)
-            writes.require_collection(connection, opened.number, name)
-            return writes.upsert(connection, opened.number, write, seq)
+            writes.require_collection(connection, collection.rowid, name)
+            return writes.upsert(connection, collection.rowid, write, seq)
 
         self._reserve_file.require(self._database.log_bytes())  # which the record file may grow by
-        with self._gate.shared():
-            opened = self._searchable(name, generation)
-            check_model(name, opened.spec.model, model)
+        with self._restore_lock.shared():
+            collection = self._collections.find_searchable(name, generation)
+            check_model(name, collection.spec.model, model)
             done = self._committer.submit(operation, cost=len(write.records)).result()
-            return replace(done, generation=self._generation(opened))
+            return replace(done, generation=self._collections.generation(collection))
 
     def update_images(
         self, name: str, updates: Sequence[ImageUpdate], limits: MetadataLimits
@@ -215,44 +220,48 @@ class EmbeddedEngine:
         """See `Engine`."""
 
         def operation(connection: sqlite3.Connection) -> tuple[UpdateResult, Change | None]:
-            writes.require_collection(connection, opened.number, name)
-            images, changed = writes.update_images(connection, opened.number, updates, limits)
+            writes.require_collection(connection, collection.rowid, name)
+            images, changed = writes.update_images(connection, collection.rowid, updates, limits)
             if not changed:
                 return UpdateResult(reads.last_seq(connection), images), None
             seq = writes.next_seq(connection)
-            return UpdateResult(seq, images), Change(opened.number, seq, described=True)
+            return UpdateResult(seq, images), Change(collection.rowid, seq, described=True)
 
         self._reserve_file.require(self._database.log_bytes())  # which the record file may grow by
-        with self._gate.shared():
-            opened = self._find(name)
+        with self._restore_lock.shared():
+            collection = self._collections.find(name)
             return self._committer.submit(operation, cost=len(updates)).result()
 
     def delete(self, name: str, deletion: Deletion) -> DeleteResult:
-        """See `Engine`. What a filter names goes in steps, between which other writes have their turn."""
+        """See `Engine`. A filter's records go in steps, between which other writes are committed."""
         by_filter = deletion.filter is not None
 
-        def matching(connection: sqlite3.Connection) -> tuple[Keys, None]:
+        def matching(connection: sqlite3.Connection) -> tuple[RowIds, None]:
             assert deletion.filter is not None
             conditions = compile_filter(
-                connection, opened.number, deletion.filter, None, self._committer.seq, Terms()
+                connection, collection.rowid, deletion.filter, None, self._committer.seq, Terms()
             )
-            return opened.index.matching(conditions), None
+            return collection.index.matching(conditions), None
 
-        def step(keys: Keys, named: Deletion, connection: sqlite3.Connection) -> tuple[DeleteResult, Change]:
-            writes.require_collection(connection, opened.number, name)
+        def step(
+            keys: RowIds, named: Deletion, connection: sqlite3.Connection
+        ) -> tuple[DeleteResult, Change]:
+            writes.require_collection(connection, collection.rowid, name)
             if named.as_read is not None:
                 read = named.as_read.image_id
-                _, image = reads.images_by_id(connection, opened.number, [read]).get(read, (0, None))
+                _, image = reads.images_by_id(connection, collection.rowid, [read]).get(read, (0, None))
                 check_unchanged(named.as_read, image)
-            keys = np.union1d(keys, reads.keys_of_records(connection, opened.number, named.record_ids))
+            keys = np.union1d(keys, reads.rowids_of_records(connection, collection.rowid, named.record_ids))
             seq = writes.next_seq(connection)
             images, change = writes.delete(
-                connection, opened.number, named.image_ids, keys, seq, drop_empty_images=by_filter
+                connection, collection.rowid, named.image_ids, keys, seq, drop_empty_images=by_filter
             )
             return DeleteResult(seq, images, len(change.removed)), change
 
-        with self._gate.shared():
-            opened = self._searchable(name) if by_filter else self._find(name)
+        with self._restore_lock.shared():
+            collection = (
+                self._collections.find_searchable(name) if by_filter else self._collections.find(name)
+            )
             keys = np.empty(0, np.int64)
             if by_filter:
                 keys = self._committer.submit(matching, alone=True).result()
@@ -281,15 +290,17 @@ class EmbeddedEngine:
         """See `Engine`."""
         pinned = [query.seq for query in queries if query.seq is not None]
         # Held before the collection is looked up: should it be deleted from now on, its rows stay.
-        with self._gate.shared(), self._horizon.holding(pinned) as present:
-            opened = self._searchable(name)
+        with self._restore_lock.shared(), self._horizon.holding(pinned) as present:
+            collection = self._collections.find_searchable(name)
             for query in queries:
-                check_generation(name, self._generation(opened), query.generation)
-            check_model(name, opened.spec.model, model)
+                check_generation(name, self._collections.generation(collection), query.generation)
+            check_model(name, collection.spec.model, model)
             if min_seq is not None and min_seq > present:
                 raise never_acknowledged(min_seq, present)
-            pages = result_pages.pages(self._database, self._search, opened, queries, present, caller, room)
-            return [replace(page, generation=self._generation(opened)) for page in pages]
+            pages = result_pages.pages(
+                self._database, self._search, collection, queries, present, caller, room
+            )
+            return [replace(page, generation=self._collections.generation(collection)) for page in pages]
 
     def get_records(
         self,
@@ -303,11 +314,11 @@ class EmbeddedEngine:
         room: ResponseBudget = ANY_SIZE,
     ) -> Stored:
         """See `Engine`."""
-        with self._gate.shared():
-            opened = self._find(name)
+        with self._restore_lock.shared():
+            collection = self._collections.find(name)
             return result_pages.records(
                 self._database,
-                opened,
+                collection,
                 record_ids,
                 image_ids,
                 self._committer.seq,
@@ -326,20 +337,20 @@ class EmbeddedEngine:
         generation: str | None = None,
     ) -> ImagePage:
         """See `Engine`."""
-        with self._gate.shared():
-            opened = self._find(name, generation)
-            page = result_pages.newest_images(self._database, opened, limit, after, room)
-            return replace(page, generation=self._generation(opened))
+        with self._restore_lock.shared():
+            collection = self._collections.find(name, generation)
+            page = result_pages.newest_images(self._database, collection, limit, after, room)
+            return replace(page, generation=self._collections.generation(collection))
 
     def token_key(self, *, fresh: bool = False) -> bytes:
         """See `Engine`."""
         return self._token_key
 
-    # Upkeep
+    # Operations
 
     def snapshot(self, name: str) -> SnapshotInfo:
         """See `Engine`."""
-        with self._copying, self._gate.shared():
+        with self._copying, self._restore_lock.shared():
             self._reserve_file.require(self._database.file_bytes())
             return snapshots.take(self._database, self._snapshots, name)
 
@@ -348,7 +359,7 @@ class EmbeddedEngine:
         with (
             self._copying,
             snapshots.prepared(self._snapshots, name) as file,
-            self._gate.exclusive("the searcher is restoring a snapshot"),
+            self._restore_lock.exclusive("the searcher is restoring a snapshot"),
         ):
             self._committer.check()
             self._database.replace_by(file, self._committer.seq + 1)
@@ -359,20 +370,20 @@ class EmbeddedEngine:
                 self._on_fatal(error)
                 raise
             self._horizon.reset()
-            return seq, len(self._open)
+            return seq, len(self._collections.all())
 
     def run_maintenance(self) -> None:
-        """Does at once what the upkeep thread would do within the next second."""
+        """Runs now what the maintenance thread would do within the next second."""
         if self._maintenance is not None:
             self._maintenance.run_once()
 
     def stats(self, name: str | None) -> list[CollectionStats]:
         """See `Engine`."""
-        with self._gate.shared():
-            chosen = list(self._open.values()) if name is None else [self._find(name)]
+        with self._restore_lock.shared():
+            chosen = self._collections.all() if name is None else [self._collections.find(name)]
             return [
-                statistics(self._database, opened, self._committer.seq)
-                for opened in sorted(chosen, key=lambda opened: opened.spec.name)
+                statistics(self._database, collection, self._committer.seq)
+                for collection in sorted(chosen, key=lambda collection: collection.spec.name)
             ]
 
     def disk_bytes(self) -> int:
@@ -407,52 +418,7 @@ class EmbeddedEngine:
     def _load(self) -> None:
         """Builds all indexes from the store."""
         with self._database.reading() as connection:
-            self._epoch, self._token_key = reads.epoch(connection)
+            epoch, self._token_key = reads.epoch(connection)
         # Vectors on a device are in no file.
         cache = self._cache if self._device is None else None
-        self._open: dict[str, OpenCollection] = {}
-        self._by_number: dict[int, OpenCollection] = {}
-        for opened in open_collections(self._database, cache, self._settings):
-            self._keep(opened)
-
-    def _keep(self, opened: OpenCollection) -> None:
-        self._open[opened.spec.name] = self._by_number[opened.number] = opened
-
-    def _find(self, name: str, generation: str | None = None) -> OpenCollection:
-        try:
-            opened = self._open[name]
-        except KeyError:
-            raise not_found("collection", f"there is no collection {name!r}: create it first") from None
-        check_generation(name, self._generation(opened), generation)
-        return opened
-
-    def _searchable(self, name: str, generation: str | None = None) -> OpenCollection:
-        """A collection whose vectors are in memory."""
-        opened = self._find(name, generation)
-        if opened.problem is not None:
-            raise opened.problem
-        return opened
-
-    def _generation(self, opened: OpenCollection) -> str:
-        """Numbers are not given twice between two restores."""
-        return f"{self._epoch}.{opened.number}"
-
-    def _reserve(self, change: Change) -> None:
-        """Before a commit: takes the memory that its rows will need."""
-        opened = self._by_number.get(change.collection)
-        if opened is not None and change.rows is not None:
-            opened.index.reserve(len(change.rows))
-
-    def _release(self) -> None:
-        for opened in list(self._by_number.values()):
-            opened.index.release()
-
-    def _apply(self, change: Change) -> None:
-        opened = self._by_number.get(change.collection)
-        if opened is None:
-            return  # dropped meanwhile
-        if change.described:
-            opened.revision += 1
-        opened.index.remove(change.removed, change.seq)
-        if change.rows is not None:
-            opened.index.add(change.rows, np.full(len(change.rows), change.seq, np.int64))
+        self._collections = OpenCollections(epoch, open_collections(self._database, cache, self._settings))

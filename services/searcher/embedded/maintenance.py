@@ -1,4 +1,4 @@
-"""What happens beside the traffic: forgetting removed rows and making faster indexes, in small steps."""
+"""Maintenance while searches and writes go on: compaction, faster indexes, vacuum, in small steps."""
 
 from __future__ import annotations
 
@@ -21,34 +21,34 @@ from services.searcher.embedded.index.compaction import (
 )
 from services.searcher.embedded.index.index_files import IndexCache
 from services.searcher.embedded.index.segments import IndexSegment
-from services.searcher.embedded.open_collection import OpenCollection
+from services.searcher.embedded.open_collections import OpenCollection
 from services.searcher.embedded.planning import Planner, arrays_of
 from services.searcher.embedded.store import vacuum, writes
 from services.searcher.embedded.store.disk_reserve import DiskReserve
 from services.searcher.embedded.store.group_commit import GroupCommitter
 from services.searcher.embedded.store.restore_lock import RestoreLock
-from services.searcher.embedded.store.retries import Backoff, Seldom
+from services.searcher.embedded.store.retries import Backoff, LogThrottle
 from services.searcher.embedded.store.visibility import VisibilityHorizon
 from services.searcher.settings import EmbeddedSettings
 
 _log = structlog.get_logger(__name__)
-_TICK_S = 1.0
-_PURGE_ROWS = 2000
-_PURGE_PAGES = 512
-_PATIENCE_S = 2.0
+_PERIOD_S = 1.0
+_VACUUM_ROWS = 2000
+_VACUUM_PAGES = 512
+_CLOSE_TIMEOUT_S = 2.0
 
 
 class Maintenance:
-    """A thread that wakes every second: forgets old states, compacts, builds faster indexes, frees space.
+    """A thread that wakes every second: advances the horizon, compacts, builds faster indexes, vacuums.
 
     Args:
         committer: Where its writes go.
-        horizon: What may be forgotten.
-        gate: Closed during a restore.
+        horizon: Up to which write removed rows may go.
+        restore_lock: Held alone during a restore.
         collections: The open collections.
         planner: Decides which faster indexes are due.
         cache: Keeps what was built for the next start.
-        reserve: Space for what frees space.
+        reserve: Disk space for the writes that free space.
         settings: Sizes and limits.
     """
 
@@ -56,7 +56,7 @@ class Maintenance:
         self,
         committer: GroupCommitter,
         horizon: VisibilityHorizon,
-        gate: RestoreLock,
+        restore_lock: RestoreLock,
         collections: Callable[[], list[OpenCollection]],
         planner: Planner,
         cache: IndexCache,
@@ -65,167 +65,177 @@ class Maintenance:
     ) -> None:
         self._committer = committer
         self._horizon = horizon
-        self._gate = gate
+        self._restore_lock = restore_lock
         self._collections = collections
         self._planner = planner
         self._cache = cache
         self._reserve = reserve
         self._settings = settings
-        self._round = threading.Lock()
+        self._running = threading.Lock()
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="upkeep", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="maintenance", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
-        """Ends the thread; a long build is left behind, its result is not needed any more."""
+        """Ends the thread; a long build is abandoned."""
         self._stop.set()
-        self._thread.join(timeout=_PATIENCE_S)
+        self._thread.join(timeout=_CLOSE_TIMEOUT_S)
 
     def run_once(self) -> None:
-        """One round of everything that is due; raises the first failure when all has been tried."""
-        with self._round:
+        """Does everything that is due once; raises the first failure after all steps have been tried."""
+        with self._running:
             self._horizon.advance()
             failures: list[Exception] = []
             steps: list[Callable[[], None]] = [partial(self._improve, one) for one in self._collections()]
-            for step in [*steps, self._prune, self._purge]:
+            for step in [*steps, self._prune, self._vacuum]:
                 try:
                     step()
-                except Exception as error:  # what is wrong with one collection does not hinder the others
+                except Exception as error:  # a failure in one collection does not stop the others
                     failures.append(error)
             if failures:
                 raise failures[0]
 
     def _run(self) -> None:
-        backoff, said = Backoff(_TICK_S), Seldom()
+        backoff, throttle = Backoff(_PERIOD_S), LogThrottle()
         while not self._stop.wait(backoff.delay_s):
             try:
                 self.run_once()
             except RegionSearchError as error:  # stopping, restoring, or a disk that refuses writes
                 backoff.failed()
-                if said.due(error.message):
-                    _log.info("upkeep waits", reason=error.message)
+                if throttle.due(error.message):
+                    _log.info("maintenance waits", reason=error.message)
             except Exception as error:  # exact search goes on without it
                 backoff.failed()
-                if said.due(repr(error)):
-                    _log.exception("upkeep failed")
+                if throttle.due(repr(error)):
+                    _log.exception("maintenance failed")
             else:
                 backoff.succeeded()
-                said.forget()
+                throttle.reset()
 
-    def _improve(self, opened: OpenCollection) -> None:
-        steps = (self._compact, self._speed_up, self._tune)
-        while not self._stop.is_set() and any(step(opened) for step in steps):
+    def _improve(self, collection: OpenCollection) -> None:
+        steps = (self._compact, self._build_faster, self._tune)
+        while not self._stop.is_set() and any(step(collection) for step in steps):
             pass
-        self._planner.measure(opened)
+        self._planner.measure(collection)
 
-    def _compact(self, opened: OpenCollection) -> bool:
-        """Rewrites segments with many dead rows; whether there were any."""
+    def _compact(self, collection: OpenCollection) -> bool:
+        """Compacts segments with many dead rows; returns whether there were any."""
         horizon, settings = self._horizon.seq, self._settings
-        state = opened.index.state
+        state = collection.index.state
         if state.views and should_seal(state.views[-1].segment, horizon, settings.compact_above):
-            self._in_writing_thread(opened, lambda connection: opened.index.seal())
+            self._in_writing_thread(collection, lambda connection: collection.index.seal())
         sources = select_for_compaction(
-            opened.index.state, horizon, settings.chunk_rows, settings.compact_above
+            collection.index.state, horizon, settings.chunk_rows, settings.compact_above
         )
         if not sources:
             return False
         live = len(CompactionInput(sources, horizon))
         size = settings.chunk_rows if sources[0].kind == "flat" else max(live, 1)
-        rewrites = [CompactionInput(sources, horizon, start, start + size) for start in range(0, live, size)]
-        self._swap(opened, sources, [(rewrite, build_flat(rewrite)) for rewrite in rewrites])
+        compactions = [
+            CompactionInput(sources, horizon, start, start + size) for start in range(0, live, size)
+        ]
+        self._swap(collection, sources, [(compaction, build_flat(compaction)) for compaction in compactions])
         return True
 
-    def _speed_up(self, opened: OpenCollection) -> bool:
-        """Builds a faster index where one is due; whether one was."""
-        plan = self._planner.plan(opened)
+    def _build_faster(self, collection: OpenCollection) -> bool:
+        """Builds a faster index where one is due; returns whether one was."""
+        plan = self._planner.plan(collection)
         if plan is None:
             return False
         sources, build = plan
-        rewrite = CompactionInput(sources, self._horizon.seq)
+        compaction = CompactionInput(sources, self._horizon.seq)
         started = time.monotonic()
-        segment = build(rewrite)
+        segment = build(compaction)
         codec = segment.codec if isinstance(segment, CodeSegment) else None
-        self._swap(opened, sources, [(rewrite, segment)], None if opened.codec is not None else codec)
-        opened.codec = opened.codec or codec
-        self._save(opened, segment)
+        self._swap(
+            collection, sources, [(compaction, segment)], None if collection.codec is not None else codec
+        )
+        collection.codec = collection.codec or codec
+        self._save(collection, segment)
         _log.info(
             "index built",
-            collection=opened.spec.name,
+            collection=collection.spec.name,
             index=segment.kind,
-            rows=len(rewrite),
+            rows=len(compaction),
             recall=segment.recall,
             seconds=round(time.monotonic() - started, 2),
         )
         return True
 
-    def _tune(self, opened: OpenCollection) -> bool:
-        """Tunes an approximate index that finds too little; whether one was due."""
-        segment = self._planner.tune(opened)
+    def _tune(self, collection: OpenCollection) -> bool:
+        """Tunes an approximate index whose recall is too low; returns whether one was due."""
+        segment = self._planner.tune(collection)
         if segment is None:
             return False
-        self._save(opened, segment)
-        _log.info("index tuned", collection=opened.spec.name, effort=segment.effort, recall=segment.recall)
+        self._save(collection, segment)
+        _log.info(
+            "index tuned", collection=collection.spec.name, effort=segment.effort, recall=segment.recall
+        )
         return True
 
-    def _save(self, opened: OpenCollection, segment: IndexSegment) -> None:
-        """Keeps what was expensive to compute for the next start."""
+    def _save(self, collection: OpenCollection, segment: IndexSegment) -> None:
+        """Writes the index file of a segment, for the next start."""
         arrays = arrays_of(segment)
         if arrays is not None:
-            with self._unchanged(opened):
-                self._cache.save(opened.number, segment, arrays)
+            with self._unchanged(collection):
+                self._cache.save(collection.rowid, segment, arrays)
 
     def _swap(
         self,
-        opened: OpenCollection,
+        collection: OpenCollection,
         sources: list[IndexSegment],
         made: list[tuple[CompactionInput, IndexSegment]],
         codec: Codec | None = None,
     ) -> None:
-        """Puts segments in the place of others, and keeps the codec that they are the first to use."""
+        """Replaces segments by others, and stores the codec that they are the first to use."""
 
         def swap(connection: sqlite3.Connection) -> None:
-            for rewrite, segment in made:
-                rewrite.refresh(segment.columns)
-            opened.index.replace(sources, [segment for _, segment in made])
+            for compaction, segment in made:
+                compaction.refresh(segment.columns)
+            collection.index.replace(sources, [segment for _, segment in made])
             if codec is not None:
-                writes.store_codec(connection, opened.number, codec.to_bytes())
+                writes.store_codec(connection, collection.rowid, codec.to_bytes())
 
-        self._in_writing_thread(opened, swap)
+        self._in_writing_thread(collection, swap)
 
     def _in_writing_thread(
-        self, opened: OpenCollection, action: Callable[[sqlite3.Connection], None]
+        self, collection: OpenCollection, action: Callable[[sqlite3.Connection], None]
     ) -> None:
         def operation(connection: sqlite3.Connection) -> tuple[None, None]:
             action(connection)
             return None, None
 
-        with self._unchanged(opened):
+        with self._unchanged(collection):
             # Alone: memory that was reserved in the growing segment must not be sealed before it is used.
             self._committer.submit(operation, alone=True).result()
 
     @contextlib.contextmanager
-    def _unchanged(self, opened: OpenCollection) -> Iterator[None]:
-        """Keeps restores out; raises where the collection is not the one that its number means any more."""
-        with self._gate.shared():
-            if opened not in self._collections():
-                raise not_found("collection", f"{opened.spec.name!r} was deleted or restored meanwhile")
+    def _unchanged(self, collection: OpenCollection) -> Iterator[None]:
+        """Holds off restores; raises where the collection was deleted or replaced."""
+        with self._restore_lock.shared():
+            if collection not in self._collections():
+                raise not_found(
+                    "collection", f"{collection.spec.name!r} was deleted or restored in the meantime"
+                )
             yield
 
     def _prune(self) -> None:
-        with self._gate.shared():
-            self._cache.prune({opened.number: opened.index.state for opened in self._collections()})
+        with self._restore_lock.shared():
+            self._cache.prune(
+                {collection.rowid: collection.index.state for collection in self._collections()}
+            )
 
-    def _purge(self) -> None:
-        """Frees removed rows on disk, in small steps."""
+    def _vacuum(self) -> None:
+        """Deletes removed rows on disk and returns free pages, in small steps."""
         horizon = self._horizon.seq
 
         def operation(connection: sqlite3.Connection) -> tuple[int, None]:
-            return vacuum.vacuum(connection, horizon, _PURGE_ROWS) + vacuum.release_pages(
-                connection, _PURGE_PAGES
+            return vacuum.vacuum(connection, horizon, _VACUUM_ROWS) + vacuum.release_pages(
+                connection, _VACUUM_PAGES
             ), None
 
         more = True
         while more and not self._stop.is_set():
-            with self._gate.shared():
+            with self._restore_lock.shared():
                 more = self._reserve.deleting(lambda: self._committer.submit(operation)) > 0
         self._reserve.fill()

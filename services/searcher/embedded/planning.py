@@ -1,4 +1,4 @@
-"""Which sealed segments get which faster index, and when."""
+"""Plans which sealed segments get which faster index, and when they are tuned and evaluated."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 
 import structlog
 
+from services.searcher.embedded.faiss_compat import faiss
 from services.searcher.embedded.index.binary import (
     CodeSegment,
     build_codes,
@@ -19,7 +20,6 @@ from services.searcher.embedded.index.binary import (
     training_sample,
 )
 from services.searcher.embedded.index.compaction import ALL_ROWS, Build, CompactionInput
-from services.searcher.embedded.index.faiss_compat import faiss
 from services.searcher.embedded.index.flat import FlatSegment
 from services.searcher.embedded.index.gpu import Device, build_gpu
 from services.searcher.embedded.index.index_files import Arrays, SavedIndex
@@ -29,13 +29,13 @@ from services.searcher.embedded.index.recall import (
     QUERIES,
     Approximate,
     RecallEvaluator,
-    examinations,
-    falls_short,
+    below_target,
+    recall_evaluators,
     tune,
 )
 from services.searcher.embedded.index.search_thread import SearchThreads
 from services.searcher.embedded.index.segments import IndexSegment, View
-from services.searcher.embedded.open_collection import OpenCollection
+from services.searcher.embedded.open_collections import OpenCollection
 from services.searcher.settings import EmbeddedSettings
 from services.searcher.types import CodeMethod
 
@@ -48,7 +48,7 @@ _log = structlog.get_logger(__name__)
 
 
 class Planner:
-    """Chooses: binary codes where a collection wants them, else the GPU if there is one, else IVF.
+    """Chooses binary codes where a collection wants them, else the GPU if there is one, else IVF.
 
     Args:
         settings: Sizes and the recall target.
@@ -63,52 +63,55 @@ class Planner:
         self._turns = itertools.count()
         self._next: weakref.WeakKeyDictionary[OpenCollection, float] = weakref.WeakKeyDictionary()
 
-    def plan(self, opened: OpenCollection) -> tuple[list[IndexSegment], Build] | None:
+    def plan(self, collection: OpenCollection) -> tuple[list[IndexSegment], Build] | None:
         """The segments to replace next and what builds the new one."""
         settings = self._settings
-        views = opened.index.state.views
+        views = collection.index.state.views
         build: Callable[[CompactionInput], IndexSegment]
-        if opened.spec.codes is not None:
+        if collection.spec.codes is not None:
             sources, build = (
                 _run(views, settings.codes_rows),
-                lambda rewrite: self._build_codes(opened, rewrite),
+                lambda compaction: self._build_codes(collection, compaction),
             )
         elif self._device is not None:
             sources, build = _run(views, settings.gpu_rows), self._build_gpu
         elif sum(view.rows for view in views) >= settings.ann_above:
-            sources, build = _run(views, settings.ann_rows), lambda rewrite: self._build_ivf(opened, rewrite)
+            sources, build = (
+                _run(views, settings.ann_rows),
+                lambda compaction: self._build_ivf(collection, compaction),
+            )
         else:
             return None
         return (sources, build) if sources else None
 
-    def _build_ivf(self, opened: OpenCollection, rewrite: CompactionInput) -> IndexSegment:
+    def _build_ivf(self, collection: OpenCollection, compaction: CompactionInput) -> IndexSegment:
         faiss.omp_set_num_threads(self._settings.build_threads)  # of this thread; searches keep theirs
-        segment = build_ivf(rewrite)
-        self._tune(opened, segment, rewrite)
+        segment = build_ivf(compaction)
+        self._tune(collection, segment, compaction)
         return segment
 
-    def tune(self, opened: OpenCollection) -> Approximate | None:
-        """Tunes a segment that finds too little, or has not seen real queries of a kind that has come.
+    def tune(self, collection: OpenCollection) -> Approximate | None:
+        """Tunes a segment whose recall is too low, or that was never tuned with real queries of a kind.
 
         Returns:
             The segment; None if none is due.
         """
-        live, target = opened.index.live, self._settings.recall_target
-        come = {kind for kind in QueryKind if live.count(kind) >= _ENOUGH_QUERIES}
-        for segment in approximate_segments(opened):
-            if falls_short(segment, target - _TOLERANCE) or come - segment.seen:
+        live, target = collection.index.live, self._settings.recall_target
+        sampled = {kind for kind in QueryKind if live.count(kind) >= _ENOUGH_QUERIES}
+        for segment in approximate_segments(collection):
+            if below_target(segment, target - _TOLERANCE) or sampled - segment.seen:
                 faiss.omp_set_num_threads(self._settings.build_threads)
-                self._tune(opened, segment, CompactionInput([segment], ALL_ROWS))
+                self._tune(collection, segment, CompactionInput([segment], ALL_ROWS))
                 return segment
         return None
 
-    def measure(self, opened: OpenCollection) -> bool:
-        """Measures with the queries that have come since; whether there were enough and it was time.
+    def measure(self, collection: OpenCollection) -> bool:
+        """Measures recall with the latest queries; returns whether it was due and there were enough of them.
 
-        Where there are many rows, some segments have their turn and the others later.
+        Where there are many rows, a part of the segments is measured each time.
         """
-        segments = approximate_segments(opened)
-        if not segments or time.monotonic() < self._next.get(opened, 0.0):
+        segments = approximate_segments(collection)
+        if not segments or time.monotonic() < self._next.get(collection, 0.0):
             return False
         first = next(self._turns) % len(segments)
         turn: list[Approximate] = []
@@ -117,7 +120,7 @@ class Planner:
                 turn.append(segment)
         measured = False
         for kind in QueryKind:
-            queries = opened.index.live.fresh(kind, _FRESH_QUERIES)
+            queries = collection.index.live.fresh(kind, _FRESH_QUERIES)
             if queries is None:
                 continue
             faiss.omp_set_num_threads(self._settings.build_threads)
@@ -126,79 +129,79 @@ class Planner:
                 segment.recalls = {**segment.recalls, kind: found}
             measured = True
         if measured:
-            self._next[opened] = time.monotonic() + _MEASURE_S
+            self._next[collection] = time.monotonic() + _MEASURE_S
         return measured
 
-    def _tune(self, opened: OpenCollection, segment: Approximate, rewrite: CompactionInput) -> None:
-        samples = {kind: opened.index.live.sample(kind, QUERIES) for kind in QueryKind}
+    def _tune(self, collection: OpenCollection, segment: Approximate, compaction: CompactionInput) -> None:
+        samples = {kind: collection.index.live.sample(kind, QUERIES) for kind in QueryKind}
         real = {kind: queries for kind, queries in samples.items() if len(queries) >= _ENOUGH_QUERIES}
-        tune(segment, examinations(rewrite, real), self._settings.recall_target)
+        tune(segment, recall_evaluators(compaction, real), self._settings.recall_target)
         segment.seen = segment.seen | real.keys()
 
-    def _build_gpu(self, rewrite: CompactionInput) -> IndexSegment:
+    def _build_gpu(self, compaction: CompactionInput) -> IndexSegment:
         device = self._device
         assert device is not None
-        segment = build_gpu(rewrite, lambda vectors: self._search.run(lambda: device.place(vectors)))
+        segment = build_gpu(compaction, lambda vectors: self._search.run(lambda: device.place(vectors)))
         segment.when_unused(self._search.post)
         return segment
 
-    def _build_codes(self, opened: OpenCollection, rewrite: CompactionInput) -> IndexSegment:
-        spec, codec = opened.spec.codes, opened.codec
+    def _build_codes(self, collection: OpenCollection, compaction: CompactionInput) -> IndexSegment:
+        spec, codec = collection.spec.codes, collection.codec
         assert spec is not None
         if codec is None and spec.method is CodeMethod.LEARNED:
-            codec = learned_codec(heads_folder(self._settings), spec, opened.spec.model.dimension)
+            codec = learned_codec(heads_folder(self._settings), spec, collection.spec.model.dimension)
         elif codec is None:
-            codec = train_codec(spec, training_sample(rewrite))
-        segment = build_codes(rewrite, codec, spec.rerank_factor)
-        self._tune(opened, segment, rewrite)
+            codec = train_codec(spec, training_sample(compaction))
+        segment = build_codes(compaction, codec, spec.rerank_factor)
+        self._tune(collection, segment, compaction)
         return segment
 
 
 def restored(
     saved: SavedIndex,
-    rewrite: CompactionInput,
-    opened: OpenCollection,
+    compaction: CompactionInput,
+    collection: OpenCollection,
     records: int,
     settings: EmbeddedSettings,
 ) -> IndexSegment | None:
-    """The segment that a file has kept, if it is one that would be built of these rows today.
+    """The segment that an index file describes, if the same would be built of these rows today.
 
     Args:
         saved: The file.
-        rewrite: The rows.
-        opened: The collection.
+        compaction: The rows.
+        collection: The collection.
         records: Records in the collection.
         settings: Sizes and the recall target.
     """
-    spec = opened.spec.codes
-    rows = saved.rows_of(rewrite)
+    spec = collection.spec.codes
+    rows = saved.rows_of(compaction)
     segment: IndexSegment | None = None
     try:
         if rows is None:
             raise ValueError("its rows are not in the store")
-        if saved.kind == "codes" and spec is not None and opened.codec is not None:
-            segment = restore_codes(rewrite, rows, saved.arrays, opened.codec, spec.rerank_factor)
+        if saved.kind == "codes" and spec is not None and collection.codec is not None:
+            segment = restore_codes(compaction, rows, saved.arrays, collection.codec, spec.rerank_factor)
         elif saved.kind == "ivf" and spec is None and records >= settings.ann_above:
-            segment = restore_ivf(rewrite, rows, saved.arrays)
+            segment = restore_ivf(compaction, rows, saved.arrays)
     except (KeyError, ValueError, IndexError) as error:
-        _log.info("index file does not fit, it will be made anew", kind=saved.kind, reason=str(error))
+        _log.info("index file does not match, it will be rebuilt", kind=saved.kind, reason=str(error))
         return None
     return segment
 
 
-def approximate_segments(opened: OpenCollection) -> list[Approximate]:
-    """The segments of a collection that do not look everywhere."""
-    segments = [view.segment for view in opened.index.state.views]
+def approximate_segments(collection: OpenCollection) -> list[Approximate]:
+    """The segments of a collection that may overlook rows."""
+    segments = [view.segment for view in collection.index.state.views]
     return [segment for segment in segments if isinstance(segment, IvfSegment | CodeSegment)]
 
 
 def arrays_of(segment: IndexSegment) -> Arrays | None:
-    """What to keep of a segment; None for kinds that are made in no time."""
+    """What to save of a segment; None for kinds that are cheap to rebuild."""
     return segment.to_arrays() if isinstance(segment, IvfSegment | CodeSegment) else None
 
 
 def heads_folder(settings: EmbeddedSettings) -> Path:
-    """Where learned heads are looked for."""
+    """The folder of the learned heads."""
     return settings.heads_folder or settings.folder / "heads"
 
 

@@ -34,7 +34,7 @@ _log = structlog.get_logger(__name__)
 
 
 def clear(folder: Path) -> None:
-    """Deletes what a process left that died writing or reading a snapshot: files as large as the store."""
+    """Deletes the files of a process that died while it wrote or restored a snapshot; they are large."""
     with explained(folder):
         for file in folder.iterdir() if folder.is_dir() else ():
             if _UNFINISHED.fullmatch(file.name):
@@ -104,7 +104,7 @@ def prepared(folder: Path, name: str) -> Iterator[Path]:
 
 
 def _sign(path: Path) -> None:
-    """Writes the checksum of a file behind it, and all of it to the disk."""
+    """Appends the checksum of a file to it, and syncs it to disk."""
     with path.open("r+b") as file:
         digest = hashlib.file_digest(file, "sha256").digest()
         file.seek(0, os.SEEK_END)

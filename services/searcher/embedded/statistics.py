@@ -1,4 +1,4 @@
-"""What a collection takes up and how well its indexes find."""
+"""Sizes and recall of a collection."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from collections.abc import Sequence
 
 from services.searcher.embedded.index.live_queries import QueryKind
 from services.searcher.embedded.index.recall import Approximate
-from services.searcher.embedded.open_collection import OpenCollection
+from services.searcher.embedded.open_collections import OpenCollection
 from services.searcher.embedded.planning import approximate_segments
 from services.searcher.embedded.store import reads
 from services.searcher.embedded.store.database import Database
 from services.searcher.reports import CollectionStats, SegmentStats
 
 
-def statistics(database: Database, opened: OpenCollection, seq: int) -> CollectionStats:
+def statistics(database: Database, collection: OpenCollection, seq: int) -> CollectionStats:
     """Sizes and recall of an open collection after write `seq`."""
-    views = opened.index.state.views
+    views = collection.index.state.views
     with database.reading() as connection:
-        image_count, record_count = reads.counts(connection, opened.number)
+        image_count, record_count = reads.counts(connection, collection.rowid)
     segments = tuple(
         SegmentStats(
             view.rows - view.segment.columns.dead,
@@ -30,7 +30,7 @@ def statistics(database: Database, opened: OpenCollection, seq: int) -> Collecti
         for view in views
     )
     return CollectionStats(
-        collection=opened.spec.name,
+        collection=collection.spec.name,
         seq=seq,
         image_count=image_count,
         record_count=record_count,
@@ -38,7 +38,7 @@ def statistics(database: Database, opened: OpenCollection, seq: int) -> Collecti
         memory_bytes=sum(v.segment.vector_bytes + v.segment.columns.nbytes for v in views),
         segments=segments,
         binary_recall=_binary_recall(segments),
-        recalls=_recalls(approximate_segments(opened)),
+        recalls=_recalls(approximate_segments(collection)),
     )
 
 

@@ -19,10 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from regionsearch.errors import Kind, RegionSearchError, invalid
+from services.searcher.embedded.faiss_compat import faiss, selector, to_single
 from services.searcher.embedded.index.compaction import CompactionInput
-from services.searcher.embedded.index.faiss_compat import faiss, selector, widened
 from services.searcher.embedded.index.index_files import Arrays
-from services.searcher.embedded.index.ivf import kept_recalls
+from services.searcher.embedded.index.ivf import saved_recalls
 from services.searcher.embedded.index.live_queries import QueryKind
 from services.searcher.embedded.index.recall import worst
 from services.searcher.embedded.index.segments import (
@@ -71,10 +71,10 @@ class Codec:
 
     @staticmethod
     def from_bytes(data: bytes) -> Codec:
-        """What `to_bytes` made.
+        """Reads what `to_bytes` has written.
 
         Raises:
-            ValueError: These are no such bytes.
+            ValueError: The bytes are not a codec.
         """
         try:
             with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
@@ -141,7 +141,7 @@ class CodeSegment:
         vectors: Shape (rows, dimension), float16.
         codec: Makes the codes of queries.
         codes: Shape (rows, bits / 8).
-        rerank_factor: Least number of candidates that are scored again for each hit asked for.
+        rerank_factor: Least number of candidates that are scored again for each requested hit.
 
     Attributes:
         effort: See `Approximate`; candidates scored again for each hit, where they are more than that.
@@ -179,37 +179,37 @@ class CodeSegment:
         return worst(self.recalls)
 
     def gather(self, rows: Positions) -> Vectors:
-        """See `Segment.gather`."""
-        return widened(self.vectors[rows])
+        """See `IndexSegment.gather`."""
+        return to_single(self.vectors[rows])
 
-    def nearest(self, nprobe: Sequence[SegmentQuery]) -> list[list[Neighbors]]:
-        """See `Segment.nearest`; approximate unless asked otherwise."""
-        return answer_grouped(nprobe, self, _GATHER_ROWS, self._search)
+    def nearest(self, requests: Sequence[SegmentQuery]) -> list[list[Neighbors]]:
+        """See `IndexSegment.nearest`; approximate unless asked otherwise."""
+        return answer_grouped(requests, self, _GATHER_ROWS, self._search)
 
-    def _search(self, queries: Vectors, probe: SegmentQuery, count: int) -> list[Neighbors]:
-        factor = max(self.rerank_factor, self.effort) * probe.effort
-        first_pass = int(min(probe.matching, np.ceil(count * factor)))
-        if first_pass > probe.matching // _RERANK_PART:  # to score all of them again costs no more
-            allowed = np.arange(probe.rows) if probe.mask is None else np.flatnonzero(probe.mask)
-            return nearest_of(self, allowed, queries, probe, count)
+    def _search(self, queries: Vectors, request: SegmentQuery, count: int) -> list[Neighbors]:
+        factor = max(self.rerank_factor, self.effort) * request.effort
+        first_pass = int(min(request.matching, np.ceil(count * factor)))
+        if first_pass > request.matching // _RERANK_PART:  # to score all of them again costs no more
+            allowed = np.arange(request.rows) if request.mask is None else np.flatnonzero(request.mask)
+            return nearest_of(self, allowed, queries, request, count)
         parameters = None
-        if probe.mask is not None or probe.rows < self.columns.used:
+        if request.mask is not None or request.rows < self.columns.used:
             mask = np.zeros(self.columns.used, np.bool_)
-            mask[: probe.rows] = True if probe.mask is None else probe.mask
+            mask[: request.rows] = True if request.mask is None else request.mask
             parameters = faiss.SearchParameters(sel=selector(mask))
         _, rows = self._index.search(self.codec.encode(queries), first_pass, params=parameters)
         found: list[Neighbors] = []
         for query, row in zip(queries, rows, strict=True):
-            found += nearest_of(self, np.sort(row[row >= 0]), query[np.newaxis], probe, count)
+            found += nearest_of(self, np.sort(row[row >= 0]), query[np.newaxis], request, count)
         return found
 
     @property
     def vector_bytes(self) -> int:
-        """See `Segment.vector_bytes`."""
+        """See `IndexSegment.vector_bytes`."""
         return int(self.vectors.nbytes) + self.columns.used * int(self._index.code_size)
 
     def to_arrays(self) -> Arrays:
-        """What `restore_codes` needs besides the rows."""
+        """What `restore_codes` needs in addition to the rows."""
         codes = faiss.vector_to_array(self._index.xb).reshape(-1, self._index.code_size)
         return {
             "codes": codes,
@@ -220,12 +220,12 @@ class CodeSegment:
 
 
 def restore_codes(
-    rewrite: CompactionInput, rows: Positions, arrays: Arrays, codec: Codec, rerank_factor: int
+    compaction: CompactionInput, rows: Positions, arrays: Arrays, codec: Codec, rerank_factor: int
 ) -> CodeSegment:
     """The segment that `to_arrays` has described.
 
     Args:
-        rewrite: The rows.
+        compaction: The rows.
         rows: Which of the described rows they are.
         arrays: What `to_arrays` returned.
         codec: The collection's.
@@ -237,19 +237,19 @@ def restore_codes(
     """
     if not np.array_equal(arrays["codec"], codec.digest()):
         raise ValueError("its codes are of another codec")
-    vectors = np.concatenate([block.astype(np.float16) for block in rewrite.vectors()])
-    segment = CodeSegment(rewrite.columns(), vectors, codec, arrays["codes"][rows], rerank_factor)
-    segment.effort, segment.recalls = int(arrays["effort"]), kept_recalls(arrays)
+    vectors = np.concatenate([block.astype(np.float16) for block in compaction.vectors()])
+    segment = CodeSegment(compaction.columns(), vectors, codec, arrays["codes"][rows], rerank_factor)
+    segment.effort, segment.recalls = int(arrays["effort"]), saved_recalls(arrays)
     return segment
 
 
-def build_codes(rewrite: CompactionInput, codec: Codec, rerank_factor: int) -> CodeSegment:
+def build_codes(compaction: CompactionInput, codec: Codec, rerank_factor: int) -> CodeSegment:
     """A segment with codes, which is then to be tuned."""
-    vectors = np.concatenate([block.astype(np.float16) for block in rewrite.vectors()])
-    codes = np.concatenate([codec.encode(block) for block in rewrite.vectors()])
-    return CodeSegment(rewrite.columns(), vectors, codec, codes, rerank_factor)
+    vectors = np.concatenate([block.astype(np.float16) for block in compaction.vectors()])
+    codes = np.concatenate([codec.encode(block) for block in compaction.vectors()])
+    return CodeSegment(compaction.columns(), vectors, codec, codes, rerank_factor)
 
 
-def training_sample(rewrite: CompactionInput) -> Vectors:
+def training_sample(compaction: CompactionInput) -> Vectors:
     """Rows to learn a codec from."""
-    return rewrite.sample(_TRAIN_ROWS)
+    return compaction.sample(_TRAIN_ROWS)

@@ -1,6 +1,6 @@
-"""Sealed segments made anew beside the traffic: without their dead rows, or with a faster index.
+"""Compaction: rewrites sealed segments while searches go on, without their dead rows or with a faster index.
 
-A rewrite copies rows that no longer change except for their `removed` marks. It is built on another
+A compaction copies rows that no longer change except for their `removed` marks. It is built on another
 thread; the writing thread then brings the marks up to date and swaps it in, so that no removal is lost in
 between.
 """
@@ -17,14 +17,14 @@ from services.searcher.embedded.index.vector_index import State
 from services.searcher.types import Vectors
 
 ALL_ROWS = -1
-"""The horizon of a rewrite that leaves no row out."""
+"""The horizon of a compaction that leaves no row out."""
 
 _BLOCK = 8192
-_FEW_DEAD = 16  # not worth the trouble
+_FEW_DEAD = 16  # tombstones that are not worth a compaction
 _STEP_CHUNKS = 4  # rows of one compaction, which holds them twice
 
 Build = Callable[["CompactionInput"], IndexSegment]
-"""Makes a segment of a rewrite's rows."""
+"""Makes a segment of a compaction's rows."""
 
 
 class CompactionInput:
@@ -88,21 +88,21 @@ class CompactionInput:
         columns.dead = int(np.count_nonzero(columns.removed[:place] != NEVER))
 
 
-def build_flat(rewrite: CompactionInput) -> FlatSegment:
+def build_flat(compaction: CompactionInput) -> FlatSegment:
     """An exact segment of the rows, and no larger than they are."""
-    first = next(iter(rewrite.vectors()))
-    segment = FlatSegment(first.shape[1], len(rewrite))
+    first = next(iter(compaction.vectors()))
+    segment = FlatSegment(first.shape[1], len(compaction))
     place = 0
-    for block in rewrite.vectors():
+    for block in compaction.vectors():
         segment.vectors[place : place + len(block)] = block
         place += len(block)
-    segment.columns = rewrite.columns()
+    segment.columns = compaction.columns()
     segment.sealed = True
     return segment
 
 
 def select_for_compaction(state: State, horizon: int, chunk_rows: int, limit: float) -> list[IndexSegment]:
-    """Neighbouring sealed segments of one kind that are worth compacting: some have over `limit` dead rows.
+    """Adjacent sealed segments of one kind that are worth compacting: some have over `limit` tombstones.
 
     Small neighbours join in, so that many deletions do not leave many small segments. A run ends where it has
     rows for a few chunks, however many more would be worth it: they come next.
@@ -110,7 +110,7 @@ def select_for_compaction(state: State, horizon: int, chunk_rows: int, limit: fl
     run: list[IndexSegment] = []
     for view in state.views:
         segment = view.segment
-        if sum(_live(one, horizon) for one in run) >= _STEP_CHUNKS * chunk_rows and _worth_it(
+        if sum(_live(one, horizon) for one in run) >= _STEP_CHUNKS * chunk_rows and _worth_compacting(
             run, horizon, chunk_rows, limit
         ):
             return run
@@ -119,11 +119,11 @@ def select_for_compaction(state: State, horizon: int, chunk_rows: int, limit: fl
         small = live <= chunk_rows // 2
         if segment.sealed and (dead or small) and (not run or run[0].kind == segment.kind):
             run.append(segment)
-        elif _worth_it(run, horizon, chunk_rows, limit):
+        elif _worth_compacting(run, horizon, chunk_rows, limit):
             return run
         else:
             run = [segment] if segment.sealed and (dead or small) else []
-    return run if _worth_it(run, horizon, chunk_rows, limit) else []
+    return run if _worth_compacting(run, horizon, chunk_rows, limit) else []
 
 
 def should_seal(segment: IndexSegment, horizon: int, limit: float) -> bool:
@@ -132,7 +132,7 @@ def should_seal(segment: IndexSegment, horizon: int, limit: float) -> bool:
     return not segment.sealed and used - _live(segment, horizon) > max(limit * used, _FEW_DEAD)
 
 
-def _worth_it(run: Sequence[IndexSegment], horizon: int, chunk_rows: int, limit: float) -> bool:
+def _worth_compacting(run: Sequence[IndexSegment], horizon: int, chunk_rows: int, limit: float) -> bool:
     live = [_live(segment, horizon) for segment in run]
     used = [segment.columns.used for segment in run]
     return any(n - m > limit * n for n, m in zip(used, live, strict=True)) or -(

@@ -1,4 +1,4 @@
-"""Threads of the matrix products.
+"""Compute threads of the matrix products.
 
 The threads of BLAS spin while they wait: on a busy machine a search of a few thousand vectors then costs
 several times its arithmetic. So a searcher gives each product one thread of BLAS, and cuts large ones over
@@ -23,7 +23,7 @@ _threads = 1
 
 
 def take_over(threads: int = 0) -> None:
-    """Takes BLAS's threads away, for the whole process, and lets products use own ones.
+    """Limits BLAS to one thread in the whole process, and computes products on a pool of this module.
 
     Args:
         threads: How many at once; 0 means one for each processor that the process may use.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 import threading
 import weakref
 from collections import OrderedDict
@@ -12,9 +11,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from services.searcher.embedded.index.segments import Columns, IndexSegment, Mask, View
-from services.searcher.embedded.index.terms import Term, Terms
-from services.searcher.embedded.store import reads
-from services.searcher.embedded.store.rows import Keys
+from services.searcher.embedded.index.terms import Term
+from services.searcher.embedded.rows import RowIds
 from services.searcher.types import NO_FILTER, Filter, Level
 
 
@@ -46,10 +44,10 @@ class CompiledFilter:
     seq: int
     level: Level | None = None
     filter: Filter = NO_FILTER
-    images: Keys | None = None
-    without_images: Keys | None = None
-    keys: Keys | None = None
-    without: Keys | None = None
+    images: RowIds | None = None
+    without_images: RowIds | None = None
+    keys: RowIds | None = None
+    without: RowIds | None = None
     terms: tuple[tuple[Term, bool], ...] = ()
     _masks: weakref.WeakKeyDictionary[Columns, tuple[int, Mask | None, int]] = field(
         default_factory=weakref.WeakKeyDictionary
@@ -85,8 +83,8 @@ class CompiledFilter:
         if self.level is not None:
             masks.append(columns.level[:rows] == self.level)
         for keys, owners, allowed in (
-            (self.keys, columns.rows_of_keys, True),
-            (self.without, columns.rows_of_keys, False),
+            (self.keys, columns.rows_of_records, True),
+            (self.without, columns.rows_of_records, False),
             (self.images, columns.rows_of_images, True),
             (self.without_images, columns.rows_of_images, False),
         ):
@@ -135,43 +133,3 @@ class FilterCache:
             while len(self._kept) > self._most:
                 self._kept.popitem(last=False)
             return found
-
-
-def compile_filter(
-    connection: sqlite3.Connection,
-    collection: int,
-    wanted: Filter,
-    level: Level | None,
-    seq: int,
-    terms: Terms,
-) -> CompiledFilter:
-    """Looks a filter's names up in the record store.
-
-    Args:
-        connection: A reading connection whose view is not older than `seq`.
-        collection: The collection's internal number.
-        wanted: The filter.
-        level: Only records of this level; None is both.
-        seq: The write whose state is looked at.
-        terms: The collection's. Inside of a writing transaction, which may fail, new ones.
-    """
-
-    def named(table: str, ids: Sequence[str]) -> Keys | None:
-        return reads.every_version(connection, table, collection, ids, seq) if ids else None
-
-    chosen = [(terms.tagged(connection, collection, wanted.tags), True)] if wanted.tags else []
-    if wanted.exclude_tags:
-        chosen.append((terms.tagged(connection, collection, wanted.exclude_tags), False))
-    for name, value in wanted.attributes:
-        chosen.append((terms.attribute(connection, collection, name, value), True))
-    terms.release_pages()
-    return CompiledFilter(
-        seq,
-        level,
-        wanted,
-        images=named("image", wanted.image_ids),
-        without_images=named("image", wanted.exclude_image_ids),
-        keys=named("record", wanted.record_ids),
-        without=named("record", wanted.exclude_record_ids),
-        terms=tuple(chosen),
-    )

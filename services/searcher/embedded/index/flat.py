@@ -17,7 +17,7 @@ from services.searcher.embedded.index.segments import (
     grouped,
     nearest_selected,
 )
-from services.searcher.embedded.store.rows import Keys, Rows
+from services.searcher.embedded.rows import RowIds, Rows
 from services.searcher.types import Vectors
 
 
@@ -38,7 +38,7 @@ class FlatSegment:
         self.columns = Columns(capacity)
         self.vectors: Vectors = np.empty((capacity, dimension), np.float32)
 
-    def append(self, rows: Rows, added: Keys, start: int) -> int:
+    def append(self, rows: Rows, added: RowIds, start: int) -> int:
         """Writes as many rows from `start` on as there is room for; returns the first one left over."""
         columns = self.columns
         stop = min(len(rows), start + columns.capacity - columns.used)
@@ -48,39 +48,39 @@ class FlatSegment:
         return stop
 
     def gather(self, rows: Positions) -> Vectors:
-        """See `Segment.gather`."""
+        """See `IndexSegment.gather`."""
         return self.vectors[rows]
 
-    def nearest(self, nprobe: Sequence[SegmentQuery]) -> list[list[Neighbors]]:
-        """See `Segment.nearest`. All probes that look at many rows share one matrix product."""
-        answers: list[list[Neighbors]] = [[] for _ in nprobe]
+    def nearest(self, requests: Sequence[SegmentQuery]) -> list[list[Neighbors]]:
+        """See `IndexSegment.nearest`. All requests for many rows share one matrix product."""
+        answers: list[list[Neighbors]] = [[] for _ in requests]
         broad: list[int] = []
-        for together in grouped(nprobe):
-            if not nprobe[together[0]].selective:
+        for together in grouped(requests):
+            if not requests[together[0]].selective:
                 broad += together
                 continue
-            found = nearest_selected([nprobe[number] for number in together], self)
+            found = nearest_selected([requests[number] for number in together], self)
             for number, answer in zip(together, found, strict=True):
                 answers[number] = answer
         if broad:
-            most = max(nprobe[number].rows for number in broad)
+            most = max(requests[number].rows for number in broad)
             scores = product(
-                np.concatenate([nprobe[number].queries for number in broad]), self.vectors[:most]
+                np.concatenate([requests[number].queries for number in broad]), self.vectors[:most]
             )
             scores *= self.columns.scale[:most]
             passed = 0
             for number in broad:
-                probe = nprobe[number]
-                visible = scores[passed : passed + len(probe.queries), : probe.rows]
-                passed += len(probe.queries)
-                if probe.mask is not None:
-                    visible[:, ~probe.mask] = -np.inf
-                count = min(probe.count, probe.matching)
-                rows = chosen(visible, self.columns, slice(0, probe.rows), probe, count)
+                request = requests[number]
+                visible = scores[passed : passed + len(request.queries), : request.rows]
+                passed += len(request.queries)
+                if request.mask is not None:
+                    visible[:, ~request.mask] = -np.inf
+                count = min(request.count, request.matching)
+                rows = chosen(visible, self.columns, slice(0, request.rows), request, count)
                 answers[number] = [(found, row[found]) for row, found in zip(visible, rows, strict=True)]
         return answers
 
     @property
     def vector_bytes(self) -> int:
-        """See `Segment.vector_bytes`."""
+        """See `IndexSegment.vector_bytes`."""
         return self.columns.used * int(self.vectors.shape[1]) * 4

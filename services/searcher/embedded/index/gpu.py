@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from regionsearch.errors import Kind, RegionSearchError
+from services.searcher.embedded.faiss_compat import faiss
 from services.searcher.embedded.index.compaction import CompactionInput
-from services.searcher.embedded.index.faiss_compat import faiss
 from services.searcher.embedded.index.segments import (
     Columns,
     Neighbors,
@@ -66,43 +66,48 @@ class GpuSegment:
         self._scales = (float(used.min(initial=1.0)), float(used.max(initial=1.0)))
 
     def gather(self, rows: Positions) -> Vectors:
-        """See `Segment.gather`."""
+        """See `IndexSegment.gather`."""
         return self.vectors[rows].astype(np.float32)
 
-    def nearest(self, nprobe: Sequence[SegmentQuery]) -> list[list[Neighbors]]:
-        """See `Segment.nearest`; exact. Only the search thread may call it."""
-        return answer_grouped(nprobe, self, self.columns.used // _GATHER, self._search)
+    def nearest(self, requests: Sequence[SegmentQuery]) -> list[list[Neighbors]]:
+        """See `IndexSegment.nearest`; exact. Only the search thread may call it."""
+        return answer_grouped(requests, self, self.columns.used // _GATHER, self._search)
 
-    def _search(self, queries: Vectors, probe: SegmentQuery, count: int) -> list[Neighbors]:
+    def _search(self, queries: Vectors, request: SegmentQuery, count: int) -> list[Neighbors]:
         used = self.columns.used
-        wanted = min(used, int((count + _SPARE) * used / probe.matching * 1.25) + 1)
+        wanted = min(used, int((count + _SPARE) * used / request.matching * 1.25) + 1)
         found: list[Neighbors | None] = [None] * len(queries)
         open_queries = np.arange(len(queries))
         while len(open_queries) and wanted <= MAX_COUNT:
             scores, rows = self._held[0].search(np.ascontiguousarray(queries[open_queries]), wanted)
             for number, score, row in zip(open_queries.tolist(), scores, rows, strict=True):
-                found[number] = self._certain(queries[number], probe, count, score, row)
+                found[number] = self._certain(queries[number], request, count, score, row)
             open_queries = np.array([n for n in open_queries.tolist() if found[n] is None], np.intp)
             wanted = min(used, wanted * 2, MAX_COUNT) if wanted < min(used, MAX_COUNT) else MAX_COUNT + 1
-        allowed = np.arange(probe.rows) if probe.mask is None else np.flatnonzero(probe.mask)
+        allowed = np.arange(request.rows) if request.mask is None else np.flatnonzero(request.mask)
         return [
-            nearest_of(self, allowed, queries[number : number + 1], probe, count)[0]
+            nearest_of(self, allowed, queries[number : number + 1], request, count)[0]
             if answer is None
             else answer
             for number, answer in enumerate(found)
         ]
 
     def _certain(
-        self, query: Vectors, probe: SegmentQuery, count: int, scores: Vectors, rows: NDArray[np.int64]
+        self,
+        query: Vectors,
+        request: SegmentQuery,
+        count: int,
+        scores: Vectors,
+        rows: NDArray[np.int64],
     ) -> Neighbors | None:
         """The answer that the fetched rows prove, or None."""
         real = rows >= 0
         rows, scores = rows[real], scores[real]
-        kept = rows < probe.rows
-        if probe.mask is not None:
-            kept[kept] = probe.mask[rows[kept]]
-        answer = nearest_of(self, rows[kept], query[np.newaxis], probe, count)[0] if kept.any() else None
-        if answer is None or len(answer[0]) < min(count, probe.matching):
+        kept = rows < request.rows
+        if request.mask is not None:
+            kept[kept] = request.mask[rows[kept]]
+        answer = nearest_of(self, rows[kept], query[np.newaxis], request, count)[0] if kept.any() else None
+        if answer is None or len(answer[0]) < min(count, request.matching):
             return None
         last = np.partition(answer[1], len(answer[1]) - count)[len(answer[1]) - count]
         # Rounding a unit query to half precision moves no score by more than this (Cauchy-Schwarz).
@@ -114,22 +119,22 @@ class GpuSegment:
         return answer if everything or limit < last else None
 
     def when_unused(self, give_back: Callable[[Callable[[], None]], None]) -> None:
-        """Has the device's memory given back, by what `give_back` is handed, when nobody holds the segment.
+        """Hands `give_back` a function that frees the device's memory, once nothing references this segment.
 
-        Whoever lets go of it last may be any thread, and only one may touch the device.
+        The last reference may go on any thread, and only one thread may touch the device.
         """
         weakref.finalize(self, give_back, self._held.clear).atexit = False
 
     @property
     def vector_bytes(self) -> int:
-        """See `Segment.vector_bytes`; host memory, the device holds as much again."""
+        """See `IndexSegment.vector_bytes`; host memory, the device holds as much again."""
         return int(self.vectors.nbytes)
 
 
-def build_gpu(rewrite: CompactionInput, place: Callable[[NDArray[np.float16]], DeviceIndex]) -> GpuSegment:
+def build_gpu(compaction: CompactionInput, place: Callable[[NDArray[np.float16]], DeviceIndex]) -> GpuSegment:
     """A segment whose vectors `place` has brought to a device."""
-    vectors = np.concatenate([block.astype(np.float16) for block in rewrite.vectors()])
-    return GpuSegment(rewrite.columns(), vectors, place(vectors))
+    vectors = np.concatenate([block.astype(np.float16) for block in compaction.vectors()])
+    return GpuSegment(compaction.columns(), vectors, place(vectors))
 
 
 class Device:

@@ -1,8 +1,8 @@
-"""Index files beside the record store: what was expensive to compute about a segment, and nothing else.
+"""Index files next to the record store: what was expensive to compute about a segment, and nothing else.
 
 A file holds no vectors. It names the rows that it is about by key and by a checksum of their stored vectors,
-so whatever the store says stays true: rows that have gone since then are left out, and a file that is
-damaged, of another store or older than a restored snapshot is ignored, deleted and made anew.
+so the store stays the source of truth: rows that have gone since then are left out, and a file that is
+damaged, of another store or older than a restored snapshot is ignored, deleted and rebuilt.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from services.searcher.embedded.index.compaction import CompactionInput
 from services.searcher.embedded.index.segments import Contents, IndexSegment, Positions
 from services.searcher.embedded.index.vector_index import State
-from services.searcher.embedded.store.rows import Keys
+from services.searcher.embedded.rows import RowIds
 
 FOLDER = "indexes"
 
@@ -38,7 +38,7 @@ Arrays = Mapping[str, NDArray[Any]]
 
 @dataclass(frozen=True, slots=True)
 class SavedIndex:
-    """What a file says about a segment.
+    """The content of one index file.
 
     Attributes:
         kind: The segment's kind.
@@ -48,17 +48,17 @@ class SavedIndex:
     """
 
     kind: str
-    keys: Keys
+    keys: RowIds
     checksums: Contents
     arrays: Arrays
 
-    def rows_of(self, rewrite: CompactionInput) -> Positions | None:
-        """The rewrite's rows as rows of this file; None unless it knows them all, with these vectors."""
-        keys = rewrite.columns().key
+    def rows_of(self, compaction: CompactionInput) -> Positions | None:
+        """The compaction's rows as rows of this file; None unless it knows them all, with these vectors."""
+        keys = compaction.columns().record_rowid
         places = np.searchsorted(self.keys, keys)
         if not len(keys) or places[-1] >= len(self.keys) or not np.array_equal(self.keys[places], keys):
             return None
-        sums = rewrite.columns().content
+        sums = compaction.columns().content
         return places if np.array_equal(self.checksums[places], sums) else None
 
 
@@ -86,7 +86,7 @@ class IndexCache:
                 if (saved.keys[0], saved.keys[-1]) != (first, last):
                     raise ValueError("it belongs to other rows")
             except (OSError, ValueError) as error:
-                _log.warning("index file ignored, it will be made anew", file=name, reason=str(error))
+                _log.warning("index file ignored, it will be rebuilt", file=name, reason=str(error))
             else:
                 found.append(saved)
         return found
@@ -97,7 +97,7 @@ class IndexCache:
         A disk that refuses it costs a rebuild at start.
         """
         columns = segment.columns
-        keys = columns.key[: columns.used]
+        keys = columns.record_rowid[: columns.used]
         sums = columns.content[: columns.used]
         name = f"{collection}-{keys[0]}-{keys[-1]}.{segment.kind}"
         temporary = self._folder / f"{name}.part"
@@ -119,7 +119,7 @@ class IndexCache:
             self._names.add(name)
 
     def prune(self, states: Mapping[int, State]) -> None:
-        """Deletes the files of segments that are no more; `states` holds every collection's by number."""
+        """Deletes the files of segments that no longer exist, given all collections' states by rowid."""
         if self._read_only:
             return
         kept = {
@@ -144,8 +144,8 @@ def _has(state: State, first: int, last: int, kind: str) -> bool:
     return any(
         view.segment.kind == kind
         and view.rows > 0
-        and first <= view.segment.columns.key[0]
-        and view.segment.columns.key[view.rows - 1] <= last
+        and first <= view.segment.columns.record_rowid[0]
+        and view.segment.columns.record_rowid[view.rows - 1] <= last
         for view in state.views
     )
 
@@ -162,7 +162,7 @@ def _decoded(kind: str, data: bytes) -> SavedIndex:
     start = len(_MAGIC) + hashlib.sha256().digest_size
     payload = data[start:]
     if data[:start] != _MAGIC + hashlib.sha256(payload).digest():
-        raise ValueError("it is damaged or no index file")
+        raise ValueError("it is damaged or not an index file")
     try:
         with np.load(io.BytesIO(payload), allow_pickle=False) as stored:
             arrays = dict(stored)

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from services.searcher.embedded.faiss_compat import faiss, selector, to_single
 from services.searcher.embedded.index.compaction import CompactionInput
-from services.searcher.embedded.index.faiss_compat import faiss, selector, widened
 from services.searcher.embedded.index.index_files import Arrays
 from services.searcher.embedded.index.live_queries import QueryKind
 from services.searcher.embedded.index.recall import worst
@@ -31,15 +31,15 @@ _SPARE = 8
 
 
 class IvfSegment:
-    """Vectors in inverted lists. Codes are the stored half-precision vectors themselves, so scores are exact.
+    """Inverted lists of the stored half-precision vectors themselves, so scores are exact.
 
     Args:
         columns: The rows' columns.
         index: A trained and filled IVF index with a direct map; ids are row numbers.
-        effort: Lists that a search looks into.
+        effort: nprobe, the lists that a search visits.
 
     Attributes:
-        effort: See `Approximate`; lists.
+        effort: See `Approximate`; nprobe.
         most_effort: See `Approximate`.
         recalls: See `Approximate`.
         seen: See `Approximate`.
@@ -63,7 +63,7 @@ class IvfSegment:
         return worst(self.recalls)
 
     def gather(self, rows: Positions) -> Vectors:
-        """See `Segment.gather`."""
+        """See `IndexSegment.gather`."""
         if len(rows) <= _RECONSTRUCT_ROWS:
             vectors: Vectors = self.index.reconstruct_batch(rows.astype(np.int64))
             return vectors
@@ -74,32 +74,34 @@ class IvfSegment:
         codes = np.empty((len(rows), self.index.d), np.float16)
         for start, stop in zip(starts.tolist(), [*starts[1:].tolist(), len(rows)], strict=True):
             codes[order[start:stop]] = self._codes[lists[start]][offsets[start:stop]]
-        return widened(codes)
+        return to_single(codes)
 
-    def nearest(self, nprobe: Sequence[SegmentQuery]) -> list[list[Neighbors]]:
-        """See `Segment.nearest`; approximate unless asked otherwise. Filters hold, pages are filled."""
-        return answer_grouped(nprobe, self, _GATHER_ROWS, self._search)
+    def nearest(self, requests: Sequence[SegmentQuery]) -> list[list[Neighbors]]:
+        """See `IndexSegment.nearest`; approximate unless asked otherwise. Filters hold, pages are filled."""
+        return answer_grouped(requests, self, _GATHER_ROWS, self._search)
 
-    def _search(self, queries: Vectors, probe: SegmentQuery, count: int) -> list[Neighbors]:
-        mask = probe.mask
-        if probe.rows < self.columns.used:
+    def _search(self, queries: Vectors, request: SegmentQuery, count: int) -> list[Neighbors]:
+        mask = request.mask
+        if request.rows < self.columns.used:
             mask = np.zeros(self.columns.used, np.bool_)
-            mask[: probe.rows] = True if probe.mask is None else probe.mask
+            mask[: request.rows] = True if request.mask is None else request.mask
         # A filter thins the lists out, so more of them are needed for as many good rows.
-        wanted = self.effort * probe.effort * self.columns.used / probe.matching
-        lists = int(min(self.index.nlist, np.ceil(wanted)))
+        wanted = self.effort * request.effort * self.columns.used / request.matching
+        nprobe = int(min(self.index.nlist, np.ceil(wanted)))
         # FAISS takes the vectors for unit vectors, which they are not quite: the last rows may change places.
-        asked = min(probe.matching, count + _SPARE)
-        scores, rows = self._scan(queries, asked, mask, lists)
+        asked = min(request.matching, count + _SPARE)
+        scores, rows = self._scan(queries, asked, mask, nprobe)
         short = (rows < 0).any(axis=1)
         if short.any():
             scores[short], rows[short] = self._scan(queries[short], asked, mask, self.index.nlist)
         scores *= self.columns.scale[rows]
         return [(row[row >= 0], score[row >= 0]) for row, score in zip(rows, scores, strict=True)]
 
-    def _scan(self, queries: Vectors, count: int, mask: Mask | None, lists: int) -> tuple[Vectors, Positions]:
+    def _scan(
+        self, queries: Vectors, count: int, mask: Mask | None, nprobe: int
+    ) -> tuple[Vectors, Positions]:
         chosen = {} if mask is None else {"sel": selector(mask)}
-        parameters = faiss.SearchParametersIVF(nprobe=lists, **chosen)
+        parameters = faiss.SearchParametersIVF(nprobe=nprobe, **chosen)
         scores, rows = self.index.search(np.ascontiguousarray(queries), count, params=parameters)
         return scores, rows
 
@@ -126,11 +128,11 @@ class IvfSegment:
 
     @property
     def vector_bytes(self) -> int:
-        """See `Segment.vector_bytes`."""
+        """See `IndexSegment.vector_bytes`."""
         return self.columns.used * (2 * int(self.index.d) + 16)  # code, id, direct map
 
     def to_arrays(self) -> Arrays:
-        """What `restore_ivf` needs besides the rows: the centroids, and in which list each row lies."""
+        """What `restore_ivf` needs in addition to the rows: the centroids, and each row's list."""
         return {
             "centroids": self.index.quantizer.reconstruct_n(0, self.index.nlist),
             "homes": (self._places >> 32).astype(np.int32),
@@ -139,11 +141,11 @@ class IvfSegment:
         }
 
 
-def restore_ivf(rewrite: CompactionInput, rows: Positions, arrays: Arrays) -> IvfSegment:
+def restore_ivf(compaction: CompactionInput, rows: Positions, arrays: Arrays) -> IvfSegment:
     """The segment that `to_arrays` has described, filled without training and without looking for lists.
 
     Args:
-        rewrite: The rows.
+        compaction: The rows.
         rows: Which of the described rows they are.
         arrays: What `to_arrays` returned.
 
@@ -152,25 +154,25 @@ def restore_ivf(rewrite: CompactionInput, rows: Positions, arrays: Arrays) -> Iv
         ValueError: `arrays` is of vectors of another length.
     """
     centroids, list_ids = arrays["centroids"], arrays["homes"][rows].astype(np.int64)
-    if centroids.shape[1] != rewrite.sample(1).shape[1] or not (list_ids < len(centroids)).all():
+    if centroids.shape[1] != compaction.sample(1).shape[1] or not (list_ids < len(centroids)).all():
         raise ValueError("it is of another collection")
     quantizer = faiss.IndexFlatIP(centroids.shape[1])
     quantizer.add(centroids)
     index = _empty_index(quantizer, len(centroids))
     index.is_trained = True
     start = 0
-    for block in rewrite.vectors():
+    for block in compaction.vectors():
         here = list_ids[start : start + len(block)]
         index.add_core(len(block), faiss.swig_ptr(block), None, faiss.swig_ptr(here))
         start += len(block)
     index.make_direct_map()
-    segment = IvfSegment(rewrite.columns(), index, int(arrays["probes"]))
-    segment.recalls = kept_recalls(arrays)
+    segment = IvfSegment(compaction.columns(), index, int(arrays["probes"]))
+    segment.recalls = saved_recalls(arrays)
     return segment
 
 
-def kept_recalls(arrays: Arrays) -> dict[QueryKind, float]:
-    """What a file says about a segment's recall; older ones do not say it by kind of query."""
+def saved_recalls(arrays: Arrays) -> dict[QueryKind, float]:
+    """The recall by kind of query that an index file has saved; older files have none."""
     names = {kind: f"recall_{kind.value}" for kind in QueryKind}
     return {kind: float(arrays[name]) for kind, name in names.items() if name in arrays}
 
@@ -181,18 +183,18 @@ def _empty_index(quantizer: Any, lists: int) -> Any:
     )
 
 
-def build_ivf(rewrite: CompactionInput) -> IvfSegment:
+def build_ivf(compaction: CompactionInput) -> IvfSegment:
     """Trains and fills an IVF index, which is then to be tuned."""
-    sample = rewrite.sample(1)
+    sample = compaction.sample(1)
     dimension = sample.shape[1]
-    lists = int(2 ** np.round(np.log2(max(1.0, 2.0 * np.sqrt(len(rewrite))))))
-    sample = rewrite.sample(lists * _TRAIN_PER_LIST)
+    lists = int(2 ** np.round(np.log2(max(1.0, 2.0 * np.sqrt(len(compaction))))))
+    sample = compaction.sample(lists * _TRAIN_PER_LIST)
     quantizer = faiss.IndexFlatIP(dimension)
     index = _empty_index(quantizer, lists)
     index.cp.min_points_per_centroid = 1
     index.cp.spherical = True
     index.train(sample)
-    for block in rewrite.vectors():
+    for block in compaction.vectors():
         index.add(block)
     index.make_direct_map()
-    return IvfSegment(rewrite.columns(), index)
+    return IvfSegment(compaction.columns(), index)

@@ -1,4 +1,4 @@
-"""A fair sample of the queries that a collection is asked, by kind, to tune and measure indexes with."""
+"""A sample of the queries that a collection receives, by kind, to tune and evaluate its indexes with."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _NEAR = 0.6
 
 
 class QueryKind(enum.Enum):
-    """What queries are like."""
+    """Kinds of query, which differ in how near their best records are."""
 
     REGION = "region"
     WORD = "word"
@@ -32,8 +32,7 @@ class QueryKind(enum.Enum):
 class LiveQueries:
     """Keeps some of the last thousands of queries of each kind. Safe to use from several threads.
 
-    A crowd of one kind does not push out the few of the other, and a question that is asked again and again
-    counts once.
+    Many queries of one kind do not evict the few of the other, and a query that is repeated counts once.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""How well approximate segments find, and how far they have to look: recall against exact search.
+"""Recall of approximate segments against exact search, and how far they have to look to reach a target.
 
 There are two kinds of query. Regions and images are like stored rows and find their neighbours in few places;
 words are far from all rows, and their neighbours are scattered. An index tuned to one kind fails the other.
@@ -26,11 +26,11 @@ _APART = 1.6
 
 
 class Approximate(IndexSegment, Protocol):
-    """A segment that does not look everywhere.
+    """A segment that may overlook rows.
 
     Attributes:
-        effort: How far it looks, such as the number of lists.
-        most_effort: Where it finds everything.
+        effort: How far it looks, such as nprobe.
+        most_effort: The effort at which it finds everything.
         recalls: recall@10 by kind of query, when it was measured last.
         seen: Kinds whose recall was measured with real queries.
     """
@@ -42,23 +42,23 @@ class Approximate(IndexSegment, Protocol):
 
 
 class RecallEvaluator:
-    """Queries and their true answers, to examine one segment with at one effort after another.
+    """Queries and their true answers, with which one segment is evaluated at one effort after another.
 
     Args:
-        rewrite: The rows, all rows of the segment.
+        compaction: The rows, all rows of the segment.
         queries: Unit vectors, shape (queries, dimension).
     """
 
-    def __init__(self, rewrite: CompactionInput, queries: Vectors) -> None:
+    def __init__(self, compaction: CompactionInput, queries: Vectors) -> None:
         self._queries = queries
-        self._rows = len(rewrite)
+        self._rows = len(compaction)
         self._wanted = min(RECALL_AT, self._rows)
-        self._worst = _worst_scores(rewrite, queries, self._wanted)
+        self._worst = _worst_scores(compaction, queries, self._wanted)
 
     def recall(self, segment: IndexSegment) -> float:
-        """Part of the true best ten that the segment finds, asked for ten; ties are equally good."""
-        probe = SegmentQuery(self._queries, self._rows, None, self._rows, self._wanted)
-        found = segment.nearest([probe])[0]
+        """recall@10: the share of the true ten best that the segment returns; ties are equally good."""
+        request = SegmentQuery(self._queries, self._rows, None, self._rows, self._wanted)
+        found = segment.nearest([request])[0]
         hits = 0
         for worst, (_, scores) in zip(self._worst, found, strict=True):
             good = int(np.count_nonzero(scores >= worst - 2 * rounding(self._queries.shape[1])))
@@ -66,12 +66,12 @@ class RecallEvaluator:
         return hits / max(1, self._wanted * len(self._queries))
 
 
-def examinations(
-    rewrite: CompactionInput, real: Mapping[QueryKind, Vectors]
+def recall_evaluators(
+    compaction: CompactionInput, real: Mapping[QueryKind, Vectors]
 ) -> dict[QueryKind, RecallEvaluator]:
-    """One of each kind of query, with stand-ins for the kinds of which there are no real ones."""
+    """One evaluator for each kind of query, with synthetic queries for kinds that have no real ones yet."""
     return {
-        kind: RecallEvaluator(rewrite, real[kind] if kind in real else stand_ins(rewrite, kind))
+        kind: RecallEvaluator(compaction, real[kind] if kind in real else synthetic_queries(compaction, kind))
         for kind in QueryKind
     }
 
@@ -79,20 +79,20 @@ def examinations(
 S = TypeVar("S", bound=Approximate)
 
 
-def tune(segment: Approximate, examinations: Mapping[QueryKind, RecallEvaluator], target: float) -> None:
-    """Lets a segment look as far as the worse kind of query needs; searches may go on meanwhile.
+def tune(segment: Approximate, recall_evaluators: Mapping[QueryKind, RecallEvaluator], target: float) -> None:
+    """Tunes a segment to look as far as the worse kind of query needs; searches may run at the same time.
 
     Args:
         segment: The segment.
-        examinations: Of all kinds.
-        target: Least recall of each of them. Where it cannot be reached, the segment looks everywhere.
+        recall_evaluators: Of all kinds.
+        target: Least recall of each of them. Where it cannot be reached, the segment scans all rows.
     """
     effort = 1
     recalls: dict[QueryKind, float] = {}
     while True:
         trial = with_effort(segment, effort)
-        for kind, examination in examinations.items():
-            recalls[kind] = examination.recall(trial)
+        for kind, evaluator in recall_evaluators.items():
+            recalls[kind] = evaluator.recall(trial)
             if recalls[kind] < target and effort < segment.most_effort:
                 break
         else:
@@ -108,27 +108,27 @@ def with_effort(segment: S, effort: int) -> S:
     return trial
 
 
-def falls_short(segment: Approximate, target: float) -> bool:
-    """Whether it is not known to find what is asked for, although it could."""
+def below_target(segment: Approximate, target: float) -> bool:
+    """Whether a segment could reach the target, but is not known to."""
     unknown = len(segment.recalls) < len(QueryKind)
     return unknown or (min(segment.recalls.values()) < target and segment.effort < segment.most_effort)
 
 
 def worst(recalls: Mapping[QueryKind, float]) -> float | None:
-    """The recall of the kind of query that fares worst."""
+    """The lowest recall of all kinds of query."""
     return min(recalls.values(), default=None)
 
 
-def stand_ins(rewrite: CompactionInput, kind: QueryKind) -> Vectors:
-    """Queries to tune with until real ones of a kind have come, made of the rows.
+def synthetic_queries(compaction: CompactionInput, kind: QueryKind) -> Vectors:
+    """Queries made of the rows, to tune with until there are enough real ones of a kind.
 
     Regions are rows with noise, at a cosine of about 0.8. Words are blends of a few rows that lean far out
     of the space that the rows fill; their best rows are at a cosine of about 0.4, hardly better than others.
     """
     rng = np.random.default_rng(2)
     if kind is QueryKind.REGION:
-        return noisy(rewrite.sample(QUERIES, seed=1))
-    rows = rewrite.sample(QUERIES * _BLEND, seed=3)
+        return noisy(compaction.sample(QUERIES, seed=1))
+    rows = compaction.sample(QUERIES * _BLEND, seed=3)
     blends = rows[rng.integers(0, len(rows), (QUERIES, _BLEND))].sum(axis=1)
     blends /= np.linalg.norm(blends, axis=1, keepdims=True) + 1e-12
     apart = rng.standard_normal(blends.shape).astype(np.float32)
@@ -137,7 +137,7 @@ def stand_ins(rewrite: CompactionInput, kind: QueryKind) -> Vectors:
 
 
 def noisy(vectors: Vectors, seed: int = 2) -> Vectors:
-    """Unit vectors at a cosine of about 0.8: stand-ins for queries, which are not stored rows."""
+    """Unit vectors at a cosine of about 0.8: synthetic queries, which are not stored rows."""
     noise = np.random.default_rng(seed).standard_normal(vectors.shape).astype(np.float32)
     return _unit(vectors + _NOISE * noise / np.linalg.norm(noise, axis=1, keepdims=True))
 
@@ -147,12 +147,12 @@ def _unit(vectors: Vectors) -> Vectors:
     return unit
 
 
-def _worst_scores(rewrite: CompactionInput, queries: Vectors, count: int) -> Vectors:
+def _worst_scores(compaction: CompactionInput, queries: Vectors, count: int) -> Vectors:
     """The score of the `count`-th best row of each query, shape (queries,)."""
-    scale = rewrite.columns().scale
+    scale = compaction.columns().scale
     kept = np.empty((len(queries), 0), np.float32)
     passed = 0
-    for block in rewrite.vectors():
+    for block in compaction.vectors():
         scores = product(queries, block) * scale[passed : passed + len(block)]
         passed += len(block)
         kept = np.hstack([kept, scores])

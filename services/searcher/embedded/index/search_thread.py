@@ -1,4 +1,4 @@
-"""The threads that read vectors: what many callers ask of one collection is found in one pass."""
+"""The search threads: many callers' requests to one collection share one pass over its vectors."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ class _Action(Generic[T]):
 
 
 class SearchThreads:
-    """Merges requests into passes. While one pass runs the next one gathers, so nobody is delayed on purpose.
+    """Merges requests into passes. While one pass runs the next one gathers: no delay is added.
 
     Requests whose callers have left, or whose deadlines have passed, leave when the next pass gathers.
-    The passes over one collection follow each other, and whoever has waited longest is next: so a crowd in
-    one collection delays others by a pass at most. Exhaustive searches have passes of their own, and leave a
-    thread to the quick ones.
+    The passes over one collection follow each other, and the request that has waited longest is next: so many
+    requests to one collection delay those to others by one pass at most. Exhaustive searches have passes of
+    their own, and leave a thread to the quick ones.
 
     Args:
         max_batch: Query vectors in one pass.
@@ -91,7 +91,7 @@ class SearchThreads:
         return job.future
 
     def run(self, action: Callable[[], T]) -> T:
-        """Runs something on the searching thread, between two passes, and waits for it."""
+        """Runs something on a search thread between two passes, and waits for it."""
         job = _Action(action)
         with self._changed:
             if self._closing:
@@ -101,7 +101,7 @@ class SearchThreads:
         return job.future.result()
 
     def post(self, action: Callable[[], None]) -> None:
-        """Has something run on the searching thread, between two passes, and does not wait for it."""
+        """Runs something on a search thread between two passes, without waiting for it."""
         with self._changed:
             self._actions.append(_Action(action))
             self._changed.notify()

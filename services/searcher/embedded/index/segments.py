@@ -1,4 +1,4 @@
-"""Rows in memory: the columns that filters read, and what every segment of vectors can do.
+"""Rows in memory: the columns that filters read, and the interface of every segment of vectors.
 
 A segment's rows lie in ascending order of key and of the write that added them. The writing thread appends
 behind the rows that readers know of, and marks removals in place with the number of the removing write; a
@@ -18,13 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.searcher.embedded.index.compute_threads import product
-from services.searcher.embedded.store.rows import Keys, Rows
+from services.searcher.embedded.rows import RowIds, Rows
 from services.searcher.types import Vectors
 
 CHUNK_ROWS = 65_536
 NEVER = np.iinfo(np.int64).max
 EXACT = np.inf
-"""The effort of a probe that leaves nothing out."""
+"""The effort of a request that scans all rows."""
 
 Mask = NDArray[np.bool_]
 Positions = NDArray[np.intp]
@@ -39,8 +39,8 @@ _SEED = 20_111
 _MOST_ROWS = 2048
 
 _COLUMNS: dict[str, type[np.generic]] = {
-    "key": np.int64,
-    "image": np.int64,
+    "record_rowid": np.int64,
+    "image_rowid": np.int64,
     "level": np.uint8,
     "area": np.int64,
     "predicted_iou": np.float32,
@@ -55,25 +55,25 @@ _COMPUTED = ("added", "removed", "scale", "content")
 
 
 class Columns:
-    """What is known of each row besides its vector, one array a column.
+    """Everything but the vector of each row, one array a column.
 
     Attributes:
         scale: One over the length of the stored vector, which rounding to half precision moves off one.
         content: Equal for equal vectors, different for different ones.
         used: Rows written so far; readers take the number from their own view instead.
-        dead: Rows marked removed.
-        orders: Rows of some blocks in the order of their ids, by block (see `ordering`).
+        dead: Tombstones, the rows marked removed.
+        orders: Rows of some blocks in the order of their ids, by block (see `queries/tie_order.py`).
     """
 
-    key: Keys
-    image: Keys
+    record_rowid: RowIds
+    image_rowid: RowIds
     level: NDArray[np.uint8]
     area: NDArray[np.int64]
     predicted_iou: NDArray[np.float32]
     stability_score: NDArray[np.float32]
-    created_ms: Keys
-    added: Keys
-    removed: Keys
+    created_ms: RowIds
+    added: RowIds
+    removed: RowIds
     scale: Vectors
     content: Contents
 
@@ -89,7 +89,7 @@ class Columns:
             True  # whether images lie in ascending order, as they do unless old ones get records
         )
 
-    def write(self, rows: Rows, added: Keys, start: int, stop: int) -> None:
+    def write(self, rows: Rows, added: RowIds, start: int, stop: int) -> None:
         """Appends rows `start` to `stop` of a batch. The caller publishes them."""
         place = slice(self.used, self.used + stop - start)
         for name in _COLUMNS:
@@ -112,26 +112,26 @@ class Columns:
         self._note_order(place)
         self.used = place.stop
 
-    def remove(self, keys: Keys, seq: int) -> int:
+    def remove(self, keys: RowIds, seq: int) -> int:
         """Marks those of the keys that are here; returns how many were."""
-        rows = self.rows_of_keys(keys, self.used)
+        rows = self.rows_of_records(keys, self.used)
         rows = rows[self.removed[rows] == NEVER]
         self.removed[rows] = seq
         self.dead += len(rows)
         return len(rows)
 
-    def rows_of_keys(self, keys: Keys, rows: int) -> Positions:
-        """Those of the first `rows` rows that have one of the keys."""
-        found = np.searchsorted(self.key[:rows], keys)
+    def rows_of_records(self, keys: RowIds, rows: int) -> Positions:
+        """The rows, of the first `rows`, whose record rowid is among the keys."""
+        found = np.searchsorted(self.record_rowid[:rows], keys)
         inside = found < rows
         found, keys = found[inside], keys[inside]
-        matching: Positions = found[self.key[found] == keys]
+        matching: Positions = found[self.record_rowid[found] == keys]
         return matching
 
-    def rows_of_images(self, images: Keys, rows: int) -> Positions:
-        """Those of the first `rows` rows that belong to one of the images, ascending."""
+    def rows_of_images(self, images: RowIds, rows: int) -> Positions:
+        """The rows, of the first `rows`, that belong to one of the images, ascending."""
         order = self.by_image(rows)
-        column = self.image[:rows] if order is None else self.image[order]
+        column = self.image_rowid[:rows] if order is None else self.image_rowid[order]
         images = np.unique(images)
         first = np.searchsorted(column, images, side="left")
         counts = np.searchsorted(column, images, side="right") - first
@@ -150,11 +150,11 @@ class Columns:
         known = self._by_image
         if known is None or known[0] < rows:
             used = self.used
-            known = self._by_image = (used, np.argsort(self.image[:used], kind="stable"))
+            known = self._by_image = (used, np.argsort(self.image_rowid[:used], kind="stable"))
         return known[1]
 
     def _note_order(self, place: slice) -> None:
-        image = self.image[max(0, place.start - 1) : place.stop]
+        image = self.image_rowid[max(0, place.start - 1) : place.stop]
         self._ascending = self._ascending and bool((image[1:] >= image[:-1]).all())
 
     @property
@@ -178,7 +178,7 @@ def _multipliers(count: int) -> Contents:
 
 @dataclass(frozen=True, slots=True)
 class SegmentQuery:
-    """What one request asks of one segment.
+    """The part of a `VectorQuery` that concerns one segment.
 
     Attributes:
         queries: Unit vectors, shape (queries, dimension).
@@ -209,7 +209,7 @@ class SegmentQuery:
 
     @property
     def exhaustive(self) -> bool:
-        """Whether an approximate segment has to look at all rows."""
+        """Whether an approximate segment has to scan all rows."""
         return self.effort == EXACT or self.below < np.inf
 
 
@@ -238,8 +238,8 @@ class IndexSegment(Protocol):
         """The stored vectors of rows, float32, shape (rows, dimension)."""
         ...
 
-    def nearest(self, nprobe: Sequence[SegmentQuery]) -> list[list[Neighbors]]:
-        """For each probe and each of its queries the rows that can be among the best `count`.
+    def nearest(self, requests: Sequence[SegmentQuery]) -> list[list[Neighbors]]:
+        """For each request and each of its queries the rows that can be among the best `count`.
 
         Exact kinds return all rows whose true score is at least that of the `count`-th best; by image at
         least the best rows of the `count` best images. The scores that come along are good to
@@ -261,86 +261,94 @@ class View:
     rows: int
 
 
-def grouped(nprobe: Sequence[SegmentQuery]) -> list[list[int]]:
-    """Numbers of the probes that look at the same rows in the same way, which can be answered together."""
+def grouped(requests: Sequence[SegmentQuery]) -> list[list[int]]:
+    """Groups the numbers of requests that select the same rows in the same way; each is answered at once."""
     groups: dict[tuple[object, ...], list[int]] = {}
-    for number, probe in enumerate(nprobe):
-        alone = number if probe.below < np.inf else -1
-        key = (id(probe.mask), probe.rows, probe.by_image, probe.effort, alone)
+    for number, request in enumerate(requests):
+        alone = number if request.below < np.inf else -1
+        key = (
+            id(request.mask),
+            request.rows,
+            request.by_image,
+            request.effort,
+            alone,
+        )
         groups.setdefault(key, []).append(number)
     return list(groups.values())
 
 
 def answer_grouped(
-    nprobe: Sequence[SegmentQuery],
+    requests: Sequence[SegmentQuery],
     segment: IndexSegment,
     gather_below: float,
     search: Callable[[Vectors, SegmentQuery, int], list[Neighbors]],
 ) -> list[list[Neighbors]]:
-    """Answers probes group by group: over few rows exactly, by copying them, the others by `search`.
+    """Answers requests group by group: over few rows exactly, by copying them, the others by `search`.
 
     Args:
-        nprobe: What is asked.
-        segment: Whom.
+        requests: What is asked.
+        segment: The segment.
         gather_below: Rows up to which copying them is cheaper than a search.
-        search: Finds the best rows for queries that share a probe's rows and mask; the last argument is the
+        search: Finds the best rows for queries that share a request's rows and mask; the last argument is the
             count.
     """
-    answers: list[list[Neighbors]] = [[] for _ in nprobe]
-    for together in grouped(nprobe):
-        same = [nprobe[number] for number in together]
+    answers: list[list[Neighbors]] = [[] for _ in requests]
+    for together in grouped(requests):
+        same = [requests[number] for number in together]
         first = same[0]
         if first.exhaustive or first.matching <= gather_below:
             found = nearest_selected(same, segment)
         else:
             found = _answer_together(
-                same, lambda queries, probe, count: _by_search(segment, queries, probe, count, search)
+                same,
+                lambda queries, request, count: _by_search(segment, queries, request, count, search),
             )
         for number, answer in zip(together, found, strict=True):
             answers[number] = answer
     return answers
 
 
-def nearest_selected(nprobe: Sequence[SegmentQuery], segment: IndexSegment) -> list[list[Neighbors]]:
-    """Exact answers to probes that share their rows and mask; the rows are copied once, in blocks."""
-    first = nprobe[0]
+def nearest_selected(requests: Sequence[SegmentQuery], segment: IndexSegment) -> list[list[Neighbors]]:
+    """Exact answers to requests that share their rows and mask; the rows are copied once, in blocks."""
+    first = requests[0]
     rows = np.arange(first.rows) if first.mask is None else np.flatnonzero(first.mask)
     return _answer_together(
-        nprobe, lambda queries, probe, count: nearest_of(segment, rows, queries, probe, count)
+        requests,
+        lambda queries, request, count: nearest_of(segment, rows, queries, request, count),
     )
 
 
 def _by_search(
     segment: IndexSegment,
     queries: Vectors,
-    probe: SegmentQuery,
+    request: SegmentQuery,
     count: int,
     search: Callable[[Vectors, SegmentQuery, int], list[Neighbors]],
 ) -> list[Neighbors]:
-    """By image more and more of the best rows are looked for, until they belong to enough images."""
-    if not probe.by_image:
-        return search(queries, probe, count)
+    """Searches; by image with a growing count, until the rows belong to enough images."""
+    if not request.by_image:
+        return search(queries, request, count)
     asked = 4 * count
-    while asked < min(probe.matching, _MOST_ROWS):
-        found = search(queries, probe, asked)
-        if all(len(np.unique(segment.columns.image[rows])) >= count for rows, _ in found):
+    while asked < min(request.matching, _MOST_ROWS):
+        found = search(queries, request, asked)
+        if all(len(np.unique(segment.columns.image_rowid[rows])) >= count for rows, _ in found):
             return found
         asked *= 4
-    rows = np.arange(probe.rows) if probe.mask is None else np.flatnonzero(probe.mask)
-    return nearest_of(segment, rows, queries, probe, count)
+    rows = np.arange(request.rows) if request.mask is None else np.flatnonzero(request.mask)
+    return nearest_of(segment, rows, queries, request, count)
 
 
 def _answer_together(
-    nprobe: Sequence[SegmentQuery], search: Callable[[Vectors, SegmentQuery, int], list[Neighbors]]
+    requests: Sequence[SegmentQuery], search: Callable[[Vectors, SegmentQuery, int], list[Neighbors]]
 ) -> list[list[Neighbors]]:
-    queries = np.concatenate([probe.queries for probe in nprobe])
-    count = min(nprobe[0].matching, max(probe.count for probe in nprobe))
-    remaining = iter(search(queries, nprobe[0], count))
-    return [list(islice(remaining, len(probe.queries))) for probe in nprobe]
+    queries = np.concatenate([request.queries for request in requests])
+    count = min(requests[0].matching, max(request.count for request in requests))
+    remaining = iter(search(queries, requests[0], count))
+    return [list(islice(remaining, len(request.queries))) for request in requests]
 
 
 def nearest_of(
-    segment: IndexSegment, rows: Positions, queries: Vectors, probe: SegmentQuery, count: int
+    segment: IndexSegment, rows: Positions, queries: Vectors, request: SegmentQuery, count: int
 ) -> list[Neighbors]:
     """The exact best `count` of some rows for each query, with what ties."""
     scores = np.concatenate(
@@ -352,12 +360,12 @@ def nearest_of(
         axis=1,
     )
     scores *= segment.columns.scale[rows]
-    found = chosen(scores, segment.columns, rows, probe, count)
+    found = chosen(scores, segment.columns, rows, request, count)
     return [(rows[places], row[places]) for row, places in zip(scores, found, strict=True)]
 
 
 def chosen(
-    scores: Vectors, columns: Columns, rows: Positions | slice, probe: SegmentQuery, count: int
+    scores: Vectors, columns: Columns, rows: Positions | slice, request: SegmentQuery, count: int
 ) -> list[Positions]:
     """For each query the places of the best rows, as `SegmentQuery` describes them.
 
@@ -365,18 +373,18 @@ def chosen(
         scores: Shape (queries, rows); minus infinity for rows that do not count. Overwritten.
         columns: Of the segment.
         rows: Which of its rows they are, ascending.
-        probe: What is asked for.
+        request: The request.
         count: How many are.
     """
-    margin = 2 * rounding(probe.queries.shape[1])
-    images = columns.image[rows] if probe.by_image else None
+    margin = 2 * rounding(request.queries.shape[1])
+    images = columns.image_rowid[rows] if request.by_image else None
     runs = None if images is None else _Runs(images)
     exact = None
-    if probe.below < np.inf:
+    if request.below < np.inf:
         # Who may score just `below` comes along in any case; who scores more has been seen.
         top = scores.max(axis=0) if runs is None else runs.spread(scores.max(axis=0))
-        scores[:, top > probe.below + margin] = -np.inf
-        maybe = (top <= probe.below + margin) & (top >= probe.below - margin)
+        scores[:, top > request.below + margin] = -np.inf
+        maybe = (top <= request.below + margin) & (top >= request.below - margin)
         exact = np.flatnonzero(maybe & (scores > -np.inf).any(axis=0))
     found: list[Positions] = []
     for row in scores:
@@ -396,7 +404,7 @@ class _Runs:
         images: Of each row, shape (rows,).
     """
 
-    def __init__(self, images: Keys) -> None:
+    def __init__(self, images: RowIds) -> None:
         ascending = bool((images[1:] >= images[:-1]).all())
         self._order = None if ascending else np.argsort(images, kind="stable")
         ordered = images if self._order is None else images[self._order]

@@ -20,7 +20,7 @@ from services.searcher.embedded.index.segments import (
     View,
     rounding,
 )
-from services.searcher.embedded.store.rows import Keys, Rows
+from services.searcher.embedded.rows import RowIds, Rows
 from services.searcher.types import Vectors
 
 _FIRST_ROWS = 1024
@@ -29,7 +29,7 @@ _GROWTH = 3
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What a reader takes in one step."""
+    """An immutable state of the index, which a reader takes in one step."""
 
     views: tuple[View, ...] = ()
 
@@ -57,7 +57,7 @@ class VectorQuery:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Rows of one segment among which are the best that were asked for."""
+    """Rows of one segment that contain its share of the best rows."""
 
     segment: IndexSegment
     rows: Positions
@@ -84,7 +84,7 @@ class VectorIndex:
         self.live = LiveQueries()
         self._expected = expected
         self._spare: deque[FlatSegment] = deque()  # memory for rows that are about to come
-        self._promised = 0
+        self._reserved = 0
         self._state = State()
 
     @property
@@ -92,7 +92,7 @@ class VectorIndex:
         """The newest published state; it never changes under its holder."""
         return self._state
 
-    def add(self, rows: Rows, added: Keys) -> None:
+    def add(self, rows: Rows, added: RowIds) -> None:
         """Appends rows and publishes them (writing thread only)."""
         views = list(self._state.views)
         start = 0
@@ -103,16 +103,16 @@ class VectorIndex:
                 views.append(View(tail, 0))
             start = tail.append(rows, added, start)
             views[-1] = View(tail, tail.columns.used)
-        self._promised = max(0, self._promised - len(rows))
+        self._reserved = max(0, self._reserved - len(rows))
         self._state = State(tuple(views))
 
     def reserve(self, count: int) -> None:
-        """Takes the memory for `count` more rows, beside those promised before (writing thread only).
+        """Allocates memory for `count` more rows, in addition to those reserved before (writing thread only).
 
         Raises:
-            MemoryError: There is not enough; nothing is promised then.
+            MemoryError: There is not enough; nothing is reserved then.
         """
-        wanted = self._promised + count
+        wanted = self._reserved + count
         views = self._state.views
         tail = views[-1].segment if views else None
         free = sum(segment.columns.capacity for segment in self._spare)
@@ -121,11 +121,11 @@ class VectorIndex:
         while free < wanted:
             self._spare.append(self._segment(wanted - free))
             free += self._spare[-1].columns.capacity
-        self._promised = wanted
+        self._reserved = wanted
 
     def release(self) -> None:
-        """The promised rows do not come; their memory is kept for the next ones (writing thread only)."""
-        self._promised = 0
+        """Cancels reservations; the memory is kept for the next rows (writing thread only)."""
+        self._reserved = 0
 
     def _segment(self, missing: int) -> FlatSegment:
         """An empty segment, three times as large as all before it where that is not too large."""
@@ -134,7 +134,7 @@ class VectorIndex:
         rows = max(_FIRST_ROWS, _GROWTH * held, missing, self._expected - held)
         return FlatSegment(self.dimension, min(rows, self.chunk_rows))
 
-    def remove(self, keys: Keys, seq: int) -> None:
+    def remove(self, keys: RowIds, seq: int) -> None:
         """Marks records removed by write `seq` (writing thread only); older states still show them."""
         for view in self._state.views:
             if len(keys):
@@ -156,11 +156,11 @@ class VectorIndex:
                 views.append(view)
         self._state = State(tuple(views))
 
-    def matching(self, conditions: CompiledFilter) -> Keys:
-        """Keys of all rows that pass."""
+    def matching(self, conditions: CompiledFilter) -> RowIds:
+        """Rowids of all rows that pass."""
         found = [np.empty(0, np.int64)]
         for one in conditions.select(self._state.views):
-            keys = one.segment.columns.key[: one.rows]
+            keys = one.segment.columns.record_rowid[: one.rows]
             found.append(keys if one.mask is None else keys[one.mask])
         return np.concatenate(found)
 
@@ -169,15 +169,15 @@ class VectorIndex:
         asked: dict[int, tuple[IndexSegment, list[tuple[int, SegmentQuery]]]] = {}
         for number, request in enumerate(requests):
             for one in request.selected:
-                probe = SegmentQuery(
+                segment_query = SegmentQuery(
                     request.vectors, one.rows, one.mask, one.matching, request.count, request.by_image,
                     request.below, request.effort,
                 )  # fmt: skip
-                asked.setdefault(id(one.segment), (one.segment, []))[1].append((number, probe))
+                asked.setdefault(id(one.segment), (one.segment, []))[1].append((number, segment_query))
         found: list[list[tuple[IndexSegment, list[Neighbors]]]] = [[] for _ in requests]
-        for segment, nprobe in asked.values():
-            answers = segment.nearest([probe for _, probe in nprobe])
-            for (number, _), answer in zip(nprobe, answers, strict=True):
+        for segment, segment_queries in asked.values():
+            answers = segment.nearest([segment_query for _, segment_query in segment_queries])
+            for (number, _), answer in zip(segment_queries, answers, strict=True):
                 found[number].append((segment, answer))
         return [
             _worth_scoring(request, parts, 2 * rounding(self.dimension))
@@ -190,11 +190,14 @@ def _worth_scoring(
 ) -> list[Part]:
     """The rows of all segments that can be among the best of them together."""
     units = [
-        [segment.columns.image[rows] if request.by_image else (number << 40) + rows for rows, _ in answer]
+        [
+            segment.columns.image_rowid[rows] if request.by_image else (number << 40) + rows
+            for rows, _ in answer
+        ]
         for number, (segment, answer) in enumerate(found)
     ]
     # What may score just `below`, with any query, comes in addition to what is counted.
-    added: Keys = np.empty(0, np.int64)
+    added: RowIds = np.empty(0, np.int64)
     if request.below < np.inf and found:
         near = [
             unit[scores >= request.below - margin]
@@ -226,7 +229,7 @@ def _worth_scoring(
 
 
 def _floor(
-    units: Sequence[Keys], scores: Sequence[Vectors], added: Keys, count: int, *, by_image: bool
+    units: Sequence[RowIds], scores: Sequence[Vectors], added: RowIds, count: int, *, by_image: bool
 ) -> float:
     """The score of the `count`-th best row or image, of those that are not `added`."""
     all_units = np.concatenate([np.empty(0, np.int64), *units])

@@ -1,4 +1,4 @@
-"""Checksums of rows: what a disk gives back is what was written, or it is noticed.
+"""Checksums of rows, so that a value which the disk has changed is noticed.
 
 SQLite notices damage to its own structure, but not a bit that has flipped inside of a value. So every row
 carries the CRC-32 of its values, written with them and compared whenever they are read. What changes in place
@@ -32,40 +32,44 @@ def of_values(*values: Value) -> int:
     return zlib.crc32(b"".join(parts))
 
 
-def of_vector(key: int, value: bytes) -> int:
+def of_vector(record_rowid: int, value: bytes) -> int:
     """Checksum of a stored vector, bound to its record."""
-    return zlib.crc32(value, key & 0xFFFFFFFF)
+    return zlib.crc32(value, record_rowid & 0xFFFFFFFF)
 
 
 def of_indexed(values: Sequence[float]) -> int:
-    """Checksum of what the index holds of a record.
+    """Checksum of the values that the index holds of a record.
 
     Args:
-        values: Collection, key, image, level, area, predicted_iou, stability_score, added.
+        values: Collection, record and image rowid, level, area, predicted_iou, stability_score, added.
     """
-    collection, key, image, level, area, iou, stability, added = values
+    collection, record_rowid, image, level, area, iou, stability, added = values
     return zlib.crc32(
-        _INDEXED.pack(collection, key, image, level, area, iou + _ZERO, stability + _ZERO, added)
+        _INDEXED.pack(collection, record_rowid, image, level, area, iou + _ZERO, stability + _ZERO, added)
     )
 
 
-def of_body(key: int, record_id: str, box: Sequence[float | None], attributes: str | None) -> int:
-    """Checksum of what answers show of a record besides.
+def of_body(record_rowid: int, record_id: str, box: Sequence[float | None], attributes: str | None) -> int:
+    """Checksum of what hits show of a record in addition.
 
     Args:
-        key: The record's key.
+        record_rowid: The record's rowid.
         record_id: Its public id.
         box: Its four edges, or four times None.
         attributes: As JSON, or None.
     """
     edges = [edge + _ZERO for edge in box if edge is not None]
-    text = f"{key}\0{record_id}\0{attributes}".encode()
+    text = f"{record_rowid}\0{record_id}\0{attributes}".encode()
     return zlib.crc32(_BOX.pack(*edges) if edges else b"", zlib.crc32(text))
 
 
-def of_mask(key: int, height: int | None, width: int | None, counts: bytes | None) -> int | None:
+def of_mask(record_rowid: int, height: int | None, width: int | None, counts: bytes | None) -> int | None:
     """Checksum of a record's mask; None without one."""
-    return None if counts is None else zlib.crc32(counts, zlib.crc32(f"{key} {height} {width}".encode()))
+    return (
+        None
+        if counts is None
+        else zlib.crc32(counts, zlib.crc32(f"{record_rowid} {height} {width}".encode()))
+    )
 
 
 def require(stored: int | None, actual: int | None, what: str) -> None:

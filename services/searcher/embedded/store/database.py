@@ -1,10 +1,9 @@
-"""The SQLite file: opening, bringing up to date, copying.
+"""The SQLite file: opening, migrating, copying.
 
 What an answered write survives: the file is in WAL mode with ``synchronous=FULL``, so a commit has been
 handed to the disk with fdatasync before it is answered. It survives the death of the process, of the
-operating system and of the power, as far as the disk keeps its own word on synchronisation. It does not
-survive the loss of the
-disk: take snapshots for that.
+operating system and of the power, as far as the disk itself honours synchronisation. It does not
+survive the loss of the disk: take snapshots for that.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ class Database:
         self._readers: list[sqlite3.Connection] = []
         self._readers_lock = threading.Lock()
         self.last_write = LastWrite(path, read_only=read_only)
-        with explained(path):
+        with explained(path), _unrecovered_log_explained(path, read_only=read_only):
             self.writer = connect(path, read_only=read_only)
             try:
                 if read_only:
@@ -72,7 +71,7 @@ class Database:
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
-        """A consistent view for several statements, with errors in our words."""
+        """A consistent view for several statements; errors are translated."""
         connection = self.reader()
         with explained(self.path):
             if connection.in_transaction:  # nested: the outer one already fixed the view
@@ -108,9 +107,10 @@ class Database:
             least_seq: The write number is raised to it, so that numbers handed out before do not come again.
         """
         with explained(self.path), contextlib.closing(connect(source)) as connection:
-            epoch, key = self.writer.execute("SELECT epoch + 1, token_key FROM state").fetchone()
+            epoch, record_rowid = self.writer.execute("SELECT epoch + 1, token_key FROM state").fetchone()
             connection.execute(
-                "UPDATE state SET seq = MAX(seq, ?), epoch = ?, token_key = ?", (least_seq, epoch, key)
+                "UPDATE state SET seq = MAX(seq, ?), epoch = ?, token_key = ?",
+                (least_seq, epoch, record_rowid),
             )
             connection.backup(self.writer)
 
@@ -119,7 +119,7 @@ class Database:
         return self.file_bytes() + self.log_bytes()
 
     def keep_log_below(self, size: int) -> None:
-        """Cuts the log's file to so many bytes when it begins anew."""
+        """Truncates the log's file to so many bytes when it starts over."""
         self.writer.execute(f"PRAGMA journal_size_limit = {size}")
 
     def file_bytes(self) -> int:
@@ -131,7 +131,7 @@ class Database:
         return size_of(self.path.with_name(self.path.name + "-wal"))
 
     def close(self) -> None:
-        """Closes every connection; the log is folded into the file."""
+        """Closes every connection; the last one checkpoints the log."""
         with self._readers_lock:
             for connection in self._readers:
                 connection.close()
@@ -140,11 +140,32 @@ class Database:
         self.last_write.close()
 
 
+@contextlib.contextmanager
+def _unrecovered_log_explained(path: Path, *, read_only: bool) -> Iterator[None]:
+    """Names the remedy where reading needs a recovery that a read-only folder forbids.
+
+    A searcher that was killed leaves its log behind. SQLite reads it through an index of it, the `-shm` file,
+    which it has to create where there is none.
+    """
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        log, index = (path.with_name(path.name + end) for end in ("-wal", "-shm"))
+        if not read_only or not size_of(log) or index.exists():
+            raise
+        raise RegionSearchError(
+            Kind.FAILED_PRECONDITION,
+            f"{log.name} holds writes of a searcher that was killed, and {index.name}, needed to "
+            f"read them, cannot be created in a read-only folder ({error}): start a searcher that may "
+            "write on the folder or on a copy of it, stop it again, and then open that read-only",
+        ) from error
+
+
 def connect(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
     """A connection in autocommit mode, ready for the threads of this process to hand around."""
     uri = path.absolute().as_uri()
     if read_only:
-        # Without a log beside it nobody is writing, and `immutable` needs no write access to the folder.
+        # Without a log there is no writer, and `immutable` needs no write access to the folder.
         uri += "?mode=ro" if size_of(path.with_name(path.name + "-wal")) else "?immutable=1"
     connection = sqlite3.connect(
         uri, uri=True, isolation_level=None, check_same_thread=False, timeout=_BUSY_TIMEOUT_S
@@ -157,7 +178,7 @@ def connect(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
 
 
 def prepare(connection: sqlite3.Connection, path: Path, migrations: tuple[str, ...]) -> None:
-    """Makes a new file, checks an old one, and brings it to the newest version. All or nothing."""
+    """Creates a file, or checks it and migrates it to the newest version. All or nothing."""
     if connection.execute("PRAGMA page_count").fetchone()[0] == 0:
         connection.execute(f"PRAGMA page_size = {PAGE_SIZE}")
         connection.execute("PRAGMA auto_vacuum = INCREMENTAL")

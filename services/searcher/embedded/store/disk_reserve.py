@@ -1,4 +1,4 @@
-"""Space on the disk that only deletions may use, so that a full disk can be emptied."""
+"""Disk space that is reserved for deletions, so that a full disk can be emptied."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _LEAST_PART = 128 << 10
 
 
 class DiskReserve:
-    """A file that takes up space until a deletion needs it, and a bound for everybody else.
+    """A file that holds space until a deletion needs it, and a limit for everything else.
 
     Args:
         folder: Where the file lies.
@@ -42,7 +42,7 @@ class DiskReserve:
             return self._size
 
     def fill(self) -> None:
-        """Takes the space where there is plenty, as at the start and after it was used; else later."""
+        """Allocates the file where there is plenty of space; otherwise a later call does."""
         with self._lock, contextlib.suppress(OSError):
             free, size = self._space()
             have = self._path.stat().st_size if self._path.exists() else 0
@@ -51,9 +51,9 @@ class DiskReserve:
                     os.posix_fallocate(file.fileno(), 0, size)
 
     def spend(self) -> bool:
-        """Gives a part of the space to a deletion that found none; whether there was any.
+        """Frees a part of the reserve for a deletion; returns whether there was any left.
 
-        Not all of it at once: others may take what it leaves.
+        Only a part, because other writers may take what is freed.
         """
         with self._lock, contextlib.suppress(OSError):
             have = self._path.stat().st_size
@@ -62,7 +62,7 @@ class DiskReserve:
         return False
 
     def deleting(self, submit: Callable[[], Future[T]]) -> T:
-        """Waits for a write that frees space; where there is none for it, it gets the reserve."""
+        """Waits for a write that frees space; on a full disk it gets the reserve."""
         try:
             return submit().result()
         except RegionSearchError as error:
@@ -78,7 +78,7 @@ class DiskReserve:
         raise failure
 
     def require(self, nbytes: int = 0) -> None:
-        """Refuses what would take the space that deletions need.
+        """Refuses a write that would take the space that deletions need.
 
         Args:
             nbytes: What is going to be written, where that is known.
@@ -94,7 +94,7 @@ class DiskReserve:
             raise RegionSearchError(
                 Kind.STORAGE_FULL,
                 f"{free >> 20} MiB are free on the disk, {(size + nbytes) >> 20} MiB are needed "
-                "(embedded.reserve_bytes): delete images or free some disk space; reads and deletions go on",
+                "(embedded.reserve_bytes): delete images or free disk space; reads and deletions continue",
             )
 
     def _space(self) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""Errors of SQLite and of the file system, and damage, in our words."""
+"""Translates errors of SQLite and of the file system, and damage, into `RegionSearchError`."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ def damaged(path: Path, why: str) -> RegionSearchError:
 
 @contextlib.contextmanager
 def explained(path: Path) -> Iterator[None]:
-    """Turns errors of SQLite and of the file system, and damaged rows, into ours.
+    """Translates errors of SQLite and of the file system, and damaged rows.
 
-    They name the file and the remedy.
+    The errors name the file and the remedy.
     """
     try:
         yield
@@ -47,7 +47,7 @@ def explained(path: Path) -> Iterator[None]:
 
 
 def explain(error: sqlite3.Error | OSError, path: Path) -> RegionSearchError:
-    """What an error of SQLite, or its like of the file system, means to a caller."""
+    """Translates one error of SQLite or of the file system."""
     if isinstance(error, OSError):
         code = _AS_SQLITE.get(error.errno or 0, sqlite3.SQLITE_ERROR)
     else:
@@ -56,14 +56,14 @@ def explain(error: sqlite3.Error | OSError, path: Path) -> RegionSearchError:
             code = sqlite3.SQLITE_FULL
     if code == sqlite3.SQLITE_FULL:
         return RegionSearchError(
-            Kind.STORAGE_FULL, f"no space left for {path.name}: free some disk space; reads go on meanwhile"
+            Kind.STORAGE_FULL, f"no space left for {path.name}: free some disk space; reads continue"
         )
     if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
         return damaged(path, str(error))
     if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM, sqlite3.SQLITE_AUTH):
         return RegionSearchError(
             Kind.FAILED_PRECONDITION,
-            f"{path.name} cannot be written or opened ({error}): check the folder's rights",
+            f"{path.name} cannot be written or opened ({error}): check the folder's permissions",
         )
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return RegionSearchError(

@@ -1,4 +1,4 @@
-"""One process that writes, or any number that read: who may use a record file."""
+"""File lock of a record file: one process that writes, or any number that read."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from services.searcher.embedded.store.faults import explained
 
 
 class StoreLock:
-    """Keeps other processes away from a record file, until `release` or the end of this process.
+    """Locks a record file against other processes, until `release` or the end of this process.
 
     The file itself is locked, not one next to it that somebody may delete. SQLite's own locks are of another
     kind; they do not meet.
 
     Args:
-        path: The record file; whoever writes creates it.
+        path: The record file; a process that writes creates it.
         shared: For processes that only read: they exclude the one that writes, not each other.
 
     Raises:
@@ -45,7 +45,7 @@ class StoreLock:
                 ) from error
 
     def check(self) -> None:
-        """Whether the path still names the locked file.
+        """Checks that the path still names the locked file.
 
         Raises:
             RegionSearchError: FAILED_PRECONDITION when the file was moved, deleted or replaced.
@@ -64,7 +64,7 @@ class StoreLock:
             )
 
     def release(self) -> None:
-        """Lets others in."""
+        """Unlocks the file."""
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None

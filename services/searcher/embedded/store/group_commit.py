@@ -1,4 +1,4 @@
-"""The one thread that writes: many callers' writes in one transaction, answered after one synchronisation."""
+"""Group commit: one thread writes many callers' changes in one transaction, with one sync to disk."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from regionsearch.errors import Kind, RegionSearchError, overloaded
+from services.searcher.embedded.rows import Change
 from services.searcher.embedded.store.database import Database
 from services.searcher.embedded.store.faults import explain
 from services.searcher.embedded.store.reads import last_seq
-from services.searcher.embedded.store.rows import Change
 from services.searcher.metrics import COMMIT_WRITES
 
 T = TypeVar("T")
@@ -39,9 +39,9 @@ class _Job(Generic[T]):
 class GroupCommitter:
     """Runs writes in the order of their arrival, as many in one commit as have gathered.
 
-    While one commit waits for the disk the next group gathers by itself, so no write is ever delayed on
-    purpose. An operation that fails is rolled back alone. Only after the commit are changes applied to the
-    index, and only after that are the writes answered: what is answered is on disk and visible.
+    While one commit waits for the disk the next group gathers, so no write is ever delayed on purpose. An
+    operation that fails is rolled back alone. Changes are applied to the index after the commit, and writes
+    are answered after that: what is answered is on disk and visible.
 
     Args:
         database: The record store.
@@ -121,12 +121,12 @@ class GroupCommitter:
         return job.future
 
     def refuse(self, why: RegionSearchError) -> None:
-        """Lets no further write in."""
+        """Refuses every further write."""
         with self._changed:
             self._refusal = self._refusal or why
 
     def hold(self, why: RegionSearchError | None) -> None:
-        """Lets no further write in until it is called with None."""
+        """Refuses further writes until it is called with None."""
         with self._changed:
             self._held = why
 
@@ -157,7 +157,7 @@ class GroupCommitter:
                 self._commit(group)
             except BaseException as error:  # the index may lack what the store has: only a restart heals that
                 self.refuse(
-                    RegionSearchError(Kind.INTERNAL, "the writer has died: the searcher must be restarted")
+                    RegionSearchError(Kind.INTERNAL, "the writing thread has failed: restart the searcher")
                 )
                 _fail([job for job in group if not job.future.done()], error)
                 self._on_fatal(error)
@@ -212,7 +212,7 @@ class GroupCommitter:
                 self._apply(job.outcome[1])
         self._seq = seq
         COMMIT_WRITES.observe(len(written))
-        for job in written:  # not before: whoever has an answer may count on nothing being under way for it
+        for job in written:  # last: a caller with an answer may rely on its write being complete
             if job.outcome is not None:
                 job.future.set_result(job.outcome[0])
             else:
@@ -233,7 +233,7 @@ class GroupCommitter:
             job.outcome = answer, change
         except MemoryError:
             connection.execute("ROLLBACK TO job")
-            job.error = overloaded("no memory is left for this write: delete something, or try later", 5.0)
+            job.error = overloaded("not enough memory for this write: delete records, or retry later", 5.0)
         except Exception as error:
             if not connection.in_transaction or _disk_failed(error):  # SQLite itself gave up, or should
                 raise
@@ -252,7 +252,7 @@ class GroupCommitter:
                 RegionSearchError(
                     Kind.FAILED_PRECONDITION,
                     f"the disk failed under {self._database.path.name} ({error}): check it and restart "
-                    "the searcher; reads go on meanwhile",
+                    "the searcher; reads continue",
                 )
             )
 

@@ -1,4 +1,4 @@
-"""The number of the last write, remembered outside of SQLite: a log that has vanished is noticed."""
+"""The number of the last write, kept outside of SQLite, so that a missing log is noticed."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class LastWrite:
             os.pwrite(self._descriptor, _CONTENT.pack(seq, zlib.crc32(number)), 0)
 
     def close(self) -> None:
-        """Lets go of the file."""
+        """Closes the file."""
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None

@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import structlog
 from numpy.typing import NDArray
 
+from services.searcher.embedded.rows import HighestRowids, RowIds
 from services.searcher.embedded.store import checksums
-from services.searcher.embedded.store.rows import Keys
 from services.searcher.metrics import DAMAGED_ROWS
 from services.searcher.response_budget import ResponseBudget
 from services.searcher.types import (
@@ -50,13 +49,13 @@ def last_seq(connection: sqlite3.Connection) -> int:
 
 
 def epoch(connection: sqlite3.Connection) -> tuple[int, bytes]:
-    """How many restores there were, and the key that signs page tokens."""
+    """The number of restores, and the key that signs page tokens."""
     row = connection.execute("SELECT epoch, token_key FROM state").fetchone()
     return int(row[0]), bytes(row[1])
 
 
 def collections(connection: sqlite3.Connection) -> list[tuple[int, Collection, bytes | None]]:
-    """Internal number, description and codec of every collection, by name.
+    """Rowid, description and codec of every collection, by name.
 
     Raises:
         DamagedRowError: One of them is not what was written.
@@ -77,115 +76,109 @@ def collections(connection: sqlite3.Connection) -> list[tuple[int, Collection, b
     return found
 
 
-def counts(connection: sqlite3.Connection, collection: int) -> tuple[int, int]:
+def counts(connection: sqlite3.Connection, collection_rowid: int) -> tuple[int, int]:
     """Numbers of images and records."""
     row = connection.execute(
-        "SELECT image_count, record_count FROM collection WHERE id = ?", (collection,)
+        "SELECT image_count, record_count FROM collection WHERE id = ?", (collection_rowid,)
     ).fetchone()
     return (row[0], row[1]) if row else (0, 0)
 
 
 class LiveImage(NamedTuple):
-    """What a write has to know of an image."""
+    """The values of a stored image that a write needs."""
 
-    ordinal: int
+    image_rowid: int
     created_ms: int
     place: int
 
 
 def live_images(
-    connection: sqlite3.Connection, collection: int, image_ids: Sequence[str]
+    connection: sqlite3.Connection, collection_rowid: int, image_ids: Sequence[str]
 ) -> dict[str, LiveImage]:
-    """Those of the images that exist, by id."""
+    """The images that exist, by id."""
     rows = connection.execute(
         f"SELECT image_id, ordinal, created_ms, place FROM image WHERE collection = ? AND image_id {LISTED}"  # noqa: S608
         " AND removed IS NULL",
-        (collection, _names(image_ids)),
+        (collection_rowid, _json_names(image_ids)),
     )
     return {image_id: LiveImage(*values) for image_id, *values in rows}
 
 
 def images_by_id(
-    connection: sqlite3.Connection, collection: int, image_ids: Sequence[str]
+    connection: sqlite3.Connection, collection_rowid: int, image_ids: Sequence[str]
 ) -> dict[str, tuple[int, StoredImage]]:
-    """Ordinal and description of those of the images that exist."""
+    """Rowid and description of the images that exist."""
     rows = connection.execute(
         f"SELECT i.ordinal, {_IMAGE} FROM image i WHERE i.collection = ? AND i.image_id {LISTED}"  # noqa: S608
         " AND i.removed IS NULL",
-        (collection, _names(image_ids)),
+        (collection_rowid, _json_names(image_ids)),
     )
     return {image.image_id: (row[0], image) for row in rows for image in [_image(row[1:])]}
 
 
-def keys_of_images(connection: sqlite3.Connection, ordinals: Sequence[int]) -> Keys:
-    """Keys of all live records of images."""
+def record_rowids_of_images(connection: sqlite3.Connection, image_rowids: Sequence[int]) -> RowIds:
+    """Rowids of all live records of images."""
     rows = connection.execute(
         f"SELECT key FROM record WHERE image {LISTED} AND removed IS NULL",  # noqa: S608
-        (numbers(ordinals),),
+        (json_array(image_rowids),),
     )
     return _integers(rows)
 
 
-def keys_of_records(connection: sqlite3.Connection, collection: int, record_ids: Sequence[str]) -> Keys:
-    """Keys of those of the records that exist."""
+def rowids_of_records(
+    connection: sqlite3.Connection, collection_rowid: int, record_ids: Sequence[str]
+) -> RowIds:
+    """Rowids of the records that exist."""
     rows = connection.execute(
         f"SELECT key FROM record WHERE collection = ? AND record_id {LISTED} AND removed IS NULL",  # noqa: S608
-        (collection, _names(record_ids)),
+        (collection_rowid, _json_names(record_ids)),
     )
     return _integers(rows)
 
 
 def every_version(
-    connection: sqlite3.Connection, table: str, collection: int, ids: Sequence[str], since: int
-) -> Keys:
+    connection: sqlite3.Connection, table: str, collection_rowid: int, ids: Sequence[str], since: int
+) -> RowIds:
     """Row numbers of all versions of images or records that some state from write `since` on can show.
 
     Args:
         connection: A reading connection.
         table: "image" or "record".
-        collection: The collection's internal number.
+        collection_rowid: The collection's rowid.
         ids: Public ids.
         since: Versions removed up to this write are left out.
     """
     number, name = {"image": ("ordinal", "image_id"), "record": ("key", "record_id")}[table]
-    listed = _names(ids)
+    listed = _json_names(ids)
     rows = connection.execute(
         f"SELECT {number} FROM {table} WHERE collection = ? AND {name} {LISTED} AND removed IS NULL"  # noqa: S608
         f" UNION ALL SELECT {number} FROM {table} WHERE removed > ? AND collection = ? AND {name} {LISTED}",
-        (collection, listed, since, collection, listed),
+        (collection_rowid, listed, since, collection_rowid, listed),
     )
     return _integers(rows)
 
 
-@dataclass(frozen=True, slots=True)
-class Newest:
-    """The highest ids that were ever given to an image and to a record."""
-
-    image: int = 0
-    record: int = 0
-
-
-def newest(connection: sqlite3.Connection) -> Newest:
-    """What no later write goes below."""
+def highest_rowids(connection: sqlite3.Connection) -> HighestRowids:
+    """The highest rowids so far; every later write gets higher ones."""
     found = dict(connection.execute("SELECT name, seq FROM sqlite_sequence"))
-    return Newest(found.get("image", 0), found.get("record", 0))
+    return HighestRowids(found.get("image", 0), found.get("record", 0))
 
 
 def tagged_images(
-    connection: sqlite3.Connection, collection: int, tags: Sequence[str], since: int = 0
-) -> Keys:
-    """Ordinals above `since` of the images, of any version, with one of the tags, ascending."""
+    connection: sqlite3.Connection, collection_rowid: int, tags: Sequence[str], since: int = 0
+) -> RowIds:
+    """Rowids above `since` of the images, of any version, with one of the tags, ascending."""
     rows = connection.execute(
         f"SELECT image FROM image_tag WHERE collection = ? AND tag {LISTED} AND image > ?",  # noqa: S608
-        (collection, _names(tags), since),
+        (collection_rowid, _json_names(tags), since),
     )
     return np.unique(_integers(rows))
 
 
 def attribute_owners(
-    connection: sqlite3.Connection, collection: int, name: str, value: str, since: Newest
-) -> tuple[Keys, Keys, Keys]:
-    """Who has an attribute: images with this value, records with this value, records with another one.
+    connection: sqlite3.Connection, collection_rowid: int, name: str, value: str, since: HighestRowids
+) -> tuple[RowIds, RowIds, RowIds]:
+    """The owners of an attribute: images with this value, records with this value, records with another one.
 
     Only images and records later than `since`; of the last kind only what matters: records of images with
     the value, and perhaps further ones.
@@ -194,7 +187,7 @@ def attribute_owners(
         "SELECT {0} FROM attribute WHERE collection = ? AND name = ? AND value = ? AND image > ?"
         " AND record {1} 0"
     )
-    wanted = (collection, name, value, since.image)
+    wanted = (collection_rowid, name, value, since.image)
     images = _integers(connection.execute(equal.format("image", "="), wanted))
     same = _integers(connection.execute(equal.format("record", "!="), wanted))
     others = (
@@ -206,47 +199,49 @@ def attribute_owners(
     late = connection.execute(  # records that came to older images
         "SELECT record, value FROM attribute WHERE name = ? AND record > ? AND image IN"
         " (SELECT image FROM record WHERE key > ? AND image <= ? AND collection = ?)",
-        (name, since.record, since.record, since.image, collection),
+        (name, since.record, since.record, since.image, collection_rowid),
     ).fetchall()
-    same = np.concatenate([same, _integers((key,) for key, its in late if its == value)])
-    other = np.concatenate([other, _integers((key,) for key, its in late if its != value)])
+    same = np.concatenate([same, _integers((record_rowid,) for record_rowid, its in late if its == value)])
+    other = np.concatenate([other, _integers((record_rowid,) for record_rowid, its in late if its != value)])
     return images, np.unique(same), np.unique(other)
 
 
-def public_ids(connection: sqlite3.Connection, keys: Iterable[int]) -> dict[int, tuple[str, str]]:
-    """Image id and record id by key."""
+def public_ids(connection: sqlite3.Connection, record_rowids: Iterable[int]) -> dict[int, tuple[str, str]]:
+    """Image id and record id by record rowid."""
     rows = connection.execute(
         f"SELECT r.key, i.image_id, r.record_id FROM record r JOIN image i ON i.ordinal = r.image"  # noqa: S608
         f" WHERE r.key {LISTED}",
-        (numbers(keys),),
+        (json_array(record_rowids),),
     )
-    return {key: (image_id, record_id) for key, image_id, record_id in rows}
+    return {record_rowid: (image_id, record_id) for record_rowid, image_id, record_id in rows}
 
 
-def keys_in_order(connection: sqlite3.Connection, collection: int, first: int, last: int) -> Keys:
-    """Keys from `first` to `last` in the order of hits with equal scores: by level, image id, record id."""
+def record_rowids_in_order(
+    connection: sqlite3.Connection, collection_rowid: int, first: int, last: int
+) -> RowIds:
+    """Rowids from `first` to `last` in the order of hits with equal scores: by level, image id, record id."""
     rows = connection.execute(
         "SELECT r.key FROM record r JOIN image i ON i.ordinal = r.image WHERE r.key BETWEEN ? AND ?"
         " AND r.collection = ? ORDER BY r.level, i.image_id, r.record_id",
-        (first, last, collection),
+        (first, last, collection_rowid),
     )
     return _integers(rows)
 
 
-def place_in_order(connection: sqlite3.Connection, key: int) -> tuple[int, str, str] | None:
-    """Level, image id and record id of a record; None if it has been purged."""
+def place_in_order(connection: sqlite3.Connection, record_rowid: int) -> tuple[int, str, str] | None:
+    """Level, image id and record id of a record; None if it has been vacuumed."""
     row: tuple[int, str, str] | None = connection.execute(
         "SELECT r.level, i.image_id, r.record_id FROM record r JOIN image i ON i.ordinal = r.image"
         " WHERE r.key = ?",
-        (key,),
+        (record_rowid,),
     ).fetchone()
     return row
 
 
 def records(
-    connection: sqlite3.Connection, keys: Iterable[int], room: ResponseBudget, *, masks: bool
+    connection: sqlite3.Connection, record_rowids: Iterable[int], room: ResponseBudget, *, masks: bool
 ) -> dict[int, Record]:
-    """Records by key; takes room for each.
+    """Records by rowid; deducts each from `room`.
 
     Raises:
         DamagedRowError: One of them is not what was written.
@@ -254,7 +249,7 @@ def records(
     rows = connection.execute(
         f"SELECT {_RECORD}, {_MASK if masks else _NO_MASK} FROM record r"  # noqa: S608
         f" JOIN image i ON i.ordinal = r.image WHERE r.key {LISTED}",
-        (numbers(keys),),
+        (json_array(record_rowids),),
     )
     found: dict[int, Record] = {}
     for row in rows:
@@ -264,16 +259,16 @@ def records(
 
 
 def described(
-    connection: sqlite3.Connection, keys: Iterable[int], *, masks: bool
+    connection: sqlite3.Connection, record_rowids: Iterable[int], *, masks: bool
 ) -> Iterator[tuple[int, tuple[Record, StoredImage] | None]]:
-    """Each key with its record and image, in the order of the keys; None where a row is damaged.
+    """Each rowid with its record and image, in the given order; None where a row is damaged.
 
     That is reported: one damaged row does not hide the others.
     """
     rows = connection.execute(
         f"SELECT {_RECORD}, {_MASK if masks else _NO_MASK}, {_IMAGE} FROM json_each(?) k"  # noqa: S608
         " CROSS JOIN record r ON r.key = k.value CROSS JOIN image i ON i.ordinal = r.image ORDER BY k.key",
-        (numbers(keys),),
+        (json_array(record_rowids),),
     )
     for row in rows:
         try:
@@ -284,16 +279,16 @@ def described(
 
 
 def images(
-    connection: sqlite3.Connection, ordinals: Iterable[int], room: ResponseBudget
+    connection: sqlite3.Connection, image_rowids: Iterable[int], room: ResponseBudget
 ) -> list[StoredImage]:
-    """Live images by ordinal, in that order; takes room for each.
+    """Live images by rowid, in that order; deducts each from `room`.
 
     Raises:
         DamagedRowError: One of them is not what was written.
     """
     rows = connection.execute(
         f"SELECT {_IMAGE} FROM image i WHERE i.ordinal {LISTED} ORDER BY i.ordinal",  # noqa: S608
-        (numbers(ordinals),),
+        (json_array(image_rowids),),
     )
     found: list[StoredImage] = []
     for row in rows:
@@ -302,34 +297,40 @@ def images(
     return found
 
 
-def in_reading_order(connection: sqlite3.Connection, keys: Iterable[int]) -> list[tuple[int, int]]:
-    """Key and image ordinal of records: by image, image level first, then in the order of writing."""
+def in_reading_order(connection: sqlite3.Connection, record_rowids: Iterable[int]) -> list[tuple[int, int]]:
+    """Rowids of records and their images: by image, image level first, then in the order of writing."""
     return connection.execute(
         f"SELECT key, image FROM record WHERE key {LISTED} ORDER BY image, level, key",  # noqa: S608
-        (numbers(keys),),
+        (json_array(record_rowids),),
     ).fetchall()
 
 
-def vectors(connection: sqlite3.Connection, keys: Sequence[int], dimension: int) -> NDArray[np.float32]:
-    """Stored vectors in the order of the keys, shape (keys, dimension).
+def vectors(
+    connection: sqlite3.Connection, record_rowids: Sequence[int], dimension: int
+) -> NDArray[np.float32]:
+    """Stored vectors in the order of the rowids, shape (rowids, dimension).
 
     Raises:
         DamagedRowError: One of them is not what was written.
     """
     query = "SELECT value, checksum FROM vector WHERE key = ?"
     found: list[bytes] = []
-    for key in keys:
-        value, checksum = connection.execute(query, (key,)).fetchone() or (b"", None)
+    for record_rowid in record_rowids:
+        value, checksum = connection.execute(query, (record_rowid,)).fetchone() or (b"", None)
         if len(value) != 2 * dimension:
-            raise checksums.DamagedRowError(f"the vector of record {key} is missing or has the wrong length")
-        checksums.require(checksum, checksums.of_vector(key, value), f"the vector of record {key}")
+            raise checksums.DamagedRowError(
+                f"the vector of record {record_rowid} is missing or has the wrong length"
+            )
+        checksums.require(
+            checksum, checksums.of_vector(record_rowid, value), f"the vector of record {record_rowid}"
+        )
         found.append(value)
-    return np.frombuffer(b"".join(found), "<f2").reshape(len(keys), dimension).astype(np.float32)
+    return np.frombuffer(b"".join(found), "<f2").reshape(len(record_rowids), dimension).astype(np.float32)
 
 
 def recent_images(
     connection: sqlite3.Connection,
-    collection: int,
+    collection_rowid: int,
     limit: int,
     after: tuple[int, str] | None,
     room: ResponseBudget,
@@ -346,7 +347,7 @@ def recent_images(
     rows = connection.execute(
         f"SELECT {_IMAGE} FROM image i WHERE i.collection = ? AND i.removed IS NULL{behind}"  # noqa: S608
         " ORDER BY i.place DESC, i.image_id DESC",
-        (collection, *(after or ())),
+        (collection_rowid, *(after or ())),
     )
     found: list[StoredImage] = []
     last: tuple[int, str] | None = None
@@ -367,22 +368,22 @@ def recent_images(
 
 
 def report_damage(error: checksums.DamagedRowError) -> None:
-    """Says that a row is left out of a list because it is damaged."""
+    """Counts and logs a damaged row that is left out of a list."""
     DAMAGED_ROWS.inc()
     _log.error("a damaged row is left out of a list: restore a sound snapshot", row=str(error))
 
 
-def numbers(values: Iterable[int]) -> str:
+def json_array(values: Iterable[int]) -> str:
     """For `LISTED`."""
     return json.dumps(list(values))
 
 
-def _names(names: Iterable[str]) -> str:
+def _json_names(names: Iterable[str]) -> str:
     """For `LISTED`. SQLite ends JSON's strings at a NUL; as no stored name has one, such a name is none."""
     return json.dumps([name for name in names if "\0" not in name])
 
 
-def _integers(rows: Iterable[tuple[int]]) -> Keys:
+def _integers(rows: Iterable[tuple[int]]) -> RowIds:
     return np.fromiter((row[0] for row in rows), np.int64)
 
 
@@ -415,11 +416,11 @@ def _record(row: Sequence[Any]) -> Record:
     """A record of the columns `_RECORD`, and `_MASK` or `_NO_MASK`."""
     checksum, body_checksum, *indexed, record_id = row[:11]
     box, attributes, image_id, mask_checksum, rle = row[11:15], row[15], row[16], row[17], row[18:21]
-    _, key, _, level, area, iou, stability, _ = indexed
+    _, record_rowid, _, level, area, iou, stability, _ = indexed
     what = f"record {record_id!r} of image {image_id!r}"
     checksums.require(checksum, checksums.of_indexed(indexed), what)
-    checksums.require(body_checksum, checksums.of_body(key, record_id, box, attributes), what)
-    checksums.require(mask_checksum, checksums.of_mask(key, *rle), what)
+    checksums.require(body_checksum, checksums.of_body(record_rowid, record_id, box, attributes), what)
+    checksums.require(mask_checksum, checksums.of_mask(record_rowid, *rle), what)
     return Record(
         record_id,
         image_id,

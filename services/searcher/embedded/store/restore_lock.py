@@ -1,4 +1,4 @@
-"""Many calls at once, or one that needs the house to itself."""
+"""A lock that many calls share and a restore holds alone."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from regionsearch.errors import Kind, RegionSearchError
 
 
 class RestoreLock:
-    """Lets calls through until one asks for exclusion; then new ones are refused, those inside waited for."""
+    """Shared by calls until one asks for it alone: then new calls are refused, and running ones awaited."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -19,14 +19,14 @@ class RestoreLock:
 
     @contextlib.contextmanager
     def shared(self) -> Iterator[None]:
-        """One of many.
+        """Holds the lock together with other calls.
 
         Raises:
             RegionSearchError: UNAVAILABLE while another call excludes all others.
         """
         with self._changed:
             if self._closed is not None:
-                raise RegionSearchError(Kind.UNAVAILABLE, f"{self._closed}: try again", retry_after_s=1.0)
+                raise RegionSearchError(Kind.UNAVAILABLE, f"{self._closed}: retry later", retry_after_s=1.0)
             self._inside += 1
         try:
             yield
@@ -37,14 +37,14 @@ class RestoreLock:
 
     @contextlib.contextmanager
     def exclusive(self, why: str) -> Iterator[None]:
-        """Alone, after those inside have left. `why` is what the others are told.
+        """Holds the lock alone, once the running calls have ended. `why` is the message of refused calls.
 
         Raises:
             RegionSearchError: UNAVAILABLE while another call excludes all others.
         """
         with self._changed:
             if self._closed is not None:
-                raise RegionSearchError(Kind.UNAVAILABLE, f"{self._closed}: try again", retry_after_s=1.0)
+                raise RegionSearchError(Kind.UNAVAILABLE, f"{self._closed}: retry later", retry_after_s=1.0)
             self._closed = why
             while self._inside:
                 self._changed.wait()

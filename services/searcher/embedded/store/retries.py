@@ -1,4 +1,4 @@
-"""How often something that fails again and again is tried, and said."""
+"""Retries of background work: how long to wait between attempts, and how often to log the same failure."""
 
 from __future__ import annotations
 
@@ -9,36 +9,36 @@ _FIRST_S = 1.0
 _LONGEST_S = 60.0
 
 
-class Seldom:
-    """Lets a message through when it is new, and then every ten minutes."""
+class LogThrottle:
+    """Throttles repeated log messages to one in ten minutes."""
 
     def __init__(self) -> None:
-        self._said: dict[str, float] = {}
+        self._logged: dict[str, float] = {}
 
     def due(self, message: str) -> bool:
-        """Whether the message should be said now."""
+        """Whether the message should be logged now."""
         now = time.monotonic()
-        if now - self._said.get(message, -_REPEAT_S) < _REPEAT_S:
+        if now - self._logged.get(message, -_REPEAT_S) < _REPEAT_S:
             return False
-        self._said[message] = now
+        self._logged[message] = now
         return True
 
-    def forget(self) -> None:
-        """It is over: the next failure is new."""
-        self._said.clear()
+    def reset(self) -> None:
+        """After a success: the next failure counts as new."""
+        self._logged.clear()
 
 
 class Backoff:
-    """Time between two attempts: a second, twice as long after each failure, a minute at most."""
+    """Exponential backoff: a second, doubled by each failure up to a minute."""
 
     def __init__(self, first_s: float = _FIRST_S) -> None:
         self._first_s = first_s
         self.delay_s = first_s
 
     def failed(self) -> None:
-        """The next attempt is later."""
+        """Doubles the delay."""
         self.delay_s = min(2 * self.delay_s, max(_LONGEST_S, self._first_s))
 
     def succeeded(self) -> None:
-        """The next attempt is soon."""
+        """Resets the delay."""
         self.delay_s = self._first_s

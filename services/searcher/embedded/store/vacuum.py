@@ -1,4 +1,4 @@
-"""Freeing the space of removed rows. Each function runs inside the committer's transaction."""
+"""Vacuum: frees the space of removed rows. Each function runs inside the group commit's transaction."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sqlite3
 
 
 def vacuum(connection: sqlite3.Connection, horizon: int, limit: int) -> int:
-    """Frees rows that were removed at or before write `horizon`, and those of collections dropped by then.
+    """Deletes rows that were removed at or before write `horizon`, and those of collections dropped by then.
 
     Returns:
         The number of records and images freed; 0 when there is nothing left to do.
@@ -29,9 +29,9 @@ def vacuum(connection: sqlite3.Connection, horizon: int, limit: int) -> int:
         ).fetchall()
     if not gone and not images:
         connection.executemany("DELETE FROM collection WHERE id = ?", [(number,) for number in dropped])
-    keys = [(key,) for key, _ in gone]
-    connection.executemany("DELETE FROM vector WHERE key = ?", keys)
-    connection.executemany("DELETE FROM record WHERE key = ?", keys)
+    record_rowids = [(record_rowid,) for record_rowid, _ in gone]
+    connection.executemany("DELETE FROM vector WHERE key = ?", record_rowids)
+    connection.executemany("DELETE FROM record WHERE key = ?", record_rowids)
     connection.executemany("DELETE FROM attribute WHERE record = ? AND image = ?", gone)
     for table, column in (("image", "ordinal"), ("image_tag", "image"), ("attribute", "image")):
         connection.executemany(f"DELETE FROM {table} WHERE {column} = ?", images)  # noqa: S608
@@ -39,7 +39,7 @@ def vacuum(connection: sqlite3.Connection, horizon: int, limit: int) -> int:
 
 
 def release_pages(connection: sqlite3.Connection, pages: int) -> int:
-    """Gives up to `pages` pages back to the file system if a quarter of the file is free; tells how many."""
+    """Returns up to `pages` pages to the file system if a quarter of the file is free; returns how many."""
     free = connection.execute("PRAGMA freelist_count").fetchone()[0]
     if 4 * free <= connection.execute("PRAGMA page_count").fetchone()[0]:
         return 0

@@ -1,8 +1,8 @@
-"""Whether a record file is what this program has written: its schema, its structure, its content.
+"""Verification of a record file: its schema, its structure, its content.
 
-Checksums of rows say that a row is whole. Here is compared what they cannot see: that no row is missing, that
-indexes and the tables that filters read agree with the rows, that counters are right, and that nothing is
-there that this program does not make, such as a trigger.
+Checksums of rows say that a row is whole. The checks here cover what checksums cannot: that no row is
+missing, that indexes and the tables that filters read agree with the rows, that counters are right, and that
+nothing is there that this program does not make, such as a trigger.
 """
 
 # ruff: noqa: S608  # the parts of these statements are constants

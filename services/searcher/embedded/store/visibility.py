@@ -1,4 +1,4 @@
-"""Which past states of the store can still be shown."""
+"""The visibility horizon: which past states of the store can still be searched."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from regionsearch.errors import Kind, RegionSearchError
 
 
 class VisibilityHorizon:
-    """The oldest write whose state is kept: that of `ttl_s` seconds ago, or one that a search looks at.
+    """The oldest write whose state is kept: that of `ttl_s` seconds ago, or one that a search still reads.
 
-    Rows that were removed up to this write are seen by nobody and may be forgotten. Safe to use from several
-    threads.
+    Rows that were removed up to this write are invisible to every search and may be vacuumed. Safe to use
+    from several threads.
 
     Args:
         ttl_s: How long states are kept.
-        present: Tells the last write. Before the present one nothing can be shown.
+        present: Returns the last write. No state before the one at start can be searched.
     """
 
     def __init__(self, ttl_s: float, present: Callable[[], int]) -> None:
@@ -37,7 +37,7 @@ class VisibilityHorizon:
 
     @contextlib.contextmanager
     def holding(self, pinned: Sequence[int] = ()) -> Iterator[int]:
-        """Keeps states until the block ends: that after the last write, which it yields, and older ones.
+        """Holds states until the block ends: the state after the last write, which it yields, and older ones.
 
         Args:
             pinned: The writes whose states are wanted as well.
@@ -62,7 +62,7 @@ class VisibilityHorizon:
                 self._held.remove(oldest)
 
     def advance(self) -> None:
-        """Notes the present write and forgets what is too old and not held."""
+        """Notes the last write, and moves the horizon past states that are too old and not held."""
         with self._lock:
             now = time.monotonic()
             self._marks.append((now, self._present()))
@@ -71,7 +71,7 @@ class VisibilityHorizon:
             self._seq = max(self._seq, min([self._due, *self._held]))
 
     def reset(self) -> None:
-        """Forgets every state before the present one."""
+        """After a restore: moves the horizon to the last write."""
         with self._lock:
             self._marks.clear()
             self._seq = self._due = self._present()

@@ -1,4 +1,4 @@
-"""Every statement that changes the record store. Each function runs inside the committer's transaction."""
+"""Every statement that changes the record store. Each function runs inside the group commit's transaction."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from numpy.typing import NDArray
 
 from regionsearch.errors import Kind, RegionSearchError, invalid, not_found
 from regionsearch.metadata import MetadataLimits
+from services.searcher.embedded.rows import Change, RowIds, Rows
 from services.searcher.embedded.store import checksums
 from services.searcher.embedded.store.reads import (
     IMAGE_VALUES,
     LISTED,
     LiveImage,
     images_by_id,
-    keys_of_images,
-    keys_of_records,
+    json_array,
     live_images,
-    numbers,
+    record_rowids_of_images,
+    rowids_of_records,
 )
-from services.searcher.embedded.store.rows import Change, Keys, Rows
 from services.searcher.types import Collection, Level, Record, StoredImage, Upsert, UpsertResult
 from services.searcher.updates import ImageUpdate
 
@@ -42,7 +42,7 @@ def next_seq(connection: sqlite3.Connection) -> int:
 
 
 def create_collection(connection: sqlite3.Connection, collection: Collection) -> int:
-    """Adds an empty collection and returns its internal number.
+    """Adds an empty collection and returns its rowid.
 
     Raises:
         RegionSearchError: ALREADY_EXISTS.
@@ -66,44 +66,44 @@ def create_collection(connection: sqlite3.Connection, collection: Collection) ->
     return int(row[0])
 
 
-def require_collection(connection: sqlite3.Connection, collection: int, name: str) -> None:
+def require_collection(connection: sqlite3.Connection, collection_rowid: int, name: str) -> None:
     """Refuses a write whose collection was dropped while it waited.
 
     Raises:
         RegionSearchError: NOT_FOUND.
     """
     row = connection.execute(
-        "SELECT 1 FROM collection WHERE id = ? AND dropped = 0", (collection,)
+        "SELECT 1 FROM collection WHERE id = ? AND dropped = 0", (collection_rowid,)
     ).fetchone()
     if row is None:
         raise not_found("collection", f"collection {name!r} has been deleted")
 
 
-def drop_collection(connection: sqlite3.Connection, collection: int, seq: int) -> None:
+def drop_collection(connection: sqlite3.Connection, collection_rowid: int, seq: int) -> None:
     """Hides a collection and notes the write that did; `vacuum` frees its space once no search sees it."""
-    connection.execute("UPDATE collection SET dropped = ? WHERE id = ?", (seq, collection))
+    connection.execute("UPDATE collection SET dropped = ? WHERE id = ?", (seq, collection_rowid))
 
 
-def store_codec(connection: sqlite3.Connection, collection: int, codec: bytes) -> None:
-    """Keeps what makes a collection's binary codes."""
+def store_codec(connection: sqlite3.Connection, collection_rowid: int, codec: bytes) -> None:
+    """Stores the codec of a collection's binary codes."""
     values = connection.execute(
-        "SELECT name, spec, created_ms FROM collection WHERE id = ?", (collection,)
+        "SELECT name, spec, created_ms FROM collection WHERE id = ?", (collection_rowid,)
     ).fetchone()
     connection.execute(
         "UPDATE collection SET codec = ?, checksum = ? WHERE id = ?",
-        (codec, checksums.of_values(*values, codec), collection),
+        (codec, checksums.of_values(*values, codec), collection_rowid),
     )
 
 
 def upsert(
-    connection: sqlite3.Connection, collection: int, write: Upsert, seq: int
+    connection: sqlite3.Connection, collection_rowid: int, write: Upsert, seq: int
 ) -> tuple[UpsertResult, Change]:
     """Adds images and records; replaces those of the same ids.
 
     Raises:
         RegionSearchError: INVALID_ARGUMENT for a record whose image is unknown.
     """
-    existing = live_images(connection, collection, [image.image_id for image in write.images])
+    existing = live_images(connection, collection_rowid, [image.image_id for image in write.images])
     skipped = tuple(i.image_id for i in write.images if i.image_id in existing) if write.skip_existing else ()
     skip = set(skipped)
     images = [image for image in write.images if image.image_id not in skip]
@@ -111,30 +111,32 @@ def upsert(
     records = [write.records[index] for index in kept]
 
     replaced = [existing[image.image_id] for image in images if image.image_id in existing]
-    removed = _remove_images(connection, collection, [old.ordinal for old in replaced], seq)
-    owner_images = _owner_images(connection, collection, images, records)
-    places = _Places(connection, collection)
+    removed = _remove_images(connection, collection_rowid, [old.image_rowid for old in replaced], seq)
+    owner_images = _owner_images(connection, collection_rowid, images, records)
+    places = _Places(connection, collection_rowid)
     for image in images:
         created, place = places.of(image, existing.get(image.image_id))
-        ordinal = _insert_image(connection, collection, image, created, place, seq)
-        owner_images[image.image_id] = LiveImage(ordinal, created, place)
-    taken = keys_of_records(connection, collection, [record.record_id for record in records])
+        image_rowid = _insert_image(connection, collection_rowid, image, created, place, seq)
+        owner_images[image.image_id] = LiveImage(image_rowid, created, place)
+    taken = rowids_of_records(connection, collection_rowid, [record.record_id for record in records])
     bereft = _images_of(connection, taken)
-    removed = np.concatenate([removed, _remove_records(connection, collection, taken, seq)])
+    removed = np.concatenate([removed, _remove_records(connection, collection_rowid, taken, seq)])
     stored = write.vectors[np.array(kept, np.intp)].astype(np.float16)
-    rows = _insert_records(connection, collection, records, owner_images, stored, seq)
-    _count_regions(connection, bereft | {owner_images[record.image_id].ordinal for record in records})
-    _count(connection, collection, images=len(images) - len(replaced), records=len(records) - len(removed))
-    return UpsertResult(seq, skipped, len(records)), Change(collection, seq, rows, np.sort(removed))
+    rows = _insert_records(connection, collection_rowid, records, owner_images, stored, seq)
+    _count_regions(connection, bereft | {owner_images[record.image_id].image_rowid for record in records})
+    _count(
+        connection, collection_rowid, images=len(images) - len(replaced), records=len(records) - len(removed)
+    )
+    return UpsertResult(seq, skipped, len(records)), Change(collection_rowid, seq, rows, np.sort(removed))
 
 
 def update_images(
     connection: sqlite3.Connection,
-    collection: int,
+    collection_rowid: int,
     updates: Sequence[ImageUpdate],
     limits: MetadataLimits,
 ) -> tuple[tuple[StoredImage, ...], bool]:
-    """Changes what is said about images, in place; returns those that exist, and whether anything changed.
+    """Changes names, tags and attributes of images in place; returns the images, and whether any changed.
 
     In place, because a new version of an image would be one of all its records and vectors: pages of an
     earlier search see the new tags too.
@@ -142,13 +144,13 @@ def update_images(
     Raises:
         RegionSearchError: ABORTED for an image that is not as it was read; TOO_LARGE.
     """
-    known = images_by_id(connection, collection, [update.image_id for update in updates])
+    known = images_by_id(connection, collection_rowid, [update.image_id for update in updates])
     images: list[StoredImage] = []
     changed = False
     for update in updates:
         if update.image_id not in known:
             continue
-        ordinal, old = known[update.image_id]
+        image_rowid, old = known[update.image_id]
         new = update.apply(old, limits)
         images.append(new)
         if new is old:
@@ -156,24 +158,24 @@ def update_images(
         changed = True
         connection.execute(
             "UPDATE image SET name = ?, tags = ?, attributes = ? WHERE ordinal = ?",
-            (new.name, json.dumps(list(new.tags)), json.dumps(dict(new.attributes)), ordinal),
+            (new.name, json.dumps(list(new.tags)), json.dumps(dict(new.attributes)), image_rowid),
         )
-        values = connection.execute(f"SELECT {IMAGE_VALUES} FROM image WHERE ordinal = ?", (ordinal,))  # noqa: S608
+        values = connection.execute(f"SELECT {IMAGE_VALUES} FROM image WHERE ordinal = ?", (image_rowid,))  # noqa: S608
         connection.execute(
             "UPDATE image SET checksum = ? WHERE ordinal = ?",
-            (checksums.of_values(*values.fetchone()), ordinal),
+            (checksums.of_values(*values.fetchone()), image_rowid),
         )
-        connection.execute("DELETE FROM image_tag WHERE image = ?", (ordinal,))
-        connection.execute("DELETE FROM attribute WHERE image = ? AND record = 0", (ordinal,))
-        _insert_labels(connection, collection, ordinal, new)
+        connection.execute("DELETE FROM image_tag WHERE image = ?", (image_rowid,))
+        connection.execute("DELETE FROM attribute WHERE image = ? AND record = 0", (image_rowid,))
+        _insert_labels(connection, collection_rowid, image_rowid, new)
     return tuple(images), changed
 
 
 def delete(
     connection: sqlite3.Connection,
-    collection: int,
+    collection_rowid: int,
     image_ids: Sequence[str],
-    record_keys: Keys,
+    record_rowids: RowIds,
     seq: int,
     *,
     drop_empty_images: bool,
@@ -182,33 +184,38 @@ def delete(
 
     Args:
         connection: The writing connection.
-        collection: The collection's internal number.
+        collection_rowid: The collection's rowid.
         image_ids: Images to remove.
-        record_keys: Records to remove.
+        record_rowids: Records to remove.
         seq: Number of this write.
         drop_empty_images: Whether an image whose last record goes is removed too.
     """
-    ordinals = [image.ordinal for image in live_images(connection, collection, image_ids).values()]
-    removed = _remove_images(connection, collection, ordinals, seq)
-    owner_images = _images_of(connection, record_keys)
-    taken = _remove_records(connection, collection, record_keys, seq)
+    image_rowids = [
+        image.image_rowid for image in live_images(connection, collection_rowid, image_ids).values()
+    ]
+    removed = _remove_images(connection, collection_rowid, image_rowids, seq)
+    owner_images = _images_of(connection, record_rowids)
+    taken = _remove_records(connection, collection_rowid, record_rowids, seq)
     emptied: list[int] = []
     if drop_empty_images:
         emptied = _empty_images(connection, owner_images)
-        _remove_images(connection, collection, emptied, seq)
+        _remove_images(connection, collection_rowid, emptied, seq)
     _count_regions(connection, owner_images)
     removed = np.concatenate([removed, taken])
-    image_count = len(ordinals) + len(emptied)
-    _count(connection, collection, images=-image_count, records=-len(removed))
-    return image_count, Change(collection, seq, None, np.sort(removed))
+    image_count = len(image_rowids) + len(emptied)
+    _count(connection, collection_rowid, images=-image_count, records=-len(removed))
+    return image_count, Change(collection_rowid, seq, None, np.sort(removed))
 
 
 def _owner_images(
-    connection: sqlite3.Connection, collection: int, images: Sequence[StoredImage], records: Sequence[Record]
+    connection: sqlite3.Connection,
+    collection_rowid: int,
+    images: Sequence[StoredImage],
+    records: Sequence[Record],
 ) -> dict[str, LiveImage]:
     """The stored images that the records belong to, without those just sent."""
     sent = {image.image_id for image in images}
-    owner_images = live_images(connection, collection, list({r.image_id for r in records} - sent))
+    owner_images = live_images(connection, collection_rowid, list({r.image_id for r in records} - sent))
     for index, record in enumerate(records):
         if record.image_id not in sent and record.image_id not in owner_images:
             raise invalid(
@@ -225,9 +232,9 @@ class _Places:
     Places are times that never go back, whatever the clock does.
     """
 
-    def __init__(self, connection: sqlite3.Connection, collection: int) -> None:
+    def __init__(self, connection: sqlite3.Connection, collection_rowid: int) -> None:
         query = "SELECT MAX(place) FROM image WHERE collection = ? AND removed IS NULL"
-        self._last: int = connection.execute(query, (collection,)).fetchone()[0] or 0
+        self._last: int = connection.execute(query, (collection_rowid,)).fetchone()[0] or 0
         self._now = time.time_ns() // 1_000_000
 
     def of(self, image: StoredImage, replaced: LiveImage | None) -> tuple[int, int]:
@@ -242,14 +249,14 @@ class _Places:
 
 def _insert_image(
     connection: sqlite3.Connection,
-    collection: int,
+    collection_rowid: int,
     image: StoredImage,
     created_ms: int,
     place: int,
     seq: int,
 ) -> int:
     values = (
-        collection, image.image_id, image.name, image.width, image.height, image.content_type,
+        collection_rowid, image.image_id, image.name, image.width, image.height, image.content_type,
         image.size_bytes, json.dumps(list(image.tags)), json.dumps(dict(image.attributes)), created_ms, place,
     )  # fmt: skip
     row = connection.execute(
@@ -257,21 +264,23 @@ def _insert_image(
         " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0, ?, ?) RETURNING ordinal",
         (*values, seq, checksums.of_values(*values)),
     ).fetchone()
-    ordinal = int(row[0])
-    _insert_labels(connection, collection, ordinal, image)
-    return ordinal
+    image_rowid = int(row[0])
+    _insert_labels(connection, collection_rowid, image_rowid, image)
+    return image_rowid
 
 
-def _insert_labels(connection: sqlite3.Connection, collection: int, ordinal: int, image: StoredImage) -> None:
-    """What filters ask for of an image: its tags and attributes."""
-    tags = [(collection, tag, ordinal) for tag in set(image.tags)]
+def _insert_labels(
+    connection: sqlite3.Connection, collection_rowid: int, image_rowid: int, image: StoredImage
+) -> None:
+    """Writes an image's tags and attributes to the tables that filters read."""
+    tags = [(collection_rowid, tag, image_rowid) for tag in set(image.tags)]
     connection.executemany("INSERT INTO image_tag VALUES (?, ?, ?)", tags)
-    _insert_attributes(connection, collection, ordinal, 0, image.attributes)
+    _insert_attributes(connection, collection_rowid, image_rowid, 0, image.attributes)
 
 
 def _insert_records(
     connection: sqlite3.Connection,
-    collection: int,
+    collection_rowid: int,
     records: Sequence[Record],
     owner_images: Mapping[str, LiveImage],
     stored: NDArray[np.float16],
@@ -281,26 +290,31 @@ def _insert_records(
         return None
     row = connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'record'").fetchone()
     first = (row[0] if row else 0) + 1
-    keys = range(first, first + len(records))
+    record_rowids = range(first, first + len(records))
     connection.executemany(
         "INSERT INTO record VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL, ?, ?, ?, ?, ?, ?)",
         (
-            _record_values(collection, key, owner_images[record.image_id].ordinal, record, seq)
-            for key, record in zip(keys, records, strict=True)
+            _record_values(
+                collection_rowid, record_rowid, owner_images[record.image_id].image_rowid, record, seq
+            )
+            for record_rowid, record in zip(record_rowids, records, strict=True)
         ),
     )
     blobs = (row.tobytes() for row in stored.astype("<f2", copy=False))
     connection.executemany(
         "INSERT INTO vector VALUES (?, ?, ?)",
-        ((key, blob, checksums.of_vector(key, blob)) for key, blob in zip(keys, blobs, strict=True)),
+        (
+            (record_rowid, blob, checksums.of_vector(record_rowid, blob))
+            for record_rowid, blob in zip(record_rowids, blobs, strict=True)
+        ),
     )
-    for key, record in zip(keys, records, strict=True):
+    for record_rowid, record in zip(record_rowids, records, strict=True):
         if record.attributes:
-            home = owner_images[record.image_id].ordinal
-            _insert_attributes(connection, collection, home, key, record.attributes)
+            home = owner_images[record.image_id].image_rowid
+            _insert_attributes(connection, collection_rowid, home, record_rowid, record.attributes)
     return Rows(
-        key=np.arange(first, first + len(records), dtype=np.int64),
-        image=np.array([owner_images[r.image_id].ordinal for r in records], np.int64),
+        record_rowid=np.arange(first, first + len(records), dtype=np.int64),
+        image_rowid=np.array([owner_images[r.image_id].image_rowid for r in records], np.int64),
         level=np.array([r.level for r in records], np.uint8),
         area=np.array([r.area for r in records], np.int64),
         predicted_iou=np.array([r.predicted_iou for r in records], np.float32),
@@ -311,7 +325,7 @@ def _insert_records(
 
 
 def _record_values(
-    collection: int, key: int, image: int, record: Record, seq: int
+    collection_rowid: int, record_rowid: int, image: int, record: Record, seq: int
 ) -> tuple[checksums.Value, ...]:
     """A row of the record table."""
     box = record.box or (None, None, None, None)
@@ -320,58 +334,68 @@ def _record_values(
     attributes = json.dumps(dict(record.attributes)) if record.attributes else None
     level, area, iou, stability = int(record.level), record.area, record.predicted_iou, record.stability_score
     return (
-        key, collection, image, record.record_id, level, *box, area, iou, stability, attributes, seq, *rle,
-        checksums.of_indexed((collection, key, image, level, area, iou, stability, seq)),
-        checksums.of_body(key, record.record_id, box, attributes),
-        checksums.of_mask(key, *rle),
+        record_rowid, collection_rowid, image, record.record_id, level, *box, area, iou, stability,
+        attributes, seq, *rle,
+        checksums.of_indexed((collection_rowid, record_rowid, image, level, area, iou, stability, seq)),
+        checksums.of_body(record_rowid, record.record_id, box, attributes),
+        checksums.of_mask(record_rowid, *rle),
     )  # fmt: skip
 
 
 def _insert_attributes(
-    connection: sqlite3.Connection, collection: int, image: int, record: int, attributes: Mapping[str, str]
+    connection: sqlite3.Connection,
+    collection_rowid: int,
+    image: int,
+    record: int,
+    attributes: Mapping[str, str],
 ) -> None:
     connection.executemany(
         "INSERT INTO attribute VALUES (?, ?, ?, ?, ?)",
-        [(collection, name, value, image, record) for name, value in attributes.items()],
+        [(collection_rowid, name, value, image, record) for name, value in attributes.items()],
     )
 
 
 def _remove_images(
-    connection: sqlite3.Connection, collection: int, ordinals: Sequence[int], seq: int
-) -> Keys:
-    connection.execute(f"UPDATE image SET removed = ? WHERE ordinal {LISTED}", (seq, numbers(ordinals)))  # noqa: S608
-    return _remove_records(connection, collection, keys_of_images(connection, ordinals), seq)
+    connection: sqlite3.Connection, collection_rowid: int, image_rowids: Sequence[int], seq: int
+) -> RowIds:
+    statement = f"UPDATE image SET removed = ? WHERE ordinal {LISTED}"  # noqa: S608
+    connection.execute(statement, (seq, json_array(image_rowids)))
+    return _remove_records(
+        connection, collection_rowid, record_rowids_of_images(connection, image_rowids), seq
+    )
 
 
-def _remove_records(connection: sqlite3.Connection, collection: int, keys: Keys, seq: int) -> Keys:
-    """Marks live records removed; returns the keys of those that it changed."""
-    changed = connection.execute(REMOVE_RECORDS, (seq, numbers(keys.tolist()), collection))
+def _remove_records(
+    connection: sqlite3.Connection, collection_rowid: int, record_rowids: RowIds, seq: int
+) -> RowIds:
+    """Marks live records removed; returns the rowids of those that it changed."""
+    changed = connection.execute(REMOVE_RECORDS, (seq, json_array(record_rowids.tolist()), collection_rowid))
     return np.array([row[0] for row in changed], np.int64)
 
 
-def _images_of(connection: sqlite3.Connection, keys: Keys) -> set[int]:
+def _images_of(connection: sqlite3.Connection, record_rowids: RowIds) -> set[int]:
     query = f"SELECT DISTINCT image FROM record WHERE key {LISTED}"  # noqa: S608
-    return {row[0] for row in connection.execute(query, (numbers(keys.tolist()),))}
+    return {row[0] for row in connection.execute(query, (json_array(record_rowids.tolist()),))}
 
 
-def _empty_images(connection: sqlite3.Connection, ordinals: Iterable[int]) -> list[int]:
+def _empty_images(connection: sqlite3.Connection, image_rowids: Iterable[int]) -> list[int]:
     query = (
         f"SELECT ordinal FROM image WHERE ordinal {LISTED} AND removed IS NULL"  # noqa: S608
         " AND NOT EXISTS (SELECT 1 FROM record WHERE record.image = image.ordinal AND record.removed IS NULL)"
     )
-    return [row[0] for row in connection.execute(query, (numbers(ordinals),))]
+    return [row[0] for row in connection.execute(query, (json_array(image_rowids),))]
 
 
-def _count_regions(connection: sqlite3.Connection, ordinals: Iterable[int]) -> None:
+def _count_regions(connection: sqlite3.Connection, image_rowids: Iterable[int]) -> None:
     connection.execute(
         "UPDATE image SET region_count = (SELECT COUNT(*) FROM record WHERE record.image = image.ordinal"  # noqa: S608
         f" AND record.removed IS NULL AND record.level = ?) WHERE ordinal {LISTED} AND removed IS NULL",
-        (int(Level.REGION), numbers(ordinals)),
+        (int(Level.REGION), json_array(image_rowids)),
     )
 
 
-def _count(connection: sqlite3.Connection, collection: int, *, images: int, records: int) -> None:
+def _count(connection: sqlite3.Connection, collection_rowid: int, *, images: int, records: int) -> None:
     connection.execute(
         "UPDATE collection SET image_count = image_count + ?, record_count = record_count + ? WHERE id = ?",
-        (images, records, collection),
+        (images, records, collection_rowid),
     )

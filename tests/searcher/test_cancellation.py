@@ -117,7 +117,7 @@ async def test_an_expired_search_is_never_executed(held: Held) -> None:
     assert not held.ran(gone)
 
 
-async def test_calls_count_threads_that_go_on_after_their_caller_has_left() -> None:
+async def test_bounded_executor_counts_threads_whose_caller_has_left() -> None:
     calls, gate, caller = BoundedExecutor("test", 1, 0), threading.Event(), CancellationToken()
     begun = threading.Event()
 

@@ -23,7 +23,7 @@ from services.searcher.response_budget import ResponseBudget
 from services.searcher.settings import EmbeddedSettings, SearcherSettings
 from services.searcher.types import Query
 from tests.searcher.conftest import DIMENSION, MODEL, MODEL_INFO, search_request, unit_vectors, upsert_request
-from tests.searcher.test_faults import NOTHING, write
+from tests.searcher.test_store_faults import NOTHING, write
 
 CAP = 60_000
 
@@ -132,7 +132,7 @@ async def test_collections_come_in_several_pages_where_one_would_not_fit(setting
 
 
 @pytest.mark.parametrize("vectors", [False, True])
-def test_records_are_not_read_beyond_their_room(engine: EmbeddedEngine, vectors: bool) -> None:
+def test_records_are_not_read_beyond_the_response_budget(engine: EmbeddedEngine, vectors: bool) -> None:
     write(engine, "a", 100)
     room = ResponseBudget(300, "image_ids", "name fewer")
     with pytest.raises(RegionSearchError, match="name fewer"):
@@ -161,7 +161,7 @@ class NothingRelevant:
 
 
 @pytest.mark.parametrize("skipped", [0, 10 * RELEVANT_AMONG])
-def test_where_nothing_is_relevant_not_everything_is_scored(skipped: int) -> None:
+def test_a_search_without_relevant_records_does_not_score_the_whole_collection(skipped: int) -> None:
     source = NothingRelevant(skipped)
     query = Query(unit_vectors(1), unit_vectors(1), skipped=skipped)
     assert rank(query, source) == ([], False)
@@ -175,7 +175,7 @@ def until(condition: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-def test_the_queries_of_one_request_share_a_pass(
+def test_the_queries_of_one_request_share_a_search_pass(
     engine: EmbeddedEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(engine, "a", 40)

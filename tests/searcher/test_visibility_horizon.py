@@ -7,14 +7,14 @@ import threading
 import pytest
 
 from regionsearch.errors import Kind, RegionSearchError
-from services.searcher.embedded import candidate_source
 from services.searcher.embedded.engine import EmbeddedEngine
 from services.searcher.embedded.index.search_thread import SearchThreads
+from services.searcher.embedded.queries import candidate_source
 from services.searcher.embedded.store.visibility import VisibilityHorizon
 from services.searcher.settings import EmbeddedSettings
 from services.searcher.types import Collection, Filter
 from tests.searcher.conftest import MODEL, unit_vectors
-from tests.searcher.test_faults import NOTHING, Query, write
+from tests.searcher.test_store_faults import NOTHING, Query, write
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def ids(engine: EmbeddedEngine, **fields: object) -> list[str]:
     return sorted(hit.record.record_id for hit in engine.search("default", MODEL, [query])[0].hits)
 
 
-def test_what_is_replaced_and_purged_before_the_filter_is_looked_up_is_found(engine, monkeypatch) -> None:
+def test_a_search_finds_rows_replaced_and_vacuumed_before_its_filter_is_compiled(engine, monkeypatch) -> None:
     write(engine, "image", regions=3)
     real = candidate_source.compile_filter
 
@@ -47,7 +47,7 @@ def test_what_is_replaced_and_purged_before_the_filter_is_looked_up_is_found(eng
     assert engine._database.writer.execute("SELECT COUNT(*) FROM record").fetchone() == (1,), "let go"
 
 
-def test_a_search_of_a_collection_that_is_deleted_meanwhile_is_answered(engine, monkeypatch) -> None:
+def test_a_search_of_a_collection_that_is_being_deleted_is_answered(engine, monkeypatch) -> None:
     write(engine, "image", regions=3)
     real = SearchThreads.submit
 
@@ -70,7 +70,7 @@ def test_a_search_of_a_collection_that_is_deleted_meanwhile_is_answered(engine, 
         assert engine._database.writer.execute(f"SELECT COUNT(*) FROM {table}").fetchone() == (0,)
 
 
-def test_a_collection_made_anew_while_the_old_one_is_deleted_is_there(engine, monkeypatch) -> None:
+def test_a_collection_created_while_its_namesake_is_deleted_exists(engine, monkeypatch) -> None:
     making = threading.Thread(target=lambda: engine.create_collection(Collection("default", MODEL)))
     submit = engine._committer.submit
 

@@ -10,10 +10,10 @@ import pytest
 
 from regionsearch.errors import Kind, RegionSearchError
 from services.searcher.bounded_executor import BoundedExecutor
+from services.searcher.embedded.rows import Change
 from services.searcher.embedded.store import reads, writes
 from services.searcher.embedded.store.database import Database
 from services.searcher.embedded.store.group_commit import GroupCommitter
-from services.searcher.embedded.store.rows import Change
 
 
 class Bench:
@@ -60,7 +60,7 @@ def bench(tmp_path: Path):
     made.close()
 
 
-def test_writes_that_gather_share_a_commit_and_a_bad_one_fails_alone(bench: Bench) -> None:
+def test_group_commit_shares_a_transaction_and_a_bad_write_fails_alone(bench: Bench) -> None:
     first = bench.committer.submit(bench.slow)
     assert bench.reached.wait(60)
     good = [bench.committer.submit(bench.quick) for _ in range(10)]
@@ -110,7 +110,9 @@ def test_too_many_waiting_writes_are_refused_at_once(tmp_path: Path) -> None:
     bench.close()
 
 
-def test_an_index_that_cannot_follow_ends_the_process(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_index_that_cannot_apply_a_commit_ends_the_process(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(change: Change) -> None:
         raise MemoryError
 
@@ -123,7 +125,7 @@ def test_an_index_that_cannot_follow_ends_the_process(bench: Bench, monkeypatch:
     assert len(bench.fatal) == 1
 
 
-async def test_calls_beyond_the_limit_are_refused_and_others_go_on() -> None:
+async def test_bounded_executor_refuses_calls_beyond_its_limit() -> None:
     calls, others = BoundedExecutor("reads", 1, 1), BoundedExecutor("writes", 1, 0)
     go_on = threading.Event()
     running = asyncio.create_task(calls.run(lambda: go_on.wait(60)))

@@ -115,9 +115,7 @@ def test_a_damaged_record_is_named_where_it_is_asked_for(engine: EmbeddedEngine,
         "UPDATE collection SET name = 'other'",
     ],
 )
-def test_what_the_index_is_made_of_is_checked_at_the_start(
-    engine: EmbeddedEngine, settings, statement: str
-) -> None:
+def test_damage_to_indexed_values_is_found_at_start(engine: EmbeddedEngine, settings, statement: str) -> None:
     for image_id in ("one", "two"):
         write(engine, image_id)
     engine.close()
@@ -183,7 +181,7 @@ def flipped(data: bytes, rng: random.Random) -> bytes:
     return bytes(changed)
 
 
-def test_no_flipped_bit_is_served_in_silence(engine: EmbeddedEngine, settings, capsys) -> None:
+def test_no_flipped_bit_is_served_unnoticed(engine: EmbeddedEngine, settings, capsys) -> None:
     """Refused by name, or harmless; 60 damages of the live file and of a snapshot each."""
     for number in range(12):
         write(engine, f"image{number}")
@@ -250,7 +248,7 @@ FORGERIES = [
 
 
 @pytest.mark.parametrize("statement", FORGERIES)
-def test_what_this_program_has_not_written_is_refused(
+def test_a_record_file_with_a_foreign_schema_or_content_is_refused(
     engine: EmbeddedEngine, settings, statement: str
 ) -> None:
     for image_id in ("one", "two"):
@@ -298,7 +296,7 @@ def old_snapshot(path: Path, *damages: str) -> None:
             connection.execute(damage)
 
 
-def test_older_snapshots_are_restored_with_what_checks_can_be_made(
+def test_snapshots_without_checksums_are_restored_with_the_checks_that_are_left(
     engine: EmbeddedEngine, settings, capsys
 ) -> None:
     folder = settings.folder / "snapshots"
@@ -326,9 +324,7 @@ def test_older_snapshots_are_restored_with_what_checks_can_be_made(
     reopened.close()
 
 
-def test_a_snapshot_that_was_cut_off_behind_its_last_page_is_refused(
-    engine: EmbeddedEngine, settings
-) -> None:
+def test_a_snapshot_without_its_checksum_trailer_is_refused(engine: EmbeddedEngine, settings) -> None:
     write(engine, "one")
     engine.snapshot("cut")
     path = settings.folder / "snapshots" / "cut"
@@ -337,6 +333,6 @@ def test_a_snapshot_that_was_cut_off_behind_its_last_page_is_refused(
         engine.restore("cut")
 
 
-def test_removing_records_does_not_look_through_the_collection(engine: EmbeddedEngine) -> None:
+def test_removing_records_uses_the_primary_key_not_a_scan(engine: EmbeddedEngine) -> None:
     plan = engine._database.writer.execute(f"EXPLAIN QUERY PLAN {writes.REMOVE_RECORDS}", (1, "[1]", 1))
     assert plan.fetchone()[3].startswith("SEARCH record USING INTEGER PRIMARY KEY")

@@ -1,4 +1,4 @@
-"""What readers are answered: ranked pages, records by id, lists of images."""
+"""Pages of results: ranked hits, records by id, lists of images."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import numpy as np
 
 from regionsearch.errors import RegionSearchError
 from services.searcher.cancellation import CancellationToken
-from services.searcher.embedded.candidate_source import IndexSource
 from services.searcher.embedded.index.search_thread import SearchThreads
-from services.searcher.embedded.open_collection import OpenCollection
+from services.searcher.embedded.open_collections import OpenCollection
+from services.searcher.embedded.queries.candidate_source import IndexSource
 from services.searcher.embedded.store import reads
 from services.searcher.embedded.store.database import Database
 from services.searcher.ranking import Ranked, rank
@@ -25,7 +25,7 @@ Described = dict[int, tuple[Record, StoredImage] | None]
 def pages(
     database: Database,
     search: SearchThreads,
-    opened: OpenCollection,
+    collection: OpenCollection,
     queries: Sequence[Query],
     present: int,
     caller: CancellationToken,
@@ -35,7 +35,7 @@ def pages(
     states = [present if query.seq is None else query.seq for query in queries]
     # All of them before the first ranking: what they ask for first is found in one pass.
     sources = [
-        IndexSource(database, search, opened, query, seq, caller)
+        IndexSource(database, search, collection, query, seq, caller)
         for query, seq in zip(queries, states, strict=True)
     ]
     return [
@@ -53,7 +53,7 @@ def _page(
     *,
     may_end_early: bool,
 ) -> Page:
-    """Ranked hits. A page that has a next one ends before the first hit for which there is no room."""
+    """Ranked hits. A page ends early, before the first hit that `room` does not fit."""
     ranked, more = rank(query, source)
     wanted = [r.key for found in ranked for r in (found, found.best_region) if r is not None]
     described: Described = {}
@@ -77,7 +77,7 @@ def _page(
     hits = [hit for number, found in numbered if (hit := _hit(number, found, described)) is not None]
     after, shown = None, query.shown
     if query.after is None and source.approximate:
-        # Later pages look at all: then better records may turn up than the first one has shown.
+        # Later pages search all rows, and may find better records than the first page has shown.
         after, shown = BEGINNING, tuple(found.key for found in fitting)
     more = more or len(fitting) < len(ranked)
     return Page(tuple(hits), seq, more, after=after, shown=shown if more else ())
@@ -85,7 +85,7 @@ def _page(
 
 def records(
     database: Database,
-    opened: OpenCollection,
+    collection: OpenCollection,
     record_ids: Sequence[str],
     image_ids: Sequence[str],
     seq: int,
@@ -99,14 +99,16 @@ def records(
 
     `seq` is the last write.
     """
-    dimension = opened.spec.model.dimension
+    dimension = collection.spec.model.dimension
     with database.reading() as connection:
-        asked = [image.ordinal for image in reads.live_images(connection, opened.number, image_ids).values()]
+        asked = [
+            image.image_rowid for image in reads.live_images(connection, collection.rowid, image_ids).values()
+        ]
         if images_only:
             return Stored((), tuple(reads.images(connection, sorted(asked), room)), None, seq)
         keys = np.union1d(
-            reads.keys_of_records(connection, opened.number, record_ids),
-            reads.keys_of_images(connection, asked),
+            reads.rowids_of_records(connection, collection.rowid, record_ids),
+            reads.record_rowids_of_images(connection, asked),
         )
         places = reads.in_reading_order(connection, keys.tolist())
         ordered = [key for key, _ in places]
@@ -120,15 +122,15 @@ def records(
 
 def newest_images(
     database: Database,
-    opened: OpenCollection,
+    collection: OpenCollection,
     limit: int,
     after: tuple[int, str] | None,
     room: ResponseBudget,
 ) -> ImagePage:
     """Images, newest first, from behind a place."""
     with database.reading() as connection:
-        shown, following = reads.recent_images(connection, opened.number, limit, after, room)
-        total, _ = reads.counts(connection, opened.number)
+        shown, following = reads.recent_images(connection, collection.rowid, limit, after, room)
+        total, _ = reads.counts(connection, collection.rowid)
     return ImagePage(tuple(shown), following, total)
 
 

@@ -1,4 +1,4 @@
-"""Candidates for a ranking, out of one collection's index."""
+"""The candidates of a ranking, from one collection's index."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ import numpy as np
 
 from services.searcher.cancellation import CancellationToken
 from services.searcher.embedded.index.compute_threads import product
-from services.searcher.embedded.index.filters import CompiledFilter, Selected, compile_filter
+from services.searcher.embedded.index.filters import CompiledFilter, Selected
 from services.searcher.embedded.index.search_thread import SearchThreads
 from services.searcher.embedded.index.segments import EXACT, IndexSegment, Mask, Positions, rounding
-from services.searcher.embedded.index.tie_order import MANY, IdOrder
 from services.searcher.embedded.index.vector_index import Part, VectorQuery
-from services.searcher.embedded.open_collection import OpenCollection
+from services.searcher.embedded.open_collections import OpenCollection
+from services.searcher.embedded.queries.filter_compiler import compile_filter
+from services.searcher.embedded.queries.tie_order import MANY, IdOrder
 from services.searcher.embedded.store import reads
 from services.searcher.embedded.store.database import Database
 from services.searcher.ranking import Candidates, Numbers, cosines, first_count
@@ -24,18 +25,18 @@ _BLOCK = 4096
 
 
 class IndexSource:
-    """What a ranking sees of one collection in one state.
+    """The candidate source of one query on one state of a collection.
 
     The search thread finds rows that can be among the best; here, on the caller's own thread, they are scored
     exactly and ordered.
 
     Args:
         database: The record store.
-        search: Reads the vectors.
-        opened: The collection.
-        query: What is looked for.
-        seq: The write whose state is looked at.
-        caller: Who waits for it.
+        search: The search threads.
+        collection: The collection.
+        query: The query.
+        seq: The write whose state is searched.
+        caller: Cancels the search.
 
     Attributes:
         ahead: See `ranking.CandidateSource`.
@@ -46,7 +47,7 @@ class IndexSource:
         self,
         database: Database,
         search: SearchThreads,
-        opened: OpenCollection,
+        collection: OpenCollection,
         query: Query,
         seq: int,
         caller: CancellationToken,
@@ -54,16 +55,16 @@ class IndexSource:
         self._caller = caller
         self._database = database
         self._search = search
-        self._opened = opened
+        self._opened = collection
         self._query = query
-        self._order = IdOrder(database, opened.number)
+        self._order = IdOrder(database, collection.rowid)
         self._against = np.concatenate([query.vectors, query.negatives])
-        # Negatives are looked at among the nearest records; a cutoff needs the best one.
+        # Negatives are compared among the nearest records; a cutoff needs the best one.
         negated = len(query.negatives) > 0
         self._by_image = query.group_by_image and not negated
         self._resumes = query.after is not None and not negated and query.relative_cutoff is None
         self.ahead = len(query.shown) if self._resumes else query.skipped + len(query.shown)
-        state = opened.index.state
+        state = collection.index.state
 
         def look_up() -> CompiledFilter:
             if query.filter == NO_FILTER:
@@ -71,15 +72,15 @@ class IndexSource:
             with database.reading() as connection:
                 return compile_filter(
                     connection,
-                    opened.number,
+                    collection.rowid,
                     query.filter,
                     query.level,
                     seq,
-                    opened.terms.at(opened.revision),
+                    collection.terms.at(collection.revision),
                 )
 
-        key = (query.filter, query.level, seq, opened.revision)
-        conditions = opened.conditions.get(key, look_up)
+        key = (query.filter, query.level, seq, collection.revision)
+        conditions = collection.filters.get(key, look_up)
         self._selected = conditions.select(state.views)
         self._total = sum(one.matching for one in self._selected)
         self._effort = query.effort if query.after is None else EXACT
@@ -87,7 +88,7 @@ class IndexSource:
         self._first = self._submit(first_count(query, self.ahead))
 
     def best(self, count: int) -> Candidates:
-        """See `ranking.CandidateSource`; what is asked for first is under way already."""
+        """See `ranking.CandidateSource`; the first request is already running."""
         first = count == first_count(self._query, self.ahead)
         parts = (self._first if first else self._submit(count)).result()
         scores = [exact_scores(part.segment, part.rows, self._against) for part in parts]
@@ -144,7 +145,7 @@ class IndexSource:
                 passed[ties] = ~self._order.behind(part.segment.columns, part.rows[ties], after)
             shown.append(passed)
         if self._by_image and parts:
-            images = [part.segment.columns.image[part.rows] for part in parts]
+            images = [part.segment.columns.image_rowid[part.rows] for part in parts]
             gone = np.unique(np.concatenate([i[s] for i, s in zip(images, shown, strict=True)]))
             shown = [np.isin(these, gone) for these in images]
         kept = [~these for these in shown]
@@ -159,7 +160,7 @@ class IndexSource:
         final = [these[:, : len(self._query.vectors)].max(axis=1) for these in scores]
         tops = np.concatenate(final)
         if self._by_image:
-            images = np.concatenate([part.segment.columns.image[part.rows] for part in parts])
+            images = np.concatenate([part.segment.columns.image_rowid[part.rows] for part in parts])
             _, place = np.unique(images, return_inverse=True)
             best = np.full(int(place.max()) + 1, -np.inf, np.float32)
             np.maximum.at(best, place, tops)
@@ -185,8 +186,8 @@ class IndexSource:
     ) -> Candidates:
         columns = [(part.segment.columns, part.rows) for part in parts]
         return Candidates(
-            np.concatenate([np.empty(0, np.int64), *(one.key[rows] for one, rows in columns)]),
-            np.concatenate([np.empty(0, np.int64), *(one.image[rows] for one, rows in columns)]),
+            np.concatenate([np.empty(0, np.int64), *(one.record_rowid[rows] for one, rows in columns)]),
+            np.concatenate([np.empty(0, np.int64), *(one.image_rowid[rows] for one, rows in columns)]),
             np.concatenate([np.empty(0, np.uint8), *(one.level[rows] for one, rows in columns)]),
             np.concatenate([np.empty((0, len(self._against)), np.float32), *scores]),
             complete,
@@ -211,7 +212,7 @@ def exact_scores(segment: IndexSegment, rows: Positions, queries: Vectors) -> Ve
 
 
 def _best_of_levels(one: Selected, rows: Positions, queries: Vectors) -> Positions:
-    """Those of the rows that can be the best of their image and level."""
+    """The rows that can be the best of their image and level."""
     if len(rows) <= _BLOCK:
         return rows
     columns = one.segment.columns
@@ -222,7 +223,7 @@ def _best_of_levels(one: Selected, rows: Positions, queries: Vectors) -> Positio
         ]
     )
     scores *= columns.scale[rows]
-    kinds = 2 * columns.image[rows] + (columns.level[rows] == Level.REGION)
+    kinds = 2 * columns.image_rowid[rows] + (columns.level[rows] == Level.REGION)
     _, place = np.unique(kinds, return_inverse=True)
     tops = np.full(int(place.max()) + 1, -np.inf, np.float32)
     np.maximum.at(tops, place, scores)
@@ -241,7 +242,7 @@ def _taken(
 
 
 def _units(parts: Sequence[Part], *, by_image: bool) -> int:
-    """How many rows, or images, they are."""
+    """The number of rows, or of images."""
     if not by_image or not parts:
         return sum(len(part.rows) for part in parts)
-    return len(np.unique(np.concatenate([part.segment.columns.image[part.rows] for part in parts])))
+    return len(np.unique(np.concatenate([part.segment.columns.image_rowid[part.rows] for part in parts])))

@@ -56,7 +56,7 @@ def test_filters_follow_every_kind_of_write(engine: EmbeddedEngine) -> None:
         assert found(engine, wanted) == {record.record_id for _, record, _ in oracle.passing(wanted)}
 
 
-def test_after_a_write_only_new_rows_are_read_and_evaluated(engine, monkeypatch) -> None:
+def test_filter_terms_read_only_new_rows_after_a_write(engine, monkeypatch) -> None:
     for number in range(40):
         names = {f"i{number}-{n}": "ab"[n % 2] for n in range(30)}
         engine.upsert("default", MODEL, write_of(f"i{number}", "a", names, ("x",)))
@@ -99,23 +99,23 @@ def test_a_filter_of_many_attributes_is_evaluated_once(engine, monkeypatch) -> N
     assert asked == []
 
 
-def test_terms_that_take_too_much_memory_are_forgotten(engine, monkeypatch) -> None:
+def test_filter_terms_are_evicted_when_they_take_too_much_memory(engine, monkeypatch) -> None:
     monkeypatch.setattr(terms, "_KEPT_BYTES", 1000)
     tags = tuple(f"t{n}" for n in range(20))
     engine.upsert("default", MODEL, write_of("i", "", {f"r{n}": "" for n in range(100)}, tags))
     for tag in tags:
         assert len(found(engine, Filter(tags=(tag,)))) == 100
-    assert len(engine._open["default"].terms._kept) < 12
+    assert len(engine._collections.find("default").terms._kept) < 12
 
 
 @pytest.mark.parametrize("images", [np.array([3, 1, 3, 2, 1, 3]), np.array([1, 1, 2, 5, 5, 9])])
 def test_rows_of_images_are_found_in_any_order_of_writing(images) -> None:
     from services.searcher.embedded.index.segments import Columns
-    from services.searcher.embedded.store.rows import Rows
+    from services.searcher.embedded.rows import Rows
 
     columns = Columns(8)
     rows = Rows(
-        key=np.arange(6), image=images, level=np.ones(6, np.uint8), area=np.zeros(6, np.int64),
+        record_rowid=np.arange(6), image_rowid=images, level=np.ones(6, np.uint8), area=np.zeros(6, np.int64),
         predicted_iou=np.zeros(6, np.float32), stability_score=np.zeros(6, np.float32),
         created_ms=np.zeros(6, np.int64), vectors=unit_vectors(6),
     )  # fmt: skip

@@ -33,7 +33,7 @@ assert blas and set(blas) == {1}, blas
 """
 
 
-def test_large_products_are_cut_over_own_threads_and_blas_keeps_one() -> None:
+def test_large_products_use_the_compute_threads_and_blas_one_thread() -> None:
     subprocess.run([sys.executable, "-c", CHILD], check=True, timeout=120)
 
 
@@ -55,7 +55,7 @@ def fetch(effort: float = 1.0) -> VectorQuery:
     return VectorQuery(np.ones((1, 4), np.float32), [], 10, effort=effort)
 
 
-def test_a_long_pass_holds_up_neither_other_collections_nor_quick_searches_of_the_same() -> None:
+def test_a_long_search_pass_delays_neither_other_collections_nor_quick_searches() -> None:
     search = SearchThreads(threads=2)
     slow, quick = SlowIndex(), SlowIndex()
     quick.may_end.set()

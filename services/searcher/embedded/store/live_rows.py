@@ -1,7 +1,7 @@
-"""All live rows of the record store as arrays, for the indexes that are made of them at start.
+"""Reads all live rows of the record store as arrays, from which the indexes are built at start.
 
-Records and vectors are read table by table and joined here: SQLite's join costs more than both reads. Apart
-from two tuples a row nothing is done row by row, and one batch is read while the one before is used.
+Records and vectors are read table by table and joined here: SQLite's join costs more than both reads. Work
+per row is limited to two tuples, and one batch is read while the one before is used.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from services.searcher.embedded.index.faiss_compat import widened
+from services.searcher.embedded.faiss_compat import to_single
+from services.searcher.embedded.rows import RowIds, Rows
 from services.searcher.embedded.store import checksums
 from services.searcher.embedded.store.checksums import DamagedRowError
 from services.searcher.embedded.store.reads import collections
-from services.searcher.embedded.store.rows import Keys, Rows
 from services.searcher.types import Vectors
 
 T = TypeVar("T")
@@ -42,8 +42,8 @@ _RECORD = np.dtype(
 _CHECKED = "collection, key, image, level, area, predicted_iou, stability_score, added, checksum"
 
 
-def live_rows(connection: sqlite3.Connection) -> Iterator[tuple[int, Rows, Keys]]:
-    """Collection, rows, and the writes that added them; each collection's in ascending order of key.
+def live_rows(connection: sqlite3.Connection) -> Iterator[tuple[int, Rows, RowIds]]:
+    """Collection, rows, and the writes that added them; each collection's in ascending order of rowid.
 
     Raises:
         DamagedRowError: A row is not what was written, a record lacks its image or vector, or a vector's
@@ -55,13 +55,13 @@ def live_rows(connection: sqlite3.Connection) -> Iterator[tuple[int, Rows, Keys]
     for records, stored in _ahead(_batches(connection, rows)):
         for number in np.unique(records["collection"]).tolist():
             if number not in dimensions:
-                continue  # dropped, not yet purged
+                continue  # dropped, not yet vacuumed
             here = np.flatnonzero(records["collection"] == number)
             mine = records[here]
             blobs = stored if len(here) == len(records) else [stored[i] for i in here]
             found = Rows(
-                key=np.ascontiguousarray(mine["key"]),
-                image=np.ascontiguousarray(mine["image"]),
+                record_rowid=np.ascontiguousarray(mine["key"]),
+                image_rowid=np.ascontiguousarray(mine["image"]),
                 level=mine["level"],
                 area=mine["area"],
                 predicted_iou=mine["predicted_iou"],
@@ -73,7 +73,7 @@ def live_rows(connection: sqlite3.Connection) -> Iterator[tuple[int, Rows, Keys]
 
 
 def _batches(connection: sqlite3.Connection, rows: int) -> Iterator[tuple[NDArray[np.void], list[bytes]]]:
-    """Live records in ascending order of key, so many at once, and their stored vectors."""
+    """Live records in ascending order of rowid, so many at once, and their stored vectors."""
     cursor = connection.execute(
         f"SELECT {_CHECKED} FROM record WHERE removed IS NULL ORDER BY key"  # noqa: S608
     )
@@ -83,7 +83,7 @@ def _batches(connection: sqlite3.Connection, rows: int) -> Iterator[tuple[NDArra
 
 
 def _checked(row: tuple[Any, ...]) -> tuple[Any, ...]:
-    """What `_RECORD` takes of a row of the columns `_CHECKED`."""
+    """Checks a row of the columns `_CHECKED` and returns the values of `_RECORD`."""
     *values, checksum = row
     if checksum is not None and checksum != checksums.of_indexed(values):
         raise DamagedRowError(f"the checksum of record {row[1]} does not match")
@@ -91,61 +91,65 @@ def _checked(row: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def _ahead(items: Iterator[T]) -> Iterator[T]:
-    """The same items; while one is being used, the next one is made on another thread."""
+    """Yields the same items; while one is used, the next is read on another thread."""
     end = object()
-    with ThreadPoolExecutor(1) as beside:
-        following = beside.submit(next, items, end)
+    with ThreadPoolExecutor(1) as background:
+        following = background.submit(next, items, end)
         while (item := following.result()) is not end:
-            following = beside.submit(next, items, end)
+            following = background.submit(next, items, end)
             yield item  # type: ignore[misc]  # it is not `end`
 
 
 class _Created:
-    """When images were first written, by ordinal."""
+    """When images were first written, by rowid."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         found = connection.execute("SELECT ordinal, created_ms FROM image WHERE removed IS NULL")
         pairs = np.fromiter(found, np.dtype([("ordinal", np.int64), ("created_ms", np.int64)]))
         pairs.sort(order="ordinal")
-        self._ordinals = np.ascontiguousarray(pairs["ordinal"])
+        self._image_rowids = np.ascontiguousarray(pairs["ordinal"])
         self._times = np.ascontiguousarray(pairs["created_ms"])
 
     def of(self, images: NDArray[np.int64]) -> NDArray[np.int64]:
         """Times of images, milliseconds since 1970."""
-        places = np.searchsorted(self._ordinals, images)
-        inside = places < len(self._ordinals)
-        inside[inside] = self._ordinals[places[inside]] == images[inside]
+        places = np.searchsorted(self._image_rowids, images)
+        inside = places < len(self._image_rowids)
+        inside[inside] = self._image_rowids[places[inside]] == images[inside]
         if not inside.all():
             raise DamagedRowError(f"image {int(images[~inside][0])} of a record is missing")
         return self._times[places]
 
 
-def _blobs(connection: sqlite3.Connection, keys: Keys) -> list[bytes]:
-    """Stored vectors of ascending keys, in their order."""
+def _blobs(connection: sqlite3.Connection, record_rowids: RowIds) -> list[bytes]:
+    """Stored vectors of ascending record rowids, in their order."""
     found = connection.execute(
         "SELECT key, value, checksum FROM vector WHERE key BETWEEN ? AND ? ORDER BY key",
-        (int(keys[0]), int(keys[-1])),
+        (int(record_rowids[0]), int(record_rowids[-1])),
     ).fetchall()
-    if len(found) != len(keys) or [row[0] for row in found] != keys.tolist():
+    if len(found) != len(record_rowids) or [row[0] for row in found] != record_rowids.tolist():
         by_key = {row[0]: row for row in found}  # those of removed records lie between
         try:
-            found = [by_key[key] for key in keys.tolist()]
+            found = [by_key[record_rowid] for record_rowid in record_rowids.tolist()]
         except KeyError as error:
             raise DamagedRowError(f"record {error.args[0]} has no vector") from error
-    for key, value, checksum in found:
-        if checksum is not None and checksum != checksums.of_vector(key, value):
-            raise DamagedRowError(f"the checksum of the vector of record {key} does not match")
+    for record_rowid, value, checksum in found:
+        if checksum is not None and checksum != checksums.of_vector(record_rowid, value):
+            raise DamagedRowError(f"the checksum of the vector of record {record_rowid} does not match")
     return [value for _, value, _ in found]
 
 
-def _unit_vectors(keys: Keys, blobs: list[bytes], dimension: int) -> Vectors:
+def _unit_vectors(record_rowids: RowIds, blobs: list[bytes], dimension: int) -> Vectors:
     if set(map(len, blobs)) != {2 * dimension}:
         wrong = next(
-            key for key, blob in zip(keys.tolist(), blobs, strict=True) if len(blob) != 2 * dimension
+            record_rowid
+            for record_rowid, blob in zip(record_rowids.tolist(), blobs, strict=True)
+            if len(blob) != 2 * dimension
         )
         raise DamagedRowError(f"the vector of record {wrong} has the wrong length")
-    vectors = widened(np.frombuffer(b"".join(blobs), "<f2").reshape(len(blobs), dimension))
+    vectors = to_single(np.frombuffer(b"".join(blobs), "<f2").reshape(len(blobs), dimension))
     unit = np.abs(np.einsum("ij,ij->i", vectors, vectors) - 1.0) < _UNIT  # NaN fails too
     if not unit.all():
-        raise DamagedRowError(f"the vector of record {int(keys[int(np.argmin(unit))])} is not of unit length")
+        raise DamagedRowError(
+            f"the vector of record {int(record_rowids[int(np.argmin(unit))])} is not of unit length"
+        )
     return vectors

@@ -11,9 +11,8 @@ import pytest
 
 from regionsearch.tensors import tensor_to_proto
 from regionsearch.v1 import search_pb2
-from services.searcher.embedded import candidate_source
 from services.searcher.embedded.engine import EmbeddedEngine
-from services.searcher.embedded.index import tie_order
+from services.searcher.embedded.queries import candidate_source, tie_order
 from services.searcher.embedded.store import reads
 from services.searcher.settings import EmbeddedSettings
 from services.searcher.types import (
@@ -76,14 +75,14 @@ def walk(engine: EmbeddedEngine, query: Query) -> Iterator[list[Hit]]:
 
 def spoil(engine: EmbeddedEngine) -> None:
     """Lets approximate segments overlook much."""
-    for view in engine._open["c"].index.state.views:
+    for view in engine._collections.find("c").index.state.views:
         if view.segment.approximate:
             view.segment.effort = 1
 
 
 @pytest.mark.parametrize("kind", ["ivf", "codes", "flat"])
 @pytest.mark.parametrize("grouped", [False, True])
-def test_a_walk_shows_every_record_once(tmp_path, kind: str, grouped: bool) -> None:
+def test_paging_through_all_hits_shows_every_record_once(tmp_path, kind: str, grouped: bool) -> None:
     engine = filled(tmp_path, clustered(ROWS), kind)
     spoil(engine)
     queries = unit_vectors(1, seed=3, dimension=DIMENSION)
@@ -107,7 +106,7 @@ def test_a_walk_shows_every_record_once(tmp_path, kind: str, grouped: bool) -> N
 @pytest.mark.parametrize("kind", ["ivf", "codes", "flat"])
 @pytest.mark.parametrize("level", [None, Level.REGION])
 @pytest.mark.parametrize("grouped", [False, True])
-def test_equal_vectors_are_walked_in_the_order_of_their_ids(
+def test_hits_of_equal_vectors_are_paged_in_the_order_of_their_ids(
     tmp_path, monkeypatch, kind: str, level: Level | None, grouped: bool
 ) -> None:
     for module in (tie_order, candidate_source):
@@ -140,7 +139,7 @@ def test_equal_vectors_are_walked_in_the_order_of_their_ids(
     engine.close()
 
 
-async def test_pages_and_exact_search_over_the_wire(stub) -> None:
+async def test_paging_and_exact_search_over_grpc(stub) -> None:
     for number in range(5):
         await stub.Upsert(upsert_request(f"image{number}", unit_vectors(20, seed=number)))
     request = search_request(unit_vectors(1, seed=9), page_size=7, exact=True, effort=2.5)

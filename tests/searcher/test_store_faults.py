@@ -40,7 +40,7 @@ def kind_of(call) -> Kind:
     return caught.value.kind
 
 
-def test_full_disk_refuses_writes_and_serves_reads(engine: EmbeddedEngine) -> None:
+def test_a_full_disk_refuses_writes_and_serves_reads(engine: EmbeddedEngine) -> None:
     write(engine, "before")
     pages = engine._database.writer.execute("PRAGMA page_count").fetchone()[0]
     engine._database.writer.execute(f"PRAGMA max_page_count = {pages + 1}")
@@ -66,7 +66,7 @@ class FailingConnection(sqlite3.Connection):
 
 
 @pytest.mark.parametrize("statement", ["COMMIT", "BEGIN", "INSERT INTO image", "SAVEPOINT"])
-def test_broken_disk_stops_writes_for_good_and_serves_reads(
+def test_a_failing_disk_stops_writes_and_serves_reads(
     settings: EmbeddedSettings, monkeypatch: pytest.MonkeyPatch, statement: str
 ) -> None:
     real = sqlite3.connect
@@ -99,7 +99,7 @@ from services.searcher.embedded.engine import EmbeddedEngine
 from services.searcher.settings import EmbeddedSettings
 from services.searcher.types import Collection
 from tests.searcher.conftest import MODEL
-from tests.searcher.test_faults import found, write
+from tests.searcher.test_store_faults import found, write
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 engine = EmbeddedEngine(EmbeddedSettings(folder=Path(sys.argv[1])))
 engine.create_collection(Collection("default", MODEL))
@@ -118,7 +118,7 @@ except RegionSearchError as error:
         [sys.executable, "-c", script, str(tmp_path / "data")],
         cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500, check=False,
     )  # fmt: skip
-    # On a slow machine the upkeep thread says meanwhile that it waits.
+    # On a slow machine the maintenance thread may log that it waits.
     (end,) = (line for line in done.stdout.splitlines() if line.startswith("END"))
     _, kind, answered, reads = end.split()
     assert kind in ("STORAGE_FULL", "INTERNAL"), done.stderr
@@ -138,7 +138,7 @@ def filled(settings: EmbeddedSettings, images: int = 60) -> Path:
 
 
 @pytest.mark.parametrize("place", [0, 1, 2, 5, 9])
-def test_torn_page_is_refused_by_name(settings: EmbeddedSettings, place: int) -> None:
+def test_a_record_file_with_a_torn_page_is_refused_by_name(settings: EmbeddedSettings, place: int) -> None:
     path = filled(settings)
     data = bytearray(path.read_bytes())
     size = 8192
@@ -150,7 +150,7 @@ def test_torn_page_is_refused_by_name(settings: EmbeddedSettings, place: int) ->
     assert FILE_NAME in caught.value.message
 
 
-def test_vectors_that_lost_their_length_are_refused(settings: EmbeddedSettings) -> None:
+def test_stored_vectors_that_are_not_of_unit_length_are_refused(settings: EmbeddedSettings) -> None:
     path = filled(settings)
     with sqlite3.connect(path) as connection:
         connection.execute("UPDATE vector SET value = zeroblob(?) WHERE key = 7", (2 * DIMENSION,))
@@ -159,7 +159,7 @@ def test_vectors_that_lost_their_length_are_refused(settings: EmbeddedSettings) 
 
 
 @pytest.mark.parametrize("table", ["vector", "image"])
-def test_records_that_lost_their_vector_or_image_are_refused(settings: EmbeddedSettings, table: str) -> None:
+def test_stored_records_without_vector_or_image_are_refused(settings: EmbeddedSettings, table: str) -> None:
     path = filled(settings)
     with sqlite3.connect(path) as connection:
         connection.execute(f"DELETE FROM {table} WHERE rowid = 7")
@@ -167,7 +167,7 @@ def test_records_that_lost_their_vector_or_image_are_refused(settings: EmbeddedS
     assert kind_of(lambda: EmbeddedEngine(settings)) is Kind.DATA_LOSS
 
 
-def test_truncated_and_foreign_files_are_refused(settings: EmbeddedSettings) -> None:
+def test_truncated_and_foreign_record_files_are_refused(settings: EmbeddedSettings) -> None:
     path = filled(settings)
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
@@ -181,7 +181,7 @@ def test_truncated_and_foreign_files_are_refused(settings: EmbeddedSettings) -> 
     assert kind_of(lambda: EmbeddedEngine(settings)) is Kind.DATA_LOSS
 
 
-def test_newer_file_is_left_alone(settings: EmbeddedSettings) -> None:
+def test_a_record_file_of_a_newer_version_is_refused_unchanged(settings: EmbeddedSettings) -> None:
     path = filled(settings, images=1)
     with sqlite3.connect(path) as connection:
         connection.execute("PRAGMA user_version = 99")
@@ -191,7 +191,7 @@ def test_newer_file_is_left_alone(settings: EmbeddedSettings) -> None:
     assert path.read_bytes() == before
 
 
-def test_older_file_is_brought_up_to_date(
+def test_a_record_file_of_an_older_version_is_migrated(
     settings: EmbeddedSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = filled(settings, images=3)
@@ -206,7 +206,9 @@ def test_older_file_is_brought_up_to_date(
     connection.close()
 
 
-def test_second_process_is_kept_out(engine: EmbeddedEngine, settings: EmbeddedSettings) -> None:
+def test_a_second_process_cannot_open_the_record_file(
+    engine: EmbeddedEngine, settings: EmbeddedSettings
+) -> None:
     assert kind_of(lambda: EmbeddedEngine(settings)) is Kind.FAILED_PRECONDITION
 
 
@@ -250,7 +252,7 @@ def test_a_record_file_has_one_writer_or_readers_in_whatever_process(settings: E
     assert others() == ["served", "served"]
 
 
-def test_read_only_serves_reads(settings: EmbeddedSettings) -> None:
+def test_a_read_only_searcher_serves_reads_and_refuses_writes(settings: EmbeddedSettings) -> None:
     filled(settings, images=2)
     files = sorted(settings.folder.iterdir())
     engine = EmbeddedEngine(settings.model_copy(update={"read_only": True}))
@@ -264,7 +266,9 @@ def test_read_only_serves_reads(settings: EmbeddedSettings) -> None:
     assert sorted(settings.folder.iterdir()) == files
 
 
-def test_locked_file_is_unavailable(engine: EmbeddedEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_record_file_locked_by_another_program_is_unavailable(
+    engine: EmbeddedEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write(engine, "before")
     engine._database.writer.execute("PRAGMA busy_timeout = 50")
     other = sqlite3.connect(engine._database.path, isolation_level=None)
@@ -277,7 +281,9 @@ def test_locked_file_is_unavailable(engine: EmbeddedEngine, monkeypatch: pytest.
     assert found(engine) == 8
 
 
-def test_damaged_snapshot_changes_nothing(engine: EmbeddedEngine, settings: EmbeddedSettings) -> None:
+def test_restoring_a_damaged_snapshot_changes_nothing(
+    engine: EmbeddedEngine, settings: EmbeddedSettings
+) -> None:
     for number in range(60):
         write(engine, f"image{number}")
     engine.snapshot("good")

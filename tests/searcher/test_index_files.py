@@ -95,14 +95,14 @@ def damage(data: bytes) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_restart_reads_the_files_and_answers_the_same(tmp_path, builds, kind) -> None:
+def test_a_restart_from_index_files_gives_the_same_results(tmp_path, builds, kind) -> None:
     engine = made(tmp_path, kind)
     before, recalls = answers(engine), [s.recall for s in engine.stats("c")[0].segments]
     written = [path.stat().st_mtime_ns for path in files(tmp_path)]
     engine.close()
     assert builds.count == 2
     engine = EmbeddedEngine(settings_of(tmp_path))
-    assert kinds(engine) == [kind, kind, "flat", "growing"]  # before any upkeep
+    assert kinds(engine) == [kind, kind, "flat", "growing"]  # before any maintenance
     assert [s.recall for s in engine.stats("c")[0].segments] == recalls
     assert answers(engine) == before
     engine.run_maintenance()
@@ -115,7 +115,7 @@ def test_a_restart_reads_the_files_and_answers_the_same(tmp_path, builds, kind) 
 @pytest.mark.parametrize(
     ("kind", "how"), [("codes", "flipped")] + [("ivf", how) for how in (*damage(b"12"), "missing", "swapped")]
 )
-def test_damaged_and_missing_files_are_made_anew(tmp_path, builds, kind, how) -> None:
+def test_damaged_and_missing_index_files_are_rebuilt(tmp_path, builds, kind, how) -> None:
     engine = made(tmp_path, kind)
     before = answers(engine)
     engine.close()
@@ -141,7 +141,7 @@ def test_damaged_and_missing_files_are_made_anew(tmp_path, builds, kind, how) ->
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_files_of_another_store_are_not_believed(tmp_path, kind) -> None:
+def test_index_files_of_another_store_are_ignored(tmp_path, kind) -> None:
     """Same collection number, same keys, other vectors: only the checksums tell."""
     mine, other = tmp_path / "mine", tmp_path / "other"
     engine = made(mine, kind)
@@ -163,7 +163,7 @@ def test_files_of_another_store_are_not_believed(tmp_path, kind) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_rows_deleted_since_are_gone_from_the_restored_index(tmp_path, builds, kind) -> None:
+def test_rows_deleted_since_an_index_file_was_written_are_not_found(tmp_path, builds, kind) -> None:
     engine = made(tmp_path, kind)
     gone = tuple(f"r{number}" for number in range(0, 900, 3))
     engine.delete("c", Deletion(record_ids=gone))
@@ -184,7 +184,7 @@ def test_rows_deleted_since_are_gone_from_the_restored_index(tmp_path, builds, k
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_snapshot_and_restore_do_not_mind_the_files(tmp_path, kind) -> None:
+def test_snapshot_and_restore_work_with_index_files_of_other_states(tmp_path, kind) -> None:
     engine = made(tmp_path, kind)
     before = answers(engine)
     engine.snapshot("early")
@@ -204,23 +204,22 @@ def test_snapshot_and_restore_do_not_mind_the_files(tmp_path, kind) -> None:
     engine.close()
 
 
-def test_files_go_with_their_segments(tmp_path) -> None:
+def test_index_files_are_deleted_with_their_segments(tmp_path) -> None:
     engine = made(tmp_path, "ivf")
     engine.delete("c", Deletion(filter=Filter(tags=("even",))))
     for _ in range(2):
         engine.run_maintenance()
     ranges = [tuple(map(int, path.stem.split("-")[1:])) for path in files(tmp_path)]
-    held = [
-        view.segment.columns for view in engine._open["c"].index.state.views if view.segment.kind == "ivf"
-    ]
-    assert sorted(ranges) == [(int(c.key[0]), int(c.key[c.used - 1])) for c in held]
+    views = engine._collections.find("c").index.state.views
+    held = [view.segment.columns for view in views if view.segment.kind == "ivf"]
+    assert sorted(ranges) == [(int(c.record_rowid[0]), int(c.record_rowid[c.used - 1])) for c in held]
     engine.delete_collection("c")
     engine.run_maintenance()
     assert files(tmp_path) == []
     engine.close()
 
 
-def test_another_recall_target_or_threshold_is_obeyed(tmp_path) -> None:
+def test_a_changed_recall_target_or_threshold_applies_to_restored_indexes(tmp_path) -> None:
     engine = made(tmp_path, "ivf")
     recall = min(s.recall for s in engine.stats("c")[0].segments if s.recall is not None)
     engine.close()
@@ -236,7 +235,7 @@ def test_another_recall_target_or_threshold_is_obeyed(tmp_path) -> None:
         engine.close()
 
 
-def test_a_disk_that_refuses_the_file_costs_only_a_rebuild(tmp_path, monkeypatch) -> None:
+def test_an_index_file_that_cannot_be_written_costs_only_a_rebuild(tmp_path, monkeypatch) -> None:
     def refuse(*arguments: object) -> None:
         raise OSError(28, "No space left on device")
 
@@ -250,7 +249,7 @@ def test_a_disk_that_refuses_the_file_costs_only_a_rebuild(tmp_path, monkeypatch
     engine.close()
 
 
-def test_read_only_searchers_use_the_files_and_leave_them(tmp_path) -> None:
+def test_read_only_searchers_use_index_files_and_change_none(tmp_path) -> None:
     engine = made(tmp_path, "ivf")
     before = answers(engine)
     engine.close()

@@ -16,8 +16,8 @@ from services.searcher.embedded.index.live_queries import QueryKind
 from services.searcher.embedded.index.recall import RecallEvaluator
 from services.searcher.settings import EmbeddedSettings
 from services.searcher.types import Collection, Deletion, Filter
-from tests.searcher.test_bounds import until
 from tests.searcher.test_index import DIMENSION, MODEL, clustered, fill, search
+from tests.searcher.test_response_budget import until
 
 CHUNK = 500
 
@@ -31,8 +31,8 @@ def kinds(engine: EmbeddedEngine) -> list[str]:
     return [segment.index for segment in engine.stats("c")[0].segments]
 
 
-def test_it_comes_by_itself(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(maintenance, "_TICK_S", 0.01)
+def test_maintenance_runs_by_itself(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(maintenance, "_PERIOD_S", 0.01)
     engine = EmbeddedEngine(settings_of(tmp_path))
     engine.create_collection(Collection("c", MODEL))
     fill(engine, clustered(CHUNK))
@@ -41,13 +41,13 @@ def test_it_comes_by_itself(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     engine.close()
 
 
-def test_many_wasteful_segments_are_compacted_a_few_at_a_time(tmp_path) -> None:
+def test_many_segments_with_tombstones_are_compacted_a_few_at_a_time(tmp_path) -> None:
     """A compaction holds its rows twice, so it must not take the whole collection at once."""
     engine = EmbeddedEngine(settings_of(tmp_path, ann_above=10**9))
     engine.create_collection(Collection("c", MODEL))
     fill(engine, clustered(20 * CHUNK), batch=100)
     engine.delete("c", Deletion(filter=Filter(tags=("even",))))
-    index = engine._open["c"].index
+    index = engine._collections.find("c").index
     run = select_for_compaction(index.state, engine._committer.seq, CHUNK, 0.2)
     assert sum(segment.columns.used for segment in run) <= 10 * CHUNK
     engine.run_maintenance()
@@ -56,7 +56,7 @@ def test_many_wasteful_segments_are_compacted_a_few_at_a_time(tmp_path) -> None:
     engine.close()
 
 
-def test_an_approximate_segment_that_was_compacted_becomes_one_again(tmp_path) -> None:
+def test_a_compacted_approximate_segment_becomes_approximate_again(tmp_path) -> None:
     engine = EmbeddedEngine(settings_of(tmp_path))
     engine.create_collection(Collection("c", MODEL))
     fill(engine, clustered(3500))
@@ -78,9 +78,7 @@ def away(count: int, seed: int = 0) -> np.ndarray:
     return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
 
 
-def test_an_approximate_index_finds_what_words_ask_for_and_is_mended_when_it_does_not(
-    tmp_path, monkeypatch
-) -> None:
+def test_an_approximate_index_is_tuned_again_when_recall_for_words_is_too_low(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(planning, "_MEASURE_S", 0.0)
     larger = {"chunk_rows": 2000, "ann_rows": 2000}  # small segments are searched exactly
     settings = settings_of(tmp_path, recall_target=0.9).model_copy(update=larger)
@@ -90,7 +88,7 @@ def test_an_approximate_index_finds_what_words_ask_for_and_is_mended_when_it_doe
     engine.run_maintenance()
 
     def segments() -> list[IvfSegment]:
-        found = [view.segment for view in engine._open["c"].index.state.views]
+        found = [view.segment for view in engine._collections.find("c").index.state.views]
         return [segment for segment in found if isinstance(segment, IvfSegment)]
 
     def recalls() -> list[float]:

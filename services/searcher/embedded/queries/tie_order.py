@@ -12,9 +12,9 @@ from bisect import bisect_right
 import numpy as np
 
 from services.searcher.embedded.index.segments import Columns, Mask, Positions
+from services.searcher.embedded.rows import RowIds
 from services.searcher.embedded.store import reads
 from services.searcher.embedded.store.database import Database
-from services.searcher.embedded.store.rows import Keys
 from services.searcher.types import Position
 
 MANY = 1024
@@ -29,7 +29,7 @@ class IdOrder:
 
     Args:
         database: The record store.
-        collection: The collection's internal number.
+        collection: The collection's rowid.
     """
 
     def __init__(self, database: Database, collection: int) -> None:
@@ -43,7 +43,7 @@ class IdOrder:
             here = rows[rows // _BLOCK == block]
             here = here[np.argsort(self._ranks(columns, block)[here % _BLOCK], kind="stable")]
             if by_image:
-                _, leaders = np.unique(columns.image[here], return_index=True)
+                _, leaders = np.unique(columns.image_rowid[here], return_index=True)
                 here = here[np.sort(leaders)]
             kept.append(here[:count])
         return np.concatenate(kept)
@@ -52,7 +52,7 @@ class IdOrder:
         """Which of the rows, whose scores are all equal to `after`'s, come behind it."""
         place = (after.level, after.image_id, after.record_id)
         if len(rows) <= MANY:
-            keys = columns.key[rows].tolist()
+            keys = columns.record_rowid[rows].tolist()
             with self._database.reading() as connection:
                 ids = reads.public_ids(connection, keys)
             places = zip(columns.level[rows].tolist(), keys, strict=True)
@@ -65,15 +65,15 @@ class IdOrder:
         return behind
 
     def _before(self, columns: Columns, block: int, place: tuple[int, str, str]) -> int:
-        """How many of a block's rows do not come behind a place."""
+        """The number of a block's rows that come at or before a place."""
         with self._database.reading() as connection:
             while True:
                 order = self._order(columns, block)
                 try:
                     return bisect_right(
-                        order, place, key=lambda row: _place(connection, int(columns.key[row]))
+                        order, place, key=lambda row: _place(connection, int(columns.record_rowid[row]))
                     )
-                except LookupError:  # a row that nobody can see any more has been purged since
+                except LookupError:  # a row that is no longer visible has been vacuumed since
                     columns.orders.pop(block, None)
 
     def _ranks(self, columns: Columns, block: int) -> Positions:
@@ -89,8 +89,11 @@ class IdOrder:
         known = columns.orders.get(block)
         if known is None or known[0] < stop:  # rows have come since
             with self._database.reading() as connection:
-                keys = reads.keys_in_order(
-                    connection, self._collection, int(columns.key[start]), int(columns.key[stop - 1])
+                keys = reads.record_rowids_in_order(
+                    connection,
+                    self._collection,
+                    int(columns.record_rowid[start]),
+                    int(columns.record_rowid[stop - 1]),
                 )
             known = columns.orders[block] = (stop, _rows_of(columns, start, stop, keys))
         return known[1]
@@ -103,9 +106,9 @@ def _place(connection: sqlite3.Connection, key: int) -> tuple[int, str, str]:
     return place
 
 
-def _rows_of(columns: Columns, start: int, stop: int, keys: Keys) -> Positions:
+def _rows_of(columns: Columns, start: int, stop: int, keys: RowIds) -> Positions:
     """Rows of keys in their order; keys of other segments are left out."""
-    mine = columns.key[start:stop]
+    mine = columns.record_rowid[start:stop]
     places = np.searchsorted(mine, keys)
     known = (places < len(mine)) & (mine[np.minimum(places, len(mine) - 1)] == keys)
     found: Positions = start + places[known]

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from services.searcher import ranking
-from services.searcher.embedded import candidate_source
 from services.searcher.embedded.engine import EmbeddedEngine
-from services.searcher.embedded.index import ivf, tie_order
+from services.searcher.embedded.index import ivf
+from services.searcher.embedded.queries import candidate_source, tie_order
 from services.searcher.settings import EmbeddedSettings
 from services.searcher.types import (
     Collection,
@@ -68,14 +68,14 @@ def pages_are_right(engine: EmbeddedEngine, oracle: Oracle, query: Query) -> Non
 
 
 @pytest.mark.parametrize("seed", [105, 116, 607, 1, 2])
-def test_every_page_is_the_oracles(tmp_path: Path, seed: int) -> None:
+def test_pages_of_few_candidates_match_the_oracle(tmp_path: Path, seed: int) -> None:
     for engine, oracle, queries in walked(tmp_path, seed, chunk_rows=random.Random(seed).choice([4, 7, 64])):
         for query in queries:
             pages_are_right(engine, oracle, query)
 
 
 @pytest.mark.parametrize("seed", [3, 4])
-def test_exact_pages_of_an_approximate_index_are_the_oracles(tmp_path: Path, seed: int) -> None:
+def test_exact_pages_of_an_approximate_index_match_the_oracle(tmp_path: Path, seed: int) -> None:
     for engine, oracle, queries in walked(tmp_path, seed, chunk_rows=4, ann_above=1, ann_rows=8):
         for query in queries:
             pages_are_right(engine, oracle, replace(query, effort=np.inf))

@@ -1,4 +1,4 @@
-"""What a committed write hands from the record store to the index."""
+"""Values that pass between the record store and the index, which do not import each other."""
 
 from __future__ import annotations
 
@@ -9,24 +9,32 @@ from numpy.typing import NDArray
 
 from services.searcher.types import Vectors
 
-Keys = NDArray[np.int64]
+RowIds = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class HighestRowids:
+    """The highest rowids that were ever given to an image and to a record. Rowids only grow."""
+
+    image: int = 0
+    record: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Rows:
     """New rows for the index: one array a column, in ascending order of `key`. `vectors` is as stored."""
 
-    key: Keys
-    image: Keys
+    record_rowid: RowIds
+    image_rowid: RowIds
     level: NDArray[np.uint8]
     area: NDArray[np.int64]
     predicted_iou: NDArray[np.float32]
     stability_score: NDArray[np.float32]
-    created_ms: Keys
+    created_ms: RowIds
     vectors: Vectors
 
     def __len__(self) -> int:
-        return len(self.key)
+        return len(self.record_rowid)
 
     def part(self, start: int, stop: int) -> Rows:
         """Rows `start` to `stop`, without copying them."""
@@ -37,13 +45,13 @@ class Rows:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What a committed write means for the index of its collection.
+    """The effect of a committed write on the index of its collection.
 
-    `described` says that tags or attributes of images have changed, which filters ask for.
+    `described` is set where tags or attributes of images have changed, which filters read.
     """
 
     collection: int
     seq: int
     rows: Rows | None = None
-    removed: Keys = field(default_factory=lambda: np.empty(0, np.int64))
+    removed: RowIds = field(default_factory=lambda: np.empty(0, np.int64))
     described: bool = False

@@ -1,0 +1,130 @@
+"""The collections that are open in memory, and what a committed write does to their indexes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from regionsearch.errors import RegionSearchError, not_found
+from services.searcher.embedded.index.binary import Codec
+from services.searcher.embedded.index.filters import FilterCache
+from services.searcher.embedded.index.terms import Terms
+from services.searcher.embedded.index.vector_index import VectorIndex
+from services.searcher.embedded.rows import Change
+from services.searcher.models import check_generation
+from services.searcher.types import Collection
+
+
+@dataclass(slots=True, weakref_slot=True, eq=False)
+class OpenCollection:
+    """Description and index of one collection.
+
+    Attributes:
+        rowid: Of its row in the record store.
+        spec: What it was created with.
+        index: Its vectors.
+        codec: Makes its binary codes; None until it is learned, or without codes.
+        filters: The compiled filters of its last searches.
+        problem: Why its vectors are not in memory; searches and writes raise it. None where they are.
+        revision: Counts changes of tags and attributes in place; filters of another revision are stale.
+        terms: The tags and attributes that its filters named.
+    """
+
+    rowid: int
+    spec: Collection
+    index: VectorIndex
+    codec: Codec | None = None
+    filters: FilterCache = field(default_factory=FilterCache)
+    revision: int = 0
+    terms: Terms = field(default_factory=Terms)
+    problem: RegionSearchError | None = None
+
+
+class OpenCollections:
+    """All open collections, by name and by rowid.
+
+    Args:
+        epoch: How many restores the store has seen.
+        collections: Those that were loaded.
+    """
+
+    def __init__(self, epoch: int, collections: Iterable[OpenCollection] = ()) -> None:
+        self._epoch = epoch
+        self._by_name: dict[str, OpenCollection] = {}
+        self._by_rowid: dict[int, OpenCollection] = {}
+        for collection in collections:
+            self.add(collection)
+
+    def add(self, collection: OpenCollection) -> None:
+        """Adds a collection."""
+        self._by_name[collection.spec.name] = self._by_rowid[collection.rowid] = collection
+
+    def hide(self, collection: OpenCollection) -> None:
+        """Hides a collection from callers; committed writes still reach its index."""
+        del self._by_name[collection.spec.name]
+
+    def remove(self, collection: OpenCollection) -> None:
+        """Removes a hidden collection."""
+        del self._by_rowid[collection.rowid]
+
+    def all(self) -> list[OpenCollection]:
+        """The collections that callers can find."""
+        return list(self._by_name.values())
+
+    def find(self, name: str, generation: str | None = None) -> OpenCollection:
+        """Finds a collection by name.
+
+        Raises:
+            RegionSearchError: NOT_FOUND; ABORTED when it is not of the given generation.
+        """
+        try:
+            collection = self._by_name[name]
+        except KeyError:
+            raise not_found("collection", f"there is no collection {name!r}: create it first") from None
+        check_generation(name, self.generation(collection), generation)
+        return collection
+
+    def find_searchable(self, name: str, generation: str | None = None) -> OpenCollection:
+        """Finds a collection whose vectors are in memory.
+
+        Raises:
+            RegionSearchError: As `find` does; FAILED_PRECONDITION when its vectors are not in memory.
+        """
+        collection = self.find(name, generation)
+        if collection.problem is not None:
+            raise collection.problem
+        return collection
+
+    def generation(self, collection: OpenCollection) -> str:
+        """Names this very collection: rowids are not given twice between two restores."""
+        return f"{self._epoch}.{collection.rowid}"
+
+    # For the writing thread
+
+    def reserve(self, change: Change) -> None:
+        """Before a commit: allocates the memory that its rows will need.
+
+        Raises:
+            MemoryError: There is not enough.
+        """
+        collection = self._by_rowid.get(change.collection)
+        if collection is not None and change.rows is not None:
+            collection.index.reserve(len(change.rows))
+
+    def release(self) -> None:
+        """After a rollback: the rows that memory was reserved for do not come."""
+        for collection in list(self._by_rowid.values()):
+            collection.index.release()
+
+    def apply(self, change: Change) -> None:
+        """After a commit: brings the index of its collection up to date."""
+        collection = self._by_rowid.get(change.collection)
+        if collection is None:
+            return  # dropped in the meantime
+        if change.described:
+            collection.revision += 1
+        collection.index.remove(change.removed, change.seq)
+        if change.rows is not None:
+            collection.index.add(change.rows, np.full(len(change.rows), change.seq, np.int64))

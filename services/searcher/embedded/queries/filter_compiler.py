@@ -1,0 +1,76 @@
+"""Turns a filter into conditions on rows: ids, tags and attributes are looked up in the record store."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+
+from services.searcher.embedded.index.filters import CompiledFilter
+from services.searcher.embedded.index.terms import Owners, Term, Terms
+from services.searcher.embedded.rows import HighestRowids, RowIds
+from services.searcher.embedded.store import reads
+from services.searcher.types import Filter, Level
+
+
+def compile_filter(
+    connection: sqlite3.Connection,
+    collection_rowid: int,
+    wanted: Filter,
+    level: Level | None,
+    seq: int,
+    terms: Terms,
+) -> CompiledFilter:
+    """Looks up the ids, tags and attributes that a filter names.
+
+    Args:
+        connection: A reading connection whose view is not older than `seq`.
+        collection_rowid: The collection's rowid.
+        wanted: The filter.
+        level: Only records of this level; None is both.
+        seq: The write whose state is searched.
+        terms: The collection's cache. Inside a writing transaction, which may be rolled back, an empty one.
+    """
+
+    def named(table: str, ids: Sequence[str]) -> RowIds | None:
+        return reads.every_version(connection, table, collection_rowid, ids, seq) if ids else None
+
+    chosen: list[tuple[Term, bool]] = []
+    for tags, required in ((wanted.tags, True), (wanted.exclude_tags, False)):
+        if tags:
+            chosen.append((_tagged(connection, collection_rowid, tags, terms), required))
+    for name, value in wanted.attributes:
+        chosen.append((_attribute(connection, collection_rowid, name, value, terms), True))
+    terms.evict()
+    return CompiledFilter(
+        seq,
+        level,
+        wanted,
+        images=named("image", wanted.image_ids),
+        without_images=named("image", wanted.exclude_image_ids),
+        keys=named("record", wanted.record_ids),
+        without=named("record", wanted.exclude_record_ids),
+        terms=tuple(chosen),
+    )
+
+
+def _tagged(
+    connection: sqlite3.Connection, collection_rowid: int, tags: tuple[str, ...], terms: Terms
+) -> Term:
+    """Images with at least one of the tags."""
+
+    def look_up(since: HighestRowids) -> Owners:
+        return Owners(reads.tagged_images(connection, collection_rowid, tags, since.image))
+
+    # Reading the rowids opens the transaction's view, which the look-up reads too.
+    return terms.get(("tags", *sorted(set(tags))), reads.highest_rowids(connection), look_up)
+
+
+def _attribute(
+    connection: sqlite3.Connection, collection_rowid: int, name: str, value: str, terms: Terms
+) -> Term:
+    """Records that have an attribute, or whose image has it while they have none of that name themselves."""
+
+    def look_up(since: HighestRowids) -> Owners:
+        return Owners(*reads.attribute_owners(connection, collection_rowid, name, value, since))
+
+    return terms.get(("attribute", name, value), reads.highest_rowids(connection), look_up)
