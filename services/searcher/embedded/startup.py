@@ -40,7 +40,7 @@ def open_collections(
 ) -> list[OpenCollection]:
     """Builds every index from the store; approximate ones come back from the index files.
 
-    A collection that does not fit into memory is collection with its `problem`; the others are served.
+    A collection that does not fit into memory is returned with its `problem`; the others are served.
 
     Raises:
         RegionSearchError: DATA_LOSS when the store is damaged.
