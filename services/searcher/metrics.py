@@ -16,11 +16,12 @@ PASS_QUERIES = Histogram("regionsearch_search_pass_queries", "Requests answered 
 COMMIT_WRITES = Histogram("regionsearch_commit_writes", "Writes made durable by one commit.", buckets=_SIZES)
 
 DAMAGED_ROWS = Counter(
-    "regionsearch_store_damaged_rows", "Times that a damaged row was left out of a list or a search's answer."
+    "regionsearch_store_damaged_rows_total",
+    "Times that a damaged row was left out of a list or a search's answer.",
 )
 
 CHECKPOINT_FAILURES = Counter(
-    "regionsearch_store_checkpoint_failures", "Failed checkpoints of the log into the record file."
+    "regionsearch_store_checkpoint_failures_total", "Failed checkpoints of the log into the record file."
 )
 LOG_BYTES = Gauge("regionsearch_store_log_bytes", "Size of the record store's log.")
 
