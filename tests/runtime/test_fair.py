@@ -222,7 +222,8 @@ async def test_a_flood_of_clicks_goes_before_its_own_lower_priorities_and_behind
                     not batcher._slots[priority] for priority in (Priority.INTERACTIVE, Priority.BULK)
                 )
             )
-            await until(lambda: len(batcher._devices[0]._ready._ready[Priority.BULK]) > 0)
+            ready = batcher._devices[0]._ready._ready
+            await until(lambda ready=ready: ready[Priority.INTERACTIVE] and ready[Priority.BULK])
             steps.release()
         for _ in range(80):
             steps.release()
