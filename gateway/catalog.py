@@ -18,11 +18,11 @@ from gateway.service_clients import Services, remap_error_field
 from gateway.settings import GatewaySettings
 from regionsearch.errors import Kind, RegionSearchError, invalid, not_found, too_large
 from regionsearch.rpc import afan_out, chunked, gather_or_cancel
+from regionsearch.schemas.requests.records import MAX_IDS
 from regionsearch.v1 import embed_pb2, search_pb2, types_pb2
 
 DEFAULT = "default"
 ASKED_AT_ONCE = 32  # images that the searcher is asked about in one call
-MOST_IDS = 1000  # that may be asked about in one call
 _CHECKED_AT_ONCE = 256  # of these, whose records are not wanted
 
 _IMAGE_ID = re.compile("[0-9a-f]{64}")
@@ -319,7 +319,7 @@ class Catalog:
 
         Args:
             collection: Where to look.
-            image_ids: At most `MOST_IDS`.
+            image_ids: At most `MAX_IDS`.
 
         Returns:
             Those that are there, in the order of their ids.
@@ -328,9 +328,9 @@ class Catalog:
             RegionSearchError: INVALID_ARGUMENT for what is not an id, TOO_LARGE for too many, NOT_FOUND when
                 there is no such collection.
         """
-        if len(image_ids) > MOST_IDS:
+        if len(image_ids) > MAX_IDS:
             raise too_large(
-                "image_ids", f"{len(image_ids)} image_ids are over the limit of {MOST_IDS}; ask in parts"
+                "image_ids", f"{len(image_ids)} image_ids are over the limit of {MAX_IDS}; ask in parts"
             )
         for index, image_id in enumerate(image_ids):
             if not _IMAGE_ID.fullmatch(image_id):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, IPvAnyNetwork, SecretStr, field_validator
 from pydantic_settings import NoDecode
@@ -11,13 +11,9 @@ from pydantic_settings import NoDecode
 from regionsearch.images import ImageLimits
 from regionsearch.metadata import MetadataLimits
 from regionsearch.rpc import TlsFiles
+from regionsearch.schemas.requests.records import CropPolicyName
 from regionsearch.v1 import segment_pb2, types_pb2
 from services.runtime.settings import MIB, ServiceSettings
-
-CropPolicyName = Literal[
-    "default", "bbox", "masked_white", "masked_black", "masked_mean", "blur", "context", "red_circle",
-    "ensemble",
-]  # fmt: skip
 
 
 class _Part(BaseModel):

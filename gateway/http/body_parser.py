@@ -6,17 +6,15 @@ import asyncio
 from typing import Any, TypeVar
 
 from fastapi import Request
-from pydantic import ValidationError
 from starlette.datastructures import UploadFile
 
 from gateway.http.forms import MEDIA_TYPE as FORM
 from gateway.http.forms import read_form
 from gateway.http.json_reading import MAX_SMALL, parse_json
 from gateway.http.middleware import limited
-from gateway.http.problems import from_validation
-from gateway.http.values import Body
 from gateway.settings import LimitSettings
 from regionsearch.errors import invalid
+from regionsearch.schemas.requests import Body
 
 BodyT = TypeVar("BodyT", bound=Body)
 
@@ -46,7 +44,7 @@ async def read_body(request: Request, model: type[BodyT], limits: LimitSettings)
     query = {name: request.query_params[name] for name in model.model_fields.keys() & request.query_params}
     if media_type == FORM:
         values = await _read_form(request, model, limits)
-        return await asyncio.to_thread(_validated, model, values | query)
+        return await asyncio.to_thread(model.read, values | query)
     if media_type != "application/json" and not media_type.endswith("+json"):
         what = f"a body of type {media_type}" if media_type else "a body without a content-type"
         raise invalid("content-type", f"{what} is not read here; send application/json or a form")
@@ -67,15 +65,7 @@ def _from_json(model: type[BodyT], body: bytearray, query: dict[str, Any]) -> Bo
     values = parse_json(body or b"{}")
     if not isinstance(values, dict):
         raise invalid("body", "the body must be a JSON object")
-    return _validated(model, values | query)
-
-
-def _validated(model: type[BodyT], values: dict[str, Any]) -> BodyT:
-    try:
-        return model.model_validate(values)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        raise from_validation({**first, "loc": ("body", *first["loc"])}) from None
+    return model.read(values | query)
 
 
 async def _read_form(request: Request, model: type[Body], limits: LimitSettings) -> dict[str, Any]:

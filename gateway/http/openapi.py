@@ -10,8 +10,8 @@ from pydantic import BaseModel
 
 from gateway.http.body_parser import NESTED
 from gateway.http.problems import MEDIA_TYPE, STATUS
-from gateway.http.values import MAX_TEXT, PHRASE
 from regionsearch.errors import Kind
+from regionsearch.schemas.requests.values import MAX_TEXT, PHRASE
 
 FILE = {"type": "string", "format": "binary", "contentMediaType": "application/octet-stream"}
 """A file of a form: ``format`` for tools that know OpenAPI 3.0, the media type for those that know 3.1."""

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
-from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
 from regionsearch.errors import Kind, RegionSearchError, invalid, not_found
+from regionsearch.schemas.requests.values import field_error
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -59,8 +59,6 @@ _TITLES: dict[Kind, str] = {
     Kind.DEADLINE_EXCEEDED: "Took too long",
     Kind.STORAGE_FULL: "The disk is full",
 }
-
-_MAX_PART = 100  # characters of a member's name in an error
 
 _log = structlog.get_logger(__name__)
 
@@ -109,19 +107,6 @@ def respond_unexpected(request: Request, error: Exception) -> JSONResponse:
     return respond(request, RegionSearchError(Kind.INTERNAL, message))
 
 
-def from_validation(first: Mapping[str, Any]) -> RegionSearchError:
-    """The error of a request that does not fit its model, from the first mistake that pydantic has found."""
-    path = [part for part in first["loc"] if part not in ("body", "query", "path") or len(first["loc"]) == 1]
-    if first["loc"][0] == "body" and len(first["loc"]) > 1:
-        path = list(first["loc"][1:])
-    name = ""
-    for part in path:
-        short = str(part)[:_MAX_PART]  # it may be a name that the caller made up
-        name += f"[{part}]" if isinstance(part, int) else f".{short}" if name else short
-    message = str(first["msg"]).removeprefix("Value error, ")
-    return invalid(name or "body", f"{name or 'body'}: {message}")
-
-
 def install(app: FastAPI, methods_at: Callable[[str], list[str]]) -> None:
     """Answers the exceptions that routes raise with problem documents.
 
@@ -137,8 +122,12 @@ def install(app: FastAPI, methods_at: Callable[[str], list[str]]) -> None:
         return respond(request, error)
 
     async def unfit(request: Request, error: Exception) -> JSONResponse:
-        assert isinstance(error, RequestValidationError | ValidationError)
-        return respond(request, from_validation(error.errors()[0]))
+        assert isinstance(error, RequestValidationError)
+        first = error.errors()[0]
+        where, *path = first["loc"]
+        return respond(
+            request, field_error(path if path and where != "header" else first["loc"], first["msg"])
+        )
 
     async def framework(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)

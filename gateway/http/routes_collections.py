@@ -10,12 +10,12 @@ from fastapi.responses import JSONResponse, Response
 from gateway.access import Scope
 from gateway.core import Gateway
 from gateway.http.access import needs
-from gateway.http.bodies import CollectionBody
 from gateway.http.body_parser import read_body
 from gateway.http.conditional import json_with_etag
 from gateway.http.openapi import body_of
-from gateway.http.values import PageToken
 from gateway.settings import crop_policy_value
+from regionsearch.schemas.requests import CollectionBody
+from regionsearch.schemas.requests.values import PageToken
 from regionsearch.schemas.responses import Collection, Collections
 
 

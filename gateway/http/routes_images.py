@@ -14,13 +14,13 @@ from gateway import coco, render
 from gateway.access import Scope
 from gateway.core import Gateway
 from gateway.http.access import needs
-from gateway.http.bodies import ImageChangeBody, ImageIdsBody
 from gateway.http.body_parser import read_body
 from gateway.http.conditional import CHANGED, changed, check_if_match, etag_of, json_with_etag, picture
 from gateway.http.openapi import IMAGE, body_of
-from gateway.http.values import PageToken
 from regionsearch.errors import Kind, RegionSearchError
 from regionsearch.images.metadata import LOSSLESS, without_metadata
+from regionsearch.schemas.requests import ImageChangeBody, ImageIdsBody
+from regionsearch.schemas.requests.values import PageToken
 from regionsearch.schemas.responses import (
     CocoDocument,
     Image,

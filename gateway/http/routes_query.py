@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import re
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -13,19 +16,17 @@ from gateway import coco, render
 from gateway.access import Scope
 from gateway.core import Gateway
 from gateway.http.access import needs
-from gateway.http.bodies import EmbeddingsBody, SegmentBody
 from gateway.http.body_parser import read_body
 from gateway.http.openapi import IMAGE, body_of
-from gateway.http.searches import SearchBody, WithinBody, phrases_named
-from gateway.http.values import OnePicture
 from gateway.prompt_resolver import merged_mask, select_stored
 from gateway.records import clean_name
 from gateway.search import region_of
 from gateway.service_clients import remap_error_field
-from regionsearch.errors import invalid, not_found
+from regionsearch.errors import RegionSearchError, invalid, not_found
 from regionsearch.images import EncodedImage, image_id
 from regionsearch.masks import decode_rle, mask_box
 from regionsearch.region_selection import select_by_scores
+from regionsearch.schemas.requests import EmbeddingsBody, OnePicture, SearchBody, SegmentBody, WithinBody
 from regionsearch.schemas.responses import (
     CocoDocument,
     EmbeddingsAnswer,
@@ -70,7 +71,7 @@ def router(gateway: Gateway) -> APIRouter:
         body = await read_body(request, SearchBody, limits)
         message = body.to_proto(collection)
         message.include_masks |= form == "coco"
-        with phrases_named(body.query.text, "query."):
+        with _phrases_named(body.query.text, "query."):
             answer = await gateway.search.search(message)
         phrases = list(message.query.texts)
         if form == "coco":
@@ -92,7 +93,7 @@ def router(gateway: Gateway) -> APIRouter:
         with the hits drawn into it.
         """
         body = await read_body(request, WithinBody, limits)
-        with phrases_named(body.text):
+        with _phrases_named(body.text):
             answer = await gateway.search.within(body.to_proto())
         if body.render is not None:
             data = body.image
@@ -170,6 +171,21 @@ def router(gateway: Gateway) -> APIRouter:
     return routes
 
 
+@contextlib.contextmanager
+def _phrases_named(text: str | None, prefix: str = "") -> Iterator[None]:
+    """Names a faulty phrase as the body has it: where there is a `text`, it comes before all `texts`."""
+    theirs = re.compile(re.escape(prefix) + r"texts\[(\d+)\]")
+    try:
+        yield
+    except RegionSearchError as error:
+        if text is not None and error.field is not None and (found := theirs.fullmatch(error.field)):
+            place = int(found[1])
+            ours = f"{prefix}texts[{place - 1}]" if place else f"{prefix}text"
+            error.message = error.message.replace(error.field, ours)
+            error.field = ours
+        raise
+
+
 async def _named(gateway: Gateway, body: OnePicture) -> tuple[str, str]:
     """Id and name of the image of a request, for an export."""
     if body.image_id is not None:
@@ -196,7 +212,7 @@ async def _pick(gateway: Gateway, body: SegmentBody) -> SegmentAnswer:
         request = region_search_pb2.SearchWithinRequest(
             collection=body.collection, image_id=found.images[0].image_id, texts=[body.text]
         )
-        with phrases_named(body.text):
+        with _phrases_named(body.text):
             scored = (await gateway.search.within(request)).regions
         best = select_by_scores([one.score for one in scored])
         chosen = [] if best is None else [scored[best].region_id]

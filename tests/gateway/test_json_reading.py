@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.http import json_reading
-from gateway.http.json_reading import decode_base64, parse_json
+from gateway.http.json_reading import parse_json
 from regionsearch.errors import Kind, RegionSearchError
+from regionsearch.schemas.requests import base64_files
+from regionsearch.schemas.requests.base64_files import decode_base64
 from tests.gateway.conftest import RED, Running, scene
 
 FILE = scene(RED)
@@ -80,7 +81,7 @@ def test_base64_as_clients_write_it(
 ) -> None:
     if slice_bytes < 600 and text.startswith("data:"):
         pytest.skip("the prefix is within the first slice")
-    monkeypatch.setattr(json_reading, "_SLICE", slice_bytes)
+    monkeypatch.setattr(base64_files, "_SLICE", slice_bytes)
     written = json.dumps(text)
     if escape == "slashes":
         written = written.replace("/", "\\/")
@@ -93,7 +94,7 @@ def test_base64_as_clients_write_it(
 @pytest.mark.parametrize("slice_bytes", [4, 1 << 20])
 @pytest.mark.parametrize("text", ["Q", "QQ", "QQ=", "QQ==QQ==", "QUJD=", "QQ==\\u00e9", "é", "\\q", "Q-_="])
 def test_what_is_not_base64_is_refused(monkeypatch: pytest.MonkeyPatch, text: str, slice_bytes: int) -> None:
-    monkeypatch.setattr(json_reading, "_SLICE", slice_bytes)
+    monkeypatch.setattr(base64_files, "_SLICE", slice_bytes)
     with pytest.raises(ValueError, match=r"\w"):
         decode_base64(text.encode())
 

@@ -29,7 +29,7 @@ from schemathesis.specs.openapi.checks import (
     use_after_free,
 )
 
-from gateway.http.values import PHRASE
+from regionsearch.schemas.requests.values import PHRASE
 from regionsearch.texts import visible_text
 from tests.gateway.conftest import RED, Running, World, add, scene
 

@@ -9,9 +9,16 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from gateway.http.bodies import CollectionBody, EmbeddingsBody, ImageChangeBody, ImageIdsBody, SegmentBody
-from gateway.http.searches import SearchBody, WithinBody
-from gateway.http.values import Body
+from regionsearch.schemas.requests import (
+    Body,
+    CollectionBody,
+    EmbeddingsBody,
+    ImageChangeBody,
+    ImageIdsBody,
+    SearchBody,
+    SegmentBody,
+    WithinBody,
+)
 from tests.gateway.conftest import Running
 
 HALF = "\\ud800"

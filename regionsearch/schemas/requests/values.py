@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import base64
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -11,16 +13,20 @@ from pydantic import (
     Field,
     FiniteFloat,
     JsonValue,
+    PlainSerializer,
+    ValidationError,
     WithJsonSchema,
     model_validator,
 )
 
-from gateway.http.json_reading import MAX_SMALL, decode_base64
-from gateway.http.shapes import either, given, shaped
+from regionsearch.errors import RegionSearchError, invalid
+from regionsearch.schemas.requests.base64_files import decode_base64
+from regionsearch.schemas.requests.shapes import either, given, shaped
 from regionsearch.v1 import segment_pb2, types_pb2
 
 INT32 = 2**31 - 1
 INT64 = 2**63 - 1
+_MAX_PART = 100  # characters of a name in an error, which the caller may have made up
 
 
 def _image(value: object) -> object:
@@ -38,6 +44,7 @@ def _image(value: object) -> object:
 Picture = Annotated[
     bytes,
     BeforeValidator(_image),
+    PlainSerializer(lambda data: base64.b64encode(data).decode("ascii"), when_used="json"),
     WithJsonSchema(
         {
             "type": "string",
@@ -62,10 +69,11 @@ Id = Annotated[str, Field(min_length=1, max_length=160)]
 Tag = Annotated[str, Field(min_length=1, max_length=4096)]
 Value = Annotated[str, Field(max_length=4096)]
 CollectionName = Annotated[str, Field(max_length=64)]
+MAX_TOKEN = 1 << 20
 PageToken = Annotated[
     str,
     Field(
-        max_length=MAX_SMALL,
+        max_length=MAX_TOKEN,
         description="`next_page_token` of the page before.",
         json_schema_extra={"format": "page-token"},
     ),
@@ -77,10 +85,36 @@ Tags = Annotated[list[Tag], Field(max_length=10_000, fail_fast=True)]
 Texts = Annotated[list[Text], Field(max_length=1000, fail_fast=True)]
 
 
+def field_error(path: Sequence[int | str], message: str) -> RegionSearchError:
+    """The error of a value that does not fit, named by its place: ``query.points[1].x``."""
+    name = ""
+    for part in path:
+        short = str(part)[:_MAX_PART]
+        name += f"[{part}]" if isinstance(part, int) else f".{short}" if name else short
+    return invalid(name or "body", f"{name or 'body'}: {message.removeprefix('Value error, ')}")
+
+
 class Body(BaseModel):
-    """Base of what comes in: unknown names are mistakes."""
+    """Base of all requests: unknown names are mistakes."""
 
     model_config = ConfigDict(extra="forbid")
+
+    @classmethod
+    def read(cls, values: Mapping[str, object]) -> Self:
+        """Checks values by their names.
+
+        Raises:
+            RegionSearchError: INVALID_ARGUMENT that names the first field that does not fit.
+        """
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            raise field_error(first["loc"], first["msg"]) from None
+
+    def to_json(self) -> bytes:
+        """A JSON document of the fields that were set."""
+        return self.model_dump_json(exclude_unset=True).encode()
 
 
 class PointBody(Body):

@@ -1,19 +1,17 @@
-"""Request bodies other than searches: prompts, what to embed, new collections, changes of images."""
+"""What a model is asked about an image that need not be stored: masks, and vectors."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import Field, JsonValue, model_validator
+from pydantic import Field, model_validator
 
-from gateway.catalog import MOST_IDS
-from gateway.http.shapes import absent, combined, constant, either, given, shaped
-from gateway.http.values import (
+from regionsearch.schemas.requests.shapes import absent, combined, constant, either, given, shaped
+from regionsearch.schemas.requests.values import (
     INT32,
     ONE_IMAGE,
     Body,
     BoxBody,
-    CollectionName,
     Number,
     OnePicture,
     Picture,
@@ -22,12 +20,7 @@ from gateway.http.values import (
     Text,
     Texts,
 )
-from gateway.settings import CropPolicyName
-from regionsearch.v1 import search_pb2, segment_pb2, types_pb2
-
-_WORD: dict[str, JsonValue] = {"minLength": 1, "maxLength": 4096, "pattern": r"^[^\u0000]*$"}
-Word = Annotated[str, Field(max_length=4096, json_schema_extra=_WORD)]
-"""A tag, or an attribute's name or value; what an image may have in all is looked at later."""
+from regionsearch.v1 import segment_pb2, types_pb2
 
 
 class EverythingBody(Body):
@@ -124,92 +117,3 @@ class EmbeddingsBody(Body):
         if bool(self.texts) == bool(self.images):
             raise ValueError("send either texts or images")
         return self
-
-
-class ImageChangeBody(Body):
-    """A change of what is said about an image, as a JSON merge patch (RFC 7396): what is absent stays.
-
-    `tags` replaces all tags, as merge patches replace every list; `add_tags` and `remove_tags` change single
-    ones.
-    """
-
-    name: str | None = Field(None, max_length=4096, description="null: no name.")
-    tags: list[Word] | None = Field(None, max_length=1000, fail_fast=True, description="null: none.")
-    add_tags: list[Word] = Field([], max_length=1000, fail_fast=True)
-    remove_tags: list[Word] = Field([], max_length=1000, fail_fast=True)
-    attributes: dict[Annotated[str, Field(max_length=4096)], Word | None] = Field(
-        {},
-        max_length=1000,
-        description="Sets each, or takes it away where it is null.",
-        json_schema_extra={"propertyNames": _WORD},
-    )
-
-    def to_proto(self, image_id: str) -> search_pb2.ImageUpdate:
-        """As the contract has it."""
-        update = search_pb2.ImageUpdate(
-            image_id=image_id, add_tags=self.add_tags, remove_tags=self.remove_tags
-        )
-        if "name" in self.model_fields_set:
-            update.name = self.name or ""
-        if "tags" in self.model_fields_set:
-            update.tags.values.extend(self.tags or [])
-            update.tags.SetInParent()
-        for name, value in self.attributes.items():
-            if value is None:
-                update.remove_attributes.append(name)
-            else:
-                update.set_attributes[name] = value
-        return update
-
-
-class ImageIdsBody(Body):
-    """Images by id."""
-
-    image_ids: list[Annotated[str, Field(pattern="^[0-9a-f]{64}$")]] = Field(
-        min_length=1, max_length=MOST_IDS, fail_fast=True, description="SHA-256 of their files."
-    )
-
-
-class BinaryCodesBody(Body):
-    """Short codes for a first pass in Hamming space."""
-
-    model_config = shaped(
-        [
-            combined(
-                constant("method", "learned"),
-                {"required": ["head"], "properties": {"head": {"minLength": 1}}},
-            ),
-            {"properties": {"method": {"not": {"const": "learned"}}}},
-        ]
-    )
-
-    method: Literal["pca_rotation", "itq", "learned"]
-    bits: int = Field(
-        256, ge=8, le=4096, multiple_of=8, description="At most the model's dimension, unless learned."
-    )
-    rerank_factor: int = Field(10, ge=1, le=1000)
-    head: Annotated[
-        str,
-        Field(
-            max_length=128, pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]*)?$", description="A learned one's file."
-        ),
-    ] = ""
-
-    def to_proto(self) -> search_pb2.BinaryCodes:
-        """As the contract has it."""
-        method = search_pb2.BinaryCodes.Method.Value(f"METHOD_{self.method.upper()}")
-        return search_pb2.BinaryCodes(**self.model_dump(exclude={"method"}), method=method)
-
-
-class CollectionBody(Body):
-    """A new collection, for the embedder's present model."""
-
-    name: CollectionName = Field(
-        min_length=1,
-        json_schema_extra={"pattern": "^[a-z0-9][a-z0-9_-]*$"},
-        description="1 to 64 of a-z, 0-9, '-' and '_', beginning with a letter or digit.",
-    )
-    crop_policy: CropPolicyName = Field(
-        "default", description="How regions are cut out; default: the gateway's."
-    )
-    binary_codes: BinaryCodesBody | None = None

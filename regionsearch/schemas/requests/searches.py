@@ -1,16 +1,13 @@
-"""Searches as they come in over HTTP, and their way into the contract."""
+"""Searches of a collection, and inside one image."""
 
 from __future__ import annotations
 
-import contextlib
-import re
-from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
-from gateway.http.shapes import absent, combined, either, given, shaped
-from gateway.http.values import (
+from regionsearch.schemas.requests.shapes import absent, combined, either, given, shaped
+from regionsearch.schemas.requests.values import (
     INT64,
     MAX_TEXT,
     ONE_IMAGE,
@@ -31,27 +28,11 @@ from gateway.http.values import (
     Texts,
     Value,
 )
-from regionsearch.errors import RegionSearchError
 from regionsearch.v1 import region_search_pb2, search_pb2, types_pb2
 
 _NEGATIVES = ("text", "image", "region_id", "image_id")
 _KINDS = ("text", "texts", "image", "region_id", "image_id")
 Include = Annotated[list[Literal["mask"]], Field(max_length=8, fail_fast=True)]
-
-
-@contextlib.contextmanager
-def phrases_named(text: str | None, prefix: str = "") -> Iterator[None]:
-    """Names a faulty phrase as the body has it: where there is a `text`, it comes before all `texts`."""
-    theirs = re.compile(re.escape(prefix) + r"texts\[(\d+)\]")
-    try:
-        yield
-    except RegionSearchError as error:
-        if text is not None and error.field is not None and (found := theirs.fullmatch(error.field)):
-            place = int(found[1])
-            ours = f"{prefix}texts[{place - 1}]" if place else f"{prefix}text"
-            error.message = error.message.replace(error.field, ours)
-            error.field = ours
-        raise
 
 
 class QueryBody(Body):
