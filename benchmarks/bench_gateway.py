@@ -14,10 +14,9 @@ import io
 import itertools
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import httpx
 import numpy as np
@@ -26,6 +25,7 @@ from PIL import Image, ImageDraw
 from benchmarks.harness import Case, Pair
 from benchmarks.simulated_services import HEIGHT, WIDTH, Processes
 from gateway.records import Picture, records, stored_image
+from gateway.settings import GatewaySettings
 from regionsearch.images import image_id
 from regionsearch.rpc import chunked, open_channel
 from regionsearch.tensors import tensor_from_proto, tensor_to_proto
@@ -43,7 +43,7 @@ from regionsearch.v1 import (
 CLIENTS = 8
 IMAGES = 64
 REAL_IMAGES = 16
-EMBED_CHUNK = 32  # the gateway's default
+EMBED_CHUNK: int = GatewaySettings.model_fields["embed_chunk"].default
 SEGMENT_S, EMBED_REGION_S = 0.050, 0.001  # on the stand-ins' devices
 
 
@@ -137,19 +137,30 @@ def all_stages(found: Pipeline) -> Iterator[CallContext]:
         search.CreateCollection(search_pb2.CreateCollectionRequest(name="direct", model=model), timeout=60)
 
         def write(data: bytes) -> object:
+            picture = Picture(data, image_id(data), "image/jpeg")
+            known = search_pb2.GetRecordsRequest(
+                collection="direct", image_ids=[picture.identity], images_only=True
+            )
+            assert not search.GetRecords(known, timeout=60).images
             segmented = segment(data)
             assert isinstance(segmented, segment_pb2.SegmentResponse)
             image = types_pb2.Image(encoded=data)
-            whole = embed_pb2.EmbedImagesRequest(images=[image])
-            calls: list[concurrent.futures.Future[Any]] = [pool.submit(embed.EmbedImages, whole, timeout=300)]
-            for chunk in chunked(segmented.regions, EMBED_CHUNK):
-                cuts = [embed_pb2.RegionCut(box=region.box, mask=region.mask) for region in chunk]
+
+            def embed_part(part: tuple[bool, Sequence[types_pb2.Region]]) -> list[np.ndarray]:
+                include_image, regions = part
                 request = embed_pb2.EmbedRegionsRequest(
-                    image=image, regions=cuts, crop_policy=model.crop_policy
+                    image=image,
+                    regions=[embed_pb2.RegionCut(box=region.box, mask=region.mask) for region in regions],
+                    crop_policy=model.crop_policy,
+                    include_image=include_image,
                 )
-                calls.append(pool.submit(embed.EmbedRegions, request, timeout=300))
-            vectors = [tensor_from_proto(call.result().vectors, "vectors", ndim=2) for call in calls]
-            picture = Picture(data, image_id(data), "image/jpeg")
+                answer = embed.EmbedRegions(request, timeout=300)
+                tensors = [answer.image_vector, answer.vectors] if include_image else [answer.vectors]
+                return [tensor_from_proto(one, "vectors", ndim=2) for one in tensors]
+
+            chunks = list(chunked(segmented.regions, EMBED_CHUNK)) or [[]]
+            parts = pool.map(embed_part, [(n == 0, chunk) for n, chunk in enumerate(chunks)])
+            vectors = [one for part in parts for one in part]
             about = region_search_pb2.IngestImageRequest()
             upsert = search_pb2.UpsertRequest(
                 collection="direct",
@@ -157,6 +168,7 @@ def all_stages(found: Pipeline) -> Iterator[CallContext]:
                 images=[stored_image(about, picture, segmented, None)],
                 records=records(picture.identity, segmented),
                 vectors=tensor_to_proto(np.concatenate(vectors)),
+                skip_existing=True,
             )
             return search.Upsert(upsert, timeout=60)
 
