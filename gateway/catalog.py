@@ -328,6 +328,8 @@ class Catalog:
             RegionSearchError: INVALID_ARGUMENT for what is not an id, TOO_LARGE for too many, NOT_FOUND when
                 there is no such collection.
         """
+        if not image_ids:
+            raise invalid("image_ids", "image_ids is empty: say which images to look for")
         if len(image_ids) > MAX_IDS:
             raise too_large(
                 "image_ids", f"{len(image_ids)} image_ids are over the limit of {MAX_IDS}; ask in parts"

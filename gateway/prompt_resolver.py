@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gateway.catalog import Catalog
+from gateway.catalog import DEFAULT, Catalog
 from gateway.service_clients import Services
 from gateway.settings import GatewaySettings
 from regionsearch.errors import invalid
@@ -85,9 +85,18 @@ class PromptResolver:
         self._catalog = catalog
         self._selection = settings.selection
 
-    async def segment(self, request: segment_pb2.SegmentRequest) -> segment_pb2.SegmentResponse:
-        """Passes a request on."""
-        return await self._services.segmenter.call(self._services.segment.Segment, request)
+    async def segment(
+        self, request: segment_pb2.SegmentRequest, collection: str = ""
+    ) -> segment_pb2.SegmentResponse:
+        """Passes a request on.
+
+        Raises:
+            RegionSearchError: NOT_FOUND for a collection that does not exist, where one is named.
+        """
+        call = self._services.segmenter.call(self._services.segment.Segment, request)
+        if collection in ("", DEFAULT):  # which is there, and masks need nothing of it
+            return await call
+        return await self._catalog.with_collection(collection, lambda _: call)
 
     async def regions(self, image: types_pb2.Image) -> segment_pb2.SegmentResponse:
         """Everything in an image that an ingest would keep of it."""
