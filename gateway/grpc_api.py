@@ -91,9 +91,7 @@ class RegionSearchServicer(region_search_pb2_grpc.RegionSearchServiceServicer):
         with self._call(context, Scope.READ, self._gateway.settings.timeouts.query_s):
             answer = await self._gateway.search.within(request)
             field = request.WhichOneof("source") or "image"
-            self._check_size(
-                answer, field, "search in a smaller image, or over HTTP, where masks may be left out"
-            )
+            self._check_size(answer, field, "search in a smaller image, or set include_masks to false")
             return answer
 
     async def UpdateImage(  # noqa: N802

@@ -156,6 +156,9 @@ class Search:
         query, answer, vectors = await self._catalog.with_collection(request.collection, find)
         answer.truncated.extend(query.truncated)
         await asyncio.to_thread(_score, answer, vectors, query, request)
+        if request.HasField("include_masks") and not request.include_masks:
+            for scored in answer.regions:
+                scored.region.ClearField("mask")
         return answer
 
     async def _regions(

@@ -20,7 +20,7 @@ BodyT = TypeVar("BodyT", bound=Body)
 
 LISTS = ("texts", "negatives", "include")
 """Fields of a form that may be repeated."""
-NESTED = ("points", "box", "prompts", "everything")
+NESTED = ("points", "box", "prompts", "everything", "attributes")
 """Fields of a form that are JSON."""
 _AT_ONCE = 16 << 10  # bytes of a body that are parsed in less time than another thread takes to wake up
 

@@ -75,6 +75,19 @@ def body_of(model: type[BaseModel], example: dict[str, Any], *, form: bool = Fal
     return {"requestBody": {"required": True, "content": content}}
 
 
+def form_of(model: type[BaseModel]) -> dict[str, Any]:
+    """The description of a form of image files and what is said about them."""
+    schema = _form_schema(model)
+    files = {
+        "type": "array",
+        "minItems": 1,
+        "items": FILE,
+        "description": "JPEG, PNG, WebP, GIF, BMP, TIFF, HEIC or AVIF.",
+    }
+    schema |= {"required": ["files"], "properties": {"files": files} | schema["properties"]}
+    return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}}}
+
+
 def _form_schema(model: type[BaseModel]) -> dict[str, Any]:
     """The same names; images are files, lists repeat their field, what is an object is JSON."""
     schema = model.model_json_schema(ref_template=_REFERENCE)
@@ -93,12 +106,8 @@ def _form_schema(model: type[BaseModel]) -> dict[str, Any]:
             properties[name] = json_of | {"contentSchema": member} | described
         else:
             properties[name] = values[0] | described
-    return {
-        "type": "object",
-        "additionalProperties": False,
-        "properties": properties,
-        "allOf": schema.get("allOf", []),
-    }
+    shapes = {"allOf": schema["allOf"]} if "allOf" in schema else {}
+    return {"type": "object", "additionalProperties": False, "properties": properties} | shapes
 
 
 def install(app: FastAPI, *, keys: bool) -> None:

@@ -14,8 +14,7 @@ from gateway.http.body_parser import read_body
 from gateway.http.conditional import json_with_etag
 from gateway.http.openapi import body_of
 from gateway.settings import crop_policy_value
-from regionsearch.schemas.requests import CollectionBody
-from regionsearch.schemas.requests.values import PageToken
+from regionsearch.schemas.requests import CollectionBody, Page
 from regionsearch.schemas.responses import Collection, Collections
 
 
@@ -42,14 +41,10 @@ def router(gateway: Gateway) -> APIRouter:
         return JSONResponse(Collection.from_proto(made).model_dump(), 201, {"Location": location})
 
     @routes.get("", summary="List collections", response_model=Collections, dependencies=read)
-    async def list_collections(
-        request: Request,
-        page_size: Annotated[int, Query(ge=0, le=2**31 - 1, description="0 means 100; at most 1000.")] = 0,
-        page_token: PageToken = "",
-    ) -> Response:
+    async def list_collections(request: Request, page: Annotated[Page, Query()]) -> Response:
         """By name."""
-        page = await catalog.list(page_size, page_token)
-        return json_with_etag(request, Collections.from_proto(page).model_dump())
+        found = await catalog.list(page.page_size, page.page_token)
+        return json_with_etag(request, Collections.from_proto(found).model_dump())
 
     @routes.get("/{collection}", summary="A collection", response_model=Collection, dependencies=read)
     async def get_collection(collection: str, request: Request) -> Response:

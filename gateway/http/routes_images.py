@@ -19,8 +19,7 @@ from gateway.http.conditional import CHANGED, changed, check_if_match, etag_of, 
 from gateway.http.openapi import IMAGE, body_of
 from regionsearch.errors import Kind, RegionSearchError
 from regionsearch.images.metadata import LOSSLESS, without_metadata
-from regionsearch.schemas.requests import ImageChangeBody, ImageIdsBody
-from regionsearch.schemas.requests.values import PageToken
+from regionsearch.schemas.requests import ImageChangeBody, ImageIdsBody, Page
 from regionsearch.schemas.responses import (
     CocoDocument,
     Image,
@@ -32,7 +31,6 @@ from regionsearch.schemas.responses import (
 )
 from regionsearch.v1 import search_pb2
 
-PageSize = Annotated[int, Query(ge=0, le=2**31 - 1, description="0 means 100; at most 1000.")]
 Format = Literal["png", "webp"]
 
 _MASK_BYTES = 5  # of one pixel, on the way from run lengths to a PNG
@@ -84,12 +82,10 @@ def router(gateway: Gateway) -> APIRouter:
         return image
 
     @routes.get("", summary="List images", response_model=Images, dependencies=read)
-    async def list_images(
-        collection: str, request: Request, page_size: PageSize = 0, page_token: PageToken = ""
-    ) -> Response:
+    async def list_images(collection: str, request: Request, page: Annotated[Page, Query()]) -> Response:
         """Newest first."""
-        page = await catalog.images(collection, page_size, page_token)
-        return json_with_etag(request, Images.from_proto(page).model_dump())
+        found = await catalog.images(collection, page.page_size, page.page_token)
+        return json_with_etag(request, Images.from_proto(found).model_dump())
 
     @routes.post(
         ":check",

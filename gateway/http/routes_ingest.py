@@ -18,49 +18,17 @@ from gateway.access import Scope
 from gateway.core import Gateway
 from gateway.http.access import needs
 from gateway.http.forms import read_form
-from gateway.http.json_reading import is_utf8, parse_json
-from gateway.http.openapi import FILE
+from gateway.http.json_reading import parse_json
+from gateway.http.openapi import form_of
 from gateway.http.problems import STATUS, problem
 from gateway.ingest import count_failure
 from gateway.records import IdempotencyKey, checked_key, clean_name
 from regionsearch.errors import Kind, RegionSearchError, invalid, too_large
+from regionsearch.schemas.requests import IngestBody
 from regionsearch.schemas.responses import IngestError, IngestResult, IngestResults
 from regionsearch.v1 import region_search_pb2, types_pb2
 
 _KEEP_ALIVE_S = 15.0
-
-_FORM = {
-    "required": True,
-    "content": {
-        "multipart/form-data": {
-            "schema": {
-                "type": "object",
-                "required": ["files"],
-                "additionalProperties": False,
-                "properties": {
-                    "files": {
-                        "type": "array",
-                        "minItems": 1,
-                        "items": FILE,
-                        "description": "JPEG, PNG, WebP, GIF, BMP, TIFF, HEIC or AVIF.",
-                    },
-                    "tags": {
-                        "type": "array",
-                        "items": {"type": "string", "minLength": 1, "maxLength": 4096},
-                        "description": "Put on every image of the request.",
-                    },
-                    "attributes": {
-                        "type": "string",
-                        "format": "json-attributes",
-                        "contentMediaType": "application/json",
-                        "contentSchema": {"type": "object", "additionalProperties": {"type": "string"}},
-                        "description": "A JSON object of strings, for every image.",
-                    },
-                },
-            }
-        }
-    },
-}
 
 _log = structlog.get_logger(__name__)
 
@@ -75,7 +43,7 @@ def router(gateway: Gateway) -> APIRouter:
         summary="Add images",
         response_model=IngestResults,
         dependencies=[needs(gateway, Scope.WRITE, timed=False)],
-        openapi_extra={"requestBody": _FORM},
+        openapi_extra=form_of(IngestBody),
         responses={200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}},
     )
     async def add_images(collection: str, request: Request) -> Response:
@@ -93,8 +61,8 @@ def router(gateway: Gateway) -> APIRouter:
         name = checked_key(request.headers.get("idempotency-key"))
         async with contextlib.AsyncExitStack() as held:
             form = await held.enter_async_context(read_form(request, limits))
-            files, about = await _read(form)
-            about.collection = collection
+            files, body = await _read(form)
+            about = body.to_proto(collection)
             gateway.ingester.check(about)
             held.enter_context(gateway.ingester.admit(len(files)))
             run = _Run(gateway, files, about, _idempotency_key(name, files))
@@ -132,7 +100,7 @@ def _not_the_files(error: Exception) -> bool:
     return kind in (Kind.OVERLOADED, Kind.ALREADY_EXISTS) or STATUS[kind] >= 500
 
 
-async def _read(form: FormData) -> tuple[list[UploadFile], region_search_pb2.IngestImageRequest]:
+async def _read(form: FormData) -> tuple[list[UploadFile], IngestBody]:
     """The files of a form, and what it says about all of them."""
     files: list[UploadFile] = []
     tags: list[str] = []
@@ -152,15 +120,8 @@ async def _read(form: FormData) -> tuple[list[UploadFile], region_search_pb2.Ing
             raise invalid(name[:100], f"{name[:100]} {reason}; there are files, tags and attributes")
     if not files:
         raise invalid("files", "the request has no images; send multipart files named files")
-    about = region_search_pb2.IngestImageRequest(tags=tags, attributes=await _attributes(attributes))
-    return files, about
-
-
-async def _attributes(text: str) -> dict[str, str]:
-    found = await asyncio.to_thread(parse_json, text.encode(), "attributes") if text else {}
-    if not isinstance(found, dict) or not all(isinstance(v, str) and is_utf8(v) for v in found.values()):
-        raise invalid("attributes", "attributes must be a JSON object whose values are strings")
-    return found
+    said = await asyncio.to_thread(parse_json, attributes.encode(), "attributes") if attributes else {}
+    return files, IngestBody.read({"tags": tags, "attributes": said})
 
 
 def _failed(name: str, error: RegionSearchError) -> IngestResult:

@@ -93,8 +93,11 @@ def router(gateway: Gateway) -> APIRouter:
         with the hits drawn into it.
         """
         body = await read_body(request, WithinBody, limits)
+        message = body.to_proto()
+        if body.render is not None or form == "coco":
+            message.ClearField("include_masks")
         with _phrases_named(body.text):
-            answer = await gateway.search.within(body.to_proto())
+            answer = await gateway.search.within(message)
         if body.render is not None:
             data = body.image
             if data is None:
@@ -103,7 +106,7 @@ def router(gateway: Gateway) -> APIRouter:
             return Response(drawn, media_type=f"image/{body.image_format}")
         if form == "coco":
             return JSONResponse(coco.export_within(answer, body.phrases, *await _named(gateway, body)))
-        found = WithinAnswer.from_proto(answer, body.phrases, masks="mask" in body.include)
+        found = WithinAnswer.from_proto(answer, body.phrases)
         return JSONResponse(found.model_dump(exclude_none=True))
 
     @routes.post(
@@ -133,7 +136,7 @@ def router(gateway: Gateway) -> APIRouter:
                 image = await gateway.resolver.stored_image(body.collection, body.image_id or "")
             theirs, ours = ("prompts.prompts", "prompts") if body.prompts else ("prompts.prompts[0].", "")
             with remap_error_field(theirs, ours):
-                segmented = await gateway.resolver.segment(body.to_proto(image))
+                segmented = await gateway.resolver.segment(body.to_proto(image), body.collection)
             if form == "coco":
                 return JSONResponse(coco.export_segments(segmented, *await _named(gateway, body)))
             answer = SegmentAnswer.from_proto(segmented)

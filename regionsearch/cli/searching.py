@@ -64,11 +64,12 @@ def search(
             image=like,
             region_id=region,
             negatives=[*(without or ()), *(NegativeExample(region_id=one) for one in unlike or ())],
-            group_by_image=images,
+            level="region",
+            group_by="image" if images else None,
             filter={"tags": tag} if tag else None,
             min_score=min_score,
             page_size=limit,
-            masks=save is not None or open_it,
+            include=["mask"] if save is not None or open_it else [],
         )
         _warn_of_cuts(result)
         if as_json:

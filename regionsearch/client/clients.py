@@ -15,7 +15,7 @@ from regionsearch import defaults
 from regionsearch.client import operations
 from regionsearch.client.image_inputs import ImageInput
 from regionsearch.client.importing import Import, OnLoop, OnResult
-from regionsearch.client.operations import PAGE_SIZE, Operation
+from regionsearch.client.operations import Operation
 from regionsearch.client.streaming import IngestStream
 from regionsearch.client.transports import (
     Address,
@@ -32,6 +32,7 @@ from regionsearch.schemas.responses import Collection, Image, IngestProgress, In
 P = ParamSpec("P")
 T = TypeVar("T")
 
+PAGE_SIZE = 500
 POLL_S = 0.2
 
 
@@ -196,10 +197,10 @@ class Client(_Operations):
 
     def collections(self) -> tuple[Collection, ...]:
         """All collections, by name."""
-        page = self.list_collections()
+        page = self.list_collections(page_size=PAGE_SIZE)
         found = list(page.collections)
         while page.next_page_token:
-            page = self.list_collections(page_token=page.next_page_token)
+            page = self.list_collections(page_size=PAGE_SIZE, page_token=page.next_page_token)
             found += page.collections
         return tuple(found)
 
@@ -286,10 +287,10 @@ class AsyncClient(_Operations):
 
     async def collections(self) -> tuple[Collection, ...]:
         """All collections, by name."""
-        page = await self.list_collections()
+        page = await self.list_collections(page_size=PAGE_SIZE)
         found = list(page.collections)
         while page.next_page_token:
-            page = await self.list_collections(page_token=page.next_page_token)
+            page = await self.list_collections(page_size=PAGE_SIZE, page_token=page.next_page_token)
             found += page.collections
         return tuple(found)
 

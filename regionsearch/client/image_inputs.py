@@ -1,19 +1,17 @@
-"""What users hand in (files, bytes, points, boxes), and its form in JSON and in messages."""
+"""What users hand in: files, bytes, points, boxes."""
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import os
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
 from regionsearch.errors import invalid
-from regionsearch.v1 import region_search_pb2, search_pb2, types_pb2
 
 ImageInput = str | Path | bytes | tuple[str, bytes | str | Path]
 """An image: a path or the bytes of a file; or a name with either."""
@@ -44,11 +42,11 @@ class NegativeExample:
         if [self.image, self.region_id, self.image_id].count(None) != 2:
             raise invalid("negatives", "an example is one of image, region_id and image_id")
 
-    @property
-    def stored(self) -> dict[str, Any]:
-        """The field that names something stored."""
-        named = {"region_id": self.region_id, "image_id": self.image_id}
-        return {name: value for name, value in named.items() if value is not None}
+    def fields(self) -> dict[str, Any]:
+        """The one field, as requests have it; reads the file."""
+        if self.image is not None:
+            return {"image": read_image_input(self.image)}
+        return {"image_id": self.image_id} if self.region_id is None else {"region_id": self.region_id}
 
 
 Negative = str | NegativeExample
@@ -122,77 +120,29 @@ def printable(path: str | Path) -> str:
     return str(path).encode("utf-8", "backslashreplace").decode()
 
 
-def check_one_image(image: ImageInput | None, image_id: str | None) -> None:
-    """Raises INVALID_ARGUMENT unless an image comes along or a stored one is named, and not both."""
-    if (image is None) == (image_id is None):
-        raise invalid("image", "give either an image or the image_id of a stored one")
+def read_optional(source: ImageInput | None) -> bytes | None:
+    """The bytes of an image's file, where there is one; raises as `read_image_input`."""
+    return None if source is None else read_image_input(source)
 
 
-def image_json(image: ImageInput | None, image_id: str | None = None) -> dict[str, Any]:
-    """An image in a JSON body."""
-    if image is not None:
-        return {"image": base64.b64encode(read_image_input(image)).decode("ascii")}
-    return {} if image_id is None else {"image_id": image_id}
+def negatives_of(negatives: Sequence[Negative]) -> list[str | dict[str, Any]]:
+    """What is not meant as requests have it; reads files."""
+    return [one if isinstance(one, str) else one.fields() for one in negatives]
 
 
-def image_proto(image: ImageInput | None) -> types_pb2.Image | None:
-    """An image in a message."""
-    return None if image is None else types_pb2.Image(encoded=read_image_input(image))
+def points_of(points: Sequence[Point]) -> list[dict[str, float]]:
+    """Points as requests have them."""
+    return [dict(zip(("x", "y", "label"), point, strict=False)) for point in points]
 
 
-def pointing_json(points: Sequence[Point], box: Box | None) -> dict[str, Any]:
-    """Points and a box in a JSON body."""
-    body: dict[str, Any] = {}
-    if points:
-        body["points"] = [dict(zip(("x", "y", "label"), point, strict=False)) for point in points]
-    if box is not None:
-        body["box"] = _box_fields(box)
-    return body
-
-
-def pointing_proto(points: Sequence[Point], box: Box | None) -> dict[str, Any]:
-    """Points and a box as fields of a message."""
-    fields: dict[str, Any] = {
-        "points": [
-            types_pb2.Point(**dict(zip(("x", "y", "label"), point, strict=False)))  # type: ignore[arg-type]
-            for point in points
-        ]
-    }
-    if box is not None:
-        fields["box"] = types_pb2.Box(**_box_fields(box))
-    return fields
-
-
-def negatives_json(negatives: Sequence[Negative]) -> list[Any]:
-    """What is not meant in a JSON body."""
-    return [one if isinstance(one, str) else image_json(one.image) | one.stored for one in negatives]
-
-
-def negatives_proto(negatives: Sequence[Negative]) -> list[region_search_pb2.Negative]:
-    """What is not meant in a message."""
-    return [
-        region_search_pb2.Negative(text=one)
-        if isinstance(one, str)
-        else region_search_pb2.Negative(image=image_proto(one.image), **one.stored)
-        for one in negatives
-    ]
-
-
-def filter_proto(filter: Mapping[str, Any] | None) -> search_pb2.Filter | None:
-    """The HTTP API's filter as a message.
+def box_of(box: Box | None) -> dict[str, float] | None:
+    """A box as requests have it.
 
     Raises:
-        RegionSearchError: INVALID_ARGUMENT for an unknown condition.
+        RegionSearchError: INVALID_ARGUMENT for another number of edges.
     """
-    if filter is None:
+    if box is None:
         return None
-    try:
-        return search_pb2.Filter(**filter)
-    except (ValueError, TypeError) as error:
-        raise invalid("filter", f"filter cannot be read: {error}") from error
-
-
-def _box_fields(box: Box) -> dict[str, float]:
     if len(box) != len(_BOX):
         raise invalid("box", f"box has {len(box)} numbers; give {', '.join(_BOX)}")
     return dict(zip(_BOX, box, strict=True))

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from regionsearch import defaults
 from regionsearch.client.image_inputs import ImageInput, name_of, read_image_input
 from regionsearch.errors import Kind, RegionSearchError
+from regionsearch.schemas.requests import IngestBody
 from regionsearch.schemas.responses import IngestError, IngestProgress, IngestResult
 from regionsearch.v1 import region_search_pb2 as pb
 from regionsearch.v1 import types_pb2
@@ -67,7 +68,7 @@ class IngestStream:
         | None = None,
     ) -> None:
         self._sources = iter(sources) if unknown is None else unknown(sources, self._tell)
-        self._about = pb.IngestImageRequest(collection=collection, tags=tags, attributes=attributes)
+        self._about = IngestBody.read({"tags": tags, "attributes": attributes or {}}).to_proto(collection)
         self._names: list[str] = []
         self._unread: deque[IngestProgress] = deque()
         # Requests without a result, each with the number of the call that it was last sent with. One call may

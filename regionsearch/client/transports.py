@@ -19,7 +19,7 @@ import grpc
 import httpx
 
 from regionsearch.client.backoff import Backoff
-from regionsearch.client.operations import GrpcCall, HttpRequest, Operation, plain
+from regionsearch.client.operations import GrpcCall, HttpRequest, Operation
 from regionsearch.client.problems import failure, unreachable
 from regionsearch.client.streaming import IngestStream
 from regionsearch.errors import Kind, RegionSearchError, from_rpc_error, invalid
@@ -284,14 +284,11 @@ def _utf8() -> Iterator[None]:
 
 
 def _arguments(request: HttpRequest) -> dict[str, Any]:
-    body = {
-        "json": plain(request.json),
-        "params": request.params,
-        "files": request.files,
-        "data": request.form,
-    }
-    given = {name: value for name, value in body.items() if value}
-    return {"method": request.method, "url": request.path, **given}
+    given = {"params": request.params, "files": request.files, "data": request.form}
+    arguments: dict[str, Any] = {name: value for name, value in given.items() if value}
+    if request.body is not None:
+        arguments |= {"content": request.body.to_json(), "headers": {"content-type": "application/json"}}
+    return {"method": request.method, "url": request.path, **arguments}
 
 
 def _result(operation: Operation[T], response: httpx.Response, proxy: Proxy | None) -> T:

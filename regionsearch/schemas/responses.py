@@ -422,12 +422,10 @@ class ScoredRegion(Region):
     is_hit: bool
 
     @classmethod
-    def from_scored(
-        cls, scored: region_search_pb2.ScoredRegion, phrases: Sequence[str], *, mask: bool = True
-    ) -> ScoredRegion:
-        """Converts the contract's message, with its mask or without; the phrases are those of the query."""
+    def from_scored(cls, scored: region_search_pb2.ScoredRegion, phrases: Sequence[str]) -> ScoredRegion:
+        """Converts the contract's message; the phrases are those of the query."""
         return cls(
-            **_region_fields(scored.region, mask=mask) | {"region_id": scored.region_id or None},
+            **_region_fields(scored.region) | {"region_id": scored.region_id or None},
             score=scored.score,
             relevancy=scored.relevancy if scored.HasField("relevancy") else None,
             label=phrases[scored.text_index],
@@ -450,13 +448,13 @@ class WithinAnswer(Response):
 
     @classmethod
     def from_proto(
-        cls, answer: region_search_pb2.SearchWithinResponse, phrases: Sequence[str], *, masks: bool = True
+        cls, answer: region_search_pb2.SearchWithinResponse, phrases: Sequence[str]
     ) -> WithinAnswer:
-        """Converts the contract's message, with the regions' masks or without."""
+        """Converts the contract's message; the phrases are those of the query."""
         return cls(
             width=answer.image_width,
             height=answer.image_height,
-            regions=tuple(ScoredRegion.from_scored(one, phrases, mask=masks) for one in answer.regions),
+            regions=tuple(ScoredRegion.from_scored(one, phrases) for one in answer.regions),
             union_mask=Mask.from_proto(answer.union_mask),
             model=Model.from_proto(answer.model),
             truncated=tuple(answer.truncated),
@@ -560,11 +558,11 @@ def _image_fields(image: search_pb2.StoredImage) -> dict[str, Any]:
     }
 
 
-def _region_fields(region: types_pb2.Region | search_pb2.Record, *, mask: bool = True) -> dict[str, Any]:
+def _region_fields(region: types_pb2.Region | search_pb2.Record) -> dict[str, Any]:
     return {
         "region_id": getattr(region, "record_id", None),
         "box": Box.from_proto(region.box),
-        "mask": Mask.from_proto(region.mask) if mask and region.HasField("mask") else None,
+        "mask": Mask.from_proto(region.mask) if region.HasField("mask") else None,
         "area": region.area,
         "predicted_iou": _finite(region.predicted_iou),
         "stability_score": _finite(region.stability_score),

@@ -449,6 +449,7 @@ class SearchWithinRequest(_message.Message):
     RELATIVE_CUTOFF_FIELD_NUMBER: _builtins.int
     MIN_RELEVANCY_FIELD_NUMBER: _builtins.int
     NEGATIVES_FIELD_NUMBER: _builtins.int
+    INCLUDE_MASKS_FIELD_NUMBER: _builtins.int
     collection: _builtins.str
     """Empty: "default"; matters for a stored image and for the crop policy."""
     image_id: _builtins.str
@@ -459,6 +460,8 @@ class SearchWithinRequest(_message.Message):
     hit.
     """
     min_relevancy: _builtins.float
+    include_masks: _builtins.bool
+    """Whether the regions come with their masks. Absent: yes."""
     @_builtins.property
     def image(self) -> _types_pb2.Image: ...
     @_builtins.property
@@ -480,11 +483,14 @@ class SearchWithinRequest(_message.Message):
         relative_cutoff: _builtins.float | None = ...,
         min_relevancy: _builtins.float | None = ...,
         negatives: _abc.Iterable[Global___Negative] | None = ...,
+        include_masks: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_min_relevancy", b"_min_relevancy", "_min_score", b"_min_score", "_relative_cutoff", b"_relative_cutoff", "image", b"image", "image_id", b"image_id", "min_relevancy", b"min_relevancy", "min_score", b"min_score", "relative_cutoff", b"relative_cutoff", "source", b"source"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_include_masks", b"_include_masks", "_min_relevancy", b"_min_relevancy", "_min_score", b"_min_score", "_relative_cutoff", b"_relative_cutoff", "image", b"image", "image_id", b"image_id", "include_masks", b"include_masks", "min_relevancy", b"min_relevancy", "min_score", b"min_score", "relative_cutoff", b"relative_cutoff", "source", b"source"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_min_relevancy", b"_min_relevancy", "_min_score", b"_min_score", "_relative_cutoff", b"_relative_cutoff", "collection", b"collection", "image", b"image", "image_id", b"image_id", "min_relevancy", b"min_relevancy", "min_score", b"min_score", "negatives", b"negatives", "relative_cutoff", b"relative_cutoff", "source", b"source", "texts", b"texts"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_include_masks", b"_include_masks", "_min_relevancy", b"_min_relevancy", "_min_score", b"_min_score", "_relative_cutoff", b"_relative_cutoff", "collection", b"collection", "image", b"image", "image_id", b"image_id", "include_masks", b"include_masks", "min_relevancy", b"min_relevancy", "min_score", b"min_score", "negatives", b"negatives", "relative_cutoff", b"relative_cutoff", "source", b"source", "texts", b"texts"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__include_masks: _TypeAlias = _typing.Literal["include_masks"]  # noqa: Y015
+    _WhichOneofArgType__include_masks: _TypeAlias = _typing.Literal["_include_masks", b"_include_masks"]  # noqa: Y015
     _WhichOneofReturnType__min_relevancy: _TypeAlias = _typing.Literal["min_relevancy"]  # noqa: Y015
     _WhichOneofArgType__min_relevancy: _TypeAlias = _typing.Literal["_min_relevancy", b"_min_relevancy"]  # noqa: Y015
     _WhichOneofReturnType__min_score: _TypeAlias = _typing.Literal["min_score"]  # noqa: Y015
@@ -493,6 +499,8 @@ class SearchWithinRequest(_message.Message):
     _WhichOneofArgType__relative_cutoff: _TypeAlias = _typing.Literal["_relative_cutoff", b"_relative_cutoff"]  # noqa: Y015
     _WhichOneofReturnType_source: _TypeAlias = _typing.Literal["image", "image_id"]  # noqa: Y015
     _WhichOneofArgType_source: _TypeAlias = _typing.Literal["source", b"source"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__include_masks) -> _WhichOneofReturnType__include_masks | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__min_relevancy) -> _WhichOneofReturnType__min_relevancy | None: ...
     @_typing.overload

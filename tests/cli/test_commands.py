@@ -142,7 +142,7 @@ def test_search_prints_a_table_or_json(gateway: FakeGateway) -> None:
     assert "regionsearch search --region r1" in result.output
     body = gateway.requests[-1][2]
     assert body["query"]["texts"] == ["red mug"]
-    assert body["negatives"] == ["plate", {"region_id": "r9"}]
+    assert body["negatives"] == [{"text": "plate"}, {"region_id": "r9"}]
     assert (body["filter"], body["page_size"]) == ({"tags": ["t"]}, 3)
     (hit,) = json.loads(run(gateway, "search", "mug", "--json").output)
     assert (hit["region_id"], hit["box"]["x_max"], hit["label"]) == ("r1", 2.0, "mug")

@@ -55,11 +55,11 @@ def test_search(use: Callable[..., Any], gateway: FakeGateway) -> None:
         points=[(1, 2), (3, 4, 0)],
         box=(0, 0, 5, 6),
         image=b"picture",
-        group_by_image=True,
+        group_by="image",
         filter={"tags": ["t"], "region_ids": ["r1"], "min_area": 3},
         min_score=0.25,
         page_size=7,
-        masks=True,
+        include=["mask"],
     )
     (hit,) = result
     assert (len(result), result.seq, result.next_page_token) == (1, 7, "")
@@ -84,12 +84,12 @@ def test_search(use: Callable[..., Any], gateway: FakeGateway) -> None:
         assert asked.collection == "things"
         assert list(asked.query.texts) == ["mug", "cup"]
         assert asked.query.image.encoded == b"picture"
-        assert [point.HasField("label") for point in asked.query.points] == [False, True]
+        assert [point.label for point in asked.query.points] == [1, 0]
         assert asked.query.box.y_max == 6
         assert list(asked.filter.region_ids) == ["r1"]
         assert asked.filter.min_area == 3
         assert asked.group_by == search_pb2.GROUP_BY_IMAGE
-        assert asked.level == search_pb2.LEVEL_REGION
+        assert asked.level == search_pb2.LEVEL_UNSPECIFIED
         assert asked.include_masks
         assert asked.min_score == 0.25
         assert not asked.HasField("relative_cutoff")
@@ -205,7 +205,7 @@ def test_other_errors_are_raised_at_once_with_their_field(
         ({"min_relevancy": np.float32("nan")}, "min_relevancy"),
         ({"image": b"x", "points": [(1, 2), (math.nan, 2)]}, "query.points[1].x"),
         ({"filter": {"min_predicted_iou": math.nan}}, "filter.min_predicted_iou"),
-        ({"filter": {"tags": {"a"}}}, "filter.tags"),
+        ({"filter": {"tags": 5}}, "filter.tags"),
     ],
 )
 def test_what_json_cannot_say_is_refused_by_its_field(
@@ -213,7 +213,7 @@ def test_what_json_cannot_say_is_refused_by_its_field(
 ) -> None:
     with (
         Client(gateway.http) as client,
-        pytest.raises(RegionSearchError, match=r"must be a|cannot be a") as caught,
+        pytest.raises(RegionSearchError, match=r"should be a") as caught,
     ):
         client.search("mug", **options)
     assert (caught.value.kind, caught.value.field) == (Kind.INVALID_ARGUMENT, field)
@@ -333,7 +333,7 @@ def test_what_is_not_meant(use: Callable[..., Any], gateway: FakeGateway) -> Non
     for asked in gateway.requests:
         if isinstance(asked, tuple):
             assert asked[2]["negatives"] == [
-                "plate", {"region_id": "r1"}, {"image": "cGljdHVyZQ=="}, {"image_id": "i1"},
+                {"text": "plate"}, {"region_id": "r1"}, {"image": "cGljdHVyZQ=="}, {"image_id": "i1"},
             ]  # fmt: skip
         else:
             kinds = [one.WhichOneof("kind") for one in asked.negatives]

@@ -28,7 +28,7 @@ def http(stack: Stack) -> Client:
 
 def test_both_transports_tell_the_same(http: Client, stack: Stack) -> None:
     scene = held_out_scenes(4)[0].path
-    options = {"page_size": 5, "masks": True, "level": "both", "filter": {"tags": ["held-out"]}}
+    options = {"page_size": 5, "include": ["mask"], "filter": {"tags": ["held-out"]}}
     with Client(f"grpc://{stack.grpc}") as over_grpc:
         over_grpc.wait_ready()
         assert list(over_grpc.images(COLLECTION)) == list(http.images(COLLECTION))
@@ -74,8 +74,12 @@ def test_known_files_are_not_sent_and_get_what_is_new(http: Client, stack: Stack
 
 
 def test_both_exclude_what_is_not_meant(http: Client, stack: Stack) -> None:
-    plain = http.search("guitar", COLLECTION, page_size=50)
-    unlike = {"negatives": ["dog", NegativeExample(region_id=plain[-1].region_id)], "page_size": 50}
+    plain = http.search("guitar", COLLECTION, level="region", page_size=50)
+    unlike = {
+        "negatives": ["dog", NegativeExample(region_id=plain[-1].region_id)],
+        "level": "region",
+        "page_size": 50,
+    }
     expected = http.search("guitar", COLLECTION, **unlike)
     with Client(f"grpc://{stack.grpc}") as over_grpc:
         found = over_grpc.search("guitar", COLLECTION, **unlike)

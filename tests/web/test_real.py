@@ -55,7 +55,7 @@ def test_from_upload_to_deletion(page: Page, stack: Stack, tmp_path: Path) -> No
     found = page.locator("#grid button.tile")
     expect(found.locator("img.settled + svg path.line")).to_be_attached()
     with Client(stack.http) as client:
-        hit = client.search(thing.name, COLLECTION, group_by_image=True, masks=True)[0]
+        hit = client.search(thing.name, COLLECTION, level="region", group_by="image", include=["mask"])[0]
     assert hit.mask is not None
     rows, columns = np.nonzero(hit.mask.to_array())
     box = (int(columns.min()), int(rows.min()), int(columns.max()) + 1, int(rows.max()) + 1)

@@ -4,7 +4,7 @@ The functions send nothing and read no file: they answer with an `Operation`, an
 `Client` and `AsyncClient` have them all as methods.
 """
 
-from regionsearch.client.operations.base import PAGE_SIZE, GrpcCall, HttpCall, HttpRequest, Operation, plain
+from regionsearch.client.operations.base import GrpcCall, HttpCall, HttpRequest, Operation
 from regionsearch.client.operations.collections import (
     create_collection,
     delete_collection,
@@ -24,7 +24,6 @@ from regionsearch.client.operations.images import (
 from regionsearch.client.operations.queries import embed, export_hits, render, search, segment, within
 
 __all__ = [
-    "PAGE_SIZE",
     "GrpcCall",
     "HttpCall",
     "HttpRequest",
@@ -40,7 +39,6 @@ __all__ = [
     "ingest_one",
     "list_collections",
     "list_images",
-    "plain",
     "ready",
     "regions",
     "render",

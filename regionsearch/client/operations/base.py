@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 from urllib.parse import quote
 
 import httpx
-import numpy as np
 from google.protobuf.message import Message
 
-from regionsearch.errors import invalid
+from regionsearch.schemas.requests import Body
+from regionsearch.schemas.responses import Response
 
 T_co = TypeVar("T_co", covariant=True)
-
-PAGE_SIZE = 500
+ModelT = TypeVar("ModelT", bound=Response)
 
 
 @dataclass(frozen=True)
@@ -25,7 +23,7 @@ class HttpRequest:
 
     method: str
     path: str
-    json: Mapping[str, Any] | None = None
+    body: Body | None = None
     params: Mapping[str, Any] = field(default_factory=dict)
     files: Sequence[tuple[str, tuple[str, bytes]]] | None = None
     form: Mapping[str, Any] | None = None
@@ -88,26 +86,9 @@ def given(**options: Any) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
-def plain(value: Any, field: str = "") -> Any:
-    """A body as JSON can write it: scalars of NumPy become Python's.
-
-    Raises:
-        RegionSearchError: INVALID_ARGUMENT that names the field, for NaN, infinity and what JSON has no word
-            for.
-    """
-    if isinstance(value, Mapping):
-        return {name: plain(one, f"{field}.{name}" if field else name) for name, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(one, f"{field}[{index}]") for index, one in enumerate(value)]
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, float) and not math.isfinite(value):
-        raise invalid(field, f"{field} must be a finite number")
-    if value is not None and not isinstance(value, str | int | float):
-        raise invalid(
-            field, f"{field} cannot be a {type(value).__name__}; give a number, a text or a list of them"
-        )
-    return value
+def answer(model: type[ModelT]) -> Callable[[httpx.Response], ModelT]:
+    """Reads an answer as an object of a model."""
+    return lambda response: model.model_validate_json(response.content)
 
 
 def document(response: httpx.Response) -> dict[str, Any]:

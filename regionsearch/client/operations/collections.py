@@ -2,41 +2,54 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import httpx
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from regionsearch.client.operations.base import (
-    PAGE_SIZE,
     GrpcCall,
     HttpCall,
     HttpRequest,
     Operation,
+    answer,
+    given,
     nothing,
     path_of,
 )
+from regionsearch.schemas.requests import CollectionBody, Page
 from regionsearch.schemas.responses import Collection, Collections, Ready
 
 
-def list_collections(*, page_size: int = PAGE_SIZE, page_token: str = "") -> Operation[Collections]:
-    """One page of collections, by name."""
-    page = {"page_size": page_size, "page_token": page_token}
+def list_collections(*, page_size: int | None = None, page_token: str = "") -> Operation[Collections]:
+    """One page of collections, by name; 100 of them when `page_size` is absent."""
+    page = Page.read(given(page_size=page_size, page_token=page_token))
     return Operation(
         "list_collections",
         HttpCall(
-            lambda: HttpRequest("GET", "/v1/collections", params=page),
-            lambda response: Collections.model_validate(response.json()),
+            lambda: HttpRequest("GET", "/v1/collections", params=page.model_dump()),
+            answer(Collections),
         ),
     )
 
 
-def create_collection(name: str, *, crop_policy: str = "default") -> Operation[Collection]:
-    """Makes a collection for the model that is served now."""
-    body = {"name": name, "crop_policy": crop_policy}
+def create_collection(
+    name: str, *, crop_policy: str | None = None, binary_codes: Mapping[str, Any] | None = None
+) -> Operation[Collection]:
+    """Makes a collection for the model that is served now.
+
+    Args:
+        name: 1 to 64 of a-z, 0-9, '-' and '_', beginning with a letter or digit.
+        crop_policy: How regions are cut out; the gateway's when absent.
+        binary_codes: As in the HTTP API: method, bits, rerank_factor, head.
+    """
+    body = CollectionBody.read(given(name=name, crop_policy=crop_policy, binary_codes=binary_codes))
     return Operation(
         "create_collection",
         HttpCall(
-            lambda: HttpRequest("POST", "/v1/collections", json=body),
-            lambda response: Collection.model_validate(response.json()),
+            lambda: HttpRequest("POST", "/v1/collections", body=body),
+            answer(Collection),
         ),
     )
 
@@ -52,7 +65,7 @@ def ready() -> Operation[Ready]:
         "ready",
         HttpCall(
             lambda: HttpRequest("GET", "/readyz"),
-            lambda response: Ready.model_validate(response.json()),
+            answer(Ready),
             answers=(httpx.codes.SERVICE_UNAVAILABLE,),
         ),
         GrpcCall(

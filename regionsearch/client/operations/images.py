@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,17 +10,19 @@ import httpx
 from regionsearch import defaults
 from regionsearch.client.image_inputs import ImageInput, name_of, read_image_input
 from regionsearch.client.operations.base import (
-    PAGE_SIZE,
     GrpcCall,
     HttpCall,
     HttpRequest,
     Operation,
+    answer,
     document,
     given,
     nothing,
     path_of,
 )
 from regionsearch.client.problems import error_of
+from regionsearch.schemas.requests import ImageChangeBody, ImageIdsBody, IngestBody, Page
+from regionsearch.schemas.requests.searches import Include
 from regionsearch.schemas.responses import (
     Image,
     Images,
@@ -32,7 +33,6 @@ from regionsearch.schemas.responses import (
     UpdatedImage,
 )
 from regionsearch.v1 import region_search_pb2 as pb
-from regionsearch.v1 import search_pb2, types_pb2
 from regionsearch.v1.region_search_pb2_grpc import RegionSearchServiceStub
 
 
@@ -56,11 +56,12 @@ def ingest_one(
             that cannot be read.
     """
     name = name_of(source)
+    about = IngestBody.read({"tags": tags, "attributes": attributes or {}})
 
     def request() -> HttpRequest:
         file = (name, read_image_input(source))
-        form = {"tags": list(tags)} | ({"attributes": json.dumps(dict(attributes))} if attributes else {})
-        return HttpRequest("POST", path_of(collection, "images"), files=[("files", file)], form=form)
+        path = path_of(collection, "images")
+        return HttpRequest("POST", path, files=[("files", file)], form=about.to_form())
 
     def read(response: httpx.Response) -> IngestResult:
         (result,) = response.json()["results"]
@@ -69,13 +70,10 @@ def ingest_one(
         return IngestResult.model_validate(result)
 
     def message() -> pb.IngestImageRequest:
-        return pb.IngestImageRequest(
-            collection=collection,
-            image=types_pb2.Image(encoded=read_image_input(source)),
-            name=name,
-            tags=tags,
-            attributes=attributes,
-        )
+        request = about.to_proto(collection)
+        request.name = name
+        request.image.encoded = read_image_input(source)
+        return request
 
     return Operation(
         "ingest",
@@ -97,16 +95,16 @@ def check_images(
         image_ids: SHA-256 of files, as hexadecimal digits; at most 1,000.
         collection: Where to look.
     """
-    ids = list(image_ids)
+    body = ImageIdsBody.read({"image_ids": image_ids})
     return Operation(
         "check_images",
         HttpCall(
-            lambda: HttpRequest("POST", f"{path_of(collection, 'images')}:check", json={"image_ids": ids}),
+            lambda: HttpRequest("POST", f"{path_of(collection, 'images')}:check", body=body),
             lambda response: StoredImages.model_validate(response.json()).images,
         ),
         GrpcCall(
             lambda channel: RegionSearchServiceStub(channel).CheckImages,
-            lambda: pb.CheckImagesRequest(collection=collection, image_ids=ids),
+            lambda: body.to_proto(collection),
             lambda answer: StoredImages.from_proto(answer.images).images,
         ),
     )
@@ -136,50 +134,37 @@ def update_image(
     Raises:
         RegionSearchError: NOT_FOUND when there is no such image, TOO_LARGE for more than an image may have.
     """
-    changes = dict(attributes or {})
-
-    def request() -> HttpRequest:
-        body = {"add_tags": list(add_tags), "remove_tags": list(remove_tags), "attributes": changes}
-        body |= given(name=name, tags=None if tags is None else list(tags))
-        return HttpRequest("PATCH", path_of(collection, "images", image_id), json=body)
-
-    def message() -> pb.UpdateImageRequest:
-        update = search_pb2.ImageUpdate(
-            image_id=image_id,
-            name=name,
-            tags=None if tags is None else search_pb2.TagList(values=tags),
-            add_tags=add_tags,
-            remove_tags=remove_tags,
-            remove_attributes=[key for key, value in changes.items() if value is None],
-            set_attributes={key: value for key, value in changes.items() if value is not None},
-        )
-        return pb.UpdateImageRequest(collection=collection, update=update)
-
+    changed = {"add_tags": add_tags, "remove_tags": remove_tags, "attributes": attributes or {}}
+    body = ImageChangeBody.read(changed | given(name=name, tags=tags))
+    path = path_of(collection, "images", image_id)
     return Operation(
         "update_image",
-        HttpCall(request, lambda response: UpdatedImage.model_validate(response.json())),
+        HttpCall(
+            lambda: HttpRequest("PATCH", path, body=body),
+            answer(UpdatedImage),
+        ),
         GrpcCall(
             lambda channel: RegionSearchServiceStub(channel).UpdateImage,
-            message,
+            lambda: pb.UpdateImageRequest(collection=collection, update=body.to_proto(image_id)),
             lambda answer: UpdatedImage.from_update(answer.image, answer.seq),
         ),
     )
 
 
 def list_images(
-    collection: str = defaults.COLLECTION, *, page_size: int = PAGE_SIZE, page_token: str = ""
+    collection: str = defaults.COLLECTION, *, page_size: int | None = None, page_token: str = ""
 ) -> Operation[Images]:
-    """One page of a collection's images, newest first."""
-    page = {"page_size": page_size, "page_token": page_token}
+    """One page of a collection's images, newest first; 100 of them when `page_size` is absent."""
+    page = Page.read(given(page_size=page_size, page_token=page_token))
     return Operation(
         "list_images",
         HttpCall(
-            lambda: HttpRequest("GET", path_of(collection, "images"), params=page),
-            lambda response: Images.model_validate(response.json()),
+            lambda: HttpRequest("GET", path_of(collection, "images"), params=page.model_dump()),
+            answer(Images),
         ),
         GrpcCall(
             lambda channel: RegionSearchServiceStub(channel).ListImages,
-            lambda: pb.RegionSearchServiceListImagesRequest(collection=collection, **page),  # type: ignore[arg-type]
+            lambda: page.to_proto(collection),
             Images.from_proto,
         ),
     )
@@ -192,10 +177,10 @@ def content(image_id: str, collection: str = defaults.COLLECTION) -> Operation[b
 
 
 def regions(
-    image_id: str, collection: str = defaults.COLLECTION, *, masks: bool = False
+    image_id: str, collection: str = defaults.COLLECTION, *, include: Sequence[Include] = ()
 ) -> Operation[tuple[Region, ...]]:
-    """The regions of an image, best first."""
-    params = {"include": "mask"} if masks else {}
+    """The regions of an image, best first; with `include=["mask"]` their masks too."""
+    params = {"include": list(include)}
     return Operation(
         "regions",
         HttpCall(

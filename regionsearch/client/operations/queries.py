@@ -14,37 +14,26 @@ from regionsearch.client.image_inputs import (
     ImageInput,
     Negative,
     Point,
-    check_one_image,
-    filter_proto,
-    image_json,
-    image_proto,
-    negatives_json,
-    negatives_proto,
-    pointing_json,
-    pointing_proto,
+    box_of,
+    negatives_of,
+    points_of,
+    read_image_input,
+    read_optional,
 )
 from regionsearch.client.operations.base import (
     GrpcCall,
     HttpCall,
     HttpRequest,
     Operation,
+    answer,
     document,
     given,
     path_of,
 )
+from regionsearch.schemas.requests import EmbeddingsBody, SearchBody, SegmentBody, WithinBody
+from regionsearch.schemas.requests.searches import Include, Level, Style
 from regionsearch.schemas.responses import SearchAnswer, SegmentAnswer, WithinAnswer
-from regionsearch.v1 import region_search_pb2 as pb
-from regionsearch.v1 import search_pb2
 from regionsearch.v1.region_search_pb2_grpc import RegionSearchServiceStub
-
-Render = Literal["outline", "boxes", "mask"]
-Level = Literal["region", "image", "both"]
-
-_LEVELS = {
-    "region": search_pb2.LEVEL_REGION,
-    "image": search_pb2.LEVEL_IMAGE,
-    "both": search_pb2.LEVEL_UNSPECIFIED,
-}
 
 
 def search(
@@ -57,18 +46,18 @@ def search(
     points: Sequence[Point] = (),
     box: Box | None = None,
     negatives: Sequence[Negative] = (),
-    level: Level = "region",
-    group_by_image: bool = False,
+    level: Level | None = None,
+    group_by: Literal["image"] | None = None,
     filter: Mapping[str, Any] | None = None,
     min_score: float | None = None,
     relative_cutoff: float | None = None,
     min_relevancy: float | None = None,
-    page_size: int = 20,
+    page_size: int | None = None,
     page_token: str = "",
     min_seq: int | None = None,
     exact: bool = False,
     effort: float | None = None,
-    masks: bool = False,
+    include: Sequence[Include] = (),
 ) -> Operation[SearchAnswer]:
     """Finds regions and images; words, examples and pointing combine.
 
@@ -81,57 +70,39 @@ def search(
         points: (x, y) or (x, y, label), pixels; label 0 is background.
         box: x_min, y_min, x_max, y_max, pixels.
         negatives: What is not meant: phrases, or an `NegativeExample` each.
-        level: Regions, whole images, or both.
-        group_by_image: One hit an image, its best.
+        level: Regions, whole images, or both, which is the default.
+        group_by: `image`: one hit an image, its best.
         filter: Conditions as in the HTTP API: image_ids, tags, min_area, ...
         min_score: Lowest cosine.
         relative_cutoff: Lowest part of the best score, 0 to 1.
         min_relevancy: With negatives, lowest relevancy; 0.5 when absent.
-        page_size: Most hits of a page, at most 1000.
+        page_size: Most hits of a page, at most 1000; 20 when absent.
         page_token: From an earlier result.
         min_seq: See at least this write.
         exact: Look at every record, whatever index there is.
         effort: How far an approximate index looks, as a multiple of the usual.
-        masks: Adds the masks.
+        include: `mask` adds the masks.
     """
     phrases = _phrases(text)
-    shared = given(min_score=min_score, relative_cutoff=relative_cutoff, min_relevancy=min_relevancy)
-    shared |= given(min_seq=min_seq, effort=effort, exact=exact or None)
-    shared |= {"page_size": page_size, "page_token": page_token}
 
-    def request() -> HttpRequest:
-        query = image_json(image) | pointing_json(points, box) | {"texts": phrases}
-        query |= given(region_id=region_id, image_id=image_id)
-        body = {"query": query, "negatives": negatives_json(negatives), "level": level, **shared}
-        body |= given(group_by="image" if group_by_image else None, filter=filter)
-        body["include"] = ["mask"] if masks else []
-        return HttpRequest("POST", path_of(collection, "search"), json=body)
-
-    def message() -> pb.RegionSearchServiceSearchRequest:
-        query = pb.Query(
-            texts=phrases,
-            image=image_proto(image),
-            region_id=region_id or "",
-            image_id=image_id or "",
-            **pointing_proto(points, box),
-        )
-        return pb.RegionSearchServiceSearchRequest(
-            collection=collection,
-            query=query,
-            level=_LEVELS[level],
-            group_by=search_pb2.GROUP_BY_IMAGE if group_by_image else search_pb2.GROUP_BY_UNSPECIFIED,
-            filter=filter_proto(filter),
-            include_masks=masks,
-            negatives=negatives_proto(negatives),
-            **shared,
-        )
+    def body() -> SearchBody:
+        query = given(image=read_optional(image), region_id=region_id, image_id=image_id, box=box_of(box))
+        query |= {"texts": phrases, "points": points_of(points)}
+        options = {"page_token": page_token, "exact": exact, "include": include}
+        options |= given(level=level, group_by=group_by, filter=filter, page_size=page_size, effort=effort)
+        options |= given(min_score=min_score, relative_cutoff=relative_cutoff, min_relevancy=min_relevancy)
+        options |= given(min_seq=min_seq)
+        return SearchBody.read({"query": query, "negatives": negatives_of(negatives)} | options)
 
     return Operation(
         "search",
-        HttpCall(request, lambda response: SearchAnswer.model_validate(response.json())),
+        HttpCall(
+            lambda: HttpRequest("POST", path_of(collection, "search"), body=body()),
+            answer(SearchAnswer),
+        ),
         GrpcCall(
             lambda channel: RegionSearchServiceStub(channel).Search,
-            message,
+            lambda: body().to_proto(collection),
             lambda answer: SearchAnswer.from_proto(answer, phrases),
         ),
     )
@@ -147,6 +118,7 @@ def within(
     min_score: float | None = None,
     relative_cutoff: float | None = None,
     min_relevancy: float | None = None,
+    include: Sequence[Include] | None = None,
 ) -> Operation[WithinAnswer]:
     """Scores every region of one image, sent along or stored.
 
@@ -159,26 +131,25 @@ def within(
         min_score: Lowest cosine that makes a hit; without thresholds the best region of each phrase is one.
         relative_cutoff: Lowest part of a phrase's best score that makes a hit, 0 to 1.
         min_relevancy: With negatives, lowest relevancy that makes a hit; 0.5 when absent.
+        include: An empty list leaves the regions' masks out.
     """
-    check_one_image(image, image_id)
     phrases = _phrases(texts)
-    shared = given(min_score=min_score, relative_cutoff=relative_cutoff, min_relevancy=min_relevancy)
-    shared |= {"collection": collection, "texts": phrases}
 
-    def request() -> HttpRequest:
-        body = image_json(image, image_id) | shared | {"negatives": negatives_json(negatives)}
-        return HttpRequest("POST", "/v1/search-within", json=body)
-
-    def message() -> pb.SearchWithinRequest:
-        source = {"image_id": image_id} if image is None else {"image": image_proto(image)}
-        return pb.SearchWithinRequest(**source, **shared, negatives=negatives_proto(negatives))
+    def body() -> WithinBody:
+        values = given(image=read_optional(image), image_id=image_id, include=include, min_score=min_score)
+        values |= given(relative_cutoff=relative_cutoff, min_relevancy=min_relevancy)
+        values |= {"collection": collection, "texts": phrases, "negatives": negatives_of(negatives)}
+        return WithinBody.read(values)
 
     return Operation(
         "within",
-        HttpCall(request, lambda response: WithinAnswer.model_validate(response.json())),
+        HttpCall(
+            lambda: HttpRequest("POST", "/v1/search-within", body=body()),
+            answer(WithinAnswer),
+        ),
         GrpcCall(
             lambda channel: RegionSearchServiceStub(channel).SearchWithin,
-            message,
+            lambda: body().to_proto(),
             lambda answer: WithinAnswer.from_proto(answer, phrases),
         ),
     )
@@ -190,16 +161,19 @@ def render(
     image: ImageInput | None = None,
     image_id: str | None = None,
     collection: str = defaults.COLLECTION,
-    style: Render = "outline",
+    style: Style = "outline",
     min_score: float | None = None,
 ) -> Operation[bytes]:
     """The image as PNG with the finds of `within` drawn into it."""
-    check_one_image(image, image_id)
-    body = {"collection": collection, "texts": _phrases(texts), "render": style} | given(min_score=min_score)
+
+    def body() -> WithinBody:
+        values = given(image=read_optional(image), image_id=image_id, min_score=min_score, render=style)
+        return WithinBody.read(values | {"collection": collection, "texts": _phrases(texts)})
+
     return Operation(
         "render",
         HttpCall(
-            lambda: HttpRequest("POST", "/v1/search-within", json=image_json(image, image_id) | body),
+            lambda: HttpRequest("POST", "/v1/search-within", body=body()),
             lambda response: response.content,
         ),
     )
@@ -227,16 +201,17 @@ def segment(
         zoom: Looks more closely at what was found: better masks, above all of what is small, for more time.
             None: as it suits the model that is served.
     """
-    check_one_image(image, image_id)
-    prompt = pointing_json(points, box)
-    body = {"collection": collection} | (
-        prompt | {"multimask": multimask} | given(zoom=zoom) if prompt else {"everything": True}
-    )
+
+    def body() -> SegmentBody:
+        values = given(image=read_optional(image), image_id=image_id, box=box_of(box), zoom=zoom)
+        values |= {"collection": collection, "points": points_of(points), "multimask": multimask}
+        return SegmentBody.read(values | {"everything": not points and box is None})
+
     return Operation(
         "segment",
         HttpCall(
-            lambda: HttpRequest("POST", "/v1/segment", json=image_json(image, image_id) | body),
-            lambda response: SegmentAnswer.model_validate(response.json()),
+            lambda: HttpRequest("POST", "/v1/segment", body=body()),
+            answer(SegmentAnswer),
         ),
     )
 
@@ -245,8 +220,8 @@ def embed(texts: Sequence[str] = (), *, images: Sequence[ImageInput] = ()) -> Op
     """Vectors of length one, shape (n, dimension): of texts, or of images."""
 
     def request() -> HttpRequest:
-        body = {"texts": list(texts)} if texts else {"images": [image_json(one)["image"] for one in images]}
-        return HttpRequest("POST", "/v1/embeddings", json=body)
+        values = {"texts": texts, "images": [read_image_input(one) for one in images]}
+        return HttpRequest("POST", "/v1/embeddings", body=EmbeddingsBody.read(values))
 
     return Operation(
         "embed", HttpCall(request, lambda response: np.asarray(response.json()["vectors"], np.float32))
@@ -257,11 +232,11 @@ def export_hits(
     text: str | Sequence[str], collection: str = defaults.COLLECTION, *, limit: int = 100
 ) -> Operation[dict[str, Any]]:
     """The hits of a search as a COCO document with masks; the phrases are its categories."""
-    body = {"query": {"texts": _phrases(text)}, "level": "region", "page_size": limit}
+    body = SearchBody.read({"query": {"texts": _phrases(text)}, "level": "region", "page_size": limit})
     path = path_of(collection, "search")
     return Operation(
         "export_hits",
-        HttpCall(lambda: HttpRequest("POST", path, json=body, params={"format": "coco"}), document),
+        HttpCall(lambda: HttpRequest("POST", path, body=body, params={"format": "coco"}), document),
     )
 
 

@@ -10,6 +10,8 @@ from regionsearch.schemas.requests.records import (
     CollectionBody,
     ImageChangeBody,
     ImageIdsBody,
+    IngestBody,
+    Page,
 )
 from regionsearch.schemas.requests.searches import FilterBody, NegativeBody, QueryBody, SearchBody, WithinBody
 from regionsearch.schemas.requests.values import Body, BoxBody, OnePicture, PointBody, PromptBody
@@ -24,8 +26,10 @@ __all__ = [
     "FilterBody",
     "ImageChangeBody",
     "ImageIdsBody",
+    "IngestBody",
     "NegativeBody",
     "OnePicture",
+    "Page",
     "PointBody",
     "PromptBody",
     "QueryBody",

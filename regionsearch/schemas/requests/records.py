@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import json
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, JsonValue
+from pydantic import ConfigDict, Field, JsonValue
 
 from regionsearch.schemas.requests.shapes import combined, constant, shaped
-from regionsearch.schemas.requests.values import Body, CollectionName
-from regionsearch.v1 import search_pb2
+from regionsearch.schemas.requests.values import Body, CollectionName, PageSize, PageToken
+from regionsearch.v1 import region_search_pb2, search_pb2
 
 MAX_IDS = 1000
 """Images that may be asked about in one call."""
@@ -20,6 +21,45 @@ CropPolicyName = Literal[
 _WORD: dict[str, JsonValue] = {"minLength": 1, "maxLength": 4096, "pattern": r"^[^\u0000]*$"}
 Word = Annotated[str, Field(max_length=4096, json_schema_extra=_WORD)]
 """A tag, or an attribute's name or value; what an image may have in all is looked at later."""
+_AnyText = Annotated[
+    str, Field(max_length=1 << 20)
+]  # as long as all fields of a form; a bound checks for UTF-8
+
+
+class Page(Body):
+    """Which part of a list is wanted."""
+
+    model_config = ConfigDict(extra="ignore")  # a URL may have parameters that are not ours
+
+    page_size: PageSize = Field(0, description="0 means 100; at most 1000.")
+    page_token: PageToken = ""
+
+    def to_proto(self, collection: str) -> region_search_pb2.RegionSearchServiceListImagesRequest:
+        """As the contract has it, for images."""
+        return region_search_pb2.RegionSearchServiceListImagesRequest(
+            collection=collection, page_size=self.page_size, page_token=self.page_token
+        )
+
+
+class IngestBody(Body):
+    """What is said about all files of a form that adds images; how much is kept is looked at later."""
+
+    tags: list[_AnyText] = Field(
+        [],
+        description="Put on every image of the request.",
+        json_schema_extra={"items": {"type": "string", "minLength": 1, "maxLength": 4096}},
+    )
+    attributes: dict[_AnyText, _AnyText] = Field({}, description="A JSON object of strings, for every image.")
+
+    def to_form(self) -> dict[str, Any]:
+        """As fields of a form."""
+        return {"tags": self.tags, "attributes": json.dumps(self.attributes)}
+
+    def to_proto(self, collection: str) -> region_search_pb2.IngestImageRequest:
+        """As the contract has it, still without an image."""
+        return region_search_pb2.IngestImageRequest(
+            collection=collection, tags=self.tags, attributes=self.attributes
+        )
 
 
 class ImageChangeBody(Body):
@@ -64,6 +104,10 @@ class ImageIdsBody(Body):
     image_ids: list[Annotated[str, Field(pattern="^[0-9a-f]{64}$")]] = Field(
         min_length=1, max_length=MAX_IDS, fail_fast=True, description="SHA-256 of their files."
     )
+
+    def to_proto(self, collection: str) -> region_search_pb2.CheckImagesRequest:
+        """As the contract has it."""
+        return region_search_pb2.CheckImagesRequest(collection=collection, image_ids=self.image_ids)
 
 
 class BinaryCodesBody(Body):

@@ -32,7 +32,10 @@ from regionsearch.v1 import region_search_pb2, search_pb2, types_pb2
 
 _NEGATIVES = ("text", "image", "region_id", "image_id")
 _KINDS = ("text", "texts", "image", "region_id", "image_id")
-Include = Annotated[list[Literal["mask"]], Field(max_length=8, fail_fast=True)]
+Level = Literal["region", "image", "both"]
+Style = Literal["outline", "boxes", "mask"]
+Include = Literal["mask"]
+Includes = Annotated[list[Include], Field(max_length=8, fail_fast=True)]
 
 
 class QueryBody(Body):
@@ -145,7 +148,7 @@ class SearchBody(Body):
 
     query: QueryBody
     negatives: Negatives = Field([])
-    level: Literal["region", "image", "both"] = "both"
+    level: Level = "both"
     group_by: Literal["image"] | None = Field(None, description="One hit an image, its best.")
     filter: FilterBody | None = None
     min_score: Number | None = Field(None, description="Lowest cosine that is kept.")
@@ -160,7 +163,7 @@ class SearchBody(Body):
     effort: Number | None = Field(
         None, gt=0, le=1000, description="How far an approximate index looks, as a multiple of the usual."
     )
-    include: Include = Field([])
+    include: Includes = Field([])
 
     def to_proto(self, collection: str) -> region_search_pb2.RegionSearchServiceSearchRequest:
         """As the contract has it."""
@@ -195,10 +198,8 @@ class WithinBody(OnePicture):
     min_score: Number | None = Field(None, description="Lowest cosine that makes a hit.")
     relative_cutoff: Number | None = Field(None, ge=0, le=1, description="Part of a phrase's best score.")
     min_relevancy: Number | None = None
-    include: Include = Field(["mask"], description="An empty list leaves the regions' masks out.")
-    render: Literal["outline", "boxes", "mask"] | None = Field(
-        None, description="Answers with the image and the hits drawn into it."
-    )
+    include: Includes = Field(["mask"], description="An empty list leaves the regions' masks out.")
+    render: Style | None = Field(None, description="Answers with the image and the hits drawn into it.")
     image_format: Literal["png", "webp"] = Field("png", description="Of a rendered image.")
 
     @property
@@ -215,6 +216,7 @@ class WithinBody(OnePicture):
             min_score=self.min_score,
             relative_cutoff=self.relative_cutoff,
             min_relevancy=self.min_relevancy,
+            include_masks=None if "mask" in self.include else False,
         )
         if self.image is not None:
             request.image.encoded = self.image

@@ -110,7 +110,9 @@ class Body(BaseModel):
             return cls.model_validate(values)
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
-            raise field_error(first["loc"], first["msg"]) from None
+            half = first["type"] == "string_unicode"
+            message = "it has characters that UTF-8 has not; write it as UTF-8" if half else first["msg"]
+            raise field_error(first["loc"], message) from None
 
     def to_json(self) -> bytes:
         """A JSON document of the fields that were set."""
