@@ -24,7 +24,7 @@ from PIL import Image, ImageDraw
 
 from benchmarks.harness import Case, Pair
 from benchmarks.simulated_services import HEIGHT, WIDTH, Processes
-from gateway.records import Picture, records, stored_image
+from gateway.records import ImageFile, records, stored_image
 from gateway.settings import GatewaySettings
 from regionsearch.images import image_id
 from regionsearch.rpc import chunked, open_channel
@@ -47,7 +47,7 @@ EMBED_CHUNK: int = GatewaySettings.model_fields["embed_chunk"].default
 SEGMENT_S, EMBED_REGION_S = 0.050, 0.001  # on the stand-ins' devices
 
 
-def picture(number: int) -> bytes:
+def sample_image(number: int) -> bytes:
     """A JPEG of some shapes, different for every number."""
     random = np.random.default_rng(number)
     image = Image.new("RGB", (WIDTH, HEIGHT), tuple(int(c) for c in random.integers(120, 255, 3)))
@@ -87,12 +87,12 @@ def pipeline(fixed: bool) -> Iterator[Pipeline]:
         yield Pipeline(url=processes.gateway(**services), **services)
 
 
-def drive(call: Callable[[bytes], object], pictures: list[bytes]) -> float:
+def drive(call: Callable[[bytes], object], images: list[bytes]) -> float:
     """CLIENTS callers, one image after the other each; returns images per second."""
     with concurrent.futures.ThreadPoolExecutor(CLIENTS) as pool:
         begin = time.perf_counter()
-        list(pool.map(call, pictures))
-        return len(pictures) / (time.perf_counter() - begin)
+        list(pool.map(call, images))
+        return len(images) / (time.perf_counter() - begin)
 
 
 def sender(http: httpx.Client, url: str) -> Callable[[bytes], None]:
@@ -137,9 +137,9 @@ def all_stages(found: Pipeline) -> Iterator[CallContext]:
         search.CreateCollection(search_pb2.CreateCollectionRequest(name="direct", model=model), timeout=60)
 
         def write(data: bytes) -> object:
-            picture = Picture(data, image_id(data), "image/jpeg")
+            file = ImageFile(data, image_id(data), "image/jpeg")
             known = search_pb2.GetRecordsRequest(
-                collection="direct", image_ids=[picture.identity], images_only=True
+                collection="direct", image_ids=[file.image_id], images_only=True
             )
             assert not search.GetRecords(known, timeout=60).images
             segmented = segment(data)
@@ -165,8 +165,8 @@ def all_stages(found: Pipeline) -> Iterator[CallContext]:
             upsert = search_pb2.UpsertRequest(
                 collection="direct",
                 model=model,
-                images=[stored_image(about, picture, segmented, None)],
-                records=records(picture.identity, segmented),
+                images=[stored_image(about, file, segmented, None)],
+                records=records(file.image_id, segmented),
                 vectors=tensor_to_proto(np.concatenate(vectors)),
                 skip_existing=True,
             )
@@ -190,7 +190,7 @@ def ingest(
         ):
 
             def fresh() -> list[bytes]:
-                return [picture(next(numbers)) for _ in range(count)]
+                return [sample_image(next(numbers)) for _ in range(count)]
 
             send = sender(http, found.url)
             yield Pair(lambda: drive(send, fresh()), lambda: drive(call, fresh()))

@@ -168,8 +168,8 @@ def clicking(load: Load) -> Iterator[Callable[..., Region]]:
         engine = loop.run_until_complete(make())
 
         def click(key: str, zoom: bool = False) -> Region:
-            picture = LazyImage(key, lambda: pixels)
-            [[best]] = loop.run_until_complete(engine.prompts(picture, [CLICK], zoom=zoom)).answers
+            image = LazyImage(key, lambda: pixels)
+            [[best]] = loop.run_until_complete(engine.prompts(image, [CLICK], zoom=zoom)).answers
             return best.region
 
         yield click
@@ -199,7 +199,7 @@ def zoomed_click() -> Iterator[Pair]:
 def callers(points_per_side: int = 8) -> Iterator[Pair]:
     """Eight callers at once against the same eight in turn, everything mode, images not seen before."""
     backend, options = pocket(points_per_side=points_per_side)
-    pictures = [scene(300 + 10 * number, 400) for number in range(CALLERS)]
+    images = [scene(300 + 10 * number, 400) for number in range(CALLERS)]
     with contextlib.closing(asyncio.new_event_loop()) as loop:
 
         async def make() -> SegmentEngine:
@@ -208,7 +208,7 @@ def callers(points_per_side: int = 8) -> Iterator[Pair]:
         engine = loop.run_until_complete(make())
 
         async def call(number: int) -> None:
-            await engine.everything(LazyImage(str(number), lambda: pictures[number]), options)
+            await engine.everything(LazyImage(str(number), lambda: images[number]), options)
 
         async def together() -> None:
             await asyncio.gather(*map(call, range(CALLERS)))
@@ -235,7 +235,7 @@ def memory(height: int, width: int) -> Iterator[Pair]:
 
 
 @contextlib.contextmanager
-def match_rate(precision: str, pictures: int = 6, load: Load = pocket) -> Iterator[Pair]:
+def match_rate(precision: str, images: int = 6, load: Load = pocket) -> Iterator[Pair]:
     """Share of the fp32 regions that lower precision finds with an IoU of 0.9 or more, over the scenes."""
     backend, options = load()
     low = SamBackend(backend.model, replace(backend.identity, precision=precision))
@@ -243,7 +243,7 @@ def match_rate(precision: str, pictures: int = 6, load: Load = pocket) -> Iterat
     @functools.cache
     def rate() -> float:
         found = matched = 0
-        for file in sorted(SCENE.parent.glob("*.jpg"))[:pictures]:
+        for file in sorted(SCENE.parent.glob("*.jpg"))[:images]:
             pixels = np.array(Image.open(file).convert("RGB"))
             others = [region.runs.to_mask() for region in segment_everything(low, pixels, options)]
             regions = segment_everything(backend, pixels, options)

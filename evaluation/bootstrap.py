@@ -27,17 +27,17 @@ class Estimate:
     high: float
 
 
-def estimate(statistic: Statistic, pictures: int, *, draws: int = 1000, seed: int = 0) -> Estimate:
+def estimate(statistic: Statistic, images: int, *, draws: int = 1000, seed: int = 0) -> Estimate:
     """The statistic of the images as they are, and the 2.5 and 97.5 percentiles over redrawn ones.
 
     Args:
         statistic: Takes the weight of each image.
-        pictures: How many there are.
+        images: How many there are.
         draws: Redrawn data sets.
         seed: Equal seeds draw the same images, so that systems can be compared.
     """
-    redrawn = [statistic(weights) for weights in _redrawn(pictures, draws, seed)]
-    return _summary(statistic(np.ones(pictures)), np.array(redrawn))
+    redrawn = [statistic(weights) for weights in _redrawn(images, draws, seed)]
+    return _summary(statistic(np.ones(images)), np.array(redrawn))
 
 
 def estimate_ratio(parts: FloatArray, wholes: FloatArray, *, draws: int = 1000, seed: int = 0) -> Estimate:
@@ -63,7 +63,7 @@ def _summary(value: float, redrawn: FloatArray) -> Estimate:
 
 
 @lru_cache(maxsize=2)
-def _redrawn(pictures: int, draws: int, seed: int) -> FloatArray:
+def _redrawn(images: int, draws: int, seed: int) -> FloatArray:
     """How often each image is drawn, (draws, images)."""
-    chosen = np.random.default_rng(seed).integers(pictures, size=(draws, pictures))
-    return np.stack([np.bincount(row, minlength=pictures) for row in chosen]).astype(np.float64)
+    chosen = np.random.default_rng(seed).integers(images, size=(draws, images))
+    return np.stack([np.bincount(row, minlength=images) for row in chosen]).astype(np.float64)

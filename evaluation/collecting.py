@@ -50,10 +50,10 @@ def collect(
     """
     generator = np.random.default_rng(seed)
     things = []
-    for picture, sample in enumerate(dataset.samples):
-        progress("clicking", picture, len(dataset.samples))
+    for image, sample in enumerate(dataset.samples):
+        progress("clicking", image, len(dataset.samples))
         click = partial(system.click, sample) if clicks else None
-        things += things_of(picture, sample, proposals[picture].found, click)
+        things += things_of(image, sample, proposals[image].found, click)
     index = system.index(dataset.samples, proposals, progress)
 
     absent = [_absent(sample, len(dataset.categories), generator) for sample in dataset.samples]
@@ -73,9 +73,9 @@ def collect(
         questions=_questions(dataset, index, texts, rows, layout),
         likenesses=_likenesses(index, layout, generator),
         absences=[
-            _absence(picture, sample, absent[picture], texts.regions[:, layout.span(picture)], rows)
-            for picture, sample in enumerate(dataset.samples)
-            if len(index.regions[picture])
+            _absence(image, sample, absent[image], texts.regions[:, layout.span(image)], rows)
+            for image, sample in enumerate(dataset.samples)
+            if len(index.regions[image])
         ],
         caption_ranks=_caption_ranks(dataset, index),
     )
@@ -87,14 +87,14 @@ class _Layout:
 
     Attributes:
         starts: First column of each image, and the number of all columns.
-        picture: Of each column.
+        image: Of each column.
         shows: The columns that show a category: whose region is an instance of it, at `FOUND`.
         match: Of each column, its category where it is the best region of an instance, else -1.
         instances: How often each category occurs in each image, (images, categories).
     """
 
     starts: NDArray[np.intp]
-    picture: NDArray[np.intp]
+    image: NDArray[np.intp]
     shows: Mapping[int, Sequence[int]]
     match: NDArray[np.intp]
     instances: NDArray[np.intp]
@@ -106,31 +106,29 @@ class _Layout:
         shows: dict[int, list[int]] = {}
         match = np.full(starts[-1], -1, dtype=np.intp)
         instances = np.zeros((len(regions), len(dataset.categories)), dtype=np.intp)
-        for picture, (sample, found) in enumerate(zip(dataset.samples, regions, strict=True)):
+        for image, (sample, found) in enumerate(zip(dataset.samples, regions, strict=True)):
             categories = np.array([i.category for i in sample.instances], dtype=np.intp)
-            np.add.at(instances[picture], categories, 1)
+            np.add.at(instances[image], categories, 1)
             iou = rle.iou([i.mask for i in sample.instances], found.masks)
             for category, row in zip(categories.tolist(), iou, strict=True):
-                shows.setdefault(category, []).extend(
-                    (starts[picture] + np.flatnonzero(row >= FOUND)).tolist()
-                )
+                shows.setdefault(category, []).extend((starts[image] + np.flatnonzero(row >= FOUND)).tolist())
                 if row.size and row.max() >= FOUND:
-                    match[starts[picture] + row.argmax()] = category
+                    match[starts[image] + row.argmax()] = category
         return cls(starts, np.repeat(np.arange(len(counts)), counts), shows, match, instances)
 
-    def span(self, picture: int) -> slice:
+    def span(self, image: int) -> slice:
         """The columns of an image."""
-        return slice(self.starts[picture], self.starts[picture + 1])
+        return slice(self.starts[image], self.starts[image + 1])
 
     def showing(self, category: int) -> BoolArray:
         """The columns that show a category."""
-        columns = np.zeros(len(self.picture), dtype=bool)
+        columns = np.zeros(len(self.image), dtype=bool)
         columns[list(self.shows.get(category, ()))] = True
         return columns
 
 
 def things_of(
-    picture: int,
+    image: int,
     sample: Sample,
     found: Regions,
     click: Callable[[Sequence[tuple[int, int]]], Sequence[Rle]] | None = None,
@@ -138,7 +136,7 @@ def things_of(
     """What the proposals, and a click each, make of an image's things.
 
     Args:
-        picture: Its index.
+        image: Its index.
         sample: The image.
         found: All proposals, best first.
         click: From points to the masks that they select; None leaves `click_iou` unknown.
@@ -158,7 +156,7 @@ def things_of(
         click_iou = rle.paired_iou(click(points), truths)
     return [
         Thing(
-            picture,
+            image,
             area,
             {top: float(recall[top][i]) for top in recall},
             float(in_size[i]),
@@ -171,13 +169,13 @@ def things_of(
 def _questions(
     dataset: Dataset, index: Index, texts: TextScores, rows: dict[int, int], layout: _Layout
 ) -> list[TextQueryResult]:
-    pictures = len(dataset.samples)
+    images = len(dataset.samples)
     holds = layout.instances > 0
     across: dict[int, tuple[BoolArray, float, float, float]] = {}
     for category in np.flatnonzero(holds.any(axis=0)).tolist():
         row, right = rows[category], layout.showing(category)
         best = texts.images[row].copy()
-        np.maximum.at(best, layout.picture, texts.regions[row])
+        np.maximum.at(best, layout.image, texts.regions[row])
         across[category] = (
             right,
             metrics.hit_rank(texts.regions[row], right),
@@ -185,9 +183,9 @@ def _questions(
             metrics.hit_rank(texts.images[row], holds[:, category]),
         )
     questions = []
-    for picture in range(pictures):
-        sample, span = dataset.samples[picture], layout.span(picture)
-        masks = [rle.decode(mask) for mask in index.regions[picture].masks]
+    for image in range(images):
+        sample, span = dataset.samples[image], layout.span(image)
+        masks = [rle.decode(mask) for mask in index.regions[image].masks]
         for category in sample.categories:
             right, rank_across, grouped, whole = across[category]
             scores = texts.regions[rows[category], span]
@@ -196,7 +194,7 @@ def _questions(
             curve = metrics.union_curve(truth, [masks[i] for i in order])
             questions.append(
                 TextQueryResult(
-                    picture,
+                    image,
                     category,
                     metrics.hit_rank(scores, right[span]),
                     rank_across,
@@ -215,7 +213,7 @@ def _likenesses(index: Index, layout: _Layout, generator: np.random.Generator) -
     queries = [
         row
         for row in np.flatnonzero(layout.match >= 0).tolist()
-        if total[layout.match[row]] > layout.instances[layout.picture[row], layout.match[row]]
+        if total[layout.match[row]] > layout.instances[layout.image[row], layout.match[row]]
     ]
     if len(queries) > REGION_QUERIES:
         queries = sorted(generator.choice(queries, REGION_QUERIES, replace=False).tolist())
@@ -223,14 +221,14 @@ def _likenesses(index: Index, layout: _Layout, generator: np.random.Generator) -
         return []
     likenesses = []
     for row, scores in zip(queries, index.region_scores(queries), strict=True):
-        category, picture = int(layout.match[row]), int(layout.picture[row])
+        category, image = int(layout.match[row]), int(layout.image[row])
         right = layout.match == category
         # A second region of the same thing is neither right nor wrong.
-        counts = (layout.picture != picture) & np.isfinite(scores) & (right | ~layout.showing(category))
-        others = int(total[category] - layout.instances[picture, category])
+        counts = (layout.image != image) & np.isfinite(scores) & (right | ~layout.showing(category))
+        others = int(total[category] - layout.instances[image, category])
         likenesses.append(
             RegionQueryResult(
-                picture,
+                image,
                 category,
                 metrics.average_precision(scores[counts], right[counts], others),
                 metrics.precision_at(scores[counts], right[counts], 1),
@@ -247,11 +245,11 @@ def _absent(sample: Sample, categories: int, generator: np.random.Generator) -> 
 
 
 def _absence(
-    picture: int, sample: Sample, absent: Sequence[int], scores: FloatArray, rows: dict[int, int]
+    image: int, sample: Sample, absent: Sequence[int], scores: FloatArray, rows: dict[int, int]
 ) -> AbsenceScores:
     best = scores.max(axis=1)
     return AbsenceScores(
-        picture, best[[rows[category] for category in sample.categories]], best[[rows[c] for c in absent]]
+        image, best[[rows[category] for category in sample.categories]], best[[rows[c] for c in absent]]
     )
 
 

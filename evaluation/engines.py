@@ -62,7 +62,7 @@ class EngineSegmenter:
 
     def everything(self, pixels: Pixels) -> Proposals:
         """See `evaluation.system.Segmenter`."""
-        answer = _runner().run(self._engine.everything(_picture(pixels), self._defaults.everything))
+        answer = _runner().run(self._engine.everything(_image(pixels), self._defaults.everything))
         ranked = sorted(answer.regions, key=lambda region: region.rank, reverse=True)
         kept = select_regions(answer.regions, self._selection)
         return Proposals(_regions(ranked), _regions(kept))
@@ -70,7 +70,7 @@ class EngineSegmenter:
     def click(self, pixels: Pixels, points: Sequence[tuple[int, int]]) -> Sequence[Rle]:
         """See `evaluation.system.Segmenter`."""
         prompts = [Prompt(np.array([point], dtype=float), np.ones(1, dtype=np.int32)) for point in points]
-        asked = self._engine.prompts(_picture(pixels), prompts, multimask=True, zoom=self._defaults.zoom)
+        asked = self._engine.prompts(_image(pixels), prompts, multimask=True, zoom=self._defaults.zoom)
         answer = _runner().run(asked)
         return [_rle(candidates[0].region) for candidates in answer.answers]
 
@@ -137,7 +137,7 @@ def _runner() -> asyncio.Runner:
     return runner
 
 
-def _picture(pixels: Pixels) -> LazyImage:
+def _image(pixels: Pixels) -> LazyImage:
     return LazyImage(hashlib.sha256(pixels.tobytes()).hexdigest(), lambda: pixels)
 
 

@@ -85,7 +85,7 @@ def load_coco(path: Path, images: Path | None = None) -> Dataset:
         splits = alternate_splits(len(content["images"]))
         samples = tuple(
             Sample(
-                path=_picture(images or path.parent, image),
+                path=_image(images or path.parent, image),
                 height=image["height"],
                 width=image["width"],
                 split=cast(Split, image.get("split", splits[index])),
@@ -117,7 +117,7 @@ def _segmentation(value: Any, height: int, width: int) -> rle.Rle:
     return {"size": [height, width], "counts": value["counts"].encode()}
 
 
-def _picture(folder: Path, image: Any) -> Path:
+def _image(folder: Path, image: Any) -> Path:
     """An image's file; LVIS says only where COCO's servers have it."""
     if "file_name" in image:
         return folder / str(image["file_name"])

@@ -69,32 +69,30 @@ class HitThreshold:
 class _Reporter:
     """Estimates metrics over one data set's images with one seed."""
 
-    pictures: int
+    images: int
     seed: int
     draws: int
 
     def add(self, key: str, title: str, statistic: Statistic, items: int) -> Measure:
-        return Measure(
-            key, title, estimate(statistic, self.pictures, draws=self.draws, seed=self.seed), items
-        )
+        return Measure(key, title, estimate(statistic, self.images, draws=self.draws, seed=self.seed), items)
 
     def ratio(
-        self, key: str, title: str, picture: Sequence[int], parts: ArrayLike, wholes: ArrayLike
+        self, key: str, title: str, image: Sequence[int], parts: ArrayLike, wholes: ArrayLike
     ) -> Measure:
         above, below = (
-            np.bincount(np.asarray(picture, dtype=np.intp), np.asarray(values), self.pictures).astype(float)
+            np.bincount(np.asarray(image, dtype=np.intp), np.asarray(values), self.images).astype(float)
             for values in (parts, wholes)
         )
         value = estimate_ratio(above, below, draws=self.draws, seed=self.seed)
-        return Measure(key, title, value, len(picture))
+        return Measure(key, title, value, len(image))
 
-    def mean(self, key: str, title: str, picture: Sequence[int], values: ArrayLike) -> Measure:
-        return self.ratio(key, title, picture, values, np.ones(len(picture)))
+    def mean(self, key: str, title: str, image: Sequence[int], values: ArrayLike) -> Measure:
+        return self.ratio(key, title, image, values, np.ones(len(image)))
 
     def by_class(
-        self, key: str, title: str, picture: Sequence[int], classes: Sequence[int], values: ArrayLike
+        self, key: str, title: str, image: Sequence[int], classes: Sequence[int], values: ArrayLike
     ) -> Measure:
-        index, array = np.asarray(picture, dtype=np.intp), np.asarray(values, dtype=np.float64)
+        index, array = np.asarray(image, dtype=np.intp), np.asarray(values, dtype=np.float64)
         return self.add(
             key, title, lambda w: metrics.class_balanced_mean(array, classes, w[index]), len(array)
         )
@@ -123,21 +121,21 @@ def measure(
 
 def _proposals(predictions: Predictions, report: _Reporter) -> list[Measure]:
     things = predictions.things
-    picture = _pictures(things)
+    image = _images(things)
     sizes = metrics.size_class([thing.area for thing in things])
     measures = [
-        report.mean(f"proposals.ar@{top}", f"AR@{top}", picture, [thing.recall[top] for thing in things])
+        report.mean(f"proposals.ar@{top}", f"AR@{top}", image, [thing.recall[top] for thing in things])
         for top in (10, 100, 1000)
     ]
     among = [thing.recall[1000] > 0 for thing in things]  # the lowest of its IoU thresholds is 0.5
-    measures.append(report.mean("proposals.found", "Things among the regions (IoU ≥ 0.5)", picture, among))
+    measures.append(report.mean("proposals.found", "Things among the regions (IoU ≥ 0.5)", image, among))
     for number, size in enumerate(SIZES):
         chosen = [thing for thing, its in zip(things, sizes, strict=True) if its == number]
         measures.append(
             report.mean(
                 f"proposals.ar@100_{size}",
                 f"AR@100, {size}",
-                _pictures(chosen),
+                _images(chosen),
                 [thing.recall_in_size for thing in chosen],
             )
         )
@@ -153,41 +151,39 @@ def _proposals(predictions: Predictions, report: _Reporter) -> list[Measure]:
 
 def _clicks(predictions: Predictions, report: _Reporter) -> list[Measure]:
     things = [thing for thing in predictions.things if not np.isnan(thing.click_iou)]
-    picture, iou = _pictures(things), np.array([thing.click_iou for thing in things])
+    image, iou = _images(things), np.array([thing.click_iou for thing in things])
     return [
-        report.mean("click.miou", "One-click mIoU", picture, iou),
-        report.mean("click.found", "One click finds the thing (IoU ≥ 0.5)", picture, iou >= 0.5),
+        report.mean("click.miou", "One-click mIoU", image, iou),
+        report.mean("click.found", "One click finds the thing (IoU ≥ 0.5)", image, iou >= 0.5),
     ]
 
 
 def _text_to_region(predictions: Predictions, report: _Reporter) -> list[Measure]:
-    picture = _pictures(predictions.questions)
+    image = _images(predictions.questions)
     within = np.array([question.rank_within for question in predictions.questions])
     across = np.array([question.rank_across for question in predictions.questions])
     return [
-        report.mean(f"text_region.r@{top}", f"R@{top} within the image", picture, within <= top)
+        report.mean(f"text_region.r@{top}", f"R@{top} within the image", image, within <= top)
         for top in (1, 5)
     ] + [
-        report.mean(f"text_region.r@{top}_across", f"R@{top} across all images", picture, across <= top)
+        report.mean(f"text_region.r@{top}_across", f"R@{top} across all images", image, across <= top)
         for top in (1, 5)
     ]
 
 
 def _image_level(predictions: Predictions, report: _Reporter) -> list[Measure]:
-    picture = _pictures(predictions.questions)
+    image = _images(predictions.questions)
     grouped = np.array([question.image_rank_grouped for question in predictions.questions])
     whole = np.array([question.image_rank_whole for question in predictions.questions])
     captions = np.array(predictions.caption_ranks)
     every = range(len(captions))
     return [
         *(
-            report.mean(
-                f"image.r@{top}", f"R@{top}, names, image or its best region", picture, grouped <= top
-            )
+            report.mean(f"image.r@{top}", f"R@{top}, names, image or its best region", image, grouped <= top)
             for top in (1, 5, 10)
         ),
         *(
-            report.mean(f"image.r@{top}_whole", f"R@{top}, names, whole image only", picture, whole <= top)
+            report.mean(f"image.r@{top}_whole", f"R@{top}, names, whole image only", image, whole <= top)
             for top in (1, 5, 10)
         ),
         *(
@@ -199,14 +195,14 @@ def _image_level(predictions: Predictions, report: _Reporter) -> list[Measure]:
 
 def _region_to_region(predictions: Predictions, report: _Reporter) -> list[Measure]:
     items = predictions.likenesses
-    picture, classes = _pictures(items), [item.category for item in items]
+    image, classes = _images(items), [item.category for item in items]
     return [
         report.by_class(
-            "region_region.map", "mAP, classes balanced", picture, classes,
+            "region_region.map", "mAP, classes balanced", image, classes,
             [item.average_precision for item in items],
         ),
         report.by_class(
-            "region_region.p@1", "P@1, classes balanced", picture, classes,
+            "region_region.p@1", "P@1, classes balanced", image, classes,
             [item.precision_at_1 for item in items],
         ),
     ]  # fmt: skip
@@ -215,12 +211,12 @@ def _region_to_region(predictions: Predictions, report: _Reporter) -> list[Measu
 def _class_masks(predictions: Predictions, report: _Reporter, cut: HitThreshold) -> list[Measure]:
     questions = _of_split(predictions, "test")
     inter, union = cut_masks(questions, cut)
-    picture = _pictures(questions)
+    image = _images(questions)
     classes = [question.category for question in questions]
     return [
-        report.by_class("class_mask.miou", "mIoU over classes", picture, classes, inter / union),
-        report.mean("class_mask.iou", "IoU per image and name", picture, inter / union),
-        report.ratio("class_mask.oiou", "oIoU", picture, inter, union),
+        report.by_class("class_mask.miou", "mIoU over classes", image, classes, inter / union),
+        report.mean("class_mask.iou", "IoU per image and name", image, inter / union),
+        report.ratio("class_mask.oiou", "oIoU", image, inter, union),
     ]
 
 
@@ -230,15 +226,15 @@ def _large_canvases(predictions: Predictions, report: _Reporter) -> list[Measure
     large = [max(sample.height, sample.width) > LARGE_CANVAS for sample in samples]
     if all(large):
         return []
-    things = [thing for thing in predictions.things if large[thing.picture]]
+    things = [thing for thing in predictions.things if large[thing.image]]
     clicked = [thing for thing in things if not np.isnan(thing.click_iou)]
-    asked = [question for question in predictions.questions if large[question.picture]]
+    asked = [question for question in predictions.questions if large[question.image]]
     recall, iou = [thing.recall[100] for thing in things], [thing.click_iou for thing in clicked]
     first = [question.rank_within <= 1 for question in asked]
     return [
-        report.mean("large_canvas.ar@100", "AR@100", _pictures(things), recall),
-        report.mean("large_canvas.click_miou", "One-click mIoU", _pictures(clicked), iou),
-        report.mean("large_canvas.text_region_r@1", "Text → region R@1", _pictures(asked), first),
+        report.mean("large_canvas.ar@100", "AR@100", _images(things), recall),
+        report.mean("large_canvas.click_miou", "One-click mIoU", _images(clicked), iou),
+        report.mean("large_canvas.text_region_r@1", "Text → region R@1", _images(asked), first),
     ]
 
 
@@ -249,8 +245,8 @@ def _absence(predictions: Predictions, report: _Reporter) -> list[Measure]:
     present = np.concatenate([item.present for item in items])
     absent = np.concatenate([item.absent for item in items])
     at = (
-        np.repeat(_pictures(items), [len(item.present) for item in items]),
-        np.repeat(_pictures(items), [len(item.absent) for item in items]),
+        np.repeat(_images(items), [len(item.present) for item in items]),
+        np.repeat(_images(items), [len(item.absent) for item in items]),
     )
     within = [metrics.auroc(item.present, item.absent) for item in items]
     known = ~np.isnan(within)
@@ -261,7 +257,7 @@ def _absence(predictions: Predictions, report: _Reporter) -> list[Measure]:
         ),
         report.mean(
             "absence.auroc_within", "AUROC within an image",
-            [item.picture for item, ok in zip(items, known, strict=True) if ok], np.array(within)[known],
+            [item.image for item, ok in zip(items, known, strict=True) if ok], np.array(within)[known],
         ),
         report.add(
             "absence.fpr@95", "False positives at 95 % recall",
@@ -305,10 +301,10 @@ def known_scores(questions: Sequence[TextQueryResult]) -> FloatArray:
     return known
 
 
-def _pictures(items: Sequence[Thing | TextQueryResult | RegionQueryResult | AbsenceScores]) -> list[int]:
-    return [item.picture for item in items]
+def _images(items: Sequence[Thing | TextQueryResult | RegionQueryResult | AbsenceScores]) -> list[int]:
+    return [item.image for item in items]
 
 
 def _of_split(predictions: Predictions, split: str) -> list[TextQueryResult]:
     samples = predictions.dataset.samples
-    return [question for question in predictions.questions if samples[question.picture].split == split]
+    return [question for question in predictions.questions if samples[question.image].split == split]

@@ -16,14 +16,14 @@ class Thing:
     """What proposals and clicks made of one instance.
 
     Attributes:
-        picture: Index of its sample.
+        image: Index of its sample.
         area: Pixels.
         recall: Part of the IoU thresholds at which proposals find it, by how many proposals count.
         recall_in_size: The same for 100 proposals, among the things of its own size class.
         click_iou: IoU of the mask that one click in its middle selects.
     """
 
-    picture: int
+    image: int
     area: int
     recall: dict[int, float]
     recall_in_size: float
@@ -35,7 +35,7 @@ class TextQueryResult:
     """One name asked of a data set, because an image holds it.
 
     Attributes:
-        picture: Index of the sample.
+        image: Index of the sample.
         category: What is asked for.
         rank_within: Rank of the first right region among those of the image.
         rank_across: Rank of the first right region among those of all images.
@@ -46,7 +46,7 @@ class TextQueryResult:
         unions: Pixels in either, from r = 0 on.
     """
 
-    picture: int
+    image: int
     category: int
     rank_within: float
     rank_across: float
@@ -61,7 +61,7 @@ class TextQueryResult:
 class RegionQueryResult:
     """One region used as the query, its own image excluded."""
 
-    picture: int
+    image: int
     category: int
     average_precision: float
     precision_at_1: float
@@ -71,7 +71,7 @@ class RegionQueryResult:
 class AbsenceScores:
     """Best region score of each name in an image: of those that are there and of some that are not."""
 
-    picture: int
+    image: int
     present: FloatArray
     absent: FloatArray
 

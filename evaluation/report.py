@@ -1,4 +1,4 @@
-"""The HTML report: one file, no network, the numbers beside the pictures that they came from."""
+"""The HTML report: one file, no network, the metrics next to the images they come from."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from evaluation import charts, metrics
+from evaluation.figures import EXTRA, MISSED, RIGHT, panel
 from evaluation.measures import HitThreshold, Measure, cut_masks, known_scores
-from evaluation.pictures import EXTRA, MISSED, RIGHT, panel
 from evaluation.predictions import TextQueryResult
 from evaluation.run import Result
 
@@ -37,10 +37,13 @@ GROUPS = {
     "click": ("One click", "A click on the innermost point of a thing selects a mask."),
     "text_region": ("Text → region", "The name is asked. A region with IoU ≥ 0.5 is right."),
     "class_mask": ("Class masks", "All regions that pass the tuned cut, joined, against the truth."),
-    "image": ("Text → picture", "Pictures that hold the thing, or that the caption describes."),
-    "region_region": ("Region → region", "A found thing looks for its like in the other pictures."),
-    "large_canvas": ("Large canvases", "The same on pictures with a side of more than 256 pixels."),
-    "absence": ("Absence", "Names that a picture holds against names that it does not, by the best region."),
+    "image": ("Text → image", "Images that contain the thing, or that the caption describes."),
+    "region_region": (
+        "Region → region",
+        "A region as query: things of the same name in other images.",
+    ),
+    "large_canvas": ("Large canvases", "The same on images with a side of more than 256 pixels."),
+    "absence": ("Absence", "Names in an image against absent names, by the best region score."),
 }
 
 
@@ -49,7 +52,7 @@ def render(result: Result, panels: int = 12, names: int = 15) -> str:
 
     Args:
         result: What is shown.
-        panels: Pictures that are shown, from the worst to the best in even steps.
+        panels: Number of images shown, evenly spaced from the worst to the best.
         names: How many of the hardest and of the easiest names are listed.
     """
     numbers = result.as_json()
@@ -81,7 +84,7 @@ def render(result: Result, panels: int = 12, names: int = 15) -> str:
         comparisons=_comparisons(result, by_key),
         comparison_keys=COMPARED,
         legend=((RIGHT, "right"), (MISSED, "missed"), (EXTRA, "too much")),
-        panels=[panel(result.predictions, picture, result.cut) for picture in _spread(result, panels)],
+        panels=[panel(result.predictions, image, result.cut) for image in _spread(result, panels)],
         hardest=ranked[:names],
         easiest=ranked[::-1][:names],
         facts={"seed": result.seed, "data": numbers["dataset"]["digest"], **_flat(result.system)},
@@ -106,7 +109,7 @@ def _cut_chart(result: Result) -> str:
         grid = np.linspace(scores.min(), scores.max(), 101) if scores.size else grid
     series = []
     for split in ("tune", "test"):
-        chosen = [question for question in questions if samples[question.picture].split == split]
+        chosen = [question for question in questions if samples[question.image].split == split]
         if chosen:
             curve = np.array([_miou(chosen, HitThreshold(result.cut.rule, float(value))) for value in grid])
             series.append((split, split, curve))
@@ -125,15 +128,15 @@ def _absence_chart(result: Result) -> str:
     absent = np.concatenate([item.absent for item in result.predictions.absences])
     series = [("not there", "absent", absent), ("there", "present", present)]
     known = [(name, css, scores[np.isfinite(scores)]) for name, css, scores in series]
-    return charts.histogram(known, "best cosine in the picture") if any(s.size for _, _, s in known) else ""
+    return charts.histogram(known, "best cosine in the image") if any(s.size for _, _, s in known) else ""
 
 
 def _spread(result: Result, count: int) -> list[int]:
-    """Pictures from the worst to the best by mean class-mask IoU, in even steps."""
+    """Images evenly spaced from the worst to the best by mean class-mask IoU."""
     inter, union = cut_masks(result.predictions.questions, result.cut)
-    at = np.array([question.picture for question in result.predictions.questions])
-    pictures = np.unique(at)
-    ordered = pictures[np.argsort([(inter / union)[at == picture].mean() for picture in pictures])]
+    at = np.array([question.image for question in result.predictions.questions])
+    images = np.unique(at)
+    ordered = images[np.argsort([(inter / union)[at == image].mean() for image in images])]
     steps = np.linspace(0, len(ordered) - 1, min(count, len(ordered)))
     return [int(ordered[round(step)]) for step in steps]
 

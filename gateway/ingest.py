@@ -23,7 +23,7 @@ from gateway.model_compat import model_mismatch, same_model
 from gateway.records import (
     IDEMPOTENCY_KEY,
     IdempotencyKey,
-    Picture,
+    ImageFile,
     additions,
     check_reserved,
     records,
@@ -148,60 +148,58 @@ class Ingester:
     ) -> region_search_pb2.IngestImageResponse:
         progress(region_search_pb2.INGEST_STAGE_RECEIVED)
         self.check(request)
-        picture = await self._decoder.run(_reading_bytes(request.image), lambda: self._read(request.image))
+        file = await self._decoder.run(_reading_bytes(request.image), lambda: self._read(request.image))
         # The same image twice at once: the second one waits and finds it known.
-        lock = self._same.setdefault((request.collection or DEFAULT, picture.identity), asyncio.Lock())
+        lock = self._same.setdefault((request.collection or DEFAULT, file.image_id), asyncio.Lock())
         async with lock, self._slots.slot():
             with deadline(self._settings.timeouts.ingest_s):
                 return await self._catalog.with_collection(
                     request.collection,
-                    lambda pending: self._ingest(
-                        pending, request, picture, priority, idempotency_key, progress
-                    ),
+                    lambda pending: self._ingest(pending, request, file, priority, idempotency_key, progress),
                 )
 
-    def _read(self, image: types_pb2.Image) -> Picture:
+    def _read(self, image: types_pb2.Image) -> ImageFile:
         """Looks at the header only; the segmenter is the first one to decode the rest."""
         if image.WhichOneof("source") == "encoded":
             data = image.encoded
         else:
             data = encode_image(image_from_proto(image, self._limits.image))
         header = probe_image(data, self._limits.image, "image.encoded")
-        return Picture(data, image_id(data), header.content_type)
+        return ImageFile(data, image_id(data), header.content_type)
 
     async def _ingest(
         self,
         pending: PendingCollection,
         request: region_search_pb2.IngestImageRequest,
-        picture: Picture,
+        file: ImageFile,
         priority: types_pb2.Priority.ValueType,
         key: IdempotencyKey | None,
         progress: Progress,
     ) -> region_search_pb2.IngestImageResponse:
         collection = await pending
-        known = await self._known(collection.name, picture.identity)
+        known = await self._known(collection.name, file.image_id)
         if known is not None:
-            duplicate = await self._duplicate(known, request, picture, key)
+            duplicate = await self._duplicate(known, request, file, key)
             if duplicate is not None:
                 return duplicate
         if key is not None:
-            await self._check_key(collection, picture, key)
+            await self._check_key(collection, file, key)
         await self._catalog.check_model(collection)
 
-        image = types_pb2.Image(encoded=picture.data)
+        image = types_pb2.Image(encoded=file.data)
         progress(region_search_pb2.INGEST_STAGE_SEGMENTING)
         segmented = await self._segment(request, image, priority)
         progress(region_search_pb2.INGEST_STAGE_EMBEDDING)
         vectors = await self._embed(image, segmented.regions, collection, priority)
         progress(region_search_pb2.INGEST_STAGE_STORING)
-        await self._store.put(collection.name, picture.identity, picture.data)
+        await self._store.put(collection.name, file.image_id, file.data)
 
-        stored = stored_image(request, picture, segmented, key)
+        stored = stored_image(request, file, segmented, key)
         write = search_pb2.UpsertRequest(
             collection=collection.name,
             model=collection.model,
             images=[stored],
-            records=records(picture.identity, segmented),
+            records=records(file.image_id, segmented),
             vectors=tensor_to_proto(vectors),
             skip_existing=True,
         )
@@ -210,20 +208,20 @@ class Ingester:
             answer = await services.searcher.call(services.search.Upsert, write, retry_overload=True)
             if not answer.skipped_image_ids:
                 break
-            known = await self._known(collection.name, picture.identity)  # another gateway was faster
+            known = await self._known(collection.name, file.image_id)  # another gateway was faster
             if known is not None:
-                duplicate = await self._duplicate(known, request, picture, key)
+                duplicate = await self._duplicate(known, request, file, key)
                 if duplicate is not None:
                     return duplicate
             # and the image has been deleted since: it is ours to write after all
         # A deletion that ran at the same time removes the record, then the file, then looks whether the
         # record is there again: either it sees the new record, or this sees that the file is gone.
-        if not await self._store.exists(collection.name, picture.identity):
-            await self._store.put(collection.name, picture.identity, picture.data)
+        if not await self._store.exists(collection.name, file.image_id):
+            await self._store.put(collection.name, file.image_id, file.data)
         progress(region_search_pb2.INGEST_STAGE_DONE)
         return region_search_pb2.IngestImageResponse(
             outcome=region_search_pb2.INGEST_OUTCOME_CREATED,
-            image_id=picture.identity,
+            image_id=file.image_id,
             region_count=len(segmented.regions),
             seq=answer.seq,
             tags=stored.tags,
@@ -238,7 +236,7 @@ class Ingester:
         self,
         known: search_pb2.GetRecordsResponse,
         request: region_search_pb2.IngestImageRequest,
-        picture: Picture,
+        file: ImageFile,
         key: IdempotencyKey | None,
     ) -> region_search_pb2.IngestImageResponse | None:
         """The answer about an image that is known; its file is healed, and what is new about it is added.
@@ -248,9 +246,9 @@ class Ingester:
         (image,), seq = known.images, known.seq
         repeated = key is not None and image.attributes.get(IDEMPOTENCY_KEY) == key.key
         if key is not None and repeated:
-            key.check(image.attributes, picture.identity)
+            key.check(image.attributes, file.image_id)
         collection = request.collection or DEFAULT
-        await self._store.heal(collection, picture.identity, picture.data)
+        await self._store.heal(collection, file.image_id, file.data)
         update = additions(request, image)
         if update is not None:
             try:
@@ -262,7 +260,7 @@ class Ingester:
         outcomes = region_search_pb2.IngestOutcome
         return region_search_pb2.IngestImageResponse(
             outcome=outcomes.INGEST_OUTCOME_CREATED if repeated else outcomes.INGEST_OUTCOME_DUPLICATE,
-            image_id=picture.identity,
+            image_id=file.image_id,
             region_count=image.region_count,
             seq=seq,
             tags=image.tags,
@@ -270,7 +268,7 @@ class Ingester:
         )
 
     async def _check_key(
-        self, collection: search_pb2.Collection, picture: Picture, key: IdempotencyKey
+        self, collection: search_pb2.Collection, file: ImageFile, key: IdempotencyKey
     ) -> None:
         """Refuses a key under which another request has made images.
 
@@ -290,7 +288,7 @@ class Ingester:
         )
         answer = await services.searcher.call(services.search.Search, asked)
         for hit in answer.results[0].hits:
-            key.check(hit.image.attributes, picture.identity)
+            key.check(hit.image.attributes, file.image_id)
 
     async def _segment(
         self,

@@ -23,17 +23,17 @@ _BIDIRECTIONAL = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u20
 
 
 @dataclass(frozen=True)
-class Picture:
+class ImageFile:
     """An image's file.
 
     Attributes:
         data: Its bytes.
-        identity: Their SHA-256.
+        image_id: Their SHA-256.
         content_type: By its header.
     """
 
     data: bytes
-    identity: str
+    image_id: str
     content_type: str
 
 
@@ -138,20 +138,20 @@ def additions(
 
 def stored_image(
     request: region_search_pb2.IngestImageRequest,
-    picture: Picture,
+    file: ImageFile,
     segmented: segment_pb2.SegmentResponse,
     key: IdempotencyKey | None,
 ) -> search_pb2.StoredImage:
     """The image's own entry."""
     return search_pb2.StoredImage(
-        image_id=picture.identity,
+        image_id=file.image_id,
         name=clean_name(request.name),
         width=segmented.image_width,
         height=segmented.image_height,
-        content_type=picture.content_type,
-        size_bytes=len(picture.data),
+        content_type=file.content_type,
+        size_bytes=len(file.data),
         tags=list(dict.fromkeys(request.tags)),
-        attributes=dict(request.attributes) | (key.attributes(picture.identity) if key else {}),
+        attributes=dict(request.attributes) | (key.attributes(file.image_id) if key else {}),
     )
 
 

@@ -89,10 +89,10 @@ class SegmentUser(GrpcUser):
     def on_start(self) -> None:
         super().on_start()
         self.stub = segment_pb2_grpc.SegmentServiceStub(self.channel)
-        self.open_picture()
+        self.open_image()
 
     @task(1)
-    def open_picture(self) -> None:
+    def open_image(self) -> None:
         self.scene = Scene(self.random.getrandbits(60))
         self._click("segment: first click")
 

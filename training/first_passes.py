@@ -173,8 +173,8 @@ def _to_batch(scenes: list[Scene], side: int, device: torch.device) -> Batch:
     sizes = []
     for plane, scene in zip(pixels, scenes, strict=True):
         height, width = (round(extent * side / max(scene.labels.shape)) for extent in scene.labels.shape)
-        picture = Image.fromarray(scene.image).resize((width, height), Image.Resampling.BILINEAR)
-        plane[:height, :width] = np.asarray(picture)
+        resized = Image.fromarray(scene.image).resize((width, height), Image.Resampling.BILINEAR)
+        plane[:height, :width] = np.asarray(resized)
         sizes.append((height, width))
     planes = torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2).float()
     return Batch(planes, torch.zeros(len(scenes), side, side, dtype=torch.uint8, device=device), sizes)

@@ -272,14 +272,14 @@ def _light_up(rng: np.random.Generator, pixels: npt.NDArray[np.float32]) -> npt.
 
 def _damage(rng: np.random.Generator, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     """What cameras and compression do: blur, noise, JPEG."""
-    picture = Image.fromarray(image)
+    damaged = Image.fromarray(image)
     if rng.random() < 0.25:
-        picture = picture.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 0.9)))
+        damaged = damaged.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 0.9)))
     if rng.random() < 0.25:
         noise = rng.normal(0, rng.uniform(1, 7), image.shape)
-        picture = Image.fromarray(np.clip(np.asarray(picture) + noise, 0, 255).astype(np.uint8))
+        damaged = Image.fromarray(np.clip(np.asarray(damaged) + noise, 0, 255).astype(np.uint8))
     if rng.random() < 0.35:
         file = io.BytesIO()
-        picture.save(file, "JPEG", quality=int(rng.integers(45, 95)))
-        picture = Image.open(file)
-    return np.asarray(picture.convert("RGB"))
+        damaged.save(file, "JPEG", quality=int(rng.integers(45, 95)))
+        damaged = Image.open(file)
+    return np.asarray(damaged.convert("RGB"))

@@ -64,7 +64,7 @@ def changed() -> HTTPException:
     return HTTPException(412, "this has changed since it was read (If-Match); read it again")
 
 
-async def picture(
+async def image_response(
     request: Request,
     etag: str,
     media_type: str,

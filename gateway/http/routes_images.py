@@ -15,7 +15,7 @@ from gateway.access import Scope
 from gateway.core import Gateway
 from gateway.http.access import needs
 from gateway.http.body_parser import read_body
-from gateway.http.conditional import CHANGED, changed, check_if_match, etag_of, json_with_etag, picture
+from gateway.http.conditional import CHANGED, changed, check_if_match, etag_of, image_response, json_with_etag
 from gateway.http.openapi import IMAGE, body_of
 from regionsearch.errors import Kind, RegionSearchError
 from regionsearch.images.metadata import LOSSLESS, without_metadata
@@ -183,9 +183,9 @@ def router(gateway: Gateway) -> APIRouter:
             return data
 
         if rendered:
-            return await picture(request, f"{image_id}-full", "image/webp", make, immutable=True)
+            return await image_response(request, f"{image_id}-full", "image/webp", make, immutable=True)
         etag = f"{image_id}-stripped" if strip else image_id
-        return await picture(request, etag, image.content_type, make, immutable=True)
+        return await image_response(request, etag, image.content_type, make, immutable=True)
 
     @routes.get(
         "/{image_id}/thumbnail",
@@ -203,7 +203,7 @@ def router(gateway: Gateway) -> APIRouter:
         async def make() -> bytes:
             return await gateway.thumbnails.get(collection, image_id, width)
 
-        return await picture(request, f"{image_id}-{width}", "image/webp", make, immutable=True)
+        return await image_response(request, f"{image_id}-{width}", "image/webp", make, immutable=True)
 
     @routes.get(
         "/{image_id}/regions",
@@ -247,7 +247,7 @@ def router(gateway: Gateway) -> APIRouter:
                 _MASK_BYTES * area, lambda: render.encode(render.mask_image(record.mask), "png")
             )
 
-        return await picture(request, _region_etag(record, "mask"), "image/png", make, immutable=False)
+        return await image_response(request, _region_etag(record, "mask"), "image/png", make, immutable=False)
 
     @routes.get(
         "/{image_id}/regions/{region_id}/crop.png",
@@ -268,6 +268,6 @@ def router(gateway: Gateway) -> APIRouter:
             )
 
         etag, name = _region_etag(record, "crop"), f"{region_id}.png"
-        return await picture(request, etag, "image/png", make, immutable=False, name=name)
+        return await image_response(request, etag, "image/png", make, immutable=False, name=name)
 
     return routes

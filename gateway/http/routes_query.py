@@ -26,7 +26,7 @@ from regionsearch.errors import RegionSearchError, invalid, not_found
 from regionsearch.images import EncodedImage, image_id
 from regionsearch.masks import decode_rle, mask_box
 from regionsearch.region_selection import select_by_scores
-from regionsearch.schemas.requests import EmbeddingsBody, OnePicture, SearchBody, SegmentBody, WithinBody
+from regionsearch.schemas.requests import EmbeddingsBody, OneImage, SearchBody, SegmentBody, WithinBody
 from regionsearch.schemas.responses import (
     CocoDocument,
     EmbeddingsAnswer,
@@ -189,7 +189,7 @@ def _phrases_named(text: str | None, prefix: str = "") -> Iterator[None]:
         raise
 
 
-async def _named(gateway: Gateway, body: OnePicture) -> tuple[str, str]:
+async def _named(gateway: Gateway, body: OneImage) -> tuple[str, str]:
     """Id and name of the image of a request, for an export."""
     if body.image_id is not None:
         image = await gateway.catalog.image(body.collection, body.image_id)

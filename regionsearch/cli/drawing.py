@@ -15,16 +15,16 @@ EDGE = (255, 255, 255)
 UNLIMITED = ImageLimits(max_bytes=sys.maxsize, max_pixels=sys.maxsize)
 
 
-def outline(picture: bytes, hit: Hit) -> bytes:
+def outline(image: bytes, hit: Hit) -> bytes:
     """The image as PNG with a line around the hit: outside of its mask, or along its box without one.
 
     No limit of its own: what the server sent, it has let in.
 
     Args:
-        picture: The file that the hit is in.
+        image: The file that the hit is in.
         hit: Something found in it.
     """
-    pixels = decode_image(picture, UNLIMITED).copy()
+    pixels = decode_image(image, UNLIMITED).copy()
     width = max(2, round(max(pixels.shape[:2]) / 200))
     shape = Image.new("L", (pixels.shape[1], pixels.shape[0]))
     if hit.mask is not None:

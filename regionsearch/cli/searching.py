@@ -53,7 +53,7 @@ def search(
 ) -> None:
     """Find things by words, by an image, by a region, or by all of these together."""
     if not words and like is None and region is None:
-        raise invalid("words", "say what to look for: words, --like PICTURE, or --region ID")
+        raise invalid("words", "say what to look for: words, --like IMAGE, or --region ID")
     check_target(save)
     from regionsearch.client import NegativeExample
 
@@ -86,7 +86,7 @@ def search(
 
 
 def within(
-    picture: Annotated[str, typer.Argument(help="The image: a file, or the id of a stored one.")],
+    image: Annotated[str, typer.Argument(help="The image: a file, or the id of a stored one.")],
     phrases: Annotated[
         list[str], typer.Argument(help="What to look for; each region goes to its best phrase.")
     ],
@@ -100,10 +100,10 @@ def within(
 ) -> None:
     """Find things inside one image; a file is looked at without being stored."""
     check_target(save)
-    path = Path(picture) if Path(picture).is_file() else None
-    if path is None and not IMAGE_ID.fullmatch(picture):
-        raise invalid("picture", f"{picture} is neither a file nor the id of an image, 64 hexadecimal digits")
-    image_id = None if path else picture
+    path = Path(image) if Path(image).is_file() else None
+    if path is None and not IMAGE_ID.fullmatch(image):
+        raise invalid("image", f"{image} is neither a file nor the id of an image, 64 hexadecimal digits")
+    image_id = None if path else image
     with connect(url, api_key) as client:
         found = client.within(
             phrases, image=path, image_id=image_id, collection=collection, min_score=min_score
@@ -137,8 +137,8 @@ def export(
         if words:
             document = client.export_hits(" ".join(words), collection, limit=limit)
         else:
-            pictures = client.images(collection)
-            document = merged(client.export_regions(image.image_id, collection) for image in pictures)
+            images = client.images(collection)
+            document = merged(client.export_regions(image.image_id, collection) for image in images)
     write_file(target, json.dumps(document).encode())
     counts = f"{len(document['annotations'])} annotations of {len(document['images'])} images"
     console.print(f"{counts} in {target}", highlight=False)
@@ -167,7 +167,7 @@ def _warn_of_cuts(result: SearchResult | WithinResult) -> None:
 
 
 def _table(result: SearchResult) -> Table:
-    table = Table("", "score", "picture", "box")
+    table = Table("", "score", "image", "box")
     for hit in result:
         place = _place(hit.box) if hit.region_id else "whole image"
         table.add_row(str(hit.rank), f"{hit.score:.3f}", Text(hit.image.name), place)
@@ -178,9 +178,9 @@ def _place(box: Box) -> str:
     return f"{box.x_min:.0f},{box.y_min:.0f} – {box.x_max:.0f},{box.y_max:.0f}"
 
 
-def _show(picture: bytes, save: Path | None, open_it: bool) -> None:
+def _show(image: bytes, save: Path | None, open_it: bool) -> None:
     target = save or Path("found.png")
-    write_file(target, picture)
+    write_file(target, image)
     tell(f"wrote {target}")
     if open_it and typer.launch(str(target)):
         tell("no program here shows images; open the file yourself")

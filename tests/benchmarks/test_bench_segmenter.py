@@ -12,7 +12,7 @@ from benchmarks import segmenter_memory
 from benchmarks.harness import Case, Outcome, measure
 
 tiny = functools.partial(bench.pocket, points_per_side=2)
-picture = functools.partial(bench.scene, 64, 96)
+image = functools.partial(bench.scene, 64, 96)
 
 
 def outcome(prepare, **options) -> Outcome:
@@ -22,15 +22,15 @@ def outcome(prepare, **options) -> Outcome:
 
 
 def test_everything_mode_is_measured_and_compared(monkeypatch):
-    assert outcome(lambda: bench.everything(tiny, picture)).ratio > 0
+    assert outcome(lambda: bench.everything(tiny, image)).ratio > 0
     real = bench.segment_everything
     monkeypatch.setattr(bench, "segment_everything", lambda *args: real(*args)[1:])
     with pytest.raises(ValueError, match="zip"):
-        outcome(lambda: bench.everything(tiny, picture))
+        outcome(lambda: bench.everything(tiny, image))
 
 
 def test_the_profile_runs_once_for_all_stages(monkeypatch):
-    profile = bench.Profile(tiny, picture)
+    profile = bench.Profile(tiny, image)
     results = [outcome(functools.partial(profile.stage, stage)) for stage in bench.STAGES]
     assert all(result.ours > 0 and result.reference > 0 for result in results)
     assert profile._ours.cache_info().misses == profile._theirs.cache_info().misses == 2  # one warms up

@@ -1,4 +1,4 @@
-"""Stands for any of the four processes: the gateway serves /readyz and takes pictures; files tell all more.
+"""Stands for any of the four processes: the gateway serves /readyz and takes images; files tell all more.
 
 In its folder, `<role>.die` ends it at once with code 3, `<role>.drain` keeps it from ending; it writes
 `<role>-<port>.settings` and `.pid` when it starts, and its role into `stopped` when it was asked to end and

@@ -166,8 +166,8 @@ def test_search_saves_the_best_hit_outlined(
     )
     result = run(gateway, "search", "mug", "--save", tmp_path / "found.png")
     assert result.exit_code == 0
-    with Image.open(tmp_path / "found.png") as picture:
-        pixels = np.asarray(picture)
+    with Image.open(tmp_path / "found.png") as image:
+        pixels = np.asarray(image)
     assert pixels.shape == (2, 3, 3)
     assert tuple(pixels[0, 0]) == COLOUR  # beside the mask
     assert tuple(pixels[0, 1]) == (255, 255, 255)  # inside of it
@@ -207,8 +207,8 @@ def test_an_outline_surrounds_the_mask_and_leaves_it_alone() -> None:
         image=HitImage(width=60, height=40, name="a", tags=()),
     )
     for one in (hit, hit.model_copy(update={"mask": None})):
-        with Image.open(io.BytesIO(outline(png("black", (60, 40)), one))) as picture:
-            drawn = np.asarray(picture)
+        with Image.open(io.BytesIO(outline(png("black", (60, 40)), one))) as image:
+            drawn = np.asarray(image)
         assert not drawn[mask].any()
         assert (drawn[10:20, 14] == COLOUR).all()
         assert (drawn[9, 15:30] == COLOUR).all()
@@ -216,7 +216,7 @@ def test_an_outline_surrounds_the_mask_and_leaves_it_alone() -> None:
         assert not drawn[:5].any()
 
 
-def test_within_a_file_and_within_a_stored_picture(gateway: FakeGateway, folder: Path) -> None:
+def test_within_a_file_and_within_a_stored_image(gateway: FakeGateway, folder: Path) -> None:
     result = run(gateway, "within", folder / "b.PNG", "mug", "--save", folder / "found.png")
     assert result.exit_code == 0
     assert "mug" in result.output

@@ -102,10 +102,10 @@ def test_within(use: Callable[..., Any]) -> None:
     assert found.union_mask.to_array().shape == (2, 3)
 
 
-def test_within_needs_one_picture(use: Callable[..., Any], gateway: FakeGateway) -> None:
-    for pictures in ({}, {"image": b"x", "image_id": "y"}):
+def test_within_needs_one_image(use: Callable[..., Any], gateway: FakeGateway) -> None:
+    for images in ({}, {"image": b"x", "image_id": "y"}):
         with pytest.raises(RegionSearchError) as caught:
-            use("within", "mug", **pictures)
+            use("within", "mug", **images)
         assert caught.value.kind is Kind.INVALID_ARGUMENT
     assert gateway.requests == []
 
@@ -148,9 +148,7 @@ def test_ingest_takes_sources_as_there_is_room(url: str) -> None:
     assert len(taken) == len(done) == 12
 
 
-def test_ingest_stops_for_what_every_picture_would_meet(
-    use: Callable[..., Any], gateway: FakeGateway
-) -> None:
+def test_ingest_stops_for_what_every_image_would_meet(use: Callable[..., Any], gateway: FakeGateway) -> None:
     gateway.failures = [RegionSearchError(Kind.PERMISSION_DENIED, "the key may only read")] * 3
     with pytest.raises(RegionSearchError, match="may only read") as caught:
         use("ingest", [b"%d" % number for number in range(10)], at_once=1)
@@ -234,7 +232,7 @@ def test_a_place_in_a_list_is_named_alike_over_http_and_grpc() -> None:
     assert error_of(problem).field == "query.points[2].x"
 
 
-def test_no_picture_at_once_is_a_mistake(use: Callable[..., Any], gateway: FakeGateway) -> None:
+def test_no_image_at_once_is_a_mistake(use: Callable[..., Any], gateway: FakeGateway) -> None:
     with pytest.raises(RegionSearchError, match="at least 1") as caught:
         use("ingest", [b"one"], at_once=0)
     assert (caught.value.kind, caught.value.field) == (Kind.INVALID_ARGUMENT, "at_once")

@@ -87,7 +87,7 @@ def test_both_exclude_what_is_not_meant(http: Client, stack: Stack) -> None:
     assert [hit.region_id for hit in found] == [hit.region_id for hit in expected]
 
 
-async def test_a_stream_of_pictures(http: Client, stack: Stack) -> None:
+async def test_a_stream_of_images(http: Client, stack: Stack) -> None:
     scene, known = held_out_scenes(5)[4].path, held_out_scenes(1)[0].path
     with Client(f"grpc://{stack.grpc}") as client:
         told = list(client.ingest_stream([scene, ("broken.png", b"words"), known], COLLECTION))
@@ -116,8 +116,8 @@ def test_what_http_alone_offers(http: Client) -> None:
         assert http.segment(
             image_id=image.image_id, collection=COLLECTION, points=[(20, 20)], zoom=zoom
         ).results
-    picture = held_out_scenes(1)[0].data
-    assert http.embed(["a dog", "a guitar"]).shape == http.embed(images=[picture, picture]).shape
+    data = held_out_scenes(1)[0].data
+    assert http.embed(["a dog", "a guitar"]).shape == http.embed(images=[data, data]).shape
 
 
 async def test_asynchronously_and_gone_after_deletion(http: Client, stack: Stack) -> None:

@@ -50,7 +50,7 @@ def landscape() -> Image.Image:
 
 
 @pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
-def test_every_format_decodes_to_the_same_picture(file_format: str) -> None:
+def test_every_format_decodes_to_the_same_image(file_format: str) -> None:
     options = (
         {"lossless": True} if file_format == "WEBP" else {"quality": 100} if file_format == "JPEG" else {}
     )
@@ -170,7 +170,7 @@ def test_one_pixel() -> None:
         "no data",
     ],
 )
-def test_what_is_no_picture_is_refused_by_name(data: bytes, kind: Kind) -> None:
+def test_what_is_no_image_is_refused_by_name(data: bytes, kind: Kind) -> None:
     with pytest.raises(RegionSearchError) as caught:
         decode_image(data, field="files[3]")
     assert caught.value.kind is kind

@@ -253,8 +253,8 @@ class TestReal:
         scenes = sorted((ROOT / "examples" / "scenes").glob("*.jpg"))
 
         def use() -> None:
-            with scenes[-1].open("rb") as picture:
-                httpx.post(f"{url}/collections/default/images", files={"files": picture}, timeout=120)
+            with scenes[-1].open("rb") as file:
+                httpx.post(f"{url}/collections/default/images", files={"files": file}, timeout=120)
             httpx.post(f"{url}/collections/default/search", json={"query": {"text": "dog"}}, timeout=60)
             httpx.get(f"{url}/collections/missing", timeout=60)
 
@@ -279,9 +279,9 @@ class TestReal:
                 {service for service, _ in t} == wanted for t in list(monitor.collector.traces.values())
             )
 
-        with next((ROOT / "examples" / "scenes").glob("*.jpg")).open("rb") as picture:
+        with next((ROOT / "examples" / "scenes").glob("*.jpg")).open("rb") as file:
             url = f"http://{monitor.fleet.gateways[1]}/v1/collections/default/images"
-            assert httpx.post(url, files={"files": picture}, timeout=120).is_success
+            assert httpx.post(url, files={"files": file}, timeout=120).is_success
         wait_for(complete, "a trace of an image's way in")
 
     def test_the_rules_work(self, monitor: Monitor) -> None:

@@ -94,7 +94,7 @@ def animation() -> bytes:
     ],
     ids=["1x1", "cmyk", "16 bit", "palette", "gif", "extreme aspect", "one colour"],
 )
-def test_unusual_pictures_are_taken(http: httpx.Client, make: Callable[[], bytes]) -> None:
+def test_unusual_images_are_taken(http: httpx.Client, make: Callable[[], bytes]) -> None:
     data = make()
     (result,) = send(http, data, "unusual").json()["results"]
     assert result["outcome"] in ("created", "duplicate"), result
@@ -111,7 +111,7 @@ def test_one_bad_file_fails_alone(http: httpx.Client) -> None:
     assert [result["outcome"] for result in results] == ["failed", "created"]
 
 
-def test_a_rotated_phone_picture_fits_what_the_viewer_shows(http: httpx.Client) -> None:
+def test_a_rotated_phone_image_fits_what_the_viewer_shows(http: httpx.Client) -> None:
     """The same scene, stored sideways with an EXIF note: regions must come out the same."""
     upright = scene_image().resize((320, 200))
     exif = Image.Exif()

@@ -114,7 +114,7 @@ def test_health_and_reflection_on_the_gateway(stack: Stack) -> None:
         assert "regionsearch.v1.RegionSearchService" in names
 
 
-def test_an_example_finds_its_own_picture(http: httpx.Client, scenes: list[Scene]) -> None:
+def test_an_example_finds_its_own_image(http: httpx.Client, scenes: list[Scene]) -> None:
     scene = scenes[1]
     hits = search(http, query={"image": base64.b64encode(scene.data).decode()}, level="image", page_size=1)
     assert hits[0]["image"]["name"] == scene.path.name
@@ -180,7 +180,7 @@ def test_a_duplicate_changes_nothing(http: httpx.Client, scenes: list[Scene]) ->
     assert http.get(f"/v1/collections/{COLLECTION}").json() == before
 
 
-def test_delete_forgets_the_picture(http: httpx.Client, scenes: list[Scene]) -> None:
+def test_delete_forgets_the_image(http: httpx.Client, scenes: list[Scene]) -> None:
     scene = held_out_scenes(9)[8]
     url = f"/v1/collections/{COLLECTION}/images"
     (result,) = http.post(url, files=[("files", (scene.path.name, scene.data))]).json()["results"]

@@ -173,20 +173,20 @@ def parity(name: str, tag: str, folder: Path | None, tmp_path: Path) -> tuple[fl
         tokenizer = open_clip.get_tokenizer(name)
         backend = load_backend(find_model(f"{name}:{tag}", weights=file), torch.device("cpu"), "fp32", False)
     file.unlink()
-    pictures = photographs()
-    expected = theirs.encode_image(torch.stack([preprocess(picture) for picture in pictures]), normalize=True)
+    photos = photographs()
+    expected = theirs.encode_image(torch.stack([preprocess(photo) for photo in photos]), normalize=True)
     images = [
-        ImageTask(lambda picture=picture: np.asarray(picture)).prepare(backend).crops(0, 1, backend)
-        for picture in pictures
+        ImageTask(lambda photo=photo: np.asarray(photo)).prepare(backend).crops(0, 1, backend)
+        for photo in photos
     ]
     found = backend.embed_crops(torch.cat(images))
     keys = ("mean", "std", "interpolation")
     squash = image_transform(
         backend.size, False, resize_mode="squash", **{key: published[key] for key in keys}
     )
-    pixels = torch.from_numpy(np.asarray(pictures[4]).copy()).permute(2, 0, 1)
+    pixels = torch.from_numpy(np.asarray(photos[4]).copy()).permute(2, 0, 1)
     boxes = [(0, 0, 512, 512), (10, 20, 200, 90), (300, 5, 340, 500), (50, 60, 58, 75), (1, 2, 400, 300)]
-    crops = torch.stack([squash(pictures[4].crop(box)) for box in boxes])
+    crops = torch.stack([squash(photos[4].crop(box)) for box in boxes])
     expected_regions = theirs.encode_image(crops, normalize=True)
     options = {"mean": backend.mean, "std": backend.std, "interpolation": backend.interpolation}
     cut = crop_regions(pixels, torch.tensor(boxes).float(), None, CropPolicy.BBOX, backend.size, **options)

@@ -16,7 +16,7 @@ from services.embedder.tasks import RegionsTask
 SIDE = 2000
 
 
-def whole_picture(count, encoding, with_mask=True):
+def whole_image(count, encoding, with_mask=True):
     """A request for `count` regions, each of them all of an image."""
     image = types_pb2.Image(encoded=encode_image(np.zeros((SIDE, SIDE, 3), np.uint8)))
     if with_mask:
@@ -30,7 +30,7 @@ def whole_picture(count, encoding, with_mask=True):
     "encoding", [types_pb2.MASK_ENCODING_COCO_RLE, types_pb2.MASK_ENCODING_PACKED_BITS, None]
 )
 def test_many_large_masks_take_the_memory_of_a_few(encoding):
-    request = whole_picture(60, encoding, with_mask=encoding is not None)
+    request = whole_image(60, encoding, with_mask=encoding is not None)
     tracemalloc.start()
     try:
         regions = read_regions(request, ImageLimits())

@@ -43,22 +43,22 @@ def scenes(rng):
     yield [blob(rng, middle, 17, 1), blob(rng, middle, 20, 1)], [blob(rng, middle, 20, 1)]
 
 
-def coco_recall(pictures, edges):
+def coco_recall(images, edges):
     """COCOeval's AR for each size class and number of proposals, (4, 3): all, small, medium, large."""
     truth = COCO()
     truth.dataset = {
-        "images": [{"id": i, "height": SIDE, "width": SIDE} for i in range(len(pictures))],
+        "images": [{"id": i, "height": SIDE, "width": SIDE} for i in range(len(images))],
         "categories": [{"id": 1}, {"id": 2}],
         "annotations": [
             {"id": 1 + 100 * i + j, "image_id": i, "category_id": 1 + j % 2, "iscrowd": 0,
              "segmentation": mask, "area": rle.area(mask), "bbox": [0, 0, 1, 1]}
-            for i, (masks, _) in enumerate(pictures) for j, mask in enumerate(masks)
+            for i, (masks, _) in enumerate(images) for j, mask in enumerate(masks)
         ],
     }  # fmt: skip
     truth.createIndex()
     answers = [
         {"image_id": i, "category_id": 1, "segmentation": mask, "score": 1 - rank / 1000}
-        for i, (_, masks) in enumerate(pictures)
+        for i, (_, masks) in enumerate(images)
         for rank, mask in enumerate(masks)
     ]
     judge = COCOeval(truth, truth.loadRes(answers), "segm")
@@ -73,13 +73,13 @@ def coco_recall(pictures, edges):
 
 @pytest.mark.parametrize("seed", range(4))
 def test_average_recall_is_that_of_cocoeval(seed):
-    pictures = list(scenes(np.random.default_rng(seed)))
+    images = list(scenes(np.random.default_rng(seed)))
     # COCO counts an area on an edge twice; half a pixel less leaves it to the larger class.
     edges = [[0, 1e9], [0, 32**2 - 0.5], [32**2, 96**2 - 0.5], [96**2, 1e9]]
     with contextlib.redirect_stdout(io.StringIO()):
-        expected = coco_recall(pictures, edges)
+        expected = coco_recall(images, edges)
     things = []
-    for number, (truths, found) in enumerate(pictures):
+    for number, (truths, found) in enumerate(images):
         instances = tuple(Instance(0, mask) for mask in truths)
         sample = Sample(Path(), SIDE, SIDE, "test", instances)
         things += things_of(number, sample, Regions(found, np.linspace(1, 0, len(found))))

@@ -26,7 +26,7 @@ def measured():
     return run(engine_system(), dataset, draws=2).as_json()
 
 
-def test_the_metrics_were_measured_with_the_committed_weights_and_pictures(committed, measured):
+def test_the_metrics_were_measured_with_the_committed_weights_and_images(committed, measured):
     part = committed["part_of_fixture"]
     for model in ("segmenter", "embedder"):
         assert part["system"][model]["sha256"] == measured["system"][model]["sha256"]

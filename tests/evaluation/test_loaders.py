@@ -71,7 +71,7 @@ def test_crowds_and_empty_masks_are_left_out(tmp_path, world):
     assert len(load_coco(path).samples[1].instances) == 2
 
 
-def test_what_is_a_crowd_in_a_picture_is_not_absent_from_it(world):
+def test_what_is_a_crowd_in_a_image_is_not_absent_from_it(world):
     path = world.samples[0].path.parent / "scenes.json"
     content = json.loads(path.read_text())
     before = load_coco(path)
@@ -79,14 +79,14 @@ def test_what_is_a_crowd_in_a_picture_is_not_absent_from_it(world):
     crowd["iscrowd"] = 1
     path.write_text(json.dumps(content))
     after = load_coco(path)
-    picture = next(i for i, image in enumerate(content["images"]) if image["id"] == crowd["image_id"])
+    at = next(i for i, image in enumerate(content["images"]) if image["id"] == crowd["image_id"])
     numbers = sorted(entry["id"] for entry in content["categories"])
     category = numbers.index(crowd["category_id"])
-    drawn = _absent(after.samples[picture], len(after.categories), np.random.default_rng(0))
+    drawn = _absent(after.samples[at], len(after.categories), np.random.default_rng(0))
     assert category not in drawn
-    assert len(drawn) == len(after.categories) - 1 - len(after.samples[picture].categories)
+    assert len(drawn) == len(after.categories) - 1 - len(after.samples[at].categories)
     assert after.digest() != before.digest()
-    assert all(sample.absent is None for i, sample in enumerate(after.samples) if i != picture)
+    assert all(sample.absent is None for i, sample in enumerate(after.samples) if i != at)
 
 
 def test_pascal_voc(tmp_path):
@@ -109,7 +109,7 @@ def test_pascal_voc(tmp_path):
         load_voc(tmp_path)
 
 
-def test_the_digest_follows_the_pictures_and_the_truth(world):
+def test_the_digest_follows_the_images_and_the_truth(world):
     assert world.digest() == world.digest()
     assert world.digest() != world.subset(5, seed=0).digest()
     before = world.digest()
@@ -142,7 +142,7 @@ def test_lvis_is_read_as_published(tmp_path):
     assert load(path, tmp_path / "pictures").samples[0].pixels().shape == (6, 8, 3)
 
 
-def test_a_picture_of_another_size_than_its_truth_is_named(tmp_path):
+def test_a_image_of_another_size_than_its_truth_is_named(tmp_path):
     sample = load(write(tmp_path, [[2, 1, 5, 1, 5, 4]])).samples[0]
     Image.new("RGB", (6, 8)).save(sample.path)
     with pytest.raises(RegionSearchError, match=r"a\.png is 6 x 8 pixels upright, its truth says 8 x 6"):

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from evaluation.baselines import GridSegmenter
+from evaluation.figures import EXTRA, MISSED, RIGHT, paint, panel
 from evaluation.measures import HitThreshold
-from evaluation.pictures import EXTRA, MISSED, RIGHT, paint, panel
 from evaluation.report import render
 from evaluation.run import run
 from evaluation.system import InProcess

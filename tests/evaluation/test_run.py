@@ -68,7 +68,7 @@ def test_equal_seeds_give_equal_numbers_and_the_json_has_them_all(world, perfect
     assert first["system"]["embedder"] == {"code": "colour"}
 
 
-def test_a_picture_without_regions_counts_as_a_miss(world, perfect):
+def test_a_image_without_regions_counts_as_a_miss(world, perfect):
     class Blind(TruthSegmenter):
         def everything(self, pixels):
             return Proposals(super().everything(pixels).found, Regions([], np.zeros(0)))
@@ -112,7 +112,7 @@ def test_the_cut_is_tuned_to_the_best_mean_iou(world, perfect):
     )
 
 
-def test_no_threshold_is_tuned_on_the_pictures_that_it_is_reported_on(world, perfect):
+def test_no_threshold_is_tuned_on_the_images_that_it_is_reported_on(world, perfect):
     for sample in world.samples:
         object.__setattr__(sample, "split", "test")
     assert run(perfect, world, draws=2).cut == HitThreshold("relative_cutoff", 1.0)

@@ -263,10 +263,10 @@ def collection(gateway: Running, request: pytest.FixtureRequest) -> Iterator[str
 @pytest.fixture(scope="session")
 def filled(shared_gateway: Running) -> dict[str, str]:
     """The collection of `tests.gateway.searching` with its images; their ids by name."""
-    from tests.gateway.searching import COLLECTION, PICTURES  # which draws them with what is below
+    from tests.gateway.searching import COLLECTION, IMAGES  # which draws them with what is below
 
     shared_gateway.http.post("/v1/collections", json={"name": COLLECTION})
-    return {one["name"]: one["image_id"] for one in add(shared_gateway, COLLECTION, *PICTURES.items())}
+    return {one["name"]: one["image_id"] for one in add(shared_gateway, COLLECTION, *IMAGES.items())}
 
 
 Shape = tuple[str, tuple[int, int, int, int]]
@@ -290,10 +290,10 @@ BLUE: Shape = ("blue", (80, 30, 140, 110))
 GREEN: Shape = ("lime", (20, 80, 40, 100))
 
 
-def add(gateway: Running, collection: str, *pictures: tuple[str, bytes], **data: Any) -> list[dict[str, Any]]:
+def add(gateway: Running, collection: str, *images: tuple[str, bytes], **data: Any) -> list[dict[str, Any]]:
     """Ingests images; one result each."""
     response = gateway.http.post(
-        f"/v1/collections/{collection}/images", files=[("files", picture) for picture in pictures], data=data
+        f"/v1/collections/{collection}/images", files=[("files", image) for image in images], data=data
     )
     assert response.status_code == 200, response.text
     results: list[dict[str, Any]] = response.json()["results"]

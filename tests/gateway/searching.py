@@ -6,7 +6,7 @@ from typing import Any
 
 from tests.gateway.conftest import BLUE, GREEN, RED, Running, scene
 
-PICTURES = {
+IMAGES = {
     "red and blue": scene(RED, BLUE),
     "green": scene(GREEN),
     "all": scene(RED, BLUE, GREEN, ("maroon", (60, 5, 75, 15))),

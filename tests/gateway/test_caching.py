@@ -13,7 +13,7 @@ from gateway.catalog import Catalog
 from regionsearch.images import EncodedImage
 from tests.gateway import fakes
 from tests.gateway.conftest import BLUE, RED, Running, add, scene
-from tests.gateway.pictures import opened, stored
+from tests.gateway.images import opened, stored
 
 
 def test_bytes_come_back_with_headers_that_cache_and_defuse(gateway: Running, collection: str) -> None:

@@ -10,7 +10,7 @@ import pytest
 from regionsearch.errors import from_rpc_error
 from regionsearch.v1 import region_search_pb2 as pb
 from tests.gateway.conftest import GREEN, RED, Running, scene
-from tests.gateway.pictures import stored
+from tests.gateway.images import stored
 
 
 def check(gateway: Running, collection: str, ids: list[str]) -> list[str]:

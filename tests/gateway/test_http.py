@@ -116,7 +116,7 @@ def test_request_ids_are_kept_or_made(gateway: Running) -> None:
     )
 
 
-def test_json_is_compressed_and_pictures_are_not(gateway: Running, collection: str) -> None:
+def test_json_is_compressed_and_images_are_not(gateway: Running, collection: str) -> None:
     (result,) = add(gateway, collection, ("a.png", scene(RED, BLUE, GREEN, size=(640, 480))))
     url = f"/v1/collections/{collection}/images/{result['image_id']}"
     answer = gateway.http.get(f"{url}/regions?include=mask", headers={"Accept-Encoding": "gzip"})
@@ -248,12 +248,12 @@ def test_limits_of_size(world: World, script: Script) -> None:
         limits={"max_request_bytes": 50_000, "max_image_bytes": 2_000, "max_image_pixels": 160 * 120}
     )
     url = "/v1/collections/default/images"
-    picture = scene(RED)
-    assert add(gateway, "default", ("a.png", picture))[0]["outcome"] in ("created", "duplicate")
-    for data in (picture + b"\0" * 2_000, scene(size=(161, 120))):
+    image = scene(RED)
+    assert add(gateway, "default", ("a.png", image))[0]["outcome"] in ("created", "duplicate")
+    for data in (image + b"\0" * 2_000, scene(size=(161, 120))):
         (result,) = add(gateway, "default", ("a.png", data))
         assert result["error"]["code"] == "TOO_LARGE"
-    response = gateway.http.post(url, files=[("files", ("a.png", picture + b"\0" * 60_000))])
+    response = gateway.http.post(url, files=[("files", ("a.png", image + b"\0" * 60_000))])
     assert (response.status_code, response.json()["code"]) == (413, "TOO_LARGE")
 
     def chunks() -> Any:
@@ -312,14 +312,14 @@ def test_readiness_says_what_it_waits_for(world: World, script: Script) -> None:
 def test_a_form_holds_no_more_than_json(world: World, script: Script) -> None:
     """What is asked about images is in memory as a whole, however it is sent."""
     gateway = world.gateway(limits={"max_image_bytes": 100_000})
-    picture = ("image", ("a.png", scene(RED)))
+    image = ("image", ("a.png", scene(RED)))
     many = [("negatives", (f"{i}.png", bytes(300_000))) for i in range(4)]
     for body in (
-        {"files": [picture, *many], "data": {"texts": "red"}},
+        {"files": [image, *many], "data": {"texts": "red"}},
         {"json": {"texts": ["x" * 1_200_000]}},
     ):
         response = gateway.http.post("/v1/search-within", **body)
         assert (response.status_code, response.json()["code"]) == (413, "TOO_LARGE")
         assert "max_image_bytes" in response.json()["detail"]
-    fine = gateway.http.post("/v1/search-within", files=[picture], data={"texts": "red"})
+    fine = gateway.http.post("/v1/search-within", files=[image], data={"texts": "red"})
     assert fine.status_code == 200

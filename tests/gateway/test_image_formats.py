@@ -12,28 +12,26 @@ from PIL import Image
 
 from tests.gateway.conftest import BLUE, RED, Running, add, scene
 from tests.gateway.fakes import Script
-from tests.gateway.pictures import opened, saved, stored
+from tests.gateway.images import opened, saved, stored
 
 
 def unusual() -> dict[str, bytes]:
-    picture = Image.open(io.BytesIO(scene(RED, BLUE))).convert("RGB")
-    grey = np.asarray(picture.convert("L")).astype(np.uint16) * 257
+    image = Image.open(io.BytesIO(scene(RED, BLUE))).convert("RGB")
+    grey = np.asarray(image.convert("L")).astype(np.uint16) * 257
     return {
         "one pixel": scene(size=(1, 1)),
-        "cmyk": saved(picture.convert("CMYK"), "JPEG"),
+        "cmyk": saved(image.convert("CMYK"), "JPEG"),
         "16 bit": saved(Image.fromarray(grey), "PNG"),
-        "palette": saved(picture.quantize(8), "PNG", transparency=0),
-        "animation": saved(
-            picture, "GIF", save_all=True, append_images=[Image.new("RGB", picture.size, "red")]
-        ),
-        "bmp": saved(picture, "BMP"),
-        "tiff": saved(picture, "TIFF"),
+        "palette": saved(image.quantize(8), "PNG", transparency=0),
+        "animation": saved(image, "GIF", save_all=True, append_images=[Image.new("RGB", image.size, "red")]),
+        "bmp": saved(image, "BMP"),
+        "tiff": saved(image, "TIFF"),
         "wide": scene(RED, size=(2000, 60)),
     }
 
 
 @pytest.mark.parametrize("kind", unusual().keys())
-def test_unusual_pictures_work_everywhere(gateway: Running, collection: str, kind: str) -> None:
+def test_unusual_images_work_everywhere(gateway: Running, collection: str, kind: str) -> None:
     data = unusual()[kind]
     with Image.open(io.BytesIO(data)) as image:
         size = image.size
@@ -60,7 +58,7 @@ def bomb() -> bytes:
     ],
     ids=["empty", "text", "svg", "truncated", "bomb"],
 )
-def test_what_is_no_picture_changes_nothing(
+def test_what_is_no_image_changes_nothing(
     gateway: Running, collection: str, script: Script, data: bytes, code: str
 ) -> None:
     before = gateway.http.get(f"/v1/collections/{collection}").json()
@@ -90,13 +88,13 @@ def damaged(draw: st.DrawFn) -> bytes:
 
 
 @settings(max_examples=50, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-@given(pictures=st.lists(st.one_of(damaged(), st.binary(max_size=200)), min_size=1, max_size=4))
+@given(images=st.lists(st.one_of(damaged(), st.binary(max_size=200)), min_size=1, max_size=4))
 def test_damaged_uploads_are_taken_or_refused_and_never_break_anything(
-    gateway: Running, collection: str, pictures: list[bytes]
+    gateway: Running, collection: str, images: list[bytes]
 ) -> None:
     """What is taken can be used: its file, its thumbnail and its cut-outs come back."""
     expected = {"INVALID_ARGUMENT", "UNSUPPORTED_IMAGE", "TOO_LARGE"}
-    for result, data in zip(add(gateway, collection, *(("x", p) for p in pictures)), pictures, strict=True):
+    for result, data in zip(add(gateway, collection, *(("x", p) for p in images)), images, strict=True):
         if result["outcome"] == "failed":
             assert result["error"]["code"] in expected, result
             continue

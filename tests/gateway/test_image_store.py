@@ -107,7 +107,7 @@ async def test_a_disk_that_fails(
     assert not files_in(tmp_path)
 
 
-def test_a_killed_writer_leaves_no_half_picture(tmp_path: Path) -> None:
+def test_a_killed_writer_leaves_no_half_image(tmp_path: Path) -> None:
     """A process that dies while it writes large images; what appears under its key is complete."""
     program = """
 import asyncio, hashlib, sys
@@ -131,7 +131,7 @@ for number in range(10_000):
         assert hashlib.sha256(path.read_bytes()).hexdigest() == path.name
 
 
-async def test_a_first_picture_is_synchronised_with_all_of_its_new_folders(
+async def test_a_first_image_is_synchronised_with_all_of_its_new_folders(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     synced: list[Path] = []
@@ -169,7 +169,7 @@ async def test_empty_folders_go_while_others_write_into_them(
     assert await store.get("busy", ID) == DATA
 
 
-async def test_what_was_aside_takes_no_newer_pictures_place(store: ImageStore) -> None:
+async def test_what_was_aside_takes_no_newer_images_place(store: ImageStore) -> None:
     await store.put("default", ID, DATA)
     await store.quarantine("default", ID, 0)
     await asyncio.to_thread(store._fs.pipe_file, image_store._aside(store._path("default", ID)), b"damaged")

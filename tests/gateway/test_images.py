@@ -14,7 +14,7 @@ from PIL import Image
 from regionsearch.errors import Kind, from_rpc_error
 from regionsearch.v1 import region_search_pb2
 from tests.gateway.conftest import BLUE, GREEN, RED, Running, World, add, scene
-from tests.gateway.pictures import opened, saved, stored
+from tests.gateway.images import opened, saved, stored
 
 
 def test_collections_live_and_die(gateway: Running) -> None:
@@ -82,7 +82,7 @@ def test_what_is_known_about_an_image(gateway: Running, collection: str) -> None
     }
 
 
-def test_a_sideways_phone_picture_is_upright_everywhere(gateway: Running, collection: str) -> None:
+def test_a_sideways_phone_image_is_upright_everywhere(gateway: Running, collection: str) -> None:
     upright = Image.open(io.BytesIO(scene(RED, BLUE, size=(160, 120))))
     exif = Image.Exif()
     exif[274] = 6

@@ -20,7 +20,7 @@ def count(gateway: Running, collection: str) -> int:
     return int(gateway.http.get(f"/v1/collections/{collection}").json()["image_count"])
 
 
-def test_a_picture_goes_in_and_is_found_by_words(gateway: Running, collection: str) -> None:
+def test_a_image_goes_in_and_is_found_by_words(gateway: Running, collection: str) -> None:
     data = scene(RED, BLUE)
     (result,) = add(gateway, collection, ("two things.png", data))
     assert result == {
@@ -118,7 +118,7 @@ def test_one_bad_file_fails_alone_and_says_why(gateway: Running, collection: str
     assert results[2]["error"]["errors"][0]["pointer"].startswith("/image")
 
 
-def test_overload_of_a_service_reaches_who_waits_for_one_picture(
+def test_overload_of_a_service_reaches_who_waits_for_one_image(
     gateway: Running, collection: str, script: Script
 ) -> None:
     script.failures["Segment"] = [overloaded("the queue is full", 12.5)]
@@ -131,7 +131,7 @@ def test_overload_of_a_service_reaches_who_waits_for_one_picture(
     assert "the segmenter is overloaded" in response.json()["detail"]
 
 
-def test_many_pictures_wait_out_a_short_overload(gateway: Running, collection: str, script: Script) -> None:
+def test_many_images_wait_out_a_short_overload(gateway: Running, collection: str, script: Script) -> None:
     script.failures["Segment"] = [overloaded("the queue is full", 0.01)] * 2
     results = add(gateway, collection, ("a.png", scene(RED)), ("b.png", scene(BLUE)))
     assert [result["outcome"] for result in results] == ["created", "created"]
@@ -158,7 +158,7 @@ def test_many_regions_go_out_in_chunks_and_keep_their_order(
         assert hit["score"] == pytest.approx(1, abs=1e-3)
 
 
-def test_a_picture_without_regions_is_kept_as_a_whole(gateway: Running, collection: str) -> None:
+def test_a_image_without_regions_is_kept_as_a_whole(gateway: Running, collection: str) -> None:
     (result,) = add(gateway, collection, ("white.png", scene()))
     assert (result["outcome"], result["regions"]) == ("created", 0)
     url = f"/v1/collections/{collection}"
@@ -290,13 +290,13 @@ def test_tags_and_attributes_are_kept_and_filtered_by(gateway: Running, collecti
 def test_tags_and_attributes_that_cannot_be_kept_are_refused_before_the_work(
     gateway: Running, collection: str, script: Script, data: dict[str, str], status: int, pointer: str
 ) -> None:
-    picture = scene(RED, BLUE, GREEN)
+    image = scene(RED, BLUE, GREEN)
     url = f"/v1/collections/{collection}/images"
-    answer = gateway.http.post(url, files=[("files", ("a.png", picture))], data=data)
+    answer = gateway.http.post(url, files=[("files", ("a.png", image))], data=data)
     assert (answer.status_code, answer.json()["errors"][0]["pointer"]) == (status, pointer), answer.text
     assert script.calls["Segment"] == 0
-    assert not list(gateway.store.glob(f"{collection}/*/{hashlib.sha256(picture).hexdigest()}"))
-    request = region_search_pb2.IngestImageRequest(collection=collection, image={"encoded": picture})
+    assert not list(gateway.store.glob(f"{collection}/*/{hashlib.sha256(image).hexdigest()}"))
+    request = region_search_pb2.IngestImageRequest(collection=collection, image={"encoded": image})
     if pointer == "/tags":
         request.tags.extend([data["tags"]] if isinstance(data["tags"], str) else data["tags"])
         with pytest.raises(grpc.RpcError) as caught:
@@ -361,12 +361,12 @@ class TestGrpc:
             )
             return region_search_pb2.IngestImagesRequest(key=key, request=request)
 
-        pictures = {f"{i}": scene(("red", (i, 0, i + 5, 5))) for i in range(30)} | {"bad": b"no picture"}
-        answers = list(gateway.grpc.IngestImages(item(key, data) for key, data in pictures.items()))
+        images = {f"{i}": scene(("red", (i, 0, i + 5, 5))) for i in range(30)} | {"bad": b"no picture"}
+        answers = list(gateway.grpc.IngestImages(item(key, data) for key, data in images.items()))
         done = {
             answer.key: answer for answer in answers if answer.stage == region_search_pb2.INGEST_STAGE_DONE
         }
-        assert done.keys() == pictures.keys()
+        assert done.keys() == images.keys()
         assert done["bad"].WhichOneof("result") == "error"
         assert done["bad"].error.code == grpc.StatusCode.INVALID_ARGUMENT.value[0]
         assert done["7"].response.outcome == region_search_pb2.INGEST_OUTCOME_CREATED
@@ -412,13 +412,13 @@ def test_two_gateways_work_side_by_side(gateway: Running, collection: str, world
     import concurrent.futures
 
     other = world.gateway(image_store=str(gateway.store))
-    pictures = [(f"{i}.png", scene(("blue", (i, 0, i + 9, 9)))) for i in range(6)]
+    images = [(f"{i}.png", scene(("blue", (i, 0, i + 9, 9)))) for i in range(6)]
     with concurrent.futures.ThreadPoolExecutor() as pool:
-        both = list(pool.map(lambda g: add(g, collection, *pictures), (gateway, other)))
+        both = list(pool.map(lambda g: add(g, collection, *images), (gateway, other)))
     outcomes = [sorted(pair) for pair in zip(*[[r["outcome"] for r in one] for one in both], strict=True)]
     assert outcomes == [["created", "duplicate"]] * 6
     assert count(other, collection) == 6
-    for name, data in pictures:
+    for name, data in images:
         image_id = hashlib.sha256(data).hexdigest()
         url = f"/v1/collections/{collection}/images/{image_id}/content"
         assert other.http.get(url).content == data, name

@@ -110,8 +110,8 @@ def test_a_replica_that_is_killed_fails_no_request(
     def send(number: int) -> str:
         if number == 10:
             replica.kill()
-        picture = scene(("red", (number, 0, number + 9, 9)), ("blue", (number, 50, number + 9, 70)))
-        return str(add(gateway, "default", (f"{number}.png", picture))[0]["outcome"])
+        drawn = scene(("red", (number, 0, number + 9, 9)), ("blue", (number, 50, number + 9, 70)))
+        return str(add(gateway, "default", (f"{number}.png", drawn))[0]["outcome"])
 
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
         outcomes = list(pool.map(send, range(40)))
@@ -127,16 +127,16 @@ def test_gateways_side_by_side_while_one_of_them_dies(world: World, script: Scri
     with GatewayProcess(settings) as process, httpx.Client(base_url=process.url, timeout=120) as http:
 
         def send(number: int) -> str:
-            picture = scene(("red", (number, 30, number + 9, 39)), ("blue", (number, 60, number + 9, 75)))
+            drawn = scene(("red", (number, 30, number + 9, 39)), ("blue", (number, 60, number + 9, 75)))
             if number % 2 == 0:
                 with contextlib.suppress(httpx.TransportError):
                     http.post(
-                        "/v1/collections/default/images", files=[("files", (f"{number}.png", picture))]
+                        "/v1/collections/default/images", files=[("files", (f"{number}.png", drawn))]
                     ).raise_for_status()
                 if number == 10:
                     process.kill()
             # What the first one was asked, or was not able to answer any more, the other one finishes.
-            return str(add(other, "default", (f"{number}.png", picture))[0]["outcome"])
+            return str(add(other, "default", (f"{number}.png", drawn))[0]["outcome"])
 
         with concurrent.futures.ThreadPoolExecutor(4) as pool:
             outcomes = list(pool.map(send, range(30)))

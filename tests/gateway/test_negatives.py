@@ -12,7 +12,7 @@ from regionsearch.errors import from_rpc_error
 from regionsearch.v1 import region_search_pb2, search_pb2, types_pb2
 from tests.gateway.conftest import Running, scene
 from tests.gateway.fakes import Script
-from tests.gateway.searching import COLLECTION, PICTURES, best, search
+from tests.gateway.searching import COLLECTION, IMAGES, best, search
 
 
 def test_negatives_take_away(gateway: Running, filled: dict[str, str]) -> None:
@@ -43,7 +43,7 @@ def test_negatives_of_every_kind(gateway: Running, filled: dict[str, str], scrip
         assert all(by_example[key] == pytest.approx(by_phrase[key], abs=0.03) for key in by_phrase)
         assert min(by_phrase.values()) < 0.5 < 0.9 < max(by_phrase.values())
     whole = relevancies({"image_id": filled["green"]})
-    sent = relevancies({"image": base64.b64encode(PICTURES["green"]).decode()})
+    sent = relevancies({"image": base64.b64encode(IMAGES["green"]).decode()})
     assert all(whole[key] == pytest.approx(sent[key], abs=0.03) for key in sent)
     # Several together: each counts, so that the smallest relevancy stays.
     mixed = relevancies("yellow", {"region_id": maroon}, {"image_id": filled["green"]})
@@ -54,20 +54,20 @@ def test_negatives_of_every_kind(gateway: Running, filled: dict[str, str], scrip
 def test_pages_of_a_search_with_examples_of_what_is_not_meant(
     gateway: Running, filled: dict[str, str], script: Script
 ) -> None:
-    picture = base64.b64encode(scene(("yellow", (0, 0, 160, 120)))).decode()
-    body = {"query": {"text": "red"}, "negatives": ["black", {"image": picture}], "min_relevancy": 0.0}
+    image = base64.b64encode(scene(("yellow", (0, 0, 160, 120)))).decode()
+    body = {"query": {"text": "red"}, "negatives": ["black", {"image": image}], "min_relevancy": 0.0}
     first = search(gateway, **body, page_size=2)
     second = search(gateway, **body, page_size=2, page_token=first["next_page_token"])
     assert [hit["rank"] for hit in first["hits"] + second["hits"]] == [1, 2, 3, 4]
     assert script.calls == {"EmbedTexts": 1, "EmbedImages": 1}
-    other = body | {"negatives": ["black", {"image": base64.b64encode(PICTURES["green"]).decode()}]}
+    other = body | {"negatives": ["black", {"image": base64.b64encode(IMAGES["green"]).decode()}]}
     problem = search(gateway, 400, **other, page_size=2, page_token=first["next_page_token"])
     assert problem["errors"][0]["pointer"] == "/page_token"
 
 
 def test_the_same_over_grpc(gateway: Running, filled: dict[str, str]) -> None:
     _, maroon = best(gateway, text="maroon")
-    picture = PICTURES["yellow"]
+    image = IMAGES["yellow"]
     request = region_search_pb2.RegionSearchServiceSearchRequest(
         collection=COLLECTION,
         query=region_search_pb2.Query(texts=["red"]),
@@ -78,11 +78,11 @@ def test_the_same_over_grpc(gateway: Running, filled: dict[str, str]) -> None:
             region_search_pb2.Negative(text="blue"),
             region_search_pb2.Negative(region_id=maroon),
             region_search_pb2.Negative(image_id=filled["green"]),
-            region_search_pb2.Negative(image=types_pb2.Image(encoded=picture)),
+            region_search_pb2.Negative(image=types_pb2.Image(encoded=image)),
         ],
     )
     negatives = ["black", "blue", {"region_id": maroon}, {"image_id": filled["green"]}]
-    negatives.append({"image": base64.b64encode(picture).decode()})
+    negatives.append({"image": base64.b64encode(image).decode()})
     over_http = search(gateway, query={"text": "red"}, level="region", min_relevancy=0, negatives=negatives)[
         "hits"
     ]

@@ -97,7 +97,7 @@ def test_a_cut_out_is_transparent_outside_of_the_mask() -> None:
     assert (cut[:, :, :3] == pixels[top:bottom, left:right]).all()
 
 
-def test_a_huge_picture_is_touched_only_where_the_find_is() -> None:
+def test_a_huge_image_is_touched_only_where_the_find_is() -> None:
     pixels = np.zeros((1600, 2400, 3), np.uint8)
     mask = np.zeros((1600, 2400), bool)
     mask[1590:, 2390:] = True
@@ -107,7 +107,7 @@ def test_a_huge_picture_is_touched_only_where_the_find_is() -> None:
     assert not changed[mask].any()
 
 
-def test_a_legend_is_never_larger_than_the_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_legend_is_never_larger_than_the_image(monkeypatch: pytest.MonkeyPatch) -> None:
     """64 long phrases on an image of 50 megapixels would be three times the image."""
     made: list[tuple[int, int]] = []
     new = render.Image.new

@@ -14,7 +14,7 @@ from regionsearch.masks import decode_rle
 from regionsearch.v1 import region_search_pb2, search_pb2
 from tests.gateway.conftest import BLUE, RED, Running, scene
 from tests.gateway.fakes import Script, colour_vector
-from tests.gateway.searching import COLLECTION, PICTURES, best, search
+from tests.gateway.searching import COLLECTION, IMAGES, best, search
 
 
 def colour_at(gateway: Running, hit: dict[str, Any], name: str) -> tuple[int, ...]:
@@ -23,7 +23,7 @@ def colour_at(gateway: Running, hit: dict[str, Any], name: str) -> tuple[int, ..
 
     from PIL import Image
 
-    pixels = np.asarray(Image.open(io.BytesIO(PICTURES[name])).convert("RGB"))
+    pixels = np.asarray(Image.open(io.BytesIO(IMAGES[name])).convert("RGB"))
     mask = decode_rle(hit["mask"]["counts"], *hit["mask"]["size"])
     assert (pixels[mask] == pixels[mask][0]).all()
     return tuple(int(c) for c in pixels[mask][0])
@@ -51,8 +51,8 @@ def test_several_phrases_share_one_list_and_each_region_has_its_best(
     }
 
 
-def test_a_picture_finds_itself(gateway: Running, filled: dict[str, str], script: Script) -> None:
-    image = base64.b64encode(PICTURES["yellow"]).decode()
+def test_a_image_finds_itself(gateway: Running, filled: dict[str, str], script: Script) -> None:
+    image = base64.b64encode(IMAGES["yellow"]).decode()
     for value in (image, f"data:image/png;base64,{image}"):
         hits = search(gateway, query={"image": value}, level="image", page_size=1)["hits"]
         assert hits[0]["image"]["name"] == "yellow"
@@ -71,15 +71,15 @@ def test_more_like_this(gateway: Running, filled: dict[str, str], script: Script
     assert script.calls["EmbedRegions"] == 0
 
 
-def test_pointing_at_a_sent_picture(gateway: Running, filled: dict[str, str], script: Script) -> None:
-    picture = base64.b64encode(scene(("lime", (0, 0, 100, 100)), ("yellow", (110, 0, 160, 120)))).decode()
-    assert best(gateway, image=picture, points=[{"x": 130, "y": 60}])[0] == "yellow"
+def test_pointing_at_a_sent_image(gateway: Running, filled: dict[str, str], script: Script) -> None:
+    image = base64.b64encode(scene(("lime", (0, 0, 100, 100)), ("yellow", (110, 0, 160, 120)))).decode()
+    assert best(gateway, image=image, points=[{"x": 130, "y": 60}])[0] == "yellow"
     box = {"x_min": 110, "y_min": 0, "x_max": 160, "y_max": 120}
-    assert best(gateway, image=picture, box=box)[0] == "yellow"
+    assert best(gateway, image=image, box=box)[0] == "yellow"
     assert script.calls["Segment"] == 2
 
 
-def test_pointing_at_a_stored_picture_asks_no_model(
+def test_pointing_at_a_stored_image_asks_no_model(
     gateway: Running, filled: dict[str, str], script: Script
 ) -> None:
     point, away = {"x": 30, "y": 40}, {"x": 100, "y": 60, "label": 0}
@@ -112,7 +112,7 @@ def test_pointing_where_nothing_is_stored_asks_the_segmenter(
     assert response["errors"][0]["pointer"] == "/query/points"
     assert script.calls == {"Segment": 1}
     box = dict(zip(("x_min", "y_min", "x_max", "y_max"), (100, 5, 120, 20), strict=True))
-    image = base64.b64encode(PICTURES["green"]).decode()
+    image = base64.b64encode(IMAGES["green"]).decode()
     response = search(gateway, 400, query={"image": image, "box": box})
     assert response["errors"][0]["pointer"] == "/query/box"
 
@@ -134,7 +134,7 @@ def test_absence_is_an_answer(gateway: Running, filled: dict[str, str]) -> None:
 
 def test_grouping_and_levels(gateway: Running, filled: dict[str, str]) -> None:
     hits = search(gateway, query={"text": "red"}, group_by="image")["hits"]
-    assert sorted(hit["image"]["name"] for hit in hits) == sorted(PICTURES)
+    assert sorted(hit["image"]["name"] for hit in hits) == sorted(IMAGES)
     assert {hit["level"] for hit in search(gateway, query={"text": "red"}, level="image")["hits"]} == {
         "image"
     }

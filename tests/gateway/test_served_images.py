@@ -14,7 +14,7 @@ from gateway.decoder import ImageDecoder
 from gateway.settings import LimitSettings
 from regionsearch.errors import Kind, RegionSearchError
 from tests.gateway.conftest import RED, Running, World, scene
-from tests.gateway.pictures import opened, saved, stored
+from tests.gateway.images import opened, saved, stored
 
 HEIC = (Path(__file__).parents[1] / "data" / "heic" / "turned.heic").read_bytes()
 

@@ -49,10 +49,8 @@ def test_one_callers_bulk_upload_leaves_room_and_turns_to_others(world: World, s
 @pytest.mark.parametrize("keys", ["", "write:bulk"])
 def test_nobody_calls_in_another_ones_name(world: World, script: Script, keys: str) -> None:
     gateway = world.gateway(**({"api_keys": keys} if keys else {}))
-    picture = [("files", ("a.png", scene(("navy", (len(keys), 0, 50, 50)))))]
+    image = [("files", ("a.png", scene(("navy", (len(keys), 0, 50, 50)))))]
     forged = BULK | {CALLER_HEADER: "somebody else"}
-    assert (
-        gateway.http.post("/v1/collections/default/images", files=picture, headers=forged).status_code == 200
-    )
+    assert gateway.http.post("/v1/collections/default/images", files=image, headers=forged).status_code == 200
     (name,) = script.callers["Segment"]
     assert name.startswith("key-" if keys else "address-")

@@ -18,12 +18,12 @@ from tests.gateway.conftest import BLUE, GREEN, RED, Running, Shape, add, scene
 from tests.gateway.fakes import Script
 
 MAROON: Shape = ("maroon", (60, 5, 75, 15))
-PICTURE = scene(RED, BLUE, GREEN, MAROON)
+IMAGE = scene(RED, BLUE, GREEN, MAROON)
 
 
 def within(gateway: Running, **body: Any) -> dict[str, Any]:
     response = gateway.http.post(
-        "/v1/search-within", json={"image": base64.b64encode(PICTURE).decode(), **body}
+        "/v1/search-within", json={"image": base64.b64encode(IMAGE).decode(), **body}
     )
     assert response.status_code == 200, response.text
     answer: dict[str, Any] = response.json()
@@ -63,7 +63,7 @@ def test_thresholds(gateway: Running) -> None:
 
 def test_relevancy_is_that_of_a_search(gateway: Running, collection: str) -> None:
     """The gateway's own numbers for a sent image and the searcher's for the stored one."""
-    (result,) = add(gateway, collection, ("a.png", PICTURE))
+    (result,) = add(gateway, collection, ("a.png", IMAGE))
     query = {"query": {"text": "red"}, "negatives": ["maroon", "blue"], "min_relevancy": 0, "level": "region"}
     hits = gateway.http.post(f"/v1/collections/{collection}/search", json=query).json()["hits"]
     answer = within(gateway, text="red", negatives=["maroon", "blue"], min_relevancy=0)
@@ -77,7 +77,7 @@ def test_relevancy_is_that_of_a_search(gateway: Running, collection: str) -> Non
 
 def test_examples_of_what_is_not_meant(gateway: Running, collection: str) -> None:
     """In JSON, in a form where a file stands for itself, and over gRPC: the same numbers."""
-    (result,) = add(gateway, collection, ("a.png", PICTURE))
+    (result,) = add(gateway, collection, ("a.png", IMAGE))
     regions = gateway.http.get(f"/v1/collections/{collection}/images/{result['image_id']}/regions").json()
     maroon = next(region["region_id"] for region in regions["regions"] if region["area"] == 150)
     blue = scene(("blue", (0, 0, 160, 120)))
@@ -91,13 +91,13 @@ def test_examples_of_what_is_not_meant(gateway: Running, collection: str) -> Non
     by_phrase = relevancies(within(gateway, **options, negatives=["blue", "maroon"]))
     assert by_example == pytest.approx(by_phrase, abs=0.03)
     assert min(by_example) < 0.01 < 0.5 < max(by_example)
-    files = [("image", ("a.png", PICTURE)), ("negatives", ("b.png", blue))]
+    files = [("image", ("a.png", IMAGE)), ("negatives", ("b.png", blue))]
     form = gateway.http.post("/v1/search-within", files=files, data=options | {"negatives": ["maroon"]})
     assert relevancies(form.json()) == pytest.approx(by_phrase, abs=0.03), form.text
     answer = gateway.grpc.SearchWithin(
         region_search_pb2.SearchWithinRequest(
             collection=collection,
-            image=types_pb2.Image(encoded=PICTURE),
+            image=types_pb2.Image(encoded=IMAGE),
             texts=["red"],
             min_relevancy=0,
             negatives=[
@@ -109,8 +109,8 @@ def test_examples_of_what_is_not_meant(gateway: Running, collection: str) -> Non
     assert [region.relevancy for region in answer.regions] == by_example
 
 
-def test_a_stored_picture_is_not_segmented_again(gateway: Running, collection: str, script: Script) -> None:
-    (result,) = add(gateway, collection, ("a.png", PICTURE))
+def test_a_stored_image_is_not_segmented_again(gateway: Running, collection: str, script: Script) -> None:
+    (result,) = add(gateway, collection, ("a.png", IMAGE))
     script.calls.clear()
     response = gateway.http.post(
         "/v1/search-within",
@@ -130,12 +130,12 @@ def test_a_stored_picture_is_not_segmented_again(gateway: Running, collection: s
 def test_hits_are_drawn(gateway: Running, style: str, image_format: str) -> None:
     response = gateway.http.post(
         "/v1/search-within",
-        files={"image": ("a.png", PICTURE)},
+        files={"image": ("a.png", IMAGE)},
         data={"text": "blue", "render": style, "image_format": image_format},
     )
     assert response.headers["content-type"] == f"image/{image_format}", response.text
     drawn = np.asarray(Image.open(io.BytesIO(response.content)).convert("RGB")).astype(int)
-    original = np.asarray(Image.open(io.BytesIO(PICTURE)).convert("RGB")).astype(int)
+    original = np.asarray(Image.open(io.BytesIO(IMAGE)).convert("RGB")).astype(int)
     changed = np.abs(drawn - original).max(axis=2) > 100
     inside = area_of(BLUE)
     if style == "mask":
@@ -150,7 +150,7 @@ def test_hits_are_drawn(gateway: Running, style: str, image_format: str) -> None
 
 
 def test_render_and_format_go_into_the_url_too(gateway: Running) -> None:
-    body = {"image": base64.b64encode(PICTURE).decode(), "texts": ["red", "blue"]}
+    body = {"image": base64.b64encode(IMAGE).decode(), "texts": ["red", "blue"]}
     response = gateway.http.post("/v1/search-within?render=boxes", json=body)
     assert response.headers["content-type"] == "image/png"
     document = gateway.http.post("/v1/search-within?format=coco", json=body).json()
@@ -159,7 +159,7 @@ def test_render_and_format_go_into_the_url_too(gateway: Running) -> None:
     assert [a["category_id"] for a in document["annotations"]] == [2, 1]
 
 
-def test_a_picture_without_regions(gateway: Running) -> None:
+def test_a_image_without_regions(gateway: Running) -> None:
     answer = within(gateway, image=base64.b64encode(scene()).decode(), text="red")
     assert answer["regions"] == []
     mask = decode_rle(answer["union_mask"]["counts"], *answer["union_mask"]["size"])
@@ -169,7 +169,7 @@ def test_a_picture_without_regions(gateway: Running) -> None:
 
 def test_grpc_says_the_same(gateway: Running) -> None:
     answer = gateway.grpc.SearchWithin(
-        region_search_pb2.SearchWithinRequest(image=types_pb2.Image(encoded=PICTURE), texts=["red", "blue"])
+        region_search_pb2.SearchWithinRequest(image=types_pb2.Image(encoded=IMAGE), texts=["red", "blue"])
     )
     over_http = within(gateway, texts=["red", "blue"])
     assert [one.score for one in answer.regions] == [one["score"] for one in over_http["regions"]]
@@ -186,7 +186,7 @@ def test_grpc_says_the_same(gateway: Running) -> None:
         {"image_id": "../../etc/passwd", "text": "red"},
         {"image_id": "0" * 64, "text": "red", "render": "glitter"},
         {"image_id": "0" * 64, "text": "red", "collection": "nowhere"},
-        {"image": base64.b64encode(PICTURE[:200]).decode(), "text": "red"},
+        {"image": base64.b64encode(IMAGE[:200]).decode(), "text": "red"},
     ],
 )
 def test_bad_requests(gateway: Running, body: dict[str, Any]) -> None:
@@ -204,7 +204,7 @@ def segment(gateway: Running, status: int = 200, **body: Any) -> dict[str, Any]:
 
 
 def test_segment_points_boxes_and_everything(gateway: Running) -> None:
-    image = base64.b64encode(PICTURE).decode()
+    image = base64.b64encode(IMAGE).decode()
     everything = segment(gateway, image=image, everything=True)
     assert [region["area"] for region in everything["regions"]] == [4800, 1600, 400, 150]
     assert len(segment(gateway, image=image, everything={"max_regions": 2})["regions"]) == 2
@@ -215,7 +215,7 @@ def test_segment_points_boxes_and_everything(gateway: Running) -> None:
     assert [r["candidates"][0]["area"] for r in several["results"]] == [4800, 400]
     form = gateway.http.post(
         "/v1/segment",
-        files={"image": ("a.png", PICTURE)},
+        files={"image": ("a.png", IMAGE)},
         data={"points": json.dumps([{"x": 30, "y": 40}, {"x": 100, "y": 60, "label": 0}])},
     )
     assert form.json()["results"] == [result]
@@ -225,7 +225,7 @@ def test_segment_points_boxes_and_everything(gateway: Running) -> None:
 def test_segment_zooms_as_asked_or_as_the_model_does(
     gateway: Running, script: Script, sent: dict[str, bool], asked: bool | None
 ) -> None:
-    segment(gateway, image=base64.b64encode(PICTURE).decode(), points=[{"x": 30, "y": 40}], **sent)
+    segment(gateway, image=base64.b64encode(IMAGE).decode(), points=[{"x": 30, "y": 40}], **sent)
     prompts = script.requests[-1].prompts
     assert (prompts.zoom if prompts.HasField("zoom") else None) is asked
 
@@ -240,18 +240,18 @@ def test_segment_zooms_as_asked_or_as_the_model_does(
 def test_a_field_of_a_form_that_is_no_list_comes_once(
     gateway: Running, fields: list[tuple[str, str]], field: str, remedy: str
 ) -> None:
-    parts = [("image", ("a.png", PICTURE)), *[(name, (None, value)) for name, value in fields]]
+    parts = [("image", ("a.png", IMAGE)), *[(name, (None, value)) for name, value in fields]]
     response = gateway.http.post("/v1/search-within", files=parts)
     assert response.status_code == 400
     (problem,) = response.json()["errors"]
     assert problem["pointer"] == f"/{field}"
     assert remedy in problem["detail"]
-    texts = [("image", ("a.png", PICTURE)), ("texts", (None, "blue")), ("texts", (None, "red"))]
+    texts = [("image", ("a.png", IMAGE)), ("texts", (None, "blue")), ("texts", (None, "red"))]
     assert gateway.http.post("/v1/search-within", files=texts).status_code == 200
 
 
 def test_segment_then_select(gateway: Running, collection: str, script: Script) -> None:
-    (result,) = add(gateway, collection, ("a.png", PICTURE))
+    (result,) = add(gateway, collection, ("a.png", IMAGE))
     script.calls.clear()
     stored = {"collection": collection, "image_id": result["image_id"], "among": "stored"}
 
@@ -283,7 +283,7 @@ def test_segment_then_select(gateway: Running, collection: str, script: Script) 
     ],
 )
 def test_a_bad_segment_request(gateway: Running, body: dict[str, Any]) -> None:
-    assert segment(gateway, 400, image=base64.b64encode(PICTURE).decode(), **body)["errors"]
+    assert segment(gateway, 400, image=base64.b64encode(IMAGE).decode(), **body)["errors"]
 
 
 @pytest.mark.parametrize(
@@ -297,7 +297,7 @@ def test_a_prompt_that_the_segmenter_refuses_is_named_as_it_was_sent(
     gateway: Running, script: Script, field: str, prompt: dict[str, Any], pointer: str
 ) -> None:
     script.failures["Segment"] = [invalid(field, f"{field} is wrong")]
-    problem = segment(gateway, 400, image=base64.b64encode(PICTURE).decode(), **prompt)
+    problem = segment(gateway, 400, image=base64.b64encode(IMAGE).decode(), **prompt)
     assert problem["errors"] == [{"pointer": pointer, "detail": problem["detail"]}]
     assert "prompts.prompts" not in problem["detail"]
 
@@ -306,10 +306,8 @@ def test_embeddings(gateway: Running) -> None:
     texts = gateway.http.post("/v1/embeddings", json={"texts": ["red", "blue"]}).json()
     assert np.allclose(np.linalg.norm(texts["vectors"], axis=1), 1, atol=1e-5)
     assert texts["model"]["dimension"] == 4
-    pictures = gateway.http.post(
-        "/v1/embeddings", files=[("images", ("a", PICTURE)), ("images", ("b", PICTURE))]
-    )
-    assert len(pictures.json()["vectors"]) == 2
+    images = gateway.http.post("/v1/embeddings", files=[("images", ("a", IMAGE)), ("images", ("b", IMAGE))])
+    assert len(images.json()["vectors"]) == 2
     for body in ({}, {"texts": [" "]}, {"texts": ["a"], "images": ["AAAA"]}, {"images": ["AAAA"]}):
         response = gateway.http.post("/v1/embeddings", json=body)
         assert response.status_code in (400, 415), body

@@ -41,7 +41,7 @@ def test_every_model_of_a_body_is_tried() -> None:
 
     nested = {model for body in BODIES for model in inside(body)}
     assert {m.__name__ for m in models(Body)} - {m.__name__ for m in nested} <= {
-        "OnePicture",
+        "OneImage",
         "Page",
         "IngestBody",
     }

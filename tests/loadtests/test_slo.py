@@ -39,7 +39,7 @@ def test_the_committed_promise_is_readable():
     assert all(limit > 0 for limit in promise.p95_ms.values())
 
 
-def test_scenes_are_pictures_that_differ_by_seed_and_agree_with_themselves():
+def test_scenes_are_images_that_differ_by_seed_and_agree_with_themselves():
     first, again, other = Scene(1), Scene(1), Scene(2)
     assert first.jpeg == again.jpeg != other.jpeg
     assert decode_image(first.jpeg).shape == (HEIGHT, WIDTH, 3)

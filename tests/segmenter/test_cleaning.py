@@ -13,7 +13,7 @@ from services.segmenter.masks.small_regions import remove_small_parts
 
 
 @st.composite
-def pictures(draw: st.DrawFn) -> BoolMask:
+def images(draw: st.DrawFn) -> BoolMask:
     """A coarse random mask, enlarged, somewhere in an image that it may touch the edges of."""
     coarse = draw(arrays(np.bool_, st.tuples(st.integers(1, 12), st.integers(1, 12))))
     scale = draw(st.integers(1, 3))
@@ -24,7 +24,7 @@ def pictures(draw: st.DrawFn) -> BoolMask:
 
 
 @settings(max_examples=300, deadline=None)
-@given(pictures(), st.integers(1, 60))
+@given(images(), st.integers(1, 60))
 def test_removing_small_parts_matches_the_reference(mask: BoolMask, min_area: int) -> None:
     expected, filled = remove_small_regions(mask, min_area, mode="holes")
     expected, dropped = remove_small_regions(expected, min_area, mode="islands")

@@ -14,7 +14,7 @@ from regionsearch.schemas.requests.records import (
     Page,
 )
 from regionsearch.schemas.requests.searches import FilterBody, NegativeBody, QueryBody, SearchBody, WithinBody
-from regionsearch.schemas.requests.values import Body, BoxBody, OnePicture, PointBody, PromptBody
+from regionsearch.schemas.requests.values import Body, BoxBody, OneImage, PointBody, PromptBody
 
 __all__ = [
     "BinaryCodesBody",
@@ -28,7 +28,7 @@ __all__ = [
     "ImageIdsBody",
     "IngestBody",
     "NegativeBody",
-    "OnePicture",
+    "OneImage",
     "Page",
     "PointBody",
     "PromptBody",

@@ -12,9 +12,9 @@ from regionsearch.schemas.requests.values import (
     ONE_IMAGE,
     Body,
     BoxBody,
+    EncodedImage,
     Number,
-    OnePicture,
-    Picture,
+    OneImage,
     Points,
     PromptBody,
     Text,
@@ -58,7 +58,7 @@ _MODES = [
 ]
 
 
-class SegmentBody(OnePicture):
+class SegmentBody(OneImage):
     """Masks of an image: of everything, of one prompt (points, box) or of several."""
 
     model_config = shaped(ONE_IMAGE, _MODES)
@@ -110,7 +110,7 @@ class EmbeddingsBody(Body):
     model_config = shaped(either("texts", "images"))
 
     texts: Texts = Field([])
-    images: list[Picture] = Field([], max_length=64, fail_fast=True)
+    images: list[EncodedImage] = Field([], max_length=64, fail_fast=True)
 
     @model_validator(mode="after")
     def _one(self) -> EmbeddingsBody:

@@ -14,13 +14,13 @@ from regionsearch.schemas.requests.values import (
     PHRASE,
     Body,
     BoxBody,
+    EncodedImage,
     Id,
     Ids,
     Number,
-    OnePicture,
+    OneImage,
     PageSize,
     PageToken,
-    Picture,
     Points,
     Tag,
     Tags,
@@ -50,7 +50,9 @@ class QueryBody(Body):
 
     text: Text | None = Field(None, description="One phrase.")
     texts: Texts = Field([], description="Several phrases; each region goes to its best one.")
-    image: Picture | None = Field(None, description="An image of it; with points or box the object there.")
+    image: EncodedImage | None = Field(
+        None, description="An image of it; with points or box the object there."
+    )
     region_id: Id | None = Field(None, description="A stored region: more like this.")
     image_id: Id | None = Field(None, description="A stored image; with points or box the object there.")
     points: Points = Field([])
@@ -80,7 +82,7 @@ class NegativeBody(Body):
     model_config = ConfigDict(json_schema_extra=_or_a_phrase)
 
     text: Text | None = None
-    image: Picture | None = Field(None, description="An image of it.")
+    image: EncodedImage | None = Field(None, description="An image of it.")
     region_id: Id | None = Field(None, description="A stored region.")
     image_id: Id | None = Field(None, description="A stored image.")
 
@@ -187,7 +189,7 @@ class SearchBody(Body):
         )
 
 
-class WithinBody(OnePicture):
+class WithinBody(OneImage):
     """A search inside one image."""
 
     model_config = shaped(ONE_IMAGE, [given("text"), given("texts")])

@@ -41,7 +41,7 @@ def _image(value: object) -> object:
         raise ValueError(message) from None
 
 
-Picture = Annotated[
+EncodedImage = Annotated[
     bytes,
     BeforeValidator(_image),
     PlainSerializer(lambda data: base64.b64encode(data).decode("ascii"), when_used="json"),
@@ -172,13 +172,13 @@ class PromptBody(Body):
 ONE_IMAGE = either("image", "image_id")
 
 
-class OnePicture(Body):
+class OneImage(Body):
     """An image that is sent along or stored."""
 
     model_config = shaped(ONE_IMAGE)
 
     collection: CollectionName = Field("", description="Of a stored image; default when absent.")
-    image: Picture | None = Field(None, description="The image itself.")
+    image: EncodedImage | None = Field(None, description="The image itself.")
     image_id: Id | None = Field(None, description="A stored image instead.")
     image_name: Text | None = Field(
         None,
@@ -186,7 +186,7 @@ class OnePicture(Body):
     )
 
     @model_validator(mode="after")
-    def _one(self) -> OnePicture:
+    def _one(self) -> OneImage:
         if (self.image is None) == (self.image_id is None):
             raise ValueError("send either image or image_id")
         return self

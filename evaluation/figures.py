@@ -1,4 +1,4 @@
-"""Images of the report: the truth, what was predicted, and where they differ."""
+"""Figures of the report: the truth, the prediction, and where they differ."""
 
 from __future__ import annotations
 
@@ -59,11 +59,11 @@ class Panel:
         return float(np.mean([answer.iou for answer in self.answers]))
 
 
-def panel(predictions: Predictions, picture: int, cut: HitThreshold) -> Panel:
+def panel(predictions: Predictions, image: int, cut: HitThreshold) -> Panel:
     """Draws one image with every name that it holds."""
-    sample = predictions.dataset.samples[picture]
+    sample = predictions.dataset.samples[image]
     pixels = sample.pixels()
-    questions = [question for question in predictions.questions if question.picture == picture]
+    questions = [question for question in predictions.questions if question.image == image]
     truths, predicted_masks, answers = [], [], []
     for number, question in enumerate(questions):
         category = question.category
@@ -116,8 +116,8 @@ def _union_of_hits(
     predictions: Predictions, question: TextQueryResult, hits: int, pixels: Pixels
 ) -> BoolArray:
     regions = predictions.index.regions
-    start = sum(len(found) for found in regions[: question.picture])
-    found = regions[question.picture].masks
+    start = sum(len(found) for found in regions[: question.image])
+    found = regions[question.image].masks
     scores = predictions.texts.regions[predictions.rows[question.category], start : start + len(found)]
     best = np.argsort(-scores, kind="stable")[:hits]
     return _any([rle.decode(found[i]) for i in best], pixels)
