@@ -15,7 +15,7 @@ from pathlib import Path
 
 import httpx
 
-from benchmarks.bench_gateway import drive, image, sender
+from benchmarks.bench_gateway import drive, sample_image, sender
 from benchmarks.harness import Case, Pair
 from benchmarks.simulated_services import Processes
 
@@ -38,7 +38,7 @@ def two_against_one() -> Iterator[Pair]:
         one = sender(http, processes.gateway(embedder=embedders[0], **services))
 
         def fresh() -> list[bytes]:
-            return [image(next(numbers)) for _ in range(IMAGES)]
+            return [sample_image(next(numbers)) for _ in range(IMAGES)]
 
         yield Pair(lambda: drive(two, fresh()), lambda: drive(one, fresh()))
 
