@@ -62,6 +62,10 @@ RUN pip install --no-cache-dir ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} -c /op
 FROM torch AS segmenter
 COPY --from=requirements /project /opt/project
 RUN pip install --no-cache-dir -c /opt/project/constraints.txt "/opt/project[segmenter]" && pip uninstall -y regionsearch
+# SAM2=yes adds the package that SAM 2's models need; its build reads the installed torch.
+ARG SAM2=""
+RUN if [ -n "$SAM2" ]; then SAM2_BUILD_CUDA=0 pip install --no-cache-dir --no-build-isolation \
+         -c /opt/project/constraints.txt setuptools wheel hydra-core iopath sam2; fi
 COPY --from=wheel /wheel /tmp/wheel
 RUN pip install --no-cache-dir --no-deps /tmp/wheel/*.whl
 ENV REGIONSEARCH_SEGMENTER_HOST=0.0.0.0 REGIONSEARCH_SEGMENTER_PORT=50051 REGIONSEARCH_SEGMENTER_METRICS_PORT=9090 \
@@ -75,7 +79,7 @@ ENTRYPOINT ["tini", "--", "python", "-m", "services.segmenter"]
 
 FROM torch AS embedder
 COPY --from=requirements /project /opt/project
-RUN pip install --no-cache-dir -c /opt/project/constraints.txt "/opt/project[embedder]" && pip uninstall -y regionsearch
+RUN pip install --no-cache-dir -c /opt/project/constraints.txt "/opt/project[hf]" && pip uninstall -y regionsearch
 COPY --from=wheel /wheel /tmp/wheel
 RUN pip install --no-cache-dir --no-deps /tmp/wheel/*.whl
 ENV REGIONSEARCH_EMBEDDER_HOST=0.0.0.0 REGIONSEARCH_EMBEDDER_PORT=50052 REGIONSEARCH_EMBEDDER_METRICS_PORT=9090 \

@@ -5,6 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check -q
 STEPS ?=
+PROFILE ?=
 ARGS ?=
 export OMP_WAIT_POLICY ?= PASSIVE
 
@@ -31,8 +32,9 @@ $(VENV)/.dev: pyproject.toml constraints.txt constraints-torch.txt scripts/insta
 	scripts/install_test_tools.sh
 	@touch $@ $(VENV)/.run
 
-run: $(VENV)/.run  ## Install, start everything with the pocket models and demo images, print the URL
-	$(BIN)/regionsearch up --demo
+run: $(VENV)/.run  ## Install, start everything with demo images, print the URL (PROFILE=base pulls real models first)
+	$(if $(PROFILE),$(BIN)/regionsearch models pull $(PROFILE))
+	$(BIN)/regionsearch up --demo $(if $(PROFILE),--profile $(PROFILE))
 
 test: $(VENV)/.dev  ## Install what the tests need and run them all, or those that ARGS selects
 	$(TESTS) -n 2 --dist loadfile $(ARGS)
@@ -72,6 +74,11 @@ loadtest-flood: $(VENV)/.dev  ## The same promises next to one caller who floods
 
 loadtest-ui: $(VENV)/.dev  ## The same stack with Locust's page
 	$(BIN)/python -m loadtests --ui $(ARGS)
+
+docs/models.md: $(VENV)/.dev FORCE
+	nice $(BIN)/python -m tests.embedder.open_clip_parity $@
+
+FORCE:
 
 clean:  ## Remove the environment and generated files; collected data and what training keeps stay
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache benchmarks/out loadtests/out out

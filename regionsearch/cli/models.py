@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import os
 from functools import partial
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -25,6 +27,9 @@ from regionsearch.models import (
     verify_pocket,
 )
 from regionsearch.models.open_clip import PREFIX
+
+GB = 1e9
+CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 app = typer.Typer(help="Model weights: list, pull, verify.", no_args_is_help=True)
 
@@ -50,6 +55,23 @@ def find_weights(name: str) -> tuple[Weights, ...]:
     raise invalid("name", f"there is no {name!r}; choose one of {known}, or {PREFIX}NAME:TAG")
 
 
+def machine_memory() -> int:
+    """Bytes of memory of this machine, or of the container that this is."""
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        limit = CONTAINER_LIMIT.read_text().strip()
+    except OSError:
+        return total
+    return min(total, int(limit)) if limit.isdecimal() else total
+
+
+def memory_fit(needed: int | None, memory: int) -> str:
+    """How much a model needs, and whether the machine has it."""
+    if needed is None:
+        return ""
+    return f"{needed / GB:.1f} GB" + ("" if needed <= memory else ", too much")
+
+
 def is_here(weights: Weights) -> bool:
     """Whether a file is on this machine: pulled, or in a cache of the Hugging Face hub or of torch."""
     return look_up(weights) is not None
@@ -58,16 +80,20 @@ def is_here(weights: Weights) -> bool:
 @app.command("list")
 def list_models() -> None:
     """Show profiles, models, and what is on this machine."""
-    table = Table("profile", "segmenter", "embedder", "here", "for")
+    memory = machine_memory()
+    table = Table("profile", "segmenter", "embedder", "here", "memory", "for")
     for profile in PROFILES.values():
         here = "yes" if all(map(is_here, profile.weights)) else "no"
-        table.add_row(profile.name, profile.segmenter, profile.embedder, here, profile.purpose)
+        fit = memory_fit(profile.memory_bytes, memory)
+        table.add_row(profile.name, profile.segmenter, profile.embedder, here, fit, profile.purpose)
     console.print(table)
-    table = Table("model", "here", "MB", "licence")
+    table = Table("model", "here", "MB", "memory", "licence")
     for weights in WEIGHTS.values():
         size = "" if weights.size is None else f"{weights.size / 1e6:,.0f}"
-        table.add_row(weights.model, "yes" if is_here(weights) else "no", size, weights.licence)
+        fit = memory_fit(weights.memory_bytes, memory)
+        table.add_row(weights.model, "yes" if is_here(weights) else "no", size, fit, weights.licence)
     console.print(table)
+    console.print(f"this machine has {memory / GB:.1f} GB of memory", highlight=False)
     console.print(f"and {PREFIX}NAME:TAG, any weights that open_clip knows", highlight=False)
     console.print(f"downloaded weights live in {models_dir()}", highlight=False, soft_wrap=True)
 

@@ -19,7 +19,16 @@ from regionsearch.cli.ingesting import summarise
 from regionsearch.cli.options import COLLECTION, connect
 from regionsearch.cli.output import console, errors, tell
 from regionsearch.errors import RegionSearchError, invalid, not_found
-from regionsearch.models import Profile, look_up, models_dir
+from regionsearch.models import (
+    WEIGHTS,
+    Profile,
+    Weights,
+    find_hub_file,
+    look_up,
+    models_dir,
+    open_clip_weights,
+    split_open_clip,
+)
 from regionsearch.models import profile as find_profile
 
 if TYPE_CHECKING:
@@ -101,20 +110,41 @@ def check_weights(models: Profile) -> None:
     Raises:
         RegionSearchError: NOT_FOUND naming all that are missing, with one command that gets them.
     """
-    elsewhere = bool(os.environ.get("REGIONSEARCH_EMBEDDER_WEIGHTS"))
-    missing = [
-        weights
-        for weights in models.weights
-        if look_up(weights) is None and not (elsewhere and weights.model == models.embedder)
-    ]
+    needed = list(models.weights)
+    if os.environ.get("REGIONSEARCH_EMBEDDER_WEIGHTS"):
+        needed = [weights for weights in needed if weights.model != models.embedder]
+    elif models.embedder not in WEIGHTS:
+        needed += _open_clip_weights(models.embedder)
+    missing = {weights.model: _missing_files(weights) for weights in needed}
+    missing = {model: files for model, files in missing.items() if files}
     if missing:
-        names = models.name or " ".join(weights.model for weights in missing)
-        files = " and ".join(weights.file for weights in missing)
+        files = list(itertools.chain.from_iterable(missing.values()))
         raise not_found(
             "model",
-            f"{files} {'is' if len(missing) == 1 else 'are'} not in {models_dir()}; get all that is missing "
-            f"with: regionsearch models pull {names}",
+            f"{' and '.join(files)} {'is' if len(files) == 1 else 'are'} not in {models_dir()}; get all that "
+            f"is missing with: regionsearch models pull {models.name or ' '.join(missing)}",
         )
+
+
+def _open_clip_weights(model: str) -> list[Weights]:
+    """The published weights of NAME:TAG; none for paths and for what open_clip does not know."""
+    name, tag = split_open_clip(model)
+    if not tag or Path(model).exists():
+        return []
+    try:
+        return [open_clip_weights(name, tag)]
+    except RegionSearchError:  # the service says what is wrong with the name
+        return []
+
+
+def _missing_files(weights: Weights) -> list[str]:
+    """What of a model is not on this machine: its file, or the tokenizer's repository."""
+    missing = [] if look_up(weights) is not None else [weights.file]
+    return missing + [
+        f"the tokenizer {name}"
+        for name in weights.repositories
+        if find_hub_file(name, "tokenizer_config.json") is None
+    ]
 
 
 def warn_if_open(host: str) -> None:

@@ -9,6 +9,7 @@ from regionsearch.errors import invalid
 SEGMENT_ANYTHING = "https://dl.fbaipublicfiles.com/segment_anything"
 SEGMENT_ANYTHING_2 = "https://dl.fbaipublicfiles.com/segment_anything_2/092824"
 HUB = "https://huggingface.co"
+WORKING_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,11 @@ class Weights:
     fallback: Weights | None = None
     repositories: tuple[str, ...] = ()
 
+    @property
+    def memory_bytes(self) -> int | None:
+        """Memory of a process with this model: the file twice while it is loaded, torch, and a batch."""
+        return None if self.size is None else 2 * self.size + WORKING_BYTES
+
 
 @dataclass(frozen=True)
 class Profile:
@@ -59,6 +65,11 @@ class Profile:
     def weights(self) -> tuple[Weights, ...]:
         """The files that it needs; none for bundled models."""
         return tuple(WEIGHTS[model] for model in (self.segmenter, self.embedder) if model in WEIGHTS)
+
+    @property
+    def memory_bytes(self) -> int:
+        """Memory that segmenter and embedder need together."""
+        return sum(weights.memory_bytes or WORKING_BYTES for weights in self.weights) or 2 * WORKING_BYTES
 
 
 def _segment_anything(variant: str, file: str, size: int, sha256: str) -> Weights:

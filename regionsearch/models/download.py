@@ -115,7 +115,10 @@ def pull_repository(name: str) -> Path:
     try:
         return Path(
             snapshot_download(
-                name, allow_patterns=["*.json", "*.model", "*.txt"], cache_dir=models_dir() / "hub"
+                name,
+                allow_patterns=["*.json", "*.model", "*.txt"],
+                cache_dir=models_dir() / "hub",
+                endpoint=os.environ.get("HF_ENDPOINT") or None,
             )
         )
     except (OSError, httpx.HTTPError, ValueError) as error:

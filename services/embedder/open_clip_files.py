@@ -18,10 +18,9 @@ from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 from regionsearch.errors import Kind, RegionSearchError, invalid, not_found
 from regionsearch.models import WEIGHTS, checked_digest, file_digest, find, open_clip_weights, split_open_clip
 from services.embedder.backends.base import ModelFiles
-from services.torch_runtime.model_files import existing_file
+from services.torch_runtime.model_files import SUFFIXES, existing_file, only_weights_file
 
 CONFIG = "open_clip_config.json"
-SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 PREFERRED = (
     "open_clip_model.safetensors",
     "open_clip_pytorch_model.safetensors",
@@ -139,13 +138,5 @@ def _from_files(path: Path, weights: Path | None, random_weights: bool) -> Model
 
 def _weights_in(folder: Path) -> Path:
     """The one file of weights in a folder; where there are several, that of open_clip's usual name."""
-    found = sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES)
-    usual = [path for name in PREFERRED for path in found if path.name == name]
-    if usual:
-        return usual[0]
-    if len(found) != 1:
-        names = ", ".join(path.name for path in found) or "none"
-        raise not_found(
-            "model", f"{folder} should hold one file of weights, and holds {names}; give the path of one"
-        )
-    return found[0]
+    usual = [folder / name for name in PREFERRED if (folder / name).is_file()]
+    return usual[0] if usual else only_weights_file(folder)

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from regionsearch.errors import invalid
+from regionsearch.errors import Kind, RegionSearchError, invalid
 from regionsearch.models import WEIGHTS, checked_digest, file_digest, find, pocket_dir
 from services.segmenter.backends.base import ModelFiles
-from services.torch_runtime.model_files import existing_file, read_manifest, verified_digest
+from services.segmenter.backends.checkpoints import recognise_file
+from services.torch_runtime.model_files import (
+    SUFFIXES,
+    existing_file,
+    only_weights_file,
+    read_manifest,
+    verified_digest,
+)
 
 # Name of a model -> family, variant.
 CHECKPOINTS = {
@@ -25,28 +32,39 @@ def find_model(model: str) -> ModelFiles:
     """The files of a model.
 
     Args:
-        model: ``pocket``, a name of :data:`CHECKPOINTS`, or a path: of a ``segmenter.json``, or of a
-            checkpoint whose file name contains the name of its architecture, such as ``my_sam_vit_b.pth``.
+        model: ``pocket``, a name of :data:`CHECKPOINTS`, or a path: of a ``segmenter.json``, of a checkpoint,
+            or of a folder with one of these. A checkpoint's architecture is the one that its file name
+            contains, as ``my_sam_vit_b.pth`` does, or else is recognised by its tensors.
 
     Raises:
         RegionSearchError: INVALID_ARGUMENT for an unknown name, NOT_FOUND for a missing file, DATA_LOSS when
-            a file does not have the digest that its manifest or its publisher states.
+            a file does not have the digest that its manifest or its publisher states, or is not a model.
     """
     if model == "pocket":
         return _from_manifest(pocket_dir() / "segmenter.json")
     if model in CHECKPOINTS:
         return _from_checkpoint(model, find(WEIGHTS[model]), checked_digest(WEIGHTS[model]))
-    path = Path(model)
+    path = Path(model).expanduser()
+    if path.is_dir():
+        manifest = path / "segmenter.json"
+        path = manifest if manifest.is_file() else only_weights_file(path)
     if path.suffix == ".json":
         return _from_manifest(path)
-    for name in CHECKPOINTS:
-        if path.suffix and name in path.name:
-            existing_file(path, "model", "give the path of a checkpoint, or the name of a model")
-            return _from_checkpoint(name, path, file_digest(path))
+    if path.suffix in SUFFIXES:
+        existing_file(path, "model", "give the path of a checkpoint, or the name of a model")
+        name = next((name for name in CHECKPOINTS if name in path.name), None) or recognise_file(path)
+        if name is None:
+            raise RegionSearchError(
+                Kind.DATA_LOSS,
+                f"{path} does not hold the weights of a segmenter that is known; give one of "
+                f"{', '.join(CHECKPOINTS)}, or of the same architecture",
+                field="model",
+            )
+        return _from_checkpoint(name, path, file_digest(path))
     raise invalid(
         "model",
-        f"{model!r} is not a model; give pocket, {', '.join(CHECKPOINTS)}, the path of a segmenter.json, or "
-        "the path of a checkpoint whose file name contains one of these names",
+        f"{model!r} is not a model; give pocket, {', '.join(CHECKPOINTS)}, or the path of a checkpoint, of a "
+        "segmenter.json, or of a folder with one of these",
     )
 
 

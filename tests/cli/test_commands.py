@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from regionsearch.cli import app
+from regionsearch.cli import app, models
 from regionsearch.cli.drawing import COLOUR, outline
 from regionsearch.cli.searching import merged
 from regionsearch.client import Box, Client, Hit, HitImage, IngestResult, Mask
@@ -19,6 +19,7 @@ from regionsearch.client.clients import OnResult
 from regionsearch.errors import Kind, RegionSearchError
 from regionsearch.images import ImageLimits, Pixels
 from regionsearch.masks import encode_rle
+from regionsearch.models import PROFILES, WEIGHTS
 from tests.client.conftest import gateway
 from tests.client.fakes import FakeGateway
 
@@ -315,11 +316,26 @@ def test_a_query_that_was_cut_off_is_said(gateway: FakeGateway) -> None:
         assert json.loads(result.stdout)
 
 
+def test_models_say_whether_they_fit_into_the_memory_of_the_machine_or_container(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "memory.max").write_text("4000000000\n")
+    monkeypatch.setattr(models, "CONTAINER_LIMIT", tmp_path / "memory.max")
+    memory = models.machine_memory()
+    assert memory == 4_000_000_000
+    assert models.memory_fit(WEIGHTS["sam_vit_b"].memory_bytes, memory) == "1.8 GB"
+    assert models.memory_fit(WEIGHTS["ViT-H-14"].memory_bytes, memory) == "9.0 GB, too much"
+    assert models.memory_fit(PROFILES["base"].memory_bytes, memory) == "4.1 GB, too much"
+    (tmp_path / "memory.max").write_text("max\n")
+    assert models.machine_memory() > 0
+
+
 def test_models(gateway: FakeGateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REGIONSEARCH_MODELS_DIR", str(tmp_path))
     listed = run(gateway, "models", "list")
     assert listed.exit_code == 0
-    for word in ("pocket", "base", "large", "sam_vit_h", "sam2.1_hiera_tiny", "Apache-2.0", str(tmp_path)):
+    words = ("pocket", "base", "large", "sam_vit_h", "sam2.1_hiera_tiny", "Apache-2.0", "GB of memory")
+    for word in (*words, str(tmp_path)):
         assert word in listed.output
     assert run(gateway, "models", "verify").exit_code == 0
     missing = run(gateway, "models", "verify", "base")

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,11 @@ from typer.testing import CliRunner
 from regionsearch.cli import app, main
 from regionsearch.cli.running import choose_models, warn_if_open
 from regionsearch.errors import RegionSearchError
-from regionsearch.models import PROFILES
+from regionsearch.models import PROFILES, WEIGHTS
 from regionsearch.supervisor import Plan, Supervisor
 from regionsearch.supervisor.child import Child
 from regionsearch.supervisor.plan import reachable
+from tests.models.conftest import Publisher, models, publisher  # noqa: F401 (fixtures)
 from tests.runtime.test_server import ipv6_is_there
 from tests.stack import ROOT, free_port
 
@@ -103,6 +105,26 @@ def up(tmp_path: Path) -> Iterator[Up]:
         if up.process is not None and up.process.poll() is None:
             up.process.kill()
             up.process.wait()
+
+
+def test_a_profile_runs_after_its_weights_were_pulled(
+    up: Up,
+    publisher: Publisher,  # noqa: F811
+    models: Path,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As `make run PROFILE=base` does."""
+    for model in ("sam_vit_b", "ViT-B-32"):
+        here = publisher.weights(publisher.digest)
+        there = replace(WEIGHTS[model], url=here.url, sha256=here.sha256, size=len(publisher.data))
+        monkeypatch.setitem(WEIGHTS, model, there)
+    assert CliRunner().invoke(app, ["models", "pull", "base"]).exit_code == 0
+    assert CliRunner().invoke(app, ["models", "verify", "base"]).exit_code == 0
+    up.start("--profile", "base")
+    assert "segmenter sam_vit_b, embedder ViT-B-32" in up.log.read_text()
+    assert up.settings("segmenter")[0]["REGIONSEARCH_SEGMENTER_MODEL"] == "sam_vit_b"
+    assert up.settings("embedder")[0]["REGIONSEARCH_EMBEDDER_MODEL"] == "ViT-B-32"
+    assert up.end() == 0
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
@@ -331,6 +353,11 @@ def test_the_last_words_of_a_process_are_one_sentence(tmp_path: Path) -> None:
         (("--profile", "huge"), "choose one of pocket, base, large"),
         (("--profile", "base"), "regionsearch models pull base"),
         (("--segmenter", "sam_vit_l", "--embedder", "ViT-H-14"), "models pull sam_vit_l ViT-H-14"),
+        (
+            ("--segmenter", "sam_vit_b", "--embedder", "ViT-B-16-SigLIP:webli"),
+            "sam_vit_b_01ec64.pth and open_clip_vit_b_16_siglip_webli.safetensors and the tokenizer "
+            "timm/ViT-B-16-SigLIP are not in",
+        ),
         (("--workers", "searcher=2"), "only segmenter and embedder"),
         (("--workers", "segmenter=0"), "at least one"),
         (("--workers", "many"), "--workers segmenter=2"),

@@ -125,6 +125,21 @@ def test_no_pod_can_fill_its_node() -> None:
             assert quantity(volume["sizeLimit"]) < most
 
 
+@pytest.mark.parametrize(
+    ("components", "expected"), [((), {"pocket"}), (("gpu",), {"sam_vit_h", "ViT-H-14"})], ids=str
+)
+def test_one_config_map_says_which_models_run(components: tuple[str, ...], expected: set[str]) -> None:
+    resources = render(*components)
+    (models,) = (r for r in resources if r["kind"] == "ConfigMap")
+    assert set(models["data"].values()) == expected
+    for workload in workloads(resources):
+        (container,) = workload["spec"]["template"]["spec"]["containers"]
+        name = workload["metadata"]["name"]
+        found = [e["valueFrom"] for e in container["env"] if e["name"].endswith("ER_MODEL")]
+        if name in models["data"]:
+            assert found == [{"configMapKeyRef": {"name": models["metadata"]["name"], "key": name}}]
+
+
 def test_uploads_fit_their_volume() -> None:
     (gateway,) = (w for w in workloads(render()) if w["metadata"]["name"] == "gateway")
     (tmp,) = (v for v in gateway["spec"]["template"]["spec"]["volumes"] if v["name"] == "tmp")

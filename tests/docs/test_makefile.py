@@ -13,7 +13,7 @@ from tests.stack import ROOT
 pytestmark = pytest.mark.skipif(not shutil.which("make"), reason="needs make")
 
 
-def plan(target: str, **variables: Path) -> str:
+def plan(target: str, **variables: Path | str) -> str:
     given = [f"{name}={value}" for name, value in variables.items()]
     return subprocess.run(
         ["make", "--dry-run", target, *given], cwd=ROOT, capture_output=True, text=True, check=True
@@ -28,6 +28,13 @@ def test_an_environment_that_broke_off_is_made_again(tmp_path: Path) -> None:
     assert f"-m venv {tmp_path}" in plan("run", VENV=tmp_path)
     (programs / "pip").touch()
     assert f"-m venv {tmp_path}" not in plan("run", VENV=tmp_path)
+
+
+def test_run_pulls_the_models_of_a_profile_first() -> None:
+    pulled, started = [line for line in plan("run", PROFILE="base").splitlines() if "regionsearch " in line]
+    assert pulled.endswith("regionsearch models pull base")
+    assert started.endswith("regionsearch up --demo --profile base")
+    assert "models pull" not in plan("run")
 
 
 def test_clean_removes_what_git_ignores_but_data_and_training() -> None:

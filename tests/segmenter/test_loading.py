@@ -1,17 +1,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from regionsearch.errors import Kind, RegionSearchError
 from regionsearch.models import pocket_dir
 from services.segmenter.backends import FAMILIES, load_backend
+from services.segmenter.backends.base import ModelFiles
 from services.segmenter.backends.refiner import Refiner
+from services.segmenter.backends.sam import SamBackend
 from services.segmenter.loading import CHECKPOINTS, find_model
 from services.segmenter.service import load
 from services.segmenter.settings import SegmenterSettings
@@ -90,6 +95,98 @@ def test_a_checkpoint_of_another_architecture_is_refused(tmp_path: Path) -> None
     error = failure(str(path))
     assert error.kind is Kind.DATA_LOSS
     assert str(path) in error.message
+
+
+@pytest.fixture
+def pocket_weights() -> dict[str, Tensor]:
+    return load_file(pocket_dir() / "segmenter.safetensors")
+
+
+def pocket_files(path: Path) -> ModelFiles:
+    return replace(find_model("pocket"), weights=path)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda weights: {"model": weights},
+        lambda weights: {"state_dict": weights, "epoch": 3},
+        lambda weights: {f"module.{name}": tensor for name, tensor in weights.items()},
+        lambda weights: {"model": {f"module.{name}": tensor for name, tensor in weights.items()}},
+    ],
+    ids=["model", "state_dict", "parallel", "both"],
+)
+def test_a_checkpoint_of_a_training_loop_is_unwrapped(
+    wrap: Callable[[dict[str, Tensor]], object], tmp_path: Path, pocket_weights: dict[str, Tensor]
+) -> None:
+    torch.save(wrap(pocket_weights), tmp_path / "mine.pt")
+    backend = load_backend(pocket_files(tmp_path / "mine.pt"), "cpu", "fp32")
+    name, tensor = next(iter(pocket_weights.items()))
+    assert cast("SamBackend", backend).model.state_dict()[name].equal(tensor.float())
+
+
+@pytest.mark.parametrize("content", [{"epoch": 3}, [torch.zeros(2)], {}, {"model": {"epoch": 3}}])
+def test_a_file_without_tensors_by_name_is_told_in_a_sentence(content: object, tmp_path: Path) -> None:
+    path = tmp_path / "sam_vit_b.pth"
+    torch.save(content, path)
+    error = failure(str(path))
+    assert error.kind is Kind.DATA_LOSS
+    assert "not tensors by name" in error.message
+
+
+def encoder_of(width: int) -> dict[str, Tensor]:
+    return {"image_encoder.pos_embed": torch.zeros(1, 64, 64, width)}
+
+
+def test_a_checkpoint_of_another_size_is_named(tmp_path: Path) -> None:
+    save_file(encoder_of(1024), tmp_path / "sam_vit_b.safetensors")
+    assert "it holds those of sam_vit_l" in failure(str(tmp_path / "sam_vit_b.safetensors")).message
+    save_file({"vision_encoder.pos_embed": torch.zeros(1)}, tmp_path / "sam_vit_b.safetensors")
+    assert "transformers package" in failure(str(tmp_path / "sam_vit_b.safetensors")).message
+    torch.save({"backbone.weight": torch.zeros(1)}, tmp_path / "detector.pth")
+    assert (
+        "not hold the weights of a segmenter that is known" in failure(str(tmp_path / "detector.pth")).message
+    )
+
+
+def sam2(width: int, last_block: int) -> dict[str, Tensor]:
+    trunk = "image_encoder.trunk."
+    return {
+        f"{trunk}patch_embed.proj.weight": torch.zeros(width, 3, 7, 7),
+        f"{trunk}blocks.{last_block}.norm1.weight": torch.zeros(width),
+    }
+
+
+@pytest.mark.parametrize(
+    ("weights", "name"),
+    [
+        (encoder_of(768), "sam_vit_b"),
+        (encoder_of(1280), "sam_vit_h"),
+        (sam2(96, 11), "sam2.1_hiera_tiny"),
+        (sam2(96, 15), "sam2.1_hiera_small"),
+        (sam2(112, 23), "sam2.1_hiera_base_plus"),
+        (sam2(144, 47), "sam2.1_hiera_large"),
+    ],
+)
+def test_an_architecture_is_recognised_by_its_tensors(
+    weights: dict[str, Tensor], name: str, tmp_path: Path
+) -> None:
+    save_file(weights, tmp_path / "finetuned.safetensors")
+    files = find_model(str(tmp_path / "finetuned.safetensors"))
+    assert (files.family, files.variant) == CHECKPOINTS[name]
+
+
+def test_a_folder_stands_for_what_is_in_it(tmp_path: Path) -> None:
+    with_manifest, with_weights = tmp_path / "a", tmp_path / "b"
+    with_manifest.mkdir()
+    with_weights.mkdir()
+    copy_pocket(with_manifest)
+    assert find_model(str(with_manifest)).variant == "pocket"
+    assert "holds none" in failure(str(with_weights)).message
+    save_file(encoder_of(768), with_weights / "model.safetensors")
+    assert find_model(str(with_weights)).variant == "vit_b"
+    save_file(encoder_of(768), with_weights / "older.safetensors")
+    assert "model.safetensors, older.safetensors; give the path of one" in failure(str(with_weights)).message
 
 
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 cut off"])

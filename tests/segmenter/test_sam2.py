@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from safetensors.torch import save_file
 
 from regionsearch.errors import Kind, RegionSearchError
 from services.segmenter.backends import sam2 as family
 from services.segmenter.backends.base import ModelIdentity
 from services.segmenter.everything import segment_everything
 from services.segmenter.grid import Crop
+from services.segmenter.loading import find_model
 from services.segmenter.options import EverythingOptions
 from services.segmenter.prompts import Prompt, decode_prompts, draw_answers, group_prompts, stack_prompts
 
@@ -21,6 +25,22 @@ def test_without_its_package_the_error_names_the_extra(monkeypatch: pytest.Monke
     with pytest.raises(RegionSearchError, match=r"regionsearch\[sam2\]") as caught:
         family.build("sam2.1_hiera_t")
     assert caught.value.kind is Kind.FAILED_PRECONDITION
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_weights_load_from_both_formats(suffix: str, tmp_path: Path) -> None:
+    pytest.importorskip("sam2", reason="the sam2 extra is not installed")
+    torch.manual_seed(0)
+    weights = family.build("sam2.1_hiera_t").state_dict()
+    path = tmp_path / f"mine{suffix}"
+    if suffix == ".pt":
+        torch.save({"model": weights}, path)
+    else:
+        save_file({name: tensor.contiguous() for name, tensor in weights.items()}, path)
+    backend = family.load(find_model(str(path)), "cpu", "fp32")
+    assert backend.identity.variant == "sam2.1_hiera_t"
+    assert all(tensor.equal(weights[name]) for name, tensor in backend.model.state_dict().items())
 
 
 @pytest.mark.timeout(600)

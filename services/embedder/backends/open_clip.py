@@ -13,7 +13,12 @@ from torch import Tensor
 
 from regionsearch.errors import Kind, RegionSearchError
 from services.embedder.backends.base import ModelFiles
-from services.embedder.backends.tokenizers import hub_folder, load_tokenizer, need_transformers
+from services.embedder.backends.tokenizers import (
+    Tokenizer,
+    hub_folder,
+    load_tokenizer,
+    need_transformers,
+)
 from services.embedder.crops import CLIP_MEAN, CLIP_STD
 from services.embedder.sparse_rows import is_packed, unpack_rows
 from services.torch_runtime.devices import autocast
@@ -25,7 +30,13 @@ class OpenClipBackend:
     """See :class:`services.embedder.backends.base.Backend`."""
 
     def __init__(
-        self, model: Any, files: ModelFiles, device: torch.device, precision: str, compile_model: bool
+        self,
+        model: Any,
+        tokenizer: Tokenizer,
+        files: ModelFiles,
+        device: torch.device,
+        precision: str,
+        compile_model: bool,
     ) -> None:
         self.files = files
         self.device = device
@@ -50,7 +61,7 @@ class OpenClipBackend:
         if compile_model:  # a graph for each size of a batch: torch would give up after eight of them
             options: Any = {"recompile_limit": GRAPHS, "isolate_recompiles": True}  # torch's types lack them
             self._encode_image = torch.compile(model.encode_image, dynamic=False, **options)
-        self._tokenizer = load_tokenizer(files.config["text_cfg"])
+        self._tokenizer = tokenizer
 
     def tokenize(self, texts: Sequence[str]) -> tuple[Tensor, list[bool]]:
         """Token ids (N, context), and for each text whether its end was cut off."""
@@ -73,6 +84,7 @@ class OpenClipBackend:
 
 def load(files: ModelFiles, device: torch.device, precision: str, compile_model: bool) -> OpenClipBackend:
     """Loads a model; see :func:`services.embedder.backends.load_backend`."""
+    tokenizer = load_tokenizer(files.config["text_cfg"])  # first: what it lacks is said at once
     model = build(files.config)
     if files.weights is not None:
         try:
@@ -85,7 +97,7 @@ def load(files: ModelFiles, device: torch.device, precision: str, compile_model:
                 field="model",
             ) from error
     model = model.float().eval().requires_grad_(False).to(device)
-    return OpenClipBackend(model, files, device, precision, compile_model)
+    return OpenClipBackend(model, tokenizer, files, device, precision, compile_model)
 
 
 def _load(model: Any, weights: Path) -> None:

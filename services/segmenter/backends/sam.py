@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import functools
-import pickle
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from segment_anything import sam_model_registry
 from segment_anything.modeling import Sam
 from segment_anything.utils.transforms import ResizeLongestSide
 from torch import Tensor
 
-from regionsearch.errors import Kind, RegionSearchError
 from regionsearch.images import Pixels
 from services.segmenter.backends.base import (
     Embedding,
@@ -27,6 +22,7 @@ from services.segmenter.backends.base import (
     PromptBatch,
     ResizeStep,
 )
+from services.segmenter.backends.checkpoints import load_weights, read_weights
 from services.segmenter.backends.pocket import build_pocket_sam
 from services.segmenter.backends.refiner import Refiner, RefinerNet
 from services.segmenter.backends.sam_decoder import Decoded, LazyMaskDecoder
@@ -44,35 +40,8 @@ def load(files: ModelFiles, device: str, precision: str) -> SamBackend:
         model = build_pocket_sam(**files.architecture)
     else:
         model = sam_model_registry[files.variant]()
-    try:
-        model.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
-    except RuntimeError as error:  # names or shapes of another architecture
-        raise _damaged(files, f"are not those of a {files.variant}") from error
+    load_weights(model, weights, files)
     return SamBackend(model, ModelIdentity(files.family, files.variant, files.digest, precision, device))
-
-
-def read_weights(files: ModelFiles) -> dict[str, Any]:
-    """The tensors of a weights file by name, on the CPU; nothing in the file is executed.
-
-    Raises:
-        RegionSearchError: DATA_LOSS when the file is of another format, or truncated.
-    """
-    try:
-        if files.weights.suffix == ".safetensors":
-            return load_file(files.weights)
-        weights: dict[str, Any] = torch.load(files.weights, map_location="cpu", weights_only=True, mmap=True)
-    except (SafetensorError, RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
-        raise _damaged(files, "cannot be read") from error
-    return weights
-
-
-def _damaged(files: ModelFiles, problem: str) -> RegionSearchError:
-    return RegionSearchError(
-        Kind.DATA_LOSS,
-        f"the weights in {files.weights} {problem}: the file is damaged or belongs to another model; "
-        "pull it again with `regionsearch models pull`",
-        field="model",
-    )
 
 
 class SamBackend:

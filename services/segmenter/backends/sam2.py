@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,6 +21,7 @@ from services.segmenter.backends.base import (
     PromptBatch,
     ResizeStep,
 )
+from services.segmenter.backends.checkpoints import load_weights, read_weights
 from services.segmenter.backends.refiner import Refiner
 from services.torch_runtime.devices import autocast
 
@@ -31,17 +31,9 @@ _BOX_LABELS = (2, 3)  # how the prompt encoder calls the two corners of a box
 
 def load(files: ModelFiles, device: str, precision: str) -> Sam2Backend:
     """Loads ``sam2.1_hiera_t``, ``_s``, ``_b+`` or ``_l``; see `services.segmenter.backends.load_backend`."""
+    weights = read_weights(files)
     model = build(files.variant)
-    try:
-        weights = torch.load(files.weights, map_location="cpu", weights_only=True, mmap=True)["model"]
-        model.load_state_dict(weights)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError) as error:
-        raise RegionSearchError(
-            Kind.DATA_LOSS,
-            f"the weights in {files.weights} are damaged or not those of {files.variant}; "
-            "pull them again with `regionsearch models pull`",
-            field="model",
-        ) from error
+    load_weights(model, weights, files)
     return Sam2Backend(model, ModelIdentity(files.family, files.variant, files.digest, precision, device))
 
 
