@@ -17,7 +17,8 @@ from gateway.records import HIDDEN, check_reserved, clean_name, hide_key
 from gateway.service_clients import Services, remap_error_field
 from gateway.settings import GatewaySettings
 from regionsearch.errors import Kind, RegionSearchError, invalid, not_found, too_large
-from regionsearch.rpc import afan_out, chunked, gather_or_cancel
+from regionsearch.lru import LruCache
+from regionsearch.rpc import chunked, fan_out, gather_or_cancel
 from regionsearch.schemas.requests.records import MAX_IDS
 from regionsearch.v1 import embed_pb2, search_pb2, types_pb2
 
@@ -51,22 +52,20 @@ class Recent(Generic[Value]):
     """Values by name that were read less than a second ago."""
 
     def __init__(self) -> None:
-        self._values: dict[str, tuple[float, Value]] = {}
+        self._values: LruCache[str, tuple[float, Value]] = LruCache(_MOST_REMEMBERED)
 
     def get(self, name: str) -> Value | None:
         """The value, unless it is too old."""
-        read_at, value = self._values.get(name, (float("-inf"), None))
+        read_at, value = self._values.get(name) or (float("-inf"), None)
         return value if time.monotonic() - read_at < _REMEMBERED_S else None
 
     def put(self, name: str, value: Value) -> None:
         """Remembers a value that has just been read."""
-        if len(self._values) >= _MOST_REMEMBERED:
-            self._values.clear()
-        self._values[name] = time.monotonic(), value
+        self._values.put(name, (time.monotonic(), value))
 
     def forget(self, name: str) -> None:
         """The value has changed."""
-        self._values.pop(name, None)
+        self._values.remove(name)
 
 
 class Catalog:
@@ -345,9 +344,9 @@ class Catalog:
         async def has_file(image: search_pb2.StoredImage) -> bool:
             return await self._store.exists(collection or DEFAULT, image.image_id)
 
-        parts = await afan_out(ask, list(chunked(list(dict.fromkeys(image_ids)), _CHECKED_AT_ONCE)))
+        parts = await fan_out(ask, list(chunked(list(dict.fromkeys(image_ids)), _CHECKED_AT_ONCE)))
         images = [image for part in parts for image in part]
-        there = await afan_out(has_file, images)
+        there = await fan_out(has_file, images)
         for image in images:
             hide_key(image)
         return [image for image, found in zip(images, there, strict=True) if found]

@@ -5,23 +5,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Iterator
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator
 from typing import Any
 
 import structlog
 from google.protobuf.message import Message
-from google.rpc import status_pb2
 
 from gateway.access import Scope
 from gateway.core import Gateway
 from gateway.records import IdempotencyKey, checked_key
-from regionsearch.errors import Kind, RegionSearchError, to_status, too_large
+from regionsearch.errors import too_large
 from regionsearch.rpc import deadline
 from regionsearch.rpc.callers import calling_for, peer_address
 from regionsearch.v1 import region_search_pb2 as pb
 from regionsearch.v1 import region_search_pb2_grpc, types_pb2
-from services.runtime.interceptor import is_over
 from services.runtime.requests import Load
+from services.runtime.streams import answer_items, item_status
 
 _log = structlog.get_logger(__name__)
 
@@ -71,9 +70,29 @@ class RegionSearchServicer(region_search_pb2_grpc.RegionSearchServiceServicer):
     ) -> AsyncIterator[pb.IngestImagesResponse]:
         """See the contract."""
         with self._call(context, Scope.WRITE, None):
-            stream = _IngestStream(self._gateway, self._load)
-            async for response in stream.run(request_iterator):
-                yield response
+            window = 2 * self._gateway.settings.limits.max_images_in_work
+            answers = answer_items(request_iterator, self._ingest_item, window)
+            async with contextlib.aclosing(answers):
+                async for one in answers:
+                    yield one
+
+    async def _ingest_item(
+        self, item: pb.IngestImagesRequest, report: Callable[[pb.IngestImagesResponse], None]
+    ) -> pb.IngestImagesResponse:
+        def begin(stage: pb.IngestStage.ValueType) -> None:
+            if stage != pb.INGEST_STAGE_DONE:
+                report(pb.IngestImagesResponse(key=item.key, stage=stage))
+
+        done = pb.IngestImagesResponse(key=item.key, stage=pb.INGEST_STAGE_DONE)
+        try:
+            with self._load.message(item.ByteSize()), self._gateway.ingester.admit(1):
+                answer = await self._gateway.ingester.ingest(
+                    item.request, priority=types_pb2.PRIORITY_BULK, progress=begin
+                )
+            done.response.CopyFrom(answer)
+        except (Exception, asyncio.CancelledError) as error:  # fails one item, not the stream
+            done.error.CopyFrom(item_status(error))
+        return done
 
     async def Search(  # noqa: N802
         self, request: pb.RegionSearchServiceSearchRequest, context: _Context
@@ -139,64 +158,3 @@ class RegionSearchServicer(region_search_pb2_grpc.RegionSearchServiceServicer):
         most = self._gateway.settings.max_message_bytes
         if answer.ByteSize() > most:
             raise too_large(field, f"the answer is over {most} bytes (max_message_bytes): {advice}")
-
-
-class _IngestStream:
-    """Many images at once over one stream; reads on only while there is room."""
-
-    def __init__(self, gateway: Gateway, load: Load) -> None:
-        self._gateway = gateway
-        self._load = load
-        self._answers: asyncio.Queue[pb.IngestImagesResponse | None] = asyncio.Queue()
-        self._room = asyncio.Semaphore(2 * gateway.settings.limits.max_images_in_work)
-
-    async def run(
-        self, requests: AsyncIterable[pb.IngestImagesRequest]
-    ) -> AsyncIterator[pb.IngestImagesResponse]:
-        """Answers until all images are done; a failure to read ends it."""
-        reader = asyncio.create_task(self._read(requests))
-        try:
-            while (answer := await self._answers.get()) is not None:
-                yield answer
-                if answer.stage == pb.INGEST_STAGE_DONE:
-                    self._room.release()  # not before: answers to who does not read them must not pile up
-            await reader
-        finally:
-            reader.cancel()
-            await asyncio.gather(reader, return_exceptions=True)
-
-    async def _read(self, requests: AsyncIterable[pb.IngestImagesRequest]) -> None:
-        try:
-            async with asyncio.TaskGroup() as group:
-                async for request in requests:
-                    await self._room.acquire()
-                    group.create_task(self._ingest(request))
-        finally:
-            self._answers.put_nowait(None)
-
-    async def _ingest(self, request: pb.IngestImagesRequest) -> None:
-        def report(stage: pb.IngestStage.ValueType) -> None:
-            if stage != pb.INGEST_STAGE_DONE:
-                self._answers.put_nowait(pb.IngestImagesResponse(key=request.key, stage=stage))
-
-        done = pb.IngestImagesResponse(key=request.key, stage=pb.INGEST_STAGE_DONE)
-        try:
-            with self._load.message(request.ByteSize()), self._gateway.ingester.admit(1):
-                answer = await self._gateway.ingester.ingest(
-                    request.request, priority=types_pb2.PRIORITY_BULK, progress=report
-                )
-            done.response.CopyFrom(answer)
-        except RegionSearchError as error:
-            done.error.CopyFrom(status_of(error))
-        except (Exception, asyncio.CancelledError) as error:
-            if is_over(error):
-                raise
-            _log.exception("ingest failed unexpectedly", exc_info=error)
-            done.error.CopyFrom(status_of(RegionSearchError(Kind.INTERNAL, "an unexpected error")))
-        self._answers.put_nowait(done)
-
-
-def status_of(error: RegionSearchError) -> status_pb2.Status:
-    """The error as a message, for answers that carry many."""
-    packed = dict(to_status(error).trailing_metadata or ())["grpc-status-details-bin"]
-    return status_pb2.Status.FromString(packed)

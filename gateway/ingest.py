@@ -33,7 +33,7 @@ from gateway.service_clients import Services, remap_error_field
 from gateway.settings import GatewaySettings
 from regionsearch.errors import Kind, RegionSearchError, overloaded
 from regionsearch.images import encode_image, image_from_proto, image_id, probe_image
-from regionsearch.rpc import afan_out, chunked, deadline
+from regionsearch.rpc import chunked, deadline, fan_out
 from regionsearch.rpc.callers import caller
 from regionsearch.tensors import tensor_from_proto, tensor_to_proto
 from regionsearch.v1 import embed_pb2, region_search_pb2, search_pb2, segment_pb2, types_pb2
@@ -352,7 +352,7 @@ class Ingester:
             return np.concatenate([tensor_from_proto(answer.image_vector, "image_vector", ndim=2), vectors])
 
         chunks = list(chunked(regions, self._settings.embed_chunk)) or [[]]
-        return np.concatenate(await afan_out(embed, [(n == 0, chunk) for n, chunk in enumerate(chunks)]))
+        return np.concatenate(await fan_out(embed, [(n == 0, chunk) for n, chunk in enumerate(chunks)]))
 
 
 def _reading_bytes(image: types_pb2.Image) -> int:

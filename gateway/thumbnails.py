@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from gateway import render
-from gateway.cache import ByteCache
 from gateway.decoder import ImageDecoder
 from gateway.image_store import ImageStore
+from regionsearch.lru import LruCache
 
 
 class Thumbnails:
@@ -17,7 +17,7 @@ class Thumbnails:
     def __init__(self, store: ImageStore, decoder: ImageDecoder, cache_bytes: int) -> None:
         self._store = store
         self._decoder = decoder
-        self._made = ByteCache(cache_bytes)
+        self._made: LruCache[tuple[str, int], bytes] = LruCache(cache_bytes, len)
 
     async def get(self, collection: str, image_id: str, width: int) -> bytes:
         """The WebP of an image that the collection has.

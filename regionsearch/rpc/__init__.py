@@ -2,16 +2,15 @@
 
     with open_channel("dns:///embedder:50052", ChannelConfig(service="regionsearch.v1.EmbedService")) as
     channel:
-        stub = EmbedServiceStub(channel)
         with deadline(10):
-            answers = fan_out(lambda part: call(stub.EmbedRegions, request(part)), list(chunked(regions, 64)))
+            answer = call(EmbedServiceStub(channel).EmbedTexts, request)
 
-``open_aio_channel``, ``acall`` and ``afan_out`` do the same on an event loop.
+``open_aio_channel`` and ``acall`` do the same on an event loop, where ``fan_out`` makes many calls at once.
 """
 
 from regionsearch.rpc.calls import DEFAULT_POLICY, CallPolicy, acall, call, deadline, remaining
 from regionsearch.rpc.channels import ChannelConfig, TlsFiles, open_aio_channel, open_channel, resolve_target
-from regionsearch.rpc.fanout import afan_out, chunked, fan_out, gather_or_cancel
+from regionsearch.rpc.fanout import chunked, fan_out, gather_or_cancel
 
 __all__ = [
     "DEFAULT_POLICY",
@@ -19,7 +18,6 @@ __all__ = [
     "ChannelConfig",
     "TlsFiles",
     "acall",
-    "afan_out",
     "call",
     "chunked",
     "deadline",

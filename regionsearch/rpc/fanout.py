@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 Item = TypeVar("Item")
@@ -20,24 +18,7 @@ def chunked(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
         yield items[len(items) * index // count : len(items) * (index + 1) // count]
 
 
-def fan_out(call: Callable[[Chunk], Answer], chunks: Sequence[Chunk], concurrency: int = 8) -> list[Answer]:
-    """Calls for every chunk from threads, up to `concurrency` at a time.
-
-    The first failure is raised, after the calls that run; those that have not begun are given up. The
-    surrounding :func:`regionsearch.rpc.deadline` holds in the threads too.
-    """
-    if len(chunks) < 2:
-        return [call(chunk) for chunk in chunks]
-    with ThreadPoolExecutor(min(concurrency, len(chunks)), thread_name_prefix="fan-out") as pool:
-        futures = [pool.submit(contextvars.copy_context().run, call, chunk) for chunk in chunks]
-        try:
-            return [future.result() for future in futures]
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-
-
-async def afan_out(
+async def fan_out(
     call: Callable[[Chunk], Awaitable[Answer]], chunks: Sequence[Chunk], concurrency: int = 8
 ) -> list[Answer]:
     """Calls for every chunk on the event loop, up to `concurrency` at a time.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,11 +12,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from regionsearch.lru import LruCache
 from regionsearch.rpc import gather_or_cancel
 from services.embedder.backends.base import Backend
 from services.embedder.crops import CropPolicy
 from services.embedder.tasks import ImageTask, Pixels, Regions, RegionsTask, TextsTask
-from services.embedder.text_templates import TextTemplates, VectorCache
+from services.embedder.text_templates import TextTemplates
 from services.runtime.batcher import Batcher, BatchSettings, BatchSlice, Priority
 from services.torch_runtime.failures import classify
 
@@ -47,7 +48,7 @@ class EmbedEngine:
         on_fatal: Callable[[str], None] = lambda reason: None,
     ) -> None:
         self.backend = backends[0]
-        self._cache = VectorCache(text_cache)
+        self._cache: LruCache[Hashable, tuple[Vectors, bool]] = LruCache(text_cache)
         self._runners = [DeviceRunner(backend, batching.max_batch) for backend in backends]
         self._batcher: Batcher[Any, Vectors] = Batcher(
             "embedder",
@@ -144,7 +145,7 @@ class EmbedEngine:
             done = await self._embed_sentences(some, templates)
             for text, (vector, cut) in zip(some, done, strict=True):
                 found[text] = vector, cut
-                self._cache.put(_cache_key(templates, text), vector, cut)
+                self._cache.put(_cache_key(templates, text), (vector, cut))
         entries = [entry for text in texts if (entry := found[text]) is not None]
         return np.stack([vector for vector, _ in entries]), [truncated for _, truncated in entries]
 

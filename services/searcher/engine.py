@@ -7,7 +7,6 @@ cluster for those who outgrow one machine). Both are called from many threads at
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 from regionsearch.errors import Kind, RegionSearchError
@@ -30,23 +29,6 @@ from services.searcher.types import (
 from services.searcher.updates import ImageUpdate, UpdateResult
 
 
-@dataclass(frozen=True, slots=True)
-class Capabilities:
-    """Optional features of an engine.
-
-    Attributes:
-        snapshots: Snapshot and restore; elsewhere the engine's own backup tool does that.
-        binary_codes: Collections with binary codes.
-        pinned_deletions: Pages of one search also show what was deleted since the first page.
-        atomic_upsert: A failed upsert leaves nothing behind.
-    """
-
-    snapshots: bool
-    binary_codes: bool
-    pinned_deletions: bool
-    atomic_upsert: bool
-
-
 class Engine(Protocol):
     """Collections of images, records and vectors. Every method raises `RegionSearchError` and nothing else.
 
@@ -54,7 +36,6 @@ class Engine(Protocol):
     """
 
     name: str
-    capabilities: Capabilities
 
     def create_collection(self, collection: Collection) -> Collection:
         """Adds an empty collection; ALREADY_EXISTS when there is one of that name."""

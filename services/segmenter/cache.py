@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Protocol
 
 from regionsearch.errors import Kind, RegionSearchError
+from regionsearch.lru import LruCache
 from services.runtime.batcher import Priority
 from services.segmenter.backends.base import Embedding
 
@@ -47,15 +47,13 @@ class EmbeddingCache:
     """
 
     def __init__(self, max_bytes: int) -> None:
-        self._max_bytes = max_bytes
-        self._bytes = 0
-        self._kept: OrderedDict[str, Embedding] = OrderedDict()
+        self._kept: LruCache[str, Embedding] = LruCache(max_bytes, lambda embedding: embedding.nbytes)
         self._flights: dict[str, _Flight] = {}
 
     @property
     def nbytes(self) -> int:
         """Device memory that is held."""
-        return self._bytes
+        return self._kept.size
 
     async def get(self, key: str, encoding: Encoding, priority: Priority) -> tuple[Embedding, bool]:
         """The embedding of an image.
@@ -71,7 +69,6 @@ class EmbeddingCache:
         while True:
             kept = self._kept.get(key)
             if kept is not None:
-                self._kept.move_to_end(key)
                 return kept, True
             joined = self._flights.get(key)
             flight = joined or _Flight(encoding, asyncio.ensure_future(self._fill(key, encoding)))
@@ -102,15 +99,5 @@ class EmbeddingCache:
             flight = self._flights.get(key)
             if flight is not None and flight.task is task:
                 del self._flights[key]
-        self._keep(key, embedding)
+        self._kept.put(key, embedding)
         return embedding
-
-    def _keep(self, key: str, embedding: Embedding) -> None:
-        if embedding.nbytes > self._max_bytes:
-            return
-        replaced = self._kept.pop(key, None)
-        self._bytes += embedding.nbytes - (replaced.nbytes if replaced else 0)
-        self._kept[key] = embedding
-        while self._bytes > self._max_bytes:
-            _, oldest = self._kept.popitem(last=False)
-            self._bytes -= oldest.nbytes

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
 
-from google.rpc import status_pb2
-
-from regionsearch.errors import invalid, to_status, too_large
+from regionsearch.errors import invalid, too_large
 from regionsearch.v1 import segment_pb2, segment_pb2_grpc, types_pb2
 from services.runtime.batcher import Priority
 from services.runtime.enums import check_enums
-from services.runtime.interceptor import is_over, typed
 from services.runtime.requests import Load
+from services.runtime.streams import answer_items, item_status
 from services.segmenter import messages
 from services.segmenter.call_context import CallContext, LazyImage
 from services.segmenter.engine import SegmentEngine
@@ -55,28 +54,23 @@ class SegmentServicer(segment_pb2_grpc.SegmentServiceServicer):
         self, request_iterator: AsyncIterator[segment_pb2.SegmentStreamRequest], context: Any
     ) -> AsyncIterator[segment_pb2.SegmentStreamResponse]:
         """Many images; answers come as they get ready."""
-        free = asyncio.Semaphore(self._settings.max_stream_calls)
-        answers: asyncio.Queue[segment_pb2.SegmentStreamResponse | None] = asyncio.Queue()
+        deadline = _deadline(context)
 
-        async def answer_item(item: segment_pb2.SegmentStreamRequest) -> None:
-            answers.put_nowait(await self._stream_item(item, _deadline(context)))
+        async def answer(
+            item: segment_pb2.SegmentStreamRequest, _: object
+        ) -> segment_pb2.SegmentStreamResponse:
+            try:
+                check_enums(item.request)
+                with self._load.message(item.ByteSize()):
+                    response = await self._segment(item.request, deadline)
+            except (Exception, asyncio.CancelledError) as error:  # fails one item, not the stream
+                return segment_pb2.SegmentStreamResponse(key=item.key, error=item_status(error))
+            return segment_pb2.SegmentStreamResponse(key=item.key, response=response)
 
-        async def read() -> None:
-            async with asyncio.TaskGroup() as group:
-                async for item in request_iterator:
-                    await free.acquire()
-                    group.create_task(answer_item(item))
-            answers.put_nowait(None)
-
-        reader = asyncio.create_task(read())
-        reader.add_done_callback(lambda _: answers.put_nowait(None))
-        try:
-            while (answer := await answers.get()) is not None:
-                yield answer
-                free.release()  # only now: answers that the client does not read must not pile up
-            await reader
-        finally:
-            reader.cancel()
+        answers = answer_items(request_iterator, answer, self._settings.max_stream_calls)
+        async with contextlib.aclosing(answers):
+            async for one in answers:
+                yield one
 
     async def GetModel(  # noqa: N802
         self, request: segment_pb2.SegmentServiceGetModelRequest, context: Any
@@ -87,20 +81,6 @@ class SegmentServicer(segment_pb2_grpc.SegmentServiceServicer):
             everything_defaults=messages.write_everything(self._defaults.everything),
             zoom_default=self._defaults.zoom,
         )
-
-    async def _stream_item(
-        self, item: segment_pb2.SegmentStreamRequest, deadline: float | None
-    ) -> segment_pb2.SegmentStreamResponse:
-        try:
-            check_enums(item.request)
-            with self._load.message(item.ByteSize()):
-                response = await self._segment(item.request, deadline)
-        except (Exception, asyncio.CancelledError) as error:  # fails one item, not the stream
-            if is_over(error):
-                raise
-            status = dict(to_status(typed(error)).trailing_metadata)["grpc-status-details-bin"]
-            return segment_pb2.SegmentStreamResponse(key=item.key, error=status_pb2.Status.FromString(status))
-        return segment_pb2.SegmentStreamResponse(key=item.key, response=response)
 
     async def _segment(
         self, request: segment_pb2.SegmentRequest, deadline: float | None

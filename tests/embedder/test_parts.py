@@ -19,7 +19,7 @@ from services.embedder.backends.base import ModelFiles
 from services.embedder.engine import buckets
 from services.embedder.loading import find_model
 from services.embedder.sparse_rows import pack_rows, unpack_rows
-from services.embedder.text_templates import TextTemplates, VectorCache
+from services.embedder.text_templates import TextTemplates
 
 
 def test_templates_hold_the_text():
@@ -27,20 +27,6 @@ def test_templates_hold_the_text():
     assert len(TextTemplates.SIMPLE.fill("mug")) == 7
     assert len(TextTemplates.FULL.fill("mug")) == 80
     assert all("{mug}" in sentence for sentence in TextTemplates.SIMPLE.fill("{mug}"))
-
-
-def test_the_text_cache_evicts_the_least_recently_used():
-    cache = VectorCache(2)
-    for name in "ab":
-        cache.put(name, np.zeros(1, np.float32), False)
-    assert cache.get("a") is not None
-    cache.put("c", np.zeros(1, np.float32), True)
-    assert len(cache) == 2
-    assert cache.get("b") is None
-    assert cache.get("c")[1] is True
-    none = VectorCache(0)
-    none.put("a", np.zeros(1, np.float32), False)
-    assert len(none) == 0
 
 
 @given(st.integers(1, 300))

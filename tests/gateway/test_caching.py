@@ -8,7 +8,6 @@ from typing import Any
 import httpx
 import pytest
 
-from gateway.cache import ByteCache
 from gateway.catalog import Catalog
 from regionsearch.images import EncodedImage
 from tests.gateway import fakes
@@ -129,24 +128,6 @@ def test_a_thumbnail_is_made_once(gateway: Running, collection: str, monkeypatch
     assert made == [100, 50]
     gateway.http.delete(url)
     assert gateway.http.get(f"{url}/thumbnail?width=100").status_code == 404
-
-
-def test_what_is_kept_in_memory_has_a_bound() -> None:
-    cache = ByteCache(10)
-    cache.put("a", b"1234")
-    cache.put("b", b"5678")
-    assert cache.get("a") == b"1234"
-    cache.put("c", b"90")
-    cache.put("d", b"x")  # over the bound: b was used longest ago
-    assert [cache.get(key) for key in "abcd"] == [b"1234", None, b"90", b"x"]
-    cache.put("a", b"12345678901")  # too large, and the old value is not the key's any more
-    assert [cache.get(key) for key in "acd"] == [None, b"90", b"x"]
-    for number in range(100):
-        cache.put(number, b"12345")
-    assert [key for key in ("c", "d", *range(100)) if cache.get(key)] == [98, 99]
-    nothing = ByteCache(0)
-    nothing.put("a", b"1")
-    assert nothing.get("a") is None
 
 
 @pytest.mark.parametrize(

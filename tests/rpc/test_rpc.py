@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import time
 
 import grpc
 import pytest
@@ -14,7 +13,6 @@ from regionsearch.rpc import (
     CallPolicy,
     ChannelConfig,
     acall,
-    afan_out,
     call,
     chunked,
     deadline,
@@ -257,30 +255,7 @@ def test_chunks_cover_everything_evenly(count, size):
         assert max(map(len, chunks)) - min(map(len, chunks)) <= 1
 
 
-def test_fan_out_keeps_order_and_the_deadline():
-    def work(number):
-        time.sleep(0.01 * (5 - number))
-        return number, remaining() is not None
-
-    with deadline(60):
-        assert fan_out(work, list(range(5))) == [(number, True) for number in range(5)]
-
-
-def test_fan_out_raises_the_first_failure_and_gives_up_the_rest():
-    begun = []
-
-    def work(number):
-        begun.append(number)
-        if number == 0:
-            raise overloaded("full", 1)
-        time.sleep(0.3)
-
-    with pytest.raises(RegionSearchError):
-        fan_out(work, list(range(50)), concurrency=2)
-    assert len(begun) < 50
-
-
-async def test_afan_out_keeps_order_and_bounds_concurrency():
+async def test_fan_out_keeps_order_and_bounds_concurrency():
     active = peak = 0
 
     async def work(number):
@@ -291,11 +266,11 @@ async def test_afan_out_keeps_order_and_bounds_concurrency():
         active -= 1
         return number
 
-    assert await afan_out(work, list(range(20)), concurrency=4) == list(range(20))
+    assert await fan_out(work, list(range(20)), concurrency=4) == list(range(20))
     assert peak == 4
 
 
-async def test_afan_out_cancels_the_others():
+async def test_fan_out_cancels_the_others():
     cancelled = []
 
     async def work(number):
@@ -308,7 +283,7 @@ async def test_afan_out_cancels_the_others():
             raise
 
     with pytest.raises(RegionSearchError):
-        await afan_out(work, list(range(5)))
+        await fan_out(work, list(range(5)))
     assert sorted(cancelled) == [0, 1, 2, 4]
 
 

@@ -43,7 +43,7 @@ from services.searcher.embedded.store.group_commit import GroupCommitter, Operat
 from services.searcher.embedded.store.restore_lock import RestoreLock
 from services.searcher.embedded.store.verification import check_store
 from services.searcher.embedded.store.visibility import VisibilityHorizon
-from services.searcher.engine import Capabilities, never_acknowledged
+from services.searcher.engine import never_acknowledged
 from services.searcher.models import check_generation, check_model
 from services.searcher.reports import CollectionStats, SnapshotInfo
 from services.searcher.response_budget import ANY_SIZE, ResponseBudget
@@ -77,8 +77,6 @@ class EmbeddedEngine:
     Raises:
         RegionSearchError: The folder is in use, or the record file is damaged, foreign or too new.
     """
-
-    capabilities = Capabilities(snapshots=True, binary_codes=True, pinned_deletions=True, atomic_upsert=True)
 
     def __init__(
         self, settings: EmbeddedSettings, on_fatal: Callable[[BaseException], None] = lambda error: None

@@ -2,9 +2,10 @@
 
 Any number of searchers can serve the same Milvus. A read sees what its own searcher has written, and with
 `min_seq` what any of them has; the numbers of writes are stamps of Milvus' own clock. Sharding, replication
-and durability are Milvus's: an answered write is in its log. What Milvus cannot do is said in `capabilities`:
-it has no transaction over several rows, so a write that fails half-way leaves some of its records behind,
-without their image; sending it again repairs that. Grouping, thresholds and the order of hits are made here,
+and durability are Milvus's: an answered write is in its log. Snapshots, restoring and binary codes are
+UNIMPLEMENTED, and pages of one search do not show what was deleted since the first. Milvus has no transaction
+over several rows, so a write that fails half-way leaves some of its records behind, without their image;
+sending it again repairs that. Grouping, thresholds and the order of hits are made here,
 by the same ranking as the embedded engine's.
 """
 
@@ -24,7 +25,7 @@ from pymilvus import MilvusClient
 from regionsearch.errors import Kind, RegionSearchError, not_found
 from regionsearch.metadata import MetadataLimits
 from services.searcher.cancellation import ANYBODY, CancellationToken
-from services.searcher.engine import Capabilities, never_acknowledged
+from services.searcher.engine import never_acknowledged
 from services.searcher.milvus import tables
 from services.searcher.milvus.access import STRONG, Access, Row, TableGoneError, explained, listed
 from services.searcher.milvus.clock import Clock
@@ -70,9 +71,6 @@ class MilvusEngine:
     """
 
     name = "milvus"
-    capabilities = Capabilities(
-        snapshots=False, binary_codes=False, pinned_deletions=False, atomic_upsert=False
-    )
 
     def __init__(self, settings: MilvusSettings) -> None:
         self._settings = settings

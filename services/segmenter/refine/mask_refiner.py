@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from regionsearch.images import Pixels
-from regionsearch.rpc import afan_out
+from regionsearch.rpc import fan_out
 from services.segmenter.backends.base import Geometry
 from services.segmenter.call_context import CallContext, LazyImage
 from services.segmenter.grid import Crop
@@ -59,7 +59,7 @@ class MaskRefiner:
         async def one(asked: tuple[Prompt, list[PromptedRegion]]) -> list[PromptedRegion]:
             return await improve(*asked)
 
-        return await afan_out(one, list(zip(prompts, answers, strict=True)), CONCURRENCY)
+        return await fan_out(one, list(zip(prompts, answers, strict=True)), CONCURRENCY)
 
     async def _refine(self, prompt: Prompt, answer: list[PromptedRegion]) -> list[PromptedRegion]:
         """The answer with its best mask drawn again by the refiner."""

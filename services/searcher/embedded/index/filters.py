@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from regionsearch.lru import LruCache
 from services.searcher.embedded.index.segments import Columns, IndexSegment, Mask, View
 from services.searcher.embedded.index.terms import Term
 from services.searcher.embedded.rows import RowIds
@@ -118,18 +118,16 @@ class FilterCache:
     """
 
     def __init__(self, entries: int = 16) -> None:
-        self._most = entries
-        self._kept: OrderedDict[Hashable, CompiledFilter] = OrderedDict()
+        self._kept: LruCache[Hashable, CompiledFilter] = LruCache(entries)
         self._lock = threading.Lock()
 
     def get(self, key: Hashable, make: Callable[[], CompiledFilter]) -> CompiledFilter:
         """The conditions of a key, which names filter, level and state; made where they are not kept."""
+        kept = self._kept.get(key)
+        if kept is not None:
+            return kept
+        made = make()  # without the lock: it reads the record store
         with self._lock:
-            kept = self._kept.get(key)
-        made = make() if kept is None else kept  # without the lock: it reads the record store
-        with self._lock:
-            found = self._kept.setdefault(key, made)
-            self._kept.move_to_end(key)
-            while len(self._kept) > self._most:
-                self._kept.popitem(last=False)
-            return found
+            found = self._kept.get(key) or made
+            self._kept.put(key, found)
+        return found
