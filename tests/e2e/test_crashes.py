@@ -14,15 +14,17 @@ import pytest
 from regionsearch import Client
 from regionsearch.supervisor.child import MODULES
 from tests.e2e.scenes import held_out_scenes
-from tests.stack import Stack, new_stack
+from tests.stack import Stack, coarse_segmenter, new_stack
 
 SCENES = 12
 
 
 @pytest.fixture(scope="module")
 def own_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """All four processes, for tests that harm them."""
-    with new_stack(tmp_path_factory.mktemp("stack")) as stack:
+    """All four processes, for tests that harm them, which need no fine segmentation."""
+    folder = tmp_path_factory.mktemp("stack")
+    segmenter = str(coarse_segmenter(tmp_path_factory.mktemp("models")))
+    with new_stack(folder, REGIONSEARCH_SEGMENTER_MODEL=segmenter) as stack:
         for collection in ("killed", "streamed", "restarted"):
             httpx.post(f"{stack.http}/v1/collections", json={"name": collection}).raise_for_status()
         yield stack

@@ -11,7 +11,7 @@ from regionsearch.errors import Kind, RegionSearchError
 
 
 def test_the_numbers_of_a_gateway_are_those_of_the_engines(stack):
-    dataset = load(FIXTURE).subset(3, seed=1)
+    dataset = load(FIXTURE).subset(2, seed=1)
     with Gateway(stack.http) as gateway:
         behind_url = run(gateway, dataset, draws=2)
         collections = httpx.get(f"{stack.http}/v1/collections").json()["collections"]

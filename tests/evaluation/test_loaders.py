@@ -71,7 +71,7 @@ def test_crowds_and_empty_masks_are_left_out(tmp_path, world):
     assert len(load_coco(path).samples[1].instances) == 2
 
 
-def test_what_is_a_crowd_in_a_image_is_not_absent_from_it(world):
+def test_what_is_a_crowd_in_an_image_is_not_absent_from_it(world):
     path = world.samples[0].path.parent / "scenes.json"
     content = json.loads(path.read_text())
     before = load_coco(path)
@@ -142,7 +142,7 @@ def test_lvis_is_read_as_published(tmp_path):
     assert load(path, tmp_path / "pictures").samples[0].pixels().shape == (6, 8, 3)
 
 
-def test_a_image_of_another_size_than_its_truth_is_named(tmp_path):
+def test_an_image_of_another_size_than_its_truth_is_named(tmp_path):
     sample = load(write(tmp_path, [[2, 1, 5, 1, 5, 4]])).samples[0]
     Image.new("RGB", (6, 8)).save(sample.path)
     with pytest.raises(RegionSearchError, match=r"a\.png is 6 x 8 pixels upright, its truth says 8 x 6"):

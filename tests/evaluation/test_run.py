@@ -68,7 +68,7 @@ def test_equal_seeds_give_equal_numbers_and_the_json_has_them_all(world, perfect
     assert first["system"]["embedder"] == {"code": "colour"}
 
 
-def test_a_image_without_regions_counts_as_a_miss(world, perfect):
+def test_an_image_without_regions_counts_as_a_miss(world, perfect):
     class Blind(TruthSegmenter):
         def everything(self, pixels):
             return Proposals(super().everything(pixels).found, Regions([], np.zeros(0)))

@@ -135,7 +135,7 @@ def test_errors_name_the_field_over_grpc(
     assert error.field == field
 
 
-def test_a_image_that_the_segmenter_refuses(gateway: Running, filled: dict[str, str], script: Script) -> None:
+def test_an_image_refused_by_the_segmenter(gateway: Running, filled: dict[str, str], script: Script) -> None:
     """The field is called what the caller calls it, and the setting keeps its name."""
     limit = "image.encoded has 9 x 9 pixels, over the limit of 4 (max_image_pixels)"
     script.failures["Segment"] = [too_large("image.encoded", limit)]

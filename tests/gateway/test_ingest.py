@@ -20,7 +20,7 @@ def count(gateway: Running, collection: str) -> int:
     return int(gateway.http.get(f"/v1/collections/{collection}").json()["image_count"])
 
 
-def test_a_image_goes_in_and_is_found_by_words(gateway: Running, collection: str) -> None:
+def test_an_image_goes_in_and_is_found_by_words(gateway: Running, collection: str) -> None:
     data = scene(RED, BLUE)
     (result,) = add(gateway, collection, ("two things.png", data))
     assert result == {
@@ -158,7 +158,7 @@ def test_many_regions_go_out_in_chunks_and_keep_their_order(
         assert hit["score"] == pytest.approx(1, abs=1e-3)
 
 
-def test_a_image_without_regions_is_kept_as_a_whole(gateway: Running, collection: str) -> None:
+def test_an_image_without_regions_is_kept_as_a_whole(gateway: Running, collection: str) -> None:
     (result,) = add(gateway, collection, ("white.png", scene()))
     assert (result["outcome"], result["regions"]) == ("created", 0)
     url = f"/v1/collections/{collection}"

@@ -43,7 +43,7 @@ def test_an_image_that_others_added_first_and_then_deleted(
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
-def test_a_image_that_comes_while_its_collection_is_deleted_stays(
+def test_an_image_that_comes_while_its_collection_is_deleted_stays(
     gateway: Running, collection: str, monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
     """It comes to a new collection of the same name, just before or after its old file is moved aside."""

@@ -51,7 +51,7 @@ def test_several_phrases_share_one_list_and_each_region_has_its_best(
     }
 
 
-def test_a_image_finds_itself(gateway: Running, filled: dict[str, str], script: Script) -> None:
+def test_an_image_finds_itself(gateway: Running, filled: dict[str, str], script: Script) -> None:
     image = base64.b64encode(IMAGES["yellow"]).decode()
     for value in (image, f"data:image/png;base64,{image}"):
         hits = search(gateway, query={"image": value}, level="image", page_size=1)["hits"]

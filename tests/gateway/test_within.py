@@ -159,7 +159,7 @@ def test_render_and_format_go_into_the_url_too(gateway: Running) -> None:
     assert [a["category_id"] for a in document["annotations"]] == [2, 1]
 
 
-def test_a_image_without_regions(gateway: Running) -> None:
+def test_an_image_without_regions(gateway: Running) -> None:
     answer = within(gateway, image=base64.b64encode(scene()).decode(), text="red")
     assert answer["regions"] == []
     mask = decode_rle(answer["union_mask"]["counts"], *answer["union_mask"]["size"])

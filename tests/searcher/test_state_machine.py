@@ -201,12 +201,12 @@ class SearcherMachine(RuleBasedStateMachine):
 
 
 def test_random_histories_on_exact_segments_match_the_oracle() -> None:
-    run_state_machine_as_test(SearcherMachine, settings=machine_settings(60))
+    run_state_machine_as_test(SearcherMachine, settings=machine_settings(40))
 
 
 def test_random_histories_on_gpu_segments_match_the_oracle(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine_module, "choose_device", lambda settings: FakeDevice())
-    run_state_machine_as_test(SearcherMachine, settings=machine_settings(30))
+    run_state_machine_as_test(SearcherMachine, settings=machine_settings(20))
 
 
 @pytest.mark.slow

@@ -70,7 +70,8 @@ def test_the_stock_generator_finds_the_things_of_a_scene(sam: Sam) -> None:
     content = json.loads((FIXTURE / "scenes.json").read_text())
     record = content["images"][0]
     image = np.asarray(Image.open(FIXTURE / record["file_name"]).convert("RGB"))
-    regions = SamAutomaticMaskGenerator(sam, **everything).generate(image)
+    coarse = everything | {"points_per_side": 8}  # a quarter of the time
+    regions = SamAutomaticMaskGenerator(sam, **coarse).generate(image)
     assert regions
     assert all(region["segmentation"].shape == image.shape[:2] for region in regions)
 

@@ -10,9 +10,9 @@ from regionsearch.schemas.requests.shapes import absent, combined, constant, eit
 from regionsearch.schemas.requests.values import (
     INT32,
     ONE_IMAGE,
+    Base64Image,
     Body,
     BoxBody,
-    EncodedImage,
     Number,
     OneImage,
     Points,
@@ -110,7 +110,7 @@ class EmbeddingsBody(Body):
     model_config = shaped(either("texts", "images"))
 
     texts: Texts = Field([])
-    images: list[EncodedImage] = Field([], max_length=64, fail_fast=True)
+    images: list[Base64Image] = Field([], max_length=64, fail_fast=True)
 
     @model_validator(mode="after")
     def _one(self) -> EmbeddingsBody:

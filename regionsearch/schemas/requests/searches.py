@@ -12,9 +12,9 @@ from regionsearch.schemas.requests.values import (
     MAX_TEXT,
     ONE_IMAGE,
     PHRASE,
+    Base64Image,
     Body,
     BoxBody,
-    EncodedImage,
     Id,
     Ids,
     Number,
@@ -50,7 +50,7 @@ class QueryBody(Body):
 
     text: Text | None = Field(None, description="One phrase.")
     texts: Texts = Field([], description="Several phrases; each region goes to its best one.")
-    image: EncodedImage | None = Field(
+    image: Base64Image | None = Field(
         None, description="An image of it; with points or box the object there."
     )
     region_id: Id | None = Field(None, description="A stored region: more like this.")
@@ -82,7 +82,7 @@ class NegativeBody(Body):
     model_config = ConfigDict(json_schema_extra=_or_a_phrase)
 
     text: Text | None = None
-    image: EncodedImage | None = Field(None, description="An image of it.")
+    image: Base64Image | None = Field(None, description="An image of it.")
     region_id: Id | None = Field(None, description="A stored region.")
     image_id: Id | None = Field(None, description="A stored image.")
 

@@ -41,7 +41,7 @@ def _image(value: object) -> object:
         raise ValueError(message) from None
 
 
-EncodedImage = Annotated[
+Base64Image = Annotated[
     bytes,
     BeforeValidator(_image),
     PlainSerializer(lambda data: base64.b64encode(data).decode("ascii"), when_used="json"),
@@ -178,7 +178,7 @@ class OneImage(Body):
     model_config = shaped(ONE_IMAGE)
 
     collection: CollectionName = Field("", description="Of a stored image; default when absent.")
-    image: EncodedImage | None = Field(None, description="The image itself.")
+    image: Base64Image | None = Field(None, description="The image itself.")
     image_id: Id | None = Field(None, description="A stored image instead.")
     image_name: Text | None = Field(
         None,
