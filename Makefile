@@ -27,7 +27,7 @@ $(VENV)/.run: pyproject.toml constraints.txt constraints-torch.txt | $(BIN)/pip
 
 $(VENV)/.dev: pyproject.toml constraints.txt constraints-torch.txt scripts/install_test_tools.sh | $(BIN)/pip
 	$(PIP) install -c constraints.txt -e '.[dev]'
-	@# Not in [dev]: pip would build it beside a second torch of its own choice, which constraints do not reach.
+	@# Not in [dev]: pip would build it against a second torch of its own choice, out of reach of the constraints.
 	SAM2_BUILD_CUDA=0 $(PIP) install -c constraints.txt --no-build-isolation sam2 || echo "without sam2 its tests are skipped"
 	scripts/install_test_tools.sh
 	@touch $@ $(VENV)/.run

@@ -85,7 +85,7 @@ def _table(outcomes: list[Outcome]) -> Table:
 
 
 def _write(outcomes: list[Outcome], path: Path, keep_others: bool) -> None:
-    """Writes the results; after a partial run, beside those of the cases that did not run."""
+    """Writes the results; after a partial run, together with the earlier ones of the other cases."""
     results = {}
     if keep_others and path.is_file():
         results = {entry["name"]: entry for entry in json.loads(path.read_text())}

@@ -1,4 +1,4 @@
-"""The gateway: what the whole pipeline costs beside its slowest stage.
+"""The gateway: what the whole pipeline costs compared with its slowest stage.
 
 Every process runs by itself, as in production. Once the models are stand-ins that take a fixed time on a
 device of their own, as on machines with a GPU, so that what is measured is the pipeline; once they are the

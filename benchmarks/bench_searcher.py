@@ -1,4 +1,4 @@
-"""The searcher against FAISS, LanceDB and milvus-lite: callers, filters, writes beside reads, starts.
+"""The searcher against FAISS, LanceDB and milvus-lite: callers, filters, reads during writes, starts.
 
 `REGIONSEARCH_BENCH_SCALE=0.02 python -m benchmarks --only searcher` shows in minutes that every case runs.
 """
@@ -135,7 +135,7 @@ def recall(truth: Any, found: list[list[int]]) -> float:
 
 
 @contextlib.contextmanager
-def beside_writes() -> Iterator[Pair]:
+def during_writes() -> Iterator[Pair]:
     """Median latency of one caller while another writes 200 images of 50 regions a minute, against alone."""
     with filled(scaled(100_000)) as (folder, _), process(folder) as stub:
         queries = [request(query) for query in clustered(100, seed=98)]
@@ -335,7 +335,7 @@ def _against_peers() -> list[Case]:
 
 def _alone() -> list[Case]:
     return [
-        Case("p50 beside writes / alone", "ms", beside_writes, target=1 / 1.5),
+        Case("p50 during writes / alone", "ms", during_writes, target=1 / 1.5),
         Case("writes of 8 callers / of one", "vectors/s", write_rate(8), better="higher"),
         _slow_recall("recall@10 of IVF at 131k", prepare=recall_of("ivf")),
         _slow_recall("recall@10 of 256-bit codes at 131k", prepare=recall_of("codes")),

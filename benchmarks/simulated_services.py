@@ -1,6 +1,6 @@
 """Services whose models take a fixed time on a device of their own, as on machines with a GPU.
 
-With them a benchmark measures what is around the models. Each runs as a process of its own, beside the real
+With them a benchmark measures everything but the models. Each runs in its own process, next to the real
 gateway and searcher: ``python -m benchmarks.simulated_services segmenter``.
 """
 

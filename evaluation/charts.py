@@ -22,7 +22,7 @@ def lines(
         series: Name, CSS class and (N,) values of each curve.
         mark: Where the vertical line stands.
         x_label: Under the axis.
-        y_label: Beside the axis.
+        y_label: Next to the axis.
     """
     low, high = float(x[0]), float(x[-1])
     body = [_axes(low, high, x_label, y_label, 1.0)]

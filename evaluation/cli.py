@@ -44,7 +44,7 @@ def evaluate(
 
     Args:
         data: A data set (see `evaluation.loaders.load`); by default the committed fixture.
-        images: Folder of its images, where they are not beside it.
+        images: Folder of its images, if they are not next to it.
         url: A running gateway (http://host:port); by default the engines run in this process.
         api_key: Of the gateway.
         out: Folder that the results are written to.
@@ -90,7 +90,7 @@ def evaluate(
 def _in_process(
     models: Path | None, reference: bool, policies: Sequence[str], baselines: bool
 ) -> tuple[System, dict[str, System]]:
-    """The system under test, and those beside it."""
+    """The system under test, and those it is compared with."""
     from services.embedder.crops import CropPolicy
 
     names = ["blur", *(p for p in CropPolicy if p != "blur")] if "all" in policies else list(policies)
@@ -140,7 +140,7 @@ def _table(result: Result) -> Table:
 
 
 Data = Annotated[Path | None, typer.Option(help="COCO-style JSON or PASCAL VOC; default: the fixture.")]
-Images = Annotated[Path | None, typer.Option(help="Folder of the images, if not beside the JSON.")]
+Images = Annotated[Path | None, typer.Option(help="Folder of the images, if not next to the JSON file.")]
 Fixture = Annotated[bool, typer.Option("--fixture", help="The committed fixture (the default).")]
 CutOuts = Annotated[
     bool,

@@ -1,4 +1,4 @@
-"""What the bundled models reach, written beside them: `python -m evaluation.committed`.
+"""The metrics of the bundled models, stored next to them: `python -m evaluation.committed`.
 
 `models/pocket/metrics.json` holds the numbers on the whole fixture, those on a part of it that a test can
 measure again in seconds, and, where a larger held-out set is given, those on it.

@@ -31,7 +31,7 @@ def load(path: Path, images: Path | None = None) -> Dataset:
     Args:
         path: A COCO-style JSON file; a folder with one (`scenes.json` or the only *.json); or the root of
             a PASCAL VOC year (with SegmentationObject/).
-        images: Folder of the images of a JSON file, where they are not beside it.
+        images: Folder of the images of a JSON file, if they are not next to it.
 
     Raises:
         RegionSearchError: INVALID_ARGUMENT, naming what is missing or malformed.

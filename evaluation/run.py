@@ -79,7 +79,7 @@ def run(
     draws: int = 1000,
     progress: Progress = silent,
 ) -> Result:
-    """Measures a system, and beside it others that differ in proposals, crop policy or embedder.
+    """Measures a system, and for comparison others that differ in proposals, crop policy or embedder.
 
     Others that have the same segmenter object as the main system share its proposals.
 

@@ -277,7 +277,7 @@ def _aside(path: str) -> str:
 
 
 def _write_durably(path: Path, data: bytes) -> None:
-    """Writes beside the place, synchronises, renames, synchronises the folder."""
+    """Writes a temporary file next to the target, syncs it, renames it, and syncs the folder."""
     handle, fresh = _fresh_file(path.parent)
     try:
         with os.fdopen(handle, "wb") as file:

@@ -47,7 +47,7 @@ def lifespan(settings: GatewaySettings) -> Lifespan:
                 servicer = RegionSearchServicer(gateway, server.load)
                 server.add(add_RegionSearchServiceServicer_to_server, servicer)
                 await health.services_ready()
-                async with _beside(health.follow(), *_sweeps(gateway)):
+                async with _background(health.follow(), *_sweeps(gateway)):
                     yield
         finally:
             await gateway.close()
@@ -83,8 +83,8 @@ def _sweeps(gateway: Gateway) -> list[Coroutine[Any, Any, None]]:
 
 
 @contextlib.asynccontextmanager
-async def _beside(*work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
-    """Runs work without an end beside the body."""
+async def _background(*work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Runs endless work in the background of the body."""
     tasks = [asyncio.create_task(one) for one in work]
     try:
         yield
@@ -126,7 +126,7 @@ async def _http_server(
                 raise RuntimeError("the HTTP server ended before it served")
             await asyncio.sleep(0.01)
         announce(settings, "http", host, port, settings.http_port_file)
-        async with _beside(_close(server, closing)):
+        async with _background(_close(server, closing)):
             yield
     finally:
         server.should_exit = True
@@ -134,7 +134,7 @@ async def _http_server(
 
 
 async def _close(server: uvicorn.Server, closing: asyncio.Event) -> None:
-    """Ends HTTP beside gRPC: one after the other could take twice the time that the process has."""
+    """Stops HTTP while gRPC stops: in turn they could take twice the grace period."""
     await closing.wait()
     server.should_exit = True
 

@@ -130,7 +130,7 @@ class GatewayArrivals(GatewayBase):
 class FloodUser(FastHttpUser):
     """One caller who asks for many clicks on new images at once, all of the time, as no person does.
 
-    What others are promised must hold beside it; to be refused is all that it may expect itself.
+    The objectives of the other users must hold meanwhile; this one may be refused.
     """
 
     fixed_count = 1

@@ -31,7 +31,7 @@ _cpu: list[float] = []  # each generator's use of its core, one value a second
 
 @events.init_command_line_parser.add_listener
 def add_options(parser: ArgumentParser) -> None:
-    """The options of this load test, beside Locust's own."""
+    """The options of this load test, in addition to Locust's own."""
     add = parser.add_argument
     add("--segmenter", default="127.0.0.1:50051", help="gRPC address")
     add("--embedder", default="127.0.0.1:50052", help="gRPC address")
@@ -55,7 +55,7 @@ def start(environment: Environment, **_: Any) -> None:
 
 @events.report_to_master.add_listener
 def send_cpu(client_id: str, data: dict[str, Any]) -> None:
-    """A worker's use of its core goes to the master beside its statistics."""
+    """A worker sends its CPU use to the master together with its statistics."""
     data["generator_cpu"] = _cpu.copy()
     _cpu.clear()
 

@@ -1,6 +1,6 @@
 """`python -m loadtests.soak`: hours of ordinary and careless use, and whether any process grows.
 
-The ordinary users are Locust's. Beside them a careless one leaves in the middle of uploads and answers, sends
+The ordinary users are Locust's. A careless one leaves in the middle of uploads and answers, sends
 damaged files and malformed bodies, and adds and deletes images. Every few seconds the memory, the file
 descriptors and the threads of each process are read; the slope of each, after the warm-up, is printed.
 """

@@ -67,7 +67,7 @@ def tensor_from_proto(
         )
     try:
         array: NDArray[Any] = np.frombuffer(tensor.data, dtype).reshape(shape)
-    except ValueError as error:  # without a byte, any sides beside a 0 have the right size
+    except ValueError as error:  # without a byte, any sides next to a 0 have the right size
         raise invalid(
             f"{field}.shape", f"{field}.shape {list(shape)[:8]} is not an array's: {error}"
         ) from error

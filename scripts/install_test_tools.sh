@@ -1,5 +1,5 @@
 #!/bin/sh
-# What the tests use besides Python packages: a browser, the font that training draws with, buf for
+# What the tests use in addition to Python packages: a browser, the font that training draws with, buf for
 # the contract, TypeScript for the types of the page's scripts.
 # haproxy and prometheus, which some tests of the deployment use, are not among them: their Debian packages start
 # daemons. Installed where we may; a test that misses its tool says so and is skipped.

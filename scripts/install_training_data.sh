@@ -1,5 +1,5 @@
 #!/bin/sh
-# What training draws with besides the Python packages: icon sets (npm), clip art and wallpapers (Debian), and the
+# What training draws with in addition to the Python packages: icon sets (npm), clip art and wallpapers (Debian), and the
 # program that rasterises vectors. Licences: training/icon_sets.py and models/pocket/README.md. Nothing of it is committed.
 set -eu
 

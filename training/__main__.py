@@ -161,7 +161,7 @@ def _refine(run: Run, store: SceneStore, models: Path) -> None:
 
 
 def _measure(scenes: Path, models: Path, count: int) -> None:
-    """Writes the report of the evaluation beside the scenes."""
+    """Writes the report of the evaluation next to the scenes."""
     from evaluation.cli import evaluate  # needs the services' engines, which training does not
 
     if not (scenes / "scenes.json").is_file():

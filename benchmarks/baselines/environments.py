@@ -1,4 +1,4 @@
-"""Environments for what cannot be installed beside us, and the programs that run in them."""
+"""Environments for packages that conflict with ours, and the programs that run in them."""
 
 from __future__ import annotations
 

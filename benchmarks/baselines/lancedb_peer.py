@@ -8,7 +8,7 @@ from pathlib import Path
 import lancedb  # type: ignore[import-not-found]  # lives in an environment of its own
 import numpy as np
 import pyarrow as pa  # type: ignore[import-not-found]
-from driver import HITS, serve  # type: ignore[import-not-found]  # beside this program
+from driver import HITS, serve  # type: ignore[import-not-found]  # next to this program
 
 
 def main(folder: Path) -> None:

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from driver import HITS, serve  # type: ignore[import-not-found]  # beside this program
+from driver import HITS, serve  # type: ignore[import-not-found]  # next to this program
 from pymilvus import DataType, MilvusClient
 
 BATCH = 5000

@@ -1,4 +1,4 @@
-"""Multipart forms: their files wait on disk, everything besides them is small, all together."""
+"""Multipart forms: their files wait on disk, everything else is small, all together."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ async def read_form(request: Request, limits: LimitSettings) -> AsyncIterator[Fo
     """The form of a request; its files are deleted afterwards.
 
     Raises:
-        RegionSearchError: TOO_LARGE for too many files, fields, or bytes besides the files; STORAGE_FULL when
+        RegionSearchError: TOO_LARGE for too many files, fields, or other bytes; STORAGE_FULL when
             there is no room for the files; INVALID_ARGUMENT for what is not a form in UTF-8.
     """
     media_type, options = parse_options_header(request.headers.get("content-type"))
@@ -64,7 +64,7 @@ class _FormParser(MultiPartParser):
             self._small += end - start
             if self._small > MAX_SMALL:
                 raise too_large(
-                    "body", f"the form has more than {MAX_SMALL} bytes besides its files; send less"
+                    "body", f"the form has more than {MAX_SMALL} bytes excluding its files; send less"
                 )
         super().on_part_data(data, start, end)
 

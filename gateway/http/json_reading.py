@@ -101,7 +101,7 @@ def _cut_images_out(data: bytes | bytearray, field: str) -> tuple[bytes, dict[st
 
 def _check_small(size: int, field: str) -> None:
     if size > MAX_SMALL:
-        raise too_large(field, f"{field} has more than {MAX_SMALL} bytes besides its images; send less")
+        raise too_large(field, f"{field} has more than {MAX_SMALL} bytes excluding its images; send less")
 
 
 def _checked_object(members: list[tuple[str, Any]], field: str) -> dict[str, Any]:

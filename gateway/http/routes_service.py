@@ -58,7 +58,7 @@ def _state(found: Readiness, *, told: bool) -> ServiceState:
 
 
 def router(gateway: Gateway, health: GatewayHealth) -> APIRouter:
-    """The routes besides the API proper.
+    """The routes outside the API proper.
 
     Args:
         gateway: Asked about its services.

@@ -15,7 +15,7 @@ errors = Console(stderr=True)
 
 
 def tell(text: str, style: str | None = None) -> None:
-    """Says something beside the results: no markup in it, and no breaks in what one may want to copy."""
+    """Prints a note to stderr, without markup or line breaks, so that it can be copied."""
     errors.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
 

@@ -75,7 +75,7 @@ def up(
 
     def ready() -> None:
         if demo:
-            # Beside the supervisor's own loop, which must go on watching the processes.
+            # Concurrently with the supervisor's own loop, which must go on watching the processes.
             filling = threading.Thread(target=fill_with_demo, args=(supervisor.url, supervisor), daemon=True)
             filling.start()
         else:

@@ -1,4 +1,4 @@
-"""A file taken apart: what its decoder needs, and what it says besides the pixels."""
+"""The parts of an image file: what its decoder needs, and its metadata."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files without what they tell besides the image: where and when it was taken, by whom, with what."""
+"""Removes metadata from files: where and when an image was taken, by whom, with what."""
 
 from __future__ import annotations
 

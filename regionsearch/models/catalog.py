@@ -21,7 +21,7 @@ class Weights:
         file: Its name in the models folder.
         url: Where it is published.
         sha256: Its digest, hexadecimal. None where it is not known for sure: then a download is compared
-            with what the server announces, its digest is written beside it, and later checks compare
+            with what the server announces, its digest is written next to it, and later checks compare
             with that.
         licence: Of the weights.
         size: Of the file in bytes; None where it is not known.

@@ -42,7 +42,7 @@ def file_digest(path: Path) -> str:
 
 
 def digest_file(target: Path) -> Path:
-    """Beside a downloaded file: its digest, as `sha256sum --check` reads it."""
+    """The file next to a downloaded one with its digest, as `sha256sum --check` reads it."""
     return target.with_name(target.name + ".sha256")
 
 

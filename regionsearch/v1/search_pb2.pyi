@@ -188,7 +188,7 @@ class BinaryCodes(_message.Message):
     rerank_factor: _builtins.int
     """Candidates scored again for each hit asked for; 0 means 10."""
     head: _builtins.str
-    """METHOD_LEARNED: name of the head's file in the searcher's `embedded.heads_folder`, by default `heads` beside its
+    """METHOD_LEARNED: name of the head's file in the searcher's `embedded.heads_folder`, by default `heads` next to its
     records: an .npz with `weight`, shape [bits, dimension], and `bias`, shape [bits].
     """
     def __init__(

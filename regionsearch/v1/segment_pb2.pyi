@@ -91,7 +91,7 @@ class EverythingOptions(_message.Message):
     box_nms_thresh: _builtins.float
     """Box IoU above which the worse of two regions is dropped."""
     crop_n_layers: _builtins.int
-    """Layers of crops that are searched besides the whole image; layer i has (2^i)^2 crops. 0 to 4."""
+    """Layers of crops that are segmented in addition to the whole image; layer i has (2^i)^2 crops. 0 to 4."""
     crop_nms_thresh: _builtins.float
     """Box IoU above which the worse of two regions from different crops is dropped."""
     crop_overlap_ratio: _builtins.float

@@ -93,7 +93,7 @@ def _only_tag(name: str, tags: list[str]) -> str:
         raise invalid(
             "model",
             f"open_clip publishes no weights of {name}, so that its preprocessing is not known; put the "
-            f"{CONFIG} of your weights beside them, and give the path of the folder",
+            f"{CONFIG} of your weights next to them, and give the path of the folder",
         )
     first = _configured(name, {}, tags[0])
     if any(_configured(name, {}, tag) != first for tag in tags):

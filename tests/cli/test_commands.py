@@ -170,7 +170,7 @@ def test_search_saves_the_best_hit_outlined(
     with Image.open(tmp_path / "found.png") as image:
         pixels = np.asarray(image)
     assert pixels.shape == (2, 3, 3)
-    assert tuple(pixels[0, 0]) == COLOUR  # beside the mask
+    assert tuple(pixels[0, 0]) == COLOUR  # outside the mask
     assert tuple(pixels[0, 1]) == (255, 255, 255)  # inside of it
 
 

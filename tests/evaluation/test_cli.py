@@ -34,7 +34,7 @@ def test_a_run_writes_numbers_and_a_page(perfect, tmp_path):
     assert "<html" in (out / "report.html").read_text()
 
 
-def test_all_policies_and_the_baselines_stand_beside_each_other(perfect, tmp_path):
+def test_all_policies_and_the_baselines_are_compared(perfect, tmp_path):
     arguments = [
         "--data",
         str(perfect),

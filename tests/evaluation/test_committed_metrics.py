@@ -1,4 +1,4 @@
-"""The committed weights still reach the numbers that stand beside them.
+"""The committed weights still reach the metrics committed with them.
 
 A part of the fixture is measured with the engines and compared with what `python -m evaluation.committed`
 wrote. Whoever changes the weights measures again; whoever changes an engine has to reach the same.

@@ -94,7 +94,7 @@ def test_an_answer_over_the_cap_names_the_field_and_the_remedy(world: World, fil
 
 
 def test_so_does_the_answer_of_a_search_inside_an_image(world: World) -> None:
-    """The scores and the union of the masks do not fit beside what the segmenter answered."""
+    """The scores and the union of the masks do not fit in addition to the segmenter's answer."""
     stripes = [((9 * i, 0, 255 - 9 * i), (8 * i, 0, 8 * i + 8, 120)) for i in range(20)]
     image = types_pb2.Image(encoded=scene(*stripes))
     request = region_search_pb2.SearchWithinRequest(image=image, texts=["red"])

@@ -13,7 +13,7 @@ SLOWEST_HEALTH_S = 5.0  # .1 on an idle machine; such bodies once took it for 13
 SPARE_BYTES = 24 * MIB  # what a process takes for itself while it works on anything
 
 
-class Beside:
+class HealthProbe:
     """Asks for health again and again; the slowest answer counts."""
 
     def __init__(self, url: str) -> None:
@@ -29,7 +29,7 @@ class Beside:
                 assert http.get("/healthz").status_code == 200
                 self.slowest_s = max(self.slowest_s, time.monotonic() - begin)
 
-    def __enter__(self) -> Beside:
+    def __enter__(self) -> HealthProbe:
         self._thread.start()
         return self
 

@@ -206,7 +206,7 @@ async def test_answers_that_wait_for_readers_have_a_bound_of_memory() -> None:
             peer.reader._transport.resume_reading()  # type: ignore[attr-defined]
             with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
                 complete += (await peer.answer())[0] == 200
-        assert 0 < complete <= 4  # besides what the kernel holds
+        assert 0 < complete <= 4  # in addition to what the kernel holds
 
 
 async def test_work_that_takes_longer_than_all_limits_is_answered() -> None:

@@ -12,7 +12,7 @@ import pytest
 import structlog
 
 from tests.gateway.conftest import RED, GatewayProcess, Running, scene
-from tests.hostile.measuring import MIB, SLOWEST_HEALTH_S, SPARE_BYTES, Beside, forget_peak, peak_bytes
+from tests.hostile.measuring import MIB, SLOWEST_HEALTH_S, SPARE_BYTES, HealthProbe, forget_peak, peak_bytes
 
 WITHIN = "/v1/search-within"
 SEGMENT = "/v1/segment"
@@ -68,15 +68,15 @@ FORMS: dict[str, tuple[str, Callable[[], tuple[dict[str, str], bytes]]]] = {
 
 
 @pytest.mark.parametrize("name", FORMS)
-def test_a_hostile_form_is_refused_beside_answers_to_others(process: GatewayProcess, name: str) -> None:
+def test_a_hostile_form_is_refused_while_others_are_answered(process: GatewayProcess, name: str) -> None:
     path, make = FORMS[name]
     headers, body = make()
     before = forget_peak(process.process.pid)
-    with Beside(process.url) as beside:
+    with HealthProbe(process.url) as probe:
         response = httpx.post(f"{process.url}{path}", content=body, headers=headers, timeout=60)
     assert response.status_code in (400, 413), response.text[:300]
     assert len(response.content) < 2_000
-    assert beside.slowest_s < SLOWEST_HEALTH_S
+    assert probe.slowest_s < SLOWEST_HEALTH_S
     assert peak_bytes(process.process.pid) - before < 3 * len(body) + SPARE_BYTES
 
 

@@ -1,4 +1,4 @@
-"""Bodies that ask for much work before a limit: refused at once, beside answers to others, in little memory.
+"""Bodies that ask for much work before a limit: refused at once, in little memory, while others are answered.
 
 The gateway runs in a process of its own, whose peak memory is the kernel's word for it.
 """
@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from tests.gateway.conftest import GatewayProcess
-from tests.hostile.measuring import MIB, SLOWEST_HEALTH_S, SPARE_BYTES, Beside, forget_peak, peak_bytes
+from tests.hostile.measuring import MIB, SLOWEST_HEALTH_S, SPARE_BYTES, HealthProbe, forget_peak, peak_bytes
 
 SEARCH = "/v1/collections/default/search"
 
@@ -95,17 +95,17 @@ BODIES: dict[str, tuple[str, Callable[[], bytes]]] = {
 
 @pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="needs Linux's /proc")
 @pytest.mark.parametrize("name", BODIES)
-def test_a_hostile_body_is_refused_beside_answers_to_others(process: GatewayProcess, name: str) -> None:
+def test_a_hostile_body_is_refused_while_others_are_answered(process: GatewayProcess, name: str) -> None:
     path, make = BODIES[name]
     body = make()
     before = forget_peak(process.process.pid)
-    with Beside(process.url) as beside:
+    with HealthProbe(process.url) as probe:
         response = httpx.post(
             f"{process.url}{path}", content=body, headers={"content-type": "application/json"}, timeout=60
         )
     assert response.status_code in (400, 413, 415), response.text[:300]
     assert len(response.content) < 2_000
-    assert beside.slowest_s < SLOWEST_HEALTH_S
+    assert probe.slowest_s < SLOWEST_HEALTH_S
     grown = peak_bytes(process.process.pid) - before
     assert grown < 3 * len(body) + SPARE_BYTES
 
@@ -113,7 +113,7 @@ def test_a_hostile_body_is_refused_beside_answers_to_others(process: GatewayProc
 def test_as_many_points_as_a_body_may_have_leave_others_their_answers(process: GatewayProcess) -> None:
     prompt = b'{"points":' + list_of(b'{"x":1,"y":1}', 14 * 15) + b"}"
     body = b'{"image_id":"a","prompts":' + list_of(prompt, 1000 * (len(prompt) + 1)) + b"}"
-    with Beside(process.url) as beside:
+    with HealthProbe(process.url) as probe:
         response = httpx.post(
             f"{process.url}/v1/segment",
             content=body,
@@ -121,4 +121,4 @@ def test_as_many_points_as_a_body_may_have_leave_others_their_answers(process: G
             timeout=60,
         )
     assert response.status_code == 404, response.text[:300]  # it is right, but there is no such image
-    assert beside.slowest_s < SLOWEST_HEALTH_S
+    assert probe.slowest_s < SLOWEST_HEALTH_S

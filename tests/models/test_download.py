@@ -36,7 +36,7 @@ def interrupt(publisher: Publisher, after: int, sha256: str | None = None) -> No
     assert "again" in caught.value.message
 
 
-def test_a_download_appears_whole_with_its_digest_beside_it(publisher: Publisher, models: Path) -> None:
+def test_a_download_appears_whole_with_its_digest_next_to_it(publisher: Publisher, models: Path) -> None:
     seen: list[tuple[int, int | None]] = []
     path = pull(publisher.weights(publisher.digest), lambda done, total: seen.append((done, total)))
     assert path == models / "weights.bin"

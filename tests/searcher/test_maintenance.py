@@ -1,4 +1,4 @@
-"""Beside the traffic: compaction in bounded steps, indexes that come back, tuning by real queries."""
+"""In the background: compaction in bounded steps, indexes that come back, tuning by real queries."""
 
 from __future__ import annotations
 

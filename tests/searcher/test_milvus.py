@@ -182,7 +182,7 @@ def searchers(milvus: str) -> Iterator[tuple]:
 
 
 @pytest.mark.slow
-def test_two_searchers_give_the_same_answers_beside_a_writer(searchers: tuple) -> None:
+def test_two_searchers_give_the_same_answers_while_one_of_them_writes(searchers: tuple) -> None:
     writer, other = searchers
     rng = np.random.default_rng(3)
     done: list[int] = []

@@ -1,4 +1,4 @@
-"""Snapshots and restores beside everything else that goes on, and when something fails."""
+"""Snapshots and restores during traffic, and when something fails."""
 
 from __future__ import annotations
 

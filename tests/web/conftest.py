@@ -25,7 +25,7 @@ expect.set_options(timeout=PATIENCE_MS)
 
 
 # Of a module, not of the session: while Playwright is open, its event loop is the thread's running one, and
-# no asynchronous test of another folder could run beside it.
+# no asynchronous test of another folder could run alongside.
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     """Debian's Chromium."""

@@ -1,4 +1,4 @@
-/** The list of things beside a picture: a small cut-out of each, its name, and one fact. */
+/** The list of things next to a picture: a small cut-out of each, its name, and one fact. */
 
 import { cutOut } from "./crop.js";
 import { $, h } from "./dom.js";

@@ -1,4 +1,4 @@
-/** The search field, the example beside it, and the filters. */
+/** The search field, the example next to it, and the filters. */
 
 import { $, h, icon, typing } from "./dom.js";
 import { cutOut, recall } from "./query_images.js";

@@ -71,7 +71,7 @@ class Contents:
         """Writes images and records; returns the ids of skipped images and the number of written records.
 
         Records that an image has no more are deleted first, and the others replaced by their ids, so that no
-        search sees an image's old records beside its new ones.
+        search sees an image's old records together with its new ones.
         """
         ids = [image.image_id for image in write.images]
         record_ids = [record.record_id for record in write.records]

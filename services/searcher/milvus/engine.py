@@ -57,7 +57,7 @@ from services.searcher.updates import ImageUpdate, UpdateResult
 
 Result = TypeVar("Result")
 _DESCRIBED_AT_ONCE = 100  # hits whose records and images are read together
-_CALLS_AT_ONCE = 32  # to Milvus, beside those that requests make in their own threads
+_CALLS_AT_ONCE = 32  # to Milvus, in addition to those that requests make in their own threads
 
 
 class MilvusEngine:

@@ -102,7 +102,7 @@ UPDATE state SET token_key = randomblob(32);
 ALTER TABLE collection ADD COLUMN checksum INTEGER;                -- see checksums.py
 ALTER TABLE image ADD COLUMN checksum INTEGER;
 ALTER TABLE record ADD COLUMN checksum INTEGER;                    -- of what the index holds
-ALTER TABLE record ADD COLUMN body_checksum INTEGER;               -- of what answers show besides
+ALTER TABLE record ADD COLUMN body_checksum INTEGER;               -- of the rest that responses contain
 ALTER TABLE record ADD COLUMN mask_checksum INTEGER;
 ALTER TABLE vector ADD COLUMN checksum INTEGER;
 
