@@ -118,7 +118,7 @@ class RegionSearchServicer(region_search_pb2_grpc.RegionSearchServiceServicer):
     ) -> pb.UpdateImageResponse:
         """See the contract."""
         with self._call(context, Scope.WRITE, self._gateway.settings.timeouts.query_s):
-            image, seq = await self._gateway.catalog.update_image(request.collection, request.update)
+            image, seq = await self._gateway.catalog.images.update(request.collection, request.update)
             return pb.UpdateImageResponse(image=image, seq=seq)
 
     async def DeleteImage(  # noqa: N802
@@ -126,7 +126,7 @@ class RegionSearchServicer(region_search_pb2_grpc.RegionSearchServiceServicer):
     ) -> pb.DeleteImageResponse:
         """See the contract."""
         with self._call(context, Scope.WRITE, self._gateway.settings.timeouts.query_s):
-            seq = await self._gateway.catalog.delete_image(request.collection, request.image_id)
+            seq = await self._gateway.catalog.images.delete(request.collection, request.image_id)
             return pb.DeleteImageResponse(seq=seq)
 
     async def CheckImages(  # noqa: N802
@@ -134,7 +134,7 @@ class RegionSearchServicer(region_search_pb2_grpc.RegionSearchServiceServicer):
     ) -> pb.CheckImagesResponse:
         """See the contract."""
         with self._call(context, Scope.READ, self._gateway.settings.timeouts.query_s):
-            images = await self._gateway.catalog.stored(request.collection, request.image_ids)
+            images = await self._gateway.catalog.images.stored(request.collection, request.image_ids)
             return pb.CheckImagesResponse(images=images)
 
     async def ListImages(  # noqa: N802
@@ -142,7 +142,7 @@ class RegionSearchServicer(region_search_pb2_grpc.RegionSearchServiceServicer):
     ) -> pb.RegionSearchServiceListImagesResponse:
         """See the contract."""
         with self._call(context, Scope.READ, self._gateway.settings.timeouts.query_s):
-            page = await self._gateway.catalog.images(
+            page = await self._gateway.catalog.images.list(
                 request.collection, request.page_size, request.page_token
             )
             return pb.RegionSearchServiceListImagesResponse(

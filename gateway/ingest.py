@@ -16,7 +16,7 @@ from typing import TypeAlias
 import numpy as np
 from prometheus_client import Counter
 
-from gateway.catalog import DEFAULT, Catalog, PendingCollection
+from gateway.catalog import Catalog, PendingCollection
 from gateway.decoder import ImageDecoder
 from gateway.image_store import ImageStore
 from gateway.model_compat import model_mismatch, same_model
@@ -31,6 +31,7 @@ from gateway.records import (
 )
 from gateway.service_clients import Services, remap_error_field
 from gateway.settings import GatewaySettings
+from regionsearch.defaults import COLLECTION as DEFAULT
 from regionsearch.errors import Kind, RegionSearchError, overloaded
 from regionsearch.images import encode_image, image_from_proto, image_id, probe_image
 from regionsearch.rpc import chunked, deadline, fan_out
@@ -229,7 +230,7 @@ class Ingester:
         )
 
     async def _known(self, collection: str, identity: str) -> search_pb2.GetRecordsResponse | None:
-        found = await self._catalog.records(collection, image_ids=[identity], images_only=True)
+        found = await self._catalog.images.records(collection, image_ids=[identity], images_only=True)
         return found if found.images else None
 
     async def _duplicate(
@@ -252,7 +253,7 @@ class Ingester:
         update = additions(request, image)
         if update is not None:
             try:
-                image, seq = await self._catalog.update_image(collection, update)
+                image, seq = await self._catalog.images.update(collection, update)
             except RegionSearchError as error:
                 if error.kind is Kind.NOT_FOUND:
                     return None

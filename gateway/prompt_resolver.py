@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gateway.catalog import DEFAULT, Catalog
+from gateway.catalog import Catalog
 from gateway.service_clients import Services
 from gateway.settings import GatewaySettings
+from regionsearch.defaults import COLLECTION as DEFAULT
 from regionsearch.errors import invalid
 from regionsearch.prompts import Size, check_box, check_point, read_box
 from regionsearch.region_selection import box_iou, merge_masks, select_by_box, select_by_points
@@ -121,4 +122,4 @@ class PromptResolver:
 
     async def stored_image(self, collection: str, image_id: str) -> types_pb2.Image:
         """The image of a stored image."""
-        return types_pb2.Image(encoded=await self._catalog.content(collection, image_id))
+        return types_pb2.Image(encoded=await self._catalog.images.content(collection, image_id))

@@ -196,7 +196,7 @@ class QueryEncoder:
 
     async def _stored(self, pending: PendingCollection, record_id: str, field: str) -> Vectors:
         where = (await pending).name
-        found = await self._catalog.records(where, record_ids=[record_id], vectors=True)
+        found = await self._catalog.images.records(where, record_ids=[record_id], vectors=True)
         if not found.records:
             name = record_id.removesuffix("-image")
             raise not_found(field, f"{field}: collection {where!r} has no {name!r}")
@@ -208,7 +208,7 @@ class QueryEncoder:
         """Segment-then-select; the segmenter is asked only where no stored region fits."""
         where = (await pending).name
         with remap_error_field("image_id", "query.image_id"):
-            found = await self._catalog.regions(where, image_id, masks=True, vectors=True)
+            found = await self._catalog.images.regions(where, image_id, masks=True, vectors=True)
         (stored,) = found.images
         size = (stored.height, stored.width)
         chosen = await asyncio.to_thread(select_stored, found.records, prompt, size, "query.")

@@ -14,12 +14,13 @@ import numpy as np
 from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
-from gateway.catalog import DEFAULT, Catalog, PendingCollection
+from gateway.catalog import Catalog, PendingCollection
 from gateway.prompt_resolver import PromptResolver
 from gateway.query import QueryEncoder, QueryVectors, SearchRequest, Vectors
 from gateway.records import check_reserved, hide_key
 from gateway.service_clients import Services
 from gateway.settings import GatewaySettings
+from regionsearch.defaults import COLLECTION as DEFAULT
 from regionsearch.errors import invalid
 from regionsearch.masks import encode_rle
 from regionsearch.region_selection import merge_masks
@@ -169,7 +170,9 @@ class Search:
         source = request.WhichOneof("source")
         if source == "image_id":
             collection = await pending
-            stored = await self._catalog.regions(collection.name, request.image_id, masks=True, vectors=True)
+            stored = await self._catalog.images.regions(
+                collection.name, request.image_id, masks=True, vectors=True
+            )
             answer.image_height, answer.image_width = stored.images[0].height, stored.images[0].width
             for record in stored.records:
                 answer.regions.add(region=region_of(record), region_id=record.record_id)

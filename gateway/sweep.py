@@ -21,7 +21,8 @@ import structlog
 from pydantic import Field
 from pydantic_settings import CliImplicitFlag
 
-from gateway.catalog import ASKED_AT_ONCE, Catalog
+from gateway.catalog import Catalog
+from gateway.image_records import ASKED_AT_ONCE
 from gateway.image_store import ImageStore
 from gateway.service_clients import Services
 from gateway.settings import GatewaySettings
@@ -78,7 +79,7 @@ class Sweeper:
             async for partition in self._store.partitions(collection):
                 swept.images += len(partition.images)
                 for ids in chunked(partition.images, ASKED_AT_ONCE):
-                    for image_id in await self._catalog.unknown(collection, ids):
+                    for image_id in await self._catalog.images.unknown(collection, ids):
                         await self._remove(collection, image_id, swept, dry_run)
                 if not dry_run:
                     for image_id in partition.aside:  # of a sweep that died
@@ -98,7 +99,7 @@ class Sweeper:
 
     async def _settle(self, collection: str, image_id: str, swept: Swept) -> None:
         """Decides about an image that is aside."""
-        if await self._catalog.resolve_quarantined(collection, [image_id]):
+        if await self._catalog.images.resolve_quarantined(collection, [image_id]):
             swept.orphans += 1
         else:
             swept.kept += 1

@@ -68,7 +68,7 @@ def _region_etag(record: search_pb2.Record, kind: str) -> str:
 def router(gateway: Gateway) -> APIRouter:
     """The routes of stored images."""
     routes = APIRouter(prefix="/v1/collections/{collection}/images", tags=["images"])
-    catalog = gateway.catalog
+    images = gateway.catalog.images
     read, write = [needs(gateway, Scope.READ)], [needs(gateway, Scope.WRITE)]
 
     async def matching(
@@ -77,14 +77,14 @@ def router(gateway: Gateway) -> APIRouter:
         """The image as it is now, if the request wants it to be in a certain state, which it then is."""
         if if_match is None or if_match.strip() == "*":
             return None
-        image = await catalog.image(collection, image_id)
+        image = await images.get(collection, image_id)
         check_if_match(request, Image.from_proto(image).model_dump())
         return image
 
     @routes.get("", summary="List images", response_model=Images, dependencies=read)
     async def list_images(collection: str, request: Request, page: Annotated[Page, Query()]) -> Response:
         """Newest first."""
-        found = await catalog.images(collection, page.page_size, page.page_token)
+        found = await images.list(collection, page.page_size, page.page_token)
         return json_with_etag(request, Images.from_proto(found).model_dump())
 
     @routes.post(
@@ -100,12 +100,12 @@ def router(gateway: Gateway) -> APIRouter:
         Files are not read: to repair one that may be damaged, send it.
         """
         body = await read_body(request, ImageIdsBody, gateway.settings.limits)
-        return StoredImages.from_proto(await catalog.stored(collection, body.image_ids))
+        return StoredImages.from_proto(await images.stored(collection, body.image_ids))
 
     @routes.get("/{image_id}", summary="An image", response_model=Image, dependencies=read)
     async def get_image(collection: str, image_id: str, request: Request) -> Response:
         """What is known about it. Its `ETag` goes into the `If-Match` of a change or a deletion."""
-        image = await catalog.image(collection, image_id)
+        image = await images.get(collection, image_id)
         return json_with_etag(request, Image.from_proto(image).model_dump())
 
     @routes.patch(
@@ -129,7 +129,7 @@ def router(gateway: Gateway) -> APIRouter:
             as_read = await matching(collection, image_id, request, if_match)
             if as_read is not None:
                 update.as_read.CopyFrom(as_read)
-            image, seq = await catalog.update_image(collection, update)
+            image, seq = await images.update(collection, update)
         facts = Image.from_proto(image).model_dump()
         return JSONResponse(facts | {"seq": seq}, headers={"ETag": etag_of(facts)})
 
@@ -147,7 +147,7 @@ def router(gateway: Gateway) -> APIRouter:
         """With its regions and its file."""
         with _precondition():
             as_read = await matching(collection, image_id, request, if_match)
-            await catalog.delete_image(collection, image_id, as_read)
+            await images.delete(collection, image_id, as_read)
         return Response(status_code=204)
 
     @routes.get(
@@ -170,7 +170,7 @@ def router(gateway: Gateway) -> APIRouter:
 
         With `format=webp` a rendering that every browser shows, of HEIC and TIFF too.
         """
-        image = await catalog.image(collection, image_id)
+        image = await images.get(collection, image_id)
         strip = gateway.settings.strip_metadata
         rendered = form == "webp" or (strip and image.content_type not in LOSSLESS)
 
@@ -198,7 +198,7 @@ def router(gateway: Gateway) -> APIRouter:
         collection: str, image_id: str, request: Request, width: Annotated[int, Query(ge=16, le=2048)] = 320
     ) -> Response:
         """Upright; its longer side is `width` pixels, unless the image is smaller."""
-        await catalog.image(collection, image_id)
+        await images.get(collection, image_id)
 
         async def make() -> bytes:
             return await gateway.thumbnails.get(collection, image_id, width)
@@ -221,7 +221,7 @@ def router(gateway: Gateway) -> APIRouter:
     ) -> Response:
         """Best first. `format=coco` gives a COCO document with masks."""
         with_masks = form == "coco" or "mask" in (include or [])
-        found = await catalog.regions(collection, image_id, masks=with_masks)
+        found = await images.regions(collection, image_id, masks=with_masks)
         records = [one for one in found.records if region_id is None or one.record_id == region_id]
         if form == "coco":
             return json_with_etag(request, coco.export_regions(found.images[0], records))
@@ -239,7 +239,7 @@ def router(gateway: Gateway) -> APIRouter:
     )
     async def get_mask(collection: str, image_id: str, region_id: str, request: Request) -> Response:
         """White on black, as large as the image."""
-        record = await catalog.region(collection, image_id, region_id)
+        record = await images.region(collection, image_id, region_id)
 
         async def make() -> bytes:
             area = record.mask.height * record.mask.width
@@ -258,7 +258,7 @@ def router(gateway: Gateway) -> APIRouter:
     )
     async def get_crop(collection: str, image_id: str, region_id: str, request: Request) -> Response:
         """The region's box, transparent outside of its mask."""
-        record = await catalog.region(collection, image_id, region_id)
+        record = await images.region(collection, image_id, region_id)
 
         async def make() -> bytes:
             data = await gateway.store.get(collection, image_id)

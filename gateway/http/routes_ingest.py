@@ -24,6 +24,7 @@ from gateway.http.problems import STATUS, problem
 from gateway.ingest import count_failure
 from gateway.records import IdempotencyKey, checked_key, clean_name
 from regionsearch.errors import Kind, RegionSearchError, invalid, too_large
+from regionsearch.rpc import gather_or_cancel
 from regionsearch.schemas.requests import IngestBody
 from regionsearch.schemas.responses import IngestError, IngestResult, IngestResults
 from regionsearch.v1 import region_search_pb2, types_pb2
@@ -151,12 +152,7 @@ class _Run:
         self, report: Callable[[str, dict[str, Any]], None] = lambda event, data: None
     ) -> list[IngestResult]:
         """One result for each file, in their order."""
-        tasks = [asyncio.create_task(self._ingest(index, report)) for index in range(len(self._files))]
-        try:
-            return list(await asyncio.gather(*tasks))
-        finally:
-            for task in tasks:
-                task.cancel()
+        return await gather_or_cancel(*(self._ingest(index, report) for index in range(len(self._files))))
 
     async def events(self, held: contextlib.AsyncExitStack) -> AsyncIterator[str]:
         """The same as server-sent events; lets go of what is held for the request at the end."""

@@ -101,7 +101,7 @@ def router(gateway: Gateway) -> APIRouter:
         if body.render is not None:
             data = body.image
             if data is None:
-                data = await gateway.catalog.content(body.collection, body.image_id or "")
+                data = await gateway.catalog.images.content(body.collection, body.image_id or "")
             drawn = await gateway.decoder.decoded(data, lambda image: _render(image, answer, body))
             return Response(drawn, media_type=f"image/{body.image_format}")
         if form == "coco":
@@ -192,7 +192,7 @@ def _phrases_named(text: str | None, prefix: str = "") -> Iterator[None]:
 async def _named(gateway: Gateway, body: OneImage) -> tuple[str, str]:
     """Id and name of the image of a request, for an export."""
     if body.image_id is not None:
-        image = await gateway.catalog.image(body.collection, body.image_id)
+        image = await gateway.catalog.images.get(body.collection, body.image_id)
         return image.image_id, body.image_name or image.name
     return await asyncio.to_thread(image_id, body.image or b""), clean_name(body.image_name or "")
 
@@ -209,7 +209,7 @@ def _render(image: EncodedImage, answer: region_search_pb2.SearchWithinResponse,
 
 async def _pick(gateway: Gateway, body: SegmentBody) -> SegmentAnswer:
     """Segment-then-select; several chosen regions are one object and come out merged."""
-    found = await gateway.catalog.regions(body.collection, body.image_id or "", masks=True)
+    found = await gateway.catalog.images.regions(body.collection, body.image_id or "", masks=True)
     records = list(found.records)
     if body.text is not None:
         request = region_search_pb2.SearchWithinRequest(

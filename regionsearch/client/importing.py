@@ -23,6 +23,7 @@ from regionsearch.client.image_inputs import ImageInput, name_of, open_file, pat
 from regionsearch.client.operations import Operation
 from regionsearch.client.streaming import failed
 from regionsearch.errors import Kind, RegionSearchError, invalid
+from regionsearch.rpc import gather_or_cancel
 from regionsearch.schemas.responses import Image, IngestResult, UpdatedImage
 
 T = TypeVar("T")
@@ -166,13 +167,7 @@ class Import:
                 results[index] = await add(source, stored)
                 self.on_result(results[index])
 
-        workers = [asyncio.ensure_future(work()) for _ in range(self.at_once)]
-        try:
-            await asyncio.gather(*workers)
-        finally:
-            for worker in workers:
-                worker.cancel()
-            await asyncio.gather(*workers, return_exceptions=True)
+        await gather_or_cancel(*(work() for _ in range(self.at_once)))
         return [results[index] for index in range(len(results))]
 
     def unknown(

@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from gateway.catalog import Catalog
+from gateway.image_records import ImageRecords
 from regionsearch.images import EncodedImage
 from tests.gateway import fakes
 from tests.gateway.conftest import BLUE, RED, Running, add, scene
@@ -69,9 +69,9 @@ def test_what_changes_after_the_look_is_not_deleted(
     data = scene(RED, BLUE)
     url = stored(gateway, collection, data)
     etag = gateway.http.get(url).headers["etag"]
-    delete_image, others = Catalog.delete_image, ["delete it and add it again"]
+    delete_image, others = ImageRecords.delete, ["delete it and add it again"]
 
-    async def late(self: Catalog, *arguments: Any) -> int:
+    async def late(self: ImageRecords, *arguments: Any) -> int:
         while others:
             others.clear()
             async with httpx.AsyncClient(base_url=gateway.url, timeout=60) as http:
@@ -80,7 +80,7 @@ def test_what_changes_after_the_look_is_not_deleted(
                 assert (await http.post(url.rpartition("/")[0], files=files)).is_success
         return await delete_image(self, *arguments)
 
-    monkeypatch.setattr(Catalog, "delete_image", late)
+    monkeypatch.setattr(ImageRecords, "delete", late)
     refused = gateway.http.delete(url, headers={"If-Match": etag})
     assert (refused.status_code, refused.json()["code"]) == (412, "ABORTED")
     assert gateway.http.get(f"{url}/content").content == data

@@ -1,0 +1,174 @@
+"""What searches find, in a collection and inside one image."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Literal, Protocol, overload
+
+from pydantic import Field
+
+from regionsearch.schemas.responses.regions import Region, region_fields
+from regionsearch.schemas.responses.values import Box, Mask, Model, Response
+from regionsearch.v1 import region_search_pb2, search_pb2, types_pb2
+
+
+class HitImage(Response):
+    """The image of a hit."""
+
+    width: int
+    height: int
+    name: str
+    tags: tuple[str, ...]
+
+
+class Hit(Response):
+    """Something that was found."""
+
+    rank: int
+    score: float = Field(description="Cosine of query and record, -1 to 1.")
+    relevancy: float | None = None
+    image_id: str
+    region_id: str | None
+    level: Literal["image", "region"]
+    box: Box
+    mask: Mask | None = None
+    area: int
+    image: HitImage
+    label: str | None = Field(description="The phrase that it fits best.")
+    text_index: int | None = Field(None, description="The place of that phrase, from 0.")
+    best_region: Hit | None = Field(None, description="When the whole image is the hit: its best region.")
+
+    @classmethod
+    def from_proto(cls, hit: search_pb2.Hit, phrases: Sequence[str]) -> Hit:
+        """Converts the contract's message; the phrases are those of the query."""
+        record, image = hit.record, hit.image
+        region = record.level == search_pb2.LEVEL_REGION
+        return cls(
+            rank=hit.rank,
+            score=hit.score,
+            relevancy=hit.relevancy if hit.HasField("relevancy") else None,
+            image_id=record.image_id,
+            region_id=record.record_id if region else None,
+            level="region" if region else "image",
+            box=Box.from_proto(record.box),
+            mask=Mask.from_proto(record.mask) if record.HasField("mask") else None,
+            area=record.area,
+            image=HitImage(width=image.width, height=image.height, name=image.name, tags=tuple(image.tags)),
+            label=phrases[hit.query_index] if phrases else None,
+            text_index=hit.query_index if phrases else None,
+            best_region=cls.from_proto(hit.best_region, phrases) if hit.HasField("best_region") else None,
+        )
+
+
+class SearchPage(Protocol):
+    """A page of hits as messages: the contract's own, or the gateway's, which spares a copy of every hit."""
+
+    @property
+    def hits(self) -> Sequence[search_pb2.Hit]:
+        """Best first."""
+
+    @property
+    def next_page_token(self) -> str:
+        """Empty on the last page."""
+
+    @property
+    def model(self) -> types_pb2.ModelInfo:
+        """Of the collection."""
+
+    @property
+    def seq(self) -> int:
+        """Of the last write that was searched."""
+
+    @property
+    def truncated(self) -> Sequence[bool]:
+        """For each phrase, whether its end was cut off."""
+
+
+class SearchAnswer(Response):
+    """A page of hits, best first; empty when there is nothing."""
+
+    hits: tuple[Hit, ...]
+    next_page_token: str
+    model: Model
+    seq: int
+    truncated: tuple[bool, ...] = Field(
+        description="On the first page, for each phrase: it was longer than the model reads."
+    )
+
+    @classmethod
+    def from_proto(cls, answer: SearchPage, phrases: Sequence[str]) -> SearchAnswer:
+        """Converts the contract's message; the phrases are those of the query."""
+        return cls(
+            hits=tuple(Hit.from_proto(hit, phrases) for hit in answer.hits),
+            next_page_token=answer.next_page_token,
+            model=Model.from_proto(answer.model),
+            seq=answer.seq,
+            truncated=tuple(answer.truncated),
+        )
+
+    def __len__(self) -> int:
+        return len(self.hits)
+
+    def __iter__(self) -> Iterator[Hit]:  # type: ignore[override]
+        return iter(self.hits)
+
+    @overload
+    def __getitem__(self, index: int) -> Hit: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Hit, ...]: ...
+    def __getitem__(self, index: int | slice) -> Hit | tuple[Hit, ...]:
+        return self.hits[index]
+
+
+class ScoredRegion(Region):
+    """A region with its score."""
+
+    score: float
+    relevancy: float | None = None
+    label: str
+    text_index: int
+    is_hit: bool
+
+    @classmethod
+    def from_scored(cls, scored: region_search_pb2.ScoredRegion, phrases: Sequence[str]) -> ScoredRegion:
+        """Converts the contract's message; the phrases are those of the query."""
+        return cls(
+            **region_fields(scored.region) | {"region_id": scored.region_id or None},
+            score=scored.score,
+            relevancy=scored.relevancy if scored.HasField("relevancy") else None,
+            label=phrases[scored.text_index],
+            text_index=scored.text_index,
+            is_hit=scored.is_hit,
+        )
+
+
+class WithinAnswer(Response):
+    """Every region of an image, best first."""
+
+    width: int
+    height: int
+    regions: tuple[ScoredRegion, ...]
+    union_mask: Mask = Field(description="Of the hits.")
+    model: Model
+    truncated: tuple[bool, ...] = Field(
+        (), description="For each phrase: it was longer than the model reads."
+    )
+
+    @classmethod
+    def from_proto(
+        cls, answer: region_search_pb2.SearchWithinResponse, phrases: Sequence[str]
+    ) -> WithinAnswer:
+        """Converts the contract's message; the phrases are those of the query."""
+        return cls(
+            width=answer.image_width,
+            height=answer.image_height,
+            regions=tuple(ScoredRegion.from_scored(one, phrases) for one in answer.regions),
+            union_mask=Mask.from_proto(answer.union_mask),
+            model=Model.from_proto(answer.model),
+            truncated=tuple(answer.truncated),
+        )
+
+    @property
+    def hits(self) -> tuple[ScoredRegion, ...]:
+        """The regions that passed the thresholds."""
+        return tuple(region for region in self.regions if region.is_hit)

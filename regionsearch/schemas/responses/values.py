@@ -1,0 +1,72 @@
+"""Parts of answers: boxes, masks, models."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+
+from regionsearch.masks import decode_rle
+from regionsearch.v1 import types_pb2
+
+
+class Response(BaseModel):
+    """Base of everything that is answered: immutable, and unknown fields are ignored."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class Box(Response):
+    """Pixels of the image as a viewer shows it; the edges are half-open."""
+
+    x_min: float
+    y_min: float
+    x_max: float
+    y_max: float
+
+    @classmethod
+    def from_proto(cls, box: types_pb2.Box) -> Box:
+        """Converts the contract's message."""
+        return cls(x_min=box.x_min, y_min=box.y_min, x_max=box.x_max, y_max=box.y_max)
+
+
+class Mask(Response):
+    """COCO's compressed run-length code of a mask as large as its image."""
+
+    size: tuple[int, int] = Field(description="Height and width.")
+    counts: str
+
+    @classmethod
+    def from_proto(cls, mask: types_pb2.Mask) -> Mask:
+        """Converts the contract's message."""
+        return cls(size=(mask.height, mask.width), counts=mask.coco_rle)
+
+    def to_array(self) -> NDArray[np.bool_]:
+        """The mask as a bool array of shape (height, width)."""
+        return decode_rle(self.counts, *self.size)
+
+
+class Model(Response):
+    """What a model is; vectors are comparable when all of this agrees."""
+
+    family: str
+    variant: str
+    weights_digest: str
+    dimension: int
+    crop_policy: str | None = None
+    precision: str | None = None
+    device: str | None = None
+
+    @classmethod
+    def from_proto(cls, model: types_pb2.ModelInfo) -> Model:
+        """Converts the contract's message."""
+        policy = types_pb2.CropPolicy.Name(model.crop_policy).removeprefix("CROP_POLICY_").lower()
+        return cls(
+            family=model.family,
+            variant=model.variant,
+            weights_digest=model.weights_digest,
+            dimension=model.dimension,
+            crop_policy=None if policy == "unspecified" else policy,
+            precision=model.precision or None,
+            device=model.device or None,
+        )
