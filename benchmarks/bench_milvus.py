@@ -35,7 +35,7 @@ def main() -> None:
     plain = MilvusClient(uri=asked.uri, timeout=30)
     engine.create_collection(Collection("ours", MODEL))
     engine.create_collection(Collection("plain", MODEL))
-    home, _ = engine._home("plain")
+    placement, _ = engine._placement("plain")
 
     def vectors(count: int) -> np.ndarray:
         made = rng.normal(size=(count, MODEL.dimension)).astype(np.float32)
@@ -52,25 +52,25 @@ def main() -> None:
 
     def write_plain(number: int) -> None:
         one, records, rows = image(number)
-        made = [tables.record_row(r, one, v, 0, home) for r, v in zip(records, rows, strict=True)]
-        plain.upsert(home.records, made)
-        plain.upsert(home.images, [tables.image_row(one)])
+        made = [tables.record_row(r, one, v, 0, placement) for r, v in zip(records, rows, strict=True)]
+        plain.upsert(placement.records, made)
+        plain.upsert(placement.images, [tables.image_row(one)])
 
     def search_ours() -> None:
         assert engine.search("ours", MODEL, [Query(vectors(1), vectors(0))])[0].hits
 
     def search_plain() -> None:
-        fields = [*home.payload, "vector"]
+        fields = [*placement.payload, "vector"]
         options = {"consistency_level": "Session"}
         found = plain.search(
-            home.records,
+            placement.records,
             data=vectors(1).tolist(),
             limit=20,
             output_fields=fields,
             **options,
         )
         ids = list({hit["entity"]["image_id"] for hit in found[0]})
-        assert plain.get(home.images, ids, output_fields=["body"], **options)
+        assert plain.get(placement.images, ids, output_fields=["body"], **options)
 
     def measured(*actions: Callable[[], None]) -> list[float]:
         """Medians of the times of each, in turns."""

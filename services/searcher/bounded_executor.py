@@ -43,13 +43,13 @@ class BoundedExecutor:
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix=name)
 
     async def run(
-        self, function: Callable[[], T], caller: CancellationToken | None = None, nbytes: int = 0
+        self, function: Callable[[], T], cancellation: CancellationToken | None = None, nbytes: int = 0
     ) -> T:
         """Runs a blocking function. One that waits for its thread never runs if the task is cancelled.
 
         Args:
             function: What to do.
-            caller: Told when the task is cancelled, so that a function that has begun can stop.
+            cancellation: Told when the task is cancelled, so that a function that has begun can stop.
             nbytes: Memory that it needs.
 
         Raises:
@@ -66,8 +66,8 @@ class BoundedExecutor:
         try:
             return await asyncio.wrap_future(future)
         except asyncio.CancelledError:
-            if caller is not None:
-                caller.leave()
+            if cancellation is not None:
+                cancellation.cancel()
             raise
 
     async def run_in_turn(self, function: Callable[[], T], nbytes: int) -> T:

@@ -16,19 +16,19 @@ class CancellationToken:
 
     def __init__(self, remaining_s: float | None = None) -> None:
         self._deadline = None if remaining_s is None else time.monotonic() + remaining_s
-        self._left = False
+        self._cancelled = False
 
     def remaining_s(self) -> float | None:
         """Seconds until nobody wants the answer any more; None for ever."""
         return None if self._deadline is None else max(self._deadline - time.monotonic(), 0.001)
 
-    def leave(self) -> None:
+    def cancel(self) -> None:
         """Cancels the call."""
-        self._left = True
+        self._cancelled = True
 
     def refusal(self) -> RegionSearchError | None:
         """CANCELLED or DEADLINE_EXCEEDED once the work should stop; None before."""
-        if self._left:
+        if self._cancelled:
             return RegionSearchError(Kind.CANCELLED, "the caller has left")
         if self._deadline is not None and time.monotonic() >= self._deadline:
             return RegionSearchError(
@@ -43,5 +43,5 @@ class CancellationToken:
             raise refusal
 
 
-ANYBODY = CancellationToken()
+NEVER_CANCELLED = CancellationToken()
 """The token of calls that are never cancelled."""

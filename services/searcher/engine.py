@@ -11,9 +11,9 @@ from typing import Protocol
 
 from regionsearch.errors import Kind, RegionSearchError
 from regionsearch.metadata import MetadataLimits
-from services.searcher.cancellation import ANYBODY, CancellationToken
+from services.searcher.cancellation import NEVER_CANCELLED, CancellationToken
 from services.searcher.reports import CollectionStats, SnapshotInfo
-from services.searcher.response_budget import ANY_SIZE, ResponseBudget
+from services.searcher.response_budget import UNLIMITED, ResponseBudget
 from services.searcher.types import (
     Collection,
     DeleteResult,
@@ -81,15 +81,15 @@ class Engine(Protocol):
         model: ModelIdentity,
         queries: Sequence[Query],
         min_seq: int | None = None,
-        caller: CancellationToken = ANYBODY,
-        room: ResponseBudget = ANY_SIZE,
+        cancellation: CancellationToken = NEVER_CANCELLED,
+        budget: ResponseBudget = UNLIMITED,
     ) -> list[Page]:
         """One page for each query; UNAVAILABLE before write `min_seq` is visible.
 
         FAILED_PRECONDITION at once when no write has been acknowledged with that number: it may never come.
         ABORTED when the state or the generation that a query is pinned to is no longer there. CANCELLED or
         DEADLINE_EXCEEDED when the caller has left before the search began. A single query's page ends
-        early where `room` is used up; TOO_LARGE when not even one hit fits, or when several pages do not.
+        early where `budget` is used up; TOO_LARGE when not even one hit fits, or when several pages do not.
         """
         ...
 
@@ -102,11 +102,11 @@ class Engine(Protocol):
         masks: bool,
         vectors: bool,
         images_only: bool = False,
-        room: ResponseBudget = ANY_SIZE,
+        budget: ResponseBudget = UNLIMITED,
     ) -> Stored:
         """Records by id, and all records of images, or only these images. What does not exist is left out.
 
-        TOO_LARGE when they need more than `room`.
+        TOO_LARGE when they need more than `budget`.
         """
         ...
 
@@ -115,12 +115,12 @@ class Engine(Protocol):
         name: str,
         limit: int,
         after: tuple[int, str] | None,
-        room: ResponseBudget = ANY_SIZE,
+        budget: ResponseBudget = UNLIMITED,
         generation: str | None = None,
     ) -> ImagePage:
         """Images, newest first, from behind a place that an earlier page named.
 
-        A page ends early where `room` is used up; TOO_LARGE when not even one image fits. ABORTED when
+        A page ends early where `budget` is used up; TOO_LARGE when not even one image fits. ABORTED when
         the collection is not of the given generation.
         """
         ...

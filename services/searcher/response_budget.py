@@ -64,7 +64,7 @@ class ResponseBudget:
         """Deducts the most that an image needs."""
         self.take(_image_bytes(image))
 
-    def has_room_for(self, image: StoredImage) -> bool:
+    def fits(self, image: StoredImage) -> bool:
         """Whether `take_image` would succeed."""
         return self._left >= _image_bytes(image)
 
@@ -94,5 +94,5 @@ def _texts(attributes: Mapping[str, str]) -> Iterator[str]:
         yield value
 
 
-ANY_SIZE = ResponseBudget(math.inf)
+UNLIMITED = ResponseBudget(math.inf)
 """For results that stay in the process."""

@@ -201,19 +201,19 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
         self, request: search_pb2.SearchRequest, context: _Context
     ) -> search_pb2.SearchResponse:
         """See the contract."""
-        caller = CancellationToken(remaining())
-        return await self._reads.run(lambda: self._search(request, caller), caller)
+        cancellation = CancellationToken(remaining())
+        return await self._reads.run(lambda: self._search(request, cancellation), cancellation)
 
     def _search(
-        self, request: search_pb2.SearchRequest, caller: CancellationToken
+        self, request: search_pb2.SearchRequest, cancellation: CancellationToken
     ) -> search_pb2.SearchResponse:
         model = self._read.model(request.model)
         queries, digest = self._search_reader.queries(request)
         min_seq = request.min_seq if request.HasField("min_seq") else None
         advice = "ask for fewer hits or queries, or leave include_masks out"
         # The gateway adds the query's vectors to the page token.
-        room = ResponseBudget(self._most, "page_size", advice, spare=self._most // 32)
-        found = self._engine.search(request.collection, model, queries, min_seq, caller, room)
+        budget = ResponseBudget(self._most, "page_size", advice, spare=self._most // 32)
+        found = self._engine.search(request.collection, model, queries, min_seq, cancellation, budget)
         answer = search_pb2.SearchResponse(
             results=[
                 search_pb2.QueryResult(
@@ -225,7 +225,7 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
             seq=found[0].seq,
             model=model_to_proto(model),
         )
-        room.check(answer.ByteSize())
+        budget.check(answer.ByteSize())
         return answer
 
     async def GetRecords(  # noqa: N802
@@ -238,7 +238,9 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
 
     def _get_records(self, request: search_pb2.GetRecordsRequest) -> search_pb2.GetRecordsResponse:
         field = "image_ids" if request.image_ids else "record_ids"
-        room = ResponseBudget(self._most, field, "name fewer, or leave include_masks and include_vectors out")
+        budget = ResponseBudget(
+            self._most, field, "name fewer, or leave include_masks and include_vectors out"
+        )
         found = self._engine.get_records(
             request.collection,
             list(request.record_ids),
@@ -246,7 +248,7 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
             masks=request.include_masks,
             vectors=request.include_vectors,
             images_only=request.images_only,
-            room=room,
+            budget=budget,
         )
         answer = search_pb2.GetRecordsResponse(
             records=[record_to_proto(record) for record in found.records],
@@ -254,7 +256,7 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
             vectors=None if found.vectors is None else tensor_to_proto(found.vectors),
             seq=found.seq,
         )
-        room.check(answer.ByteSize())
+        budget.check(answer.ByteSize())
         return answer
 
     async def ListImages(  # noqa: N802
@@ -270,8 +272,8 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
         if request.page_token:
             generation, place, image_id = self._tokens.decode(request.page_token, digest, str, int, str)
             after = (place, image_id)
-        room = ResponseBudget(self._most, "page_size", "ask for fewer images")
-        page = self._engine.list_images(request.collection, size, after, room, generation)
+        budget = ResponseBudget(self._most, "page_size", "ask for fewer images")
+        page = self._engine.list_images(request.collection, size, after, budget, generation)
         answer = search_pb2.ListImagesResponse(
             images=[image_to_proto(image) for image in page.images],
             next_page_token=self._tokens.encode(digest, page.generation, *page.next_key)
@@ -279,7 +281,7 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
             else "",
             total_count=page.total_count,
         )
-        room.check(answer.ByteSize())
+        budget.check(answer.ByteSize())
         return answer
 
     async def Snapshot(  # noqa: N802

@@ -41,7 +41,7 @@ class Held:
     async def left(self, vectors: np.ndarray) -> None:
         """Until the searcher knows that nobody waits for these vectors any more."""
         while any(  # noqa: ASYNC110
-            job.caller.refusal() is None and np.allclose(job.request.vectors, vectors, atol=1e-5)
+            job.cancellation.refusal() is None and np.allclose(job.request.vectors, vectors, atol=1e-5)
             for job in list(self.engine._search._jobs)
         ):
             await asyncio.sleep(0.01)
@@ -118,19 +118,19 @@ async def test_an_expired_search_is_never_executed(held: Held) -> None:
 
 
 async def test_bounded_executor_counts_threads_whose_caller_has_left() -> None:
-    calls, gate, caller = BoundedExecutor("test", 1, 0), threading.Event(), CancellationToken()
+    calls, gate, cancellation = BoundedExecutor("test", 1, 0), threading.Event(), CancellationToken()
     begun = threading.Event()
 
     def work() -> None:
         begun.set()
         gate.wait()
 
-    task = asyncio.create_task(calls.run(work, caller))
+    task = asyncio.create_task(calls.run(work, cancellation))
     await asyncio.to_thread(begun.wait)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    refusal = caller.refusal()
+    refusal = cancellation.refusal()
     assert refusal is not None
     assert refusal.kind is Kind.CANCELLED
     with pytest.raises(RegionSearchError) as caught:

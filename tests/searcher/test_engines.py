@@ -281,12 +281,16 @@ def test_nothing_is_read_beyond_the_room_of_its_answer(engine: Engine) -> None:
         assert caught.value.kind is Kind.TOO_LARGE
         assert ask(ResponseBudget(20_000))
 
-    one_too_much(lambda room: engine.search("c", MODEL, [query, query], room=room), 4000)
+    one_too_much(lambda budget: engine.search("c", MODEL, [query, query], budget=budget), 4000)
     one_too_much(
-        lambda room: engine.get_records("c", [], ["i0", "i1", "i2"], masks=False, vectors=False, room=room)
+        lambda budget: engine.get_records(
+            "c", [], ["i0", "i1", "i2"], masks=False, vectors=False, budget=budget
+        )
     )
     seldom = [f"i{n}-0" for n in range(3)]
-    one_too_much(lambda room: engine.get_records("c", seldom, [], masks=False, vectors=False, room=room))
+    one_too_much(
+        lambda budget: engine.get_records("c", seldom, [], masks=False, vectors=False, budget=budget)
+    )
 
 
 def test_a_page_ends_where_there_is_no_more_room(engine: Engine) -> None:
@@ -298,7 +302,7 @@ def test_a_page_ends_where_there_is_no_more_room(engine: Engine) -> None:
     (whole,) = engine.search("c", MODEL, [query])
     found, asked = [], query
     while True:
-        (page,) = engine.search("c", MODEL, [asked], room=ResponseBudget(5000))
+        (page,) = engine.search("c", MODEL, [asked], budget=ResponseBudget(5000))
         assert 1 <= len(page.hits) <= 4
         found += page.hits
         if not page.more:
@@ -315,7 +319,7 @@ def test_a_page_ends_where_there_is_no_more_room(engine: Engine) -> None:
             break
     assert listed == list(engine.list_images("c", 9, None).images)
     grouped = replace(query, group_by_image=True, whole_image_margin=3.0)
-    (page,) = engine.search("c", MODEL, [grouped], room=ResponseBudget(5000))
+    (page,) = engine.search("c", MODEL, [grouped], budget=ResponseBudget(5000))
     assert page.more
     assert all(hit.best_region is not None for hit in page.hits)
 
@@ -330,7 +334,7 @@ def test_an_image_that_would_fill_a_page_alone_is_shown_without_its_tags(engine:
         (image,) = engine.list_images("c", 9, None, ResponseBudget(size)).images
         assert (image.name, len(image.tags), len(image.attributes)) == ("name", tags, bool(tags))
         query = Query(vectors[:1], vectors[:0], limit=5)
-        (page,) = engine.search("c", MODEL, [query], room=ResponseBudget(size))
+        (page,) = engine.search("c", MODEL, [query], budget=ResponseBudget(size))
         assert [len(hit.image.tags) for hit in page.hits] == [tags, tags]
 
 

@@ -110,7 +110,7 @@ def test_filter_terms_are_evicted_when_they_take_too_much_memory(engine, monkeyp
 
 @pytest.mark.parametrize("images", [np.array([3, 1, 3, 2, 1, 3]), np.array([1, 1, 2, 5, 5, 9])])
 def test_rows_of_images_are_found_in_any_order_of_writing(images) -> None:
-    from services.searcher.embedded.index.segments import Columns
+    from services.searcher.embedded.index.columns import Columns
     from services.searcher.embedded.rows import Rows
 
     columns = Columns(8)

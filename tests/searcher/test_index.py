@@ -17,8 +17,9 @@ from services.searcher.embedded.index.filters import CompiledFilter, FilterCache
 from services.searcher.embedded.index.flat import FlatSegment
 from services.searcher.embedded.index.gpu import MAX_COUNT, GpuSegment, build_gpu
 from services.searcher.embedded.index.ivf import IvfSegment, build_ivf
+from services.searcher.embedded.index.nearest import best
 from services.searcher.embedded.index.recall import RecallEvaluator, noisy, recall_evaluators, tune
-from services.searcher.embedded.index.segments import SegmentQuery, best
+from services.searcher.embedded.index.segments import SegmentQuery
 from services.searcher.embedded.rows import Rows
 from services.searcher.settings import EmbeddedSettings
 from services.searcher.types import (

@@ -9,6 +9,7 @@ import pytest
 
 from services.searcher.embedded import planning
 from services.searcher.embedded.engine import EmbeddedEngine
+from services.searcher.embedded.index import index_files
 from services.searcher.embedded.index.index_files import FOLDER
 from services.searcher.settings import EmbeddedSettings
 from services.searcher.types import CodeMethod, CodeSpec, Collection, Deletion, Filter, Level, Record, Upsert
@@ -109,6 +110,21 @@ def test_a_restart_from_index_files_gives_the_same_results(tmp_path, builds, kin
     assert builds.count == 2
     assert [path.stat().st_mtime_ns for path in files(tmp_path)] == written
     fill(engine, clustered(2500, seed=9) * -1, batch=2500)  # the index goes on growing
+    engine.close()
+
+
+def test_index_files_of_older_versions_are_read(tmp_path, builds, monkeypatch) -> None:
+    older = {new: old for old, new in index_files._RENAMED.items()}
+    encoded = index_files._encoded
+    monkeypatch.setattr(
+        index_files, "_encoded", lambda arrays: encoded({older.get(n, n): a for n, a in arrays.items()})
+    )
+    engine = made(tmp_path, "ivf")
+    before = answers(engine)
+    engine.close()
+    engine = EmbeddedEngine(settings_of(tmp_path))
+    assert (kinds(engine)[:2], builds.count) == (["ivf", "ivf"], 2)
+    assert answers(engine) == before
     engine.close()
 
 

@@ -26,7 +26,7 @@ from services.searcher.milvus.access import EVENTUAL, STRONG, Access, TableGoneE
 from services.searcher.milvus.clock import waits_for
 from services.searcher.milvus.session import Session
 from services.searcher.milvus.source import MilvusSource
-from services.searcher.milvus.tables import home_of
+from services.searcher.milvus.tables import placement_of
 from services.searcher.settings import MilvusSettings
 from services.searcher.types import (
     Collection,
@@ -91,12 +91,12 @@ def test_a_call_has_the_smaller_of_the_setting_and_the_callers_time() -> None:
     with ThreadPoolExecutor(1) as pool:
         access = Access(SimpleNamespace(), 30.0, pool)
         assert access.call(asked) == 30.0
-        assert access.for_caller(CancellationToken(100.0)).call(asked) == 30.0
-        assert access.for_caller(CancellationToken(2.0)).call(asked) <= 2.0
+        assert access.with_cancellation(CancellationToken(100.0)).call(asked) == 30.0
+        assert access.with_cancellation(CancellationToken(2.0)).call(asked) <= 2.0
         gone = CancellationToken()
-        gone.leave()
+        gone.cancel()
         with pytest.raises(RegionSearchError) as refused:
-            access.for_caller(gone).call(asked)
+            access.with_cancellation(gone).call(asked)
     assert refused.value.kind is Kind.CANCELLED
 
 
@@ -125,8 +125,8 @@ def test_reads_wait_for_no_more_than_the_process_has_written(monkeypatch: pytest
 
 
 def test_what_milvus_cannot_hold_is_refused_by_its_field() -> None:
-    home = home_of("p_", Collection("c", MODEL, created_ms=1), tables.LAYOUT)
-    old = home_of("p_", Collection("c", MODEL), 1)
+    placement = placement_of("p_", Collection("c", MODEL, created_ms=1), tables.LAYOUT)
+    old = placement_of("p_", Collection("c", MODEL), 1)
     image = StoredImage("i")
     vector = np.ones(8, np.float32)
 
@@ -137,16 +137,16 @@ def test_what_milvus_cannot_hold_is_refused_by_its_field() -> None:
         return refused.value.field
 
     big = Record("r", "i", Level.REGION, mask=RleMask(1, 1, b"0" * 70_000))
-    row = tables.record_row(big, image, vector, 1, home)
+    row = tables.record_row(big, image, vector, 1, placement)
     assert max(map(len, row["mask"])) <= 65_535
     assert tables.record_of(row, masks=True) == big
     assert field(lambda: tables.record_row(big, image, vector, 1, old)) == "records.mask"
     small = Record("r", "i", Level.REGION, mask=RleMask(1, 1, b"0" * 700))
     assert tables.record_of(tables.record_row(small, image, vector, 1, old), masks=True) == small
     wordy = Record("r", "i", Level.REGION, attributes={"a": "é" * 40_000})
-    assert field(lambda: tables.record_row(wordy, image, vector, 1, home)) == "records.attributes"
+    assert field(lambda: tables.record_row(wordy, image, vector, 1, placement)) == "records.attributes"
     tagged = StoredImage("i", tags=("é" * 3000,))
-    assert field(lambda: tables.record_row(small, tagged, vector, 1, home)) == "images.tags"
+    assert field(lambda: tables.record_row(small, tagged, vector, 1, placement)) == "images.tags"
     assert field(lambda: tables.image_row(StoredImage("i", attributes={"a": "x" * 70_000}))) == "images"
 
 
@@ -323,14 +323,14 @@ def test_an_index_that_finds_too_few_is_not_taken_for_all_that_there_is(most: in
     ]
     index = ShortIndex(rows)
     settings = MilvusSettings(index_type="HNSW", search_params={"ef": 50}, max_candidates=most)
-    home = home_of("p_", Collection("c", MODEL, created_ms=1), tables.LAYOUT)
+    placement = placement_of("p_", Collection("c", MODEL, created_ms=1), tables.LAYOUT)
     with ThreadPoolExecutor(1) as pool:
         access = Access(index, 30.0, pool)
         query = Query(unit(rng, 1), unit(rng, 0), effort=2.0)
-        found = MilvusSource(access, home, query, EVENTUAL, settings).best(5)
+        found = MilvusSource(access, placement, query, EVENTUAL, settings).best(5)
         assert found.complete == complete
         assert len(found.key) == (40 if complete else 3)
         assert index.efforts == [100]
-        every = MilvusSource(access, home, replace(query, effort=float("inf")), EVENTUAL, settings)
+        every = MilvusSource(access, placement, replace(query, effort=float("inf")), EVENTUAL, settings)
         every.best(5)
         assert index.efforts == ([100] if complete else [100, 800])

@@ -134,9 +134,9 @@ async def test_collections_come_in_several_pages_where_one_would_not_fit(setting
 @pytest.mark.parametrize("vectors", [False, True])
 def test_records_are_not_read_beyond_the_response_budget(engine: EmbeddedEngine, vectors: bool) -> None:
     write(engine, "a", 100)
-    room = ResponseBudget(300, "image_ids", "name fewer")
+    budget = ResponseBudget(300, "image_ids", "name fewer")
     with pytest.raises(RegionSearchError, match="name fewer"):
-        engine.get_records("default", [], ["a"], masks=True, vectors=vectors, room=room)
+        engine.get_records("default", [], ["a"], masks=True, vectors=vectors, budget=budget)
     assert len(engine.get_records("default", [], ["a"], masks=True, vectors=vectors).records) == 100
 
 

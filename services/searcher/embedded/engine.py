@@ -16,7 +16,7 @@ import numpy as np
 
 from regionsearch.errors import Kind, RegionSearchError
 from regionsearch.metadata import MetadataLimits
-from services.searcher.cancellation import ANYBODY, CancellationToken
+from services.searcher.cancellation import NEVER_CANCELLED, CancellationToken
 from services.searcher.embedded import snapshots
 from services.searcher.embedded.index.binary import learned_codec
 from services.searcher.embedded.index.gpu import choose_device
@@ -46,7 +46,7 @@ from services.searcher.embedded.store.visibility import VisibilityHorizon
 from services.searcher.engine import never_acknowledged
 from services.searcher.models import check_generation, check_model
 from services.searcher.reports import CollectionStats, SnapshotInfo
-from services.searcher.response_budget import ANY_SIZE, ResponseBudget
+from services.searcher.response_budget import UNLIMITED, ResponseBudget
 from services.searcher.settings import EmbeddedSettings
 from services.searcher.types import (
     CodeMethod,
@@ -282,8 +282,8 @@ class EmbeddedEngine:
         model: ModelIdentity,
         queries: Sequence[Query],
         min_seq: int | None = None,
-        caller: CancellationToken = ANYBODY,
-        room: ResponseBudget = ANY_SIZE,
+        cancellation: CancellationToken = NEVER_CANCELLED,
+        budget: ResponseBudget = UNLIMITED,
     ) -> list[Page]:
         """See `Engine`."""
         pinned = [query.seq for query in queries if query.seq is not None]
@@ -296,7 +296,7 @@ class EmbeddedEngine:
             if min_seq is not None and min_seq > present:
                 raise never_acknowledged(min_seq, present)
             pages = result_pages.pages(
-                self._database, self._search, collection, queries, present, caller, room
+                self._database, self._search, collection, queries, present, cancellation, budget
             )
             return [replace(page, generation=self._collections.generation(collection)) for page in pages]
 
@@ -309,7 +309,7 @@ class EmbeddedEngine:
         masks: bool,
         vectors: bool,
         images_only: bool = False,
-        room: ResponseBudget = ANY_SIZE,
+        budget: ResponseBudget = UNLIMITED,
     ) -> Stored:
         """See `Engine`."""
         with self._restore_lock.shared():
@@ -320,7 +320,7 @@ class EmbeddedEngine:
                 record_ids,
                 image_ids,
                 self._committer.seq,
-                room,
+                budget,
                 masks=masks,
                 vectors=vectors,
                 images_only=images_only,
@@ -331,13 +331,13 @@ class EmbeddedEngine:
         name: str,
         limit: int,
         after: tuple[int, str] | None,
-        room: ResponseBudget = ANY_SIZE,
+        budget: ResponseBudget = UNLIMITED,
         generation: str | None = None,
     ) -> ImagePage:
         """See `Engine`."""
         with self._restore_lock.shared():
             collection = self._collections.find(name, generation)
-            page = result_pages.newest_images(self._database, collection, limit, after, room)
+            page = result_pages.newest_images(self._database, collection, limit, after, budget)
             return replace(page, generation=self._collections.generation(collection))
 
     def token_key(self, *, fresh: bool = False) -> bytes:

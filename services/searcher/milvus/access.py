@@ -13,7 +13,7 @@ import grpc
 from pymilvus import MilvusClient, MilvusException
 
 from regionsearch.errors import Kind, RegionSearchError
-from services.searcher.cancellation import ANYBODY, CancellationToken
+from services.searcher.cancellation import NEVER_CANCELLED, CancellationToken
 
 _BATCH = 4000  # rows of one answer; more are read by an iterator
 _VALUES = 1000  # of one expression
@@ -65,7 +65,7 @@ class Access:
         client: The connection.
         timeout_s: Longest time for one call.
         pool: Threads for calls that are made at once; none of these may make others wait.
-        caller: Calls end when it has left; none begins after that.
+        cancellation: Calls end when it has left; none begins after that.
     """
 
     def __init__(
@@ -73,16 +73,16 @@ class Access:
         client: MilvusClient,
         timeout_s: float,
         pool: ThreadPoolExecutor,
-        caller: CancellationToken = ANYBODY,
+        cancellation: CancellationToken = NEVER_CANCELLED,
     ) -> None:
         self.client = client
         self._pool = pool
         self.timeout_s = timeout_s
-        self._caller = caller
+        self._cancellation = cancellation
 
-    def for_caller(self, caller: CancellationToken) -> Access:
+    def with_cancellation(self, cancellation: CancellationToken) -> Access:
         """The same connection, within the time that the caller has."""
-        return Access(self.client, self.timeout_s, self._pool, caller)
+        return Access(self.client, self.timeout_s, self._pool, cancellation)
 
     def at_once(self, *calls: Callable[[], Any]) -> list[Any]:
         """The results of calls that are made at the same time; the first one runs in this thread."""
@@ -99,14 +99,14 @@ class Access:
         Raises:
             RegionSearchError: See `explained`; CANCELLED or DEADLINE_EXCEEDED when the caller has left.
         """
-        self._caller.check()
-        remaining = self._caller.remaining_s()
+        self._cancellation.check()
+        remaining = self._cancellation.remaining_s()
         timeout = self.timeout_s if remaining is None else min(self.timeout_s, remaining)
         try:
             with explained():
                 return method(*args, timeout=timeout, **options)
         except RegionSearchError as error:
-            raise (self._caller.refusal() or error) from error
+            raise (self._cancellation.refusal() or error) from error
 
     def query(
         self, table: str, term: str, fields: Sequence[str], freshness: Freshness, limit: int | None = None
@@ -131,7 +131,7 @@ class Access:
         )  # fmt: skip
         try:
             while True:
-                self._caller.check()
+                self._cancellation.check()
                 with explained():
                     batch = iterator.next()
                 if not batch:

@@ -17,8 +17,8 @@ from services.searcher.milvus import tables
 from services.searcher.milvus.access import Access, Freshness, Row
 from services.searcher.milvus.clock import Clock
 from services.searcher.milvus.session import Session
-from services.searcher.milvus.tables import Home, expression, quoted
-from services.searcher.response_budget import ANY_SIZE, ResponseBudget
+from services.searcher.milvus.tables import Placement, expression, quoted
+from services.searcher.response_budget import UNLIMITED, ResponseBudget
 from services.searcher.types import Deletion, Filter, ImagePage, Level, Record, StoredImage, Upsert
 from services.searcher.updates import ImageUpdate, check_unchanged
 
@@ -32,24 +32,24 @@ class Contents:
 
     Args:
         access: The connection.
-        home: Where it lies.
+        placement: Where it lies.
         session: What this process has written there.
         batch_rows: Rows of one writing call.
     """
 
-    def __init__(self, access: Access, home: Home, session: Session, batch_rows: int) -> None:
+    def __init__(self, access: Access, placement: Placement, session: Session, batch_rows: int) -> None:
         self._access = access
-        self._home = home
+        self._placement = placement
         self.session = session
         self._batch = batch_rows
 
     def images(
-        self, ids: Iterable[str], room: ResponseBudget = ANY_SIZE, freshness: Freshness | None = None
+        self, ids: Iterable[str], budget: ResponseBudget = UNLIMITED, freshness: Freshness | None = None
     ) -> dict[str, StoredImage]:
-        """Those of the images that exist, by id; takes room for each."""
+        """Those of the images that exist, by id; deducts each from the budget."""
         freshness = freshness or self.session.freshness()
-        rows = self._access.rows_of(self._home.images, "image_id", list(ids), _IMAGE_FIELDS, freshness)
-        return {image.image_id: image for image in _images(rows, room)}
+        rows = self._access.rows_of(self._placement.images, "image_id", list(ids), _IMAGE_FIELDS, freshness)
+        return {image.image_id: image for image in _images(rows, budget)}
 
     def records(
         self,
@@ -62,7 +62,7 @@ class Contents:
         freshness = freshness or self.session.freshness()
         seen: set[str] = set()
         for field, values in (("record_id", record_ids), ("image_id", image_ids)):
-            for row in self._access.rows_of(self._home.records, field, values, fields, freshness):
+            for row in self._access.rows_of(self._placement.records, field, values, fields, freshness):
                 if row["record_id"] not in seen:
                     seen.add(row["record_id"])
                     yield row
@@ -91,11 +91,13 @@ class Contents:
                 created_ms = known.created_ms if known else image.created_ms or now_ms
                 sent[image.image_id] = replace(image, created_ms=created_ms, region_count=0)
         kept = [i for i, record in enumerate(write.records) if record.image_id not in skipped]
-        homes = {**existing, **sent}
-        _check_homes(write.records, homes)
+        owners = {**existing, **sent}
+        _check_owners(write.records, owners)
         stored = write.vectors.astype(np.float16).astype(np.float32)
         rows = [
-            tables.record_row(write.records[i], homes[write.records[i].image_id], stored[i], seq, self._home)
+            tables.record_row(
+                write.records[i], owners[write.records[i].image_id], stored[i], seq, self._placement
+            )
             for i in kept
         ]
         written = {row["record_id"]: row for row in rows}
@@ -112,9 +114,9 @@ class Contents:
         moved = {row["image_id"] for row in placed if row["record_id"] in written}
         touched = (moved | {row["image_id"] for row in rows}) - set(sent)
         self.session.add([*sent, *touched, *written, *stale])
-        self._access.delete(self._home.records, stale, self._batch)
-        self._access.upsert(self._home.records, rows, self._batch)
-        self._access.upsert(self._home.images, image_rows, self._batch)
+        self._access.delete(self._placement.records, stale, self._batch)
+        self._access.upsert(self._placement.records, rows, self._batch)
+        self._access.upsert(self._placement.images, image_rows, self._batch)
         if touched:
             self.session.written()
             self._recount(self.images(touched))
@@ -136,13 +138,13 @@ class Contents:
         ]
         changed = {new.image_id: new for old, new in changes if new is not old}
         rows = [
-            tables.relabelled(row, changed[row["image_id"]], self._home)
-            for row in self.records([], list(changed), self._home.every_field, now)
+            tables.relabelled(row, changed[row["image_id"]], self._placement)
+            for row in self.records([], list(changed), self._placement.every_field, now)
         ]
         image_rows = [tables.image_row(image) for image in changed.values()]
         self.session.add([*changed, *(row["record_id"] for row in rows)])
-        self._access.upsert(self._home.records, rows, self._batch)
-        self._access.upsert(self._home.images, image_rows, self._batch)
+        self._access.upsert(self._placement.records, rows, self._batch)
+        self._access.upsert(self._placement.images, image_rows, self._batch)
         return tuple(new for _, new in changes)
 
     def delete(self, deletion: Deletion, now: Freshness) -> tuple[int, int]:
@@ -160,25 +162,25 @@ class Contents:
         if as_read is not None:
             check_unchanged(as_read, images.get(as_read.image_id))
         asked = {name: images[name] for name in deletion.image_ids if name in images}
-        homes = {row["record_id"]: row["image_id"] for rows in found for row in rows}
-        touched = self.images(set(homes.values()) - set(asked), freshness=now)
-        self.session.add([*asked, *touched, *homes])
-        self._access.delete(self._home.records, list(homes), self._batch)
+        owners = {row["record_id"]: row["image_id"] for rows in found for row in rows}
+        touched = self.images(set(owners.values()) - set(asked), freshness=now)
+        self.session.add([*asked, *touched, *owners])
+        self._access.delete(self._placement.records, list(owners), self._batch)
         if touched:
             self.session.written()
         emptied: set[str] = set()
         if deletion.filter is not None and touched:
             emptied = set(touched) - set(self._counts(touched))
         gone = [*asked, *emptied]
-        self._access.delete(self._home.images, gone, self._batch)
+        self._access.delete(self._placement.images, gone, self._batch)
         self._recount({name: image for name, image in touched.items() if name not in emptied})
-        return len(gone), len(homes)
+        return len(gone), len(owners)
 
     def _passing(self, wanted: Filter, now: Freshness) -> Iterable[Row]:
-        return self._access.rows(self._home.records, expression(wanted), _PLACE, now)
+        return self._access.rows(self._placement.records, expression(wanted), _PLACE, now)
 
     def newest_images(
-        self, limit: int, after: tuple[int, str] | None, room: ResponseBudget = ANY_SIZE
+        self, limit: int, after: tuple[int, str] | None, budget: ResponseBudget = UNLIMITED
     ) -> ImagePage:
         """Images, newest first, from behind a place.
 
@@ -189,32 +191,32 @@ class Contents:
         if after is not None:
             same_time = f"created_ms == {after[0]} and image_id < {quoted(after[1])}"
             behind = f"(created_ms < {after[0]}) or ({same_time})"
-        everything = self._access.count(self._home.images, self.session.freshness())
+        everything = self._access.count(self._placement.images, self.session.freshness())
         left = everything if after is None else self._count_since(_EARLIEST, behind)
         since = _EARLIEST if left <= limit + 1 else self._newest_time_with(limit + 1, behind)
         rows = self._access.rows(
-            self._home.images, _since(since, behind), _IMAGE_FIELDS, self.session.freshness()
+            self._placement.images, _since(since, behind), _IMAGE_FIELDS, self.session.freshness()
         )
         found = sorted(map(tables.image_of, rows), key=lambda i: (i.created_ms, i.image_id), reverse=True)
         page: list[StoredImage] = []
-        for image in map(room.shown, found[:limit]):
-            if page and not room.has_room_for(image):
+        for image in map(budget.shown, found[:limit]):
+            if page and not budget.fits(image):
                 break
-            room.take_image(image)
+            budget.take_image(image)
             page.append(image)
         following = (page[-1].created_ms, page[-1].image_id) if len(page) < len(found) else None
         return ImagePage(tuple(page), following, everything)
 
     def counts(self) -> tuple[int, int]:
         """Numbers of images and records."""
-        return self._access.count(self._home.images, self.session.freshness()), self._access.count(
-            self._home.records, self.session.freshness()
+        return self._access.count(self._placement.images, self.session.freshness()), self._access.count(
+            self._placement.records, self.session.freshness()
         )
 
     def _newest_time_with(self, count: int, behind: str) -> int:
         """The newest time from which on there are so many images; the earliest one if there are fewer."""
         some = self._access.query(
-            self._home.images, behind, ["created_ms"], self.session.freshness(), limit=1
+            self._placement.images, behind, ["created_ms"], self.session.freshness(), limit=1
         )
         least: int = some[0]["created_ms"] if some else _EARLIEST  # near the others, so few steps are needed
         step = 1
@@ -232,14 +234,16 @@ class Contents:
         return least
 
     def _count_since(self, created_ms: int, behind: str) -> int:
-        return self._access.count(self._home.images, self.session.freshness(), _since(created_ms, behind))
+        return self._access.count(
+            self._placement.images, self.session.freshness(), _since(created_ms, behind)
+        )
 
     def _counts(self, images: Iterable[str], level: Level | None = None) -> dict[str, int]:
         """Numbers of records by image; images without any are left out."""
         counts: dict[str, int] = {}
         also = "" if level is None else f"level == {int(level)}"
         rows = self._access.rows_of(
-            self._home.records, "image_id", list(images), _PLACE, self.session.freshness(), also
+            self._placement.records, "image_id", list(images), _PLACE, self.session.freshness(), also
         )
         for row in rows:
             counts[row["image_id"]] = counts.get(row["image_id"], 0) + 1
@@ -252,13 +256,13 @@ class Contents:
             tables.image_row(replace(image, region_count=regions.get(name, 0)))
             for name, image in images.items()
         ]
-        self._access.upsert(self._home.images, rows, self._batch)
+        self._access.upsert(self._placement.images, rows, self._batch)
 
 
-def _check_homes(records: Sequence[Record], homes: Mapping[str, StoredImage]) -> None:
+def _check_owners(records: Sequence[Record], owners: Mapping[str, StoredImage]) -> None:
     """Every record must belong to an image that is sent along or stored."""
     for index, record in enumerate(records):
-        if record.image_id not in homes:
+        if record.image_id not in owners:
             raise invalid(
                 f"records[{index}].image_id",
                 f"record {record.record_id!r} belongs to image {record.image_id!r}, which is neither in "
@@ -266,10 +270,10 @@ def _check_homes(records: Sequence[Record], homes: Mapping[str, StoredImage]) ->
             )
 
 
-def _images(rows: Iterable[Row], room: ResponseBudget) -> Iterator[StoredImage]:
+def _images(rows: Iterable[Row], budget: ResponseBudget) -> Iterator[StoredImage]:
     for row in rows:
         image = tables.image_of(row)
-        room.take_image(image)
+        budget.take_image(image)
         yield image
 
 

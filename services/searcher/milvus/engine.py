@@ -24,7 +24,7 @@ from pymilvus import MilvusClient
 
 from regionsearch.errors import Kind, RegionSearchError, not_found
 from regionsearch.metadata import MetadataLimits
-from services.searcher.cancellation import ANYBODY, CancellationToken
+from services.searcher.cancellation import NEVER_CANCELLED, CancellationToken
 from services.searcher.engine import never_acknowledged
 from services.searcher.milvus import tables
 from services.searcher.milvus.access import STRONG, Access, Row, TableGoneError, explained, listed
@@ -32,11 +32,11 @@ from services.searcher.milvus.clock import Clock
 from services.searcher.milvus.contents import Contents
 from services.searcher.milvus.session import Session
 from services.searcher.milvus.source import MilvusSource
-from services.searcher.milvus.tables import Home, home_of, registry_table
+from services.searcher.milvus.tables import Placement, placement_of, registry_table
 from services.searcher.models import check_generation, check_model
 from services.searcher.ranking import Ranked, rank
 from services.searcher.reports import CollectionStats, SegmentStats, SnapshotInfo
-from services.searcher.response_budget import ANY_SIZE, ResponseBudget
+from services.searcher.response_budget import UNLIMITED, ResponseBudget
 from services.searcher.settings import MilvusSettings
 from services.searcher.types import (
     Collection,
@@ -77,7 +77,7 @@ class MilvusEngine:
         self._registry = registry_table(settings.prefix)
         self._token_key: bytes | None = None
         self._pool = ThreadPoolExecutor(_CALLS_AT_ONCE, thread_name_prefix="milvus")
-        self._homes: dict[str, tuple[Home, Session]] = {}
+        self._placements: dict[str, tuple[Placement, Session]] = {}
         with explained():
             token = settings.token.get_secret_value() if settings.token else ""
             client = MilvusClient(uri=settings.uri, token=token, timeout=settings.timeout_s)
@@ -97,24 +97,24 @@ class MilvusEngine:
             raise RegionSearchError(
                 Kind.ALREADY_EXISTS, f"there is a collection {collection.name!r} already", field="name"
             )
-        home = home_of(self._settings.prefix, made, tables.LAYOUT)
+        placement = placement_of(self._settings.prefix, made, tables.LAYOUT)
         try:
             self._access.at_once(
                 lambda: tables.create_records_table(
-                    self._access, home.records, made.model.dimension, self._settings
+                    self._access, placement.records, made.model.dimension, self._settings
                 ),
-                lambda: tables.create_plain_table(self._access, home.images, "image_id"),
+                lambda: tables.create_plain_table(self._access, placement.images, "image_id"),
             )
         except RegionSearchError:
             with contextlib.suppress(RegionSearchError):
-                self._drop(home)
+                self._drop(placement)
             raise
         self._access.upsert(self._registry, [tables.collection_row(made)], 1)  # last: now it exists
         return made
 
     def get_collection(self, name: str) -> Collection:
         """See `Engine`."""
-        return self._at_home(name, self._counted)
+        return self._in_collection(name, self._counted)
 
     def list_collections(self) -> list[Collection]:
         """See `Engine`."""
@@ -123,14 +123,14 @@ class MilvusEngine:
 
     def delete_collection(self, name: str) -> None:
         """See `Engine`."""
-        self._homes.pop(name, None)
-        home, _ = self._home(name)
-        self._homes.pop(name, None)
+        self._placements.pop(name, None)
+        placement, _ = self._placement(name)
+        self._placements.pop(name, None)
         self._access.delete(self._registry, [name], 1)
-        self._drop(home)
+        self._drop(placement)
 
-    def _drop(self, home: Home) -> None:
-        for table in (home.records, home.images):
+    def _drop(self, placement: Placement) -> None:
+        for table in (placement.records, placement.images):
             self._access.call(self._access.client.drop_collection, table)
 
     # Writing
@@ -140,11 +140,11 @@ class MilvusEngine:
     ) -> UpsertResult:
         """See `Engine`."""
 
-        def done(home: Home, contents: Contents) -> UpsertResult:
-            check_generation(name, home.generation, generation)
-            check_model(name, home.collection.model, model)
+        def done(placement: Placement, contents: Contents) -> UpsertResult:
+            check_generation(name, placement.generation, generation)
+            check_model(name, placement.collection.model, model)
             skipped, written = contents.upsert(write, self._clock, _now_ms())
-            return UpsertResult(contents.session.written(), skipped, written, home.generation)
+            return UpsertResult(contents.session.written(), skipped, written, placement.generation)
 
         return self._write(name, done)
 
@@ -153,7 +153,7 @@ class MilvusEngine:
     ) -> UpdateResult:
         """See `Engine`; each image by itself, its records before it."""
 
-        def done(home: Home, contents: Contents) -> UpdateResult:
+        def done(placement: Placement, contents: Contents) -> UpdateResult:
             images = contents.update_images(updates, limits, self._clock.now())
             return UpdateResult(contents.session.written(), images)
 
@@ -162,7 +162,7 @@ class MilvusEngine:
     def delete(self, name: str, deletion: Deletion) -> DeleteResult:
         """See `Engine`."""
 
-        def done(home: Home, contents: Contents) -> DeleteResult:
+        def done(placement: Placement, contents: Contents) -> DeleteResult:
             images, records = contents.delete(deletion, self._clock.now())
             return DeleteResult(contents.session.written(), images, records)
 
@@ -176,20 +176,22 @@ class MilvusEngine:
         model: ModelIdentity,
         queries: Sequence[Query],
         min_seq: int | None = None,
-        caller: CancellationToken = ANYBODY,
-        room: ResponseBudget = ANY_SIZE,
+        cancellation: CancellationToken = NEVER_CANCELLED,
+        budget: ResponseBudget = UNLIMITED,
     ) -> list[Page]:
         """See `Engine`. The first page sees all that Milvus has at hand, later ones what was written
         before it.
         """
-        access = self._access.for_caller(caller)
+        access = self._access.with_cancellation(cancellation)
 
-        def found(home: Home, contents: Contents) -> list[Page]:
+        def found(placement: Placement, contents: Contents) -> list[Page]:
             for query in queries:
-                check_generation(name, home.generation, query.generation)
-            check_model(name, home.collection.model, model)
+                check_generation(name, placement.generation, query.generation)
+            check_model(name, placement.collection.model, model)
             sources = [
-                MilvusSource(access, home, query, contents.session.freshness(min_seq or 0), self._settings)
+                MilvusSource(
+                    access, placement, query, contents.session.freshness(min_seq or 0), self._settings
+                )
                 for query in queries
             ]
             if min_seq is not None:
@@ -200,13 +202,13 @@ class MilvusEngine:
             )
             return [
                 self._page(
-                    contents, home, source, query, hits, more, now if query.seq is None else query.seq, room,
-                    may_end_early=len(queries) == 1,
+                    contents, placement, source, query, hits, more,
+                    now if query.seq is None else query.seq, budget, may_end_early=len(queries) == 1,
                 )
                 for query, source, (hits, more) in zip(queries, sources, ranked, strict=True)
             ]  # fmt: skip
 
-        return self._at_home(name, found, access)
+        return self._in_collection(name, found, access)
 
     def _check_acknowledged(self, min_seq: int, access: Access) -> None:
         last = self._clock.after(access)
@@ -218,43 +220,43 @@ class MilvusEngine:
     def _page(
         self,
         contents: Contents,
-        home: Home,
+        placement: Placement,
         source: MilvusSource,
         query: Query,
         ranked: Sequence[Ranked],
         more: bool,
         seq: int,
-        room: ResponseBudget,
+        budget: ResponseBudget,
         *,
         may_end_early: bool,
     ) -> Page:
-        """Ranked hits. A page that has a next one ends before the first hit for which there is no room."""
+        """Ranked hits. A page that has a next one ends before the first hit that the budget does not fit."""
         hits: list[Hit] = []
         numbered = list(enumerate(ranked, start=query.skipped + 1))
         try:
             for start in range(0, len(numbered), _DESCRIBED_AT_ONCE):
                 part = numbered[start : start + _DESCRIBED_AT_ONCE]
-                for hit in self._describe(contents, home, source, part, query, room):
-                    hits.append(hit)  # noqa: PERF402  # those before the one that has no room count
+                for hit in self._describe(contents, placement, source, part, query, budget):
+                    hits.append(hit)  # noqa: PERF402  # those before the one that does not fit count
         except RegionSearchError as error:
             if error.kind is not Kind.TOO_LARGE or not hits or not may_end_early:
                 raise
             more = True
-        return Page(tuple(hits), seq, more, home.generation)
+        return Page(tuple(hits), seq, more, placement.generation)
 
     def _describe(
         self,
         contents: Contents,
-        home: Home,
+        placement: Placement,
         source: MilvusSource,
         numbered: Sequence[tuple[int, Ranked]],
         query: Query,
-        room: ResponseBudget,
+        budget: ResponseBudget,
     ) -> Iterator[Hit]:
         """Hits with their records and images; without those that were deleted since Milvus scored them."""
         places = [r.position for _, hit in numbered for r in (hit, hit.best_region) if r is not None]
         missing = [place.record_id for place in places if place.record_id not in source.rows]
-        fields = home.whole if query.include_masks else home.payload
+        fields = placement.whole if query.include_masks else placement.payload
         image_ids = {place.image_id for place in places}
         rows: list[Row] = []
         if missing:
@@ -273,9 +275,9 @@ class MilvusEngine:
         def hit(number: int, found: Ranked) -> Hit:
             place = found.position
             record = records[place.record_id]
-            image = room.shown(images.get(place.image_id, StoredImage(place.image_id)))
-            room.take_record(record)
-            room.take_image(image)
+            image = budget.shown(images.get(place.image_id, StoredImage(place.image_id)))
+            budget.take_record(record)
+            budget.take_image(image)
             region = None
             if found.best_region is not None and found.best_region.position.record_id in records:
                 region = hit(number, found.best_region)
@@ -294,25 +296,25 @@ class MilvusEngine:
         masks: bool,
         vectors: bool,
         images_only: bool = False,
-        room: ResponseBudget = ANY_SIZE,
+        budget: ResponseBudget = UNLIMITED,
     ) -> Stored:
         """See `Engine`."""
 
-        def stored(home: Home, contents: Contents) -> Stored:
-            asked = contents.images(image_ids, room)
+        def stored(placement: Placement, contents: Contents) -> Stored:
+            asked = contents.images(image_ids, budget)
             if images_only:
                 return Stored((), tuple(asked[i] for i in sorted(asked)), None, self._clock.before())
-            fields = [*(home.whole if masks else home.payload), *(["vector"] if vectors else [])]
+            fields = [*(placement.whole if masks else placement.payload), *(["vector"] if vectors else [])]
             found: list[tuple[int, Record, np.ndarray]] = []  # and the write that each is from
             for row in contents.records(record_ids, list(asked), fields):
                 record = tables.record_of(row, masks=masks)
-                room.take_record(record)
+                budget.take_record(record)
                 vector = np.array(row["vector"] if vectors else [], np.float32)
-                room.take(vector.nbytes)
+                budget.take(vector.nbytes)
                 found.append((row["seq"], record, vector))
             found.sort(key=lambda one: (one[1].image_id, one[1].level, one[0], one[1].record_id))
-            images = asked | contents.images({record.image_id for _, record, _ in found} - set(asked), room)
-            width = home.collection.model.dimension
+            images = asked | contents.images({record.image_id for _, record, _ in found} - set(asked), budget)
+            width = placement.collection.model.dimension
             return Stored(
                 tuple(record for _, record, _ in found),
                 tuple(images[i] for i in sorted(images)),
@@ -320,23 +322,23 @@ class MilvusEngine:
                 self._clock.before(),
             )
 
-        return self._at_home(name, stored)
+        return self._in_collection(name, stored)
 
     def list_images(
         self,
         name: str,
         limit: int,
         after: tuple[int, str] | None,
-        room: ResponseBudget = ANY_SIZE,
+        budget: ResponseBudget = UNLIMITED,
         generation: str | None = None,
     ) -> ImagePage:
         """See `Engine`."""
 
-        def page(home: Home, contents: Contents) -> ImagePage:
-            check_generation(name, home.generation, generation)
-            return replace(contents.newest_images(limit, after, room), generation=home.generation)
+        def page(placement: Placement, contents: Contents) -> ImagePage:
+            check_generation(name, placement.generation, generation)
+            return replace(contents.newest_images(limit, after, budget), generation=placement.generation)
 
-        return self._at_home(name, page)
+        return self._in_collection(name, page)
 
     def token_key(self, *, fresh: bool = False) -> bytes:
         """See `Engine`. It lies in the registry, where all searchers find it."""
@@ -381,37 +383,37 @@ class MilvusEngine:
 
     # Helpers
 
-    def _write(self, name: str, work: Callable[[Home, Contents], Result]) -> Result:
+    def _write(self, name: str, work: Callable[[Placement, Contents], Result]) -> Result:
         """Writes to a collection. A write that fails half-way is seen by the next one, which repairs it."""
 
-        def done(home: Home, contents: Contents) -> Result:
+        def done(placement: Placement, contents: Contents) -> Result:
             try:
-                return work(home, contents)
+                return work(placement, contents)
             except RegionSearchError:
                 contents.session.failed()
                 raise
 
-        return self._at_home(name, done)
+        return self._in_collection(name, done)
 
-    def _at_home(
-        self, name: str, work: Callable[[Home, Contents], Result], access: Access | None = None
+    def _in_collection(
+        self, name: str, work: Callable[[Placement, Contents], Result], access: Access | None = None
     ) -> Result:
         """Works on a collection where it is remembered to lie, or else where the registry says now."""
-        remembered = name in self._homes
+        remembered = name in self._placements
         try:
             return work(*self._contents(name, access))
         except TableGoneError:
-            self._homes.pop(name, None)
+            self._placements.pop(name, None)
             if not remembered:
                 raise
         return work(*self._contents(name, access))
 
-    def _contents(self, name: str, access: Access | None) -> tuple[Home, Contents]:
-        home, session = self._home(name)
-        return home, Contents(access or self._access, home, session, self._settings.batch_rows)
+    def _contents(self, name: str, access: Access | None) -> tuple[Placement, Contents]:
+        placement, session = self._placement(name)
+        return placement, Contents(access or self._access, placement, session, self._settings.batch_rows)
 
-    def _home(self, name: str) -> tuple[Home, Session]:
-        known = self._homes.get(name)
+    def _placement(self, name: str) -> tuple[Placement, Session]:
+        known = self._placements.get(name)
         if known is not None:
             return known
         rows = self._access.query(
@@ -420,12 +422,12 @@ class MilvusEngine:
         if not rows:
             raise not_found("collection", f"there is no collection {name!r}: create it first")
         layout = rows[0]["body"].get("layout", 1)
-        home = home_of(self._settings.prefix, tables.collection_of(rows[0]), layout)
-        return self._homes.setdefault(name, (home, Session(self._clock)))
+        placement = placement_of(self._settings.prefix, tables.collection_of(rows[0]), layout)
+        return self._placements.setdefault(name, (placement, Session(self._clock)))
 
-    def _counted(self, home: Home, contents: Contents) -> Collection:
+    def _counted(self, placement: Placement, contents: Contents) -> Collection:
         image_count, record_count = contents.counts()
-        return replace(home.collection, image_count=image_count, record_count=record_count)
+        return replace(placement.collection, image_count=image_count, record_count=record_count)
 
 
 def _cannot(what: str, instead: str) -> RegionSearchError:

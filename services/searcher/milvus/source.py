@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from services.searcher.milvus.access import Access, Freshness, Row
-from services.searcher.milvus.tables import Home, expression
+from services.searcher.milvus.tables import Placement, expression
 from services.searcher.ranking import Candidates, Numbers, cosines
 from services.searcher.settings import MilvusSettings
 from services.searcher.types import Query
@@ -25,7 +25,7 @@ class MilvusSource:
 
     Args:
         access: The connection, for the caller who waits.
-        home: Where the collection lies.
+        placement: Where the collection lies.
         query: What is looked for. With a `seq`, records that were written later are left out.
         freshness: Of the reads.
         settings: Of the index, and the most rows that Milvus gives for one search.
@@ -36,12 +36,17 @@ class MilvusSource:
     """
 
     def __init__(
-        self, access: Access, home: Home, query: Query, freshness: Freshness, settings: MilvusSettings
+        self,
+        access: Access,
+        placement: Placement,
+        query: Query,
+        freshness: Freshness,
+        settings: MilvusSettings,
     ) -> None:
         self.ahead = query.skipped
         self.rows: dict[str, Row] = {}
         self._access = access
-        self._home = home
+        self._placement = placement
         self._query = query
         self._freshness = freshness
         self._settings = settings
@@ -81,16 +86,16 @@ class MilvusSource:
         """See `ranking.CandidateSource`."""
         names = [self._names[number] for number in images.tolist()]
         rows = self._access.rows_of(
-            self._home.records, "image_id", names, _SCORED, self._freshness, self._filter
+            self._placement.records, "image_id", names, _SCORED, self._freshness, self._filter
         )
         return self._candidates(list(rows), complete=True)
 
     def _nearest(self, limit: int) -> list[list[Row]]:
         """For each query vector its nearest records, with the payload of hits where these are records."""
-        fields = self._home.whole if self._query.include_masks else self._home.payload
+        fields = self._placement.whole if self._query.include_masks else self._placement.payload
         found = self._access.call(
             self._access.client.search,
-            self._home.records,
+            self._placement.records,
             data=self._query.vectors.tolist(),
             anns_field="vector",
             limit=limit,
@@ -113,13 +118,13 @@ class MilvusSource:
         }
 
     def _count(self) -> int:
-        return self._access.count(self._home.records, self._freshness, self._filter)
+        return self._access.count(self._placement.records, self._freshness, self._filter)
 
     def _all(self) -> list[Row] | None:
         """All records that pass the filter; None where they are too many to be read."""
         if self._count() > self._max:
             return None
-        return list(self._access.rows(self._home.records, self._filter, _SCORED, self._freshness))
+        return list(self._access.rows(self._placement.records, self._filter, _SCORED, self._freshness))
 
     def public_ids(self, keys: Iterable[int]) -> dict[int, tuple[str, str]]:
         """See `ranking.CandidateSource`."""

@@ -54,7 +54,7 @@ _INDEXED = {
 
 
 @dataclass(frozen=True, slots=True)
-class Home:
+class Placement:
     """Where a collection lies in Milvus.
 
     Collections of the first layout have tables named by the collection alone, and masks in a record's body.
@@ -97,7 +97,7 @@ def registry_table(prefix: str) -> str:
     return f"{prefix}registry"
 
 
-def home_of(prefix: str, collection: Collection, layout: int) -> Home:
+def placement_of(prefix: str, collection: Collection, layout: int) -> Placement:
     """Where a collection lies. A collection that is made again gets other tables, so that a searcher that
     remembers the old ones notices.
     """
@@ -105,7 +105,7 @@ def home_of(prefix: str, collection: Collection, layout: int) -> Home:
     name = collection.name.replace("-", "H")
     if layout > 1:
         name = f"{name}_G{collection.created_ms}"
-    return Home(collection, f"{prefix}records_{name}", f"{prefix}images_{name}", layout > 1)
+    return Placement(collection, f"{prefix}records_{name}", f"{prefix}images_{name}", layout > 1)
 
 
 def create_plain_table(access: Access, table: str, key: str) -> None:
@@ -235,7 +235,7 @@ def image_of(row: Row) -> StoredImage:
     return StoredImage(image_id=row["image_id"], created_ms=row["created_ms"], **body)
 
 
-def record_row(record: Record, image: StoredImage, vector: np.ndarray, seq: int, home: Home) -> Row:
+def record_row(record: Record, image: StoredImage, vector: np.ndarray, seq: int, placement: Placement) -> Row:
     """A record with what its filters need of its image.
 
     Raises:
@@ -254,11 +254,11 @@ def record_row(record: Record, image: StoredImage, vector: np.ndarray, seq: int,
     body = {
         "box": record.box,
         "attributes": dict(record.attributes),
-        "mask": shape if shape is None or home.masks_apart else [*shape, counts],
+        "mask": shape if shape is None or placement.masks_apart else [*shape, counts],
     }
     attributes = {**image.attributes, **record.attributes}
     of_record = f"record {record.record_id!r}"
-    _check_json(body, "records.mask" if not home.masks_apart else "records.attributes", of_record)
+    _check_json(body, "records.mask" if not placement.masks_apart else "records.attributes", of_record)
     _check_json(attributes, "records.attributes", of_record)
     row = {
         "record_id": record.record_id,
@@ -274,14 +274,17 @@ def record_row(record: Record, image: StoredImage, vector: np.ndarray, seq: int,
         "attributes": attributes,
         "body": body,
     }
-    return {**row, "mask": chunks} if home.masks_apart else row
+    return {**row, "mask": chunks} if placement.masks_apart else row
 
 
-def relabelled(row: Row, image: StoredImage, home: Home) -> Row:
+def relabelled(row: Row, image: StoredImage, placement: Placement) -> Row:
     """A record's row with the present tags and attributes of its image."""
     attributes = {**image.attributes, **row["body"]["attributes"]}
     _check_json(attributes, "set_attributes", f"record {row['record_id']!r}")
-    return {name: row[name] for name in home.every_field} | {"tags": _tags(image), "attributes": attributes}
+    return {name: row[name] for name in placement.every_field} | {
+        "tags": _tags(image),
+        "attributes": attributes,
+    }
 
 
 def record_of(row: Row, *, masks: bool) -> Record:

@@ -20,19 +20,14 @@ from numpy.typing import NDArray
 
 from regionsearch.errors import Kind, RegionSearchError, invalid
 from services.searcher.embedded.faiss_compat import faiss, selector, to_single
+from services.searcher.embedded.index.columns import Columns, Positions
 from services.searcher.embedded.index.compaction import CompactionInput
 from services.searcher.embedded.index.index_files import Arrays
 from services.searcher.embedded.index.ivf import saved_recalls
 from services.searcher.embedded.index.live_queries import QueryKind
+from services.searcher.embedded.index.nearest import answer_grouped, nearest_of
 from services.searcher.embedded.index.recall import worst
-from services.searcher.embedded.index.segments import (
-    Columns,
-    Neighbors,
-    Positions,
-    SegmentQuery,
-    answer_grouped,
-    nearest_of,
-)
+from services.searcher.embedded.index.segments import Neighbors, SegmentQuery
 from services.searcher.types import CodeMethod, CodeSpec, Vectors
 
 _TRAIN_ROWS = 50_000

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from regionsearch.lru import LruCache
-from services.searcher.embedded.index.segments import Columns, IndexSegment, Mask, View
+from services.searcher.embedded.index.columns import Columns, Mask
+from services.searcher.embedded.index.segments import IndexSegment, View
 from services.searcher.embedded.index.terms import Term
 from services.searcher.embedded.rows import RowIds
 from services.searcher.types import NO_FILTER, Filter, Level

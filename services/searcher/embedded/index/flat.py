@@ -6,17 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from services.searcher.embedded.index.columns import Columns, Positions
 from services.searcher.embedded.index.compute_threads import product
-from services.searcher.embedded.index.segments import (
-    CHUNK_ROWS,
-    Columns,
-    Neighbors,
-    Positions,
-    SegmentQuery,
-    chosen,
-    grouped,
-    nearest_selected,
-)
+from services.searcher.embedded.index.nearest import chosen, grouped, nearest_selected
+from services.searcher.embedded.index.segments import CHUNK_ROWS, Neighbors, SegmentQuery
 from services.searcher.embedded.rows import RowIds, Rows
 from services.searcher.types import Vectors
 

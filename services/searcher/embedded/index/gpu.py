@@ -17,16 +17,10 @@ from numpy.typing import NDArray
 
 from regionsearch.errors import Kind, RegionSearchError
 from services.searcher.embedded.faiss_compat import faiss
+from services.searcher.embedded.index.columns import Columns, Positions
 from services.searcher.embedded.index.compaction import CompactionInput
-from services.searcher.embedded.index.segments import (
-    Columns,
-    Neighbors,
-    Positions,
-    SegmentQuery,
-    answer_grouped,
-    nearest_of,
-    rounding,
-)
+from services.searcher.embedded.index.nearest import answer_grouped, nearest_of, rounding
+from services.searcher.embedded.index.segments import Neighbors, SegmentQuery
 from services.searcher.settings import EmbeddedSettings
 from services.searcher.types import Vectors
 

@@ -22,14 +22,16 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
+from services.searcher.embedded.index.columns import Contents, Positions
 from services.searcher.embedded.index.compaction import CompactionInput
-from services.searcher.embedded.index.segments import Contents, IndexSegment, Positions
+from services.searcher.embedded.index.segments import IndexSegment
 from services.searcher.embedded.index.vector_index import State
 from services.searcher.embedded.rows import RowIds
 
 FOLDER = "indexes"
 
 _MAGIC = b"RSINDEX2"
+_RENAMED = {"homes": "list_ids", "probes": "nprobe"}  # arrays of files of older versions
 _NAME = re.compile(r"(\d+)-(\d+)-(\d+)\.([a-z]+)")
 _log = structlog.get_logger(__name__)
 
@@ -165,7 +167,7 @@ def _decoded(kind: str, data: bytes) -> SavedIndex:
         raise ValueError("it is damaged or not an index file")
     try:
         with np.load(io.BytesIO(payload), allow_pickle=False) as stored:
-            arrays = dict(stored)
+            arrays = {_RENAMED.get(name, name): array for name, array in stored.items()}
         keys, sums = arrays.pop("keys"), arrays.pop("checksums")
     except (KeyError, zipfile.BadZipFile) as error:
         raise ValueError(f"it lacks something ({error})") from error

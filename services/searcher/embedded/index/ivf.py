@@ -10,18 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.searcher.embedded.faiss_compat import faiss, selector, to_single
+from services.searcher.embedded.index.columns import Columns, Mask, Positions
 from services.searcher.embedded.index.compaction import CompactionInput
 from services.searcher.embedded.index.index_files import Arrays
 from services.searcher.embedded.index.live_queries import QueryKind
+from services.searcher.embedded.index.nearest import answer_grouped
 from services.searcher.embedded.index.recall import worst
-from services.searcher.embedded.index.segments import (
-    Columns,
-    Mask,
-    Neighbors,
-    Positions,
-    SegmentQuery,
-    answer_grouped,
-)
+from services.searcher.embedded.index.segments import Neighbors, SegmentQuery
 from services.searcher.types import Vectors
 
 _TRAIN_PER_LIST = 40
@@ -135,8 +130,8 @@ class IvfSegment:
         """What `restore_ivf` needs in addition to the rows: the centroids, and each row's list."""
         return {
             "centroids": self.index.quantizer.reconstruct_n(0, self.index.nlist),
-            "homes": (self._places >> 32).astype(np.int32),
-            "probes": np.int64(self.effort),
+            "list_ids": (self._places >> 32).astype(np.int32),
+            "nprobe": np.int64(self.effort),
             **{f"recall_{kind.value}": np.float64(recall) for kind, recall in self.recalls.items()},
         }
 
@@ -153,7 +148,7 @@ def restore_ivf(compaction: CompactionInput, rows: Positions, arrays: Arrays) ->
         KeyError: `arrays` is something else.
         ValueError: `arrays` is of vectors of another length.
     """
-    centroids, list_ids = arrays["centroids"], arrays["homes"][rows].astype(np.int64)
+    centroids, list_ids = arrays["centroids"], arrays["list_ids"][rows].astype(np.int64)
     if centroids.shape[1] != compaction.sample(1).shape[1] or not (list_ids < len(centroids)).all():
         raise ValueError("it is of another collection")
     quantizer = faiss.IndexFlatIP(centroids.shape[1])
@@ -166,7 +161,7 @@ def restore_ivf(compaction: CompactionInput, rows: Positions, arrays: Arrays) ->
         index.add_core(len(block), faiss.swig_ptr(block), None, faiss.swig_ptr(here))
         start += len(block)
     index.make_direct_map()
-    segment = IvfSegment(compaction.columns(), index, int(arrays["probes"]))
+    segment = IvfSegment(compaction.columns(), index, int(arrays["nprobe"]))
     segment.recalls = saved_recalls(arrays)
     return segment
 

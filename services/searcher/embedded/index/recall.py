@@ -15,7 +15,8 @@ import numpy as np
 from services.searcher.embedded.index.compaction import CompactionInput
 from services.searcher.embedded.index.compute_threads import product
 from services.searcher.embedded.index.live_queries import QueryKind
-from services.searcher.embedded.index.segments import IndexSegment, SegmentQuery, rounding
+from services.searcher.embedded.index.nearest import rounding
+from services.searcher.embedded.index.segments import IndexSegment, SegmentQuery
 from services.searcher.types import Vectors
 
 RECALL_AT = 10

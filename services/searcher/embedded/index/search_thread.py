@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from regionsearch.errors import Kind, RegionSearchError, overloaded
-from services.searcher.cancellation import ANYBODY, CancellationToken
+from services.searcher.cancellation import NEVER_CANCELLED, CancellationToken
 from services.searcher.embedded.index.segments import EXACT
 from services.searcher.embedded.index.vector_index import Part, VectorIndex, VectorQuery
 from services.searcher.metrics import PASS_QUERIES
@@ -22,7 +22,7 @@ T = TypeVar("T")
 class _Job:
     index: VectorIndex
     request: VectorQuery
-    caller: CancellationToken
+    cancellation: CancellationToken
     future: Future[list[Part]] = field(default_factory=Future)
 
     @property
@@ -73,14 +73,14 @@ class SearchThreads:
             thread.start()
 
     def submit(
-        self, index: VectorIndex, request: VectorQuery, caller: CancellationToken = ANYBODY
+        self, index: VectorIndex, request: VectorQuery, cancellation: CancellationToken = NEVER_CANCELLED
     ) -> Future[list[Part]]:
         """Queues a request. It fails with CANCELLED or DEADLINE_EXCEEDED when its caller leaves in time.
 
         Raises:
             RegionSearchError: OVERLOADED; UNAVAILABLE while stopping.
         """
-        job = _Job(index, request, caller)
+        job = _Job(index, request, cancellation)
         with self._changed:
             if self._closing:
                 raise RegionSearchError(Kind.UNAVAILABLE, "the searcher is stopping", retry_after_s=1.0)
@@ -150,16 +150,16 @@ class SearchThreads:
     def _take(self) -> list[_Job]:
         taken: list[_Job] = []
         left: deque[_Job] = deque()
-        room = self._max_batch
+        free = self._max_batch
         for job in self._jobs:
-            refusal = job.caller.refusal()
+            refusal = job.cancellation.refusal()
             if refusal is not None:  # it leaves before it costs anything
                 job.future.set_exception(refusal)
                 continue
             size = len(job.request.vectors)
-            if (job.pass_ == taken[0].pass_ and size <= room) if taken else self._may_begin(job.pass_):
+            if (job.pass_ == taken[0].pass_ and size <= free) if taken else self._may_begin(job.pass_):
                 taken.append(job)
-                room -= size
+                free -= size
             else:
                 left.append(job)
         self._jobs = left

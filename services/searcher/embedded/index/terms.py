@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from services.searcher.embedded.index.segments import Columns, Mask
+from services.searcher.embedded.index.columns import Columns, Mask
 from services.searcher.embedded.rows import HighestRowids, RowIds
 
 _KEPT_BYTES = 256 << 20

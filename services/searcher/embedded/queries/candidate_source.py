@@ -8,10 +8,12 @@ from concurrent.futures import Future
 import numpy as np
 
 from services.searcher.cancellation import CancellationToken
+from services.searcher.embedded.index.columns import Mask, Positions
 from services.searcher.embedded.index.compute_threads import product
 from services.searcher.embedded.index.filters import CompiledFilter, Selected
+from services.searcher.embedded.index.nearest import rounding
 from services.searcher.embedded.index.search_thread import SearchThreads
-from services.searcher.embedded.index.segments import EXACT, IndexSegment, Mask, Positions, rounding
+from services.searcher.embedded.index.segments import EXACT, IndexSegment
 from services.searcher.embedded.index.vector_index import Part, VectorQuery
 from services.searcher.embedded.open_collections import OpenCollection
 from services.searcher.embedded.queries.filter_compiler import compile_filter
@@ -36,7 +38,7 @@ class IndexSource:
         collection: The collection.
         query: The query.
         seq: The write whose state is searched.
-        caller: Cancels the search.
+        cancellation: Cancels the search.
 
     Attributes:
         ahead: See `ranking.CandidateSource`.
@@ -50,9 +52,9 @@ class IndexSource:
         collection: OpenCollection,
         query: Query,
         seq: int,
-        caller: CancellationToken,
+        cancellation: CancellationToken,
     ) -> None:
-        self._caller = caller
+        self._cancellation = cancellation
         self._database = database
         self._search = search
         self._opened = collection
@@ -129,7 +131,7 @@ class IndexSource:
             margin = query.whole_image_margin if query.group_by_image and query.level is None else 0.0
             below = query.after.score + margin
         request = VectorQuery(query.vectors, self._selected, count, self._by_image, below, self._effort)
-        return self._search.submit(self._opened.index, request, self._caller)
+        return self._search.submit(self._opened.index, request, self._cancellation)
 
     def _behind(self, parts: Sequence[Part], scores: Sequence[Vectors]) -> tuple[list[Part], list[Vectors]]:
         """Without what earlier pages have shown, as far as single rows tell."""

@@ -28,18 +28,18 @@ def pages(
     collection: OpenCollection,
     queries: Sequence[Query],
     present: int,
-    caller: CancellationToken,
-    room: ResponseBudget,
+    cancellation: CancellationToken,
+    budget: ResponseBudget,
 ) -> list[Page]:
     """A page for each query, of the state that it is pinned to, or after write `present`; both are held."""
     states = [present if query.seq is None else query.seq for query in queries]
     # All of them before the first ranking: what they ask for first is found in one pass.
     sources = [
-        IndexSource(database, search, collection, query, seq, caller)
+        IndexSource(database, search, collection, query, seq, cancellation)
         for query, seq in zip(queries, states, strict=True)
     ]
     return [
-        _page(database, source, query, seq, room, may_end_early=len(queries) == 1)
+        _page(database, source, query, seq, budget, may_end_early=len(queries) == 1)
         for source, query, seq in zip(sources, queries, states, strict=True)
     ]
 
@@ -49,11 +49,11 @@ def _page(
     source: IndexSource,
     query: Query,
     seq: int,
-    room: ResponseBudget,
+    budget: ResponseBudget,
     *,
     may_end_early: bool,
 ) -> Page:
-    """Ranked hits. A page ends early, before the first hit that `room` does not fit."""
+    """Ranked hits. A page ends early, before the first hit that `budget` does not fit."""
     ranked, more = rank(query, source)
     wanted = [r.key for found in ranked for r in (found, found.best_region) if r is not None]
     described: Described = {}
@@ -62,9 +62,9 @@ def _page(
         try:
             for key, row in reads.described(connection, wanted, masks=query.include_masks):
                 if row is not None:
-                    row = row[0], room.shown(row[1])
-                    room.take_record(row[0])
-                    room.take_image(row[1])
+                    row = row[0], budget.shown(row[1])
+                    budget.take_record(row[0])
+                    budget.take_image(row[1])
                 described[key] = row
         except RegionSearchError as error:
             refusal = error
@@ -89,7 +89,7 @@ def records(
     record_ids: Sequence[str],
     image_ids: Sequence[str],
     seq: int,
-    room: ResponseBudget,
+    budget: ResponseBudget,
     *,
     masks: bool,
     vectors: bool,
@@ -105,7 +105,7 @@ def records(
             image.image_rowid for image in reads.live_images(connection, collection.rowid, image_ids).values()
         ]
         if images_only:
-            return Stored((), tuple(reads.images(connection, sorted(asked), room)), None, seq)
+            return Stored((), tuple(reads.images(connection, sorted(asked), budget)), None, seq)
         keys = np.union1d(
             reads.rowids_of_records(connection, collection.rowid, record_ids),
             reads.record_rowids_of_images(connection, asked),
@@ -113,9 +113,9 @@ def records(
         places = reads.in_reading_order(connection, keys.tolist())
         ordered = [key for key, _ in places]
         if vectors:
-            room.take(len(ordered) * dimension * np.dtype(np.float32).itemsize)
-        described = reads.records(connection, ordered, room, masks=masks)
-        images = reads.images(connection, sorted({*asked, *(image for _, image in places)}), room)
+            budget.take(len(ordered) * dimension * np.dtype(np.float32).itemsize)
+        described = reads.records(connection, ordered, budget, masks=masks)
+        images = reads.images(connection, sorted({*asked, *(image for _, image in places)}), budget)
         found = reads.vectors(connection, ordered, dimension) if vectors else None
     return Stored(tuple(described[key] for key in ordered), tuple(images), found, seq)
 
@@ -125,11 +125,11 @@ def newest_images(
     collection: OpenCollection,
     limit: int,
     after: tuple[int, str] | None,
-    room: ResponseBudget,
+    budget: ResponseBudget,
 ) -> ImagePage:
     """Images, newest first, from behind a place."""
     with database.reading() as connection:
-        shown, following = reads.recent_images(connection, collection.rowid, limit, after, room)
+        shown, following = reads.recent_images(connection, collection.rowid, limit, after, budget)
         total, _ = reads.counts(connection, collection.rowid)
     return ImagePage(tuple(shown), following, total)
 

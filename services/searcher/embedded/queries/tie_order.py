@@ -11,7 +11,7 @@ from bisect import bisect_right
 
 import numpy as np
 
-from services.searcher.embedded.index.segments import Columns, Mask, Positions
+from services.searcher.embedded.index.columns import Columns, Mask, Positions
 from services.searcher.embedded.rows import RowIds
 from services.searcher.embedded.store import reads
 from services.searcher.embedded.store.database import Database

@@ -239,9 +239,9 @@ def place_in_order(connection: sqlite3.Connection, record_rowid: int) -> tuple[i
 
 
 def records(
-    connection: sqlite3.Connection, record_rowids: Iterable[int], room: ResponseBudget, *, masks: bool
+    connection: sqlite3.Connection, record_rowids: Iterable[int], budget: ResponseBudget, *, masks: bool
 ) -> dict[int, Record]:
-    """Records by rowid; deducts each from `room`.
+    """Records by rowid; deducts each from `budget`.
 
     Raises:
         DamagedRowError: One of them is not what was written.
@@ -254,7 +254,7 @@ def records(
     found: dict[int, Record] = {}
     for row in rows:
         found[row[3]] = _record(row)
-        room.take_record(found[row[3]])
+        budget.take_record(found[row[3]])
     return found
 
 
@@ -279,9 +279,9 @@ def described(
 
 
 def images(
-    connection: sqlite3.Connection, image_rowids: Iterable[int], room: ResponseBudget
+    connection: sqlite3.Connection, image_rowids: Iterable[int], budget: ResponseBudget
 ) -> list[StoredImage]:
-    """Live images by rowid, in that order; deducts each from `room`.
+    """Live images by rowid, in that order; deducts each from `budget`.
 
     Raises:
         DamagedRowError: One of them is not what was written.
@@ -293,7 +293,7 @@ def images(
     found: list[StoredImage] = []
     for row in rows:
         found.append(_image(row))
-        room.take_image(found[-1])
+        budget.take_image(found[-1])
     return found
 
 
@@ -333,11 +333,11 @@ def recent_images(
     collection_rowid: int,
     limit: int,
     after: tuple[int, str] | None,
-    room: ResponseBudget,
+    budget: ResponseBudget,
 ) -> tuple[list[StoredImage], tuple[int, str] | None]:
     """Images, newest first, from behind a place, and the place where more follow; None when none do.
 
-    A page ends early where the next image would need more than `room`. Damaged images are reported and left
+    A page ends early where the next image would need more than `budget`. Damaged images are reported and left
     out: one of them does not hide the others.
 
     Raises:
@@ -355,13 +355,13 @@ def recent_images(
         if len(found) == limit:
             return found, last
         try:
-            image = room.shown(_image(row))
+            image = budget.shown(_image(row))
         except checksums.DamagedRowError as error:
             report_damage(error)
             continue
-        if found and not room.has_room_for(image):
+        if found and not budget.fits(image):
             return found, last
-        room.take_image(image)
+        budget.take_image(image)
         found.append(image)
         last = (row[11], image.image_id)
     return found, None

@@ -310,8 +310,8 @@ def _insert_records(
     )
     for record_rowid, record in zip(record_rowids, records, strict=True):
         if record.attributes:
-            home = owner_images[record.image_id].image_rowid
-            _insert_attributes(connection, collection_rowid, home, record_rowid, record.attributes)
+            owner = owner_images[record.image_id].image_rowid
+            _insert_attributes(connection, collection_rowid, owner, record_rowid, record.attributes)
     return Rows(
         record_rowid=np.arange(first, first + len(records), dtype=np.int64),
         image_rowid=np.array([owner_images[r.image_id].image_rowid for r in records], np.int64),
