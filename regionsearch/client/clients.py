@@ -5,99 +5,30 @@ from __future__ import annotations
 import asyncio
 import functools
 import time
-from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Generic, ParamSpec, Self, TypeVar, overload
+from typing import Self, TypeVar
 
 from regionsearch import defaults
-from regionsearch.client import operations
+from regionsearch.client.address import Address
+from regionsearch.client.grpc_transport import AsyncGrpcTransport, GrpcTransport
+from regionsearch.client.http_transport import AsyncHttpTransport, HttpTransport
 from regionsearch.client.image_inputs import ImageInput
 from regionsearch.client.importing import Import, OnLoop, OnResult
+from regionsearch.client.methods import Methods
 from regionsearch.client.operations import Operation
 from regionsearch.client.streaming import IngestStream
-from regionsearch.client.transports import (
-    Address,
-    AsyncGrpcTransport,
-    AsyncHttpTransport,
-    AsyncTransport,
-    GrpcTransport,
-    HttpTransport,
-    Transport,
-)
+from regionsearch.client.transports import AsyncTransport, Transport
 from regionsearch.errors import Kind, RegionSearchError
 from regionsearch.schemas.responses import Collection, Image, IngestProgress, IngestResult, Ready
 
-P = ParamSpec("P")
 T = TypeVar("T")
 
 PAGE_SIZE = 500
 POLL_S = 0.2
 
 
-class _Method(Generic[P, T]):
-    """A method of both clients made from an operation: same arguments; its result, or one to await."""
-
-    def __init__(self, operation: Callable[P, Operation[T]]) -> None:
-        self._operation = operation
-
-    @overload
-    def __get__(self, client: None, owner: type) -> Callable[P, Operation[T]]: ...
-    @overload
-    def __get__(self, client: Client, owner: type) -> Callable[P, T]: ...
-    @overload
-    def __get__(self, client: AsyncClient, owner: type) -> Callable[P, Coroutine[Any, Any, T]]: ...
-    def __get__(self, client: Client | AsyncClient | None, owner: type) -> Callable[P, Any]:
-        if client is None:
-            return self._operation
-
-        @functools.wraps(self._operation)
-        def method(*args: P.args, **kwargs: P.kwargs) -> Any:
-            return client.send(self._operation(*args, **kwargs))
-
-        return method
-
-
-class _Operations(ABC):
-    """The address of a gateway, and all that it can be asked."""
-
-    search = _Method(operations.search)
-    within = _Method(operations.within)
-    render = _Method(operations.render)
-    segment = _Method(operations.segment)
-    embed = _Method(operations.embed)
-    list_collections = _Method(operations.list_collections)
-    create_collection = _Method(operations.create_collection)
-    delete_collection = _Method(operations.delete_collection)
-    list_images = _Method(operations.list_images)
-    content = _Method(operations.content)
-    regions = _Method(operations.regions)
-    export_hits = _Method(operations.export_hits)
-    export_regions = _Method(operations.export_regions)
-    check_images = _Method(operations.check_images)
-    update_image = _Method(operations.update_image)
-    delete_image = _Method(operations.delete_image)
-    ready = _Method(operations.ready)
-
-    def __init__(
-        self,
-        url: str = defaults.URL,
-        *,
-        api_key: str | None = None,
-        timeout_s: float = 300,
-        retries: int = 5,
-        ca: Path | None = None,
-    ) -> None:
-        self.url = url
-        self._connect(Address(url, api_key, timeout_s, retries, ca))
-
-    @abstractmethod
-    def _connect(self, address: Address) -> None:
-        """Makes the transport, of which each client has its own kind."""
-
-
-class Client(_Operations):
+class Client(Methods):
     """Talks to a gateway and waits for the answers; may be used from many threads.
 
     Every failure is a `RegionSearchError`. The methods' arguments are described in
@@ -230,7 +161,7 @@ class Client(_Operations):
             time.sleep(POLL_S)
 
 
-class AsyncClient(_Operations):
+class AsyncClient(Methods):
     """`Client` for asyncio: the same arguments, methods that are awaited."""
 
     def _connect(self, address: Address) -> None:
