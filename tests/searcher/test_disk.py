@@ -213,9 +213,17 @@ def test_the_log_starts_over_while_writes_go_on(
     engine = failing_engine(settings, monkeypatch)
     checkpointer = engine._checkpointer
     assert checkpointer is not None
+    checkpoint, images = checkpointer._checkpoint_with_reserve, iter(range(100))
+
+    def checkpoint_and_write() -> tuple[int, int]:
+        done = checkpoint()
+        write(engine, f"meanwhile{next(images)}", regions=10)
+        return done
+
+    monkeypatch.setattr(checkpointer, "_checkpoint_with_reserve", checkpoint_and_write)
     sizes = []
     for number in range(30):
-        write(engine, f"image{number}", regions=20)
+        write(engine, f"image{number}", regions=10)
         checkpointer.run_once()
         sizes.append(engine._database.log_bytes())
     assert max(sizes) < 600_000

@@ -29,8 +29,9 @@ _log = structlog.get_logger(__name__)
 class Checkpointer:
     """A thread that checkpoints the log every second.
 
-    Most of it is done while writes go on. Where much was written in the meantime, the rest is checkpointed
-    between two commits, so that the log starts over.
+    Most of it is done while writes go on. Once the log is long, what was written in the meantime is
+    checkpointed between two commits, so that the log starts over: it stays short, and its blocks are
+    overwritten instead of allocated.
 
     Args:
         database: The record store.
@@ -81,7 +82,7 @@ class Checkpointer:
             return
         try:
             left, size = self._checkpoint_with_reserve()
-            if left > _SHORT_LOG:
+            if size > _SHORT_LOG:  # writes that went on meanwhile kept it from starting over
                 left, size = self._committer.between(self._checkpoint)
         except sqlite3.Error as error:
             CHECKPOINT_FAILURES.inc()

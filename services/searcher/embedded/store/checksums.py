@@ -15,7 +15,6 @@ Value = int | float | str | bytes | None
 
 _INDEXED = struct.Struct("<qqqqqddq")
 _BOX = struct.Struct("<4d")
-_ZERO = 0.0  # added to -0.0 it gives 0.0, which is what SQLite makes of it
 
 
 class DamagedRowError(Exception):
@@ -43,10 +42,12 @@ def of_indexed(values: Sequence[float]) -> int:
     Args:
         values: Collection, record and image rowid, level, area, predicted_iou, stability_score, added.
     """
-    collection, record_rowid, image, level, area, iou, stability, added = values
-    return zlib.crc32(
-        _INDEXED.pack(collection, record_rowid, image, level, area, iou + _ZERO, stability + _ZERO, added)
-    )
+    return zlib.crc32(_INDEXED.pack(*values))
+
+
+def of_indexed_rows(rows: bytes, row_bytes: int) -> list[int]:
+    """Checksums as of `of_indexed` of many records; each row begins with the packed values."""
+    return [zlib.crc32(rows[start : start + _INDEXED.size]) for start in range(0, len(rows), row_bytes)]
 
 
 def of_body(record_rowid: int, record_id: str, box: Sequence[float | None], attributes: str | None) -> int:
@@ -58,9 +59,8 @@ def of_body(record_rowid: int, record_id: str, box: Sequence[float | None], attr
         box: Its four edges, or four times None.
         attributes: As JSON, or None.
     """
-    edges = [edge + _ZERO for edge in box if edge is not None]
-    text = f"{record_rowid}\0{record_id}\0{attributes}".encode()
-    return zlib.crc32(_BOX.pack(*edges) if edges else b"", zlib.crc32(text))
+    text = zlib.crc32(f"{record_rowid}\0{record_id}\0{attributes}".encode())
+    return text if None in box else zlib.crc32(_BOX.pack(*box), text)
 
 
 def of_mask(record_rowid: int, height: int | None, width: int | None, counts: bytes | None) -> int | None:

@@ -39,6 +39,7 @@ class Database:
 
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
         self.path = path
+        self._log_path = path.with_name(path.name + "-wal")
         self.read_only = read_only
         self._local = threading.local()
         self._readers: list[sqlite3.Connection] = []
@@ -128,7 +129,7 @@ class Database:
 
     def log_bytes(self) -> int:
         """Size of the log."""
-        return size_of(self.path.with_name(self.path.name + "-wal"))
+        return size_of(self._log_path)
 
     def close(self) -> None:
         """Closes every connection; the last one checkpoints the log."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,19 +27,21 @@ _BATCH = 8192
 _BATCH_BYTES = 8 << 20
 _UNIT = 0.02  # half precision and the rounding of 65,536 components stay far below
 
+# The values that `checksums.of_indexed` covers, in its layout, and their checksum; -1 in rows without one.
 _RECORD = np.dtype(
     [
-        ("collection", np.int64),
-        ("key", np.int64),
-        ("image", np.int64),
-        ("level", np.uint8),
-        ("area", np.int64),
-        ("predicted_iou", np.float32),
-        ("stability_score", np.float32),
-        ("added", np.int64),
+        ("collection", "<i8"),
+        ("key", "<i8"),
+        ("image", "<i8"),
+        ("level", "<i8"),
+        ("area", "<i8"),
+        ("predicted_iou", "<f8"),
+        ("stability_score", "<f8"),
+        ("added", "<i8"),
+        ("checksum", "<i8"),
     ]
 )
-_CHECKED = "collection, key, image, level, area, predicted_iou, stability_score, added, checksum"
+_COLUMNS = f"{', '.join(_RECORD.names[:-1] if _RECORD.names else ())}, COALESCE(checksum, -1)"
 
 
 def live_rows(connection: sqlite3.Connection) -> Iterator[tuple[int, Rows, RowIds]]:
@@ -62,10 +64,10 @@ def live_rows(connection: sqlite3.Connection) -> Iterator[tuple[int, Rows, RowId
             found = Rows(
                 record_rowid=np.ascontiguousarray(mine["key"]),
                 image_rowid=np.ascontiguousarray(mine["image"]),
-                level=mine["level"],
+                level=mine["level"].astype(np.uint8),
                 area=mine["area"],
-                predicted_iou=mine["predicted_iou"],
-                stability_score=mine["stability_score"],
+                predicted_iou=mine["predicted_iou"].astype(np.float32),
+                stability_score=mine["stability_score"].astype(np.float32),
                 created_ms=created.of(mine["image"]),
                 vectors=_unit_vectors(mine["key"], blobs, dimensions[number]),
             )
@@ -75,19 +77,26 @@ def live_rows(connection: sqlite3.Connection) -> Iterator[tuple[int, Rows, RowId
 def _batches(connection: sqlite3.Connection, rows: int) -> Iterator[tuple[NDArray[np.void], list[bytes]]]:
     """Live records in ascending order of rowid, so many at once, and their stored vectors."""
     cursor = connection.execute(
-        f"SELECT {_CHECKED} FROM record WHERE removed IS NULL ORDER BY key"  # noqa: S608
+        f"SELECT {_COLUMNS} FROM record WHERE removed IS NULL ORDER BY key"  # noqa: S608
     )
     while batch := cursor.fetchmany(rows):
-        records = np.fromiter(map(_checked, batch), _RECORD, len(batch))
+        records = np.fromiter(batch, _RECORD, len(batch))
+        _check(records)
         yield records, _blobs(connection, records["key"])
 
 
-def _checked(row: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Checks a row of the columns `_CHECKED` and returns the values of `_RECORD`."""
-    *values, checksum = row
-    if checksum is not None and checksum != checksums.of_indexed(values):
-        raise DamagedRowError(f"the checksum of record {row[1]} does not match")
-    return tuple(values)
+def _check(records: NDArray[np.void]) -> None:
+    """Compares rows with their checksums.
+
+    Raises:
+        DamagedRowError: One is not what was written.
+    """
+    stored = records["checksum"]
+    actual = np.array(checksums.of_indexed_rows(records.tobytes(), _RECORD.itemsize))
+    damaged = (stored != actual) & (stored != -1)
+    if damaged.any():
+        record_rowid = int(records["key"][int(np.argmax(damaged))])
+        raise DamagedRowError(f"the checksum of record {record_rowid} does not match")
 
 
 def _ahead(items: Iterator[T]) -> Iterator[T]:

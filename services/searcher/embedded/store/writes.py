@@ -33,6 +33,8 @@ REMOVE_RECORDS = (
     f"UPDATE record SET removed = ? WHERE key {LISTED} AND +collection = ? AND removed IS NULL"  # noqa: S608
     " RETURNING key"
 )
+_NO_BOX = (None,) * 4
+_NO_ROWS: RowIds = np.empty(0, np.int64)
 
 
 def next_seq(connection: sqlite3.Connection) -> int:
@@ -328,11 +330,13 @@ def _record_values(
     collection_rowid: int, record_rowid: int, image: int, record: Record, seq: int
 ) -> tuple[checksums.Value, ...]:
     """A row of the record table."""
-    box = record.box or (None, None, None, None)
+    # Adding 0.0 turns -0.0 into the 0.0 that SQLite will return: checksums tell the two apart.
+    box = _NO_BOX if record.box is None else [edge + 0.0 for edge in record.box]
     mask = record.mask
     rle = (None, None, None) if mask is None else (mask.height, mask.width, mask.counts)
     attributes = json.dumps(dict(record.attributes)) if record.attributes else None
-    level, area, iou, stability = int(record.level), record.area, record.predicted_iou, record.stability_score
+    level, area = int(record.level), record.area
+    iou, stability = record.predicted_iou + 0.0, record.stability_score + 0.0
     return (
         record_rowid, collection_rowid, image, record.record_id, level, *box, area, iou, stability,
         attributes, seq, *rle,
@@ -358,6 +362,8 @@ def _insert_attributes(
 def _remove_images(
     connection: sqlite3.Connection, collection_rowid: int, image_rowids: Sequence[int], seq: int
 ) -> RowIds:
+    if not image_rowids:
+        return _NO_ROWS
     statement = f"UPDATE image SET removed = ? WHERE ordinal {LISTED}"  # noqa: S608
     connection.execute(statement, (seq, json_array(image_rowids)))
     return _remove_records(
@@ -369,11 +375,15 @@ def _remove_records(
     connection: sqlite3.Connection, collection_rowid: int, record_rowids: RowIds, seq: int
 ) -> RowIds:
     """Marks live records removed; returns the rowids of those that it changed."""
+    if not len(record_rowids):
+        return _NO_ROWS
     changed = connection.execute(REMOVE_RECORDS, (seq, json_array(record_rowids.tolist()), collection_rowid))
     return np.array([row[0] for row in changed], np.int64)
 
 
 def _images_of(connection: sqlite3.Connection, record_rowids: RowIds) -> set[int]:
+    if not len(record_rowids):
+        return set()
     query = f"SELECT DISTINCT image FROM record WHERE key {LISTED}"  # noqa: S608
     return {row[0] for row in connection.execute(query, (json_array(record_rowids.tolist()),))}
 
@@ -387,10 +397,10 @@ def _empty_images(connection: sqlite3.Connection, image_rowids: Iterable[int]) -
 
 
 def _count_regions(connection: sqlite3.Connection, image_rowids: Iterable[int]) -> None:
-    connection.execute(
-        "UPDATE image SET region_count = (SELECT COUNT(*) FROM record WHERE record.image = image.ordinal"  # noqa: S608
-        f" AND record.removed IS NULL AND record.level = ?) WHERE ordinal {LISTED} AND removed IS NULL",
-        (int(Level.REGION), json_array(image_rowids)),
+    connection.executemany(
+        "UPDATE image SET region_count = (SELECT COUNT(*) FROM record WHERE record.image = image.ordinal"
+        " AND record.removed IS NULL AND record.level = ?) WHERE ordinal = ? AND removed IS NULL",
+        [(int(Level.REGION), image_rowid) for image_rowid in image_rowids],
     )
 
 
