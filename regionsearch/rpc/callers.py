@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import functools
 import hashlib
 import ipaddress
 from collections.abc import Iterator
@@ -39,6 +40,7 @@ def caller_metadata() -> tuple[tuple[str, str], ...]:
     return ((CALLER_HEADER, name),) if name else ()
 
 
+@functools.lru_cache(maxsize=4096)
 def caller_name(key: str, address: str) -> str:
     """The name of a caller: by its API key where it has one, else by its address.
 

@@ -356,11 +356,6 @@ class Batcher(Generic[Payload, Result]):
     def _deliver(self, batch: Batch) -> None:
         self._running -= batch.size
         self._queues[batch.priority].served(batch.size)
-        flying = self._flying[batch.priority]
-        for request in batch.requests:
-            flying[request.caller] -= 1
-            if not flying[request.caller]:
-                del flying[request.caller]
         self._metrics.items.inc(batch.size)
         self._trace(batch)
         for part, outcome in batch.outcomes:
@@ -374,9 +369,14 @@ class Batcher(Generic[Payload, Result]):
             request.left -= part.size
             if request.left == 0:
                 self._resolve(request)
+        flying = self._flying[batch.priority]
         for request in batch.requests:
+            flying[request.caller] -= 1
+            if not flying[request.caller]:
+                del flying[request.caller]
             request.flying -= 1
-            self._free(request)
+            if request.hold is not None:
+                self._free(request)
 
     def _resolve(self, request: QueueEntry, error: Exception | None = None) -> None:
         self._release(request)
@@ -385,7 +385,8 @@ class Batcher(Generic[Payload, Result]):
         if error is not None:
             request.future.set_exception(error)
         else:
-            request.results.sort(key=lambda result: result[0])
+            if len(request.results) > 1:
+                request.results.sort(key=lambda result: result[0])
             request.future.set_result([result for _, result in request.results])
 
     def _release(self, request: QueueEntry) -> None:
@@ -394,8 +395,9 @@ class Batcher(Generic[Payload, Result]):
         if request.timer is not None:
             request.timer.cancel()
         self._queues.leave(request)
-        self._memory[request.priority].leave(request)
-        self._free(request)
+        if request.nbytes:
+            self._memory[request.priority].leave(request)
+            self._free(request)
         self._live.discard(request)
         if not self._live:
             self._idle.set()

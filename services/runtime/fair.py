@@ -120,7 +120,8 @@ class FairQueue(Generic[T]):
     def take(self, request: T, items: int) -> None:
         """Takes items of a waiting request; its other items wait for another turn."""
         entry = self._entries[request]
-        del self._order[bisect_left(self._order, (entry.turn, entry.arrival))]
+        first = self._order[0][2] is request
+        del self._order[0 if first else bisect_left(self._order, (entry.turn, entry.arrival))]
         entry.left -= items
         entry.account.waiting -= items
         self._waiting -= items
