@@ -42,13 +42,13 @@ _STACK_FILES = (
     "docs/test_readme.py",
     "loadtests/test_users.py",
     "evaluation/test_gateway.py",
-    "e2e/test_main_job.py",
+    "e2e/test_ingest_and_search.py",
     "e2e/test_bad_input.py",
-    "hostile/test_images_of_callers.py",
+    "hostile/test_images_end_to_end.py",
     "hostile/test_grpc_requests.py",
     "gateway/test_pocket.py",
-    "client/test_real.py",
-    "web/test_real.py",
+    "client/test_against_stack.py",
+    "web/test_against_stack.py",
 )
 _LONG_FILES = (
     "e2e/test_crashes.py",

@@ -10,7 +10,7 @@ from starlette.datastructures import UploadFile
 
 from gateway.http.forms import MEDIA_TYPE as FORM
 from gateway.http.forms import read_form
-from gateway.http.json_reading import MAX_SMALL, parse_json
+from gateway.http.json_bodies import MAX_SMALL, parse_json
 from gateway.http.middleware import limited
 from gateway.settings import LimitSettings
 from regionsearch.errors import invalid

@@ -11,7 +11,7 @@ from python_multipart.multipart import parse_options_header
 from starlette.datastructures import FormData
 from starlette.formparsers import MultiPartException, MultiPartParser
 
-from gateway.http.json_reading import MAX_SMALL
+from gateway.http.json_bodies import MAX_SMALL
 from gateway.settings import LimitSettings
 from regionsearch.errors import Kind, RegionSearchError, invalid, too_large
 

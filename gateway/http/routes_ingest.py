@@ -18,7 +18,7 @@ from gateway.access import Scope
 from gateway.core import Gateway
 from gateway.http.access import needs
 from gateway.http.forms import read_form
-from gateway.http.json_reading import parse_json
+from gateway.http.json_bodies import parse_json
 from gateway.http.openapi import form_of
 from gateway.http.problems import STATUS, problem
 from gateway.ingest import count_failure

@@ -84,7 +84,7 @@ def test_images_under_another_suffix_are_known_by_their_content(tmp_path: Path) 
     assert selection.summary() == "2 left out: 1 .mov, 1 .nef"
 
 
-def test_what_is_no_regular_file_is_left_out_and_counted(tmp_path: Path) -> None:
+def test_special_files_are_skipped_and_counted(tmp_path: Path) -> None:
     folder, elsewhere = make(tmp_path / "a", "a.jpg"), make(tmp_path / "b", "b.jpg", "c.jpg")
     os.mkfifo(folder / "pipe.jpg")
     (folder / "broken.jpg").symlink_to(tmp_path / "nowhere.jpg")

@@ -385,7 +385,7 @@ def test_a_taken_port_is_said_with_its_option(option: str, tmp_path: Path) -> No
     assert f"another one with {option}" in result.exception.message
 
 
-def test_an_address_that_is_not_this_machines_is_no_taken_port(tmp_path: Path) -> None:
+def test_an_address_of_another_machine_is_not_reported_as_a_taken_port(tmp_path: Path) -> None:
     options = ["--host", "203.0.113.1", "--port", str(free_port()), "--data-dir", str(tmp_path)]
     result = CliRunner().invoke(app, ["up", *options])
     assert isinstance(result.exception, RegionSearchError)

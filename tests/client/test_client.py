@@ -148,7 +148,7 @@ def test_ingest_takes_sources_as_there_is_room(url: str) -> None:
     assert len(taken) == len(done) == 12
 
 
-def test_ingest_stops_for_what_every_image_would_meet(use: Callable[..., Any], gateway: FakeGateway) -> None:
+def test_ingest_stops_at_an_error_common_to_all_images(use: Callable[..., Any], gateway: FakeGateway) -> None:
     gateway.failures = [RegionSearchError(Kind.PERMISSION_DENIED, "the key may only read")] * 3
     with pytest.raises(RegionSearchError, match="may only read") as caught:
         use("ingest", [b"%d" % number for number in range(10)], at_once=1)
@@ -227,12 +227,12 @@ def test_numbers_of_numpy_are_numbers(use: Callable[..., Any], gateway: FakeGate
         assert (asked.query.points[0].y, asked.min_score) == (2.0, 0.25)
 
 
-def test_a_place_in_a_list_is_named_alike_over_http_and_grpc() -> None:
+def test_an_item_of_a_list_is_named_the_same_over_http_and_grpc() -> None:
     problem = {"code": "INVALID_ARGUMENT", "errors": [{"pointer": "/query/points/2/x"}]}
     assert error_of(problem).field == "query.points[2].x"
 
 
-def test_no_image_at_once_is_a_mistake(use: Callable[..., Any], gateway: FakeGateway) -> None:
+def test_zero_images_at_once_is_an_error(use: Callable[..., Any], gateway: FakeGateway) -> None:
     with pytest.raises(RegionSearchError, match="at least 1") as caught:
         use("ingest", [b"one"], at_once=0)
     assert (caught.value.kind, caught.value.field) == (Kind.INVALID_ARGUMENT, "at_once")
@@ -271,7 +271,7 @@ def test_a_gateway_that_is_not_there(address: str) -> None:
         "http://a\0b",
     ],
 )
-def test_what_is_no_address(address: str) -> None:
+def test_invalid_urls(address: str) -> None:
     with pytest.raises(RegionSearchError, match="is not an address") as caught:
         Client(address)
     assert caught.value.kind is Kind.INVALID_ARGUMENT

@@ -74,7 +74,7 @@ def test_known_files_can_be_sent_all_the_same(
     assert set(sent(gateway)) <= {"images", "IngestImageRequest"}
 
 
-def test_a_file_whose_image_is_deleted_meanwhile_is_sent(
+def test_a_file_whose_image_was_deleted_after_the_check_is_sent(
     use: Callable[..., Any], gateway: FakeGateway, tmp_path: Path
 ) -> None:
     (path,) = files(tmp_path, "a")

@@ -62,7 +62,7 @@ def test_a_stream_that_fails_says_why(gateway: FakeGateway) -> None:
         client.ingest_stream([])
 
 
-def test_a_stream_that_ends_early_is_no_failure_of_the_sources() -> None:
+def test_a_stream_that_ends_early_does_not_blame_the_images() -> None:
     """gRPC drops the requests of a call that has failed; the call's own error is the one that counts."""
     stream = IngestStream([("a", b"a"), ("b", b"b")])
     requests = stream.requests()

@@ -170,7 +170,7 @@ def test_one_pixel() -> None:
         "no data",
     ],
 )
-def test_what_is_no_image_is_refused_by_name(data: bytes, kind: Kind) -> None:
+def test_a_file_that_is_not_an_image_is_refused_by_name(data: bytes, kind: Kind) -> None:
     with pytest.raises(RegionSearchError) as caught:
         decode_image(data, field="files[3]")
     assert caught.value.kind is kind

@@ -80,7 +80,7 @@ def test_keys_have_a_rate_only_where_it_is_set(still: None) -> None:
         ("10.0.0.1", "10.3.3.3, 10.2.2.2", "10.3.3.3"),
     ],
 )
-def test_only_trusted_proxies_are_believed_for_whom_they_speak(
+def test_forwarded_addresses_of_untrusted_proxies_are_ignored(
     peer: str, forwarded: str, address: str
 ) -> None:
     gate = Access(GatewaySettings(trusted_proxies="10.0.0.0/8, fd00::/8"))

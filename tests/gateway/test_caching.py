@@ -86,7 +86,7 @@ def test_what_changes_after_the_look_is_not_deleted(
     assert gateway.http.get(f"{url}/content").content == data
 
 
-def test_a_region_that_is_another_one_now_is_sent_anew(
+def test_a_region_that_has_changed_is_sent_again(
     gateway: Running, collection: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Region ids are numbers within an image: cut anew, the same id may be another thing."""

@@ -70,7 +70,7 @@ async def test_a_stream_whose_answers_are_not_read_takes_no_more_images() -> Non
 
 
 @pytest.mark.parametrize("error", [ZeroDivisionError("secret"), asyncio.CancelledError("secret")])
-async def test_an_unexpected_error_of_an_image_is_its_answer(error: BaseException) -> None:
+async def test_an_unexpected_error_is_reported_for_its_image_only(error: BaseException) -> None:
     answers = [answer async for answer in ingest_stream(InstantIngester(b=error), "a", "b", "c")]
     errors = {answer.key: answer.error.code for answer in answers if answer.HasField("error")}
     assert errors == {"b": grpc.StatusCode.INTERNAL.value[0]}
@@ -93,7 +93,7 @@ def test_an_answer_over_the_cap_names_the_field_and_the_remedy(world: World, fil
     assert "fewer hits" in error.message
 
 
-def test_so_does_the_answer_of_a_search_inside_an_image(world: World) -> None:
+def test_the_answer_of_a_search_within_an_image_is_bounded_too(world: World) -> None:
     """The scores and the union of the masks do not fit in addition to the segmenter's answer."""
     stripes = [((9 * i, 0, 255 - 9 * i), (8 * i, 0, 8 * i + 8, 120)) for i in range(20)]
     image = types_pb2.Image(encoded=scene(*stripes))

@@ -58,7 +58,7 @@ def bomb() -> bytes:
     ],
     ids=["empty", "text", "svg", "truncated", "bomb"],
 )
-def test_what_is_no_image_changes_nothing(
+def test_a_file_that_is_not_an_image_changes_nothing(
     gateway: Running, collection: str, script: Script, data: bytes, code: str
 ) -> None:
     before = gateway.http.get(f"/v1/collections/{collection}").json()

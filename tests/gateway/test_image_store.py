@@ -71,7 +71,7 @@ def test_ids_that_are_none_touch_nothing(tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.mark.parametrize("collection", ["", "..", "a/b", "/etc", "A", "x" * 65, "a\n"])
-async def test_names_that_are_no_collections(store: ImageStore, collection: str) -> None:
+async def test_invalid_collection_names(store: ImageStore, collection: str) -> None:
     with pytest.raises(RegionSearchError) as caught:
         await store.put(collection, ID, DATA)
     assert caught.value.kind is Kind.INVALID_ARGUMENT
@@ -169,7 +169,7 @@ async def test_empty_folders_go_while_others_write_into_them(
     assert await store.get("busy", ID) == DATA
 
 
-async def test_what_was_aside_takes_no_newer_images_place(store: ImageStore) -> None:
+async def test_a_restored_file_does_not_replace_a_newer_one(store: ImageStore) -> None:
     await store.put("default", ID, DATA)
     await store.quarantine("default", ID, 0)
     await asyncio.to_thread(store._fs.pipe_file, image_store._aside(store._path("default", ID)), b"damaged")

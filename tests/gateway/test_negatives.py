@@ -104,7 +104,7 @@ def test_the_same_over_grpc(gateway: Running, filled: dict[str, str]) -> None:
         ),
     ],
 )
-def test_a_bad_one_is_named_over_grpc(
+def test_a_bad_item_is_named_over_grpc(
     gateway: Running, filled: dict[str, str], negative: region_search_pb2.Negative, field: str
 ) -> None:
     fine = region_search_pb2.Negative(text="fine")

@@ -161,7 +161,7 @@ def test_answers_that_are_images_are_described(document: dict[str, Any]) -> None
     assert answers["image/png"]["schema"] == {"type": "string", "format": "binary"}
 
 
-def test_security_is_what_the_gateway_wants(world: World, document: dict[str, Any]) -> None:
+def test_the_document_declares_the_security_of_the_gateway(world: World, document: dict[str, Any]) -> None:
     with_keys = world.gateway(api_keys="read:r").http.get("/openapi.json").json()
     for name, path in with_keys["paths"].items():
         for method, operation in path.items():

@@ -70,7 +70,7 @@ def overlap(thing: Thing, box: Any) -> float:
 
 
 @pytest.mark.parametrize("prompt", ["points", "box"])
-def test_pointing_inside_an_image_that_is_sent_finds_that_thing(
+def test_pointing_inside_a_sent_image_selects_that_object(
     http: httpx.Client, scenes: list[Scene], stack: Stack, prompt: str
 ) -> None:
     """The image itself is in the collection, so that the thing's own region should come back first."""

@@ -88,7 +88,7 @@ class Forgetful(SearcherFront):
         return await self.real.GetRecords(request)
 
 
-def test_a_deletion_that_fails_half_way_leaves_no_image_aside(
+def test_a_deletion_that_fails_half_way_leaves_no_image_quarantined(
     world: World, script: Script, collection: str
 ) -> None:
     """One of them may have got a record meanwhile."""

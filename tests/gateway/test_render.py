@@ -97,7 +97,7 @@ def test_a_cut_out_is_transparent_outside_of_the_mask() -> None:
     assert (cut[:, :, :3] == pixels[top:bottom, left:right]).all()
 
 
-def test_a_huge_image_is_touched_only_where_the_find_is() -> None:
+def test_a_huge_image_is_modified_only_around_the_hit() -> None:
     pixels = np.zeros((1600, 2400, 3), np.uint8)
     mask = np.zeros((1600, 2400), bool)
     mask[1590:, 2390:] = True

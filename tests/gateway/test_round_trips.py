@@ -118,7 +118,7 @@ def test_texts_are_embedded_while_the_collection_is_read(
 
 
 @pytest.mark.parametrize("model", ["same", "other"])
-def test_a_collection_that_another_gateway_made_anew_is_noticed_at_once(
+def test_a_collection_recreated_by_another_gateway_is_noticed_at_once(
     world: World, gateway: Running, script: Script, collection: str, remembering: None, model: str
 ) -> None:
     other = world.gateway(image_store=str(gateway.store))
@@ -148,7 +148,7 @@ def test_a_collection_that_another_gateway_made_anew_is_noticed_at_once(
     assert hit["image_id"] == result["image_id"]
 
 
-def test_an_image_is_refused_when_the_embedder_changed_its_model_meanwhile(
+def test_an_image_is_refused_if_the_embedder_changes_its_model_during_ingest(
     world: World, gateway: Running, script: Script, collection: str, remembering: None
 ) -> None:
     add(gateway, collection, ("a.png", scene(RED)))

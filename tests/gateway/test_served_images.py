@@ -50,7 +50,7 @@ def test_a_rendering_is_upright_and_has_its_own_etag(gateway: Running, collectio
     assert gateway.http.get(f"{url}/content?format=gif").status_code == 400
 
 
-def test_metadata_is_not_served_where_the_operator_wants_it_so(world: World) -> None:
+def test_strip_metadata_serves_images_without_it(world: World) -> None:
     careful = world.gateway(strip_metadata=True)
     for file_format in ("JPEG", "PNG", "WEBP", "TIFF"):
         image = Image.new("RGB", (60, 40), "red")

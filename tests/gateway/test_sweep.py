@@ -127,7 +127,7 @@ def test_what_a_sweep_left_that_died_is_decided_by_the_next(
     assert not stored(own, collection, orphan).exists()
 
 
-def test_an_ingest_that_comes_meanwhile_keeps_its_image(
+def test_an_ingest_during_the_sweep_keeps_its_image(
     own: Running, collection: str, settings: GatewaySettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The image is sent just after the sweep has moved it aside, having asked about it before."""

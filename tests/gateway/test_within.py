@@ -237,7 +237,7 @@ def test_segment_zooms_as_asked_or_as_the_model_does(
         ([("text", "blue"), ("render", "mask"), ("render", "outline")], "render", "once"),
     ],
 )
-def test_a_field_of_a_form_that_is_no_list_comes_once(
+def test_a_scalar_field_of_a_form_may_not_repeat(
     gateway: Running, fields: list[tuple[str, str]], field: str, remedy: str
 ) -> None:
     parts = [("image", ("a.png", IMAGE)), *[(name, (None, value)) for name, value in fields]]

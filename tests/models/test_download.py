@@ -149,7 +149,7 @@ def test_a_refusal_names_the_address_and_the_remedy(
 
 
 @pytest.fixture
-def patient(models: Path, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+def waits(models: Path, monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """What passes is tried again; the times that would be waited for."""
     waits: list[float] = []
     monkeypatch.setattr(download, "ATTEMPTS", 3)
@@ -157,22 +157,20 @@ def patient(models: Path, monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return waits
 
 
-def test_what_passes_is_tried_again(publisher: Publisher, patient: list[float]) -> None:
+def test_what_passes_is_tried_again(publisher: Publisher, waits: list[float]) -> None:
     publisher.status, publisher.refusals = 503, 2
     assert pull(publisher.weights(publisher.digest)).read_bytes() == publisher.data
-    assert patient == [1, 2]
+    assert waits == [1, 2]
 
 
-def test_a_busy_server_says_how_long_to_wait(publisher: Publisher, patient: list[float]) -> None:
+def test_a_busy_server_says_how_long_to_wait(publisher: Publisher, waits: list[float]) -> None:
     publisher.status, publisher.refusals, publisher.headers = 429, 1, {"Retry-After": "7"}
     assert pull(publisher.weights(publisher.digest)).read_bytes() == publisher.data
-    assert patient == [7]
+    assert waits == [7]
 
 
 @pytest.mark.parametrize("status", [401, 404])
-def test_what_does_not_pass_is_not_tried_again(
-    publisher: Publisher, patient: list[float], status: int
-) -> None:
+def test_what_does_not_pass_is_not_tried_again(publisher: Publisher, waits: list[float], status: int) -> None:
     publisher.status = status
     with pytest.raises(RegionSearchError):
         pull(publisher.weights())
@@ -180,7 +178,7 @@ def test_what_does_not_pass_is_not_tried_again(
 
 
 def test_without_an_entity_tag_a_known_digest_lets_a_download_go_on(
-    publisher: Publisher, patient: list[float]
+    publisher: Publisher, waits: list[float]
 ) -> None:
     publisher.etag, publisher.drop_after = None, 3_000_000
     assert pull(publisher.weights(publisher.digest)).read_bytes() == publisher.data
@@ -343,7 +341,7 @@ def test_no_room_is_said_before_anything_is_written(
     assert "weights.bin.partial" not in files(models)
 
 
-def test_a_disk_that_fills_up_meanwhile_is_said(publisher: Publisher, models: Path) -> None:
+def test_a_disk_that_fills_up_during_an_upload_is_reported(publisher: Publisher, models: Path) -> None:
     models.mkdir()
     (models / "weights.bin.partial").symlink_to("/dev/full")
     with pytest.raises(RegionSearchError, match=r"make room.*REGIONSEARCH_MODELS_DIR") as caught:
@@ -353,7 +351,7 @@ def test_a_disk_that_fills_up_meanwhile_is_said(publisher: Publisher, models: Pa
 
 
 @pytest.mark.parametrize("mirror", ["http://[::1", "mirror.example", "file:///weights"])
-def test_a_mirror_that_is_no_address_is_named(
+def test_a_mirror_that_is_not_a_url_is_named(
     publisher: Publisher, models: Path, monkeypatch: pytest.MonkeyPatch, mirror: str
 ) -> None:
     monkeypatch.setenv("REGIONSEARCH_MODELS_MIRROR", mirror)

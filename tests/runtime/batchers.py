@@ -15,7 +15,7 @@ class Model:
         self.gate = threading.Event()
         self.gate.set()
         self.entered = threading.Event()
-        self.trouble = lambda parts: None
+        self.fault = lambda parts: None
         self.prepared: list[object] = []
 
     def prepare(self, payload):
@@ -28,7 +28,7 @@ class Model:
         self.batches.append([(part.prepared, part.start, part.stop) for part in parts])
         self.entered.set()
         assert self.gate.wait(60)
-        self.trouble(parts)
+        self.fault(parts)
         return [[(part.prepared, item) for item in range(part.start, part.stop)] for part in parts]
 
     def finish(self, raw):

@@ -268,7 +268,7 @@ async def test_a_deadline_is_kept_while_the_device_is_busy():
 
 async def test_a_deadline_that_cannot_be_met_is_refused_at_once():
     async with batching(max_batch=1) as (batcher, model):
-        model.trouble = lambda parts: time.sleep(0.05)
+        model.fault = lambda parts: time.sleep(0.05)
         await batcher.submit("teaches the pace", 3)
         long = asyncio.create_task(batcher.submit("long", 2000))
         await asyncio.sleep(0)
@@ -296,12 +296,12 @@ async def test_closing_finishes_what_was_admitted_and_refuses_the_rest():
 async def test_several_devices_share_the_work():
     threads = set()
 
-    def trouble(parts):
+    def fault(parts):
         threads.add(threading.current_thread().name)
         time.sleep(0.02)
 
     model = Model()
-    model.trouble = trouble
+    model.fault = fault
     async with batching(model, devices=3) as (batcher, _):
         await asyncio.gather(*(batcher.submit(str(i), 8) for i in range(12)))
     assert len(threads) == 3
@@ -324,7 +324,7 @@ async def test_an_idle_device_goes_before_a_busy_one():
 
 async def test_a_flood_is_refused_quickly_and_what_was_admitted_is_answered():
     async with batching(max_queue=64) as (batcher, model):
-        model.trouble = lambda parts: time.sleep(0.002)
+        model.fault = lambda parts: time.sleep(0.002)
         refused = []
 
         async def caller(name):

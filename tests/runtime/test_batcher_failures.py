@@ -43,24 +43,24 @@ async def test_a_poisoned_request_fails_alone(stage):
 
 
 async def test_out_of_memory_halves_until_it_fits():
-    def trouble(parts):
+    def fault(parts):
         if sum(part.size for part in parts) > 3:
             raise MemoryError
 
     model = Model()
-    model.trouble = trouble
+    model.fault = fault
     async with batching(model, classify=lambda error: Failure.OUT_OF_MEMORY) as (batcher, _):
         results = await asyncio.gather(batcher.submit("a", 7), batcher.submit("b", 1), batcher.submit("c", 6))
     assert [flat(result) for result in results] == [answer("a", 7), answer("b", 1), answer("c", 6)]
 
 
 async def test_one_item_that_does_not_fit_fails_its_request_only():
-    def trouble(parts):
+    def fault(parts):
         if any(part.prepared == "huge" for part in parts):
             raise MemoryError("huge")
 
     model = Model()
-    model.trouble = trouble
+    model.fault = fault
     async with batching(model, classify=lambda error: Failure.OUT_OF_MEMORY) as (batcher, _):
         huge, small = await asyncio.gather(
             batcher.submit("huge", 3), batcher.submit("small", 3), return_exceptions=True
@@ -77,7 +77,7 @@ async def test_a_failed_batch_frees_its_memory_before_the_retry():
 
     taken, alive = [], []
 
-    def trouble(parts):
+    def fault(parts):
         alive.append([memory for memory in taken if memory() is not None])
         held = Memory()
         taken.append(weakref.ref(held))
@@ -85,7 +85,7 @@ async def test_a_failed_batch_frees_its_memory_before_the_retry():
             raise MemoryError
 
     model = Model()
-    model.trouble = trouble
+    model.fault = fault
     async with batching(model, classify=lambda error: Failure.OUT_OF_MEMORY) as (batcher, _):
         assert flat(await batcher.submit("a", 8)) == answer("a", 8)
     assert len(taken) == 15
@@ -135,10 +135,10 @@ async def test_a_preparation_that_ends_its_thread_fails_alone():
 
 
 def kill(error):
-    def trouble(parts):
+    def fault(parts):
         raise error
 
-    return trouble
+    return fault
 
 
 @pytest.mark.parametrize("error", [SystemExit(1), KeyboardInterrupt(), RuntimeError("CUDA error: sticky")])
@@ -148,7 +148,7 @@ async def test_a_dead_stage_fails_all_requests_and_reports_fatal(error):
         waiting = await held(batcher, model)
         waiting.append(asyncio.create_task(batcher.submit("queued", 3)))
         await asyncio.sleep(0)
-        model.trouble = kill(error)
+        model.fault = kill(error)
         model.gate.set()
         for result in await asyncio.wait_for(asyncio.gather(*waiting, return_exceptions=True), 60):
             assert isinstance(result, RegionSearchError)

@@ -293,7 +293,7 @@ def test_nothing_is_read_beyond_the_room_of_its_answer(engine: Engine) -> None:
     )
 
 
-def test_a_page_ends_where_there_is_no_more_room(engine: Engine) -> None:
+def test_a_page_ends_when_the_response_is_full(engine: Engine) -> None:
     rng = random.Random(3)
     images = [StoredImage(f"i{n}", tags=tuple(f"{n}{t:04d}" * 20 for t in range(10))) for n in range(7)]
     records = [Record(f"{i.image_id}-{k}", i.image_id, Level(k + 1)) for i in images for k in range(2)]
@@ -344,7 +344,7 @@ def test_an_empty_collection_lists_nothing(engine: Engine) -> None:
     assert engine.get_records("c", ["r"], ["i"], masks=True, vectors=True).records == ()
 
 
-def test_names_that_look_alike_are_different_collections(engine: Engine) -> None:
+def test_confusable_names_are_different_collections(engine: Engine) -> None:
     for number, name in enumerate(("a-b", "a_b", "a__b", "ahb")):
         engine.create_collection(Collection(name, MODEL))
         engine.upsert(name, MODEL, Upsert([StoredImage(f"i{number}")], [], np.empty((0, 4), np.float32)))

@@ -27,7 +27,7 @@ from services.segmenter.call_context import LazyImage
 from services.segmenter.engine import SegmentEngine
 from services.segmenter.everything import segment_everything
 from services.segmenter.options import EverythingOptions
-from tests.segmenter.troubled import DEADLY, ROOM, TroubledBackend
+from tests.segmenter.failing_process import DEADLY, ROOM, TroubledBackend
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (60, 80, 3), np.uint8)
 IMAGE = types_pb2.Image(encoded=encode_image(PIXELS))
@@ -39,7 +39,7 @@ async def process(tmp_path: Path) -> AsyncIterator[tuple[asyncio.subprocess.Proc
     weights = tmp_path / "segmenter.safetensors"
     weights.write_bytes(b"none")
     manifest = {
-        "family": "troubled",
+        "family": "failing",
         "variant": "",
         "sha256": hashlib.sha256(b"none").hexdigest(),
         "architecture": {},
@@ -48,7 +48,7 @@ async def process(tmp_path: Path) -> AsyncIterator[tuple[asyncio.subprocess.Proc
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
-        "tests.segmenter.troubled",
+        "tests.segmenter.failing_process",
         "--port=0",
         f"--model={weights.with_suffix('.json')}",
         stdout=asyncio.subprocess.PIPE,

@@ -28,7 +28,7 @@ def test_a_right_mask_costs_nothing_and_every_error_something() -> None:
     assert right < mask_loss(40 * larger - 20, truth) < mask_loss(20 - 40 * truth, truth)
 
 
-def test_an_empty_truth_wants_an_empty_mask() -> None:
+def test_an_empty_target_rewards_an_empty_mask() -> None:
     empty = torch.zeros(16, 16)
     assert mask_loss(empty - 20, empty) < 1e-3 < mask_loss(empty + 20, empty)
 
@@ -69,7 +69,7 @@ def test_an_embedding_can_be_found_that_answers_everything(labels: torch.Tensor)
         assert value < 0.3 * history[0][part], part
 
 
-def test_scenes_without_things_are_no_trouble() -> None:
+def test_scenes_without_objects_are_accepted() -> None:
     head = AuxiliaryHead(width=32, outline=8, classes=5)
     empty = torch.zeros(2, SIDE, SIDE, dtype=torch.uint8)
     embeddings = torch.randn(2, 32, GRID, GRID, requires_grad=True)

@@ -65,7 +65,7 @@ def test_the_stock_predictor_works_on_canvases_of_any_shape(sam: Sam) -> None:
         assert again.shape == (3, height, width)
 
 
-def test_the_stock_generator_finds_the_things_of_a_scene(sam: Sam) -> None:
+def test_the_reference_generator_works_with_the_pocket_model(sam: Sam) -> None:
     everything = json.loads((POCKET / "segmenter.json").read_text())["everything"]
     content = json.loads((FIXTURE / "scenes.json").read_text())
     record = content["images"][0]

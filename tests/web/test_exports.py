@@ -55,7 +55,7 @@ def test_a_chosen_thing_and_a_click_are_exported_alone(page: Page, url: str, gat
     assert gateway.requests[-1][1] == gateway.requests[-2][1]
 
 
-def test_a_deleted_picture_does_not_come_back_with_more(page: Page, url: str, gateway: FakeGateway) -> None:
+def test_show_more_does_not_bring_back_a_deleted_image(page: Page, url: str, gateway: FakeGateway) -> None:
     """The later pages of a search show the collection as it was."""
     gateway.page_size = 3
     page.goto(f"{url}/?q=red+circle&group=0")

@@ -128,7 +128,7 @@ def test_an_upload_that_ends_while_the_page_still_waits(
     expect(page.locator("#grid button.tile")).to_have_count(5)
 
 
-def test_answers_that_are_no_json(page: Page, url: str) -> None:
+def test_responses_that_are_not_json(page: Page, url: str) -> None:
     page.route("**/search", lambda route: route.fulfill(body="<html>a proxy</html>"))
     page.goto(f"{url}/?q=dog")
     expect(page.locator("#notice")).to_contain_text("The answer could not be read")

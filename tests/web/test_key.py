@@ -87,7 +87,7 @@ def test_a_key_that_may_not_list_collections(page: Page, url: str, gateway: Fake
 NOTHING = {"images": [], "next_page_token": "", "total_count": 0}
 
 
-def test_pictures_that_were_never_scrolled_to_are_let_go(page: Page, url: str, gateway: FakeGateway) -> None:
+def test_images_never_scrolled_into_view_are_released(page: Page, url: str, gateway: FakeGateway) -> None:
     page.set_viewport_size({"width": 390, "height": 600})
     for n in range(40):
         gateway.put(scene(f"{n}.png", 40, 30 + n, []))

@@ -61,7 +61,7 @@ def test_several_phrases_have_their_own_colours(page: Page, url: str, gateway: F
     assert gateway.requests[-1][1]["query"]["texts"] == ["red circle", "blue square"]
 
 
-def test_search_inside_a_picture(page: Page, url: str, gateway: FakeGateway) -> None:
+def test_search_inside_an_image(page: Page, url: str, gateway: FakeGateway) -> None:
     page.goto(f"{url}/?view={gateway.id_of('table.png')}")
     expect(page.locator("#regions .region")).to_have_count(2)
     page.get_by_label("Search inside this picture").fill("blue square")
@@ -126,7 +126,7 @@ def test_starting_and_failing_are_said(page: Page, url: str, gateway: FakeGatewa
     expect(page.locator("#empty")).to_contain_text("Nothing found")
 
 
-def test_a_key_is_asked_for_and_sent_with_pictures_too(page: Page, url: str, gateway: FakeGateway) -> None:
+def test_a_key_is_asked_for_and_sent_with_images_too(page: Page, url: str, gateway: FakeGateway) -> None:
     gateway.key = "open sesame"
     page.goto(url)
     page.get_by_role("textbox", name="API key").fill("open sesame")

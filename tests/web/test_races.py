@@ -25,7 +25,7 @@ def point(page: Page, url: str, gateway: FakeGateway) -> Callable[..., None]:
     return release
 
 
-def test_a_late_mask_is_not_drawn_on_the_next_picture(page: Page, url: str, gateway: FakeGateway) -> None:
+def test_a_late_mask_is_not_drawn_on_the_next_image(page: Page, url: str, gateway: FakeGateway) -> None:
     release = point(page, url, gateway)
     page.get_by_role("button", name="Next picture").click()
     expect(page.locator("#viewer-name")).not_to_have_text("table.png")
@@ -35,7 +35,7 @@ def test_a_late_mask_is_not_drawn_on_the_next_picture(page: Page, url: str, gate
     expect(page.locator("#stage-overlay .dot")).to_have_count(0)
 
 
-def test_a_late_mask_finds_the_picture_closed(page: Page, url: str, gateway: FakeGateway) -> None:
+def test_a_mask_that_arrives_after_closing_is_dropped(page: Page, url: str, gateway: FakeGateway) -> None:
     release = point(page, url, gateway)
     page.get_by_role("button", name="Close", exact=True).click()
     expect(page.locator("#viewer")).to_be_hidden()
@@ -61,7 +61,7 @@ def test_a_late_mask_does_not_replace_what_was_selected_since(
         expect(page.locator(".selected-name")).to_have_count(0)
 
 
-def test_a_late_deletion_leaves_the_next_picture_open(page: Page, url: str, gateway: FakeGateway) -> None:
+def test_a_late_deletion_leaves_the_next_image_open(page: Page, url: str, gateway: FakeGateway) -> None:
     page.goto(url)
     page.locator("#grid button.tile").first.click()
     name = page.locator("#viewer-name")
@@ -93,7 +93,7 @@ def test_a_late_failure_leaves_the_results_that_came_since(page: Page, url: str)
     expect(page.locator("#notice")).to_be_hidden()
 
 
-def test_the_picture_that_was_chosen_last_is_searched_with(page: Page, url: str, tmp_path: Path) -> None:
+def test_the_last_chosen_image_is_the_query(page: Page, url: str, tmp_path: Path) -> None:
     page.goto(url)
     page.evaluate(
         """() => {
@@ -156,7 +156,7 @@ def test_a_key_that_no_header_can_carry_is_not_taken(page: Page, url: str, gatew
     expect(page.locator("#grid button.tile")).to_have_count(4)
 
 
-def test_the_queue_and_broken_pictures_leave_no_addresses_behind(
+def test_object_urls_of_the_queue_and_of_broken_images_are_revoked(
     page: Page, url: str, gateway: FakeGateway
 ) -> None:
     watch_addresses(page)

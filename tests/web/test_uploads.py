@@ -11,7 +11,7 @@ from tests.web.scenes import scene
 from tests.web.steps import drag, picture_file
 
 
-def test_pictures_come_while_others_are_added_and_failures_stand_first(
+def test_uploads_appear_as_they_finish_with_failures_first(
     page: Page, url: str, gateway: FakeGateway, tmp_path: Path
 ) -> None:
     files = [picture_file(tmp_path, f"{n}.png") for n in range(6)]
@@ -49,7 +49,7 @@ def test_pictures_come_while_others_are_added_and_failures_stand_first(
     expect(page.locator("#grid button.tile")).to_have_count(4)
 
 
-def test_two_pictures_dropped_on_the_search(page: Page, url: str, tmp_path: Path) -> None:
+def test_two_images_dropped_on_the_search(page: Page, url: str, tmp_path: Path) -> None:
     page.goto(url)
     expect(page.locator("#grid button.tile")).to_have_count(4)
     drag(page, [picture_file(tmp_path, "one.png"), picture_file(tmp_path, "two.png")], 300, 400)

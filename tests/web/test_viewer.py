@@ -146,7 +146,7 @@ def test_a_mask_without_pixels_is_nothing(page: Page, url: str, gateway: FakeGat
 
 
 @pytest.mark.parametrize("turned", [3, 6])
-def test_a_picture_that_the_browser_would_show_otherwise(
+def test_an_image_that_the_browser_would_render_differently(
     page: Page, url: str, gateway: FakeGateway, turned: int
 ) -> None:
     """A WebP that EXIF turns: browsers do not, the masks do."""
@@ -183,7 +183,7 @@ def test_deleting_keeps_the_place(page: Page, url: str) -> None:
     expect(tiles.nth(1)).to_have_accessible_name(after)
 
 
-def test_a_picture_that_another_tab_has_deleted(page: Page, url: str, gateway: FakeGateway) -> None:
+def test_an_image_deleted_in_another_tab(page: Page, url: str, gateway: FakeGateway) -> None:
     page.goto(url)
     page.locator("#grid button.tile").first.click()
     expect(page.locator("#viewer-delete")).to_be_enabled()
@@ -205,7 +205,7 @@ def test_leaving_the_filters_leaves_the_focus_on_the_page(page: Page, url: str) 
     expect(button).to_be_focused()
 
 
-def test_the_best_thing_of_a_whole_picture_has_its_own_score(
+def test_the_best_region_of_a_whole_image_has_its_own_score(
     page: Page, url: str, gateway: FakeGateway
 ) -> None:
     def whole(route: object) -> None:

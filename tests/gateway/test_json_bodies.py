@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.http.json_reading import parse_json
+from gateway.http.json_bodies import parse_json
 from regionsearch.errors import Kind, RegionSearchError
 from regionsearch.schemas.requests import base64_files
 from regionsearch.schemas.requests.base64_files import decode_base64

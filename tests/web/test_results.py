@@ -12,7 +12,7 @@ from tests.web.pixels import expected_box
 from tests.web.steps import tile
 
 
-def test_a_picture_means_pictures_until_something_is_pointed_at(
+def test_an_image_query_compares_whole_images_until_something_is_selected(
     page: Page, url: str, gateway: FakeGateway
 ) -> None:
     page.goto(url)
@@ -49,7 +49,7 @@ def test_a_picture_means_pictures_until_something_is_pointed_at(
     expect(page.locator("#stage-overlay .dot")).to_have_count(1)
 
 
-def test_each_phrase_is_outlined_in_every_picture(page: Page, url: str, gateway: FakeGateway) -> None:
+def test_each_phrase_is_outlined_in_every_image(page: Page, url: str, gateway: FakeGateway) -> None:
     page.goto(f"{url}/?q=red+circle,+blue+square")
     both = tile(page, "table.png")
     expect(both).to_have_accessible_name("red circle and blue square in table.png, score 0.34")
@@ -68,7 +68,7 @@ def test_searching_inside_can_find_nothing(page: Page, url: str, gateway: FakeGa
     expect(page.locator("#regions .region").first).to_have_accessible_name(re.compile("^Thing "))
 
 
-def test_a_link_to_a_picture_that_is_gone(page: Page, url: str) -> None:
+def test_a_link_to_a_deleted_image(page: Page, url: str) -> None:
     page.goto(f"{url}/?view=deadbeef")
     expect(page.locator("#stage-message")).to_contain_text("not in the collection")
     expect(page.locator("#stage-image")).to_be_hidden()
@@ -94,7 +94,7 @@ def test_the_slider_by_keyboard_is_one_search_and_one_step_back(
     assert len(gateway.requests) <= asked + 4
 
 
-def test_a_picture_that_only_the_server_reads(
+def test_an_image_that_only_the_server_can_decode(
     page: Page, url: str, gateway: FakeGateway, tmp_path: Path
 ) -> None:
     photo = tmp_path / "IMG_1.HEIC"

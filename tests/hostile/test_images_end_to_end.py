@@ -56,7 +56,7 @@ def test_hostile_images_are_refused_within_seconds_and_the_others_go_on(http: ht
         assert response.status_code == 413, response.text
 
 
-def test_one_scene_in_three_formats_and_two_colour_spaces_is_found_alike(http: httpx.Client) -> None:
+def test_one_scene_in_three_formats_and_two_colour_spaces_scores_alike(http: httpx.Client) -> None:
     scene = Image.open(ROOT / "examples" / "scenes" / "scene-01.jpg").convert("RGB")
     srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
     p3 = profiles.of_code_points(12, 13, grey=False)

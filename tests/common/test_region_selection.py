@@ -18,6 +18,6 @@ def test_an_unknown_label_is_not_taken_for_background(label: int) -> None:
 
 
 @pytest.mark.parametrize("point", [(6, 1), (-0.1, 1), (1, 4), (np.nan, 1), (1e300, 1), (np.inf, -np.inf)])
-def test_what_lies_outside_of_the_image_is_in_no_region(point: tuple[float, float]) -> None:
+def test_points_outside_the_image_are_in_no_region(point: tuple[float, float]) -> None:
     assert select_by_points([WHOLE], (4, 6), [point], [1]) == []
     assert select_by_points([WHOLE], (4, 6), [(5.9, 3.9)], [1]) == [0]

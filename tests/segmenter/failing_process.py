@@ -27,7 +27,7 @@ class TroubledBackend(SamBackend):
         torch.manual_seed(0)
         sam = build_pocket_sam(img_size=64, width=32)
         torch.nn.init.constant_(sam.mask_decoder.iou_prediction_head.layers[-1].bias, 0.9)
-        super().__init__(sam, ModelIdentity("troubled", "", "0" * 64, "fp32", "cpu"))
+        super().__init__(sam, ModelIdentity("failing", "", "0" * 64, "fp32", "cpu"))
         self.decode_batch = 1000
         self.lost = False
 
@@ -55,6 +55,6 @@ def load(files: ModelFiles, device: str, precision: str) -> TroubledBackend:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    FAMILIES["troubled"] = "tests.segmenter.troubled"
+    FAMILIES["failing"] = "tests.segmenter.failing_process"
     settings = SegmenterSettings.load()
     run(settings, [segment_pb2.DESCRIPTOR.services_by_name["SegmentService"]], segmenter(settings))

@@ -150,7 +150,7 @@ async def test_a_click_passes_the_flood_of_another_caller_at_each_stage() -> Non
     """However many wait, it is next after the batch that runs and never behind one that is only ready."""
     decode_is_ready = threading.Event()
     async with batching(max_batch=4, max_queue=1000) as (batcher, model):
-        model.trouble = lambda parts: parts[0].prepared != "flood 1" or decode_is_ready.wait(60)
+        model.fault = lambda parts: parts[0].prepared != "flood 1" or decode_is_ready.wait(60)
         model.gate.clear()
         with calling_for("flood"):
             flood = [asyncio.create_task(batcher.submit(f"flood {i}", 4)) for i in range(24)]
@@ -210,7 +210,7 @@ async def test_a_flood_of_clicks_goes_before_its_own_lower_priorities_and_behind
             priorities.append(parts[0].request.priority)
             return steps.acquire(timeout=60)
 
-        model.trouble = device
+        model.fault = device
         tasks = []
         for name, priority in (("flood", Priority.INTERACTIVE), (owner, Priority.BULK)):
             with calling_for(name):
@@ -254,7 +254,7 @@ async def test_a_single_request_is_prepared_before_the_rest_of_a_flood() -> None
     assert model.prepared.index("person") == 1
 
 
-async def test_two_floods_are_served_alike() -> None:
+async def test_two_floods_are_served_equally() -> None:
     async with batching(max_batch=4, max_queue=1000) as (batcher, model):
         model.gate.clear()
         tasks = []

@@ -50,7 +50,7 @@ def stored_id(http: httpx.Client, scene: Scene) -> str:
     return next(image["image_id"] for image in images if image["name"] == scene.path.name)
 
 
-def test_most_things_are_found_by_their_names(http: httpx.Client, scenes: list[Scene]) -> None:
+def test_most_objects_are_found_by_their_names(http: httpx.Client, scenes: list[Scene]) -> None:
     found = asked = 0
     for scene in scenes:
         image_id = stored_id(http, scene)
@@ -180,7 +180,7 @@ def test_a_duplicate_changes_nothing(http: httpx.Client, scenes: list[Scene]) ->
     assert http.get(f"/v1/collections/{COLLECTION}").json() == before
 
 
-def test_delete_forgets_the_image(http: httpx.Client, scenes: list[Scene]) -> None:
+def test_a_deleted_image_is_gone_everywhere(http: httpx.Client, scenes: list[Scene]) -> None:
     scene = held_out_scenes(9)[8]
     url = f"/v1/collections/{COLLECTION}/images"
     (result,) = http.post(url, files=[("files", (scene.path.name, scene.data))]).json()["results"]

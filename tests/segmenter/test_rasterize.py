@@ -9,7 +9,7 @@ from services.segmenter.masks.rasterize import count_on_device, count_on_host
 
 @pytest.mark.parametrize("shape", [(1, 1), (5, 9), (40, 7)])
 @pytest.mark.parametrize("shift", [-9.0, -2.0, 0.0, 9.0])  # from no pixel to all
-def test_masks_are_measured_alike_on_host_and_device(shape, shift):
+def test_masks_measure_the_same_on_host_and_device(shape, shift):
     values = torch.from_numpy(np.random.default_rng(1).normal(shift, 1, shape).astype(np.float32))
     values.flatten()[0] = 0.5  # just on a threshold
     for threshold, offset in ((0.0, 1.0), (0.5, 0.0)):

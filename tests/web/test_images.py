@@ -14,7 +14,7 @@ from tests.web.scenes import scene
 from tests.web.steps import drag, picture_file
 
 
-def test_a_dropped_picture_is_searched_with(
+def test_a_dropped_image_becomes_the_query(
     page: Page, url: str, gateway: FakeGateway, tmp_path: Path
 ) -> None:
     page.goto(url)
@@ -67,7 +67,7 @@ def test_a_drag_that_is_called_off_leaves_no_veil(page: Page, url: str, tmp_path
     expect(page.locator("#uploads")).to_be_hidden()
 
 
-def test_a_picture_is_pasted(page: Page, url: str) -> None:
+def test_an_image_is_pasted(page: Page, url: str) -> None:
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     page.goto(url)
     expect(page.locator("#grid button.tile")).to_have_count(4)
@@ -85,7 +85,7 @@ def test_a_picture_is_pasted(page: Page, url: str) -> None:
     expect(page.locator("#grid button.tile").first).to_have_accessible_name("table.png, score 0.34")
 
 
-def test_words_that_come_with_their_picture_are_pasted_as_words(page: Page, url: str) -> None:
+def test_text_copied_with_an_image_is_pasted_as_text(page: Page, url: str) -> None:
     """As cells of a spreadsheet do; elsewhere than in a field it is the picture that is meant."""
     page.goto(url)
     expect(page.locator("#grid button.tile")).to_have_count(4)
@@ -100,7 +100,7 @@ def test_words_that_come_with_their_picture_are_pasted_as_words(page: Page, url:
     assert not page.evaluate(paste, "grid"), "taken as a picture"
 
 
-def test_pointing_at_a_thing_in_the_picture_to_search_with(
+def test_pointing_at_an_object_in_the_query_image(
     page: Page, url: str, gateway: FakeGateway, tmp_path: Path
 ) -> None:
     page.goto(url)
