@@ -15,7 +15,7 @@ from collections.abc import Callable
 import numpy as np
 from pymilvus import MilvusClient
 
-from services.searcher.milvus import tables
+from services.searcher.milvus import rows as milvus_rows
 from services.searcher.milvus.engine import MilvusEngine
 from services.searcher.settings import MilvusSettings
 from services.searcher.types import Collection, Level, ModelIdentity, Query, Record, StoredImage, Upsert
@@ -35,7 +35,7 @@ def main() -> None:
     plain = MilvusClient(uri=asked.uri, timeout=30)
     engine.create_collection(Collection("ours", MODEL))
     engine.create_collection(Collection("plain", MODEL))
-    placement, _ = engine._placement("plain")
+    placement, _ = engine._registry.find("plain")
 
     def vectors(count: int) -> np.ndarray:
         made = rng.normal(size=(count, MODEL.dimension)).astype(np.float32)
@@ -52,9 +52,9 @@ def main() -> None:
 
     def write_plain(number: int) -> None:
         one, records, rows = image(number)
-        made = [tables.record_row(r, one, v, 0, placement) for r, v in zip(records, rows, strict=True)]
+        made = [milvus_rows.record_row(r, one, v, 0, placement) for r, v in zip(records, rows, strict=True)]
         plain.upsert(placement.records, made)
-        plain.upsert(placement.images, [tables.image_row(one)])
+        plain.upsert(placement.images, [milvus_rows.image_row(one)])
 
     def search_ours() -> None:
         assert engine.search("ours", MODEL, [Query(vectors(1), vectors(0))])[0].hits

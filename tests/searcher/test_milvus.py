@@ -20,6 +20,7 @@ from pymilvus import MilvusException
 
 from regionsearch.errors import Kind, RegionSearchError
 from services.searcher.cancellation import CancellationToken
+from services.searcher.milvus import rows as milvus_rows
 from services.searcher.milvus import session as session_module
 from services.searcher.milvus import tables
 from services.searcher.milvus.access import EVENTUAL, STRONG, Access, TableGoneError, explained
@@ -137,17 +138,17 @@ def test_what_milvus_cannot_hold_is_refused_by_its_field() -> None:
         return refused.value.field
 
     big = Record("r", "i", Level.REGION, mask=RleMask(1, 1, b"0" * 70_000))
-    row = tables.record_row(big, image, vector, 1, placement)
+    row = milvus_rows.record_row(big, image, vector, 1, placement)
     assert max(map(len, row["mask"])) <= 65_535
-    assert tables.record_of(row, masks=True) == big
-    assert field(lambda: tables.record_row(big, image, vector, 1, old)) == "records.mask"
+    assert milvus_rows.record_of(row, masks=True) == big
+    assert field(lambda: milvus_rows.record_row(big, image, vector, 1, old)) == "records.mask"
     small = Record("r", "i", Level.REGION, mask=RleMask(1, 1, b"0" * 700))
-    assert tables.record_of(tables.record_row(small, image, vector, 1, old), masks=True) == small
+    assert milvus_rows.record_of(milvus_rows.record_row(small, image, vector, 1, old), masks=True) == small
     wordy = Record("r", "i", Level.REGION, attributes={"a": "é" * 40_000})
-    assert field(lambda: tables.record_row(wordy, image, vector, 1, placement)) == "records.attributes"
+    assert field(lambda: milvus_rows.record_row(wordy, image, vector, 1, placement)) == "records.attributes"
     tagged = StoredImage("i", tags=("é" * 3000,))
-    assert field(lambda: tables.record_row(small, tagged, vector, 1, placement)) == "images.tags"
-    assert field(lambda: tables.image_row(StoredImage("i", attributes={"a": "x" * 70_000}))) == "images"
+    assert field(lambda: milvus_rows.record_row(small, tagged, vector, 1, placement)) == "images.tags"
+    assert field(lambda: milvus_rows.image_row(StoredImage("i", attributes={"a": "x" * 70_000}))) == "images"
 
 
 def test_a_milvus_that_does_not_answer_ends_in_time() -> None:

@@ -13,11 +13,12 @@ import numpy as np
 
 from regionsearch.errors import invalid
 from regionsearch.metadata import MetadataLimits
-from services.searcher.milvus import tables
 from services.searcher.milvus.access import Access, Freshness, Row
 from services.searcher.milvus.clock import Clock
+from services.searcher.milvus.expressions import expression, quoted
+from services.searcher.milvus.rows import image_of, image_row, record_row, relabelled
 from services.searcher.milvus.session import Session
-from services.searcher.milvus.tables import Placement, expression, quoted
+from services.searcher.milvus.tables import Placement
 from services.searcher.response_budget import UNLIMITED, ResponseBudget
 from services.searcher.types import Deletion, Filter, ImagePage, Level, Record, StoredImage, Upsert
 from services.searcher.updates import ImageUpdate, check_unchanged
@@ -95,9 +96,7 @@ class Contents:
         _check_owners(write.records, owners)
         stored = write.vectors.astype(np.float16).astype(np.float32)
         rows = [
-            tables.record_row(
-                write.records[i], owners[write.records[i].image_id], stored[i], seq, self._placement
-            )
+            record_row(write.records[i], owners[write.records[i].image_id], stored[i], seq, self._placement)
             for i in kept
         ]
         written = {row["record_id"]: row for row in rows}
@@ -105,9 +104,7 @@ class Contents:
             if row["image_id"] in sent and row["level"] == Level.REGION:
                 image = sent[row["image_id"]]
                 sent[row["image_id"]] = replace(image, region_count=image.region_count + 1)
-        image_rows = [
-            tables.image_row(image) for image in sent.values()
-        ]  # checked before anything is written
+        image_rows = [image_row(image) for image in sent.values()]  # checked before anything is written
         stale = [
             row["record_id"] for row in inside if row["image_id"] in sent and row["record_id"] not in written
         ]
@@ -138,10 +135,10 @@ class Contents:
         ]
         changed = {new.image_id: new for old, new in changes if new is not old}
         rows = [
-            tables.relabelled(row, changed[row["image_id"]], self._placement)
+            relabelled(row, changed[row["image_id"]], self._placement)
             for row in self.records([], list(changed), self._placement.every_field, now)
         ]
-        image_rows = [tables.image_row(image) for image in changed.values()]
+        image_rows = [image_row(image) for image in changed.values()]
         self.session.add([*changed, *(row["record_id"] for row in rows)])
         self._access.upsert(self._placement.records, rows, self._batch)
         self._access.upsert(self._placement.images, image_rows, self._batch)
@@ -197,7 +194,7 @@ class Contents:
         rows = self._access.rows(
             self._placement.images, _since(since, behind), _IMAGE_FIELDS, self.session.freshness()
         )
-        found = sorted(map(tables.image_of, rows), key=lambda i: (i.created_ms, i.image_id), reverse=True)
+        found = sorted(map(image_of, rows), key=lambda i: (i.created_ms, i.image_id), reverse=True)
         page: list[StoredImage] = []
         for image in map(budget.shown, found[:limit]):
             if page and not budget.fits(image):
@@ -253,8 +250,7 @@ class Contents:
         """Writes images with the number of regions that they have now."""
         regions = self._counts(images, Level.REGION)
         rows = [
-            tables.image_row(replace(image, region_count=regions.get(name, 0)))
-            for name, image in images.items()
+            image_row(replace(image, region_count=regions.get(name, 0))) for name, image in images.items()
         ]
         self._access.upsert(self._placement.images, rows, self._batch)
 
@@ -272,7 +268,7 @@ def _check_owners(records: Sequence[Record], owners: Mapping[str, StoredImage]) 
 
 def _images(rows: Iterable[Row], budget: ResponseBudget) -> Iterator[StoredImage]:
     for row in rows:
-        image = tables.image_of(row)
+        image = image_of(row)
         budget.take_image(image)
         yield image
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -22,19 +22,21 @@ from typing import TypeVar
 import numpy as np
 from pymilvus import MilvusClient
 
-from regionsearch.errors import Kind, RegionSearchError, not_found
+from regionsearch.errors import Kind, RegionSearchError
 from regionsearch.metadata import MetadataLimits
 from services.searcher.cancellation import NEVER_CANCELLED, CancellationToken
 from services.searcher.engine import never_acknowledged
 from services.searcher.milvus import tables
-from services.searcher.milvus.access import STRONG, Access, Row, TableGoneError, explained, listed
+from services.searcher.milvus.access import Access, TableGoneError, explained
 from services.searcher.milvus.clock import Clock
 from services.searcher.milvus.contents import Contents
-from services.searcher.milvus.session import Session
+from services.searcher.milvus.pages import PageReader
+from services.searcher.milvus.registry import Registry
+from services.searcher.milvus.rows import record_of
 from services.searcher.milvus.source import MilvusSource
-from services.searcher.milvus.tables import Placement, placement_of, registry_table
+from services.searcher.milvus.tables import Placement
 from services.searcher.models import check_generation, check_model
-from services.searcher.ranking import Ranked, rank
+from services.searcher.ranking import rank
 from services.searcher.reports import CollectionStats, SegmentStats, SnapshotInfo
 from services.searcher.response_budget import UNLIMITED, ResponseBudget
 from services.searcher.settings import MilvusSettings
@@ -42,21 +44,18 @@ from services.searcher.types import (
     Collection,
     DeleteResult,
     Deletion,
-    Hit,
     ImagePage,
     ModelIdentity,
     Page,
     Query,
     Record,
     Stored,
-    StoredImage,
     Upsert,
     UpsertResult,
 )
 from services.searcher.updates import ImageUpdate, UpdateResult
 
 Result = TypeVar("Result")
-_DESCRIBED_AT_ONCE = 100  # hits whose records and images are read together
 _CALLS_AT_ONCE = 32  # to Milvus, in addition to those that requests make in their own threads
 
 
@@ -74,17 +73,13 @@ class MilvusEngine:
 
     def __init__(self, settings: MilvusSettings) -> None:
         self._settings = settings
-        self._registry = registry_table(settings.prefix)
-        self._token_key: bytes | None = None
         self._pool = ThreadPoolExecutor(_CALLS_AT_ONCE, thread_name_prefix="milvus")
-        self._placements: dict[str, tuple[Placement, Session]] = {}
         with explained():
             token = settings.token.get_secret_value() if settings.token else ""
             client = MilvusClient(uri=settings.uri, token=token, timeout=settings.timeout_s)
             self._access = Access(client, settings.timeout_s, self._pool)
             self._clock = Clock(self._access)
-            if not self._access.call(client.has_collection, self._registry):
-                tables.create_plain_table(self._access, self._registry, "name")
+            self._registry = Registry(self._access, self._clock, settings.prefix)
 
     # Collections
 
@@ -93,11 +88,7 @@ class MilvusEngine:
         if collection.codes is not None:
             raise _cannot("binary codes", "the embedded engine keeps them")
         made = replace(collection, created_ms=self._clock.before() // 1000, image_count=0, record_count=0)
-        if self._access.query(self._registry, listed("name", [collection.name]), ["name"], STRONG):
-            raise RegionSearchError(
-                Kind.ALREADY_EXISTS, f"there is a collection {collection.name!r} already", field="name"
-            )
-        placement = placement_of(self._settings.prefix, made, tables.LAYOUT)
+        placement = self._registry.place(made)
         try:
             self._access.at_once(
                 lambda: tables.create_records_table(
@@ -109,7 +100,7 @@ class MilvusEngine:
             with contextlib.suppress(RegionSearchError):
                 self._drop(placement)
             raise
-        self._access.upsert(self._registry, [tables.collection_row(made)], 1)  # last: now it exists
+        self._registry.add(made)
         return made
 
     def get_collection(self, name: str) -> Collection:
@@ -118,15 +109,13 @@ class MilvusEngine:
 
     def list_collections(self) -> list[Collection]:
         """See `Engine`."""
-        names = [row["name"] for row in self._access.rows(self._registry, 'name != ""', ["name"], STRONG)]
-        return [self.get_collection(name) for name in sorted(names)]
+        return [self.get_collection(name) for name in self._registry.names()]
 
     def delete_collection(self, name: str) -> None:
         """See `Engine`."""
-        self._placements.pop(name, None)
-        placement, _ = self._placement(name)
-        self._placements.pop(name, None)
-        self._access.delete(self._registry, [name], 1)
+        self._registry.forget(name)
+        placement, _ = self._registry.find(name)
+        self._registry.remove(name)
         self._drop(placement)
 
     def _drop(self, placement: Placement) -> None:
@@ -201,12 +190,11 @@ class MilvusEngine:
                 partial(self._clock.before, access),
             )
             return [
-                self._page(
-                    contents, placement, source, query, hits, more,
-                    now if query.seq is None else query.seq, budget, may_end_early=len(queries) == 1,
+                PageReader(self._access, contents, placement, source, query, budget).page(
+                    hits, more, now if query.seq is None else query.seq, may_end_early=len(queries) == 1
                 )
                 for query, source, (hits, more) in zip(queries, sources, ranked, strict=True)
-            ]  # fmt: skip
+            ]
 
         return self._in_collection(name, found, access)
 
@@ -216,76 +204,6 @@ class MilvusEngine:
             raise never_acknowledged(min_seq, last)
         if min_seq > last:
             raise RegionSearchError(Kind.UNAVAILABLE, f"write {min_seq} has not arrived", retry_after_s=0.1)
-
-    def _page(
-        self,
-        contents: Contents,
-        placement: Placement,
-        source: MilvusSource,
-        query: Query,
-        ranked: Sequence[Ranked],
-        more: bool,
-        seq: int,
-        budget: ResponseBudget,
-        *,
-        may_end_early: bool,
-    ) -> Page:
-        """Ranked hits. A page that has a next one ends before the first hit that the budget does not fit."""
-        hits: list[Hit] = []
-        numbered = list(enumerate(ranked, start=query.skipped + 1))
-        try:
-            for start in range(0, len(numbered), _DESCRIBED_AT_ONCE):
-                part = numbered[start : start + _DESCRIBED_AT_ONCE]
-                for hit in self._describe(contents, placement, source, part, query, budget):
-                    hits.append(hit)  # noqa: PERF402  # those before the one that does not fit count
-        except RegionSearchError as error:
-            if error.kind is not Kind.TOO_LARGE or not hits or not may_end_early:
-                raise
-            more = True
-        return Page(tuple(hits), seq, more, placement.generation)
-
-    def _describe(
-        self,
-        contents: Contents,
-        placement: Placement,
-        source: MilvusSource,
-        numbered: Sequence[tuple[int, Ranked]],
-        query: Query,
-        budget: ResponseBudget,
-    ) -> Iterator[Hit]:
-        """Hits with their records and images; without those that were deleted since Milvus scored them."""
-        places = [r.position for _, hit in numbered for r in (hit, hit.best_region) if r is not None]
-        missing = [place.record_id for place in places if place.record_id not in source.rows]
-        fields = placement.whole if query.include_masks else placement.payload
-        image_ids = {place.image_id for place in places}
-        rows: list[Row] = []
-        if missing:
-            images, rows = self._access.at_once(
-                lambda: contents.images(image_ids), lambda: list(contents.records(missing, [], fields))
-            )
-        else:
-            images = contents.images(image_ids)
-        found = source.rows | {row["record_id"]: row for row in rows}
-        records = {
-            place.record_id: tables.record_of(found[place.record_id], masks=query.include_masks)
-            for place in places
-            if place.record_id in found
-        }
-
-        def hit(number: int, found: Ranked) -> Hit:
-            place = found.position
-            record = records[place.record_id]
-            image = budget.shown(images.get(place.image_id, StoredImage(place.image_id)))
-            budget.take_record(record)
-            budget.take_image(image)
-            region = None
-            if found.best_region is not None and found.best_region.position.record_id in records:
-                region = hit(number, found.best_region)
-            return Hit(number, place.score, found.relevancy, found.query_index, record, image, region)
-
-        for number, one in numbered:
-            if one.position.record_id in records:
-                yield hit(number, one)
 
     def get_records(
         self,
@@ -307,7 +225,7 @@ class MilvusEngine:
             fields = [*(placement.whole if masks else placement.payload), *(["vector"] if vectors else [])]
             found: list[tuple[int, Record, np.ndarray]] = []  # and the write that each is from
             for row in contents.records(record_ids, list(asked), fields):
-                record = tables.record_of(row, masks=masks)
+                record = record_of(row, masks=masks)
                 budget.take_record(record)
                 vector = np.array(row["vector"] if vectors else [], np.float32)
                 budget.take(vector.nbytes)
@@ -342,9 +260,7 @@ class MilvusEngine:
 
     def token_key(self, *, fresh: bool = False) -> bytes:
         """See `Engine`. It lies in the registry, where all searchers find it."""
-        if fresh or self._token_key is None:
-            self._token_key = tables.token_key(self._access, self._registry)
-        return self._token_key
+        return self._registry.token_key(fresh=fresh)
 
     # Upkeep
 
@@ -399,31 +315,18 @@ class MilvusEngine:
         self, name: str, work: Callable[[Placement, Contents], Result], access: Access | None = None
     ) -> Result:
         """Works on a collection where it is remembered to lie, or else where the registry says now."""
-        remembered = name in self._placements
+        remembered = name in self._registry
         try:
             return work(*self._contents(name, access))
         except TableGoneError:
-            self._placements.pop(name, None)
+            self._registry.forget(name)
             if not remembered:
                 raise
         return work(*self._contents(name, access))
 
     def _contents(self, name: str, access: Access | None) -> tuple[Placement, Contents]:
-        placement, session = self._placement(name)
+        placement, session = self._registry.find(name)
         return placement, Contents(access or self._access, placement, session, self._settings.batch_rows)
-
-    def _placement(self, name: str) -> tuple[Placement, Session]:
-        known = self._placements.get(name)
-        if known is not None:
-            return known
-        rows = self._access.query(
-            self._registry, listed("name", [name]), ["name", "created_ms", "body"], STRONG
-        )
-        if not rows:
-            raise not_found("collection", f"there is no collection {name!r}: create it first")
-        layout = rows[0]["body"].get("layout", 1)
-        placement = placement_of(self._settings.prefix, tables.collection_of(rows[0]), layout)
-        return self._placements.setdefault(name, (placement, Session(self._clock)))
 
     def _counted(self, placement: Placement, contents: Contents) -> Collection:
         image_count, record_count = contents.counts()

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from services.searcher.milvus.access import Access, Freshness, Row
-from services.searcher.milvus.tables import Placement, expression
+from services.searcher.milvus.expressions import expression
+from services.searcher.milvus.tables import Placement
 from services.searcher.ranking import Candidates, Numbers, cosines
 from services.searcher.settings import MilvusSettings
 from services.searcher.types import Query
