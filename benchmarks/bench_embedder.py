@@ -14,7 +14,7 @@ from PIL import Image
 from benchmarks.bench_serving import drive, on_loop
 from benchmarks.harness import Case, Pair, constant, timed
 from regionsearch.images import encode_image
-from regionsearch.masks import mask_to_proto
+from regionsearch.mask_messages import mask_to_proto
 from regionsearch.rpc import acall, open_aio_channel
 from regionsearch.v1 import embed_pb2, embed_pb2_grpc, types_pb2
 from services.embedder.backends import load_backend

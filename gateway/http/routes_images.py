@@ -31,8 +31,6 @@ from regionsearch.schemas.responses import (
 )
 from regionsearch.v1 import search_pb2
 
-Format = Literal["png", "webp"]
-
 _MASK_BYTES = 5  # of one pixel, on the way from run lengths to a PNG
 
 

@@ -10,7 +10,8 @@ import numpy as np
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from regionsearch.errors import RegionSearchError, invalid, too_large
-from regionsearch.masks import check_rle_length, encode_rle, mask_from_proto, rle_runs
+from regionsearch.mask_messages import mask_from_proto
+from regionsearch.masks import check_rle_length, encode_rle, rle_runs
 from regionsearch.metadata import MetadataLimits
 from regionsearch.tensors import tensor_from_proto
 from regionsearch.v1 import search_pb2, types_pb2

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from regionsearch.errors import invalid, too_large
 from regionsearch.images import ImageLimits, decoded_bytes, image_from_proto
-from regionsearch.masks import mask_from_proto, mask_to_proto
+from regionsearch.mask_messages import mask_from_proto, mask_to_proto
 from regionsearch.prompts import read_box
 from regionsearch.tensors import tensor_from_proto, tensor_to_proto
 from regionsearch.v1 import segment_pb2, types_pb2

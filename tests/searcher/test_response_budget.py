@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from regionsearch.errors import Kind, RegionSearchError, from_rpc_error
-from regionsearch.masks import mask_to_proto
+from regionsearch.mask_messages import mask_to_proto
 from regionsearch.v1 import search_pb2, search_pb2_grpc, types_pb2
 from services.runtime.server import serving
 from services.searcher.__main__ import SERVICES, searcher
