@@ -111,6 +111,11 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+def pytest_unconfigure() -> None:
+    """What was kept may go: libraries look for leaks at the end of the process."""
+    gc.unfreeze()
+
+
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """All four processes with the pocket models, shared by the session. Use a collection of your own."""
