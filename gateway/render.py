@@ -37,7 +37,7 @@ class Overlay:
     Attributes:
         mask: As large as the image.
         box: Half-open, pixels.
-        group: Which colour; finds of one phrase share it.
+        group: Which colour; hits of one phrase share it.
     """
 
     mask: types_pb2.Mask
@@ -45,26 +45,26 @@ class Overlay:
     group: int = 0
 
 
-def draw(pixels: Pixels, finds: Sequence[Overlay], style: Style, legend: Sequence[str] = ()) -> Pixels:
-    """A copy of an image with finds drawn into it; same size, so that coordinates keep their meaning.
+def draw(pixels: Pixels, overlays: Sequence[Overlay], style: Style, legend: Sequence[str] = ()) -> Pixels:
+    """A copy of an image with hits drawn into it; same size, so that coordinates keep their meaning.
 
     Args:
         pixels: RGB (height, width, 3).
-        finds: Best first; the best is drawn last, on top.
+        overlays: Best first; the best is drawn last, on top.
         style: ``outline`` is a ring just outside of the mask, which hides nothing of the object.
         legend: Names of the groups; shown in a corner when there are several.
     """
     canvas = np.array(pixels)
     height, width = canvas.shape[:2]
     thickness = max(1, round(min(height, width) / 160))
-    for find in reversed(finds):
-        colour = np.array(PALETTE[find.group % len(PALETTE)], np.float32)
+    for overlay in reversed(overlays):
+        colour = np.array(PALETTE[overlay.group % len(PALETTE)], np.float32)
         if style == "boxes":
-            _frame(canvas, find.box, colour, thickness)
+            _frame(canvas, overlay.box, colour, thickness)
             continue
-        # Only the neighbourhood of the box is touched: a large image with a small find costs little.
-        rows, columns = _window(find.box, thickness + 1, height, width)
-        mask = _decode_window(find.mask, rows, columns)
+        # Only the neighbourhood of the box is touched: a large image with a small hit costs little.
+        rows, columns = _window(overlay.box, thickness + 1, height, width)
+        mask = _decode_window(overlay.mask, rows, columns)
         view = canvas[rows, columns]
         if style == "mask":
             view[mask] = np.rint(view[mask] * (1 - _FILL) + colour * _FILL).astype(np.uint8)

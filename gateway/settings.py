@@ -25,10 +25,10 @@ class SelectionSettings(_Part):
 
     min_side: int | None = Field(None, ge=0, description="Shortest side of the box, pixels.")
     min_area: int | None = Field(None, ge=0, description="Smallest area, pixels.")
-    max_area_fraction: float | None = Field(None, gt=0, le=1, description="Largest part of the image.")
+    max_area_fraction: float | None = Field(None, gt=0, le=1, description="Largest share of the image.")
     min_stability_score: float | None = Field(None, ge=0, le=1)
     mask_nms_thresh: float | None = Field(None, ge=0, le=1, description="Mask IoU of near-duplicates.")
-    max_regions: int | None = Field(None, ge=1, le=1000, description="At most this many.")
+    max_regions: int | None = Field(None, ge=1, le=1000, description="Maximum number of regions per image.")
 
     def to_proto(self) -> segment_pb2.SelectionOptions:
         """As the segmenter takes it."""
@@ -38,48 +38,54 @@ class SelectionSettings(_Part):
 class LimitSettings(_Part):
     """What a caller may ask for."""
 
-    max_image_bytes: int = Field(30 * MIB, gt=0, description="A file; it must fit a message with its masks.")
+    max_image_bytes: int = Field(
+        30 * MIB,
+        gt=0,
+        description="Size of one image file; it must fit into a message together with its masks.",
+    )
     max_image_pixels: int = Field(
         50_000_000,
         gt=0,
-        description="Width times height of an image. Segmenter and embedder have the same limit: raise all "
+        description="Width times height of an image. Segmenter and embedder have the same limit: raise the "
         "three together.",
     )
     max_decoded_bytes: int = Field(
         512 * MIB,
         gt=0,
-        description="Memory for images that are decoded at once, for thumbnails, crops and renderings, in "
-        "bytes; others wait. An image that needs more is decoded alone.",
+        description="Memory, in bytes, for images being decoded for thumbnails, crops and renderings; "
+        "further ones wait. An image that needs more is decoded alone.",
     )
-    max_request_bytes: int = Field(512 * MIB, gt=0, description="The body of an HTTP request.")
+    max_request_bytes: int = Field(512 * MIB, gt=0, description="Size of the body of one HTTP request.")
     max_upload_bytes: int = Field(
-        1024 * MIB, gt=0, description="Bodies of requests that add images, all of them at once; on disk."
+        1024 * MIB, gt=0, description="Total size on disk of the bodies of current requests that add images."
     )
     max_body_bytes: int = Field(
-        256 * MIB, gt=0, description="Bodies of all other requests at once; in memory."
+        256 * MIB, gt=0, description="Total size in memory of the bodies of all other current requests."
     )
-    max_files: int = Field(64, gt=0, description="Files of one request.")
-    max_texts: int = Field(64, gt=0, description="Phrases of one query, negatives counted apart.")
-    max_page_size: int = Field(1000, gt=0, description="Of any list; who asks for more gets this many.")
+    max_files: int = Field(64, gt=0, description="Files in one request.")
+    max_texts: int = Field(64, gt=0, description="Phrases in one query; negatives are counted separately.")
+    max_page_size: int = Field(1000, gt=0, description="Maximum page size; larger requests are clamped.")
     max_tags: int = Field(50, ge=0, description="Tags that one request may give an image.")
     max_attributes: int = Field(50, ge=0, description="Attributes that one request may give an image.")
     max_text_bytes: int = Field(4096, gt=0, le=4096, description="Bytes of one tag or attribute, in UTF-8.")
     max_metadata_bytes: int = Field(
         16 << 10,
         ge=0,
-        description="Bytes of all tags and attributes that one request may give an image. What an image may "
-        "have in all are limits of the searcher, a little higher.",
+        description="Bytes of all tags and attributes that one request may give an image. The searcher "
+        "limits the total of an image, a little higher.",
     )
-    max_images_in_work: int = Field(16, gt=0, description="Images that are ingested at once.")
+    max_images_in_work: int = Field(16, gt=0, description="Images being ingested at a time.")
     max_images_waiting: int = Field(512, ge=0, description="Images that may wait; more are refused with 429.")
-    requests_per_s: float | None = Field(None, gt=0, description="Per key, or per address without keys.")
+    requests_per_s: float | None = Field(
+        None, gt=0, description="Request rate per key, or per address if there are no keys."
+    )
     anonymous_requests_per_s: float = Field(
         200.0,
         ge=0,
-        description="Per address where there are no keys, and requests_per_s is not set; ten seconds' worth "
-        "may come at once. 0 turns it off.",
+        description="Request rate per address if there are no keys and requests_per_s is not set, with "
+        "bursts of ten seconds' worth. 0 disables the limit.",
     )
-    requests_burst: int = Field(50, gt=0, description="Requests that may come at once within that rate.")
+    requests_burst: int = Field(50, gt=0, description="Size of a burst within requests_per_s.")
 
     @property
     def image(self) -> ImageLimits:
@@ -88,65 +94,71 @@ class LimitSettings(_Part):
 
     @property
     def metadata(self) -> MetadataLimits:
-        """How much one request may say about an image."""
+        """Limits of the tags and attributes of one request."""
         return MetadataLimits(
             self.max_tags, self.max_attributes, self.max_text_bytes, self.max_metadata_bytes
         )
 
 
 class ConnectionSettings(_Part):
-    """What one HTTP connection may cost."""
+    """Limits of HTTP connections."""
 
     max_connections: int = Field(
         1000,
         gt=0,
-        description="Open at once, and at most half of the file descriptors that the process may have. "
-        "Beyond them the one idle longest is closed; where none is idle, only health checks are answered.",
+        description="Open connections, and never more than half of the process's file descriptors. Beyond "
+        "that the longest idle one is closed; if none is idle, only health checks are answered.",
     )
     headers_s: float = Field(
-        10.0, gt=0, description="Longest time for the headers of a request, and for a TLS handshake, seconds."
+        10.0, gt=0, description="Time limit for the headers of a request, and for a TLS handshake, seconds."
     )
-    idle_s: int = Field(30, gt=0, description="Between two requests on one connection, seconds.")
+    idle_s: int = Field(30, gt=0, description="Time after which an idle connection is closed, seconds.")
     stall_s: float = Field(
-        20.0, gt=0, description="How long a body or a reader may be slower than min_bytes_per_s, seconds."
+        20.0,
+        gt=0,
+        description="Time for which a sender or reader may be slower than min_bytes_per_s, seconds.",
     )
     max_unsent_bytes: int = Field(
         256 * MIB,
         gt=0,
-        description="Answers that wait in memory for their readers, all of them; beyond it those who have "
-        "been reading for longest are closed.",
+        description="Total memory for responses that wait for their readers; beyond it the connections that "
+        "have been reading for longest are closed.",
     )
     min_bytes_per_s: int = Field(
-        4096, ge=0, description="Slowest pace of a body that is sent, and of an answer that is read."
+        4096, ge=0, description="Slowest accepted rate of sending a body and of reading a response."
     )
 
 
 class TimeoutSettings(_Part):
-    """Longest times of one request, seconds; a caller's own nearer deadline wins."""
+    """Time limits of one request, seconds; a caller's own earlier deadline wins."""
 
-    ingest_s: float = Field(300.0, gt=0, description="One image on its way in.")
+    ingest_s: float = Field(300.0, gt=0, description="Ingesting one image.")
     query_s: float = Field(60.0, gt=0, description="Everything else.")
-    probe_s: float = Field(1.0, gt=0, description="Each question of a look at readiness.")
+    probe_s: float = Field(1.0, gt=0, description="Each probe of a readiness check.")
     restart_s: float = Field(
-        30.0, ge=0, description="Waiting for a service while none of its replicas serves, as in a restart."
+        30.0,
+        ge=0,
+        description="Waiting for a service while none of its replicas serves, as during a restart.",
     )
 
 
 class SweepSettings(_Part):
-    """Deleting images that an ingest has left which died; see `gateway.sweep`."""
+    """Deleting orphaned images of interrupted ingests; see `gateway.sweep`."""
 
-    every_s: float | None = Field(None, gt=0, description="Seconds between two sweeps; none when absent.")
+    every_s: float | None = Field(None, gt=0, description="Seconds between two sweeps; absent: no sweeps.")
     older_than_s: float = Field(
-        86_400.0, ge=0, description="Images that were put within this time are left: longer than an ingest."
+        86_400.0,
+        ge=0,
+        description="Images stored within this time are left alone, seconds; must exceed an ingest.",
     )
 
 
 class BackendTlsSettings(_Part):
-    """How the gateway reaches the services over TLS: PEM files."""
+    """TLS of the connections to the services: PEM files."""
 
     enabled: bool = False
-    ca: Path | None = Field(None, description="Whom to trust; the system's authorities when absent.")
-    certificate: Path | None = Field(None, description="Who the gateway is, for mutual TLS.")
+    ca: Path | None = Field(None, description="Trusted authorities; the system's when absent.")
+    certificate: Path | None = Field(None, description="The gateway's own certificate, for mutual TLS.")
     key: Path | None = None
 
     def files(self) -> TlsFiles | None:
@@ -165,20 +177,25 @@ class GatewaySettings(ServiceSettings):
     named_callers: ClassVar[bool] = False
 
     port: int = Field(50050, ge=0, le=65535, description="gRPC port; 0 takes a free one.")
-    http_host: str | None = Field(None, description="Address of the HTTP server; that of gRPC when absent.")
+    http_host: str | None = Field(
+        None, description="Address of the HTTP server; the same as gRPC when absent."
+    )
     http_port: int = Field(8000, ge=0, le=65535, description="HTTP port; 0 takes a free one.")
-    http_port_file: Path | None = Field(None, description="Written with the HTTP port once it listens.")
+    http_port_file: Path | None = Field(
+        None, description="File to which the HTTP port is written once it listens."
+    )
     segmenter: str = Field("127.0.0.1:50051", description="host:port, a list of them, or dns:///name:port.")
     embedder: str = Field("127.0.0.1:50052", description="host:port, a list of them, or dns:///name:port.")
     searcher: str = Field("127.0.0.1:50053", description="host:port, a list of them, or dns:///name:port.")
     backend_tls: BackendTlsSettings = BackendTlsSettings()
     backend_api_key: SecretStr | None = Field(None, description="Sent to the services.")
     image_store: str = Field(
-        "data/images", description="Folder, or any URL of fsspec such as s3://bucket/path, for the images."
+        "data/images",
+        description="Where images are stored: a folder, or any fsspec URL such as s3://bucket/path.",
     )
-    thumbnail_cache_bytes: int = Field(64 * MIB, ge=0, description="Thumbnails that are kept in memory.")
+    thumbnail_cache_bytes: int = Field(64 * MIB, ge=0, description="Memory for cached thumbnails.")
     crop_policy: CropPolicyName = Field(
-        "default", description="Of new collections; default is the embedder's."
+        "default", description="Crop policy of new collections; default is the embedder's."
     )
     selection: SelectionSettings = SelectionSettings()
     embed_chunk: int = Field(
@@ -189,7 +206,9 @@ class GatewaySettings(ServiceSettings):
         "several calls; a smaller value spreads one image over several replicas.",
     )
     whole_image_margin: float | None = Field(
-        None, ge=0, description="A whole image goes before its own region that is better by less than this."
+        None,
+        ge=0,
+        description="A whole image ranks before its own region if that scores higher by less than this.",
     )
     limits: LimitSettings = LimitSettings()
     connections: ConnectionSettings = ConnectionSettings()
@@ -197,9 +216,9 @@ class GatewaySettings(ServiceSettings):
     sweep: SweepSettings = SweepSettings()
     strip_metadata: bool = Field(
         False,
-        description="Serve images without EXIF, XMP, IPTC and comments, so without positions: JPEG, PNG and "
-        "WebP with the same pixels, GIF, TIFF, HEIC and AVIF as WebP of at most 4,096 pixels. What is stored "
-        "stays as it was sent.",
+        description="Serve images without EXIF, XMP, IPTC and comments, and so without positions: JPEG, PNG "
+        "and WebP with the same pixels, GIF, TIFF, HEIC and AVIF as WebP of at most 4,096 pixels. The stored "
+        "file does not change.",
     )
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="Web pages of other origins that may call the API; * for all. Separated by commas."
@@ -207,15 +226,15 @@ class GatewaySettings(ServiceSettings):
 
     allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
-        description="Names under which the gateway is reached, as search.example.org or *.example.org; * for "
-        "any. IP addresses, names without a dot and the host settings are always allowed; with API keys "
-        "any name is, unless some are given here. Separated by commas.",
+        description="Host names under which the gateway answers, such as search.example.org or "
+        "*.example.org; * for any. IP addresses, names without a dot and the host settings are "
+        "always allowed; with API keys any name is, unless some are given here. Separated by commas.",
     )
 
     trusted_proxies: Annotated[tuple[IPvAnyNetwork, ...], NoDecode] = Field(
         (),
-        description="Addresses or networks (10.0.0.0/8) of proxies that are believed when they say, in "
-        "X-Forwarded-For, for whom they speak. Separated by commas.",
+        description="Addresses or networks (10.0.0.0/8) of proxies whose X-Forwarded-For is trusted. "
+        "Separated by commas.",
     )
 
     @field_validator("cors_origins", "allowed_hosts", "trusted_proxies", mode="before")

@@ -199,12 +199,12 @@ async def _named(gateway: Gateway, body: OneImage) -> tuple[str, str]:
 
 def _render(image: EncodedImage, answer: region_search_pb2.SearchWithinResponse, body: WithinBody) -> bytes:
     assert body.render is not None
-    finds = [
+    overlays = [
         render.Overlay(one.region.mask, one.region.box, one.text_index)
         for one in answer.regions
         if one.is_hit
     ]
-    return render.encode(render.draw(image.decode(), finds, body.render, body.phrases), body.image_format)
+    return render.encode(render.draw(image.decode(), overlays, body.render, body.phrases), body.image_format)
 
 
 async def _pick(gateway: Gateway, body: SegmentBody) -> SegmentAnswer:

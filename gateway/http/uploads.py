@@ -17,7 +17,7 @@ _BYTES = Gauge(
 )
 
 
-class Room:
+class ByteQuota:
     """Bytes that bodies may take in one place; who would pass it is told to come back.
 
     One caller gets half of it at most, so that another one always finds some; a single body, whatever its
@@ -71,8 +71,8 @@ class UploadAdmission:
 
     def __init__(self, app: ASGIApp, limits: LimitSettings) -> None:
         self._app = app
-        self._disk = Room("disk", "max_upload_bytes", limits.max_upload_bytes)
-        self._memory = Room("memory", "max_body_bytes", limits.max_body_bytes)
+        self._disk = ByteQuota("disk", "max_upload_bytes", limits.max_upload_bytes)
+        self._memory = ByteQuota("memory", "max_body_bytes", limits.max_body_bytes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The ASGI entry.

@@ -37,7 +37,7 @@ _MOST_REASONS = 10
 
 @dataclass
 class Selection:
-    """What paths stand for.
+    """The image files that paths stand for.
 
     Attributes:
         files: The images, in order, each once, with the folder that their names begin in.

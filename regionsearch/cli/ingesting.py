@@ -30,26 +30,29 @@ def ingest(
     ],
     collection: CollectionName = COLLECTION,
     tag: Annotated[
-        list[str] | None, typer.Option(help="Put on every image, known ones too; may be repeated.")
+        list[str] | None,
+        typer.Option(help="Tag for every image, including those already stored; may be repeated."),
     ] = None,
     resend: Annotated[
         bool,
-        typer.Option("--resend", help="Send known images too: a stored file that is damaged is replaced."),
+        typer.Option(
+            "--resend", help="Send images that are already stored too, which replaces damaged files."
+        ),
     ] = False,
     as_json: Annotated[
         bool,
-        typer.Option("--json", help="Print what became of each image as a line of JSON."),
+        typer.Option("--json", help="Print the outcome of each image as a line of JSON."),
     ] = False,
-    jobs: Annotated[int, typer.Option(min=1, max=64, help="Images at once.")] = 4,
+    jobs: Annotated[int, typer.Option(min=1, max=64, help="Images sent at a time.")] = 4,
     url: Url = URL,
     api_key: ApiKey = None,
 ) -> None:
-    """Add images. Those that are there already are not sent: after an interruption just run it again.
+    """Add images. Images already stored are not sent, so an interrupted import is simply run again.
 
-    In folders, hidden files, files of other programs and linked folders are left out; the summary counts them
-    by reason. An image is called by its path below the folder that was given.
+    In folders, hidden files, files of other programs and linked folders are skipped; the summary counts them
+    by reason. An image is named by its path below the given folder.
 
-    Ends with code 0 when all images are there, 1 when one failed or the import stopped, 130 after Ctrl-C.
+    The exit code is 0 if all images are stored, 1 if one failed or the import stopped, 130 after Ctrl-C.
     """
     selection = find_images(paths)
     sources = selection.named()
@@ -91,7 +94,7 @@ def ingest(
 
 
 def counts_of(results: Sequence[IngestResult]) -> str:
-    """How many were added, known, or refused, by reason, and how many known ones got tags."""
+    """Counts of added, known and failed images, by reason, and of known ones that got tags."""
     counts = Counter(result.outcome for result in results)
     regions = sum(result.regions or 0 for result in results if result.outcome == "created")
     line = (
@@ -107,7 +110,7 @@ def counts_of(results: Sequence[IngestResult]) -> str:
 
 
 def summarise(files: Sequence[Path], results: Sequence[IngestResult]) -> None:
-    """Prints what became of the files, with the reason of every failure."""
+    """Prints the outcome of the files, with the reason for every failure."""
     console.print(counts_of(results), highlight=False, soft_wrap=True)
     for path, result in zip(files, results, strict=True):
         if result.error is not None:

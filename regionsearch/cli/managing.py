@@ -42,12 +42,12 @@ def list_collections(url: Url = URL, api_key: ApiKey = None) -> None:
 def create_collection(
     name: str,
     crop_policy: Annotated[
-        str, typer.Option(help="How regions are cut out before they are embedded.")
+        str, typer.Option(help="How regions are cropped before they are embedded.")
     ] = "default",
     url: Url = URL,
     api_key: ApiKey = None,
 ) -> None:
-    """Make a collection for the model that is served now."""
+    """Create a collection for the model that is served now."""
     with connect(url, api_key) as client:
         made = client.create_collection(name, crop_policy=crop_policy)
     tell(f"made {made.name}, for {made.model.variant}")
@@ -56,11 +56,11 @@ def create_collection(
 @collections_app.command("delete")
 def delete_collection(
     name: str,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
     url: Url = URL,
     api_key: ApiKey = None,
 ) -> None:
-    """Delete a collection with all that is in it."""
+    """Delete a collection and everything in it."""
     if not yes:
         typer.confirm(f"delete {name} with all of its images?", abort=True)
     with connect(url, api_key) as client:
@@ -74,25 +74,27 @@ def delete(
     url: Url = URL,
     api_key: ApiKey = None,
 ) -> None:
-    """Delete images with their regions. Ends with code 1 when one of them could not be deleted."""
+    """Delete images and their regions. The exit code is 1 if one of them could not be deleted."""
     with connect(url, api_key) as client:
         _each(image_ids, lambda one: client.delete_image(one, collection), "deleted")
 
 
 def edit(
     image_ids: Annotated[list[str], typer.Argument(help="Ids of images.")],
-    add_tag: Annotated[list[str] | None, typer.Option(help="May be repeated, as all but the name.")] = None,
-    remove_tag: Annotated[list[str] | None, typer.Option(help="A tag to take away.")] = None,
+    add_tag: Annotated[
+        list[str] | None, typer.Option(help="A tag to add; all options but the name may be repeated.")
+    ] = None,
+    remove_tag: Annotated[list[str] | None, typer.Option(help="A tag to remove.")] = None,
     attribute: Annotated[
         list[str] | None, typer.Option(metavar="NAME=VALUE", help="An attribute to set.")
     ] = None,
-    remove_attribute: Annotated[list[str] | None, typer.Option(help="An attribute to take away.")] = None,
-    name: Annotated[str | None, typer.Option(help="The name of the one image.")] = None,
+    remove_attribute: Annotated[list[str] | None, typer.Option(help="An attribute to remove.")] = None,
+    name: Annotated[str | None, typer.Option(help="New name, for a single image.")] = None,
     collection: CollectionName = COLLECTION,
     url: Url = URL,
     api_key: ApiKey = None,
 ) -> None:
-    """Change tags, attributes and names of images. Ends with code 1 when one of them could not be changed."""
+    """Change tags, attributes and names of images. The exit code is 1 if one could not be changed."""
     attributes: dict[str, str | None] = dict.fromkeys(remove_attribute or ())
     for pair in attribute or ():
         key, equals, value = pair.partition("=")
@@ -121,7 +123,7 @@ def edit(
 
 
 def _each(image_ids: Sequence[str], act: Callable[[str], object], done: str) -> None:
-    """Does something to each image and tells its outcome; what is wrong with one does not stop the others.
+    """Runs an action on each image and prints its outcome; an error of one does not stop the others.
 
     Raises:
         Exit: With code 1 at the end, when one failed.
@@ -142,7 +144,7 @@ def _each(image_ids: Sequence[str], act: Callable[[str], object], done: str) -> 
 
 
 def doctor(url: Url = URL, api_key: ApiKey = None) -> None:
-    """Look at this machine and at the running services, and say what is wrong and what to do about it."""
+    """Check this machine and the running services, and say what is wrong and how to fix it."""
     table = Table("check", "found", "verdict")
     well = True
 
@@ -191,7 +193,7 @@ def doctor(url: Url = URL, api_key: ApiKey = None) -> None:
 
 
 def evaluate(context: typer.Context) -> None:
-    """Measure what the models find; --help tells the options."""
+    """Measure how well the models find things; --help lists the options."""
     # Imported here: only this command needs the models' libraries.
     from evaluation.cli import app
 

@@ -79,7 +79,7 @@ def is_here(weights: Weights) -> bool:
 
 @app.command("list")
 def list_models() -> None:
-    """Show profiles, models, and what is on this machine."""
+    """List profiles and models, and what is on this machine."""
     memory = machine_memory()
     table = Table("profile", "segmenter", "embedder", "here", "memory", "for")
     for profile in PROFILES.values():
@@ -100,7 +100,7 @@ def list_models() -> None:
 
 @app.command("pull")
 def pull_models(names: Names) -> None:
-    """Download weights; goes on where an earlier download stopped."""
+    """Download weights; resumes an interrupted download."""
     from regionsearch.models.download import pull, pull_repository
 
     found = {name: find_weights(name) for name in names}
@@ -122,7 +122,7 @@ def pull_models(names: Names) -> None:
 
 @app.command("verify")
 def verify_models(name: Annotated[str, typer.Argument(help="A profile or a model.")] = "pocket") -> None:
-    """Compare weights with the digests that were published."""
+    """Compare weights with their published digests."""
     wanted = find_weights(name)
     checks = [partial(verify, weights) for weights in wanted] or [
         partial(verify_pocket, part) for part in POCKET

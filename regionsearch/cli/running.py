@@ -44,20 +44,20 @@ EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 def up(
     profile: Annotated[str, typer.Option(help="pocket, base or large.")] = "pocket",
     segmenter: Annotated[
-        str | None, typer.Option(metavar="NAME|PATH", help="Instead of the profile's segmenter.")
+        str | None, typer.Option(metavar="NAME|PATH", help="Segmenter to use instead of the profile's.")
     ] = None,
     embedder: Annotated[
-        str | None, typer.Option(metavar="NAME[:TAG]|PATH", help="Instead of the profile's embedder.")
+        str | None, typer.Option(metavar="NAME[:TAG]|PATH", help="Embedder to use instead of the profile's.")
     ] = None,
-    port: Annotated[int, typer.Option(help="Of the page and the HTTP API.")] = 8000,
-    grpc_port: Annotated[int, typer.Option(help="Of the gRPC API.")] = 50050,
+    port: Annotated[int, typer.Option(help="Port of the page and the HTTP API.")] = 8000,
+    grpc_port: Annotated[int, typer.Option(help="Port of the gRPC API.")] = 50050,
     host: Annotated[
         str, typer.Option(help="Address to listen on; 0.0.0.0 opens it to the network.")
     ] = "127.0.0.1",
-    data_dir: Annotated[Path, typer.Option(help="Images, vectors and logs.")] = Path("data"),
+    data_dir: Annotated[Path, typer.Option(help="Folder for images, vectors and logs.")] = Path("data"),
     workers: Annotated[
         list[str] | None,
-        typer.Option(metavar="SERVICE=N", help="Processes of segmenter or embedder; may be repeated."),
+        typer.Option(metavar="SERVICE=N", help="Number of segmenter or embedder processes; may be repeated."),
     ] = None,
     demo: Annotated[
         bool, typer.Option("--demo", help="Fill an empty collection with the bundled scenes.")
@@ -148,19 +148,19 @@ def _missing_files(weights: Weights) -> list[str]:
 
 
 def warn_if_open(host: str) -> None:
-    """Says so where others than this machine get in without a key; a file of settings may hold keys."""
+    """Warns if other machines get in without a key; a settings file may hold keys."""
     local = host in ("127.0.0.1", "localhost", "::1")
     if not local and not any(os.environ.get(name) for name in (KEYS_VARIABLE, "REGIONSEARCH_CONFIG")):
         tell(f"whoever reaches {host} may read, add and delete everything: {KEYS_VARIABLE} sets keys")
 
 
 def note(line: str) -> None:
-    """Says what is going on."""
+    """Reports progress."""
     tell(line, style="dim")
 
 
 def announce(url: str) -> None:
-    """Says that there is something to look at."""
+    """Announces the page."""
     console.print(f"\n[bold]Region Search is ready:[/] {url}\n", highlight=False)
 
 

@@ -23,28 +23,28 @@ if TYPE_CHECKING:
 IMAGE_ID = re.compile("[0-9a-f]{64}")
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, with the ids of images and regions.")]
-MinScore = Annotated[float | None, typer.Option(help="Lowest cosine that counts.")]
-Save = Annotated[Path | None, typer.Option(help="Write the image with the find outlined to this PNG.")]
-Open = Annotated[bool, typer.Option("--open", help="Show the image with the find outlined.")]
+MinScore = Annotated[float | None, typer.Option(help="Minimum score (cosine) of a hit.")]
+Save = Annotated[Path | None, typer.Option(help="Write the image with the hit outlined to this PNG.")]
+Open = Annotated[bool, typer.Option("--open", help="Show the image with the hit outlined.")]
 
 
 def search(
     words: Annotated[list[str] | None, typer.Argument(help="What to look for.")] = None,
-    like: Annotated[Path | None, typer.Option(help="An image of it.")] = None,
-    region: Annotated[str | None, typer.Option(help="The id of a region: more like this.")] = None,
+    like: Annotated[Path | None, typer.Option(help="An example image.")] = None,
+    region: Annotated[str | None, typer.Option(help="A stored region as the example, by its id.")] = None,
     collection: CollectionName = COLLECTION,
-    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=1000, help="Most hits.")] = 10,
+    limit: Annotated[
+        int, typer.Option("--limit", "-n", min=1, max=1000, help="Maximum number of hits.")
+    ] = 10,
     min_score: MinScore = None,
-    without: Annotated[
-        list[str] | None, typer.Option(help="Words that are not meant; may be repeated.")
-    ] = None,
+    without: Annotated[list[str] | None, typer.Option(help="Words to exclude; may be repeated.")] = None,
     unlike: Annotated[
-        list[str] | None, typer.Option(help="The id of a region that is not meant; may be repeated.")
+        list[str] | None, typer.Option(help="A region to exclude, by its id; may be repeated.")
     ] = None,
     tag: Annotated[
         list[str] | None, typer.Option(help="Only images with one of these tags; may be repeated.")
     ] = None,
-    images: Annotated[bool, typer.Option("--images", help="One hit an image.")] = False,
+    images: Annotated[bool, typer.Option("--images", help="One hit per image.")] = False,
     save: Save = None,
     open_it: Open = False,
     as_json: AsJson = False,
@@ -98,7 +98,7 @@ def within(
     url: Url = URL,
     api_key: ApiKey = None,
 ) -> None:
-    """Find things inside one image; a file is looked at without being stored."""
+    """Find things inside one image; a file is searched without being stored."""
     check_target(save)
     path = Path(image) if Path(image).is_file() else None
     if path is None and not IMAGE_ID.fullmatch(image):
@@ -124,10 +124,14 @@ def within(
 
 
 def export(
-    words: Annotated[list[str] | None, typer.Argument(help="What to look for; all regions without.")] = None,
-    target: Annotated[Path, typer.Option("--out", "-o", help="Where to write.")] = Path("regions.coco.json"),
+    words: Annotated[
+        list[str] | None, typer.Argument(help="What to look for; all regions if absent.")
+    ] = None,
+    target: Annotated[Path, typer.Option("--out", "-o", help="Output file.")] = Path("regions.coco.json"),
     collection: CollectionName = COLLECTION,
-    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=1000, help="Most hits.")] = 100,
+    limit: Annotated[
+        int, typer.Option("--limit", "-n", min=1, max=1000, help="Maximum number of hits.")
+    ] = 100,
     url: Url = URL,
     api_key: ApiKey = None,
 ) -> None:
@@ -145,7 +149,7 @@ def export(
 
 
 def merged(documents: Iterator[dict[str, Any]]) -> dict[str, Any]:
-    """COCO documents with the same categories as one; images and annotations are numbered anew."""
+    """COCO documents with the same categories as one; images and annotations are renumbered."""
     whole: dict[str, Any] = {"info": {}, "images": [], "categories": [], "annotations": []}
     names: set[str] = set()
     for document in documents:

@@ -33,10 +33,10 @@ class _TextTemplatesEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TextTem
     TEXT_TEMPLATES_SIMPLE: _TextTemplates.ValueType  # 2
     """A handful of sentences ("a photo of a {}.", "art of the {}."…)."""
     TEXT_TEMPLATES_FULL: _TextTemplates.ValueType  # 3
-    """The full set of sentences used for zero-shot classification with CLIP."""
+    """The full set of CLIP's templates for zero-shot classification."""
 
 class TextTemplates(_TextTemplates, metaclass=_TextTemplatesEnumTypeWrapper):
-    """Sentences that a text is put into; the vectors are averaged and normalised again."""
+    """Sentences into which a text is inserted; their vectors are averaged and normalised again."""
 
 TEXT_TEMPLATES_UNSPECIFIED: TextTemplates.ValueType  # 0
 """The embedder's default."""
@@ -45,7 +45,7 @@ TEXT_TEMPLATES_NONE: TextTemplates.ValueType  # 1
 TEXT_TEMPLATES_SIMPLE: TextTemplates.ValueType  # 2
 """A handful of sentences ("a photo of a {}.", "art of the {}."…)."""
 TEXT_TEMPLATES_FULL: TextTemplates.ValueType  # 3
-"""The full set of sentences used for zero-shot classification with CLIP."""
+"""The full set of CLIP's templates for zero-shot classification."""
 Global___TextTemplates: _TypeAlias = TextTemplates  # noqa: Y015
 
 @_typing.final
@@ -86,8 +86,8 @@ Global___EmbedRegionsRequest: _TypeAlias = EmbedRegionsRequest  # noqa: Y015
 
 @_typing.final
 class RegionCut(_message.Message):
-    """What to cut out: a box, a mask, or both. Without a box the mask's own is taken; policies that look at the mask
-    take the whole box where there is none.
+    """What to crop: a box, a mask, or both. Without a box, the mask's bounding box is used; policies that use the mask
+    use the whole box if there is none.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -233,7 +233,7 @@ class EmbedTextsResponse(_message.Message):
 
     @_builtins.property
     def truncated(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bool]:
-        """For each text: it was longer than the model's context and its end was cut off."""
+        """For each text: whether it exceeded the model's context and was truncated."""
 
     @_builtins.property
     def model(self) -> _types_pb2.ModelInfo: ...

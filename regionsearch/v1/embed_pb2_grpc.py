@@ -26,8 +26,8 @@ if _version_not_supported:
 
 
 class EmbedServiceStub:
-    """Turns regions, images and texts into vectors of one space. Vectors are L2-normalised; row i of an answer belongs
-    to item i of its request.
+    """Embeds regions, images and texts in one vector space. Vectors are L2-normalised; row i of a response belongs to
+    item i of its request.
 
     Errors of every call: INVALID_ARGUMENT (unreadable image, empty region, over a limit; BadRequest names the field),
     RESOURCE_EXHAUSTED with RetryInfo (queue full: wait that long), UNAVAILABLE (starting or draining: retry),
@@ -63,8 +63,8 @@ class EmbedServiceStub:
 
 
 class EmbedServiceServicer:
-    """Turns regions, images and texts into vectors of one space. Vectors are L2-normalised; row i of an answer belongs
-    to item i of its request.
+    """Embeds regions, images and texts in one vector space. Vectors are L2-normalised; row i of a response belongs to
+    item i of its request.
 
     Errors of every call: INVALID_ARGUMENT (unreadable image, empty region, over a limit; BadRequest names the field),
     RESOURCE_EXHAUSTED with RetryInfo (queue full: wait that long), UNAVAILABLE (starting or draining: retry),
@@ -72,28 +72,28 @@ class EmbedServiceServicer:
     """
 
     def EmbedRegions(self, request, context):
-        """One image: many of its regions and, where asked for, the whole of it, from one decode.
+        """Regions of one image and, if requested, the whole image, from one decode.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def EmbedImages(self, request, context):
-        """Whole images.
+        """Embeds whole images.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def EmbedTexts(self, request, context):
-        """Words.
+        """Embeds texts.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetModel(self, request, context):
-        """The model that is being served.
+        """The served model.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -131,8 +131,8 @@ def add_EmbedServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class EmbedService:
-    """Turns regions, images and texts into vectors of one space. Vectors are L2-normalised; row i of an answer belongs
-    to item i of its request.
+    """Embeds regions, images and texts in one vector space. Vectors are L2-normalised; row i of a response belongs to
+    item i of its request.
 
     Errors of every call: INVALID_ARGUMENT (unreadable image, empty region, over a limit; BadRequest names the field),
     RESOURCE_EXHAUSTED with RetryInfo (queue full: wait that long), UNAVAILABLE (starting or draining: retry),

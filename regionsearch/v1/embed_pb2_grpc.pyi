@@ -27,8 +27,8 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class EmbedServiceStub:
-    """Turns regions, images and texts into vectors of one space. Vectors are L2-normalised; row i of an answer belongs
-    to item i of its request.
+    """Embeds regions, images and texts in one vector space. Vectors are L2-normalised; row i of a response belongs to
+    item i of its request.
 
     Errors of every call: INVALID_ARGUMENT (unreadable image, empty region, over a limit; BadRequest names the field),
     RESOURCE_EXHAUSTED with RetryInfo (queue full: wait that long), UNAVAILABLE (starting or draining: retry),
@@ -40,18 +40,18 @@ class EmbedServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> EmbedServiceAsyncStub: ...
     EmbedRegions: _grpc.UnaryUnaryMultiCallable[_embed_pb2.EmbedRegionsRequest, _embed_pb2.EmbedRegionsResponse]
-    """One image: many of its regions and, where asked for, the whole of it, from one decode."""
+    """Regions of one image and, if requested, the whole image, from one decode."""
     EmbedImages: _grpc.UnaryUnaryMultiCallable[_embed_pb2.EmbedImagesRequest, _embed_pb2.EmbedImagesResponse]
-    """Whole images."""
+    """Embeds whole images."""
     EmbedTexts: _grpc.UnaryUnaryMultiCallable[_embed_pb2.EmbedTextsRequest, _embed_pb2.EmbedTextsResponse]
-    """Words."""
+    """Embeds texts."""
     GetModel: _grpc.UnaryUnaryMultiCallable[_embed_pb2.EmbedServiceGetModelRequest, _embed_pb2.EmbedServiceGetModelResponse]
-    """The model that is being served."""
+    """The served model."""
 
 @_typing.type_check_only
 class EmbedServiceAsyncStub(EmbedServiceStub):
-    """Turns regions, images and texts into vectors of one space. Vectors are L2-normalised; row i of an answer belongs
-    to item i of its request.
+    """Embeds regions, images and texts in one vector space. Vectors are L2-normalised; row i of a response belongs to
+    item i of its request.
 
     Errors of every call: INVALID_ARGUMENT (unreadable image, empty region, over a limit; BadRequest names the field),
     RESOURCE_EXHAUSTED with RetryInfo (queue full: wait that long), UNAVAILABLE (starting or draining: retry),
@@ -60,17 +60,17 @@ class EmbedServiceAsyncStub(EmbedServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     EmbedRegions: _aio.UnaryUnaryMultiCallable[_embed_pb2.EmbedRegionsRequest, _embed_pb2.EmbedRegionsResponse]  # type: ignore[assignment]
-    """One image: many of its regions and, where asked for, the whole of it, from one decode."""
+    """Regions of one image and, if requested, the whole image, from one decode."""
     EmbedImages: _aio.UnaryUnaryMultiCallable[_embed_pb2.EmbedImagesRequest, _embed_pb2.EmbedImagesResponse]  # type: ignore[assignment]
-    """Whole images."""
+    """Embeds whole images."""
     EmbedTexts: _aio.UnaryUnaryMultiCallable[_embed_pb2.EmbedTextsRequest, _embed_pb2.EmbedTextsResponse]  # type: ignore[assignment]
-    """Words."""
+    """Embeds texts."""
     GetModel: _aio.UnaryUnaryMultiCallable[_embed_pb2.EmbedServiceGetModelRequest, _embed_pb2.EmbedServiceGetModelResponse]  # type: ignore[assignment]
-    """The model that is being served."""
+    """The served model."""
 
 class EmbedServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Turns regions, images and texts into vectors of one space. Vectors are L2-normalised; row i of an answer belongs
-    to item i of its request.
+    """Embeds regions, images and texts in one vector space. Vectors are L2-normalised; row i of a response belongs to
+    item i of its request.
 
     Errors of every call: INVALID_ARGUMENT (unreadable image, empty region, over a limit; BadRequest names the field),
     RESOURCE_EXHAUSTED with RetryInfo (queue full: wait that long), UNAVAILABLE (starting or draining: retry),
@@ -83,7 +83,7 @@ class EmbedServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _embed_pb2.EmbedRegionsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_embed_pb2.EmbedRegionsResponse, _abc.Awaitable[_embed_pb2.EmbedRegionsResponse]]:
-        """One image: many of its regions and, where asked for, the whole of it, from one decode."""
+        """Regions of one image and, if requested, the whole image, from one decode."""
 
     @_abc_1.abstractmethod
     def EmbedImages(
@@ -91,7 +91,7 @@ class EmbedServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _embed_pb2.EmbedImagesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_embed_pb2.EmbedImagesResponse, _abc.Awaitable[_embed_pb2.EmbedImagesResponse]]:
-        """Whole images."""
+        """Embeds whole images."""
 
     @_abc_1.abstractmethod
     def EmbedTexts(
@@ -99,7 +99,7 @@ class EmbedServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _embed_pb2.EmbedTextsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_embed_pb2.EmbedTextsResponse, _abc.Awaitable[_embed_pb2.EmbedTextsResponse]]:
-        """Words."""
+        """Embeds texts."""
 
     @_abc_1.abstractmethod
     def GetModel(
@@ -107,6 +107,6 @@ class EmbedServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _embed_pb2.EmbedServiceGetModelRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_embed_pb2.EmbedServiceGetModelResponse, _abc.Awaitable[_embed_pb2.EmbedServiceGetModelResponse]]:
-        """The model that is being served."""
+        """The served model."""
 
 def add_EmbedServiceServicer_to_server(servicer: EmbedServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

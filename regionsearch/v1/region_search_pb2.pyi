@@ -35,7 +35,7 @@ class _IngestOutcomeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_IngestO
     INGEST_OUTCOME_FAILED: _IngestOutcome.ValueType  # 3
 
 class IngestOutcome(_IngestOutcome, metaclass=_IngestOutcomeEnumTypeWrapper):
-    """What became of an image."""
+    """The outcome of an image."""
 
 INGEST_OUTCOME_UNSPECIFIED: IngestOutcome.ValueType  # 0
 INGEST_OUTCOME_CREATED: IngestOutcome.ValueType  # 1
@@ -57,7 +57,7 @@ class _IngestStageEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_IngestSta
     INGEST_STAGE_DONE: _IngestStage.ValueType  # 5
 
 class IngestStage(_IngestStage, metaclass=_IngestStageEnumTypeWrapper):
-    """Where an image is on its way."""
+    """The progress of an image."""
 
 INGEST_STAGE_UNSPECIFIED: IngestStage.ValueType  # 0
 INGEST_STAGE_RECEIVED: IngestStage.ValueType  # 1
@@ -100,7 +100,7 @@ class IngestImageRequest(_message.Message):
     collection: _builtins.str
     """Empty: "default"."""
     name: _builtins.str
-    """What the user calls it, such as a file name or a relative path; shown, never used as a path."""
+    """Display name, such as a file name or a relative path; never used as a path."""
     @_builtins.property
     def image(self) -> _types_pb2.Image: ...
     @_builtins.property
@@ -146,10 +146,10 @@ class IngestImageResponse(_message.Message):
     seq: _builtins.int
     """A search with this min_seq sees the image."""
     name: _builtins.str
-    """What the image is called now: a duplicate keeps the name that it has."""
+    """The image's name now: a duplicate keeps its own."""
     @_builtins.property
     def tags(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Of the image now: a duplicate keeps its own and gets those of the request."""
+        """The image's tags now: a duplicate keeps its own and gets those of the request."""
 
     def __init__(
         self,
@@ -227,7 +227,7 @@ Global___IngestImagesResponse: _TypeAlias = IngestImagesResponse  # noqa: Y015
 
 @_typing.final
 class Query(_message.Message):
-    """What to look for. Words, an example and pointing combine: their vectors are averaged. At least one is set."""
+    """What to search for. Words, an example image and a prompt combine: their vectors are averaged. At least one is set."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -240,14 +240,14 @@ class Query(_message.Message):
     region_id: _builtins.str
     """A stored region: "more like this"."""
     image_id: _builtins.str
-    """A stored image, as a whole; with points or a box the object that they point at."""
+    """A stored image as a whole; with points or a box, the object in it that they select."""
     @_builtins.property
     def texts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """One phrase, or several: with several each region goes to its best phrase."""
+        """One or several phrases; with several, each region is assigned to its best one."""
 
     @_builtins.property
     def image(self) -> _types_pb2.Image:
-        """An image of it. With points or a box: the object that they point at in the image."""
+        """An example image; with points or a box, the object in it that they select."""
 
     @_builtins.property
     def points(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Point]: ...
@@ -273,9 +273,9 @@ Global___Query: _TypeAlias = Query  # noqa: Y015
 
 @_typing.final
 class Negative(_message.Message):
-    """What is not meant: a phrase, or an example. Relevancy compares cosines, and those between two images are higher
-    than those between a phrase and an image, by how much depends on the model: against examples, look for examples,
-    or lower min_relevancy.
+    """What to exclude: a phrase or an example. Relevancy compares cosines, and cosines between two images are higher than
+    those between a phrase and an image, by a model-dependent amount: with examples as negatives, search by an example
+    too, or lower min_relevancy.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -291,7 +291,7 @@ class Negative(_message.Message):
     """A stored image of the collection, as a whole."""
     @_builtins.property
     def image(self) -> _types_pb2.Image:
-        """An image of it, as a whole."""
+        """An example image, as a whole."""
 
     def __init__(
         self,
@@ -343,7 +343,7 @@ class RegionSearchServiceSearchRequest(_message.Message):
     min_seq: _builtins.int
     include_masks: _builtins.bool
     exact: _builtins.bool
-    """As SearchService has them."""
+    """As in SearchService."""
     effort: _builtins.float
     @_builtins.property
     def query(self) -> Global___Query: ...
@@ -351,7 +351,7 @@ class RegionSearchServiceSearchRequest(_message.Message):
     def filter(self) -> _search_pb2.Filter: ...
     @_builtins.property
     def negatives(self) -> _containers.RepeatedCompositeFieldContainer[Global___Negative]:
-        """What is not meant: a hit must be nearer to the query than to all of these."""
+        """What to exclude: a hit must be nearer to the query than to all of these."""
 
     def __init__(
         self,
@@ -418,7 +418,7 @@ class RegionSearchServiceSearchResponse(_message.Message):
     def model(self) -> _types_pb2.ModelInfo: ...
     @_builtins.property
     def truncated(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bool]:
-        """For each phrase: it was longer than the model reads."""
+        """For each phrase: whether it exceeds the model's context and was truncated."""
 
     def __init__(
         self,
@@ -454,23 +454,23 @@ class SearchWithinRequest(_message.Message):
     """Empty: "default"; matters for a stored image and for the crop policy."""
     image_id: _builtins.str
     min_score: _builtins.float
-    """Lowest cosine that makes a hit."""
+    """Minimum cosine of a hit."""
     relative_cutoff: _builtins.float
     """A hit scores at least this part of the best score; when both are absent only the best region of each phrase is a
     hit.
     """
     min_relevancy: _builtins.float
     include_masks: _builtins.bool
-    """Whether the regions come with their masks. Absent: yes."""
+    """Whether the regions include their masks; true if absent."""
     @_builtins.property
     def image(self) -> _types_pb2.Image: ...
     @_builtins.property
     def texts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """One phrase or several; each region goes to its best phrase."""
+        """One or several phrases; each region is assigned to its best one."""
 
     @_builtins.property
     def negatives(self) -> _containers.RepeatedCompositeFieldContainer[Global___Negative]:
-        """What is not meant; stored examples are of the collection above."""
+        """What to exclude; stored examples are of the collection above."""
 
     def __init__(
         self,
@@ -536,7 +536,7 @@ class SearchWithinResponse(_message.Message):
     def model(self) -> _types_pb2.ModelInfo: ...
     @_builtins.property
     def truncated(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bool]:
-        """For each phrase: it was longer than the model reads."""
+        """For each phrase: whether it exceeds the model's context and was truncated."""
 
     def __init__(
         self,
@@ -629,7 +629,7 @@ class UpdateImageResponse(_message.Message):
     """A search with this min_seq sees the change."""
     @_builtins.property
     def image(self) -> _search_pb2.StoredImage:
-        """As it is now."""
+        """The image after the change."""
 
     def __init__(
         self,
@@ -720,8 +720,8 @@ class CheckImagesResponse(_message.Message):
     IMAGES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def images(self) -> _containers.RepeatedCompositeFieldContainer[_search_pb2.StoredImage]:
-        """Those whose record and file are stored, in the order of the request. The files are not read: to repair one that may
-        be damaged, send it.
+        """The images whose record and file are stored, in the order of the request. The files are not read: to repair one
+        that may be damaged, send it.
         """
 
     def __init__(

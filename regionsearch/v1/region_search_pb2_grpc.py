@@ -29,9 +29,9 @@ class RegionSearchServiceStub:
     """The whole pipeline for backends: the gRPC twin of the gateway's HTTP API, with the same behaviour.
 
     Errors of every call: INVALID_ARGUMENT (BadRequest names the field), NOT_FOUND, FAILED_PRECONDITION (a query of
-    another model), ABORTED (what a page token or the call began with is gone: begin anew), UNAUTHENTICATED,
-    PERMISSION_DENIED, RESOURCE_EXHAUSTED with RetryInfo (wait that long), UNAVAILABLE (a service behind is starting or
-    gone: retry), DEADLINE_EXCEEDED, INTERNAL.
+    another model), ABORTED (the state behind the page token or the call is gone: start over), UNAUTHENTICATED,
+    PERMISSION_DENIED, RESOURCE_EXHAUSTED with RetryInfo (wait that long), UNAVAILABLE (a service behind the gateway is
+    starting or gone: retry), DEADLINE_EXCEEDED, INTERNAL.
     """
 
     def __init__(self, channel):
@@ -86,33 +86,33 @@ class RegionSearchServiceServicer:
     """The whole pipeline for backends: the gRPC twin of the gateway's HTTP API, with the same behaviour.
 
     Errors of every call: INVALID_ARGUMENT (BadRequest names the field), NOT_FOUND, FAILED_PRECONDITION (a query of
-    another model), ABORTED (what a page token or the call began with is gone: begin anew), UNAUTHENTICATED,
-    PERMISSION_DENIED, RESOURCE_EXHAUSTED with RetryInfo (wait that long), UNAVAILABLE (a service behind is starting or
-    gone: retry), DEADLINE_EXCEEDED, INTERNAL.
+    another model), ABORTED (the state behind the page token or the call is gone: start over), UNAUTHENTICATED,
+    PERMISSION_DENIED, RESOURCE_EXHAUSTED with RetryInfo (wait that long), UNAVAILABLE (a service behind the gateway is
+    starting or gone: retry), DEADLINE_EXCEEDED, INTERNAL.
     """
 
     def IngestImage(self, request, context):
-        """Segments, embeds and stores one image. Answered once all of it is on disk. Sending the same bytes again says
-        DUPLICATE: nothing is segmented again, the request's tags and attributes are added to the image's own, its name is
-        taken if the image has none, and a stored file that is missing or damaged is replaced. With an `idempotency-key` in
-        the metadata a repetition says CREATED, like the first time, and the key is refused with other bytes:
-        ALREADY_EXISTS.
+        """Segments, embeds and stores one image, and answers once all of it is on disk. Sending the same bytes again is
+        answered DUPLICATE: nothing is segmented again, the request's tags and attributes are added to the image's own,
+        its name is used if the image has none, and a missing or damaged stored file is replaced. With an
+        `idempotency-key` in the metadata a repetition is answered CREATED, like the first time; the same key with other
+        bytes is refused, ALREADY_EXISTS.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def IngestImages(self, request_iterator, context):
-        """The same for many images: each is reported stage by stage, under its key. A failed image is reported
-        and does not end the stream. A stream that breaks off is begun again by its caller, with what has no
-        result; switch retries inside of gRPC off for streams, which may lose a request.
+        """The same for many images: each is reported stage by stage, under its key. A failed image is reported and does not
+        end the stream. If a stream breaks off, the caller starts a new one with the images that have no result. Disable
+        gRPC's own retries for streams: they may lose a request.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Search(self, request, context):
-        """Finds regions and images.
+        """Searches regions and images.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -126,23 +126,23 @@ class RegionSearchServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def UpdateImage(self, request, context):
-        """Changes an image's name, tags or attributes. NOT_FOUND when there is no such image, ABORTED when it is not as
-        `update.as_read` says.
+        """Changes an image's name, tags or attributes. NOT_FOUND if the image does not exist, ABORTED if it differs from
+        `update.as_read`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DeleteImage(self, request, context):
-        """Deletes an image with its regions. NOT_FOUND when there is none.
+        """Deletes an image and its regions. NOT_FOUND if it does not exist.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CheckImages(self, request, context):
-        """Which of these images need not be sent, because they are stored. An image's id is the SHA-256 of its file, so that
-        an import can ask before it sends.
+        """Tells which of these images are stored already. An image's id is the SHA-256 of its file, so an import can ask
+        before it sends.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -210,9 +210,9 @@ class RegionSearchService:
     """The whole pipeline for backends: the gRPC twin of the gateway's HTTP API, with the same behaviour.
 
     Errors of every call: INVALID_ARGUMENT (BadRequest names the field), NOT_FOUND, FAILED_PRECONDITION (a query of
-    another model), ABORTED (what a page token or the call began with is gone: begin anew), UNAUTHENTICATED,
-    PERMISSION_DENIED, RESOURCE_EXHAUSTED with RetryInfo (wait that long), UNAVAILABLE (a service behind is starting or
-    gone: retry), DEADLINE_EXCEEDED, INTERNAL.
+    another model), ABORTED (the state behind the page token or the call is gone: start over), UNAUTHENTICATED,
+    PERMISSION_DENIED, RESOURCE_EXHAUSTED with RetryInfo (wait that long), UNAVAILABLE (a service behind the gateway is
+    starting or gone: retry), DEADLINE_EXCEEDED, INTERNAL.
     """
 
     @staticmethod

@@ -30,9 +30,9 @@ class RegionSearchServiceStub:
     """The whole pipeline for backends: the gRPC twin of the gateway's HTTP API, with the same behaviour.
 
     Errors of every call: INVALID_ARGUMENT (BadRequest names the field), NOT_FOUND, FAILED_PRECONDITION (a query of
-    another model), ABORTED (what a page token or the call began with is gone: begin anew), UNAUTHENTICATED,
-    PERMISSION_DENIED, RESOURCE_EXHAUSTED with RetryInfo (wait that long), UNAVAILABLE (a service behind is starting or
-    gone: retry), DEADLINE_EXCEEDED, INTERNAL.
+    another model), ABORTED (the state behind the page token or the call is gone: start over), UNAUTHENTICATED,
+    PERMISSION_DENIED, RESOURCE_EXHAUSTED with RetryInfo (wait that long), UNAVAILABLE (a service behind the gateway is
+    starting or gone: retry), DEADLINE_EXCEEDED, INTERNAL.
     """
 
     @_typing.overload
@@ -40,30 +40,30 @@ class RegionSearchServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> RegionSearchServiceAsyncStub: ...
     IngestImage: _grpc.UnaryUnaryMultiCallable[_region_search_pb2.IngestImageRequest, _region_search_pb2.IngestImageResponse]
-    """Segments, embeds and stores one image. Answered once all of it is on disk. Sending the same bytes again says
-    DUPLICATE: nothing is segmented again, the request's tags and attributes are added to the image's own, its name is
-    taken if the image has none, and a stored file that is missing or damaged is replaced. With an `idempotency-key` in
-    the metadata a repetition says CREATED, like the first time, and the key is refused with other bytes:
-    ALREADY_EXISTS.
+    """Segments, embeds and stores one image, and answers once all of it is on disk. Sending the same bytes again is
+    answered DUPLICATE: nothing is segmented again, the request's tags and attributes are added to the image's own,
+    its name is used if the image has none, and a missing or damaged stored file is replaced. With an
+    `idempotency-key` in the metadata a repetition is answered CREATED, like the first time; the same key with other
+    bytes is refused, ALREADY_EXISTS.
     """
     IngestImages: _grpc.StreamStreamMultiCallable[_region_search_pb2.IngestImagesRequest, _region_search_pb2.IngestImagesResponse]
-    """The same for many images: each is reported stage by stage, under its key. A failed image is reported
-    and does not end the stream. A stream that breaks off is begun again by its caller, with what has no
-    result; switch retries inside of gRPC off for streams, which may lose a request.
+    """The same for many images: each is reported stage by stage, under its key. A failed image is reported and does not
+    end the stream. If a stream breaks off, the caller starts a new one with the images that have no result. Disable
+    gRPC's own retries for streams: they may lose a request.
     """
     Search: _grpc.UnaryUnaryMultiCallable[_region_search_pb2.RegionSearchServiceSearchRequest, _region_search_pb2.RegionSearchServiceSearchResponse]
-    """Finds regions and images."""
+    """Searches regions and images."""
     SearchWithin: _grpc.UnaryUnaryMultiCallable[_region_search_pb2.SearchWithinRequest, _region_search_pb2.SearchWithinResponse]
     """Scores the regions of one image, stored or sent along, against phrases."""
     UpdateImage: _grpc.UnaryUnaryMultiCallable[_region_search_pb2.UpdateImageRequest, _region_search_pb2.UpdateImageResponse]
-    """Changes an image's name, tags or attributes. NOT_FOUND when there is no such image, ABORTED when it is not as
-    `update.as_read` says.
+    """Changes an image's name, tags or attributes. NOT_FOUND if the image does not exist, ABORTED if it differs from
+    `update.as_read`.
     """
     DeleteImage: _grpc.UnaryUnaryMultiCallable[_region_search_pb2.DeleteImageRequest, _region_search_pb2.DeleteImageResponse]
-    """Deletes an image with its regions. NOT_FOUND when there is none."""
+    """Deletes an image and its regions. NOT_FOUND if it does not exist."""
     CheckImages: _grpc.UnaryUnaryMultiCallable[_region_search_pb2.CheckImagesRequest, _region_search_pb2.CheckImagesResponse]
-    """Which of these images need not be sent, because they are stored. An image's id is the SHA-256 of its file, so that
-    an import can ask before it sends.
+    """Tells which of these images are stored already. An image's id is the SHA-256 of its file, so an import can ask
+    before it sends.
     """
     ListImages: _grpc.UnaryUnaryMultiCallable[_region_search_pb2.RegionSearchServiceListImagesRequest, _region_search_pb2.RegionSearchServiceListImagesResponse]
     """Images, newest first."""
@@ -73,37 +73,37 @@ class RegionSearchServiceAsyncStub(RegionSearchServiceStub):
     """The whole pipeline for backends: the gRPC twin of the gateway's HTTP API, with the same behaviour.
 
     Errors of every call: INVALID_ARGUMENT (BadRequest names the field), NOT_FOUND, FAILED_PRECONDITION (a query of
-    another model), ABORTED (what a page token or the call began with is gone: begin anew), UNAUTHENTICATED,
-    PERMISSION_DENIED, RESOURCE_EXHAUSTED with RetryInfo (wait that long), UNAVAILABLE (a service behind is starting or
-    gone: retry), DEADLINE_EXCEEDED, INTERNAL.
+    another model), ABORTED (the state behind the page token or the call is gone: start over), UNAUTHENTICATED,
+    PERMISSION_DENIED, RESOURCE_EXHAUSTED with RetryInfo (wait that long), UNAVAILABLE (a service behind the gateway is
+    starting or gone: retry), DEADLINE_EXCEEDED, INTERNAL.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     IngestImage: _aio.UnaryUnaryMultiCallable[_region_search_pb2.IngestImageRequest, _region_search_pb2.IngestImageResponse]  # type: ignore[assignment]
-    """Segments, embeds and stores one image. Answered once all of it is on disk. Sending the same bytes again says
-    DUPLICATE: nothing is segmented again, the request's tags and attributes are added to the image's own, its name is
-    taken if the image has none, and a stored file that is missing or damaged is replaced. With an `idempotency-key` in
-    the metadata a repetition says CREATED, like the first time, and the key is refused with other bytes:
-    ALREADY_EXISTS.
+    """Segments, embeds and stores one image, and answers once all of it is on disk. Sending the same bytes again is
+    answered DUPLICATE: nothing is segmented again, the request's tags and attributes are added to the image's own,
+    its name is used if the image has none, and a missing or damaged stored file is replaced. With an
+    `idempotency-key` in the metadata a repetition is answered CREATED, like the first time; the same key with other
+    bytes is refused, ALREADY_EXISTS.
     """
     IngestImages: _aio.StreamStreamMultiCallable[_region_search_pb2.IngestImagesRequest, _region_search_pb2.IngestImagesResponse]  # type: ignore[assignment]
-    """The same for many images: each is reported stage by stage, under its key. A failed image is reported
-    and does not end the stream. A stream that breaks off is begun again by its caller, with what has no
-    result; switch retries inside of gRPC off for streams, which may lose a request.
+    """The same for many images: each is reported stage by stage, under its key. A failed image is reported and does not
+    end the stream. If a stream breaks off, the caller starts a new one with the images that have no result. Disable
+    gRPC's own retries for streams: they may lose a request.
     """
     Search: _aio.UnaryUnaryMultiCallable[_region_search_pb2.RegionSearchServiceSearchRequest, _region_search_pb2.RegionSearchServiceSearchResponse]  # type: ignore[assignment]
-    """Finds regions and images."""
+    """Searches regions and images."""
     SearchWithin: _aio.UnaryUnaryMultiCallable[_region_search_pb2.SearchWithinRequest, _region_search_pb2.SearchWithinResponse]  # type: ignore[assignment]
     """Scores the regions of one image, stored or sent along, against phrases."""
     UpdateImage: _aio.UnaryUnaryMultiCallable[_region_search_pb2.UpdateImageRequest, _region_search_pb2.UpdateImageResponse]  # type: ignore[assignment]
-    """Changes an image's name, tags or attributes. NOT_FOUND when there is no such image, ABORTED when it is not as
-    `update.as_read` says.
+    """Changes an image's name, tags or attributes. NOT_FOUND if the image does not exist, ABORTED if it differs from
+    `update.as_read`.
     """
     DeleteImage: _aio.UnaryUnaryMultiCallable[_region_search_pb2.DeleteImageRequest, _region_search_pb2.DeleteImageResponse]  # type: ignore[assignment]
-    """Deletes an image with its regions. NOT_FOUND when there is none."""
+    """Deletes an image and its regions. NOT_FOUND if it does not exist."""
     CheckImages: _aio.UnaryUnaryMultiCallable[_region_search_pb2.CheckImagesRequest, _region_search_pb2.CheckImagesResponse]  # type: ignore[assignment]
-    """Which of these images need not be sent, because they are stored. An image's id is the SHA-256 of its file, so that
-    an import can ask before it sends.
+    """Tells which of these images are stored already. An image's id is the SHA-256 of its file, so an import can ask
+    before it sends.
     """
     ListImages: _aio.UnaryUnaryMultiCallable[_region_search_pb2.RegionSearchServiceListImagesRequest, _region_search_pb2.RegionSearchServiceListImagesResponse]  # type: ignore[assignment]
     """Images, newest first."""
@@ -112,9 +112,9 @@ class RegionSearchServiceServicer(metaclass=_abc_1.ABCMeta):
     """The whole pipeline for backends: the gRPC twin of the gateway's HTTP API, with the same behaviour.
 
     Errors of every call: INVALID_ARGUMENT (BadRequest names the field), NOT_FOUND, FAILED_PRECONDITION (a query of
-    another model), ABORTED (what a page token or the call began with is gone: begin anew), UNAUTHENTICATED,
-    PERMISSION_DENIED, RESOURCE_EXHAUSTED with RetryInfo (wait that long), UNAVAILABLE (a service behind is starting or
-    gone: retry), DEADLINE_EXCEEDED, INTERNAL.
+    another model), ABORTED (the state behind the page token or the call is gone: start over), UNAUTHENTICATED,
+    PERMISSION_DENIED, RESOURCE_EXHAUSTED with RetryInfo (wait that long), UNAVAILABLE (a service behind the gateway is
+    starting or gone: retry), DEADLINE_EXCEEDED, INTERNAL.
     """
 
     @_abc_1.abstractmethod
@@ -123,11 +123,11 @@ class RegionSearchServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _region_search_pb2.IngestImageRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_region_search_pb2.IngestImageResponse, _abc.Awaitable[_region_search_pb2.IngestImageResponse]]:
-        """Segments, embeds and stores one image. Answered once all of it is on disk. Sending the same bytes again says
-        DUPLICATE: nothing is segmented again, the request's tags and attributes are added to the image's own, its name is
-        taken if the image has none, and a stored file that is missing or damaged is replaced. With an `idempotency-key` in
-        the metadata a repetition says CREATED, like the first time, and the key is refused with other bytes:
-        ALREADY_EXISTS.
+        """Segments, embeds and stores one image, and answers once all of it is on disk. Sending the same bytes again is
+        answered DUPLICATE: nothing is segmented again, the request's tags and attributes are added to the image's own,
+        its name is used if the image has none, and a missing or damaged stored file is replaced. With an
+        `idempotency-key` in the metadata a repetition is answered CREATED, like the first time; the same key with other
+        bytes is refused, ALREADY_EXISTS.
         """
 
     @_abc_1.abstractmethod
@@ -136,9 +136,9 @@ class RegionSearchServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_region_search_pb2.IngestImagesRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_region_search_pb2.IngestImagesResponse], _abc.AsyncIterator[_region_search_pb2.IngestImagesResponse]]:
-        """The same for many images: each is reported stage by stage, under its key. A failed image is reported
-        and does not end the stream. A stream that breaks off is begun again by its caller, with what has no
-        result; switch retries inside of gRPC off for streams, which may lose a request.
+        """The same for many images: each is reported stage by stage, under its key. A failed image is reported and does not
+        end the stream. If a stream breaks off, the caller starts a new one with the images that have no result. Disable
+        gRPC's own retries for streams: they may lose a request.
         """
 
     @_abc_1.abstractmethod
@@ -147,7 +147,7 @@ class RegionSearchServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _region_search_pb2.RegionSearchServiceSearchRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_region_search_pb2.RegionSearchServiceSearchResponse, _abc.Awaitable[_region_search_pb2.RegionSearchServiceSearchResponse]]:
-        """Finds regions and images."""
+        """Searches regions and images."""
 
     @_abc_1.abstractmethod
     def SearchWithin(
@@ -163,8 +163,8 @@ class RegionSearchServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _region_search_pb2.UpdateImageRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_region_search_pb2.UpdateImageResponse, _abc.Awaitable[_region_search_pb2.UpdateImageResponse]]:
-        """Changes an image's name, tags or attributes. NOT_FOUND when there is no such image, ABORTED when it is not as
-        `update.as_read` says.
+        """Changes an image's name, tags or attributes. NOT_FOUND if the image does not exist, ABORTED if it differs from
+        `update.as_read`.
         """
 
     @_abc_1.abstractmethod
@@ -173,7 +173,7 @@ class RegionSearchServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _region_search_pb2.DeleteImageRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_region_search_pb2.DeleteImageResponse, _abc.Awaitable[_region_search_pb2.DeleteImageResponse]]:
-        """Deletes an image with its regions. NOT_FOUND when there is none."""
+        """Deletes an image and its regions. NOT_FOUND if it does not exist."""
 
     @_abc_1.abstractmethod
     def CheckImages(
@@ -181,8 +181,8 @@ class RegionSearchServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _region_search_pb2.CheckImagesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_region_search_pb2.CheckImagesResponse, _abc.Awaitable[_region_search_pb2.CheckImagesResponse]]:
-        """Which of these images need not be sent, because they are stored. An image's id is the SHA-256 of its file, so that
-        an import can ask before it sends.
+        """Tells which of these images are stored already. An image's id is the SHA-256 of its file, so an import can ask
+        before it sends.
         """
 
     @_abc_1.abstractmethod

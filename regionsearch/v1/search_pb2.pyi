@@ -33,7 +33,7 @@ class _LevelEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Level.ValueType
     LEVEL_REGION: _Level.ValueType  # 2
 
 class Level(_Level, metaclass=_LevelEnumTypeWrapper):
-    """What a vector stands for."""
+    """What a vector represents."""
 
 LEVEL_UNSPECIFIED: Level.ValueType  # 0
 """In a search: both."""
@@ -72,17 +72,17 @@ class _GroupBy:
 class _GroupByEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_GroupBy.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     GROUP_BY_UNSPECIFIED: _GroupBy.ValueType  # 0
-    """Every hit stands for itself."""
+    """No grouping."""
     GROUP_BY_IMAGE: _GroupBy.ValueType  # 1
-    """One hit an image, its best. Grouping comes before truncation: a full page holds page_size images."""
+    """One hit per image, its best. Grouping comes before truncation: a full page holds page_size images."""
 
 class GroupBy(_GroupBy, metaclass=_GroupByEnumTypeWrapper):
-    """Whether hits are gathered by image."""
+    """Whether hits are grouped by image."""
 
 GROUP_BY_UNSPECIFIED: GroupBy.ValueType  # 0
-"""Every hit stands for itself."""
+"""No grouping."""
 GROUP_BY_IMAGE: GroupBy.ValueType  # 1
-"""One hit an image, its best. Grouping comes before truncation: a full page holds page_size images."""
+"""One hit per image, its best. Grouping comes before truncation: a full page holds page_size images."""
 Global___GroupBy: _TypeAlias = GroupBy  # noqa: Y015
 
 class _QueryKind:
@@ -95,16 +95,16 @@ class _QueryKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_QueryKind.V
     QUERY_KIND_REGION: _QueryKind.ValueType  # 1
     """Like stored records: their best one has a cosine of 0.6 and more."""
     QUERY_KIND_WORD: _QueryKind.ValueType  # 2
-    """Far from all of them, as texts are."""
+    """Far from all stored records, as text queries are."""
 
 class QueryKind(_QueryKind, metaclass=_QueryKindEnumTypeWrapper):
-    """What queries are like."""
+    """Kinds of queries."""
 
 QUERY_KIND_UNSPECIFIED: QueryKind.ValueType  # 0
 QUERY_KIND_REGION: QueryKind.ValueType  # 1
 """Like stored records: their best one has a cosine of 0.6 and more."""
 QUERY_KIND_WORD: QueryKind.ValueType  # 2
-"""Far from all of them, as texts are."""
+"""Far from all stored records, as text queries are."""
 Global___QueryKind: _TypeAlias = QueryKind  # noqa: Y015
 
 @_typing.final
@@ -209,7 +209,7 @@ Global___BinaryCodes: _TypeAlias = BinaryCodes  # noqa: Y015
 
 @_typing.final
 class StoredImage(_message.Message):
-    """An image that is known to a collection. The bytes themselves are kept by the gateway."""
+    """An image of a collection. Its bytes are kept by the gateway."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -248,7 +248,7 @@ class StoredImage(_message.Message):
     NUL, is accepted.
     """
     name: _builtins.str
-    """What the user calls it, usually a file name. Never used as a path."""
+    """Display name, usually a file name. Never used as a path."""
     width: _builtins.int
     """After EXIF orientation, pixels."""
     height: _builtins.int
@@ -666,7 +666,7 @@ Global___UpdateImagesRequest: _TypeAlias = UpdateImagesRequest  # noqa: Y015
 
 @_typing.final
 class ImageUpdate(_message.Message):
-    """A change of what is said about one image. What is not named stays as it is."""
+    """A change of one image's metadata. Fields that are absent stay as they are."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -706,19 +706,19 @@ class ImageUpdate(_message.Message):
 
     @_builtins.property
     def remove_tags(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Taken away, then added, after `tags`."""
+        """Removed, then added, after `tags` has been applied."""
 
     @_builtins.property
     def add_tags(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
     def remove_attributes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Taken away, then set; setting replaces the value of the same name."""
+        """Removed, then set; setting replaces the value of the same name."""
 
     @_builtins.property
     def set_attributes(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
     @_builtins.property
     def as_read(self) -> Global___StoredImage:
-        """Change nothing, ABORTED, unless the image has this create_time, name, these tags and attributes."""
+        """If set, the change is ABORTED unless the image has this create_time, name, tags and attributes."""
 
     def __init__(
         self,
@@ -810,7 +810,7 @@ class DeleteRequest(_message.Message):
 
     @_builtins.property
     def as_read(self) -> Global___StoredImage:
-        """Delete nothing, ABORTED, unless this image exists with this create_time, name, these tags and attributes."""
+        """If set, the deletion is ABORTED unless this image exists with this create_time, name, tags and attributes."""
 
     def __init__(
         self,
@@ -996,9 +996,9 @@ class SearchRequest(_message.Message):
     """
     level: Global___Level.ValueType
     min_score: _builtins.float
-    """Lowest cosine that is kept."""
+    """Minimum cosine of a hit."""
     relative_cutoff: _builtins.float
-    """Keeps what scores at least this part of the best score, 0 to 1."""
+    """Minimum score of a hit as a share of the best score, 0 to 1."""
     group_by: Global___GroupBy.ValueType
     page_size: _builtins.int
     """Hits, or images when grouped. 0 means 20; at most 1000. With one list of hits a page ends early, with a token, where
@@ -1019,7 +1019,7 @@ class SearchRequest(_message.Message):
     """
     include_masks: _builtins.bool
     exact: _builtins.bool
-    """Look at every record, whatever index there is. Later pages always do."""
+    """Score every record instead of using an approximate index. Pages after the first always do."""
     effort: _builtins.float
     """How far an approximate index looks, as a multiple of what its recall target needs: more finds more and takes
     longer. 1 when absent; above 0, at most 1000. Without meaning where the index is exact.
@@ -1034,7 +1034,7 @@ class SearchRequest(_message.Message):
 
     @_builtins.property
     def negatives(self) -> _types_pb2.Tensor:
-        """What is not meant, shape [0..64, dimension]: a hit's relevancy is measured against these."""
+        """What to exclude, shape [0..64, dimension]: a hit's relevancy is measured against these."""
 
     @_builtins.property
     def filter(self) -> Global___Filter: ...
@@ -1373,7 +1373,7 @@ class RestoreRequest(_message.Message):
 
     NAME_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """What Snapshot answered."""
+    """The name that Snapshot returned."""
     def __init__(
         self,
         *,
@@ -1509,7 +1509,7 @@ Global___CollectionStats: _TypeAlias = CollectionStats  # noqa: Y015
 
 @_typing.final
 class QueryRecall(_message.Message):
-    """How well one kind of query is answered."""
+    """Recall of one kind of query."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -132,7 +132,7 @@ class SearchServiceServicer:
     """
 
     def CreateCollection(self, request, context):
-        """ALREADY_EXISTS when there is one of that name.
+        """ALREADY_EXISTS if the name is taken.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -151,7 +151,7 @@ class SearchServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DeleteCollection(self, request, context):
-        """Deletes a collection and all that is in it. Answered at once; the space is freed meanwhile.
+        """Deletes a collection and everything in it. Answered at once; the space is freed in the background.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -175,17 +175,17 @@ class SearchServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def UpdateImages(self, request, context):
-        """Changes what is said about images (name, tags, attributes) and leaves their records and vectors as they are. All of
-        it or nothing; filters see it at once, those of later pages of an earlier search too. (The milvus engine has no such
-        step: what fails half-way is repaired by sending it again.)
-        ABORTED when an image is not as `as_read` says. Images that do not exist are left out of the answer.
+        """Changes the name, tags and attributes of images and leaves their records and vectors alone. All or nothing;
+        filters see it at once, including those of later pages of an earlier search. (The milvus engine has no such step:
+        a write that fails half-way is repaired by sending it again.) ABORTED if an image differs from `as_read`. Images
+        that do not exist are left out of the response.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Delete(self, request, context):
-        """Deletes what any of the given selectors names. Naming what does not exist is not an error.
+        """Deletes everything that any of the selectors matches. Ids that do not exist are ignored.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -199,7 +199,7 @@ class SearchServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetRecords(self, request, context):
-        """Records, images and vectors by id. What does not exist is left out.
+        """Records, images and vectors by id. Ids that do not exist are left out.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -45,11 +45,11 @@ class SearchServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> SearchServiceAsyncStub: ...
     CreateCollection: _grpc.UnaryUnaryMultiCallable[_search_pb2.CreateCollectionRequest, _search_pb2.CreateCollectionResponse]
-    """ALREADY_EXISTS when there is one of that name."""
+    """ALREADY_EXISTS if the name is taken."""
     GetCollection: _grpc.UnaryUnaryMultiCallable[_search_pb2.GetCollectionRequest, _search_pb2.GetCollectionResponse]
     ListCollections: _grpc.UnaryUnaryMultiCallable[_search_pb2.ListCollectionsRequest, _search_pb2.ListCollectionsResponse]
     DeleteCollection: _grpc.UnaryUnaryMultiCallable[_search_pb2.DeleteCollectionRequest, _search_pb2.DeleteCollectionResponse]
-    """Deletes a collection and all that is in it. Answered at once; the space is freed meanwhile."""
+    """Deletes a collection and everything in it. Answered at once; the space is freed in the background."""
     Upsert: _grpc.UnaryUnaryMultiCallable[_search_pb2.UpsertRequest, _search_pb2.UpsertResponse]
     """Writes images and their records in one atomic step: all of it or nothing. (The milvus engine has no such step: what
     fails half-way is repaired by sending it again.)
@@ -60,17 +60,17 @@ class SearchServiceStub:
     ends the call with UNAVAILABLE before the next message. Compare the counts with what was sent, and switch retries inside of gRPC off: they may lose a message.
     """
     UpdateImages: _grpc.UnaryUnaryMultiCallable[_search_pb2.UpdateImagesRequest, _search_pb2.UpdateImagesResponse]
-    """Changes what is said about images (name, tags, attributes) and leaves their records and vectors as they are. All of
-    it or nothing; filters see it at once, those of later pages of an earlier search too. (The milvus engine has no such
-    step: what fails half-way is repaired by sending it again.)
-    ABORTED when an image is not as `as_read` says. Images that do not exist are left out of the answer.
+    """Changes the name, tags and attributes of images and leaves their records and vectors alone. All or nothing;
+    filters see it at once, including those of later pages of an earlier search. (The milvus engine has no such step:
+    a write that fails half-way is repaired by sending it again.) ABORTED if an image differs from `as_read`. Images
+    that do not exist are left out of the response.
     """
     Delete: _grpc.UnaryUnaryMultiCallable[_search_pb2.DeleteRequest, _search_pb2.DeleteResponse]
-    """Deletes what any of the given selectors names. Naming what does not exist is not an error."""
+    """Deletes everything that any of the selectors matches. Ids that do not exist are ignored."""
     Search: _grpc.UnaryUnaryMultiCallable[_search_pb2.SearchRequest, _search_pb2.SearchResponse]
     """The nearest records of each query vector."""
     GetRecords: _grpc.UnaryUnaryMultiCallable[_search_pb2.GetRecordsRequest, _search_pb2.GetRecordsResponse]
-    """Records, images and vectors by id. What does not exist is left out."""
+    """Records, images and vectors by id. Ids that do not exist are left out."""
     ListImages: _grpc.UnaryUnaryMultiCallable[_search_pb2.ListImagesRequest, _search_pb2.ListImagesResponse]
     """Images, newest first: in the order of their first writes, whatever the clock said. An image whose row is damaged is
     left out, here and in searches, and logged; asking for it by id answers DATA_LOSS.
@@ -100,11 +100,11 @@ class SearchServiceAsyncStub(SearchServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateCollection: _aio.UnaryUnaryMultiCallable[_search_pb2.CreateCollectionRequest, _search_pb2.CreateCollectionResponse]  # type: ignore[assignment]
-    """ALREADY_EXISTS when there is one of that name."""
+    """ALREADY_EXISTS if the name is taken."""
     GetCollection: _aio.UnaryUnaryMultiCallable[_search_pb2.GetCollectionRequest, _search_pb2.GetCollectionResponse]  # type: ignore[assignment]
     ListCollections: _aio.UnaryUnaryMultiCallable[_search_pb2.ListCollectionsRequest, _search_pb2.ListCollectionsResponse]  # type: ignore[assignment]
     DeleteCollection: _aio.UnaryUnaryMultiCallable[_search_pb2.DeleteCollectionRequest, _search_pb2.DeleteCollectionResponse]  # type: ignore[assignment]
-    """Deletes a collection and all that is in it. Answered at once; the space is freed meanwhile."""
+    """Deletes a collection and everything in it. Answered at once; the space is freed in the background."""
     Upsert: _aio.UnaryUnaryMultiCallable[_search_pb2.UpsertRequest, _search_pb2.UpsertResponse]  # type: ignore[assignment]
     """Writes images and their records in one atomic step: all of it or nothing. (The milvus engine has no such step: what
     fails half-way is repaired by sending it again.)
@@ -115,17 +115,17 @@ class SearchServiceAsyncStub(SearchServiceStub):
     ends the call with UNAVAILABLE before the next message. Compare the counts with what was sent, and switch retries inside of gRPC off: they may lose a message.
     """
     UpdateImages: _aio.UnaryUnaryMultiCallable[_search_pb2.UpdateImagesRequest, _search_pb2.UpdateImagesResponse]  # type: ignore[assignment]
-    """Changes what is said about images (name, tags, attributes) and leaves their records and vectors as they are. All of
-    it or nothing; filters see it at once, those of later pages of an earlier search too. (The milvus engine has no such
-    step: what fails half-way is repaired by sending it again.)
-    ABORTED when an image is not as `as_read` says. Images that do not exist are left out of the answer.
+    """Changes the name, tags and attributes of images and leaves their records and vectors alone. All or nothing;
+    filters see it at once, including those of later pages of an earlier search. (The milvus engine has no such step:
+    a write that fails half-way is repaired by sending it again.) ABORTED if an image differs from `as_read`. Images
+    that do not exist are left out of the response.
     """
     Delete: _aio.UnaryUnaryMultiCallable[_search_pb2.DeleteRequest, _search_pb2.DeleteResponse]  # type: ignore[assignment]
-    """Deletes what any of the given selectors names. Naming what does not exist is not an error."""
+    """Deletes everything that any of the selectors matches. Ids that do not exist are ignored."""
     Search: _aio.UnaryUnaryMultiCallable[_search_pb2.SearchRequest, _search_pb2.SearchResponse]  # type: ignore[assignment]
     """The nearest records of each query vector."""
     GetRecords: _aio.UnaryUnaryMultiCallable[_search_pb2.GetRecordsRequest, _search_pb2.GetRecordsResponse]  # type: ignore[assignment]
-    """Records, images and vectors by id. What does not exist is left out."""
+    """Records, images and vectors by id. Ids that do not exist are left out."""
     ListImages: _aio.UnaryUnaryMultiCallable[_search_pb2.ListImagesRequest, _search_pb2.ListImagesResponse]  # type: ignore[assignment]
     """Images, newest first: in the order of their first writes, whatever the clock said. An image whose row is damaged is
     left out, here and in searches, and logged; asking for it by id answers DATA_LOSS.
@@ -158,7 +158,7 @@ class SearchServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _search_pb2.CreateCollectionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_search_pb2.CreateCollectionResponse, _abc.Awaitable[_search_pb2.CreateCollectionResponse]]:
-        """ALREADY_EXISTS when there is one of that name."""
+        """ALREADY_EXISTS if the name is taken."""
 
     @_abc_1.abstractmethod
     def GetCollection(
@@ -180,7 +180,7 @@ class SearchServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _search_pb2.DeleteCollectionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_search_pb2.DeleteCollectionResponse, _abc.Awaitable[_search_pb2.DeleteCollectionResponse]]:
-        """Deletes a collection and all that is in it. Answered at once; the space is freed meanwhile."""
+        """Deletes a collection and everything in it. Answered at once; the space is freed in the background."""
 
     @_abc_1.abstractmethod
     def Upsert(
@@ -209,10 +209,10 @@ class SearchServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _search_pb2.UpdateImagesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_search_pb2.UpdateImagesResponse, _abc.Awaitable[_search_pb2.UpdateImagesResponse]]:
-        """Changes what is said about images (name, tags, attributes) and leaves their records and vectors as they are. All of
-        it or nothing; filters see it at once, those of later pages of an earlier search too. (The milvus engine has no such
-        step: what fails half-way is repaired by sending it again.)
-        ABORTED when an image is not as `as_read` says. Images that do not exist are left out of the answer.
+        """Changes the name, tags and attributes of images and leaves their records and vectors alone. All or nothing;
+        filters see it at once, including those of later pages of an earlier search. (The milvus engine has no such step:
+        a write that fails half-way is repaired by sending it again.) ABORTED if an image differs from `as_read`. Images
+        that do not exist are left out of the response.
         """
 
     @_abc_1.abstractmethod
@@ -221,7 +221,7 @@ class SearchServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _search_pb2.DeleteRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_search_pb2.DeleteResponse, _abc.Awaitable[_search_pb2.DeleteResponse]]:
-        """Deletes what any of the given selectors names. Naming what does not exist is not an error."""
+        """Deletes everything that any of the selectors matches. Ids that do not exist are ignored."""
 
     @_abc_1.abstractmethod
     def Search(
@@ -237,7 +237,7 @@ class SearchServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _search_pb2.GetRecordsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_search_pb2.GetRecordsResponse, _abc.Awaitable[_search_pb2.GetRecordsResponse]]:
-        """Records, images and vectors by id. What does not exist is left out."""
+        """Records, images and vectors by id. Ids that do not exist are left out."""
 
     @_abc_1.abstractmethod
     def ListImages(

@@ -63,8 +63,8 @@ Global___SegmentRequest: _TypeAlias = SegmentRequest  # noqa: Y015
 
 @_typing.final
 class EverythingOptions(_message.Message):
-    """Options of everything mode. What is absent has the default of the model that is served; for SAM's published
-    weights those are the defaults of SamAutomaticMaskGenerator.
+    """Options of everything mode. Absent fields have the default of the served model; for SAM's published weights those
+    are the defaults of SamAutomaticMaskGenerator.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -83,9 +83,9 @@ class EverythingOptions(_message.Message):
     points_per_side: _builtins.int
     """Points along one side of the grid, 1 to 128."""
     pred_iou_thresh: _builtins.float
-    """Lowest predicted IoU that is kept."""
+    """Minimum predicted IoU."""
     stability_score_thresh: _builtins.float
-    """Lowest stability score that is kept."""
+    """Minimum stability score."""
     stability_score_offset: _builtins.float
     """Shift of the mask threshold when the stability score is measured."""
     box_nms_thresh: _builtins.float
@@ -102,7 +102,7 @@ class EverythingOptions(_message.Message):
     """Holes and islands below this many pixels are removed; 0 keeps them."""
     @_builtins.property
     def selection(self) -> Global___SelectionOptions:
-        """Keeps only what is worth indexing. Absent: all regions, as SamAutomaticMaskGenerator returns them."""
+        """Selects the regions worth indexing. Absent: all regions, as SamAutomaticMaskGenerator returns them."""
 
     def __init__(
         self,
@@ -168,8 +168,8 @@ Global___EverythingOptions: _TypeAlias = EverythingOptions  # noqa: Y015
 
 @_typing.final
 class SelectionOptions(_message.Message):
-    """Which regions of an image are kept, best first: rank is predicted_iou * stability_score, ties go to the larger
-    area. What is absent has the service's default.
+    """Which regions of an image are kept, best first: ranked by predicted_iou * stability_score, ties by larger area.
+    Absent fields have the service's default.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -181,13 +181,13 @@ class SelectionOptions(_message.Message):
     MASK_NMS_THRESH_FIELD_NUMBER: _builtins.int
     MAX_REGIONS_FIELD_NUMBER: _builtins.int
     min_side: _builtins.int
-    """Shortest side of the box, pixels."""
+    """Minimum length of the box's shorter side, pixels."""
     min_area: _builtins.int
-    """Smallest area, pixels."""
+    """Minimum area, pixels."""
     max_area_fraction: _builtins.float
-    """Largest area as a part of the image, 0 to 1."""
+    """Maximum area as a share of the image, 0 to 1."""
     min_stability_score: _builtins.float
-    """Lowest stability score."""
+    """Minimum stability score."""
     mask_nms_thresh: _builtins.float
     """Mask IoU above which the worse of two regions is dropped as a near-duplicate."""
     max_regions: _builtins.int
@@ -245,14 +245,13 @@ class Prompts(_message.Message):
     multimask: _builtins.bool
     """True: the three masks of an ambiguous click. False: the one best mask."""
     zoom: _builtins.bool
-    """Looks more closely at the surroundings of what a prompt found, enlarged, a few times: better masks, above all of
-    what is small in its image. A model with a refiner, as the bundled one, looks with that: the first mask of an
-    answer is the refined one, with its own stability_score and crop_box, and as predicted_iou the smaller one of
-    the first look's and its own. Other models look with all of themselves, for the time of as many more images, at
-    what is not large: the answer is that of the look whose best mask ranks highest (its crop_box says which); in
-    the place of that mask stands what the masks of all looks vote for, each with its rank. Prompts with a mask are
-    looked at once. Absent: as it suits the model that is served (GetModel), but never together with
-    low_res_logits.
+    """Refines the answer in further passes over enlarged crops around it: better masks, above all of small objects. A
+    model with a refiner, such as the bundled one, uses that: the first mask of the answer is the refined one, with
+    its own stability_score and crop_box, and the smaller of both passes' predicted_iou. Other models run as a whole
+    on each crop, at the cost of as many more images, unless the object is large: the answer is that of the pass
+    whose best mask ranks highest (see its crop_box), with that mask replaced by the vote of all passes' masks,
+    weighted by rank. Prompts with a mask get a single pass. Absent: the default of the served model (GetModel), but
+    never together with low_res_logits.
     """
     @_builtins.property
     def prompts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Prompt]: ...
@@ -356,7 +355,7 @@ class SegmentResponse(_message.Message):
     """Size of the image after EXIF orientation, pixels."""
     image_width: _builtins.int
     embedding_cached: _builtins.bool
-    """The image had been encoded before, so that the encoder ran at most for closer looks."""
+    """Whether the image's embedding was cached, so that the encoder ran at most for close-ups."""
     @_builtins.property
     def regions(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Region]:
         """Everything mode: the regions, in the order of the reference, or best first when a selection was asked for."""
@@ -485,12 +484,12 @@ class SegmentServiceGetModelResponse(_message.Message):
     EVERYTHING_DEFAULTS_FIELD_NUMBER: _builtins.int
     ZOOM_DEFAULT_FIELD_NUMBER: _builtins.int
     zoom_default: _builtins.bool
-    """Whether prompts zoom where a request is silent."""
+    """Default of Prompts.zoom."""
     @_builtins.property
     def model(self) -> _types_pb2.ModelInfo: ...
     @_builtins.property
     def everything_defaults(self) -> Global___EverythingOptions:
-        """The options that everything mode uses where a request is silent."""
+        """Defaults of everything mode."""
 
     def __init__(
         self,

@@ -72,16 +72,16 @@ class SegmentServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def SegmentStream(self, request_iterator, context):
-        """Many images over one stream; answers come in any order and carry the key of their request. A failed item
-        is answered with its status and does not end the stream. A stream that breaks off is begun again by its
-        caller, with what has no answer; switch retries inside of gRPC off for streams, which may lose a request.
+        """Many images over one stream; responses come in any order and carry the key of their request. A failed item is
+        answered with its status and does not end the stream. If a stream breaks off, the caller starts a new one with
+        the items that have no response. Disable gRPC's own retries for streams: they may lose a request.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetModel(self, request, context):
-        """The model that is being served.
+        """The served model.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -41,12 +41,12 @@ class SegmentServiceStub:
     Segment: _grpc.UnaryUnaryMultiCallable[_segment_pb2.SegmentRequest, _segment_pb2.SegmentResponse]
     """Everything in the image, or one object per prompt."""
     SegmentStream: _grpc.StreamStreamMultiCallable[_segment_pb2.SegmentStreamRequest, _segment_pb2.SegmentStreamResponse]
-    """Many images over one stream; answers come in any order and carry the key of their request. A failed item
-    is answered with its status and does not end the stream. A stream that breaks off is begun again by its
-    caller, with what has no answer; switch retries inside of gRPC off for streams, which may lose a request.
+    """Many images over one stream; responses come in any order and carry the key of their request. A failed item is
+    answered with its status and does not end the stream. If a stream breaks off, the caller starts a new one with
+    the items that have no response. Disable gRPC's own retries for streams: they may lose a request.
     """
     GetModel: _grpc.UnaryUnaryMultiCallable[_segment_pb2.SegmentServiceGetModelRequest, _segment_pb2.SegmentServiceGetModelResponse]
-    """The model that is being served."""
+    """The served model."""
 
 @_typing.type_check_only
 class SegmentServiceAsyncStub(SegmentServiceStub):
@@ -61,12 +61,12 @@ class SegmentServiceAsyncStub(SegmentServiceStub):
     Segment: _aio.UnaryUnaryMultiCallable[_segment_pb2.SegmentRequest, _segment_pb2.SegmentResponse]  # type: ignore[assignment]
     """Everything in the image, or one object per prompt."""
     SegmentStream: _aio.StreamStreamMultiCallable[_segment_pb2.SegmentStreamRequest, _segment_pb2.SegmentStreamResponse]  # type: ignore[assignment]
-    """Many images over one stream; answers come in any order and carry the key of their request. A failed item
-    is answered with its status and does not end the stream. A stream that breaks off is begun again by its
-    caller, with what has no answer; switch retries inside of gRPC off for streams, which may lose a request.
+    """Many images over one stream; responses come in any order and carry the key of their request. A failed item is
+    answered with its status and does not end the stream. If a stream breaks off, the caller starts a new one with
+    the items that have no response. Disable gRPC's own retries for streams: they may lose a request.
     """
     GetModel: _aio.UnaryUnaryMultiCallable[_segment_pb2.SegmentServiceGetModelRequest, _segment_pb2.SegmentServiceGetModelResponse]  # type: ignore[assignment]
-    """The model that is being served."""
+    """The served model."""
 
 class SegmentServiceServicer(metaclass=_abc_1.ABCMeta):
     """Cuts images into regions.
@@ -90,9 +90,9 @@ class SegmentServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_segment_pb2.SegmentStreamRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_segment_pb2.SegmentStreamResponse], _abc.AsyncIterator[_segment_pb2.SegmentStreamResponse]]:
-        """Many images over one stream; answers come in any order and carry the key of their request. A failed item
-        is answered with its status and does not end the stream. A stream that breaks off is begun again by its
-        caller, with what has no answer; switch retries inside of gRPC off for streams, which may lose a request.
+        """Many images over one stream; responses come in any order and carry the key of their request. A failed item is
+        answered with its status and does not end the stream. If a stream breaks off, the caller starts a new one with
+        the items that have no response. Disable gRPC's own retries for streams: they may lose a request.
         """
 
     @_abc_1.abstractmethod
@@ -101,6 +101,6 @@ class SegmentServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _segment_pb2.SegmentServiceGetModelRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_segment_pb2.SegmentServiceGetModelResponse, _abc.Awaitable[_segment_pb2.SegmentServiceGetModelResponse]]:
-        """The model that is being served."""
+        """The served model."""
 
 def add_SegmentServiceServicer_to_server(servicer: SegmentServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -52,7 +52,7 @@ class _DataType:
 class _DataTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DataType.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     DATA_TYPE_UNSPECIFIED: _DataType.ValueType  # 0
-    """Refused: say what the bytes are."""
+    """Refused: the type must be given."""
     DATA_TYPE_FLOAT32: _DataType.ValueType  # 1
     DATA_TYPE_FLOAT16: _DataType.ValueType  # 2
     DATA_TYPE_BFLOAT16: _DataType.ValueType  # 3
@@ -63,7 +63,7 @@ class DataType(_DataType, metaclass=_DataTypeEnumTypeWrapper):
     """Element type of a Tensor."""
 
 DATA_TYPE_UNSPECIFIED: DataType.ValueType  # 0
-"""Refused: say what the bytes are."""
+"""Refused: the type must be given."""
 DATA_TYPE_FLOAT32: DataType.ValueType  # 1
 DATA_TYPE_FLOAT16: DataType.ValueType  # 2
 DATA_TYPE_BFLOAT16: DataType.ValueType  # 3
@@ -97,7 +97,7 @@ class _CropPolicyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_CropPolicy
     """The normalised mean of the BBOX and BLUR vectors; twice the cost."""
 
 class CropPolicy(_CropPolicy, metaclass=_CropPolicyEnumTypeWrapper):
-    """How a region is cut out of its image before it is embedded."""
+    """How a region is cropped from its image before it is embedded."""
 
 CROP_POLICY_UNSPECIFIED: CropPolicy.ValueType  # 0
 """The embedder's default, which GetModel names."""
@@ -131,7 +131,7 @@ class _PriorityEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Priority.Val
     PRIORITY_BULK: _Priority.ValueType  # 2
 
 class Priority(_Priority, metaclass=_PriorityEnumTypeWrapper):
-    """Who waits for the answer. Interactive calls go before bulk calls in every queue."""
+    """The urgency of a call. Interactive calls go before bulk calls in every queue."""
 
 PRIORITY_UNSPECIFIED: Priority.ValueType  # 0
 """The same as PRIORITY_INTERACTIVE."""
@@ -148,7 +148,7 @@ class Image(_message.Message):
     ENCODED_FIELD_NUMBER: _builtins.int
     RAW_FIELD_NUMBER: _builtins.int
     encoded: _builtins.bytes
-    """A whole JPEG, PNG, WebP, GIF, BMP, TIFF, HEIC or AVIF file. Of an animation the first frame counts."""
+    """A whole JPEG, PNG, WebP, GIF, BMP, TIFF, HEIC or AVIF file. Of an animation the first frame is used."""
     @_builtins.property
     def raw(self) -> Global___RawImage:
         """Decoded pixels, for callers that have them at hand."""
@@ -199,7 +199,7 @@ Global___RawImage: _TypeAlias = RawImage  # noqa: Y015
 
 @_typing.final
 class Point(_message.Message):
-    """A click. One that lies more than a pixel outside of its image is an INVALID_ARGUMENT."""
+    """A click. More than a pixel outside of the image it is an INVALID_ARGUMENT."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -231,9 +231,8 @@ Global___Point: _TypeAlias = Point  # noqa: Y015
 
 @_typing.final
 class Box(_message.Message):
-    """An axis-parallel box in pixels. Edges are half-open: a box around the one pixel (0, 0) is (0, 0, 1, 1).
-    Where it asks for something, what is outside of the image is cut off, and a box of which nothing is left is an
-    INVALID_ARGUMENT.
+    """An axis-aligned box in pixels. Edges are half-open: a box around the single pixel (0, 0) is (0, 0, 1, 1). A box in
+    a request is clipped to the image; if nothing is left, it is an INVALID_ARGUMENT.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -333,15 +332,15 @@ class Region(_message.Message):
 
     @_builtins.property
     def crop_box(self) -> Global___Box:
-        """The part of the image that was looked at: the whole image, unless crop layers were asked for."""
+        """The part of the image that was segmented: the whole image, except with crop layers or zoom."""
 
     @_builtins.property
     def features(self) -> Global___Tensor:
-        """Mask-pooled, L2-normalised features of the image encoder, shape [channels]; when asked for."""
+        """Mask-pooled, L2-normalised features of the image encoder, shape [channels]; if requested."""
 
     @_builtins.property
     def low_res_logits(self) -> Global___Tensor:
-        """The decoder's logits before upscaling, shape [side, side], for use as a later prompt; when asked for."""
+        """The decoder's logits before upscaling, shape [side, side], for use as a later prompt; if requested."""
 
     def __init__(
         self,
@@ -394,8 +393,8 @@ Global___Tensor: _TypeAlias = Tensor  # noqa: Y015
 
 @_typing.final
 class ModelInfo(_message.Message):
-    """What a model is. Vectors are comparable exactly when family, variant, weights_digest, dimension and crop_policy
-    agree; a crop policy that is UNSPECIFIED (text and whole-image vectors) agrees with every policy.
+    """The identity of a model. Vectors are comparable if and only if family, variant, weights_digest, dimension and
+    crop_policy agree; an UNSPECIFIED crop policy (text and whole-image vectors) agrees with every policy.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

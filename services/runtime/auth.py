@@ -62,7 +62,7 @@ class ApiKeys:
             _REFUSED.labels("missing").inc()
             raise RegionSearchError(
                 Kind.UNAUTHENTICATED,
-                "an API key is needed: send it as 'authorization: Bearer <key>' or 'x-api-key: <key>'",
+                "an API key is required: send it as 'authorization: Bearer <key>' or 'x-api-key: <key>'",
             )
         if not any(matches):
             _REFUSED.labels("unknown").inc()

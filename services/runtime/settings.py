@@ -64,16 +64,18 @@ class ServiceSettings(BaseSettings):
 
     host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 in a container.")
     port: int = Field(0, ge=0, le=65535, description="gRPC port; 0 picks a free one.")
-    port_file: Path | None = Field(None, description="Written with the port once the process is serving.")
-    metrics_port: int = Field(0, ge=0, le=65535, description="Prometheus port; 0 turns it off.")
-    grace_s: float = Field(30.0, ge=0, description="Longest time that calls in flight get at shutdown.")
+    port_file: Path | None = Field(
+        None, description="File to which the port is written once the process serves."
+    )
+    metrics_port: int = Field(0, ge=0, le=65535, description="Prometheus port; 0 disables it.")
+    grace_s: float = Field(30.0, ge=0, description="Time limit for calls in flight at shutdown, seconds.")
     drain_delay_s: float = Field(
         0.5,
         ge=0,
         description="Time from reporting NOT_SERVING to refusing calls, in which clients switch to other "
         "replicas.",
     )
-    max_message_bytes: int = Field(32 * MIB, gt=0, description="Largest message, in both directions.")
+    max_message_bytes: int = Field(32 * MIB, gt=0, description="Largest message in either direction.")
     max_concurrent_calls: int = Field(
         2000,
         gt=0,
@@ -89,8 +91,8 @@ class ServiceSettings(BaseSettings):
     max_connection_age_s: float | None = Field(
         30.0,
         gt=0,
-        description="Age at which connections are closed, give or take a tenth, so that clients find new "
-        "replicas. Calls and streams that run on one finish first.",
+        description="Age at which connections are closed, ±10 %, so that clients find new replicas. Calls "
+        "and streams in progress finish first.",
     )
     tls: TlsSettings = TlsSettings()
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(

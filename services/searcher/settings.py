@@ -23,23 +23,25 @@ class EmbeddedSettings(BaseModel):
     chunk_rows: int = Field(65_536, ge=1, description="Rows of an exactly searched segment.")
     device: Literal["auto", "cpu", "gpu"] = Field("auto", description="auto takes a GPU that FAISS can use.")
     ann_above: int = Field(
-        1_000_000, ge=1, description="Records from which on approximate indexes are built."
+        1_000_000, ge=1, description="Number of records above which approximate indexes are built."
     )
     ann_rows: int = Field(262_144, ge=1, description="Rows of an approximate index.")
     recall_target: float = Field(
         0.98,
         gt=0,
         le=1,
-        description="Least recall@10 of an approximate index, for words and for regions: of the queries "
-        "that come once there are 64 different ones of a kind, until then of some made of stored vectors.",
+        description="Minimum recall@10 of an approximate index, for words and for regions, on live queries "
+        "once there are 64 different ones of a kind, until then on queries made from stored vectors.",
     )
-    build_threads: int = Field(1, ge=1, description="Threads that build an index while searches go on.")
+    build_threads: int = Field(1, ge=1, description="Threads that build indexes in the background.")
     gpu_rows: int = Field(131_072, ge=1, description="Rows of an index on a GPU.")
     codes_rows: int = Field(65_536, ge=1, description="Rows of an index with binary codes.")
     heads_folder: Path | None = Field(
         None, description="Learned heads of binary codes; heads/ in the folder."
     )
-    compact_above: float = Field(0.2, gt=0, lt=1, description="Part of dead rows that starts a compaction.")
+    compact_above: float = Field(
+        0.2, gt=0, lt=1, description="Share of deleted rows that starts a compaction."
+    )
     max_log_bytes: int = Field(
         1024 * MIB,
         ge=1,
@@ -49,21 +51,19 @@ class EmbeddedSettings(BaseModel):
     reserve_bytes: int = Field(
         64 * MIB,
         ge=0,
-        description="Disk space that only deletions may use: kept by a file, and as much again is left free "
-        "by everything else. At most a tenth of the disk.",
+        description="Disk space that only deletions may use: held by a file, and other writes leave as much "
+        "again free. At most a tenth of the disk.",
     )
     page_ttl_s: float = Field(
-        300.0, ge=0, description="Seconds that the pages of one search keep showing the same state."
+        300.0, ge=0, description="Time for which the pages of one search show the same state, seconds."
     )
     passes: int = Field(
         2,
         ge=1,
-        description="Passes over vectors at once, those of one collection one after the other. On a GPU: 1.",
+        description="Concurrent passes over vectors; those of one collection run in turn. On a GPU: 1.",
     )
-    search_threads: int = Field(
-        0, ge=0, description="Threads that score vectors; 0 means one for each processor."
-    )
-    max_batch: int = Field(64, ge=1, description="Query vectors that are searched in one pass.")
+    search_threads: int = Field(0, ge=0, description="Threads that score vectors; 0 means one per processor.")
+    max_batch: int = Field(64, ge=1, description="Query vectors in one pass.")
 
 
 class MilvusSettings(BaseModel):
@@ -74,7 +74,7 @@ class MilvusSettings(BaseModel):
     uri: str = Field("http://127.0.0.1:19530", description="Address of Milvus.")
     token: SecretStr | None = Field(None, description="user:password, or an API key.")
     prefix: str = Field(
-        "regionsearch_", pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", description="Of names in Milvus."
+        "regionsearch_", pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", description="Prefix of all names in Milvus."
     )
     index_type: str = Field("AUTOINDEX", description="Milvus' vector index, such as HNSW; FLAT is exact.")
     index_params: dict[str, int | float | str] = Field(
@@ -86,10 +86,12 @@ class MilvusSettings(BaseModel):
         "of an AUTOINDEX in Zilliz Cloud. A search with an effort multiplies them.",
     )
     timeout_s: float = Field(
-        30.0, gt=0, description="Longest time for one call to Milvus, its retries included."
+        30.0, gt=0, description="Time limit of one call to Milvus including retries, seconds."
     )
     batch_rows: int = Field(1000, ge=1, description="Rows of one call to Milvus.")
-    max_candidates: int = Field(16_384, ge=1, description="Most rows that Milvus gives for one search.")
+    max_candidates: int = Field(
+        16_384, ge=1, description="Maximum number of rows that Milvus returns for one search."
+    )
 
 
 class LimitSettings(BaseModel):
@@ -123,12 +125,12 @@ class SearcherSettings(ServiceSettings):
     embedded: EmbeddedSettings = EmbeddedSettings()
     milvus: MilvusSettings = MilvusSettings()
     limits: LimitSettings = LimitSettings()
-    read_threads: int = Field(64, ge=1, description="Searches and look-ups that are worked on at once.")
-    write_threads: int = Field(32, ge=1, description="Writes that are worked on at once.")
+    read_threads: int = Field(64, ge=1, description="Searches and look-ups in progress at a time.")
+    write_threads: int = Field(32, ge=1, description="Writes in progress at a time.")
     max_write_bytes: int = Field(
         512 * MIB,
         ge=1,
-        description="Memory of the upserts in work, waiting ones included: messages and their copies, 3.5 "
-        "times the vectors. More are refused at once; a single one may need more.",
+        description="Memory of upserts in progress and waiting: messages and their copies, 3.5 times the "
+        "vectors. More are refused at once, but a single one may exceed it.",
     )
-    max_waiting: int = Field(1024, ge=0, description="Calls of a kind that may wait; more are refused.")
+    max_waiting: int = Field(1024, ge=0, description="Reads, and writes, that may wait; more are refused.")

@@ -9,7 +9,7 @@ import json
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
-from gateway.http.uploads import Room, UploadAdmission
+from gateway.http.uploads import ByteQuota, UploadAdmission
 from gateway.settings import LimitSettings
 from regionsearch.errors import Kind, RegionSearchError
 from tests.gateway.conftest import RED, Running, World, add, scene, wait_for
@@ -18,28 +18,28 @@ from tests.gateway.fakes import Script
 LIMITS = LimitSettings(max_upload_bytes=1000, max_body_bytes=100)
 
 
-def refused(room: Room, caller: str, size: int) -> bool:
+def refused(quota: ByteQuota, caller: str, size: int) -> bool:
     try:
-        room.take(caller, size)
+        quota.take(caller, size)
     except RegionSearchError:
         return True
-    room.give_back(caller, size)
+    quota.give_back(caller, size)
     return False
 
 
 def test_one_caller_has_half_of_the_room_and_one_body_at_least() -> None:
-    room = Room("disk", "max_upload_bytes", 1000)
-    assert not refused(room, "a", 5000), "a body that is larger than all of it is admitted alone"
-    room.take("a", 400)
-    assert refused(room, "a", 200)
+    quota = ByteQuota("disk", "max_upload_bytes", 1000)
+    assert not refused(quota, "a", 5000), "a body that is larger than all of it is admitted alone"
+    quota.take("a", 400)
+    assert refused(quota, "a", 200)
     with pytest.raises(RegionSearchError, match="max_upload_bytes") as caught:
-        room.take("a", 200)
+        quota.take("a", 200)
     assert (caught.value.kind, caught.value.retry_after_s) == (Kind.OVERLOADED, 2.0)
-    assert not refused(room, "a", 100)
-    assert not refused(room, "b", 600)
-    assert refused(room, "b", 601)
-    room.give_back("a", 400)
-    assert not refused(room, "a", 1000)
+    assert not refused(quota, "a", 100)
+    assert not refused(quota, "b", 600)
+    assert refused(quota, "b", 601)
+    quota.give_back("a", 400)
+    assert not refused(quota, "a", 1000)
 
 
 class Exchange:

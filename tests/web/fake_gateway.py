@@ -93,7 +93,7 @@ class FakeGateway:
         """The ASGI entry: refuses calls of the API without the key."""
         given = dict(scope.get("headers", ())).get(b"authorization", b"").decode()
         if self.key and scope.get("path", "").startswith("/v1/") and given != f"Bearer {self.key}":
-            refusal = JSONResponse({"title": "An API key is needed", "code": "UNAUTHENTICATED"}, 401)
+            refusal = JSONResponse({"title": "API key required", "code": "UNAUTHENTICATED"}, 401)
             await refusal(scope, receive, send)
             return
         await self.app(scope, receive, send)

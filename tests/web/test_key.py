@@ -26,7 +26,7 @@ def test_without_a_key_the_page_says_what_it_needs(page: Page, url: str) -> None
     page.goto(url)
     expect(page.locator("#key")).to_be_visible()
     page.keyboard.press("Escape")
-    expect(page.locator("#notice")).to_contain_text("An API key is needed")
+    expect(page.locator("#notice")).to_contain_text("API key required")
     expect(page.locator("#key")).to_be_hidden()
     page.get_by_role("button", name="Try again").click()
     give(page, "open sesame")
@@ -36,7 +36,7 @@ def test_without_a_key_the_page_says_what_it_needs(page: Page, url: str) -> None
 def test_the_key_dialog_can_be_left_with_a_button(page: Page, url: str) -> None:
     page.goto(url)
     page.get_by_role("button", name="Not now").click()
-    expect(page.locator("#notice")).to_contain_text("An API key is needed")
+    expect(page.locator("#notice")).to_contain_text("API key required")
 
 
 def test_a_wrong_key_is_said_to_be_wrong(page: Page, url: str) -> None:

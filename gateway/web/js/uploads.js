@@ -13,7 +13,7 @@ const FAILURES = {
   STORAGE_FULL: "The server's disk is full",
   NOT_FOUND: "The collection does not exist any more",
   PERMISSION_DENIED: "Your API key does not allow adding pictures",
-  UNAUTHENTICATED: "An API key is needed",
+  UNAUTHENTICATED: "API key required",
   MODEL_MISMATCH: "The collection was made with another model",
   OVERLOADED: "The server is busy. Try again later",
   UNAVAILABLE: "The server is not ready. Try again",

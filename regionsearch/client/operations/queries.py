@@ -164,7 +164,7 @@ def render(
     style: Style = "outline",
     min_score: float | None = None,
 ) -> Operation[bytes]:
-    """The image as PNG with the finds of `within` drawn into it."""
+    """The image as PNG with the hits of `within` outlined in it."""
 
     def body() -> WithinBody:
         values = given(image=read_optional(image), image_id=image_id, min_score=min_score, render=style)
