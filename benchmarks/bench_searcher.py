@@ -45,11 +45,12 @@ from regionsearch.tensors import tensor_to_proto
 from regionsearch.v1 import search_pb2
 from services.searcher.embedded.engine import EmbeddedEngine
 from services.searcher.embedded.faiss_compat import faiss, selector
+from services.searcher.embedded.index.approximate import ApproximateSegment
 from services.searcher.embedded.index.binary import build_codes, train_codec, training_sample
 from services.searcher.embedded.index.compaction import CompactionInput
 from services.searcher.embedded.index.index_files import FOLDER as INDEX_FOLDER
 from services.searcher.embedded.index.ivf import build_ivf
-from services.searcher.embedded.index.recall import Approximate, RecallEvaluator, recall_evaluators, tune
+from services.searcher.embedded.index.recall import RecallEvaluator, recall_evaluators, tune
 from services.searcher.settings import EmbeddedSettings
 from services.searcher.types import CodeMethod, CodeSpec, Collection
 
@@ -265,7 +266,7 @@ def recall_of(kind: str) -> Callable[[], Any]:
             engine = EmbeddedEngine(EmbeddedSettings(folder=folder, check_at_start=False))
             segments = [view.segment for view in engine._collections.find("c").index.state.views]
             compaction = CompactionInput(segments, 0)
-            segment: Approximate
+            segment: ApproximateSegment
             if kind == "ivf":
                 segment = build_ivf(compaction)
             else:

@@ -92,6 +92,8 @@ class Search:
         """
         _check_finite(request, "min_score", "relative_cutoff", "min_relevancy")
         check_reserved(request.filter.attributes, "filter.attributes")
+        tests = [test for one in request.filter.conditions for test in (one, *one.any_of)]
+        check_reserved((test.attribute for test in tests), "filter.conditions")
         if request.page_size < 0:
             raise invalid("page_size", "page_size cannot be negative; 0 asks for the default")
         resumed = _resume(request) if request.page_token else None

@@ -44,6 +44,13 @@ def search(
     tag: Annotated[
         list[str] | None, typer.Option(help="Only images with one of these tags; may be repeated.")
     ] = None,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="JSON",
+            help='A condition, such as \'{"attribute": "price", "number": {"lt": 20}}\'; may be repeated.',
+        ),
+    ] = None,
     images: Annotated[bool, typer.Option("--images", help="One hit per image.")] = False,
     save: Save = None,
     open_it: Open = False,
@@ -66,7 +73,7 @@ def search(
             negatives=[*(without or ()), *(NegativeExample(region_id=one) for one in unlike or ())],
             level="region",
             group_by="image" if images else None,
-            filter={"tags": tag} if tag else None,
+            filter=_filter(tag, where),
             min_score=min_score,
             page_size=limit,
             include=["mask"] if save is not None or open_it else [],
@@ -83,6 +90,22 @@ def search(
 
             best = result[0]
             _show(outline(client.content(best.image_id, collection), best), save, open_it)
+
+
+def _filter(tags: list[str] | None, where: list[str] | None) -> dict[str, Any] | None:
+    """The filter of a search, None for none.
+
+    Raises:
+        RegionSearchError: INVALID_ARGUMENT for a condition that is not a JSON object.
+    """
+    try:
+        conditions = [json.loads(text) for text in where or ()]
+    except ValueError as error:
+        raise invalid("where", f"--where must be JSON: {error}") from error
+    if not all(isinstance(condition, dict) for condition in conditions):
+        raise invalid("where", '--where must be a JSON object, such as {"attribute": "price"}')
+    chosen = {"tags": tags, "conditions": conditions}
+    return {name: value for name, value in chosen.items() if value} or None
 
 
 def within(

@@ -893,6 +893,7 @@ class Filter(_message.Message):
     ATTRIBUTES_FIELD_NUMBER: _builtins.int
     CREATED_AFTER_FIELD_NUMBER: _builtins.int
     CREATED_BEFORE_FIELD_NUMBER: _builtins.int
+    CONDITIONS_FIELD_NUMBER: _builtins.int
     min_area: _builtins.int
     """Pixels, inclusive."""
     max_area: _builtins.int
@@ -926,6 +927,10 @@ class Filter(_message.Message):
 
     @_builtins.property
     def created_before(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def conditions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Condition]:
+        """Each of these must hold too."""
+
     def __init__(
         self,
         *,
@@ -942,10 +947,11 @@ class Filter(_message.Message):
         attributes: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         created_after: _timestamp_pb2.Timestamp | None = ...,
         created_before: _timestamp_pb2.Timestamp | None = ...,
+        conditions: _abc.Iterable[Global___Condition] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_max_area", b"_max_area", "_min_area", b"_min_area", "_min_predicted_iou", b"_min_predicted_iou", "_min_stability_score", b"_min_stability_score", "created_after", b"created_after", "created_before", b"created_before", "max_area", b"max_area", "min_area", b"min_area", "min_predicted_iou", b"min_predicted_iou", "min_stability_score", b"min_stability_score"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_area", b"_max_area", "_min_area", b"_min_area", "_min_predicted_iou", b"_min_predicted_iou", "_min_stability_score", b"_min_stability_score", "attributes", b"attributes", "created_after", b"created_after", "created_before", b"created_before", "exclude_image_ids", b"exclude_image_ids", "exclude_region_ids", b"exclude_region_ids", "exclude_tags", b"exclude_tags", "image_ids", b"image_ids", "max_area", b"max_area", "min_area", b"min_area", "min_predicted_iou", b"min_predicted_iou", "min_stability_score", b"min_stability_score", "region_ids", b"region_ids", "tags", b"tags"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_area", b"_max_area", "_min_area", b"_min_area", "_min_predicted_iou", b"_min_predicted_iou", "_min_stability_score", b"_min_stability_score", "attributes", b"attributes", "conditions", b"conditions", "created_after", b"created_after", "created_before", b"created_before", "exclude_image_ids", b"exclude_image_ids", "exclude_region_ids", b"exclude_region_ids", "exclude_tags", b"exclude_tags", "image_ids", b"image_ids", "max_area", b"max_area", "min_area", b"min_area", "min_predicted_iou", b"min_predicted_iou", "min_stability_score", b"min_stability_score", "region_ids", b"region_ids", "tags", b"tags"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_area: _TypeAlias = _typing.Literal["max_area"]  # noqa: Y015
     _WhichOneofArgType__max_area: _TypeAlias = _typing.Literal["_max_area", b"_max_area"]  # noqa: Y015
@@ -965,6 +971,143 @@ class Filter(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__min_stability_score) -> _WhichOneofReturnType__min_stability_score | None: ...
 
 Global___Filter: _TypeAlias = Filter  # noqa: Y015
+
+@_typing.final
+class Condition(_message.Message):
+    """A test of an image's tags or of an attribute, or several tests of which one must pass."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ANY_OF_FIELD_NUMBER: _builtins.int
+    TAG_FIELD_NUMBER: _builtins.int
+    ATTRIBUTE_FIELD_NUMBER: _builtins.int
+    VALUES_FIELD_NUMBER: _builtins.int
+    PREFIX_FIELD_NUMBER: _builtins.int
+    NUMBER_FIELD_NUMBER: _builtins.int
+    TIME_FIELD_NUMBER: _builtins.int
+    NEGATE_FIELD_NUMBER: _builtins.int
+    tag: _builtins.str
+    """The image has this tag."""
+    attribute: _builtins.str
+    """The record, or else its image, has this attribute, with any value unless one of the following is set."""
+    prefix: _builtins.str
+    """The value begins so."""
+    negate: _builtins.bool
+    """It must not pass."""
+    @_builtins.property
+    def any_of(self) -> _containers.RepeatedCompositeFieldContainer[Global___Condition]:
+        """At least one of these passes. They have no `any_of` themselves; next to it only `negate` may be set."""
+
+    @_builtins.property
+    def values(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The value is one of these."""
+
+    @_builtins.property
+    def number(self) -> Global___NumberRange:
+        """The value is written as a decimal number, such as "-12.5", and in this range."""
+
+    @_builtins.property
+    def time(self) -> Global___TimeRange:
+        """The value is a date or time after ISO 8601, UTC unless it says otherwise, such as "2026-11-29", and in this range."""
+
+    def __init__(
+        self,
+        *,
+        any_of: _abc.Iterable[Global___Condition] | None = ...,
+        tag: _builtins.str = ...,
+        attribute: _builtins.str = ...,
+        values: _abc.Iterable[_builtins.str] | None = ...,
+        prefix: _builtins.str = ...,
+        number: Global___NumberRange | None = ...,
+        time: Global___TimeRange | None = ...,
+        negate: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["number", b"number", "time", b"time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["any_of", b"any_of", "attribute", b"attribute", "negate", b"negate", "number", b"number", "prefix", b"prefix", "tag", b"tag", "time", b"time", "values", b"values"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Condition: _TypeAlias = Condition  # noqa: Y015
+
+@_typing.final
+class NumberRange(_message.Message):
+    """The bounds that are set must hold; at least one is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GTE_FIELD_NUMBER: _builtins.int
+    GT_FIELD_NUMBER: _builtins.int
+    LTE_FIELD_NUMBER: _builtins.int
+    LT_FIELD_NUMBER: _builtins.int
+    gte: _builtins.float
+    gt: _builtins.float
+    lte: _builtins.float
+    lt: _builtins.float
+    def __init__(
+        self,
+        *,
+        gte: _builtins.float | None = ...,
+        gt: _builtins.float | None = ...,
+        lte: _builtins.float | None = ...,
+        lt: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_gt", b"_gt", "_gte", b"_gte", "_lt", b"_lt", "_lte", b"_lte", "gt", b"gt", "gte", b"gte", "lt", b"lt", "lte", b"lte"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_gt", b"_gt", "_gte", b"_gte", "_lt", b"_lt", "_lte", b"_lte", "gt", b"gt", "gte", b"gte", "lt", b"lt", "lte", b"lte"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__gt: _TypeAlias = _typing.Literal["gt"]  # noqa: Y015
+    _WhichOneofArgType__gt: _TypeAlias = _typing.Literal["_gt", b"_gt"]  # noqa: Y015
+    _WhichOneofReturnType__gte: _TypeAlias = _typing.Literal["gte"]  # noqa: Y015
+    _WhichOneofArgType__gte: _TypeAlias = _typing.Literal["_gte", b"_gte"]  # noqa: Y015
+    _WhichOneofReturnType__lt: _TypeAlias = _typing.Literal["lt"]  # noqa: Y015
+    _WhichOneofArgType__lt: _TypeAlias = _typing.Literal["_lt", b"_lt"]  # noqa: Y015
+    _WhichOneofReturnType__lte: _TypeAlias = _typing.Literal["lte"]  # noqa: Y015
+    _WhichOneofArgType__lte: _TypeAlias = _typing.Literal["_lte", b"_lte"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__gt) -> _WhichOneofReturnType__gt | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__gte) -> _WhichOneofReturnType__gte | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__lt) -> _WhichOneofReturnType__lt | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__lte) -> _WhichOneofReturnType__lte | None: ...
+
+Global___NumberRange: _TypeAlias = NumberRange  # noqa: Y015
+
+@_typing.final
+class TimeRange(_message.Message):
+    """The bounds that are set must hold; at least one is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GTE_FIELD_NUMBER: _builtins.int
+    GT_FIELD_NUMBER: _builtins.int
+    LTE_FIELD_NUMBER: _builtins.int
+    LT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def gte(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def gt(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def lte(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def lt(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        gte: _timestamp_pb2.Timestamp | None = ...,
+        gt: _timestamp_pb2.Timestamp | None = ...,
+        lte: _timestamp_pb2.Timestamp | None = ...,
+        lt: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["gt", b"gt", "gte", b"gte", "lt", b"lt", "lte", b"lte"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["gt", b"gt", "gte", b"gte", "lt", b"lt", "lte", b"lte"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TimeRange: _TypeAlias = TimeRange  # noqa: Y015
 
 @_typing.final
 class SearchRequest(_message.Message):

@@ -15,6 +15,7 @@ from regionsearch.masks import check_rle_length, encode_rle, rle_runs
 from regionsearch.metadata import MetadataLimits
 from regionsearch.tensors import tensor_from_proto
 from regionsearch.v1 import search_pb2, types_pb2
+from services.searcher.conditions import AnyOf, Condition, Range, ValueTest
 from services.searcher.settings import LimitSettings
 from services.searcher.types import (
     CodeMethod,
@@ -187,7 +188,42 @@ class Reader:
             created_before_ms=_milliseconds(message.created_before, f"{field}.created_before")
             if message.HasField("created_before")
             else None,
+            conditions=self.conditions(message, field),
         )
+
+    def conditions(self, message: search_pb2.Filter, field: str) -> tuple[AnyOf, ...]:
+        """The conditions of a filter."""
+        every = [test for one in message.conditions for test in (one, *one.any_of)]
+        self.at_most(f"{field}.conditions", len(every), "max_filter_attributes")
+        read: list[AnyOf] = []
+        for number, one in enumerate(message.conditions):
+            place = f"{field}.conditions[{number}]"
+            if not one.any_of:
+                read.append(AnyOf((self._condition(one, place),)))
+                continue
+            if {part.name for part, _ in one.ListFields()} - {"any_of", "negate"}:
+                raise invalid(place, f"{place}: next to any_of only negate can be set")
+            tests = tuple(self._condition(test, f"{place}.any_of[{i}]") for i, test in enumerate(one.any_of))
+            read.append(AnyOf(tests, one.negate))
+        return tuple(read)
+
+    def _condition(self, message: search_pb2.Condition, field: str) -> Condition:
+        if message.any_of:
+            raise invalid(field, f"{field}: any_of cannot be nested; combine the conditions of the filter")
+        if bool(message.tag) == bool(message.attribute):
+            raise invalid(field, f"{field} must have either a tag or an attribute")
+        tests = [name for name in ("number", "time") if message.HasField(name)]
+        tests += [name for name in ("values", "prefix") if getattr(message, name)]
+        if len(tests) > 1 or (tests and message.tag):
+            raise invalid(field, f"{field} can have one of values, prefix, number and time, for an attribute")
+        self.at_most(f"{field}.values", len(message.values), "max_filter_values")
+        self._texts(field, [message.tag, message.attribute, message.prefix, *message.values])
+        number, time = (
+            _range(getattr(message, name), f"{field}.{name}") if name in tests else None
+            for name in ("number", "time")
+        )
+        test = ValueTest(tuple(message.values), message.prefix, number, time)
+        return Condition(message.tag, message.attribute, test, message.negate)
 
     def deletion(self, request: search_pb2.DeleteRequest) -> Deletion:
         """Reads what to delete."""
@@ -311,6 +347,19 @@ class Reader:
             )
 
 
+def _range(message: search_pb2.NumberRange | search_pb2.TimeRange, field: str) -> Range:
+    """Bounds; those of times in milliseconds since 1970."""
+    bounds = {
+        part.name: _nanoseconds(bound, f"{field}.{part.name}") / 1e6
+        if isinstance(bound, Timestamp)
+        else bound
+        for part, bound in message.ListFields()
+    }
+    if not bounds or not all(map(math.isfinite, bounds.values())):
+        raise invalid(field, f"{field} needs at least one of gte, gt, lte and lt, each finite")
+    return Range(**bounds)
+
+
 def _as_read(message: search_pb2.StoredImage, field: str) -> StoredImage:
     """The state in which the caller last read an image; nothing of it is written."""
     return StoredImage(
@@ -365,9 +414,12 @@ def _duplicate(field: str, value: str) -> RegionSearchError:
 
 
 def _milliseconds(timestamp: Timestamp, field: str) -> int:
+    # Rounded up: the stored times are whole milliseconds, so `t >= x` and `t < x` keep their meaning.
+    return -(-_nanoseconds(timestamp, field) // 1_000_000)
+
+
+def _nanoseconds(timestamp: Timestamp, field: str) -> int:
     try:
-        nanoseconds = timestamp.ToNanoseconds()
+        return timestamp.ToNanoseconds()
     except ValueError as error:
         raise invalid(field, f"{field} must be a time in the years 1 to 9999: {error}") from error
-    # Rounded up: the stored times are whole milliseconds, so `t >= x` and `t < x` keep their meaning.
-    return -(-nanoseconds // 1_000_000)

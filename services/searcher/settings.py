@@ -25,7 +25,11 @@ class EmbeddedSettings(BaseModel):
     ann_above: int = Field(
         1_000_000, ge=1, description="Number of records above which approximate indexes are built."
     )
-    ann_rows: int = Field(262_144, ge=1, description="Rows of an approximate index.")
+    ann_rows: int = Field(
+        65_536,
+        ge=1,
+        description="New rows that make an approximate index, which is merged with older ones as they grow.",
+    )
     recall_target: float = Field(
         0.98,
         gt=0,
@@ -35,7 +39,7 @@ class EmbeddedSettings(BaseModel):
     )
     build_threads: int = Field(1, ge=1, description="Threads that build indexes in the background.")
     gpu_rows: int = Field(131_072, ge=1, description="Rows of an index on a GPU.")
-    codes_rows: int = Field(65_536, ge=1, description="Rows of an index with binary codes.")
+    codes_rows: int = Field(65_536, ge=1, description="New rows that make an index with binary codes.")
     heads_folder: Path | None = Field(
         None, description="Learned heads of binary codes; heads/ in the folder."
     )

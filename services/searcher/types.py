@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from services.searcher.conditions import AnyOf
+
 Vectors = NDArray[np.float32]
 
 
@@ -174,6 +176,7 @@ class Filter:
         attributes: The record, or else its image, has exactly these values.
         created_after_ms: Time of the image's first write, inclusive.
         created_before_ms: Time of the image's first write, exclusive.
+        conditions: Further ones, of which each must hold.
     """
 
     image_ids: tuple[str, ...] = ()
@@ -189,6 +192,7 @@ class Filter:
     attributes: tuple[tuple[str, str], ...] = ()
     created_after_ms: int | None = None
     created_before_ms: int | None = None
+    conditions: tuple[AnyOf, ...] = ()
 
 
 NO_FILTER = Filter()

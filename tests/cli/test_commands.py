@@ -145,6 +145,13 @@ def test_search_prints_a_table_or_json(gateway: FakeGateway) -> None:
     assert body["query"]["texts"] == ["red mug"]
     assert body["negatives"] == [{"text": "plate"}, {"region_id": "r9"}]
     assert (body["filter"], body["page_size"]) == ({"tags": ["t"]}, 3)
+    condition = {"attribute": "price", "number": {"lt": 20}}
+    run(gateway, "search", "mug", "--where", json.dumps(condition))
+    assert gateway.requests[-1][2]["filter"] == {"conditions": [condition]}
+    for wrong in ("price < 20", "[1]"):
+        result = run(gateway, "search", "mug", "--where", wrong)
+        assert result.exit_code != 0
+        assert "--where must be" in result.output + str(result.exception)
     (hit,) = json.loads(run(gateway, "search", "mug", "--json").output)
     assert (hit["region_id"], hit["box"]["x_max"], hit["label"]) == ("r1", 2.0, "mug")
 

@@ -22,6 +22,8 @@ from tests.client.fakes import MODEL, PAGES, FakeGateway, HttpHandler
 
 BUSY = overloaded("too busy", 0.01)
 
+CONDITION = {"any_of": [{"attribute": "taken", "time": {"gte": "2025-11-29T00:00:00Z"}, "negate": True}]}
+
 
 @pytest.fixture(params=["sync", "async"])
 def use(request: pytest.FixtureRequest, url: str) -> Callable[..., Any]:
@@ -56,7 +58,7 @@ def test_search(use: Callable[..., Any], gateway: FakeGateway) -> None:
         box=(0, 0, 5, 6),
         image=b"picture",
         group_by="image",
-        filter={"tags": ["t"], "region_ids": ["r1"], "min_area": 3},
+        filter={"tags": ["t"], "region_ids": ["r1"], "min_area": 3, "conditions": [CONDITION]},
         min_score=0.25,
         page_size=7,
         include=["mask"],
@@ -77,7 +79,9 @@ def test_search(use: Callable[..., Any], gateway: FakeGateway) -> None:
         assert body["query"]["image"] == "cGljdHVyZQ=="
         assert body["query"]["points"] == [{"x": 1, "y": 2}, {"x": 3, "y": 4, "label": 0}]
         assert body["query"]["box"] == {"x_min": 0, "y_min": 0, "x_max": 5, "y_max": 6}
-        assert body["filter"] == {"tags": ["t"], "region_ids": ["r1"], "min_area": 3}
+        assert body["filter"] == {
+            "tags": ["t"], "region_ids": ["r1"], "min_area": 3, "conditions": [CONDITION]
+        }  # fmt: skip
         assert body["group_by"] == "image"
         assert body["include"] == ["mask"]
     else:
@@ -88,6 +92,8 @@ def test_search(use: Callable[..., Any], gateway: FakeGateway) -> None:
         assert asked.query.box.y_max == 6
         assert list(asked.filter.region_ids) == ["r1"]
         assert asked.filter.min_area == 3
+        test = asked.filter.conditions[0].any_of[0]
+        assert (test.attribute, test.time.gte.seconds, test.negate) == ("taken", 1_764_374_400, True)
         assert asked.group_by == search_pb2.GROUP_BY_IMAGE
         assert asked.level == search_pb2.LEVEL_UNSPECIFIED
         assert asked.include_masks

@@ -22,6 +22,9 @@ def test_half_a_character_is_named_too(gateway: Running, filled: dict[str, str])
         assert (answer.status_code, answer.json()["code"]) == (400, "INVALID_ARGUMENT")
 
 
+NO_TIME = {"attribute": "taken", "time": {"gte": "today"}}
+
+
 @pytest.mark.parametrize(
     ("body", "pointer"),
     [
@@ -50,6 +53,18 @@ def test_half_a_character_is_named_too(gateway: Running, filled: dict[str, str])
         ({"query": {"text": "a"}, "level": "universe"}, "/level"),
         ({"query": {"text": "a"}, "filter": {"min_area": "big"}}, "/filter/min_area"),
         ({"query": {"text": "a"}, "filter": {"color": "red"}}, "/filter/color"),
+        ({"query": {"text": "a"}, "filter": {"conditions": [{}]}}, "/filter/conditions/0"),
+        (
+            {"query": {"text": "a"}, "filter": {"conditions": [{"tag": "a", "prefix": "b"}]}},
+            "/filter/conditions/0",
+        ),
+        (
+            {
+                "query": {"text": "a"},
+                "filter": {"conditions": [NO_TIME]},
+            },
+            "/filter/conditions/0/time/gte",
+        ),
         ({"query": {"text": "a"}, "filter": {"region_ids": ["r"] * 10_001}}, "/filter/region_ids"),
         ({"query": {"text": "a"}, "surprise": 1}, "/surprise"),
         ({"query": {"text": "a"}, "negatives": ["b", " "]}, "/negatives/1"),

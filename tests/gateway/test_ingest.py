@@ -258,12 +258,21 @@ def test_a_quotation_mark_in_the_name_of_an_uploaded_file_is_one(gateway: Runnin
 
 
 def test_tags_and_attributes_are_kept_and_filtered_by(gateway: Running, collection: str) -> None:
-    add(gateway, collection, ("a.png", scene(RED)), tags=["holiday", "beach"], attributes='{"by": "me"}')
+    said = {"by": "me", "price": "10.00", "taken": "2026-11-29T12:00:00Z"}
+    add(gateway, collection, ("a.png", scene(RED)), tags=["holiday", "beach"], attributes=json.dumps(said))
     add(gateway, collection, ("b.png", scene(RED, GREEN)))
     url = f"/v1/collections/{collection}"
     (image,) = [i for i in gateway.http.get(f"{url}/images").json()["images"] if i["tags"]]
-    assert (image["tags"], image["attributes"]) == (["holiday", "beach"], {"by": "me"})
-    for chosen in ({"tags": ["beach"]}, {"attributes": {"by": "me"}}):
+    assert (image["tags"], image["attributes"]) == (["holiday", "beach"], said)
+    conditions = [
+        [{"attribute": "by", "values": ["you", "me"]}],
+        [{"attribute": "by", "prefix": "m"}, {"tag": "city", "negate": True}],
+        [{"any_of": [{"tag": "city"}, {"attribute": "price", "number": {"gt": 9.5, "lte": 10}}]}],
+        [{"attribute": "taken", "time": {"gte": "2026-11-29T00:00:00Z", "lt": "2026-11-30T00:00:00+01:00"}}],
+        [{"any_of": [{"attribute": "by", "negate": True}, {"tag": "city"}], "negate": True}],
+    ]
+    filters = [{"conditions": these} for these in conditions]
+    for chosen in ({"tags": ["beach"]}, {"attributes": {"by": "me"}}, *filters):
         body = {"query": {"text": "red"}, "filter": chosen, "group_by": "image"}
         hits = gateway.http.post(f"{url}/search", json=body).json()["hits"]
         assert [hit["image"]["name"] for hit in hits] == ["a.png"]

@@ -122,6 +122,10 @@ def test_hidden_attributes_cannot_be_asked_for(gateway: Running, collection: str
     with pytest.raises(grpc.RpcError) as caught:
         gateway.grpc.Search(request)
     assert from_rpc_error(caught.value).field == "filter.attributes"
+    for condition in ({"attribute": name}, {"any_of": [{"tag": "a"}, {"attribute": name, "prefix": "s"}]}):
+        asked = {**body, "filter": {"conditions": [condition]}}
+        answer = gateway.http.post(f"/v1/collections/{collection}/search", json=asked)
+        assert answer.json()["errors"][0]["pointer"] == "/filter/conditions"
 
 
 def counted(gateway: Running, outcome: str, code: str) -> float:

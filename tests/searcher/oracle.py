@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 
 import numpy as np
 
+from services.searcher.conditions import Condition, Range, ValueTest
 from services.searcher.types import Filter, Level, Query, Record, StoredImage, Upsert
 from services.searcher.updates import ImageUpdate
 
@@ -151,4 +153,36 @@ def _passes(wanted: Filter, image: StoredImage, record: Record) -> bool:
     ]
     for name, value in wanted.attributes:
         checks.append(record.attributes.get(name, image.attributes.get(name)) == value)
+    checks += [
+        any(_holds(test, image, record) for test in one.conditions) != one.negate for one in wanted.conditions
+    ]
     return all(checks)
+
+
+def _holds(condition: Condition, image: StoredImage, record: Record) -> bool:
+    if condition.tag:
+        return (condition.tag in image.tags) != condition.negate
+    value = record.attributes.get(condition.attribute, image.attributes.get(condition.attribute))
+    return (value is not None and _is_right(condition.test, value)) != condition.negate
+
+
+def _is_right(test: ValueTest, value: str) -> bool:
+    if test.values:
+        return value in test.values
+    if test.prefix:
+        return value[: len(test.prefix)] == test.prefix
+    try:
+        if test.number:
+            return _between(test.number, float(value))
+        if test.time:
+            time = datetime.fromisoformat(value)
+            return _between(test.time, (time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp() * 1000)
+    except ValueError:
+        return False
+    return True
+
+
+def _between(wanted: Range, number: float) -> bool:
+    low = max(-np.inf if wanted.gte is None else wanted.gte, -np.inf if wanted.gt is None else wanted.gt)
+    high = min(np.inf if wanted.lte is None else wanted.lte, np.inf if wanted.lt is None else wanted.lt)
+    return low <= number <= high and number != wanted.gt and number != wanted.lt

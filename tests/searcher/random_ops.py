@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from regionsearch.metadata import MetadataLimits
+from services.searcher.conditions import AnyOf, Condition, Range, ValueTest
 from services.searcher.types import Filter, Level, ModelIdentity, Query, Record, StoredImage, Upsert
 from services.searcher.updates import ImageUpdate
 
@@ -16,6 +18,7 @@ MODEL = ModelIdentity("open_clip", "test", "digest", DIMENSION)
 LIMITS = MetadataLimits(tags=5, attributes=5, text_bytes=20, total_bytes=60)
 IMAGES = [f"image{i}" for i in range(6)]
 TAGS = ["red", "green", "blue"]
+VALUES = ["a", "b", "ab", "é", "-3", "10.5", "1e1", "2024-05-01", "2024-05-01T02+01"]
 # Few directions, so that equal scores and equal vectors are common.
 DIRECTIONS = np.array(
     [[1, 0, 0, 0], [0, 1, 0, 0], [1, 1, 0, 0], [1, 1, 1, 1], [-1, 0, 2, 0], [3, 1, 0, 0], [30, 11, 0, 1]],
@@ -29,11 +32,30 @@ def some(rng: random.Random, values: list, most: int) -> tuple:
 
 
 def some_attributes(rng: random.Random) -> dict[str, str]:
-    return {name: rng.choice("ab") for name in rng.sample(["kind", "room"], rng.randint(0, 2))}
+    return {name: rng.choice(VALUES) for name in rng.sample(["kind", "room"], rng.randint(0, 2))}
 
 
 def some_vectors(rng: random.Random, least: int, most: int) -> np.ndarray:
     return DIRECTIONS[np.array(rng.choices(range(len(DIRECTIONS)), k=rng.randint(least, most)), np.intp)]
+
+
+def some_condition(rng: random.Random, names: Sequence[str] = ("kind", "room")) -> AnyOf:
+    day = 1_714_521_600_000.0  # 2024-05-01
+    tests = [
+        ValueTest(),
+        ValueTest(values=some(rng, VALUES, 3)),
+        ValueTest(prefix=rng.choice(["a", "2024", "10", "\U0010ffff"])),
+        ValueTest(number=rng.choice([Range(gte=-3.0), Range(gt=-3.0, lt=10.5), Range(lte=10.0)])),
+        ValueTest(time=rng.choice([Range(gte=day), Range(gt=day), Range(lt=day + 3.6e6), Range(lte=day)])),
+    ]
+
+    def one() -> Condition:
+        negate = rng.random() < 0.4
+        if rng.random() < 0.3:
+            return Condition(tag=rng.choice(TAGS), negate=negate)
+        return Condition(attribute=rng.choice(names), test=rng.choice(tests), negate=negate)
+
+    return AnyOf(tuple(one() for _ in range(rng.randint(1, 3))), rng.random() < 0.3)
 
 
 def some_filter(rng: random.Random, least: int = 0) -> Filter:
@@ -48,7 +70,8 @@ def some_filter(rng: random.Random, least: int = 0) -> Filter:
         "min_area": rng.randint(0, 4),
         "max_area": rng.randint(0, 4),
         "min_predicted_iou": rng.choice([0.0, 0.5, 0.9]),
-        "attributes": (("kind", rng.choice("ab")),),
+        "attributes": (("kind", rng.choice(VALUES)),),
+        "conditions": tuple(some_condition(rng) for _ in range(rng.randint(1, 2))),
     }
     names = rng.sample(sorted(conditions), rng.randint(least, 2))
     return Filter(**{name: conditions[name] for name in names})

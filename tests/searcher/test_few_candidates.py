@@ -11,7 +11,7 @@ import pytest
 
 from services.searcher import ranking
 from services.searcher.embedded.engine import EmbeddedEngine
-from services.searcher.embedded.index import ivf
+from services.searcher.embedded.index import approximate
 from services.searcher.embedded.queries import candidate_source, tie_order
 from services.searcher.settings import EmbeddedSettings
 from services.searcher.types import (
@@ -33,7 +33,7 @@ def scarce(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tie_order, "_BLOCK", 3)
     for module in (tie_order, candidate_source):
         monkeypatch.setattr(module, "MANY", 1)
-    monkeypatch.setattr(ivf, "_GATHER_ROWS", 0)
+    monkeypatch.setattr(approximate, "_GATHER_ROWS", 0)
 
 
 def walked(folder: Path, seed: int, **fields: object):

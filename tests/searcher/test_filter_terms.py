@@ -13,6 +13,7 @@ from services.searcher.embedded.store import reads
 from services.searcher.types import Deletion, Filter, Level, Query, Record, StoredImage, Upsert
 from tests.searcher.conftest import MODEL, unit_vectors
 from tests.searcher.oracle import Oracle
+from tests.searcher.random_ops import some_condition
 
 
 def write_of(image_id: str, label: str, records: dict[str, str], tags: tuple[str, ...] = ()) -> Upsert:
@@ -36,6 +37,7 @@ def test_filters_follow_every_kind_of_write(engine: EmbeddedEngine) -> None:
     filters = [Filter(attributes=(("label", value),)) for value in "ab"]
     filters += [Filter(tags=("x",)), Filter(exclude_tags=("x", "y")), Filter(tags=("x", "y"))]
     filters.append(Filter(tags=("x",), attributes=(("label", "a"),), exclude_image_ids=("i1",)))
+    filters += [Filter(conditions=(some_condition(rng, ["label"]),)) for _ in range(20)]
     for turn in range(120):
         image_id = f"i{rng.randint(0, 9)}"
         names = {f"{image_id}-{turn}-{n}": rng.choice(["", "a", "b"]) for n in range(rng.randint(1, 5))}

@@ -59,15 +59,36 @@ def test_many_segments_with_tombstones_are_compacted_a_few_at_a_time(tmp_path) -
 def test_a_compacted_approximate_segment_becomes_approximate_again(tmp_path) -> None:
     engine = EmbeddedEngine(settings_of(tmp_path))
     engine.create_collection(Collection("c", MODEL))
-    fill(engine, clustered(3500))
+    fill(engine, clustered(3000))
     engine.run_maintenance()
-    assert kinds(engine) == ["ivf", "ivf", "ivf", "flat"]
-    deleted = engine.delete("c", Deletion(filter=Filter(min_area=1000, max_area=1299)))
-    assert deleted.record_count == 300
+    fill(engine, clustered(1000, seed=1), first=3000)
     engine.run_maintenance()
-    assert kinds(engine) == ["ivf", "ivf", "ivf", "flat"]
+    assert kinds(engine) == ["ivf", "ivf"], "the first one is much larger than the second one, and stays"
+    deleted = engine.delete("c", Deletion(filter=Filter(min_area=1000, max_area=1999)))
+    assert deleted.record_count == 1000
+    engine.run_maintenance()
+    assert kinds(engine) == ["ivf", "ivf"]
     assert engine.stats("c")[0].tombstone_count == 0
-    assert len(list((tmp_path / FOLDER).iterdir())) == 3, "the file of the segment before it has gone"
+    assert len(list((tmp_path / FOLDER).iterdir())) == 2, "the files of the segment before it have gone"
+    engine.delete("c", Deletion(filter=Filter(max_area=2999)))
+    engine.run_maintenance()
+    assert kinds(engine) == ["ivf"], "an empty one goes"
+    engine.close()
+
+
+def test_approximate_segments_are_merged_as_they_grow(tmp_path) -> None:
+    engine = EmbeddedEngine(settings_of(tmp_path))
+    engine.create_collection(Collection("c", MODEL))
+    vectors = clustered(12_000)
+    most = 0
+    for start in range(0, len(vectors), 1000):
+        fill(engine, vectors[start : start + 1000], first=start)
+        engine.run_maintenance()
+        most = max(most, len(kinds(engine)))
+    assert most <= 5, "the number of segments grows with the logarithm of the rows"
+    assert len(list((tmp_path / FOLDER).iterdir())) == kinds(engine).count("ivf")
+    found = [search(engine, vector)[0].record.record_id for vector in vectors[::1500]]
+    assert found == [f"r{row}" for row in range(0, 12_000, 1500)]
     engine.close()
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from services.searcher.embedded.index.compaction import CompactionInput
+from services.searcher.embedded.index.index_files import IndexCache
 from services.searcher.embedded.index.live_queries import LiveQueries, QueryKind
 from services.searcher.embedded.index.recall import RecallEvaluator, noisy
 from services.searcher.embedded.index.search_thread import SearchThreads
@@ -61,13 +64,13 @@ def collection(vectors: np.ndarray, codes: CodeSpec | None = None) -> OpenCollec
     return OpenCollection(1, Collection("c", MODEL, codes), index)
 
 
-def promise_is_kept(count: int, first: str, codes: CodeSpec | None = None) -> None:
+def promise_is_kept(folder: Path, count: int, first: str, codes: CodeSpec | None = None) -> None:
     vectors = stored(count)
     opened = collection(vectors, codes)
     search = SearchThreads()
     settings = EmbeddedSettings(ann_above=1, ann_rows=count, codes_rows=count, recall_target=0.98)
-    planner = Planner(settings, search, None)
-    sources, build = planner.plan(opened)
+    planner = Planner(settings, search, None, IndexCache(folder / "indexes"))
+    sources, build = planner.plan(opened, 0)
     opened.index.replace(sources, [build(CompactionInput(sources, 0))])
     (segment,) = (view.segment for view in opened.index.state.views)
     rng = np.random.default_rng(3)
@@ -90,26 +93,27 @@ def promise_is_kept(count: int, first: str, codes: CodeSpec | None = None) -> No
 
 
 @pytest.mark.parametrize("first", ["regions", "words"])
-def test_recall_target_holds_for_words_and_regions_whichever_came_first(first: str) -> None:
-    promise_is_kept(100_000, first)
+def test_recall_target_holds_for_words_and_regions_whichever_came_first(tmp_path, first: str) -> None:
+    promise_is_kept(tmp_path, 100_000, first)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("first", ["regions", "words"])
-def test_recall_target_holds_in_a_larger_index(first: str) -> None:
-    promise_is_kept(1_000_000, first)
+def test_recall_target_holds_in_a_larger_index(tmp_path, first: str) -> None:
+    promise_is_kept(tmp_path, 1_000_000, first)
 
 
-def test_recall_target_holds_for_binary_codes() -> None:
-    promise_is_kept(12_000, "regions", CodeSpec(CodeMethod.PCA_ROTATION, 32, 10))
+def test_recall_target_holds_for_binary_codes(tmp_path) -> None:
+    promise_is_kept(tmp_path, 12_000, "regions", CodeSpec(CodeMethod.PCA_ROTATION, 32, 10))
 
 
-def test_an_exact_request_to_an_approximate_index_scans_all_rows() -> None:
+def test_an_exact_request_to_an_approximate_index_scans_all_rows(tmp_path) -> None:
     vectors = stored(20_000)
     for codes in (None, CodeSpec(CodeMethod.PCA_ROTATION, 16, 1)):
         opened = collection(vectors, codes)
-        planner = Planner(EmbeddedSettings(ann_above=1, ann_rows=1, codes_rows=1), SearchThreads(), None)
-        sources, build = planner.plan(opened)
+        settings = EmbeddedSettings(ann_above=1, ann_rows=1, codes_rows=1)
+        planner = Planner(settings, SearchThreads(), None, IndexCache(tmp_path / "indexes"))
+        sources, build = planner.plan(opened, 0)
         segment = build(CompactionInput(sources, 0))
         segment.effort = 1
         queries = words(vectors, 20, 1)

@@ -466,6 +466,25 @@ async def test_oversized_filters_and_collections_are_refused(stub) -> None:
     many = search_pb2.Filter(attributes={str(number): "x" for number in range(65)})
     search = search_request(unit_vectors(1), filter=many)
     assert await failing(stub.Search(search)) == (Kind.TOO_LARGE, "filter.attributes")
+    attribute = {"attribute": "a"}
+    for conditions, field in (
+        ([{}], "[0]"),
+        ([attribute, {**attribute, "tag": "t"}], "[1]"),
+        ([{**attribute, "prefix": "a", "values": ["b"]}], "[0]"),
+        ([{"tag": "t", "prefix": "t"}], "[0]"),
+        ([{"any_of": [attribute], "tag": "t"}], "[0]"),
+        ([{"any_of": [attribute], "number": {"lt": 1.0}}], "[0]"),
+        ([{"any_of": [{"any_of": [attribute]}]}], "[0].any_of[0]"),
+        ([{**attribute, "number": {}}], "[0].number"),
+        ([{**attribute, "number": {"gte": float("nan")}}], "[0].number"),
+        ([{**attribute, "time": {"gte": {"seconds": 1 << 62}}}], "[0].time.gte"),
+    ):
+        wrong = search_pb2.Filter(conditions=[search_pb2.Condition(**one) for one in conditions])
+        search = search_request(unit_vectors(1), filter=wrong)
+        assert await failing(stub.Search(search)) == (Kind.INVALID_ARGUMENT, f"filter.conditions{field}")
+    many = search_pb2.Filter(conditions=[search_pb2.Condition(any_of=[attribute] * 64)])
+    search = search_request(unit_vectors(1), filter=many)
+    assert await failing(stub.Search(search)) == (Kind.TOO_LARGE, "filter.conditions")
     huge = search_pb2.CreateCollectionRequest(name="huge", model=MODEL_INFO)
     huge.model.dimension = 1 << 23
     assert await failing(stub.CreateCollection(huge)) == (Kind.TOO_LARGE, "model.dimension")

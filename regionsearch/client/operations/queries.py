@@ -72,7 +72,7 @@ def search(
         negatives: What is not meant: phrases, or an `NegativeExample` each.
         level: Regions, whole images, or both, which is the default.
         group_by: `image`: one hit an image, its best.
-        filter: Conditions as in the HTTP API: image_ids, tags, min_area, ...
+        filter: Conditions as in the HTTP API: image_ids, tags, min_area, conditions, ...
         min_score: Lowest cosine.
         relative_cutoff: Lowest part of the best score, 0 to 1.
         min_relevancy: With negatives, lowest relevancy; 0.5 when absent.

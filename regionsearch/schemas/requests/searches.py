@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, model_validator
+from google.protobuf import json_format
+from google.protobuf.timestamp_pb2 import Timestamp
+from pydantic import AfterValidator, ConfigDict, Field, FiniteFloat, model_validator
 
 from regionsearch.schemas.requests.shapes import absent, combined, either, given, shaped
 from regionsearch.schemas.requests.values import (
@@ -36,6 +38,17 @@ Level = Literal["region", "image", "both"]
 Style = Literal["outline", "boxes", "mask"]
 Include = Literal["mask"]
 Includes = Annotated[list[Include], Field(max_length=8, fail_fast=True)]
+Bound = Annotated[FiniteFloat, Field(ge=-1e300, le=1e300)]
+
+
+def _a_time(text: str) -> str:
+    Timestamp().FromJsonString(text)  # raises ValueError
+    return text
+
+
+Time = Annotated[
+    str, Field(max_length=64, json_schema_extra={"format": "date-time"}), AfterValidator(_a_time)
+]
 
 
 class QueryBody(Body):
@@ -118,6 +131,44 @@ Negatives = Annotated[
 ]
 
 
+class NumbersBody(Body):
+    """The bounds that are set must hold; at least one is."""
+
+    gte: Bound | None = None
+    gt: Bound | None = None
+    lte: Bound | None = None
+    lt: Bound | None = None
+
+
+class TimesBody(Body):
+    """The bounds that are set must hold; at least one is."""
+
+    gte: Time | None = None
+    gt: Time | None = None
+    lte: Time | None = None
+    lt: Time | None = None
+
+
+class ConditionTestBody(Body):
+    """A test of a tag, or of an attribute: that there is one, or of its value."""
+
+    tag: Tag | None = Field(None, description="The image has this tag.")
+    attribute: Tag | None = Field(None, description="The region, or else its image, has this attribute.")
+    values: Tags = Field([], description="Its value is one of these.")
+    prefix: Tag | None = Field(None, description="It begins so.")
+    number: NumbersBody | None = Field(None, description="It is a decimal number, and in this range.")
+    time: TimesBody | None = Field(None, description="It is a time after ISO 8601, and in this range.")
+    negate: bool = Field(False, description="It must not pass.")
+
+
+class ConditionBody(ConditionTestBody):
+    """A test, or several tests of which one must pass."""
+
+    any_of: list[ConditionTestBody] = Field(
+        [], max_length=64, fail_fast=True, description="At least one passes; with negate none does."
+    )
+
+
 class FilterBody(Body):
     """Every condition that is set must hold."""
 
@@ -132,10 +183,16 @@ class FilterBody(Body):
     min_predicted_iou: Number | None = None
     min_stability_score: Number | None = None
     attributes: dict[Tag, Value] = Field({}, max_length=64, description="The image has exactly these.")
+    conditions: list[ConditionBody] = Field(
+        [],
+        max_length=64,
+        fail_fast=True,
+        description="Tests of tags and attributes; each must pass.",
+    )
 
     def to_proto(self) -> search_pb2.Filter:
         """As the contract has it."""
-        return search_pb2.Filter(**self.model_dump(exclude_none=True))
+        return json_format.ParseDict(self.model_dump(exclude_defaults=True), search_pb2.Filter())
 
 
 _LEVELS = {

@@ -102,7 +102,9 @@ class EmbeddedEngine:
             self._restore_lock = RestoreLock()
             self._naming = threading.Lock()  # held while a collection is created or deleted
             self._copying = threading.Lock()  # held while a snapshot is written or restored
-            self._cache = IndexCache(self._folder / INDEX_FOLDER, read_only=settings.read_only)
+            self._cache = IndexCache(
+                self._folder / INDEX_FOLDER, read_only=settings.read_only, verify=settings.check_at_start
+            )
             with ThreadPoolExecutor(1) as background:
                 checking = background.submit(self._check) if settings.check_at_start else None
                 self._load()
@@ -138,7 +140,7 @@ class EmbeddedEngine:
             self._lock.check,
             settings.max_log_bytes,
         )
-        planner = Planner(settings, self._search, device)
+        planner = Planner(settings, self._search, device, self._cache)
         self._maintenance = Maintenance(
             self._committer, self._horizon, self._restore_lock, lambda: self._collections.all(), planner,
             self._cache, self._reserve_file, settings,

@@ -12,6 +12,7 @@ from functools import partial
 import structlog
 
 from regionsearch.errors import RegionSearchError, not_found
+from services.searcher.embedded.index.approximate import ApproximateSegment
 from services.searcher.embedded.index.binary import Codec, CodeSegment
 from services.searcher.embedded.index.compaction import (
     CompactionInput,
@@ -22,7 +23,7 @@ from services.searcher.embedded.index.compaction import (
 from services.searcher.embedded.index.index_files import IndexCache
 from services.searcher.embedded.index.segments import IndexSegment
 from services.searcher.embedded.open_collections import OpenCollection
-from services.searcher.embedded.planning import Planner, arrays_of
+from services.searcher.embedded.planning import Planner
 from services.searcher.embedded.store import vacuum, writes
 from services.searcher.embedded.store.disk_reserve import DiskReserve
 from services.searcher.embedded.store.group_commit import GroupCommitter
@@ -34,6 +35,7 @@ from services.searcher.settings import EmbeddedSettings
 _log = structlog.get_logger(__name__)
 _PERIOD_S = 1.0
 _VACUUM_ROWS = 2000
+_VECTOR_BYTES = 4  # of each component on disk: two in the vectors, one in the lists, and what goes with them
 _VACUUM_PAGES = 512
 _CLOSE_TIMEOUT_S = 2.0
 
@@ -130,7 +132,7 @@ class Maintenance:
         if not sources:
             return False
         live = len(CompactionInput(sources, horizon))
-        size = settings.chunk_rows if sources[0].kind == "flat" else max(live, 1)
+        size = settings.chunk_rows
         compactions = [
             CompactionInput(sources, horizon, start, start + size) for start in range(0, live, size)
         ]
@@ -139,11 +141,16 @@ class Maintenance:
 
     def _build_faster(self, collection: OpenCollection) -> bool:
         """Builds a faster index where one is due; returns whether one was."""
-        plan = self._planner.plan(collection)
+        horizon = self._horizon.seq
+        plan = self._planner.plan(collection, horizon)
         if plan is None:
             return False
         sources, build = plan
-        compaction = CompactionInput(sources, self._horizon.seq)
+        compaction = CompactionInput(sources, horizon)
+        if not len(compaction):
+            self._swap(collection, sources, [])
+            return True
+        self._reserve.require(_VECTOR_BYTES * len(compaction) * collection.index.dimension)
         started = time.monotonic()
         segment = build(compaction)
         codec = segment.codec if isinstance(segment, CodeSegment) else None
@@ -175,10 +182,9 @@ class Maintenance:
 
     def _save(self, collection: OpenCollection, segment: IndexSegment) -> None:
         """Writes the index file of a segment, for the next start."""
-        arrays = arrays_of(segment)
-        if arrays is not None:
+        if isinstance(segment, ApproximateSegment):
             with self._unchanged(collection):
-                self._cache.save(collection.rowid, segment, arrays)
+                self._cache.save(collection.rowid, segment, segment.files, segment.to_arrays())
 
     def _swap(
         self,

@@ -5,29 +5,34 @@ from __future__ import annotations
 import itertools
 import time
 import weakref
-from collections.abc import Callable
 from pathlib import Path
 
 import structlog
 
 from services.searcher.embedded.faiss_compat import faiss
+from services.searcher.embedded.index.approximate import ApproximateSegment
 from services.searcher.embedded.index.binary import (
-    CodeSegment,
     build_codes,
     learned_codec,
     restore_codes,
     train_codec,
     training_sample,
 )
-from services.searcher.embedded.index.compaction import ALL_ROWS, Build, CompactionInput
+from services.searcher.embedded.index.columns import Columns
+from services.searcher.embedded.index.compaction import (
+    ALL_ROWS,
+    Build,
+    CompactionInput,
+    build_flat,
+    select_for_merge,
+)
 from services.searcher.embedded.index.flat import FlatSegment
 from services.searcher.embedded.index.gpu import Device, build_gpu
-from services.searcher.embedded.index.index_files import Arrays, SavedIndex
-from services.searcher.embedded.index.ivf import IvfSegment, build_ivf, restore_ivf
+from services.searcher.embedded.index.index_files import IndexCache, SavedIndex
+from services.searcher.embedded.index.ivf import build_ivf, restore_ivf
 from services.searcher.embedded.index.live_queries import QueryKind
 from services.searcher.embedded.index.recall import (
     QUERIES,
-    Approximate,
     RecallEvaluator,
     below_target,
     recall_evaluators,
@@ -54,43 +59,47 @@ class Planner:
         settings: Sizes and the recall target.
         search: Its thread owns the device.
         device: The GPU; None without one.
+        cache: Where approximate segments are stored.
     """
 
-    def __init__(self, settings: EmbeddedSettings, search: SearchThreads, device: Device | None) -> None:
+    def __init__(
+        self, settings: EmbeddedSettings, search: SearchThreads, device: Device | None, cache: IndexCache
+    ) -> None:
         self._settings = settings
         self._search = search
         self._device = device
+        self._cache = cache
         self._turns = itertools.count()
         self._next: weakref.WeakKeyDictionary[OpenCollection, float] = weakref.WeakKeyDictionary()
 
-    def plan(self, collection: OpenCollection) -> tuple[list[IndexSegment], Build] | None:
-        """The segments to replace next and what builds the new one."""
-        settings = self._settings
-        views = collection.index.state.views
-        build: Callable[[CompactionInput], IndexSegment]
-        if collection.spec.codes is not None:
-            sources, build = (
-                _run(views, settings.codes_rows),
-                lambda compaction: self._build_codes(collection, compaction),
-            )
-        elif self._device is not None:
-            sources, build = _run(views, settings.gpu_rows), self._build_gpu
-        elif sum(view.rows for view in views) >= settings.ann_above:
-            sources, build = (
-                _run(views, settings.ann_rows),
-                lambda compaction: self._build_ivf(collection, compaction),
-            )
-        else:
+    def plan(self, collection: OpenCollection, horizon: int) -> tuple[list[IndexSegment], Build] | None:
+        """The segments to replace next and what builds the new one, without rows removed up to `horizon`."""
+        settings, views = self._settings, collection.index.state.views
+        if collection.spec.codes is None and self._device is not None:
+            sources = _run(views, settings.gpu_rows)
+            return (sources, self._build_gpu) if sources else None
+        coded = collection.spec.codes is not None
+        least = settings.codes_rows if coded else settings.ann_rows
+        if not coded and sum(view.rows for view in views) < settings.ann_above:
             return None
-        return (sources, build) if sources else None
+        sources = select_for_merge(collection.index.state, horizon, least, settings.compact_above)
+        if not sources:
+            return None
+
+        def build(compaction: CompactionInput) -> IndexSegment:
+            if len(compaction) < least // 2:
+                return build_flat(compaction)  # most rows have been removed
+            return (self._build_codes if coded else self._build_ivf)(collection, compaction)
+
+        return sources, build
 
     def _build_ivf(self, collection: OpenCollection, compaction: CompactionInput) -> IndexSegment:
         faiss.omp_set_num_threads(self._settings.build_threads)  # of this thread; searches keep theirs
-        segment = build_ivf(compaction)
+        segment = build_ivf(compaction, self._cache.begin())
         self._tune(collection, segment, compaction)
         return segment
 
-    def tune(self, collection: OpenCollection) -> Approximate | None:
+    def tune(self, collection: OpenCollection) -> ApproximateSegment | None:
         """Tunes a segment whose recall is too low, or that was never tuned with real queries of a kind.
 
         Returns:
@@ -114,7 +123,7 @@ class Planner:
         if not segments or time.monotonic() < self._next.get(collection, 0.0):
             return False
         first = next(self._turns) % len(segments)
-        turn: list[Approximate] = []
+        turn: list[ApproximateSegment] = []
         for segment in [*segments[first:], *segments[:first]]:
             if sum(one.columns.used for one in turn) < _MEASURED_ROWS:
                 turn.append(segment)
@@ -132,7 +141,9 @@ class Planner:
             self._next[collection] = time.monotonic() + _MEASURE_S
         return measured
 
-    def _tune(self, collection: OpenCollection, segment: Approximate, compaction: CompactionInput) -> None:
+    def _tune(
+        self, collection: OpenCollection, segment: ApproximateSegment, compaction: CompactionInput
+    ) -> None:
         samples = {kind: collection.index.live.sample(kind, QUERIES) for kind in QueryKind}
         real = {kind: queries for kind, queries in samples.items() if len(queries) >= _ENOUGH_QUERIES}
         tune(segment, recall_evaluators(compaction, real), self._settings.recall_target)
@@ -152,52 +163,40 @@ class Planner:
             codec = learned_codec(heads_folder(self._settings), spec, collection.spec.model.dimension)
         elif codec is None:
             codec = train_codec(spec, training_sample(compaction))
-        segment = build_codes(compaction, codec, spec.rerank_factor)
+        segment = build_codes(compaction, codec, spec.rerank_factor, self._cache.begin())
         self._tune(collection, segment, compaction)
         return segment
 
 
 def restored(
     saved: SavedIndex,
-    compaction: CompactionInput,
+    columns: Columns,
     collection: OpenCollection,
-    records: int,
     settings: EmbeddedSettings,
-) -> IndexSegment | None:
-    """The segment that an index file describes, if the same would be built of these rows today.
+) -> ApproximateSegment | None:
+    """The segment that was saved, if one of its kind would be built today.
 
     Args:
-        saved: The file.
-        compaction: The rows.
+        saved: Its files.
+        columns: Its rows.
         collection: The collection.
-        records: Records in the collection.
         settings: Sizes and the recall target.
     """
-    spec = collection.spec.codes
-    rows = saved.rows_of(compaction)
-    segment: IndexSegment | None = None
+    codes, codec = collection.spec.codes, collection.codec
     try:
-        if rows is None:
-            raise ValueError("its rows are not in the store")
-        if saved.kind == "codes" and spec is not None and collection.codec is not None:
-            segment = restore_codes(compaction, rows, saved.arrays, collection.codec, spec.rerank_factor)
-        elif saved.kind == "ivf" and spec is None and records >= settings.ann_above:
-            segment = restore_ivf(compaction, rows, saved.arrays)
-    except (KeyError, ValueError, IndexError) as error:
+        if saved.kind == "codes" and codes is not None and codec is not None:
+            return restore_codes(saved, columns, codec, codes.rerank_factor)
+        if saved.kind == "ivf" and codes is None and collection.spec.record_count >= settings.ann_above:
+            return restore_ivf(saved, columns)
+    except (KeyError, ValueError, OSError) as error:
         _log.info("index file does not match, it will be rebuilt", kind=saved.kind, reason=str(error))
-        return None
-    return segment
+    return None
 
 
-def approximate_segments(collection: OpenCollection) -> list[Approximate]:
+def approximate_segments(collection: OpenCollection) -> list[ApproximateSegment]:
     """The segments of a collection that may overlook rows."""
     segments = [view.segment for view in collection.index.state.views]
-    return [segment for segment in segments if isinstance(segment, IvfSegment | CodeSegment)]
-
-
-def arrays_of(segment: IndexSegment) -> Arrays | None:
-    """What to save of a segment; None for kinds that are cheap to rebuild."""
-    return segment.to_arrays() if isinstance(segment, IvfSegment | CodeSegment) else None
+    return [segment for segment in segments if isinstance(segment, ApproximateSegment)]
 
 
 def heads_folder(settings: EmbeddedSettings) -> Path:

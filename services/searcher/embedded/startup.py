@@ -1,9 +1,9 @@
 """Start-up, and what follows a restore: the live rows of the record store become the indexes in memory.
 
 `open_collections` reads the collections, then all live rows in order of their rowids (`store/live_rows.py`),
-and hands each collection's rows to its `IndexLoader`. Where an index file covers a range of rows, the loader
-puts those rows into segments of their own and replaces these by the segment that the file describes, without
-training it again.
+and hands each collection's rows to its `IndexLoader`. Where a stored segment covers a range of rows, the
+loader keeps their columns only, because their vectors are mapped from the segment's files. Should these turn
+out to be of other rows, the collection is loaded once more without them.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +19,8 @@ import structlog
 
 from regionsearch.errors import Kind, RegionSearchError
 from services.searcher.embedded.index.binary import Codec
-from services.searcher.embedded.index.compaction import CompactionInput
+from services.searcher.embedded.index.columns import Columns
 from services.searcher.embedded.index.index_files import IndexCache, SavedIndex
-from services.searcher.embedded.index.segments import IndexSegment
 from services.searcher.embedded.index.vector_index import VectorIndex
 from services.searcher.embedded.open_collections import OpenCollection
 from services.searcher.embedded.planning import restored
@@ -31,6 +30,7 @@ from services.searcher.embedded.store.database import Database
 from services.searcher.embedded.store.faults import damaged, explained
 from services.searcher.embedded.store.live_rows import live_rows
 from services.searcher.settings import EmbeddedSettings
+from services.searcher.types import Collection
 
 _log = structlog.get_logger(__name__)
 
@@ -56,37 +56,58 @@ def open_collections(
             for rowid, spec, codec in reads.collections(connection)
         ]
         by_rowid = {collection.rowid: collection for collection in found}
-        loaders = {collection.rowid: _loader(collection, cache, settings) for collection in found}
-        for rowid, rows, added in live_rows(connection):
-            if rowid in loaders:
-                with _fitting(by_rowid[rowid], loaders, settings):
-                    loaders[rowid].add(rows, added)
-        for rowid, loader in list(loaders.items()):
-            with _fitting(by_rowid[rowid], loaders, settings):
-                loader.finish()
+        saved = {rowid: [] if cache is None else cache.find(rowid) for rowid in by_rowid}
+        loading = set(by_rowid)
+        while loading:
+            loading = _load(connection, [by_rowid[rowid] for rowid in loading], saved, settings)
     return found
 
 
-@contextlib.contextmanager
-def _fitting(
-    collection: OpenCollection, loaders: dict[int, IndexLoader], settings: EmbeddedSettings
-) -> Iterator[None]:
-    """Marks a collection for which there is not enough memory, and frees what it has taken."""
-    try:
-        yield
-    except MemoryError:
-        spec = collection.spec
-        megabytes = spec.record_count * spec.model.dimension * 4 >> 20
-        collection.problem = RegionSearchError(
-            Kind.FAILED_PRECONDITION,
-            f"collection {spec.name!r} does not fit into memory ({spec.record_count} records, about "
-            f"{megabytes} MiB): give the searcher more, or delete records by id, and restart it",
-            field="collection",
-            metadata={"collection": spec.name},
-        )
-        collection.index = VectorIndex(spec.model.dimension, settings.chunk_rows)
-        del loaders[collection.rowid]
-        _log.error("a collection is not served", reason=collection.problem.message)
+def _load(
+    connection: sqlite3.Connection,
+    collections: Sequence[OpenCollection],
+    saved: Mapping[int, list[SavedIndex]],
+    settings: EmbeddedSettings,
+) -> set[int]:
+    """Fills empty indexes; returns the rowids of those that have to be filled again, without a wrong file."""
+    again: set[int] = set()
+    loaders = {one.rowid: IndexLoader(one, saved[one.rowid], settings) for one in collections}
+
+    @contextlib.contextmanager
+    def trying(rowid: int) -> Iterator[None]:
+        collection = loaders[rowid].collection
+        try:
+            yield
+        except WrongRowsError as error:
+            saved[rowid].remove(error.saved)
+            again.add(rowid)
+        except MemoryError:
+            collection.problem = _too_large(collection.spec)
+            _log.error("a collection is not served", reason=collection.problem.message)
+        else:
+            return
+        collection.index = VectorIndex(collection.index.dimension, settings.chunk_rows)
+        del loaders[rowid]
+
+    for rowid, rows, added in live_rows(connection):
+        if rowid in loaders:
+            with trying(rowid):
+                loaders[rowid].add(rows, added)
+    for rowid, loader in list(loaders.items()):
+        with trying(rowid):
+            loader.finish()
+    return again
+
+
+def _too_large(spec: Collection) -> RegionSearchError:
+    megabytes = spec.record_count * spec.model.dimension * 4 >> 20
+    return RegionSearchError(
+        Kind.FAILED_PRECONDITION,
+        f"collection {spec.name!r} does not fit into memory ({spec.record_count} records, about "
+        f"{megabytes} MiB): give the searcher more, or delete records by id, and restart it",
+        field="collection",
+        metadata={"collection": spec.name},
+    )
 
 
 def check_content(connection: sqlite3.Connection, path: Path) -> None:
@@ -112,67 +133,76 @@ def _intact(path: Path) -> Iterator[None]:
         raise damaged(path, str(error)) from error
 
 
-def _loader(collection: OpenCollection, cache: IndexCache | None, settings: EmbeddedSettings) -> IndexLoader:
-    def restore(saved: SavedIndex, compaction: CompactionInput) -> IndexSegment | None:
-        return restored(saved, compaction, collection, collection.spec.record_count, settings)
+class WrongRowsError(Exception):
+    """A stored segment is of other rows than those of the store, or cannot be used.
 
-    return IndexLoader(collection.index, [] if cache is None else cache.find(collection.rowid), restore)
+    Attributes:
+        saved: It.
+    """
 
-
-Restore = Callable[[SavedIndex, CompactionInput], IndexSegment | None]
-"""Makes the segment that an index file describes from its rows; None if they do not match."""
+    def __init__(self, saved: SavedIndex) -> None:
+        super().__init__(saved.files.folder.name)
+        self.saved = saved
 
 
 class IndexLoader:
     """Fills one empty index, in ascending order of rowids.
 
     Args:
-        index: The index.
-        saved: Its index files, in order of their rows.
-        restore: Makes a segment of an index file and its rows.
+        collection: Whose index it is.
+        saved: Its stored segments, in order of their rows.
+        settings: Sizes and the recall target.
     """
 
-    def __init__(self, index: VectorIndex, saved: Sequence[SavedIndex], restore: Restore) -> None:
-        self._index = index
+    def __init__(
+        self, collection: OpenCollection, saved: Sequence[SavedIndex], settings: EmbeddedSettings
+    ) -> None:
+        self.collection = collection
+        self._settings = settings
         self._saved = deque(saved)
-        self._restore = restore
-        self._first_segment: int | None = None  # of the index file whose rows are being added
+        self._columns: Columns | None = None  # of the stored segment whose rows are being added
 
     def add(self, rows: Rows, added: RowIds) -> None:
-        """Adds rows whose rowids are above all earlier ones."""
+        """Adds rows whose rowids are above all earlier ones.
+
+        Raises:
+            WrongRowsError: A stored segment is not of these rows.
+        """
         start = 0
         while start < len(rows):
             while self._saved and rows.record_rowid[start] > self._saved[0].keys[-1]:
                 self._end_file()
-            stop = len(rows)
-            if self._saved:
-                inside = rows.record_rowid[start] >= self._saved[0].keys[0]
-                if inside and self._first_segment is None:
-                    self._begin_file()
-                stop = (
-                    int(np.searchsorted(rows.record_rowid, self._saved[0].keys[-1], side="right"))
-                    if inside
-                    else int(np.searchsorted(rows.record_rowid, self._saved[0].keys[0]))
-                )
-            self._index.add(rows.part(start, stop), added[start:stop])
+            if not self._saved or rows.record_rowid[start] < self._saved[0].keys[0]:
+                stop = len(rows)
+                if self._saved:
+                    stop = int(np.searchsorted(rows.record_rowid, self._saved[0].keys[0]))
+                self.collection.index.add(rows.part(start, stop), added[start:stop])
+            else:
+                keys = self._saved[0].keys
+                stop = int(np.searchsorted(rows.record_rowid, keys[-1], side="right"))
+                if self._columns is None:
+                    self._columns = Columns(len(keys))
+                if self._columns.used + stop - start > len(keys):
+                    raise WrongRowsError(self._saved[0])
+                self._columns.write(rows, added, start, stop)
             start = stop
 
     def finish(self) -> None:
-        """Ends the loading: no more rows come."""
+        """Ends the loading: no more rows come.
+
+        Raises:
+            WrongRowsError: A stored segment is not of these rows.
+        """
         while self._saved:
             self._end_file()
 
-    def _begin_file(self) -> None:
-        self._index.seal()
-        self._first_segment = len(self._index.state.views)
-
     def _end_file(self) -> None:
-        saved = self._saved.popleft()
-        if self._first_segment is None:
+        saved, present = self._saved.popleft(), self._columns
+        self._columns = None
+        if present is None:
             return  # none of its rows is left
-        self._index.seal()
-        sources = [view.segment for view in self._index.state.views[self._first_segment :]]
-        self._first_segment = None
-        segment = self._restore(saved, CompactionInput(sources, 0))
-        if segment is not None:
-            self._index.replace(sources, [segment])
+        columns = present.spread(saved.keys, saved.checksums)
+        segment = None if columns is None else restored(saved, columns, self.collection, self._settings)
+        if segment is None:
+            raise WrongRowsError(saved)
+        self.collection.index.append_sealed(segment)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from services.searcher.embedded.index.approximate import ApproximateSegment
 from services.searcher.embedded.index.live_queries import QueryKind
-from services.searcher.embedded.index.recall import Approximate
 from services.searcher.embedded.open_collections import OpenCollection
 from services.searcher.embedded.planning import approximate_segments
 from services.searcher.embedded.store import reads
@@ -42,7 +42,7 @@ def statistics(database: Database, collection: OpenCollection, seq: int) -> Coll
     )
 
 
-def _recalls(segments: Sequence[Approximate]) -> dict[str, float]:
+def _recalls(segments: Sequence[ApproximateSegment]) -> dict[str, float]:
     """Mean recall by kind of query, weighted by rows."""
     found: dict[str, float] = {}
     for kind in QueryKind:

@@ -174,7 +174,7 @@ class Contents:
         return len(gone), len(owners)
 
     def _passing(self, wanted: Filter, now: Freshness) -> Iterable[Row]:
-        return self._access.rows(self._placement.records, expression(wanted), _PLACE, now)
+        return self._access.rows(self._placement.records, expression(self._placement, wanted), _PLACE, now)
 
     def newest_images(
         self, limit: int, after: tuple[int, str] | None, budget: ResponseBudget = UNLIMITED

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import numpy as np
 
+from regionsearch.errors import Kind, RegionSearchError
+from services.searcher.conditions import Condition
 from services.searcher.milvus.access import listed
+from services.searcher.milvus.tables import Placement
 from services.searcher.types import Filter, Level
 
 
@@ -15,8 +19,14 @@ def quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
 
 
-def expression(wanted: Filter, level: Level | None = None, seq: int | None = None) -> str:
-    """A filter in Milvus' words; "" for none."""
+def expression(
+    placement: Placement, wanted: Filter, level: Level | None = None, seq: int | None = None
+) -> str:
+    """A filter in Milvus' words; "" for none.
+
+    Raises:
+        RegionSearchError: FAILED_PRECONDITION for ranges of attributes that were not stored as numbers.
+    """
     terms: list[str] = []
     if seq is not None:
         terms.append(f"seq <= {seq}")
@@ -51,4 +61,48 @@ def expression(wanted: Filter, level: Level | None = None, seq: int | None = Non
     for name, value in wanted.attributes:
         key, text = json.dumps(name, ensure_ascii=False), json.dumps(value, ensure_ascii=False)
         terms.append(f"attributes[{key}] == {text}")
+    for one in wanted.conditions:
+        tests = [_test(placement, test, negate=test.negate ^ one.negate) for test in one.conditions]
+        terms.append((" and " if one.negate else " or ").join(f"({test})" for test in tests))
     return " and ".join(f"({term})" for term in terms)
+
+
+def _test(placement: Placement, condition: Condition, *, negate: bool) -> str:
+    """One condition. A comparison with what is missing is neither true nor false to Milvus."""
+    if condition.tag:
+        found = f"ARRAY_CONTAINS(tags, {quoted(condition.tag)})"
+        return f"not {found}" if negate else found
+    test = condition.test
+    path = f"attributes[{quoted(condition.attribute)}]"
+    terms: list[str] = []
+    for kind, bounds in (("number", test.number), ("time", test.time)):
+        if bounds is not None:
+            if not placement.typed:
+                raise RegionSearchError(
+                    Kind.FAILED_PRECONDITION,
+                    f"collection {placement.collection.name!r} was created before attributes were stored as "
+                    "numbers and times: write its images to a new one",
+                    field="filter.conditions",
+                )
+            path = f'typed["{kind}"][{quoted(condition.attribute)}]'
+            terms = [f"{path} {sign} {bound!r}" for sign, bound in bounds.signs()]
+    if test.values:
+        terms = [" or ".join(f"{path} == {quoted(value)}" for value in test.values)]
+    elif test.prefix:
+        terms = [f"{path} >= {quoted(test.prefix)}"]
+        if behind := _behind(test.prefix):
+            terms.append(f"{path} < {quoted(behind)}")
+    known = f"exists {path}"
+    passes = " and ".join(f"({term})" for term in terms)
+    if negate:
+        return f"(not ({known})) or (not ({passes}))" if passes else f"not ({known})"
+    return passes or known
+
+
+def _behind(prefix: str) -> str:
+    """The first text behind all that begin with a prefix; "" where there is none."""
+    for end in range(len(prefix), 0, -1):
+        following = ord(prefix[end - 1]) + 1
+        if following <= sys.maxunicode:
+            return prefix[: end - 1] + chr(0xE000 if 0xD800 <= following < 0xE000 else following)
+    return ""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 
 import numpy as np
 
 from regionsearch.errors import too_large
+from services.searcher.conditions import number_of, time_of
 from services.searcher.milvus.access import Row
 from services.searcher.milvus.tables import (
     LAYOUT,
@@ -126,17 +128,16 @@ def record_row(record: Record, image: StoredImage, vector: np.ndarray, seq: int,
         "attributes": attributes,
         "body": body,
     }
-    return {**row, "mask": chunks} if placement.masks_apart else row
+    row |= {"mask": chunks, "typed": _typed(attributes)}
+    return {name: row[name] for name in placement.every_field}
 
 
 def relabelled(row: Row, image: StoredImage, placement: Placement) -> Row:
     """A record's row with the present tags and attributes of its image."""
     attributes = {**image.attributes, **row["body"]["attributes"]}
     _check_json(attributes, "set_attributes", f"record {row['record_id']!r}")
-    return {name: row[name] for name in placement.every_field} | {
-        "tags": _tags(image),
-        "attributes": attributes,
-    }
+    row = {**row, "tags": _tags(image), "attributes": attributes, "typed": _typed(attributes)}
+    return {name: row[name] for name in placement.every_field}
 
 
 def record_of(row: Row, *, masks: bool) -> Record:
@@ -158,6 +159,14 @@ def record_of(row: Row, *, masks: bool) -> Record:
         stability_score=row["stability_score"],
         attributes=body["attributes"],
     )
+
+
+def _typed(attributes: Mapping[str, str]) -> dict[str, dict[str, float]]:
+    """The attributes that are numbers, and those that are times."""
+    return {
+        kind: {name: number for name, value in attributes.items() if (number := read(value)) is not None}
+        for kind, read in (("number", number_of), ("time", time_of))
+    }
 
 
 def _tags(image: StoredImage) -> list[str]:

@@ -53,7 +53,7 @@ class MilvusSource:
         self._settings = settings
         self._max = settings.max_candidates
         self._approximate = settings.index_type not in _EXACT
-        self._filter = expression(query.filter, query.level, query.seq)
+        self._filter = expression(placement, query.filter, query.level, query.seq)
         self._keys: dict[str, int] = {}
         self._images: dict[str, int] = {}
         self._ids: list[tuple[str, str]] = []

@@ -27,7 +27,7 @@ MAX_TAG = 4096
 MAX_TAGS = 4096
 MASK_CHUNK = 32_768  # bytes; COCO's strings are ASCII
 MASK_CHUNKS = 1024
-LAYOUT = 2  # of new collections
+LAYOUT = 3  # of new collections
 _INDEXED = {
     "image_id": "INVERTED",
     "created_ms": "INVERTED",
@@ -42,19 +42,22 @@ _INDEXED = {
 class Placement:
     """Where a collection lies in Milvus.
 
-    Collections of the first layout have tables named by the collection alone, and masks in a record's body.
+    Collections of the first layout have tables named by the collection alone, and masks in a record's body;
+    those of the first two have no numbers and times of attributes.
 
     Attributes:
         collection: The collection, without counts.
         records: Name of the table of its records.
         images: Name of the table of its images.
         masks_apart: Whether masks have a field of their own, in chunks.
+        typed: Whether attributes that are numbers or times are stored as such too.
     """
 
     collection: Collection
     records: str
     images: str
     masks_apart: bool
+    typed: bool
 
     @property
     def generation(self) -> str:
@@ -74,7 +77,7 @@ class Placement:
     @property
     def every_field(self) -> list[str]:
         """All of a record's row."""
-        return [*self.whole, "vector", "tags", "attributes"]
+        return [*self.whole, "vector", "tags", "attributes", *(["typed"] if self.typed else [])]
 
 
 def placement_of(prefix: str, collection: Collection, layout: int) -> Placement:
@@ -85,7 +88,7 @@ def placement_of(prefix: str, collection: Collection, layout: int) -> Placement:
     name = collection.name.replace("-", "H")
     if layout > 1:
         name = f"{name}_G{collection.created_ms}"
-    return Placement(collection, f"{prefix}records_{name}", f"{prefix}images_{name}", layout > 1)
+    return Placement(collection, f"{prefix}records_{name}", f"{prefix}images_{name}", layout > 1, layout > 2)
 
 
 def create_plain_table(access: Access, table: str, key: str) -> None:
@@ -118,6 +121,7 @@ def create_records_table(access: Access, table: str, dimension: int, settings: M
         "tags", DataType.ARRAY, element_type=DataType.VARCHAR, max_capacity=MAX_TAGS, max_length=MAX_TAG
     )
     schema.add_field("attributes", DataType.JSON)
+    schema.add_field("typed", DataType.JSON)
     schema.add_field("body", DataType.JSON)
     schema.add_field(
         "mask", DataType.ARRAY, element_type=DataType.VARCHAR, max_capacity=MASK_CHUNKS,

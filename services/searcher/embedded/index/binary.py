@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import io
 import zipfile
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,21 +18,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from regionsearch.errors import Kind, RegionSearchError, invalid
-from services.searcher.embedded.faiss_compat import faiss, selector, to_single
+from services.searcher.embedded.faiss_compat import faiss
+from services.searcher.embedded.index.approximate import ApproximateSegment
 from services.searcher.embedded.index.columns import Columns, Positions
 from services.searcher.embedded.index.compaction import CompactionInput
-from services.searcher.embedded.index.index_files import Arrays
-from services.searcher.embedded.index.ivf import saved_recalls
-from services.searcher.embedded.index.live_queries import QueryKind
-from services.searcher.embedded.index.nearest import answer_grouped, nearest_of
-from services.searcher.embedded.index.recall import worst
-from services.searcher.embedded.index.segments import Neighbors, SegmentQuery
+from services.searcher.embedded.index.index_files import Arrays, Halves, SavedIndex, SegmentFiles
+from services.searcher.embedded.index.segments import SegmentQuery
 from services.searcher.types import CodeMethod, CodeSpec, Vectors
 
 _TRAIN_ROWS = 50_000
-_ITQ_ROUNDS = 50
-_SEED = 20_111
-_GATHER_ROWS = 1000
 _RERANK_PART = 4
 
 
@@ -112,137 +105,102 @@ def train_codec(spec: CodeSpec, sample: Vectors) -> Codec:
     """
     if spec.method is CodeMethod.LEARNED:
         raise RegionSearchError(Kind.FAILED_PRECONDITION, "a learned head is loaded, not trained")
-    mean = sample.mean(axis=0)
-    centred = sample - mean
-    _, axes = np.linalg.eigh(np.cov(centred, rowvar=False).astype(np.float64))
-    components = axes[:, ::-1][:, : spec.bits].T  # (bits, dimension), the largest variance first
-    random = np.random.default_rng(_SEED).standard_normal((spec.bits, spec.bits))
-    rotation, _ = np.linalg.qr(random)
+    dimension = sample.shape[1]
     if spec.method is CodeMethod.ITQ:
-        projected = centred @ components.T
-        for _ in range(_ITQ_ROUNDS):
-            signs = np.sign(projected @ rotation.T)
-            left, _, right = np.linalg.svd(signs.T @ projected)
-            rotation = left @ right
-    weight = (rotation @ components).astype(np.float32)
-    return Codec(weight, -(weight @ mean).astype(np.float32))
+        transform = faiss.ITQTransform(dimension, spec.bits, True)
+        transform.train(sample)
+        linear, mean = transform.pca_then_itq, faiss.vector_to_array(transform.mean)
+    else:
+        linear, mean = faiss.PCAMatrix(dimension, spec.bits, 0.0, True), sample.mean(axis=0)
+        linear.train(sample)
+    weight = faiss.vector_to_array(linear.A).reshape(spec.bits, dimension)
+    return Codec(weight, -(weight @ mean))
 
 
-class CodeSegment:
-    """Codes for the first pass and half-precision vectors for the second.
+class CodeSegment(ApproximateSegment):
+    """Binary codes for the first pass; the effort is the number of candidates for each hit.
 
     Args:
         columns: The rows' columns.
-        vectors: Shape (rows, dimension), float16.
+        vectors: Shape (rows, dimension).
         codec: Makes the codes of queries.
         codes: Shape (rows, bits / 8).
         rerank_factor: Least number of candidates that are scored again for each requested hit.
-
-    Attributes:
-        effort: See `Approximate`; candidates scored again for each hit, where they are more than that.
-        most_effort: See `Approximate`.
-        recalls: See `Approximate`.
-        seen: See `Approximate`.
+        files: Where it is stored.
     """
 
     kind = "codes"
-    sealed = True
-    approximate = True
 
     def __init__(
         self,
         columns: Columns,
-        vectors: NDArray[np.float16],
+        vectors: Halves,
         codec: Codec,
         codes: NDArray[np.uint8],
         rerank_factor: int,
+        files: SegmentFiles,
     ) -> None:
-        self.columns = columns
-        self.vectors = vectors
+        super().__init__(columns, vectors, files, most_effort=max(1, columns.used))
         self.codec = codec
         self.rerank_factor = rerank_factor
-        self.effort = 1
-        self.most_effort = max(1, columns.used)
-        self.recalls: dict[QueryKind, float] = {}
-        self.seen: set[QueryKind] = set()
         self._index = faiss.IndexBinaryFlat(8 * codes.shape[1])
         self._index.add(codes)
 
-    @property
-    def recall(self) -> float | None:
-        """See `IndexSegment`."""
-        return worst(self.recalls)
-
-    def gather(self, rows: Positions) -> Vectors:
-        """See `IndexSegment.gather`."""
-        return to_single(self.vectors[rows])
-
-    def nearest(self, requests: Sequence[SegmentQuery]) -> list[list[Neighbors]]:
-        """See `IndexSegment.nearest`; approximate unless asked otherwise."""
-        return answer_grouped(requests, self, _GATHER_ROWS, self._search)
-
-    def _search(self, queries: Vectors, request: SegmentQuery, count: int) -> list[Neighbors]:
+    def candidates(self, queries: Vectors, request: SegmentQuery, count: int) -> Positions | None:
+        """See `ApproximateSegment.candidates`."""
         factor = max(self.rerank_factor, self.effort) * request.effort
         first_pass = int(min(request.matching, np.ceil(count * factor)))
-        if first_pass > request.matching // _RERANK_PART:  # to score all of them again costs no more
-            allowed = np.arange(request.rows) if request.mask is None else np.flatnonzero(request.mask)
-            return nearest_of(self, allowed, queries, request, count)
-        parameters = None
-        if request.mask is not None or request.rows < self.columns.used:
-            mask = np.zeros(self.columns.used, np.bool_)
-            mask[: request.rows] = True if request.mask is None else request.mask
-            parameters = faiss.SearchParameters(sel=selector(mask))
-        _, rows = self._index.search(self.codec.encode(queries), first_pass, params=parameters)
-        found: list[Neighbors] = []
-        for query, row in zip(queries, rows, strict=True):
-            found += nearest_of(self, np.sort(row[row >= 0]), query[np.newaxis], request, count)
-        return found
+        if first_pass > request.matching // _RERANK_PART:
+            return None
+        parameters = faiss.SearchParameters(**self.selection(request))
+        rows: Positions = self._index.search(self.codec.encode(queries), first_pass, params=parameters)[1]
+        return rows
 
     @property
     def vector_bytes(self) -> int:
-        """See `IndexSegment.vector_bytes`."""
-        return int(self.vectors.nbytes) + self.columns.used * int(self._index.code_size)
+        """See `IndexSegment.vector_bytes`; the codes."""
+        return self.columns.used * int(self._index.code_size)
 
     def to_arrays(self) -> Arrays:
-        """What `restore_codes` needs in addition to the rows."""
+        """See `ApproximateSegment.to_arrays`."""
         codes = faiss.vector_to_array(self._index.xb).reshape(-1, self._index.code_size)
-        return {
-            "codes": codes,
-            "codec": self.codec.digest(),
-            "effort": np.int64(self.effort),
-            **{f"recall_{kind.value}": np.float64(recall) for kind, recall in self.recalls.items()},
-        }
+        return {"codes": codes, "codec": self.codec.digest(), **super().to_arrays()}
 
 
-def restore_codes(
-    compaction: CompactionInput, rows: Positions, arrays: Arrays, codec: Codec, rerank_factor: int
-) -> CodeSegment:
-    """The segment that `to_arrays` has described.
+def restore_codes(saved: SavedIndex, columns: Columns, codec: Codec, rerank_factor: int) -> CodeSegment:
+    """The segment that was saved.
 
     Args:
-        compaction: The rows.
-        rows: Which of the described rows they are.
-        arrays: What `to_arrays` returned.
+        saved: Its files.
+        columns: Its rows.
         codec: The collection's.
         rerank_factor: The collection's.
 
     Raises:
-        KeyError: `arrays` is something else.
-        ValueError: The codes were made by another codec.
+        KeyError: Something else was saved.
+        ValueError: The codes were made by another codec, or the files do not fit the rows.
     """
+    arrays = saved.arrays
     if not np.array_equal(arrays["codec"], codec.digest()):
         raise ValueError("its codes are of another codec")
-    vectors = np.concatenate([block.astype(np.float16) for block in compaction.vectors()])
-    segment = CodeSegment(compaction.columns(), vectors, codec, arrays["codes"][rows], rerank_factor)
-    segment.effort, segment.recalls = int(arrays["effort"]), saved_recalls(arrays)
+    vectors = saved.files.vectors(columns.used, codec.weight.shape[1])
+    segment = CodeSegment(columns, vectors, codec, arrays["codes"], rerank_factor, saved.files)
+    segment.restore(arrays)
     return segment
 
 
-def build_codes(compaction: CompactionInput, codec: Codec, rerank_factor: int) -> CodeSegment:
-    """A segment with codes, which is then to be tuned."""
-    vectors = np.concatenate([block.astype(np.float16) for block in compaction.vectors()])
+def build_codes(
+    compaction: CompactionInput, codec: Codec, rerank_factor: int, files: SegmentFiles | None = None
+) -> CodeSegment:
+    """A segment with codes, which is then to be tuned.
+
+    Raises:
+        OSError: The disk refuses it.
+    """
+    files = files or SegmentFiles()
+    vectors = files.write_vectors(compaction.vectors(), len(compaction), codec.weight.shape[1])
     codes = np.concatenate([codec.encode(block) for block in compaction.vectors()])
-    return CodeSegment(compaction.columns(), vectors, codec, codes, rerank_factor)
+    return CodeSegment(compaction.columns(), vectors, codec, codes, rerank_factor, files)
 
 
 def training_sample(compaction: CompactionInput) -> Vectors:

@@ -98,6 +98,29 @@ class Columns:
         self._note_order(place)
         self.used = place.stop
 
+    def spread(self, keys: RowIds, contents: Contents) -> Columns | None:
+        """These rows at their places among `keys`; those that are not here are marked removed long ago.
+
+        None unless all of them are among the keys and have these contents.
+        """
+        places = np.searchsorted(keys, self.record_rowid[: self.used])
+        if not (
+            np.array_equal(keys[places], self.record_rowid[: self.used])
+            and np.array_equal(contents[places], self.content[: self.used])
+        ):
+            return None
+        # A missing row takes the values of the one before it, so that what ascends still does.
+        before = np.zeros(len(keys), np.intp)
+        before[places] = np.arange(self.used)
+        spread = Columns(len(keys))
+        spread.take(self, np.maximum.accumulate(before))
+        spread.record_rowid[:], spread.content[:] = keys, contents
+        missing = np.ones(len(keys), np.bool_)
+        missing[places] = False
+        spread.removed[missing] = 0
+        spread.dead += int(np.count_nonzero(missing))
+        return spread
+
     def remove(self, keys: RowIds, seq: int) -> int:
         """Marks those of the keys that are here; returns how many were."""
         rows = self.rows_of_records(keys, self.used)

@@ -23,6 +23,7 @@ ALL_ROWS = -1
 _BLOCK = 8192
 _FEW_DEAD = 16  # tombstones that are not worth a compaction
 _STEP_CHUNKS = 4  # rows of one compaction, which holds them twice
+_MERGE = 2  # an approximate segment joins newer ones that hold a half of its rows
 
 Build = Callable[["CompactionInput"], IndexSegment]
 """Makes a segment of a compaction's rows."""
@@ -54,6 +55,11 @@ class CompactionInput:
 
     def __len__(self) -> int:
         return sum(map(len, self._rows))
+
+    def taken_from(self, source: IndexSegment) -> tuple[int, Positions]:
+        """The place of the first row of one of the segments, and which of its rows are taken."""
+        number = self.sources.index(source)
+        return sum(map(len, self._rows[:number])), self._rows[number]
 
     def columns(self) -> Columns:
         """Their columns, copied."""
@@ -103,7 +109,7 @@ def build_flat(compaction: CompactionInput) -> FlatSegment:
 
 
 def select_for_compaction(state: State, horizon: int, chunk_rows: int, limit: float) -> list[IndexSegment]:
-    """Adjacent sealed segments of one kind that are worth compacting: some have over `limit` tombstones.
+    """Adjacent sealed exact segments that are worth compacting: some have over `limit` tombstones.
 
     Small neighbours join in, so that many deletions do not leave many small segments. A run ends where it has
     rows for a few chunks, however many more would be worth it: they come next.
@@ -118,13 +124,41 @@ def select_for_compaction(state: State, horizon: int, chunk_rows: int, limit: fl
         live = _live(segment, horizon)
         dead = segment.columns.used - live > limit * segment.columns.used
         small = live <= chunk_rows // 2
-        if segment.sealed and (dead or small) and (not run or run[0].kind == segment.kind):
+        if segment.sealed and (dead or small) and not segment.approximate:
             run.append(segment)
         elif _worth_compacting(run, horizon, chunk_rows, limit):
             return run
         else:
-            run = [segment] if segment.sealed and (dead or small) else []
+            run = []
     return run if _worth_compacting(run, horizon, chunk_rows, limit) else []
+
+
+def select_for_merge(state: State, horizon: int, least: int, limit: float) -> list[IndexSegment]:
+    """Adjacent sealed segments that should become one approximate segment.
+
+    Those are exact ones with `least` rows together, or approximate ones with over `limit` tombstones, with
+    all before them that are not much larger. So the number of segments grows with the logarithm of the rows,
+    and a row is merged about as often.
+    """
+
+    def wasteful(segment: IndexSegment) -> bool:
+        used = segment.columns.used
+        return segment.approximate and used - _live(segment, horizon) > limit * used
+
+    def due(run: list[IndexSegment]) -> bool:
+        exact = sum(segment.columns.used for segment in run if not segment.approximate)
+        return exact >= least or any(map(wasteful, run))
+
+    run: list[IndexSegment] = []
+    for segment in reversed([view.segment for view in state.views if view.segment.sealed]):
+        held = sum(_live(one, horizon) for one in run)
+        if not segment.approximate or wasteful(segment) or _live(segment, horizon) <= _MERGE * held:
+            run.insert(0, segment)
+        elif due(run):
+            break
+        else:
+            run = []
+    return run if due(run) else []
 
 
 def should_seal(segment: IndexSegment, horizon: int, limit: float) -> bool:

@@ -12,7 +12,7 @@ import numpy as np
 from regionsearch.lru import LruCache
 from services.searcher.embedded.index.columns import Columns, Mask
 from services.searcher.embedded.index.segments import IndexSegment, View
-from services.searcher.embedded.index.terms import Term
+from services.searcher.embedded.index.terms import AnyTerm
 from services.searcher.embedded.rows import RowIds
 from services.searcher.types import NO_FILTER, Filter, Level
 
@@ -39,7 +39,7 @@ class CompiledFilter:
         without_images: Excluded images.
         keys: Allowed records; None allows all.
         without: Excluded records.
-        terms: Tags and attributes, and whether a record must have or must not have them.
+        terms: Tags and attributes; each must hold.
     """
 
     seq: int
@@ -49,7 +49,7 @@ class CompiledFilter:
     without_images: RowIds | None = None
     keys: RowIds | None = None
     without: RowIds | None = None
-    terms: tuple[tuple[Term, bool], ...] = ()
+    terms: tuple[AnyTerm, ...] = ()
     _masks: weakref.WeakKeyDictionary[Columns, tuple[int, Mask | None, int]] = field(
         default_factory=weakref.WeakKeyDictionary
     )
@@ -102,9 +102,7 @@ class CompiledFilter:
             (np.less, columns.created_ms, wanted.created_before_ms),
         )
         masks += [compare(column[:rows], bound) for compare, column, bound in bounds if bound is not None]
-        for term, wants in self.terms:
-            has = term.mask(columns, rows)
-            masks.append(has if wants else ~has)
+        masks += [terms.mask(columns, rows) for terms in self.terms]
         if not masks:
             return None
         mask = masks[0] if len(masks) == 1 else np.logical_and.reduce(masks)

@@ -1,8 +1,9 @@
-"""Index files next to the record store: what was expensive to compute about a segment, and nothing else.
+"""Index files next to the record store: the vectors of a sealed segment, mapped, and how they are searched.
 
-A file holds no vectors. It names the rows that it is about by key and by a checksum of their stored vectors,
-so the store stays the source of truth: rows that have gone since then are left out, and a file that is
-damaged, of another store or older than a restored snapshot is ignored, deleted and rebuilt.
+Each segment has a folder with its stored vectors, its inverted lists if it has any, and a description that
+names its rows and their checksums. The store stays the source of truth: a folder that is damaged, of another
+store or older than a restored snapshot is ignored, deleted and rebuilt. Vectors and lists are mapped, so they
+may be larger than memory; the system keeps in memory what is used.
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ import hashlib
 import io
 import os
 import re
+import shutil
+import tempfile
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,46 +25,162 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
-from services.searcher.embedded.index.columns import Contents, Positions
-from services.searcher.embedded.index.compaction import CompactionInput
+from services.searcher.embedded.faiss_compat import faiss
+from services.searcher.embedded.index.columns import Contents
 from services.searcher.embedded.index.segments import IndexSegment
 from services.searcher.embedded.index.vector_index import State
 from services.searcher.embedded.rows import RowIds
+from services.searcher.types import Vectors
 
 FOLDER = "indexes"
 
-_MAGIC = b"RSINDEX2"
-_RENAMED = {"homes": "list_ids", "probes": "nprobe"}  # arrays of files of older versions
+_MAGIC = b"RSINDEX3"
+_ROWS, _VECTORS, _LISTS = "rows", "vectors", "lists"
+_PART = ".part"
 _NAME = re.compile(r"(\d+)-(\d+)-(\d+)\.([a-z]+)")
 _log = structlog.get_logger(__name__)
 
 Arrays = Mapping[str, NDArray[Any]]
+Halves = NDArray[np.float16]
+
+
+class SegmentFiles:
+    """The folder of one segment.
+
+    Args:
+        folder: It; None takes a temporary one, which goes with this object.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self._temporary = None if folder is not None else tempfile.TemporaryDirectory(prefix="segment-")
+        self.folder = folder or Path(self._temporary.name if self._temporary else "")
+        self._digests: dict[str, str] = {}
+
+    def write_vectors(self, blocks: Iterable[Vectors], rows: int, dimension: int) -> Halves:
+        """Stores vectors in half precision; returns them, mapped.
+
+        Raises:
+            OSError: The disk refuses them.
+        """
+        digest = hashlib.sha256()
+        with (self.folder / _VECTORS).open("wb") as file:
+            for block in blocks:
+                data = block.astype("<f2").tobytes()
+                file.write(data)
+                digest.update(data)
+            file.flush()
+            os.fsync(file.fileno())
+        self._digests[_VECTORS] = digest.hexdigest()
+        return self.vectors(rows, dimension)
+
+    def vectors(self, rows: int, dimension: int) -> Halves:
+        """The stored vectors, mapped, shape (rows, dimension).
+
+        Raises:
+            ValueError: The file is of another size.
+        """
+        path = self.folder / _VECTORS
+        if path.stat().st_size != 2 * rows * dimension:
+            raise ValueError("its vectors are of another size")
+        return np.memmap(path, "<f2", "r", shape=(rows, dimension))
+
+    def write_lists(self, index: Any) -> Any:
+        """Stores a FAISS index; returns it with its inverted lists mapped.
+
+        Raises:
+            OSError: The disk refuses it.
+        """
+        path = self.folder / _LISTS
+        try:
+            faiss.write_index(index, str(path))
+        except RuntimeError as error:  # FAISS says so of a full disk too
+            raise OSError(str(error)) from error
+        with path.open("rb+") as file:
+            os.fsync(file.fileno())
+            self._digests[_LISTS] = hashlib.file_digest(file, hashlib.sha256).hexdigest()
+        return self.lists()
+
+    def lists(self) -> Any:
+        """The stored FAISS index, with its inverted lists mapped.
+
+        Raises:
+            ValueError: FAISS cannot read it.
+        """
+        try:
+            index = faiss.read_index(str(self.folder / _LISTS), faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY)
+        except RuntimeError as error:
+            raise ValueError(f"FAISS cannot read its lists ({error})") from error
+        faiss.downcast_InvertedLists(index.invlists).prefetch_nthread = 0  # costs more than it saves
+        return index
+
+    def write_rows(self, arrays: Arrays) -> None:
+        """Stores the description, whole or not at all.
+
+        Raises:
+            OSError: The disk refuses it.
+        """
+        names = {f"sha256_{name}": np.array(digest) for name, digest in self._digests.items()}
+        buffer = io.BytesIO()
+        np.savez(buffer, **names, **arrays)  # type: ignore[arg-type]  # its keyword-only option is not an array
+        payload = buffer.getvalue()
+        part = self.folder / (_ROWS + _PART)
+        part.write_bytes(_MAGIC + hashlib.sha256(payload).digest() + payload)
+        os.replace(part, self.folder / _ROWS)  # not synchronised: a torn file fails its digest
+
+    def read_rows(self, *, verify: bool) -> dict[str, NDArray[Any]]:
+        """The description.
+
+        Args:
+            verify: Read the other files too, and compare their digests.
+
+        Raises:
+            OSError: A file is missing.
+            ValueError: One of them is not what was written.
+        """
+        data = (self.folder / _ROWS).read_bytes()
+        start = len(_MAGIC) + hashlib.sha256().digest_size
+        payload = data[start:]
+        if data[:start] != _MAGIC + hashlib.sha256(payload).digest():
+            raise ValueError("it is damaged or not an index file")
+        try:
+            with np.load(io.BytesIO(payload), allow_pickle=False) as stored:
+                arrays = dict(stored)
+        except zipfile.BadZipFile as error:
+            raise ValueError(f"it lacks something ({error})") from error
+        for name in (_VECTORS, _LISTS):
+            digest = arrays.pop(f"sha256_{name}", None)
+            if digest is not None:
+                self._digests[name] = str(digest)
+        for name, expected in self._digests.items() if verify else ():
+            with (self.folder / name).open("rb") as file:
+                if hashlib.file_digest(file, hashlib.sha256).hexdigest() != expected:
+                    raise ValueError(f"its {name} are damaged")
+        return arrays
+
+    def move(self, folder: Path) -> None:
+        """Moves the folder, in the place of one that is there. What is mapped stays so."""
+        _remove(folder)
+        self.folder.rename(folder)
+        self.folder = folder
 
 
 @dataclass(frozen=True, slots=True)
 class SavedIndex:
-    """The content of one index file.
+    """A stored segment.
 
     Attributes:
         kind: The segment's kind.
         keys: Of its rows, ascending.
         checksums: Of its vectors, one a row.
         arrays: What the kind of segment needs to come back.
+        files: Where its vectors and lists are.
     """
 
     kind: str
     keys: RowIds
     checksums: Contents
     arrays: Arrays
-
-    def rows_of(self, compaction: CompactionInput) -> Positions | None:
-        """The compaction's rows as rows of this file; None unless it knows them all, with these vectors."""
-        keys = compaction.columns().record_rowid
-        places = np.searchsorted(self.keys, keys)
-        if not len(keys) or places[-1] >= len(self.keys) or not np.array_equal(self.keys[places], keys):
-            return None
-        sums = compaction.columns().content
-        return places if np.array_equal(self.checksums[places], sums) else None
+    files: SegmentFiles
 
 
 class IndexCache:
@@ -70,11 +189,13 @@ class IndexCache:
     Args:
         folder: Where they lie; made when the first one is written.
         read_only: Files are used, but neither written nor deleted.
+        verify: Read all of a file before it is used.
     """
 
-    def __init__(self, folder: Path, *, read_only: bool = False) -> None:
+    def __init__(self, folder: Path, *, read_only: bool = False, verify: bool = True) -> None:
         self._folder = folder
         self._read_only = read_only
+        self._verify = verify
         self._names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
 
     def find(self, collection: int) -> list[SavedIndex]:
@@ -83,18 +204,29 @@ class IndexCache:
         for number, first, last, kind, name in sorted(self._parsed()):
             if number != collection or (found and first <= found[-1].keys[-1]):
                 continue
+            files = SegmentFiles(self._folder / name)
             try:
-                saved = _decoded(kind, (self._folder / name).read_bytes())
-                if (saved.keys[0], saved.keys[-1]) != (first, last):
+                arrays = files.read_rows(verify=self._verify)
+                keys, checksums = arrays.pop("keys"), arrays.pop("checksums")
+                if len(keys) != len(checksums) or [*keys[[0, -1]]] != [first, last]:
                     raise ValueError("it belongs to other rows")
-            except (OSError, ValueError) as error:
+            except (OSError, ValueError, KeyError, IndexError) as error:
                 _log.warning("index file ignored, it will be rebuilt", file=name, reason=str(error))
             else:
-                found.append(saved)
+                found.append(SavedIndex(kind, keys, checksums, arrays, files))
         return found
 
-    def save(self, collection: int, segment: IndexSegment, arrays: Arrays) -> None:
-        """Writes a segment's file, whole or not at all, in the place of those about the same rows.
+    def begin(self) -> SegmentFiles:
+        """A folder for a segment that is about to be built.
+
+        Raises:
+            OSError: The disk refuses it.
+        """
+        self._folder.mkdir(exist_ok=True)
+        return SegmentFiles(Path(tempfile.mkdtemp(_PART, dir=self._folder)))
+
+    def save(self, collection: int, segment: IndexSegment, files: SegmentFiles, arrays: Arrays) -> None:
+        """Writes what is known of a segment, in the place of what there is about the same rows.
 
         A disk that refuses it costs a rebuild at start.
         """
@@ -102,28 +234,30 @@ class IndexCache:
         keys = columns.record_rowid[: columns.used]
         sums = columns.content[: columns.used]
         name = f"{collection}-{keys[0]}-{keys[-1]}.{segment.kind}"
-        temporary = self._folder / f"{name}.part"
         try:
-            self._folder.mkdir(exist_ok=True)
-            temporary.write_bytes(_encoded({**arrays, "keys": keys, "checksums": sums}))
-            os.replace(temporary, self._folder / name)  # not synchronised: a torn file fails its digest
+            files.write_rows({**arrays, "keys": keys, "checksums": sums})
+            if files.folder.name != name:
+                files.move(self._folder / name)
         except OSError as error:
             _log.warning("index file not written", file=name, reason=error.strerror)
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
-        else:
-            older = {
-                other
-                for number, first, last, _, other in self._parsed()
-                if number == collection and first <= keys[-1] and keys[0] <= last
-            }
-            self._delete(older - {name})
-            self._names.add(name)
+            return
+        older = {
+            other
+            for number, first, last, _, other in self._parsed()
+            if number == collection and first <= keys[-1] and keys[0] <= last
+        }
+        self._delete(older - {name})
+        self._names.add(name)
 
     def prune(self, states: Mapping[int, State]) -> None:
-        """Deletes the files of segments that no longer exist, given all collections' states by rowid."""
+        """Deletes the files of segments that no longer exist, given all collections' states by rowid.
+
+        Not while a segment is built.
+        """
         if self._read_only:
             return
+        with contextlib.suppress(OSError):
+            self._names = {path.name for path in self._folder.iterdir()}
         kept = {
             name
             for number, first, last, kind, name in self._parsed()
@@ -133,13 +267,20 @@ class IndexCache:
 
     def _delete(self, names: set[str]) -> None:
         for name in names:
-            with contextlib.suppress(OSError):
-                (self._folder / name).unlink(missing_ok=True)
+            _remove(self._folder / name)
         self._names -= names
 
     def _parsed(self) -> list[tuple[int, int, int, str, str]]:
         matches = [match for match in map(_NAME.fullmatch, self._names) if match]
         return [(int(m[1]), int(m[2]), int(m[3]), m[4], m[0]) for m in matches]
+
+
+def _remove(path: Path) -> None:
+    """Removes a folder, or a file as older versions wrote them."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        path.unlink(missing_ok=True)
 
 
 def _has(state: State, first: int, last: int, kind: str) -> bool:
@@ -150,27 +291,3 @@ def _has(state: State, first: int, last: int, kind: str) -> bool:
         and view.segment.columns.record_rowid[view.rows - 1] <= last
         for view in state.views
     )
-
-
-def _encoded(arrays: Arrays) -> bytes:
-    buffer = io.BytesIO()
-    np.savez(buffer, **arrays)  # type: ignore[arg-type]  # its keyword-only option is not an array
-    payload = buffer.getvalue()
-    return _MAGIC + hashlib.sha256(payload).digest() + payload
-
-
-def _decoded(kind: str, data: bytes) -> SavedIndex:
-    """Raises ValueError for anything that `_encoded` has not made."""
-    start = len(_MAGIC) + hashlib.sha256().digest_size
-    payload = data[start:]
-    if data[:start] != _MAGIC + hashlib.sha256(payload).digest():
-        raise ValueError("it is damaged or not an index file")
-    try:
-        with np.load(io.BytesIO(payload), allow_pickle=False) as stored:
-            arrays = {_RENAMED.get(name, name): array for name, array in stored.items()}
-        keys, sums = arrays.pop("keys"), arrays.pop("checksums")
-    except (KeyError, zipfile.BadZipFile) as error:
-        raise ValueError(f"it lacks something ({error})") from error
-    if not len(keys) or len(keys) != len(sums):
-        raise ValueError("it holds no rows")
-    return SavedIndex(kind, keys, sums, arrays)

@@ -1,195 +1,131 @@
-"""Approximate search in a sealed segment: inverted lists of half-precision vectors (FAISS IVF, SQfp16)."""
+"""Approximate search by inverted lists of 8-bit codes (FAISS IVF, SQ8), which are mapped."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from services.searcher.embedded.faiss_compat import faiss, selector, to_single
-from services.searcher.embedded.index.columns import Columns, Mask, Positions
+from services.searcher.embedded.faiss_compat import faiss, to_single
+from services.searcher.embedded.index.approximate import ApproximateSegment
+from services.searcher.embedded.index.columns import Columns, Positions
 from services.searcher.embedded.index.compaction import CompactionInput
-from services.searcher.embedded.index.index_files import Arrays
-from services.searcher.embedded.index.live_queries import QueryKind
-from services.searcher.embedded.index.nearest import answer_grouped
-from services.searcher.embedded.index.recall import worst
-from services.searcher.embedded.index.segments import Neighbors, SegmentQuery
+from services.searcher.embedded.index.index_files import Halves, SavedIndex, SegmentFiles
+from services.searcher.embedded.index.segments import SegmentQuery
 from services.searcher.types import Vectors
 
 _TRAIN_PER_LIST = 40
-_GATHER_ROWS = 1000
-_RECONSTRUCT_ROWS = 64
 _SPARE = 8
+_MOST_GROWTH = 2  # of the number of lists that fits the rows, until they are trained again
+_BLOCK = 8192
 
 
-class IvfSegment:
-    """Inverted lists of the stored half-precision vectors themselves, so scores are exact.
+class IvfSegment(ApproximateSegment):
+    """Inverted lists of 8-bit codes; the effort is nprobe, the number of lists that a search visits.
 
     Args:
         columns: The rows' columns.
-        index: A trained and filled IVF index with a direct map; ids are row numbers.
-        effort: nprobe, the lists that a search visits.
-
-    Attributes:
-        effort: See `Approximate`; nprobe.
-        most_effort: See `Approximate`.
-        recalls: See `Approximate`.
-        seen: See `Approximate`.
+        vectors: Shape (rows, dimension).
+        index: A trained and filled IVF index; ids are row numbers.
+        files: Where it is stored.
     """
 
     kind = "ivf"
-    sealed = True
-    approximate = True
 
-    def __init__(self, columns: Columns, index: Any, effort: int = 1) -> None:
-        self.columns = columns
+    def __init__(self, columns: Columns, vectors: Halves, index: Any, files: SegmentFiles) -> None:
+        super().__init__(columns, vectors, files, most_effort=int(index.nlist))
         self.index = index
-        self.effort = effort
-        self.most_effort = int(index.nlist)
-        self.recalls: dict[QueryKind, float] = {}
-        self.seen: set[QueryKind] = set()
 
-    @property
-    def recall(self) -> float | None:
-        """See `IndexSegment`."""
-        return worst(self.recalls)
-
-    def gather(self, rows: Positions) -> Vectors:
-        """See `IndexSegment.gather`."""
-        if len(rows) <= _RECONSTRUCT_ROWS:
-            vectors: Vectors = self.index.reconstruct_batch(rows.astype(np.int64))
-            return vectors
-        places = self._places[rows]
-        order = np.argsort(places, kind="stable")
-        lists, offsets = places[order] >> 32, places[order] & 0xFFFFFFFF
-        starts = np.flatnonzero(np.diff(lists, prepend=-1))
-        codes = np.empty((len(rows), self.index.d), np.float16)
-        for start, stop in zip(starts.tolist(), [*starts[1:].tolist(), len(rows)], strict=True):
-            codes[order[start:stop]] = self._codes[lists[start]][offsets[start:stop]]
-        return to_single(codes)
-
-    def nearest(self, requests: Sequence[SegmentQuery]) -> list[list[Neighbors]]:
-        """See `IndexSegment.nearest`; approximate unless asked otherwise. Filters hold, pages are filled."""
-        return answer_grouped(requests, self, _GATHER_ROWS, self._search)
-
-    def _search(self, queries: Vectors, request: SegmentQuery, count: int) -> list[Neighbors]:
-        mask = request.mask
-        if request.rows < self.columns.used:
-            mask = np.zeros(self.columns.used, np.bool_)
-            mask[: request.rows] = True if request.mask is None else request.mask
+    def candidates(self, queries: Vectors, request: SegmentQuery, count: int) -> Positions | None:
+        """See `ApproximateSegment.candidates`."""
         # A filter thins the lists out, so more of them are needed for as many good rows.
         wanted = self.effort * request.effort * self.columns.used / request.matching
         nprobe = int(min(self.index.nlist, np.ceil(wanted)))
-        # FAISS takes the vectors for unit vectors, which they are not quite: the last rows may change places.
-        asked = min(request.matching, count + _SPARE)
-        scores, rows = self._scan(queries, asked, mask, nprobe)
+        asked = min(request.matching, count + count // 2 + _SPARE)  # codes are coarse: some change places
+        selection = self.selection(request)
+
+        def scan(queries: Vectors, nprobe: int) -> Positions:
+            parameters = faiss.SearchParametersIVF(nprobe=nprobe, **selection)
+            rows: Positions = self.index.search(np.ascontiguousarray(queries), asked, params=parameters)[1]
+            return rows
+
+        rows = scan(queries, nprobe)
         short = (rows < 0).any(axis=1)
-        if short.any():
-            scores[short], rows[short] = self._scan(queries[short], asked, mask, self.index.nlist)
-        scores *= self.columns.scale[rows]
-        return [(row[row >= 0], score[row >= 0]) for row, score in zip(rows, scores, strict=True)]
+        if short.any() and nprobe < self.index.nlist:
+            rows[short] = scan(queries[short], self.index.nlist)
+        return rows
 
-    def _scan(
-        self, queries: Vectors, count: int, mask: Mask | None, nprobe: int
-    ) -> tuple[Vectors, Positions]:
-        chosen = {} if mask is None else {"sel": selector(mask)}
-        parameters = faiss.SearchParametersIVF(nprobe=nprobe, **chosen)
-        scores, rows = self.index.search(np.ascontiguousarray(queries), count, params=parameters)
-        return scores, rows
-
-    @cached_property
-    def _places(self) -> NDArray[np.int64]:
-        """List (upper half) and place in it of each row."""
-        array = self.index.direct_map.array
-        places: NDArray[np.int64] = faiss.rev_swig_ptr(array.data(), array.size())
-        return places
-
-    @cached_property
-    def _codes(self) -> list[NDArray[np.float16]]:
-        """The vectors of each list, in FAISS's own memory; a sealed index never moves it."""
-        lists, dimension = self.index.invlists, int(self.index.d)
-        sizes = [lists.list_size(number) for number in range(self.index.nlist)]
-        return [
-            faiss.rev_swig_ptr(lists.get_codes(number), 2 * size * dimension)
-            .view(np.float16)
-            .reshape(size, dimension)
-            if size
-            else np.empty((0, dimension), np.float16)
-            for number, size in enumerate(sizes)
-        ]
+    def list_ids(self) -> NDArray[np.int64]:
+        """The list of each row."""
+        lists, found = self.index.invlists, np.empty(self.columns.used, np.int64)
+        for number in range(self.index.nlist):
+            if size := lists.list_size(number):
+                found[faiss.rev_swig_ptr(lists.get_ids(number), size)] = number
+        return found
 
     @property
     def vector_bytes(self) -> int:
-        """See `IndexSegment.vector_bytes`."""
-        return self.columns.used * (2 * int(self.index.d) + 16)  # code, id, direct map
-
-    def to_arrays(self) -> Arrays:
-        """What `restore_ivf` needs in addition to the rows: the centroids, and each row's list."""
-        return {
-            "centroids": self.index.quantizer.reconstruct_n(0, self.index.nlist),
-            "list_ids": (self._places >> 32).astype(np.int32),
-            "nprobe": np.int64(self.effort),
-            **{f"recall_{kind.value}": np.float64(recall) for kind, recall in self.recalls.items()},
-        }
-
-
-def restore_ivf(compaction: CompactionInput, rows: Positions, arrays: Arrays) -> IvfSegment:
-    """The segment that `to_arrays` has described, filled without training and without looking for lists.
-
-    Args:
-        compaction: The rows.
-        rows: Which of the described rows they are.
-        arrays: What `to_arrays` returned.
-
-    Raises:
-        KeyError: `arrays` is something else.
-        ValueError: `arrays` is of vectors of another length.
-    """
-    centroids, list_ids = arrays["centroids"], arrays["list_ids"][rows].astype(np.int64)
-    if centroids.shape[1] != compaction.sample(1).shape[1] or not (list_ids < len(centroids)).all():
-        raise ValueError("it is of another collection")
-    quantizer = faiss.IndexFlatIP(centroids.shape[1])
-    quantizer.add(centroids)
-    index = _empty_index(quantizer, len(centroids))
-    index.is_trained = True
-    start = 0
-    for block in compaction.vectors():
-        here = list_ids[start : start + len(block)]
-        index.add_core(len(block), faiss.swig_ptr(block), None, faiss.swig_ptr(here))
-        start += len(block)
-    index.make_direct_map()
-    segment = IvfSegment(compaction.columns(), index, int(arrays["nprobe"]))
-    segment.recalls = saved_recalls(arrays)
-    return segment
-
-
-def saved_recalls(arrays: Arrays) -> dict[QueryKind, float]:
-    """The recall by kind of query that an index file has saved; older files have none."""
-    names = {kind: f"recall_{kind.value}" for kind in QueryKind}
-    return {kind: float(arrays[name]) for kind, name in names.items() if name in arrays}
+        """See `IndexSegment.vector_bytes`; the centroids."""
+        return 4 * int(self.index.nlist * self.index.d)
 
 
 def _empty_index(quantizer: Any, lists: int) -> Any:
     return faiss.IndexIVFScalarQuantizer(
-        quantizer, quantizer.d, lists, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT, False
+        quantizer, quantizer.d, lists, faiss.ScalarQuantizer.QT_8bit, faiss.METRIC_INNER_PRODUCT, False
     )
 
 
-def build_ivf(compaction: CompactionInput) -> IvfSegment:
-    """Trains and fills an IVF index, which is then to be tuned."""
-    sample = compaction.sample(1)
-    dimension = sample.shape[1]
+def restore_ivf(saved: SavedIndex, columns: Columns) -> IvfSegment:
+    """The segment that was saved.
+
+    Raises:
+        KeyError: Something else was.
+        ValueError: Its files do not fit its rows.
+    """
+    index = saved.files.lists()
+    if index.ntotal != columns.used:
+        raise ValueError("its lists are of other rows")
+    segment = IvfSegment(columns, saved.files.vectors(columns.used, index.d), index, saved.files)
+    segment.restore(saved.arrays)
+    return segment
+
+
+def build_ivf(compaction: CompactionInput, files: SegmentFiles | None = None) -> IvfSegment:
+    """Trains and fills an IVF index, which is then to be tuned.
+
+    The lists of a segment that is merged with smaller ones are kept, unless there are too few for all rows.
+
+    Args:
+        compaction: The rows.
+        files: Where it is stored; None takes a temporary folder.
+
+    Raises:
+        OSError: The disk refuses it.
+    """
+    files = files or SegmentFiles()
+    dimension = compaction.sample(1).shape[1]
+    vectors = files.write_vectors(compaction.vectors(), len(compaction), dimension)
     lists = int(2 ** np.round(np.log2(max(1.0, 2.0 * np.sqrt(len(compaction))))))
-    sample = compaction.sample(lists * _TRAIN_PER_LIST)
-    quantizer = faiss.IndexFlatIP(dimension)
-    index = _empty_index(quantizer, lists)
-    index.cp.min_points_per_centroid = 1
-    index.cp.spherical = True
-    index.train(sample)
-    for block in compaction.vectors():
-        index.add(block)
-    index.make_direct_map()
-    return IvfSegment(compaction.columns(), index)
+    merged = [source for source in compaction.sources if isinstance(source, IvfSegment)]
+    kept = max(merged, key=lambda source: source.index.nlist, default=None)
+    if kept is not None and kept.index.nlist * _MOST_GROWTH < lists:
+        kept = None
+    list_ids = np.full(len(compaction), -1)
+    if kept is None:
+        index = _empty_index(faiss.IndexFlatIP(dimension), lists)
+        index.cp.min_points_per_centroid = 1
+        index.cp.spherical = True
+        index.train(compaction.sample(lists * _TRAIN_PER_LIST))
+    else:
+        index = _empty_index(faiss.clone_index(kept.index.quantizer), kept.index.nlist)
+        index.sq, index.is_trained = kept.index.sq, True
+        first, rows = compaction.taken_from(kept)
+        list_ids[first : first + len(rows)] = kept.list_ids()[rows]
+    for start in range(0, len(vectors), _BLOCK):
+        block, lists_of = to_single(vectors[start : start + _BLOCK]), list_ids[start : start + _BLOCK]
+        new = lists_of < 0
+        if new.any():
+            lists_of[new] = index.quantizer.assign(block[new], 1)[:, 0]
+        index.add_core(len(block), faiss.swig_ptr(block), None, faiss.swig_ptr(lists_of))
+    return IvfSegment(compaction.columns(), vectors, files.write_lists(index), files)

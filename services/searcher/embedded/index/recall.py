@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
+from services.searcher.embedded.index.approximate import ApproximateSegment
 from services.searcher.embedded.index.compaction import CompactionInput
 from services.searcher.embedded.index.compute_threads import product
 from services.searcher.embedded.index.live_queries import QueryKind
@@ -24,22 +25,6 @@ QUERIES = 128
 _NOISE = 0.75
 _BLEND = 3
 _APART = 1.6
-
-
-class Approximate(IndexSegment, Protocol):
-    """A segment that may overlook rows.
-
-    Attributes:
-        effort: How far it looks, such as nprobe.
-        most_effort: The effort at which it finds everything.
-        recalls: recall@10 by kind of query, when it was measured last.
-        seen: Kinds whose recall was measured with real queries.
-    """
-
-    effort: int
-    most_effort: int
-    recalls: dict[QueryKind, float]
-    seen: set[QueryKind]
 
 
 class RecallEvaluator:
@@ -77,10 +62,12 @@ def recall_evaluators(
     }
 
 
-S = TypeVar("S", bound=Approximate)
+S = TypeVar("S", bound=ApproximateSegment)
 
 
-def tune(segment: Approximate, recall_evaluators: Mapping[QueryKind, RecallEvaluator], target: float) -> None:
+def tune(
+    segment: ApproximateSegment, recall_evaluators: Mapping[QueryKind, RecallEvaluator], target: float
+) -> None:
     """Tunes a segment to look as far as the worse kind of query needs; searches may run at the same time.
 
     Args:
@@ -98,7 +85,7 @@ def tune(segment: Approximate, recall_evaluators: Mapping[QueryKind, RecallEvalu
                 break
         else:
             break
-        effort = min(segment.most_effort, 2 * effort)
+        effort = min(segment.most_effort, max(effort + 1, 3 * effort // 2))
     segment.effort, segment.recalls = effort, recalls
 
 
@@ -109,15 +96,10 @@ def with_effort(segment: S, effort: int) -> S:
     return trial
 
 
-def below_target(segment: Approximate, target: float) -> bool:
+def below_target(segment: ApproximateSegment, target: float) -> bool:
     """Whether a segment could reach the target, but is not known to."""
     unknown = len(segment.recalls) < len(QueryKind)
     return unknown or (min(segment.recalls.values()) < target and segment.effort < segment.most_effort)
-
-
-def worst(recalls: Mapping[QueryKind, float]) -> float | None:
-    """The lowest recall of all kinds of query."""
-    return min(recalls.values(), default=None)
 
 
 def synthetic_queries(compaction: CompactionInput, kind: QueryKind) -> Vectors:

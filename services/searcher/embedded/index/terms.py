@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -62,7 +62,7 @@ class Owners:
 
 @dataclass(slots=True, eq=False)
 class Term:
-    """One tag list or attribute, for all rows up to `highest`. Its masks are shared by all searches.
+    """Tags or a test of an attribute, for all rows up to `highest`. Its masks are shared by all searches.
 
     Attributes:
         owners: The images and records that have it.
@@ -92,12 +92,31 @@ class Term:
         return self.owners.nbytes + sum(mask.nbytes for mask in masks if mask is not None)
 
 
+@dataclass(frozen=True, slots=True)
+class AnyTerm:
+    """At least one of some terms, each of which may be negated; or none of them.
+
+    Attributes:
+        terms: Each with whether a record must not have it.
+        negate: Whether none of them may hold.
+    """
+
+    terms: tuple[tuple[Term, bool], ...]
+    negate: bool = False
+
+    def mask(self, columns: Columns, rows: int) -> Mask:
+        """Which of the first `rows` rows pass."""
+        masks = [term.mask(columns, rows) ^ negate for term, negate in self.terms]
+        passing: Mask = np.logical_or.reduce(masks) ^ self.negate
+        return passing
+
+
 class Terms:
     """The terms that a collection's recent filters asked for. Safe to use from several threads."""
 
     def __init__(self) -> None:
         self._revision = 0
-        self._kept: OrderedDict[tuple[str, ...], Term] = OrderedDict()
+        self._kept: OrderedDict[tuple[Hashable, ...], Term] = OrderedDict()
         self._lock = threading.Lock()
 
     def at(self, revision: int) -> Terms:
@@ -109,7 +128,7 @@ class Terms:
         return self
 
     def get(
-        self, key: tuple[str, ...], highest: HighestRowids, look_up: Callable[[HighestRowids], Owners]
+        self, key: tuple[Hashable, ...], highest: HighestRowids, look_up: Callable[[HighestRowids], Owners]
     ) -> Term:
         """Returns a term that is right for all rows up to `highest`.
 

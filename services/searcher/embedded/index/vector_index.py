@@ -139,6 +139,11 @@ class VectorIndex:
         if self._state.views and isinstance(tail := self._state.views[-1].segment, FlatSegment):
             tail.sealed = True
 
+    def append_sealed(self, segment: IndexSegment) -> None:
+        """Publishes a sealed segment behind the others, whose last one it ends (writing thread only)."""
+        self.seal()
+        self._state = State((*self._state.views, View(segment, segment.columns.used)))
+
     def replace(self, old: Sequence[IndexSegment], new: Sequence[IndexSegment]) -> None:
         """Publishes new segments in the place of neighbouring sealed ones (writing thread only)."""
         gone = {id(segment) for segment in old}

@@ -5,8 +5,9 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Sequence
 
+from services.searcher.conditions import Condition, ValueTest
 from services.searcher.embedded.index.filters import CompiledFilter
-from services.searcher.embedded.index.terms import Owners, Term, Terms
+from services.searcher.embedded.index.terms import AnyTerm, Owners, Term, Terms
 from services.searcher.embedded.rows import HighestRowids, RowIds
 from services.searcher.embedded.store import reads
 from services.searcher.types import Filter, Level
@@ -34,12 +35,20 @@ def compile_filter(
     def named(table: str, ids: Sequence[str]) -> RowIds | None:
         return reads.every_version(connection, table, collection_rowid, ids, seq) if ids else None
 
-    chosen: list[tuple[Term, bool]] = []
-    for tags, required in ((wanted.tags, True), (wanted.exclude_tags, False)):
+    def term(condition: Condition) -> tuple[Term, bool]:
+        if condition.tag:
+            found = _tagged(connection, collection_rowid, (condition.tag,), terms)
+        else:
+            found = _attribute(connection, collection_rowid, condition.attribute, condition.test, terms)
+        return found, condition.negate
+
+    chosen: list[AnyTerm] = []
+    for tags, excluded in ((wanted.tags, False), (wanted.exclude_tags, True)):
         if tags:
-            chosen.append((_tagged(connection, collection_rowid, tags, terms), required))
-    for name, value in wanted.attributes:
-        chosen.append((_attribute(connection, collection_rowid, name, value, terms), True))
+            chosen.append(AnyTerm(((_tagged(connection, collection_rowid, tags, terms), excluded),)))
+    equal = [Condition(attribute=name, test=ValueTest((value,))) for name, value in wanted.attributes]
+    chosen += [AnyTerm((term(condition),)) for condition in equal]
+    chosen += [AnyTerm(tuple(map(term, one.conditions)), one.negate) for one in wanted.conditions]
     terms.evict()
     return CompiledFilter(
         seq,
@@ -66,11 +75,11 @@ def _tagged(
 
 
 def _attribute(
-    connection: sqlite3.Connection, collection_rowid: int, name: str, value: str, terms: Terms
+    connection: sqlite3.Connection, collection_rowid: int, name: str, test: ValueTest, terms: Terms
 ) -> Term:
-    """Records that have an attribute, or whose image has it while they have none of that name themselves."""
+    """Records that have such an attribute, or whose image has it while they have none of that name."""
 
     def look_up(since: HighestRowids) -> Owners:
-        return Owners(*reads.attribute_owners(connection, collection_rowid, name, value, since))
+        return Owners(*reads.attribute_owners(connection, collection_rowid, name, test, since))
 
-    return terms.get(("attribute", name, value), reads.highest_rowids(connection), look_up)
+    return terms.get(("attribute", name, test), reads.highest_rowids(connection), look_up)

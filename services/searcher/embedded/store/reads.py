@@ -11,6 +11,7 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
+from services.searcher.conditions import ValueTest
 from services.searcher.embedded.rows import HighestRowids, RowIds
 from services.searcher.embedded.store import checksums
 from services.searcher.metrics import DAMAGED_ROWS
@@ -176,34 +177,48 @@ def tagged_images(
 
 
 def attribute_owners(
-    connection: sqlite3.Connection, collection_rowid: int, name: str, value: str, since: HighestRowids
+    connection: sqlite3.Connection, collection_rowid: int, name: str, test: ValueTest, since: HighestRowids
 ) -> tuple[RowIds, RowIds, RowIds]:
-    """The owners of an attribute: images with this value, records with this value, records with another one.
+    """The owners of an attribute: images and records whose value passes, and records whose value does not.
 
     Only images and records later than `since`; of the last kind only what matters: records of images with
     the value, and perhaps further ones.
     """
-    equal = (
-        "SELECT {0} FROM attribute WHERE collection = ? AND name = ? AND value = ? AND image > ?"
-        " AND record {1} 0"
-    )
-    wanted = (collection_rowid, name, value, since.image)
-    images = _integers(connection.execute(equal.format("image", "="), wanted))
-    same = _integers(connection.execute(equal.format("record", "!="), wanted))
+    passes, parameters = _passes(connection, test)
+    found = connection.execute(
+        f"SELECT image, record FROM attribute WHERE collection = ? AND name = ? AND image > ? AND {passes}",  # noqa: S608
+        (collection_rowid, name, since.image, *parameters),
+    ).fetchall()
+    images = _integers((image,) for image, record_rowid in found if not record_rowid)
+    same = _integers((record_rowid,) for _, record_rowid in found if record_rowid)
     others = (
         f"SELECT record FROM attribute WHERE image {LISTED} AND record != 0"  # noqa: S608
-        " AND name = ? AND value != ?"
+        f" AND name = ? AND NOT ({passes})"
     )
     listed = json.dumps(images.tolist())
-    other = _integers(connection.execute(others, (listed, name, value))) if len(images) else _integers(())
+    other = (
+        _integers(connection.execute(others, (listed, name, *parameters))) if len(images) else _integers(())
+    )
     late = connection.execute(  # records that came to older images
-        "SELECT record, value FROM attribute WHERE name = ? AND record > ? AND image IN"
+        f"SELECT record, {passes} FROM attribute WHERE name = ? AND record > ? AND image IN"  # noqa: S608
         " (SELECT image FROM record WHERE key > ? AND image <= ? AND collection = ?)",
-        (name, since.record, since.record, since.image, collection_rowid),
+        (*parameters, name, since.record, since.record, since.image, collection_rowid),
     ).fetchall()
-    same = np.concatenate([same, _integers((record_rowid,) for record_rowid, its in late if its == value)])
-    other = np.concatenate([other, _integers((record_rowid,) for record_rowid, its in late if its != value)])
-    return images, np.unique(same), np.unique(other)
+    same = np.concatenate([same, _integers((record_rowid,) for record_rowid, its in late if its)])
+    other = np.concatenate([other, _integers((record_rowid,) for record_rowid, its in late if not its)])
+    return np.unique(images), np.unique(same), np.unique(other)
+
+
+def _passes(connection: sqlite3.Connection, test: ValueTest) -> tuple[str, tuple[str, ...]]:
+    """A test of the column `value` as an expression that is 0 or 1, and its parameters."""
+    if test.values:
+        return f"value {LISTED}", (_json_names(test.values),)
+    if test.prefix:
+        return "(value >= ? AND substr(value, 1, length(?)) = ?)", (test.prefix,) * 3
+    if test.number is None and test.time is None:
+        return "1", ()
+    connection.create_function("passes", 1, lambda value: int(test.passes(value)), deterministic=True)
+    return "passes(value)", ()
 
 
 def public_ids(connection: sqlite3.Connection, record_rowids: Iterable[int]) -> dict[int, tuple[str, str]]:
