@@ -43,6 +43,11 @@ def test_both_transports_tell_the_same(http: Client, stack: Stack) -> None:
         expected_within = http.within("dog", image=scene, collection=COLLECTION)
         found_within = over_grpc.within("dog", image=scene, collection=COLLECTION)
         assert found_within.union_mask == expected_within.union_mask
+        for client in (http, over_grpc):
+            bare = client.within("dog", image=scene, collection=COLLECTION, include=[])
+            assert [(one.box, one.mask) for one in bare.regions] == [
+                (one.box, None) for one in expected_within.regions
+            ]
         assert [region.box for region in found_within.regions] == [
             region.box for region in expected_within.regions
         ]

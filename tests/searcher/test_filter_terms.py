@@ -9,7 +9,7 @@ import pytest
 
 from services.searcher.embedded.engine import EmbeddedEngine
 from services.searcher.embedded.index import terms
-from services.searcher.embedded.store import reads
+from services.searcher.embedded.store import lookups
 from services.searcher.types import Deletion, Filter, Level, Query, Record, StoredImage, Upsert
 from tests.searcher.conftest import MODEL, unit_vectors
 from tests.searcher.oracle import Oracle
@@ -70,14 +70,14 @@ def test_filter_terms_read_only_new_rows_after_a_write(engine, monkeypatch) -> N
         terms.Owners, "mask", lambda self, image, key: evaluated.append(len(key)) or mask(self, image, key)
     )
     owners: list[int] = []
-    attribute_owners = reads.attribute_owners
+    attribute_owners = lookups.attribute_owners
 
     def counted(*arguments):
         given = attribute_owners(*arguments)
         owners.append(sum(map(len, given)))
         return given
 
-    monkeypatch.setattr(reads, "attribute_owners", counted)
+    monkeypatch.setattr(lookups, "attribute_owners", counted)
     engine.upsert("default", MODEL, write_of("new", "a", {"n-0": "", "n-1": "b"}, ("x",)))
     assert len(found(engine, wanted)) == 601
     assert sum(evaluated) == 4, "two rows for each of two terms"
@@ -96,7 +96,7 @@ def test_a_filter_of_many_attributes_is_evaluated_once(engine, monkeypatch) -> N
     wanted = Filter(attributes=tuple(attributes.items()))
     assert len(found(engine, wanted)) == 200
     asked: list[object] = []
-    monkeypatch.setattr(reads, "attribute_owners", lambda *arguments: asked.append(arguments))
+    monkeypatch.setattr(lookups, "attribute_owners", lambda *arguments: asked.append(arguments))
     assert len(found(engine, wanted)) == 200
     assert asked == []
 

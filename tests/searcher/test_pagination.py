@@ -13,7 +13,7 @@ from regionsearch.tensors import tensor_to_proto
 from regionsearch.v1 import search_pb2
 from services.searcher.embedded.engine import EmbeddedEngine
 from services.searcher.embedded.queries import candidate_source, tie_order
-from services.searcher.embedded.store import reads
+from services.searcher.embedded.store import lookups
 from services.searcher.settings import EmbeddedSettings
 from services.searcher.types import (
     CodeMethod,
@@ -113,9 +113,9 @@ def test_hits_of_equal_vectors_are_paged_in_the_order_of_their_ids(
         monkeypatch.setattr(module, "MANY", 50)
     monkeypatch.setattr(tie_order, "_BLOCK", 512)
     read: list[int] = []
-    public_ids = reads.public_ids
+    public_ids = lookups.public_ids
     monkeypatch.setattr(
-        reads,
+        lookups,
         "public_ids",
         lambda connection, keys: ((k := list(keys)) and read.append(len(k))) or public_ids(connection, k),
     )

@@ -33,7 +33,7 @@ from services.searcher.embedded.queries.filter_compiler import compile_filter
 from services.searcher.embedded.rows import Change, RowIds
 from services.searcher.embedded.startup import open_collections
 from services.searcher.embedded.statistics import statistics
-from services.searcher.embedded.store import reads, writes
+from services.searcher.embedded.store import lookups, reads, writes
 from services.searcher.embedded.store.checkpoints import Checkpointer
 from services.searcher.embedded.store.database import FILE_NAME, Database
 from services.searcher.embedded.store.disk_reserve import DiskReserve
@@ -251,7 +251,7 @@ class EmbeddedEngine:
                 read = named.as_read.image_id
                 _, image = reads.images_by_id(connection, collection.rowid, [read]).get(read, (0, None))
                 check_unchanged(named.as_read, image)
-            keys = np.union1d(keys, reads.rowids_of_records(connection, collection.rowid, named.record_ids))
+            keys = np.union1d(keys, lookups.rowids_of_records(connection, collection.rowid, named.record_ids))
             seq = writes.next_seq(connection)
             images, change = writes.delete(
                 connection, collection.rowid, named.image_ids, keys, seq, drop_empty_images=by_filter

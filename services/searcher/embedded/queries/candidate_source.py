@@ -18,7 +18,7 @@ from services.searcher.embedded.index.vector_index import Part, VectorQuery
 from services.searcher.embedded.open_collections import OpenCollection
 from services.searcher.embedded.queries.filter_compiler import compile_filter
 from services.searcher.embedded.queries.tie_order import MANY, IdOrder
-from services.searcher.embedded.store import reads
+from services.searcher.embedded.store import lookups
 from services.searcher.embedded.store.database import Database
 from services.searcher.ranking import Candidates, Numbers, cosines, first_count
 from services.searcher.types import NO_FILTER, Level, Query, Vectors
@@ -121,7 +121,7 @@ class IndexSource:
     def public_ids(self, keys: Iterable[int]) -> dict[int, tuple[str, str]]:
         """See `ranking.CandidateSource`."""
         with self._database.reading() as connection:
-            return reads.public_ids(connection, keys)
+            return lookups.public_ids(connection, keys)
 
     def _submit(self, count: int) -> Future[list[Part]]:
         query = self._query

@@ -9,7 +9,7 @@ from services.searcher.conditions import Condition, ValueTest
 from services.searcher.embedded.index.filters import CompiledFilter
 from services.searcher.embedded.index.terms import AnyTerm, Owners, Term, Terms
 from services.searcher.embedded.rows import HighestRowids, RowIds
-from services.searcher.embedded.store import reads
+from services.searcher.embedded.store import lookups
 from services.searcher.types import Filter, Level
 
 
@@ -33,7 +33,7 @@ def compile_filter(
     """
 
     def named(table: str, ids: Sequence[str]) -> RowIds | None:
-        return reads.every_version(connection, table, collection_rowid, ids, seq) if ids else None
+        return lookups.every_version(connection, table, collection_rowid, ids, seq) if ids else None
 
     def term(condition: Condition) -> tuple[Term, bool]:
         if condition.tag:
@@ -68,10 +68,10 @@ def _tagged(
     """Images with at least one of the tags."""
 
     def look_up(since: HighestRowids) -> Owners:
-        return Owners(reads.tagged_images(connection, collection_rowid, tags, since.image))
+        return Owners(lookups.tagged_images(connection, collection_rowid, tags, since.image))
 
     # Reading the rowids opens the transaction's view, which the look-up reads too.
-    return terms.get(("tags", *sorted(set(tags))), reads.highest_rowids(connection), look_up)
+    return terms.get(("tags", *sorted(set(tags))), lookups.highest_rowids(connection), look_up)
 
 
 def _attribute(
@@ -80,6 +80,6 @@ def _attribute(
     """Records that have such an attribute, or whose image has it while they have none of that name."""
 
     def look_up(since: HighestRowids) -> Owners:
-        return Owners(*reads.attribute_owners(connection, collection_rowid, name, test, since))
+        return Owners(*lookups.attribute_owners(connection, collection_rowid, name, test, since))
 
-    return terms.get(("attribute", name, test), reads.highest_rowids(connection), look_up)
+    return terms.get(("attribute", name, test), lookups.highest_rowids(connection), look_up)

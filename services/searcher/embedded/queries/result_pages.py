@@ -12,7 +12,7 @@ from services.searcher.cancellation import CancellationToken
 from services.searcher.embedded.index.search_thread import SearchThreads
 from services.searcher.embedded.open_collections import OpenCollection
 from services.searcher.embedded.queries.candidate_source import IndexSource
-from services.searcher.embedded.store import reads
+from services.searcher.embedded.store import lookups, reads
 from services.searcher.embedded.store.database import Database
 from services.searcher.ranking import Ranked, rank
 from services.searcher.response_budget import ResponseBudget
@@ -102,13 +102,14 @@ def records(
     dimension = collection.spec.model.dimension
     with database.reading() as connection:
         asked = [
-            image.image_rowid for image in reads.live_images(connection, collection.rowid, image_ids).values()
+            image.image_rowid
+            for image in lookups.live_images(connection, collection.rowid, image_ids).values()
         ]
         if images_only:
             return Stored((), tuple(reads.images(connection, sorted(asked), budget)), None, seq)
         keys = np.union1d(
-            reads.rowids_of_records(connection, collection.rowid, record_ids),
-            reads.record_rowids_of_images(connection, asked),
+            lookups.rowids_of_records(connection, collection.rowid, record_ids),
+            lookups.record_rowids_of_images(connection, asked),
         )
         places = reads.in_reading_order(connection, keys.tolist())
         ordered = [key for key, _ in places]

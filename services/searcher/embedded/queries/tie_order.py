@@ -13,7 +13,7 @@ import numpy as np
 
 from services.searcher.embedded.index.columns import Columns, Mask, Positions
 from services.searcher.embedded.rows import RowIds
-from services.searcher.embedded.store import reads
+from services.searcher.embedded.store import lookups
 from services.searcher.embedded.store.database import Database
 from services.searcher.types import Position
 
@@ -54,7 +54,7 @@ class IdOrder:
         if len(rows) <= MANY:
             keys = columns.record_rowid[rows].tolist()
             with self._database.reading() as connection:
-                ids = reads.public_ids(connection, keys)
+                ids = lookups.public_ids(connection, keys)
             places = zip(columns.level[rows].tolist(), keys, strict=True)
             return np.array([(level, *ids[key]) > place for level, key in places], np.bool_)
         behind = np.zeros(len(rows), np.bool_)
@@ -89,7 +89,7 @@ class IdOrder:
         known = columns.orders.get(block)
         if known is None or known[0] < stop:  # rows have come since
             with self._database.reading() as connection:
-                keys = reads.record_rowids_in_order(
+                keys = lookups.record_rowids_in_order(
                     connection,
                     self._collection,
                     int(columns.record_rowid[start]),
@@ -100,7 +100,7 @@ class IdOrder:
 
 
 def _place(connection: sqlite3.Connection, key: int) -> tuple[int, str, str]:
-    place = reads.place_in_order(connection, key)
+    place = lookups.place_in_order(connection, key)
     if place is None:
         raise LookupError(key)
     return place

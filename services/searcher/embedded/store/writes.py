@@ -15,16 +15,15 @@ from regionsearch.errors import Kind, RegionSearchError, invalid, not_found
 from regionsearch.metadata import MetadataLimits
 from services.searcher.embedded.rows import Change, RowIds, Rows
 from services.searcher.embedded.store import checksums
-from services.searcher.embedded.store.reads import (
-    IMAGE_VALUES,
+from services.searcher.embedded.store.lookups import (
     LISTED,
     LiveImage,
-    images_by_id,
     json_array,
     live_images,
     record_rowids_of_images,
     rowids_of_records,
 )
+from services.searcher.embedded.store.reads import IMAGE_VALUES, images_by_id
 from services.searcher.types import Collection, Level, Record, StoredImage, Upsert, UpsertResult
 from services.searcher.updates import ImageUpdate
 
