@@ -105,6 +105,16 @@ class SearchServiceStub:
                 request_serializer=regionsearch_dot_v1_dot_search__pb2.SnapshotRequest.SerializeToString,
                 response_deserializer=regionsearch_dot_v1_dot_search__pb2.SnapshotResponse.FromString,
                 _registered_method=True)
+        self.ListSnapshots = channel.unary_unary(
+                '/regionsearch.v1.SearchService/ListSnapshots',
+                request_serializer=regionsearch_dot_v1_dot_search__pb2.ListSnapshotsRequest.SerializeToString,
+                response_deserializer=regionsearch_dot_v1_dot_search__pb2.ListSnapshotsResponse.FromString,
+                _registered_method=True)
+        self.DeleteSnapshot = channel.unary_unary(
+                '/regionsearch.v1.SearchService/DeleteSnapshot',
+                request_serializer=regionsearch_dot_v1_dot_search__pb2.DeleteSnapshotRequest.SerializeToString,
+                response_deserializer=regionsearch_dot_v1_dot_search__pb2.DeleteSnapshotResponse.FromString,
+                _registered_method=True)
         self.Restore = channel.unary_unary(
                 '/regionsearch.v1.SearchService/Restore',
                 request_serializer=regionsearch_dot_v1_dot_search__pb2.RestoreRequest.SerializeToString,
@@ -214,9 +224,22 @@ class SearchServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Snapshot(self, request, context):
-        """A consistent copy of all collections in one file under the snapshot folder. UNIMPLEMENTED, as Restore is, with the
+        """A consistent copy of all collections in one file in the snapshot folder, or where `embedded.snapshot_url` says. UNIMPLEMENTED, as Restore is, with the
         milvus engine: Milvus has its own backup tool.
         """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListSnapshots(self, request, context):
+        """Snapshots, newest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteSnapshot(self, request, context):
+        """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -296,6 +319,16 @@ def add_SearchServiceServicer_to_server(servicer, server):
                     servicer.Snapshot,
                     request_deserializer=regionsearch_dot_v1_dot_search__pb2.SnapshotRequest.FromString,
                     response_serializer=regionsearch_dot_v1_dot_search__pb2.SnapshotResponse.SerializeToString,
+            ),
+            'ListSnapshots': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListSnapshots,
+                    request_deserializer=regionsearch_dot_v1_dot_search__pb2.ListSnapshotsRequest.FromString,
+                    response_serializer=regionsearch_dot_v1_dot_search__pb2.ListSnapshotsResponse.SerializeToString,
+            ),
+            'DeleteSnapshot': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteSnapshot,
+                    request_deserializer=regionsearch_dot_v1_dot_search__pb2.DeleteSnapshotRequest.FromString,
+                    response_serializer=regionsearch_dot_v1_dot_search__pb2.DeleteSnapshotResponse.SerializeToString,
             ),
             'Restore': grpc.unary_unary_rpc_method_handler(
                     servicer.Restore,
@@ -643,6 +676,60 @@ class SearchService:
             '/regionsearch.v1.SearchService/Snapshot',
             regionsearch_dot_v1_dot_search__pb2.SnapshotRequest.SerializeToString,
             regionsearch_dot_v1_dot_search__pb2.SnapshotResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListSnapshots(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/regionsearch.v1.SearchService/ListSnapshots',
+            regionsearch_dot_v1_dot_search__pb2.ListSnapshotsRequest.SerializeToString,
+            regionsearch_dot_v1_dot_search__pb2.ListSnapshotsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteSnapshot(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/regionsearch.v1.SearchService/DeleteSnapshot',
+            regionsearch_dot_v1_dot_search__pb2.DeleteSnapshotRequest.SerializeToString,
+            regionsearch_dot_v1_dot_search__pb2.DeleteSnapshotResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -76,9 +76,12 @@ class SearchServiceStub:
     left out, here and in searches, and logged; asking for it by id answers DATA_LOSS.
     """
     Snapshot: _grpc.UnaryUnaryMultiCallable[_search_pb2.SnapshotRequest, _search_pb2.SnapshotResponse]
-    """A consistent copy of all collections in one file under the snapshot folder. UNIMPLEMENTED, as Restore is, with the
+    """A consistent copy of all collections in one file in the snapshot folder, or where `embedded.snapshot_url` says. UNIMPLEMENTED, as Restore is, with the
     milvus engine: Milvus has its own backup tool.
     """
+    ListSnapshots: _grpc.UnaryUnaryMultiCallable[_search_pb2.ListSnapshotsRequest, _search_pb2.ListSnapshotsResponse]
+    """Snapshots, newest first."""
+    DeleteSnapshot: _grpc.UnaryUnaryMultiCallable[_search_pb2.DeleteSnapshotRequest, _search_pb2.DeleteSnapshotResponse]
     Restore: _grpc.UnaryUnaryMultiCallable[_search_pb2.RestoreRequest, _search_pb2.RestoreResponse]
     """Replaces all collections by those of a snapshot. DATA_LOSS names a damaged or foreign file; nothing changes then."""
     GetStats: _grpc.UnaryUnaryMultiCallable[_search_pb2.GetStatsRequest, _search_pb2.GetStatsResponse]
@@ -131,9 +134,12 @@ class SearchServiceAsyncStub(SearchServiceStub):
     left out, here and in searches, and logged; asking for it by id answers DATA_LOSS.
     """
     Snapshot: _aio.UnaryUnaryMultiCallable[_search_pb2.SnapshotRequest, _search_pb2.SnapshotResponse]  # type: ignore[assignment]
-    """A consistent copy of all collections in one file under the snapshot folder. UNIMPLEMENTED, as Restore is, with the
+    """A consistent copy of all collections in one file in the snapshot folder, or where `embedded.snapshot_url` says. UNIMPLEMENTED, as Restore is, with the
     milvus engine: Milvus has its own backup tool.
     """
+    ListSnapshots: _aio.UnaryUnaryMultiCallable[_search_pb2.ListSnapshotsRequest, _search_pb2.ListSnapshotsResponse]  # type: ignore[assignment]
+    """Snapshots, newest first."""
+    DeleteSnapshot: _aio.UnaryUnaryMultiCallable[_search_pb2.DeleteSnapshotRequest, _search_pb2.DeleteSnapshotResponse]  # type: ignore[assignment]
     Restore: _aio.UnaryUnaryMultiCallable[_search_pb2.RestoreRequest, _search_pb2.RestoreResponse]  # type: ignore[assignment]
     """Replaces all collections by those of a snapshot. DATA_LOSS names a damaged or foreign file; nothing changes then."""
     GetStats: _aio.UnaryUnaryMultiCallable[_search_pb2.GetStatsRequest, _search_pb2.GetStatsResponse]  # type: ignore[assignment]
@@ -255,9 +261,24 @@ class SearchServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _search_pb2.SnapshotRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_search_pb2.SnapshotResponse, _abc.Awaitable[_search_pb2.SnapshotResponse]]:
-        """A consistent copy of all collections in one file under the snapshot folder. UNIMPLEMENTED, as Restore is, with the
+        """A consistent copy of all collections in one file in the snapshot folder, or where `embedded.snapshot_url` says. UNIMPLEMENTED, as Restore is, with the
         milvus engine: Milvus has its own backup tool.
         """
+
+    @_abc_1.abstractmethod
+    def ListSnapshots(
+        self,
+        request: _search_pb2.ListSnapshotsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_search_pb2.ListSnapshotsResponse, _abc.Awaitable[_search_pb2.ListSnapshotsResponse]]:
+        """Snapshots, newest first."""
+
+    @_abc_1.abstractmethod
+    def DeleteSnapshot(
+        self,
+        request: _search_pb2.DeleteSnapshotRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_search_pb2.DeleteSnapshotResponse, _abc.Awaitable[_search_pb2.DeleteSnapshotResponse]]: ...
 
     @_abc_1.abstractmethod
     def Restore(

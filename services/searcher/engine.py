@@ -12,7 +12,7 @@ from typing import Protocol
 from regionsearch.errors import Kind, RegionSearchError
 from regionsearch.metadata import MetadataLimits
 from services.searcher.cancellation import NEVER_CANCELLED, CancellationToken
-from services.searcher.reports import CollectionStats, SnapshotInfo
+from services.searcher.reports import CollectionStats, SnapshotFile, SnapshotInfo
 from services.searcher.response_budget import UNLIMITED, ResponseBudget
 from services.searcher.types import (
     Collection,
@@ -135,6 +135,14 @@ class Engine(Protocol):
 
     def snapshot(self, name: str) -> SnapshotInfo:
         """Writes a consistent copy of all collections under a file name."""
+        ...
+
+    def list_snapshots(self) -> list[SnapshotFile]:
+        """The snapshots that can be restored, newest first."""
+        ...
+
+    def delete_snapshot(self, name: str) -> None:
+        """Deletes a snapshot."""
         ...
 
     def restore(self, name: str) -> tuple[int, int]:

@@ -32,6 +32,15 @@ class CollectionStats:
 
 
 @dataclass(frozen=True, slots=True)
+class SnapshotFile:
+    """A snapshot that can be restored; `created_ms` is milliseconds since 1970."""
+
+    name: str
+    size_bytes: int
+    created_ms: int
+
+
+@dataclass(frozen=True, slots=True)
 class SnapshotInfo:
     """A finished snapshot: file name, size in bytes, and the last write that it holds."""
 

@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, AsyncIterable
 from functools import partial
 from typing import Any
 
-from regionsearch.errors import Kind, RegionSearchError
+from regionsearch.errors import Kind, RegionSearchError, invalid
 from regionsearch.rpc import remaining
 from regionsearch.tensors import tensor_to_proto
 from regionsearch.v1 import search_pb2, search_pb2_grpc
@@ -25,6 +25,7 @@ from services.searcher.bounded_executor import BoundedExecutor
 from services.searcher.cancellation import CancellationToken
 from services.searcher.engine import Engine
 from services.searcher.page_tokens import PageTokens, fingerprint
+from services.searcher.reports import SnapshotInfo
 from services.searcher.requests import Reader, write_bytes
 from services.searcher.response_budget import ResponseBudget
 from services.searcher.search_requests import SearchReader
@@ -289,8 +290,35 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
     ) -> search_pb2.SnapshotResponse:
         """See the contract."""
         name = request.name or time.strftime("%Y%m%dT%H%M%SZ.sqlite", time.gmtime())
-        done = await self._snapshots.run(lambda: self._engine.snapshot(name))
+        if request.keep < 0:
+            raise invalid("keep", "keep cannot be negative")
+
+        def take() -> SnapshotInfo:
+            done = self._engine.snapshot(name)
+            for older in self._engine.list_snapshots()[request.keep :] if request.keep else ():
+                self._engine.delete_snapshot(older.name)
+            return done
+
+        done = await self._snapshots.run(take)
         return search_pb2.SnapshotResponse(name=done.name, size_bytes=done.size_bytes, seq=done.seq)
+
+    async def ListSnapshots(  # noqa: N802
+        self, request: search_pb2.ListSnapshotsRequest, context: _Context
+    ) -> search_pb2.ListSnapshotsResponse:
+        """See the contract."""
+        answer = search_pb2.ListSnapshotsResponse()
+        for one in await self._reads.run(self._engine.list_snapshots):
+            answer.snapshots.add(name=one.name, size_bytes=one.size_bytes).create_time.FromMilliseconds(
+                one.created_ms
+            )
+        return answer
+
+    async def DeleteSnapshot(  # noqa: N802
+        self, request: search_pb2.DeleteSnapshotRequest, context: _Context
+    ) -> search_pb2.DeleteSnapshotResponse:
+        """See the contract."""
+        await self._snapshots.run(lambda: self._engine.delete_snapshot(request.name))
+        return search_pb2.DeleteSnapshotResponse()
 
     async def Restore(  # noqa: N802
         self, request: search_pb2.RestoreRequest, context: _Context

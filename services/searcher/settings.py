@@ -43,6 +43,11 @@ class EmbeddedSettings(BaseModel):
     heads_folder: Path | None = Field(
         None, description="Learned heads of binary codes; heads/ in the folder."
     )
+    snapshot_url: str = Field(
+        "",
+        description="Where snapshots are kept in place of the folder `snapshots`: any address that fsspec "
+        "knows, such as s3://bucket/path with s3fs installed; its keys come from the environment.",
+    )
     compact_above: float = Field(
         0.2, gt=0, lt=1, description="Share of deleted rows that starts a compaction."
     )

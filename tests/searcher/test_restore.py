@@ -188,3 +188,35 @@ def test_a_collection_whose_maintenance_fails_does_not_stop_the_others(tmp_path)
     assert [segment.index for segment in engine.stats("b")[0].segments] == ["ivf"]
     assert engine._database.writer.execute("SELECT COUNT(*) FROM record").fetchone() == (1900,)
     engine.close()
+
+
+def test_snapshots_are_kept_and_restored_elsewhere(tmp_path) -> None:
+    away = tmp_path / "away"
+    settings = EmbeddedSettings(folder=tmp_path / "here", snapshot_url=away.as_uri())
+    engine = EmbeddedEngine(settings)
+    assert engine.list_snapshots() == []
+    engine.create_collection(Collection("c", MODEL))
+    fill(engine, clustered(100), "c")
+    for name in ("one", "two"):
+        engine.snapshot(name)
+    assert [one.name for one in engine.list_snapshots()] == ["two", "one"]
+    assert not [*(tmp_path / "here" / "snapshots").iterdir()]
+    with pytest.raises(RegionSearchError) as caught:
+        engine.snapshot("two")
+    assert caught.value.kind is Kind.ALREADY_EXISTS
+    engine.delete_collection("c")
+    engine.delete_snapshot("two")
+    engine.restore("one")
+    assert engine.get_collection("c").record_count == 100
+    data = (away / "one").read_bytes()
+    (away / "one").write_bytes(data[: len(data) // 2])  # as an upload that was cut off leaves it
+    with pytest.raises(RegionSearchError) as caught:
+        engine.restore("one")
+    assert caught.value.kind is Kind.DATA_LOSS
+    away.rename(tmp_path / "gone")
+    (tmp_path / "away").write_text("not a folder")
+    with pytest.raises(RegionSearchError, match=r"cannot be reached") as caught:
+        engine.snapshot("three")
+    assert caught.value.kind is Kind.UNAVAILABLE
+    assert engine.get_collection("c").record_count == 100
+    engine.close()

@@ -205,6 +205,28 @@ async def test_snapshot_and_restore_over_grpc(stub, settings) -> None:
     assert written.seq > restored.seq
 
 
+async def test_snapshots_are_listed_deleted_and_kept_in_number_over_grpc(stub) -> None:
+    async def names() -> list[str]:
+        listed = await stub.ListSnapshots(search_pb2.ListSnapshotsRequest())
+        assert all(one.size_bytes > 0 and one.create_time.seconds > 0 for one in listed.snapshots)
+        return [one.name for one in listed.snapshots]
+
+    assert await names() == []
+    for name in ("a", "b", "c"):
+        await stub.Snapshot(search_pb2.SnapshotRequest(name=name))
+    assert await names() == ["c", "b", "a"]
+    await stub.DeleteSnapshot(search_pb2.DeleteSnapshotRequest(name="b"))
+    assert await names() == ["c", "a"]
+    await stub.Snapshot(search_pb2.SnapshotRequest(name="d", keep=2))
+    assert await names() == ["d", "c"]
+    missing = stub.DeleteSnapshot(search_pb2.DeleteSnapshotRequest(name="b"))
+    assert await failing(missing) == (Kind.NOT_FOUND, "name")
+    outside = stub.DeleteSnapshot(search_pb2.DeleteSnapshotRequest(name="../records.sqlite"))
+    assert await failing(outside) == (Kind.INVALID_ARGUMENT, "name")
+    negative = stub.Snapshot(search_pb2.SnapshotRequest(keep=-1))
+    assert await failing(negative) == (Kind.INVALID_ARGUMENT, "keep")
+
+
 async def test_a_second_snapshot_is_refused_at_once_and_writes_go_on(
     stub, monkeypatch: pytest.MonkeyPatch
 ) -> None:

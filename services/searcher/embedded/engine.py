@@ -45,7 +45,7 @@ from services.searcher.embedded.store.verification import check_store
 from services.searcher.embedded.store.visibility import VisibilityHorizon
 from services.searcher.engine import never_acknowledged
 from services.searcher.models import check_generation, check_model
-from services.searcher.reports import CollectionStats, SnapshotInfo
+from services.searcher.reports import CollectionStats, SnapshotFile, SnapshotInfo
 from services.searcher.response_budget import UNLIMITED, ResponseBudget
 from services.searcher.settings import EmbeddedSettings
 from services.searcher.types import (
@@ -87,6 +87,7 @@ class EmbeddedEngine:
         self._on_fatal = on_fatal
         self._folder = settings.folder
         self._snapshots = settings.folder / SNAPSHOT_FOLDER
+        self._archive = snapshots.Archive(settings.snapshot_url) if settings.snapshot_url else None
         path = self._folder / FILE_NAME
         if not settings.read_only:
             with explained(path):
@@ -352,13 +353,22 @@ class EmbeddedEngine:
         """See `Engine`."""
         with self._copying, self._restore_lock.shared():
             self._reserve_file.require(self._database.file_bytes())
-            return snapshots.take(self._database, self._snapshots, name)
+            return snapshots.take(self._database, self._snapshots, name, self._archive)
+
+    def list_snapshots(self) -> list[SnapshotFile]:
+        """See `Engine`."""
+        return snapshots.listed(self._snapshots, self._archive)
+
+    def delete_snapshot(self, name: str) -> None:
+        """See `Engine`."""
+        with self._copying:
+            snapshots.delete(self._snapshots, name, self._archive)
 
     def restore(self, name: str) -> tuple[int, int]:
         """See `Engine`."""
         with (
             self._copying,
-            snapshots.prepared(self._snapshots, name) as file,
+            snapshots.prepared(self._snapshots, name, self._archive) as file,
             self._restore_lock.exclusive("the searcher is restoring a snapshot"),
         ):
             self._committer.check()

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+import fsspec
 import structlog
 
 from regionsearch.errors import Kind, RegionSearchError, invalid, not_found
@@ -23,7 +24,7 @@ from services.searcher.embedded.store.faults import damaged, explained
 from services.searcher.embedded.store.reads import last_seq
 from services.searcher.embedded.store.schema import CHECKSUMS_SINCE, MIGRATIONS
 from services.searcher.embedded.store.verification import check_store
-from services.searcher.reports import SnapshotInfo
+from services.searcher.reports import SnapshotFile, SnapshotInfo
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _UNFINISHED = re.compile(r"\..+\.(part|restoring)(-wal|-shm|-journal)?")  # no snapshot's name begins so
@@ -41,7 +42,88 @@ def clear(folder: Path) -> None:
                 file.unlink()
 
 
-def take(database: Database, folder: Path, name: str) -> SnapshotInfo:
+class Archive:
+    """Snapshots in another place than the folder next to the records.
+
+    Args:
+        url: Any that fsspec knows.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        with self._explained():
+            self._files, self._root = fsspec.url_to_fs(url)
+
+    def listed(self) -> list[SnapshotFile]:
+        """The snapshots, in any order."""
+        with self._explained():
+            self._files.invalidate_cache()
+            found = self._files.ls(self._root, detail=True) if self._files.exists(self._root) else []
+            return [
+                SnapshotFile(name, entry["size"], int(self._files.modified(entry["name"]).timestamp() * 1000))
+                for entry in found
+                if entry["type"] == "file" and _NAME.fullmatch(name := entry["name"].rsplit("/", 1)[-1])
+            ]
+
+    def put(self, file: Path, name: str) -> None:
+        """Stores a file; should that fail half-way, the checksum of what is there does not match."""
+        with self._explained():
+            self._files.makedirs(self._root, exist_ok=True)
+            self._files.put_file(str(file), f"{self._root}/{name}")
+
+    def get(self, name: str, target: Path) -> None:
+        """Reads a file."""
+        with self._explained():
+            self._files.get_file(f"{self._root}/{name}", str(target))
+
+    def delete(self, name: str) -> None:
+        """Deletes a file."""
+        with self._explained():
+            self._files.rm_file(f"{self._root}/{name}")
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Turns what the many file systems raise into UNAVAILABLE."""
+        try:
+            yield
+        except Exception as error:
+            raise RegionSearchError(
+                Kind.UNAVAILABLE, f"the snapshots at {self._url} cannot be reached: {error}"
+            ) from error
+
+
+def listed(folder: Path, archive: Archive | None) -> list[SnapshotFile]:
+    """The snapshots, newest first."""
+    if archive is not None:
+        found = archive.listed()
+    else:
+        with explained(folder):
+            found = [
+                SnapshotFile(file.name, file.stat().st_size, file.stat().st_mtime_ns // 1_000_000)
+                for file in (folder.iterdir() if folder.is_dir() else ())
+                if _NAME.fullmatch(file.name) and file.is_file()
+            ]
+    return sorted(found, key=lambda one: (one.created_ms, one.name), reverse=True)
+
+
+def delete(folder: Path, name: str, archive: Archive | None) -> None:
+    """Deletes a snapshot.
+
+    Raises:
+        RegionSearchError: NOT_FOUND.
+    """
+    path = _path(folder, name)
+    if name not in {one.name for one in listed(folder, archive)}:
+        raise not_found("name", f"there is no snapshot {name!r}")
+    if archive is not None:
+        archive.delete(name)
+        return
+    with explained(path):
+        path.unlink()
+        _synchronise(folder)
+
+
+def take(database: Database, folder: Path, name: str, archive: Archive | None = None) -> SnapshotInfo:
     """Copies the store to a new file while it is being read and written.
 
     Raises:
@@ -51,7 +133,7 @@ def take(database: Database, folder: Path, name: str) -> SnapshotInfo:
     temporary = folder / f".{name}.part"
     with explained(target):
         folder.mkdir(exist_ok=True)
-        if target.exists():
+        if target.exists() or (archive is not None and name in {one.name for one in archive.listed()}):
             raise RegionSearchError(
                 Kind.ALREADY_EXISTS, f"there is a snapshot {name!r} already", field="name"
             )
@@ -61,15 +143,19 @@ def take(database: Database, folder: Path, name: str) -> SnapshotInfo:
             with contextlib.closing(connect(temporary, read_only=True)) as copy:
                 seq = last_seq(copy)
             _sign(temporary)
-            os.replace(temporary, target)
-            _synchronise(folder)
+            size = temporary.stat().st_size
+            if archive is not None:
+                archive.put(temporary, name)
+            else:
+                os.replace(temporary, target)
+                _synchronise(folder)
         finally:
             _remove(temporary)
-        return SnapshotInfo(name, target.stat().st_size, seq)
+        return SnapshotInfo(name, size, seq)
 
 
 @contextlib.contextmanager
-def prepared(folder: Path, name: str) -> Iterator[Path]:
+def prepared(folder: Path, name: str, archive: Archive | None = None) -> Iterator[Path]:
     """A checked copy of a snapshot in today's format, ready to replace the store; the snapshot itself stays.
 
     Raises:
@@ -77,13 +163,17 @@ def prepared(folder: Path, name: str) -> Iterator[Path]:
             newer one.
     """
     source = _path(folder, name)
-    if not source.is_file():
-        raise not_found("name", f"there is no snapshot {name!r} in {folder.name}")
+    if name not in {one.name for one in listed(folder, archive)}:
+        raise not_found("name", f"there is no snapshot {name!r}")
     copy = folder / f".{name}.restoring"
     try:
         with explained(source):
+            folder.mkdir(exist_ok=True)
             _remove(copy)
-            shutil.copyfile(source, copy)
+            if archive is not None:
+                archive.get(name, copy)
+            else:
+                shutil.copyfile(source, copy)
             signed = _check_signature(copy, source)
             with contextlib.closing(connect(copy)) as connection:
                 check_identity(connection, source, MIGRATIONS)

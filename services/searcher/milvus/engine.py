@@ -37,7 +37,7 @@ from services.searcher.milvus.source import MilvusSource
 from services.searcher.milvus.tables import Placement
 from services.searcher.models import check_generation, check_model
 from services.searcher.ranking import rank
-from services.searcher.reports import CollectionStats, SegmentStats, SnapshotInfo
+from services.searcher.reports import CollectionStats, SegmentStats, SnapshotFile, SnapshotInfo
 from services.searcher.response_budget import UNLIMITED, ResponseBudget
 from services.searcher.settings import MilvusSettings
 from services.searcher.types import (
@@ -265,6 +265,14 @@ class MilvusEngine:
     # Upkeep
 
     def snapshot(self, name: str) -> SnapshotInfo:
+        """UNIMPLEMENTED: Milvus has its own backup tool."""
+        raise _cannot("snapshots", "use milvus-backup")
+
+    def list_snapshots(self) -> list[SnapshotFile]:
+        """UNIMPLEMENTED: Milvus has its own backup tool."""
+        raise _cannot("snapshots", "use milvus-backup")
+
+    def delete_snapshot(self, name: str) -> None:
         """UNIMPLEMENTED: Milvus has its own backup tool."""
         raise _cannot("snapshots", "use milvus-backup")
 
