@@ -34,6 +34,7 @@ from services.searcher.types import NO_FILTER, Collection, Filter, ModelIdentity
 
 _ROWS = 1_000_000
 _DIMENSION = 256
+_DIRECTIONS = 24
 _BATCH = 50_000
 _QUERIES = 100
 _TURN = 20
@@ -47,12 +48,15 @@ def _unit(vectors: Any) -> Vectors:
 
 
 def _rows(count: int, seed: int) -> Vectors:
-    """Rows in clusters that fill half of the space, as images do."""
-    rng = np.random.default_rng(seed)
-    centres = _unit(np.random.default_rng(7).standard_normal((5000, _DIMENSION // 2), np.float32))
+    """Rows in clusters, with most of their variance in few directions and none in half of them, as images."""
+    fixed, rng = np.random.default_rng(7), np.random.default_rng(seed)
+    axes, _ = np.linalg.qr(fixed.standard_normal((_DIMENSION // 2, _DIRECTIONS)))
+    centres = _unit(fixed.standard_normal((1000, _DIRECTIONS), np.float32))
+    near = centres[rng.integers(0, len(centres), count)]
+    near = _unit(near + 0.8 * _unit(rng.standard_normal(near.shape, np.float32)))
     found = np.zeros((count, _DIMENSION), np.float32)
     noise = _unit(rng.standard_normal((count, _DIMENSION // 2), np.float32))
-    found[:, : _DIMENSION // 2] = centres[rng.integers(0, len(centres), count)] + 0.8 * noise
+    found[:, : _DIMENSION // 2] = near @ axes.T.astype(np.float32) + 0.3 * noise
     return _unit(found).astype(np.float16).astype(np.float32)
 
 
