@@ -119,10 +119,13 @@ class Collection(_message.Message):
     IMAGE_COUNT_FIELD_NUMBER: _builtins.int
     RECORD_COUNT_FIELD_NUMBER: _builtins.int
     BINARY_CODES_FIELD_NUMBER: _builtins.int
+    REPLACES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """1 to 64 of a-z, 0-9, '-' and '_', beginning with a letter or digit."""
     image_count: _builtins.int
     record_count: _builtins.int
+    replaces: _builtins.str
+    """The collection whose name this one is going to take, while its images are still being embedded again; else empty."""
     @_builtins.property
     def model(self) -> _types_pb2.ModelInfo: ...
     @_builtins.property
@@ -138,10 +141,11 @@ class Collection(_message.Message):
         image_count: _builtins.int = ...,
         record_count: _builtins.int = ...,
         binary_codes: Global___BinaryCodes | None = ...,
+        replaces: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["binary_codes", b"binary_codes", "create_time", b"create_time", "model", b"model"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["binary_codes", b"binary_codes", "create_time", b"create_time", "image_count", b"image_count", "model", b"model", "name", b"name", "record_count", b"record_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["binary_codes", b"binary_codes", "create_time", b"create_time", "image_count", b"image_count", "model", b"model", "name", b"name", "record_count", b"record_count", "replaces", b"replaces"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -365,7 +369,10 @@ class CreateCollectionRequest(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
     BINARY_CODES_FIELD_NUMBER: _builtins.int
+    REPLACES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
+    replaces: _builtins.str
+    """Noted as Collection.replaces."""
     @_builtins.property
     def model(self) -> _types_pb2.ModelInfo: ...
     @_builtins.property
@@ -376,10 +383,11 @@ class CreateCollectionRequest(_message.Message):
         name: _builtins.str = ...,
         model: _types_pb2.ModelInfo | None = ...,
         binary_codes: Global___BinaryCodes | None = ...,
+        replaces: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["binary_codes", b"binary_codes", "model", b"model"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["binary_codes", b"binary_codes", "model", b"model", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["binary_codes", b"binary_codes", "model", b"model", "name", b"name", "replaces", b"replaces"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -525,6 +533,64 @@ class DeleteCollectionResponse(_message.Message):
 Global___DeleteCollectionResponse: _TypeAlias = DeleteCollectionResponse  # noqa: Y015
 
 @_typing.final
+class ReplaceCollectionRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    BY_FIELD_NUMBER: _builtins.int
+    KEEP_AS_FIELD_NUMBER: _builtins.int
+    HOLD_MS_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The name to give away."""
+    by: _builtins.str
+    """The collection that gets it."""
+    keep_as: _builtins.str
+    """The name under which the collection that had it is kept."""
+    hold_ms: _builtins.int
+    """Writes to `name` wait for so long, or until a call has given the name away, so that the few images that still differ
+    can be copied: 0 to 30,000.
+    """
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        by: _builtins.str = ...,
+        keep_as: _builtins.str = ...,
+        hold_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["by", b"by", "hold_ms", b"hold_ms", "keep_as", b"keep_as", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReplaceCollectionRequest: _TypeAlias = ReplaceCollectionRequest  # noqa: Y015
+
+@_typing.final
+class ReplaceCollectionResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DIFFERING_IMAGE_IDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def differing_image_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Empty: the name has been given. Otherwise nothing has changed, and these are some of the images that only one of the
+        collections has, or that differ in name, tags, attributes, create_time or number of regions.
+        """
+
+    def __init__(
+        self,
+        *,
+        differing_image_ids: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["differing_image_ids", b"differing_image_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReplaceCollectionResponse: _TypeAlias = ReplaceCollectionResponse  # noqa: Y015
+
+@_typing.final
 class UpsertRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -534,10 +600,15 @@ class UpsertRequest(_message.Message):
     RECORDS_FIELD_NUMBER: _builtins.int
     VECTORS_FIELD_NUMBER: _builtins.int
     SKIP_EXISTING_FIELD_NUMBER: _builtins.int
+    KEEP_CREATE_TIME_FIELD_NUMBER: _builtins.int
     collection: _builtins.str
     skip_existing: _builtins.bool
     """Images that the collection already has are left as they are, with their records, and listed as skipped.
     Without it an image is replaced together with all of its records.
+    """
+    keep_create_time: _builtins.bool
+    """Images that the collection does not have get the create_time that they are sent with, instead of the present time:
+    for copies.
     """
     @_builtins.property
     def model(self) -> _types_pb2.ModelInfo:
@@ -562,10 +633,11 @@ class UpsertRequest(_message.Message):
         records: _abc.Iterable[Global___Record] | None = ...,
         vectors: _types_pb2.Tensor | None = ...,
         skip_existing: _builtins.bool = ...,
+        keep_create_time: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "vectors", b"vectors"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "images", b"images", "model", b"model", "records", b"records", "skip_existing", b"skip_existing", "vectors", b"vectors"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "images", b"images", "keep_create_time", b"keep_create_time", "model", b"model", "records", b"records", "skip_existing", b"skip_existing", "vectors", b"vectors"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -65,6 +65,11 @@ class SearchServiceStub:
                 request_serializer=regionsearch_dot_v1_dot_search__pb2.DeleteCollectionRequest.SerializeToString,
                 response_deserializer=regionsearch_dot_v1_dot_search__pb2.DeleteCollectionResponse.FromString,
                 _registered_method=True)
+        self.ReplaceCollection = channel.unary_unary(
+                '/regionsearch.v1.SearchService/ReplaceCollection',
+                request_serializer=regionsearch_dot_v1_dot_search__pb2.ReplaceCollectionRequest.SerializeToString,
+                response_deserializer=regionsearch_dot_v1_dot_search__pb2.ReplaceCollectionResponse.FromString,
+                _registered_method=True)
         self.Upsert = channel.unary_unary(
                 '/regionsearch.v1.SearchService/Upsert',
                 request_serializer=regionsearch_dot_v1_dot_search__pb2.UpsertRequest.SerializeToString,
@@ -162,6 +167,14 @@ class SearchServiceServicer:
 
     def DeleteCollection(self, request, context):
         """Deletes a collection and everything in it. Answered at once; the space is freed in the background.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReplaceCollection(self, request, context):
+        """Gives a collection's name to another one, in one step, once both hold the same images; searches and writes go on
+        meanwhile. UNIMPLEMENTED with the milvus engine. ALREADY_EXISTS when there is a collection `keep_as`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -279,6 +292,11 @@ def add_SearchServiceServicer_to_server(servicer, server):
                     servicer.DeleteCollection,
                     request_deserializer=regionsearch_dot_v1_dot_search__pb2.DeleteCollectionRequest.FromString,
                     response_serializer=regionsearch_dot_v1_dot_search__pb2.DeleteCollectionResponse.SerializeToString,
+            ),
+            'ReplaceCollection': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReplaceCollection,
+                    request_deserializer=regionsearch_dot_v1_dot_search__pb2.ReplaceCollectionRequest.FromString,
+                    response_serializer=regionsearch_dot_v1_dot_search__pb2.ReplaceCollectionResponse.SerializeToString,
             ),
             'Upsert': grpc.unary_unary_rpc_method_handler(
                     servicer.Upsert,
@@ -460,6 +478,33 @@ class SearchService:
             '/regionsearch.v1.SearchService/DeleteCollection',
             regionsearch_dot_v1_dot_search__pb2.DeleteCollectionRequest.SerializeToString,
             regionsearch_dot_v1_dot_search__pb2.DeleteCollectionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReplaceCollection(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/regionsearch.v1.SearchService/ReplaceCollection',
+            regionsearch_dot_v1_dot_search__pb2.ReplaceCollectionRequest.SerializeToString,
+            regionsearch_dot_v1_dot_search__pb2.ReplaceCollectionResponse.FromString,
             options,
             channel_credentials,
             insecure,

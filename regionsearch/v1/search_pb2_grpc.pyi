@@ -50,6 +50,10 @@ class SearchServiceStub:
     ListCollections: _grpc.UnaryUnaryMultiCallable[_search_pb2.ListCollectionsRequest, _search_pb2.ListCollectionsResponse]
     DeleteCollection: _grpc.UnaryUnaryMultiCallable[_search_pb2.DeleteCollectionRequest, _search_pb2.DeleteCollectionResponse]
     """Deletes a collection and everything in it. Answered at once; the space is freed in the background."""
+    ReplaceCollection: _grpc.UnaryUnaryMultiCallable[_search_pb2.ReplaceCollectionRequest, _search_pb2.ReplaceCollectionResponse]
+    """Gives a collection's name to another one, in one step, once both hold the same images; searches and writes go on
+    meanwhile. UNIMPLEMENTED with the milvus engine. ALREADY_EXISTS when there is a collection `keep_as`.
+    """
     Upsert: _grpc.UnaryUnaryMultiCallable[_search_pb2.UpsertRequest, _search_pb2.UpsertResponse]
     """Writes images and their records in one atomic step: all of it or nothing. (The milvus engine has no such step: what
     fails half-way is repaired by sending it again.)
@@ -108,6 +112,10 @@ class SearchServiceAsyncStub(SearchServiceStub):
     ListCollections: _aio.UnaryUnaryMultiCallable[_search_pb2.ListCollectionsRequest, _search_pb2.ListCollectionsResponse]  # type: ignore[assignment]
     DeleteCollection: _aio.UnaryUnaryMultiCallable[_search_pb2.DeleteCollectionRequest, _search_pb2.DeleteCollectionResponse]  # type: ignore[assignment]
     """Deletes a collection and everything in it. Answered at once; the space is freed in the background."""
+    ReplaceCollection: _aio.UnaryUnaryMultiCallable[_search_pb2.ReplaceCollectionRequest, _search_pb2.ReplaceCollectionResponse]  # type: ignore[assignment]
+    """Gives a collection's name to another one, in one step, once both hold the same images; searches and writes go on
+    meanwhile. UNIMPLEMENTED with the milvus engine. ALREADY_EXISTS when there is a collection `keep_as`.
+    """
     Upsert: _aio.UnaryUnaryMultiCallable[_search_pb2.UpsertRequest, _search_pb2.UpsertResponse]  # type: ignore[assignment]
     """Writes images and their records in one atomic step: all of it or nothing. (The milvus engine has no such step: what
     fails half-way is repaired by sending it again.)
@@ -187,6 +195,16 @@ class SearchServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_search_pb2.DeleteCollectionResponse, _abc.Awaitable[_search_pb2.DeleteCollectionResponse]]:
         """Deletes a collection and everything in it. Answered at once; the space is freed in the background."""
+
+    @_abc_1.abstractmethod
+    def ReplaceCollection(
+        self,
+        request: _search_pb2.ReplaceCollectionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_search_pb2.ReplaceCollectionResponse, _abc.Awaitable[_search_pb2.ReplaceCollectionResponse]]:
+        """Gives a collection's name to another one, in one step, once both hold the same images; searches and writes go on
+        meanwhile. UNIMPLEMENTED with the milvus engine. ALREADY_EXISTS when there is a collection `keep_as`.
+        """
 
     @_abc_1.abstractmethod
     def Upsert(

@@ -26,6 +26,7 @@ def collection_to_proto(collection: Collection) -> search_pb2.Collection:
         create_time=_timestamp(collection.created_ms),
         image_count=collection.image_count,
         record_count=collection.record_count,
+        replaces=collection.replaces,
     )
     if collection.codes is not None:
         codes = collection.codes

@@ -53,6 +53,16 @@ class Engine(Protocol):
         """Deletes a collection and all that is in it."""
         ...
 
+    def replace_collection(self, name: str, by: str, keep_as: str, hold_s: float = 0.0) -> Sequence[str]:
+        """Gives the name of a collection to `by`, in one step, and keeps what had it as `keep_as`.
+
+        Writes to the collection wait for `hold_s` seconds, or until a call has given the name away.
+
+        Returns:
+            Empty when that is done; else some of the images in which the two differ, and nothing is changed.
+        """
+        ...
+
     def upsert(
         self, name: str, model: ModelIdentity, write: Upsert, generation: str | None = None
     ) -> UpsertResult:

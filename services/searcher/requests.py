@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import numpy as np
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -33,6 +34,7 @@ from services.searcher.types import (
 )
 from services.searcher.updates import ImageUpdate
 
+_MAX_HOLD_MS = 30_000
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 _HEAD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 POLICY_PREFIX = "CROP_POLICY_"
@@ -62,11 +64,7 @@ class Reader:
 
     def collection(self, request: search_pb2.CreateCollectionRequest) -> Collection:
         """Reads a collection to create."""
-        if not _NAME.fullmatch(request.name):
-            raise invalid(
-                "name",
-                "a collection's name is 1 to 64 of a-z, 0-9, '-' and '_', beginning with a letter or digit",
-            )
+        _check_name("name", request.name)
         model = self.model(request.model)
         if model.dimension < 1:
             raise invalid("model.dimension", "model.dimension is missing: say how long the vectors are")
@@ -74,7 +72,17 @@ class Reader:
         codes = None
         if request.HasField("binary_codes") and request.binary_codes.method:
             codes = self._codes(request.binary_codes, model.dimension)
-        return Collection(request.name, model, codes)
+        return Collection(request.name, model, codes, replaces=request.replaces)
+
+    def renaming(self, request: search_pb2.ReplaceCollectionRequest) -> tuple[str, str, str, float]:
+        """The name to give away, what gets it, where the other one is kept, and seconds to hold writes."""
+        names = (request.name, request.by, request.keep_as)
+        if len(set(names)) != len(names):
+            raise invalid("keep_as", "name, by and keep_as must be three different names")
+        _check_name("keep_as", request.keep_as)
+        if not 0 <= request.hold_ms <= _MAX_HOLD_MS:
+            raise invalid("hold_ms", f"hold_ms is between 0 and {_MAX_HOLD_MS}, not {request.hold_ms}")
+        return *names, request.hold_ms / 1000
 
     def _codes(self, message: search_pb2.BinaryCodes, dimension: int) -> CodeSpec:
         method = METHODS.get(message.method)
@@ -120,6 +128,11 @@ class Reader:
         if not request.images and not request.records:
             raise invalid("images", "the request holds neither images nor records")
         images = [self._image(message, f"images[{i}]") for i, message in enumerate(request.images)]
+        if request.keep_create_time:
+            images = [
+                replace(image, created_ms=_milliseconds(message.create_time, f"images[{i}].create_time"))
+                for i, (image, message) in enumerate(zip(images, request.images, strict=True))
+            ]
         records = [self._record(message, f"records[{i}]") for i, message in enumerate(request.records)]
         _unique("images", "image_id", [image.image_id for image in images])
         _unique("records", "record_id", [record.record_id for record in records])
@@ -398,6 +411,14 @@ def _identifier(field: str, value: str, limit: int) -> None:
 def _no_nul(field: str, text: str) -> None:
     if "\0" in text:  # SQLite would take it for the end of the text
         raise invalid(field, f"{field} holds a NUL character: leave it out")
+
+
+def _check_name(field: str, name: str) -> None:
+    if not _NAME.fullmatch(name):
+        raise invalid(
+            field,
+            "a collection's name is 1 to 64 of a-z, 0-9, '-' and '_', beginning with a letter or digit",
+        )
 
 
 def _unique(field: str, name: str, values: Sequence[str]) -> None:

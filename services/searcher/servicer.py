@@ -115,6 +115,14 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
         await self._writes.run(lambda: self._engine.delete_collection(request.name))
         return search_pb2.DeleteCollectionResponse()
 
+    async def ReplaceCollection(  # noqa: N802
+        self, request: search_pb2.ReplaceCollectionRequest, context: _Context
+    ) -> search_pb2.ReplaceCollectionResponse:
+        """See the contract."""
+        names = self._read.renaming(request)
+        differing = await self._writes.run(lambda: self._engine.replace_collection(*names))
+        return search_pb2.ReplaceCollectionResponse(differing_image_ids=differing)
+
     async def Upsert(  # noqa: N802
         self, request: search_pb2.UpsertRequest, context: _Context
     ) -> search_pb2.UpsertResponse:

@@ -92,6 +92,8 @@ class Collection:
     created_ms: int = 0
     image_count: int = 0
     record_count: int = 0
+    replaces: str = ""
+    """The collection whose name it is going to take; empty for none."""
 
 
 @dataclass(frozen=True, slots=True)

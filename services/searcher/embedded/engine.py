@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import sqlite3
 import threading
 import time
@@ -11,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 
@@ -43,6 +45,7 @@ from services.searcher.embedded.store.group_commit import GroupCommitter, Operat
 from services.searcher.embedded.store.restore_lock import RestoreLock
 from services.searcher.embedded.store.verification import check_store
 from services.searcher.embedded.store.visibility import VisibilityHorizon
+from services.searcher.embedded.write_holds import WriteHolds
 from services.searcher.engine import never_acknowledged
 from services.searcher.models import check_generation, check_model
 from services.searcher.reports import CollectionStats, SnapshotFile, SnapshotInfo
@@ -63,8 +66,29 @@ from services.searcher.types import (
 )
 from services.searcher.updates import ImageUpdate, UpdateResult, check_unchanged
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
 SNAPSHOT_FOLDER = "snapshots"
+_DIFFERING = 256  # images that are named where two collections differ
 _STEP_ROWS = 20_000  # of a deletion, some tenths of a second
+
+
+def _follows_its_name(
+    write: Callable[Concatenate[EmbeddedEngine, str, P], T],
+) -> Callable[Concatenate[EmbeddedEngine, str, P], T]:
+    """Does a write again where its collection's name was given to another collection while it waited."""
+
+    @functools.wraps(write)
+    def follow(engine: EmbeddedEngine, name: str, *args: P.args, **options: P.kwargs) -> T:
+        while True:
+            engine.holds.wait(name)
+            try:
+                return write(engine, name, *args, **options)
+            except writes.RenamedError:
+                engine.await_names()
+
+    return follow
 
 
 class EmbeddedEngine:
@@ -101,6 +125,7 @@ class EmbeddedEngine:
             self._database = self._opened(path)
             undo.callback(self._database.close)
             self._restore_lock = RestoreLock()
+            self.holds = WriteHolds()
             self._naming = threading.Lock()  # held while a collection is created or deleted
             self._copying = threading.Lock()  # held while a snapshot is written or restored
             self._cache = IndexCache(
@@ -196,8 +221,40 @@ class EmbeddedEngine:
                 raise
             self._collections.remove(collection)
 
+    def await_names(self) -> None:
+        """Returns once no collection is being created, renamed or deleted."""
+        with self._naming:
+            pass
+
+    def replace_collection(self, name: str, by: str, keep_as: str, hold_s: float = 0.0) -> Sequence[str]:
+        """See `Engine`."""
+        self.holds.hold(name, hold_s)
+        with self._restore_lock.shared(), self._naming:
+            old, new = self._collections.find(name), self._collections.find_searchable(by)
+            with self._database.reading() as connection:  # takes its time, for which no write has to wait
+                differing = reads.differing_images(connection, old.rowid, new.rowid, _DIFFERING)
+            if differing:
+                return differing
+            kept, renamed = replace(old.spec, name=keep_as), replace(new.spec, name=name, replaces="")
+
+            def operation(connection: sqlite3.Connection) -> tuple[list[str], None]:
+                differing = reads.differing_images(connection, old.rowid, new.rowid, _DIFFERING)
+                if not differing:
+                    writes.next_seq(connection)
+                    writes.rename_collection(connection, old.rowid, kept)
+                    writes.rename_collection(connection, new.rowid, renamed)
+                return differing, None
+
+            differing = self._committer.submit(operation).result()
+            if not differing:
+                self._collections.rename(new, renamed)
+                self._collections.rename(old, kept)
+                self.holds.release(name)
+            return differing
+
     # Writing
 
+    @_follows_its_name
     def upsert(
         self, name: str, model: ModelIdentity, write: Upsert, generation: str | None = None
     ) -> UpsertResult:
@@ -215,6 +272,7 @@ class EmbeddedEngine:
             done = self._committer.submit(operation, cost=len(write.records)).result()
             return replace(done, generation=self._collections.generation(collection))
 
+    @_follows_its_name
     def update_images(
         self, name: str, updates: Sequence[ImageUpdate], limits: MetadataLimits
     ) -> UpdateResult:
@@ -233,6 +291,7 @@ class EmbeddedEngine:
             collection = self._collections.find(name)
             return self._committer.submit(operation, cost=len(updates)).result()
 
+    @_follows_its_name
     def delete(self, name: str, deletion: Deletion) -> DeleteResult:
         """See `Engine`. A filter's records go in steps, between which other writes are committed."""
         by_filter = deletion.filter is not None

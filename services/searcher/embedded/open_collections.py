@@ -69,6 +69,14 @@ class OpenCollections:
         """Removes a hidden collection."""
         del self._by_rowid[collection.rowid]
 
+    def rename(self, collection: OpenCollection, spec: Collection) -> None:
+        """Makes a collection known by another name; its old one may be another's already."""
+        old = collection.spec.name
+        collection.spec = spec
+        self._by_name[spec.name] = collection
+        if self._by_name.get(old) is collection:
+            del self._by_name[old]
+
     def all(self) -> list[OpenCollection]:
         """The collections that callers can find."""
         return list(self._by_name.values())

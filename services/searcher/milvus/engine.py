@@ -87,6 +87,8 @@ class MilvusEngine:
         """See `Engine`."""
         if collection.codes is not None:
             raise _cannot("binary codes", "the embedded engine keeps them")
+        if collection.replaces:
+            raise _cannot("renaming of collections", "make a new collection and ingest the images again")
         made = replace(collection, created_ms=self._clock.before() // 1000, image_count=0, record_count=0)
         placement = self._registry.place(made)
         try:
@@ -121,6 +123,10 @@ class MilvusEngine:
     def _drop(self, placement: Placement) -> None:
         for table in (placement.records, placement.images):
             self._access.call(self._access.client.drop_collection, table)
+
+    def replace_collection(self, name: str, by: str, keep_as: str, hold_s: float = 0.0) -> Sequence[str]:
+        """UNIMPLEMENTED: two names cannot be changed in one step."""
+        raise _cannot("renaming of collections", "make a new collection and ingest the images again")
 
     # Writing
 

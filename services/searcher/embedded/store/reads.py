@@ -73,6 +73,28 @@ def collections(connection: sqlite3.Connection) -> list[tuple[int, Collection, b
     return found
 
 
+def differing_images(connection: sqlite3.Connection, one: int, other: int, limit: int) -> list[str]:
+    """Ids of images that one of two collections lacks, or that are described differently; at most `limit`."""
+    columns = "image_id, name, tags, attributes, created_ms, region_count"
+    live = f"SELECT {columns} FROM image WHERE collection = ? AND removed IS NULL"  # noqa: S608
+    found: dict[str, None] = {}
+    for pair in ((one, other), (other, one)):
+        for image_id, *described in connection.execute(f"{live} EXCEPT {live}", pair):
+            # Attributes of one image are not always written in the same order.
+            query = f"{live} AND image_id = ?"
+            twin = connection.execute(query, (pair[1], image_id)).fetchone()
+            if twin is None or _description(described) != _description(twin[1:]):
+                found[image_id] = None
+            if len(found) == limit:
+                return list(found)
+    return list(found)
+
+
+def _description(values: Sequence[Any]) -> tuple[Any, ...]:
+    name, tags, attributes, created_ms, region_count = values
+    return name, json.loads(tags), json.loads(attributes), created_ms, region_count
+
+
 def counts(connection: sqlite3.Connection, collection_rowid: int) -> tuple[int, int]:
     """Numbers of images and records."""
     row = connection.execute(
@@ -238,6 +260,7 @@ def _collection(name: str, spec: str, created_ms: int, image_count: int, record_
         created_ms=created_ms,
         image_count=image_count,
         record_count=record_count,
+        replaces=fields.get("replaces", ""),
     )
 
 

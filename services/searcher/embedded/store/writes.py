@@ -48,12 +48,7 @@ def create_collection(connection: sqlite3.Connection, collection: Collection) ->
     Raises:
         RegionSearchError: ALREADY_EXISTS.
     """
-    codes = collection.codes
-    spec = {
-        "model": asdict(collection.model),
-        "codes": None if codes is None else {**asdict(codes), "method": codes.method.value},
-    }
-    text = json.dumps(spec)
+    text = _spec(collection)
     checksum = checksums.of_values(collection.name, text, collection.created_ms, None)
     try:
         row = connection.execute(
@@ -67,17 +62,57 @@ def create_collection(connection: sqlite3.Connection, collection: Collection) ->
     return int(row[0])
 
 
+def _spec(collection: Collection) -> str:
+    codes = collection.codes
+    spec = {
+        "model": asdict(collection.model),
+        "codes": None if codes is None else {**asdict(codes), "method": codes.method.value},
+    }
+    if collection.replaces:
+        spec["replaces"] = collection.replaces
+    return json.dumps(spec)
+
+
+class RenamedError(Exception):
+    """While a write waited, its collection's name was given to another one."""
+
+
 def require_collection(connection: sqlite3.Connection, collection_rowid: int, name: str) -> None:
-    """Refuses a write whose collection was dropped while it waited.
+    """Refuses a write whose collection was dropped or renamed while it waited.
 
     Raises:
         RegionSearchError: NOT_FOUND.
+        RenamedError: It has another name now.
     """
     row = connection.execute(
-        "SELECT 1 FROM collection WHERE id = ? AND dropped = 0", (collection_rowid,)
+        "SELECT name FROM collection WHERE id = ? AND dropped = 0", (collection_rowid,)
     ).fetchone()
     if row is None:
         raise not_found("collection", f"collection {name!r} has been deleted")
+    if row[0] != name:
+        raise RenamedError(name)
+
+
+def rename_collection(connection: sqlite3.Connection, collection_rowid: int, renamed: Collection) -> None:
+    """Gives a collection another name and description.
+
+    Raises:
+        RegionSearchError: ALREADY_EXISTS.
+    """
+    created_ms, codec = connection.execute(
+        "SELECT created_ms, codec FROM collection WHERE id = ?", (collection_rowid,)
+    ).fetchone()
+    text = _spec(renamed)
+    checksum = checksums.of_values(renamed.name, text, created_ms, codec)
+    try:
+        connection.execute(
+            "UPDATE collection SET name = ?, spec = ?, checksum = ? WHERE id = ?",
+            (renamed.name, text, checksum, collection_rowid),
+        )
+    except sqlite3.IntegrityError as error:
+        raise RegionSearchError(
+            Kind.ALREADY_EXISTS, f"there is a collection {renamed.name!r} already", field="keep_as"
+        ) from error
 
 
 def drop_collection(connection: sqlite3.Connection, collection_rowid: int, seq: int) -> None:
