@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Awaitable, Callable
 from typing import Generic, TypeAlias, TypeVar
@@ -12,7 +13,7 @@ import structlog
 from gateway.image_records import ASKED_AT_ONCE, ImageRecords
 from gateway.image_store import ImageStore
 from gateway.model_compat import model_mismatch, same_model, without_policy
-from gateway.service_clients import Services
+from gateway.service_clients import Embedder, Services
 from gateway.settings import GatewaySettings
 from regionsearch.defaults import COLLECTION as DEFAULT
 from regionsearch.errors import Kind, RegionSearchError
@@ -72,14 +73,33 @@ class Catalog:
         self, policy: types_pb2.CropPolicy.ValueType = types_pb2.CROP_POLICY_UNSPECIFIED
     ) -> types_pb2.ModelInfo:
         """The model that makes vectors now, with `policy` or else the one of the settings or the embedder."""
-        services = self._services
-        answer = await services.embedder.call(
-            services.embed.GetModel, embed_pb2.EmbedServiceGetModelRequest(), retry_overload=True
-        )
-        model = answer.model
+        return await self.model_of(self._services.embedder, policy)
+
+    async def model_of(
+        self, embedder: Embedder, policy: types_pb2.CropPolicy.ValueType = types_pb2.CROP_POLICY_UNSPECIFIED
+    ) -> types_pb2.ModelInfo:
+        """The model of an embedder, with `policy` or else the one of the settings or the embedder."""
+        request = embed_pb2.EmbedServiceGetModelRequest()
+        model = (await embedder.call(embedder.stub.GetModel, request, retry_overload=True)).model
         model.crop_policy = policy or self._policy or model.crop_policy
-        self._models.put("embedder", model)
+        self._models.put(embedder.name, model)
         return model
+
+    async def embedder_of(self, pending: PendingCollection) -> Embedder:
+        """The embedder with a collection's model; the first one where none has it.
+
+        Goes by what the embedders served a second ago, and does not wait for the collection where there is
+        only one of them.
+        """
+        embedders = self._services.embedders
+        if len(embedders) > 1:
+            collection = await pending
+            for embedder in embedders:
+                with contextlib.suppress(RegionSearchError):  # it is away; the other one may be the right one
+                    model = self._models.get(embedder.name) or await self.model_of(embedder)
+                    if same_model(without_policy(model), collection.model):
+                        return embedder
+        return embedders[0]
 
     async def check_model(self, collection: search_pb2.Collection) -> None:
         """Refuses a collection whose vectors the embedder does not make; goes by what it served a second ago.
@@ -88,10 +108,11 @@ class Catalog:
             RegionSearchError: MODEL_MISMATCH.
         """
         policy = collection.model.crop_policy
-        known = self._models.get("embedder")
+        embedder = await self.embedder_of(available(collection))
+        known = self._models.get(embedder.name)
         if known is not None and same_model(without_policy(known), collection.model):
             return
-        model = await self.embedder_model(policy)
+        model = await self.model_of(embedder, policy)
         if not same_model(model, collection.model):
             raise model_mismatch(collection, model)
 
@@ -163,7 +184,7 @@ class Catalog:
         known = self._collections.get(name or DEFAULT)
         try:
             if known is not None:
-                return await work(_available(known))
+                return await work(available(known))
             reading = asyncio.ensure_future(self.get(name))
             # Where there is no such collection the reading fails first and cancels the work.
             answer: Result
@@ -172,13 +193,20 @@ class Catalog:
         except RegionSearchError as error:
             if error.kind not in _STALE:
                 raise
-            self._models.forget("embedder")
+            for embedder in self._services.embedders:
+                self._models.forget(embedder.name)
             if known is None:
-                raise
+                if reading.cancelled() or not reading.done() or reading.exception() is not None:
+                    raise
+                known = reading.result()  # which may have been given another model since
             present = await self.get(name)
             if (present.model, present.create_time) == (known.model, known.create_time):
                 raise
-        return await work(_available(present))
+        return await work(available(present))
+
+    def forget(self, name: str) -> None:
+        """A collection has changed: it is read anew when it is needed."""
+        self._collections.forget(name)
 
     async def list(self, page_size: int, page_token: str) -> search_pb2.ListCollectionsResponse:
         """Collections by name."""
@@ -221,7 +249,8 @@ async def _awaited(one: Awaitable[Result]) -> Result:
     return await one
 
 
-def _available(collection: search_pb2.Collection) -> PendingCollection:
+def available(collection: search_pb2.Collection) -> PendingCollection:
+    """A collection that is known, for what can wait for one."""
     future: PendingCollection = asyncio.get_running_loop().create_future()
     future.set_result(collection)
     return future

@@ -9,6 +9,7 @@ from gateway.image_store import ImageStore
 from gateway.ingest import Ingester
 from gateway.prompt_resolver import PromptResolver
 from gateway.query import QueryEncoder
+from gateway.reindex import Reindexer
 from gateway.search import Search
 from gateway.service_clients import Readiness, Services
 from gateway.settings import GatewaySettings
@@ -33,6 +34,7 @@ class Gateway:
         self.thumbnails = Thumbnails(self.store, self.decoder, settings.thumbnail_cache_bytes)
         self.catalog = Catalog(self.services, self.store, settings)
         self.ingester = Ingester(self.services, self.catalog, self.store, self.decoder, settings)
+        self.reindexer = Reindexer(self.services, self.catalog, self.ingester)
         self.resolver = PromptResolver(self.services, self.catalog, settings)
         self.encoder = QueryEncoder(self.services, self.catalog, self.resolver, settings)
         self.search = Search(self.services, self.catalog, self.resolver, self.encoder, settings)

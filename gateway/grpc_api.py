@@ -149,6 +149,30 @@ class RegionSearchServicer(region_search_pb2_grpc.RegionSearchServiceServicer):
                 images=page.images, next_page_token=page.next_page_token, total_count=page.total_count
             )
 
+    async def StartReindex(  # noqa: N802
+        self, request: pb.StartReindexRequest, context: _Context
+    ) -> pb.StartReindexResponse:
+        """See the contract."""
+        with self._call(context, Scope.ADMIN, self._gateway.settings.timeouts.query_s):
+            return pb.StartReindexResponse(
+                reindex=await self._gateway.reindexer.start(request.collection, request.embedder)
+            )
+
+    async def GetReindex(  # noqa: N802
+        self, request: pb.GetReindexRequest, context: _Context
+    ) -> pb.GetReindexResponse:
+        """See the contract."""
+        with self._call(context, Scope.READ, self._gateway.settings.timeouts.query_s):
+            return pb.GetReindexResponse(reindex=await self._gateway.reindexer.status(request.collection))
+
+    async def CancelReindex(  # noqa: N802
+        self, request: pb.CancelReindexRequest, context: _Context
+    ) -> pb.CancelReindexResponse:
+        """See the contract."""
+        with self._call(context, Scope.ADMIN, self._gateway.settings.timeouts.query_s):
+            await self._gateway.reindexer.cancel(request.collection)
+            return pb.CancelReindexResponse()
+
     def _check_size(self, answer: Message, field: str, advice: str) -> None:
         """Refuses an answer that what was added to the searcher's has made too large to be sent.
 

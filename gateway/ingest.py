@@ -16,7 +16,7 @@ from typing import TypeAlias
 import numpy as np
 from prometheus_client import Counter
 
-from gateway.catalog import Catalog, PendingCollection
+from gateway.catalog import Catalog, PendingCollection, available
 from gateway.decoder import ImageDecoder
 from gateway.image_store import ImageStore
 from gateway.model_compat import model_mismatch, same_model
@@ -191,7 +191,7 @@ class Ingester:
         progress(region_search_pb2.INGEST_STAGE_SEGMENTING)
         segmented = await self._segment(request, image, priority)
         progress(region_search_pb2.INGEST_STAGE_EMBEDDING)
-        vectors = await self._embed(image, segmented.regions, collection, priority)
+        vectors = await self.embed(image, segmented.regions, collection, priority)
         progress(region_search_pb2.INGEST_STAGE_STORING)
         await self._store.put(collection.name, file.image_id, file.data)
 
@@ -316,10 +316,10 @@ class Ingester:
                 retry_overload=retry_overload,
             )
 
-    async def _embed(
+    async def embed(
         self,
         image: types_pb2.Image,
-        regions: Sequence[types_pb2.Region],
+        regions: Sequence[types_pb2.Region | search_pb2.Record],
         collection: search_pb2.Collection,
         priority: types_pb2.Priority.ValueType,
     ) -> np.ndarray:
@@ -331,9 +331,9 @@ class Ingester:
         Raises:
             RegionSearchError: MODEL_MISMATCH, when the embedder's model has changed meanwhile.
         """
-        services = self._services
+        embedder = await self._catalog.embedder_of(available(collection))
 
-        async def embed(part: tuple[bool, Sequence[types_pb2.Region]]) -> np.ndarray:
+        async def embed(part: tuple[bool, Sequence[types_pb2.Region | search_pb2.Record]]) -> np.ndarray:
             include_image, chunk = part
             request = embed_pb2.EmbedRegionsRequest(
                 image=image,
@@ -342,8 +342,8 @@ class Ingester:
                 priority=priority,
                 include_image=include_image,
             )
-            answer = await services.embedder.call(
-                services.embed.EmbedRegions, request, deadline_fraction=_EMBED_SHARE, retry_overload=True
+            answer = await embedder.call(
+                embedder.stub.EmbedRegions, request, deadline_fraction=_EMBED_SHARE, retry_overload=True
             )
             if not same_model(answer.model, collection.model):
                 raise model_mismatch(collection, answer.model)

@@ -124,11 +124,11 @@ class QueryEncoder:
 
         The regions have been found already: where the embedder is full this waits, or the work were lost.
         """
-        services = self._services
+        embedder = await self._catalog.embedder_of(pending)
         request = embed_pb2.EmbedRegionsRequest(
             image=image, regions=cuts, crop_policy=(await pending).model.crop_policy
         )
-        answer = await services.embedder.call(services.embed.EmbedRegions, request, retry_overload=True)
+        answer = await embedder.call(embedder.stub.EmbedRegions, request, retry_overload=True)
         return _vectors(answer.vectors, answer.model, await pending)
 
     def _examples(
@@ -162,9 +162,9 @@ class QueryEncoder:
         """Vectors (texts, dimension), and for each text whether its end was cut off."""
         if not texts:
             return np.empty((0, (await pending).model.dimension), np.float32), ()
-        services = self._services
+        embedder = await self._catalog.embedder_of(pending)
         request = embed_pb2.EmbedTextsRequest(texts=texts)
-        answer = await services.embedder.call(services.embed.EmbedTexts, request)
+        answer = await embedder.call(embedder.stub.EmbedTexts, request)
         answer.model.crop_policy = types_pb2.CROP_POLICY_UNSPECIFIED
         return _vectors(answer.vectors, answer.model, await pending), tuple(answer.truncated)
 
@@ -179,10 +179,10 @@ class QueryEncoder:
         return self._stored(pending, record, f"{field}.{kind}")
 
     async def _whole(self, pending: PendingCollection, image: types_pb2.Image, field: str) -> Vectors:
-        services = self._services
+        embedder = await self._catalog.embedder_of(pending)
         request = embed_pb2.EmbedImagesRequest(images=[image])
         with remap_error_field("images[0]", field):
-            answer = await services.embedder.call(services.embed.EmbedImages, request)
+            answer = await embedder.call(embedder.stub.EmbedImages, request)
         answer.model.crop_policy = types_pb2.CROP_POLICY_UNSPECIFIED
         return _first(_vectors(answer.vectors, answer.model, await pending))
 

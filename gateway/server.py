@@ -47,7 +47,7 @@ def lifespan(settings: GatewaySettings) -> Lifespan:
                 servicer = RegionSearchServicer(gateway, server.load)
                 server.add(add_RegionSearchServiceServicer_to_server, servicer)
                 await health.services_ready()
-                async with _background(health.follow(), *_sweeps(gateway)):
+                async with _background(health.follow(), gateway.reindexer.follow(), *_sweeps(gateway)):
                     yield
         finally:
             await gateway.close()

@@ -131,23 +131,38 @@ class ServiceClient:
         return Readiness(False, f"{self.target} is loading its model or draining")
 
 
+class Embedder(ServiceClient):
+    """The embedders of one model, with their stub."""
+
+    def __init__(self, name: str, target: str, settings: GatewaySettings) -> None:
+        super().__init__(name, target, "regionsearch.v1.EmbedService", settings)
+        self.stub = embed_pb2_grpc.EmbedServiceStub(self.channel)
+
+
 class Services:
-    """The segmenter, the embedder and the searcher. Make it on the event loop that will use it."""
+    """The segmenter, the embedders and the searcher. Make it on the event loop that will use it.
+
+    Attributes:
+        embedder: Makes the vectors of new collections.
+        embedders: That one, then the one of `other_embedder` if there is one.
+    """
 
     def __init__(self, settings: GatewaySettings) -> None:
         def backend(name: str, target: str, service: str) -> ServiceClient:
             return ServiceClient(name, target, f"regionsearch.v1.{service}", settings)
 
         self.segmenter = backend("segmenter", settings.segmenter, "SegmentService")
-        self.embedder = backend("embedder", settings.embedder, "EmbedService")
+        self.embedder = Embedder("embedder", settings.embedder, settings)
+        self.embedders = [self.embedder]
+        if settings.other_embedder:
+            self.embedders.append(Embedder("other embedder", settings.other_embedder, settings))
         self.searcher = backend("searcher", settings.searcher, "SearchService")
         self.segment = segment_pb2_grpc.SegmentServiceStub(self.segmenter.channel)
-        self.embed = embed_pb2_grpc.EmbedServiceStub(self.embedder.channel)
         self.search = search_pb2_grpc.SearchServiceStub(self.searcher.channel)
 
     @property
     def all(self) -> Sequence[ServiceClient]:
-        """In the order of the pipeline."""
+        """Those that the gateway cannot do without, in the order of the pipeline."""
         return (self.segmenter, self.embedder, self.searcher)
 
     async def readiness(self) -> dict[str, Readiness]:
@@ -157,4 +172,5 @@ class Services:
 
     async def close(self) -> None:
         """Closes the channels."""
-        await asyncio.gather(*(backend.channel.close(None) for backend in self.all))
+        every = (self.segmenter, *self.embedders, self.searcher)
+        await asyncio.gather(*(backend.channel.close(None) for backend in every))

@@ -186,6 +186,11 @@ class GatewaySettings(ServiceSettings):
     )
     segmenter: str = Field("127.0.0.1:50051", description="host:port, a list of them, or dns:///name:port.")
     embedder: str = Field("127.0.0.1:50052", description="host:port, a list of them, or dns:///name:port.")
+    other_embedder: str = Field(
+        "",
+        description="Embedders of a second model, in the same form: collections of that model are served by "
+        "them, and a collection can be moved from one model to the other (reindex).",
+    )
     searcher: str = Field("127.0.0.1:50053", description="host:port, a list of them, or dns:///name:port.")
     backend_tls: BackendTlsSettings = BackendTlsSettings()
     backend_api_key: SecretStr | None = Field(None, description="Sent to the services.")

@@ -14,8 +14,8 @@ from gateway.http.body_parser import read_body
 from gateway.http.conditional import json_with_etag
 from gateway.http.openapi import body_of
 from gateway.settings import crop_policy_value
-from regionsearch.schemas.requests import CollectionBody, Page
-from regionsearch.schemas.responses import Collection, Collections
+from regionsearch.schemas.requests import CollectionBody, Page, ReindexBody
+from regionsearch.schemas.responses import Collection, Collections, Reindex
 
 
 def router(gateway: Gateway) -> APIRouter:
@@ -62,6 +62,43 @@ def router(gateway: Gateway) -> APIRouter:
     async def delete_collection(collection: str) -> Response:
         """With all that is in it. The collection `default` is empty afterwards."""
         await catalog.delete(collection)
+        return Response(status_code=204)
+
+    @routes.post(
+        "/{collection}/reindex",
+        summary="Move a collection to another model",
+        status_code=202,
+        response_model=Reindex,
+        dependencies=admin,
+        openapi_extra=body_of(ReindexBody, {}),
+    )
+    async def start_reindex(collection: str, request: Request) -> Response:
+        """Its images are embedded again, with the masks that are stored, by the gateway's other embedder.
+
+        The collection is searched and written meanwhile; then the new vectors take its name in one step. What
+        it was before is kept under the name in `kept_as` until that is deleted. After a crash it goes on by
+        itself.
+        """
+        body = await read_body(request, ReindexBody, gateway.settings.limits)
+        begun = await gateway.reindexer.start(collection, body.embedder)
+        return JSONResponse(Reindex.from_proto(begun).model_dump(), 202, {"Location": request.url.path})
+
+    @routes.get("/{collection}/reindex", summary="How far that is", response_model=Reindex, dependencies=read)
+    async def get_reindex(collection: str) -> Response:
+        """Running, blocked by what `problem` says, or done."""
+        found = await gateway.reindexer.status(collection)
+        return JSONResponse(Reindex.from_proto(found).model_dump())
+
+    @routes.delete(
+        "/{collection}/reindex",
+        summary="Give that up",
+        status_code=204,
+        response_class=Response,
+        dependencies=admin,
+    )
+    async def cancel_reindex(collection: str) -> Response:
+        """The collection stays as it is; what has been embedded is deleted."""
+        await gateway.reindexer.cancel(collection)
         return Response(status_code=204)
 
     return routes

@@ -156,12 +156,12 @@ def router(gateway: Gateway) -> APIRouter:
         truncated: tuple[bool, ...] = ()
         if body.texts:
             texts = embed_pb2.EmbedTextsRequest(texts=body.texts)
-            answer = of_texts = await services.embedder.call(services.embed.EmbedTexts, texts)
+            answer = of_texts = await services.embedder.call(services.embedder.stub.EmbedTexts, texts)
             truncated = tuple(of_texts.truncated)
         else:
             images = [types_pb2.Image(encoded=data) for data in body.images]
             answer = await services.embedder.call(
-                services.embed.EmbedImages, embed_pb2.EmbedImagesRequest(images=images)
+                services.embedder.stub.EmbedImages, embed_pb2.EmbedImagesRequest(images=images)
             )
         vectors: Any = tensor_from_proto(answer.vectors, "vectors", ndim=2)
         found = EmbeddingsAnswer(

@@ -23,6 +23,7 @@ for command in (
     searching.search,
     searching.within,
     searching.export,
+    managing.reindex,
     managing.edit,
     managing.delete,
     managing.doctor,

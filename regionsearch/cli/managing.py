@@ -1,4 +1,4 @@
-"""`regionsearch collections`, `edit`, `delete`, `doctor`, `evaluate`."""
+"""`regionsearch collections`, `reindex`, `edit`, `delete`, `doctor`, `evaluate`."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ import os
 import platform
 import shutil
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -21,6 +23,8 @@ from regionsearch.errors import Kind, RegionSearchError, invalid
 from regionsearch.models import PROFILES, models_dir, pocket_dir
 from regionsearch.proxies import environment_proxy, through
 
+POLL_S = 0.5
+PROGRESS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
 # What is wrong with one image; every other error would meet the next one too.
 _OF_ONE = (Kind.INVALID_ARGUMENT, Kind.NOT_FOUND, Kind.TOO_LARGE, Kind.ABORTED, Kind.INTERNAL)
 
@@ -66,6 +70,44 @@ def delete_collection(
     with connect(url, api_key) as client:
         client.delete_collection(name)
     tell(f"deleted {name}")
+
+
+def reindex(
+    collection: Annotated[str, typer.Argument(help="The collection to move to another model.")],
+    embedder: Annotated[
+        str, typer.Option(metavar="VARIANT", help="The model to move to, where several are possible.")
+    ] = "",
+    cancel: Annotated[bool, typer.Option("--cancel", help="Give a move that is under way up.")] = False,
+    no_wait: Annotated[bool, typer.Option("--no-wait", help="Do not wait for the end.")] = False,
+    url: Url = URL,
+    api_key: ApiKey = None,
+) -> None:
+    """Move a collection to the model of the gateway's other embedder, while it is searched and written.
+
+    Asked for again it shows how far it is. Ended by Ctrl-C it goes on in the gateway.
+    """
+    with connect(url, api_key) as client:
+        if cancel:
+            client.cancel_reindex(collection)
+            tell(f"{collection} stays as it is")
+            return
+        move = client.start_reindex(collection, embedder=embedder)
+        tell(f"{collection}: from {move.source_model.variant} to {move.target_model.variant}")
+        if no_wait:
+            return
+        problem = ""
+        with Progress(*PROGRESS, console=console) as progress:
+            task = progress.add_task("embedding again", total=move.image_count)
+            while move.state != "done":
+                time.sleep(POLL_S)
+                move = client.get_reindex(collection)
+                progress.update(task, completed=move.done_image_count, total=move.image_count)
+                if move.problem != problem:
+                    problem = move.problem
+                    tell(problem or "it goes on")
+    tell(
+        f"{collection} has the new model; to free the old one: regionsearch collections delete {move.kept_as}"
+    )
 
 
 def delete(

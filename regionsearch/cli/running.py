@@ -49,6 +49,9 @@ def up(
     embedder: Annotated[
         str | None, typer.Option(metavar="NAME[:TAG]|PATH", help="Embedder to use instead of the profile's.")
     ] = None,
+    other_embedder: Annotated[
+        str, typer.Option(metavar="NAME[:TAG]|PATH", help="Second model, to move collections to or from.")
+    ] = "",
     port: Annotated[int, typer.Option(help="Port of the page and the HTTP API.")] = 8000,
     grpc_port: Annotated[int, typer.Option(help="Port of the gRPC API.")] = 50050,
     host: Annotated[
@@ -67,9 +70,10 @@ def up(
     from regionsearch.supervisor import Plan, Supervisor
 
     models = choose_models(find_profile(profile), segmenter, embedder)
-    plan = Plan(models, data_dir, port, grpc_port, host, count_workers(workers or ()))
-    check_weights(models)
-    note(f"segmenter {models.segmenter}, embedder {models.embedder}")
+    plan = Plan(models, data_dir, port, grpc_port, host, count_workers(workers or ()), other_embedder)
+    check_weights(models, other_embedder)
+    also = f", other embedder {other_embedder}" if other_embedder else ""
+    note(f"segmenter {models.segmenter}, embedder {models.embedder}{also}")
     warn_if_open(host)
     supervisor = Supervisor(plan, note)
 
@@ -104,7 +108,7 @@ def _configured_model(role: str) -> str | None:
     return model if isinstance(model, str) else None
 
 
-def check_weights(models: Profile) -> None:
+def check_weights(models: Profile, other_embedder: str = "") -> None:
     """Looks for the files of the models; paths are left to the services.
 
     Raises:
@@ -115,14 +119,16 @@ def check_weights(models: Profile) -> None:
         needed = [weights for weights in needed if weights.model != models.embedder]
     elif models.embedder not in WEIGHTS:
         needed += _open_clip_weights(models.embedder)
+    needed += [WEIGHTS[other_embedder]] if other_embedder in WEIGHTS else _open_clip_weights(other_embedder)
     missing = {weights.model: _missing_files(weights) for weights in needed}
     missing = {model: files for model, files in missing.items() if files}
     if missing:
         files = list(itertools.chain.from_iterable(missing.values()))
+        names = models.name if models.name and not other_embedder else " ".join(missing)
         raise not_found(
             "model",
             f"{' and '.join(files)} {'is' if len(files) == 1 else 'are'} not in {models_dir()}; get all that "
-            f"is missing with: regionsearch models pull {models.name or ' '.join(missing)}",
+            f"is missing with: regionsearch models pull {names}",
         )
 
 

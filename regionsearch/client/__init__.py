@@ -20,6 +20,7 @@ from regionsearch.schemas.responses import (
     Mask,
     Model,
     Region,
+    Reindex,
     ScoredRegion,
     UpdatedImage,
 )
@@ -50,6 +51,7 @@ __all__ = [
     "Problem",
     "Readiness",
     "Region",
+    "Reindex",
     "ScoredRegion",
     "SearchResult",
     "SegmentResult",

@@ -19,7 +19,7 @@ MOST_PORT = 65535
 SCALABLE = ("segmenter", "embedder")
 # Ports follow the gateway's gRPC port where they are free: 50051 to 50053 by default. Not fixed ones: of two
 # such sets on one machine, the one could take the port of a process of the other that has died.
-PORT_OFFSETS = {"segmenter": 1, "embedder": 2, "searcher": 3}
+PORT_OFFSETS = {"segmenter": 1, "embedder": 2, "searcher": 3, "other_embedder": 4}
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class Plan:
         grpc_port: Of the gateway's gRPC API.
         host: Address that the gateway listens on; the services stay on this machine.
         workers: Processes of each of `SCALABLE`; one when absent.
+        other_embedder: Model of a second embedder; empty for none.
     """
 
     profile: Profile
@@ -41,6 +42,7 @@ class Plan:
     grpc_port: int = 50050
     host: str = HOST
     workers: Mapping[str, int] = field(default_factory=dict)
+    other_embedder: str = ""
 
     @property
     def url(self) -> str:
@@ -55,6 +57,8 @@ class Plan:
             RegionSearchError: INVALID_ARGUMENT when workers are asked for where there can be only one.
         """
         counts = {name: self.workers.get(name, 1) for name in PORT_OFFSETS}
+        if not self.other_embedder:
+            del counts["other_embedder"]
         if not set(self.workers) <= set(SCALABLE) or min(counts.values()) < 1:
             raise invalid("workers", f"only {' and '.join(SCALABLE)} have workers, at least one")
         return counts

@@ -72,12 +72,15 @@ class Supervisor:
             "embedder": {"model": plan.profile.embedder},
             "searcher": {"embedded__folder": str(data / "searcher")},
         }
+        if plan.other_embedder:
+            settings["other_embedder"] = {"model": plan.other_embedder}
         children, lifelines = [], []
         for role, own in settings.items():
             for number, port in enumerate(ports[role], 1):
                 name = role if number == 1 else f"{role}-{number}"
                 here = own | {"host": HOST, "port": str(port)}
-                child = Child(name, role, here, logs / f"{name}.log", [self._folder.descriptor])
+                program = "embedder" if role == "other_embedder" else role
+                child = Child(name, program, here, logs / f"{name}.log", [self._folder.descriptor])
                 with contextlib.suppress(AttributeError, OSError):  # not on Linux: then all end at once
                     lifeline = Lifeline()
                     child.inherits, child.end_with = [*child.inherits, lifeline.reader], lifeline.tie

@@ -23,6 +23,28 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _ReindexState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ReindexStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ReindexState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    REINDEX_STATE_UNSPECIFIED: _ReindexState.ValueType  # 0
+    REINDEX_STATE_RUNNING: _ReindexState.ValueType  # 1
+    REINDEX_STATE_BLOCKED: _ReindexState.ValueType  # 2
+    """It cannot go on until what `problem` says is mended, and goes on by itself then."""
+    REINDEX_STATE_DONE: _ReindexState.ValueType  # 3
+
+class ReindexState(_ReindexState, metaclass=_ReindexStateEnumTypeWrapper):
+    """How far the move of a collection to another model is."""
+
+REINDEX_STATE_UNSPECIFIED: ReindexState.ValueType  # 0
+REINDEX_STATE_RUNNING: ReindexState.ValueType  # 1
+REINDEX_STATE_BLOCKED: ReindexState.ValueType  # 2
+"""It cannot go on until what `problem` says is mended, and goes on by itself then."""
+REINDEX_STATE_DONE: ReindexState.ValueType  # 3
+Global___ReindexState: _TypeAlias = ReindexState  # noqa: Y015
+
 class _IngestOutcome:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -66,6 +88,170 @@ INGEST_STAGE_EMBEDDING: IngestStage.ValueType  # 3
 INGEST_STAGE_STORING: IngestStage.ValueType  # 4
 INGEST_STAGE_DONE: IngestStage.ValueType  # 5
 Global___IngestStage: _TypeAlias = IngestStage  # noqa: Y015
+
+@_typing.final
+class Reindex(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COLLECTION_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    SOURCE_MODEL_FIELD_NUMBER: _builtins.int
+    TARGET_MODEL_FIELD_NUMBER: _builtins.int
+    DONE_IMAGE_COUNT_FIELD_NUMBER: _builtins.int
+    IMAGE_COUNT_FIELD_NUMBER: _builtins.int
+    KEPT_AS_FIELD_NUMBER: _builtins.int
+    PROBLEM_FIELD_NUMBER: _builtins.int
+    collection: _builtins.str
+    state: Global___ReindexState.ValueType
+    done_image_count: _builtins.int
+    image_count: _builtins.int
+    kept_as: _builtins.str
+    """Where the vectors of the earlier model are: the name of a collection. Delete it when it is not wanted any more."""
+    problem: _builtins.str
+    @_builtins.property
+    def source_model(self) -> _types_pb2.ModelInfo:
+        """Before and after."""
+
+    @_builtins.property
+    def target_model(self) -> _types_pb2.ModelInfo: ...
+    def __init__(
+        self,
+        *,
+        collection: _builtins.str = ...,
+        state: Global___ReindexState.ValueType = ...,
+        source_model: _types_pb2.ModelInfo | None = ...,
+        target_model: _types_pb2.ModelInfo | None = ...,
+        done_image_count: _builtins.int = ...,
+        image_count: _builtins.int = ...,
+        kept_as: _builtins.str = ...,
+        problem: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["source_model", b"source_model", "target_model", b"target_model"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "done_image_count", b"done_image_count", "image_count", b"image_count", "kept_as", b"kept_as", "problem", b"problem", "source_model", b"source_model", "state", b"state", "target_model", b"target_model"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Reindex: _TypeAlias = Reindex  # noqa: Y015
+
+@_typing.final
+class StartReindexRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COLLECTION_FIELD_NUMBER: _builtins.int
+    EMBEDDER_FIELD_NUMBER: _builtins.int
+    collection: _builtins.str
+    """Empty: "default"."""
+    embedder: _builtins.str
+    """Variant of the model to move to, such as "ViT-B-32"; empty: the one that the collection does not have."""
+    def __init__(
+        self,
+        *,
+        collection: _builtins.str = ...,
+        embedder: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "embedder", b"embedder"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StartReindexRequest: _TypeAlias = StartReindexRequest  # noqa: Y015
+
+@_typing.final
+class StartReindexResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REINDEX_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def reindex(self) -> Global___Reindex: ...
+    def __init__(
+        self,
+        *,
+        reindex: Global___Reindex | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["reindex", b"reindex"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reindex", b"reindex"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StartReindexResponse: _TypeAlias = StartReindexResponse  # noqa: Y015
+
+@_typing.final
+class GetReindexRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COLLECTION_FIELD_NUMBER: _builtins.int
+    collection: _builtins.str
+    """Empty: "default"."""
+    def __init__(
+        self,
+        *,
+        collection: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetReindexRequest: _TypeAlias = GetReindexRequest  # noqa: Y015
+
+@_typing.final
+class GetReindexResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REINDEX_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def reindex(self) -> Global___Reindex: ...
+    def __init__(
+        self,
+        *,
+        reindex: Global___Reindex | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["reindex", b"reindex"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reindex", b"reindex"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetReindexResponse: _TypeAlias = GetReindexResponse  # noqa: Y015
+
+@_typing.final
+class CancelReindexRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COLLECTION_FIELD_NUMBER: _builtins.int
+    collection: _builtins.str
+    """Empty: "default"."""
+    def __init__(
+        self,
+        *,
+        collection: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CancelReindexRequest: _TypeAlias = CancelReindexRequest  # noqa: Y015
+
+@_typing.final
+class CancelReindexResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CancelReindexResponse: _TypeAlias = CancelReindexResponse  # noqa: Y015
 
 @_typing.final
 class IngestImageRequest(_message.Message):

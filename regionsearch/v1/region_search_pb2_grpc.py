@@ -80,6 +80,21 @@ class RegionSearchServiceStub:
                 request_serializer=regionsearch_dot_v1_dot_region__search__pb2.RegionSearchServiceListImagesRequest.SerializeToString,
                 response_deserializer=regionsearch_dot_v1_dot_region__search__pb2.RegionSearchServiceListImagesResponse.FromString,
                 _registered_method=True)
+        self.StartReindex = channel.unary_unary(
+                '/regionsearch.v1.RegionSearchService/StartReindex',
+                request_serializer=regionsearch_dot_v1_dot_region__search__pb2.StartReindexRequest.SerializeToString,
+                response_deserializer=regionsearch_dot_v1_dot_region__search__pb2.StartReindexResponse.FromString,
+                _registered_method=True)
+        self.GetReindex = channel.unary_unary(
+                '/regionsearch.v1.RegionSearchService/GetReindex',
+                request_serializer=regionsearch_dot_v1_dot_region__search__pb2.GetReindexRequest.SerializeToString,
+                response_deserializer=regionsearch_dot_v1_dot_region__search__pb2.GetReindexResponse.FromString,
+                _registered_method=True)
+        self.CancelReindex = channel.unary_unary(
+                '/regionsearch.v1.RegionSearchService/CancelReindex',
+                request_serializer=regionsearch_dot_v1_dot_region__search__pb2.CancelReindexRequest.SerializeToString,
+                response_deserializer=regionsearch_dot_v1_dot_region__search__pb2.CancelReindexResponse.FromString,
+                _registered_method=True)
 
 
 class RegionSearchServiceServicer:
@@ -155,6 +170,30 @@ class RegionSearchServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def StartReindex(self, request, context):
+        """Moves a collection to the model of another embedder that the gateway knows (`other_embedder`): its images are embedded
+        again with the masks that are stored, next to the collection, which is searched and written meanwhile; then the new
+        vectors take its name in one step. Going on after a crash is by itself; asked for again, the present state is told.
+        FAILED_PRECONDITION when no such embedder is there, or an earlier model's vectors are still kept.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetReindex(self, request, context):
+        """NOT_FOUND when the collection was never moved, or what it had before has been deleted.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CancelReindex(self, request, context):
+        """Deletes what has been embedded; the collection stays as it is. NOT_FOUND when none is under way.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RegionSearchServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -197,6 +236,21 @@ def add_RegionSearchServiceServicer_to_server(servicer, server):
                     servicer.ListImages,
                     request_deserializer=regionsearch_dot_v1_dot_region__search__pb2.RegionSearchServiceListImagesRequest.FromString,
                     response_serializer=regionsearch_dot_v1_dot_region__search__pb2.RegionSearchServiceListImagesResponse.SerializeToString,
+            ),
+            'StartReindex': grpc.unary_unary_rpc_method_handler(
+                    servicer.StartReindex,
+                    request_deserializer=regionsearch_dot_v1_dot_region__search__pb2.StartReindexRequest.FromString,
+                    response_serializer=regionsearch_dot_v1_dot_region__search__pb2.StartReindexResponse.SerializeToString,
+            ),
+            'GetReindex': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetReindex,
+                    request_deserializer=regionsearch_dot_v1_dot_region__search__pb2.GetReindexRequest.FromString,
+                    response_serializer=regionsearch_dot_v1_dot_region__search__pb2.GetReindexResponse.SerializeToString,
+            ),
+            'CancelReindex': grpc.unary_unary_rpc_method_handler(
+                    servicer.CancelReindex,
+                    request_deserializer=regionsearch_dot_v1_dot_region__search__pb2.CancelReindexRequest.FromString,
+                    response_serializer=regionsearch_dot_v1_dot_region__search__pb2.CancelReindexResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -421,6 +475,87 @@ class RegionSearchService:
             '/regionsearch.v1.RegionSearchService/ListImages',
             regionsearch_dot_v1_dot_region__search__pb2.RegionSearchServiceListImagesRequest.SerializeToString,
             regionsearch_dot_v1_dot_region__search__pb2.RegionSearchServiceListImagesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StartReindex(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/regionsearch.v1.RegionSearchService/StartReindex',
+            regionsearch_dot_v1_dot_region__search__pb2.StartReindexRequest.SerializeToString,
+            regionsearch_dot_v1_dot_region__search__pb2.StartReindexResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetReindex(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/regionsearch.v1.RegionSearchService/GetReindex',
+            regionsearch_dot_v1_dot_region__search__pb2.GetReindexRequest.SerializeToString,
+            regionsearch_dot_v1_dot_region__search__pb2.GetReindexResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CancelReindex(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/regionsearch.v1.RegionSearchService/CancelReindex',
+            regionsearch_dot_v1_dot_region__search__pb2.CancelReindexRequest.SerializeToString,
+            regionsearch_dot_v1_dot_region__search__pb2.CancelReindexResponse.FromString,
             options,
             channel_credentials,
             insecure,

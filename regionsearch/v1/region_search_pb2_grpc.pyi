@@ -67,6 +67,16 @@ class RegionSearchServiceStub:
     """
     ListImages: _grpc.UnaryUnaryMultiCallable[_region_search_pb2.RegionSearchServiceListImagesRequest, _region_search_pb2.RegionSearchServiceListImagesResponse]
     """Images, newest first."""
+    StartReindex: _grpc.UnaryUnaryMultiCallable[_region_search_pb2.StartReindexRequest, _region_search_pb2.StartReindexResponse]
+    """Moves a collection to the model of another embedder that the gateway knows (`other_embedder`): its images are embedded
+    again with the masks that are stored, next to the collection, which is searched and written meanwhile; then the new
+    vectors take its name in one step. Going on after a crash is by itself; asked for again, the present state is told.
+    FAILED_PRECONDITION when no such embedder is there, or an earlier model's vectors are still kept.
+    """
+    GetReindex: _grpc.UnaryUnaryMultiCallable[_region_search_pb2.GetReindexRequest, _region_search_pb2.GetReindexResponse]
+    """NOT_FOUND when the collection was never moved, or what it had before has been deleted."""
+    CancelReindex: _grpc.UnaryUnaryMultiCallable[_region_search_pb2.CancelReindexRequest, _region_search_pb2.CancelReindexResponse]
+    """Deletes what has been embedded; the collection stays as it is. NOT_FOUND when none is under way."""
 
 @_typing.type_check_only
 class RegionSearchServiceAsyncStub(RegionSearchServiceStub):
@@ -107,6 +117,16 @@ class RegionSearchServiceAsyncStub(RegionSearchServiceStub):
     """
     ListImages: _aio.UnaryUnaryMultiCallable[_region_search_pb2.RegionSearchServiceListImagesRequest, _region_search_pb2.RegionSearchServiceListImagesResponse]  # type: ignore[assignment]
     """Images, newest first."""
+    StartReindex: _aio.UnaryUnaryMultiCallable[_region_search_pb2.StartReindexRequest, _region_search_pb2.StartReindexResponse]  # type: ignore[assignment]
+    """Moves a collection to the model of another embedder that the gateway knows (`other_embedder`): its images are embedded
+    again with the masks that are stored, next to the collection, which is searched and written meanwhile; then the new
+    vectors take its name in one step. Going on after a crash is by itself; asked for again, the present state is told.
+    FAILED_PRECONDITION when no such embedder is there, or an earlier model's vectors are still kept.
+    """
+    GetReindex: _aio.UnaryUnaryMultiCallable[_region_search_pb2.GetReindexRequest, _region_search_pb2.GetReindexResponse]  # type: ignore[assignment]
+    """NOT_FOUND when the collection was never moved, or what it had before has been deleted."""
+    CancelReindex: _aio.UnaryUnaryMultiCallable[_region_search_pb2.CancelReindexRequest, _region_search_pb2.CancelReindexResponse]  # type: ignore[assignment]
+    """Deletes what has been embedded; the collection stays as it is. NOT_FOUND when none is under way."""
 
 class RegionSearchServiceServicer(metaclass=_abc_1.ABCMeta):
     """The whole pipeline for backends: the gRPC twin of the gateway's HTTP API, with the same behaviour.
@@ -192,5 +212,33 @@ class RegionSearchServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_region_search_pb2.RegionSearchServiceListImagesResponse, _abc.Awaitable[_region_search_pb2.RegionSearchServiceListImagesResponse]]:
         """Images, newest first."""
+
+    @_abc_1.abstractmethod
+    def StartReindex(
+        self,
+        request: _region_search_pb2.StartReindexRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_region_search_pb2.StartReindexResponse, _abc.Awaitable[_region_search_pb2.StartReindexResponse]]:
+        """Moves a collection to the model of another embedder that the gateway knows (`other_embedder`): its images are embedded
+        again with the masks that are stored, next to the collection, which is searched and written meanwhile; then the new
+        vectors take its name in one step. Going on after a crash is by itself; asked for again, the present state is told.
+        FAILED_PRECONDITION when no such embedder is there, or an earlier model's vectors are still kept.
+        """
+
+    @_abc_1.abstractmethod
+    def GetReindex(
+        self,
+        request: _region_search_pb2.GetReindexRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_region_search_pb2.GetReindexResponse, _abc.Awaitable[_region_search_pb2.GetReindexResponse]]:
+        """NOT_FOUND when the collection was never moved, or what it had before has been deleted."""
+
+    @_abc_1.abstractmethod
+    def CancelReindex(
+        self,
+        request: _region_search_pb2.CancelReindexRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_region_search_pb2.CancelReindexResponse, _abc.Awaitable[_region_search_pb2.CancelReindexResponse]]:
+        """Deletes what has been embedded; the collection stays as it is. NOT_FOUND when none is under way."""
 
 def add_RegionSearchServiceServicer_to_server(servicer: RegionSearchServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -148,13 +148,18 @@ def test_a_gateway_with_tls_becomes_ready_too(up: Up) -> None:
 
 
 def test_the_processes_know_each_other(up: Up) -> None:
-    up.start("--workers", "segmenter=2")
+    up.start("--workers", "segmenter=2", "--other-embedder", "mine/embedder.json")
     eventually(lambda: len(up.pids("segmenter")) == 2, "the second segmenter")
     gateway = up.settings("gateway")[0]
     segmenters = {f"127.0.0.1:{one['REGIONSEARCH_SEGMENTER_PORT']}" for one in up.settings("segmenter")}
     assert len(segmenters) == 2
     assert set(gateway["REGIONSEARCH_GATEWAY_SEGMENTER"].split(",")) == segmenters
     assert up.settings("segmenter")[0]["REGIONSEARCH_SEGMENTER_MODEL"] == "pocket"
+    eventually(lambda: len(up.pids("embedder")) == 2, "the other embedder")
+    embedders = {one["REGIONSEARCH_EMBEDDER_MODEL"]: one for one in up.settings("embedder")}
+    for model, setting in (("pocket", "EMBEDDER"), ("mine/embedder.json", "OTHER_EMBEDDER")):
+        port = embedders[model]["REGIONSEARCH_EMBEDDER_PORT"]
+        assert gateway[f"REGIONSEARCH_GATEWAY_{setting}"] == f"127.0.0.1:{port}"
     assert up.settings("searcher")[0]["REGIONSEARCH_SEARCHER_EMBEDDED__FOLDER"].startswith(str(up.folder))
     assert not any(key.startswith("REGIONSEARCH_GATEWAY") for key in up.settings("embedder")[0])
     assert up.end() == 0

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from gateway import catalog
+from gateway import catalog, reindex
 from regionsearch.images import image_from_proto
 from regionsearch.v1 import embed_pb2, search_pb2, segment_pb2, types_pb2
 from tests.gateway import fakes
@@ -36,8 +36,9 @@ class Counting(SearcherFront):
 
 @pytest.fixture
 def remembering(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However slow the machine is, nothing expires within the test."""
+    """However slow the machine is, nothing expires within the test, and no collection is looked for."""
     monkeypatch.setattr(catalog, "_REMEMBERED_S", 600.0)
+    monkeypatch.setattr(reindex, "_LOOK_S", 600.0)
 
 
 def other_model() -> types_pb2.ModelInfo:

@@ -6,10 +6,13 @@ The functions send nothing and read no file: they answer with an `Operation`, an
 
 from regionsearch.client.operations.base import GrpcCall, HttpCall, HttpRequest, Operation
 from regionsearch.client.operations.collections import (
+    cancel_reindex,
     create_collection,
     delete_collection,
+    get_reindex,
     list_collections,
     ready,
+    start_reindex,
 )
 from regionsearch.client.operations.images import (
     check_images,
@@ -28,6 +31,7 @@ __all__ = [
     "HttpCall",
     "HttpRequest",
     "Operation",
+    "cancel_reindex",
     "check_images",
     "content",
     "create_collection",
@@ -36,6 +40,7 @@ __all__ = [
     "embed",
     "export_hits",
     "export_regions",
+    "get_reindex",
     "ingest_one",
     "list_collections",
     "list_images",
@@ -44,6 +49,7 @@ __all__ = [
     "render",
     "search",
     "segment",
+    "start_reindex",
     "update_image",
     "within",
 ]

@@ -18,8 +18,10 @@ from regionsearch.client.operations.base import (
     nothing,
     path_of,
 )
-from regionsearch.schemas.requests import CollectionBody, Page
-from regionsearch.schemas.responses import Collection, Collections, Ready
+from regionsearch.schemas.requests import CollectionBody, Page, ReindexBody
+from regionsearch.schemas.responses import Collection, Collections, Ready, Reindex
+from regionsearch.v1 import region_search_pb2
+from regionsearch.v1.region_search_pb2_grpc import RegionSearchServiceStub
 
 
 def list_collections(*, page_size: int | None = None, page_token: str = "") -> Operation[Collections]:
@@ -57,6 +59,51 @@ def create_collection(
 def delete_collection(name: str) -> Operation[None]:
     """Deletes a collection with all that is in it; `default` is empty afterwards."""
     return Operation("delete_collection", HttpCall(lambda: HttpRequest("DELETE", path_of(name)), nothing))
+
+
+def start_reindex(name: str, *, embedder: str = "") -> Operation[Reindex]:
+    """Begins to move a collection to the model of the gateway's other embedder, or goes on with it.
+
+    Args:
+        name: Of the collection.
+        embedder: Variant of the model to move to; empty for the one that the collection does not have.
+    """
+    body = ReindexBody.read(given(embedder=embedder))
+    return Operation(
+        "start_reindex",
+        HttpCall(lambda: HttpRequest("POST", path_of(name, "reindex"), body=body), answer(Reindex)),
+        GrpcCall(
+            lambda channel: RegionSearchServiceStub(channel).StartReindex,
+            lambda: region_search_pb2.StartReindexRequest(collection=name, embedder=embedder),
+            lambda answer: Reindex.from_proto(answer.reindex),
+        ),
+    )
+
+
+def get_reindex(name: str) -> Operation[Reindex]:
+    """How far the last move of a collection to another model is."""
+    return Operation(
+        "get_reindex",
+        HttpCall(lambda: HttpRequest("GET", path_of(name, "reindex")), answer(Reindex)),
+        GrpcCall(
+            lambda channel: RegionSearchServiceStub(channel).GetReindex,
+            lambda: region_search_pb2.GetReindexRequest(collection=name),
+            lambda answer: Reindex.from_proto(answer.reindex),
+        ),
+    )
+
+
+def cancel_reindex(name: str) -> Operation[None]:
+    """Gives a move up; the collection stays as it is."""
+    return Operation(
+        "cancel_reindex",
+        HttpCall(lambda: HttpRequest("DELETE", path_of(name, "reindex")), nothing),
+        GrpcCall(
+            lambda channel: RegionSearchServiceStub(channel).CancelReindex,
+            lambda: region_search_pb2.CancelReindexRequest(collection=name),
+            nothing,
+        ),
+    )
 
 
 def ready() -> Operation[Ready]:

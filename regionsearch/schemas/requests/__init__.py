@@ -12,6 +12,7 @@ from regionsearch.schemas.requests.records import (
     ImageIdsBody,
     IngestBody,
     Page,
+    ReindexBody,
 )
 from regionsearch.schemas.requests.searches import FilterBody, NegativeBody, QueryBody, SearchBody, WithinBody
 from regionsearch.schemas.requests.values import Body, BoxBody, OneImage, PointBody, PromptBody
@@ -33,6 +34,7 @@ __all__ = [
     "PointBody",
     "PromptBody",
     "QueryBody",
+    "ReindexBody",
     "SearchBody",
     "SegmentBody",
     "WithinBody",

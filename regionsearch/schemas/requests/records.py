@@ -153,3 +153,14 @@ class CollectionBody(Body):
         "default", description="How regions are cut out; default: the gateway's."
     )
     binary_codes: BinaryCodesBody | None = None
+
+
+class ReindexBody(Body):
+    """A move of a collection to another model."""
+
+    embedder: str = Field(
+        "",
+        max_length=200,
+        description="Variant of the model to move to, such as ViT-B-32; absent: the one that the collection "
+        "does not have.",
+    )

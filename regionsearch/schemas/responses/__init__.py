@@ -17,6 +17,7 @@ from regionsearch.schemas.responses.records import (
     Collections,
     Image,
     Images,
+    Reindex,
     StoredImages,
     UpdatedImage,
 )
@@ -62,6 +63,7 @@ __all__ = [
     "Ready",
     "Region",
     "Regions",
+    "Reindex",
     "Response",
     "ScoredRegion",
     "SearchAnswer",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -34,6 +34,7 @@ class Collection(Response):
     image_count: int
     record_count: int
     binary_codes: BinaryCodes | None = None
+    replaces: str = Field("", description="The collection whose name it is going to take (reindex).")
 
     @classmethod
     def from_proto(cls, collection: search_pb2.Collection) -> Collection:
@@ -46,6 +47,39 @@ class Collection(Response):
             image_count=collection.image_count,
             record_count=collection.record_count,
             binary_codes=BinaryCodes.from_proto(codes) if codes.method else None,
+            replaces=collection.replaces,
+        )
+
+
+class Reindex(Response):
+    """How far the move of a collection to another model is."""
+
+    collection: str
+    state: Literal["running", "blocked", "done"] = Field(
+        description="blocked: it goes on by itself once what `problem` says is mended."
+    )
+    source_model: Model
+    target_model: Model
+    done_image_count: int
+    image_count: int
+    kept_as: str = Field(description="The collection that holds the vectors of the earlier model.")
+    problem: str
+
+    @classmethod
+    def from_proto(cls, reindex: region_search_pb2.Reindex) -> Reindex:
+        """Converts the contract's message."""
+        state = region_search_pb2.ReindexState.Name(reindex.state).removeprefix("REINDEX_STATE_").lower()
+        return cls.model_validate(
+            {
+                "collection": reindex.collection,
+                "state": state,
+                "source_model": Model.from_proto(reindex.source_model),
+                "target_model": Model.from_proto(reindex.target_model),
+                "done_image_count": reindex.done_image_count,
+                "image_count": reindex.image_count,
+                "kept_as": reindex.kept_as,
+                "problem": reindex.problem,
+            }
         )
 
 

@@ -80,7 +80,7 @@ def _follows_its_name(
     """Does a write again where its collection's name was given to another collection while it waited."""
 
     @functools.wraps(write)
-    def follow(engine: EmbeddedEngine, name: str, *args: P.args, **options: P.kwargs) -> T:
+    def follow(engine: EmbeddedEngine, name: str, /, *args: P.args, **options: P.kwargs) -> T:
         while True:
             engine.holds.wait(name)
             try:

@@ -7,6 +7,7 @@ import sqlite3
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,7 +65,7 @@ def create_collection(connection: sqlite3.Connection, collection: Collection) ->
 
 def _spec(collection: Collection) -> str:
     codes = collection.codes
-    spec = {
+    spec: dict[str, Any] = {
         "model": asdict(collection.model),
         "codes": None if codes is None else {**asdict(codes), "method": codes.method.value},
     }
