@@ -15,7 +15,11 @@ os.environ["COLUMNS"] = "200"  # rich reads the width once, when the command lin
 # Tests call loopback addresses with clients of all kinds, which a proxy in the environment would take over.
 for name in ("no_proxy", "NO_PROXY"):
     os.environ[name] = "127.0.0.1,localhost,::1"
-# A busy machine is no failure, and the same commit gets the same answer; for other examples than last time:
+# Several processes on a few cores compute with one thread each, and threads that wait do not spin.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+if int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")) > 1:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+# A busy machine is not a failure, and the same commit gets the same answer; for other examples:
 # pytest --hypothesis-profile=default
 hypothesis.settings.register_profile(
     "repeatable",

@@ -339,7 +339,7 @@ def changed(whole: bytes, data: st.DataObject) -> bytes:
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL.*")
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(st.sampled_from(sorted(SMALL)), st.data())
 def test_a_changed_file_is_an_image_or_a_typed_error(name: str, data: st.DataObject) -> None:
     file = changed(SMALL[name], data)
@@ -351,7 +351,7 @@ def test_a_changed_file_is_an_image_or_a_typed_error(name: str, data: st.DataObj
             assert max(image.reduced(16).size) <= 16
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.sampled_from(sorted(HEADERS_ONLY)), st.data())
 def test_a_changed_heic_or_avif_is_opened_or_refused(name: str, data: st.DataObject) -> None:
     with contextlib.suppress(RegionSearchError):
