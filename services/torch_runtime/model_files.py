@@ -108,9 +108,10 @@ def read_tensors(path: Path, remedy: str) -> dict[str, torch.Tensor]:
             f"a dictionary of {', '.join(map(str, list(content)[:5]))}" if isinstance(content, dict) else ""
         )
         raise _unreadable(path, f"holds {kind or type(content).__name__}, not tensors by name", remedy)
-    if all(name.startswith(_PARALLEL) for name in content):
-        content = {name.removeprefix(_PARALLEL): tensor for name, tensor in content.items()}
-    return content
+    tensors: dict[str, torch.Tensor] = content
+    if all(name.startswith(_PARALLEL) for name in tensors):
+        return {name.removeprefix(_PARALLEL): tensor for name, tensor in tensors.items()}
+    return tensors
 
 
 def only_weights_file(folder: Path) -> Path:
