@@ -148,14 +148,14 @@ def _refine(run: Run, store: SceneStore, models: Path) -> None:
     sam, architecture = _load_sam(models)
     earlier, sam.refiner = getattr(sam, "refiner", None), None
     clip = _load_clip(models)
-    looks = FirstPassCache(run.folder / "looks", store, min(refiner.LOOKS, len(store)))
-    looks.prepare(sam, architecture, run.device)
+    passes = FirstPassCache(run.folder / "looks", store, min(refiner.FIRST_PASS_SCENES, len(store)))
+    passes.prepare(sam, architecture, run.device)
     torch.manual_seed(run.seed)
     model = refiner.RefinerTrainingModel(refiner.ARCHITECTURE, Vocabulary(SceneArtist().vocabulary))
     model.init_from(sam, clip)
     if earlier is not None:
         model.warm_start_from(earlier)
-    sam.refiner = refiner.train_refiner(run, looks, model)
+    sam.refiner = refiner.train_refiner(run, passes, model)
     architecture |= {"refiner": refiner.ARCHITECTURE}
     export_segmenter(sam, architecture, segmenter.EVERYTHING, models)
 

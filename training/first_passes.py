@@ -1,4 +1,4 @@
-"""First looks kept on disk: prompts about stored scenes, and what the trained segmenter answers.
+"""First passes kept on disk: prompts on stored scenes, and the answers of the trained segmenter.
 
 The refiner learns from them. They take the segmenter's encoder and decoder, and so longer than a step of
 the refiner's own training.
@@ -26,7 +26,7 @@ from training.store import SceneStore
 
 POINTS = 4  # of a prompt at most
 WINDOW = 96  # side of the kept masks
-LOOK = np.dtype(
+FIRST_PASS = np.dtype(
     [
         ("scene", "i4"),
         ("label", "u1"),  # of the thing that is asked for; 0 where the scene has none
@@ -50,7 +50,7 @@ _SURROUNDINGS = 6.0  # sides of what is kept, in sides of the best mask's box
 
 
 class FirstPassCache:
-    """Looks at the first scenes of a store.
+    """First passes over the first scenes of a store.
 
     Args:
         folder: where the shards are; missing ones are made by :meth:`prepare`.
@@ -84,42 +84,42 @@ class FirstPassCache:
             path = self.folder / f"looks-{recipe}-{shard:04d}-{count}.npy"
             if not path.is_file():
                 temporary = path.with_suffix(".tmp.npy")
-                np.save(temporary, self._look(model, shard * _SHARD, count, device))
+                np.save(temporary, self._run_segmenter(model, shard * _SHARD, count, device))
                 temporary.replace(path)
             self._shards.append(np.load(path, mmap_mode="r"))
 
     @torch.inference_mode()
-    def _look(
+    def _run_segmenter(
         self, model: SegmenterTrainingModel, first: int, count: int, device: torch.device
     ) -> npt.NDArray[Any]:
-        looks = np.zeros((count, _PROMPTS), LOOK)
+        passes = np.zeros((count, _PROMPTS), FIRST_PASS)
         for start in range(0, count, _SCENES):
-            part = looks[start : start + _SCENES]
+            part = passes[start : start + _SCENES]
             part["scene"] = first + start + np.arange(len(part))[:, None]
             scenes = [self.scenes[first + start + i] for i in range(len(part))]
             _draw_prompts(np.random.default_rng((7, first + start)), scenes, part)
             _ask(model, scenes, part, device)
-        return looks.reshape(-1)
+        return passes.reshape(-1)
 
 
-def draw_click(rng: np.random.Generator, scene: Scene, look: npt.NDArray[Any], inner: bool) -> None:
+def draw_click(rng: np.random.Generator, scene: Scene, entry: npt.NDArray[Any], inner: bool) -> None:
     """Notes one click on the thing that a look asks for."""
-    pixel = (inner_pixel if inner else any_pixel)(rng, scene.labels == look["label"])
-    look["marks"], look["box"] = -1, np.nan
-    look["points"][0], look["marks"][0] = pixel, 1
+    pixel = (inner_pixel if inner else any_pixel)(rng, scene.labels == entry["label"])
+    entry["marks"], entry["box"] = -1, np.nan
+    entry["points"][0], entry["marks"][0] = pixel, 1
 
 
-def _draw_prompts(rng: np.random.Generator, scenes: list[Scene], looks: npt.NDArray[Any]) -> None:
-    """Draws the prompts of scenes, noted in their looks (S, P)."""
-    looks["marks"], looks["box"] = -1, np.nan
-    for scene, row in zip(scenes, looks, strict=True):
+def _draw_prompts(rng: np.random.Generator, scenes: list[Scene], passes: npt.NDArray[Any]) -> None:
+    """Draws the prompts of scenes, noted in their first passes (S, P)."""
+    passes["marks"], passes["box"] = -1, np.nan
+    for scene, row in zip(scenes, passes, strict=True):
         for kind in _KINDS:
             row["label"][kind] = choose_things(rng, scene.labels, len(row[kind]))
-        for place, look in enumerate(row[_CLICK]):
-            draw_click(rng, scene, look, inner=place % 2 == 1)
-        for look in row[_BOX]:
-            look["box"] = jittered_box(rng, scene.labels == look["label"])
-    several = looks[:, _SEVERAL]
+        for place, entry in enumerate(row[_CLICK]):
+            draw_click(rng, scene, entry, inner=place % 2 == 1)
+        for entry in row[_BOX]:
+            entry["box"] = jittered_box(rng, scene.labels == entry["label"])
+    several = passes[:, _SEVERAL]
     outlines = [
         scene.labels == label for scene, row in zip(scenes, several["label"], strict=True) for label in row
     ]
@@ -130,13 +130,13 @@ def _draw_prompts(rng: np.random.Generator, scenes: list[Scene], looks: npt.NDAr
 
 
 def _ask(
-    model: SegmenterTrainingModel, scenes: list[Scene], looks: npt.NDArray[Any], device: torch.device
+    model: SegmenterTrainingModel, scenes: list[Scene], passes: npt.NDArray[Any], device: torch.device
 ) -> None:
-    """Fills in what the segmenter answers to the prompts of looks (S, P)."""
+    """Fills in what the segmenter answers to the prompts of first passes (S, P)."""
     embeddings, _ = model.embed(_to_batch(scenes, model.side, device))
     longest = np.array([max(scene.labels.shape) for scene in scenes], np.float32)
     for kind in _KINDS:
-        part = looks[:, kind]
+        part = passes[:, kind]
         scale = np.repeat(np.float32(model.side) / longest, part.shape[1])
         flat = part.reshape(-1)
         if np.isnan(flat["box"]).any():
@@ -148,23 +148,23 @@ def _ask(
         _fill(part, *model.decode(embeddings, sparse), longest)
 
 
-def _fill(looks: npt.NDArray[Any], masks: Tensor, ious: Tensor, longest: npt.NDArray[np.float32]) -> None:
+def _fill(passes: npt.NDArray[Any], masks: Tensor, ious: Tensor, longest: npt.NDArray[np.float32]) -> None:
     """Notes answers: logits (S * P, 4, h, h) of squares with sides `longest` (S,), IoUs (S * P, 4)."""
     stable = (masks > STABILITY_OFFSET).sum((2, 3)) / (masks > -STABILITY_OFFSET).sum((2, 3)).clamp(min=1)
     ranks = (ious * stable).numpy(force=True)
     planes = (masks.sigmoid() * 255).round().to(torch.uint8).numpy(force=True)
-    units = np.repeat(longest / planes.shape[-1], looks.shape[1])  # pixels of the scene for one of the masks
-    rows = (look for row in looks for look in row)
-    for look, four, rank, unit in zip(rows, planes, ranks, units, strict=True):
+    units = np.repeat(longest / planes.shape[-1], passes.shape[1])  # pixels of the scene for one of the masks
+    rows = (entry for row in passes for entry in row)
+    for entry, four, rank, unit in zip(rows, planes, ranks, units, strict=True):
         left, top, right, bottom = box = mask_box(four[1 + rank[1:].argmax()] > 127)
         side = min(four.shape[-1], max(24.0, _SURROUNDINGS * max(right - left, bottom - top)))
         x = min(max((left + right - side) / 2, 0), four.shape[-1] - side)
         y = min(max((top + bottom - side) / 2, 0), four.shape[-1] - side)
         window = x, y, x + side, y + side
-        for into, plane in zip(look["masks"], four, strict=True):
+        for into, plane in zip(entry["masks"], four, strict=True):
             kept = Image.fromarray(plane).resize((WINDOW, WINDOW), Image.Resampling.BILINEAR, window)
             into[:] = np.asarray(kept)
-        look["ranks"], look["found"], look["window"] = rank, box * unit, np.array(window) * unit
+        entry["ranks"], entry["found"], entry["window"] = rank, box * unit, np.array(window) * unit
 
 
 def _to_batch(scenes: list[Scene], side: int, device: torch.device) -> Batch:

@@ -16,7 +16,7 @@ from services.segmenter.backends.refiner import LOGITS_STRIDE, RefinerNet, input
 from training.auxiliary import mask_loss
 from training.first_passes import FirstPassCache
 from training.loop import Run, build_muon, train
-from training.refiner_dataset import TURNING, CloseUps
+from training.refiner_dataset import TURNING, RefinerDataset
 from training.segmenter import mask_iou
 from training.vocabulary import UNNAMED, Vocabulary
 
@@ -30,7 +30,7 @@ ARCHITECTURE: dict[str, Any] = {
 }
 STEPS = 16_000  # of a whole run
 BATCH = 48  # close-ups of a step
-LOOKS = 12_000  # scenes that the segmenter looks at
+FIRST_PASS_SCENES = 12_000  # scenes whose first passes are kept
 PEAK_RATE = 1e-3
 # How much the helping questions count: at first, and in the end, where the masks shall have the whole net.
 _HELP = 1.0, 0.25
@@ -92,23 +92,23 @@ class RefinerTrainingModel(nn.Module):
         return logits, ious, names.float(), things.float()
 
 
-def train_refiner(run: Run, looks: FirstPassCache, model: RefinerTrainingModel) -> nn.Module:
+def train_refiner(run: Run, passes: FirstPassCache, model: RefinerTrainingModel) -> nn.Module:
     """Trains and returns the averaged :class:`RefinerNet`.
 
     Args:
         run: what is asked for; initial weights are the trainee's.
-        looks: prepared.
+        passes: Prepared first passes.
         model: with the weights to begin from.
     """
     model = model.to(run.device)
-    close_ups = CloseUps(looks, model.vocabulary, run, model.net.img_size)
+    dataset = RefinerDataset(passes, model.vocabulary, run, model.net.img_size)
     batches: Iterator[dict[str, Tensor]] | None = None
 
     def compute_loss(step: int) -> tuple[Tensor, dict[str, float]]:
         nonlocal batches
         if batches is None:  # the first step of this process
             ahead = DataLoader(
-                close_ups,
+                dataset,
                 batch_size=None,
                 sampler=range(step, run.steps),
                 num_workers=1,

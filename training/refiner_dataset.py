@@ -18,7 +18,7 @@ from services.segmenter.backends.refiner import (
     shrunk_size,
 )
 from services.segmenter.refine.zoom_in import square_around
-from training.first_passes import LOOK, FirstPassCache, draw_click
+from training.first_passes import FIRST_PASS, FirstPassCache, draw_click
 from training.loop import Run
 from training.prompts import choose_things, jittered_box, mask_box
 from training.scenes import Scene
@@ -34,18 +34,18 @@ TURNING = 0.55, 0.85
 _ONE_MASK_SHARES = 0.2, 0.7  # with one mask instead of three: any, for one click; else the single mask
 
 
-class CloseUps(Dataset[dict[str, Any]]):
+class RefinerDataset(Dataset[dict[str, Any]]):
     """The batches of a run, by step.
 
     Args:
-        looks: prepared.
+        passes: Prepared first passes.
         vocabulary: of the names.
         run: that they are of.
         side: of the refiner's input.
     """
 
-    def __init__(self, looks: FirstPassCache, vocabulary: Vocabulary, run: Run, side: int) -> None:
-        self.looks, self.vocabulary, self.run, self.side = looks, vocabulary, run, side
+    def __init__(self, passes: FirstPassCache, vocabulary: Vocabulary, run: Run, side: int) -> None:
+        self.passes, self.vocabulary, self.run, self.side = passes, vocabulary, run, side
 
     def __len__(self) -> int:
         return self.run.steps
@@ -57,35 +57,35 @@ class CloseUps(Dataset[dict[str, Any]]):
         views: list[dict[str, Any]] = []
         while len(views) < self.run.batch_size:
             if rng.random() < blind:
-                scene = self.looks.scenes[int(rng.integers(len(self.looks.scenes)))]
-                look = _blind_look(rng, scene)
+                scene = self.passes.scenes[int(rng.integers(len(self.passes.scenes)))]
+                entry = _blind_look(rng, scene)
             else:
-                look = self.looks[int(rng.integers(len(self.looks)))]
-                scene = self.looks.scenes[int(look["scene"])]
-            if look["label"]:
-                views.append(draw_view(rng, scene, look, self.vocabulary, self.side))
+                entry = self.passes[int(rng.integers(len(self.passes)))]
+                scene = self.passes.scenes[int(entry["scene"])]
+            if entry["label"]:
+                views.append(draw_view(rng, scene, entry, self.vocabulary, self.side))
         return {part: np.stack([view[part] for view in views]) for part in views[0]}
 
 
 def _blind_look(rng: np.random.Generator, scene: Scene) -> Any:
     """A click on a thing of a scene that nobody looked at: the masks are empty."""
-    look: Any = np.zeros(1, LOOK)[0]
-    [look["label"]] = choose_things(rng, scene.labels, 1)
-    draw_click(rng, scene, look, inner=rng.random() < 0.5)
-    look["found"] = jittered_box(rng, scene.labels == look["label"])
-    look["window"][2:] = max(scene.labels.shape)
-    return look
+    entry: Any = np.zeros(1, FIRST_PASS)[0]
+    [entry["label"]] = choose_things(rng, scene.labels, 1)
+    draw_click(rng, scene, entry, inner=rng.random() < 0.5)
+    entry["found"] = jittered_box(rng, scene.labels == entry["label"])
+    entry["window"][2:] = max(scene.labels.shape)
+    return entry
 
 
 def draw_view(
-    rng: np.random.Generator, scene: Scene, look: Any, vocabulary: Vocabulary, side: int
+    rng: np.random.Generator, scene: Scene, entry: Any, vocabulary: Vocabulary, side: int
 ) -> dict[str, Any]:
     """A close-up for a look, much as the service would make it, and its truth.
 
     Args:
         rng: places, mirrors and recolours it.
         scene: that the look is at.
-        look: of dtype :data:`training.first_passes.LOOK`.
+        entry: of dtype :data:`training.first_passes.FIRST_PASS`.
         vocabulary: of the names.
         side: of the refiner's input.
 
@@ -95,11 +95,11 @@ def draw_view(
         input ("points", "marks" and "box", as those of the look); and the number of the thing's name
         ("name").
     """
-    mask = scene.labels == look["label"]
-    positive = look["points"][look["marks"] == 1]
-    boxes = [look["found"] if rng.random() < _FOUND_SHARE else mask_box(mask)]
-    if not np.isnan(look["box"]).any():
-        boxes.append(look["box"])
+    mask = scene.labels == entry["label"]
+    positive = entry["points"][entry["marks"] == 1]
+    boxes = [entry["found"] if rng.random() < _FOUND_SHARE else mask_box(mask)]
+    if not np.isnan(entry["box"]).any():
+        boxes.append(entry["box"])
     lower = np.min([*(box[:2] for box in boxes), *positive], 0)
     upper = np.max([*(box[2:] for box in boxes), *(positive + 1)], 0)
     size = float((upper - lower).max())
@@ -108,27 +108,27 @@ def draw_view(
     x, y = ((lower + upper) / 2 + off).tolist()
     crop = square_around((x, y), min(max(16.0, sides * size), max(mask.shape)), mask.shape)
 
-    one_click = len(positive) == 1 and (look["marks"] >= 0).sum() == 1
-    order = 1 + np.argsort(-look["ranks"][1:])
+    one_click = len(positive) == 1 and (entry["marks"] >= 0).sum() == 1
+    order = 1 + np.argsort(-entry["ranks"][1:])
     if rng.random() < _ONE_MASK_SHARES[0 if one_click else 1]:
         order[:] = rng.integers(1 + MASKS) if one_click else 0
-    left, top, right, _ = look["window"]
-    scale = look["masks"].shape[-1] / (right - left)
+    left, top, right, _ = entry["window"]
+    scale = entry["masks"].shape[-1] / (right - left)
     window = tuple(
         float((edge - at) * scale)
         for edge, at in zip((crop.left, crop.top, crop.right, crop.bottom), (left, top) * 2, strict=True)
     )
-    masks = shrink_masks(look["masks"][order], window, crop.size, side)
+    masks = shrink_masks(entry["masks"][order], window, crop.size, side)
     scale = side / max(crop.size)
     corner = np.array([crop.left, crop.top], np.float32)
-    name = next(thing.name for thing in scene.things if thing.label == look["label"])
+    name = next(thing.name for thing in scene.things if thing.label == entry["label"])
     view = {
         "seen": np.concatenate([_recoloured(rng, shrink_pixels(crop.cut(scene.image), side)), masks]),
         "truth": _as_logits_lie(crop.cut(mask) * np.uint8(255), side, Image.Resampling.BILINEAR),
         "labels": _as_logits_lie(crop.cut(scene.labels), side, Image.Resampling.NEAREST),
-        "points": (look["points"] + 0.5 - corner) * scale,
-        "marks": look["marks"],
-        "box": (look["box"] - np.tile(corner, 2)) * scale,
+        "points": (entry["points"] + 0.5 - corner) * scale,
+        "marks": entry["marks"],
+        "box": (entry["box"] - np.tile(corner, 2)) * scale,
         "name": np.int64(vocabulary.index.get(name, UNNAMED)),
     }
     for mirror, chance in ((_mirrored, 0.5), (_transposed, 0.2)):

@@ -12,9 +12,9 @@ from segment_anything.modeling import Sam
 from services.segmenter.backends.pocket import build_pocket_sam
 from services.segmenter.backends.refiner import RefinerNet
 from training import refiner
-from training.first_passes import LOOK, FirstPassCache
+from training.first_passes import FIRST_PASS, FirstPassCache
 from training.loop import Run
-from training.refiner_dataset import CloseUps, draw_view
+from training.refiner_dataset import RefinerDataset, draw_view
 from training.scenes import Scene, Thing
 from training.store import SceneStore
 from training.vocabulary import Vocabulary
@@ -45,7 +45,7 @@ class Scenes:
 
 
 @pytest.fixture(scope="module")
-def looks(tmp_path_factory: pytest.TempPathFactory) -> FirstPassCache:
+def passes(tmp_path_factory: pytest.TempPathFactory) -> FirstPassCache:
     torch.manual_seed(0)
     store = FirstPassCache(tmp_path_factory.mktemp("looks"), cast("SceneStore", Scenes()), 30)
     small = {"img_size": 128, "width": 32, "detail": 16, "outline": 8, "body": "regnetx_002"}
@@ -53,36 +53,38 @@ def looks(tmp_path_factory: pytest.TempPathFactory) -> FirstPassCache:
     return store
 
 
-def test_looks_ask_for_things_where_they_are(looks: FirstPassCache) -> None:
-    assert len(looks) == 30 * 8
+def test_first_passes_prompt_things_where_they_are(passes: FirstPassCache) -> None:
+    assert len(passes) == 30 * 8
     kinds = set()
-    for index in range(len(looks)):
-        look = looks[index]
-        labels = scene(look["scene"]).labels
-        assert look["label"] in (1, 2)
-        for (x, y), mark in zip(look["points"].astype(int), look["marks"], strict=True):
-            assert mark == -1 or (labels[y, x] == look["label"]) == mark
-        left, top, right, bottom = look["window"]
+    for index in range(len(passes)):
+        entry = passes[index]
+        labels = scene(entry["scene"]).labels
+        assert entry["label"] in (1, 2)
+        for (x, y), mark in zip(entry["points"].astype(int), entry["marks"], strict=True):
+            assert mark == -1 or (labels[y, x] == entry["label"]) == mark
+        left, top, right, bottom = entry["window"]
         assert -1 <= left < right <= 257
         assert -1 <= top < bottom <= 257
-        assert look["masks"].any()
-        kinds.add((int((look["marks"] >= 0).sum()), bool(np.isnan(look["box"]).any())))
+        assert entry["masks"].any()
+        kinds.add((int((entry["marks"] >= 0).sum()), bool(np.isnan(entry["box"]).any())))
     several = {kind for kind in kinds if kind[0] > 1}
     assert several
     assert several <= {(2, True), (3, True), (4, True)}
     assert kinds - several == {(1, True), (0, False)}
 
 
-def test_looks_are_made_once_for_a_segmenter(looks: FirstPassCache, monkeypatch: pytest.MonkeyPatch) -> None:
-    again = FirstPassCache(looks.folder, looks.scenes, 30)
+def test_first_passes_are_cached_for_a_segmenter(
+    passes: FirstPassCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    again = FirstPassCache(passes.folder, passes.scenes, 30)
     small = {"img_size": 128, "width": 32, "detail": 16, "outline": 8, "body": "regnetx_002"}
     torch.manual_seed(0)
     same: Sam = build_pocket_sam(**small)
-    monkeypatch.setattr(FirstPassCache, "_look", None)
+    monkeypatch.setattr(FirstPassCache, "_run_segmenter", None)
     again.prepare(same, small, torch.device("cpu"))
-    assert again[5].tobytes() == looks[5].tobytes()
+    assert again[5].tobytes() == passes[5].tobytes()
     with pytest.raises(TypeError):  # another one's are not taken for its own
-        FirstPassCache(looks.folder, looks.scenes, 30).prepare(
+        FirstPassCache(passes.folder, passes.scenes, 30).prepare(
             build_pocket_sam(**small), small, torch.device("cpu")
         )
 
@@ -92,19 +94,19 @@ def test_a_close_up_shows_what_is_asked_for(seed: int) -> None:
     """Pixels, truth, points and box agree, however it was mirrored and transposed."""
     rng = np.random.default_rng(seed)
     drawn = scene(seed)
-    look: Any = np.zeros(1, LOOK)[0]
-    look["label"], look["marks"], look["box"] = 2, -1, np.nan
+    entry: Any = np.zeros(1, FIRST_PASS)[0]
+    entry["label"], entry["marks"], entry["box"] = 2, -1, np.nan
     rows, columns = (drawn.labels == 2).nonzero()
     box = columns.min(), rows.min(), columns.max() + 1, rows.max() + 1
-    look["points"][0], look["marks"][0] = (columns.mean().round(), rows.mean().round()), 1
+    entry["points"][0], entry["marks"][0] = (columns.mean().round(), rows.mean().round()), 1
     if seed % 2:
-        look["box"] = box
-    look["found"], look["window"] = box, (0, 0, 256, 256)
+        entry["box"] = box
+    entry["found"], entry["window"] = box, (0, 0, 256, 256)
     whole = np.zeros((256, 256), np.uint8)
     whole[: drawn.labels.shape[0]] = (drawn.labels == 2) * 255
     places = (np.arange(96) + 0.5) * 256 / 96
-    look["masks"] = whole[np.ix_(places.astype(int), places.astype(int))]
-    view = draw_view(rng, drawn, look, Vocabulary(NAMES), SIDE)
+    entry["masks"] = whole[np.ix_(places.astype(int), places.astype(int))]
+    view = draw_view(rng, drawn, entry, Vocabulary(NAMES), SIDE)
     truth = view["truth"] > 127
     assert truth.any()
     assert view["name"].shape == ()
@@ -163,20 +165,20 @@ def test_it_grows_without_answering_differently() -> None:
     assert not fresh.bn.weight.any()
 
 
-def close_ups(looks: FirstPassCache, batch_size: int) -> CloseUps:
-    run = Run(looks.folder, 100, batch_size, torch.device("cpu"), seed=3)
-    return CloseUps(looks, Vocabulary(NAMES), run, SIDE)
+def dataset(passes: FirstPassCache, batch_size: int) -> RefinerDataset:
+    run = Run(passes.folder, 100, batch_size, torch.device("cpu"), seed=3)
+    return RefinerDataset(passes, Vocabulary(NAMES), run, SIDE)
 
 
-def test_a_batch_follows_from_its_step(looks: FirstPassCache) -> None:
+def test_a_batch_follows_from_its_step(passes: FirstPassCache) -> None:
     """So that a resumed run sees what an uninterrupted one would have seen."""
-    first, again, other = close_ups(looks, 3)[7], close_ups(looks, 3)[7], close_ups(looks, 3)[8]
+    first, again, other = dataset(passes, 3)[7], dataset(passes, 3)[7], dataset(passes, 3)[8]
     assert all(np.array_equal(first[part], again[part], equal_nan=part == "box") for part in first)
     assert not np.array_equal(first["seen"], other["seen"])
 
 
-def test_in_the_end_masks_can_be_trusted(looks: FirstPassCache) -> None:
-    batches = close_ups(looks, 100)
+def test_in_the_end_masks_can_be_trusted(passes: FirstPassCache) -> None:
+    batches = dataset(passes, 100)
     early, late = (1 - batches[step]["seen"][:, 3:].any((1, 2, 3)).mean() for step in (0, 99))
     assert 0.2 < early < 0.45
     assert late < 0.15
