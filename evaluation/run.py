@@ -17,7 +17,7 @@ from evaluation.system import Progress, System, VectorIndex
 
 
 def silent(_stage: str, _done: int, _total: int) -> None:
-    """A `Progress` that tells nobody."""
+    """A `Progress` without output."""
 
 
 @dataclass(frozen=True)

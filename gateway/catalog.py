@@ -205,7 +205,7 @@ class Catalog:
         return await work(available(present))
 
     def forget(self, name: str) -> None:
-        """A collection has changed: it is read anew when it is needed."""
+        """Drops a collection that has changed from the cache."""
         self._collections.forget(name)
 
     async def list(self, page_size: int, page_token: str) -> search_pb2.ListCollectionsResponse:

@@ -267,8 +267,8 @@ class ImageRecords:
     async def remove_files(self, collection: str, image_ids: Sequence[str]) -> None:
         """Deletes images whose records have gone.
 
-        They may be sent again at the same time. So they are moved aside before the searcher is asked: either
-        it knows of them by then, or their ingest sees that they are away and stores them anew.
+        They may be sent again at the same time. So they are quarantined before the searcher is asked: either
+        it knows them by then, or their ingest does not find them and stores them again.
         """
         await asyncio.gather(*(self._store.quarantine(collection, image_id, 0) for image_id in image_ids))
         await self.resolve_quarantined(collection, image_ids)

@@ -125,7 +125,7 @@ class Ingester:
 
         Args:
             request: The image and what is said about it.
-            priority: Whether somebody waits for it or it is one of many.
+            priority: Interactive if a caller waits for it, bulk if it is one of many.
             idempotency_key: A repetition under the same key is answered like the first time.
             progress: Told when a stage begins.
 

@@ -1,4 +1,4 @@
-"""From what somebody is looking for to vectors: words, an image, a region, a click, and all together."""
+"""Turns queries into vectors: words, an image, a region, a click, or all of them combined."""
 
 from __future__ import annotations
 

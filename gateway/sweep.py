@@ -1,14 +1,14 @@
-"""Images that nothing knows: what an ingest leaves that died after it stored the bytes.
+"""Deletes orphaned images: those left by an ingest that died after storing the bytes.
 
-They harm nobody and are used when the image is sent again; but they take room. A sweep finds them by asking
-the searcher about every stored image, and never deletes one that it knows:
+Orphans are harmless, and are used if the image is sent again, but they take up space. A sweep asks the
+searcher about every stored image and never deletes one that it knows:
 
-- what was put lately is left alone, since its ingest may still run;
-- an image is first moved aside, then the searcher is asked once more, and only then it is deleted. An ingest
-  that comes meanwhile stores the image anew, because it does not find it. A sweep that dies leaves images
-  aside, and the next one decides about them.
+- images stored recently are left alone, since their ingest may still be running;
+- an image is first quarantined, then the searcher is asked once more, and only then is it deleted. An ingest
+  that arrives in between stores the image again, because it does not find it. If a sweep dies, the next one
+  resolves the images in quarantine.
 
-``python -m gateway.sweep`` does it once; with ``sweep.every_s`` the gateway does it by itself.
+``python -m gateway.sweep`` runs one sweep; with ``sweep.every_s`` the gateway runs them itself.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ _JOINER, _TEXT_STYLE, _EMOJI_STYLE, _KEYCAP = "\u200d", "\ufe0e", "\ufe0f", "\u2
 
 
 def visible_text(text: str) -> str:
-    """A text without the characters that nobody sees, which would change its vector.
+    """A text without its invisible characters, which would change its vector.
 
     Emoji keep what makes them one: joiners between two of them, their variation selectors, the tags of a
     flag. White space stays, for tokenizers look at it themselves; a text of which nothing but white space is

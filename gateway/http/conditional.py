@@ -80,7 +80,7 @@ async def image_response(
         etag: Of its content.
         media_type: Of its file.
         make: Makes the file.
-        immutable: Whether there can never be another image at this address, so that nobody asks again.
+        immutable: Whether the content of this address never changes, so that it need not be revalidated.
         name: What a browser calls the file when it is saved.
     """
     caching = _IMMUTABLE if immutable else _REVALIDATE

@@ -222,9 +222,9 @@ class Connections:
         _OPEN.set(len(self._open))
 
     def make_room(self, arriving: int = 0) -> bool:
-        """Closes the connection that has been longest without a request in work, where all places are taken.
+        """Closes the connection that has been idle for longest, if all places are taken.
 
-        So those who hold connections open without using them push out one another, and nobody else.
+        So callers who hold idle connections only displace one another.
 
         Args:
             arriving: Connections that are not open yet, but will be.

@@ -193,15 +193,15 @@ def limited(scope: Scope, receive: Receive, max_bytes: int, advice: str) -> Rece
 
 
 class OwnTask:
-    """Runs every request in a task and a context of its own, and ends the task once its client has gone.
+    """Runs every request in its own task and context, and cancels the task if its client disconnects.
 
-    The context is empty. The server's is not: while a body is read, asyncio remembers the context of the task
-    that reads as the one of the whole connection, so that later requests on it would begin with the deadline,
-    the trace and the request id of an earlier one.
+    The context is empty. The server's is not: while a body is read, asyncio takes the context of the reading
+    task for that of the whole connection, so later requests on it would start with the deadline, the trace
+    and the request id of an earlier one.
 
-    When the body has been read, the next thing that the server can say is that the client is gone; that
-    cancels the task, and with it the calls to the services. A deletion, whose body nobody reads, is carried
-    out. A server that stops cancels too: the task has a moment then to answer that.
+    Once the body has been read, the only further event is a disconnect, which cancels the task, and with it
+    the calls to the services. A deletion, whose body is not read, is carried out. A stopping server cancels
+    tasks too, and gives them a moment to respond.
     """
 
     def __init__(self, app: ASGIApp) -> None:

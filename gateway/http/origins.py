@@ -57,7 +57,7 @@ class OriginCheck:
         await self._app(scope, receive, send)
 
     def _is_ours(self, name: str) -> bool:
-        """Whether nobody but us, and who runs the network, decides where the name leads to."""
+        """Whether only this machine and the network's operator decide what the name resolves to."""
         if name in self._hosts or "." not in name or name.endswith(_LOCAL):
             return True
         try:

@@ -88,7 +88,7 @@ def read_image_input(source: ImageInput) -> bytes:
 
 @contextlib.contextmanager
 def open_file(path: str | Path) -> Iterator[BufferedReader]:
-    """Opens a regular file, without waiting: a pipe that nobody writes to would block forever.
+    """Opens a regular file without blocking, as a pipe without a writer would.
 
     Raises:
         RegionSearchError: INVALID_ARGUMENT for a file that cannot be read, and for what is not a file.

@@ -1,8 +1,8 @@
-"""HEIC and AVIF are decoded in a process of their own.
+"""Decodes HEIC and AVIF in a separate process.
 
-What a file of theirs says about its size binds nobody: tiles and frames inside it may be of any size and
-number. So the decoder gets as much memory and time as the size that was announced needs, and a file that
-takes more loses its process, and nothing else. A start costs some 50 ms; what they hold is decoded in 300.
+The size in the header of such a file guarantees nothing: tiles and frames inside it may be of any size and
+number. So the decoder gets as much memory and time as the declared size needs, and a file that takes more
+only costs its process. Starting one takes some 50 ms; decoding takes some 300 ms.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ Progress = Callable[[int, int | None], object]
 def pull(weights: Weights, progress: Progress = lambda done, total: None) -> Path:
     """Makes sure that a file of weights is in the models folder.
 
-    An interrupted download goes on where it stopped, as long as the file has not changed meanwhile. The file
+    An interrupted download resumes unless the file has changed since. The file
     gets its name once its digest is right: the published one, or the one that the server itself announces.
     Of several processes that pull into one folder, one works at a time.
     What passes, such as a broken connection or a busy server, is tried again after a while. A file in the

@@ -1,6 +1,7 @@
-"""Who a call is made for: a short name that services share their time by, and that tells nobody's key.
+"""The caller on whose behalf a call is made: a short name, by which services share their time fairly.
 
-The gateway names the caller of each request where it checks its key, and sends the name on to the services.
+The gateway names the caller of each request when it checks its key, and passes the name on to the services.
+The name does not reveal the key.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ _caller: contextvars.ContextVar[str] = contextvars.ContextVar("caller", default=
 
 @contextlib.contextmanager
 def calling_for(name: str) -> Iterator[None]:
-    """Names the caller of everything that is done inside."""
+    """Sets the caller of all calls in the body."""
     token = _caller.set(name[:_MOST_CHARS])
     try:
         yield
@@ -30,23 +31,23 @@ def calling_for(name: str) -> Iterator[None]:
 
 
 def caller() -> str:
-    """The caller of the surrounding call; empty where there is none."""
+    """The caller of the surrounding call; empty if there is none."""
     return _caller.get()
 
 
 def caller_metadata() -> tuple[tuple[str, str], ...]:
-    """The header that tells a service for whom a call is made."""
+    """The header that names the caller to a service."""
     name = caller()
     return ((CALLER_HEADER, name),) if name else ()
 
 
 @functools.lru_cache(maxsize=4096)
 def caller_name(key: str, address: str) -> str:
-    """The name of a caller: by its API key where it has one, else by its address.
+    """The name of a caller: from its API key if it has one, else from its address.
 
     Args:
-        key: Empty where there is none; the name is a short hash of it.
-        address: IP address. One IPv6 network of 64 bits is one caller, for whoever has one has all of it.
+        key: Empty if there is none; the name is a short hash of it.
+        address: IP address. An IPv6 /64 network is one caller: its owner has all addresses.
     """
     if not key:
         with contextlib.suppress(ValueError):

@@ -32,11 +32,11 @@ _NOISE = re.compile(r"[IW]\d{4,} |\s|$")  # gRPC's own lines, and the inside of 
 
 
 class Lifeline:
-    """Ends a service once nobody needs it: when the supervisor and the gateway are both gone.
+    """Ends a service once it is no longer needed: when the supervisor and the gateway are both gone.
 
-    A pipe into which nobody writes. The kernel sends SIGTERM to the process at its reading end when the last
-    writing end is closed, which the supervisor and the gateway hold. So where the supervisor is killed, the
-    gateway first finishes what is in work, with the services still there.
+    A pipe that carries no data. The kernel sends SIGTERM to the process at its reading end when the last
+    writing end is closed; supervisor and gateway hold one each. So if the supervisor is killed, the gateway
+    first finishes its work while the services are still there.
 
     Attributes:
         reader: The end that the service holds.

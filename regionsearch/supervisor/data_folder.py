@@ -24,7 +24,7 @@ class DataFolder:
 
     Args:
         path: The folder; made if it does not exist.
-        url: Where the processes will be found, for whoever asks for the folder meanwhile.
+        url: Where the processes will be reachable; named to others who want the folder.
         wait_s: How long to wait for processes whose `up` has ended already.
         report: Told when that begins.
 

@@ -19,7 +19,7 @@ class CancellationToken:
         self._cancelled = False
 
     def remaining_s(self) -> float | None:
-        """Seconds until nobody wants the answer any more; None for ever."""
+        """Seconds until the deadline; None without one."""
         return None if self._deadline is None else max(self._deadline - time.monotonic(), 0.001)
 
     def cancel(self) -> None:
