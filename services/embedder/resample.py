@@ -104,12 +104,17 @@ def resample(pixels: Tensor, horizontal: Tensor, vertical: Tensor, outside: Tens
         narrowed = narrowed.view(batch, -1, channels, columns.shape[2])
         if unseen_x is not None:
             narrowed += unseen_x
-        strips.append(narrowed.round_().clamp_(0, 255))
+        strips.append(_whole(narrowed))
     narrow = strips[0] if len(strips) == 1 else torch.cat(strips, dim=1)
     small = torch.bmm(vertical, narrow.view(batch, height, -1)).view(batch, -1, channels, narrow.shape[3])
     if unseen_y is not None:
         small += unseen_y
-    return small.round_().clamp_(0, 255).transpose(1, 2)
+    return _whole(small).transpose(1, 2)
+
+
+def _whole(values: Tensor) -> Tensor:
+    """Whole values 0..255, in place. Halves go up, as Pillow's do: to halve an image makes many of them."""
+    return values.add_(0.5).floor_().clamp_(0, 255)
 
 
 def resize_image(

@@ -243,3 +243,11 @@ def test_the_square_around_a_panorama_costs_no_more_than_the_panorama():
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300 << 10  # KiB
     shown = crops * torch.tensor(CLIP_STD).view(3, 1, 1) + torch.tensor(CLIP_MEAN).view(3, 1, 1)
     assert torch.allclose(shown[0, :, 0, 0], torch.tensor(CLIP_MEAN), atol=0.003)  # above it: the mean colour
+
+
+def test_halving_an_image_rounds_halves_as_pillow_does() -> None:
+    """Bilinear weights of 1/8 and 3/8 make an exact half of every eighth value."""
+    pixels = np.random.default_rng(0).integers(0, 256, (2 * SIZE, 2 * SIZE, 3), np.uint8)
+    expected = np.asarray(Image.fromarray(pixels).resize((SIZE, SIZE), Image.Resampling.BILINEAR))
+    found = resize_image(torch.from_numpy(pixels).permute(2, 0, 1), SIZE, "squash", interpolation="bilinear")
+    assert np.array_equal(found.permute(1, 2, 0).numpy(), expected)
