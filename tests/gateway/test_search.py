@@ -156,6 +156,24 @@ def test_filters(gateway: Running, filled: dict[str, str]) -> None:
     assert all(400 <= hit["area"] <= 1600 for hit in areas)
 
 
+def test_filters_by_the_time_of_the_image(gateway: Running, filled: dict[str, str]) -> None:
+    listed = gateway.http.get(f"/v1/collections/{COLLECTION}/images").json()["images"]
+    times = {image["name"]: image["created_at"] for image in listed}
+    since = times["red and blue"]
+    for bound, expected in (
+        ("created_after", {name for name, time in times.items() if time >= since}),
+        ("created_before", {name for name, time in times.items() if time < since}),
+    ):
+        body = {"query": {"text": "red"}, "level": "image", "filter": {bound: since}}
+        assert {hit["image"]["name"] for hit in search(gateway, **body)["hits"]} == expected
+    assert (
+        search(gateway, 400, query={"text": "red"}, filter={"created_after": "yesterday"})["errors"][0][
+            "pointer"
+        ]
+        == "/filter/created_after"
+    )
+
+
 def test_long_texts_say_that_they_were_cut(gateway: Running, filled: dict[str, str]) -> None:
     assert search(gateway, query={"texts": ["red", "red " * 100]})["truncated"] == [False, True]
 

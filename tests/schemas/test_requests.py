@@ -13,6 +13,7 @@ from regionsearch.client import NegativeExample, operations
 from regionsearch.client.operations import Operation
 from regionsearch.schemas import requests
 from regionsearch.v1 import region_search_pb2 as pb
+from regionsearch.v1 import search_pb2, segment_pb2
 
 IMAGE_ID = "a" * 64
 EVERYTHING: dict[str, Any] = {
@@ -23,7 +24,7 @@ EVERYTHING: dict[str, Any] = {
     "negatives": ["plate", NegativeExample(region_id="r2"), NegativeExample(image=b"file")],
     "level": "image",
     "group_by": "image",
-    "filter": {"tags": ["t"], "attributes": {"place": "Oslo"}, "min_area": 3},
+    "filter": {"tags": ["t"], "attributes": {"place": "Oslo"}, "created_after": "2026-01-01T00:00:00Z"},
     "min_score": 0.25,
     "relative_cutoff": 0.5,
     "min_relevancy": 0.75,
@@ -112,6 +113,37 @@ def test_the_client_has_an_argument_for_every_field_under_its_name(
 ) -> None:
     fields = {name for body in bodies for name in body.model_fields}
     assert fields ^ set(inspect.signature(method).parameters) == apart
+
+
+@pytest.mark.parametrize(
+    ("body", "message", "apart"),
+    [
+        (requests.QueryBody, pb.Query, {"text"}),
+        (requests.NegativeBody, pb.Negative, set()),
+        (requests.FilterBody, search_pb2.Filter, set()),
+        # The collection is in the path, and lists say what else comes along.
+        (
+            requests.SearchBody,
+            pb.RegionSearchServiceSearchRequest,
+            {"collection", "include", "include_masks"},
+        ),
+        # A rendering is an answer of HTTP alone.
+        (
+            requests.WithinBody,
+            pb.SearchWithinRequest,
+            {"text", "include", "include_masks", "render", "image_format", "image_name"},
+        ),
+        (requests.BinaryCodesBody, search_pb2.BinaryCodes, set()),
+        # What an ingest would keep is said by one number; the rest is the gateway's settings.
+        (requests.EverythingBody, segment_pb2.EverythingOptions, {"selection", "max_regions"}),
+        (requests.IngestBody, pb.IngestImageRequest, {"collection", "image", "name", "selection"}),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_what_can_be_said_over_grpc_can_be_said_over_http(
+    body: type[requests.Body], message: type[Message], apart: set[str]
+) -> None:
+    assert set(body.model_fields) ^ set(message.DESCRIPTOR.fields_by_name) == apart
 
 
 def test_a_mistake_is_named_by_its_field_before_anything_is_sent() -> None:

@@ -32,6 +32,9 @@ class EverythingBody(Body):
     stability_score_offset: Number | None = None
     box_nms_thresh: Number | None = None
     crop_n_layers: int | None = Field(None, ge=0, le=4)
+    crop_nms_thresh: Number | None = None
+    crop_overlap_ratio: Number | None = None
+    crop_n_points_downscale_factor: int | None = Field(None, ge=1, le=8)
     min_mask_region_area: int | None = Field(None, ge=0, le=INT32)
     max_regions: int | None = Field(
         None, ge=1, le=1000, description="Keeps only what an ingest would keep, at most this many."

@@ -183,6 +183,8 @@ class FilterBody(Body):
     min_predicted_iou: Number | None = None
     min_stability_score: Number | None = None
     attributes: dict[Tag, Value] = Field({}, max_length=64, description="The image has exactly these.")
+    created_after: Time | None = Field(None, description="The image was added at this time, or later.")
+    created_before: Time | None = Field(None, description="The image was added before this time.")
     conditions: list[ConditionBody] = Field(
         [],
         max_length=64,
