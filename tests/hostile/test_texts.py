@@ -15,6 +15,7 @@ from regionsearch.schemas.requests import (
     EmbeddingsBody,
     ImageChangeBody,
     ImageIdsBody,
+    ReindexBody,
     SearchBody,
     SegmentBody,
     WithinBody,
@@ -30,6 +31,7 @@ BODIES: dict[type[Body], tuple[str, str, str]] = {
     CollectionBody: ("POST", "/v1/collections", '{"name":"a"}'),
     ImageIdsBody: ("POST", "/v1/collections/default/images:check", '{"image_ids":["a"]}'),
     ImageChangeBody: ("PATCH", "/v1/collections/default/images/a", "{}"),
+    ReindexBody: ("POST", "/v1/collections/default/reindex", "{}"),
 }
 
 
