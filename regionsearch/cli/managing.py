@@ -193,7 +193,7 @@ def doctor(url: Url = URL, api_key: ApiKey = None) -> None:
     def row(check: str, found: str, good: bool = True, advice: str = "") -> None:
         nonlocal well
         well &= good
-        table.add_row(Text(check), Text(found), Text("well", "green") if good else Text(advice, "red"))
+        table.add_row(Text(check), Text(found), Text("ok", "green") if good else Text(advice, "red"))
 
     row("Python", platform.python_version(), sys.version_info >= (3, 11), "3.11 or newer is needed")
     row("processors", str(os.cpu_count()))

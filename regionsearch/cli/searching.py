@@ -190,7 +190,7 @@ def merged(documents: Iterator[dict[str, Any]]) -> dict[str, Any]:
 
 def _warn_of_cuts(result: SearchResult | WithinResult) -> None:
     if any(result.truncated):
-        tell("the query is longer than the model reads: its end was left out", style="yellow")
+        tell("the query is longer than the model reads: its end was ignored", style="yellow")
 
 
 def _table(result: SearchResult) -> Table:

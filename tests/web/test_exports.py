@@ -89,13 +89,13 @@ def test_the_page_says_when_the_end_of_a_query_was_left_out(
     expect(line).to_be_hidden()
     search(page, "red circle " * (LONGEST_PHRASE // 10))
     expect(line).to_be_visible()
-    expect(line).to_have_text("The query is longer than the model reads; its end was left out.")
+    expect(line).to_have_text("The query is longer than the model reads; its end was ignored.")
     search(page, "red circle")
     expect(line).to_be_hidden()
     page.locator("#grid button.tile").first.click()
     page.locator("#within-text").fill("blue square " * (LONGEST_PHRASE // 10))
     page.get_by_role("button", name="Find", exact=True).click()
-    expect(page.locator("#toast")).to_contain_text("its end was left out")
+    expect(page.locator("#toast")).to_contain_text("its end was ignored")
 
 
 def test_the_file_chooser_offers_what_phones_write(page: Page, url: str) -> None:

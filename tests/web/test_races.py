@@ -133,7 +133,7 @@ def test_what_cannot_be_read_of_a_drop_is_left_out(page: Page, url: str) -> None
 def test_the_slider_follows_the_address(page: Page, url: str) -> None:
     page.goto(f"{url}/?q=red+circle&min=0.3")
     page.get_by_role("button", name=re.compile("Filters")).click()
-    slider = page.get_by_role("slider", name="Lowest score")
+    slider = page.get_by_role("slider", name="Minimum score")
     expect(slider).to_have_value("0.3")
     search(page, "something else")
     expect(page.locator("#subtitle")).to_contain_text("best score 0.12")

@@ -83,7 +83,7 @@ def test_the_slider_by_keyboard_is_one_search_and_one_step_back(
     page.goto(f"{url}/?q=red+circle")
     expect(page.locator("#grid button.tile")).to_have_count(4)
     page.get_by_role("button", name=re.compile("Filters")).click()
-    page.get_by_role("slider", name="Lowest score").focus()
+    page.get_by_role("slider", name="Minimum score").focus()
     steps, asked = page.evaluate("history.length"), len(gateway.requests)
     for _ in range(10):
         page.keyboard.press("ArrowRight")

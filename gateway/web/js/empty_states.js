@@ -13,7 +13,7 @@ export const skeletons = () => [1.3, 0.8, 1.5, 1, 0.7, 1.4, 1.1, 0.9].map((ratio
 /** A search that has found nothing. */
 export const nothing = (state) => [
   h("h2", {}, "Nothing found"),
-  h("p", {}, filterCount(state) ? "No thing passes all filters. Loosen the score, the size or what is excluded." : "There is nothing in this collection to compare with. Add pictures first."),
+  h("p", {}, filterCount(state) ? "Nothing passes all filters. Lower the minimum score, or change size or exclusions." : "There is nothing in this collection to compare with. Add pictures first."),
   filterCount(state) > 0
     ? h("button.secondary", { type: "button", click: () => $("filters").reset() }, "Clear the filters")
     : h("button.secondary", { type: "button", click: () => $("add").click() }, icon("plus"), "Add pictures"),

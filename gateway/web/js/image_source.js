@@ -65,7 +65,7 @@ export class OwnPicture {
 
   async open(element) {
     const kept = recall(this.id);
-    if (!kept) throw new api.Problem(0, { detail: "This picture is gone. Drop or paste it again." });
+    if (!kept) throw new api.Problem(0, { detail: "This picture is no longer available. Drop or paste it again." });
     if (!isDrawable(this.id)) throw new api.Problem(0, { detail: "This browser cannot show this kind of picture. It is searched with as a whole." });
     element.src = kept;
     await element.decode();

@@ -24,7 +24,7 @@ function tell({ problem, services = {} }) {
     h("li", { data: { ready: String(ready) } }, h("b", {}, name), h("span", { title: detail }, ready ? "ready" : words(detail))));
   const notice = $("notice");
   const title = problem ? problem.title : "Starting";
-  const text = problem ? `${problem.message} Trying again…` : "The models are being loaded. This page goes on by itself.";
+  const text = problem ? `${problem.message} Trying again…` : "The models are being loaded. This page continues automatically.";
   const signature = JSON.stringify([title, text, services]);
   if (notice.dataset.signature === signature) return; // nothing new to read out
   notice.dataset.signature = signature;

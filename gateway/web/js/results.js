@@ -111,7 +111,7 @@ export class Results {
   body() {
     const { state } = this;
     const picture = state.picture && recall(state.picture);
-    if (state.picture && !picture) throw new api.Problem(0, { title: "The picture is gone", detail: "A picture to search with lives in its tab only. Drop or paste it again." });
+    if (state.picture && !picture) throw new api.Problem(0, { title: "This picture is no longer available", detail: "A picture to search with lives in its tab only. Drop or paste it again." });
     return searchBody(state, picture && base64(picture));
   }
 

@@ -11,7 +11,7 @@ import { $, h, icon, saveFrom, stem } from "./dom.js";
  */
 export function describe(selected, { image, stored, coco, share }, on) {
   if (!selected) {
-    const hint = stored ? "Click a thing to select it. Alt-click takes away, dragging draws a box." : "Click the thing to search for. Alt-click takes away, dragging draws a box.";
+    const hint = stored ? "Click a thing to select it. Alt-click to exclude, drag to draw a box." : "Click the thing to search for. Alt-click to exclude, drag to draw a box.";
     $("selection").replaceChildren(h("p.muted", {}, hint));
     return;
   }

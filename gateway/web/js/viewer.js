@@ -226,7 +226,7 @@ export class Viewer {
       this.hits = found.regions.map((hit) => ({ ...stored.get(hit.region_id), ...hit, path: stored.get(hit.region_id)?.path ?? outline(hit) }));
       this.stage.show(this.shapes());
       this.refresh();
-      if (found.truncated?.some(Boolean)) toast("A phrase is longer than the model reads; its end was left out.");
+      if (found.truncated?.some(Boolean)) toast("A phrase is longer than the model reads; its end was ignored.");
       const best = this.hits.filter((hit) => hit.is_hit);
       if (!best.length) $("regions-title").textContent = `Nothing found like ${texts.map((text) => `“${text}”`).join(" or ")}`;
       announce(best.length ? `Best: ${best.map((hit) => `${hit.label}, score ${hit.score.toFixed(2)}`).join("; ")}` : "Nothing found");
@@ -278,7 +278,7 @@ export class Viewer {
     if (!this.image || !this.picture.stored) return;
     const { id, collection } = this.picture;
     const dialog = $("confirm");
-    $("confirm-text").textContent = `“${this.image.name || "Untitled"}” and its ${count(this.things.length, "thing")} will be gone for good.`;
+    $("confirm-text").textContent = `“${this.image.name || "Untitled"}” and its ${count(this.things.length, "thing")} will be permanently deleted.`;
     dialog.returnValue = "no";
     dialog.showModal();
     await new Promise((resolve) => dialog.addEventListener("close", resolve, { once: true }));
