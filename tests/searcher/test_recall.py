@@ -89,6 +89,19 @@ def promise_is_kept(folder: Path, count: int, first: str, codes: CodeSpec | None
         found = {kind: evaluator.recall(segment) for kind, evaluator in fresh.items()}
         assert min(found.values()) >= 0.95, f"after {name}: {found}"
     assert segment.effort < segment.most_effort
+    unit_rows = unit(vectors)
+    for part in (0.5, 0.1, 0.03):
+        mask = rng.random(count) < part
+        for name, made in kinds.items():
+            queries = made(11)[:50]
+            exact = np.where(mask, queries @ unit_rows.T, -1.0)
+            floor = np.sort(exact, axis=1)[:, -10]
+            request = SegmentQuery(queries, count, mask, int(mask.sum()), 10)
+            hits = [
+                min(10, int((scores >= least - 1e-4).sum()))
+                for least, (_, scores) in zip(floor, segment.nearest([request])[0], strict=True)
+            ]
+            assert np.mean(hits) >= 9.5, f"{name}, a filter of {part}"
     search.close()
 
 

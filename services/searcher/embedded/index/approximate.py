@@ -16,7 +16,7 @@ from services.searcher.embedded.index.segments import Neighbors, SegmentQuery
 from services.searcher.types import Vectors
 
 _GATHER_ROWS = 1000
-_GATHER_PART = 256
+_GATHER_PART = 64
 _BLOCK = 8192
 
 

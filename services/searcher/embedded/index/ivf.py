@@ -39,8 +39,9 @@ class IvfSegment(ApproximateSegment):
 
     def candidates(self, queries: Vectors, request: SegmentQuery, count: int) -> Positions | None:
         """See `ApproximateSegment.candidates`."""
-        # A filter thins the lists out, so more of them are needed for as many good rows.
-        wanted = self.effort * request.effort * self.columns.used / request.matching
+        # The best rows that pass a filter are further away, so more lists are needed. With the root of how
+        # many times fewer rows pass, recall was measured to be as good as without a filter.
+        wanted = self.effort * request.effort * np.sqrt(self.columns.used / request.matching)
         nprobe = int(min(self.index.nlist, np.ceil(wanted)))
         asked = min(request.matching, count + count // 2 + _SPARE)  # codes are coarse: some change places
         selection = self.selection(request)
