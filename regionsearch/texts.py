@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import unicodedata
 
+import idna
+
 # Control characters other than white space, and what Unicode calls Default_Ignorable_Code_Point: soft
 # hyphens, zero-width spaces and joiners, marks of direction, fillers, variation selectors. The blank of
 # Braille draws nothing either. A flag made of tags is found first, and stays.
@@ -16,14 +18,16 @@ _INVISIBLE = (
 )
 _FOUND = re.compile(f"{_FLAG}|{_INVISIBLE}")
 
-_JOINER, _TEXT_STYLE, _EMOJI_STYLE, _KEYCAP = "\u200d", "\ufe0e", "\ufe0f", "\u20e3"
+_NON_JOINER, _JOINER, _TEXT_STYLE, _EMOJI_STYLE, _KEYCAP = "\u200c", "\u200d", "\ufe0e", "\ufe0f", "\u20e3"
+_CONTEXT = 16  # characters around a joiner that are looked at: marks lie between letters
 
 
 def visible_text(text: str) -> str:
     """A text without its invisible characters, which would change its vector.
 
     Emoji keep what makes them one: joiners between two of them, their variation selectors, the tags of a
-    flag. White space stays, for tokenizers look at it themselves; a text of which nothing but white space is
+    flag. Joiners and non-joiners stay where they shape letters, as in Persian and Hindi (RFC 5892, appendix
+    A). White space stays, for tokenizers look at it themselves; a text of which nothing but white space is
     left is empty (``not visible_text(text).strip()``).
     """
     return _FOUND.sub(_kept, text)
@@ -32,12 +36,20 @@ def visible_text(text: str) -> str:
 def _kept(match: re.Match[str]) -> str:
     found, text = match[0], match.string
     before, after = text[match.start() - 1 : match.start()], text[match.end() : match.end() + 1]
-    if found == _JOINER:
+    if found in (_NON_JOINER, _JOINER):
         emoji = (before == _EMOJI_STYLE or _is(before, "So", "Sk")) and _is(after, "So")
-        return found if emoji else ""
+        return found if _shapes_letters(text, match.start()) or (emoji and found == _JOINER) else ""
     if found in (_TEXT_STYLE, _EMOJI_STYLE):
         return found if after == _KEYCAP or _is(before, "So", "Sm") else ""
     return found if len(found) > 1 else ""
+
+
+def _shapes_letters(text: str, place: int) -> bool:
+    start = max(0, place - _CONTEXT)
+    try:
+        return idna.valid_contextj(text[start : place + _CONTEXT], place - start)
+    except ValueError:  # next to a character without a name
+        return False
 
 
 def _is(char: str, *categories: str) -> bool:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from collections.abc import Callable, Iterator
+from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 from fastapi import APIRouter, Query, Request
@@ -39,6 +39,8 @@ from regionsearch.schemas.responses import (
 )
 from regionsearch.tensors import tensor_from_proto
 from regionsearch.v1 import embed_pb2, region_search_pb2, search_pb2, types_pb2
+
+T = TypeVar("T")
 
 _POINT = {"x": 120, "y": 80}
 _ZEROS = "0" * 64
@@ -135,12 +137,14 @@ def router(gateway: Gateway) -> APIRouter:
             else:
                 image = await gateway.resolver.stored_image(body.collection, body.image_id or "")
             theirs, ours = ("prompts.prompts", "prompts") if body.prompts else ("prompts.prompts[0].", "")
+            many = bool(body.prompts) or body.everything is not False
+            asked = await _in_thread_if(many, lambda: body.to_proto(image))
             with remap_error_field(theirs, ours):
-                segmented = await gateway.resolver.segment(body.to_proto(image), body.collection)
+                segmented = await gateway.resolver.segment(asked, body.collection)
             if form == "coco":
                 return JSONResponse(coco.export_segments(segmented, *await _named(gateway, body)))
-            answer = SegmentAnswer.from_proto(segmented)
-        return JSONResponse(answer.model_dump(exclude_none=True))
+            answer = await _in_thread_if(many, lambda: SegmentAnswer.from_proto(segmented))
+        return Response(answer.model_dump_json(exclude_none=True), media_type="application/json")
 
     @routes.post(
         "/v1/embeddings",
@@ -172,6 +176,11 @@ def router(gateway: Gateway) -> APIRouter:
         return JSONResponse(found.model_dump())
 
     return routes
+
+
+async def _in_thread_if(many: bool, work: Callable[[], T]) -> T:
+    """Converts many objects in a thread, so that the event loop is free; few take less time than a thread."""
+    return await asyncio.to_thread(work) if many else work()
 
 
 @contextlib.contextmanager
