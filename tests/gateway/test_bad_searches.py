@@ -119,6 +119,28 @@ def test_an_unknown_enum_value_is_refused_over_grpc(gateway: Running, filled: di
         assert (error.kind, error.field) == (Kind.INVALID_ARGUMENT, field)
 
 
+@pytest.mark.parametrize("name", ["min_score", "relative_cutoff", "min_relevancy", "effort"])
+def test_a_threshold_that_is_not_finite_is_refused(
+    gateway: Running, filled: dict[str, str], name: str
+) -> None:
+    for value in (float("inf"), float("-inf"), float("nan")):
+        query = region_search_pb2.Query(texts=["red"])
+        request = region_search_pb2.RegionSearchServiceSearchRequest(collection=COLLECTION, query=query)
+        setattr(request, name, value)
+        with pytest.raises(grpc.RpcError) as caught:
+            gateway.grpc.Search(request)
+        error = from_rpc_error(caught.value)
+        assert (error.kind, error.field) == (Kind.INVALID_ARGUMENT, name)
+    for text in ("1e999", "-1e999", "NaN", "Infinity"):
+        body = f'{{"query": {{"text": "red"}}, "{name}": {text}}}'
+        response = gateway.http.post(
+            f"/v1/collections/{COLLECTION}/search",
+            content=body,
+            headers={"content-type": "application/json"},
+        )
+        assert response.status_code == 400, response.text
+
+
 def test_an_unknown_collection_is_not_found(gateway: Running, script: Script) -> None:
     response = gateway.http.post("/v1/collections/nowhere/search", json={"query": {"text": "a"}})
     assert response.status_code == 404
