@@ -15,7 +15,15 @@ from PIL import Image, ImageChops, ImageFile
 from regionsearch.errors import RegionSearchError, invalid, too_large
 from regionsearch.images import isolated, jpeg, png, simple, tiff, webp
 from regionsearch.images.container import Container, exif_orientation
-from regionsearch.images.conversion import STRIP_PIXELS, SrgbConverter, on_white
+from regionsearch.images.conversion import (
+    STRIP_PIXELS,
+    SrgbConverter,
+    is_dark,
+    is_deep_colour,
+    on_white,
+    read_lower_halves,
+    scale_to_white,
+)
 from regionsearch.images.limits import (
     CONTENT_TYPES,
     DEFAULT_LIMITS,
@@ -100,6 +108,8 @@ class EncodedImage:
             self._orientation = self._container.orientation
         self._profile = self._image.info.get("icc_profile") or self._container.profile
         self._stored_size = self._image.size
+        self._isolated = isolated.is_needed(self._container.file_format, *self._stored_size)
+        self._deep = is_deep_colour(self._image)
         limits.check_pixels(*self._stored_size, field)
         upright = self._stored_size[::-1] if self._orientation in _SIDEWAYS else self._stored_size
         self.header = ImageHeader(*upright, CONTENT_TYPES[self._container.file_format])
@@ -133,8 +143,9 @@ class EncodedImage:
 
     @property
     def _spare_bytes(self) -> int:
-        process = isolated.BYTES if self._container.file_format in isolated.FORMATS else 0
-        return self._container.spare_bytes * self._area + process
+        process = isolated.BYTES if self._isolated else 0
+        lower_halves = 4 * self._area if self._deep else 0
+        return self._container.spare_bytes * self._area + process + lower_halves
 
     def decode(self) -> Pixels:
         """The pixels: uint8 sRGB (height, width, 3), upright.
@@ -194,10 +205,11 @@ class EncodedImage:
     def _load(self, wanted: tuple[int, int] | None = None) -> None:
         """Decodes the file; a JPEG at the smallest fraction of its size that is as large as wanted."""
         container, (width, height) = self._container, self._stored_size
-        if container.file_format in isolated.FORMATS:
+        if self._isolated:
             transparent = self._image.has_transparency_data
             self._image = isolated.load(container.joined(), container.file_format, width, height, transparent)
             return
+        deep = self._deep and container.has_end and "transparency" not in self._image.info
         self._image.draft(None, wanted)  # of JPEGs; the others know no fractions
         try:
             self._image.load()
@@ -206,6 +218,11 @@ class EncodedImage:
                 raise
             cast(ImageFile.ImageFile, self._image).tile = []  # only what follows the rows is missing
             self._image.load()
+        if deep and is_dark(self._image):
+            with _open(container) as lower:
+                read_lower_halves(lower)
+                lower.load()
+                scale_to_white(self._image, lower)
         if container.file_format != "JPEG" or container.has_end:
             return
         if not _ends_well(self._image, container, wanted):

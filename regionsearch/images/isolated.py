@@ -1,8 +1,9 @@
-"""Decodes HEIC and AVIF in a separate process.
+"""Decodes HEIC, AVIF and large WebP images in a separate process.
 
 The size in the header of such a file guarantees nothing: tiles and frames inside it may be of any size and
 number. So the decoder gets as much memory and time as the declared size needs, and a file that takes more
 only costs its process. Starting one takes some 50 ms; decoding takes some 300 ms.
+Pillow's WebP decoder holds the GIL: 49 megapixels would stop all threads for a second.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ _CHILD = Path(__file__).with_name("isolated_child.py")
 BYTES = 48 << 20
 """Memory of the process itself."""
 
-FORMATS = frozenset({"AVIF", "HEIF"})
+_FORMATS = frozenset({"AVIF", "HEIF"})
+_WEBP_PIXELS = 2_000_000
 
 _SECONDS, _PIXELS_PER_S = 5, 4_000_000  # of a slow core; the system ends the process after them
 _PATIENCE = 10  # times as long on the clock, where others use the cores
@@ -32,12 +34,17 @@ _BYTES_PER_PIXEL = 32
 _EXIT_TOO_MUCH = 3
 
 
+def is_needed(file_format: str, width: int, height: int) -> bool:
+    """Whether files of this format and size are decoded here."""
+    return file_format in _FORMATS or (file_format == "WEBP" and width * height > _WEBP_PIXELS)
+
+
 def load(data: bytes, file_format: str, width: int, height: int, transparent: bool) -> Image.Image:
     """Decodes a file of one frame.
 
     Args:
         data: The file.
-        file_format: AVIF or HEIF.
+        file_format: AVIF, HEIF or WEBP.
         width: As the file announces it; another is an error.
         height: Likewise.
         transparent: Whether there is an alpha channel.

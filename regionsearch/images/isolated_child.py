@@ -24,7 +24,7 @@ def main(file_format: str, mode: str, file: int, width: int, height: int, second
         from pi_heif import register_heif_opener
 
         register_heif_opener(decode_threads=THREADS)
-    else:
+    elif file_format == "AVIF":
         AvifImagePlugin.DEFAULT_MAX_THREADS = THREADS
     image = Image.open(io.BytesIO(sys.stdin.buffer.read()), formats=[file_format])
     image.load()

@@ -8,7 +8,7 @@ import heapq
 import threading
 import time
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
 from opentelemetry import trace
@@ -173,6 +173,29 @@ class Batch:
     outcomes: list[tuple[BatchSlice[Any], Any]] = field(default_factory=list)  # results, or exceptions
     preparing: int = 0  # requests that are not prepared yet
     prepared_from: float = 0.0  # when the first of them began
+    slotted: bool = True  # occupies a slot of the pipeline
+    timer: asyncio.TimerHandle | None = None  # until it is split
+
+    def split_prepared(self) -> Batch | None:
+        """Moves what is prepared into a batch without a slot; None if that is nothing, or everything."""
+        waiting = {request for request in self.requests if request.lock is not None}
+        if not waiting or len(waiting) == len(self.requests):
+            return None
+        parts = [part for part in self.parts if part.request not in waiting]
+        early = replace(
+            self,
+            parts=parts,
+            size=sum(part.size for part in parts),
+            requests=[part.request for part in parts],
+            outcomes=[],
+            preparing=0,
+            slotted=False,
+            timer=None,
+        )
+        self.parts = [part for part in self.parts if part.request in waiting]
+        self.requests = [part.request for part in self.parts]
+        self.size -= early.size
+        return early
 
     def prune_abandoned(self) -> None:
         """Removes abandoned slices and those whose preparation failed."""

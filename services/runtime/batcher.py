@@ -46,6 +46,7 @@ Payload = TypeVar("Payload")
 Result = TypeVar("Result")
 
 PIPELINE_DEPTH = 2  # batches of a priority per device: one runs, one is ready or being prepared
+MAX_PREPARE_WAIT_S = 0.2  # for the other requests of a batch; then those that are prepared go on before them
 WATCHDOG_PERIOD_S = 1.0
 STOPPING = "stopping"
 
@@ -310,6 +311,17 @@ class Batcher(Generic[Payload, Result]):
                     device.put(batch)
                 else:
                     self._prepare.put(batch, device.put)
+                    self._split_later(self._prepare, batch, device)
+
+    def _split_later(self, pool: PreparePool, batch: Batch, device: DeviceThread) -> None:
+        """Has what is prepared of a batch go on without the rest, if that takes long."""
+
+        def split() -> None:
+            if pool.split(batch, device.put):
+                self._split_later(pool, batch, device)
+
+        if len(batch.requests) > 1:
+            batch.timer = self._loop.call_later(MAX_PREPARE_WAIT_S, split)
 
     def _cut(self, priority: Priority) -> Batch | None:
         """The next batch of a priority, if there is a slot for it."""
@@ -349,11 +361,14 @@ class Batcher(Generic[Payload, Result]):
             _log.debug("event loop is closed", queue=self._name)
 
     def _on_free(self, device: DeviceThread, batch: Batch) -> None:
-        (self._express if batch.express else self._slots)[batch.priority].append(device)
+        if batch.slotted:
+            (self._express if batch.express else self._slots)[batch.priority].append(device)
         if self._queues:
             self._schedule()
 
     def _deliver(self, batch: Batch) -> None:
+        if batch.timer is not None:
+            batch.timer.cancel()
         self._running -= batch.size
         self._queues[batch.priority].served(batch.size)
         self._metrics.items.inc(batch.size)

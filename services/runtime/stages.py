@@ -54,6 +54,9 @@ def always_poison(error: Exception) -> Failure:
 class PreparePool:
     """Prepares the requests of batches, each once, and passes a batch on when its last request is ready.
 
+    A batch does not wait long for a request that takes long, such as a large image: what is prepared goes on
+    before it (:meth:`split`).
+
     Requests of a batch whose callers have no other request go before those of callers with many, whose images
     may take long; among equals it is first come, first served.
     """
@@ -97,6 +100,15 @@ class PreparePool:
                 self._metrics.prepare.observe(time.monotonic() - batch.prepared_from)
                 then(batch)
             del request, batch, then  # an idle thread must not keep the last request alive
+
+    def split(self, batch: Batch, then: Callable[[Batch], None]) -> bool:
+        """Passes on what of a batch is prepared; returns whether the batch is still waited for."""
+        with self._lock:
+            waited_for = batch.preparing > 0
+            early = batch.split_prepared() if waited_for else None
+        if early is not None:
+            then(early)
+        return waited_for
 
     def _prepare_once(self, request: QueueEntry) -> None:
         lock = request.lock

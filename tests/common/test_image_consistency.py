@@ -251,6 +251,42 @@ def test_sixteen_bits_are_scaled_to_what_they_hold(white: int, file_format: str)
     assert decode_image(save(Image.fromarray(ramp), file_format))[0, :, 0].tolist() == [0, 127, 255]
 
 
+def deep_colour(pixels: np.ndarray[Any, Any], file_format: str) -> bytes:
+    """A file of 16-bit colours, which Pillow does not write."""
+    height, width, channels = pixels.shape
+    if file_format == "PNG":
+        rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+        header = struct.pack(">IIBBBBB", width, height, 16, 2 if channels == 3 else 6, 0, 0, 0)
+        return b"\x89PNG\r\n\x1a\n" + b"".join(
+            (png_chunk(b"IHDR", header), png_chunk(b"IDAT", zlib.compress(rows)), png_chunk(b"IEND", b""))
+        )
+    order, compression = (">", 1) if file_format == "big-endian TIFF" else ("<", 8)
+    body = pixels.astype(f"{order}u2").tobytes()
+    body = zlib.compress(body) if compression == 8 else body
+    depths = struct.pack(f"{order}{channels}H", *[16] * channels)
+    entries = [
+        (256, 4, 1, width), (257, 4, 1, height), (258, 3, channels, 8 + len(body) + len(body) % 2),
+        (259, 4, 1, compression), (262, 4, 1, 2), (273, 4, 1, 8), (277, 4, 1, channels), (278, 4, 1, height),
+        (279, 4, 1, len(body)),
+    ]  # fmt: skip
+    entries += [(338, 4, 1, 2)] if channels == 4 else []
+    return tiff(entries, body + bytes(len(body) % 2) + depths, order)
+
+
+@pytest.mark.parametrize("white", [4095, 16383, 65535])
+@pytest.mark.parametrize("file_format", ["PNG", "TIFF", "big-endian TIFF"])
+def test_sixteen_bit_colours_are_scaled_to_what_they_hold(white: int, file_format: str) -> None:
+    pixels = np.array([[[0, white // 2, white], [white, white, white]]], np.uint16)
+    shown = [[0, 127, 255], [255, 255, 255]]
+    decoded = decode_image(deep_colour(pixels, file_format))[0]
+    assert np.abs(decoded.astype(int) - shown).max() <= 1
+    opaque = np.dstack([pixels, np.full((1, 2, 1), 65535, np.uint16)])
+    decoded = decode_image(deep_colour(opaque, file_format))[0]
+    assert np.abs(decoded.astype(int) - shown).max() <= 1
+    with EncodedImage(deep_colour(pixels, file_format)) as image:
+        assert image.reduced(2).convert("RGB").getpixel((1, 0)) == (255, 255, 255)
+
+
 def test_big_endian_and_white_is_zero() -> None:
     ramp = np.array([[0, 1000, 65535]], np.uint16)
     for order in ("<", ">"):

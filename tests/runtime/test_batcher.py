@@ -9,6 +9,7 @@ import pytest
 
 from regionsearch.errors import Kind, RegionSearchError
 from regionsearch.rpc import deadline as surrounding_deadline
+from services.runtime import batcher as batcher_module
 from services.runtime.batcher import Batcher, BatchSettings, Priority
 from tests.runtime.batchers import Model, answer, batching, flat, held, until
 
@@ -341,3 +342,25 @@ async def test_a_flood_is_refused_quickly_and_what_was_admitted_is_answered():
     assert outcomes.count(True) >= 20 * 64
     assert refused
     assert all(error.kind is Kind.OVERLOADED and error.retry_after_s > 0 for error in refused)
+
+
+async def test_a_request_that_takes_long_to_prepare_does_not_hold_up_those_that_share_its_batch(monkeypatch):
+    monkeypatch.setattr(batcher_module, "MAX_PREPARE_WAIT_S", 0.01)
+    decoded = threading.Event()
+
+    class Decoding(Model):
+        def prepare(self, payload):
+            if payload == "large":
+                assert decoded.wait(60)
+            return super().prepare(payload)
+
+    async with batching(Decoding(), prepare_threads=2) as (batcher, model):
+        large = asyncio.create_task(batcher.submit("large", 2))
+        small = [asyncio.create_task(batcher.submit(payload, 1)) for payload in ("a", "b")]
+        assert await asyncio.gather(*small) == [[[("a", 0)]], [[("b", 0)]]]
+        assert not large.done()
+        assert await batcher.submit("c", 1) == [[("c", 0)]]
+        decoded.set()
+        assert await large == [[("large", 0), ("large", 1)]]
+        assert [len(batch) for batch in model.batches] == [2, 1, 1]
+        assert await batcher.submit("d", 8) == [[("d", item) for item in range(8)]]  # its slot is free again
