@@ -53,7 +53,7 @@ class LimitSettings(_Part):
         512 * MIB,
         gt=0,
         description="Memory, in bytes, for images being decoded for thumbnails, crops and renderings; "
-        "further ones wait. An image that needs more is decoded alone.",
+        "further ones wait. No image counts as more than three quarters of it.",
     )
     max_request_bytes: int = Field(512 * MIB, gt=0, description="Size of the body of one HTTP request.")
     max_upload_bytes: int = Field(

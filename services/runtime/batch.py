@@ -40,7 +40,7 @@ class BatchSettings(BaseModel):
         1 << 29,
         gt=0,
         description="Bytes of decoded pixels in the stages, per priority. Small requests pass a large one "
-        "that waits for memory; one that is larger than the limit runs alone.",
+        "that waits for memory; no request counts as more than three quarters of the limit.",
     )
     max_delay_s: float = Field(
         0.002,

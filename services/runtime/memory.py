@@ -30,12 +30,16 @@ class MemoryLedger:
     when the requests before it are done, however many pass meanwhile, and two slow large requests in a row do
     not block small ones.
 
+    No request counts as more than three quarters of the limit: small ones find room next to the largest, which
+    may take long. So what is really in use may be a quarter of the limit more than the largest request.
+
     Args:
-        max_bytes: The limit. A request for more than that is admitted alone.
+        max_bytes: The limit.
     """
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
+        self._most_of_one = max_bytes * 3 // 4
         self._held = 0
         self._waiting: object = None
         self._waiting_bytes = 0
@@ -52,6 +56,7 @@ class MemoryLedger:
         Returns:
             The hold to give back; None where the request has to wait.
         """
+        nbytes = min(nbytes, self._most_of_one)
         fits = not nbytes or not self._held or self._held + nbytes <= self._max_bytes
         passing = self._waiting not in (None, request)
         if passing and nbytes:
@@ -85,7 +90,7 @@ class MemoryBudget:
     First come, first served, except that small requests pass a large one as in :class:`MemoryLedger`.
 
     Args:
-        max_bytes: The limit. A request for more than that is admitted alone.
+        max_bytes: The limit.
     """
 
     def __init__(self, max_bytes: int) -> None:

@@ -28,9 +28,8 @@ async def test_the_budget_admits_in_the_order_of_arrival_and_lets_small_ones_pas
     leave[60].set()
     assert await settle() == [10, 70]
     leave[70].set()
-    assert await settle() == [10]
+    assert await settle() == [10, 300]  # larger than the budget, and so next to small ones only
     leave[10].set()
-    assert await settle() == [300]  # larger than the budget, and so alone
     leave[300].set()
     await asyncio.gather(*tasks)
 
@@ -51,7 +50,7 @@ async def test_a_large_request_never_waits_for_the_small_ones_that_passed_it() -
     assert ledger.take("small 3", 10) is None
     large = ledger.take("large", 80)
     assert large is not None
-    assert ledger.held == 100
+    assert ledger.held == 95
     for hold in (small[1], third, large):
         assert hold is not None
         hold.give_back()
@@ -59,14 +58,17 @@ async def test_a_large_request_never_waits_for_the_small_ones_that_passed_it() -
     assert ledger.take("larger", 90) is not None
 
 
-async def test_a_request_larger_than_the_memory_limit_runs_alone() -> None:
+async def test_small_requests_find_room_next_to_one_larger_than_the_memory_limit() -> None:
     ledger = MemoryLedger(100)
-    first = ledger.take("first", 10)
-    assert first is not None
-    assert ledger.take("huge", 300) is None
-    assert ledger.take("small", 10) is None
-    ledger.leave("huge")
-    assert ledger.take("small", 10) is not None
+    huge = ledger.take("huge", 300)
+    assert huge is not None
+    small = ledger.take("small", 25)
+    assert small is not None
+    assert ledger.take("another", 26) is None  # waits, for it would not be small
+    small.give_back()
+    assert ledger.take("as large", 300) is None
+    huge.give_back()
+    assert ledger.held == 0
 
 
 async def test_a_cancelled_waiter_leaves_the_memory_ledger_unchanged() -> None:
