@@ -30,8 +30,8 @@ class MemoryLedger:
     when the requests before it are done, however many pass meanwhile, and two slow large requests in a row do
     not block small ones.
 
-    No request counts as more than three quarters of the limit: small ones find room next to the largest, which
-    may take long. So what is really in use may be a quarter of the limit more than the largest request.
+    No request counts as more than three quarters of the limit: small ones find room next to the largest,
+    which may take long. So the bytes in use may exceed the largest request by a quarter of the limit.
 
     Args:
         max_bytes: The limit.
