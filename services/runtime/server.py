@@ -174,6 +174,7 @@ class Server:
             ("grpc.so_reuseport", 0),  # a second process on the same port is a mistake, not a replica
             ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
             ("grpc.keepalive_permit_without_calls", 1),
+            ("grpc.max_allowed_incoming_connections", settings.max_grpc_connections),
         ]
         if settings.max_connection_age_s is not None:  # gRPC's default grace: until the last call has ended
             options.append(("grpc.max_connection_age_ms", int(settings.max_connection_age_s * 1000)))

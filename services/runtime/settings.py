@@ -88,6 +88,9 @@ class ServiceSettings(BaseSettings):
         description="Bytes of the requests of concurrent gRPC calls; more are refused at once. One caller "
         "may use no more than it leaves to others: half when alone.",
     )
+    max_grpc_connections: int = Field(
+        1000, gt=0, description="Open connections to the gRPC port; more are closed at once."
+    )
     max_connection_age_s: float | None = Field(
         30.0,
         gt=0,

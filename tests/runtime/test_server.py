@@ -34,6 +34,27 @@ async def test_a_call_is_answered_with_its_request_id(echo):
     assert dict(await call.trailing_metadata())["x-request-id"] == "mine"
 
 
+async def test_a_server_with_as_many_connections_as_it_may_have_refuses_further_ones():
+    async with (
+        echo_server(max_grpc_connections=2) as (server, first, _),
+        contextlib.AsyncExitStack() as others,
+    ):
+
+        async def another() -> embed_pb2_grpc.EmbedServiceStub:
+            options = [("grpc.use_local_subchannel_pool", 1)]
+            channel = grpc.aio.insecure_channel(f"127.0.0.1:{server.port}", options=options)
+            return embed_pb2_grpc.EmbedServiceStub(await others.enter_async_context(channel))
+
+        await first.EmbedTexts(REQUEST)
+        await (await another()).EmbedTexts(REQUEST)
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await (await another()).EmbedTexts(REQUEST, timeout=60)
+        assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+        await first.EmbedTexts(REQUEST)
+        await others.aclose()
+        await (await another()).EmbedTexts(REQUEST, timeout=60, wait_for_ready=True)
+
+
 def ipv6_is_there() -> bool:
     try:
         socket.create_server(("::1", 0), family=socket.AF_INET6).close()
