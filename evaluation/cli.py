@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from evaluation.baselines import GridSegmenter
+from evaluation.calibration import write_cut_off
 from evaluation.cutouts import write_cut_outs
 from evaluation.gateway import Gateway
 from evaluation.loaders import FIXTURE, load
@@ -21,6 +22,7 @@ from evaluation.report import HEADLINES, render
 from evaluation.run import Result, run
 from evaluation.system import InProcess, System
 from regionsearch.errors import RegionSearchError, invalid
+from regionsearch.models import pocket_dir
 
 app = typer.Typer(add_completion=False)
 
@@ -38,6 +40,7 @@ def evaluate(
     baselines: bool = False,
     limit: int | None = None,
     seed: int = 0,
+    calibrate: bool = False,
     console: Console | None = None,
 ) -> Result:
     """Measures retrieval quality and writes `metrics.json` and `report.html`.
@@ -55,11 +58,14 @@ def evaluate(
         baselines: Also measure whole images and a grid of crops.
         limit: At most this many images, drawn by the seed.
         seed: Of every draw.
+        calibrate: Also write the cut-off of confident matches into the embedder's manifest.
         console: Where progress and the table are printed; silent without.
 
     Raises:
         RegionSearchError: INVALID_ARGUMENT for unreadable data or an option that does not fit.
     """
+    if calibrate and (url is not None or reference):
+        raise invalid("calibrate", "--calibrate is for pocket weights: leave out --url and --reference")
     dataset = load(data or FIXTURE, images)
     if limit is not None:
         dataset = dataset.subset(limit, seed)
@@ -81,6 +87,15 @@ def evaluate(
         result = run(system, dataset, others=others, seed=seed, progress=show)
     (out / "metrics.json").write_text(json.dumps(result.as_json(), indent=1) + "\n", encoding="utf-8")
     (out / "report.html").write_text(render(result), encoding="utf-8")
+    if calibrate:
+        manifest = (models or pocket_dir()) / "embedder.json"
+        if result.cut_off is None:
+            raise invalid(
+                "data", "there is nothing to calibrate with: no image is for tuning, or none shows a thing"
+            )
+        write_cut_off(manifest, result.system["crop_policy"], result.cut_off)
+        if console is not None:
+            console.print(f"Calibrated: [bold]{manifest}[/bold]")
     if console is not None:
         console.print(_table(result))
         console.print(f"Report: [bold]{out / 'report.html'}[/bold]")
@@ -153,6 +168,10 @@ Models = Annotated[Path | None, typer.Option(help="Folder of pocket weights. Def
 Reference = Annotated[bool, typer.Option("--reference", help="Measure the reference implementations (slow).")]
 Policies = Annotated[str, typer.Option(help="Crop policies, comma-separated, the first in full; or all.")]
 Baselines = Annotated[bool, typer.Option("--baselines", help="Compare whole images and a grid of crops.")]
+Calibrate = Annotated[
+    bool,
+    typer.Option("--calibrate", help="Write the cut-off of confident matches into the embedder's manifest."),
+]
 Limit = Annotated[int | None, typer.Option(min=1, help="At most this many images.")]
 
 
@@ -171,6 +190,7 @@ def main(
     baselines: Baselines = False,
     limit: Limit = None,
     seed: int = 0,
+    calibrate: Calibrate = False,
 ) -> None:
     """Measures how well things are found, with intervals, as JSON and as an HTML report."""
     console = Console()
@@ -191,6 +211,7 @@ def main(
             baselines=baselines,
             limit=limit,
             seed=seed,
+            calibrate=calibrate,
             console=console,
         )
     except RegionSearchError as error:

@@ -40,10 +40,10 @@ def main(
     heldout: Annotated[Path | None, typer.Option(help="Larger held-out data set")] = None,
     out: Annotated[Path, typer.Option(help="Folder for the reports")] = Path("out/evaluation"),
 ) -> None:
-    """Measures the bundled models and writes models/pocket/metrics.json."""
+    """Measures the bundled models, writes models/pocket/metrics.json and calibrates the embedder."""
     console = Console()
     content: dict[str, Any] = {
-        "fixture": evaluate(out=out / "fixture", console=console).as_json(),
+        "fixture": evaluate(out=out / "fixture", calibrate=True, console=console).as_json(),
         "part_of_fixture": evaluate(limit=PART, seed=PART_SEED, out=out / "part", console=console).as_json(),
     }
     if heldout is not None:

@@ -117,7 +117,7 @@ class Gateway:
 
     def _search(self, query: dict[str, Any], level: str) -> Iterator[dict[str, Any]]:
         """All hits, page by page."""
-        body = {"query": query, "level": level, "page_size": PAGE}
+        body = {"query": query, "level": level, "page_size": PAGE, "include": ["weak"]}
         path = f"/v1/collections/{self._collection}/search"
         while True:
             with self._watch.measure("search, a page of 1000"):

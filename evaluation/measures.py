@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike
 
 from evaluation import metrics
 from evaluation.bootstrap import Estimate, Statistic, estimate, estimate_ratio
+from evaluation.calibration import Pairs, measured_pairs
 from evaluation.predictions import AbsenceScores, Predictions, RegionQueryResult, TextQueryResult, Thing
 from evaluation.rle import FloatArray
 
@@ -100,8 +101,8 @@ class _Reporter:
 
 def measure(
     predictions: Predictions, *, seed: int = 0, draws: int = 1000
-) -> tuple[list[Measure], HitThreshold]:
-    """Every metric with its interval, and the cut that the class masks were made with.
+) -> tuple[list[Measure], HitThreshold, float | None]:
+    """Every metric with its interval, the cut that the class masks were made with, and the model's cut-off.
 
     Args:
         predictions: What a system did.
@@ -110,13 +111,18 @@ def measure(
     """
     report = _Reporter(len(predictions.dataset.samples), seed, draws)
     cut = tune_cut(_of_split(predictions, "tune"))
+    pairs = measured_pairs(predictions)
+    tune = np.array([sample.split == "tune" for sample in predictions.dataset.samples], np.bool_)
+    cut_off = pairs.of(tune).cut_off()
     parts: list[Callable[[Predictions, _Reporter], list[Measure]]] = [
         _proposals, _clicks, _text_to_region, _image_level, _region_to_region,
     ]  # fmt: skip
     measures = [one for part in parts for one in part(predictions, report)]
     measures += _class_masks(predictions, report, cut) + _absence(predictions, report)
     measures += _large_canvases(predictions, report)
-    return [one for one in measures if one.items and not np.isnan(one.estimate.value)], cut
+    if cut_off is not None:
+        measures += _confident(pairs.of(~tune), predictions, report, cut_off)
+    return [one for one in measures if one.items and not np.isnan(one.estimate.value)], cut, cut_off
 
 
 def _proposals(predictions: Predictions, report: _Reporter) -> list[Measure]:
@@ -263,6 +269,29 @@ def _absence(predictions: Predictions, report: _Reporter) -> list[Measure]:
             "absence.fpr@95", "False positives at 95 % recall",
             lambda w: metrics.fpr_at_recall(present, absent, 0.95, (w[at[0]], w[at[1]])),
             len(present) + len(absent),
+        ),
+    ]  # fmt: skip
+
+
+def _confident(pairs: Pairs, predictions: Predictions, report: _Reporter, cut_off: float) -> list[Measure]:
+    """What the cut-off reaches on the images that it was not chosen on; of absent names, on all."""
+    kept = pairs.scores >= cut_off
+    hits = kept & pairs.right
+    absences = predictions.absences
+    silent = np.concatenate([np.zeros(0), *(item.absent < cut_off for item in absences)])
+    image = np.repeat(_images(absences), [len(item.absent) for item in absences])
+    return [
+        report.mean(
+            "confident.precision", "Confident matches that are right",
+            pairs.image[kept].tolist(), hits[kept],
+        ),
+        report.mean(
+            "confident.recall", "Regions of what is asked for that are confident",
+            pairs.image[pairs.right].tolist(), hits[pairs.right],
+        ),
+        report.mean(
+            "confident.absent_silent", "Absent names without a confident match in an image",
+            image.tolist(), silent,
         ),
     ]  # fmt: skip
 

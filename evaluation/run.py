@@ -28,6 +28,7 @@ class Result:
         predictions: What it did; images and curves are drawn from it.
         measures: The numbers.
         cut: The rule that decided what is a hit in class masks, chosen on the tuning images.
+        cut_off: From which cosine of a name and a region a match is confident, chosen on the tuning images.
         system: Its description.
         timings: Its stages, milliseconds.
         comparisons: The same numbers of other systems, by name (crop policies, baselines).
@@ -38,6 +39,7 @@ class Result:
     predictions: Predictions
     measures: Sequence[Measure]
     cut: HitThreshold
+    cut_off: float | None
     system: Mapping[str, Any]
     timings: Mapping[str, Mapping[str, float]]
     seed: int
@@ -60,6 +62,7 @@ class Result:
             "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "hardware": hardware(),
             "cut": {"rule": self.cut.rule, "value": self.cut.value},
+            "cut_off": self.cut_off,
             "metrics": {one.key: one.as_json() for one in self.measures},
             "index_recall": dict(self.index_recall),
             "timings": {stage: dict(values) for stage, values in self.timings.items()},
@@ -93,17 +96,18 @@ def run(
     """
     proposals = propose(system, dataset, progress)
     predictions = collect(system, dataset, proposals, seed=seed, progress=progress)
-    measures, cut = measure(predictions, seed=seed, draws=draws)
+    measures, cut, cut_off = measure(predictions, seed=seed, draws=draws)
     comparisons = {}
     for name, other in (others or {}).items():
         same = getattr(other, "segmenter", other) is getattr(system, "segmenter", None)
         found = proposals if same else propose(other, dataset, progress)
         seen = collect(other, dataset, found, seed=seed, progress=progress, clicks=False)
-        comparisons[name], _ = measure(seen, seed=seed, draws=draws)
+        comparisons[name], _, _ = measure(seen, seed=seed, draws=draws)
     return Result(
         predictions,
         measures,
         cut,
+        cut_off,
         system.describe(),
         system.timings(),
         seed,

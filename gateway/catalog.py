@@ -24,6 +24,8 @@ from regionsearch.v1 import embed_pb2, search_pb2, types_pb2
 _log = structlog.get_logger(__name__)
 
 _REMEMBERED_S = 1.0
+_CUT_OFFS_S = 60.0  # after which the embedder is asked whether it was calibrated anew
+_CUT_OFFS_WAIT_S = 1.0  # that a query may wait for it
 _MOST_REMEMBERED = 1000
 _STALE = (
     Kind.NOT_FOUND,
@@ -68,6 +70,7 @@ class Catalog:
         self._max_page_size = settings.limits.max_page_size
         self._collections: Recent[search_pb2.Collection] = Recent()
         self._models: Recent[types_pb2.ModelInfo] = Recent()
+        self._served: dict[str, tuple[float, embed_pb2.EmbedServiceGetModelResponse]] = {}
 
     async def embedder_model(
         self, policy: types_pb2.CropPolicy.ValueType = types_pb2.CROP_POLICY_UNSPECIFIED
@@ -80,9 +83,11 @@ class Catalog:
     ) -> types_pb2.ModelInfo:
         """The model of an embedder, with `policy` or else the one of the settings or the embedder."""
         request = embed_pb2.EmbedServiceGetModelRequest()
-        model = (await embedder.call(embedder.stub.GetModel, request, retry_overload=True)).model
+        answer = await embedder.call(embedder.stub.GetModel, request, retry_overload=True)
+        model = answer.model
         model.crop_policy = policy or self._policy or model.crop_policy
         self._models.put(embedder.name, model)
+        self._served[embedder.name] = time.monotonic(), answer
         return model
 
     async def embedder_of(self, pending: PendingCollection) -> Embedder:
@@ -100,6 +105,25 @@ class Catalog:
                     if same_model(without_policy(model), collection.model):
                         return embedder
         return embedders[0]
+
+    async def cut_off(self, pending: PendingCollection) -> float | None:
+        """The model's, for words and regions under the collection's crop policy; None where it is not known.
+
+        It is no reason to fail or to wait: while the embedder is away that stays which it had.
+        """
+        embedder = await self.embedder_of(pending)
+        served_at, served = self._served.get(embedder.name, (float("-inf"), None))
+        if time.monotonic() - served_at >= _CUT_OFFS_S:
+            if served is not None:
+                self._served[embedder.name] = time.monotonic(), served  # others do not ask too
+            with contextlib.suppress(RegionSearchError, TimeoutError):
+                async with asyncio.timeout(_CUT_OFFS_WAIT_S):
+                    await self.model_of(embedder)
+            _, served = self._served.get(embedder.name, (served_at, None))
+        model = (await pending).model
+        if served is None or not same_model(without_policy(served.model), model):
+            return None
+        return next((one.score for one in served.cut_offs if one.crop_policy == model.crop_policy), None)
 
     async def check_model(self, collection: search_pb2.Collection) -> None:
         """Refuses a collection whose vectors the embedder does not make; goes by what it served a second ago.

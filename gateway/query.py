@@ -36,11 +36,13 @@ class QueryVectors:
         positives: Shape (phrases or 1, dimension), unit length.
         negatives: Shape (negatives, dimension), unit length.
         truncated: For each phrase, whether the model read only its beginning.
+        cut_off: From which score on a region is confident; None where no score is judged.
     """
 
     positives: Vectors
     negatives: Vectors
     truncated: tuple[bool, ...]
+    cut_off: float | None
 
 
 class QueryEncoder:
@@ -69,7 +71,7 @@ class QueryEncoder:
         found: QueryVectors = phrases
         if examples:
             bases = found.positives if query.texts else np.zeros((1, len(examples[0])), np.float32)
-            found = replace(found, positives=unit(bases + np.sum(examples, axis=0)))
+            found = replace(found, positives=unit(bases + np.sum(examples, axis=0)), cut_off=None)
         return found
 
     def check_phrases(self, texts: Sequence[str], field: str, request: Negated) -> None:
@@ -104,14 +106,15 @@ class QueryEncoder:
             for i, one in enumerate(request.negatives)
             if not one.HasField("text")
         ]
-        (vectors, truncated), *shown = await gather_or_cancel(
-            self._texts(pending, [*texts, *unwanted]), *examples
+        cut_off, (vectors, truncated), *shown = await gather_or_cancel(
+            self._catalog.cut_off(pending), self._texts(pending, [*texts, *unwanted]), *examples
         )
         positives, negatives = vectors[: len(texts)], [*vectors[len(texts) :], *shown]
         return QueryVectors(
             positives,
             np.stack(negatives) if negatives else np.empty_like(vectors[:0]),
             truncated[: len(texts)],
+            cut_off if texts else None,
         )
 
     async def regions(

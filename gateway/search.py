@@ -15,11 +15,13 @@ from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
 from gateway.catalog import Catalog, PendingCollection
+from gateway.cut_offs import is_match, judge, says_scores
 from gateway.prompt_resolver import PromptResolver
 from gateway.query import QueryEncoder, QueryVectors, SearchRequest, Vectors
 from gateway.records import check_reserved, hide_key
 from gateway.service_clients import Services
 from gateway.settings import GatewaySettings
+from gateway.several_phrases import add_others, wants_others
 from regionsearch.defaults import COLLECTION as DEFAULT
 from regionsearch.errors import invalid
 from regionsearch.masks import encode_rle
@@ -44,6 +46,7 @@ class FoundPage:
         model: Of the collection.
         seq: Of the last write that was searched.
         truncated: On the first page, for each phrase, whether the model read only its beginning.
+        cut_off: From which score on a region is confident; None where no hit is judged.
     """
 
     hits: Sequence[search_pb2.Hit]
@@ -51,6 +54,7 @@ class FoundPage:
     model: types_pb2.ModelInfo
     seq: int
     truncated: Sequence[bool]
+    cut_off: float | None
 
     def to_proto(self) -> region_search_pb2.RegionSearchServiceSearchResponse:
         """The answer over gRPC."""
@@ -60,6 +64,7 @@ class FoundPage:
             model=self.model,
             seq=self.seq,
             truncated=self.truncated,
+            cut_off=self.cut_off,
         )
 
 
@@ -96,31 +101,42 @@ class Search:
         check_reserved((test.attribute for test in tests), "filter.conditions")
         if request.page_size < 0:
             raise invalid("page_size", "page_size cannot be negative; 0 asks for the default")
+        with_others = wants_others(request)
         resumed = _resume(request) if request.page_token else None
 
-        async def find(pending: PendingCollection) -> tuple[QueryVectors, search_pb2.SearchResponse]:
+        async def find(
+            pending: PendingCollection,
+        ) -> tuple[QueryVectors, search_pb2.SearchRequest, search_pb2.SearchResponse]:
             query, token = resumed or (await self._encoder.encode(pending, request), "")
             message = self._to_searcher(request, await pending, query, token)
-            return query, await self._services.searcher.call(self._services.search.Search, message)
+            answer = await self._services.searcher.call(self._services.search.Search, message)
+            return query, message, answer
 
-        query, answer = await self._catalog.with_collection(request.collection, find)
+        query, message, answer = await self._catalog.with_collection(request.collection, find)
         (result,) = answer.results
         for hit in result.hits:
             hide_key(hit.image)
             hide_key(hit.best_region.image)
+            judge(hit, query.cut_off)
+        hits: Sequence[search_pb2.Hit] = result.hits
+        if not request.include_weak:
+            hits = [hit for hit in hits if is_match(hit, request)]
+        if with_others:
+            hits = await add_others(self._services, request, message, hits, query.cut_off)
         next_page_token = _token(request, query, result.next_page_token)
-        return FoundPage(result.hits, next_page_token, answer.model, answer.seq, query.truncated)
+        return FoundPage(hits, next_page_token, answer.model, answer.seq, query.truncated, query.cut_off)
 
     def _to_searcher(
         self, request: SearchRequest, collection: search_pb2.Collection, query: QueryVectors, token: str
     ) -> search_pb2.SearchRequest:
+        level = _level(request)
         message = search_pb2.SearchRequest(
             collection=collection.name,
             model=collection.model,
             queries=tensor_to_proto(query.positives),
             query_mode=search_pb2.QUERY_MODE_BEST,
             negatives=tensor_to_proto(query.negatives) if len(query.negatives) else None,
-            level=request.level,
+            level=level,
             filter=request.filter if request.HasField("filter") else None,
             group_by=request.group_by,
             page_size=min(request.page_size, self._max_page_size),
@@ -132,6 +148,9 @@ class Search:
         for name in ("min_score", "relative_cutoff", "min_relevancy", "min_seq", "effort"):
             if request.HasField(name):
                 setattr(message, name, getattr(request, name))
+        by_model = not (request.include_weak or says_scores(request))
+        if by_model and query.cut_off is not None and level == search_pb2.LEVEL_REGION:
+            message.min_score = query.cut_off
         return message
 
     async def within(
@@ -158,6 +177,8 @@ class Search:
 
         query, answer, vectors = await self._catalog.with_collection(request.collection, find)
         answer.truncated.extend(query.truncated)
+        if query.cut_off is not None:
+            answer.cut_off = query.cut_off
         await asyncio.to_thread(_score, answer, vectors, query, request)
         if request.HasField("include_masks") and not request.include_masks:
             for scored in answer.regions:
@@ -229,11 +250,13 @@ def _score(
     phrase = table.argmax(axis=1)
     scores = table[np.arange(len(table)), phrase]
     relevancy = relevancies(scores, vectors @ query.negatives.T) if len(query.negatives) else None
-    hits = _hits(scores, phrase, relevancy, request)
+    hits = _hits(scores, phrase, relevancy, query.cut_off, request)
     for row, region in enumerate(answer.regions):
         region.score = float(scores[row])
         region.text_index = int(phrase[row])
         region.is_hit = bool(hits[row])
+        if query.cut_off is not None:
+            region.confident = bool(scores[row] >= query.cut_off)
         if relevancy is not None:
             region.relevancy = float(relevancy[row])
     masks = [answer.regions[row].region.mask.coco_rle for row in np.flatnonzero(hits)]
@@ -245,9 +268,12 @@ def _hits(
     scores: NDArray[np.floating],
     phrase: NDArray[np.intp],
     relevancy: NDArray[np.float64] | None,
+    cut_off: float | None,
     request: region_search_pb2.SearchWithinRequest,
 ) -> NDArray[np.bool_]:
-    """Which regions count as found: by the thresholds, or else the best one of each phrase."""
+    """Which regions are hits: by the request's thresholds, or by the model's cut-off, or else the best one of
+    each phrase.
+    """
     passing = np.ones(len(scores), np.bool_)
     if relevancy is not None:
         passing &= relevancy >= (
@@ -255,7 +281,10 @@ def _hits(
         )
     if request.HasField("min_score"):
         passing &= scores >= request.min_score
-    only_best = not request.HasField("min_score") and not request.HasField("relative_cutoff")
+    by_model = not request.HasField("min_score") and not request.HasField("relative_cutoff")
+    if by_model and cut_off is not None:
+        passing &= scores >= cut_off
+    only_best = by_model and cut_off is None
     part = 1.0 if only_best else request.relative_cutoff if request.HasField("relative_cutoff") else None
     if part is None:
         return passing
@@ -289,15 +318,29 @@ def _fingerprint(request: SearchRequest) -> str:
     return hashlib.sha256(bare.SerializeToString(deterministic=True)).hexdigest()[:32]
 
 
+def _level(request: SearchRequest) -> search_pb2.Level.ValueType:
+    """What the searcher compares with; unspecified is what fits the query."""
+    if request.level == search_pb2.LEVEL_BOTH:
+        return search_pb2.LEVEL_UNSPECIFIED
+    if request.level:
+        return request.level
+    query = request.query
+    whole = (query.HasField("image") or query.image_id) and not (
+        query.region_id or query.points or query.HasField("box")
+    )
+    return search_pb2.LEVEL_IMAGE if whole else search_pb2.LEVEL_REGION
+
+
 def _token(request: SearchRequest, query: QueryVectors, searcher_token: str) -> str:
-    """The searcher's token with the query's vectors, as text."""
+    """The searcher's token with the query's vectors and cut-offs, as text."""
     if not searcher_token:
         return ""
-    packed = search_pb2.SearchRequest(
-        collection=_fingerprint(request),
-        queries=tensor_to_proto(query.positives),
+    packed = region_search_pb2.SearchPageToken(
+        fingerprint=_fingerprint(request),
+        positives=tensor_to_proto(query.positives),
         negatives=tensor_to_proto(query.negatives) if len(query.negatives) else None,
-        page_token=searcher_token,
+        cut_off=query.cut_off,
+        searcher_token=searcher_token,
     )
     return base64.urlsafe_b64encode(packed.SerializeToString()).decode().rstrip("=")
 
@@ -311,16 +354,17 @@ def _resume(request: SearchRequest) -> tuple[QueryVectors, str]:
     token = request.page_token
     try:
         data = base64.b64decode(token.encode("ascii") + b"=" * (-len(token) % 4), b"-_", validate=True)
-        packed = search_pb2.SearchRequest.FromString(data)
+        packed = region_search_pb2.SearchPageToken.FromString(data)
     except (ValueError, binascii.Error, DecodeError) as error:
         raise invalid("page_token", "the page token is damaged; take it as it was given") from error
-    if packed.collection != _fingerprint(request):
+    if packed.fingerprint != _fingerprint(request):
         raise invalid(
             "page_token",
             "the page token belongs to another request; repeat that one, changing nothing but the token",
         )
-    positives = tensor_from_proto(packed.queries, "page_token", ndim=2)
+    positives = tensor_from_proto(packed.positives, "page_token", ndim=2)
     negatives = np.empty((0, positives.shape[1]), np.float32)
     if packed.HasField("negatives"):
         negatives = tensor_from_proto(packed.negatives, "page_token", ndim=2)
-    return QueryVectors(positives, negatives, ()), packed.page_token
+    cut_off = packed.cut_off if packed.HasField("cut_off") else None
+    return QueryVectors(positives, negatives, (), cut_off), packed.searcher_token

@@ -95,7 +95,12 @@ class RegionSearchError(Exception):
         field: Dotted path of the offending request field (``query.text``), where there is one.
         retry_after_s: Seconds after which the same call may succeed; only with kinds that may be retried.
         metadata: Extra machine-readable facts, such as both model names of a mismatch.
+
+    Attributes:
+        request_id: Of the request that failed, as the server's log has it; None where it is not known.
     """
+
+    request_id: str | None = None
 
     def __init__(
         self,

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
+from importlib import metadata
+from typing import Annotated
 
 import typer
 
-from regionsearch.cli import ingesting, managing, models, running, searching
+from regionsearch.cli import images, ingesting, managing, models, running, searching
 from regionsearch.cli.output import never_fail, tell
 from regionsearch.errors import RegionSearchError
 
@@ -14,8 +16,8 @@ app = typer.Typer(
     name="regionsearch",
     help="Find any object in any image: by words, by an example, or by pointing at it.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 for command in (
     running.up,
@@ -24,23 +26,44 @@ for command in (
     searching.within,
     searching.export,
     managing.reindex,
-    managing.edit,
-    managing.delete,
     managing.doctor,
 ):
     app.command()(command)
+# As they were called before there was `images`.
+app.command(hidden=True)(images.edit)
+app.command(hidden=True)(images.delete)
 app.command(
     add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True}
 )(managing.evaluate)
+app.add_typer(images.app, name="images")
 app.add_typer(managing.collections_app, name="collections")
 app.add_typer(models.app, name="models")
 
 
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"regionsearch {metadata.version('regionsearch')}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Find any object in any image: by words, by an example, or by pointing at it."""
+
+
 def main() -> None:
-    """Runs the command line; a typed error is one line and exit code 1, never a traceback."""
+    """Runs the command line; an error is one line and exit code 1, never a traceback."""
     never_fail()
     try:
         app()
     except RegionSearchError as error:
-        tell(f"error: {error.message}", style="red")
+        request = f" (request {error.request_id})" if error.request_id else ""
+        tell(f"error: {error.message}{request}", style="red")
+        sys.exit(1)
+    except OSError as error:
+        tell(f"error: {': '.join(filter(None, (error.filename, error.strerror or str(error))))}", style="red")
         sys.exit(1)

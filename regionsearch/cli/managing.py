@@ -1,45 +1,58 @@
-"""`regionsearch collections`, `reindex`, `edit`, `delete`, `doctor`, `evaluate`."""
+"""`regionsearch collections`, `reindex`, `doctor`, `evaluate`."""
 
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import platform
 import shutil
 import sys
 import time
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
-from rich.text import Text
 
-from regionsearch.cli.options import COLLECTION, URL, ApiKey, CollectionName, Url, connect
-from regionsearch.cli.output import console, tell
-from regionsearch.errors import Kind, RegionSearchError, invalid
+from regionsearch.cli.options import URL, ApiKey, AsJson, Url, connect
+from regionsearch.cli.output import console, print_table, tell
+from regionsearch.errors import Kind, RegionSearchError
 from regionsearch.models import PROFILES, models_dir, pocket_dir
 from regionsearch.proxies import environment_proxy, through
 
 POLL_S = 0.5
 PROGRESS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-# What is wrong with one image; every other error would meet the next one too.
-_OF_ONE = (Kind.INVALID_ARGUMENT, Kind.NOT_FOUND, Kind.TOO_LARGE, Kind.ABORTED, Kind.INTERNAL)
+_LIBRARIES = {
+    "torch": "segmenter,embedder",
+    "segment_anything": "segmenter",
+    "open_clip": "embedder",
+    "faiss": "searcher",
+    "fastapi": "gateway",
+}
+"""What each service needs, with the extra that installs it."""
 
 collections_app = typer.Typer(help="Collections: list, create, delete.", no_args_is_help=True)
 
 
 @collections_app.command("list")
-def list_collections(url: Url = URL, api_key: ApiKey = None) -> None:
+def list_collections(as_json: AsJson = False, url: Url = URL, api_key: ApiKey = None) -> None:
     """Show all collections."""
-    table = Table("collection", "images", "vectors", "model")
     with connect(url, api_key) as client:
-        for one in client.collections():
-            model = f"{one.model.variant} / {one.model.crop_policy}"
-            table.add_row(one.name, str(one.image_count), str(one.record_count), model)
-    console.print(table)
+        found = client.collections()
+    if as_json:
+        typer.echo(json.dumps([one.model_dump() for one in found], indent=1))
+        return
+    rows = [
+        (
+            one.name,
+            str(one.image_count),
+            str(one.record_count),
+            f"{one.model.variant} / {one.model.crop_policy}",
+        )
+        for one in found
+    ]
+    print_table(("collection", "images", "vectors", "model"), rows)
 
 
 @collections_app.command("create")
@@ -68,7 +81,12 @@ def delete_collection(
     if not yes:
         typer.confirm(f"delete {name} with all of its images?", abort=True)
     with connect(url, api_key) as client:
-        client.delete_collection(name)
+        try:
+            client.delete_collection(name)
+        except RegionSearchError as error:
+            if error.kind is Kind.NOT_FOUND:  # what does not exist needs no advice to create it
+                error.message = f"there is no collection {name!r}"
+            raise
     tell(f"deleted {name}")
 
 
@@ -110,104 +128,25 @@ def reindex(
     )
 
 
-def delete(
-    image_ids: Annotated[list[str], typer.Argument(help="Ids of images.")],
-    collection: CollectionName = COLLECTION,
-    url: Url = URL,
-    api_key: ApiKey = None,
-) -> None:
-    """Delete images and their regions. The exit code is 1 if one of them could not be deleted."""
-    with connect(url, api_key) as client:
-        _each(image_ids, lambda one: client.delete_image(one, collection), "deleted")
-
-
-def edit(
-    image_ids: Annotated[list[str], typer.Argument(help="Ids of images.")],
-    add_tag: Annotated[
-        list[str] | None, typer.Option(help="A tag to add; all options but the name may be repeated.")
-    ] = None,
-    remove_tag: Annotated[list[str] | None, typer.Option(help="A tag to remove.")] = None,
-    attribute: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=VALUE", help="An attribute to set.")
-    ] = None,
-    remove_attribute: Annotated[list[str] | None, typer.Option(help="An attribute to remove.")] = None,
-    name: Annotated[str | None, typer.Option(help="New name, for a single image.")] = None,
-    collection: CollectionName = COLLECTION,
-    url: Url = URL,
-    api_key: ApiKey = None,
-) -> None:
-    """Change tags, attributes and names of images. The exit code is 1 if one could not be changed."""
-    attributes: dict[str, str | None] = dict.fromkeys(remove_attribute or ())
-    for pair in attribute or ():
-        key, equals, value = pair.partition("=")
-        if not equals:
-            raise invalid("attribute", f"{pair!r} is not a valid attribute: expected --attribute NAME=VALUE")
-        attributes[key] = value
-    if name is not None and len(image_ids) > 1:
-        raise invalid("name", "--name is for one image; leave it out to change several")
-    if not (add_tag or remove_tag or attributes or name is not None):
-        raise invalid(
-            "edit", "say what to change: --add-tag, --remove-tag, --attribute, --remove-attribute or --name"
-        )
-    with connect(url, api_key) as client:
-
-        def change(image_id: str) -> object:
-            return client.update_image(
-                image_id,
-                collection,
-                name=name,
-                add_tags=add_tag or (),
-                remove_tags=remove_tag or (),
-                attributes=attributes,
-            )
-
-        _each(image_ids, change, "changed")
-
-
-def _each(image_ids: Sequence[str], act: Callable[[str], object], done: str) -> None:
-    """Runs an action on each image and prints its outcome; an error of one does not stop the others.
-
-    Raises:
-        Exit: With code 1 at the end, when one failed.
-        RegionSearchError: What every other image would meet too.
-    """
-    failed = False
-    for image_id in dict.fromkeys(image_ids):
-        try:
-            act(image_id)
-        except RegionSearchError as error:
-            if error.kind not in _OF_ONE:
-                raise
-            failed = True
-            tell(f"failed: {image_id}: {error.message}", style="red")
-        else:
-            tell(f"{done} {image_id}")
-    raise typer.Exit(int(failed))
-
-
-def doctor(url: Url = URL, api_key: ApiKey = None) -> None:
+def doctor(as_json: AsJson = False, url: Url = URL, api_key: ApiKey = None) -> None:
     """Check this machine and the running services, and say what is wrong and how to fix it."""
-    table = Table("check", "found", "verdict")
-    well = True
+    checks: list[dict[str, object]] = []
 
     def row(check: str, found: str, good: bool = True, advice: str = "") -> None:
-        nonlocal well
-        well &= good
-        table.add_row(Text(check), Text(found), Text("ok", "green") if good else Text(advice, "red"))
+        checks.append({"check": check, "found": found, "well": good, "advice": "" if good else advice})
 
     row("Python", platform.python_version(), sys.version_info >= (3, 11), "3.11 or newer is needed")
     row("processors", str(os.cpu_count()))
     free = shutil.disk_usage(Path.cwd()).free // 2**30
     row("free disk", f"{free} GiB", free >= 1, "less than 1 GiB: writes will fail soon")
-    for module, extra in (
-        ("torch", "segmenter,embedder"),
-        ("segment_anything", "segmenter"),
-        ("open_clip", "embedder"),
-        ("faiss", "searcher"),
-        ("fastapi", "gateway"),
-    ):
-        there = importlib.util.find_spec(module) is not None
-        row(module, "installed" if there else "missing", there, f"pip install 'regionsearch[{extra}]'")
+    installed = {module: importlib.util.find_spec(module) is not None for module in _LIBRARIES}
+    client_only = not any(installed.values())  # which is all that a client needs
+    if client_only:
+        row("services", "not installed: a client only (pip install 'regionsearch[all]' adds them)")
+    else:
+        for module, extra in _LIBRARIES.items():
+            found = "installed" if installed[module] else "missing"
+            row(module, found, installed[module], f"pip install 'regionsearch[{extra}]'")
     bundled = sorted(path.name for path in pocket_dir().glob("*.safetensors"))
     row("pocket models", ", ".join(bundled) or "missing", len(bundled) == 2, "reinstall regionsearch")
     for profile in PROFILES.values():
@@ -230,13 +169,23 @@ def doctor(url: Url = URL, api_key: ApiKey = None) -> None:
     else:
         for name, state in services.items():
             row(name, state.detail, state.ready, "see its log")
-    console.print(table)
-    raise typer.Exit(0 if well else 1)
+    if as_json:
+        typer.echo(json.dumps(checks, indent=1))
+    else:
+        rows = [(str(one["check"]), str(one["found"]), str(one["advice"] or "ok")) for one in checks]
+        print_table(("check", "found", "verdict"), rows)
+    raise typer.Exit(0 if all(one["well"] for one in checks) else 1)
 
 
 def evaluate(context: typer.Context) -> None:
     """Measure how well the models find things; --help lists the options."""
     # Imported here: only this command needs the models' libraries.
-    from evaluation.cli import app
+    try:
+        from evaluation.cli import app
+    except ModuleNotFoundError as error:
+        raise RegionSearchError(
+            Kind.FAILED_PRECONDITION,
+            f"{error.name} is missing; get what measuring needs: pip install 'regionsearch[evaluation]'",
+        ) from error
 
     app(context.args, prog_name="regionsearch evaluate")

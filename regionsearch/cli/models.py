@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,7 @@ import typer
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from regionsearch.cli.options import AsJson
 from regionsearch.cli.output import console
 from regionsearch.errors import RegionSearchError, invalid
 from regionsearch.models import (
@@ -78,8 +80,21 @@ def is_here(weights: Weights) -> bool:
 
 
 @app.command("list")
-def list_models() -> None:
+def list_models(as_json: AsJson = False) -> None:
     """List profiles and models, and what is on this machine."""
+    if as_json:
+        profiles = [
+            {"profile": one.name, "segmenter": one.segmenter, "embedder": one.embedder,
+             "here": all(map(is_here, one.weights))}
+            for one in PROFILES.values()
+        ]  # fmt: skip
+        known = [
+            {"model": one.model, "here": is_here(one), "bytes": one.size, "licence": one.licence}
+            for one in WEIGHTS.values()
+        ]
+        found = {"profiles": profiles, "models": known, "folder": str(models_dir())}
+        typer.echo(json.dumps(found, indent=1))
+        return
     memory = machine_memory()
     table = Table("profile", "segmenter", "embedder", "here", "memory", "for")
     for profile in PROFILES.values():

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 Url = Annotated[str, typer.Option("--url", envvar="REGIONSEARCH_URL", help="Address of the gateway.")]
 ApiKey = Annotated[str | None, typer.Option("--api-key", envvar="REGIONSEARCH_API_KEY", help="API key.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 CollectionName = Annotated[str, typer.Option("--collection", "-c", help="Collection.")]
 
 URL = defaults.URL

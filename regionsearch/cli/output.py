@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import io
 import sys
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
+import typer
+from rich import progress
 from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from regionsearch.errors import invalid
 
@@ -17,6 +23,26 @@ errors = Console(stderr=True)
 def tell(text: str, style: str | None = None) -> None:
     """Prints a note to stderr, without markup or line breaks, so that it can be copied."""
     errors.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+
+
+def print_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Prints a table: drawn on a terminal, elsewhere lines of tab-separated cells for other programs."""
+    if not console.is_terminal:
+        for cells in (head, *rows):
+            typer.echo("\t".join(cell.replace("\t", " ") for cell in cells))
+        return
+    table = Table(*head)
+    for cells in rows:
+        table.add_row(*map(Text, cells))
+    console.print(table)
+
+
+T = TypeVar("T")
+
+
+def track(items: Iterable[T], name: str, total: int | None = None) -> Iterator[T]:
+    """The items, with a bar on a terminal that shows how many are done."""
+    return iter(progress.track(items, name, total=total, console=errors, disable=not errors.is_terminal))
 
 
 def never_fail() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import json
 import os
@@ -18,7 +19,7 @@ from regionsearch.cli.files import find_images
 from regionsearch.cli.ingesting import summarise
 from regionsearch.cli.options import COLLECTION, connect
 from regionsearch.cli.output import console, errors, tell
-from regionsearch.errors import RegionSearchError, invalid, not_found
+from regionsearch.errors import Kind, RegionSearchError, invalid, not_found
 from regionsearch.models import (
     WEIGHTS,
     Profile,
@@ -52,8 +53,8 @@ def up(
     other_embedder: Annotated[
         str, typer.Option(metavar="NAME[:TAG]|PATH", help="Second model, to move collections to or from.")
     ] = "",
-    port: Annotated[int, typer.Option(help="Port of the page and the HTTP API.")] = 8000,
-    grpc_port: Annotated[int, typer.Option(help="Port of the gRPC API.")] = 50050,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the page and the HTTP API.")] = 8000,
+    grpc_port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the gRPC API.")] = 50050,
     host: Annotated[
         str, typer.Option(help="Address to listen on; 0.0.0.0 opens it to the network.")
     ] = "127.0.0.1",
@@ -69,6 +70,12 @@ def up(
     """Start segmenter, embedder, searcher and gateway, and keep them alive until Ctrl-C."""
     from regionsearch.supervisor import Plan, Supervisor
 
+    missing = [name for name in ("torch", "faiss", "uvicorn") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise RegionSearchError(
+            Kind.FAILED_PRECONDITION,
+            f"{', '.join(missing)}: not installed; get the services with: pip install 'regionsearch[all]'",
+        )
     models = choose_models(find_profile(profile), segmenter, embedder)
     plan = Plan(models, data_dir, port, grpc_port, host, count_workers(workers or ()), other_embedder)
     check_weights(models, other_embedder)

@@ -2,41 +2,70 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
-from rich.text import Text
 
 from regionsearch.cli.options import COLLECTION, URL, ApiKey, CollectionName, Url, connect
-from regionsearch.cli.output import check_target, console, tell, write_file
+from regionsearch.cli.output import check_target, console, print_table, tell, track, write_file
 from regionsearch.coco import unique_file_name
-from regionsearch.errors import invalid
+from regionsearch.errors import RegionSearchError, invalid
 
 if TYPE_CHECKING:
-    from regionsearch.client import Box, SearchResult, WithinResult
+    from regionsearch.client import Box, Hit, SearchResult, WithinResult
+    from regionsearch.schemas.requests.searches import SearchInclude
 
 IMAGE_ID = re.compile("[0-9a-f]{64}")
 
+
+class Level(StrEnum):
+    """What a search compares."""
+
+    region = "region"
+    image = "image"
+    both = "both"
+
+
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, with the ids of images and regions.")]
-MinScore = Annotated[float | None, typer.Option(help="Minimum score (cosine) of a hit.")]
+MinScore = Annotated[
+    float | None, typer.Option(help="Minimum score (cosine) of a hit, in place of the model's cut-off.")
+]
+Cutoff = Annotated[
+    float | None,
+    typer.Option(
+        "--cutoff", min=0, max=1, help="Lowest part of the best score, in place of the model's cut-off."
+    ),
+]
+All = Annotated[bool, typer.Option("--all", help="Also weaker matches, below the model's cut-off.")]
 Save = Annotated[Path | None, typer.Option(help="Write the image with the hit outlined to this PNG.")]
 Open = Annotated[bool, typer.Option("--open", help="Show the image with the hit outlined.")]
 
 
 def search(
-    words: Annotated[list[str] | None, typer.Argument(help="What to look for.")] = None,
-    like: Annotated[Path | None, typer.Option(help="An example image.")] = None,
+    words: Annotated[
+        list[str] | None, typer.Argument(help="What to look for; commas separate several phrases.")
+    ] = None,
+    image: Annotated[Path | None, typer.Option("--image", "--like", help="An example image.")] = None,
     region: Annotated[str | None, typer.Option(help="A stored region as the example, by its id.")] = None,
     collection: CollectionName = COLLECTION,
     limit: Annotated[
         int, typer.Option("--limit", "-n", min=1, max=1000, help="Maximum number of hits.")
     ] = 10,
+    level: Annotated[
+        Level | None,
+        typer.Option(
+            help="What is compared. Whole images for --image alone, else regions.", show_default=False
+        ),
+    ] = None,
     min_score: MinScore = None,
+    cutoff: Cutoff = None,
+    keep_weak: All = False,
     without: Annotated[list[str] | None, typer.Option(help="Words to exclude; may be repeated.")] = None,
     unlike: Annotated[
         list[str] | None, typer.Option(help="A region to exclude, by its id; may be repeated.")
@@ -51,7 +80,10 @@ def search(
             help='A condition, such as \'{"attribute": "price", "number": {"lt": 20}}\'; may be repeated.',
         ),
     ] = None,
-    images: Annotated[bool, typer.Option("--images", help="One hit per image.")] = False,
+    per_image: Annotated[bool, typer.Option("--per-image", "--images", help="One hit per image.")] = False,
+    all_phrases: Annotated[
+        bool, typer.Option("--all-phrases", help="Only images in which every phrase is found.")
+    ] = False,
     save: Save = None,
     open_it: Open = False,
     as_json: AsJson = False,
@@ -59,36 +91,60 @@ def search(
     api_key: ApiKey = None,
 ) -> None:
     """Find things by words, by an image, by a region, or by all of these together."""
-    if not words and like is None and region is None:
-        raise invalid("words", "say what to look for: words, --like IMAGE, or --region ID")
+    if not words and image is None and region is None:
+        raise invalid("words", "say what to look for: words, --image FILE, or --region ID")
     check_target(save)
     from regionsearch.client import NegativeExample
 
-    with connect(url, api_key) as client:
+    by_image = per_image or all_phrases
+    include: list[SearchInclude] = ["weak"]
+    if by_image:
+        include.append("others")
+    if save is not None or open_it:
+        include.append("mask")
+    with connect(url, api_key) as client, naming(image):
         result = client.search(
-            " ".join(words) if words else None,
+            phrases_of(words),
             collection,
-            image=like,
+            image=image,
             region_id=region,
             negatives=[*(without or ()), *(NegativeExample(region_id=one) for one in unlike or ())],
-            level="region",
-            group_by="image" if images else None,
+            level=None if level is None else level.value,
+            group_by="image" if by_image else None,
             filter=_filter(tag, where),
             min_score=min_score,
+            relative_cutoff=cutoff,
             page_size=limit,
-            include=["mask"] if save is not None or open_it else [],
+            all_phrases=all_phrases,
+            include=include,
         )
         _warn_of_cuts(result)
+        keep_weak |= min_score is not None or cutoff is not None
+        hits = [hit for hit in result if keep_weak or hit.confident is not False]
         if as_json:
-            typer.echo(json.dumps([hit.model_dump() for hit in result], indent=1))
+            typer.echo(json.dumps([hit.model_dump() for hit in hits], indent=1))
         else:
-            console.print(_table(result) if result else "nothing was found")
-            if result and result[0].region_id:
-                tell(f"more like the first: regionsearch search --region {result[0].region_id}", style="dim")
-        if result and (save is not None or open_it):
+            weaker = len(result) - len(hits)
+            if hits:
+                _print_hits(hits, several=len(phrases_of(words)) > 1)
+            else:
+                asked = ", ".join(phrases_of(words))
+                typer.echo(f"no confident match for {asked}" if weaker else "nothing was found")
+            if weaker == 1:
+                tell("1 weaker match: --all shows it")
+            elif weaker:
+                tell(f"{weaker} weaker matches: --all shows them")
+            if hits and hits[0].region_id:
+                here = "" if collection == COLLECTION else f" -c {collection}"
+                there = "" if url == URL else f" --url {url}"
+                tell(
+                    f"more like the first: regionsearch search --region {hits[0].region_id}{here}{there}",
+                    style="dim",
+                )
+        if hits and (save is not None or open_it):
             from regionsearch.cli.drawing import outline
 
-            best = result[0]
+            best = hits[0]
             _show(outline(client.content(best.image_id, collection), best), save, open_it)
 
 
@@ -109,12 +165,14 @@ def _filter(tags: list[str] | None, where: list[str] | None) -> dict[str, Any] |
 
 
 def within(
-    image: Annotated[str, typer.Argument(help="The image: a file, or the id of a stored one.")],
-    phrases: Annotated[
-        list[str], typer.Argument(help="What to look for; each region goes to its best phrase.")
+    image: Annotated[
+        str, typer.Argument(metavar="IMAGE", help="The image: a file, or the id of a stored one.")
     ],
+    words: Annotated[list[str], typer.Argument(help="What to look for; commas separate several phrases.")],
     collection: CollectionName = COLLECTION,
     min_score: MinScore = None,
+    cutoff: Cutoff = None,
+    keep_weak: Annotated[bool, typer.Option("--all", help="All regions, best first.")] = False,
     save: Save = None,
     open_it: Open = False,
     as_json: AsJson = False,
@@ -127,48 +185,106 @@ def within(
     if path is None and not IMAGE_ID.fullmatch(image):
         raise invalid("image", f"{image} is neither a file nor the id of an image, 64 hexadecimal digits")
     image_id = None if path else image
-    with connect(url, api_key) as client:
+    phrases = phrases_of(words)
+    with connect(url, api_key) as client, naming(path):
         found = client.within(
-            phrases, image=path, image_id=image_id, collection=collection, min_score=min_score
+            phrases,
+            image=path,
+            image_id=image_id,
+            collection=collection,
+            min_score=min_score,
+            relative_cutoff=cutoff,
         )
         _warn_of_cuts(found)
+        shown = found.regions if keep_weak else found.hits
         if as_json:
             typer.echo(found.model_dump_json(indent=1))
+        elif shown:
+            rows = [
+                (hit.label, f"{hit.score:.3f}", strength(hit.confident), _place(hit.box), str(hit.area))
+                for hit in shown
+            ]
+            print_table(("phrase", "score", "match", "box", "area"), rows)
         else:
-            table = Table("phrase", "score", "box", "area")
-            for hit in found.hits:
-                table.add_row(Text(hit.label), f"{hit.score:.3f}", _place(hit.box), str(hit.area))
-            console.print(table if found.hits else "nothing was found")
+            console.print("nothing was found")
+        if not (as_json or keep_weak) and (rest := len(found.regions) - len(shown)):
+            tell(f"{rest} other {'region' if rest == 1 else 'regions'}: --all shows them")
         if save is not None or open_it:
             drawn = client.render(
-                phrases, image=path, image_id=image_id, collection=collection, min_score=min_score
+                phrases,
+                image=path,
+                image_id=image_id,
+                collection=collection,
+                min_score=min_score,
+                relative_cutoff=cutoff,
             )
             _show(drawn, save, open_it)
 
 
 def export(
     words: Annotated[
-        list[str] | None, typer.Argument(help="What to look for; all regions if absent.")
+        list[str] | None,
+        typer.Argument(help="What to look for, commas separate several phrases; all regions if absent."),
     ] = None,
-    target: Annotated[Path, typer.Option("--out", "-o", help="Output file.")] = Path("regions.coco.json"),
+    target: Annotated[Path, typer.Option("--out", "-o", help="Output file; - is standard output.")] = Path(
+        "regions.coco.json"
+    ),
     collection: CollectionName = COLLECTION,
     limit: Annotated[
         int, typer.Option("--limit", "-n", min=1, max=1000, help="Maximum number of hits.")
     ] = 100,
+    min_score: MinScore = None,
+    cutoff: Cutoff = None,
+    keep_weak: All = False,
     url: Url = URL,
     api_key: ApiKey = None,
 ) -> None:
     """Write the hits of a search, or all regions of a collection, as COCO annotations with masks."""
-    check_target(target)
+    to_stdout = target == Path("-")
+    check_target(None if to_stdout else target)
     with connect(url, api_key) as client:
         if words:
-            document = client.export_hits(" ".join(words), collection, limit=limit)
+            document = client.export_hits(
+                phrases_of(words),
+                collection,
+                limit=limit,
+                min_score=min_score,
+                relative_cutoff=cutoff,
+                include=["weak"] if keep_weak else [],
+            )
         else:
-            images = client.images(collection)
+            images = track(
+                client.images(collection), "images", client.list_images(collection, page_size=1).total_count
+            )
             document = merged(client.export_regions(image.image_id, collection) for image in images)
-    write_file(target, json.dumps(document).encode())
     counts = f"{len(document['annotations'])} annotations of {len(document['images'])} images"
-    console.print(f"{counts} in {target}", highlight=False)
+    if to_stdout:
+        typer.echo(json.dumps(document))
+        tell(counts)
+    else:
+        write_file(target, json.dumps(document).encode())
+        console.print(f"{counts} in {target}", highlight=False)
+
+
+def phrases_of(words: Sequence[str] | None) -> list[str]:
+    """The phrases of a command's words: commas separate them, as on the page."""
+    return [phrase for one in " ".join(words or ()).split(",") if (phrase := one.strip())]
+
+
+@contextlib.contextmanager
+def naming(path: Path | None) -> Iterator[None]:
+    """Names the file in errors about the image that was sent."""
+    try:
+        yield
+    except RegionSearchError as error:
+        if path is not None and error.field and "image" in error.field and str(path) not in error.message:
+            error.message = f"{path}: {error.message}"
+        raise
+
+
+def strength(confident: bool | None) -> str:
+    """A match in a word; empty where it is not judged."""
+    return "" if confident is None else "confident" if confident else "weak"
 
 
 def merged(documents: Iterator[dict[str, Any]]) -> dict[str, Any]:
@@ -193,21 +309,23 @@ def _warn_of_cuts(result: SearchResult | WithinResult) -> None:
         tell("the query is longer than the model reads: its end was ignored", style="yellow")
 
 
-def _table(result: SearchResult) -> Table:
-    table = Table("", "score", "image", "box")
-    for hit in result:
+def _print_hits(hits: Sequence[Hit], several: bool) -> None:
+    rows = []
+    for hit in hits:
+        found = [one.label or "" for one in (hit, *hit.others)] if several else []
         place = _place(hit.box) if hit.region_id else "whole image"
-        table.add_row(str(hit.rank), f"{hit.score:.3f}", Text(hit.image.name), place)
-    return table
+        cells = [str(hit.rank), f"{hit.score:.3f}", strength(hit.confident), hit.image.name, place]
+        rows.append([*cells, ", ".join(found)] if several else cells)
+    print_table(["", "score", "match", "image", "box", *(["phrases"] if several else [])], rows)
 
 
 def _place(box: Box) -> str:
     return f"{box.x_min:.0f},{box.y_min:.0f} – {box.x_max:.0f},{box.y_max:.0f}"
 
 
-def _show(image: bytes, save: Path | None, open_it: bool) -> None:
+def _show(picture: bytes, save: Path | None, open_it: bool) -> None:
     target = save or Path("found.png")
-    write_file(target, image)
+    write_file(target, picture)
     tell(f"wrote {target}")
     if open_it and typer.launch(str(target)):
         tell("no program here shows images; open the file yourself")

@@ -23,13 +23,15 @@ def error_of(problem: Mapping[str, Any]) -> RegionSearchError:
     code = problem["code"]
     errors = problem.get("errors") or [{}]
     pointer = errors[0].get("pointer")
-    return RegionSearchError(
+    error = RegionSearchError(
         Kind(code) if code in Kind.__members__ else Kind.INTERNAL,
         problem.get("detail", code),
         field=_field(pointer) if pointer else None,
         retry_after_s=problem.get("retry_after_s"),
         metadata=problem.get("metadata"),
     )
+    error.request_id = problem.get("request_id")
+    return error
 
 
 def _field(pointer: str) -> str:

@@ -272,19 +272,51 @@ class EmbedServiceGetModelResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     MODEL_FIELD_NUMBER: _builtins.int
+    CUT_OFFS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def model(self) -> _types_pb2.ModelInfo:
         """With the default crop policy."""
+
+    @_builtins.property
+    def cut_offs(self) -> _containers.RepeatedCompositeFieldContainer[Global___CutOff]:
+        """Of every crop policy that the model was calibrated with; empty for a model that was not."""
 
     def __init__(
         self,
         *,
         model: _types_pb2.ModelInfo | None = ...,
+        cut_offs: _abc.Iterable[Global___CutOff] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cut_offs", b"cut_offs", "model", b"model"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___EmbedServiceGetModelResponse: _TypeAlias = EmbedServiceGetModelResponse  # noqa: Y015
+
+@_typing.final
+class CutOff(_message.Message):
+    """From which cosine of a text and a region it is likely that the region shows what the text says, as `regionsearch
+    evaluate --calibrate` measured it.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CROP_POLICY_FIELD_NUMBER: _builtins.int
+    SCORE_FIELD_NUMBER: _builtins.int
+    crop_policy: _types_pb2.CropPolicy.ValueType
+    score: _builtins.float
+    def __init__(
+        self,
+        *,
+        crop_policy: _types_pb2.CropPolicy.ValueType = ...,
+        score: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["crop_policy", b"crop_policy", "score", b"score"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CutOff: _TypeAlias = CutOff  # noqa: Y015

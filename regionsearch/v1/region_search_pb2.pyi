@@ -516,6 +516,9 @@ class RegionSearchServiceSearchRequest(_message.Message):
     NEGATIVES_FIELD_NUMBER: _builtins.int
     EXACT_FIELD_NUMBER: _builtins.int
     EFFORT_FIELD_NUMBER: _builtins.int
+    INCLUDE_WEAK_FIELD_NUMBER: _builtins.int
+    INCLUDE_OTHERS_FIELD_NUMBER: _builtins.int
+    ALL_PHRASES_FIELD_NUMBER: _builtins.int
     collection: _builtins.str
     """Empty: "default"."""
     level: _search_pb2.Level.ValueType
@@ -531,6 +534,16 @@ class RegionSearchServiceSearchRequest(_message.Message):
     exact: _builtins.bool
     """As in SearchService."""
     effort: _builtins.float
+    include_weak: _builtins.bool
+    """Also regions below the model's cut-off. They are left out otherwise, unless min_score or relative_cutoff says what to
+    keep.
+    """
+    include_others: _builtins.bool
+    """Grouped by image with several phrases: adds to each hit the best regions of the other phrases, `others`."""
+    all_phrases: _builtins.bool
+    """Grouped by image with several phrases: only images in which every phrase is found; a page may hold few of them. Implies
+    include_others.
+    """
     @_builtins.property
     def query(self) -> Global___Query: ...
     @_builtins.property
@@ -557,10 +570,13 @@ class RegionSearchServiceSearchRequest(_message.Message):
         negatives: _abc.Iterable[Global___Negative] | None = ...,
         exact: _builtins.bool = ...,
         effort: _builtins.float | None = ...,
+        include_weak: _builtins.bool = ...,
+        include_others: _builtins.bool = ...,
+        all_phrases: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_effort", b"_effort", "_min_relevancy", b"_min_relevancy", "_min_score", b"_min_score", "_min_seq", b"_min_seq", "_relative_cutoff", b"_relative_cutoff", "effort", b"effort", "filter", b"filter", "min_relevancy", b"min_relevancy", "min_score", b"min_score", "min_seq", b"min_seq", "query", b"query", "relative_cutoff", b"relative_cutoff"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_effort", b"_effort", "_min_relevancy", b"_min_relevancy", "_min_score", b"_min_score", "_min_seq", b"_min_seq", "_relative_cutoff", b"_relative_cutoff", "collection", b"collection", "effort", b"effort", "exact", b"exact", "filter", b"filter", "group_by", b"group_by", "include_masks", b"include_masks", "level", b"level", "min_relevancy", b"min_relevancy", "min_score", b"min_score", "min_seq", b"min_seq", "negatives", b"negatives", "page_size", b"page_size", "page_token", b"page_token", "query", b"query", "relative_cutoff", b"relative_cutoff"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_effort", b"_effort", "_min_relevancy", b"_min_relevancy", "_min_score", b"_min_score", "_min_seq", b"_min_seq", "_relative_cutoff", b"_relative_cutoff", "all_phrases", b"all_phrases", "collection", b"collection", "effort", b"effort", "exact", b"exact", "filter", b"filter", "group_by", b"group_by", "include_masks", b"include_masks", "include_others", b"include_others", "include_weak", b"include_weak", "level", b"level", "min_relevancy", b"min_relevancy", "min_score", b"min_score", "min_seq", b"min_seq", "negatives", b"negatives", "page_size", b"page_size", "page_token", b"page_token", "query", b"query", "relative_cutoff", b"relative_cutoff"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__effort: _TypeAlias = _typing.Literal["effort"]  # noqa: Y015
     _WhichOneofArgType__effort: _TypeAlias = _typing.Literal["_effort", b"_effort"]  # noqa: Y015
@@ -594,8 +610,13 @@ class RegionSearchServiceSearchResponse(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     SEQ_FIELD_NUMBER: _builtins.int
     TRUNCATED_FIELD_NUMBER: _builtins.int
+    CUT_OFF_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
     seq: _builtins.int
+    cut_off: _builtins.float
+    """From which score on a region is confident. Absent for a model that was not calibrated, and where the query is more than
+    words: likeness to an example is a matter of degree. No hit is judged then.
+    """
     @_builtins.property
     def hits(self) -> _containers.RepeatedCompositeFieldContainer[_search_pb2.Hit]:
         """The same as SearchService's, query_index counting the phrases."""
@@ -614,14 +635,54 @@ class RegionSearchServiceSearchResponse(_message.Message):
         model: _types_pb2.ModelInfo | None = ...,
         seq: _builtins.int = ...,
         truncated: _abc.Iterable[_builtins.bool] | None = ...,
+        cut_off: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_cut_off", b"_cut_off", "cut_off", b"cut_off", "model", b"model"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["hits", b"hits", "model", b"model", "next_page_token", b"next_page_token", "seq", b"seq", "truncated", b"truncated"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cut_off", b"_cut_off", "cut_off", b"cut_off", "hits", b"hits", "model", b"model", "next_page_token", b"next_page_token", "seq", b"seq", "truncated", b"truncated"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__cut_off: _TypeAlias = _typing.Literal["cut_off"]  # noqa: Y015
+    _WhichOneofArgType__cut_off: _TypeAlias = _typing.Literal["_cut_off", b"_cut_off"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__cut_off) -> _WhichOneofReturnType__cut_off | None: ...
 
 Global___RegionSearchServiceSearchResponse: _TypeAlias = RegionSearchServiceSearchResponse  # noqa: Y015
+
+@_typing.final
+class SearchPageToken(_message.Message):
+    """What a page token of Search holds. Callers take tokens as they are."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FINGERPRINT_FIELD_NUMBER: _builtins.int
+    POSITIVES_FIELD_NUMBER: _builtins.int
+    NEGATIVES_FIELD_NUMBER: _builtins.int
+    CUT_OFF_FIELD_NUMBER: _builtins.int
+    SEARCHER_TOKEN_FIELD_NUMBER: _builtins.int
+    fingerprint: _builtins.str
+    cut_off: _builtins.float
+    searcher_token: _builtins.str
+    @_builtins.property
+    def positives(self) -> _types_pb2.Tensor: ...
+    @_builtins.property
+    def negatives(self) -> _types_pb2.Tensor: ...
+    def __init__(
+        self,
+        *,
+        fingerprint: _builtins.str = ...,
+        positives: _types_pb2.Tensor | None = ...,
+        negatives: _types_pb2.Tensor | None = ...,
+        cut_off: _builtins.float | None = ...,
+        searcher_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_cut_off", b"_cut_off", "cut_off", b"cut_off", "negatives", b"negatives", "positives", b"positives"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cut_off", b"_cut_off", "cut_off", b"cut_off", "fingerprint", b"fingerprint", "negatives", b"negatives", "positives", b"positives", "searcher_token", b"searcher_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__cut_off: _TypeAlias = _typing.Literal["cut_off"]  # noqa: Y015
+    _WhichOneofArgType__cut_off: _TypeAlias = _typing.Literal["_cut_off", b"_cut_off"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__cut_off) -> _WhichOneofReturnType__cut_off | None: ...
+
+Global___SearchPageToken: _TypeAlias = SearchPageToken  # noqa: Y015
 
 @_typing.final
 class SearchWithinRequest(_message.Message):
@@ -642,8 +703,8 @@ class SearchWithinRequest(_message.Message):
     min_score: _builtins.float
     """Minimum cosine of a hit."""
     relative_cutoff: _builtins.float
-    """A hit scores at least this part of the best score; when both are absent only the best region of each phrase is a
-    hit.
+    """A hit scores at least this part of the best score. When both are absent, the model's cut-off decides; only the best
+    region of each phrase is a hit where the model has none.
     """
     min_relevancy: _builtins.float
     include_masks: _builtins.bool
@@ -708,8 +769,11 @@ class SearchWithinResponse(_message.Message):
     IMAGE_WIDTH_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
     TRUNCATED_FIELD_NUMBER: _builtins.int
+    CUT_OFF_FIELD_NUMBER: _builtins.int
     image_height: _builtins.int
     image_width: _builtins.int
+    cut_off: _builtins.float
+    """From which score on a region is confident; absent for a model that was not calibrated."""
     @_builtins.property
     def regions(self) -> _containers.RepeatedCompositeFieldContainer[Global___ScoredRegion]:
         """Every region, best first."""
@@ -733,12 +797,15 @@ class SearchWithinResponse(_message.Message):
         image_width: _builtins.int = ...,
         model: _types_pb2.ModelInfo | None = ...,
         truncated: _abc.Iterable[_builtins.bool] | None = ...,
+        cut_off: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "union_mask", b"union_mask"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_cut_off", b"_cut_off", "cut_off", b"cut_off", "model", b"model", "union_mask", b"union_mask"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["image_height", b"image_height", "image_width", b"image_width", "model", b"model", "regions", b"regions", "truncated", b"truncated", "union_mask", b"union_mask"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cut_off", b"_cut_off", "cut_off", b"cut_off", "image_height", b"image_height", "image_width", b"image_width", "model", b"model", "regions", b"regions", "truncated", b"truncated", "union_mask", b"union_mask"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__cut_off: _TypeAlias = _typing.Literal["cut_off"]  # noqa: Y015
+    _WhichOneofArgType__cut_off: _TypeAlias = _typing.Literal["_cut_off", b"_cut_off"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__cut_off) -> _WhichOneofReturnType__cut_off | None: ...
 
 Global___SearchWithinResponse: _TypeAlias = SearchWithinResponse  # noqa: Y015
 
@@ -752,6 +819,7 @@ class ScoredRegion(_message.Message):
     TEXT_INDEX_FIELD_NUMBER: _builtins.int
     IS_HIT_FIELD_NUMBER: _builtins.int
     REGION_ID_FIELD_NUMBER: _builtins.int
+    CONFIDENT_FIELD_NUMBER: _builtins.int
     score: _builtins.float
     relevancy: _builtins.float
     text_index: _builtins.int
@@ -759,6 +827,8 @@ class ScoredRegion(_message.Message):
     is_hit: _builtins.bool
     region_id: _builtins.str
     """For a stored image."""
+    confident: _builtins.bool
+    """Whether the score reaches the model's cut-off; absent where it has none."""
     @_builtins.property
     def region(self) -> _types_pb2.Region: ...
     def __init__(
@@ -770,13 +840,19 @@ class ScoredRegion(_message.Message):
         text_index: _builtins.int = ...,
         is_hit: _builtins.bool = ...,
         region_id: _builtins.str = ...,
+        confident: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_relevancy", b"_relevancy", "region", b"region", "relevancy", b"relevancy"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_confident", b"_confident", "_relevancy", b"_relevancy", "confident", b"confident", "region", b"region", "relevancy", b"relevancy"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_relevancy", b"_relevancy", "is_hit", b"is_hit", "region", b"region", "region_id", b"region_id", "relevancy", b"relevancy", "score", b"score", "text_index", b"text_index"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_confident", b"_confident", "_relevancy", b"_relevancy", "confident", b"confident", "is_hit", b"is_hit", "region", b"region", "region_id", b"region_id", "relevancy", b"relevancy", "score", b"score", "text_index", b"text_index"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__confident: _TypeAlias = _typing.Literal["confident"]  # noqa: Y015
+    _WhichOneofArgType__confident: _TypeAlias = _typing.Literal["_confident", b"_confident"]  # noqa: Y015
     _WhichOneofReturnType__relevancy: _TypeAlias = _typing.Literal["relevancy"]  # noqa: Y015
     _WhichOneofArgType__relevancy: _TypeAlias = _typing.Literal["_relevancy", b"_relevancy"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__confident) -> _WhichOneofReturnType__confident | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__relevancy) -> _WhichOneofReturnType__relevancy | None: ...
 
 Global___ScoredRegion: _TypeAlias = ScoredRegion  # noqa: Y015

@@ -28,17 +28,25 @@ class _Level:
 class _LevelEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Level.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     LEVEL_UNSPECIFIED: _Level.ValueType  # 0
-    """In a search: both."""
+    """In a search of SearchService: both. Of RegionSearchService: whole images when the query is a whole image with which
+    nothing is pointed at, else regions.
+    """
     LEVEL_IMAGE: _Level.ValueType  # 1
     LEVEL_REGION: _Level.ValueType  # 2
+    LEVEL_BOTH: _Level.ValueType  # 3
+    """In a search: both."""
 
 class Level(_Level, metaclass=_LevelEnumTypeWrapper):
     """What a vector represents."""
 
 LEVEL_UNSPECIFIED: Level.ValueType  # 0
-"""In a search: both."""
+"""In a search of SearchService: both. Of RegionSearchService: whole images when the query is a whole image with which
+nothing is pointed at, else regions.
+"""
 LEVEL_IMAGE: Level.ValueType  # 1
 LEVEL_REGION: Level.ValueType  # 2
+LEVEL_BOTH: Level.ValueType  # 3
+"""In a search: both."""
 Global___Level: _TypeAlias = Level  # noqa: Y015
 
 class _QueryMode:
@@ -1372,6 +1380,8 @@ class Hit(_message.Message):
     IMAGE_FIELD_NUMBER: _builtins.int
     QUERY_INDEX_FIELD_NUMBER: _builtins.int
     BEST_REGION_FIELD_NUMBER: _builtins.int
+    CONFIDENT_FIELD_NUMBER: _builtins.int
+    OTHERS_FIELD_NUMBER: _builtins.int
     rank: _builtins.int
     """From 1, counted over all pages."""
     score: _builtins.float
@@ -1380,6 +1390,8 @@ class Hit(_message.Message):
     """With negatives: the smallest softmax of the score against one of the negatives' scores, 0 to 1."""
     query_index: _builtins.int
     """Which query vector scored it, from 0."""
+    confident: _builtins.bool
+    """Of RegionSearchService: whether a region's score reaches the model's cut-off; absent where there is none."""
     @_builtins.property
     def record(self) -> Global___Record: ...
     @_builtins.property
@@ -1387,6 +1399,12 @@ class Hit(_message.Message):
     @_builtins.property
     def best_region(self) -> Global___Hit:
         """Grouped over both levels, when the whole image is the hit: its best region that passed too."""
+
+    @_builtins.property
+    def others(self) -> _containers.RepeatedCompositeFieldContainer[Global___Hit]:
+        """Of RegionSearchService, grouped by image with several phrases: the best region in the image for each other phrase that
+        is found there, when asked for.
+        """
 
     def __init__(
         self,
@@ -1398,13 +1416,20 @@ class Hit(_message.Message):
         image: Global___StoredImage | None = ...,
         query_index: _builtins.int = ...,
         best_region: Global___Hit | None = ...,
+        confident: _builtins.bool | None = ...,
+        others: _abc.Iterable[Global___Hit] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_relevancy", b"_relevancy", "best_region", b"best_region", "image", b"image", "record", b"record", "relevancy", b"relevancy"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_confident", b"_confident", "_relevancy", b"_relevancy", "best_region", b"best_region", "confident", b"confident", "image", b"image", "record", b"record", "relevancy", b"relevancy"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_relevancy", b"_relevancy", "best_region", b"best_region", "image", b"image", "query_index", b"query_index", "rank", b"rank", "record", b"record", "relevancy", b"relevancy", "score", b"score"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_confident", b"_confident", "_relevancy", b"_relevancy", "best_region", b"best_region", "confident", b"confident", "image", b"image", "others", b"others", "query_index", b"query_index", "rank", b"rank", "record", b"record", "relevancy", b"relevancy", "score", b"score"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__confident: _TypeAlias = _typing.Literal["confident"]  # noqa: Y015
+    _WhichOneofArgType__confident: _TypeAlias = _typing.Literal["_confident", b"_confident"]  # noqa: Y015
     _WhichOneofReturnType__relevancy: _TypeAlias = _typing.Literal["relevancy"]  # noqa: Y015
     _WhichOneofArgType__relevancy: _TypeAlias = _typing.Literal["_relevancy", b"_relevancy"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__confident) -> _WhichOneofReturnType__confident | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__relevancy) -> _WhichOneofReturnType__relevancy | None: ...
 
 Global___Hit: _TypeAlias = Hit  # noqa: Y015

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from regionsearch.errors import Kind, RegionSearchError
 from regionsearch.models import pocket_dir
 from services.embedder.backends.base import ModelFiles
+from services.embedder.crops import CropPolicy
 from services.embedder.open_clip_files import find_open_clip
 from services.torch_runtime.model_files import read_manifest, verified_digest
 
@@ -39,4 +43,26 @@ def _from_manifest(path: Path, random_weights: bool) -> ModelFiles:
         return ModelFiles(*described, None)
     weights = path.with_suffix(".safetensors")
     digest = verified_digest(weights, path, manifest["sha256"])
-    return ModelFiles(*described, weights, manifest.get("same_as", digest))
+    return ModelFiles(
+        *described, weights, manifest.get("same_as", digest), cut_offs=read_cut_offs(path, manifest)
+    )
+
+
+def read_cut_offs(path: Path, manifest: Mapping[str, Any]) -> dict[str, float]:
+    """The cut-offs of a manifest by crop policy; none where the model was not calibrated.
+
+    Raises:
+        RegionSearchError: DATA_LOSS when they are not cosines of known crop policies.
+    """
+    try:
+        found = {CropPolicy(name).value: float(score) for name, score in manifest.get("cut_offs", {}).items()}
+        wrong = [f"{name}: {score}" for name, score in found.items() if not -1.0 <= score <= 1.0]
+    except (AttributeError, TypeError, ValueError) as error:
+        wrong = [str(error)]
+    if wrong:
+        raise RegionSearchError(
+            Kind.DATA_LOSS,
+            f"{path}: cut_offs are not valid ({wrong[0]}); measure them: regionsearch evaluate --calibrate",
+            field="model",
+        )
+    return found

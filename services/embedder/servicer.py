@@ -102,18 +102,23 @@ class EmbedServicer(embed_pb2_grpc.EmbedServiceServicer):
         self, request: embed_pb2.EmbedServiceGetModelRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> embed_pb2.EmbedServiceGetModelResponse:
         """The served model."""
-        return embed_pb2.EmbedServiceGetModelResponse(model=self.model(self._settings.crop_policy))
+        cut_offs = [
+            embed_pb2.CutOff(crop_policy=_policy_value(policy), score=score)
+            for policy, score in self._engine.backend.files.cut_offs.items()
+        ]
+        return embed_pb2.EmbedServiceGetModelResponse(
+            model=self.model(self._settings.crop_policy), cut_offs=cut_offs
+        )
 
     def model(self, policy: CropPolicy | None = None) -> types_pb2.ModelInfo:
         """The model that made a vector; without a crop policy for texts and whole images."""
         backend = self._engine.backend
-        name = "UNSPECIFIED" if policy is None else policy.value.upper()
         return types_pb2.ModelInfo(
             family=backend.files.family,
             variant=backend.files.variant,
             weights_digest=backend.files.digest,
             dimension=backend.dimension,
-            crop_policy=types_pb2.CropPolicy.Value(_POLICY_PREFIX + name),
+            crop_policy=_policy_value(policy or "unspecified"),
             precision=backend.precision,
             device=str(backend.device),
         )
@@ -131,6 +136,10 @@ class EmbedServicer(embed_pb2_grpc.EmbedServiceServicer):
         if value == embed_pb2.TEXT_TEMPLATES_UNSPECIFIED:
             return self._settings.text_templates
         return TextTemplates(embed_pb2.TextTemplates.Name(value).removeprefix(_TEMPLATES_PREFIX).lower())
+
+
+def _policy_value(name: str) -> types_pb2.CropPolicy.ValueType:
+    return types_pb2.CropPolicy.Value(_POLICY_PREFIX + name.upper())
 
 
 def priority_of(priority: types_pb2.Priority.ValueType) -> Priority:

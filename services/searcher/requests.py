@@ -295,9 +295,11 @@ class Reader:
 
     def level(self, value: int, field: str = "level") -> Level | None:
         """A level to search; None is both."""
-        if value not in (0, *Level):
+        if value in (search_pb2.LEVEL_UNSPECIFIED, search_pb2.LEVEL_BOTH):
+            return None
+        if value not in tuple(Level):
             raise invalid(field, f"{value} is not a level")
-        return Level(value) if value else None
+        return Level(value)
 
     def _image(self, message: search_pb2.StoredImage, field: str) -> StoredImage:
         _identifier(f"{field}.image_id", message.image_id, _MAX_IMAGE_ID)

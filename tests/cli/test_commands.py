@@ -52,8 +52,7 @@ def test_help_names_every_command() -> None:
     result = CliRunner().invoke(app, ["--help"])
     assert result.exit_code == 0
     for command in (
-        "up", "ingest", "search", "within", "export", "edit", "delete", "doctor", "evaluate", "collections",
-        "models",
+        "up", "ingest", "search", "within", "export", "images", "doctor", "evaluate", "collections", "models",
     ):  # fmt: skip
         assert f" {command} " in result.output
 
@@ -154,6 +153,94 @@ def test_search_prints_a_table_or_json(gateway: FakeGateway) -> None:
         assert "--where must be" in result.output + str(result.exception)
     (hit,) = json.loads(run(gateway, "search", "mug", "--json").output)
     assert (hit["region_id"], hit["box"]["x_max"], hit["label"]) == ("r1", 2.0, "mug")
+
+
+def test_commas_separate_phrases(gateway: FakeGateway) -> None:
+    for command in (("search",), ("within", "a" * 64), ("export", "-o", "-")):
+        assert run(gateway, *command, "red", "mug,", "dog").exit_code == 0
+        asked = gateway.requests[-1][2]
+        assert asked.get("texts") or asked["query"]["texts"] == ["red mug", "dog"]
+    result = run(gateway, "search", "mug, dog", "--all-phrases")
+    assert result.exit_code == 0
+    body = gateway.requests[-1][2]
+    assert (body["group_by"], body["all_phrases"], body["include"]) == ("image", True, ["weak", "others"])
+
+
+def test_weaker_matches_are_counted_and_shown_when_asked_for(gateway: FakeGateway) -> None:
+    gateway.confident = [True, False, False]
+    result = run(gateway, "search", "mug")
+    assert [line.split("\t")[:3] for line in result.stdout.splitlines()[1:]] == [["1", "0.500", "confident"]]
+    assert "2 weaker matches: --all shows them" in result.stderr
+    for option in (["--all"], ["--min-score", "0.1"], ["--cutoff", "0.5"]):
+        result = run(gateway, "search", "mug", *option)
+        assert [line.split("\t")[2] for line in result.stdout.splitlines()[1:]] == [
+            "confident",
+            "weak",
+            "weak",
+        ]
+        assert "weaker" not in result.stderr
+    assert len(json.loads(run(gateway, "search", "mug", "--json").stdout)) == 1
+    gateway.confident = [False]
+    result = run(gateway, "search", "mug")
+    assert "no confident match for mug" in result.stdout
+    assert "1 weaker match: --all shows it" in result.stderr
+
+
+def test_export_keeps_confident_matches_unless_told_otherwise(gateway: FakeGateway) -> None:
+    result = run(gateway, "export", "mug", "-o", "-")
+    assert json.loads(result.stdout)["annotations"] == []
+    assert "0 annotations of 0 images" in result.stderr
+    assert gateway.requests[-1][2].get("include", []) == []
+    run(gateway, "export", "mug", "-o", "-", "--all", "--min-score", "0.2")
+    body = gateway.requests[-1][2]
+    assert (body["include"], body["min_score"]) == (["weak"], 0.2)
+
+
+def test_hints_name_the_collection_and_the_server(gateway: FakeGateway) -> None:
+    result = run(gateway, "search", "mug", "-c", "things")
+    assert f"regionsearch search --region r1 -c things --url {gateway.http}" in result.stderr
+
+
+def test_errors_name_the_file(gateway: FakeGateway, folder: Path) -> None:
+    gateway.failures = [RegionSearchError(Kind.UNSUPPORTED_IMAGE, "not an image", field="query.image")]
+    result = run(gateway, "search", "--image", folder / "notes.txt")
+    assert str(result.exception) == "not an image"
+    assert isinstance(result.exception, RegionSearchError)
+    assert result.exception.message == f"{folder / 'notes.txt'}: not an image"
+
+
+def test_images_are_listed_with_their_ids_and_shown(gateway: FakeGateway) -> None:
+    lines = run(gateway, "images", "list").stdout.splitlines()
+    assert [line.split("\t")[0] for line in lines] == ["id", "a" * 64, "b" * 64, "c" * 64]
+    assert len(run(gateway, "images", "list", "-n", "1", "--json").stdout.splitlines()) == 1
+    assert run(gateway, "images", "list", "--tag", "other").stdout.splitlines() == [
+        "id\tname\tsize\tregions\ttags"
+    ]
+    shown = run(gateway, "images", "show", "a" * 64)
+    assert "r1\t0,0,2,2\t3" in shown.stdout.splitlines()
+    assert json.loads(run(gateway, "images", "show", "a" * 64, "--json").stdout)["regions"][0]["area"] == 3
+    gateway.known = {"a" * 64}
+    assert run(gateway, "images", "tag", "a" * 64, "--add", "x", "--remove", "y").exit_code == 0
+    assert gateway.requests[-1][2]["add_tags"] == ["x"]
+
+
+def test_answers_for_programs(gateway: FakeGateway) -> None:
+    assert json.loads(run(gateway, "collections", "list", "--json").stdout)[0]["name"] == "default"
+    assert {"check", "found", "well", "advice"} == json.loads(run(gateway, "doctor", "--json").stdout)[
+        0
+    ].keys()
+    assert "pocket" in {
+        one["profile"] for one in json.loads(run(gateway, "models", "list", "--json").stdout)["profiles"]
+    }
+    assert run(gateway, "--version").stdout.startswith("regionsearch ")
+    assert run(gateway, "search", "-h").exit_code == 0
+
+
+def test_a_collection_that_is_not_there_needs_no_advice_to_create_it(gateway: FakeGateway) -> None:
+    gateway.failures = [RegionSearchError(Kind.NOT_FOUND, "there is no collection 'x': create it first")]
+    result = run(gateway, "collections", "delete", "x", "--yes")
+    assert isinstance(result.exception, RegionSearchError)
+    assert result.exception.message == "there is no collection 'x'"
 
 
 def test_search_needs_something_to_look_for(gateway: FakeGateway) -> None:

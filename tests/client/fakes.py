@@ -36,6 +36,7 @@ class FakeGateway:
         requests: (method, path, query or body) over HTTP; messages over gRPC.
         failures: Errors to answer with, one for each coming request; None for the usual answer.
         lost: Keys of a stream's requests that never arrive the first time.
+        confident: Of each hit of a search; None for one hit that is not judged.
     """
 
     http: str = ""
@@ -47,6 +48,7 @@ class FakeGateway:
     known: set[str] = field(default_factory=set)
     truncated: list[bool] = field(default_factory=list)
     tags: dict[str, list[str]] = field(default_factory=dict)
+    confident: list[bool] | None = None
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def add(self, data: bytes) -> tuple[str, str]:
@@ -162,13 +164,27 @@ class HttpHandler(BaseHTTPRequestHandler):
                 return 200, {"images": images}
             case "PATCH", identity:
                 return 200, image_json("k") | self.gateway.update(identity, asked) | {"seq": 9}
+            case "GET", "collections":
+                one = {"name": "default", "model": MODEL, "created_at": "2026-01-01T00:00:00Z"}
+                one |= {"image_count": 3, "record_count": 9}
+                return 200, {"collections": [one], "next_page_token": ""}
+            case "GET", "regions":
+                one = {"region_id": "r1", "box": BOX, "area": 3, "predicted_iou": 0.5, "stability_score": 0.5}
+                return 200, {"image": image_json("a"), "regions": [one]}
+            case "GET", name if len(name) == 64:
+                return 200, image_json(name[0])
             case "GET", "images":
                 names, token = PAGES["next" if "page_token=next" in query else ""]
                 images = [image_json(name) for name in names]
                 return 200, {"images": images, "next_page_token": token, "total_count": 3}
             case "POST", "search":
                 texts = asked["query"]["texts"]
-                hits = [hit_json(texts[0] if texts else None)]
+                if "format=coco" in query:
+                    return 200, {"info": {}, "images": [], "categories": [], "annotations": []}
+                hits = [
+                    hit_json(texts[0] if texts else None) | {"rank": rank, "confident": confident}
+                    for rank, confident in enumerate(self.gateway.confident or [None], start=1)
+                ]
                 return 200, {"hits": hits, "next_page_token": "", "seq": 7, "model": MODEL,
                              "truncated": self.gateway.truncated}  # fmt: skip
             case "POST", "search-within" if asked.get("render"):

@@ -95,7 +95,7 @@ def test_search(use: Callable[..., Any], gateway: FakeGateway) -> None:
         test = asked.filter.conditions[0].any_of[0]
         assert (test.attribute, test.time.gte.seconds, test.negate) == ("taken", 1_764_374_400, True)
         assert asked.group_by == search_pb2.GROUP_BY_IMAGE
-        assert asked.level == search_pb2.LEVEL_UNSPECIFIED
+        assert asked.level == search_pb2.LEVEL_UNSPECIFIED  # what fits the query
         assert asked.include_masks
         assert asked.min_score == 0.25
         assert not asked.HasField("relative_cutoff")

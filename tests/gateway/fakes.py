@@ -49,6 +49,7 @@ class Script:
     cancelled: Counter[str] = field(default_factory=Counter)
     model: types_pb2.ModelInfo = field(default_factory=lambda: EMBEDDER)
     model_reads: int = 0  # GetModel of the embedder
+    cut_offs: list[embed_pb2.CutOff] = field(default_factory=list)
     requests: list[object] = field(default_factory=list)
     callers: dict[str, list[str]] = field(default_factory=dict)  # of the calls of a method, in their order
 
@@ -139,7 +140,8 @@ class FakeEmbedder(embed_pb2_grpc.EmbedServiceServicer):
 
     async def GetModel(self, request, context):
         self._script.model_reads += 1
-        return embed_pb2.EmbedServiceGetModelResponse(model=self._model(self._script.model.crop_policy))
+        model = self._model(self._script.model.crop_policy)
+        return embed_pb2.EmbedServiceGetModelResponse(model=model, cut_offs=self._script.cut_offs)
 
 
 def colour_masks(pixels: np.ndarray) -> list[np.ndarray]:

@@ -138,7 +138,7 @@ def test_grouping_and_levels(gateway: Running, filled: dict[str, str]) -> None:
     assert {hit["level"] for hit in search(gateway, query={"text": "red"}, level="image")["hits"]} == {
         "image"
     }
-    both = search(gateway, query={"text": "red"})["hits"]
+    both = search(gateway, query={"text": "red"}, level="both")["hits"]
     assert {hit["level"] for hit in both} == {"image", "region"}
 
 

@@ -53,6 +53,7 @@ class FakeGateway:
         key: When set, the API key that every call of the API needs.
         names: Of the collections; all but `default` are empty.
         cut: Whether the connection of an upload breaks in the middle.
+        cut_off: From which score on hits are confident; None for a model that is not calibrated.
     """
 
     def __init__(self) -> None:
@@ -64,6 +65,7 @@ class FakeGateway:
         self.key: str | None = None
         self.names = ["default"]
         self.cut = False
+        self.cut_off: float | None = None
         self.requests: list[tuple[str, Any]] = []
         for one in library():
             self.put(one)
@@ -219,29 +221,41 @@ class FakeGateway:
                 hit |= {"level": "region", "image": image, "text_index": best if phrases else None}
                 hits.append(hit | {"label": phrases[best] if phrases else None, "best_region": None})
         hits.sort(key=lambda hit: -hit["score"])
+        for hit in hits:
+            hit["confident"] = None if self.cut_off is None else hit["score"] >= self.cut_off
         if body["group_by"] == "image":
             first: dict[str, dict[str, Any]] = {}
             for hit in hits:
-                first.setdefault(hit["image_id"], hit)
+                best = first.setdefault(hit["image_id"], hit | {"others": []})
+                known = {one["text_index"] for one in (best, *best["others"])}
+                if hit["text_index"] not in known and hit["confident"] is not False:
+                    best["others"].append(hit)
             hits = list(first.values())
-        if body["level"] == "image":
+            if body["all_phrases"]:
+                hits = [hit for hit in hits if len(hit["others"]) + 1 == len(phrases)]
+        example = query.keys() & {"image", "image_id"} and not query.keys() & {"region_id", "points", "box"}
+        if body["level"] == "image" or (body["level"] is None and example):
             same = query.get("image_id")
             scores = {hit["image_id"]: max(hit["score"], float(hit["image_id"] == same)) for hit in hits}
             hits = [hit | {"level": "image", "region_id": None, "label": None} for hit in hits]
             hits = sorted(
-                (hit | {"score": scores[hit["image_id"]]} for hit in hits), key=lambda hit: -hit["score"]
+                (hit | {"score": scores[hit["image_id"]], "confident": None} for hit in hits),
+                key=lambda hit: -hit["score"],
             )
         unlike = {one["region_id"] for one in body["negatives"] if isinstance(one, dict)}
         hits = [hit for hit in hits if hit["region_id"] not in unlike]
         if only := body["filter"].get("image_ids"):
             hits = [hit for hit in hits if hit["image_id"] in only]
         hits = [hit for hit in hits if hit["score"] >= (body["min_score"] or -1)]
+        if "weak" not in body["include"]:
+            hits = [hit for hit in hits if hit["confident"] is not False]
         if request.query_params.get("format") == "coco":
             return JSONResponse(_coco(hits[: body["page_size"]]))
         start = int(body.get("page_token") or 0)
         end = start + (self.page_size if body["page_size"] == 24 else body["page_size"])
         page = [hit | {"rank": start + i + 1} for i, hit in enumerate(hits[start:end])]
         answer = {"hits": page, "next_page_token": str(end) if end < len(hits) else "", "seq": 1}
+        answer["cut_off"] = self.cut_off
         return JSONResponse(answer | {"truncated": [len(phrase) > LONGEST_PHRASE for phrase in phrases]})
 
     def _example(self, query: dict[str, Any]) -> str:
@@ -278,7 +292,7 @@ class FakeGateway:
         bests: dict[int, float] = {}
         for region in regions:
             best = bests.setdefault(region["text_index"], region["score"])
-            region["is_hit"] = region["score"] >= body["relative_cutoff"] * best
+            region["is_hit"] = region["score"] >= (best if self.cut_off is None else self.cut_off)
         truncated = [len(text) > LONGEST_PHRASE for text in body["texts"]]
         answer = {"width": one.width, "height": one.height, "regions": regions, "truncated": truncated}
         return JSONResponse(answer)

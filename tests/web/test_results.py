@@ -24,7 +24,7 @@ def test_an_image_query_compares_whole_images_until_something_is_selected(
     expect(first).to_have_accessible_name("tall.png, score 1.00")
     expect(first).to_be_focused()
     expect(page.locator("#example")).to_have_text("This picture")
-    assert gateway.requests[-1][1]["level"] == "image"
+    assert gateway.requests[-1][1]["level"] is None  # the server's rule
 
     first.press("Enter")
     expect(page.locator("#regions .region")).to_have_count(2)
@@ -35,7 +35,6 @@ def test_an_image_query_compares_whole_images_until_something_is_selected(
     expect(page.locator("#stage-overlay path.hover")).to_have_count(0)
     page.keyboard.press("m")
     expect(page.locator("#title")).to_have_text("Like this thing")
-    assert gateway.requests[-1][1]["level"] == "region"
     expect(page.locator("#grid button.tile").first).to_be_focused()
     expect(page.locator("#example img")).to_have_attribute("src", re.compile("^data:image/png"))
 
@@ -50,15 +49,49 @@ def test_an_image_query_compares_whole_images_until_something_is_selected(
 
 
 def test_each_phrase_is_outlined_in_every_image(page: Page, url: str, gateway: FakeGateway) -> None:
+    gateway.cut_off = 0.3
     page.goto(f"{url}/?q=red+circle,+blue+square")
     both = tile(page, "table.png")
     expect(both).to_have_accessible_name("red circle and blue square in table.png, score 0.34")
     expect(both.locator("svg path.line.hue-0")).to_have_count(1)
     expect(both.locator("svg path.line.hue-1")).to_have_count(1)
+    page.get_by_role("button", name=re.compile("weaker matches")).click()
     expect(tile(page, "wide.png").locator("svg path.line")).to_have_count(1)
+    page.get_by_role("button", name=re.compile("Filters")).click()
+    page.get_by_label("Only pictures with all of these").check()
+    expect(page.locator("#grid button.tile")).to_have_count(1)
+    expect(both).to_be_visible()
+
+
+def test_weaker_matches_wait_to_be_asked_for(page: Page, url: str, gateway: FakeGateway) -> None:
+    gateway.cut_off = 0.3
+    page.goto(f"{url}/?q=red+circle")
+    expect(page.locator("#grid button.tile")).to_have_count(1)
+    page.get_by_role("button", name="3 weaker matches · show").click()
+    expect(page.locator("#grid button.tile")).to_have_count(4)
+    expect(page.locator("#grid .weak")).to_have_count(3)
+    expect(page.locator("#grid button.tile").nth(1)).to_be_focused()
+    expect(page.locator("#weaker")).to_be_hidden()
+
+
+def test_there_may_be_no_confident_match(page: Page, url: str, gateway: FakeGateway) -> None:
+    gateway.cut_off = 0.3
+    page.goto(f"{url}/?q=submarine")
+    expect(page.locator("#empty h2")).to_have_text("No confident match for “submarine”")
+    expect(page.locator("#grid button.tile")).to_have_count(0)
+    page.get_by_role("button", name=re.compile("weaker matches")).click()
+    expect(page.locator("#grid button.tile")).to_have_count(4)
+    expect(page.locator("#empty")).to_be_hidden()
+
+
+def test_a_model_without_cut_offs_shows_all_and_says_so(page: Page, url: str, gateway: FakeGateway) -> None:
+    page.goto(f"{url}/?q=submarine")
+    expect(page.locator("#grid button.tile")).to_have_count(4)
+    expect(page.locator("#subtitle")).to_contain_text("ranked by similarity")
 
 
 def test_searching_inside_can_find_nothing(page: Page, url: str, gateway: FakeGateway) -> None:
+    gateway.cut_off = 0.3
     page.goto(f"{url}/?view={gateway.id_of('wide.png')}")
     expect(page.locator("#regions .region")).to_have_count(2)
     page.get_by_label("Search inside this picture").fill("red circle")

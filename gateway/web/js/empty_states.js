@@ -10,6 +10,12 @@ export const skeletons = () => [1.3, 0.8, 1.5, 1, 0.7, 1.4, 1.1, 0.9].map((ratio
   return element;
 });
 
+/** A search whose results are all weak; the button that shows them stands below. */
+export const noMatch = (title) => [
+  h("h2", {}, `No confident match for ${title.charAt(0).toLowerCase()}${title.slice(1)}`),
+  h("p", {}, "Nothing in this collection is similar enough. Try other words, or look at the weaker matches."),
+];
+
 /** A search that has found nothing. */
 export const nothing = (state) => [
   h("h2", {}, "Nothing found"),

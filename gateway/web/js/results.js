@@ -2,11 +2,10 @@
 
 import * as api from "./api.js";
 import { $, announce, count, h, icon, toast, saveJson, typing } from "./dom.js";
-import { nothing, skeletons, welcome } from "./empty_states.js";
+import { noMatch, nothing, skeletons, welcome } from "./empty_states.js";
 import { outline } from "./mask.js";
 import { draw, HUES, overlay } from "./overlay.js";
 import { base64, recall } from "./query_images.js";
-import { addOthers, mayShowSeveral } from "./several_phrases.js";
 import { exampleWords, isSearch, phrases, searchBody } from "./url.js";
 
 const MOST_EXPORTED = 1000; // results of one answer
@@ -24,6 +23,7 @@ export class Results {
     this.gone = new Set(); // ids of pictures that were deleted here: later pages of a search may still name them
     this.token = "";
     $("more").addEventListener("click", () => this.load());
+    $("weaker").addEventListener("click", () => this.showWeaker());
     $("grid").addEventListener("keydown", (event) => this.key(event));
     $("grid").addEventListener("focusin", (event) => this.rove(event.target.closest("li")));
     $("export").addEventListener("click", () => this.export());
@@ -37,12 +37,15 @@ export class Results {
     this.gone.clear();
     this.token = "";
     this.total = null;
+    this.weaker = []; // results below the model's cut-off, which wait to be asked for
+    this.showsWeaker = false;
+    this.judged = false;
     if ($("grid").contains(document.activeElement)) this.waitWithFocus();
     $("grid").replaceChildren();
     $("empty").hidden = true;
     $("notice").hidden = true;
     $("cut-off").hidden = true;
-    $("title").textContent = $("title").title = title(state);
+    this.title = $("title").textContent = $("title").title = title(state);
     $("subtitle").textContent = "";
     return this.load(true);
   }
@@ -59,7 +62,7 @@ export class Results {
   async load(first = false) {
     this.stop?.abort();
     const stop = (this.stop = new AbortController());
-    $("more").hidden = true;
+    $("more").hidden = $("weaker").hidden = true;
     $("main").setAttribute("aria-busy", "true");
     const waiting = setTimeout(() => first && this.wait(), 150);
     stop.signal.addEventListener("abort", () => clearTimeout(waiting));
@@ -70,10 +73,10 @@ export class Results {
       this.total = page.total;
       if (first) $("grid").replaceChildren();
       const from = this.tiles.length;
-      for (const item of page.items) if (!this.gone.has(item.image_id)) this.append(item);
+      for (const item of page.items) if (!this.gone.has(item.image_id)) this.place(item);
       if (first) $("cut-off").hidden = !page.truncated;
       this.token = page.token;
-      $("more").hidden = !this.token;
+      this.offerMore();
       this.describe();
       this.loaded();
       this.rove(this.tiles[from]?.element, first ? this.waits && document.activeElement === $("main") : document.activeElement === document.body); // where the button was
@@ -99,11 +102,8 @@ export class Results {
       const found = await api.images(state.collection, this.token, signal);
       return { items: found.images.map(asItem), token: found.next_page_token, total: found.total_count };
     }
-    const body = this.body();
-    const ask = (changes) => api.search(state.collection, { ...body, ...changes }, signal);
-    const found = await ask({ page_token: this.token });
-    if (!this.token) this.best = found.hits[0]?.score ?? 0;
-    if (mayShowSeveral(state)) await addOthers(found.hits, body, this.best, ask);
+    const found = await api.search(state.collection, { ...this.body(), page_token: this.token }, signal);
+    this.judged = typeof found.cut_off === "number";
     return { items: found.hits, token: found.next_page_token, truncated: found.truncated?.some(Boolean) };
   }
 
@@ -144,6 +144,29 @@ export class Results {
     if (!known.size) this.rove(this.tiles[0]?.element);
   }
 
+  /** Shows a result; those that are weak wait for a click, unless a lowest score was chosen. */
+  place(item) {
+    if (item.confident === false && !this.showsWeaker && this.state.min === null) this.weaker.push(item);
+    else this.append(item);
+  }
+
+  /** What can still be shown: after confident results the weaker ones, then those of further pages. */
+  offerMore() {
+    const { weaker, token } = this;
+    $("weaker").hidden = !weaker.length;
+    $("weaker").textContent = weaker.length ? `${weaker.length}${token ? "+" : ""} weaker ${weaker.length === 1 && !token ? "match" : "matches"} · show` : "";
+    $("more").hidden = !token || weaker.length > 0;
+  }
+
+  showWeaker() {
+    const from = this.tiles.length;
+    this.showsWeaker = true;
+    for (const item of this.weaker.splice(0)) this.append(item);
+    this.offerMore();
+    this.describe();
+    this.rove(this.tiles[from]?.element, true);
+  }
+
   append(item, { first = false } = {}) {
     const { image } = item;
     const spot = item.best_region ?? item;
@@ -160,7 +183,7 @@ export class Results {
     const button = h("button.tile", { type: "button", "aria-label": words, tabIndex: -1, click: () => this.open((this.opened = item).image_id) }, picture, isFind && lines);
     const caption = h("div.caption", {},
       h("span.name", { title: name, dir: "auto" }, ...(several ? things.map((one) => h("b", { className: `hue-${(one.text_index ?? 0) % HUES}` }, one.label ?? item.label)) : [name])),
-      item.score !== null ? h("span.score", { title: "Similarity of query and result (cosine)" }, item.score.toFixed(2)) : h("span.score", {}, count(image.region_count ?? 0, "thing")),
+      item.score !== null ? h("span.score", { title: "Similarity of query and result (cosine)" }, item.confident === false && h("span.weak", {}, "weak"), item.score.toFixed(2)) : h("span.score", {}, count(image.region_count ?? 0, "thing")),
     );
     const like = h("button.like", { type: "button", tabIndex: -1, title: "More like this", "aria-label": `More like this: ${name}`, click: () => this.ask(example(spot)) }, icon("similar"));
     const element = h("li", {}, button, like, caption);
@@ -174,16 +197,17 @@ export class Results {
   describe() {
     const { tiles, state } = this;
     const searching = isSearch(state);
-    const best = tiles[0]?.item.score;
+    const best = (tiles[0]?.item ?? this.weaker[0])?.score;
     const text = searching
-      ? [count(tiles.length, state.group ? "picture" : "result") + (this.token ? " so far" : ""), best !== undefined && `best score ${best.toFixed(2)}`].filter(Boolean).join(" · ")
+      ? [count(tiles.length, state.group ? "picture" : "result") + (this.token && !this.weaker.length ? " so far" : ""), best !== undefined && `best score ${best.toFixed(2)}`, !this.judged && "ranked by similarity"].filter(Boolean).join(" · ")
       : this.total ? count(this.total, "picture") : "";
     $("subtitle").textContent = tiles.length ? text : "";
     if (searching && best !== undefined) $("min").max = Math.max(0.1, Math.ceil(best * 100) / 100, state.min ?? 0);
     $("export").disabled = !searching || !tiles.length;
     $("empty").hidden = tiles.length > 0;
-    if (!tiles.length) $("empty").replaceChildren(...(searching ? nothing(state) : welcome()));
-    announce(tiles.length ? text : searching ? "Nothing found" : "No pictures yet");
+    const none = this.weaker.length ? noMatch(this.title) : nothing(state);
+    if (!tiles.length) $("empty").replaceChildren(...(searching ? none : welcome()));
+    announce(tiles.length ? text : searching ? none[0].textContent : "No pictures yet");
   }
 
   async fail(error) {
@@ -258,7 +282,7 @@ export class Results {
   async export() {
     $("export").disabled = true;
     try {
-      const document = await api.cocoOfSearch(this.state.collection, { ...this.body(), page_size: Math.min(this.tiles.length, MOST_EXPORTED) });
+      const document = await api.cocoOfSearch(this.state.collection, { ...this.body(), include: this.showsWeaker ? ["weak"] : [], page_size: Math.min(this.tiles.length, MOST_EXPORTED) });
       saveJson(document, "results.coco.json");
       toast(`${count(document.annotations.length, "result")} saved as COCO.`);
     } catch (error) {

@@ -3,7 +3,7 @@
 import { $, h, icon, typing } from "./dom.js";
 import { cutOut, recall } from "./query_images.js";
 import * as api from "./api.js";
-import { exampleWords, filterCount, HOME, isSearch, MINE, usualLevel } from "./url.js";
+import { exampleWords, filterCount, HOME, isSearch, MINE, phrases, usualLevel } from "./url.js";
 
 export class SearchBar {
   /** @param {{ask: Function, go: Function}} actions */
@@ -20,8 +20,8 @@ export class SearchBar {
     $("filters").addEventListener("submit", (event) => (event.preventDefault(), this.filter()));
     $("filters").addEventListener("reset", (event) => {
       event.preventDefault();
-      const { level, group, min, size, tags, not, unlike } = HOME;
-      go({ level, group, min, size, tags, not, unlike });
+      const { level, group, every, min, size, tags, not, unlike } = HOME;
+      go({ level, group, every, min, size, tags, not, unlike });
     });
     $("min").addEventListener("input", () => {
       const min = Number($("min").value);
@@ -56,6 +56,7 @@ export class SearchBar {
     this.go({
       level: form.level.value === usualLevel(this.state) ? "" : form.level.value,
       group: form.group.checked,
+      every: form.every.checked,
       min: Number(form.min.value) || null,
       size: form.size.value,
       tags: form.tags.value.trim(),
@@ -71,6 +72,8 @@ export class SearchBar {
     const form = $("filters").elements;
     form.level.value = state.level || usualLevel(state);
     form.group.checked = state.group;
+    form.every.checked = state.every;
+    $("every").hidden = phrases(state.text).length < 2 || !state.group;
     form.min.max = Math.max(form.min.max, state.min ?? 0); // a slider cuts what is above
     form.min.value = state.min ?? 0;
     $("min-value").textContent = state.min ? state.min.toFixed(2) : "any";

@@ -16,6 +16,7 @@ export const HOME = Object.freeze({
   box: null,       // {x_min, y_min, x_max, y_max}
   level: "",       // one of LEVELS, or "" for what fits the query
   group: true,
+  every: false,    // only pictures that show all phrases
   min: null,
   size: "",
   tags: "",
@@ -48,6 +49,7 @@ export function read(location = window.location) {
     box: readBox(text("box")),
     level: LEVELS.includes(text("level")) ? text("level") : HOME.level,
     group: given.get("group") !== "0",
+    every: given.get("every") === "1",
     min: given.has("min") && Number.isFinite(Number(text("min"))) ? Number(text("min")) : null,
     size: SIZES[text("size")] ? text("size") : "",
     tags: text("tags"),
@@ -71,6 +73,7 @@ export function write(state) {
   set("box", writeBox(state.box));
   set("level", state.level);
   set("group", state.group ? "" : "0");
+  set("every", state.every ? "1" : "");
   set("min", state.min === null ? "" : String(state.min));
   set("size", state.size);
   set("tags", state.tags);
@@ -128,7 +131,7 @@ export const usualLevel = (state) => ((state.picture || state.image) && !state.r
 
 /** What in a state narrows the hits, for the number on the button. */
 export const filterCount = (state) =>
-  [state.level && state.level !== usualLevel(state), !state.group, state.min !== null, state.size, state.tags, state.not, state.unlike.length].filter(Boolean).length;
+  [state.level && state.level !== usualLevel(state), !state.group, state.every && split(state.text).length > 1, state.min !== null, state.size, state.tags, state.not, state.unlike.length].filter(Boolean).length;
 
 /** The body of a search; `picture` is the base64 of the state's picture. */
 export function searchBody(state, picture) {
@@ -146,11 +149,12 @@ export function searchBody(state, picture) {
   return {
     query,
     negatives: [...split(state.not), ...state.unlike.map((region_id) => ({ region_id }))],
-    level: state.level || usualLevel(state),
+    level: state.level || null,
     group_by: state.group ? "image" : null,
+    all_phrases: state.every && state.group && texts.length > 1,
     filter,
     min_score: state.min,
     page_size: 24,
-    include: ["mask"],
+    include: ["mask", "weak", "others"],
   };
 }

@@ -170,10 +170,39 @@ def list_images(
     )
 
 
+def image(image_id: str, collection: str = defaults.COLLECTION) -> Operation[Image]:
+    """What is known of an image.
+
+    Raises:
+        RegionSearchError: NOT_FOUND when there is no such image.
+    """
+    path = path_of(collection, "images", image_id)
+    return Operation(
+        "image",
+        HttpCall(lambda: HttpRequest("GET", path), lambda response: Image.model_validate(response.json())),
+    )
+
+
+def thumbnail(image_id: str, collection: str = defaults.COLLECTION, *, width: int = 320) -> Operation[bytes]:
+    """The image as WebP, upright; its longer side is `width` pixels (16 to 2048), unless it is smaller."""
+    return _file("thumbnail", collection, image_id, "thumbnail", width=width)
+
+
+def crop(region_id: str, collection: str = defaults.COLLECTION) -> Operation[bytes]:
+    """A region cut out of its image as PNG, transparent outside of its mask."""
+    image_id = region_id.rpartition("-")[0]
+    return _file("crop", collection, image_id, "regions", region_id, "crop.png")
+
+
+def mask_png(region_id: str, collection: str = defaults.COLLECTION) -> Operation[bytes]:
+    """A region's mask as PNG, white on black, as large as its image."""
+    image_id = region_id.rpartition("-")[0]
+    return _file("mask_png", collection, image_id, "regions", region_id, "mask.png")
+
+
 def content(image_id: str, collection: str = defaults.COLLECTION) -> Operation[bytes]:
     """The file of an image, as it was sent."""
-    path = path_of(collection, "images", image_id, "content")
-    return Operation("content", HttpCall(lambda: HttpRequest("GET", path), lambda response: response.content))
+    return _file("content", collection, image_id, "content")
 
 
 def regions(
@@ -208,4 +237,12 @@ def delete_image(image_id: str, collection: str = defaults.COLLECTION) -> Operat
             lambda: pb.DeleteImageRequest(collection=collection, image_id=image_id),
             nothing,
         ),
+    )
+
+
+def _file(name: str, collection: str, *place: str, **params: Any) -> Operation[bytes]:
+    path = path_of(collection, "images", *place)
+    return Operation(
+        name,
+        HttpCall(lambda: HttpRequest("GET", path, params=params), lambda response: response.content),
     )

@@ -31,7 +31,7 @@ from regionsearch.client.operations.base import (
     path_of,
 )
 from regionsearch.schemas.requests import EmbeddingsBody, SearchBody, SegmentBody, WithinBody
-from regionsearch.schemas.requests.searches import Include, Level, Style
+from regionsearch.schemas.requests.searches import Include, Level, SearchInclude, Style
 from regionsearch.schemas.responses import SearchAnswer, SegmentAnswer, WithinAnswer
 from regionsearch.v1.region_search_pb2_grpc import RegionSearchServiceStub
 
@@ -57,7 +57,8 @@ def search(
     min_seq: int | None = None,
     exact: bool = False,
     effort: float | None = None,
-    include: Sequence[Include] = (),
+    all_phrases: bool = False,
+    include: Sequence[SearchInclude] = (),
 ) -> Operation[SearchAnswer]:
     """Finds regions and images; words, examples and pointing combine.
 
@@ -70,25 +71,27 @@ def search(
         points: (x, y) or (x, y, label), pixels; label 0 is background.
         box: x_min, y_min, x_max, y_max, pixels.
         negatives: What is not meant: phrases, or an `NegativeExample` each.
-        level: Regions, whole images, or both, which is the default.
+        level: Regions, whole images, or both. None: whole images if the query is a whole image, else regions.
         group_by: `image`: one hit an image, its best.
         filter: Conditions as in the HTTP API: image_ids, tags, min_area, conditions, ...
-        min_score: Lowest cosine.
-        relative_cutoff: Lowest part of the best score, 0 to 1.
+        min_score: Lowest cosine, in place of the model's cut-off.
+        relative_cutoff: Lowest part of the best score, 0 to 1, in place of the model's cut-off.
         min_relevancy: With negatives, lowest relevancy; 0.5 when absent.
         page_size: Most hits of a page, at most 1000; 20 when absent.
         page_token: From an earlier result.
         min_seq: See at least this write.
         exact: Look at every record, whatever index there is.
         effort: How far an approximate index looks, as a multiple of the usual.
-        include: `mask` adds the masks.
+        all_phrases: Grouped by image: only images in which every phrase is found, with their `others`.
+        include: `mask` adds the masks; `weak` hits below the model's cut-off, whose `confident` is False;
+            `others`, grouped by image with several phrases, the best regions of the other phrases.
     """
     phrases = _phrases(text)
 
     def body() -> SearchBody:
         query = given(image=read_optional(image), region_id=region_id, image_id=image_id, box=box_of(box))
         query |= {"texts": phrases, "points": points_of(points)}
-        options = {"page_token": page_token, "exact": exact, "include": include}
+        options = {"page_token": page_token, "exact": exact, "include": include, "all_phrases": all_phrases}
         options |= given(level=level, group_by=group_by, filter=filter, page_size=page_size, effort=effort)
         options |= given(min_score=min_score, relative_cutoff=relative_cutoff, min_relevancy=min_relevancy)
         options |= given(min_seq=min_seq)
@@ -128,7 +131,8 @@ def within(
         image_id: A stored image instead.
         collection: Of the stored image.
         negatives: What is not meant: phrases, or an `NegativeExample` each.
-        min_score: Lowest cosine that makes a hit; without thresholds the best region of each phrase is one.
+        min_score: Lowest cosine that makes a hit, in place of the model's cut-off; of a model that is not
+            calibrated the best region of each phrase is a hit.
         relative_cutoff: Lowest part of a phrase's best score that makes a hit, 0 to 1.
         min_relevancy: With negatives, lowest relevancy that makes a hit; 0.5 when absent.
         include: An empty list leaves the regions' masks out.
@@ -163,11 +167,13 @@ def render(
     collection: str = defaults.COLLECTION,
     style: Style = "outline",
     min_score: float | None = None,
+    relative_cutoff: float | None = None,
 ) -> Operation[bytes]:
     """The image as PNG with the hits of `within` outlined in it."""
 
     def body() -> WithinBody:
         values = given(image=read_optional(image), image_id=image_id, min_score=min_score, render=style)
+        values |= given(relative_cutoff=relative_cutoff)
         return WithinBody.read(values | {"collection": collection, "texts": _phrases(texts)})
 
     return Operation(
@@ -229,10 +235,26 @@ def embed(texts: Sequence[str] = (), *, images: Sequence[ImageInput] = ()) -> Op
 
 
 def export_hits(
-    text: str | Sequence[str], collection: str = defaults.COLLECTION, *, limit: int = 100
+    text: str | Sequence[str],
+    collection: str = defaults.COLLECTION,
+    *,
+    limit: int = 100,
+    min_score: float | None = None,
+    relative_cutoff: float | None = None,
+    include: Sequence[Literal["weak"]] = (),
 ) -> Operation[dict[str, Any]]:
-    """The hits of a search as a COCO document with masks; the phrases are its categories."""
-    body = SearchBody.read({"query": {"texts": _phrases(text)}, "level": "region", "page_size": limit})
+    """The hits of a search as a COCO document with masks; the phrases are its categories.
+
+    Args:
+        text: One phrase or several.
+        collection: Where to look.
+        limit: Most hits, at most 1000.
+        min_score: Lowest cosine, in place of the model's cut-off.
+        relative_cutoff: Lowest part of the best score, 0 to 1, in place of the model's cut-off.
+        include: `weak` adds hits below the model's cut-off.
+    """
+    values = {"query": {"texts": _phrases(text)}, "level": "region", "page_size": limit, "include": include}
+    body = SearchBody.read(values | given(min_score=min_score, relative_cutoff=relative_cutoff))
     path = path_of(collection, "search")
     return Operation(
         "export_hits",

@@ -37,6 +37,7 @@ _KINDS = ("text", "texts", "image", "region_id", "image_id")
 Level = Literal["region", "image", "both"]
 Style = Literal["outline", "boxes", "mask"]
 Include = Literal["mask"]
+SearchInclude = Literal["mask", "weak", "others"]
 Includes = Annotated[list[Include], Field(max_length=8, fail_fast=True)]
 Bound = Annotated[FiniteFloat, Field(ge=-1e300, le=1e300)]
 
@@ -198,9 +199,10 @@ class FilterBody(Body):
 
 
 _LEVELS = {
+    None: search_pb2.LEVEL_UNSPECIFIED,
     "region": search_pb2.LEVEL_REGION,
     "image": search_pb2.LEVEL_IMAGE,
-    "both": search_pb2.LEVEL_UNSPECIFIED,
+    "both": search_pb2.LEVEL_BOTH,
 }
 
 
@@ -209,10 +211,19 @@ class SearchBody(Body):
 
     query: QueryBody
     negatives: Negatives = Field([])
-    level: Level = "both"
+    level: Level | None = Field(
+        None,
+        description="What is compared with the query. When absent: whole images if the query is a whole "
+        "image with which nothing is pointed at, else regions.",
+    )
     group_by: Literal["image"] | None = Field(None, description="One hit an image, its best.")
+    all_phrases: bool = Field(
+        False, description="Grouped by image: only images in which every phrase is found; with their others."
+    )
     filter: FilterBody | None = None
-    min_score: Number | None = Field(None, description="Lowest cosine that is kept.")
+    min_score: Number | None = Field(
+        None, description="Lowest cosine that is kept, in place of the model's cut-off."
+    )
     relative_cutoff: Number | None = Field(None, ge=0, le=1, description="Part of the best score.")
     min_relevancy: Number | None = Field(
         None, description="With negatives; 0.5 when absent. Looked for among the 16,384 nearest records."
@@ -224,7 +235,12 @@ class SearchBody(Body):
     effort: Number | None = Field(
         None, gt=0, le=1000, description="How far an approximate index looks, as a multiple of the usual."
     )
-    include: Includes = Field([])
+    include: Annotated[list[SearchInclude], Field(max_length=8, fail_fast=True)] = Field(
+        [],
+        description="mask: the regions' masks. weak: also hits below the model's cut-off, which are left out "
+        "unless min_score or relative_cutoff says what to keep. others: grouped by image with several "
+        "phrases, the best region of each other phrase that is found in the image.",
+    )
 
     def to_proto(self, collection: str) -> region_search_pb2.RegionSearchServiceSearchRequest:
         """As the contract has it."""
@@ -245,6 +261,9 @@ class SearchBody(Body):
             exact=self.exact,
             effort=self.effort,
             include_masks="mask" in self.include,
+            include_weak="weak" in self.include,
+            include_others="others" in self.include,
+            all_phrases=self.all_phrases,
         )
 
 
@@ -256,7 +275,9 @@ class WithinBody(OneImage):
     text: Text | None = Field(None, description="One phrase.")
     texts: Texts = Field([], description="Several phrases; each region goes to its best one.")
     negatives: Negatives = Field([])
-    min_score: Number | None = Field(None, description="Lowest cosine that makes a hit.")
+    min_score: Number | None = Field(
+        None, description="Lowest cosine that makes a hit, in place of the model's cut-off."
+    )
     relative_cutoff: Number | None = Field(None, ge=0, le=1, description="Part of a phrase's best score.")
     min_relevancy: Number | None = None
     include: Includes = Field(["mask"], description="An empty list leaves the regions' masks out.")

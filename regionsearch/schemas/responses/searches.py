@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Literal, Protocol, overload
 
+from google.protobuf.message import Message
 from pydantic import Field
 
 from regionsearch.schemas.responses.regions import Region, region_fields
@@ -26,6 +27,10 @@ class Hit(Response):
 
     rank: int
     score: float = Field(description="Cosine of query and record, -1 to 1.")
+    confident: bool | None = Field(
+        None,
+        description="Whether the score of a region reaches the model's cut-off; null where there is none.",
+    )
     relevancy: float | None = None
     image_id: str
     region_id: str | None
@@ -37,6 +42,9 @@ class Hit(Response):
     label: str | None = Field(description="The phrase that it fits best.")
     text_index: int | None = Field(None, description="The place of that phrase, from 0.")
     best_region: Hit | None = Field(None, description="When the whole image is the hit: its best region.")
+    others: tuple[Hit, ...] = Field(
+        (), description="Grouped by image: the best regions of the other phrases, when asked for."
+    )
 
     @classmethod
     def from_proto(cls, hit: search_pb2.Hit, phrases: Sequence[str]) -> Hit:
@@ -46,6 +54,7 @@ class Hit(Response):
         return cls(
             rank=hit.rank,
             score=hit.score,
+            confident=hit.confident if hit.HasField("confident") else None,
             relevancy=hit.relevancy if hit.HasField("relevancy") else None,
             image_id=record.image_id,
             region_id=record.record_id if region else None,
@@ -57,6 +66,7 @@ class Hit(Response):
             label=phrases[hit.query_index] if phrases else None,
             text_index=hit.query_index if phrases else None,
             best_region=cls.from_proto(hit.best_region, phrases) if hit.HasField("best_region") else None,
+            others=tuple(cls.from_proto(other, phrases) for other in hit.others),
         )
 
 
@@ -83,6 +93,10 @@ class SearchPage(Protocol):
     def truncated(self) -> Sequence[bool]:
         """For each phrase, whether its end was cut off."""
 
+    @property
+    def cut_off(self) -> float | None:
+        """From which score on a region is confident; None where no hit is judged."""
+
 
 class SearchAnswer(Response):
     """A page of hits, best first; empty when there is nothing."""
@@ -94,6 +108,11 @@ class SearchAnswer(Response):
     truncated: tuple[bool, ...] = Field(
         description="On the first page, for each phrase: it was longer than the model reads."
     )
+    cut_off: float | None = Field(
+        None,
+        description="From which score on a region is confident. Null if the model is not calibrated, and if "
+        "the query is more than words: likeness to an example is a matter of degree. No hit is judged then.",
+    )
 
     @classmethod
     def from_proto(cls, answer: SearchPage, phrases: Sequence[str]) -> SearchAnswer:
@@ -104,6 +123,7 @@ class SearchAnswer(Response):
             model=Model.from_proto(answer.model),
             seq=answer.seq,
             truncated=tuple(answer.truncated),
+            cut_off=_cut_off(answer),
         )
 
     def __len__(self) -> int:
@@ -128,6 +148,10 @@ class ScoredRegion(Region):
     label: str
     text_index: int
     is_hit: bool
+    confident: bool | None = Field(
+        None,
+        description="Whether the score of a region reaches the model's cut-off; null where there is none.",
+    )
 
     @classmethod
     def from_scored(cls, scored: region_search_pb2.ScoredRegion, phrases: Sequence[str]) -> ScoredRegion:
@@ -139,6 +163,7 @@ class ScoredRegion(Region):
             label=phrases[scored.text_index],
             text_index=scored.text_index,
             is_hit=scored.is_hit,
+            confident=scored.confident if scored.HasField("confident") else None,
         )
 
 
@@ -153,6 +178,9 @@ class WithinAnswer(Response):
     truncated: tuple[bool, ...] = Field(
         (), description="For each phrase: it was longer than the model reads."
     )
+    cut_off: float | None = Field(
+        None, description="From which score on a region is confident; null if not calibrated."
+    )
 
     @classmethod
     def from_proto(
@@ -166,9 +194,16 @@ class WithinAnswer(Response):
             union_mask=Mask.from_proto(answer.union_mask),
             model=Model.from_proto(answer.model),
             truncated=tuple(answer.truncated),
+            cut_off=_cut_off(answer),
         )
 
     @property
     def hits(self) -> tuple[ScoredRegion, ...]:
         """The regions that passed the thresholds."""
         return tuple(region for region in self.regions if region.is_hit)
+
+
+def _cut_off(answer: SearchPage | region_search_pb2.SearchWithinResponse) -> float | None:
+    if isinstance(answer, Message):
+        return answer.cut_off if answer.HasField("cut_off") else None
+    return answer.cut_off

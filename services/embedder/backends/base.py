@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,6 +24,8 @@ class ModelFiles:
         weights: None for random weights.
         digest: SHA-256 of the weights, hexadecimal, by which collections know the model; that of an earlier
             file where its manifest says that only the form is new (``same_as``). Empty for random weights.
+        cut_offs: By crop policy, from which cosine of a text and a region the region shows what the text
+            says; empty for a model that was not calibrated.
     """
 
     family: str
@@ -32,6 +34,7 @@ class ModelFiles:
     preprocess: dict[str, Any]
     weights: Path | None
     digest: str = field(default="")
+    cut_offs: Mapping[str, float] = field(default_factory=dict)
 
 
 class Backend(Protocol):
