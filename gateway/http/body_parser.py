@@ -6,6 +6,7 @@ import asyncio
 from typing import Any, TypeVar
 
 from fastapi import Request
+from pydantic import BaseModel
 from starlette.datastructures import UploadFile
 
 from gateway.http.forms import MEDIA_TYPE as FORM
@@ -20,7 +21,7 @@ BodyT = TypeVar("BodyT", bound=Body)
 
 LISTS = ("texts", "negatives", "include")
 """Fields of a form that may be repeated."""
-NESTED = ("points", "box", "prompts", "everything", "attributes")
+NESTED = ("points", "box", "prompts", "everything", "attributes", "filter")
 """Fields of a form that are JSON."""
 _AT_ONCE = 16 << 10  # bytes of a body that are parsed in less time than another thread takes to wake up
 
@@ -28,8 +29,9 @@ _AT_ONCE = 16 << 10  # bytes of a body that are parsed in less time than another
 async def read_body(request: Request, model: type[BodyT], limits: LimitSettings) -> BodyT:
     """Reads a JSON body or a multipart form; names in the URL's query go before those in the body.
 
-    In a form, files are images, lists are repeated fields, and points, box and the like are JSON. What is not
-    an image is bounded before it is parsed, and parsed in another thread unless there is little of it.
+    In a form, files are images, lists are repeated fields, points, box and the like are JSON, and the fields
+    of a query stand next to the others. What is not an image is bounded before it is parsed, and parsed in
+    another thread unless there is little of it.
 
     Raises:
         RegionSearchError: INVALID_ARGUMENT that names the field, TOO_LARGE.
@@ -85,4 +87,13 @@ async def _read_form(request: Request, model: type[Body], limits: LimitSettings)
             values[name] = content
             if isinstance(value, UploadFile) and value.filename and f"{name}_name" in model.model_fields:
                 names[f"{name}_name"] = value.filename
+    if inner := query_of(model):
+        query = {name: values.pop(name) for name in inner.model_fields.keys() & values.keys()}
+        values["query"] = query
     return names | values
+
+
+def query_of(model: type[BaseModel]) -> type[BaseModel] | None:
+    """The model of a body's `query`, whose fields a form has without nesting; None for other bodies."""
+    inner = model.model_fields["query"].annotation if "query" in model.model_fields else None
+    return inner if isinstance(inner, type) and issubclass(inner, BaseModel) else None

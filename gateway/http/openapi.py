@@ -8,7 +8,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 
-from gateway.http.body_parser import NESTED
+from gateway.http.body_parser import NESTED, query_of
 from gateway.http.problems import MEDIA_TYPE, STATUS
 from regionsearch.errors import Kind
 from regionsearch.schemas.requests.values import MAX_TEXT, PHRASE
@@ -92,6 +92,11 @@ def _form_schema(model: type[BaseModel]) -> dict[str, Any]:
     """The same names; images are files, lists repeat their field, what is an object is JSON."""
     schema = model.model_json_schema(ref_template=_REFERENCE)
     properties: dict[str, Any] = {}
+    if inner := query_of(model):
+        del schema["properties"]["query"]
+        query = _form_schema(inner)
+        properties |= query.pop("properties")
+        schema |= query
     for name, member in schema["properties"].items():
         described = {"description": member["description"]} if "description" in member else {}
         values = [one for one in member.get("anyOf", [member]) if one.get("type") != "null"]

@@ -59,7 +59,7 @@ def router(gateway: Gateway) -> APIRouter:
         summary="Search a collection",
         response_model=SearchAnswer | CocoDocument,
         openapi_extra=body_of(
-            SearchBody, {"query": {"text": "red mug"}, "level": "region", "page_size": 10}, form=False
+            SearchBody, {"query": {"text": "red mug"}, "level": "region", "page_size": 10}, form=True
         ),
     )
     async def search(collection: str, request: Request, form: Form = "json") -> Response:

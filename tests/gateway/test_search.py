@@ -227,3 +227,21 @@ def test_exact_and_effort_reach_the_searcher_on_every_page(gateway: Running, fil
             )
         )
     assert from_rpc_error(caught.value).field == "effort"
+
+
+def test_a_form_has_the_fields_of_the_query_next_to_the_others(
+    gateway: Running, filled: dict[str, str]
+) -> None:
+    """As the other routes that take an image: `curl -F image=@mug.jpg -F page_size=3`."""
+    image = {"image": ("red.png", scene(RED))}
+    found = gateway.http.post(f"/v1/collections/{COLLECTION}/search", files=image, data={"page_size": "3"})
+    assert found.status_code == 200, found.text
+    assert {hit["level"] for hit in found.json()["hits"]} == {"image"}
+    data = {"texts": ["red", "lime"], "filter": f'{{"image_ids": ["{filled["green"]}"]}}', "level": "region"}
+    words = gateway.http.post(
+        f"/v1/collections/{COLLECTION}/search", data=data, files={"include": (None, "mask")}
+    )
+    assert {hit["image_id"] for hit in words.json()["hits"]} == {filled["green"]}
+    assert words.json()["hits"][0]["label"] == "lime"
+    nothing = gateway.http.post(f"/v1/collections/{COLLECTION}/search", files={"page_size": (None, "3")})
+    assert nothing.json()["errors"][0]["pointer"] == "/query"
