@@ -67,7 +67,7 @@ def test_python(code: str, stack: Stack) -> None:
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()
     if "http://" in code:
-        assert len(lines) == 3
+        assert 1 <= len(lines) <= 3  # those that are confident
     else:
         assert "scene-01.jpg done" in lines
         assert lines[-1] != "scene-01.jpg done"  # there are hits, too
