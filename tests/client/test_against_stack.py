@@ -28,7 +28,7 @@ def http(stack: Stack) -> Client:
 
 def test_both_transports_tell_the_same(http: Client, stack: Stack) -> None:
     scene = held_out_scenes(4)[0].path
-    options = {"page_size": 5, "include": ["mask"], "filter": {"tags": ["held-out"]}}
+    options = {"page_size": 5, "include": ["mask", "weak"], "filter": {"tags": ["held-out"]}, "level": "both"}
     with Client(f"grpc://{stack.grpc}") as over_grpc:
         over_grpc.wait_ready()
         assert list(over_grpc.images(COLLECTION)) == list(http.images(COLLECTION))
@@ -64,7 +64,7 @@ def test_known_files_are_not_sent_and_get_what_is_new(http: Client, stack: Stack
         (result,) = client.ingest([("another name", scene)], COLLECTION, tags=[scheme, "held-out"])
         assert (result.outcome, result.regions, result.known_as) == ("duplicate", len(known), scene.name)
         assert (result.added_tags, scheme in result.tags) == ((scheme,), True)
-        found = client.search("dog", COLLECTION, filter={"tags": [scheme]}, min_seq=result.seq)
+        found = client.search("dog", COLLECTION, filter={"tags": [scheme]}, min_seq=result.seq, min_score=-1)
         assert {hit.image_id for hit in found} == {result.image_id}
         (image,) = client.check_images([result.image_id, "0" * 64], COLLECTION)
         assert image.attributes == {"split": "test"}
@@ -79,11 +79,12 @@ def test_known_files_are_not_sent_and_get_what_is_new(http: Client, stack: Stack
 
 
 def test_both_exclude_what_is_not_meant(http: Client, stack: Stack) -> None:
-    plain = http.search("guitar", COLLECTION, level="region", page_size=50)
+    plain = http.search("guitar", COLLECTION, level="region", page_size=50, include=["weak"])
     unlike = {
         "negatives": ["dog", NegativeExample(region_id=plain[-1].region_id)],
         "level": "region",
         "page_size": 50,
+        "include": ["weak"],
     }
     expected = http.search("guitar", COLLECTION, **unlike)
     with Client(f"grpc://{stack.grpc}") as over_grpc:

@@ -62,7 +62,7 @@ def test_most_objects_are_found_by_their_names(http: httpx.Client, scenes: list[
                 level="region",
                 filter={"image_ids": [image_id]},
                 page_size=1,
-                include=["mask"],
+                include=["mask", "weak"],
             )
             height, width = hits[0]["mask"]["size"]
             asked += 1
@@ -159,7 +159,7 @@ def test_the_outline_is_drawn_around_the_thing(http: httpx.Client, scenes: list[
     response = http.post(
         "/v1/search-within",
         files={"image": (scene.path.name, scene.data)},
-        data={"text": thing.name, "render": "outline"},
+        data={"text": thing.name, "render": "outline", "relative_cutoff": "1"},
     )
     assert response.status_code == 200, response.text
     assert response.headers["content-type"] == "image/png"
