@@ -95,5 +95,6 @@ async def _read_form(request: Request, model: type[Body], limits: LimitSettings)
 
 def query_of(model: type[BaseModel]) -> type[BaseModel] | None:
     """The model of a body's `query`, whose fields a form has without nesting; None for other bodies."""
-    inner = model.model_fields["query"].annotation if "query" in model.model_fields else None
+    field = model.model_fields.get("query")
+    inner: object = None if field is None else field.annotation
     return inner if isinstance(inner, type) and issubclass(inner, BaseModel) else None
