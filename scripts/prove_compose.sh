@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Proves the containers: builds them, starts the compose stack, ingests and searches through the published port,
 # scales the embedder, kills a worker under load, restarts every container under load, and takes the stack down and
-# up again. Any failed request or lost picture ends it with an error. Needs docker, docker-compose (or compose v2),
+# up again. Any failed request or lost image ends it with an error. Needs docker, docker-compose (or compose v2),
 # haproxy, and `make test`'s environment for Locust.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -91,7 +91,7 @@ for scene in examples/scenes/*.jpg; do
     [[ $answer == *'"outcome":"created"'* ]] || { echo "$scene: $answer" >&2; exit 1; }
 done
 images=$(count)
-echo "$images pictures"
+echo "$images images"
 curl -fs "$url/v1/collections/default/search" -H 'content-type: application/json' \
     -d '{"query": {"text": "teapot"}, "level": "region", "page_size": 1}' | grep -q '"hits":\[{'
 
@@ -126,6 +126,6 @@ say "everything survives down and up"
 "${compose[@]}" down
 "${compose[@]}" up -d
 wait_ready
-[ "$(count)" = "$images" ] || { echo "$images pictures before, $(count) after" >&2; exit 1; }
+[ "$(count)" = "$images" ] || { echo "$images images before, $(count) after" >&2; exit 1; }
 
-say "all proven: $images pictures"
+say "all proven: $images images"

@@ -44,7 +44,7 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "deep").mkdir()
     (tmp_path / "b.PNG").write_bytes(png("red"))
     (tmp_path / "deep" / "a.jpg").write_bytes(png("blue"))
-    (tmp_path / "notes.txt").write_text("no picture")
+    (tmp_path / "notes.txt").write_text("not an image")
     return tmp_path
 
 

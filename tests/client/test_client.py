@@ -56,7 +56,7 @@ def test_search(use: Callable[..., Any], gateway: FakeGateway) -> None:
         negatives=["plate"],
         points=[(1, 2), (3, 4, 0)],
         box=(0, 0, 5, 6),
-        image=b"picture",
+        image=b"image",
         group_by="image",
         filter={"tags": ["t"], "region_ids": ["r1"], "min_area": 3, "conditions": [CONDITION]},
         min_score=0.25,
@@ -76,7 +76,7 @@ def test_search(use: Callable[..., Any], gateway: FakeGateway) -> None:
         method, path, body = asked
         assert (method, path) == ("POST", "/v1/collections/things/search")
         assert body["query"]["texts"] == ["mug", "cup"]
-        assert body["query"]["image"] == "cGljdHVyZQ=="
+        assert body["query"]["image"] == "aW1hZ2U="
         assert body["query"]["points"] == [{"x": 1, "y": 2}, {"x": 3, "y": 4, "label": 0}]
         assert body["query"]["box"] == {"x_min": 0, "y_min": 0, "x_max": 5, "y_max": 6}
         assert body["filter"] == {
@@ -87,7 +87,7 @@ def test_search(use: Callable[..., Any], gateway: FakeGateway) -> None:
     else:
         assert asked.collection == "things"
         assert list(asked.query.texts) == ["mug", "cup"]
-        assert asked.query.image.encoded == b"picture"
+        assert asked.query.image.encoded == b"image"
         assert [point.label for point in asked.query.points] == [1, 0]
         assert asked.query.box.y_max == 6
         assert list(asked.filter.region_ids) == ["r1"]
@@ -102,7 +102,7 @@ def test_search(use: Callable[..., Any], gateway: FakeGateway) -> None:
 
 
 def test_within(use: Callable[..., Any]) -> None:
-    found = use("within", "mug", image=b"picture")
+    found = use("within", "mug", image=b"image")
     (region,) = found.hits
     assert (found.width, found.height, region.label, region.area) == (3, 2, "mug", 3)
     assert found.union_mask.to_array().shape == (2, 3)
@@ -285,9 +285,9 @@ def test_invalid_urls(address: str) -> None:
 
 def test_what_only_http_offers(gateway: FakeGateway) -> None:
     with Client(gateway.http) as client:
-        assert client.render("mug", image=b"picture").startswith(b"\x89PNG")
+        assert client.render("mug", image=b"image").startswith(b"\x89PNG")
     with Client(gateway.grpc) as client, pytest.raises(RegionSearchError, match="HTTP only") as caught:
-        client.render("mug", image=b"picture")
+        client.render("mug", image=b"image")
     assert caught.value.kind is Kind.UNIMPLEMENTED
 
 
@@ -329,7 +329,7 @@ def test_a_garbled_answer_is_an_error_too(gateway: FakeGateway, monkeypatch: pyt
 def test_what_is_not_meant(use: Callable[..., Any], gateway: FakeGateway) -> None:
     examples = [
         NegativeExample(region_id="r1"),
-        NegativeExample(image=b"picture"),
+        NegativeExample(image=b"image"),
         NegativeExample(image_id="i1"),
     ]
     use("search", "mug", negatives=["plate", *examples])
@@ -337,13 +337,13 @@ def test_what_is_not_meant(use: Callable[..., Any], gateway: FakeGateway) -> Non
     for asked in gateway.requests:
         if isinstance(asked, tuple):
             assert asked[2]["negatives"] == [
-                {"text": "plate"}, {"region_id": "r1"}, {"image": "cGljdHVyZQ=="}, {"image_id": "i1"},
+                {"text": "plate"}, {"region_id": "r1"}, {"image": "aW1hZ2U="}, {"image_id": "i1"},
             ]  # fmt: skip
         else:
             kinds = [one.WhichOneof("kind") for one in asked.negatives]
             assert kinds == ["text", "region_id", "image", "image_id"]
             assert asked.negatives[0].text == "plate"
-            assert asked.negatives[2].image.encoded == b"picture"
+            assert asked.negatives[2].image.encoded == b"image"
 
 
 @pytest.mark.parametrize("given", [{}, {"region_id": "r", "image_id": "i"}])

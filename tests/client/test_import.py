@@ -153,7 +153,7 @@ def test_a_search_tells_which_phrases_were_cut_off(use: Callable[..., Any], gate
     gateway.truncated = [True, False]
     phrases: Sequence[str] = ["mug " * 200, "mug"]
     assert use("search", phrases).truncated == (True, False)
-    assert use("within", phrases, image=b"picture").truncated == (True, False)
+    assert use("within", phrases, image=b"image").truncated == (True, False)
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])

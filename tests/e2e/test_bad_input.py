@@ -106,7 +106,7 @@ def test_unusual_images_are_taken(http: httpx.Client, make: Callable[[], bytes])
 
 def test_one_bad_file_fails_alone(http: httpx.Client) -> None:
     good = saved(scene_image().resize((200, 150)), "PNG")
-    files = [("files", ("a.txt", b"no picture")), ("files", ("b.png", good))]
+    files = [("files", ("a.txt", b"not an image")), ("files", ("b.png", good))]
     results = http.post(f"/v1/collections/{COLLECTION}/images", files=files).json()["results"]
     assert [result["outcome"] for result in results] == ["failed", "created"]
 
@@ -215,7 +215,7 @@ def test_grpc_errors_are_typed(stack: Stack, http: httpx.Client) -> None:
         with pytest.raises(grpc.RpcError) as caught:
             stub.IngestImage(
                 region_search_pb2.IngestImageRequest(
-                    collection=COLLECTION, image=types_pb2.Image(encoded=b"no picture")
+                    collection=COLLECTION, image=types_pb2.Image(encoded=b"not an image")
                 ),
                 timeout=120,
             )

@@ -111,7 +111,7 @@ def test_a_failure_leaves_nothing_and_a_retry_heals(
 
 
 def test_one_bad_file_fails_alone_and_says_why(gateway: Running, collection: str) -> None:
-    results = add(gateway, collection, ("a.txt", b"no picture"), ("b.png", scene(RED)), ("c.png", b""))
+    results = add(gateway, collection, ("a.txt", b"not an image"), ("b.png", scene(RED)), ("c.png", b""))
     assert [result["outcome"] for result in results] == ["failed", "created", "failed"]
     assert results[0]["error"]["code"] == "UNSUPPORTED_IMAGE"
     assert results[2]["error"]["code"] == "INVALID_ARGUMENT"
@@ -370,7 +370,7 @@ class TestGrpc:
             )
             return region_search_pb2.IngestImagesRequest(key=key, request=request)
 
-        images = {f"{i}": scene(("red", (i, 0, i + 5, 5))) for i in range(30)} | {"bad": b"no picture"}
+        images = {f"{i}": scene(("red", (i, 0, i + 5, 5))) for i in range(30)} | {"bad": b"not an image"}
         answers = list(gateway.grpc.IngestImages(item(key, data) for key, data in images.items()))
         done = {
             answer.key: answer for answer in answers if answer.stage == region_search_pb2.INGEST_STAGE_DONE

@@ -141,18 +141,18 @@ def select_for_merge(state: State, horizon: int, least: int, limit: float) -> li
     and a row is merged about as often.
     """
 
-    def wasteful(segment: IndexSegment) -> bool:
+    def needs_rewrite(segment: IndexSegment) -> bool:
         used = segment.columns.used
         return segment.approximate and used - _live(segment, horizon) > limit * used
 
     def due(run: list[IndexSegment]) -> bool:
         exact = sum(segment.columns.used for segment in run if not segment.approximate)
-        return exact >= least or any(map(wasteful, run))
+        return exact >= least or any(map(needs_rewrite, run))
 
     run: list[IndexSegment] = []
     for segment in reversed([view.segment for view in state.views if view.segment.sealed]):
         held = sum(_live(one, horizon) for one in run)
-        if not segment.approximate or wasteful(segment) or _live(segment, horizon) <= _MERGE * held:
+        if not segment.approximate or needs_rewrite(segment) or _live(segment, horizon) <= _MERGE * held:
             run.insert(0, segment)
         elif due(run):
             break
