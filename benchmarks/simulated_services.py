@@ -75,7 +75,7 @@ class FixedSegmenter(segment_pb2_grpc.SegmentServiceServicer):
             image_width=WIDTH,
         )
 
-    async def IndexSegment(self, request: Any, context: Any) -> segment_pb2.SegmentResponse:  # noqa: N802
+    async def Segment(self, request: Any, context: Any) -> segment_pb2.SegmentResponse:  # noqa: N802
         """Waits its turn."""
         await asyncio.to_thread(decode_image, request.image.encoded)
         await self._device.run(1)
