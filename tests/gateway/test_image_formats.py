@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,9 +11,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from regionsearch.images import probe_image
 from tests.gateway.conftest import BLUE, RED, Running, add, scene
 from tests.gateway.fakes import Script
 from tests.gateway.images import opened, saved, stored
+
+HEIC = Path(__file__).parents[1] / "data" / "heic"
 
 
 def unusual() -> dict[str, bytes]:
@@ -27,17 +31,19 @@ def unusual() -> dict[str, bytes]:
         "bmp": saved(image, "BMP"),
         "tiff": saved(image, "TIFF"),
         "wide": scene(RED, size=(2000, 60)),
+        "avif": saved(image, "AVIF"),
+        "heic": (HEIC / "turned.heic").read_bytes(),
     }
 
 
 @pytest.mark.parametrize("kind", unusual().keys())
 def test_unusual_images_work_everywhere(gateway: Running, collection: str, kind: str) -> None:
     data = unusual()[kind]
-    with Image.open(io.BytesIO(data)) as image:
-        size = image.size
+    header = probe_image(data)
+    size = (header.width, header.height)
     url = stored(gateway, collection, data, kind)
     image = gateway.http.get(url).json()
-    assert (image["width"], image["height"]) == size
+    assert (image["width"], image["height"], image["content_type"]) == (*size, header.content_type)
     assert max(opened(gateway.http.get(f"{url}/thumbnail?width=100")).size) == min(100, max(size))
     for region in gateway.http.get(f"{url}/regions").json()["regions"][:2]:
         assert opened(gateway.http.get(f"{url}/regions/{region['region_id']}/crop.png")).mode == "RGBA"
