@@ -445,7 +445,7 @@ def test_models(gateway: FakeGateway, tmp_path: Path, monkeypatch: pytest.Monkey
 def test_doctor_tells_what_is_wrong(gateway: FakeGateway) -> None:
     well = run(gateway, "doctor")
     assert well.exit_code == 0, well.output
-    assert " ok " in well.output
+    assert "\tok" in well.output
     gateway.http = "http://127.0.0.1:9"
     ill = run(gateway, "doctor")
     assert ill.exit_code == 1
