@@ -27,6 +27,7 @@ for command in (
     searching.export,
     managing.reindex,
     managing.doctor,
+    managing.mcp,
 ):
     app.command()(command)
 # As they were called before there was `images`.

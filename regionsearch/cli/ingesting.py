@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from regionsearch.cli.files import find_images
 from regionsearch.cli.options import COLLECTION, URL, ApiKey, CollectionName, Url, connect
 from regionsearch.cli.output import console, errors, tell
 from regionsearch.errors import RegionSearchError
+from regionsearch.image_files import find_images
 
 if TYPE_CHECKING:
     from regionsearch.client import IngestResult

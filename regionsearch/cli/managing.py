@@ -1,4 +1,4 @@
-"""`regionsearch collections`, `reindex`, `doctor`, `evaluate`."""
+"""`regionsearch collections`, `reindex`, `doctor`, `evaluate`, `mcp`."""
 
 from __future__ import annotations
 
@@ -189,3 +189,15 @@ def evaluate(context: typer.Context) -> None:
         ) from error
 
     app(context.args, prog_name="regionsearch evaluate")
+
+
+def mcp(url: Url = URL, api_key: ApiKey = None) -> None:
+    """Serve the collections to an assistant, over the Model Context Protocol on standard input and output."""
+    try:
+        from regionsearch.mcp_server import make_server
+    except ModuleNotFoundError as error:
+        raise RegionSearchError(
+            Kind.FAILED_PRECONDITION, f"{error.name} is missing; get it: pip install 'regionsearch[mcp]'"
+        ) from error
+    with connect(url, api_key) as client:
+        make_server(client).run()

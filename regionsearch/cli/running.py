@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from regionsearch.cli.files import find_images
 from regionsearch.cli.ingesting import summarise
 from regionsearch.cli.options import COLLECTION, connect
 from regionsearch.cli.output import console, errors, tell
 from regionsearch.errors import Kind, RegionSearchError, invalid, not_found
+from regionsearch.image_files import find_images
 from regionsearch.models import (
     WEIGHTS,
     Profile,

@@ -142,7 +142,7 @@ def search(
                     style="dim",
                 )
         if hits and (save is not None or open_it):
-            from regionsearch.cli.drawing import outline
+            from regionsearch.client.drawing import outline
 
             best = hits[0]
             _show(outline(client.content(best.image_id, collection), best), save, open_it)

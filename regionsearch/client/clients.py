@@ -4,23 +4,34 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import io
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
+
+import PIL.Image
 
 from regionsearch import defaults
 from regionsearch.client.address import Address
 from regionsearch.client.grpc_transport import AsyncGrpcTransport, GrpcTransport
 from regionsearch.client.http_transport import AsyncHttpTransport, HttpTransport
-from regionsearch.client.image_inputs import ImageInput
+from regionsearch.client.image_inputs import ImageInput, several
 from regionsearch.client.importing import Import, OnLoop, OnResult
 from regionsearch.client.methods import Methods
 from regionsearch.client.operations import Operation
 from regionsearch.client.streaming import IngestStream
 from regionsearch.client.transports import AsyncTransport, Transport
 from regionsearch.errors import Kind, RegionSearchError
-from regionsearch.schemas.responses import Collection, Image, IngestProgress, IngestResult, Ready
+from regionsearch.schemas.responses import (
+    Collection,
+    Hit,
+    Image,
+    IngestProgress,
+    IngestResult,
+    Ready,
+    SearchAnswer,
+)
 
 T = TypeVar("T")
 
@@ -68,7 +79,7 @@ class Client(Methods):
 
     def ingest(
         self,
-        sources: Iterable[ImageInput],
+        sources: ImageInput | Iterable[ImageInput],
         collection: str = defaults.COLLECTION,
         *,
         tags: Sequence[str] = (),
@@ -77,7 +88,7 @@ class Client(Methods):
         resend: bool = False,
         on_result: OnResult = lambda result: None,
     ) -> list[IngestResult]:
-        """Adds images: paths, bytes, or (name, path or bytes) pairs. One result for each, in their order.
+        """Adds images: files, folders of them, bytes, pixels, or (name, image) pairs. One result for each.
 
         An image that is there already is a `duplicate`, and gets the tags and attributes too; files are asked
         about by their SHA-256, so that the bytes of known ones are not sent. One that cannot be added, for
@@ -85,7 +96,7 @@ class Client(Methods):
         they may come from a generator.
 
         Args:
-            sources: The images.
+            sources: The images, or one; a folder stands for the images in it, named by their paths below it.
             collection: Where to.
             tags: Put on each of them.
             attributes: Further facts, for each of them.
@@ -98,11 +109,11 @@ class Client(Methods):
                 permission, a server that stays away. What was stored by then stays.
         """
         wanted = Import(collection, tags, attributes, at_once, resend, on_result)
-        return wanted.run(self, sources)
+        return wanted.run(self, several(sources))
 
     def ingest_stream(
         self,
-        sources: Iterable[ImageInput],
+        sources: ImageInput | Iterable[ImageInput],
         collection: str = defaults.COLLECTION,
         *,
         tags: Sequence[str] = (),
@@ -123,7 +134,7 @@ class Client(Methods):
         wanted = Import(collection, tags, attributes, resend=resend)
         unknown = functools.partial(wanted.unknown, self)
         return self._transport.ingest(
-            IngestStream(sources, collection, tags=tags, attributes=attributes, unknown=unknown)
+            IngestStream(several(sources), collection, tags=tags, attributes=attributes, unknown=unknown)
         )
 
     def collections(self) -> tuple[Collection, ...]:
@@ -142,6 +153,20 @@ class Client(Methods):
             page = self.list_images(collection, page_size=PAGE_SIZE, page_token=token)
             yield from page.images
             token = page.next_page_token or None
+
+    def search_pages(self, *args: Any, **options: Any) -> Iterator[SearchAnswer]:
+        """The pages of a search, fetched as they are asked for; arguments as of `search`."""
+        page: SearchAnswer = self.search(*args, **options)
+        yield page
+        while page.next_page_token:
+            page = self.search(*args, **options | {"page_token": page.next_page_token})
+            yield page
+
+    def draw(self, hit: Hit, collection: str = defaults.COLLECTION) -> PIL.Image.Image:
+        """The image of a hit with the hit outlined; without its mask (`include=["mask"]`), its box."""
+        from regionsearch.client.drawing import outline
+
+        return PIL.Image.open(io.BytesIO(outline(self.content(hit.image_id, collection), hit)))
 
     def wait_ready(self, timeout_s: float = 120) -> None:
         """Returns once the gateway can do its work.
@@ -163,6 +188,8 @@ class Client(Methods):
 
 class AsyncClient(Methods):
     """`Client` for asyncio: the same arguments, methods that are awaited."""
+
+    awaits = True
 
     def _connect(self, address: Address) -> None:
         self._transport: AsyncTransport = (
@@ -187,7 +214,7 @@ class AsyncClient(Methods):
 
     async def ingest(
         self,
-        sources: Iterable[ImageInput],
+        sources: ImageInput | Iterable[ImageInput],
         collection: str = defaults.COLLECTION,
         *,
         tags: Sequence[str] = (),
@@ -198,11 +225,11 @@ class AsyncClient(Methods):
     ) -> list[IngestResult]:
         """Adds images; see `Client.ingest`."""
         wanted = Import(collection, tags, attributes, at_once, resend, on_result)
-        return await wanted.arun(self, sources)
+        return await wanted.arun(self, several(sources))
 
     def ingest_stream(
         self,
-        sources: Iterable[ImageInput],
+        sources: ImageInput | Iterable[ImageInput],
         collection: str = defaults.COLLECTION,
         *,
         tags: Sequence[str] = (),
@@ -213,7 +240,7 @@ class AsyncClient(Methods):
         wanted = Import(collection, tags, attributes, resend=resend)
         unknown = functools.partial(wanted.unknown, OnLoop(self, asyncio.get_running_loop()))
         return self._transport.ingest(
-            IngestStream(sources, collection, tags=tags, attributes=attributes, unknown=unknown)
+            IngestStream(several(sources), collection, tags=tags, attributes=attributes, unknown=unknown)
         )
 
     async def collections(self) -> tuple[Collection, ...]:
@@ -233,6 +260,14 @@ class AsyncClient(Methods):
             for image in page.images:
                 yield image
             token = page.next_page_token or None
+
+    async def search_pages(self, *args: Any, **options: Any) -> AsyncIterator[SearchAnswer]:
+        """The pages of a search, fetched as they are asked for; arguments as of `search`."""
+        page: SearchAnswer = await self.search(*args, **options)
+        yield page
+        while page.next_page_token:
+            page = await self.search(*args, **options | {"page_token": page.next_page_token})
+            yield page
 
     async def wait_ready(self, timeout_s: float = 120) -> None:
         """Returns once the gateway can do its work; see `Client.wait_ready`."""

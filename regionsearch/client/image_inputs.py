@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, TypeGuard
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
 
 from regionsearch.errors import invalid
+from regionsearch.image_files import find_images
+from regionsearch.schemas.responses import Box as FoundBox
 
-ImageInput = str | Path | bytes | tuple[str, bytes | str | Path]
-"""An image: a path or the bytes of a file; or a name with either."""
+Content = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | Image.Image | NDArray[np.uint8]
+"""An image: path, bytes or open file of one, or pixels: of Pillow, or an array (height, width, 3)."""
+ImageInput = Content | tuple[str, Content]
+"""An image, perhaps with its name."""
 Point = tuple[float, float] | tuple[float, float, int]
 """x, y and perhaps a label, pixels of the upright image; label 1 (the default): here, 0: not here."""
-Box = Sequence[float]
-"""x_min, y_min, x_max, y_max, pixels of the upright image; edges are half-open."""
+Box = Sequence[float] | Mapping[str, float] | FoundBox
+"""x_min, y_min, x_max, y_max, pixels of the upright image; half-open. An answer's box is one too."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +64,25 @@ Negative = str | NegativeExample
 _BOX = ("x_min", "y_min", "x_max", "y_max")
 
 
+def is_image(value: object) -> TypeGuard[Content]:
+    """Whether something is one image, rather than several."""
+    known = (str, os.PathLike, bytes, bytearray, memoryview, Image.Image, np.ndarray)
+    return isinstance(value, known) or hasattr(value, "read")
+
+
+def several(sources: ImageInput | Iterable[ImageInput]) -> Iterable[ImageInput]:
+    """The images, where a single one may stand for itself, and a single folder for the images in it.
+
+    Raises:
+        RegionSearchError: INVALID_ARGUMENT for a folder without images.
+    """
+    if not is_image(sources):
+        return sources  # type: ignore[return-value]  # a tuple is several images here, not one with its name
+    if isinstance(sources, str | os.PathLike) and os.path.isdir(sources):
+        return find_images([Path(sources)]).named()
+    return [sources]
+
+
 def name_of(source: ImageInput) -> str:
     """What an image is called; never raises.
 
@@ -63,31 +91,72 @@ def name_of(source: ImageInput) -> str:
     if isinstance(source, tuple):
         name = str(source[0])
     else:
-        name = os.path.basename(source) if isinstance(source, str | Path) else "image"
+        place = source if isinstance(source, str | os.PathLike) else getattr(source, "name", None)
+        named = isinstance(place, str | os.PathLike)
+        name = os.path.basename(str(place)) if named else "image"
     return "".join("\N{REPLACEMENT CHARACTER}" if "\ud800" <= one <= "\udfff" else one for one in name)
 
 
 def path_of(source: ImageInput) -> str | Path | None:
     """The file of an image that is not in memory yet."""
     place = source[1] if isinstance(source, tuple) else source
-    return None if isinstance(place, bytes) else place
+    if isinstance(place, os.PathLike):
+        return Path(place)
+    if isinstance(place, str) or not is_image(place):
+        return place  # type: ignore[return-value]  # what is no source is refused when it is opened
+    return None
 
 
 def read_image_input(source: ImageInput) -> bytes:
-    """The bytes of an image's file.
+    """The bytes of an image's file; pixels become a PNG, upright.
 
     Raises:
-        RegionSearchError: INVALID_ARGUMENT for a file that cannot be read, and for what is not a file.
+        RegionSearchError: INVALID_ARGUMENT for a file that cannot be read, and for what is not an image.
     """
     place = source[1] if isinstance(source, tuple) else source
-    if isinstance(place, bytes):
-        return place
-    with open_file(place) as file:
+    if isinstance(place, bytes | bytearray | memoryview):
+        return bytes(place)
+    if isinstance(place, np.ndarray):
+        place = _from_array(place)
+    if isinstance(place, Image.Image):
+        out = io.BytesIO()
+        upright = ImageOps.exif_transpose(place)
+        usual = upright.mode in ("L", "LA", "RGB", "RGBA", "1", "P", "I;16")
+        (upright if usual else upright.convert("RGB")).save(out, "PNG")
+        return out.getvalue()
+    if not isinstance(place, str | os.PathLike) and hasattr(place, "read"):
+        return _read_open(place)
+    with open_file(place) as file:  # type: ignore[arg-type]  # which refuses what is not a path
         return file.read()
 
 
+def _from_array(pixels: NDArray[Any]) -> Image.Image:
+    shapes = pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] in (3, 4))
+    if pixels.dtype != np.uint8 or not shapes or not pixels.size:
+        raise invalid(
+            "image",
+            f"an array of {pixels.dtype} of shape {pixels.shape} is not an image: expected uint8 of shape "
+            "(height, width, 3), (height, width, 4) or (height, width)",
+        )
+    return Image.fromarray(np.ascontiguousarray(pixels))
+
+
+def _read_open(file: Any) -> bytes:
+    """What is left of an open file, which stays where it is, if it can, so that it can be read again."""
+    try:
+        start = file.tell() if file.seekable() else None
+        data = file.read()
+        if start is not None:
+            file.seek(start)
+    except (OSError, ValueError, AttributeError) as error:
+        raise invalid("image", f"the open file cannot be read: {error}") from error
+    if not isinstance(data, bytes):
+        raise invalid("image", "the open file gives text: open it in binary mode, 'rb'")
+    return data
+
+
 @contextlib.contextmanager
-def open_file(path: str | Path) -> Iterator[BufferedReader]:
+def open_file(path: str | os.PathLike[str]) -> Iterator[BufferedReader]:
     """Opens a regular file without blocking, as a pipe without a writer would.
 
     Raises:
@@ -95,7 +164,9 @@ def open_file(path: str | Path) -> Iterator[BufferedReader]:
     """
     if not isinstance(path, str | os.PathLike):
         raise invalid(
-            "image", f"{path!r} is not a valid source: expected a path, bytes, or a name with either"
+            "image",
+            f"{path!r} is not a valid source: expected a path, bytes, an open file, a Pillow image, an "
+            "array, or a name with one of these",
         )
     try:
         with open(path, "rb", opener=_open_at_once) as file:
@@ -115,7 +186,7 @@ def _open_at_once(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # no such thing on Windows, and no such pipes
 
 
-def printable(path: str | Path) -> str:
+def printable(path: str | os.PathLike[str]) -> str:
     """A path for messages: what is not UTF-8 in it is escaped, so that showing and sending it never fails."""
     return str(path).encode("utf-8", "backslashreplace").decode()
 
@@ -143,6 +214,8 @@ def box_of(box: Box | None) -> dict[str, float] | None:
     """
     if box is None:
         return None
+    if isinstance(box, Mapping):
+        return dict(box)
     if len(box) != len(_BOX):
         raise invalid("box", f"box has {len(box)} numbers; give {', '.join(_BOX)}")
     return dict(zip(_BOX, box, strict=True))

@@ -15,7 +15,6 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import zip_longest
-from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from regionsearch.client import operations
@@ -217,8 +216,6 @@ def _batches(sources: Iterable[ImageInput]) -> Iterator[Sequence[ImageInput]]:
 
     Only what is there at once is grouped: a generator, which may have to wait for its next file, is not.
     """
-    if isinstance(sources, str | bytes | Path):
-        raise invalid("sources", "sources are several images: put a single one into a list")
     if isinstance(sources, Sequence):
         for start in range(0, len(sources), ASKED_AT_ONCE):
             yield sources[start : start + ASKED_AT_ONCE]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -40,11 +41,19 @@ class _Method(Generic[P, T]):
         def method(*args: P.args, **kwargs: P.kwargs) -> Any:
             return client.send(self._operation(*args, **kwargs))
 
+        # What `help` and notebooks show: what a call returns, not the operation.
+        signature = inspect.signature(self._operation)
+        result = str(signature.return_annotation).removeprefix("Operation[").removesuffix("]")
+        returned = result if not client.awaits else f"Coroutine[Any, Any, {result}]"
+        method.__signature__ = signature.replace(return_annotation=returned)  # type: ignore[attr-defined]
         return method
 
 
 class Methods(ABC):
     """The address of a gateway, and all that it can be asked."""
+
+    awaits = False
+    """Whether the methods return something to await."""
 
     search = _Method(operations.search)
     within = _Method(operations.within)

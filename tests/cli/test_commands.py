@@ -12,10 +12,10 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from regionsearch.cli import app, models
-from regionsearch.cli.drawing import COLOUR, outline
 from regionsearch.cli.searching import merged
 from regionsearch.client import Box, Client, Hit, HitImage, IngestResult, Mask
 from regionsearch.client.clients import OnResult
+from regionsearch.client.drawing import COLOUR, outline
 from regionsearch.errors import Kind, RegionSearchError
 from regionsearch.images import ImageLimits, Pixels
 from regionsearch.masks import encode_rle
@@ -276,7 +276,7 @@ def test_an_outline_has_no_limit_of_its_own(monkeypatch: pytest.MonkeyPatch) -> 
         seen.append(limits)
         return np.zeros((9, 9, 3), np.uint8)
 
-    monkeypatch.setattr("regionsearch.cli.drawing.decode_image", decode)
+    monkeypatch.setattr("regionsearch.client.drawing.decode_image", decode)
     hit = Hit(
         rank=1, score=1, image_id="a", region_id=None, label=None, level="image", area=81,
         box=Box(x_min=0, y_min=0, x_max=9, y_max=9),

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from regionsearch import AsyncClient, Client
-from regionsearch.cli.files import find_images
 from regionsearch.client import IngestResult
 from regionsearch.errors import Kind, RegionSearchError
+from regionsearch.image_files import find_images
 from tests.cli.test_commands import run
 from tests.client.conftest import gateway, url
 from tests.client.fakes import FakeGateway

@@ -37,6 +37,7 @@ class FakeGateway:
         failures: Errors to answer with, one for each coming request; None for the usual answer.
         lost: Keys of a stream's requests that never arrive the first time.
         confident: Of each hit of a search; None for one hit that is not judged.
+        pages: Of a search.
     """
 
     http: str = ""
@@ -49,6 +50,7 @@ class FakeGateway:
     truncated: list[bool] = field(default_factory=list)
     tags: dict[str, list[str]] = field(default_factory=dict)
     confident: list[bool] | None = None
+    pages: int = 1
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def add(self, data: bytes) -> tuple[str, str]:
@@ -185,7 +187,9 @@ class HttpHandler(BaseHTTPRequestHandler):
                     hit_json(texts[0] if texts else None) | {"rank": rank, "confident": confident}
                     for rank, confident in enumerate(self.gateway.confident or [None], start=1)
                 ]
-                return 200, {"hits": hits, "next_page_token": "", "seq": 7, "model": MODEL,
+                page = int(asked.get("page_token") or 0) + 1
+                token = str(page) if page < self.gateway.pages else ""
+                return 200, {"hits": hits, "next_page_token": token, "seq": 7, "model": MODEL,
                              "truncated": self.gateway.truncated}  # fmt: skip
             case "POST", "search-within" if asked.get("render"):
                 return 200, b"\x89PNG"

@@ -186,7 +186,9 @@ def test_a_stream_asks_about_files_too(gateway: FakeGateway, tmp_path: Path, asy
     assert stream(a) == [("a", "duplicate", ())]
 
 
-def test_a_single_image_that_is_not_in_a_list_is_a_mistake(use: Callable[..., Any]) -> None:
-    for single in ("cat.jpg", b"cat", Path("cat.jpg")):
-        with pytest.raises(RegionSearchError, match="put a single one into a list"):
-            use("ingest", single)
+def test_a_single_image_needs_no_list(use: Callable[..., Any], tmp_path: Path) -> None:
+    path = tmp_path / "cat.jpg"
+    path.write_bytes(b"cat")
+    for single in (str(path), b"cat", path):
+        (result,) = use("ingest", single)
+        assert result.outcome in ("created", "duplicate")

@@ -8,7 +8,8 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from gateway.coco import UNNAMED, export_hits
+from gateway.coco import export_hits
+from regionsearch.coco import UNNAMED
 from regionsearch.v1 import search_pb2
 from tests.gateway.conftest import BLUE, GREEN, RED, Running, add, scene
 

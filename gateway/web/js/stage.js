@@ -2,6 +2,7 @@
 
 import { $, svg } from "./dom.js";
 import { draw } from "./overlay.js";
+import { Zoom } from "./zoom.js";
 
 const DRAG_PX = 5; // less is a click
 const NOTHING = Object.freeze({ points: [], box: null });
@@ -21,6 +22,7 @@ export class Stage {
     this.on = on;
     this.element = $("stage");
     this.overlay = $("stage-overlay");
+    this.zoom = new Zoom(this.element, [$("stage-image"), this.overlay], () => this.render());
     this.reset(this.size);
     const { element } = this;
     element.addEventListener("pointermove", (event) => this.move(event));
@@ -28,6 +30,7 @@ export class Stage {
     element.addEventListener("pointerdown", (event) => this.down(event));
     element.addEventListener("pointerup", (event) => this.up(event));
     element.addEventListener("pointercancel", () => ((this.drag = null), this.render()));
+    element.addEventListener("auxclick", (event) => event.preventDefault());
     element.addEventListener("keydown", (event) => this.key(event));
     element.addEventListener("blur", () => ((this.cross = null), this.render()));
     new ResizeObserver(() => this.render()).observe(element); // what has one size on the screen
@@ -38,7 +41,7 @@ export class Stage {
   /** Begins with another picture, with nothing pointed at. */
   reset(size) {
     Object.assign(this, { size, ...NOTHING, past: [], undone: [], corner: null, cross: null, drag: null, hover: null, shapes: [] });
-    this.render();
+    this.zoom.reset();
   }
 
   /** Shows these outlines; see overlay.js. */
@@ -155,6 +158,7 @@ export class Stage {
 
   key(event) {
     if (event.ctrlKey || event.metaKey) return;
+    if (this.zoom.key(event)) return (event.preventDefault(), event.stopPropagation());
     const { width, height } = this.size;
     const step = Math.max(1, Math.min(width, height) * (event.shiftKey ? 0.1 : 0.02));
     const [dx, dy] = { ArrowLeft: [-step, 0], ArrowRight: [step, 0], ArrowUp: [0, -step], ArrowDown: [0, step] }[event.key] ?? [0, 0];

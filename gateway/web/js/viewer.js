@@ -39,6 +39,7 @@ export class Viewer {
     $("viewer-next").addEventListener("click", () => this.step(1));
     $("viewer-delete").addEventListener("click", () => this.delete());
     $("viewer-coco").addEventListener("click", () => this.image && saveFrom(api.cocoOfThings(this.picture.collection, this.picture.id), `${stem(this.image.name)}.coco.json`));
+    $("all-things").addEventListener("click", () => this.showAll(!this.showsAll));
     $("within").addEventListener("submit", (event) => (event.preventDefault(), this.searchWithin()));
   }
 
@@ -88,6 +89,7 @@ export class Viewer {
       if (stop.signal.aborted) return;
       Object.assign(this, found);
       this.stage.reset(this.image);
+      this.stage.show(this.shapes());
       this.message(null);
       this.introduce();
       this.refresh();
@@ -167,7 +169,7 @@ export class Viewer {
     this.segmenting?.abort();
     Object.assign(this, { selected: null, hits: null });
     this.unmark();
-    this.stage.show([]);
+    this.stage.show(this.shapes());
     if (this.listed === this.things) this.tell(); // and whoever is in the list stays there
     else this.refresh();
   }
@@ -260,10 +262,19 @@ export class Viewer {
     announce(`${thing.label ?? `Thing ${thing.number}`} selected`);
   }
 
+  /** Outlines every thing, as long as nothing is selected. */
+  showAll(all) {
+    this.showsAll = all;
+    $("all-things").setAttribute("aria-pressed", String(all));
+    if (all && this.selected) this.stage.clear(); // and with it the selection
+    else this.stage.show(this.shapes());
+  }
+
   /** What is outlined now. */
   shapes() {
     if (this.selected?.path) return [{ path: this.selected.path, kind: this.selected.pending ? "pending" : "" }];
-    return (this.hits ?? []).filter((hit) => hit.is_hit).map((hit) => ({ path: hit.path, hue: hit.text_index }));
+    if (this.hits) return this.hits.filter((hit) => hit.is_hit).map((hit) => ({ path: hit.path, hue: hit.text_index }));
+    return this.showsAll ? this.things.map((thing, hue) => ({ path: thing.path, hue })) : [];
   }
 
   moreLikeThis() {

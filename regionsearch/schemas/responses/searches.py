@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Literal, Protocol, overload
+from html import escape
+from typing import Any, Literal, Protocol, overload
 
 from google.protobuf.message import Message
 from pydantic import Field
@@ -69,6 +70,11 @@ class Hit(Response):
             others=tuple(cls.from_proto(other, phrases) for other in hit.others),
         )
 
+    def __repr__(self) -> str:
+        what = f"{self.label!r} " if self.label is not None else ""
+        where = self.region_id or self.image_id
+        return f"<Hit {self.rank}: {what}{self.score:.3f} in {self.image.name!r}, {where}>"
+
 
 class SearchPage(Protocol):
     """A page of hits as messages: the contract's own, or the gateway's, which spares a copy of every hit."""
@@ -125,6 +131,41 @@ class SearchAnswer(Response):
             truncated=tuple(answer.truncated),
             cut_off=_cut_off(answer),
         )
+
+    def to_dataframe(self) -> Any:
+        """See `regionsearch.exports.to_dataframe`."""
+        from regionsearch.exports import to_dataframe
+
+        return to_dataframe(self.hits)
+
+    def to_coco(self) -> dict[str, Any]:
+        """See `regionsearch.exports.to_coco`."""
+        from regionsearch.exports import to_coco
+
+        return to_coco(self.hits)
+
+    def to_supervision(self, image_id: str) -> Any:
+        """The hits in one image; see `regionsearch.exports.to_supervision`."""
+        from regionsearch.exports import to_supervision
+
+        return to_supervision([hit for hit in self.hits if hit.image_id == image_id])
+
+    def __repr__(self) -> str:
+        best = f", best {self.hits[0].score:.3f}" if self.hits else ""
+        return f"<{len(self.hits)} hits{best}{', more' if self.next_page_token else ''}>"
+
+    def _repr_html_(self) -> str:
+        """A table, for notebooks."""
+        head = ("", "score", "", "label", "image", "region")
+        rows = [
+            (str(hit.rank), f"{hit.score:.3f}", "" if hit.confident is not False else "weak",
+             hit.label or "", hit.image.name, hit.region_id or "")
+            for hit in self.hits
+        ]  # fmt: skip
+        lines = "".join(
+            f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in (head, *rows)
+        )
+        return f"<table>{lines}</table>"
 
     def __len__(self) -> int:
         return len(self.hits)

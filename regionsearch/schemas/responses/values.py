@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
@@ -29,12 +31,19 @@ class Box(Response):
         """Converts the contract's message."""
         return cls(x_min=box.x_min, y_min=box.y_min, x_max=box.x_max, y_max=box.y_max)
 
+    def __iter__(self) -> Iterator[float]:  # type: ignore[override]
+        """The four edges, so that a box is given back as it came: `search(box=hit.box)`."""
+        return iter((self.x_min, self.y_min, self.x_max, self.y_max))
+
+    def __len__(self) -> int:
+        return 4
+
 
 class Mask(Response):
     """COCO's compressed run-length code of a mask as large as its image."""
 
     size: tuple[int, int] = Field(description="Height and width.")
-    counts: str
+    counts: str = Field(repr=False)
 
     @classmethod
     def from_proto(cls, mask: types_pb2.Mask) -> Mask:

@@ -1,0 +1,118 @@
+"""Hits as other tools take them: pandas, COCO, supervision, YOLO; libraries are imported when needed."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from regionsearch.coco import UNNAMED, CocoWriter, unique_file_name
+from regionsearch.errors import Kind, RegionSearchError, invalid
+
+if TYPE_CHECKING:
+    from regionsearch.schemas.responses import Hit
+
+_COLUMNS = ("rank", "score", "confident", "label", "image_id", "region_id", "level", "area")
+
+
+def to_dataframe(hits: Iterable[Hit]) -> Any:
+    """A `pandas.DataFrame` with a row for each hit: scores, ids, names, and edges of boxes; no masks."""
+    rows = [
+        {name: getattr(hit, name) for name in _COLUMNS}
+        | {"name": hit.image.name, "width": hit.image.width, "height": hit.image.height}
+        | hit.box.model_dump()
+        for hit in hits
+    ]
+    edges = ("x_min", "y_min", "x_max", "y_max")
+    return _library("pandas").DataFrame(rows, columns=[*_COLUMNS, "name", "width", "height", *edges])
+
+
+def to_coco(hits: Sequence[Hit]) -> dict[str, Any]:
+    """A COCO document; masks where the hits have them (`include=["mask"]`), else boxes."""
+    labels = list(dict.fromkeys(hit.label for hit in hits if hit.label is not None))
+    document = CocoWriter(labels)
+    for hit in hits:
+        image = document.image(hit.image_id, hit.image.width, hit.image.height, hit.image.name)
+        document.add(
+            image,
+            (hit.box.x_min, hit.box.y_min, hit.box.x_max, hit.box.y_max),
+            hit.area,
+            (*hit.mask.size, hit.mask.counts) if hit.mask is not None else None,
+            phrase=labels.index(hit.label) if hit.label is not None else 0,
+            score=hit.score,
+            region_id=hit.region_id or "",
+        )
+    return document.values
+
+
+def to_supervision(hits: Sequence[Hit]) -> Any:
+    """The `supervision.Detections` of one image.
+
+    Raises:
+        RegionSearchError: INVALID_ARGUMENT for hits of several images, FAILED_PRECONDITION without the
+            library.
+    """
+    if len({hit.image_id for hit in hits}) > 1:
+        raise invalid("hits", "the hits are of several images, and Detections of one: choose by image_id")
+    detections = _library("supervision").Detections
+    if not hits:
+        return detections.empty()
+    labels = list(dict.fromkeys(hit.label for hit in hits))
+    masks = [hit.mask for hit in hits]
+    return detections(
+        xyxy=np.array([tuple(hit.box) for hit in hits], np.float32),
+        mask=np.stack([mask.to_array() for mask in masks if mask is not None]) if all(masks) else None,
+        confidence=np.array([hit.score for hit in hits], np.float32),
+        class_id=np.array([labels.index(hit.label) for hit in hits]),
+        data={"class_name": np.array([hit.label or UNNAMED for hit in hits])},
+    )
+
+
+def write_yolo(hits: Sequence[Hit], folder: Path | str) -> list[Path]:
+    """Writes a YOLO label file for each image, `labels/NAME.txt`, and `classes.txt`.
+
+    Args:
+        hits: What is labelled: class, middle, width and height as parts of the image.
+        folder: Where to; made if it is not there.
+
+    Returns:
+        The label files.
+    """
+    labels = list(dict.fromkeys(hit.label or UNNAMED for hit in hits))
+    taken: set[str] = set()
+    stems: dict[str, str] = {}
+    lines: dict[str, list[str]] = {}
+    for hit in hits:
+        if hit.image_id not in stems:
+            name = PurePosixPath(hit.image.name or hit.image_id).stem
+            stems[hit.image_id] = unique_file_name(name, hit.image_id, taken)
+        stem = stems[hit.image_id]
+        width, height, box = hit.image.width, hit.image.height, hit.box
+        numbers = (
+            (box.x_min + box.x_max) / 2 / width,
+            (box.y_min + box.y_max) / 2 / height,
+            (box.x_max - box.x_min) / width,
+            (box.y_max - box.y_min) / height,
+        )
+        line = " ".join([str(labels.index(hit.label or UNNAMED)), *(f"{number:.6f}" for number in numbers)])
+        lines.setdefault(stem, []).append(line)
+    target = Path(folder)
+    (target / "labels").mkdir(parents=True, exist_ok=True)
+    (target / "classes.txt").write_text("".join(f"{label}\n" for label in labels), encoding="utf-8")
+    written = []
+    for stem, content in lines.items():
+        written.append(target / "labels" / f"{stem}.txt")
+        written[-1].write_text("".join(f"{line}\n" for line in content))
+    return written
+
+
+def _library(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise RegionSearchError(
+            Kind.FAILED_PRECONDITION, f"{name} is not installed; get it with: pip install {name}"
+        ) from error
