@@ -15,6 +15,7 @@ from pydantic import Field
 from regionsearch import defaults
 from regionsearch.client import Client
 from regionsearch.errors import RegionSearchError, invalid
+from regionsearch.image_files import find_images
 from regionsearch.schemas.responses import Box, Hit, Region, ScoredRegion
 
 P = ParamSpec("P")
@@ -110,7 +111,7 @@ def make_server(client: Client) -> MCPServer:
         tags: Annotated[list[str], Field(description="Put on each image.")] = [],  # noqa: B006
     ) -> list[dict[str, Any]]:
         """Adds images to the collection; what is there already is a duplicate."""
-        results = client.ingest(paths, collection, tags=tags)
+        results = client.ingest(find_images(paths).named(), collection, tags=tags)
         return [result.model_dump(exclude_none=True) for result in results]
 
     @tool
