@@ -162,6 +162,16 @@ def test_srgb_profiles_and_broken_ones_change_nothing() -> None:
         assert (decode_image(data) == plain).all()
 
 
+@pytest.mark.parametrize("with_profile", [True, False])
+def test_lab_is_shown_as_it_is_meant(with_profile: bool) -> None:
+    lab = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB"))
+    to_lab = ImageCms.buildTransform(ImageCms.createProfile("sRGB"), lab, "RGB", "LAB")
+    image = ImageCms.applyTransform(Image.new("RGB", (8, 8), (200, 60, 30)), to_lab)
+    assert image is not None
+    data = save(image, "TIFF", **({"icc_profile": lab.tobytes()} if with_profile else {}))
+    assert np.abs(decode_image(data).astype(int) - (200, 60, 30)).max() <= 2
+
+
 def test_profiles_of_grey() -> None:
     for image, expected in (
         (Image.new("L", (4, 4), 128), 188),
