@@ -24,6 +24,7 @@ from regionsearch.images import Pixels
 from services.runtime.batcher import BatchSettings
 from services.segmenter.backends import load_backend
 from services.segmenter.backends.base import ModelIdentity, PromptBatch
+from services.segmenter.backends.mobile import build_mobile_sam
 from services.segmenter.backends.sam import SamBackend
 from services.segmenter.call_context import LazyImage
 from services.segmenter.engine import SegmentEngine
@@ -54,10 +55,10 @@ def pocket(**changes: object) -> tuple[SamBackend, EverythingOptions]:
     return backend, replace(EverythingOptions(), **(dict(files.everything) | changes))
 
 
-def vit(variant: str, points_per_side: int) -> tuple[SamBackend, EverythingOptions]:
+def untrained(variant: str, points_per_side: int) -> tuple[SamBackend, EverythingOptions]:
     """A published architecture with random weights, which take as long; half of the masks survive."""
     torch.manual_seed(0)
-    model = sam_model_registry[variant]()
+    model = build_mobile_sam() if variant == "mobile" else sam_model_registry[variant]()
     backend = SamBackend(model, ModelIdentity("sam", variant, "", "fp32", DEVICE))
     (embedding,) = backend.encode([backend.prepare(scene())])
     points = torch.rand(16, 1, 2) * 1024
@@ -262,7 +263,8 @@ def _best_iou(region: Region, others: list[np.ndarray]) -> float:
 def cases() -> list[Case]:
     """Everything that is measured about the segmenter."""
     goal = 3.0 if DEVICE == "cpu" else 5.0
-    vits = [("vit_b", 8)] if DEVICE == "cpu" else [("vit_b", 32), ("vit_l", 32), ("vit_h", 32)]
+    published = ["mobile", "vit_b"] if DEVICE == "cpu" else ["mobile", "vit_b", "vit_l", "vit_h"]
+    points = 8 if DEVICE == "cpu" else 32
     small = functools.partial(scene, 256, 256)
     profile = Profile(pocket, photograph)
     sizes = ((1, 1000, 1000), (12, 3000, 4000), (50, 6000, 8333))
@@ -281,14 +283,14 @@ def cases() -> list[Case]:
             Case(
                 f"segmenter: everything mode, {variant}, {points} x {points} points",
                 "s",
-                functools.partial(everything, functools.partial(vit, variant, points), scene),
+                functools.partial(everything, functools.partial(untrained, variant, points), scene),
                 target=None
                 if DEVICE == "cpu"
                 else goal,  # there the encoder, the same in both, is most of it
                 runs=2,
                 slow=True,
             )
-            for variant, points in vits
+            for variant in published
         ],
         *[
             Case(f"segmenter: stage {name}", "s", functools.partial(profile.stage, name), runs=3)
@@ -297,7 +299,7 @@ def cases() -> list[Case]:
         Case(
             "segmenter: second click, vit_b",
             "s",
-            functools.partial(second_click, functools.partial(vit, "vit_b", 1)),
+            functools.partial(second_click, functools.partial(untrained, "vit_b", 1)),
             target=10.0,
             runs=3,
             slow=True,

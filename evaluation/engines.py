@@ -62,7 +62,9 @@ class EngineSegmenter:
 
     def everything(self, pixels: Pixels) -> Proposals:
         """See `evaluation.system.Segmenter`."""
-        answer = _runner().run(self._engine.everything(_image(pixels), self._defaults.everything))
+        answer = _runner().run(
+            self._engine.everything(_image(pixels), self._defaults.everything, mode=self._defaults.mode)
+        )
         ranked = sorted(answer.regions, key=lambda region: region.rank, reverse=True)
         kept = select_regions(answer.regions, self._selection)
         return Proposals(_regions(ranked), _regions(kept))

@@ -298,13 +298,13 @@ class Ingester:
         priority: types_pb2.Priority.ValueType,
     ) -> segment_pb2.SegmentResponse:
         selection = self._settings.selection.to_proto()
+        selection.MergeFrom(request.everything.selection)
         selection.MergeFrom(request.selection)
         # Hundreds of prompts: whoever waits for them, a click on another image goes first.
         message = segment_pb2.SegmentRequest(
-            image=image,
-            everything=segment_pb2.EverythingOptions(selection=selection),
-            priority=types_pb2.PRIORITY_BULK,
+            image=image, everything=request.everything, priority=types_pb2.PRIORITY_BULK
         )
+        message.everything.selection.CopyFrom(selection)
         services = self._services
         # One of many waits where the services are busy; somebody who waits for one is told at once.
         retry_overload = priority == types_pb2.PRIORITY_BULK

@@ -128,7 +128,7 @@ class RunLengthMask:
     @classmethod
     def from_windows(cls, size: Size, windows: Iterable[tuple[BoolMask, int, int]]) -> RunLengthMask:
         """Runs of a mask given as windows (mask, top, left), from left to right, without overlap."""
-        starts, stops = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+        edges = [np.empty(0, np.int64)]
         for mask, top, left in windows:
             height, width = mask.shape
             # A row of zeros above and below separates the columns.
@@ -136,10 +136,13 @@ class RunLengthMask:
             columns[:, 1:-1] = mask.T
             changes = np.flatnonzero(np.diff(columns.reshape(-1)))
             column, row = np.divmod(changes, height + 2)
-            places = (left + column) * size[0] + top + row
-            starts.append(places[0::2])
-            stops.append(places[1::2])
-        return cls._joined(size, np.concatenate(starts), np.concatenate(stops))
+            edges.append((left + column) * size[0] + top + row)
+        return cls.from_edges(size, np.concatenate(edges))
+
+    @classmethod
+    def from_edges(cls, size: Size, edges: Runs) -> RunLengthMask:
+        """Runs given as first pixel and pixel after each, int64, ascending; they may touch."""
+        return cls._joined(size, edges[0::2], edges[1::2])
 
     @classmethod
     def _joined(cls, size: Size, starts: Runs, stops: Runs) -> RunLengthMask:

@@ -16,7 +16,7 @@ from segment_anything.modeling import Sam
 from torch import nn
 
 from services.segmenter.backends.pocket import build_pocket_sam
-from training import embedder, refiner, segmenter, sets
+from training import embedder, proposer, refiner, segmenter, sets
 from training.export import export_embedder, export_segmenter, load_weights
 from training.first_passes import FirstPassCache
 from training.icon_sets import missing_sets
@@ -34,6 +34,7 @@ class Model(enum.StrEnum):
     SEGMENTER = "segmenter"
     EMBEDDER = "embedder"
     REFINER = "refiner"
+    PROPOSER = "proposer"
     ALL = "all"
 
 
@@ -44,7 +45,8 @@ def pocket(
         Model,
         typer.Option(
             help="Which model; a refiner needs the other two in the output folder and is trained on from "
-            "the one there, and a segmenter that is trained anew has none."
+            "the one there, a proposer needs the segmenter there, and a segmenter that is trained anew has "
+            "neither."
         ),
     ] = Model.ALL,
     steps: Annotated[
@@ -53,7 +55,7 @@ def pocket(
             min=1,
             help="Of each model, those before a resume included.",
             show_default=f"{segmenter.STEPS} for the segmenter, {embedder.STEPS} for the embedder, "
-            f"{refiner.STEPS} for the refiner",
+            f"{refiner.STEPS} for the refiner, {proposer.STEPS} for the proposer",
         ),
     ] = None,
     batch: Annotated[
@@ -63,7 +65,7 @@ def pocket(
             help="Scenes of a step, close-ups for the refiner; fewer where memory is short, at the price of "
             "quality.",
             show_default=f"{segmenter.BATCH} for the segmenter, {embedder.BATCH} for the embedder, "
-            f"{refiner.BATCH} for the refiner",
+            f"{refiner.BATCH} for the refiner, {proposer.BATCH} for the proposer",
         ),
     ] = None,
     work: Annotated[
@@ -102,6 +104,7 @@ def pocket(
 
     if model in (Model.SEGMENTER, Model.ALL):
         begin, architecture = (None, segmenter.ARCHITECTURE) if init_from is None else _load_sam(init_from)
+        architecture = {name: value for name, value in architecture.items() if name != "proposer"}
         sam = segmenter.train_segmenter(run(segmenter), store, begin)
         if isinstance(refined := getattr(begin, "refiner", None), nn.Module):
             sam.refiner = refined
@@ -112,6 +115,8 @@ def pocket(
         export_embedder(clip, embedder.MODEL_CONFIG, output)
     if model in (Model.REFINER, Model.ALL):
         _refine(run(refiner), store, output)
+    if model in (Model.PROPOSER, Model.ALL):
+        _propose(run(proposer), store, output)
     if model is Model.ALL and held_out:
         _measure(work / f"held-out-{held_out}", output, held_out)
 
@@ -157,6 +162,14 @@ def _refine(run: Run, store: SceneStore, models: Path) -> None:
         model.warm_start_from(earlier)
     sam.refiner = refiner.train_refiner(run, passes, model)
     architecture |= {"refiner": refiner.ARCHITECTURE}
+    export_segmenter(sam, architecture, segmenter.EVERYTHING, models)
+
+
+def _propose(run: Run, store: SceneStore, models: Path) -> None:
+    """Trains a proposer for the segmenter of a folder and exports both."""
+    sam, architecture = _load_sam(models)
+    sam.proposer = proposer.train_proposer(run, store, sam)
+    architecture |= {"proposer": proposer.architecture(sam)}
     export_segmenter(sam, architecture, segmenter.EVERYTHING, models)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from segment_anything.modeling import Sam
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -37,6 +38,7 @@ STEPS = 15_000  # of a whole run
 BATCH = 8  # scenes of a step
 PEAK_RATE = 1e-3
 
+_ADDED = "refiner", "proposer"  # parts of a trained model that are trained by themselves, after the rest
 _PROMPTS = 2  # of a scene
 _BACKGROUND_CLICKS = 0.15  # of the single clicks
 _COARSE_SIDE, _COARSE_SHARE = SIDE, 0.3  # the first part of a run sees the scenes smaller, for speed
@@ -85,10 +87,7 @@ class SegmenterTrainingModel(nn.Module):
         prompts = self.sam.prompt_encoder
         prompts.input_image_size = (batch.side, batch.side)
         prompts.image_embedding_size = (batch.side // STRIDE, batch.side // STRIDE)
-        pixels = (batch.pixels - self.sam.pixel_mean) / self.sam.pixel_std
-        for i, (height, width) in enumerate(batch.sizes):
-            pixels[i, :, height:] = 0
-            pixels[i, :, :, width:] = 0
+        pixels = normalised(self.sam, batch)
         outlines: list[Tensor] = []
         hook = self.sam.image_encoder.outline.register_forward_hook(lambda *call: outlines.append(call[-1]))
         with hook, torch.autocast(pixels.device.type, torch.bfloat16):
@@ -118,7 +117,9 @@ def train_segmenter(run: Run, store: SceneStore, init: nn.Module | None = None) 
     classes = Vocabulary(artist.vocabulary).index
     model = SegmenterTrainingModel(ARCHITECTURE, len(classes))
     if init is not None:
-        weights = {name: value for name, value in init.state_dict().items() if "refiner" not in name}
+        weights = {
+            name: value for name, value in init.state_dict().items() if name.split(".")[0] not in _ADDED
+        }
         model.sam.load_state_dict(weights)
     model.to(run.device)
     coarse_steps = 0.0 if init is not None else _COARSE_SHARE * run.steps
@@ -127,7 +128,7 @@ def train_segmenter(run: Run, store: SceneStore, init: nn.Module | None = None) 
         rng = np.random.default_rng((run.seed, step))
         scenes = [fit(store[int(i)]) for i in rng.integers(len(store), size=run.batch_size)]
         side = _COARSE_SIDE if step < coarse_steps else ARCHITECTURE["img_size"]
-        batch = collate([_augment(rng, scene.image, scene.labels) for scene in scenes], side, run.device)
+        batch = collate([augment(rng, scene.image, scene.labels) for scene in scenes], side, run.device)
         names = np.full((len(scenes), 256), UNNAMED)
         for row, scene in zip(names, scenes, strict=True):
             row[[thing.label for thing in scene.things]] = [
@@ -300,7 +301,16 @@ def mask_iou(a: Tensor, b: Tensor) -> Tensor:
     return (a & b).sum((-2, -1)) / union.clamp(min=1)
 
 
-def _augment(
+def normalised(sam: Sam, batch: Batch) -> Tensor:
+    """The pixels as the image encoder takes them: padding is zero."""
+    pixels: Tensor = (batch.pixels - sam.pixel_mean) / sam.pixel_std
+    for i, (height, width) in enumerate(batch.sizes):
+        pixels[i, :, height:] = 0
+        pixels[i, :, :, width:] = 0
+    return pixels
+
+
+def augment(
     rng: np.random.Generator, image: npt.NDArray[np.uint8], labels: npt.NDArray[np.uint8]
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
     """Mirrors, transposes and recolours."""

@@ -105,7 +105,7 @@ async def _read(form: FormData) -> tuple[list[UploadFile], IngestBody]:
     """The files of a form, and what it says about all of them."""
     files: list[UploadFile] = []
     tags: list[str] = []
-    attributes = ""
+    objects = dict.fromkeys(("attributes", "everything"), "")
     for name, value in form.multi_items():
         if (name == "files") is not isinstance(value, UploadFile):
             what = "a file, with a filename" if name == "files" else "not a file"
@@ -114,15 +114,20 @@ async def _read(form: FormData) -> tuple[list[UploadFile], IngestBody]:
             files.append(value)
         elif name == "tags":
             tags.append(value)
-        elif name == "attributes" and not attributes:
-            attributes = value
+        elif objects.get(name) == "":
+            objects[name] = value
         else:
-            reason = "comes more than once" if name == "attributes" else "is not a field of this form"
-            raise invalid(name[:100], f"{name[:100]} {reason}; there are files, tags and attributes")
+            reason = "comes more than once" if name in objects else "is not a field of this form"
+            known = "there are files, tags, attributes and everything"
+            raise invalid(name[:100], f"{name[:100]} {reason}; {known}")
     if not files:
         raise invalid("files", "the request has no images; send multipart files named files")
-    said = await asyncio.to_thread(parse_json, attributes.encode(), "attributes") if attributes else {}
-    return files, IngestBody.read({"tags": tags, "attributes": said})
+    said = {
+        name: await asyncio.to_thread(parse_json, text.encode(), name)
+        for name, text in objects.items()
+        if text
+    }
+    return files, IngestBody.read({"tags": tags} | said)
 
 
 def _failed(name: str, error: RegionSearchError) -> IngestResult:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -17,10 +18,17 @@ from regionsearch.errors import RegionSearchError
 from regionsearch.image_files import find_images
 
 if TYPE_CHECKING:
-    from regionsearch.client import IngestResult
+    from regionsearch.client import EverythingOptions, IngestResult
 
 RETRIES = 12  # for more than a minute: a service that has died is back by then
 INTERRUPTED = 130  # what shells give a program that Ctrl-C has ended
+
+
+class SearchMode(enum.StrEnum):
+    """Where everything mode looks."""
+
+    GRID = "grid"
+    PROPOSALS = "proposals"
 
 
 def ingest(
@@ -43,6 +51,24 @@ def ingest(
         bool,
         typer.Option("--json", help="Print the outcome of each image as a line of JSON."),
     ] = False,
+    mode: Annotated[
+        SearchMode | None,
+        typer.Option(help="Where to look for regions. Default: the model's own."),
+    ] = None,
+    points_per_side: Annotated[
+        int | None,
+        typer.Option(min=1, max=128, help="Of the grid of points; the time grows with their square."),
+    ] = None,
+    crop_layers: Annotated[
+        int | None,
+        typer.Option(min=0, max=4, help="Look at enlarged parts too, for small things in large images."),
+    ] = None,
+    min_area: Annotated[
+        int | None, typer.Option(min=0, help="Remove holes and islands below this many pixels.")
+    ] = None,
+    max_regions: Annotated[
+        int | None, typer.Option(min=1, max=1000, help="Keep at most this many regions of an image.")
+    ] = None,
     jobs: Annotated[int, typer.Option(min=1, max=64, help="Images sent at a time.")] = 4,
     url: Url = URL,
     api_key: ApiKey = None,
@@ -54,6 +80,13 @@ def ingest(
 
     The exit code is 0 if all images are stored, 1 if one failed or the import stopped, 130 after Ctrl-C.
     """
+    everything = read_everything(
+        mode=mode,
+        points_per_side=points_per_side,
+        crop_n_layers=crop_layers,
+        min_mask_region_area=min_area,
+        max_regions=max_regions,
+    )
     selection = find_images(paths)
     sources = selection.named()
     done: list[IngestResult] = []
@@ -70,7 +103,13 @@ def ingest(
                 progress.advance(task)
 
             results = client.ingest(
-                sources, collection, tags=tag or (), at_once=jobs, resend=resend, on_result=note
+                sources,
+                collection,
+                tags=tag or (),
+                everything=everything,
+                at_once=jobs,
+                resend=resend,
+                on_result=note,
             )
     except (KeyboardInterrupt, RegionSearchError) as error:
         tell(f"stopped after {len(done)} of {len(sources)}: {counts_of(done)}")
@@ -91,6 +130,19 @@ def ingest(
         tell(f"failed: {path}: {reason}", style="red")
     failed = any(result.outcome == "failed" for result in results)
     raise typer.Exit(int(failed or bool(selection.unreadable)))
+
+
+def read_everything(**given: str | int | None) -> EverythingOptions | None:
+    """Options of everything mode, None where none is given.
+
+    Raises:
+        RegionSearchError: INVALID_ARGUMENT for options that do not go together.
+    """
+    if all(value is None for value in given.values()):
+        return None
+    from regionsearch.client import EverythingOptions
+
+    return EverythingOptions.read({name: value for name, value in given.items() if value is not None})
 
 
 def counts_of(results: Sequence[IngestResult]) -> str:

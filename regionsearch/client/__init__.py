@@ -8,6 +8,7 @@ with Client("http://localhost:8000") as client:
 
 from regionsearch.client.clients import AsyncClient, Client
 from regionsearch.client.image_inputs import NegativeExample
+from regionsearch.schemas.requests import EverythingBody as EverythingOptions
 from regionsearch.schemas.responses import (
     BinaryCodes,
     Box,
@@ -39,6 +40,7 @@ __all__ = [
     "Client",
     "Collection",
     "CollectionPage",
+    "EverythingOptions",
     "Hit",
     "HitImage",
     "Image",

@@ -23,6 +23,7 @@ from regionsearch.client.operations import Operation
 from regionsearch.client.streaming import IngestStream
 from regionsearch.client.transports import AsyncTransport, Transport
 from regionsearch.errors import Kind, RegionSearchError
+from regionsearch.schemas.requests import EverythingBody
 from regionsearch.schemas.responses import (
     Collection,
     Hit,
@@ -84,6 +85,7 @@ class Client(Methods):
         *,
         tags: Sequence[str] = (),
         attributes: Mapping[str, str] | None = None,
+        everything: EverythingBody | None = None,
         at_once: int = 4,
         resend: bool = False,
         on_result: OnResult = lambda result: None,
@@ -100,6 +102,7 @@ class Client(Methods):
             collection: Where to.
             tags: Put on each of them.
             attributes: Further facts, for each of them.
+            everything: How regions are looked for in each of them; None: as it suits the model.
             at_once: Images on their way at the same time.
             resend: Send the bytes of known files too: where the stored file is damaged, it is replaced.
             on_result: Called when an image is done, one at a time.
@@ -108,7 +111,7 @@ class Client(Methods):
             RegionSearchError: For what is wrong with more than one image: no such collection, no
                 permission, a server that stays away. What was stored by then stays.
         """
-        wanted = Import(collection, tags, attributes, at_once, resend, on_result)
+        wanted = Import(collection, tags, attributes, everything, at_once, resend, on_result)
         return wanted.run(self, several(sources))
 
     def ingest_stream(
@@ -118,6 +121,7 @@ class Client(Methods):
         *,
         tags: Sequence[str] = (),
         attributes: Mapping[str, str] | None = None,
+        everything: EverythingBody | None = None,
         resend: bool = False,
     ) -> Iterator[IngestProgress]:
         """Adds images like `ingest`, over one gRPC stream that tells of each stage of each image.
@@ -131,10 +135,17 @@ class Client(Methods):
             RegionSearchError: When the stream fails and another one is not worth it, or all `retries` in a
                 row have failed; UNIMPLEMENTED over HTTP.
         """
-        wanted = Import(collection, tags, attributes, resend=resend)
+        wanted = Import(collection, tags, attributes, everything, resend=resend)
         unknown = functools.partial(wanted.unknown, self)
         return self._transport.ingest(
-            IngestStream(several(sources), collection, tags=tags, attributes=attributes, unknown=unknown)
+            IngestStream(
+                several(sources),
+                collection,
+                tags=tags,
+                attributes=attributes,
+                everything=everything,
+                unknown=unknown,
+            )
         )
 
     def collections(self) -> tuple[Collection, ...]:
@@ -219,12 +230,13 @@ class AsyncClient(Methods):
         *,
         tags: Sequence[str] = (),
         attributes: Mapping[str, str] | None = None,
+        everything: EverythingBody | None = None,
         at_once: int = 4,
         resend: bool = False,
         on_result: OnResult = lambda result: None,
     ) -> list[IngestResult]:
         """Adds images; see `Client.ingest`."""
-        wanted = Import(collection, tags, attributes, at_once, resend, on_result)
+        wanted = Import(collection, tags, attributes, everything, at_once, resend, on_result)
         return await wanted.arun(self, several(sources))
 
     def ingest_stream(
@@ -234,13 +246,21 @@ class AsyncClient(Methods):
         *,
         tags: Sequence[str] = (),
         attributes: Mapping[str, str] | None = None,
+        everything: EverythingBody | None = None,
         resend: bool = False,
     ) -> AsyncIterator[IngestProgress]:
         """Adds images over one gRPC stream; see `Client.ingest_stream`. Call it on the event loop."""
-        wanted = Import(collection, tags, attributes, resend=resend)
+        wanted = Import(collection, tags, attributes, everything, resend=resend)
         unknown = functools.partial(wanted.unknown, OnLoop(self, asyncio.get_running_loop()))
         return self._transport.ingest(
-            IngestStream(several(sources), collection, tags=tags, attributes=attributes, unknown=unknown)
+            IngestStream(
+                several(sources),
+                collection,
+                tags=tags,
+                attributes=attributes,
+                everything=everything,
+                unknown=unknown,
+            )
         )
 
     async def collections(self) -> tuple[Collection, ...]:

@@ -23,6 +23,7 @@ from regionsearch.client.operations import Operation
 from regionsearch.client.streaming import failed
 from regionsearch.errors import Kind, RegionSearchError, invalid
 from regionsearch.rpc import gather_or_cancel
+from regionsearch.schemas.requests import EverythingBody
 from regionsearch.schemas.responses import Image, IngestResult, UpdatedImage
 
 T = TypeVar("T")
@@ -71,6 +72,7 @@ class Import:
     collection: str
     tags: Sequence[str] = ()
     attributes: Mapping[str, str] | None = None
+    everything: EverythingBody | None = None
     at_once: int = 4
     resend: bool = False
     on_result: OnResult = lambda result: None
@@ -193,7 +195,13 @@ class Import:
                 yield source
 
     def _sending(self, source: ImageInput) -> Operation[IngestResult]:
-        return operations.ingest_one(source, self.collection, tags=self.tags, attributes=self.attributes)
+        return operations.ingest_one(
+            source,
+            self.collection,
+            tags=self.tags,
+            attributes=self.attributes,
+            everything=self.everything,
+        )
 
     def _question(self, ids: Sequence[str | None]) -> Operation[tuple[Image, ...]] | None:
         asked = [identity for identity in ids if identity]

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from regionsearch import defaults
 from regionsearch.client.image_inputs import ImageInput, name_of, read_image_input
 from regionsearch.errors import Kind, RegionSearchError
-from regionsearch.schemas.requests import IngestBody
+from regionsearch.schemas.requests import EverythingBody, IngestBody
 from regionsearch.schemas.responses import IngestError, IngestProgress, IngestResult
 from regionsearch.v1 import region_search_pb2 as pb
 from regionsearch.v1 import types_pb2
@@ -54,6 +54,7 @@ class IngestStream:
         collection: Where to.
         tags: Put on each of them.
         attributes: Further facts, for each of them.
+        everything: How regions are looked for in each of them.
         unknown: Picks the sources that have to be sent, and tells the results of the others.
     """
 
@@ -64,11 +65,13 @@ class IngestStream:
         *,
         tags: Sequence[str] = (),
         attributes: Mapping[str, str] | None = None,
+        everything: EverythingBody | None = None,
         unknown: Callable[[Iterable[ImageInput], Callable[[IngestResult], object]], Iterator[ImageInput]]
         | None = None,
     ) -> None:
         self._sources = iter(sources) if unknown is None else unknown(sources, self._tell)
-        self._about = IngestBody.read({"tags": tags, "attributes": attributes or {}}).to_proto(collection)
+        about = {"tags": tags, "attributes": attributes or {}, "everything": everything}
+        self._about = IngestBody.read(about).to_proto(collection)
         self._names: list[str] = []
         self._unread: deque[IngestProgress] = deque()
         # Requests without a result, each with the number of the call that it was last sent with. One call may

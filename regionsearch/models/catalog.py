@@ -8,6 +8,7 @@ from regionsearch.errors import invalid
 
 SEGMENT_ANYTHING = "https://dl.fbaipublicfiles.com/segment_anything"
 SEGMENT_ANYTHING_2 = "https://dl.fbaipublicfiles.com/segment_anything_2/092824"
+MOBILE_SAM = "https://github.com/ChaoningZhang/MobileSAM/raw/f706ad9c4eb7f219c00d9050e46328518ffb65d2"
 HUB = "https://huggingface.co"
 WORKING_BYTES = 1 << 30
 
@@ -107,6 +108,14 @@ WEIGHTS = {
             "sam_vit_h_4b8939.pth",
             2_564_550_879,
             "a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e",
+        ),
+        Weights(
+            "mobile_sam",
+            "mobile_sam.pt",
+            f"{MOBILE_SAM}/weights/mobile_sam.pt",
+            "6dbb90523a35330fedd7f1d3dfc66f995213d81b29a5ca8108dbcdd4e37d6c2f",
+            "Apache-2.0",
+            40_728_226,
         ),
         _segment_anything_2(
             "tiny", 156_008_466, "7402e0d864fa82708a20fbd15bc84245c2f26dff0eb43a4b5b93452deb34be69"

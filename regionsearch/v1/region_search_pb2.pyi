@@ -283,6 +283,7 @@ class IngestImageRequest(_message.Message):
     TAGS_FIELD_NUMBER: _builtins.int
     ATTRIBUTES_FIELD_NUMBER: _builtins.int
     SELECTION_FIELD_NUMBER: _builtins.int
+    EVERYTHING_FIELD_NUMBER: _builtins.int
     collection: _builtins.str
     """Empty: "default"."""
     name: _builtins.str
@@ -297,6 +298,12 @@ class IngestImageRequest(_message.Message):
     def selection(self) -> _segment_pb2.SelectionOptions:
         """Which regions are kept; absent: the gateway's settings."""
 
+    @_builtins.property
+    def everything(self) -> _segment_pb2.EverythingOptions:
+        """How regions are looked for; absent: as it suits the model that is served. What `selection` says goes before what
+        everything.selection does.
+        """
+
     def __init__(
         self,
         *,
@@ -306,10 +313,11 @@ class IngestImageRequest(_message.Message):
         tags: _abc.Iterable[_builtins.str] | None = ...,
         attributes: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         selection: _segment_pb2.SelectionOptions | None = ...,
+        everything: _segment_pb2.EverythingOptions | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "selection", b"selection"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["everything", b"everything", "image", b"image", "selection", b"selection"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attributes", b"attributes", "collection", b"collection", "image", b"image", "name", b"name", "selection", b"selection", "tags", b"tags"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attributes", b"attributes", "collection", b"collection", "everything", b"everything", "image", b"image", "name", b"name", "selection", b"selection", "tags", b"tags"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

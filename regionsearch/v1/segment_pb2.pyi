@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.rpc import status_pb2 as _status_pb2
 from regionsearch.v1 import types_pb2 as _types_pb2
 import builtins as _builtins
@@ -19,6 +20,32 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _EverythingMode:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _EverythingModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EverythingMode.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    EVERYTHING_MODE_UNSPECIFIED: _EverythingMode.ValueType  # 0
+    EVERYTHING_MODE_GRID: _EverythingMode.ValueType  # 1
+    """At a grid of points: what SamAutomaticMaskGenerator does."""
+    EVERYTHING_MODE_PROPOSALS: _EverythingMode.ValueType  # 2
+    """At the points that the model names: a few for each object, far fewer than a grid has. FAILED_PRECONDITION for a
+    model without a proposer.
+    """
+
+class EverythingMode(_EverythingMode, metaclass=_EverythingModeEnumTypeWrapper):
+    """Where everything mode looks."""
+
+EVERYTHING_MODE_UNSPECIFIED: EverythingMode.ValueType  # 0
+EVERYTHING_MODE_GRID: EverythingMode.ValueType  # 1
+"""At a grid of points: what SamAutomaticMaskGenerator does."""
+EVERYTHING_MODE_PROPOSALS: EverythingMode.ValueType  # 2
+"""At the points that the model names: a few for each object, far fewer than a grid has. FAILED_PRECONDITION for a
+model without a proposer.
+"""
+Global___EverythingMode: _TypeAlias = EverythingMode  # noqa: Y015
 
 @_typing.final
 class SegmentRequest(_message.Message):
@@ -34,7 +61,7 @@ class SegmentRequest(_message.Message):
     def image(self) -> _types_pb2.Image: ...
     @_builtins.property
     def everything(self) -> Global___EverythingOptions:
-        """Every object, found by a grid of points."""
+        """Every object, found by a grid of points or by the model's proposals."""
 
     @_builtins.property
     def prompts(self) -> Global___Prompts:
@@ -64,7 +91,7 @@ Global___SegmentRequest: _TypeAlias = SegmentRequest  # noqa: Y015
 @_typing.final
 class EverythingOptions(_message.Message):
     """Options of everything mode. Absent fields have the default of the served model; for SAM's published weights those
-    are the defaults of SamAutomaticMaskGenerator.
+    are the defaults of SamAutomaticMaskGenerator, except for a grid of 16 x 16 points on a CPU.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -80,6 +107,7 @@ class EverythingOptions(_message.Message):
     CROP_N_POINTS_DOWNSCALE_FACTOR_FIELD_NUMBER: _builtins.int
     MIN_MASK_REGION_AREA_FIELD_NUMBER: _builtins.int
     SELECTION_FIELD_NUMBER: _builtins.int
+    MODE_FIELD_NUMBER: _builtins.int
     points_per_side: _builtins.int
     """Points along one side of the grid, 1 to 128."""
     pred_iou_thresh: _builtins.float
@@ -100,6 +128,8 @@ class EverythingOptions(_message.Message):
     """In layer i the grid has points_per_side / factor^i points a side."""
     min_mask_region_area: _builtins.int
     """Holes and islands below this many pixels are removed; 0 keeps them."""
+    mode: Global___EverythingMode.ValueType
+    """Where to look. A request that names points_per_side looks at a grid, and may not ask for proposals."""
     @_builtins.property
     def selection(self) -> Global___SelectionOptions:
         """Selects the regions worth indexing. Absent: all regions, as SamAutomaticMaskGenerator returns them."""
@@ -118,10 +148,11 @@ class EverythingOptions(_message.Message):
         crop_n_points_downscale_factor: _builtins.int | None = ...,
         min_mask_region_area: _builtins.int | None = ...,
         selection: Global___SelectionOptions | None = ...,
+        mode: Global___EverythingMode.ValueType | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_box_nms_thresh", b"_box_nms_thresh", "_crop_n_layers", b"_crop_n_layers", "_crop_n_points_downscale_factor", b"_crop_n_points_downscale_factor", "_crop_nms_thresh", b"_crop_nms_thresh", "_crop_overlap_ratio", b"_crop_overlap_ratio", "_min_mask_region_area", b"_min_mask_region_area", "_points_per_side", b"_points_per_side", "_pred_iou_thresh", b"_pred_iou_thresh", "_stability_score_offset", b"_stability_score_offset", "_stability_score_thresh", b"_stability_score_thresh", "box_nms_thresh", b"box_nms_thresh", "crop_n_layers", b"crop_n_layers", "crop_n_points_downscale_factor", b"crop_n_points_downscale_factor", "crop_nms_thresh", b"crop_nms_thresh", "crop_overlap_ratio", b"crop_overlap_ratio", "min_mask_region_area", b"min_mask_region_area", "points_per_side", b"points_per_side", "pred_iou_thresh", b"pred_iou_thresh", "selection", b"selection", "stability_score_offset", b"stability_score_offset", "stability_score_thresh", b"stability_score_thresh"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_box_nms_thresh", b"_box_nms_thresh", "_crop_n_layers", b"_crop_n_layers", "_crop_n_points_downscale_factor", b"_crop_n_points_downscale_factor", "_crop_nms_thresh", b"_crop_nms_thresh", "_crop_overlap_ratio", b"_crop_overlap_ratio", "_min_mask_region_area", b"_min_mask_region_area", "_mode", b"_mode", "_points_per_side", b"_points_per_side", "_pred_iou_thresh", b"_pred_iou_thresh", "_stability_score_offset", b"_stability_score_offset", "_stability_score_thresh", b"_stability_score_thresh", "box_nms_thresh", b"box_nms_thresh", "crop_n_layers", b"crop_n_layers", "crop_n_points_downscale_factor", b"crop_n_points_downscale_factor", "crop_nms_thresh", b"crop_nms_thresh", "crop_overlap_ratio", b"crop_overlap_ratio", "min_mask_region_area", b"min_mask_region_area", "mode", b"mode", "points_per_side", b"points_per_side", "pred_iou_thresh", b"pred_iou_thresh", "selection", b"selection", "stability_score_offset", b"stability_score_offset", "stability_score_thresh", b"stability_score_thresh"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_box_nms_thresh", b"_box_nms_thresh", "_crop_n_layers", b"_crop_n_layers", "_crop_n_points_downscale_factor", b"_crop_n_points_downscale_factor", "_crop_nms_thresh", b"_crop_nms_thresh", "_crop_overlap_ratio", b"_crop_overlap_ratio", "_min_mask_region_area", b"_min_mask_region_area", "_points_per_side", b"_points_per_side", "_pred_iou_thresh", b"_pred_iou_thresh", "_stability_score_offset", b"_stability_score_offset", "_stability_score_thresh", b"_stability_score_thresh", "box_nms_thresh", b"box_nms_thresh", "crop_n_layers", b"crop_n_layers", "crop_n_points_downscale_factor", b"crop_n_points_downscale_factor", "crop_nms_thresh", b"crop_nms_thresh", "crop_overlap_ratio", b"crop_overlap_ratio", "min_mask_region_area", b"min_mask_region_area", "points_per_side", b"points_per_side", "pred_iou_thresh", b"pred_iou_thresh", "selection", b"selection", "stability_score_offset", b"stability_score_offset", "stability_score_thresh", b"stability_score_thresh"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_box_nms_thresh", b"_box_nms_thresh", "_crop_n_layers", b"_crop_n_layers", "_crop_n_points_downscale_factor", b"_crop_n_points_downscale_factor", "_crop_nms_thresh", b"_crop_nms_thresh", "_crop_overlap_ratio", b"_crop_overlap_ratio", "_min_mask_region_area", b"_min_mask_region_area", "_mode", b"_mode", "_points_per_side", b"_points_per_side", "_pred_iou_thresh", b"_pred_iou_thresh", "_stability_score_offset", b"_stability_score_offset", "_stability_score_thresh", b"_stability_score_thresh", "box_nms_thresh", b"box_nms_thresh", "crop_n_layers", b"crop_n_layers", "crop_n_points_downscale_factor", b"crop_n_points_downscale_factor", "crop_nms_thresh", b"crop_nms_thresh", "crop_overlap_ratio", b"crop_overlap_ratio", "min_mask_region_area", b"min_mask_region_area", "mode", b"mode", "points_per_side", b"points_per_side", "pred_iou_thresh", b"pred_iou_thresh", "selection", b"selection", "stability_score_offset", b"stability_score_offset", "stability_score_thresh", b"stability_score_thresh"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__box_nms_thresh: _TypeAlias = _typing.Literal["box_nms_thresh"]  # noqa: Y015
     _WhichOneofArgType__box_nms_thresh: _TypeAlias = _typing.Literal["_box_nms_thresh", b"_box_nms_thresh"]  # noqa: Y015
@@ -135,6 +166,8 @@ class EverythingOptions(_message.Message):
     _WhichOneofArgType__crop_overlap_ratio: _TypeAlias = _typing.Literal["_crop_overlap_ratio", b"_crop_overlap_ratio"]  # noqa: Y015
     _WhichOneofReturnType__min_mask_region_area: _TypeAlias = _typing.Literal["min_mask_region_area"]  # noqa: Y015
     _WhichOneofArgType__min_mask_region_area: _TypeAlias = _typing.Literal["_min_mask_region_area", b"_min_mask_region_area"]  # noqa: Y015
+    _WhichOneofReturnType__mode: _TypeAlias = _typing.Literal["mode"]  # noqa: Y015
+    _WhichOneofArgType__mode: _TypeAlias = _typing.Literal["_mode", b"_mode"]  # noqa: Y015
     _WhichOneofReturnType__points_per_side: _TypeAlias = _typing.Literal["points_per_side"]  # noqa: Y015
     _WhichOneofArgType__points_per_side: _TypeAlias = _typing.Literal["_points_per_side", b"_points_per_side"]  # noqa: Y015
     _WhichOneofReturnType__pred_iou_thresh: _TypeAlias = _typing.Literal["pred_iou_thresh"]  # noqa: Y015
@@ -155,6 +188,8 @@ class EverythingOptions(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__crop_overlap_ratio) -> _WhichOneofReturnType__crop_overlap_ratio | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__min_mask_region_area) -> _WhichOneofReturnType__min_mask_region_area | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__mode) -> _WhichOneofReturnType__mode | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__points_per_side) -> _WhichOneofReturnType__points_per_side | None: ...
     @_typing.overload

@@ -21,10 +21,17 @@ from services.runtime.memory import MemoryBudget
 from services.segmenter.backends.base import Backend, Embedding, Size
 from services.segmenter.cache import EmbeddingCache
 from services.segmenter.call_context import INTERACTIVE, CallContext, Everything, LazyImage, Prompted
-from services.segmenter.everything import Candidate, Region, deduplicate, draw_candidates, finish_image
+from services.segmenter.everything import (
+    Candidate,
+    Region,
+    deduplicate,
+    draw_candidates,
+    find_proposer,
+    finish_image,
+)
 from services.segmenter.features import pool_features
 from services.segmenter.grid import Crop, grid_points, plan_crops
-from services.segmenter.options import EverythingOptions, SelectionOptions
+from services.segmenter.options import EverythingOptions, Mode, SelectionOptions, planned_points
 from services.segmenter.prompts import (
     Prompt,
     PromptedRegion,
@@ -40,6 +47,7 @@ from services.segmenter.tasks import (
     EncodeTask,
     GridTask,
     PromptTask,
+    ProposeTask,
     Result,
     Stages,
     Task,
@@ -97,6 +105,7 @@ class SegmentEngine:
         options: EverythingOptions,
         selection: SelectionOptions | None = None,
         *,
+        mode: Mode = Mode.GRID,
         features: bool = False,
         call: CallContext = INTERACTIVE,
     ) -> Everything:
@@ -106,19 +115,22 @@ class SegmentEngine:
             image: The image.
             options: Checked options of everything mode.
             selection: Keeps what is worth indexing; None keeps all, in the reference's order.
+            mode: Where to look.
             features: Adds pooled encoder features.
             call: Priority and deadline.
 
         Raises:
-            RegionSearchError: The image cannot be decoded, its masks take too much memory, or the queue is
-                full.
+            RegionSearchError: The image cannot be decoded, the model has no proposer, the masks take too much
+                memory, or the queue is full.
         """
         call = replace(call, priority=max(call.priority, Priority.STANDARD))
-        whole, cached = await self.embed(image, call, options.points)
+        if mode is Mode.PROPOSALS:
+            find_proposer(self.backend)
+        whole, cached = await self.embed(image, call, planned_points(options, mode))
         if not cached:
             call = replace(call, continuation=True)
         first, *others = plan_crops(whole.geometry.image_size, options)
-        regions = await self._search(whole, first, whole, options, call)
+        regions = await self._search(whole, first, whole, options, mode, call)
         call = replace(call, continuation=True)
         if others:
             async with self._pixels.hold(image.nbytes):
@@ -126,7 +138,7 @@ class SegmentEngine:
                 for crop in others:
                     part = EncodeTask(functools.partial(crop.cut, pixels), 0)
                     embedding = await self.encode(part, call)
-                    regions += await self._search(embedding, crop, whole, options, call)
+                    regions += await self._search(embedding, crop, whole, options, mode, call)
         return await asyncio.to_thread(self._finish, whole, regions, options, selection, features, cached)
 
     async def _search(
@@ -135,10 +147,11 @@ class SegmentEngine:
         crop: Crop,
         whole: Embedding,
         options: EverythingOptions,
+        mode: Mode,
         call: CallContext,
     ) -> list[Region]:
         size = whole.geometry.image_size
-        points = grid_points(crop, options)
+        points = await self._points(embedding, crop, options, mode, call)
         candidates: list[Candidate] = []
         for start in range(0, len(points), GRID_PIECE):
             search = GridTask(embedding, crop, points[start : start + GRID_PIECE], size, options)
@@ -159,6 +172,20 @@ class SegmentEngine:
         # Drawing outside the queue avoids waiting behind the grids of later calls. If it fails, as when the
         # device has no memory left meanwhile, the queue draws again and classifies the error.
         return joined(await self.submit(DrawTask(embedding, crop, found, size), call))
+
+    async def _points(
+        self,
+        embedding: Embedding,
+        crop: Crop,
+        options: EverythingOptions,
+        mode: Mode,
+        call: CallContext,
+    ) -> NDArray[np.float64]:
+        if mode is Mode.GRID:
+            return grid_points(crop, options)
+        [proposed] = await self.submit(ProposeTask(embedding), call)
+        assert isinstance(proposed, np.ndarray)
+        return proposed
 
     def _finish(
         self,

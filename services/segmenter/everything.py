@@ -21,19 +21,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.ops.boxes import batched_nms
 
+from regionsearch.errors import Kind, RegionSearchError
 from regionsearch.images import Pixels
 from regionsearch.masks import PixelBox, RunLengthMask
 from services.segmenter.backends.base import Backend, Embedding, PromptBatch, Size
+from services.segmenter.backends.proposer import Proposer
 from services.segmenter.grid import Crop, grid_points, plan_crops
-from services.segmenter.masks.rasterize import box_window, draw, measure
+from services.segmenter.masks.rasterize import draw, measure
 from services.segmenter.masks.small_regions import remove_small_parts
-from services.segmenter.options import EverythingOptions
-from services.segmenter.upscale import Patch, Upscaler
+from services.segmenter.options import EverythingOptions, Mode
+from services.segmenter.upscale import Indices, upscaler_for
 
 # A box this close to the edge of a crop, but not of the image, is treated as a part of a larger object.
 _CROP_EDGE_PIXELS = 20.0
-
-_EMPTY: PixelBox = (0, 0, 0, 0)  # what the reference calls the box of an empty mask
 
 
 @dataclass(frozen=True)
@@ -88,9 +88,14 @@ class DecodedMasks:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A mask that passed the filters, still at low resolution; box and point in pixels of its crop."""
+    """A mask that passed the filters, still at low resolution; box and point in pixels of its crop.
 
-    patch: Patch | None
+    Attributes:
+        logits: float32 (h, w), on the device; a part of what all candidates of a batch have.
+        box: Inclusive edges; zeros for an empty mask, as the reference has it.
+    """
+
+    logits: Tensor
     box: PixelBox
     predicted_iou: float
     stability_score: float
@@ -99,16 +104,19 @@ class Candidate:
     @property
     def nbytes(self) -> int:
         """Memory of the mask."""
-        return self.patch.values.nbytes if self.patch else 0
+        return self.logits.nbytes
 
 
-def segment_everything(backend: Backend, image: Pixels, options: EverythingOptions) -> list[Region]:
+def segment_everything(
+    backend: Backend, image: Pixels, options: EverythingOptions, mode: Mode = Mode.GRID
+) -> list[Region]:
     """Everything mode, all steps on the calling thread.
 
     Args:
         backend: The model.
         image: uint8 RGB (height, width, 3).
         options: Of everything mode.
+        mode: Where it looks.
 
     Returns:
         The regions, in the order of the reference.
@@ -117,10 +125,31 @@ def segment_everything(backend: Backend, image: Pixels, options: EverythingOptio
     found: list[Region] = []
     for crop in plan_crops(size, options):
         (embedding,) = backend.encode([backend.prepare(crop.cut(image))])
-        survivors = decode_points(backend, embedding, grid_points(crop, options), options)
+        points = (
+            grid_points(crop, options) if mode is Mode.GRID else find_proposer(backend).propose(embedding)
+        )
+        if not len(points):
+            continue
+        survivors = decode_points(backend, embedding, points, options)
         candidates = filter_survivors(backend, embedding, crop, survivors, size, options)
         found += finish_crop(backend, embedding, crop, candidates, size, options)
     return finish_image(found, options)
+
+
+def find_proposer(backend: Backend) -> Proposer:
+    """The model's proposer.
+
+    Raises:
+        RegionSearchError: FAILED_PRECONDITION for a model that has none.
+    """
+    if backend.proposer is None:
+        raise RegionSearchError(
+            Kind.FAILED_PRECONDITION,
+            f"everything.mode is proposals, and {backend.identity.variant} has no proposer; ask for grid, or "
+            "serve a model that has one",
+            field="everything.mode",
+        )
+    return backend.proposer
 
 
 @torch.inference_mode()
@@ -144,12 +173,14 @@ def decode_points(
         coords = torch.from_numpy(embedding.geometry.to_input(batch))[:, None]
         labels = torch.ones(coords.shape[:2], dtype=torch.int32)
         decoding = backend.decode(embedding, PromptBatch(points=coords, labels=labels))
-        ious = decoding.ious[:, 1:]
-        passed = ious > (options.pred_iou_thresh if options.pred_iou_thresh > 0 else -torch.inf)
-        rows, columns = passed.nonzero(as_tuple=True)
-        logits.append(decoding.logits(rows, columns + 1))
-        scores.append(ious[rows, columns].cpu().numpy())
-        places.append(batch[rows.cpu().numpy()])
+        # On the host it is known how many masks pass, so that nothing else waits for the device.
+        ious = decoding.ious[:, 1:].cpu().numpy()
+        rows, columns = (
+            ious > (options.pred_iou_thresh if options.pred_iou_thresh > 0 else -np.inf)
+        ).nonzero()
+        logits.append(decoding.logits(torch.from_numpy(rows), torch.from_numpy(columns + 1)))
+        scores.append(ious[rows, columns])
+        places.append(batch[rows])
     return DecodedMasks(torch.cat(logits), np.concatenate(scores), np.concatenate(places))
 
 
@@ -163,29 +194,35 @@ def filter_survivors(
     options: EverythingOptions,
 ) -> list[Candidate]:
     """Keeps the masks that, in full resolution, are stable and not cut off by their crop."""
-    upscaler = Upscaler(backend.mask_size, embedding.geometry.steps, backend.device)
-    masks = measure(upscaler, survivors.logits, backend.mask_threshold, options.stability_score_offset)
-    least = np.float32(options.stability_score_thresh)  # the reference compares in single precision
-    found: list[Candidate] = []
-    for logits, score, point, (stability, box) in zip(
-        survivors.logits, survivors.scores.tolist(), survivors.points.tolist(), masks, strict=True
-    ):
-        if least > 0 and not stability >= least:
-            continue
-        if not _near_crop_edge(box or _EMPTY, crop, image_size):
-            patch = upscaler.cut(logits, box_window(box)) if box else None
-            found.append(Candidate(patch, box or _EMPTY, score, float(stability), (point[0], point[1])))
-    return found
+    upscaler = upscaler_for(backend.mask_size, embedding.geometry.steps, backend.device)
+    found = measure(upscaler, survivors.logits, backend.mask_threshold, options.stability_score_offset)
+    passed = ~_near_crop_edge(found.boxes, crop, image_size)
+    if options.stability_score_thresh > 0:
+        # The reference compares in single precision.
+        passed &= found.stability >= np.float32(options.stability_score_thresh)
+    (kept,) = passed.nonzero()
+    logits = survivors.logits
+    if len(kept) < len(passed):  # the others shall not be kept alive
+        logits = logits.index_select(0, torch.from_numpy(kept).to(logits.device))
+    return [
+        Candidate(mask, (left, top, right, bottom), score, stability, (x, y))
+        for mask, (left, top, right, bottom), score, stability, (x, y) in zip(
+            logits.unbind(),
+            found.boxes[kept].tolist(),
+            survivors.scores[kept].tolist(),
+            found.stability[kept].tolist(),
+            survivors.points[kept].tolist(),
+            strict=True,
+        )
+    ]
 
 
-def _near_crop_edge(box: PixelBox, crop: Crop, image_size: Size) -> bool:
-    edges = crop.moved(box)
-    crop_edges = (crop.left, crop.top, crop.right, crop.bottom)
-    image_edges = (0, 0, image_size[1], image_size[0])
-    return any(
-        abs(edge - of_crop) <= _CROP_EDGE_PIXELS < abs(edge - of_image)
-        for edge, of_crop, of_image in zip(edges, crop_edges, image_edges, strict=True)
-    )
+def _near_crop_edge(boxes: Indices, crop: Crop, image_size: Size) -> NDArray[np.bool_]:
+    edges = boxes + np.array([crop.left, crop.top, crop.left, crop.top])
+    of_crop = np.abs(edges - [crop.left, crop.top, crop.right, crop.bottom]) <= _CROP_EDGE_PIXELS
+    of_image = np.abs(edges - [0, 0, image_size[1], image_size[0]]) <= _CROP_EDGE_PIXELS
+    near: NDArray[np.bool_] = (of_crop & ~of_image).any(axis=1)
+    return near
 
 
 def finish_crop(
@@ -212,17 +249,22 @@ def draw_candidates(
     backend: Backend, embedding: Embedding, crop: Crop, candidates: Sequence[Candidate], image_size: Size
 ) -> list[Region]:
     """Draws the masks of candidates of one crop."""
-    upscaler = Upscaler(backend.mask_size, embedding.geometry.steps, backend.device)
+    if not candidates:
+        return []
+    upscaler = upscaler_for(backend.mask_size, embedding.geometry.steps, backend.device)
+    logits = torch.stack([candidate.logits for candidate in candidates])
+    boxes = np.array([candidate.box for candidate in candidates])
+    masks = draw(upscaler, logits, boxes, backend.mask_threshold, crop, image_size)
     return [
         Region(
-            runs=draw(upscaler, candidate.patch, candidate.box, backend.mask_threshold, crop, image_size),
+            runs=runs,
             box=crop.moved(candidate.box),
             predicted_iou=candidate.predicted_iou,
             stability_score=candidate.stability_score,
             point=(candidate.point[0] + crop.left, candidate.point[1] + crop.top),
             crop=crop,
         )
-        for candidate in candidates
+        for candidate, runs in zip(candidates, masks, strict=True)
     ]
 
 

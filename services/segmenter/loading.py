@@ -21,6 +21,7 @@ CHECKPOINTS = {
     "sam_vit_b": ("sam", "vit_b"),
     "sam_vit_l": ("sam", "vit_l"),
     "sam_vit_h": ("sam", "vit_h"),
+    "mobile_sam": ("sam", "mobile"),
     "sam2.1_hiera_tiny": ("sam2", "sam2.1_hiera_t"),
     "sam2.1_hiera_small": ("sam2", "sam2.1_hiera_s"),
     "sam2.1_hiera_base_plus": ("sam2", "sam2.1_hiera_b+"),
@@ -78,6 +79,7 @@ def _from_manifest(path: Path) -> ModelFiles:
         verified_digest(weights, path, manifest["sha256"]),
         manifest["architecture"],
         manifest.get("everything", {}),
+        manifest.get("mode", "grid"),
         bool(manifest.get("zoom", False)),
     )
 

@@ -20,7 +20,7 @@ from regionsearch.v1 import segment_pb2, types_pb2
 from services.segmenter.backends.base import ModelIdentity
 from services.segmenter.call_context import LazyImage
 from services.segmenter.everything import Region
-from services.segmenter.options import EverythingOptions, SelectionOptions
+from services.segmenter.options import Defaults, EverythingOptions, Mode, SelectionOptions, planned_points
 from services.segmenter.prompts import Prompt, RoughMask
 from services.segmenter.tasks import ENCODE_ITEMS
 
@@ -38,37 +38,61 @@ def read_image(image: types_pb2.Image, limits: ImageLimits) -> LazyImage:
     )
 
 
+_MODES = {
+    segment_pb2.EVERYTHING_MODE_GRID: Mode.GRID,
+    segment_pb2.EVERYTHING_MODE_PROPOSALS: Mode.PROPOSALS,
+}
+
+
 def read_everything(
-    options: segment_pb2.EverythingOptions, defaults: EverythingOptions, max_grid_points: int
-) -> tuple[EverythingOptions, SelectionOptions | None]:
+    options: segment_pb2.EverythingOptions, defaults: Defaults, max_grid_points: int
+) -> tuple[EverythingOptions, SelectionOptions | None, Mode]:
     """Options of everything mode, checked; absent ones are the defaults.
 
     Raises:
         RegionSearchError: INVALID_ARGUMENT or TOO_LARGE, naming the option.
     """
-    everything = replace(defaults, **_given(options, defaults))
+    everything = replace(defaults.everything, **_given(options, defaults.everything))
     everything.check()
-    if everything.points + ENCODE_ITEMS * everything.crops > max_grid_points:
+    mode = _read_mode(options, defaults.mode)
+    points = planned_points(everything, mode)
+    if points + ENCODE_ITEMS * everything.crops > max_grid_points:
         raise too_large(
             f"everything.{'crop_n_layers' if everything.crop_n_layers else 'points_per_side'}",
-            f"everything asks for {everything.points} grid points in {everything.crops} crops, each of which "
+            f"everything asks for {points} points in {everything.crops} crops, each of which "
             f"counts as {ENCODE_ITEMS} more, over the limit of {max_grid_points} (max_grid_points); lower "
             "points_per_side or crop_n_layers, or raise crop_n_points_downscale_factor",
         )
     if not options.HasField("selection"):
-        return everything, None
+        return everything, None, mode
     selection = replace(SelectionOptions(), **_given(options.selection, SelectionOptions()))
     selection.check()
-    return everything, selection
+    return everything, selection, mode
+
+
+def _read_mode(options: segment_pb2.EverythingOptions, default: Mode) -> Mode:
+    """Where to look; who sets a grid gets one."""
+    asked = _MODES.get(options.mode)
+    if not options.HasField("points_per_side"):
+        return asked or default
+    if asked is Mode.PROPOSALS:
+        raise invalid(
+            "everything.points_per_side",
+            "everything.points_per_side is of a grid, and everything.mode is proposals; send one of them",
+        )
+    return Mode.GRID
 
 
 def _given(message: Any, defaults: EverythingOptions | SelectionOptions) -> dict[str, Any]:
     return {f.name: getattr(message, f.name) for f in fields(defaults) if message.HasField(f.name)}
 
 
-def write_everything(options: EverythingOptions) -> segment_pb2.EverythingOptions:
+def write_everything(defaults: Defaults) -> segment_pb2.EverythingOptions:
     """Options of everything mode as a message."""
-    return segment_pb2.EverythingOptions(**{f.name: getattr(options, f.name) for f in fields(options)})
+    options = defaults.everything
+    [mode] = [value for value, mode in _MODES.items() if mode is defaults.mode]
+    values = {field.name: getattr(options, field.name) for field in fields(options)}
+    return segment_pb2.EverythingOptions(mode=mode, **values)
 
 
 def read_prompts(

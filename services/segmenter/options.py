@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import enum
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
 from regionsearch.errors import invalid
+
+
+class Mode(enum.StrEnum):
+    """Where everything mode looks."""
+
+    GRID = "grid"
+    """At a grid of points, as ``SamAutomaticMaskGenerator`` does."""
+    PROPOSALS = "proposals"
+    """At the points that the model's proposer names; the grid's options have no meaning."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +88,14 @@ class EverythingOptions:
             )
 
 
+MAX_PROPOSALS = 48  # points that a proposer names for one crop
+
+
+def planned_points(options: EverythingOptions, mode: Mode) -> int:
+    """Points that a call will ask about, or of proposals the most that it may."""
+    return options.points if mode is Mode.GRID else MAX_PROPOSALS * options.crops
+
+
 @dataclass(frozen=True)
 class SelectionOptions:
     """Which regions of an image are worth indexing.
@@ -121,10 +139,12 @@ class Defaults:
 
     Attributes:
         everything: Options of everything mode.
+        mode: Where everything mode looks.
         zoom: Whether answers to prompts are refined in further passes, see `refine/`.
     """
 
     everything: EverythingOptions = EverythingOptions()
+    mode: Mode = Mode.GRID
     zoom: bool = False
 
 

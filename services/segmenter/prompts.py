@@ -18,8 +18,8 @@ from regionsearch.prompts import check_box, check_point
 from services.segmenter.backends.base import Backend, Embedding, Geometry, PromptBatch, Size
 from services.segmenter.everything import Region
 from services.segmenter.grid import Crop
-from services.segmenter.masks.rasterize import box_window, draw, measure
-from services.segmenter.upscale import Upscaler
+from services.segmenter.masks.rasterize import draw, measure
+from services.segmenter.upscale import Upscaler, upscaler_for
 
 # Size of the decoder's own logits inside and outside of an object, which mask prompts imitate.
 _CONFIDENT_LOGIT = 10.0
@@ -196,8 +196,8 @@ def decode_prompts(
     for batch in prompts.split(backend.decode_batch):
         decoding = backend.decode(embedding, batch)
         ious = decoding.ious[:, 1:] if multimask else decoding.ious[:, :1]
-        rows = torch.arange(len(ious), device=ious.device)[:, None].expand_as(ious)
-        columns = torch.arange(int(multimask), ious.shape[1] + int(multimask), device=ious.device)
+        rows = torch.arange(len(ious))[:, None].expand_as(ious)
+        columns = torch.arange(int(multimask), ious.shape[1] + int(multimask))
         masks = decoding.logits(rows.flatten(), columns.expand_as(ious).flatten())
         logits.append(masks.view(*ious.shape, *masks.shape[1:]))
         scores.append(ious)
@@ -217,15 +217,15 @@ def draw_answers(
         crop: Where the prompts were answered.
         image_size: Of the whole image, which the masks are drawn in.
     """
-    upscaler = Upscaler(backend.mask_size, embedding.geometry.steps, backend.device)
-    answers = []
-    for masks, scores in zip(decoded.logits, decoded.scores.tolist(), strict=True):
-        regions = draw_masks(upscaler, masks, scores, backend.mask_threshold, crop, image_size)
-        answer = [
-            PromptedRegion(region, mask.cpu().numpy()) for region, mask in zip(regions, masks, strict=True)
-        ]
-        answers.append(sorted(answer, key=lambda one: one.region.rank, reverse=True))
-    return answers
+    upscaler = upscaler_for(backend.mask_size, embedding.geometry.steps, backend.device)
+    logits, scores = decoded.logits.flatten(0, 1), decoded.scores.flatten().tolist()
+    regions = draw_masks(upscaler, logits, scores, backend.mask_threshold, crop, image_size)
+    found = list(map(PromptedRegion, regions, logits.cpu().numpy()))
+    each = decoded.scores.shape[1]
+    return [
+        sorted(found[start : start + each], key=lambda one: one.region.rank, reverse=True)
+        for start in range(0, len(found), each)
+    ]
 
 
 def draw_masks(
@@ -237,11 +237,11 @@ def draw_masks(
     image_size: Size,
 ) -> list[Region]:
     """Low-resolution masks (n, h, w) of a crop, with their predicted IoUs, as regions of the image."""
-    regions = []
-    measured = measure(upscaler, logits, threshold, STABILITY_OFFSET)
-    for mask, score, (stability, box) in zip(logits, scores, measured, strict=True):
-        patch = upscaler.cut(mask, box_window(box)) if box else None
-        bounds = box or (0, 0, 0, 0)
-        runs = draw(upscaler, patch, bounds, threshold, crop, image_size)
-        regions.append(Region(runs, crop.moved(bounds), score, float(stability), None, crop))
-    return regions
+    found = measure(upscaler, logits, threshold, STABILITY_OFFSET)
+    masks = draw(upscaler, logits, found.boxes, threshold, crop, image_size)
+    return [
+        Region(runs, crop.moved((left, top, right, bottom)), score, stability, None, crop)
+        for runs, (left, top, right, bottom), score, stability in zip(
+            masks, found.boxes.tolist(), scores, found.stability.tolist(), strict=True
+        )
+    ]

@@ -11,16 +11,19 @@ import numpy as np
 import torch
 
 from regionsearch.v1 import segment_pb2_grpc
+from services.runtime.batcher import BatchSettings
 from services.runtime.server import Lifespan, Server
 from services.segmenter.backends import load_backend
 from services.segmenter.backends.base import Backend
 from services.segmenter.engine import SegmentEngine
-from services.segmenter.everything import segment_everything
+from services.segmenter.everything import find_proposer, segment_everything
 from services.segmenter.loading import find_model
-from services.segmenter.options import Defaults, EverythingOptions
+from services.segmenter.options import Defaults, EverythingOptions, Mode
 from services.segmenter.servicer import SegmentServicer
 from services.segmenter.settings import SegmenterSettings
 from services.torch_runtime.devices import find_device
+
+CPU_POINTS_PER_SIDE = 16  # where a model does not say: the reference's 32 take minutes
 
 
 def load(settings: SegmenterSettings) -> tuple[Backend, Defaults]:
@@ -34,10 +37,25 @@ def load(settings: SegmenterSettings) -> tuple[Backend, Defaults]:
     files = find_model(settings.model)
     backend = load_backend(files, str(find_device(settings.device)), settings.precision)
     everything = replace(EverythingOptions(), **files.everything)
+    if backend.device.type == "cpu" and "points_per_side" not in files.everything:
+        everything = replace(everything, points_per_side=CPU_POINTS_PER_SIDE)
     segment_everything(backend, np.zeros((64, 64, 3), np.uint8), replace(everything, points_per_side=2))
+    if backend.proposer is not None:
+        segment_everything(backend, np.zeros((64, 64, 3), np.uint8), everything, Mode.PROPOSALS)
     if backend.refiner is not None:
         backend.refiner.warmup()
-    return backend, Defaults(everything, files.zoom if settings.zoom is None else settings.zoom)
+    zoom = files.zoom if settings.zoom is None else settings.zoom
+    defaults = settings.everything.applied_to(Defaults(everything, Mode(files.mode), zoom))
+    if defaults.mode is Mode.PROPOSALS:
+        find_proposer(backend)
+    return backend, defaults
+
+
+def batching_for(settings: SegmenterSettings, backend: Backend) -> BatchSettings:
+    """The batches of a model: larger ones on a GPU, where they take hardly longer, unless settings say."""
+    if backend.device.type == "cpu" or "batching" in settings.model_fields_set:
+        return settings.batching
+    return settings.batching.model_copy(update={"max_batch": backend.decode_batch})
 
 
 def segmenter(settings: SegmenterSettings) -> Lifespan:
@@ -48,7 +66,7 @@ def segmenter(settings: SegmenterSettings) -> Lifespan:
         backend, defaults = await asyncio.to_thread(load, settings)
         engine = SegmentEngine(
             backend,
-            settings.batching,
+            batching_for(settings, backend),
             cache_bytes=settings.cache_bytes,
             max_candidate_bytes=settings.max_candidate_bytes,
             on_fatal=server.fail,

@@ -78,7 +78,7 @@ class SegmentServicer(segment_pb2_grpc.SegmentServiceServicer):
         """The served model and its defaults."""
         return segment_pb2.SegmentServiceGetModelResponse(
             model=self._model,
-            everything_defaults=messages.write_everything(self._defaults.everything),
+            everything_defaults=messages.write_everything(self._defaults),
             zoom_default=self._defaults.zoom,
         )
 
@@ -99,11 +99,11 @@ class SegmentServicer(segment_pb2_grpc.SegmentServiceServicer):
     async def _everything(
         self, image: LazyImage, request: segment_pb2.SegmentRequest, call: CallContext
     ) -> segment_pb2.SegmentResponse:
-        options, selection = messages.read_everything(
-            request.everything, self._defaults.everything, self._settings.max_grid_points
+        options, selection, mode = messages.read_everything(
+            request.everything, self._defaults, self._settings.max_grid_points
         )
         found = await self._engine.everything(
-            image, options, selection, features=request.output.features, call=call
+            image, options, selection, mode=mode, features=request.output.features, call=call
         )
         encoding = request.output.mask_encoding
 

@@ -2,13 +2,49 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import ClassVar, Literal
 
-from pydantic import Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from services.runtime.batcher import BatchSettings
 from services.runtime.settings import MIB
+from services.segmenter.options import Defaults, Mode
 from services.torch_runtime.settings import ModelServiceSettings
+
+
+class EverythingSettings(BaseModel):
+    """Options of everything mode; what is absent is as it suits the model that is served."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    mode: Mode | None = Field(None, description="Where to look: grid or proposals.")
+    points_per_side: int | None = Field(
+        None, description="Points along one side of the grid, 1 to 128; the time grows with their square."
+    )
+    pred_iou_thresh: float | None = Field(None, description="Lowest predicted IoU that is kept.")
+    stability_score_thresh: float | None = Field(None, description="Lowest stability score that is kept.")
+    box_nms_thresh: float | None = Field(
+        None, description="Box IoU above which the worse of two regions is dropped."
+    )
+    crop_n_layers: int | None = Field(
+        None, description="Layers of crops in addition to the whole image, for small things in large images."
+    )
+    min_mask_region_area: int | None = Field(
+        None, description="Holes and islands below this many pixels are removed; 0 keeps them."
+    )
+
+    def applied_to(self, defaults: Defaults) -> Defaults:
+        """A model's defaults, with what is set here.
+
+        Raises:
+            RegionSearchError: INVALID_ARGUMENT, naming the option.
+        """
+        given = self.model_dump(exclude_none=True, exclude={"mode"})
+        everything = replace(defaults.everything, **given)
+        everything.check()
+        grid = Mode.GRID if self.points_per_side is not None else None
+        return replace(defaults, everything=everything, mode=self.mode or grid or defaults.mode)
 
 
 class SegmenterSettings(ModelServiceSettings):
@@ -19,11 +55,15 @@ class SegmenterSettings(ModelServiceSettings):
     port: int = Field(50051, ge=0, le=65535, description="gRPC port; 0 takes a free one.")
     model: str = Field(
         "pocket",
-        description="pocket, sam_vit_b, sam_vit_l, sam_vit_h, a SAM 2 name, or the path of a weights file.",
+        description="pocket, mobile_sam, sam_vit_b, sam_vit_l, sam_vit_h, a SAM 2 name, or the path of a "
+        "weights file.",
     )
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N; auto takes a GPU where there is one.")
     precision: Literal["fp32", "bf16", "fp16"] = Field(
         "fp32", description="fp32 gives the reference's answer; the others are faster and may differ from it."
+    )
+    everything: EverythingSettings = Field(
+        EverythingSettings(), description="Options of everything mode where a request does not say."
     )
     zoom: bool | None = Field(
         None,
@@ -45,6 +85,7 @@ class SegmenterSettings(ModelServiceSettings):
     )
     batching: BatchSettings = Field(
         BatchSettings(max_batch=32, max_queue=100_000),
-        description="Items are grid points and prompts; a click waits for at most max_batch of them.",
+        description="Items are grid points and prompts; a click waits for at most max_batch of them. Where "
+        "this is not set, max_batch on a GPU is what the model decodes at once.",
     )
     max_stream_calls: int = Field(8, gt=0, description="Items of one stream that are processed at a time.")

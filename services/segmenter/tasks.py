@@ -24,6 +24,7 @@ from services.segmenter.everything import (
     decode_points,
     draw_candidates,
     filter_survivors,
+    find_proposer,
 )
 from services.segmenter.grid import Crop
 from services.segmenter.options import EverythingOptions
@@ -52,8 +53,19 @@ class EncodeTask:
 
 
 @dataclass(frozen=True)
+class ProposeTask:
+    """Asks the model's proposer where to look. The result is its points."""
+
+    nbytes = 0
+    embedding: Embedding
+
+    def __len__(self) -> int:
+        return 1
+
+
+@dataclass(frozen=True)
 class GridTask:
-    """Decodes points of everything mode's grid. The result of a slice is a list of `Candidate`."""
+    """Decodes points of everything mode. The result of a slice is a list of `Candidate`."""
 
     nbytes = 0
     embedding: Embedding
@@ -128,9 +140,9 @@ class RefineTask:
         return REFINE_ITEMS
 
 
-Task = EncodeTask | GridTask | DrawTask | PromptTask | RefineTask
-Result = Embedding | list[Candidate] | list[Region] | list[list[PromptedRegion]] | None
-_Prepared = tuple[Tensor, Geometry] | GridTask | DrawTask | StackedPrompts | RefineTarget
+Task = EncodeTask | ProposeTask | GridTask | DrawTask | PromptTask | RefineTask
+Result = Embedding | NDArray[np.float64] | list[Candidate] | list[Region] | list[list[PromptedRegion]] | None
+_Prepared = tuple[Tensor, Geometry] | ProposeTask | GridTask | DrawTask | StackedPrompts | RefineTarget
 _Finish = Callable[[], Result]
 
 
@@ -178,6 +190,9 @@ class Stages:
     def _run(self, part: BatchSlice[_Prepared], embedding: Embedding | None) -> _Finish:
         backend, task = self._backend, part.prepared
         match task:
+            case ProposeTask():
+                proposed = find_proposer(backend).propose(task.embedding)
+                return lambda: proposed
             case GridTask():
                 points = task.points[part.start : part.stop]
                 survivors = decode_points(backend, task.embedding, points, task.options)

@@ -1,9 +1,9 @@
-"""Low-resolution logits to pixels, in windows.
+"""Low-resolution logits to pixels, many masks at once.
 
-``Sam.postprocess_masks`` blows every mask up to the whole image, twice. Most of that is background:
-bilinear interpolation stays between the values it mixes, so where no logit nearby exceeds a threshold no
-pixel does. Here a mask is evaluated only in the window that matters, and a window too large for memory in
-vertical strips.
+``Sam.postprocess_masks`` blows every mask up to the whole image, twice. Most of that is background: bilinear
+interpolation stays between the values it mixes, so where no logit nearby exceeds a threshold no pixel does.
+Here a mask is evaluated only in the window that matters, together with other masks whose windows are made as
+large, in a number of operations that does not depend on how many they are.
 
 Pixels have the values that ``torch.nn.functional.interpolate(mode="bilinear", align_corners=False)`` gives
 them: the same taps, weights and order of operations.
@@ -11,7 +11,7 @@ them: the same taps, weights and order of operations.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,55 +21,51 @@ from torch import Tensor
 
 from services.segmenter.backends.base import ResizeStep, Size
 
+Indices = NDArray[np.int64]
+
 # Rounding may lift an interpolated value this far above those it mixes, relative to their size.
 _ROUNDING = 1e-5
 
 
 @dataclass(frozen=True)
-class Window:
-    """A half-open range of rows and columns."""
+class Tile:
+    """Windows of one shape in several masks, evaluated together.
 
-    top: int
-    bottom: int
-    left: int
-    right: int
+    Attributes:
+        masks: Which mask each window belongs to, int64 (n,).
+        tops: First row of each window, int64 (n,).
+        lefts: First column of each window, int64 (n,).
+        height: Rows of every window.
+        width: Columns of every window.
+    """
 
-    @property
-    def area(self) -> int:
-        """Number of pixels."""
-        return max(0, self.bottom - self.top) * max(0, self.right - self.left)
-
-    def strips(self, max_pixels: int) -> Iterator[Window]:
-        """Cuts the window into ranges of columns with at most `max_pixels` each, or one column."""
-        if self.area == 0:  # may be empty along one axis only, where a tiny image skips the mask's rows
-            return
-        columns = max(1, max_pixels // (self.bottom - self.top))
-        for left in range(self.left, self.right, columns):
-            yield Window(self.top, self.bottom, left, min(left + columns, self.right))
+    masks: Indices
+    tops: Indices
+    lefts: Indices
+    height: int
+    width: int
 
 
 @dataclass(frozen=True)
-class Patch:
-    """The part of a low-resolution mask that a window needs.
+class _Pass:
+    """A resizing step for the windows of a tile: outputs [start, start + length) of inputs [begin, …)."""
 
-    Attributes:
-        values: Logits (h, w).
-        top: Row of the mask that `values` begin with.
-        left: Column of the mask that `values` begin with.
-    """
-
-    values: Tensor
-    top: int
-    left: int
+    taps: Tensor
+    weights: Tensor
+    starts: Indices
+    length: int
+    begins: Indices
+    span: int
 
 
 class _Axis:
     """Interpolation along one axis through all steps."""
 
     def __init__(self, size: int, targets: list[tuple[int, int]], device: torch.device) -> None:
-        # Of the steps that change the size: the taps, once for planning and once for computing.
-        self._steps: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []
-        self._taps: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+        self.size = size
+        # Of the steps that change the size: the size before, the taps on the host, and taps (2, outputs) and
+        # weights (2, outputs) of the lower and the upper neighbour on the device.
+        self._steps: list[tuple[int, Indices, Indices, Tensor, Tensor]] = []
         first = last = np.arange(size)
         for target, crop in targets:
             if target == size:
@@ -77,36 +73,32 @@ class _Axis:
             else:
                 low, high, weight = _taps(size, target, crop)
                 first, last = first[low], last[high]
-                taps = (torch.from_numpy(part).to(device) for part in (low, high, 1 - weight, weight))
-                self._steps.append((low, high))
-                self._taps.append((next(taps), next(taps), next(taps), next(taps)))
+                taps = torch.from_numpy(np.stack([low, high])).to(device)
+                weights = torch.from_numpy(np.stack([1 - weight, weight])).to(device)
+                self._steps.append((size, low, high, taps, weights))
             size = crop
+        self.outputs = size
         # First and last source index that each output depends on; both ascend.
         self._first, self._last = first, last
 
-    def source(self, start: int, stop: int) -> tuple[int, int]:
-        """The range of sources that outputs [start, stop) depend on."""
-        return int(self._first[start]), int(self._last[stop - 1]) + 1
+    def reach(self, first: Indices, last: Indices) -> tuple[Indices, Indices]:
+        """The ranges of outputs that depend on any of the sources first to last."""
+        starts = np.searchsorted(self._last, first, "left")
+        return starts, np.searchsorted(self._first, last, "right")
 
-    def reach(self, first: int, last: int) -> tuple[int, int]:
-        """The range of outputs that depend on any of the sources first to last."""
-        start = int(np.searchsorted(self._last, first, "left"))
-        return start, int(np.searchsorted(self._first, last, "right"))
-
-    def plan(self, start: int, stop: int) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
-        """Taps of every step, relative to the part of its input that outputs [start, stop) need."""
-        plan: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
-        for (low, high), taps in zip(reversed(self._steps), reversed(self._taps), strict=True):
-            begin, end = int(low[start]), int(high[stop - 1]) + 1
-            low_taps, high_taps, low_weight, high_weight = (part[start:stop] for part in taps)
-            plan.append((low_taps - begin, high_taps - begin, low_weight, high_weight))
-            start, stop = begin, end
-        return plan[::-1]
+    def plan(self, starts: Indices, length: int) -> tuple[list[_Pass], Indices, int]:
+        """The steps for outputs [start, start + length) each, and the range of sources that they need."""
+        passes: list[_Pass] = []
+        for size, low, high, taps, weights in reversed(self._steps):
+            begins = low[starts]
+            span = int((high[starts + length - 1] + 1 - begins).max())
+            begins = np.minimum(begins, size - span)
+            passes.append(_Pass(taps, weights, starts, length, begins, span))
+            starts, length = begins, span
+        return passes[::-1], starts, length
 
 
-def _taps(
-    size: int, target: int, count: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
+def _taps(size: int, target: int, count: int) -> tuple[Indices, Indices, NDArray[np.float32]]:
     """Taps that torch uses to resize an axis from `size` to `target`, for the first `count` positions."""
     half = np.float32(0.5)
     scale = np.float32(size) / np.float32(target)
@@ -129,56 +121,80 @@ class Upscaler:
     def __init__(self, mask_size: Size, steps: tuple[ResizeStep, ...], device: torch.device) -> None:
         self._rows = _Axis(mask_size[0], [(step.size[0], step.crop[0]) for step in steps], device)
         self._columns = _Axis(mask_size[1], [(step.size[1], step.crop[1]) for step in steps], device)
+        self._device = device
+        self._counting = torch.arange(max(*mask_size, *(max(step.size) for step in steps)), device=device)
+        self.size: Size = self._rows.outputs, self._columns.outputs
 
-    def support(self, logits: Tensor, threshold: float) -> list[Window]:
-        """Windows outside of which no pixel of a mask exceeds `threshold`.
+    def support(self, logits: Tensor, threshold: float) -> Indices:
+        """Windows outside of which no pixel of a mask exceeds `threshold`; one copy to the host.
 
         Args:
             logits: (n, h, w).
             threshold: Of the logits.
 
         Returns:
-            One window a mask; of area 0 where nothing exceeds the threshold.
+            int64 (n, 4), for each mask top, bottom, left, right, half-open; zeros where nothing exceeds the
+            threshold.
         """
-        active = logits > threshold - _ROUNDING * max(1.0, abs(threshold))
-        rows = active.any(dim=2).cpu().numpy()
-        columns = active.any(dim=1).cpu().numpy()
-        return [self._reach(row, column) for row, column in zip(rows, columns, strict=True)]
+        highest = torch.cat([logits.amax(dim=2), logits.amax(dim=1)], dim=1)
+        edges = (highest > threshold - _ROUNDING * max(1.0, abs(threshold))).cpu().numpy()
+        rows, columns = np.split(edges, [logits.shape[1]], axis=1)
+        (top, bottom), (left, right) = self._rows.reach(*extent(rows)), self._columns.reach(*extent(columns))
+        return np.stack([top, bottom, left, right], axis=1) * rows.any(axis=1, keepdims=True)
 
-    def _reach(self, rows: NDArray[np.bool_], columns: NDArray[np.bool_]) -> Window:
-        (active_rows,), (active_columns,) = rows.nonzero(), columns.nonzero()
-        if active_rows.size == 0:
-            return Window(0, 0, 0, 0)
-        top, bottom = self._rows.reach(int(active_rows[0]), int(active_rows[-1]))
-        left, right = self._columns.reach(int(active_columns[0]), int(active_columns[-1]))
-        return Window(top, bottom, left, right)
+    def evaluate(self, logits: Tensor, tile: Tile) -> Tensor:
+        """Logits at full resolution, float32 (windows, tile height, tile width).
 
-    def cut(self, logits: Tensor, window: Window) -> Patch:
-        """Copies what :meth:`evaluate` needs for `window` out of low-resolution logits (h, w)."""
-        top, bottom = self._rows.source(window.top, window.bottom)
-        left, right = self._columns.source(window.left, window.right)
-        return Patch(logits[top:bottom, left:right].clone(), top, left)
+        Args:
+            logits: Low-resolution masks (n, h, w), contiguous.
+            tile: Windows in them.
+        """
+        rows, top, height = self._rows.plan(tile.tops, tile.height)
+        columns, left, width = self._columns.plan(tile.lefts, tile.width)
+        numbers = np.arange(len(tile.masks))
+        # Where each gathering begins, all in one copy to the device: of the masks' rows and columns, then of
+        # each pass. Rows are addressed as rows of all masks together.
+        begins = [tile.masks * logits.shape[1] + top, left]
+        begins += [part for each in columns for part in (each.starts, -each.begins)]
+        begins += [part for each in rows for part in (each.starts, numbers * each.span - each.begins)]
+        places = iter(torch.from_numpy(np.stack(begins)).to(self._device, non_blocking=True)[..., None])
 
-    def evaluate(self, patch: Patch, window: Window) -> Tensor:
-        """Logits at full resolution, float32 (window height, window width)."""
-        top, bottom = self._rows.source(window.top, window.bottom)
-        left, right = self._columns.source(window.left, window.right)
-        values = patch.values[top - patch.top : bottom - patch.top, left - patch.left : right - patch.left]
-        rows = self._rows.plan(window.top, window.bottom)
-        columns = self._columns.plan(window.left, window.right)
-        for index in range(max(len(rows), len(columns))):
-            if index < len(columns):
-                values = _mix(values, 1, *columns[index])
-            if index < len(rows):
-                values = _mix(values, 0, *rows[index])
+        picked = (next(places) + self._counting[:height]).flatten()
+        values = logits.flatten(0, 1).index_select(0, picked).view(len(numbers), height, -1)
+        picked = next(places) + self._counting[:width]
+        values = values.gather(2, picked[:, None].expand(-1, height, -1))
+        across = [(each, next(places), next(places)) for each in columns]
+        down = [(each, next(places), next(places)) for each in rows]
+        for index in range(max(len(across), len(down))):
+            if index < len(across):
+                taps, weights = self._neighbours(*across[index])
+                low, high = (part[:, None].expand(-1, values.shape[1], -1) for part in taps)
+                values = _mix(values.gather(2, low), values.gather(2, high), weights[:, :, None])
+            if index < len(down):
+                taps, weights = self._neighbours(*down[index])
+                flat, shape = values.flatten(0, 1), (*taps.shape[1:], values.shape[2])
+                low, high = (flat.index_select(0, part.flatten()).view(shape) for part in taps)
+                values = _mix(low, high, weights[..., None])
         return values
 
+    def _neighbours(self, step: _Pass, starts: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+        """Shifted taps and weights of both neighbours of each output, (2, windows, outputs)."""
+        outputs = starts + self._counting[: step.length]
+        taps, weights = (part.index_select(1, outputs.flatten()) for part in (step.taps, step.weights))
+        return taps.view(2, *outputs.shape) + shift, weights.view(2, *outputs.shape)
 
-def _mix(
-    values: Tensor, axis: int, low: Tensor, high: Tensor, low_weight: Tensor, high_weight: Tensor
-) -> Tensor:
-    if axis == 0:
-        low_weight, high_weight = low_weight[:, None], high_weight[:, None]
-    # The lower tap last, in a fused multiply-add: so does torch, to the last bit.
-    mixed = values.index_select(axis, high).mul_(high_weight)
-    return mixed.addcmul_(values.index_select(axis, low), low_weight)
+
+@functools.lru_cache(maxsize=64)
+def upscaler_for(mask_size: Size, steps: tuple[ResizeStep, ...], device: torch.device) -> Upscaler:
+    """The upscaler of a geometry; its tables are uploaded once for all that have this geometry."""
+    return Upscaler(mask_size, steps, device)
+
+
+def extent(flags: NDArray[np.bool_]) -> tuple[Indices, Indices]:
+    """Of each row of `flags` (n, length) the first and the last place that is set; any where none is."""
+    return flags.argmax(axis=1), flags.shape[1] - 1 - flags[:, ::-1].argmax(axis=1)
+
+
+def _mix(low: Tensor, high: Tensor, weights: Tensor) -> Tensor:
+    # The lower neighbour last, in a fused multiply-add: so does torch, to the last bit.
+    return high.mul_(weights[1]).addcmul_(low, weights[0])

@@ -68,6 +68,15 @@ def test_ingest_a_folder(gateway: FakeGateway, folder: Path) -> None:
     assert "0 added with 0 regions, 2 there already, 0 failed" in again.output
 
 
+def test_ingest_takes_options_of_everything_mode(gateway: FakeGateway, folder: Path) -> None:
+    result = run(gateway, "ingest", folder, "--points-per-side", 10, "--crop-layers", 1, "--max-regions", 9)
+    assert result.exit_code == 0
+    assert gateway.everything == [{"points_per_side": 10, "crop_n_layers": 1, "max_regions": 9}] * 2
+    refused = run(gateway, "ingest", folder, "--points-per-side", 10, "--mode", "proposals")
+    assert isinstance(refused.exception, RegionSearchError)
+    assert "send one of them" in str(refused.exception)
+
+
 def test_ingest_tells_each_failure_and_ends_with_1(gateway: FakeGateway, folder: Path) -> None:
     (folder / "broken.png").write_bytes(b"bad")
     result = run(gateway, "ingest", folder)

@@ -51,6 +51,7 @@ class FakeGateway:
     tags: dict[str, list[str]] = field(default_factory=dict)
     confident: list[bool] | None = None
     pages: int = 1
+    everything: list[Any] = field(default_factory=list)  # options of everything mode in forms
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def add(self, data: bytes) -> tuple[str, str]:
@@ -150,6 +151,8 @@ class HttpHandler(BaseHTTPRequestHandler):
             case "GET", "readyz":
                 return 200, {"ready": True, "services": {}}
             case "POST", "images":
+                if options := re.search(rb'name="everything"\r\n\r\n([^\r]*)', body):
+                    self.gateway.everything.append(json.loads(options[1]))
                 name = re.search(rb'filename="([^"]*)"', body)
                 start = body.index(b"\r\n\r\n", body.index(b"filename")) + 4
                 data = body[start : body.index(b"\r\n--", start)]

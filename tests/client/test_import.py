@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ from typing import Any
 import pytest
 
 from regionsearch import AsyncClient, Client
+from regionsearch.client import EverythingOptions, operations
 from regionsearch.errors import Kind, RegionSearchError
+from regionsearch.v1 import segment_pb2
 from tests.client.fakes import FakeGateway
 from tests.client.test_client import use
 
@@ -192,3 +195,26 @@ def test_a_single_image_needs_no_list(use: Callable[..., Any], tmp_path: Path) -
     for single in (str(path), b"cat", path):
         (result,) = use("ingest", single)
         assert result.outcome in ("created", "duplicate")
+
+
+def test_options_of_everything_mode_are_sent_along(
+    use: Callable[..., Any], gateway: FakeGateway, url: str, tmp_path: Path
+) -> None:
+    options = EverythingOptions(mode="proposals", min_mask_region_area=30, max_regions=5)
+    use("ingest", files(tmp_path, "a"), everything=options)
+    if url.startswith("grpc"):
+        [sent] = [asked.everything for asked in gateway.requests if hasattr(asked, "everything")]
+        assert sent == options.to_proto()
+        assert (sent.mode, sent.selection.max_regions) == (segment_pb2.EVERYTHING_MODE_PROPOSALS, 5)
+        return
+    assert gateway.everything == [{"mode": "proposals", "min_mask_region_area": 30, "max_regions": 5}]
+
+
+def test_everything_in_an_image_is_looked_for_as_asked() -> None:
+    asked = operations.segment(
+        image=b"picture", everything=EverythingOptions(points_per_side=8)
+    ).http.request()
+    assert asked.body is not None
+    assert json.loads(asked.body.to_json())["everything"] == {"points_per_side": 8}
+    with pytest.raises(RegionSearchError, match="say what to segment"):
+        operations.segment(image=b"picture", points=[(1, 2)], everything=EverythingOptions()).http.request()

@@ -10,6 +10,7 @@ import grpc
 import numpy as np
 import pytest
 
+from regionsearch.client import EverythingOptions
 from regionsearch.errors import Kind, RegionSearchError, from_rpc_error, overloaded
 from regionsearch.v1 import region_search_pb2, segment_pb2, types_pb2
 from tests.gateway.conftest import BLUE, GREEN, RED, Running, Shape, World, add, scene, wait_for
@@ -321,6 +322,58 @@ def test_bad_attributes_are_refused(gateway: Running, collection: str, attribute
         data={"attributes": attributes},
     )
     assert response.status_code == 400 or response.json()["results"][0]["outcome"] == "failed"
+    assert count(gateway, collection) == 0
+
+
+def test_options_of_everything_mode_reach_the_segmenter(
+    gateway: Running, collection: str, script: Script
+) -> None:
+    """Over HTTP as over gRPC; what is kept says `selection`, or `max_regions` among the options."""
+    options = {"mode": "proposals", "crop_n_layers": 1, "min_mask_region_area": 30, "max_regions": 2}
+    response = gateway.http.post(
+        f"/v1/collections/{collection}/images",
+        files=[("files", ("a.png", scene(RED, BLUE, GREEN)))],
+        data={"everything": json.dumps(options)},
+    )
+    assert response.json()["results"][0]["regions"] == 2
+    request = region_search_pb2.IngestImageRequest(
+        collection=collection,
+        image=types_pb2.Image(encoded=scene(GREEN, RED)),
+        everything=EverythingOptions.model_validate(options).to_proto(),
+        selection={"max_regions": 1},
+    )
+    assert gateway.grpc.IngestImage(request).region_count == 1
+    asked = [one for one in script.requests if isinstance(one, segment_pb2.SegmentRequest)][-2:]
+    for one in asked:
+        everything = one.everything
+        assert everything.mode == segment_pb2.EVERYTHING_MODE_PROPOSALS
+        assert (everything.crop_n_layers, everything.min_mask_region_area) == (1, 30)
+        assert not everything.HasField("points_per_side")
+    assert [one.everything.selection.max_regions for one in asked] == [2, 1]
+
+
+@pytest.mark.parametrize(
+    ("sent", "named"),
+    [
+        ('{"points_per_side": 0}', "everything/points_per_side"),
+        ('{"pred_iou_thresh": 2}', "everything/pred_iou_thresh"),
+        ('{"points": 9}', "everything/points"),
+        ('{"mode": "dense"}', "everything/mode"),
+        ('{"mode": "proposals", "points_per_side": 9}', "everything"),
+        ("true", "everything"),
+        ("{", "everything"),
+    ],
+)
+def test_options_of_everything_mode_that_cannot_be_are_named(
+    gateway: Running, collection: str, sent: str, named: str
+) -> None:
+    response = gateway.http.post(
+        f"/v1/collections/{collection}/images",
+        files=[("files", ("a.png", scene(RED)))],
+        data={"everything": sent},
+    )
+    assert response.status_code == 400
+    assert response.json()["errors"][0]["pointer"].lstrip("/") == named
     assert count(gateway, collection) == 0
 
 

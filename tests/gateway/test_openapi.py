@@ -59,7 +59,7 @@ FORMATS: dict[str, Any] = {
     "json-points": json.dumps([{"x": 20, "y": 30}]),
     "json-box": json.dumps({"x_min": 10, "y_min": 20, "x_max": 50, "y_max": 60}),
     "json-prompts": json.dumps([{"points": [{"x": 20, "y": 30}]}]),
-    "json-everything": "true",
+    "json-everything": json.dumps({"mode": "grid", "crop_n_layers": 1}),
     "json-attributes": json.dumps({"place": "Oslo"}),
 }
 """Formats of the document, of which only images that are images and tokens that were given are right."""

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from services.segmenter.backends.base import ModelIdentity
 from services.segmenter.backends.sam import SamBackend
 from services.segmenter.everything import Region, segment_everything
+from services.segmenter.masks.rasterize import PASSES, PassCost
 from services.segmenter.options import EverythingOptions
 
 # Low enough that some hundred candidates pass, whatever the weights.
@@ -26,7 +27,7 @@ def test_grid_pieces_of_any_size_give_the_same_regions(
     pocket: SamBackend, coffee: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = segment_everything(pocket, coffee, OPEN)
-    monkeypatch.setattr("services.segmenter.masks.rasterize.STRIP_PIXELS", 999)
+    monkeypatch.setitem(PASSES, "cpu", PassCost(pixels=999, overhead=0))
     monkeypatch.setattr(pocket, "decode_batch", 5)
     pieces = segment_everything(pocket, coffee, OPEN)
     assert [region.runs.coco_rle() for region in pieces] == [region.runs.coco_rle() for region in whole]

@@ -4,7 +4,8 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -13,13 +14,16 @@ from torch import Tensor
 
 from regionsearch.errors import Kind, RegionSearchError
 from regionsearch.models import pocket_dir
+from services.runtime.batcher import BatchSettings
+from services.segmenter import service
 from services.segmenter.backends import FAMILIES, load_backend
 from services.segmenter.backends.base import ModelFiles
 from services.segmenter.backends.refiner import Refiner
 from services.segmenter.backends.sam import SamBackend
 from services.segmenter.loading import CHECKPOINTS, find_model
+from services.segmenter.options import EverythingOptions, Mode
 from services.segmenter.service import load
-from services.segmenter.settings import SegmenterSettings
+from services.segmenter.settings import EverythingSettings, SegmenterSettings
 
 
 def failure(model: str) -> RegionSearchError:
@@ -51,6 +55,34 @@ def test_a_segmenter_loads_from_a_manifest_in_any_folder(tmp_path: Path) -> None
 def test_the_zoom_setting_overrides_the_default_of_the_model(setting: bool | None, zooms: bool) -> None:
     _, defaults = load(SegmenterSettings(zoom=setting))
     assert defaults.zoom is zooms
+
+
+@pytest.mark.parametrize(("setting", "side"), [({}, 16), ({"points_per_side": 5}, 5)])
+def test_a_model_that_names_no_grid_gets_a_small_one_on_a_cpu(
+    untrained: SamBackend, monkeypatch: pytest.MonkeyPatch, setting: dict[str, Any], side: int
+) -> None:
+    files = ModelFiles("sam", "untrained", Path("untrained.pth"), "0" * 64, {}, {})
+    monkeypatch.setattr(service, "find_model", lambda model: files)
+    monkeypatch.setattr(service, "load_backend", lambda *args: untrained)
+    _, defaults = load(SegmenterSettings(everything=EverythingSettings(**setting)))
+    assert defaults.everything == EverythingOptions(side)
+
+
+def test_proposals_cannot_be_the_default_of_a_model_without_a_proposer(
+    untrained: SamBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "load_backend", lambda *args: untrained)
+    with pytest.raises(RegionSearchError, match="no proposer"):
+        load(SegmenterSettings(everything=EverythingSettings(mode=Mode.PROPOSALS)))
+
+
+def test_batches_on_a_gpu_are_as_large_as_the_model_decodes_unless_set() -> None:
+    on_a_gpu: Any = SimpleNamespace(device=torch.device("cuda"), decode_batch=256)
+    on_a_cpu: Any = SimpleNamespace(device=torch.device("cpu"), decode_batch=8)
+    unset, small = SegmenterSettings(), SegmenterSettings(batching=BatchSettings(max_batch=4))
+    assert service.batching_for(unset, on_a_gpu).max_batch == 256
+    assert service.batching_for(unset, on_a_cpu).max_batch == 32
+    assert service.batching_for(small, on_a_gpu).max_batch == 4
 
 
 def test_warmup_runs_the_refiner(monkeypatch: pytest.MonkeyPatch) -> None:

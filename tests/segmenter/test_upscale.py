@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,7 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from services.segmenter.backends.base import ResizeStep
-from services.segmenter.upscale import Upscaler, Window
+from services.segmenter.masks.rasterize import PassCost, plan_tiles
+from services.segmenter.upscale import Tile, Upscaler
 
 sides = st.integers(1, 90)
 
@@ -24,57 +26,72 @@ def reference(logits: Tensor, steps: tuple[ResizeStep, ...]) -> Tensor:
 
 
 @st.composite
-def cases(draw: st.DrawFn) -> tuple[Tensor, tuple[ResizeStep, ...], Window]:
+def cases(draw: st.DrawFn) -> tuple[Tensor, tuple[ResizeStep, ...], Tile]:
+    """Three masks, and two windows of one shape in two of them."""
     low = draw(st.integers(1, 24)), draw(st.integers(1, 24))
     padded = draw(st.integers(1, 60)), draw(st.integers(1, 60))
     crop = draw(st.integers(1, padded[0])), draw(st.integers(1, padded[1]))
     final = draw(sides), draw(sides)
     steps = (ResizeStep(padded, crop), ResizeStep(final, final))[draw(st.integers(0, 1)) :]
     torch.manual_seed(draw(st.integers(0, 1000)))
-    top, left = draw(st.integers(0, final[0] - 1)), draw(st.integers(0, final[1] - 1))
-    bottom, right = draw(st.integers(top + 1, final[0])), draw(st.integers(left + 1, final[1]))
-    return torch.randn(low) * 5, steps, Window(top, bottom, left, right)
+    height, width = draw(st.integers(1, final[0])), draw(st.integers(1, final[1]))
+    tops = draw(st.lists(st.integers(0, final[0] - height), min_size=2, max_size=2))
+    lefts = draw(st.lists(st.integers(0, final[1] - width), min_size=2, max_size=2))
+    tile = Tile(np.array([2, 0]), np.array(tops), np.array(lefts), height, width)
+    return torch.randn(3, *low) * 5, steps, tile
 
 
 @settings(max_examples=150, deadline=None)
 @given(cases())
-def test_any_window_has_torchs_values(case: tuple[Tensor, tuple[ResizeStep, ...], Window]) -> None:
-    logits, steps, window = case
-    upscaler = Upscaler((logits.shape[0], logits.shape[1]), steps, torch.device("cpu"))
-    ours = upscaler.evaluate(upscaler.cut(logits, window), window)
-    expected = reference(logits, steps)[window.top : window.bottom, window.left : window.right]
-    # Torch has another kernel, with another rounding, for maps of a few pixels.
-    torch.testing.assert_close(ours, expected, rtol=0, atol=3e-5)
+def test_any_windows_have_torchs_values(case: tuple[Tensor, tuple[ResizeStep, ...], Tile]) -> None:
+    logits, steps, tile = case
+    upscaler = Upscaler((logits.shape[1], logits.shape[2]), steps, torch.device("cpu"))
+    found = upscaler.evaluate(logits, tile)
+    for ours, mask, top, left in zip(found, tile.masks, tile.tops, tile.lefts, strict=True):
+        expected = reference(logits[mask], steps)[top : top + tile.height, left : left + tile.width]
+        # Torch has another kernel, with another rounding, for maps of a few pixels.
+        torch.testing.assert_close(ours, expected, rtol=0, atol=3e-5)
 
 
 @pytest.mark.parametrize("final", [(540, 720), (333, 120), (1200, 1600)])
 def test_maps_of_real_size_are_equal_to_the_last_bit(final: tuple[int, int]) -> None:
     torch.manual_seed(0)
-    logits = torch.randn(128, 128) * 5
+    logits = torch.randn(2, 128, 128) * 5
     steps = (ResizeStep((256, 256), (192, 256)), ResizeStep(final, final))
-    whole = Window(0, final[0], 0, final[1])
-    upscaler = Upscaler((128, 128), steps, torch.device("cpu"))
-    assert torch.equal(upscaler.evaluate(upscaler.cut(logits, whole), whole), reference(logits, steps))
+    whole = Tile(np.arange(2), np.zeros(2, int), np.zeros(2, int), *final)
+    found = Upscaler((128, 128), steps, torch.device("cpu")).evaluate(logits, whole)
+    assert torch.equal(found, torch.stack([reference(mask, steps) for mask in logits]))
 
 
 @settings(max_examples=150, deadline=None)
 @given(cases(), st.floats(-8, 8))
 def test_nothing_outside_of_the_support_exceeds_the_threshold(
-    case: tuple[Tensor, tuple[ResizeStep, ...], Window], threshold: float
+    case: tuple[Tensor, tuple[ResizeStep, ...], Tile], threshold: float
 ) -> None:
     logits, steps, _ = case
-    upscaler = Upscaler((logits.shape[0], logits.shape[1]), steps, torch.device("cpu"))
-    (window,) = upscaler.support(logits[None], threshold)
-    outside = reference(logits, steps) > threshold
-    outside[window.top : window.bottom, window.left : window.right] = False
-    assert not outside.any()
+    upscaler = Upscaler((logits.shape[1], logits.shape[2]), steps, torch.device("cpu"))
+    for mask, (top, bottom, left, right) in zip(logits, upscaler.support(logits, threshold), strict=True):
+        outside = reference(mask, steps) > threshold
+        outside[top:bottom, left:right] = False
+        assert not outside.any()
 
 
-@given(st.integers(1, 50), st.integers(1, 50), st.integers(1, 400))
-def test_strips_tile_the_window(height: int, width: int, max_pixels: int) -> None:
-    window = Window(3, 3 + height, 7, 7 + width)
-    strips = list(window.strips(max_pixels))
-    assert [strip.left for strip in strips] == [7, *(strip.right for strip in strips[:-1])]
-    assert strips[-1].right == window.right
-    assert all((strip.top, strip.bottom) == (3, 3 + height) for strip in strips)
-    assert all(strip.area <= max(max_pixels, height) for strip in strips)
+@given(
+    st.lists(st.tuples(*[st.integers(0, 40), st.integers(0, 40)] * 2), min_size=1, max_size=12),
+    st.integers(1, 900),
+    st.integers(0, 900),
+)
+def test_tiles_cover_every_window_and_stay_within_a_pass(
+    edges: list[tuple[int, ...]], pixels: int, overhead: int
+) -> None:
+    windows = np.array([[*sorted(each[:2]), *sorted(each[2:])] for each in edges])
+    covered = np.zeros((len(windows), 40, 40), int)
+    for tile in plan_tiles(windows, (40, 40), PassCost(pixels, overhead)):
+        assert len(tile.masks) * tile.height * tile.width <= pixels or len(tile.masks) * tile.width == 1
+        for mask, top, left in zip(tile.masks, tile.tops, tile.lefts, strict=True):
+            assert top >= 0 <= left
+            assert top + tile.height <= 40 >= left + tile.width
+            covered[mask, top : top + tile.height, left : left + tile.width] += 1
+    assert covered.max() <= 1  # a pixel is counted once
+    for shown, (top, bottom, left, right) in zip(covered, windows, strict=True):
+        assert shown[top:bottom, left:right].all()

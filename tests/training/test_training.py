@@ -157,6 +157,8 @@ def test_the_command_trains_measures_resumes_and_exports(tmp_path: Path) -> None
     assert "resuming refiner.ckpt at step 3" in again
     after = json.loads((output / "segmenter.json").read_text())
     assert before["sha256"] != after["sha256"]
-    assert after["architecture"]["refiner"] == before["architecture"]["refiner"]
+    assert "resuming proposer.ckpt at step 3" in again
+    for part in ("refiner", "proposer"):
+        assert after["architecture"][part] == before["architecture"][part]
     files = sorted(file.name for file in output.iterdir())
     assert files == ["embedder.json", "embedder.safetensors", "segmenter.json", "segmenter.safetensors"]

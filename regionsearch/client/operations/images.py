@@ -21,7 +21,7 @@ from regionsearch.client.operations.base import (
     path_of,
 )
 from regionsearch.client.problems import error_of
-from regionsearch.schemas.requests import ImageChangeBody, ImageIdsBody, IngestBody, Page
+from regionsearch.schemas.requests import EverythingBody, ImageChangeBody, ImageIdsBody, IngestBody, Page
 from regionsearch.schemas.requests.searches import Include
 from regionsearch.schemas.responses import (
     Image,
@@ -42,6 +42,7 @@ def ingest_one(
     *,
     tags: Sequence[str] = (),
     attributes: Mapping[str, str] | None = None,
+    everything: EverythingBody | None = None,
 ) -> Operation[IngestResult]:
     """Adds one image; the same bytes again are a `duplicate`, which gets the tags and attributes too.
 
@@ -50,13 +51,14 @@ def ingest_one(
         collection: Where to.
         tags: Put on it.
         attributes: Further facts about it.
+        everything: How its regions are looked for; None: as it suits the model.
 
     Raises:
         RegionSearchError: UNSUPPORTED_IMAGE or TOO_LARGE for what is refused, INVALID_ARGUMENT for a file
             that cannot be read.
     """
     name = name_of(source)
-    about = IngestBody.read({"tags": tags, "attributes": attributes or {}})
+    about = IngestBody.read({"tags": tags, "attributes": attributes or {}, "everything": everything})
 
     def request() -> HttpRequest:
         file = (name, read_image_input(source))

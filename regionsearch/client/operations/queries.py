@@ -30,7 +30,7 @@ from regionsearch.client.operations.base import (
     given,
     path_of,
 )
-from regionsearch.schemas.requests import EmbeddingsBody, SearchBody, SegmentBody, WithinBody
+from regionsearch.schemas.requests import EmbeddingsBody, EverythingBody, SearchBody, SegmentBody, WithinBody
 from regionsearch.schemas.requests.searches import Include, Level, SearchInclude, Style
 from regionsearch.schemas.responses import SearchAnswer, SegmentAnswer, WithinAnswer
 from regionsearch.v1.region_search_pb2_grpc import RegionSearchServiceStub
@@ -194,6 +194,7 @@ def segment(
     box: Box | None = None,
     multimask: bool = False,
     zoom: bool | None = None,
+    everything: EverythingBody | None = None,
 ) -> Operation[SegmentAnswer]:
     """The mask of what points and box mean; without them, of everything in the image.
 
@@ -206,12 +207,16 @@ def segment(
         multimask: The three masks of an ambiguous click.
         zoom: Looks more closely at what was found: better masks, above all of what is small, for more time.
             None: as it suits the model that is served.
+        everything: How everything is looked for; without points and box.
+
+    Raises:
+        RegionSearchError: INVALID_ARGUMENT for options of everything mode with points or a box.
     """
 
     def body() -> SegmentBody:
         values = given(image=read_optional(image), image_id=image_id, box=box_of(box), zoom=zoom)
         values |= {"collection": collection, "points": points_of(points), "multimask": multimask}
-        return SegmentBody.read(values | {"everything": not points and box is None})
+        return SegmentBody.read(values | {"everything": everything or (not points and box is None)})
 
     return Operation(
         "segment",

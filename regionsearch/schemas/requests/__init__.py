@@ -4,7 +4,8 @@ The gateway checks JSON and forms with these classes and goes on with the contra
 The client makes the same objects of its arguments, and sends them as JSON (`to_json`) or as those messages.
 """
 
-from regionsearch.schemas.requests.inference import EmbeddingsBody, EverythingBody, SegmentBody
+from regionsearch.schemas.requests.everything import EverythingBody
+from regionsearch.schemas.requests.inference import EmbeddingsBody, SegmentBody
 from regionsearch.schemas.requests.records import (
     BinaryCodesBody,
     CollectionBody,

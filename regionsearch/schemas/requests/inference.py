@@ -6,14 +6,13 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from regionsearch.schemas.requests.everything import EverythingBody
 from regionsearch.schemas.requests.shapes import absent, combined, constant, either, given, shaped
 from regionsearch.schemas.requests.values import (
-    INT32,
     ONE_IMAGE,
     Base64Image,
     Body,
     BoxBody,
-    Number,
     OneImage,
     Points,
     PromptBody,
@@ -21,33 +20,6 @@ from regionsearch.schemas.requests.values import (
     Texts,
 )
 from regionsearch.v1 import segment_pb2, types_pb2
-
-
-class EverythingBody(Body):
-    """Options of everything mode; what is absent has the model's default."""
-
-    points_per_side: int | None = Field(None, ge=1, le=128)
-    pred_iou_thresh: Number | None = None
-    stability_score_thresh: Number | None = None
-    stability_score_offset: Number | None = None
-    box_nms_thresh: Number | None = None
-    crop_n_layers: int | None = Field(None, ge=0, le=4)
-    crop_nms_thresh: Number | None = None
-    crop_overlap_ratio: Number | None = None
-    crop_n_points_downscale_factor: int | None = Field(None, ge=1, le=8)
-    min_mask_region_area: int | None = Field(None, ge=0, le=INT32)
-    max_regions: int | None = Field(
-        None, ge=1, le=1000, description="Keeps only what an ingest would keep, at most this many."
-    )
-
-    def to_proto(self) -> segment_pb2.EverythingOptions:
-        """As the contract has it."""
-        values = self.model_dump(exclude_none=True, exclude={"max_regions"})
-        options = segment_pb2.EverythingOptions(**values)
-        if self.max_regions is not None:
-            options.selection.max_regions = self.max_regions
-        return options
-
 
 _MODEL = constant("among", "model", default=True)
 _STORED = combined(constant("among", "stored"), given("image_id"))

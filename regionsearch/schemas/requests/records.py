@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, JsonValue
 
+from regionsearch.schemas.requests.everything import EverythingBody
 from regionsearch.schemas.requests.shapes import combined, constant, shaped
 from regionsearch.schemas.requests.values import Body, CollectionName, PageSize, PageToken
 from regionsearch.v1 import region_search_pb2, search_pb2
@@ -50,15 +51,24 @@ class IngestBody(Body):
         json_schema_extra={"items": {"type": "string", "minLength": 1, "maxLength": 4096}},
     )
     attributes: dict[_AnyText, _AnyText] = Field({}, description="A JSON object of strings, for every image.")
+    everything: EverythingBody | None = Field(
+        None, description="How regions are looked for in every image; absent: as it suits the model."
+    )
 
     def to_form(self) -> dict[str, Any]:
         """As fields of a form."""
-        return {"tags": self.tags, "attributes": json.dumps(self.attributes)}
+        form = {"tags": self.tags, "attributes": json.dumps(self.attributes)}
+        if self.everything is not None:
+            form["everything"] = self.everything.model_dump_json(exclude_none=True)
+        return form
 
     def to_proto(self, collection: str) -> region_search_pb2.IngestImageRequest:
         """As the contract has it, still without an image."""
         return region_search_pb2.IngestImageRequest(
-            collection=collection, tags=self.tags, attributes=self.attributes
+            collection=collection,
+            tags=self.tags,
+            attributes=self.attributes,
+            everything=None if self.everything is None else self.everything.to_proto(),
         )
 
 

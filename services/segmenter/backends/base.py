@@ -21,6 +21,7 @@ from regionsearch.images import Pixels
 from regionsearch.masks import Size as Size
 
 if TYPE_CHECKING:
+    from services.segmenter.backends.proposer import Proposer
     from services.segmenter.backends.refiner import Refiner
 
 
@@ -54,6 +55,7 @@ class ModelFiles:
         digest: SHA-256 of the file, hexadecimal.
         architecture: Arguments of the architecture, for variants that have any.
         everything: Defaults of everything mode, by option, where they differ from the reference's.
+        mode: Everything mode's default: ``grid`` or ``proposals``.
         zoom: Prompts zoom by default.
     """
 
@@ -63,6 +65,7 @@ class ModelFiles:
     digest: str
     architecture: Mapping[str, Any]
     everything: Mapping[str, Any]
+    mode: str = "grid"
     zoom: bool = False
 
 
@@ -157,7 +160,10 @@ class Decoding(Protocol):
     """Predicted IoU, float32 (B, 4); 0: the one mask of clear prompts, 1 to 3: those of ambiguous ones."""
 
     def logits(self, rows: Tensor, columns: Tensor) -> Tensor:
-        """Low-resolution logits, float32 (n, h, w); mask i is ``columns[i]`` of prompt ``rows[i]``."""
+        """Low-resolution logits, float32 (n, h, w); mask i is ``columns[i]`` of prompt ``rows[i]``.
+
+        Both are int64 and on the host, where they are chosen, so that no operation waits for the device.
+        """
         ...
 
 
@@ -175,6 +181,8 @@ class Backend(Protocol):
     """Prompts that are decoded at once; the engine cuts larger batches."""
     refiner: Refiner | None
     """Looks closer at what prompts found, where the model has one."""
+    proposer: Proposer | None
+    """Says where to look instead of a grid, where the model has one."""
 
     def prepare(self, image: Pixels) -> tuple[Tensor, Geometry]:
         """Resizes an image, uint8 RGB (H, W, 3), for the encoder. Any thread."""

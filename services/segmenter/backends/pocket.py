@@ -14,6 +14,7 @@ from segment_anything.modeling import MaskDecoder, PromptEncoder, Sam, TwoWayTra
 from segment_anything.modeling.common import LayerNorm2d
 from torch import Tensor, nn
 
+from services.segmenter.backends.proposer import ProposalHead
 from services.segmenter.backends.pyramid import STRIDE, Pyramid, convolution
 from services.segmenter.backends.refiner import RefinerNet
 
@@ -59,6 +60,7 @@ def build_pocket_sam(
     depth: int = 2,
     mlp_width: int = 512,
     refiner: Mapping[str, Any] | None = None,
+    proposer: Mapping[str, Any] | None = None,
 ) -> Sam:
     """Builds the pocket SAM with random weights, in evaluation mode.
 
@@ -72,6 +74,7 @@ def build_pocket_sam(
         depth: two-way layers of the decoder.
         mlp_width: hidden width of the decoder's token MLP.
         refiner: architecture of the :class:`RefinerNet` that the model has as ``refiner``; None for none.
+        proposer: architecture of the :class:`ProposalHead` that it has as ``proposer``; None for none.
 
     Raises:
         ValueError: ``img_size`` is not a multiple of 32, or ``width`` none of ``8 * heads``.
@@ -100,4 +103,6 @@ def build_pocket_sam(
     )
     if refiner is not None:
         sam.refiner = RefinerNet(**refiner)
+    if proposer is not None:
+        sam.proposer = ProposalHead(**proposer)
     return sam.eval()

@@ -12,6 +12,7 @@ from segment_anything import sam_model_registry
 from segment_anything.modeling import Sam
 from segment_anything.utils.transforms import ResizeLongestSide
 from torch import Tensor
+from torch.nn import functional as F
 
 from regionsearch.images import Pixels
 from services.segmenter.backends.base import (
@@ -23,21 +24,25 @@ from services.segmenter.backends.base import (
     ResizeStep,
 )
 from services.segmenter.backends.checkpoints import load_weights, read_weights
+from services.segmenter.backends.mobile import build_mobile_sam, from_published
 from services.segmenter.backends.pocket import build_pocket_sam
+from services.segmenter.backends.proposer import PeakProposer, ProposalHead, Proposer
 from services.segmenter.backends.refiner import Refiner, RefinerNet
 from services.segmenter.backends.sam_decoder import Decoded, LazyMaskDecoder
 from services.torch_runtime.devices import autocast
 
 _ENCODE_BATCH = {"cpu": 1, "cuda": 8}  # on a CPU a batch only waits for its last image
 # Maps of a decoder batch that still fit into the last-level cache of a CPU, and into a small part of a GPU.
-_BATCH_BYTES = {"cpu": 8 << 20, "cuda": 512 << 20}
+_BATCH_BYTES = {"cpu": 8 << 20, "cuda": 1 << 30}
 
 
 def load(files: ModelFiles, device: str, precision: str) -> SamBackend:
-    """Loads ``pocket``, ``vit_b``, ``vit_l`` or ``vit_h``; see `services.segmenter.backends.load_backend`."""
+    """Loads ``pocket``, ``mobile`` or a ``vit_…``; see `services.segmenter.backends.load_backend`."""
     weights = read_weights(files)
     if files.variant == "pocket":
         model = build_pocket_sam(**files.architecture)
+    elif files.variant == "mobile":
+        model, weights = build_mobile_sam(), from_published(weights)
     else:
         model = sam_model_registry[files.variant]()
     load_weights(model, weights, files)
@@ -62,6 +67,11 @@ class SamBackend:
         self.model = model.to(self.device).eval().requires_grad_(False)
         self._autocast = functools.partial(autocast, identity.precision, self.device)
         self._decoder = LazyMaskDecoder(self.model, self._autocast)
+        encoder = self.model.prompt_encoder
+        # By label + 1: what is added to a point that is none, of the background, of the object.
+        self._point_embeddings = torch.cat(
+            [table.weight for table in (encoder.not_a_point_embed, *encoder.point_embeddings[:2])]
+        )
         self.mask_threshold: float = model.mask_threshold
         self.mask_size: tuple[int, int] = tuple(model.prompt_encoder.mask_input_size)
         self._side: int = model.image_encoder.img_size
@@ -70,6 +80,8 @@ class SamBackend:
         self.encode_batch = _ENCODE_BATCH[self.device.type]
         net: RefinerNet | None = getattr(self.model, "refiner", None)
         self.refiner = None if net is None else Refiner(net, self._autocast)
+        head: ProposalHead | None = getattr(self.model, "proposer", None)
+        self.proposer: Proposer | None = None if head is None else PeakProposer(head, self._autocast)
         self.decode_batch = max(1, _BATCH_BYTES[self.device.type] // map_bytes)
 
     def prepare(self, image: Pixels) -> tuple[Tensor, Geometry]:
@@ -101,13 +113,29 @@ class SamBackend:
     @torch.inference_mode()
     def decode(self, embedding: Embedding, prompts: PromptBatch) -> Decoded:
         """Runs prompt encoder and mask decoder; see :class:`LazyMaskDecoder` for what is left for later."""
-        points = None
-        if prompts.points is not None and prompts.labels is not None:
-            points = (prompts.points.to(self.device), prompts.labels.to(self.device))
-        boxes = None if prompts.boxes is None else prompts.boxes.to(self.device)
-        masks = None if prompts.mask_logits is None else prompts.mask_logits.to(self.device)
         encoder = self.model.prompt_encoder
-        sparse, dense = encoder(points=points, boxes=boxes, masks=masks)
+        masks = prompts.mask_logits
         if masks is None:
             dense = encoder.no_mask_embed.weight[..., None, None]
-        return self._decoder(embedding.features[0], sparse, dense)
+        else:
+            dense = encoder._embed_masks(masks.to(self.device))
+        return self._decoder(embedding.features[0], self._embed(prompts), dense)
+
+    def _embed(self, prompts: PromptBatch) -> Tensor:
+        """Prompt tokens (B, n, C), as of ``PromptEncoder.forward``.
+
+        That picks points by boolean masks, and a GPU would have to say how many they are before it goes on.
+        """
+        encoder, parts = self.model.prompt_encoder, []
+        if prompts.points is not None and prompts.labels is not None:
+            points, labels = prompts.points.to(self.device) + 0.5, prompts.labels.to(self.device, torch.int64)
+            if prompts.boxes is None:  # a point that is none stands for the box
+                points, labels = F.pad(points, (0, 0, 0, 1)), F.pad(labels, (0, 1), value=-1)
+            places: Tensor = encoder.pe_layer.forward_with_coords(points, encoder.input_image_size)
+            places = places.masked_fill((labels == -1)[..., None], 0.0)
+            parts.append(places + F.embedding(labels + 1, self._point_embeddings))
+        if prompts.boxes is not None:
+            parts.append(encoder._embed_boxes(prompts.boxes.to(self.device)))
+        if not parts:
+            return torch.empty((len(prompts), 0, encoder.embed_dim), device=self.device)
+        return torch.cat(parts, dim=1)

@@ -22,6 +22,7 @@ from services.segmenter.backends.base import (
     ResizeStep,
 )
 from services.segmenter.backends.checkpoints import load_weights, read_weights
+from services.segmenter.backends.proposer import Proposer
 from services.segmenter.backends.refiner import Refiner
 from services.torch_runtime.devices import autocast
 
@@ -66,6 +67,7 @@ class Sam2Backend:
 
     mask_threshold = 0.0
     refiner: Refiner | None = None
+    proposer: Proposer | None = None
 
     def __init__(self, model: Any, identity: ModelIdentity) -> None:
         self.identity = identity
@@ -149,4 +151,4 @@ class Sam2Decoding:
 
     def logits(self, rows: Tensor, columns: Tensor) -> Tensor:
         """Low-resolution logits of single masks."""
-        return self._masks[rows, columns]
+        return self._masks[rows.to(self._masks.device), columns.to(self._masks.device)]

@@ -121,8 +121,8 @@ class Decoded:
         """Mask logits of single masks.
 
         Args:
-            rows: Index of the prompt of each mask, int64 (n,), ascending.
-            columns: Mask token of each mask, int64 (n,).
+            rows: Index of the prompt of each mask, int64 (n,), ascending, on the host.
+            columns: Mask token of each mask, int64 (n,), on the host.
 
         Returns:
             float32 (n, 4 * map height, 4 * map width).
@@ -134,13 +134,18 @@ class Decoded:
             return self._draw(rows, columns)
 
     def _draw(self, rows: Tensor, columns: Tensor) -> Tensor:
+        # Chosen on the host, of a known number, in one copy to the device.
         prompts, inverse = torch.unique_consecutive(rows, return_inverse=True)
-        keys = self._keys[prompts]
+        chosen = torch.cat([prompts, inverse, columns]).to(self._keys.device, non_blocking=True)
+        prompts, inverse, columns = chosen.split([len(prompts), len(rows), len(rows)])
+        keys = self._keys.index_select(0, prompts)
         masks = slice(1, 1 + self._decoder.module.num_mask_tokens)
-        tokens = self._decoder.finish_tokens(
-            self._tokens[prompts, masks], self._prompt[prompts, masks], keys, self._keys_pe[prompts]
+        tokens, prompt, keys_pe = (
+            part.index_select(0, prompts)
+            for part in (self._tokens[:, masks], self._prompt[:, masks], self._keys_pe)
         )
-        return self._decoder.render(tokens[inverse, columns], keys, inverse, columns)
+        tokens = self._decoder.finish_tokens(tokens, prompt, keys, keys_pe)
+        return self._decoder.render(tokens, keys, inverse, columns)
 
 
 class LazyMaskDecoder:
@@ -163,6 +168,12 @@ class LazyMaskDecoder:
         self._writes = [_CrossAttention(block.cross_attn_image_to_token) for block in self._blocks]
         self._final_read = _CrossAttention(transformer.final_attn_token_to_image)
         self._final_norm = transformer.norm_final_attn
+        heads = [network.layers for network in self.module.output_hypernetworks_mlps]
+        # Of each layer the weights (heads, in, out) and biases (heads, 1, out) of all hypernetworks.
+        self._brush_layers = [
+            (torch.stack([one.weight.t() for one in layer]), torch.stack([one.bias[None] for one in layer]))
+            for layer in zip(*heads, strict=True)
+        ]
         # (1, P, C), the same for every image.
         self._map_pe: Tensor = sam.prompt_encoder.get_dense_pe().flatten(2).transpose(1, 2)
 
@@ -234,27 +245,31 @@ class LazyMaskDecoder:
         """Draws masks from finished mask tokens.
 
         Args:
-            tokens: One finished token a mask (n, C).
+            tokens: All mask tokens of some prompts (R, mask tokens, C).
             keys: Finished maps (R, P, C).
-            rows: Which map each mask is drawn on, int64 (n,).
-            columns: Which hypernetwork each token belongs to, int64 (n,).
+            rows: Which of the prompts each mask answers, int64 (n,).
+            columns: Which mask token it is, int64 (n,).
 
         Returns:
             float32 logits (n, 4 * map height, 4 * map width).
         """
         maps = self._upscale(keys)
-        heads = self.module.output_hypernetworks_mlps
-        brushes = maps.new_zeros((len(maps), len(heads), maps.shape[-1]))
-        for column, head in enumerate(heads):
-            chosen = columns == column
-            if chosen.any():
-                brushes[rows[chosen], column] = head(tokens[chosen]).to(maps.dtype)
         # Drawing a few masks too many is cheaper than copying each mask's map to its side.
-        drawn = (brushes @ maps.transpose(1, 2))[rows, columns].float()
+        brushes = self._hypernetworks(tokens.transpose(0, 1)).transpose(0, 1).to(maps.dtype)
+        places = rows * tokens.shape[1] + columns
+        drawn = (brushes @ maps.transpose(1, 2)).flatten(0, 1).index_select(0, places).float()
         height, width = self.map_size
         # (n, h, w, 2, 2, 2, 2): each pixel became 2 x 2 twice.
         drawn = drawn.unflatten(1, (height, width, 2, 2, 2, 2)).permute(0, 1, 3, 5, 2, 4, 6)
-        return drawn.reshape(len(tokens), 4 * height, 4 * width)
+        return drawn.reshape(len(places), 4 * height, 4 * width)
+
+    def _hypernetworks(self, tokens: Tensor) -> Tensor:
+        """Every mask token (mask tokens, R, C) through its own hypernetwork, all at once."""
+        last = len(self._brush_layers) - 1
+        for index, (weight, bias) in enumerate(self._brush_layers):
+            tokens = torch.baddbmm(bias, tokens, weight)
+            tokens = tokens if index == last else F.relu(tokens)
+        return tokens
 
     def _upscale(self, keys: Tensor) -> Tensor:
         """``output_upscaling`` on (R, P, C); a stride-2 2 x 2 transposed convolution is a matrix product."""
