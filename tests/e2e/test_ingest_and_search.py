@@ -84,7 +84,10 @@ def test_the_same_over_grpc(stack: Stack, scenes: list[Scene]) -> None:
             assert answer.outcome == region_search_pb2.INGEST_OUTCOME_DUPLICATE
             within = stub.SearchWithin(
                 region_search_pb2.SearchWithinRequest(
-                    collection=COLLECTION, image_id=answer.image_id, texts=[t.name for t in scene.things]
+                    collection=COLLECTION,
+                    image_id=answer.image_id,
+                    texts=[t.name for t in scene.things],
+                    relative_cutoff=1,  # the best of each, however confident
                 ),
                 timeout=120,
             )
