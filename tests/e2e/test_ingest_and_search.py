@@ -100,6 +100,7 @@ def test_the_same_over_grpc(stack: Stack, scenes: list[Scene]) -> None:
                 collection=COLLECTION,
                 query=region_search_pb2.Query(texts=[scenes[0].things[0].name]),
                 page_size=5,
+                include_weak=True,
             ),
             timeout=120,
         ).hits
