@@ -126,7 +126,9 @@ def test_no_pod_can_fill_its_node() -> None:
 
 
 @pytest.mark.parametrize(
-    ("components", "expected"), [((), {"pocket"}), (("gpu",), {"sam_vit_h", "ViT-H-14"})], ids=str
+    ("components", "expected"),
+    [((), {"pocket"}), (("gpu",), {"sam_vit_h", "ViT-H-14"})],
+    ids=["pocket", "gpu"],
 )
 def test_one_config_map_says_which_models_run(components: tuple[str, ...], expected: set[str]) -> None:
     resources = render(*components)
