@@ -53,8 +53,8 @@ def up(
     other_embedder: Annotated[
         str, typer.Option(metavar="NAME[:TAG]|PATH", help="Second model, to move collections to or from.")
     ] = "",
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the page and the HTTP API.")] = 8000,
-    grpc_port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the gRPC API.")] = 50050,
+    port: Annotated[int, typer.Option(help="Port of the page and the HTTP API.")] = 8000,
+    grpc_port: Annotated[int, typer.Option(help="Port of the gRPC API.")] = 50050,
     host: Annotated[
         str, typer.Option(help="Address to listen on; 0.0.0.0 opens it to the network.")
     ] = "127.0.0.1",
