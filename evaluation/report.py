@@ -44,6 +44,7 @@ GROUPS = {
     ),
     "large_canvas": ("Large canvases", "The same on images with a side of more than 256 pixels."),
     "absence": ("Absence", "Names in an image against absent names, by the best region score."),
+    "confident": ("Confident matches", "What a search answers with the model's calibrated cut-off."),
 }
 
 

@@ -29,7 +29,7 @@ def image(gateway: Running, collection: str) -> str:
 
 
 def found_by_tag(gateway: Running, collection: str, tag: str) -> int:
-    body = {"query": {"text": "red"}, "filter": {"tags": [tag]}}
+    body = {"query": {"text": "red"}, "filter": {"tags": [tag]}, "level": "both"}
     return len(gateway.http.post(f"/v1/collections/{collection}/search", json=body).json()["hits"])
 
 

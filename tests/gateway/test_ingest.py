@@ -164,7 +164,9 @@ def test_an_image_without_regions_is_kept_as_a_whole(gateway: Running, collectio
     assert (result["outcome"], result["regions"]) == ("created", 0)
     url = f"/v1/collections/{collection}"
     assert gateway.http.get(f"{url}/images/{result['image_id']}/regions").json()["regions"] == []
-    hits = gateway.http.post(f"{url}/search", json={"query": {"text": "white"}}).json()["hits"]
+    hits = gateway.http.post(f"{url}/search", json={"query": {"text": "white"}, "level": "both"}).json()[
+        "hits"
+    ]
     assert [(hit["level"], hit["region_id"]) for hit in hits] == [("image", None)]
 
 
