@@ -45,5 +45,5 @@ def test_a_made_up_token_is_refused(gateway: Running, filled: dict[str, str], to
 
 
 def test_page_sizes_at_the_limits(gateway: Running, filled: dict[str, str]) -> None:
-    assert len(search(gateway, query={"text": "red"}, page_size=0)["hits"]) == 12
-    assert len(search(gateway, query={"text": "red"}, page_size=10**9)["hits"]) == 12
+    assert len(search(gateway, query={"text": "red"}, level="both", page_size=0)["hits"]) == 12
+    assert len(search(gateway, query={"text": "red"}, level="both", page_size=10**9)["hits"]) == 12

@@ -125,7 +125,7 @@ def test_the_client_has_an_argument_for_every_field_under_its_name(
         (
             requests.SearchBody,
             pb.RegionSearchServiceSearchRequest,
-            {"collection", "include", "include_masks"},
+            {"collection", "include", "include_masks", "include_others", "include_weak"},
         ),
         # A rendering is an answer of HTTP alone.
         (
