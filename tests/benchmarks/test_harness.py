@@ -5,9 +5,18 @@ import json
 import sys
 
 import pytest
+import structlog
 
 from benchmarks import __main__ as command
 from benchmarks.harness import Case, Pair, constant, measure
+
+
+@pytest.fixture(autouse=True)
+def own_logging():
+    """The command configures the process's log; the tests after these have theirs."""
+    before = structlog.get_config()
+    yield
+    structlog.configure(**before)
 
 
 def case(name="x", ours=(9, 1, 2, 3), reference=6.0, **options):

@@ -57,7 +57,8 @@ def test_a_client_that_leaves_in_the_middle_of_its_body_is_not_an_error(
             time.sleep(0.2)
         wait_for(lambda: requests_with(499) == left + 1, 30)
     assert requests_with(500) == failed
-    assert {line["log_level"] for line in logs} <= {"info"}
+    # Other gateways of the session log as well.
+    assert {line["log_level"] for line in logs if line.get("path") == path} <= {"info"}
 
 
 @pytest.mark.parametrize("path", ["/v1/segment", "/v1/collections/default/images", "/v1/collections"])
