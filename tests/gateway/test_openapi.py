@@ -60,6 +60,7 @@ FORMATS: dict[str, Any] = {
     "json-box": json.dumps({"x_min": 10, "y_min": 20, "x_max": 50, "y_max": 60}),
     "json-prompts": json.dumps([{"points": [{"x": 20, "y": 30}]}]),
     "json-everything": json.dumps({"mode": "grid", "crop_n_layers": 1}),
+    "json-filter": json.dumps({"tags": ["a"]}),
     "json-attributes": json.dumps({"place": "Oslo"}),
 }
 """Formats of the document, of which only images that are images and tokens that were given are right."""
