@@ -17,7 +17,9 @@ export class Zoom {
    * @param {() => void} changed
    */
   constructor(stage, layers, changed) {
-    Object.assign(this, { stage, layers, changed });
+    this.stage = stage;
+    this.layers = layers;
+    this.changed = changed;
     stage.addEventListener("wheel", (event) => this.wheel(event), { passive: false });
     for (const kind of ["pointerdown", "pointermove", "pointerup", "pointercancel"]) stage.addEventListener(kind, (event) => this.pointer(event), { capture: true });
     document.addEventListener("keydown", (event) => event.key === " " && (this.space = true), { capture: true });
