@@ -63,24 +63,29 @@ def test_images_are_left_as_they_were_sent() -> None:
     assert [decode_base64(one) for one in found["x"][0]["images"]] == [FILE, b"A"]
 
 
-@pytest.mark.parametrize("slice_bytes", [7, 600, 1 << 20])
+WRITTEN = {
+    "plain": ENCODED,
+    "lines": base64.encodebytes(FILE).decode(),
+    "lines of Windows": base64.encodebytes(FILE).decode().replace("\n", "\r\n"),
+    "spaces": f"  {ENCODED}\n",
+    "data address": f"data:image/png;base64,{ENCODED}",  # whose prefix is within the first slice
+}
+
+
 @pytest.mark.parametrize(
-    "text",
+    ("slice_bytes", "kind"),
     [
-        ENCODED,
-        base64.encodebytes(FILE).decode(),
-        base64.encodebytes(FILE).decode().replace("\n", "\r\n"),
-        f"  {ENCODED}\n",
-        f"data:image/png;base64,{ENCODED}",
+        (slice_bytes, kind)
+        for slice_bytes in (7, 600, 1 << 20)
+        for kind in WRITTEN
+        if slice_bytes > 7 or kind != "data address"
     ],
-    ids=["plain", "lines", "lines of Windows", "spaces", "data address"],
 )
 @pytest.mark.parametrize("escape", ["none", "slashes", "all"])
 def test_base64_as_clients_write_it(
-    monkeypatch: pytest.MonkeyPatch, text: str, slice_bytes: int, escape: str
+    monkeypatch: pytest.MonkeyPatch, kind: str, slice_bytes: int, escape: str
 ) -> None:
-    if slice_bytes < 600 and text.startswith("data:"):
-        pytest.skip("the prefix is within the first slice")
+    text = WRITTEN[kind]
     monkeypatch.setattr(base64_files, "_SLICE", slice_bytes)
     written = json.dumps(text)
     if escape == "slashes":

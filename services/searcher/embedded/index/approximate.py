@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,7 +21,7 @@ _GATHER_PART = 64
 _BLOCK = 8192
 
 
-class ApproximateSegment:
+class ApproximateSegment(ABC):
     """A sealed segment that may overlook rows. Its stored vectors are mapped, its candidates' scores exact.
 
     Args:
@@ -77,12 +78,12 @@ class ApproximateSegment:
             found += [(row[row >= 0], score[row >= 0]) for row, score in zip(these, scores, strict=True)]
         return found
 
+    @abstractmethod
     def candidates(self, queries: Vectors, request: SegmentQuery, count: int) -> Positions | None:
         """At least `count` rows for each query among which its best are likely to be; -1 stands for none.
 
         Shape (queries, any). None where scoring all rows costs no more.
         """
-        raise NotImplementedError
 
     def selection(self, request: SegmentQuery) -> dict[str, Any]:
         """FAISS's parameters that restrict a search to the rows of a request."""
@@ -93,9 +94,9 @@ class ApproximateSegment:
         return {} if mask is None else {"sel": selector(mask)}
 
     @property
+    @abstractmethod
     def vector_bytes(self) -> int:
         """See `IndexSegment.vector_bytes`; without what is mapped."""
-        raise NotImplementedError
 
     def to_arrays(self) -> Arrays:
         """What is needed in addition to rows and files to restore the segment."""
