@@ -84,7 +84,7 @@ def evaluate(
         def show(stage: str, done: int, total: int) -> None:
             bar.update(task, description=stage, completed=done, total=total)
 
-        result = run(system, dataset, others=others, seed=seed, progress=show)
+        result = run(system, dataset, others=others, seed=seed, calibrate=calibrate, progress=show)
     (out / "metrics.json").write_text(json.dumps(result.as_json(), indent=1) + "\n", encoding="utf-8")
     (out / "report.html").write_text(render(result), encoding="utf-8")
     if calibrate:

@@ -98,6 +98,7 @@ class EngineEmbedder:
             "sha256": files.digest,
             "precision": self._backend.precision,
             "device": str(self._backend.device),
+            "cut_offs": dict(files.cut_offs),
         }
 
     def regions(self, pixels: Pixels, masks: Sequence[Rle], policy: str) -> VectorArray:

@@ -100,7 +100,7 @@ class _Reporter:
 
 
 def measure(
-    predictions: Predictions, *, seed: int = 0, draws: int = 1000
+    predictions: Predictions, *, seed: int = 0, draws: int = 1000, served_cut_off: float | None = None
 ) -> tuple[list[Measure], HitThreshold, float | None]:
     """Every metric with its interval, the cut that the class masks were made with, and the model's cut-off.
 
@@ -108,12 +108,13 @@ def measure(
         predictions: What a system did.
         seed: Of the bootstrap.
         draws: Of the bootstrap.
+        served_cut_off: That of the system's searches; without it one is chosen on the tuning images.
     """
     report = _Reporter(len(predictions.dataset.samples), seed, draws)
     cut = tune_cut(_of_split(predictions, "tune"))
     pairs = measured_pairs(predictions)
     tune = np.array([sample.split == "tune" for sample in predictions.dataset.samples], np.bool_)
-    cut_off = pairs.of(tune).cut_off()
+    cut_off = pairs.of(tune).cut_off() if served_cut_off is None else served_cut_off
     parts: list[Callable[[Predictions, _Reporter], list[Measure]]] = [
         _proposals, _clicks, _text_to_region, _image_level, _region_to_region,
     ]  # fmt: skip

@@ -28,7 +28,8 @@ class Result:
         predictions: What it did; images and curves are drawn from it.
         measures: The numbers.
         cut: The rule that decided what is a hit in class masks, chosen on the tuning images.
-        cut_off: From which cosine of a name and a region a match is confident, chosen on the tuning images.
+        cut_off: From which cosine of a name and a region a match is confident: the system's own, else
+            chosen on the tuning images.
         system: Its description.
         timings: Its stages, milliseconds.
         comparisons: The same numbers of other systems, by name (crop policies, baselines).
@@ -80,6 +81,7 @@ def run(
     others: Mapping[str, System] | None = None,
     seed: int = 0,
     draws: int = 1000,
+    calibrate: bool = False,
     progress: Progress = silent,
 ) -> Result:
     """Measures a system, and for comparison others that differ in proposals, crop policy or embedder.
@@ -92,11 +94,13 @@ def run(
         others: Systems to compare, by name.
         seed: Of every draw: absent names, region queries, bootstrap.
         draws: Of the bootstrap.
+        calibrate: Choose the cut-off of confident matches on the tuning images although the system has one.
         progress: Told how far it is.
     """
     proposals = propose(system, dataset, progress)
     predictions = collect(system, dataset, proposals, seed=seed, progress=progress)
-    measures, cut, cut_off = measure(predictions, seed=seed, draws=draws)
+    served = None if calibrate else system.describe().get("cut_off")
+    measures, cut, cut_off = measure(predictions, seed=seed, draws=draws, served_cut_off=served)
     comparisons = {}
     for name, other in (others or {}).items():
         same = getattr(other, "segmenter", other) is getattr(system, "segmenter", None)

@@ -89,7 +89,7 @@ class System(Protocol):
     """What is measured."""
 
     def describe(self) -> dict[str, Any]:
-        """Names, models and digests, for the report."""
+        """Names, models and digests, for the report; `cut_off` of confident matches if the model has one."""
         ...
 
     def proposals(self, sample: Sample) -> Proposals:
@@ -212,10 +212,13 @@ class InProcess:
 
     def describe(self) -> dict[str, Any]:
         """See `System`."""
+        embedder = self.embedder.describe()
+        cut_offs = embedder.pop("cut_offs", {})
         return {
             "segmenter": self.segmenter.describe(),
-            "embedder": self.embedder.describe(),
+            "embedder": embedder,
             "crop_policy": self.policy,
+            "cut_off": cut_offs.get(self.policy),
         }
 
     def proposals(self, sample: Sample) -> Proposals:

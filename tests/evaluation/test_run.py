@@ -123,3 +123,15 @@ def test_only_names_that_are_known_to_be_absent_are_asked_as_absent(world, perfe
         object.__setattr__(sample, "absent", (5,))
     predictions = run(perfect, world, draws=2).predictions
     assert [len(one.absent) for one in predictions.absences] == [1] * 6
+
+
+def test_confident_matches_are_counted_at_the_models_own_cut_off(world, perfect, monkeypatch):
+    own = {"code": "colour", "cut_offs": {"blur": 1.5}}  # which no cosine reaches
+    monkeypatch.setattr(perfect.embedder, "describe", lambda: dict(own))
+    served = run(perfect, world, draws=20)
+    assert served.cut_off == 1.5
+    assert values(served.measures)["confident.absent_silent"] == 1
+    assert values(served.measures)["confident.recall"] == 0
+    chosen = run(perfect, world, draws=20, calibrate=True)
+    assert chosen.cut_off < 1.01
+    assert values(chosen.measures)["confident.recall"] == 1

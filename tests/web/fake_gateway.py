@@ -53,6 +53,7 @@ class FakeGateway:
         key: When set, the API key that every call of the API needs.
         names: Of the collections; all but `default` are empty.
         cut: Whether the connection of an upload breaks in the middle.
+        variant: Of the models.
         cut_off: From which score on hits are confident; None for a model that is not calibrated.
     """
 
@@ -65,6 +66,7 @@ class FakeGateway:
         self.key: str | None = None
         self.names = ["default"]
         self.cut = False
+        self.variant = "pocket"
         self.cut_off: float | None = None
         self.requests: list[tuple[str, Any]] = []
         for one in library():
@@ -73,6 +75,7 @@ class FakeGateway:
             routes=[
                 Route("/", self.index),
                 Route("/readyz", self.readyz),
+                Route("/v1/models", self.models),
                 Route("/v1/collections", self.collections, methods=["GET"]),
                 Route("/v1/collections", self.create, methods=["POST"]),
                 Route("/v1/collections/default/images", self.images, methods=["GET"]),
@@ -110,6 +113,11 @@ class FakeGateway:
 
     async def index(self, request: Request) -> Response:
         return FileResponse(WEB / "index.html", headers={"Content-Security-Policy": POLICY})
+
+    async def models(self, request: Request) -> Response:
+        return JSONResponse(
+            {name: {"family": name, "variant": self.variant} for name in ("segmenter", "embedder")}
+        )
 
     async def collections(self, request: Request) -> Response:
         return JSONResponse({"collections": [{"name": name} for name in self.names], "next_page_token": ""})

@@ -55,3 +55,29 @@ def test_two_images_dropped_on_the_search(page: Page, url: str, tmp_path: Path) 
     drag(page, [picture_file(tmp_path, "one.png"), picture_file(tmp_path, "two.png")], 300, 400)
     expect(page.locator("#toast")).to_contain_text("a search takes one picture, 2 were dropped")
     expect(page.locator("#title")).to_have_text("Like your picture")
+
+
+def test_own_images_bring_the_hint_at_real_weights_until_it_is_closed(
+    page: Page, url: str, tmp_path: Path
+) -> None:
+    hint = page.locator("#weights-hint")
+    page.goto(url)
+    expect(page.locator("#grid button.tile")).to_have_count(4)
+    expect(hint).to_be_hidden()
+    page.locator("#files").set_input_files(picture_file(tmp_path, "mine.png"))
+    expect(hint).to_contain_text("regionsearch up --profile base")
+    hint.get_by_role("button", name="Do not show this again").click()
+    expect(hint).to_be_hidden()
+    page.reload()
+    page.locator("#picture").set_input_files(picture_file(tmp_path, "query.png"))
+    expect(page.locator("#title")).to_have_text("Like your picture")
+    expect(hint).to_be_hidden()
+
+
+def test_real_weights_bring_no_hint(page: Page, url: str, gateway: FakeGateway, tmp_path: Path) -> None:
+    gateway.variant = "vit_b"
+    page.goto(url)
+    with page.expect_response("**/v1/models"):
+        page.locator("#files").set_input_files(picture_file(tmp_path, "mine.png"))
+    expect(page.locator("#uploads-title")).to_have_text("1 picture added")
+    expect(page.locator("#weights-hint")).to_be_hidden()

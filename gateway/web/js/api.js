@@ -99,6 +99,8 @@ export async function readiness() {
   return response.json().catch(() => ({ ready: response.ok, services: {} }));
 }
 
+/** The models that are served now. */
+export const models = () => get("v1/models", { asks: false });
 export const collections = async () => (await get("v1/collections?page_size=1000")).collections;
 export const createCollection = (name) => post("v1/collections", { name });
 /** Whether there is certainly no collection of this name. */

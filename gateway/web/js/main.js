@@ -10,6 +10,7 @@ import { SearchBar } from "./searchbar.js";
 import { Uploads } from "./uploads.js";
 import { HOME, NO_MARKS, read, write } from "./url.js";
 import { Viewer } from "./viewer.js";
+import { hintAtWeights } from "./weights_hint.js";
 
 let state = read();
 let shown = null;
@@ -71,7 +72,12 @@ const viewer = new Viewer({
     toast("The picture is deleted.");
   },
 });
-const uploads = new Uploads({ changed: (collection) => ready && collection === state.collection && results.news() });
+const uploads = new Uploads({
+  changed: (collection) => {
+    hintAtWeights();
+    if (ready && collection === state.collection) results.news();
+  },
+});
 
 function render() {
   const { view, marks, ...query } = state;
@@ -94,7 +100,9 @@ async function searchWith(file) {
   chosen = file;
   try {
     const picture = await keep(file);
-    if (file === chosen) ask({ picture, text: state.text });
+    if (file !== chosen) return;
+    ask({ picture, text: state.text });
+    hintAtWeights();
   } catch {
     toast(`This browser cannot read ${file.name} as a picture.`);
   }
