@@ -1,27 +1,32 @@
 # One target for each process; from the repository's root:
 #     docker build --target segmenter -t regionsearch/segmenter .        likewise embedder, searcher and gateway
+# For builds that can be repeated, give the base image with its digest: docs/operations.md, "Images".
 ARG PYTHON_IMAGE=python:3.11-slim-bookworm
 
-FROM ${PYTHON_IMAGE} AS wheel
-COPY . /src
-RUN pip wheel --no-cache-dir --no-deps -w /wheel /src
-
-# The project without its code. Its requirements are installed from this, before the project itself: a change of the
-# code is then a layer of a few megabytes.
-FROM ${PYTHON_IMAGE} AS requirements
-COPY pyproject.toml constraints.txt constraints-torch.txt /project/
-RUN cd /project && touch README.md && install -d regionsearch services gateway training evaluation models/pocket
-
+# The requirements are in /opt/venv, the code in /opt/regionsearch: a change of the code is a layer of a few megabytes.
+# pip stays outside of the environment that it installs into.
 FROM ${PYTHON_IMAGE} AS base
-ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 OMP_WAIT_POLICY=PASSIVE
-RUN apt-get update && apt-get install -y --no-install-recommends tini && rm -rf /var/lib/apt/lists/*
-RUN python -m venv /opt/venv && install -d -o 10001 -g 10001 /data /models
+ENV PATH=/opt/venv/bin:/opt/regionsearch/bin:$PATH PYTHONPATH=/opt/regionsearch PIP_PYTHON=/opt/venv/bin/python \
+    PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=ignore \
+    PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 OMP_WAIT_POLICY=PASSIVE
+RUN apt-get update && apt-get install -y --no-install-recommends tini && apt-get clean && rm -rf /var/lib/apt/lists/*
+RUN python -m venv --without-pip /opt/venv && install -d -o 10001 -g 10001 /data /models
+
+# The bundled models are apart: only the processes that load them have them.
+FROM base AS code
+COPY . /src
+RUN pip install --no-deps --target /opt/regionsearch /src && mv /opt/regionsearch/regionsearch/models/pocket /opt/
+
+# The project without its code, for the installation of its requirements.
+FROM base AS requirements
+WORKDIR /project
+COPY pyproject.toml constraints.txt constraints-torch.txt ./
+RUN touch README.md && install -d regionsearch services gateway training evaluation models/pocket
 
 FROM base AS gateway
 COPY --from=requirements /project /opt/project
-RUN pip install --no-cache-dir -c /opt/project/constraints.txt "/opt/project[gateway]" && pip uninstall -y regionsearch
-COPY --from=wheel /wheel /tmp/wheel
-RUN pip install --no-cache-dir --no-deps /tmp/wheel/*.whl
+RUN pip install -c /opt/project/constraints.txt "/opt/project[gateway]" && pip uninstall -y regionsearch
+COPY --from=code /opt/regionsearch /opt/regionsearch
 ENV REGIONSEARCH_GATEWAY_HOST=0.0.0.0 REGIONSEARCH_GATEWAY_PORT=50050 REGIONSEARCH_GATEWAY_HTTP_PORT=8000 \
     REGIONSEARCH_GATEWAY_METRICS_PORT=9090 REGIONSEARCH_GATEWAY_IMAGE_STORE=/data/images
 LABEL org.opencontainers.image.title="Region Search gateway" org.opencontainers.image.licenses="Apache-2.0"
@@ -35,14 +40,13 @@ FROM base AS searcher
 COPY --from=requirements /project /opt/project
 # EXTRA=milvus adds what the milvus engine needs.
 ARG EXTRA=searcher
-RUN pip install --no-cache-dir -c /opt/project/constraints.txt "/opt/project[$EXTRA]" && pip uninstall -y regionsearch
+RUN pip install -c /opt/project/constraints.txt "/opt/project[$EXTRA]" && pip uninstall -y regionsearch
 # FAISS_PACKAGE=faiss-gpu searches on the GPU: the same version, one package in the place of the other.
 ARG FAISS_PACKAGE=faiss-cpu
 RUN if [ "$FAISS_PACKAGE" != faiss-cpu ]; then \
          version=$(python -c "from importlib.metadata import version; print(version('faiss-cpu'))") \
-         && pip uninstall -y faiss-cpu && pip install --no-cache-dir "$FAISS_PACKAGE==$version"; fi
-COPY --from=wheel /wheel /tmp/wheel
-RUN pip install --no-cache-dir --no-deps /tmp/wheel/*.whl
+         && pip uninstall -y faiss-cpu && pip install "$FAISS_PACKAGE==$version"; fi
+COPY --from=code /opt/regionsearch /opt/regionsearch
 ENV REGIONSEARCH_SEARCHER_HOST=0.0.0.0 REGIONSEARCH_SEARCHER_PORT=50053 REGIONSEARCH_SEARCHER_METRICS_PORT=9090 \
     REGIONSEARCH_SEARCHER_EMBEDDED__FOLDER=/data
 LABEL org.opencontainers.image.title="Region Search searcher" org.opencontainers.image.licenses="Apache-2.0"
@@ -57,17 +61,17 @@ ENTRYPOINT ["tini", "--", "python", "-m", "services.searcher"]
 FROM base AS torch
 ARG TORCH_INDEX=""
 COPY constraints-torch.txt /opt/
-RUN pip install --no-cache-dir ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} -c /opt/constraints-torch.txt torch torchvision
+RUN pip install ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} -c /opt/constraints-torch.txt torch torchvision
 
 FROM torch AS segmenter
 COPY --from=requirements /project /opt/project
-RUN pip install --no-cache-dir -c /opt/project/constraints.txt "/opt/project[segmenter]" && pip uninstall -y regionsearch
+RUN pip install -c /opt/project/constraints.txt "/opt/project[segmenter]" && pip uninstall -y regionsearch
 # SAM2=yes adds the package that SAM 2's models need; its build reads the installed torch.
 ARG SAM2=""
-RUN if [ -n "$SAM2" ]; then SAM2_BUILD_CUDA=0 pip install --no-cache-dir --no-build-isolation \
+RUN if [ -n "$SAM2" ]; then SAM2_BUILD_CUDA=0 pip install --no-build-isolation \
          -c /opt/project/constraints.txt setuptools wheel hydra-core iopath sam2; fi
-COPY --from=wheel /wheel /tmp/wheel
-RUN pip install --no-cache-dir --no-deps /tmp/wheel/*.whl
+COPY --from=code /opt/regionsearch /opt/regionsearch
+COPY --from=code /opt/pocket /opt/regionsearch/regionsearch/models/pocket
 ENV REGIONSEARCH_SEGMENTER_HOST=0.0.0.0 REGIONSEARCH_SEGMENTER_PORT=50051 REGIONSEARCH_SEGMENTER_METRICS_PORT=9090 \
     REGIONSEARCH_MODELS_DIR=/models
 LABEL org.opencontainers.image.title="Region Search segmenter" org.opencontainers.image.licenses="Apache-2.0"
@@ -79,9 +83,9 @@ ENTRYPOINT ["tini", "--", "python", "-m", "services.segmenter"]
 
 FROM torch AS embedder
 COPY --from=requirements /project /opt/project
-RUN pip install --no-cache-dir -c /opt/project/constraints.txt "/opt/project[hf]" && pip uninstall -y regionsearch
-COPY --from=wheel /wheel /tmp/wheel
-RUN pip install --no-cache-dir --no-deps /tmp/wheel/*.whl
+RUN pip install -c /opt/project/constraints.txt "/opt/project[hf]" && pip uninstall -y regionsearch
+COPY --from=code /opt/regionsearch /opt/regionsearch
+COPY --from=code /opt/pocket /opt/regionsearch/regionsearch/models/pocket
 ENV REGIONSEARCH_EMBEDDER_HOST=0.0.0.0 REGIONSEARCH_EMBEDDER_PORT=50052 REGIONSEARCH_EMBEDDER_METRICS_PORT=9090 \
     REGIONSEARCH_MODELS_DIR=/models
 LABEL org.opencontainers.image.title="Region Search embedder" org.opencontainers.image.licenses="Apache-2.0"

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Proves the containers: builds them, starts the compose stack, ingests and searches through the published port,
-# scales the embedder, kills a worker under load, restarts every container under load, and takes the stack down and
-# up again. Any failed request or lost image ends it with an error. Needs docker, docker-compose (or compose v2),
-# haproxy, and `make test`'s environment for Locust.
+# Proves the containers: builds them, starts the compose stack, checks that every container is locked down, ingests and
+# searches through the published port, scales the embedder, kills a worker under load, restarts every container under
+# load, and takes the stack down and up again. Any failed request or lost image ends it with an error. Needs docker,
+# docker-compose (or compose v2), haproxy, and `make test`'s environment for Locust.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -12,7 +12,7 @@ export HTTP_PORT=${HTTP_PORT:-18080-18081} GRPC_PORT=${GRPC_PORT:-15080-15081} #
 python=${PYTHON:-.venv/bin/python}
 trap '"${compose[@]}" down -v --remove-orphans >/dev/null 2>&1 || true' EXIT
 
-say() { printf '\n== %s\n' "$*"; }
+say() { printf '\n== %s (%s s)\n' "$*" "$SECONDS"; }
 
 wait_ready() {
     url=http://127.0.0.1:$("${compose[@]}" port gateway 8000 | sed 's/.*://')
@@ -37,6 +37,22 @@ wait_healthy() {
         done
         echo "$service: $healthy of $wanted are healthy" >&2
         exit 1
+    done
+}
+
+# Whether no container may do more than it has to, as it finds itself: no root, no capabilities, nothing to write
+# but its volumes, no port on any address but this machine's own.
+locked_down() {
+    local id
+    for id in $("${compose[@]}" ps -q); do
+        docker exec "$id" sh -ec '
+            [ "$(id -u)" = 10001 ]
+            grep -q "^CapEff:[[:space:]]*0*$" /proc/1/status
+            grep -q "^NoNewPrivs:[[:space:]]*1$" /proc/1/status
+            for folder in / /opt /home /var/tmp; do ! touch "$folder/file" 2>/dev/null || exit 1; done
+            touch /tmp/file && rm /tmp/file
+        ' || { echo "$(docker inspect -f '{{.Name}}' "$id") may do too much" >&2; exit 1; }
+        ! docker port "$id" | grep -v -- '-> 127\.0\.0\.1:' || exit 1
     done
 }
 
@@ -84,6 +100,9 @@ docker images --format '{{.Repository}} {{.Size}}' | grep ^regionsearch/
 say "start"
 "${compose[@]}" up -d
 wait_ready
+
+say "every container is locked down"
+locked_down
 
 say "ingest and search"
 for scene in examples/scenes/*.jpg; do

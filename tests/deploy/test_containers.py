@@ -63,7 +63,11 @@ def test_what_lies_in_memory_has_a_size_and_uploads_do_not_lie_there() -> None:
     assert "uploads:/tmp" in gateway["volumes"]
 
 
-def test_only_segmenter_and_embedder_have_torch_and_share_its_layers() -> None:
+def test_only_segmenter_and_embedder_have_torch_and_models_and_share_its_layers() -> None:
+    assert {name for name in SERVICES if "COPY --from=code /opt/pocket " in STAGES[name][1]} == {
+        "segmenter",
+        "embedder",
+    }
     assert {name: STAGES[name][0] for name in (*SERVICES, "torch")} == {
         "segmenter": "torch",
         "embedder": "torch",

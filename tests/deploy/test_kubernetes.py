@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import itertools
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from gateway.settings import BackendTlsSettings, LimitSettings
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 KUBERNETES = DEPLOY / "kubernetes"
 COMPONENTS = sorted(path.name for path in (KUBERNETES / "components").iterdir())
+VERSIONS = ("1.31", kubernetes_validate.latest_version())
 BUILT_IN = {"v1", "apps/v1", "autoscaling/v2", "networking.k8s.io/v1", "policy/v1"}
 
 Resource = dict[str, Any]
@@ -56,9 +59,9 @@ def settings(container: Resource) -> dict[str, str]:
     return {item["name"]: item.get("value", "") for item in container["env"]}
 
 
-every_set = pytest.mark.parametrize(
+every_set = pytest.mark.parametrize(  # every pair: what two patches do to each other shows there
     "components",
-    [c for n in range(len(COMPONENTS) + 1) for c in itertools.combinations(COMPONENTS, n)],
+    [c for n in (0, 1, 2, len(COMPONENTS)) for c in itertools.combinations(COMPONENTS, n)],
     ids="+".join,
 )
 
@@ -67,7 +70,38 @@ every_set = pytest.mark.parametrize(
 def test_every_combination_is_valid(components: tuple[str, ...]) -> None:
     for resource in render(*components):
         if resource["apiVersion"] in BUILT_IN:
-            kubernetes_validate.validate(resource, "1.31", strict=True)
+            kubernetes_validate.validate(resource, VERSIONS[0], strict=True)
+
+
+def test_the_newest_kubernetes_takes_all_of_it() -> None:
+    for resource in render(*COMPONENTS):
+        if resource["apiVersion"] in BUILT_IN:
+            kubernetes_validate.validate(resource, VERSIONS[1], strict=True)
+
+
+@pytest.mark.skipif(not shutil.which("kubectl"), reason="needs kubectl")
+def test_kubectl_renders_the_folder_that_operations_shows(tmp_path: Path) -> None:
+    """`render`, which most tests here use, is compared with the real thing."""
+    shutil.copytree(KUBERNETES, tmp_path, dirs_exist_ok=True)
+    example = (
+        (DEPLOY.parent / "docs" / "operations.md").read_text().partition("```yaml\n")[2].partition("```")[0]
+    )
+    folder = tmp_path / example.splitlines()[0].removeprefix("# deploy/kubernetes/").rpartition("/")[0]
+    folder.mkdir()
+    (folder / "kustomization.yaml").write_text(example)
+    done = subprocess.run(["kubectl", "kustomize", folder], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    shown = list(yaml.safe_load_all(done.stdout))
+    chosen = [Path(component).name for component in yaml.safe_load(example)["components"]]
+    pods = [{w["metadata"]["name"]: w["spec"] for w in workloads(r)} for r in (shown, render(*chosen))]
+    for specs in pods:
+        for spec in specs.values():
+            spec["template"]["metadata"]["labels"].pop("app.kubernetes.io/part-of", None)
+            (container,) = spec["template"]["spec"]["containers"]
+            name, _, tag = container.pop("image").rpartition(":")
+            assert name.endswith(f"regionsearch/{container['name']}") and tag
+    assert pods[0] == pods[1]
+    assert len(shown) == len(render(*chosen))
 
 
 @every_set
@@ -83,6 +117,26 @@ def test_services_and_policies_select_what_exists(components: tuple[str, ...]) -
             case _:
                 continue
         assert any(selector.items() <= pod.items() for pod in labels), resource["metadata"]["name"]
+
+
+def test_every_process_is_probed_and_what_is_replicated_survives_the_drain_of_a_node() -> None:
+    resources = render()
+    budgets = {r["metadata"]["name"] for r in resources if r["kind"] == "PodDisruptionBudget"}
+    for workload in workloads(resources):
+        (container,) = workload["spec"]["template"]["spec"]["containers"]
+        assert {"readinessProbe", "livenessProbe"} <= set(container), container["name"]
+        # A budget for one of one would keep its node from ever being drained.
+        assert (workload["metadata"]["name"] in budgets) == (workload["spec"]["replicas"] > 1)
+
+
+def test_an_apply_leaves_the_number_of_replicas_to_the_autoscaler() -> None:
+    resources = render(*COMPONENTS)
+    scaled = {w["metadata"]["name"]: w["spec"] for w in workloads(resources)}
+    autoscalers = [r for r in resources if r["kind"] == "HorizontalPodAutoscaler"]
+    assert {a["spec"]["scaleTargetRef"]["name"] for a in autoscalers} == {"segmenter", "embedder"}
+    for autoscaler in autoscalers:
+        assert "replicas" not in scaled[autoscaler["spec"]["scaleTargetRef"]["name"]]
+        assert autoscaler["spec"]["minReplicas"] > 1, "one must serve while the other is replaced"
 
 
 def test_the_drain_fits_into_the_grace_period() -> None:
