@@ -31,8 +31,9 @@ from services.segmenter.engine import SegmentEngine
 from services.segmenter.everything import (
     Region,
     decode_points,
+    deduplicate,
+    draw_candidates,
     filter_survivors,
-    finish_crop,
     segment_everything,
 )
 from services.segmenter.grid import grid_points, plan_crops
@@ -121,7 +122,7 @@ class Profile:
         survivors = decode_points(backend, embedding, grid_points(crop, options), options)
         decoded = time.perf_counter()
         candidates = filter_survivors(backend, embedding, crop, survivors, size, options)
-        finish_crop(backend, embedding, crop, candidates, size, options)
+        draw_candidates(backend, embedding, crop, deduplicate(candidates, options), size)
         return dict(
             zip(STAGES, (encoded - began, decoded - encoded, time.perf_counter() - decoded), strict=True)
         )

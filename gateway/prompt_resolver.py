@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from gateway.catalog import Catalog
 from gateway.service_clients import Services
 from gateway.settings import GatewaySettings
 from regionsearch.defaults import COLLECTION as DEFAULT
 from regionsearch.errors import invalid
 from regionsearch.prompts import Size, check_box, check_point, read_box
-from regionsearch.region_selection import box_iou, merge_masks, select_by_box, select_by_points
+from regionsearch.region_selection import merge_masks, select_by_prompt
 from regionsearch.v1 import search_pb2, segment_pb2, types_pb2
 
 
@@ -31,8 +29,7 @@ def select_stored(
 ) -> list[int]:
     """Segment-then-select: the stored regions that points and a box mean.
 
-    Points pick as in `regionsearch.region_selection.select_by_points`, among the regions that a box touches
-    when there is one too; a box alone picks the region that it fits best.
+    See `regionsearch.region_selection.select_by_prompt`.
 
     Args:
         records: Regions of one image, with masks.
@@ -53,22 +50,15 @@ def select_stored(
         check_point((point.x, point.y), size, f"{field}points[{index}]")
     if prompt.HasField("box"):
         check_box(read_box(prompt.box, f"{field}box"), size, f"{field}box")
-    boxes = np.array([box_of(record.box) for record in records]).reshape(-1, 4)
-    if not prompt.points:
-        best = select_by_box(boxes, [record.area for record in records], box_of(prompt.box))
-        return [] if best is None else [best]
-    among = np.arange(len(records))
-    if prompt.HasField("box"):
-        among = np.flatnonzero(box_iou(boxes, box_of(prompt.box)) > 0)
-    if not len(among):
-        return []
-    chosen = select_by_points(
-        [records[int(index)].mask.coco_rle for index in among],
+    return select_by_prompt(
+        [record.mask.coco_rle for record in records],
+        [box_of(record.box) for record in records],
+        [record.area for record in records],
         size,
         [(point.x, point.y) for point in prompt.points],
         [label_of(point) for point in prompt.points],
+        box_of(prompt.box) if prompt.HasField("box") else None,
     )
-    return [int(among[index]) for index in chosen]
 
 
 def merged_mask(records: Sequence[search_pb2.Record]) -> types_pb2.Mask:

@@ -16,6 +16,45 @@ from regionsearch.errors import invalid
 from regionsearch.masks import RunLengthMask, Size, rle_runs
 
 
+def select_by_prompt(
+    masks: Sequence[str],
+    boxes: ArrayLike,
+    areas: Sequence[int],
+    size: Size,
+    points: ArrayLike,
+    labels: ArrayLike,
+    box: ArrayLike | None = None,
+) -> list[int]:
+    """The region that clicks and a drawn box mean together.
+
+    Points pick as in :func:`select_by_points`, among the regions that the box touches when there is one too;
+    a box alone picks the region that it fits best.
+
+    Args:
+        masks: Compressed COCO counts of the regions.
+        boxes: Their half-open boxes, (n, 4) as x_min, y_min, x_max, y_max.
+        areas: Pixels of their masks.
+        size: Of the image.
+        points: (P, 2) as x, y in pixels.
+        labels: (P,); 1: the object is there, 0: it is not there.
+        box: The drawn box, in the form of the others.
+
+    Returns:
+        Indices of the chosen regions, ascending; several are meant as one object. Empty when nothing fits.
+
+    Raises:
+        RegionSearchError: INVALID_ARGUMENT where there are points, and none of them in the foreground.
+    """
+    if not len(np.asarray(points)):
+        best = None if box is None else select_by_box(boxes, areas, box)
+        return [] if best is None else [best]
+    among = list(range(len(masks))) if box is None else np.flatnonzero(box_iou(boxes, box) > 0).tolist()
+    if not among:
+        return []
+    chosen = select_by_points([masks[index] for index in among], size, points, labels)
+    return [among[index] for index in chosen]
+
+
 def select_by_points(masks: Sequence[str], size: Size, points: ArrayLike, labels: ArrayLike) -> list[int]:
     """The region that clicks mean.
 

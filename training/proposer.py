@@ -13,9 +13,8 @@ from segment_anything.modeling import Sam
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from services.segmenter.backends.proposer import LEAST_SCORE, ProposalHead, peaks
+from services.segmenter.backends.proposer import LEAST_SCORE, MAX_PEAKS, ProposalHead, peaks
 from services.segmenter.backends.pyramid import STRIDE
-from services.segmenter.options import MAX_PROPOSALS
 from training.loop import Run, build_adamw, train
 from training.scenes import HELD_OUT, Scene, SceneArtist
 from training.segmenter import Batch, augment, collate, normalised
@@ -129,7 +128,7 @@ def hits(
     for scene in scenes:
         batch = collate([(scene.image, scene.labels)], side, device)
         height, width = (max(1, round(extent / STRIDE)) for extent in batch.sizes[0])
-        found = peaks(model(batch)[0].sigmoid()[:height, :width], MAX_PROPOSALS)
+        found = peaks(model(batch)[0].sigmoid()[:height, :width], MAX_PEAKS)
         found = found[found[:, 0] >= LEAST_SCORE]
         x, y = ((found[:, 1:].T + 0.5) * STRIDE).long().clamp(max=side - 1)
         on = set(batch.labels[0][y, x].tolist())

@@ -29,22 +29,18 @@ class _EverythingModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Everyt
     DESCRIPTOR: _descriptor.EnumDescriptor
     EVERYTHING_MODE_UNSPECIFIED: _EverythingMode.ValueType  # 0
     EVERYTHING_MODE_GRID: _EverythingMode.ValueType  # 1
-    """At a grid of points: what SamAutomaticMaskGenerator does."""
+    """At a grid of points: what SamAutomaticMaskGenerator does. FAILED_PRECONDITION for a model that cannot be prompted."""
     EVERYTHING_MODE_PROPOSALS: _EverythingMode.ValueType  # 2
-    """At the points that the model names: a few for each object, far fewer than a grid has. FAILED_PRECONDITION for a
-    model without a proposer.
-    """
+    """Where the model itself, or a detector in front of it, sees objects. FAILED_PRECONDITION where there is neither."""
 
 class EverythingMode(_EverythingMode, metaclass=_EverythingModeEnumTypeWrapper):
     """Where everything mode looks."""
 
 EVERYTHING_MODE_UNSPECIFIED: EverythingMode.ValueType  # 0
 EVERYTHING_MODE_GRID: EverythingMode.ValueType  # 1
-"""At a grid of points: what SamAutomaticMaskGenerator does."""
+"""At a grid of points: what SamAutomaticMaskGenerator does. FAILED_PRECONDITION for a model that cannot be prompted."""
 EVERYTHING_MODE_PROPOSALS: EverythingMode.ValueType  # 2
-"""At the points that the model names: a few for each object, far fewer than a grid has. FAILED_PRECONDITION for a
-model without a proposer.
-"""
+"""Where the model itself, or a detector in front of it, sees objects. FAILED_PRECONDITION where there is neither."""
 Global___EverythingMode: _TypeAlias = EverythingMode  # noqa: Y015
 
 @_typing.final
@@ -422,7 +418,7 @@ Global___SegmentResponse: _TypeAlias = SegmentResponse  # noqa: Y015
 @_typing.final
 class PromptResult(_message.Message):
     """The masks of one prompt: one, or with multimask three, best first: by predicted_iou * stability_score, as
-    SelectionOptions ranks regions.
+    SelectionOptions ranks regions. Of a model whose prompts choose among its regions (GetModel) at most one.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -518,8 +514,13 @@ class SegmentServiceGetModelResponse(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     EVERYTHING_DEFAULTS_FIELD_NUMBER: _builtins.int
     ZOOM_DEFAULT_FIELD_NUMBER: _builtins.int
+    PROMPTS_CHOOSE_FIELD_NUMBER: _builtins.int
     zoom_default: _builtins.bool
     """Default of Prompts.zoom."""
+    prompts_choose: _builtins.bool
+    """True of a model without a mask decoder, such as FastSAM: it finds all objects at once, and a prompt of points and a
+    box chooses among them.
+    """
     @_builtins.property
     def model(self) -> _types_pb2.ModelInfo: ...
     @_builtins.property
@@ -532,10 +533,11 @@ class SegmentServiceGetModelResponse(_message.Message):
         model: _types_pb2.ModelInfo | None = ...,
         everything_defaults: Global___EverythingOptions | None = ...,
         zoom_default: _builtins.bool = ...,
+        prompts_choose: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["everything_defaults", b"everything_defaults", "model", b"model"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["everything_defaults", b"everything_defaults", "model", b"model", "zoom_default", b"zoom_default"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["everything_defaults", b"everything_defaults", "model", b"model", "prompts_choose", b"prompts_choose", "zoom_default", b"zoom_default"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

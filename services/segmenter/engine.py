@@ -11,6 +11,7 @@ import contextlib
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,12 +22,13 @@ from services.runtime.memory import MemoryBudget
 from services.segmenter.backends.base import Backend, Embedding, Size
 from services.segmenter.cache import EmbeddingCache
 from services.segmenter.call_context import INTERACTIVE, CallContext, Everything, LazyImage, Prompted
+from services.segmenter.choosing import choose_regions
 from services.segmenter.everything import (
     Candidate,
     Region,
+    check_mode,
     deduplicate,
     draw_candidates,
-    find_proposer,
     finish_image,
 )
 from services.segmenter.features import pool_features
@@ -120,38 +122,46 @@ class SegmentEngine:
             call: Priority and deadline.
 
         Raises:
-            RegionSearchError: The image cannot be decoded, the model has no proposer, the masks take too much
-                memory, or the queue is full.
+            RegionSearchError: The image cannot be decoded, the model does not have the mode, the masks take
+                too much memory, or the queue is full.
         """
         call = replace(call, priority=max(call.priority, Priority.STANDARD))
-        if mode is Mode.PROPOSALS:
-            find_proposer(self.backend)
+        check_mode(self.backend, mode)
         whole, cached = await self.embed(image, call, planned_points(options, mode))
         if not cached:
             call = replace(call, continuation=True)
-        first, *others = plan_crops(whole.geometry.image_size, options)
-        regions = await self._search(whole, first, whole, options, mode, call)
+        regions = await self._find(image, whole, options, mode, call)
+        return await asyncio.to_thread(self._finish, whole, regions, options, selection, features, cached)
+
+    async def _find(
+        self, image: LazyImage, whole: Embedding, options: EverythingOptions, mode: Mode, call: CallContext
+    ) -> list[Region]:
+        size = whole.geometry.image_size
+        first, *others = plan_crops(size, options)
+        asking = ProposeTask(whole, first, size, options, image.decode, image.nbytes)
+        regions = await self._search(asking, mode, call)
         call = replace(call, continuation=True)
         if others:
             async with self._pixels.hold(image.nbytes):
                 pixels = await asyncio.to_thread(image.decode)
                 for crop in others:
-                    part = EncodeTask(functools.partial(crop.cut, pixels), 0)
-                    embedding = await self.encode(part, call)
-                    regions += await self._search(embedding, crop, whole, options, mode, call)
-        return await asyncio.to_thread(self._finish, whole, regions, options, selection, features, cached)
+                    cut = functools.partial(crop.cut, pixels)
+                    embedding = await self.encode(EncodeTask(cut, 0), call)
+                    asking = ProposeTask(embedding, crop, size, options, cut, 0)
+                    regions += await self._search(asking, mode, call)
+        return regions
 
-    async def _search(
-        self,
-        embedding: Embedding,
-        crop: Crop,
-        whole: Embedding,
-        options: EverythingOptions,
-        mode: Mode,
-        call: CallContext,
-    ) -> list[Region]:
-        size = whole.geometry.image_size
-        points = await self._points(embedding, crop, options, mode, call)
+    async def _search(self, asking: ProposeTask, mode: Mode, call: CallContext) -> list[Region]:
+        """The regions of a crop, without duplicates."""
+        embedding, crop, size, options = asking.embedding, asking.crop, asking.image_size, asking.options
+        if mode is Mode.GRID:
+            points = grid_points(crop, options)
+        else:
+            [proposed] = await self.submit(asking, call)
+            if isinstance(proposed, list):
+                return await self._draw(asking, proposed, call)
+            assert isinstance(proposed, np.ndarray)
+            points = proposed
         candidates: list[Candidate] = []
         for start in range(0, len(points), GRID_PIECE):
             search = GridTask(embedding, crop, points[start : start + GRID_PIECE], size, options)
@@ -165,6 +175,10 @@ class SegmentEngine:
                     "stability_score_thresh, or lower points_per_side",
                 )
         found = await asyncio.to_thread(deduplicate, candidates, options)
+        return await self._draw(asking, found, call)
+
+    async def _draw(self, asking: ProposeTask, found: list[Any], call: CallContext) -> list[Region]:
+        embedding, crop, size = asking.embedding, asking.crop, asking.image_size
         if not found:
             return []
         with contextlib.suppress(Exception):
@@ -172,20 +186,6 @@ class SegmentEngine:
         # Drawing outside the queue avoids waiting behind the grids of later calls. If it fails, as when the
         # device has no memory left meanwhile, the queue draws again and classifies the error.
         return joined(await self.submit(DrawTask(embedding, crop, found, size), call))
-
-    async def _points(
-        self,
-        embedding: Embedding,
-        crop: Crop,
-        options: EverythingOptions,
-        mode: Mode,
-        call: CallContext,
-    ) -> NDArray[np.float64]:
-        if mode is Mode.GRID:
-            return grid_points(crop, options)
-        [proposed] = await self.submit(ProposeTask(embedding), call)
-        assert isinstance(proposed, np.ndarray)
-        return proposed
 
     def _finish(
         self,
@@ -231,6 +231,8 @@ class SegmentEngine:
         Raises:
             RegionSearchError: The image cannot be decoded, a prompt does not fit it, or the queue is full.
         """
+        if self.backend.choices is not None:
+            return await self._choose(image, prompts, self.backend.choices, features, call)
         refine_items = len(prompts) * REFINE_ITEMS if zoom and self.backend.refiner else 0
         embedding, cached = await self.embed(image, call, len(prompts) + refine_items)
         size = embedding.geometry.image_size
@@ -248,6 +250,24 @@ class SegmentEngine:
                 found = await refiner.improve(some, found)
             answers += found if logits else [list(map(without_logits, answer)) for answer in found]
             call = replace(call, continuation=True)
+        pooled = await asyncio.to_thread(_pool_answers, embedding, answers) if features else None
+        return Prompted(answers, pooled, size, cached)
+
+    async def _choose(
+        self,
+        image: LazyImage,
+        prompts: Sequence[Prompt],
+        options: EverythingOptions,
+        features: bool,
+        call: CallContext,
+    ) -> Prompted:
+        embedding, cached = await self.embed(image, call, planned_points(options, Mode.PROPOSALS))
+        size = embedding.geometry.image_size
+        check_prompts(prompts, size, self.backend.mask_size)
+        if not cached:
+            call = replace(call, continuation=True)
+        regions = await self._find(image, embedding, options, Mode.PROPOSALS, call)
+        answers = await asyncio.to_thread(choose_regions, regions, prompts)
         pooled = await asyncio.to_thread(_pool_answers, embedding, answers) if features else None
         return Prompted(answers, pooled, size, cached)
 

@@ -24,8 +24,8 @@ from torchvision.ops.boxes import batched_nms
 from regionsearch.errors import Kind, RegionSearchError
 from regionsearch.images import Pixels
 from regionsearch.masks import PixelBox, RunLengthMask
-from services.segmenter.backends.base import Backend, Embedding, PromptBatch, Size
-from services.segmenter.backends.proposer import Proposer
+from services.segmenter.backends.base import Backend, DecodedMasks, Embedding, PromptBatch, Size
+from services.segmenter.backends.proposer import Proposals, Proposer
 from services.segmenter.grid import Crop, grid_points, plan_crops
 from services.segmenter.masks.rasterize import draw, measure
 from services.segmenter.masks.small_regions import remove_small_parts
@@ -46,7 +46,7 @@ class Region:
             that a box around one pixel has no width.
         predicted_iou: The model's own estimate.
         stability_score: IoU of the masks at the threshold raised and lowered.
-        point: The grid point (x, y) that produced it; None for prompts.
+        point: The point (x, y) that produced it, of a box its middle; None for prompts.
         crop: The crop in which it was found.
     """
 
@@ -72,27 +72,13 @@ class Region:
 
 
 @dataclass(frozen=True)
-class DecodedMasks:
-    """Masks of sufficient predicted IoU.
-
-    Attributes:
-        logits: Low-resolution masks, float32 (n, h, w), on the device.
-        scores: Predicted IoU, float32 (n,).
-        points: (n, 2) as x, y in pixels of the crop.
-    """
-
-    logits: Tensor
-    scores: NDArray[np.float32]
-    points: NDArray[np.float64]
-
-
-@dataclass(frozen=True)
 class Candidate:
     """A mask that passed the filters, still at low resolution; box and point in pixels of its crop.
 
     Attributes:
         logits: float32 (h, w), on the device; a part of what all candidates of a batch have.
         box: Inclusive edges; zeros for an empty mask, as the reference has it.
+        clip: What the logits show outside of the box does not belong to the mask.
     """
 
     logits: Tensor
@@ -100,6 +86,7 @@ class Candidate:
     predicted_iou: float
     stability_score: float
     point: tuple[float, float]
+    clip: bool
 
     @property
     def nbytes(self) -> int:
@@ -122,18 +109,44 @@ def segment_everything(
         The regions, in the order of the reference.
     """
     size = image.shape[0], image.shape[1]
+    check_mode(backend, mode)
     found: list[Region] = []
     for crop in plan_crops(size, options):
-        (embedding,) = backend.encode([backend.prepare(crop.cut(image))])
-        points = (
-            grid_points(crop, options) if mode is Mode.GRID else find_proposer(backend).propose(embedding)
-        )
-        if not len(points):
-            continue
-        survivors = decode_points(backend, embedding, points, options)
-        candidates = filter_survivors(backend, embedding, crop, survivors, size, options)
-        found += finish_crop(backend, embedding, crop, candidates, size, options)
+        pixels = crop.cut(image)
+        (embedding,) = backend.encode([backend.prepare(pixels)])
+        asked: Proposals
+        if mode is Mode.GRID:
+            asked = grid_points(crop, options)
+        else:
+            proposer = find_proposer(backend)
+            asked = proposer.propose(embedding, proposer.prepare(pixels), options)
+        masks = asked
+        if not isinstance(masks, DecodedMasks):
+            if not len(masks):
+                continue
+            masks = decode_points(backend, embedding, masks, options)
+        candidates = filter_survivors(backend, embedding, crop, masks, size, options)
+        if not isinstance(asked, DecodedMasks):
+            candidates = deduplicate(candidates, options)
+        found += draw_candidates(backend, embedding, crop, candidates, size)
     return finish_image(found, options)
+
+
+def check_mode(backend: Backend, mode: Mode) -> None:
+    """Refuses a mode that the model does not have.
+
+    Raises:
+        RegionSearchError: FAILED_PRECONDITION.
+    """
+    if mode is Mode.PROPOSALS:
+        find_proposer(backend)
+    elif backend.choices is not None:
+        raise RegionSearchError(
+            Kind.FAILED_PRECONDITION,
+            f"everything.mode is grid, and {backend.identity.variant} cannot be asked about points; ask for "
+            "proposals",
+            field="everything.mode",
+        )
 
 
 def find_proposer(backend: Backend) -> Proposer:
@@ -156,12 +169,14 @@ def find_proposer(backend: Backend) -> Proposer:
 def decode_points(
     backend: Backend, embedding: Embedding, points: NDArray[np.float64], options: EverythingOptions
 ) -> DecodedMasks:
-    """Decodes three masks for every point and keeps those of sufficient predicted IoU; on the device.
+    """Decodes three masks for every point, or one for every box, and keeps those of sufficient predicted IoU.
+
+    Runs on the device.
 
     Args:
         backend: The model.
         embedding: Of the crop.
-        points: (n, 2) as x, y in pixels of the crop.
+        points: (n, 2) as x, y in pixels of the crop, or boxes (n, 4) as x_min, y_min, x_max, y_max.
         options: Thresholds.
 
     Returns:
@@ -169,18 +184,23 @@ def decode_points(
     """
     logits, scores, places = [], [], []
     for start in range(0, len(points), backend.decode_batch):
-        batch = points[start : start + backend.decode_batch]
-        coords = torch.from_numpy(embedding.geometry.to_input(batch))[:, None]
-        labels = torch.ones(coords.shape[:2], dtype=torch.int32)
-        decoding = backend.decode(embedding, PromptBatch(points=coords, labels=labels))
+        batch = points[start : start + backend.decode_batch].reshape(-1, points.shape[1] // 2, 2)
+        coords = torch.from_numpy(embedding.geometry.to_input(batch))
+        if points.shape[1] == 2:
+            labels = torch.ones(coords.shape[:2], dtype=torch.int32)
+            prompts, columns_asked = PromptBatch(points=coords, labels=labels), slice(1, None)
+        else:  # a box is a clear prompt
+            prompts, columns_asked = PromptBatch(boxes=coords.float().flatten(1)), slice(0, 1)
+        decoding = backend.decode(embedding, prompts)
         # On the host it is known how many masks pass, so that nothing else waits for the device.
-        ious = decoding.ious[:, 1:].cpu().numpy()
+        ious = decoding.ious[:, columns_asked].cpu().numpy()
         rows, columns = (
             ious > (options.pred_iou_thresh if options.pred_iou_thresh > 0 else -np.inf)
         ).nonzero()
-        logits.append(decoding.logits(torch.from_numpy(rows), torch.from_numpy(columns + 1)))
+        chosen = torch.from_numpy(columns + columns_asked.start)
+        logits.append(decoding.logits(torch.from_numpy(rows), chosen))
         scores.append(ious[rows, columns])
-        places.append(batch[rows])
+        places.append(batch.mean(axis=1)[rows])
     return DecodedMasks(torch.cat(logits), np.concatenate(scores), np.concatenate(places))
 
 
@@ -195,8 +215,11 @@ def filter_survivors(
 ) -> list[Candidate]:
     """Keeps the masks that, in full resolution, are stable and not cut off by their crop."""
     upscaler = upscaler_for(backend.mask_size, embedding.geometry.steps, backend.device)
-    found = measure(upscaler, survivors.logits, backend.mask_threshold, options.stability_score_offset)
+    offset, limits = options.stability_score_offset, survivors.limits
+    found = measure(upscaler, survivors.logits, backend.mask_threshold, offset, limits)
     passed = ~_near_crop_edge(found.boxes, crop, image_size)
+    if limits is not None:  # the reference of promptable models keeps empty masks
+        passed &= ~found.empty
     if options.stability_score_thresh > 0:
         # The reference compares in single precision.
         passed &= found.stability >= np.float32(options.stability_score_thresh)
@@ -205,7 +228,7 @@ def filter_survivors(
     if len(kept) < len(passed):  # the others shall not be kept alive
         logits = logits.index_select(0, torch.from_numpy(kept).to(logits.device))
     return [
-        Candidate(mask, (left, top, right, bottom), score, stability, (x, y))
+        Candidate(mask, (left, top, right, bottom), score, stability, (x, y), limits is not None)
         for mask, (left, top, right, bottom), score, stability, (x, y) in zip(
             logits.unbind(),
             found.boxes[kept].tolist(),
@@ -225,18 +248,6 @@ def _near_crop_edge(boxes: Indices, crop: Crop, image_size: Size) -> NDArray[np.
     return near
 
 
-def finish_crop(
-    backend: Backend,
-    embedding: Embedding,
-    crop: Crop,
-    candidates: Sequence[Candidate],
-    image_size: Size,
-    options: EverythingOptions,
-) -> list[Region]:
-    """Drops duplicates among the candidates of one crop and draws the masks of the rest, best first."""
-    return draw_candidates(backend, embedding, crop, deduplicate(candidates, options), image_size)
-
-
 def deduplicate(candidates: Sequence[Candidate], options: EverythingOptions) -> list[Candidate]:
     """Drops duplicates among the candidates of one crop; the rest best first."""
     boxes = [candidate.box for candidate in candidates]
@@ -254,7 +265,8 @@ def draw_candidates(
     upscaler = upscaler_for(backend.mask_size, embedding.geometry.steps, backend.device)
     logits = torch.stack([candidate.logits for candidate in candidates])
     boxes = np.array([candidate.box for candidate in candidates])
-    masks = draw(upscaler, logits, boxes, backend.mask_threshold, crop, image_size)
+    clip = candidates[0].clip
+    masks = draw(upscaler, logits, boxes, backend.mask_threshold, crop, image_size, clip)
     return [
         Region(
             runs=runs,

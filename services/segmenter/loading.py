@@ -8,6 +8,7 @@ from regionsearch.errors import Kind, RegionSearchError, invalid
 from regionsearch.models import WEIGHTS, checked_digest, file_digest, find, pocket_dir
 from services.segmenter.backends.base import ModelFiles
 from services.segmenter.backends.checkpoints import recognise_file
+from services.segmenter.backends.fastsam import EVERYTHING
 from services.torch_runtime.model_files import (
     SUFFIXES,
     existing_file,
@@ -35,7 +36,8 @@ def find_model(model: str) -> ModelFiles:
     Args:
         model: ``pocket``, a name of :data:`CHECKPOINTS`, or a path: of a ``segmenter.json``, of a checkpoint,
             or of a folder with one of these. A checkpoint's architecture is the one that its file name
-            contains, as ``my_sam_vit_b.pth`` does, or else is recognised by its tensors.
+            contains, as ``my_sam_vit_b.pth`` does, or else is recognised by its tensors. An ``.onnx`` file is
+            FastSAM.
 
     Raises:
         RegionSearchError: INVALID_ARGUMENT for an unknown name, NOT_FOUND for a missing file, DATA_LOSS when
@@ -46,6 +48,9 @@ def find_model(model: str) -> ModelFiles:
     if model in CHECKPOINTS:
         return _from_checkpoint(model, find(WEIGHTS[model]), checked_digest(WEIGHTS[model]))
     path = Path(model).expanduser()
+    if path.suffix == ".onnx":
+        existing_file(path, "model", "export it as docs/models.md describes")
+        return ModelFiles("fastsam", path.stem, path, file_digest(path), {}, EVERYTHING, "proposals")
     if path.is_dir():
         manifest = path / "segmenter.json"
         path = manifest if manifest.is_file() else only_weights_file(path)
@@ -65,7 +70,7 @@ def find_model(model: str) -> ModelFiles:
     raise invalid(
         "model",
         f"{model!r} is not a model; give pocket, {', '.join(CHECKPOINTS)}, or the path of a checkpoint, of a "
-        "segmenter.json, or of a folder with one of these",
+        "segmenter.json, of a folder with one of these, or of FastSAM's .onnx file",
     )
 
 

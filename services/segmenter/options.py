@@ -88,7 +88,7 @@ class EverythingOptions:
             )
 
 
-MAX_PROPOSALS = 48  # points that a proposer names for one crop
+MAX_PROPOSALS = 300  # points, boxes or masks that a proposer names for one crop
 
 
 def planned_points(options: EverythingOptions, mode: Mode) -> int:

@@ -6,22 +6,27 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
 
+from regionsearch.errors import invalid
 from regionsearch.v1 import segment_pb2_grpc
 from services.runtime.batcher import BatchSettings
 from services.runtime.server import Lifespan, Server
 from services.segmenter.backends import load_backend
 from services.segmenter.backends.base import Backend
+from services.segmenter.backends.detector import Detector
+from services.segmenter.backends.fastsam import BoxProposer
 from services.segmenter.engine import SegmentEngine
-from services.segmenter.everything import find_proposer, segment_everything
+from services.segmenter.everything import check_mode, segment_everything
 from services.segmenter.loading import find_model
 from services.segmenter.options import Defaults, EverythingOptions, Mode
 from services.segmenter.servicer import SegmentServicer
 from services.segmenter.settings import SegmenterSettings
 from services.torch_runtime.devices import find_device
+from services.torch_runtime.model_files import existing_file
 
 CPU_POINTS_PER_SIDE = 16  # where a model does not say: the reference's 32 take minutes
 
@@ -36,19 +41,38 @@ def load(settings: SegmenterSettings) -> tuple[Backend, Defaults]:
         torch.set_num_threads(settings.threads)
     files = find_model(settings.model)
     backend = load_backend(files, str(find_device(settings.device)), settings.precision)
+    mode = Mode(files.mode)
+    if settings.proposer:
+        backend.proposer, mode = load_proposer(settings.proposer, backend), Mode.PROPOSALS
     everything = replace(EverythingOptions(), **files.everything)
     if backend.device.type == "cpu" and "points_per_side" not in files.everything:
         everything = replace(everything, points_per_side=CPU_POINTS_PER_SIDE)
-    segment_everything(backend, np.zeros((64, 64, 3), np.uint8), replace(everything, points_per_side=2))
+    nothing = np.zeros((64, 64, 3), np.uint8)
+    if backend.choices is None:
+        segment_everything(backend, nothing, replace(everything, points_per_side=2))
     if backend.proposer is not None:
-        segment_everything(backend, np.zeros((64, 64, 3), np.uint8), everything, Mode.PROPOSALS)
+        segment_everything(backend, nothing, everything, Mode.PROPOSALS)
     if backend.refiner is not None:
         backend.refiner.warmup()
     zoom = files.zoom if settings.zoom is None else settings.zoom
-    defaults = settings.everything.applied_to(Defaults(everything, Mode(files.mode), zoom))
-    if defaults.mode is Mode.PROPOSALS:
-        find_proposer(backend)
+    defaults = settings.everything.applied_to(Defaults(everything, mode, zoom))
+    check_mode(backend, defaults.mode)
     return backend, defaults
+
+
+def load_proposer(path: str, backend: Backend) -> BoxProposer:
+    """Loads the detector whose boxes a model shall be asked about.
+
+    Raises:
+        RegionSearchError: INVALID_ARGUMENT when the model cannot be asked about boxes, NOT_FOUND when there
+            is no such file; else see :class:`Detector`.
+    """
+    if backend.choices is not None:
+        raise invalid(
+            "proposer", f"{backend.identity.variant} cannot be asked about boxes: it is a proposer itself"
+        )
+    file = existing_file(Path(path).expanduser(), "proposer", "export it as docs/models.md describes")
+    return BoxProposer(Detector(file, backend.device))
 
 
 def batching_for(settings: SegmenterSettings, backend: Backend) -> BatchSettings:

@@ -15,6 +15,7 @@ from services.runtime.requests import Load
 from services.runtime.streams import answer_items, item_status
 from services.segmenter import messages
 from services.segmenter.call_context import CallContext, LazyImage
+from services.segmenter.choosing import check_choosable
 from services.segmenter.engine import SegmentEngine
 from services.segmenter.options import Defaults
 from services.segmenter.settings import SegmenterSettings
@@ -80,6 +81,7 @@ class SegmentServicer(segment_pb2_grpc.SegmentServiceServicer):
             model=self._model,
             everything_defaults=messages.write_everything(self._defaults),
             zoom_default=self._defaults.zoom,
+            prompts_choose=self._engine.backend.choices is not None,
         )
 
     async def _segment(
@@ -121,7 +123,9 @@ class SegmentServicer(segment_pb2_grpc.SegmentServiceServicer):
     async def _prompts(
         self, image: LazyImage, request: segment_pb2.SegmentRequest, call: CallContext
     ) -> segment_pb2.SegmentResponse:
-        settings, output = self._settings, request.output
+        settings, output, backend = self._settings, request.output, self._engine.backend
+        if backend.choices is not None:
+            check_choosable(request, backend.identity.variant)
         prompts = await asyncio.to_thread(
             messages.read_prompts, request.prompts, settings.max_prompts, settings.max_points, self._limits
         )

@@ -62,6 +62,11 @@ class SegmenterSettings(ModelServiceSettings):
     precision: Literal["fp32", "bf16", "fp16"] = Field(
         "fp32", description="fp32 gives the reference's answer; the others are faster and may differ from it."
     )
+    proposer: str = Field(
+        "",
+        description="Path of FastSAM's .onnx file, whose boxes everything mode then asks the model about, in "
+        "place of a grid; empty: the model's own proposer, if it has one.",
+    )
     everything: EverythingSettings = Field(
         EverythingSettings(), description="Options of everything mode where a request does not say."
     )

@@ -17,7 +17,14 @@ from torch import Tensor
 
 from regionsearch.images import Pixels
 from services.runtime.batcher import BatchSlice
-from services.segmenter.backends.base import Backend, Embedding, Geometry, PromptBatch, Size
+from services.segmenter.backends.base import (
+    Backend,
+    DecodedMasks,
+    Embedding,
+    Geometry,
+    PromptBatch,
+    Size,
+)
 from services.segmenter.everything import (
     Candidate,
     Region,
@@ -54,18 +61,35 @@ class EncodeTask:
 
 @dataclass(frozen=True)
 class ProposeTask:
-    """Asks the model's proposer where to look. The result is its points."""
+    """Asks the model's proposer. The result is its points or boxes, or a list of `Candidate` of its masks.
 
-    nbytes = 0
+    Attributes:
+        decode: Returns the pixels of the crop, uint8 RGB (height, width, 3).
+        nbytes: Memory that they take, 0 where they are in memory already or not needed.
+    """
+
     embedding: Embedding
+    crop: Crop
+    image_size: Size
+    options: EverythingOptions
+    decode: Callable[[], Pixels]
+    nbytes: int
 
     def __len__(self) -> int:
         return 1
 
 
 @dataclass(frozen=True)
+class Proposing:
+    """A `ProposeTask` with what its proposer needs of the pixels."""
+
+    task: ProposeTask
+    prepared: Any
+
+
+@dataclass(frozen=True)
 class GridTask:
-    """Decodes points of everything mode. The result of a slice is a list of `Candidate`."""
+    """Decodes points or boxes of everything mode. The result of a slice is a list of `Candidate`."""
 
     nbytes = 0
     embedding: Embedding
@@ -142,7 +166,7 @@ class RefineTask:
 
 Task = EncodeTask | ProposeTask | GridTask | DrawTask | PromptTask | RefineTask
 Result = Embedding | NDArray[np.float64] | list[Candidate] | list[Region] | list[list[PromptedRegion]] | None
-_Prepared = tuple[Tensor, Geometry] | ProposeTask | GridTask | DrawTask | StackedPrompts | RefineTarget
+_Prepared = tuple[Tensor, Geometry] | Proposing | GridTask | DrawTask | StackedPrompts | RefineTarget
 _Finish = Callable[[], Result]
 
 
@@ -159,6 +183,9 @@ class Stages:
                 return self._backend.prepare(task.decode())
             case RefineTask():
                 return task.target()
+            case ProposeTask():
+                proposer = find_proposer(self._backend)
+                return Proposing(task, proposer.prepare(task.decode()) if proposer.sees_pixels else None)
             case PromptTask():
                 geometry, mask_size = task.embedding.geometry, self._backend.mask_size
                 return StackedPrompts(task, stack_prompts(task.prompts, geometry, mask_size))
@@ -190,9 +217,13 @@ class Stages:
     def _run(self, part: BatchSlice[_Prepared], embedding: Embedding | None) -> _Finish:
         backend, task = self._backend, part.prepared
         match task:
-            case ProposeTask():
-                proposed = find_proposer(backend).propose(task.embedding)
-                return lambda: proposed
+            case Proposing(asking, prepared):
+                proposed = find_proposer(backend).propose(asking.embedding, prepared, asking.options)
+                if not isinstance(proposed, DecodedMasks):
+                    return lambda: proposed
+                return lambda: filter_survivors(
+                    backend, asking.embedding, asking.crop, proposed, asking.image_size, asking.options
+                )
             case GridTask():
                 points = task.points[part.start : part.stop]
                 survivors = decode_points(backend, task.embedding, points, task.options)

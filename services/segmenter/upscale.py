@@ -37,6 +37,8 @@ class Tile:
         lefts: First column of each window, int64 (n,).
         height: Rows of every window.
         width: Columns of every window.
+        limits: Outside of them each window is -inf, int64 (n, 4) as top, bottom, left, right, half-open; None
+            where there are none.
     """
 
     masks: Indices
@@ -44,6 +46,15 @@ class Tile:
     lefts: Indices
     height: int
     width: int
+    limits: Indices | None = None
+
+    def outside(self) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """Which rows (n, height) and which columns (n, width) of its windows lie outside of the limits."""
+        assert self.limits is not None
+        rows = self.tops[:, None] + np.arange(self.height)
+        columns = self.lefts[:, None] + np.arange(self.width)
+        top, bottom, left, right = self.limits.T[..., None]
+        return (rows < top) | (rows >= bottom), (columns < left) | (columns >= right)
 
 
 @dataclass(frozen=True)
@@ -61,17 +72,17 @@ class _Pass:
 class _Axis:
     """Interpolation along one axis through all steps."""
 
-    def __init__(self, size: int, targets: list[tuple[int, int]], device: torch.device) -> None:
+    def __init__(self, size: int, targets: list[tuple[int, int, int]], device: torch.device) -> None:
         self.size = size
         # Of the steps that change the size: the size before, the taps on the host, and taps (2, outputs) and
         # weights (2, outputs) of the lower and the upper neighbour on the device.
         self._steps: list[tuple[int, Indices, Indices, Tensor, Tensor]] = []
         first = last = np.arange(size)
-        for target, crop in targets:
-            if target == size:
+        for target, crop, corner in targets:
+            if target == size and corner == 0:
                 first, last = first[:crop], last[:crop]
             else:
-                low, high, weight = _taps(size, target, crop)
+                low, high, weight = _taps(size, target, corner, crop)
                 first, last = first[low], last[high]
                 taps = torch.from_numpy(np.stack([low, high])).to(device)
                 weights = torch.from_numpy(np.stack([1 - weight, weight])).to(device)
@@ -98,11 +109,11 @@ class _Axis:
         return passes[::-1], starts, length
 
 
-def _taps(size: int, target: int, count: int) -> tuple[Indices, Indices, NDArray[np.float32]]:
-    """Taps that torch uses to resize an axis from `size` to `target`, for the first `count` positions."""
+def _taps(size: int, target: int, start: int, count: int) -> tuple[Indices, Indices, NDArray[np.float32]]:
+    """Taps of torch's resizing of an axis from `size` to `target`, for `count` positions from `start` on."""
     half = np.float32(0.5)
     scale = np.float32(size) / np.float32(target)
-    position = (scale * (np.arange(count, dtype=np.float32) + half) - half).clip(min=0)
+    position = (scale * (np.arange(start, start + count, dtype=np.float32) + half) - half).clip(min=0)
     low = np.minimum(position.astype(np.int64), size - 1)
     high = np.minimum(low + 1, size - 1)
     weight = np.clip(position - low.astype(np.float32), 0, 1).astype(np.float32)
@@ -119,8 +130,10 @@ class Upscaler:
     """
 
     def __init__(self, mask_size: Size, steps: tuple[ResizeStep, ...], device: torch.device) -> None:
-        self._rows = _Axis(mask_size[0], [(step.size[0], step.crop[0]) for step in steps], device)
-        self._columns = _Axis(mask_size[1], [(step.size[1], step.crop[1]) for step in steps], device)
+        self._rows, self._columns = (
+            _Axis(mask_size[axis], [(s.size[axis], s.crop[axis], s.corner[axis]) for s in steps], device)
+            for axis in (0, 1)
+        )
         self._device = device
         self._counting = torch.arange(max(*mask_size, *(max(step.size) for step in steps)), device=device)
         self.size: Size = self._rows.outputs, self._columns.outputs
@@ -175,6 +188,9 @@ class Upscaler:
                 flat, shape = values.flatten(0, 1), (*taps.shape[1:], values.shape[2])
                 low, high = (flat.index_select(0, part.flatten()).view(shape) for part in taps)
                 values = _mix(low, high, weights[..., None])
+        if tile.limits is not None:
+            for flags, axis in zip(tile.outside(), (2, 1), strict=True):
+                values.masked_fill_(torch.from_numpy(flags).to(self._device).unsqueeze(axis), -torch.inf)
         return values
 
     def _neighbours(self, step: _Pass, starts: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:

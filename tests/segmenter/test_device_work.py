@@ -14,8 +14,9 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.profiler import profile
 
+from services.segmenter.backends.base import DecodedMasks
 from services.segmenter.backends.sam import SamBackend
-from services.segmenter.everything import DecodedMasks, decode_points, draw_candidates, filter_survivors
+from services.segmenter.everything import decode_points, draw_candidates, filter_survivors
 from services.segmenter.grid import Crop, grid_points
 from services.segmenter.masks import rasterize
 from services.segmenter.options import EverythingOptions

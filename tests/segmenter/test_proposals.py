@@ -16,10 +16,10 @@ from regionsearch.v1 import segment_pb2
 from services.segmenter import messages
 from services.segmenter.backends.base import Embedding, Geometry, ModelIdentity
 from services.segmenter.backends.pocket import build_pocket_sam
-from services.segmenter.backends.proposer import PeakProposer, ProposalHead, peaks
+from services.segmenter.backends.proposer import MAX_PEAKS, PeakProposer, ProposalHead, peaks
 from services.segmenter.backends.sam import SamBackend
 from services.segmenter.everything import decode_points, segment_everything
-from services.segmenter.options import MAX_PROPOSALS, Defaults, EverythingOptions, Mode
+from services.segmenter.options import Defaults, EverythingOptions, Mode
 from services.segmenter.settings import EverythingSettings
 from tests.segmenter.test_engine import Watched, engine_for, lazy_image
 
@@ -39,7 +39,9 @@ def proposed(logits: Tensor, geometry: Geometry) -> list[tuple[float, ...]]:
     """Points for a head that answers with `logits` (h, w)."""
     head = cast("ProposalHead", lambda features: logits[None])
     embedding = Embedding((torch.zeros(4, *logits.shape),), geometry)
-    return [tuple(point) for point in PeakProposer(head, nullcontext).propose(embedding).tolist()]
+    return [
+        tuple(point) for point in PeakProposer(head, nullcontext).propose(embedding, None, OPTIONS).tolist()
+    ]
 
 
 def test_points_lie_in_the_middle_of_peaks_best_first() -> None:
@@ -59,7 +61,7 @@ def test_there_may_be_nothing_and_never_too_much() -> None:
     assert proposed(torch.full((16, 16), -9.0), geometry) == []
     scattered = torch.full((32, 32), -9.0)
     scattered[::2, ::2] = 2.0
-    assert len(proposed(scattered, geometry)) == MAX_PROPOSALS
+    assert len(proposed(scattered, geometry)) == MAX_PEAKS
     assert len(proposed(torch.ones(1, 1), Geometry((1, 1), (1, 1), (8, 8), ()))) == 1
 
 
@@ -81,7 +83,7 @@ async def test_the_engine_decodes_what_was_proposed(proposing: SamBackend) -> No
     assert [region.runs.coco_rle() for region in found] == [region.runs.coco_rle() for region in alone]
     (embedding,) = proposing.encode([proposing.prepare(image.decode())])
     assert proposing.proposer is not None
-    points = proposing.proposer.propose(embedding)
+    points = proposing.proposer.propose(embedding, None, OPTIONS)
     assert {region.point for region in found} <= {tuple(point) for point in points.tolist()}
     assert len(decode_points(proposing, embedding, points, OPTIONS).scores) == 3 * len(points)
 
@@ -89,7 +91,7 @@ async def test_the_engine_decodes_what_was_proposed(proposing: SamBackend) -> No
 async def test_an_image_without_proposals_has_no_regions(
     proposing: SamBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(proposing.proposer, "propose", lambda embedding: np.empty((0, 2)))
+    monkeypatch.setattr(proposing.proposer, "propose", lambda *_: np.empty((0, 2)))
     assert segment_everything(proposing, lazy_image(1).decode(), OPTIONS, Mode.PROPOSALS) == []
     async with engine_for(proposing) as engine:
         assert (await engine.everything(lazy_image(1), OPTIONS, mode=Mode.PROPOSALS)).regions == []

@@ -12,6 +12,7 @@ from services.segmenter.backends.base import Backend, ModelFiles
 FAMILIES = {
     "sam": "services.segmenter.backends.sam",
     "sam2": "services.segmenter.backends.sam2",
+    "fastsam": "services.segmenter.backends.fastsam",
 }
 
 
@@ -21,7 +22,7 @@ def load_backend(files: ModelFiles, device: str, precision: str) -> Backend:
     Args:
         files: What to load.
         device: As torch names it.
-        precision: ``fp32``, ``bf16`` or ``fp16``.
+        precision: ``auto``, ``fp32``, ``bf16`` or ``fp16``.
 
     Raises:
         RegionSearchError: DATA_LOSS when the weights do not fit the family, FAILED_PRECONDITION when its

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from regionsearch.images import Pixels
 from regionsearch.masks import Size as Size
+from services.segmenter.options import EverythingOptions
 
 if TYPE_CHECKING:
     from services.segmenter.backends.proposer import Proposer
@@ -71,10 +72,11 @@ class ModelFiles:
 
 @dataclass(frozen=True)
 class ResizeStep:
-    """A bilinear step from logits to pixels: resize to `size`, keep the `crop` at its top left."""
+    """A bilinear step from logits to pixels: resize to `size`, keep the `crop` that begins at `corner`."""
 
     size: Size
     crop: Size
+    corner: Size = (0, 0)
 
 
 @dataclass(frozen=True)
@@ -83,21 +85,23 @@ class Geometry:
 
     Attributes:
         image_size: Of the image that was prepared.
-        input_size: Of the image inside the encoder's input, at its upper left.
+        input_size: Of the image inside the encoder's input.
         padded_size: Of the encoder's input.
         steps: From the decoder's masks to `image_size`.
+        corner: Row and column of the encoder's input where the image begins.
     """
 
     image_size: Size
     input_size: Size
     padded_size: Size
     steps: tuple[ResizeStep, ...]
+    corner: Size = (0, 0)
 
     def to_input(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
         """Pixels (…, 2) as x, y in the image, to pixels in the encoder's input."""
         (height, width), (input_height, input_width) = self.image_size, self.input_size
         scaled: NDArray[np.float64] = points * np.array([input_width / width, input_height / height])
-        return scaled
+        return scaled + self.corner[::-1]
 
 
 @dataclass(frozen=True)
@@ -153,6 +157,24 @@ class PromptBatch:
         return self.points, self.labels, self.boxes, self.mask_logits
 
 
+@dataclass(frozen=True)
+class DecodedMasks:
+    """Masks of sufficient predicted IoU.
+
+    Attributes:
+        logits: Low-resolution masks, float32 (n, h, w), on the device.
+        scores: Predicted IoU, float32 (n,).
+        points: What they answer, (n, 2) as x, y in pixels of the crop; of a box its middle.
+        limits: Nothing of a mask counts outside of these windows, int64 (n, 4) as top, bottom, left, right in
+            pixels of the crop, half-open; None where there are no such limits.
+    """
+
+    logits: Tensor
+    scores: NDArray[np.float32]
+    points: NDArray[np.float64]
+    limits: NDArray[np.int64] | None = None
+
+
 class Decoding(Protocol):
     """Answers to a batch of prompts; masks are computed when they are asked for."""
 
@@ -182,7 +204,9 @@ class Backend(Protocol):
     refiner: Refiner | None
     """Looks closer at what prompts found, where the model has one."""
     proposer: Proposer | None
-    """Says where to look instead of a grid, where the model has one."""
+    """Says what there is, or where to look instead of at a grid, where the model has one."""
+    choices: EverythingOptions | None
+    """Of a model that cannot be prompted, how it proposes what prompts then choose from; None for others."""
 
     def prepare(self, image: Pixels) -> tuple[Tensor, Geometry]:
         """Resizes an image, uint8 RGB (H, W, 3), for the encoder. Any thread."""
@@ -193,5 +217,5 @@ class Backend(Protocol):
         ...
 
     def decode(self, embedding: Embedding, prompts: PromptBatch) -> Decoding:
-        """Runs the mask decoder over a batch of prompts on one image."""
+        """Runs the mask decoder over prompts on one image; not called where there are `choices`."""
         ...

@@ -1,4 +1,5 @@
-"""Where to look, said by the image itself: a small head on the image embedding in place of a blind grid.
+"""Where to look, said by the image itself: in place of a blind grid a small head on the image embedding, or a
+detector.
 
 Everything mode asks a promptable model about points. Most points of a grid lie on background, or on an object
 that another point has found. Source: Zhang et al. 2023, "MobileSAMv2: Faster Segment Anything to Everything"
@@ -17,18 +18,32 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from services.segmenter.backends.base import Embedding
+from regionsearch.images import Pixels
+from services.segmenter.backends.base import DecodedMasks, Embedding
 from services.segmenter.backends.pyramid import convolution
-from services.segmenter.options import MAX_PROPOSALS
+from services.segmenter.options import EverythingOptions
 
+MAX_PEAKS = 48
 LEAST_SCORE = 0.08  # below that a peak is noise
+
+Proposals = NDArray[np.float64] | DecodedMasks
+"""Points (n, 2) as x, y or boxes (n, 4) as x_min, y_min, x_max, y_max, to ask the model about, or masks
+without duplicates; in pixels of the embedded image, best first, at most `MAX_PROPOSALS`.
+"""
 
 
 class Proposer(Protocol):
     """Says where the objects of an image are."""
 
-    def propose(self, embedding: Embedding) -> NDArray[np.float64]:
-        """At most `MAX_PROPOSALS` points (n, 2) as x, y in pixels of the embedded image, best first."""
+    sees_pixels: bool
+    """Whether `prepare` makes anything of the pixels; if not, nobody needs to decode them for it."""
+
+    def prepare(self, image: Pixels) -> Any:
+        """What `propose` needs of an image, uint8 RGB (H, W, 3). Any thread."""
+        ...
+
+    def propose(self, embedding: Embedding, prepared: Any, options: EverythingOptions) -> Proposals:
+        """Proposes objects of an embedded image; on the device."""
         ...
 
 
@@ -60,19 +75,24 @@ class PeakProposer:
         autocast: Makes the context that the network computes in.
     """
 
+    sees_pixels = False
+
     def __init__(self, head: ProposalHead, autocast: Callable[[], AbstractContextManager[Any]]) -> None:
         self.head = head
         self._autocast = autocast
 
+    def prepare(self, image: Pixels) -> None:
+        """Nothing: the embedding says it all."""
+
     @torch.inference_mode()
-    def propose(self, embedding: Embedding) -> NDArray[np.float64]:
-        """See :class:`Proposer`; one copy to the host."""
+    def propose(self, embedding: Embedding, prepared: Any, options: EverythingOptions) -> NDArray[np.float64]:
+        """At most `MAX_PEAKS` points; one copy to the host."""
         features, geometry = embedding.features[0], embedding.geometry
         with self._autocast():
             scores = self.head(features[None])[0].float().sigmoid()
         cell = geometry.padded_size[0] / features.shape[1]
         rows, columns = (max(1, round(side / cell)) for side in geometry.input_size)
-        found = peaks(scores[:rows, :columns], MAX_PROPOSALS).cpu().numpy().astype(np.float64)
+        found = peaks(scores[:rows, :columns], MAX_PEAKS).cpu().numpy().astype(np.float64)
         x, y = found[found[:, 0] >= LEAST_SCORE, 1:].T
         # The middle of a cell; pixels are counted from the middle of the first one.
         (height, width), (input_height, input_width) = geometry.image_size, geometry.input_size

@@ -58,8 +58,11 @@ class SamBackend:
         identity: Says device and precision; fp32 gives the reference's answer.
 
     Attributes:
+        proposer: Of the model; another one may be put in its place.
         model: The same; ``SamPredictor`` and ``SamAutomaticMaskGenerator`` work on it.
     """
+
+    choices = None
 
     def __init__(self, model: Sam, identity: ModelIdentity) -> None:
         self.identity = identity

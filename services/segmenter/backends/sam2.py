@@ -68,6 +68,7 @@ class Sam2Backend:
     mask_threshold = 0.0
     refiner: Refiner | None = None
     proposer: Proposer | None = None
+    choices = None
 
     def __init__(self, model: Any, identity: ModelIdentity) -> None:
         self.identity = identity

@@ -44,16 +44,31 @@ class Measured:
     Attributes:
         stability: float32 (n,); NaN for a mask that stays empty at the lowered threshold.
         boxes: int64 (n, 4) as left, top, right, bottom, inclusive; zeros for an empty mask.
+        empty: bool (n,); the mask has no pixel.
     """
 
     stability: NDArray[np.float32]
     boxes: Indices
+    empty: NDArray[np.bool_]
 
 
-def measure(upscaler: Upscaler, logits: Tensor, threshold: float, offset: float) -> Measured:
-    """Measures masks given as low-resolution logits (n, h, w): two copies to the host, however many."""
+def measure(
+    upscaler: Upscaler, logits: Tensor, threshold: float, offset: float, limits: Indices | None = None
+) -> Measured:
+    """Measures masks: two copies to the host, however many they are.
+
+    Args:
+        upscaler: Of their geometry.
+        logits: Low-resolution masks (n, h, w).
+        threshold: Of the logits.
+        offset: How far it is raised and lowered for the stability score.
+        limits: See `DecodedMasks`.
+    """
     windows = upscaler.support(logits, threshold - offset)
-    tiles = list(plan_tiles(windows, upscaler.size, PASSES[logits.device.type]))
+    if limits is not None:
+        windows[:, ::2] = np.maximum(windows[:, ::2], limits[:, ::2])
+        windows[:, 1::2] = np.minimum(windows[:, 1::2], limits[:, 1::2])
+    tiles = list(plan_tiles(windows, upscaler.size, PASSES[logits.device.type], limits is not None))
     count = count_on_host if on_host(logits) else count_on_device
     found = [count(upscaler.evaluate(logits, tile), threshold, offset) for tile in tiles]
     if found and not on_host(logits):
@@ -78,8 +93,8 @@ def measure(upscaler: Upscaler, logits: Tensor, threshold: float, offset: float)
     # Single precision, as the reference divides.
     with np.errstate(invalid="ignore"):
         stability: NDArray[np.float32] = np.divide(inner.astype(np.float32), outer.astype(np.float32))
-    boxes = np.concatenate([low, high], axis=1)
-    return Measured(stability, np.where(boxes[:, 2:3] < 0, 0, boxes))
+    boxes, empty = np.concatenate([low, high], axis=1), high[:, 0] < 0
+    return Measured(stability, np.where(empty[:, None], 0, boxes), empty)
 
 
 def count_on_host(values: Tensor, threshold: float, offset: float) -> Tensor:
@@ -110,17 +125,19 @@ def count_on_device(values: Tensor, threshold: float, offset: float) -> Tensor:
     return torch.cat([torch.stack(counts, dim=1).view(torch.uint8), edges.view(torch.uint8)], dim=1)
 
 
-def plan_tiles(windows: Indices, size: Size, cost: PassCost) -> Iterator[Tile]:
+def plan_tiles(windows: Indices, size: Size, cost: PassCost, clip: bool = False) -> Iterator[Tile]:
     """Gathers windows into tiles.
 
     The windows of a tile are made as large as the largest of them, inside the image. They then show more of
-    their masks, never less: nothing of a mask lies outside of its window.
+    their masks, never less: nothing of a mask lies outside of its window, or what does shall be clipped.
 
     Args:
         windows: (n, 4) as top, bottom, left, right, half-open; those of no pixels are left out.
         size: Of the image.
         cost: Of a pass over the pixels.
+        clip: Blanks what a tile shows outside of a mask's own window.
     """
+    limits = windows if clip else None
     heights, widths = windows[:, 1] - windows[:, 0], windows[:, 3] - windows[:, 2]
     (filled,) = ((heights > 0) & (widths > 0)).nonzero()
     octaves = np.ceil(2 * np.log2(np.maximum(1, heights[filled])))
@@ -132,16 +149,22 @@ def plan_tiles(windows: Indices, size: Size, cost: PassCost) -> Iterator[Tile]:
             common = max(height, tall) * max(width, wide) * (len(gathered) + 1)
             apart = height * width * len(gathered) + tall * wide
             if common > cost.pixels or common - apart > cost.overhead:
-                yield from _tiles(gathered, windows, size, height, width, cost.pixels)
+                yield from _tiles(gathered, windows, size, height, width, cost.pixels, limits)
                 gathered, height, width = [], 0, 0
         gathered.append(mask)
         height, width = max(height, tall), max(width, wide)
     if gathered:
-        yield from _tiles(gathered, windows, size, height, width, cost.pixels)
+        yield from _tiles(gathered, windows, size, height, width, cost.pixels, limits)
 
 
 def _tiles(
-    gathered: list[int], windows: Indices, size: Size, height: int, width: int, max_pixels: int
+    gathered: list[int],
+    windows: Indices,
+    size: Size,
+    height: int,
+    width: int,
+    max_pixels: int,
+    limits: Indices | None,
 ) -> Iterator[Tile]:
     """One tile; of a single window with too many pixels vertical strips, from left to right."""
     masks = np.array(gathered)
@@ -149,12 +172,19 @@ def _tiles(
         np.minimum(windows[masks, 2 * axis], size[axis] - (height, width)[axis]) for axis in (0, 1)
     )
     columns = max(1, max_pixels // height) if len(gathered) == 1 else width
+    limits = None if limits is None else limits[masks]
     for start in range(0, width, columns):
-        yield Tile(masks, tops, lefts + start, height, min(columns, width - start))
+        yield Tile(masks, tops, lefts + start, height, min(columns, width - start), limits)
 
 
 def draw(
-    upscaler: Upscaler, logits: Tensor, boxes: Indices, threshold: float, crop: Crop, image_size: Size
+    upscaler: Upscaler,
+    logits: Tensor,
+    boxes: Indices,
+    threshold: float,
+    crop: Crop,
+    image_size: Size,
+    clip: bool = False,
 ) -> list[RunLengthMask]:
     """Masks in the whole image.
 
@@ -165,10 +195,11 @@ def draw(
         threshold: Of the logits.
         crop: In whose pixels the boxes are.
         image_size: Of the whole image.
+        clip: What is outside of a box does not belong to the mask.
     """
     windows = boxes[:, [1, 3, 0, 2]] + np.array([0, 1, 0, 1])
     runs: list[list[Indices]] = [[] for _ in boxes]
-    for tile in plan_tiles(windows, upscaler.size, PASSES[logits.device.type]):
+    for tile in plan_tiles(windows, upscaler.size, PASSES[logits.device.type], clip):
         inside = upscaler.evaluate(logits, tile) > threshold
         # Column by column; a row of zeros above and below separates the columns.
         columns = torch.nn.functional.pad(inside.transpose(1, 2), (1, 1)).flatten()

@@ -1,0 +1,113 @@
+"""The ``fastsam`` family: a detector that finds all objects of an image in one pass, as a segmenter.
+
+It has no decoder: a prompt chooses from what was found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from regionsearch.images import Pixels
+from services.segmenter.backends.base import (
+    DecodedMasks,
+    Decoding,
+    Embedding,
+    Geometry,
+    ModelFiles,
+    ModelIdentity,
+    PromptBatch,
+)
+from services.segmenter.backends.detector import Detector, check_precision, detect, limits_of
+from services.segmenter.options import EverythingOptions
+
+# FastSAM's own defaults. The score of a detection is what predicted IoU is for other models.
+EVERYTHING = {"pred_iou_thresh": 0.4, "stability_score_thresh": 0.0, "box_nms_thresh": 0.9}
+
+
+def load(files: ModelFiles, device: str, precision: str) -> FastSamBackend:
+    """Loads an ONNX file; see `services.segmenter.backends.load_backend`."""
+    detector = Detector(files.weights, torch.device(device))
+    check_precision(precision, detector)
+    return FastSamBackend(
+        detector, ModelIdentity(files.family, files.variant, files.digest, detector.precision, device)
+    )
+
+
+class FastSamBackend:
+    """A :class:`Detector` behind :class:`~services.segmenter.backends.base.Backend`."""
+
+    mask_threshold = 0.0
+    encode_batch = decode_batch = 1
+    refiner = None
+    choices = EverythingOptions(**EVERYTHING)
+
+    def __init__(self, detector: Detector, identity: ModelIdentity) -> None:
+        self.identity = identity
+        self.device = detector.device
+        self.mask_size = detector.mask_size
+        self.proposer = MaskProposer()
+        self._detector = detector
+
+    def prepare(self, image: Pixels) -> tuple[Tensor, Geometry]:
+        """See :meth:`Detector.prepare`."""
+        return self._detector.prepare(image)
+
+    @torch.inference_mode()
+    def encode(self, prepared: Sequence[tuple[Tensor, Geometry]]) -> list[Embedding]:
+        """Runs the detector, one image after the other."""
+        return [self._detector.embed(image) for image in prepared]
+
+    def decode(self, embedding: Embedding, prompts: PromptBatch) -> Decoding:
+        """There is no decoder; see `Backend.choices`."""
+        raise NotImplementedError
+
+
+class MaskProposer:
+    """The masks of a detector that is the model itself."""
+
+    sees_pixels = False
+
+    def prepare(self, image: Pixels) -> None:
+        """Nothing: the embedding says it all."""
+
+    @torch.inference_mode()
+    def propose(self, embedding: Embedding, prepared: Any, options: EverythingOptions) -> DecodedMasks:
+        """The masks that score more than ``pred_iou_thresh``, without duplicates by ``box_nms_thresh``."""
+        found = detect(embedding, options.pred_iou_thresh, options.box_nms_thresh)
+        prototypes = embedding.features[-1]
+        logits = (found.coefficients @ prototypes.flatten(1)).view(-1, *prototypes.shape[1:])
+        middles = (found.boxes[:, :2] + found.boxes[:, 2:]) / 2
+        points = middles.cpu().numpy().astype(np.float64)
+        return DecodedMasks(logits, found.scores.cpu().numpy(), points, limits_of(found.boxes))
+
+
+class BoxProposer:
+    """The boxes of a detector, for a model that can be asked about boxes.
+
+    Args:
+        detector: Its thresholds are FastSAM's own, and not those of the model that is asked.
+    """
+
+    sees_pixels = True
+
+    def __init__(self, detector: Detector) -> None:
+        self._detector = detector
+
+    def prepare(self, image: Pixels) -> tuple[Tensor, Geometry]:
+        """See :meth:`Detector.prepare`."""
+        return self._detector.prepare(image)
+
+    @torch.inference_mode()
+    def propose(
+        self, embedding: Embedding, prepared: tuple[Tensor, Geometry], options: EverythingOptions
+    ) -> NDArray[np.float64]:
+        """The boxes."""
+        seen = self._detector.embed(prepared)
+        boxes = detect(seen, EVERYTHING["pred_iou_thresh"], EVERYTHING["box_nms_thresh"]).boxes
+        return boxes.cpu().numpy().astype(np.float64)
