@@ -37,7 +37,7 @@ app = typer.Typer(help="Model weights: list, pull, verify.", no_args_is_help=Tru
 
 Names = Annotated[
     list[str],
-    typer.Argument(help="Profiles (pocket, base, large) or models: sam_vit_l, open_clip:NAME:TAG."),
+    typer.Argument(help="Profiles (pocket, fast, base, large) or models: sam_vit_l, open_clip:NAME:TAG."),
 ]
 
 

@@ -6,6 +6,7 @@ import importlib.util
 import itertools
 import json
 import os
+import re
 import threading
 import tomllib
 from collections.abc import Iterable
@@ -38,12 +39,13 @@ if TYPE_CHECKING:
 
 MODEL_VARIABLE = "REGIONSEARCH_{}_MODEL"
 KEYS_VARIABLE = "REGIONSEARCH_GATEWAY_API_KEYS"
+DEVICE = re.compile(r"cpu|cuda(:\d+)?")
 DEMO_STEP = 5  # images between two lines
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 
 def up(
-    profile: Annotated[str, typer.Option(help="pocket, base or large.")] = "pocket",
+    profile: Annotated[str, typer.Option(help="pocket, fast, base or large.")] = "pocket",
     segmenter: Annotated[
         str | None, typer.Option(metavar="NAME|PATH", help="Segmenter to use instead of the profile's.")
     ] = None,
@@ -61,7 +63,11 @@ def up(
     data_dir: Annotated[Path, typer.Option(help="Folder for images, vectors and logs.")] = Path("data"),
     workers: Annotated[
         list[str] | None,
-        typer.Option(metavar="SERVICE=N", help="Number of segmenter or embedder processes; may be repeated."),
+        typer.Option(
+            metavar="SERVICE=N|DEVICES",
+            help="Number of segmenter or embedder processes, or a device for each: segmenter=cuda:0,cuda:1; "
+            "may be repeated.",
+        ),
     ] = None,
     demo: Annotated[
         bool, typer.Option("--demo", help="Fill an empty collection with the bundled scenes.")
@@ -77,7 +83,7 @@ def up(
             f"{', '.join(missing)}: not installed; get the services with: pip install 'regionsearch[all]'",
         )
     models = choose_models(find_profile(profile), segmenter, embedder)
-    plan = Plan(models, data_dir, port, grpc_port, host, count_workers(workers or ()), other_embedder)
+    plan = Plan(models, data_dir, port, grpc_port, host, read_workers(workers or ()), other_embedder)
     check_weights(models, other_embedder)
     also = f", other embedder {other_embedder}" if other_embedder else ""
     note(f"segmenter {models.segmenter}, embedder {models.embedder}{also}")
@@ -177,19 +183,26 @@ def announce(url: str) -> None:
     console.print(f"\n[bold]Region Search is ready:[/] {url}\n", highlight=False)
 
 
-def count_workers(options: Iterable[str]) -> dict[str, int]:
-    """Reads ``segmenter=2``.
+def read_workers(options: Iterable[str]) -> dict[str, list[str]]:
+    """Reads ``segmenter=2`` and ``segmenter=cuda:0,cuda:1``, as `Plan.workers` has it.
 
     Raises:
         RegionSearchError: INVALID_ARGUMENT for anything else.
     """
-    counts = {}
+    workers = {}
     for option in options:
-        service, _, count = option.partition("=")
-        if not count.isdecimal():
-            raise invalid("workers", f"{option!r} cannot be read; write --workers segmenter=2")
-        counts[service] = int(count)
-    return counts
+        service, _, value = option.partition("=")
+        devices = value.split(",")
+        if value.isdecimal():
+            devices = [""] * int(value)
+        elif not all(DEVICE.fullmatch(device) for device in devices):
+            raise invalid(
+                "workers",
+                f"{option!r} cannot be read; write --workers segmenter=2, or --workers "
+                "segmenter=cuda:0,cuda:1",
+            )
+        workers[service] = devices
+    return workers
 
 
 def fill_with_demo(url: str, supervisor: Supervisor) -> None:

@@ -82,10 +82,18 @@ def _segment_anything_2(name: str, size: int, sha256: str) -> Weights:
     return Weights(model, f"{model}.pt", f"{SEGMENT_ANYTHING_2}/{model}.pt", sha256, "Apache-2.0", size)
 
 
-def _laion(model: str, tag: str, repository: str, revision: str, size: int, sha256: str) -> Weights:
+def _open_clip(
+    model: str,
+    tag: str,
+    repository: str,
+    revision: str,
+    size: int | None,
+    sha256: str,
+    licence: str = "MIT",
+) -> Weights:
     file = f"open_clip_{model.lower().replace('-', '_')}_{tag}.safetensors"
-    url = f"{HUB}/laion/{repository}/resolve/{revision}/open_clip_model.safetensors"
-    return Weights(model, file, url, sha256, "MIT", size, tag)
+    url = f"{HUB}/{repository}/resolve/{revision}/open_clip_model.safetensors"
+    return Weights(model, file, url, sha256, licence, size, tag)
 
 
 WEIGHTS = {
@@ -129,18 +137,27 @@ WEIGHTS = {
         _segment_anything_2(
             "large", 898_083_611, "2647878d5dfa5098f2f8649825738a9345572bae2d4350a2468587ece47dd318"
         ),
-        _laion(
+        _open_clip(
+            "MobileCLIP2-S0",
+            "dfndr2b",
+            "timm/MobileCLIP2-S0-OpenCLIP",
+            "095906d28bf54d7584dc411e8ffe448f34289e05",
+            None,
+            "ab91a1a0c4330d6b1913e24d5035dfdea15423316aaec649610c6b1c6ddd0e95",
+            "Apple Machine Learning Research Model: research only",
+        ),
+        _open_clip(
             "ViT-B-32",
             "laion2b_s34b_b79k",
-            "CLIP-ViT-B-32-laion2B-s34B-b79K",
+            "laion/CLIP-ViT-B-32-laion2B-s34B-b79K",
             "1a25a446712ba5ee05982a381eed697ef9b435cf",
             605_143_316,
             "ac4f8c4b88af6d963118cbf40ad93176d092abbedfcb752601ae1866352656e6",
         ),
-        _laion(
+        _open_clip(
             "ViT-H-14",
             "laion2b_s32b_b79k",
-            "CLIP-ViT-H-14-laion2B-s32B-b79K",
+            "laion/CLIP-ViT-H-14-laion2B-s32B-b79K",
             "1c2b8495b28150b8a4922ee1c8edee224c284c0c",
             3_944_517_836,
             "0084e75319a50ad85ef45377bad5bc38f2f58824459eb690048d51c9f8863be5",
@@ -152,6 +169,12 @@ PROFILES = {
     profile.name: profile
     for profile in (
         Profile("pocket", "pocket", "pocket", "first run, tests: bundled, no download, a small world"),
+        Profile(
+            "fast",
+            "mobile_sam",
+            "MobileCLIP2-S0",
+            "photographs, on a laptop; MobileCLIP2 is for research only",
+        ),
         Profile("base", "sam_vit_b", "ViT-B-32", "photographs, on a laptop or a small GPU"),
         Profile("large", "sam_vit_h", "ViT-H-14", "photographs, on a server with GPUs"),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -32,7 +32,8 @@ class Plan:
         http_port: Of the gateway's page and HTTP API.
         grpc_port: Of the gateway's gRPC API.
         host: Address that the gateway listens on; the services stay on this machine.
-        workers: Processes of each of `SCALABLE`; one when absent.
+        workers: For each process of one of `SCALABLE` its device, or "" for that of its settings; one process
+            when absent.
         other_embedder: Model of a second embedder; empty for none.
     """
 
@@ -41,7 +42,7 @@ class Plan:
     http_port: int = 8000
     grpc_port: int = 50050
     host: str = HOST
-    workers: Mapping[str, int] = field(default_factory=dict)
+    workers: Mapping[str, Sequence[str]] = field(default_factory=dict)
     other_embedder: str = ""
 
     @property
@@ -50,18 +51,18 @@ class Plan:
         host = "localhost" if self.host in (HOST, "0.0.0.0", "::") else reachable(self.host)  # noqa: S104
         return f"http://{host}:{self.http_port}"
 
-    def counts(self) -> dict[str, int]:
-        """How many processes each service has.
+    def devices(self) -> dict[str, Sequence[str]]:
+        """The device of each process of each service; "" for that of its settings.
 
         Raises:
             RegionSearchError: INVALID_ARGUMENT when workers are asked for where there can be only one.
         """
-        counts = {name: self.workers.get(name, 1) for name in PORT_OFFSETS}
+        devices = {name: self.workers.get(name, ("",)) for name in PORT_OFFSETS}
         if not self.other_embedder:
-            del counts["other_embedder"]
-        if not set(self.workers) <= set(SCALABLE) or min(counts.values()) < 1:
+            del devices["other_embedder"]
+        if not set(self.workers) <= set(SCALABLE) or not all(devices.values()):
             raise invalid("workers", f"only {' and '.join(SCALABLE)} have workers, at least one")
-        return counts
+        return devices
 
     def pick_ports(self) -> dict[str, list[int]]:
         """Free ports for the processes of each service, while those of the gateway are found to be free.
@@ -74,8 +75,8 @@ class Plan:
             _reserve(self.host, self.grpc_port, "grpc-port"),
         ):
             return {
-                name: _pick_ports(self.grpc_port + PORT_OFFSETS[name], count)
-                for name, count in self.counts().items()
+                name: _pick_ports(self.grpc_port + PORT_OFFSETS[name], len(devices))
+                for name, devices in self.devices().items()
             }
 
 

@@ -46,7 +46,7 @@ class Supervisor:
         self.url = plan.url
         self._report = report
         self._stopping = False
-        plan.counts()
+        plan.devices()
         if not plan.data_dir.exists():  # nothing is made before all else is found to be right
             plan.pick_ports()
         # Before the ports: who starts it twice shall be told so, and not that a port is taken.
@@ -75,10 +75,11 @@ class Supervisor:
         if plan.other_embedder:
             settings["other_embedder"] = {"model": plan.other_embedder}
         children, lifelines = [], []
+        devices = plan.devices()
         for role, own in settings.items():
-            for number, port in enumerate(ports[role], 1):
+            for number, (port, device) in enumerate(zip(ports[role], devices[role], strict=True), 1):
                 name = role if number == 1 else f"{role}-{number}"
-                here = own | {"host": HOST, "port": str(port)}
+                here = own | {"host": HOST, "port": str(port)} | ({"device": device} if device else {})
                 program = "embedder" if role == "other_embedder" else role
                 child = Child(name, program, here, logs / f"{name}.log", [self._folder.descriptor])
                 with contextlib.suppress(AttributeError, OSError):  # not on Linux: then all end at once

@@ -16,7 +16,7 @@ from services.embedder.loading import find_model
 from services.embedder.servicer import EmbedServicer
 from services.embedder.settings import EmbedderSettings
 from services.runtime.server import Lifespan, Server
-from services.torch_runtime.devices import choose_precision, find_devices
+from services.torch_runtime.devices import choose_precision, find_devices, use_float32
 
 
 def load(settings: EmbedderSettings) -> list[Backend]:
@@ -27,6 +27,7 @@ def load(settings: EmbedderSettings) -> list[Backend]:
     """
     if settings.threads:
         torch.set_num_threads(settings.threads)
+    use_float32(settings.precision)
     files = find_model(settings.model, settings.weights, settings.random_weights)
     return [
         load_backend(files, device, choose_precision(settings.precision, device), settings.compile)

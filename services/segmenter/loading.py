@@ -86,6 +86,7 @@ def _from_manifest(path: Path) -> ModelFiles:
         manifest.get("everything", {}),
         manifest.get("mode", "grid"),
         bool(manifest.get("zoom", False)),
+        manifest.get("match_rates", {}),
     )
 
 

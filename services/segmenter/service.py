@@ -25,7 +25,7 @@ from services.segmenter.loading import find_model
 from services.segmenter.options import Defaults, EverythingOptions, Mode
 from services.segmenter.servicer import SegmentServicer
 from services.segmenter.settings import SegmenterSettings
-from services.torch_runtime.devices import find_device
+from services.torch_runtime.devices import choose_precision, find_device, use_float32
 from services.torch_runtime.model_files import existing_file
 
 CPU_POINTS_PER_SIDE = 16  # where a model does not say: the reference's 32 take minutes
@@ -40,7 +40,11 @@ def load(settings: SegmenterSettings) -> tuple[Backend, Defaults]:
     if settings.threads:
         torch.set_num_threads(settings.threads)
     files = find_model(settings.model)
-    backend = load_backend(files, str(find_device(settings.device)), settings.precision)
+    device, precision = find_device(settings.device), settings.precision
+    if files.family != "fastsam":  # whose file says it
+        precision = choose_precision(precision, device, files.match_rates)
+        use_float32(precision)
+    backend = load_backend(files, str(device), precision)
     mode = Mode(files.mode)
     if settings.proposer:
         backend.proposer, mode = load_proposer(settings.proposer, backend), Mode.PROPOSALS

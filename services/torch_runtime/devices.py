@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 
 from regionsearch.errors import invalid
 
+LEAST_MATCH_RATE = 0.99
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -49,19 +51,48 @@ def find_devices(names: str) -> list[torch.device]:
     return [find_device(name.strip()) for name in names.split(",")]
 
 
-def choose_precision(precision: str, device: torch.device) -> str:
-    """The precision on a device: ``fp32``, ``bf16`` or ``fp16``.
+def choose_precision(
+    precision: str, device: torch.device, match_rates: Mapping[str, float] | None = None
+) -> str:
+    """The precision on a device: ``fp32``, ``tf32``, ``bf16`` or ``fp16``.
 
-    ``auto`` means fp32 on a CPU, and on a GPU bf16 where the GPU supports it, else fp16.
+    ``auto`` means fp32 on a CPU, where none of the others is faster. On a GPU it means the fastest one that
+    the GPU has and that is known to give the model's answer: by its `match_rates`, if it has any, else bf16
+    or fp16.
+
+    Args:
+        precision: The setting.
+        device: Where the model runs.
+        match_rates: Of a model whose answers are compared one by one: for a precision the measured share of
+            answers that are those of fp32. What is missing is not known. None for models, such as image
+            towers, whose answers vary continuously.
     """
     if precision != "auto":
         return precision
     if device.type == "cpu":
         return "fp32"
-    return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+    if match_rates is None:
+        return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+    reduced = ("bf16", "tf32") if torch.cuda.is_bf16_supported(including_emulation=False) else ()
+    return next((name for name in reduced if match_rates.get(name, 0) >= LEAST_MATCH_RATE), "fp32")
+
+
+def use_float32(precision: str) -> None:
+    """Sets how products of float32 are computed on GPUs, in the whole process: exactly, but for ``tf32``.
+
+    torch's own default is TF32 for convolutions only.
+    """
+    mode = "tf32" if precision == "tf32" else "ieee"
+    torch.backends.cuda.matmul.fp32_precision = mode
+    torch.backends.cudnn.conv.fp32_precision = mode  # type: ignore[attr-defined]
+
+
+def staged(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A tensor of the host, ready for a copy that does not wait: in pinned memory if a GPU will read it."""
+    return tensor.pin_memory() if device.type == "cuda" else tensor
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
-    """The context in which a model computes: none for fp32, torch's autocast for bf16 and fp16."""
+    """The context in which a model computes: none for fp32 and tf32, torch's autocast for bf16 and fp16."""
     dtype = _DTYPES.get(precision)
     return nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)

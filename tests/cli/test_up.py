@@ -107,23 +107,30 @@ def up(tmp_path: Path) -> Iterator[Up]:
             up.process.wait()
 
 
+@pytest.mark.parametrize(
+    ("profile", "segmenter", "embedder"),
+    [("base", "sam_vit_b", "ViT-B-32"), ("fast", "mobile_sam", "MobileCLIP2-S0")],
+)
 def test_a_profile_runs_after_its_weights_were_pulled(
     up: Up,
     publisher: Publisher,  # noqa: F811
     models: Path,  # noqa: F811
     monkeypatch: pytest.MonkeyPatch,
+    profile: str,
+    segmenter: str,
+    embedder: str,
 ) -> None:
     """As `make run PROFILE=base` does."""
-    for model in ("sam_vit_b", "ViT-B-32"):
+    for model in (segmenter, embedder):
         here = publisher.weights(publisher.digest)
         there = replace(WEIGHTS[model], url=here.url, sha256=here.sha256, size=len(publisher.data))
         monkeypatch.setitem(WEIGHTS, model, there)
-    assert CliRunner().invoke(app, ["models", "pull", "base"]).exit_code == 0
-    assert CliRunner().invoke(app, ["models", "verify", "base"]).exit_code == 0
-    up.start("--profile", "base")
-    assert "segmenter sam_vit_b, embedder ViT-B-32" in up.log.read_text()
-    assert up.settings("segmenter")[0]["REGIONSEARCH_SEGMENTER_MODEL"] == "sam_vit_b"
-    assert up.settings("embedder")[0]["REGIONSEARCH_EMBEDDER_MODEL"] == "ViT-B-32"
+    assert CliRunner().invoke(app, ["models", "pull", profile]).exit_code == 0
+    assert CliRunner().invoke(app, ["models", "verify", profile]).exit_code == 0
+    up.start("--profile", profile)
+    assert f"segmenter {segmenter}, embedder {embedder}" in up.log.read_text()
+    assert up.settings("segmenter")[0]["REGIONSEARCH_SEGMENTER_MODEL"] == segmenter
+    assert up.settings("embedder")[0]["REGIONSEARCH_EMBEDDER_MODEL"] == embedder
     assert up.end() == 0
 
 
@@ -148,11 +155,14 @@ def test_a_gateway_with_tls_becomes_ready_too(up: Up) -> None:
 
 
 def test_the_processes_know_each_other(up: Up) -> None:
-    up.start("--workers", "segmenter=2", "--other-embedder", "mine/embedder.json")
+    up.start("--workers", "segmenter=cuda:0,cuda:1", "--other-embedder", "mine/embedder.json")
     eventually(lambda: len(up.pids("segmenter")) == 2, "the second segmenter")
     gateway = up.settings("gateway")[0]
     segmenters = {f"127.0.0.1:{one['REGIONSEARCH_SEGMENTER_PORT']}" for one in up.settings("segmenter")}
     assert len(segmenters) == 2
+    devices = sorted(one["REGIONSEARCH_SEGMENTER_DEVICE"] for one in up.settings("segmenter"))
+    assert devices == ["cuda:0", "cuda:1"]
+    assert "REGIONSEARCH_SEARCHER_DEVICE" not in up.settings("searcher")[0]
     assert set(gateway["REGIONSEARCH_GATEWAY_SEGMENTER"].split(",")) == segmenters
     assert up.settings("segmenter")[0]["REGIONSEARCH_SEGMENTER_MODEL"] == "pocket"
     eventually(lambda: len(up.pids("embedder")) == 2, "the other embedder")
@@ -355,7 +365,7 @@ def test_the_last_words_of_a_process_are_one_sentence(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        (("--profile", "huge"), "choose one of pocket, base, large"),
+        (("--profile", "huge"), "choose one of pocket, fast, base, large"),
         (("--profile", "base"), "regionsearch models pull base"),
         (("--segmenter", "sam_vit_l", "--embedder", "ViT-H-14"), "models pull sam_vit_l ViT-H-14"),
         (
@@ -366,6 +376,7 @@ def test_the_last_words_of_a_process_are_one_sentence(tmp_path: Path) -> None:
         (("--workers", "searcher=2"), "only segmenter and embedder"),
         (("--workers", "segmenter=0"), "at least one"),
         (("--workers", "many"), "--workers segmenter=2"),
+        (("--workers", "segmenter=cuda:0;cuda:1"), "--workers segmenter=cuda:0,cuda:1"),
     ],
 )
 def test_what_cannot_be_started_says_why(

@@ -88,12 +88,12 @@ def test_damaged_bundled_weights_are_named(tmp_path: Path, monkeypatch: pytest.M
 
 def test_profiles_are_made_of_known_models() -> None:
     assert PROFILES["pocket"].weights == ()
-    for name in ("base", "large"):
+    for name in ("fast", "base", "large"):
         assert [weights.model for weights in profile(name).weights] == [
             profile(name).segmenter,
             profile(name).embedder,
         ]
-    with pytest.raises(RegionSearchError, match="pocket, base, large"):
+    with pytest.raises(RegionSearchError, match="pocket, fast, base, large"):
         profile("huge")
 
 

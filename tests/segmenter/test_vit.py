@@ -7,11 +7,30 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from segment_anything import sam_model_registry
+from segment_anything.modeling import ImageEncoderViT
 
 from services.segmenter.backends.base import ModelIdentity, PromptBatch
 from services.segmenter.backends.sam import SamBackend
+from services.segmenter.backends.vit_attention import FusedAttention, fuse_attention
 from services.segmenter.options import EverythingOptions
 from tests.segmenter.parity import assert_parity
+
+
+@torch.inference_mode()
+def test_fused_attention_gives_the_same_embedding() -> None:
+    torch.manual_seed(0)
+    encoder = ImageEncoderViT(
+        img_size=128, embed_dim=48, depth=3, num_heads=4, out_chans=16, use_rel_pos=True, window_size=3,
+        global_attn_indexes=(1,),
+    )  # fmt: skip
+    for name, value in encoder.named_parameters():
+        if "rel_pos" in name:
+            torch.nn.init.normal_(value)
+    image = torch.randn(2, 3, 128, 128)
+    published = encoder(image)
+    fuse_attention(encoder)
+    assert all(isinstance(block.attn, FusedAttention) for block in encoder.blocks)
+    torch.testing.assert_close(encoder(image), published, rtol=0, atol=2e-5)
 
 
 @pytest.mark.slow

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from regionsearch.errors import Kind, RegionSearchError
-from services.torch_runtime.devices import autocast, choose_precision, find_device, find_devices
+from services.torch_runtime.devices import autocast, choose_precision, find_device, find_devices, use_float32
 
 CPU = torch.device("cpu")
 
@@ -26,8 +26,33 @@ def test_devices_are_found_by_name() -> None:
 
 
 def test_auto_precision_on_a_cpu_is_fp32() -> None:
-    assert choose_precision("auto", CPU) == "fp32"
+    assert choose_precision("auto", CPU) == choose_precision("auto", CPU, {"bf16": 1.0}) == "fp32"
     assert choose_precision("bf16", CPU) == "bf16"
+
+
+@pytest.mark.parametrize(
+    ("rates", "has_bf16", "chosen"),
+    [
+        (None, True, "bf16"),
+        (None, False, "fp16"),
+        ({}, True, "fp32"),
+        ({"bf16": 0.68, "tf32": 0.995}, True, "tf32"),
+        ({"bf16": 0.99, "tf32": 0.999}, True, "bf16"),
+        ({"bf16": 1.0, "tf32": 1.0}, False, "fp32"),
+    ],
+)
+def test_auto_precision_on_a_gpu_is_what_is_known_to_match(
+    monkeypatch: pytest.MonkeyPatch, rates: dict[str, float] | None, has_bf16: bool, chosen: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: has_bf16)
+    assert choose_precision("auto", torch.device("cuda"), rates) == chosen
+    assert choose_precision("fp16", torch.device("cuda"), rates) == "fp16"
+
+
+def test_float32_is_exact_but_for_tf32() -> None:
+    for precision, mode in (("tf32", "tf32"), ("fp32", "ieee")):
+        use_float32(precision)
+        assert torch.backends.cudnn.conv.fp32_precision == torch.backends.cuda.matmul.fp32_precision == mode
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ def load_backend(files: ModelFiles, device: str, precision: str) -> Backend:
     Args:
         files: What to load.
         device: As torch names it.
-        precision: ``auto``, ``fp32``, ``bf16`` or ``fp16``.
+        precision: ``fp32``, ``tf32``, ``bf16`` or ``fp16``; of a FastSAM, ``auto`` or that of its file.
 
     Raises:
         RegionSearchError: DATA_LOSS when the weights do not fit the family, FAILED_PRECONDITION when its

@@ -8,7 +8,7 @@ queues.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -34,7 +34,7 @@ class ModelIdentity:
         family: ``sam``, ``sam2``.
         variant: ``pocket``, ``vit_b``.
         digest: SHA-256 of the weights file, hexadecimal.
-        precision: ``fp32``, ``bf16`` or ``fp16``.
+        precision: ``fp32``, ``tf32``, ``bf16`` or ``fp16``.
         device: As torch names it.
     """
 
@@ -58,6 +58,7 @@ class ModelFiles:
         everything: Defaults of everything mode, by option, where they differ from the reference's.
         mode: Everything mode's default: ``grid`` or ``proposals``.
         zoom: Prompts zoom by default.
+        match_rates: By precision, which share of the regions of fp32 is found (IoU of 0.9 or more).
     """
 
     family: str
@@ -68,6 +69,7 @@ class ModelFiles:
     everything: Mapping[str, Any]
     mode: str = "grid"
     zoom: bool = False
+    match_rates: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -111,8 +111,8 @@ class Detector:
 
     def _run(self, image: Tensor) -> list[Tensor]:
         """The outputs for a prepared image (3, H, W), as they come: raw anchors, prototypes, features."""
-        pixels = image.numpy()[None].astype(self._dtype) / self._dtype(255)
-        outputs = self._session.run(None, {self._input: pixels})
+        pixels = image.numpy()[None] / np.float32(255)
+        outputs = self._session.run(None, {self._input: pixels.astype(self._dtype, copy=False)})
         return [torch.from_numpy(output[0].astype(np.float32)).to(self.device) for output in outputs]
 
 

@@ -27,7 +27,7 @@ from services.segmenter.backends.detector import Detector, check_precision, dete
 from services.segmenter.options import EverythingOptions
 
 # FastSAM's own defaults. The score of a detection is what predicted IoU is for other models.
-EVERYTHING = {"pred_iou_thresh": 0.4, "stability_score_thresh": 0.0, "box_nms_thresh": 0.9}
+EVERYTHING: dict[str, Any] = {"pred_iou_thresh": 0.4, "stability_score_thresh": 0.0, "box_nms_thresh": 0.9}
 
 
 def load(files: ModelFiles, device: str, precision: str) -> FastSamBackend:

@@ -29,7 +29,8 @@ from services.segmenter.backends.pocket import build_pocket_sam
 from services.segmenter.backends.proposer import PeakProposer, ProposalHead, Proposer
 from services.segmenter.backends.refiner import Refiner, RefinerNet
 from services.segmenter.backends.sam_decoder import Decoded, LazyMaskDecoder
-from services.torch_runtime.devices import autocast
+from services.segmenter.backends.vit_attention import fuse_attention
+from services.torch_runtime.devices import autocast, staged
 
 _ENCODE_BATCH = {"cpu": 1, "cuda": 8}  # on a CPU a batch only waits for its last image
 # Maps of a decoder batch that still fit into the last-level cache of a CPU, and into a small part of a GPU.
@@ -46,6 +47,8 @@ def load(files: ModelFiles, device: str, precision: str) -> SamBackend:
     else:
         model = sam_model_registry[files.variant]()
     load_weights(model, weights, files)
+    if files.variant.startswith("vit_"):
+        fuse_attention(model.image_encoder)
     return SamBackend(model, ModelIdentity(files.family, files.variant, files.digest, precision, device))
 
 
@@ -99,12 +102,14 @@ class SamBackend:
             ResizeStep((height, width), (height, width)),
         )
         pixels = torch.from_numpy(np.array(resized)).permute(2, 0, 1)
-        return pixels, Geometry((height, width), input_size, padded_size, steps)
+        return staged(pixels, self.device), Geometry((height, width), input_size, padded_size, steps)
 
     @torch.inference_mode()
     def encode(self, prepared: Sequence[tuple[Tensor, Geometry]]) -> list[Embedding]:
         """Normalises, pads to a square and encodes, as ``Sam.preprocess`` does."""
-        batch = torch.stack([self.model.preprocess(pixels.to(self.device)) for pixels, _ in prepared])
+        batch = torch.stack(
+            [self.model.preprocess(pixels.to(self.device, non_blocking=True)) for pixels, _ in prepared]
+        )
         with self._autocast():
             features = self.model.image_encoder(batch).float()
         # Each image owns its features: a view would keep the whole batch alive in the cache.
