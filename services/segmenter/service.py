@@ -40,7 +40,8 @@ def load(settings: SegmenterSettings) -> tuple[Backend, Defaults]:
     if settings.threads:
         torch.set_num_threads(settings.threads)
     files = find_model(settings.model)
-    device, precision = find_device(settings.device), settings.precision
+    device = find_device(settings.device)
+    precision: str = settings.precision
     if files.family != "fastsam":  # whose file says it
         precision = choose_precision(precision, device, files.match_rates)
         use_float32(precision)
