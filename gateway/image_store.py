@@ -19,6 +19,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from regionsearch.errors import Kind, RegionSearchError, invalid, not_found
 from regionsearch.images import image_id as content_id
+from regionsearch.lru import LruCache
 
 _IMAGE_ID = re.compile(r"[0-9a-f]{64}")
 _COLLECTION = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
@@ -27,6 +28,7 @@ _ASIDE = re.compile(r"\.([0-9a-f]{64})\.orphan")
 _PART = ".part"
 _TRIES = 10
 _PIECE = 1 << 20
+_REMEMBERED = 4096  # damaged files, until they are stored again
 
 _log = structlog.get_logger(__name__)
 
@@ -60,6 +62,7 @@ class ImageStore:
         self._fs, root = fsspec.core.url_to_fs(url)
         self._root = str(root).rstrip("/")
         self._local = isinstance(self._fs, LocalFileSystem)
+        self._damaged: LruCache[str, bool] = LruCache(_REMEMBERED)  # by path
 
     async def put(self, collection: str, image_id: str, data: bytes) -> None:
         """Stores an image. One that is there already is as good as new afterwards: `older` counts from now.
@@ -85,10 +88,12 @@ class ImageStore:
         Raises:
             RegionSearchError: NOT_FOUND; DATA_LOSS when they are not those that were stored.
         """
-        data = await asyncio.to_thread(self._get, self._path(collection, image_id))
+        path = self._path(collection, image_id)
+        data = await asyncio.to_thread(self._get, path)
         if data is None:
             raise not_found("image_id", f"there is no image {image_id!r} in collection {collection!r}")
         if await asyncio.to_thread(content_id, data) != image_id:
+            self._damaged.put(path, True)
             raise RegionSearchError(
                 Kind.DATA_LOSS,
                 f"the stored file of image {image_id} is damaged: send the image again, which replaces it",
@@ -110,7 +115,7 @@ class ImageStore:
             raise _unusable("the folder is read-only")
 
     async def exists(self, collection: str, image_id: str) -> bool:
-        """Whether an image is there."""
+        """Whether an image is there; not one whose file is empty, or was found damaged when it was read."""
         return await asyncio.to_thread(self._exists, self._path(collection, image_id))
 
     async def collections(self) -> list[str]:
@@ -175,9 +180,12 @@ class ImageStore:
                 self._fs.pipe_file(path, data)
             elif not (self._holds(path, data) and _touched(path)):
                 _write_durably(Path(path), data)
+        self._damaged.remove(path)
 
     def _heal(self, path: str, data: bytes) -> None:
-        if not self._holds(path, data):
+        if self._holds(path, data):
+            self._damaged.remove(path)
+        else:
             self._put(path, data)
 
     def _holds(self, path: str, data: bytes) -> bool:
@@ -242,8 +250,9 @@ class ImageStore:
             return data
 
     def _exists(self, path: str) -> bool:
-        with _typed_errors():
-            return bool(self._fs.exists(path))
+        with _typed_errors(), contextlib.suppress(FileNotFoundError):
+            return bool(self._fs.size(path)) and not self._damaged.get(path)
+        return False
 
     def _delete(self, path: str) -> None:
         with _typed_errors(), contextlib.suppress(FileNotFoundError):

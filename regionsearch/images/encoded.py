@@ -300,7 +300,11 @@ def _register_heif() -> None:
 
 
 def _ends_well(image: Image.Image, container: Container, wanted: tuple[int, int] | None) -> bool:
-    """Whether a JPEG without its end has all of its rows: then nothing of what follows is used for them."""
+    """Whether a JPEG without its end has all of its rows: then nothing of what follows is used for them.
+
+    A progressive file that ends between two scans has them all, less sharp than they were: like libjpeg and
+    browsers, this takes it as it is. In the middle of a scan some rows are better than others.
+    """
     pieces = container.joined().rstrip(b"\xff")
     with Image.open(io.BytesIO(pieces + _NO_END + jpeg.END), formats=["JPEG"]) as other:
         other.draft(None, wanted)

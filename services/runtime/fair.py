@@ -115,7 +115,10 @@ class FairQueue(Generic[T]):
         self._waiting += items
         self._arrivals += 1
         self._entries[request] = _Entry(account, turn, self._arrivals, items)
-        insort(self._order, (turn, self._arrivals, request))
+        if self._order and turn < self._order[-1][0]:
+            insort(self._order, (turn, self._arrivals, request))
+        else:  # at the end, where all requests of a single caller go
+            self._order.append((turn, self._arrivals, request))
 
     def take(self, request: T, items: int) -> None:
         """Takes items of a waiting request; its other items wait for another turn."""

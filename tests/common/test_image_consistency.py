@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import struct
 import zlib
 from pathlib import Path
@@ -172,6 +173,37 @@ def test_lab_is_shown_as_it_is_meant(with_profile: bool) -> None:
     assert np.abs(decode_image(data).astype(int) - (200, 60, 30)).max() <= 2
 
 
+def cmyk_profile() -> bytes:
+    """Of four inks: the first is red, the last black, the others cannot be seen."""
+    corners = [
+        (0, 128, 128) if black else (138, 209, 198) if first else (255, 128, 128)
+        for first, _, _, black in itertools.product((0, 1), repeat=4)
+    ]
+    curve = bytes(range(256))
+    matrix = struct.pack(">9i", *np.eye(3, dtype=int).ravel() * 65536)
+    sizes = b"mft1\0\0\0\0" + bytes([4, 3, 2, 0])
+    table = sizes + matrix + curve * 4 + bytes(itertools.chain(*corners)) + curve * 3
+    body = struct.pack(">I4sII", 1, b"A2B0", 144, len(table)) + table
+    kinds = (b"prtr", b"CMYK", b"Lab ", bytes(12), b"acsp")
+    header = struct.pack(">I4sI4s4s4s12s4s", 128 + len(body), b"", 2 << 24, *kinds).ljust(68, b"\0")
+    return (header + struct.pack(">III", 0xF6D6, 0x10000, 0xD32D)).ljust(128, b"\0") + body
+
+
+@pytest.mark.parametrize("file_format", ["TIFF", "JPEG"])
+def test_cmyk_is_shown_as_its_profile_means_it_and_without_one_as_usual_inks(file_format: str) -> None:
+    def shown(inks: tuple[int, int, int, int], profile: bytes) -> list[int]:
+        data = save(Image.new("CMYK", (16, 16), inks), file_format, icc_profile=profile)
+        colour: list[int] = check_one_truth(data)[8, 8].tolist()
+        return colour
+
+    profile, cyan = cmyk_profile(), (255, 0, 0, 0)
+    assert shown(cyan, profile) == [255, 0, 0]
+    assert shown((0, 200, 0, 0), profile) == [255, 255, 255]
+    assert shown((0, 0, 0, 255), profile) == [0, 0, 0]
+    for broken in (b"", profile[:900], DISPLAY_P3, profile[:150] + b"\xff" * 60 + profile[210:]):
+        assert shown(cyan, broken) == [0, 255, 255]
+
+
 def test_profiles_of_grey() -> None:
     for image, expected in (
         (Image.new("L", (4, 4), 128), 188),
@@ -216,6 +248,21 @@ def test_a_jpeg_without_its_end_is_whole_if_its_rows_are(progressive: bool) -> N
             with pytest.raises(RegionSearchError) as caught:
                 read(data[:-cut])
             assert caught.value.kind is Kind.UNSUPPORTED_IMAGE
+
+
+def test_a_progressive_jpeg_cut_between_scans_is_shown_as_sharp_as_it_is() -> None:
+    """As browsers do it; libjpeg knows of nothing missing."""
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (6, 8, 3), np.uint8)).resize((160, 120))
+    data = save(image, "JPEG", progressive=True, quality=90)
+    whole = decode_image(data).astype(int)
+    _, *later = (place for place in range(len(data)) if data.startswith(b"\xff\xda", place))
+    errors = []
+    for cut in later:
+        tables = data.rindex(b"\xff\xc4", 0, cut)  # of the scan that is missing
+        for end in (cut, tables):
+            assert (check_one_truth(data[:end]) == decode_image(data[:end] + b"\xff\xd9")).all()
+        errors.append(np.abs(decode_image(data[:cut]) - whole).mean())
+    assert errors[0] > 5 > errors[-1] > 0
 
 
 @pytest.mark.parametrize("interlaced", [False, True])

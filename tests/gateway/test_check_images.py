@@ -10,7 +10,7 @@ import pytest
 from regionsearch.errors import from_rpc_error
 from regionsearch.v1 import region_search_pb2 as pb
 from tests.gateway.conftest import GREEN, RED, Running, scene
-from tests.gateway.images import stored
+from tests.gateway.images import add, stored
 
 
 def check(gateway: Running, collection: str, ids: list[str]) -> list[str]:
@@ -39,6 +39,22 @@ def test_an_image_whose_file_was_lost_has_to_be_sent(gateway: Running, collectio
     image_id = stored(gateway, collection, scene(RED), "red.png").rpartition("/")[2]
     (file,) = gateway.store.glob(f"{collection}/*/{image_id}")
     file.unlink()
+    assert check(gateway, collection, [image_id]) == []
+
+
+def test_an_image_whose_file_was_found_damaged_has_to_be_sent_which_heals_it(
+    gateway: Running, collection: str
+) -> None:
+    data = scene(RED)
+    url = stored(gateway, collection, data, "red.png")
+    image_id = url.rpartition("/")[2]
+    (file,) = gateway.store.glob(f"{collection}/*/{image_id}")
+    file.write_bytes(data[:-1] + b"!")
+    assert gateway.http.get(f"{url}/content").json()["code"] == "DATA_LOSS"
+    assert check(gateway, collection, [image_id]) == []
+    assert add(gateway, collection, ("red.png", data))[0]["outcome"] == "duplicate"
+    assert check(gateway, collection, [image_id]) == [image_id]
+    file.write_bytes(b"")
     assert check(gateway, collection, [image_id]) == []
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import time
 from collections.abc import Iterator
@@ -54,6 +55,25 @@ def test_hostile_images_are_refused_within_seconds_and_the_others_go_on(http: ht
         prompt = {"points": '[{"x": 1, "y": 1}]'}
         response = http.post("/v1/segment", files={"image": ("a", bomb)}, data=prompt)
         assert response.status_code == 413, response.text
+
+
+def test_a_phones_heic_is_taken_in_shown_and_found(http: httpx.Client) -> None:
+    heic = (ROOT / "tests" / "data" / "heic" / "turned.heic").read_bytes()
+    scene = (ROOT / "examples" / "scenes" / "scene-01.jpg").read_bytes()
+    result, _ = ingested(http, heic, scene)
+    assert result["outcome"] == "created", result
+    url = f"/v1/collections/{COLLECTION}/images/{result['image_id']}"
+    with Image.open(io.BytesIO(http.get(f"{url}/thumbnail").content)) as small:
+        assert small.size == (64, 96)
+    regions = http.get(f"{url}/regions").json()["regions"]
+    for region in regions[:1]:
+        assert http.get(f"{url}/regions/{region['region_id']}/crop.png").status_code == 200
+    query = {"query": {"image": base64.b64encode(heic).decode()}, "level": "image"}
+    best = http.post(f"/v1/collections/{COLLECTION}/search", json=query).json()["hits"][0]
+    assert best["image_id"] == result["image_id"]
+    assert best["score"] > 0.99
+    prompt = {"points": '[{"x": 32, "y": 48}]'}
+    assert http.post("/v1/segment", files={"image": ("a.heic", heic)}, data=prompt).json()["results"]
 
 
 def test_one_scene_in_three_formats_and_two_colour_spaces_scores_alike(http: httpx.Client) -> None:
