@@ -6,14 +6,14 @@ import contextlib
 import io
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Self, cast
+from typing import Self, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageChops, ImageFile
 
 from regionsearch.errors import RegionSearchError, invalid, too_large
-from regionsearch.images import isolated, jpeg, png, simple, tiff, webp
+from regionsearch.images import background, isolated, jpeg, png, simple, tiff, webp
 from regionsearch.images.container import Container, exif_orientation
 from regionsearch.images.conversion import (
     STRIP_PIXELS,
@@ -35,6 +35,7 @@ from regionsearch.images.limits import (
 )
 
 Pixels = NDArray[np.uint8]
+Result = TypeVar("Result")
 
 _SIDEWAYS = frozenset({5, 6, 7, 8})
 # EXIF orientation -> a view of the upright image as its file has it, and what turns a stored one upright.
@@ -156,13 +157,16 @@ class EncodedImage:
         Raises:
             RegionSearchError: UNSUPPORTED_IMAGE for a damaged file.
         """
-        with self._decoding_errors():
+
+        def work() -> Pixels:
             self._load()
             upright = np.empty((self.header.height, self.header.width, 3), np.uint8)
             stored = _AS_STORED[self._orientation](upright)
             for top, strip in self._strips():
                 stored[top : top + strip.height] = np.asarray(on_white(strip))
             return upright
+
+        return self._decoding(work)
 
     def reduced(self, side: int) -> Image.Image:
         """A small upright image, RGB or RGBA in sRGB, whose longer side has `side` pixels, or fewer where the
@@ -175,7 +179,8 @@ class EncodedImage:
         longer = max(width, height)
         scale = min(side, longer) / longer
         wanted = max(1, round(width * scale)), max(1, round(height * scale))
-        with self._decoding_errors():
+
+        def work() -> Image.Image:
             self._load(wanted)
             width, height = self._image.size
             factor = max(1, min(width // (2 * wanted[0]), height // (2 * wanted[1])))
@@ -194,6 +199,8 @@ class EncodedImage:
                 small = small.convert("RGBA")
             turn = _UPRIGHT.get(self._orientation)
             return small if turn is None else small.transpose(turn)
+
+        return self._decoding(work)
 
     def _draft_factor(self, side: int) -> int:
         if self._container.file_format != "JPEG":
@@ -236,11 +243,11 @@ class EncodedImage:
         for top in range(0, height, rows):
             yield top, convert(self._image.crop((0, top, width, min(top + rows, height))))
 
-    @contextlib.contextmanager
-    def _decoding_errors(self) -> Iterator[None]:
+    def _decoding(self, work: Callable[[], Result]) -> Result:
+        """Does work that decodes; that of a large image yields the cores to others."""
         name = self._container.file_format
         with self._typed_errors(f"is a damaged {name} file", "send it again", tell=True):
-            yield
+            return background.in_background(work) if self._area > background.PIXELS else work()
 
     @contextlib.contextmanager
     def _typed_errors(self, problem: str, advice: str, tell: bool = False) -> Iterator[None]:

@@ -37,7 +37,14 @@ def searcher(settings: SearcherSettings) -> Lifespan:
         )
         snapshots = BoundedExecutor("snapshots and restores", 1, 0)
         servicer = SearchServicer(
-            engine, settings.limits, reads, writes, snapshots, settings.max_message_bytes, server.closing
+            engine,
+            settings.limits,
+            reads,
+            writes,
+            snapshots,
+            settings.max_message_bytes,
+            settings.max_read_bytes,
+            server.closing,
         )
         server.add(add_SearchServiceServicer_to_server, servicer)
         sizes = asyncio.create_task(report_sizes(engine))

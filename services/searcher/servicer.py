@@ -27,7 +27,7 @@ from services.searcher.engine import Engine
 from services.searcher.page_tokens import PageTokens, fingerprint
 from services.searcher.reports import SnapshotInfo
 from services.searcher.requests import Reader, write_bytes
-from services.searcher.response_budget import ResponseBudget
+from services.searcher.response_budget import ResponseBudget, ResponseMemory
 from services.searcher.search_requests import SearchReader
 from services.searcher.settings import LimitSettings
 from services.searcher.types import UpsertResult
@@ -47,6 +47,7 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
         writes: Threads for everything that waits for the disk.
         snapshots: The thread that writes and restores snapshots, one after the other.
         max_message_bytes: Cap of an answer.
+        max_read_bytes: Cap of all answers to reads together.
         closing: Set when the process stops: streams end then instead of waiting for their next message.
     """
 
@@ -58,6 +59,7 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
         writes: BoundedExecutor,
         snapshots: BoundedExecutor,
         max_message_bytes: int,
+        max_read_bytes: int,
         closing: asyncio.Event,
     ) -> None:
         self._closing = closing
@@ -66,6 +68,7 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
         self._tokens = PageTokens(engine.token_key)
         self._search_reader = SearchReader(self._read, self._tokens)
         self._most = max_message_bytes
+        self._answers = ResponseMemory(max_read_bytes)
         self._reads = reads
         self._writes = writes
         self._snapshots = snapshots
@@ -211,17 +214,23 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
     ) -> search_pb2.SearchResponse:
         """See the contract."""
         cancellation = CancellationToken(remaining())
-        return await self._reads.run(lambda: self._search(request, cancellation), cancellation)
+        advice = "ask for fewer hits or queries, or leave include_masks out"
+        # The gateway adds the query's vectors to the page token.
+        budget = self._budget(context, "page_size", advice, spare=self._most // 32)
+        return await self._reads.run(lambda: self._search(request, cancellation, budget), cancellation)
+
+    def _budget(self, context: _Context, field: str, advice: str, spare: float = 0) -> ResponseBudget:
+        """Of an answer, which counts among all of them until it is sent or its caller has left."""
+        budget = ResponseBudget(self._most, field, advice, spare=spare, memory=self._answers)
+        context.add_done_callback(lambda _: self._answers.give_back(budget))
+        return budget
 
     def _search(
-        self, request: search_pb2.SearchRequest, cancellation: CancellationToken
+        self, request: search_pb2.SearchRequest, cancellation: CancellationToken, budget: ResponseBudget
     ) -> search_pb2.SearchResponse:
         model = self._read.model(request.model)
         queries, digest = self._search_reader.queries(request)
         min_seq = request.min_seq if request.HasField("min_seq") else None
-        advice = "ask for fewer hits or queries, or leave include_masks out"
-        # The gateway adds the query's vectors to the page token.
-        budget = ResponseBudget(self._most, "page_size", advice, spare=self._most // 32)
         found = self._engine.search(request.collection, model, queries, min_seq, cancellation, budget)
         answer = search_pb2.SearchResponse(
             results=[
@@ -243,13 +252,13 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
         """See the contract."""
         for name in ("record_ids", "image_ids"):
             self._read.at_most(name, len(getattr(request, name)), "max_filter_values")
-        return await self._reads.run(lambda: self._get_records(request))
-
-    def _get_records(self, request: search_pb2.GetRecordsRequest) -> search_pb2.GetRecordsResponse:
         field = "image_ids" if request.image_ids else "record_ids"
-        budget = ResponseBudget(
-            self._most, field, "name fewer, or leave include_masks and include_vectors out"
-        )
+        budget = self._budget(context, field, "name fewer, or leave include_masks and include_vectors out")
+        return await self._reads.run(lambda: self._get_records(request, budget))
+
+    def _get_records(
+        self, request: search_pb2.GetRecordsRequest, budget: ResponseBudget
+    ) -> search_pb2.GetRecordsResponse:
         found = self._engine.get_records(
             request.collection,
             list(request.record_ids),
@@ -272,16 +281,18 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
         self, request: search_pb2.ListImagesRequest, context: _Context
     ) -> search_pb2.ListImagesResponse:
         """See the contract."""
-        return await self._reads.run(lambda: self._list_images(request))
+        budget = self._budget(context, "page_size", "ask for fewer images")
+        return await self._reads.run(lambda: self._list_images(request, budget))
 
-    def _list_images(self, request: search_pb2.ListImagesRequest) -> search_pb2.ListImagesResponse:
+    def _list_images(
+        self, request: search_pb2.ListImagesRequest, budget: ResponseBudget
+    ) -> search_pb2.ListImagesResponse:
         size = self._read.page_size(request.page_size, _ITEMS)
         digest = fingerprint(f"images of {request.collection}".encode())
         generation, after = None, None
         if request.page_token:
             generation, place, image_id = self._tokens.decode(request.page_token, digest, str, int, str)
             after = (place, image_id)
-        budget = ResponseBudget(self._most, "page_size", "ask for fewer images")
         page = self._engine.list_images(request.collection, size, after, budget, generation)
         answer = search_pb2.ListImagesResponse(
             images=[image_to_proto(image) for image in page.images],

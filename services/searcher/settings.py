@@ -142,4 +142,10 @@ class SearcherSettings(ServiceSettings):
         description="Memory of upserts in progress and waiting: messages and their copies, 3.5 times the "
         "vectors. More are refused at once, but a single one may exceed it.",
     )
+    max_read_bytes: int = Field(
+        512 * MIB,
+        ge=1,
+        description="Bytes of the answers of searches and look-ups, until they are sent; their memory is up "
+        "to three times as much. More are refused, but a single one may exceed it.",
+    )
     max_waiting: int = Field(1024, ge=0, description="Reads, and writes, that may wait; more are refused.")

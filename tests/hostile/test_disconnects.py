@@ -96,4 +96,5 @@ def test_work_that_outlasts_the_grace_is_unavailable_not_a_bare_500(
     assert answer.headers["content-type"] == "application/problem+json"
     assert answer.headers["retry-after"] == "1"
     assert answer.json()["code"] == "UNAVAILABLE"
-    assert "Traceback" not in "".join(capfd.readouterr())
+    logged = "".join(capfd.readouterr())
+    assert "Traceback" not in logged, logged

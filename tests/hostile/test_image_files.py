@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 
@@ -11,7 +13,7 @@ import pytest
 from PIL import Image
 
 from regionsearch.errors import Kind, RegionSearchError
-from regionsearch.images import EncodedImage, decode_image, probe_image
+from regionsearch.images import EncodedImage, background, decode_image, probe_image
 from tests.hostile import image_files as files
 
 REFUSED: dict[str, Callable[[], bytes]] = {
@@ -66,6 +68,30 @@ def test_a_file_is_read_as_one_format_by_every_reader() -> None:
         assert (image.header.width, image.header.height) == (64, 64)
         assert image.header.content_type == "image/tiff"
         assert image.reduced(320).size == (64, 64)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="priorities of threads are Linux'")
+def test_large_images_are_decoded_at_a_lower_priority_and_small_ones_are_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    priorities = []
+
+    def load(self: EncodedImage) -> None:
+        priorities.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+        usual_load(self)
+
+    usual_load = EncodedImage._load
+    monkeypatch.setattr(EncodedImage, "_load", load)
+    whole = files.save(Image.effect_noise((400, 300), 99), "JPEG")
+    expected = decode_image(whole)
+    monkeypatch.setattr(background, "PIXELS", 100_000)
+    assert (decode_image(whole) == expected).all()
+    with pytest.raises(RegionSearchError) as caught:
+        decode_image(whole[: len(whole) // 2])
+    assert caught.value.kind is Kind.UNSUPPORTED_IMAGE
+    usual = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+    lower = min(19, usual + background.NICENESS)
+    assert priorities == [usual, lower, lower]
 
 
 STORM = """

@@ -13,13 +13,14 @@ import pytest
 
 from regionsearch.errors import Kind, RegionSearchError, from_rpc_error
 from regionsearch.mask_messages import mask_to_proto
+from regionsearch.rpc import acall
 from regionsearch.v1 import search_pb2, search_pb2_grpc, types_pb2
 from services.runtime.server import serving
 from services.searcher.__main__ import SERVICES, searcher
 from services.searcher.embedded.engine import EmbeddedEngine
 from services.searcher.embedded.index.vector_index import VectorIndex
 from services.searcher.ranking import RELEVANT_AMONG, Candidates, Numbers, rank
-from services.searcher.response_budget import ResponseBudget
+from services.searcher.response_budget import ResponseBudget, ResponseMemory
 from services.searcher.settings import EmbeddedSettings, SearcherSettings
 from services.searcher.types import Query
 from tests.searcher.conftest import DIMENSION, MODEL, MODEL_INFO, search_request, unit_vectors, upsert_request
@@ -71,6 +72,43 @@ async def test_an_answer_too_large_for_a_message_names_the_field(settings: Embed
             for name, value in less.items():
                 setattr(request, name, value)
             assert (await method(request)).ByteSize() <= CAP
+
+
+def test_answers_in_progress_share_a_budget_until_they_are_sent() -> None:
+    memory = ResponseMemory(1 << 20)
+    first, second, third = (ResponseBudget(1 << 30, memory=memory) for _ in range(3))
+    first.take(3 << 20)  # alone it may exceed the limit
+    with pytest.raises(RegionSearchError, match=r"3 MiB.*max_read_bytes") as caught:
+        second.take(1)
+    assert caught.value.kind is Kind.OVERLOADED
+    assert caught.value.retry_after_s
+    memory.give_back(first)
+    first.take(5 << 20)  # its caller has left, and its thread has yet to notice
+    second.take(400_000)
+    third.take(400_000)
+    with pytest.raises(RegionSearchError):
+        third.take(400_000)
+    memory.give_back(third)
+    second.take(400_000)
+    memory.give_back(second)
+    assert memory.held == 0
+
+
+async def test_what_answers_took_is_given_back_when_they_are_sent(settings: EmbeddedSettings) -> None:
+    process = SearcherSettings(port=0, drain_delay_s=0, embedded=settings, max_read_bytes=1)
+    async with (
+        serving(process, SERVICES, searcher(process)) as server,
+        grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel,
+    ):
+        stub = search_pb2_grpc.SearchServiceStub(channel)
+        await stub.CreateCollection(search_pb2.CreateCollectionRequest(name="default", model=MODEL_INFO))
+        await stub.Upsert(with_masks("image", 10))
+        # The server may hear a moment later than we that an answer has arrived: calls are repeated then.
+        for _ in range(3):
+            await acall(stub.Search, search_request(unit_vectors(1), page_size=5))
+            records = search_pb2.GetRecordsRequest(collection="default", image_ids=["image"])
+            await acall(stub.GetRecords, records)
+            await acall(stub.ListImages, search_pb2.ListImagesRequest(collection="default"))
 
 
 async def test_pages_end_early_where_the_next_item_would_not_fit(settings: EmbeddedSettings) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from regionsearch.errors import RegionSearchError
+from regionsearch.errors import Kind, RegionSearchError
 from services.searcher.cancellation import CancellationToken
 from services.searcher.embedded.index.search_thread import SearchThreads
 from services.searcher.embedded.open_collections import OpenCollection
@@ -71,7 +71,7 @@ def _page(
     if refusal is None:
         described = {**dict.fromkeys(wanted), **described}  # without its image a record is damaged too
     fitting = list(itertools.takewhile(lambda found: _is_in(found, described), ranked))
-    if refusal is not None and (not fitting or not may_end_early):
+    if refusal is not None and (refusal.kind is not Kind.TOO_LARGE or not fitting or not may_end_early):
         raise refusal
     numbered = enumerate(fitting, start=query.skipped + 1)
     hits = [hit for number, found in numbered if (hit := _hit(number, found, described)) is not None]
