@@ -50,6 +50,8 @@ class FakeGateway:
         detail: Why it is not ready.
         failure: When set, (status, problem document) of the next searches.
         page_size: Hits a page.
+        images_page: Images a page.
+        tags: Of images, by id.
         key: When set, the API key that every call of the API needs.
         names: Of the collections; all but `default` are empty.
         cut: Whether the connection of an upload breaks in the middle.
@@ -63,6 +65,8 @@ class FakeGateway:
         self.detail = "loading the model"
         self.failure: tuple[int, dict[str, Any]] | None = None
         self.page_size = 24
+        self.images_page = 40
+        self.tags: dict[str, list[str]] = {}
         self.key: str | None = None
         self.names = ["default"]
         self.cut = False
@@ -81,11 +85,13 @@ class FakeGateway:
                 Route("/v1/collections/default/images", self.images, methods=["GET"]),
                 Route("/v1/collections/default/images", self.ingest, methods=["POST"]),
                 Route("/v1/collections/default/images/{id}", self.delete, methods=["DELETE"]),
+                Route("/v1/collections/default/images/{id}", self.change, methods=["PATCH"]),
                 Route("/v1/collections/default/images/{id}/regions", self.regions),
                 Route("/v1/collections/default/images/{id}/regions/{region}/crop.png", self.content),
                 Route("/v1/collections/default/images/{id}/{kind:str}", self.content),
                 Route("/v1/collections/default/search", self.search, methods=["POST"]),
-                Route("/v1/collections/{name}", self.collection),
+                Route("/v1/collections/{name}", self.collection, methods=["GET"]),
+                Route("/v1/collections/{name}", self.delete_collection, methods=["DELETE"]),
                 Route("/v1/collections/{name}/images", self.images_elsewhere),
                 Route("/v1/collections/{name}/search", self.search_elsewhere, methods=["POST"]),
                 Route("/v1/search-within", self.within, methods=["POST"]),
@@ -120,7 +126,14 @@ class FakeGateway:
         )
 
     async def collections(self, request: Request) -> Response:
-        return JSONResponse({"collections": [{"name": name} for name in self.names], "next_page_token": ""})
+        model = {"family": "open_clip", "variant": self.variant, "weights_digest": "0" * 64}
+        counts = {"default": (len(self.scenes), sum(1 + len(one.things) for one in self.scenes.values()))}
+        found = [
+            {"name": name, "model": model}
+            | dict(zip(("image_count", "record_count"), counts.get(name, (0, 0)), strict=True))
+            for name in self.names
+        ]
+        return JSONResponse({"collections": found, "next_page_token": ""})
 
     async def create(self, request: Request) -> Response:
         name = (await request.json())["name"]
@@ -132,6 +145,10 @@ class FakeGateway:
     async def collection(self, request: Request) -> Response:
         name = request.path_params["name"]
         return JSONResponse({"name": name}) if name in self.names else _no_collection(name)
+
+    async def delete_collection(self, request: Request) -> Response:
+        self.names.remove(request.path_params["name"])
+        return Response(status_code=204)
 
     async def images_elsewhere(self, request: Request) -> Response:
         name = request.path_params["name"]
@@ -153,8 +170,22 @@ class FakeGateway:
         return JSONResponse({"ready": self.ready, "services": services}, 200 if self.ready else 503)
 
     async def images(self, request: Request) -> Response:
-        found = [_image(identity, one) for identity, one in reversed(self.scenes.items())]
-        return JSONResponse({"images": found, "next_page_token": "", "total_count": len(found)})
+        found = [self._image(identity) for identity in reversed(self.scenes)]
+        start, asked = int(request.query_params["page_token"] or 0), int(request.query_params["page_size"])
+        end = start + (self.images_page if asked == 40 else asked)
+        token = str(end) if end < len(found) else ""
+        answer = {"images": found[start:end], "next_page_token": token, "total_count": len(found)}
+        return JSONResponse(answer)
+
+    async def change(self, request: Request) -> Response:
+        identity, change = request.path_params["id"], await request.json()
+        self.requests.append(("change", change))
+        kept = [tag for tag in self.tags.get(identity, []) if tag not in change.get("remove_tags", [])]
+        self.tags[identity] = kept + [tag for tag in change.get("add_tags", []) if tag not in kept]
+        return JSONResponse(self._image(identity))
+
+    def _image(self, identity: str) -> dict[str, Any]:
+        return _image(identity, self.scenes[identity]) | {"tags": self.tags.get(identity, [])}
 
     async def ingest(self, request: Request) -> Response:
         async with request.form() as form:
@@ -209,7 +240,7 @@ class FakeGateway:
         if request.query_params.get("format") == "coco":
             wanted = request.query_params.get("region_id")
             return JSONResponse(_coco([r for r in regions if wanted in (None, r["region_id"])]))
-        return JSONResponse({"image": _image(identity, one), "regions": regions})
+        return JSONResponse({"image": self._image(identity), "regions": regions})
 
     async def search(self, request: Request) -> Response:
         body = await request.json()

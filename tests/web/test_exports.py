@@ -29,13 +29,13 @@ def test_the_grid_is_exported_by_the_server_as_far_as_it_is_shown(
     page.goto(f"{url}/?q=red+circle&group=0&min=0.1")
     expect(page.locator("#grid button.tile")).to_have_count(3)
     page.get_by_role("button", name="Show more").click()
-    expect(page.locator("#grid button.tile")).to_have_count(6)
+    expect(page.locator("#grid button.tile")).to_have_count(8)
     document = downloaded(page, "Export")
-    assert len(document["annotations"]) == 6
+    assert len(document["annotations"]) == 8
     assert all(annotation["iscrowd"] == 0 for annotation in document["annotations"])
     asked = gateway.requests[-1][1]
-    assert (asked["query"], asked["min_score"], asked["page_size"]) == ({"text": "red circle"}, 0.1, 6)
-    expect(page.locator("#toast")).to_have_text("6 results saved as COCO.")
+    assert (asked["query"], asked["min_score"], asked["page_size"]) == ({"text": "red circle"}, 0.1, 8)
+    expect(page.locator("#toast")).to_have_text("8 results saved as COCO.")
     gateway.failure = (503, {"title": "Not ready", "detail": "The embedder is away."})
     page.get_by_role("button", name="Export").click()
     expect(page.locator("#toast")).to_have_text("The embedder is away.")

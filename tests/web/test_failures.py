@@ -84,7 +84,7 @@ def test_more_that_does_not_come_is_said_where_it_was_asked_for(
     expect(page.locator("#toast")).to_have_text("An unexpected error.")
     gateway.failure = None
     more.click()
-    expect(page.locator("#grid button.tile")).to_have_count(6)
+    expect(page.locator("#grid button.tile")).to_have_count(8)
 
 
 def test_more_that_comes_late_leaves_the_focus_where_it_went(
@@ -97,7 +97,7 @@ def test_more_that_comes_late_leaves_the_focus_where_it_went(
     page.get_by_role("button", name="Show more").click()
     page.locator("#q").focus()
     release()
-    expect(page.locator("#grid button.tile")).to_have_count(6)
+    expect(page.locator("#grid button.tile")).to_have_count(8)
     expect(page.locator("#q")).to_be_focused()
 
 

@@ -9,7 +9,8 @@ from playwright.sync_api import Page, expect
 
 from tests.web.fake_gateway import FakeGateway
 from tests.web.pixels import expected_box
-from tests.web.steps import tile
+from tests.web.scenes import scene
+from tests.web.steps import search, tile
 
 
 def test_an_image_query_compares_whole_images_until_something_is_selected(
@@ -69,7 +70,7 @@ def test_weaker_matches_wait_to_be_asked_for(page: Page, url: str, gateway: Fake
     expect(page.locator("#grid button.tile")).to_have_count(1)
     page.get_by_role("button", name="3 weaker matches · show").click()
     expect(page.locator("#grid button.tile")).to_have_count(4)
-    expect(page.locator("#grid .weak")).to_have_count(3)
+    expect(page.locator("#grid .kind")).to_have_text(["weak"] * 3)
     expect(page.locator("#grid button.tile").nth(1)).to_be_focused()
     expect(page.locator("#weaker")).to_be_hidden()
 
@@ -138,3 +139,35 @@ def test_an_image_that_only_the_server_can_decode(
     expect(page.locator("#grid button.tile").first).to_be_visible()
     page.get_by_role("button", name="Point at a thing").click()
     expect(page.locator("#stage-message")).to_contain_text("This browser cannot show this kind of picture")
+
+
+def test_back_and_reload_return_to_where_the_grid_was(page: Page, url: str, gateway: FakeGateway) -> None:
+    for n in range(46):
+        gateway.put(scene(f"{n}.png", 400, 300, [("red", "circle", (9 + n, 9, 90 + n, 90))]))
+    gateway.images_page = 10
+    page.goto(url)
+    tiles = page.locator("#grid button.tile")
+    expect(tiles).to_have_count(10)
+    page.get_by_role("button", name="Show more").click()
+    expect(tiles).to_have_count(20)
+    for last in (19, 29, 39):  # further pages come by themselves
+        tiles.nth(last).scroll_into_view_if_needed()
+        expect(tiles.nth(last + 10)).to_be_attached()
+    tiles.nth(30).scroll_into_view_if_needed()
+    y = page.evaluate("scrollY")
+    assert y > 500
+    search(page, "red circle")
+    expect(page.locator("#title")).to_have_text("“red circle”")
+    page.go_back()
+    expect(tiles).to_have_count(50)
+    page.wait_for_timeout(400)
+    assert abs(page.evaluate("scrollY") - y) < 3
+    page.reload()
+    expect(tiles).to_have_count(50)
+    page.wait_for_timeout(400)
+    assert abs(page.evaluate("scrollY") - y) < 3
+
+
+def test_both_levels_say_which_a_result_is(page: Page, url: str) -> None:
+    page.goto(f"{url}/?q=red+circle&level=both")
+    expect(page.locator("#grid .kind").first).to_have_text("thing")

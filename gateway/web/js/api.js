@@ -105,9 +105,14 @@ export const collections = async () => (await get("v1/collections?page_size=1000
 export const createCollection = (name) => post("v1/collections", { name });
 /** Whether there is certainly no collection of this name. */
 export const isMissing = (name) => get(collectionUrl(name)).then(() => false, (problem) => problem.status === 404);
-export const images = (collection, token, signal) =>
-  get(`${collectionUrl(collection)}/images?page_size=40&page_token=${encodeURIComponent(token)}`, { signal });
+/** A page of pictures, newest first. */
+export const images = (collection, token, signal, most = 40) =>
+  get(`${collectionUrl(collection)}/images?page_size=${most}&page_token=${encodeURIComponent(token)}`, { signal });
 export const regions = (collection, id, signal) => get(`${imageUrl(collection, id)}/regions?include=mask`, { signal });
+/** Changes tags, the name or attributes; resolves with the picture as it is now. */
+export const changeImage = async (collection, id, change) =>
+  part((await request(imageUrl(collection, id), { method: "PATCH", body: JSON.stringify(change), headers: { "Content-Type": "application/json" } })).json());
+export const deleteCollection = (name) => request(collectionUrl(name), { method: "DELETE" });
 export const deleteImage = (collection, id) => request(imageUrl(collection, id), { method: "DELETE" });
 export const search = (collection, body, signal) => post(`${collectionUrl(collection)}/search`, body, signal);
 export const searchWithin = (body, signal) => post("v1/search-within", body, signal);
@@ -122,6 +127,8 @@ export const cocoOfPrompt = (body) => post("v1/segment?format=coco", body);
 export const thumbnailUrl = (collection, id, width = 640) => `${imageUrl(collection, id)}/thumbnail?width=${width}`;
 /** A stored region alone, on a transparent ground. Its id begins with its image's. */
 export const cropUrl = (collection, region) => `${imageUrl(collection, region.replace(/-r\d+$/, ""))}/regions/${encodeURIComponent(region)}/crop.png`;
+/** The file of a picture, as it was added. */
+export const content = async (collection, id) => part((await request(contentUrl(collection, id))).blob());
 export const contentUrl = (collection, id) => `${imageUrl(collection, id)}/content`;
 
 /** Shows a picture of the API; with a key it has to be fetched, because <img> sends none. */

@@ -1,9 +1,12 @@
-/** The collections: which there are, going to another one, and making one. */
+/** The collections: which there are, going to another one, making one, deleting one. */
 
 import * as api from "./api.js";
-import { $, toast } from "./dom.js";
+import { confirmed } from "./confirm.js";
+import { $, count, h, icon, toast } from "./dom.js";
+import { HOME } from "./url.js";
 
-const NEW = ""; // the value of the last choice in the list
+const NEW = ""; // values of the last choices in the list; no collection has such a name
+const MANAGE = " ";
 
 export class Collections {
   /** @param {{enter: (name: string) => void}} actions */
@@ -13,13 +16,14 @@ export class Collections {
     $("collection").addEventListener("change", () => this.choose($("collection").value));
     $("new-collection").addEventListener("submit", (event) => (event.preventDefault(), this.create($("new-collection-name").value.trim())));
     $("new-collection-cancel").addEventListener("click", () => $("new-collection").close());
+    $("manage-new").addEventListener("click", () => ($("manage").close(), this.choose(NEW)));
   }
 
   /** Shows which collection is open. */
   show(current) {
     this.current = current;
     const names = [...new Set([...this.names, current])];
-    $("collection").replaceChildren(...names.map((name) => new Option(name, name, false, name === current)), new Option("New collection…", NEW));
+    $("collection").replaceChildren(...names.map((name) => new Option(name, name, false, name === current)), new Option("New collection…", NEW), new Option("Manage collections…", MANAGE));
     $("drop-target").textContent = `Add to “${current}”`;
   }
 
@@ -34,11 +38,47 @@ export class Collections {
   }
 
   choose(name) {
-    if (name !== NEW) return this.enter(name);
+    if (name !== NEW && name !== MANAGE) return this.enter(name);
     this.show(this.current);
+    if (name === MANAGE) return this.manage();
     $("new-collection-name").value = "";
     $("new-collection-error").textContent = "";
     $("new-collection").showModal();
+  }
+
+  /** A table of all collections with what is in them. */
+  async manage() {
+    let found;
+    try {
+      found = await api.collections();
+    } catch (error) {
+      return toast(error.message);
+    }
+    $("manage-list").replaceChildren(...found.map(({ name, image_count, record_count, model }) => h("li", {},
+      h("button.ghost", { type: "button", title: `Open ${name}`, "aria-current": String(name === this.current), click: () => ($("manage").close(), this.enter(name)) },
+        h("b", { dir: "auto" }, name),
+        h("span.muted", {}, `${count(image_count, "picture")}, ${count(Math.max(0, record_count - image_count), "thing")}`),
+        h("span.muted", { title: `Model, and the first digits of its weights' SHA-256: ${model.weights_digest}` }, `${model.family}/${model.variant}`)),
+      h("button.ghost.round.danger", { type: "button", title: `Delete ${name}`, "aria-label": `Delete the collection ${name}`, click: () => this.delete(name, image_count) }, icon("trash")))));
+    if (!$("manage").open) $("manage").showModal();
+  }
+
+  async delete(name, pictures) {
+    if (!(await confirmed(`Delete the collection “${name}”?`, `${count(pictures, "picture")} and the things in them will be permanently deleted.`))) return;
+    try {
+      await api.deleteCollection(name);
+    } catch (error) {
+      if (error.status !== 404) return toast(error.message); // not there: somebody else has deleted it
+    }
+    this.names.delete(name);
+    if (name === this.current) {
+      $("manage").close();
+      this.enter([...this.names][0] ?? HOME.collection);
+    } else {
+      this.show(this.current);
+      this.manage();
+    }
+    toast(`The collection “${name}” is deleted.`);
   }
 
   /** Makes a collection and goes there. */

@@ -12,19 +12,39 @@ import { HOME, NO_MARKS, read, write } from "./url.js";
 import { Viewer } from "./viewer.js";
 import { hintAtWeights } from "./weights_hint.js";
 
+const REST_MS = 250;
+
 let state = read();
 let shown = null;
 let ready = false;
 let leaving = false; // going back in the history takes effect later
+let resting; // timer: scrolling has come to rest
 
-/** Changes the state: a new entry of the history unless `replace`. An entry that only opens a picture says so. */
-function go(changes, { replace = false } = {}) {
+/**
+ * Changes the state: a new entry of the history unless `replace`; `anew` also loads what is shown already. An entry
+ * that only opens a picture says so.
+ */
+function go(changes, { replace = false, anew = false } = {}) {
   const next = { ...state, ...changes };
   replace ||= write(next) === write(state); // the same again is no new entry
   const opens = Boolean(next.view) && (replace ? Boolean(history.state?.opens) : !state.view);
+  if (!replace) remember();
+  if (anew) shown = null;
+  const same = keyOf(next) === shown; // the grid stays, and so does where it is
   state = next;
-  history[replace ? "replaceState" : "pushState"]({ opens }, "", write(state));
+  history[replace ? "replaceState" : "pushState"]({ ...(same && results.position()), opens }, "", write(state));
   render();
+}
+
+/** Notes in the present entry of the history how far the grid is shown and scrolled, for Back and reload. */
+function remember() {
+  clearTimeout(resting);
+  if (ready && keyOf(state) === shown) history.replaceState({ ...history.state, ...results.position() }, "");
+}
+
+/** What the grid shows depends on; the open picture does not matter. */
+function keyOf({ view, marks, ...query }) {
+  return JSON.stringify(query);
 }
 
 /** Closes the open picture: back to what it was opened from, so that Back does not open it again. */
@@ -43,18 +63,16 @@ function marked(marks) {
 
 /** A new search, or the same once more: what was asked before is forgotten, filters stay. */
 function ask(query) {
-  shown = null;
   const { text, picture, region, image, points, box } = HOME;
   const calm = { text, picture, region, image, points, box, view: "", marks: NO_MARKS, min: null, unlike: HOME.unlike };
-  go({ ...calm, ...query });
+  go({ ...calm, ...query }, { anew: true });
   window.scrollTo({ top: 0 });
 }
 
 /** Goes to a collection. Words and one's own picture are looked for there too; what is stored elsewhere is not. */
 function enter(collection) {
   const pointed = state.picture ? {} : { points: [], box: null };
-  shown = null; // also when it has just been made
-  go({ collection, region: "", image: "", unlike: HOME.unlike, view: "", marks: NO_MARKS, ...pointed });
+  go({ collection, region: "", image: "", unlike: HOME.unlike, view: "", marks: NO_MARKS, ...pointed }, { anew: true }); // it may just have been made
 }
 
 const collections = new Collections({ enter });
@@ -80,16 +98,15 @@ const uploads = new Uploads({
 });
 
 function render() {
-  const { view, marks, ...query } = state;
-  const key = JSON.stringify(query);
+  const key = keyOf(state);
   bar.show(state);
   collections.show(state.collection);
   if (!ready) return; // the notice says what the page waits for
   if (key !== shown) {
     shown = key;
-    results.show(state);
+    results.show(state, history.state ?? {});
   }
-  viewer.show(state, results.hit(view));
+  viewer.show(state, results.hit(state.view));
   document.title = state.text ? `${state.text} · Region Search` : "Region Search";
 }
 
@@ -123,7 +140,11 @@ document.addEventListener("keydown", (event) => {
   if (event.key === "?" && !$("help").open) $("help").showModal();
   if (event.key === "/" && !document.querySelector("dialog[open]")) (event.preventDefault(), $("q").focus());
 });
+history.scrollRestoration = "manual"; // the browser's own comes before the pictures do
+window.addEventListener("scroll", () => (clearTimeout(resting), (resting = setTimeout(remember, REST_MS))), { passive: true });
+window.addEventListener("pagehide", remember);
 window.addEventListener("popstate", () => {
+  clearTimeout(resting); // what was scrolled belongs to the entry that was left
   leaving = false;
   state = read();
   render();

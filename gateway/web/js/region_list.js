@@ -20,7 +20,7 @@ export class Things {
       const name = thing.label ?? `Thing ${thing.number}`;
       const fact = scored ? thing.score.toFixed(2) : share(thing.area);
       return h("li", {}, h("button.region", {
-        type: "button", "aria-label": `${name}, ${scored ? "score " : ""}${fact}, ${i + 1} of ${things.length}`, "aria-pressed": "false", data: { region: thing.region_id ?? "" },
+        type: "button", "aria-label": `${name} ${fact}, ${i + 1} of ${things.length}`, "aria-pressed": "false", data: { region: thing.region_id ?? "" },
         click: () => this.on.choose(thing),
         pointerenter: () => this.on.point(thing),
         pointerleave: () => this.on.point(null),

@@ -1,14 +1,16 @@
 /** The grid: all pictures, or what a search has found, each find outlined. */
 
 import * as api from "./api.js";
-import { $, announce, count, h, icon, toast, saveJson, typing } from "./dom.js";
+import { $, announce, count, h, icon, saveJson, toast, typing } from "./dom.js";
 import { noMatch, nothing, skeletons, welcome } from "./empty_states.js";
-import { outline } from "./mask.js";
-import { draw, HUES, overlay } from "./overlay.js";
+import { Picking } from "./picking.js";
 import { base64, recall } from "./query_images.js";
-import { exampleWords, isSearch, phrases, searchBody } from "./url.js";
+import { makeTile, spotOf } from "./tile.js";
+import { exampleWords, isSearch, searchBody } from "./url.js";
 
-const MOST_EXPORTED = 1000; // results of one answer
+const IMAGES = 40; // of a page of all pictures
+const LARGEST_PAGE = 1000; // of the API
+const FLOW_PX = 900; // so far below the window is the next page asked for
 const NEWS_MS = 1500; // between two looks for pictures that came
 const FIRST_NEWS_MS = 100; // into an empty grid
 
@@ -22,7 +24,9 @@ export class Results {
     this.tiles = []; // {item, element}
     this.gone = new Set(); // ids of pictures that were deleted here: later pages of a search may still name them
     this.token = "";
-    $("more").addEventListener("click", () => this.load());
+    this.picking = new Picking({ tiles: () => this.tiles, collection: () => this.state.collection, forget: (ids) => this.forget(...ids) });
+    $("more").addEventListener("click", () => ((this.flows = true), this.load()));
+    new IntersectionObserver(([more]) => more.isIntersecting && this.flows && this.load(), { rootMargin: `${FLOW_PX}px` }).observe($("more"));
     $("weaker").addEventListener("click", () => this.showWeaker());
     $("grid").addEventListener("keydown", (event) => this.key(event));
     $("grid").addEventListener("focusin", (event) => this.rove(event.target.closest("li")));
@@ -30,15 +34,22 @@ export class Results {
     document.addEventListener("threshold", (/** @type {CustomEvent} */ { detail }) => this.threshold(detail));
   }
 
-  /** Shows the pictures or hits of a state from the first page on. */
-  show(state) {
+  /**
+   * Shows the pictures or hits of a state from the first page on.
+   * @param {object} state What is asked; see url.js.
+   * @param {{tiles?: number, weak?: boolean, y?: number}} [place] How far it was shown and scrolled before; see `position`.
+   */
+  show(state, place = {}) {
     this.state = state;
+    this.back = place;
+    this.flows = Boolean(place.tiles); // pages follow by themselves once somebody asked for more
+    this.picking.end();
     this.tiles = [];
     this.gone.clear();
     this.token = "";
     this.total = null;
     this.weaker = []; // results below the model's cut-off, which wait to be asked for
-    this.showsWeaker = false;
+    this.showsWeaker = Boolean(place.weak);
     this.judged = false;
     if ($("grid").contains(document.activeElement)) this.waitWithFocus();
     $("grid").replaceChildren();
@@ -59,9 +70,15 @@ export class Results {
     return this.show(this.state);
   }
 
+  /** How much is shown and where it is scrolled to, for when somebody comes back. */
+  position() {
+    return { tiles: this.flows ? this.tiles.length : 0, weak: this.showsWeaker, y: window.scrollY };
+  }
+
   async load(first = false) {
     this.stop?.abort();
     const stop = (this.stop = new AbortController());
+    const asked = document.activeElement === $("more");
     $("more").hidden = $("weaker").hidden = true;
     $("main").setAttribute("aria-busy", "true");
     const waiting = setTimeout(() => first && this.wait(), 150);
@@ -79,7 +96,9 @@ export class Results {
       this.offerMore();
       this.describe();
       this.loaded();
-      this.rove(this.tiles[from]?.element, first ? this.waits && document.activeElement === $("main") : document.activeElement === document.body); // where the button was
+      if (first && this.back.y) window.scrollTo({ top: this.back.y });
+      this.back = {};
+      if (first || asked) this.rove(this.tiles[from]?.element, first ? this.waits && document.activeElement === $("main") : document.activeElement === document.body); // where the button was
       this.waits = false;
     } catch (error) {
       if (stop.signal.aborted) return;
@@ -89,6 +108,7 @@ export class Results {
         this.fail(error);
       } else {
         toast(error.message);
+        this.flows = false; // what failed is tried again when somebody asks
         $("more").hidden = false;
       }
     } finally {
@@ -99,12 +119,18 @@ export class Results {
   async page(signal) {
     const { state } = this;
     if (!isSearch(state)) {
-      const found = await api.images(state.collection, this.token, signal);
+      const found = await api.images(state.collection, this.token, signal, this.most(IMAGES));
       return { items: found.images.map(asItem), token: found.next_page_token, total: found.total_count };
     }
-    const found = await api.search(state.collection, { ...this.body(), page_token: this.token }, signal);
+    const body = this.body();
+    const found = await api.search(state.collection, { ...body, page_size: this.most(body.page_size), page_token: this.token }, signal);
     this.judged = typeof found.cut_off === "number";
     return { items: found.hits, token: found.next_page_token, truncated: found.truncated?.some(Boolean) };
+  }
+
+  /** Results of a page: as many as usual, or all that were shown before. */
+  most(usual) {
+    return Math.max(usual, Math.min(this.back.tiles ?? 0, LARGEST_PAGE));
   }
 
   /** The body of the search. */
@@ -168,27 +194,12 @@ export class Results {
   }
 
   append(item, { first = false } = {}) {
-    const { image } = item;
-    const spot = item.best_region ?? item;
-    const isFind = item.score !== null && spot.level !== "image";
-    const settled = () => picture.classList.add("settled"); // the outline waits for its picture
-    const picture = h("img", { alt: "", loading: "lazy", draggable: false, load: settled, error: settled });
-    api.show(picture, api.thumbnailUrl(this.state.collection, item.image_id)).catch(() => picture.classList.add("blank", "settled"));
-    const lines = overlay();
-    const things = [spot, ...(item.others ?? [])].sort((a, b) => (a.text_index ?? 0) - (b.text_index ?? 0));
-    if (isFind) draw(lines, image, things.map((one) => ({ path: outline(one, { tidy: true }), hue: one.text_index ?? 0 })), true);
-    const several = phrases(this.state.text).length > 1 && item.label;
-    const name = image.name || "Untitled";
-    const words = [isFind ? `${things.map((one) => one.label ?? "Found").join(" and ")} in ${name}` : name, item.score !== null && `score ${item.score.toFixed(2)}`].filter(Boolean).join(", ");
-    const button = h("button.tile", { type: "button", "aria-label": words, tabIndex: -1, click: () => this.open((this.opened = item).image_id) }, picture, isFind && lines);
-    const caption = h("div.caption", {},
-      h("span.name", { title: name, dir: "auto" }, ...(several ? things.map((one) => h("b", { className: `hue-${(one.text_index ?? 0) % HUES}` }, one.label ?? item.label)) : [name])),
-      item.score !== null ? h("span.score", { title: "Similarity of query and result (cosine)" }, item.confident === false && h("span.weak", {}, "weak"), item.score.toFixed(2)) : h("span.score", {}, count(image.region_count ?? 0, "thing")),
-    );
-    const like = h("button.like", { type: "button", tabIndex: -1, title: "More like this", "aria-label": `More like this: ${name}`, click: () => this.ask(example(spot)) }, icon("similar"));
-    const element = h("li", {}, button, like, caption);
-    const ratio = Math.min(2.6, Math.max(0.62, image.width / image.height));
-    element.style.setProperty("--ratio", ratio.toFixed(3));
+    const element = makeTile(item, this.state, {
+      open: () => (this.picking.on ? this.picking.toggle(item.image_id) : this.open((this.opened = item).image_id)),
+      like: () => this.ask(example(spotOf(item))),
+      pick: (event) => this.picking.toggle(item.image_id, { range: event.shiftKey }),
+    });
+    this.picking.mark(item, element);
     this.tiles[first ? "unshift" : "push"]({ item, element });
     $("grid")[first ? "prepend" : "append"](element);
   }
@@ -204,6 +215,7 @@ export class Results {
     $("subtitle").textContent = tiles.length ? text : "";
     if (searching && best !== undefined) $("min").max = Math.max(0.1, Math.ceil(best * 100) / 100, state.min ?? 0);
     $("export").disabled = !searching || !tiles.length;
+    $("select").hidden = !tiles.length;
     $("empty").hidden = tiles.length > 0;
     const none = this.weaker.length ? noMatch(this.title) : nothing(state);
     if (!tiles.length) $("empty").replaceChildren(...(searching ? none : welcome()));
@@ -252,13 +264,14 @@ export class Results {
     return ids[ids.indexOf(imageId) + step] ?? null;
   }
 
-  /** Takes a deleted picture out; what stood after it takes its place. */
-  forget(imageId) {
-    this.gone.add(imageId);
-    const at = Math.max(0, this.tiles.findIndex(({ item }) => item.image_id === imageId));
-    for (const { item, element } of this.tiles) if (item.image_id === imageId) element.remove();
-    this.tiles = this.tiles.filter(({ item }) => item.image_id !== imageId);
-    if (this.total) this.total -= 1;
+  /** Takes deleted pictures out; what stood after the first takes its place. */
+  forget(...imageIds) {
+    for (const id of imageIds) this.gone.add(id);
+    const isGone = ({ item }) => this.gone.has(item.image_id);
+    const at = Math.max(0, this.tiles.findIndex(isGone));
+    for (const tile of this.tiles.filter(isGone)) tile.element.remove();
+    this.tiles = this.tiles.filter((tile) => !isGone(tile));
+    if (this.total) this.total -= imageIds.length;
     this.describe();
     this.rove((this.tiles[at] ?? this.tiles.at(-1))?.element);
   }
@@ -282,7 +295,7 @@ export class Results {
   async export() {
     $("export").disabled = true;
     try {
-      const document = await api.cocoOfSearch(this.state.collection, { ...this.body(), include: this.showsWeaker ? ["weak"] : [], page_size: Math.min(this.tiles.length, MOST_EXPORTED) });
+      const document = await api.cocoOfSearch(this.state.collection, { ...this.body(), include: this.showsWeaker ? ["weak"] : [], page_size: Math.min(this.tiles.length, LARGEST_PAGE) });
       saveJson(document, "results.coco.json");
       toast(`${count(document.annotations.length, "result")} saved as COCO.`);
     } catch (error) {
@@ -302,8 +315,15 @@ export class Results {
   key(event) {
     const visible = this.tiles.filter(({ element }) => !element.hidden);
     const here = visible.findIndex(({ element }) => element.contains(event.target));
-    if (here < 0 || typing(event) || event.ctrlKey || event.metaKey || event.altKey) return;
-    if (event.key === "m" || event.key === "M") return void this.ask(example(visible[here].item.best_region ?? visible[here].item));
+    const key = event.key.toLowerCase();
+    if (here < 0 || typing(event) || event.altKey) return;
+    if ((event.ctrlKey || event.metaKey) && key === "a") return void (event.preventDefault(), this.picking.all());
+    if (event.ctrlKey || event.metaKey) return;
+    const { item } = visible[here];
+    if (key === "m") return void this.ask(example(spotOf(item)));
+    if (key === "x") return void this.picking.toggle(item.image_id, { range: event.shiftKey });
+    if (key === "escape") return this.picking.end();
+    if (key === "delete") return void this.picking.delete();
     const there = { ArrowRight: here + 1, ArrowLeft: here - 1, Home: 0, End: visible.length - 1, ArrowDown: below(visible, here, 1), ArrowUp: below(visible, here, -1) }[event.key];
     if (there === undefined) return;
     event.preventDefault();

@@ -24,7 +24,7 @@ export function describe(selected, { image, stored, coco, share }, on) {
   const parts = [
     h("p.selected-name", {}, h("b", {}, name), h("span.muted", {}, pending ? "outlining…" : facts)),
     error && h("p.error-text", { role: "alert" }, error),
-    h("div.actions", {},
+    !error && h("div.actions", {},
       h("button.primary", { type: "button", id: "more-like-this", disabled, click: on.moreLikeThis }, icon(stored ? "similar" : "search"), stored ? "More like this" : "Search for this"),
       on.lessLikeThis && selected.region_id && h("button.secondary.whole", { type: "button", click: () => on.lessLikeThis(selected.region_id) }, icon("minus"), "Less like this"),
       h(stored ? "button.secondary" : "button.secondary.whole", { type: "button", disabled, click: crop }, icon("crop"), "Crop"),

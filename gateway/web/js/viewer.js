@@ -1,18 +1,20 @@
 /** One picture, large: its things, pointing at them, searching inside, and what can be done with a find. */
 
 import * as api from "./api.js";
+import { confirmed } from "./confirm.js";
 import { cutOut } from "./crop.js";
-import { $, announce, count, saveFrom, stem, toast, typing } from "./dom.js";
+import { $, announce, count, save, saveFrom, stem, toast, typing } from "./dom.js";
 import { searchInside } from "./inside.js";
 import { outline } from "./mask.js";
 import { OwnPicture, StoredPicture } from "./image_source.js";
 import { keepCutOut } from "./query_images.js";
 import { describe } from "./selection.js";
 import { Stage } from "./stage.js";
+import { Tags } from "./tags.js";
 import { Things } from "./region_list.js";
 import { isSearch, MINE, NO_MARKS, phrases } from "./url.js";
 
-const WANT_FACTS = ["viewer-coco", "viewer-delete"]; // buttons that wait until it is known what the picture shows
+const WANT_FACTS = ["viewer-coco", "viewer-original", "viewer-delete"]; // buttons that wait until it is known what the picture shows
 
 export class Viewer {
   image = null;
@@ -31,6 +33,7 @@ export class Viewer {
       choose: (thing) => this.choose(thing),
       point: (thing) => this.stage.show(thing ? [...this.shapes(), { path: thing.path, kind: "hover" }] : this.shapes()),
     });
+    this.tags = new Tags((change) => this.changeTags(change));
     this.dialog.addEventListener("cancel", (event) => (event.preventDefault(), this.escape()));
     this.dialog.addEventListener("close", () => this.picture && actions.close()); // the browser may insist on Escape
     this.dialog.addEventListener("keydown", (event) => this.key(event));
@@ -39,6 +42,7 @@ export class Viewer {
     $("viewer-next").addEventListener("click", () => this.step(1));
     $("viewer-delete").addEventListener("click", () => this.delete());
     $("viewer-coco").addEventListener("click", () => this.image && saveFrom(api.cocoOfThings(this.picture.collection, this.picture.id), `${stem(this.image.name)}.coco.json`));
+    $("viewer-original").addEventListener("click", () => this.saveOriginal());
     $("all-things").addEventListener("click", () => this.showAll(!this.showsAll));
     $("within").addEventListener("submit", (event) => (event.preventDefault(), this.searchWithin()));
   }
@@ -136,6 +140,7 @@ export class Viewer {
     const facts = [`${width} × ${height}`, this.picture.stored && count(this.things.length, "thing")].filter(Boolean);
     $("viewer-name").textContent = name || "Untitled";
     $("viewer-facts").textContent = facts.join(" · ");
+    this.tags.show(this.image);
     const label = [name || "Picture", `${width} by ${height} pixels`, ...facts.slice(1)].join(", ");
     $("stage").setAttribute("aria-label", label);
     announce(label);
@@ -288,12 +293,8 @@ export class Viewer {
   async delete() {
     if (!this.image || !this.picture.stored) return;
     const { id, collection } = this.picture;
-    const dialog = $("confirm");
-    $("confirm-text").textContent = `“${this.image.name || "Untitled"}” and its ${count(this.things.length, "thing")} will be permanently deleted.`;
-    dialog.returnValue = "no";
-    dialog.showModal();
-    await new Promise((resolve) => dialog.addEventListener("close", resolve, { once: true }));
-    if (dialog.returnValue !== "yes") return;
+    const what = `“${this.image.name || "Untitled"}” and its ${count(this.things.length, "thing")} will be permanently deleted.`;
+    if (!(await confirmed("Delete this picture?", what))) return;
     try {
       await api.deleteImage(collection, id);
     } catch (error) {
@@ -301,6 +302,25 @@ export class Viewer {
     }
     if (this.picture?.id === id) this.actions.close();
     this.actions.deleted(id);
+  }
+
+  /** Changes the tags of the open picture; resolves with null if another one is open by then. */
+  async changeTags(change) {
+    const { picture } = this;
+    const image = await api.changeImage(picture.collection, picture.id, change);
+    if (picture !== this.picture) return null;
+    this.image.tags = image.tags;
+    return image;
+  }
+
+  async saveOriginal() {
+    const { picture, image } = this;
+    if (!image) return;
+    try {
+      save(await api.content(picture.collection, picture.id), (image.name || "picture").replace(/^.*\//, ""));
+    } catch (error) {
+      toast(error.message);
+    }
   }
 
   step(by) {
