@@ -65,7 +65,7 @@ class FakeGateway:
         self.detail = "loading the model"
         self.failure: tuple[int, dict[str, Any]] | None = None
         self.page_size = 24
-        self.images_page = 40
+        self.images_page = 1000
         self.tags: dict[str, list[str]] = {}
         self.key: str | None = None
         self.names = ["default"]
