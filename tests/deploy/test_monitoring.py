@@ -30,6 +30,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PROMETHEUS = ROOT / "deploy" / "prometheus"
 DASHBOARD = json.loads((ROOT / "deploy" / "grafana" / "dashboards" / "regionsearch.json").read_text())
 PANELS = [(panel["title"], target["expr"]) for panel in DASHBOARD["panels"] for target in panel["targets"]]
+EVERYTHING = {"$job": ".+", "$instance": ".+"}  # what the dashboard's variables choose at first
 NEEDS_A_GPU = {"Device memory"}
 
 needs = pytest.mark.skipif
@@ -48,6 +49,47 @@ def test_rules_and_dashboard_ask_for_metrics_that_exist() -> None:
     for name in names - {"regionsearch_queue_wait_p95_seconds"}:
         base = re.sub(r"_(bucket|sum|count)$", "", name)
         assert f'"{base}"' in exported, name
+
+
+def test_series_that_others_export_too_are_told_apart() -> None:
+    """In a cluster's Prometheus a bare `up == 0` is about everybody's processes."""
+    for query in (*rule_expressions(), *(expression for _, expression in PANELS)):
+        for name, matchers in re.findall(r"\b(up|grpc_server_\w+|process_\w+)(\{.*?\})?", query):
+            assert "job=" in matchers, f"{name} in {query}"
+
+
+def test_grafana_finds_prometheus_and_the_dashboard_and_its_variables_are_used() -> None:
+    grafana = ROOT / "deploy" / "grafana"
+    compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+    (source,) = yaml.safe_load((grafana / "provisioning/datasources/prometheus.yml").read_text())[
+        "datasources"
+    ]
+    (provider,) = yaml.safe_load((grafana / "provisioning/dashboards/regionsearch.yml").read_text())[
+        "providers"
+    ]
+    assert source["url"].removeprefix("http://").partition(":")[0] in compose
+    assert f"./deploy/grafana/dashboards:{provider['options']['path']}:ro" in compose["grafana"]["volumes"]
+    assert all(panel["datasource"]["uid"] == source["uid"] for panel in DASHBOARD["panels"])
+    variables = {f"${variable['name']}" for variable in DASHBOARD["templating"]["list"]}
+    assert variables == set(EVERYTHING)
+    assert all(variable in expression for variable in variables for _, expression in PANELS)
+
+
+@needs(not shutil.which("promtool"), reason="needs promtool, of Debian's package prometheus")
+def test_panels_ask_what_prometheus_understands(tmp_path: Path) -> None:
+    rules = [{"record": f"panel_{i}", "expr": shown(expression)} for i, (_, expression) in enumerate(PANELS)]
+    (tmp_path / "panels.yml").write_text(yaml.safe_dump({"groups": [{"name": "panels", "rules": rules}]}))
+    done = subprocess.run(
+        ["promtool", "check", "rules", tmp_path / "panels.yml"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def shown(expression: str) -> str:
+    """A panel's expression with its variables filled in."""
+    for variable, value in EVERYTHING.items():
+        expression = expression.replace(variable, value)
+    return expression
 
 
 def test_panels_do_not_overlap() -> None:
@@ -69,14 +111,14 @@ ALERTS_TESTED: list[tuple[list[str], list[str], str, dict[str, str]]] = [
     # Jobs that are scraped, further series, and the alert with its labels that follows from them.
     (UP, [], "", {}),
     # In compose a container that has stopped has no name any more: its target is not down, it is gone.
-    (["segmenter", "embedder", "gateway"], [], "Gone", {"job": "searcher"}),
+    (["segmenter", "embedder", "gateway"], [], "RegionSearchGone", {"job": "searcher"}),
     (
         UP,
         [
             'regionsearch_http_requests_total{job="gateway",route="/v1/segment",status="500",method="POST"}',
             'regionsearch_http_requests_total{job="gateway",route="/v1/segment",status="200",method="POST"}',
         ],
-        "FailingHttp",
+        "RegionSearchFailingHttp",
         {"job": "gateway", "route": "/v1/segment"},
     ),
     *(
@@ -87,13 +129,13 @@ ALERTS_TESTED: list[tuple[list[str], list[str], str, dict[str, str]]] = [
             {"job": "gateway", "code": code} if alert else {},
         )
         # A bad file is its sender's; a full disk is the operator's.
-        for code, alert in (("STORAGE_FULL", "NotStoring"), ("UNSUPPORTED_IMAGE", ""))
+        for code, alert in (("STORAGE_FULL", "RegionSearchNotStoring"), ("UNSUPPORTED_IMAGE", ""))
     ),
     *(
         (
             UP,
             [f'grpc_server_handled_total{{job="searcher",grpc_method="{method}",grpc_code="{code}"}}'],
-            "NotWriting",
+            "RegionSearchNotWriting",
             {"job": "searcher", "grpc_method": method},
         )
         for method in ("Upsert", "UpdateImages")
@@ -106,18 +148,21 @@ ALERTS_TESTED: list[tuple[list[str], list[str], str, dict[str, str]]] = [
             alert,
             {"job": "searcher", "instance": "a"},
         )
-        for counter, alert in (("damaged_rows", "DamagedRows"), ("checkpoint_failures", "CheckpointsFail"))
+        for counter, alert in (
+            ("damaged_rows", "RegionSearchDamagedRows"),
+            ("checkpoint_failures", "RegionSearchCheckpointsFail"),
+        )
     ),
     (
         UP,
         ['regionsearch_auth_failures_total{job="gateway",reason="unknown"}'],
-        "WrongKeys",
+        "RegionSearchWrongKeys",
         {"job": "gateway"},
     ),
     (
         UP,  # one counted from 1970 on: long over
         ['regionsearch_tls_certificate_expiry_timestamp_seconds{job="searcher",instance="a",role="server"}'],
-        "CertificateExpires",
+        "RegionSearchCertificateExpires",
         {"job": "searcher", "instance": "a", "role": "server"},
     ),
 ]
@@ -263,7 +308,7 @@ class TestReal:
         def all_show() -> bool:
             use()
             for title, expression in PANELS:
-                if title not in NEEDS_A_GPU and monitor.series(expression):
+                if title not in NEEDS_A_GPU and monitor.series(shown(expression)):
                     empty.pop(title, None)
             return set(empty) <= NEEDS_A_GPU
 
@@ -290,9 +335,9 @@ class TestReal:
 
         wait_for(lambda: all(r["health"] == "ok" for r in rules().values()), "every rule is evaluated")
         wait_for(lambda: monitor.series("regionsearch_queue_wait_p95_seconds"), "the recorded series")
-        assert rules()["Down"]["state"] == "inactive"
+        assert rules()["RegionSearchDown"]["state"] == "inactive"
         monitor.fleet.stop("embedder-1")
-        wait_for(lambda: rules()["Down"]["state"] != "inactive", "somebody notices")
-        (alert,) = rules()["Down"]["alerts"]
+        wait_for(lambda: rules()["RegionSearchDown"]["state"] != "inactive", "somebody notices")
+        (alert,) = rules()["RegionSearchDown"]["alerts"]
         assert alert["labels"]["job"] == "embedder"
         assert "does not answer" in alert["annotations"]["summary"]
