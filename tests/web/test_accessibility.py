@@ -48,6 +48,15 @@ def test_the_grid_and_the_viewer(looked_at: Page, url: str) -> None:
     page.goto(url)
     expect(page.locator("#grid button.tile")).to_have_count(4)
     assert findings(page) == []
+    page.locator("#select").click()
+    page.locator("#grid button.tile").first.click()
+    assert findings(page) == []
+    page.locator("#picked-tags").click()
+    assert findings(page) == []
+    page.locator("#tagging-cancel").click()
+    page.locator("#collection").select_option("Manage collections…")
+    expect(page.locator("#manage-list li")).to_have_count(1)
+    assert findings(page) == []
     page.goto(f"{url}/?q=red+circle,+blue+square&group=0&unlike=x-r000")
     expect(page.locator("#grid button.tile svg path.line").first).to_be_attached()
     page.locator("#filter-toggle").click()

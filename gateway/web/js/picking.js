@@ -2,7 +2,7 @@
 
 import * as api from "./api.js";
 import { confirmed } from "./confirm.js";
-import { $, announce, count, toast } from "./dom.js";
+import { $, announce, count, h, toast } from "./dom.js";
 import { phrases } from "./url.js";
 
 const AT_ONCE = 4; // requests
@@ -60,7 +60,8 @@ export class Picking {
     for (const { item, element } of this.tiles()) this.mark(item, element);
     const words = `${count(this.chosen.size, "picture")} selected`;
     if (this.on && $("picked-count").textContent !== words) announce(words);
-    $("picked-count").textContent = words;
+    const [number, noun, end] = words.split(" ");
+    $("picked-count").replaceChildren(`${number} `, h("span.words", {}, `${noun} `), end); // a phone has no room for the noun
     for (const id of ["picked-tags", "picked-delete"]) $(id).disabled = !this.chosen.size;
   }
 
