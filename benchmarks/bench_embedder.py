@@ -14,14 +14,15 @@ from PIL import Image
 from benchmarks.bench_serving import drive, on_loop
 from benchmarks.harness import Case, Pair, constant, timed
 from regionsearch.images import encode_image
-from regionsearch.mask_messages import mask_to_proto
-from regionsearch.rpc import acall, open_aio_channel
+from regionsearch.rpc.calls import acall
+from regionsearch.rpc.channels import open_aio_channel
+from regionsearch.tensors import mask_to_proto
 from regionsearch.v1 import embed_pb2, embed_pb2_grpc, types_pb2
 from services.embedder.backends import load_backend
 from services.embedder.backends.base import Backend
 from services.embedder.crops import CropPolicy, crop_regions
 from services.embedder.engine import EmbedEngine
-from services.embedder.loading import find_model
+from services.embedder.service import find_model
 from services.embedder.servicer import EmbedServicer
 from services.embedder.settings import EmbedderSettings
 from services.embedder.tasks import Regions

@@ -27,7 +27,8 @@ from benchmarks.simulated_services import HEIGHT, WIDTH, Processes
 from gateway.records import ImageFile, records, stored_image
 from gateway.settings import GatewaySettings
 from regionsearch.images import image_id
-from regionsearch.rpc import chunked, open_channel
+from regionsearch.rpc.calls import chunked
+from regionsearch.rpc.channels import open_channel
 from regionsearch.tensors import tensor_from_proto, tensor_to_proto
 from regionsearch.v1 import (
     embed_pb2,

@@ -18,8 +18,8 @@ import numpy as np
 
 from benchmarks.harness import Case, Measure, Pair, constant
 from benchmarks.searcher_rig import SCALE, Vectors, scaled
+from services.searcher.embedded import faiss_compat
 from services.searcher.embedded.faiss_compat import faiss, selector
-from services.searcher.embedded.index import compute_threads
 from services.searcher.embedded.index.compaction import CompactionInput
 from services.searcher.embedded.index.filters import CompiledFilter
 from services.searcher.embedded.index.index_files import IndexCache
@@ -29,8 +29,9 @@ from services.searcher.embedded.open_collections import OpenCollection
 from services.searcher.embedded.planning import Planner
 from services.searcher.embedded.queries.candidate_source import exact_scores
 from services.searcher.embedded.rows import Rows
+from services.searcher.queries import NO_FILTER, Filter
 from services.searcher.settings import EmbeddedSettings
-from services.searcher.types import NO_FILTER, Collection, Filter, ModelIdentity
+from services.searcher.types import Collection, ModelIdentity
 
 _ROWS = 1_000_000
 _DIMENSION = 256
@@ -99,7 +100,7 @@ class _Bench:
 def _bench() -> _Bench:
     """Built once for all cases; it stays until the process ends."""
     faiss.omp_set_num_threads(1)
-    compute_threads.take_over(1)
+    faiss_compat.take_over(1)
     count = scaled(_ROWS)
     folder = tempfile.TemporaryDirectory()
     index, flat = VectorIndex(_DIMENSION), faiss.IndexFlatIP(_DIMENSION)

@@ -17,8 +17,9 @@ from pymilvus import MilvusClient
 
 from services.searcher.milvus import rows as milvus_rows
 from services.searcher.milvus.engine import MilvusEngine
+from services.searcher.queries import Query
 from services.searcher.settings import MilvusSettings
-from services.searcher.types import Collection, Level, ModelIdentity, Query, Record, StoredImage, Upsert
+from services.searcher.types import Collection, Level, ModelIdentity, Record, StoredImage, Upsert
 
 REGIONS = 38
 MODEL = ModelIdentity("bench", "random", "0" * 64, 512)

@@ -12,7 +12,8 @@ from typing import Any
 
 from benchmarks.harness import Case, Measure, Pair, constant
 from regionsearch.errors import RegionSearchError
-from regionsearch.rpc import CallPolicy, acall, open_aio_channel
+from regionsearch.rpc.calls import CallPolicy, acall
+from regionsearch.rpc.channels import open_aio_channel
 from regionsearch.v1 import embed_pb2, embed_pb2_grpc
 from services.runtime.batcher import Batcher, BatchSettings
 from services.runtime.server import Server, serving

@@ -19,8 +19,7 @@ from pydantic import Field
 
 from loadtests.launch import Process, stop_all
 from regionsearch.images import decode_image
-from regionsearch.mask_messages import mask_to_proto
-from regionsearch.tensors import tensor_to_proto
+from regionsearch.tensors import mask_to_proto, tensor_to_proto
 from regionsearch.v1 import embed_pb2, embed_pb2_grpc, segment_pb2, segment_pb2_grpc, types_pb2
 from services.runtime.server import Server, run
 from services.runtime.settings import ServiceSettings

@@ -22,7 +22,7 @@ from evaluation.report import HEADLINES, render
 from evaluation.run import Result, run
 from evaluation.system import InProcess, System
 from regionsearch.errors import RegionSearchError, invalid
-from regionsearch.models import pocket_dir
+from regionsearch.models.store import pocket_dir
 
 app = typer.Typer(add_completion=False)
 

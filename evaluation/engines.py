@@ -32,7 +32,7 @@ from services.segmenter.engine import SegmentEngine
 from services.segmenter.everything import Region
 from services.segmenter.options import SelectionOptions
 from services.segmenter.prompts import Prompt
-from services.segmenter.selection import select_regions
+from services.segmenter.regions import select_regions
 from services.segmenter.settings import SegmenterSettings
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from evaluation import metrics
 from evaluation.system import VectorArray
 from services.searcher.embedded.engine import EmbeddedEngine
+from services.searcher.queries import Query
 from services.searcher.settings import EmbeddedSettings
 from services.searcher.types import (
     CodeMethod,
@@ -18,7 +19,6 @@ from services.searcher.types import (
     Collection,
     Level,
     ModelIdentity,
-    Query,
     Record,
     StoredImage,
     Upsert,

@@ -6,9 +6,8 @@ import enum
 import ipaddress
 
 from gateway.settings import GatewaySettings
-from regionsearch.rpc.callers import caller_name
-from services.runtime.auth import ApiKeys, refuse_scope
-from services.runtime.rates import RateLimit
+from regionsearch.rpc.calls import caller_name
+from services.runtime.auth import ApiKeys, RateLimit, refuse_scope
 
 _ANONYMOUS_BURST_S = 10  # that many seconds' worth at once: a page full of thumbnails is not an attack
 

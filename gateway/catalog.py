@@ -12,13 +12,12 @@ import structlog
 
 from gateway.image_records import ASKED_AT_ONCE, ImageRecords
 from gateway.image_store import ImageStore
-from gateway.model_compat import model_mismatch, same_model, without_policy
-from gateway.service_clients import Embedder, Services
+from gateway.service_clients import Embedder, Services, model_mismatch, same_model, without_policy
 from gateway.settings import GatewaySettings
 from regionsearch.defaults import COLLECTION as DEFAULT
 from regionsearch.errors import Kind, RegionSearchError
 from regionsearch.lru import LruCache
-from regionsearch.rpc import chunked, gather_or_cancel
+from regionsearch.rpc.calls import chunked, gather_or_cancel
 from regionsearch.v1 import embed_pb2, search_pb2, types_pb2
 
 _log = structlog.get_logger(__name__)
@@ -109,7 +108,7 @@ class Catalog:
     async def cut_off(self, pending: PendingCollection) -> float | None:
         """The model's, for words and regions under the collection's crop policy; None where it is not known.
 
-        It is no reason to fail or to wait: while the embedder is away that stays which it had.
+        Queries neither fail nor wait for it: while the embedder is away, the last known one stays in use.
         """
         embedder = await self.embedder_of(pending)
         served_at, served = self._served.get(embedder.name, (float("-inf"), None))

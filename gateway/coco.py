@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from regionsearch.coco import CocoWriter
+from regionsearch.exports import CocoWriter
 from regionsearch.v1 import region_search_pb2, search_pb2, segment_pb2, types_pb2
 
 

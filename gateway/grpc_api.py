@@ -15,12 +15,11 @@ from gateway.access import Scope
 from gateway.core import Gateway
 from gateway.records import IdempotencyKey, checked_key
 from regionsearch.errors import too_large
-from regionsearch.rpc import deadline
-from regionsearch.rpc.callers import calling_for, peer_address
+from regionsearch.rpc.calls import calling_for, deadline, peer_address
 from regionsearch.v1 import region_search_pb2 as pb
 from regionsearch.v1 import region_search_pb2_grpc, types_pb2
+from services.runtime.interceptor import answer_items, item_status
 from services.runtime.requests import Load
-from services.runtime.streams import answer_items, item_status
 
 _log = structlog.get_logger(__name__)
 
@@ -28,7 +27,7 @@ _Context = Any  # grpc-stubs give handlers the synchronous context
 
 
 class RegionSearchServicer(region_search_pb2_grpc.RegionSearchServiceServicer):
-    """Serves one gateway.
+    """Serves one gateway; what its methods do stands in the contract.
 
     Args:
         gateway: The use cases.
@@ -54,10 +53,7 @@ class RegionSearchServicer(region_search_pb2_grpc.RegionSearchServiceServicer):
             seconds = round(time.perf_counter() - begin, 4)
             _log.info("call", address=address, caller=caller, seconds=seconds)
 
-    async def IngestImage(  # noqa: N802
-        self, request: pb.IngestImageRequest, context: _Context
-    ) -> pb.IngestImageResponse:
-        """See the contract."""
+    async def IngestImage(self, request: pb.IngestImageRequest, context: _Context) -> pb.IngestImageResponse:
         with self._call(context, Scope.WRITE, None) as metadata:
             key = checked_key(metadata.get("idempotency-key"))
             with self._gateway.ingester.admit(1):
@@ -65,10 +61,9 @@ class RegionSearchServicer(region_search_pb2_grpc.RegionSearchServiceServicer):
                     request, idempotency_key=IdempotencyKey(key) if key else None
                 )
 
-    async def IngestImages(  # noqa: N802
+    async def IngestImages(
         self, request_iterator: AsyncIterable[pb.IngestImagesRequest], context: _Context
     ) -> AsyncIterator[pb.IngestImagesResponse]:
-        """See the contract."""
         with self._call(context, Scope.WRITE, None):
             window = 2 * self._gateway.settings.limits.max_images_in_work
             answers = answer_items(request_iterator, self._ingest_item, window)
@@ -94,53 +89,41 @@ class RegionSearchServicer(region_search_pb2_grpc.RegionSearchServiceServicer):
             done.error.CopyFrom(item_status(error))
         return done
 
-    async def Search(  # noqa: N802
+    async def Search(
         self, request: pb.RegionSearchServiceSearchRequest, context: _Context
     ) -> pb.RegionSearchServiceSearchResponse:
-        """See the contract."""
         with self._call(context, Scope.READ, self._gateway.settings.timeouts.query_s):
             answer = (await self._gateway.search.search(request)).to_proto()
             self._check_size(answer, "page_size", "ask for fewer hits, or leave include_masks out")
             return answer
 
-    async def SearchWithin(  # noqa: N802
+    async def SearchWithin(
         self, request: pb.SearchWithinRequest, context: _Context
     ) -> pb.SearchWithinResponse:
-        """See the contract."""
         with self._call(context, Scope.READ, self._gateway.settings.timeouts.query_s):
-            answer = await self._gateway.search.within(request)
+            answer = await self._gateway.within.search(request)
             field = request.WhichOneof("source") or "image"
             self._check_size(answer, field, "search in a smaller image, or set include_masks to false")
             return answer
 
-    async def UpdateImage(  # noqa: N802
-        self, request: pb.UpdateImageRequest, context: _Context
-    ) -> pb.UpdateImageResponse:
-        """See the contract."""
+    async def UpdateImage(self, request: pb.UpdateImageRequest, context: _Context) -> pb.UpdateImageResponse:
         with self._call(context, Scope.WRITE, self._gateway.settings.timeouts.query_s):
             image, seq = await self._gateway.catalog.images.update(request.collection, request.update)
             return pb.UpdateImageResponse(image=image, seq=seq)
 
-    async def DeleteImage(  # noqa: N802
-        self, request: pb.DeleteImageRequest, context: _Context
-    ) -> pb.DeleteImageResponse:
-        """See the contract."""
+    async def DeleteImage(self, request: pb.DeleteImageRequest, context: _Context) -> pb.DeleteImageResponse:
         with self._call(context, Scope.WRITE, self._gateway.settings.timeouts.query_s):
             seq = await self._gateway.catalog.images.delete(request.collection, request.image_id)
             return pb.DeleteImageResponse(seq=seq)
 
-    async def CheckImages(  # noqa: N802
-        self, request: pb.CheckImagesRequest, context: _Context
-    ) -> pb.CheckImagesResponse:
-        """See the contract."""
+    async def CheckImages(self, request: pb.CheckImagesRequest, context: _Context) -> pb.CheckImagesResponse:
         with self._call(context, Scope.READ, self._gateway.settings.timeouts.query_s):
             images = await self._gateway.catalog.images.stored(request.collection, request.image_ids)
             return pb.CheckImagesResponse(images=images)
 
-    async def ListImages(  # noqa: N802
+    async def ListImages(
         self, request: pb.RegionSearchServiceListImagesRequest, context: _Context
     ) -> pb.RegionSearchServiceListImagesResponse:
-        """See the contract."""
         with self._call(context, Scope.READ, self._gateway.settings.timeouts.query_s):
             page = await self._gateway.catalog.images.list(
                 request.collection, request.page_size, request.page_token
@@ -149,26 +132,21 @@ class RegionSearchServicer(region_search_pb2_grpc.RegionSearchServiceServicer):
                 images=page.images, next_page_token=page.next_page_token, total_count=page.total_count
             )
 
-    async def StartReindex(  # noqa: N802
+    async def StartReindex(
         self, request: pb.StartReindexRequest, context: _Context
     ) -> pb.StartReindexResponse:
-        """See the contract."""
         with self._call(context, Scope.ADMIN, self._gateway.settings.timeouts.query_s):
             return pb.StartReindexResponse(
                 reindex=await self._gateway.reindexer.start(request.collection, request.embedder)
             )
 
-    async def GetReindex(  # noqa: N802
-        self, request: pb.GetReindexRequest, context: _Context
-    ) -> pb.GetReindexResponse:
-        """See the contract."""
+    async def GetReindex(self, request: pb.GetReindexRequest, context: _Context) -> pb.GetReindexResponse:
         with self._call(context, Scope.READ, self._gateway.settings.timeouts.query_s):
             return pb.GetReindexResponse(reindex=await self._gateway.reindexer.status(request.collection))
 
-    async def CancelReindex(  # noqa: N802
+    async def CancelReindex(
         self, request: pb.CancelReindexRequest, context: _Context
     ) -> pb.CancelReindexResponse:
-        """See the contract."""
         with self._call(context, Scope.ADMIN, self._gateway.settings.timeouts.query_s):
             await self._gateway.reindexer.cancel(request.collection)
             return pb.CancelReindexResponse()

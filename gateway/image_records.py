@@ -15,7 +15,7 @@ from gateway.service_clients import Services, remap_error_field
 from gateway.settings import GatewaySettings
 from regionsearch.defaults import COLLECTION as DEFAULT
 from regionsearch.errors import Kind, RegionSearchError, invalid, not_found, too_large
-from regionsearch.rpc import chunked, fan_out
+from regionsearch.rpc.calls import chunked, fan_out
 from regionsearch.schemas.requests.records import MAX_IDS
 from regionsearch.v1 import search_pb2
 

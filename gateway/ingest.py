@@ -19,7 +19,6 @@ from prometheus_client import Counter
 from gateway.catalog import Catalog, PendingCollection, available
 from gateway.decoder import ImageDecoder
 from gateway.image_store import ImageStore
-from gateway.model_compat import model_mismatch, same_model
 from gateway.records import (
     IDEMPOTENCY_KEY,
     IdempotencyKey,
@@ -29,13 +28,12 @@ from gateway.records import (
     records,
     stored_image,
 )
-from gateway.service_clients import Services, remap_error_field
+from gateway.service_clients import Services, model_mismatch, same_model
 from gateway.settings import GatewaySettings
 from regionsearch.defaults import COLLECTION as DEFAULT
 from regionsearch.errors import Kind, RegionSearchError, overloaded
 from regionsearch.images import encode_image, image_from_proto, image_id, probe_image
-from regionsearch.rpc import chunked, deadline, fan_out
-from regionsearch.rpc.callers import caller
+from regionsearch.rpc.calls import caller, chunked, deadline, fan_out
 from regionsearch.tensors import tensor_from_proto, tensor_to_proto
 from regionsearch.v1 import embed_pb2, region_search_pb2, search_pb2, segment_pb2, types_pb2
 from services.runtime.fair import FairSlots, Shares
@@ -299,7 +297,6 @@ class Ingester:
     ) -> segment_pb2.SegmentResponse:
         selection = self._settings.selection.to_proto()
         selection.MergeFrom(request.everything.selection)
-        selection.MergeFrom(request.selection)
         # Hundreds of prompts: whoever waits for them, a click on another image goes first.
         message = segment_pb2.SegmentRequest(
             image=image, everything=request.everything, priority=types_pb2.PRIORITY_BULK
@@ -308,13 +305,12 @@ class Ingester:
         services = self._services
         # One of many waits where the services are busy; somebody who waits for one is told at once.
         retry_overload = priority == types_pb2.PRIORITY_BULK
-        with remap_error_field("everything.selection", "selection"):
-            return await services.segmenter.call(
-                services.segment.Segment,
-                message,
-                deadline_fraction=_SEGMENT_SHARE,
-                retry_overload=retry_overload,
-            )
+        return await services.segmenter.call(
+            services.segment.Segment,
+            message,
+            deadline_fraction=_SEGMENT_SHARE,
+            retry_overload=retry_overload,
+        )
 
     async def embed(
         self,

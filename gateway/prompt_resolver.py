@@ -9,8 +9,8 @@ from gateway.service_clients import Services
 from gateway.settings import GatewaySettings
 from regionsearch.defaults import COLLECTION as DEFAULT
 from regionsearch.errors import invalid
-from regionsearch.prompts import Size, check_box, check_point, read_box
-from regionsearch.region_selection import merge_masks, select_by_prompt
+from regionsearch.masks import Size
+from regionsearch.prompts import check_box, check_point, merge_masks, read_box, select_by_prompt
 from regionsearch.v1 import search_pb2, segment_pb2, types_pb2
 
 
@@ -29,7 +29,7 @@ def select_stored(
 ) -> list[int]:
     """Segment-then-select: the stored regions that points and a box mean.
 
-    See `regionsearch.region_selection.select_by_prompt`.
+    See `regionsearch.prompts.select_by_prompt`.
 
     Args:
         records: Regions of one image, with masks.

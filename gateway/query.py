@@ -12,12 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gateway.catalog import Catalog, PendingCollection
-from gateway.model_compat import model_mismatch, same_model
 from gateway.prompt_resolver import PromptResolver, merged_mask, select_stored
-from gateway.service_clients import Services, remap_error_field
+from gateway.service_clients import Services, model_mismatch, remap_error_field, same_model
 from gateway.settings import GatewaySettings
 from regionsearch.errors import invalid, not_found, too_large
-from regionsearch.rpc import gather_or_cancel
+from regionsearch.rpc.calls import gather_or_cancel
 from regionsearch.tensors import tensor_from_proto
 from regionsearch.texts import visible_text
 from regionsearch.v1 import embed_pb2, region_search_pb2, search_pb2, segment_pb2, types_pb2
@@ -242,6 +241,19 @@ def _check_query(query: region_search_pb2.Query) -> None:
     for index, point in enumerate(query.points):
         if not (math.isfinite(point.x) and math.isfinite(point.y)):
             raise invalid(f"query.points[{index}]", "a point needs finite coordinates")
+
+
+def check_finite(request: Negated) -> None:
+    """Refuses thresholds that are not numbers, or out of range.
+
+    Raises:
+        RegionSearchError: INVALID_ARGUMENT that names the field.
+    """
+    for name in ("min_score", "relative_cutoff", "min_relevancy"):
+        if request.HasField(name) and not math.isfinite(getattr(request, name)):
+            raise invalid(name, f"{name} must be a finite number")
+    if request.HasField("relative_cutoff") and not 0.0 <= request.relative_cutoff <= 1.0:
+        raise invalid("relative_cutoff", "relative_cutoff is between 0 and 1")
 
 
 def unit(vectors: NDArray[np.floating]) -> Vectors:

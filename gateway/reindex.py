@@ -16,11 +16,10 @@ import structlog
 
 from gateway.catalog import Catalog
 from gateway.ingest import Ingester
-from gateway.model_compat import describe, same_model, without_policy
-from gateway.service_clients import Services
+from gateway.service_clients import Services, describe, same_model, without_policy
 from regionsearch.defaults import COLLECTION as DEFAULT
 from regionsearch.errors import Kind, RegionSearchError, not_found
-from regionsearch.rpc import chunked
+from regionsearch.rpc.calls import chunked
 from regionsearch.tensors import tensor_to_proto
 from regionsearch.v1 import region_search_pb2 as pb
 from regionsearch.v1 import search_pb2, types_pb2

@@ -13,9 +13,8 @@ import structlog
 import uvicorn
 from starlette.types import ASGIApp
 
-from gateway.core import Gateway
+from gateway.core import Gateway, GatewayHealth
 from gateway.grpc_api import RegionSearchServicer
-from gateway.health import GatewayHealth
 from gateway.http.app import create_app
 from gateway.http.listener import HttpServer
 from gateway.settings import GatewaySettings

@@ -1,4 +1,4 @@
-"""The three services behind the gateway: channels, calls with typed errors, readiness."""
+"""The services behind the gateway: channels, typed errors, readiness, and which models' vectors may meet."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import TypeVar
 
 import grpc
@@ -15,11 +14,11 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from gateway.settings import GatewaySettings
 from regionsearch.errors import Kind, RegionSearchError
-from regionsearch.rpc import CallPolicy, ChannelConfig, acall, open_aio_channel, remaining
-from regionsearch.rpc.callers import caller_metadata
-from regionsearch.rpc.calls import Method
-from regionsearch.v1 import embed_pb2_grpc, search_pb2_grpc, segment_pb2_grpc
-from services.runtime.tracing import client_interceptors
+from regionsearch.rpc.calls import CallPolicy, Method, acall, caller_metadata, remaining
+from regionsearch.rpc.channels import ChannelConfig, open_aio_channel
+from regionsearch.schemas.responses.values import ServiceState
+from regionsearch.v1 import embed_pb2_grpc, search_pb2, search_pb2_grpc, segment_pb2_grpc, types_pb2
+from services.runtime.logs import client_interceptors
 
 RequestT = TypeVar("RequestT")
 ResponseT = TypeVar("ResponseT")
@@ -45,14 +44,6 @@ def remap_error_field(theirs: str, ours: str) -> Iterator[None]:
             error.field = ours + field.removeprefix(theirs)
             error.message = error.message.replace(field, error.field)  # the name alone may be a common word
         raise
-
-
-@dataclass(frozen=True)
-class Readiness:
-    """Whether a service answers, and if not, why."""
-
-    ready: bool
-    detail: str
 
 
 class ServiceClient:
@@ -117,7 +108,7 @@ class ServiceClient:
                 error.retry_after_s = 1.0
             raise
 
-    async def readiness(self) -> Readiness:
+    async def readiness(self) -> ServiceState:
         """Asks whether some replica serves."""
         stub = health_pb2_grpc.HealthStub(self.channel)
         try:
@@ -125,10 +116,12 @@ class ServiceClient:
                 health_pb2.HealthCheckRequest(service=self._service), timeout=self._probe_s
             )
         except grpc.RpcError as error:
-            return Readiness(False, f"{self.target} does not answer: {error.details() or error.code().name}")
+            return ServiceState(
+                ready=False, detail=f"{self.target} does not answer: {error.details() or error.code().name}"
+            )
         if answer.status == health_pb2.HealthCheckResponse.SERVING:
-            return Readiness(True, "serving")
-        return Readiness(False, f"{self.target} is loading its model or draining")
+            return ServiceState(ready=True, detail="serving")
+        return ServiceState(ready=False, detail=f"{self.target} is loading its model or draining")
 
 
 class Embedder(ServiceClient):
@@ -165,7 +158,7 @@ class Services:
         """Those that the gateway cannot do without, in the order of the pipeline."""
         return (self.segmenter, self.embedder, self.searcher)
 
-    async def readiness(self) -> dict[str, Readiness]:
+    async def readiness(self) -> dict[str, ServiceState]:
         """Of every service, by name."""
         found = await asyncio.gather(*(backend.readiness() for backend in self.all))
         return {backend.name: state for backend, state in zip(self.all, found, strict=True)}
@@ -174,3 +167,38 @@ class Services:
         """Closes the channels."""
         every = (self.segmenter, *self.embedders, self.searcher)
         await asyncio.gather(*(backend.channel.close(None) for backend in every))
+
+
+def same_model(one: types_pb2.ModelInfo, other: types_pb2.ModelInfo) -> bool:
+    """Whether vectors of both are comparable; a crop policy that is unspecified agrees with every one."""
+    unspecified = types_pb2.CROP_POLICY_UNSPECIFIED
+    policies = {one.crop_policy, other.crop_policy} - {unspecified}
+    return len(policies) < 2 and all(
+        getattr(one, name) == getattr(other, name)
+        for name in ("family", "variant", "weights_digest", "dimension")
+    )
+
+
+def without_policy(model: types_pb2.ModelInfo) -> types_pb2.ModelInfo:
+    """The model itself, whatever crops it is shown."""
+    bare = types_pb2.ModelInfo()
+    bare.CopyFrom(model)
+    bare.crop_policy = types_pb2.CROP_POLICY_UNSPECIFIED
+    return bare
+
+
+def model_mismatch(collection: search_pb2.Collection, model: types_pb2.ModelInfo) -> RegionSearchError:
+    """The error of a collection whose vectors are of another model than the embedder's."""
+    return RegionSearchError(
+        Kind.MODEL_MISMATCH,
+        f"collection {collection.name!r} was made with {describe(collection.model)}, the embedder now serves "
+        f"{describe(model)}; start the embedder with the former or make a new collection",
+        field="collection",
+        metadata={"expected": describe(collection.model), "actual": describe(model)},
+    )
+
+
+def describe(model: types_pb2.ModelInfo) -> str:
+    """A model's identity for people."""
+    policy = types_pb2.CropPolicy.Name(model.crop_policy).removeprefix("CROP_POLICY_").lower()
+    return f"{model.family} {model.variant} ({model.weights_digest[:12]}, {model.dimension}-d, {policy})"

@@ -5,22 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field, IPvAnyNetwork, SecretStr, field_validator
+from pydantic import Field, IPvAnyNetwork, SecretStr, field_validator
 from pydantic_settings import NoDecode
 
 from regionsearch.images import ImageLimits
-from regionsearch.metadata import MetadataLimits
-from regionsearch.rpc import TlsFiles
+from regionsearch.rpc.channels import TlsFiles
 from regionsearch.schemas.requests.records import CropPolicyName
+from regionsearch.texts import MetadataLimits
 from regionsearch.v1 import segment_pb2, types_pb2
-from services.runtime.settings import MIB, ServiceSettings
+from services.runtime.settings import MIB, ServiceSettings, SettingsPart
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class SelectionSettings(_Part):
+class SelectionSettings(SettingsPart):
     """Which regions of an image are kept; what is absent is the segmenter's default."""
 
     min_side: int | None = Field(None, ge=0, description="Shortest side of the box, pixels.")
@@ -35,7 +31,7 @@ class SelectionSettings(_Part):
         return segment_pb2.SelectionOptions(**self.model_dump(exclude_none=True))
 
 
-class LimitSettings(_Part):
+class LimitSettings(SettingsPart):
     """What a caller may ask for."""
 
     max_image_bytes: int = Field(
@@ -100,7 +96,7 @@ class LimitSettings(_Part):
         )
 
 
-class ConnectionSettings(_Part):
+class ConnectionSettings(SettingsPart):
     """Limits of HTTP connections."""
 
     max_connections: int = Field(
@@ -129,7 +125,7 @@ class ConnectionSettings(_Part):
     )
 
 
-class TimeoutSettings(_Part):
+class TimeoutSettings(SettingsPart):
     """Time limits of one request, seconds; a caller's own earlier deadline wins."""
 
     ingest_s: float = Field(300.0, gt=0, description="Ingesting one image.")
@@ -142,7 +138,7 @@ class TimeoutSettings(_Part):
     )
 
 
-class SweepSettings(_Part):
+class SweepSettings(SettingsPart):
     """Deleting orphaned images of interrupted ingests; see `gateway.sweep`."""
 
     every_s: float | None = Field(None, gt=0, description="Seconds between two sweeps; absent: no sweeps.")
@@ -153,7 +149,7 @@ class SweepSettings(_Part):
     )
 
 
-class BackendTlsSettings(_Part):
+class BackendTlsSettings(SettingsPart):
     """TLS of the connections to the services: PEM files."""
 
     enabled: bool = False

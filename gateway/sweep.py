@@ -27,7 +27,7 @@ from gateway.image_store import ImageStore
 from gateway.service_clients import Services
 from gateway.settings import GatewaySettings
 from regionsearch.errors import Kind, RegionSearchError
-from regionsearch.rpc import chunked
+from regionsearch.rpc.calls import chunked
 from services.runtime.logs import configure_logging
 
 _log = structlog.get_logger(__name__)
@@ -83,7 +83,7 @@ class Sweeper:
                         await self._remove(collection, image_id, swept, dry_run)
                 if not dry_run:
                     for image_id in partition.aside:  # of a sweep that died
-                        await self._settle(collection, image_id, swept)
+                        await self._resolve(collection, image_id, swept)
                     for path in partition.parts:
                         await self._store.delete_part(path, self._older_than_s)
         _log.info("swept", dry_run=dry_run, **dataclasses.asdict(swept))
@@ -95,9 +95,9 @@ class Sweeper:
         if dry_run:
             swept.orphans += 1
         elif await self._store.quarantine(collection, image_id, self._older_than_s):
-            await self._settle(collection, image_id, swept)
+            await self._resolve(collection, image_id, swept)
 
-    async def _settle(self, collection: str, image_id: str, swept: Swept) -> None:
+    async def _resolve(self, collection: str, image_id: str, swept: Swept) -> None:
         """Decides about an image that is aside."""
         if await self._catalog.images.resolve_quarantined(collection, [image_id]):
             swept.orphans += 1

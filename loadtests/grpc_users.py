@@ -14,7 +14,8 @@ from locust import User, between, task
 
 from loadtests.scenes import QUERIES, Scene
 from regionsearch.errors import Kind, RegionSearchError
-from regionsearch.rpc import CallPolicy, ChannelConfig, call, open_channel
+from regionsearch.rpc.calls import CallPolicy, call
+from regionsearch.rpc.channels import ChannelConfig, open_channel
 from regionsearch.tensors import tensor_to_proto
 from regionsearch.v1 import (
     embed_pb2,

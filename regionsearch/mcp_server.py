@@ -16,7 +16,9 @@ from regionsearch import defaults
 from regionsearch.client import Client
 from regionsearch.errors import RegionSearchError, invalid
 from regionsearch.image_files import find_images
-from regionsearch.schemas.responses import Box, Hit, Region, ScoredRegion
+from regionsearch.schemas.responses.regions import Region
+from regionsearch.schemas.responses.searches import Hit, ScoredRegion
+from regionsearch.schemas.responses.values import Box
 
 P = ParamSpec("P")
 T = TypeVar("T")

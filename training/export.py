@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file, save
 from torch import nn
 
+from services.embedder.backends.open_clip import pack_rows, unpack_rows
 from services.embedder.crops import CLIP_MEAN, CLIP_STD
-from services.embedder.sparse_rows import pack_rows, unpack_rows
 
 _LARGEST_VARIANCE = 2.0**15  # half of what half precision can hold
 

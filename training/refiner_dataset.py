@@ -17,7 +17,7 @@ from services.segmenter.backends.refiner import (
     shrink_pixels,
     shrunk_size,
 )
-from services.segmenter.refine.zoom_in import square_around
+from services.segmenter.refine.cascade import square_around
 from training.first_passes import FIRST_PASS, FirstPassCache, draw_click
 from training.loop import Run
 from training.prompts import choose_things, jittered_box, mask_box

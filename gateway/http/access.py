@@ -10,8 +10,7 @@ from fastapi import Depends, Request
 from gateway.access import Scope
 from gateway.core import Gateway
 from regionsearch.errors import RegionSearchError
-from regionsearch.rpc import deadline
-from regionsearch.rpc.callers import calling_for
+from regionsearch.rpc.calls import calling_for, deadline
 
 
 def needs(gateway: Gateway, scope: Scope, *, timed: bool = True) -> Any:

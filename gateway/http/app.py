@@ -7,8 +7,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.types import ASGIApp
 
-from gateway.core import Gateway
-from gateway.health import GatewayHealth
+from gateway.core import Gateway, GatewayHealth
 from gateway.http import (
     openapi,
     problems,
@@ -18,9 +17,9 @@ from gateway.http import (
     routes_query,
     routes_service,
 )
-from gateway.http.methods import methods_by_path
 from gateway.http.middleware import REQUEST_ID, BodyLimit, OwnTask, RequestContext
 from gateway.http.origins import OriginCheck
+from gateway.http.problems import methods_by_path
 from gateway.http.uploads import UploadAdmission
 
 _DESCRIPTION = """Find any object in any image: by words, by an example image, or by pointing at it.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import structlog
@@ -12,53 +12,34 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
+from starlette.routing import BaseRoute, Match, Mount, Route
 
 from regionsearch.errors import Kind, RegionSearchError, invalid, not_found
 from regionsearch.schemas.requests.values import field_error
 
 MEDIA_TYPE = "application/problem+json"
 
-STATUS: dict[Kind, int] = {
-    Kind.INVALID_ARGUMENT: 400,
-    Kind.UNSUPPORTED_IMAGE: 415,
-    Kind.TOO_LARGE: 413,
-    Kind.UNAUTHENTICATED: 401,
-    Kind.PERMISSION_DENIED: 403,
-    Kind.NOT_FOUND: 404,
-    Kind.ALREADY_EXISTS: 409,
-    Kind.MODEL_MISMATCH: 409,
-    Kind.FAILED_PRECONDITION: 409,
-    Kind.ABORTED: 409,
-    Kind.OVERLOADED: 429,
-    Kind.CANCELLED: 499,
-    Kind.INTERNAL: 500,
-    Kind.DATA_LOSS: 500,
-    Kind.UNIMPLEMENTED: 501,
-    Kind.UNAVAILABLE: 503,
-    Kind.DEADLINE_EXCEEDED: 504,
-    Kind.STORAGE_FULL: 507,
+_STATUS_AND_TITLE: dict[Kind, tuple[int, str]] = {
+    Kind.INVALID_ARGUMENT: (400, "Invalid request"),
+    Kind.UNSUPPORTED_IMAGE: (415, "Unsupported or corrupt image"),
+    Kind.TOO_LARGE: (413, "Too large"),
+    Kind.UNAUTHENTICATED: (401, "API key required"),
+    Kind.PERMISSION_DENIED: (403, "The API key does not allow this"),
+    Kind.NOT_FOUND: (404, "Not found"),
+    Kind.ALREADY_EXISTS: (409, "Already exists"),
+    Kind.MODEL_MISMATCH: (409, "Vectors of different models"),
+    Kind.FAILED_PRECONDITION: (409, "Not possible in the current state"),
+    Kind.ABORTED: (409, "Conflict: the resource has changed"),
+    Kind.OVERLOADED: (429, "Too busy"),
+    Kind.CANCELLED: (499, "The client went away"),
+    Kind.INTERNAL: (500, "Unexpected error"),
+    Kind.DATA_LOSS: (500, "Stored data is damaged"),
+    Kind.UNIMPLEMENTED: (501, "Not supported"),
+    Kind.UNAVAILABLE: (503, "Not ready"),
+    Kind.DEADLINE_EXCEEDED: (504, "Took too long"),
+    Kind.STORAGE_FULL: (507, "The disk is full"),
 }
-
-_TITLES: dict[Kind, str] = {
-    Kind.INVALID_ARGUMENT: "Invalid request",
-    Kind.UNSUPPORTED_IMAGE: "Unsupported or corrupt image",
-    Kind.TOO_LARGE: "Too large",
-    Kind.UNAUTHENTICATED: "API key required",
-    Kind.PERMISSION_DENIED: "The API key does not allow this",
-    Kind.NOT_FOUND: "Not found",
-    Kind.ALREADY_EXISTS: "Already exists",
-    Kind.MODEL_MISMATCH: "Vectors of different models",
-    Kind.FAILED_PRECONDITION: "Not possible in the current state",
-    Kind.ABORTED: "Conflict: the resource has changed",
-    Kind.OVERLOADED: "Too busy",
-    Kind.CANCELLED: "The client went away",
-    Kind.INTERNAL: "Unexpected error",
-    Kind.DATA_LOSS: "Stored data is damaged",
-    Kind.UNIMPLEMENTED: "Not supported",
-    Kind.UNAVAILABLE: "Not ready",
-    Kind.DEADLINE_EXCEEDED: "Took too long",
-    Kind.STORAGE_FULL: "The disk is full",
-}
+STATUS = {kind: status for kind, (status, _) in _STATUS_AND_TITLE.items()}
 
 _log = structlog.get_logger(__name__)
 
@@ -86,7 +67,7 @@ def respond(request: Request, error: RegionSearchError, status: int | None = Non
     status = status or STATUS[error.kind]
     document = {
         "type": f"urn:regionsearch:problem:{error.kind.value.lower().replace('_', '-')}",
-        "title": _TITLES[error.kind],
+        "title": _STATUS_AND_TITLE[error.kind][1],
         "status": status,
         **problem(error),
         "instance": request.url.path,
@@ -148,3 +129,28 @@ def install(app: FastAPI, methods_at: Callable[[str], list[str]]) -> None:
     app.add_exception_handler(RegionSearchError, typed)
     app.add_exception_handler(RequestValidationError, unfit)
     app.add_exception_handler(HTTPException, framework)
+
+
+def methods_by_path(routes: Iterable[BaseRoute]) -> Callable[[str], list[str]]:
+    """A function that tells the methods of a path: of all routes that serve it, not only of the first.
+
+    HEAD is wherever GET is (see `gateway.http.middleware.RequestContext`), OPTIONS everywhere.
+
+    Args:
+        routes: All routes, those of routers one by one.
+    """
+    known = list(routes)
+
+    def methods_at(path: str) -> list[str]:
+        methods = {"OPTIONS"}
+        for route in known:
+            match, _ = route.matches({"type": "http", "method": "OPTIONS", "path": path})
+            if match is Match.NONE:
+                continue
+            if isinstance(route, Route):
+                methods |= route.methods or set()
+            elif isinstance(route, Mount):  # of files
+                methods.add("GET")
+        return sorted(methods | ({"HEAD"} if "GET" in methods else set()))
+
+    return methods_at

@@ -14,8 +14,8 @@ from gateway.http.body_parser import read_body
 from gateway.http.conditional import json_with_etag
 from gateway.http.openapi import body_of
 from gateway.settings import crop_policy_value
-from regionsearch.schemas.requests import CollectionBody, Page, ReindexBody
-from regionsearch.schemas.responses import Collection, Collections, Reindex
+from regionsearch.schemas.requests.records import CollectionBody, Page, ReindexBody
+from regionsearch.schemas.responses.records import Collection, CollectionPage, Reindex
 
 
 def router(gateway: Gateway) -> APIRouter:
@@ -40,11 +40,11 @@ def router(gateway: Gateway) -> APIRouter:
         location = f"{request.url.path}/{made.name}"
         return JSONResponse(Collection.from_proto(made).model_dump(), 201, {"Location": location})
 
-    @routes.get("", summary="List collections", response_model=Collections, dependencies=read)
+    @routes.get("", summary="List collections", response_model=CollectionPage, dependencies=read)
     async def list_collections(request: Request, page: Annotated[Page, Query()]) -> Response:
         """By name."""
         found = await catalog.list(page.page_size, page.page_token)
-        return json_with_etag(request, Collections.from_proto(found).model_dump())
+        return json_with_etag(request, CollectionPage.from_proto(found).model_dump())
 
     @routes.get("/{collection}", summary="A collection", response_model=Collection, dependencies=read)
     async def get_collection(collection: str, request: Request) -> Response:

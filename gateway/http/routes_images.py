@@ -19,16 +19,9 @@ from gateway.http.conditional import CHANGED, changed, check_if_match, etag_of, 
 from gateway.http.openapi import IMAGE, body_of
 from regionsearch.errors import Kind, RegionSearchError
 from regionsearch.images.metadata import LOSSLESS, without_metadata
-from regionsearch.schemas.requests import ImageChangeBody, ImageIdsBody, Page
-from regionsearch.schemas.responses import (
-    CocoDocument,
-    Image,
-    Images,
-    Region,
-    Regions,
-    StoredImages,
-    UpdatedImage,
-)
+from regionsearch.schemas.requests.records import ImageChangeBody, ImageIdsBody, Page
+from regionsearch.schemas.responses.records import Image, ImagePage, StoredImages, UpdatedImage
+from regionsearch.schemas.responses.regions import CocoDocument, Region, Regions
 from regionsearch.v1 import search_pb2
 
 _MASK_BYTES = 5  # of one pixel, on the way from run lengths to a PNG
@@ -79,11 +72,11 @@ def router(gateway: Gateway) -> APIRouter:
         check_if_match(request, Image.from_proto(image).model_dump())
         return image
 
-    @routes.get("", summary="List images", response_model=Images, dependencies=read)
+    @routes.get("", summary="List images", response_model=ImagePage, dependencies=read)
     async def list_images(collection: str, request: Request, page: Annotated[Page, Query()]) -> Response:
         """Newest first."""
         found = await images.list(collection, page.page_size, page.page_token)
-        return json_with_etag(request, Images.from_proto(found).model_dump())
+        return json_with_etag(request, ImagePage.from_proto(found).model_dump())
 
     @routes.post(
         ":check",

@@ -17,16 +17,16 @@ from starlette.datastructures import FormData, UploadFile
 from gateway.access import Scope
 from gateway.core import Gateway
 from gateway.http.access import needs
-from gateway.http.forms import read_form
+from gateway.http.body_parser import read_form
 from gateway.http.json_bodies import parse_json
 from gateway.http.openapi import form_of
 from gateway.http.problems import STATUS, problem
 from gateway.ingest import count_failure
 from gateway.records import IdempotencyKey, checked_key, clean_name
 from regionsearch.errors import Kind, RegionSearchError, invalid, too_large
-from regionsearch.rpc import gather_or_cancel
-from regionsearch.schemas.requests import IngestBody
-from regionsearch.schemas.responses import IngestError, IngestResult, IngestResults
+from regionsearch.rpc.calls import gather_or_cancel
+from regionsearch.schemas.requests.records import IngestBody
+from regionsearch.schemas.responses.records import IngestError, IngestResult, IngestResults
 from regionsearch.v1 import region_search_pb2, types_pb2
 
 _KEEP_ALIVE_S = 15.0

@@ -20,23 +20,24 @@ from gateway.http.body_parser import read_body
 from gateway.http.openapi import IMAGE, body_of
 from gateway.prompt_resolver import merged_mask, select_stored
 from gateway.records import clean_name
-from gateway.search import region_of
 from gateway.service_clients import remap_error_field
+from gateway.within import region_of
 from regionsearch.errors import RegionSearchError, invalid, not_found
 from regionsearch.images import EncodedImage, image_id
 from regionsearch.masks import decode_rle, mask_box
-from regionsearch.region_selection import select_by_scores
-from regionsearch.schemas.requests import EmbeddingsBody, OneImage, SearchBody, SegmentBody, WithinBody
-from regionsearch.schemas.responses import (
+from regionsearch.prompts import select_by_scores
+from regionsearch.schemas.requests.inference import EmbeddingsBody, SegmentBody
+from regionsearch.schemas.requests.searches import SearchBody, WithinBody
+from regionsearch.schemas.requests.values import OneImage
+from regionsearch.schemas.responses.regions import (
     CocoDocument,
-    EmbeddingsAnswer,
-    Model,
-    PromptAnswer,
+    EmbeddingsResult,
+    PromptResult,
     Region,
-    SearchAnswer,
-    SegmentAnswer,
-    WithinAnswer,
+    SegmentResult,
 )
+from regionsearch.schemas.responses.searches import SearchResult, WithinResult
+from regionsearch.schemas.responses.values import Model
 from regionsearch.tensors import tensor_from_proto
 from regionsearch.v1 import embed_pb2, region_search_pb2, search_pb2, types_pb2
 
@@ -57,7 +58,7 @@ def router(gateway: Gateway) -> APIRouter:
     @routes.post(
         "/v1/collections/{collection}/search",
         summary="Search a collection",
-        response_model=SearchAnswer | CocoDocument,
+        response_model=SearchResult | CocoDocument,
         openapi_extra=body_of(
             SearchBody, {"query": {"text": "red mug"}, "level": "region", "page_size": 10}, form=True
         ),
@@ -78,13 +79,13 @@ def router(gateway: Gateway) -> APIRouter:
         phrases = list(message.query.texts)
         if form == "coco":
             return JSONResponse(coco.export_hits(answer.hits, phrases, answer.next_page_token))
-        found = SearchAnswer.from_proto(answer, phrases)
+        found = SearchResult.from_proto(answer, phrases)
         return Response(found.model_dump_json(), media_type="application/json")
 
     @routes.post(
         "/v1/search-within",
         summary="Search inside one image",
-        response_model=WithinAnswer | CocoDocument,
+        response_model=WithinResult | CocoDocument,
         openapi_extra=body_of(WithinBody, {"image_id": _ZEROS, "texts": ["mug", "chair"]}, form=True),
         responses={200: {"content": {"image/png": IMAGE, "image/webp": IMAGE}}},
     )
@@ -99,7 +100,7 @@ def router(gateway: Gateway) -> APIRouter:
         if body.render is not None or form == "coco":
             message.ClearField("include_masks")
         with _phrases_named(body.text):
-            answer = await gateway.search.within(message)
+            answer = await gateway.within.search(message)
         if body.render is not None:
             data = body.image
             if data is None:
@@ -108,13 +109,13 @@ def router(gateway: Gateway) -> APIRouter:
             return Response(drawn, media_type=f"image/{body.image_format}")
         if form == "coco":
             return JSONResponse(coco.export_within(answer, body.phrases, *await _named(gateway, body)))
-        found = WithinAnswer.from_proto(answer, body.phrases)
+        found = WithinResult.from_proto(answer, body.phrases)
         return JSONResponse(found.model_dump(exclude_none=True))
 
     @routes.post(
         "/v1/segment",
         summary="Masks of an image",
-        response_model=SegmentAnswer | CocoDocument,
+        response_model=SegmentResult | CocoDocument,
         openapi_extra=body_of(SegmentBody, {"image_id": _ZEROS, "points": [_POINT]}, form=True),
     )
     async def segment(request: Request, form: Form = "json") -> Response:
@@ -143,13 +144,13 @@ def router(gateway: Gateway) -> APIRouter:
                 segmented = await gateway.resolver.segment(asked, body.collection)
             if form == "coco":
                 return JSONResponse(coco.export_segments(segmented, *await _named(gateway, body)))
-            answer = await _in_thread_if(many, lambda: SegmentAnswer.from_proto(segmented))
+            answer = await _in_thread_if(many, lambda: SegmentResult.from_proto(segmented))
         return Response(answer.model_dump_json(exclude_none=True), media_type="application/json")
 
     @routes.post(
         "/v1/embeddings",
         summary="Vectors of texts or images",
-        response_model=EmbeddingsAnswer,
+        response_model=EmbeddingsResult,
         openapi_extra=body_of(EmbeddingsBody, {"texts": ["a red mug"]}, form=True),
     )
     async def embeddings(request: Request) -> Response:
@@ -168,7 +169,7 @@ def router(gateway: Gateway) -> APIRouter:
                 services.embedder.stub.EmbedImages, embed_pb2.EmbedImagesRequest(images=images)
             )
         vectors: Any = tensor_from_proto(answer.vectors, "vectors", ndim=2)
-        found = EmbeddingsAnswer(
+        found = EmbeddingsResult(
             vectors=np.asarray(vectors, np.float64).tolist(),
             model=Model.from_proto(answer.model),
             truncated=truncated,
@@ -216,7 +217,7 @@ def _render(image: EncodedImage, answer: region_search_pb2.SearchWithinResponse,
     return render.encode(render.draw(image.decode(), overlays, body.render, body.phrases), body.image_format)
 
 
-async def _pick(gateway: Gateway, body: SegmentBody) -> SegmentAnswer:
+async def _pick(gateway: Gateway, body: SegmentBody) -> SegmentResult:
     """Segment-then-select; several chosen regions are one object and come out merged."""
     found = await gateway.catalog.images.regions(body.collection, body.image_id or "", masks=True)
     records = list(found.records)
@@ -225,7 +226,7 @@ async def _pick(gateway: Gateway, body: SegmentBody) -> SegmentAnswer:
             collection=body.collection, image_id=found.images[0].image_id, texts=[body.text]
         )
         with _phrases_named(body.text):
-            scored = (await gateway.search.within(request)).regions
+            scored = (await gateway.within.search(request)).regions
         best = select_by_scores([one.score for one in scored])
         chosen = [] if best is None else [scored[best].region_id]
         records = [record for record in records if record.record_id in chosen]
@@ -237,8 +238,8 @@ async def _pick(gateway: Gateway, body: SegmentBody) -> SegmentAnswer:
         raise not_found("points", "no stored region is meant; ask the model with among=model")
     single = len(records) == 1
     region = Region.from_proto(records[0]) if single else await asyncio.to_thread(_merged, records)
-    image, candidates = found.images[0], PromptAnswer(candidates=(region,))
-    return SegmentAnswer(width=image.width, height=image.height, results=(candidates,))
+    image, candidates = found.images[0], PromptResult(candidates=(region,))
+    return SegmentResult(width=image.width, height=image.height, results=(candidates,))
 
 
 def _merged(records: list[search_pb2.Record]) -> Region:

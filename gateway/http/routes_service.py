@@ -13,11 +13,9 @@ from fastapi.staticfiles import StaticFiles
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from gateway.access import Scope
-from gateway.core import Gateway
-from gateway.health import GatewayHealth
+from gateway.core import Gateway, GatewayHealth
 from gateway.http.access import is_known, needs
-from gateway.service_clients import Readiness
-from regionsearch.schemas.responses import Model, Models, Ready, ServiceState
+from regionsearch.schemas.responses.values import Model, Models, Readiness, ServiceState
 from regionsearch.v1 import search_pb2, segment_pb2
 
 WEB = Path(__file__).resolve().parents[1] / "web"
@@ -51,7 +49,7 @@ SwaggerUIBundle({ url: "openapi.json", dom_id: "#swagger-ui", deepLinking: true,
 """
 
 
-def _state(found: Readiness, *, told: bool) -> ServiceState:
+def _state(found: ServiceState, *, told: bool) -> ServiceState:
     """What a caller is told; who has no key learns no addresses."""
     vague = "serving" if found.ready else "not serving"
     return ServiceState(ready=found.ready, detail=found.detail if told else vague)
@@ -74,8 +72,10 @@ def router(gateway: Gateway, health: GatewayHealth) -> APIRouter:
     @routes.get(
         "/readyz",
         summary="Can it do its work?",
-        response_model=Ready,
-        responses={503: {"model": Ready, "description": "Not yet, or not any more; says what it waits for."}},
+        response_model=Readiness,
+        responses={
+            503: {"model": Readiness, "description": "Not yet, or not any more; says what it waits for."}
+        },
     )
     async def readyz(
         request: Request,
@@ -91,7 +91,7 @@ def router(gateway: Gateway, health: GatewayHealth) -> APIRouter:
         told = is_known(gateway, request)
         services = {name: _state(one, told=told) for name, one in (found | {"gateway": health.own}).items()}
         ready = all(state.ready for state in services.values())
-        answer = Ready(ready=ready, services=services).model_dump()
+        answer = Readiness(ready=ready, services=services).model_dump()
         return JSONResponse(answer, 200 if ready else 503, {"Cache-Control": "no-store"})
 
     @routes.get(

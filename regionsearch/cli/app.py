@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from regionsearch.cli import images, ingesting, managing, models, running, searching
-from regionsearch.cli.output import never_fail, tell
+from regionsearch.cli import exporting, images, ingesting, managing, models, running, searching
+from regionsearch.cli.terminal import never_fail, tell
 from regionsearch.errors import RegionSearchError
 
 app = typer.Typer(
@@ -24,7 +24,7 @@ for command in (
     ingesting.ingest,
     searching.search,
     searching.within,
-    searching.export,
+    exporting.export,
     managing.reindex,
     managing.doctor,
     managing.mcp,

@@ -9,8 +9,17 @@ from typing import Annotated
 
 import typer
 
-from regionsearch.cli.options import COLLECTION, URL, ApiKey, AsJson, CollectionName, Url, connect
-from regionsearch.cli.output import print_table, tell
+from regionsearch.cli.terminal import (
+    COLLECTION,
+    URL,
+    ApiKey,
+    AsJson,
+    CollectionName,
+    Url,
+    connect,
+    print_table,
+    tell,
+)
 from regionsearch.errors import Kind, RegionSearchError, invalid
 
 # What is wrong with one image; every other error would meet the next one too.

@@ -12,8 +12,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from regionsearch.cli.options import COLLECTION, URL, ApiKey, CollectionName, Url, connect
-from regionsearch.cli.output import console, errors, tell
+from regionsearch.cli.terminal import (
+    COLLECTION,
+    URL,
+    ApiKey,
+    CollectionName,
+    Url,
+    connect,
+    console,
+    errors,
+    tell,
+)
 from regionsearch.errors import RegionSearchError
 from regionsearch.image_files import find_images
 

@@ -15,10 +15,10 @@ from typing import Annotated
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from regionsearch.cli.options import URL, ApiKey, AsJson, Url, connect
-from regionsearch.cli.output import console, print_table, tell
+from regionsearch.cli.terminal import URL, ApiKey, AsJson, Url, connect, console, print_table, tell
 from regionsearch.errors import Kind, RegionSearchError
-from regionsearch.models import PROFILES, models_dir, pocket_dir
+from regionsearch.models.catalog import PROFILES
+from regionsearch.models.store import models_dir, pocket_dir
 from regionsearch.proxies import environment_proxy, through
 
 POLL_S = 0.5

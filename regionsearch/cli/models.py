@@ -13,22 +13,10 @@ import typer
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from regionsearch.cli.options import AsJson
-from regionsearch.cli.output import console
+from regionsearch.cli.terminal import AsJson, console
 from regionsearch.errors import RegionSearchError, invalid
-from regionsearch.models import (
-    POCKET,
-    PROFILES,
-    WEIGHTS,
-    Weights,
-    look_up,
-    models_dir,
-    open_clip_weights,
-    split_open_clip,
-    verify,
-    verify_pocket,
-)
-from regionsearch.models.open_clip import PREFIX
+from regionsearch.models.catalog import PREFIX, PROFILES, WEIGHTS, Weights, open_clip_weights, split_open_clip
+from regionsearch.models.store import POCKET, look_up, models_dir, verify, verify_pocket
 
 GB = 1e9
 CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")

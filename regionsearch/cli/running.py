@@ -17,21 +17,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from regionsearch.cli.ingesting import summarise
-from regionsearch.cli.options import COLLECTION, connect
-from regionsearch.cli.output import console, errors, tell
+from regionsearch.cli.terminal import COLLECTION, connect, console, errors, tell
 from regionsearch.errors import Kind, RegionSearchError, invalid, not_found
 from regionsearch.image_files import find_images
-from regionsearch.models import (
-    WEIGHTS,
-    Profile,
-    Weights,
-    find_hub_file,
-    look_up,
-    models_dir,
-    open_clip_weights,
-    split_open_clip,
-)
-from regionsearch.models import profile as find_profile
+from regionsearch.models.catalog import WEIGHTS, Profile, Weights, open_clip_weights, split_open_clip
+from regionsearch.models.catalog import profile as find_profile
+from regionsearch.models.store import find_hub_file, look_up, models_dir
 
 if TYPE_CHECKING:
     from regionsearch.client import IngestResult

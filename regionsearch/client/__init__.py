@@ -8,30 +8,22 @@ with Client("http://localhost:8000") as client:
 
 from regionsearch.client.clients import AsyncClient, Client
 from regionsearch.client.image_inputs import NegativeExample
-from regionsearch.schemas.requests import EverythingBody as EverythingOptions
-from regionsearch.schemas.responses import (
+from regionsearch.schemas.requests.inference import EverythingOptions
+from regionsearch.schemas.responses.records import (
     BinaryCodes,
-    Box,
     Collection,
-    Hit,
-    HitImage,
+    CollectionPage,
     Image,
+    ImagePage,
+    IngestError,
     IngestProgress,
     IngestResult,
-    Mask,
-    Model,
-    Region,
     Reindex,
-    ScoredRegion,
     UpdatedImage,
 )
-from regionsearch.schemas.responses import Collections as CollectionPage
-from regionsearch.schemas.responses import Images as ImagePage
-from regionsearch.schemas.responses import IngestError as Problem
-from regionsearch.schemas.responses import Ready as Readiness
-from regionsearch.schemas.responses import SearchAnswer as SearchResult
-from regionsearch.schemas.responses import SegmentAnswer as SegmentResult
-from regionsearch.schemas.responses import WithinAnswer as WithinResult
+from regionsearch.schemas.responses.regions import Region, SegmentResult
+from regionsearch.schemas.responses.searches import Hit, HitImage, ScoredRegion, SearchResult, WithinResult
+from regionsearch.schemas.responses.values import Box, Mask, Model, Readiness
 
 __all__ = [
     "AsyncClient",
@@ -45,12 +37,12 @@ __all__ = [
     "HitImage",
     "Image",
     "ImagePage",
+    "IngestError",
     "IngestProgress",
     "IngestResult",
     "Mask",
     "Model",
     "NegativeExample",
-    "Problem",
     "Readiness",
     "Region",
     "Reindex",

@@ -13,26 +13,19 @@ from typing import Any, Self, TypeVar
 import PIL.Image
 
 from regionsearch import defaults
-from regionsearch.client.address import Address
 from regionsearch.client.grpc_transport import AsyncGrpcTransport, GrpcTransport
 from regionsearch.client.http_transport import AsyncHttpTransport, HttpTransport
 from regionsearch.client.image_inputs import ImageInput, several
 from regionsearch.client.importing import Import, OnLoop, OnResult
 from regionsearch.client.methods import Methods
-from regionsearch.client.operations import Operation
+from regionsearch.client.operations.base import Operation
 from regionsearch.client.streaming import IngestStream
-from regionsearch.client.transports import AsyncTransport, Transport
+from regionsearch.client.transports import Address
 from regionsearch.errors import Kind, RegionSearchError
-from regionsearch.schemas.requests import EverythingBody
-from regionsearch.schemas.responses import (
-    Collection,
-    Hit,
-    Image,
-    IngestProgress,
-    IngestResult,
-    Ready,
-    SearchAnswer,
-)
+from regionsearch.schemas.requests.inference import EverythingOptions
+from regionsearch.schemas.responses.records import Collection, Image, IngestProgress, IngestResult
+from regionsearch.schemas.responses.searches import Hit, SearchResult
+from regionsearch.schemas.responses.values import Readiness
 
 T = TypeVar("T")
 
@@ -60,7 +53,7 @@ class Client(Methods):
     """
 
     def _connect(self, address: Address) -> None:
-        self._transport: Transport = GrpcTransport(address) if address.over_grpc else HttpTransport(address)
+        self._transport = GrpcTransport(address) if address.over_grpc else HttpTransport(address)
 
     def __enter__(self) -> Self:
         return self
@@ -85,7 +78,7 @@ class Client(Methods):
         *,
         tags: Sequence[str] = (),
         attributes: Mapping[str, str] | None = None,
-        everything: EverythingBody | None = None,
+        everything: EverythingOptions | None = None,
         at_once: int = 4,
         resend: bool = False,
         on_result: OnResult = lambda result: None,
@@ -121,7 +114,7 @@ class Client(Methods):
         *,
         tags: Sequence[str] = (),
         attributes: Mapping[str, str] | None = None,
-        everything: EverythingBody | None = None,
+        everything: EverythingOptions | None = None,
         resend: bool = False,
     ) -> Iterator[IngestProgress]:
         """Adds images like `ingest`, over one gRPC stream that tells of each stage of each image.
@@ -165,9 +158,9 @@ class Client(Methods):
             yield from page.images
             token = page.next_page_token or None
 
-    def search_pages(self, *args: Any, **options: Any) -> Iterator[SearchAnswer]:
+    def search_pages(self, *args: Any, **options: Any) -> Iterator[SearchResult]:
         """The pages of a search, fetched as they are asked for; arguments as of `search`."""
-        page: SearchAnswer = self.search(*args, **options)
+        page: SearchResult = self.search(*args, **options)
         yield page
         while page.next_page_token:
             page = self.search(*args, **options | {"page_token": page.next_page_token})
@@ -203,9 +196,7 @@ class AsyncClient(Methods):
     awaits = True
 
     def _connect(self, address: Address) -> None:
-        self._transport: AsyncTransport = (
-            AsyncGrpcTransport(address) if address.over_grpc else AsyncHttpTransport(address)
-        )
+        self._transport = AsyncGrpcTransport(address) if address.over_grpc else AsyncHttpTransport(address)
 
     async def __aenter__(self) -> Self:
         return self
@@ -230,7 +221,7 @@ class AsyncClient(Methods):
         *,
         tags: Sequence[str] = (),
         attributes: Mapping[str, str] | None = None,
-        everything: EverythingBody | None = None,
+        everything: EverythingOptions | None = None,
         at_once: int = 4,
         resend: bool = False,
         on_result: OnResult = lambda result: None,
@@ -246,7 +237,7 @@ class AsyncClient(Methods):
         *,
         tags: Sequence[str] = (),
         attributes: Mapping[str, str] | None = None,
-        everything: EverythingBody | None = None,
+        everything: EverythingOptions | None = None,
         resend: bool = False,
     ) -> AsyncIterator[IngestProgress]:
         """Adds images over one gRPC stream; see `Client.ingest_stream`. Call it on the event loop."""
@@ -281,9 +272,9 @@ class AsyncClient(Methods):
                 yield image
             token = page.next_page_token or None
 
-    async def search_pages(self, *args: Any, **options: Any) -> AsyncIterator[SearchAnswer]:
+    async def search_pages(self, *args: Any, **options: Any) -> AsyncIterator[SearchResult]:
         """The pages of a search, fetched as they are asked for; arguments as of `search`."""
-        page: SearchAnswer = await self.search(*args, **options)
+        page: SearchResult = await self.search(*args, **options)
         yield page
         while page.next_page_token:
             page = await self.search(*args, **options | {"page_token": page.next_page_token})
@@ -311,7 +302,7 @@ class _Wait:
         self._timeout_s = timeout_s
         self._deadline = time.monotonic() + timeout_s
 
-    def over(self, state: Ready) -> bool:
+    def over(self, state: Readiness) -> bool:
         """Whether the gateway is ready; raises UNAVAILABLE when the time is up."""
         if not state.ready:
             self._go_on(state.reason)

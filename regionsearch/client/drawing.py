@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 from regionsearch.images import ImageLimits, decode_image, encode_image
-from regionsearch.schemas.responses import Hit
+from regionsearch.schemas.responses.searches import Hit
 
 COLOUR = (255, 64, 129)
 EDGE = (255, 255, 255)

@@ -10,15 +10,14 @@ from typing import Any, TypeVar
 
 import grpc
 
-from regionsearch.client.address import Address
-from regionsearch.client.backoff import Backoff
-from regionsearch.client.operations import GrpcCall, Operation
+from regionsearch.client.operations.base import GrpcCall, Operation
 from regionsearch.client.streaming import IngestStream
-from regionsearch.client.transports import utf8_only
+from regionsearch.client.transports import Address, Backoff, utf8_only
 from regionsearch.errors import Kind, RegionSearchError, from_rpc_error
 from regionsearch.proxies import environment_proxy, through
-from regionsearch.rpc import acall, call, open_aio_channel, open_channel
-from regionsearch.schemas.responses import IngestProgress
+from regionsearch.rpc.calls import acall, call
+from regionsearch.rpc.channels import open_aio_channel, open_channel
+from regionsearch.schemas.responses.records import IngestProgress
 from regionsearch.v1.region_search_pb2_grpc import RegionSearchServiceStub
 
 T = TypeVar("T")

@@ -9,15 +9,12 @@ from typing import Any, NoReturn, TypeVar
 
 import httpx
 
-from regionsearch.client.address import Address
-from regionsearch.client.backoff import Backoff
-from regionsearch.client.operations import HttpRequest, Operation
-from regionsearch.client.problems import failure, unreachable
+from regionsearch.client.operations.base import HttpRequest, Operation
 from regionsearch.client.streaming import IngestStream
-from regionsearch.client.transports import utf8_only
+from regionsearch.client.transports import Address, Backoff, failure, unreachable, utf8_only
 from regionsearch.errors import Kind, RegionSearchError
 from regionsearch.proxies import Proxy, environment_proxy
-from regionsearch.schemas.responses import IngestProgress
+from regionsearch.schemas.responses.records import IngestProgress
 
 T = TypeVar("T")
 
@@ -32,7 +29,7 @@ class HttpTransport:
 
     def send(self, operation: Operation[T]) -> T:
         """The operation's result, or its `RegionSearchError`."""
-        arguments = _arguments(operation.http.request())
+        arguments = _arguments(operation.request())
         backoff = Backoff(self._address.retries if operation.retry_overload else 0)
         while True:
             try:
@@ -64,7 +61,7 @@ class AsyncHttpTransport:
 
     async def send(self, operation: Operation[T]) -> T:
         """The operation's result, or its `RegionSearchError`."""
-        arguments = _arguments(await asyncio.to_thread(operation.http.request))
+        arguments = _arguments(await asyncio.to_thread(operation.request))
         backoff = Backoff(self._address.retries if operation.retry_overload else 0)
         while True:
             try:
@@ -95,10 +92,10 @@ def _arguments(request: HttpRequest) -> dict[str, Any]:
 
 
 def _result(operation: Operation[T], response: httpx.Response, proxy: Proxy | None) -> T:
-    if not response.is_success and response.status_code not in operation.http.answers:
+    if not response.is_success and response.status_code not in operation.answers:
         raise failure(response, proxy)
     try:
-        return operation.http.read(response)
+        return operation.read(response)
     except (ValueError, KeyError, TypeError) as error:
         message = f"{response.url} answered what no gateway answers; is the address right?"
         raise RegionSearchError(Kind.INTERNAL, message, field="url") from error

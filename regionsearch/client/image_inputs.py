@@ -18,7 +18,7 @@ from PIL import Image, ImageOps
 
 from regionsearch.errors import invalid
 from regionsearch.image_files import find_images
-from regionsearch.schemas.responses import Box as FoundBox
+from regionsearch.schemas.responses.values import Box as FoundBox
 
 Content = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | Image.Image | NDArray[np.uint8]
 """An image: path, bytes or open file of one, or pixels: of Pillow, or an array (height, width, 3)."""

@@ -17,14 +17,14 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any, Protocol, TypeVar
 
-from regionsearch.client import operations
 from regionsearch.client.image_inputs import ImageInput, name_of, open_file, path_of
-from regionsearch.client.operations import Operation
+from regionsearch.client.operations.base import Operation
+from regionsearch.client.operations.images import check_images, ingest_one, update_image
 from regionsearch.client.streaming import failed
 from regionsearch.errors import Kind, RegionSearchError, invalid
-from regionsearch.rpc import gather_or_cancel
-from regionsearch.schemas.requests import EverythingBody
-from regionsearch.schemas.responses import Image, IngestResult, UpdatedImage
+from regionsearch.rpc.calls import gather_or_cancel
+from regionsearch.schemas.requests.inference import EverythingOptions
+from regionsearch.schemas.responses.records import Image, IngestResult, UpdatedImage
 
 T = TypeVar("T")
 
@@ -72,7 +72,7 @@ class Import:
     collection: str
     tags: Sequence[str] = ()
     attributes: Mapping[str, str] | None = None
-    everything: EverythingBody | None = None
+    everything: EverythingOptions | None = None
     at_once: int = 4
     resend: bool = False
     on_result: OnResult = lambda result: None
@@ -195,7 +195,7 @@ class Import:
                 yield source
 
     def _sending(self, source: ImageInput) -> Operation[IngestResult]:
-        return operations.ingest_one(
+        return ingest_one(
             source,
             self.collection,
             tags=self.tags,
@@ -205,7 +205,7 @@ class Import:
 
     def _question(self, ids: Sequence[str | None]) -> Operation[tuple[Image, ...]] | None:
         asked = [identity for identity in ids if identity]
-        return operations.check_images(asked, self.collection) if asked else None
+        return check_images(asked, self.collection) if asked else None
 
     def _changes(self, source: ImageInput, image: Image) -> Operation[UpdatedImage] | None:
         """What a stored image has to learn: tags, attributes, and a name if it has none. None for nothing."""
@@ -216,7 +216,7 @@ class Import:
         }
         if not any(news.values()):
             return None
-        return operations.update_image(image.image_id, self.collection, **news)
+        return update_image(image.image_id, self.collection, **news)
 
 
 def _batches(sources: Iterable[ImageInput]) -> Iterator[Sequence[ImageInput]]:

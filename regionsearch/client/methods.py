@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
 
 from regionsearch import defaults
-from regionsearch.client import operations
-from regionsearch.client.address import Address
-from regionsearch.client.operations import Operation
+from regionsearch.client.operations import collections, images, queries
+from regionsearch.client.operations.base import Operation
+from regionsearch.client.transports import Address
 
 if TYPE_CHECKING:
     from regionsearch.client.clients import AsyncClient, Client
@@ -55,30 +55,30 @@ class Methods(ABC):
     awaits = False
     """Whether the methods return something to await."""
 
-    search = _Method(operations.search)
-    within = _Method(operations.within)
-    render = _Method(operations.render)
-    segment = _Method(operations.segment)
-    embed = _Method(operations.embed)
-    list_collections = _Method(operations.list_collections)
-    create_collection = _Method(operations.create_collection)
-    delete_collection = _Method(operations.delete_collection)
-    start_reindex = _Method(operations.start_reindex)
-    get_reindex = _Method(operations.get_reindex)
-    cancel_reindex = _Method(operations.cancel_reindex)
-    list_images = _Method(operations.list_images)
-    image = _Method(operations.image)
-    content = _Method(operations.content)
-    thumbnail = _Method(operations.thumbnail)
-    crop = _Method(operations.crop)
-    mask_png = _Method(operations.mask_png)
-    regions = _Method(operations.regions)
-    export_hits = _Method(operations.export_hits)
-    export_regions = _Method(operations.export_regions)
-    check_images = _Method(operations.check_images)
-    update_image = _Method(operations.update_image)
-    delete_image = _Method(operations.delete_image)
-    ready = _Method(operations.ready)
+    search = _Method(queries.search)
+    within = _Method(queries.within)
+    render = _Method(queries.render)
+    segment = _Method(queries.segment)
+    embed = _Method(queries.embed)
+    list_collections = _Method(collections.list_collections)
+    create_collection = _Method(collections.create_collection)
+    delete_collection = _Method(collections.delete_collection)
+    start_reindex = _Method(collections.start_reindex)
+    get_reindex = _Method(collections.get_reindex)
+    cancel_reindex = _Method(collections.cancel_reindex)
+    list_images = _Method(images.list_images)
+    image = _Method(images.image)
+    content = _Method(images.content)
+    thumbnail = _Method(images.thumbnail)
+    crop = _Method(images.crop)
+    mask_png = _Method(images.mask_png)
+    regions = _Method(images.regions)
+    export_hits = _Method(queries.export_hits)
+    export_regions = _Method(images.export_regions)
+    check_images = _Method(images.check_images)
+    update_image = _Method(images.update_image)
+    delete_image = _Method(images.delete_image)
+    ready = _Method(collections.ready)
 
     def __init__(
         self,

@@ -10,8 +10,9 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from regionsearch import defaults
 from regionsearch.client.image_inputs import ImageInput, name_of, read_image_input
 from regionsearch.errors import Kind, RegionSearchError
-from regionsearch.schemas.requests import EverythingBody, IngestBody
-from regionsearch.schemas.responses import IngestError, IngestProgress, IngestResult
+from regionsearch.schemas.requests.inference import EverythingOptions
+from regionsearch.schemas.requests.records import IngestBody
+from regionsearch.schemas.responses.records import IngestError, IngestProgress, IngestResult
 from regionsearch.v1 import region_search_pb2 as pb
 from regionsearch.v1 import types_pb2
 
@@ -65,7 +66,7 @@ class IngestStream:
         *,
         tags: Sequence[str] = (),
         attributes: Mapping[str, str] | None = None,
-        everything: EverythingBody | None = None,
+        everything: EverythingOptions | None = None,
         unknown: Callable[[Iterable[ImageInput], Callable[[IngestResult], object]], Iterator[ImageInput]]
         | None = None,
     ) -> None:

@@ -17,8 +17,8 @@ import numpy as np
 from PIL import Image
 
 from regionsearch.errors import RegionSearchError, invalid
+from regionsearch.images.container import DEFAULT_LIMITS, READABLE, ImageLimits
 from regionsearch.images.encoded import EncodedImage, ImageHeader, Pixels
-from regionsearch.images.limits import DEFAULT_LIMITS, READABLE, ImageLimits
 from regionsearch.v1 import types_pb2
 
 __all__ = [

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile
 
 from regionsearch.images.colour import ToSrgb, to_srgb
-from regionsearch.images.limits import DamagedError
+from regionsearch.images.container import DamagedError
 
 STRIP_PIXELS = 1 << 18  # that are converted at once: a large image is in memory twice, not five times
 _WHITES = tuple((1 << bits) - 1 for bits in (8, 10, 12, 14, 16))  # of what 16-bit files are used for

@@ -13,8 +13,18 @@ from numpy.typing import NDArray
 from PIL import Image, ImageChops, ImageFile
 
 from regionsearch.errors import RegionSearchError, invalid, too_large
-from regionsearch.images import background, isolated, jpeg, png, simple, tiff, webp
-from regionsearch.images.container import Container, exif_orientation
+from regionsearch.images import background, isolated, jpeg, png, simple, tiff
+from regionsearch.images.container import (
+    CONTENT_TYPES,
+    DEFAULT_LIMITS,
+    READABLE,
+    Container,
+    DamagedError,
+    ImageLimits,
+    TooIntricateError,
+    exif_orientation,
+    unsupported,
+)
 from regionsearch.images.conversion import (
     STRIP_PIXELS,
     SrgbConverter,
@@ -23,15 +33,6 @@ from regionsearch.images.conversion import (
     on_white,
     read_lower_halves,
     scale_to_white,
-)
-from regionsearch.images.limits import (
-    CONTENT_TYPES,
-    DEFAULT_LIMITS,
-    READABLE,
-    DamagedError,
-    ImageLimits,
-    TooIntricateError,
-    unsupported,
 )
 
 Pixels = NDArray[np.uint8]
@@ -280,7 +281,7 @@ def _take_apart(data: bytes, field: str) -> Container:
     if data.startswith(png.SIGNATURE):
         return png.take_apart(data)
     if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
-        return webp.take_apart(data)
+        return simple.take_apart_webp(data)
     if data.startswith((b"GIF87a", b"GIF89a")):
         return simple.take_apart_gif(data)
     if data.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")):

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from regionsearch.images.limits import DamagedError, TooIntricateError
+from regionsearch.images.container import DamagedError, TooIntricateError
 
 _CHILD = Path(__file__).with_name("isolated_child.py")
 BYTES = 48 << 20

@@ -6,8 +6,14 @@ import re
 import struct
 from collections.abc import Iterator
 
-from regionsearch.images.container import Buffer, Container, exif_orientation
-from regionsearch.images.limits import MAX_PARTS, DamagedError, TooIntricateError
+from regionsearch.images.container import (
+    MAX_PARTS,
+    Buffer,
+    Container,
+    DamagedError,
+    TooIntricateError,
+    exif_orientation,
+)
 
 START, END = b"\xff\xd8", b"\xff\xd9"
 MAX_SCANS = 64

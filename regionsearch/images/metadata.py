@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from regionsearch.images import jpeg, png, webp
+from regionsearch.images import jpeg, png, simple
 from regionsearch.images.container import Buffer
 
 LOSSLESS = frozenset({"image/jpeg", "image/png", "image/webp", "image/bmp"})
@@ -59,14 +59,14 @@ def _png(data: bytes) -> bytes:
 
 def _webp(data: bytes) -> bytes:
     view, parts = memoryview(data), list[Buffer]()
-    orientation = webp.take_apart(data).orientation
+    orientation = simple.take_apart_webp(data).orientation
     extended = False
-    for name, start, _, end in webp.chunks(data):
+    for name, start, _, end in simple.webp_chunks(data):
         if name == b"VP8X":
             extended = True
-            parts.append(webp.without_flags(data[start:end], orientation != 1))
+            parts.append(simple.without_flags(data[start:end], orientation != 1))
         elif name in _WEBP:
             parts.append(view[start : end + end % 2])
     if extended and orientation != 1:
-        parts.append(webp.chunk(b"EXIF", jpeg.orientation_exif(orientation)))
-    return b"".join([webp.riff_header(parts), *parts])
+        parts.append(simple.webp_chunk(b"EXIF", jpeg.orientation_exif(orientation)))
+    return b"".join([simple.webp_header(parts), *parts])

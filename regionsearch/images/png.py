@@ -6,9 +6,8 @@ import struct
 import zlib
 from collections.abc import Iterator, Sequence
 
-from regionsearch.images import profiles
-from regionsearch.images.container import Buffer, Container, exif_orientation
-from regionsearch.images.limits import MAX_PARTS, TooIntricateError
+from regionsearch.images.colour import MAX_PROFILE_BYTES, SRGB_PRIMARIES, Primaries, of_code_points, of_gamma
+from regionsearch.images.container import MAX_PARTS, Buffer, Container, TooIntricateError, exif_orientation
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PIXELS = frozenset({b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"})
@@ -98,11 +97,11 @@ def _raw_bytes(width: int, height: int, bits: int, interlaced: bool) -> int:
 def _profile(colour: dict[bytes, bytes], grey: bool) -> bytes:
     """The profile that the colour chunks mean; of several, the one that the PNG specification ranks first."""
     if len(code := colour.get(b"cICP", b"")) >= 4 and code[2] == 0:
-        return profiles.of_code_points(code[0], code[1], grey)
+        return of_code_points(code[0], code[1], grey)
     if b"iCCP" in colour:
         _, _, packed = colour[b"iCCP"].partition(b"\0")
         try:
-            return zlib.decompressobj().decompress(packed[1:], profiles.MAX_BYTES)
+            return zlib.decompressobj().decompress(packed[1:], MAX_PROFILE_BYTES)
         except zlib.error:
             return b""
     if b"sRGB" in colour or len(colour.get(b"gAMA", b"")) != 4:
@@ -110,10 +109,10 @@ def _profile(colour: dict[bytes, bytes], grey: bool) -> bytes:
     (gamma,) = struct.unpack(">I", colour[b"gAMA"])
     if gamma == 0:
         return b""
-    primaries = profiles.SRGB_PRIMARIES
+    primaries = SRGB_PRIMARIES
     if len(given := colour.get(b"cHRM", b"")) == 32:
         white_x, white_y, *others = (value / 100_000 for value in struct.unpack(">8I", given))
-        primaries = profiles.Primaries((white_x, white_y), *zip(others[::2], others[1::2], strict=True))
-    if abs(gamma - _SRGB_GAMMA) < _SRGB_GAMMA // 50 and primaries.near(profiles.SRGB_PRIMARIES):
+        primaries = Primaries((white_x, white_y), *zip(others[::2], others[1::2], strict=True))
+    if abs(gamma - _SRGB_GAMMA) < _SRGB_GAMMA // 50 and primaries.near(SRGB_PRIMARIES):
         return b""  # how programs say sRGB in other words
-    return profiles.of_gamma(100_000 / gamma, primaries, grey)
+    return of_gamma(100_000 / gamma, primaries, grey)

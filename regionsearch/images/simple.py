@@ -1,12 +1,20 @@
-"""The structure of formats with little of it: GIF, BMP, and the containers that libheif and libavif read."""
+"""The structure of formats with little of it: WebP, GIF, BMP, and what libheif and libavif read."""
 
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 
-from regionsearch.images import profiles
-from regionsearch.images.container import Container
-from regionsearch.images.limits import MAX_PARTS, MIB, DamagedError, TooIntricateError
+from regionsearch.images import colour
+from regionsearch.images.container import (
+    MAX_PARTS,
+    MIB,
+    Buffer,
+    Container,
+    DamagedError,
+    TooIntricateError,
+    exif_orientation,
+)
 
 _RLE = (1, 2)
 _RLE_BYTES = MIB  # Pillow unpacks them in Python, half a second a MiB
@@ -86,5 +94,72 @@ def take_apart_iso(data: bytes, file_format: str) -> Container:
     profile = b""
     at = data.find(b"colrnclx")
     if at >= 0 and len(data) >= at + 12:
-        profile = profiles.of_code_points(*struct.unpack_from(">HH", data, at + 8), grey=False)
+        profile = colour.of_code_points(*struct.unpack_from(">HH", data, at + 8), grey=False)
     return Container(file_format, [data], 1, profile, spare_bytes=12)
+
+
+_PIXELS = frozenset({b"VP8 ", b"VP8L", b"VP8X", b"ALPH", b"ANIM"})
+_PROFILE, _ALPHA, _EXIF, _ANIMATED = 0x20, 0x10, 0x08, 0x02
+
+
+def take_apart_webp(data: bytes) -> Container:
+    """Reads the chunks of a WebP; of an animation the first frame is kept.
+
+    Raises:
+        TooIntricateError: Too many chunks.
+    """
+    kept: list[Buffer] = []
+    orientation, profile, framed = 1, b"", False
+    for name, start, body, end in webp_chunks(data):
+        if name == b"VP8X":
+            kept.append(_with_flags(data[start : _padded(end)], _ALPHA | _ANIMATED))
+        elif name in _PIXELS or (name == b"ANMF" and not framed):
+            framed |= name == b"ANMF"
+            kept.append(memoryview(data)[start : _padded(end)])
+        elif name == b"EXIF":
+            orientation = exif_orientation(data[body:end])
+        elif name == b"ICCP" and not profile:
+            profile = data[body:end]
+    # libwebp's animation decoder has two canvases, and hands a third one out.
+    return Container("WEBP", [webp_header(kept), *kept], orientation, profile, spare_bytes=12)
+
+
+def webp_chunks(data: bytes) -> Iterator[tuple[bytes, int, int, int]]:
+    """The chunks of a WebP: name, where it starts, where its body starts and ends. The last may be cut off.
+
+    Raises:
+        TooIntricateError: More than `MAX_PARTS`.
+    """
+    place = 12
+    size = min(len(data), _padded(8 + int.from_bytes(data[4:8], "little")))
+    for _ in range(MAX_PARTS):
+        if place + 8 > size:
+            return
+        name, length = struct.unpack_from("<4sI", data, place)
+        end = min(place + 8 + length, len(data))
+        yield name, place, place + 8, end
+        place = _padded(end)
+    raise TooIntricateError(f"more than {MAX_PARTS} chunks")
+
+
+def webp_header(pieces: list[Buffer]) -> bytes:
+    """The beginning of a file of these chunks."""
+    return b"RIFF" + struct.pack("<I", 4 + sum(map(len, pieces))) + b"WEBP"
+
+
+def webp_chunk(name: bytes, body: bytes) -> bytes:
+    """A chunk of a WebP."""
+    return name + struct.pack("<I", len(body)) + body + b"\0" * (len(body) % 2)
+
+
+def without_flags(header: bytes, exif: bool) -> bytes:
+    """A VP8X chunk that announces no XMP, and EXIF as it is said."""
+    return _with_flags(header, _PROFILE | _ALPHA | _ANIMATED, _EXIF * exif)
+
+
+def _with_flags(header: bytes, kept: int, added: int = 0) -> bytes:
+    return header[:8] + bytes([header[8] & kept | added]) + header[9:] if len(header) > 8 else header
+
+
+def _padded(place: int) -> int:
+    return place + place % 2

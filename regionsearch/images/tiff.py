@@ -1,16 +1,18 @@
-"""The structure of a TIFF: its first directory."""
+"""The structure of a TIFF: its first directory; and silence of its library."""
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from regionsearch.images.container import Container
-from regionsearch.images.limits import MAX_PARTS, MIB, DamagedError, TooIntricateError
+from regionsearch.images.container import MAX_PARTS, MIB, Container, DamagedError, TooIntricateError
 
 _WIDTH, _LENGTH, _BITS, _PHOTOMETRIC, _ORIENTATION = 256, 257, 258, 262, 274
 _STRIPS, _ROWS, _STRIP_SIZES, _PLANES = 273, 278, 279, 284
@@ -177,3 +179,18 @@ def _check_parts(
         lengths = entries[sizes].integers(order) if sizes in entries else np.zeros(1, np.int64)
         if int(np.minimum(lengths, len(data)).sum()) > 2 * len(data) + MIB:
             raise TooIntricateError(f"{name} that share their bytes")
+
+
+def silence_libtiff() -> None:
+    """Takes libtiff's handlers of errors and warnings away, for this process; errors still reach the caller.
+
+    Pillow has no way to do it. Where its libtiff is not a library of its own, nothing happens.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        loaded = Path("/proc/self/maps").read_text().splitlines()
+        paths = {line.split(maxsplit=5)[-1] for line in loaded if "/libtiff" in line}
+        for path in paths:
+            library = ctypes.CDLL(path)
+            for handler in (library.TIFFSetErrorHandler, library.TIFFSetWarningHandler):
+                handler.argtypes, handler.restype = [ctypes.c_void_p], ctypes.c_void_p
+                handler(None)

@@ -7,24 +7,3 @@
 
 ``open_aio_channel`` and ``acall`` do the same on an event loop, where ``fan_out`` makes many calls at once.
 """
-
-from regionsearch.rpc.calls import DEFAULT_POLICY, CallPolicy, acall, call, deadline, remaining
-from regionsearch.rpc.channels import ChannelConfig, TlsFiles, open_aio_channel, open_channel, resolve_target
-from regionsearch.rpc.fanout import chunked, fan_out, gather_or_cancel
-
-__all__ = [
-    "DEFAULT_POLICY",
-    "CallPolicy",
-    "ChannelConfig",
-    "TlsFiles",
-    "acall",
-    "call",
-    "chunked",
-    "deadline",
-    "fan_out",
-    "gather_or_cancel",
-    "open_aio_channel",
-    "open_channel",
-    "remaining",
-    "resolve_target",
-]

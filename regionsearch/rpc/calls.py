@@ -1,15 +1,23 @@
-"""One call, properly made: with a deadline that is handed on, patience with overload, and typed errors."""
+"""Calls, properly made: deadlines and callers that are handed on, retries, typed errors; many at once.
+
+The gateway names the caller of each request when it checks its key, and passes the name on to the services,
+which share their time fairly by it. The name does not reveal the key.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import contextvars
+import functools
+import hashlib
+import ipaddress
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
+from urllib.parse import unquote
 
 import grpc
 
@@ -185,3 +193,92 @@ class _Backoff:
         if left is not None and next_delay >= left:
             raise error
         return next_delay
+
+
+CALLER_HEADER = "x-regionsearch-caller"
+
+_MOST_CHARS = 32
+_caller: contextvars.ContextVar[str] = contextvars.ContextVar("caller", default="")
+
+
+@contextlib.contextmanager
+def calling_for(name: str) -> Iterator[None]:
+    """Sets the caller of all calls in the body."""
+    token = _caller.set(name[:_MOST_CHARS])
+    try:
+        yield
+    finally:
+        _caller.reset(token)
+
+
+def caller() -> str:
+    """The caller of the surrounding call; empty if there is none."""
+    return _caller.get()
+
+
+def caller_metadata() -> tuple[tuple[str, str], ...]:
+    """The header that names the caller to a service."""
+    name = caller()
+    return ((CALLER_HEADER, name),) if name else ()
+
+
+@functools.lru_cache(maxsize=4096)
+def caller_name(key: str, address: str) -> str:
+    """The name of a caller: from its API key if it has one, else from its address.
+
+    Args:
+        key: Empty if there is none; the name is a short hash of it.
+        address: IP address. An IPv6 /64 network is one caller: its owner has all addresses.
+    """
+    if not key:
+        with contextlib.suppress(ValueError):
+            ip = ipaddress.ip_address(address.partition("%")[0])
+            if ip.version == 6:
+                address = str(ipaddress.ip_network((ip, 64), strict=False))
+    kind, told = ("key", key) if key else ("address", address)
+    return f"{kind}-{hashlib.blake2b(told.encode(errors='replace'), digest_size=8).hexdigest()}"
+
+
+def peer_address(peer: str) -> str:
+    """The address of a gRPC peer, without the port of its connection: 10.0.0.1 of ``ipv4:10.0.0.1:5000``."""
+    return unquote(peer).partition(":")[2].rpartition(":")[0].strip("[]")
+
+
+Item = TypeVar("Item")
+Chunk = TypeVar("Chunk")
+Answer = TypeVar("Answer")
+
+
+def chunked(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
+    """Consecutive slices of at most `size` items, as equal as possible: 65 become 33 and 32, not 64 and 1."""
+    count = -(-len(items) // size)
+    for index in range(count):
+        yield items[len(items) * index // count : len(items) * (index + 1) // count]
+
+
+async def fan_out(
+    call: Callable[[Chunk], Awaitable[Answer]], chunks: Sequence[Chunk], concurrency: int = 8
+) -> list[Answer]:
+    """Calls for every chunk on the event loop, up to `concurrency` at a time.
+
+    The first failure cancels the other calls and is raised as it is, not in a group.
+    """
+    gate = asyncio.Semaphore(concurrency)
+
+    async def one(chunk: Chunk) -> Answer:
+        async with gate:
+            return await call(chunk)
+
+    return await gather_or_cancel(*(one(chunk) for chunk in chunks))
+
+
+async def gather_or_cancel(*work: Coroutine[Any, Any, Any]) -> list[Any]:
+    """The results of all, in their order; the first failure cancels the others and is raised as it is."""
+    tasks = [asyncio.create_task(one) for one in work]
+    try:
+        return list(await asyncio.gather(*tasks))
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise

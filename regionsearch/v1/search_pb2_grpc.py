@@ -35,8 +35,8 @@ class SearchServiceStub:
     Errors of every call: INVALID_ARGUMENT (BadRequest names the field), NOT_FOUND (no such collection),
     FAILED_PRECONDITION with reason MODEL_MISMATCH (vectors of another model or crop policy; the metadata names both),
     ABORTED (what a page token or the call began with is gone, such as a collection that was deleted and made again, or
-    restored: begin anew), RESOURCE_EXHAUSTED with RetryInfo (queue or memory full), RESOURCE_EXHAUSTED with reason STORAGE_FULL (disk full: reads go on), DATA_LOSS (a damaged file, named),
-    UNAVAILABLE, DEADLINE_EXCEEDED, INTERNAL.
+    restored: begin anew), RESOURCE_EXHAUSTED with RetryInfo (queue or memory full), RESOURCE_EXHAUSTED with reason
+    STORAGE_FULL (disk full: reads go on), DATA_LOSS (a damaged file, named), UNAVAILABLE, DEADLINE_EXCEEDED, INTERNAL.
     """
 
     def __init__(self, channel):
@@ -142,8 +142,8 @@ class SearchServiceServicer:
     Errors of every call: INVALID_ARGUMENT (BadRequest names the field), NOT_FOUND (no such collection),
     FAILED_PRECONDITION with reason MODEL_MISMATCH (vectors of another model or crop policy; the metadata names both),
     ABORTED (what a page token or the call began with is gone, such as a collection that was deleted and made again, or
-    restored: begin anew), RESOURCE_EXHAUSTED with RetryInfo (queue or memory full), RESOURCE_EXHAUSTED with reason STORAGE_FULL (disk full: reads go on), DATA_LOSS (a damaged file, named),
-    UNAVAILABLE, DEADLINE_EXCEEDED, INTERNAL.
+    restored: begin anew), RESOURCE_EXHAUSTED with RetryInfo (queue or memory full), RESOURCE_EXHAUSTED with reason
+    STORAGE_FULL (disk full: reads go on), DATA_LOSS (a damaged file, named), UNAVAILABLE, DEADLINE_EXCEEDED, INTERNAL.
     """
 
     def CreateCollection(self, request, context):
@@ -191,7 +191,8 @@ class SearchServiceServicer:
     def BulkUpsert(self, request_iterator, context):
         """Upsert for millions: each message is atomic for itself and is written before the next one is read.
         All messages for a collection go to the very collection that the first one found, or ABORTED. A searcher that stops
-        ends the call with UNAVAILABLE before the next message. Compare the counts with what was sent, and switch retries inside of gRPC off: they may lose a message.
+        ends the call with UNAVAILABLE before the next message. Compare the counts with what was sent, and switch retries
+        inside of gRPC off: they may lose a message.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -376,8 +377,8 @@ class SearchService:
     Errors of every call: INVALID_ARGUMENT (BadRequest names the field), NOT_FOUND (no such collection),
     FAILED_PRECONDITION with reason MODEL_MISMATCH (vectors of another model or crop policy; the metadata names both),
     ABORTED (what a page token or the call began with is gone, such as a collection that was deleted and made again, or
-    restored: begin anew), RESOURCE_EXHAUSTED with RetryInfo (queue or memory full), RESOURCE_EXHAUSTED with reason STORAGE_FULL (disk full: reads go on), DATA_LOSS (a damaged file, named),
-    UNAVAILABLE, DEADLINE_EXCEEDED, INTERNAL.
+    restored: begin anew), RESOURCE_EXHAUSTED with RetryInfo (queue or memory full), RESOURCE_EXHAUSTED with reason
+    STORAGE_FULL (disk full: reads go on), DATA_LOSS (a damaged file, named), UNAVAILABLE, DEADLINE_EXCEEDED, INTERNAL.
     """
 
     @staticmethod

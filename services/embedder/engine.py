@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from regionsearch.lru import LruCache
-from regionsearch.rpc import gather_or_cancel
+from regionsearch.rpc.calls import gather_or_cancel
 from services.embedder.backends.base import Backend
+from services.embedder.backends.tokenizers import TextTemplates
 from services.embedder.crops import CropPolicy
 from services.embedder.tasks import ImageTask, Pixels, Regions, RegionsTask, TextsTask
-from services.embedder.text_templates import TextTemplates
 from services.runtime.batcher import Batcher, BatchSettings, BatchSlice, Priority
-from services.torch_runtime.failures import classify
+from services.torch_runtime.devices import classify
 
 Vectors = NDArray[np.float32]
 

@@ -10,9 +10,9 @@ import numpy as np
 
 from regionsearch.errors import RegionSearchError, invalid
 from regionsearch.images import ImageLimits, image_from_proto
-from regionsearch.mask_messages import mask_from_proto
 from regionsearch.masks import BoolMask, RunLengthMask
 from regionsearch.prompts import Edges, check_box, read_box
+from regionsearch.tensors import mask_from_proto
 from regionsearch.v1 import embed_pb2, types_pb2
 from services.embedder.crops import Window, pixel_box
 from services.embedder.tasks import Regions

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TypeAlias
 
 import grpc
 import numpy as np
@@ -14,14 +14,16 @@ from regionsearch.errors import invalid, too_large
 from regionsearch.images import decoded_bytes, image_from_proto
 from regionsearch.tensors import tensor_to_proto
 from regionsearch.texts import visible_text
-from regionsearch.v1 import embed_pb2, embed_pb2_grpc, types_pb2
+from regionsearch.v1 import embed_pb2 as pb
+from regionsearch.v1 import embed_pb2_grpc, types_pb2
+from services.embedder.backends.tokenizers import TextTemplates
 from services.embedder.crops import CropPolicy
 from services.embedder.engine import EmbedEngine
 from services.embedder.request_parsing import read_regions, runs_bytes, split_by_memory
 from services.embedder.settings import EmbedderSettings
-from services.embedder.text_templates import TextTemplates
 from services.runtime.batcher import Priority
 
+_Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 _POLICY_PREFIX, _TEMPLATES_PREFIX = "CROP_POLICY_", "TEXT_TEMPLATES_"
 
 
@@ -33,9 +35,9 @@ class EmbedServicer(embed_pb2_grpc.EmbedServiceServicer):
         self._settings = settings
         self._limits = settings.image_limits
 
-    async def EmbedRegions(  # noqa: N802
-        self, request: embed_pb2.EmbedRegionsRequest, context: grpc.aio.ServicerContext[Any, Any]
-    ) -> embed_pb2.EmbedRegionsResponse:
+    async def EmbedRegions(
+        self, request: pb.EmbedRegionsRequest, context: _Context
+    ) -> pb.EmbedRegionsResponse:
         """One image: many of its regions and, where asked for, the whole of it."""
         if request.regions or not request.include_image:
             _check_count("regions", len(request.regions), self._settings.max_regions, "max_regions")
@@ -57,15 +59,13 @@ class EmbedServicer(embed_pb2_grpc.EmbedServiceServicer):
         ]
         vectors = np.concatenate(parts)
         whole, regions = vectors[: request.include_image], vectors[request.include_image :]
-        return embed_pb2.EmbedRegionsResponse(
+        return pb.EmbedRegionsResponse(
             vectors=tensor_to_proto(regions),
             model=self.model(policy),
             image_vector=tensor_to_proto(whole) if request.include_image else None,
         )
 
-    async def EmbedImages(  # noqa: N802
-        self, request: embed_pb2.EmbedImagesRequest, context: grpc.aio.ServicerContext[Any, Any]
-    ) -> embed_pb2.EmbedImagesResponse:
+    async def EmbedImages(self, request: pb.EmbedImagesRequest, context: _Context) -> pb.EmbedImagesResponse:
         """Embeds whole images."""
         _check_count("images", len(request.images), self._settings.max_images, "max_images")
         reads = [
@@ -74,11 +74,9 @@ class EmbedServicer(embed_pb2_grpc.EmbedServiceServicer):
         ]
         nbytes = await self._decoded_bytes(request.images)
         vectors = await self._engine.embed_images(reads, priority_of(request.priority), nbytes=nbytes)
-        return embed_pb2.EmbedImagesResponse(vectors=tensor_to_proto(vectors), model=self.model())
+        return pb.EmbedImagesResponse(vectors=tensor_to_proto(vectors), model=self.model())
 
-    async def EmbedTexts(  # noqa: N802
-        self, request: embed_pb2.EmbedTextsRequest, context: grpc.aio.ServicerContext[Any, Any]
-    ) -> embed_pb2.EmbedTextsResponse:
+    async def EmbedTexts(self, request: pb.EmbedTextsRequest, context: _Context) -> pb.EmbedTextsResponse:
         """Embeds texts."""
         _check_count("texts", len(request.texts), self._settings.max_texts, "max_texts")
         for index, text in enumerate(request.texts):
@@ -94,19 +92,19 @@ class EmbedServicer(embed_pb2_grpc.EmbedServiceServicer):
                 raise invalid(f"texts[{index}]", f"texts[{index}] is empty; describe what to search for")
         templates = self._templates(request.templates)
         vectors, truncated = await self._engine.embed_texts(texts, templates)
-        return embed_pb2.EmbedTextsResponse(
+        return pb.EmbedTextsResponse(
             vectors=tensor_to_proto(vectors), truncated=truncated, model=self.model()
         )
 
-    async def GetModel(  # noqa: N802
-        self, request: embed_pb2.EmbedServiceGetModelRequest, context: grpc.aio.ServicerContext[Any, Any]
-    ) -> embed_pb2.EmbedServiceGetModelResponse:
+    async def GetModel(
+        self, request: pb.EmbedServiceGetModelRequest, context: _Context
+    ) -> pb.EmbedServiceGetModelResponse:
         """The served model."""
         cut_offs = [
-            embed_pb2.CutOff(crop_policy=_policy_value(policy), score=score)
+            pb.CutOff(crop_policy=_policy_value(policy), score=score)
             for policy, score in self._engine.backend.files.cut_offs.items()
         ]
-        return embed_pb2.EmbedServiceGetModelResponse(
+        return pb.EmbedServiceGetModelResponse(
             model=self.model(self._settings.crop_policy), cut_offs=cut_offs
         )
 
@@ -132,10 +130,10 @@ class EmbedServicer(embed_pb2_grpc.EmbedServiceServicer):
             return self._settings.crop_policy
         return CropPolicy(types_pb2.CropPolicy.Name(value).removeprefix(_POLICY_PREFIX).lower())
 
-    def _templates(self, value: embed_pb2.TextTemplates.ValueType) -> TextTemplates:
-        if value == embed_pb2.TEXT_TEMPLATES_UNSPECIFIED:
+    def _templates(self, value: pb.TextTemplates.ValueType) -> TextTemplates:
+        if value == pb.TEXT_TEMPLATES_UNSPECIFIED:
             return self._settings.text_templates
-        return TextTemplates(embed_pb2.TextTemplates.Name(value).removeprefix(_TEMPLATES_PREFIX).lower())
+        return TextTemplates(pb.TextTemplates.Name(value).removeprefix(_TEMPLATES_PREFIX).lower())
 
 
 def _policy_value(name: str) -> types_pb2.CropPolicy.ValueType:

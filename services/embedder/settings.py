@@ -7,10 +7,10 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
+from services.embedder.backends.tokenizers import TextTemplates
 from services.embedder.crops import CropPolicy
-from services.embedder.text_templates import TextTemplates
 from services.runtime.batcher import BatchSettings
-from services.torch_runtime.settings import ModelServiceSettings
+from services.torch_runtime.devices import ModelServiceSettings
 
 
 class EmbedderSettings(ModelServiceSettings):

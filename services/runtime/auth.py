@@ -1,17 +1,19 @@
-"""API keys, for gRPC and HTTP alike."""
+"""Who may call, and how often: API keys and rates."""
 
 from __future__ import annotations
 
 import hmac
+import math
+import time
+from collections import OrderedDict
 from collections.abc import Iterable
 
 import structlog
 from prometheus_client import Counter
 from pydantic import SecretStr
 
-from regionsearch.errors import Kind, RegionSearchError
-from regionsearch.rpc.callers import caller_name
-from services.runtime.rates import RateLimit
+from regionsearch.errors import Kind, RegionSearchError, overloaded
+from regionsearch.rpc.calls import caller_name
 
 _WRONG_PER_S = 1.0  # wrong keys per address, and log lines about them
 _WRONG_AT_ONCE = 20
@@ -86,3 +88,41 @@ def refuse_scope(key: str, address: str, needed: str, own: str) -> RegionSearchE
 def _bearer(authorization: str) -> str:
     scheme, _, token = authorization.strip().partition(" ")
     return token.strip() if scheme.lower() == "bearer" and token else authorization.strip()
+
+
+_MAX_CALLERS = 10_000
+
+
+class RateLimit:
+    """A token bucket for each caller, in this process.
+
+    Args:
+        rate: Tokens per second.
+        burst: Size of a bucket.
+        what: Name of what is counted, for the error.
+    """
+
+    def __init__(self, rate: float, burst: int, what: str = "requests") -> None:
+        self._rate = rate
+        self._what = what
+        self._burst = burst
+        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()  # tokens, and when
+
+    def take(self, caller: str) -> None:
+        """Takes a token of a caller.
+
+        Raises:
+            RegionSearchError: OVERLOADED, with the time until the next token.
+        """
+        now = time.monotonic()
+        tokens, then = self._buckets.pop(caller, (float(self._burst), now))
+        tokens = min(self._burst, tokens + (now - then) * self._rate)
+        allowed = tokens >= 1
+        self._buckets[caller] = (tokens - 1 if allowed else tokens, now)
+        if len(self._buckets) > _MAX_CALLERS:
+            self._buckets.popitem(last=False)  # silent for the longest time: its bucket is full again
+        if not allowed:
+            wait = (1 - tokens) / self._rate
+            raise overloaded(
+                f"over {self._rate:g} {self._what} a second; come back in {math.ceil(wait)} s", wait
+            )

@@ -32,8 +32,7 @@ import structlog
 from opentelemetry import context, trace
 
 from regionsearch.errors import Kind, RegionSearchError, overloaded
-from regionsearch.rpc import remaining
-from regionsearch.rpc.callers import caller
+from regionsearch.rpc.calls import caller, remaining
 from services.runtime.batch import Batch, BatchSettings, BatchSlice, Priority, PriorityQueues, QueueEntry
 from services.runtime.fair import leaves_room
 from services.runtime.memory import MemoryLedger

@@ -1,6 +1,6 @@
 """Fair sharing between callers: the order of their requests, and how much of a limit each may use.
 
-The caller is what :func:`regionsearch.rpc.callers.caller` returns. Work without a caller, such as a process's
+The caller is what :func:`regionsearch.rpc.calls.caller` returns. Work without a caller, such as a process's
 own, takes turns like that of any caller, and is bound by the common limit alone.
 """
 
@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from regionsearch.rpc.callers import caller as current_caller
+from regionsearch.rpc.calls import caller as current_caller
 
 T = TypeVar("T")
 

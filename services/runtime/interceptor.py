@@ -1,4 +1,4 @@
-"""Around every call: authentication, admission, deadline, trace, metrics, and typed errors."""
+"""Around every call: authentication, admission, deadline, trace, metrics, typed errors; streams of items."""
 
 from __future__ import annotations
 
@@ -6,20 +6,23 @@ import asyncio
 import contextlib
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, TypeAlias
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable
+from typing import Any, TypeAlias, TypeVar
 
 import grpc
 import structlog
+from google.rpc import status_pb2
 from opentelemetry import propagate, trace
 
 from regionsearch.errors import Kind, RegionSearchError, to_status
-from regionsearch.rpc import deadline
-from regionsearch.rpc.callers import CALLER_HEADER, caller_name, calling_for, peer_address
+from regionsearch.rpc.calls import CALLER_HEADER, caller_name, calling_for, deadline, peer_address
 from services.runtime import metrics
 from services.runtime.auth import ApiKeys
 from services.runtime.health import METHOD_PREFIX as HEALTH
 from services.runtime.requests import Load, Requests
+
+RequestT = TypeVar("RequestT")
+ResponseT = TypeVar("ResponseT")
 
 REQUEST_ID = "x-request-id"
 
@@ -39,7 +42,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
     The caller's deadline becomes the surrounding :func:`regionsearch.rpc.deadline`, for the batcher and for
     calls that a handler makes.
 
-    The caller, between whom work is shared (:mod:`regionsearch.rpc.callers`), is the one that the gateway
+    The caller, between whom work is shared (:mod:`regionsearch.rpc.calls`), is the one that the gateway
     names where `named_callers` is set, else it is derived from the key or the address.
 
     Health checks pass untouched. Handlers are coroutines or asynchronous generators, as generated stubs
@@ -201,3 +204,58 @@ def typed(error: BaseException) -> RegionSearchError:
 def _request_id(metadata: dict[str, str]) -> str:
     given = metadata.get(REQUEST_ID, "")
     return given if 0 < len(given) <= 64 and given.isprintable() else uuid.uuid4().hex[:16]
+
+
+async def answer_items(
+    requests: AsyncIterable[RequestT],
+    answer: Callable[[RequestT, Callable[[ResponseT], None]], Awaitable[ResponseT]],
+    window: int,
+) -> AsyncGenerator[ResponseT, None]:
+    """Answers the requests of a stream at once, in the order in which answers get ready.
+
+    Args:
+        requests: The stream. Failing to read it ends the call.
+        answer: Makes the last answer to a request, and may report others before; what it raises ends the
+            call.
+        window: How many requests may be in work, or wait for their last answer to be taken. Beyond that the
+            stream is not read, so that neither requests nor answers to a slow reader pile up.
+    """
+    free = asyncio.Semaphore(window)
+    answers: asyncio.Queue[tuple[ResponseT, bool] | None] = asyncio.Queue()
+
+    async def answer_one(request: RequestT) -> None:
+        last = await answer(request, lambda early: answers.put_nowait((early, False)))
+        answers.put_nowait((last, True))
+
+    async def read() -> None:
+        try:
+            async with asyncio.TaskGroup() as group:
+                async for request in requests:
+                    await free.acquire()
+                    group.create_task(answer_one(request))
+        finally:
+            answers.put_nowait(None)
+
+    reader = asyncio.create_task(read())
+    try:
+        while (ready := await answers.get()) is not None:
+            response, is_last = ready
+            yield response
+            if is_last:
+                free.release()
+        await reader
+    finally:
+        reader.cancel()
+        await asyncio.gather(reader, return_exceptions=True)
+
+
+def item_status(error: BaseException) -> status_pb2.Status:
+    """What one item failed with, as its answer says it; call it where the error was caught.
+
+    Raises:
+        BaseException: The error itself, where the whole call is over.
+    """
+    if is_over(error):
+        raise error
+    packed = dict(to_status(typed(error)).trailing_metadata)["grpc-status-details-bin"]
+    return status_pb2.Status.FromString(packed)

@@ -1,14 +1,20 @@
-"""Structured logs: one JSON object a line on stderr, with the request and trace it belongs to."""
+"""Logs and traces. Without an endpoint for traces nothing is recorded, at next to no cost."""
 
 from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import MutableMapping
+from collections.abc import MutableMapping, Sequence
 from typing import Any, Literal
 
+import grpc
 import structlog
 from opentelemetry import trace
+from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+from opentelemetry.instrumentation.grpc import aio_client_interceptors
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
 
 def configure_logging(process: str, level: str = "info", style: Literal["json", "console"] = "json") -> None:
@@ -61,3 +67,27 @@ def _add_trace(_: object, __: str, event: MutableMapping[str, Any]) -> MutableMa
         event["trace_id"] = trace.format_trace_id(context.trace_id)
         event["span_id"] = trace.format_span_id(context.span_id)
     return event
+
+
+def configure_tracing(process: str, endpoint: str | None) -> TracerProvider | None:
+    """Starts exporting spans.
+
+    Args:
+        process: Becomes the service name ``regionsearch-<process>``.
+        endpoint: OTLP gRPC address; ``http://`` sends without TLS. None or nothing leaves tracing off.
+
+    Returns:
+        The provider, to be shut down at the end so that the last spans are sent; None when tracing is off.
+    """
+    if not endpoint:  # empty is how compose writes a variable that is not set
+        return None
+    provider = TracerProvider(resource=Resource.create({"service.name": f"regionsearch-{process}"}))
+    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint)))
+    trace.set_tracer_provider(provider)
+    return provider
+
+
+def client_interceptors() -> Sequence[grpc.aio.ClientInterceptor]:
+    """Interceptors for an asyncio channel that carry the current trace to the service that is called."""
+    interceptors: Sequence[grpc.aio.ClientInterceptor] = aio_client_interceptors()  # type: ignore[no-untyped-call]
+    return interceptors

@@ -35,17 +35,16 @@ from google.protobuf.descriptor import ServiceDescriptor
 from grpc_reflection.v1alpha import reflection
 
 from regionsearch.errors import Kind, RegionSearchError
-from regionsearch.images.quiet import silence_libtiff
-from services.runtime.allocator import map_large_blocks
+from regionsearch.images.tiff import silence_libtiff
 from services.runtime.auth import ApiKeys
 from services.runtime.health import Health
 from services.runtime.interceptor import CallInterceptor
-from services.runtime.logs import configure_logging
+from services.runtime.logs import configure_logging, configure_tracing
+from services.runtime.memory import map_large_blocks
 from services.runtime.metrics import serve_metrics
 from services.runtime.requests import Load
 from services.runtime.settings import ServiceSettings
 from services.runtime.tls import check_certificate
-from services.runtime.tracing import configure_tracing
 
 FAILURE_GRACE_S = 1.0  # calls in flight have failed already when a process fails
 # A device thread that wakes up must not wait 5 ms, the default, for a busy event loop to release the GIL.

@@ -36,10 +36,14 @@ CONFIG_VARIABLE = "REGIONSEARCH_CONFIG"
 MIB = 1 << 20
 
 
-class TlsSettings(BaseModel):
-    """Files in PEM format. A certificate and its key turn TLS on; a client CA makes it mutual."""
+class SettingsPart(BaseModel):
+    """A group of settings within those of a process."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TlsSettings(SettingsPart):
+    """Files in PEM format. A certificate and its key turn TLS on; a client CA makes it mutual."""
 
     certificate: Path | None = None
     key: Path | None = None

@@ -12,7 +12,7 @@ from regionsearch.v1.search_pb2_grpc import add_SearchServiceServicer_to_server
 from services.runtime.server import Lifespan, Server, run
 from services.searcher import migrate
 from services.searcher.bounded_executor import BoundedExecutor
-from services.searcher.embedded.index import compute_threads
+from services.searcher.embedded import faiss_compat
 from services.searcher.factory import open_engine
 from services.searcher.metrics import report_sizes
 from services.searcher.servicer import SearchServicer
@@ -65,7 +65,7 @@ def main() -> None:
         sys.exit(migrate.main(sys.argv[2:]))
     settings = SearcherSettings.load()
     if settings.engine == "embedded":
-        compute_threads.take_over(settings.embedded.search_threads)
+        faiss_compat.take_over(settings.embedded.search_threads)
     run(settings, SERVICES, searcher(settings))
 
 

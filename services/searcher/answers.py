@@ -5,15 +5,9 @@ from __future__ import annotations
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from regionsearch.v1 import search_pb2, types_pb2
-from services.searcher.reports import CollectionStats
+from services.searcher.queries import Hit
 from services.searcher.requests import METHODS, POLICY_PREFIX
-from services.searcher.types import (
-    Collection,
-    Hit,
-    ModelIdentity,
-    Record,
-    StoredImage,
-)
+from services.searcher.types import Collection, CollectionStats, ModelIdentity, Record, StoredImage
 
 _KINDS = {"region": search_pb2.QUERY_KIND_REGION, "word": search_pb2.QUERY_KIND_WORD}
 

@@ -10,23 +10,22 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from regionsearch.errors import Kind, RegionSearchError
-from regionsearch.metadata import MetadataLimits
-from services.searcher.cancellation import NEVER_CANCELLED, CancellationToken
-from services.searcher.reports import CollectionStats, SnapshotFile, SnapshotInfo
+from regionsearch.texts import MetadataLimits
+from services.searcher.bounded_executor import NEVER_CANCELLED, CancellationToken
+from services.searcher.queries import Deletion, ImageUpdate, Page, Query, UpdateResult
 from services.searcher.response_budget import UNLIMITED, ResponseBudget
 from services.searcher.types import (
     Collection,
+    CollectionStats,
     DeleteResult,
-    Deletion,
     ImagePage,
     ModelIdentity,
-    Page,
-    Query,
+    SnapshotFile,
+    SnapshotInfo,
     Stored,
     Upsert,
     UpsertResult,
 )
-from services.searcher.updates import ImageUpdate, UpdateResult
 
 
 class Engine(Protocol):

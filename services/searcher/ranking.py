@@ -8,17 +8,16 @@ among the nearest `RELEVANT_AMONG` records.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from services.searcher.types import Level, Position, Query, Vectors
-
-RELEVANCY_SCALE = 100.0
-"""Factor of the cosines in the softmax: CLIP's trained logit scale (arXiv 2103.00020, section 2.5)."""
+from regionsearch.relevancy import relevancies
+from services.searcher.candidates import Candidates, CandidateSource, Numbers
+from services.searcher.queries import Position, Query
+from services.searcher.types import Level
 
 RELEVANT_AMONG = 16_384
 """Records nearest to the query among which relevant ones are looked for. Where negatives leave nothing, a
@@ -29,56 +28,6 @@ _GROWTH = 4
 _HIGHEST_THRESHOLD = 1.0 - 2.0**-22
 """Rounding a stored vector to half precision turns it by up to 2^-11; its cosine with the original is lower
 than one by half the square of that. A higher threshold would hide vectors from themselves."""
-
-Numbers = NDArray[np.int64]
-
-
-@dataclass(frozen=True, slots=True)
-class Candidates:
-    """Records with their scores, in any order.
-
-    They hold the best `count` records that were requested, in the order of hits, each scored with its best
-    query vector, and perhaps further ones. What is missing comes behind all of the best `count`.
-
-    Attributes:
-        key: The engine's own numbers of the records, shape (rows,).
-        image: The engine's own numbers of their images, shape (rows,).
-        level: Levels, shape (rows,).
-        scores: Cosines with the query vectors, then with the negatives, shape (rows, queries + negatives).
-        complete: Whether nothing that passes the filter is missing.
-        by_image: Whether `count` counts images; then an image's best records stand for it.
-    """
-
-    key: Numbers
-    image: Numbers
-    level: NDArray[np.uint8]
-    scores: Vectors
-    complete: bool
-    by_image: bool = False
-
-
-class CandidateSource(Protocol):
-    """Supplies a ranking with candidates: the records of one state that pass one filter.
-
-    Attributes:
-        ahead: How many of the best records lie before the query's `after`: requested, but not shown.
-    """
-
-    ahead: int
-
-    def best(self, count: int) -> Candidates:
-        """The best `count` records, or images where the candidates say `by_image`."""
-        ...
-
-    def of_images(self, images: Numbers) -> Candidates:
-        """The records of the images; where the query has no negatives, those that are the best of their
-        image and level suffice.
-        """
-        ...
-
-    def public_ids(self, keys: Iterable[int]) -> dict[int, tuple[str, str]]:
-        """Image id and record id by key."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,32 +103,6 @@ def rank(query: Query, source: CandidateSource) -> tuple[list[Ranked], bool]:
 def first_count(query: Query, ahead: int) -> int:
     """How many of the best records a ranking asks its source for first; `ahead` is the source's."""
     return ahead + query.limit + 1 + _SPARE
-
-
-def cosines(vectors: NDArray[np.floating], queries: Vectors) -> Vectors:
-    """Cosines that do not depend on what else is computed along with them, shape (vectors, queries).
-
-    Products of a half and a single are exact in double precision and so, within 1e-14, are their sums;
-    rounding to single precision hides the order of summation. Vectors of any length are allowed: those
-    rounded to half precision are not quite of length one.
-    """
-    wide, against = vectors.astype(np.float64), queries.astype(np.float64)
-    lengths = np.sqrt(np.einsum("ij,ij->i", wide, wide))[:, np.newaxis]
-    lengths = lengths * np.sqrt(np.einsum("ij,ij->i", against, against))
-    return np.asarray(np.clip(wide @ against.T / lengths, -1.0, 1.0).astype(np.float32))
-
-
-def relevancies(scores: NDArray[np.float32], negatives: Vectors) -> NDArray[np.float64]:
-    """The smallest softmax of each score against one of the negatives' scores.
-
-    Relevancy as in LERF (arXiv 2303.09553, section 3.4), with CLIP's own scale.
-
-    Args:
-        scores: Cosines with the query, shape (rows,).
-        negatives: Cosines with the negatives, shape (rows, negatives), at least one column.
-    """
-    excess = (negatives.max(axis=1) - scores).astype(np.float64)
-    return np.asarray(1.0 / (1.0 + np.exp(np.clip(RELEVANCY_SCALE * excess, -500.0, 500.0))))
 
 
 def _scored(query: Query, candidates: Candidates) -> _Judged:

@@ -4,26 +4,22 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-from google.protobuf.timestamp_pb2 import Timestamp
 
-from regionsearch.errors import RegionSearchError, invalid, too_large
-from regionsearch.mask_messages import mask_from_proto
+from regionsearch.errors import RegionSearchError, invalid
 from regionsearch.masks import check_rle_length, encode_rle, rle_runs
-from regionsearch.metadata import MetadataLimits
-from regionsearch.tensors import tensor_from_proto
+from regionsearch.tensors import mask_from_proto, tensor_from_proto
+from regionsearch.texts import MetadataLimits
 from regionsearch.v1 import search_pb2, types_pb2
-from services.searcher.conditions import AnyOf, Condition, Range, ValueTest
-from services.searcher.settings import LimitSettings
+from services.searcher.filter_requests import FilterReader, given, milliseconds, no_nul
+from services.searcher.queries import Deletion, Filter, ImageUpdate
 from services.searcher.types import (
     CodeMethod,
     CodeSpec,
     Collection,
-    Deletion,
-    Filter,
     Level,
     ModelIdentity,
     Record,
@@ -32,7 +28,6 @@ from services.searcher.types import (
     Upsert,
     Vectors,
 )
-from services.searcher.updates import ImageUpdate
 
 _MAX_HOLD_MS = 30_000
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
@@ -50,7 +45,7 @@ METHODS = {
 }
 
 
-class Reader:
+class Reader(FilterReader):
     """Reads requests within limits.
 
     Args:
@@ -58,9 +53,6 @@ class Reader:
 
     Every method raises INVALID_ARGUMENT or TOO_LARGE, naming the field.
     """
-
-    def __init__(self, limits: LimitSettings) -> None:
-        self.limits = limits
 
     def collection(self, request: search_pb2.CreateCollectionRequest) -> Collection:
         """Reads a collection to create."""
@@ -112,7 +104,7 @@ class Reader:
             policy = types_pb2.CropPolicy.Name(message.crop_policy).removeprefix(POLICY_PREFIX)
         except ValueError:
             raise invalid("model.crop_policy", f"{message.crop_policy} is not a crop policy") from None
-        self._texts("model", [message.family, message.variant, message.weights_digest])
+        self.texts("model", [message.family, message.variant, message.weights_digest])
         return ModelIdentity(
             message.family,
             message.variant,
@@ -130,7 +122,7 @@ class Reader:
         images = [self._image(message, f"images[{i}]") for i, message in enumerate(request.images)]
         if request.keep_create_time:
             images = [
-                replace(image, created_ms=_milliseconds(message.create_time, f"images[{i}].create_time"))
+                replace(image, created_ms=milliseconds(message.create_time, f"images[{i}].create_time"))
                 for i, (image, message) in enumerate(zip(images, request.images, strict=True))
             ]
         records = [self._record(message, f"records[{i}]") for i, message in enumerate(request.records)]
@@ -165,79 +157,6 @@ class Reader:
             unit[start : start + _BLOCK] = block / norms
         return unit
 
-    def filter(self, message: search_pb2.Filter, field: str = "filter") -> Filter:
-        """Conditions of a search or deletion."""
-        for name in (
-            "image_ids",
-            "exclude_image_ids",
-            "region_ids",
-            "exclude_region_ids",
-            "tags",
-            "exclude_tags",
-        ):
-            count = len(getattr(message, name))
-            self.at_most(f"{field}.{name}", count, "max_filter_values")
-        self.at_most(f"{field}.attributes", len(message.attributes), "max_filter_attributes")
-        for name in ("min_predicted_iou", "min_stability_score"):
-            if message.HasField(name) and not math.isfinite(getattr(message, name)):  # type: ignore[arg-type]
-                raise invalid(f"{field}.{name}", f"{field}.{name} must be a finite number")
-        return Filter(
-            image_ids=tuple(message.image_ids),
-            exclude_image_ids=tuple(message.exclude_image_ids),
-            record_ids=tuple(message.region_ids),
-            exclude_record_ids=tuple(message.exclude_region_ids),
-            tags=tuple(message.tags),
-            exclude_tags=tuple(message.exclude_tags),
-            min_area=message.min_area if message.HasField("min_area") else None,
-            max_area=message.max_area if message.HasField("max_area") else None,
-            min_predicted_iou=message.min_predicted_iou if message.HasField("min_predicted_iou") else None,
-            min_stability_score=message.min_stability_score
-            if message.HasField("min_stability_score")
-            else None,
-            attributes=tuple(sorted(message.attributes.items())),
-            created_after_ms=_milliseconds(message.created_after, f"{field}.created_after")
-            if message.HasField("created_after")
-            else None,
-            created_before_ms=_milliseconds(message.created_before, f"{field}.created_before")
-            if message.HasField("created_before")
-            else None,
-            conditions=self.conditions(message, field),
-        )
-
-    def conditions(self, message: search_pb2.Filter, field: str) -> tuple[AnyOf, ...]:
-        """The conditions of a filter."""
-        every = [test for one in message.conditions for test in (one, *one.any_of)]
-        self.at_most(f"{field}.conditions", len(every), "max_filter_attributes")
-        read: list[AnyOf] = []
-        for number, one in enumerate(message.conditions):
-            place = f"{field}.conditions[{number}]"
-            if not one.any_of:
-                read.append(AnyOf((self._condition(one, place),)))
-                continue
-            if {part.name for part, _ in one.ListFields()} - {"any_of", "negate"}:
-                raise invalid(place, f"{place}: next to any_of only negate can be set")
-            tests = tuple(self._condition(test, f"{place}.any_of[{i}]") for i, test in enumerate(one.any_of))
-            read.append(AnyOf(tests, one.negate))
-        return tuple(read)
-
-    def _condition(self, message: search_pb2.Condition, field: str) -> Condition:
-        if message.any_of:
-            raise invalid(field, f"{field}: any_of cannot be nested; combine the conditions of the filter")
-        if bool(message.tag) == bool(message.attribute):
-            raise invalid(field, f"{field} must have either a tag or an attribute")
-        tests = [name for name in ("number", "time") if message.HasField(name)]
-        tests += [name for name in ("values", "prefix") if getattr(message, name)]
-        if len(tests) > 1 or (tests and message.tag):
-            raise invalid(field, f"{field} can have one of values, prefix, number and time, for an attribute")
-        self.at_most(f"{field}.values", len(message.values), "max_filter_values")
-        self._texts(field, [message.tag, message.attribute, message.prefix, *message.values])
-        number, time = (
-            _range(getattr(message, name), f"{field}.{name}") if name in tests else None
-            for name in ("number", "time")
-        )
-        test = ValueTest(tuple(message.values), message.prefix, number, time)
-        return Condition(message.tag, message.attribute, test, message.negate)
-
     def deletion(self, request: search_pb2.DeleteRequest) -> Deletion:
         """Reads what to delete."""
         for name in ("image_ids", "record_ids"):
@@ -264,12 +183,12 @@ class Reader:
         _identifier(f"{field}.image_id", message.image_id, _MAX_IMAGE_ID)
         for name in ("remove_tags", "remove_attributes"):
             self.at_most(f"{field}.{name}", len(getattr(message, name)), "max_filter_values")
-        self._texts(f"{field}.name", [message.name])
+        self.texts(f"{field}.name", [message.name])
         added = dict.fromkeys([*message.tags.values, *message.add_tags])
         self.metadata.check(added, message.set_attributes, f"{field}.")
         return ImageUpdate(
             image_id=message.image_id,
-            name=message.name if message.HasField("name") else None,
+            **given(message, "name"),
             tags=tuple(message.tags.values) if message.HasField("tags") else None,
             remove_tags=tuple(message.remove_tags),
             add_tags=tuple(message.add_tags),
@@ -306,7 +225,7 @@ class Reader:
         for name in ("width", "height", "size_bytes"):
             if getattr(message, name) < 0:
                 raise invalid(f"{field}.{name}", f"{field}.{name} cannot be negative")
-        self._texts(field, [message.name, message.content_type])
+        self.texts(field, [message.name, message.content_type])
         tags = tuple(dict.fromkeys(message.tags))
         self.metadata.check(tags, message.attributes, f"{field}.")
         return StoredImage(
@@ -348,32 +267,6 @@ class Reader:
             attributes=dict(message.attributes),
         )
 
-    def _texts(self, field: str, texts: Iterable[str]) -> None:
-        for text in texts:
-            self.at_most(field, len(text.encode()), "max_text_bytes")
-            _no_nul(field, text)
-
-    def at_most(self, field: str, count: int, setting: str) -> None:
-        """Refuses a count over the limit that a setting names."""
-        limit = getattr(self.limits, setting)
-        if count > limit:
-            raise too_large(
-                field, f"{field}: {count} is over the limit of {limit} (setting limits.{setting})"
-            )
-
-
-def _range(message: search_pb2.NumberRange | search_pb2.TimeRange, field: str) -> Range:
-    """Bounds; those of times in milliseconds since 1970."""
-    bounds = {
-        part.name: _nanoseconds(bound, f"{field}.{part.name}") / 1e6
-        if isinstance(bound, Timestamp)
-        else bound
-        for part, bound in message.ListFields()
-    }
-    if not bounds or not all(map(math.isfinite, bounds.values())):
-        raise invalid(field, f"{field} needs at least one of gte, gt, lte and lt, each finite")
-    return Range(**bounds)
-
 
 def _as_read(message: search_pb2.StoredImage, field: str) -> StoredImage:
     """The state in which the caller last read an image; nothing of it is written."""
@@ -382,7 +275,7 @@ def _as_read(message: search_pb2.StoredImage, field: str) -> StoredImage:
         name=message.name,
         tags=tuple(message.tags),
         attributes=dict(message.attributes),
-        created_ms=_milliseconds(message.create_time, f"{field}.create_time"),
+        created_ms=milliseconds(message.create_time, f"{field}.create_time"),
     )
 
 
@@ -407,12 +300,7 @@ def _mask(message: types_pb2.Mask, field: str) -> RleMask:
 def _identifier(field: str, value: str, limit: int) -> None:
     if not value or len(value) > limit:
         raise invalid(field, f"{field} must have 1 to {limit} characters, not {len(value)}")
-    _no_nul(field, value)
-
-
-def _no_nul(field: str, text: str) -> None:
-    if "\0" in text:  # SQLite would take it for the end of the text
-        raise invalid(field, f"{field} holds a NUL character: leave it out")
+    no_nul(field, value)
 
 
 def _check_name(field: str, name: str) -> None:
@@ -434,15 +322,3 @@ def _unique(field: str, name: str, values: Sequence[str]) -> None:
 
 def _duplicate(field: str, value: str) -> RegionSearchError:
     return invalid(field, f"{field}: {value!r} comes twice in one request")
-
-
-def _milliseconds(timestamp: Timestamp, field: str) -> int:
-    # Rounded up: the stored times are whole milliseconds, so `t >= x` and `t < x` keep their meaning.
-    return -(-_nanoseconds(timestamp, field) // 1_000_000)
-
-
-def _nanoseconds(timestamp: Timestamp, field: str) -> int:
-    try:
-        return timestamp.ToNanoseconds()
-    except ValueError as error:
-        raise invalid(field, f"{field} must be a time in the years 1 to 9999: {error}") from error

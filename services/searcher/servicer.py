@@ -10,9 +10,10 @@ from functools import partial
 from typing import Any
 
 from regionsearch.errors import Kind, RegionSearchError, invalid
-from regionsearch.rpc import remaining
+from regionsearch.rpc.calls import remaining
 from regionsearch.tensors import tensor_to_proto
-from regionsearch.v1 import search_pb2, search_pb2_grpc
+from regionsearch.v1 import search_pb2 as pb
+from regionsearch.v1 import search_pb2_grpc
 from services.searcher.answers import (
     collection_to_proto,
     hit_to_proto,
@@ -21,16 +22,13 @@ from services.searcher.answers import (
     record_to_proto,
     stats_to_proto,
 )
-from services.searcher.bounded_executor import BoundedExecutor
-from services.searcher.cancellation import CancellationToken
+from services.searcher.bounded_executor import BoundedExecutor, CancellationToken
 from services.searcher.engine import Engine
-from services.searcher.page_tokens import PageTokens, fingerprint
-from services.searcher.reports import SnapshotInfo
 from services.searcher.requests import Reader, write_bytes
 from services.searcher.response_budget import ResponseBudget, ResponseMemory
-from services.searcher.search_requests import SearchReader
+from services.searcher.search_requests import PageTokens, SearchReader, fingerprint
 from services.searcher.settings import LimitSettings
-from services.searcher.types import UpsertResult
+from services.searcher.types import SnapshotInfo, UpsertResult
 
 _Context = Any  # grpc-stubs give handlers the synchronous context
 _ITEMS = 100
@@ -38,7 +36,7 @@ _TAG_BYTES = 8  # around an item in a list
 
 
 class SearchServicer(search_pb2_grpc.SearchServiceServicer):
-    """Serves one engine.
+    """Serves one engine; what its methods do stands in the contract.
 
     Args:
         engine: Where collections are kept.
@@ -73,35 +71,30 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
         self._writes = writes
         self._snapshots = snapshots
 
-    async def CreateCollection(  # noqa: N802
-        self, request: search_pb2.CreateCollectionRequest, context: _Context
-    ) -> search_pb2.CreateCollectionResponse:
-        """See the contract."""
+    async def CreateCollection(
+        self, request: pb.CreateCollectionRequest, context: _Context
+    ) -> pb.CreateCollectionResponse:
         wanted = self._read.collection(request)
         made = await self._writes.run(lambda: self._engine.create_collection(wanted))
-        return search_pb2.CreateCollectionResponse(collection=collection_to_proto(made))
+        return pb.CreateCollectionResponse(collection=collection_to_proto(made))
 
-    async def GetCollection(  # noqa: N802
-        self, request: search_pb2.GetCollectionRequest, context: _Context
-    ) -> search_pb2.GetCollectionResponse:
-        """See the contract."""
+    async def GetCollection(
+        self, request: pb.GetCollectionRequest, context: _Context
+    ) -> pb.GetCollectionResponse:
         found = await self._reads.run(lambda: self._engine.get_collection(request.name))
-        return search_pb2.GetCollectionResponse(collection=collection_to_proto(found))
+        return pb.GetCollectionResponse(collection=collection_to_proto(found))
 
-    async def ListCollections(  # noqa: N802
-        self, request: search_pb2.ListCollectionsRequest, context: _Context
-    ) -> search_pb2.ListCollectionsResponse:
-        """See the contract."""
+    async def ListCollections(
+        self, request: pb.ListCollectionsRequest, context: _Context
+    ) -> pb.ListCollectionsResponse:
         return await self._reads.run(lambda: self._list_collections(request))
 
-    def _list_collections(
-        self, request: search_pb2.ListCollectionsRequest
-    ) -> search_pb2.ListCollectionsResponse:
+    def _list_collections(self, request: pb.ListCollectionsRequest) -> pb.ListCollectionsResponse:
         size = self._read.page_size(request.page_size, _ITEMS)
         digest = fingerprint(b"collections")
         after = self._tokens.decode(request.page_token, digest, str)[0] if request.page_token else ""
         found = [c for c in self._engine.list_collections() if c.name > after]
-        listed: list[search_pb2.Collection] = []
+        listed: list[pb.Collection] = []
         taken = 0
         for collection in map(collection_to_proto, found[:size]):
             taken += collection.ByteSize() + _TAG_BYTES
@@ -109,35 +102,29 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
                 break
             listed.append(collection)
         token = self._tokens.encode(digest, listed[-1].name) if len(found) > len(listed) else ""
-        return search_pb2.ListCollectionsResponse(collections=listed, next_page_token=token)
+        return pb.ListCollectionsResponse(collections=listed, next_page_token=token)
 
-    async def DeleteCollection(  # noqa: N802
-        self, request: search_pb2.DeleteCollectionRequest, context: _Context
-    ) -> search_pb2.DeleteCollectionResponse:
-        """See the contract."""
+    async def DeleteCollection(
+        self, request: pb.DeleteCollectionRequest, context: _Context
+    ) -> pb.DeleteCollectionResponse:
         await self._writes.run(lambda: self._engine.delete_collection(request.name))
-        return search_pb2.DeleteCollectionResponse()
+        return pb.DeleteCollectionResponse()
 
-    async def ReplaceCollection(  # noqa: N802
-        self, request: search_pb2.ReplaceCollectionRequest, context: _Context
-    ) -> search_pb2.ReplaceCollectionResponse:
-        """See the contract."""
+    async def ReplaceCollection(
+        self, request: pb.ReplaceCollectionRequest, context: _Context
+    ) -> pb.ReplaceCollectionResponse:
         names = self._read.renaming(request)
         differing = await self._writes.run(lambda: self._engine.replace_collection(*names))
-        return search_pb2.ReplaceCollectionResponse(differing_image_ids=differing)
+        return pb.ReplaceCollectionResponse(differing_image_ids=differing)
 
-    async def Upsert(  # noqa: N802
-        self, request: search_pb2.UpsertRequest, context: _Context
-    ) -> search_pb2.UpsertResponse:
-        """See the contract."""
+    async def Upsert(self, request: pb.UpsertRequest, context: _Context) -> pb.UpsertResponse:
         done = await self._writes.run(lambda: self._upsert(request), nbytes=write_bytes(request))
-        return search_pb2.UpsertResponse(seq=done.seq, skipped_image_ids=done.skipped)
+        return pb.UpsertResponse(seq=done.seq, skipped_image_ids=done.skipped)
 
-    async def BulkUpsert(  # noqa: N802
-        self, request_iterator: AsyncIterable[search_pb2.BulkUpsertRequest], context: _Context
-    ) -> search_pb2.BulkUpsertResponse:
-        """See the contract."""
-        answer = search_pb2.BulkUpsertResponse()
+    async def BulkUpsert(
+        self, request_iterator: AsyncIterable[pb.BulkUpsertRequest], context: _Context
+    ) -> pb.BulkUpsertResponse:
+        answer = pb.BulkUpsertResponse()
         generations: dict[str, str] = {}  # the collections that this call has begun with
         async with contextlib.aclosing(self._until_closing(request_iterator, answer)) as requests:
             async for request in requests:
@@ -154,8 +141,8 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
         return answer
 
     async def _until_closing(
-        self, requests: AsyncIterable[search_pb2.BulkUpsertRequest], written: search_pb2.BulkUpsertResponse
-    ) -> AsyncGenerator[search_pb2.BulkUpsertRequest, None]:
+        self, requests: AsyncIterable[pb.BulkUpsertRequest], written: pb.BulkUpsertResponse
+    ) -> AsyncGenerator[pb.BulkUpsertRequest, None]:
         """The messages of a stream. A process that stops does not wait for the next one.
 
         Raises:
@@ -163,7 +150,7 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
         """
         iterator = aiter(requests)
         closing = asyncio.ensure_future(self._closing.wait())
-        following: asyncio.Future[search_pb2.BulkUpsertRequest] | None = None
+        following: asyncio.Future[pb.BulkUpsertRequest] | None = None
         try:
             while True:
                 following = asyncio.ensure_future(anext(iterator))
@@ -185,34 +172,25 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
             if following is not None:
                 following.cancel()
 
-    def _upsert(self, request: search_pb2.UpsertRequest, generation: str | None = None) -> UpsertResult:
+    def _upsert(self, request: pb.UpsertRequest, generation: str | None = None) -> UpsertResult:
         write = self._read.upsert(request)
         return self._engine.upsert(request.collection, self._read.model(request.model), write, generation)
 
-    async def UpdateImages(  # noqa: N802
-        self, request: search_pb2.UpdateImagesRequest, context: _Context
-    ) -> search_pb2.UpdateImagesResponse:
-        """See the contract."""
+    async def UpdateImages(
+        self, request: pb.UpdateImagesRequest, context: _Context
+    ) -> pb.UpdateImagesResponse:
         updates, limits = self._read.updates(request), self._read.metadata
         done = await self._writes.run(lambda: self._engine.update_images(request.collection, updates, limits))
-        return search_pb2.UpdateImagesResponse(
-            seq=done.seq, images=[image_to_proto(image) for image in done.images]
-        )
+        return pb.UpdateImagesResponse(seq=done.seq, images=[image_to_proto(image) for image in done.images])
 
-    async def Delete(  # noqa: N802
-        self, request: search_pb2.DeleteRequest, context: _Context
-    ) -> search_pb2.DeleteResponse:
-        """See the contract."""
+    async def Delete(self, request: pb.DeleteRequest, context: _Context) -> pb.DeleteResponse:
         deletion = self._read.deletion(request)
         done = await self._writes.run(lambda: self._engine.delete(request.collection, deletion))
-        return search_pb2.DeleteResponse(
+        return pb.DeleteResponse(
             seq=done.seq, deleted_image_count=done.image_count, deleted_record_count=done.record_count
         )
 
-    async def Search(  # noqa: N802
-        self, request: search_pb2.SearchRequest, context: _Context
-    ) -> search_pb2.SearchResponse:
-        """See the contract."""
+    async def Search(self, request: pb.SearchRequest, context: _Context) -> pb.SearchResponse:
         cancellation = CancellationToken(remaining())
         advice = "ask for fewer hits or queries, or leave include_masks out"
         # The gateway adds the query's vectors to the page token.
@@ -226,15 +204,15 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
         return budget
 
     def _search(
-        self, request: search_pb2.SearchRequest, cancellation: CancellationToken, budget: ResponseBudget
-    ) -> search_pb2.SearchResponse:
+        self, request: pb.SearchRequest, cancellation: CancellationToken, budget: ResponseBudget
+    ) -> pb.SearchResponse:
         model = self._read.model(request.model)
         queries, digest = self._search_reader.queries(request)
         min_seq = request.min_seq if request.HasField("min_seq") else None
         found = self._engine.search(request.collection, model, queries, min_seq, cancellation, budget)
-        answer = search_pb2.SearchResponse(
+        answer = pb.SearchResponse(
             results=[
-                search_pb2.QueryResult(
+                pb.QueryResult(
                     hits=[hit_to_proto(hit) for hit in page.hits],
                     next_page_token=self._search_reader.next_page_token(page, digest),
                 )
@@ -246,19 +224,14 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
         budget.check(answer.ByteSize())
         return answer
 
-    async def GetRecords(  # noqa: N802
-        self, request: search_pb2.GetRecordsRequest, context: _Context
-    ) -> search_pb2.GetRecordsResponse:
-        """See the contract."""
+    async def GetRecords(self, request: pb.GetRecordsRequest, context: _Context) -> pb.GetRecordsResponse:
         for name in ("record_ids", "image_ids"):
             self._read.at_most(name, len(getattr(request, name)), "max_filter_values")
         field = "image_ids" if request.image_ids else "record_ids"
         budget = self._budget(context, field, "name fewer, or leave include_masks and include_vectors out")
         return await self._reads.run(lambda: self._get_records(request, budget))
 
-    def _get_records(
-        self, request: search_pb2.GetRecordsRequest, budget: ResponseBudget
-    ) -> search_pb2.GetRecordsResponse:
+    def _get_records(self, request: pb.GetRecordsRequest, budget: ResponseBudget) -> pb.GetRecordsResponse:
         found = self._engine.get_records(
             request.collection,
             list(request.record_ids),
@@ -268,7 +241,7 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
             images_only=request.images_only,
             budget=budget,
         )
-        answer = search_pb2.GetRecordsResponse(
+        answer = pb.GetRecordsResponse(
             records=[record_to_proto(record) for record in found.records],
             images=[image_to_proto(image) for image in found.images],
             vectors=None if found.vectors is None else tensor_to_proto(found.vectors),
@@ -277,16 +250,11 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
         budget.check(answer.ByteSize())
         return answer
 
-    async def ListImages(  # noqa: N802
-        self, request: search_pb2.ListImagesRequest, context: _Context
-    ) -> search_pb2.ListImagesResponse:
-        """See the contract."""
+    async def ListImages(self, request: pb.ListImagesRequest, context: _Context) -> pb.ListImagesResponse:
         budget = self._budget(context, "page_size", "ask for fewer images")
         return await self._reads.run(lambda: self._list_images(request, budget))
 
-    def _list_images(
-        self, request: search_pb2.ListImagesRequest, budget: ResponseBudget
-    ) -> search_pb2.ListImagesResponse:
+    def _list_images(self, request: pb.ListImagesRequest, budget: ResponseBudget) -> pb.ListImagesResponse:
         size = self._read.page_size(request.page_size, _ITEMS)
         digest = fingerprint(f"images of {request.collection}".encode())
         generation, after = None, None
@@ -294,7 +262,7 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
             generation, place, image_id = self._tokens.decode(request.page_token, digest, str, int, str)
             after = (place, image_id)
         page = self._engine.list_images(request.collection, size, after, budget, generation)
-        answer = search_pb2.ListImagesResponse(
+        answer = pb.ListImagesResponse(
             images=[image_to_proto(image) for image in page.images],
             next_page_token=self._tokens.encode(digest, page.generation, *page.next_key)
             if page.next_key
@@ -304,10 +272,7 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
         budget.check(answer.ByteSize())
         return answer
 
-    async def Snapshot(  # noqa: N802
-        self, request: search_pb2.SnapshotRequest, context: _Context
-    ) -> search_pb2.SnapshotResponse:
-        """See the contract."""
+    async def Snapshot(self, request: pb.SnapshotRequest, context: _Context) -> pb.SnapshotResponse:
         name = request.name or time.strftime("%Y%m%dT%H%M%SZ.sqlite", time.gmtime())
         if request.keep < 0:
             raise invalid("keep", "keep cannot be negative")
@@ -319,39 +284,31 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
             return done
 
         done = await self._snapshots.run(take)
-        return search_pb2.SnapshotResponse(name=done.name, size_bytes=done.size_bytes, seq=done.seq)
+        return pb.SnapshotResponse(name=done.name, size_bytes=done.size_bytes, seq=done.seq)
 
-    async def ListSnapshots(  # noqa: N802
-        self, request: search_pb2.ListSnapshotsRequest, context: _Context
-    ) -> search_pb2.ListSnapshotsResponse:
-        """See the contract."""
-        answer = search_pb2.ListSnapshotsResponse()
+    async def ListSnapshots(
+        self, request: pb.ListSnapshotsRequest, context: _Context
+    ) -> pb.ListSnapshotsResponse:
+        answer = pb.ListSnapshotsResponse()
         for one in await self._reads.run(self._engine.list_snapshots):
             answer.snapshots.add(name=one.name, size_bytes=one.size_bytes).create_time.FromMilliseconds(
                 one.created_ms
             )
         return answer
 
-    async def DeleteSnapshot(  # noqa: N802
-        self, request: search_pb2.DeleteSnapshotRequest, context: _Context
-    ) -> search_pb2.DeleteSnapshotResponse:
-        """See the contract."""
+    async def DeleteSnapshot(
+        self, request: pb.DeleteSnapshotRequest, context: _Context
+    ) -> pb.DeleteSnapshotResponse:
         await self._snapshots.run(lambda: self._engine.delete_snapshot(request.name))
-        return search_pb2.DeleteSnapshotResponse()
+        return pb.DeleteSnapshotResponse()
 
-    async def Restore(  # noqa: N802
-        self, request: search_pb2.RestoreRequest, context: _Context
-    ) -> search_pb2.RestoreResponse:
-        """See the contract."""
+    async def Restore(self, request: pb.RestoreRequest, context: _Context) -> pb.RestoreResponse:
         seq, count = await self._snapshots.run(lambda: self._engine.restore(request.name))
-        return search_pb2.RestoreResponse(seq=seq, collection_count=count)
+        return pb.RestoreResponse(seq=seq, collection_count=count)
 
-    async def GetStats(  # noqa: N802
-        self, request: search_pb2.GetStatsRequest, context: _Context
-    ) -> search_pb2.GetStatsResponse:
-        """See the contract."""
+    async def GetStats(self, request: pb.GetStatsRequest, context: _Context) -> pb.GetStatsResponse:
         found = await self._reads.run(lambda: self._engine.stats(request.collection or None))
-        return search_pb2.GetStatsResponse(
+        return pb.GetStatsResponse(
             collections=[stats_to_proto(stats) for stats in found],
             engine=self._engine.name,
             disk_bytes=self._engine.disk_bytes(),

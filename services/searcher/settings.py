@@ -5,15 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic import Field, SecretStr
 
-from services.runtime.settings import MIB, ServiceSettings
+from services.runtime.settings import MIB, ServiceSettings, SettingsPart
 
 
-class EmbeddedSettings(BaseModel):
+class EmbeddedSettings(SettingsPart):
     """The embedded engine."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     folder: Path = Field(Path("data/searcher"), description="Where records and snapshots are kept.")
     read_only: bool = Field(False, description="Refuse writes; for a folder that cannot be written.")
@@ -75,10 +73,8 @@ class EmbeddedSettings(BaseModel):
     max_batch: int = Field(64, ge=1, description="Query vectors in one pass.")
 
 
-class MilvusSettings(BaseModel):
+class MilvusSettings(SettingsPart):
     """The Milvus engine."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     uri: str = Field("http://127.0.0.1:19530", description="Address of Milvus.")
     token: SecretStr | None = Field(None, description="user:password, or an API key.")
@@ -103,10 +99,8 @@ class MilvusSettings(BaseModel):
     )
 
 
-class LimitSettings(BaseModel):
+class LimitSettings(SettingsPart):
     """Limits of one call."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     max_records: int = Field(4096, ge=1, description="Records of one upsert.")
     max_images: int = Field(1024, ge=1, description="Images of one upsert.")

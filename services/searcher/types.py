@@ -1,4 +1,4 @@
-"""The plain values that the searcher's engines take and return, independent of gRPC.
+"""The plain values that the searcher's engines keep and report, independent of gRPC, and which of them agree.
 
 Coordinates are pixels of the image after EXIF orientation; times are UTC milliseconds since 1970; vectors are
 float32 arrays of unit length.
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from services.searcher.conditions import AnyOf
+from regionsearch.errors import Kind, RegionSearchError
 
 Vectors = NDArray[np.float32]
 
@@ -161,169 +161,12 @@ class UpsertResult:
 
 
 @dataclass(frozen=True, slots=True)
-class Filter:
-    """Conditions that must all hold; empty ones are ignored.
-
-    Attributes:
-        image_ids: The record's image is one of these.
-        exclude_image_ids: The record's image is none of these.
-        record_ids: The record is one of these.
-        exclude_record_ids: The record is none of these.
-        tags: The image has at least one of these.
-        exclude_tags: The image has none of these.
-        min_area: Pixels, inclusive.
-        max_area: Pixels, inclusive.
-        min_predicted_iou: Inclusive.
-        min_stability_score: Inclusive.
-        attributes: The record, or else its image, has exactly these values.
-        created_after_ms: Time of the image's first write, inclusive.
-        created_before_ms: Time of the image's first write, exclusive.
-        conditions: Further ones, of which each must hold.
-    """
-
-    image_ids: tuple[str, ...] = ()
-    exclude_image_ids: tuple[str, ...] = ()
-    record_ids: tuple[str, ...] = ()
-    exclude_record_ids: tuple[str, ...] = ()
-    tags: tuple[str, ...] = ()
-    exclude_tags: tuple[str, ...] = ()
-    min_area: int | None = None
-    max_area: int | None = None
-    min_predicted_iou: float | None = None
-    min_stability_score: float | None = None
-    attributes: tuple[tuple[str, str], ...] = ()
-    created_after_ms: int | None = None
-    created_before_ms: int | None = None
-    conditions: tuple[AnyOf, ...] = ()
-
-
-NO_FILTER = Filter()
-
-
-@dataclass(frozen=True, slots=True)
-class Position:
-    """A place in the one total order of hits: after this hit the next page begins."""
-
-    score: float
-    level: int
-    image_id: str
-    record_id: str
-
-    @property
-    def sort_key(self) -> tuple[float, int, str, str]:
-        """Ascending in the order of hits: best score first, image before region, then the ids."""
-        return (-self.score, self.level, self.image_id, self.record_id)
-
-
-BEGINNING = Position(2.0, 0, "", "")
-"""Before every hit."""
-
-
-@dataclass(frozen=True, slots=True)
-class Query:
-    """One ranked list to be made.
-
-    Attributes:
-        vectors: Shape (queries, dimension); a record scores with its best one.
-        negatives: Shape (negatives, dimension), perhaps no rows.
-        level: Only records of this level; None is both.
-        filter: Conditions on records.
-        min_score: Lowest cosine kept.
-        min_relevancy: Lowest relevancy kept, where there are negatives.
-        relative_cutoff: Keeps what scores at least this part of the best score.
-        group_by_image: One hit an image.
-        whole_image_margin: Grouped over both levels, a whole image goes before its own region that is
-            better by less than this.
-        limit: Hits wanted.
-        seq: The state of the collection to search; None is the newest.
-        generation: The generation of the collection to search (see `UpsertResult`); None is the present one.
-        after: Only hits behind this place.
-        skipped: Number of hits up to `after`, the rank of the last one.
-        shown: The engine's own numbers of hits that were shown although they may come behind `after`.
-        effort: How far an approximate index looks, as a multiple of what its target needs; infinity looks at
-            all.
-        include_masks: Whether the records of the hits carry their masks.
-    """
-
-    vectors: Vectors
-    negatives: Vectors
-    level: Level | None = None
-    filter: Filter = NO_FILTER
-    min_score: float | None = None
-    min_relevancy: float = 0.5
-    relative_cutoff: float | None = None
-    group_by_image: bool = False
-    whole_image_margin: float = 0.02
-    limit: int = 20
-    seq: int | None = None
-    generation: str | None = None
-    after: Position | None = None
-    skipped: int = 0
-    shown: tuple[int, ...] = ()
-    effort: float = 1.0
-    include_masks: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Hit:
-    """One found record with its image, and `best_region` where the whole image stands for it."""
-
-    rank: int
-    score: float
-    relevancy: float | None
-    query_index: int
-    record: Record
-    image: StoredImage
-    best_region: Hit | None = None
-
-    @property
-    def position(self) -> Position:
-        """Where the hit stands in the total order."""
-        return Position(self.score, int(self.record.level), self.record.image_id, self.record.record_id)
-
-
-@dataclass(frozen=True, slots=True)
-class Page:
-    """Hits in order, state and generation of the collection that they are from, and whether more follow.
-
-    Attributes:
-        hits: The hits.
-        seq: The state.
-        more: Whether more follow.
-        generation: See `UpsertResult`.
-        after: Where the next page goes on, if that is not behind the last hit.
-        shown: What the next page's query has to name as shown.
-    """
-
-    hits: tuple[Hit, ...]
-    seq: int
-    more: bool
-    generation: str = ""
-    after: Position | None = None
-    shown: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
 class DeleteResult:
     """The result of a deletion."""
 
     seq: int
     image_count: int
     record_count: int
-
-
-@dataclass(frozen=True, slots=True)
-class Deletion:
-    """Selects what to delete: the union of all selectors. Images that a filter empties are deleted too.
-
-    Nothing goes unless the image `as_read` still has the time of creation, name, tags and attributes that it
-    has there.
-    """
-
-    image_ids: tuple[str, ...] = ()
-    record_ids: tuple[str, ...] = ()
-    filter: Filter | None = None
-    as_read: StoredImage | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -344,3 +187,77 @@ class ImagePage:
     next_key: tuple[int, str] | None
     total_count: int
     generation: str = ""
+
+
+def check_model(collection: str, kept: ModelIdentity, sent: ModelIdentity) -> None:
+    """Refuses vectors of another model or crop policy.
+
+    Raises:
+        RegionSearchError: MODEL_MISMATCH, naming both.
+    """
+    if not kept.agrees_with(sent):
+        raise RegionSearchError(
+            Kind.MODEL_MISMATCH,
+            f"collection {collection!r} holds vectors of {kept}, these are of {sent}: use that model, or "
+            "another collection",
+            field="model",
+            metadata={"collection_model": str(kept), "request_model": str(sent)},
+        )
+
+
+def check_generation(collection: str, present: str, begun: str | None) -> None:
+    """Refuses to continue in a collection that was recreated or restored since a call or its first page.
+
+    Raises:
+        RegionSearchError: ABORTED.
+    """
+    if begun is not None and begun != present:
+        raise RegionSearchError(
+            Kind.ABORTED,
+            f"collection {collection!r} was deleted and created again, or restored, since this call or its "
+            "first page: start again from the first page",
+            field="collection",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentStats:
+    """One part of the index. `recall` is recall@10 against exact search; None where the index is exact."""
+
+    record_count: int
+    tombstone_count: int
+    index: str
+    recall: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CollectionStats:
+    """Sizes of a collection, and the recall of its indexes, `recalls` by kind of query."""
+
+    collection: str
+    seq: int
+    image_count: int
+    record_count: int
+    tombstone_count: int
+    memory_bytes: int
+    segments: tuple[SegmentStats, ...]
+    binary_recall: float | None = None
+    recalls: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotFile:
+    """A snapshot that can be restored; `created_ms` is milliseconds since 1970."""
+
+    name: str
+    size_bytes: int
+    created_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotInfo:
+    """A finished snapshot: file name, size in bytes, and the last write that it holds."""
+
+    name: str
+    size_bytes: int
+    seq: int

@@ -8,7 +8,7 @@ import numpy as np
 
 from regionsearch.errors import Kind, RegionSearchError
 from regionsearch.masks import RunLengthMask
-from regionsearch.region_selection import merge_masks, select_by_prompt
+from regionsearch.prompts import merge_masks, select_by_prompt
 from regionsearch.v1 import segment_pb2
 from services.segmenter.backends.base import Size
 from services.segmenter.everything import Region
@@ -46,7 +46,7 @@ def choose_regions(regions: Sequence[Region], prompts: Sequence[Prompt]) -> list
 
     Args:
         regions: Everything in the image.
-        prompts: Points and boxes, see `regionsearch.region_selection.select_by_prompt`.
+        prompts: Points and boxes, see `regionsearch.prompts.select_by_prompt`.
     """
     if not regions:
         return [[] for _ in prompts]

@@ -31,7 +31,6 @@ from services.segmenter.everything import (
     draw_candidates,
     finish_image,
 )
-from services.segmenter.features import pool_features
 from services.segmenter.grid import Crop, grid_points, plan_crops
 from services.segmenter.options import EverythingOptions, Mode, SelectionOptions, planned_points
 from services.segmenter.prompts import (
@@ -42,7 +41,7 @@ from services.segmenter.prompts import (
     without_logits,
 )
 from services.segmenter.refine.mask_refiner import MaskRefiner
-from services.segmenter.selection import select_regions
+from services.segmenter.regions import pool_features, select_regions
 from services.segmenter.tasks import (
     REFINE_ITEMS,
     DrawTask,
@@ -55,7 +54,7 @@ from services.segmenter.tasks import (
     Task,
     joined,
 )
-from services.torch_runtime.failures import classify
+from services.torch_runtime.devices import classify
 
 PROMPT_PIECE = 128  # prompts of one call that are in the queue at a time
 GRID_PIECE = 1024  # grid points of one call that are in the queue at a time; other calls go between pieces

@@ -27,8 +27,7 @@ from regionsearch.masks import PixelBox, RunLengthMask
 from services.segmenter.backends.base import Backend, DecodedMasks, Embedding, PromptBatch, Size
 from services.segmenter.backends.proposer import Proposals, Proposer
 from services.segmenter.grid import Crop, grid_points, plan_crops
-from services.segmenter.masks.rasterize import draw, measure
-from services.segmenter.masks.small_regions import remove_small_parts
+from services.segmenter.masks import draw, measure, remove_small_parts
 from services.segmenter.options import EverythingOptions, Mode
 from services.segmenter.upscale import Indices, upscaler_for
 

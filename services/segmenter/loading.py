@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from regionsearch.errors import Kind, RegionSearchError, invalid
-from regionsearch.models import WEIGHTS, checked_digest, file_digest, find, pocket_dir
+from regionsearch.models.catalog import WEIGHTS
+from regionsearch.models.store import checked_digest, file_digest, find, pocket_dir
 from services.segmenter.backends.base import ModelFiles
 from services.segmenter.backends.checkpoints import recognise_file
 from services.segmenter.backends.fastsam import EVERYTHING

@@ -13,9 +13,8 @@ from numpy.typing import NDArray
 
 from regionsearch.errors import invalid, too_large
 from regionsearch.images import ImageLimits, decoded_bytes, image_from_proto
-from regionsearch.mask_messages import mask_from_proto, mask_to_proto
 from regionsearch.prompts import read_box
-from regionsearch.tensors import tensor_from_proto, tensor_to_proto
+from regionsearch.tensors import mask_from_proto, mask_to_proto, tensor_from_proto, tensor_to_proto
 from regionsearch.v1 import segment_pb2, types_pb2
 from services.segmenter.backends.base import ModelIdentity
 from services.segmenter.call_context import LazyImage

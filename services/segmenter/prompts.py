@@ -18,7 +18,7 @@ from regionsearch.prompts import check_box, check_point
 from services.segmenter.backends.base import Backend, Embedding, Geometry, PromptBatch, Size
 from services.segmenter.everything import Region
 from services.segmenter.grid import Crop
-from services.segmenter.masks.rasterize import draw, measure
+from services.segmenter.masks import draw, measure
 from services.segmenter.upscale import Upscaler, upscaler_for
 
 # Size of the decoder's own logits inside and outside of an object, which mask prompts imitate.

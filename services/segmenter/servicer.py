@@ -8,11 +8,11 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from regionsearch.errors import invalid, too_large
-from regionsearch.v1 import segment_pb2, segment_pb2_grpc, types_pb2
+from regionsearch.v1 import segment_pb2 as pb
+from regionsearch.v1 import segment_pb2_grpc, types_pb2
 from services.runtime.batcher import Priority
-from services.runtime.enums import check_enums
-from services.runtime.requests import Load
-from services.runtime.streams import answer_items, item_status
+from services.runtime.interceptor import answer_items, item_status
+from services.runtime.requests import Load, check_enums
 from services.segmenter import messages
 from services.segmenter.call_context import CallContext, LazyImage
 from services.segmenter.choosing import check_choosable
@@ -45,48 +45,42 @@ class SegmentServicer(segment_pb2_grpc.SegmentServiceServicer):
         self._limits = settings.image_limits
         self._model = messages.write_model(engine.backend.identity)
 
-    async def Segment(  # noqa: N802
-        self, request: segment_pb2.SegmentRequest, context: Any
-    ) -> segment_pb2.SegmentResponse:
+    async def Segment(self, request: pb.SegmentRequest, context: Any) -> pb.SegmentResponse:
         """Segments everything, or the object of each prompt."""
         return await self._segment(request, _deadline(context))
 
-    async def SegmentStream(  # noqa: N802
-        self, request_iterator: AsyncIterator[segment_pb2.SegmentStreamRequest], context: Any
-    ) -> AsyncIterator[segment_pb2.SegmentStreamResponse]:
+    async def SegmentStream(
+        self, request_iterator: AsyncIterator[pb.SegmentStreamRequest], context: Any
+    ) -> AsyncIterator[pb.SegmentStreamResponse]:
         """Many images; answers come as they get ready."""
         deadline = _deadline(context)
 
-        async def answer(
-            item: segment_pb2.SegmentStreamRequest, _: object
-        ) -> segment_pb2.SegmentStreamResponse:
+        async def answer(item: pb.SegmentStreamRequest, _: object) -> pb.SegmentStreamResponse:
             try:
                 check_enums(item.request)
                 with self._load.message(item.ByteSize()):
                     response = await self._segment(item.request, deadline)
             except (Exception, asyncio.CancelledError) as error:  # fails one item, not the stream
-                return segment_pb2.SegmentStreamResponse(key=item.key, error=item_status(error))
-            return segment_pb2.SegmentStreamResponse(key=item.key, response=response)
+                return pb.SegmentStreamResponse(key=item.key, error=item_status(error))
+            return pb.SegmentStreamResponse(key=item.key, response=response)
 
         answers = answer_items(request_iterator, answer, self._settings.max_stream_calls)
         async with contextlib.aclosing(answers):
             async for one in answers:
                 yield one
 
-    async def GetModel(  # noqa: N802
-        self, request: segment_pb2.SegmentServiceGetModelRequest, context: Any
-    ) -> segment_pb2.SegmentServiceGetModelResponse:
+    async def GetModel(
+        self, request: pb.SegmentServiceGetModelRequest, context: Any
+    ) -> pb.SegmentServiceGetModelResponse:
         """The served model and its defaults."""
-        return segment_pb2.SegmentServiceGetModelResponse(
+        return pb.SegmentServiceGetModelResponse(
             model=self._model,
             everything_defaults=messages.write_everything(self._defaults),
             zoom_default=self._defaults.zoom,
             prompts_choose=self._engine.backend.choices is not None,
         )
 
-    async def _segment(
-        self, request: segment_pb2.SegmentRequest, deadline: float | None
-    ) -> segment_pb2.SegmentResponse:
+    async def _segment(self, request: pb.SegmentRequest, deadline: float | None) -> pb.SegmentResponse:
         image = await asyncio.to_thread(messages.read_image, request.image, self._limits)
         priority = Priority.BULK if request.priority == types_pb2.PRIORITY_BULK else Priority.INTERACTIVE
         call = CallContext(priority, deadline)
@@ -99,8 +93,8 @@ class SegmentServicer(segment_pb2_grpc.SegmentServiceServicer):
                 raise invalid("mode", "mode is missing; set everything or prompts")
 
     async def _everything(
-        self, image: LazyImage, request: segment_pb2.SegmentRequest, call: CallContext
-    ) -> segment_pb2.SegmentResponse:
+        self, image: LazyImage, request: pb.SegmentRequest, call: CallContext
+    ) -> pb.SegmentResponse:
         options, selection, mode = messages.read_everything(
             request.everything, self._defaults, self._settings.max_grid_points
         )
@@ -109,7 +103,7 @@ class SegmentServicer(segment_pb2_grpc.SegmentServiceServicer):
         )
         encoding = request.output.mask_encoding
 
-        def write() -> segment_pb2.SegmentResponse:
+        def write() -> pb.SegmentResponse:
             features = [None] * len(found.regions) if found.features is None else found.features
             budget = _ResponseBudget(self._settings.max_message_bytes)
             regions = [
@@ -121,8 +115,8 @@ class SegmentServicer(segment_pb2_grpc.SegmentServiceServicer):
         return await asyncio.to_thread(write)
 
     async def _prompts(
-        self, image: LazyImage, request: segment_pb2.SegmentRequest, call: CallContext
-    ) -> segment_pb2.SegmentResponse:
+        self, image: LazyImage, request: pb.SegmentRequest, call: CallContext
+    ) -> pb.SegmentResponse:
         settings, output, backend = self._settings, request.output, self._engine.backend
         if backend.choices is not None:
             check_choosable(request, backend.identity.variant)
@@ -139,7 +133,7 @@ class SegmentServicer(segment_pb2_grpc.SegmentServiceServicer):
             call=call,
         )
 
-        def write() -> segment_pb2.SegmentResponse:
+        def write() -> pb.SegmentResponse:
             results = []
             budget = _ResponseBudget(self._settings.max_message_bytes)
             for index, answer in enumerate(found.answers):
@@ -155,15 +149,13 @@ class SegmentServicer(segment_pb2_grpc.SegmentServiceServicer):
                     )
                     for candidate, feature in zip(answer, features, strict=True)
                 ]
-                results.append(segment_pb2.PromptResult(candidates=candidates))
+                results.append(pb.PromptResult(candidates=candidates))
             return self._response(found.image_size, found.cached, results=results)
 
         return await asyncio.to_thread(write)
 
-    def _response(
-        self, image_size: tuple[int, int], cached: bool, **answer: Any
-    ) -> segment_pb2.SegmentResponse:
-        return segment_pb2.SegmentResponse(
+    def _response(self, image_size: tuple[int, int], cached: bool, **answer: Any) -> pb.SegmentResponse:
+        return pb.SegmentResponse(
             image_height=image_size[0],
             image_width=image_size[1],
             model=self._model,

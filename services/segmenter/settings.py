@@ -5,18 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from services.runtime.batcher import BatchSettings
-from services.runtime.settings import MIB
+from services.runtime.settings import MIB, SettingsPart
 from services.segmenter.options import Defaults, Mode
-from services.torch_runtime.settings import ModelServiceSettings
+from services.torch_runtime.devices import ModelServiceSettings
 
 
-class EverythingSettings(BaseModel):
+class EverythingSettings(SettingsPart):
     """Options of everything mode; what is absent is as it suits the model that is served."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     mode: Mode | None = Field(None, description="Where to look: grid or proposals.")
     points_per_side: int | None = Field(

@@ -1,4 +1,4 @@
-"""Devices and numeric precision of a model."""
+"""Devices, precision and their settings, and which of torch's errors mean what."""
 
 from __future__ import annotations
 
@@ -7,8 +7,12 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+from pydantic import Field
 
 from regionsearch.errors import invalid
+from regionsearch.images import ImageLimits
+from services.runtime.batcher import Failure
+from services.runtime.settings import MIB, ServiceSettings
 
 LEAST_MATCH_RATE = 0.99
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -96,3 +100,37 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any
     """The context in which a model computes: none for fp32 and tf32, torch's autocast for bf16 and fp16."""
     dtype = _DTYPES.get(precision)
     return nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
+
+
+# Messages of allocators other than torch's own: the host's, CUDA's for pinned memory, those of its libraries.
+_OUT_OF_MEMORY = ("can't allocate memory", "CUDA error: out of memory", "_STATUS_ALLOC_FAILED")
+
+
+def classify(error: Exception) -> Failure:
+    """What an exception of a batch means for the batch and for the device.
+
+    Out of memory also empties torch's cache: fragments of the wrong size may be enough for half a batch.
+    """
+    message = str(error)
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
+        part in message for part in _OUT_OF_MEMORY
+    ):
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        return Failure.OUT_OF_MEMORY
+    if isinstance(error, RuntimeError) and "CUDA error" in message:
+        return Failure.FATAL  # sticky: every later call in this CUDA context fails too
+    return Failure.POISON
+
+
+class ModelServiceSettings(ServiceSettings):
+    """Base of the settings of a process that runs a model on images."""
+
+    threads: int = Field(0, ge=0, description="CPU threads per model operation; 0: torch's default.")
+    max_image_bytes: int = Field(32 * MIB, gt=0, description="Bytes of one encoded image.")
+    max_image_pixels: int = Field(50_000_000, gt=0, description="Pixels of one image.")
+
+    @property
+    def image_limits(self) -> ImageLimits:
+        """Limits of the images that are read."""
+        return ImageLimits(self.max_image_bytes, self.max_image_pixels, self.process)

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from regionsearch.errors import Kind, RegionSearchError, not_found
-from regionsearch.models import file_digest
+from regionsearch.models.store import file_digest
 
 
 def existing_file(path: Path, field: str, remedy: str) -> Path:

@@ -12,14 +12,14 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from regionsearch.cli import app, models
-from regionsearch.cli.searching import merged
+from regionsearch.cli.exporting import merged
 from regionsearch.client import Box, Client, Hit, HitImage, IngestResult, Mask
 from regionsearch.client.clients import OnResult
 from regionsearch.client.drawing import COLOUR, outline
 from regionsearch.errors import Kind, RegionSearchError
 from regionsearch.images import ImageLimits, Pixels
 from regionsearch.masks import encode_rle
-from regionsearch.models import PROFILES, WEIGHTS
+from regionsearch.models.catalog import PROFILES, WEIGHTS
 from tests.client.conftest import gateway
 from tests.client.fakes import FakeGateway
 

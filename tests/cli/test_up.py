@@ -24,7 +24,7 @@ from typer.testing import CliRunner
 from regionsearch.cli import app, main
 from regionsearch.cli.running import choose_models, warn_if_open
 from regionsearch.errors import RegionSearchError
-from regionsearch.models import PROFILES, WEIGHTS
+from regionsearch.models.catalog import PROFILES, WEIGHTS
 from regionsearch.supervisor import Plan, Supervisor
 from regionsearch.supervisor.child import Child
 from regionsearch.supervisor.plan import reachable

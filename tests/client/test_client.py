@@ -14,8 +14,9 @@ import pytest
 
 import regionsearch
 from regionsearch import AsyncClient, Client
-from regionsearch.client import Collection, IngestResult, NegativeExample, operations
-from regionsearch.client.problems import error_of
+from regionsearch.client import Collection, IngestResult, NegativeExample
+from regionsearch.client.operations import queries
+from regionsearch.client.transports import error_of
 from regionsearch.errors import Kind, RegionSearchError, overloaded
 from regionsearch.v1 import search_pb2
 from tests.client.fakes import MODEL, PAGES, FakeGateway, HttpHandler
@@ -376,7 +377,7 @@ def test_names_cannot_leave_their_place_in_the_path(gateway: FakeGateway) -> Non
 def test_methods_show_the_operations_arguments() -> None:
     assert (
         inspect.signature(Client.search).parameters.keys()
-        == inspect.signature(operations.search).parameters.keys()
+        == inspect.signature(queries.search).parameters.keys()
     )
     assert (Client.search.__doc__ or "").startswith("Finds regions")
     with Client() as client:

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from regionsearch import AsyncClient, Client
-from regionsearch.client import EverythingOptions, operations
+from regionsearch.client import EverythingOptions
+from regionsearch.client.operations import queries
 from regionsearch.errors import Kind, RegionSearchError
 from regionsearch.v1 import segment_pb2
 from tests.client.fakes import FakeGateway
@@ -211,10 +212,8 @@ def test_options_of_everything_mode_are_sent_along(
 
 
 def test_everything_in_an_image_is_looked_for_as_asked() -> None:
-    asked = operations.segment(
-        image=b"picture", everything=EverythingOptions(points_per_side=8)
-    ).http.request()
+    asked = queries.segment(image=b"picture", everything=EverythingOptions(points_per_side=8)).request()
     assert asked.body is not None
     assert json.loads(asked.body.to_json())["everything"] == {"points_per_side": 8}
     with pytest.raises(RegionSearchError, match="say what to segment"):
-        operations.segment(image=b"picture", points=[(1, 2)], everything=EverythingOptions()).http.request()
+        queries.segment(image=b"picture", points=[(1, 2)], everything=EverythingOptions()).request()

@@ -142,7 +142,7 @@ def test_results_are_short_to_look_at(result: SearchResult) -> None:
 
 def test_help_says_what_a_call_returns() -> None:
     with Client("http://localhost:9") as client:
-        assert inspect.signature(client.search).return_annotation == "SearchAnswer"
+        assert inspect.signature(client.search).return_annotation == "SearchResult"
         assert "level" in inspect.signature(client.search).parameters
     assert "Coroutine" in inspect.signature(AsyncClient("http://localhost:9").search).return_annotation
 

@@ -11,11 +11,10 @@ from typer.testing import CliRunner
 
 from regionsearch import AsyncClient, Client
 from regionsearch.cli import app
-from regionsearch.cli.output import console
+from regionsearch.cli.terminal import console
 from regionsearch.errors import Kind, RegionSearchError
 from regionsearch.proxies import environment_proxy, is_this_machine
-from regionsearch.rpc import ChannelConfig
-from regionsearch.rpc.channels import channel_options
+from regionsearch.rpc.channels import ChannelConfig, channel_options
 from tests.client.fakes import FakeGateway
 from tests.stack import free_port
 

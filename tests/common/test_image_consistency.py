@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
 from regionsearch.errors import Kind, RegionSearchError
-from regionsearch.images import EncodedImage, ImageLimits, decode_image, probe_image, profiles
+from regionsearch.images import EncodedImage, ImageLimits, colour, decode_image, probe_image
 from regionsearch.images.metadata import without_metadata
 from tests.hostile.image_files import png_chunk, rle_bomb, save, tiff, with_chunks
 
@@ -130,9 +130,9 @@ def test_xmp_alone_turns_nothing(file_format: str) -> None:
     assert check_one_truth(data).shape == (20, 40, 3)
 
 
-DISPLAY_P3 = profiles.of_code_points(12, 13, grey=False)
-LINEAR_GREY = profiles.of_code_points(12, 8, grey=True)
-PROFILES = {"P3": DISPLAY_P3, "linear": profiles.of_code_points(9, 8, grey=False)}
+DISPLAY_P3 = colour.of_code_points(12, 13, grey=False)
+LINEAR_GREY = colour.of_code_points(12, 8, grey=True)
+PROFILES = {"P3": DISPLAY_P3, "linear": colour.of_code_points(9, 8, grey=False)}
 
 
 @pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])

@@ -14,6 +14,7 @@ from PIL import Image
 from regionsearch.errors import Kind, RegionSearchError
 from regionsearch.images import (
     ImageLimits,
+    colour,
     decode_image,
     decoded_bytes,
     encode_image,
@@ -21,7 +22,6 @@ from regionsearch.images import (
     image_id,
     isolated,
     probe_image,
-    profiles,
 )
 from regionsearch.v1 import types_pb2
 
@@ -276,7 +276,7 @@ def test_decoding_takes_the_memory_that_admission_counts_with(kind: str, most: i
     elif kind == "webp":  # the decoder has canvases of its own
         data = save(image, "WEBP", method=0)
     elif kind == "profile":
-        data = save(image, "JPEG", icc_profile=profiles.of_code_points(12, 13, grey=False))
+        data = save(image, "JPEG", icc_profile=colour.of_code_points(12, 13, grey=False))
     else:
         data = save(Image.new("RGBA", (side, side), (9, 9, 9, 9)), "PNG", compress_level=1)
     process = subprocess.run([sys.executable, "-c", MEMORY], input=data, capture_output=True, check=True)

@@ -12,8 +12,8 @@ from pycocotools import mask as coco
 
 from regionsearch.errors import Kind, RegionSearchError
 from regionsearch.images import encode_image, png
-from regionsearch.mask_messages import mask_from_proto, mask_to_proto
 from regionsearch.masks import MAX_RLE_CHARS, decode_rle, encode_rle, mask_box, rle_runs
+from regionsearch.tensors import mask_from_proto, mask_to_proto
 from regionsearch.v1 import types_pb2
 
 masks = hnp.arrays(np.bool_, hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=70))

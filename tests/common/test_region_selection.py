@@ -5,7 +5,7 @@ import pytest
 
 from regionsearch.errors import RegionSearchError
 from regionsearch.masks import encode_rle
-from regionsearch.region_selection import select_by_points
+from regionsearch.prompts import select_by_points
 
 WHOLE = encode_rle(np.ones((4, 6), np.bool_))
 

@@ -13,8 +13,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from PIL import Image
 
-from regionsearch.mask_messages import mask_from_proto
 from regionsearch.masks import decode_rle
+from regionsearch.tensors import mask_from_proto
 from regionsearch.v1 import region_search_pb2, region_search_pb2_grpc, types_pb2
 from tests.e2e.scenes import Scene, held_out_scenes, iou
 from tests.stack import Stack

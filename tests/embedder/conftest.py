@@ -12,8 +12,7 @@ from safetensors.torch import save_file
 from regionsearch.v1 import embed_pb2, embed_pb2_grpc
 from services.embedder.backends import load_backend
 from services.embedder.backends.open_clip import build
-from services.embedder.loading import find_model
-from services.embedder.service import embedder
+from services.embedder.service import embedder, find_model
 from services.embedder.settings import EmbedderSettings
 from services.runtime.batcher import BatchSettings
 from services.runtime.server import serving

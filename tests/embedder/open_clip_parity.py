@@ -29,7 +29,7 @@ from PIL import Image
 from regionsearch.errors import RegionSearchError
 from services.embedder.backends import load_backend
 from services.embedder.crops import CropPolicy, crop_regions
-from services.embedder.loading import find_model
+from services.embedder.service import find_model
 from services.embedder.tasks import ImageTask
 
 ROOT = Path(__file__).resolve().parents[2]

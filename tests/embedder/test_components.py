@@ -16,10 +16,10 @@ from safetensors.torch import load_file, save_file
 from regionsearch.errors import Kind, RegionSearchError
 from services.embedder.backends import load_backend, open_clip, tokenizers
 from services.embedder.backends.base import ModelFiles
+from services.embedder.backends.open_clip import pack_rows, unpack_rows
+from services.embedder.backends.tokenizers import TextTemplates
 from services.embedder.engine import buckets
-from services.embedder.loading import find_model
-from services.embedder.sparse_rows import pack_rows, unpack_rows
-from services.embedder.text_templates import TextTemplates
+from services.embedder.service import find_model
 
 
 def test_templates_hold_the_text():

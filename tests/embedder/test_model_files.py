@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from regionsearch.errors import Kind, RegionSearchError
 from services.embedder.backends import load_backend
 from services.embedder.backends.open_clip import build
-from services.embedder.loading import find_model
+from services.embedder.service import find_model
 from tests.embedder.conftest import CONFIG
 
 PREPROCESS = {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bilinear", "resize_mode": "squash"}

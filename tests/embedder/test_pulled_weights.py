@@ -11,12 +11,11 @@ from typer.testing import CliRunner
 
 from regionsearch.cli import app
 from regionsearch.errors import Kind, RegionSearchError
-from regionsearch.models import WEIGHTS, Weights
+from regionsearch.models.catalog import WEIGHTS, Weights
 from regionsearch.tensors import tensor_from_proto
 from regionsearch.v1 import embed_pb2, embed_pb2_grpc
 from services.embedder.backends.open_clip import build
-from services.embedder.loading import find_model
-from services.embedder.service import embedder
+from services.embedder.service import embedder, find_model
 from services.embedder.settings import EmbedderSettings
 from services.runtime.server import serving
 from tests.embedder.conftest import CONFIG, EMBED

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from regionsearch.images import ImageLimits, encode_image
-from regionsearch.mask_messages import mask_to_proto
+from regionsearch.tensors import mask_to_proto
 from regionsearch.v1 import embed_pb2, types_pb2
 from services.embedder import request_parsing
 from services.embedder.crops import CropPolicy

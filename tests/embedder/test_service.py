@@ -10,8 +10,7 @@ import torch
 
 from regionsearch.errors import Kind, from_rpc_error
 from regionsearch.images import encode_image
-from regionsearch.mask_messages import mask_to_proto
-from regionsearch.tensors import tensor_from_proto
+from regionsearch.tensors import mask_to_proto, tensor_from_proto
 from regionsearch.v1 import embed_pb2, types_pb2
 from services.embedder import request_parsing
 from services.embedder.crops import CropPolicy, crop_regions

@@ -39,7 +39,7 @@ def test_calibrating_again_changes_one_figure_of_the_manifest(tmp_path):
 
 
 def test_the_embedder_reads_it(tmp_path):
-    loading = pytest.importorskip("services.embedder.loading")
+    loading = pytest.importorskip("services.embedder.service")
     manifest = tmp_path / "embedder.json"
     assert loading.read_cut_offs(manifest, {}) == {}
     assert loading.read_cut_offs(manifest, {"cut_offs": {"blur": 0.4}}) == {"blur": 0.4}

@@ -18,10 +18,9 @@ from PIL import ImageColor
 
 from regionsearch.errors import RegionSearchError, invalid
 from regionsearch.images import image_from_proto
-from regionsearch.mask_messages import mask_from_proto, mask_to_proto
 from regionsearch.masks import mask_box
-from regionsearch.rpc.callers import caller
-from regionsearch.tensors import tensor_to_proto
+from regionsearch.rpc.calls import caller
+from regionsearch.tensors import mask_from_proto, mask_to_proto, tensor_to_proto
 from regionsearch.v1 import embed_pb2, embed_pb2_grpc, segment_pb2, segment_pb2_grpc, types_pb2
 from services.runtime.server import Lifespan, Server, run
 from services.runtime.settings import ServiceSettings

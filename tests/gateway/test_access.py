@@ -47,7 +47,7 @@ def ask(gate: Access, times: int, address: str, key: str | None = None) -> int:
 
 @pytest.fixture
 def still(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("services.runtime.rates.time.monotonic", lambda: 0.0)
+    monkeypatch.setattr("services.runtime.auth.time.monotonic", lambda: 0.0)
 
 
 def test_callers_without_keys_have_a_rate_by_default_each_their_own(still: None) -> None:

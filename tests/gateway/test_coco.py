@@ -9,7 +9,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from gateway.coco import export_hits
-from regionsearch.coco import UNNAMED
+from regionsearch.exports import UNNAMED
 from regionsearch.v1 import search_pb2
 from tests.gateway.conftest import BLUE, GREEN, RED, Running, add, scene
 

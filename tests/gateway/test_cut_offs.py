@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.cut_offs import judge
+from gateway.matches import judge
 from regionsearch.v1 import embed_pb2, search_pb2
 from tests.gateway.conftest import BLUE, GREEN, RED, Running, World, add, scene
 from tests.gateway.fakes import Script

@@ -7,7 +7,7 @@ import concurrent.futures
 
 import pytest
 
-from regionsearch.rpc.callers import CALLER_HEADER
+from regionsearch.rpc.calls import CALLER_HEADER
 from tests.gateway.conftest import World, scene, wait_for
 from tests.gateway.fakes import Script
 

@@ -151,7 +151,7 @@ def test_documentation_needs_nothing_from_elsewhere(gateway: Running) -> None:
         assert not link.startswith("/"), "a proxy may serve it below a path"
         assert gateway.http.get(link).status_code == 200, link
     document = gateway.http.get("/openapi.json").json()
-    for name in ("SearchBody", "SegmentBody", "Problem", "SearchAnswer"):
+    for name in ("SearchBody", "SegmentBody", "Problem", "SearchResult"):
         assert name in document["components"]["schemas"]
     operation = document["paths"]["/v1/collections/{collection}/search"]["post"]
     assert operation["requestBody"]["content"]["application/json"]["example"]["query"]

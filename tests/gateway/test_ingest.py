@@ -330,7 +330,7 @@ def test_bad_attributes_are_refused(gateway: Running, collection: str, attribute
 def test_options_of_everything_mode_reach_the_segmenter(
     gateway: Running, collection: str, script: Script
 ) -> None:
-    """Over HTTP as over gRPC; what is kept says `selection`, or `max_regions` among the options."""
+    """Over HTTP as over gRPC; what is kept says `max_regions`, which gRPC has in `selection`."""
     options = {"mode": "proposals", "crop_n_layers": 1, "min_mask_region_area": 30, "max_regions": 2}
     response = gateway.http.post(
         f"/v1/collections/{collection}/images",
@@ -341,8 +341,7 @@ def test_options_of_everything_mode_reach_the_segmenter(
     request = region_search_pb2.IngestImageRequest(
         collection=collection,
         image=types_pb2.Image(encoded=scene(GREEN, RED)),
-        everything=EverythingOptions.model_validate(options).to_proto(),
-        selection={"max_regions": 1},
+        everything=EverythingOptions.model_validate(options | {"max_regions": 1}).to_proto(),
     )
     assert gateway.grpc.IngestImage(request).region_count == 1
     asked = [one for one in script.requests if isinstance(one, segment_pb2.SegmentRequest)][-2:]
@@ -380,26 +379,11 @@ def test_options_of_everything_mode_that_cannot_be_are_named(
 
 
 class TestGrpc:
-    def test_a_selection_that_cannot_be_is_named_as_it_was_sent(
-        self, gateway: Running, collection: str, script: Script
-    ) -> None:
-        field = "everything.selection.max_regions"
-        script.failures["Segment"] = [
-            RegionSearchError(Kind.INVALID_ARGUMENT, f"{field} is odd", field=field)
-        ]
-        request = region_search_pb2.IngestImageRequest(
-            collection=collection, image=types_pb2.Image(encoded=scene(RED)), selection={"max_regions": -1}
-        )
-        with pytest.raises(grpc.RpcError) as caught:
-            gateway.grpc.IngestImage(request)
-        error = from_rpc_error(caught.value)
-        assert (error.field, error.message) == ("selection.max_regions", "selection.max_regions is odd")
-
     def test_one_image_with_a_selection(self, gateway: Running, collection: str) -> None:
         request = region_search_pb2.IngestImageRequest(
             collection=collection,
             image=types_pb2.Image(encoded=scene(RED, BLUE, GREEN)),
-            selection=segment_pb2.SelectionOptions(max_regions=2),
+            everything={"selection": {"max_regions": 2}},
         )
         answer = gateway.grpc.IngestImage(request)
         assert answer.outcome == region_search_pb2.INGEST_OUTCOME_CREATED

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from gateway.http.json_bodies import parse_json
 from regionsearch.errors import Kind, RegionSearchError
-from regionsearch.schemas.requests import base64_files
-from regionsearch.schemas.requests.base64_files import decode_base64
+from regionsearch.schemas.requests import values as body_values
+from regionsearch.schemas.requests.values import decode_base64
 from tests.gateway.conftest import RED, Running, scene
 
 FILE = scene(RED)
@@ -86,7 +86,7 @@ def test_base64_as_clients_write_it(
     monkeypatch: pytest.MonkeyPatch, kind: str, slice_bytes: int, escape: str
 ) -> None:
     text = WRITTEN[kind]
-    monkeypatch.setattr(base64_files, "_SLICE", slice_bytes)
+    monkeypatch.setattr(body_values, "_SLICE", slice_bytes)
     written = json.dumps(text)
     if escape == "slashes":
         written = written.replace("/", "\\/")
@@ -99,7 +99,7 @@ def test_base64_as_clients_write_it(
 @pytest.mark.parametrize("slice_bytes", [4, 1 << 20])
 @pytest.mark.parametrize("text", ["Q", "QQ", "QQ=", "QQ==QQ==", "QUJD=", "QQ==\\u00e9", "é", "\\q", "Q-_="])
 def test_what_is_not_base64_is_refused(monkeypatch: pytest.MonkeyPatch, text: str, slice_bytes: int) -> None:
-    monkeypatch.setattr(base64_files, "_SLICE", slice_bytes)
+    monkeypatch.setattr(body_values, "_SLICE", slice_bytes)
     with pytest.raises(ValueError, match=r"\w"):
         decode_base64(text.encode())
 

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from gateway import render
-from regionsearch.mask_messages import mask_to_proto
 from regionsearch.masks import mask_box
+from regionsearch.tensors import mask_to_proto
 from regionsearch.v1 import types_pb2
 
 masks = st.tuples(st.integers(1, 12), st.integers(1, 12)).flatmap(lambda shape: arrays(bool, shape))

@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from gateway.service_clients import Services
-from regionsearch.rpc import ChannelConfig, TlsFiles, open_channel
+from regionsearch.rpc.channels import ChannelConfig, TlsFiles, open_channel
 from regionsearch.v1 import region_search_pb2, region_search_pb2_grpc, segment_pb2, segment_pb2_grpc
 from tests.gateway.conftest import RED, Running, World, scene, service
 from tests.gateway.fakes import FakeSegmenter, FakeSettings, Script, lifespan

@@ -9,7 +9,7 @@ import grpc
 import numpy as np
 
 from regionsearch.images import encode_image
-from regionsearch.rpc.callers import CALLER_HEADER
+from regionsearch.rpc.calls import CALLER_HEADER
 from regionsearch.v1 import segment_pb2, segment_pb2_grpc, types_pb2
 from services.runtime.server import serving
 from services.segmenter.service import segmenter

@@ -98,7 +98,7 @@ STORM = """
 import sys
 from regionsearch.errors import RegionSearchError
 from regionsearch.images import decode_image
-from regionsearch.images.quiet import silence_libtiff
+from regionsearch.images.tiff import silence_libtiff
 
 if sys.argv[1] == "quiet":
     silence_libtiff()
@@ -134,7 +134,7 @@ from PIL import Image
 from gateway import render
 from gateway.decoder import ImageDecoder
 from gateway.settings import LimitSettings
-from services.runtime.allocator import map_large_blocks
+from services.runtime.memory import map_large_blocks
 
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * 4096

@@ -12,7 +12,7 @@ import httpx
 import pytest
 from PIL import Image, ImageCms
 
-from regionsearch.images import profiles
+from regionsearch.images import colour
 from tests.hostile import image_files as files
 from tests.stack import Stack
 
@@ -79,7 +79,7 @@ def test_a_phones_heic_is_taken_in_shown_and_found(http: httpx.Client) -> None:
 def test_one_scene_in_three_formats_and_two_colour_spaces_scores_alike(http: httpx.Client) -> None:
     scene = Image.open(ROOT / "examples" / "scenes" / "scene-01.jpg").convert("RGB")
     srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
-    p3 = profiles.of_code_points(12, 13, grey=False)
+    p3 = colour.of_code_points(12, 13, grey=False)
     wide = ImageCms.profileToProfile(scene, srgb, ImageCms.ImageCmsProfile(io.BytesIO(p3)))
     assert wide is not None
     variants = [

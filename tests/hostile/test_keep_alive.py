@@ -19,7 +19,7 @@ from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
 from gateway.http.middleware import OwnTask
-from regionsearch.rpc import deadline, remaining
+from regionsearch.rpc.calls import deadline, remaining
 from tests.gateway.conftest import RED, Running, World, scene
 from tests.gateway.fakes import Script
 

@@ -9,17 +9,10 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from regionsearch.schemas.requests import (
-    Body,
-    CollectionBody,
-    EmbeddingsBody,
-    ImageChangeBody,
-    ImageIdsBody,
-    ReindexBody,
-    SearchBody,
-    SegmentBody,
-    WithinBody,
-)
+from regionsearch.schemas.requests.inference import EmbeddingsBody, SegmentBody
+from regionsearch.schemas.requests.records import CollectionBody, ImageChangeBody, ImageIdsBody, ReindexBody
+from regionsearch.schemas.requests.searches import SearchBody, WithinBody
+from regionsearch.schemas.requests.values import Body
 from tests.gateway.conftest import Running
 
 HALF = "\\ud800"

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from regionsearch.models import Weights, download
+from regionsearch.models import download
+from regionsearch.models.catalog import Weights
 
 
 @dataclass

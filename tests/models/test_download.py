@@ -18,8 +18,9 @@ from typing import ClassVar
 import pytest
 
 from regionsearch.errors import Kind, RegionSearchError
-from regionsearch.models import download, find_hub_file
+from regionsearch.models import download
 from regionsearch.models.download import pull, pull_repository
+from regionsearch.models.store import find_hub_file
 from tests.models.conftest import Publisher
 
 

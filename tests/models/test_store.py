@@ -9,20 +9,9 @@ from pathlib import Path
 import pytest
 
 from regionsearch.errors import Kind, RegionSearchError
-from regionsearch.models import (
-    POCKET,
-    PROFILES,
-    WEIGHTS,
-    Weights,
-    file_digest,
-    find,
-    models_dir,
-    pocket_dir,
-    profile,
-    store,
-    verify,
-    verify_pocket,
-)
+from regionsearch.models import store
+from regionsearch.models.catalog import PROFILES, WEIGHTS, Weights, profile
+from regionsearch.models.store import POCKET, file_digest, find, models_dir, pocket_dir, verify, verify_pocket
 
 
 def put(folder: Path, data: bytes, sha256: str | None = None) -> Weights:

@@ -6,8 +6,8 @@ import contextlib
 import grpc
 import pytest
 
-from regionsearch.rpc import CallPolicy, ChannelConfig, acall, open_aio_channel
-from regionsearch.rpc.channels import service_config
+from regionsearch.rpc.calls import CallPolicy, acall
+from regionsearch.rpc.channels import ChannelConfig, open_aio_channel, service_config
 from regionsearch.v1 import (
     embed_pb2,
     embed_pb2_grpc,

@@ -5,7 +5,8 @@ import struct
 
 import pytest
 
-from regionsearch.rpc import CallPolicy, ChannelConfig, acall, open_aio_channel
+from regionsearch.rpc.calls import CallPolicy, acall
+from regionsearch.rpc.channels import ChannelConfig, open_aio_channel
 from regionsearch.v1 import embed_pb2, embed_pb2_grpc
 from tests.runtime.conftest import EMBED, echo_server
 from tests.stack import free_port

@@ -9,19 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from regionsearch.errors import Kind, RegionSearchError, overloaded
-from regionsearch.rpc import (
-    CallPolicy,
-    ChannelConfig,
-    acall,
-    call,
-    chunked,
-    deadline,
-    fan_out,
-    open_aio_channel,
-    open_channel,
-    remaining,
-    resolve_target,
-)
+from regionsearch.rpc.calls import CallPolicy, acall, call, chunked, deadline, fan_out, remaining
+from regionsearch.rpc.channels import ChannelConfig, open_aio_channel, open_channel, resolve_target
 from regionsearch.v1 import embed_pb2, embed_pb2_grpc
 from tests.runtime.conftest import EMBED, echo_server
 from tests.stack import free_port

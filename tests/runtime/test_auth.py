@@ -11,9 +11,8 @@ from pydantic import ValidationError
 
 from regionsearch.errors import Kind, RegionSearchError, from_rpc_error
 from regionsearch.v1 import embed_pb2
-from services.runtime import auth, rates
-from services.runtime.auth import ApiKeys
-from services.runtime.rates import RateLimit
+from services.runtime import auth
+from services.runtime.auth import ApiKeys, RateLimit
 from tests.runtime.conftest import EchoSettings, echo_server
 
 
@@ -55,7 +54,7 @@ def failures(reason: str) -> float:
 def test_wrong_keys_are_counted_logged_and_limited_for_each_address(monkeypatch: pytest.MonkeyPatch) -> None:
     log = Log()
     monkeypatch.setattr(auth, "_log", log)
-    monkeypatch.setattr(rates.time, "monotonic", lambda: 0.0)
+    monkeypatch.setattr(auth.time, "monotonic", lambda: 0.0)
     keys = ApiKeys(["secret"])
     before = failures("unknown")
     kinds = []
@@ -87,7 +86,7 @@ async def test_wrong_keys_are_limited_over_grpc_too() -> None:
 
 def test_a_rate_limit_bucket_refills(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
-    monkeypatch.setattr(rates.time, "monotonic", lambda: now)
+    monkeypatch.setattr(auth.time, "monotonic", lambda: now)
     rate = RateLimit(rate=2.0, burst=3)
     for _ in range(3):
         rate.take("a")
@@ -106,7 +105,7 @@ def test_a_rate_limit_bucket_refills(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_rate_limit_buckets_of_idle_callers_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rates, "_MAX_CALLERS", 10)
+    monkeypatch.setattr(auth, "_MAX_CALLERS", 10)
     rate = RateLimit(rate=0.001, burst=1)
     for number in range(50):
         rate.take(str(number))

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from regionsearch.errors import Kind, RegionSearchError
-from regionsearch.rpc import deadline as surrounding_deadline
+from regionsearch.rpc.calls import deadline as surrounding_deadline
 from services.runtime import batcher as batcher_module
 from services.runtime.batcher import Batcher, BatchSettings, Priority
 from tests.runtime.batchers import Model, answer, batching, flat, held, until

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, precondition, rule
 
 from regionsearch.errors import Kind, RegionSearchError
-from regionsearch.rpc.callers import calling_for
+from regionsearch.rpc.calls import calling_for
 from services.runtime.batcher import Batcher, BatchSettings, Failure, Priority
 
 MAX_BATCH, MAX_QUEUE = 4, 12

@@ -8,7 +8,7 @@ import pytest
 
 from regionsearch.errors import Kind, RegionSearchError
 from regionsearch.v1 import embed_pb2, search_pb2, segment_pb2, types_pb2
-from services.runtime.enums import check_enums
+from services.runtime.requests import check_enums
 
 
 def unknown() -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from regionsearch.errors import Kind, RegionSearchError
-from regionsearch.rpc.callers import caller_name, calling_for, peer_address
+from regionsearch.rpc.calls import caller_name, calling_for, peer_address
 from services.runtime.batcher import Priority
 from services.runtime.fair import FairQueue, FairSlots, Shares
 from tests.runtime.batchers import answer, batching, flat, until

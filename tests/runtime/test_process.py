@@ -22,7 +22,7 @@ PROGRAM = textwrap.dedent(
     import contextlib, threading, time
     from regionsearch.v1 import embed_pb2_grpc
     from services.runtime.batcher import Batcher, BatchSettings
-    from services.runtime.server import run
+    from services.runtime.server import (run)
     from tests.runtime.conftest import EMBED, EchoServicer, EchoSettings
 
     class Settings(EchoSettings):
@@ -88,7 +88,7 @@ def test_sigterm_ends_a_process_with_code_0_after_its_calls(tmp_path):
 LOADING = textwrap.dedent(
     """
     import asyncio, contextlib, time
-    from services.runtime.server import run
+    from services.runtime.server import (run)
     from tests.runtime.conftest import EMBED, EchoSettings
 
     def load():

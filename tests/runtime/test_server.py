@@ -15,7 +15,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from regionsearch.errors import Kind, RegionSearchError, from_rpc_error, overloaded
-from regionsearch.rpc import ChannelConfig, TlsFiles, open_aio_channel
+from regionsearch.rpc.channels import ChannelConfig, TlsFiles, open_aio_channel
 from regionsearch.v1 import embed_pb2, embed_pb2_grpc, segment_pb2, segment_pb2_grpc
 from services.runtime import metrics
 from services.runtime.server import Server, announce, serving

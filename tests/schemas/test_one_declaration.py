@@ -10,7 +10,11 @@ from pydantic import BaseModel
 
 from gateway.http import routes_collections, routes_images, routes_ingest, routes_query, routes_service
 from regionsearch import client
-from regionsearch.schemas import requests, responses
+from regionsearch.schemas import responses
+from regionsearch.schemas.requests.inference import EverythingOptions
+from regionsearch.schemas.requests.values import Body
+from regionsearch.schemas.responses.records import Collection, Image, IngestError, IngestResult
+from regionsearch.schemas.responses.searches import Hit
 from regionsearch.v1 import search_pb2, types_pb2
 
 
@@ -40,14 +44,14 @@ def test_gateway_and_client_use_the_same_response_classes() -> None:
     assert {model.__module__.rpartition(".")[0] for model in answered} == {responses.__name__}
     exported = {getattr(client, name) for name in client.__all__}
     models = {one for one in exported if isinstance(one, type) and issubclass(one, BaseModel)}
-    returned = {model for model in models if not issubclass(model, requests.Body)}
-    assert models - returned == {requests.EverythingBody}
+    returned = {model for model in models if not issubclass(model, Body)}
+    assert models - returned == {EverythingOptions}
     assert {model.__module__.rpartition(".")[0] for model in returned} == {responses.__name__}
     assert {
-        responses.Hit,
-        responses.Image,
-        responses.Collection,
-        responses.IngestResult,
+        Hit,
+        Image,
+        Collection,
+        IngestResult,
     } <= answered & returned
 
 
@@ -69,8 +73,8 @@ def test_json_of_the_gateway_is_what_grpc_gives_the_client() -> None:
 
 
 def test_a_failed_file_has_no_facts_of_a_stored_image() -> None:
-    error = responses.IngestError(code="UNSUPPORTED_IMAGE", detail="Unsupported or corrupt image")
-    failed = responses.IngestResult(name="a.png", outcome="failed", error=error)
+    error = IngestError(code="UNSUPPORTED_IMAGE", detail="Unsupported or corrupt image")
+    failed = IngestResult(name="a.png", outcome="failed", error=error)
     assert failed.to_json() == {
         "name": "a.png",
         "outcome": "failed",

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from services.searcher.embedded.engine import EmbeddedEngine
+from services.searcher.queries import Deletion
 from services.searcher.settings import EmbeddedSettings
-from services.searcher.types import Deletion, Level, ModelIdentity, Record, StoredImage, Upsert
+from services.searcher.types import Level, ModelIdentity, Record, StoredImage, Upsert
 
 DIMENSION = 32
 MODEL = ModelIdentity("open_clip", "crash", "digest", DIMENSION)

@@ -9,8 +9,8 @@ from datetime import UTC, datetime
 import numpy as np
 
 from services.searcher.conditions import Condition, Range, ValueTest
-from services.searcher.types import Filter, Level, Query, Record, StoredImage, Upsert
-from services.searcher.updates import ImageUpdate
+from services.searcher.queries import Filter, ImageUpdate, Query
+from services.searcher.types import Level, Record, StoredImage, Upsert
 
 
 @dataclass

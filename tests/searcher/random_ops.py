@@ -8,10 +8,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from regionsearch.metadata import MetadataLimits
+from regionsearch.texts import MetadataLimits
 from services.searcher.conditions import AnyOf, Condition, Range, ValueTest
-from services.searcher.types import Filter, Level, ModelIdentity, Query, Record, StoredImage, Upsert
-from services.searcher.updates import ImageUpdate
+from services.searcher.queries import Filter, ImageUpdate, Query
+from services.searcher.types import Level, ModelIdentity, Record, StoredImage, Upsert
 
 DIMENSION = 4
 MODEL = ModelIdentity("open_clip", "test", "digest", DIMENSION)

@@ -16,8 +16,7 @@ from regionsearch.v1 import search_pb2, search_pb2_grpc
 from services.runtime.server import serving
 from services.searcher import __main__ as process_module
 from services.searcher.__main__ import SERVICES, searcher
-from services.searcher.bounded_executor import BoundedExecutor
-from services.searcher.cancellation import CancellationToken
+from services.searcher.bounded_executor import BoundedExecutor, CancellationToken
 from services.searcher.embedded.engine import EmbeddedEngine
 from services.searcher.embedded.index.vector_index import VectorIndex
 from services.searcher.settings import EmbeddedSettings, SearcherSettings

@@ -20,10 +20,11 @@ from services.searcher.embedded.engine import EmbeddedEngine
 from services.searcher.embedded.store import checkpoints
 from services.searcher.embedded.store import disk_reserve as reserve_module
 from services.searcher.embedded.store.database import FILE_NAME
-from services.searcher.embedded.store.retries import Backoff, LogThrottle
+from services.searcher.embedded.store.faults import Backoff, LogThrottle
 from services.searcher.metrics import CHECKPOINT_FAILURES
+from services.searcher.queries import Deletion, Filter
 from services.searcher.settings import EmbeddedSettings
-from services.searcher.types import Collection, Deletion, Filter
+from services.searcher.types import Collection
 from tests.searcher.conftest import MODEL
 from tests.searcher.test_store_faults import FailingConnection, database_module, found, kind_of, write
 
@@ -35,7 +36,8 @@ from pathlib import Path
 from regionsearch.errors import RegionSearchError
 from services.searcher.embedded.engine import EmbeddedEngine
 from services.searcher.settings import EmbeddedSettings
-from services.searcher.types import Collection, Deletion
+from services.searcher.queries import (Deletion)
+from services.searcher.types import (Collection)
 from tests.searcher.conftest import MODEL
 from tests.searcher.test_store_faults import found, write
 

@@ -15,23 +15,20 @@ from services.searcher.embedded import engine as embedded_module
 from services.searcher.embedded.engine import EmbeddedEngine
 from services.searcher.engine import Engine
 from services.searcher.migrate import migrate
+from services.searcher.queries import Deletion, Filter, ImageUpdate, Query
 from services.searcher.response_budget import ResponseBudget
 from services.searcher.settings import EmbeddedSettings
 from services.searcher.types import (
     CodeMethod,
     CodeSpec,
     Collection,
-    Deletion,
-    Filter,
     Level,
     ModelIdentity,
-    Query,
     Record,
     RleMask,
     StoredImage,
     Upsert,
 )
-from services.searcher.updates import ImageUpdate
 from tests.searcher.fake_gpu import FakeDevice
 from tests.searcher.milvus_server import open_milvus
 from tests.searcher.oracle import Oracle

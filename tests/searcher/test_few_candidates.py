@@ -13,16 +13,9 @@ from services.searcher import ranking
 from services.searcher.embedded.engine import EmbeddedEngine
 from services.searcher.embedded.index import approximate
 from services.searcher.embedded.queries import candidate_source, tie_order
+from services.searcher.queries import Deletion, Query
 from services.searcher.settings import EmbeddedSettings
-from services.searcher.types import (
-    Collection,
-    Deletion,
-    Level,
-    Query,
-    Record,
-    StoredImage,
-    Upsert,
-)
+from services.searcher.types import Collection, Level, Record, StoredImage, Upsert
 from tests.searcher.oracle import Oracle
 from tests.searcher.random_ops import MODEL, check_page, following, some_filter, some_query, some_upsert
 

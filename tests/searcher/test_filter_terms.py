@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from services.searcher.embedded.engine import EmbeddedEngine
-from services.searcher.embedded.index import terms
+from services.searcher.embedded.index import filters
 from services.searcher.embedded.store import lookups
-from services.searcher.types import Deletion, Filter, Level, Query, Record, StoredImage, Upsert
+from services.searcher.queries import Deletion, Filter, Query
+from services.searcher.types import Level, Record, StoredImage, Upsert
 from tests.searcher.conftest import MODEL, unit_vectors
 from tests.searcher.oracle import Oracle
 from tests.searcher.random_ops import some_condition
@@ -65,9 +66,9 @@ def test_filter_terms_read_only_new_rows_after_a_write(engine, monkeypatch) -> N
     wanted = Filter(tags=("x",), attributes=(("label", "a"),))
     assert len(found(engine, wanted)) == 600
     evaluated: list[int] = []
-    mask = terms.Owners.mask
+    mask = filters.Owners.mask
     monkeypatch.setattr(
-        terms.Owners, "mask", lambda self, image, key: evaluated.append(len(key)) or mask(self, image, key)
+        filters.Owners, "mask", lambda self, image, key: evaluated.append(len(key)) or mask(self, image, key)
     )
     owners: list[int] = []
     attribute_owners = lookups.attribute_owners
@@ -102,7 +103,7 @@ def test_a_filter_of_many_attributes_is_evaluated_once(engine, monkeypatch) -> N
 
 
 def test_filter_terms_are_evicted_when_they_take_too_much_memory(engine, monkeypatch) -> None:
-    monkeypatch.setattr(terms, "_KEPT_BYTES", 1000)
+    monkeypatch.setattr(filters, "_KEPT_BYTES", 1000)
     tags = tuple(f"t{n}" for n in range(20))
     engine.upsert("default", MODEL, write_of("i", "", {f"r{n}": "" for n in range(100)}, tags))
     for tag in tags:

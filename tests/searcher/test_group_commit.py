@@ -11,7 +11,7 @@ import pytest
 from regionsearch.errors import Kind, RegionSearchError
 from services.searcher.bounded_executor import BoundedExecutor
 from services.searcher.embedded.rows import Change
-from services.searcher.embedded.store import reads, writes
+from services.searcher.embedded.store import collection_rows, reads
 from services.searcher.embedded.store.database import Database
 from services.searcher.embedded.store.group_commit import GroupCommitter
 
@@ -41,11 +41,11 @@ class Bench:
         return self.quick(connection)
 
     def quick(self, connection):
-        seq = writes.next_seq(connection)
+        seq = collection_rows.next_seq(connection)
         return seq, Change(1, seq)
 
     def broken(self, connection):
-        writes.next_seq(connection)
+        collection_rows.next_seq(connection)
         raise RegionSearchError(Kind.INVALID_ARGUMENT, "not like this")
 
     def close(self) -> None:

@@ -11,26 +11,23 @@ import pytest
 
 from services.searcher.embedded import engine as engine_module
 from services.searcher.embedded.engine import EmbeddedEngine
+from services.searcher.embedded.index.approximate import IvfSegment, build_ivf
 from services.searcher.embedded.index.binary import Codec, CodeSegment, build_codes, train_codec
 from services.searcher.embedded.index.compaction import CompactionInput
 from services.searcher.embedded.index.filters import CompiledFilter, FilterCache
-from services.searcher.embedded.index.flat import FlatSegment
 from services.searcher.embedded.index.gpu import MAX_COUNT, GpuSegment, build_gpu
-from services.searcher.embedded.index.ivf import IvfSegment, build_ivf
-from services.searcher.embedded.index.nearest import best
+from services.searcher.embedded.index.nearest import FlatSegment, best
 from services.searcher.embedded.index.recall import RecallEvaluator, noisy, recall_evaluators, tune
 from services.searcher.embedded.index.segments import SegmentQuery
 from services.searcher.embedded.rows import Rows
+from services.searcher.queries import Deletion, Filter, Query
 from services.searcher.settings import EmbeddedSettings
 from services.searcher.types import (
     CodeMethod,
     CodeSpec,
     Collection,
-    Deletion,
-    Filter,
     Level,
     ModelIdentity,
-    Query,
     Record,
     StoredImage,
     Upsert,

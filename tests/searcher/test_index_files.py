@@ -13,8 +13,9 @@ import pytest
 from services.searcher.embedded import planning
 from services.searcher.embedded.engine import EmbeddedEngine
 from services.searcher.embedded.index.index_files import FOLDER, SegmentFiles
+from services.searcher.queries import Deletion, Filter
 from services.searcher.settings import EmbeddedSettings
-from services.searcher.types import CodeMethod, CodeSpec, Collection, Deletion, Filter, Level, Record, Upsert
+from services.searcher.types import CodeMethod, CodeSpec, Collection, Level, Record, Upsert
 from tests.searcher.test_index import MODEL, clustered, fill, search
 
 ROWS = 4750

@@ -9,13 +9,14 @@ import pytest
 
 from services.searcher.embedded import maintenance, planning
 from services.searcher.embedded.engine import EmbeddedEngine
+from services.searcher.embedded.index.approximate import IvfSegment
 from services.searcher.embedded.index.compaction import CompactionInput, select_for_compaction
 from services.searcher.embedded.index.index_files import FOLDER
-from services.searcher.embedded.index.ivf import IvfSegment
 from services.searcher.embedded.index.live_queries import QueryKind
 from services.searcher.embedded.index.recall import RecallEvaluator
+from services.searcher.queries import Deletion, Filter
 from services.searcher.settings import EmbeddedSettings
-from services.searcher.types import Collection, Deletion, Filter
+from services.searcher.types import Collection
 from tests.searcher.test_index import DIMENSION, MODEL, clustered, fill, search
 from tests.searcher.test_response_budget import until
 

@@ -36,7 +36,9 @@ import numpy as np
 from regionsearch.errors import RegionSearchError
 from services.searcher.embedded.engine import EmbeddedEngine
 from services.searcher.settings import EmbeddedSettings
-from services.searcher.types import Collection, Deletion, Level, Query, Record, StoredImage, Upsert
+from services.searcher.queries import (Query)
+from services.searcher.queries import (Deletion)
+from services.searcher.types import (Collection, Level, Record, StoredImage, Upsert)
 from tests.searcher.conftest import MODEL, unit_vectors
 
 WIDE = replace(MODEL, dimension=2048)

@@ -11,7 +11,7 @@ from prometheus_client import REGISTRY
 
 from regionsearch.errors import Kind, RegionSearchError
 from services.searcher import metrics
-from services.searcher.reports import CollectionStats
+from services.searcher.types import CollectionStats
 
 
 async def test_gauges_of_the_last_deleted_collection_are_removed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,28 +19,17 @@ pytest.importorskip("pymilvus", reason="the milvus engine needs pymilvus")
 from pymilvus import MilvusException
 
 from regionsearch.errors import Kind, RegionSearchError
-from services.searcher.cancellation import CancellationToken
+from services.searcher.bounded_executor import CancellationToken
 from services.searcher.milvus import rows as milvus_rows
 from services.searcher.milvus import session as session_module
 from services.searcher.milvus import tables
 from services.searcher.milvus.access import EVENTUAL, STRONG, Access, TableGoneError, explained
-from services.searcher.milvus.clock import waits_for
-from services.searcher.milvus.session import Session
+from services.searcher.milvus.session import Session, waits_for
 from services.searcher.milvus.source import MilvusSource
 from services.searcher.milvus.tables import placement_of
+from services.searcher.queries import Deletion, Filter, Query
 from services.searcher.settings import MilvusSettings
-from services.searcher.types import (
-    Collection,
-    Deletion,
-    Filter,
-    Level,
-    ModelIdentity,
-    Query,
-    Record,
-    RleMask,
-    StoredImage,
-    Upsert,
-)
+from services.searcher.types import Collection, Level, ModelIdentity, Record, RleMask, StoredImage, Upsert
 from tests.searcher.milvus_server import open_milvus
 
 MODEL = ModelIdentity("open_clip", "test", "digest", 8)

@@ -14,18 +14,9 @@ from regionsearch.v1 import search_pb2
 from services.searcher.embedded.engine import EmbeddedEngine
 from services.searcher.embedded.queries import candidate_source, tie_order
 from services.searcher.embedded.store import lookups
+from services.searcher.queries import Hit, Query
 from services.searcher.settings import EmbeddedSettings
-from services.searcher.types import (
-    CodeMethod,
-    CodeSpec,
-    Collection,
-    Hit,
-    Level,
-    Query,
-    Record,
-    StoredImage,
-    Upsert,
-)
+from services.searcher.types import CodeMethod, CodeSpec, Collection, Level, Record, StoredImage, Upsert
 from tests.searcher.conftest import search_request, unit_vectors, upsert_request
 from tests.searcher.random_ops import following
 from tests.searcher.test_index import DIMENSION, MODEL, clustered

@@ -13,21 +13,12 @@ import numpy as np
 import pytest
 
 from regionsearch.errors import Kind, RegionSearchError
-from regionsearch.metadata import MetadataLimits
+from regionsearch.texts import MetadataLimits
 from regionsearch.v1 import search_pb2
 from services.searcher.embedded.engine import EmbeddedEngine
+from services.searcher.queries import Deletion, ImageUpdate, Query
 from services.searcher.settings import EmbeddedSettings
-from services.searcher.types import (
-    Collection,
-    Deletion,
-    Level,
-    ModelIdentity,
-    Query,
-    Record,
-    StoredImage,
-    Upsert,
-)
-from services.searcher.updates import ImageUpdate
+from services.searcher.types import Collection, Level, ModelIdentity, Record, StoredImage, Upsert
 from tests.searcher.conftest import DIMENSION, MODEL, MODEL_INFO, unit_vectors, upsert_request
 
 NEXT = replace(MODEL, variant="next", weights_digest="other")

@@ -12,17 +12,18 @@ import numpy as np
 import pytest
 
 from regionsearch.errors import Kind, RegionSearchError, from_rpc_error
-from regionsearch.mask_messages import mask_to_proto
-from regionsearch.rpc import acall
+from regionsearch.rpc.calls import acall
+from regionsearch.tensors import mask_to_proto
 from regionsearch.v1 import search_pb2, search_pb2_grpc, types_pb2
 from services.runtime.server import serving
 from services.searcher.__main__ import SERVICES, searcher
+from services.searcher.candidates import Candidates, Numbers
 from services.searcher.embedded.engine import EmbeddedEngine
 from services.searcher.embedded.index.vector_index import VectorIndex
-from services.searcher.ranking import RELEVANT_AMONG, Candidates, Numbers, rank
+from services.searcher.queries import Query
+from services.searcher.ranking import RELEVANT_AMONG, rank
 from services.searcher.response_budget import ResponseBudget, ResponseMemory
 from services.searcher.settings import EmbeddedSettings, SearcherSettings
-from services.searcher.types import Query
 from tests.searcher.conftest import DIMENSION, MODEL, MODEL_INFO, search_request, unit_vectors, upsert_request
 from tests.searcher.test_store_faults import NOTHING, write
 

@@ -17,8 +17,9 @@ from services.searcher.embedded import planning, snapshots
 from services.searcher.embedded.engine import EmbeddedEngine
 from services.searcher.embedded.index.index_files import FOLDER
 from services.searcher.embedded.store.database import FILE_NAME
+from services.searcher.queries import Deletion
 from services.searcher.settings import EmbeddedSettings
-from services.searcher.types import CodeMethod, CodeSpec, Collection, Deletion
+from services.searcher.types import CodeMethod, CodeSpec, Collection
 from tests.searcher.test_index import MODEL, clustered, fill
 from tests.searcher.test_store_faults import found, kind_of, write
 

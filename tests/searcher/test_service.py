@@ -19,7 +19,7 @@ from regionsearch.v1 import search_pb2, search_pb2_grpc, types_pb2
 from services.runtime.server import serving
 from services.searcher.__main__ import SERVICES, searcher
 from services.searcher.embedded.store.database import Database
-from services.searcher.page_tokens import PageTokens
+from services.searcher.search_requests import PageTokens
 from services.searcher.settings import SearcherSettings
 from tests.searcher.conftest import DIMENSION, MODEL_INFO, search_request, unit_vectors, upsert_request
 

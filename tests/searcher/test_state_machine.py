@@ -22,14 +22,9 @@ from hypothesis.stateful import (
 from regionsearch.errors import Kind, RegionSearchError
 from services.searcher.embedded import engine as engine_module
 from services.searcher.embedded.engine import EmbeddedEngine
+from services.searcher.queries import Deletion
 from services.searcher.settings import EmbeddedSettings
-from services.searcher.types import (
-    Collection,
-    Deletion,
-    Level,
-    Record,
-    Upsert,
-)
+from services.searcher.types import Collection, Level, Record, Upsert
 from tests.searcher.fake_gpu import FakeDevice
 from tests.searcher.oracle import Oracle
 from tests.searcher.random_ops import (

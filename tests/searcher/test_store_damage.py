@@ -17,7 +17,8 @@ from regionsearch.errors import Kind, RegionSearchError
 from services.searcher.embedded.engine import EmbeddedEngine
 from services.searcher.embedded.store import schema, writes
 from services.searcher.embedded.store.database import FILE_NAME
-from services.searcher.types import Filter, Level, Query, Record, RleMask, StoredImage, Upsert
+from services.searcher.queries import Filter, Query
+from services.searcher.types import Level, Record, RleMask, StoredImage, Upsert
 from tests.searcher.conftest import DIMENSION, MODEL, unit_vectors
 
 NOTHING = np.empty((0, DIMENSION), np.float32)

@@ -15,8 +15,9 @@ from regionsearch.errors import Kind, RegionSearchError
 from services.searcher.embedded.engine import EmbeddedEngine
 from services.searcher.embedded.store import database as database_module
 from services.searcher.embedded.store.database import FILE_NAME
+from services.searcher.queries import Deletion, Query
 from services.searcher.settings import EmbeddedSettings
-from services.searcher.types import Collection, Deletion, Level, Query, Record, StoredImage, Upsert
+from services.searcher.types import Collection, Level, Record, StoredImage, Upsert
 from tests.searcher.conftest import DIMENSION, MODEL, unit_vectors
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -11,8 +11,9 @@ from services.searcher.embedded.engine import EmbeddedEngine
 from services.searcher.embedded.index.search_thread import SearchThreads
 from services.searcher.embedded.queries import candidate_source
 from services.searcher.embedded.store.visibility import VisibilityHorizon
+from services.searcher.queries import Filter
 from services.searcher.settings import EmbeddedSettings
-from services.searcher.types import Collection, Filter
+from services.searcher.types import Collection
 from tests.searcher.conftest import MODEL, unit_vectors
 from tests.searcher.test_store_faults import NOTHING, Query, write
 

@@ -14,11 +14,11 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.profiler import profile
 
+from services.segmenter import masks
 from services.segmenter.backends.base import DecodedMasks
 from services.segmenter.backends.sam import SamBackend
 from services.segmenter.everything import decode_points, draw_candidates, filter_survivors
 from services.segmenter.grid import Crop, grid_points
-from services.segmenter.masks import rasterize
 from services.segmenter.options import EverythingOptions
 
 # Operations that only look at a tensor in another way, or allocate one.
@@ -75,8 +75,8 @@ def started(event: Any) -> Counter[str]:
 def as_on_a_gpu(untrained: SamBackend, monkeypatch: pytest.MonkeyPatch) -> SamBackend:
     """A backend that works in the portions, and with the operations, that a GPU gets."""
     monkeypatch.setattr(untrained, "decode_batch", 256)
-    monkeypatch.setitem(rasterize.PASSES, "cpu", rasterize.PASSES["cuda"])
-    monkeypatch.setattr(rasterize, "on_host", lambda values: False)
+    monkeypatch.setitem(masks.PASSES, "cpu", masks.PASSES["cuda"])
+    monkeypatch.setattr(masks, "on_host", lambda values: False)
     return untrained
 
 

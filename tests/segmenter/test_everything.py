@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from services.segmenter.backends.base import ModelIdentity
 from services.segmenter.backends.sam import SamBackend
 from services.segmenter.everything import Region, segment_everything
-from services.segmenter.masks.rasterize import PASSES, PassCost
+from services.segmenter.masks import PASSES, PassCost
 from services.segmenter.options import EverythingOptions
 
 # Low enough that some hundred candidates pass, whatever the weights.

@@ -5,7 +5,7 @@ import torch
 
 from regionsearch.masks import BoolMask
 from services.segmenter.backends.base import Embedding, Geometry
-from services.segmenter.features import cover, pool_features
+from services.segmenter.regions import cover, pool_features
 from tests.segmenter.test_selection import region
 
 GEOMETRY = Geometry(image_size=(40, 50), input_size=(80, 100), padded_size=(100, 100), steps=())

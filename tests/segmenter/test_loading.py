@@ -13,16 +13,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from regionsearch.errors import Kind, RegionSearchError
-from regionsearch.models import pocket_dir
+from regionsearch.models.store import pocket_dir
 from services.runtime.batcher import BatchSettings
 from services.segmenter import service
 from services.segmenter.backends import FAMILIES, load_backend
 from services.segmenter.backends.base import ModelFiles
 from services.segmenter.backends.refiner import Refiner
 from services.segmenter.backends.sam import SamBackend
-from services.segmenter.loading import CHECKPOINTS, find_model
+from services.segmenter.loading import CHECKPOINTS, find_model, load
 from services.segmenter.options import EverythingOptions, Mode
-from services.segmenter.service import load
 from services.segmenter.settings import EverythingSettings, SegmenterSettings
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from services.segmenter.masks.rasterize import count_on_device, count_on_host
+from services.segmenter.masks import count_on_device, count_on_host
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (5, 9), (40, 7)])

@@ -9,7 +9,7 @@ from regionsearch.masks import BoolMask, RunLengthMask, mask_box
 from services.segmenter.everything import Region
 from services.segmenter.grid import Crop
 from services.segmenter.options import SelectionOptions
-from services.segmenter.selection import select_regions
+from services.segmenter.regions import select_regions
 
 ANY = SelectionOptions(min_side=0, min_area=0, max_area_fraction=1, mask_nms_thresh=1)
 

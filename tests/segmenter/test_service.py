@@ -19,8 +19,7 @@ from numpy.typing import NDArray
 
 from regionsearch.errors import Kind, RegionSearchError, from_rpc_error
 from regionsearch.images import encode_image
-from regionsearch.mask_messages import mask_from_proto, mask_to_proto
-from regionsearch.tensors import tensor_from_proto, tensor_to_proto
+from regionsearch.tensors import mask_from_proto, mask_to_proto, tensor_from_proto, tensor_to_proto
 from regionsearch.v1 import segment_pb2, segment_pb2_grpc, types_pb2
 from services.runtime.batcher import BatchSettings
 from services.runtime.server import serving

@@ -9,7 +9,7 @@ from hypothesis.extra.numpy import arrays
 from segment_anything.utils.amg import remove_small_regions
 
 from regionsearch.masks import BoolMask, RunLengthMask, mask_box
-from services.segmenter.masks.small_regions import remove_small_parts
+from services.segmenter.masks import remove_small_parts
 
 
 @st.composite

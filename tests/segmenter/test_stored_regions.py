@@ -10,7 +10,7 @@ from hypothesis.extra.numpy import arrays
 
 from regionsearch.errors import Kind, RegionSearchError
 from regionsearch.masks import BoolMask, decode_rle, encode_rle
-from regionsearch.region_selection import (
+from regionsearch.prompts import (
     box_iou,
     merge_masks,
     select_by_box,

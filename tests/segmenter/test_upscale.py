@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from services.segmenter.backends.base import ResizeStep
-from services.segmenter.masks.rasterize import PassCost, plan_tiles
+from services.segmenter.masks import PassCost, plan_tiles
 from services.segmenter.upscale import Tile, Upscaler
 
 sides = st.integers(1, 90)

@@ -23,11 +23,10 @@ from services.segmenter.backends.base import Geometry
 from services.segmenter.backends.sam import SamBackend
 from services.segmenter.call_context import LazyImage, Prompted
 from services.segmenter.everything import Region
-from services.segmenter.features import pool_features
 from services.segmenter.grid import Crop
 from services.segmenter.prompts import Prompt, PromptedRegion
-from services.segmenter.refine.cascade import CLOSE_UPS
-from services.segmenter.refine.zoom_in import (
+from services.segmenter.refine.cascade import (
+    CLOSE_UPS,
     SURROUNDINGS,
     agree,
     enlarged,
@@ -35,6 +34,7 @@ from services.segmenter.refine.zoom_in import (
     square_around,
     surroundings,
 )
+from services.segmenter.regions import pool_features
 from tests.segmenter.test_engine import Watched, engine_for
 from tests.segmenter.test_prompts import prompt, rough
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from services.runtime.batcher import Failure
-from services.torch_runtime.failures import classify
+from services.torch_runtime.devices import classify
 
 
 @pytest.mark.parametrize(

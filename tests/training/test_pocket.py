@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from segment_anything import SamAutomaticMaskGenerator, SamPredictor
 from segment_anything.modeling import Sam
 
+from services.embedder.backends.open_clip import unpack_rows
 from services.embedder.crops import CropPolicy, crop_regions
-from services.embedder.sparse_rows import unpack_rows
 from services.segmenter.backends.pocket import build_pocket_sam
 from training.export import load_weights
 from training.shapes import draw_shape

@@ -10,8 +10,8 @@ from urllib.parse import quote
 import httpx
 from google.protobuf.message import Message
 
-from regionsearch.schemas.requests import Body
-from regionsearch.schemas.responses import Response
+from regionsearch.schemas.requests.values import Body
+from regionsearch.schemas.responses.values import Response
 
 T_co = TypeVar("T_co", covariant=True)
 ModelT = TypeVar("ModelT", bound=Response)
@@ -27,21 +27,6 @@ class HttpRequest:
     params: Mapping[str, Any] = field(default_factory=dict)
     files: Sequence[tuple[str, tuple[str, bytes]]] | None = None
     form: Mapping[str, Any] | None = None
-
-
-@dataclass(frozen=True)
-class HttpCall(Generic[T_co]):
-    """An operation over HTTP.
-
-    Attributes:
-        request: Makes the request; reads files, so that it may block.
-        read: Reads the answer.
-        answers: Further statuses that are answers and no errors.
-    """
-
-    request: Callable[[], HttpRequest]
-    read: Callable[[httpx.Response], T_co]
-    answers: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -65,14 +50,18 @@ class Operation(Generic[T_co]):
 
     Attributes:
         name: For messages.
-        http: Over HTTP.
+        request: Makes the request over HTTP; reads files, so that it may block.
+        read: Reads the answer over HTTP.
         grpc: Over gRPC; None where the gateway offers it over HTTP only.
+        answers: Further HTTP statuses that are answers and not errors.
         retry_overload: Whether it is tried again when the server is busy or away.
     """
 
     name: str
-    http: HttpCall[T_co]
+    request: Callable[[], HttpRequest]
+    read: Callable[[httpx.Response], T_co]
     grpc: GrpcCall[T_co] | None = None
+    answers: tuple[int, ...] = ()
     retry_overload: bool = True
 
 

@@ -10,7 +10,6 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from regionsearch.client.operations.base import (
     GrpcCall,
-    HttpCall,
     HttpRequest,
     Operation,
     answer,
@@ -18,21 +17,20 @@ from regionsearch.client.operations.base import (
     nothing,
     path_of,
 )
-from regionsearch.schemas.requests import CollectionBody, Page, ReindexBody
-from regionsearch.schemas.responses import Collection, Collections, Ready, Reindex
+from regionsearch.schemas.requests.records import CollectionBody, Page, ReindexBody
+from regionsearch.schemas.responses.records import Collection, CollectionPage, Reindex
+from regionsearch.schemas.responses.values import Readiness
 from regionsearch.v1 import region_search_pb2
 from regionsearch.v1.region_search_pb2_grpc import RegionSearchServiceStub
 
 
-def list_collections(*, page_size: int | None = None, page_token: str = "") -> Operation[Collections]:
+def list_collections(*, page_size: int | None = None, page_token: str = "") -> Operation[CollectionPage]:
     """One page of collections, by name; 100 of them when `page_size` is absent."""
     page = Page.read(given(page_size=page_size, page_token=page_token))
     return Operation(
         "list_collections",
-        HttpCall(
-            lambda: HttpRequest("GET", "/v1/collections", params=page.model_dump()),
-            answer(Collections),
-        ),
+        lambda: HttpRequest("GET", "/v1/collections", params=page.model_dump()),
+        answer(CollectionPage),
     )
 
 
@@ -49,16 +47,14 @@ def create_collection(
     body = CollectionBody.read(given(name=name, crop_policy=crop_policy, binary_codes=binary_codes))
     return Operation(
         "create_collection",
-        HttpCall(
-            lambda: HttpRequest("POST", "/v1/collections", body=body),
-            answer(Collection),
-        ),
+        lambda: HttpRequest("POST", "/v1/collections", body=body),
+        answer(Collection),
     )
 
 
 def delete_collection(name: str) -> Operation[None]:
     """Deletes a collection with all that is in it; `default` is empty afterwards."""
-    return Operation("delete_collection", HttpCall(lambda: HttpRequest("DELETE", path_of(name)), nothing))
+    return Operation("delete_collection", lambda: HttpRequest("DELETE", path_of(name)), nothing)
 
 
 def start_reindex(name: str, *, embedder: str = "") -> Operation[Reindex]:
@@ -71,7 +67,8 @@ def start_reindex(name: str, *, embedder: str = "") -> Operation[Reindex]:
     body = ReindexBody.read(given(embedder=embedder))
     return Operation(
         "start_reindex",
-        HttpCall(lambda: HttpRequest("POST", path_of(name, "reindex"), body=body), answer(Reindex)),
+        lambda: HttpRequest("POST", path_of(name, "reindex"), body=body),
+        answer(Reindex),
         GrpcCall(
             lambda channel: RegionSearchServiceStub(channel).StartReindex,
             lambda: region_search_pb2.StartReindexRequest(collection=name, embedder=embedder),
@@ -84,7 +81,8 @@ def get_reindex(name: str) -> Operation[Reindex]:
     """How far the last move of a collection to another model is."""
     return Operation(
         "get_reindex",
-        HttpCall(lambda: HttpRequest("GET", path_of(name, "reindex")), answer(Reindex)),
+        lambda: HttpRequest("GET", path_of(name, "reindex")),
+        answer(Reindex),
         GrpcCall(
             lambda channel: RegionSearchServiceStub(channel).GetReindex,
             lambda: region_search_pb2.GetReindexRequest(collection=name),
@@ -97,7 +95,8 @@ def cancel_reindex(name: str) -> Operation[None]:
     """Gives a move up; the collection stays as it is."""
     return Operation(
         "cancel_reindex",
-        HttpCall(lambda: HttpRequest("DELETE", path_of(name, "reindex")), nothing),
+        lambda: HttpRequest("DELETE", path_of(name, "reindex")),
+        nothing,
         GrpcCall(
             lambda channel: RegionSearchServiceStub(channel).CancelReindex,
             lambda: region_search_pb2.CancelReindexRequest(collection=name),
@@ -106,19 +105,19 @@ def cancel_reindex(name: str) -> Operation[None]:
     )
 
 
-def ready() -> Operation[Ready]:
+def ready() -> Operation[Readiness]:
     """Whether the gateway can do its work, and if not, what it waits for."""
     return Operation(
         "ready",
-        HttpCall(
-            lambda: HttpRequest("GET", "/readyz"),
-            answer(Ready),
-            answers=(httpx.codes.SERVICE_UNAVAILABLE,),
-        ),
+        lambda: HttpRequest("GET", "/readyz"),
+        answer(Readiness),
         GrpcCall(
             lambda channel: health_pb2_grpc.HealthStub(channel).Check,
             health_pb2.HealthCheckRequest,
-            lambda answer: Ready(ready=answer.status == health_pb2.HealthCheckResponse.SERVING, services={}),
+            lambda answer: Readiness(
+                ready=answer.status == health_pb2.HealthCheckResponse.SERVING, services={}
+            ),
         ),
+        answers=(httpx.codes.SERVICE_UNAVAILABLE,),
         retry_overload=False,
     )

@@ -11,7 +11,6 @@ from regionsearch import defaults
 from regionsearch.client.image_inputs import ImageInput, name_of, read_image_input
 from regionsearch.client.operations.base import (
     GrpcCall,
-    HttpCall,
     HttpRequest,
     Operation,
     answer,
@@ -20,18 +19,12 @@ from regionsearch.client.operations.base import (
     nothing,
     path_of,
 )
-from regionsearch.client.problems import error_of
-from regionsearch.schemas.requests import EverythingBody, ImageChangeBody, ImageIdsBody, IngestBody, Page
+from regionsearch.client.transports import error_of
+from regionsearch.schemas.requests.inference import EverythingOptions
+from regionsearch.schemas.requests.records import ImageChangeBody, ImageIdsBody, IngestBody, Page
 from regionsearch.schemas.requests.searches import Include
-from regionsearch.schemas.responses import (
-    Image,
-    Images,
-    IngestResult,
-    Region,
-    Regions,
-    StoredImages,
-    UpdatedImage,
-)
+from regionsearch.schemas.responses.records import Image, ImagePage, IngestResult, StoredImages, UpdatedImage
+from regionsearch.schemas.responses.regions import Region, Regions
 from regionsearch.v1 import region_search_pb2 as pb
 from regionsearch.v1.region_search_pb2_grpc import RegionSearchServiceStub
 
@@ -42,7 +35,7 @@ def ingest_one(
     *,
     tags: Sequence[str] = (),
     attributes: Mapping[str, str] | None = None,
-    everything: EverythingBody | None = None,
+    everything: EverythingOptions | None = None,
 ) -> Operation[IngestResult]:
     """Adds one image; the same bytes again are a `duplicate`, which gets the tags and attributes too.
 
@@ -79,7 +72,8 @@ def ingest_one(
 
     return Operation(
         "ingest",
-        HttpCall(request, read),
+        request,
+        read,
         GrpcCall(
             lambda channel: RegionSearchServiceStub(channel).IngestImage,
             message,
@@ -100,10 +94,8 @@ def check_images(
     body = ImageIdsBody.read({"image_ids": image_ids})
     return Operation(
         "check_images",
-        HttpCall(
-            lambda: HttpRequest("POST", f"{path_of(collection, 'images')}:check", body=body),
-            lambda response: StoredImages.model_validate(response.json()).images,
-        ),
+        lambda: HttpRequest("POST", f"{path_of(collection, 'images')}:check", body=body),
+        lambda response: StoredImages.model_validate(response.json()).images,
         GrpcCall(
             lambda channel: RegionSearchServiceStub(channel).CheckImages,
             lambda: body.to_proto(collection),
@@ -141,10 +133,8 @@ def update_image(
     path = path_of(collection, "images", image_id)
     return Operation(
         "update_image",
-        HttpCall(
-            lambda: HttpRequest("PATCH", path, body=body),
-            answer(UpdatedImage),
-        ),
+        lambda: HttpRequest("PATCH", path, body=body),
+        answer(UpdatedImage),
         GrpcCall(
             lambda channel: RegionSearchServiceStub(channel).UpdateImage,
             lambda: pb.UpdateImageRequest(collection=collection, update=body.to_proto(image_id)),
@@ -155,19 +145,17 @@ def update_image(
 
 def list_images(
     collection: str = defaults.COLLECTION, *, page_size: int | None = None, page_token: str = ""
-) -> Operation[Images]:
+) -> Operation[ImagePage]:
     """One page of a collection's images, newest first; 100 of them when `page_size` is absent."""
     page = Page.read(given(page_size=page_size, page_token=page_token))
     return Operation(
         "list_images",
-        HttpCall(
-            lambda: HttpRequest("GET", path_of(collection, "images"), params=page.model_dump()),
-            answer(Images),
-        ),
+        lambda: HttpRequest("GET", path_of(collection, "images"), params=page.model_dump()),
+        answer(ImagePage),
         GrpcCall(
             lambda channel: RegionSearchServiceStub(channel).ListImages,
             lambda: page.to_proto(collection),
-            Images.from_proto,
+            ImagePage.from_proto,
         ),
     )
 
@@ -181,7 +169,8 @@ def image(image_id: str, collection: str = defaults.COLLECTION) -> Operation[Ima
     path = path_of(collection, "images", image_id)
     return Operation(
         "image",
-        HttpCall(lambda: HttpRequest("GET", path), lambda response: Image.model_validate(response.json())),
+        lambda: HttpRequest("GET", path),
+        lambda response: Image.model_validate(response.json()),
     )
 
 
@@ -214,26 +203,23 @@ def regions(
     params = {"include": list(include)}
     return Operation(
         "regions",
-        HttpCall(
-            lambda: HttpRequest("GET", path_of(collection, "images", image_id, "regions"), params=params),
-            lambda response: Regions.model_validate(response.json()).regions,
-        ),
+        lambda: HttpRequest("GET", path_of(collection, "images", image_id, "regions"), params=params),
+        lambda response: Regions.model_validate(response.json()).regions,
     )
 
 
 def export_regions(image_id: str, collection: str = defaults.COLLECTION) -> Operation[dict[str, Any]]:
     """All regions of an image as a COCO document with masks."""
     path = path_of(collection, "images", image_id, "regions")
-    return Operation(
-        "export_regions", HttpCall(lambda: HttpRequest("GET", path, params={"format": "coco"}), document)
-    )
+    return Operation("export_regions", lambda: HttpRequest("GET", path, params={"format": "coco"}), document)
 
 
 def delete_image(image_id: str, collection: str = defaults.COLLECTION) -> Operation[None]:
     """Deletes an image with its regions."""
     return Operation(
         "delete_image",
-        HttpCall(lambda: HttpRequest("DELETE", path_of(collection, "images", image_id)), nothing),
+        lambda: HttpRequest("DELETE", path_of(collection, "images", image_id)),
+        nothing,
         GrpcCall(
             lambda channel: RegionSearchServiceStub(channel).DeleteImage,
             lambda: pb.DeleteImageRequest(collection=collection, image_id=image_id),
@@ -246,5 +232,6 @@ def _file(name: str, collection: str, *place: str, **params: Any) -> Operation[b
     path = path_of(collection, "images", *place)
     return Operation(
         name,
-        HttpCall(lambda: HttpRequest("GET", path, params=params), lambda response: response.content),
+        lambda: HttpRequest("GET", path, params=params),
+        lambda response: response.content,
     )

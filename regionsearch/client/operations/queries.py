@@ -22,7 +22,6 @@ from regionsearch.client.image_inputs import (
 )
 from regionsearch.client.operations.base import (
     GrpcCall,
-    HttpCall,
     HttpRequest,
     Operation,
     answer,
@@ -30,9 +29,17 @@ from regionsearch.client.operations.base import (
     given,
     path_of,
 )
-from regionsearch.schemas.requests import EmbeddingsBody, EverythingBody, SearchBody, SegmentBody, WithinBody
-from regionsearch.schemas.requests.searches import Include, Level, SearchInclude, Style
-from regionsearch.schemas.responses import SearchAnswer, SegmentAnswer, WithinAnswer
+from regionsearch.schemas.requests.inference import EmbeddingsBody, EverythingOptions, SegmentBody
+from regionsearch.schemas.requests.searches import (
+    Include,
+    Level,
+    SearchBody,
+    SearchInclude,
+    Style,
+    WithinBody,
+)
+from regionsearch.schemas.responses.regions import SegmentResult
+from regionsearch.schemas.responses.searches import SearchResult, WithinResult
 from regionsearch.v1.region_search_pb2_grpc import RegionSearchServiceStub
 
 
@@ -59,7 +66,7 @@ def search(
     effort: float | None = None,
     all_phrases: bool = False,
     include: Sequence[SearchInclude] = (),
-) -> Operation[SearchAnswer]:
+) -> Operation[SearchResult]:
     """Finds regions and images; words, examples and pointing combine.
 
     Args:
@@ -99,14 +106,12 @@ def search(
 
     return Operation(
         "search",
-        HttpCall(
-            lambda: HttpRequest("POST", path_of(collection, "search"), body=body()),
-            answer(SearchAnswer),
-        ),
+        lambda: HttpRequest("POST", path_of(collection, "search"), body=body()),
+        answer(SearchResult),
         GrpcCall(
             lambda channel: RegionSearchServiceStub(channel).Search,
             lambda: body().to_proto(collection),
-            lambda answer: SearchAnswer.from_proto(answer, phrases),
+            lambda answer: SearchResult.from_proto(answer, phrases),
         ),
     )
 
@@ -122,7 +127,7 @@ def within(
     relative_cutoff: float | None = None,
     min_relevancy: float | None = None,
     include: Sequence[Include] | None = None,
-) -> Operation[WithinAnswer]:
+) -> Operation[WithinResult]:
     """Scores every region of one image, sent along or stored.
 
     Args:
@@ -147,14 +152,12 @@ def within(
 
     return Operation(
         "within",
-        HttpCall(
-            lambda: HttpRequest("POST", "/v1/search-within", body=body()),
-            answer(WithinAnswer),
-        ),
+        lambda: HttpRequest("POST", "/v1/search-within", body=body()),
+        answer(WithinResult),
         GrpcCall(
             lambda channel: RegionSearchServiceStub(channel).SearchWithin,
             lambda: body().to_proto(),
-            lambda answer: WithinAnswer.from_proto(answer, phrases),
+            lambda answer: WithinResult.from_proto(answer, phrases),
         ),
     )
 
@@ -178,10 +181,8 @@ def render(
 
     return Operation(
         "render",
-        HttpCall(
-            lambda: HttpRequest("POST", "/v1/search-within", body=body()),
-            lambda response: response.content,
-        ),
+        lambda: HttpRequest("POST", "/v1/search-within", body=body()),
+        lambda response: response.content,
     )
 
 
@@ -194,8 +195,8 @@ def segment(
     box: Box | None = None,
     multimask: bool = False,
     zoom: bool | None = None,
-    everything: EverythingBody | None = None,
-) -> Operation[SegmentAnswer]:
+    everything: EverythingOptions | None = None,
+) -> Operation[SegmentResult]:
     """The mask of what points and box mean; without them, of everything in the image.
 
     Args:
@@ -220,10 +221,8 @@ def segment(
 
     return Operation(
         "segment",
-        HttpCall(
-            lambda: HttpRequest("POST", "/v1/segment", body=body()),
-            answer(SegmentAnswer),
-        ),
+        lambda: HttpRequest("POST", "/v1/segment", body=body()),
+        answer(SegmentResult),
     )
 
 
@@ -234,9 +233,7 @@ def embed(texts: Sequence[str] = (), *, images: Sequence[ImageInput] = ()) -> Op
         values = {"texts": texts, "images": [read_image_input(one) for one in images]}
         return HttpRequest("POST", "/v1/embeddings", body=EmbeddingsBody.read(values))
 
-    return Operation(
-        "embed", HttpCall(request, lambda response: np.asarray(response.json()["vectors"], np.float32))
-    )
+    return Operation("embed", request, lambda response: np.asarray(response.json()["vectors"], np.float32))
 
 
 def export_hits(
@@ -263,7 +260,8 @@ def export_hits(
     path = path_of(collection, "search")
     return Operation(
         "export_hits",
-        HttpCall(lambda: HttpRequest("POST", path, body=body, params={"format": "coco"}), document),
+        lambda: HttpRequest("POST", path, body=body, params={"format": "coco"}),
+        document,
     )
 
 

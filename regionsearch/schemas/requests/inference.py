@@ -1,14 +1,13 @@
-"""What a model is asked about an image that need not be stored: masks, and vectors."""
+"""What a model is asked about an image that need not be stored: masks, everything in it, and vectors."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, FiniteFloat, model_validator
 
-from regionsearch.schemas.requests.everything import EverythingBody
-from regionsearch.schemas.requests.shapes import absent, combined, constant, either, given, shaped
 from regionsearch.schemas.requests.values import (
+    INT32,
     ONE_IMAGE,
     Base64Image,
     Body,
@@ -16,10 +15,86 @@ from regionsearch.schemas.requests.values import (
     OneImage,
     Points,
     PromptBody,
+    Shape,
     Text,
     Texts,
+    absent,
+    combined,
+    constant,
+    either,
+    given,
+    shaped,
 )
 from regionsearch.v1 import segment_pb2, types_pb2
+
+_Share = Annotated[FiniteFloat, Field(ge=0, le=1)]
+
+_EVERYTHING_MODES = {
+    "grid": segment_pb2.EVERYTHING_MODE_GRID,
+    "proposals": segment_pb2.EVERYTHING_MODE_PROPOSALS,
+}
+
+
+_NO_GRID_OR_NO_PROPOSALS: list[Shape] = [
+    absent("points_per_side"),
+    {"properties": {"mode": {"enum": [None, "grid"]}}},
+]
+
+
+class EverythingOptions(Body):
+    """Options of everything mode; what is absent has the model's default."""
+
+    model_config = shaped(_NO_GRID_OR_NO_PROPOSALS)
+
+    mode: Literal["grid", "proposals"] | None = Field(
+        None,
+        description="Where to look: at a grid of points, or at the far fewer points that a model with a "
+        "proposer names.",
+    )
+    points_per_side: int | None = Field(None, ge=1, le=128, description="Of the grid; not with proposals.")
+    pred_iou_thresh: _Share | None = Field(None, description="Lowest predicted IoU that is kept.")
+    stability_score_thresh: _Share | None = Field(None, description="Lowest stability score that is kept.")
+    stability_score_offset: Annotated[FiniteFloat, Field(ge=0, le=100)] | None = Field(
+        None, description="Shift of the mask threshold when the stability score is measured."
+    )
+    box_nms_thresh: _Share | None = Field(
+        None, description="Box IoU above which the worse of two regions is dropped."
+    )
+    crop_n_layers: int | None = Field(
+        None, ge=0, le=4, description="Layers of crops in addition to the whole image."
+    )
+    crop_nms_thresh: _Share | None = Field(
+        None, description="Box IoU above which the worse of two regions of different crops is dropped."
+    )
+    crop_overlap_ratio: Annotated[FiniteFloat, Field(ge=0, le=0.9)] | None = Field(
+        None, description="Overlap of neighbouring crops, as a part of the image's shorter side."
+    )
+    crop_n_points_downscale_factor: int | None = Field(
+        None, ge=1, le=8, description="In layer i the grid has points_per_side / factor^i points a side."
+    )
+    min_mask_region_area: int | None = Field(
+        None, ge=0, le=INT32, description="Holes and islands below this many pixels are removed."
+    )
+    max_regions: int | None = Field(
+        None, ge=1, le=1000, description="Keeps only what an ingest would keep, at most this many."
+    )
+
+    @model_validator(mode="after")
+    def _one_place(self) -> Self:
+        if self.mode == "proposals" and self.points_per_side is not None:
+            raise ValueError("points_per_side is of a grid, and mode is proposals; send one of them")
+        return self
+
+    def to_proto(self) -> segment_pb2.EverythingOptions:
+        """As the contract has it."""
+        values = self.model_dump(exclude_none=True, exclude={"max_regions", "mode"})
+        options = segment_pb2.EverythingOptions(**values)
+        if self.mode is not None:
+            options.mode = _EVERYTHING_MODES[self.mode]
+        if self.max_regions is not None:
+            options.selection.max_regions = self.max_regions
+        return options
+
 
 _MODEL = constant("among", "model", default=True)
 _STORED = combined(constant("among", "stored"), given("image_id"))
@@ -44,7 +119,7 @@ class SegmentBody(OneImage):
         [], max_length=1000, fail_fast=True, description="Several objects at once."
     )
     text: Text | None = Field(None, description="With among=stored: the region of the highest score.")
-    everything: bool | EverythingBody = False
+    everything: bool | EverythingOptions = False
     multimask: bool = Field(False, description="The three masks of an ambiguous click.")
     zoom: bool | None = Field(
         None, description="Look more closely at what was found; absent: as it suits the model."
@@ -72,7 +147,7 @@ class SegmentBody(OneImage):
     def to_proto(self, image: types_pb2.Image) -> segment_pb2.SegmentRequest:
         """As the contract has it."""
         if self.everything is not False:
-            options = EverythingBody() if self.everything is True else self.everything
+            options = EverythingOptions() if self.everything is True else self.everything
             return segment_pb2.SegmentRequest(image=image, everything=options.to_proto())
         prompts = [prompt.to_proto() for prompt in self.prompts] or [self.prompt()]
         asked = segment_pb2.Prompts(prompts=prompts, multimask=self.multimask, zoom=self.zoom)

@@ -7,9 +7,16 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, JsonValue
 
-from regionsearch.schemas.requests.everything import EverythingBody
-from regionsearch.schemas.requests.shapes import combined, constant, shaped
-from regionsearch.schemas.requests.values import Body, CollectionName, PageSize, PageToken
+from regionsearch.schemas.requests.inference import EverythingOptions
+from regionsearch.schemas.requests.values import (
+    Body,
+    CollectionName,
+    PageSize,
+    PageToken,
+    combined,
+    constant,
+    shaped,
+)
 from regionsearch.v1 import region_search_pb2, search_pb2
 
 MAX_IDS = 1000
@@ -51,7 +58,7 @@ class IngestBody(Body):
         json_schema_extra={"items": {"type": "string", "minLength": 1, "maxLength": 4096}},
     )
     attributes: dict[_AnyText, _AnyText] = Field({}, description="A JSON object of strings, for every image.")
-    everything: EverythingBody | None = Field(
+    everything: EverythingOptions | None = Field(
         None, description="How regions are looked for in every image; absent: as it suits the model."
     )
 

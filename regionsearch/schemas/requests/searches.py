@@ -8,7 +8,6 @@ from google.protobuf import json_format
 from google.protobuf.timestamp_pb2 import Timestamp
 from pydantic import AfterValidator, ConfigDict, Field, FiniteFloat, model_validator
 
-from regionsearch.schemas.requests.shapes import absent, combined, either, given, shaped
 from regionsearch.schemas.requests.values import (
     INT64,
     MAX_TEXT,
@@ -29,6 +28,11 @@ from regionsearch.schemas.requests.values import (
     Text,
     Texts,
     Value,
+    absent,
+    combined,
+    either,
+    given,
+    shaped,
 )
 from regionsearch.v1 import region_search_pb2, search_pb2, types_pb2
 

@@ -35,31 +35,31 @@ class Regions(Response):
     regions: tuple[Region, ...]
 
 
-class PromptAnswer(Response):
+class PromptResult(Response):
     """The masks of one prompt, best first."""
 
     candidates: tuple[Region, ...]
 
 
-class SegmentAnswer(Response):
+class SegmentResult(Response):
     """Masks: `regions` in everything mode, `results` for prompts."""
 
     width: int
     height: int
     regions: tuple[Region, ...] = ()
-    results: tuple[PromptAnswer, ...] = ()
+    results: tuple[PromptResult, ...] = ()
     model: Model | None = Field(None, description="Absent when stored regions were picked.")
     embedding_cached: bool = False
 
     @classmethod
-    def from_proto(cls, answer: segment_pb2.SegmentResponse) -> SegmentAnswer:
+    def from_proto(cls, answer: segment_pb2.SegmentResponse) -> SegmentResult:
         """Converts the contract's message."""
         return cls(
             width=answer.image_width,
             height=answer.image_height,
             regions=tuple(map(Region.from_proto, answer.regions)),
             results=tuple(
-                PromptAnswer(candidates=tuple(map(Region.from_proto, result.candidates)))
+                PromptResult(candidates=tuple(map(Region.from_proto, result.candidates)))
                 for result in answer.results
             ),
             model=Model.from_proto(answer.model),
@@ -67,7 +67,7 @@ class SegmentAnswer(Response):
         )
 
 
-class EmbeddingsAnswer(Response):
+class EmbeddingsResult(Response):
     """One vector of length one for each text or image."""
 
     vectors: list[list[float]]

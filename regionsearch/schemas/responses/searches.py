@@ -104,7 +104,7 @@ class SearchPage(Protocol):
         """From which score on a region is confident; None where no hit is judged."""
 
 
-class SearchAnswer(Response):
+class SearchResult(Response):
     """A page of hits, best first; empty when there is nothing."""
 
     hits: tuple[Hit, ...]
@@ -121,7 +121,7 @@ class SearchAnswer(Response):
     )
 
     @classmethod
-    def from_proto(cls, answer: SearchPage, phrases: Sequence[str]) -> SearchAnswer:
+    def from_proto(cls, answer: SearchPage, phrases: Sequence[str]) -> SearchResult:
         """Converts the contract's message; the phrases are those of the query."""
         return cls(
             hits=tuple(Hit.from_proto(hit, phrases) for hit in answer.hits),
@@ -208,7 +208,7 @@ class ScoredRegion(Region):
         )
 
 
-class WithinAnswer(Response):
+class WithinResult(Response):
     """Every region of an image, best first."""
 
     width: int
@@ -226,7 +226,7 @@ class WithinAnswer(Response):
     @classmethod
     def from_proto(
         cls, answer: region_search_pb2.SearchWithinResponse, phrases: Sequence[str]
-    ) -> WithinAnswer:
+    ) -> WithinResult:
         """Converts the contract's message; the phrases are those of the query."""
         return cls(
             width=answer.image_width,

@@ -1,8 +1,9 @@
-"""Parts of answers: boxes, masks, models."""
+"""Parts of answers, and what the gateway says about itself and its services."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -79,3 +80,31 @@ class Model(Response):
             precision=model.precision or None,
             device=model.device or None,
         )
+
+
+class Models(Response):
+    """The models that are served now."""
+
+    segmenter: Model
+    embedder: Model
+    searcher: dict[str, Any]
+
+
+class ServiceState(Response):
+    """Whether a service answers, and if not, why."""
+
+    ready: bool
+    detail: str
+
+
+class Readiness(Response):
+    """Whether the gateway can do its work, and what it waits for."""
+
+    ready: bool
+    services: dict[str, ServiceState]
+
+    @property
+    def reason(self) -> str:
+        """What it waits for, in one line."""
+        waiting = (f"{name}: {state.detail}" for name, state in self.services.items() if not state.ready)
+        return "; ".join(waiting)

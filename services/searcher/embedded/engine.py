@@ -2,74 +2,52 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import sqlite3
-import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 
-from regionsearch.errors import Kind, RegionSearchError
-from regionsearch.metadata import MetadataLimits
-from services.searcher.cancellation import NEVER_CANCELLED, CancellationToken
+from regionsearch.texts import MetadataLimits
+from services.searcher.bounded_executor import NEVER_CANCELLED, CancellationToken
 from services.searcher.embedded import snapshots
 from services.searcher.embedded.index.binary import learned_codec
-from services.searcher.embedded.index.gpu import choose_device
-from services.searcher.embedded.index.index_files import FOLDER as INDEX_FOLDER
-from services.searcher.embedded.index.index_files import IndexCache
-from services.searcher.embedded.index.search_thread import SearchThreads
-from services.searcher.embedded.index.terms import Terms
+from services.searcher.embedded.index.filters import Terms
 from services.searcher.embedded.index.vector_index import VectorIndex
-from services.searcher.embedded.maintenance import Maintenance
-from services.searcher.embedded.open_collections import OpenCollection, OpenCollections
-from services.searcher.embedded.planning import Planner, heads_folder
+from services.searcher.embedded.open_collections import OpenCollection, statistics
+from services.searcher.embedded.open_store import OpenStore
+from services.searcher.embedded.planning import heads_folder
 from services.searcher.embedded.queries import result_pages
 from services.searcher.embedded.queries.filter_compiler import compile_filter
 from services.searcher.embedded.rows import Change, RowIds
-from services.searcher.embedded.startup import open_collections
-from services.searcher.embedded.statistics import statistics
-from services.searcher.embedded.store import lookups, reads, writes
-from services.searcher.embedded.store.checkpoints import Checkpointer
-from services.searcher.embedded.store.database import FILE_NAME, Database
-from services.searcher.embedded.store.disk_reserve import DiskReserve
-from services.searcher.embedded.store.faults import explained
-from services.searcher.embedded.store.file_locks import StoreLock
-from services.searcher.embedded.store.group_commit import GroupCommitter, Operation
-from services.searcher.embedded.store.restore_lock import RestoreLock
-from services.searcher.embedded.store.verification import check_store
-from services.searcher.embedded.store.visibility import VisibilityHorizon
-from services.searcher.embedded.write_holds import WriteHolds
+from services.searcher.embedded.store import collection_rows, lookups, reads, writes
+from services.searcher.embedded.store.group_commit import Operation
 from services.searcher.engine import never_acknowledged
-from services.searcher.models import check_generation, check_model
-from services.searcher.reports import CollectionStats, SnapshotFile, SnapshotInfo
+from services.searcher.queries import Deletion, ImageUpdate, Page, Query, UpdateResult, check_unchanged
 from services.searcher.response_budget import UNLIMITED, ResponseBudget
-from services.searcher.settings import EmbeddedSettings
 from services.searcher.types import (
     CodeMethod,
     Collection,
+    CollectionStats,
     DeleteResult,
-    Deletion,
     ImagePage,
     ModelIdentity,
-    Page,
-    Query,
+    SnapshotFile,
+    SnapshotInfo,
     Stored,
     Upsert,
     UpsertResult,
+    check_generation,
+    check_model,
 )
-from services.searcher.updates import ImageUpdate, UpdateResult, check_unchanged
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
-SNAPSHOT_FOLDER = "snapshots"
 _DIFFERING = 256  # images that are named where two collections differ
 _STEP_ROWS = 20_000  # of a deletion, some tenths of a second
 
@@ -85,104 +63,28 @@ def _follows_its_name(
             engine.holds.wait(name)
             try:
                 return write(engine, name, *args, **options)
-            except writes.RenamedError:
+            except collection_rows.RenamedError:
                 engine.await_names()
 
     return follow
 
 
-class EmbeddedEngine:
-    """Everything in this process: SQLite is the source of truth, the indexes in memory are derived from it.
+class EmbeddedEngine(OpenStore):
+    """Everything in this process: SQLite is the source of truth, the indexes in memory follow from it.
 
-    Args:
-        settings: Folder and sizes.
-        on_fatal: Called when the process should end, because its memory no longer follows the store.
-
-    Raises:
-        RegionSearchError: The folder is in use, or the record file is damaged, foreign or too new.
+    What its methods do stands in `Engine`.
     """
-
-    def __init__(
-        self, settings: EmbeddedSettings, on_fatal: Callable[[BaseException], None] = lambda error: None
-    ) -> None:
-        self._device = device = choose_device(settings)
-        self.name = "faiss-cpu" if device is None else "faiss-gpu"
-        self._settings = settings
-        self._on_fatal = on_fatal
-        self._folder = settings.folder
-        self._snapshots = settings.folder / SNAPSHOT_FOLDER
-        self._archive = snapshots.Archive(settings.snapshot_url) if settings.snapshot_url else None
-        path = self._folder / FILE_NAME
-        if not settings.read_only:
-            with explained(path):
-                self._folder.mkdir(parents=True, exist_ok=True)
-        self._lock = StoreLock(path, shared=settings.read_only)
-        self._reserve_file = DiskReserve(self._folder, settings.reserve_bytes)
-        with contextlib.ExitStack() as undo:
-            undo.callback(self._lock.release)
-            if not settings.read_only:
-                snapshots.clear(self._snapshots)
-            self._database = self._opened(path)
-            undo.callback(self._database.close)
-            self._restore_lock = RestoreLock()
-            self.holds = WriteHolds()
-            self._naming = threading.Lock()  # held while a collection is created or deleted
-            self._copying = threading.Lock()  # held while a snapshot is written or restored
-            self._cache = IndexCache(
-                self._folder / INDEX_FOLDER, read_only=settings.read_only, verify=settings.check_at_start
-            )
-            with ThreadPoolExecutor(1) as background:
-                checking = background.submit(self._check) if settings.check_at_start else None
-                self._load()
-                if checking is not None:
-                    checking.result()
-            passes = settings.passes if device is None else 1
-            self._search = SearchThreads(settings.max_batch, threads=passes)
-            self._committer = GroupCommitter(
-                self._database,
-                lambda change: self._collections.apply(change),
-                on_fatal,
-                reserve=lambda change: self._collections.reserve(change),
-                release=lambda: self._collections.release(),
-            )
-            self._horizon = VisibilityHorizon(settings.page_ttl_s, lambda: self._committer.seq)
-            undo.pop_all()
-        self._maintenance: Maintenance | None = None
-        self._checkpointer: Checkpointer | None = None
-        if settings.read_only:
-            self._committer.refuse(
-                RegionSearchError(
-                    Kind.FAILED_PRECONDITION, "the searcher runs read-only: unset embedded.read_only"
-                )
-            )
-            return
-        self._reserve_file.fill()
-        self._database.keep_log_below(self._reserve_file.size())
-        self._checkpointer = Checkpointer(
-            self._database,
-            self._committer,
-            self._restore_lock,
-            self._reserve_file,
-            self._lock.check,
-            settings.max_log_bytes,
-        )
-        planner = Planner(settings, self._search, device, self._cache)
-        self._maintenance = Maintenance(
-            self._committer, self._horizon, self._restore_lock, lambda: self._collections.all(), planner,
-            self._cache, self._reserve_file, settings,
-        )  # fmt: skip
 
     # Collections
 
     def create_collection(self, collection: Collection) -> Collection:
-        """See `Engine`."""
         if collection.codes is not None and collection.codes.method is CodeMethod.LEARNED:
             learned_codec(heads_folder(self._settings), collection.codes, collection.model.dimension)
         made = replace(collection, created_ms=time.time_ns() // 1_000_000, image_count=0, record_count=0)
 
         def operation(connection: sqlite3.Connection) -> tuple[int, None]:
-            writes.next_seq(connection)
-            return writes.create_collection(connection, made), None
+            collection_rows.next_seq(connection)
+            return collection_rows.create_collection(connection, made), None
 
         self._reserve_file.require(self._database.log_bytes())  # which the record file may grow by
         with self._restore_lock.shared(), self._naming:
@@ -192,7 +94,6 @@ class EmbeddedEngine:
         return made
 
     def get_collection(self, name: str) -> Collection:
-        """See `Engine`."""
         with self._restore_lock.shared():
             collection = self._collections.find(name)
             with self._database.reading() as connection:
@@ -200,15 +101,14 @@ class EmbeddedEngine:
         return replace(collection.spec, image_count=image_count, record_count=record_count)
 
     def list_collections(self) -> list[Collection]:
-        """See `Engine`."""
         with self._restore_lock.shared(), self._database.reading() as connection:
             return [spec for _, spec, _ in reads.collections(connection)]
 
     def delete_collection(self, name: str) -> None:
-        """See `Engine`."""
-
         def operation(connection: sqlite3.Connection) -> tuple[None, None]:
-            writes.drop_collection(connection, collection.rowid, writes.next_seq(connection))
+            collection_rows.drop_collection(
+                connection, collection.rowid, collection_rows.next_seq(connection)
+            )
             return None, None
 
         with self._restore_lock.shared(), self._naming:
@@ -227,7 +127,6 @@ class EmbeddedEngine:
             pass
 
     def replace_collection(self, name: str, by: str, keep_as: str, hold_s: float = 0.0) -> Sequence[str]:
-        """See `Engine`."""
         self.holds.hold(name, hold_s)
         with self._restore_lock.shared(), self._naming:
             old, new = self._collections.find(name), self._collections.find_searchable(by)
@@ -240,9 +139,9 @@ class EmbeddedEngine:
             def operation(connection: sqlite3.Connection) -> tuple[list[str], None]:
                 differing = reads.differing_images(connection, old.rowid, new.rowid, _DIFFERING)
                 if not differing:
-                    writes.next_seq(connection)
-                    writes.rename_collection(connection, old.rowid, kept)
-                    writes.rename_collection(connection, new.rowid, renamed)
+                    collection_rows.next_seq(connection)
+                    collection_rows.rename_collection(connection, old.rowid, kept)
+                    collection_rows.rename_collection(connection, new.rowid, renamed)
                 return differing, None
 
             differing = self._committer.submit(operation).result()
@@ -258,11 +157,9 @@ class EmbeddedEngine:
     def upsert(
         self, name: str, model: ModelIdentity, write: Upsert, generation: str | None = None
     ) -> UpsertResult:
-        """See `Engine`."""
-
         def operation(connection: sqlite3.Connection) -> tuple[UpsertResult, Change]:
-            seq = writes.next_seq(connection)
-            writes.require_collection(connection, collection.rowid, name)
+            seq = collection_rows.next_seq(connection)
+            collection_rows.require_collection(connection, collection.rowid, name)
             return writes.upsert(connection, collection.rowid, write, seq)
 
         self._reserve_file.require(self._database.log_bytes())  # which the record file may grow by
@@ -276,14 +173,12 @@ class EmbeddedEngine:
     def update_images(
         self, name: str, updates: Sequence[ImageUpdate], limits: MetadataLimits
     ) -> UpdateResult:
-        """See `Engine`."""
-
         def operation(connection: sqlite3.Connection) -> tuple[UpdateResult, Change | None]:
-            writes.require_collection(connection, collection.rowid, name)
+            collection_rows.require_collection(connection, collection.rowid, name)
             images, changed = writes.update_images(connection, collection.rowid, updates, limits)
             if not changed:
                 return UpdateResult(reads.last_seq(connection), images), None
-            seq = writes.next_seq(connection)
+            seq = collection_rows.next_seq(connection)
             return UpdateResult(seq, images), Change(collection.rowid, seq, described=True)
 
         self._reserve_file.require(self._database.log_bytes())  # which the record file may grow by
@@ -306,13 +201,13 @@ class EmbeddedEngine:
         def step(
             keys: RowIds, named: Deletion, connection: sqlite3.Connection
         ) -> tuple[DeleteResult, Change]:
-            writes.require_collection(connection, collection.rowid, name)
+            collection_rows.require_collection(connection, collection.rowid, name)
             if named.as_read is not None:
                 read = named.as_read.image_id
                 _, image = reads.images_by_id(connection, collection.rowid, [read]).get(read, (0, None))
                 check_unchanged(named.as_read, image)
             keys = np.union1d(keys, lookups.rowids_of_records(connection, collection.rowid, named.record_ids))
-            seq = writes.next_seq(connection)
+            seq = collection_rows.next_seq(connection)
             images, change = writes.delete(
                 connection, collection.rowid, named.image_ids, keys, seq, drop_empty_images=by_filter
             )
@@ -347,7 +242,6 @@ class EmbeddedEngine:
         cancellation: CancellationToken = NEVER_CANCELLED,
         budget: ResponseBudget = UNLIMITED,
     ) -> list[Page]:
-        """See `Engine`."""
         pinned = [query.seq for query in queries if query.seq is not None]
         # Held before the collection is looked up: should it be deleted from now on, its rows stay.
         with self._restore_lock.shared(), self._horizon.holding(pinned) as present:
@@ -373,7 +267,6 @@ class EmbeddedEngine:
         images_only: bool = False,
         budget: ResponseBudget = UNLIMITED,
     ) -> Stored:
-        """See `Engine`."""
         with self._restore_lock.shared():
             collection = self._collections.find(name)
             return result_pages.records(
@@ -396,35 +289,29 @@ class EmbeddedEngine:
         budget: ResponseBudget = UNLIMITED,
         generation: str | None = None,
     ) -> ImagePage:
-        """See `Engine`."""
         with self._restore_lock.shared():
             collection = self._collections.find(name, generation)
             page = result_pages.newest_images(self._database, collection, limit, after, budget)
             return replace(page, generation=self._collections.generation(collection))
 
     def token_key(self, *, fresh: bool = False) -> bytes:
-        """See `Engine`."""
         return self._token_key
 
     # Operations
 
     def snapshot(self, name: str) -> SnapshotInfo:
-        """See `Engine`."""
         with self._copying, self._restore_lock.shared():
             self._reserve_file.require(self._database.file_bytes())
             return snapshots.take(self._database, self._snapshots, name, self._archive)
 
     def list_snapshots(self) -> list[SnapshotFile]:
-        """See `Engine`."""
         return snapshots.listed(self._snapshots, self._archive)
 
     def delete_snapshot(self, name: str) -> None:
-        """See `Engine`."""
         with self._copying:
             snapshots.delete(self._snapshots, name, self._archive)
 
     def restore(self, name: str) -> tuple[int, int]:
-        """See `Engine`."""
         with (
             self._copying,
             snapshots.prepared(self._snapshots, name, self._archive) as file,
@@ -441,13 +328,7 @@ class EmbeddedEngine:
             self._horizon.reset()
             return seq, len(self._collections.all())
 
-    def run_maintenance(self) -> None:
-        """Runs now what the maintenance thread would do within the next second."""
-        if self._maintenance is not None:
-            self._maintenance.run_once()
-
     def stats(self, name: str | None) -> list[CollectionStats]:
-        """See `Engine`."""
         with self._restore_lock.shared():
             chosen = self._collections.all() if name is None else [self._collections.find(name)]
             return [
@@ -456,38 +337,4 @@ class EmbeddedEngine:
             ]
 
     def disk_bytes(self) -> int:
-        """See `Engine`."""
         return self._database.disk_bytes()
-
-    def close(self) -> None:
-        """See `Engine`."""
-        if self._maintenance is not None:
-            self._maintenance.close()
-        if self._checkpointer is not None:
-            self._checkpointer.close()
-        self._committer.close()
-        self._search.close()
-        self._database.close()
-        self._lock.release()
-
-    def _opened(self, path: Path) -> Database:
-        """The record file; on a full disk the reserve makes room for what opening it needs."""
-        read_only = self._settings.read_only
-        try:
-            return Database(path, read_only=read_only)
-        except RegionSearchError as error:
-            if error.kind is not Kind.STORAGE_FULL or read_only or not self._reserve_file.spend():
-                raise
-            return Database(path, read_only=read_only)
-
-    def _check(self) -> None:
-        with self._database.reading() as connection:
-            check_store(connection, self._database.path)
-
-    def _load(self) -> None:
-        """Builds all indexes from the store."""
-        with self._database.reading() as connection:
-            epoch, self._token_key = reads.epoch(connection)
-        # Vectors on a device are in no file.
-        cache = self._cache if self._device is None else None
-        self._collections = OpenCollections(epoch, open_collections(self._database, cache, self._settings))

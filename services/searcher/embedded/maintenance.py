@@ -24,11 +24,11 @@ from services.searcher.embedded.index.index_files import IndexCache
 from services.searcher.embedded.index.segments import IndexSegment
 from services.searcher.embedded.open_collections import OpenCollection
 from services.searcher.embedded.planning import Planner
-from services.searcher.embedded.store import vacuum, writes
+from services.searcher.embedded.store import collection_rows, visibility
 from services.searcher.embedded.store.disk_reserve import DiskReserve
+from services.searcher.embedded.store.faults import Backoff, LogThrottle
 from services.searcher.embedded.store.group_commit import GroupCommitter
-from services.searcher.embedded.store.restore_lock import RestoreLock
-from services.searcher.embedded.store.retries import Backoff, LogThrottle
+from services.searcher.embedded.store.locks import RestoreLock
 from services.searcher.embedded.store.visibility import VisibilityHorizon
 from services.searcher.settings import EmbeddedSettings
 
@@ -200,7 +200,7 @@ class Maintenance:
                 compaction.refresh(segment.columns)
             collection.index.replace(sources, [segment for _, segment in made])
             if codec is not None:
-                writes.store_codec(connection, collection.rowid, codec.to_bytes())
+                collection_rows.store_codec(connection, collection.rowid, codec.to_bytes())
 
         self._in_writing_thread(collection, swap)
 
@@ -236,7 +236,7 @@ class Maintenance:
         horizon = self._horizon.seq
 
         def operation(connection: sqlite3.Connection) -> tuple[int, None]:
-            return vacuum.vacuum(connection, horizon, _VACUUM_ROWS) + vacuum.release_pages(
+            return visibility.vacuum(connection, horizon, _VACUUM_ROWS) + visibility.release_pages(
                 connection, _VACUUM_PAGES
             ), None
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import structlog
 
 from services.searcher.embedded.faiss_compat import faiss
-from services.searcher.embedded.index.approximate import ApproximateSegment
+from services.searcher.embedded.index.approximate import ApproximateSegment, build_ivf, restore_ivf
 from services.searcher.embedded.index.binary import (
     build_codes,
     learned_codec,
@@ -26,11 +26,10 @@ from services.searcher.embedded.index.compaction import (
     build_flat,
     select_for_merge,
 )
-from services.searcher.embedded.index.flat import FlatSegment
 from services.searcher.embedded.index.gpu import Device, build_gpu
 from services.searcher.embedded.index.index_files import IndexCache, SavedIndex
-from services.searcher.embedded.index.ivf import build_ivf, restore_ivf
 from services.searcher.embedded.index.live_queries import QueryKind
+from services.searcher.embedded.index.nearest import FlatSegment
 from services.searcher.embedded.index.recall import (
     QUERIES,
     RecallEvaluator,
@@ -40,7 +39,7 @@ from services.searcher.embedded.index.recall import (
 )
 from services.searcher.embedded.index.search_thread import SearchThreads
 from services.searcher.embedded.index.segments import IndexSegment, View
-from services.searcher.embedded.open_collections import OpenCollection
+from services.searcher.embedded.open_collections import OpenCollection, approximate_segments
 from services.searcher.settings import EmbeddedSettings
 from services.searcher.types import CodeMethod
 
@@ -191,12 +190,6 @@ def restored(
     except (KeyError, ValueError, OSError) as error:
         _log.info("index file does not match, it will be rebuilt", kind=saved.kind, reason=str(error))
     return None
-
-
-def approximate_segments(collection: OpenCollection) -> list[ApproximateSegment]:
-    """The segments of a collection that may overlook rows."""
-    segments = [view.segment for view in collection.index.state.views]
-    return [segment for segment in segments if isinstance(segment, ApproximateSegment)]
 
 
 def heads_folder(settings: EmbeddedSettings) -> Path:

@@ -24,7 +24,7 @@ from services.searcher.embedded.store.faults import damaged, explained
 from services.searcher.embedded.store.reads import last_seq
 from services.searcher.embedded.store.schema import CHECKSUMS_SINCE, MIGRATIONS
 from services.searcher.embedded.store.verification import check_store
-from services.searcher.reports import SnapshotFile, SnapshotInfo
+from services.searcher.types import SnapshotFile, SnapshotInfo
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _UNFINISHED = re.compile(r"\..+\.(part|restoring)(-wal|-shm|-journal)?")  # no snapshot's name begins so

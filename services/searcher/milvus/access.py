@@ -13,7 +13,7 @@ import grpc
 from pymilvus import MilvusClient, MilvusException
 
 from regionsearch.errors import Kind, RegionSearchError
-from services.searcher.cancellation import NEVER_CANCELLED, CancellationToken
+from services.searcher.bounded_executor import NEVER_CANCELLED, CancellationToken
 
 _BATCH = 4000  # rows of one answer; more are read by an iterator
 _VALUES = 1000  # of one expression

@@ -12,16 +12,15 @@ from dataclasses import replace
 import numpy as np
 
 from regionsearch.errors import invalid
-from regionsearch.metadata import MetadataLimits
+from regionsearch.texts import MetadataLimits
 from services.searcher.milvus.access import Access, Freshness, Row
-from services.searcher.milvus.clock import Clock
 from services.searcher.milvus.expressions import expression, quoted
 from services.searcher.milvus.rows import image_of, image_row, record_row, relabelled
-from services.searcher.milvus.session import Session
+from services.searcher.milvus.session import Clock, Session
 from services.searcher.milvus.tables import Placement
+from services.searcher.queries import Deletion, Filter, ImageUpdate, check_unchanged
 from services.searcher.response_budget import UNLIMITED, ResponseBudget
-from services.searcher.types import Deletion, Filter, ImagePage, Level, Record, StoredImage, Upsert
-from services.searcher.updates import ImageUpdate, check_unchanged
+from services.searcher.types import ImagePage, Level, Record, StoredImage, Upsert
 
 _IMAGE_FIELDS = ["image_id", "created_ms", "body"]
 _PLACE = ["record_id", "image_id"]

@@ -23,44 +23,44 @@ import numpy as np
 from pymilvus import MilvusClient
 
 from regionsearch.errors import Kind, RegionSearchError
-from regionsearch.metadata import MetadataLimits
-from services.searcher.cancellation import NEVER_CANCELLED, CancellationToken
+from regionsearch.texts import MetadataLimits
+from services.searcher.bounded_executor import NEVER_CANCELLED, CancellationToken
 from services.searcher.engine import never_acknowledged
 from services.searcher.milvus import tables
 from services.searcher.milvus.access import Access, TableGoneError, explained
-from services.searcher.milvus.clock import Clock
 from services.searcher.milvus.contents import Contents
-from services.searcher.milvus.pages import PageReader
 from services.searcher.milvus.registry import Registry
 from services.searcher.milvus.rows import record_of
-from services.searcher.milvus.source import MilvusSource
+from services.searcher.milvus.session import Clock
+from services.searcher.milvus.source import MilvusSource, PageReader
 from services.searcher.milvus.tables import Placement
-from services.searcher.models import check_generation, check_model
+from services.searcher.queries import Deletion, ImageUpdate, Page, Query, UpdateResult
 from services.searcher.ranking import rank
-from services.searcher.reports import CollectionStats, SegmentStats, SnapshotFile, SnapshotInfo
 from services.searcher.response_budget import UNLIMITED, ResponseBudget
 from services.searcher.settings import MilvusSettings
 from services.searcher.types import (
     Collection,
+    CollectionStats,
     DeleteResult,
-    Deletion,
     ImagePage,
     ModelIdentity,
-    Page,
-    Query,
     Record,
+    SegmentStats,
+    SnapshotFile,
+    SnapshotInfo,
     Stored,
     Upsert,
     UpsertResult,
+    check_generation,
+    check_model,
 )
-from services.searcher.updates import ImageUpdate, UpdateResult
 
 Result = TypeVar("Result")
 _CALLS_AT_ONCE = 32  # to Milvus, in addition to those that requests make in their own threads
 
 
 class MilvusEngine:
-    """Collections in Milvus.
+    """Collections in Milvus; what its methods do stands in `Engine`.
 
     Args:
         settings: Address and names.
@@ -84,7 +84,6 @@ class MilvusEngine:
     # Collections
 
     def create_collection(self, collection: Collection) -> Collection:
-        """See `Engine`."""
         if collection.codes is not None:
             raise _cannot("binary codes", "the embedded engine keeps them")
         if collection.replaces:
@@ -106,15 +105,12 @@ class MilvusEngine:
         return made
 
     def get_collection(self, name: str) -> Collection:
-        """See `Engine`."""
         return self._in_collection(name, self._counted)
 
     def list_collections(self) -> list[Collection]:
-        """See `Engine`."""
         return [self.get_collection(name) for name in self._registry.names()]
 
     def delete_collection(self, name: str) -> None:
-        """See `Engine`."""
         self._registry.forget(name)
         placement, _ = self._registry.find(name)
         self._registry.remove(name)
@@ -133,8 +129,6 @@ class MilvusEngine:
     def upsert(
         self, name: str, model: ModelIdentity, write: Upsert, generation: str | None = None
     ) -> UpsertResult:
-        """See `Engine`."""
-
         def done(placement: Placement, contents: Contents) -> UpsertResult:
             check_generation(name, placement.generation, generation)
             check_model(name, placement.collection.model, model)
@@ -155,8 +149,6 @@ class MilvusEngine:
         return self._write(name, done)
 
     def delete(self, name: str, deletion: Deletion) -> DeleteResult:
-        """See `Engine`."""
-
         def done(placement: Placement, contents: Contents) -> DeleteResult:
             images, records = contents.delete(deletion, self._clock.now())
             return DeleteResult(contents.session.written(), images, records)
@@ -222,8 +214,6 @@ class MilvusEngine:
         images_only: bool = False,
         budget: ResponseBudget = UNLIMITED,
     ) -> Stored:
-        """See `Engine`."""
-
         def stored(placement: Placement, contents: Contents) -> Stored:
             asked = contents.images(image_ids, budget)
             if images_only:
@@ -256,8 +246,6 @@ class MilvusEngine:
         budget: ResponseBudget = UNLIMITED,
         generation: str | None = None,
     ) -> ImagePage:
-        """See `Engine`."""
-
         def page(placement: Placement, contents: Contents) -> ImagePage:
             check_generation(name, placement.generation, generation)
             return replace(contents.newest_images(limit, after, budget), generation=placement.generation)
@@ -268,7 +256,7 @@ class MilvusEngine:
         """See `Engine`. It lies in the registry, where all searchers find it."""
         return self._registry.token_key(fresh=fresh)
 
-    # Upkeep
+    # Operations
 
     def snapshot(self, name: str) -> SnapshotInfo:
         """UNIMPLEMENTED: Milvus has its own backup tool."""
@@ -287,7 +275,6 @@ class MilvusEngine:
         raise _cannot("restoring", "use milvus-backup")
 
     def stats(self, name: str | None) -> list[CollectionStats]:
-        """See `Engine`."""
         chosen = self.list_collections() if name is None else [self.get_collection(name)]
         return [
             CollectionStats(
@@ -307,7 +294,6 @@ class MilvusEngine:
         return 0
 
     def close(self) -> None:
-        """See `Engine`."""
         self._pool.shutdown()
         self._access.client.close()
 

@@ -11,7 +11,8 @@ from regionsearch.errors import Kind, RegionSearchError
 from services.searcher.conditions import Condition
 from services.searcher.milvus.access import listed
 from services.searcher.milvus.tables import Placement
-from services.searcher.types import Filter, Level
+from services.searcher.queries import Filter
+from services.searcher.types import Level
 
 
 def quoted(text: str) -> str:

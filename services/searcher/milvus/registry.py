@@ -7,8 +7,7 @@ import secrets
 from regionsearch.errors import Kind, RegionSearchError, not_found
 from services.searcher.milvus import rows, tables
 from services.searcher.milvus.access import STRONG, Access, listed
-from services.searcher.milvus.clock import Clock
-from services.searcher.milvus.session import Session
+from services.searcher.milvus.session import Clock, Session
 from services.searcher.milvus.tables import NO_VECTOR, Placement, placement_of
 from services.searcher.types import Collection
 

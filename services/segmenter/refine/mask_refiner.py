@@ -10,13 +10,19 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from regionsearch.images import Pixels
-from regionsearch.rpc import fan_out
+from regionsearch.rpc.calls import fan_out
 from services.segmenter.backends.base import Geometry
 from services.segmenter.call_context import CallContext, LazyImage
 from services.segmenter.grid import Crop
 from services.segmenter.prompts import Prompt, PromptedRegion
-from services.segmenter.refine.cascade import RefineTarget, first_masks
-from services.segmenter.refine.zoom_in import SURROUNDINGS, agree, enlarged, seen_from
+from services.segmenter.refine.cascade import (
+    SURROUNDINGS,
+    RefineTarget,
+    agree,
+    enlarged,
+    first_masks,
+    seen_from,
+)
 from services.segmenter.tasks import RefineTask, joined
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from services.searcher.embedded.index.columns import NEVER, Columns, Positions
-from services.searcher.embedded.index.flat import FlatSegment
+from services.searcher.embedded.index.nearest import FlatSegment
 from services.searcher.embedded.index.segments import IndexSegment
 from services.searcher.embedded.index.vector_index import State
 from services.searcher.types import Vectors

@@ -12,9 +12,9 @@ from typing import TypeVar
 
 import numpy as np
 
+from services.searcher.embedded.faiss_compat import product
 from services.searcher.embedded.index.approximate import ApproximateSegment
 from services.searcher.embedded.index.compaction import CompactionInput
-from services.searcher.embedded.index.compute_threads import product
 from services.searcher.embedded.index.live_queries import QueryKind
 from services.searcher.embedded.index.nearest import rounding
 from services.searcher.embedded.index.segments import IndexSegment, SegmentQuery

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from regionsearch.errors import Kind, RegionSearchError, overloaded
-from services.searcher.cancellation import NEVER_CANCELLED, CancellationToken
+from services.searcher.bounded_executor import NEVER_CANCELLED, CancellationToken
 from services.searcher.embedded.index.segments import EXACT
 from services.searcher.embedded.index.vector_index import Part, VectorIndex, VectorQuery
 from services.searcher.metrics import PASS_QUERIES

@@ -10,9 +10,8 @@ import numpy as np
 
 from services.searcher.embedded.index.columns import Positions
 from services.searcher.embedded.index.filters import CompiledFilter, Selected
-from services.searcher.embedded.index.flat import FlatSegment
 from services.searcher.embedded.index.live_queries import LiveQueries
-from services.searcher.embedded.index.nearest import rounding
+from services.searcher.embedded.index.nearest import FlatSegment, rounding
 from services.searcher.embedded.index.segments import CHUNK_ROWS, IndexSegment, Neighbors, SegmentQuery, View
 from services.searcher.embedded.rows import RowIds, Rows
 from services.searcher.types import Vectors

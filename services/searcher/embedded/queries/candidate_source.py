@@ -7,9 +7,10 @@ from concurrent.futures import Future
 
 import numpy as np
 
-from services.searcher.cancellation import CancellationToken
+from services.searcher.bounded_executor import CancellationToken
+from services.searcher.candidates import Candidates, Numbers, cosines
+from services.searcher.embedded.faiss_compat import product
 from services.searcher.embedded.index.columns import Mask, Positions
-from services.searcher.embedded.index.compute_threads import product
 from services.searcher.embedded.index.filters import CompiledFilter, Selected
 from services.searcher.embedded.index.nearest import rounding
 from services.searcher.embedded.index.search_thread import SearchThreads
@@ -20,8 +21,9 @@ from services.searcher.embedded.queries.filter_compiler import compile_filter
 from services.searcher.embedded.queries.tie_order import MANY, IdOrder
 from services.searcher.embedded.store import lookups
 from services.searcher.embedded.store.database import Database
-from services.searcher.ranking import Candidates, Numbers, cosines, first_count
-from services.searcher.types import NO_FILTER, Level, Query, Vectors
+from services.searcher.queries import NO_FILTER, Query
+from services.searcher.ranking import first_count
+from services.searcher.types import Level, Vectors
 
 _BLOCK = 4096
 

@@ -6,11 +6,11 @@ import sqlite3
 from collections.abc import Sequence
 
 from services.searcher.conditions import Condition, ValueTest
-from services.searcher.embedded.index.filters import CompiledFilter
-from services.searcher.embedded.index.terms import AnyTerm, Owners, Term, Terms
+from services.searcher.embedded.index.filters import AnyTerm, CompiledFilter, Owners, Term, Terms
 from services.searcher.embedded.rows import HighestRowids, RowIds
 from services.searcher.embedded.store import lookups
-from services.searcher.types import Filter, Level
+from services.searcher.queries import Filter
+from services.searcher.types import Level
 
 
 def compile_filter(

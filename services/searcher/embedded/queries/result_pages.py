@@ -8,15 +8,16 @@ from collections.abc import Sequence
 import numpy as np
 
 from regionsearch.errors import Kind, RegionSearchError
-from services.searcher.cancellation import CancellationToken
+from services.searcher.bounded_executor import CancellationToken
 from services.searcher.embedded.index.search_thread import SearchThreads
 from services.searcher.embedded.open_collections import OpenCollection
 from services.searcher.embedded.queries.candidate_source import IndexSource
 from services.searcher.embedded.store import lookups, reads
 from services.searcher.embedded.store.database import Database
+from services.searcher.queries import BEGINNING, Hit, Page, Query
 from services.searcher.ranking import Ranked, rank
 from services.searcher.response_budget import ResponseBudget
-from services.searcher.types import BEGINNING, Hit, ImagePage, Page, Query, Record, Stored, StoredImage
+from services.searcher.types import ImagePage, Record, Stored, StoredImage
 
 Described = dict[int, tuple[Record, StoredImage] | None]
 """Record and image by key; None where they are damaged."""

@@ -15,7 +15,7 @@ from services.searcher.embedded.index.columns import Columns, Mask, Positions
 from services.searcher.embedded.rows import RowIds
 from services.searcher.embedded.store import lookups
 from services.searcher.embedded.store.database import Database
-from services.searcher.types import Position
+from services.searcher.queries import Position
 
 MANY = 1024
 """Rows above which the order of blocks is cheaper than the rows' ids."""

@@ -15,10 +15,9 @@ import structlog
 from regionsearch.errors import Kind, RegionSearchError
 from services.searcher.embedded.store.database import Database, connect
 from services.searcher.embedded.store.disk_reserve import DiskReserve
-from services.searcher.embedded.store.faults import explain
+from services.searcher.embedded.store.faults import LogThrottle, explain
 from services.searcher.embedded.store.group_commit import GroupCommitter
-from services.searcher.embedded.store.restore_lock import RestoreLock
-from services.searcher.embedded.store.retries import LogThrottle
+from services.searcher.embedded.store.locks import RestoreLock
 from services.searcher.metrics import CHECKPOINT_FAILURES, LOG_BYTES
 
 _PERIOD_S = 1.0

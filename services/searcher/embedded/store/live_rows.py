@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from services.searcher.embedded.faiss_compat import to_single
 from services.searcher.embedded.rows import RowIds, Rows
-from services.searcher.embedded.store import checksums
-from services.searcher.embedded.store.checksums import DamagedRowError
+from services.searcher.embedded.store import faults
+from services.searcher.embedded.store.faults import DamagedRowError
 from services.searcher.embedded.store.reads import collections
 from services.searcher.types import Vectors
 
@@ -27,7 +27,7 @@ _BATCH = 8192
 _BATCH_BYTES = 8 << 20
 _UNIT = 0.02  # half precision and the rounding of 65,536 components stay far below
 
-# The values that `checksums.of_indexed` covers, in its layout, and their checksum; -1 in rows without one.
+# The values that `faults.of_indexed` covers, in its layout, and their checksum; -1 in rows without one.
 _RECORD = np.dtype(
     [
         ("collection", "<i8"),
@@ -92,7 +92,7 @@ def _check(records: NDArray[np.void]) -> None:
         DamagedRowError: One is not what was written.
     """
     stored = records["checksum"]
-    actual = np.array(checksums.of_indexed_rows(records.tobytes(), _RECORD.itemsize))
+    actual = np.array(faults.of_indexed_rows(records.tobytes(), _RECORD.itemsize))
     damaged = (stored != actual) & (stored != -1)
     if damaged.any():
         record_rowid = int(records["key"][int(np.argmax(damaged))])
@@ -142,7 +142,7 @@ def _blobs(connection: sqlite3.Connection, record_rowids: RowIds) -> list[bytes]
         except KeyError as error:
             raise DamagedRowError(f"record {error.args[0]} has no vector") from error
     for record_rowid, value, checksum in found:
-        if checksum is not None and checksum != checksums.of_vector(record_rowid, value):
+        if checksum is not None and checksum != faults.of_vector(record_rowid, value):
             raise DamagedRowError(f"the checksum of the vector of record {record_rowid} does not match")
     return [value for _, value, _ in found]
 

@@ -11,7 +11,7 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
-from services.searcher.embedded.store import checksums
+from services.searcher.embedded.store import faults
 from services.searcher.embedded.store.lookups import LISTED, json_array, json_names
 from services.searcher.metrics import DAMAGED_ROWS
 from services.searcher.response_budget import ResponseBudget
@@ -64,11 +64,11 @@ def collections(connection: sqlite3.Connection) -> list[tuple[int, Collection, b
     found: list[tuple[int, Collection, bytes | None]] = []
     for number, name, spec, created_ms, image_count, record_count, codec, checksum in rows:
         what = f"collection {name!r}"
-        checksums.require(checksum, checksums.of_values(name, spec, created_ms, codec), what)
+        faults.require(checksum, faults.of_values(name, spec, created_ms, codec), what)
         try:
             collection = _collection(name, spec, created_ms, image_count, record_count)
         except (KeyError, TypeError, ValueError) as error:
-            raise checksums.DamagedRowError(f"the description of {what} cannot be decoded") from error
+            raise faults.DamagedRowError(f"the description of {what} cannot be decoded") from error
         found.append((number, collection, codec))
     return found
 
@@ -150,7 +150,7 @@ def described(
     for row in rows:
         try:
             yield row[3], (_record(row[:21]), _image(row[21:]))
-        except checksums.DamagedRowError as error:
+        except faults.DamagedRowError as error:
             report_damage(error)
             yield row[3], None
 
@@ -195,11 +195,11 @@ def vectors(
     for record_rowid in record_rowids:
         value, checksum = connection.execute(query, (record_rowid,)).fetchone() or (b"", None)
         if len(value) != 2 * dimension:
-            raise checksums.DamagedRowError(
+            raise faults.DamagedRowError(
                 f"the vector of record {record_rowid} is missing or has the wrong length"
             )
-        checksums.require(
-            checksum, checksums.of_vector(record_rowid, value), f"the vector of record {record_rowid}"
+        faults.require(
+            checksum, faults.of_vector(record_rowid, value), f"the vector of record {record_rowid}"
         )
         found.append(value)
     return np.frombuffer(b"".join(found), "<f2").reshape(len(record_rowids), dimension).astype(np.float32)
@@ -233,7 +233,7 @@ def recent_images(
             return found, last
         try:
             image = budget.shown(_image(row))
-        except checksums.DamagedRowError as error:
+        except faults.DamagedRowError as error:
             report_damage(error)
             continue
         if found and not budget.fits(image):
@@ -244,7 +244,7 @@ def recent_images(
     return found, None
 
 
-def report_damage(error: checksums.DamagedRowError) -> None:
+def report_damage(error: faults.DamagedRowError) -> None:
     """Counts and logs a damaged row that is left out of a list."""
     DAMAGED_ROWS.inc()
     _log.error("a damaged row is left out of a list: restore a sound snapshot", row=str(error))
@@ -268,7 +268,7 @@ def _image(row: Sequence[Any]) -> StoredImage:
     """An image of the columns `_IMAGE`."""
     checksum, *values = row[:12]
     what = f"image {row[2]!r}"
-    checksums.require(checksum, checksums.of_values(*values), what)
+    faults.require(checksum, faults.of_values(*values), what)
     _, image_id, name, width, height, content_type, size_bytes, tags, attributes, created_ms, _ = values
     return StoredImage(
         image_id, name, width, height, content_type, size_bytes, tuple(_decoded(tags, list, what)),
@@ -282,9 +282,9 @@ def _record(row: Sequence[Any]) -> Record:
     box, attributes, image_id, mask_checksum, rle = row[11:15], row[15], row[16], row[17], row[18:21]
     _, record_rowid, _, level, area, iou, stability, _ = indexed
     what = f"record {record_id!r} of image {image_id!r}"
-    checksums.require(checksum, checksums.of_indexed(indexed), what)
-    checksums.require(body_checksum, checksums.of_body(record_rowid, record_id, box, attributes), what)
-    checksums.require(mask_checksum, checksums.of_mask(record_rowid, *rle), what)
+    faults.require(checksum, faults.of_indexed(indexed), what)
+    faults.require(body_checksum, faults.of_body(record_rowid, record_id, box, attributes), what)
+    faults.require(mask_checksum, faults.of_mask(record_rowid, *rle), what)
     return Record(
         record_id,
         image_id,
@@ -305,7 +305,7 @@ def _decoded(text: str, kind: type, what: str) -> Any:
         if "\\ud" in text:  # halves of characters cannot be sent; together they are emoji, for one
             json.dumps(value, ensure_ascii=False).encode()
     except ValueError as error:
-        raise checksums.DamagedRowError(f"{what} holds JSON that cannot be decoded") from error
+        raise faults.DamagedRowError(f"{what} holds JSON that cannot be decoded") from error
     if not isinstance(value, kind):
-        raise checksums.DamagedRowError(f"{what} holds JSON of the wrong kind")
+        raise faults.DamagedRowError(f"{what} holds JSON of the wrong kind")
     return value

@@ -12,7 +12,7 @@ import contextlib
 import sqlite3
 from pathlib import Path
 
-from services.searcher.embedded.store import checksums
+from services.searcher.embedded.store import faults
 from services.searcher.embedded.store.faults import damaged, explained
 from services.searcher.embedded.store.reads import IMAGE_VALUES
 
@@ -129,7 +129,7 @@ def check_store(connection: sqlite3.Connection, path: Path) -> None:
         for checksum, *values in connection.execute(
             f"SELECT checksum, {IMAGE_VALUES} FROM image WHERE removed IS NULL"
         ):
-            checksums.require(checksum, checksums.of_values(*values), f"image {values[1]!r}")
+            faults.require(checksum, faults.of_values(*values), f"image {values[1]!r}")
 
 
 def _schema(connection: sqlite3.Connection) -> set[tuple[str, str, str]]:

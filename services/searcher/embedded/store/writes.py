@@ -6,16 +6,14 @@ import json
 import sqlite3
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from regionsearch.errors import Kind, RegionSearchError, invalid, not_found
-from regionsearch.metadata import MetadataLimits
+from regionsearch.errors import invalid
+from regionsearch.texts import MetadataLimits
 from services.searcher.embedded.rows import Change, RowIds, Rows
-from services.searcher.embedded.store import checksums
+from services.searcher.embedded.store import faults
 from services.searcher.embedded.store.lookups import (
     LISTED,
     LiveImage,
@@ -25,8 +23,8 @@ from services.searcher.embedded.store.lookups import (
     rowids_of_records,
 )
 from services.searcher.embedded.store.reads import IMAGE_VALUES, images_by_id
-from services.searcher.types import Collection, Level, Record, StoredImage, Upsert, UpsertResult
-from services.searcher.updates import ImageUpdate
+from services.searcher.queries import ImageUpdate
+from services.searcher.types import Level, Record, StoredImage, Upsert, UpsertResult
 
 # The + keeps SQLite from looking through all live records of the collection.
 REMOVE_RECORDS = (
@@ -35,101 +33,6 @@ REMOVE_RECORDS = (
 )
 _NO_BOX = (None,) * 4
 _NO_ROWS: RowIds = np.empty(0, np.int64)
-
-
-def next_seq(connection: sqlite3.Connection) -> int:
-    """Numbers a write."""
-    row = connection.execute("UPDATE state SET seq = seq + 1 RETURNING seq").fetchone()
-    return int(row[0])
-
-
-def create_collection(connection: sqlite3.Connection, collection: Collection) -> int:
-    """Adds an empty collection and returns its rowid.
-
-    Raises:
-        RegionSearchError: ALREADY_EXISTS.
-    """
-    text = _spec(collection)
-    checksum = checksums.of_values(collection.name, text, collection.created_ms, None)
-    try:
-        row = connection.execute(
-            "INSERT INTO collection (name, spec, created_ms, checksum) VALUES (?, ?, ?, ?) RETURNING id",
-            (collection.name, text, collection.created_ms, checksum),
-        ).fetchone()
-    except sqlite3.IntegrityError as error:
-        raise RegionSearchError(
-            Kind.ALREADY_EXISTS, f"there is a collection {collection.name!r} already", field="name"
-        ) from error
-    return int(row[0])
-
-
-def _spec(collection: Collection) -> str:
-    codes = collection.codes
-    spec: dict[str, Any] = {
-        "model": asdict(collection.model),
-        "codes": None if codes is None else {**asdict(codes), "method": codes.method.value},
-    }
-    if collection.replaces:
-        spec["replaces"] = collection.replaces
-    return json.dumps(spec)
-
-
-class RenamedError(Exception):
-    """While a write waited, its collection's name was given to another one."""
-
-
-def require_collection(connection: sqlite3.Connection, collection_rowid: int, name: str) -> None:
-    """Refuses a write whose collection was dropped or renamed while it waited.
-
-    Raises:
-        RegionSearchError: NOT_FOUND.
-        RenamedError: It has another name now.
-    """
-    row = connection.execute(
-        "SELECT name FROM collection WHERE id = ? AND dropped = 0", (collection_rowid,)
-    ).fetchone()
-    if row is None:
-        raise not_found("collection", f"collection {name!r} has been deleted")
-    if row[0] != name:
-        raise RenamedError(name)
-
-
-def rename_collection(connection: sqlite3.Connection, collection_rowid: int, renamed: Collection) -> None:
-    """Gives a collection another name and description.
-
-    Raises:
-        RegionSearchError: ALREADY_EXISTS.
-    """
-    created_ms, codec = connection.execute(
-        "SELECT created_ms, codec FROM collection WHERE id = ?", (collection_rowid,)
-    ).fetchone()
-    text = _spec(renamed)
-    checksum = checksums.of_values(renamed.name, text, created_ms, codec)
-    try:
-        connection.execute(
-            "UPDATE collection SET name = ?, spec = ?, checksum = ? WHERE id = ?",
-            (renamed.name, text, checksum, collection_rowid),
-        )
-    except sqlite3.IntegrityError as error:
-        raise RegionSearchError(
-            Kind.ALREADY_EXISTS, f"there is a collection {renamed.name!r} already", field="keep_as"
-        ) from error
-
-
-def drop_collection(connection: sqlite3.Connection, collection_rowid: int, seq: int) -> None:
-    """Hides a collection and notes the write that did; `vacuum` frees its space once no search sees it."""
-    connection.execute("UPDATE collection SET dropped = ? WHERE id = ?", (seq, collection_rowid))
-
-
-def store_codec(connection: sqlite3.Connection, collection_rowid: int, codec: bytes) -> None:
-    """Stores the codec of a collection's binary codes."""
-    values = connection.execute(
-        "SELECT name, spec, created_ms FROM collection WHERE id = ?", (collection_rowid,)
-    ).fetchone()
-    connection.execute(
-        "UPDATE collection SET codec = ?, checksum = ? WHERE id = ?",
-        (codec, checksums.of_values(*values, codec), collection_rowid),
-    )
 
 
 def upsert(
@@ -200,7 +103,7 @@ def update_images(
         values = connection.execute(f"SELECT {IMAGE_VALUES} FROM image WHERE ordinal = ?", (image_rowid,))  # noqa: S608
         connection.execute(
             "UPDATE image SET checksum = ? WHERE ordinal = ?",
-            (checksums.of_values(*values.fetchone()), image_rowid),
+            (faults.of_values(*values.fetchone()), image_rowid),
         )
         connection.execute("DELETE FROM image_tag WHERE image = ?", (image_rowid,))
         connection.execute("DELETE FROM attribute WHERE image = ? AND record = 0", (image_rowid,))
@@ -299,7 +202,7 @@ def _insert_image(
     row = connection.execute(
         f"INSERT INTO image ({IMAGE_VALUES}, region_count, added, checksum)"  # noqa: S608
         " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0, ?, ?) RETURNING ordinal",
-        (*values, seq, checksums.of_values(*values)),
+        (*values, seq, faults.of_values(*values)),
     ).fetchone()
     image_rowid = int(row[0])
     _insert_labels(connection, collection_rowid, image_rowid, image)
@@ -341,7 +244,7 @@ def _insert_records(
     connection.executemany(
         "INSERT INTO vector VALUES (?, ?, ?)",
         (
-            (record_rowid, blob, checksums.of_vector(record_rowid, blob))
+            (record_rowid, blob, faults.of_vector(record_rowid, blob))
             for record_rowid, blob in zip(record_rowids, blobs, strict=True)
         ),
     )
@@ -363,7 +266,7 @@ def _insert_records(
 
 def _record_values(
     collection_rowid: int, record_rowid: int, image: int, record: Record, seq: int
-) -> tuple[checksums.Value, ...]:
+) -> tuple[faults.Value, ...]:
     """A row of the record table."""
     # Adding 0.0 turns -0.0 into the 0.0 that SQLite will return: checksums tell the two apart.
     box = _NO_BOX if record.box is None else [edge + 0.0 for edge in record.box]
@@ -375,9 +278,9 @@ def _record_values(
     return (
         record_rowid, collection_rowid, image, record.record_id, level, *box, area, iou, stability,
         attributes, seq, *rle,
-        checksums.of_indexed((collection_rowid, record_rowid, image, level, area, iou, stability, seq)),
-        checksums.of_body(record_rowid, record.record_id, box, attributes),
-        checksums.of_mask(record_rowid, *rle),
+        faults.of_indexed((collection_rowid, record_rowid, image, level, area, iou, stability, seq)),
+        faults.of_body(record_rowid, record.record_id, box, attributes),
+        faults.of_mask(record_rowid, *rle),
     )  # fmt: skip
 
 

@@ -1,14 +1,39 @@
-"""Several phrases, grouped by image: which of them are found in each image, and where."""
+"""Which hits are confident, which are answered, and which phrases are found in an image: the one place of it.
+
+A model's cut-off is measured by `regionsearch evaluate --calibrate` and stored in its manifest; the embedder
+serves it. It is about words and regions: a phrase fits a region or does not, while likeness to an example,
+and what a whole image is about, are matters of degree.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeAlias
 
-from gateway.cut_offs import is_match, judge
 from gateway.records import hide_key
 from gateway.service_clients import Services
 from regionsearch.errors import invalid
 from regionsearch.v1 import region_search_pb2, search_pb2
+
+SearchRequest: TypeAlias = region_search_pb2.RegionSearchServiceSearchRequest
+
+
+def judge(hit: search_pb2.Hit, cut_off: float | None) -> None:
+    """Sets whether a hit is confident, unless that is not known."""
+    if cut_off is not None and hit.record.level == search_pb2.LEVEL_REGION:
+        hit.confident = hit.score >= cut_off
+    if hit.HasField("best_region"):
+        judge(hit.best_region, cut_off)
+
+
+def says_scores(request: SearchRequest) -> bool:
+    """Whether a request says itself which scores are kept, in place of the model's cut-off."""
+    return request.HasField("min_score") or request.HasField("relative_cutoff")
+
+
+def is_match(hit: search_pb2.Hit, request: SearchRequest) -> bool:
+    """Whether a judged hit that passed the request's own thresholds counts as found."""
+    return says_scores(request) or hit.confident or not hit.HasField("confident")
 
 
 def wants_others(request: region_search_pb2.RegionSearchServiceSearchRequest) -> bool:

@@ -1,4 +1,4 @@
-"""Where the command line writes: results to standard output, everything else to standard error."""
+"""What commands share: options, and where they write: results to standard output, all else to stderr."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import io
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 from rich import progress
@@ -14,7 +14,31 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from regionsearch import defaults
 from regionsearch.errors import invalid
+
+if TYPE_CHECKING:
+    from regionsearch.client import Client
+
+
+Url = Annotated[str, typer.Option("--url", envvar="REGIONSEARCH_URL", help="Address of the gateway.")]
+ApiKey = Annotated[str | None, typer.Option("--api-key", envvar="REGIONSEARCH_API_KEY", help="API key.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+CollectionName = Annotated[str, typer.Option("--collection", "-c", help="Collection.")]
+
+URL = defaults.URL
+COLLECTION = defaults.COLLECTION
+
+
+def connect(url: str, api_key: str | None, *, retries: int = 2, timeout_s: float = 300) -> Client:
+    """A client; its libraries are imported only now, so that help is quick.
+
+    Somebody waits in front of the screen: a server that is away is soon said to be.
+    """
+    from regionsearch.client import Client
+
+    return Client(url, api_key=api_key, retries=retries, timeout_s=timeout_s)
+
 
 console = Console()
 errors = Console(stderr=True)
