@@ -37,9 +37,9 @@ from services.segmenter.everything import (
     segment_everything,
 )
 from services.segmenter.grid import grid_points, plan_crops
+from services.segmenter.loading import find_model
 from services.segmenter.options import EverythingOptions
 from services.segmenter.prompts import Prompt
-from services.segmenter.service import find_model
 
 SCENE = Path(__file__).parents[1] / "examples" / "scenes" / "scene-01.jpg"
 CALLERS = 8

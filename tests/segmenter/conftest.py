@@ -13,7 +13,7 @@ from services.segmenter.backends import load_backend
 from services.segmenter.backends.base import ModelIdentity
 from services.segmenter.backends.pocket import build_pocket_sam
 from services.segmenter.backends.sam import SamBackend
-from services.segmenter.service import find_model
+from services.segmenter.loading import find_model
 from services.segmenter.settings import SegmenterSettings
 
 

@@ -20,8 +20,9 @@ from services.segmenter.backends import FAMILIES, load_backend
 from services.segmenter.backends.base import ModelFiles
 from services.segmenter.backends.refiner import Refiner
 from services.segmenter.backends.sam import SamBackend
-from services.segmenter.loading import CHECKPOINTS, find_model, load
+from services.segmenter.loading import CHECKPOINTS, find_model
 from services.segmenter.options import EverythingOptions, Mode
+from services.segmenter.service import load
 from services.segmenter.settings import EverythingSettings, SegmenterSettings
 
 

@@ -14,8 +14,8 @@ from regionsearch.errors import Kind, RegionSearchError
 from services.segmenter.backends import load_backend
 from services.segmenter.backends.mobile import build_mobile_sam
 from services.segmenter.backends.sam import SamBackend
+from services.segmenter.loading import find_model
 from services.segmenter.options import EverythingOptions
-from services.segmenter.service import find_model
 from tests.segmenter.parity import assert_parity
 
 

@@ -15,8 +15,8 @@ from PIL import Image
 
 from services.segmenter.backends.sam import SamBackend
 from services.segmenter.everything import segment_everything
+from services.segmenter.loading import find_model
 from services.segmenter.options import EverythingOptions
-from services.segmenter.service import find_model
 from tests.segmenter.conftest import resized
 from tests.segmenter.parity import LOGIT, Reference, assert_parity
 

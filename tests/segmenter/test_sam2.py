@@ -15,9 +15,9 @@ from services.segmenter.backends import sam2 as family
 from services.segmenter.backends.base import ModelIdentity
 from services.segmenter.everything import segment_everything
 from services.segmenter.grid import Crop
+from services.segmenter.loading import find_model
 from services.segmenter.options import EverythingOptions
 from services.segmenter.prompts import Prompt, decode_prompts, draw_answers, group_prompts, stack_prompts
-from services.segmenter.service import find_model
 
 
 def test_without_its_package_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
