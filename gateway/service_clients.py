@@ -54,7 +54,7 @@ class ServiceClient:
 
         Args:
             name: For people: "embedder".
-            target: Address, see `regionsearch.rpc.resolve_target`.
+            target: Address, see `regionsearch.rpc.channels.resolve_target`.
             service: Full name of its gRPC service.
             settings: TLS, key and limits.
         """

@@ -121,7 +121,7 @@ def http_options(url: str, ca: Path | None = None) -> dict[str, Any]:
 
 
 def grpc_proxy(url: str) -> str | None:
-    """The proxy of a gRPC channel, as `regionsearch.rpc.ChannelConfig` takes it.
+    """The proxy of a gRPC channel, as `regionsearch.rpc.channels.ChannelConfig` takes it.
 
     Raises:
         RegionSearchError: FAILED_PRECONDITION for a proxy that gRPC cannot use.

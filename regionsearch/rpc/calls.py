@@ -120,7 +120,7 @@ def call(
     """Calls a unary method from a thread.
 
     Args:
-        method: Of a stub on a channel of :func:`regionsearch.rpc.open_channel`.
+        method: Of a stub on a channel of :func:`regionsearch.rpc.channels.open_channel`.
         request: Its message.
         policy: Time, key and patience.
         metadata: Further headers.

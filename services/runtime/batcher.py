@@ -148,7 +148,7 @@ class Batcher(Generic[Payload, Result]):
             key: Only requests of the same key share a batch.
             priority: Urgency.
             deadline: Time of the event loop's clock after which the answer is useless; the surrounding
-                :func:`regionsearch.rpc.deadline` when absent.
+                :func:`regionsearch.rpc.calls.deadline` when absent.
             continuation: The request is a later piece of a call: it was admitted with the first piece, and
                 neither a full nor a long queue refuses it. A call submits one piece at a time.
             more: Items that the same call will submit as `continuation` after this answer. They count for

@@ -39,8 +39,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
     No request is received before the caller's key is checked. Malformed messages and unknown enum values are
     INVALID_ARGUMENT.
 
-    The caller's deadline becomes the surrounding :func:`regionsearch.rpc.deadline`, for the batcher and for
-    calls that a handler makes.
+    The caller's deadline becomes the surrounding :func:`regionsearch.rpc.calls.deadline`, for the batcher and
+    for calls that a handler makes.
 
     The caller, between whom work is shared (:mod:`regionsearch.rpc.calls`), is the one that the gateway
     names where `named_callers` is set, else it is derived from the key or the address.

@@ -39,7 +39,7 @@ class MilvusSource:
         settings: Of the index, and the most rows that Milvus gives for one search.
 
     Attributes:
-        ahead: See `ranking.CandidateSource`.
+        ahead: See `CandidateSource`.
         rows: Records that came with what a hit needs of them, by id.
     """
 
@@ -67,7 +67,7 @@ class MilvusSource:
         self._names: list[str] = []
 
     def best(self, count: int) -> Candidates:
-        """See `ranking.CandidateSource`; more than Milvus gives at once is all that there is."""
+        """See `CandidateSource`; more than Milvus gives at once is all that there is."""
         if math.isinf(self._query.effort) and self._approximate and (every := self._all()) is not None:
             return self._candidates(every, complete=True)
         asked = min(count, self._max)
@@ -91,7 +91,7 @@ class MilvusSource:
             asked = min(asked * 2, self._max)
 
     def of_images(self, images: Numbers) -> Candidates:
-        """See `ranking.CandidateSource`."""
+        """See `CandidateSource`."""
         names = [self._names[number] for number in images.tolist()]
         rows = self._access.rows_of(
             self._placement.records, "image_id", names, _SCORED, self._freshness, self._filter
@@ -135,7 +135,7 @@ class MilvusSource:
         return list(self._access.rows(self._placement.records, self._filter, _SCORED, self._freshness))
 
     def public_ids(self, keys: Iterable[int]) -> dict[int, tuple[str, str]]:
-        """See `ranking.CandidateSource`."""
+        """See `CandidateSource`."""
         return {key: self._ids[key] for key in keys}
 
     def _candidates(self, rows: Sequence[Row], *, complete: bool) -> Candidates:

@@ -43,7 +43,7 @@ class IndexSource:
         cancellation: Cancels the search.
 
     Attributes:
-        ahead: See `ranking.CandidateSource`.
+        ahead: See `CandidateSource`.
         approximate: Whether better records may exist than are found.
     """
 
@@ -92,7 +92,7 @@ class IndexSource:
         self._first = self._submit(first_count(query, self.ahead))
 
     def best(self, count: int) -> Candidates:
-        """See `ranking.CandidateSource`; the first request is already running."""
+        """See `CandidateSource`; the first request is already running."""
         first = count == first_count(self._query, self.ahead)
         parts = (self._first if first else self._submit(count)).result()
         scores = [exact_scores(part.segment, part.rows, self._against) for part in parts]
@@ -108,7 +108,7 @@ class IndexSource:
         )
 
     def of_images(self, images: Numbers) -> Candidates:
-        """See `ranking.CandidateSource`."""
+        """See `CandidateSource`."""
         parts = []
         for one in self._selected:
             rows = one.segment.columns.rows_of_images(images, one.rows)
@@ -121,7 +121,7 @@ class IndexSource:
         return self._candidates(parts, scores, complete=True)
 
     def public_ids(self, keys: Iterable[int]) -> dict[int, tuple[str, str]]:
-        """See `ranking.CandidateSource`."""
+        """See `CandidateSource`."""
         with self._database.reading() as connection:
             return lookups.public_ids(connection, keys)
 
