@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from regionsearch.errors import Kind, RegionSearchError
-from services.searcher.embedded import engine as embedded_module
+from services.searcher.embedded import open_store as embedded_module
 from services.searcher.embedded.engine import EmbeddedEngine
 from services.searcher.engine import Engine
 from services.searcher.migrate import migrate

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from services.searcher.embedded import engine as engine_module
+from services.searcher.embedded import open_store as engine_module
 from services.searcher.embedded.engine import EmbeddedEngine
 from services.searcher.embedded.index.approximate import IvfSegment, build_ivf
 from services.searcher.embedded.index.binary import Codec, CodeSegment, build_codes, train_codec

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from regionsearch.errors import Kind, RegionSearchError
-from services.searcher.embedded import engine as engine_module
+from services.searcher.embedded import open_store as engine_module
 from services.searcher.embedded import planning, snapshots
 from services.searcher.embedded.engine import EmbeddedEngine
 from services.searcher.embedded.index.index_files import FOLDER

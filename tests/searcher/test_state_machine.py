@@ -20,7 +20,7 @@ from hypothesis.stateful import (
 )
 
 from regionsearch.errors import Kind, RegionSearchError
-from services.searcher.embedded import engine as engine_module
+from services.searcher.embedded import open_store as engine_module
 from services.searcher.embedded.engine import EmbeddedEngine
 from services.searcher.queries import Deletion
 from services.searcher.settings import EmbeddedSettings
