@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+import platform
 import sys
 from collections.abc import Iterator
+from importlib.metadata import version
 from typing import NamedTuple
 
-from prometheus_client import REGISTRY, Counter, Gauge, Histogram, start_http_server
+from prometheus_client import REGISTRY, Counter, Gauge, Histogram, Info, start_http_server
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
@@ -19,6 +21,9 @@ _STARTED = Counter("grpc_server_started_total", "Calls that have started.", _CAL
 _HANDLED = Counter("grpc_server_handled_total", "Calls that have ended, by status.", (*_CALL, "grpc_code"))
 _HANDLING = Histogram("grpc_server_handling_seconds", "Duration of a call.", _CALL, buckets=_SECONDS)
 _IN_FLIGHT = Gauge("grpc_server_in_flight", "Calls in progress.", _CALL)
+
+_BUILD = Info("regionsearch_build", "1, with the versions of this program and of Python.")
+_BUILD.info({"version": version("regionsearch"), "python": platform.python_version()})
 
 SERVING = Gauge("regionsearch_serving", "1 while the process answers health checks with SERVING.")
 

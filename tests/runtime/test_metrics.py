@@ -1,9 +1,12 @@
 """Metrics that need more than a counter."""
 
+import platform
 import sys
+from importlib.metadata import version
 from types import SimpleNamespace
 
 import pytest
+from prometheus_client import REGISTRY
 
 from services.runtime.metrics import DeviceMemory
 
@@ -22,6 +25,11 @@ def torch_with(initialised, reserved):
         get_device_properties=lambda index: SimpleNamespace(total_memory=1000),
     )
     return SimpleNamespace(cuda=cuda)
+
+
+def test_a_process_says_which_version_it_is():
+    versions = {"version": version("regionsearch"), "python": platform.python_version()}
+    assert REGISTRY.get_sample_value("regionsearch_build_info", versions) == 1
 
 
 def test_device_memory_is_that_of_the_devices_in_use(monkeypatch):
