@@ -5,16 +5,14 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import MutableMapping, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import grpc
 import structlog
 from opentelemetry import trace
-from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
-from opentelemetry.instrumentation.grpc import aio_client_interceptors
-from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import TracerProvider
 
 
 def configure_logging(process: str, level: str = "info", style: Literal["json", "console"] = "json") -> None:
@@ -81,6 +79,12 @@ def configure_tracing(process: str, endpoint: str | None) -> TracerProvider | No
     """
     if not endpoint:  # empty is how compose writes a variable that is not set
         return None
+    # Imported here: they take an eighth of the start of a process.
+    from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+    from opentelemetry.sdk.resources import Resource
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
     provider = TracerProvider(resource=Resource.create({"service.name": f"regionsearch-{process}"}))
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint)))
     trace.set_tracer_provider(provider)
@@ -89,5 +93,7 @@ def configure_tracing(process: str, endpoint: str | None) -> TracerProvider | No
 
 def client_interceptors() -> Sequence[grpc.aio.ClientInterceptor]:
     """Interceptors for an asyncio channel that carry the current trace to the service that is called."""
+    from opentelemetry.instrumentation.grpc import aio_client_interceptors
+
     interceptors: Sequence[grpc.aio.ClientInterceptor] = aio_client_interceptors()  # type: ignore[no-untyped-call]
     return interceptors

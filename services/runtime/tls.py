@@ -7,7 +7,6 @@ import ssl
 from pathlib import Path
 
 import structlog
-from cryptography import x509
 from prometheus_client import Gauge
 
 from regionsearch.errors import Kind, RegionSearchError
@@ -38,6 +37,8 @@ def check_certificate(
         RegionSearchError: FAILED_PRECONDITION that names the file: it cannot be read, the key does not belong
             to the certificate, or the certificate has expired.
     """
+    from cryptography import x509  # a tenth of the start of a process, which few need
+
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     try:
         found = x509.load_pem_x509_certificate(certificate.read_bytes())
