@@ -209,9 +209,12 @@ class Catalog:
             if known is not None:
                 return await work(available(known))
             reading = asyncio.ensure_future(self.get(name))
-            # Where there is no such collection the reading fails first and cancels the work.
+            # Where there is no such collection the reading fails first and cancels the work. A part of the
+            # work that fails cancels its others, and must not cancel the reading that these await: that the
+            # reading was cancelled would be told, before what the work failed of.
             answer: Result
-            answer, _ = await gather_or_cancel(_awaited(work(reading)), _awaited(reading))
+            shielded = asyncio.shield(reading)
+            answer, _ = await gather_or_cancel(_awaited(work(shielded)), _awaited(reading))
             return answer
         except RegionSearchError as error:
             if error.kind not in _STALE:

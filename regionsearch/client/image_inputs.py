@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from regionsearch.errors import invalid
+from regionsearch.errors import invalid, too_large
 from regionsearch.image_files import find_images
 from regionsearch.schemas.responses.values import Box as FoundBox
 
@@ -61,6 +61,7 @@ class NegativeExample:
 Negative = str | NegativeExample
 """What is not meant: a phrase or an example."""
 
+MAX_FILE_BYTES = 1 << 30  # far above what a message or a form can carry
 _BOX = ("x_min", "y_min", "x_max", "y_max")
 
 
@@ -160,7 +161,8 @@ def open_file(path: str | os.PathLike[str]) -> Iterator[BufferedReader]:
     """Opens a regular file without blocking, as a pipe without a writer would.
 
     Raises:
-        RegionSearchError: INVALID_ARGUMENT for a file that cannot be read, and for what is not a file.
+        RegionSearchError: INVALID_ARGUMENT for a file that cannot be read, and for what is not a file;
+            TOO_LARGE for one that would only be read to be refused.
     """
     if not isinstance(path, str | os.PathLike):
         raise invalid(
@@ -170,8 +172,15 @@ def open_file(path: str | os.PathLike[str]) -> Iterator[BufferedReader]:
         )
     try:
         with open(path, "rb", opener=_open_at_once) as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
                 raise invalid("image", f"{printable(path)} is not a regular file")
+            if status.st_size > MAX_FILE_BYTES:
+                raise too_large(
+                    "image",
+                    f"{printable(path)} has {status.st_size} bytes; no server takes an image of more than "
+                    f"{MAX_FILE_BYTES}",
+                )
             yield file
     except OSError as error:
         reason = error.strerror or str(error)

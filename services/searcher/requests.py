@@ -104,6 +104,8 @@ class Reader(FilterReader):
             policy = types_pb2.CropPolicy.Name(message.crop_policy).removeprefix(POLICY_PREFIX)
         except ValueError:
             raise invalid("model.crop_policy", f"{message.crop_policy} is not a crop policy") from None
+        if message.dimension < 0:
+            raise invalid("model.dimension", "model.dimension cannot be negative")
         self.texts("model", [message.family, message.variant, message.weights_digest])
         return ModelIdentity(
             message.family,

@@ -173,8 +173,8 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
                 following.cancel()
 
     def _upsert(self, request: pb.UpsertRequest, generation: str | None = None) -> UpsertResult:
-        write = self._read.upsert(request)
-        return self._engine.upsert(request.collection, self._read.model(request.model), write, generation)
+        model = self._read.model(request.model)
+        return self._engine.upsert(request.collection, model, self._read.upsert(request), generation)
 
     async def UpdateImages(
         self, request: pb.UpdateImagesRequest, context: _Context

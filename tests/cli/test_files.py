@@ -173,20 +173,18 @@ def test_whatever_is_wrong_with_a_file_is_the_outcome_of_this_file(
     make(tmp_path, LATIN, "good.jpg")
     (tmp_path / "folder.jpg").mkdir()
     os.mkfifo(tmp_path / "pipe.jpg")
-    troubled = [
-        tmp_path / name for name in ("folder.jpg", "pipe.jpg", "vanished.jpg", "a\0b.jpg", LATIN + "x")
-    ]
+    with (tmp_path / "vast.jpg").open("wb") as vast:
+        vast.truncate(10 << 30)  # which takes no room on the disk
+    names = ("folder.jpg", "pipe.jpg", "vanished.jpg", "a\0b.jpg", "vast.jpg", LATIN + "x")
+    troubled = [tmp_path / name for name in names]
     results = ingest([tmp_path / LATIN, *troubled, 42, ("half \ud800", b"1"), None, tmp_path / "good.jpg"])
     assert [result.outcome for result in results] == [
-        "created", *["failed"] * 6, "created", "failed", "created",
+        "created", *["failed"] * 7, "created", "failed", "created",
     ]  # fmt: skip
-    assert (results[0].name, results[7].name) == ("caf\ufffd.jpg", "half \ufffd")
+    assert (results[0].name, results[8].name) == ("caf\ufffd.jpg", "half \ufffd")
     details = [result.error.detail for result in results if result.error]
-    for detail, reason in zip(
-        details,
-        ["Is a directory", "not a regular file", "No such file", "null byte", "No such file", "42", "None"],
-        strict=True,
-    ):
+    reasons = ["Is a directory", "not a regular file", "No such file", "null byte", "more than 1073741824"]
+    for detail, reason in zip(details, [*reasons, "No such file", "42", "None"], strict=True):
         assert reason in detail
         detail.encode()
 

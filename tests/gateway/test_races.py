@@ -11,7 +11,10 @@ import grpc
 import httpx
 import pytest
 
+from gateway.catalog import Catalog, PendingCollection, Recent
 from gateway.image_store import ImageStore
+from regionsearch.errors import RegionSearchError, invalid
+from regionsearch.rpc import gather_or_cancel
 from regionsearch.v1 import search_pb2
 from tests.gateway.conftest import GREEN, RED, Running, World, add, scene, wait_for
 from tests.gateway.fakes import Script
@@ -121,3 +124,27 @@ def test_who_reads_and_leaves_ends_the_work(world: World, script: Script, collec
         client.sendall(f"GET /v1/collections/{collection}/images/x HTTP/1.1\r\nHost: x\r\n\r\n".encode())
         wait_for(lambda: front.asked == 1)
     wait_for(lambda: front.left == 1)
+
+
+async def test_work_that_fails_while_its_collection_is_read_says_why() -> None:
+    """A part of the work that fails cancels one that waits for the reading, which must go on."""
+
+    class Slow(Catalog):
+        def __init__(self) -> None:
+            self._collections = Recent()
+
+        async def get(self, name: str) -> search_pb2.Collection:
+            await asyncio.sleep(0.05)
+            return search_pb2.Collection(name=name)
+
+    async def waits(pending: PendingCollection) -> None:
+        await pending
+
+    async def fails() -> None:
+        raise invalid("query.text", "blank")
+
+    async def work(pending: PendingCollection) -> None:
+        await gather_or_cancel(waits(pending), fails())
+
+    with pytest.raises(RegionSearchError, match="blank"):
+        await Slow().with_collection("any", work)

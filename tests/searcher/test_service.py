@@ -286,6 +286,10 @@ async def test_errors_of_invalid_requests_name_the_field(stub) -> None:
         Kind.INVALID_ARGUMENT,
         "page_token",
     )
+    negative = upsert_request("a", unit_vectors(1))
+    negative.model.dimension = -1
+    del negative.records[:]
+    assert await failing(stub.Upsert(negative)) == (Kind.INVALID_ARGUMENT, "model.dimension")
     twice = search_pb2.UpsertRequest()
     twice.CopyFrom(good)
     twice.records[1].record_id = twice.records[0].record_id
