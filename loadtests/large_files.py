@@ -31,7 +31,7 @@ from rich.table import Table
 from loadtests.callers import FLOOD_KEY, PEOPLE_KEYS
 from loadtests.launch import Stack
 from loadtests.scenes import Scene
-from loadtests.soak import sample
+from loadtests.soak import SMALL_CACHE, sample
 from regionsearch.supervisor.child import MODULES
 
 MAX_DELAY_S = 1.0
@@ -136,6 +136,7 @@ def main(
     repeats: Annotated[int, typer.Option(help="Times that each file is sent.")] = 2,
 ) -> None:
     """Sends the costliest files to a local stack; exit code 1 when one delays others or stays in memory."""
+    os.environ.setdefault(*SMALL_CACHE)
     os.environ["REGIONSEARCH_GATEWAY_API_KEYS"] = ",".join((FLOOD_KEY, PEOPLE_KEYS[0]))
     table = Table("file", title="Clicks of another caller next to the costliest files")
     for column in ("MB", "answers", "alone s", "slowest s", "delay s", "left MiB"):
@@ -162,10 +163,10 @@ def main(
                     slowest = max(slowest, *delays(person, sending))
                     statuses.append(sending.result())
             time.sleep(1)
-            left = max(now - before[process] for process, now in memory(stack).items())
+            left, where = max((now - before[process], process) for process, now in memory(stack).items())
             bad = slowest - alone > MAX_DELAY_S or left > MAX_LEFT_MIB
             failed |= bad
-            figures = (f"{alone:.2f}", f"{slowest:.2f}", f"{slowest - alone:.2f}", f"{left:+.0f}")
+            figures = (f"{alone:.2f}", f"{slowest:.2f}", f"{slowest - alone:.2f}", f"{left:+.0f} {where}")
             answers = " ".join(map(str, sorted(set(statuses))))
             table.add_row(name, f"{len(file) / 1e6:.1f}", answers, *figures, style="red" if bad else None)
     Console().print(table)

@@ -14,7 +14,7 @@ import pytest
 from gateway.catalog import Catalog, PendingCollection, Recent
 from gateway.image_store import ImageStore
 from regionsearch.errors import RegionSearchError, invalid
-from regionsearch.rpc.fanout import gather_or_cancel
+from regionsearch.rpc.calls import gather_or_cancel
 from regionsearch.v1 import search_pb2
 from tests.gateway.conftest import GREEN, RED, Running, World, add, scene, wait_for
 from tests.gateway.fakes import Script
