@@ -13,15 +13,19 @@ import contextlib
 import io
 import itertools
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import faiss
 import httpx
 import numpy as np
 from PIL import Image, ImageDraw
+from segment_anything import SamAutomaticMaskGenerator
 
+from benchmarks import bench_embedder, bench_segmenter
 from benchmarks.harness import Case, Pair
 from benchmarks.simulated_services import HEIGHT, WIDTH, Processes
 from gateway.records import ImageFile, records, stored_image
@@ -40,7 +44,10 @@ from regionsearch.v1 import (
     segment_pb2_grpc,
     types_pb2,
 )
+from services.embedder.tasks import Regions
+from services.segmenter.options import SelectionOptions
 
+SCENES = Path(__file__).parents[1] / "examples" / "scenes"
 CLIENTS = 8
 IMAGES = 64
 REAL_IMAGES = 16
@@ -88,9 +95,19 @@ def pipeline(fixed: bool) -> Iterator[Pipeline]:
         yield Pipeline(url=processes.gateway(**services), **services)
 
 
-def drive(call: Callable[[bytes], object], images: list[bytes]) -> float:
-    """CLIENTS callers, one image after the other each; returns images per second."""
-    with concurrent.futures.ThreadPoolExecutor(CLIENTS) as pool:
+def scene_image(number: int) -> bytes:
+    """One of the bundled scenes, different for every number."""
+    scenes = sorted(SCENES.glob("*.jpg"))
+    image = Image.open(scenes[number % len(scenes)]).convert("RGB")
+    image.putpixel((0, 0), (number // len(scenes) % 256, number // len(scenes) // 256, 0))
+    out = io.BytesIO()
+    image.save(out, "JPEG", quality=95)
+    return out.getvalue()
+
+
+def drive(call: Callable[[bytes], object], images: list[bytes], clients: int = CLIENTS) -> float:
+    """Several callers, one image after the other each; returns images per second."""
+    with concurrent.futures.ThreadPoolExecutor(clients) as pool:
         begin = time.perf_counter()
         list(pool.map(call, images))
         return len(images) / (time.perf_counter() - begin)
@@ -176,8 +193,34 @@ def all_stages(found: Pipeline) -> Iterator[CallContext]:
         yield write
 
 
+@contextlib.contextmanager
+def plain_script(_: Pipeline) -> Iterator[CallContext]:
+    """What scripts do, with the same weights: the published generator, one crop after the other, FAISS."""
+    backend, options = bench_segmenter.pocket()
+    tower = bench_embedder.load("pocket")
+    generator = SamAutomaticMaskGenerator(backend.model, **asdict(options))
+    most = SelectionOptions().max_regions
+    index = faiss.IndexFlatIP(tower.dimension)
+    alone = threading.Lock()
+
+    def write(data: bytes) -> None:
+        with alone:
+            pixels = np.array(Image.open(io.BytesIO(data)).convert("RGB"))
+            found = sorted(generator.generate(pixels), key=lambda mask: -mask["predicted_iou"])
+            corners = np.array([mask["bbox"] for mask in found[:most]], np.float32).reshape(-1, 4)
+            boxes = np.concatenate([corners[:, :2], corners[:, :2] + corners[:, 2:] + 1], axis=1)
+            if len(boxes):
+                index.add(bench_embedder.one_by_one(tower, Regions(pixels, boxes, None))())
+
+    yield write
+
+
 def ingest(
-    fixed: bool, count: int, reference: Callable[[Pipeline], contextlib.AbstractContextManager[CallContext]]
+    fixed: bool,
+    count: int,
+    reference: Callable[[Pipeline], contextlib.AbstractContextManager[CallContext]],
+    clients: int = CLIENTS,
+    image: Callable[[int], bytes] = sample_image,
 ) -> Callable[[], contextlib.AbstractContextManager[Pair]]:
     """Preparation: images a second through the gateway, against what `reference` does, same callers."""
 
@@ -191,10 +234,10 @@ def ingest(
         ):
 
             def fresh() -> list[bytes]:
-                return [sample_image(next(numbers)) for _ in range(count)]
+                return [image(next(numbers)) for _ in range(count)]
 
             send = sender(http, found.url)
-            yield Pair(lambda: drive(send, fresh()), lambda: drive(call, fresh()))
+            yield Pair(lambda: drive(send, fresh(), clients), lambda: drive(call, fresh(), clients))
 
     return prepared
 
@@ -216,6 +259,15 @@ def cases() -> list[Case]:
             better="higher",
             target=0.85,
             runs=3,
+            slow=True,
+        ),
+        Case(
+            "gateway: ingest by 4 clients, pocket models, against generator, single crops and faiss",
+            "images/s",
+            ingest(False, REAL_IMAGES // 2, plain_script, clients=4, image=scene_image),
+            better="higher",
+            target=5.0,
+            runs=2,
             slow=True,
         ),
         # No promise: on one machine the stages take their processor time from each other.

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import functools
 import itertools
+import os
 import time
 import unittest.mock
 from collections.abc import Callable, Iterator
@@ -14,18 +15,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import skimage.data
 import torch
 from PIL import Image
 from segment_anything import SamAutomaticMaskGenerator, sam_model_registry
 
-from benchmarks.harness import Case, Pair, timed
+from benchmarks.emulation import EmulatedTf32
+from benchmarks.harness import Case, Pair, SkipCase, timed
 from regionsearch.images import Pixels
 from services.runtime.batcher import BatchSettings
 from services.segmenter.backends import load_backend
 from services.segmenter.backends.base import ModelIdentity, PromptBatch
+from services.segmenter.backends.detector import Detector
+from services.segmenter.backends.fastsam import BoxProposer
 from services.segmenter.backends.mobile import build_mobile_sam
 from services.segmenter.backends.sam import SamBackend
+from services.segmenter.backends.vit_attention import fuse_attention
 from services.segmenter.call_context import LazyImage
 from services.segmenter.engine import SegmentEngine
 from services.segmenter.everything import (
@@ -38,11 +42,12 @@ from services.segmenter.everything import (
 )
 from services.segmenter.grid import grid_points, plan_crops
 from services.segmenter.loading import find_model
-from services.segmenter.options import EverythingOptions
+from services.segmenter.options import EverythingOptions, Mode
 from services.segmenter.prompts import Prompt
 
 SCENE = Path(__file__).parents[1] / "examples" / "scenes" / "scene-01.jpg"
 CALLERS = 8
+FASTSAM = "REGIONSEARCH_BENCH_FASTSAM"  # path of the exported model; its weights are not ours to give
 CLICK = Prompt(np.array([[60.0, 60.0]]), np.array([1], np.int32))
 Load = Callable[[], tuple[SamBackend, EverythingOptions]]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -60,6 +65,8 @@ def untrained(variant: str, points_per_side: int) -> tuple[SamBackend, Everythin
     """A published architecture with random weights, which take as long; half of the masks survive."""
     torch.manual_seed(0)
     model = build_mobile_sam() if variant == "mobile" else sam_model_registry[variant]()
+    if variant != "mobile":
+        fuse_attention(model.image_encoder)
     backend = SamBackend(model, ModelIdentity("sam", variant, "", "fp32", DEVICE))
     (embedding,) = backend.encode([backend.prepare(scene())])
     points = torch.rand(16, 1, 2) * 1024
@@ -75,6 +82,8 @@ def scene(height: int = 400, width: int = 600) -> Pixels:
 
 def photograph() -> Pixels:
     """512 x 512 pixels of an astronaut."""
+    import skimage.data  # which short runs on other machines do without
+
     return np.ascontiguousarray(skimage.data.astronaut())  # type: ignore[no-untyped-call]
 
 
@@ -94,6 +103,57 @@ def everything(load: Load, image: Callable[[], Pixels]) -> Iterator[Pair]:
     ]
     if sum(differing) > len(masks):  # a pixel a mask may be a tie; see tests/segmenter/parity.py
         raise AssertionError(f"everything mode no longer gives the reference's masks: {differing}")
+
+
+@contextlib.contextmanager
+def proposals(load: Load, reference: bool) -> Iterator[Pair]:
+    """Everything mode by the model's proposals, against our grid or against the published generator."""
+    (backend, options), pixels = load(), scene()
+    if backend.proposer is None:
+        raise SkipCase(f"{backend.identity.variant} has no proposer; see {FASTSAM} in docs/models.md")
+
+    def grid() -> object:
+        if reference:
+            return SamAutomaticMaskGenerator(backend.model, **asdict(options)).generate(pixels)
+        return segment_everything(backend, pixels, options)
+
+    yield Pair(timed(lambda: segment_everything(backend, pixels, options, Mode.PROPOSALS)), timed(grid))
+
+
+def with_detector(load: Load) -> tuple[SamBackend, EverythingOptions]:
+    """A model with FastSAM's file in front of it, if there is one."""
+    backend, options = load()
+    backend.proposer = BoxProposer(Detector(fastsam_file(), backend.device))
+    return backend, options
+
+
+def fastsam_file() -> Path:
+    """The exported FastSAM that the environment names."""
+    if FASTSAM not in os.environ:
+        raise SkipCase(f"{FASTSAM} does not name an exported FastSAM")
+    return Path(os.environ[FASTSAM])
+
+
+@contextlib.contextmanager
+def fastsam() -> Iterator[Pair]:
+    """FastSAM's masks of a photograph against those of ultralytics, if it is installed, of the same file."""
+    path, pixels = fastsam_file(), photograph()
+    backend = load_backend(find_model(str(path)), DEVICE, "auto")
+    assert backend.choices is not None
+    options = backend.choices
+    reference = None
+    with contextlib.suppress(ImportError):
+        from ultralytics import YOLO
+
+        model = YOLO(path, task="segment")
+        asked: dict[str, Any] = {
+            "conf": options.pred_iou_thresh,
+            "iou": options.box_nms_thresh,
+            "rect": False,
+        }
+        asked |= {"imgsz": backend.mask_size[0] * 4, "retina_masks": True, "verbose": False, "device": DEVICE}
+        reference = timed(lambda: model.predict(pixels[..., ::-1], **asked)[0].masks)
+    yield Pair(timed(lambda: segment_everything(backend, pixels, options, Mode.PROPOSALS)), reference)
 
 
 ENCODE, DECODE, REST = STAGES = ("encode", "decode", "filter, upscale, NMS, draw")
@@ -241,6 +301,8 @@ def match_rate(precision: str, images: int = 6, load: Load = pocket) -> Iterator
     """Share of the fp32 regions that lower precision finds with an IoU of 0.9 or more, over the scenes."""
     backend, options = load()
     low = SamBackend(backend.model, replace(backend.identity, precision=precision))
+    if precision == "tf32" and DEVICE == "cpu":
+        low._autocast = EmulatedTf32  # type: ignore[assignment]
 
     @functools.cache
     def rate() -> float:
@@ -305,6 +367,27 @@ def cases() -> list[Case]:
             runs=3,
             slow=True,
         ),
+        *[
+            Case(
+                f"segmenter: everything by proposals, {name}, against {what}",
+                "s",
+                functools.partial(proposals, load, what != "our grid"),
+                runs=3,
+                slow=slow,
+            )
+            for name, load, slow in (
+                ("pocket", pocket, False),
+                (
+                    "mobile with a detector",
+                    functools.partial(with_detector, functools.partial(untrained, "mobile", points)),
+                    True,
+                ),
+            )
+            for what in ("our grid", "the published generator")
+        ],
+        Case(
+            "segmenter: FastSAM, photograph of 512 px, against ultralytics", "s", fastsam, runs=3, slow=True
+        ),
         Case("segmenter: zoomed click / click, pocket", "s", zoomed_click, runs=5),
         Case("segmenter: 8 callers at once / in turn", "s", callers, runs=2),
         *[
@@ -317,5 +400,14 @@ def cases() -> list[Case]:
             )
             for megapixels, height, width in sizes
         ],
-        Case("segmenter: bf16 match rate", "share", lambda: match_rate("bf16"), better="higher", runs=1),
+        *[
+            Case(
+                f"segmenter: {precision} match rate",
+                "share",
+                functools.partial(match_rate, precision),
+                better="higher",
+                runs=1,
+            )
+            for precision in ("bf16", "tf32")
+        ],
     ]

@@ -21,7 +21,7 @@ from services.embedder.engine import EmbedEngine
 from services.embedder.servicer import EmbedServicer
 from services.embedder.settings import EmbedderSettings
 from services.runtime.server import Lifespan, Server
-from services.torch_runtime.devices import choose_precision, find_devices, use_float32
+from services.torch_runtime.devices import allow_tf32, choose_precision, find_devices
 from services.torch_runtime.model_files import read_manifest, verified_digest
 
 
@@ -33,7 +33,7 @@ def load(settings: EmbedderSettings) -> list[Backend]:
     """
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    use_float32(settings.precision)
+    allow_tf32(False)
     files = find_model(settings.model, settings.weights, settings.random_weights)
     return [
         load_backend(files, device, choose_precision(settings.precision, device), settings.compile)

@@ -25,7 +25,7 @@ from services.segmenter.loading import find_model
 from services.segmenter.options import Defaults, EverythingOptions, Mode
 from services.segmenter.servicer import SegmentServicer
 from services.segmenter.settings import SegmenterSettings
-from services.torch_runtime.devices import choose_precision, find_device, use_float32
+from services.torch_runtime.devices import allow_tf32, choose_precision, find_device
 from services.torch_runtime.model_files import existing_file
 
 CPU_POINTS_PER_SIDE = 16  # where a model does not say: the reference's 32 take minutes
@@ -44,7 +44,7 @@ def load(settings: SegmenterSettings) -> tuple[Backend, Defaults]:
     precision: str = settings.precision
     if files.family != "fastsam":  # whose file says it
         precision = choose_precision(precision, device, files.match_rates)
-        use_float32(precision)
+        allow_tf32(False)
     backend = load_backend(files, str(device), precision)
     mode = Mode(files.mode)
     if settings.proposer:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -81,12 +81,12 @@ def choose_precision(
     return next((name for name in reduced if match_rates.get(name, 0) >= LEAST_MATCH_RATE), "fp32")
 
 
-def use_float32(precision: str) -> None:
-    """Sets how products of float32 are computed on GPUs, in the whole process: exactly, but for ``tf32``.
+def allow_tf32(allowed: bool) -> None:
+    """Sets whether GPUs may compute products of float32 in TF32, in the whole process.
 
-    torch's own default is TF32 for convolutions only.
+    torch's own default is to do so in convolutions, and not in matrix products.
     """
-    mode = "tf32" if precision == "tf32" else "ieee"
+    mode = "tf32" if allowed else "ieee"
     torch.backends.cuda.matmul.fp32_precision = mode
     torch.backends.cudnn.conv.fp32_precision = mode  # type: ignore[attr-defined]
 
@@ -97,9 +97,20 @@ def staged(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
-    """The context in which a model computes: none for fp32 and tf32, torch's autocast for bf16 and fp16."""
+    """The context in which a model computes: none for fp32, else torch's autocast or products in TF32."""
+    if precision == "tf32":
+        return _tf32()
     dtype = _DTYPES.get(precision)
     return nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
+
+
+@contextmanager
+def _tf32() -> Iterator[None]:
+    allow_tf32(True)
+    try:
+        yield
+    finally:
+        allow_tf32(False)
 
 
 # Messages of allocators other than torch's own: the host's, CUDA's for pinned memory, those of its libraries.

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from regionsearch.errors import Kind, RegionSearchError
-from services.torch_runtime.devices import autocast, choose_precision, find_device, find_devices, use_float32
+from services.torch_runtime.devices import allow_tf32, autocast, choose_precision, find_device, find_devices
 
 CPU = torch.device("cpu")
 
@@ -49,10 +49,16 @@ def test_auto_precision_on_a_gpu_is_what_is_known_to_match(
     assert choose_precision("fp16", torch.device("cuda"), rates) == "fp16"
 
 
-def test_float32_is_exact_but_for_tf32() -> None:
-    for precision, mode in (("tf32", "tf32"), ("fp32", "ieee")):
-        use_float32(precision)
-        assert torch.backends.cudnn.conv.fp32_precision == torch.backends.cuda.matmul.fp32_precision == mode
+def test_products_are_exact_outside_of_tf32() -> None:
+    def modes() -> set[str]:
+        return {torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision}
+
+    allow_tf32(False)
+    with autocast("fp32", CPU):
+        assert modes() == {"ieee"}
+    with autocast("tf32", CPU):
+        assert modes() == {"tf32"}
+    assert modes() == {"ieee"}
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import numpy as np
 import torch
@@ -30,6 +31,7 @@ from services.segmenter.backends.proposer import PeakProposer, ProposalHead, Pro
 from services.segmenter.backends.refiner import Refiner, RefinerNet
 from services.segmenter.backends.sam_decoder import Decoded, LazyMaskDecoder
 from services.segmenter.backends.vit_attention import fuse_attention
+from services.segmenter.options import EverythingOptions
 from services.torch_runtime.devices import autocast, staged
 
 _ENCODE_BATCH = {"cpu": 1, "cuda": 8}  # on a CPU a batch only waits for its last image
@@ -58,21 +60,24 @@ class SamBackend:
     Args:
         model: Its image encoder may be any module with an ``img_size`` that maps (B, 3, S, S) to (B, C, h,
             w).
-        identity: Says device and precision; fp32 gives the reference's answer.
+        identity: Says device and precision. fp32 gives the reference's answer; others are for the encoder and
+            the refiner, and the mask decoder stays in fp32.
 
     Attributes:
         proposer: Of the model; another one may be put in its place.
         model: The same; ``SamPredictor`` and ``SamAutomaticMaskGenerator`` work on it.
     """
 
-    choices = None
+    choices: EverythingOptions | None = None
 
     def __init__(self, model: Sam, identity: ModelIdentity) -> None:
         self.identity = identity
         self.device = torch.device(identity.device)
         self.model = model.to(self.device).eval().requires_grad_(False)
         self._autocast = functools.partial(autocast, identity.precision, self.device)
-        self._decoder = LazyMaskDecoder(self.model, self._autocast)
+        # Not in lower precision: its estimates of quality are held against thresholds, where a hundredth
+        # decides. Most of the time is the encoder's.
+        self._decoder = LazyMaskDecoder(self.model, nullcontext)
         encoder = self.model.prompt_encoder
         # By label + 1: what is added to a point that is none, of the background, of the object.
         self._point_embeddings = torch.cat(

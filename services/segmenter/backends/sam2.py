@@ -24,7 +24,8 @@ from services.segmenter.backends.base import (
 from services.segmenter.backends.checkpoints import load_weights, read_weights
 from services.segmenter.backends.proposer import Proposer
 from services.segmenter.backends.refiner import Refiner
-from services.torch_runtime.devices import autocast
+from services.segmenter.options import EverythingOptions
+from services.torch_runtime.devices import autocast, staged
 
 _MEAN, _STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 _BOX_LABELS = (2, 3)  # how the prompt encoder calls the two corners of a box
@@ -68,7 +69,7 @@ class Sam2Backend:
     mask_threshold = 0.0
     refiner: Refiner | None = None
     proposer: Proposer | None = None
-    choices = None
+    choices: EverythingOptions | None = None
 
     def __init__(self, model: Any, identity: ModelIdentity) -> None:
         self.identity = identity
@@ -86,12 +87,12 @@ class Sam2Backend:
         pixels = transforms.to_dtype(torch.from_numpy(image).permute(2, 0, 1), torch.float32, scale=True)
         pixels = transforms.normalize(transforms.resize(pixels, list(square), antialias=True), _MEAN, _STD)
         steps = (ResizeStep((height, width), (height, width)),)
-        return pixels, Geometry((height, width), square, square, steps)
+        return staged(pixels, self.device), Geometry((height, width), square, square, steps)
 
     @torch.inference_mode()
     def encode(self, prepared: Sequence[tuple[Tensor, Geometry]]) -> list[Embedding]:
         """Runs the image encoder; embeddings hold its map and the two finer ones that the decoder adds."""
-        batch = torch.stack([pixels.to(self.device) for pixels, _ in prepared])
+        batch = torch.stack([pixels.to(self.device, non_blocking=True) for pixels, _ in prepared])
         with autocast(self.identity.precision, self.device):
             outputs = self.model.forward_image(batch)
             _, maps, _, sizes = self.model._prepare_backbone_features(outputs)
