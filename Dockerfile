@@ -17,11 +17,12 @@ FROM base AS code
 COPY . /src
 RUN pip install --no-deps --target /opt/regionsearch /src && mv /opt/regionsearch/regionsearch/models/pocket /opt/
 
-# The project without its code, for the installation of its requirements.
+# The project without its code, and without what linters and tests are told: its requirements are installed anew only
+# when they change.
 FROM base AS requirements
 WORKDIR /project
 COPY pyproject.toml constraints.txt constraints-torch.txt ./
-RUN touch README.md && install -d regionsearch services gateway training evaluation models/pocket
+RUN sed -i '/^\[tool.ruff\]/,$d' pyproject.toml && touch README.md && install -d regionsearch services gateway training evaluation models/pocket
 
 FROM base AS gateway
 COPY --from=requirements /project /opt/project

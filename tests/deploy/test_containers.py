@@ -79,6 +79,14 @@ def test_only_segmenter_and_embedder_have_torch_and_models_and_share_its_layers(
     assert list(STAGES).index("torch") > max(list(STAGES).index(name) for name in ("searcher", "gateway"))
 
 
+def test_requirements_are_installed_anew_only_when_they_change() -> None:
+    """Not for a rule of ruff: `[tool.ruff]` and what follows is left out; nothing that builds may be."""
+    assert "sed -i '/^\\[tool.ruff\\]/,$d' pyproject.toml" in STAGES["requirements"][1]
+    _, marker, left_out = (ROOT / "pyproject.toml").read_text().partition("\n[tool.ruff]\n")
+    assert marker
+    assert not re.search(r"^\[+(project|build-system|tool\.hatch)", left_out, re.MULTILINE)
+
+
 @each_service
 def test_every_setting_of_a_container_exists(name: str) -> None:
     fields = known_settings(name)
