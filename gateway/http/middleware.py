@@ -73,6 +73,8 @@ class RequestContext:
         given = headers.get(REQUEST_ID, "")
         request_id = given if 0 < len(given) <= 64 and given.isprintable() else uuid.uuid4().hex[:16]
         scope.setdefault("state", {})["request_id"] = request_id
+        # Nothing is served in ranges. Starlette would serve the page's files so, and refuse odd ones as text.
+        scope["headers"] = [pair for pair in scope["headers"] if pair[0] != b"range"]
         asked = scope["method"]
         method = asked if asked in _METHODS else "other"  # callers may invent any
         if asked == "HEAD":

@@ -66,3 +66,11 @@ def test_heads_are_counted_as_such(gateway: Running) -> None:
     httpx.head(f"{gateway.url}/v1/models")
     found = gateway.http.get("/metrics").text
     assert 'regionsearch_http_requests_total{method="HEAD",route="/v1/models",status="200"}' in found
+
+
+@pytest.mark.parametrize("wanted", ["bytes=0-1", "bytes=5-1", "lines=1", "bytes=" + "0-0," * 2000 + "0-0"])
+def test_ranges_are_not_served_and_change_nothing(gateway: Running, wanted: str) -> None:
+    for path in ("/", "/static/index.html"):
+        answer = gateway.http.get(path, headers={"Range": wanted})
+        assert answer.status_code == 200
+        assert answer.content == gateway.http.get(path).content
