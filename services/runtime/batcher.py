@@ -24,7 +24,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import time
-from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Generic, TypeVar
 
@@ -37,6 +36,7 @@ from services.runtime.batch import Batch, BatchSettings, BatchSlice, Priority, P
 from services.runtime.fair import leaves_room
 from services.runtime.memory import MemoryLedger
 from services.runtime.metrics import QueueMetrics
+from services.runtime.pipeline_slots import PipelineSlots
 from services.runtime.stages import DeviceThread, Failure, PreparePool, always_poison
 
 __all__ = ["BatchSettings", "BatchSlice", "Batcher", "Failure", "Priority"]
@@ -44,7 +44,6 @@ __all__ = ["BatchSettings", "BatchSlice", "Batcher", "Failure", "Priority"]
 Payload = TypeVar("Payload")
 Result = TypeVar("Result")
 
-PIPELINE_DEPTH = 2  # batches of a priority per device: one runs, one is ready or being prepared
 MAX_PREPARE_WAIT_S = 0.2  # for the other requests of a batch; then those that are prepared go on before them
 WATCHDOG_PERIOD_S = 1.0
 STOPPING = "stopping"
@@ -114,15 +113,7 @@ class Batcher(Generic[Payload, Result]):
             )
             for index, function in enumerate(device)
         ]
-        self._slots = {
-            priority: [device for device in self._devices for _ in range(PIPELINE_DEPTH)]
-            for priority in Priority
-        }
-        # One more slot for callers with nothing in progress, so that batches of others do not block them.
-        self._express = {priority: list(self._devices) for priority in Priority}
-        self._flying: dict[Priority, Counter[str]] = {
-            priority: Counter() for priority in Priority
-        }  # requests in batches
+        self._slots = PipelineSlots(self._devices)
         self._watch = self._loop.create_task(self._watch_devices())
 
     async def submit(
@@ -296,14 +287,12 @@ class Batcher(Generic[Payload, Result]):
         settings = self._settings
         for priority in Priority:
             while self._queues[priority] and not self._worth_waiting(priority):
-                batch = self._cut(priority)
-                if batch is None:
+                memory = self._memory[priority]
+                formed = self._slots.next_batch(priority, self._queues, settings.max_batch, memory)
+                if formed is None:
                     break
-                slots = (self._express if batch.express else self._slots)[priority]
-                device = max(slots, key=self._places)
-                slots.remove(device)
+                batch, device = formed
                 self._running += batch.size
-                self._flying[priority].update(request.caller for request in batch.requests)
                 self._metrics.fill.observe(batch.size / settings.max_batch)
                 self._metrics.wait.observe(batch.cut_at - batch.parts[0].request.arrived)
                 if self._prepare is None:
@@ -322,27 +311,11 @@ class Batcher(Generic[Payload, Result]):
         if len(batch.requests) > 1:
             batch.timer = self._loop.call_later(MAX_PREPARE_WAIT_S, split)
 
-    def _cut(self, priority: Priority) -> Batch | None:
-        """The next batch of a priority, if there is a slot for it."""
-        most, memory = self._settings.max_batch, self._memory[priority]
-        if self._slots[priority]:
-            return self._queues.next_batch(priority, most, memory)
-        flying = self._flying[priority]
-        if not self._express[priority] or flying[next(iter(self._queues[priority])).caller]:
-            return None
-        batch = self._queues.next_batch(priority, most, memory, lambda request: not flying[request.caller])
-        if batch is not None:
-            batch.express = True
-        return batch
-
-    def _places(self, device: DeviceThread) -> int:
-        """Free slots of a device over all priorities: the more, the less busy it is."""
-        return sum(slots.count(device) for slots in self._slots.values())
-
     def _worth_waiting(self, priority: Priority) -> bool:
         """Whether idle devices should wait for more requests; if so, schedules the end of the wait."""
-        idle = all(len(slots) == PIPELINE_DEPTH * len(self._devices) for slots in self._slots.values())
-        if not idle or not self._quick or self._queues.items(priority) >= self._settings.max_batch:
+        if not self._quick or not self._slots.are_idle:
+            return False
+        if self._queues.items(priority) >= self._settings.max_batch:
             return False
         left = self._queues[priority].oldest.arrived + self._settings.max_delay_s - time.monotonic()
         if left > 0 and self._delay is None:
@@ -361,7 +334,7 @@ class Batcher(Generic[Payload, Result]):
 
     def _on_free(self, device: DeviceThread, batch: Batch) -> None:
         if batch.slotted:
-            (self._express if batch.express else self._slots)[batch.priority].append(device)
+            self._slots.give_back(batch, device)
         if self._queues:
             self._schedule()
 
@@ -383,11 +356,8 @@ class Batcher(Generic[Payload, Result]):
             request.left -= part.size
             if request.left == 0:
                 self._resolve(request)
-        flying = self._flying[batch.priority]
+        self._slots.finished(batch)
         for request in batch.requests:
-            flying[request.caller] -= 1
-            if not flying[request.caller]:
-                del flying[request.caller]
             request.flying -= 1
             if request.hold is not None:
                 self._free(request)

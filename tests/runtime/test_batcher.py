@@ -92,7 +92,9 @@ async def test_interactive_waits_for_one_batch_only_and_other_priorities_are_not
         await asyncio.sleep(0)  # the batcher hears of the place that the last one has left
         await until(
             lambda: (
-                not any(batcher._slots[priority] and batcher._queues.items(priority) for priority in Priority)
+                not any(
+                    batcher._slots.free[priority] and batcher._queues.items(priority) for priority in Priority
+                )
             )
         )
         steps.release()

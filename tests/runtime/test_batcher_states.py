@@ -182,7 +182,7 @@ class BatcherStates(RuleBasedStateMachine):
         assert self.batcher.waiting == 0
         assert not self.batcher._live
         assert self.batcher._running == 0
-        assert not any(self.batcher._flying.values())
+        assert not any(self.batcher._slots.in_progress.values())
         assert not any(
             queue._accounts or queue._order for queue in map(self.batcher._queues.__getitem__, Priority)
         )

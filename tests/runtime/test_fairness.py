@@ -219,7 +219,7 @@ async def test_a_flood_of_clicks_goes_before_its_own_lower_priorities_and_behind
             await until(lambda ran=ran: len(priorities) > ran)
             await until(
                 lambda: all(
-                    not batcher._slots[priority] for priority in (Priority.INTERACTIVE, Priority.BULK)
+                    not batcher._slots.free[priority] for priority in (Priority.INTERACTIVE, Priority.BULK)
                 )
             )
             ready = batcher._devices[0]._ready._ready
@@ -248,7 +248,7 @@ async def test_a_single_request_is_prepared_before_the_rest_of_a_flood() -> None
         await until(begun.is_set)
         with calling_for("person"):
             person = asyncio.create_task(batcher.submit("person", 1))
-        await until(lambda: len(batcher._express[Priority.INTERACTIVE]) == 0)  # it is on its way
+        await until(lambda: len(batcher._slots.express[Priority.INTERACTIVE]) == 0)  # it is on its way
         go.set()
         await asyncio.gather(person, *flood)
     assert model.prepared.index("person") == 1
