@@ -77,7 +77,8 @@ def choose_precision(
         return "fp32"
     if match_rates is None:
         return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
-    reduced = ("bf16", "tf32") if torch.cuda.is_bf16_supported(including_emulation=False) else ()
+    newer = torch.cuda.is_bf16_supported(including_emulation=False)
+    reduced = ("bf16", "fp16", "tf32") if newer else ("fp16",)
     return next((name for name in reduced if match_rates.get(name, 0) >= LEAST_MATCH_RATE), "fp32")
 
 

@@ -38,7 +38,9 @@ def test_auto_precision_on_a_cpu_is_fp32() -> None:
         ({}, True, "fp32"),
         ({"bf16": 0.68, "tf32": 0.995}, True, "tf32"),
         ({"bf16": 0.99, "tf32": 0.999}, True, "bf16"),
+        ({"bf16": 0.96, "fp16": 1.0, "tf32": 1.0}, True, "fp16"),
         ({"bf16": 1.0, "tf32": 1.0}, False, "fp32"),
+        ({"bf16": 1.0, "fp16": 1.0}, False, "fp16"),
     ],
 )
 def test_auto_precision_on_a_gpu_is_what_is_known_to_match(

@@ -65,8 +65,8 @@ class Detector:
         self._session = _open(path, device)
         [entry, *_] = self._session.get_inputs()
         self._input = entry.name
-        if entry.type not in _PRECISIONS:
-            raise _foreign(path, f"its input is a {entry.type}")
+        if entry.type not in _PRECISIONS or len(entry.shape) != 4:
+            raise _foreign(path, f"its input is a {entry.type} of the shape {entry.shape}")
         self.precision = _PRECISIONS[entry.type]
         self._dtype = np.float16 if self.precision == "fp16" else np.float32
         height, width = entry.shape[2:]
@@ -75,10 +75,9 @@ class Detector:
             height, width = json.loads(described) if described else (_SIDE, _SIDE)
         self.size: tuple[int, int] = height, width
         self.mask_size = height // _STRIDE, width // _STRIDE
+        nothing = torch.zeros(3, height, width, dtype=torch.uint8)
         try:
-            shapes = [
-                tuple(output.shape) for output in self._run(torch.zeros(3, *self.size, dtype=torch.uint8))
-            ]
+            shapes = [tuple(output.shape) for output in self._run(nothing)]
         except Exception as error:  # whatever the runtime raises at a graph that it cannot run
             raise _foreign(path, f"it cannot be run ({error})") from error
         anchors = sum((height // stride) * (width // stride) for stride in _ANCHOR_STRIDES)
