@@ -11,7 +11,6 @@ import contextlib
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -137,7 +136,9 @@ class SegmentEngine:
     ) -> list[Region]:
         size = whole.geometry.image_size
         first, *others = plan_crops(size, options)
-        asking = ProposeTask(whole, first, size, options, image.decode, image.nbytes)
+        proposer = self.backend.proposer
+        nbytes = image.nbytes if proposer is not None and proposer.sees_pixels else 0
+        asking = ProposeTask(whole, first, size, options, image.decode, nbytes)
         regions = await self._search(asking, mode, call)
         call = replace(call, continuation=True)
         if others:
@@ -151,14 +152,14 @@ class SegmentEngine:
         return regions
 
     async def _search(self, asking: ProposeTask, mode: Mode, call: CallContext) -> list[Region]:
-        """The regions of a crop, without duplicates."""
+        """The regions of a crop, without duplicates; in grid mode nothing is asked of the proposer."""
         embedding, crop, size, options = asking.embedding, asking.crop, asking.image_size, asking.options
         if mode is Mode.GRID:
             points = grid_points(crop, options)
         else:
             [proposed] = await self.submit(asking, call)
             if isinstance(proposed, list):
-                return await self._draw(asking, proposed, call)
+                return await self._draw(asking, joined([proposed]), call)
             assert isinstance(proposed, np.ndarray)
             points = proposed
         candidates: list[Candidate] = []
@@ -176,7 +177,7 @@ class SegmentEngine:
         found = await asyncio.to_thread(deduplicate, candidates, options)
         return await self._draw(asking, found, call)
 
-    async def _draw(self, asking: ProposeTask, found: list[Any], call: CallContext) -> list[Region]:
+    async def _draw(self, asking: ProposeTask, found: list[Candidate], call: CallContext) -> list[Region]:
         embedding, crop, size = asking.embedding, asking.crop, asking.image_size
         if not found:
             return []
