@@ -16,12 +16,12 @@ from regionsearch import AsyncClient, Client
 from regionsearch.client import IngestResult
 from regionsearch.errors import Kind, RegionSearchError
 from regionsearch.image_files import find_images
-from tests.cli.test_commands import run
-from tests.client.conftest import gateway, url
+from tests.cli.conftest import run
+from tests.client.conftest import url
 from tests.client.fakes import FakeGateway
 from tests.stack import ROOT
 
-__all__ = ["gateway", "url"]  # fixtures
+__all__ = ["url"]  # the fixture
 
 LATIN = os.fsdecode(b"caf\xe9.jpg")
 JPEG, HEIF = b"\xff\xd8\xff\xe0 a JPEG", b"\0\0\0\x18ftypheic\0\0\0\0"

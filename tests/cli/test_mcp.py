@@ -8,10 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.client.conftest import gateway
 from tests.client.fakes import FakeGateway
-
-__all__ = ["gateway"]  # the fixture
 
 mcp = pytest.importorskip("mcp")
 

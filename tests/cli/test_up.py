@@ -5,43 +5,28 @@ The real ones are killed in tests/e2e.
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
-from regionsearch.cli import app, main
-from regionsearch.cli.running import choose_models, warn_if_open
+from regionsearch.cli import app
 from regionsearch.errors import RegionSearchError
-from regionsearch.models.catalog import PROFILES, WEIGHTS
-from regionsearch.supervisor import Plan, Supervisor
+from regionsearch.models.catalog import WEIGHTS
 from regionsearch.supervisor.child import Child
-from regionsearch.supervisor.plan import reachable
 from tests.models.conftest import Publisher, models, publisher  # noqa: F401 (fixtures)
-from tests.runtime.test_server import ipv6_is_there
 from tests.stack import ROOT, free_port
+from tests.waiting import wait_for
 
 WAIT_S = 120
 ROLES = ("segmenter", "embedder", "searcher", "gateway")
-
-
-def eventually(found: Callable[[], Any], what: str) -> Any:
-    deadline = time.monotonic() + WAIT_S
-    while not (result := found()):
-        assert time.monotonic() < deadline, f"{what} did not come"
-        time.sleep(0.02)
-    return result
 
 
 def alive(pid: int) -> bool:
@@ -73,13 +58,13 @@ class Up:
                 command, cwd=ROOT, stdout=log, stderr=log, env=os.environ | {"FAKE_FOLDER": str(self.folder)}
             )
         if ready:
-            eventually(lambda: "is ready" in self.log.read_text(), "the ready line")
+            wait_for(lambda: "is ready" in self.log.read_text(), "the ready line")
             self.all_four()
         return self.process
 
     def all_four(self) -> list[int]:
         """Waits for one process of each role; their ids."""
-        eventually(lambda: all(self.pids(role) for role in ROLES), "all four")
+        wait_for(lambda: all(self.pids(role) for role in ROLES), "all four")
         return [pid for role in ROLES for pid in self.pids(role)]
 
     def pids(self, role: str) -> list[int]:
@@ -156,7 +141,7 @@ def test_a_gateway_with_tls_becomes_ready_too(up: Up) -> None:
 
 def test_the_processes_know_each_other(up: Up) -> None:
     up.start("--workers", "segmenter=cuda:0,cuda:1", "--other-embedder", "mine/embedder.json")
-    eventually(lambda: len(up.pids("segmenter")) == 2, "the second segmenter")
+    wait_for(lambda: len(up.pids("segmenter")) == 2, "the second segmenter")
     gateway = up.settings("gateway")[0]
     segmenters = {f"127.0.0.1:{one['REGIONSEARCH_SEGMENTER_PORT']}" for one in up.settings("segmenter")}
     assert len(segmenters) == 2
@@ -165,7 +150,7 @@ def test_the_processes_know_each_other(up: Up) -> None:
     assert "REGIONSEARCH_SEARCHER_DEVICE" not in up.settings("searcher")[0]
     assert set(gateway["REGIONSEARCH_GATEWAY_SEGMENTER"].split(",")) == segmenters
     assert up.settings("segmenter")[0]["REGIONSEARCH_SEGMENTER_MODEL"] == "pocket"
-    eventually(lambda: len(up.pids("embedder")) == 2, "the other embedder")
+    wait_for(lambda: len(up.pids("embedder")) == 2, "the other embedder")
     embedders = {one["REGIONSEARCH_EMBEDDER_MODEL"]: one for one in up.settings("embedder")}
     for model, setting in (("pocket", "EMBEDDER"), ("mine/embedder.json", "OTHER_EMBEDDER")):
         port = embedders[model]["REGIONSEARCH_EMBEDDER_PORT"]
@@ -179,7 +164,7 @@ def test_a_process_that_dies_is_started_again(up: Up) -> None:
     up.start()
     (first,) = up.pids("embedder")
     os.kill(first, signal.SIGKILL)
-    eventually(lambda: up.pids("embedder") not in ([], [first]), "a new embedder")
+    wait_for(lambda: up.pids("embedder") not in ([], [first]), "a new embedder")
     assert alive(up.pids("embedder")[0])
     assert "embedder ended with code -9" in up.log.read_text().replace("\n", " ")
     assert up.end() == 0
@@ -188,17 +173,17 @@ def test_a_process_that_dies_is_started_again(up: Up) -> None:
 def test_with_the_demo_it_is_ready_when_there_is_something_to_find(up: Up) -> None:
     (up.folder / "hold").touch()
     up.start("--demo", ready=False)
-    eventually(lambda: (up.folder / "posted").exists(), "the first image")
+    wait_for(lambda: (up.folder / "posted").exists(), "the first image")
     up.all_four()
     (first,) = up.pids("embedder")
     os.kill(first, signal.SIGKILL)
-    eventually(
+    wait_for(
         lambda: "embedder ended with code -9" in up.log.read_text().replace("\n", " "), "that it is seen"
     )
     assert "adding 20 demo images" in up.log.read_text()
     assert "is ready" not in up.log.read_text()
     (up.folder / "hold").unlink()
-    eventually(lambda: "curl -s" in up.log.read_text(), "what to try")
+    wait_for(lambda: "curl -s" in up.log.read_text(), "what to try")
     said = up.log.read_text()
     said = said[said.index("adding 20 demo images") :]
     order = ["15 of 20 demo images", "20 added with 40 regions", "is ready", str(up.http_port), "curl -s"]
@@ -210,7 +195,7 @@ def test_with_the_demo_it_is_ready_when_there_is_something_to_find(up: Up) -> No
 def test_a_signal_while_the_demo_is_added_stops_all(up: Up) -> None:
     (up.folder / "hold").touch()
     up.start("--demo", ready=False)
-    eventually(lambda: (up.folder / "posted").exists(), "the first image")
+    wait_for(lambda: (up.folder / "posted").exists(), "the first image")
     pids = up.all_four()
     assert up.end() == 0
     said = up.log.read_text()
@@ -220,7 +205,7 @@ def test_a_signal_while_the_demo_is_added_stops_all(up: Up) -> None:
     assert not any(map(alive, pids))
 
 
-def test_a_process_that_will_not_live_ends_it_all(up: Up) -> None:
+def test_a_process_that_keeps_dying_stops_the_others(up: Up) -> None:
     (up.folder / "searcher.die").touch()
     process = up.start(ready=False)
     assert process.wait(WAIT_S) == 1
@@ -237,10 +222,10 @@ def test_the_processes_do_not_outlive_their_supervisor(up: Up) -> None:
     pids = [pid for role in ROLES for pid in up.pids(role)]
     process.kill()
     process.wait()
-    eventually((up.folder / "gateway.draining").exists, "that the gateway is told to end")
+    wait_for((up.folder / "gateway.draining").exists, "that the gateway is told to end")
     assert all(map(alive, pids))
     (up.folder / "gateway.drain").unlink()
-    eventually(lambda: not any(map(alive, pids)), "the end of all processes")
+    wait_for(lambda: not any(map(alive, pids)), "the end of all processes")
     stopped = (up.folder / "stopped").read_text().split()
     assert stopped[0] == "gateway"
     assert sorted(stopped) == ["embedder", "gateway", "searcher", "segmenter"]
@@ -249,13 +234,13 @@ def test_the_processes_do_not_outlive_their_supervisor(up: Up) -> None:
 def test_services_end_with_a_supervisor_that_has_no_gateway_at_the_moment(up: Up) -> None:
     (up.folder / "gateway.die").touch()
     process = up.start(ready=False)
-    services = [pid for role in ROLES[:3] for pid in eventually(lambda role=role: up.pids(role), role)]
+    services = [pid for role in ROLES[:3] for pid in wait_for(lambda role=role: up.pids(role), role)]
     process.kill()
     process.wait()
-    eventually(lambda: not any(map(alive, services)), "the end of the services")
+    wait_for(lambda: not any(map(alive, services)), "the end of the services")
 
 
-def test_a_folder_in_use_is_said_and_left_alone(up: Up) -> None:
+def test_a_data_folder_in_use_is_refused_and_left_alone(up: Up) -> None:
     process = up.start()
     pids = up.all_four()
 
@@ -283,62 +268,18 @@ def test_a_start_after_a_kill_waits_for_the_processes_that_still_end(up: Up) -> 
     process.kill()
     process.wait()
     up.start(ready=False)
-    eventually(lambda: "waiting for the processes of an earlier run" in up.log.read_text(), "that it waits")
+    wait_for(lambda: "waiting for the processes of an earlier run" in up.log.read_text(), "that it waits")
     (up.folder / "gateway.drain").unlink()
-    eventually(lambda: "is ready" in up.log.read_text(), "the ready line")
+    wait_for(lambda: "is ready" in up.log.read_text(), "the ready line")
     assert up.end() == 0
 
 
-def test_logs_that_cannot_be_written_keep_nothing_from_starting(up: Up) -> None:
+def test_unwritable_logs_do_not_prevent_a_start(up: Up) -> None:
     """As on a full disk."""
     (up.folder / "data").mkdir()
     (up.folder / "data" / "logs").touch()
     up.start()
     assert up.end() == 0
-
-
-@pytest.mark.parametrize("option", ["--port", "--grpc-port"])
-@pytest.mark.parametrize("port", ["99999", "65536", "0", "-1"])
-def test_what_is_not_a_port_is_said_in_a_sentence(option: str, port: str, tmp_path: Path) -> None:
-    ports = {"--port": str(free_port()), "--grpc-port": str(free_port())} | {option: port}
-    arguments = [part for pair in ports.items() for part in pair]
-    result = CliRunner().invoke(app, ["up", "--data-dir", str(tmp_path / "data"), *arguments])
-    assert isinstance(result.exception, RegionSearchError)
-    assert f"{port} is not a valid port: choose one from 1 to 65535 with {option}" in str(result.exception)
-    assert not (tmp_path / "data").exists()
-
-
-@pytest.mark.parametrize("host", ["no such host", "a..b", "x" * 70])
-def test_what_is_not_a_host_is_said_in_a_sentence(host: str, tmp_path: Path) -> None:
-    options = ["--host", host, "--port", str(free_port()), "--data-dir", str(tmp_path / "data")]
-    result = CliRunner().invoke(app, ["up", *options])
-    assert isinstance(result.exception, RegionSearchError)
-    assert "with --host" in str(result.exception)
-
-
-def test_a_data_folder_that_cannot_be_used_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refusal(folder: Path) -> str:
-        result = CliRunner().invoke(app, ["up", "--data-dir", str(folder), "--port", str(free_port())])
-        assert isinstance(result.exception, RegionSearchError), result.output
-        return result.exception.message
-
-    (tmp_path / "file").touch()
-    (tmp_path / "link").symlink_to(tmp_path / "nowhere" / "deep")
-    remedy = "choose another folder with --data-dir"
-    for folder in (tmp_path / "file", tmp_path / "file" / "data"):
-        assert refusal(folder) == f"{folder} cannot be used: it is not a folder; {remedy}"
-    assert remedy in refusal(tmp_path / "link")
-    (tmp_path / "full").mkdir()
-
-    def full(*args: object, **options: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    with monkeypatch.context() as context:
-        context.setattr(Path, "mkdir", full)
-        assert "No space left on device" in refusal(tmp_path / "new")
-    usual, closed = os.access, tmp_path / "full"
-    monkeypatch.setattr(os, "access", lambda path, mode: not mode & os.W_OK and usual(path, mode))
-    assert "it cannot be written" in refusal(closed)
 
 
 def test_the_last_words_of_a_process_are_one_sentence(tmp_path: Path) -> None:
@@ -360,115 +301,3 @@ def test_the_last_words_of_a_process_are_one_sentence(tmp_path: Path) -> None:
     ]:
         child.log.write_text("\n".join(lines) + "\n")
         assert child.last_words() == expected
-
-
-@pytest.mark.parametrize(
-    ("options", "reason"),
-    [
-        (("--profile", "huge"), "choose one of pocket, fast, base, large"),
-        (("--profile", "base"), "regionsearch models pull base"),
-        (("--segmenter", "sam_vit_l", "--embedder", "ViT-H-14"), "models pull sam_vit_l ViT-H-14"),
-        (
-            ("--segmenter", "sam_vit_b", "--embedder", "ViT-B-16-SigLIP:webli"),
-            "sam_vit_b_01ec64.pth and open_clip_vit_b_16_siglip_webli.safetensors and the tokenizer "
-            "timm/ViT-B-16-SigLIP are not in",
-        ),
-        (("--workers", "searcher=2"), "only segmenter and embedder"),
-        (("--workers", "segmenter=0"), "at least one"),
-        (("--workers", "many"), "--workers segmenter=2"),
-        (("--workers", "segmenter=cuda:0;cuda:1"), "--workers segmenter=cuda:0,cuda:1"),
-    ],
-)
-def test_what_cannot_be_started_says_why(
-    options: tuple[str, ...], reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("REGIONSEARCH_MODELS_DIR", str(tmp_path))
-    result = CliRunner().invoke(app, ["up", "--data-dir", str(tmp_path / "data"), *options])
-    assert isinstance(result.exception, RegionSearchError)
-    assert reason in result.exception.message
-    assert not (tmp_path / "data").exists()
-
-
-@pytest.mark.parametrize("option", ["--port", "--grpc-port"])
-def test_a_taken_port_is_said_with_its_option(option: str, tmp_path: Path) -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen(1)
-        ports = {"--port": free_port(), "--grpc-port": free_port()} | {option: taken.getsockname()[1]}
-        arguments = [str(part) for pair in ports.items() for part in pair]
-        result = CliRunner().invoke(app, ["up", "--data-dir", str(tmp_path), *arguments])
-    assert isinstance(result.exception, RegionSearchError)
-    assert f"another one with {option}" in result.exception.message
-
-
-def test_an_address_of_another_machine_is_not_reported_as_a_taken_port(tmp_path: Path) -> None:
-    options = ["--host", "203.0.113.1", "--port", str(free_port()), "--data-dir", str(tmp_path)]
-    result = CliRunner().invoke(app, ["up", *options])
-    assert isinstance(result.exception, RegionSearchError)
-    assert "cannot listen on 203.0.113.1" in result.exception.message
-    assert "in use" not in result.exception.message
-
-
-@pytest.mark.skipif(not ipv6_is_there(), reason="this machine has no IPv6")
-def test_an_address_of_ipv6(tmp_path: Path) -> None:
-    plan = Plan(PROFILES["pocket"], tmp_path, free_port(), free_port(), "::1")
-    assert Supervisor(plan, print).plan.host == "::1"
-    assert reachable("::1") == "[::1]"
-    assert reachable("::") == "127.0.0.1"
-
-
-@pytest.mark.parametrize(
-    ("host", "shown"),
-    [
-        ("127.0.0.1", "localhost"),
-        ("0.0.0.0", "localhost"),
-        ("192.168.1.5", "192.168.1.5"),
-        ("::1", "[::1]"),
-    ],
-)
-def test_the_address_that_is_shown_is_one_that_is_listened_on(host: str, shown: str, tmp_path: Path) -> None:
-    assert Plan(PROFILES["pocket"], tmp_path, 8000, host=host).url == f"http://{shown}:8000"
-
-
-def test_the_command_ends_with_a_line_and_1_on_an_error(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sys, "argv", ["regionsearch", "up", "--profile", "huge"])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    assert ended.value.code == 1
-    assert "error: there is no profile 'huge'" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("host", "key", "said"),
-    [
-        ("127.0.0.1", "", False),
-        ("0.0.0.0", "", True),
-        ("192.168.1.5", "", True),
-        ("0.0.0.0", "secret", False),
-    ],
-)
-def test_a_start_without_keys_for_other_machines_says_so(
-    host: str, key: str, said: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("REGIONSEARCH_GATEWAY_API_KEYS", key)
-    warn_if_open(host)
-    captured = capsys.readouterr()
-    assert ("may read, add and delete everything" in captured.out + captured.err) is said
-
-
-def test_options_win_over_the_environment_and_this_over_the_profile(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    base = PROFILES["base"]
-    for role in ("SEGMENTER", "EMBEDDER"):
-        monkeypatch.delenv(f"REGIONSEARCH_{role}_MODEL", raising=False)
-    assert choose_models(base, None, None) is base
-    (tmp_path / "settings.toml").write_text('[segmenter]\nmodel = "sam_vit_l"\n')
-    monkeypatch.setenv("REGIONSEARCH_CONFIG", str(tmp_path / "settings.toml"))
-    assert choose_models(base, None, None).segmenter == "sam_vit_l"
-    monkeypatch.setenv("REGIONSEARCH_SEGMENTER_MODEL", "sam_vit_h")
-    chosen = choose_models(base, None, "ViT-B-32:openai")
-    assert (chosen.segmenter, chosen.embedder) == ("sam_vit_h", "ViT-B-32:openai")
-    assert choose_models(base, "pocket", None).segmenter == "pocket"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,40 +15,14 @@ import regionsearch
 from regionsearch import AsyncClient, Client
 from regionsearch.client import Collection, IngestResult, NegativeExample
 from regionsearch.client.operations import queries
-from regionsearch.client.transports import error_of
-from regionsearch.errors import Kind, RegionSearchError, overloaded
+from regionsearch.errors import Kind, RegionSearchError
 from regionsearch.v1 import search_pb2
 from tests.client.fakes import MODEL, PAGES, FakeGateway, HttpHandler
-
-BUSY = overloaded("too busy", 0.01)
 
 CONDITION = {"any_of": [{"attribute": "taken", "time": {"gte": "2025-11-29T00:00:00Z"}, "negate": True}]}
 
 
-@pytest.fixture(params=["sync", "async"])
-def use(request: pytest.FixtureRequest, url: str) -> Callable[..., Any]:
-    """Calls a method of a client by its name and gives its result."""
-    asynchronous = request.param == "async"
-
-    def call(method: str, *args: Any, retries: int = 3, api_key: str | None = None, **options: Any) -> Any:
-        if not asynchronous:
-            with Client(url, retries=retries, api_key=api_key) as client:
-                result = getattr(client, method)(*args, **options)
-                return list(result) if inspect.isgenerator(result) else result
-
-        async def run() -> Any:
-            async with AsyncClient(url, retries=retries, api_key=api_key) as client:
-                result = getattr(client, method)(*args, **options)
-                if inspect.isasyncgen(result):
-                    return [one async for one in result]
-                return await result
-
-        return asyncio.run(run())
-
-    return call
-
-
-def test_search(use: Callable[..., Any], gateway: FakeGateway) -> None:
+def test_a_search_sends_its_options_and_returns_hits(use: Callable[..., Any], gateway: FakeGateway) -> None:
     result = use(
         "search",
         ["mug", "cup"],
@@ -102,7 +75,7 @@ def test_search(use: Callable[..., Any], gateway: FakeGateway) -> None:
         assert not asked.HasField("relative_cutoff")
 
 
-def test_within(use: Callable[..., Any]) -> None:
+def test_a_search_within_an_image_returns_its_regions(use: Callable[..., Any]) -> None:
     found = use("within", "mug", image=b"image")
     (region,) = found.hits
     assert (found.width, found.height, region.label, region.area) == (3, 2, "mug", 3)
@@ -171,58 +144,13 @@ def test_all_images_page_by_page(use: Callable[..., Any], gateway: FakeGateway) 
     assert len(gateway.requests) == 2
 
 
-def test_delete(use: Callable[..., Any], gateway: FakeGateway) -> None:
+def test_an_image_is_deleted(use: Callable[..., Any], gateway: FakeGateway) -> None:
     assert use("delete_image", "a" * 64, "things") is None
     asked = gateway.requests[-1]
     if isinstance(asked, tuple):
         assert asked[:2] == ("DELETE", f"/v1/collections/things/images/{'a' * 64}")
     else:
         assert (asked.collection, asked.image_id) == ("things", "a" * 64)
-
-
-def test_an_overloaded_server_is_asked_again(use: Callable[..., Any], gateway: FakeGateway) -> None:
-    gateway.failures = [BUSY, BUSY]
-    assert len(use("search", "mug")) == 1
-    gateway.failures = [BUSY] * 3
-    with pytest.raises(RegionSearchError) as caught:
-        use("search", "mug", retries=1)
-    assert caught.value.kind is Kind.OVERLOADED
-    gateway.failures = [BUSY]
-    (result,) = use("ingest", [b"an image that has to wait"])
-    assert result.outcome == "created"
-
-
-def test_other_errors_are_raised_at_once_with_their_field(
-    use: Callable[..., Any], gateway: FakeGateway
-) -> None:
-    gateway.failures = [RegionSearchError(Kind.INVALID_ARGUMENT, "is empty", field="query.texts")]
-    with pytest.raises(RegionSearchError, match="is empty") as caught:
-        use("search", "")
-    assert (caught.value.kind, caught.value.field) == (Kind.INVALID_ARGUMENT, "query.texts")
-    assert gateway.failures == []
-
-
-@pytest.mark.parametrize(
-    ("options", "field"),
-    [
-        ({"min_score": math.nan}, "min_score"),
-        ({"relative_cutoff": math.inf}, "relative_cutoff"),
-        ({"min_relevancy": np.float32("nan")}, "min_relevancy"),
-        ({"image": b"x", "points": [(1, 2), (math.nan, 2)]}, "query.points[1].x"),
-        ({"filter": {"min_predicted_iou": math.nan}}, "filter.min_predicted_iou"),
-        ({"filter": {"tags": 5}}, "filter.tags"),
-    ],
-)
-def test_what_json_cannot_say_is_refused_by_its_field(
-    gateway: FakeGateway, options: dict[str, Any], field: str
-) -> None:
-    with (
-        Client(gateway.http) as client,
-        pytest.raises(RegionSearchError, match=r"should be a") as caught,
-    ):
-        client.search("mug", **options)
-    assert (caught.value.kind, caught.value.field) == (Kind.INVALID_ARGUMENT, field)
-    assert gateway.requests == []
 
 
 def test_numbers_of_numpy_are_numbers(use: Callable[..., Any], gateway: FakeGateway) -> None:
@@ -234,17 +162,6 @@ def test_numbers_of_numpy_are_numbers(use: Callable[..., Any], gateway: FakeGate
         assert (asked.query.points[0].y, asked.min_score) == (2.0, 0.25)
 
 
-def test_an_item_of_a_list_is_named_the_same_over_http_and_grpc() -> None:
-    problem = {"code": "INVALID_ARGUMENT", "errors": [{"pointer": "/query/points/2/x"}]}
-    assert error_of(problem).field == "query.points[2].x"
-
-
-def test_zero_images_at_once_is_an_error(use: Callable[..., Any], gateway: FakeGateway) -> None:
-    with pytest.raises(RegionSearchError, match="at least 1") as caught:
-        use("ingest", [b"one"], at_once=0)
-    assert (caught.value.kind, caught.value.field) == (Kind.INVALID_ARGUMENT, "at_once")
-
-
 def test_the_key_is_sent(use: Callable[..., Any], gateway: FakeGateway) -> None:
     use("search", "mug", api_key="secret")
     headers = gateway.headers[-1]
@@ -253,35 +170,6 @@ def test_the_key_is_sent(use: Callable[..., Any], gateway: FakeGateway) -> None:
 
 def test_waiting_for_a_gateway(use: Callable[..., Any]) -> None:
     assert use("wait_ready", 60) is None
-
-
-@pytest.mark.parametrize("address", ["http://127.0.0.1:9", "grpc://127.0.0.1:9"])
-def test_a_gateway_that_is_not_there(address: str) -> None:
-    with (
-        Client(address, retries=0) as client,
-        pytest.raises(RegionSearchError, match="is not ready after 0 s") as caught,
-    ):
-        client.wait_ready(0)
-    assert caught.value.kind is Kind.UNAVAILABLE
-
-
-@pytest.mark.parametrize(
-    "address",
-    [
-        "localhost:8000",
-        "ftp://x",
-        "",
-        "http://",
-        "http://x:port",
-        "grpc://localhost",
-        "http://[::1",
-        "http://a\0b",
-    ],
-)
-def test_invalid_urls(address: str) -> None:
-    with pytest.raises(RegionSearchError, match="is not an address") as caught:
-        Client(address)
-    assert caught.value.kind is Kind.INVALID_ARGUMENT
 
 
 def test_what_only_http_offers(gateway: FakeGateway) -> None:
@@ -314,66 +202,6 @@ def test_all_collections_page_by_page(
     assert [one.name for one in found] == ["a", "b", "c"]
 
 
-def test_a_garbled_answer_is_an_error_too(gateway: FakeGateway, monkeypatch: pytest.MonkeyPatch) -> None:
-    end_headers = HttpHandler.end_headers
-
-    def compressed(handler: HttpHandler) -> None:
-        handler.send_header("Content-Encoding", "gzip")  # which it is not
-        end_headers(handler)
-
-    monkeypatch.setattr(HttpHandler, "end_headers", compressed)
-    with Client(gateway.http, retries=0) as client, pytest.raises(RegionSearchError) as caught:
-        client.search("mug")
-    assert caught.value.kind is Kind.UNAVAILABLE
-
-
-def test_what_is_not_meant(use: Callable[..., Any], gateway: FakeGateway) -> None:
-    examples = [
-        NegativeExample(region_id="r1"),
-        NegativeExample(image=b"image"),
-        NegativeExample(image_id="i1"),
-    ]
-    use("search", "mug", negatives=["plate", *examples])
-    use("within", "mug", image_id="i1", negatives=["plate", *examples], min_relevancy=0.25)
-    for asked in gateway.requests:
-        if isinstance(asked, tuple):
-            assert asked[2]["negatives"] == [
-                {"text": "plate"}, {"region_id": "r1"}, {"image": "aW1hZ2U="}, {"image_id": "i1"},
-            ]  # fmt: skip
-        else:
-            kinds = [one.WhichOneof("kind") for one in asked.negatives]
-            assert kinds == ["text", "region_id", "image", "image_id"]
-            assert asked.negatives[0].text == "plate"
-            assert asked.negatives[2].image.encoded == b"image"
-
-
-@pytest.mark.parametrize("given", [{}, {"region_id": "r", "image_id": "i"}])
-def test_an_example_is_one_thing(given: dict[str, str]) -> None:
-    with pytest.raises(RegionSearchError, match="one of image, region_id and image_id"):
-        NegativeExample(**given)
-
-
-def test_a_proxys_answer_is_an_error_too(gateway: FakeGateway, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tests.client.fakes.problem", lambda error: b"<html>Bad Gateway</html>")
-    gateway.failures = [RegionSearchError(Kind.UNAVAILABLE, "")]
-    with Client(gateway.http, retries=0) as client, pytest.raises(RegionSearchError, match="503") as caught:
-        client.search("mug")
-    assert caught.value.kind is Kind.UNAVAILABLE
-
-
-def test_another_server_is_recognised(gateway: FakeGateway, monkeypatch: pytest.MonkeyPatch) -> None:
-    for answer in (b"<html>hello</html>", {"hits": "many"}, []):
-        monkeypatch.setattr("tests.client.fakes.HttpHandler._route", lambda self, body, a=answer: (200, a))
-        with Client(gateway.http) as client, pytest.raises(RegionSearchError, match="is the address right"):
-            client.search("mug")
-
-
-def test_names_cannot_leave_their_place_in_the_path(gateway: FakeGateway) -> None:
-    with Client(gateway.http) as client:
-        client.delete_image("../../x?y#z", "a/b")
-    assert gateway.requests[-1][1] == "/v1/collections/a%2Fb/images/..%2F..%2Fx%3Fy%23z"
-
-
 def test_methods_show_the_operations_arguments() -> None:
     assert (
         inspect.signature(Client.search).parameters.keys()
@@ -397,3 +225,23 @@ def test_vectors_are_arrays(gateway: FakeGateway, monkeypatch: pytest.MonkeyPatc
     with Client(gateway.http) as client:
         vectors = client.embed(["mug"])
     assert (vectors.shape, vectors.dtype) == ((1, 2), np.float32)
+
+
+def test_negatives_are_sent_as_they_are_given(use: Callable[..., Any], gateway: FakeGateway) -> None:
+    examples = [
+        NegativeExample(region_id="r1"),
+        NegativeExample(image=b"image"),
+        NegativeExample(image_id="i1"),
+    ]
+    use("search", "mug", negatives=["plate", *examples])
+    use("within", "mug", image_id="i1", negatives=["plate", *examples], min_relevancy=0.25)
+    for asked in gateway.requests:
+        if isinstance(asked, tuple):
+            assert asked[2]["negatives"] == [
+                {"text": "plate"}, {"region_id": "r1"}, {"image": "aW1hZ2U="}, {"image_id": "i1"},
+            ]  # fmt: skip
+        else:
+            kinds = [one.WhichOneof("kind") for one in asked.negatives]
+            assert kinds == ["text", "region_id", "image", "image_id"]
+            assert asked.negatives[0].text == "plate"
+            assert asked.negatives[2].image.encoded == b"image"

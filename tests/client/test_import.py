@@ -17,9 +17,6 @@ from regionsearch.client.operations import queries
 from regionsearch.errors import Kind, RegionSearchError
 from regionsearch.v1 import segment_pb2
 from tests.client.fakes import FakeGateway
-from tests.client.test_client import use
-
-__all__ = ["use"]  # a fixture
 
 
 def files(folder: Path, *names: str) -> list[Path]:
@@ -152,7 +149,7 @@ def test_changing_an_image(use: Callable[..., Any], gateway: FakeGateway) -> Non
     assert caught.value.kind in (Kind.NOT_FOUND, Kind.INVALID_ARGUMENT)
 
 
-def test_a_search_tells_which_phrases_were_cut_off(use: Callable[..., Any], gateway: FakeGateway) -> None:
+def test_a_search_reports_which_phrases_were_truncated(use: Callable[..., Any], gateway: FakeGateway) -> None:
     assert use("search", "mug").truncated == ()
     gateway.truncated = [True, False]
     phrases: Sequence[str] = ["mug " * 200, "mug"]
@@ -212,8 +209,8 @@ def test_options_of_everything_mode_are_sent_along(
 
 
 def test_everything_in_an_image_is_looked_for_as_asked() -> None:
-    asked = queries.segment(image=b"picture", everything=EverythingOptions(points_per_side=8)).request()
+    asked = queries.segment(image=b"image", everything=EverythingOptions(points_per_side=8)).request()
     assert asked.body is not None
     assert json.loads(asked.body.to_json())["everything"] == {"points_per_side": 8}
     with pytest.raises(RegionSearchError, match="say what to segment"):
-        queries.segment(image=b"picture", points=[(1, 2)], everything=EverythingOptions()).request()
+        queries.segment(image=b"image", points=[(1, 2)], everything=EverythingOptions()).request()

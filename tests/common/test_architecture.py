@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.stack import ROOT
 
 
 def run(*command: object) -> subprocess.CompletedProcess[str]:

@@ -54,7 +54,7 @@ def test_a_call_that_ended_while_it_was_written_to_may_be_made_again() -> None:
     assert from_rpc_error(error).kind is Kind.UNAVAILABLE
 
 
-def test_shorthands() -> None:
+def test_shorthands_fill_in_field_and_delay() -> None:
     assert invalid("query.text", "say something").field == "query.text"
     assert overloaded("full", 0.5).retry_after_s == 0.5
 

@@ -24,12 +24,8 @@ from regionsearch.images import (
     probe_image,
 )
 from regionsearch.v1 import types_pb2
-
-
-def save(image: Image.Image, file_format: str, **options: object) -> bytes:
-    out = io.BytesIO()
-    image.save(out, file_format, **options)
-    return out.getvalue()
+from tests.common.image_checks import landscape
+from tests.hostile.image_files import save
 
 
 def png(width: int, height: int, bits: int, colour: int, rows: bytes, *chunks: tuple[bytes, bytes]) -> bytes:
@@ -40,14 +36,6 @@ def png(width: int, height: int, bits: int, colour: int, rows: bytes, *chunks: t
         struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
         for name, body in parts
     )
-
-
-def landscape() -> Image.Image:
-    """40 x 20, the upper left quarter red, the rest blue."""
-    pixels = np.zeros((20, 40, 3), np.uint8)
-    pixels[..., 2] = 255
-    pixels[:10, :20] = (255, 0, 0)
-    return Image.fromarray(pixels)
 
 
 @pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
@@ -64,31 +52,6 @@ def test_every_format_decodes_to_the_same_image(file_format: str) -> None:
     header = probe_image(data)
     assert (header.width, header.height) == (40, 20)
     assert header.content_type == f"image/{file_format.lower()}"
-
-
-@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "TIFF"])
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation_is_applied(file_format: str, orientation: int) -> None:
-    undo = {
-        2: Image.Transpose.FLIP_LEFT_RIGHT,
-        3: Image.Transpose.ROTATE_180,
-        4: Image.Transpose.FLIP_TOP_BOTTOM,
-        5: Image.Transpose.TRANSPOSE,
-        6: Image.Transpose.ROTATE_90,
-        7: Image.Transpose.TRANSVERSE,
-        8: Image.Transpose.ROTATE_270,
-    }
-    stored = landscape().transpose(undo[orientation]) if orientation in undo else landscape()
-    exif = Image.Exif()
-    exif[274] = orientation
-    data = save(stored, file_format, exif=exif)
-    pixels = decode_image(data)
-    assert pixels.shape == (20, 40, 3)
-    assert pixels[5, 5, 0] > 200
-    assert pixels[5, 35, 2] > 200
-    assert pixels[15, 5, 2] > 200
-    header = probe_image(data)
-    assert (header.width, header.height) == (40, 20)
 
 
 def test_transparency_is_laid_on_white() -> None:
@@ -144,7 +107,7 @@ def test_first_frame_of_an_animation_counts(file_format: str) -> None:
     assert decode_image(data)[0, 0].tolist() == [255, 0, 0]
 
 
-def test_one_pixel() -> None:
+def test_an_image_of_one_pixel_is_read() -> None:
     assert decode_image(save(Image.new("RGB", (1, 1), "blue"), "PNG")).tolist() == [[[0, 0, 255]]]
 
 
@@ -221,13 +184,13 @@ def test_damaged_files_are_read_or_refused_and_nothing_else(name: str, data: st.
         assert pixels.dtype == np.uint8
 
 
-def test_byte_limit() -> None:
+def test_a_file_beyond_the_byte_limit_is_refused() -> None:
     with pytest.raises(RegionSearchError) as caught:
         decode_image(save(landscape(), "BMP"), ImageLimits(max_bytes=100))
     assert caught.value.kind is Kind.TOO_LARGE
 
 
-def test_raw_pixels() -> None:
+def test_raw_pixels_are_read_and_checked() -> None:
     pixels = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
     raw = types_pb2.RawImage(height=2, width=4, rgb=pixels.tobytes())
     assert np.array_equal(image_from_proto(types_pb2.Image(raw=raw)), pixels)
@@ -243,7 +206,7 @@ def test_identity_is_the_content() -> None:
 
 
 @pytest.mark.parametrize("channels", [(), (3,), (4,)])
-def test_png_round_trip(channels: tuple[int, ...]) -> None:
+def test_pixels_survive_a_png(channels: tuple[int, ...]) -> None:
     pixels = np.full((5, 7, *channels), 200, np.uint8)
     image = Image.open(io.BytesIO(encode_image(pixels)))
     assert np.array_equal(np.asarray(image), pixels)

@@ -28,7 +28,7 @@ def test_rle_round_trip_and_agreement_with_pycocotools(mask: np.ndarray) -> None
     assert np.array_equal(theirs.astype(bool), mask)
 
 
-def test_long_runs() -> None:
+def test_run_lengths_of_large_masks_survive() -> None:
     mask = np.zeros((3000, 2000), np.bool_)
     mask[1500:, 1000:] = True
     assert np.array_equal(decode_rle(encode_rle(mask), 3000, 2000), mask)

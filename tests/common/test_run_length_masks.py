@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from pycocotools import mask as coco
-from segment_anything.utils.amg import area_from_rle, mask_to_rle_pytorch
 
 from regionsearch.masks import BoolMask, RunLengthMask, decode_rle, encode_rle, mask_box
 
 masks = arrays(np.bool_, array_shapes(min_dims=2, max_dims=2, max_side=24))
 
 
+@pytest.mark.stack  # loads torch
 @settings(deadline=None)
 @given(masks)
 def test_runs_are_the_reference_runs(mask: BoolMask) -> None:
+    import torch
+    from segment_anything.utils.amg import area_from_rle, mask_to_rle_pytorch
+
     runs = RunLengthMask.from_windows((mask.shape[0], mask.shape[1]), [(mask, 0, 0)])
     expected = mask_to_rle_pytorch(torch.from_numpy(mask)[None])[0]
     assert runs.counts().tolist() == expected["counts"]

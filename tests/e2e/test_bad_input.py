@@ -26,7 +26,7 @@ def http(stack: Stack) -> httpx.Client:
     return client
 
 
-def send(http: httpx.Client, data: bytes, name: str = "picture.jpg") -> httpx.Response:
+def send(http: httpx.Client, data: bytes, name: str = "image.jpg") -> httpx.Response:
     return http.post(f"/v1/collections/{COLLECTION}/images", files=[("files", (name, data))])
 
 

@@ -70,7 +70,7 @@ def test_most_objects_are_found_by_their_names(http: httpx.Client, scenes: list[
     assert found / asked > 0.8, f"{found} of {asked}"
 
 
-def test_the_same_over_grpc(stack: Stack, scenes: list[Scene]) -> None:
+def test_most_objects_are_found_over_grpc_too(stack: Stack, scenes: list[Scene]) -> None:
     with grpc.insecure_channel(stack.grpc) as channel:
         stub = region_search_pb2_grpc.RegionSearchServiceStub(channel)
         found: list[bool] = []

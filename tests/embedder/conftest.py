@@ -14,7 +14,7 @@ from services.embedder.backends import load_backend
 from services.embedder.backends.open_clip import build
 from services.embedder.service import embedder, find_model
 from services.embedder.settings import EmbedderSettings
-from services.runtime.batcher import BatchSettings
+from services.runtime.batch import BatchSettings
 from services.runtime.server import serving
 
 EMBED = embed_pb2.DESCRIPTOR.services_by_name["EmbedService"]

@@ -9,8 +9,8 @@ from evaluation.calibration import Pairs, write_cut_off
 from regionsearch.errors import RegionSearchError
 
 
-def pairs(scores, right, picture=None):
-    return Pairs(np.array(scores), np.array(right, bool), np.array(picture or [0] * len(scores)))
+def pairs(scores, right, image=None):
+    return Pairs(np.array(scores), np.array(right, bool), np.array(image or [0] * len(scores)))
 
 
 def test_the_cut_off_has_the_best_f1():

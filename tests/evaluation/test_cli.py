@@ -64,7 +64,7 @@ def test_all_policies_and_the_baselines_are_compared(perfect, tmp_path):
         (["--url", "http://127.0.0.1:1", "--baselines"], "measured alone"),
     ],
 )
-def test_what_cannot_be_done_is_said_in_a_sentence(arguments, message):
+def test_errors_are_one_sentence_without_a_traceback(arguments, message):
     answer = runner.invoke(app, arguments)
     assert answer.exit_code == 2
     assert message in " ".join(answer.output.split())

@@ -89,7 +89,7 @@ def test_what_is_a_crowd_in_an_image_is_not_absent_from_it(world):
     assert all(sample.absent is None for i, sample in enumerate(after.samples) if i != at)
 
 
-def test_pascal_voc(tmp_path):
+def test_a_pascal_voc_folder_is_loaded(tmp_path):
     for folder in ("SegmentationObject", "SegmentationClass", "JPEGImages", "ImageSets/Segmentation"):
         (tmp_path / folder).mkdir(parents=True)
     objects = np.zeros((10, 12), dtype=np.uint8)
@@ -137,9 +137,9 @@ def test_lvis_is_read_as_published(tmp_path):
     dataset = load(path)
     assert dataset.categories == ("police dog", "cat", "bow (weapon)")
     assert dataset.samples[0].absent == (2,)  # nobody looked for cats
-    (tmp_path / "pictures" / "val2017").mkdir(parents=True)
-    (tmp_path / "a.png").rename(tmp_path / "pictures" / "val2017" / "a.png")
-    assert load(path, tmp_path / "pictures").samples[0].pixels().shape == (6, 8, 3)
+    (tmp_path / "images" / "val2017").mkdir(parents=True)
+    (tmp_path / "a.png").rename(tmp_path / "images" / "val2017" / "a.png")
+    assert load(path, tmp_path / "images").samples[0].pixels().shape == (6, 8, 3)
 
 
 def test_an_image_of_another_size_than_its_truth_is_named(tmp_path):

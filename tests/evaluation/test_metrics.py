@@ -77,7 +77,7 @@ def test_average_precision():
     assert metrics.precision_at(*tied, 1) == 0
 
 
-def test_precision_at():
+def test_precision_at_counts_the_first_results():
     scores, right = np.array([0.1, 0.9, 0.5]), np.array([True, True, False])
     assert metrics.precision_at(scores, right, 1) == 1.0
     assert metrics.precision_at(scores, right, 2) == 0.5
@@ -123,7 +123,7 @@ def test_union_curve_agrees_with_painting_each_union(rng):
         assert unions[r] == (union | truth).sum()
 
 
-def test_index_recall():
+def test_index_recall_is_the_share_of_exact_neighbours():
     exact, found = np.array([[1, 2], [3, 4]]), np.array([[2, 9], [4, 3]])
     assert metrics.index_recall(exact, found).tolist() == [0.5, 1.0]
     assert metrics.index_recall(exact, [[], [4]]).tolist() == [0.0, 0.5]

@@ -9,7 +9,6 @@ import os
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import Future
 from pathlib import Path
@@ -30,10 +29,10 @@ from services.runtime.settings import ServiceSettings
 from services.searcher.__main__ import searcher
 from services.searcher.settings import EmbeddedSettings, SearcherSettings
 from tests.gateway.fakes import FakeEmbedder, FakeSegmenter, FakeSettings, Script, lifespan
-from tests.stack import free_port
+from tests.stack import ROOT, free_port
+from tests.waiting import wait_for
 
 T = TypeVar("T")
-ROOT = Path(__file__).parents[2]
 
 
 def service(module: Any, name: str) -> list[Any]:
@@ -150,14 +149,6 @@ class World:
         self.submit(close()).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(60)
-
-
-def wait_for(condition: Callable[[], bool], limit_s: float = 120) -> None:
-    """Until something is so."""
-    deadline = time.monotonic() + limit_s
-    while not condition():
-        assert time.monotonic() < deadline, "it never came true"
-        time.sleep(0.01)
 
 
 class Process:
@@ -298,3 +289,8 @@ def add(gateway: Running, collection: str, *images: tuple[str, bytes], **data: A
     assert response.status_code == 200, response.text
     results: list[dict[str, Any]] = response.json()["results"]
     return results
+
+
+def count(gateway: Running, collection: str) -> int:
+    """How many images a collection has."""
+    return int(gateway.http.get(f"/v1/collections/{collection}").json()["image_count"])

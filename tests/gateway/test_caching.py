@@ -62,7 +62,7 @@ def test_a_deletion_may_depend_on_what_was_read(gateway: Running, collection: st
     assert gateway.http.delete(url, headers={"If-Match": "*"}).status_code == 204
 
 
-def test_what_changes_after_the_look_is_not_deleted(
+def test_what_changes_during_a_sweep_is_not_deleted(
     gateway: Running, collection: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Between the look for `If-Match` and the deletion somebody deletes the image and adds it again."""

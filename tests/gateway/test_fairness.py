@@ -8,8 +8,9 @@ import concurrent.futures
 import pytest
 
 from regionsearch.rpc.calls import CALLER_HEADER
-from tests.gateway.conftest import World, scene, wait_for
+from tests.gateway.conftest import World, scene
 from tests.gateway.fakes import Script
+from tests.waiting import wait_for
 
 BULK, OTHER = {"x-api-key": "write:bulk"}, {"x-api-key": "write:other"}
 

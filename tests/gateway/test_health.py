@@ -13,9 +13,10 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from tests.gateway.conftest import EmbedderProcess, Running, World, wait_for
+from tests.gateway.conftest import EmbedderProcess, Running, World
 from tests.gateway.fakes import Script
 from tests.gateway.fronts import SearcherFront, start_front
+from tests.waiting import wait_for
 
 Status = health_pb2.HealthCheckResponse
 SERVICE = "regionsearch.v1.RegionSearchService"

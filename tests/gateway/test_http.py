@@ -27,7 +27,7 @@ def test_every_kind_of_error_has_a_status() -> None:
     ("field", "expected"),
     [("query", "/query"), ("query.points[2].x", "/query/points/2/x"), ("files", "/files")],
 )
-def test_pointers(field: str, expected: str) -> None:
+def test_fields_become_json_pointers(field: str, expected: str) -> None:
     assert pointer(field) == expected
 
 
@@ -243,7 +243,7 @@ def test_rates_without_keys_are_of_addresses_not_of_connections(world: World, sc
     assert gateway.http.get("/v1/collections").status_code == 429
 
 
-def test_limits_of_size(world: World, script: Script) -> None:
+def test_uploads_beyond_the_limits_of_size_are_refused(world: World, script: Script) -> None:
     gateway = world.gateway(
         limits={"max_request_bytes": 50_000, "max_image_bytes": 2_000, "max_image_pixels": 160 * 120}
     )

@@ -146,7 +146,7 @@ def test_an_unknown_image_is_not_found(gateway: Running, collection: str) -> Non
     assert gateway.http.patch(address.replace(collection, "none"), json={"name": "n"}).status_code == 404
 
 
-def test_the_grpc_twin(gateway: Running, collection: str) -> None:
+def test_images_are_updated_over_grpc_too(gateway: Running, collection: str) -> None:
     (made, other) = add(gateway, collection, ("r.png", scene(RED)), ("b.png", scene(BLUE)), tags=["a"])
     request = pb.UpdateImageRequest(collection=collection)
     request.update.image_id = made["image_id"]

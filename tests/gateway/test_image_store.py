@@ -33,7 +33,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> ImageStore:
     return ImageStore(str(tmp_path / "images") if request.param == "local" else f"memory://{tmp_path.name}")
 
 
-async def test_put_get_delete(store: ImageStore) -> None:
+async def test_an_image_is_stored_read_and_deleted(store: ImageStore) -> None:
     assert not await store.exists("default", ID)
     await store.put("default", ID, DATA)
     await store.put("default", ID, DATA)
@@ -59,7 +59,7 @@ async def test_put_get_delete(store: ImageStore) -> None:
         st.text(max_size=80), st.sampled_from(["../" + "a" * 61, "A" * 64, "a" * 63 + "\n", "a" * 65, ""])
     )
 )
-def test_ids_that_are_none_touch_nothing(tmp_path_factory: pytest.TempPathFactory, image_id: str) -> None:
+def test_invalid_ids_change_nothing(tmp_path_factory: pytest.TempPathFactory, image_id: str) -> None:
     import asyncio
 
     folder = tmp_path_factory.getbasetemp() / "untouched"

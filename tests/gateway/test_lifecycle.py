@@ -14,8 +14,9 @@ import pytest
 
 from gateway.server import _listen
 from regionsearch.v1 import region_search_pb2, types_pb2
-from tests.gateway.conftest import RED, EmbedderProcess, GatewayProcess, Running, World, add, scene, wait_for
+from tests.gateway.conftest import RED, EmbedderProcess, GatewayProcess, Running, World, add, scene
 from tests.gateway.fakes import Script
+from tests.waiting import wait_for
 
 
 def test_a_query_that_takes_too_long_is_ended(world: World, script: Script) -> None:

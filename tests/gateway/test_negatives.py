@@ -65,7 +65,7 @@ def test_pages_of_a_search_with_examples_of_what_is_not_meant(
     assert problem["errors"][0]["pointer"] == "/page_token"
 
 
-def test_the_same_over_grpc(gateway: Running, filled: dict[str, str]) -> None:
+def test_most_objects_are_found_over_grpc_too(gateway: Running, filled: dict[str, str]) -> None:
     _, maroon = best(gateway, text="maroon")
     image = IMAGES["yellow"]
     request = region_search_pb2.RegionSearchServiceSearchRequest(

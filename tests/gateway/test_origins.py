@@ -12,8 +12,9 @@ from gateway.http.origins import OriginCheck, host_name
 from gateway.settings import GatewaySettings
 from regionsearch.errors import Kind, RegionSearchError
 from regionsearch.v1 import region_search_pb2
-from tests.gateway.conftest import Running, World, wait_for
+from tests.gateway.conftest import Running, World
 from tests.gateway.fakes import Script
+from tests.waiting import wait_for
 
 EVIL = "https://evil.example"
 

@@ -16,9 +16,10 @@ from gateway.image_store import ImageStore
 from regionsearch.errors import RegionSearchError, invalid
 from regionsearch.rpc.calls import gather_or_cancel
 from regionsearch.v1 import search_pb2
-from tests.gateway.conftest import GREEN, RED, Running, World, add, scene, wait_for
+from tests.gateway.conftest import GREEN, RED, Running, World, add, scene
 from tests.gateway.fakes import Script
 from tests.gateway.fronts import SearcherFront, start_front
+from tests.waiting import wait_for
 
 
 class AddedAndDeleted(SearcherFront):

@@ -236,7 +236,7 @@ def test_with_one_embedder_the_setting_is_named(gateway: Running, collection: st
     assert "other_embedder" in refused.json()["detail"]
 
 
-def test_over_grpc(both: Running, filled: list[str]) -> None:
+def test_a_collection_is_reindexed_over_grpc(both: Running, filled: list[str]) -> None:
     def status() -> region_search_pb2.Reindex:
         return both.grpc.GetReindex(region_search_pb2.GetReindexRequest(collection=NAME)).reindex
 

@@ -62,7 +62,9 @@ def test_an_image_finds_itself(gateway: Running, filled: dict[str, str], script:
     assert script.calls["EmbedImages"] == 2  # a stored image's vector is there already
 
 
-def test_more_like_this(gateway: Running, filled: dict[str, str], script: Script) -> None:
+def test_a_search_by_a_region_finds_more_like_it(
+    gateway: Running, filled: dict[str, str], script: Script
+) -> None:
     _, region_id = best(gateway, text="lime")
     hits = search(gateway, query={"region_id": region_id}, level="region", page_size=2)["hits"]
     assert region_id in {hit["region_id"] for hit in hits}
@@ -142,7 +144,7 @@ def test_grouping_and_levels(gateway: Running, filled: dict[str, str]) -> None:
     assert {hit["level"] for hit in both} == {"image", "region"}
 
 
-def test_filters(gateway: Running, filled: dict[str, str]) -> None:
+def test_searches_are_filtered_by_each_condition(gateway: Running, filled: dict[str, str]) -> None:
     def names(**chosen: Any) -> set[str]:
         return {h["image"]["name"] for h in search(gateway, query={"text": "red"}, filter=chosen)["hits"]}
 
@@ -178,7 +180,7 @@ def test_long_texts_say_that_they_were_cut(gateway: Running, filled: dict[str, s
     assert search(gateway, query={"texts": ["red", "red " * 100]})["truncated"] == [False, True]
 
 
-def test_hits_as_coco(gateway: Running, filled: dict[str, str]) -> None:
+def test_hits_come_as_a_coco_document(gateway: Running, filled: dict[str, str]) -> None:
     from pycocotools.coco import COCO
 
     document = search(gateway, form="coco", query={"texts": ["red", "lime"]}, level="region", min_score=0.99)

@@ -42,7 +42,9 @@ def list_images(gateway: Running, tls: TlsFiles) -> None:
         stub.ListImages(region_search_pb2.RegionSearchServiceListImagesRequest(), timeout=60)
 
 
-def test_tls(world: World, script: Script, files: dict[str, Path]) -> None:
+def test_a_gateway_with_a_certificate_answers_tls_alone(
+    world: World, script: Script, files: dict[str, Path]
+) -> None:
     gateway = world.gateway(tls={"certificate": files["server.pem"], "key": files["server.key"]})
     with https(gateway, files, known=False) as client:
         assert client.get("/readyz").status_code == 200

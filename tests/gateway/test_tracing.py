@@ -12,8 +12,9 @@ import httpx
 import pytest
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 
-from tests.gateway.conftest import BLUE, RED, GatewayProcess, Process, World, scene, wait_for
+from tests.gateway.conftest import BLUE, RED, GatewayProcess, Process, World, scene
 from tests.gateway.fakes import Script
+from tests.waiting import wait_for
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 CALLER = "b7ad6b7169203331"

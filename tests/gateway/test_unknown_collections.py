@@ -34,7 +34,9 @@ SEARCH, WITHIN, SEGMENT = "/v1/collections/unknown/search", "/v1/search-within",
         ("/v1/collections/unknown/images:check", {"image_ids": ["a" * 64]}),
     ],
 )
-def test_over_http(gateway: Running, path: str, body: dict[str, Any]) -> None:
+def test_an_unknown_collection_is_not_found_over_http(
+    gateway: Running, path: str, body: dict[str, Any]
+) -> None:
     response = gateway.http.post(path, json=body)
     assert (response.status_code, response.json()["code"]) == (404, "NOT_FOUND"), response.text
 
@@ -52,7 +54,7 @@ def test_over_http(gateway: Running, path: str, body: dict[str, Any]) -> None:
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_over_grpc(gateway: Running, method: str, request_: Any) -> None:
+def test_an_unknown_collection_is_not_found_over_grpc(gateway: Running, method: str, request_: Any) -> None:
     request_.collection = "unknown"
     with pytest.raises(grpc.RpcError) as caught:
         getattr(gateway.grpc, method)(request_, timeout=60)

@@ -12,8 +12,9 @@ from starlette.types import Message, Receive, Scope, Send
 from gateway.http.uploads import ByteQuota, UploadAdmission
 from gateway.settings import LimitSettings
 from regionsearch.errors import Kind, RegionSearchError
-from tests.gateway.conftest import RED, Running, World, add, scene, wait_for
+from tests.gateway.conftest import RED, Running, World, add, scene
 from tests.gateway.fakes import Script
+from tests.waiting import wait_for
 
 LIMITS = LimitSettings(max_upload_bytes=1000, max_body_bytes=100)
 

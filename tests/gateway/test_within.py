@@ -48,7 +48,7 @@ def test_without_thresholds_the_best_region_of_each_phrase_is_a_hit(gateway: Run
     assert (union == area_of(RED, BLUE)).all()
 
 
-def test_thresholds(gateway: Running) -> None:
+def test_thresholds_limit_what_is_a_hit(gateway: Running) -> None:
     def hits(**options: Any) -> int:
         return sum(region["is_hit"] for region in within(gateway, text="red", **options)["regions"])
 
@@ -189,7 +189,7 @@ def test_grpc_says_the_same(gateway: Running) -> None:
         {"image": base64.b64encode(IMAGE[:200]).decode(), "text": "red"},
     ],
 )
-def test_bad_requests(gateway: Running, body: dict[str, Any]) -> None:
+def test_bad_searches_within_an_image_are_refused(gateway: Running, body: dict[str, Any]) -> None:
     response = gateway.http.post("/v1/search-within", json=body)
     assert response.status_code in (400, 404, 415)
     assert response.headers["content-type"] == "application/problem+json"
@@ -302,7 +302,7 @@ def test_a_prompt_that_the_segmenter_refuses_is_named_as_it_was_sent(
     assert "prompts.prompts" not in problem["detail"]
 
 
-def test_embeddings(gateway: Running) -> None:
+def test_embeddings_of_texts_and_images_are_returned(gateway: Running) -> None:
     texts = gateway.http.post("/v1/embeddings", json={"texts": ["red", "blue"]}).json()
     assert np.allclose(np.linalg.norm(texts["vectors"], axis=1), 1, atol=1e-5)
     assert texts["model"]["dimension"] == 4

@@ -17,13 +17,15 @@ from pathlib import Path
 
 import pytest
 import uvicorn
+from prometheus_client import REGISTRY
 from starlette.types import Receive, Scope, Send
 
 from gateway.http.listener import HttpServer
 from gateway.settings import ConnectionSettings
 from tests.runtime.test_tls import make
+from tests.stack import ROOT
+from tests.waiting import until
 
-ROOT = Path(__file__).resolve().parents[2]
 LARGE = 24 << 20  # more than the kernel keeps for a connection on loopback
 QUICK = {"headers_s": 0.4, "stall_s": 0.4, "min_bytes_per_s": 100_000}
 
@@ -168,9 +170,7 @@ async def test_a_body_that_comes_too_slowly_is_ended_and_the_application_told(ch
         dripping = asyncio.create_task(drip())
         assert await peer.closed()
         dripping.cancel()
-        async with asyncio.timeout(10):
-            while not running.app.disconnected:  # noqa: ASYNC110 - it has no event of its own
-                await asyncio.sleep(0.01)
+        await until(lambda: running.app.disconnected)
 
 
 async def test_a_body_that_keeps_the_pace_is_read_to_its_end() -> None:
@@ -183,24 +183,32 @@ async def test_a_body_that_keeps_the_pace_is_read_to_its_end() -> None:
         assert (await peer.answer())[0] == 200
 
 
+def closed(reason: str) -> float:
+    """How many connections the gateway has closed for that reason."""
+    name = "regionsearch_http_connections_closed_total"
+    return REGISTRY.get_sample_value(name, {"reason": reason}) or 0.0
+
+
 async def test_an_answer_that_nobody_reads_is_dropped() -> None:
+    before = closed("reader")
     async with serving(**QUICK) as running:
         peer = await running.connect()
         peer.reader._transport.pause_reading()  # type: ignore[attr-defined]
         peer.writer.write(GET.replace(b"/ ", b"/large ", 1))
-        await asyncio.sleep(2)
+        await until(lambda: closed("reader") > before)
         peer.reader._transport.resume_reading()  # type: ignore[attr-defined]
         with pytest.raises((asyncio.IncompleteReadError, ConnectionError)):
             await peer.answer()
 
 
 async def test_answers_that_wait_for_readers_have_a_bound_of_memory() -> None:
+    before = closed("reader")
     async with serving(max_unsent_bytes=2 * LARGE) as running:
         peers = [await running.connect() for _ in range(6)]
         for peer in peers:
             peer.reader._transport.pause_reading()  # type: ignore[attr-defined]
             peer.writer.write(GET.replace(b"/ ", b"/large ", 1))
-        await asyncio.sleep(2.5)
+        await until(lambda: closed("reader") >= before + 2)
         complete = 0
         for peer in peers:
             peer.reader._transport.resume_reading()  # type: ignore[attr-defined]
@@ -213,7 +221,7 @@ async def test_work_that_takes_longer_than_all_limits_is_answered() -> None:
     async with serving(**QUICK) as running:
         peer = await running.connect()
         peer.writer.write(GET.replace(b"/ ", b"/hold ", 1))
-        await asyncio.sleep(1.5)
+        await asyncio.sleep(1.0)  # which is longer than each of them
         running.app.release.set()
         assert (await peer.answer())[0] == 200
 
@@ -249,9 +257,7 @@ async def test_when_all_connections_work_health_is_answered_and_the_rest_refused
         working = [await running.connect() for _ in range(10)]
         for peer in working:
             peer.writer.write(GET.replace(b"/ ", b"/hold ", 1))
-        async with asyncio.timeout(10):
-            while running.app.held < 10:  # noqa: ASYNC110 - it has no event of its own
-                await asyncio.sleep(0.01)
+        await until(lambda: running.app.held == 10)
         status, head, body = await (await running.connect()).ask(GET)
         assert (status, json.loads(body)["code"]) == (503, "UNAVAILABLE")
         assert b"retry-after: 1\r\n" in head

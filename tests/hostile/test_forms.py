@@ -72,7 +72,7 @@ def test_a_hostile_form_is_refused_while_others_are_answered(process: GatewayPro
     path, make = FORMS[name]
     headers, body = make()
     before = forget_peak(process.process.pid)
-    with HealthProbe(process.url) as probe:
+    with HealthProbe(process.url, process.process.pid) as probe:
         response = httpx.post(f"{process.url}{path}", content=body, headers=headers, timeout=60)
     assert response.status_code in (400, 413), response.text[:300]
     assert len(response.content) < 2_000

@@ -6,7 +6,6 @@ import base64
 import io
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import httpx
 import pytest
@@ -14,9 +13,8 @@ from PIL import Image, ImageCms
 
 from regionsearch.images import colour
 from tests.hostile import image_files as files
-from tests.stack import Stack
+from tests.stack import ROOT, Stack
 
-ROOT = Path(__file__).parents[2]
 COLLECTION = "hostile-images"
 
 

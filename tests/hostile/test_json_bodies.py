@@ -99,7 +99,7 @@ def test_a_hostile_body_is_refused_while_others_are_answered(process: GatewayPro
     path, make = BODIES[name]
     body = make()
     before = forget_peak(process.process.pid)
-    with HealthProbe(process.url) as probe:
+    with HealthProbe(process.url, process.process.pid) as probe:
         response = httpx.post(
             f"{process.url}{path}", content=body, headers={"content-type": "application/json"}, timeout=60
         )
@@ -113,7 +113,7 @@ def test_a_hostile_body_is_refused_while_others_are_answered(process: GatewayPro
 def test_as_many_points_as_a_body_may_have_leave_others_their_answers(process: GatewayProcess) -> None:
     prompt = b'{"points":' + list_of(b'{"x":1,"y":1}', 14 * 15) + b"}"
     body = b'{"image_id":"a","prompts":' + list_of(prompt, 1000 * (len(prompt) + 1)) + b"}"
-    with HealthProbe(process.url) as probe:
+    with HealthProbe(process.url, process.process.pid) as probe:
         response = httpx.post(
             f"{process.url}/v1/segment",
             content=body,

@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import re
-import sys
-import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import ClassVar
 
 import pytest
 
 from regionsearch.errors import Kind, RegionSearchError
 from regionsearch.models import download
-from regionsearch.models.download import pull, pull_repository
-from regionsearch.models.store import find_hub_file
+from regionsearch.models.download import pull
 from tests.models.conftest import Publisher
 
 
@@ -240,77 +232,6 @@ def test_weights_that_are_published_in_another_file_come_from_there(
     assert pull(safe) == models / "weights.bin"
 
 
-class Hub(BaseHTTPRequestHandler):
-    """As much of the hub as serves the files of one repository."""
-
-    FILES: ClassVar = {"tokenizer_config.json": b"{}", "config.json": b"{}", "model.safetensors": bytes(9)}
-    COMMIT = "c" * 40
-
-    def log_message(self, *args: object) -> None:
-        pass
-
-    def do_HEAD(self) -> None:
-        self.do_GET()
-
-    def do_GET(self) -> None:
-        if self.path.startswith("/api/models/org/tokenizer/tree/"):
-            tree = [
-                {"type": "file", "path": name, "size": len(data), "oid": name}
-                for name, data in self.FILES.items()
-            ]
-            body = json.dumps(tree).encode()
-        elif self.path.startswith("/api/models/org/tokenizer/"):
-            files = [{"rfilename": name} for name in self.FILES]
-            body = json.dumps({"id": "org/tokenizer", "sha": self.COMMIT, "siblings": files}).encode()
-        elif self.path.startswith(f"/org/tokenizer/resolve/{self.COMMIT}/"):
-            body = self.FILES[self.path.rpartition("/")[2]]
-        else:
-            self.send_error(404)
-            return
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(body)))
-        self.send_header("Content-Type", "application/json")
-        self.send_header("ETag", f'"{hashlib.sha256(body).hexdigest()}"')
-        self.send_header("X-Repo-Commit", self.COMMIT)
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(body)
-
-
-@pytest.fixture
-def hub(models: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_address[1]}")
-    yield server.server_address[1]
-    server.shutdown()
-    server.server_close()
-    thread.join()
-
-
-def test_the_files_of_a_tokenizer_come_without_the_weights(hub: str, models: Path) -> None:
-    pytest.importorskip("huggingface_hub")
-    folder = pull_repository("org/tokenizer")
-    assert folder.is_relative_to(models)
-    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "tokenizer_config.json"]
-    assert find_hub_file("org/tokenizer", "tokenizer_config.json") == folder / "tokenizer_config.json"
-    assert pull_repository("org/tokenizer") == folder
-
-
-def test_a_tokenizer_that_cannot_be_had_is_told_in_a_sentence(
-    hub: str, models: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pytest.importorskip("huggingface_hub")
-    with pytest.raises(RegionSearchError, match="the tokenizer of org/other cannot be read") as caught:
-        pull_repository("org/other")
-    assert caught.value.kind is Kind.UNAVAILABLE
-    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(RegionSearchError, match=re.escape("pip install 'regionsearch[hf]'")) as missing:
-        pull_repository("org/tokenizer")
-    assert missing.value.kind is Kind.FAILED_PRECONDITION
-
-
 def test_a_proxy_that_httpx_cannot_use_is_named(
     publisher: Publisher, models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -331,7 +252,7 @@ def test_no_server_is_unavailable(models: Path, publisher: Publisher) -> None:
     assert caught.value.kind is Kind.UNAVAILABLE
 
 
-def test_no_room_is_said_before_anything_is_written(
+def test_too_little_disk_space_is_reported_before_anything_is_written(
     publisher: Publisher, models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     free = os.statvfs_result((1, 1, 0, 0, 0, 0, 0, 0, 0, 255))

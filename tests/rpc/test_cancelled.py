@@ -18,6 +18,7 @@ from regionsearch.v1 import (
 )
 from services.runtime.server import serving
 from tests.runtime.conftest import EchoSettings, echo_server
+from tests.waiting import until
 
 REQUEST = embed_pb2.EmbedTextsRequest(texts=["a"])
 SEGMENT = segment_pb2.DESCRIPTOR.services_by_name["SegmentService"]
@@ -40,8 +41,7 @@ async def test_a_caller_who_leaves_is_not_called_back(way):
         stub = embed_pb2_grpc.EmbedServiceStub(channel)
         policy = CallPolicy(timeout_s=5.0 if way == "deadline" else 60.0)
         first = asyncio.create_task(acall(stub.EmbedTexts, REQUEST, policy))
-        while not calls:  # noqa: ASYNC110 - the handler says it with `calls` only
-            await asyncio.sleep(0.01)
+        await until(lambda: calls)
         if way == "cancel":
             first.cancel()
         await asyncio.wait_for(servicer.cancelled.wait(), 60)
@@ -52,7 +52,7 @@ async def test_a_caller_who_leaves_is_not_called_back(way):
 
 
 @pytest.mark.parametrize("answered", [0, 1])
-async def test_a_stream_is_not_begun_again(answered):
+async def test_a_stream_is_not_retried(answered):
     """gRPC may lose a request when it sends a stream again; it may do so with no method that takes one."""
     streams = []
 

@@ -14,12 +14,13 @@ from regionsearch.rpc.channels import ChannelConfig, open_aio_channel, open_chan
 from regionsearch.v1 import embed_pb2, embed_pb2_grpc
 from tests.runtime.conftest import EMBED, echo_server
 from tests.stack import free_port
+from tests.waiting import until
 
 REQUEST = embed_pb2.EmbedTextsRequest(texts=["a"])
 CONFIG = ChannelConfig(service=EMBED.full_name)
 
 
-def test_targets():
+def test_addresses_become_grpc_targets():
     assert resolve_target("embedder:50052") == "dns:///embedder:50052"
     assert resolve_target("dns:///embedder:50052") == "dns:///embedder:50052"
     assert resolve_target("127.0.0.1:1, 127.0.0.2:2") == "ipv4:127.0.0.1:1,127.0.0.2:2"
@@ -196,11 +197,6 @@ async def test_a_rolling_restart_loses_no_call():
             answered[index] += 1
 
         return work
-
-    async def until(condition):
-        async with asyncio.timeout(60):
-            while not condition():  # noqa: ASYNC110 - the callers announce nothing
-                await asyncio.sleep(0.01)
 
     async with contextlib.AsyncExitStack() as stack:
         ports = [free_port(), free_port()]

@@ -4,7 +4,8 @@ import asyncio
 import contextlib
 import threading
 
-from services.runtime.batcher import Batcher, BatchSettings
+from services.runtime.batcher import Batcher
+from services.runtime.batch import BatchSettings
 
 
 class Model:
@@ -78,8 +79,3 @@ def answer(payload, items):
 
 def flat(results):
     return [item for part in results for item in part]
-
-
-async def until(condition):
-    while not condition():  # noqa: ASYNC110 - threads announce nothing
-        await asyncio.sleep(0.001)

@@ -6,12 +6,16 @@ from collections.abc import AsyncIterator, Callable
 
 import grpc
 import pytest
+from grpc_health.v1 import health_pb2
 
 from regionsearch.v1 import embed_pb2, embed_pb2_grpc
 from services.runtime.server import Server, serving
 from services.runtime.settings import ServiceSettings
 
 EMBED = embed_pb2.DESCRIPTOR.services_by_name["EmbedService"]
+REQUEST = embed_pb2.EmbedTextsRequest(texts=["a", "b"])
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 
 class EchoSettings(ServiceSettings):

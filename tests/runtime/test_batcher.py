@@ -10,11 +10,13 @@ import pytest
 from regionsearch.errors import Kind, RegionSearchError
 from regionsearch.rpc.calls import deadline as surrounding_deadline
 from services.runtime import batcher as batcher_module
-from services.runtime.batcher import Batcher, BatchSettings, Priority
-from tests.runtime.batchers import Model, answer, batching, flat, held, until
+from services.runtime.batcher import Batcher
+from services.runtime.batch import BatchSettings, Priority
+from tests.runtime.batchers import Model, answer, batching, flat, held
+from tests.waiting import until
 
 
-async def test_one_request():
+async def test_one_request_is_answered():
     async with batching() as (batcher, model):
         assert flat(await batcher.submit("a", 3)) == answer("a", 3)
     assert model.batches == [[("a", 0, 3)]]

@@ -6,8 +6,11 @@ import weakref
 import pytest
 
 from regionsearch.errors import Kind, RegionSearchError
-from services.runtime.batcher import Batcher, BatchSettings, Failure
-from tests.runtime.batchers import Model, answer, batching, flat, held, until
+from services.runtime.batcher import Batcher
+from services.runtime.batch import BatchSettings
+from services.runtime.stages import Failure
+from tests.runtime.batchers import Model, answer, batching, flat, held
+from tests.waiting import until
 
 
 async def test_a_request_that_cannot_be_prepared_fails_alone():

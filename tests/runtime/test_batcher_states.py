@@ -10,7 +10,9 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 
 from regionsearch.errors import Kind, RegionSearchError
 from regionsearch.rpc.calls import calling_for
-from services.runtime.batcher import Batcher, BatchSettings, Failure, Priority
+from services.runtime.batcher import Batcher
+from services.runtime.batch import BatchSettings, Priority
+from services.runtime.stages import Failure
 
 MAX_BATCH, MAX_QUEUE = 4, 12
 CALLERS = ["", "one", "other"]

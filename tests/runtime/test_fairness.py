@@ -12,9 +12,10 @@ import pytest
 
 from regionsearch.errors import Kind, RegionSearchError
 from regionsearch.rpc.calls import caller_name, calling_for, peer_address
-from services.runtime.batcher import Priority
+from services.runtime.batch import Priority
 from services.runtime.fair import FairQueue, FairSlots, Shares
-from tests.runtime.batchers import answer, batching, flat, until
+from tests.runtime.batchers import answer, batching, flat
+from tests.waiting import until
 
 
 def drain(queue: FairQueue[str], step: int = 1000) -> list[str]:

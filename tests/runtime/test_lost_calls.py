@@ -7,12 +7,11 @@ import grpc
 import pytest
 
 from regionsearch.errors import Kind, from_rpc_error
-from regionsearch.v1 import embed_pb2, segment_pb2, segment_pb2_grpc
+from regionsearch.v1 import segment_pb2, segment_pb2_grpc
 from services.runtime import metrics
 from services.runtime.server import Server, serving
-from tests.runtime.conftest import EMBED, EchoSettings, echo_server
+from tests.runtime.conftest import EMBED, REQUEST, EchoSettings, echo_server
 
-REQUEST = embed_pb2.EmbedTextsRequest(texts=["a", "b"])
 SEGMENT = segment_pb2.DESCRIPTOR.services_by_name["SegmentService"]
 ANSWER_S = 20  # a call that is never answered waits for its deadline
 

@@ -13,9 +13,7 @@ import grpc
 import pytest
 
 from regionsearch.v1 import embed_pb2, embed_pb2_grpc
-from tests.runtime.conftest import echo_server
-
-REQUEST = embed_pb2.EmbedTextsRequest(texts=["a", "b"])
+from tests.runtime.conftest import REQUEST, echo_server
 
 PROGRAM = textwrap.dedent(
     """

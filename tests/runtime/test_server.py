@@ -1,5 +1,7 @@
 """A server from inside: what callers see while it loads, serves, drains and dies."""
 
+from __future__ import annotations
+
 import asyncio
 import contextlib
 import errno
@@ -14,17 +16,21 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from regionsearch.errors import Kind, RegionSearchError, from_rpc_error, overloaded
+from regionsearch.errors import Kind, from_rpc_error, overloaded
 from regionsearch.rpc.channels import ChannelConfig, TlsFiles, open_aio_channel
 from regionsearch.v1 import embed_pb2, embed_pb2_grpc, segment_pb2, segment_pb2_grpc
 from services.runtime import metrics
 from services.runtime.server import Server, announce, serving
-from tests.runtime.batchers import until
-from tests.runtime.conftest import EMBED, EchoServicer, EchoSettings, echo_server
-
-SERVING = health_pb2.HealthCheckResponse.SERVING
-NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
-REQUEST = embed_pb2.EmbedTextsRequest(texts=["a", "b"])
+from tests.runtime.conftest import (
+    EMBED,
+    NOT_SERVING,
+    REQUEST,
+    SERVING,
+    EchoServicer,
+    EchoSettings,
+    echo_server,
+)
+from tests.waiting import until
 
 
 async def test_a_call_is_answered_with_its_request_id(echo):
@@ -131,31 +137,6 @@ async def test_while_loading_health_is_not_serving_and_calls_are_unavailable():
     assert await life == 0
 
 
-async def test_stopping_while_loading_ends_at_once():
-    @contextlib.asynccontextmanager
-    async def lifespan(server: Server):
-        await asyncio.Event().wait()
-        yield
-
-    server = Server(EchoSettings(), [EMBED])
-    life = asyncio.create_task(server.serve(lifespan))
-    await asyncio.sleep(0.05)
-    server.stop()
-    assert await asyncio.wait_for(life, 60) == 0
-
-
-async def test_a_lifespan_that_cannot_load_ends_with_code_1():
-    @contextlib.asynccontextmanager
-    async def lifespan(server: Server):
-        raise RegionSearchError(Kind.FAILED_PRECONDITION, "weights are missing: pull them")
-        yield
-
-    assert await Server(EchoSettings(), [EMBED]).serve(lifespan) == 1
-    with pytest.raises(RuntimeError, match="code 1"):
-        async with serving(EchoSettings(), [EMBED], lifespan):
-            pytest.fail("it must not serve")
-
-
 async def test_health_knows_its_services(echo):
     server, _, _ = echo
     async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
@@ -222,39 +203,6 @@ async def test_an_oversized_message_is_refused_and_the_next_call_works():
         await stub.EmbedTexts(REQUEST)
 
 
-async def test_calls_in_flight_end_before_the_server_does():
-    begun, release = asyncio.Event(), asyncio.Event()
-
-    async def wait(request, context):
-        begun.set()
-        await release.wait()
-
-    async with echo_server(wait) as (server, stub, _):
-        call = stub.EmbedTexts(REQUEST)
-        await begun.wait()
-        server.stop()
-        assert not server.health.serving
-        await asyncio.sleep(0.2)  # past the drain delay: the server refuses new calls by now
-        release.set()
-        assert len((await call).truncated) == 2
-
-
-async def test_a_call_that_outlasts_the_grace_is_cut():
-    begun = asyncio.Event()
-
-    async def hang(request, context):
-        begun.set()
-        await asyncio.Event().wait()
-
-    async with echo_server(hang, grace_s=0.1) as (server, stub, servicer):
-        call = asyncio.ensure_future(stub.EmbedTexts(REQUEST))
-        await asyncio.wait_for(begun.wait(), 60)
-        server.stop()
-        with pytest.raises(grpc.aio.AioRpcError):
-            await call
-        await asyncio.wait_for(servicer.cancelled.wait(), 60)
-
-
 async def test_an_expired_deadline_and_a_cancelled_call_reach_the_handler():
     begun = asyncio.Event()
 
@@ -311,25 +259,6 @@ async def test_a_cancelled_stream_is_closed_in_its_own_context_and_counted_as_ca
     assert ended._value.get() == before + 1
     assert not complaints
     assert "detach" not in caplog.text
-
-
-async def test_fail_flips_health_and_ends_with_code_1():
-    release = asyncio.Event()
-    server_box: list[Server] = []
-
-    @contextlib.asynccontextmanager
-    async def lifespan(server: Server):
-        server_box.append(server)
-        yield
-        release.set()
-
-    server = Server(EchoSettings(), [EMBED])
-    life = asyncio.create_task(server.serve(lifespan))
-    await server.up()
-    await asyncio.to_thread(server.fail, "the device is gone")
-    assert await asyncio.wait_for(life, 60) == 1
-    assert server.health.reason == "the device is gone"
-    assert release.is_set()
 
 
 def make_certificates(folder: Path) -> None:

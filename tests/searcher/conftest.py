@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Iterator
 from pathlib import Path
 
 import grpc
 import numpy as np
 import pytest
 
+from regionsearch.errors import Kind, from_rpc_error
 from regionsearch.tensors import tensor_to_proto
 from regionsearch.v1 import search_pb2, search_pb2_grpc, types_pb2
 from services.runtime.server import serving
@@ -61,15 +64,21 @@ def engine(settings: EmbeddedSettings) -> Iterator[EmbeddedEngine]:
     made.close()
 
 
-@pytest.fixture
-async def stub(settings: EmbeddedSettings) -> AsyncIterator[search_pb2_grpc.SearchServiceAsyncStub]:
-    process = SearcherSettings(port=0, drain_delay_s=0, embedded=settings)
+@contextlib.asynccontextmanager
+async def connected(process: SearcherSettings) -> AsyncIterator[search_pb2_grpc.SearchServiceAsyncStub]:
+    """A searcher with an empty collection `default`, over gRPC."""
     async with (
         serving(process, SERVICES, searcher(process)) as server,
         grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel,
     ):
         made = search_pb2_grpc.SearchServiceStub(channel)
         await made.CreateCollection(search_pb2.CreateCollectionRequest(name="default", model=MODEL_INFO))
+        yield made
+
+
+@pytest.fixture
+async def stub(settings: EmbeddedSettings) -> AsyncIterator[search_pb2_grpc.SearchServiceAsyncStub]:
+    async with connected(SearcherSettings(port=0, drain_delay_s=0, embedded=settings)) as made:
         yield made
 
 
@@ -103,3 +112,26 @@ def search_request(vectors: np.ndarray, **fields: object) -> search_pb2.SearchRe
     return search_pb2.SearchRequest(
         collection="default", model=MODEL_INFO, queries=tensor_to_proto(vectors), **fields
     )
+
+
+async def ingest(stub, count: int, regions: int = 3) -> np.ndarray:
+    """Images of one whole and some regions each; their vectors, image by image."""
+    vectors = unit_vectors(count * (regions + 1)).reshape(count, regions + 1, DIMENSION)
+    for number, rows in enumerate(vectors):
+        tags = ("even",) if number % 2 == 0 else ("odd",)
+        await stub.Upsert(upsert_request(f"image{number:02d}", rows, tags=tags))
+    return vectors
+
+
+async def image_count(stub, expected: int) -> None:
+    """Waits until there are so many images."""
+    while (await stub.GetStats(search_pb2.GetStatsRequest())).collections[0].image_count != expected:  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+
+
+async def failing(call: Awaitable[object]) -> tuple[Kind, str | None]:
+    """The kind and the field of the error that a call ends with."""
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    error = from_rpc_error(caught.value)
+    return error.kind, error.field

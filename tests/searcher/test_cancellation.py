@@ -12,15 +12,13 @@ import numpy as np
 import pytest
 
 from regionsearch.errors import Kind, RegionSearchError, from_rpc_error
-from regionsearch.v1 import search_pb2, search_pb2_grpc
-from services.runtime.server import serving
+from regionsearch.v1 import search_pb2_grpc
 from services.searcher import __main__ as process_module
-from services.searcher.__main__ import SERVICES, searcher
 from services.searcher.bounded_executor import BoundedExecutor, CancellationToken
 from services.searcher.embedded.engine import EmbeddedEngine
 from services.searcher.embedded.index.vector_index import VectorIndex
 from services.searcher.settings import EmbeddedSettings, SearcherSettings
-from tests.searcher.conftest import MODEL_INFO, search_request, unit_vectors, upsert_request
+from tests.searcher.conftest import connected, search_request, unit_vectors, upsert_request
 
 
 @dataclass
@@ -64,12 +62,7 @@ async def held(settings: EmbeddedSettings, monkeypatch: pytest.MonkeyPatch) -> A
 
     monkeypatch.setattr(process_module, "open_engine", open_engine)
     process = SearcherSettings(port=0, drain_delay_s=0, embedded=settings)
-    async with (
-        serving(process, SERVICES, searcher(process)) as server,
-        grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel,
-    ):
-        stub = search_pb2_grpc.SearchServiceStub(channel)
-        await stub.CreateCollection(search_pb2.CreateCollectionRequest(name="default", model=MODEL_INFO))
+    async with connected(process) as stub:
         await stub.Upsert(upsert_request("a", unit_vectors(4)))
         made = Held(stub, opened[0], threading.Event())
         monkeypatch.setattr(VectorIndex, "fetch", fetch)

@@ -17,8 +17,7 @@ from services.searcher.embedded.engine import EmbeddedEngine
 from services.searcher.settings import EmbeddedSettings
 from services.searcher.types import Collection
 from tests.searcher.crash_writer import MODEL, REGIONS, vectors_of
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.stack import ROOT
 
 
 def crash_rounds(folder: Path, rounds: int) -> int:

@@ -27,8 +27,7 @@ from services.searcher.settings import EmbeddedSettings
 from services.searcher.types import Collection
 from tests.searcher.conftest import MODEL
 from tests.searcher.test_store_faults import FailingConnection, database_module, found, kind_of, write
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.stack import ROOT
 
 FULL_DISK = """
 import os, sys

@@ -16,7 +16,7 @@ from services.searcher.embedded.index.index_files import FOLDER, SegmentFiles
 from services.searcher.queries import Deletion, Filter
 from services.searcher.settings import EmbeddedSettings
 from services.searcher.types import CodeMethod, CodeSpec, Collection, Level, Record, Upsert
-from tests.searcher.test_index import MODEL, clustered, fill, search
+from tests.searcher.clusters import MODEL, clustered, fill, search
 
 ROWS = 4750
 KINDS = ["ivf", "codes"]

@@ -17,8 +17,8 @@ from services.searcher.embedded.index.recall import RecallEvaluator
 from services.searcher.queries import Deletion, Filter
 from services.searcher.settings import EmbeddedSettings
 from services.searcher.types import Collection
-from tests.searcher.test_index import DIMENSION, MODEL, clustered, fill, search
-from tests.searcher.test_response_budget import until
+from tests.searcher.clusters import DIMENSION, MODEL, clustered, fill, search
+from tests.waiting import wait_for
 
 CHUNK = 500
 
@@ -38,7 +38,7 @@ def test_maintenance_runs_by_itself(tmp_path, monkeypatch: pytest.MonkeyPatch) -
     engine.create_collection(Collection("c", MODEL))
     fill(engine, clustered(CHUNK))
     engine.delete("c", Deletion(filter=Filter(tags=("even",))))
-    until(lambda: engine.stats("c")[0].tombstone_count == 0)
+    wait_for(lambda: engine.stats("c")[0].tombstone_count == 0)
     engine.close()
 
 

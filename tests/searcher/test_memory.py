@@ -15,18 +15,15 @@ import pytest
 
 from regionsearch.errors import Kind, RegionSearchError, from_rpc_error
 from regionsearch.tensors import tensor_to_proto
-from regionsearch.v1 import search_pb2, search_pb2_grpc
-from services.runtime.server import serving
-from services.searcher.__main__ import SERVICES, searcher
+from regionsearch.v1 import search_pb2
 from services.searcher.bounded_executor import BoundedExecutor
 from services.searcher.embedded.engine import EmbeddedEngine
 from services.searcher.embedded.index.vector_index import VectorIndex
 from services.searcher.settings import EmbeddedSettings, SearcherSettings
 from services.searcher.types import Collection
-from tests.searcher.conftest import DIMENSION, MODEL, MODEL_INFO, unit_vectors, upsert_request
+from tests.searcher.conftest import DIMENSION, MODEL, connected, unit_vectors, upsert_request
 from tests.searcher.test_store_faults import found, kind_of, write
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.stack import ROOT
 
 CHILD = """
 import re, resource, sys
@@ -209,12 +206,7 @@ async def test_large_writes_beyond_the_budget_are_refused_with_a_delay_and_the_o
 ) -> None:
     process = SearcherSettings(port=0, drain_delay_s=0, embedded=settings, max_write_bytes=3 << 20)
     rows = unit_vectors(4000)
-    async with (
-        serving(process, SERVICES, searcher(process)) as server,
-        grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel,
-    ):
-        stub = search_pb2_grpc.SearchServiceStub(channel)
-        await stub.CreateCollection(search_pb2.CreateCollectionRequest(name="default", model=MODEL_INFO))
+    async with connected(process) as stub:
 
         async def one(number: int) -> int:
             request = upsert_request(f"image{number}", rows)

@@ -17,9 +17,9 @@ from services.searcher.embedded.store import lookups
 from services.searcher.queries import Hit, Query
 from services.searcher.settings import EmbeddedSettings
 from services.searcher.types import CodeMethod, CodeSpec, Collection, Level, Record, StoredImage, Upsert
+from tests.searcher.clusters import DIMENSION, MODEL, clustered
 from tests.searcher.conftest import search_request, unit_vectors, upsert_request
 from tests.searcher.random_ops import following
-from tests.searcher.test_index import DIMENSION, MODEL, clustered
 
 ROWS = 6000
 

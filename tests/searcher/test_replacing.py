@@ -152,7 +152,7 @@ def test_no_acknowledged_write_is_lost_while_names_change(engine: EmbeddedEngine
     assert ids_in(engine, "default") == written
 
 
-async def test_over_grpc(stub: object) -> None:
+async def test_a_collection_is_replaced_over_grpc(stub: object) -> None:
     made = search_pb2.CreateCollectionRequest(name="next", model=MODEL_INFO, replaces="default")
     collection = (await stub.CreateCollection(made)).collection
     assert collection.replaces == "default"

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
@@ -24,8 +23,16 @@ from services.searcher.queries import Query
 from services.searcher.ranking import RELEVANT_AMONG, rank
 from services.searcher.response_budget import ResponseBudget, ResponseMemory
 from services.searcher.settings import EmbeddedSettings, SearcherSettings
-from tests.searcher.conftest import DIMENSION, MODEL, MODEL_INFO, search_request, unit_vectors, upsert_request
+from tests.searcher.conftest import (
+    DIMENSION,
+    MODEL,
+    connected,
+    search_request,
+    unit_vectors,
+    upsert_request,
+)
 from tests.searcher.test_store_faults import NOTHING, write
+from tests.waiting import wait_for
 
 CAP = 60_000
 
@@ -43,12 +50,7 @@ async def test_an_answer_too_large_for_a_message_names_the_field(settings: Embed
     process = SearcherSettings(
         port=0, drain_delay_s=0, embedded=settings, max_message_bytes=CAP, limits={"max_metadata_bytes": CAP}
     )
-    async with (
-        serving(process, SERVICES, searcher(process)) as server,
-        grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel,
-    ):
-        stub = search_pb2_grpc.SearchServiceStub(channel)
-        await stub.CreateCollection(search_pb2.CreateCollectionRequest(name="default", model=MODEL_INFO))
+    async with connected(process) as stub:
         names = [f"image{number}" for number in range(5)]
         for name in names:
             await stub.Upsert(with_masks(name, 10))
@@ -97,12 +99,7 @@ def test_answers_in_progress_share_a_budget_until_they_are_sent() -> None:
 
 async def test_what_answers_took_is_given_back_when_they_are_sent(settings: EmbeddedSettings) -> None:
     process = SearcherSettings(port=0, drain_delay_s=0, embedded=settings, max_read_bytes=1)
-    async with (
-        serving(process, SERVICES, searcher(process)) as server,
-        grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel,
-    ):
-        stub = search_pb2_grpc.SearchServiceStub(channel)
-        await stub.CreateCollection(search_pb2.CreateCollectionRequest(name="default", model=MODEL_INFO))
+    async with connected(process) as stub:
         await stub.Upsert(with_masks("image", 10))
         # The server may hear a moment later than we that an answer has arrived: calls are repeated then.
         for _ in range(3):
@@ -117,12 +114,7 @@ async def test_pages_end_early_where_the_next_item_would_not_fit(settings: Embed
     process = SearcherSettings(
         port=0, drain_delay_s=0, embedded=settings, max_message_bytes=CAP, limits={"max_metadata_bytes": CAP}
     )
-    async with (
-        serving(process, SERVICES, searcher(process)) as server,
-        grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel,
-    ):
-        stub = search_pb2_grpc.SearchServiceStub(channel)
-        await stub.CreateCollection(search_pb2.CreateCollectionRequest(name="default", model=MODEL_INFO))
+    async with connected(process) as stub:
         for number in range(5):
             long = tuple(f"{n:04d}" * 500 for n in range(20))
             tags = long if number % 2 else tuple("é" * n for n in range(1, 60))
@@ -207,13 +199,6 @@ def test_a_search_without_relevant_records_does_not_score_the_whole_collection(s
     assert max(source.asked) == max(RELEVANT_AMONG, source.asked[0])
 
 
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline, "it never came true"
-        time.sleep(0.01)
-
-
 def test_the_queries_of_one_request_share_a_search_pass(
     engine: EmbeddedEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -239,7 +224,7 @@ def test_the_queries_of_one_request_share_a_search_pass(
         assert begun.wait(60)
         asked = pool.submit(engine.search, "default", MODEL, queries)
         try:
-            until(lambda: len(engine._search._jobs) == 8)
+            wait_for(lambda: len(engine._search._jobs) == 8)
         finally:
             gate.set()
         together = asked.result()

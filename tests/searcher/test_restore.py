@@ -20,7 +20,7 @@ from services.searcher.embedded.store.database import FILE_NAME
 from services.searcher.queries import Deletion
 from services.searcher.settings import EmbeddedSettings
 from services.searcher.types import CodeMethod, CodeSpec, Collection
-from tests.searcher.test_index import MODEL, clustered, fill
+from tests.searcher.clusters import MODEL, clustered, fill
 from tests.searcher.test_store_faults import found, kind_of, write
 
 

@@ -19,8 +19,8 @@ from services.searcher.queries import Deletion, Query
 from services.searcher.settings import EmbeddedSettings
 from services.searcher.types import Collection, Level, Record, StoredImage, Upsert
 from tests.searcher.conftest import DIMENSION, MODEL, unit_vectors
+from tests.stack import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 NOTHING = np.empty((0, DIMENSION), np.float32)
 
 

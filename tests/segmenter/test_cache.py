@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from regionsearch.errors import Kind, RegionSearchError
-from services.runtime.batcher import Priority
+from services.runtime.batch import Priority
 from services.segmenter.backends.base import Embedding, Geometry
 from services.segmenter.cache import EmbeddingCache
 

@@ -13,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 
 from regionsearch.errors import Kind, RegionSearchError
-from services.runtime.batcher import BatchSettings, Priority
+from services.runtime.batch import BatchSettings, Priority
 from services.segmenter.backends.base import Embedding
 from services.segmenter.backends.sam import SamBackend
 from services.segmenter.call_context import CallContext, LazyImage

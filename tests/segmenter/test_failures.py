@@ -21,7 +21,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from regionsearch.errors import Kind, RegionSearchError
 from regionsearch.images import encode_image
 from regionsearch.v1 import segment_pb2, segment_pb2_grpc, types_pb2
-from services.runtime.batcher import BatchSettings
+from services.runtime.batch import BatchSettings
 from services.segmenter import everything
 from services.segmenter.call_context import LazyImage
 from services.segmenter.engine import SegmentEngine

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from regionsearch.errors import Kind, RegionSearchError
 from regionsearch.models.store import pocket_dir
-from services.runtime.batcher import BatchSettings
+from services.runtime.batch import BatchSettings
 from services.segmenter import service
 from services.segmenter.backends import FAMILIES, load_backend
 from services.segmenter.backends.base import ModelFiles

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from regionsearch.errors import Kind, RegionSearchError
-from services.runtime.batcher import BatchSettings, Priority
+from services.runtime.batch import BatchSettings, Priority
 from services.segmenter.backends.base import Embedding, PromptBatch
 from services.segmenter.backends.sam import SamBackend
 from services.segmenter.call_context import CallContext

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from segment_anything import SamPredictor
 
 from regionsearch.errors import Kind, RegionSearchError
-from services.runtime.batcher import BatchSettings
+from services.runtime.batch import BatchSettings
 from services.segmenter.backends.sam import SamBackend
 from services.segmenter.call_context import LazyImage, Prompted
 from services.segmenter.engine import SegmentEngine

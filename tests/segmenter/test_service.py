@@ -21,7 +21,7 @@ from regionsearch.errors import Kind, RegionSearchError, from_rpc_error
 from regionsearch.images import encode_image
 from regionsearch.tensors import mask_from_proto, mask_to_proto, tensor_from_proto, tensor_to_proto
 from regionsearch.v1 import segment_pb2, segment_pb2_grpc, types_pb2
-from services.runtime.batcher import BatchSettings
+from services.runtime.batch import BatchSettings
 from services.runtime.server import serving
 from services.segmenter.backends.sam import SamBackend
 from services.segmenter.engine import SegmentEngine

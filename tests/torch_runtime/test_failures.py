@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from services.runtime.batcher import Failure
+from services.runtime.stages import Failure
 from services.torch_runtime.devices import classify
 
 
