@@ -7,9 +7,8 @@ from pathlib import Path
 
 import hypothesis
 import pytest
-from xdist.scheduler import LoadFileScheduling
 
-from tests.stack import Stack, new_stack
+from tests.stack import Stack, shared_stack
 
 os.environ["COLUMNS"] = "200"  # rich reads the width once, when the command line is imported
 # Tests call loopback addresses with clients of all kinds, which a proxy in the environment would take over.
@@ -38,51 +37,26 @@ _FOLDERS = frozenset(
     {"segmenter", "embedder", "torch_runtime", "training", "evaluation", "benchmarks", "e2e"}
 )
 
-
-# The order of the files in a run of two processes (`make test`): one of them takes all that use the session's
-# stack, so that it is started once; then come those that take longest, so that neither process waits for the
-# other in the end. A file that is not here comes later; one that uses the stack has to be here.
-_STACK_FILES = (
-    "docs/test_readme.py",
-    "loadtests/test_users.py",
-    "evaluation/test_gateway.py",
-    "e2e/test_ingest_and_search.py",
-    "e2e/test_bad_input.py",
-    "hostile/test_images_end_to_end.py",
-    "hostile/test_grpc_requests.py",
-    "gateway/test_pocket.py",
-    "client/test_against_stack.py",
-    "web/test_against_stack.py",
-)
+# Files that take longest come first, so that in a run of several processes none waits for another in the end.
+# The first two are not for the same process: one loads the shared stack, which the other does not use.
 _LONG_FILES = (
+    "loadtests/test_users.py",
     "e2e/test_crashes.py",
     "training/test_training.py",
+    "docs/test_readme.py",
+    "e2e/test_ingest_and_search.py",
+    "searcher/test_state_machine.py",
     "evaluation/test_committed_metrics.py",
     "gateway/test_openapi.py",
+    "segmenter/test_parity.py",
+    "gateway/test_pocket.py",
+    "evaluation/test_gateway.py",
     "common/test_architecture.py",
     "segmenter/test_zoom.py",
     "segmenter/test_service.py",
     "searcher/test_memory.py",
-    "searcher/test_state_machine.py",
 )
-_ORDER = {f"tests/{name}": place for place, name in enumerate(_STACK_FILES + _LONG_FILES)}
-
-
-class _Scheduling(LoadFileScheduling):
-    """One process takes a file, or all files of the stack."""
-
-    def _split_scope(self, nodeid: str) -> str:
-        file = super()._split_scope(nodeid)
-        return "stack" if file.removeprefix("tests/") in _STACK_FILES else file
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> LoadFileScheduling | None:
-    """Takes the place of `--dist loadfile`."""
-    if config.getvalue("dist") != "loadfile":
-        return None
-    config.option.loadscopereorder = False
-    return _Scheduling(config, log)
+_ORDER = {f"tests/{name}": place for place, name in enumerate(_LONG_FILES)}
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -102,11 +76,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.stack)
         if "browser" in fixtures:
             item.add_marker(pytest.mark.browser)
-        file = item.nodeid.partition("::")[0]
-        if "stack" in fixtures and file.removeprefix("tests/") not in _STACK_FILES:
-            raise pytest.UsageError(
-                f"{file} uses the session's stack: add it to _STACK_FILES of tests/conftest.py"
-            )
 
 
 def pytest_collection_finish() -> None:
@@ -122,6 +91,9 @@ def pytest_unconfigure() -> None:
 
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """All four processes with the pocket models, shared by the session. Use a collection of your own."""
-    with new_stack(tmp_path_factory.mktemp("stack")) as stack:
+    """All four processes with the pocket models, shared by the whole run. Use a collection of your own."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "stack"
+    folder.mkdir(exist_ok=True)
+    with shared_stack(folder) as stack:
         yield stack

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
-from loadtests.launch import PORTS, ROOT, Stack, free_ports
+import psutil
 
-__all__ = ["ROOT", "Stack", "free_port", "new_stack"]
+from loadtests.launch import PORTS, ROOT, STOP_S, Stack, free_ports
+from tests.waiting import wait_for
+
+__all__ = ["ROOT", "Stack", "free_port", "new_stack", "shared_stack"]
 
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
@@ -34,6 +40,49 @@ def free_port() -> int:
 def new_stack(folder: Path, **environment: str) -> Stack:
     """All four processes with the pocket models, which the test starts and stops."""
     return Stack(folder, free_port(), free_port(), ENVIRONMENT | environment)
+
+
+@contextlib.contextmanager
+def shared_stack(folder: Path) -> Iterator[Stack]:
+    """The stack of all test processes that share the folder: the first starts it, the last one stops it."""
+    with _locked(folder) as shared:
+        if shared:
+            stack = Stack(folder, shared["http_port"], shared["grpc_port"])
+            stack.process = psutil.Process(shared["supervisor"])  # type: ignore[assignment]  # of another process
+        else:
+            stack = new_stack(folder).__enter__()
+            assert stack.process is not None
+            shared |= {"http_port": stack.http_port, "grpc_port": stack.grpc_port, "users": 0}
+            shared["supervisor"] = stack.process.pid
+        shared["users"] += 1
+    try:
+        yield stack
+    finally:
+        with _locked(folder) as shared:
+            shared["users"] -= 1
+            if not shared["users"]:
+                supervisor = psutil.Process(shared["supervisor"])
+                shared.clear()
+                supervisor.terminate()
+                wait_for(lambda: _ended(supervisor), "the end of the stack", STOP_S)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[dict[str, int]]:
+    """What the test processes know together of their stack, for one of them at a time to read and change."""
+    with (folder / "shared.json").open("a+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.seek(0)
+        shared = json.loads(file.read() or "{}")
+        yield shared
+        file.truncate(0)
+        file.write(json.dumps(shared))
+
+
+def _ended(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return bool(process.status() == psutil.STATUS_ZOMBIE)  # until the test process that started it ends
+    return True
 
 
 def coarse_segmenter(folder: Path) -> Path:

@@ -16,12 +16,12 @@ def target(stack):
     return target_of(stack)
 
 
-def load(target, out, enough, *, rate=None):
+def load(target, out, enough, *, durations_s, rate=None):
     """Load in which no request may fail, however slow it is, for as long as it takes to have seen enough."""
     promise = out / "slo.toml"
     promise.write_text("error_budget = 0.0\ngenerator_cpu = 9.0\n[p95_ms]\n")
     environment = os.environ | {"PYTHONPATH": "."}
-    for duration_s in (8, 60, 240):
+    for duration_s in durations_s:
         command = locust_command(target, users=7, duration_s=duration_s, rate=rate, out=out, ui=False)
         command += ["--warm-up", "3600", "--slo", str(promise), "--stop-timeout", "120"]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
@@ -36,7 +36,12 @@ def load(target, out, enough, *, rate=None):
 
 def test_each_kind_of_user_is_understood(target, tmp_path):
     wanted = {"ingest", "segment: first click", "search: write an image"}
-    load(target, tmp_path, lambda counts: wanted <= set(counts) and any("embed: " in name for name in counts))
+    load(
+        target,
+        tmp_path,
+        lambda counts: wanted <= set(counts) and any("embed: " in name for name in counts),
+        durations_s=(8, 60, 240),
+    )
 
 
 @pytest.mark.slow
@@ -62,4 +67,10 @@ def test_several_generators_are_judged_as_one(target, tmp_path):
 
 
 def test_arrivals_do_not_wait_for_answers(target, tmp_path):
-    load(target, tmp_path, lambda counts: counts["Aggregated"] > counts.get("ingest", 0) > 0, rate=4.0)
+    load(
+        target,
+        tmp_path,
+        lambda counts: counts["Aggregated"] > counts.get("ingest", 0) > 0,
+        durations_s=(4, 30, 240),
+        rate=4.0,
+    )
