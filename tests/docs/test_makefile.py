@@ -13,7 +13,7 @@ from tests.stack import ROOT
 pytestmark = pytest.mark.skipif(not shutil.which("make"), reason="needs make")
 
 
-def plan(target: str, **variables: Path | str) -> str:
+def plan(target: str, **variables: Path | str | int) -> str:
     given = [f"{name}={value}" for name, value in variables.items()]
     return subprocess.run(
         ["make", "--dry-run", target, *given], cwd=ROOT, capture_output=True, text=True, check=True
@@ -35,6 +35,12 @@ def test_run_pulls_the_models_of_a_profile_first() -> None:
     assert pulled.endswith("regionsearch models pull base")
     assert started.endswith("regionsearch up --demo --profile base")
     assert "models pull" not in plan("run")
+
+
+def test_training_takes_its_steps_and_arguments() -> None:
+    assert (
+        plan("train-pocket", STEPS=20, ARGS="--batch 2").rstrip().endswith("-m training --steps 20 --batch 2")
+    )
 
 
 def test_clean_removes_what_git_ignores_but_data_and_training() -> None:

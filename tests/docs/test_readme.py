@@ -35,7 +35,7 @@ def here(text: str, stack: Stack) -> str:
 
 
 @pytest.mark.parametrize("command", [c for c in commands() if " up " not in c])
-def test_commands(command: str, stack: Stack, tmp_path: Path) -> None:
+def test_shell_commands_of_the_readme_work(command: str, stack: Stack, tmp_path: Path) -> None:
     scenes = tmp_path / "examples" / "scenes"  # three of them: each takes a second
     scenes.mkdir(parents=True)
     for scene in sorted((ROOT / "examples" / "scenes").glob("*.jpg"))[:3]:
@@ -60,7 +60,7 @@ def test_commands(command: str, stack: Stack, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("code", [block for kind, block in BLOCKS if kind == "python"])
-def test_python(code: str, stack: Stack) -> None:
+def test_python_examples_of_the_readme_work(code: str, stack: Stack) -> None:
     result = subprocess.run(
         [sys.executable, "-c", here(code, stack)], cwd=ROOT, capture_output=True, text=True, check=False
     )
@@ -83,8 +83,3 @@ def test_grpcurl_asks_for_what_there_is() -> None:
         descriptor = region_search_pb2.DESCRIPTOR.services_by_name[service.rsplit(".", 1)[1]]
         request = descriptor.methods_by_name[method].input_type._concrete_class()
         json_format.Parse(call[call.index("-d") + 1], request)
-
-
-def test_links_lead_somewhere() -> None:
-    for target in re.findall(r"\]\(([^)#:]+)\)", README):
-        assert (ROOT / target).exists(), target

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+import pytest_asyncio
 import torch
 from safetensors.torch import save_file
 
@@ -47,9 +48,9 @@ def backend(manifest):
     return load_backend(find_model(str(manifest)), torch.device("cpu"), "fp32", False)
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def service(manifest):
-    """A stub of a running service, whose batches are small enough that requests are split."""
+    """A stub of a service, whose batches are small enough that requests are split; one for each module."""
     settings = EmbedderSettings(
         model=str(manifest), port=0, device="cpu", drain_delay_s=0, batching=BatchSettings(max_batch=8)
     )

@@ -31,8 +31,8 @@ from services.embedder.backends import load_backend
 from services.embedder.crops import CropPolicy, crop_regions
 from services.embedder.service import find_model
 from services.embedder.tasks import ImageTask
+from tests.stack import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 LEAST = 0.9999
 SIZES = ((96, 128), (300, 200), (257, 511), (64, 640), (512, 512), (700, 120), (333, 90), (450, 451))
 TEXTS = ["a mug", "An old-fashioned  TYPEWRITER, on a desk!", "word " * 200, "", "naïve café & <b>tea</b>"]

@@ -1,6 +1,5 @@
 """A call whose masks take long to read is read in pieces, between which others have their turn."""
 
-import asyncio
 import threading
 
 import grpc
@@ -10,8 +9,11 @@ from regionsearch.errors import from_rpc_error
 from regionsearch.tensors import tensor_from_proto
 from services.embedder import request_parsing, servicer
 from tests.embedder.test_service import COUNT, HEIGHT, WIDTH, pixels, region_request, regions
+from tests.waiting import until
 
 __all__ = ["pixels", "regions"]  # fixtures
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
 @pytest.fixture
@@ -52,8 +54,7 @@ async def test_other_calls_run_between_ranges_and_a_cancelled_call_reads_no_more
     monkeypatch.setattr(servicer, "read_regions", slowly)
     boxes, masks = regions
     long = service.EmbedRegions(region_request(pixels, boxes, masks))
-    while not reads:  # noqa: ASYNC110 - threads announce nothing
-        await asyncio.sleep(0.01)
+    await until(lambda: reads)
     short = service.EmbedRegions(region_request(pixels, boxes[:1], masks[:1]))
     go_on.release(2)
     await short

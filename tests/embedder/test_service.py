@@ -18,6 +18,8 @@ from services.embedder.resample import resize_image
 
 HEIGHT, WIDTH, COUNT = 90, 120, 11
 
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
 
 @pytest.fixture(scope="module")
 def pixels():
@@ -78,7 +80,7 @@ def direct(backend, pixels, boxes, masks, policy):
 
 
 @pytest.mark.parametrize("policy", list(CropPolicy))
-async def test_regions(service, backend, pixels, regions, policy):
+async def test_region_vectors_are_those_of_the_bare_model(service, backend, pixels, regions, policy):
     value = types_pb2.CropPolicy.Value(f"CROP_POLICY_{policy.value.upper()}")
     answer = await service.EmbedRegions(region_request(pixels, *regions, policy=value))
     vectors = tensor_from_proto(answer.vectors, "vectors", ndim=2)

@@ -4,8 +4,8 @@ import asyncio
 import contextlib
 import threading
 
-from services.runtime.batcher import Batcher
 from services.runtime.batch import BatchSettings
+from services.runtime.batcher import Batcher
 
 
 class Model:

@@ -10,8 +10,8 @@ import pytest
 from regionsearch.errors import Kind, RegionSearchError
 from regionsearch.rpc.calls import deadline as surrounding_deadline
 from services.runtime import batcher as batcher_module
-from services.runtime.batcher import Batcher
 from services.runtime.batch import BatchSettings, Priority
+from services.runtime.batcher import Batcher
 from tests.runtime.batchers import Model, answer, batching, flat, held
 from tests.waiting import until
 

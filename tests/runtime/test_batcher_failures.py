@@ -6,8 +6,8 @@ import weakref
 import pytest
 
 from regionsearch.errors import Kind, RegionSearchError
-from services.runtime.batcher import Batcher
 from services.runtime.batch import BatchSettings
+from services.runtime.batcher import Batcher
 from services.runtime.stages import Failure
 from tests.runtime.batchers import Model, answer, batching, flat, held
 from tests.waiting import until

@@ -10,8 +10,8 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 
 from regionsearch.errors import Kind, RegionSearchError
 from regionsearch.rpc.calls import calling_for
-from services.runtime.batcher import Batcher
 from services.runtime.batch import BatchSettings, Priority
+from services.runtime.batcher import Batcher
 from services.runtime.stages import Failure
 
 MAX_BATCH, MAX_QUEUE = 4, 12

@@ -10,8 +10,8 @@ import grpc
 
 from regionsearch.errors import Kind, from_rpc_error
 from regionsearch.v1 import embed_pb2, embed_pb2_grpc
-from services.runtime.batcher import Batcher
 from services.runtime.batch import BatchSettings
+from services.runtime.batcher import Batcher
 from services.runtime.server import serving
 from tests.runtime.conftest import EMBED, EchoServicer, EchoSettings
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import asyncio
+import json
 from pathlib import Path
 
 import numpy as np
@@ -58,3 +60,13 @@ def scene() -> NDArray[np.uint8]:
 @pytest.fixture(scope="session")
 def coffee() -> NDArray[np.uint8]:
     return resized(skimage.data.coffee(), 200, 300)
+
+
+async def port_of(process: asyncio.subprocess.Process) -> int:
+    """The port that a service's process says when it serves."""
+    assert process.stdout is not None
+    while line := await asyncio.wait_for(process.stdout.readline(), 400):
+        event = json.loads(line)
+        if event.get("event") == "serving":
+            return int(event["port"])
+    raise AssertionError("the process ended before it served")

@@ -11,7 +11,8 @@ from regionsearch.errors import Kind, RegionSearchError
 from services.segmenter import engine as engine_module
 from services.segmenter.backends.sam import SamBackend
 from tests.segmenter.test_engine import CLICK, GRID, lazy_image
-from tests.segmenter.test_priorities import stepping, until
+from tests.segmenter.test_priorities import stepping
+from tests.waiting import until
 
 SEARCH = replace(GRID, points_per_side=16)
 

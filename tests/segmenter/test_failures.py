@@ -27,6 +27,7 @@ from services.segmenter.call_context import LazyImage
 from services.segmenter.engine import SegmentEngine
 from services.segmenter.everything import segment_everything
 from services.segmenter.options import EverythingOptions
+from tests.segmenter.conftest import port_of
 from tests.segmenter.failing_process import DEADLY, ROOM, TroubledBackend
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (60, 80, 3), np.uint8)
@@ -55,13 +56,7 @@ async def process(tmp_path: Path) -> AsyncIterator[tuple[asyncio.subprocess.Proc
         cwd=Path(__file__).parents[2],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
-    assert process.stdout is not None
-    port = 0
-    while not port:
-        line = await asyncio.wait_for(process.stdout.readline(), 400)
-        assert line, "the process ended before it served"
-        event = json.loads(line)
-        port = event["port"] if event.get("event") == "serving" else 0
+    port = await port_of(process)
     yield process, port
     if process.returncode is None:
         process.kill()

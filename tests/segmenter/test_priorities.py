@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
@@ -18,6 +18,7 @@ from services.segmenter.backends.sam import SamBackend
 from services.segmenter.call_context import CallContext
 from services.segmenter.engine import SegmentEngine
 from tests.segmenter.test_engine import CLICK, GRID, lazy_image
+from tests.waiting import until
 
 PIECE = 4
 
@@ -37,11 +38,6 @@ class Stepped:
         self.began.append(len(prompts))
         assert self.permits.acquire(timeout=60)
         return self._backend.decode(embedding, prompts)
-
-
-async def until(condition: Callable[[], object]) -> None:
-    while not condition():  # noqa: ASYNC110 (threads announce nothing)
-        await asyncio.sleep(0.001)
 
 
 @asynccontextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import signal
 import sys
@@ -14,6 +13,7 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+import pytest_asyncio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from numpy.typing import NDArray
 
@@ -29,6 +29,8 @@ from services.segmenter.options import Defaults
 from services.segmenter.service import segmenter
 from services.segmenter.servicer import SegmentServicer
 from services.segmenter.settings import SegmenterSettings
+from tests.segmenter.conftest import port_of
+from tests.waiting import until
 
 SERVICES = [segment_pb2.DESCRIPTOR.services_by_name["SegmentService"]]
 GRID = segment_pb2.EverythingOptions(
@@ -40,8 +42,12 @@ OPEN_GRID = segment_pb2.EverythingOptions(
 CLICK = segment_pb2.Prompt(points=[types_pb2.Point(x=150, y=100)])
 
 
-@pytest.fixture
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def stub() -> AsyncIterator[Any]:
+    """One service for all tests here: it remembers the embeddings of images it has seen."""
     settings = SegmenterSettings(
         port=0,
         max_image_pixels=1_000_000,
@@ -62,7 +68,9 @@ def image(scene: NDArray[np.uint8]) -> types_pb2.Image:
     return types_pb2.Image(encoded=encode_image(scene))
 
 
-async def test_everything_in_every_encoding(stub: Any, image: types_pb2.Image) -> None:
+async def test_everything_mode_returns_the_same_masks_in_every_encoding(
+    stub: Any, image: types_pb2.Image
+) -> None:
     masks = []
     for encoding in (
         types_pb2.MASK_ENCODING_UNSPECIFIED,
@@ -89,7 +97,8 @@ async def test_everything_in_every_encoding(stub: Any, image: types_pb2.Image) -
         assert np.linalg.norm(features) == pytest.approx(1, abs=1e-5)
 
 
-async def test_a_second_click_and_a_refined_one_need_no_encoder(stub: Any, image: types_pb2.Image) -> None:
+async def test_a_second_click_and_a_refined_one_need_no_encoder(stub: Any, scene: NDArray[np.uint8]) -> None:
+    image = types_pb2.Image(encoded=encode_image(scene[:, ::-1]))  # which no other test sends
     output = segment_pb2.OutputOptions(low_res_logits=True)
     prompts = segment_pb2.Prompts(prompts=[CLICK], multimask=True)
     request = segment_pb2.SegmentRequest(image=image, prompts=prompts, output=output)
@@ -203,8 +212,7 @@ async def test_a_stream_takes_no_more_than_is_read_of_it(
 
     answers = servicer.SegmentStream(requests(), FakeContext())
     seen = {(await anext(answers)).key}
-    while taken < 4:  # noqa: ASYNC110 (the reader goes on in its own time)
-        await asyncio.sleep(0.01)
+    await until(lambda: taken == 4)
     await asyncio.sleep(0.3)
     assert taken == 4  # three are worked on or not yet read, one waits its turn
     seen |= {answer.key async for answer in answers}
@@ -378,13 +386,7 @@ async def test_the_process_serves_and_stops(tmp_path: Path, image: types_pb2.Ima
         stdout=asyncio.subprocess.PIPE,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
-    assert process.stdout is not None
-    port = 0
-    while not port:
-        line = await asyncio.wait_for(process.stdout.readline(), 400)
-        assert line, "the process ended before it served"
-        event = json.loads(line)
-        port = event["port"] if event.get("event") == "serving" else 0
+    port = await port_of(process)
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         health = health_pb2_grpc.HealthStub(channel)
         status = await health.Check(health_pb2.HealthCheckRequest(service="regionsearch.v1.SegmentService"))

@@ -53,7 +53,9 @@ MASKS = [PERSON, HEAD, SHIRT, DOG]
         ([(20, 5)], [1], []),
     ],
 )
-def test_points(points: list[tuple[float, float]], labels: list[int], expected: list[int]) -> None:
+def test_regions_are_selected_by_points(
+    points: list[tuple[float, float]], labels: list[int], expected: list[int]
+) -> None:
     assert select_by_points(MASKS, SIZE, points, labels) == expected
 
 

@@ -46,7 +46,7 @@ def test_both_models_fit_their_size() -> None:
     assert sum((POCKET / f"{model}.safetensors").stat().st_size for model in MODELS) <= 32 * 2**20
 
 
-def test_the_stock_predictor_works_on_canvases_of_any_shape(sam: Sam) -> None:
+def test_the_reference_predictor_works_on_images_of_any_shape(sam: Sam) -> None:
     predictor = SamPredictor(sam)
     for width, height in ((256, 256), (600, 400), (171, 256)):
         image = np.full((height, width, 3), 200, np.uint8)

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from services.segmenter.backends.pocket import build_pocket_sam
+from tests.stack import ROOT
 from tests.training.test_scenes import needs_font
 from training.decoder import decode_masks
 from training.export import fit_half
@@ -109,7 +110,7 @@ def test_weights_beyond_half_precision_are_brought_within_it() -> None:
 
 
 @pytest.mark.parametrize("refined", [False, True])
-def test_the_shared_decoder_equals_the_stock_one(refined: bool) -> None:
+def test_the_shared_decoder_equals_the_published_one(refined: bool) -> None:
     torch.manual_seed(0)
     sam = build_pocket_sam(body="regnetx_002", img_size=256, width=32, heads=4, mlp_width=64)
     embeddings = torch.randn(2, 32, 32, 32)
@@ -127,38 +128,45 @@ def test_the_shared_decoder_equals_the_stock_one(refined: bool) -> None:
             torch.testing.assert_close(iou[some], stock[1], atol=1e-5, rtol=1e-4)
 
 
+TWICE = """
+import json, shutil, sys
+from training.__main__ import app
+for folder, *arguments in json.loads(sys.argv[1]):
+    app(arguments, standalone_mode=False)
+    shutil.copytree("pocket", folder)
+    print("END OF RUN")
+"""
+
+
 @needs_font
 @pytest.mark.timeout(600)
 def test_the_command_trains_measures_resumes_and_exports(tmp_path: Path) -> None:
-    work, output = tmp_path / "work", tmp_path / "pocket"
-
-    def run(steps: int, held_out: int) -> str:
-        # The environment that runs the tests is taken as it is.
-        make = ["make", "-o", f"{sys.prefix}/.dev", f"VENV={sys.prefix}", "train-pocket", f"STEPS={steps}"]
-        arguments = f"--scenes 6 --batch 2 --held-out {held_out} --threads 1 --work {work} --output {output}"
-        done = subprocess.run(
-            [*make, f"ARGS={arguments}"],
-            capture_output=True,
-            text=True,
-            check=False,
-            cwd=Path(__file__).parents[2],
-            env=os.environ | {"COLUMNS": "200"},
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
-
-    assert "resuming" not in run(3, held_out=1)
-    report = json.loads((work / "evaluation/metrics.json").read_text())
+    """Both runs in one process of its own, which imports torch and reads the icons once."""
+    options = ["--scenes", "6", "--batch", "2", "--threads", "1", "--work", "work", "--output", "pocket"]
+    runs = [
+        ["first", "--steps", "3", "--held-out", "1", *options],
+        ["second", "--steps", "4", "--held-out", "0", *options],
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", TWICE, json.dumps(runs)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+        env=os.environ | {"COLUMNS": "200", "PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    first, again, _ = done.stdout.split("END OF RUN")
+    assert "resuming" not in first
+    for model in ("segmenter", "embedder", "refiner", "proposer"):
+        assert f"resuming {model}.ckpt at step 3" in again
+    report = json.loads((tmp_path / "work/evaluation/metrics.json").read_text())
     assert 0 <= report["metrics"]["click.miou"]["value"] <= 1
-    before = json.loads((output / "segmenter.json").read_text())
-    again = run(4, held_out=0)
-    assert "resuming segmenter.ckpt at step 3" in again
-    assert "resuming embedder.ckpt at step 3" in again
-    assert "resuming refiner.ckpt at step 3" in again
-    after = json.loads((output / "segmenter.json").read_text())
+    before, after = (
+        json.loads((tmp_path / name / "segmenter.json").read_text()) for name in ("first", "second")
+    )
     assert before["sha256"] != after["sha256"]
-    assert "resuming proposer.ckpt at step 3" in again
     for part in ("refiner", "proposer"):
         assert after["architecture"][part] == before["architecture"][part]
-    files = sorted(file.name for file in output.iterdir())
+    files = sorted(file.name for file in (tmp_path / "second").iterdir())
     assert files == ["embedder.json", "embedder.safetensors", "segmenter.json", "segmenter.safetensors"]

@@ -24,9 +24,9 @@ PATIENCE_MS = 60_000  # of what must come at last, on a busy machine
 expect.set_options(timeout=PATIENCE_MS)
 
 
-# Of a module, not of the session: while Playwright is open, its event loop is the thread's running one, and
+# Of this folder, not the session: while Playwright is open, its event loop is the thread's running one, and
 # no asynchronous test of another folder could run alongside.
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def browser() -> Iterator[Browser]:
     """Debian's Chromium."""
     if not Path(CHROMIUM).exists():

@@ -73,7 +73,7 @@ def test_the_grid_and_the_viewer(looked_at: Page, url: str) -> None:
     assert findings(page) == []
 
 
-def test_a_query_image(looked_at: Page, url: str, tmp_path: Path) -> None:
+def test_a_query_image_is_accessible(looked_at: Page, url: str, tmp_path: Path) -> None:
     page = looked_at
     own = tmp_path / "own.png"
     own.write_bytes(scene("own", 520, 340, UPLOADED).data)

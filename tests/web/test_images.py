@@ -136,7 +136,7 @@ def test_an_upload_can_be_cancelled_and_repeated(
     expect(page.locator("#uploads-list .status")).to_have_text("2 things found")
 
 
-def test_downloads(page: Page, url: str, gateway: FakeGateway) -> None:
+def test_images_and_cut_outs_are_downloaded(page: Page, url: str, gateway: FakeGateway) -> None:
     page.goto(f"{url}/?q=red+circle&view={gateway.id_of('table.png')}")
     expect(page.locator("#regions .region")).to_have_count(2)
     page.locator("#regions .region").first.click()

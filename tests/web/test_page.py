@@ -82,7 +82,7 @@ def test_closing_what_a_link_has_opened_stays_on_the_page(page: Page, url: str, 
     expect(page.locator("#title")).to_have_text("“red circle”")
 
 
-def test_less_like_this(page: Page, url: str, gateway: FakeGateway) -> None:
+def test_a_region_can_be_excluded_as_unlike(page: Page, url: str, gateway: FakeGateway) -> None:
     page.goto(f"{url}/?q=red+circle")
     page.locator("#grid button.tile").first.click()
     page.get_by_role("button", name="Less like this").click()
