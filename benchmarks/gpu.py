@@ -56,6 +56,9 @@ def main() -> int:
             folder = stack.enter_context(tempfile.TemporaryDirectory())
             for wheel in options.wheels.glob("*.whl"):
                 zipfile.ZipFile(wheel).extractall(folder)
+            described = Path(folder, "regionsearch-0.dist-info", "METADATA")  # the checkout is not installed
+            described.parent.mkdir()
+            described.write_text("Metadata-Version: 2.1\nName: regionsearch\nVersion: 0\n")
             sys.path.append(folder)
         if (
             importlib.util.find_spec("cv2") is None
