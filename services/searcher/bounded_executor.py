@@ -146,7 +146,7 @@ class BoundedExecutor:
         )
 
     def _leave(self, nbytes: int, future: Future[T]) -> None:
-        with self._lock:  # a thread that goes on after its caller has left still counts
+        with self._lock:  # a thread that still works after its caller has left counts too
             self._inside -= 1
             self._bytes -= nbytes
 

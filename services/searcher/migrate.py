@@ -26,7 +26,7 @@ class MigrationResult:
 
 
 def migrate(source: Engine, target: Engine, name: str) -> MigrationResult:
-    """Copies a collection, leaving the source as it is. Repeated after a failure, it goes on from there.
+    """Copies a collection, leaving the source as it is. Repeated after a failure, it resumes.
 
     Vectors are the stored ones, so both engines give the same scores.
 
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m services.searcher migrate",
         description="Copies a collection from one engine to the other; the first one keeps it. Repeated "
-        "after a failure, it goes on from there. Stop the searcher that uses the embedded folder before.",
+        "after a failure, it resumes. Stop the searcher that uses the embedded folder before.",
         epilog="Addresses and folders are those of the searcher: REGIONSEARCH_SEARCHER_…, or the TOML file.",
     )
     parser.add_argument("collection")

@@ -142,7 +142,7 @@ class Page:
         seq: The state.
         more: Whether more follow.
         generation: See `UpsertResult`.
-        after: Where the next page goes on, if that is not behind the last hit.
+        after: Where the next page continues, if not after the last hit.
         shown: What the next page's query has to name as shown.
     """
 

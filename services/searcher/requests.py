@@ -282,7 +282,7 @@ def _as_read(message: search_pb2.StoredImage, field: str) -> StoredImage:
 
 
 def write_bytes(request: search_pb2.UpsertRequest) -> int:
-    """Memory that an upsert needs while it is in work: message, unit vectors, stored and indexed copies."""
+    """Memory that an upsert needs while it is processed: message, unit vectors, stored and indexed copies."""
     itemsize = 2 if request.vectors.dtype == types_pb2.DATA_TYPE_FLOAT16 else 4
     components = len(request.vectors.data) // itemsize
     return request.ByteSize() + components * (4 + 2 + 4)

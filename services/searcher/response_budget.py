@@ -134,7 +134,7 @@ class ResponseBudget:
         return self._left >= _image_bytes(image)
 
     def check(self, size: int) -> None:
-        """Refuses a finished answer of so many bytes.
+        """Refuses a finished answer of `size` bytes if it is over the limit.
 
         Raises:
             RegionSearchError: TOO_LARGE.

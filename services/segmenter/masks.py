@@ -248,7 +248,7 @@ def remove_small_parts(
     height, width = runs.size
     top, bottom, left, right = _margin(box, runs.size, min_area)
     window = runs.window(top, bottom, left, right)
-    # Background that goes on beyond the window is not a hole.
+    # Background that continues beyond the window is not a hole.
     open_edges = (top > 0, bottom < height, left > 0, right < width)
     filled = _fill_holes(window, min_area, open_edges)
     result = _drop_islands(filled, min_area)

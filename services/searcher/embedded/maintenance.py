@@ -1,4 +1,4 @@
-"""Maintenance while searches and writes go on: compaction, faster indexes, vacuum, in small steps."""
+"""Maintenance while searches and writes continue: compaction, faster indexes, vacuum, in small steps."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ class Maintenance:
                 backoff.failed()
                 if throttle.due(error.message):
                     _log.info("maintenance waits", reason=error.message)
-            except Exception as error:  # exact search goes on without it
+            except Exception as error:  # exact search works without it
                 backoff.failed()
                 if throttle.due(repr(error)):
                     _log.exception("maintenance failed")

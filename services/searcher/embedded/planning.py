@@ -198,9 +198,9 @@ def heads_folder(settings: EmbeddedSettings) -> Path:
 
 
 def _run(views: tuple[View, ...], rows: int) -> list[IndexSegment]:
-    """The first neighbouring sealed flat segments that have so many rows together.
+    """The first neighbouring sealed flat segments that together have `rows` rows.
 
-    Half as many do between faster segments: a compaction has left them there, and no more rows come.
+    Half as many suffice between faster segments: compaction has left them there, and no more rows come.
     """
     run: list[IndexSegment] = []
     for view in views:

@@ -1,6 +1,6 @@
-"""Snapshot files: one SQLite file each, the same format as the record store's, with a checksum behind it.
+"""Snapshot files: one SQLite file each, the same format as the record store's, with a checksum appended.
 
-SQLite pays no attention to what stands behind its last page, so a snapshot can also be read as it is.
+SQLite ignores what follows its last page, so a snapshot can also be read as it is.
 """
 
 from __future__ import annotations
@@ -204,7 +204,7 @@ def _sign(path: Path) -> None:
 
 
 def _check_signature(path: Path, source: Path) -> bool:
-    """Compares a file with the checksum behind it, which is taken off; whether there was one.
+    """Compares a file with the checksum appended to it, and removes that; returns whether there was one.
 
     Raises:
         RegionSearchError: DATA_LOSS, naming `source`.

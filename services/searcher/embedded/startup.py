@@ -166,7 +166,7 @@ class IndexLoader:
         """Adds rows whose rowids are above all earlier ones.
 
         Raises:
-            WrongRowsError: A stored segment is not of these rows.
+            WrongRowsError: A stored segment holds other rows.
         """
         start = 0
         while start < len(rows):
@@ -191,7 +191,7 @@ class IndexLoader:
         """Ends the loading: no more rows come.
 
         Raises:
-            WrongRowsError: A stored segment is not of these rows.
+            WrongRowsError: A stored segment holds other rows.
         """
         while self._saved:
             self._end_file()

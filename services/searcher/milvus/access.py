@@ -24,7 +24,7 @@ Freshness = dict[str, Any]
 STRONG: Freshness = {"consistency_level": "Strong"}
 """Everything that any searcher has written before; waits for Milvus' time tick, about 200 ms."""
 EVENTUAL: Freshness = {"consistency_level": "Eventually"}
-"""What Milvus has at hand, without any wait."""
+"""What Milvus has in memory, without any wait."""
 
 _REFUSED = "Milvus refuses milvus.token"
 _BY_STATUS: dict[object, tuple[Kind, str, float | None]] = {
@@ -64,7 +64,7 @@ class Access:
     Args:
         client: The connection.
         timeout_s: Longest time for one call.
-        pool: Threads for calls that are made at once; none of these may make others wait.
+        pool: Threads for concurrent calls; none of these may make others wait.
         cancellation: Calls end when it has left; none begins after that.
     """
 

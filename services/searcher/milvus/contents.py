@@ -121,7 +121,7 @@ class Contents:
     def update_images(
         self, updates: Sequence[ImageUpdate], limits: MetadataLimits, now: Freshness
     ) -> tuple[StoredImage, ...]:
-        """Changes what is said about images; returns those that exist.
+        """Changes names, tags and attributes of images; returns those that exist.
 
         A record carries its image's tags and attributes, because filters look at records alone. They are
         written first: an image that says so is found so. All reads are as fresh as `now`.
@@ -210,7 +210,7 @@ class Contents:
         )
 
     def _newest_time_with(self, count: int, behind: str) -> int:
-        """The newest time from which on there are so many images; the earliest one if there are fewer."""
+        """The newest time since which there are `count` images; the earliest one if there are fewer."""
         some = self._access.query(
             self._placement.images, behind, ["created_ms"], self.session.freshness(), limit=1
         )

@@ -166,7 +166,7 @@ class MilvusEngine:
         cancellation: CancellationToken = NEVER_CANCELLED,
         budget: ResponseBudget = UNLIMITED,
     ) -> list[Page]:
-        """See `Engine`. The first page sees all that Milvus has at hand, later ones what was written
+        """See `Engine`. The first page sees all that Milvus has in memory, later ones what was written
         before it.
         """
         access = self._access.with_cancellation(cancellation)

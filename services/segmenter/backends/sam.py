@@ -137,7 +137,7 @@ class SamBackend:
     def _embed(self, prompts: PromptBatch) -> Tensor:
         """Prompt tokens (B, n, C), as of ``PromptEncoder.forward``.
 
-        That picks points by boolean masks, and a GPU would have to say how many they are before it goes on.
+        That picks points by boolean masks, and a GPU would have to say how many they are before it continues.
         """
         encoder, parts = self.model.prompt_encoder, []
         if prompts.points is not None and prompts.labels is not None:

@@ -1,4 +1,4 @@
-"""Compaction: rewrites sealed segments while searches go on, without their dead rows or with a faster index.
+"""Compaction: rewrites sealed segments during searches, without their dead rows or with a faster index.
 
 A compaction copies rows that no longer change except for their `removed` marks. It is built on another
 thread; the writing thread then brings the marks up to date and swaps it in, so that no removal is lost in
@@ -162,7 +162,7 @@ def select_for_merge(state: State, horizon: int, least: int, limit: float) -> li
 
 
 def should_seal(segment: IndexSegment, horizon: int, limit: float) -> bool:
-    """Whether a growing segment has so many dead rows that it should be sealed and compacted."""
+    """Whether a growing segment has enough dead rows to be sealed and compacted."""
     used = segment.columns.used
     return not segment.sealed and used - _live(segment, horizon) > max(limit * used, _FEW_DEAD)
 

@@ -93,7 +93,7 @@ class SegmentFiles:
         path = self.folder / _LISTS
         try:
             faiss.write_index(index, str(path))
-        except RuntimeError as error:  # FAISS says so of a full disk too
+        except RuntimeError as error:  # FAISS raises it for a full disk too
             raise OSError(str(error)) from error
         with path.open("rb+") as file:
             os.fsync(file.fileno())

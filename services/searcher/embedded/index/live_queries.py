@@ -60,7 +60,7 @@ class LiveQueries:
                 self._fresh[kind].append(kept[name])
 
     def sample(self, kind: QueryKind, most: int) -> Vectors:
-        """Up to so many different queries of a kind, shape (queries, dimension)."""
+        """Up to `most` different queries of a kind, shape (queries, dimension)."""
         with self._lock:
             kept = list(self._kept[kind].values())
             chosen = self._random.sample(kept, min(most, len(kept)))

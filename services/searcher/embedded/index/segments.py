@@ -27,7 +27,7 @@ class SegmentQuery:
 
     Attributes:
         queries: Unit vectors, shape (queries, dimension).
-        rows: Only the first so many rows exist for it.
+        rows: How many of the segment's first rows it sees.
         mask: Which of them count, shape (rows,); None means all.
         matching: How many count.
         count: How many of the best are wanted for each query.

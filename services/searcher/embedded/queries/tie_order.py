@@ -49,7 +49,7 @@ class IdOrder:
         return np.concatenate(kept)
 
     def behind(self, columns: Columns, rows: Positions, after: Position) -> Mask:
-        """Which of the rows, whose scores are all equal to `after`'s, come behind it."""
+        """Which of the rows, whose scores are all equal to `after`'s, come after it."""
         place = (after.level, after.image_id, after.record_id)
         if len(rows) <= MANY:
             keys = columns.record_rowid[rows].tolist()

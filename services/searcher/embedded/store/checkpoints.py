@@ -28,7 +28,7 @@ _log = structlog.get_logger(__name__)
 class Checkpointer:
     """A thread that checkpoints the log every second.
 
-    Most of it is done while writes go on. Once the log is long, what was written in the meantime is
+    Most of it is done while writes continue. Once the log is long, what was written in the meantime is
     checkpointed between two commits, so that the log starts over: it stays short, and its blocks are
     overwritten instead of allocated.
 

@@ -58,7 +58,7 @@ class LastWrite:
                 Kind.DATA_LOSS,
                 f"{self._record_file.name} ends with write {seq}, but write {remembered} was answered: its "
                 f"log {self._record_file.name}-wal is missing, or it is an older copy. Put it back; or, to "
-                f"go on without those writes, delete {self._path.name}",
+                f"continue without those writes, delete {self._path.name}",
                 metadata={"file": self._record_file.name},
             )
 
@@ -153,7 +153,7 @@ class Database:
                 connection.execute("COMMIT")
 
     def copy_to(self, target: Path) -> None:
-        """Writes a consistent copy while reading and writing go on; not synchronised to disk.
+        """Writes a consistent copy while reading and writing continue; not synchronised to disk.
 
         Raises:
             RegionSearchError: STORAGE_FULL and the like.
@@ -188,7 +188,7 @@ class Database:
         return self.file_bytes() + self.log_bytes()
 
     def keep_log_below(self, size: int) -> None:
-        """Truncates the log's file to so many bytes when it starts over."""
+        """Truncates the log's file to this many bytes when it starts over."""
         self.writer.execute(f"PRAGMA journal_size_limit = {size}")
 
     def file_bytes(self) -> int:

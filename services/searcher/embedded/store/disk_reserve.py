@@ -88,7 +88,7 @@ class DiskReserve:
         """
         try:
             free, size = self._space()
-        except OSError:  # who writes will be told why
+        except OSError:  # the writer is told why
             return
         if free < size + nbytes:
             raise RegionSearchError(

@@ -165,7 +165,7 @@ class GroupCommitter:
                 self._pending -= sum(job.cost for job in group)
 
     def _gather(self) -> list[_Job[Any]]:
-        """Waits for a write and takes it with those behind it; nothing when closed and empty."""
+        """Waits for a write and takes it with those queued after it; nothing when closed and empty."""
         with self._changed:
             while not self._jobs and not self._closing:
                 self._changed.wait()

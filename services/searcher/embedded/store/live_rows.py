@@ -75,7 +75,7 @@ def live_rows(connection: sqlite3.Connection) -> Iterator[tuple[int, Rows, RowId
 
 
 def _batches(connection: sqlite3.Connection, rows: int) -> Iterator[tuple[NDArray[np.void], list[bytes]]]:
-    """Live records in ascending order of rowid, so many at once, and their stored vectors."""
+    """Live records in ascending order of rowid, in batches, with their stored vectors."""
     cursor = connection.execute(
         f"SELECT {_COLUMNS} FROM record WHERE removed IS NULL ORDER BY key"  # noqa: S608
     )

@@ -130,19 +130,19 @@ class WriteHolds:
         self._changed = threading.Condition()
 
     def hold(self, name: str, seconds: float) -> None:
-        """Writes to a collection wait from now on, for so long at most; does nothing for 0 seconds."""
+        """Makes writes to a collection wait from now on, at most this long; does nothing for 0 seconds."""
         if seconds > 0:
             with self._changed:
                 self._until[name] = time.monotonic() + seconds
 
     def release(self, name: str) -> None:
-        """Writes go on."""
+        """Lets the writes continue."""
         with self._changed:
             self._until.pop(name, None)
             self._changed.notify_all()
 
     def wait(self, name: str) -> None:
-        """Returns once writes to a collection may go on."""
+        """Returns once writes to a collection may continue."""
         if name not in self._until:
             return
         with self._changed:
