@@ -38,7 +38,6 @@ class Sender(Protocol):
 
     def send(self, operation: Operation[T]) -> T:
         """Sends an operation and waits for its result."""
-        ...
 
 
 class AsyncSender(Protocol):
@@ -46,7 +45,6 @@ class AsyncSender(Protocol):
 
     def send(self, operation: Operation[T]) -> Coroutine[Any, Any, T]:
         """Sends an operation and awaits its result."""
-        ...
 
 
 class OnLoop:

@@ -22,38 +22,11 @@ _MAX_ENTRIES = 1000
 # EXIF or XMP (Pillow turns a TIFF by either), and nothing that points at other directories.
 _PIXELS = frozenset(
     {
-        _WIDTH,
-        _LENGTH,
-        _BITS,
-        259,
-        _PHOTOMETRIC,
-        266,
-        _STRIPS,
-        277,
-        _ROWS,
-        _STRIP_SIZES,
-        _PLANES,
-        292,
-        293,
-        317,
+        _WIDTH, _LENGTH, _BITS, 259, _PHOTOMETRIC, 266, _STRIPS, 277, _ROWS, _STRIP_SIZES, _PLANES, 292, 293,
+        317, 320, _TILE_WIDTH, _TILE_LENGTH, _TILES, _TILE_SIZES, 332, 338, 339, 347, *range(512, 522),
+        *range(529, 533), 50674,
     }
-    | {
-        320,
-        _TILE_WIDTH,
-        _TILE_LENGTH,
-        _TILES,
-        _TILE_SIZES,
-        332,
-        338,
-        339,
-        347,
-        *range(512, 522),
-        529,
-        530,
-        531,
-    }
-    | {532, 50674}
-)
+)  # fmt: skip
 _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4} | dict.fromkeys(
     (16, 17, 18), 8
 )

@@ -48,7 +48,6 @@ class Method(Protocol[RequestT_contra, ResponseT_co]):
         wait_for_ready: bool | None = None,
     ) -> ResponseT_co:
         """Makes the call."""
-        ...
 
 
 @dataclass(frozen=True)

@@ -49,17 +49,14 @@ class CandidateSource(Protocol):
 
     def best(self, count: int) -> Candidates:
         """The best `count` records, or images where the candidates say `by_image`."""
-        ...
 
     def of_images(self, images: Numbers) -> Candidates:
         """The records of the images; where the query has no negatives, those that are the best of their
         image and level suffice.
         """
-        ...
 
     def public_ids(self, keys: Iterable[int]) -> dict[int, tuple[str, str]]:
         """Image id and record id by key."""
-        ...
 
 
 def cosines(vectors: NDArray[np.floating], queries: Vectors) -> Vectors:

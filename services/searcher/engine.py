@@ -38,19 +38,15 @@ class Engine(Protocol):
 
     def create_collection(self, collection: Collection) -> Collection:
         """Adds an empty collection; ALREADY_EXISTS when there is one of that name."""
-        ...
 
     def get_collection(self, name: str) -> Collection:
         """One collection with its counts."""
-        ...
 
     def list_collections(self) -> list[Collection]:
         """All collections by name."""
-        ...
 
     def delete_collection(self, name: str) -> None:
         """Deletes a collection and all that is in it."""
-        ...
 
     def replace_collection(self, name: str, by: str, keep_as: str, hold_s: float = 0.0) -> Sequence[str]:
         """Gives the name of a collection to `by`, in one step, and keeps what had it as `keep_as`.
@@ -60,7 +56,6 @@ class Engine(Protocol):
         Returns:
             Empty when that is done; else some of the images in which the two differ, and nothing is changed.
         """
-        ...
 
     def upsert(
         self, name: str, model: ModelIdentity, write: Upsert, generation: str | None = None
@@ -69,7 +64,6 @@ class Engine(Protocol):
 
         ABORTED when the collection is not of the given generation.
         """
-        ...
 
     def update_images(
         self, name: str, updates: Sequence[ImageUpdate], limits: MetadataLimits
@@ -78,11 +72,9 @@ class Engine(Protocol):
 
         ABORTED when an image is not as it was read, TOO_LARGE when it would be over `limits`.
         """
-        ...
 
     def delete(self, name: str, deletion: Deletion) -> DeleteResult:
         """Deletes images, records, or what passes a filter."""
-        ...
 
     def search(
         self,
@@ -100,7 +92,6 @@ class Engine(Protocol):
         DEADLINE_EXCEEDED when the caller has left before the search began. A single query's page ends
         early where `budget` is used up; TOO_LARGE when not even one hit fits, or when several pages do not.
         """
-        ...
 
     def get_records(
         self,
@@ -117,7 +108,6 @@ class Engine(Protocol):
 
         TOO_LARGE when they need more than `budget`.
         """
-        ...
 
     def list_images(
         self,
@@ -132,7 +122,6 @@ class Engine(Protocol):
         A page ends early where `budget` is used up; TOO_LARGE when not even one image fits. ABORTED when
         the collection is not of the given generation.
         """
-        ...
 
     def token_key(self, *, fresh: bool = False) -> bytes:
         """The secret that signs page tokens; the same for every searcher of one store.
@@ -140,35 +129,27 @@ class Engine(Protocol):
         Args:
             fresh: Read it again, as a token that does not fit may be from another searcher.
         """
-        ...
 
     def snapshot(self, name: str) -> SnapshotInfo:
         """Writes a consistent copy of all collections under a file name."""
-        ...
 
     def list_snapshots(self) -> list[SnapshotFile]:
         """The snapshots that can be restored, newest first."""
-        ...
 
     def delete_snapshot(self, name: str) -> None:
         """Deletes a snapshot."""
-        ...
 
     def restore(self, name: str) -> tuple[int, int]:
         """Replaces all collections by those of a snapshot; returns the write number and how many they are."""
-        ...
 
     def stats(self, name: str | None) -> list[CollectionStats]:
         """Sizes and recall of one collection or all."""
-        ...
 
     def disk_bytes(self) -> int:
         """Size on disk; 0 where another system keeps the data."""
-        ...
 
     def close(self) -> None:
         """Finishes pending work and closes files and connections."""
-        ...
 
 
 def never_acknowledged(min_seq: int, last: int) -> RegionSearchError:

@@ -28,7 +28,6 @@ class Key(Protocol):
 
     def __call__(self, *, fresh: bool) -> bytes:
         """The key; read again where it has to be fresh."""
-        ...
 
 
 def fingerprint(request: bytes) -> str:

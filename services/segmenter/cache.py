@@ -20,11 +20,9 @@ class Encoding(Protocol):
 
     async def make(self) -> Embedding:
         """Runs the encoder."""
-        ...
 
     def escalate(self, priority: Priority) -> None:
         """Called when a call of this priority waits for it too."""
-        ...
 
 
 @dataclass

@@ -68,12 +68,9 @@ class Backend(Protocol):
 
     def tokenize(self, texts: Sequence[str]) -> tuple[Tensor, list[bool]]:
         """Token ids (N, context), and for each text whether its end was cut off."""
-        ...
 
     def embed_crops(self, crops: Tensor) -> Tensor:
         """Unit vectors (N, dimension) float32 of normalised crops (N, 3, size, size) on the device."""
-        ...
 
     def embed_tokens(self, tokens: Tensor) -> Tensor:
         """Unit vectors (N, dimension) float32 of token ids (N, context) on the device."""
-        ...

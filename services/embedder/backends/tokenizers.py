@@ -27,7 +27,6 @@ class Tokenizer(Protocol):
 
     def __call__(self, texts: Sequence[str]) -> tuple[Tensor, list[bool]]:
         """Token ids (N, context), and for each text whether its end was cut off."""
-        ...
 
 
 class ClipTokenizer:

@@ -188,7 +188,6 @@ class Decoding(Protocol):
 
         Both are int64 and on the host, where they are chosen, so that no operation waits for the device.
         """
-        ...
 
 
 class Backend(Protocol):
@@ -212,12 +211,9 @@ class Backend(Protocol):
 
     def prepare(self, image: Pixels) -> tuple[Tensor, Geometry]:
         """Resizes an image, uint8 RGB (H, W, 3), for the encoder. Any thread."""
-        ...
 
     def encode(self, prepared: Sequence[tuple[Tensor, Geometry]]) -> list[Embedding]:
         """Runs the image encoder over a batch of prepared images."""
-        ...
 
     def decode(self, embedding: Embedding, prompts: PromptBatch) -> Decoding:
         """Runs the mask decoder over prompts on one image; not called where there are `choices`."""
-        ...

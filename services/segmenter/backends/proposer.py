@@ -40,11 +40,9 @@ class Proposer(Protocol):
 
     def prepare(self, image: Pixels) -> Any:
         """What `propose` needs of an image, uint8 RGB (H, W, 3). Any thread."""
-        ...
 
     def propose(self, embedding: Embedding, prepared: Any, options: EverythingOptions) -> Proposals:
         """Proposes objects of an embedded image; on the device."""
-        ...
 
 
 class ProposalHead(nn.Module):

@@ -35,7 +35,6 @@ class DeviceIndex(Protocol):
 
     def search(self, queries: Vectors, count: int) -> tuple[Vectors, NDArray[np.int64]]:
         """Scores and rows of the best `count` rows, best first, each of shape (queries, count)."""
-        ...
 
 
 class GpuSegment:

@@ -77,11 +77,9 @@ class IndexSegment(Protocol):
     @property
     def recall(self) -> float | None:
         """See the class."""
-        ...
 
     def gather(self, rows: Positions) -> Vectors:
         """The stored vectors of rows, float32, shape (rows, dimension)."""
-        ...
 
     def nearest(self, requests: Sequence[SegmentQuery]) -> list[list[Neighbors]]:
         """For each request and each of its queries the rows that can be among the best `count`.
@@ -90,12 +88,10 @@ class IndexSegment(Protocol):
         least the best rows of the `count` best images. The scores that come along are good to
         `rounding(dimension)`.
         """
-        ...
 
     @property
     def vector_bytes(self) -> int:
         """Memory of the vectors in bytes."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
