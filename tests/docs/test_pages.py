@@ -12,10 +12,8 @@ import yaml
 from pydantic import BaseModel
 
 from gateway.settings import GatewaySettings
-from services.embedder.settings import EmbedderSettings
 from services.runtime.settings import ServiceSettings
 from services.searcher.settings import SearcherSettings
-from services.segmenter.settings import SegmenterSettings
 from tests.stack import ROOT
 
 FOLDERS = ("", "docs", "benchmarks", "evaluation", "gateway", "loadtests", "models", "services")
@@ -24,9 +22,6 @@ PAGES = sorted(
     for folder in FOLDERS
     for page in (ROOT / folder).glob("*.md" if folder in ("", "docs") else "**/*.md")
 )
-SETTINGS: tuple[type[ServiceSettings], ...] = (
-    SegmenterSettings, EmbedderSettings, SearcherSettings, GatewaySettings,
-)  # fmt: skip
 
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
@@ -49,7 +44,13 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 @every_page
 def test_variables_are_settings(page: Path) -> None:
-    known = {name for one in SETTINGS for name in variables(one, f"REGIONSEARCH_{one.process}_")}
+    from services.embedder.settings import EmbedderSettings  # which need torch
+    from services.segmenter.settings import SegmenterSettings
+
+    processes: tuple[type[ServiceSettings], ...] = (
+        SegmenterSettings, EmbedderSettings, SearcherSettings, GatewaySettings,
+    )  # fmt: skip
+    known = {name for one in processes for name in variables(one, f"REGIONSEARCH_{one.process}_")}
     for role, name in re.findall(
         r"REGIONSEARCH_(SEGMENTER|EMBEDDER|SEARCHER|GATEWAY)_(\w+)", page.read_text()
     ):
