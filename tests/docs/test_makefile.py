@@ -16,7 +16,11 @@ pytestmark = pytest.mark.skipif(not shutil.which("make"), reason="needs make")
 def plan(target: str, **variables: Path | str | int) -> str:
     given = [f"{name}={value}" for name, value in variables.items()]
     return subprocess.run(
-        ["make", "--dry-run", target, *given], cwd=ROOT, capture_output=True, text=True, check=True
+        ["make", "--no-print-directory", "--dry-run", target, *given],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout
 
 

@@ -16,18 +16,18 @@ from services.searcher.embedded.index.vector_index import VectorQuery
 CHILD = """
 import threading
 import numpy as np, threadpoolctl
-from services.searcher.embedded.index import compute_threads
+from services.searcher.embedded.index import faiss_compat
 
 rng = np.random.default_rng(0)
 vectors = rng.standard_normal((20_001, 64)).astype(np.float32)
 cases = [rng.standard_normal((count, 64)).astype(np.float32) for count in (1, 7, 64)]
-before = [compute_threads.product(queries, vectors) for queries in cases]
-compute_threads.take_over(3)
+before = [faiss_compat.product(queries, vectors) for queries in cases]
+faiss_compat.take_over(3)
 seen = set()
-one = compute_threads._product
-compute_threads._product = lambda q, v: seen.add(threading.current_thread().name) or one(q, v)
+one = faiss_compat._product
+faiss_compat._product = lambda q, v: seen.add(threading.current_thread().name) or one(q, v)
 for queries, expected in zip(cases, before):
-    np.testing.assert_allclose(compute_threads.product(queries, vectors), expected, atol=1e-4)
+    np.testing.assert_allclose(faiss_compat.product(queries, vectors), expected, atol=1e-4)
 assert any(name.startswith("product") for name in seen), seen
 blas = [lib["num_threads"] for lib in threadpoolctl.threadpool_info() if lib["user_api"] == "blas"]
 assert blas and set(blas) == {1}, blas

@@ -34,7 +34,8 @@ def test_zooming_keeps_what_is_under_the_pointer(page: Page, url: str, gateway: 
     page.keyboard.up("Space")
     assert page.evaluate(UNDER, [x + 10, y + 10]) == pytest.approx(before, abs=1)
     expect(page.locator("#stage-overlay .dot")).to_have_count(0)
-    page.mouse.click(x + 10, y + 10)  # pointing goes on where one looks
+    with page.expect_response("**/v1/segment"):
+        page.mouse.click(x + 10, y + 10)  # pointing goes on where one looks
     expect(page.locator("#stage-overlay .dot")).to_have_count(1)
     point = gateway.requests[-1][1]["points"][0]
     assert abs(point["x"] - before[0]) < 2
