@@ -16,7 +16,7 @@ from services.searcher.embedded.index.vector_index import VectorQuery
 CHILD = """
 import threading
 import numpy as np, threadpoolctl
-from services.searcher.embedded.index import faiss_compat
+from services.searcher.embedded import faiss_compat
 
 rng = np.random.default_rng(0)
 vectors = rng.standard_normal((20_001, 64)).astype(np.float32)
