@@ -17,6 +17,8 @@ from PIL import Image
 
 Pixels = npt.NDArray[np.float32]
 
+PHOTOGRAPH_SHARE = 0.22  # of the backgrounds, unless a style wants more
+
 _MAX_SIDE = 1600  # pixels of a photograph that are kept in memory
 
 TRAINING_PHOTOGRAPHS = (
@@ -83,7 +85,12 @@ HELD_OUT_PHOTOGRAPHS = (
 
 
 def draw_background(
-    rng: np.random.Generator, height: int, width: int, photographs: tuple[str, ...], calm: bool = False
+    rng: np.random.Generator,
+    height: int,
+    width: int,
+    photographs: tuple[str, ...],
+    photograph_share: float = PHOTOGRAPH_SHARE,
+    calm: bool = False,
 ) -> Pixels:
     """Draws one background of a random kind.
 
@@ -93,13 +100,14 @@ def draw_background(
         width: in pixels.
         photographs: files of which crops may be used, relative to the installed Python packages or absolute;
             those that are not installed are left out.
+        photograph_share: of the backgrounds, where any is installed.
         calm: only soft ones, without stripes, checks and grain.
 
     Returns:
         float32 RGB in 0 … 255, height × width × 3.
     """
     kind = rng.random()
-    if kind < 0.22 and (available := _available(photographs)):
+    if kind < photograph_share and (available := _available(photographs)):
         return _photograph(rng, height, width, available[int(rng.integers(len(available)))])
     painters = _CALM if calm else _ALL
     pixels = painters[int(rng.integers(len(painters)))](rng, height, width)

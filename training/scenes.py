@@ -21,7 +21,6 @@ from training.pictograms import Pictogram, load_pictograms
 HELD_OUT = 10_000_000
 
 _SHAPE_SHARE = 0.14  # of the things; the others are pictograms
-_SIZES = (24.0, 140.0)  # longer side of a thing in a 256 px scene
 _MOST_HIDDEN = 0.15
 _FONT_SHARE = 0.4  # of the things that icon sets have too are drawn as the font draws them
 _OWN_SHADING = 0.4  # of the cut-outs
@@ -77,7 +76,9 @@ class SceneStyle:
     Attributes:
         sizes: (width, height) of the canvases, one drawn at random.
         things: fewest and most things in a scene.
+        longest: smallest and largest longer side of a thing, in pixels of a 256 px scene.
         photographs: background photographs, see :mod:`training.backgrounds`.
+        photograph_share: of the backgrounds.
         damage: whether blur, noise and JPEG artefacts are added.
         calm: whether backgrounds are soft ones only.
         only: the pictograms that occur; empty for all.
@@ -95,7 +96,9 @@ class SceneStyle:
         (384, 256),
     )
     things: tuple[int, int] = (2, 9)
+    longest: tuple[float, float] = (24.0, 140.0)
     photographs: tuple[str, ...] = backgrounds.TRAINING_PHOTOGRAPHS
+    photograph_share: float = backgrounds.PHOTOGRAPH_SHARE
     damage: bool = True
     calm: bool = False
     only: tuple[str, ...] = ()
@@ -134,7 +137,9 @@ class SceneArtist:
         """Draws the scene of a seed."""
         rng = np.random.default_rng(seed)
         width, height = self.style.sizes[int(rng.integers(len(self.style.sizes)))]
-        pixels = backgrounds.draw_background(rng, height, width, self.style.photographs, self.style.calm)
+        pixels = backgrounds.draw_background(
+            rng, height, width, self.style.photographs, self.style.photograph_share, self.style.calm
+        )
         labels = np.zeros((height, width), np.uint8)
         shadow = rng.uniform(0.2, 0.6) if rng.random() < 0.6 else 0.0
         light = rng.normal(0, 0.05, 2)  # where shadows fall, in sizes of the thing
@@ -142,12 +147,13 @@ class SceneArtist:
         things: list[Thing] = []
         scale = np.sqrt(height * width) / 256
         wanted = int(rng.integers(self.style.things[0], self.style.things[1] + 1))
+        smallest, largest = self.style.longest
         crowding = min(1.0, (5 / wanted) ** 0.5)
         for _ in range(wanted):
             name, keywords, sprite = self._pick(rng)
             if name and any(thing.name == name for thing in things):
                 continue
-            longest = scale * np.exp(rng.uniform(np.log(_SIZES[0]), np.log(_SIZES[1] * crowding)))
+            longest = scale * np.exp(rng.uniform(np.log(smallest), np.log(largest * crowding)))
             sprite = _pose(sprite, min(longest, 0.8 * height, 0.8 * width), rng)
             solid = np.asarray(sprite)[..., 3] > 127
             if not (spot := _find_spot(rng, labels, areas, solid)):

@@ -32,9 +32,11 @@ STYLE = SceneStyle(
         (600, 400),
         (400, 600),
     ),
+    longest=(24.0, 190.0),
     photographs=(*TRAINING_PHOTOGRAPHS, *WALLPAPERS),
+    photograph_share=0.4,
     icon_sets=True,
-    cut_outs=0.25,
+    cut_outs=0.35,
 )
 
 
