@@ -68,11 +68,14 @@ class Gateway:
     def describe(self) -> dict[str, Any]:
         """See `evaluation.system.System`."""
         models = self._call("GET", "/v1/models")
+        path = f"/v1/collections/{self._collection}/search"
+        searched = self._call("POST", path, json={"query": {"text": "anything"}, "page_size": 1})
         return {
             "url": self._url,
             "segmenter": models["segmenter"],
             "embedder": models["embedder"],
             "crop_policy": self._policy,
+            "cut_off": searched["cut_off"],
         }
 
     def proposals(self, sample: Sample) -> Proposals:

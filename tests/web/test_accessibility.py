@@ -19,6 +19,7 @@ SERIOUS = {"serious", "critical"}
 def findings(page: Page) -> list[str]:
     # A button that waits for an answer is pale, which a disabled one may be; no longer so a moment later.
     expect(page.locator("[aria-busy=true], button[type=submit]:disabled")).to_have_count(0)
+    page.wait_for_function("() => !document.getAnimations().some((one) => one instanceof CSSTransition)")
     violations = Axe().run(page).response["violations"]
     return [
         f"{one['id']}: {node['html'][:120]} {node['failureSummary']}"
