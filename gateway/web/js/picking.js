@@ -47,8 +47,9 @@ export class Picking {
     this.begin();
   }
 
+  /** Selects what is seen; the slider of the score may hide the rest. */
   all() {
-    for (const { item } of this.tiles()) this.chosen.add(item.image_id);
+    for (const { item, element } of this.tiles()) if (!element.hidden) this.chosen.add(item.image_id);
     this.begin();
   }
 
@@ -58,10 +59,10 @@ export class Picking {
     $("select").setAttribute("aria-pressed", String(this.on));
     $("picked").hidden = !this.on;
     for (const { item, element } of this.tiles()) this.mark(item, element);
-    const words = `${count(this.chosen.size, "picture")} selected`;
-    if (this.on && $("picked-count").textContent !== words) announce(words);
-    const [number, noun, end] = words.split(" ");
-    $("picked-count").replaceChildren(`${number} `, h("span.words", {}, `${noun} `), end); // a phone has no room for the noun
+    const { size } = this.chosen;
+    const before = $("picked-count").textContent;
+    $("picked-count").replaceChildren(`${size.toLocaleString("en")} `, h("span.words", {}, size === 1 ? "picture " : "pictures "), "selected"); // a phone has no room for the noun
+    if (this.on && $("picked-count").textContent !== before) announce(`${count(size, "picture")} selected`);
     for (const id of ["picked-tags", "picked-delete"]) $(id).disabled = !this.chosen.size;
   }
 
