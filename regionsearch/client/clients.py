@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import io
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
@@ -19,7 +18,6 @@ from regionsearch.client.image_inputs import ImageInput, several
 from regionsearch.client.importing import Import, OnLoop, OnResult
 from regionsearch.client.methods import Methods
 from regionsearch.client.operations.base import Operation
-from regionsearch.client.streaming import IngestStream
 from regionsearch.client.transports import Address
 from regionsearch.errors import Kind, RegionSearchError
 from regionsearch.schemas.requests.inference import EverythingOptions
@@ -129,17 +127,7 @@ class Client(Methods):
                 row have failed; UNIMPLEMENTED over HTTP.
         """
         wanted = Import(collection, tags, attributes, everything, resend=resend)
-        unknown = functools.partial(wanted.unknown, self)
-        return self._transport.ingest(
-            IngestStream(
-                several(sources),
-                collection,
-                tags=tags,
-                attributes=attributes,
-                everything=everything,
-                unknown=unknown,
-            )
-        )
+        return self._transport.ingest(wanted.stream(self, several(sources)))
 
     def collections(self) -> tuple[Collection, ...]:
         """All collections, by name."""
@@ -242,17 +230,8 @@ class AsyncClient(Methods):
     ) -> AsyncIterator[IngestProgress]:
         """Adds images over one gRPC stream; see `Client.ingest_stream`. Call it on the event loop."""
         wanted = Import(collection, tags, attributes, everything, resend=resend)
-        unknown = functools.partial(wanted.unknown, OnLoop(self, asyncio.get_running_loop()))
-        return self._transport.ingest(
-            IngestStream(
-                several(sources),
-                collection,
-                tags=tags,
-                attributes=attributes,
-                everything=everything,
-                unknown=unknown,
-            )
-        )
+        client = OnLoop(self, asyncio.get_running_loop())
+        return self._transport.ingest(wanted.stream(client, several(sources)))
 
     async def collections(self) -> tuple[Collection, ...]:
         """All collections, by name."""

@@ -7,6 +7,7 @@ the tags and attributes of the import.
 from __future__ import annotations
 
 import asyncio
+import functools
 import hashlib
 import itertools
 from collections import deque
@@ -20,7 +21,7 @@ from typing import Any, Protocol, TypeVar
 from regionsearch.client.image_inputs import ImageInput, name_of, open_file, path_of
 from regionsearch.client.operations.base import Operation
 from regionsearch.client.operations.images import check_images, ingest_one, update_image
-from regionsearch.client.streaming import failed
+from regionsearch.client.streaming import IngestStream, failed
 from regionsearch.errors import Kind, RegionSearchError, invalid
 from regionsearch.rpc.calls import gather_or_cancel
 from regionsearch.schemas.requests.inference import EverythingOptions
@@ -168,6 +169,17 @@ class Import:
 
         await gather_or_cancel(*(work() for _ in range(self.at_once)))
         return [results[index] for index in range(len(results))]
+
+    def stream(self, client: Sender, sources: Iterable[ImageInput]) -> IngestStream:
+        """One gRPC stream of what the collection does not know yet; `client` asks what that is."""
+        return IngestStream(
+            sources,
+            self.collection,
+            tags=self.tags,
+            attributes=self.attributes,
+            everything=self.everything,
+            unknown=functools.partial(self.unknown, client),
+        )
 
     def unknown(
         self, client: Sender, sources: Iterable[ImageInput], tell: Callable[[IngestResult], object]
