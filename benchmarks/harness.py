@@ -46,10 +46,10 @@ class Case:
 
     Attributes:
         name: ``area: what``, unique.
-        unit: Of both measurements.
+        unit: Unit of both measurements.
         prepare: Context manager that sets everything up, yields the measurements and cleans up.
         better: Which direction is the better one.
-        target: Ratio that should be reached; None where there is no promise.
+        target: Ratio that should be reached; None without a promise.
         runs: Measurements of each side.
         slow: Left out by ``--quick``.
     """

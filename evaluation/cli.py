@@ -49,7 +49,7 @@ def evaluate(
         data: A data set (see `evaluation.loaders.load`); by default the committed fixture.
         images: Folder of its images, if they are not next to it.
         url: A running gateway (http://host:port); by default the engines run in this process.
-        api_key: Of the gateway.
+        api_key: API key of the gateway.
         out: Folder that the results are written to.
         models: Folder of pocket weights, in place of the bundled ones.
         reference: Run the reference implementations in place of our engines.
@@ -57,7 +57,7 @@ def evaluate(
             `("all",)` compares every policy with `blur`.
         baselines: Also measure whole images and a grid of crops.
         limit: At most this many images, drawn by the seed.
-        seed: Of every draw.
+        seed: Random seed.
         calibrate: Also write the cut-off of confident matches into the embedder's manifest.
         console: Where progress and the table are printed; silent without.
 

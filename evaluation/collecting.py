@@ -43,7 +43,7 @@ def collect(
     Args:
         system: What is measured.
         dataset: On what.
-        proposals: Of `propose`; shared by systems that differ only in what they do with them.
+        proposals: Result of `propose`; shared by systems that differ only in what they do with them.
         seed: Draws the absent names and the region queries.
         progress: Told how far it is.
         clicks: Whether to click each thing.
@@ -87,9 +87,9 @@ class _Layout:
 
     Attributes:
         starts: First column of each image, and the number of all columns.
-        image: Of each column.
+        image: Index of each column's image.
         shows: The columns that show a category: whose region is an instance of it, at `FOUND`.
-        match: Of each column, its category where it is the best region of an instance, else -1.
+        match: Each column's category if it is the best region of an instance, else -1.
         instances: How often each category occurs in each image, (images, categories).
     """
 

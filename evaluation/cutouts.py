@@ -80,7 +80,7 @@ def write_cut_outs(
     Args:
         folder: Where images and ``scenes.json`` go.
         count: Number of images, each with one to four things.
-        seed: Of every draw.
+        seed: Random seed.
         stamps: Where the cut-outs are.
         wallpapers: Where the backgrounds are.
 

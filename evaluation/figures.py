@@ -29,7 +29,7 @@ class Answer:
     Attributes:
         name: What was asked for.
         colour: CSS colour of its masks.
-        iou: Of the predicted and the true mask.
+        iou: IoU of the predicted and the true mask.
         found: The best region is the thing (IoU ≥ 0.5).
     """
 

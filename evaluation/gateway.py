@@ -150,7 +150,7 @@ class CollectionIndex:
     Attributes:
         regions: What was indexed, one entry for each sample.
         image_columns: Image id -> sample.
-        region_ids: Of all samples, in the order of the columns.
+        region_ids: Region ids of all samples, in the order of the columns.
         search: From a query and a level to all hits.
         progress: Told how far it is.
     """

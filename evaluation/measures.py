@@ -106,8 +106,8 @@ def measure(
 
     Args:
         predictions: What a system did.
-        seed: Of the bootstrap.
-        draws: Of the bootstrap.
+        seed: Random seed of the bootstrap.
+        draws: Number of bootstrap samples.
         served_cut_off: That of the system's searches; without it one is chosen on the tuning images.
     """
     report = _Reporter(len(predictions.dataset.samples), seed, draws)

@@ -41,7 +41,7 @@ class TextQueryResult:
         rank_across: Rank of the first right region among those of all images.
         image_rank_grouped: Rank of the first right image, scored by its best region or as a whole.
         image_rank_whole: The same, scored as a whole only.
-        scores: Of the image's regions, falling.
+        scores: Scores of the image's regions, descending.
         intersections: Pixels that the union of the first r regions shares with the truth, from r = 0 on.
         unions: Pixels in either, from r = 0 on.
     """
@@ -82,7 +82,7 @@ class Predictions:
 
     Attributes:
         dataset: What was looked at.
-        proposals: Of each sample.
+        proposals: Proposals of each sample.
         index: What was asked.
         texts: Scores of the asked names, one row for each category in `rows`.
         rows: Category -> row of `texts`.

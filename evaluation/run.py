@@ -33,8 +33,8 @@ class Result:
         system: Its description.
         timings: Its stages, milliseconds.
         comparisons: The same numbers of other systems, by name (crop policies, baselines).
-        index_recall: Of each kind of index, its recall against exact search; empty where not measured.
-        seed: Of every draw.
+        index_recall: Recall of each kind of index against exact search; empty if not measured.
+        seed: Random seed.
     """
 
     predictions: Predictions
@@ -92,8 +92,8 @@ def run(
         system: What is measured.
         dataset: On what.
         others: Systems to compare, by name.
-        seed: Of every draw: absent names, region queries, bootstrap.
-        draws: Of the bootstrap.
+        seed: Random seed of absent names, region queries and bootstrap.
+        draws: Number of bootstrap samples.
         calibrate: Choose the cut-off of confident matches on the tuning images although the system has one.
         progress: Told how far it is.
     """

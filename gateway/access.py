@@ -66,7 +66,7 @@ class Access:
             needed: What the request does.
             authorization: Header ``authorization``.
             api_key: Header ``x-api-key``.
-            address: The caller's, by which it is known where there are no keys.
+            address: The caller's address, which identifies it if there are no keys.
 
         Returns:
             The caller's name, by which it has its share of the services' time.

@@ -198,8 +198,9 @@ class Catalog:
         is done again with the collection as it is now.
 
         Args:
-            name: Of the collection; the default one when empty.
-            work: Safe to repeat. Its argument may still be on its way, so that what does not need it begins.
+            name: Name of the collection; empty for the default one.
+            work: Must be safe to repeat. Its argument may still be pending, so that work that does not need
+                it can begin.
 
         Raises:
             RegionSearchError: NOT_FOUND, and those of the work.

@@ -34,13 +34,13 @@ class ImageDecoder:
         cost: Callable[[EncodedImage], int] = lambda image: image.decoded_bytes,
         field: str = "image",
     ) -> Result:
-        """Does work that decodes an image, as soon as there is memory for it.
+        """Runs work that decodes an image, as soon as there is memory for it.
 
         Args:
             data: The file.
             work: Runs in a thread.
-            cost: Of the work, in bytes.
-            field: Where the file stands in the request, for errors.
+            cost: Memory that the work takes, in bytes.
+            field: The request field of the file, for errors.
 
         Raises:
             RegionSearchError: As `EncodedImage`, and those of the work.

@@ -162,7 +162,7 @@ class ImageRecords:
         return [image for image, found in zip(images, there, strict=True) if found]
 
     async def unknown(self, collection: str, image_ids: Sequence[str]) -> Sequence[str]:
-        """Those of the images that have no record; all of them where there is no such collection."""
+        """Returns the images without a record; all of them if the collection does not exist."""
         try:
             found = await self.records(collection, image_ids=image_ids, images_only=True)
         except RegionSearchError as error:

@@ -62,10 +62,10 @@ async def add_others(
 
     Args:
         services: To search with.
-        request: The caller's.
-        message: Which found the hits.
-        hits: Judged.
-        cut_off: Of the phrases.
+        request: The caller's request.
+        message: The search that found the hits.
+        hits: The hits, with `confident` filled in.
+        cut_off: The cut-off of confident matches.
 
     Returns:
         The hits; with all_phrases only those of images in which every phrase is found.

@@ -34,8 +34,8 @@ def select_stored(
     Args:
         records: Regions of one image, with masks.
         prompt: Points and box; its mask does not matter.
-        size: Of the image.
-        field: What the prompt's fields are called by the caller, before their own name: ``query.``.
+        size: (height, width) of the image.
+        field: Prefix of the prompt's field names in the caller's request, such as ``query.``.
 
     Returns:
         Indices of the chosen regions, ascending; several of them are one object. Empty when nothing fits.

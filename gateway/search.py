@@ -30,8 +30,8 @@ class FoundPage:
     Attributes:
         hits: Best first.
         next_page_token: Empty on the last page.
-        model: Of the collection.
-        seq: Of the last write that was searched.
+        model: The collection's model.
+        seq: Sequence number of the last write that was searched.
         truncated: On the first page, for each phrase, whether the model read only its beginning.
         cut_off: From which score on a region is confident; None where no hit is judged.
     """

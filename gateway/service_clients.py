@@ -47,13 +47,13 @@ def remap_error_field(theirs: str, ours: str) -> Iterator[None]:
 
 
 class ServiceClient:
-    """One service, however many replicas it has."""
+    """A service with all its replicas."""
 
     def __init__(self, name: str, target: str, service: str, settings: GatewaySettings) -> None:
-        """Opens the channel; on the event loop that will use it.
+        """Opens the channel, on the event loop that will use it.
 
         Args:
-            name: For people: "embedder".
+            name: Name in messages, such as "embedder".
             target: Address, see `regionsearch.rpc.channels.resolve_target`.
             service: Full name of its gRPC service.
             settings: TLS, key and limits.
@@ -80,14 +80,14 @@ class ServiceClient:
         """Calls a method of this service within the surrounding deadline.
 
         Args:
-            method: Of a stub on this service's channel.
-            request: Its message.
+            method: A method of a stub on this service's channel.
+            request: The request message.
             deadline_fraction: The part of the time left that this call may take; the rest is for the stages
                 after it.
             retry_overload: Whether to try again after the time that an overloaded service asks for.
 
         Raises:
-            RegionSearchError: What the service answered; where there is no answer the message names it.
+            RegionSearchError: The service's error, or one that names the service if it did not answer.
         """
         left = remaining()
         policy = CallPolicy(

@@ -46,7 +46,7 @@ class GrpcUser(User):
 
     Attributes:
         service: Name of the option that holds the address.
-        full_name: Of its gRPC service, whose health is watched.
+        full_name: Full name of its gRPC service, whose health is watched.
     """
 
     abstract = True

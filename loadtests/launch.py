@@ -71,8 +71,8 @@ class Process:
     Attributes:
         role: segmenter, embedder, searcher or gateway; its settings are named after it.
         folder: For its log and the file that says its port.
-        name: Of these files.
-        settings: By name. Without a port it finds a free one.
+        name: Name of these files.
+        settings: Settings by name. Without a port it finds a free one.
         module: What runs; by default the role's own.
         arguments: For the module.
         environment: Added to this process's own.
@@ -170,8 +170,8 @@ class Stack:
 
     Attributes:
         folder: Data and logs.
-        http_port: Of the gateway.
-        grpc_port: Of the gateway.
+        http_port: The gateway's HTTP port.
+        grpc_port: The gateway's gRPC port.
         environment: Added to this process's own.
     """
 

@@ -53,7 +53,7 @@ class Slope:
 
     Attributes:
         process: Its name.
-        what: Of which figure.
+        what: Name of the figure.
         first: Median of the first tenth after the warm-up.
         last: Median of the last tenth.
         per_minute: Theil-Sen slope: the median over all pairs of samples, which a few peaks do not move.

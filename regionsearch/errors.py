@@ -92,12 +92,12 @@ class RegionSearchError(Exception):
     Args:
         kind: What went wrong.
         message: One sentence that names the cause and the remedy.
-        field: Dotted path of the offending request field (``query.text``), where there is one.
+        field: Dotted path of the offending request field (``query.text``), if any.
         retry_after_s: Seconds after which the same call may succeed; only with kinds that may be retried.
         metadata: Extra machine-readable facts, such as both model names of a mismatch.
 
     Attributes:
-        request_id: Of the request that failed, as the server's log has it; None where it is not known.
+        request_id: Id of the failed request in the server's log; None if unknown.
     """
 
     request_id: str | None = None

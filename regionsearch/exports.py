@@ -96,8 +96,8 @@ class CocoWriter:
             area: Pixels.
             mask: Height, width and compressed run lengths; None, as for a whole image, for its box.
             phrase: Index of the phrase that it fits.
-            score: Of the hit, or the predicted IoU.
-            region_id: Of a stored region.
+            score: Score of the hit, or the predicted IoU.
+            region_id: Id of a stored region.
         """
         left, top, right, bottom = edges
         segmentation: Any = [[left, top, right, top, right, bottom, left, bottom]]

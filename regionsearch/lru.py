@@ -12,11 +12,11 @@ Value = TypeVar("Value")
 
 
 class LruCache(Generic[Key, Value]):
-    """Keeps the most recently used values, up to a size of all of them together; safe to share by threads.
+    """Keeps the most recently used values, up to a total size. Thread-safe.
 
     Args:
-        max_size: Of all values; 0 keeps nothing.
-        size_of: The size of a value: 1, so that values are counted, or its bytes.
+        max_size: Total size of all values; 0 keeps nothing.
+        size_of: The size of one value, such as its bytes; by default 1, which counts values.
     """
 
     def __init__(self, max_size: int, size_of: Callable[[Value], int] = lambda _: 1) -> None:

@@ -159,8 +159,8 @@ class RunLengthMask:
         """The pixels of masks that together have more than half of the weight.
 
         Args:
-            masks: Of one size, at least one.
-            weights: Of the masks, none below 0; where all are 0 the result is empty.
+            masks: Masks of one size, at least one.
+            weights: Weights of the masks, not negative; if all are 0 the result is empty.
         """
         places = np.concatenate([side for mask in masks for side in (mask.starts, mask.stops)])
         votes = np.repeat(

@@ -35,10 +35,10 @@ ImageId = Annotated[str | None, Field(description="Id of a stored image.")]
 
 
 def make_server(client: Client) -> MCPServer:
-    """The server with its tools.
+    """Makes the server with its tools.
 
     Args:
-        client: Of the gateway that they ask.
+        client: A client of the gateway.
     """
     server = MCPServer(
         "regionsearch", instructions=INSTRUCTIONS, version=metadata.version("regionsearch"), log_level="ERROR"

@@ -86,9 +86,9 @@ def select_by_prompt(
         masks: Compressed COCO counts of the regions.
         boxes: Their half-open boxes, (n, 4) as x_min, y_min, x_max, y_max.
         areas: Pixels of their masks.
-        size: Of the image.
+        size: (height, width) of the image.
         points: (P, 2) as x, y in pixels.
-        labels: (P,); 1: the object is there, 0: it is not there.
+        labels: (P,); 1 for a point on the object, 0 for one on the background.
         box: The drawn box, in the form of the others.
 
     Returns:
@@ -116,9 +116,9 @@ def select_by_points(masks: Sequence[str], size: Size, points: ArrayLike, labels
 
     Args:
         masks: Compressed COCO counts of the regions.
-        size: Of the image.
+        size: (height, width) of the image.
         points: (P, 2) as x, y in pixels.
-        labels: (P,); 1: the object is there, 0: it is not there.
+        labels: (P,); 1 for a point on the object, 0 for one on the background.
 
     Returns:
         Indices of the chosen regions, ascending; several are meant as one object (see :func:`merge_masks`).

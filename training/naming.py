@@ -42,7 +42,7 @@ class NamingQuality:
         encoder: In evaluation mode.
         vocabulary: All names.
         side: Pixels of a crop.
-        device: Of the encoder.
+        device: The encoder's device.
     """
 
     @torch.no_grad()

@@ -35,7 +35,7 @@ def create_app(gateway: Gateway, health: GatewayHealth) -> ASGIApp:
 
     Args:
         gateway: What the routes call.
-        health: Of this process and the services behind it.
+        health: Health of this process and the services behind it.
     """
     app = FastAPI(
         title="Region Search",

@@ -73,12 +73,12 @@ async def image_response(
     immutable: bool,
     name: str | None = None,
 ) -> Response:
-    """An image; made only when the client lacks it.
+    """Answers with an image, which is made only if the client does not have it.
 
     Args:
-        request: What asks for it.
-        etag: Of its content.
-        media_type: Of its file.
+        request: The request.
+        etag: Entity tag of the content.
+        media_type: Media type of the file.
         make: Makes the file.
         immutable: Whether the content of this address never changes, so that it need not be revalidated.
         name: What a browser calls the file when it is saved.

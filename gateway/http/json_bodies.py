@@ -32,8 +32,8 @@ def parse_json(data: bytes | bytearray, field: str = "body") -> Any:
     Images are the strings called ``image`` and those in lists called ``images``, wherever they are.
 
     Args:
-        data: The document in UTF-8. UTF-16 and UTF-32 are read too, where there are no images.
-        field: What the document is called in errors.
+        data: The document in UTF-8. UTF-16 and UTF-32 are read, too, if there are no images.
+        field: Name of the document in errors.
 
     Raises:
         RegionSearchError: TOO_LARGE when it is too much without the images, INVALID_ARGUMENT for what is

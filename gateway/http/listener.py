@@ -32,7 +32,7 @@ class HttpServer(uvicorn.Server):
     descriptor, write a traceback for each, and begin again a second later. This one makes room and waits.
 
     Args:
-        config: Of uvicorn.
+        config: uvicorn's configuration.
         settings: Limits of the connections.
     """
 

@@ -169,10 +169,10 @@ def limited(scope: Scope, receive: Receive, max_bytes: int, advice: str) -> Rece
     """Reads the body of a request up to a limit.
 
     Args:
-        scope: Of the request; it may say how long the body is.
+        scope: The request's scope; its headers may announce the length of the body.
         receive: Where the body comes from.
         max_bytes: The limit.
-        advice: Of the error TOO_LARGE, which is raised by the first read beyond it.
+        advice: The remedy that the error TOO_LARGE names; it is raised by the first read beyond the limit.
 
     Raises:
         RegionSearchError: TOO_LARGE, when the request says that its body is. Nothing of it has been read

@@ -60,7 +60,7 @@ def router(gateway: Gateway, health: GatewayHealth) -> APIRouter:
 
     Args:
         gateway: Asked about its services.
-        health: Of this process.
+        health: Health of this process and the services behind it.
     """
     routes = APIRouter(tags=["service"])
 

@@ -145,7 +145,7 @@ def read_everything(**given: str | int | None) -> EverythingOptions | None:
     """Options of everything mode, None where none is given.
 
     Raises:
-        RegionSearchError: INVALID_ARGUMENT for options that do not go together.
+        RegionSearchError: INVALID_ARGUMENT for options that cannot be combined.
     """
     if all(value is None for value in given.values()):
         return None

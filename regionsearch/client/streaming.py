@@ -47,8 +47,8 @@ def failed(source: ImageInput, error: Exception) -> IngestResult:
 class IngestStream:
     """The client's end of `IngestImages`; keys are the numbers of the sources.
 
-    A call that breaks off is followed by another, which sends again what has no result yet: the gateway takes
-    an image once. gRPC shall not do that by itself, see `regionsearch.rpc.channels`.
+    When a call breaks off, another one resends the images that do not have a result yet: the gateway takes an
+    image once. gRPC's own retries are off for it, see `regionsearch.rpc.channels`.
 
     Args:
         sources: The images; each is read when the server has room for it.

@@ -149,11 +149,11 @@ def _field(pointer: str) -> str:
 
 
 def failure(response: httpx.Response, proxy: Proxy | None = None) -> RegionSearchError:
-    """The error of an answer that is none, also when a proxy in between has made it.
+    """Converts an unsuccessful response to its error, even if a proxy in between has made it.
 
     Args:
         response: The answer.
-        proxy: Of the environment, when the call went through one.
+        proxy: The environment's proxy, if the call went through one.
     """
     try:
         return error_of(response.json())
@@ -164,12 +164,12 @@ def failure(response: httpx.Response, proxy: Proxy | None = None) -> RegionSearc
 
 
 def unreachable(url: str, error: httpx.RequestError, proxy: Proxy | None = None) -> RegionSearchError:
-    """The error of a request that got no answer, or half of one.
+    """Converts the failure of a request that got no response, or part of one.
 
     Args:
-        url: Who does not answer.
-        error: What the HTTP library says.
-        proxy: Of the environment, when the call went through one.
+        url: The address that did not answer.
+        error: The HTTP library's error.
+        proxy: The environment's proxy, if the call went through one.
     """
     kind = Kind.DEADLINE_EXCEEDED if isinstance(error, httpx.TimeoutException) else Kind.UNAVAILABLE
     reason = str(error) or type(error).__name__

@@ -29,7 +29,7 @@ def to_srgb(profile: bytes, mode: str) -> ToSrgb | None:
 
     Args:
         profile: ICC profile.
-        mode: Of the pixels: RGB, L, CMYK or LAB.
+        mode: Mode of the pixels: RGB, L, CMYK or LAB.
     """
     if (
         not profile

@@ -40,10 +40,10 @@ class _Entry:
     """An entry of the directory.
 
     Attributes:
-        raw: As it stands there.
+        raw: The entry's bytes.
         kind: Number of its type.
-        count: Of values.
-        value: Their bytes, wherever they are; as far as the file goes.
+        count: Number of values.
+        value: The bytes of the values, wherever they are; as far as the file goes.
     """
 
     raw: bytes

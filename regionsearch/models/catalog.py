@@ -21,11 +21,10 @@ class Weights:
         model: The name that a service's `model` setting takes.
         file: Its name in the models folder.
         url: Where it is published.
-        sha256: Its digest, hexadecimal. None where it is not known for sure: then a download is compared
-            with what the server announces, its digest is written next to it, and later checks compare
-            with that.
-        licence: Of the weights.
-        size: Of the file in bytes; None where it is not known.
+        sha256: Its digest, hexadecimal. None if unknown: then a download is compared with what the server
+            announces, its digest is written next to it, and later checks compare with that.
+        licence: Licence of the weights.
+        size: Size of the file in bytes; None if unknown.
         tag: open_clip's name of these weights among those of the model; empty for other models.
         fallback: The same weights in another file, for publishers that do not have this one.
         repositories: On the Hugging Face hub, whose tokenizer or text tower's configuration belongs to it.
@@ -197,7 +196,7 @@ SAFE_FILE, FILE = "open_clip_model.safetensors", "open_clip_pytorch_model.bin"
 
 
 def split_open_clip(model: str) -> tuple[str, str]:
-    """Name and tag of ``[open_clip:]NAME[:TAG]`` or ``NAME/TAG``; the tag is empty where there is none."""
+    """Name and tag of ``[open_clip:]NAME[:TAG]`` or ``NAME/TAG``; the tag may be empty."""
     name, _, tag = model.removeprefix(PREFIX).replace("/", ":", 1).partition(":")
     return name, tag.lower().replace("-", "_")
 

@@ -149,7 +149,7 @@ def _source(weights: Weights) -> str:
 
 
 def _token(url: str) -> dict[str, str]:
-    """The header that tells the hub who asks; for no other server, and httpx takes it off redirections."""
+    """The header that identifies the user to the hub, and to no other server; httpx drops it on redirects."""
     token = os.environ.get("HF_TOKEN", "").strip()
     hub = os.environ.get("HF_ENDPOINT") or HUB
     return {"authorization": f"Bearer {token}"} if token and url.startswith(f"{hub.rstrip('/')}/") else {}

@@ -119,9 +119,9 @@ def call(
     """Calls a unary method from a thread.
 
     Args:
-        method: Of a stub on a channel of :func:`regionsearch.rpc.channels.open_channel`.
-        request: Its message.
-        policy: Time, key and patience.
+        method: A method of a stub on a channel of :func:`regionsearch.rpc.channels.open_channel`.
+        request: The request message.
+        policy: Timeout, key and retries.
         metadata: Further headers.
 
     Raises:

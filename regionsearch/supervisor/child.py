@@ -61,11 +61,11 @@ class Child:
     """One process and its history; the replicas of a service share its role.
 
     Attributes:
-        name: Of the process and its log.
+        name: Name of the process and its log.
         role: Which of `MODULES` it is.
-        settings: By name; they go into its environment.
-        log: Its log file; where it cannot be written, the process runs without one.
-        inherits: Descriptors that it shall hold as long as it runs.
+        settings: Settings by name; they go into its environment.
+        log: Its log file; if it cannot be written, the process runs without one.
+        inherits: File descriptors that it holds as long as it runs.
         end_with: Called in the child; ties its end to that of others. By default it ends with its parent.
     """
 
@@ -93,7 +93,7 @@ class Child:
         self.started_at = time.monotonic()
         with contextlib.ExitStack() as opened:
             log: int | IO[bytes] = subprocess.DEVNULL
-            with contextlib.suppress(OSError):  # a full disk; it shall serve all the same
+            with contextlib.suppress(OSError):  # a full disk must not keep it from serving
                 log = opened.enter_context(self.log.open("ab"))
             # In a session of its own: Ctrl-C goes to the supervisor alone, which stops the children in order.
             self.process = subprocess.Popen(

@@ -29,7 +29,7 @@ class DataFolder:
         report: Told when that begins.
 
     Attributes:
-        descriptor: Of the open folder.
+        descriptor: File descriptor of the open folder.
 
     Raises:
         RegionSearchError: FAILED_PRECONDITION when it is in use, INVALID_ARGUMENT when it cannot be used.

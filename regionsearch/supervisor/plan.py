@@ -29,11 +29,11 @@ class Plan:
     Attributes:
         profile: The models.
         data_dir: Images, vectors and logs.
-        http_port: Of the gateway's page and HTTP API.
-        grpc_port: Of the gateway's gRPC API.
+        http_port: Port of the gateway's page and HTTP API.
+        grpc_port: Port of the gateway's gRPC API.
         host: Address that the gateway listens on; the services stay on this machine.
-        workers: For each process of one of `SCALABLE` its device, or "" for that of its settings; one process
-            when absent.
+        workers: The device of each process of a service in `SCALABLE`, or "" for that of its settings; one
+            process when absent.
         other_embedder: Model of a second embedder; empty for none.
     """
 

@@ -49,7 +49,7 @@ class Supervisor:
         plan.devices()
         if not plan.data_dir.exists():  # nothing is made before all else is found to be right
             plan.pick_ports()
-        # Before the ports: who starts it twice shall be told so, and not that a port is taken.
+        # Before the ports: starting it twice should be reported as that, and not as a port that is taken.
         self._folder = DataFolder(plan.data_dir, plan.url, STOP_S, report)
         try:
             self._children = self._plan_children(plan.pick_ports())

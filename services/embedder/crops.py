@@ -2,7 +2,7 @@
 
 A policy is two independent choices: which window of the image the region is seen in, and what becomes of the
 pixels outside the object. Windows have whole-pixel edges; what lies beyond the image is filled with the
-model's mean colour. The object of a region is its mask inside its box, or the whole box where there is no
+model's mean colour. The object of a region is its mask inside its box, or the whole box without a
 mask.
 """
 
@@ -130,7 +130,7 @@ def crop_regions(
     """Cuts, masks, resizes and normalises the regions of one image.
 
     Args:
-        image: (3, H, W) uint8 RGB, on the device where the work shall be done.
+        image: (3, H, W) uint8 RGB, on the device to compute on.
         boxes: (N, 4) x_min, y_min, x_max, y_max in pixels, half-open edges; clipped to the image.
         masks: (N, H, W) bool; or N masks each cut to its :func:`pixel_box`, which costs no memory for the
             rest of a large image; or None, where the box is the object.

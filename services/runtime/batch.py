@@ -257,10 +257,10 @@ class PriorityQueues:
         """Takes items of one key out of a priority; may split the last request.
 
         Args:
-            priority: Of the batch.
+            priority: The priority.
             most: Largest number of items.
-            memory: Of the priority. Requests that have to wait for memory are passed by those that fit.
-            may: Which requests are eligible; all when absent.
+            memory: The priority's memory. Requests that fit pass those that have to wait for memory.
+            may: Selects the eligible requests; all when absent.
 
         Returns:
             The batch; None when no eligible request waits, or all of them wait for memory.

@@ -171,10 +171,10 @@ def leaves_room(limit: int, total: int, own: int, amount: int) -> bool:
     request that arrives while nothing is in use may exceed the limit.
 
     Args:
-        limit: Of all callers together.
-        total: In use by all callers.
-        own: In use by this caller; 0 for an unnamed one, which is bound by the limit alone.
-        amount: Requested.
+        limit: Limit of all callers together.
+        total: Amount in use by all callers.
+        own: Amount in use by this caller; 0 for an unnamed one, which is bound by the limit alone.
+        amount: Requested amount.
     """
     return not total or own + amount <= limit - total
 
@@ -183,7 +183,7 @@ class Shares:
     """How much of a limit each caller holds, see :func:`leaves_room`.
 
     Args:
-        limit: Of all callers together.
+        limit: Limit of all callers together.
     """
 
     def __init__(self, limit: int) -> None:

@@ -75,7 +75,7 @@ class Requests:
     """The messages of a call, received on demand.
 
     Args:
-        context: Of the call, whose handler takes bytes.
+        context: Context of the call, whose handler takes bytes.
         parse: Parses a message; None leaves the bytes as they are.
         checked: Whether unknown enum values are refused here.
     """

@@ -61,7 +61,7 @@ class Server:
     """A gRPC server with health checks and graceful shutdown.
 
     Attributes:
-        settings: Of the process.
+        settings: The process's settings.
         health: Whether it serves; also for HTTP readiness.
         keys: The API keys; gRPC calls have been checked.
         load: Limits concurrent calls and the bytes of their requests; the bytes of a stream's items are

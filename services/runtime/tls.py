@@ -28,7 +28,7 @@ def check_certificate(
     """Checks the files of one side of TLS; warns of a certificate that expires soon.
 
     Args:
-        certificate: Of this process, with those between it and its authority, PEM.
+        certificate: This process's certificate, followed by intermediate ones, PEM.
         key: Its private key, PEM.
         authorities: Trusted authorities, PEM.
         role: ``server`` or ``client``: the label of the metric.

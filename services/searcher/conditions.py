@@ -92,10 +92,10 @@ class Condition:
     """A tag of the image, or an attribute of the record or else of its image.
 
     Attributes:
-        tag: The tag; "" where it is about an attribute.
+        tag: The tag; "" for a condition on an attribute.
         attribute: The attribute's name.
-        test: Of its value.
-        negate: It must not pass.
+        test: The test of its value.
+        negate: Whether the test must fail.
     """
 
     tag: str = ""

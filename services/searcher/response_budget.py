@@ -68,8 +68,8 @@ class ResponseBudget:
         most: Maximum size of the response in bytes.
         field: The request's field that the error names.
         advice: What to ask for instead.
-        spare: Of these bytes, for what is added to what is read.
-        memory: Of all responses; what is deducted counts there, too.
+        spare: Bytes reserved for what is added to what is read.
+        memory: Memory of all responses; deductions count there, too.
 
     Attributes:
         drawn: Bytes that count in `memory`.

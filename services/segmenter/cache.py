@@ -11,7 +11,7 @@ from regionsearch.lru import LruCache
 from services.runtime.batcher import Priority
 from services.segmenter.backends.base import Embedding
 
-# Errors about the wait of the call that started the encoding, which need not hold for another call.
+# Errors about how long the call that started the encoding may wait; another call may have more time.
 _CALL_ERRORS = frozenset({Kind.DEADLINE_EXCEEDED, Kind.OVERLOADED})
 
 
@@ -22,7 +22,7 @@ class Encoding(Protocol):
         """Runs the encoder."""
 
     def escalate(self, priority: Priority) -> None:
-        """Called when a call of this priority waits for it too."""
+        """Tells that a call of this priority is waiting, too."""
 
 
 @dataclass
@@ -35,13 +35,12 @@ class _Flight:
 class EmbeddingCache:
     """Least recently used embeddings, bounded by the memory they hold; on one event loop.
 
-    Calls for an image that is being encoded wait for that one encoding, which has the most urgent priority of
-    them. It is cancelled when the last of them is. It has the deadline of the call that started it, and was
-    admitted in that call's priority; where it fails for one of these, the next call starts another.
+    Calls for an image that is being encoded share one encoding. It runs at the most urgent priority among
+    them and is cancelled when the last of them is. Deadline and admission are those of the call that started
+    it: if it fails because of them, the next waiting call starts another encoding.
 
     Args:
-        max_bytes: Limit of what is kept; 0 keeps nothing. Evicted embeddings that are still in use do not
-            count.
+        max_bytes: Memory limit; 0 keeps nothing. Evicted embeddings that are still in use do not count.
     """
 
     def __init__(self, max_bytes: int) -> None:
@@ -50,7 +49,7 @@ class EmbeddingCache:
 
     @property
     def nbytes(self) -> int:
-        """Device memory that is held."""
+        """Device memory held by the cache, in bytes."""
         return self._kept.size
 
     async def get(self, key: str, encoding: Encoding, priority: Priority) -> tuple[Embedding, bool]:
@@ -59,7 +58,7 @@ class EmbeddingCache:
         Args:
             key: Identity of the image's content.
             encoding: Runs on a miss, unless the image is being encoded already.
-            priority: Of the caller.
+            priority: The caller's priority.
 
         Returns:
             The embedding, and whether it came from the cache.

@@ -22,7 +22,7 @@ class LazyImage:
     Attributes:
         key: Identity of its content.
         decode: Returns uint8 RGB (height, width, 3); may take long and may raise.
-        nbytes: Memory that the pixels take.
+        nbytes: Size of the decoded pixels.
     """
 
     key: str
@@ -32,7 +32,7 @@ class LazyImage:
 
 @dataclass(frozen=True)
 class Everything:
-    """Answer of everything mode; `features` is float32 (regions, channels) when asked for."""
+    """Result of everything mode; `features` is float32 (regions, channels), or None if not requested."""
 
     regions: list[Region]
     features: NDArray[np.float32] | None
@@ -42,7 +42,7 @@ class Everything:
 
 @dataclass(frozen=True)
 class Prompted:
-    """Answers to prompts, each best first; `features` has one array (candidates, channels) per prompt."""
+    """Results of prompts, each best first; `features` has one array (candidates, channels) per prompt."""
 
     answers: list[list[PromptedRegion]]
     features: list[NDArray[np.float32]] | None
@@ -55,9 +55,9 @@ class CallContext:
     """Priority and deadline of a call.
 
     Attributes:
-        priority: Interactive calls go before bulk calls; everything mode goes behind interactive prompts.
-        deadline: Time of the event loop's clock.
-        continuation: Part of the call has been done; a full queue does not refuse the rest.
+        priority: Interactive calls run before bulk calls; everything mode runs after interactive prompts.
+        deadline: On the event loop's clock, in seconds; None for no deadline.
+        continuation: Part of the call has already run, so that a full queue does not reject the rest.
     """
 
     priority: Priority = Priority.INTERACTIVE

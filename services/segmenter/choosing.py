@@ -1,4 +1,4 @@
-"""Prompts to a model that cannot be prompted: each chooses among the regions that it has proposed."""
+"""Prompts for models without a mask decoder: each selects among the regions that the model has proposed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _NO_LOGITS = np.empty((0, 0), np.float32)
 
 
 def check_choosable(request: segment_pb2.SegmentRequest, variant: str) -> None:
-    """Refuses what needs a decoder.
+    """Checks that a request does not need a mask decoder.
 
     Raises:
         RegionSearchError: FAILED_PRECONDITION, naming the field.
@@ -42,10 +42,10 @@ def check_choosable(request: segment_pb2.SegmentRequest, variant: str) -> None:
 
 
 def choose_regions(regions: Sequence[Region], prompts: Sequence[Prompt]) -> list[list[PromptedRegion]]:
-    """For each prompt the region that it means, or the union of several; empty where there is none.
+    """Selects the region that each prompt means, or the union of several; none if nothing matches.
 
     Args:
-        regions: Everything in the image.
+        regions: All regions of the image.
         prompts: Points and boxes, see `regionsearch.prompts.select_by_prompt`.
     """
     if not regions:

@@ -1,7 +1,7 @@
 """The segmenter without its transport: images and options in, regions out.
 
-Images, pieces of everything mode's grid and prompts of all callers go through one queue to the one thread
-that owns the model, interactive ones first.
+Images, slices of everything mode's grid and prompts of all callers go through one queue to the thread that
+owns the model, interactive calls first.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ from services.segmenter.tasks import (
 )
 from services.torch_runtime.devices import classify
 
-PROMPT_PIECE = 128  # prompts of one call that are in the queue at a time
-GRID_PIECE = 1024  # grid points of one call that are in the queue at a time; other calls go between pieces
+PROMPT_PIECE = 128  # prompts of one call in the queue at a time
+GRID_PIECE = 1024  # grid points of one call in the queue at a time; other calls run in between
 
 
 class SegmentEngine:
@@ -64,7 +64,7 @@ class SegmentEngine:
 
     Args:
         backend: The model.
-        batching: `max_batch` is the number of grid points that run at once, and so bounds how long a click
+        batching: `max_batch` is the number of grid points that run at once, which bounds how long a click
             waits behind everything mode.
         cache_bytes: Device memory for embeddings of recent images.
         max_candidate_bytes: Memory for the masks of a crop before deduplication.
@@ -96,7 +96,7 @@ class SegmentEngine:
         self._pixels = MemoryBudget(batching.max_bytes)
 
     async def close(self) -> None:
-        """Waits for admitted requests, then ends the threads."""
+        """Waits for admitted requests, then stops the threads."""
         await self.batcher.close()
 
     async def everything(
@@ -114,14 +114,14 @@ class SegmentEngine:
         Args:
             image: The image.
             options: Checked options of everything mode.
-            selection: Keeps what is worth indexing; None keeps all, in the reference's order.
+            selection: Keeps the regions worth indexing; None keeps all, in the reference's order.
             mode: Where to look.
             features: Adds pooled encoder features.
             call: Priority and deadline.
 
         Raises:
-            RegionSearchError: The image cannot be decoded, the model does not have the mode, the masks take
-                too much memory, or the queue is full.
+            RegionSearchError: The image cannot be decoded, the model does not support the mode, the masks
+                take too much memory, or the queue is full.
         """
         call = replace(call, priority=max(call.priority, Priority.STANDARD))
         check_mode(self.backend, mode)
@@ -152,7 +152,7 @@ class SegmentEngine:
         return regions
 
     async def _search(self, asking: ProposeTask, mode: Mode, call: CallContext) -> list[Region]:
-        """The regions of a crop, without duplicates; in grid mode nothing is asked of the proposer."""
+        """Finds the regions of a crop, without duplicates; grid mode does not use the proposer."""
         embedding, crop, size, options = asking.embedding, asking.crop, asking.image_size, asking.options
         if mode is Mode.GRID:
             points = grid_points(crop, options)
@@ -218,11 +218,11 @@ class SegmentEngine:
         Args:
             image: The image.
             prompts: One object each.
-            multimask: Three masks for each prompt instead of one.
-            zoom: Refines each answer in further passes around what was found, see `refine/`. The first mask
-                of an answer is the refined one; its `low_res_logits` are those of an earlier pass.
+            multimask: Return three masks per prompt instead of one.
+            zoom: Refine each answer in further passes around what was found, see `refine/`. The first mask of
+                an answer is the refined one; its `low_res_logits` are those of an earlier pass.
             features: Adds pooled encoder features.
-            logits: Keeps the `low_res_logits`, by far the largest part of an answer.
+            logits: Keep the `low_res_logits`, by far the largest part of an answer.
             call: Priority and deadline.
 
         Returns:
@@ -237,7 +237,7 @@ class SegmentEngine:
         embedding, cached = await self.embed(image, call, len(prompts) + refine_items)
         size = embedding.geometry.image_size
         check_prompts(prompts, size, self.backend.mask_size)
-        if not cached:  # the call was admitted with its encoding; a cached one has not been in the queue
+        if not cached:  # the call was admitted with its encoding
             call = replace(call, continuation=True)
         whole = Crop.whole(size)
         refiner = MaskRefiner(self, image, embedding.geometry, multimask, replace(call, continuation=True))
@@ -272,18 +272,18 @@ class SegmentEngine:
         return Prompted(answers, pooled, size, cached)
 
     async def embed(self, image: LazyImage, call: CallContext, more: int = 0) -> tuple[Embedding, bool]:
-        """The embedding of an image, and whether it came from the cache.
+        """Returns the embedding of an image, and whether it came from the cache.
 
         Args:
             image: The image.
             call: Priority and deadline.
-            more: Items that the call will submit once it has the embedding; it is admitted with them.
+            more: Items that the call will submit afterwards; it is admitted together with them.
         """
         encoding = _Encoding(self, EncodeTask(image.decode, image.nbytes), call, more)
         return await self.cache.get(image.key, encoding, call.priority)
 
     async def encode(self, task: EncodeTask, call: CallContext, more: int = 0) -> Embedding:
-        """The embedding of an image, without the cache."""
+        """Encodes an image, bypassing the cache."""
         results = await self.submit(task, call, more)
         return next(result for result in results if isinstance(result, Embedding))
 
@@ -297,7 +297,7 @@ class SegmentEngine:
         call: CallContext,
         more: int = 0,
     ) -> list[list[PromptedRegion]]:
-        """Answers prompts in pixels of a crop, whose embedding is given; for each its masks, best first.
+        """Answers prompts, in pixels of a crop whose embedding is given, with their masks, best first.
 
         The call will submit `more` items after these.
         """
@@ -313,8 +313,8 @@ class SegmentEngine:
         return answers
 
     async def submit(self, task: Task, call: CallContext, more: int = 0) -> list[Result]:
-        """The results of a task, one for each batch that it was split over."""
-        # Where images are encoded one by one, a batch of several would only make each wait for the others.
+        """Runs a task; returns one result for each batch that it was split over."""
+        # If images are encoded one by one, a batch of several would only make each wait for the others.
         alone = isinstance(task, EncodeTask) and self.backend.encode_batch == 1
         return await self.batcher.submit(
             task,
@@ -330,7 +330,7 @@ class SegmentEngine:
 
 @dataclass
 class _Encoding:
-    """The encoding of an image, in the most urgent priority of the calls that wait for it."""
+    """The encoding of an image, at the most urgent priority of the calls that wait for it."""
 
     engine: SegmentEngine
     task: EncodeTask

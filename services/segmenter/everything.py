@@ -6,7 +6,7 @@ duplicates, and run lengths only for the regions that remain. The filters, their
 results are unchanged.
 
 The steps are functions of their own, so that a scheduler can run other work in between. Only
-:func:`decode_points` runs the model, for any piece of the grid.
+:func:`decode_points` runs the model, over any slice of the points.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ class Region:
             that a box around one pixel has no width.
         predicted_iou: The model's own estimate.
         stability_score: IoU of the masks at the threshold raised and lowered.
-        point: The point (x, y) that produced it, of a box its middle; None for prompts.
-        crop: The crop in which it was found.
+        point: The point (x, y) that produced it, or the center of the box that did; None for prompts.
+        crop: The crop it was found in.
     """
 
     runs: RunLengthMask
@@ -63,21 +63,21 @@ class Region:
 
     @property
     def rank(self) -> tuple[float, int]:
-        """Of two regions the better one has the larger rank: predicted IoU times stability, then the area.
+        """Sort key, larger is better: predicted IoU times stability, then the area.
 
-        An empty mask has the least.
+        Empty masks rank below all others.
         """
         return (self.predicted_iou * self.stability_score if self.area else -math.inf), self.area
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A mask that passed the filters, still at low resolution; box and point in pixels of its crop.
+    """A mask that passed the filters, still at low resolution; box and point are in pixels of its crop.
 
     Attributes:
-        logits: float32 (h, w), on the device; a part of what all candidates of a batch have.
-        box: Inclusive edges; zeros for an empty mask, as the reference has it.
-        clip: What the logits show outside of the box does not belong to the mask.
+        logits: float32 (h, w), on the device; a view of the logits of its batch.
+        box: Inclusive edges; zeros for an empty mask, as in the reference.
+        clip: Whether drawing drops what lies outside of the box.
     """
 
     logits: Tensor
@@ -96,13 +96,13 @@ class Candidate:
 def segment_everything(
     backend: Backend, image: Pixels, options: EverythingOptions, mode: Mode = Mode.GRID
 ) -> list[Region]:
-    """Everything mode, all steps on the calling thread.
+    """Runs all steps of everything mode on the calling thread.
 
     Args:
         backend: The model.
         image: uint8 RGB (height, width, 3).
-        options: Of everything mode.
-        mode: Where it looks.
+        options: Checked options.
+        mode: Where to look.
 
     Returns:
         The regions, in the order of the reference.
@@ -132,7 +132,7 @@ def segment_everything(
 
 
 def check_mode(backend: Backend, mode: Mode) -> None:
-    """Refuses a mode that the model does not have.
+    """Checks that the model supports a mode.
 
     Raises:
         RegionSearchError: FAILED_PRECONDITION.
@@ -149,10 +149,10 @@ def check_mode(backend: Backend, mode: Mode) -> None:
 
 
 def find_proposer(backend: Backend) -> Proposer:
-    """The model's proposer.
+    """Returns the model's proposer.
 
     Raises:
-        RegionSearchError: FAILED_PRECONDITION for a model that has none.
+        RegionSearchError: FAILED_PRECONDITION when the model does not have one.
     """
     if backend.proposer is None:
         raise RegionSearchError(
@@ -168,18 +168,18 @@ def find_proposer(backend: Backend) -> Proposer:
 def decode_points(
     backend: Backend, embedding: Embedding, points: NDArray[np.float64], options: EverythingOptions
 ) -> DecodedMasks:
-    """Decodes three masks for every point, or one for every box, and keeps those of sufficient predicted IoU.
+    """Decodes three masks per point, or one per box, and keeps those whose predicted IoU is high enough.
 
     Runs on the device.
 
     Args:
         backend: The model.
-        embedding: Of the crop.
+        embedding: The crop's embedding.
         points: (n, 2) as x, y in pixels of the crop, or boxes (n, 4) as x_min, y_min, x_max, y_max.
         options: Thresholds.
 
     Returns:
-        Masks by point, and for each point in the decoder's order.
+        Masks in the order of the points; those of one point in the decoder's order.
     """
     logits, scores, places = [], [], []
     for start in range(0, len(points), backend.decode_batch):
@@ -188,10 +188,10 @@ def decode_points(
         if points.shape[1] == 2:
             labels = torch.ones(coords.shape[:2], dtype=torch.int32)
             prompts, columns_asked = PromptBatch(points=coords, labels=labels), slice(1, None)
-        else:  # a box is a clear prompt
+        else:  # a box is unambiguous
             prompts, columns_asked = PromptBatch(boxes=coords.float().flatten(1)), slice(0, 1)
         decoding = backend.decode(embedding, prompts)
-        # On the host it is known how many masks pass, so that nothing else waits for the device.
+        # Selecting on the host makes the number of masks known there; nothing else waits for the device.
         ious = decoding.ious[:, columns_asked].cpu().numpy()
         rows, columns = (
             ious > (options.pred_iou_thresh if options.pred_iou_thresh > 0 else -np.inf)
@@ -212,19 +212,19 @@ def filter_survivors(
     image_size: Size,
     options: EverythingOptions,
 ) -> list[Candidate]:
-    """Keeps the masks that, in full resolution, are stable and not cut off by their crop."""
+    """Keeps the masks that are stable at full resolution and not cut off by their crop."""
     upscaler = upscaler_for(backend.mask_size, embedding.geometry.steps, backend.device)
     offset, limits = options.stability_score_offset, survivors.limits
     found = measure(upscaler, survivors.logits, backend.mask_threshold, offset, limits)
     passed = ~_near_crop_edge(found.boxes, crop, image_size)
-    if limits is not None:  # the reference of promptable models keeps empty masks
+    if limits is not None:  # with prompts, the reference keeps empty masks
         passed &= ~found.empty
     if options.stability_score_thresh > 0:
         # The reference compares in single precision.
         passed &= found.stability >= np.float32(options.stability_score_thresh)
     (kept,) = passed.nonzero()
     logits = survivors.logits
-    if len(kept) < len(passed):  # the others shall not be kept alive
+    if len(kept) < len(passed):  # a view would keep the others alive
         logits = logits.index_select(0, torch.from_numpy(kept).to(logits.device))
     return [
         Candidate(mask, (left, top, right, bottom), score, stability, (x, y), limits is not None)
@@ -248,7 +248,7 @@ def _near_crop_edge(boxes: Indices, crop: Crop, image_size: Size) -> NDArray[np.
 
 
 def deduplicate(candidates: Sequence[Candidate], options: EverythingOptions) -> list[Candidate]:
-    """Drops duplicates among the candidates of one crop; the rest best first."""
+    """Drops duplicates among the candidates of one crop; returns the rest, best first."""
     boxes = [candidate.box for candidate in candidates]
     scores = [candidate.predicted_iou for candidate in candidates]
     return [candidates[index] for index in box_nms(boxes, scores, options.box_nms_thresh)]
@@ -258,7 +258,7 @@ def deduplicate(candidates: Sequence[Candidate], options: EverythingOptions) -> 
 def draw_candidates(
     backend: Backend, embedding: Embedding, crop: Crop, candidates: Sequence[Candidate], image_size: Size
 ) -> list[Region]:
-    """Draws the masks of candidates of one crop."""
+    """Draws the candidates of one crop at full resolution."""
     if not candidates:
         return []
     upscaler = upscaler_for(backend.mask_size, embedding.geometry.steps, backend.device)
@@ -280,9 +280,9 @@ def draw_candidates(
 
 
 def finish_image(regions: list[Region], options: EverythingOptions) -> list[Region]:
-    """Drops duplicates between crops, then cleans the masks of small parts."""
+    """Drops duplicates across crops, then removes small holes and islands."""
     if options.crop_n_layers > 0:
-        # Smaller crops saw more detail.
+        # Prefer smaller crops: they show more detail.
         scores = [1 / (region.crop.size[0] * region.crop.size[1]) for region in regions]
         keep = box_nms([region.box for region in regions], scores, options.crop_nms_thresh)
         regions = [regions[index] for index in keep]
@@ -294,7 +294,7 @@ def finish_image(regions: list[Region], options: EverythingOptions) -> list[Regi
 
 def _clean(regions: list[Region], min_area: int, nms_thresh: float) -> list[Region]:
     cleaned = [remove_small_parts(region.runs, region.box, min_area) for region in regions]
-    # Masks that needed no cleaning are preferred.
+    # Prefer masks that needed no cleaning.
     scores = [float(changed is None) for changed in cleaned]
     boxes = [changed[1] if changed else region.box for region, changed in zip(regions, cleaned, strict=True)]
     kept = []

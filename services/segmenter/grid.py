@@ -1,6 +1,6 @@
 """Crops and grids of points of everything mode.
 
-The arithmetic is that of ``segment_anything.utils.amg``, so that the results are the same.
+The arithmetic follows ``segment_anything.utils.amg``, so that results are identical.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from services.segmenter.options import EverythingOptions
 
 @dataclass(frozen=True)
 class Crop:
-    """A part of the image that is encoded by itself; half-open pixel ranges.
+    """A part of the image that is encoded separately; half-open pixel ranges.
 
     Attributes:
         layer: 0 for the whole image.
@@ -38,15 +38,15 @@ class Crop:
 
     @classmethod
     def whole(cls, image_size: Size) -> Crop:
-        """All of an image."""
+        """The crop that is the whole image."""
         return cls(0, 0, image_size[1], image_size[0], 0)
 
     def cut(self, pixels: Pixels) -> Pixels:
-        """The crop's pixels of those of the image."""
+        """Cuts the crop out of the image's pixels."""
         return np.ascontiguousarray(pixels[self.top : self.bottom, self.left : self.right])
 
     def moved(self, box: PixelBox) -> PixelBox:
-        """A box in pixels of the crop, in pixels of the image."""
+        """Translates a box from pixels of the crop to pixels of the image."""
         left, top, right, bottom = box
         return left + self.left, top + self.top, right + self.left, bottom + self.top
 
@@ -70,7 +70,7 @@ def plan_crops(image_size: Size, options: EverythingOptions) -> list[Crop]:
 
 
 def grid_points(crop: Crop, options: EverythingOptions) -> NDArray[np.float64]:
-    """Points (n, 2) as x, y in pixels of the crop, row by row."""
+    """The grid's points, (n, 2) as x, y in pixels of the crop, row by row."""
     per_side = options.side(crop.layer)
     offset = 1 / (2 * per_side)
     ticks = np.linspace(offset, 1 - offset, per_side)

@@ -1,4 +1,4 @@
-"""From the name of a model to its files."""
+"""Finds the files of a model by its name or path."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from services.torch_runtime.model_files import (
     verified_digest,
 )
 
-# Name of a model -> family, variant.
+# Model name -> family, variant.
 CHECKPOINTS = {
     "sam_vit_b": ("sam", "vit_b"),
     "sam_vit_l": ("sam", "vit_l"),
@@ -32,7 +32,7 @@ CHECKPOINTS = {
 
 
 def find_model(model: str) -> ModelFiles:
-    """The files of a model.
+    """Finds the files of a model.
 
     Args:
         model: ``pocket``, a name of :data:`CHECKPOINTS`, or a path: of a ``segmenter.json``, of a checkpoint,

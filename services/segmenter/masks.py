@@ -1,4 +1,4 @@
-"""Masks in full resolution: stability score, box and pixels, of all masks together; their holes and islands.
+"""Masks at full resolution: stability scores, boxes and pixels of many masks at once; removal of small parts.
 
 Each mask is evaluated in its window only. Windows of similar size share a pass over the pixels, and a window
 too large for one pass takes several, so that memory does not grow with the image.
@@ -24,29 +24,29 @@ from services.segmenter.upscale import Indices, Tile, Upscaler, extent
 
 @dataclass(frozen=True)
 class PassCost:
-    """How windows are gathered into passes on a kind of device.
+    """How windows are gathered into passes on one type of device.
 
     Attributes:
-        pixels: Evaluated at once. Full-resolution values live no longer than one such pass.
-        overhead: Pixels that take as long as starting a pass; as many may be wasted to spare one.
+        pixels: Number of pixels per pass. Full-resolution values live only as long as their pass.
+        overhead: The cost of starting a pass, in pixels: wasting fewer to save a pass pays off.
     """
 
     pixels: int
     overhead: int
 
 
-# A CPU's pass stays within its cache. A GPU starts some fifty kernels a pass, a fraction of a millisecond.
+# On a CPU a pass fits the cache. On a GPU it starts some fifty kernels, a fraction of a millisecond.
 PASSES = {"cpu": PassCost(1 << 19, 1 << 15), "cuda": PassCost(1 << 26, 1 << 25)}
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What masks look like in full resolution.
+    """Measurements of masks at full resolution.
 
     Attributes:
         stability: float32 (n,); NaN for a mask that stays empty at the lowered threshold.
         boxes: int64 (n, 4) as left, top, right, bottom, inclusive; zeros for an empty mask.
-        empty: bool (n,); the mask has no pixel.
+        empty: bool (n,); the mask does not have a pixel.
     """
 
     stability: NDArray[np.float32]
@@ -57,13 +57,13 @@ class Measured:
 def measure(
     upscaler: Upscaler, logits: Tensor, threshold: float, offset: float, limits: Indices | None = None
 ) -> Measured:
-    """Measures masks: two copies to the host, however many they are.
+    """Measures masks, with two copies to the host regardless of their number.
 
     Args:
-        upscaler: Of their geometry.
+        upscaler: The upscaler for their geometry.
         logits: Low-resolution masks (n, h, w).
-        threshold: Of the logits.
-        offset: How far it is raised and lowered for the stability score.
+        threshold: Logit above which a pixel belongs to the mask.
+        offset: How far the threshold is raised and lowered for the stability score.
         limits: See `DecodedMasks`.
     """
     windows = upscaler.support(logits, threshold - offset)
@@ -130,13 +130,13 @@ def count_on_device(values: Tensor, threshold: float, offset: float) -> Tensor:
 def plan_tiles(windows: Indices, size: Size, cost: PassCost, clip: bool = False) -> Iterator[Tile]:
     """Gathers windows into tiles.
 
-    The windows of a tile are made as large as the largest of them, inside the image. They then show more of
-    their masks, never less: nothing of a mask lies outside of its window, or what does shall be clipped.
+    All windows of a tile get the size of the largest one, shifted to stay inside the image. A larger window
+    is harmless: a mask has no pixel outside of its own one, unless `clip` is set, which blanks them.
 
     Args:
-        windows: (n, 4) as top, bottom, left, right, half-open; those of no pixels are left out.
-        size: Of the image.
-        cost: Of a pass over the pixels.
+        windows: (n, 4) as top, bottom, left, right, half-open; empty ones are left out.
+        size: (height, width) of the image.
+        cost: The cost of a pass on this device.
         clip: Blanks what a tile shows outside of a mask's own window.
     """
     limits = windows if clip else None
@@ -168,7 +168,7 @@ def _tiles(
     max_pixels: int,
     limits: Indices | None,
 ) -> Iterator[Tile]:
-    """One tile; of a single window with too many pixels vertical strips, from left to right."""
+    """One tile, or vertical strips of a single window that has too many pixels, from left to right."""
     masks = np.array(gathered)
     tops, lefts = (
         np.minimum(windows[masks, 2 * axis], size[axis] - (height, width)[axis]) for axis in (0, 1)
@@ -188,16 +188,16 @@ def draw(
     image_size: Size,
     clip: bool = False,
 ) -> list[RunLengthMask]:
-    """Masks in the whole image.
+    """Draws masks into the whole image, as run lengths.
 
     Args:
-        upscaler: Of the crop's geometry.
+        upscaler: The upscaler for the crop's geometry.
         logits: Low-resolution masks (n, h, w).
-        boxes: Around them in pixels of the crop, inclusive edges (n, 4).
-        threshold: Of the logits.
-        crop: In whose pixels the boxes are.
-        image_size: Of the whole image.
-        clip: What is outside of a box does not belong to the mask.
+        boxes: The masks' boxes in pixels of the crop, inclusive edges (n, 4).
+        threshold: Logit above which a pixel belongs to the mask.
+        crop: The crop.
+        image_size: (height, width) of the whole image.
+        clip: Drop what lies outside of a mask's box.
     """
     windows = boxes[:, [1, 3, 0, 2]] + np.array([0, 1, 0, 1])
     runs: list[list[Indices]] = [[] for _ in boxes]

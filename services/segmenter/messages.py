@@ -25,7 +25,7 @@ from services.segmenter.tasks import ENCODE_ITEMS
 
 
 def read_image(image: types_pb2.Image, limits: ImageLimits) -> LazyImage:
-    """The image of a request; pixels are decoded later."""
+    """Reads the image of a request; its pixels are decoded later."""
     if image.WhichOneof("source") == "raw":
         identity = f"{image.raw.height}x{image.raw.width}:".encode() + image.raw.rgb
     else:
@@ -46,7 +46,7 @@ _MODES = {
 def read_everything(
     options: segment_pb2.EverythingOptions, defaults: Defaults, max_grid_points: int
 ) -> tuple[EverythingOptions, SelectionOptions | None, Mode]:
-    """Options of everything mode, checked; absent ones are the defaults.
+    """Reads and checks the options of everything mode; absent ones take their defaults.
 
     Raises:
         RegionSearchError: INVALID_ARGUMENT or TOO_LARGE, naming the option.
@@ -70,14 +70,14 @@ def read_everything(
 
 
 def _read_mode(options: segment_pb2.EverythingOptions, default: Mode) -> Mode:
-    """Where to look; who sets a grid gets one."""
+    """Where to look; setting points_per_side implies the grid."""
     asked = _MODES.get(options.mode)
     if not options.HasField("points_per_side"):
         return asked or default
     if asked is Mode.PROPOSALS:
         raise invalid(
             "everything.points_per_side",
-            "everything.points_per_side is of a grid, and everything.mode is proposals; send one of them",
+            "everything.points_per_side needs a grid, but everything.mode is proposals; send one of them",
         )
     return Mode.GRID
 
@@ -87,7 +87,7 @@ def _given(message: Any, defaults: EverythingOptions | SelectionOptions) -> dict
 
 
 def write_everything(defaults: Defaults) -> segment_pb2.EverythingOptions:
-    """Options of everything mode as a message."""
+    """Writes the defaults of everything mode."""
     options = defaults.everything
     [mode] = [value for value, mode in _MODES.items() if mode is defaults.mode]
     values = {field.name: getattr(options, field.name) for field in fields(options)}
@@ -97,7 +97,7 @@ def write_everything(defaults: Defaults) -> segment_pb2.EverythingOptions:
 def read_prompts(
     message: segment_pb2.Prompts, max_prompts: int, max_points: int, limits: ImageLimits
 ) -> list[Prompt]:
-    """The prompts of a request.
+    """Reads the prompts of a request.
 
     Raises:
         RegionSearchError: INVALID_ARGUMENT or TOO_LARGE, naming the prompt.
@@ -117,7 +117,7 @@ def read_prompts(
 
 
 def read_zoom(request: segment_pb2.SegmentRequest, default: bool) -> bool:
-    """Whether prompts zoom.
+    """Whether answers to prompts are refined.
 
     Raises:
         RegionSearchError: INVALID_ARGUMENT for zoom with `low_res_logits`: the logits of a refined mask
@@ -127,7 +127,7 @@ def read_zoom(request: segment_pb2.SegmentRequest, default: bool) -> bool:
         return request.prompts.zoom if request.prompts.HasField("zoom") else default
     if request.prompts.zoom:
         raise invalid(
-            "prompts.zoom", "prompts.zoom and output.low_res_logits do not go together; ask for one of them"
+            "prompts.zoom", "prompts.zoom and output.low_res_logits cannot be combined; ask for one of them"
         )
     return False
 
@@ -169,7 +169,7 @@ def write_region(
     features: NDArray[np.float32] | None = None,
     logits: NDArray[np.float32] | None = None,
 ) -> types_pb2.Region:
-    """A region as a message. Its boxes are half-open; those of the engine name the outermost pixels."""
+    """Writes a region. Boxes of messages are half-open; those of the engine name the outermost pixels."""
     left, top, right, bottom = region.box
     if region.area == 0:
         right, bottom = left - 1, top - 1
@@ -178,7 +178,7 @@ def write_region(
         box=types_pb2.Box(x_min=left, y_min=top, x_max=right + 1, y_max=bottom + 1),
         mask=write_mask(region, encoding),
         predicted_iou=region.predicted_iou,
-        # The score of a mask that is empty at every threshold is not a number.
+        # NaN for a mask that is empty at every threshold.
         stability_score=0.0 if math.isnan(region.stability_score) else region.stability_score,
         area=region.area,
         crop_box=types_pb2.Box(x_min=crop.left, y_min=crop.top, x_max=crop.right, y_max=crop.bottom),
@@ -193,7 +193,7 @@ def write_region(
 
 
 def write_mask(region: Region, encoding: types_pb2.MaskEncoding.ValueType) -> types_pb2.Mask:
-    """The mask of a region; as COCO's run lengths, without decoding it."""
+    """Writes a mask; COCO run lengths are passed on without decoding them."""
     if encoding in (types_pb2.MASK_ENCODING_PACKED_BITS, types_pb2.MASK_ENCODING_PNG):
         return mask_to_proto(region.runs.to_mask(), encoding)
     height, width = region.runs.size
@@ -201,7 +201,7 @@ def write_mask(region: Region, encoding: types_pb2.MaskEncoding.ValueType) -> ty
 
 
 def write_model(identity: ModelIdentity) -> types_pb2.ModelInfo:
-    """The model as a message."""
+    """Writes the model's identity."""
     return types_pb2.ModelInfo(
         family=identity.family,
         variant=identity.variant,

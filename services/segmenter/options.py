@@ -16,7 +16,7 @@ class Mode(enum.StrEnum):
     GRID = "grid"
     """At a grid of points, as ``SamAutomaticMaskGenerator`` does."""
     PROPOSALS = "proposals"
-    """At the points that the model's proposer names; the grid's options have no meaning."""
+    """At what the model's proposer suggests; the options of the grid are ignored."""
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,9 @@ class EverythingOptions:
         box_nms_thresh: Box IoU above which the worse of two regions of a crop is dropped.
         crop_n_layers: Layers of crops in addition to the whole image; layer i has (2^i)^2 crops.
         crop_nms_thresh: Box IoU above which the worse of two regions of different crops is dropped.
-        crop_overlap_ratio: Overlap of neighbouring crops as a part of the image's shorter side, in the
-            first layer.
-        crop_n_points_downscale_factor: In layer i the grid has ``points_per_side / factor**i`` points a side.
+        crop_overlap_ratio: Overlap of neighbouring crops in the first layer, as a fraction of the image's
+            shorter side.
+        crop_n_points_downscale_factor: Layer i has ``points_per_side / factor**i`` points per side.
         min_mask_region_area: Holes and islands below this many pixels are removed; 0 keeps them.
     """
 
@@ -50,16 +50,16 @@ class EverythingOptions:
 
     @property
     def crops(self) -> int:
-        """Crops of all layers, the whole image among them."""
+        """Number of crops of all layers, including the whole image."""
         return sum(4**layer for layer in range(self.crop_n_layers + 1))
 
     @property
     def points(self) -> int:
-        """Points of the grids of all crops."""
+        """Number of grid points over all crops."""
         return sum(4**layer * self.side(layer) ** 2 for layer in range(self.crop_n_layers + 1))
 
     def side(self, layer: int) -> int:
-        """Points along one side of the grid in a crop of a layer."""
+        """Grid points per side in a crop of the given layer."""
         return int(self.points_per_side / self.crop_n_points_downscale_factor**layer)
 
     def check(self, prefix: str = "everything") -> None:
@@ -88,11 +88,11 @@ class EverythingOptions:
             )
 
 
-MAX_PROPOSALS = 300  # points, boxes or masks that a proposer names for one crop
+MAX_PROPOSALS = 300  # points, boxes or masks that a proposer returns for one crop
 
 
 def planned_points(options: EverythingOptions, mode: Mode) -> int:
-    """Points that a call will ask about, or of proposals the most that it may."""
+    """The number of points a call will ask about; with proposals the most it may ask about."""
     return options.points if mode is Mode.GRID else MAX_PROPOSALS * options.crops
 
 
@@ -103,7 +103,7 @@ class SelectionOptions:
     Attributes:
         min_side: Shortest side of the box, pixels.
         min_area: Smallest area, pixels.
-        max_area_fraction: Largest area as a part of the image.
+        max_area_fraction: Largest area, as a fraction of the image.
         min_stability_score: Lowest stability score.
         mask_nms_thresh: Mask IoU above which the worse of two regions is dropped as a near-duplicate.
         max_regions: At most this many regions.
@@ -135,7 +135,7 @@ class SelectionOptions:
 
 @dataclass(frozen=True)
 class Defaults:
-    """What a model does where a request leaves an option unset.
+    """What the service does where a request leaves an option unset.
 
     Attributes:
         everything: Options of everything mode.

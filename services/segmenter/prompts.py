@@ -21,24 +21,24 @@ from services.segmenter.grid import Crop
 from services.segmenter.masks import draw, measure
 from services.segmenter.upscale import Upscaler, upscaler_for
 
-# Size of the decoder's own logits inside and outside of an object, which mask prompts imitate.
+# Magnitude of the decoder's own logits inside and outside of an object, which mask prompts imitate.
 _CONFIDENT_LOGIT = 10.0
-_LARGEST_LOGIT = 1e4  # beyond what any answer holds; much larger ones overflow
+_LARGEST_LOGIT = 1e4  # more than any answer has; much larger values overflow
 
-# Pixels of the masks that are read in one go; requests of other calls go before the rest.
+# Pixels of the masks that are read in one go; other calls may run before the rest.
 READ_PIXELS = 1 << 27
 
-# Prompts have no options; their stability is measured as everything mode does it by default.
+# Prompts do not have options; their stability is measured with everything mode's default.
 STABILITY_OFFSET = 1.0
 
 
 @dataclass(frozen=True)
 class RoughMask:
-    """A mask that is decoded on use: a few bytes may encode as many pixels as a large image has.
+    """A mask prompt, decoded on use: a few bytes can encode as many pixels as a large image has.
 
     Attributes:
-        size: Of the mask.
-        decode: Returns the mask, bool `size`; may raise.
+        size: (height, width).
+        decode: Returns the mask, bool (height, width); may raise.
     """
 
     size: Size
@@ -51,10 +51,10 @@ class Prompt:
 
     Attributes:
         points: (P, 2) as x, y; P may be 0.
-        labels: (P,); 1: the object is there, 0: it is not there.
+        labels: (P,); 1 for a point on the object, 0 for one on the background.
         box: (x_min, y_min, x_max, y_max).
         mask: A rough mask of the object.
-        mask_logits: ``low_res_logits`` of an earlier answer; instead of `mask`.
+        mask_logits: ``low_res_logits`` of an earlier answer, in place of `mask`.
     """
 
     points: NDArray[np.float64]
@@ -65,7 +65,7 @@ class Prompt:
 
     @property
     def has_mask(self) -> bool:
-        """Whether it says where the object is by a mask."""
+        """Whether the prompt contains a mask, of either kind."""
         return self.mask is not None or self.mask_logits is not None
 
 
@@ -78,12 +78,12 @@ class PromptedRegion:
 
 
 def without_logits(answer: PromptedRegion) -> PromptedRegion:
-    """An answer that does not keep the decoder's output alive."""
+    """Drops the logits, so that the answer does not keep the decoder's output alive."""
     return replace(answer, low_res_logits=np.empty((0, 0), np.float32))
 
 
 def check_prompts(prompts: Sequence[Prompt], size: Size, mask_size: Size) -> None:
-    """Checks that prompts lie in an image and that their masks have its size.
+    """Checks that prompts lie inside the image and that their masks have its size.
 
     Raises:
         RegionSearchError: INVALID_ARGUMENT, naming the prompt.
@@ -109,10 +109,10 @@ def check_prompts(prompts: Sequence[Prompt], size: Size, mask_size: Size) -> Non
 
 
 def group_prompts(prompts: Sequence[Prompt]) -> list[list[int]]:
-    """Groups prompts by their shape, without looking at masks; their places in `prompts`.
+    """Groups prompts of equal shape; returns their indices in `prompts`.
 
-    Padding shorter prompts would change their answers: the decoder attends to the padding. What is in one
-    group is read in one go, so that masks of many pixels come in several.
+    Padding shorter prompts would change their answers: the decoder attends to the padding. A group is read in
+    one go, so that large masks are spread over several groups.
     """
     groups: dict[tuple[int, bool, bool], list[list[int]]] = defaultdict(list)
     pixels: dict[int, int] = defaultdict(int)
@@ -127,12 +127,12 @@ def group_prompts(prompts: Sequence[Prompt]) -> list[list[int]]:
 
 
 def stack_prompts(prompts: Sequence[Prompt], geometry: Geometry, mask_size: Size) -> PromptBatch:
-    """Prompts of one shape as the decoder takes them; decodes their masks, one after the other.
+    """Stacks prompts of one shape for the decoder; decodes their masks, one after the other.
 
     Args:
         prompts: At least one.
-        geometry: Of the image.
-        mask_size: Of the decoder's mask prompts.
+        geometry: The image's geometry.
+        mask_size: (height, width) of mask prompts that the decoder takes.
     """
     first = prompts[0]
     points = geometry.to_input(np.stack([prompt.points for prompt in prompts]))
@@ -149,11 +149,11 @@ def stack_prompts(prompts: Sequence[Prompt], geometry: Geometry, mask_size: Size
 
 
 def mask_prompt(prompt: Prompt, geometry: Geometry, mask_size: Size) -> NDArray[np.float32]:
-    """The mask of a prompt as logits at the decoder's resolution, float32 `mask_size`."""
+    """Converts the mask of a prompt to logits at the decoder's resolution, float32 of `mask_size`."""
     if prompt.mask_logits is not None or prompt.mask is None:
         assert prompt.mask_logits is not None
         return prompt.mask_logits.astype(np.float32).clip(-_LARGEST_LOGIT, _LARGEST_LOGIT)
-    # The image covers the upper left part of the encoder's input, and so of the decoder's masks.
+    # The image covers the top left part of the encoder's input, and so of the decoder's masks.
     height, width = (
         max(1, round(of_input * of_mask / of_padded))
         for of_input, of_mask, of_padded in zip(
@@ -169,7 +169,7 @@ def mask_prompt(prompt: Prompt, geometry: Geometry, mask_size: Size) -> NDArray[
 
 @dataclass(frozen=True)
 class PromptedMasks:
-    """The decoder's masks for a batch of prompts, in its own order.
+    """The masks for a batch of prompts, in the decoder's order.
 
     Attributes:
         logits: Low-resolution masks, float32 (prompts, masks, h, w), on the device.
@@ -184,13 +184,13 @@ class PromptedMasks:
 def decode_prompts(
     backend: Backend, embedding: Embedding, prompts: PromptBatch, multimask: bool
 ) -> PromptedMasks:
-    """Decodes prompts; on the device.
+    """Decodes prompts, on the device.
 
     Args:
         backend: The model.
-        embedding: Of the image.
-        prompts: Of one shape.
-        multimask: The three masks of an ambiguous prompt instead of the one of a clear prompt.
+        embedding: The image's embedding.
+        prompts: Prompts of one shape.
+        multimask: Return the three masks for ambiguous prompts instead of the single one.
     """
     logits, scores = [], []
     for batch in prompts.split(backend.decode_batch):
@@ -208,14 +208,14 @@ def decode_prompts(
 def draw_answers(
     backend: Backend, embedding: Embedding, decoded: PromptedMasks, crop: Crop, image_size: Size
 ) -> list[list[PromptedRegion]]:
-    """For each prompt its masks at full resolution, best first.
+    """Draws the masks of each prompt at full resolution, best first.
 
     Args:
         backend: The model.
-        embedding: Of the crop.
-        decoded: What it says.
-        crop: Where the prompts were answered.
-        image_size: Of the whole image, which the masks are drawn in.
+        embedding: The crop's embedding.
+        decoded: The decoder's masks.
+        crop: The crop that the prompts were answered in.
+        image_size: (height, width) of the whole image, which the masks are drawn into.
     """
     upscaler = upscaler_for(backend.mask_size, embedding.geometry.steps, backend.device)
     logits, scores = decoded.logits.flatten(0, 1), decoded.scores.flatten().tolist()
@@ -236,7 +236,7 @@ def draw_masks(
     crop: Crop,
     image_size: Size,
 ) -> list[Region]:
-    """Low-resolution masks (n, h, w) of a crop, with their predicted IoUs, as regions of the image."""
+    """Draws low-resolution masks (n, h, w) of a crop, with their predicted IoUs, as regions of the image."""
     found = measure(upscaler, logits, threshold, STABILITY_OFFSET)
     masks = draw(upscaler, logits, found.boxes, threshold, crop, image_size)
     return [

@@ -1,4 +1,4 @@
-"""Regions of an image: the selection of those that are worth indexing, and their encoder features."""
+"""Selection of the regions that are worth indexing, and their encoder features."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def select_regions(regions: Sequence[Region], options: SelectionOptions) -> list
     pixels.
 
     Args:
-        regions: Of one image.
-        options: Limits.
+        regions: The regions of one image.
+        options: The limits.
 
     Returns:
         Best first: by predicted IoU times stability, ties by area, then in the order given.
@@ -50,14 +50,14 @@ def _fits(region: Region, options: SelectionOptions) -> bool:
 
 
 def pool_features(embedding: Embedding, regions: list[Region]) -> NDArray[np.float32]:
-    """Means of the encoder's coarsest map over each region's mask, L2-normalised.
+    """Averages the encoder's coarsest feature map over each region's mask, L2-normalised.
 
-    A cell of the map counts with the number of the mask's pixels inside it, so that regions smaller than a
-    cell have features too.
+    Cells are weighted by the number of mask pixels inside them, so that regions smaller than a cell have
+    features, too.
 
     Args:
-        embedding: Of the whole image.
-        regions: Of the same image.
+        embedding: The embedding of the whole image.
+        regions: Regions of that image.
 
     Returns:
         float32 (n, channels); zeros for an empty mask.

@@ -28,7 +28,7 @@ from services.segmenter.settings import SegmenterSettings
 from services.torch_runtime.devices import allow_tf32, choose_precision, find_device
 from services.torch_runtime.model_files import existing_file
 
-CPU_POINTS_PER_SIDE = 16  # where a model does not say: the reference's 32 take minutes
+CPU_POINTS_PER_SIDE = 16  # unless the model says otherwise: the reference's 32 take minutes
 
 
 def load(settings: SegmenterSettings) -> tuple[Backend, Defaults]:
@@ -42,7 +42,7 @@ def load(settings: SegmenterSettings) -> tuple[Backend, Defaults]:
     files = find_model(settings.model)
     device = find_device(settings.device)
     precision: str = settings.precision
-    if files.family != "fastsam":  # whose file says it
+    if files.family != "fastsam":  # FastSAM's file determines the precision
         precision = choose_precision(precision, device, files.match_rates)
         allow_tf32(False)
     backend = load_backend(files, str(device), precision)
@@ -66,22 +66,20 @@ def load(settings: SegmenterSettings) -> tuple[Backend, Defaults]:
 
 
 def load_proposer(path: str, backend: Backend) -> BoxProposer:
-    """Loads the detector whose boxes a model shall be asked about.
+    """Loads the detector whose boxes everything mode asks a model about.
 
     Raises:
-        RegionSearchError: INVALID_ARGUMENT when the model cannot be asked about boxes, NOT_FOUND when there
-            is no such file; else see :class:`Detector`.
+        RegionSearchError: INVALID_ARGUMENT when the model does not take boxes, NOT_FOUND when the file does
+            not exist; for others see :class:`Detector`.
     """
     if backend.choices is not None:
-        raise invalid(
-            "proposer", f"{backend.identity.variant} cannot be asked about boxes: it is a proposer itself"
-        )
+        raise invalid("proposer", f"{backend.identity.variant} does not take boxes: it is a proposer itself")
     file = existing_file(Path(path).expanduser(), "proposer", "export it as docs/models.md describes")
     return BoxProposer(Detector(file, backend.device))
 
 
 def batching_for(settings: SegmenterSettings, backend: Backend) -> BatchSettings:
-    """The batches of a model: larger ones on a GPU, where they take hardly longer, unless settings say."""
+    """The batch settings for a model; on a GPU, unless set, batches are larger: they hardly take longer."""
     if backend.device.type == "cpu" or "batching" in settings.model_fields_set:
         return settings.batching
     return settings.batching.model_copy(update={"max_batch": backend.decode_batch})

@@ -1,4 +1,4 @@
-"""SegmentService: messages to calls of the engine, and its answers to messages."""
+"""SegmentService: translates messages to calls of the engine, and its results to messages."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class SegmentServicer(segment_pb2_grpc.SegmentServiceServicer):
 
     Args:
         engine: The engine.
-        defaults: Of the model, where a request leaves an option unset.
-        settings: Limits.
-        load: Bounds the bytes of requests in progress, of which a stream has many.
+        defaults: What holds where a request leaves an option unset.
+        settings: The limits.
+        load: Limits the bytes of requests in progress; a stream has many.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class SegmentServicer(segment_pb2_grpc.SegmentServiceServicer):
     async def SegmentStream(
         self, request_iterator: AsyncIterator[pb.SegmentStreamRequest], context: Any
     ) -> AsyncIterator[pb.SegmentStreamResponse]:
-        """Many images; answers come as they get ready."""
+        """Segments many images; answers come in the order of completion."""
         deadline = _deadline(context)
 
         async def answer(item: pb.SegmentStreamRequest, _: object) -> pb.SegmentStreamResponse:
@@ -165,13 +165,13 @@ class SegmentServicer(segment_pb2_grpc.SegmentServiceServicer):
 
 
 class _ResponseBudget:
-    """Bytes left of the limit of a message: masks may take far more than the image did."""
+    """Keeps a response within the message limit: masks may be far larger than the image was."""
 
     def __init__(self, max_message_bytes: int) -> None:
         self._most = self._left = max_message_bytes
 
     def take(self, region: types_pb2.Region) -> types_pb2.Region:
-        """The region, once its bytes fit; raises TOO_LARGE if they do not."""
+        """Deducts the region's bytes and returns it; raises TOO_LARGE if they do not fit."""
         self._left -= region.ByteSize()
         if self._left < 0:
             raise too_large(

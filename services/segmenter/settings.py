@@ -14,11 +14,11 @@ from services.torch_runtime.devices import ModelServiceSettings
 
 
 class EverythingSettings(SettingsPart):
-    """Options of everything mode; what is absent is as it suits the model that is served."""
+    """Options of everything mode; absent ones are chosen to suit the served model."""
 
     mode: Mode | None = Field(None, description="Where to look: grid or proposals.")
     points_per_side: int | None = Field(
-        None, description="Points along one side of the grid, 1 to 128; the time grows with their square."
+        None, description="Points along one side of the grid, 1 to 128; time grows with their square."
     )
     pred_iou_thresh: float | None = Field(None, description="Lowest predicted IoU that is kept.")
     stability_score_thresh: float | None = Field(None, description="Lowest stability score that is kept.")
@@ -26,14 +26,14 @@ class EverythingSettings(SettingsPart):
         None, description="Box IoU above which the worse of two regions is dropped."
     )
     crop_n_layers: int | None = Field(
-        None, description="Layers of crops in addition to the whole image, for small things in large images."
+        None, description="Layers of crops in addition to the whole image, for small objects in large images."
     )
     min_mask_region_area: int | None = Field(
         None, description="Holes and islands below this many pixels are removed; 0 keeps them."
     )
 
     def applied_to(self, defaults: Defaults) -> Defaults:
-        """A model's defaults, with what is set here.
+        """Overrides a model's defaults with what is set here.
 
         Raises:
             RegionSearchError: INVALID_ARGUMENT, naming the option.
@@ -60,21 +60,21 @@ class SegmenterSettings(ModelServiceSettings):
     precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = Field(
         "auto",
         description="fp32 gives the reference's answer; the others are faster on a GPU and may differ from "
-        "it. auto is the fastest one that finds 99 % of the regions of fp32, as recorded with the model, "
-        "else fp32; on a CPU it is fp32.",
+        "it. auto takes the fastest one that is recorded with the model to find 99 % of fp32's regions, "
+        "else fp32; on a CPU it takes fp32.",
     )
     proposer: str = Field(
         "",
-        description="Path of FastSAM's .onnx file, whose boxes everything mode then asks the model about, in "
-        "place of a grid; empty: the model's own proposer, if it has one.",
+        description="Path of FastSAM's .onnx file; everything mode then asks the model about its boxes "
+        "instead of a grid. Empty for the model's own proposer, if it has one.",
     )
     everything: EverythingSettings = Field(
-        EverythingSettings(), description="Options of everything mode where a request does not say."
+        EverythingSettings(), description="Options of everything mode where a request leaves them unset."
     )
     zoom: bool | None = Field(
         None,
-        description="Whether answers to prompts are refined in further passes where a request does not say: "
-        "better masks for more time. Absent: the model's own default.",
+        description="Whether answers to prompts are refined in further passes where a request leaves it "
+        "unset: better masks for more time. Absent for the model's default.",
     )
     cache_bytes: int = Field(256 * MIB, ge=0, description="Device memory for embeddings of recent images.")
     max_prompts: int = Field(1000, gt=0, description="Prompts in one call.")
@@ -91,7 +91,7 @@ class SegmenterSettings(ModelServiceSettings):
     )
     batching: BatchSettings = Field(
         BatchSettings(max_batch=32, max_queue=100_000),
-        description="Items are grid points and prompts; a click waits for at most max_batch of them. Where "
-        "this is not set, max_batch on a GPU is what the model decodes at once.",
+        description="Items are grid points and prompts; a click waits for at most max_batch of them. On a "
+        "GPU, max_batch defaults to what the model decodes at once.",
     )
     max_stream_calls: int = Field(8, gt=0, description="Items of one stream that are processed at a time.")

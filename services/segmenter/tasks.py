@@ -38,7 +38,7 @@ from services.segmenter.options import EverythingOptions
 from services.segmenter.prompts import Prompt, PromptedRegion, decode_prompts, draw_answers, stack_prompts
 from services.segmenter.refine.cascade import RefineTarget, draw_refined, refine_in_passes
 
-# Prompts that cost the device about as much as encoding one image, and as refining one mask.
+# The cost of encoding an image and of refining a mask, in prompts.
 ENCODE_ITEMS = 16
 REFINE_ITEMS = 4
 
@@ -49,7 +49,7 @@ class EncodeTask:
 
     Attributes:
         decode: Returns its pixels, uint8 RGB (height, width, 3).
-        nbytes: Memory that the pixels take, 0 where they are in memory already.
+        nbytes: Size of the pixels; 0 if they are already in memory.
     """
 
     decode: Callable[[], Pixels]
@@ -65,7 +65,7 @@ class ProposeTask:
 
     Attributes:
         decode: Returns the pixels of the crop, uint8 RGB (height, width, 3).
-        nbytes: Memory that they take, 0 where they are in memory already or not needed.
+        nbytes: Size of the pixels; 0 if they are already in memory or not needed.
     """
 
     embedding: Embedding
@@ -81,7 +81,7 @@ class ProposeTask:
 
 @dataclass(frozen=True)
 class Proposing:
-    """A `ProposeTask` with what its proposer needs of the pixels."""
+    """A `ProposeTask` with what its proposer made of the pixels."""
 
     task: ProposeTask
     prepared: Any
@@ -118,7 +118,7 @@ class DrawTask:
 
 @dataclass(frozen=True)
 class PromptTask:
-    """Answers prompts of one shape. The result of a slice has a list of `PromptedRegion` for each prompt."""
+    """Answers prompts of one shape. The result of a slice is a list of `PromptedRegion` per prompt."""
 
     embedding: Embedding
     crop: Crop
@@ -128,7 +128,7 @@ class PromptTask:
 
     @property
     def nbytes(self) -> int:
-        """Memory that the largest of the prompts' masks takes while it is read; one is read at a time."""
+        """Memory for reading the largest of the prompts' masks; one is read at a time."""
         return max(
             3 * prompt.mask.size[0] * prompt.mask.size[1] if prompt.mask else 0 for prompt in self.prompts
         )
@@ -149,12 +149,12 @@ class StackedPrompts:
 class RefineTask:
     """Refines a mask, with the model's refiner.
 
-    The result of its first slice is a list of one `Region`, or empty where nothing was found; that of the
-    others is empty.
+    The result of its first slice is a list of one `Region`, empty if nothing was found; that of the others is
+    empty.
 
     Attributes:
         target: Returns what to refine; may take long.
-        nbytes: Memory that the image's pixels take.
+        nbytes: Size of the image's pixels.
     """
 
     target: Callable[[], RefineTarget]
@@ -171,13 +171,13 @@ _Finish = Callable[[], Result]
 
 
 class Stages:
-    """The three stages over one model."""
+    """The three stages of the batcher over one model."""
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
 
     def prepare(self, task: Task) -> _Prepared:
-        """Decodes and resizes images and masks; any thread."""
+        """Decodes and resizes images and masks. Thread-safe."""
         match task:
             case EncodeTask():
                 return self._backend.prepare(task.decode())
@@ -193,10 +193,10 @@ class Stages:
                 return task
 
     def run(self, parts: Sequence[BatchSlice[_Prepared]]) -> list[_Finish]:
-        """Runs the model: images together, then refinements together, then the rest; on the device's thread.
+        """Runs the model, on the device's thread: images as a batch, then refinements, then the rest.
 
         Returns:
-            For each slice, what is left to do in `finish`.
+            For each slice what remains to be done in `finish`.
         """
         images = {
             place: part.prepared
@@ -263,10 +263,10 @@ class Stages:
         ]
 
     def finish(self, left: Sequence[_Finish]) -> list[Result]:
-        """Brings masks to full resolution; on a thread of its own."""
+        """Brings masks to full resolution, on the finishing thread."""
         return [finish() for finish in left]
 
 
 def joined(results: Sequence[Any]) -> list[Any]:
-    """The result lists of a task's slices, concatenated."""
+    """Concatenates the result lists of a task's slices."""
     return [item for part in results for item in part]

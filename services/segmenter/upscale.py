@@ -1,9 +1,9 @@
-"""Low-resolution logits to pixels, many masks at once.
+"""Upscales low-resolution logits to pixels, many masks at once.
 
-``Sam.postprocess_masks`` blows every mask up to the whole image, twice. Most of that is background: bilinear
+``Sam.postprocess_masks`` resizes every mask to the whole image, twice. Most of that is background: bilinear
 interpolation stays between the values it mixes, so where no logit nearby exceeds a threshold no pixel does.
-Here a mask is evaluated only in the window that matters, together with other masks whose windows are made as
-large, in a number of operations that does not depend on how many they are.
+Here a mask is evaluated only in the window that matters, together with other masks whose windows are given
+the same size, in a number of operations that does not depend on the number of masks.
 
 Pixels have the values that ``torch.nn.functional.interpolate(mode="bilinear", align_corners=False)`` gives
 them: the same taps, weights and order of operations.
@@ -37,8 +37,8 @@ class Tile:
         lefts: First column of each window, int64 (n,).
         height: Rows of every window.
         width: Columns of every window.
-        limits: Outside of them each window is -inf, int64 (n, 4) as top, bottom, left, right, half-open; None
-            where there are none.
+        limits: Outside of these limits a window is -inf; int64 (n, 4) as top, bottom, left, right, half-open.
+            None for no limits.
     """
 
     masks: Indices
@@ -124,9 +124,9 @@ class Upscaler:
     """Evaluates masks of one geometry at full resolution.
 
     Args:
-        mask_size: Of the low-resolution logits.
-        steps: How they become pixels.
-        device: Where the logits are.
+        mask_size: (height, width) of the low-resolution logits.
+        steps: The resizing steps from logits to pixels.
+        device: The device of the logits.
     """
 
     def __init__(self, mask_size: Size, steps: tuple[ResizeStep, ...], device: torch.device) -> None:
@@ -143,10 +143,10 @@ class Upscaler:
 
         Args:
             logits: (n, h, w).
-            threshold: Of the logits.
+            threshold: The logit.
 
         Returns:
-            int64 (n, 4), for each mask top, bottom, left, right, half-open; zeros where nothing exceeds the
+            int64 (n, 4), for each mask top, bottom, left, right, half-open; zeros if nothing exceeds the
             threshold.
         """
         highest = torch.cat([logits.amax(dim=2), logits.amax(dim=1)], dim=1)

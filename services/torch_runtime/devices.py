@@ -22,7 +22,7 @@ def find_device(name: str) -> torch.device:
     """The device that a setting names.
 
     Args:
-        name: ``cpu``, ``cuda``, ``cuda:N``, or ``auto`` for the default GPU, or the CPU where there is none.
+        name: ``cpu``, ``cuda``, ``cuda:N``, or ``auto`` for the default GPU, or the CPU without one.
 
     Raises:
         RegionSearchError: INVALID_ARGUMENT for a device that does not exist or is of another kind.
@@ -43,7 +43,7 @@ def find_devices(names: str) -> list[torch.device]:
 
     Args:
         names: Devices as for :func:`find_device`, separated by commas; ``auto`` means every GPU, or the CPU
-            where there is none.
+            without any.
 
     Raises:
         RegionSearchError: See :func:`find_device`.
@@ -67,9 +67,9 @@ def choose_precision(
     Args:
         precision: The setting.
         device: Where the model runs.
-        match_rates: Of a model whose answers are compared one by one: for a precision the measured share of
-            answers that are those of fp32. What is missing is not known. None for models, such as image
-            towers, whose answers vary continuously.
+        match_rates: For a model whose answers are compared one by one, the measured share of answers that
+            equal those of fp32, by precision; a missing one is unknown. None for models such as image towers,
+            whose answers vary continuously.
     """
     if precision != "auto":
         return precision

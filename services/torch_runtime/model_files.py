@@ -33,8 +33,8 @@ def read_manifest(path: Path, service: str, keys: tuple[str, ...]) -> dict[str, 
     """Reads the JSON manifest of a model.
 
     Args:
-        path: Of the manifest.
-        service: ``segmenter`` or ``embedder``; the usual name of its manifest is that with ``.json``.
+        path: Path of the manifest.
+        service: ``segmenter`` or ``embedder``; its manifest is usually named so, with ``.json``.
         keys: Required keys.
 
     Raises:

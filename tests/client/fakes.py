@@ -36,8 +36,8 @@ class FakeGateway:
         requests: (method, path, query or body) over HTTP; messages over gRPC.
         failures: Errors to answer with, one for each coming request; None for the usual answer.
         lost: Keys of a stream's requests that never arrive the first time.
-        confident: Of each hit of a search; None for one hit that is not judged.
-        pages: Of a search.
+        confident: Whether each hit of a search is confident; None for one hit that is not judged.
+        pages: Number of pages of a search.
     """
 
     http: str = ""

@@ -51,11 +51,11 @@ class FakeGateway:
         failure: When set, (status, problem document) of the next searches.
         page_size: Hits a page.
         images_page: Images a page.
-        tags: Of images, by id.
+        tags: Tags of images, by id.
         key: When set, the API key that every call of the API needs.
-        names: Of the collections; all but `default` are empty.
+        names: Names of the collections; all but `default` are empty.
         cut: Whether the connection of an upload breaks in the middle.
-        variant: Of the models.
+        variant: Variant of the models.
         cut_off: From which score on hits are confident; None for a model that is not calibrated.
     """
 

@@ -54,8 +54,8 @@ def scene(
 
     Args:
         name: File name.
-        width: Of the upright picture.
-        height: Of the upright picture.
+        width: Width of the upright picture.
+        height: Height of the upright picture.
         things: (colour, "circle" or "square", box).
         turned: The file stores the picture on its side and says so in EXIF, as phones do.
     """

@@ -34,7 +34,7 @@ class GrpcCall(Generic[T_co]):
     """An operation over gRPC.
 
     Attributes:
-        method: Of a stub on the given channel.
+        method: Returns the method of a stub on the given channel.
         message: Makes the request; reads files, so that it may block.
         read: Reads the answer.
     """

@@ -58,10 +58,10 @@ def delete_collection(name: str) -> Operation[None]:
 
 
 def start_reindex(name: str, *, embedder: str = "") -> Operation[Reindex]:
-    """Begins to move a collection to the model of the gateway's other embedder, or goes on with it.
+    """Starts moving a collection to the model of the gateway's other embedder, or resumes it.
 
     Args:
-        name: Of the collection.
+        name: Name of the collection.
         embedder: Variant of the model to move to; empty for the one that the collection does not have.
     """
     body = ReindexBody.read(given(embedder=embedder))

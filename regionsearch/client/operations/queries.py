@@ -134,7 +134,7 @@ def within(
         texts: One phrase or several; each region goes to its best one.
         image: The image.
         image_id: A stored image instead.
-        collection: Of the stored image.
+        collection: Collection of the stored image.
         negatives: What is not meant: phrases, or an `NegativeExample` each.
         min_score: Lowest cosine that makes a hit, in place of the model's cut-off; of a model that is not
             calibrated the best region of each phrase is a hit.
@@ -202,7 +202,7 @@ def segment(
     Args:
         image: The image.
         image_id: A stored image instead.
-        collection: Of the stored image.
+        collection: Collection of the stored image.
         points: (x, y) or (x, y, label), pixels; label 0 is background.
         box: x_min, y_min, x_max, y_max, pixels.
         multimask: The three masks of an ambiguous click.

@@ -82,7 +82,7 @@ class EverythingOptions(Body):
     @model_validator(mode="after")
     def _one_place(self) -> Self:
         if self.mode == "proposals" and self.points_per_side is not None:
-            raise ValueError("points_per_side is of a grid, and mode is proposals; send one of them")
+            raise ValueError("points_per_side needs a grid, but mode is proposals; send one of them")
         return self
 
     def to_proto(self) -> segment_pb2.EverythingOptions:

@@ -30,7 +30,7 @@ class Hit(Response):
     score: float = Field(description="Cosine of query and record, -1 to 1.")
     confident: bool | None = Field(
         None,
-        description="Whether the score of a region reaches the model's cut-off; null where there is none.",
+        description="Whether the score of a region reaches the cut-off; null for a model without one.",
     )
     relevancy: float | None = None
     image_id: str
@@ -191,7 +191,7 @@ class ScoredRegion(Region):
     is_hit: bool
     confident: bool | None = Field(
         None,
-        description="Whether the score of a region reaches the model's cut-off; null where there is none.",
+        description="Whether the score of a region reaches the cut-off; null for a model without one.",
     )
 
     @classmethod

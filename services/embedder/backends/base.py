@@ -46,8 +46,8 @@ class Backend(Protocol):
         precision: ``fp32``, ``bf16`` or ``fp16``.
         dimension: Length of the vectors.
         size: Side of the input images in pixels.
-        mean: Of pixel values 0..1, per channel.
-        std: Of pixel values 0..1, per channel.
+        mean: Mean of pixel values 0..1, per channel.
+        std: Standard deviation of pixel values 0..1, per channel.
         compiled: Whether every new batch size costs a compilation.
         interpolation: Filter of the resizing, one of :data:`services.embedder.resample.KERNELS`.
         resize_mode: How whole images are fitted, see :func:`services.embedder.resample.resize_image`.

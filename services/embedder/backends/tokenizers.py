@@ -34,7 +34,7 @@ class ClipTokenizer:
 
     Args:
         context: Tokens that the model reads.
-        options: Of ``open_clip.SimpleTokenizer``.
+        options: Arguments of ``open_clip.SimpleTokenizer``.
     """
 
     def __init__(self, context: int, options: dict[str, Any]) -> None:
@@ -62,7 +62,7 @@ class HubTokenizer:
         name: Repository on the hub, or a folder that holds its files.
         context: Tokens that the model reads.
         mode: open_clip's ``tokenizer_mode``.
-        options: Of ``open_clip.tokenizer.HFTokenizer``.
+        options: Arguments of ``open_clip.tokenizer.HFTokenizer``.
 
     Raises:
         RegionSearchError: FAILED_PRECONDITION when transformers is not installed, NOT_FOUND when the files

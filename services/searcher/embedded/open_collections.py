@@ -24,12 +24,12 @@ class OpenCollection:
     """Description and index of one collection.
 
     Attributes:
-        rowid: Of its row in the record store.
+        rowid: Its row in the record store.
         spec: What it was created with.
         index: Its vectors.
         codec: Makes its binary codes; None until it is learned, or without codes.
         filters: The compiled filters of its last searches.
-        problem: Why its vectors are not in memory; searches and writes raise it. None where they are.
+        problem: Why its vectors are not in memory; searches and writes raise it. None if they are.
         revision: Counts changes of tags and attributes in place; filters of another revision are stale.
         terms: The tags and attributes that its filters named.
     """

@@ -120,7 +120,7 @@ class Access:
         )
 
     def rows(self, table: str, term: str, fields: Sequence[str], freshness: Freshness) -> Iterator[Row]:
-        """All rows that an expression names, however many they are; many are read as they are taken."""
+        """All rows that an expression selects; large numbers are read while they are consumed."""
         few = self.query(table, term, fields, freshness, limit=_BATCH)
         if len(few) < _BATCH:
             yield from few

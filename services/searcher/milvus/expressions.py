@@ -101,7 +101,7 @@ def _test(placement: Placement, condition: Condition, *, negate: bool) -> str:
 
 
 def _behind(prefix: str) -> str:
-    """The first text behind all that begin with a prefix; "" where there is none."""
+    """The first text after all that begin with a prefix; "" if it does not exist."""
     for end in range(len(prefix), 0, -1):
         following = ord(prefix[end - 1]) + 1
         if following <= sys.maxunicode:

@@ -20,7 +20,7 @@ class Registry:
     Args:
         access: The connection.
         clock: Stamps the writes of sessions.
-        prefix: Of all names in Milvus.
+        prefix: Prefix of all names in Milvus.
     """
 
     def __init__(self, access: Access, clock: Clock, prefix: str) -> None:

@@ -35,8 +35,8 @@ class MilvusSource:
         access: The connection, for the caller who waits.
         placement: Where the collection lies.
         query: What is looked for. With a `seq`, records that were written later are left out.
-        freshness: Of the reads.
-        settings: Of the index, and the most rows that Milvus gives for one search.
+        freshness: Freshness of the reads.
+        settings: Settings of the index, and the most rows that Milvus returns for one search.
 
     Attributes:
         ahead: See `CandidateSource`.
@@ -174,8 +174,8 @@ class PageReader:
 
     Attributes:
         access: The connection.
-        contents: Of the collection.
-        placement: Where it lies.
+        contents: The collection's contents.
+        placement: Where the collection lies.
         source: What ranked the hits, with the rows that it has read already.
         query: The query.
         budget: Reads deduct from it.

@@ -1,7 +1,7 @@
-"""What a family of segmenters offers to the engine.
+"""The interface between a family of segmenters and the engine.
 
 A family splits its work the way the engine schedules it: `prepare` needs no device and runs in any thread,
-`encode` and `decode` run on the one thread that owns the device. Nothing here knows gRPC, options or
+`encode` and `decode` run on the one thread that owns the device. Nothing here knows about gRPC, options or
 queues.
 """
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ModelIdentity:
-    """Which weights answer, and how they are computed.
+    """Which weights answer, at which precision, on which device.
 
     Attributes:
         family: ``sam``, ``sam2``.
@@ -54,11 +54,11 @@ class ModelFiles:
         variant: Which of the family's architectures it is.
         weights: The file.
         digest: SHA-256 of the file, hexadecimal.
-        architecture: Arguments of the architecture, for variants that have any.
+        architecture: Arguments of the architecture, for variants that take any.
         everything: Defaults of everything mode, by option, where they differ from the reference's.
         mode: Everything mode's default: ``grid`` or ``proposals``.
         zoom: Prompts zoom by default.
-        match_rates: By precision, which share of the regions of fp32 is found (IoU of 0.9 or more).
+        match_rates: By precision, the share of fp32's regions that is found (at an IoU of 0.9 or more).
     """
 
     family: str
@@ -83,13 +83,13 @@ class ResizeStep:
 
 @dataclass(frozen=True)
 class Geometry:
-    """How an image, the encoder's input and the decoder's masks lie over each other.
+    """How an image, the encoder's input and the decoder's masks map to each other; sizes are (height, width).
 
     Attributes:
-        image_size: Of the image that was prepared.
-        input_size: Of the image inside the encoder's input.
-        padded_size: Of the encoder's input.
-        steps: From the decoder's masks to `image_size`.
+        image_size: Size of the image that was prepared.
+        input_size: Size of the image inside the encoder's input.
+        padded_size: Size of the encoder's input.
+        steps: Resizing steps from the decoder's masks to `image_size`.
         corner: Row and column of the encoder's input where the image begins.
     """
 
@@ -100,7 +100,7 @@ class Geometry:
     corner: Size = (0, 0)
 
     def to_input(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Pixels (…, 2) as x, y in the image, to pixels in the encoder's input."""
+        """Maps pixels (…, 2) as x, y of the image to pixels of the encoder's input."""
         (height, width), (input_height, input_width) = self.image_size, self.input_size
         scaled: NDArray[np.float64] = points * np.array([input_width / width, input_height / height])
         return scaled + self.corner[::-1]
@@ -108,12 +108,12 @@ class Geometry:
 
 @dataclass(frozen=True)
 class Embedding:
-    """What the encoder says about one image.
+    """The encoder's output for one image.
 
     Attributes:
         features: Feature maps (C, h, w) on the device; the first one is the coarsest, which the mask decoder
             attends to and regions are pooled from.
-        geometry: Of the image.
+        geometry: The image's geometry.
     """
 
     features: tuple[Tensor, ...]
@@ -127,7 +127,7 @@ class Embedding:
 
 @dataclass(frozen=True)
 class PromptBatch:
-    """Prompts of one shape: the same number of points each, all with a box or none, all with a mask or none.
+    """Prompts of one shape: equal numbers of points, all or none with a box, all or none with a mask.
 
     Coordinates are those of the encoder's input.
 
@@ -135,7 +135,7 @@ class PromptBatch:
         points: (B, P, 2) as x, y; float32, or float64 where the reference computes the grid in it.
         labels: int32 (B, P); 1 foreground, 0 background.
         boxes: float32 (B, 4).
-        mask_logits: float32 (B, 1, h, w) in the size that `Backend.mask_size` names.
+        mask_logits: float32 (B, 1, h, w), of `Backend.mask_size`.
     """
 
     points: Tensor | None = None
@@ -147,7 +147,7 @@ class PromptBatch:
         return max(len(part) for part in self._parts() if part is not None)
 
     def part(self, start: int, stop: int) -> PromptBatch:
-        """Prompts start to stop."""
+        """The prompts from `start` to `stop`, half-open."""
         return PromptBatch(*(None if part is None else part[start:stop] for part in self._parts()))
 
     def split(self, size: int) -> Iterator[PromptBatch]:
@@ -161,14 +161,14 @@ class PromptBatch:
 
 @dataclass(frozen=True)
 class DecodedMasks:
-    """Masks of sufficient predicted IoU.
+    """Masks whose predicted IoU is high enough.
 
     Attributes:
         logits: Low-resolution masks, float32 (n, h, w), on the device.
         scores: Predicted IoU, float32 (n,).
-        points: What they answer, (n, 2) as x, y in pixels of the crop; of a box its middle.
-        limits: Nothing of a mask counts outside of these windows, int64 (n, 4) as top, bottom, left, right in
-            pixels of the crop, half-open; None where there are no such limits.
+        points: The prompting points, or centers of boxes, (n, 2) as x, y in pixels of the crop.
+        limits: Windows outside of which a mask is cut off, int64 (n, 4) as top, bottom, left, right in pixels
+            of the crop, half-open; None for no limits.
     """
 
     logits: Tensor
@@ -181,12 +181,12 @@ class Decoding(Protocol):
     """Answers to a batch of prompts; masks are computed when they are asked for."""
 
     ious: Tensor
-    """Predicted IoU, float32 (B, 4); 0: the one mask of clear prompts, 1 to 3: those of ambiguous ones."""
+    """Predicted IoU, float32 (B, 4); mask 0 is for unambiguous prompts, masks 1 to 3 for ambiguous ones."""
 
     def logits(self, rows: Tensor, columns: Tensor) -> Tensor:
         """Low-resolution logits, float32 (n, h, w); mask i is ``columns[i]`` of prompt ``rows[i]``.
 
-        Both are int64 and on the host, where they are chosen, so that no operation waits for the device.
+        Both are int64 on the host, where they were chosen, so that nothing waits for the device.
         """
 
 
@@ -199,21 +199,21 @@ class Backend(Protocol):
     mask_size: Size
     """Size of the decoder's masks, and of mask prompts."""
     encode_batch: int
-    """Images that are encoded at once."""
+    """Number of images encoded at once."""
     decode_batch: int
-    """Prompts that are decoded at once; the engine cuts larger batches."""
+    """Number of prompts decoded at once; larger batches are split."""
     refiner: Refiner | None
-    """Looks closer at what prompts found, where the model has one."""
+    """Refines the masks that prompts found; None if the model does not have one."""
     proposer: Proposer | None
-    """Says what there is, or where to look instead of at a grid, where the model has one."""
+    """Proposes masks, or prompts in place of a grid; None if the model does not have one."""
     choices: EverythingOptions | None
-    """Of a model that cannot be prompted, how it proposes what prompts then choose from; None for others."""
+    """For models without a mask decoder, how to propose what prompts select from; None for others."""
 
     def prepare(self, image: Pixels) -> tuple[Tensor, Geometry]:
-        """Resizes an image, uint8 RGB (H, W, 3), for the encoder. Any thread."""
+        """Resizes an image, uint8 RGB (H, W, 3), for the encoder. Thread-safe."""
 
     def encode(self, prepared: Sequence[tuple[Tensor, Geometry]]) -> list[Embedding]:
         """Runs the image encoder over a batch of prepared images."""
 
     def decode(self, embedding: Embedding, prompts: PromptBatch) -> Decoding:
-        """Runs the mask decoder over prompts on one image; not called where there are `choices`."""
+        """Runs the mask decoder over prompts on one image; not called for models with `choices`."""

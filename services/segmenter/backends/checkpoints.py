@@ -1,4 +1,4 @@
-"""Files of weights of any family: read, recognised, and put into a model."""
+"""Weights files of all families: reading, recognising the architecture, loading into a model."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _SAM2_NARROW, _SAM2_LAST_BLOCK_OF_SMALL = 96, "image_encoder.trunk.blocks.15.nor
 
 
 def recognise(weights: Mapping[str, Tensor]) -> str | None:
-    """The name of the model that tensors belong to, by the shape of its encoder; None if it is not known."""
+    """Returns the name of the model that tensors belong to, by the shape of its encoder; None if unknown."""
     if _SAM in weights and weights[_SAM].ndim == 4:
         return _SAM_NAMES.get(weights[_SAM].shape[-1])
     if _SAM2 in weights:
@@ -39,16 +39,16 @@ def recognise(weights: Mapping[str, Tensor]) -> str | None:
 
 
 def recognise_file(path: Path) -> str | None:
-    """As :func:`recognise`, of a file.
+    """As :func:`recognise`, for a file.
 
     Raises:
-        RegionSearchError: DATA_LOSS when it cannot be read.
+        RegionSearchError: DATA_LOSS when the file cannot be read.
     """
     return recognise(read_tensors(path, _REMEDY))
 
 
 def read_weights(files: ModelFiles) -> dict[str, Tensor]:
-    """The tensors of a model's file by name, on the CPU; nothing in the file is executed.
+    """Reads the tensors of a model's file by name, onto the CPU; nothing in the file is executed.
 
     Raises:
         RegionSearchError: DATA_LOSS when the file is of another format, or truncated.
@@ -57,16 +57,16 @@ def read_weights(files: ModelFiles) -> dict[str, Tensor]:
 
 
 def load_weights(model: Any, weights: Mapping[str, Tensor], files: ModelFiles) -> None:
-    """Puts tensors into a model.
+    """Loads tensors into a model.
 
     Args:
         model: A ``torch.nn.Module``.
-        weights: Of its architecture.
-        files: Where they are from, for the error.
+        weights: Tensors by name.
+        files: The files they were read from, for the error message.
 
     Raises:
-        RegionSearchError: DATA_LOSS when they are of another architecture; names that one where it is known,
-            else some tensors that are missing or left over.
+        RegionSearchError: DATA_LOSS when the weights belong to another architecture; names it if it is known,
+            else a tensor that is missing or left over.
     """
     try:
         model.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
@@ -80,7 +80,7 @@ def load_weights(model: Any, weights: Mapping[str, Tensor], files: ModelFiles) -
 
 
 def _difference(model: Any, weights: Mapping[str, Tensor]) -> str:
-    """What is wrong with weights that do not fit, in a few words."""
+    """Says in a few words why weights do not fit."""
     if any(name.startswith(("vision_encoder.", "shared_image_embedding.")) for name in weights):
         return "its tensors are named as the transformers package names them, not as the published files do"
     expected = {name: tensor.shape for name, tensor in model.state_dict().items()}

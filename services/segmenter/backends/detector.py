@@ -1,8 +1,8 @@
 """A detector of objects and their masks, from an ONNX file: FastSAM, or any other YOLOv8 that segments.
 
-The published weights of FastSAM, and the package that exports them, are under the AGPL, so that neither comes
-with us: users export the file themselves. What is here follows from the outputs of such a network: boxes,
-scores and mask coefficients for each anchor, and prototype masks that the coefficients weigh. Sources: Zhao
+FastSAM's published weights and the package that exports them are under the AGPL, so that neither is bundled:
+users export the file themselves. The code here follows from the outputs of such a network: boxes, scores and
+mask coefficients for each anchor, and prototype masks that the coefficients weight. Sources: Zhao
 et al. 2023, "Fast Segment Anything"; Bolya et al. 2019, "YOLACT" (prototype masks).
 """
 
@@ -25,7 +25,7 @@ from regionsearch.images import Pixels
 from services.segmenter.backends.base import Embedding, Geometry, ResizeStep
 from services.segmenter.options import MAX_PROPOSALS
 
-_SIDE = 1024  # of the input, where a file leaves it open and does not say: FastSAM's
+_SIDE = 1024  # of the input, if the file does not say: FastSAM's
 _GREY = 114  # around an image that is not square
 _STRIDE = 4  # of the prototype masks
 _ANCHOR_STRIDES = 8, 16, 32
@@ -34,12 +34,12 @@ _PRECISIONS = {"tensor(float)": "fp32", "tensor(float16)": "fp16"}
 
 @dataclass(frozen=True)
 class Detections:
-    """What was found in one image, best first.
+    """The objects detected in one image, best first.
 
     Attributes:
         boxes: float32 (n, 4) as x_min, y_min, x_max, y_max, half-open, in pixels of the image.
         scores: float32 (n,).
-        coefficients: float32 (n, m), of the prototype masks.
+        coefficients: float32 (n, m), weights of the prototype masks.
     """
 
     boxes: Tensor
@@ -48,16 +48,16 @@ class Detections:
 
 
 class Detector:
-    """The network behind its file.
+    """A detector loaded from its file.
 
     Args:
         path: An export with raw outputs: (1, 4 + classes + m, anchors) and prototypes (1, m, h, w). A third
-            output (1, c, h, w), where there is one, is a feature map that regions are pooled from.
+            output (1, c, h, w), if present, is a feature map that regions are pooled from.
         device: ``cpu`` or ``cuda:N``, which needs the package onnxruntime-gpu.
 
     Raises:
-        RegionSearchError: DATA_LOSS when the file is damaged or of another network, FAILED_PRECONDITION when
-            ONNX Runtime is not installed or cannot use the device.
+        RegionSearchError: DATA_LOSS when the file is damaged or holds another network, FAILED_PRECONDITION
+            when ONNX Runtime is not installed or cannot use the device.
     """
 
     def __init__(self, path: Path, device: torch.device) -> None:
@@ -78,7 +78,7 @@ class Detector:
         nothing = torch.zeros(3, height, width, dtype=torch.uint8)
         try:
             shapes = [tuple(output.shape) for output in self._run(nothing)]
-        except Exception as error:  # whatever the runtime raises at a graph that it cannot run
+        except Exception as error:  # whatever the runtime raises for a graph that it cannot run
             raise _foreign(path, f"it cannot be run ({error})") from error
         anchors = sum((height // stride) * (width // stride) for stride in _ANCHOR_STRIDES)
         match shapes:
@@ -90,7 +90,7 @@ class Detector:
             raise _foreign(path, f"its outputs have the shapes {', '.join(map(str, shapes))}")
 
     def prepare(self, image: Pixels) -> tuple[Tensor, Geometry]:
-        """Resizes an image so that it fills the input on one axis, with grey around it; any thread."""
+        """Resizes an image to fill the input along one axis, with grey around it (letterbox). Thread-safe."""
         height, width = image.shape[:2]
         gain = min(self.size[0] / height, self.size[1] / width)
         inside = max(1, round(height * gain)), max(1, round(width * gain))
@@ -103,25 +103,25 @@ class Detector:
         return torch.from_numpy(padded).permute(2, 0, 1), geometry
 
     def embed(self, prepared: tuple[Tensor, Geometry]) -> Embedding:
-        """What the network says about a prepared image: the map to pool from, anchors, and prototypes."""
+        """Runs the network; the features are the map to pool from, the anchors and the prototypes."""
         pixels, geometry = prepared
         anchors, prototypes, *features = self._run(pixels)
         return Embedding((features[0] if features else prototypes, anchors, prototypes), geometry)
 
     def _run(self, image: Tensor) -> list[Tensor]:
-        """The outputs for a prepared image (3, H, W), as they come: raw anchors, prototypes, features."""
+        """The network's outputs for a prepared image (3, H, W): raw anchors, prototypes, features if any."""
         pixels = image.numpy()[None] / np.float32(255)
         outputs = self._session.run(None, {self._input: pixels.astype(self._dtype, copy=False)})
         return [torch.from_numpy(output[0].astype(np.float32)).to(self.device) for output in outputs]
 
 
 def detect(embedding: Embedding, min_score: float, nms_thresh: float) -> Detections:
-    """The objects that the anchors of an embedding name, best first, at most `MAX_PROPOSALS`.
+    """Decodes the anchors of an embedding to at most `MAX_PROPOSALS` objects, best first.
 
     Args:
-        embedding: Of :meth:`Detector.embed`.
-        min_score: An anchor must have more. Of several classes the best one counts.
-        nms_thresh: Box IoU above which the worse of two is dropped, of whatever classes they are.
+        embedding: The result of :meth:`Detector.embed`.
+        min_score: Anchors must score more, in the best of their classes.
+        nms_thresh: Box IoU above which the worse of two objects is dropped, regardless of their classes.
     """
     _, anchors, prototypes = embedding.features
     scores = anchors[4 : -len(prototypes)].amax(dim=0)
@@ -145,8 +145,8 @@ def _steps(
     inside: tuple[int, int],
     image_size: tuple[int, int],
 ) -> tuple[ResizeStep, ...]:
-    """From prototypes to pixels: the grey border is cut off where it ends on a whole pixel, if need be after
-    an enlargement of 2 or 4.
+    """The steps from prototypes to pixels: cut off the grey border, after an enlargement by 2 or 4 if it does
+    not end on a whole pixel otherwise.
     """
     border = [_STRIDE * part - whole for part, whole in zip(mask_size, inside, strict=True)]
     edges = (*corner, *border)
@@ -182,7 +182,7 @@ def _open(path: Path, device: torch.device) -> Any:
         providers.insert(0, ("CUDAExecutionProvider", {"device_id": device.index or 0}))
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=providers)
-    except Exception as error:  # it has an exception of its own for each kind of damage
+    except Exception as error:  # the runtime has its own exception for each kind of damage
         raise _foreign(path, f"it cannot be read ({error})") from error
 
 
@@ -196,7 +196,7 @@ def _foreign(path: Path, reason: str) -> RegionSearchError:
 
 
 def check_precision(asked: str, detector: Detector) -> None:
-    """Refuses a precision that is not that of the file.
+    """Checks that the precision asked for is that of the file.
 
     Raises:
         RegionSearchError: INVALID_ARGUMENT.
@@ -210,6 +210,6 @@ def check_precision(asked: str, detector: Detector) -> None:
 
 
 def limits_of(boxes: Tensor) -> NDArray[np.int64]:
-    """The pixels whose corner lies in each box: (n, 4) as top, bottom, left, right, half-open."""
+    """The pixels whose top left corner lies in each box: (n, 4) as top, bottom, left, right, half-open."""
     edges = boxes.ceil().to(torch.int64).cpu().numpy()
     return edges[:, [1, 3, 0, 2]]

@@ -1,6 +1,6 @@
-"""The ``fastsam`` family: a detector that finds all objects of an image in one pass, as a segmenter.
+"""The ``fastsam`` family: a detector that finds all objects of an image in one pass, used as a segmenter.
 
-It has no decoder: a prompt chooses from what was found.
+It does not have a mask decoder: prompts select among the objects it found.
 """
 
 from __future__ import annotations
@@ -64,12 +64,12 @@ class FastSamBackend:
         return [self._detector.embed(image) for image in prepared]
 
     def decode(self, embedding: Embedding, prompts: PromptBatch) -> Decoding:
-        """There is no decoder; see `Backend.choices`."""
+        """Not supported; see `Backend.choices`."""
         raise NotImplementedError
 
 
 class MaskProposer:
-    """The masks of a detector that is the model itself."""
+    """Proposes the masks that FastSAM, as the model itself, has found."""
 
     sees_pixels = False
 
@@ -78,7 +78,7 @@ class MaskProposer:
 
     @torch.inference_mode()
     def propose(self, embedding: Embedding, prepared: Any, options: EverythingOptions) -> DecodedMasks:
-        """The masks that score more than ``pred_iou_thresh``, without duplicates by ``box_nms_thresh``."""
+        """Returns the masks that score more than ``pred_iou_thresh``, after NMS with ``box_nms_thresh``."""
         found = detect(embedding, options.pred_iou_thresh, options.box_nms_thresh)
         prototypes = embedding.features[-1]
         logits = (found.coefficients @ prototypes.flatten(1)).view(-1, *prototypes.shape[1:])
@@ -88,10 +88,10 @@ class MaskProposer:
 
 
 class BoxProposer:
-    """The boxes of a detector, for a model that can be asked about boxes.
+    """Proposes the boxes of a detector, for a model that takes boxes as prompts.
 
     Args:
-        detector: Its thresholds are FastSAM's own, and not those of the model that is asked.
+        detector: Runs with FastSAM's own thresholds, not with those of the prompted model.
     """
 
     sees_pixels = True
@@ -107,7 +107,7 @@ class BoxProposer:
     def propose(
         self, embedding: Embedding, prepared: tuple[Tensor, Geometry], options: EverythingOptions
     ) -> NDArray[np.float64]:
-        """The boxes."""
+        """Returns the boxes of the detected objects."""
         seen = self._detector.embed(prepared)
         boxes = detect(seen, EVERYTHING["pred_iou_thresh"], EVERYTHING["box_nms_thresh"]).boxes
         return boxes.cpu().numpy().astype(np.float64)

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 _SIDE, _STRIDE, _WIDTH = 1024, 16, 256
 
-# From the published names to those of timm, whose stages begin with the downsampling that was the end of the
-# stage before.
+# Published names -> timm's, whose stages begin with a downsampling that is published as the end of the stage
+# before.
 _RENAMED = (
     (r"\.c\.", r".conv."),
     (r"patch_embed\.seq\.0\.", r"patch_embed.conv1."),
@@ -70,7 +70,7 @@ def build_mobile_sam() -> Sam:
 
 
 def from_published(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Published weights (``mobile_sam.pt``) under the names of :func:`build_mobile_sam`'s model."""
+    """Renames published weights (``mobile_sam.pt``) to the names of :func:`build_mobile_sam`'s model."""
     return {_renamed(name): value for name, value in weights.items() if not name.startswith(_CLASSIFIER)}
 
 

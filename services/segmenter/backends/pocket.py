@@ -73,11 +73,11 @@ def build_pocket_sam(
         heads: attention heads of the decoder.
         depth: two-way layers of the decoder.
         mlp_width: hidden width of the decoder's token MLP.
-        refiner: architecture of the :class:`RefinerNet` that the model has as ``refiner``; None for none.
-        proposer: architecture of the :class:`ProposalHead` that it has as ``proposer``; None for none.
+        refiner: architecture of the model's :class:`RefinerNet`; None for a model without one.
+        proposer: architecture of the model's :class:`ProposalHead`; None for a model without one.
 
     Raises:
-        ValueError: ``img_size`` is not a multiple of 32, or ``width`` none of ``8 * heads``.
+        ValueError: ``img_size`` is not a multiple of 32, or ``width`` not one of ``8 * heads``.
     """
     if img_size % 32 or width % (8 * heads):
         raise ValueError(f"img_size {img_size} must be a multiple of 32, width {width} one of {8 * heads}")

@@ -1,4 +1,4 @@
-"""What the networks of the pocket models have in common: a convolutional body and a feature pyramid."""
+"""The common part of the pocket networks: a convolutional body and a feature pyramid."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ class PyramidMaps(NamedTuple):
     """Maps (B, channels, side / stride, side / stride) of one forward pass.
 
     Attributes:
-        deepest: Of the body's last stage, stride 32.
-        coarse: Of the pyramid, stride 8.
-        fine: Of the body's first stage, stride 4.
-        detail: Stride 4.
-        outline: Stride 2.
+        deepest: The body's last stage, stride 32.
+        coarse: The pyramid's finest level, stride 8.
+        fine: The body's first stage, stride 4.
+        detail: `fine` merged with the pyramid and the pixels, stride 4.
+        outline: `detail` merged with the pixels, stride 2.
     """
 
     deepest: Tensor
@@ -33,7 +33,7 @@ class PyramidMaps(NamedTuple):
 
 
 class Pyramid(nn.Module):
-    """A convolutional body and the maps that are made of its features.
+    """A convolutional body and the maps computed from its features.
 
     The pyramid adds the coarse maps to the map of stride 8, top down (Lin et al. 2017, "Feature Pyramid
     Networks"). At stride 4 what the pyramid knows meets the body's first features and the pixels themselves,
@@ -45,7 +45,7 @@ class Pyramid(nn.Module):
         detail: channels of the map of stride 4.
         outline: channels of the map of stride 2.
         channels: of the input.
-        last_blocks: of the body's last stage, where it shall have fewer than timm's.
+        last_blocks: blocks to keep of the body's last stage; None keeps all of timm's.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class Pyramid(nn.Module):
         self.depths = fine, *levels
 
     def maps(self, image: Tensor) -> PyramidMaps:
-        """The maps of a normalised input (B, channels, side, side)."""
+        """Computes the maps of a normalised input (B, channels, side, side)."""
         fine, *levels = self.body(image)
         coarse: Tensor | None = None
         for level, lateral, smooth in zip(

@@ -1,9 +1,9 @@
 """The refiner: a small network that draws a mask again from a close-up of the object.
 
 Its input is the close-up's pixels, the prompt, and the masks of the first pass. Because the prompt enters at
-the first convolution, and objects always have about the same size, it is much better at outlines, and at
-deciding what belongs to an object, than a network of its size that answers every prompt from one embedding of
-a whole image. Sources: Sofiiuk et al. 2022, "Reviving Iterative Training with Mask Guidance
+the first convolution, and objects always have about the same size, it draws outlines and decides what belongs
+to an object much better than a network of its size that answers every prompt from one embedding of the whole
+image. Sources: Sofiiuk et al. 2022, "Reviving Iterative Training with Mask Guidance
 for Interactive Segmentation" (prompt and mask as input maps); Chen et al. 2022, "FocalClick" (refining a
 part of the image).
 """
@@ -28,7 +28,7 @@ from services.segmenter.backends.pyramid import Pyramid, PyramidMaps
 MASKS = 3  # masks of the first pass that the network sees
 LOGITS_STRIDE = 2  # pixels of the input per logit
 _CHANNELS = 3 + 3 + MASKS  # pixels; where the object is, where it is not, its box; masks
-_SPOTS = (3.0, 0.75), (12.0, 0.25)  # a point as seen by the network: sums of Gaussians of this width, height
+_SPOTS = (3.0, 0.75), (12.0, 0.25)  # points are drawn as sums of Gaussians (width, height)
 _MEAN, _STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 _GREY = 124, 116, 104  # `_MEAN` as a pixel
 
@@ -40,11 +40,11 @@ class RefinerInput:
     Attributes:
         pixels: uint8 RGB (h, w, 3).
         points: (P, 2) as x, y in pixels of the part.
-        labels: (P,); 1: the object is there, 0: it is not there.
+        labels: (P,); 1 for a point on the object, 0 for one on the background.
         box: (x_min, y_min, x_max, y_max) in pixels of the part.
-        masks: Probabilities by the first pass, uint8 (`MASKS`, mh, mw), 255 for certain, best mask first.
-        window: Where the part lies in `masks`, (left, top, right, bottom) in their pixels; there is nothing
-            outside of them.
+        masks: Probabilities from the first pass, uint8 (`MASKS`, mh, mw), 255 for certain, best mask first.
+        window: Where the part lies in `masks`, (left, top, right, bottom) in their pixels; it may extend
+            beyond them, where the masks are empty.
     """
 
     pixels: Pixels
@@ -59,11 +59,11 @@ class RefinerNet(Pyramid):
     """The network.
 
     Args:
-        body: see :class:`Pyramid`, as the others.
+        body: see :class:`Pyramid`, also for the next ones.
         width: channels of the pyramid.
         detail: channels of its map of stride 4.
         outline: channels of its map of stride 2.
-        last_blocks: of the body's last stage.
+        last_blocks: blocks of the body's last stage.
         img_size: side of the square input in pixels, a multiple of 32.
     """
 
@@ -78,7 +78,7 @@ class RefinerNet(Pyramid):
         )
 
     def forward(self, maps: Tensor) -> tuple[Tensor, Tensor]:
-        """Input maps (B, C, side, side) of :func:`input_maps` to the answer.
+        """Computes the answer for input maps (B, C, side, side) of :func:`input_maps`.
 
         Returns:
             Mask logits, float32 (B, side / 2, side / 2), and the mask's predicted IoU, float32 (B,).
@@ -86,15 +86,15 @@ class RefinerNet(Pyramid):
         return self.answer(self.maps(maps))
 
     def answer(self, seen: PyramidMaps) -> tuple[Tensor, Tensor]:
-        """What :meth:`forward` gives, of the maps of its input."""
+        """As :meth:`forward`, from the pyramid's maps."""
         logits: Tensor = self.head(seen.outline)[:, 0].float()
-        # What the pyramid learns it learns from masks alone.
+        # Detached: the pyramid learns from masks alone.
         judged = torch.cat([self._of_mask(logits, seen.coarse), seen.deepest.mean((2, 3))], 1).detach()
         return logits, self.quality(judged)[:, 0].float().sigmoid()
 
     @staticmethod
     def _of_mask(logits: Tensor, coarse: Tensor) -> Tensor:
-        """What tells a mask's quality: the mean map, that of the mask, its size and how unsure it is."""
+        """What quality is estimated from: means of the map and inside the mask, area, uncertainty."""
         chance = logits.sigmoid()
         cover = F.adaptive_avg_pool2d(chance[:, None], (coarse.shape[-2], coarse.shape[-1]))
         area = cover.mean((2, 3))
@@ -123,7 +123,7 @@ class Refiner:
         self.refine([torch.zeros(_CHANNELS, side, side)])
 
     def prepare(self, close_up: RefinerInput) -> Tensor:
-        """The network's input maps for a close-up, float32 (C, side, side). Any thread."""
+        """Computes the network's input maps for a close-up, float32 (C, side, side). Thread-safe."""
         side = self.net.img_size
         pixels = shrink_pixels(close_up.pixels, side)
         masks = shrink_masks(close_up.masks, close_up.window, close_up.pixels.shape[:2], side)
@@ -136,9 +136,9 @@ class Refiner:
 
     @torch.inference_mode()
     def refine(self, prepared: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Mask logits (B, h, w) of `mask_size` that lie over the close-ups' squares, and predicted IoU (B,).
+        """Runs the network, on the device; mask logits (B, h, w) of `mask_size` and predicted IoUs (B,).
 
-        The square has the longer side of its close-up, which is at its upper left. On the device.
+        Logits cover a square with the longer side of the close-up, which lies at its top left.
         """
         maps = torch.stack(list(prepared)).to(self._device, memory_format=torch.channels_last)
         with self._autocast():
@@ -147,14 +147,14 @@ class Refiner:
 
 
 def shrunk_size(size: tuple[int, ...], side: int) -> tuple[int, int]:
-    """The height and width that a part has in the square input; its longer side fills it."""
+    """Height and width of a part in the square input, which its longer side fills."""
     height, width = size
     longest = max(height, width)
     return max(1, round(height * side / longest)), max(1, round(width * side / longest))
 
 
 def shrink_pixels(pixels: Pixels, side: int) -> NDArray[np.uint8]:
-    """The pixels of a part, uint8 (3, side, side), grey where it does not reach."""
+    """Scales the pixels of a part to uint8 (3, side, side), grey beyond the part."""
     height, width = shrunk_size(pixels.shape[:2], side)
     square = np.empty((side, side, 3), np.uint8)
     square[:] = _GREY
@@ -166,13 +166,13 @@ def shrink_pixels(pixels: Pixels, side: int) -> NDArray[np.uint8]:
 def shrink_masks(
     masks: NDArray[np.uint8], window: Sequence[float], size: tuple[int, ...], side: int
 ) -> NDArray[np.uint8]:
-    """The masks of a part, scaled to the network's input.
+    """Scales the masks of a part to the network's input.
 
     Args:
         masks: uint8 (M, h, w).
-        window: (left, top, right, bottom) of the part in pixels of the masks; may reach out of them.
+        window: (left, top, right, bottom) of the part in pixels of the masks; may extend beyond them.
         size: (height, width) of the part.
-        side: of the input.
+        side: side of the square input.
 
     Returns:
         uint8 (M, side, side).
@@ -192,14 +192,14 @@ def shrink_masks(
 
 
 def input_maps(seen: Tensor, points: Tensor, labels: Tensor, boxes: Tensor | None) -> Tensor:
-    """The input maps of the network.
+    """Assembles the input maps of the network.
 
     Args:
         seen: Pixels and masks of each part, uint8 (B, 3 + MASKS, side, side).
         points: (B, P, 2) as x, y in pixels of the input; P may be 0.
-        labels: (B, P); 1: the object is there, 0: it is not there, other: no point.
-        boxes: (B, 4) as x_min, y_min, x_max, y_max in pixels of the input; None for none. An empty box is
-            none.
+        labels: (B, P); 1 for a point on the object, 0 for one on the background, other values for padding.
+        boxes: (B, 4) as x_min, y_min, x_max, y_max in pixels of the input, empty for prompts without one;
+            None if none has one.
 
     Returns:
         float32 (B, C, side, side).
@@ -225,7 +225,7 @@ def input_maps(seen: Tensor, points: Tensor, labels: Tensor, boxes: Tensor | Non
 
 
 def _spot(across: Tensor, down: Tensor) -> Tensor:
-    """Points as maps (B, side, side), from squared distances (B, side) along both axes."""
+    """Draws points as maps (B, side, side), from squared distances (B, side) along both axes."""
     maps = [
         height * torch.exp(-down / (2 * width**2))[:, :, None] * torch.exp(-across / (2 * width**2))[:, None]
         for width, height in _SPOTS

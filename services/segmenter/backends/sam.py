@@ -34,8 +34,8 @@ from services.segmenter.backends.vit_attention import fuse_attention
 from services.segmenter.options import EverythingOptions
 from services.torch_runtime.devices import autocast, staged
 
-_ENCODE_BATCH = {"cpu": 1, "cuda": 8}  # on a CPU a batch only waits for its last image
-# Maps of a decoder batch that still fit into the last-level cache of a CPU, and into a small part of a GPU.
+_ENCODE_BATCH = {"cpu": 1, "cuda": 8}  # on a CPU a batch only delays its first images
+# Bytes of a decoder batch's maps: they fit a CPU's last-level cache, or a small part of a GPU's memory.
 _BATCH_BYTES = {"cpu": 8 << 20, "cuda": 1 << 30}
 
 
@@ -64,8 +64,8 @@ class SamBackend:
             the refiner, and the mask decoder stays in fp32.
 
     Attributes:
-        proposer: Of the model; another one may be put in its place.
-        model: The same; ``SamPredictor`` and ``SamAutomaticMaskGenerator`` work on it.
+        proposer: The model's own; may be replaced.
+        model: The model; ``SamPredictor`` and ``SamAutomaticMaskGenerator`` work on it.
     """
 
     choices: EverythingOptions | None = None
@@ -75,11 +75,11 @@ class SamBackend:
         self.device = torch.device(identity.device)
         self.model = model.to(self.device).eval().requires_grad_(False)
         self._autocast = functools.partial(autocast, identity.precision, self.device)
-        # Not in lower precision: its estimates of quality are held against thresholds, where a hundredth
-        # decides. Most of the time is the encoder's.
+        # Not in lower precision: its quality estimates are compared with thresholds, where a hundredth
+        # decides, and most of the time is the encoder's.
         self._decoder = LazyMaskDecoder(self.model, nullcontext)
         encoder = self.model.prompt_encoder
-        # By label + 1: what is added to a point that is none, of the background, of the object.
+        # By label + 1: what is added to padding, to a background point, to a point on the object.
         self._point_embeddings = torch.cat(
             [table.weight for table in (encoder.not_a_point_embed, *encoder.point_embeddings[:2])]
         )
@@ -137,12 +137,12 @@ class SamBackend:
     def _embed(self, prompts: PromptBatch) -> Tensor:
         """Prompt tokens (B, n, C), as of ``PromptEncoder.forward``.
 
-        That picks points by boolean masks, and a GPU would have to say how many they are before it continues.
+        The original selects points by boolean masks, which makes the host wait for a GPU to count them.
         """
         encoder, parts = self.model.prompt_encoder, []
         if prompts.points is not None and prompts.labels is not None:
             points, labels = prompts.points.to(self.device) + 0.5, prompts.labels.to(self.device, torch.int64)
-            if prompts.boxes is None:  # a point that is none stands for the box
+            if prompts.boxes is None:  # a padding point stands in for the box
                 points, labels = F.pad(points, (0, 0, 0, 1)), F.pad(labels, (0, 1), value=-1)
             places: Tensor = encoder.pe_layer.forward_with_coords(points, encoder.input_image_size)
             places = places.masked_fill((labels == -1)[..., None], 0.0)

@@ -28,7 +28,7 @@ from services.segmenter.options import EverythingOptions
 from services.torch_runtime.devices import autocast, staged
 
 _MEAN, _STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
-_BOX_LABELS = (2, 3)  # how the prompt encoder calls the two corners of a box
+_BOX_LABELS = (2, 3)  # the prompt encoder's labels for the two corners of a box
 
 
 def load(files: ModelFiles, device: str, precision: str) -> Sam2Backend:
@@ -59,11 +59,11 @@ def build(variant: str) -> Any:
 class Sam2Backend:
     """A SAM 2 behind :class:`~services.segmenter.backends.base.Backend`.
 
-    Its decoder runs as published: every mask of every prompt is made.
+    Its decoder runs as published: every mask of every prompt is computed.
 
     Args:
         model: A ``sam2.modeling.sam2_base.SAM2Base``.
-        identity: Says device and precision.
+        identity: Names device and precision.
     """
 
     mask_threshold = 0.0

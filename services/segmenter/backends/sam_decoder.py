@@ -1,9 +1,9 @@
 """SAM's mask decoder, evaluated for many prompts on one image and only as far as the caller looks.
 
 The answer is that of ``segment_anything.modeling.MaskDecoder`` up to the rounding of a different order of
-summation, a few 1e-5 of logits. That is as much as the published decoder differs from itself with one prompt
-at a time instead of many; bit by bit its answer takes its products, which take 3.5 times as long (measured
-on a CPU, bundled model). Three things make this one cheap:
+summation, a few 1e-5 of logits. The published decoder differs from itself by as much when it is given one
+prompt at a time instead of many. Bitwise equality would need its own products, which take 3.5 times as long
+(measured on a CPU, bundled model). Three things make this one cheap:
 
 * **Tokens are projected, not pixels.** In both cross attentions one side is a handful of tokens and the other
   the whole feature map. ``(W_q t) · (W_k x) = (W_k^T W_q t) · x``: carrying the key projection over to the
@@ -17,7 +17,7 @@ on a CPU, bundled model). Three things make this one cheap:
 """
 
 # mypy: disable-error-code="no-untyped-call, no-any-return, union-attr"
-# (torch leaves parts of its modules and tensors untyped)
+# (parts of torch's modules and tensors are untyped)
 
 from __future__ import annotations
 

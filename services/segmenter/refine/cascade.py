@@ -1,11 +1,10 @@
-"""The cascade of a model's refiner: the close-up of each pass, and the mask that the last one gives; zoom-in.
+"""The cascade of a model's refiner (the close-up of each pass, the mask of the last one), and zoom-in.
 
-Zoom-in is for models without a refiner: further passes of all of the model over enlarged parts of the image,
-around what a prompt found. An encoder sees a large image scaled down to its input, where little is left of a
+Zoom-in is for models without a refiner: further passes of the whole model over enlarged parts of the image,
+around what a prompt found. An encoder sees a large image scaled down to its input, which leaves little of a
 small object. In an enlarged crop the object covers more of the input, and its outline is finer. Source: the
 Zoom-In of Sofiiuk et al. 2020, "f-BRS: Rethinking Backpropagating Refinement for Interactive Segmentation".
-The errors of such passes lie in different places, so that a majority vote of their masks is better than any
-one of them.
+The errors of such passes differ, so that a majority vote of their masks is better than any one of them.
 """
 
 from __future__ import annotations
@@ -38,11 +37,11 @@ class RefineTarget:
     """An object whose mask is to be refined.
 
     Attributes:
-        pixels: Of the whole image, uint8 RGB (height, width, 3).
-        geometry: Of the whole image.
-        prompt: In pixels of the image.
-        masks: Of the first pass over the whole image, see `first_masks`.
-        box: Of the best of these masks, edges inclusive.
+        pixels: The whole image, uint8 RGB (height, width, 3).
+        geometry: The geometry of the whole image.
+        prompt: The prompt, in pixels of the image.
+        masks: The masks of the first pass over the whole image, see `first_masks`.
+        box: The box of the best of these masks, inclusive edges.
     """
 
     pixels: Pixels
@@ -66,7 +65,7 @@ class RefineTarget:
 
 @dataclass(frozen=True)
 class Refined:
-    """Result of the last pass over an object: logits (h, w) for a part of the image, and predicted IoU."""
+    """Result of the last pass over an object: logits (h, w) for a crop of the image, and predicted IoU."""
 
     logits: Tensor
     iou: float
@@ -74,7 +73,7 @@ class Refined:
 
 
 def first_masks(answer: Sequence[PromptedRegion]) -> NDArray[np.uint8]:
-    """The masks of the first pass as input of the refiner: probabilities (MASKS, h, w), 255 for certain.
+    """Converts the masks of the first pass for the refiner: probabilities (MASKS, h, w), 255 for certain.
 
     A single mask is repeated.
     """
@@ -85,10 +84,10 @@ def first_masks(answer: Sequence[PromptedRegion]) -> NDArray[np.uint8]:
 
 
 def refine_in_passes(refiner: Refiner, targets: Sequence[RefineTarget]) -> list[Refined | None]:
-    """Refines masks, all in one batch, in passes around what the pass before found; on the device.
+    """Refines all masks in one batch, on the device; each pass looks closer at what the one before found.
 
     Returns:
-        For each target the result of the last pass; None where a pass found nothing.
+        For each target the result of the last pass; None if a pass found nothing.
     """
     boxes: list[PixelBox | None] = [target.box for target in targets]
     refined: list[Refined | None] = [None] * len(targets)
@@ -112,9 +111,9 @@ def refine_in_passes(refiner: Refiner, targets: Sequence[RefineTarget]) -> list[
 
 
 def _boxes(logits: Tensor, crops: Sequence[Crop]) -> list[PixelBox | None]:
-    """Boxes of masks (n, h, w) that cover the squares of crops, in pixels of the image.
+    """Boxes, in pixels of the image, of masks (n, h, w) that cover the squares of crops.
 
-    Exact to a cell of the logits, which is enough for the next close-up.
+    They are exact to a cell of the logits, which is enough for the next close-up.
     """
     inside = logits > 0
     edges = torch.cat([inside.any(1), inside.any(2)], 1).cpu().numpy()
@@ -134,11 +133,11 @@ def _boxes(logits: Tensor, crops: Sequence[Crop]) -> list[PixelBox | None]:
 
 @torch.inference_mode()
 def draw_refined(refiner: Refiner, refined: Refined, geometry: Geometry) -> list[Region]:
-    """The region, in a list, that the refiner's logits describe.
+    """Draws the region of the refiner's logits; returns a list of one.
 
-    A pixel that belongs to the object with chance p adds p to intersection over 1 - p to union. It is worth
-    having where p / (1 - p), of which the logit is the logarithm, is more than the IoU that the mask has
-    without it. Source: Nowozin 2014, "Optimal Decisions from Probabilistic Models: the
+    A pixel that belongs to the object with probability p adds p to the intersection and 1 - p to the union.
+    Including it pays off where p / (1 - p), whose logarithm is the logit, exceeds the IoU of the mask without
+    it. Source: Nowozin 2014, "Optimal Decisions from Probabilistic Models: the
     Intersection-over-Union Case".
     """
     side, logits = max(refined.crop.size), refined.logits
@@ -148,12 +147,12 @@ def draw_refined(refiner: Refiner, refined: Refined, geometry: Geometry) -> list
 
 
 SURROUNDINGS = 5.5, 2.5  # side of the crop of each pass, in sides of the object's box
-LARGEST_SCALE = 8.0  # encoder pixels for one of the image; a larger scale adds no detail
+LARGEST_SCALE = 8.0  # encoder pixels per pixel of the image; a larger scale does not add detail
 SMALLEST_GAIN = 1.1  # enlargement below which a pass is not worth its time
 
 
 def square_around(middle: tuple[float, float], side: float, image_size: Size) -> Crop:
-    """The square of this side around a point (x, y), moved into the image, cut off where it is larger."""
+    """A square around a point (x, y), moved into the image, and cut off if it is larger than the image."""
     height, width = image_size
     side = round(side)
     left, top = (
@@ -168,9 +167,9 @@ def surroundings(prompt: Prompt, found: PixelBox, sides: float, image_size: Size
 
     Args:
         prompt: The prompt.
-        found: Box of the best mask of the passes before.
+        found: Box of the best mask of the previous passes.
         sides: Side of the crop, in sides of the object's box.
-        image_size: Of the whole image.
+        image_size: (height, width) of the whole image.
         least: Smallest side of the crop, in pixels.
 
     Returns:
@@ -188,9 +187,7 @@ def surroundings(prompt: Prompt, found: PixelBox, sides: float, image_size: Size
 
 
 def enlarged(prompt: Prompt, found: Region, sides: float, geometry: Geometry) -> Crop | None:
-    """The crop for a pass of the model itself; None where it would not enlarge the object enough: for large
-    objects, and for empty masks.
-    """
+    """The crop for a zoom-in pass; None if that would hardly enlarge the object, or the mask is empty."""
     if not found.area:
         return None
     least = max(geometry.padded_size) / LARGEST_SCALE
@@ -199,7 +196,7 @@ def enlarged(prompt: Prompt, found: Region, sides: float, geometry: Geometry) ->
 
 
 def seen_from(crop: Crop, prompt: Prompt) -> Prompt:
-    """A prompt in pixels of a crop, without the background points outside the crop."""
+    """Translates a prompt to pixels of a crop, without background points outside of the crop."""
     corner = np.array([crop.left, crop.top])
     points = prompt.points - corner
     inside = (points >= 0).all(1) & (points < np.array(crop.size)[::-1]).all(1)
@@ -214,11 +211,11 @@ def agree(passes: Sequence[list[PromptedRegion]]) -> list[PromptedRegion]:
     """Combines the answers of several passes by a vote.
 
     Args:
-        passes: For each pass its masks, best first.
+        passes: The masks of each pass, best first.
 
     Returns:
-        The masks of the pass whose best mask ranks highest. That best mask is replaced by the pixels that won
-        the vote of all masks of all passes, each weighted by its rank, if any pixel won.
+        The masks of the pass whose best mask ranks highest, with that best mask replaced by the pixels that
+        won a vote of all masks of all passes, weighted by rank; unchanged if no pixel won.
     """
     best, *others = answer = max(passes, key=lambda found: found[0].region.rank)
     voters = [one.region for found in passes for one in found if one.region.area]

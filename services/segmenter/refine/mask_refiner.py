@@ -28,7 +28,7 @@ from services.segmenter.tasks import RefineTask, joined
 if TYPE_CHECKING:
     from services.segmenter.engine import SegmentEngine
 
-CONCURRENCY = 8  # answers of a call that are refined at a time; when zooming in, each holds an embedding
+CONCURRENCY = 8  # answers of one call refined at a time; when zooming in, each holds an embedding
 
 
 @dataclass
@@ -38,8 +38,8 @@ class MaskRefiner:
     Attributes:
         engine: Runs the passes.
         image: The image of the call.
-        geometry: Of the whole image.
-        multimask: Whether the first pass gave three masks.
+        geometry: The geometry of the whole image.
+        multimask: Whether the first pass returned three masks.
         call: Priority and deadline.
     """
 
@@ -54,10 +54,10 @@ class MaskRefiner:
     async def improve(
         self, prompts: Sequence[Prompt], answers: Sequence[list[PromptedRegion]]
     ) -> list[list[PromptedRegion]]:
-        """The refined answer of each prompt.
+        """Refines the answer to each prompt.
 
         Args:
-            prompts: What was asked.
+            prompts: The prompts.
             answers: The first pass's masks for each prompt, best first.
         """
         improve = self._zoom_in if self.engine.backend.refiner is None else self._refine
@@ -68,7 +68,7 @@ class MaskRefiner:
         return await fan_out(one, list(zip(prompts, answers, strict=True)), CONCURRENCY)
 
     async def _refine(self, prompt: Prompt, answer: list[PromptedRegion]) -> list[PromptedRegion]:
-        """The answer with its best mask drawn again by the refiner."""
+        """Replaces the best mask of the answer by the refiner's."""
         best, *others = answer
         if prompt.has_mask or not best.region.area:
             return answer
@@ -76,7 +76,7 @@ class MaskRefiner:
         regions = joined(await self.engine.submit(task, self.call))
         if not regions or not regions[0].area:
             return answer
-        # The refiner was only trained on objects, and is confident of whatever it draws.
+        # The refiner was only trained on objects: its confidence is high whatever it draws.
         confidence = min(regions[0].predicted_iou, best.region.predicted_iou)
         return [replace(best, region=replace(regions[0], predicted_iou=confidence)), *others]
 
@@ -84,7 +84,7 @@ class MaskRefiner:
         return RefineTarget(self._decode(), self.geometry, prompt, first_masks(answer), answer[0].region.box)
 
     async def _zoom_in(self, prompt: Prompt, answer: list[PromptedRegion]) -> list[PromptedRegion]:
-        """The vote of the masks of the first pass and of passes over enlarged parts of the image."""
+        """Votes among the masks of the first pass and of passes over enlarged parts of the image."""
         if prompt.has_mask:  # the mask belongs to the whole image
             return answer
         passes = {Crop.whole(self.geometry.image_size): answer}

@@ -111,8 +111,8 @@ def build_flat(compaction: CompactionInput) -> FlatSegment:
 def select_for_compaction(state: State, horizon: int, chunk_rows: int, limit: float) -> list[IndexSegment]:
     """Adjacent sealed exact segments that are worth compacting: some have over `limit` tombstones.
 
-    Small neighbours join in, so that many deletions do not leave many small segments. A run ends where it has
-    rows for a few chunks, however many more would be worth it: they come next.
+    Small neighbours join in, so that many deletions do not leave many small segments. A run ends once it has
+    rows for a few chunks, even if more would be worth it: they come next.
     """
     run: list[IndexSegment] = []
     for view in state.views:

@@ -170,8 +170,8 @@ class SavedIndex:
 
     Attributes:
         kind: The segment's kind.
-        keys: Of its rows, ascending.
-        checksums: Of its vectors, one a row.
+        keys: Keys of its rows, ascending.
+        checksums: Checksums of its vectors, one per row.
         arrays: What the kind of segment needs to come back.
         files: Where its vectors and lists are.
     """

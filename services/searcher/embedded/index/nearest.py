@@ -128,7 +128,7 @@ def chosen(
 
     Args:
         scores: Shape (queries, rows); minus infinity for rows that do not count. Overwritten.
-        columns: Of the segment.
+        columns: The segment's columns.
         rows: Which of its rows they are, ascending.
         request: The request.
         count: How many are.
@@ -158,7 +158,7 @@ class _Runs:
     """Rows gathered by image.
 
     Args:
-        images: Of each row, shape (rows,).
+        images: The image of each row, shape (rows,).
     """
 
     def __init__(self, images: RowIds) -> None:

@@ -72,7 +72,7 @@ def tune(
 
     Args:
         segment: The segment.
-        recall_evaluators: Of all kinds.
+        recall_evaluators: An evaluator for each kind of query.
         target: Least recall of each of them. Where it cannot be reached, the segment scans all rows.
     """
     effort = 1

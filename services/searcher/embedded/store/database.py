@@ -214,7 +214,7 @@ def _unrecovered_log_explained(path: Path, *, read_only: bool) -> Iterator[None]
     """Names the remedy where reading needs a recovery that a read-only folder forbids.
 
     A searcher that was killed leaves its log behind. SQLite reads it through an index of it, the `-shm` file,
-    which it has to create where there is none.
+    which it has to create if it is missing.
     """
     try:
         yield
