@@ -22,7 +22,8 @@ RUN pip install --no-deps --target /opt/regionsearch /src && mv /opt/regionsearc
 FROM base AS requirements
 WORKDIR /project
 COPY pyproject.toml constraints.txt constraints-torch.txt ./
-RUN sed -i '/^\[tool.ruff\]/,$d' pyproject.toml && touch README.md && install -d regionsearch services gateway training evaluation models/pocket
+RUN sed -i '/^\[tool.ruff\]/,$d' pyproject.toml && touch README.md \
+    && install -d regionsearch services gateway training evaluation models/pocket examples/scenes && touch examples/scenes.json
 
 FROM base AS gateway
 COPY --from=requirements /project /opt/project

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from regionsearch.bundled import bundled
 from regionsearch.cli.ingesting import summarise
-from regionsearch.cli.terminal import COLLECTION, connect, console, errors, tell
+from regionsearch.cli.terminal import COLLECTION, connect, console, tell
 from regionsearch.errors import Kind, RegionSearchError, invalid, not_found
 from regionsearch.image_files import find_images
 from regionsearch.models.catalog import WEIGHTS, Profile, Weights, open_clip_weights, split_open_clip
@@ -32,7 +33,7 @@ MODEL_VARIABLE = "REGIONSEARCH_{}_MODEL"
 KEYS_VARIABLE = "REGIONSEARCH_GATEWAY_API_KEYS"
 DEVICE = re.compile(r"cpu|cuda(:\d+)?")
 DEMO_STEP = 5  # images between two lines
-EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+EXAMPLES = bundled("examples")
 
 
 def up(
@@ -202,11 +203,7 @@ def fill_with_demo(url: str, supervisor: Supervisor) -> None:
     Scenes that are there already cost next to nothing. Once the processes are being stopped it does no more
     and says nothing more.
     """
-    scenes = demo_scenes()
-    if not scenes:
-        errors.print("the demo images are not here: they come with a checkout, in examples/scenes")
-        announce(url)
-        return
+    scenes = list(find_images([EXAMPLES / "scenes"]).files)
     note(f"adding {len(scenes)} demo images, so that there is something to find")
     done = itertools.count(1)
 
@@ -236,8 +233,3 @@ def fill_with_demo(url: str, supervisor: Supervisor) -> None:
         highlight=False,
         soft_wrap=True,
     )
-
-
-def demo_scenes() -> list[Path]:
-    """The bundled demo images; none when only the package is installed."""
-    return list(find_images([EXAMPLES / "scenes"]).files) if EXAMPLES.is_dir() else []

@@ -8,6 +8,7 @@ import os
 import re
 from pathlib import Path
 
+from regionsearch.bundled import bundled
 from regionsearch.errors import Kind, RegionSearchError, not_found
 from regionsearch.models.catalog import HUB, Weights
 
@@ -29,10 +30,8 @@ def _cache() -> Path:
 
 
 def pocket_dir() -> Path:
-    """The folder of the bundled models: inside the installed package, or models/pocket of a checkout."""
-    here = Path(__file__).resolve().parent
-    packaged = here / "pocket"
-    return packaged if packaged.is_dir() else here.parents[1] / "models" / "pocket"
+    """The folder of the bundled models."""
+    return bundled("models/pocket")
 
 
 def file_digest(path: Path) -> str:
