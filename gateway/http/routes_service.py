@@ -8,22 +8,18 @@ from typing import Literal
 
 import fastapi_offline
 from fastapi import APIRouter, FastAPI, Query, Request
-from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, PlainTextResponse, Response
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from fastapi.staticfiles import StaticFiles
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from gateway.access import Scope
 from gateway.core import Gateway, GatewayHealth
 from gateway.http.access import is_known, needs
+from gateway.http.page import PageFiles, page
 from regionsearch.schemas.responses.values import Model, Models, Readiness, ServiceState
 from regionsearch.v1 import search_pb2, segment_pb2
 
-WEB = Path(__file__).resolve().parents[1] / "web"
 _SWAGGER = Path(fastapi_offline.__file__).parent / "static"
-_PAGE_POLICY = (
-    "default-src 'self'; img-src 'self' blob: data:; object-src 'none'; base-uri 'none'; form-action 'self'; "
-    "frame-ancestors 'none'"
-)
 _DOCS_POLICY = (
     "default-src 'self'; img-src 'self' data:; style-src 'self' 'unsafe-inline'; object-src 'none'; "
     "base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
@@ -123,11 +119,7 @@ def router(gateway: Gateway, health: GatewayHealth) -> APIRouter:
 
 def install_pages(app: FastAPI) -> None:
     """The web page and the documentation, both without anything from elsewhere."""
-
-    @app.get("/", include_in_schema=False)
-    async def page() -> Response:
-        headers = {"Content-Security-Policy": _PAGE_POLICY, "Cache-Control": "no-cache"}
-        return FileResponse(WEB / "index.html", headers=headers)
+    app.get("/", include_in_schema=False)(page)
 
     @app.get("/docs", include_in_schema=False)
     async def docs() -> Response:
@@ -138,14 +130,4 @@ def install_pages(app: FastAPI) -> None:
         return Response(_DOCS_SCRIPT, media_type="text/javascript")
 
     app.mount("/docs/static", StaticFiles(directory=_SWAGGER))
-    app.mount("/static", _Static(directory=WEB, check_dir=False))
-
-
-class _Static(StaticFiles):
-    """Files of the page; the browser asks each time whether they have changed."""
-
-    def file_response(self, *args: object, **kwargs: object) -> Response:
-        """Adds the headers."""
-        response = super().file_response(*args, **kwargs)  # type: ignore[arg-type]
-        response.headers["Cache-Control"] = "no-cache"
-        return response
+    app.mount("/static", PageFiles())

@@ -13,29 +13,23 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Mount, Route
-from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Send
 from starlette.types import Scope as Scope_
 
+from gateway.http.page import PageFiles, page
 from gateway.render import thumbnail
 from regionsearch.images import EncodedImage
 from regionsearch.masks import encode_rle
 from tests.web.scenes import Scene, Thing, library, scene
 
-WEB = Path(__file__).resolve().parents[2] / "gateway" / "web"
-POLICY = (
-    "default-src 'self'; img-src 'self' blob: data:; object-src 'none'; base-uri 'none'; form-action 'self'; "
-    "frame-ancestors 'none'"
-)
 STAGES = ("received", "segmenting", "embedding", "storing", "done")
 LONGEST_PHRASE = 200
 UPLOADED = [("red", "circle", (100, 60, 260, 220)), ("green", "square", (330, 120, 450, 260))]
@@ -96,7 +90,7 @@ class FakeGateway:
                 Route("/v1/collections/{name}/search", self.search_elsewhere, methods=["POST"]),
                 Route("/v1/search-within", self.within, methods=["POST"]),
                 Route("/v1/segment", self.segment, methods=["POST"]),
-                Mount("/static", StaticFiles(directory=WEB)),
+                Mount("/static", PageFiles()),
             ]
         )
 
@@ -118,7 +112,7 @@ class FakeGateway:
         return next(identity for identity, one in self.scenes.items() if one.name == name)
 
     async def index(self, request: Request) -> Response:
-        return FileResponse(WEB / "index.html", headers={"Content-Security-Policy": POLICY})
+        return page()
 
     async def models(self, request: Request) -> Response:
         return JSONResponse(

@@ -34,9 +34,11 @@ export function svg(tag, attributes = {}, ...children) {
   return element;
 }
 
+const ICONS = new URL("../icons.svg", import.meta.url).href; // of the same version as this script
+
 /** An icon of icons.svg. */
 export const icon = (name) =>
-  svg("svg", { class: "icon", viewBox: "0 0 24 24", "aria-hidden": "true" }, svg("use", { href: `static/icons.svg#${name}` }));
+  svg("svg", { class: "icon", viewBox: "0 0 24 24", "aria-hidden": "true" }, svg("use", { href: `${ICONS}#${name}` }));
 
 /** Says something to screen readers without moving the focus. What is outside of an open dialog is silent. */
 export function announce(text) {
