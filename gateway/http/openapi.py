@@ -26,25 +26,66 @@ _PROBLEM = {
     "description": "RFC 9457. `code` is one of a closed list.",
     "required": ["type", "title", "status", "detail", "code", "instance", "request_id"],
     "properties": {
-        "type": {"type": "string", "format": "uri"},
-        "title": {"type": "string"},
-        "status": {"type": "integer"},
+        "type": {"type": "string", "format": "uri", "description": "Names the kind of problem."},
+        "title": {"type": "string", "description": "The kind of problem in words."},
+        "status": {"type": "integer", "description": "The HTTP status."},
         "detail": {"type": "string", "description": "What is wrong and what helps."},
-        "code": {"enum": [kind.value for kind in Kind]},
-        "instance": {"type": "string"},
+        "code": {"enum": [kind.value for kind in Kind], "description": "The kind of problem, for programs."},
+        "instance": {"type": "string", "description": "Path of the request."},
         "request_id": {"type": "string", "description": "Also in the header X-Request-Id and in the log."},
-        "retry_after_s": {"type": "number"},
+        "retry_after_s": {"type": "number", "description": "Seconds after which it may work."},
         "errors": {
             "type": "array",
-            "items": {
-                "type": "object",
-                "properties": {"pointer": {"type": "string"}, "detail": {"type": "string"}},
-            },
+            "description": "The fields at fault.",
+            "items": {"$ref": _REFERENCE.format(model="FieldError")},
         },
-        "metadata": {"type": "object", "additionalProperties": {"type": "string"}},
+        "metadata": {
+            "type": "object",
+            "additionalProperties": {"type": "string"},
+            "description": "Facts for programs, such as a limit.",
+        },
     },
 }
 
+_PATH = {
+    "collection": "Name of the collection; `default` is there from the start.",
+    "image_id": "SHA-256 of the image's file.",
+    "region_id": "As searches and lists of regions name it.",
+}
+"""What stands in paths."""
+_BOX = {"x_min": 412, "y_min": 180, "x_max": 530, "y_max": 310}
+_IMAGE_ID = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
+EXAMPLES: dict[str, dict[str, Any]] = {
+    "Hit": {
+        "rank": 1,
+        "score": 0.317,
+        "confident": True,
+        "image_id": _IMAGE_ID,
+        "region_id": f"{_IMAGE_ID}-r004",
+        "level": "region",
+        "box": _BOX,
+        "area": 9871,
+        "image": {"width": 1024, "height": 768, "name": "kitchen.jpg", "tags": ["home"]},
+        "label": "red mug",
+        "text_index": 0,
+    },
+    "Region": {
+        "region_id": f"{_IMAGE_ID}-r004",
+        "box": _BOX,
+        "area": 9871,
+        "predicted_iou": 0.94,
+        "stability_score": 0.97,
+    },
+    "IngestResult": {
+        "name": "kitchen.jpg",
+        "outcome": "created",
+        "image_id": _IMAGE_ID,
+        "regions": 17,
+        "tags": ["home"],
+        "seq": 42,
+    },
+}
+"""Of answers, by schema."""
 
 _REQUEST_ID = {
     "name": "X-Request-Id",
@@ -150,6 +191,8 @@ def _complete(document: dict[str, Any], keys: bool) -> dict[str, Any]:
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)
     schemas["Problem"] = _PROBLEM
+    for name, example in EXAMPLES.items():
+        schemas[name]["examples"] = [example]
     components["securitySchemes"] = {
         "bearer": {"type": "http", "scheme": "bearer"},
         "apiKey": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
@@ -163,6 +206,9 @@ def _complete(document: dict[str, Any], keys: bool) -> dict[str, Any]:
     for name, path in document["paths"].items():
         for operation in path.values():
             operation["security"] = needed if name.startswith("/v1/") else []
+            for parameter in operation.get("parameters", []):
+                if parameter["in"] == "path":
+                    parameter["description"] = _PATH[parameter["name"]]
             operation.setdefault("parameters", []).append({"$ref": "#/components/parameters/RequestId"})
             operation["responses"].pop("422", None)
             for status, kinds in sorted(codes.items()):

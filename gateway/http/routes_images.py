@@ -27,6 +27,7 @@ from regionsearch.v1 import search_pb2
 _MASK_BYTES = 5  # of one pixel, on the way from run lengths to a PNG
 
 
+Width = Annotated[int, Query(ge=16, le=2048, description="Pixels of the longer side.")]
 IfMatch = Annotated[
     str | None, Header(description="ETag of the image as it was read; 412 when it has changed since.")
 ]
@@ -185,9 +186,7 @@ def router(gateway: Gateway) -> APIRouter:
         responses=_image_answer("image/webp"),
         dependencies=read,
     )
-    async def get_thumbnail(
-        collection: str, image_id: str, request: Request, width: Annotated[int, Query(ge=16, le=2048)] = 320
-    ) -> Response:
+    async def get_thumbnail(collection: str, image_id: str, request: Request, width: Width = 320) -> Response:
         """Upright; its longer side is `width` pixels, unless the image is smaller."""
         await images.get(collection, image_id)
 
@@ -208,7 +207,10 @@ def router(gateway: Gateway) -> APIRouter:
         request: Request,
         include: Annotated[list[Literal["mask"]] | None, Query(description="mask adds the masks.")] = None,
         region_id: Annotated[str | None, Query(max_length=160, description="Only this one.")] = None,
-        form: Annotated[Literal["json", "coco"], Query(alias="format")] = "json",
+        form: Annotated[
+            Literal["json", "coco"],
+            Query(alias="format", description="coco: with masks, as COCO annotations."),
+        ] = "json",
     ) -> Response:
         """Best first. `format=coco` gives a COCO document with masks."""
         with_masks = form == "coco" or "mask" in (include or [])

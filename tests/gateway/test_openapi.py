@@ -30,6 +30,9 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from regionsearch.schemas.requests.values import PHRASE
+from regionsearch.schemas.responses.records import IngestResult
+from regionsearch.schemas.responses.regions import Region
+from regionsearch.schemas.responses.searches import Hit
 from regionsearch.texts import visible_text
 from tests.gateway.conftest import RED, Running, World, add, scene
 
@@ -157,6 +160,37 @@ def test_operations_have_short_names_of_their_own(document: dict[str, Any]) -> N
     assert len(set(names)) == len(names)
     assert {"search", "segment", "embeddings", "add_images"} <= set(names)
     assert max(map(len, names)) < 24
+
+
+def test_every_field_and_parameter_is_described(document: dict[str, Any]) -> None:
+    fields = [
+        (f"{name}.{field}", about)
+        for name, schema in document["components"]["schemas"].items()
+        for field, about in schema.get("properties", {}).items()
+    ]
+    parameters = [
+        (f"{operation['operationId']} {about['name']}", about)
+        for path in document["paths"].values()
+        for operation in path.values()
+        for about in operation["parameters"]
+        if "$ref" not in about
+    ]
+    assert len(fields) > 200
+    bare = [
+        name
+        for name, about in fields + parameters
+        if "description" not in about and "description" not in about.get("schema", {})
+    ]
+    assert bare == []
+
+
+def test_examples_of_answers_are_answers(document: dict[str, Any]) -> None:
+    for model in (Hit, Region, IngestResult):
+        (example,) = document["components"]["schemas"][model.__name__]["examples"]
+        assert (
+            model.model_validate(example, extra="forbid").model_dump(mode="json", exclude_unset=True)
+            == example
+        )
 
 
 def test_answers_that_are_images_are_described(document: dict[str, Any]) -> None:

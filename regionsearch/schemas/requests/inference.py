@@ -113,13 +113,13 @@ class SegmentBody(OneImage):
 
     model_config = shaped(ONE_IMAGE, _MODES)
 
-    points: Points = Field([])
-    box: BoxBody | None = None
+    points: Points = Field([], description="Clicks on the object, and next to it.")
+    box: BoxBody | None = Field(None, description="Around the object.")
     prompts: list[PromptBody] = Field(
         [], max_length=1000, fail_fast=True, description="Several objects at once."
     )
     text: Text | None = Field(None, description="With among=stored: the region of the highest score.")
-    everything: bool | EverythingOptions = False
+    everything: bool | EverythingOptions = Field(False, description="true, or options: all objects.")
     multimask: bool = Field(False, description="The three masks of an ambiguous click.")
     zoom: bool | None = Field(
         None, description="Look more closely at what was found; absent: as it suits the model."
@@ -159,8 +159,8 @@ class EmbeddingsBody(Body):
 
     model_config = shaped(either("texts", "images"))
 
-    texts: Texts = Field([])
-    images: list[Base64Image] = Field([], max_length=64, fail_fast=True)
+    texts: Texts = Field([], description="Phrases.")
+    images: list[Base64Image] = Field([], max_length=64, fail_fast=True, description="At most 64.")
 
     @model_validator(mode="after")
     def _one(self) -> EmbeddingsBody:

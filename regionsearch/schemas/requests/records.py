@@ -88,8 +88,8 @@ class ImageChangeBody(Body):
 
     name: str | None = Field(None, max_length=4096, description="null: no name.")
     tags: list[Word] | None = Field(None, max_length=1000, fail_fast=True, description="null: none.")
-    add_tags: list[Word] = Field([], max_length=1000, fail_fast=True)
-    remove_tags: list[Word] = Field([], max_length=1000, fail_fast=True)
+    add_tags: list[Word] = Field([], max_length=1000, fail_fast=True, description="Put on in addition.")
+    remove_tags: list[Word] = Field([], max_length=1000, fail_fast=True, description="Taken off.")
     attributes: dict[Annotated[str, Field(max_length=4096)], Word | None] = Field(
         {},
         max_length=1000,
@@ -140,11 +140,15 @@ class BinaryCodesBody(Body):
         ]
     )
 
-    method: Literal["pca_rotation", "itq", "learned"]
+    method: Literal["pca_rotation", "itq", "learned"] = Field(
+        description="How bits are made of a vector; `learned`: by a hashing head on the searcher."
+    )
     bits: int = Field(
         256, ge=8, le=4096, multiple_of=8, description="At most the model's dimension, unless learned."
     )
-    rerank_factor: int = Field(10, ge=1, le=1000)
+    rerank_factor: int = Field(
+        10, ge=1, le=1000, description="How many times as many candidates are scored again as are asked for."
+    )
     head: Annotated[
         str,
         Field(
@@ -169,7 +173,9 @@ class CollectionBody(Body):
     crop_policy: CropPolicyName = Field(
         "default", description="How regions are cut out; default: the gateway's."
     )
-    binary_codes: BinaryCodesBody | None = None
+    binary_codes: BinaryCodesBody | None = Field(
+        None, description="Absent: vectors are compared as they are."
+    )
 
 
 class ReindexBody(Body):

@@ -73,8 +73,8 @@ class QueryBody(Body):
     )
     region_id: Id | None = Field(None, description="A stored region: more like this.")
     image_id: Id | None = Field(None, description="A stored image; with points or box the object there.")
-    points: Points = Field([])
-    box: BoxBody | None = None
+    points: Points = Field([], description="Clicks in the image: the object there, and what is not it.")
+    box: BoxBody | None = Field(None, description="In the image, around the object.")
 
     def to_proto(self) -> region_search_pb2.Query:
         """As the contract has it."""
@@ -99,7 +99,7 @@ class NegativeBody(Body):
     # A phrase may stand for itself, and in a form a file is an image.
     model_config = ConfigDict(json_schema_extra=_or_a_phrase)
 
-    text: Text | None = None
+    text: Text | None = Field(None, description="A phrase.")
     image: Base64Image | None = Field(None, description="An image of it.")
     region_id: Id | None = Field(None, description="A stored region.")
     image_id: Id | None = Field(None, description="A stored image.")
@@ -139,19 +139,19 @@ Negatives = Annotated[
 class NumbersBody(Body):
     """The bounds that are set must hold; at least one is."""
 
-    gte: Bound | None = None
-    gt: Bound | None = None
-    lte: Bound | None = None
-    lt: Bound | None = None
+    gte: Bound | None = Field(None, description="At least.")
+    gt: Bound | None = Field(None, description="More than.")
+    lte: Bound | None = Field(None, description="At most.")
+    lt: Bound | None = Field(None, description="Less than.")
 
 
 class TimesBody(Body):
     """The bounds that are set must hold; at least one is."""
 
-    gte: Time | None = None
-    gt: Time | None = None
-    lte: Time | None = None
-    lt: Time | None = None
+    gte: Time | None = Field(None, description="At this time, or later.")
+    gt: Time | None = Field(None, description="Later.")
+    lte: Time | None = Field(None, description="At this time, or before.")
+    lt: Time | None = Field(None, description="Before.")
 
 
 class ConditionTestBody(Body):
@@ -177,16 +177,18 @@ class ConditionBody(ConditionTestBody):
 class FilterBody(Body):
     """Every condition that is set must hold."""
 
-    image_ids: Ids = Field([])
-    exclude_image_ids: Ids = Field([])
-    region_ids: Ids = Field([])
-    exclude_region_ids: Ids = Field([])
+    image_ids: Ids = Field([], description="In one of these images.")
+    exclude_image_ids: Ids = Field([], description="In none of these images.")
+    region_ids: Ids = Field([], description="One of these regions.")
+    exclude_region_ids: Ids = Field([], description="None of these regions.")
     tags: Tags = Field([], description="The image has at least one of these.")
     exclude_tags: Tags = Field([], description="The image has none of these.")
     min_area: int | None = Field(None, ge=0, le=INT64, description="Pixels.")
     max_area: int | None = Field(None, ge=0, le=INT64, description="Pixels.")
-    min_predicted_iou: Number | None = None
-    min_stability_score: Number | None = None
+    min_predicted_iou: Number | None = Field(
+        None, description="Lowest estimate of the segmenter of how well a mask fits."
+    )
+    min_stability_score: Number | None = Field(None, description="Lowest stability score of a mask.")
     attributes: dict[Tag, Value] = Field({}, max_length=64, description="The image has exactly these.")
     created_after: Time | None = Field(None, description="The image was added at this time, or later.")
     created_before: Time | None = Field(None, description="The image was added before this time.")
@@ -213,7 +215,7 @@ _LEVELS = {
 class SearchBody(Body):
     """A search of a collection."""
 
-    query: QueryBody
+    query: QueryBody = Field(description="What to look for.")
     negatives: Negatives = Field([])
     level: Level | None = Field(
         None,
@@ -224,7 +226,7 @@ class SearchBody(Body):
     all_phrases: bool = Field(
         False, description="Grouped by image: only images in which every phrase is found; with their others."
     )
-    filter: FilterBody | None = None
+    filter: FilterBody | None = Field(None, description="Which images and regions come into question.")
     min_score: Number | None = Field(
         None, description="Lowest cosine that is kept, in place of the model's cut-off."
     )
@@ -283,7 +285,7 @@ class WithinBody(OneImage):
         None, description="Lowest cosine that makes a hit, in place of the model's cut-off."
     )
     relative_cutoff: Number | None = Field(None, ge=0, le=1, description="Part of a phrase's best score.")
-    min_relevancy: Number | None = None
+    min_relevancy: Number | None = Field(None, description="With negatives; 0.5 when absent.")
     include: Includes = Field(["mask"], description="An empty list leaves the regions' masks out.")
     render: Style | None = Field(None, description="Answers with the image and the hits drawn into it.")
     image_format: Literal["png", "webp"] = Field("png", description="Of a rendered image.")

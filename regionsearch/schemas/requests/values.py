@@ -162,8 +162,8 @@ class Body(BaseModel):
 class PointBody(Body):
     """A click, in pixels of the image as a viewer shows it."""
 
-    x: Number
-    y: Number
+    x: Number = Field(description="From the left, in pixels.")
+    y: Number = Field(description="From the top, in pixels.")
     label: Literal[0, 1] = Field(1, description="1: the object is here; 0: it is not here.")
 
     def to_proto(self) -> types_pb2.Point:
@@ -174,10 +174,10 @@ class PointBody(Body):
 class BoxBody(Body):
     """A box in pixels; the edges are half-open."""
 
-    x_min: Number
-    y_min: Number
-    x_max: Number
-    y_max: Number
+    x_min: Number = Field(description="Left edge.")
+    y_min: Number = Field(description="Top edge.")
+    x_max: Number = Field(description="Right edge, the first column that is outside.")
+    y_max: Number = Field(description="Bottom edge, the first row that is outside.")
 
     def to_proto(self) -> types_pb2.Box:
         """As the contract has it."""
@@ -192,8 +192,8 @@ class PromptBody(Body):
 
     model_config = shaped([given("points"), given("box")])
 
-    points: Points = Field([])
-    box: BoxBody | None = None
+    points: Points = Field([], description="Clicks on the object, and next to it.")
+    box: BoxBody | None = Field(None, description="Around the object.")
 
     @model_validator(mode="after")
     def _some(self) -> PromptBody:

@@ -16,9 +16,11 @@ from regionsearch.v1 import region_search_pb2, search_pb2
 class BinaryCodes(Response):
     """How the vectors of a collection are quantized to bits."""
 
-    method: str
-    bits: int
-    rerank_factor: int
+    method: str = Field(description="`pca_rotation`, `itq` or `learned`.")
+    bits: int = Field(description="Of each code.")
+    rerank_factor: int = Field(
+        description="How many times as many candidates are scored again as are asked for."
+    )
 
     @classmethod
     def from_proto(cls, codes: search_pb2.BinaryCodes) -> BinaryCodes:
@@ -30,12 +32,12 @@ class BinaryCodes(Response):
 class Collection(Response):
     """A named set of images and vectors of one model."""
 
-    name: str
-    model: Model
-    created_at: str
-    image_count: int
-    record_count: int
-    binary_codes: BinaryCodes | None = None
+    name: str = Field(description="By which requests name it.")
+    model: Model = Field(description="The model of its vectors.")
+    created_at: str = Field(description="When, after RFC 3339.")
+    image_count: int = Field(description="Images in it.")
+    record_count: int = Field(description="Vectors in it: of regions and of whole images.")
+    binary_codes: BinaryCodes | None = Field(None, description="Null: vectors are compared as they are.")
     replaces: str = Field("", description="The collection whose name it is going to take (reindex).")
 
     @classmethod
@@ -56,16 +58,16 @@ class Collection(Response):
 class Reindex(Response):
     """How far the move of a collection to another model is."""
 
-    collection: str
+    collection: str = Field(description="The collection that is moved.")
     state: Literal["running", "blocked", "done"] = Field(
         description="blocked: it goes on by itself once what `problem` says is mended."
     )
-    source_model: Model
-    target_model: Model
-    done_image_count: int
-    image_count: int
+    source_model: Model = Field(description="The model before.")
+    target_model: Model = Field(description="The model afterwards.")
+    done_image_count: int = Field(description="Images that are embedded again.")
+    image_count: int = Field(description="Images in all.")
     kept_as: str = Field(description="The collection that holds the vectors of the earlier model.")
-    problem: str
+    problem: str = Field(description="What keeps it from going on; empty otherwise.")
 
     @classmethod
     def from_proto(cls, reindex: region_search_pb2.Reindex) -> Reindex:
@@ -88,8 +90,8 @@ class Reindex(Response):
 class CollectionPage(Response):
     """A page of collections, by name."""
 
-    collections: tuple[Collection, ...]
-    next_page_token: str
+    collections: tuple[Collection, ...] = Field(description="By name.")
+    next_page_token: str = Field(description="For the next page; empty on the last one.")
 
     @classmethod
     def from_proto(cls, page: search_pb2.ListCollectionsResponse) -> CollectionPage:
@@ -104,15 +106,15 @@ class Image(Response):
     """A stored image."""
 
     image_id: str = Field(description="SHA-256 of the file.")
-    name: str
-    width: int
-    height: int
-    content_type: str
-    size_bytes: int
-    tags: tuple[str, ...]
-    attributes: dict[str, str]
-    created_at: str
-    region_count: int
+    name: str = Field(description="Display name, perhaps with folders; empty if it has none.")
+    width: int = Field(description="Pixels, upright.")
+    height: int = Field(description="Pixels, upright.")
+    content_type: str = Field(description="Of its file, such as `image/jpeg`.")
+    size_bytes: int = Field(description="Of its file.")
+    tags: tuple[str, ...] = Field(description="In the order in which they were added.")
+    attributes: dict[str, str] = Field(description="Further facts, by name.")
+    created_at: str = Field(description="When it was added, after RFC 3339.")
+    region_count: int = Field(description="Regions of it that can be found.")
 
     @classmethod
     def from_proto(cls, image: search_pb2.StoredImage) -> Image:
@@ -145,9 +147,9 @@ class StoredImages(Response):
 class ImagePage(Response):
     """A page of images, newest first."""
 
-    images: tuple[Image, ...]
-    next_page_token: str
-    total_count: int
+    images: tuple[Image, ...] = Field(description="Newest first.")
+    next_page_token: str = Field(description="For the next page; empty on the last one.")
+    total_count: int = Field(description="Images in the collection.")
 
     @classmethod
     def from_proto(
@@ -179,26 +181,28 @@ def _image_fields(image: search_pb2.StoredImage) -> dict[str, Any]:
 class FieldError(Response):
     """A field of a request that is at fault."""
 
-    pointer: str
-    detail: str
+    pointer: str = Field(description="JSON pointer to it, such as `/query/texts/0`.")
+    detail: str = Field(description="What is wrong with it.")
 
 
 class IngestError(Response):
     """Why a file was not stored, as in a problem document."""
 
-    code: str
-    detail: str
-    errors: tuple[FieldError, ...] | None = None
-    retry_after_s: float | None = None
-    metadata: dict[str, str] | None = None
+    code: str = Field(description="One of the closed list of codes.")
+    detail: str = Field(description="What is wrong and what helps.")
+    errors: tuple[FieldError, ...] | None = Field(None, description="The fields at fault.")
+    retry_after_s: float | None = Field(None, description="Seconds after which it may work.")
+    metadata: dict[str, str] | None = Field(None, description="Facts for programs.")
 
 
 class IngestResult(Response):
     """What became of a file."""
 
-    name: str
-    outcome: Literal["created", "duplicate", "failed"]
-    image_id: str | None = None
+    name: str = Field(description="Of the file, as it was sent.")
+    outcome: Literal["created", "duplicate", "failed"] = Field(
+        description="`duplicate`: these bytes were there already."
+    )
+    image_id: str | None = Field(None, description="SHA-256 of the file; null if it was not stored.")
     regions: int | None = Field(None, description="Number of regions that were found.")
     known_as: str | None = Field(
         None,
@@ -233,7 +237,7 @@ class IngestResult(Response):
 class IngestResults(Response):
     """One result for each file, in the order of the request."""
 
-    results: tuple[IngestResult, ...]
+    results: tuple[IngestResult, ...] = Field(description="In the order of the files.")
 
     def to_json(self) -> dict[str, Any]:
         """The results as JSON: without what is not known of a file."""
@@ -243,9 +247,11 @@ class IngestResults(Response):
 class IngestProgress(Response):
     """How far an image is; its `result` comes with the stage `done`."""
 
-    name: str
-    stage: Literal["received", "segmenting", "embedding", "storing", "done"]
-    result: IngestResult | None = None
+    name: str = Field(description="Of the file.")
+    stage: Literal["received", "segmenting", "embedding", "storing", "done"] = Field(
+        description="What is done with it now."
+    )
+    result: IngestResult | None = Field(None, description="With the stage `done`.")
 
     @classmethod
     def from_proto(cls, name: str, answer: region_search_pb2.IngestImagesResponse) -> IngestProgress:

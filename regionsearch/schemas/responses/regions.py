@@ -16,11 +16,13 @@ class Region(Response):
     """A region of an image."""
 
     region_id: str | None = Field(None, description="Of a stored region.")
-    box: Box
-    mask: Mask | None = None
-    area: int
-    predicted_iou: float
-    stability_score: float
+    box: Box = Field(description="Around it.")
+    mask: Mask | None = Field(None, description="Null if it was not asked for.")
+    area: int = Field(description="Pixels of the mask.")
+    predicted_iou: float = Field(
+        description="The segmenter's estimate of how well the mask fits, mostly 0 to 1."
+    )
+    stability_score: float = Field(description="How little the mask depends on its threshold, 0 to 1.")
 
     @classmethod
     def from_proto(cls, region: types_pb2.Region | search_pb2.Record) -> Region:
@@ -31,25 +33,25 @@ class Region(Response):
 class Regions(Response):
     """The regions of a stored image, best first."""
 
-    image: Image
-    regions: tuple[Region, ...]
+    image: Image = Field(description="The image that contains them.")
+    regions: tuple[Region, ...] = Field(description="Best first.")
 
 
 class PromptResult(Response):
     """The masks of one prompt, best first."""
 
-    candidates: tuple[Region, ...]
+    candidates: tuple[Region, ...] = Field(description="Best first.")
 
 
 class SegmentResult(Response):
     """Masks: `regions` in everything mode, `results` for prompts."""
 
-    width: int
-    height: int
-    regions: tuple[Region, ...] = ()
-    results: tuple[PromptResult, ...] = ()
+    width: int = Field(description="Of the image, in pixels.")
+    height: int = Field(description="Of the image, in pixels.")
+    regions: tuple[Region, ...] = Field((), description="Everything mode: best first.")
+    results: tuple[PromptResult, ...] = Field((), description="One for each prompt.")
     model: Model | None = Field(None, description="Absent when stored regions were picked.")
-    embedding_cached: bool = False
+    embedding_cached: bool = Field(False, description="Whether the image had been looked at before.")
 
     @classmethod
     def from_proto(cls, answer: segment_pb2.SegmentResponse) -> SegmentResult:
@@ -70,18 +72,18 @@ class SegmentResult(Response):
 class EmbeddingsResult(Response):
     """One vector of length one for each text or image."""
 
-    vectors: list[list[float]]
-    model: Model
-    truncated: tuple[bool, ...] = ()
+    vectors: list[list[float]] = Field(description="In the order of the request.")
+    model: Model = Field(description="The model that made them.")
+    truncated: tuple[bool, ...] = Field((), description="For each text: it was longer than the model reads.")
 
 
 class CocoDocument(Response):
     """With `format=coco`: annotations as pycocotools and labelling tools read them."""
 
-    info: dict[str, Any]
-    images: list[dict[str, Any]]
-    categories: list[dict[str, Any]]
-    annotations: list[dict[str, Any]]
+    info: dict[str, Any] = Field(description="Where it is from; `next_page_token` if there is more.")
+    images: list[dict[str, Any]] = Field(description="With `sha256`, their id here.")
+    categories: list[dict[str, Any]] = Field(description="The phrases, or `object`.")
+    annotations: list[dict[str, Any]] = Field(description="With `score`, and `region_id` of stored regions.")
 
 
 def region_fields(region: types_pb2.Region | search_pb2.Record) -> dict[str, Any]:

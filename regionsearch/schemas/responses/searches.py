@@ -17,29 +17,31 @@ from regionsearch.v1 import region_search_pb2, search_pb2, types_pb2
 class HitImage(Response):
     """The image of a hit."""
 
-    width: int
-    height: int
-    name: str
-    tags: tuple[str, ...]
+    width: int = Field(description="Pixels, upright.")
+    height: int = Field(description="Pixels, upright.")
+    name: str = Field(description="Display name, perhaps with folders.")
+    tags: tuple[str, ...] = Field(description="Of the image.")
 
 
 class Hit(Response):
     """Something that was found."""
 
-    rank: int
+    rank: int = Field(description="From 1, through all pages.")
     score: float = Field(description="Cosine of query and record, -1 to 1.")
     confident: bool | None = Field(
         None,
         description="Whether the score of a region reaches the cut-off; null for a model without one.",
     )
-    relevancy: float | None = None
-    image_id: str
-    region_id: str | None
-    level: Literal["image", "region"]
-    box: Box
-    mask: Mask | None = None
-    area: int
-    image: HitImage
+    relevancy: float | None = Field(
+        None, description="With negatives: probability that it is meant and none of them, 0 to 1."
+    )
+    image_id: str = Field(description="Of its image.")
+    region_id: str | None = Field(description="Null for a whole image.")
+    level: Literal["image", "region"] = Field(description="Whether a region or a whole image was found.")
+    box: Box = Field(description="Around it; all of the image for a whole one.")
+    mask: Mask | None = Field(None, description="When asked for with `include`.")
+    area: int = Field(description="Pixels of the mask.")
+    image: HitImage = Field(description="What is known of its image.")
     label: str | None = Field(description="The phrase that it fits best.")
     text_index: int | None = Field(None, description="The place of that phrase, from 0.")
     best_region: Hit | None = Field(None, description="When the whole image is the hit: its best region.")
@@ -107,10 +109,10 @@ class SearchPage(Protocol):
 class SearchResult(Response):
     """A page of hits, best first; empty when there is nothing."""
 
-    hits: tuple[Hit, ...]
-    next_page_token: str
-    model: Model
-    seq: int
+    hits: tuple[Hit, ...] = Field(description="Best first.")
+    next_page_token: str = Field(description="For the next page; empty on the last one.")
+    model: Model = Field(description="Of the collection.")
+    seq: int = Field(description="Of the last write that the search saw.")
     truncated: tuple[bool, ...] = Field(
         description="On the first page, for each phrase: it was longer than the model reads."
     )
@@ -184,11 +186,13 @@ class SearchResult(Response):
 class ScoredRegion(Region):
     """A region with its score."""
 
-    score: float
-    relevancy: float | None = None
-    label: str
-    text_index: int
-    is_hit: bool
+    score: float = Field(description="Cosine of phrase and region, -1 to 1.")
+    relevancy: float | None = Field(
+        None, description="With negatives: probability that it is meant and none of them, 0 to 1."
+    )
+    label: str = Field(description="The phrase that it fits best.")
+    text_index: int = Field(description="The place of that phrase, from 0.")
+    is_hit: bool = Field(description="Whether it passed the thresholds.")
     confident: bool | None = Field(
         None,
         description="Whether the score of a region reaches the cut-off; null for a model without one.",
@@ -211,11 +215,11 @@ class ScoredRegion(Region):
 class WithinResult(Response):
     """Every region of an image, best first."""
 
-    width: int
-    height: int
-    regions: tuple[ScoredRegion, ...]
+    width: int = Field(description="Of the image, in pixels.")
+    height: int = Field(description="Of the image, in pixels.")
+    regions: tuple[ScoredRegion, ...] = Field(description="All regions of the image, best first.")
     union_mask: Mask = Field(description="Of the hits.")
-    model: Model
+    model: Model = Field(description="The model that compared them.")
     truncated: tuple[bool, ...] = Field(
         (), description="For each phrase: it was longer than the model reads."
     )

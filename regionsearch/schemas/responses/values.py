@@ -22,10 +22,10 @@ class Response(BaseModel):
 class Box(Response):
     """Pixels of the image as a viewer shows it; the edges are half-open."""
 
-    x_min: float
-    y_min: float
-    x_max: float
-    y_max: float
+    x_min: float = Field(description="Left edge.")
+    y_min: float = Field(description="Top edge.")
+    x_max: float = Field(description="Right edge, the first column that is outside.")
+    y_max: float = Field(description="Bottom edge, the first row that is outside.")
 
     @classmethod
     def from_proto(cls, box: types_pb2.Box) -> Box:
@@ -44,7 +44,7 @@ class Mask(Response):
     """COCO's compressed run-length code of a mask as large as its image."""
 
     size: tuple[int, int] = Field(description="Height and width.")
-    counts: str = Field(repr=False)
+    counts: str = Field(repr=False, description="Run lengths, as pycocotools encodes them.")
 
     @classmethod
     def from_proto(cls, mask: types_pb2.Mask) -> Mask:
@@ -59,13 +59,13 @@ class Mask(Response):
 class Model(Response):
     """What a model is; vectors are comparable when all of this agrees."""
 
-    family: str
-    variant: str
-    weights_digest: str
-    dimension: int
-    crop_policy: str | None = None
-    precision: str | None = None
-    device: str | None = None
+    family: str = Field(description="What it is a model of, such as `open_clip`.")
+    variant: str = Field(description="Which one, such as `ViT-B-32`.")
+    weights_digest: str = Field(description="SHA-256 of its weights.")
+    dimension: int = Field(description="Of its vectors; 0 for a segmenter.")
+    crop_policy: str | None = Field(None, description="How regions are cropped before they are embedded.")
+    precision: str | None = Field(None, description="What it computes in, such as `fp32`.")
+    device: str | None = Field(None, description="What it runs on, such as `cuda:0`.")
 
     @classmethod
     def from_proto(cls, model: types_pb2.ModelInfo) -> Model:
@@ -85,23 +85,23 @@ class Model(Response):
 class Models(Response):
     """The models that are served now."""
 
-    segmenter: Model
-    embedder: Model
-    searcher: dict[str, Any]
+    segmenter: Model = Field(description="What cuts images into regions.")
+    embedder: Model = Field(description="What makes vectors.")
+    searcher: dict[str, Any] = Field(description="Its engine and the bytes it has on disk.")
 
 
 class ServiceState(Response):
     """Whether a service answers, and if not, why."""
 
-    ready: bool
-    detail: str
+    ready: bool = Field(description="Whether it answers and can do its work.")
+    detail: str = Field(description="Why not, or `serving`.")
 
 
 class Readiness(Response):
     """Whether the gateway can do its work, and what it waits for."""
 
-    ready: bool
-    services: dict[str, ServiceState]
+    ready: bool = Field(description="Whether all services are.")
+    services: dict[str, ServiceState] = Field(description="By name: segmenter, embedder, searcher, gateway.")
 
     @property
     def reason(self) -> str:
