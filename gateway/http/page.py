@@ -70,7 +70,7 @@ class PageFiles(StaticFiles):
         super().__init__(directory=WEB, check_dir=False)
 
     async def get_response(self, path: str, scope: Scope) -> Response:
-        """Answers any version with the present files: while gateways are replaced, pages meet the other one."""
+        """Answers any version with the present files, as gateways are replaced one by one."""
         caching = "no-cache"
         if versioned := _VERSIONED.fullmatch(path):
             version, path = versioned.groups()
