@@ -97,6 +97,27 @@ class RegionSearchServicer(region_search_pb2_grpc.RegionSearchServiceServicer):
             self._check_size(answer, "page_size", "ask for fewer hits, or leave include_masks out")
             return answer
 
+    async def Scroll(
+        self, request: pb.RegionSearchServiceScrollRequest, context: _Context
+    ) -> pb.RegionSearchServiceScrollResponse:
+        with self._call(context, Scope.READ, self._gateway.settings.timeouts.query_s):
+            page = await self._gateway.catalog.images.scroll(request)
+            return pb.RegionSearchServiceScrollResponse(
+                records=page.records, images=page.images, next_page_token=page.next_page_token, seq=page.seq
+            )
+
+    async def Count(
+        self, request: pb.RegionSearchServiceCountRequest, context: _Context
+    ) -> pb.RegionSearchServiceCountResponse:
+        with self._call(context, Scope.READ, self._gateway.settings.timeouts.query_s):
+            found = await self._gateway.catalog.images.count(request)
+            return pb.RegionSearchServiceCountResponse(
+                record_count=found.record_count,
+                image_count=found.image_count,
+                facets=found.facets,
+                seq=found.seq,
+            )
+
     async def SearchWithin(
         self, request: pb.SearchWithinRequest, context: _Context
     ) -> pb.SearchWithinResponse:
@@ -126,7 +147,10 @@ class RegionSearchServicer(region_search_pb2_grpc.RegionSearchServiceServicer):
     ) -> pb.RegionSearchServiceListImagesResponse:
         with self._call(context, Scope.READ, self._gateway.settings.timeouts.query_s):
             page = await self._gateway.catalog.images.list(
-                request.collection, request.page_size, request.page_token
+                request.collection,
+                request.page_size,
+                request.page_token,
+                request.filter if request.HasField("filter") else None,
             )
             return pb.RegionSearchServiceListImagesResponse(
                 images=page.images, next_page_token=page.next_page_token, total_count=page.total_count

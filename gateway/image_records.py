@@ -10,14 +10,14 @@ import structlog
 from prometheus_client import Counter
 
 from gateway.image_store import ImageStore
-from gateway.records import HIDDEN, check_reserved, clean_name, hide_key
+from gateway.records import HIDDEN, check_filter, check_reserved, clean_name, hide_key
 from gateway.service_clients import Services, remap_error_field
 from gateway.settings import GatewaySettings
 from regionsearch.defaults import COLLECTION as DEFAULT
 from regionsearch.errors import Kind, RegionSearchError, invalid, not_found, too_large
 from regionsearch.rpc.calls import chunked, fan_out
 from regionsearch.schemas.requests.records import MAX_IDS
-from regionsearch.v1 import search_pb2
+from regionsearch.v1 import region_search_pb2, search_pb2
 
 ASKED_AT_ONCE = 32  # images that the searcher is asked about in one call
 _CHECKED_AT_ONCE = 256  # of these, whose records are not wanted
@@ -49,13 +49,22 @@ class ImageRecords:
         found = await self.records(collection, image_ids=[image_id], images_only=True)
         return _only_image(found, collection, image_id)
 
-    async def list(self, collection: str, page_size: int, page_token: str) -> search_pb2.ListImagesResponse:
-        """Images, newest first."""
+    async def list(
+        self,
+        collection: str,
+        page_size: int,
+        page_token: str,
+        wanted: search_pb2.Filter | None = None,
+    ) -> search_pb2.ListImagesResponse:
+        """Images, newest first; with a filter those of which a record passes."""
+        if wanted is not None:
+            check_filter(wanted)
         services = self._services
         request = search_pb2.ListImagesRequest(
             collection=collection or DEFAULT,
             page_size=min(page_size, self._max_page_size),
             page_token=page_token,
+            filter=wanted,
         )
         page = await services.searcher.call(services.search.ListImages, request)
         for image in page.images:
@@ -83,6 +92,42 @@ class ImageRecords:
             images_only=images_only,
         )
         return await services.searcher.call(services.search.GetRecords, request)
+
+    async def scroll(
+        self, request: region_search_pb2.RegionSearchServiceScrollRequest
+    ) -> search_pb2.ScrollResponse:
+        """Records by filter, page by page, with their images."""
+        check_filter(request.filter)
+        services = self._services
+        message = search_pb2.ScrollRequest(
+            collection=request.collection or DEFAULT,
+            level=request.level,
+            filter=request.filter if request.HasField("filter") else None,
+            page_size=min(request.page_size, self._max_page_size),
+            page_token=request.page_token,
+            include_masks=request.include_masks,
+            min_seq=request.min_seq if request.HasField("min_seq") else None,
+        )
+        page = await services.searcher.call(services.search.Scroll, message)
+        for image in page.images:
+            hide_key(image)
+        return page
+
+    async def count(
+        self, request: region_search_pb2.RegionSearchServiceCountRequest
+    ) -> search_pb2.CountResponse:
+        """How many records and images pass a filter, in all and by facets."""
+        check_filter(request.filter)
+        check_reserved((facet.attribute for facet in request.facets), "facets")
+        services = self._services
+        message = search_pb2.CountRequest(
+            collection=request.collection or DEFAULT,
+            level=request.level,
+            filter=request.filter if request.HasField("filter") else None,
+            facets=request.facets,
+            min_seq=request.min_seq if request.HasField("min_seq") else None,
+        )
+        return await services.searcher.call(services.search.Count, message)
 
     async def regions(
         self, collection: str, image_id: str, *, masks: bool = False, vectors: bool = False

@@ -95,6 +95,17 @@ def check_reserved(names: Iterable[str], field: str = "attributes") -> None:
             raise invalid(field, f"{field}: the attribute {name} is reserved; choose another name")
 
 
+def check_filter(wanted: search_pb2.Filter) -> None:
+    """Refuses a filter by what callers cannot see.
+
+    Raises:
+        RegionSearchError: INVALID_ARGUMENT.
+    """
+    check_reserved(wanted.attributes, "filter.attributes")
+    tests = [test for one in wanted.conditions for test in (one, *one.any_of)]
+    check_reserved((test.attribute for test in tests), "filter.conditions")
+
+
 def hide_key(image: search_pb2.StoredImage) -> None:
     """Takes the hidden attributes out of what a caller is told about an image."""
     for name in HIDDEN:

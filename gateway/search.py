@@ -14,7 +14,7 @@ from google.protobuf.message import DecodeError
 from gateway.catalog import Catalog, PendingCollection
 from gateway.matches import add_others, is_match, judge, says_scores, wants_others
 from gateway.query import QueryEncoder, QueryVectors, SearchRequest, check_finite
-from gateway.records import check_reserved, hide_key
+from gateway.records import check_filter, hide_key
 from gateway.service_clients import Services
 from gateway.settings import GatewaySettings
 from regionsearch.defaults import COLLECTION as DEFAULT
@@ -81,9 +81,7 @@ class Search:
             RegionSearchError: INVALID_ARGUMENT that names the field, NOT_FOUND, MODEL_MISMATCH.
         """
         check_finite(request)
-        check_reserved(request.filter.attributes, "filter.attributes")
-        tests = [test for one in request.filter.conditions for test in (one, *one.any_of)]
-        check_reserved((test.attribute for test in tests), "filter.conditions")
+        check_filter(request.filter)
         if request.page_size < 0:
             raise invalid("page_size", "page_size cannot be negative; 0 asks for the default")
         with_others = wants_others(request)

@@ -19,7 +19,8 @@ from gateway.http.conditional import CHANGED, changed, check_if_match, etag_of, 
 from gateway.http.openapi import IMAGE, body_of
 from regionsearch.errors import Kind, RegionSearchError
 from regionsearch.images.metadata import LOSSLESS, without_metadata
-from regionsearch.schemas.requests.records import ImageChangeBody, ImageIdsBody, Page
+from regionsearch.schemas.requests.records import ImageChangeBody, ImageIdsBody
+from regionsearch.schemas.requests.scrolls import ImagesPage
 from regionsearch.schemas.responses.records import Image, ImagePage, StoredImages, UpdatedImage
 from regionsearch.schemas.responses.regions import CocoDocument, Region, Regions
 from regionsearch.v1 import search_pb2
@@ -74,9 +75,13 @@ def router(gateway: Gateway) -> APIRouter:
         return image
 
     @routes.get("", summary="List images", response_model=ImagePage, dependencies=read)
-    async def list_images(collection: str, request: Request, page: Annotated[Page, Query()]) -> Response:
+    async def list_images(
+        collection: str, request: Request, page: Annotated[ImagesPage, Query()]
+    ) -> Response:
         """Newest first."""
-        found = await images.list(collection, page.page_size, page.page_token)
+        asked = page.to_proto(collection)
+        wanted = asked.filter if asked.HasField("filter") else None
+        found = await images.list(collection, asked.page_size, asked.page_token, wanted)
         return json_with_etag(request, ImagePage.from_proto(found).model_dump())
 
     @routes.post(

@@ -27,6 +27,7 @@ from regionsearch.images import EncodedImage, image_id
 from regionsearch.masks import decode_rle, mask_box
 from regionsearch.prompts import select_by_scores
 from regionsearch.schemas.requests.inference import EmbeddingsBody, SegmentBody
+from regionsearch.schemas.requests.scrolls import CountBody, ScrollBody
 from regionsearch.schemas.requests.searches import SearchBody, WithinBody
 from regionsearch.schemas.requests.values import OneImage
 from regionsearch.schemas.responses.regions import (
@@ -36,6 +37,7 @@ from regionsearch.schemas.responses.regions import (
     Region,
     SegmentResult,
 )
+from regionsearch.schemas.responses.scrolls import CountResult, ScrollResult
 from regionsearch.schemas.responses.searches import SearchResult, WithinResult
 from regionsearch.schemas.responses.values import Model
 from regionsearch.tensors import tensor_from_proto
@@ -81,6 +83,34 @@ def router(gateway: Gateway) -> APIRouter:
             return JSONResponse(coco.export_hits(answer.hits, phrases, answer.next_page_token))
         found = SearchResult.from_proto(answer, phrases)
         return Response(found.model_dump_json(), media_type="application/json")
+
+    @routes.post(
+        "/v1/collections/{collection}/scroll",
+        summary="Walk through a collection",
+        response_model=ScrollResult,
+        openapi_extra=body_of(ScrollBody, {"filter": {"tags": ["holiday"]}, "page_size": 500}),
+    )
+    async def scroll(collection: str, request: Request) -> Response:
+        """All regions and whole images that pass a filter, page by page, without a query.
+
+        In the order of the list of images, in an image the whole image first. A walk holds what is there from
+        its first page to its last exactly once, however long it takes and whatever is written meanwhile.
+        """
+        body = await read_body(request, ScrollBody, limits)
+        page = await gateway.catalog.images.scroll(body.to_proto(collection))
+        return Response(ScrollResult.from_proto(page).model_dump_json(), media_type="application/json")
+
+    @routes.post(
+        "/v1/collections/{collection}/count",
+        summary="Count by filter",
+        response_model=CountResult,
+        openapi_extra=body_of(CountBody, {"level": "image", "facets": [{"tags": True}]}),
+    )
+    async def count(collection: str, request: Request) -> Response:
+        """How many regions and images pass a filter, and how many of them have each tag or value."""
+        body = await read_body(request, CountBody, limits)
+        found = await gateway.catalog.images.count(body.to_proto(collection))
+        return JSONResponse(CountResult.from_proto(found).model_dump())
 
     @routes.post(
         "/v1/search-within",

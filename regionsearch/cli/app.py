@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from regionsearch.cli import exporting, images, ingesting, managing, models, running, searching
+from regionsearch.cli import exporting, images, ingesting, listing, managing, models, running, searching
 from regionsearch.cli.terminal import never_fail, tell
 from regionsearch.errors import RegionSearchError
 
@@ -24,6 +24,8 @@ for command in (
     ingesting.ingest,
     searching.search,
     searching.within,
+    listing.scroll,
+    listing.count,
     exporting.export,
     managing.reindex,
     managing.doctor,

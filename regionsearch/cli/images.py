@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from regionsearch.cli.searching import Tags, Where, filter_of
 from regionsearch.cli.terminal import (
     COLLECTION,
     URL,
@@ -38,17 +39,15 @@ def list_images(
     limit: Annotated[
         int | None, typer.Option("--limit", "-n", min=1, help="At most this many; all without.")
     ] = None,
-    tag: Annotated[
-        list[str] | None, typer.Option(help="Only images with one of these tags; may be repeated.")
-    ] = None,
+    tag: Tags = None,
+    where: Where = None,
     as_json: AsJson = False,
     url: Url = URL,
     api_key: ApiKey = None,
 ) -> None:
     """Show images, newest first, with their ids. With --json each is a line."""
     with connect(url, api_key) as client:
-        found = (one for one in client.images(collection) if not tag or set(tag) & set(one.tags))
-        chosen = itertools.islice(found, limit)
+        chosen = itertools.islice(client.images(collection, filter=filter_of(tag, where)), limit)
         if as_json:
             for one in chosen:
                 typer.echo(one.model_dump_json())

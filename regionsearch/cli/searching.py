@@ -56,6 +56,17 @@ All = Annotated[bool, typer.Option("--all", help="Also weaker matches, below the
 Save = Annotated[Path | None, typer.Option(help="Write the image with the hit outlined to this PNG.")]
 Open = Annotated[bool, typer.Option("--open", help="Show the image with the hit outlined.")]
 
+Tags = Annotated[
+    list[str] | None, typer.Option("--tag", help="Only images with one of these tags; may be repeated.")
+]
+Where = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="JSON",
+        help='A condition, such as \'{"attribute": "price", "number": {"lt": 20}}\'; may be repeated.',
+    ),
+]
+
 
 def search(
     words: Annotated[
@@ -80,16 +91,8 @@ def search(
     unlike: Annotated[
         list[str] | None, typer.Option(help="A region to exclude, by its id; may be repeated.")
     ] = None,
-    tag: Annotated[
-        list[str] | None, typer.Option(help="Only images with one of these tags; may be repeated.")
-    ] = None,
-    where: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="JSON",
-            help='A condition, such as \'{"attribute": "price", "number": {"lt": 20}}\'; may be repeated.',
-        ),
-    ] = None,
+    tag: Tags = None,
+    where: Where = None,
     per_image: Annotated[bool, typer.Option("--per-image", "--images", help="One hit per image.")] = False,
     all_phrases: Annotated[
         bool, typer.Option("--all-phrases", help="Only images in which every phrase is found.")
@@ -121,7 +124,7 @@ def search(
             negatives=[*(without or ()), *(NegativeExample(region_id=one) for one in unlike or ())],
             level=None if level is None else level.value,
             group_by="image" if by_image else None,
-            filter=_filter(tag, where),
+            filter=filter_of(tag, where),
             min_score=min_score,
             relative_cutoff=cutoff,
             page_size=limit,
@@ -158,8 +161,8 @@ def search(
             _show(outline(client.content(best.image_id, collection), best), save, open_it)
 
 
-def _filter(tags: list[str] | None, where: list[str] | None) -> dict[str, Any] | None:
-    """The filter of a search, None for none.
+def filter_of(tags: list[str] | None, where: list[str] | None) -> dict[str, Any] | None:
+    """The filter of a command, None for none.
 
     Raises:
         RegionSearchError: INVALID_ARGUMENT for a condition that is not a JSON object.

@@ -22,6 +22,13 @@ from regionsearch.schemas.responses.records import (
     UpdatedImage,
 )
 from regionsearch.schemas.responses.regions import Region, SegmentResult
+from regionsearch.schemas.responses.scrolls import (
+    CountResult,
+    FacetCounts,
+    FacetValue,
+    ScrollResult,
+    StoredRecord,
+)
 from regionsearch.schemas.responses.searches import Hit, HitImage, ScoredRegion, SearchResult, WithinResult
 from regionsearch.schemas.responses.values import Box, Mask, Model, Readiness
 
@@ -32,7 +39,10 @@ __all__ = [
     "Client",
     "Collection",
     "CollectionPage",
+    "CountResult",
     "EverythingOptions",
+    "FacetCounts",
+    "FacetValue",
     "Hit",
     "HitImage",
     "Image",
@@ -47,8 +57,10 @@ __all__ = [
     "Region",
     "Reindex",
     "ScoredRegion",
+    "ScrollResult",
     "SearchResult",
     "SegmentResult",
+    "StoredRecord",
     "UpdatedImage",
     "WithinResult",
 ]

@@ -22,6 +22,7 @@ from regionsearch.client.transports import Address
 from regionsearch.errors import Kind, RegionSearchError
 from regionsearch.schemas.requests.inference import EverythingOptions
 from regionsearch.schemas.responses.records import Collection, Image, IngestProgress, IngestResult
+from regionsearch.schemas.responses.scrolls import StoredRecord
 from regionsearch.schemas.responses.searches import Hit, SearchResult
 from regionsearch.schemas.responses.values import Readiness
 
@@ -39,8 +40,8 @@ class Client(Methods):
 
     Args:
         url: Its address: http://, https://, grpc:// or grpcs://. Over gRPC there are ingest, ingest_stream,
-            search, within, list_images, images, check_images, update_image, delete_image and ready; the rest
-            is UNIMPLEMENTED there.
+            search, scroll, records, count, within, list_images, images, check_images, update_image,
+            delete_image and ready; the rest is UNIMPLEMENTED there.
         api_key: Sent with every call.
         timeout_s: Longest wait for one answer.
         retries: Tries after the first, when the server is overloaded or away.
@@ -138,12 +139,22 @@ class Client(Methods):
             found += page.collections
         return tuple(found)
 
-    def images(self, collection: str = defaults.COLLECTION) -> Iterator[Image]:
-        """All images, newest first, fetched page by page."""
+    def images(
+        self, collection: str = defaults.COLLECTION, *, filter: Mapping[str, Any] | None = None
+    ) -> Iterator[Image]:
+        """All images, or those of which a record passes a filter; newest first, fetched page by page."""
         token: str | None = ""
         while token is not None:
-            page = self.list_images(collection, page_size=PAGE_SIZE, page_token=token)
+            page = self.list_images(collection, filter=filter, page_size=PAGE_SIZE, page_token=token)
             yield from page.images
+            token = page.next_page_token or None
+
+    def records(self, collection: str = defaults.COLLECTION, **options: Any) -> Iterator[StoredRecord]:
+        """All regions and whole images that pass a filter, fetched page by page; options as of `scroll`."""
+        token: str | None = ""
+        while token is not None:
+            page = self.scroll(collection, **{"page_size": PAGE_SIZE} | options | {"page_token": token})
+            yield from page.records
             token = page.next_page_token or None
 
     def search_pages(self, *args: Any, **options: Any) -> Iterator[SearchResult]:
@@ -242,13 +253,26 @@ class AsyncClient(Methods):
             found += page.collections
         return tuple(found)
 
-    async def images(self, collection: str = defaults.COLLECTION) -> AsyncIterator[Image]:
-        """All images, newest first, fetched page by page."""
+    async def images(
+        self, collection: str = defaults.COLLECTION, *, filter: Mapping[str, Any] | None = None
+    ) -> AsyncIterator[Image]:
+        """All images, or those of which a record passes a filter; newest first, fetched page by page."""
         token: str | None = ""
         while token is not None:
-            page = await self.list_images(collection, page_size=PAGE_SIZE, page_token=token)
+            page = await self.list_images(collection, filter=filter, page_size=PAGE_SIZE, page_token=token)
             for image in page.images:
                 yield image
+            token = page.next_page_token or None
+
+    async def records(
+        self, collection: str = defaults.COLLECTION, **options: Any
+    ) -> AsyncIterator[StoredRecord]:
+        """All regions and whole images that pass a filter, fetched page by page; options as of `scroll`."""
+        token: str | None = ""
+        while token is not None:
+            page = await self.scroll(collection, **{"page_size": PAGE_SIZE} | options | {"page_token": token})
+            for record in page.records:
+                yield record
             token = page.next_page_token or None
 
     async def search_pages(self, *args: Any, **options: Any) -> AsyncIterator[SearchResult]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
 
 from regionsearch import defaults
-from regionsearch.client.operations import collections, images, queries
+from regionsearch.client.operations import collections, images, queries, scrolls
 from regionsearch.client.operations.base import Operation
 from regionsearch.client.transports import Address
 
@@ -56,6 +56,8 @@ class Methods(ABC):
     """Whether the methods return something to await."""
 
     search = _Method(queries.search)
+    scroll = _Method(scrolls.scroll)
+    count = _Method(scrolls.count)
     within = _Method(queries.within)
     render = _Method(queries.render)
     segment = _Method(queries.segment)

@@ -1008,20 +1008,26 @@ class RegionSearchServiceListImagesRequest(_message.Message):
     COLLECTION_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
     collection: _builtins.str
     """Empty: "default"."""
     page_size: _builtins.int
     page_token: _builtins.str
+    @_builtins.property
+    def filter(self) -> _search_pb2.Filter:
+        """Only images of which a record passes."""
+
     def __init__(
         self,
         *,
         collection: _builtins.str = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        filter: _search_pb2.Filter | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "filter", b"filter", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1052,3 +1058,150 @@ class RegionSearchServiceListImagesResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RegionSearchServiceListImagesResponse: _TypeAlias = RegionSearchServiceListImagesResponse  # noqa: Y015
+
+@_typing.final
+class RegionSearchServiceScrollRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COLLECTION_FIELD_NUMBER: _builtins.int
+    LEVEL_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    INCLUDE_MASKS_FIELD_NUMBER: _builtins.int
+    MIN_SEQ_FIELD_NUMBER: _builtins.int
+    collection: _builtins.str
+    """Empty: "default"."""
+    level: _search_pb2.Level.ValueType
+    """Unspecified: both."""
+    page_size: _builtins.int
+    """0 means 100; at most 1000."""
+    page_token: _builtins.str
+    include_masks: _builtins.bool
+    min_seq: _builtins.int
+    @_builtins.property
+    def filter(self) -> _search_pb2.Filter: ...
+    def __init__(
+        self,
+        *,
+        collection: _builtins.str = ...,
+        level: _search_pb2.Level.ValueType = ...,
+        filter: _search_pb2.Filter | None = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+        include_masks: _builtins.bool = ...,
+        min_seq: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_min_seq", b"_min_seq", "filter", b"filter", "min_seq", b"min_seq"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_min_seq", b"_min_seq", "collection", b"collection", "filter", b"filter", "include_masks", b"include_masks", "level", b"level", "min_seq", b"min_seq", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__min_seq: _TypeAlias = _typing.Literal["min_seq"]  # noqa: Y015
+    _WhichOneofArgType__min_seq: _TypeAlias = _typing.Literal["_min_seq", b"_min_seq"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__min_seq) -> _WhichOneofReturnType__min_seq | None: ...
+
+Global___RegionSearchServiceScrollRequest: _TypeAlias = RegionSearchServiceScrollRequest  # noqa: Y015
+
+@_typing.final
+class RegionSearchServiceScrollResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RECORDS_FIELD_NUMBER: _builtins.int
+    IMAGES_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    SEQ_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Empty on the last page."""
+    seq: _builtins.int
+    @_builtins.property
+    def records(self) -> _containers.RepeatedCompositeFieldContainer[_search_pb2.Record]: ...
+    @_builtins.property
+    def images(self) -> _containers.RepeatedCompositeFieldContainer[_search_pb2.StoredImage]:
+        """The images of these records, each once."""
+
+    def __init__(
+        self,
+        *,
+        records: _abc.Iterable[_search_pb2.Record] | None = ...,
+        images: _abc.Iterable[_search_pb2.StoredImage] | None = ...,
+        next_page_token: _builtins.str = ...,
+        seq: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["images", b"images", "next_page_token", b"next_page_token", "records", b"records", "seq", b"seq"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RegionSearchServiceScrollResponse: _TypeAlias = RegionSearchServiceScrollResponse  # noqa: Y015
+
+@_typing.final
+class RegionSearchServiceCountRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COLLECTION_FIELD_NUMBER: _builtins.int
+    LEVEL_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    FACETS_FIELD_NUMBER: _builtins.int
+    MIN_SEQ_FIELD_NUMBER: _builtins.int
+    collection: _builtins.str
+    """Empty: "default"."""
+    level: _search_pb2.Level.ValueType
+    """Unspecified: both."""
+    min_seq: _builtins.int
+    @_builtins.property
+    def filter(self) -> _search_pb2.Filter: ...
+    @_builtins.property
+    def facets(self) -> _containers.RepeatedCompositeFieldContainer[_search_pb2.Facet]:
+        """At most 16."""
+
+    def __init__(
+        self,
+        *,
+        collection: _builtins.str = ...,
+        level: _search_pb2.Level.ValueType = ...,
+        filter: _search_pb2.Filter | None = ...,
+        facets: _abc.Iterable[_search_pb2.Facet] | None = ...,
+        min_seq: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_min_seq", b"_min_seq", "filter", b"filter", "min_seq", b"min_seq"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_min_seq", b"_min_seq", "collection", b"collection", "facets", b"facets", "filter", b"filter", "level", b"level", "min_seq", b"min_seq"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__min_seq: _TypeAlias = _typing.Literal["min_seq"]  # noqa: Y015
+    _WhichOneofArgType__min_seq: _TypeAlias = _typing.Literal["_min_seq", b"_min_seq"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__min_seq) -> _WhichOneofReturnType__min_seq | None: ...
+
+Global___RegionSearchServiceCountRequest: _TypeAlias = RegionSearchServiceCountRequest  # noqa: Y015
+
+@_typing.final
+class RegionSearchServiceCountResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RECORD_COUNT_FIELD_NUMBER: _builtins.int
+    IMAGE_COUNT_FIELD_NUMBER: _builtins.int
+    FACETS_FIELD_NUMBER: _builtins.int
+    SEQ_FIELD_NUMBER: _builtins.int
+    record_count: _builtins.int
+    image_count: _builtins.int
+    """Images of which a record passes."""
+    seq: _builtins.int
+    @_builtins.property
+    def facets(self) -> _containers.RepeatedCompositeFieldContainer[_search_pb2.FacetCounts]:
+        """In the order of the request."""
+
+    def __init__(
+        self,
+        *,
+        record_count: _builtins.int = ...,
+        image_count: _builtins.int = ...,
+        facets: _abc.Iterable[_search_pb2.FacetCounts] | None = ...,
+        seq: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["facets", b"facets", "image_count", b"image_count", "record_count", b"record_count", "seq", b"seq"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RegionSearchServiceCountResponse: _TypeAlias = RegionSearchServiceCountResponse  # noqa: Y015

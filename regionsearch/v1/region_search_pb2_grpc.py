@@ -55,6 +55,16 @@ class RegionSearchServiceStub:
                 request_serializer=regionsearch_dot_v1_dot_region__search__pb2.RegionSearchServiceSearchRequest.SerializeToString,
                 response_deserializer=regionsearch_dot_v1_dot_region__search__pb2.RegionSearchServiceSearchResponse.FromString,
                 _registered_method=True)
+        self.Scroll = channel.unary_unary(
+                '/regionsearch.v1.RegionSearchService/Scroll',
+                request_serializer=regionsearch_dot_v1_dot_region__search__pb2.RegionSearchServiceScrollRequest.SerializeToString,
+                response_deserializer=regionsearch_dot_v1_dot_region__search__pb2.RegionSearchServiceScrollResponse.FromString,
+                _registered_method=True)
+        self.Count = channel.unary_unary(
+                '/regionsearch.v1.RegionSearchService/Count',
+                request_serializer=regionsearch_dot_v1_dot_region__search__pb2.RegionSearchServiceCountRequest.SerializeToString,
+                response_deserializer=regionsearch_dot_v1_dot_region__search__pb2.RegionSearchServiceCountResponse.FromString,
+                _registered_method=True)
         self.SearchWithin = channel.unary_unary(
                 '/regionsearch.v1.RegionSearchService/SearchWithin',
                 request_serializer=regionsearch_dot_v1_dot_region__search__pb2.SearchWithinRequest.SerializeToString,
@@ -128,6 +138,20 @@ class RegionSearchServiceServicer:
 
     def Search(self, request, context):
         """Searches regions and images.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Scroll(self, request, context):
+        """Regions and whole images by filter, page by page, without a query; see SearchService.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Count(self, request, context):
+        """How many regions and images pass a filter, in all and by tag or attribute; see SearchService.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -211,6 +235,16 @@ def add_RegionSearchServiceServicer_to_server(servicer, server):
                     servicer.Search,
                     request_deserializer=regionsearch_dot_v1_dot_region__search__pb2.RegionSearchServiceSearchRequest.FromString,
                     response_serializer=regionsearch_dot_v1_dot_region__search__pb2.RegionSearchServiceSearchResponse.SerializeToString,
+            ),
+            'Scroll': grpc.unary_unary_rpc_method_handler(
+                    servicer.Scroll,
+                    request_deserializer=regionsearch_dot_v1_dot_region__search__pb2.RegionSearchServiceScrollRequest.FromString,
+                    response_serializer=regionsearch_dot_v1_dot_region__search__pb2.RegionSearchServiceScrollResponse.SerializeToString,
+            ),
+            'Count': grpc.unary_unary_rpc_method_handler(
+                    servicer.Count,
+                    request_deserializer=regionsearch_dot_v1_dot_region__search__pb2.RegionSearchServiceCountRequest.FromString,
+                    response_serializer=regionsearch_dot_v1_dot_region__search__pb2.RegionSearchServiceCountResponse.SerializeToString,
             ),
             'SearchWithin': grpc.unary_unary_rpc_method_handler(
                     servicer.SearchWithin,
@@ -340,6 +374,60 @@ class RegionSearchService:
             '/regionsearch.v1.RegionSearchService/Search',
             regionsearch_dot_v1_dot_region__search__pb2.RegionSearchServiceSearchRequest.SerializeToString,
             regionsearch_dot_v1_dot_region__search__pb2.RegionSearchServiceSearchResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Scroll(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/regionsearch.v1.RegionSearchService/Scroll',
+            regionsearch_dot_v1_dot_region__search__pb2.RegionSearchServiceScrollRequest.SerializeToString,
+            regionsearch_dot_v1_dot_region__search__pb2.RegionSearchServiceScrollResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Count(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/regionsearch.v1.RegionSearchService/Count',
+            regionsearch_dot_v1_dot_region__search__pb2.RegionSearchServiceCountRequest.SerializeToString,
+            regionsearch_dot_v1_dot_region__search__pb2.RegionSearchServiceCountResponse.FromString,
             options,
             channel_credentials,
             insecure,

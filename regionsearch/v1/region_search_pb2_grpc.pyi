@@ -53,6 +53,10 @@ class RegionSearchServiceStub:
     """
     Search: _grpc.UnaryUnaryMultiCallable[_region_search_pb2.RegionSearchServiceSearchRequest, _region_search_pb2.RegionSearchServiceSearchResponse]
     """Searches regions and images."""
+    Scroll: _grpc.UnaryUnaryMultiCallable[_region_search_pb2.RegionSearchServiceScrollRequest, _region_search_pb2.RegionSearchServiceScrollResponse]
+    """Regions and whole images by filter, page by page, without a query; see SearchService."""
+    Count: _grpc.UnaryUnaryMultiCallable[_region_search_pb2.RegionSearchServiceCountRequest, _region_search_pb2.RegionSearchServiceCountResponse]
+    """How many regions and images pass a filter, in all and by tag or attribute; see SearchService."""
     SearchWithin: _grpc.UnaryUnaryMultiCallable[_region_search_pb2.SearchWithinRequest, _region_search_pb2.SearchWithinResponse]
     """Scores the regions of one image, stored or sent along, against phrases."""
     UpdateImage: _grpc.UnaryUnaryMultiCallable[_region_search_pb2.UpdateImageRequest, _region_search_pb2.UpdateImageResponse]
@@ -103,6 +107,10 @@ class RegionSearchServiceAsyncStub(RegionSearchServiceStub):
     """
     Search: _aio.UnaryUnaryMultiCallable[_region_search_pb2.RegionSearchServiceSearchRequest, _region_search_pb2.RegionSearchServiceSearchResponse]  # type: ignore[assignment]
     """Searches regions and images."""
+    Scroll: _aio.UnaryUnaryMultiCallable[_region_search_pb2.RegionSearchServiceScrollRequest, _region_search_pb2.RegionSearchServiceScrollResponse]  # type: ignore[assignment]
+    """Regions and whole images by filter, page by page, without a query; see SearchService."""
+    Count: _aio.UnaryUnaryMultiCallable[_region_search_pb2.RegionSearchServiceCountRequest, _region_search_pb2.RegionSearchServiceCountResponse]  # type: ignore[assignment]
+    """How many regions and images pass a filter, in all and by tag or attribute; see SearchService."""
     SearchWithin: _aio.UnaryUnaryMultiCallable[_region_search_pb2.SearchWithinRequest, _region_search_pb2.SearchWithinResponse]  # type: ignore[assignment]
     """Scores the regions of one image, stored or sent along, against phrases."""
     UpdateImage: _aio.UnaryUnaryMultiCallable[_region_search_pb2.UpdateImageRequest, _region_search_pb2.UpdateImageResponse]  # type: ignore[assignment]
@@ -168,6 +176,22 @@ class RegionSearchServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_region_search_pb2.RegionSearchServiceSearchResponse, _abc.Awaitable[_region_search_pb2.RegionSearchServiceSearchResponse]]:
         """Searches regions and images."""
+
+    @_abc_1.abstractmethod
+    def Scroll(
+        self,
+        request: _region_search_pb2.RegionSearchServiceScrollRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_region_search_pb2.RegionSearchServiceScrollResponse, _abc.Awaitable[_region_search_pb2.RegionSearchServiceScrollResponse]]:
+        """Regions and whole images by filter, page by page, without a query; see SearchService."""
+
+    @_abc_1.abstractmethod
+    def Count(
+        self,
+        request: _region_search_pb2.RegionSearchServiceCountRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_region_search_pb2.RegionSearchServiceCountResponse, _abc.Awaitable[_region_search_pb2.RegionSearchServiceCountResponse]]:
+        """How many regions and images pass a filter, in all and by tag or attribute; see SearchService."""
 
     @_abc_1.abstractmethod
     def SearchWithin(

@@ -1517,20 +1517,26 @@ class ListImagesRequest(_message.Message):
     COLLECTION_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
     collection: _builtins.str
     page_size: _builtins.int
     """0 means 100; at most 1000. A page ends early, with a token, where the next image would not fit into a message."""
     page_token: _builtins.str
+    @_builtins.property
+    def filter(self) -> Global___Filter:
+        """Only images of which a record passes. UNIMPLEMENTED with the milvus engine; there Scroll at image level lists them."""
+
     def __init__(
         self,
         *,
         collection: _builtins.str = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        filter: Global___Filter | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "filter", b"filter", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1545,6 +1551,7 @@ class ListImagesResponse(_message.Message):
     TOTAL_COUNT_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
     total_count: _builtins.int
+    """Of all pages."""
     @_builtins.property
     def images(self) -> _containers.RepeatedCompositeFieldContainer[Global___StoredImage]: ...
     def __init__(
@@ -1561,6 +1568,245 @@ class ListImagesResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListImagesResponse: _TypeAlias = ListImagesResponse  # noqa: Y015
+
+@_typing.final
+class ScrollRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COLLECTION_FIELD_NUMBER: _builtins.int
+    LEVEL_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    INCLUDE_MASKS_FIELD_NUMBER: _builtins.int
+    INCLUDE_VECTORS_FIELD_NUMBER: _builtins.int
+    MIN_SEQ_FIELD_NUMBER: _builtins.int
+    collection: _builtins.str
+    level: Global___Level.ValueType
+    """Unspecified: both."""
+    page_size: _builtins.int
+    """0 means 100; at most 1000. A page ends early, with a token, where the next record would not fit into a message."""
+    page_token: _builtins.str
+    include_masks: _builtins.bool
+    include_vectors: _builtins.bool
+    min_seq: _builtins.int
+    """As in SearchRequest."""
+    @_builtins.property
+    def filter(self) -> Global___Filter: ...
+    def __init__(
+        self,
+        *,
+        collection: _builtins.str = ...,
+        level: Global___Level.ValueType = ...,
+        filter: Global___Filter | None = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+        include_masks: _builtins.bool = ...,
+        include_vectors: _builtins.bool = ...,
+        min_seq: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_min_seq", b"_min_seq", "filter", b"filter", "min_seq", b"min_seq"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_min_seq", b"_min_seq", "collection", b"collection", "filter", b"filter", "include_masks", b"include_masks", "include_vectors", b"include_vectors", "level", b"level", "min_seq", b"min_seq", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__min_seq: _TypeAlias = _typing.Literal["min_seq"]  # noqa: Y015
+    _WhichOneofArgType__min_seq: _TypeAlias = _typing.Literal["_min_seq", b"_min_seq"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__min_seq) -> _WhichOneofReturnType__min_seq | None: ...
+
+Global___ScrollRequest: _TypeAlias = ScrollRequest  # noqa: Y015
+
+@_typing.final
+class ScrollResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RECORDS_FIELD_NUMBER: _builtins.int
+    IMAGES_FIELD_NUMBER: _builtins.int
+    VECTORS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    SEQ_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Empty on the last page."""
+    seq: _builtins.int
+    @_builtins.property
+    def records(self) -> _containers.RepeatedCompositeFieldContainer[Global___Record]: ...
+    @_builtins.property
+    def images(self) -> _containers.RepeatedCompositeFieldContainer[Global___StoredImage]:
+        """The images of these records, each once."""
+
+    @_builtins.property
+    def vectors(self) -> _types_pb2.Tensor:
+        """FLOAT32, shape [records, dimension]; when asked for."""
+
+    def __init__(
+        self,
+        *,
+        records: _abc.Iterable[Global___Record] | None = ...,
+        images: _abc.Iterable[Global___StoredImage] | None = ...,
+        vectors: _types_pb2.Tensor | None = ...,
+        next_page_token: _builtins.str = ...,
+        seq: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["vectors", b"vectors"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["images", b"images", "next_page_token", b"next_page_token", "records", b"records", "seq", b"seq", "vectors", b"vectors"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ScrollResponse: _TypeAlias = ScrollResponse  # noqa: Y015
+
+@_typing.final
+class CountRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COLLECTION_FIELD_NUMBER: _builtins.int
+    LEVEL_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    FACETS_FIELD_NUMBER: _builtins.int
+    MIN_SEQ_FIELD_NUMBER: _builtins.int
+    collection: _builtins.str
+    level: Global___Level.ValueType
+    """Unspecified: both."""
+    min_seq: _builtins.int
+    """As in SearchRequest."""
+    @_builtins.property
+    def filter(self) -> Global___Filter: ...
+    @_builtins.property
+    def facets(self) -> _containers.RepeatedCompositeFieldContainer[Global___Facet]:
+        """At most 16."""
+
+    def __init__(
+        self,
+        *,
+        collection: _builtins.str = ...,
+        level: Global___Level.ValueType = ...,
+        filter: Global___Filter | None = ...,
+        facets: _abc.Iterable[Global___Facet] | None = ...,
+        min_seq: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_min_seq", b"_min_seq", "filter", b"filter", "min_seq", b"min_seq"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_min_seq", b"_min_seq", "collection", b"collection", "facets", b"facets", "filter", b"filter", "level", b"level", "min_seq", b"min_seq"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__min_seq: _TypeAlias = _typing.Literal["min_seq"]  # noqa: Y015
+    _WhichOneofArgType__min_seq: _TypeAlias = _typing.Literal["_min_seq", b"_min_seq"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__min_seq) -> _WhichOneofReturnType__min_seq | None: ...
+
+Global___CountRequest: _TypeAlias = CountRequest  # noqa: Y015
+
+@_typing.final
+class Facet(_message.Message):
+    """What to count by: one of `tags` and `attribute`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TAGS_FIELD_NUMBER: _builtins.int
+    ATTRIBUTE_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    tags: _builtins.bool
+    """Each tag of the images."""
+    attribute: _builtins.str
+    """Each value of this attribute: the record's, or else its image's."""
+    limit: _builtins.int
+    """How many values are listed, the most frequent ones; 0 means 20, at most 1000."""
+    def __init__(
+        self,
+        *,
+        tags: _builtins.bool = ...,
+        attribute: _builtins.str = ...,
+        limit: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attribute", b"attribute", "limit", b"limit", "tags", b"tags"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Facet: _TypeAlias = Facet  # noqa: Y015
+
+@_typing.final
+class CountResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RECORD_COUNT_FIELD_NUMBER: _builtins.int
+    IMAGE_COUNT_FIELD_NUMBER: _builtins.int
+    FACETS_FIELD_NUMBER: _builtins.int
+    SEQ_FIELD_NUMBER: _builtins.int
+    record_count: _builtins.int
+    image_count: _builtins.int
+    """Images of which a record passes."""
+    seq: _builtins.int
+    @_builtins.property
+    def facets(self) -> _containers.RepeatedCompositeFieldContainer[Global___FacetCounts]:
+        """In the order of the request."""
+
+    def __init__(
+        self,
+        *,
+        record_count: _builtins.int = ...,
+        image_count: _builtins.int = ...,
+        facets: _abc.Iterable[Global___FacetCounts] | None = ...,
+        seq: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["facets", b"facets", "image_count", b"image_count", "record_count", b"record_count", "seq", b"seq"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CountResponse: _TypeAlias = CountResponse  # noqa: Y015
+
+@_typing.final
+class FacetCounts(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VALUES_FIELD_NUMBER: _builtins.int
+    VALUE_COUNT_FIELD_NUMBER: _builtins.int
+    value_count: _builtins.int
+    """How many different values there are."""
+    @_builtins.property
+    def values(self) -> _containers.RepeatedCompositeFieldContainer[Global___FacetValue]:
+        """By record_count, highest first, then by value."""
+
+    def __init__(
+        self,
+        *,
+        values: _abc.Iterable[Global___FacetValue] | None = ...,
+        value_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["value_count", b"value_count", "values", b"values"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FacetCounts: _TypeAlias = FacetCounts  # noqa: Y015
+
+@_typing.final
+class FacetValue(_message.Message):
+    """Of the records that pass: those with this tag or value, and their images."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VALUE_FIELD_NUMBER: _builtins.int
+    RECORD_COUNT_FIELD_NUMBER: _builtins.int
+    IMAGE_COUNT_FIELD_NUMBER: _builtins.int
+    value: _builtins.str
+    record_count: _builtins.int
+    image_count: _builtins.int
+    def __init__(
+        self,
+        *,
+        value: _builtins.str = ...,
+        record_count: _builtins.int = ...,
+        image_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["image_count", b"image_count", "record_count", b"record_count", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FacetValue: _TypeAlias = FacetValue  # noqa: Y015
 
 @_typing.final
 class SnapshotRequest(_message.Message):

@@ -105,6 +105,16 @@ class SearchServiceStub:
                 request_serializer=regionsearch_dot_v1_dot_search__pb2.ListImagesRequest.SerializeToString,
                 response_deserializer=regionsearch_dot_v1_dot_search__pb2.ListImagesResponse.FromString,
                 _registered_method=True)
+        self.Scroll = channel.unary_unary(
+                '/regionsearch.v1.SearchService/Scroll',
+                request_serializer=regionsearch_dot_v1_dot_search__pb2.ScrollRequest.SerializeToString,
+                response_deserializer=regionsearch_dot_v1_dot_search__pb2.ScrollResponse.FromString,
+                _registered_method=True)
+        self.Count = channel.unary_unary(
+                '/regionsearch.v1.SearchService/Count',
+                request_serializer=regionsearch_dot_v1_dot_search__pb2.CountRequest.SerializeToString,
+                response_deserializer=regionsearch_dot_v1_dot_search__pb2.CountResponse.FromString,
+                _registered_method=True)
         self.Snapshot = channel.unary_unary(
                 '/regionsearch.v1.SearchService/Snapshot',
                 request_serializer=regionsearch_dot_v1_dot_search__pb2.SnapshotRequest.SerializeToString,
@@ -237,6 +247,23 @@ class SearchServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Scroll(self, request, context):
+        """All records that pass a filter, page by page and exactly, whatever index there is. The order never changes: with the
+        embedded engine that of ListImages, in an image the whole image first, then by record id; with the milvus engine by
+        record id. So a walk returns what is there from its first page to its last exactly once, however long it takes and
+        whatever is written meanwhile; what is added or deleted during it may be in it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Count(self, request, context):
+        """How many records and images pass a filter, and how many of them have each tag, or each value of an attribute: exact.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Snapshot(self, request, context):
         """A consistent copy of all collections in one file in the snapshot folder, or where `embedded.snapshot_url` says. UNIMPLEMENTED, as Restore is, with the
         milvus engine: Milvus has its own backup tool.
@@ -333,6 +360,16 @@ def add_SearchServiceServicer_to_server(servicer, server):
                     servicer.ListImages,
                     request_deserializer=regionsearch_dot_v1_dot_search__pb2.ListImagesRequest.FromString,
                     response_serializer=regionsearch_dot_v1_dot_search__pb2.ListImagesResponse.SerializeToString,
+            ),
+            'Scroll': grpc.unary_unary_rpc_method_handler(
+                    servicer.Scroll,
+                    request_deserializer=regionsearch_dot_v1_dot_search__pb2.ScrollRequest.FromString,
+                    response_serializer=regionsearch_dot_v1_dot_search__pb2.ScrollResponse.SerializeToString,
+            ),
+            'Count': grpc.unary_unary_rpc_method_handler(
+                    servicer.Count,
+                    request_deserializer=regionsearch_dot_v1_dot_search__pb2.CountRequest.FromString,
+                    response_serializer=regionsearch_dot_v1_dot_search__pb2.CountResponse.SerializeToString,
             ),
             'Snapshot': grpc.unary_unary_rpc_method_handler(
                     servicer.Snapshot,
@@ -695,6 +732,60 @@ class SearchService:
             '/regionsearch.v1.SearchService/ListImages',
             regionsearch_dot_v1_dot_search__pb2.ListImagesRequest.SerializeToString,
             regionsearch_dot_v1_dot_search__pb2.ListImagesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Scroll(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/regionsearch.v1.SearchService/Scroll',
+            regionsearch_dot_v1_dot_search__pb2.ScrollRequest.SerializeToString,
+            regionsearch_dot_v1_dot_search__pb2.ScrollResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Count(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/regionsearch.v1.SearchService/Count',
+            regionsearch_dot_v1_dot_search__pb2.CountRequest.SerializeToString,
+            regionsearch_dot_v1_dot_search__pb2.CountResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -80,6 +80,14 @@ class SearchServiceStub:
     """Images, newest first: in the order of their first writes, whatever the clock said. An image whose row is damaged is
     left out, here and in searches, and logged; asking for it by id answers DATA_LOSS.
     """
+    Scroll: _grpc.UnaryUnaryMultiCallable[_search_pb2.ScrollRequest, _search_pb2.ScrollResponse]
+    """All records that pass a filter, page by page and exactly, whatever index there is. The order never changes: with the
+    embedded engine that of ListImages, in an image the whole image first, then by record id; with the milvus engine by
+    record id. So a walk returns what is there from its first page to its last exactly once, however long it takes and
+    whatever is written meanwhile; what is added or deleted during it may be in it.
+    """
+    Count: _grpc.UnaryUnaryMultiCallable[_search_pb2.CountRequest, _search_pb2.CountResponse]
+    """How many records and images pass a filter, and how many of them have each tag, or each value of an attribute: exact."""
     Snapshot: _grpc.UnaryUnaryMultiCallable[_search_pb2.SnapshotRequest, _search_pb2.SnapshotResponse]
     """A consistent copy of all collections in one file in the snapshot folder, or where `embedded.snapshot_url` says. UNIMPLEMENTED, as Restore is, with the
     milvus engine: Milvus has its own backup tool.
@@ -143,6 +151,14 @@ class SearchServiceAsyncStub(SearchServiceStub):
     """Images, newest first: in the order of their first writes, whatever the clock said. An image whose row is damaged is
     left out, here and in searches, and logged; asking for it by id answers DATA_LOSS.
     """
+    Scroll: _aio.UnaryUnaryMultiCallable[_search_pb2.ScrollRequest, _search_pb2.ScrollResponse]  # type: ignore[assignment]
+    """All records that pass a filter, page by page and exactly, whatever index there is. The order never changes: with the
+    embedded engine that of ListImages, in an image the whole image first, then by record id; with the milvus engine by
+    record id. So a walk returns what is there from its first page to its last exactly once, however long it takes and
+    whatever is written meanwhile; what is added or deleted during it may be in it.
+    """
+    Count: _aio.UnaryUnaryMultiCallable[_search_pb2.CountRequest, _search_pb2.CountResponse]  # type: ignore[assignment]
+    """How many records and images pass a filter, and how many of them have each tag, or each value of an attribute: exact."""
     Snapshot: _aio.UnaryUnaryMultiCallable[_search_pb2.SnapshotRequest, _search_pb2.SnapshotResponse]  # type: ignore[assignment]
     """A consistent copy of all collections in one file in the snapshot folder, or where `embedded.snapshot_url` says. UNIMPLEMENTED, as Restore is, with the
     milvus engine: Milvus has its own backup tool.
@@ -275,6 +291,26 @@ class SearchServiceServicer(metaclass=_abc_1.ABCMeta):
         """Images, newest first: in the order of their first writes, whatever the clock said. An image whose row is damaged is
         left out, here and in searches, and logged; asking for it by id answers DATA_LOSS.
         """
+
+    @_abc_1.abstractmethod
+    def Scroll(
+        self,
+        request: _search_pb2.ScrollRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_search_pb2.ScrollResponse, _abc.Awaitable[_search_pb2.ScrollResponse]]:
+        """All records that pass a filter, page by page and exactly, whatever index there is. The order never changes: with the
+        embedded engine that of ListImages, in an image the whole image first, then by record id; with the milvus engine by
+        record id. So a walk returns what is there from its first page to its last exactly once, however long it takes and
+        whatever is written meanwhile; what is added or deleted during it may be in it.
+        """
+
+    @_abc_1.abstractmethod
+    def Count(
+        self,
+        request: _search_pb2.CountRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_search_pb2.CountResponse, _abc.Awaitable[_search_pb2.CountResponse]]:
+        """How many records and images pass a filter, and how many of them have each tag, or each value of an attribute: exact."""
 
     @_abc_1.abstractmethod
     def Snapshot(

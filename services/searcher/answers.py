@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from regionsearch.tensors import tensor_to_proto
 from regionsearch.v1 import search_pb2, types_pb2
 from services.searcher.queries import Hit
 from services.searcher.requests import METHODS, POLICY_PREFIX
-from services.searcher.types import Collection, CollectionStats, ModelIdentity, Record, StoredImage
+from services.searcher.scrolling import Counts
+from services.searcher.types import Collection, CollectionStats, ModelIdentity, Record, Stored, StoredImage
 
 _KINDS = {"region": search_pb2.QUERY_KIND_REGION, "word": search_pb2.QUERY_KIND_WORD}
 
@@ -93,6 +97,28 @@ def hit_to_proto(hit: Hit) -> search_pb2.Hit:
         query_index=hit.query_index,
         best_region=None if hit.best_region is None else hit_to_proto(hit.best_region),
     )
+
+
+def stored_to_proto(stored: Stored) -> dict[str, Any]:
+    """The fields of an answer that holds records, by name."""
+    return {
+        "records": [record_to_proto(record) for record in stored.records],
+        "images": [image_to_proto(image) for image in stored.images],
+        "vectors": None if stored.vectors is None else tensor_to_proto(stored.vectors),
+        "seq": stored.seq,
+    }
+
+
+def counts_to_proto(counts: Counts) -> search_pb2.CountResponse:
+    """How many records there are."""
+    answer = search_pb2.CountResponse(
+        record_count=counts.record_count, image_count=counts.image_count, seq=counts.seq
+    )
+    for facet in counts.facets:
+        message = answer.facets.add(value_count=facet.value_count)
+        for one in facet.values:
+            message.values.add(value=one.value, record_count=one.record_count, image_count=one.image_count)
+    return answer
 
 
 def stats_to_proto(stats: CollectionStats) -> search_pb2.CollectionStats:

@@ -12,13 +12,15 @@ from typing import Protocol
 from regionsearch.errors import Kind, RegionSearchError
 from regionsearch.texts import MetadataLimits
 from services.searcher.bounded_executor import NEVER_CANCELLED, CancellationToken
-from services.searcher.queries import Deletion, ImageUpdate, Page, Query, UpdateResult
+from services.searcher.queries import NO_FILTER, Deletion, Filter, ImageUpdate, Page, Query, UpdateResult
 from services.searcher.response_budget import UNLIMITED, ResponseBudget
+from services.searcher.scrolling import Counts, Facet, RecordPage, Scroll
 from services.searcher.types import (
     Collection,
     CollectionStats,
     DeleteResult,
     ImagePage,
+    Level,
     ModelIdentity,
     SnapshotFile,
     SnapshotInfo,
@@ -116,12 +118,32 @@ class Engine(Protocol):
         after: tuple[int, str] | None,
         budget: ResponseBudget = UNLIMITED,
         generation: str | None = None,
+        wanted: Filter = NO_FILTER,
     ) -> ImagePage:
-        """Images, newest first, from behind a place that an earlier page named.
+        """Images, newest first, from behind a place that an earlier page named; with a filter those of which
+        a record passes.
 
         A page ends early where `budget` is used up; TOO_LARGE when not even one image fits. ABORTED when
         the collection is not of the given generation.
         """
+
+    def scroll(
+        self, name: str, asked: Scroll, min_seq: int | None = None, budget: ResponseBudget = UNLIMITED
+    ) -> RecordPage:
+        """A page of the records that pass a filter, in an order that writes do not change.
+
+        `min_seq` and errors as of `search`. A page ends early where `budget` is used up.
+        """
+
+    def count(
+        self,
+        name: str,
+        wanted: Filter,
+        level: Level | None,
+        facets: Sequence[Facet] = (),
+        min_seq: int | None = None,
+    ) -> Counts:
+        """How many records pass a filter, in all and by facets; `min_seq` as of `search`."""
 
     def token_key(self, *, fresh: bool = False) -> bytes:
         """The secret that signs page tokens; the same for every searcher of one store.

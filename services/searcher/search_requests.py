@@ -1,4 +1,4 @@
-"""Search requests and their page tokens: where the next page begins, for which request, in which state."""
+"""Search and scroll requests, and page tokens: where the next page begins, for which request and state."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from regionsearch.v1 import search_pb2
 from services.searcher.filter_requests import given
 from services.searcher.queries import Page, Position, Query
 from services.searcher.requests import Reader
+from services.searcher.scrolling import Facet, RecordPage, Scroll
 from services.searcher.types import Vectors
 
 _SIGNATURE_BYTES = 16
@@ -208,3 +209,63 @@ class SearchReader:
         if best:
             return [common], digest
         return [replace(common, vectors=vectors[i : i + 1]) for i in range(len(vectors))], digest
+
+
+_RECORDS = 100
+_VALUES = 20
+_MAX_FACETS = 16
+
+
+class ScrollReader:
+    """Reads requests for records by filter, and for how many there are.
+
+    Args:
+        read: Reads what they have in common with other requests.
+        tokens: Signs and reads page tokens.
+
+    Every method raises INVALID_ARGUMENT or TOO_LARGE, naming the field.
+    """
+
+    def __init__(self, read: Reader, tokens: PageTokens) -> None:
+        self._read = read
+        self._tokens = tokens
+
+    def scroll(self, request: search_pb2.ScrollRequest) -> tuple[Scroll, str]:
+        """The page that a request asks for, and the request's fingerprint."""
+        bare = search_pb2.ScrollRequest()
+        bare.CopyFrom(request)
+        for name in ("page_size", "page_token", "min_seq"):
+            bare.ClearField(name)
+        digest = fingerprint(b"scroll" + bare.SerializeToString(deterministic=True))
+        generation, after = None, None
+        if request.page_token:
+            generation, *place = self._tokens.decode(request.page_token, digest, str, int, str, int, str)
+            after = (place[0], place[1], place[2], place[3])
+        asked = Scroll(
+            level=self._read.level(request.level),
+            filter=self._read.filter(request.filter),
+            limit=self._read.page_size(request.page_size, _RECORDS),
+            after=after,
+            generation=generation,
+            include_masks=request.include_masks,
+            include_vectors=request.include_vectors,
+        )
+        return asked, digest
+
+    def next_page_token(self, page: RecordPage, digest: str) -> str:
+        """The token of the page that follows; empty where none does."""
+        return self._tokens.encode(digest, page.generation, *page.next_place) if page.next_place else ""
+
+    def facets(self, request: search_pb2.CountRequest) -> list[Facet]:
+        """What to count by."""
+        if len(request.facets) > _MAX_FACETS:
+            raise too_large("facets", f"{len(request.facets)} is over the limit of {_MAX_FACETS} facets")
+        facets: list[Facet] = []
+        for number, message in enumerate(request.facets):
+            field = f"facets[{number}]"
+            if message.tags == bool(message.attribute):
+                raise invalid(field, f"{field} must have either tags or an attribute")
+            self._read.texts(field, [message.attribute])
+            limit = self._read.page_size(message.limit, _VALUES, f"{field}.limit")
+            facets.append(Facet(message.attribute, limit))
+        return facets

@@ -9,24 +9,26 @@ from collections.abc import AsyncGenerator, AsyncIterable
 from functools import partial
 from typing import Any
 
+from google.protobuf.message import Message
+
 from regionsearch.errors import Kind, RegionSearchError, invalid
 from regionsearch.rpc.calls import remaining
-from regionsearch.tensors import tensor_to_proto
 from regionsearch.v1 import search_pb2 as pb
 from regionsearch.v1 import search_pb2_grpc
 from services.searcher.answers import (
     collection_to_proto,
+    counts_to_proto,
     hit_to_proto,
     image_to_proto,
     model_to_proto,
-    record_to_proto,
     stats_to_proto,
+    stored_to_proto,
 )
 from services.searcher.bounded_executor import BoundedExecutor, CancellationToken
 from services.searcher.engine import Engine
 from services.searcher.requests import Reader, write_bytes
 from services.searcher.response_budget import ResponseBudget, ResponseMemory
-from services.searcher.search_requests import PageTokens, SearchReader, fingerprint
+from services.searcher.search_requests import PageTokens, ScrollReader, SearchReader, fingerprint
 from services.searcher.settings import LimitSettings
 from services.searcher.types import SnapshotInfo, UpsertResult
 
@@ -65,6 +67,7 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
         self._read = Reader(limits)
         self._tokens = PageTokens(engine.token_key)
         self._search_reader = SearchReader(self._read, self._tokens)
+        self._scrolls = ScrollReader(self._read, self._tokens)
         self._most = max_message_bytes
         self._answers = ResponseMemory(max_read_bytes)
         self._reads = reads
@@ -241,12 +244,7 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
             images_only=request.images_only,
             budget=budget,
         )
-        answer = pb.GetRecordsResponse(
-            records=[record_to_proto(record) for record in found.records],
-            images=[image_to_proto(image) for image in found.images],
-            vectors=None if found.vectors is None else tensor_to_proto(found.vectors),
-            seq=found.seq,
-        )
+        answer = pb.GetRecordsResponse(**stored_to_proto(found))
         budget.check(answer.ByteSize())
         return answer
 
@@ -256,12 +254,13 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
 
     def _list_images(self, request: pb.ListImagesRequest, budget: ResponseBudget) -> pb.ListImagesResponse:
         size = self._read.page_size(request.page_size, _ITEMS)
-        digest = fingerprint(f"images of {request.collection}".encode())
+        digest = fingerprint(f"images of {request.collection}".encode() + _deterministic(request.filter))
         generation, after = None, None
         if request.page_token:
             generation, place, image_id = self._tokens.decode(request.page_token, digest, str, int, str)
             after = (place, image_id)
-        page = self._engine.list_images(request.collection, size, after, budget, generation)
+        wanted = self._read.filter(request.filter)
+        page = self._engine.list_images(request.collection, size, after, budget, generation, wanted)
         answer = pb.ListImagesResponse(
             images=[image_to_proto(image) for image in page.images],
             next_page_token=self._tokens.encode(digest, page.generation, *page.next_key)
@@ -270,6 +269,32 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
             total_count=page.total_count,
         )
         budget.check(answer.ByteSize())
+        return answer
+
+    async def Scroll(self, request: pb.ScrollRequest, context: _Context) -> pb.ScrollResponse:
+        advice = "ask for fewer records, or leave include_masks and include_vectors out"
+        budget = self._budget(context, "page_size", advice)
+        return await self._reads.run(lambda: self._scroll(request, budget))
+
+    def _scroll(self, request: pb.ScrollRequest, budget: ResponseBudget) -> pb.ScrollResponse:
+        asked, digest = self._scrolls.scroll(request)
+        min_seq = request.min_seq if request.HasField("min_seq") else None
+        page = self._engine.scroll(request.collection, asked, min_seq, budget)
+        answer = pb.ScrollResponse(
+            **stored_to_proto(page.stored), next_page_token=self._scrolls.next_page_token(page, digest)
+        )
+        budget.check(answer.ByteSize())
+        return answer
+
+    async def Count(self, request: pb.CountRequest, context: _Context) -> pb.CountResponse:
+        return await self._reads.run(lambda: self._count(request))
+
+    def _count(self, request: pb.CountRequest) -> pb.CountResponse:
+        min_seq = request.min_seq if request.HasField("min_seq") else None
+        wanted, level = self._read.filter(request.filter), self._read.level(request.level)
+        facets = self._scrolls.facets(request)
+        answer = counts_to_proto(self._engine.count(request.collection, wanted, level, facets, min_seq))
+        ResponseBudget(self._most, "facets", "ask for fewer values").check(answer.ByteSize())
         return answer
 
     async def Snapshot(self, request: pb.SnapshotRequest, context: _Context) -> pb.SnapshotResponse:
@@ -313,3 +338,7 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
             engine=self._engine.name,
             disk_bytes=self._engine.disk_bytes(),
         )
+
+
+def _deterministic(message: Message) -> bytes:
+    return message.SerializeToString(deterministic=True)

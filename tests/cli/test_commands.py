@@ -42,9 +42,8 @@ def test_images_are_listed_with_their_ids_and_shown(gateway: FakeGateway) -> Non
     lines = run(gateway, "images", "list").stdout.splitlines()
     assert [line.split("\t")[0] for line in lines] == ["id", "a" * 64, "b" * 64, "c" * 64]
     assert len(run(gateway, "images", "list", "-n", "1", "--json").stdout.splitlines()) == 1
-    assert run(gateway, "images", "list", "--tag", "other").stdout.splitlines() == [
-        "id\tname\tsize\tregions\ttags"
-    ]
+    assert run(gateway, "images", "list", "--tag", "other", "-n", "1").exit_code == 0
+    assert "%22other%22" in gateway.requests[-1][2]  # the server filters
     shown = run(gateway, "images", "show", "a" * 64)
     assert "r1\t0,0,2,2\t3" in shown.stdout.splitlines()
     assert json.loads(run(gateway, "images", "show", "a" * 64, "--json").stdout)["regions"][0]["area"] == 3

@@ -10,7 +10,7 @@ import pytest
 from google.protobuf.message import Message
 
 from regionsearch.client import NegativeExample
-from regionsearch.client.operations import collections, images, queries
+from regionsearch.client.operations import collections, images, queries, scrolls
 from regionsearch.client.operations.base import Operation
 from regionsearch.schemas.requests.inference import EverythingOptions
 from regionsearch.schemas.requests.records import (
@@ -19,8 +19,8 @@ from regionsearch.schemas.requests.records import (
     ImageChangeBody,
     ImageIdsBody,
     IngestBody,
-    Page,
 )
+from regionsearch.schemas.requests.scrolls import CountBody, FacetBody, ImagesPage, ScrollBody
 from regionsearch.schemas.requests.searches import FilterBody, NegativeBody, QueryBody, SearchBody, WithinBody
 from regionsearch.schemas.requests.values import Body
 from regionsearch.v1 import region_search_pb2 as pb
@@ -63,6 +63,20 @@ QUESTIONS: dict[str, tuple[Operation[Any], type[Body], tuple[str, ...]]] = {
         (),
     ),
     "check": (images.check_images([IMAGE_ID]), ImageIdsBody, ("default",)),
+    "scroll": (
+        scrolls.scroll(
+            "things", level="image", filter=EVERYTHING["filter"], page_size=3, min_seq=4, include=["mask"]
+        ),
+        ScrollBody,
+        ("things",),
+    ),
+    "count": (
+        scrolls.count(
+            "things", filter=EVERYTHING["filter"], facets=[{"tags": True}, {"attribute": "room", "limit": 3}]
+        ),
+        CountBody,
+        ("things",),
+    ),
 }
 """What a client asks over both transports, the class that the gateway reads, and what the path says."""
 
@@ -115,7 +129,9 @@ def test_what_is_not_said_means_the_same_over_http_grpc_and_in_the_client(
         (images.update_image, [ImageChangeBody], {"image_id", "collection"}),
         (images.check_images, [ImageIdsBody], {"collection"}),
         (images.ingest_one, [IngestBody], {"source", "collection"}),
-        (images.list_images, [Page], {"collection"}),
+        (images.list_images, [ImagesPage], {"collection"}),
+        (scrolls.scroll, [ScrollBody], {"collection"}),
+        (scrolls.count, [CountBody], {"collection"}),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
@@ -144,6 +160,10 @@ def test_the_client_has_an_argument_for_every_field_under_its_name(
             pb.SearchWithinRequest,
             {"text", "include", "include_masks", "render", "image_format", "image_name"},
         ),
+        (ScrollBody, pb.RegionSearchServiceScrollRequest, {"collection", "include", "include_masks"}),
+        (CountBody, pb.RegionSearchServiceCountRequest, {"collection"}),
+        (FacetBody, search_pb2.Facet, set()),
+        (ImagesPage, pb.RegionSearchServiceListImagesRequest, {"collection"}),
         (BinaryCodesBody, search_pb2.BinaryCodes, set()),
         # What an ingest would keep is said by one number; the rest is the gateway's settings.
         (EverythingOptions, segment_pb2.EverythingOptions, {"selection", "max_regions"}),

@@ -21,7 +21,8 @@ from regionsearch.client.operations.base import (
 )
 from regionsearch.client.transports import error_of
 from regionsearch.schemas.requests.inference import EverythingOptions
-from regionsearch.schemas.requests.records import ImageChangeBody, ImageIdsBody, IngestBody, Page
+from regionsearch.schemas.requests.records import ImageChangeBody, ImageIdsBody, IngestBody
+from regionsearch.schemas.requests.scrolls import ImagesPage
 from regionsearch.schemas.requests.searches import Include
 from regionsearch.schemas.responses.records import Image, ImagePage, IngestResult, StoredImages, UpdatedImage
 from regionsearch.schemas.responses.regions import Region, Regions
@@ -144,13 +145,20 @@ def update_image(
 
 
 def list_images(
-    collection: str = defaults.COLLECTION, *, page_size: int | None = None, page_token: str = ""
+    collection: str = defaults.COLLECTION,
+    *,
+    filter: Mapping[str, Any] | None = None,
+    page_size: int | None = None,
+    page_token: str = "",
 ) -> Operation[ImagePage]:
-    """One page of a collection's images, newest first; 100 of them when `page_size` is absent."""
-    page = Page.read(given(page_size=page_size, page_token=page_token))
+    """One page of a collection's images, newest first; 100 of them when `page_size` is absent.
+
+    With a filter, as of `search`, those of which a region, or the whole, passes.
+    """
+    page = ImagesPage.read(given(page_size=page_size, page_token=page_token, filter=filter))
     return Operation(
         "list_images",
-        lambda: HttpRequest("GET", path_of(collection, "images"), params=page.model_dump()),
+        lambda: HttpRequest("GET", path_of(collection, "images"), params=page.model_dump(exclude_none=True)),
         answer(ImagePage),
         GrpcCall(
             lambda channel: RegionSearchServiceStub(channel).ListImages,

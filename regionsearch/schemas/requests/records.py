@@ -42,12 +42,6 @@ class Page(Body):
     page_size: PageSize = Field(0, description="0 means 100; at most 1000.")
     page_token: PageToken = ""
 
-    def to_proto(self, collection: str) -> region_search_pb2.RegionSearchServiceListImagesRequest:
-        """As the contract has it, for images."""
-        return region_search_pb2.RegionSearchServiceListImagesRequest(
-            collection=collection, page_size=self.page_size, page_token=self.page_token
-        )
-
 
 class IngestBody(Body):
     """What is said about all files of a form that adds images; how much is kept is looked at later."""

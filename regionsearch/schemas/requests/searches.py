@@ -204,7 +204,7 @@ class FilterBody(Body):
         return json_format.ParseDict(self.model_dump(exclude_defaults=True), search_pb2.Filter())
 
 
-_LEVELS = {
+LEVELS = {
     None: search_pb2.LEVEL_UNSPECIFIED,
     "region": search_pb2.LEVEL_REGION,
     "image": search_pb2.LEVEL_IMAGE,
@@ -255,7 +255,7 @@ class SearchBody(Body):
             collection=collection,
             query=self.query.to_proto(),
             negatives=[negative.to_proto() for negative in self.negatives],
-            level=_LEVELS[self.level],
+            level=LEVELS[self.level],
             group_by=search_pb2.GROUP_BY_IMAGE if by_image else search_pb2.GROUP_BY_UNSPECIFIED,
             filter=None if self.filter is None else self.filter.to_proto(),
             min_score=self.min_score,

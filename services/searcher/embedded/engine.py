@@ -21,20 +21,31 @@ from services.searcher.embedded.index.vector_index import VectorIndex
 from services.searcher.embedded.open_collections import OpenCollection, statistics
 from services.searcher.embedded.open_store import OpenStore
 from services.searcher.embedded.planning import heads_folder
-from services.searcher.embedded.queries import result_pages
+from services.searcher.embedded.queries import result_pages, scrolling
 from services.searcher.embedded.queries.filter_compiler import compile_filter
 from services.searcher.embedded.rows import Change, RowIds
 from services.searcher.embedded.store import collection_rows, lookups, reads, writes
 from services.searcher.embedded.store.group_commit import Operation
 from services.searcher.engine import never_acknowledged
-from services.searcher.queries import Deletion, ImageUpdate, Page, Query, UpdateResult, check_unchanged
+from services.searcher.queries import (
+    NO_FILTER,
+    Deletion,
+    Filter,
+    ImageUpdate,
+    Page,
+    Query,
+    UpdateResult,
+    check_unchanged,
+)
 from services.searcher.response_budget import UNLIMITED, ResponseBudget
+from services.searcher.scrolling import Counts, Facet, RecordPage, Scroll
 from services.searcher.types import (
     CodeMethod,
     Collection,
     CollectionStats,
     DeleteResult,
     ImagePage,
+    Level,
     ModelIdentity,
     SnapshotFile,
     SnapshotInfo,
@@ -249,8 +260,7 @@ class EmbeddedEngine(OpenStore):
             for query in queries:
                 check_generation(name, self._collections.generation(collection), query.generation)
             check_model(name, collection.spec.model, model)
-            if min_seq is not None and min_seq > present:
-                raise never_acknowledged(min_seq, present)
+            _check_acknowledged(min_seq, present)
             pages = result_pages.pages(
                 self._database, self._search, collection, queries, present, cancellation, budget
             )
@@ -288,11 +298,37 @@ class EmbeddedEngine(OpenStore):
         after: tuple[int, str] | None,
         budget: ResponseBudget = UNLIMITED,
         generation: str | None = None,
+        wanted: Filter = NO_FILTER,
     ) -> ImagePage:
-        with self._restore_lock.shared():
-            collection = self._collections.find(name, generation)
-            page = result_pages.newest_images(self._database, collection, limit, after, budget)
+        with self._restore_lock.shared(), self._horizon.holding() as present:
+            if wanted == NO_FILTER:
+                collection = self._collections.find(name, generation)
+            else:
+                collection = self._collections.find_searchable(name, generation)
+            page = scrolling.list_images(self._database, collection, wanted, limit, after, present, budget)
             return replace(page, generation=self._collections.generation(collection))
+
+    def scroll(
+        self, name: str, asked: Scroll, min_seq: int | None = None, budget: ResponseBudget = UNLIMITED
+    ) -> RecordPage:
+        with self._restore_lock.shared(), self._horizon.holding() as present:
+            _check_acknowledged(min_seq, present)
+            collection = self._collections.find_searchable(name, asked.generation)
+            page = scrolling.scroll(self._database, collection, asked, present, budget)
+            return replace(page, generation=self._collections.generation(collection))
+
+    def count(
+        self,
+        name: str,
+        wanted: Filter,
+        level: Level | None,
+        facets: Sequence[Facet] = (),
+        min_seq: int | None = None,
+    ) -> Counts:
+        with self._restore_lock.shared(), self._horizon.holding() as present:
+            _check_acknowledged(min_seq, present)
+            collection = self._collections.find_searchable(name)
+            return scrolling.count(self._database, collection, wanted, level, facets, present)
 
     def token_key(self, *, fresh: bool = False) -> bytes:
         return self._token_key
@@ -338,3 +374,8 @@ class EmbeddedEngine(OpenStore):
 
     def disk_bytes(self) -> int:
         return self._database.disk_bytes()
+
+
+def _check_acknowledged(min_seq: int | None, present: int) -> None:
+    if min_seq is not None and min_seq > present:
+        raise never_acknowledged(min_seq, present)

@@ -119,6 +119,20 @@ class Access:
             )
         )
 
+    def first(
+        self, table: str, term: str, fields: Sequence[str], limit: int, freshness: Freshness
+    ) -> list[Row]:
+        """The first rows in the order of the primary key."""
+        iterator = self.call(
+            self.client.query_iterator, table, batch_size=limit, filter=term, output_fields=list(fields),
+            **freshness,
+        )  # fmt: skip
+        try:
+            with explained():
+                return list(iterator.next())
+        finally:
+            iterator.close()
+
     def rows(self, table: str, term: str, fields: Sequence[str], freshness: Freshness) -> Iterator[Row]:
         """All rows that an expression selects; large numbers are read while they are consumed."""
         few = self.query(table, term, fields, freshness, limit=_BATCH)

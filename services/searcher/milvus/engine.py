@@ -26,23 +26,25 @@ from regionsearch.errors import Kind, RegionSearchError
 from regionsearch.texts import MetadataLimits
 from services.searcher.bounded_executor import NEVER_CANCELLED, CancellationToken
 from services.searcher.engine import never_acknowledged
-from services.searcher.milvus import tables
-from services.searcher.milvus.access import Access, TableGoneError, explained
+from services.searcher.milvus import scrolling, tables
+from services.searcher.milvus.access import Access, Freshness, TableGoneError, explained
 from services.searcher.milvus.contents import Contents
 from services.searcher.milvus.registry import Registry
 from services.searcher.milvus.rows import record_of
 from services.searcher.milvus.session import Clock
 from services.searcher.milvus.source import MilvusSource, PageReader
 from services.searcher.milvus.tables import Placement
-from services.searcher.queries import Deletion, ImageUpdate, Page, Query, UpdateResult
+from services.searcher.queries import NO_FILTER, Deletion, Filter, ImageUpdate, Page, Query, UpdateResult
 from services.searcher.ranking import rank
 from services.searcher.response_budget import UNLIMITED, ResponseBudget
+from services.searcher.scrolling import Counts, Facet, RecordPage, Scroll
 from services.searcher.settings import MilvusSettings
 from services.searcher.types import (
     Collection,
     CollectionStats,
     DeleteResult,
     ImagePage,
+    Level,
     ModelIdentity,
     Record,
     SegmentStats,
@@ -245,12 +247,51 @@ class MilvusEngine:
         after: tuple[int, str] | None,
         budget: ResponseBudget = UNLIMITED,
         generation: str | None = None,
+        wanted: Filter = NO_FILTER,
     ) -> ImagePage:
+        if wanted != NO_FILTER:
+            raise _cannot("lists of images by filter", "Scroll at image level returns them, in another order")
+
         def page(placement: Placement, contents: Contents) -> ImagePage:
             check_generation(name, placement.generation, generation)
             return replace(contents.newest_images(limit, after, budget), generation=placement.generation)
 
         return self._in_collection(name, page)
+
+    def scroll(
+        self, name: str, asked: Scroll, min_seq: int | None = None, budget: ResponseBudget = UNLIMITED
+    ) -> RecordPage:
+        """See `Engine`; in the order of record ids."""
+
+        def page(placement: Placement, contents: Contents) -> RecordPage:
+            check_generation(name, placement.generation, asked.generation)
+            freshness = self._freshness_of(contents, min_seq)
+            stored, following = scrolling.scroll(self._access, placement, contents, asked, freshness, budget)
+            return RecordPage(replace(stored, seq=self._clock.before()), following, placement.generation)
+
+        return self._in_collection(name, page)
+
+    def count(
+        self,
+        name: str,
+        wanted: Filter,
+        level: Level | None,
+        facets: Sequence[Facet] = (),
+        min_seq: int | None = None,
+    ) -> Counts:
+        """See `Engine`; Milvus does not count by groups, so all records that pass are read."""
+
+        def counts(placement: Placement, contents: Contents) -> Counts:
+            freshness = self._freshness_of(contents, min_seq)
+            found = scrolling.count(self._access, placement, contents, wanted, level, facets, freshness)
+            return replace(found, seq=self._clock.before())
+
+        return self._in_collection(name, counts)
+
+    def _freshness_of(self, contents: Contents, min_seq: int | None) -> Freshness:
+        if min_seq is not None:
+            self._check_acknowledged(min_seq, self._access)
+        return contents.session.freshness(min_seq or 0)
 
     def token_key(self, *, fresh: bool = False) -> bytes:
         """See `Engine`. It lies in the registry, where all searchers find it."""

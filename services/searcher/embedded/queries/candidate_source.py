@@ -11,17 +11,17 @@ from services.searcher.bounded_executor import CancellationToken
 from services.searcher.candidates import Candidates, Numbers, cosines
 from services.searcher.embedded.faiss_compat import product
 from services.searcher.embedded.index.columns import Mask, Positions
-from services.searcher.embedded.index.filters import CompiledFilter, Selected
+from services.searcher.embedded.index.filters import Selected
 from services.searcher.embedded.index.nearest import rounding
 from services.searcher.embedded.index.search_thread import SearchThreads
 from services.searcher.embedded.index.segments import EXACT, IndexSegment
 from services.searcher.embedded.index.vector_index import Part, VectorQuery
 from services.searcher.embedded.open_collections import OpenCollection
-from services.searcher.embedded.queries.filter_compiler import compile_filter
+from services.searcher.embedded.queries.filter_compiler import select_rows
 from services.searcher.embedded.queries.tie_order import MANY, IdOrder
 from services.searcher.embedded.store import lookups
 from services.searcher.embedded.store.database import Database
-from services.searcher.queries import NO_FILTER, Query
+from services.searcher.queries import Query
 from services.searcher.ranking import first_count
 from services.searcher.types import Level, Vectors
 
@@ -68,24 +68,7 @@ class IndexSource:
         self._by_image = query.group_by_image and not negated
         self._resumes = query.after is not None and not negated and query.relative_cutoff is None
         self.ahead = len(query.shown) if self._resumes else query.skipped + len(query.shown)
-        state = collection.index.state
-
-        def look_up() -> CompiledFilter:
-            if query.filter == NO_FILTER:
-                return CompiledFilter(seq, query.level)
-            with database.reading() as connection:
-                return compile_filter(
-                    connection,
-                    collection.rowid,
-                    query.filter,
-                    query.level,
-                    seq,
-                    collection.terms.at(collection.revision),
-                )
-
-        key = (query.filter, query.level, seq, collection.revision)
-        conditions = collection.filters.get(key, look_up)
-        self._selected = conditions.select(state.views)
+        self._selected = select_rows(database, collection, query.filter, query.level, seq)
         self._total = sum(one.matching for one in self._selected)
         self._effort = query.effort if query.after is None else EXACT
         self.approximate = self._effort < EXACT and any(one.segment.approximate for one in self._selected)

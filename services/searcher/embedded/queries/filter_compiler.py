@@ -6,11 +6,44 @@ import sqlite3
 from collections.abc import Sequence
 
 from services.searcher.conditions import Condition, ValueTest
-from services.searcher.embedded.index.filters import AnyTerm, CompiledFilter, Owners, Term, Terms
+from services.searcher.embedded.index.filters import (
+    AnyTerm,
+    CompiledFilter,
+    Owners,
+    Selected,
+    Term,
+    Terms,
+)
+from services.searcher.embedded.open_collections import OpenCollection
 from services.searcher.embedded.rows import HighestRowids, RowIds
 from services.searcher.embedded.store import lookups
-from services.searcher.queries import Filter
+from services.searcher.embedded.store.database import Database
+from services.searcher.queries import NO_FILTER, Filter
 from services.searcher.types import Level
+
+
+def select_rows(
+    database: Database, collection: OpenCollection, wanted: Filter, level: Level | None, seq: int
+) -> list[Selected]:
+    """The rows of a collection that pass a filter in the state after write `seq`, by segment.
+
+    Args:
+        database: The record store.
+        collection: The collection, whose cache of filters is used.
+        wanted: The filter.
+        level: Only records of this level; None is both.
+        seq: The write; its state is held.
+    """
+    views = collection.index.state.views
+
+    def look_up() -> CompiledFilter:
+        if wanted == NO_FILTER:
+            return CompiledFilter(seq, level)
+        with database.reading() as connection:
+            terms = collection.terms.at(collection.revision)
+            return compile_filter(connection, collection.rowid, wanted, level, seq, terms)
+
+    return collection.filters.get((wanted, level, seq, collection.revision), look_up).select(views)
 
 
 def compile_filter(

@@ -1,4 +1,4 @@
-"""Pages of results: ranked hits, records by id, lists of images."""
+"""Pages of results: ranked hits, and records by id."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from services.searcher.embedded.store.database import Database
 from services.searcher.queries import BEGINNING, Hit, Page, Query
 from services.searcher.ranking import Ranked, rank
 from services.searcher.response_budget import ResponseBudget
-from services.searcher.types import ImagePage, Record, Stored, StoredImage
+from services.searcher.types import Record, Stored, StoredImage
 
 Described = dict[int, tuple[Record, StoredImage] | None]
 """Record and image by key; None where they are damaged."""
@@ -120,20 +120,6 @@ def records(
         images = reads.images(connection, sorted({*asked, *(image for _, image in places)}), budget)
         found = reads.vectors(connection, ordered, dimension) if vectors else None
     return Stored(tuple(described[key] for key in ordered), tuple(images), found, seq)
-
-
-def newest_images(
-    database: Database,
-    collection: OpenCollection,
-    limit: int,
-    after: tuple[int, str] | None,
-    budget: ResponseBudget,
-) -> ImagePage:
-    """Images, newest first, from behind a place."""
-    with database.reading() as connection:
-        shown, following = reads.recent_images(connection, collection.rowid, limit, after, budget)
-        total, _ = reads.counts(connection, collection.rowid)
-    return ImagePage(tuple(shown), following, total)
 
 
 def _is_in(found: Ranked, described: Described) -> bool:

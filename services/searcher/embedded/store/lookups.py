@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -177,6 +177,76 @@ def place_in_order(connection: sqlite3.Connection, record_rowid: int) -> tuple[i
     return row
 
 
+def record_places(
+    connection: sqlite3.Connection, record_rowids: Iterable[int]
+) -> list[tuple[int, int, int, str]]:
+    """Rowid, image's rowid, level and record id of records, in any order."""
+    return connection.execute(
+        f"SELECT key, image, level, record_id FROM record WHERE key {LISTED}",  # noqa: S608
+        (json_array(record_rowids),),
+    ).fetchall()
+
+
+def images_newest_first(
+    connection: sqlite3.Connection,
+    collection_rowid: int,
+    seq: int | None,
+    after: tuple[int, str] | None,
+    *,
+    inclusive: bool = False,
+) -> Iterator[tuple[int, tuple[int, str]]]:
+    """Rowids of images, newest first, each with its place: a number that orders them, and the image's id.
+
+    Args:
+        connection: A reading connection.
+        collection_rowid: The collection's rowid.
+        seq: Images that were removed after this write are among them; None: none that were removed.
+        after: The place to begin behind.
+        inclusive: Whether to begin with this place.
+    """
+    behind = "" if after is None else f" AND (place, image_id) {'<=' if inclusive else '<'} (?, ?)"
+    query = f"SELECT ordinal, place, image_id FROM image WHERE collection = ?{behind} AND removed"  # noqa: S608
+    live = f"{query} IS NULL"
+    parameters: tuple[object, ...] = (collection_rowid, *(after or ()))
+    if seq is not None:
+        live, parameters = f"{live} UNION ALL {query} > ?", (*parameters, *parameters, seq)
+    rows = connection.execute(f"{live} ORDER BY place DESC, image_id DESC", parameters)
+    return ((ordinal, (place, image_id)) for ordinal, place, image_id in rows)
+
+
+def images_by_tag(connection: sqlite3.Connection, collection_rowid: int) -> Iterator[tuple[str, RowIds]]:
+    """Each tag with the rowids of images, of any version, that have it."""
+    rows = connection.execute(
+        "SELECT tag, group_concat(image) FROM image_tag WHERE collection = ? GROUP BY tag",
+        (collection_rowid,),
+    )
+    return ((tag, _parsed(images)) for tag, images in rows)
+
+
+def images_by_value(
+    connection: sqlite3.Connection, collection_rowid: int, name: str
+) -> Iterator[tuple[str, RowIds]]:
+    """Each value of an attribute with the rowids of images, of any version, that have it."""
+    rows = connection.execute(
+        "SELECT value, group_concat(image) FROM attribute WHERE collection = ? AND name = ? AND record = 0"
+        " GROUP BY value",
+        (collection_rowid, name),
+    )
+    return ((value, _parsed(images)) for value, images in rows)
+
+
+def records_by_value(
+    connection: sqlite3.Connection, collection_rowid: int, name: str
+) -> list[tuple[str, RowIds]]:
+    """Each value of an attribute with the rowids of records, of any version, that have it themselves."""
+    rows = connection.execute(
+        "SELECT value, group_concat(record) FROM attribute WHERE collection = ? AND name = ? AND record != 0"
+        " GROUP BY value",
+        (collection_rowid, name),
+    )
+    return [(value, _parsed(records)) for value, records in rows]
+
+
 def json_array(values: Iterable[int]) -> str:
     """For `LISTED`."""
     return json.dumps(list(values))
@@ -189,3 +259,8 @@ def json_names(names: Iterable[str]) -> str:
 
 def _integers(rows: Iterable[tuple[int]]) -> RowIds:
     return np.fromiter((row[0] for row in rows), np.int64)
+
+
+def _parsed(listed: str) -> RowIds:
+    """Rowids that SQLite has put into one text."""
+    return np.fromstring(listed, np.int64, sep=",")

@@ -205,14 +205,13 @@ def vectors(
     return np.frombuffer(b"".join(found), "<f2").reshape(len(record_rowids), dimension).astype(np.float32)
 
 
-def recent_images(
+def images_in_order(
     connection: sqlite3.Connection,
-    collection_rowid: int,
+    walk: Iterable[tuple[int, tuple[int, str]]],
     limit: int,
-    after: tuple[int, str] | None,
     budget: ResponseBudget,
 ) -> tuple[list[StoredImage], tuple[int, str] | None]:
-    """Images, newest first, from behind a place, and the place where more follow; None when none do.
+    """The first images of a walk, given by rowids and places, and the place where more follow; or None.
 
     A page ends early where the next image would need more than `budget`. Damaged images are reported and left
     out: one of them does not hide the others.
@@ -220,19 +219,14 @@ def recent_images(
     Raises:
         RegionSearchError: TOO_LARGE when not even one image fits.
     """
-    behind = " AND (i.place, i.image_id) < (?, ?)" if after else ""
-    rows = connection.execute(
-        f"SELECT {_IMAGE} FROM image i WHERE i.collection = ? AND i.removed IS NULL{behind}"  # noqa: S608
-        " ORDER BY i.place DESC, i.image_id DESC",
-        (collection_rowid, *(after or ())),
-    )
     found: list[StoredImage] = []
     last: tuple[int, str] | None = None
-    for row in rows:
+    for rowid, place in walk:
         if len(found) == limit:
             return found, last
+        query = f"SELECT {_IMAGE} FROM image i WHERE i.ordinal = ?"  # noqa: S608
         try:
-            image = budget.shown(_image(row))
+            image = budget.shown(_image(connection.execute(query, (rowid,)).fetchone()))
         except faults.DamagedRowError as error:
             report_damage(error)
             continue
@@ -240,7 +234,7 @@ def recent_images(
             return found, last
         budget.take_image(image)
         found.append(image)
-        last = (row[11], image.image_id)
+        last = place
     return found, None
 
 

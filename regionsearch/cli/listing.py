@@ -1,0 +1,93 @@
+"""`regionsearch scroll` and `count`: what a collection holds, by filter."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Annotated, Any
+
+import typer
+
+from regionsearch.cli.searching import Level, Tags, Where, filter_of
+from regionsearch.cli.terminal import (
+    COLLECTION,
+    URL,
+    ApiKey,
+    AsJson,
+    CollectionName,
+    Url,
+    connect,
+    print_table,
+)
+
+OfLevel = Annotated[
+    Level | None, typer.Option(help="Regions, whole images, or both; both without.", show_default=False)
+]
+
+
+def scroll(
+    collection: CollectionName = COLLECTION,
+    level: OfLevel = None,
+    tag: Tags = None,
+    where: Where = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", "-n", min=1, help="At most this many; all without.")
+    ] = None,
+    masks: Annotated[bool, typer.Option(help="With --json: the regions' masks, too.")] = False,
+    as_json: AsJson = False,
+    url: Url = URL,
+    api_key: ApiKey = None,
+) -> None:
+    """Show all regions and whole images that pass a filter. With --json each is a line."""
+    with connect(url, api_key) as client:
+        found = client.records(
+            collection,
+            level=None if level is None else level.value,
+            filter=filter_of(tag, where),
+            include=["mask"] if masks and as_json else [],
+        )
+        chosen = itertools.islice(found, limit)
+        if as_json:
+            for one in chosen:
+                typer.echo(one.model_dump_json(exclude_none=True))
+            return
+        rows = [
+            (one.region_id or "whole image", one.image_id, one.image.name, str(one.area)) for one in chosen
+        ]
+    print_table(("region", "image", "name", "area"), rows)
+
+
+def count(
+    collection: CollectionName = COLLECTION,
+    level: OfLevel = None,
+    tag: Tags = None,
+    where: Where = None,
+    by_tag: Annotated[bool, typer.Option("--by-tag", help="How many have each tag.")] = False,
+    by: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ATTRIBUTE", help="How many have each value of this; may be repeated."),
+    ] = None,
+    limit: Annotated[
+        int, typer.Option("--limit", "-n", min=1, max=1000, help="The most frequent values, so many.")
+    ] = 20,
+    as_json: AsJson = False,
+    url: Url = URL,
+    api_key: ApiKey = None,
+) -> None:
+    """Count images and regions, in all and by tag or attribute."""
+    facets: list[dict[str, Any]] = [{"tags": True}] if by_tag else []
+    facets += [{"attribute": name} for name in by or ()]
+    with connect(url, api_key) as client:
+        found = client.count(
+            collection,
+            level=None if level is None else level.value,
+            filter=filter_of(tag, where),
+            facets=[facet | {"limit": limit} for facet in facets],
+        )
+    if as_json:
+        typer.echo(found.model_dump_json(indent=1))
+        return
+    rows = [("", "all", found.image_count, found.record_count)]
+    for facet, counts in zip(facets, found.facets, strict=True):
+        name = facet.get("attribute", "tag")
+        rows += [(name, one.value, one.image_count, one.record_count) for one in counts.values]
+    print_table(("", "value", "images", "records"), [(*row[:2], str(row[2]), str(row[3])) for row in rows])

@@ -1,0 +1,100 @@
+"""Regions and images by filter, and how many there are."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from regionsearch.schemas.responses.records import Image
+from regionsearch.schemas.responses.regions import Region, region_fields
+from regionsearch.schemas.responses.values import Response
+from regionsearch.v1 import region_search_pb2, search_pb2
+
+
+class StoredRecord(Region):
+    """A stored region, or a whole image."""
+
+    image_id: str
+    level: Literal["image", "region"]
+    image: Image
+
+    @classmethod
+    def from_record(cls, record: search_pb2.Record, image: Image) -> StoredRecord:
+        """Converts the contract's message."""
+        region = record.level == search_pb2.LEVEL_REGION
+        return cls(
+            **region_fields(record) | {"region_id": record.record_id if region else None},
+            image_id=record.image_id,
+            level="region" if region else "image",
+            image=image,
+        )
+
+
+class ScrollResult(Response):
+    """A page of what passes a filter."""
+
+    records: tuple[StoredRecord, ...]
+    next_page_token: str
+    seq: int
+
+    @classmethod
+    def from_proto(
+        cls, page: search_pb2.ScrollResponse | region_search_pb2.RegionSearchServiceScrollResponse
+    ) -> ScrollResult:
+        """Converts the contract's message."""
+        images = {image.image_id: Image.from_proto(image) for image in page.images}
+        return cls(
+            records=tuple(
+                StoredRecord.from_record(record, images[record.image_id]) for record in page.records
+            ),
+            next_page_token=page.next_page_token,
+            seq=page.seq,
+        )
+
+
+class FacetValue(Response):
+    """A tag, or a value of an attribute, and how many have it."""
+
+    value: str
+    record_count: int
+    image_count: int
+
+
+class FacetCounts(Response):
+    """The most frequent values, most frequent first."""
+
+    values: tuple[FacetValue, ...]
+    value_count: int = Field(description="How many different values there are.")
+
+    @classmethod
+    def from_proto(cls, counts: search_pb2.FacetCounts) -> FacetCounts:
+        """Converts the contract's message."""
+        return cls(
+            values=tuple(
+                FacetValue(value=one.value, record_count=one.record_count, image_count=one.image_count)
+                for one in counts.values
+            ),
+            value_count=counts.value_count,
+        )
+
+
+class CountResult(Response):
+    """How many pass a filter."""
+
+    record_count: int = Field(description="Regions and whole images, as far as `level` lets them.")
+    image_count: int = Field(description="Images of which a region, or the whole, passes.")
+    facets: tuple[FacetCounts, ...] = Field((), description="In the order of the request.")
+    seq: int
+
+    @classmethod
+    def from_proto(
+        cls, counts: search_pb2.CountResponse | region_search_pb2.RegionSearchServiceCountResponse
+    ) -> CountResult:
+        """Converts the contract's message."""
+        return cls(
+            record_count=counts.record_count,
+            image_count=counts.image_count,
+            facets=tuple(FacetCounts.from_proto(one) for one in counts.facets),
+            seq=counts.seq,
+        )

@@ -1,0 +1,280 @@
+"""Records and images by filter, in the order of lists, and how many there are: exact, without a query.
+
+The index tells which rows pass, as it does for a search; the record store tells their order. Images are
+walked from a place on in the store's own order, so a whole walk passes over each image once, however few
+records pass.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sqlite3
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from regionsearch.errors import Kind, RegionSearchError
+from services.searcher.embedded.index.filters import Selected
+from services.searcher.embedded.open_collections import OpenCollection
+from services.searcher.embedded.queries.filter_compiler import select_rows
+from services.searcher.embedded.rows import RowIds
+from services.searcher.embedded.store import lookups, reads
+from services.searcher.embedded.store.database import Database
+from services.searcher.queries import NO_FILTER, Filter
+from services.searcher.response_budget import ResponseBudget
+from services.searcher.scrolling import (
+    Counts,
+    Facet,
+    FacetCounts,
+    FacetValue,
+    Place,
+    RecordPage,
+    Scroll,
+    most_frequent,
+)
+from services.searcher.types import ImagePage, Level, Record, Stored, StoredImage
+
+_WALKED = 4096
+_VECTOR_ITEM = np.dtype(np.float32).itemsize
+
+
+@dataclass(frozen=True, slots=True)
+class _Matching:
+    """The rows that pass a filter, by image.
+
+    Attributes:
+        selected: They, by segment.
+        images: Rowids of their images, ascending, shape (images,).
+        counts: How many rows of each image pass, shape (images,).
+    """
+
+    selected: Sequence[Selected]
+    images: RowIds
+    counts: NDArray[np.intp]
+
+    @property
+    def records(self) -> tuple[RowIds, RowIds]:
+        """The rowids of all rows, and those of their images."""
+        chosen = [(one.segment.columns, _passing(one)) for one in self.selected]
+        none = np.empty(0, np.int64)
+        return (
+            np.concatenate([none, *(columns.record_rowid[rows] for columns, rows in chosen)]),
+            np.concatenate([none, *(columns.image_rowid[rows] for columns, rows in chosen)]),
+        )
+
+    def of_images(self, images: RowIds) -> RowIds:
+        """The rowids of the rows of some images."""
+        found = [np.empty(0, np.int64)]
+        for one in self.selected:
+            rows = one.segment.columns.rows_of_images(images, one.rows)
+            rows = rows if one.mask is None else rows[one.mask[rows]]
+            found.append(one.segment.columns.record_rowid[rows])
+        return np.concatenate(found)
+
+
+def _passing(one: Selected) -> NDArray[np.intp] | slice:
+    return slice(0, one.rows) if one.mask is None else np.flatnonzero(one.mask)
+
+
+def _matching(
+    database: Database, collection: OpenCollection, wanted: Filter, level: Level | None, seq: int
+) -> _Matching:
+    selected = select_rows(database, collection, wanted, level, seq)
+    owners = [one.segment.columns.image_rowid[_passing(one)] for one in selected]
+    images, counts = np.unique(np.concatenate([np.empty(0, np.int64), *owners]), return_counts=True)
+    return _Matching(selected, images, counts)
+
+
+def scroll(
+    database: Database, collection: OpenCollection, asked: Scroll, seq: int, budget: ResponseBudget
+) -> RecordPage:
+    """A page of records. It ends early, before the first record that `budget` does not fit.
+
+    Args:
+        database: The record store.
+        collection: The collection.
+        asked: The page.
+        seq: The write whose state is read; it is held.
+        budget: What is read is deducted.
+
+    Raises:
+        RegionSearchError: TOO_LARGE when not even one record fits.
+    """
+    matching = _matching(database, collection, asked.filter, asked.level, seq)
+    with database.reading() as connection:
+        places = _places(connection, collection.rowid, matching, asked, seq)
+        records: list[tuple[int, Record]] = []
+        images: dict[str, StoredImage] = {}
+        last: Place | None = None
+        refusal: RegionSearchError | None = None
+        keys = [key for key, _ in places[: asked.limit]]
+        described = reads.described(connection, keys, masks=asked.include_masks)
+        try:
+            for (key, place), (_, row) in zip(places, described, strict=False):
+                if row is not None:
+                    budget.take_record(row[0])
+                    if asked.include_vectors:
+                        budget.take(collection.spec.model.dimension * _VECTOR_ITEM)
+                    if row[1].image_id not in images:
+                        shown = budget.shown(row[1])
+                        budget.take_image(shown)
+                        images[shown.image_id] = shown
+                    records.append((key, row[0]))
+                last = place
+        except RegionSearchError as error:
+            if error.kind is not Kind.TOO_LARGE or not records:
+                raise
+            refusal = error
+        vectors = None
+        if asked.include_vectors:
+            found = [key for key, _ in records]
+            vectors = reads.vectors(connection, found, collection.spec.model.dimension)
+    more = refusal is not None or len(places) > asked.limit
+    used = {record.image_id for _, record in records}
+    stored = Stored(
+        tuple(record for _, record in records),
+        tuple(image for image_id, image in images.items() if image_id in used),
+        vectors,
+        seq,
+    )
+    return RecordPage(stored, last if more else None)
+
+
+def _places(
+    connection: sqlite3.Connection, collection_rowid: int, matching: _Matching, asked: Scroll, seq: int
+) -> list[tuple[int, Place]]:
+    """Rowids and places of the next records; one more than asked for if there are so many."""
+    after = asked.after
+    begun = None if after is None else (after[0], after[1])
+    order: dict[int, tuple[int, str]] = {}
+    left = asked.limit + 1
+    for image, place in _walk(connection, collection_rowid, matching.images, seq, begun, inclusive=True):
+        order[image] = place
+        if place != begun:  # of which earlier pages may have shown all
+            left -= int(matching.counts[np.searchsorted(matching.images, image)])
+        if left <= 0:
+            break
+    keys = matching.of_images(np.fromiter(order, np.int64))
+    rank = {image: number for number, image in enumerate(order)}
+    found = sorted(
+        (rank[image], level, record_id, key, image)
+        for key, image, level, record_id in lookups.record_places(connection, keys.tolist())
+    )
+    places = [
+        (key, (*order[image], level, record_id))
+        for _, level, record_id, key, image in found
+        if order[image] != begun or after is None or (level, record_id) > after[2:]
+    ]
+    return places[: asked.limit + 1]
+
+
+def list_images(
+    database: Database,
+    collection: OpenCollection,
+    wanted: Filter,
+    limit: int,
+    after: tuple[int, str] | None,
+    seq: int,
+    budget: ResponseBudget,
+) -> ImagePage:
+    """Images, newest first, from behind a place; with a filter those of which a record passes.
+
+    Args:
+        database: The record store.
+        collection: The collection.
+        wanted: The filter.
+        limit: Images wanted.
+        after: The place.
+        seq: With a filter, the write whose state is read; it is held.
+        budget: What is read is deducted.
+    """
+    matching = None if wanted == NO_FILTER else _matching(database, collection, wanted, None, seq)
+    with database.reading() as connection:
+        if matching is None:
+            total, _ = reads.counts(connection, collection.rowid)
+            walk = lookups.images_newest_first(connection, collection.rowid, None, after)
+        else:
+            total = len(matching.images)
+            walk = _walk(connection, collection.rowid, matching.images, seq, after)
+        shown, following = reads.images_in_order(connection, walk, limit, budget)
+    return ImagePage(tuple(shown), following, total)
+
+
+def _walk(
+    connection: sqlite3.Connection,
+    collection_rowid: int,
+    among: RowIds,
+    seq: int,
+    after: tuple[int, str] | None,
+    *,
+    inclusive: bool = False,
+) -> Iterator[tuple[int, tuple[int, str]]]:
+    """Rowid and place of those images that are among the given ones, newest first, from a place on."""
+    walk = lookups.images_newest_first(connection, collection_rowid, seq, after, inclusive=inclusive)
+    while block := list(itertools.islice(walk, _WALKED)):
+        found = np.isin(np.fromiter((image for image, _ in block), np.int64), among)
+        for number in np.flatnonzero(found).tolist():
+            yield block[number]
+
+
+def count(
+    database: Database,
+    collection: OpenCollection,
+    wanted: Filter,
+    level: Level | None,
+    facets: Sequence[Facet],
+    seq: int,
+) -> Counts:
+    """How many records pass a filter in the state after write `seq`, which is held."""
+    matching = _matching(database, collection, wanted, level, seq)
+    found: list[FacetCounts] = []
+    with database.reading() as connection:
+        for facet in facets:
+            if facet.attribute:
+                values = _by_attribute(connection, collection.rowid, facet.attribute, matching)
+            else:
+                values = _by_tag(connection, collection.rowid, matching)
+            found.append(most_frequent(values, facet.limit))
+    return Counts(int(matching.counts.sum()), len(matching.images), tuple(found), seq)
+
+
+def _by_tag(
+    connection: sqlite3.Connection, collection_rowid: int, matching: _Matching
+) -> Iterator[FacetValue]:
+    for tag, images in lookups.images_by_tag(connection, collection_rowid):
+        places = _places_in(matching.images, images)
+        yield FacetValue(tag, int(matching.counts[places].sum()), len(places))
+
+
+def _by_attribute(
+    connection: sqlite3.Connection, collection_rowid: int, name: str, matching: _Matching
+) -> Iterator[FacetValue]:
+    """A record's own value counts, or else its image's."""
+    left = matching.counts.copy()  # of each image: records without a value of their own
+    own: dict[str, tuple[int, RowIds]] = {}  # number of records, places of their images
+    by_record = lookups.records_by_value(connection, collection_rowid, name)
+    if by_record:
+        keys, owners = matching.records
+        order = np.argsort(keys)
+        keys, owners = keys[order], owners[order]
+        for value, records in by_record:
+            images = np.searchsorted(matching.images, owners[_places_in(keys, records)])
+            left -= np.bincount(images, minlength=len(left))
+            own[value] = len(images), np.unique(images)
+    by_image = dict(lookups.images_by_value(connection, collection_rowid, name))
+    for value in by_image.keys() | own.keys():
+        places = _places_in(matching.images, by_image.get(value, matching.images[:0]))
+        places = places[left[places] > 0]
+        count, images = own.get(value, (0, places[:0]))
+        yield FacetValue(value, count + int(left[places].sum()), len(np.union1d(places, images)))
+
+
+def _places_in(ordered: RowIds, values: RowIds) -> NDArray[np.intp]:
+    """Places, among ascending rowids, of those of the values that are there."""
+    places = np.searchsorted(ordered, values)
+    inside = places < len(ordered)
+    places, values = places[inside], values[inside]
+    found: NDArray[np.intp] = places[ordered[places] == values]
+    return found
