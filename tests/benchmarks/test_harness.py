@@ -41,33 +41,62 @@ def test_medians_and_direction():
     assert len(measure(case(ours=range(9)), quick=True).runs) == 3
 
 
-def test_the_command_writes_and_keeps_results(monkeypatch, tmp_path, capsys):
-    path = tmp_path / "latest.json"
+@pytest.fixture
+def run(monkeypatch, tmp_path):
+    """Runs the command over given cases; returns its exit status and what it wrote last."""
+    monkeypatch.setattr("benchmarks.history._commit", lambda: "abc")
 
-    def run(*arguments):
-        monkeypatch.setattr(
-            command, "discover", lambda: [("a", [case("one"), case("two", target=99.0)]), ("b", "no")]
-        )
-        monkeypatch.setattr(sys, "argv", ["benchmarks", "--output", str(path), *arguments])
-        return command.main()
+    def run(cases, *arguments):
+        monkeypatch.setattr(command, "discover", lambda: [("a", cases), ("b", "no")])
+        monkeypatch.setattr(sys, "argv", ["benchmarks", "--output", str(tmp_path), *arguments])
+        status = command.main()
+        latest = tmp_path / "latest.json"
+        return status, json.loads(latest.read_text()) if latest.exists() else None
 
-    assert run() == 0
-    entries = json.loads(path.read_text())
+    return run
+
+
+def test_the_command_writes_and_keeps_results(run):
+    def cases():
+        return [case("one"), case("two", target=99.0)]
+
+    status, entries = run(cases())
+    assert status == 0
     assert [entry["name"] for entry in entries] == ["one", "two"]
-    assert {"name", "ratio", "ours", "reference", "unit", "runs"} <= entries[0].keys()
-    path.write_text(json.dumps([*entries, {"name": "other"}]))
-    assert run("--only", "two", "--check") == 1  # its target is missed
-    assert [entry["name"] for entry in json.loads(path.read_text())] == ["one", "two", "other"]
-    assert run("--only", "none") == 1
+    assert {"name", "ratio", "ours", "reference", "unit", "runs", "time", "machine"} <= entries[0].keys()
+    status, entries = run([case("two", target=99.0), case("three")], "--only", "two", "--check")
+    assert status == 1  # its target is missed
+    assert [entry["name"] for entry in entries] == ["one", "two"]
+    assert run(cases(), "--only", "none")[0] == 1
 
 
-def test_a_case_that_fails_costs_no_other_its_result(monkeypatch, tmp_path):
-    path = tmp_path / "latest.json"
-    cases = [case("one"), case("two", ours=()), case("three")]
-    monkeypatch.setattr(command, "discover", lambda: [("a", cases)])
-    monkeypatch.setattr(sys, "argv", ["benchmarks", "--output", str(path)])
-    assert command.main() == 1
-    assert [entry["name"] for entry in json.loads(path.read_text())] == ["one", "three"]
+def test_a_case_that_fails_costs_no_other_its_result(run):
+    status, entries = run([case("one"), case("two", ours=()), case("three")])
+    assert status == 1
+    assert [entry["name"] for entry in entries] == ["one", "three"]
+
+
+def test_a_run_that_was_broken_off_is_resumed(run, capsys):
+    @contextlib.contextmanager
+    def interrupted():
+        raise KeyboardInterrupt
+        yield
+
+    with pytest.raises(KeyboardInterrupt):
+        run([case("one"), Case("two", "s", interrupted)])
+    status, entries = run([case("one", ours=()), case("two")])  # "one" cannot be measured again
+    assert status == 0
+    assert [entry["name"] for entry in entries] == ["one", "two"]
+    assert "one" in capsys.readouterr().out
+    assert run([case("one", ours=()), case("two")])[0] == 1, "an ended run is not resumed"
+
+
+def test_a_ratio_that_fell_by_more_than_a_tenth_is_named(run, capsys):
+    run([case("one"), case("two")])
+    run([case("one", reference=5.0), case("two", reference=5.9)])
+    told = capsys.readouterr().err
+    assert "one: 2.50, on this machine it was 3.00" in told
+    assert "two:" not in told
 
 
 def test_a_difference_that_is_lost_in_noise_has_no_ratio():
