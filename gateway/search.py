@@ -128,7 +128,10 @@ class Search:
             include_masks=request.include_masks,
             exact=request.exact,
         )
-        for name in ("min_score", "relative_cutoff", "min_relevancy", "min_seq", "effort"):
+        for name in (
+            "min_score", "relative_cutoff", "min_relevancy", "min_seq", "effort", "fold_similarity",
+            "diversity",
+        ):  # fmt: skip
             if request.HasField(name):
                 setattr(message, name, getattr(request, name))
         by_model = not (request.include_weak or says_scores(request))

@@ -97,6 +97,18 @@ def search(
     all_phrases: Annotated[
         bool, typer.Option("--all-phrases", help="Only images in which every phrase is found.")
     ] = False,
+    fold: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            help="Fold near duplicates, such as bursts: hits at least this similar (cosine) to a better one.",
+        ),
+    ] = None,
+    diversity: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Mix hits: the weight of likeness to earlier ones."),
+    ] = None,
     save: Save = None,
     open_it: Open = False,
     as_json: AsJson = False,
@@ -129,6 +141,8 @@ def search(
             relative_cutoff=cutoff,
             page_size=limit,
             all_phrases=all_phrases,
+            fold_similarity=fold,
+            diversity=diversity,
             include=include,
         )
         _warn_of_cuts(result)
@@ -265,6 +279,7 @@ def _print_hits(hits: Sequence[Hit], several: bool) -> None:
     for hit in hits:
         found = [one.label or "" for one in (hit, *hit.others)] if several else []
         place = _place(hit.box) if hit.region_id else "whole image"
+        place += f" (+{hit.folded_count} alike)" if hit.folded_count else ""
         cells = [str(hit.rank), f"{hit.score:.3f}", strength(hit.confident), hit.image.name, place]
         rows.append([*cells, ", ".join(found)] if several else cells)
     print_table(["", "score", "match", "image", "box", *(["phrases"] if several else [])], rows)

@@ -521,6 +521,8 @@ class RegionSearchServiceSearchRequest(_message.Message):
     INCLUDE_WEAK_FIELD_NUMBER: _builtins.int
     INCLUDE_OTHERS_FIELD_NUMBER: _builtins.int
     ALL_PHRASES_FIELD_NUMBER: _builtins.int
+    FOLD_SIMILARITY_FIELD_NUMBER: _builtins.int
+    DIVERSITY_FIELD_NUMBER: _builtins.int
     collection: _builtins.str
     """Empty: "default"."""
     level: _search_pb2.Level.ValueType
@@ -546,6 +548,9 @@ class RegionSearchServiceSearchRequest(_message.Message):
     """Grouped by image with several phrases: only images in which every phrase is found; a page may hold few of them. Implies
     include_others.
     """
+    fold_similarity: _builtins.float
+    """As in SearchService."""
+    diversity: _builtins.float
     @_builtins.property
     def query(self) -> Global___Query: ...
     @_builtins.property
@@ -575,13 +580,19 @@ class RegionSearchServiceSearchRequest(_message.Message):
         include_weak: _builtins.bool = ...,
         include_others: _builtins.bool = ...,
         all_phrases: _builtins.bool = ...,
+        fold_similarity: _builtins.float | None = ...,
+        diversity: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_effort", b"_effort", "_min_relevancy", b"_min_relevancy", "_min_score", b"_min_score", "_min_seq", b"_min_seq", "_relative_cutoff", b"_relative_cutoff", "effort", b"effort", "filter", b"filter", "min_relevancy", b"min_relevancy", "min_score", b"min_score", "min_seq", b"min_seq", "query", b"query", "relative_cutoff", b"relative_cutoff"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_diversity", b"_diversity", "_effort", b"_effort", "_fold_similarity", b"_fold_similarity", "_min_relevancy", b"_min_relevancy", "_min_score", b"_min_score", "_min_seq", b"_min_seq", "_relative_cutoff", b"_relative_cutoff", "diversity", b"diversity", "effort", b"effort", "filter", b"filter", "fold_similarity", b"fold_similarity", "min_relevancy", b"min_relevancy", "min_score", b"min_score", "min_seq", b"min_seq", "query", b"query", "relative_cutoff", b"relative_cutoff"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_effort", b"_effort", "_min_relevancy", b"_min_relevancy", "_min_score", b"_min_score", "_min_seq", b"_min_seq", "_relative_cutoff", b"_relative_cutoff", "all_phrases", b"all_phrases", "collection", b"collection", "effort", b"effort", "exact", b"exact", "filter", b"filter", "group_by", b"group_by", "include_masks", b"include_masks", "include_others", b"include_others", "include_weak", b"include_weak", "level", b"level", "min_relevancy", b"min_relevancy", "min_score", b"min_score", "min_seq", b"min_seq", "negatives", b"negatives", "page_size", b"page_size", "page_token", b"page_token", "query", b"query", "relative_cutoff", b"relative_cutoff"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_diversity", b"_diversity", "_effort", b"_effort", "_fold_similarity", b"_fold_similarity", "_min_relevancy", b"_min_relevancy", "_min_score", b"_min_score", "_min_seq", b"_min_seq", "_relative_cutoff", b"_relative_cutoff", "all_phrases", b"all_phrases", "collection", b"collection", "diversity", b"diversity", "effort", b"effort", "exact", b"exact", "filter", b"filter", "fold_similarity", b"fold_similarity", "group_by", b"group_by", "include_masks", b"include_masks", "include_others", b"include_others", "include_weak", b"include_weak", "level", b"level", "min_relevancy", b"min_relevancy", "min_score", b"min_score", "min_seq", b"min_seq", "negatives", b"negatives", "page_size", b"page_size", "page_token", b"page_token", "query", b"query", "relative_cutoff", b"relative_cutoff"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__diversity: _TypeAlias = _typing.Literal["diversity"]  # noqa: Y015
+    _WhichOneofArgType__diversity: _TypeAlias = _typing.Literal["_diversity", b"_diversity"]  # noqa: Y015
     _WhichOneofReturnType__effort: _TypeAlias = _typing.Literal["effort"]  # noqa: Y015
     _WhichOneofArgType__effort: _TypeAlias = _typing.Literal["_effort", b"_effort"]  # noqa: Y015
+    _WhichOneofReturnType__fold_similarity: _TypeAlias = _typing.Literal["fold_similarity"]  # noqa: Y015
+    _WhichOneofArgType__fold_similarity: _TypeAlias = _typing.Literal["_fold_similarity", b"_fold_similarity"]  # noqa: Y015
     _WhichOneofReturnType__min_relevancy: _TypeAlias = _typing.Literal["min_relevancy"]  # noqa: Y015
     _WhichOneofArgType__min_relevancy: _TypeAlias = _typing.Literal["_min_relevancy", b"_min_relevancy"]  # noqa: Y015
     _WhichOneofReturnType__min_score: _TypeAlias = _typing.Literal["min_score"]  # noqa: Y015
@@ -591,7 +602,11 @@ class RegionSearchServiceSearchRequest(_message.Message):
     _WhichOneofReturnType__relative_cutoff: _TypeAlias = _typing.Literal["relative_cutoff"]  # noqa: Y015
     _WhichOneofArgType__relative_cutoff: _TypeAlias = _typing.Literal["_relative_cutoff", b"_relative_cutoff"]  # noqa: Y015
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__diversity) -> _WhichOneofReturnType__diversity | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__effort) -> _WhichOneofReturnType__effort | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__fold_similarity) -> _WhichOneofReturnType__fold_similarity | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__min_relevancy) -> _WhichOneofReturnType__min_relevancy | None: ...
     @_typing.overload

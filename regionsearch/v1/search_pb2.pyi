@@ -1211,6 +1211,8 @@ class SearchRequest(_message.Message):
     INCLUDE_MASKS_FIELD_NUMBER: _builtins.int
     EXACT_FIELD_NUMBER: _builtins.int
     EFFORT_FIELD_NUMBER: _builtins.int
+    FOLD_SIMILARITY_FIELD_NUMBER: _builtins.int
+    DIVERSITY_FIELD_NUMBER: _builtins.int
     collection: _builtins.str
     query_mode: Global___QueryMode.ValueType
     min_relevancy: _builtins.float
@@ -1247,6 +1249,15 @@ class SearchRequest(_message.Message):
     """How far an approximate index looks, as a multiple of what its recall target needs: more finds more and takes
     longer. 1 when absent; above 0, at most 1000. Without meaning where the index is exact.
     """
+    fold_similarity: _builtins.float
+    """Folds near duplicates, such as a burst of photographs: a hit whose vector has at least this cosine with that of a
+    better hit is left out and counted in that one's `folded_count`. Above 0, at most 1.
+    """
+    diversity: _builtins.float
+    """Mixes hits (maximal marginal relevance): each next hit is the one with the highest (1 - diversity) * score
+    - diversity * (its highest cosine with a hit before it). 0 to 1; 0 changes nothing. With it or fold_similarity the best
+    2,048 hits are looked at, and pages end there; an image stands for its best hit where hits are grouped.
+    """
     @_builtins.property
     def model(self) -> _types_pb2.ModelInfo:
         """The model of the query vectors."""
@@ -1282,13 +1293,19 @@ class SearchRequest(_message.Message):
         include_masks: _builtins.bool = ...,
         exact: _builtins.bool = ...,
         effort: _builtins.float | None = ...,
+        fold_similarity: _builtins.float | None = ...,
+        diversity: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_effort", b"_effort", "_min_relevancy", b"_min_relevancy", "_min_score", b"_min_score", "_min_seq", b"_min_seq", "_relative_cutoff", b"_relative_cutoff", "_whole_image_margin", b"_whole_image_margin", "effort", b"effort", "filter", b"filter", "min_relevancy", b"min_relevancy", "min_score", b"min_score", "min_seq", b"min_seq", "model", b"model", "negatives", b"negatives", "queries", b"queries", "relative_cutoff", b"relative_cutoff", "whole_image_margin", b"whole_image_margin"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_diversity", b"_diversity", "_effort", b"_effort", "_fold_similarity", b"_fold_similarity", "_min_relevancy", b"_min_relevancy", "_min_score", b"_min_score", "_min_seq", b"_min_seq", "_relative_cutoff", b"_relative_cutoff", "_whole_image_margin", b"_whole_image_margin", "diversity", b"diversity", "effort", b"effort", "filter", b"filter", "fold_similarity", b"fold_similarity", "min_relevancy", b"min_relevancy", "min_score", b"min_score", "min_seq", b"min_seq", "model", b"model", "negatives", b"negatives", "queries", b"queries", "relative_cutoff", b"relative_cutoff", "whole_image_margin", b"whole_image_margin"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_effort", b"_effort", "_min_relevancy", b"_min_relevancy", "_min_score", b"_min_score", "_min_seq", b"_min_seq", "_relative_cutoff", b"_relative_cutoff", "_whole_image_margin", b"_whole_image_margin", "collection", b"collection", "effort", b"effort", "exact", b"exact", "filter", b"filter", "group_by", b"group_by", "include_masks", b"include_masks", "level", b"level", "min_relevancy", b"min_relevancy", "min_score", b"min_score", "min_seq", b"min_seq", "model", b"model", "negatives", b"negatives", "page_size", b"page_size", "page_token", b"page_token", "queries", b"queries", "query_mode", b"query_mode", "relative_cutoff", b"relative_cutoff", "whole_image_margin", b"whole_image_margin"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_diversity", b"_diversity", "_effort", b"_effort", "_fold_similarity", b"_fold_similarity", "_min_relevancy", b"_min_relevancy", "_min_score", b"_min_score", "_min_seq", b"_min_seq", "_relative_cutoff", b"_relative_cutoff", "_whole_image_margin", b"_whole_image_margin", "collection", b"collection", "diversity", b"diversity", "effort", b"effort", "exact", b"exact", "filter", b"filter", "fold_similarity", b"fold_similarity", "group_by", b"group_by", "include_masks", b"include_masks", "level", b"level", "min_relevancy", b"min_relevancy", "min_score", b"min_score", "min_seq", b"min_seq", "model", b"model", "negatives", b"negatives", "page_size", b"page_size", "page_token", b"page_token", "queries", b"queries", "query_mode", b"query_mode", "relative_cutoff", b"relative_cutoff", "whole_image_margin", b"whole_image_margin"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__diversity: _TypeAlias = _typing.Literal["diversity"]  # noqa: Y015
+    _WhichOneofArgType__diversity: _TypeAlias = _typing.Literal["_diversity", b"_diversity"]  # noqa: Y015
     _WhichOneofReturnType__effort: _TypeAlias = _typing.Literal["effort"]  # noqa: Y015
     _WhichOneofArgType__effort: _TypeAlias = _typing.Literal["_effort", b"_effort"]  # noqa: Y015
+    _WhichOneofReturnType__fold_similarity: _TypeAlias = _typing.Literal["fold_similarity"]  # noqa: Y015
+    _WhichOneofArgType__fold_similarity: _TypeAlias = _typing.Literal["_fold_similarity", b"_fold_similarity"]  # noqa: Y015
     _WhichOneofReturnType__min_relevancy: _TypeAlias = _typing.Literal["min_relevancy"]  # noqa: Y015
     _WhichOneofArgType__min_relevancy: _TypeAlias = _typing.Literal["_min_relevancy", b"_min_relevancy"]  # noqa: Y015
     _WhichOneofReturnType__min_score: _TypeAlias = _typing.Literal["min_score"]  # noqa: Y015
@@ -1300,7 +1317,11 @@ class SearchRequest(_message.Message):
     _WhichOneofReturnType__whole_image_margin: _TypeAlias = _typing.Literal["whole_image_margin"]  # noqa: Y015
     _WhichOneofArgType__whole_image_margin: _TypeAlias = _typing.Literal["_whole_image_margin", b"_whole_image_margin"]  # noqa: Y015
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__diversity) -> _WhichOneofReturnType__diversity | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__effort) -> _WhichOneofReturnType__effort | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__fold_similarity) -> _WhichOneofReturnType__fold_similarity | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__min_relevancy) -> _WhichOneofReturnType__min_relevancy | None: ...
     @_typing.overload
@@ -1382,6 +1403,7 @@ class Hit(_message.Message):
     BEST_REGION_FIELD_NUMBER: _builtins.int
     CONFIDENT_FIELD_NUMBER: _builtins.int
     OTHERS_FIELD_NUMBER: _builtins.int
+    FOLDED_COUNT_FIELD_NUMBER: _builtins.int
     rank: _builtins.int
     """From 1, counted over all pages."""
     score: _builtins.float
@@ -1392,6 +1414,8 @@ class Hit(_message.Message):
     """Which query vector scored it, from 0."""
     confident: _builtins.bool
     """Of RegionSearchService: whether a region's score reaches the model's cut-off; absent where there is none."""
+    folded_count: _builtins.int
+    """With fold_similarity: how many hits were folded into this one."""
     @_builtins.property
     def record(self) -> Global___Record: ...
     @_builtins.property
@@ -1418,10 +1442,11 @@ class Hit(_message.Message):
         best_region: Global___Hit | None = ...,
         confident: _builtins.bool | None = ...,
         others: _abc.Iterable[Global___Hit] | None = ...,
+        folded_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_confident", b"_confident", "_relevancy", b"_relevancy", "best_region", b"best_region", "confident", b"confident", "image", b"image", "record", b"record", "relevancy", b"relevancy"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_confident", b"_confident", "_relevancy", b"_relevancy", "best_region", b"best_region", "confident", b"confident", "image", b"image", "others", b"others", "query_index", b"query_index", "rank", b"rank", "record", b"record", "relevancy", b"relevancy", "score", b"score"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_confident", b"_confident", "_relevancy", b"_relevancy", "best_region", b"best_region", "confident", b"confident", "folded_count", b"folded_count", "image", b"image", "others", b"others", "query_index", b"query_index", "rank", b"rank", "record", b"record", "relevancy", b"relevancy", "score", b"score"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__confident: _TypeAlias = _typing.Literal["confident"]  # noqa: Y015
     _WhichOneofArgType__confident: _TypeAlias = _typing.Literal["_confident", b"_confident"]  # noqa: Y015

@@ -96,6 +96,7 @@ def hit_to_proto(hit: Hit) -> search_pb2.Hit:
         image=image_to_proto(hit.image),
         query_index=hit.query_index,
         best_region=None if hit.best_region is None else hit_to_proto(hit.best_region),
+        folded_count=hit.folded,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -54,6 +54,9 @@ class CandidateSource(Protocol):
         """The records of the images; where the query has no negatives, those that are the best of their
         image and level suffice.
         """
+
+    def vectors(self, keys: Sequence[int]) -> Vectors:
+        """The stored vectors of records, in their order, shape (keys, dimension)."""
 
     def public_ids(self, keys: Iterable[int]) -> dict[int, tuple[str, str]]:
         """Image id and record id by key."""

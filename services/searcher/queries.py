@@ -94,6 +94,9 @@ class Query:
         effort: How far an approximate index looks, as a multiple of what its target needs; infinity looks at
             all.
         include_masks: Whether the records of the hits carry their masks.
+        fold_similarity: Hits whose cosine with a better one is at least this are folded into that one; None:
+            none are.
+        diversity: Weight of the cosine with earlier hits against the score, 0 to 1.
     """
 
     vectors: Vectors
@@ -113,11 +116,16 @@ class Query:
     shown: tuple[int, ...] = ()
     effort: float = 1.0
     include_masks: bool = False
+    fold_similarity: float | None = None
+    diversity: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """One found record with its image, and `best_region` where the whole image stands for it."""
+    """One found record with its image, and `best_region` where the whole image stands for it.
+
+    `folded` is the number of near duplicates that were folded into it.
+    """
 
     rank: int
     score: float
@@ -126,6 +134,7 @@ class Hit:
     record: Record
     image: StoredImage
     best_region: Hit | None = None
+    folded: int = 0
 
     @property
     def position(self) -> Position:

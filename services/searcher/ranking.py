@@ -39,6 +39,7 @@ class Ranked:
     relevancy: float | None
     query_index: int
     best_region: Ranked | None = None
+    folded: int = 0
 
 
 @dataclass(frozen=True, slots=True)

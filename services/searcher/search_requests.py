@@ -165,7 +165,10 @@ class SearchReader:
             if getattr(request, mode) not in known.values():
                 raise invalid(mode, f"{getattr(request, mode)} is not a known {mode}")
         best = request.query_mode == search_pb2.QUERY_MODE_BEST
-        for name in ("min_score", "min_relevancy", "relative_cutoff", "whole_image_margin", "effort"):
+        for name in (
+            "min_score", "min_relevancy", "relative_cutoff", "whole_image_margin", "effort",
+            "fold_similarity", "diversity",
+        ):  # fmt: skip
             if request.HasField(name) and not np.isfinite(getattr(request, name)):
                 raise invalid(name, f"{name} must be a finite number")
         if request.HasField("relative_cutoff") and not 0.0 <= request.relative_cutoff <= 1.0:
@@ -176,6 +179,10 @@ class SearchReader:
             raise invalid(
                 "effort", f"effort must be above 0 and at most {_MAX_EFFORT}; set exact to search all records"
             )
+        if request.HasField("fold_similarity") and not 0.0 < request.fold_similarity <= 1.0:
+            raise invalid("fold_similarity", "fold_similarity must be above 0 and at most 1")
+        if not 0.0 <= request.diversity <= 1.0:
+            raise invalid("diversity", "diversity is between 0 and 1")
         effort = request.effort if request.HasField("effort") else 1.0
         bare = search_pb2.SearchRequest()
         bare.CopyFrom(request)
@@ -195,7 +202,11 @@ class SearchReader:
             negatives=negatives,
             level=read.level(request.level),
             filter=read.filter(request.filter),
-            **given(request, "min_score", "min_relevancy", "relative_cutoff", "whole_image_margin"),
+            **given(
+                request,
+                *("min_score", "min_relevancy", "relative_cutoff", "whole_image_margin"),
+                *("fold_similarity", "diversity"),
+            ),
             group_by_image=request.group_by == search_pb2.GROUP_BY_IMAGE,
             limit=read.page_size(request.page_size, _HITS),
             seq=seq,

@@ -47,3 +47,15 @@ def test_a_made_up_token_is_refused(gateway: Running, filled: dict[str, str], to
 def test_page_sizes_at_the_limits(gateway: Running, filled: dict[str, str]) -> None:
     assert len(search(gateway, query={"text": "red"}, level="both", page_size=0)["hits"]) == 12
     assert len(search(gateway, query={"text": "red"}, level="both", page_size=10**9)["hits"]) == 12
+
+
+def test_near_duplicates_are_folded_over_http_and_counted(gateway: Running, filled: dict[str, str]) -> None:
+    body = {"query": {"text": "red"}, "level": "region"}
+    alike = [hit for hit in search(gateway, **body)["hits"] if hit["score"] > 0.999]
+    first, *others = search(gateway, **body, fold_similarity=0.999)["hits"]
+    assert first["folded_count"] == len(alike) - 1 > 0
+    assert all(hit["score"] <= 0.999 for hit in others)
+    mixed = search(gateway, **body, diversity=0.9, page_size=2)["hits"]
+    assert mixed[0]["score"] > 0.999 > mixed[1]["score"]
+    for wrong in ({"fold_similarity": 0}, {"diversity": 2}):
+        assert search(gateway, 400, **body, **wrong)["errors"][0]["pointer"] == f"/{next(iter(wrong))}"

@@ -44,6 +44,8 @@ EVERYTHING: dict[str, Any] = {
     "min_seq": 9,
     "exact": True,
     "effort": 2.0,
+    "fold_similarity": 0.875,
+    "diversity": 0.25,
     "include": ["mask"],
 }
 THRESHOLDS = {

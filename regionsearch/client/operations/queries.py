@@ -64,6 +64,8 @@ def search(
     min_seq: int | None = None,
     exact: bool = False,
     effort: float | None = None,
+    fold_similarity: float | None = None,
+    diversity: float | None = None,
     all_phrases: bool = False,
     include: Sequence[SearchInclude] = (),
 ) -> Operation[SearchResult]:
@@ -89,6 +91,9 @@ def search(
         min_seq: See at least this write.
         exact: Look at every record, whatever index there is.
         effort: How far an approximate index looks, as a multiple of the usual.
+        fold_similarity: Folds near duplicates: hits whose cosine with a better one is at least this are left
+            out, and counted in its `folded_count`. Above 0, at most 1.
+        diversity: Mixes hits: the weight of likeness to earlier hits against the score, 0 to 1.
         all_phrases: Grouped by image: only images in which every phrase is found, with their `others`.
         include: `mask` adds the masks; `weak` hits below the model's cut-off, whose `confident` is False;
             `others`, grouped by image with several phrases, the best regions of the other phrases.
@@ -101,7 +106,7 @@ def search(
         options = {"page_token": page_token, "exact": exact, "include": include, "all_phrases": all_phrases}
         options |= given(level=level, group_by=group_by, filter=filter, page_size=page_size, effort=effort)
         options |= given(min_score=min_score, relative_cutoff=relative_cutoff, min_relevancy=min_relevancy)
-        options |= given(min_seq=min_seq)
+        options |= given(min_seq=min_seq, fold_similarity=fold_similarity, diversity=diversity)
         return SearchBody.read({"query": query, "negatives": negatives_of(negatives)} | options)
 
     return Operation(

@@ -241,6 +241,20 @@ class SearchBody(Body):
     effort: Number | None = Field(
         None, gt=0, le=1000, description="How far an approximate index looks, as a multiple of the usual."
     )
+    fold_similarity: Number | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="Folds near duplicates, such as a burst of photographs: hits whose cosine with a better "
+        "one is at least this are left out, and counted in that one's `folded_count`.",
+    )
+    diversity: Number | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="Mixes hits (maximal marginal relevance): the weight of likeness to earlier hits against "
+        "the score. With it or `fold_similarity`, the best 2,048 hits are looked at and pages end there.",
+    )
     include: Annotated[list[SearchInclude], Field(max_length=8, fail_fast=True)] = Field(
         [],
         description="mask: the regions' masks. weak: also hits below the model's cut-off, which are left out "
@@ -270,6 +284,8 @@ class SearchBody(Body):
             include_weak="weak" in self.include,
             include_others="others" in self.include,
             all_phrases=self.all_phrases,
+            fold_similarity=self.fold_similarity,
+            diversity=self.diversity,
         )
 
 

@@ -49,6 +49,10 @@ class Hit(Response):
         (), description="Grouped by image: the best regions of the other phrases, when asked for."
     )
 
+    folded_count: int = Field(
+        0, description="With fold_similarity: how many near duplicates were folded into this hit."
+    )
+
     @classmethod
     def from_proto(cls, hit: search_pb2.Hit, phrases: Sequence[str]) -> Hit:
         """Converts the contract's message; the phrases are those of the query."""
@@ -70,6 +74,7 @@ class Hit(Response):
             text_index=hit.query_index if phrases else None,
             best_region=cls.from_proto(hit.best_region, phrases) if hit.HasField("best_region") else None,
             others=tuple(cls.from_proto(other, phrases) for other in hit.others),
+            folded_count=hit.folded_count,
         )
 
     def __repr__(self) -> str:

@@ -25,6 +25,7 @@ from pymilvus import MilvusClient
 from regionsearch.errors import Kind, RegionSearchError
 from regionsearch.texts import MetadataLimits
 from services.searcher.bounded_executor import NEVER_CANCELLED, CancellationToken
+from services.searcher.diversity import rank_diverse, widened
 from services.searcher.engine import never_acknowledged
 from services.searcher.milvus import scrolling, tables
 from services.searcher.milvus.access import Access, Freshness, TableGoneError, explained
@@ -35,7 +36,6 @@ from services.searcher.milvus.session import Clock
 from services.searcher.milvus.source import MilvusSource, PageReader
 from services.searcher.milvus.tables import Placement
 from services.searcher.queries import NO_FILTER, Deletion, Filter, ImageUpdate, Page, Query, UpdateResult
-from services.searcher.ranking import rank
 from services.searcher.response_budget import UNLIMITED, ResponseBudget
 from services.searcher.scrolling import Counts, Facet, RecordPage, Scroll
 from services.searcher.settings import MilvusSettings
@@ -179,14 +179,21 @@ class MilvusEngine:
             check_model(name, placement.collection.model, model)
             sources = [
                 MilvusSource(
-                    access, placement, query, contents.session.freshness(min_seq or 0), self._settings
+                    access,
+                    placement,
+                    widened(query),
+                    contents.session.freshness(min_seq or 0),
+                    self._settings,
                 )
                 for query in queries
             ]
             if min_seq is not None:
                 self._check_acknowledged(min_seq, access)
             *ranked, now = access.at_once(
-                *(partial(rank, query, source) for query, source in zip(queries, sources, strict=True)),
+                *(
+                    partial(rank_diverse, query, source)
+                    for query, source in zip(queries, sources, strict=True)
+                ),
                 partial(self._clock.before, access),
             )
             return [

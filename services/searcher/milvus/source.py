@@ -7,9 +7,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from regionsearch.errors import Kind, RegionSearchError
 from services.searcher.candidates import Candidates, Numbers, cosines
+from services.searcher.diversity import diverse
 from services.searcher.milvus.access import Access, Freshness, Row
 from services.searcher.milvus.contents import Contents
 from services.searcher.milvus.expressions import expression
@@ -19,7 +21,7 @@ from services.searcher.queries import Hit, Page, Query
 from services.searcher.ranking import Ranked
 from services.searcher.response_budget import ResponseBudget
 from services.searcher.settings import MilvusSettings
-from services.searcher.types import StoredImage
+from services.searcher.types import StoredImage, Vectors
 
 _SCORED = ["record_id", "image_id", "level", "vector"]
 _EXACT = frozenset({"FLAT", "GPU_BRUTE_FORCE"})
@@ -65,6 +67,7 @@ class MilvusSource:
         self._images: dict[str, int] = {}
         self._ids: list[tuple[str, str]] = []
         self._names: list[str] = []
+        self._vectors: dict[int, NDArray[np.float64]] = {}
 
     def best(self, count: int) -> Candidates:
         """See `CandidateSource`; more than Milvus gives at once is all that there is."""
@@ -134,6 +137,12 @@ class MilvusSource:
             return None
         return list(self._access.rows(self._placement.records, self._filter, _SCORED, self._freshness))
 
+    def vectors(self, keys: Sequence[int]) -> Vectors:
+        """See `CandidateSource`; they came along with the candidates."""
+        return np.array([self._vectors[key] for key in keys], np.float32).reshape(
+            len(keys), self._query.vectors.shape[1]
+        )
+
     def public_ids(self, keys: Iterable[int]) -> dict[int, tuple[str, str]]:
         """See `CandidateSource`."""
         return {key: self._ids[key] for key in keys}
@@ -143,8 +152,11 @@ class MilvusSource:
             self.rows.update((row["record_id"], row) for row in rows)
         against = np.concatenate([self._query.vectors, self._query.negatives])
         vectors = np.array([row["vector"] for row in rows], np.float64).reshape(-1, against.shape[1])
+        keys = [self._key(row) for row in rows]
+        if diverse(self._query):
+            self._vectors.update(zip(keys, vectors, strict=True))
         return Candidates(
-            key=np.array([self._key(row) for row in rows], np.int64),
+            key=np.array(keys, np.int64),
             image=np.array([self._image(row["image_id"]) for row in rows], np.int64),
             level=np.array([row["level"] for row in rows], np.uint8),
             scores=cosines(vectors, against),
@@ -232,7 +244,9 @@ class PageReader:
             region = None
             if found.best_region is not None and found.best_region.position.record_id in records:
                 region = hit(number, found.best_region)
-            return Hit(number, place.score, found.relevancy, found.query_index, record, image, region)
+            return Hit(
+                number, place.score, found.relevancy, found.query_index, record, image, region, found.folded
+            )
 
         for number, one in numbered:
             if one.position.record_id in records:

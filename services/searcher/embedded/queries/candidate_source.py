@@ -103,6 +103,19 @@ class IndexSource:
         scores = [exact_scores(part.segment, part.rows, self._against) for part in parts]
         return self._candidates(parts, scores, complete=True)
 
+    def vectors(self, keys: Sequence[int]) -> Vectors:
+        """See `CandidateSource`."""
+        wanted = np.asarray(keys, np.int64)
+        order = np.argsort(wanted)
+        found = np.zeros((len(wanted), self._against.shape[1]), np.float32)
+        for one in self._selected:
+            columns = one.segment.columns
+            rows = columns.rows_of_records(wanted[order], one.rows)
+            found[order[np.searchsorted(wanted[order], columns.record_rowid[rows])]] = one.segment.gather(
+                rows
+            )
+        return found
+
     def public_ids(self, keys: Iterable[int]) -> dict[int, tuple[str, str]]:
         """See `CandidateSource`."""
         with self._database.reading() as connection:

@@ -9,13 +9,14 @@ import numpy as np
 
 from regionsearch.errors import Kind, RegionSearchError
 from services.searcher.bounded_executor import CancellationToken
+from services.searcher.diversity import diverse, rank_diverse, widened
 from services.searcher.embedded.index.search_thread import SearchThreads
 from services.searcher.embedded.open_collections import OpenCollection
 from services.searcher.embedded.queries.candidate_source import IndexSource
 from services.searcher.embedded.store import lookups, reads
 from services.searcher.embedded.store.database import Database
 from services.searcher.queries import BEGINNING, Hit, Page, Query
-from services.searcher.ranking import Ranked, rank
+from services.searcher.ranking import Ranked
 from services.searcher.response_budget import ResponseBudget
 from services.searcher.types import Record, Stored, StoredImage
 
@@ -36,7 +37,7 @@ def pages(
     states = [present if query.seq is None else query.seq for query in queries]
     # All of them before the first ranking: what they ask for first is found in one pass.
     sources = [
-        IndexSource(database, search, collection, query, seq, cancellation)
+        IndexSource(database, search, collection, widened(query), seq, cancellation)
         for query, seq in zip(queries, states, strict=True)
     ]
     return [
@@ -55,7 +56,7 @@ def _page(
     may_end_early: bool,
 ) -> Page:
     """Ranked hits. A page ends early, before the first hit that `budget` does not fit."""
-    ranked, more = rank(query, source)
+    ranked, more = rank_diverse(query, source)
     wanted = [r.key for found in ranked for r in (found, found.best_region) if r is not None]
     described: Described = {}
     refusal: RegionSearchError | None = None
@@ -77,7 +78,9 @@ def _page(
     numbered = enumerate(fitting, start=query.skipped + 1)
     hits = [hit for number, found in numbered if (hit := _hit(number, found, described)) is not None]
     after, shown = None, query.shown
-    if query.after is None and source.approximate:
+    if diverse(query):
+        after, shown = BEGINNING, (*query.shown, *(found.key for found in fitting))
+    elif query.after is None and source.approximate:
         # Later pages search all rows, and may find better records than the first page has shown.
         after, shown = BEGINNING, tuple(found.key for found in fitting)
     more = more or len(fitting) < len(ranked)
@@ -132,4 +135,5 @@ def _hit(number: int, found: Ranked, described: Described) -> Hit | None:
     if description is None:
         return None
     region = None if found.best_region is None else _hit(number, found.best_region, described)
-    return Hit(number, found.position.score, found.relevancy, found.query_index, *description, region)
+    place = found.position
+    return Hit(number, place.score, found.relevancy, found.query_index, *description, region, found.folded)
