@@ -66,10 +66,11 @@ class Records:
         self.results.append(result)
         _write(self._unfinished, {"run": self._run, "results": self.results})
         latest = json.loads(self._latest.read_text()) if self._latest.is_file() else []
-        results = {entry["name"]: entry for entry in latest} | {result["name"]: result}
+        results: dict[str, Record] = {entry["name"]: entry for entry in latest}
+        results[result["name"]] = result
         _write(self._latest, list(results.values()))
         with self._history.open("a") as file:
-            file.write(json.dumps(result | {"quick": self._run["quick"]}) + "\n")
+            file.write(json.dumps({**result, "quick": self._run["quick"]}) + "\n")
 
     def finish(self) -> None:
         """Notes that the run has ended."""

@@ -4,6 +4,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
+unset PYTHONPATH
 python=${PYTHON:-python3}
 port=${PORT:-18090}
 repository=$PWD
@@ -27,15 +28,15 @@ wheel=$(echo "$work"/dist/*.whl)
 
 say "start it outside of the repository"
 cd "$work"
-env -u PYTHONPATH "$work/env/bin/regionsearch" up --demo --port "$port" --grpc-port "$((port + 1))" --data-dir "$work/data" &
+"$work/env/bin/regionsearch" up --demo --port "$port" --grpc-port "$((port + 1))" --data-dir "$work/data" &
 server=$!
 for _ in $(seq 300); do
     kill -0 "$server" || exit 1
-    found=$("$work/env/bin/regionsearch" search teapot --url "http://127.0.0.1:$port" 2>/dev/null) && [ -n "$found" ] && break
+    found=$("$work/env/bin/regionsearch" search teapot --url "http://127.0.0.1:$port" 2>/dev/null) && [[ $found == *scene-* ]] && break
     sleep 1
 done
 echo "$found"
-[ -n "$found" ]
+[[ $found == *scene-* ]]
 "$work/env/bin/python" - "$repository" <<'CHECK'
 import sys
 import regionsearch
