@@ -185,13 +185,13 @@ class Supervisor:
         with contextlib.suppress(ValueError, KeyError):
             services = response.json()["services"].items()
             waiting = [name for name, state in services if not state["ready"]]
-            return False, f"waiting for {' and '.join(waiting)}"
+            return False, f"waiting for {', '.join(waiting)}"
         return False, "starting the processes"
 
     def _stop_all(self) -> None:
         """The gateway first, so that no call is sent to a service that is leaving."""
         self._stopping = True
-        self._report("stopping; what is in work is finished first")
+        self._report("stopping; work in progress is finished first")
         deadline = time.monotonic() + STOP_S
         gateway = [child for child in self._children if child.role == "gateway"]
         services = [child for child in self._children if child.role != "gateway"]
