@@ -11,7 +11,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 
 TESTS := $(BIN)/python -m pytest
 
-.PHONY: help run test test-unit test-slow lint protos bench bench-gpu train-pocket evaluate loadtest loadtest-flood loadtest-ui clean
+.PHONY: help run test test-unit test-slow lint protos bench bench-gpu train-pocket evaluate loadtest loadtest-flood loadtest-ui docs-site clean
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -78,10 +78,13 @@ loadtest-flood: $(VENV)/.dev  ## The same promises next to one caller who floods
 loadtest-ui: $(VENV)/.dev  ## The same stack with Locust's page
 	$(BIN)/python -m loadtests --ui $(ARGS)
 
+docs-site: $(VENV)/.dev  ## Build the documents as a site, into site/ (ARGS="--site-dir …")
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build $(ARGS)
+
 docs/models.md: $(VENV)/.dev FORCE
 	nice $(BIN)/python -m tests.embedder.open_clip_parity $@
 
 FORCE:
 
 clean:  ## Remove the environment and generated files; collected data and what training keeps stay
-	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache benchmarks/out loadtests/out out
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache benchmarks/out loadtests/out out site
