@@ -51,6 +51,7 @@ class FakeGateway:
         cut: Whether the connection of an upload breaks in the middle.
         variant: Variant of the models.
         cut_off: From which score on hits are confident; None for a model that is not calibrated.
+        ambiguous: Whether a click may mean all things of a picture together, too.
     """
 
     def __init__(self) -> None:
@@ -66,6 +67,7 @@ class FakeGateway:
         self.cut = False
         self.variant = "pocket"
         self.cut_off: float | None = None
+        self.ambiguous = False
         self.requests: list[tuple[str, Any]] = []
         for one in library():
             self.put(one)
@@ -336,7 +338,11 @@ class FakeGateway:
         candidate = _region(self._thing(body), None)
         if request.query_params.get("format") == "coco":
             return JSONResponse(_coco([candidate]))
-        return JSONResponse({"results": [{"candidates": [candidate]}], "regions": []})
+        candidates = [candidate]
+        if self.ambiguous and body.get("multimask"):
+            masks = [thing.mask for thing in self.scenes[body["image_id"]].things]
+            candidates.append(_region(Thing("all", np.logical_or.reduce(masks)), None))
+        return JSONResponse({"results": [{"candidates": candidates}], "regions": []})
 
 
 def _problem(status: int, code: str, detail: str) -> JSONResponse:

@@ -134,6 +134,32 @@ def test_a_click_asks_for_what_a_search_for_it_finds(page: Page, url: str, gatew
     assert gateway.requests[-1][1]["multimask"] is False
 
 
+def test_another_mask_of_an_ambiguous_click_is_chosen(page: Page, url: str, gateway: FakeGateway) -> None:
+    gateway.ambiguous = True
+    page.goto(f"{url}/?q=red+circle")
+    page.locator("#grid button.tile").first.click()
+    expect(page.locator("#regions .region")).to_have_count(2)
+    page.locator("#stage").press("+")
+    choice = page.get_by_role("radiogroup", name="Which of these is meant")
+    smaller, larger = choice.get_by_role("radio", name="Smaller"), choice.get_by_role("radio", name="Larger")
+    expect(smaller).to_be_checked()
+    smaller.focus()
+    with page.expect_response("**/v1/segment"):
+        page.keyboard.press("ArrowRight")
+    expect(larger).to_be_checked()
+    expect(larger).to_be_focused()
+    asked = gateway.requests[-1][1]
+    assert len(asked["points"]) == 1 and asked["box"]
+    page.get_by_role("button", name="Undo").click()
+    expect(smaller).to_be_checked()
+    with page.expect_response("**/v1/segment"):
+        larger.check(force=True)
+    with page.expect_response("**/search"):
+        page.locator("#more-like-this").click()
+    query = gateway.requests[-1][1]["query"]
+    assert (query["points"], query["box"]) == (asked["points"], asked["box"])  # what is outlined
+
+
 def test_a_mask_without_pixels_is_nothing(page: Page, url: str, gateway: FakeGateway) -> None:
     page.goto(f"{url}/?q=red+circle")
     page.locator("#grid button.tile").first.click()

@@ -7,7 +7,7 @@ import { $, h, icon, saveFrom, stem } from "./dom.js";
  * Shows what is selected.
  * @param {object|null} selected A thing, a hit, or what was pointed at (`kind` is then "prompt").
  * @param {object} about The picture: `image` (null while it loads), `stored`, `share` of an area in words; `coco` asks for what is selected.
- * @param {object} on moreLikeThis, and lessLikeThis where there is a search to narrow.
+ * @param {object} on moreLikeThis, chooseMask, and lessLikeThis where there is a search to narrow.
  */
 export function describe(selected, { image, stored, coco, share }, on) {
   if (!selected) {
@@ -21,8 +21,10 @@ export function describe(selected, { image, stored, coco, share }, on) {
   const disabled = Boolean(pending || error || !path);
   const save = () => saveFrom(coco(), `${stem(image.name)}.coco.json`);
   const crop = () => saveCrop($("stage-image"), image, path, `${stem(image.name)}-crop.png`);
+  const choosing = document.activeElement instanceof HTMLInputElement && document.activeElement.name === "mask";
   const parts = [
     h("p.selected-name", {}, h("b", {}, name), h("span.muted", {}, pending ? "outlining…" : facts)),
+    selected.choices && choice(selected.choices, on.chooseMask),
     error && h("p.error-text", { role: "alert" }, error),
     !error && h("div.actions", {},
       h("button.primary", { type: "button", id: "more-like-this", disabled, click: on.moreLikeThis }, icon(stored ? "similar" : "search"), stored ? "More like this" : "Search for this"),
@@ -31,4 +33,13 @@ export function describe(selected, { image, stored, coco, share }, on) {
       stored && h("button.secondary", { type: "button", disabled, click: save }, icon("download"), "COCO")),
   ];
   $("selection").replaceChildren(...parts.filter(Boolean));
+  if (choosing) $("selection").querySelector("input:checked")?.focus();
 }
+
+const SIZES = { 2: ["Smaller", "Larger"], 3: ["Small", "Medium", "Large"] };
+
+/** What a click may mean: a part, a thing, a group of them. */
+const choice = ({ masks, chosen }, choose) =>
+  h("div.segmented", { role: "radiogroup", "aria-label": "Which of these is meant" },
+    ...masks.map((_, index) => h("label", {},
+      h("input", { type: "radio", name: "mask", checked: index === chosen, change: () => choose(index) }), h("span", {}, SIZES[masks.length][index]))));

@@ -72,7 +72,7 @@ export class Viewer {
     this.segmenting?.abort();
     const stop = (this.stop = new AbortController());
     const { picture } = this;
-    Object.assign(this, { hit, image: null, things: [], selected: null, hits: null });
+    Object.assign(this, { hit, image: null, things: [], selected: null, hits: null, choices: null });
     $("viewer-name").textContent = hit?.image.name || "Picture";
     $("viewer-facts").textContent = "";
     $("within-text").value = "";
@@ -192,8 +192,10 @@ export class Viewer {
     if (!points.length && !box) return this.deselect();
     this.actions.marked({ points, box });
     const stop = (this.segmenting = new AbortController());
-    const guess = points.length === 1 && points[0].label && !box ? this.smallestAt(points[0].x, points[0].y) : null;
-    this.selected = { kind: "prompt", points, drawn: box, path: guess?.path ?? this.selected?.path ?? null, pending: true };
+    const known = this.choicesFor(points, box);
+    const choices = (this.choices = known && { ...known, chosen: box ? known.masks.findIndex((mask) => same(mask.box, box)) : known.best });
+    const guess = choices?.masks[choices.chosen] ?? (points.length === 1 && points[0].label && !box ? this.smallestAt(points[0].x, points[0].y) : null);
+    this.selected = { kind: "prompt", points, drawn: box, path: guess?.path ?? this.selected?.path ?? null, pending: true, choices };
     this.hits = null;
     if (guess) this.stage.show(this.shapes());
     this.tell();
@@ -201,9 +203,11 @@ export class Viewer {
       const multimask = points.length === 1 && !box; // ambiguous: the best of three, as in a search for it
       const asked = { ...this.picture.reference, points, ...(box ? { box } : {}), multimask };
       const found = await api.segment(asked, stop.signal);
-      const best = found.results[0]?.candidates.find((one) => one.area > 0);
+      const candidates = found.results[0]?.candidates.filter((one) => one.area > 0) ?? [];
+      const [best] = candidates;
       if (!best) throw new api.Problem(0, { detail: "Nothing stands out there. Try another point." });
-      this.selected = { ...best, kind: "prompt", points, drawn: box, asked, path: outline(best) };
+      if (multimask) this.choices = choicesOf(candidates, points[0]);
+      this.selected = { ...best, kind: "prompt", points, drawn: box, asked, path: outline(best), choices: this.choices };
       this.stage.show(this.shapes());
       announce(`Outlined, ${this.share(best.area)} of the picture`);
     } catch (error) {
@@ -211,6 +215,19 @@ export class Viewer {
       this.selected = { ...this.selected, pending: false, error: error.message };
     }
     this.tell();
+  }
+
+  /** The masks to choose among, if this still points at one of them. */
+  choicesFor(points, box) {
+    const { choices } = this;
+    const here = choices && points.length === 1 && same(points[0], choices.at);
+    return here && (!box || choices.masks.some((mask) => same(mask.box, box))) ? choices : null;
+  }
+
+  /** Chooses another mask of an ambiguous click. A box around it says which one to the model, and to a search. */
+  chooseMask(index) {
+    const { masks, best } = this.choices;
+    this.stage.change({ box: index === best ? null : masks[index].box });
   }
 
   /** Points again at what the address points at. */
@@ -257,7 +274,7 @@ export class Viewer {
     const lessLikeThis = isSearch(this.state) ? this.actions.unlike : null;
     const { picture, selected } = this;
     const coco = () => (selected.region_id ? api.cocoOfThings(picture.collection, picture.id, selected.region_id) : api.cocoOfPrompt(selected.asked));
-    describe(selected, { image: this.image, stored: picture.stored, coco, share: (area) => this.share(area) }, { moreLikeThis: () => this.moreLikeThis(), lessLikeThis });
+    describe(selected, { image: this.image, stored: picture.stored, coco, share: (area) => this.share(area) }, { moreLikeThis: () => this.moreLikeThis(), lessLikeThis, chooseMask: (index) => this.chooseMask(index) });
   }
 
   choose(thing) {
@@ -364,3 +381,21 @@ export class Viewer {
 }
 
 const inBox = (box, x, y) => box.x_min <= x && x < box.x_max && box.y_min <= y && y < box.y_max;
+
+const ALIKE = 0.92; // of areas: a click's masks lie within each other, so these are nearly the same
+
+/** The masks of a click, best first, as a choice from small to large; null where there is none. */
+function choicesOf(candidates, at) {
+  const masks = [];
+  for (const one of candidates) {
+    const alike = masks.some(({ area }) => Math.min(area, one.area) / Math.max(area, one.area) > ALIKE);
+    if (!alike) masks.push({ box: one.box, area: one.area, path: outline(one) });
+  }
+  const [first] = masks;
+  masks.sort((a, b) => a.area - b.area);
+  const best = masks.indexOf(first);
+  return masks.length > 1 ? { at, masks, best, chosen: best } : null;
+}
+
+/** Whether two points or boxes are the same. */
+const same = (a, b) => Object.keys(a).every((key) => a[key] === b[key]);
