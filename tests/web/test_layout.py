@@ -19,6 +19,7 @@ OVERFLOW = """(root) => {
 
 
 def test_the_page_fits_every_width(page: Page, url: str, gateway: FakeGateway) -> None:
+    gateway.ambiguous = True
     gateway.names.append("a-collection-with-a-rather-long-name-of-its-own")
     words = "a very long sentence that somebody has pasted into the field, " * 12
     page.goto(f"{url}/?q={words}")
@@ -32,10 +33,11 @@ def test_the_page_fits_every_width(page: Page, url: str, gateway: FakeGateway) -
         assert page.locator("#q").bounding_box()["width"] > 60  # type: ignore[index]
     page.goto(f"{url}/?view={gateway.id_of('table.png')}")
     expect(page.locator("#regions .region")).to_have_count(2)
-    for width in WIDTHS[:2]:
+    page.locator("#stage").press("+")
+    expect(page.get_by_role("radiogroup", name="Which of these is meant")).to_be_visible()
+    for width in (*WIDTHS, 1280):
         page.set_viewport_size({"width": width, "height": 760})
-        assert page.evaluate(OVERFLOW, "#viewer .tools") == []
-        assert page.evaluate(OVERFLOW, "#viewer .panel-head") == []
+        assert page.evaluate(OVERFLOW, "#viewer") == []
 
 
 def test_grey_tiles_come_at_once_and_the_title_stays(page: Page, url: str) -> None:
