@@ -27,6 +27,7 @@ def scarce(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (tie_order, candidate_source):
         monkeypatch.setattr(module, "MANY", 1)
     monkeypatch.setattr(approximate, "_GATHER_ROWS", 0)
+    monkeypatch.setattr(approximate, "_GATHER", np.inf)
 
 
 def walked(folder: Path, seed: int, **fields: object):

@@ -7,7 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from services.searcher.embedded.index.compaction import CompactionInput
+from services.searcher.embedded.faiss_compat import to_single
+from services.searcher.embedded.index import approximate
+from services.searcher.embedded.index.approximate import build_ivf
+from services.searcher.embedded.index.compaction import ALL_ROWS, CompactionInput
 from services.searcher.embedded.index.index_files import IndexCache
 from services.searcher.embedded.index.live_queries import LiveQueries, QueryKind
 from services.searcher.embedded.index.recall import RecallEvaluator, noisy
@@ -153,3 +156,45 @@ def test_many_queries_of_one_kind_do_not_evict_the_few_of_the_other() -> None:
     )
     assert len(live.fresh(QueryKind.WORD, 32)) == 64
     assert live.fresh(QueryKind.WORD, 32) is None
+
+
+def test_half_precision_is_converted_without_loss() -> None:
+    halves = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
+    finite = halves[np.isfinite(halves)].reshape(-1, 2)
+    np.testing.assert_array_equal(to_single(finite), finite.astype(np.float32))
+    assert to_single(finite[:0]).shape == (0, 2)
+    np.testing.assert_array_equal(to_single(finite[::7]), finite[::7].astype(np.float32))
+
+
+def test_a_filter_that_nearly_all_rows_pass_finds_the_rows_that_a_look_up_of_each_finds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    vectors = stored(3000)
+    segment = build_ivf(CompactionInput([collection(vectors).index.state.views[0].segment], ALL_ROWS))
+    segment.effort = 5
+    mask = np.random.default_rng(1).random(len(vectors)) < 0.6
+    mask[:600] = False  # those of the first queries
+    queries = np.concatenate([vectors[:3], words(vectors, 20, 1)])
+    request = SegmentQuery(queries, 3000, mask, int(mask.sum()), 30)
+    found = segment.candidates(queries, request, 30)
+    monkeypatch.setattr(approximate, "_BROAD", 0)
+    looked_up = segment.candidates(queries, request, 30)
+    assert found is not None
+    assert looked_up is not None
+    assert mask[found].all()
+    for mine, theirs in zip(found, looked_up, strict=True):
+        assert set(mine) == set(theirs)
+
+
+def test_few_rows_are_copied_and_many_are_scanned() -> None:
+    segment = build_ivf(CompactionInput([collection(stored(3000)).index.state.views[0].segment], ALL_ROWS))
+    segment.columns.used = 250_000  # as the costs of a large segment are
+    segment.effort = segment.index.nlist // 5
+
+    def copied(part: float, effort: float = 1.0) -> bool:
+        matching = int(part * 250_000)
+        query = stored(1)
+        request = SegmentQuery(query, 250_000, np.ones(250_000, np.bool_), matching, 30, effort=effort)
+        return segment._is_gathered(request)
+
+    assert [copied(part) for part in (0.001, 0.01, 0.03, 0.2, 0.5)] == [True, True, True, False, False]

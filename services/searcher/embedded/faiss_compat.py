@@ -21,7 +21,11 @@ from services.searcher.types import Vectors
 
 faiss: Any = _faiss
 
-_MIN_FAISS_SIZE = 1 << 20  # below this, waking FAISS's threads costs more than NumPy's slower conversion
+_SIGN_AND_REST = np.int32(
+    -0x7000_2000
+)  # the bits of a half, 13 places up: the sign is extended over three more
+_EXPONENT = np.float32(2.0 ** (127 - 15))
+_BLOCK = 1 << 17  # components, which stay in the cache between the passes
 
 
 def selector(mask: NDArray[np.bool_]) -> Any:
@@ -33,15 +37,23 @@ def selector(mask: NDArray[np.bool_]) -> Any:
 
 
 def to_single(halves: NDArray[np.float16]) -> Vectors:
-    """Converts half-precision vectors, shape (rows, dimension), to single precision without loss.
+    """Converts finite half-precision vectors, shape (rows, dimension), to single precision without loss.
 
-    FAISS uses the processor's conversion instructions where it has them; NumPy takes more than twice as long.
+    NumPy and FAISS convert one component after the other, which takes four times as long as these few passes
+    over all of them: sign, exponent and fraction are moved to their places, and the exponent is corrected by
+    a multiplication, which makes subnormal numbers right, too.
     """
-    if halves.size < _MIN_FAISS_SIZE:
-        return halves.astype(np.float32)
-    quantizer = faiss.ScalarQuantizer(halves.shape[1], faiss.ScalarQuantizer.QT_fp16)
-    vectors: Vectors = quantizer.decode(np.ascontiguousarray(halves).view(np.uint8))
-    return vectors
+    bits = np.ascontiguousarray(halves).view(np.int16)
+    found: Vectors = np.empty(bits.shape, np.float32)
+    step = max(1, _BLOCK // max(1, bits.shape[1]))
+    for start in range(0, len(bits), step):
+        single = found[start : start + step]
+        moved = single.view(np.int32)
+        moved[...] = bits[start : start + step]
+        moved <<= 13
+        moved &= _SIGN_AND_REST
+        single *= _EXPONENT
+    return found
 
 
 _ROWS = 8192  # of a part

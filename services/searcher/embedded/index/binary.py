@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from regionsearch.errors import Kind, RegionSearchError, invalid
-from services.searcher.embedded.faiss_compat import faiss
+from services.searcher.embedded.faiss_compat import faiss, selector
 from services.searcher.embedded.index.approximate import ApproximateSegment
 from services.searcher.embedded.index.columns import Columns, Positions
 from services.searcher.embedded.index.compaction import CompactionInput
@@ -152,7 +152,9 @@ class CodeSegment(ApproximateSegment):
         first_pass = int(min(request.matching, np.ceil(count * factor)))
         if first_pass > request.matching // _RERANK_PART:
             return None
-        parameters = faiss.SearchParameters(**self.selection(request))
+        mask = self.passing(request)
+        selection = {} if mask is None else {"sel": selector(mask)}
+        parameters = faiss.SearchParameters(**selection)
         rows: Positions = self._index.search(self.codec.encode(queries), first_pass, params=parameters)[1]
         return rows
 

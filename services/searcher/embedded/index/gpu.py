@@ -64,7 +64,10 @@ class GpuSegment:
 
     def nearest(self, requests: Sequence[SegmentQuery]) -> list[list[Neighbors]]:
         """See `IndexSegment.nearest`; exact. Only the search thread may call it."""
-        return answer_grouped(requests, self, self.columns.used // _GATHER, self._search)
+        return answer_grouped(requests, self, self._is_gathered, self._search)
+
+    def _is_gathered(self, request: SegmentQuery) -> bool:
+        return request.matching <= self.columns.used // _GATHER
 
     def _search(self, queries: Vectors, request: SegmentQuery, count: int) -> list[Neighbors]:
         used = self.columns.used

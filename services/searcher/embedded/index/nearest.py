@@ -14,7 +14,8 @@ from services.searcher.embedded.rows import RowIds, Rows
 from services.searcher.types import Vectors
 
 _SAMPLE = 4096
-_BLOCK = 8192
+_BLOCK = 1 << 18  # components that are copied at a time for each query, which stay in the cache
+_LEAST_BLOCK = 64  # rows
 _MOST_ROWS = 2048
 
 
@@ -37,7 +38,7 @@ def grouped(requests: Sequence[SegmentQuery]) -> list[list[int]]:
 def answer_grouped(
     requests: Sequence[SegmentQuery],
     segment: IndexSegment,
-    gather_below: float,
+    is_gathered: Callable[[SegmentQuery], bool],
     search: Callable[[Vectors, SegmentQuery, int], list[Neighbors]],
 ) -> list[list[Neighbors]]:
     """Answers requests group by group: over few rows exactly, by copying them, the others by `search`.
@@ -45,7 +46,7 @@ def answer_grouped(
     Args:
         requests: What is asked.
         segment: The segment.
-        gather_below: Rows up to which copying them is cheaper than a search.
+        is_gathered: Whether copying the rows of a request is cheaper than a search.
         search: Finds the best rows for queries that share a request's rows and mask; the last argument is the
             count.
     """
@@ -53,7 +54,7 @@ def answer_grouped(
     for together in grouped(requests):
         same = [requests[number] for number in together]
         first = same[0]
-        if first.exhaustive or first.matching <= gather_below:
+        if first.exhaustive or is_gathered(first):
             found = nearest_selected(same, segment)
         else:
             found = _answer_together(
@@ -108,11 +109,12 @@ def nearest_of(
     segment: IndexSegment, rows: Positions, queries: Vectors, request: SegmentQuery, count: int
 ) -> list[Neighbors]:
     """The exact best `count` of some rows for each query, with what ties."""
+    step = max(_LEAST_BLOCK, len(queries) * _BLOCK // queries.shape[1])
     scores = np.concatenate(
         [np.empty((len(queries), 0), np.float32)]
         + [
-            product(queries, segment.gather(rows[start : start + _BLOCK]))
-            for start in range(0, len(rows), _BLOCK)
+            product(queries, segment.gather(rows[start : start + step]))
+            for start in range(0, len(rows), step)
         ],
         axis=1,
     )
