@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
@@ -16,6 +16,7 @@ from rich.table import Table
 from evaluation.baselines import GridSegmenter
 from evaluation.calibration import write_cut_off
 from evaluation.cutouts import write_cut_outs
+from evaluation.details import changes, write_details
 from evaluation.gateway import Gateway
 from evaluation.loaders import FIXTURE, load
 from evaluation.report import HEADLINES, render
@@ -41,9 +42,10 @@ def evaluate(
     limit: int | None = None,
     seed: int = 0,
     calibrate: bool = False,
+    against: Path | None = None,
     console: Console | None = None,
 ) -> Result:
-    """Measures retrieval quality and writes `metrics.json` and `report.html`.
+    """Measures retrieval quality; writes metrics.json, report.html, per_image.jsonl and per_class.csv.
 
     Args:
         data: A data set (see `evaluation.loaders.load`); by default the committed fixture.
@@ -59,6 +61,7 @@ def evaluate(
         limit: At most this many images, drawn by the seed.
         seed: Random seed.
         calibrate: Also write the cut-off of confident matches into the embedder's manifest.
+        against: Folder of an earlier run on the same data, which the table is compared with.
         console: Where progress and the table are printed; silent without.
 
     Raises:
@@ -69,6 +72,8 @@ def evaluate(
     dataset = load(data or FIXTURE, images)
     if limit is not None:
         dataset = dataset.subset(limit, seed)
+        if not any(sample.instances for sample in dataset.samples):
+            raise invalid("limit", f"the {limit} images that were drawn show nothing annotated; draw more")
     out.mkdir(parents=True, exist_ok=True)
     others: dict[str, System] = {}
     with ExitStack() as stack:
@@ -81,12 +86,19 @@ def evaluate(
         else:
             system, others = _in_process(models, reference, policies, baselines)
 
+        last = ""
+
         def show(stage: str, done: int, total: int) -> None:
+            nonlocal last
             bar.update(task, description=stage, completed=done, total=total)
+            if console is not None and not console.is_terminal and stage != last:
+                console.print(f"{stage}, {total}")  # a log has no bar
+            last = stage
 
         result = run(system, dataset, others=others, seed=seed, calibrate=calibrate, progress=show)
     (out / "metrics.json").write_text(json.dumps(result.as_json(), indent=1) + "\n", encoding="utf-8")
     (out / "report.html").write_text(render(result), encoding="utf-8")
+    write_details(result, out)
     if calibrate:
         manifest = (models or pocket_dir()) / "embedder.json"
         if result.cut_off is None:
@@ -97,7 +109,7 @@ def evaluate(
         if console is not None:
             console.print(f"Calibrated: [bold]{manifest}[/bold]")
     if console is not None:
-        console.print(_table(result))
+        console.print(_table(result, changes(result, against) if against is not None else {}))
         console.print(f"Report: [bold]{out / 'report.html'}[/bold]")
     return result
 
@@ -145,12 +157,18 @@ def _progress(console: Console | None) -> Progress:
     )
 
 
-def _table(result: Result) -> Table:
-    table = Table("metric", "value", "95 %", "n", title=f"{result.predictions.dataset.name}")
+def _table(result: Result, changed: Mapping[str, tuple[float, bool]]) -> Table:
+    """The metrics, with what has changed; bold where the intervals do not even touch."""
+    columns = ("metric", "value", "95 %", "n", *(["change"] if changed else []))
+    table = Table(*columns, title=f"{result.predictions.dataset.name}")
     for one in result.measures:
         style = "bold" if one.key in HEADLINES else ""
         interval = f"{one.estimate.low:.3f} – {one.estimate.high:.3f}"
-        table.add_row(one.key, f"{one.estimate.value:.3f}", interval, str(one.items), style=style)
+        change = []
+        if one.key in changed:
+            by, apart = changed[one.key]
+            change = [f"[bold]{by:+.3f}[/bold] *" if apart else f"{by:+.3f}"]
+        table.add_row(one.key, f"{one.estimate.value:.3f}", interval, str(one.items), *change, style=style)
     return table
 
 
@@ -163,7 +181,7 @@ CutOuts = Annotated[
 ]
 Url = Annotated[str | None, typer.Option(help="A running gateway, such as http://127.0.0.1:8000.")]
 ApiKey = Annotated[str | None, typer.Option(envvar="REGIONSEARCH_API_KEY", help="Of the gateway.")]
-Out = Annotated[Path, typer.Option(help="Folder for metrics.json and report.html.")]
+Out = Annotated[Path, typer.Option(help="Folder for the numbers and the report.")]
 Models = Annotated[Path | None, typer.Option(help="Folder of pocket weights. Default: the bundled ones.")]
 Reference = Annotated[bool, typer.Option("--reference", help="Measure the reference implementations (slow).")]
 Policies = Annotated[str, typer.Option(help="Crop policies, comma-separated, the first in full; or all.")]
@@ -171,6 +189,10 @@ Baselines = Annotated[bool, typer.Option("--baselines", help="Compare whole imag
 Calibrate = Annotated[
     bool,
     typer.Option("--calibrate", help="Write the cut-off of confident matches into the embedder's manifest."),
+]
+Against = Annotated[
+    Path | None,
+    typer.Option(help="Folder of an earlier run on the same data; * marks changes beyond both intervals."),
 ]
 Limit = Annotated[int | None, typer.Option(min=1, help="At most this many images.")]
 
@@ -191,6 +213,7 @@ def main(
     limit: Limit = None,
     seed: int = 0,
     calibrate: Calibrate = False,
+    against: Against = None,
 ) -> None:
     """Measures how well things are found, with intervals, as JSON and as an HTML report."""
     console = Console()
@@ -212,6 +235,7 @@ def main(
             limit=limit,
             seed=seed,
             calibrate=calibrate,
+            against=against,
             console=console,
         )
     except RegionSearchError as error:

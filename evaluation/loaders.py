@@ -57,7 +57,7 @@ def _annotation_file(path: Path) -> Path:
 
 
 def load_coco(path: Path, images: Path | None = None) -> Dataset:
-    """Reads COCO-style JSON: polygons, compressed and uncompressed run lengths.
+    """Reads COCO-style JSON: polygons, compressed and uncompressed run lengths, else boxes.
 
     Crowds are left out; what is a crowd in an image does not count as absent from it either.
 
@@ -70,6 +70,7 @@ def load_coco(path: Path, images: Path | None = None) -> Dataset:
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
+        _check_references(content)
         entries = sorted(content["categories"], key=lambda entry: entry["id"])
         number = {entry["id"]: index for index, entry in enumerate(entries)}
         truth: dict[Any, list[Instance]] = {image["id"]: [] for image in content["images"]}
@@ -79,7 +80,7 @@ def load_coco(path: Path, images: Path | None = None) -> Dataset:
             if item.get("iscrowd"):
                 crowds.setdefault(item["image_id"], set()).add(number[item["category_id"]])
                 continue
-            mask = _segmentation(item["segmentation"], *sizes[item["image_id"]])
+            mask = _mask(item, *sizes[item["image_id"]])
             if rle.area(mask):
                 truth[item["image_id"]].append(Instance(number[item["category_id"]], mask))
         splits = alternate_splits(len(content["images"]))
@@ -95,13 +96,35 @@ def load_coco(path: Path, images: Path | None = None) -> Dataset:
             )
             for index, image in enumerate(content["images"])
         )
-    except RegionSearchError:
+    except RegionSearchError as error:
+        error.message = f"{path}: {error.message}"
         raise
+    except KeyError as error:
+        raise invalid("data", f"{path} is not a COCO-style annotation file: no {error} in it") from error
     except Exception as error:  # pycocotools raises bare ones
-        raise invalid("data", f"{path} is not a COCO-style annotation file: {error!r}") from error
+        raise invalid("data", f"{path} is not a COCO-style annotation file: {error}") from error
     return _checked(
         Dataset(path.parent.name, tuple(entry["name"].replace("_", " ") for entry in entries), samples), path
     )
+
+
+def _check_references(content: Any) -> None:
+    """Refuses annotations of images or categories that the file does not list."""
+    for key, listed in (("image_id", "images"), ("category_id", "categories")):
+        known = {entry["id"] for entry in content[listed]}
+        for item in content["annotations"]:
+            if item[key] not in known:
+                raise invalid(
+                    "data", f"annotation {item.get('id')} has {key} {item[key]}, which is not among {listed}"
+                )
+
+
+def _mask(item: Any, height: int, width: int) -> rle.Rle:
+    """The mask of an annotation; of one with a box alone, its filled box."""
+    if item.get("segmentation"):
+        return _segmentation(item["segmentation"], height, width)
+    x, y, box_width, box_height = item["bbox"]
+    return rle.rectangle(height, width, (x, y, x + box_width, y + box_height))
 
 
 def _segmentation(value: Any, height: int, width: int) -> rle.Rle:

@@ -11,6 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from evaluation import charts, metrics
+from evaluation.calibration import measured_pairs
 from evaluation.figures import EXTRA, MISSED, RIGHT, panel
 from evaluation.measures import HitThreshold, Measure, cut_masks, known_scores
 from evaluation.predictions import TextQueryResult
@@ -82,6 +83,7 @@ def render(result: Result, panels: int = 12, names: int = 15) -> str:
         },
         cut_chart=Markup(_cut_chart(result)),  # noqa: S704 (our own SVG)
         absence_chart=Markup(_absence_chart(result)),  # noqa: S704
+        confident_chart=Markup(_confident_chart(result)),  # noqa: S704
         comparisons=_comparisons(result, by_key),
         comparison_keys=COMPARED,
         legend=((RIGHT, "right"), (MISSED, "missed"), (EXTRA, "too much")),
@@ -130,6 +132,20 @@ def _absence_chart(result: Result) -> str:
     series = [("not there", "absent", absent), ("there", "present", present)]
     known = [(name, css, scores[np.isfinite(scores)]) for name, css, scores in series]
     return charts.histogram(known, "best cosine in the image") if any(s.size for _, _, s in known) else ""
+
+
+def _confident_chart(result: Result) -> str:
+    """Precision and recall of matches of names and regions over the cut-off, on the test images."""
+    samples = result.predictions.dataset.samples
+    pairs = measured_pairs(result.predictions).of(np.array([s.split == "test" for s in samples], np.bool_))
+    if result.cut_off is None or not pairs.right.any():
+        return ""
+    grid = np.linspace(pairs.scores.min(), pairs.scores.max(), 101)
+    kept = [pairs.scores >= value for value in grid]
+    right = np.array([pairs.right[chosen].sum() for chosen in kept], np.float64)
+    precision = right / np.maximum([chosen.sum() for chosen in kept], 1)
+    series = [("precision", "test", precision), ("recall", "tune", right / pairs.right.sum())]
+    return charts.lines(grid, series, result.cut_off, "cut-off", "part")
 
 
 def _spread(result: Result, count: int) -> list[int]:

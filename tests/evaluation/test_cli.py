@@ -1,3 +1,4 @@
+import csv
 import json
 
 import pytest
@@ -32,6 +33,42 @@ def test_a_run_writes_numbers_and_a_page(perfect, tmp_path):
     assert numbers["seed"] == 3
     assert numbers["metrics"]["text_region.r@1"]["value"] == 1.0
     assert "<html" in (out / "report.html").read_text()
+    images = [json.loads(line) for line in (out / "per_image.jsonl").read_text().splitlines()]
+    assert len(images) == 5
+    for image in images:
+        assert image["ar@100"] == 1.0
+        assert all(name["rank"] == 1 for name in image["names"].values())
+    with (out / "per_class.csv").open() as table:
+        names = list(csv.DictReader(table))
+    assert sum(int(name["things"]) for name in names) == sum(image["things"] for image in images)
+    assert {name["r@1"] for name in names} == {"1.0"}
+
+
+def test_a_log_says_how_far_a_run_is(perfect, tmp_path):
+    """Without a terminal there is no bar."""
+    answer = runner.invoke(app, ["--data", str(perfect), "--out", str(tmp_path), "--limit", "3"])
+    assert any(line.endswith(", 3") for line in answer.output.splitlines())
+
+
+def test_a_run_is_compared_with_an_earlier_one(perfect, tmp_path):
+    first = ["--data", str(perfect), "--limit", "3", "--out", str(tmp_path / "first")]
+    assert runner.invoke(app, first).exit_code == 0
+    path = tmp_path / "first" / "metrics.json"
+    numbers = json.loads(path.read_text())
+    numbers["metrics"]["click.miou"] = {"value": 0.25, "low": 0.2, "high": 0.3, "items": 9}
+    path.write_text(json.dumps(numbers))
+    again = ["--data", str(perfect), "--limit", "3", "--out", str(tmp_path), "--against"]
+    answer = runner.invoke(app, [*again, str(path.parent)])
+    assert answer.exit_code == 0, answer.output
+    (changed,) = [line for line in answer.output.splitlines() if "click.miou" in line]
+    assert "+0.7" in changed and "*" in changed
+    (same,) = [line for line in answer.output.splitlines() if "proposals.ar@100 " in line]
+    assert "+0.000" in same and "*" not in same
+    numbers["dataset"]["digest"] = "another"
+    path.write_text(json.dumps(numbers))
+    refused = runner.invoke(app, [*again, str(path)])
+    assert refused.exit_code == 2
+    assert "was measured on other images" in " ".join(refused.output.split())
 
 
 def test_all_policies_and_the_baselines_are_compared(perfect, tmp_path):
@@ -62,6 +99,7 @@ def test_all_policies_and_the_baselines_are_compared(perfect, tmp_path):
         (["--data", "nowhere", "--fixture"], "exclude each other"),
         (["--policies", "blurr"], "no crop policy is called blurr"),
         (["--url", "http://127.0.0.1:1", "--baselines"], "measured alone"),
+        (["--against", "nowhere", "--data", "nowhere"], "is not a data set"),
     ],
 )
 def test_errors_are_one_sentence_without_a_traceback(arguments, message):

@@ -39,6 +39,36 @@ def test_all_three_forms_of_a_coco_mask(tmp_path, segmentation):
     assert (rle.decode(sample.instances[0].mask) == expected).all()
 
 
+@pytest.mark.parametrize("segmentation", [{}, {"segmentation": []}, {"segmentation": None}])
+def test_a_box_without_a_mask_is_its_rectangle(tmp_path, segmentation):
+    path = write(tmp_path, [])
+    content = json.loads(path.read_text())
+    del content["annotations"][0]["segmentation"]
+    content["annotations"][0] |= {"bbox": [2, 1, 3, 3]} | segmentation
+    path.write_text(json.dumps(content))
+    (sample,) = load(path).samples
+    expected = np.zeros((6, 8), dtype=bool)
+    expected[1:4, 2:5] = True
+    assert (rle.decode(sample.instances[0].mask) == expected).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"category_id": 77}, "annotation 1 has category_id 77, which is not among categories"),
+        ({"image_id": 9}, "annotation 1 has image_id 9, which is not among images"),
+        ({"segmentation": []}, "no 'bbox' in it"),
+    ],
+)
+def test_an_annotation_that_is_not_complete_is_named_in_words(tmp_path, change, message):
+    path = write(tmp_path, [[2, 1, 5, 1, 5, 4]])
+    content = json.loads(path.read_text())
+    content["annotations"][0] |= change
+    path.write_text(json.dumps(content))
+    with pytest.raises(RegionSearchError, match=message):
+        load(path)
+
+
 def test_a_folder_is_searched_for_its_one_json_file(tmp_path, world):
     assert len(load(world.samples[0].path.parent).samples) == 6
     (tmp_path / "other").mkdir()
