@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -63,14 +63,21 @@ class QueryEncoder:
         """
         query = request.query
         _check_query(query)
+        for name in ("region_ids", "image_ids"):
+            if (count := len(getattr(query, name))) > self._max_texts:
+                raise too_large(
+                    f"query.{name}",
+                    f"query.{name}: {count} is over the limit of {self._max_texts} (max_texts)",
+                )
         self.check_phrases(query.texts, "query.texts", request)
         phrases, *examples = await gather_or_cancel(
             self.phrases(pending, query.texts, request), *self._examples(pending, query)
         )
         found: QueryVectors = phrases
         if examples:
-            bases = found.positives if query.texts else np.zeros((1, len(examples[0])), np.float32)
-            found = replace(found, positives=unit(bases + np.sum(examples, axis=0)), cut_off=None)
+            shown = np.vstack(examples).sum(axis=0)
+            bases = found.positives if query.texts else np.zeros((1, len(shown)), np.float32)
+            found = replace(found, positives=unit(bases + shown), cut_off=None)
         return found
 
     def check_phrases(self, texts: Sequence[str], field: str, request: Negated) -> None:
@@ -111,7 +118,7 @@ class QueryEncoder:
         positives, negatives = vectors[: len(texts)], [*vectors[len(texts) :], *shown]
         return QueryVectors(
             positives,
-            np.stack(negatives) if negatives else np.empty_like(vectors[:0]),
+            np.vstack(negatives) if negatives else np.empty_like(vectors[:0]),
             truncated[: len(texts)],
             cut_off if texts else None,
         )
@@ -136,7 +143,7 @@ class QueryEncoder:
     def _examples(
         self, pending: PendingCollection, query: region_search_pb2.Query
     ) -> list[Coroutine[Any, Any, Vectors]]:
-        """One vector (dimension,) for everything in the query that is not words."""
+        """Vectors (any, dimension) or (dimension,) of everything in the query that is not words."""
         prompt = segment_pb2.Prompt(points=query.points)
         if query.HasField("box"):
             prompt.box.CopyFrom(query.box)
@@ -149,13 +156,15 @@ class QueryEncoder:
                 if pointed
                 else self._whole(pending, image, "query.image")
             )
-        if query.region_id:
-            wanted.append(self._stored(pending, query.region_id, "query.region_id"))
-        if query.image_id:
-            if pointed:
-                wanted.append(self._pointed_at_stored(pending, query.image_id, prompt))
-            else:
-                wanted.append(self._stored(pending, f"{query.image_id}-image", "query.image_id"))
+        stored = {query.region_id: "query.region_id"} if query.region_id else {}
+        stored |= {one: f"query.region_ids[{i}]" for i, one in enumerate(query.region_ids)}
+        stored |= {f"{one}-image": f"query.image_ids[{i}]" for i, one in enumerate(query.image_ids)}
+        if query.image_id and pointed:
+            wanted.append(self._pointed_at_stored(pending, query.image_id, prompt))
+        elif query.image_id:
+            stored[f"{query.image_id}-image"] = "query.image_id"
+        if stored:
+            wanted.append(self._stored(pending, stored))
         return wanted
 
     async def _texts(
@@ -178,7 +187,7 @@ class QueryEncoder:
         if kind == "image":
             return self._whole(pending, negative.image, f"{field}.image")
         record = negative.region_id if kind == "region_id" else f"{negative.image_id}-image"
-        return self._stored(pending, record, f"{field}.{kind}")
+        return self._stored(pending, {record: f"{field}.{kind}"})
 
     async def _whole(self, pending: PendingCollection, image: types_pb2.Image, field: str) -> Vectors:
         embedder = await self._catalog.embedder_of(pending)
@@ -196,13 +205,21 @@ class QueryEncoder:
         cut = embed_pb2.RegionCut(box=region.box, mask=region.mask)
         return _first(await self.regions(pending, image, [cut]))
 
-    async def _stored(self, pending: PendingCollection, record_id: str, field: str) -> Vectors:
+    async def _stored(self, pending: PendingCollection, record_ids: Mapping[str, str]) -> Vectors:
+        """Vectors of stored records, shape (records, dimension), in any order.
+
+        Args:
+            pending: Where they are.
+            record_ids: Their ids, each with the field that names it.
+        """
         where = (await pending).name
-        found = await self._catalog.images.records(where, record_ids=[record_id], vectors=True)
-        if not found.records:
-            name = record_id.removesuffix("-image")
-            raise not_found(field, f"{field}: collection {where!r} has no {name!r}")
-        return _first(tensor_from_proto(found.vectors, "vectors", ndim=2))
+        found = await self._catalog.images.records(where, record_ids=list(record_ids), vectors=True)
+        known = {record.record_id for record in found.records}
+        for record_id, field in record_ids.items():
+            if record_id not in known:
+                name = record_id.removesuffix("-image")
+                raise not_found(field, f"{field}: collection {where!r} has no {name!r}")
+        return tensor_from_proto(found.vectors, "vectors", ndim=2)
 
     async def _pointed_at_stored(
         self, pending: PendingCollection, image_id: str, prompt: segment_pb2.Prompt
@@ -231,7 +248,8 @@ def _check_phrase(field: str, text: str) -> None:
 def _check_query(query: region_search_pb2.Query) -> None:
     image = query.HasField("image")
     pointed = bool(query.points) or query.HasField("box")
-    if not query.texts and not image and not query.region_id and not query.image_id:
+    stored = query.region_id or query.image_id or query.region_ids or query.image_ids
+    if not query.texts and not image and not stored:
         raise invalid("query", "the query is empty; give text, an image, a region_id or an image_id")
     if pointed and image == bool(query.image_id):
         raise invalid(

@@ -157,8 +157,8 @@ def _level(request: SearchRequest) -> search_pb2.Level.ValueType:
     if request.level:
         return request.level
     query = request.query
-    whole = (query.HasField("image") or query.image_id) and not (
-        query.region_id or query.points or query.HasField("box")
+    whole = (query.HasField("image") or query.image_id or query.image_ids) and not (
+        query.region_id or query.region_ids or query.points or query.HasField("box")
     )
     return search_pb2.LEVEL_IMAGE if whole else search_pb2.LEVEL_REGION
 

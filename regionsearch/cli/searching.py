@@ -28,7 +28,7 @@ from regionsearch.cli.terminal import (
 from regionsearch.errors import RegionSearchError, invalid
 
 if TYPE_CHECKING:
-    from regionsearch.client import Box, Hit, SearchResult, WithinResult
+    from regionsearch.client import Box, Hit, NegativeExample, SearchResult, WithinResult
     from regionsearch.schemas.requests.searches import SearchInclude
 
 IMAGE_ID = re.compile("[0-9a-f]{64}")
@@ -73,7 +73,12 @@ def search(
         list[str] | None, typer.Argument(help="What to look for; commas separate several phrases.")
     ] = None,
     image: Annotated[Path | None, typer.Option("--image", "--like", help="An example image.")] = None,
-    region: Annotated[str | None, typer.Option(help="A stored region as the example, by its id.")] = None,
+    region: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ID", help="A stored region, or image, as the example, by its id; may be repeated."
+        ),
+    ] = None,
     collection: CollectionName = COLLECTION,
     limit: Annotated[
         int, typer.Option("--limit", "-n", min=1, max=1000, help="Maximum number of hits.")
@@ -89,7 +94,8 @@ def search(
     keep_weak: All = False,
     without: Annotated[list[str] | None, typer.Option(help="Words to exclude; may be repeated.")] = None,
     unlike: Annotated[
-        list[str] | None, typer.Option(help="A region to exclude, by its id; may be repeated.")
+        list[str] | None,
+        typer.Option(metavar="ID", help="A region, or image, to exclude, by its id; may be repeated."),
     ] = None,
     tag: Tags = None,
     where: Where = None,
@@ -116,11 +122,9 @@ def search(
     api_key: ApiKey = None,
 ) -> None:
     """Find things by words, by an image, by a region, or by all of these together."""
-    if not words and image is None and region is None:
+    if not words and image is None and not region:
         raise invalid("words", "say what to look for: words, --image FILE, or --region ID")
     check_target(save)
-    from regionsearch.client import NegativeExample
-
     by_image = per_image or all_phrases
     include: list[SearchInclude] = ["weak"]
     if by_image:
@@ -132,8 +136,9 @@ def search(
             phrases_of(words),
             collection,
             image=image,
-            region_id=region,
-            negatives=[*(without or ()), *(NegativeExample(region_id=one) for one in unlike or ())],
+            region_ids=[one for one in region or () if not IMAGE_ID.fullmatch(one)],
+            image_ids=[one for one in region or () if IMAGE_ID.fullmatch(one)],
+            negatives=[*(without or ()), *map(_unlike, unlike or ())],
             level=None if level is None else level.value,
             group_by="image" if by_image else None,
             filter=filter_of(tag, where),
@@ -173,6 +178,14 @@ def search(
 
             best = hits[0]
             _show(outline(client.content(best.image_id, collection), best), save, open_it)
+
+
+def _unlike(identity: str) -> NegativeExample:
+    from regionsearch.client import NegativeExample
+
+    if IMAGE_ID.fullmatch(identity):
+        return NegativeExample(image_id=identity)
+    return NegativeExample(region_id=identity)
 
 
 def filter_of(tags: list[str] | None, where: list[str] | None) -> dict[str, Any] | None:

@@ -425,6 +425,8 @@ class Query(_message.Message):
     IMAGE_ID_FIELD_NUMBER: _builtins.int
     POINTS_FIELD_NUMBER: _builtins.int
     BOX_FIELD_NUMBER: _builtins.int
+    REGION_IDS_FIELD_NUMBER: _builtins.int
+    IMAGE_IDS_FIELD_NUMBER: _builtins.int
     region_id: _builtins.str
     """A stored region: "more like this"."""
     image_id: _builtins.str
@@ -441,6 +443,12 @@ class Query(_message.Message):
     def points(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Point]: ...
     @_builtins.property
     def box(self) -> _types_pb2.Box: ...
+    @_builtins.property
+    def region_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Further stored regions and images as a whole: alike to all of them, on average."""
+
+    @_builtins.property
+    def image_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
         self,
         *,
@@ -450,10 +458,12 @@ class Query(_message.Message):
         image_id: _builtins.str = ...,
         points: _abc.Iterable[_types_pb2.Point] | None = ...,
         box: _types_pb2.Box | None = ...,
+        region_ids: _abc.Iterable[_builtins.str] | None = ...,
+        image_ids: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["box", b"box", "image", b"image"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["box", b"box", "image", b"image", "image_id", b"image_id", "points", b"points", "region_id", b"region_id", "texts", b"texts"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["box", b"box", "image", b"image", "image_id", b"image_id", "image_ids", b"image_ids", "points", b"points", "region_id", b"region_id", "region_ids", b"region_ids", "texts", b"texts"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1213,6 +1213,8 @@ class SearchRequest(_message.Message):
     EFFORT_FIELD_NUMBER: _builtins.int
     FOLD_SIMILARITY_FIELD_NUMBER: _builtins.int
     DIVERSITY_FIELD_NUMBER: _builtins.int
+    QUERY_RECORD_IDS_FIELD_NUMBER: _builtins.int
+    NEGATIVE_RECORD_IDS_FIELD_NUMBER: _builtins.int
     collection: _builtins.str
     query_mode: Global___QueryMode.ValueType
     min_relevancy: _builtins.float
@@ -1272,6 +1274,16 @@ class SearchRequest(_message.Message):
 
     @_builtins.property
     def filter(self) -> Global___Filter: ...
+    @_builtins.property
+    def query_record_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Further query vectors, those of these records, behind `queries`; one of both is needed. NOT_FOUND, naming the field, for
+        one that does not exist any more, on later pages too.
+        """
+
+    @_builtins.property
+    def negative_record_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Further negatives, likewise."""
+
     def __init__(
         self,
         *,
@@ -1295,10 +1307,12 @@ class SearchRequest(_message.Message):
         effort: _builtins.float | None = ...,
         fold_similarity: _builtins.float | None = ...,
         diversity: _builtins.float | None = ...,
+        query_record_ids: _abc.Iterable[_builtins.str] | None = ...,
+        negative_record_ids: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_diversity", b"_diversity", "_effort", b"_effort", "_fold_similarity", b"_fold_similarity", "_min_relevancy", b"_min_relevancy", "_min_score", b"_min_score", "_min_seq", b"_min_seq", "_relative_cutoff", b"_relative_cutoff", "_whole_image_margin", b"_whole_image_margin", "diversity", b"diversity", "effort", b"effort", "filter", b"filter", "fold_similarity", b"fold_similarity", "min_relevancy", b"min_relevancy", "min_score", b"min_score", "min_seq", b"min_seq", "model", b"model", "negatives", b"negatives", "queries", b"queries", "relative_cutoff", b"relative_cutoff", "whole_image_margin", b"whole_image_margin"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_diversity", b"_diversity", "_effort", b"_effort", "_fold_similarity", b"_fold_similarity", "_min_relevancy", b"_min_relevancy", "_min_score", b"_min_score", "_min_seq", b"_min_seq", "_relative_cutoff", b"_relative_cutoff", "_whole_image_margin", b"_whole_image_margin", "collection", b"collection", "diversity", b"diversity", "effort", b"effort", "exact", b"exact", "filter", b"filter", "fold_similarity", b"fold_similarity", "group_by", b"group_by", "include_masks", b"include_masks", "level", b"level", "min_relevancy", b"min_relevancy", "min_score", b"min_score", "min_seq", b"min_seq", "model", b"model", "negatives", b"negatives", "page_size", b"page_size", "page_token", b"page_token", "queries", b"queries", "query_mode", b"query_mode", "relative_cutoff", b"relative_cutoff", "whole_image_margin", b"whole_image_margin"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_diversity", b"_diversity", "_effort", b"_effort", "_fold_similarity", b"_fold_similarity", "_min_relevancy", b"_min_relevancy", "_min_score", b"_min_score", "_min_seq", b"_min_seq", "_relative_cutoff", b"_relative_cutoff", "_whole_image_margin", b"_whole_image_margin", "collection", b"collection", "diversity", b"diversity", "effort", b"effort", "exact", b"exact", "filter", b"filter", "fold_similarity", b"fold_similarity", "group_by", b"group_by", "include_masks", b"include_masks", "level", b"level", "min_relevancy", b"min_relevancy", "min_score", b"min_score", "min_seq", b"min_seq", "model", b"model", "negative_record_ids", b"negative_record_ids", "negatives", b"negatives", "page_size", b"page_size", "page_token", b"page_token", "queries", b"queries", "query_mode", b"query_mode", "query_record_ids", b"query_record_ids", "relative_cutoff", b"relative_cutoff", "whole_image_margin", b"whole_image_margin"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__diversity: _TypeAlias = _typing.Literal["diversity"]  # noqa: Y015
     _WhichOneofArgType__diversity: _TypeAlias = _typing.Literal["_diversity", b"_diversity"]  # noqa: Y015

@@ -6,7 +6,7 @@ import base64
 import hashlib
 import hmac
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -22,6 +22,10 @@ from services.searcher.types import Vectors
 
 _SIGNATURE_BYTES = 16
 _MAX_LENGTH = 16_384  # two ids, each character up to 12 bytes in JSON, and a thousand numbers
+
+
+VectorsOf = Callable[[str, Sequence[str], str], Vectors]
+"""Reads the vectors of records: of a collection, by ids, which a field holds."""
 
 
 class Key(Protocol):
@@ -144,23 +148,29 @@ class SearchReader:
             place.record_id, pack(page.shown),
         )  # fmt: skip
 
-    def queries(self, request: search_pb2.SearchRequest) -> tuple[list[Query], str]:
+    def queries(self, request: search_pb2.SearchRequest, vectors_of: VectorsOf) -> tuple[list[Query], str]:
         """The ranked lists that a request asks for, and its fingerprint.
+
+        Args:
+            request: The request.
+            vectors_of: Reads the vectors of the records that it names.
 
         Raises:
             RegionSearchError: INVALID_ARGUMENT or TOO_LARGE, naming the field.
         """
         read, limits, dimension = self._read, self._read.limits, request.model.dimension
-        vectors = read.vectors(request.queries, "queries", dimension)
-        if not 1 <= len(vectors) <= limits.max_queries:
-            raise invalid("queries.shape", f"1 to {limits.max_queries} query vectors, not {len(vectors)}")
+        vectors: Vectors = np.empty((0, dimension), np.float32)
+        if request.HasField("queries") or not request.query_record_ids:
+            vectors = read.vectors(request.queries, "queries", dimension)
+        asked = len(vectors) + len(request.query_record_ids)
+        if not 1 <= asked <= limits.max_queries:
+            raise invalid("queries.shape", f"1 to {limits.max_queries} query vectors, not {asked}")
         negatives: Vectors = np.empty((0, dimension), np.float32)
         if request.HasField("negatives") and request.negatives.data:
             negatives = read.vectors(request.negatives, "negatives", dimension)
-            if len(negatives) > limits.max_negatives:
-                raise too_large(
-                    "negatives", f"{len(negatives)} is over the limit of {limits.max_negatives} negatives"
-                )
+        unwanted = len(negatives) + len(request.negative_record_ids)
+        if unwanted > limits.max_negatives:
+            raise too_large("negatives", f"{unwanted} is over the limit of {limits.max_negatives} negatives")
         for mode, known in (("query_mode", search_pb2.QueryMode), ("group_by", search_pb2.GroupBy)):
             if getattr(request, mode) not in known.values():
                 raise invalid(mode, f"{getattr(request, mode)} is not a known {mode}")
@@ -191,12 +201,18 @@ class SearchReader:
         digest = fingerprint(bare.SerializeToString(deterministic=True))
         seq, generation, after, skipped, shown = None, None, None, 0, ""
         if request.page_token:
-            if len(vectors) > 1 and not best:
+            if asked > 1 and not best:
                 raise invalid("page_token", "paging needs a single query, or QUERY_MODE_BEST")
             generation, seq, skipped, *place, shown = self._tokens.decode(
                 request.page_token, digest, str, int, int, float, int, str, str, str
             )
             after = Position(*place)
+        if request.query_record_ids:
+            stored = self._stored(request, "query_record_ids", vectors_of)
+            vectors = np.concatenate([vectors, stored])
+        if request.negative_record_ids:
+            stored = self._stored(request, "negative_record_ids", vectors_of)
+            negatives = np.concatenate([negatives, stored])
         common = Query(
             vectors=vectors,
             negatives=negatives,
@@ -220,6 +236,18 @@ class SearchReader:
         if best:
             return [common], digest
         return [replace(common, vectors=vectors[i : i + 1]) for i in range(len(vectors))], digest
+
+    @staticmethod
+    def _stored(request: search_pb2.SearchRequest, field: str, vectors_of: VectorsOf) -> Vectors:
+        """The vectors of the records that a field names, of unit length."""
+        stored = vectors_of(request.collection, list(getattr(request, field)), field)
+        if stored.shape[1] != request.model.dimension:
+            raise invalid(
+                "model.dimension",
+                f"the model's dimension is {request.model.dimension}, that of {field} is {stored.shape[1]}",
+            )
+        unit: Vectors = stored / np.linalg.norm(stored, axis=1, keepdims=True)
+        return unit
 
 
 _RECORDS = 100

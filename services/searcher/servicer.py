@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator, AsyncIterable
+from collections.abc import AsyncGenerator, AsyncIterable, Sequence
 from functools import partial
 from typing import Any
 
 from google.protobuf.message import Message
 
-from regionsearch.errors import Kind, RegionSearchError, invalid
+from regionsearch.errors import Kind, RegionSearchError, invalid, not_found
 from regionsearch.rpc.calls import remaining
 from regionsearch.v1 import search_pb2 as pb
 from regionsearch.v1 import search_pb2_grpc
@@ -30,7 +30,7 @@ from services.searcher.requests import Reader, write_bytes
 from services.searcher.response_budget import ResponseBudget, ResponseMemory
 from services.searcher.search_requests import PageTokens, ScrollReader, SearchReader, fingerprint
 from services.searcher.settings import LimitSettings
-from services.searcher.types import SnapshotInfo, UpsertResult
+from services.searcher.types import SnapshotInfo, UpsertResult, Vectors
 
 _Context = Any  # grpc-stubs give handlers the synchronous context
 _ITEMS = 100
@@ -210,7 +210,7 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
         self, request: pb.SearchRequest, cancellation: CancellationToken, budget: ResponseBudget
     ) -> pb.SearchResponse:
         model = self._read.model(request.model)
-        queries, digest = self._search_reader.queries(request)
+        queries, digest = self._search_reader.queries(request, self._vectors_of)
         min_seq = request.min_seq if request.HasField("min_seq") else None
         found = self._engine.search(request.collection, model, queries, min_seq, cancellation, budget)
         answer = pb.SearchResponse(
@@ -226,6 +226,21 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
         )
         budget.check(answer.ByteSize())
         return answer
+
+    def _vectors_of(self, collection: str, record_ids: Sequence[str], field: str) -> Vectors:
+        """The vectors of records, shape (records, dimension), in their order.
+
+        Raises:
+            RegionSearchError: NOT_FOUND.
+        """
+        stored = self._engine.get_records(collection, record_ids, [], masks=False, vectors=True)
+        assert stored.vectors is not None
+        rows = {record.record_id: row for row, record in enumerate(stored.records)}
+        for number, record_id in enumerate(record_ids):
+            if record_id not in rows:
+                place = f"{field}[{number}]"
+                raise not_found(place, f"{place}: collection {collection!r} has no record {record_id!r}")
+        return stored.vectors[[rows[record_id] for record_id in record_ids]]
 
     async def GetRecords(self, request: pb.GetRecordsRequest, context: _Context) -> pb.GetRecordsResponse:
         for name in ("record_ids", "image_ids"):

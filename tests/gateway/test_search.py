@@ -247,3 +247,27 @@ def test_a_form_has_the_fields_of_the_query_next_to_the_others(
     assert words.json()["hits"][0]["label"] == "lime"
     nothing = gateway.http.post(f"/v1/collections/{COLLECTION}/search", files={"page_size": (None, "3")})
     assert nothing.json()["errors"][0]["pointer"] == "/query"
+
+
+def test_several_stored_examples_are_averaged_over_both_transports(
+    gateway: Running, filled: dict[str, str]
+) -> None:
+    _, red = best(gateway, text="red")
+    _, blue = best(gateway, text="blue")
+    middle = colour_vector((255, 0, 0)) + colour_vector((0, 0, 255))
+    query = {"region_ids": [red, blue]}
+    hits = search(gateway, query=query, level="region", page_size=50)["hits"]
+    for hit in hits:
+        if hit["region_id"] in (red, blue):
+            expected = middle @ colour_vector((255, 0, 0)) / np.linalg.norm(middle)
+            assert hit["score"] == pytest.approx(expected, abs=1e-2)
+    message = region_search_pb2.RegionSearchServiceSearchRequest(
+        collection=COLLECTION, query=query, level=search_pb2.LEVEL_REGION, page_size=50
+    )
+    over_grpc = gateway.grpc.Search(message).hits
+    assert [hit.record.record_id for hit in over_grpc] == [hit["region_id"] for hit in hits]
+    images = search(gateway, query={"image_ids": list(filled.values())[:2]})["hits"]
+    assert {hit["level"] for hit in images} == {"image"}
+    problem = search(gateway, 404, query={"region_ids": [red, "none"]})
+    assert problem["errors"][0]["pointer"] == "/query/region_ids/1"
+    assert search(gateway, 413, query={"image_ids": ["a"] * 65})["code"] == "TOO_LARGE"

@@ -30,6 +30,8 @@ IMAGE_ID = "a" * 64
 EVERYTHING: dict[str, Any] = {
     "image": b"file",
     "region_id": "r1",
+    "region_ids": ["r3", "r4"],
+    "image_ids": ["b" * 64],
     "points": [(1, 2), (3, 4, 0)],
     "box": (0, 0, 5, 6),
     "negatives": ["plate", NegativeExample(region_id="r2"), NegativeExample(image=b"file")],

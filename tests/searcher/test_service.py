@@ -186,3 +186,28 @@ async def test_an_image_that_loses_a_region_to_another_counts_the_rest(stub) -> 
     await stub.Upsert(taking)
     listed = await stub.ListImages(search_pb2.ListImagesRequest(collection="default"))
     assert {image.image_id: image.region_count for image in listed.images} == {"a": 2, "b": 1}
+
+
+async def test_records_are_searched_by_their_ids_with_positives_and_negatives(stub) -> None:
+    vectors = (await ingest(stub, 5)).reshape(-1, DIMENSION)
+    ids = [f"image{number // 4:02d}-{number % 4:03d}" for number in range(20)]
+    both = search_request(vectors[4:6], negatives=tensor_to_proto(vectors[9:10]), min_relevancy=0.0)
+    named = search_pb2.SearchRequest(
+        collection="default", model=MODEL_INFO, query_record_ids=ids[4:6], negative_record_ids=ids[9:10],
+        min_relevancy=0.0,
+    )  # fmt: skip
+    mixed = search_request(vectors[4:5], query_record_ids=ids[5:6], negative_record_ids=ids[9:10])
+    mixed.min_relevancy = 0.0
+    answers = [await stub.Search(request) for request in (both, named, mixed)]
+    for answer in answers:
+        assert [len(result.hits) for result in answer.results] == [20, 20]
+        assert [result.hits[0].record.record_id for result in answer.results] == ids[4:6]
+        for mine, theirs in zip(answer.results, answers[0].results, strict=True):
+            assert [h.record.record_id for h in mine.hits] == [h.record.record_id for h in theirs.hits]
+            assert [h.relevancy for h in mine.hits] == pytest.approx(
+                [h.relevancy for h in theirs.hits], abs=0.1
+            )
+    named.query_record_ids.append("nobody")
+    assert await failing(stub.Search(named)) == (Kind.NOT_FOUND, "query_record_ids[2]")
+    many = search_pb2.SearchRequest(collection="default", model=MODEL_INFO, query_record_ids=["a"] * 65)
+    assert (await failing(stub.Search(many)))[0] is Kind.INVALID_ARGUMENT

@@ -50,6 +50,8 @@ def search(
     image: ImageInput | None = None,
     region_id: str | None = None,
     image_id: str | None = None,
+    region_ids: Sequence[str] = (),
+    image_ids: Sequence[str] = (),
     points: Sequence[Point] = (),
     box: Box | None = None,
     negatives: Sequence[Negative] = (),
@@ -77,6 +79,8 @@ def search(
         image: An image of it; with points or a box, the object that they point at.
         region_id: A stored region: more like this.
         image_id: A stored image; with points or a box, the object that they point at.
+        region_ids: Several stored regions: like all of them, on average.
+        image_ids: Several stored images, as a whole, likewise.
         points: (x, y) or (x, y, label), pixels; label 0 is background.
         box: x_min, y_min, x_max, y_max, pixels.
         negatives: What is not meant: phrases, or an `NegativeExample` each.
@@ -103,6 +107,7 @@ def search(
     def body() -> SearchBody:
         query = given(image=read_optional(image), region_id=region_id, image_id=image_id, box=box_of(box))
         query |= {"texts": phrases, "points": points_of(points)}
+        query |= {"region_ids": region_ids, "image_ids": image_ids}
         options = {"page_token": page_token, "exact": exact, "include": include, "all_phrases": all_phrases}
         options |= given(level=level, group_by=group_by, filter=filter, page_size=page_size, effort=effort)
         options |= given(min_score=min_score, relative_cutoff=relative_cutoff, min_relevancy=min_relevancy)

@@ -37,7 +37,7 @@ from regionsearch.schemas.requests.values import (
 from regionsearch.v1 import region_search_pb2, search_pb2, types_pb2
 
 _NEGATIVES = ("text", "image", "region_id", "image_id")
-_KINDS = ("text", "texts", "image", "region_id", "image_id")
+_KINDS = ("text", "texts", "image", "region_id", "image_id", "region_ids", "image_ids")
 Level = Literal["region", "image", "both"]
 Style = Literal["outline", "boxes", "mask"]
 Include = Literal["mask"]
@@ -54,6 +54,9 @@ def _a_time(text: str) -> str:
 Time = Annotated[
     str, Field(max_length=64, json_schema_extra={"format": "date-time"}), AfterValidator(_a_time)
 ]
+
+
+Examples = Annotated[list[Id], Field(max_length=1000, fail_fast=True)]
 
 
 class QueryBody(Body):
@@ -73,6 +76,8 @@ class QueryBody(Body):
     )
     region_id: Id | None = Field(None, description="A stored region: more like this.")
     image_id: Id | None = Field(None, description="A stored image; with points or box the object there.")
+    region_ids: Examples = Field([], description="Several stored regions: like all of them, on average.")
+    image_ids: Examples = Field([], description="Several stored images, as a whole, likewise.")
     points: Points = Field([], description="Clicks in the image: the object there, and what is not it.")
     box: BoxBody | None = Field(None, description="In the image, around the object.")
 
@@ -83,6 +88,8 @@ class QueryBody(Body):
             image=None if self.image is None else types_pb2.Image(encoded=self.image),
             region_id=self.region_id or "",
             image_id=self.image_id or "",
+            region_ids=self.region_ids,
+            image_ids=self.image_ids,
             points=[point.to_proto() for point in self.points],
             box=None if self.box is None else self.box.to_proto(),
         )
