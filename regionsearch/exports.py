@@ -1,4 +1,4 @@
-"""Hits as other tools take them: pandas, COCO, supervision, YOLO; libraries are imported when needed.
+"""Hits as other tools take them: pandas, COCO, CVAT, supervision, FiftyOne, YOLO; all imported when needed.
 
 Every COCO annotation has a segmentation that pycocotools decodes, and iscrowd is 0: COCO's own files keep run
 lengths for crowds, but evaluators leave crowds out, and so would they these. Importers join images by
@@ -8,12 +8,15 @@ file_name and categories by name, so both are unique in a document.
 from __future__ import annotations
 
 import importlib
+import json
 import mimetypes
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
+from xml.etree import ElementTree
 
 import numpy as np
+from numpy.typing import NDArray
 
 from regionsearch.errors import Kind, RegionSearchError, invalid
 
@@ -149,6 +152,111 @@ def to_coco(hits: Sequence[Hit]) -> dict[str, Any]:
             region_id=hit.region_id or "",
         )
     return document.values
+
+
+def write_coco(hits: Sequence[Hit], path: Path | str) -> None:
+    """Writes `to_coco` as a file."""
+    Path(path).write_text(json.dumps(to_coco(hits)), encoding="utf-8")
+
+
+def write_cvat(hits: Sequence[Hit], path: Path | str) -> None:
+    """Writes annotations as an XML file that CVAT imports ("CVAT for images 1.1").
+
+    CVAT joins images by name, so upload them to the task under the names that they have here. Hits with a
+    mask (`include=["mask"]`) become masks, others boxes.
+    """
+    root = ElementTree.Element("annotations")
+    ElementTree.SubElement(root, "version").text = "1.1"
+    images: dict[str, ElementTree.Element] = {}
+    names: set[str] = set()
+    for hit in hits:
+        if hit.image_id not in images:
+            about = {
+                "id": str(len(images)),
+                "name": unique_file_name(hit.image.name or hit.image_id, hit.image_id, names),
+                "width": str(hit.image.width),
+                "height": str(hit.image.height),
+            }
+            images[hit.image_id] = ElementTree.SubElement(root, "image", about)
+        shape = {"label": hit.label or UNNAMED, "source": "auto", "occluded": "0", "z_order": "0"}
+        if hit.mask is None:
+            edges = zip(("xtl", "ytl", "xbr", "ybr"), hit.box, strict=True)
+            shape |= {name: f"{edge:g}" for name, edge in edges}
+        else:
+            shape |= _cvat_mask(hit.mask.to_array())
+        ElementTree.SubElement(images[hit.image_id], "box" if hit.mask is None else "mask", shape)
+    ElementTree.ElementTree(root).write(path, encoding="utf-8", xml_declaration=True)
+
+
+def _cvat_mask(mask: NDArray[np.bool_]) -> dict[str, str]:
+    """A mask cropped to its pixels, as run lengths by rows, which begin with those of the background."""
+    (left, top, width, height), cropped = _cropped(mask)
+    flat = np.concatenate([[False], cropped.ravel()])
+    edges = np.flatnonzero(np.diff(flat))
+    runs = np.diff(np.concatenate([[0], edges, [cropped.size]]))
+    return {
+        "rle": ", ".join(map(str, runs)),
+        "left": str(left),
+        "top": str(top),
+        "width": str(width),
+        "height": str(height),
+    }
+
+
+def _cropped(mask: NDArray[np.bool_]) -> tuple[tuple[int, int, int, int], NDArray[np.bool_]]:
+    """Left, top, width and height of a mask's pixels, and what is there; of an empty one its first pixel."""
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    top, bottom = (int(rows[0]), int(rows[-1]) + 1) if rows.size else (0, 1)
+    left, right = (int(columns[0]), int(columns[-1]) + 1) if columns.size else (0, 1)
+    return (left, top, right - left, bottom - top), mask[top:bottom, left:right]
+
+
+def to_fiftyone(hits: Sequence[Hit], folder: Path | str, field: str = "regions") -> Any:
+    """A `fiftyone.Dataset` with a sample for each image and the hits as its detections.
+
+    Args:
+        hits: What is detected; with masks where they have them (`include=["mask"]`).
+        folder: Where the images are, under the names that they have here.
+        field: Of the samples, for the detections.
+
+    Raises:
+        RegionSearchError: FAILED_PRECONDITION without the library.
+    """
+    fiftyone = _library("fiftyone")
+    found: dict[str, list[Any]] = {}
+    names: dict[str, str] = {}
+    for hit in hits:
+        names[hit.image_id] = hit.image.name
+        width, height = hit.image.width, hit.image.height
+        mask: NDArray[np.bool_] | None = None
+        left, top, wide, high = (
+            *tuple(hit.box)[:2],
+            hit.box.x_max - hit.box.x_min,
+            hit.box.y_max - hit.box.y_min,
+        )
+        if hit.mask is not None:
+            (left, top, wide, high), mask = _cropped(hit.mask.to_array())
+        found.setdefault(hit.image_id, []).append(
+            fiftyone.Detection(
+                label=hit.label or UNNAMED,
+                bounding_box=[left / width, top / height, wide / width, high / height],
+                confidence=hit.score,
+                mask=mask,
+                region_id=hit.region_id,
+            )
+        )
+    dataset = fiftyone.Dataset()
+    dataset.add_samples(
+        [
+            fiftyone.Sample(
+                filepath=str(Path(folder) / names[image_id]),
+                image_id=image_id,
+                **{field: fiftyone.Detections(detections=detections)},
+            )
+            for image_id, detections in found.items()
+        ]
+    )
+    return dataset
 
 
 def to_supervision(hits: Sequence[Hit]) -> Any:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.markup import escape
 
 from regionsearch.bundled import bundled
 from regionsearch.cli.ingesting import summarise
@@ -88,7 +89,7 @@ def up(
             filling = threading.Thread(target=fill_with_demo, args=(supervisor.url, supervisor), daemon=True)
             filling.start()
         else:
-            announce(supervisor.url)
+            announce(supervisor)
 
     raise typer.Exit(supervisor.run(ready))
 
@@ -170,9 +171,20 @@ def note(line: str) -> None:
     tell(line, style="dim")
 
 
-def announce(url: str) -> None:
-    """Announces the page."""
-    console.print(f"\n[bold]Region Search is ready:[/] {url}\n", highlight=False)
+def announce(supervisor: Supervisor) -> None:
+    """Announces the page, and says where everything else is."""
+    from regionsearch.supervisor.plan import reachable
+
+    plan, url = supervisor.plan, supervisor.url
+    console.print(
+        f"\n[bold]Region Search is ready:[/] {url}\n\n"
+        f"  API and its documentation  {url}/docs\n"
+        f"  gRPC                       {reachable(plan.host)}:{plan.grpc_port}\n"
+        f"  images, vectors, logs      {escape(str(plan.data_dir.resolve()))}\n\n"
+        "Ctrl-C stops everything.\n",
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 def read_workers(options: Iterable[str]) -> dict[str, list[str]]:
@@ -219,12 +231,12 @@ def fill_with_demo(url: str, supervisor: Supervisor) -> None:
     except RegionSearchError as error:
         if not supervisor.stopping:
             tell(f"the demo images could not be added: {error.message}")
-            announce(url)
+            announce(supervisor)
         return
     if supervisor.stopping:
         return
     summarise(scenes, results)
-    announce(url)
+    announce(supervisor)
     thing = json.loads((EXAMPLES / "scenes.json").read_text())[0]["names"][0]
     body = json.dumps({"query": {"text": thing}, "level": "region", "page_size": 3})
     console.print(

@@ -7,7 +7,7 @@ import io
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import PIL.Image
 
@@ -25,6 +25,9 @@ from regionsearch.schemas.responses.records import Collection, Image, IngestProg
 from regionsearch.schemas.responses.scrolls import StoredRecord
 from regionsearch.schemas.responses.searches import Hit, SearchResult
 from regionsearch.schemas.responses.values import Readiness
+
+if TYPE_CHECKING:
+    from regionsearch.client.drawing import Gallery
 
 T = TypeVar("T")
 
@@ -170,6 +173,21 @@ class Client(Methods):
         from regionsearch.client.drawing import outline
 
         return PIL.Image.open(io.BytesIO(outline(self.content(hit.image_id, collection), hit)))
+
+    def gallery(
+        self, hits: Iterable[Hit], collection: str = defaults.COLLECTION, *, width: int = 240
+    ) -> Gallery:
+        """Shows hits in a notebook, each outlined in its image.
+
+        Args:
+            hits: A result, or some of its hits; outlined by their masks (`include=["mask"]`), else boxes.
+            collection: Where they were found.
+            width: Longest side of each image, in pixels.
+        """
+        from regionsearch.client.drawing import Gallery
+
+        shown = tuple(hits)
+        return Gallery(shown, [self.draw(hit, collection) for hit in shown], width)
 
     def wait_ready(self, timeout_s: float = 120) -> None:
         """Returns once the gateway can do its work.

@@ -1,8 +1,12 @@
-"""A hit, outlined in its image."""
+"""Hits, outlined in their images."""
 
 from __future__ import annotations
 
+import base64
+import io
 import sys
+from collections.abc import Sequence
+from html import escape
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
@@ -41,6 +45,40 @@ def outline(image: bytes, hit: Hit) -> bytes:
     part[_grown(shape, reach) & ~inside] = EDGE
     part[line & ~inside] = COLOUR
     return encode_image(pixels)
+
+
+class Gallery:
+    """What notebooks show of several hits: each outlined in its image, small, with its score.
+
+    Args:
+        hits: Those that are shown.
+        images: The image of each, with the hit outlined.
+        width: Longest side of each on the page, in pixels.
+    """
+
+    def __init__(self, hits: Sequence[Hit], images: Sequence[Image.Image], width: int) -> None:
+        self.hits = hits
+        self.images = [image.convert("RGB") for image in images]
+        for image in self.images:
+            image.thumbnail((width, width))
+
+    def __repr__(self) -> str:
+        return f"<{len(self.hits)} outlined hits>"
+
+    def _repr_html_(self) -> str:
+        figures = "".join(map(_figure, self.hits, self.images))
+        return f'<div style="display:flex;flex-wrap:wrap;gap:12px">{figures}</div>'
+
+
+def _figure(hit: Hit, image: Image.Image) -> str:
+    out = io.BytesIO()
+    image.save(out, "WEBP", quality=85)
+    data = base64.b64encode(out.getvalue()).decode()
+    words = [hit.label or "", f"{hit.score:.3f}", hit.image.name]
+    caption = escape(" · ".join(filter(None, words)))
+    picture = f'<img alt="{caption}" src="data:image/webp;base64,{data}" width="{image.width}">'
+    style = f"margin:0;max-width:{image.width}px"
+    return f'<figure style="{style}">{picture}<figcaption>{caption}</figcaption></figure>'
 
 
 def _around(shape: Image.Image, by: int) -> tuple[int, int, int, int]:

@@ -44,7 +44,7 @@ class Up:
         self.folder = folder
         self.log = folder / "up.log"
         self.process: subprocess.Popen[bytes] | None = None
-        self.http_port = free_port()
+        self.http_port, self.grpc_port = free_port(), free_port()
 
     @property
     def url(self) -> str:
@@ -52,7 +52,7 @@ class Up:
 
     def start(self, *options: str, ready: bool = True) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "tests.cli.fake_up", "up", "--data-dir", str(self.folder / "data")]
-        command += ["--port", str(self.http_port), "--grpc-port", str(free_port()), *options]
+        command += ["--port", str(self.http_port), "--grpc-port", str(self.grpc_port), *options]
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 command, cwd=ROOT, stdout=log, stderr=log, env=os.environ | {"FAKE_FOLDER": str(self.folder)}
@@ -188,6 +188,9 @@ def test_with_the_demo_it_is_ready_when_there_is_something_to_find(up: Up) -> No
     said = said[said.index("adding 20 demo images") :]
     order = ["15 of 20 demo images", "20 added with 40 regions", "is ready", str(up.http_port), "curl -s"]
     assert [said.index(one) for one in order] == sorted(said.index(one) for one in order)
+    summary = said[said.index("is ready") :]
+    for where in ("/docs", f":{up.grpc_port}", str((up.folder / "data").resolve()), "Ctrl-C"):
+        assert where in summary
     assert len((up.folder / "posted").read_text().split()) == 20
     assert up.end() == 0
 

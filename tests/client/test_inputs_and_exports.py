@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import inspect
 import io
+import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -14,7 +18,7 @@ from pycocotools import mask as coco_mask
 from regionsearch.client import AsyncClient, Box, Client, Hit, HitImage, Mask, SearchResult
 from regionsearch.client.image_inputs import box_of, name_of, read_image_input, several
 from regionsearch.errors import Kind, RegionSearchError
-from regionsearch.exports import to_coco, write_yolo
+from regionsearch.exports import _cvat_mask, to_coco, to_fiftyone, write_cvat, write_yolo
 from regionsearch.masks import encode_rle
 from tests.client.fakes import MODEL, FakeGateway
 
@@ -131,6 +135,75 @@ def test_hits_become_yolo_files(result: SearchResult, tmp_path: Path) -> None:
         "1 0.300000 0.300000 0.200000 0.200000",
     ]
     assert (tmp_path / "classes.txt").read_text() == "mug\ndog\n"
+
+
+def test_hits_become_a_file_of_cvat(result: SearchResult, tmp_path: Path) -> None:
+    plain = hit(4, "c", None).model_copy(update={"mask": None})
+    write_cvat([*result.hits, plain], tmp_path / "cvat.xml")
+    root = ElementTree.parse(tmp_path / "cvat.xml").getroot()
+    assert [image.get("name") for image in root.iter("image")] == [
+        "x.png",
+        "bbbbbbbb-x.png",
+        "cccccccc-x.png",
+    ]
+    mask = next(root.iter("mask"))
+    assert [mask.get(name) for name in ("label", "left", "top", "width", "height")] == [
+        "mug",
+        "4",
+        "2",
+        "4",
+        "2",
+    ]
+    assert mask.get("rle") == "0, 8"  # begins with the background, of which there is none
+    (box,) = root.iter("box")
+    assert [box.get(name) for name in ("label", "xtl", "ytl", "xbr", "ybr")] == ["object", "4", "2", "8", "4"]
+
+
+def test_runs_of_cvat_are_those_of_the_rows() -> None:
+    mask = np.array([[0, 0, 0, 0], [0, 1, 0, 1], [0, 0, 1, 1]], bool)
+    runs = [int(run) for run in _cvat_mask(mask)["rle"].split(", ")]
+    values = np.repeat(np.arange(len(runs)) % 2, runs).reshape(2, 3)
+    assert values.tolist() == [[1, 0, 1], [0, 1, 1]]
+
+
+def test_hits_become_samples_of_fiftyone(result: SearchResult, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a stand-in for the library, which is large: it keeps what it is given."""
+    library = SimpleNamespace(
+        Detection=SimpleNamespace, Detections=SimpleNamespace, Sample=SimpleNamespace, Dataset=_Samples
+    )
+    monkeypatch.setitem(sys.modules, "fiftyone", library)
+    first, second = to_fiftyone(result.hits, "photos").samples
+    assert (first.filepath, len(second.regions.detections)) == ("photos/x.png", 1)
+    mug, dog = first.regions.detections
+    assert (mug.label, dog.label, mug.confidence) == ("mug", "dog", 0.5)
+    assert mug.bounding_box == [0.2, 0.2, 0.2, 0.2]
+    assert mug.mask.shape == (2, 4) and mug.mask.all()
+
+
+class _Samples:
+    def __init__(self) -> None:
+        self.samples: list[Any] = []
+
+    def add_samples(self, samples: list[Any]) -> None:
+        self.samples += samples
+
+
+def test_notebooks_show_outlined_hits_and_masks(
+    result: SearchResult, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = io.BytesIO()
+    Image.new("RGB", (20, 10)).save(content, "PNG")
+    with Client("http://localhost:9") as client:
+        monkeypatch.setattr(client, "content", lambda image_id, collection: content.getvalue(), raising=False)
+        shown = client.gallery(result, width=16)
+    html = shown._repr_html_()
+    assert html.count("data:image/webp;base64,") == 3
+    assert "mug · 0.500 · x.png" in html
+    assert shown.images[0].size == (16, 8)
+    assert np.asarray(shown.images[0]).max() > 100  # the line
+    mask = result[0].mask
+    assert mask is not None
+    assert (np.asarray(Image.open(io.BytesIO(mask._repr_png_()))) == mask.to_array()).all()
 
 
 def test_results_are_short_to_look_at(result: SearchResult) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import PIL.Image
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -54,6 +56,12 @@ class Mask(Response):
     def to_array(self) -> NDArray[np.bool_]:
         """The mask as a bool array of shape (height, width)."""
         return decode_rle(self.counts, *self.size)
+
+    def _repr_png_(self) -> bytes:
+        """What notebooks show: the mask, white on black."""
+        out = io.BytesIO()
+        PIL.Image.fromarray(self.to_array()).save(out, "PNG")
+        return out.getvalue()
 
 
 class Model(Response):
