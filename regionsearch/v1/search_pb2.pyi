@@ -1066,6 +1066,8 @@ class Condition(_message.Message):
     NUMBER_FIELD_NUMBER: _builtins.int
     TIME_FIELD_NUMBER: _builtins.int
     NEGATE_FIELD_NUMBER: _builtins.int
+    NEAR_FIELD_NUMBER: _builtins.int
+    INSIDE_FIELD_NUMBER: _builtins.int
     tag: _builtins.str
     """The image has this tag."""
     attribute: _builtins.str
@@ -1090,6 +1092,16 @@ class Condition(_message.Message):
     def time(self) -> Global___TimeRange:
         """The value is a date or time after ISO 8601, UTC unless it says otherwise, such as "2026-11-29", and in this range."""
 
+    @_builtins.property
+    def near(self) -> Global___GeoCircle:
+        """The value is a place, written as latitude and longitude in degrees, such as "59.91,10.75", and in this circle.
+        UNIMPLEMENTED with the milvus engine: use `inside`.
+        """
+
+    @_builtins.property
+    def inside(self) -> Global___GeoBox:
+        """The value is a place, and in this box."""
+
     def __init__(
         self,
         *,
@@ -1101,14 +1113,75 @@ class Condition(_message.Message):
         number: Global___NumberRange | None = ...,
         time: Global___TimeRange | None = ...,
         negate: _builtins.bool = ...,
+        near: Global___GeoCircle | None = ...,
+        inside: Global___GeoBox | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["number", b"number", "time", b"time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["inside", b"inside", "near", b"near", "number", b"number", "time", b"time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["any_of", b"any_of", "attribute", b"attribute", "negate", b"negate", "number", b"number", "prefix", b"prefix", "tag", b"tag", "time", b"time", "values", b"values"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["any_of", b"any_of", "attribute", b"attribute", "inside", b"inside", "near", b"near", "negate", b"negate", "number", b"number", "prefix", b"prefix", "tag", b"tag", "time", b"time", "values", b"values"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Condition: _TypeAlias = Condition  # noqa: Y015
+
+@_typing.final
+class GeoCircle(_message.Message):
+    """All places within a distance on the earth, taken as a sphere."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LATITUDE_FIELD_NUMBER: _builtins.int
+    LONGITUDE_FIELD_NUMBER: _builtins.int
+    RADIUS_M_FIELD_NUMBER: _builtins.int
+    latitude: _builtins.float
+    """Degrees, -90 to 90 and -180 to 180."""
+    longitude: _builtins.float
+    radius_m: _builtins.float
+    """Meters, above 0."""
+    def __init__(
+        self,
+        *,
+        latitude: _builtins.float = ...,
+        longitude: _builtins.float = ...,
+        radius_m: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["latitude", b"latitude", "longitude", b"longitude", "radius_m", b"radius_m"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GeoCircle: _TypeAlias = GeoCircle  # noqa: Y015
+
+@_typing.final
+class GeoBox(_message.Message):
+    """All places between two parallels and two meridians, degrees; over the date line where `west` is above `east`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SOUTH_FIELD_NUMBER: _builtins.int
+    WEST_FIELD_NUMBER: _builtins.int
+    NORTH_FIELD_NUMBER: _builtins.int
+    EAST_FIELD_NUMBER: _builtins.int
+    south: _builtins.float
+    west: _builtins.float
+    north: _builtins.float
+    east: _builtins.float
+    def __init__(
+        self,
+        *,
+        south: _builtins.float = ...,
+        west: _builtins.float = ...,
+        north: _builtins.float = ...,
+        east: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["east", b"east", "north", b"north", "south", b"south", "west", b"west"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GeoBox: _TypeAlias = GeoBox  # noqa: Y015
 
 @_typing.final
 class NumberRange(_message.Message):

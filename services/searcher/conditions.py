@@ -1,7 +1,7 @@
 """Conditions of filters on tags and on the values of attributes.
 
-Attributes are stored as text. A range compares those values that are written as a number, or as a time; no
-other value is in it.
+Attributes are stored as text. A range compares those values that are written as a number, or as a time, an
+area those that are written as a place; no other value is in it.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import math
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
+
+from services.searcher.geo import Area, inside
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 _DATE = re.compile(r"\d{4}-\d{2}-\d{2}([Tt ].+)?", re.ASCII)
@@ -70,12 +72,14 @@ class ValueTest:
         prefix: It begins so.
         number: It is a number in this range.
         time: It is a time in this range, milliseconds since 1970.
+        area: It is a place in this area.
     """
 
     values: tuple[str, ...] = ()
     prefix: str = ""
     number: Range | None = None
     time: Range | None = None
+    area: Area | None = None
 
     def passes(self, value: str) -> bool:
         """Whether a value passes."""
@@ -84,6 +88,7 @@ class ValueTest:
             and value.startswith(self.prefix)
             and (self.number is None or self.number.contains(number_of(value)))
             and (self.time is None or self.time.contains(time_of(value)))
+            and (self.area is None or bool(inside([value], self.area)))
         )
 
 

@@ -12,6 +12,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from regionsearch.errors import invalid, too_large
 from regionsearch.v1 import search_pb2
 from services.searcher.conditions import AnyOf, Condition, Range, ValueTest
+from services.searcher.geo import Area, Circle, GeoBox
 from services.searcher.queries import Filter
 from services.searcher.settings import LimitSettings
 
@@ -75,17 +76,25 @@ class FilterReader:
             raise invalid(field, f"{field}: any_of cannot be nested; combine the conditions of the filter")
         if bool(message.tag) == bool(message.attribute):
             raise invalid(field, f"{field} must have either a tag or an attribute")
-        tests = [name for name in ("number", "time") if message.HasField(name)]
+        tests = [name for name in ("number", "time", "near", "inside") if message.HasField(name)]
         tests += [name for name in ("values", "prefix") if getattr(message, name)]
         if len(tests) > 1 or (tests and message.tag):
-            raise invalid(field, f"{field} can have one of values, prefix, number and time, for an attribute")
+            raise invalid(
+                field,
+                f"{field} can have one of values, prefix, number, time, near and inside, for an attribute",
+            )
         self.at_most(f"{field}.values", len(message.values), "max_filter_values")
         self.texts(field, [message.tag, message.attribute, message.prefix, *message.values])
         number, time = (
             _range(getattr(message, name), f"{field}.{name}") if name in tests else None
             for name in ("number", "time")
         )
-        test = ValueTest(tuple(message.values), message.prefix, number, time)
+        area: Area | None = None
+        if message.HasField("near"):
+            area = _circle(message.near, f"{field}.near")
+        elif message.HasField("inside"):
+            area = _box(message.inside, f"{field}.inside")
+        test = ValueTest(tuple(message.values), message.prefix, number, time, area)
         return Condition(message.tag, message.attribute, test, message.negate)
 
     def texts(self, field: str, texts: Iterable[str]) -> None:
@@ -119,6 +128,27 @@ def _range(message: search_pb2.NumberRange | search_pb2.TimeRange, field: str) -
     if not bounds or not all(map(math.isfinite, bounds.values())):
         raise invalid(field, f"{field} needs at least one of gte, gt, lte and lt, each finite")
     return Range(**bounds)
+
+
+def _circle(message: search_pb2.GeoCircle, field: str) -> Circle:
+    _check_degrees(field, latitude=message.latitude, longitude=message.longitude)
+    if not 0.0 < message.radius_m < math.inf:
+        raise invalid(f"{field}.radius_m", f"{field}.radius_m must be a number of meters above 0")
+    return Circle(message.latitude, message.longitude, message.radius_m)
+
+
+def _box(message: search_pb2.GeoBox, field: str) -> GeoBox:
+    _check_degrees(field, south=message.south, west=message.west, north=message.north, east=message.east)
+    if message.south > message.north:
+        raise invalid(f"{field}.south", f"{field}.south cannot be above {field}.north")
+    return GeoBox(message.south, message.west, message.north, message.east)
+
+
+def _check_degrees(field: str, **degrees: float) -> None:
+    for name, value in degrees.items():
+        most = 180.0 if name in ("longitude", "west", "east") else 90.0
+        if not abs(value) <= most:  # NaN fails too
+            raise invalid(f"{field}.{name}", f"{field}.{name} is in degrees, from -{most:g} to {most:g}")
 
 
 def no_nul(field: str, text: str) -> None:

@@ -37,7 +37,15 @@ EVERYTHING: dict[str, Any] = {
     "negatives": ["plate", NegativeExample(region_id="r2"), NegativeExample(image=b"file")],
     "level": "image",
     "group_by": "image",
-    "filter": {"tags": ["t"], "attributes": {"place": "Oslo"}, "created_after": "2026-01-01T00:00:00Z"},
+    "filter": {
+        "tags": ["t"],
+        "attributes": {"place": "Oslo"},
+        "created_after": "2026-01-01T00:00:00Z",
+        "conditions": [
+            {"attribute": "place", "near": {"latitude": 59.9, "longitude": 10.7, "radius_m": 500.0}},
+            {"attribute": "place", "inside": {"south": -30.0, "west": 170.0, "north": 10.0, "east": -170.0}},
+        ],
+    },
     "min_score": 0.25,
     "relative_cutoff": 0.5,
     "min_relevancy": 0.75,

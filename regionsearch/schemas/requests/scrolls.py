@@ -47,7 +47,7 @@ class ScrollBody(Body):
     """A page of what passes a filter."""
 
     level: Level | None = Field(None, description="Regions, whole images, or both; both when absent.")
-    filter: FilterBody | None = None
+    filter: FilterBody | None = Field(None, description="What passes; everything when absent.")
     page_size: PageSize = Field(0, description="0 means 100; at most 1000.")
     page_token: PageToken = ""
     min_seq: int | None = Field(None, ge=0, le=INT64, description="See at least this write.")
@@ -90,8 +90,8 @@ class CountBody(Body):
     """What to count."""
 
     level: Level | None = Field(None, description="Regions, whole images, or both; both when absent.")
-    filter: FilterBody | None = None
-    facets: list[FacetBody] = Field([], max_length=16, fail_fast=True)
+    filter: FilterBody | None = Field(None, description="What passes; everything when absent.")
+    facets: list[FacetBody] = Field([], max_length=16, fail_fast=True, description="What to count by, too.")
     min_seq: int | None = Field(None, ge=0, le=INT64, description="See at least this write.")
 
     def to_proto(self, collection: str) -> region_search_pb2.RegionSearchServiceCountRequest:

@@ -161,6 +161,27 @@ class TimesBody(Body):
     lt: Time | None = Field(None, description="Before.")
 
 
+Latitude = Annotated[FiniteFloat, Field(ge=-90, le=90)]
+Longitude = Annotated[FiniteFloat, Field(ge=-180, le=180)]
+
+
+class CircleBody(Body):
+    """All places within a distance on the earth; degrees and meters."""
+
+    latitude: Latitude = Field(description="Of the centre, in degrees.")
+    longitude: Longitude = Field(description="Of the centre, in degrees.")
+    radius_m: FiniteFloat = Field(gt=0, le=1e9, description="Meters.")
+
+
+class GeoBoxBody(Body):
+    """Between two parallels and two meridians, in degrees; over the date line where west is above east."""
+
+    south: Latitude = Field(description="Degrees of latitude.")
+    west: Longitude = Field(description="Degrees of longitude.")
+    north: Latitude = Field(description="Degrees of latitude.")
+    east: Longitude = Field(description="Degrees of longitude.")
+
+
 class ConditionTestBody(Body):
     """A test of a tag, or of an attribute: that there is one, or of its value."""
 
@@ -170,6 +191,11 @@ class ConditionTestBody(Body):
     prefix: Tag | None = Field(None, description="It begins so.")
     number: NumbersBody | None = Field(None, description="It is a decimal number, and in this range.")
     time: TimesBody | None = Field(None, description="It is a time after ISO 8601, and in this range.")
+    near: CircleBody | None = Field(
+        None,
+        description='It is a place, written as latitude and longitude like "59.91,10.75", in this circle.',
+    )
+    inside: GeoBoxBody | None = Field(None, description="It is a place in this box.")
     negate: bool = Field(False, description="It must not pass.")
 
 

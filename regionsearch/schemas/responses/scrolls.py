@@ -15,9 +15,9 @@ from regionsearch.v1 import region_search_pb2, search_pb2
 class StoredRecord(Region):
     """A stored region, or a whole image."""
 
-    image_id: str
-    level: Literal["image", "region"]
-    image: Image
+    image_id: str = Field(description="The image that it belongs to.")
+    level: Literal["image", "region"] = Field(description="Whether it is the whole image or a region.")
+    image: Image = Field(description="What is known of that image.")
 
     @classmethod
     def from_record(cls, record: search_pb2.Record, image: Image) -> StoredRecord:
@@ -34,9 +34,9 @@ class StoredRecord(Region):
 class ScrollResult(Response):
     """A page of what passes a filter."""
 
-    records: tuple[StoredRecord, ...]
-    next_page_token: str
-    seq: int
+    records: tuple[StoredRecord, ...] = Field(description="In the order of images, the whole image first.")
+    next_page_token: str = Field(description="For the next page; empty on the last one.")
+    seq: int = Field(description="Of the last write that was seen.")
 
     @classmethod
     def from_proto(
@@ -56,15 +56,15 @@ class ScrollResult(Response):
 class FacetValue(Response):
     """A tag, or a value of an attribute, and how many have it."""
 
-    value: str
-    record_count: int
-    image_count: int
+    value: str = Field(description="The tag or value.")
+    record_count: int = Field(description="Regions and whole images that have it.")
+    image_count: int = Field(description="Images of these.")
 
 
 class FacetCounts(Response):
     """The most frequent values, most frequent first."""
 
-    values: tuple[FacetValue, ...]
+    values: tuple[FacetValue, ...] = Field(description="By record_count, then by value.")
     value_count: int = Field(description="How many different values there are.")
 
     @classmethod
@@ -85,7 +85,7 @@ class CountResult(Response):
     record_count: int = Field(description="Regions and whole images, as far as `level` lets them.")
     image_count: int = Field(description="Images of which a region, or the whole, passes.")
     facets: tuple[FacetCounts, ...] = Field((), description="In the order of the request.")
-    seq: int
+    seq: int = Field(description="Of the last write that was seen.")
 
     @classmethod
     def from_proto(

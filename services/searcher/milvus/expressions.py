@@ -9,6 +9,7 @@ import numpy as np
 
 from regionsearch.errors import Kind, RegionSearchError
 from services.searcher.conditions import Condition
+from services.searcher.geo import Area, Circle
 from services.searcher.milvus.access import listed
 from services.searcher.milvus.tables import Placement
 from services.searcher.queries import Filter
@@ -26,7 +27,8 @@ def expression(
     """A filter in Milvus' words; "" for none.
 
     Raises:
-        RegionSearchError: FAILED_PRECONDITION for ranges of attributes that were not stored as numbers.
+        RegionSearchError: FAILED_PRECONDITION for ranges of attributes that were not stored as numbers, or
+            places; UNIMPLEMENTED for circles.
     """
     terms: list[str] = []
     if seq is not None:
@@ -73,6 +75,8 @@ def _test(placement: Placement, condition: Condition, *, negate: bool) -> str:
     if condition.tag:
         found = f"ARRAY_CONTAINS(tags, {quoted(condition.tag)})"
         return f"not {found}" if negate else found
+    if condition.test.area is not None:
+        return _place(placement, condition.attribute, condition.test.area, negate=negate)
     test = condition.test
     path = f"attributes[{quoted(condition.attribute)}]"
     terms: list[str] = []
@@ -98,6 +102,28 @@ def _test(placement: Placement, condition: Condition, *, negate: bool) -> str:
     if negate:
         return f"(not ({known})) or (not ({passes}))" if passes else f"not ({known})"
     return passes or known
+
+
+def _place(placement: Placement, attribute: str, area: Area, *, negate: bool) -> str:
+    """Whether an attribute is a place in a box."""
+    if isinstance(area, Circle):
+        raise RegionSearchError(
+            Kind.UNIMPLEMENTED,
+            "the milvus engine has no circles (near): use a box (inside)",
+            field="filter.conditions",
+        )
+    if not placement.places:
+        raise RegionSearchError(
+            Kind.FAILED_PRECONDITION,
+            f"collection {placement.collection.name!r} was created before attributes were stored as places: "
+            "write its images to a new one",
+            field="filter.conditions",
+        )
+    latitude, longitude = (f'typed["{kind}"][{quoted(attribute)}]' for kind in ("latitude", "longitude"))
+    meridians = f"({longitude} >= {area.west!r})", f"({longitude} <= {area.east!r})"
+    between = (" or " if area.east < area.west else " and ").join(meridians)
+    passes = f"({latitude} >= {area.south!r}) and ({latitude} <= {area.north!r}) and ({between})"
+    return f"(not (exists {latitude})) or (not ({passes}))" if negate else passes
 
 
 def _behind(prefix: str) -> str:

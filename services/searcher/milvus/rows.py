@@ -10,6 +10,7 @@ import numpy as np
 
 from regionsearch.errors import too_large
 from services.searcher.conditions import number_of, time_of
+from services.searcher.geo import place_of
 from services.searcher.milvus.access import Row
 from services.searcher.milvus.tables import (
     LAYOUT,
@@ -162,11 +163,15 @@ def record_of(row: Row, *, masks: bool) -> Record:
 
 
 def _typed(attributes: Mapping[str, str]) -> dict[str, dict[str, float]]:
-    """The attributes that are numbers, and those that are times."""
-    return {
+    """The attributes that are numbers, those that are times, and where those that are places are."""
+    typed = {
         kind: {name: number for name, value in attributes.items() if (number := read(value)) is not None}
         for kind, read in (("number", number_of), ("time", time_of))
     }
+    places = {name: place for name, value in attributes.items() if (place := place_of(value)) is not None}
+    for number, kind in enumerate(("latitude", "longitude")):
+        typed[kind] = {name: place[number] for name, place in places.items()}
+    return typed
 
 
 def _tags(image: StoredImage) -> list[str]:

@@ -27,7 +27,7 @@ MAX_TAG = 4096
 MAX_TAGS = 4096
 MASK_CHUNK = 32_768  # bytes; COCO's strings are ASCII
 MASK_CHUNKS = 1024
-LAYOUT = 3  # of new collections
+LAYOUT = 4  # of new collections
 _INDEXED = {
     "image_id": "INVERTED",
     "created_ms": "INVERTED",
@@ -43,7 +43,7 @@ class Placement:
     """Where a collection lies in Milvus.
 
     Collections of the first layout have tables named by the collection alone, and masks in a record's body;
-    those of the first two have no numbers and times of attributes.
+    those of the first two have no numbers and times of attributes, those of the first three no places.
 
     Attributes:
         collection: The collection, without counts.
@@ -51,6 +51,7 @@ class Placement:
         images: Name of the table of its images.
         masks_apart: Whether masks have a field of their own, in chunks.
         typed: Whether attributes that are numbers or times are stored as such too.
+        places: Whether those that are places are.
     """
 
     collection: Collection
@@ -58,6 +59,7 @@ class Placement:
     images: str
     masks_apart: bool
     typed: bool
+    places: bool
 
     @property
     def generation(self) -> str:
@@ -88,7 +90,8 @@ def placement_of(prefix: str, collection: Collection, layout: int) -> Placement:
     name = collection.name.replace("-", "H")
     if layout > 1:
         name = f"{name}_G{collection.created_ms}"
-    return Placement(collection, f"{prefix}records_{name}", f"{prefix}images_{name}", layout > 1, layout > 2)
+    tables = (f"{prefix}records_{name}", f"{prefix}images_{name}")
+    return Placement(collection, *tables, layout > 1, layout > 2, layout > 3)
 
 
 def create_plain_table(access: Access, table: str, key: str) -> None:

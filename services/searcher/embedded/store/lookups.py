@@ -11,6 +11,7 @@ import numpy as np
 
 from services.searcher.conditions import ValueTest
 from services.searcher.embedded.rows import HighestRowids, RowIds
+from services.searcher.geo import inside
 
 IMAGE_VALUES = (
     "collection, image_id, name, width, height, content_type, size_bytes, tags, attributes, created_ms, place"
@@ -108,6 +109,15 @@ def attribute_owners(
     Only images and records later than `since`; of the last kind only what matters: records of images with
     the value, and perhaps further ones.
     """
+    if test.area is not None:
+        rows = connection.execute(
+            "SELECT DISTINCT value FROM attribute WHERE collection = ? AND name = ?"
+            " AND (image > ? OR record > ?)",
+            (collection_rowid, name, since.image, since.record),
+        )
+        test = ValueTest(values=tuple(inside([value for (value,) in rows], test.area)))
+        if not test.values:
+            return _integers(()), _integers(()), _integers(())
     passes, parameters = _passes(connection, test)
     found = connection.execute(
         f"SELECT image, record FROM attribute WHERE collection = ? AND name = ? AND image > ? AND {passes}",  # noqa: S608
