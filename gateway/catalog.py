@@ -12,7 +12,14 @@ import structlog
 
 from gateway.image_records import ASKED_AT_ONCE, ImageRecords
 from gateway.image_store import ImageStore
-from gateway.service_clients import Embedder, Services, model_mismatch, same_model, without_policy
+from gateway.service_clients import (
+    Embedder,
+    Services,
+    model_mismatch,
+    reading_from_writer,
+    same_model,
+    without_policy,
+)
 from gateway.settings import GatewaySettings
 from regionsearch.defaults import COLLECTION as DEFAULT
 from regionsearch.errors import Kind, RegionSearchError
@@ -174,14 +181,17 @@ class Catalog:
         Raises:
             RegionSearchError: NOT_FOUND.
         """
-        services = self._services
+        reader = self._services.reader
         request = search_pb2.GetCollectionRequest(name=name or DEFAULT)
         try:
-            found = (await services.searcher.call(services.search.GetCollection, request)).collection
+            found = (await reader.call(reader.stub.GetCollection, request)).collection
         except RegionSearchError as error:
             if error.kind is not Kind.NOT_FOUND:
                 raise
             self._collections.forget(request.name)
+            if reader is not self._services.searcher:  # it may not have reached that replica yet
+                with reading_from_writer():
+                    return await self.get(name)
             if request.name != DEFAULT:
                 raise
             found = await self.ensure_default()
@@ -237,11 +247,11 @@ class Catalog:
 
     async def list(self, page_size: int, page_token: str) -> search_pb2.ListCollectionsResponse:
         """Collections by name."""
-        services = self._services
+        reader = self._services.reader
         request = search_pb2.ListCollectionsRequest(
             page_size=min(page_size, self._max_page_size), page_token=page_token
         )
-        return await services.searcher.call(services.search.ListCollections, request)
+        return await reader.call(reader.stub.ListCollections, request)
 
     async def has_images(self) -> bool:
         """Whether there is any image in any collection."""

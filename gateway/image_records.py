@@ -11,7 +11,7 @@ from prometheus_client import Counter
 
 from gateway.image_store import ImageStore
 from gateway.records import HIDDEN, check_filter, check_reserved, clean_name, hide_key
-from gateway.service_clients import Services, remap_error_field
+from gateway.service_clients import Services, reading_from_writer, remap_error_field
 from gateway.settings import GatewaySettings
 from regionsearch.defaults import COLLECTION as DEFAULT
 from regionsearch.errors import Kind, RegionSearchError, invalid, not_found, too_large
@@ -59,14 +59,14 @@ class ImageRecords:
         """Images, newest first; with a filter those of which a record passes."""
         if wanted is not None:
             check_filter(wanted)
-        services = self._services
+        reader = self._services.reader
         request = search_pb2.ListImagesRequest(
             collection=collection or DEFAULT,
             page_size=min(page_size, self._max_page_size),
             page_token=page_token,
             filter=wanted,
         )
-        page = await services.searcher.call(services.search.ListImages, request)
+        page = await reader.call(reader.stub.ListImages, request)
         for image in page.images:
             hide_key(image)
         return page
@@ -82,7 +82,7 @@ class ImageRecords:
         images_only: bool = False,
     ) -> search_pb2.GetRecordsResponse:
         """Records and images by id, or only the images; what does not exist is left out."""
-        services = self._services
+        reader = self._services.reader
         request = search_pb2.GetRecordsRequest(
             collection=collection or DEFAULT,
             image_ids=image_ids,
@@ -91,7 +91,7 @@ class ImageRecords:
             include_vectors=vectors,
             images_only=images_only,
         )
-        return await services.searcher.call(services.search.GetRecords, request)
+        return await reader.call(reader.stub.GetRecords, request)
 
     async def scroll(
         self, request: region_search_pb2.RegionSearchServiceScrollRequest
@@ -108,7 +108,7 @@ class ImageRecords:
             include_masks=request.include_masks,
             min_seq=request.min_seq if request.HasField("min_seq") else None,
         )
-        page = await services.searcher.call(services.search.Scroll, message)
+        page = await services.reader.call(services.reader.stub.Scroll, message)
         for image in page.images:
             hide_key(image)
         return page
@@ -127,7 +127,7 @@ class ImageRecords:
             facets=request.facets,
             min_seq=request.min_seq if request.HasField("min_seq") else None,
         )
-        return await services.searcher.call(services.search.Count, message)
+        return await services.reader.call(services.reader.stub.Count, message)
 
     async def regions(
         self, collection: str, image_id: str, *, masks: bool = False, vectors: bool = False
@@ -209,7 +209,8 @@ class ImageRecords:
     async def unknown(self, collection: str, image_ids: Sequence[str]) -> Sequence[str]:
         """Returns the images without a record; all of them if the collection does not exist."""
         try:
-            found = await self.records(collection, image_ids=image_ids, images_only=True)
+            with reading_from_writer():
+                found = await self.records(collection, image_ids=image_ids, images_only=True)
         except RegionSearchError as error:
             if (
                 error.kind is Kind.TOO_LARGE and len(image_ids) > 1
@@ -264,7 +265,8 @@ class ImageRecords:
         revealed = search_pb2.StoredImage()
         revealed.CopyFrom(as_read)
         hide_key(revealed)
-        stored = await self.records(collection, image_ids=[as_read.image_id], images_only=True)
+        with reading_from_writer():
+            stored = await self.records(collection, image_ids=[as_read.image_id], images_only=True)
         for image in stored.images:
             kept = {name: image.attributes[name] for name in HIDDEN if name in image.attributes}
             revealed.attributes.update(kept)

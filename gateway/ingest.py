@@ -28,7 +28,7 @@ from gateway.records import (
     records,
     stored_image,
 )
-from gateway.service_clients import Services, model_mismatch, same_model
+from gateway.service_clients import Services, model_mismatch, reading_from_writer, same_model
 from gateway.settings import GatewaySettings
 from regionsearch.defaults import COLLECTION as DEFAULT
 from regionsearch.errors import Kind, RegionSearchError, overloaded
@@ -151,7 +151,7 @@ class Ingester:
         # The same image twice at once: the second one waits and finds it known.
         lock = self._same.setdefault((request.collection or DEFAULT, file.image_id), asyncio.Lock())
         async with lock, self._slots.slot():
-            with deadline(self._settings.timeouts.ingest_s):
+            with deadline(self._settings.timeouts.ingest_s), reading_from_writer():
                 return await self._catalog.with_collection(
                     request.collection,
                     lambda pending: self._ingest(pending, request, file, priority, idempotency_key, progress),

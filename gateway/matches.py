@@ -81,7 +81,7 @@ async def add_others(
     by_phrase.filter.ClearField("image_ids")
     by_phrase.filter.image_ids.extend(hit.record.image_id for hit in hits)
     by_phrase.page_size = len(hits)
-    answer = await services.searcher.call(services.search.Search, by_phrase)
+    answer = await services.reader.call(services.reader.stub.Search, by_phrase)
     by_image = {hit.record.image_id: hit for hit in hits}
     for phrase, result in enumerate(answer.results):
         for other in result.hits:

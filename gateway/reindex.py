@@ -16,7 +16,13 @@ import structlog
 
 from gateway.catalog import Catalog
 from gateway.ingest import Ingester
-from gateway.service_clients import Services, describe, same_model, without_policy
+from gateway.service_clients import (
+    Services,
+    describe,
+    reading_from_writer,
+    same_model,
+    without_policy,
+)
 from regionsearch.defaults import COLLECTION as DEFAULT
 from regionsearch.errors import Kind, RegionSearchError, not_found
 from regionsearch.rpc.calls import chunked
@@ -59,7 +65,8 @@ class Reindexer:
                 model, it has the model already, or a previous move is under way or still kept.
         """
         name = collection or DEFAULT
-        old = await self._catalog.get(name)
+        with reading_from_writer():
+            old = await self._catalog.get(name)
         model = await self._target(old, embedder)
         under_way = await self._find(name + NEXT)
         if under_way is not None and not same_model(under_way.model, model):
@@ -85,7 +92,8 @@ class Reindexer:
             RegionSearchError: NOT_FOUND when there was none.
         """
         name = collection or DEFAULT
-        under_way, present = await self._find(name + NEXT), await self._catalog.get(name)
+        with reading_from_writer():
+            under_way, present = await self._find(name + NEXT), await self._catalog.get(name)
         if under_way is not None:
             problem = self._problems.get(name, "")
             return pb.Reindex(
@@ -179,7 +187,8 @@ class Reindexer:
                 target = await self._find(name + NEXT)
                 if target is None:
                     break  # cancelled, or another gateway was faster
-                await self._copy(name, target)
+                with reading_from_writer():
+                    await self._copy(name, target)
                 _log.info("collection has been moved", collection=name, model=describe(target.model))
                 break
             except RegionSearchError as error:

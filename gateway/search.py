@@ -92,7 +92,8 @@ class Search:
         ) -> tuple[QueryVectors, search_pb2.SearchRequest, search_pb2.SearchResponse]:
             query, token = resumed or (await self._encoder.encode(pending, request), "")
             message = self._to_searcher(request, await pending, query, token)
-            answer = await self._services.searcher.call(self._services.search.Search, message)
+            reader = self._services.reader
+            answer = await reader.call(reader.stub.Search, message)
             return query, message, answer
 
         query, message, answer = await self._catalog.with_collection(request.collection, find)

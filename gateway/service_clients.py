@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import TypeVar
 
 import grpc
@@ -14,7 +16,15 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from gateway.settings import GatewaySettings
 from regionsearch.errors import Kind, RegionSearchError
-from regionsearch.rpc.calls import CallPolicy, Method, acall, caller_metadata, remaining
+from regionsearch.rpc.calls import (
+    SEEN_HEADER,
+    CallPolicy,
+    Metadata,
+    Method,
+    acall,
+    caller_metadata,
+    remaining,
+)
 from regionsearch.rpc.channels import ChannelConfig, open_aio_channel
 from regionsearch.schemas.responses.values import ServiceState
 from regionsearch.v1 import embed_pb2_grpc, search_pb2, search_pb2_grpc, segment_pb2_grpc, types_pb2
@@ -97,7 +107,7 @@ class ServiceClient:
             unavailable_s=self._restart_s,
         )
         try:
-            return await acall(method, request, policy, caller_metadata())
+            answer = await acall(method, request, policy, self._metadata())
         except RegionSearchError as error:
             if _ADDRESS.search(error.message):  # gRPC's own words, which are not for callers
                 _log.info("a service is out of reach", service=self.name, reason=error.message)
@@ -107,6 +117,15 @@ class ServiceClient:
             if error.kind is Kind.UNAVAILABLE and error.retry_after_s is None:
                 error.retry_after_s = 1.0
             raise
+        self._answered(answer)
+        return answer
+
+    def _metadata(self) -> Metadata:
+        """The headers of a call."""
+        return caller_metadata()
+
+    def _answered(self, answer: object) -> None:
+        """Takes note of an answer."""
 
     async def readiness(self) -> ServiceState:
         """Asks whether some replica serves."""
@@ -124,6 +143,44 @@ class ServiceClient:
         return ServiceState(ready=False, detail=f"{self.target} is loading its model or draining")
 
 
+class SearcherClient(ServiceClient):
+    """The searcher that writes, or those that reads are spread over.
+
+    Reads say which write this gateway has seen, so that a read replica that lacks it waits a moment for it.
+    """
+
+    def __init__(self, target: str, settings: GatewaySettings, seen: SeenWrites) -> None:
+        super().__init__("searcher", target, "regionsearch.v1.SearchService", settings)
+        self.stub = search_pb2_grpc.SearchServiceStub(self.channel)
+        self._seen = seen
+
+    def _metadata(self) -> Metadata:
+        return (*super()._metadata(), (SEEN_HEADER, str(self._seen.seq)))
+
+    def _answered(self, answer: object) -> None:
+        self._seen.seq = max(self._seen.seq, getattr(answer, "seq", 0))
+
+
+@dataclass
+class SeenWrites:
+    """The last write that answers to this gateway have named."""
+
+    seq: int = 0
+
+
+_from_writer: contextvars.ContextVar[bool] = contextvars.ContextVar("from_writer", default=False)
+
+
+@contextlib.contextmanager
+def reading_from_writer() -> Iterator[None]:
+    """Reads inside go to the searcher that writes: decisions to write or delete depend on them."""
+    token = _from_writer.set(True)
+    try:
+        yield
+    finally:
+        _from_writer.reset(token)
+
+
 class Embedder(ServiceClient):
     """The embedders of one model, with their stub."""
 
@@ -138,6 +195,7 @@ class Services:
     Attributes:
         embedder: Makes the vectors of new collections.
         embedders: That one, then the one of `other_embedder` if there is one.
+        searcher: The one that writes.
     """
 
     def __init__(self, settings: GatewaySettings) -> None:
@@ -149,14 +207,23 @@ class Services:
         self.embedders = [self.embedder]
         if settings.other_embedder:
             self.embedders.append(Embedder("other embedder", settings.other_embedder, settings))
-        self.searcher = backend("searcher", settings.searcher, "SearchService")
+        seen = SeenWrites()
+        self.searcher = SearcherClient(settings.searcher, settings, seen)
+        self._readers = self.searcher
+        if settings.searcher_reads:
+            self._readers = SearcherClient(settings.searcher_reads, settings, seen)
         self.segment = segment_pb2_grpc.SegmentServiceStub(self.segmenter.channel)
-        self.search = search_pb2_grpc.SearchServiceStub(self.searcher.channel)
+        self.search = self.searcher.stub
 
     @property
     def all(self) -> Sequence[ServiceClient]:
         """Those that the gateway cannot do without, in the order of the pipeline."""
-        return (self.segmenter, self.embedder, self.searcher)
+        return (self.segmenter, self.embedder, self._readers)
+
+    @property
+    def reader(self) -> SearcherClient:
+        """Where reads go: the writer and its replicas, or only the writer (see `reading_from_writer`)."""
+        return self.searcher if _from_writer.get() else self._readers
 
     async def readiness(self) -> dict[str, ServiceState]:
         """Of every service, by name."""
@@ -165,7 +232,7 @@ class Services:
 
     async def close(self) -> None:
         """Closes the channels."""
-        every = (self.segmenter, *self.embedders, self.searcher)
+        every = {self.segmenter, *self.embedders, self.searcher, self._readers}
         await asyncio.gather(*(backend.channel.close(None) for backend in every))
 
 

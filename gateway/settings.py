@@ -9,11 +9,10 @@ from pydantic import Field, IPvAnyNetwork, SecretStr, field_validator
 from pydantic_settings import NoDecode
 
 from regionsearch.images import ImageLimits
-from regionsearch.rpc.channels import TlsFiles
 from regionsearch.schemas.requests.records import CropPolicyName
 from regionsearch.texts import MetadataLimits
 from regionsearch.v1 import segment_pb2, types_pb2
-from services.runtime.settings import MIB, ServiceSettings, SettingsPart
+from services.runtime.settings import MIB, ClientTlsSettings, ServiceSettings, SettingsPart
 
 
 class SelectionSettings(SettingsPart):
@@ -149,19 +148,6 @@ class SweepSettings(SettingsPart):
     )
 
 
-class BackendTlsSettings(SettingsPart):
-    """TLS of the connections to the services: PEM files."""
-
-    enabled: bool = False
-    ca: Path | None = Field(None, description="Trusted authorities; the system's when absent.")
-    certificate: Path | None = Field(None, description="The gateway's own certificate, for mutual TLS.")
-    key: Path | None = None
-
-    def files(self) -> TlsFiles | None:
-        """For the channels; None speaks plain text."""
-        return TlsFiles(self.ca, self.certificate, self.key) if self.enabled else None
-
-
 class GatewaySettings(ServiceSettings):
     """The gateway process.
 
@@ -188,7 +174,12 @@ class GatewaySettings(ServiceSettings):
         "them, and a collection can be moved from one model to the other (reindex).",
     )
     searcher: str = Field("127.0.0.1:50053", description="host:port, a list of them, or dns:///name:port.")
-    backend_tls: BackendTlsSettings = BackendTlsSettings()
+    searcher_reads: str = Field(
+        "",
+        description="Searchers that searches and look-ups are spread over, in the same form: the one that "
+        "writes, as named by `searcher`, and its read replicas. Empty: that one alone.",
+    )
+    backend_tls: ClientTlsSettings = ClientTlsSettings()
     backend_api_key: SecretStr | None = Field(None, description="Sent to the services.")
     image_store: str = Field(
         "data/images",

@@ -99,7 +99,7 @@ def router(gateway: Gateway, health: GatewayHealth) -> APIRouter:
         segmenter, embedder, stats = await asyncio.gather(
             services.segmenter.call(services.segment.GetModel, segment_pb2.SegmentServiceGetModelRequest()),
             gateway.catalog.embedder_model(),
-            services.searcher.call(services.search.GetStats, search_pb2.GetStatsRequest()),
+            services.reader.call(services.reader.stub.GetStats, search_pb2.GetStatsRequest()),
         )
         answer = Models(
             segmenter=Model.from_proto(segmenter.model),

@@ -196,6 +196,9 @@ class _Backoff:
 
 CALLER_HEADER = "x-regionsearch-caller"
 
+SEEN_HEADER = "x-regionsearch-seen-write"
+"""Of a read: the last write that its caller knows of. A read replica that lacks it waits for a moment."""
+
 _MOST_CHARS = 32
 _caller: contextvars.ContextVar[str] = contextvars.ContextVar("caller", default="")
 
@@ -219,6 +222,12 @@ def caller_metadata() -> tuple[tuple[str, str], ...]:
     """The header that names the caller to a service."""
     name = caller()
     return ((CALLER_HEADER, name),) if name else ()
+
+
+def seen_write(metadata: Sequence[tuple[str, str | bytes]] | None) -> int:
+    """The write that a read's headers name; 0 without one."""
+    value = str(dict(metadata or ()).get(SEEN_HEADER, ""))
+    return int(value) if value.isdecimal() and len(value) < _MOST_CHARS else 0
 
 
 @functools.lru_cache(maxsize=4096)

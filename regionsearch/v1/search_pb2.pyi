@@ -406,16 +406,19 @@ class CreateCollectionResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     COLLECTION_FIELD_NUMBER: _builtins.int
+    SEQ_FIELD_NUMBER: _builtins.int
+    seq: _builtins.int
     @_builtins.property
     def collection(self) -> Global___Collection: ...
     def __init__(
         self,
         *,
         collection: Global___Collection | None = ...,
+        seq: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "seq", b"seq"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -529,12 +532,16 @@ Global___DeleteCollectionRequest: _TypeAlias = DeleteCollectionRequest  # noqa: 
 class DeleteCollectionResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    SEQ_FIELD_NUMBER: _builtins.int
+    seq: _builtins.int
     def __init__(
         self,
+        *,
+        seq: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["seq", b"seq"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -579,6 +586,8 @@ class ReplaceCollectionResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     DIFFERING_IMAGE_IDS_FIELD_NUMBER: _builtins.int
+    SEQ_FIELD_NUMBER: _builtins.int
+    seq: _builtins.int
     @_builtins.property
     def differing_image_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Empty: the name has been given. Otherwise nothing has changed, and these are some of the images that only one of the
@@ -589,10 +598,11 @@ class ReplaceCollectionResponse(_message.Message):
         self,
         *,
         differing_image_ids: _abc.Iterable[_builtins.str] | None = ...,
+        seq: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["differing_image_ids", b"differing_image_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["differing_image_ids", b"differing_image_ids", "seq", b"seq"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1312,7 +1322,9 @@ class SearchRequest(_message.Message):
     meanwhile. With QUERY_MODE_EACH paging needs a single query.
     """
     min_seq: _builtins.int
-    """See at least this write, or answer UNAVAILABLE; FAILED_PRECONDITION when no such write was acknowledged."""
+    """See at least this write. FAILED_PRECONDITION when no such write was acknowledged. A read replica that does not have
+    it yet waits for it, and then answers UNAVAILABLE: another searcher may have it.
+    """
     whole_image_margin: _builtins.float
     """With grouping over both levels: a whole image goes before its own region that is better by less than this; 0.02
     when absent; not negative.
@@ -2266,3 +2278,71 @@ class SegmentStats(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__recall) -> _WhichOneofReturnType__recall | None: ...
 
 Global___SegmentStats: _TypeAlias = SegmentStats  # noqa: Y015
+
+@_typing.final
+class FollowRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HISTORY_FIELD_NUMBER: _builtins.int
+    SEQ_FIELD_NUMBER: _builtins.int
+    IMAGE_ROW_FIELD_NUMBER: _builtins.int
+    RECORD_ROW_FIELD_NUMBER: _builtins.int
+    SCHEMA_VERSION_FIELD_NUMBER: _builtins.int
+    history: _builtins.str
+    """The state of the replica's store, from which the changes begin: which store it is a copy of, and its last write.
+    Empty where there is none.
+    """
+    seq: _builtins.int
+    image_row: _builtins.int
+    """The highest row numbers in it."""
+    record_row: _builtins.int
+    schema_version: _builtins.int
+    """The format of its store."""
+    def __init__(
+        self,
+        *,
+        history: _builtins.str = ...,
+        seq: _builtins.int = ...,
+        image_row: _builtins.int = ...,
+        record_row: _builtins.int = ...,
+        schema_version: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["history", b"history", "image_row", b"image_row", "record_row", b"record_row", "schema_version", b"schema_version", "seq", b"seq"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FollowRequest: _TypeAlias = FollowRequest  # noqa: Y015
+
+@_typing.final
+class FollowResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LAST_SEQ_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
+    SNAPSHOT_FIELD_NUMBER: _builtins.int
+    COMPLETE_FIELD_NUMBER: _builtins.int
+    last_seq: _builtins.int
+    """The last write of the searcher that is followed."""
+    data: _builtins.bytes
+    """A part of a file; empty when there is nothing new, which is said every second."""
+    snapshot: _builtins.bool
+    """What the file is: a snapshot that replaces the replica's store, or the changes since the file before."""
+    complete: _builtins.bool
+    """The file ends with this part."""
+    def __init__(
+        self,
+        *,
+        last_seq: _builtins.int = ...,
+        data: _builtins.bytes = ...,
+        snapshot: _builtins.bool = ...,
+        complete: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["complete", b"complete", "data", b"data", "last_seq", b"last_seq", "snapshot", b"snapshot"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FollowResponse: _TypeAlias = FollowResponse  # noqa: Y015

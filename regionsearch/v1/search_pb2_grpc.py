@@ -34,6 +34,7 @@ class SearchServiceStub:
 
     Errors of every call: INVALID_ARGUMENT (BadRequest names the field), NOT_FOUND (no such collection),
     FAILED_PRECONDITION with reason MODEL_MISMATCH (vectors of another model or crop policy; the metadata names both),
+    FAILED_PRECONDITION for a write to a read replica (the message names the searcher that takes it),
     ABORTED (what a page token or the call began with is gone, such as a collection that was deleted and made again, or
     restored: begin anew), RESOURCE_EXHAUSTED with RetryInfo (queue or memory full), RESOURCE_EXHAUSTED with reason
     STORAGE_FULL (disk full: reads go on), DATA_LOSS (a damaged file, named), UNAVAILABLE, DEADLINE_EXCEEDED, INTERNAL.
@@ -140,6 +141,11 @@ class SearchServiceStub:
                 request_serializer=regionsearch_dot_v1_dot_search__pb2.GetStatsRequest.SerializeToString,
                 response_deserializer=regionsearch_dot_v1_dot_search__pb2.GetStatsResponse.FromString,
                 _registered_method=True)
+        self.Follow = channel.unary_stream(
+                '/regionsearch.v1.SearchService/Follow',
+                request_serializer=regionsearch_dot_v1_dot_search__pb2.FollowRequest.SerializeToString,
+                response_deserializer=regionsearch_dot_v1_dot_search__pb2.FollowResponse.FromString,
+                _registered_method=True)
 
 
 class SearchServiceServicer:
@@ -151,6 +157,7 @@ class SearchServiceServicer:
 
     Errors of every call: INVALID_ARGUMENT (BadRequest names the field), NOT_FOUND (no such collection),
     FAILED_PRECONDITION with reason MODEL_MISMATCH (vectors of another model or crop policy; the metadata names both),
+    FAILED_PRECONDITION for a write to a read replica (the message names the searcher that takes it),
     ABORTED (what a page token or the call began with is gone, such as a collection that was deleted and made again, or
     restored: begin anew), RESOURCE_EXHAUSTED with RetryInfo (queue or memory full), RESOURCE_EXHAUSTED with reason
     STORAGE_FULL (disk full: reads go on), DATA_LOSS (a damaged file, named), UNAVAILABLE, DEADLINE_EXCEEDED, INTERNAL.
@@ -298,6 +305,15 @@ class SearchServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Follow(self, request, context):
+        """The store and then every change of it, for read replicas: searchers that are started with `follow`. Goes on until
+        one of both ends it. ABORTED when the store was replaced by a snapshot: call again. FAILED_PRECONDITION for a replica
+        whose store has another format. UNIMPLEMENTED with the milvus engine.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_SearchServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -396,6 +412,11 @@ def add_SearchServiceServicer_to_server(servicer, server):
                     request_deserializer=regionsearch_dot_v1_dot_search__pb2.GetStatsRequest.FromString,
                     response_serializer=regionsearch_dot_v1_dot_search__pb2.GetStatsResponse.SerializeToString,
             ),
+            'Follow': grpc.unary_stream_rpc_method_handler(
+                    servicer.Follow,
+                    request_deserializer=regionsearch_dot_v1_dot_search__pb2.FollowRequest.FromString,
+                    response_serializer=regionsearch_dot_v1_dot_search__pb2.FollowResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'regionsearch.v1.SearchService', rpc_method_handlers)
@@ -413,6 +434,7 @@ class SearchService:
 
     Errors of every call: INVALID_ARGUMENT (BadRequest names the field), NOT_FOUND (no such collection),
     FAILED_PRECONDITION with reason MODEL_MISMATCH (vectors of another model or crop policy; the metadata names both),
+    FAILED_PRECONDITION for a write to a read replica (the message names the searcher that takes it),
     ABORTED (what a page token or the call began with is gone, such as a collection that was deleted and made again, or
     restored: begin anew), RESOURCE_EXHAUSTED with RetryInfo (queue or memory full), RESOURCE_EXHAUSTED with reason
     STORAGE_FULL (disk full: reads go on), DATA_LOSS (a damaged file, named), UNAVAILABLE, DEADLINE_EXCEEDED, INTERNAL.
@@ -921,6 +943,33 @@ class SearchService:
             '/regionsearch.v1.SearchService/GetStats',
             regionsearch_dot_v1_dot_search__pb2.GetStatsRequest.SerializeToString,
             regionsearch_dot_v1_dot_search__pb2.GetStatsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Follow(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/regionsearch.v1.SearchService/Follow',
+            regionsearch_dot_v1_dot_search__pb2.FollowRequest.SerializeToString,
+            regionsearch_dot_v1_dot_search__pb2.FollowResponse.FromString,
             options,
             channel_credentials,
             insecure,

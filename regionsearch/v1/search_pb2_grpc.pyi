@@ -35,6 +35,7 @@ class SearchServiceStub:
 
     Errors of every call: INVALID_ARGUMENT (BadRequest names the field), NOT_FOUND (no such collection),
     FAILED_PRECONDITION with reason MODEL_MISMATCH (vectors of another model or crop policy; the metadata names both),
+    FAILED_PRECONDITION for a write to a read replica (the message names the searcher that takes it),
     ABORTED (what a page token or the call began with is gone, such as a collection that was deleted and made again, or
     restored: begin anew), RESOURCE_EXHAUSTED with RetryInfo (queue or memory full), RESOURCE_EXHAUSTED with reason
     STORAGE_FULL (disk full: reads go on), DATA_LOSS (a damaged file, named), UNAVAILABLE, DEADLINE_EXCEEDED, INTERNAL.
@@ -98,6 +99,11 @@ class SearchServiceStub:
     Restore: _grpc.UnaryUnaryMultiCallable[_search_pb2.RestoreRequest, _search_pb2.RestoreResponse]
     """Replaces all collections by those of a snapshot. DATA_LOSS names a damaged or foreign file; nothing changes then."""
     GetStats: _grpc.UnaryUnaryMultiCallable[_search_pb2.GetStatsRequest, _search_pb2.GetStatsResponse]
+    Follow: _grpc.UnaryStreamMultiCallable[_search_pb2.FollowRequest, _search_pb2.FollowResponse]
+    """The store and then every change of it, for read replicas: searchers that are started with `follow`. Goes on until
+    one of both ends it. ABORTED when the store was replaced by a snapshot: call again. FAILED_PRECONDITION for a replica
+    whose store has another format. UNIMPLEMENTED with the milvus engine.
+    """
 
 @_typing.type_check_only
 class SearchServiceAsyncStub(SearchServiceStub):
@@ -109,6 +115,7 @@ class SearchServiceAsyncStub(SearchServiceStub):
 
     Errors of every call: INVALID_ARGUMENT (BadRequest names the field), NOT_FOUND (no such collection),
     FAILED_PRECONDITION with reason MODEL_MISMATCH (vectors of another model or crop policy; the metadata names both),
+    FAILED_PRECONDITION for a write to a read replica (the message names the searcher that takes it),
     ABORTED (what a page token or the call began with is gone, such as a collection that was deleted and made again, or
     restored: begin anew), RESOURCE_EXHAUSTED with RetryInfo (queue or memory full), RESOURCE_EXHAUSTED with reason
     STORAGE_FULL (disk full: reads go on), DATA_LOSS (a damaged file, named), UNAVAILABLE, DEADLINE_EXCEEDED, INTERNAL.
@@ -169,6 +176,11 @@ class SearchServiceAsyncStub(SearchServiceStub):
     Restore: _aio.UnaryUnaryMultiCallable[_search_pb2.RestoreRequest, _search_pb2.RestoreResponse]  # type: ignore[assignment]
     """Replaces all collections by those of a snapshot. DATA_LOSS names a damaged or foreign file; nothing changes then."""
     GetStats: _aio.UnaryUnaryMultiCallable[_search_pb2.GetStatsRequest, _search_pb2.GetStatsResponse]  # type: ignore[assignment]
+    Follow: _aio.UnaryStreamMultiCallable[_search_pb2.FollowRequest, _search_pb2.FollowResponse]  # type: ignore[assignment]
+    """The store and then every change of it, for read replicas: searchers that are started with `follow`. Goes on until
+    one of both ends it. ABORTED when the store was replaced by a snapshot: call again. FAILED_PRECONDITION for a replica
+    whose store has another format. UNIMPLEMENTED with the milvus engine.
+    """
 
 class SearchServiceServicer(metaclass=_abc_1.ABCMeta):
     """Keeps vectors and finds them again.
@@ -179,6 +191,7 @@ class SearchServiceServicer(metaclass=_abc_1.ABCMeta):
 
     Errors of every call: INVALID_ARGUMENT (BadRequest names the field), NOT_FOUND (no such collection),
     FAILED_PRECONDITION with reason MODEL_MISMATCH (vectors of another model or crop policy; the metadata names both),
+    FAILED_PRECONDITION for a write to a read replica (the message names the searcher that takes it),
     ABORTED (what a page token or the call began with is gone, such as a collection that was deleted and made again, or
     restored: begin anew), RESOURCE_EXHAUSTED with RetryInfo (queue or memory full), RESOURCE_EXHAUSTED with reason
     STORAGE_FULL (disk full: reads go on), DATA_LOSS (a damaged file, named), UNAVAILABLE, DEADLINE_EXCEEDED, INTERNAL.
@@ -351,5 +364,16 @@ class SearchServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _search_pb2.GetStatsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_search_pb2.GetStatsResponse, _abc.Awaitable[_search_pb2.GetStatsResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def Follow(
+        self,
+        request: _search_pb2.FollowRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_search_pb2.FollowResponse], _abc.AsyncIterator[_search_pb2.FollowResponse]]:
+        """The store and then every change of it, for read replicas: searchers that are started with `follow`. Goes on until
+        one of both ends it. ABORTED when the store was replaced by a snapshot: call again. FAILED_PRECONDITION for a replica
+        whose store has another format. UNIMPLEMENTED with the milvus engine.
+        """
 
 def add_SearchServiceServicer_to_server(servicer: SearchServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

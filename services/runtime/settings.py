@@ -32,6 +32,8 @@ from pydantic_settings import (
     SettingsError,
 )
 
+from regionsearch.rpc.channels import TlsFiles
+
 CONFIG_VARIABLE = "REGIONSEARCH_CONFIG"
 MIB = 1 << 20
 
@@ -56,6 +58,19 @@ class TlsSettings(SettingsPart):
         if self.client_ca is not None and self.certificate is None:
             raise ValueError("client_ca needs certificate and key: a client is only checked over TLS")
         return self
+
+
+class ClientTlsSettings(SettingsPart):
+    """TLS of the connections to other processes: PEM files."""
+
+    enabled: bool = False
+    ca: Path | None = Field(None, description="Trusted authorities; the system's when absent.")
+    certificate: Path | None = Field(None, description="The process's own certificate, for mutual TLS.")
+    key: Path | None = None
+
+    def files(self) -> TlsFiles | None:
+        """For the channels; None speaks plain text."""
+        return TlsFiles(self.ca, self.certificate, self.key) if self.enabled else None
 
 
 class ServiceSettings(BaseSettings):

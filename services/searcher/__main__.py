@@ -15,6 +15,7 @@ from services.searcher.bounded_executor import BoundedExecutor
 from services.searcher.embedded import faiss_compat
 from services.searcher.factory import open_engine
 from services.searcher.metrics import report_sizes
+from services.searcher.replication import Replication
 from services.searcher.servicer import SearchServicer
 from services.searcher.settings import SearcherSettings
 
@@ -36,6 +37,7 @@ def searcher(settings: SearcherSettings) -> Lifespan:
             "max_write_bytes",
         )
         snapshots = BoundedExecutor("snapshots and restores", 1, 0)
+        replication = Replication(settings, engine, server.closing)
         servicer = SearchServicer(
             engine,
             settings.limits,
@@ -44,12 +46,14 @@ def searcher(settings: SearcherSettings) -> Lifespan:
             snapshots,
             settings.max_message_bytes,
             settings.max_read_bytes,
+            replication,
             server.closing,
         )
         server.add(add_SearchServiceServicer_to_server, servicer)
         sizes = asyncio.create_task(report_sizes(engine))
         try:
-            yield
+            async with replication.running():
+                yield
         finally:
             sizes.cancel()
             for calls in (reads, writes, snapshots):

@@ -19,12 +19,14 @@ from services.searcher.types import (
     Collection,
     CollectionStats,
     DeleteResult,
+    FeedFile,
     ImagePage,
     Level,
     ModelIdentity,
     SnapshotFile,
     SnapshotInfo,
     Stored,
+    StorePosition,
     Upsert,
     UpsertResult,
 )
@@ -164,6 +166,15 @@ class Engine(Protocol):
     def restore(self, name: str) -> tuple[int, int]:
         """Replaces all collections by those of a snapshot; returns the write number and how many they are."""
 
+    def follow(self, position: StorePosition) -> Feed:
+        """What a read replica needs from a position on.
+
+        FAILED_PRECONDITION when its store has another format.
+        """
+
+    def last_write(self) -> int:
+        """The number of the last write, not below those that this process has answered."""
+
     def stats(self, name: str | None) -> list[CollectionStats]:
         """Sizes and recall of one collection or all."""
 
@@ -172,6 +183,39 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Finishes pending work and closes files and connections."""
+
+
+class Feed(Protocol):
+    """The changes of a store for one read replica."""
+
+    @property
+    def last_seq(self) -> int:
+        """The last write of the store."""
+
+    def following(self, timeout_s: float) -> FeedFile | None:
+        """What comes next; None when nothing has changed for so long.
+
+        ABORTED when the store was replaced by a snapshot. UNAVAILABLE while that is going on.
+        """
+
+    def close(self) -> None:
+        """Lets go of what was kept for the replica."""
+
+
+class BehindError(RegionSearchError):
+    """A read replica does not have a write yet.
+
+    Attributes:
+        seq: The write.
+    """
+
+    def __init__(self, seq: int, last: int) -> None:
+        super().__init__(
+            Kind.UNAVAILABLE,
+            f"this read replica has received write {last} and not yet {seq}: ask another searcher",
+            retry_after_s=0.1,
+        )
+        self.seq = seq
 
 
 def never_acknowledged(min_seq: int, last: int) -> RegionSearchError:

@@ -21,8 +21,14 @@ def open_engine(settings: SearcherSettings, fail: Callable[[str], None]) -> Engi
     """
     if settings.engine == "embedded":
         from services.searcher.embedded.engine import EmbeddedEngine
+        from services.searcher.embedded.replica import ReplicaEngine
 
-        return EmbeddedEngine(settings.embedded, lambda error: fail(f"the index lost the store: {error}"))
+        def lost(error: BaseException) -> None:
+            fail(f"the index lost the store: {error}")
+
+        if settings.follow:
+            return ReplicaEngine(settings.embedded, lost, settings.follow)
+        return EmbeddedEngine(settings.embedded, lost)
     try:
         from services.searcher.milvus.engine import MilvusEngine
     except ImportError as error:

@@ -25,6 +25,15 @@ CHECKPOINT_FAILURES = Counter(
 )
 LOG_BYTES = Gauge("regionsearch_store_log_bytes", "Size of the record store's log.")
 
+REPLICAS = Gauge("regionsearch_replicas", "Read replicas that follow this searcher.")
+REPLICA_LAG_WRITES = Gauge(
+    "regionsearch_replica_lag_writes", "Writes of the followed searcher that this read replica lacks."
+)
+REPLICA_LAG_SECONDS = Gauge(
+    "regionsearch_replica_lag_seconds",
+    "Time since this read replica had every write of the searcher that it follows; 0 if it follows none.",
+)
+
 _COLLECTION = ("collection",)
 _RECORDS = Gauge("regionsearch_index_records", "Records that can be found.", _COLLECTION)
 _IMAGES = Gauge("regionsearch_index_images", "Images.", _COLLECTION)

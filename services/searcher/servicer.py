@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator, AsyncIterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from google.protobuf.message import Message
 
@@ -25,13 +25,15 @@ from services.searcher.answers import (
     stored_to_proto,
 )
 from services.searcher.bounded_executor import BoundedExecutor, CancellationToken
-from services.searcher.engine import Engine
+from services.searcher.engine import BehindError, Engine
+from services.searcher.replication import Replication
 from services.searcher.requests import Reader, write_bytes
 from services.searcher.response_budget import ResponseBudget, ResponseMemory
 from services.searcher.search_requests import PageTokens, ScrollReader, SearchReader, fingerprint
 from services.searcher.settings import LimitSettings
 from services.searcher.types import SnapshotInfo, UpsertResult, Vectors
 
+T = TypeVar("T")
 _Context = Any  # grpc-stubs give handlers the synchronous context
 _ITEMS = 100
 _TAG_BYTES = 8  # around an item in a list
@@ -48,6 +50,7 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
         snapshots: The thread that writes and restores snapshots, one after the other.
         max_message_bytes: Cap of an answer.
         max_read_bytes: Cap of all answers to reads together.
+        replication: Follows another searcher, or is followed by others.
         closing: Set when the process stops: streams end then instead of waiting for their next message.
     """
 
@@ -60,8 +63,10 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
         snapshots: BoundedExecutor,
         max_message_bytes: int,
         max_read_bytes: int,
+        replication: Replication,
         closing: asyncio.Event,
     ) -> None:
+        self._replication = replication
         self._closing = closing
         self._engine = engine
         self._read = Reader(limits)
@@ -79,18 +84,20 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
     ) -> pb.CreateCollectionResponse:
         wanted = self._read.collection(request)
         made = await self._writes.run(lambda: self._engine.create_collection(wanted))
-        return pb.CreateCollectionResponse(collection=collection_to_proto(made))
+        return pb.CreateCollectionResponse(
+            collection=collection_to_proto(made), seq=self._engine.last_write()
+        )
 
     async def GetCollection(
         self, request: pb.GetCollectionRequest, context: _Context
     ) -> pb.GetCollectionResponse:
-        found = await self._reads.run(lambda: self._engine.get_collection(request.name))
+        found = await self._look_up(context, lambda: self._engine.get_collection(request.name))
         return pb.GetCollectionResponse(collection=collection_to_proto(found))
 
     async def ListCollections(
         self, request: pb.ListCollectionsRequest, context: _Context
     ) -> pb.ListCollectionsResponse:
-        return await self._reads.run(lambda: self._list_collections(request))
+        return await self._look_up(context, lambda: self._list_collections(request))
 
     def _list_collections(self, request: pb.ListCollectionsRequest) -> pb.ListCollectionsResponse:
         size = self._read.page_size(request.page_size, _ITEMS)
@@ -111,14 +118,14 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
         self, request: pb.DeleteCollectionRequest, context: _Context
     ) -> pb.DeleteCollectionResponse:
         await self._writes.run(lambda: self._engine.delete_collection(request.name))
-        return pb.DeleteCollectionResponse()
+        return pb.DeleteCollectionResponse(seq=self._engine.last_write())
 
     async def ReplaceCollection(
         self, request: pb.ReplaceCollectionRequest, context: _Context
     ) -> pb.ReplaceCollectionResponse:
         names = self._read.renaming(request)
         differing = await self._writes.run(lambda: self._engine.replace_collection(*names))
-        return pb.ReplaceCollectionResponse(differing_image_ids=differing)
+        return pb.ReplaceCollectionResponse(differing_image_ids=differing, seq=self._engine.last_write())
 
     async def Upsert(self, request: pb.UpsertRequest, context: _Context) -> pb.UpsertResponse:
         done = await self._writes.run(lambda: self._upsert(request), nbytes=write_bytes(request))
@@ -198,7 +205,7 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
         advice = "ask for fewer hits or queries, or leave include_masks out"
         # The gateway adds the query's vectors to the page token.
         budget = self._budget(context, "page_size", advice, spare=self._most // 32)
-        return await self._reads.run(lambda: self._search(request, cancellation, budget), cancellation)
+        return await self._look_up(context, lambda: self._search(request, cancellation, budget), cancellation)
 
     def _budget(self, context: _Context, field: str, advice: str, spare: float = 0) -> ResponseBudget:
         """Of an answer, which counts among all of them until it is sent or its caller has left."""
@@ -247,7 +254,7 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
             self._read.at_most(name, len(getattr(request, name)), "max_filter_values")
         field = "image_ids" if request.image_ids else "record_ids"
         budget = self._budget(context, field, "name fewer, or leave include_masks and include_vectors out")
-        return await self._reads.run(lambda: self._get_records(request, budget))
+        return await self._look_up(context, lambda: self._get_records(request, budget))
 
     def _get_records(self, request: pb.GetRecordsRequest, budget: ResponseBudget) -> pb.GetRecordsResponse:
         found = self._engine.get_records(
@@ -265,7 +272,7 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
 
     async def ListImages(self, request: pb.ListImagesRequest, context: _Context) -> pb.ListImagesResponse:
         budget = self._budget(context, "page_size", "ask for fewer images")
-        return await self._reads.run(lambda: self._list_images(request, budget))
+        return await self._look_up(context, lambda: self._list_images(request, budget))
 
     def _list_images(self, request: pb.ListImagesRequest, budget: ResponseBudget) -> pb.ListImagesResponse:
         size = self._read.page_size(request.page_size, _ITEMS)
@@ -289,7 +296,7 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
     async def Scroll(self, request: pb.ScrollRequest, context: _Context) -> pb.ScrollResponse:
         advice = "ask for fewer records, or leave include_masks and include_vectors out"
         budget = self._budget(context, "page_size", advice)
-        return await self._reads.run(lambda: self._scroll(request, budget))
+        return await self._look_up(context, lambda: self._scroll(request, budget))
 
     def _scroll(self, request: pb.ScrollRequest, budget: ResponseBudget) -> pb.ScrollResponse:
         asked, digest = self._scrolls.scroll(request)
@@ -302,7 +309,7 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
         return answer
 
     async def Count(self, request: pb.CountRequest, context: _Context) -> pb.CountResponse:
-        return await self._reads.run(lambda: self._count(request))
+        return await self._look_up(context, lambda: self._count(request))
 
     def _count(self, request: pb.CountRequest) -> pb.CountResponse:
         min_seq = request.min_seq if request.HasField("min_seq") else None
@@ -345,6 +352,24 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
     async def Restore(self, request: pb.RestoreRequest, context: _Context) -> pb.RestoreResponse:
         seq, count = await self._snapshots.run(lambda: self._engine.restore(request.name))
         return pb.RestoreResponse(seq=seq, collection_count=count)
+
+    async def _look_up(
+        self, context: _Context, read: Callable[[], T], cancellation: CancellationToken | None = None
+    ) -> T:
+        """Runs a read, on a read replica once it has what the caller has seen."""
+        await self._replication.see(context)
+        try:
+            return await self._reads.run(read, cancellation)
+        except BehindError as error:
+            await self._replication.reach(error)
+        return await self._reads.run(read, cancellation)
+
+    async def Follow(
+        self, request: pb.FollowRequest, context: _Context
+    ) -> AsyncGenerator[pb.FollowResponse, None]:
+        async with contextlib.aclosing(self._replication.feed(request)) as responses:
+            async for response in responses:
+                yield response
 
     async def GetStats(self, request: pb.GetStatsRequest, context: _Context) -> pb.GetStatsResponse:
         found = await self._reads.run(lambda: self._engine.stats(request.collection or None))

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, SecretStr
 
-from services.runtime.settings import MIB, ServiceSettings, SettingsPart
+from services.runtime.settings import MIB, ClientTlsSettings, ServiceSettings, SettingsPart
 
 
 class EmbeddedSettings(SettingsPart):
@@ -125,6 +125,13 @@ class SearcherSettings(ServiceSettings):
 
     port: int = Field(50053, ge=0, le=65535, description="gRPC port; 0 takes a free one.")
     engine: Literal["embedded", "milvus"] = "embedded"
+    follow: str = Field(
+        "",
+        description="host:port of the searcher whose read replica this one is: it copies that store to its "
+        "own folder, follows its writes and refuses others. Without it, on that folder, it takes over.",
+    )
+    follow_api_key: SecretStr | None = Field(None, description="Sent to the searcher that is followed.")
+    follow_tls: ClientTlsSettings = ClientTlsSettings()
     embedded: EmbeddedSettings = EmbeddedSettings()
     milvus: MilvusSettings = MilvusSettings()
     limits: LimitSettings = LimitSettings()

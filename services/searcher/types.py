@@ -9,6 +9,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -243,6 +244,33 @@ class CollectionStats:
     segments: tuple[SegmentStats, ...]
     binary_recall: float | None = None
     recalls: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class StorePosition:
+    """How much of a store a read replica has.
+
+    Attributes:
+        history: Names the store; restores and takeovers change it. Empty when the replica has nothing.
+        seq: The last write.
+        image_row: The highest row number of an image.
+        record_row: The highest row number of a record.
+        schema_version: The format of its store.
+    """
+
+    history: str
+    seq: int
+    image_row: int
+    record_row: int
+    schema_version: int
+
+
+@dataclass(frozen=True, slots=True)
+class FeedFile:
+    """What a read replica is sent: a snapshot that replaces its store, or changes. To be closed after use."""
+
+    content: BinaryIO
+    snapshot: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,8 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from gateway.settings import BackendTlsSettings, LimitSettings
+from gateway.settings import LimitSettings
+from services.runtime.settings import ClientTlsSettings
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 KUBERNETES = DEPLOY / "kubernetes"
@@ -269,7 +270,7 @@ def test_with_tls_the_gateway_speaks_it_to_the_services() -> None:
         for name, value in settings(containers["gateway"]).items()
         if "BACKEND_TLS__" in name
     }
-    files = BackendTlsSettings.model_validate(given).files()
+    files = ClientTlsSettings.model_validate(given).files()
     assert files is not None, "the gateway speaks plain text"
     mounts = [Path(mount["mountPath"]) for mount in containers["gateway"]["volumeMounts"]]
     for file in (files.ca, files.certificate, files.key):

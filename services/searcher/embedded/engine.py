@@ -8,13 +8,14 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Concatenate, ParamSpec, TypeVar
+from typing import BinaryIO, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 
 from regionsearch.texts import MetadataLimits
 from services.searcher.bounded_executor import NEVER_CANCELLED, CancellationToken
 from services.searcher.embedded import snapshots
+from services.searcher.embedded.change_feed import ChangeFeed
 from services.searcher.embedded.index.binary import learned_codec
 from services.searcher.embedded.index.filters import Terms
 from services.searcher.embedded.index.vector_index import VectorIndex
@@ -24,7 +25,7 @@ from services.searcher.embedded.planning import heads_folder
 from services.searcher.embedded.queries import result_pages, scrolling
 from services.searcher.embedded.queries.filter_compiler import compile_filter
 from services.searcher.embedded.rows import Change, RowIds
-from services.searcher.embedded.store import collection_rows, lookups, reads, writes
+from services.searcher.embedded.store import changes, collection_rows, lookups, reads, writes
 from services.searcher.embedded.store.group_commit import Operation
 from services.searcher.engine import never_acknowledged
 from services.searcher.queries import (
@@ -50,6 +51,7 @@ from services.searcher.types import (
     SnapshotFile,
     SnapshotInfo,
     Stored,
+    StorePosition,
     Upsert,
     UpsertResult,
     check_generation,
@@ -186,9 +188,10 @@ class EmbeddedEngine(OpenStore):
     ) -> UpdateResult:
         def operation(connection: sqlite3.Connection) -> tuple[UpdateResult, Change | None]:
             collection_rows.require_collection(connection, collection.rowid, name)
-            images, changed = writes.update_images(connection, collection.rowid, updates, limits)
+            last = reads.last_seq(connection)
+            images, changed = writes.update_images(connection, collection.rowid, updates, limits, last + 1)
             if not changed:
-                return UpdateResult(reads.last_seq(connection), images), None
+                return UpdateResult(last, images), None
             seq = collection_rows.next_seq(connection)
             return UpdateResult(seq, images), Change(collection.rowid, seq, described=True)
 
@@ -260,7 +263,7 @@ class EmbeddedEngine(OpenStore):
             for query in queries:
                 check_generation(name, self._collections.generation(collection), query.generation)
             check_model(name, collection.spec.model, model)
-            _check_acknowledged(min_seq, present)
+            self._check_acknowledged(min_seq, present)
             pages = result_pages.pages(
                 self._database, self._search, collection, queries, present, cancellation, budget
             )
@@ -312,7 +315,7 @@ class EmbeddedEngine(OpenStore):
         self, name: str, asked: Scroll, min_seq: int | None = None, budget: ResponseBudget = UNLIMITED
     ) -> RecordPage:
         with self._restore_lock.shared(), self._horizon.holding() as present:
-            _check_acknowledged(min_seq, present)
+            self._check_acknowledged(min_seq, present)
             collection = self._collections.find_searchable(name, asked.generation)
             page = scrolling.scroll(self._database, collection, asked, present, budget)
             return replace(page, generation=self._collections.generation(collection))
@@ -326,9 +329,13 @@ class EmbeddedEngine(OpenStore):
         min_seq: int | None = None,
     ) -> Counts:
         with self._restore_lock.shared(), self._horizon.holding() as present:
-            _check_acknowledged(min_seq, present)
+            self._check_acknowledged(min_seq, present)
             collection = self._collections.find_searchable(name)
             return scrolling.count(self._database, collection, wanted, level, facets, present)
+
+    def _check_acknowledged(self, min_seq: int | None, present: int) -> None:
+        if min_seq is not None and min_seq > present:
+            raise never_acknowledged(min_seq, present)
 
     def token_key(self, *, fresh: bool = False) -> bytes:
         return self._token_key
@@ -355,14 +362,34 @@ class EmbeddedEngine(OpenStore):
         ):
             self._committer.check()
             self._database.replace_by(file, self._committer.seq + 1)
-            try:
-                self._load()
-                seq = self._committer.resume()
-            except BaseException as error:  # the store is the new one: only a restart follows it
-                self._on_fatal(error)
-                raise
-            self._horizon.reset()
-            return seq, len(self._collections.all())
+            return self._reload(), len(self._collections.all())
+
+    def _reload(self) -> int:
+        """Goes on with a store that was replaced, whose last write it returns; nobody else may be inside."""
+        try:
+            self._load()
+            seq = self._committer.resume()
+        except BaseException as error:  # the store is the new one: only a restart follows it
+            self._on_fatal(error)
+            raise
+        self._horizon.reset()
+        return seq
+
+    def follow(self, position: StorePosition) -> ChangeFeed:
+        return ChangeFeed(
+            self._database, self._committer, self._horizon, self._restore_lock, lambda: self.history,
+            self._replica_snapshot, position,
+        )  # fmt: skip
+
+    def _replica_snapshot(self) -> tuple[BinaryIO, StorePosition]:
+        with self._copying:
+            self._reserve_file.require(self._database.file_bytes())
+            return snapshots.for_replica(
+                self._database, self._snapshots, lambda copy: changes.position(copy, self.history)
+            )
+
+    def last_write(self) -> int:
+        return self._committer.seq
 
     def stats(self, name: str | None) -> list[CollectionStats]:
         with self._restore_lock.shared():
@@ -374,8 +401,3 @@ class EmbeddedEngine(OpenStore):
 
     def disk_bytes(self) -> int:
         return self._database.disk_bytes()
-
-
-def _check_acknowledged(min_seq: int | None, present: int) -> None:
-    if min_seq is not None and min_seq > present:
-        raise never_acknowledged(min_seq, present)

@@ -233,7 +233,7 @@ class Maintenance:
 
     def _vacuum(self) -> None:
         """Deletes removed rows on disk and returns free pages, in small steps."""
-        horizon = self._horizon.seq
+        horizon = self._horizon.kept
 
         def operation(connection: sqlite3.Connection) -> tuple[int, None]:
             return visibility.vacuum(connection, horizon, _VACUUM_ROWS) + visibility.release_pages(

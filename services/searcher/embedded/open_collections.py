@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -71,6 +71,22 @@ class OpenCollections:
         """Removes a hidden collection."""
         del self._by_rowid[collection.rowid]
 
+    def follow(self, specs: Mapping[int, Collection]) -> None:
+        """Takes over names and descriptions, and drops the collections that are not there any more.
+
+        Args:
+            specs: All collections by rowid; those that are not open are left out.
+        """
+        for rowid in [*self._by_rowid]:
+            if rowid not in specs:
+                collection = self._by_rowid.pop(rowid)
+                if self._by_name.get(collection.spec.name) is collection:
+                    self.hide(collection)
+        renamed = [one for one in self._by_rowid.values() if one.spec.name != specs[one.rowid].name]
+        # Names that are taken come first, so that each is known at every moment.
+        for collection in sorted(renamed, key=lambda one: specs[one.rowid].name not in self._by_name):
+            self.rename(collection, specs[collection.rowid])
+
     def rename(self, collection: OpenCollection, spec: Collection) -> None:
         """Makes a collection known by another name; its old one may be another's already."""
         old = collection.spec.name
@@ -78,6 +94,10 @@ class OpenCollections:
         self._by_name[spec.name] = collection
         if self._by_name.get(old) is collection:
             del self._by_name[old]
+
+    def rowids(self) -> set[int]:
+        """The rowids of all, of hidden ones too."""
+        return set(self._by_rowid)
 
     def all(self) -> list[OpenCollection]:
         """The collections that callers can find."""

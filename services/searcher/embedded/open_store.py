@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -43,6 +44,9 @@ class OpenStore:
         RegionSearchError: The folder is in use, or the record file is damaged, foreign or too new.
     """
 
+    replica = False
+    """Whether it follows another searcher, and refuses writes of its own."""
+
     def __init__(
         self, settings: EmbeddedSettings, on_fatal: Callable[[BaseException], None] = lambda error: None
     ) -> None:
@@ -65,6 +69,8 @@ class OpenStore:
                 snapshots.clear(self._snapshots)
             self._database = self._opened(path)
             undo.callback(self._database.close)
+            if not settings.read_only:
+                self._database.take_role(replica=self.replica)
             self._restore_lock = RestoreLock()
             self.holds = WriteHolds()
             self._naming = threading.Lock()  # held while a collection is created or deleted
@@ -86,7 +92,9 @@ class OpenStore:
                 reserve=lambda change: self._collections.reserve(change),
                 release=lambda: self._collections.release(),
             )
-            self._horizon = VisibilityHorizon(settings.page_ttl_s, lambda: self._committer.seq)
+            with self._database.reading() as connection:
+                vacuumed = reads.vacuumed(connection)
+            self._horizon = VisibilityHorizon(settings.page_ttl_s, lambda: self._committer.seq, vacuumed)
             undo.pop_all()
         self._maintenance: Maintenance | None = None
         self._checkpointer: Checkpointer | None = None
@@ -146,6 +154,7 @@ class OpenStore:
         """Builds all indexes from the store."""
         with self._database.reading() as connection:
             epoch, self._token_key = reads.epoch(connection)
+        self.history = f"{hashlib.sha256(self._token_key).hexdigest()[:16]}.{epoch}"
         # Vectors on a device are in no file.
         cache = self._cache if self._device is None else None
         self._collections = OpenCollections(epoch, open_collections(self._database, cache, self._settings))

@@ -10,9 +10,11 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Iterator
+import sqlite3
+import uuid
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, BinaryIO, TypeVar
 
 import fsspec
 import structlog
@@ -23,11 +25,14 @@ from services.searcher.embedded.store.database import Database, check_identity, 
 from services.searcher.embedded.store.faults import damaged, explained
 from services.searcher.embedded.store.reads import last_seq
 from services.searcher.embedded.store.schema import CHECKSUMS_SINCE, MIGRATIONS
-from services.searcher.embedded.store.verification import check_store
+from services.searcher.embedded.store.verification import check_schema, check_store
 from services.searcher.types import SnapshotFile, SnapshotInfo
+
+T = TypeVar("T")
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _UNFINISHED = re.compile(r"\..+\.(part|restoring)(-wal|-shm|-journal)?")  # no snapshot's name begins so
+_INCOMING = ".replica.restoring"
 _MAGIC = b"RSSHA256"
 _TRAILER_BYTES = len(_MAGIC) + hashlib.sha256().digest_size
 _BLOCK = 1 << 20
@@ -191,6 +196,61 @@ def prepared(folder: Path, name: str, archive: Archive | None = None) -> Iterato
         yield copy
     finally:
         _remove(copy)
+
+
+def for_replica(
+    database: Database, folder: Path, read: Callable[[sqlite3.Connection], T]
+) -> tuple[BinaryIO, T]:
+    """A snapshot to be read once: the space that it takes on disk is free again when it is closed.
+
+    Args:
+        database: The store.
+        folder: For snapshots.
+        read: What is wanted to be known of the snapshot.
+
+    Raises:
+        RegionSearchError: STORAGE_FULL and the like.
+    """
+    temporary = folder / f".{uuid.uuid4().hex}.part"
+    with explained(temporary):
+        folder.mkdir(exist_ok=True)
+        try:
+            database.copy_to(temporary)
+            with contextlib.closing(connect(temporary, read_only=True)) as copy:
+                known = read(copy)
+            _sign(temporary)
+            return temporary.open("rb"), known
+        finally:
+            _remove(temporary)
+
+
+def incoming(folder: Path) -> BinaryIO:
+    """A file for a snapshot that arrives from another searcher."""
+    path = folder / _INCOMING
+    folder.mkdir(exist_ok=True)
+    _remove(path)
+    return path.open("wb")
+
+
+@contextlib.contextmanager
+def received(file: IO[bytes], folder: Path) -> Iterator[Path]:
+    """What `for_replica` made, as it arrived, ready to become the store. Its rows are checked when loaded.
+
+    Raises:
+        RegionSearchError: DATA_LOSS; FAILED_PRECONDITION for a newer one; STORAGE_FULL and the like.
+    """
+    path = folder / _INCOMING
+    try:
+        with explained(path):
+            file.close()
+            if not _check_signature(path, path):
+                raise damaged(path, "its checksum is missing")
+            with contextlib.closing(connect(path)) as connection:
+                check_identity(connection, path, MIGRATIONS)
+                check_schema(connection, path, MIGRATIONS)
+        yield path
+    finally:
+        _remove(path)
 
 
 def _sign(path: Path) -> None:

@@ -26,7 +26,7 @@ from regionsearch.errors import Kind, RegionSearchError
 from regionsearch.texts import MetadataLimits
 from services.searcher.bounded_executor import NEVER_CANCELLED, CancellationToken
 from services.searcher.diversity import rank_diverse, widened
-from services.searcher.engine import never_acknowledged
+from services.searcher.engine import Feed, never_acknowledged
 from services.searcher.milvus import scrolling, tables
 from services.searcher.milvus.access import Access, Freshness, TableGoneError, explained
 from services.searcher.milvus.contents import Contents
@@ -51,6 +51,7 @@ from services.searcher.types import (
     SnapshotFile,
     SnapshotInfo,
     Stored,
+    StorePosition,
     Upsert,
     UpsertResult,
     check_generation,
@@ -321,6 +322,13 @@ class MilvusEngine:
     def restore(self, name: str) -> tuple[int, int]:
         """UNIMPLEMENTED: Milvus has its own backup tool."""
         raise _cannot("restoring", "use milvus-backup")
+
+    def follow(self, position: StorePosition) -> Feed:
+        """UNIMPLEMENTED: any number of searchers work on one Milvus."""
+        raise _cannot("read replicas", "start more searchers on the same Milvus")
+
+    def last_write(self) -> int:
+        return self._clock.before()
 
     def stats(self, name: str | None) -> list[CollectionStats]:
         chosen = self.list_collections() if name is None else [self.get_collection(name)]

@@ -28,7 +28,8 @@ def create_collection(connection: sqlite3.Connection, collection: Collection) ->
     checksum = faults.of_values(collection.name, text, collection.created_ms, None)
     try:
         row = connection.execute(
-            "INSERT INTO collection (name, spec, created_ms, checksum) VALUES (?, ?, ?, ?) RETURNING id",
+            "INSERT INTO collection (name, spec, created_ms, checksum, changed)"
+            " VALUES (?, ?, ?, ?, (SELECT seq FROM state)) RETURNING id",
             (collection.name, text, collection.created_ms, checksum),
         ).fetchone()
     except sqlite3.IntegrityError as error:
@@ -82,7 +83,8 @@ def rename_collection(connection: sqlite3.Connection, collection_rowid: int, ren
     checksum = faults.of_values(renamed.name, text, created_ms, codec)
     try:
         connection.execute(
-            "UPDATE collection SET name = ?, spec = ?, checksum = ? WHERE id = ?",
+            "UPDATE collection SET name = ?, spec = ?, checksum = ?, changed = (SELECT seq FROM state)"
+            " WHERE id = ?",
             (renamed.name, text, checksum, collection_rowid),
         )
     except sqlite3.IntegrityError as error:
@@ -93,7 +95,9 @@ def rename_collection(connection: sqlite3.Connection, collection_rowid: int, ren
 
 def drop_collection(connection: sqlite3.Connection, collection_rowid: int, seq: int) -> None:
     """Hides a collection and notes the write that did; `vacuum` frees its space once no search sees it."""
-    connection.execute("UPDATE collection SET dropped = ? WHERE id = ?", (seq, collection_rowid))
+    connection.execute(
+        "UPDATE collection SET dropped = ?, changed = ? WHERE id = ?", (seq, seq, collection_rowid)
+    )
 
 
 def store_codec(connection: sqlite3.Connection, collection_rowid: int, codec: bytes) -> None:

@@ -91,6 +91,7 @@ class LastWrite:
 
 FILE_NAME = "records.sqlite"
 _BUSY_TIMEOUT_S = 10.0
+_MISSED_WRITES = 1 << 20  # that a replica may lack when it takes over
 
 
 class Database:
@@ -176,12 +177,43 @@ class Database:
             least_seq: The write number is raised to it, so that numbers handed out before do not come again.
         """
         with explained(self.path), contextlib.closing(connect(source)) as connection:
-            epoch, record_rowid = self.writer.execute("SELECT epoch + 1, token_key FROM state").fetchone()
+            epoch, token_key = self.writer.execute("SELECT epoch + 1, token_key FROM state").fetchone()
             connection.execute(
-                "UPDATE state SET seq = MAX(seq, ?), epoch = ?, token_key = ?",
-                (least_seq, epoch, record_rowid),
+                "UPDATE state SET seq = MAX(seq, ?), epoch = ?, token_key = ?, replica = 0",
+                (least_seq, epoch, token_key),
             )
             connection.backup(self.writer)
+
+    def become(self, source: Path) -> None:
+        """Replaces the content, as `replace_by` does, by a copy of the store that this one follows."""
+        with explained(self.path), contextlib.closing(connect(source)) as connection:
+            connection.execute("UPDATE state SET replica = 1")
+            connection.backup(self.writer)
+
+    def take_role(self, *, replica: bool) -> None:
+        """Opens the store for writes, or as a replica of another one.
+
+        What was a replica and now takes writes is another store from here on: its epoch grows, and its writes
+        are numbered far behind those that it may have missed.
+
+        Raises:
+            RegionSearchError: FAILED_PRECONDITION for a replica in a folder with data of its own.
+        """
+        with explained(self.path):
+            was_replica, used = self.writer.execute(
+                "SELECT replica, EXISTS (SELECT 1 FROM collection) FROM state"
+            ).fetchone()
+            if replica and used and not was_replica:
+                raise RegionSearchError(
+                    Kind.FAILED_PRECONDITION,
+                    f"{self.path.parent} holds data of its own, which a read replica would replace: give it "
+                    "an empty folder, or unset follow",
+                )
+            if was_replica and not replica:
+                self.writer.execute(
+                    "UPDATE state SET replica = 0, epoch = epoch + 1, seq = seq + ?", (_MISSED_WRITES,)
+                )
+                _log.warning("what was a read replica takes writes from now on", file=self.path.name)
 
     def disk_bytes(self) -> int:
         """Size of the file and its log."""

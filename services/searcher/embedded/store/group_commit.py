@@ -6,7 +6,7 @@ import contextlib
 import sqlite3
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
@@ -19,8 +19,9 @@ from services.searcher.embedded.store.reads import last_seq
 from services.searcher.metrics import COMMIT_WRITES
 
 T = TypeVar("T")
-Operation = Callable[[sqlite3.Connection], tuple[T, Change | None]]
-"""Runs inside the transaction and returns its answer and what it means for the index."""
+Effect = Change | Sequence[Change] | None
+Operation = Callable[[sqlite3.Connection], tuple[T, Effect]]
+"""Runs inside the transaction and returns its answer and what it means for the indexes."""
 
 _GROUP_COST = 8192
 
@@ -32,7 +33,7 @@ class _Job(Generic[T]):
     alone: bool
     outside: bool = False
     future: Future[T] = field(default_factory=Future)
-    outcome: tuple[T, Change | None] | None = None
+    outcome: tuple[T, Sequence[Change]] | None = None
     error: Exception | None = None
 
 
@@ -77,6 +78,7 @@ class GroupCommitter:
         self._held: RegionSearchError | None = None
         self._commits = 0
         self._seq = last_seq(database.writer)
+        self._advanced = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="committer", daemon=True)
         self._thread.start()
 
@@ -89,6 +91,11 @@ class GroupCommitter:
     def seq(self) -> int:
         """Number of the last write that is on disk and visible."""
         return self._seq
+
+    def wait_beyond(self, seq: int, timeout_s: float) -> None:
+        """Returns once a write after `seq` is visible, or the time has passed."""
+        with self._advanced:
+            self._advanced.wait_for(lambda: self._seq > seq, timeout_s)
 
     def submit(self, operation: Operation[T], cost: int = 1, *, alone: bool = False) -> Future[T]:
         """Queues a write.
@@ -208,9 +215,11 @@ class GroupCommitter:
         self._commits += 1
         self._database.last_write.note(seq)
         for job in written:
-            if job.outcome is not None and job.outcome[1] is not None:
-                self._apply(job.outcome[1])
-        self._seq = seq
+            for change in job.outcome[1] if job.outcome is not None else ():
+                self._apply(change)
+        with self._advanced:
+            self._seq = seq
+            self._advanced.notify_all()
         COMMIT_WRITES.observe(len(written))
         for job in written:  # last: a caller with an answer may rely on its write being complete
             if job.outcome is not None:
@@ -227,10 +236,11 @@ class GroupCommitter:
         connection = self._database.writer
         connection.execute("SAVEPOINT job")
         try:
-            answer, change = job.operation(connection)
-            if change is not None:
+            answer, effect = job.operation(connection)
+            changes = (effect,) if isinstance(effect, Change) else effect or ()
+            for change in changes:
                 self._reserve(change)
-            job.outcome = answer, change
+            job.outcome = answer, changes
         except MemoryError:
             connection.execute("ROLLBACK TO job")
             job.error = overloaded("not enough memory for this write: delete records, or retry later", 5.0)

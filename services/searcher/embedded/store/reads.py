@@ -51,6 +51,16 @@ def epoch(connection: sqlite3.Connection) -> tuple[int, bytes]:
     return int(row[0]), bytes(row[1])
 
 
+def is_replica(connection: sqlite3.Connection) -> bool:
+    """Whether the store is a copy of another searcher's."""
+    return bool(connection.execute("SELECT replica FROM state").fetchone()[0])
+
+
+def vacuumed(connection: sqlite3.Connection) -> int:
+    """The last write whose removed rows may have been deleted."""
+    return int(connection.execute("SELECT vacuumed FROM state").fetchone()[0])
+
+
 def collections(connection: sqlite3.Connection) -> list[tuple[int, Collection, bytes | None]]:
     """Rowid, description and codec of every collection, by name.
 

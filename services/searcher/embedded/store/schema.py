@@ -112,5 +112,16 @@ DROP INDEX image_recent;
 CREATE INDEX image_recent ON image (collection, place, image_id) WHERE removed IS NULL;
 """
 
-MIGRATIONS: tuple[str, ...] = (_VERSION_1, _VERSION_2)
+# For read replicas: rows that were changed in place, and whether removed ones are all still there.
+_VERSION_3 = """
+ALTER TABLE state ADD COLUMN vacuumed INTEGER NOT NULL DEFAULT 0;  -- removed rows may be gone up to here
+UPDATE state SET vacuumed = seq;
+ALTER TABLE state ADD COLUMN replica INTEGER NOT NULL DEFAULT 0;   -- 1 in the store of a read replica
+
+ALTER TABLE image ADD COLUMN changed INTEGER;                      -- the write that did so in place
+CREATE INDEX image_changed ON image (changed) WHERE changed IS NOT NULL;
+ALTER TABLE collection ADD COLUMN changed INTEGER NOT NULL DEFAULT 0;
+"""
+
+MIGRATIONS: tuple[str, ...] = (_VERSION_1, _VERSION_2, _VERSION_3)
 """Script `i` takes a file from version `i` to `i + 1`; an empty file is version 0. Never edit one."""

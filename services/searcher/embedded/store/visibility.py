@@ -15,18 +15,20 @@ from regionsearch.errors import Kind, RegionSearchError
 class VisibilityHorizon:
     """The oldest write whose state is kept: that of `ttl_s` seconds ago, or one that a search still reads.
 
-    Rows that were removed up to this write are invisible to every search and may be vacuumed. Safe to use
-    from several threads.
+    Rows that were removed up to this write are invisible to every search. Safe to use from several threads.
 
     Args:
         ttl_s: How long states are kept.
         present: Returns the last write. No state before the one at start can be searched.
+        vacuumed: Up to which write removed rows have left the disk; by default, the last one. The others
+            are kept for `ttl_s` more seconds, for read replicas that lack the last writes before a restart.
     """
 
-    def __init__(self, ttl_s: float, present: Callable[[], int]) -> None:
+    def __init__(self, ttl_s: float, present: Callable[[], int], vacuumed: int | None = None) -> None:
         self._ttl_s = ttl_s
         self._present = present
-        self._seq = self._due = present()
+        self._seq = present()
+        self._kept = self._due = self._seq if vacuumed is None else vacuumed
         self._marks: deque[tuple[float, int]] = deque()
         self._held: list[int] = []
         self._lock = threading.Lock()
@@ -35,6 +37,29 @@ class VisibilityHorizon:
     def seq(self) -> int:
         """The oldest write whose state is kept."""
         return self._seq
+
+    @property
+    def kept(self) -> int:
+        """The oldest write after which every change is still in the store: rows removed up to it may go."""
+        return self._kept
+
+    @contextlib.contextmanager
+    def keeping(self, seq: int) -> Iterator[bool]:
+        """Keeps all changes after a write in the store until the block ends.
+
+        Yields:
+            Whether they are all still there; if not, nothing is kept.
+        """
+        with self._lock:
+            there = self._kept <= seq <= self._present()
+            if there:
+                self._held.append(seq)
+        try:
+            yield there
+        finally:
+            with self._lock:
+                if there:
+                    self._held.remove(seq)
 
     @contextlib.contextmanager
     def holding(self, pinned: Sequence[int] = ()) -> Iterator[int]:
@@ -69,13 +94,14 @@ class VisibilityHorizon:
             self._marks.append((now, self._present()))
             while self._marks and self._marks[0][0] <= now - self._ttl_s:
                 self._due = self._marks.popleft()[1]
-            self._seq = max(self._seq, min([self._due, *self._held]))
+            oldest = min([self._due, *self._held])
+            self._seq, self._kept = max(self._seq, oldest), max(self._kept, oldest)
 
     def reset(self) -> None:
         """After a restore: moves the horizon to the last write."""
         with self._lock:
             self._marks.clear()
-            self._seq = self._due = self._present()
+            self._seq = self._due = self._kept = self._present()
 
 
 def vacuum(connection: sqlite3.Connection, horizon: int, limit: int) -> int:
@@ -102,6 +128,8 @@ def vacuum(connection: sqlite3.Connection, horizon: int, limit: int) -> int:
         ).fetchall()
     if not gone and not images:
         connection.executemany("DELETE FROM collection WHERE id = ?", [(number,) for number in dropped])
+    if gone or images or dropped:
+        connection.execute("UPDATE state SET vacuumed = MAX(vacuumed, ?)", (horizon,))
     record_rowids = [(record_rowid,) for record_rowid, _ in gone]
     connection.executemany("DELETE FROM vector WHERE key = ?", record_rowids)
     connection.executemany("DELETE FROM record WHERE key = ?", record_rowids)

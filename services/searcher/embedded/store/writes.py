@@ -63,10 +63,10 @@ def upsert(
     removed = np.concatenate([removed, _remove_records(connection, collection_rowid, taken, seq)])
     stored = write.vectors[np.array(kept, np.intp)].astype(np.float16)
     rows = _insert_records(connection, collection_rowid, records, owner_images, stored, seq)
-    _count_regions(connection, bereft | {owner_images[record.image_id].image_rowid for record in records})
-    _count(
-        connection, collection_rowid, images=len(images) - len(replaced), records=len(records) - len(removed)
-    )
+    recounted = bereft | {owner_images[record.image_id].image_rowid for record in records}
+    _count_regions(connection, recounted, seq)
+    more_images, more_records = len(images) - len(replaced), len(records) - len(removed)
+    _count(connection, collection_rowid, seq, images=more_images, records=more_records)
     return UpsertResult(seq, skipped, len(records)), Change(collection_rowid, seq, rows, np.sort(removed))
 
 
@@ -75,6 +75,7 @@ def update_images(
     collection_rowid: int,
     updates: Sequence[ImageUpdate],
     limits: MetadataLimits,
+    seq: int,
 ) -> tuple[tuple[StoredImage, ...], bool]:
     """Changes names, tags and attributes of images in place; returns the images, and whether any changed.
 
@@ -97,8 +98,8 @@ def update_images(
             continue
         changed = True
         connection.execute(
-            "UPDATE image SET name = ?, tags = ?, attributes = ? WHERE ordinal = ?",
-            (new.name, json.dumps(list(new.tags)), json.dumps(dict(new.attributes)), image_rowid),
+            "UPDATE image SET name = ?, tags = ?, attributes = ?, changed = ? WHERE ordinal = ?",
+            (new.name, json.dumps(list(new.tags)), json.dumps(dict(new.attributes)), seq, image_rowid),
         )
         values = connection.execute(f"SELECT {IMAGE_VALUES} FROM image WHERE ordinal = ?", (image_rowid,))  # noqa: S608
         connection.execute(
@@ -140,10 +141,10 @@ def delete(
     if drop_empty_images:
         emptied = _empty_images(connection, owner_images)
         _remove_images(connection, collection_rowid, emptied, seq)
-    _count_regions(connection, owner_images)
+    _count_regions(connection, owner_images, seq)
     removed = np.concatenate([removed, taken])
     image_count = len(image_rowids) + len(emptied)
-    _count(connection, collection_rowid, images=-image_count, records=-len(removed))
+    _count(connection, collection_rowid, seq, images=-image_count, records=-len(removed))
     return image_count, Change(collection_rowid, seq, None, np.sort(removed))
 
 
@@ -334,16 +335,20 @@ def _empty_images(connection: sqlite3.Connection, image_rowids: Iterable[int]) -
     return [row[0] for row in connection.execute(query, (json_array(image_rowids),))]
 
 
-def _count_regions(connection: sqlite3.Connection, image_rowids: Iterable[int]) -> None:
+def _count_regions(connection: sqlite3.Connection, image_rowids: Iterable[int], seq: int) -> None:
     connection.executemany(
         "UPDATE image SET region_count = (SELECT COUNT(*) FROM record WHERE record.image = image.ordinal"
-        " AND record.removed IS NULL AND record.level = ?) WHERE ordinal = ? AND removed IS NULL",
-        [(int(Level.REGION), image_rowid) for image_rowid in image_rowids],
+        " AND record.removed IS NULL AND record.level = ?), changed = iif(added < ?, ?, changed)"
+        " WHERE ordinal = ? AND removed IS NULL",
+        [(int(Level.REGION), seq, seq, image_rowid) for image_rowid in image_rowids],
     )
 
 
-def _count(connection: sqlite3.Connection, collection_rowid: int, *, images: int, records: int) -> None:
+def _count(
+    connection: sqlite3.Connection, collection_rowid: int, seq: int, *, images: int, records: int
+) -> None:
     connection.execute(
-        "UPDATE collection SET image_count = image_count + ?, record_count = record_count + ? WHERE id = ?",
-        (images, records, collection_rowid),
+        "UPDATE collection SET image_count = image_count + ?, record_count = record_count + ?, changed = ?"
+        " WHERE id = ?",
+        (images, records, seq, collection_rowid),
     )
