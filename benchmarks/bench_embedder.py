@@ -20,8 +20,9 @@ from regionsearch.tensors import mask_to_proto
 from regionsearch.v1 import embed_pb2, embed_pb2_grpc, types_pb2
 from services.embedder.backends import load_backend
 from services.embedder.backends.base import Backend
-from services.embedder.crops import CropPolicy, crop_regions
+from services.embedder.crops import crop_regions
 from services.embedder.engine import EmbedEngine
+from services.embedder.options import CropPolicy
 from services.embedder.service import find_model
 from services.embedder.servicer import EmbedServicer
 from services.embedder.settings import EmbedderSettings

@@ -238,7 +238,7 @@ def crops(model: str, precision: str) -> Iterator[Pair]:
     from benchmarks import bench_embedder
     from benchmarks.bench_serving import on_loop
     from benchmarks.harness import Pair
-    from services.embedder.crops import CropPolicy
+    from services.embedder.options import CropPolicy
 
     backend, regions = bench_embedder.load(model, precision), bench_embedder.scene()
     with on_loop(bench_embedder.engine(backend)) as run:

@@ -118,7 +118,7 @@ def _in_process(
     models: Path | None, reference: bool, policies: Sequence[str], baselines: bool
 ) -> tuple[System, dict[str, System]]:
     """The system under test, and those it is compared with."""
-    from services.embedder.crops import CropPolicy
+    from services.embedder.options import CropPolicy
 
     names = ["blur", *(p for p in CropPolicy if p != "blur")] if "all" in policies else list(policies)
     unknown = [name for name in names if name not in list(CropPolicy)]

@@ -23,8 +23,9 @@ from regionsearch.images import Pixels
 from regionsearch.masks import mask_box
 from services.embedder import service as embedder
 from services.embedder import tasks
-from services.embedder.crops import CropPolicy, pixel_box
+from services.embedder.crops import pixel_box
 from services.embedder.engine import EmbedEngine
+from services.embedder.options import CropPolicy
 from services.embedder.settings import EmbedderSettings
 from services.segmenter import service as segmenter
 from services.segmenter.call_context import LazyImage

@@ -24,7 +24,8 @@ from evaluation.rle import Rle
 from evaluation.system import InProcess, Proposals, Regions, VectorArray
 from regionsearch.images import Pixels
 from services.embedder.backends.open_clip import unpack_rows
-from services.embedder.crops import CropPolicy, crop_regions
+from services.embedder.crops import crop_regions
+from services.embedder.options import CropPolicy
 from services.segmenter.backends.pocket import build_pocket_sam
 
 MAX_REGIONS = 64  # per image

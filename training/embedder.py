@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from services.embedder.crops import CropPolicy
+from services.embedder.options import CropPolicy
 from training.captions import ALL_WORDS, describe_scene
 from training.loop import Run, build_adamw, train
 from training.naming import NamingQuality, crop, to_tensor, whole_crop

@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from services.embedder.crops import CropPolicy, crop_regions
+from services.embedder.crops import crop_regions
+from services.embedder.options import CropPolicy
 from training import backgrounds
 from training.icon_sets import UNSEEN_SETS, is_unseen, load_icons
 from training.prompts import mask_box

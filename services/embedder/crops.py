@@ -8,7 +8,6 @@ mask.
 
 from __future__ import annotations
 
-import enum
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -16,6 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from services.embedder.options import CropPolicy
 from services.embedder.resample import axis_weights, gaussian_matrix, groups_by_size, resample
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -28,24 +28,6 @@ CIRCLE_MARGIN = 1.6  # the red ellipse passes through the corners of the box, so
 SMALL_MARGIN, SMALL_WINDOW = 3.0, 4 / 7
 BLUR_SIGMA = 1 / 16  # of the crop's side
 CIRCLE_WIDTH = 1 / 48  # of the crop's side
-
-
-class CropPolicy(enum.StrEnum):
-    """How a region is shown to the image tower; part of a collection's identity."""
-
-    BBOX = "bbox"  # the box alone, stretched to the square
-    MASKED_WHITE = "masked_white"  # the square around the box, white outside the object
-    MASKED_BLACK = "masked_black"
-    MASKED_MEAN = "masked_mean"  # outside the object: the mean colour of the model's training images
-    BLUR = "blur"  # the square with context, blurred outside the object
-    CONTEXT = "context"  # the square with context, untouched
-    RED_CIRCLE = "red_circle"  # the square with wide context and a red ellipse around the box
-    ENSEMBLE = "ensemble"  # mean of the normalised vectors of BBOX and BLUR; two crops per region
-
-    @property
-    def parts(self) -> tuple[CropPolicy, ...]:
-        """The policies whose vectors are averaged; the policy itself unless it is the ensemble."""
-        return (CropPolicy.BBOX, CropPolicy.BLUR) if self is CropPolicy.ENSEMBLE else (self,)
 
 
 class Window(NamedTuple):

@@ -15,8 +15,7 @@ from torch import Tensor
 from regionsearch.lru import LruCache
 from regionsearch.rpc.calls import gather_or_cancel
 from services.embedder.backends.base import Backend
-from services.embedder.backends.tokenizers import TextTemplates
-from services.embedder.crops import CropPolicy
+from services.embedder.options import CropPolicy, TextTemplates
 from services.embedder.tasks import ImageTask, Pixels, Regions, RegionsTask, TextsTask
 from services.runtime.batcher import Batcher, BatchSettings, BatchSlice, Priority
 from services.torch_runtime.devices import classify

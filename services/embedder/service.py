@@ -16,8 +16,8 @@ from regionsearch.v1 import embed_pb2_grpc
 from services.embedder.backends import load_backend
 from services.embedder.backends.base import Backend, ModelFiles
 from services.embedder.backends.open_clip import find_open_clip
-from services.embedder.crops import CropPolicy
 from services.embedder.engine import EmbedEngine
+from services.embedder.options import CropPolicy
 from services.embedder.servicer import EmbedServicer
 from services.embedder.settings import EmbedderSettings
 from services.runtime.server import Lifespan, Server

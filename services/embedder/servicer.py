@@ -16,9 +16,8 @@ from regionsearch.tensors import tensor_to_proto
 from regionsearch.texts import visible_text
 from regionsearch.v1 import embed_pb2 as pb
 from regionsearch.v1 import embed_pb2_grpc, types_pb2
-from services.embedder.backends.tokenizers import TextTemplates
-from services.embedder.crops import CropPolicy
 from services.embedder.engine import EmbedEngine
+from services.embedder.options import CropPolicy, TextTemplates
 from services.embedder.request_parsing import read_regions, runs_bytes, split_by_memory
 from services.embedder.settings import EmbedderSettings
 from services.runtime.batcher import Priority

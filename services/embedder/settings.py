@@ -7,10 +7,9 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from services.embedder.backends.tokenizers import TextTemplates
-from services.embedder.crops import CropPolicy
+from services.embedder.options import CropPolicy, TextTemplates
 from services.runtime.batcher import BatchSettings
-from services.torch_runtime.devices import ModelServiceSettings
+from services.torch_runtime.settings import ModelServiceSettings
 
 
 class EmbedderSettings(ModelServiceSettings):

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from services.embedder.backends.base import Backend
-from services.embedder.crops import CropPolicy, crop_regions
+from services.embedder.crops import crop_regions
+from services.embedder.options import CropPolicy
 from services.embedder.resample import resize_image
 
 Pixels = NDArray[np.uint8]

@@ -10,7 +10,7 @@ from pydantic import Field
 from services.runtime.batcher import BatchSettings
 from services.runtime.settings import MIB, SettingsPart
 from services.segmenter.options import Defaults, Mode
-from services.torch_runtime.devices import ModelServiceSettings
+from services.torch_runtime.settings import ModelServiceSettings
 
 
 class EverythingSettings(SettingsPart):

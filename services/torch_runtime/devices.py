@@ -1,4 +1,4 @@
-"""Devices, precision and their settings, and which of torch's errors mean what."""
+"""Devices and precision, and which of torch's errors mean what."""
 
 from __future__ import annotations
 
@@ -7,12 +7,9 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
-from pydantic import Field
 
 from regionsearch.errors import invalid
-from regionsearch.images import ImageLimits
 from services.runtime.batcher import Failure
-from services.runtime.settings import MIB, ServiceSettings
 
 LEAST_MATCH_RATE = 0.99
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -133,16 +130,3 @@ def classify(error: Exception) -> Failure:
     if isinstance(error, RuntimeError) and "CUDA error" in message:
         return Failure.FATAL  # sticky: every later call in this CUDA context fails too
     return Failure.POISON
-
-
-class ModelServiceSettings(ServiceSettings):
-    """Base of the settings of a process that runs a model on images."""
-
-    threads: int = Field(0, ge=0, description="CPU threads per model operation; 0: torch's default.")
-    max_image_bytes: int = Field(32 * MIB, gt=0, description="Bytes of one encoded image.")
-    max_image_pixels: int = Field(50_000_000, gt=0, description="Pixels of one image.")
-
-    @property
-    def image_limits(self) -> ImageLimits:
-        """Limits of the images that are read."""
-        return ImageLimits(self.max_image_bytes, self.max_image_pixels, self.process)

@@ -24,8 +24,10 @@ def test_import_contracts_hold() -> None:
     [
         ("gateway.__main__", "torch,torchvision,faiss,open_clip,segment_anything"),
         ("services.searcher.__main__", "torch,torchvision,open_clip,segment_anything,fastapi"),
-        ("services.segmenter.__main__", "faiss,open_clip,fastapi"),
-        ("services.embedder.__main__", "faiss,segment_anything,fastapi"),
+        ("services.segmenter.__main__", "torch,cv2"),  # --help, and refusing settings, takes no time
+        ("services.embedder.__main__", "torch,open_clip"),
+        ("services.segmenter.service", "faiss,open_clip,fastapi"),
+        ("services.embedder.service", "faiss,segment_anything,fastapi"),
         ("regionsearch.cli", "torch,faiss,fastapi,services,gateway"),
         ("regionsearch.client", "torch,faiss,fastapi,services,gateway,typer,rich"),
     ],

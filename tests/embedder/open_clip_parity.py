@@ -28,7 +28,8 @@ from PIL import Image
 
 from regionsearch.errors import RegionSearchError
 from services.embedder.backends import load_backend
-from services.embedder.crops import CropPolicy, crop_regions
+from services.embedder.crops import crop_regions
+from services.embedder.options import CropPolicy
 from services.embedder.service import find_model
 from services.embedder.tasks import ImageTask
 from tests.stack import ROOT

@@ -17,8 +17,8 @@ from regionsearch.errors import Kind, RegionSearchError
 from services.embedder.backends import load_backend, open_clip, tokenizers
 from services.embedder.backends.base import ModelFiles
 from services.embedder.backends.open_clip import pack_rows, unpack_rows
-from services.embedder.backends.tokenizers import TextTemplates
 from services.embedder.engine import buckets
+from services.embedder.options import TextTemplates
 from services.embedder.service import find_model
 
 

@@ -9,7 +9,7 @@ from regionsearch.images import ImageLimits, encode_image
 from regionsearch.tensors import mask_to_proto
 from regionsearch.v1 import embed_pb2, types_pb2
 from services.embedder import request_parsing
-from services.embedder.crops import CropPolicy
+from services.embedder.options import CropPolicy
 from services.embedder.request_parsing import AHEAD_BYTES, read_regions
 from services.embedder.tasks import RegionsTask
 

@@ -13,7 +13,8 @@ from regionsearch.images import encode_image
 from regionsearch.tensors import mask_to_proto, tensor_from_proto
 from regionsearch.v1 import embed_pb2, types_pb2
 from services.embedder import request_parsing
-from services.embedder.crops import CropPolicy, crop_regions
+from services.embedder.crops import crop_regions
+from services.embedder.options import CropPolicy
 from services.embedder.resample import resize_image
 
 HEIGHT, WIDTH, COUNT = 90, 120, 11

@@ -14,7 +14,8 @@ from segment_anything import SamAutomaticMaskGenerator, SamPredictor
 from segment_anything.modeling import Sam
 
 from services.embedder.backends.open_clip import unpack_rows
-from services.embedder.crops import CropPolicy, crop_regions
+from services.embedder.crops import crop_regions
+from services.embedder.options import CropPolicy
 from services.segmenter.backends.pocket import build_pocket_sam
 from training.export import load_weights
 from training.shapes import draw_shape
