@@ -293,7 +293,8 @@ class SearchServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Restore(self, request, context):
-        """Replaces all collections by those of a snapshot. DATA_LOSS names a damaged or foreign file; nothing changes then.
+        """Replaces all collections by those of a snapshot, or brings one of them back while the others stay and reads go on.
+        DATA_LOSS names a damaged or foreign file; nothing changes then.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

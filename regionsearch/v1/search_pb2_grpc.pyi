@@ -97,7 +97,9 @@ class SearchServiceStub:
     """Snapshots, newest first."""
     DeleteSnapshot: _grpc.UnaryUnaryMultiCallable[_search_pb2.DeleteSnapshotRequest, _search_pb2.DeleteSnapshotResponse]
     Restore: _grpc.UnaryUnaryMultiCallable[_search_pb2.RestoreRequest, _search_pb2.RestoreResponse]
-    """Replaces all collections by those of a snapshot. DATA_LOSS names a damaged or foreign file; nothing changes then."""
+    """Replaces all collections by those of a snapshot, or brings one of them back while the others stay and reads go on.
+    DATA_LOSS names a damaged or foreign file; nothing changes then.
+    """
     GetStats: _grpc.UnaryUnaryMultiCallable[_search_pb2.GetStatsRequest, _search_pb2.GetStatsResponse]
     Follow: _grpc.UnaryStreamMultiCallable[_search_pb2.FollowRequest, _search_pb2.FollowResponse]
     """The store and then every change of it, for read replicas: searchers that are started with `follow`. Goes on until
@@ -174,7 +176,9 @@ class SearchServiceAsyncStub(SearchServiceStub):
     """Snapshots, newest first."""
     DeleteSnapshot: _aio.UnaryUnaryMultiCallable[_search_pb2.DeleteSnapshotRequest, _search_pb2.DeleteSnapshotResponse]  # type: ignore[assignment]
     Restore: _aio.UnaryUnaryMultiCallable[_search_pb2.RestoreRequest, _search_pb2.RestoreResponse]  # type: ignore[assignment]
-    """Replaces all collections by those of a snapshot. DATA_LOSS names a damaged or foreign file; nothing changes then."""
+    """Replaces all collections by those of a snapshot, or brings one of them back while the others stay and reads go on.
+    DATA_LOSS names a damaged or foreign file; nothing changes then.
+    """
     GetStats: _aio.UnaryUnaryMultiCallable[_search_pb2.GetStatsRequest, _search_pb2.GetStatsResponse]  # type: ignore[assignment]
     Follow: _aio.UnaryStreamMultiCallable[_search_pb2.FollowRequest, _search_pb2.FollowResponse]  # type: ignore[assignment]
     """The store and then every change of it, for read replicas: searchers that are started with `follow`. Goes on until
@@ -356,7 +360,9 @@ class SearchServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _search_pb2.RestoreRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_search_pb2.RestoreResponse, _abc.Awaitable[_search_pb2.RestoreResponse]]:
-        """Replaces all collections by those of a snapshot. DATA_LOSS names a damaged or foreign file; nothing changes then."""
+        """Replaces all collections by those of a snapshot, or brings one of them back while the others stay and reads go on.
+        DATA_LOSS names a damaged or foreign file; nothing changes then.
+        """
 
     @_abc_1.abstractmethod
     def GetStats(

@@ -18,6 +18,7 @@ from services.searcher.metrics import report_sizes
 from services.searcher.replication import Replication
 from services.searcher.servicer import SearchServicer
 from services.searcher.settings import SearcherSettings
+from services.searcher.snapshot_schedule import take_on_schedule
 
 SERVICES = [search_pb2.DESCRIPTOR.services_by_name["SearchService"]]
 
@@ -51,11 +52,13 @@ def searcher(settings: SearcherSettings) -> Lifespan:
         )
         server.add(add_SearchServiceServicer_to_server, servicer)
         sizes = asyncio.create_task(report_sizes(engine))
+        scheduled = asyncio.create_task(take_on_schedule(engine, snapshots, settings.embedded))
         try:
             async with replication.running():
                 yield
         finally:
-            sizes.cancel()
+            for task in (sizes, scheduled):
+                task.cancel()
             for calls in (reads, writes, snapshots):
                 await asyncio.to_thread(calls.close)
             await asyncio.to_thread(engine.close)

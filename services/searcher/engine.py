@@ -163,8 +163,8 @@ class Engine(Protocol):
     def delete_snapshot(self, name: str) -> None:
         """Deletes a snapshot."""
 
-    def restore(self, name: str) -> tuple[int, int]:
-        """Replaces all collections by those of a snapshot; returns the write number and how many they are."""
+    def restore(self, name: str, collection: str = "") -> tuple[int, int]:
+        """Replaces all collections by those of a snapshot, or one; returns the write number and how many."""
 
     def follow(self, position: StorePosition) -> Feed:
         """What a read replica needs from a position on.

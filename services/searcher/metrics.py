@@ -25,6 +25,14 @@ CHECKPOINT_FAILURES = Counter(
 )
 LOG_BYTES = Gauge("regionsearch_store_log_bytes", "Size of the record store's log.")
 
+SNAPSHOT_FAILURES = Counter(
+    "regionsearch_snapshot_failures_total", "Scheduled snapshots that could not be taken."
+)
+SNAPSHOT_TIME = Gauge(
+    "regionsearch_snapshot_timestamp_seconds",
+    "When the last scheduled snapshot was taken, in seconds since 1970; 0 before there is one.",
+)
+
 REPLICAS = Gauge("regionsearch_replicas", "Read replicas that follow this searcher.")
 REPLICA_LAG_WRITES = Gauge(
     "regionsearch_replica_lag_writes", "Writes of the followed searcher that this read replica lacks."

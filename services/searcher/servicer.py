@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Sequence
 from functools import partial
 from typing import Any, TypeVar
@@ -31,7 +30,8 @@ from services.searcher.requests import Reader, write_bytes
 from services.searcher.response_budget import ResponseBudget, ResponseMemory
 from services.searcher.search_requests import PageTokens, ScrollReader, SearchReader, fingerprint
 from services.searcher.settings import LimitSettings
-from services.searcher.types import SnapshotInfo, UpsertResult, Vectors
+from services.searcher.snapshot_schedule import dated, take_snapshot
+from services.searcher.types import UpsertResult, Vectors
 
 T = TypeVar("T")
 _Context = Any  # grpc-stubs give handlers the synchronous context
@@ -320,17 +320,10 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
         return answer
 
     async def Snapshot(self, request: pb.SnapshotRequest, context: _Context) -> pb.SnapshotResponse:
-        name = request.name or time.strftime("%Y%m%dT%H%M%SZ.sqlite", time.gmtime())
+        name = request.name or dated()
         if request.keep < 0:
             raise invalid("keep", "keep cannot be negative")
-
-        def take() -> SnapshotInfo:
-            done = self._engine.snapshot(name)
-            for older in self._engine.list_snapshots()[request.keep :] if request.keep else ():
-                self._engine.delete_snapshot(older.name)
-            return done
-
-        done = await self._snapshots.run(take)
+        done = await self._snapshots.run(lambda: take_snapshot(self._engine, name, request.keep))
         return pb.SnapshotResponse(name=done.name, size_bytes=done.size_bytes, seq=done.seq)
 
     async def ListSnapshots(
@@ -350,7 +343,7 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
         return pb.DeleteSnapshotResponse()
 
     async def Restore(self, request: pb.RestoreRequest, context: _Context) -> pb.RestoreResponse:
-        seq, count = await self._snapshots.run(lambda: self._engine.restore(request.name))
+        seq, count = await self._snapshots.run(lambda: self._engine.restore(request.name, request.collection))
         return pb.RestoreResponse(seq=seq, collection_count=count)
 
     async def _look_up(

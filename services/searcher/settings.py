@@ -46,6 +46,14 @@ class EmbeddedSettings(SettingsPart):
         description="Where snapshots are kept in place of the folder `snapshots`: any address that fsspec "
         "knows, such as s3://bucket/path with s3fs installed; its keys come from the environment.",
     )
+    snapshot_every_s: float | None = Field(
+        None,
+        ge=60,
+        description="Seconds between two snapshots that the searcher takes by itself; absent: none.",
+    )
+    snapshot_keep: int = Field(
+        7, ge=1, description="How many of these snapshots are kept; those taken by a call stay."
+    )
     compact_above: float = Field(
         0.2, gt=0, lt=1, description="Share of deleted rows that starts a compaction."
     )

@@ -139,12 +139,16 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Upsert:
-    """One atomic write: images, their records, and one unit vector a record, shape (records, dimension)."""
+    """One atomic write: images, their records, and one unit vector a record, shape (records, dimension).
+
+    `places` are those in lists of images that come from a snapshot, by id.
+    """
 
     images: Sequence[StoredImage]
     records: Sequence[Record]
     vectors: Vectors
     skip_existing: bool = False
+    places: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import sqlite3
 import time
@@ -12,6 +13,7 @@ from typing import BinaryIO, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 
+from regionsearch.errors import not_found
 from regionsearch.texts import MetadataLimits
 from services.searcher.bounded_executor import NEVER_CANCELLED, CancellationToken
 from services.searcher.embedded import snapshots
@@ -26,6 +28,7 @@ from services.searcher.embedded.queries import result_pages, scrolling
 from services.searcher.embedded.queries.filter_compiler import compile_filter
 from services.searcher.embedded.rows import Change, RowIds
 from services.searcher.embedded.store import changes, collection_rows, lookups, reads, writes
+from services.searcher.embedded.store.database import UNFINISHED, connect
 from services.searcher.embedded.store.group_commit import Operation
 from services.searcher.engine import never_acknowledged
 from services.searcher.queries import (
@@ -115,7 +118,8 @@ class EmbeddedEngine(OpenStore):
 
     def list_collections(self) -> list[Collection]:
         with self._restore_lock.shared(), self._database.reading() as connection:
-            return [spec for _, spec, _ in reads.collections(connection)]
+            found = [spec for _, spec, _ in reads.collections(connection)]
+        return [spec for spec in found if not spec.name.startswith(UNFINISHED)]
 
     def delete_collection(self, name: str) -> None:
         def operation(connection: sqlite3.Connection) -> tuple[None, None]:
@@ -354,7 +358,9 @@ class EmbeddedEngine(OpenStore):
         with self._copying:
             snapshots.delete(self._snapshots, name, self._archive)
 
-    def restore(self, name: str) -> tuple[int, int]:
+    def restore(self, name: str, collection: str = "") -> tuple[int, int]:
+        if collection:
+            return self._restore_collection(name, collection), 1
         with (
             self._copying,
             snapshots.prepared(self._snapshots, name, self._archive) as file,
@@ -363,6 +369,49 @@ class EmbeddedEngine(OpenStore):
             self._committer.check()
             self._database.replace_by(file, self._committer.seq + 1)
             return self._reload(), len(self._collections.all())
+
+    def _restore_collection(self, name: str, wanted: str) -> int:
+        """Writes a collection of a snapshot next to the present one, then gives it the name."""
+        with (
+            self._copying,
+            snapshots.prepared(self._snapshots, name, self._archive) as file,
+            contextlib.closing(connect(file, read_only=True)) as copy,
+        ):
+            found = {spec.name: (rowid, spec) for rowid, spec, _ in reads.collections(copy)}
+            if wanted not in found:
+                raise not_found("collection", f"snapshot {name!r} has no collection {wanted!r}")
+            rowid, spec = found[wanted]
+            hidden = UNFINISHED + wanted
+            if self._collections.get(hidden) is not None:  # of a restore that could not clean up
+                self.delete_collection(hidden)
+            self.create_collection(replace(spec, name=hidden, replaces=""))
+            try:
+                for write in reads.everything(copy, rowid, spec.model.dimension):
+                    self.upsert(hidden, spec.model, write)
+                return self._take_name(hidden, wanted)
+            except BaseException:
+                self.delete_collection(hidden)
+                raise
+
+    def _take_name(self, hidden: str, name: str) -> int:
+        """Lets a collection take a name, and drops the one that has it now."""
+        # Rows of the latter stay until no search can find it any more.
+        with self._restore_lock.shared(), self._naming, self._horizon.holding():
+            new, old = self._collections.find(hidden), self._collections.get(name)
+            renamed = replace(new.spec, name=name)
+
+            def operation(connection: sqlite3.Connection) -> tuple[int, None]:
+                seq = collection_rows.next_seq(connection)
+                if old is not None:
+                    collection_rows.drop_collection(connection, old.rowid, seq)
+                collection_rows.rename_collection(connection, new.rowid, renamed)
+                return seq, None
+
+            seq = self._committer.submit(operation).result()
+            self._collections.rename(new, renamed)
+            if old is not None:
+                self._collections.remove(old)
+            return seq
 
     def _reload(self) -> int:
         """Goes on with a store that was replaced, whose last write it returns; nobody else may be inside."""
@@ -397,6 +446,7 @@ class EmbeddedEngine(OpenStore):
             return [
                 statistics(self._database, collection, self._committer.seq)
                 for collection in sorted(chosen, key=lambda collection: collection.spec.name)
+                if not collection.spec.name.startswith(UNFINISHED)
             ]
 
     def disk_bytes(self) -> int:

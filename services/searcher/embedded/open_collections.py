@@ -77,15 +77,17 @@ class OpenCollections:
         Args:
             specs: All collections by rowid; those that are not open are left out.
         """
-        for rowid in [*self._by_rowid]:
-            if rowid not in specs:
-                collection = self._by_rowid.pop(rowid)
-                if self._by_name.get(collection.spec.name) is collection:
-                    self.hide(collection)
-        renamed = [one for one in self._by_rowid.values() if one.spec.name != specs[one.rowid].name]
+        open_now = list(self._by_rowid.values())
+        kept = [one for one in open_now if one.rowid in specs]
+        renamed = [one for one in kept if one.spec.name != specs[one.rowid].name]
         # Names that are taken come first, so that each is known at every moment.
         for collection in sorted(renamed, key=lambda one: specs[one.rowid].name not in self._by_name):
             self.rename(collection, specs[collection.rowid])
+        for collection in open_now:
+            if collection.rowid not in specs:
+                self.remove(collection)
+                if self._by_name.get(collection.spec.name) is collection:
+                    self.hide(collection)
 
     def rename(self, collection: OpenCollection, spec: Collection) -> None:
         """Makes a collection known by another name; its old one may be another's already."""
@@ -102,6 +104,10 @@ class OpenCollections:
     def all(self) -> list[OpenCollection]:
         """The collections that callers can find."""
         return list(self._by_name.values())
+
+    def get(self, name: str) -> OpenCollection | None:
+        """The collection of a name, if there is one."""
+        return self._by_name.get(name)
 
     def find(self, name: str, generation: str | None = None) -> OpenCollection:
         """Finds a collection by name.

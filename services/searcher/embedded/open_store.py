@@ -152,6 +152,8 @@ class OpenStore:
 
     def _load(self) -> None:
         """Builds all indexes from the store."""
+        if not (self.replica or self._settings.read_only):
+            self._database.drop_unfinished()
         with self._database.reading() as connection:
             epoch, self._token_key = reads.epoch(connection)
         self.history = f"{hashlib.sha256(self._token_key).hexdigest()[:16]}.{epoch}"

@@ -157,7 +157,7 @@ class ReplicaEngine(EmbeddedEngine):
     def delete(self, name: str, deletion: Deletion) -> DeleteResult:
         self._refuse()
 
-    def restore(self, name: str) -> tuple[int, int]:
+    def restore(self, name: str, collection: str = "") -> tuple[int, int]:
         self._refuse()
 
     def _refuse(self) -> NoReturn:

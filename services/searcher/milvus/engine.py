@@ -319,7 +319,7 @@ class MilvusEngine:
         """UNIMPLEMENTED: Milvus has its own backup tool."""
         raise _cannot("snapshots", "use milvus-backup")
 
-    def restore(self, name: str) -> tuple[int, int]:
+    def restore(self, name: str, collection: str = "") -> tuple[int, int]:
         """UNIMPLEMENTED: Milvus has its own backup tool."""
         raise _cannot("restoring", "use milvus-backup")
 

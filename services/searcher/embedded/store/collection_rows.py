@@ -65,6 +65,9 @@ def require_collection(connection: sqlite3.Connection, collection_rowid: int, na
         "SELECT name FROM collection WHERE id = ? AND dropped = 0", (collection_rowid,)
     ).fetchone()
     if row is None:
+        query = "SELECT 1 FROM collection WHERE name = ? AND dropped = 0"
+        if connection.execute(query, (name,)).fetchone() is not None:
+            raise RenamedError(name)
         raise not_found("collection", f"collection {name!r} has been deleted")
     if row[0] != name:
         raise RenamedError(name)

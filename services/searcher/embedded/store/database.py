@@ -90,6 +90,8 @@ class LastWrite:
 
 
 FILE_NAME = "records.sqlite"
+UNFINISHED = "."
+"""The name of a collection that is being restored begins so; no other does."""
 _BUSY_TIMEOUT_S = 10.0
 _MISSED_WRITES = 1 << 20  # that a replica may lack when it takes over
 
@@ -214,6 +216,21 @@ class Database:
                     "UPDATE state SET replica = 0, epoch = epoch + 1, seq = seq + ?", (_MISSED_WRITES,)
                 )
                 _log.warning("what was a read replica takes writes from now on", file=self.path.name)
+
+    def drop_unfinished(self) -> None:
+        """Drops collections that were being restored when the process ended."""
+        with explained(self.path):
+            unfinished = "dropped = 0 AND name GLOB ? || '*'"
+            query = f"SELECT 1 FROM collection WHERE {unfinished}"  # noqa: S608
+            if self.writer.execute(query, (UNFINISHED,)).fetchone() is not None:
+                self.writer.execute("BEGIN")
+                self.writer.execute("UPDATE state SET seq = seq + 1")
+                seq = "(SELECT seq FROM state)"
+                self.writer.execute(
+                    f"UPDATE collection SET dropped = {seq}, changed = {seq} WHERE {unfinished}",  # noqa: S608
+                    (UNFINISHED,),
+                )
+                self.writer.execute("COMMIT")
 
     def disk_bytes(self) -> int:
         """Size of the file and its log."""

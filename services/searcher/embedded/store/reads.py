@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from services.searcher.embedded.store import faults
 from services.searcher.embedded.store.lookups import LISTED, json_array, json_names
 from services.searcher.metrics import DAMAGED_ROWS
-from services.searcher.response_budget import ResponseBudget
+from services.searcher.response_budget import UNLIMITED, ResponseBudget
 from services.searcher.types import (
     CodeMethod,
     CodeSpec,
@@ -24,6 +24,7 @@ from services.searcher.types import (
     Record,
     RleMask,
     StoredImage,
+    Upsert,
 )
 
 IMAGE_VALUES = (
@@ -36,6 +37,7 @@ _RECORD = (
     " r.stability_score, r.added, r.record_id, r.x_min, r.y_min, r.x_max, r.y_max, r.attributes, i.image_id"
 )
 _MASK = "r.mask_checksum, r.mask_height, r.mask_width, r.mask"
+_COPIED_ROWS = 2000  # about, of one write
 _NO_MASK = "NULL, NULL, NULL, NULL"
 _log = structlog.get_logger(__name__)
 
@@ -213,6 +215,37 @@ def vectors(
         )
         found.append(value)
     return np.frombuffer(b"".join(found), "<f2").reshape(len(record_rowids), dimension).astype(np.float32)
+
+
+def everything(connection: sqlite3.Connection, collection_rowid: int, dimension: int) -> Iterator[Upsert]:
+    """A collection as writes that make it again.
+
+    Raises:
+        DamagedRowError: A row is not what was written.
+    """
+    rows = connection.execute(
+        "SELECT ordinal, place, region_count FROM image WHERE collection = ? AND removed IS NULL"
+        " ORDER BY ordinal",
+        (collection_rowid,),
+    ).fetchall()
+    start = 0
+    while start < len(rows):
+        stop, count = start, 0
+        while stop < len(rows) and (stop == start or count < _COPIED_ROWS):
+            count += rows[stop][2] + 1
+            stop += 1
+        part = rows[start:stop]
+        found = images(connection, [row[0] for row in part], UNLIMITED)
+        query = f"SELECT key FROM record WHERE image {LISTED} AND removed IS NULL ORDER BY key"  # noqa: S608
+        keys = [row[0] for row in connection.execute(query, (json_array(row[0] for row in part),))]
+        by_key = records(connection, keys, UNLIMITED, masks=True)
+        yield Upsert(
+            found,
+            [by_key[key] for key in keys],
+            vectors(connection, keys, dimension),
+            places={image.image_id: row[1] for image, row in zip(found, part, strict=True)},
+        )
+        start = stop
 
 
 def images_in_order(

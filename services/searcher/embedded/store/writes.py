@@ -53,7 +53,7 @@ def upsert(
     replaced = [existing[image.image_id] for image in images if image.image_id in existing]
     removed = _remove_images(connection, collection_rowid, [old.image_rowid for old in replaced], seq)
     owner_images = _owner_images(connection, collection_rowid, images, records)
-    places = _Places(connection, collection_rowid)
+    places = _Places(connection, collection_rowid, write.places)
     for image in images:
         created, place = places.of(image, existing.get(image.image_id))
         image_rowid = _insert_image(connection, collection_rowid, image, created, place, seq)
@@ -173,7 +173,10 @@ class _Places:
     Places are times that never go back, whatever the clock does.
     """
 
-    def __init__(self, connection: sqlite3.Connection, collection_rowid: int) -> None:
+    def __init__(
+        self, connection: sqlite3.Connection, collection_rowid: int, given: Mapping[str, int]
+    ) -> None:
+        self._given = given
         query = "SELECT MAX(place) FROM image WHERE collection = ? AND removed IS NULL"
         self._last: int = connection.execute(query, (collection_rowid,)).fetchone()[0] or 0
         self._now = time.time_ns() // 1_000_000
@@ -183,7 +186,7 @@ class _Places:
         if replaced is not None:
             return replaced.created_ms, replaced.place
         if image.created_ms:  # copied from another engine
-            return image.created_ms, max(image.created_ms, 0)
+            return image.created_ms, self._given.get(image.image_id, max(image.created_ms, 0))
         self._last = max(self._now, self._last + 1)
         return self._now, self._last
 
