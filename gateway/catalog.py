@@ -25,7 +25,7 @@ from regionsearch.defaults import COLLECTION as DEFAULT
 from regionsearch.errors import Kind, RegionSearchError
 from regionsearch.lru import LruCache
 from regionsearch.rpc.calls import chunked, gather_or_cancel
-from regionsearch.v1 import embed_pb2, search_pb2, types_pb2
+from regionsearch.v1 import embed_pb2, search_pb2, segment_pb2, types_pb2
 
 _log = structlog.get_logger(__name__)
 
@@ -151,6 +151,7 @@ class Catalog:
         name: str,
         policy: types_pb2.CropPolicy.ValueType = types_pb2.CROP_POLICY_UNSPECIFIED,
         binary_codes: search_pb2.BinaryCodes | None = None,
+        everything: segment_pb2.EverythingOptions | None = None,
     ) -> search_pb2.Collection:
         """Makes a collection for the embedder's present model.
 
@@ -159,7 +160,10 @@ class Catalog:
         """
         services = self._services
         request = search_pb2.CreateCollectionRequest(
-            name=name, model=await self.embedder_model(policy), binary_codes=binary_codes
+            name=name,
+            model=await self.embedder_model(policy),
+            binary_codes=binary_codes,
+            everything=everything,
         )
         return (await services.searcher.call(services.search.CreateCollection, request)).collection
 

@@ -187,7 +187,7 @@ class Ingester:
 
         image = types_pb2.Image(encoded=file.data)
         progress(region_search_pb2.INGEST_STAGE_SEGMENTING)
-        segmented = await self._segment(request, image, priority)
+        segmented = await self._segment(request, collection, image, priority)
         progress(region_search_pb2.INGEST_STAGE_EMBEDDING)
         vectors = await self.embed(image, segmented.regions, collection, priority)
         progress(region_search_pb2.INGEST_STAGE_STORING)
@@ -292,14 +292,16 @@ class Ingester:
     async def _segment(
         self,
         request: region_search_pb2.IngestImageRequest,
+        collection: search_pb2.Collection,
         image: types_pb2.Image,
         priority: types_pb2.Priority.ValueType,
     ) -> segment_pb2.SegmentResponse:
+        everything = (request if request.HasField("everything") else collection).everything
         selection = self._settings.selection.to_proto()
-        selection.MergeFrom(request.everything.selection)
+        selection.MergeFrom(everything.selection)
         # Hundreds of prompts: whoever waits for them, a click on another image goes first.
         message = segment_pb2.SegmentRequest(
-            image=image, everything=request.everything, priority=types_pb2.PRIORITY_BULK
+            image=image, everything=everything, priority=types_pb2.PRIORITY_BULK
         )
         message.everything.selection.CopyFrom(selection)
         services = self._services

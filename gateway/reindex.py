@@ -79,7 +79,11 @@ class Reindexer:
                     f"what {name!r} was before its last move is still kept: delete {name + PREVIOUS!r} first"
                 )
             request = search_pb2.CreateCollectionRequest(
-                name=name + NEXT, model=model, binary_codes=old.binary_codes, replaces=name
+                name=name + NEXT,
+                model=model,
+                binary_codes=old.binary_codes,
+                replaces=name,
+                everything=old.everything if old.HasField("everything") else None,
             )
             await self._services.searcher.call(self._services.search.CreateCollection, request)
         self._work_on(name)

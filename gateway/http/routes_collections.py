@@ -36,7 +36,8 @@ def router(gateway: Gateway) -> APIRouter:
         """For the model that the embedder serves now; writes and queries of another one are refused."""
         body = await read_body(request, CollectionBody, gateway.settings.limits)
         codes = None if body.binary_codes is None else body.binary_codes.to_proto()
-        made = await catalog.create(body.name, crop_policy_value(body.crop_policy), codes)
+        everything = None if body.everything is None else body.everything.to_proto()
+        made = await catalog.create(body.name, crop_policy_value(body.crop_policy), codes, everything)
         location = f"{request.url.path}/{made.name}"
         return JSONResponse(Collection.from_proto(made).model_dump(), 201, {"Location": location})
 

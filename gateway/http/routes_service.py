@@ -16,7 +16,7 @@ from gateway.access import Scope
 from gateway.core import Gateway, GatewayHealth
 from gateway.http.access import is_known, needs
 from gateway.http.page import PageFiles, page
-from regionsearch.schemas.responses.values import Model, Models, Readiness, ServiceState
+from regionsearch.schemas.responses.values import Model, Models, Readiness, SegmenterModel, ServiceState
 from regionsearch.v1 import search_pb2, segment_pb2
 
 _SWAGGER = Path(fastapi_offline.__file__).parent / "static"
@@ -102,7 +102,7 @@ def router(gateway: Gateway, health: GatewayHealth) -> APIRouter:
             services.reader.call(services.reader.stub.GetStats, search_pb2.GetStatsRequest()),
         )
         answer = Models(
-            segmenter=Model.from_proto(segmenter.model),
+            segmenter=SegmenterModel.from_answer(segmenter),
             embedder=Model.from_proto(embedder),
             searcher={"engine": stats.engine, "disk_bytes": stats.disk_bytes},
         )

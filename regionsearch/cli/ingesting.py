@@ -40,6 +40,20 @@ class SearchMode(enum.StrEnum):
     PROPOSALS = "proposals"
 
 
+Mode = Annotated[SearchMode | None, typer.Option(help="Where to look for regions. Default: the model's own.")]
+PointsPerSide = Annotated[
+    int | None, typer.Option(min=1, max=128, help="Of the grid of points; the time grows with their square.")
+]
+CropLayers = Annotated[
+    int | None,
+    typer.Option(min=0, max=4, help="Look at enlarged parts too, for small things in large images."),
+]
+MinArea = Annotated[int | None, typer.Option(min=0, help="Remove holes and islands below this many pixels.")]
+MaxRegions = Annotated[
+    int | None, typer.Option(min=1, max=1000, help="Keep at most this many regions of an image.")
+]
+
+
 def ingest(
     paths: Annotated[
         list[str],
@@ -60,24 +74,11 @@ def ingest(
         bool,
         typer.Option("--json", help="Print the outcome of each image as a line of JSON."),
     ] = False,
-    mode: Annotated[
-        SearchMode | None,
-        typer.Option(help="Where to look for regions. Default: the model's own."),
-    ] = None,
-    points_per_side: Annotated[
-        int | None,
-        typer.Option(min=1, max=128, help="Of the grid of points; the time grows with their square."),
-    ] = None,
-    crop_layers: Annotated[
-        int | None,
-        typer.Option(min=0, max=4, help="Look at enlarged parts too, for small things in large images."),
-    ] = None,
-    min_area: Annotated[
-        int | None, typer.Option(min=0, help="Remove holes and islands below this many pixels.")
-    ] = None,
-    max_regions: Annotated[
-        int | None, typer.Option(min=1, max=1000, help="Keep at most this many regions of an image.")
-    ] = None,
+    mode: Mode = None,
+    points_per_side: PointsPerSide = None,
+    crop_layers: CropLayers = None,
+    min_area: MinArea = None,
+    max_regions: MaxRegions = None,
     jobs: Annotated[int, typer.Option(min=1, max=64, help="Images sent at a time.")] = 4,
     url: Url = URL,
     api_key: ApiKey = None,

@@ -15,6 +15,14 @@ from typing import Annotated
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from regionsearch.cli.ingesting import (
+    CropLayers,
+    MaxRegions,
+    MinArea,
+    Mode,
+    PointsPerSide,
+    read_everything,
+)
 from regionsearch.cli.terminal import URL, ApiKey, AsJson, Url, connect, console, print_table, tell
 from regionsearch.errors import Kind, RegionSearchError
 from regionsearch.models.catalog import PROFILES
@@ -61,12 +69,27 @@ def create_collection(
     crop_policy: Annotated[
         str, typer.Option(help="How regions are cropped before they are embedded.")
     ] = "default",
+    mode: Mode = None,
+    points_per_side: PointsPerSide = None,
+    crop_layers: CropLayers = None,
+    min_area: MinArea = None,
+    max_regions: MaxRegions = None,
     url: Url = URL,
     api_key: ApiKey = None,
 ) -> None:
-    """Create a collection for the model that is served now."""
+    """Create a collection for the model that is served now.
+
+    The options of how regions are looked for are the collection's defaults: an ingest may name others.
+    """
+    everything = read_everything(
+        mode=mode,
+        points_per_side=points_per_side,
+        crop_n_layers=crop_layers,
+        min_mask_region_area=min_area,
+        max_regions=max_regions,
+    )
     with connect(url, api_key) as client:
-        made = client.create_collection(name, crop_policy=crop_policy)
+        made = client.create_collection(name, crop_policy=crop_policy, everything=everything)
     tell(f"made {made.name}, for {made.model.variant}")
 
 

@@ -48,6 +48,12 @@ def up(
     other_embedder: Annotated[
         str, typer.Option(metavar="NAME[:TAG]|PATH", help="Second model, to move collections to or from.")
     ] = "",
+    proposer: Annotated[
+        str,
+        typer.Option(
+            metavar="PATH", help="FastSAM's .onnx file, whose boxes the segmenter looks at instead of a grid."
+        ),
+    ] = "",
     port: Annotated[int, typer.Option(help="Port of the page and the HTTP API.")] = 8000,
     grpc_port: Annotated[int, typer.Option(help="Port of the gRPC API.")] = 50050,
     host: Annotated[
@@ -76,7 +82,9 @@ def up(
             f"{', '.join(missing)}: not installed; get the services with: pip install 'regionsearch[all]'",
         )
     models = choose_models(find_profile(profile), segmenter, embedder)
-    plan = Plan(models, data_dir, port, grpc_port, host, read_workers(workers or ()), other_embedder)
+    plan = Plan(
+        models, data_dir, port, grpc_port, host, read_workers(workers or ()), other_embedder, proposer
+    )
     check_weights(models, other_embedder)
     also = f", other embedder {other_embedder}" if other_embedder else ""
     note(f"segmenter {models.segmenter}, embedder {models.embedder}{also}")

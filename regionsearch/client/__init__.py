@@ -30,7 +30,7 @@ from regionsearch.schemas.responses.scrolls import (
     StoredRecord,
 )
 from regionsearch.schemas.responses.searches import Hit, HitImage, ScoredRegion, SearchResult, WithinResult
-from regionsearch.schemas.responses.values import Box, Mask, Model, Readiness
+from regionsearch.schemas.responses.values import Box, Mask, Model, Models, Readiness, SegmenterModel
 
 __all__ = [
     "AsyncClient",
@@ -52,6 +52,7 @@ __all__ = [
     "IngestResult",
     "Mask",
     "Model",
+    "Models",
     "NegativeExample",
     "Readiness",
     "Region",
@@ -60,6 +61,7 @@ __all__ = [
     "ScrollResult",
     "SearchResult",
     "SegmentResult",
+    "SegmenterModel",
     "StoredRecord",
     "UpdatedImage",
     "WithinResult",

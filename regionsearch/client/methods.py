@@ -80,6 +80,7 @@ class Methods(ABC):
     check_images = _Method(images.check_images)
     update_image = _Method(images.update_image)
     delete_image = _Method(images.delete_image)
+    models = _Method(collections.models)
     ready = _Method(collections.ready)
 
     def __init__(

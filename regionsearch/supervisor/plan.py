@@ -35,6 +35,7 @@ class Plan:
         workers: The device of each process of a service in `SCALABLE`, or "" for that of its settings; one
             process when absent.
         other_embedder: Model of a second embedder; empty for none.
+        proposer: File of a detector that tells the segmenter where to look; empty for none.
     """
 
     profile: Profile
@@ -44,6 +45,7 @@ class Plan:
     host: str = HOST
     workers: Mapping[str, Sequence[str]] = field(default_factory=dict)
     other_embedder: str = ""
+    proposer: str = ""
 
     @property
     def url(self) -> str:

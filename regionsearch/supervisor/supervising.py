@@ -68,7 +68,8 @@ class Supervisor:
         with contextlib.suppress(OSError):  # a full disk; then there are no logs
             logs.mkdir(exist_ok=True)
         settings = {
-            "segmenter": {"model": plan.profile.segmenter},
+            "segmenter": {"model": plan.profile.segmenter}
+            | ({"proposer": plan.proposer} if plan.proposer else {}),
             "embedder": {"model": plan.profile.embedder},
             "searcher": {"embedded__folder": str(data / "searcher")},
         }

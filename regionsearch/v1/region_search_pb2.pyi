@@ -295,8 +295,8 @@ class IngestImageRequest(_message.Message):
     def attributes(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
     @_builtins.property
     def everything(self) -> _segment_pb2.EverythingOptions:
-        """How regions are looked for; absent: as it suits the model that is served. What `everything.selection` leaves out
-        stands in the gateway's settings.
+        """How regions are looked for; absent: as the collection says, else as it suits the model that is served. What
+        `everything.selection` leaves out stands in the gateway's settings.
         """
 
     def __init__(

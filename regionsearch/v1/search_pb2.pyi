@@ -9,6 +9,7 @@ from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from regionsearch.v1 import segment_pb2 as _segment_pb2
 from regionsearch.v1 import types_pb2 as _types_pb2
 import builtins as _builtins
 import sys
@@ -128,6 +129,7 @@ class Collection(_message.Message):
     RECORD_COUNT_FIELD_NUMBER: _builtins.int
     BINARY_CODES_FIELD_NUMBER: _builtins.int
     REPLACES_FIELD_NUMBER: _builtins.int
+    EVERYTHING_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """1 to 64 of a-z, 0-9, '-' and '_', beginning with a letter or digit."""
     image_count: _builtins.int
@@ -140,6 +142,10 @@ class Collection(_message.Message):
     def create_time(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
     def binary_codes(self) -> Global___BinaryCodes: ...
+    @_builtins.property
+    def everything(self) -> _segment_pb2.EverythingOptions:
+        """How regions of its images are looked for where IngestImageRequest.everything is absent. The searcher only keeps it."""
+
     def __init__(
         self,
         *,
@@ -150,10 +156,11 @@ class Collection(_message.Message):
         record_count: _builtins.int = ...,
         binary_codes: Global___BinaryCodes | None = ...,
         replaces: _builtins.str = ...,
+        everything: _segment_pb2.EverythingOptions | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["binary_codes", b"binary_codes", "create_time", b"create_time", "model", b"model"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["binary_codes", b"binary_codes", "create_time", b"create_time", "everything", b"everything", "model", b"model"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["binary_codes", b"binary_codes", "create_time", b"create_time", "image_count", b"image_count", "model", b"model", "name", b"name", "record_count", b"record_count", "replaces", b"replaces"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["binary_codes", b"binary_codes", "create_time", b"create_time", "everything", b"everything", "image_count", b"image_count", "model", b"model", "name", b"name", "record_count", b"record_count", "replaces", b"replaces"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -378,6 +385,7 @@ class CreateCollectionRequest(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     BINARY_CODES_FIELD_NUMBER: _builtins.int
     REPLACES_FIELD_NUMBER: _builtins.int
+    EVERYTHING_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     replaces: _builtins.str
     """Noted as Collection.replaces."""
@@ -385,6 +393,10 @@ class CreateCollectionRequest(_message.Message):
     def model(self) -> _types_pb2.ModelInfo: ...
     @_builtins.property
     def binary_codes(self) -> Global___BinaryCodes: ...
+    @_builtins.property
+    def everything(self) -> _segment_pb2.EverythingOptions:
+        """Noted as Collection.everything."""
+
     def __init__(
         self,
         *,
@@ -392,10 +404,11 @@ class CreateCollectionRequest(_message.Message):
         model: _types_pb2.ModelInfo | None = ...,
         binary_codes: Global___BinaryCodes | None = ...,
         replaces: _builtins.str = ...,
+        everything: _segment_pb2.EverythingOptions | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["binary_codes", b"binary_codes", "model", b"model"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["binary_codes", b"binary_codes", "everything", b"everything", "model", b"model"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["binary_codes", b"binary_codes", "model", b"model", "name", b"name", "replaces", b"replaces"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["binary_codes", b"binary_codes", "everything", b"everything", "model", b"model", "name", b"name", "replaces", b"replaces"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from google.protobuf import json_format
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from regionsearch.tensors import tensor_to_proto
@@ -26,6 +27,8 @@ def collection_to_proto(collection: Collection) -> search_pb2.Collection:
         record_count=collection.record_count,
         replaces=collection.replaces,
     )
+    if collection.everything:
+        json_format.Parse(collection.everything, message.everything, ignore_unknown_fields=True)
     if collection.codes is not None:
         codes = collection.codes
         method = next(number for number, method in METHODS.items() if method is codes.method)

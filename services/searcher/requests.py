@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
+from google.protobuf import json_format
 
 from regionsearch.errors import RegionSearchError, invalid
 from regionsearch.masks import check_rle_length, encode_rle, rle_runs
@@ -64,7 +65,10 @@ class Reader(FilterReader):
         codes = None
         if request.HasField("binary_codes") and request.binary_codes.method:
             codes = self._codes(request.binary_codes, model.dimension)
-        return Collection(request.name, model, codes, replaces=request.replaces)
+        everything = ""
+        if request.HasField("everything"):
+            everything = json_format.MessageToJson(request.everything, indent=None)
+        return Collection(request.name, model, codes, replaces=request.replaces, everything=everything)
 
     def renaming(self, request: search_pb2.ReplaceCollectionRequest) -> tuple[str, str, str, float]:
         """The name to give away, what gets it, where the other one is kept, and seconds to hold writes."""

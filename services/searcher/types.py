@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import BinaryIO
+from dataclasses import asdict, dataclass, field
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -95,6 +95,38 @@ class Collection:
     record_count: int = 0
     replaces: str = ""
     """The collection whose name it is going to take; empty for none."""
+    everything: str = ""
+    """How ingested images are searched for regions, as JSON that is only kept here; empty: not said."""
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        """All that does not change, as JSON values without the name."""
+        codes = None if self.codes is None else {**asdict(self.codes), "method": self.codes.method.value}
+        optional = {"replaces": self.replaces, "everything": self.everything}
+        given = {name: value for name, value in optional.items() if value}
+        return {"model": asdict(self.model), "codes": codes, **given}
+
+    @classmethod
+    def from_spec(
+        cls,
+        name: str,
+        spec: Mapping[str, Any],
+        created_ms: int,
+        image_count: int = 0,
+        record_count: int = 0,
+    ) -> Collection:
+        """A collection of a name and a `spec`; other keys of that are ignored."""
+        codes = spec["codes"]
+        return cls(
+            name,
+            ModelIdentity(**spec["model"]),
+            CodeSpec(**{**codes, "method": CodeMethod(codes["method"])}) if codes else None,
+            created_ms,
+            image_count,
+            record_count,
+            spec.get("replaces", ""),
+            spec.get("everything", ""),
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,6 +64,12 @@ def test_answers_for_programs(gateway: FakeGateway) -> None:
     assert run(gateway, "search", "-h").exit_code == 0
 
 
+def test_a_collection_is_created_with_options_of_everything_mode(gateway: FakeGateway) -> None:
+    result = run(gateway, "collections", "create", "drawings", "--points-per-side", 9, "--max-regions", 5)
+    assert result.exit_code == 0
+    assert gateway.requests[-1][2]["everything"] == {"points_per_side": 9, "max_regions": 5}
+
+
 def test_a_collection_that_is_not_there_needs_no_advice_to_create_it(gateway: FakeGateway) -> None:
     gateway.failures = [RegionSearchError(Kind.NOT_FOUND, "there is no collection 'x': create it first")]
     result = run(gateway, "collections", "delete", "x", "--yes")

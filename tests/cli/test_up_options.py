@@ -179,3 +179,9 @@ def test_options_win_over_the_environment_and_this_over_the_profile(
     chosen = choose_models(base, None, "ViT-B-32:openai")
     assert (chosen.segmenter, chosen.embedder) == ("sam_vit_h", "ViT-B-32:openai")
     assert choose_models(base, "pocket", None).segmenter == "pocket"
+
+
+def test_a_proposer_is_a_setting_of_the_segmenter_alone(tmp_path: Path) -> None:
+    plan = Plan(PROFILES["pocket"], tmp_path, free_port(), free_port(), proposer="FastSAM-s.onnx")
+    proposers = {child.name: child.settings.get("proposer") for child in Supervisor(plan, print)._children}
+    assert proposers == {"segmenter": "FastSAM-s.onnx"} | dict.fromkeys(("embedder", "searcher", "gateway"))

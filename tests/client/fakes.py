@@ -169,6 +169,10 @@ class HttpHandler(BaseHTTPRequestHandler):
                 return 200, {"images": images}
             case "PATCH", identity:
                 return 200, image_json("k") | self.gateway.update(identity, asked) | {"seq": 9}
+            case "POST", "collections":
+                one = {"name": asked["name"], "model": MODEL, "created_at": "2026-01-01T00:00:00Z"}
+                kept = {"everything": asked.get("everything")}
+                return 201, one | {"image_count": 0, "record_count": 0} | kept
             case "GET", "collections":
                 one = {"name": "default", "model": MODEL, "created_at": "2026-01-01T00:00:00Z"}
                 one |= {"image_count": 3, "record_count": 9}

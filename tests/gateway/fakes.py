@@ -94,7 +94,11 @@ class FakeSegmenter(segment_pb2_grpc.SegmentServiceServicer):
             return answer
 
     async def GetModel(self, request, context):
-        return segment_pb2.SegmentServiceGetModelResponse(model=SEGMENTER)
+        return segment_pb2.SegmentServiceGetModelResponse(
+            model=SEGMENTER,
+            everything_defaults={"mode": segment_pb2.EVERYTHING_MODE_PROPOSALS},
+            prompts_choose=True,
+        )
 
 
 class FakeEmbedder(embed_pb2_grpc.EmbedServiceServicer):

@@ -133,6 +133,8 @@ def test_health_models_and_metrics(gateway: Running) -> None:
     assert ready.json()["services"].keys() == {"segmenter", "embedder", "searcher", "gateway"}
     models = gateway.http.get("/v1/models").json()
     assert models["segmenter"]["variant"] == "flat"
+    assert models["segmenter"]["prompts_choose"] is True
+    assert models["segmenter"]["everything_mode"] == "proposals"
     assert models["embedder"]["variant"] == "colours"
     assert models["searcher"]["engine"] == "faiss-cpu"
     metrics = gateway.http.get("/metrics").text

@@ -11,7 +11,7 @@ import pytest
 from regionsearch.client import EverythingOptions
 from regionsearch.errors import Kind, from_rpc_error
 from regionsearch.v1 import region_search_pb2, segment_pb2, types_pb2
-from tests.gateway.conftest import BLUE, GREEN, RED, Running, World, count, scene, wait_for
+from tests.gateway.conftest import BLUE, GREEN, RED, Running, World, add, count, scene, wait_for
 from tests.gateway.fakes import Script
 
 
@@ -39,6 +39,28 @@ def test_options_of_everything_mode_reach_the_segmenter(
         assert (everything.crop_n_layers, everything.min_mask_region_area) == (1, 30)
         assert not everything.HasField("points_per_side")
     assert [one.everything.selection.max_regions for one in asked] == [2, 1]
+
+
+def test_a_collection_says_how_regions_are_looked_for_unless_an_ingest_does(
+    gateway: Running, script: Script
+) -> None:
+    options = {"points_per_side": 9, "pred_iou_thresh": 0.3, "max_regions": 2}
+    made = gateway.http.post("/v1/collections", json={"name": "looked-for", "everything": options})
+    assert made.status_code == 201, made.text
+    shown = gateway.http.get("/v1/collections/looked-for").json()["everything"]
+    assert {name: value for name, value in shown.items() if value is not None} == options
+    sent = [scene(RED, BLUE, GREEN), scene(GREEN, RED)]
+    add(gateway, "looked-for", ("a.png", sent[0]))
+    request = region_search_pb2.IngestImageRequest(
+        collection="looked-for",
+        image=types_pb2.Image(encoded=sent[1]),
+        everything={"selection": {"max_regions": 1}},
+    )
+    assert gateway.grpc.IngestImage(request).region_count == 1
+    asked = [one.everything for one in script.requests if isinstance(one, segment_pb2.SegmentRequest)][-2:]
+    assert [one.points_per_side for one in asked] == [9, 0]
+    assert [one.selection.max_regions for one in asked] == [2, 1]
+    gateway.http.delete("/v1/collections/looked-for")
 
 
 @pytest.mark.parametrize(

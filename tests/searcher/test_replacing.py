@@ -14,7 +14,7 @@ import pytest
 
 from regionsearch.errors import Kind, RegionSearchError
 from regionsearch.texts import MetadataLimits
-from regionsearch.v1 import search_pb2
+from regionsearch.v1 import search_pb2, segment_pb2
 from services.searcher.embedded.engine import EmbeddedEngine
 from services.searcher.queries import Deletion, ImageUpdate, Query
 from services.searcher.settings import EmbeddedSettings
@@ -153,9 +153,13 @@ def test_no_acknowledged_write_is_lost_while_names_change(engine: EmbeddedEngine
 
 
 async def test_a_collection_is_replaced_over_grpc(stub: object) -> None:
-    made = search_pb2.CreateCollectionRequest(name="next", model=MODEL_INFO, replaces="default")
+    everything = segment_pb2.EverythingOptions(points_per_side=9, pred_iou_thresh=0.3)
+    made = search_pb2.CreateCollectionRequest(
+        name="next", model=MODEL_INFO, replaces="default", everything=everything
+    )
     collection = (await stub.CreateCollection(made)).collection
     assert collection.replaces == "default"
+    assert collection.everything == everything
     await stub.Upsert(upsert_request("x", unit_vectors(2)))
     ask = search_pb2.ReplaceCollectionRequest(name="default", by="next", keep_as="before")
     assert (await stub.ReplaceCollection(ask)).differing_image_ids == ["x"]

@@ -17,9 +17,10 @@ from regionsearch.client.operations.base import (
     nothing,
     path_of,
 )
+from regionsearch.schemas.requests.inference import EverythingOptions
 from regionsearch.schemas.requests.records import CollectionBody, Page, ReindexBody
 from regionsearch.schemas.responses.records import Collection, CollectionPage, Reindex
-from regionsearch.schemas.responses.values import Readiness
+from regionsearch.schemas.responses.values import Models, Readiness
 from regionsearch.v1 import region_search_pb2
 from regionsearch.v1.region_search_pb2_grpc import RegionSearchServiceStub
 
@@ -35,7 +36,11 @@ def list_collections(*, page_size: int | None = None, page_token: str = "") -> O
 
 
 def create_collection(
-    name: str, *, crop_policy: str | None = None, binary_codes: Mapping[str, Any] | None = None
+    name: str,
+    *,
+    crop_policy: str | None = None,
+    binary_codes: Mapping[str, Any] | None = None,
+    everything: EverythingOptions | None = None,
 ) -> Operation[Collection]:
     """Makes a collection for the model that is served now.
 
@@ -43,8 +48,11 @@ def create_collection(
         name: 1 to 64 of a-z, 0-9, '-' and '_', beginning with a letter or digit.
         crop_policy: How regions are cut out; the gateway's when absent.
         binary_codes: As in the HTTP API: method, bits, rerank_factor, head.
+        everything: How regions of its images are looked for where an ingest does not say.
     """
-    body = CollectionBody.read(given(name=name, crop_policy=crop_policy, binary_codes=binary_codes))
+    body = CollectionBody.read(
+        given(name=name, crop_policy=crop_policy, binary_codes=binary_codes, everything=everything)
+    )
     return Operation(
         "create_collection",
         lambda: HttpRequest("POST", "/v1/collections", body=body),
@@ -103,6 +111,11 @@ def cancel_reindex(name: str) -> Operation[None]:
             nothing,
         ),
     )
+
+
+def models() -> Operation[Models]:
+    """What the services serve now."""
+    return Operation("models", lambda: HttpRequest("GET", "/v1/models"), answer(Models))
 
 
 def ready() -> Operation[Readiness]:

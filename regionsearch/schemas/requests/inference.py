@@ -29,7 +29,7 @@ from regionsearch.v1 import segment_pb2, types_pb2
 
 _Share = Annotated[FiniteFloat, Field(ge=0, le=1)]
 
-_EVERYTHING_MODES = {
+EVERYTHING_MODES = {
     "grid": segment_pb2.EVERYTHING_MODE_GRID,
     "proposals": segment_pb2.EVERYTHING_MODE_PROPOSALS,
 }
@@ -90,7 +90,7 @@ class EverythingOptions(Body):
         values = self.model_dump(exclude_none=True, exclude={"max_regions", "mode"})
         options = segment_pb2.EverythingOptions(**values)
         if self.mode is not None:
-            options.mode = _EVERYTHING_MODES[self.mode]
+            options.mode = EVERYTHING_MODES[self.mode]
         if self.max_regions is not None:
             options.selection.max_regions = self.max_regions
         return options

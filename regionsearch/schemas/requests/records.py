@@ -53,7 +53,9 @@ class IngestBody(Body):
     )
     attributes: dict[_AnyText, _AnyText] = Field({}, description="A JSON object of strings, for every image.")
     everything: EverythingOptions | None = Field(
-        None, description="How regions are looked for in every image; absent: as it suits the model."
+        None,
+        description="How regions are looked for in every image; absent: as the collection says, else as it "
+        "suits the model.",
     )
 
     def to_form(self) -> dict[str, Any]:
@@ -169,6 +171,11 @@ class CollectionBody(Body):
     )
     binary_codes: BinaryCodesBody | None = Field(
         None, description="Absent: vectors are compared as they are."
+    )
+    everything: EverythingOptions | None = Field(
+        None,
+        description="How regions of its images are looked for where an ingest does not say; absent: as it "
+        "suits the model.",
     )
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from pydantic import Field
+from google.protobuf.json_format import MessageToDict
+from pydantic import ConfigDict, Field
 from pydantic.json_schema import SkipJsonSchema
 
 from regionsearch.errors import from_status
+from regionsearch.schemas.requests.inference import EVERYTHING_MODES, EverythingOptions
 from regionsearch.schemas.responses.values import Model, Response
-from regionsearch.v1 import region_search_pb2, search_pb2
+from regionsearch.v1 import region_search_pb2, search_pb2, segment_pb2
 
 
 class BinaryCodes(Response):
@@ -29,6 +31,21 @@ class BinaryCodes(Response):
         return cls(method=method, bits=codes.bits, rerank_factor=codes.rerank_factor)
 
 
+class EverythingDefaults(EverythingOptions):
+    """Options of everything mode that a collection keeps."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)  # as of every answer
+
+    @classmethod
+    def from_proto(cls, options: segment_pb2.EverythingOptions) -> EverythingDefaults:
+        """Converts the contract's message, which is not checked again."""
+        values = MessageToDict(options, preserving_proto_field_name=True)  # with floats as they were written
+        modes = {number: mode for mode, number in EVERYTHING_MODES.items()}
+        values |= {"mode": modes.get(options.mode), "max_regions": options.selection.max_regions or None}
+        known = {name: value for name, value in values.items() if name in cls.model_fields}
+        return EverythingDefaults.model_construct(**known)
+
+
 class Collection(Response):
     """A named set of images and vectors of one model."""
 
@@ -39,6 +56,9 @@ class Collection(Response):
     record_count: int = Field(description="Vectors in it: of regions and of whole images.")
     binary_codes: BinaryCodes | None = Field(None, description="Null: vectors are compared as they are.")
     replaces: str = Field("", description="The collection whose name it is going to take (reindex).")
+    everything: EverythingDefaults | None = Field(
+        None, description="How regions of its images are looked for where an ingest does not say."
+    )
 
     @classmethod
     def from_proto(cls, collection: search_pb2.Collection) -> Collection:
@@ -52,6 +72,9 @@ class Collection(Response):
             record_count=collection.record_count,
             binary_codes=BinaryCodes.from_proto(codes) if codes.method else None,
             replaces=collection.replaces,
+            everything=EverythingDefaults.from_proto(collection.everything)
+            if collection.HasField("everything")
+            else None,
         )
 
 

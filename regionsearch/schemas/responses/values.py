@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import PIL.Image
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from regionsearch.masks import decode_rle
-from regionsearch.v1 import types_pb2
+from regionsearch.v1 import segment_pb2, types_pb2
 
 
 class Response(BaseModel):
@@ -90,10 +90,31 @@ class Model(Response):
         )
 
 
+class SegmenterModel(Model):
+    """A segmenter, and what its prompts mean."""
+
+    prompts_choose: bool = Field(
+        False, description="Points and boxes choose among the masks that it finds by itself, as FastSAM's do."
+    )
+    everything_mode: Literal["grid", "proposals"] = Field(
+        "grid", description="Where it looks for all objects, unless a request says."
+    )
+
+    @classmethod
+    def from_answer(cls, answer: segment_pb2.SegmentServiceGetModelResponse) -> SegmenterModel:
+        """Converts the contract's message."""
+        proposes = answer.everything_defaults.mode == segment_pb2.EVERYTHING_MODE_PROPOSALS
+        return cls(
+            **Model.from_proto(answer.model).model_dump(),
+            prompts_choose=answer.prompts_choose,
+            everything_mode="proposals" if proposes else "grid",
+        )
+
+
 class Models(Response):
     """The models that are served now."""
 
-    segmenter: Model = Field(description="What cuts images into regions.")
+    segmenter: SegmenterModel = Field(description="What cuts images into regions.")
     embedder: Model = Field(description="What makes vectors.")
     searcher: dict[str, Any] = Field(description="Its engine and the bytes it has on disk.")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
 
 import numpy as np
 
@@ -21,46 +20,24 @@ from services.searcher.milvus.tables import (
     NO_VECTOR,
     Placement,
 )
-from services.searcher.types import (
-    CodeMethod,
-    CodeSpec,
-    Collection,
-    Level,
-    ModelIdentity,
-    Record,
-    RleMask,
-    StoredImage,
-)
+from services.searcher.types import Collection, Level, Record, RleMask, StoredImage
 
 _JSON_BYTES = 65_536  # of one field, as Milvus has it
 
 
 def collection_row(collection: Collection) -> Row:
     """A collection for the registry."""
-    codes = collection.codes
-    body = {
-        "model": asdict(collection.model),
-        "codes": None if codes is None else {**asdict(codes), "method": codes.method.value},
-        "layout": LAYOUT,
-    }
     return {
         "name": collection.name,
         "created_ms": collection.created_ms,
-        "body": body,
+        "body": {**collection.spec, "layout": LAYOUT},
         "vector": NO_VECTOR,
     }
 
 
 def collection_of(row: Row) -> Collection:
     """A collection from the registry, without counts."""
-    body = row["body"]
-    codes = body["codes"]
-    return Collection(
-        row["name"],
-        ModelIdentity(**body["model"]),
-        CodeSpec(**{**codes, "method": CodeMethod(codes["method"])}) if codes else None,
-        row["created_ms"],
-    )
+    return Collection.from_spec(row["name"], row["body"], row["created_ms"])
 
 
 def image_row(image: StoredImage) -> Row:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from dataclasses import asdict
-from typing import Any
 
 from regionsearch.errors import Kind, RegionSearchError, not_found
 from services.searcher.embedded.store import faults
@@ -24,7 +22,7 @@ def create_collection(connection: sqlite3.Connection, collection: Collection) ->
     Raises:
         RegionSearchError: ALREADY_EXISTS.
     """
-    text = _spec(collection)
+    text = json.dumps(collection.spec)
     checksum = faults.of_values(collection.name, text, collection.created_ms, None)
     try:
         row = connection.execute(
@@ -37,17 +35,6 @@ def create_collection(connection: sqlite3.Connection, collection: Collection) ->
             Kind.ALREADY_EXISTS, f"there is a collection {collection.name!r} already", field="name"
         ) from error
     return int(row[0])
-
-
-def _spec(collection: Collection) -> str:
-    codes = collection.codes
-    spec: dict[str, Any] = {
-        "model": asdict(collection.model),
-        "codes": None if codes is None else {**asdict(codes), "method": codes.method.value},
-    }
-    if collection.replaces:
-        spec["replaces"] = collection.replaces
-    return json.dumps(spec)
 
 
 class RenamedError(Exception):
@@ -82,7 +69,7 @@ def rename_collection(connection: sqlite3.Connection, collection_rowid: int, ren
     created_ms, codec = connection.execute(
         "SELECT created_ms, codec FROM collection WHERE id = ?", (collection_rowid,)
     ).fetchone()
-    text = _spec(renamed)
+    text = json.dumps(renamed.spec)
     checksum = faults.of_values(renamed.name, text, created_ms, codec)
     try:
         connection.execute(

@@ -15,17 +15,7 @@ from services.searcher.embedded.store import faults
 from services.searcher.embedded.store.lookups import LISTED, json_array, json_names
 from services.searcher.metrics import DAMAGED_ROWS
 from services.searcher.response_budget import UNLIMITED, ResponseBudget
-from services.searcher.types import (
-    CodeMethod,
-    CodeSpec,
-    Collection,
-    Level,
-    ModelIdentity,
-    Record,
-    RleMask,
-    StoredImage,
-    Upsert,
-)
+from services.searcher.types import Collection, Level, Record, RleMask, StoredImage, Upsert
 
 IMAGE_VALUES = (
     "collection, image_id, name, width, height, content_type, size_bytes, tags, attributes, created_ms, place"
@@ -78,7 +68,7 @@ def collections(connection: sqlite3.Connection) -> list[tuple[int, Collection, b
         what = f"collection {name!r}"
         faults.require(checksum, faults.of_values(name, spec, created_ms, codec), what)
         try:
-            collection = _collection(name, spec, created_ms, image_count, record_count)
+            collection = Collection.from_spec(name, json.loads(spec), created_ms, image_count, record_count)
         except (KeyError, TypeError, ValueError) as error:
             raise faults.DamagedRowError(f"the description of {what} cannot be decoded") from error
         found.append((number, collection, codec))
@@ -285,20 +275,6 @@ def report_damage(error: faults.DamagedRowError) -> None:
     """Counts and logs a damaged row that is left out of a list."""
     DAMAGED_ROWS.inc()
     _log.error("a damaged row is left out of a list: restore a sound snapshot", row=str(error))
-
-
-def _collection(name: str, spec: str, created_ms: int, image_count: int, record_count: int) -> Collection:
-    fields = json.loads(spec)
-    codes = fields["codes"]
-    return Collection(
-        name=name,
-        model=ModelIdentity(**fields["model"]),
-        codes=CodeSpec(**{**codes, "method": CodeMethod(codes["method"])}) if codes else None,
-        created_ms=created_ms,
-        image_count=image_count,
-        record_count=record_count,
-        replaces=fields.get("replaces", ""),
-    )
 
 
 def _image(row: Sequence[Any]) -> StoredImage:
