@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import enum
 import ipaddress
+from dataclasses import dataclass
 
+from gateway.rights import UNLIMITED, Rights, Scope
 from gateway.settings import GatewaySettings
 from regionsearch.rpc.calls import caller_name
 from services.runtime.auth import ApiKeys, RateLimit, refuse_scope
@@ -12,27 +13,35 @@ from services.runtime.auth import ApiKeys, RateLimit, refuse_scope
 _ANONYMOUS_BURST_S = 10  # that many seconds' worth at once: a page full of thumbnails is not an attack
 
 
-class Scope(enum.IntEnum):
-    """What a key allows; each includes those before it."""
-
-    READ = 1
-    WRITE = 2
-    ADMIN = 3
+_BY_PREFIX = {
+    "read:": frozenset({Scope.SEARCH}),
+    "write:": frozenset({Scope.SEARCH, Scope.WRITE, Scope.DELETE}),
+}
 
 
-_PREFIXES = {"read:": Scope.READ, "write:": Scope.WRITE}
+def scopes_of(key: str) -> frozenset[Scope]:
+    """The scopes that one of `api_keys` has by its prefix; a key without one allows everything."""
+    return next((s for prefix, s in _BY_PREFIX.items() if key.startswith(prefix)), frozenset(Scope))
 
 
-def scope_of(key: str) -> Scope:
-    """The scope that a key carries in its prefix; a key without one allows everything."""
-    return next((scope for prefix, scope in _PREFIXES.items() if key.startswith(prefix)), Scope.ADMIN)
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who makes a request: the name by which it has its share of the services' time, and its rights."""
+
+    name: str
+    rights: Rights
 
 
 class Access:
     """Checks keys, scopes and rates."""
 
     def __init__(self, settings: GatewaySettings) -> None:
-        self._keys = ApiKeys(settings.api_keys)
+        plain = (key.get_secret_value() for key in settings.api_keys)
+        self._rights = {key: Rights(scopes_of(key)) for key in plain}
+        for one in settings.keys:
+            collections = frozenset(one.collections) if one.collections else None
+            self._rights[one.key.get_secret_value()] = Rights(frozenset(one.scopes), collections)
+        self._keys = ApiKeys(self._rights)
         self._proxies = settings.trusted_proxies
         limits = settings.limits
         self._rate: RateLimit | None = None
@@ -59,7 +68,7 @@ class Access:
                 break
         return peer
 
-    def check(self, needed: Scope, authorization: str | None, api_key: str | None, address: str) -> str:
+    def check(self, needed: Scope, authorization: str | None, api_key: str | None, address: str) -> Caller:
         """Lets a request through or raises.
 
         Args:
@@ -68,19 +77,17 @@ class Access:
             api_key: Header ``x-api-key``.
             address: The caller's address, which identifies it if there are no keys.
 
-        Returns:
-            The caller's name, by which it has its share of the services' time.
-
         Raises:
             RegionSearchError: UNAUTHENTICATED, PERMISSION_DENIED, or OVERLOADED over the rate.
         """
         key = self._keys.check(authorization, api_key, address)
-        if self._keys and scope_of(key) < needed:
-            raise refuse_scope(key, address, needed.name.lower(), scope_of(key).name.lower())
-        caller = caller_name(key, address)
+        rights = self._rights.get(key, UNLIMITED)
+        if not rights.allow(needed):
+            raise refuse_scope(key, address, needed, sorted(rights.scopes))
+        name = caller_name(key, address)
         if self._rate is not None:
-            self._rate.take(caller)
-        return caller
+            self._rate.take(name)
+        return Caller(name, rights)
 
 
 def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:

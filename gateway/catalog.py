@@ -12,6 +12,7 @@ import structlog
 
 from gateway.image_records import ASKED_AT_ONCE, ImageRecords
 from gateway.image_store import ImageStore
+from gateway.rights import require_creatable, require_visible, rights
 from gateway.service_clients import (
     Embedder,
     Services,
@@ -158,6 +159,7 @@ class Catalog:
         Raises:
             RegionSearchError: ALREADY_EXISTS, or INVALID_ARGUMENT for a name that cannot be one.
         """
+        require_creatable(name)
         services = self._services
         request = search_pb2.CreateCollectionRequest(
             name=name,
@@ -185,6 +187,7 @@ class Catalog:
         Raises:
             RegionSearchError: NOT_FOUND.
         """
+        require_visible(name)
         reader = self._services.reader
         request = search_pb2.GetCollectionRequest(name=name or DEFAULT)
         try:
@@ -219,6 +222,7 @@ class Catalog:
         Raises:
             RegionSearchError: NOT_FOUND, and those of the work.
         """
+        require_visible(name)
         known = self._collections.get(name or DEFAULT)
         try:
             if known is not None:
@@ -250,12 +254,25 @@ class Catalog:
         self._collections.forget(name)
 
     async def list(self, page_size: int, page_token: str) -> search_pb2.ListCollectionsResponse:
-        """Collections by name."""
+        """Collections by name: those that the caller may see."""
+        if (names := rights().collections) is not None:  # few, on one page
+            return search_pb2.ListCollectionsResponse(
+                collections=[one for name in sorted(names) if (one := await self._find(name)) is not None]
+            )
         reader = self._services.reader
         request = search_pb2.ListCollectionsRequest(
             page_size=min(page_size, self._max_page_size), page_token=page_token
         )
         return await reader.call(reader.stub.ListCollections, request)
+
+    async def _find(self, name: str) -> search_pb2.Collection | None:
+        """A collection, None where there is no such."""
+        try:
+            return await self.get(name)
+        except RegionSearchError as error:
+            if error.kind is not Kind.NOT_FOUND:
+                raise
+            return None
 
     async def has_images(self) -> bool:
         """Whether there is any image in any collection."""

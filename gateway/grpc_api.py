@@ -11,9 +11,9 @@ from typing import Any
 import structlog
 from google.protobuf.message import Message
 
-from gateway.access import Scope
 from gateway.core import Gateway
 from gateway.records import IdempotencyKey, checked_key
+from gateway.rights import Scope, having
 from regionsearch.errors import too_large
 from regionsearch.rpc.calls import calling_for, deadline, peer_address
 from regionsearch.v1 import region_search_pb2 as pb
@@ -47,11 +47,16 @@ class RegionSearchServicer(region_search_pb2_grpc.RegionSearchServiceServicer):
         caller = access.check(needed, metadata.get("authorization"), metadata.get("x-api-key"), address)
         begin = time.perf_counter()
         try:
-            with calling_for(caller), deadline(context.time_remaining()), deadline(limit_s):
+            with (
+                having(caller.rights),
+                calling_for(caller.name),
+                deadline(context.time_remaining()),
+                deadline(limit_s),
+            ):
                 yield metadata
         finally:  # as for requests over HTTP; how it ended is in the metrics
             seconds = round(time.perf_counter() - begin, 4)
-            _log.info("call", address=address, caller=caller, seconds=seconds)
+            _log.info("call", address=address, caller=caller.name, seconds=seconds)
 
     async def IngestImage(self, request: pb.IngestImageRequest, context: _Context) -> pb.IngestImageResponse:
         with self._call(context, Scope.WRITE, None) as metadata:
@@ -92,7 +97,7 @@ class RegionSearchServicer(region_search_pb2_grpc.RegionSearchServiceServicer):
     async def Search(
         self, request: pb.RegionSearchServiceSearchRequest, context: _Context
     ) -> pb.RegionSearchServiceSearchResponse:
-        with self._call(context, Scope.READ, self._gateway.settings.timeouts.query_s):
+        with self._call(context, Scope.SEARCH, self._gateway.settings.timeouts.query_s):
             answer = (await self._gateway.search.search(request)).to_proto()
             self._check_size(answer, "page_size", "ask for fewer hits, or leave include_masks out")
             return answer
@@ -100,7 +105,7 @@ class RegionSearchServicer(region_search_pb2_grpc.RegionSearchServiceServicer):
     async def Scroll(
         self, request: pb.RegionSearchServiceScrollRequest, context: _Context
     ) -> pb.RegionSearchServiceScrollResponse:
-        with self._call(context, Scope.READ, self._gateway.settings.timeouts.query_s):
+        with self._call(context, Scope.SEARCH, self._gateway.settings.timeouts.query_s):
             page = await self._gateway.catalog.images.scroll(request)
             return pb.RegionSearchServiceScrollResponse(
                 records=page.records, images=page.images, next_page_token=page.next_page_token, seq=page.seq
@@ -109,7 +114,7 @@ class RegionSearchServicer(region_search_pb2_grpc.RegionSearchServiceServicer):
     async def Count(
         self, request: pb.RegionSearchServiceCountRequest, context: _Context
     ) -> pb.RegionSearchServiceCountResponse:
-        with self._call(context, Scope.READ, self._gateway.settings.timeouts.query_s):
+        with self._call(context, Scope.SEARCH, self._gateway.settings.timeouts.query_s):
             found = await self._gateway.catalog.images.count(request)
             return pb.RegionSearchServiceCountResponse(
                 record_count=found.record_count,
@@ -121,7 +126,7 @@ class RegionSearchServicer(region_search_pb2_grpc.RegionSearchServiceServicer):
     async def SearchWithin(
         self, request: pb.SearchWithinRequest, context: _Context
     ) -> pb.SearchWithinResponse:
-        with self._call(context, Scope.READ, self._gateway.settings.timeouts.query_s):
+        with self._call(context, Scope.SEARCH, self._gateway.settings.timeouts.query_s):
             answer = await self._gateway.within.search(request)
             field = request.WhichOneof("source") or "image"
             self._check_size(answer, field, "search in a smaller image, or set include_masks to false")
@@ -133,19 +138,19 @@ class RegionSearchServicer(region_search_pb2_grpc.RegionSearchServiceServicer):
             return pb.UpdateImageResponse(image=image, seq=seq)
 
     async def DeleteImage(self, request: pb.DeleteImageRequest, context: _Context) -> pb.DeleteImageResponse:
-        with self._call(context, Scope.WRITE, self._gateway.settings.timeouts.query_s):
+        with self._call(context, Scope.DELETE, self._gateway.settings.timeouts.query_s):
             seq = await self._gateway.catalog.images.delete(request.collection, request.image_id)
             return pb.DeleteImageResponse(seq=seq)
 
     async def CheckImages(self, request: pb.CheckImagesRequest, context: _Context) -> pb.CheckImagesResponse:
-        with self._call(context, Scope.READ, self._gateway.settings.timeouts.query_s):
+        with self._call(context, Scope.SEARCH, self._gateway.settings.timeouts.query_s):
             images = await self._gateway.catalog.images.stored(request.collection, request.image_ids)
             return pb.CheckImagesResponse(images=images)
 
     async def ListImages(
         self, request: pb.RegionSearchServiceListImagesRequest, context: _Context
     ) -> pb.RegionSearchServiceListImagesResponse:
-        with self._call(context, Scope.READ, self._gateway.settings.timeouts.query_s):
+        with self._call(context, Scope.SEARCH, self._gateway.settings.timeouts.query_s):
             page = await self._gateway.catalog.images.list(
                 request.collection,
                 request.page_size,
@@ -165,7 +170,7 @@ class RegionSearchServicer(region_search_pb2_grpc.RegionSearchServiceServicer):
             )
 
     async def GetReindex(self, request: pb.GetReindexRequest, context: _Context) -> pb.GetReindexResponse:
-        with self._call(context, Scope.READ, self._gateway.settings.timeouts.query_s):
+        with self._call(context, Scope.SEARCH, self._gateway.settings.timeouts.query_s):
             return pb.GetReindexResponse(reindex=await self._gateway.reindexer.status(request.collection))
 
     async def CancelReindex(

@@ -16,6 +16,7 @@ import structlog
 
 from gateway.catalog import Catalog
 from gateway.ingest import Ingester
+from gateway.rights import NEXT, PREVIOUS
 from gateway.service_clients import (
     Services,
     describe,
@@ -30,7 +31,6 @@ from regionsearch.tensors import tensor_to_proto
 from regionsearch.v1 import region_search_pb2 as pb
 from regionsearch.v1 import search_pb2, types_pb2
 
-NEXT, PREVIOUS = "--next", "--previous"
 _PAGE = 256  # images that are compared at once
 _AT_ONCE = 4  # images that are embedded at once
 _FEW = 16  # images that may differ when writes are held for the last of them

@@ -58,7 +58,7 @@ def _warn_if_open(settings: GatewaySettings) -> None:
     """Says so where others may do as they like."""
     hosts = {settings.host, settings.http_host or settings.host}
     open_to = sorted(host for host in hosts if not _is_loopback(host))
-    if open_to and not settings.api_keys:
+    if open_to and not settings.has_keys:
         _log.warning(
             "open to everybody who reaches it: without api_keys anyone may read, add and delete everything",
             hosts=open_to,

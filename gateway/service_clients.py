@@ -14,6 +14,7 @@ import grpc
 import structlog
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from gateway.rights import require_visible
 from gateway.settings import GatewaySettings
 from regionsearch.errors import Kind, RegionSearchError
 from regionsearch.rpc.calls import (
@@ -99,6 +100,7 @@ class ServiceClient:
         Raises:
             RegionSearchError: The service's error, or one that names the service if it did not answer.
         """
+        self._check(request)
         left = remaining()
         policy = CallPolicy(
             timeout_s=60.0 if left is None else max(0.001, left * deadline_fraction),
@@ -119,6 +121,9 @@ class ServiceClient:
             raise
         self._answered(answer)
         return answer
+
+    def _check(self, request: object) -> None:
+        """Refuses what the surrounding request has no right to."""
 
     def _metadata(self) -> Metadata:
         """The headers of a call."""
@@ -146,13 +151,19 @@ class ServiceClient:
 class SearcherClient(ServiceClient):
     """The searcher that writes, or those that reads are spread over.
 
-    Reads say which write this gateway has seen, so that a read replica that lacks it waits a moment for it.
+    Reads say which write this gateway has seen, so that a read replica that lacks it waits a moment for it. A
+    collection that the caller may not see is not asked about: it is NOT_FOUND.
     """
 
     def __init__(self, target: str, settings: GatewaySettings, seen: SeenWrites) -> None:
         super().__init__("searcher", target, "regionsearch.v1.SearchService", settings)
         self.stub = search_pb2_grpc.SearchServiceStub(self.channel)
         self._seen = seen
+
+    def _check(self, request: object) -> None:
+        name = getattr(request, "collection", "") or getattr(request, "name", "")
+        if name:
+            require_visible(name)
 
     def _metadata(self) -> Metadata:
         return (*super()._metadata(), (SEEN_HEADER, str(self._seen.seq)))

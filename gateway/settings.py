@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, ClassVar
 
-from pydantic import Field, IPvAnyNetwork, SecretStr, field_validator
+from pydantic import Field, IPvAnyNetwork, SecretStr, field_validator, model_validator
 from pydantic_settings import NoDecode
 
+from gateway.rights import Scope
 from regionsearch.images import ImageLimits
 from regionsearch.schemas.requests.records import CropPolicyName
 from regionsearch.texts import MetadataLimits
@@ -148,11 +149,26 @@ class SweepSettings(SettingsPart):
     )
 
 
+class KeySettings(SettingsPart):
+    """An API key and its rights."""
+
+    key: SecretStr = Field(description="What callers send.")
+    scopes: tuple[Scope, ...] = Field(
+        min_length=1,
+        description="search: look, search and count. write: add images, change names, tags and attributes. "
+        "delete: delete images. admin: everything, creating, deleting and moving collections included.",
+    )
+    collections: tuple[str, ...] = Field(
+        (), description="The only collections that it may see; others are unknown to it. Absent: all."
+    )
+
+
 class GatewaySettings(ServiceSettings):
     """The gateway process.
 
-    An API key that begins with ``read:`` may look and search, one that begins with ``write:`` may also add
-    and delete images; every other key may do everything. The prefix is part of the key.
+    One of `api_keys` that begins with ``read:`` may look and search, one that begins with ``write:`` may also
+    add, change and delete images; every other may do everything. The prefix is part of the key. `keys` have
+    rights of their own.
     """
 
     process: ClassVar[str] = "gateway"
@@ -178,6 +194,11 @@ class GatewaySettings(ServiceSettings):
         "",
         description="Searchers that searches and look-ups are spread over, in the same form: the one that "
         "writes, as named by `searcher`, and its read replicas. Empty: that one alone.",
+    )
+    keys: tuple[KeySettings, ...] = Field(
+        (),
+        description="API keys with scopes and collections, in addition to api_keys, as JSON: "
+        '[{"key": "…", "scopes": ["search", "write"], "collections": ["holiday"]}].',
     )
     backend_tls: ClientTlsSettings = ClientTlsSettings()
     backend_api_key: SecretStr | None = Field(None, description="Sent to the services.")
@@ -228,6 +249,24 @@ class GatewaySettings(ServiceSettings):
         description="Addresses or networks (10.0.0.0/8) of proxies whose X-Forwarded-For is trusted. "
         "Separated by commas.",
     )
+
+    @field_validator("keys")
+    @classmethod
+    def _sendable(cls, keys: tuple[KeySettings, ...]) -> tuple[KeySettings, ...]:
+        cls._sendable_keys(tuple(one.key for one in keys))
+        return keys
+
+    @model_validator(mode="after")
+    def _different(self) -> GatewaySettings:
+        every = [key.get_secret_value() for key in (*self.api_keys, *(one.key for one in self.keys))]
+        if len(set(every)) < len(every):
+            raise ValueError("an API key is given twice: its rights would not be clear")
+        return self
+
+    @property
+    def has_keys(self) -> bool:
+        """Whether callers need a key."""
+        return bool(self.api_keys or self.keys)
 
     @field_validator("cors_origins", "allowed_hosts", "trusted_proxies", mode="before")
     @classmethod

@@ -7,8 +7,9 @@ from typing import Any
 
 from fastapi import Depends, Request
 
-from gateway.access import Scope
+from gateway.access import Caller
 from gateway.core import Gateway
+from gateway.rights import Scope, having
 from regionsearch.errors import RegionSearchError
 from regionsearch.rpc.calls import calling_for, deadline
 
@@ -24,7 +25,11 @@ def needs(gateway: Gateway, scope: Scope, *, timed: bool = True) -> Any:
 
     async def check(request: Request) -> AsyncIterator[None]:
         caller = _check(gateway, request, scope)
-        with calling_for(caller), deadline(gateway.settings.timeouts.query_s if timed else None):
+        with (
+            having(caller.rights),
+            calling_for(caller.name),
+            deadline(gateway.settings.timeouts.query_s if timed else None),
+        ):
             yield
 
     return Depends(check)
@@ -32,20 +37,20 @@ def needs(gateway: Gateway, scope: Scope, *, timed: bool = True) -> Any:
 
 def is_known(gateway: Gateway, request: Request) -> bool:
     """Whether a caller may be told what goes on inside: it has a key that may read, or there are no keys."""
-    if not gateway.settings.api_keys:
+    if not gateway.settings.has_keys:
         return True
     if not {"authorization", "x-api-key"}.intersection(request.headers):
         return False
     try:
-        _check(gateway, request, Scope.READ)
+        _check(gateway, request, Scope.SEARCH)
     except RegionSearchError:
         return False
     return True
 
 
-def _check(gateway: Gateway, request: Request, scope: Scope) -> str:
+def _check(gateway: Gateway, request: Request, scope: Scope) -> Caller:
     headers = request.headers
     address = request.client.host if request.client else ""
     caller = gateway.access.check(scope, headers.get("authorization"), headers.get("x-api-key"), address)
-    request.state.caller = caller  # for the log
+    request.state.caller = caller.name  # for the log
     return caller

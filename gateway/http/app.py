@@ -52,7 +52,7 @@ def create_app(gateway: Gateway, health: GatewayHealth) -> ASGIApp:
             {"name": "service"},
         ],
     )
-    openapi.install(app, keys=bool(gateway.settings.api_keys))
+    openapi.install(app, keys=gateway.settings.has_keys)
     routes_service.install_pages(app)
     routers = [
         *(m.router(gateway) for m in (routes_collections, routes_ingest, routes_images, routes_query)),

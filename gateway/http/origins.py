@@ -29,7 +29,7 @@ class OriginCheck:
         self._origins = frozenset(settings.cors_origins)
         hosts = settings.allowed_hosts
         # Whoever comes under a wrong name has no key: the page that keeps one belongs to the right name.
-        self._any_host = "*" in hosts or bool(settings.api_keys and not hosts)
+        self._any_host = "*" in hosts or bool(settings.has_keys and not hosts)
         known = (*hosts, settings.host, settings.http_host or "")
         self._hosts = frozenset(host.lower().strip("[]") for host in known if host)
 

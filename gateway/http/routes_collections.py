@@ -7,12 +7,12 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse, Response
 
-from gateway.access import Scope
 from gateway.core import Gateway
 from gateway.http.access import needs
 from gateway.http.body_parser import read_body
 from gateway.http.conditional import json_with_etag
 from gateway.http.openapi import body_of
+from gateway.rights import Scope
 from gateway.settings import crop_policy_value
 from regionsearch.schemas.requests.records import CollectionBody, Page, ReindexBody
 from regionsearch.schemas.responses.records import Collection, CollectionPage, Reindex
@@ -22,7 +22,7 @@ def router(gateway: Gateway) -> APIRouter:
     """The routes of collections."""
     routes = APIRouter(prefix="/v1/collections", tags=["collections"])
     catalog = gateway.catalog
-    read, admin = [needs(gateway, Scope.READ)], [needs(gateway, Scope.ADMIN)]
+    read, admin = [needs(gateway, Scope.SEARCH)], [needs(gateway, Scope.ADMIN)]
 
     @routes.post(
         "",

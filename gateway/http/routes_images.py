@@ -11,12 +11,12 @@ from fastapi import APIRouter, Header, Query, Request
 from fastapi.responses import JSONResponse, Response
 
 from gateway import coco, render
-from gateway.access import Scope
 from gateway.core import Gateway
 from gateway.http.access import needs
 from gateway.http.body_parser import read_body
 from gateway.http.conditional import CHANGED, changed, check_if_match, etag_of, image_response, json_with_etag
 from gateway.http.openapi import IMAGE, body_of
+from gateway.rights import Scope
 from regionsearch.errors import Kind, RegionSearchError
 from regionsearch.images.metadata import LOSSLESS, without_metadata
 from regionsearch.schemas.requests.records import ImageChangeBody, ImageIdsBody
@@ -62,7 +62,7 @@ def router(gateway: Gateway) -> APIRouter:
     """The routes of stored images."""
     routes = APIRouter(prefix="/v1/collections/{collection}/images", tags=["images"])
     images = gateway.catalog.images
-    read, write = [needs(gateway, Scope.READ)], [needs(gateway, Scope.WRITE)]
+    read, write = [needs(gateway, Scope.SEARCH)], [needs(gateway, Scope.WRITE)]
 
     async def matching(
         collection: str, image_id: str, request: Request, if_match: str | None
@@ -136,7 +136,7 @@ def router(gateway: Gateway) -> APIRouter:
         status_code=204,
         response_class=Response,
         responses=CHANGED,
-        dependencies=write,
+        dependencies=[needs(gateway, Scope.DELETE)],
     )
     async def delete_image(
         collection: str, image_id: str, request: Request, if_match: IfMatch = None

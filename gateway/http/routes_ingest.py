@@ -14,7 +14,6 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.datastructures import FormData, UploadFile
 
-from gateway.access import Scope
 from gateway.core import Gateway
 from gateway.http.access import needs
 from gateway.http.body_parser import read_form
@@ -23,6 +22,7 @@ from gateway.http.openapi import form_of
 from gateway.http.problems import STATUS, problem
 from gateway.ingest import count_failure
 from gateway.records import IdempotencyKey, checked_key, clean_name
+from gateway.rights import Scope
 from regionsearch.errors import Kind, RegionSearchError, invalid, too_large
 from regionsearch.rpc.calls import gather_or_cancel
 from regionsearch.schemas.requests.records import IngestBody

@@ -13,13 +13,13 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse, Response
 
 from gateway import coco, render
-from gateway.access import Scope
 from gateway.core import Gateway
 from gateway.http.access import needs
 from gateway.http.body_parser import read_body
 from gateway.http.openapi import IMAGE, body_of
 from gateway.prompt_resolver import merged_mask, select_stored
 from gateway.records import clean_name
+from gateway.rights import Scope
 from gateway.service_clients import remap_error_field
 from gateway.within import region_of
 from regionsearch.errors import RegionSearchError, invalid, not_found
@@ -54,7 +54,7 @@ Form = Annotated[
 
 def router(gateway: Gateway) -> APIRouter:
     """The routes that look for something."""
-    routes = APIRouter(tags=["search"], dependencies=[needs(gateway, Scope.READ)])
+    routes = APIRouter(tags=["search"], dependencies=[needs(gateway, Scope.SEARCH)])
     limits = gateway.settings.limits
 
     @routes.post(

@@ -12,10 +12,10 @@ from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Res
 from fastapi.staticfiles import StaticFiles
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from gateway.access import Scope
 from gateway.core import Gateway, GatewayHealth
 from gateway.http.access import is_known, needs
 from gateway.http.page import PageFiles, page
+from gateway.rights import Scope
 from regionsearch.schemas.responses.values import Model, Models, Readiness, SegmenterModel, ServiceState
 from regionsearch.v1 import search_pb2, segment_pb2
 
@@ -91,7 +91,7 @@ def router(gateway: Gateway, health: GatewayHealth) -> APIRouter:
         return JSONResponse(answer, 200 if ready else 503, {"Cache-Control": "no-store"})
 
     @routes.get(
-        "/v1/models", summary="Models", response_model=Models, dependencies=[needs(gateway, Scope.READ)]
+        "/v1/models", summary="Models", response_model=Models, dependencies=[needs(gateway, Scope.SEARCH)]
     )
     async def models() -> Response:
         """What the services serve now."""

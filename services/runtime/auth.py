@@ -6,7 +6,7 @@ import hmac
 import math
 import time
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import structlog
 from prometheus_client import Counter
@@ -74,14 +74,15 @@ class ApiKeys:
         return given
 
 
-def refuse_scope(key: str, address: str, needed: str, own: str) -> RegionSearchError:
+def refuse_scope(key: str, address: str, needed: str, own: Sequence[str]) -> RegionSearchError:
     """The error for a valid key that lacks a scope."""
     _REFUSED.labels("scope").inc()
     _log.warning(
         "API key without the scope", caller=caller_name(key, address), address=address, needed=needed
     )
     return RegionSearchError(
-        Kind.PERMISSION_DENIED, f"this needs a key with the scope {needed}; the key's is {own}"
+        Kind.PERMISSION_DENIED,
+        f"this needs an API key with the scope {needed}; the one that was sent has {' and '.join(own)}",
     )
 
 

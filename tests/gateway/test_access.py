@@ -6,25 +6,80 @@ from typing import Any
 
 import pytest
 
-from gateway.access import Access, Scope, scope_of
+from gateway.access import Access, scopes_of
+from gateway.rights import Rights, Scope
 from gateway.server import _warn_if_open
 from gateway.settings import GatewaySettings
 from regionsearch.errors import Kind, RegionSearchError
 
 
 @pytest.mark.parametrize(
-    ("key", "scope"),
-    [("read:x", Scope.READ), ("write:x", Scope.WRITE), ("x", Scope.ADMIN), ("admin:x", Scope.ADMIN)],
+    ("key", "scopes"),
+    [
+        ("read:x", {Scope.SEARCH}),
+        ("write:x", {Scope.SEARCH, Scope.WRITE, Scope.DELETE}),
+        ("x", set(Scope)),
+        ("admin:x", set(Scope)),
+    ],
 )
-def test_the_prefix_of_a_key_is_its_scope(key: str, scope: Scope) -> None:
-    assert scope_of(key) is scope
+def test_the_prefix_of_a_key_is_its_scope(key: str, scopes: set[Scope]) -> None:
+    assert scopes_of(key) == scopes
+
+
+def test_a_declared_key_has_the_scopes_that_it_is_given() -> None:
+    keys = [{"key": "camera", "scopes": ["write"]}, {"key": "boss", "scopes": ["admin"]}]
+    gate = Access(GatewaySettings(keys=keys, api_keys="read:r"))
+    for key, allowed in (
+        ("camera", {Scope.WRITE}),
+        ("boss", set(Scope)),
+        ("read:r", {Scope.SEARCH}),
+    ):
+        for scope in Scope:
+            if scope in allowed:
+                gate.check(scope, None, key, "here")
+                continue
+            with pytest.raises(RegionSearchError, match=f"with the scope {scope};") as caught:
+                gate.check(scope, None, key, "here")
+            assert caught.value.kind is Kind.PERMISSION_DENIED
+
+
+@pytest.mark.parametrize(
+    ("keys", "problem"),
+    [
+        ('[{"key": "a", "scopes": []}]', "scopes"),
+        ('[{"key": "a", "scopes": ["fly"]}]', "scopes"),
+        ('[{"key": "a b", "scopes": ["search"]}]', "header"),
+        ('[{"key": "read:r", "scopes": ["search"]}]', "twice"),
+        ('[{"key": "a", "scopes": ["search"], "collection": "b"}]', "collection"),
+    ],
+)
+def test_a_wrong_declaration_is_refused_at_start(
+    monkeypatch: pytest.MonkeyPatch, keys: str, problem: str
+) -> None:
+    monkeypatch.setenv("REGIONSEARCH_GATEWAY_KEYS", keys)
+    monkeypatch.setenv("REGIONSEARCH_GATEWAY_API_KEYS", "read:r")
+    with pytest.raises(ValueError, match=problem):
+        GatewaySettings()
+
+
+def test_a_key_is_limited_to_its_collections_whatever_becomes_of_them() -> None:
+    limited = Rights(collections=frozenset({"a", "default"}))
+    assert [
+        name for name in ("a", "", "a--next", "a--previous", "b", "ab", "b--next") if limited.show(name)
+    ] == [
+        "a",
+        "",
+        "a--next",
+        "a--previous",
+    ]
+    assert Rights().show("anything")
 
 
 def test_a_prefix_cannot_be_added_or_taken_away() -> None:
     gate = Access(GatewaySettings(api_keys="read:secret,write:other"))
     for forged in ("secret", "write:secret", "admin:secret", "other", "read:other", "", "Bearer"):
         with pytest.raises(RegionSearchError) as caught:
-            gate.check(Scope.READ, f"Bearer {forged}", None, "here")
+            gate.check(Scope.SEARCH, f"Bearer {forged}", None, "here")
         assert caught.value.kind is Kind.UNAUTHENTICATED
     gate.check(Scope.WRITE, None, "write:other", "here")
 
@@ -38,7 +93,7 @@ def ask(gate: Access, times: int, address: str, key: str | None = None) -> int:
     passed = 0
     for _ in range(times):
         try:
-            gate.check(Scope.READ, None, key, address)
+            gate.check(Scope.SEARCH, None, key, address)
             passed += 1
         except RegionSearchError as error:
             assert error.kind is Kind.OVERLOADED and error.retry_after_s  # noqa: PT017

@@ -11,7 +11,9 @@ from typing import Any
 import grpc
 import pytest
 
+from gateway.access import Caller
 from gateway.grpc_api import RegionSearchServicer
+from gateway.rights import UNLIMITED
 from regionsearch.errors import Kind, from_rpc_error
 from regionsearch.v1 import region_search_pb2, types_pb2
 from services.runtime.requests import Load
@@ -43,7 +45,7 @@ def ingest_stream(
     ingester: InstantIngester, *names: str
 ) -> AsyncIterator[region_search_pb2.IngestImagesResponse]:
     settings = SimpleNamespace(limits=SimpleNamespace(max_images_in_work=IN_WORK))
-    access = SimpleNamespace(check=lambda *_: "", address=lambda *_: "")
+    access = SimpleNamespace(check=lambda *_: Caller("", UNLIMITED), address=lambda *_: "")
     gateway = SimpleNamespace(ingester=ingester, settings=settings, access=access)
     servicer = RegionSearchServicer(gateway, Load(10, 1 << 20))  # type: ignore[arg-type]
     context = SimpleNamespace(

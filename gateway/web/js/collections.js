@@ -34,6 +34,7 @@ export class Collections {
     const found = await api.collections().catch(() => []); // the one that is open stays
     this.asking = false;
     for (const { name } of found) this.names.add(name);
+    if (found.length && this.current === HOME.collection && !this.names.has(this.current)) return this.enter(found[0].name); // all that the key may see
     this.show(this.current);
   }
 
