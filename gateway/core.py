@@ -9,6 +9,7 @@ import structlog
 
 from gateway.access import Access
 from gateway.catalog import Catalog
+from gateway.collection_map import CollectionMap
 from gateway.decoder import ImageDecoder, Thumbnails
 from gateway.image_store import ImageStore
 from gateway.ingest import Ingester
@@ -45,6 +46,7 @@ class Gateway:
         self.resolver = PromptResolver(self.services, self.catalog, settings)
         self.encoder = QueryEncoder(self.services, self.catalog, self.resolver, settings)
         self.search = Search(self.services, self.catalog, self.encoder, settings)
+        self.map = CollectionMap(self.services)
         self.within = WithinSearch(self.catalog, self.resolver, self.encoder)
 
     async def readiness(self) -> dict[str, ServiceState]:

@@ -27,7 +27,7 @@ from regionsearch.images import EncodedImage, image_id
 from regionsearch.masks import decode_rle, mask_box
 from regionsearch.prompts import select_by_scores
 from regionsearch.schemas.requests.inference import EmbeddingsBody, SegmentBody
-from regionsearch.schemas.requests.scrolls import CountBody, ScrollBody
+from regionsearch.schemas.requests.scrolls import CountBody, MapBody, ScrollBody
 from regionsearch.schemas.requests.searches import SearchBody, WithinBody
 from regionsearch.schemas.requests.values import OneImage
 from regionsearch.schemas.responses.regions import (
@@ -37,7 +37,7 @@ from regionsearch.schemas.responses.regions import (
     Region,
     SegmentResult,
 )
-from regionsearch.schemas.responses.scrolls import CountResult, ScrollResult
+from regionsearch.schemas.responses.scrolls import CountResult, MapResult, ScrollResult
 from regionsearch.schemas.responses.searches import SearchResult, WithinResult
 from regionsearch.schemas.responses.values import Model
 from regionsearch.tensors import tensor_from_proto
@@ -111,6 +111,23 @@ def router(gateway: Gateway) -> APIRouter:
         body = await read_body(request, CountBody, limits)
         found = await gateway.catalog.images.count(body.to_proto(collection))
         return JSONResponse(CountResult.from_proto(found).model_dump())
+
+    @routes.post(
+        "/v1/collections/{collection}/map",
+        summary="Regions on a plane",
+        response_model=MapResult,
+        openapi_extra=body_of(MapBody, {"max_points": 1000}),
+    )
+    async def collection_map(collection: str, request: Request) -> Response:
+        """Places regions, or whole images, so that what is alike lies together.
+
+        The axes mean nothing, and distances between far points little. A map is kept until something is
+        written.
+        """
+        body = await read_body(request, MapBody, limits)
+        found = await gateway.map.get(body.to_proto(collection))
+        made = await asyncio.to_thread(lambda: MapResult.from_proto(found).model_dump_json())
+        return Response(made, media_type="application/json")
 
     @routes.post(
         "/v1/search-within",

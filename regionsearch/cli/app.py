@@ -32,6 +32,7 @@ for command in (
     managing.mcp,
 ):
     app.command()(command)
+app.command("map")(listing.map_)
 # As they were called before there was `images`.
 app.command(hidden=True)(images.edit)
 app.command(hidden=True)(images.delete)

@@ -1,9 +1,9 @@
-"""`regionsearch scroll` and `count`: what a collection holds, by filter."""
+"""`regionsearch scroll`, `count` and `map`: what a collection holds, by filter."""
 
 from __future__ import annotations
 
 import itertools
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -91,3 +91,32 @@ def count(
         name = facet.get("attribute", "tag")
         rows += [(name, one.value, one.image_count, one.record_count) for one in counts.values]
     print_table(("", "value", "images", "records"), [(*row[:2], str(row[2]), str(row[3])) for row in rows])
+
+
+def map_(
+    collection: CollectionName = COLLECTION,
+    whole: Annotated[bool, typer.Option("--whole", help="Whole images instead of regions.")] = False,
+    tag: Tags = None,
+    where: Where = None,
+    limit: Annotated[
+        int, typer.Option("--limit", "-n", min=1, max=4000, help="Maximum number of points.")
+    ] = 2000,
+    as_json: AsJson = False,
+    url: Url = URL,
+    api_key: ApiKey = None,
+) -> None:
+    """Place regions on a plane so that what is alike lies together."""
+    with connect(url, api_key) as client:
+        level: Literal["region", "image"] = "image" if whole else "region"
+        found = client.map(collection, level=level, filter=filter_of(tag, where), max_points=limit)
+    if as_json:
+        typer.echo(found.model_dump_json(indent=1))
+        return
+    names = {image.image_id: image.name for image in found.images}
+    print_table(
+        ("x", "y", "region", "name"),
+        (
+            (f"{one.x:.4f}", f"{one.y:.4f}", one.region_id or one.image_id, names[one.image_id])
+            for one in found.points
+        ),
+    )

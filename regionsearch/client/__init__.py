@@ -26,6 +26,8 @@ from regionsearch.schemas.responses.scrolls import (
     CountResult,
     FacetCounts,
     FacetValue,
+    MapPoint,
+    MapResult,
     ScrollResult,
     StoredRecord,
 )
@@ -50,6 +52,8 @@ __all__ = [
     "IngestError",
     "IngestProgress",
     "IngestResult",
+    "MapPoint",
+    "MapResult",
     "Mask",
     "Model",
     "Models",

@@ -43,7 +43,7 @@ class Client(Methods):
 
     Args:
         url: Its address: http://, https://, grpc:// or grpcs://. Over gRPC there are ingest, ingest_stream,
-            search, scroll, records, count, within, list_images, images, check_images, update_image,
+            search, scroll, records, count, map, within, list_images, images, check_images, update_image,
             delete_image and ready; the rest is UNIMPLEMENTED there.
         api_key: Sent with every call.
         timeout_s: Longest wait for one answer.

@@ -58,6 +58,7 @@ class Methods(ABC):
     search = _Method(queries.search)
     scroll = _Method(scrolls.scroll)
     count = _Method(scrolls.count)
+    map = _Method(scrolls.map)
     within = _Method(queries.within)
     render = _Method(queries.render)
     segment = _Method(queries.segment)

@@ -1161,6 +1161,103 @@ class RegionSearchServiceScrollResponse(_message.Message):
 Global___RegionSearchServiceScrollResponse: _TypeAlias = RegionSearchServiceScrollResponse  # noqa: Y015
 
 @_typing.final
+class GetMapRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COLLECTION_FIELD_NUMBER: _builtins.int
+    LEVEL_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    MAX_POINTS_FIELD_NUMBER: _builtins.int
+    collection: _builtins.str
+    """Empty: "default"."""
+    level: _search_pb2.Level.ValueType
+    """Unspecified: regions. LEVEL_BOTH is INVALID_ARGUMENT: vectors of regions and of whole images lie apart."""
+    max_points: _builtins.int
+    """The first ones in the order of Scroll, so many: with the embedded engine those of the newest images. 0 means 2000; at
+    most 4000.
+    """
+    @_builtins.property
+    def filter(self) -> _search_pb2.Filter: ...
+    def __init__(
+        self,
+        *,
+        collection: _builtins.str = ...,
+        level: _search_pb2.Level.ValueType = ...,
+        filter: _search_pb2.Filter | None = ...,
+        max_points: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "filter", b"filter", "level", b"level", "max_points", b"max_points"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetMapRequest: _TypeAlias = GetMapRequest  # noqa: Y015
+
+@_typing.final
+class GetMapResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Point(_message.Message):
+        """A place on the unit square. The axes mean nothing, distances between far points little."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        REGION_ID_FIELD_NUMBER: _builtins.int
+        IMAGE_ID_FIELD_NUMBER: _builtins.int
+        BOX_FIELD_NUMBER: _builtins.int
+        X_FIELD_NUMBER: _builtins.int
+        Y_FIELD_NUMBER: _builtins.int
+        region_id: _builtins.str
+        """Empty for a whole image."""
+        image_id: _builtins.str
+        x: _builtins.float
+        y: _builtins.float
+        @_builtins.property
+        def box(self) -> _types_pb2.Box: ...
+        def __init__(
+            self,
+            *,
+            region_id: _builtins.str = ...,
+            image_id: _builtins.str = ...,
+            box: _types_pb2.Box | None = ...,
+            x: _builtins.float = ...,
+            y: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["box", b"box"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["box", b"box", "image_id", b"image_id", "region_id", b"region_id", "x", b"x", "y", b"y"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    POINTS_FIELD_NUMBER: _builtins.int
+    IMAGES_FIELD_NUMBER: _builtins.int
+    TRUNCATED_FIELD_NUMBER: _builtins.int
+    truncated: _builtins.bool
+    """Whether more records pass the filter than there are points."""
+    @_builtins.property
+    def points(self) -> _containers.RepeatedCompositeFieldContainer[Global___GetMapResponse.Point]: ...
+    @_builtins.property
+    def images(self) -> _containers.RepeatedCompositeFieldContainer[_search_pb2.StoredImage]:
+        """The images of these points, each once."""
+
+    def __init__(
+        self,
+        *,
+        points: _abc.Iterable[Global___GetMapResponse.Point] | None = ...,
+        images: _abc.Iterable[_search_pb2.StoredImage] | None = ...,
+        truncated: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["images", b"images", "points", b"points", "truncated", b"truncated"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetMapResponse: _TypeAlias = GetMapResponse  # noqa: Y015
+
+@_typing.final
 class RegionSearchServiceCountRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

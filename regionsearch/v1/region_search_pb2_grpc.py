@@ -65,6 +65,11 @@ class RegionSearchServiceStub:
                 request_serializer=regionsearch_dot_v1_dot_region__search__pb2.RegionSearchServiceCountRequest.SerializeToString,
                 response_deserializer=regionsearch_dot_v1_dot_region__search__pb2.RegionSearchServiceCountResponse.FromString,
                 _registered_method=True)
+        self.GetMap = channel.unary_unary(
+                '/regionsearch.v1.RegionSearchService/GetMap',
+                request_serializer=regionsearch_dot_v1_dot_region__search__pb2.GetMapRequest.SerializeToString,
+                response_deserializer=regionsearch_dot_v1_dot_region__search__pb2.GetMapResponse.FromString,
+                _registered_method=True)
         self.SearchWithin = channel.unary_unary(
                 '/regionsearch.v1.RegionSearchService/SearchWithin',
                 request_serializer=regionsearch_dot_v1_dot_region__search__pb2.SearchWithinRequest.SerializeToString,
@@ -152,6 +157,13 @@ class RegionSearchServiceServicer:
 
     def Count(self, request, context):
         """How many regions and images pass a filter, in all and by tag or attribute; see SearchService.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetMap(self, request, context):
+        """Places regions, or whole images, on a plane so that what is alike lies together.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -245,6 +257,11 @@ def add_RegionSearchServiceServicer_to_server(servicer, server):
                     servicer.Count,
                     request_deserializer=regionsearch_dot_v1_dot_region__search__pb2.RegionSearchServiceCountRequest.FromString,
                     response_serializer=regionsearch_dot_v1_dot_region__search__pb2.RegionSearchServiceCountResponse.SerializeToString,
+            ),
+            'GetMap': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetMap,
+                    request_deserializer=regionsearch_dot_v1_dot_region__search__pb2.GetMapRequest.FromString,
+                    response_serializer=regionsearch_dot_v1_dot_region__search__pb2.GetMapResponse.SerializeToString,
             ),
             'SearchWithin': grpc.unary_unary_rpc_method_handler(
                     servicer.SearchWithin,
@@ -428,6 +445,33 @@ class RegionSearchService:
             '/regionsearch.v1.RegionSearchService/Count',
             regionsearch_dot_v1_dot_region__search__pb2.RegionSearchServiceCountRequest.SerializeToString,
             regionsearch_dot_v1_dot_region__search__pb2.RegionSearchServiceCountResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetMap(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/regionsearch.v1.RegionSearchService/GetMap',
+            regionsearch_dot_v1_dot_region__search__pb2.GetMapRequest.SerializeToString,
+            regionsearch_dot_v1_dot_region__search__pb2.GetMapResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -57,6 +57,8 @@ class RegionSearchServiceStub:
     """Regions and whole images by filter, page by page, without a query; see SearchService."""
     Count: _grpc.UnaryUnaryMultiCallable[_region_search_pb2.RegionSearchServiceCountRequest, _region_search_pb2.RegionSearchServiceCountResponse]
     """How many regions and images pass a filter, in all and by tag or attribute; see SearchService."""
+    GetMap: _grpc.UnaryUnaryMultiCallable[_region_search_pb2.GetMapRequest, _region_search_pb2.GetMapResponse]
+    """Places regions, or whole images, on a plane so that what is alike lies together."""
     SearchWithin: _grpc.UnaryUnaryMultiCallable[_region_search_pb2.SearchWithinRequest, _region_search_pb2.SearchWithinResponse]
     """Scores the regions of one image, stored or sent along, against phrases."""
     UpdateImage: _grpc.UnaryUnaryMultiCallable[_region_search_pb2.UpdateImageRequest, _region_search_pb2.UpdateImageResponse]
@@ -111,6 +113,8 @@ class RegionSearchServiceAsyncStub(RegionSearchServiceStub):
     """Regions and whole images by filter, page by page, without a query; see SearchService."""
     Count: _aio.UnaryUnaryMultiCallable[_region_search_pb2.RegionSearchServiceCountRequest, _region_search_pb2.RegionSearchServiceCountResponse]  # type: ignore[assignment]
     """How many regions and images pass a filter, in all and by tag or attribute; see SearchService."""
+    GetMap: _aio.UnaryUnaryMultiCallable[_region_search_pb2.GetMapRequest, _region_search_pb2.GetMapResponse]  # type: ignore[assignment]
+    """Places regions, or whole images, on a plane so that what is alike lies together."""
     SearchWithin: _aio.UnaryUnaryMultiCallable[_region_search_pb2.SearchWithinRequest, _region_search_pb2.SearchWithinResponse]  # type: ignore[assignment]
     """Scores the regions of one image, stored or sent along, against phrases."""
     UpdateImage: _aio.UnaryUnaryMultiCallable[_region_search_pb2.UpdateImageRequest, _region_search_pb2.UpdateImageResponse]  # type: ignore[assignment]
@@ -192,6 +196,14 @@ class RegionSearchServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_region_search_pb2.RegionSearchServiceCountResponse, _abc.Awaitable[_region_search_pb2.RegionSearchServiceCountResponse]]:
         """How many regions and images pass a filter, in all and by tag or attribute; see SearchService."""
+
+    @_abc_1.abstractmethod
+    def GetMap(
+        self,
+        request: _region_search_pb2.GetMapRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_region_search_pb2.GetMapResponse, _abc.Awaitable[_region_search_pb2.GetMapResponse]]:
+        """Places regions, or whole images, on a plane so that what is alike lies together."""
 
     @_abc_1.abstractmethod
     def SearchWithin(

@@ -86,6 +86,7 @@ class FakeGateway:
                 Route("/v1/collections/default/images/{id}/regions/{region}/crop.png", self.content),
                 Route("/v1/collections/default/images/{id}/{kind:str}", self.content),
                 Route("/v1/collections/default/search", self.search, methods=["POST"]),
+                Route("/v1/collections/default/map", self.map, methods=["POST"]),
                 Route("/v1/collections/{name}", self.collection, methods=["GET"]),
                 Route("/v1/collections/{name}", self.delete_collection, methods=["DELETE"]),
                 Route("/v1/collections/{name}/images", self.images_elsewhere),
@@ -313,6 +314,19 @@ class FakeGateway:
         else:
             x, y = prompt["points"][0]["x"], prompt["points"][0]["y"]
         return min(things, key=lambda thing: np.hypot(thing.centre[0] - x, thing.centre[1] - y))
+
+    async def map(self, request: Request) -> Response:
+        """Circles at the left, squares at the right, one above the other."""
+        self.requests.append(("map", await request.json()))
+        points = []
+        for row, (identity, one) in enumerate(self.scenes.items()):
+            for index, thing in enumerate(one.things):
+                edges = dict(zip(("x_min", "y_min", "x_max", "y_max"), thing.box, strict=True))
+                x = (0.1 if "circle" in thing.name else 0.8) + 0.02 * index
+                place = {"x": x, "y": (row + 0.5) / len(self.scenes), "box": edges}
+                points.append({"region_id": f"{identity}-r{index:03d}", "image_id": identity} | place)
+        images = [self._image(identity) for identity in self.scenes]
+        return JSONResponse({"points": points, "images": images, "truncated": False})
 
     async def within(self, request: Request) -> Response:
         body = await request.json()

@@ -115,6 +115,8 @@ export const changeImage = async (collection, id, change) =>
 export const deleteCollection = (name) => request(collectionUrl(name), { method: "DELETE" });
 export const deleteImage = (collection, id) => request(imageUrl(collection, id), { method: "DELETE" });
 export const search = (collection, body, signal) => post(`${collectionUrl(collection)}/search`, body, signal);
+/** Things on a plane: what is alike lies together. */
+export const map = (collection, signal) => post(`${collectionUrl(collection)}/map`, {}, signal);
 export const searchWithin = (body, signal) => post("v1/search-within", body, signal);
 export const segment = (body, signal) => post("v1/segment", body, signal);
 

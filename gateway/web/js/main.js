@@ -1,5 +1,6 @@
 /** Puts the page together: the address is the state, everything else follows it. */
 
+import { CollectionMap } from "./collection_map.js";
 import { Collections } from "./collections.js";
 import { $, announce, toast, typing } from "./dom.js";
 import { acceptPictures } from "./drop.js";
@@ -8,7 +9,7 @@ import { whenReady } from "./readiness.js";
 import { Results } from "./results.js";
 import { SearchBar } from "./searchbar.js";
 import { Uploads } from "./uploads.js";
-import { HOME, NO_MARKS, read, write } from "./url.js";
+import { HOME, isSearch, NO_MARKS, read, write } from "./url.js";
 import { Viewer } from "./viewer.js";
 import { hintAtWeights } from "./weights_hint.js";
 
@@ -43,7 +44,7 @@ function remember() {
 }
 
 /** What the grid shows depends on; the open picture does not matter. */
-function keyOf({ view, marks, ...query }) {
+function keyOf({ view, marks, map: _, ...query }) {
   return JSON.stringify(query);
 }
 
@@ -64,7 +65,7 @@ function marked(marks) {
 /** A new search, or the same once more: what was asked before is forgotten, filters stay. */
 function ask(query) {
   const { text, picture, region, image, points, box } = HOME;
-  const calm = { text, picture, region, image, points, box, view: "", marks: NO_MARKS, min: null, unlike: HOME.unlike };
+  const calm = { text, picture, region, image, points, box, view: "", marks: NO_MARKS, map: false, min: null, unlike: HOME.unlike };
   go({ ...calm, ...query }, { anew: true });
   window.scrollTo({ top: 0 });
 }
@@ -78,22 +79,24 @@ function enter(collection) {
 const collections = new Collections({ enter });
 const bar = new SearchBar({ ask, go });
 const results = new Results({ ask, open: (view) => go({ view, marks: NO_MARKS }), loaded, create: (name) => collections.create(name) });
+const map = new CollectionMap({ open: (view) => go({ view, marks: NO_MARKS }), toggle: () => go({ map: !state.map }) });
 const viewer = new Viewer({
   ask,
   unlike: (region) => go({ view: "", marks: NO_MARKS, unlike: [...new Set([...state.unlike, region])] }, { replace: true }),
   open: (view) => go({ view, marks: NO_MARKS }, { replace: true }),
   marked, close,
-  closed: () => results.focus(),
+  closed: () => (map.shown ? map.focus() : results.focus()),
   neighbour: (id, step) => results.neighbour(id, step),
   deleted: (id) => {
     results.forget(id);
+    map.forget(id);
     toast("The picture is deleted.");
   },
 });
 const uploads = new Uploads({
   changed: (collection) => {
     hintAtWeights();
-    if (ready && collection === state.collection) results.news();
+    if (ready && collection === state.collection) (results.news(), map.reload());
   },
 });
 
@@ -106,7 +109,8 @@ function render() {
     shown = key;
     results.show(state, history.state ?? {});
   }
-  viewer.show(state, results.hit(state.view));
+  map.show(state.collection, state.map && !isSearch(state), !isSearch(state));
+  viewer.show(state, map.hit(state.view) ?? results.hit(state.view));
   document.title = state.text ? `${state.text} · Region Search` : "Region Search";
 }
 
@@ -152,7 +156,7 @@ window.addEventListener("popstate", () => {
 
 /** What the grid shows has come. */
 function loaded() {
-  viewer.around(results.hit(state.view));
+  viewer.around(map.hit(state.view) ?? results.hit(state.view));
   collections.list(); // if there was no key before
 }
 

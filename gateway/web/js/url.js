@@ -22,6 +22,7 @@ export const HOME = Object.freeze({
   tags: "",
   not: "",         // phrases that are not meant
   unlike: [],      // stored regions that are not meant
+  map: false,      // things as points, in the place of the pictures
   view: "",        // the open picture: its id, or MINE
   marks: NO_MARKS, // what is pointed at in the open picture
 });
@@ -55,6 +56,7 @@ export function read(location = window.location) {
     tags: text("tags"),
     not: text("not"),
     unlike: split(text("unlike")),
+    map: given.get("map") === "1",
     view: text("view"),
     marks: { points: readPoints(text("mark")), box: readBox(text("markbox")) },
   };
@@ -79,6 +81,7 @@ export function write(state) {
   set("tags", state.tags);
   set("not", state.not);
   set("unlike", state.unlike.join(","));
+  set("map", state.map ? "1" : "");
   set("view", state.view);
   set("mark", state.view && writePoints(state.marks.points));
   set("markbox", state.view && writeBox(state.marks.box));

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from regionsearch import defaults
 from regionsearch.client.operations.base import GrpcCall, HttpRequest, Operation, answer, given, path_of
-from regionsearch.schemas.requests.scrolls import CountBody, ScrollBody
+from regionsearch.schemas.requests.scrolls import CountBody, MapBody, ScrollBody
 from regionsearch.schemas.requests.searches import Include, Level
-from regionsearch.schemas.responses.scrolls import CountResult, ScrollResult
+from regionsearch.schemas.responses.scrolls import CountResult, MapResult, ScrollResult
 from regionsearch.v1.region_search_pb2_grpc import RegionSearchServiceStub
 
 
@@ -75,5 +75,33 @@ def count(
             lambda channel: RegionSearchServiceStub(channel).Count,
             lambda: body.to_proto(collection),
             CountResult.from_proto,
+        ),
+    )
+
+
+def map(
+    collection: str = defaults.COLLECTION,
+    *,
+    level: Literal["region", "image"] = "region",
+    filter: Mapping[str, Any] | None = None,
+    max_points: int | None = None,
+) -> Operation[MapResult]:
+    """Places regions, or whole images, on the unit square so that what is alike lies together.
+
+    Args:
+        collection: Where to look.
+        level: Regions, or whole images.
+        filter: Conditions as of `search`.
+        max_points: The first ones in the order of `scroll`, so many, at most 4000; 2000 when absent.
+    """
+    body = MapBody.read(given(level=level, filter=filter, max_points=max_points))
+    return Operation(
+        "map",
+        lambda: HttpRequest("POST", path_of(collection, "map"), body=body),
+        answer(MapResult),
+        GrpcCall(
+            lambda channel: RegionSearchServiceStub(channel).GetMap,
+            lambda: body.to_proto(collection),
+            MapResult.from_proto,
         ),
     )

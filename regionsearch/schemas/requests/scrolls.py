@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, PlainSerializer, WithJsonSchema, model_validator
 
@@ -11,6 +11,9 @@ from regionsearch.schemas.requests.records import Page
 from regionsearch.schemas.requests.searches import LEVELS, FilterBody, Includes, Level
 from regionsearch.schemas.requests.values import INT64, Body, PageSize, PageToken, Tag, either, shaped
 from regionsearch.v1 import region_search_pb2, search_pb2
+
+MAX_POINTS = 4000
+"""Of a map; the work grows with their square."""
 
 
 def _read_json(value: object) -> object:
@@ -63,6 +66,25 @@ class ScrollBody(Body):
             page_token=self.page_token,
             include_masks="mask" in self.include,
             min_seq=self.min_seq,
+        )
+
+
+class MapBody(Body):
+    """What is placed on a plane."""
+
+    level: Literal["region", "image"] = Field("region", description="Regions, or whole images.")
+    filter: FilterBody | None = Field(None, description="Which images and regions come into question.")
+    max_points: int = Field(
+        2000, ge=1, le=MAX_POINTS, description="The first ones in the order of scroll: of the newest images."
+    )
+
+    def to_proto(self, collection: str) -> region_search_pb2.GetMapRequest:
+        """As the contract has it."""
+        return region_search_pb2.GetMapRequest(
+            collection=collection,
+            level=LEVELS[self.level],
+            filter=None if self.filter is None else self.filter.to_proto(),
+            max_points=self.max_points,
         )
 
 

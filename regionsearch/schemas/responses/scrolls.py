@@ -8,7 +8,7 @@ from pydantic import Field
 
 from regionsearch.schemas.responses.records import Image
 from regionsearch.schemas.responses.regions import Region, region_fields
-from regionsearch.schemas.responses.values import Response
+from regionsearch.schemas.responses.values import Box, Response
 from regionsearch.v1 import region_search_pb2, search_pb2
 
 
@@ -51,6 +51,46 @@ class ScrollResult(Response):
             next_page_token=page.next_page_token,
             seq=page.seq,
         )
+
+
+class MapPoint(Response):
+    """The place of a region or a whole image on the unit square."""
+
+    region_id: str | None = Field(description="Null for a whole image.")
+    image_id: str = Field(description="Of its image.")
+    box: Box = Field(description="Where it is in its image.")
+    x: float = Field(description="0 to 1, from the left; the axes mean nothing.")
+    y: float = Field(description="0 to 1, from the top.")
+
+
+class MapResult(Response):
+    """Regions or whole images on a plane: what is alike lies together."""
+
+    points: tuple[MapPoint, ...] = Field(description="In the order of scroll.")
+    images: tuple[Image, ...] = Field(description="The images of these points, each once.")
+    truncated: bool = Field(description="Whether more pass the filter than there are points.")
+
+    @classmethod
+    def from_proto(cls, found: region_search_pb2.GetMapResponse) -> MapResult:
+        """Converts the contract's message."""
+        return cls(
+            points=tuple(
+                MapPoint(
+                    region_id=point.region_id or None,
+                    image_id=point.image_id,
+                    box=Box.from_proto(point.box),
+                    x=point.x,
+                    y=point.y,
+                )
+                for point in found.points
+            ),
+            images=tuple(map(Image.from_proto, found.images)),
+            truncated=found.truncated,
+        )
+
+    def __repr__(self) -> str:
+        more = ", more" if self.truncated else ""
+        return f"<{len(self.points)} points of {len(self.images)} images{more}>"
 
 
 class FacetValue(Response):
