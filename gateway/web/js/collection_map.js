@@ -144,6 +144,7 @@ export class CollectionMap {
     const point = far ? null : this.nearest(this.at(event));
     if (point) this.visit(point);
     else this.choose(far ? this.points.filter((one) => inside(one, lasso)) : []);
+    if (this.chosen.size) $("map-title").scrollIntoView({ block: "nearest" });
   }
 
   key(event) {
