@@ -68,7 +68,7 @@ class CollectionMap:
             page_token=token,
             include_vectors=vectors,
         )
-        return await self._services.searcher.call(self._services.search.Scroll, message)
+        return await self._services.reader.call(self._services.reader.stub.Scroll, message)
 
     async def _make(self, request: region_search_pb2.GetMapRequest) -> region_search_pb2.GetMapResponse:
         wanted = min(request.max_points or DEFAULT_POINTS, MAX_POINTS)

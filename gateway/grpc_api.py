@@ -124,7 +124,7 @@ class RegionSearchServicer(region_search_pb2_grpc.RegionSearchServiceServicer):
             )
 
     async def GetMap(self, request: pb.GetMapRequest, context: _Context) -> pb.GetMapResponse:
-        with self._call(context, Scope.READ, self._gateway.settings.timeouts.query_s):
+        with self._call(context, Scope.SEARCH, self._gateway.settings.timeouts.query_s):
             found = await self._gateway.map.get(request)
             self._check_size(found, "max_points", "ask for fewer points")
             return found
