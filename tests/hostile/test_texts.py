@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from regionsearch.schemas.requests.inference import EmbeddingsBody, SegmentBody
 from regionsearch.schemas.requests.records import CollectionBody, ImageChangeBody, ImageIdsBody, ReindexBody
+from regionsearch.schemas.requests.scrolls import CountBody, MapBody, ScrollBody
 from regionsearch.schemas.requests.searches import SearchBody, WithinBody
 from regionsearch.schemas.requests.values import Body
 from tests.gateway.conftest import Running
@@ -25,6 +26,9 @@ BODIES: dict[type[Body], tuple[str, str, str]] = {
     ImageIdsBody: ("POST", "/v1/collections/default/images:check", '{"image_ids":["a"]}'),
     ImageChangeBody: ("PATCH", "/v1/collections/default/images/a", "{}"),
     ReindexBody: ("POST", "/v1/collections/default/reindex", "{}"),
+    ScrollBody: ("POST", "/v1/collections/default/scroll", "{}"),
+    CountBody: ("POST", "/v1/collections/default/count", "{}"),
+    MapBody: ("POST", "/v1/collections/default/map", "{}"),
 }
 
 
@@ -39,6 +43,8 @@ def test_every_model_of_a_body_is_tried() -> None:
         "OneImage",
         "Page",
         "IngestBody",
+        "ImagesPage",
+        "EverythingDefaults",  # of answers
     }
 
 

@@ -108,9 +108,11 @@ async def test_a_replica_follows_waits_for_what_callers_have_seen_and_outlives_i
                 await asyncio.sleep(0.01)
             assert created.seq == deleted.seq + 1
             await writer.stub.Restore(search_pb2.RestoreRequest(name="one"))
-            while await names(replica) != ["default"]:
+            known: list[str] = []
+            while known != ["default"]:
                 with contextlib.suppress(grpc.aio.AioRpcError):  # while it loads the new copy
-                    await asyncio.sleep(0.05)
+                    known = await names(replica)
+                await asyncio.sleep(0.05)
             np.testing.assert_equal(
                 await replica.stub.Search(everything), await writer.stub.Search(everything)
             )

@@ -99,12 +99,19 @@ def test_reads_and_writes_go_on_while_a_collection_comes_back(writer: EmbeddedEn
             except BaseException as error:
                 failures.append(error)
 
+    def maintain() -> None:
+        try:
+            writer.run_maintenance()
+        except RegionSearchError as error:  # its thread comes back later
+            if error.kind is not Kind.NOT_FOUND:
+                raise
+
     rng = random.Random(3)
     actions = [
         lambda: writer.search("photos", MODEL, [some_query_all()]),
         lambda: writer.list_images("photos", 10, None),
         lambda: writer.upsert("photos", MODEL, some_upsert(rng)),
-        writer.run_maintenance,
+        maintain,
     ]
     threads = [threading.Thread(target=work, args=(action,)) for action in actions]
     for thread in threads:

@@ -9,7 +9,7 @@ import pytest
 from regionsearch.errors import Kind, RegionSearchError
 from services.searcher.embedded.engine import EmbeddedEngine
 from services.searcher.embedded.index.search_thread import SearchThreads
-from services.searcher.embedded.queries import candidate_source
+from services.searcher.embedded.queries import filter_compiler
 from services.searcher.embedded.store.visibility import VisibilityHorizon
 from services.searcher.queries import Filter
 from services.searcher.settings import EmbeddedSettings
@@ -33,14 +33,14 @@ def ids(engine: EmbeddedEngine, **fields: object) -> list[str]:
 
 def test_a_search_finds_rows_replaced_and_vacuumed_before_its_filter_is_compiled(engine, monkeypatch) -> None:
     write(engine, "image", regions=3)
-    real = candidate_source.compile_filter
+    real = filter_compiler.compile_filter
 
     def late(*arguments):
         write(engine, "image", regions=1)
         engine.run_maintenance()
         return real(*arguments)
 
-    monkeypatch.setattr(candidate_source, "compile_filter", late)
+    monkeypatch.setattr(filter_compiler, "compile_filter", late)
     assert len(ids(engine, filter=Filter(image_ids=("image",)))) == 3
     monkeypatch.undo()
     engine.run_maintenance()
