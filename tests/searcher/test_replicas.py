@@ -17,8 +17,8 @@ from services.searcher.embedded.replica import ReplicaEngine
 from services.searcher.engine import Feed
 from services.searcher.queries import Deletion, Query
 from services.searcher.settings import EmbeddedSettings
-from services.searcher.types import Collection
-from tests.searcher import random_ops
+from services.searcher.types import CodeMethod, CodeSpec, Collection
+from tests.searcher import clusters, random_ops
 from tests.searcher.random_ops import LIMITS, MODEL, some_filter, some_query, some_update, some_upsert
 
 TABLES = {
@@ -34,7 +34,7 @@ TABLES = {
 
 
 def writer_in(folder: Path, **settings: object) -> EmbeddedEngine:
-    return EmbeddedEngine(EmbeddedSettings(folder=folder, chunk_rows=8, **settings))
+    return EmbeddedEngine(EmbeddedSettings(folder=folder, **{"chunk_rows": 8, **settings}))
 
 
 def replica_in(folder: Path, **settings: object) -> ReplicaEngine:
@@ -273,6 +273,27 @@ def test_a_replica_takes_over_and_others_notice(
         with contextlib.closing(replica_in(tmp_path / "second")) as second:
             assert receive(successor.follow(second.position()), second) == ["snapshot"]
             assert content(second) == content(successor)
+
+
+def test_a_replica_learns_binary_codes_of_its_own(tmp_path: Path) -> None:
+    codes = Collection("c", clusters.MODEL, CodeSpec(CodeMethod.ITQ, 16))
+    sizes = {"codes_rows": 100, "page_ttl_s": 0.0}
+    with contextlib.closing(writer_in(tmp_path / "writer", **sizes)) as writer:
+        writer.create_collection(codes)
+        for step in range(2):  # the second time it has its codec
+            with contextlib.closing(replica_in(tmp_path / "replica", **sizes)) as replica:
+                feed = writer.follow(replica.position())
+                receive(feed, replica)
+                clusters.fill(writer, clusters.clustered(150), first=1000 * step)
+                receive(feed, replica)
+                for engine in (writer, replica):
+                    engine.run_maintenance()
+                clusters.fill(writer, clusters.clustered(20, seed=3), first=1000 * step + 500)
+                receive(feed, replica)
+                kinds = {segment.index for segment in replica.stats("c")[0].segments}
+                assert "codes" in kinds
+                assert replica.get_collection("c") == writer.get_collection("c")
+                feed.close()
 
 
 def test_damaged_changes_are_refused_and_change_nothing(
