@@ -36,7 +36,7 @@ from services.searcher.scrolling import (
 )
 from services.searcher.types import ImagePage, Level, Record, Stored, StoredImage
 
-_WALKED = 4096
+_FIRST, _WALKED = 64, 4096  # images that are looked at together, at first and at most
 _VECTOR_ITEM = np.dtype(np.float32).itemsize
 
 
@@ -63,15 +63,6 @@ class _Matching:
             np.concatenate([none, *(columns.record_rowid[rows] for columns, rows in chosen)]),
             np.concatenate([none, *(columns.image_rowid[rows] for columns, rows in chosen)]),
         )
-
-    def of_images(self, images: RowIds) -> RowIds:
-        """The rowids of the rows of some images."""
-        found = [np.empty(0, np.int64)]
-        for one in self.selected:
-            rows = one.segment.columns.rows_of_images(images, one.rows)
-            rows = rows if one.mask is None else rows[one.mask[rows]]
-            found.append(one.segment.columns.record_rowid[rows])
-        return np.concatenate(found)
 
 
 def _passing(one: Selected) -> NDArray[np.intp] | slice:
@@ -102,9 +93,9 @@ def scroll(
     Raises:
         RegionSearchError: TOO_LARGE when not even one record fits.
     """
-    matching = _matching(database, collection, asked.filter, asked.level, seq)
+    selected = select_rows(database, collection, asked.filter, asked.level, seq)
     with database.reading() as connection:
-        places = _places(connection, collection.rowid, matching, asked, seq)
+        places = _places(connection, collection.rowid, selected, asked, seq)
         records: list[tuple[int, Record]] = []
         images: dict[str, StoredImage] = {}
         last: Place | None = None
@@ -143,31 +134,52 @@ def scroll(
 
 
 def _places(
-    connection: sqlite3.Connection, collection_rowid: int, matching: _Matching, asked: Scroll, seq: int
+    connection: sqlite3.Connection,
+    collection_rowid: int,
+    selected: Sequence[Selected],
+    asked: Scroll,
+    seq: int,
 ) -> list[tuple[int, Place]]:
     """Rowids and places of the next records; one more than asked for if there are so many."""
     after = asked.after
     begun = None if after is None else (after[0], after[1])
+    walk = lookups.images_newest_first(connection, collection_rowid, seq, begun, inclusive=True)
     order: dict[int, tuple[int, str]] = {}
-    left = asked.limit + 1
-    for image, place in _walk(connection, collection_rowid, matching.images, seq, begun, inclusive=True):
-        order[image] = place
-        if place != begun:  # of which earlier pages may have shown all
-            left -= int(matching.counts[np.searchsorted(matching.images, image)])
-        if left <= 0:
-            break
-    keys = matching.of_images(np.fromiter(order, np.int64))
+    keys = [np.empty(0, np.int64)]
+    left, size = asked.limit + 1, _FIRST
+    while left > 0 and (block := list(itertools.islice(walk, size))):
+        images = np.fromiter((image for image, _ in block), np.int64)
+        found, owners = _records_of(selected, images)
+        numbers = np.argsort(images)[np.searchsorted(np.sort(images), owners)]  # of images, in their order
+        counts = np.bincount(numbers, minlength=len(images))
+        if block[0][1] == begun:
+            counts[0] = 0  # earlier pages may have shown all of these
+        needed = int(np.searchsorted(np.cumsum(counts), left)) + 1
+        order.update(block[:needed])
+        keys.append(found[numbers < needed])
+        left -= int(counts[:needed].sum())
+        size = min(2 * size, _WALKED)
     rank = {image: number for number, image in enumerate(order)}
-    found = sorted(
-        (rank[image], level, record_id, key, image)
-        for key, image, level, record_id in lookups.record_places(connection, keys.tolist())
-    )
+    rows = lookups.record_places(connection, np.concatenate(keys).tolist())
+    ordered = sorted((rank[image], level, record_id, key, image) for key, image, level, record_id in rows)
     places = [
         (key, (*order[image], level, record_id))
-        for _, level, record_id, key, image in found
+        for _, level, record_id, key, image in ordered
         if order[image] != begun or after is None or (level, record_id) > after[2:]
     ]
     return places[: asked.limit + 1]
+
+
+def _records_of(selected: Sequence[Selected], images: RowIds) -> tuple[RowIds, RowIds]:
+    """The rowids of the rows of some images, and of the image of each."""
+    keys, owners = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+    for one in selected:
+        columns = one.segment.columns
+        rows = columns.rows_of_images(images, one.rows)
+        rows = rows if one.mask is None else rows[one.mask[rows]]
+        keys.append(columns.record_rowid[rows])
+        owners.append(columns.image_rowid[rows])
+    return np.concatenate(keys), np.concatenate(owners)
 
 
 def list_images(
@@ -208,11 +220,9 @@ def _walk(
     among: RowIds,
     seq: int,
     after: tuple[int, str] | None,
-    *,
-    inclusive: bool = False,
 ) -> Iterator[tuple[int, tuple[int, str]]]:
-    """Rowid and place of those images that are among the given ones, newest first, from a place on."""
-    walk = lookups.images_newest_first(connection, collection_rowid, seq, after, inclusive=inclusive)
+    """Rowid and place of those images that are among the given ones, newest first, from behind a place."""
+    walk = lookups.images_newest_first(connection, collection_rowid, seq, after)
     while block := list(itertools.islice(walk, _WALKED)):
         found = np.isin(np.fromiter((image for image, _ in block), np.int64), among)
         for number in np.flatnonzero(found).tolist():
