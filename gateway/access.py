@@ -68,11 +68,13 @@ class Access:
                 break
         return peer
 
-    def check(self, needed: Scope, authorization: str | None, api_key: str | None, address: str) -> Caller:
+    def check(
+        self, needed: Scope | None, authorization: str | None, api_key: str | None, address: str
+    ) -> Caller:
         """Lets a request through or raises.
 
         Args:
-            needed: What the request does.
+            needed: What the request does; None needs any key.
             authorization: Header ``authorization``.
             api_key: Header ``x-api-key``.
             address: The caller's address, which identifies it if there are no keys.
@@ -82,7 +84,7 @@ class Access:
         """
         key = self._keys.check(authorization, api_key, address)
         rights = self._rights.get(key, UNLIMITED)
-        if not rights.allow(needed):
+        if needed is not None and not rights.allow(needed):
             raise refuse_scope(key, address, needed, sorted(rights.scopes))
         name = caller_name(key, address)
         if self._rate is not None:

@@ -13,7 +13,7 @@ from google.protobuf.message import Message
 
 from gateway.core import Gateway
 from gateway.records import IdempotencyKey, checked_key
-from gateway.rights import Scope, having
+from gateway.rights import Scope, having, rights
 from regionsearch.errors import too_large
 from regionsearch.rpc.calls import calling_for, deadline, peer_address
 from regionsearch.v1 import region_search_pb2 as pb
@@ -39,7 +39,9 @@ class RegionSearchServicer(region_search_pb2_grpc.RegionSearchServiceServicer):
         self._load = load
 
     @contextlib.contextmanager
-    def _call(self, context: _Context, needed: Scope, limit_s: float | None) -> Iterator[dict[str, str]]:
+    def _call(
+        self, context: _Context, needed: Scope | None, limit_s: float | None
+    ) -> Iterator[dict[str, str]]:
         """Checks the caller and hands its deadline on; yields the metadata."""
         metadata = {key: str(value) for key, value in context.invocation_metadata() or ()}
         access = self._gateway.access
@@ -152,6 +154,15 @@ class RegionSearchServicer(region_search_pb2_grpc.RegionSearchServiceServicer):
         with self._call(context, Scope.SEARCH, self._gateway.settings.timeouts.query_s):
             images = await self._gateway.catalog.images.stored(request.collection, request.image_ids)
             return pb.CheckImagesResponse(images=images)
+
+    async def GetAccess(self, request: pb.GetAccessRequest, context: _Context) -> pb.GetAccessResponse:
+        with self._call(context, None, None):
+            own = rights()
+            return pb.GetAccessResponse(
+                scopes=sorted(own.scopes),
+                limited=own.collections is not None,
+                collections=sorted(own.collections or ()),
+            )
 
     async def ListImages(
         self, request: pb.RegionSearchServiceListImagesRequest, context: _Context

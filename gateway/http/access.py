@@ -14,12 +14,12 @@ from regionsearch.errors import RegionSearchError
 from regionsearch.rpc.calls import calling_for, deadline
 
 
-def needs(gateway: Gateway, scope: Scope, *, timed: bool = True) -> Any:
+def needs(gateway: Gateway, scope: Scope | None, *, timed: bool = True) -> Any:
     """A dependency that checks key, scope and rate and bounds the time of all calls made for the request.
 
     Args:
         gateway: Whose settings hold.
-        scope: What the route does.
+        scope: What the route does; None needs any key.
         timed: False for routes that bound their parts themselves.
     """
 
@@ -48,7 +48,7 @@ def is_known(gateway: Gateway, request: Request) -> bool:
     return True
 
 
-def _check(gateway: Gateway, request: Request, scope: Scope) -> Caller:
+def _check(gateway: Gateway, request: Request, scope: Scope | None) -> Caller:
     headers = request.headers
     address = request.client.host if request.client else ""
     caller = gateway.access.check(scope, headers.get("authorization"), headers.get("x-api-key"), address)

@@ -15,8 +15,15 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from gateway.core import Gateway, GatewayHealth
 from gateway.http.access import is_known, needs
 from gateway.http.page import PageFiles, page
-from gateway.rights import Scope
-from regionsearch.schemas.responses.values import Model, Models, Readiness, SegmenterModel, ServiceState
+from gateway.rights import Scope, rights
+from regionsearch.schemas.responses.values import (
+    AccessRights,
+    Model,
+    Models,
+    Readiness,
+    SegmenterModel,
+    ServiceState,
+)
 from regionsearch.v1 import search_pb2, segment_pb2
 
 _SWAGGER = Path(fastapi_offline.__file__).parent / "static"
@@ -89,6 +96,19 @@ def router(gateway: Gateway, health: GatewayHealth) -> APIRouter:
         ready = all(state.ready for state in services.values())
         answer = Readiness(ready=ready, services=services).model_dump()
         return JSONResponse(answer, 200 if ready else 503, {"Cache-Control": "no-store"})
+
+    @routes.get(
+        "/v1/access",
+        summary="What the API key allows",
+        response_model=AccessRights,
+        dependencies=[needs(gateway, None)],
+    )
+    async def access() -> Response:
+        """Scopes and collections; everything where no keys are needed."""
+        own = rights()
+        collections = None if own.collections is None else tuple(sorted(own.collections))
+        found = AccessRights(scopes=tuple(sorted(own.scopes)), collections=collections)
+        return JSONResponse(found.model_dump(), headers={"Cache-Control": "no-store"})
 
     @routes.get(
         "/v1/models", summary="Models", response_model=Models, dependencies=[needs(gateway, Scope.SEARCH)]

@@ -90,6 +90,11 @@ class RegionSearchServiceStub:
                 request_serializer=regionsearch_dot_v1_dot_region__search__pb2.CheckImagesRequest.SerializeToString,
                 response_deserializer=regionsearch_dot_v1_dot_region__search__pb2.CheckImagesResponse.FromString,
                 _registered_method=True)
+        self.GetAccess = channel.unary_unary(
+                '/regionsearch.v1.RegionSearchService/GetAccess',
+                request_serializer=regionsearch_dot_v1_dot_region__search__pb2.GetAccessRequest.SerializeToString,
+                response_deserializer=regionsearch_dot_v1_dot_region__search__pb2.GetAccessResponse.FromString,
+                _registered_method=True)
         self.ListImages = channel.unary_unary(
                 '/regionsearch.v1.RegionSearchService/ListImages',
                 request_serializer=regionsearch_dot_v1_dot_region__search__pb2.RegionSearchServiceListImagesRequest.SerializeToString,
@@ -199,6 +204,13 @@ class RegionSearchServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetAccess(self, request, context):
+        """What the caller's API key allows; needs no scope.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListImages(self, request, context):
         """Images, newest first.
         """
@@ -282,6 +294,11 @@ def add_RegionSearchServiceServicer_to_server(servicer, server):
                     servicer.CheckImages,
                     request_deserializer=regionsearch_dot_v1_dot_region__search__pb2.CheckImagesRequest.FromString,
                     response_serializer=regionsearch_dot_v1_dot_region__search__pb2.CheckImagesResponse.SerializeToString,
+            ),
+            'GetAccess': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetAccess,
+                    request_deserializer=regionsearch_dot_v1_dot_region__search__pb2.GetAccessRequest.FromString,
+                    response_serializer=regionsearch_dot_v1_dot_region__search__pb2.GetAccessResponse.SerializeToString,
             ),
             'ListImages': grpc.unary_unary_rpc_method_handler(
                     servicer.ListImages,
@@ -580,6 +597,33 @@ class RegionSearchService:
             '/regionsearch.v1.RegionSearchService/CheckImages',
             regionsearch_dot_v1_dot_region__search__pb2.CheckImagesRequest.SerializeToString,
             regionsearch_dot_v1_dot_region__search__pb2.CheckImagesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetAccess(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/regionsearch.v1.RegionSearchService/GetAccess',
+            regionsearch_dot_v1_dot_region__search__pb2.GetAccessRequest.SerializeToString,
+            regionsearch_dot_v1_dot_region__search__pb2.GetAccessResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -71,6 +71,8 @@ class RegionSearchServiceStub:
     """Tells which of these images are stored already. An image's id is the SHA-256 of its file, so an import can ask
     before it sends.
     """
+    GetAccess: _grpc.UnaryUnaryMultiCallable[_region_search_pb2.GetAccessRequest, _region_search_pb2.GetAccessResponse]
+    """What the caller's API key allows; needs no scope."""
     ListImages: _grpc.UnaryUnaryMultiCallable[_region_search_pb2.RegionSearchServiceListImagesRequest, _region_search_pb2.RegionSearchServiceListImagesResponse]
     """Images, newest first."""
     StartReindex: _grpc.UnaryUnaryMultiCallable[_region_search_pb2.StartReindexRequest, _region_search_pb2.StartReindexResponse]
@@ -127,6 +129,8 @@ class RegionSearchServiceAsyncStub(RegionSearchServiceStub):
     """Tells which of these images are stored already. An image's id is the SHA-256 of its file, so an import can ask
     before it sends.
     """
+    GetAccess: _aio.UnaryUnaryMultiCallable[_region_search_pb2.GetAccessRequest, _region_search_pb2.GetAccessResponse]  # type: ignore[assignment]
+    """What the caller's API key allows; needs no scope."""
     ListImages: _aio.UnaryUnaryMultiCallable[_region_search_pb2.RegionSearchServiceListImagesRequest, _region_search_pb2.RegionSearchServiceListImagesResponse]  # type: ignore[assignment]
     """Images, newest first."""
     StartReindex: _aio.UnaryUnaryMultiCallable[_region_search_pb2.StartReindexRequest, _region_search_pb2.StartReindexResponse]  # type: ignore[assignment]
@@ -240,6 +244,14 @@ class RegionSearchServiceServicer(metaclass=_abc_1.ABCMeta):
         """Tells which of these images are stored already. An image's id is the SHA-256 of its file, so an import can ask
         before it sends.
         """
+
+    @_abc_1.abstractmethod
+    def GetAccess(
+        self,
+        request: _region_search_pb2.GetAccessRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_region_search_pb2.GetAccessResponse, _abc.Awaitable[_region_search_pb2.GetAccessResponse]]:
+        """What the caller's API key allows; needs no scope."""
 
     @_abc_1.abstractmethod
     def ListImages(

@@ -47,6 +47,7 @@ class FakeGateway:
         images_page: Images a page.
         tags: Tags of images, by id.
         key: When set, the API key that every call of the API needs.
+        scopes: What the key allows, as the page is told.
         names: Names of the collections; all but `default` are empty.
         cut: Whether the connection of an upload breaks in the middle.
         variant: Variant of the models.
@@ -63,6 +64,7 @@ class FakeGateway:
         self.images_page = 1000
         self.tags: dict[str, list[str]] = {}
         self.key: str | None = None
+        self.scopes = ["admin", "delete", "search", "write"]
         self.names = ["default"]
         self.cut = False
         self.variant = "pocket"
@@ -76,6 +78,7 @@ class FakeGateway:
                 Route("/", self.index),
                 Route("/readyz", self.readyz),
                 Route("/v1/models", self.models),
+                Route("/v1/access", self.access),
                 Route("/v1/collections", self.collections, methods=["GET"]),
                 Route("/v1/collections", self.create, methods=["POST"]),
                 Route("/v1/collections/default/images", self.images, methods=["GET"]),
@@ -116,6 +119,9 @@ class FakeGateway:
 
     async def index(self, request: Request) -> Response:
         return page()
+
+    async def access(self, request: Request) -> Response:
+        return JSONResponse({"scopes": self.scopes, "collections": None})
 
     async def models(self, request: Request) -> Response:
         return JSONResponse(

@@ -96,3 +96,21 @@ def test_images_never_scrolled_into_view_are_released(page: Page, url: str, gate
     give(page, "open sesame")
     expect(page.locator("#grid button.tile")).to_have_count(44)
     all_freed(page)
+
+
+def test_what_the_key_does_not_allow_is_not_offered(page: Page, url: str, gateway: FakeGateway) -> None:
+    gateway.scopes = ["search", "write"]
+    page.goto(url)
+    expect(page.get_by_role("button", name="Add pictures")).to_be_visible()
+    give(page, "open sesame")
+    page.locator("#grid button.tile").first.click()
+    expect(page.locator("#tags-new")).to_be_visible()
+    expect(page.get_by_role("button", name="Delete picture")).to_be_hidden()
+    gateway.scopes = ["search"]
+    page.reload()
+    expect(page.locator("#tags-new")).to_be_hidden()
+    expect(page.locator("#add")).to_be_hidden()
+    gateway.scopes = ["admin"]
+    page.reload()
+    expect(page.get_by_role("button", name="Delete picture")).to_be_visible()
+    expect(page.locator("#tags-new")).to_be_visible()

@@ -99,6 +99,8 @@ export async function readiness() {
   return response.json().catch(() => ({ ready: response.ok, services: {} }));
 }
 
+/** What the key allows: scopes, and collections if only some. */
+export const access = () => get("v1/access", { asks: false });
 /** The models that are served now. */
 export const models = () => get("v1/models", { asks: false });
 export const collections = async () => (await get("v1/collections?page_size=1000")).collections;

@@ -60,7 +60,7 @@ export class Collections {
         h("b", { dir: "auto" }, name),
         h("span.muted", {}, `${count(image_count, "picture")}, ${count(Math.max(0, record_count - image_count), "thing")}`),
         h("span.muted", { title: `Model, and the first digits of its weights' SHA-256: ${model.weights_digest}` }, `${model.family}/${model.variant}`)),
-      h("button.ghost.round.danger", { type: "button", title: `Delete ${name}`, "aria-label": `Delete the collection ${name}`, click: () => this.delete(name, image_count) }, icon("trash")))));
+      h("button.ghost.round.danger", { type: "button", data: { needs: "admin" }, title: `Delete ${name}`, "aria-label": `Delete the collection ${name}`, click: () => this.delete(name, image_count) }, icon("trash")))));
     if (!$("manage").open) $("manage").showModal();
   }
 

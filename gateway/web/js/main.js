@@ -7,6 +7,7 @@ import { acceptPictures } from "./drop.js";
 import { keep } from "./query_images.js";
 import { whenReady } from "./readiness.js";
 import { Results } from "./results.js";
+import { showRights } from "./rights.js";
 import { SearchBar } from "./searchbar.js";
 import { Uploads } from "./uploads.js";
 import { HOME, isSearch, NO_MARKS, read, write } from "./url.js";
@@ -158,6 +159,7 @@ window.addEventListener("popstate", () => {
 function loaded() {
   viewer.around(map.hit(state.view) ?? results.hit(state.view));
   collections.list(); // if there was no key before
+  showRights();
 }
 
 bar.show(state);

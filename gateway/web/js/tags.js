@@ -16,7 +16,7 @@ export class Tags {
 
   show({ tags = [] }) {
     $("tags-list").replaceChildren(...tags.map((tag) => h("li.tag", {}, h("span", { dir: "auto" }, tag),
-      h("button.ghost.round.small", { type: "button", "aria-label": `Remove the tag ${tag}`, click: () => this.send({ remove_tags: [tag] }) }, icon("close")))));
+      h("button.ghost.round.small", { type: "button", data: { needs: "write" }, "aria-label": `Remove the tag ${tag}`, click: () => this.send({ remove_tags: [tag] }) }, icon("close")))));
   }
 
   /** Whether the change was made; the focus stays in the form, whose buttons are made anew. */

@@ -118,6 +118,20 @@ def models() -> Operation[Models]:
     return Operation("models", lambda: HttpRequest("GET", "/v1/models"), answer(Models))
 
 
+def access() -> Operation[AccessRights]:
+    """What the client's API key allows."""
+    return Operation(
+        "access",
+        lambda: HttpRequest("GET", "/v1/access"),
+        answer(AccessRights),
+        GrpcCall(
+            lambda channel: RegionSearchServiceStub(channel).GetAccess,
+            region_search_pb2.GetAccessRequest,
+            AccessRights.from_proto,
+        ),
+    )
+
+
 def ready() -> Operation[Readiness]:
     """Whether the gateway can do its work, and if not, what it waits for."""
     return Operation(

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from regionsearch.masks import decode_rle
-from regionsearch.v1 import segment_pb2, types_pb2
+from regionsearch.v1 import region_search_pb2, segment_pb2, types_pb2
 
 
 class Response(BaseModel):
@@ -117,6 +117,24 @@ class Models(Response):
     segmenter: SegmenterModel = Field(description="What cuts images into regions.")
     embedder: Model = Field(description="What makes vectors.")
     searcher: dict[str, Any] = Field(description="Its engine and the bytes it has on disk.")
+
+
+class AccessRights(Response):
+    """What an API key allows."""
+
+    scopes: tuple[str, ...] = Field(
+        description="Of search, write, delete and admin, which includes the others."
+    )
+    collections: tuple[str, ...] | None = Field(
+        description="The only collections that can be seen; null for all."
+    )
+
+    @classmethod
+    def from_proto(cls, answer: region_search_pb2.GetAccessResponse) -> AccessRights:
+        """Converts the contract's message."""
+        return cls(
+            scopes=tuple(answer.scopes), collections=tuple(answer.collections) if answer.limited else None
+        )
 
 
 class ServiceState(Response):
