@@ -32,9 +32,18 @@ from regionsearch.schemas.responses.scrolls import (
     StoredRecord,
 )
 from regionsearch.schemas.responses.searches import Hit, HitImage, ScoredRegion, SearchResult, WithinResult
-from regionsearch.schemas.responses.values import Box, Mask, Model, Models, Readiness, SegmenterModel
+from regionsearch.schemas.responses.values import (
+    AccessRights,
+    Box,
+    Mask,
+    Model,
+    Models,
+    Readiness,
+    SegmenterModel,
+)
 
 __all__ = [
+    "AccessRights",
     "AsyncClient",
     "BinaryCodes",
     "Box",

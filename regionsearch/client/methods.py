@@ -82,6 +82,7 @@ class Methods(ABC):
     update_image = _Method(images.update_image)
     delete_image = _Method(images.delete_image)
     models = _Method(collections.models)
+    access = _Method(collections.access)
     ready = _Method(collections.ready)
 
     def __init__(

@@ -159,3 +159,21 @@ def test_client_and_command_line_say_which_scope_is_needed(locked: Running, imag
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code != 0
     assert "the scope delete" in f"{result.output}{result.stderr}{result.exception}"
+
+
+def test_a_key_is_told_what_it_allows(locked: Running) -> None:
+    expected = {
+        "camera": (("write",), (MINE, NOT_YET)),
+        "broom": (("delete", "search"), None),
+    }
+    for key, (scopes, collections) in expected.items():
+        for url in (locked.url, f"grpc://127.0.0.1:{locked.server.port}"):
+            with Client(url, api_key=key) as client:
+                told = client.access()
+            assert (tuple(sorted(told.scopes)), told.collections) == (
+                scopes,
+                collections and tuple(sorted(collections)),
+            )
+    with Client(locked.url) as client, pytest.raises(RegionSearchError) as refused:
+        client.access()
+    assert refused.value.kind is Kind.UNAUTHENTICATED

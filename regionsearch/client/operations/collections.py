@@ -20,7 +20,7 @@ from regionsearch.client.operations.base import (
 from regionsearch.schemas.requests.inference import EverythingOptions
 from regionsearch.schemas.requests.records import CollectionBody, Page, ReindexBody
 from regionsearch.schemas.responses.records import Collection, CollectionPage, Reindex
-from regionsearch.schemas.responses.values import Models, Readiness
+from regionsearch.schemas.responses.values import AccessRights, Models, Readiness
 from regionsearch.v1 import region_search_pb2
 from regionsearch.v1.region_search_pb2_grpc import RegionSearchServiceStub
 
