@@ -1,5 +1,5 @@
 #!/bin/sh
-# What the tests use in addition to Python packages: a browser, the font that training draws with, what checks the
+# What the tests use in addition to Python packages: two browsers, the font that training draws with, what checks the
 # deployment (promtool, HAProxy, docker-compose), buf for the contract, TypeScript for the types of the page's scripts and
 # for the example of a client.
 # Installed where we may; a test that misses its tool says so and is skipped.
@@ -22,6 +22,7 @@ install_without_daemons() {
 
 missing=""
 has chromium || missing="$missing chromium"
+has firefox-esr || missing="$missing firefox-esr"
 [ -e /usr/share/fonts/truetype/noto/NotoColorEmoji.ttf ] || missing="$missing fonts-noto-color-emoji"
 [ -d /usr/share/unicode/cldr ] || missing="$missing unicode-cldr-core"
 programs=""
@@ -44,6 +45,8 @@ if has npm; then
         npm install --global --silent @bufbuild/buf@1 || echo "without buf the contract's style is not tested" >&2
     has tsc ||
         npm install --global --silent typescript@5 || echo "without tsc the page's types are not checked" >&2
+    [ -d "$(npm root --global)/puppeteer-core" ] ||
+        npm install --global --silent puppeteer-core@24 || echo "without puppeteer-core Firefox is not tested" >&2
     has protoc-gen-es ||
         npm install --global --silent @bufbuild/protoc-gen-es@2 @bufbuild/protobuf@2 @connectrpc/connect@2 \
             @connectrpc/connect-node@2 @types/node@20 || echo "without protoc-gen-es the client in TypeScript is not tested" >&2

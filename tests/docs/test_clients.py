@@ -46,6 +46,7 @@ def assert_found(output: str) -> None:
         assert re.match(rf"{rank} 0\.\d\d\d \S+", line)
 
 
+@pytest.mark.slow
 def test_typescript(stack: Stack, tmp_path: Path) -> None:
     need("buf", "tsc", "node", "protoc-gen-es", "npm")
     folder = copied("typescript", tmp_path)

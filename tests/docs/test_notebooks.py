@@ -10,7 +10,6 @@ import pytest
 from tests.stack import ROOT, Stack
 
 FOLDER = ROOT / "examples" / "notebooks"
-LONG = {"own_model", "evaluation"}
 
 
 def executed(path: Path, stack: Stack, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
@@ -26,13 +25,8 @@ def executed(path: Path, stack: Stack, monkeypatch: pytest.MonkeyPatch) -> list[
     return [output for cell in notebook.cells for output in cell.get("outputs", [])]
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(path.stem, marks=pytest.mark.slow if path.stem in LONG else ())
-        for path in sorted(FOLDER.glob("*.ipynb"))
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(path.stem for path in FOLDER.glob("*.ipynb")))
 def test_a_notebook_runs(name: str, stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
     outputs = executed(FOLDER / f"{name}.ipynb", stack, monkeypatch)
     kinds = {kind for output in outputs for kind in output.get("data", {})}
