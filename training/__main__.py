@@ -162,15 +162,19 @@ def _refine(run: Run, store: SceneStore, models: Path) -> None:
         model.warm_start_from(earlier)
     sam.refiner = refiner.train_refiner(run, passes, model)
     architecture |= {"refiner": refiner.ARCHITECTURE}
-    export_segmenter(sam, architecture, segmenter.EVERYTHING, models)
+    everything = proposer.EVERYTHING if "proposer" in architecture else segmenter.EVERYTHING
+    export_segmenter(sam, architecture, everything, models)
 
 
 def _propose(run: Run, store: SceneStore, models: Path) -> None:
     """Trains a proposer for the segmenter of a folder and exports both."""
     sam, architecture = _load_sam(models)
-    sam.proposer = proposer.train_proposer(run, store, sam)
+    sam = sam.to(run.device).requires_grad_(False)
+    scenes = proposer.EmbeddedScenes(run.folder / "embedded", store, min(proposer.SCENES, len(store)))
+    scenes.prepare(sam, run.device)
+    sam.proposer = proposer.train_proposer(run, scenes, sam)
     architecture |= {"proposer": proposer.architecture(sam)}
-    export_segmenter(sam, architecture, segmenter.EVERYTHING, models)
+    export_segmenter(sam, architecture, proposer.EVERYTHING, models)
 
 
 def _measure(scenes: Path, models: Path, count: int) -> None:

@@ -22,8 +22,11 @@ def export_segmenter(
 ) -> None:
     """Writes ``segmenter.safetensors`` and ``segmenter.json``, whose prompts zoom by default.
 
+    Everything mode asks the proposer where there is one.
+
     Args:
-        sam: the trained :class:`segment_anything.modeling.Sam`, with its refiner where it has one.
+        sam: the trained :class:`segment_anything.modeling.Sam`, with its refiner and proposer where it has
+            them.
         architecture: what it was built with, see :func:`services.segmenter.backends.pocket.build_pocket_sam`.
         everything: the options of everything mode that suit these weights.
         folder: where both files go.
@@ -33,6 +36,7 @@ def export_segmenter(
         "variant": "pocket",
         "architecture": architecture,
         "everything": everything,
+        "mode": "proposals" if "proposer" in architecture else "grid",
         "zoom": True,
     }
     _write(sam, manifest, folder / "segmenter.safetensors")

@@ -6,7 +6,6 @@ the refiner's own training.
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +13,20 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
-from rich.progress import track
 from segment_anything.modeling import Sam
-from torch import Tensor, nn
+from torch import Tensor
 
 from services.segmenter.prompts import STABILITY_OFFSET
 from training.prompts import any_pixel, choose_things, inner_pixel, jittered_box, mask_box, several_points
 from training.scenes import Scene
-from training.segmenter import Batch, SegmenterTrainingModel, embed_boxes, embed_points
-from training.store import SceneStore
+from training.segmenter import (
+    SegmenterTrainingModel,
+    collate_as_served,
+    embed_boxes,
+    embed_points,
+    weights_digest,
+)
+from training.store import RecordCache, SceneStore
 
 POINTS = 4  # of a prompt at most
 WINDOW = 96  # side of the kept masks
@@ -45,12 +49,11 @@ FIRST_PASS = np.dtype(
 _KINDS = _CLICK, _BOX, _SEVERAL = slice(0, 6), slice(6, 7), slice(7, 8)
 _PROMPTS = 8
 _SCENES = 10  # that are encoded at once
-_SHARD = 100  # scenes
 _SURROUNDINGS = 6.0  # sides of what is kept, in sides of the best mask's box
 
 
-class FirstPassCache:
-    """First passes over the first scenes of a store.
+class FirstPassCache(RecordCache):
+    """First passes over the first scenes of a store, records of dtype :data:`FIRST_PASS`.
 
     Args:
         folder: where the shards are; missing ones are made by :meth:`prepare`.
@@ -59,34 +62,14 @@ class FirstPassCache:
     """
 
     def __init__(self, folder: Path, scenes: SceneStore, count: int) -> None:
-        self.folder, self.scenes = folder, scenes
-        self._counts = [min(_SHARD, count)] * max(1, count // _SHARD)
-        self._shards: list[npt.NDArray[Any]] = []
-
-    def __len__(self) -> int:
-        return _PROMPTS * sum(self._counts)
-
-    def __getitem__(self, index: int) -> Any:
-        """One record of dtype :data:`LOOK`."""
-        shard, place = divmod(index, _PROMPTS * self._counts[0])
-        return self._shards[shard][place]
+        super().__init__(folder, "looks", scenes, count, records=_PROMPTS)
 
     def prepare(self, sam: Sam, architecture: dict[str, Any], device: torch.device) -> None:
         """Makes the shards that are missing with a trained segmenter, and opens all."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         model = SegmenterTrainingModel(architecture, 1)
         model.sam = sam
         model = model.to(device).eval()
-        recipe = _digest(sam)
-        self._shards.clear()
-        for shard in track(range(len(self._counts)), "looking at scenes"):
-            count = self._counts[shard]
-            path = self.folder / f"looks-{recipe}-{shard:04d}-{count}.npy"
-            if not path.is_file():
-                temporary = path.with_suffix(".tmp.npy")
-                np.save(temporary, self._run_segmenter(model, shard * _SHARD, count, device))
-                temporary.replace(path)
-            self._shards.append(np.load(path, mmap_mode="r"))
+        self.fill(weights_digest(sam), lambda first, count: self._run_segmenter(model, first, count, device))
 
     @torch.inference_mode()
     def _run_segmenter(
@@ -133,7 +116,7 @@ def _ask(
     model: SegmenterTrainingModel, scenes: list[Scene], passes: npt.NDArray[Any], device: torch.device
 ) -> None:
     """Fills in what the segmenter answers to the prompts of first passes (S, P)."""
-    embeddings, _ = model.embed(_to_batch(scenes, model.side, device))
+    embeddings, _ = model.embed(collate_as_served(scenes, model.side, device))
     longest = np.array([max(scene.labels.shape) for scene in scenes], np.float32)
     for kind in _KINDS:
         part = passes[:, kind]
@@ -165,23 +148,3 @@ def _fill(passes: npt.NDArray[Any], masks: Tensor, ious: Tensor, longest: npt.ND
             kept = Image.fromarray(plane).resize((WINDOW, WINDOW), Image.Resampling.BILINEAR, window)
             into[:] = np.asarray(kept)
         entry["ranks"], entry["found"], entry["window"] = rank, box * unit, np.array(window) * unit
-
-
-def _to_batch(scenes: list[Scene], side: int, device: torch.device) -> Batch:
-    """Scenes as the service's segmenter sees them: their longer side fills the square."""
-    pixels = np.zeros((len(scenes), side, side, 3), np.uint8)
-    sizes = []
-    for plane, scene in zip(pixels, scenes, strict=True):
-        height, width = (round(extent * side / max(scene.labels.shape)) for extent in scene.labels.shape)
-        resized = Image.fromarray(scene.image).resize((width, height), Image.Resampling.BILINEAR)
-        plane[:height, :width] = np.asarray(resized)
-        sizes.append((height, width))
-    planes = torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2).float()
-    return Batch(planes, torch.zeros(len(scenes), side, side, dtype=torch.uint8, device=device), sizes)
-
-
-def _digest(module: nn.Module) -> str:
-    digest = hashlib.sha256()
-    for value in module.state_dict().values():
-        digest.update(value.cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:8]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from PIL import Image
 from segment_anything.modeling import Sam
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -346,3 +348,26 @@ def collate(
         planes = F.interpolate(planes, (side, side), mode="bilinear")
         numbers = F.interpolate(numbers[:, None], (side, side), mode="nearest-exact")[:, 0]
     return Batch(planes, numbers, sizes)
+
+
+def collate_as_served(scenes: list[Scene], side: int, device: torch.device) -> Batch:
+    """Scenes of any size as the service's segmenter sees them: their longer side fills the square."""
+    pixels = np.zeros((len(scenes), side, side, 3), np.uint8)
+    labels = np.zeros((len(scenes), side, side), np.uint8)
+    sizes = []
+    for plane, numbers, scene in zip(pixels, labels, scenes, strict=True):
+        height, width = (round(extent * side / max(scene.labels.shape)) for extent in scene.labels.shape)
+        image, truth = Image.fromarray(scene.image), Image.fromarray(scene.labels)
+        plane[:height, :width] = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
+        numbers[:height, :width] = np.asarray(truth.resize((width, height), Image.Resampling.NEAREST))
+        sizes.append((height, width))
+    planes = torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2).float()
+    return Batch(planes, torch.from_numpy(labels).to(device), sizes)
+
+
+def weights_digest(module: nn.Module) -> str:
+    """Names what a module makes of scenes in caches."""
+    digest = hashlib.sha256()
+    for value in module.state_dict().values():
+        digest.update(value.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:8]

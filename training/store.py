@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import multiprocessing
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +22,7 @@ from training.scenes import Scene, SceneArtist, SceneStyle, Thing
 
 SIDE = 256
 _SHARD = 500
+_RECORD_SHARD = 100  # scenes
 STYLE = SceneStyle(
     sizes=(
         (256, 256),
@@ -114,6 +117,49 @@ class SceneStore:
             ]
             self._shards[shard] = _Shard(np.load(path, mmap_mode="r"), starts, sizes, things)
         return self._shards[shard]
+
+
+class RecordCache:
+    """Records of what a trained model makes of scenes, made once and kept on disk, memory-mapped.
+
+    Args:
+        folder: where the shards are; missing ones are made by :meth:`fill`.
+        stem: of their names.
+        scenes: that the model sees.
+        count: of the scenes; whole shards only, one at least.
+        records: of each scene.
+    """
+
+    def __init__(self, folder: Path, stem: str, scenes: SceneStore, count: int, records: int = 1) -> None:
+        self.folder, self.scenes = folder, scenes
+        self._stem, self._records = stem, records
+        self._counts = [min(_RECORD_SHARD, count)] * max(1, count // _RECORD_SHARD)
+        self._opened: list[npt.NDArray[Any]] = []
+
+    def __len__(self) -> int:
+        return self._records * sum(self._counts)
+
+    def __getitem__(self, index: int) -> Any:
+        """One record."""
+        shard, place = divmod(index, self._records * self._counts[0])
+        return self._opened[shard][place]
+
+    def fill(self, recipe: str, make: Callable[[int, int], npt.NDArray[Any]]) -> None:
+        """Makes the shards that are missing, and opens all.
+
+        Args:
+            recipe: names what the records depend on.
+            make: from the number of the first scene and of scenes to all of their records.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._opened.clear()
+        for shard, count in track(list(enumerate(self._counts)), f"making {self._stem}"):
+            path = self.folder / f"{self._stem}-{recipe}-{shard:04d}-{count}.npy"
+            if not path.is_file():
+                temporary = path.with_suffix(".tmp.npy")
+                np.save(temporary, make(shard * _RECORD_SHARD, count))
+                temporary.replace(path)
+            self._opened.append(np.load(path, mmap_mode="r"))
 
 
 def fit(scene: Scene) -> Scene:

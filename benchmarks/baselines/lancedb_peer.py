@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import lancedb  # type: ignore[import-not-found]  # lives in an environment of its own
+import lancedb  # lives in an environment of its own
 import numpy as np
-import pyarrow as pa  # type: ignore[import-not-found]
+import pyarrow as pa
 from driver import HITS, serve  # type: ignore[import-not-found]  # next to this program
 
 

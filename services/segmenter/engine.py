@@ -19,6 +19,7 @@ from regionsearch.errors import too_large
 from services.runtime.batcher import Batcher, BatchSettings, Priority
 from services.runtime.memory import MemoryBudget
 from services.segmenter.backends.base import Backend, Embedding, Size
+from services.segmenter.backends.proposer import Prompts
 from services.segmenter.cache import EmbeddingCache
 from services.segmenter.call_context import INTERACTIVE, CallContext, Everything, LazyImage, Prompted
 from services.segmenter.choosing import choose_regions
@@ -155,22 +156,27 @@ class SegmentEngine:
         """Finds the regions of a crop, without duplicates; grid mode does not use the proposer."""
         embedding, crop, size, options = asking.embedding, asking.crop, asking.image_size, asking.options
         if mode is Mode.GRID:
-            points = grid_points(crop, options)
+            prompts: Prompts = (grid_points(crop, options),)
         else:
             [proposed] = await self.submit(asking, call)
             if isinstance(proposed, list):
                 return await self._draw(asking, joined([proposed]), call)
-            assert isinstance(proposed, np.ndarray)
-            points = proposed
+            assert isinstance(proposed, tuple)
+            prompts = proposed
         candidates: list[Candidate] = []
-        for start in range(0, len(points), GRID_PIECE):
-            search = GridTask(embedding, crop, points[start : start + GRID_PIECE], size, options)
+        pieces = [
+            part[start : start + GRID_PIECE] for part in prompts for start in range(0, len(part), GRID_PIECE)
+        ]
+        asked = 0
+        for piece in pieces:
+            search = GridTask(embedding, crop, piece, size, options)
             candidates += joined(await self.submit(search, call))
             call = replace(call, continuation=True)
+            asked += len(search)
             if sum(candidate.nbytes for candidate in candidates) > self._max_candidate_bytes:
                 raise too_large(
                     "everything.points_per_side",
-                    f"the masks of {start + len(search)} grid points take more than "
+                    f"the masks of {asked} points or boxes take more than "
                     f"{self._max_candidate_bytes} bytes (max_candidate_bytes); raise pred_iou_thresh or "
                     "stability_score_thresh, or lower points_per_side",
                 )

@@ -113,20 +113,18 @@ def segment_everything(
     for crop in plan_crops(size, options):
         pixels = crop.cut(image)
         (embedding,) = backend.encode([backend.prepare(pixels)])
-        asked: Proposals
-        if mode is Mode.GRID:
-            asked = grid_points(crop, options)
-        else:
+        proposed: Proposals = (grid_points(crop, options),)
+        if mode is Mode.PROPOSALS:
             proposer = find_proposer(backend)
-            asked = proposer.propose(embedding, proposer.prepare(pixels), options)
-        masks = asked
-        if not isinstance(masks, DecodedMasks):
-            if not len(masks):
-                continue
-            masks = decode_points(backend, embedding, masks, options)
-        candidates = filter_survivors(backend, embedding, crop, masks, size, options)
-        if not isinstance(asked, DecodedMasks):
-            candidates = deduplicate(candidates, options)
+            proposed = proposer.propose(embedding, proposer.prepare(pixels), options)
+        if isinstance(proposed, DecodedMasks):
+            candidates = filter_survivors(backend, embedding, crop, proposed, size, options)
+        else:
+            every: list[Candidate] = []
+            for prompts in filter(len, proposed):
+                masks = decode_points(backend, embedding, prompts, options)
+                every += filter_survivors(backend, embedding, crop, masks, size, options)
+            candidates = deduplicate(every, options)
         found += draw_candidates(backend, embedding, crop, candidates, size)
     return finish_image(found, options)
 

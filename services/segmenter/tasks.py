@@ -25,6 +25,7 @@ from services.segmenter.backends.base import (
     PromptBatch,
     Size,
 )
+from services.segmenter.backends.proposer import Prompts
 from services.segmenter.everything import (
     Candidate,
     Region,
@@ -61,7 +62,7 @@ class EncodeTask:
 
 @dataclass(frozen=True)
 class ProposeTask:
-    """Asks the model's proposer. The result is its points or boxes, or a list of `Candidate` of its masks.
+    """Asks the model's proposer. The result is its prompts, or a list of `Candidate` of its masks.
 
     Attributes:
         decode: Returns the pixels of the crop, uint8 RGB (height, width, 3).
@@ -165,7 +166,7 @@ class RefineTask:
 
 
 Task = EncodeTask | ProposeTask | GridTask | DrawTask | PromptTask | RefineTask
-Result = Embedding | NDArray[np.float64] | list[Candidate] | list[Region] | list[list[PromptedRegion]] | None
+Result = Embedding | Prompts | list[Candidate] | list[Region] | list[list[PromptedRegion]] | None
 _Prepared = tuple[Tensor, Geometry] | Proposing | GridTask | DrawTask | StackedPrompts | RefineTarget
 _Finish = Callable[[], Result]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,8 @@ from torch.overrides import TorchFunctionMode
 from torch.profiler import profile
 
 from services.segmenter import masks
-from services.segmenter.backends.base import DecodedMasks
+from services.segmenter.backends.base import DecodedMasks, Embedding, Geometry
+from services.segmenter.backends.proposer import HeadProposer, ProposalHead
 from services.segmenter.backends.sam import SamBackend
 from services.segmenter.everything import decode_points, draw_candidates, filter_survivors
 from services.segmenter.grid import Crop, grid_points
@@ -117,3 +118,23 @@ def test_launches_do_not_grow_with_the_number_of_masks(as_on_a_gpu: SamBackend) 
             assert len(draw_candidates(as_on_a_gpu, embedding, crop, found, size)) == number
         counted.append(kernels | waits)
     assert counted[1] == counted[2]
+
+
+def test_what_a_head_proposes_is_chosen_in_a_few_operations() -> None:
+    """However much it sees; the choice itself is made without asking for values one by one."""
+    torch.manual_seed(0)
+    size = (128, 128)
+    embedding = Embedding((torch.randn(16, 16, 16),), Geometry(size, size, size, ()))
+    counted = []
+    for bias in (-20.0, 0.0):
+        head = ProposalHead(channels=16, width=8).eval()
+        torch.nn.init.constant_(head.layers[-1].bias, bias)
+        proposer = HeadProposer(head, nullcontext)
+        with counting() as (kernels, waits):
+            prompts = proposer.propose(embedding, None, EverythingOptions())
+        counted.append((sum(map(len, prompts)), kernels.total(), waits.total()))
+    (few, *_), (many, launches, copies) = counted
+    assert few == 0 < many
+    assert counted[0][1:] == (launches, copies)
+    assert launches <= 60
+    assert copies <= 2

@@ -1,4 +1,4 @@
-"""Everything mode by proposals: where the head's answer has its peaks, points are decoded."""
+"""Everything mode by proposals: what a head sees is asked for by points and by boxes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from regionsearch.v1 import segment_pb2
 from services.segmenter import messages
 from services.segmenter.backends.base import Embedding, Geometry, ModelIdentity
 from services.segmenter.backends.pocket import build_pocket_sam
-from services.segmenter.backends.proposer import MAX_PEAKS, PeakProposer, ProposalHead, peaks
+from services.segmenter.backends.proposer import MAX_PEAKS, HeadProposer, ProposalHead, peaks
 from services.segmenter.backends.sam import SamBackend
 from services.segmenter.everything import decode_points, segment_everything
 from services.segmenter.options import Defaults, EverythingOptions, Mode
@@ -35,13 +35,32 @@ def proposing() -> SamBackend:
     return SamBackend(sam, ModelIdentity("sam", "proposing", "0" * 64, "fp32", "cpu"))
 
 
-def proposed(logits: Tensor, geometry: Geometry) -> list[tuple[float, ...]]:
-    """Points for a head that answers with `logits` (h, w)."""
-    head = cast("ProposalHead", lambda features: logits[None])
-    embedding = Embedding((torch.zeros(4, *logits.shape),), geometry)
-    return [
-        tuple(point) for point in PeakProposer(head, nullcontext).propose(embedding, None, OPTIONS).tolist()
-    ]
+def proposed(maps: Tensor, geometry: Geometry) -> tuple[list[tuple[float, ...]], list[tuple[float, ...]]]:
+    """Points and boxes for a head that answers with `maps` (6, h, w)."""
+    head = cast("ProposalHead", lambda features: maps[None])
+    embedding = Embedding((torch.zeros(4, *maps.shape[1:]),), geometry)
+    points, boxes = HeadProposer(head, nullcontext).propose(embedding, None, OPTIONS)
+    return [tuple(point) for point in points.tolist()], [tuple(box) for box in boxes.tolist()]
+
+
+def points_of(logits: Tensor, geometry: Geometry) -> list[tuple[float, ...]]:
+    """Points for a head that answers with depths (h, w), and names no box."""
+    nothing = torch.full((5, *logits.shape), -9.0)
+    points, boxes = proposed(torch.cat([logits[None], nothing]), geometry)
+    assert not boxes
+    return points
+
+
+def test_boxes_are_named_once_and_end_at_the_image() -> None:
+    maps = torch.full((6, 16, 16), -9.0)
+    maps[2:] = 2.0
+    maps[1, 4, 4], maps[1, 4, 5], maps[1, 2, 14], maps[1, 14, 3] = 2.0, 1.0, 3.0, 4.0
+    maps[2, 4, 5], maps[4, 4, 5] = 3.0, 1.0  # the same box, seen from the next cell
+    geometry = Geometry((200, 400), (64, 128), (128, 128), ())
+    points, boxes = proposed(maps, geometry)
+    assert not points
+    # 8 pixels of the input a cell, 3.125 of the image for one of the input: 25.
+    assert boxes == [(312.5, 12.5, 400.0, 112.5), (62.5, 62.5, 162.5, 162.5)]
 
 
 def test_points_lie_in_the_middle_of_peaks_best_first() -> None:
@@ -50,7 +69,7 @@ def test_points_lie_in_the_middle_of_peaks_best_first() -> None:
     logits[14, 5] = 3.0  # in the padding
     geometry = Geometry((200, 400), (64, 128), (128, 128), ())
     # 8 pixels of the input a cell, 3.125 of the image for one of the input.
-    assert proposed(logits, geometry) == [
+    assert points_of(logits, geometry) == [
         (83.5 * 3.125, 59.5 * 3.125),
         (27.5 * 3.125, 19.5 * 3.125),
     ]
@@ -58,11 +77,11 @@ def test_points_lie_in_the_middle_of_peaks_best_first() -> None:
 
 def test_there_may_be_nothing_and_never_too_much() -> None:
     geometry = Geometry((128, 128), (128, 128), (128, 128), ())
-    assert proposed(torch.full((16, 16), -9.0), geometry) == []
+    assert points_of(torch.full((16, 16), -9.0), geometry) == []
     scattered = torch.full((32, 32), -9.0)
     scattered[::2, ::2] = 2.0
-    assert len(proposed(scattered, geometry)) == MAX_PEAKS
-    assert len(proposed(torch.ones(1, 1), Geometry((1, 1), (1, 1), (8, 8), ()))) == 1
+    assert len(points_of(scattered, geometry)) == MAX_PEAKS
+    assert len(points_of(torch.ones(1, 1), Geometry((1, 1), (1, 1), (8, 8), ()))) == 1
 
 
 def test_peaks_of_a_plateau_are_all_of_it() -> None:
@@ -83,15 +102,19 @@ async def test_the_engine_decodes_what_was_proposed(proposing: SamBackend) -> No
     assert [region.runs.coco_rle() for region in found] == [region.runs.coco_rle() for region in alone]
     (embedding,) = proposing.encode([proposing.prepare(image.decode())])
     assert proposing.proposer is not None
-    points = proposing.proposer.propose(embedding, None, OPTIONS)
-    assert {region.point for region in found} <= {tuple(point) for point in points.tolist()}
+    points, boxes = proposing.proposer.propose(embedding, None, OPTIONS)
+    assert len(points)
+    assert len(boxes)
+    asked = [*points.tolist(), *boxes.reshape(-1, 2, 2).mean(axis=1).tolist()]
+    assert {region.point for region in found} <= {tuple(point) for point in asked}
     assert len(decode_points(proposing, embedding, points, OPTIONS).scores) == 3 * len(points)
+    assert len(decode_points(proposing, embedding, boxes, OPTIONS).scores) == len(boxes)
 
 
 async def test_an_image_without_proposals_has_no_regions(
     proposing: SamBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(proposing.proposer, "propose", lambda *_: np.empty((0, 2)))
+    monkeypatch.setattr(proposing.proposer, "propose", lambda *_: (np.empty((0, 2)), np.empty((0, 4))))
     assert segment_everything(proposing, lazy_image(1).decode(), OPTIONS, Mode.PROPOSALS) == []
     async with engine_for(proposing) as engine:
         assert (await engine.everything(lazy_image(1), OPTIONS, mode=Mode.PROPOSALS)).regions == []

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from regionsearch.images import Pixels
@@ -24,6 +23,7 @@ from services.segmenter.backends.base import (
     PromptBatch,
 )
 from services.segmenter.backends.detector import Detector, check_precision, detect, limits_of
+from services.segmenter.backends.proposer import Prompts
 from services.segmenter.options import EverythingOptions
 
 # FastSAM's own defaults. The score of a detection is what predicted IoU is for other models.
@@ -106,8 +106,8 @@ class BoxProposer:
     @torch.inference_mode()
     def propose(
         self, embedding: Embedding, prepared: tuple[Tensor, Geometry], options: EverythingOptions
-    ) -> NDArray[np.float64]:
+    ) -> Prompts:
         """Returns the boxes of the detected objects."""
         seen = self._detector.embed(prepared)
         boxes = detect(seen, EVERYTHING["pred_iou_thresh"], EVERYTHING["box_nms_thresh"]).boxes
-        return boxes.cpu().numpy().astype(np.float64)
+        return (boxes.cpu().numpy().astype(np.float64),)

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.ops import nms
 
 from regionsearch.images import Pixels
 from services.segmenter.backends.base import DecodedMasks, Embedding
@@ -25,11 +26,17 @@ from services.segmenter.options import EverythingOptions
 
 MAX_PEAKS = 48
 LEAST_SCORE = 0.08  # below that a peak is noise
+MAX_BOXES = 32
+LEAST_IOU = 0.1  # below that a box is noise
+_UNIT = 4.0  # cells, of the distances to the sides of a box
+_NAMED = 1024  # boxes that are compared
+_SAME_BOX = 0.6  # IoU from which two of them mean one object
 
-Proposals = NDArray[np.float64] | DecodedMasks
-"""Points (n, 2) as x, y or boxes (n, 4) as x_min, y_min, x_max, y_max, to ask the model about, or masks
-without duplicates; in pixels of the embedded image, best first, at most `MAX_PROPOSALS`.
-"""
+Prompts = tuple[NDArray[np.float64], ...]
+"""What to ask the model about: points (n, 2) as x, y, and boxes (n, 4) as x_min, y_min, x_max, y_max."""
+
+Proposals = Prompts | DecodedMasks
+"""Prompts, or masks without duplicates; in pixels of the embedded image, at most `MAX_PROPOSALS`."""
 
 
 class Proposer(Protocol):
@@ -46,7 +53,7 @@ class Proposer(Protocol):
 
 
 class ProposalHead(nn.Module):
-    """Maps an image embedding to how far inside of an object each of its cells lies.
+    """Says of each cell of an image embedding how far inside of an object it lies, and that object's box.
 
     Args:
         channels: of the image embedding.
@@ -56,17 +63,22 @@ class ProposalHead(nn.Module):
     def __init__(self, *, channels: int, width: int) -> None:
         super().__init__()
         self.layers = nn.Sequential(
-            convolution(channels, width), convolution(width, width), nn.Conv2d(width, 1, kernel_size=1)
+            convolution(channels, width), convolution(width, width), nn.Conv2d(width, 6, kernel_size=1)
         )
 
     def forward(self, embeddings: Tensor) -> Tensor:
-        """Embeddings (B, C, h, w) to logits (B, h, w): low outside of objects, highest in their middles."""
-        depths: Tensor = self.layers(embeddings)[:, 0]
-        return depths
+        """Embeddings (B, C, h, w) to maps (B, 6, h, w).
+
+        First two logits: of the depth, low outside of objects and highest in their middles, and of the IoU
+        that the cell's box has with the object's. Then how far left, top, right and bottom of that box are
+        from the cell's middle, in cells.
+        """
+        logits, distances = self.layers(embeddings).split([2, 4], dim=1)
+        return torch.cat([logits, _UNIT * F.softplus(distances)], dim=1)
 
 
-class PeakProposer:
-    """The peaks of a :class:`ProposalHead`'s answer, as points.
+class HeadProposer:
+    """The objects that a :class:`ProposalHead` sees, as points and boxes.
 
     Args:
         head: The network, on the device.
@@ -83,23 +95,55 @@ class PeakProposer:
         """Nothing: the embedding says it all."""
 
     @torch.inference_mode()
-    def propose(self, embedding: Embedding, prepared: Any, options: EverythingOptions) -> NDArray[np.float64]:
-        """At most `MAX_PEAKS` points; one copy to the host."""
+    def propose(self, embedding: Embedding, prepared: Any, options: EverythingOptions) -> Prompts:
+        """Points and boxes, so that each makes up for what the other misses; two copies to the host."""
         features, geometry = embedding.features[0], embedding.geometry
         with self._autocast():
-            scores = self.head(features[None])[0].float().sigmoid()
+            maps = self.head(features[None])[0].float()
         cell = geometry.padded_size[0] / features.shape[1]
         rows, columns = (max(1, round(side / cell)) for side in geometry.input_size)
-        found = peaks(scores[:rows, :columns], MAX_PEAKS).cpu().numpy().astype(np.float64)
-        x, y = found[found[:, 0] >= LEAST_SCORE, 1:].T
-        # The middle of a cell; pixels are counted from the middle of the first one.
+        maps = maps[:, :rows, :columns]
+        found = find_points(maps, MAX_PEAKS), find_boxes(maps, MAX_BOXES)
+        points, boxes = (part.cpu().numpy().astype(np.float64) for part in found)
+        points, boxes = points[points[:, 0] >= LEAST_SCORE, 1:], boxes[boxes[:, 0] >= LEAST_IOU, 1:]
         (height, width), (input_height, input_width) = geometry.image_size, geometry.input_size
-        points = ((np.stack([x, y], axis=1) + 0.5) * cell - 0.5) * [
-            width / input_width,
-            height / input_height,
-        ]
-        clipped: NDArray[np.float64] = points.clip(0, [width - 1, height - 1])
-        return clipped
+        scale = np.array([width / input_width, height / input_height])
+        # Pixels are counted from the middle of the first one; the edges of boxes from its corner.
+        points = ((points * cell - 0.5) * scale).clip(0, [width - 1, height - 1])
+        boxes = (boxes.reshape(-1, 2, 2) * cell * scale).clip(0, [width, height])
+        return points, boxes.reshape(-1, 4)
+
+
+def find_points(maps: Tensor, most: int) -> Tensor:
+    """Where the maps of a head (6, h, w) are deepest.
+
+    Returns:
+        float32 (at most `most`, 3): score, x and y in cells, best first.
+    """
+    found = peaks(maps[0].sigmoid(), most)
+    return torch.cat([found[:, :1], found[:, 1:] + 0.5], dim=1)
+
+
+def find_boxes(maps: Tensor, most: int) -> Tensor:
+    """The boxes that the maps of a head (6, h, w) name, without duplicates.
+
+    Returns:
+        float32 (at most `most`, 5): the IoU expected of a box and the box in cells, best first.
+    """
+    scores = maps[1].sigmoid().flatten()
+    best, places = scores.topk(min(_NAMED, len(scores)))
+    boxes = boxes_of(maps[None, 2:])[0].flatten(0, 1)[places]
+    kept = nms(boxes, best, _SAME_BOX)[:most]
+    return torch.cat([best[kept, None], boxes[kept]], dim=1)
+
+
+def boxes_of(distances: Tensor) -> Tensor:
+    """Distances (B, 4, h, w) from the middles of cells to boxes (B, h, w, 4), in cells."""
+    height, width = distances.shape[2:]
+    x = torch.arange(width, device=distances.device) + 0.5
+    y = (torch.arange(height, device=distances.device) + 0.5)[:, None]
+    left, top, right, bottom = distances.unbind(dim=1)
+    return torch.stack([x - left, y - top, x + right, y + bottom], dim=-1)
 
 
 def peaks(scores: Tensor, most: int) -> Tensor:

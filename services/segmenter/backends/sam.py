@@ -27,7 +27,7 @@ from services.segmenter.backends.base import (
 from services.segmenter.backends.checkpoints import load_weights, read_weights
 from services.segmenter.backends.mobile import build_mobile_sam, from_published
 from services.segmenter.backends.pocket import build_pocket_sam
-from services.segmenter.backends.proposer import PeakProposer, ProposalHead, Proposer
+from services.segmenter.backends.proposer import HeadProposer, ProposalHead, Proposer
 from services.segmenter.backends.refiner import Refiner, RefinerNet
 from services.segmenter.backends.sam_decoder import Decoded, LazyMaskDecoder
 from services.segmenter.backends.vit_attention import fuse_attention
@@ -92,7 +92,7 @@ class SamBackend:
         net: RefinerNet | None = getattr(self.model, "refiner", None)
         self.refiner = None if net is None else Refiner(net, self._autocast)
         head: ProposalHead | None = getattr(self.model, "proposer", None)
-        self.proposer: Proposer | None = None if head is None else PeakProposer(head, self._autocast)
+        self.proposer: Proposer | None = None if head is None else HeadProposer(head, self._autocast)
         self.decode_batch = max(1, _BATCH_BYTES[self.device.type] // map_bytes)
 
     def prepare(self, image: Pixels) -> tuple[Tensor, Geometry]:
