@@ -22,8 +22,9 @@ from gateway.service_clients import (
     without_policy,
 )
 from gateway.settings import GatewaySettings
+from gateway.vectors import embedding_share
 from regionsearch.defaults import COLLECTION as DEFAULT
-from regionsearch.errors import Kind, RegionSearchError
+from regionsearch.errors import Kind, RegionSearchError, invalid
 from regionsearch.lru import LruCache
 from regionsearch.rpc.calls import chunked, gather_or_cancel
 from regionsearch.v1 import embed_pb2, search_pb2, segment_pb2, types_pb2
@@ -130,7 +131,10 @@ class Catalog:
         model = (await pending).model
         if served is None or not same_model(without_policy(served.model), model):
             return None
-        return next((one.score for one in served.cut_offs if one.crop_policy == model.crop_policy), None)
+        share = embedding_share(model)
+        return next(
+            (one.score * share for one in served.cut_offs if one.crop_policy == model.crop_policy), None
+        )
 
     async def check_model(self, collection: search_pb2.Collection) -> None:
         """Refuses a collection whose vectors the embedder does not make; goes by what it served a second ago.
@@ -153,21 +157,55 @@ class Catalog:
         policy: types_pb2.CropPolicy.ValueType = types_pb2.CROP_POLICY_UNSPECIFIED,
         binary_codes: search_pb2.BinaryCodes | None = None,
         everything: segment_pb2.EverythingOptions | None = None,
+        features: types_pb2.SegmentFeatures | None = None,
     ) -> search_pb2.Collection:
         """Makes a collection for the embedder's present model.
 
+        Args:
+            name: Its name.
+            policy: How regions are cropped; unspecified for the default.
+            binary_codes: Its codes; None for none.
+            everything: How regions of its images are looked for where an ingest does not say.
+            features: Level and weight of the segmenter's features in its vectors; None for embeddings alone.
+
         Raises:
-            RegionSearchError: ALREADY_EXISTS, or INVALID_ARGUMENT for a name that cannot be one.
+            RegionSearchError: ALREADY_EXISTS, or INVALID_ARGUMENT for a name that cannot be one, or a level
+                that the segmenter does not have.
         """
         require_creatable(name)
         services = self._services
+        model = await self.embedder_model(policy)
+        if features is not None:
+            await self.add_features(model, features)
         request = search_pb2.CreateCollectionRequest(
             name=name,
-            model=await self.embedder_model(policy),
+            model=model,
             binary_codes=binary_codes,
             everything=everything,
         )
         return (await services.searcher.call(services.search.CreateCollection, request)).collection
+
+    async def add_features(self, model: types_pb2.ModelInfo, features: types_pb2.SegmentFeatures) -> None:
+        """Adds the present segmenter's features, of a level and a weight, to the model of a new collection.
+
+        Raises:
+            RegionSearchError: INVALID_ARGUMENT for a level that the segmenter does not have.
+        """
+        services = self._services
+        request = segment_pb2.SegmentServiceGetModelRequest()
+        served = await services.segmenter.call(services.segment.GetModel, request, retry_overload=True)
+        channels = served.feature_channels
+        if features.level >= len(channels):
+            raise invalid(
+                "segment_features.level",
+                f"segment_features.level is {features.level}; the feature maps of the segmenter's model "
+                f"{served.model.variant} are 0 to {len(channels) - 1}",
+            )
+        for name in ("family", "variant", "weights_digest"):
+            setattr(model.features.model, name, getattr(served.model, name))
+        model.features.model.dimension = channels[features.level]
+        model.features.level, model.features.weight = features.level, features.weight
+        model.dimension += channels[features.level]
 
     async def ensure_default(self) -> search_pb2.Collection:
         """Makes the default collection unless it is there."""

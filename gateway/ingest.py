@@ -30,6 +30,7 @@ from gateway.records import (
 )
 from gateway.service_clients import Services, model_mismatch, reading_from_writer, same_model
 from gateway.settings import GatewaySettings
+from gateway.vectors import features_output, joined, read_features
 from regionsearch.defaults import COLLECTION as DEFAULT
 from regionsearch.errors import Kind, RegionSearchError, overloaded
 from regionsearch.images import encode_image, image_from_proto, image_id, probe_image
@@ -189,7 +190,9 @@ class Ingester:
         progress(region_search_pb2.INGEST_STAGE_SEGMENTING)
         segmented = await self._segment(request, collection, image, priority)
         progress(region_search_pb2.INGEST_STAGE_EMBEDDING)
-        vectors = await self.embed(image, segmented.regions, collection, priority)
+        features = read_features(segmented, collection)
+        embeddings = await self.embed(image, segmented.regions, collection, priority)
+        vectors = joined(embeddings, features, collection)
         progress(region_search_pb2.INGEST_STAGE_STORING)
         await self._store.put(collection.name, file.image_id, file.data)
 
@@ -301,7 +304,10 @@ class Ingester:
         selection.MergeFrom(everything.selection)
         # Hundreds of prompts: whoever waits for them, a click on another image goes first.
         message = segment_pb2.SegmentRequest(
-            image=image, everything=everything, priority=types_pb2.PRIORITY_BULK
+            image=image,
+            everything=everything,
+            output=features_output(collection),
+            priority=types_pb2.PRIORITY_BULK,
         )
         message.everything.selection.CopyFrom(selection)
         services = self._services
@@ -321,7 +327,7 @@ class Ingester:
         collection: search_pb2.Collection,
         priority: types_pb2.Priority.ValueType,
     ) -> np.ndarray:
-        """Vectors of the whole image and of each region, shape (1 + regions, dimension).
+        """Embeddings of the whole image and of each region, shape (1 + regions, embedding's dimension).
 
         One call takes all of them unless the regions are more than `embed_chunk`. An image that has been
         segmented is not refused any more: where the embedder is full it waits.

@@ -15,13 +15,13 @@ from gateway.catalog import Catalog, PendingCollection
 from gateway.prompt_resolver import PromptResolver, merged_mask, select_stored
 from gateway.service_clients import Services, model_mismatch, remap_error_field, same_model
 from gateway.settings import GatewaySettings
+from gateway.vectors import Vectors, features_of, joined, joined_texts
 from regionsearch.errors import invalid, not_found, too_large
 from regionsearch.rpc.calls import gather_or_cancel
 from regionsearch.tensors import tensor_from_proto
 from regionsearch.texts import visible_text
 from regionsearch.v1 import embed_pb2, region_search_pb2, search_pb2, segment_pb2, types_pb2
 
-Vectors = NDArray[np.float32]
 SearchRequest: TypeAlias = region_search_pb2.RegionSearchServiceSearchRequest
 Negated: TypeAlias = SearchRequest | region_search_pb2.SearchWithinRequest
 """A request that says what is not meant."""
@@ -133,12 +133,16 @@ class QueryEncoder:
 
         The regions have been found already: where the embedder is full this waits, or the work were lost.
         """
+        collection = await pending
         embedder = await self._catalog.embedder_of(pending)
         request = embed_pb2.EmbedRegionsRequest(
-            image=image, regions=cuts, crop_policy=(await pending).model.crop_policy
+            image=image, regions=cuts, crop_policy=collection.model.crop_policy
         )
-        answer = await embedder.call(embedder.stub.EmbedRegions, request, retry_overload=True)
-        return _vectors(answer.vectors, answer.model, await pending)
+        answer, features = await gather_or_cancel(
+            embedder.call(embedder.stub.EmbedRegions, request, retry_overload=True),
+            features_of(self._services, collection, image, [cut.mask for cut in cuts]),
+        )
+        return joined(_vectors(answer.vectors, answer.model, collection), features[1:], collection)
 
     def _examples(
         self, pending: PendingCollection, query: region_search_pb2.Query
@@ -177,7 +181,9 @@ class QueryEncoder:
         request = embed_pb2.EmbedTextsRequest(texts=texts)
         answer = await embedder.call(embedder.stub.EmbedTexts, request)
         answer.model.crop_policy = types_pb2.CROP_POLICY_UNSPECIFIED
-        return _vectors(answer.vectors, answer.model, await pending), tuple(answer.truncated)
+        collection = await pending
+        vectors = joined_texts(_vectors(answer.vectors, answer.model, collection), collection)
+        return vectors, tuple(answer.truncated)
 
     def _negative(
         self, pending: PendingCollection, negative: region_search_pb2.Negative, field: str
@@ -195,7 +201,11 @@ class QueryEncoder:
         with remap_error_field("images[0]", field):
             answer = await embedder.call(embedder.stub.EmbedImages, request)
         answer.model.crop_policy = types_pb2.CROP_POLICY_UNSPECIFIED
-        return _first(_vectors(answer.vectors, answer.model, await pending))
+        collection = await pending
+        embeddings = _vectors(answer.vectors, answer.model, collection)
+        with remap_error_field("image", field):
+            features = await features_of(self._services, collection, image, [])
+        return _first(joined(embeddings, features, collection))
 
     async def _pointed_at(
         self, pending: PendingCollection, image: types_pb2.Image, prompt: segment_pb2.Prompt

@@ -24,9 +24,10 @@ from gateway.service_clients import (
     same_model,
     without_policy,
 )
+from gateway.vectors import features_of, joined
 from regionsearch.defaults import COLLECTION as DEFAULT
 from regionsearch.errors import Kind, RegionSearchError, not_found
-from regionsearch.rpc.calls import chunked
+from regionsearch.rpc.calls import chunked, gather_or_cancel
 from regionsearch.tensors import tensor_to_proto
 from regionsearch.v1 import region_search_pb2 as pb
 from regionsearch.v1 import search_pb2, types_pb2
@@ -276,7 +277,12 @@ class Reindexer:
             return
         image = types_pb2.Image(encoded=await self._catalog.images.content(name, image_id))
         regions = [record for record in found.records if record.level == search_pb2.LEVEL_REGION]
-        vectors = await self._ingester.embed(image, regions, target, types_pb2.PRIORITY_BULK)
+        bulk = types_pb2.PRIORITY_BULK
+        embeddings, features = await gather_or_cancel(
+            self._ingester.embed(image, regions, target, bulk),
+            features_of(services, target, image, [region.mask for region in regions], bulk),
+        )
+        vectors = joined(embeddings, features, target)
         whole = [record for record in found.records if record.level != search_pb2.LEVEL_REGION]
         write = search_pb2.UpsertRequest(
             collection=target.name,
@@ -302,7 +308,10 @@ class Reindexer:
             )
         if not wanted:
             raise _refused(f"no embedder serves {embedder!r} as another model; there are {served}")
-        return wanted[0]
+        [model, *_] = wanted
+        if old.model.HasField("features"):
+            await self._catalog.add_features(model, old.model.features)
+        return model
 
     async def _find(self, name: str) -> search_pb2.Collection | None:
         services = self._services

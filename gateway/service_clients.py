@@ -248,13 +248,20 @@ class Services:
 
 
 def same_model(one: types_pb2.ModelInfo, other: types_pb2.ModelInfo) -> bool:
-    """Whether vectors of both are comparable; a crop policy that is unspecified agrees with every one."""
+    """Whether embeddings of both are comparable; a crop policy that is unspecified agrees with every one.
+
+    Features that follow a collection's embeddings do not matter.
+    """
     unspecified = types_pb2.CROP_POLICY_UNSPECIFIED
     policies = {one.crop_policy, other.crop_policy} - {unspecified}
-    return len(policies) < 2 and all(
-        getattr(one, name) == getattr(other, name)
-        for name in ("family", "variant", "weights_digest", "dimension")
-    )
+    mine, theirs = (model.dimension - model.features.model.dimension for model in (one, other))
+    return len(policies) < 2 and mine == theirs and same_weights(one, other)
+
+
+def same_weights(one: types_pb2.ModelInfo, other: types_pb2.ModelInfo) -> bool:
+    """Whether both are the same network, whatever it is asked for."""
+    names = ("family", "variant", "weights_digest")
+    return all(getattr(one, name) == getattr(other, name) for name in names)
 
 
 def without_policy(model: types_pb2.ModelInfo) -> types_pb2.ModelInfo:
@@ -279,4 +286,5 @@ def model_mismatch(collection: search_pb2.Collection, model: types_pb2.ModelInfo
 def describe(model: types_pb2.ModelInfo) -> str:
     """A model's identity for people."""
     policy = types_pb2.CropPolicy.Name(model.crop_policy).removeprefix("CROP_POLICY_").lower()
-    return f"{model.family} {model.variant} ({model.weights_digest[:12]}, {model.dimension}-d, {policy})"
+    dimension = f", {model.dimension}-d, {policy}" if model.dimension else ""
+    return f"{model.family} {model.variant} ({model.weights_digest[:12]}{dimension})"

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from gateway.catalog import Catalog, PendingCollection
 from gateway.prompt_resolver import PromptResolver
-from gateway.query import QueryEncoder, QueryVectors, Vectors, check_finite
+from gateway.query import QueryEncoder, QueryVectors, check_finite
+from gateway.vectors import Vectors
 from regionsearch.errors import invalid
 from regionsearch.masks import encode_rle
 from regionsearch.prompts import merge_masks

@@ -12,7 +12,7 @@ from PIL import Image
 
 from regionsearch.errors import RegionSearchError, invalid, too_large
 from regionsearch.images import DEFAULT_LIMITS, encode_image, png
-from regionsearch.masks import BoolMask, decode_rle, encode_rle
+from regionsearch.masks import BoolMask, RunLengthMask, Size, decode_rle, encode_rle
 from regionsearch.v1 import types_pb2
 
 _DTYPES: dict[types_pb2.DataType.ValueType, np.dtype[Any]] = {
@@ -107,15 +107,7 @@ def mask_from_proto(
         RegionSearchError: INVALID_ARGUMENT when size or encoding is missing or they do not fit each
             other, TOO_LARGE over `max_pixels`.
     """
-    height, width = proto.height, proto.width
-    if height < 1 or width < 1:
-        raise invalid(field, f"{field} needs a height and a width of at least 1")
-    if height * width > max_pixels:
-        raise too_large(
-            field,
-            f"{field} has {height} x {width} pixels, over the limit of {max_pixels}; send a smaller image "
-            "and its mask",
-        )
+    height, width = _mask_size(proto, field, max_pixels)
     match proto.WhichOneof("encoding"):
         case "coco_rle":
             return decode_rle(proto.coco_rle, height, width, f"{field}.coco_rle")
@@ -125,6 +117,29 @@ def mask_from_proto(
             return _decode_png(proto.png, height, width, f"{field}.png")
         case _:
             raise invalid(field, f"{field} has no encoding; set coco_rle, packed_bits or png")
+
+
+def runs_from_proto(
+    proto: types_pb2.Mask, field: str = "mask", max_pixels: int = DEFAULT_LIMITS.max_pixels
+) -> RunLengthMask:
+    """As `mask_from_proto`, but as runs: a run-length string is not decoded to pixels."""
+    if proto.WhichOneof("encoding") != "coco_rle":
+        return RunLengthMask.from_mask(mask_from_proto(proto, field, max_pixels))
+    height, width = _mask_size(proto, field, max_pixels)
+    return RunLengthMask.from_coco_rle(proto.coco_rle, height, width, f"{field}.coco_rle")
+
+
+def _mask_size(proto: types_pb2.Mask, field: str, max_pixels: int) -> Size:
+    height, width = proto.height, proto.width
+    if height < 1 or width < 1:
+        raise invalid(field, f"{field} needs a height and a width of at least 1")
+    if height * width > max_pixels:
+        raise too_large(
+            field,
+            f"{field} has {height} x {width} pixels, over the limit of {max_pixels}; send a smaller image "
+            "and its mask",
+        )
+    return height, width
 
 
 def _unpack_bits(data: bytes, height: int, width: int, field: str) -> BoolMask:

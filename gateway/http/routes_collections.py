@@ -37,7 +37,9 @@ def router(gateway: Gateway) -> APIRouter:
         body = await read_body(request, CollectionBody, gateway.settings.limits)
         codes = None if body.binary_codes is None else body.binary_codes.to_proto()
         everything = None if body.everything is None else body.everything.to_proto()
-        made = await catalog.create(body.name, crop_policy_value(body.crop_policy), codes, everything)
+        features = None if body.segment_features is None else body.segment_features.to_proto()
+        policy = crop_policy_value(body.crop_policy)
+        made = await catalog.create(body.name, policy, codes, everything, features)
         location = f"{request.url.path}/{made.name}"
         return JSONResponse(Collection.from_proto(made).model_dump(), 201, {"Location": location})
 

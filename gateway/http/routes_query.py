@@ -34,7 +34,7 @@ from regionsearch.schemas.responses.regions import (
     CocoDocument,
     EmbeddingsResult,
     PromptResult,
-    Region,
+    SegmentedRegion,
     SegmentResult,
 )
 from regionsearch.schemas.responses.scrolls import CountResult, MapResult, ScrollResult
@@ -284,12 +284,12 @@ async def _pick(gateway: Gateway, body: SegmentBody) -> SegmentResult:
     if not records:
         raise not_found("points", "no stored region is meant; ask the model with among=model")
     single = len(records) == 1
-    region = Region.from_proto(records[0]) if single else await asyncio.to_thread(_merged, records)
+    region = SegmentedRegion.from_proto(records[0]) if single else await asyncio.to_thread(_merged, records)
     image, candidates = found.images[0], PromptResult(candidates=(region,))
     return SegmentResult(width=image.width, height=image.height, results=(candidates,))
 
 
-def _merged(records: list[search_pb2.Record]) -> Region:
+def _merged(records: list[search_pb2.Record]) -> SegmentedRegion:
     mask = merged_mask(records)
     whole = region_of(records[0])
     whole.mask.CopyFrom(mask)
@@ -298,4 +298,4 @@ def _merged(records: list[search_pb2.Record]) -> Region:
     box = mask_box(pixels)
     if box is not None:
         whole.box.x_min, whole.box.y_min, whole.box.x_max, whole.box.y_max = box
-    return Region.from_proto(whole)
+    return SegmentedRegion.from_proto(whole)

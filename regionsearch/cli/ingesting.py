@@ -40,6 +40,13 @@ class SearchMode(enum.StrEnum):
     PROPOSALS = "proposals"
 
 
+class Ranking(enum.StrEnum):
+    """By what regions are ranked."""
+
+    QUALITY = "quality"
+    AREA = "area"
+
+
 Mode = Annotated[SearchMode | None, typer.Option(help="Where to look for regions. Default: the model's own.")]
 PointsPerSide = Annotated[
     int | None, typer.Option(min=1, max=128, help="Of the grid of points; the time grows with their square.")
@@ -51,6 +58,9 @@ CropLayers = Annotated[
 MinArea = Annotated[int | None, typer.Option(min=0, help="Remove holes and islands below this many pixels.")]
 MaxRegions = Annotated[
     int | None, typer.Option(min=1, max=1000, help="Keep at most this many regions of an image.")
+]
+RankBy = Annotated[
+    Ranking | None, typer.Option(help="Which regions are kept: the best masks, or the largest.")
 ]
 
 
@@ -79,6 +89,7 @@ def ingest(
     crop_layers: CropLayers = None,
     min_area: MinArea = None,
     max_regions: MaxRegions = None,
+    rank_by: RankBy = None,
     jobs: Annotated[int, typer.Option(min=1, max=64, help="Images sent at a time.")] = 4,
     url: Url = URL,
     api_key: ApiKey = None,
@@ -96,6 +107,7 @@ def ingest(
         crop_n_layers=crop_layers,
         min_mask_region_area=min_area,
         max_regions=max_regions,
+        rank_by=rank_by,
     )
     selection = find_images(paths)
     sources = selection.named()

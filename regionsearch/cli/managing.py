@@ -21,6 +21,7 @@ from regionsearch.cli.ingesting import (
     MinArea,
     Mode,
     PointsPerSide,
+    RankBy,
     read_everything,
 )
 from regionsearch.cli.terminal import URL, ApiKey, AsJson, Url, connect, console, print_table, tell
@@ -74,6 +75,17 @@ def create_collection(
     crop_layers: CropLayers = None,
     min_area: MinArea = None,
     max_regions: MaxRegions = None,
+    rank_by: RankBy = None,
+    features_level: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Add the segmenter's features to each vector: of this feature map, where 0 is the coarsest.",
+        ),
+    ] = None,
+    features_weight: Annotated[
+        float, typer.Option(help="Their weight, where that of the embedding is 1.")
+    ] = 1.0,
     url: Url = URL,
     api_key: ApiKey = None,
 ) -> None:
@@ -87,9 +99,13 @@ def create_collection(
         crop_n_layers=crop_layers,
         min_mask_region_area=min_area,
         max_regions=max_regions,
+        rank_by=rank_by,
     )
+    features = None if features_level is None else {"level": features_level, "weight": features_weight}
     with connect(url, api_key) as client:
-        made = client.create_collection(name, crop_policy=crop_policy, everything=everything)
+        made = client.create_collection(
+            name, crop_policy=crop_policy, everything=everything, segment_features=features
+        )
     tell(f"made {made.name}, for {made.model.variant}")
 
 

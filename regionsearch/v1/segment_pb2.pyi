@@ -43,6 +43,30 @@ EVERYTHING_MODE_PROPOSALS: EverythingMode.ValueType  # 2
 """Where the model itself, or a detector in front of it, sees objects. FAILED_PRECONDITION where there is neither."""
 Global___EverythingMode: _TypeAlias = EverythingMode  # noqa: Y015
 
+class _RankBy:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _RankByEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RankBy.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    RANK_BY_UNSPECIFIED: _RankBy.ValueType  # 0
+    """The same as RANK_BY_QUALITY."""
+    RANK_BY_QUALITY: _RankBy.ValueType  # 1
+    """predicted_iou * stability_score, ties by larger area."""
+    RANK_BY_AREA: _RankBy.ValueType  # 2
+    """The largest first, ties by quality."""
+
+class RankBy(_RankBy, metaclass=_RankByEnumTypeWrapper):
+    """By what regions are ranked; where two are near-duplicates the one that ranks higher is kept."""
+
+RANK_BY_UNSPECIFIED: RankBy.ValueType  # 0
+"""The same as RANK_BY_QUALITY."""
+RANK_BY_QUALITY: RankBy.ValueType  # 1
+"""predicted_iou * stability_score, ties by larger area."""
+RANK_BY_AREA: RankBy.ValueType  # 2
+"""The largest first, ties by quality."""
+Global___RankBy: _TypeAlias = RankBy  # noqa: Y015
+
 @_typing.final
 class SegmentRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
@@ -50,6 +74,7 @@ class SegmentRequest(_message.Message):
     IMAGE_FIELD_NUMBER: _builtins.int
     EVERYTHING_FIELD_NUMBER: _builtins.int
     PROMPTS_FIELD_NUMBER: _builtins.int
+    KNOWN_FIELD_NUMBER: _builtins.int
     OUTPUT_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
     priority: _types_pb2.Priority.ValueType
@@ -64,6 +89,10 @@ class SegmentRequest(_message.Message):
         """The object of each prompt."""
 
     @_builtins.property
+    def known(self) -> Global___KnownRegions:
+        """Nothing: only the features of regions that are known, and of the whole image."""
+
+    @_builtins.property
     def output(self) -> Global___OutputOptions: ...
     def __init__(
         self,
@@ -71,14 +100,15 @@ class SegmentRequest(_message.Message):
         image: _types_pb2.Image | None = ...,
         everything: Global___EverythingOptions | None = ...,
         prompts: Global___Prompts | None = ...,
+        known: Global___KnownRegions | None = ...,
         output: Global___OutputOptions | None = ...,
         priority: _types_pb2.Priority.ValueType = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["everything", b"everything", "image", b"image", "mode", b"mode", "output", b"output", "prompts", b"prompts"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["everything", b"everything", "image", b"image", "known", b"known", "mode", b"mode", "output", b"output", "prompts", b"prompts"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["everything", b"everything", "image", b"image", "mode", b"mode", "output", b"output", "priority", b"priority", "prompts", b"prompts"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["everything", b"everything", "image", b"image", "known", b"known", "mode", b"mode", "output", b"output", "priority", b"priority", "prompts", b"prompts"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_mode: _TypeAlias = _typing.Literal["everything", "prompts"]  # noqa: Y015
+    _WhichOneofReturnType_mode: _TypeAlias = _typing.Literal["everything", "prompts", "known"]  # noqa: Y015
     _WhichOneofArgType_mode: _TypeAlias = _typing.Literal["mode", b"mode"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_mode) -> _WhichOneofReturnType_mode | None: ...
 
@@ -199,9 +229,7 @@ Global___EverythingOptions: _TypeAlias = EverythingOptions  # noqa: Y015
 
 @_typing.final
 class SelectionOptions(_message.Message):
-    """Which regions of an image are kept, best first: ranked by predicted_iou * stability_score, ties by larger area.
-    Absent fields have the service's default.
-    """
+    """Which regions of an image are kept, best first. Absent fields have the service's default."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -211,6 +239,7 @@ class SelectionOptions(_message.Message):
     MIN_STABILITY_SCORE_FIELD_NUMBER: _builtins.int
     MASK_NMS_THRESH_FIELD_NUMBER: _builtins.int
     MAX_REGIONS_FIELD_NUMBER: _builtins.int
+    RANK_BY_FIELD_NUMBER: _builtins.int
     min_side: _builtins.int
     """Minimum length of the box's shorter side, pixels."""
     min_area: _builtins.int
@@ -223,6 +252,7 @@ class SelectionOptions(_message.Message):
     """Mask IoU above which the worse of two regions is dropped as a near-duplicate."""
     max_regions: _builtins.int
     """At most this many regions, 1 to 1000."""
+    rank_by: Global___RankBy.ValueType
     def __init__(
         self,
         *,
@@ -232,10 +262,11 @@ class SelectionOptions(_message.Message):
         min_stability_score: _builtins.float | None = ...,
         mask_nms_thresh: _builtins.float | None = ...,
         max_regions: _builtins.int | None = ...,
+        rank_by: Global___RankBy.ValueType | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_mask_nms_thresh", b"_mask_nms_thresh", "_max_area_fraction", b"_max_area_fraction", "_max_regions", b"_max_regions", "_min_area", b"_min_area", "_min_side", b"_min_side", "_min_stability_score", b"_min_stability_score", "mask_nms_thresh", b"mask_nms_thresh", "max_area_fraction", b"max_area_fraction", "max_regions", b"max_regions", "min_area", b"min_area", "min_side", b"min_side", "min_stability_score", b"min_stability_score"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_mask_nms_thresh", b"_mask_nms_thresh", "_max_area_fraction", b"_max_area_fraction", "_max_regions", b"_max_regions", "_min_area", b"_min_area", "_min_side", b"_min_side", "_min_stability_score", b"_min_stability_score", "_rank_by", b"_rank_by", "mask_nms_thresh", b"mask_nms_thresh", "max_area_fraction", b"max_area_fraction", "max_regions", b"max_regions", "min_area", b"min_area", "min_side", b"min_side", "min_stability_score", b"min_stability_score", "rank_by", b"rank_by"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_mask_nms_thresh", b"_mask_nms_thresh", "_max_area_fraction", b"_max_area_fraction", "_max_regions", b"_max_regions", "_min_area", b"_min_area", "_min_side", b"_min_side", "_min_stability_score", b"_min_stability_score", "mask_nms_thresh", b"mask_nms_thresh", "max_area_fraction", b"max_area_fraction", "max_regions", b"max_regions", "min_area", b"min_area", "min_side", b"min_side", "min_stability_score", b"min_stability_score"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_mask_nms_thresh", b"_mask_nms_thresh", "_max_area_fraction", b"_max_area_fraction", "_max_regions", b"_max_regions", "_min_area", b"_min_area", "_min_side", b"_min_side", "_min_stability_score", b"_min_stability_score", "_rank_by", b"_rank_by", "mask_nms_thresh", b"mask_nms_thresh", "max_area_fraction", b"max_area_fraction", "max_regions", b"max_regions", "min_area", b"min_area", "min_side", b"min_side", "min_stability_score", b"min_stability_score", "rank_by", b"rank_by"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__mask_nms_thresh: _TypeAlias = _typing.Literal["mask_nms_thresh"]  # noqa: Y015
     _WhichOneofArgType__mask_nms_thresh: _TypeAlias = _typing.Literal["_mask_nms_thresh", b"_mask_nms_thresh"]  # noqa: Y015
@@ -249,6 +280,8 @@ class SelectionOptions(_message.Message):
     _WhichOneofArgType__min_side: _TypeAlias = _typing.Literal["_min_side", b"_min_side"]  # noqa: Y015
     _WhichOneofReturnType__min_stability_score: _TypeAlias = _typing.Literal["min_stability_score"]  # noqa: Y015
     _WhichOneofArgType__min_stability_score: _TypeAlias = _typing.Literal["_min_stability_score", b"_min_stability_score"]  # noqa: Y015
+    _WhichOneofReturnType__rank_by: _TypeAlias = _typing.Literal["rank_by"]  # noqa: Y015
+    _WhichOneofArgType__rank_by: _TypeAlias = _typing.Literal["_rank_by", b"_rank_by"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__mask_nms_thresh) -> _WhichOneofReturnType__mask_nms_thresh | None: ...
     @_typing.overload
@@ -261,8 +294,32 @@ class SelectionOptions(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__min_side) -> _WhichOneofReturnType__min_side | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__min_stability_score) -> _WhichOneofReturnType__min_stability_score | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__rank_by) -> _WhichOneofReturnType__rank_by | None: ...
 
 Global___SelectionOptions: _TypeAlias = SelectionOptions  # noqa: Y015
+
+@_typing.final
+class KnownRegions(_message.Message):
+    """Regions whose masks are known, as large as the image; there may be none."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MASKS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def masks(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Mask]: ...
+    def __init__(
+        self,
+        *,
+        masks: _abc.Iterable[_types_pb2.Mask] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["masks", b"masks"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___KnownRegions: _TypeAlias = KnownRegions  # noqa: Y015
 
 @_typing.final
 class Prompts(_message.Message):
@@ -352,21 +409,25 @@ class OutputOptions(_message.Message):
     MASK_ENCODING_FIELD_NUMBER: _builtins.int
     FEATURES_FIELD_NUMBER: _builtins.int
     LOW_RES_LOGITS_FIELD_NUMBER: _builtins.int
+    FEATURES_LEVEL_FIELD_NUMBER: _builtins.int
     mask_encoding: _types_pb2.MaskEncoding.ValueType
     features: _builtins.bool
-    """Adds Region.features."""
+    """Adds Region.features and image_features; KnownRegions always have them."""
     low_res_logits: _builtins.bool
     """Adds Region.low_res_logits; prompts only."""
+    features_level: _builtins.int
+    """The feature map that `features` are pooled from: 0, the coarsest, to the last one of GetModel's feature_channels."""
     def __init__(
         self,
         *,
         mask_encoding: _types_pb2.MaskEncoding.ValueType = ...,
         features: _builtins.bool = ...,
         low_res_logits: _builtins.bool = ...,
+        features_level: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["features", b"features", "low_res_logits", b"low_res_logits", "mask_encoding", b"mask_encoding"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["features", b"features", "features_level", b"features_level", "low_res_logits", b"low_res_logits", "mask_encoding", b"mask_encoding"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -382,6 +443,7 @@ class SegmentResponse(_message.Message):
     IMAGE_WIDTH_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
     EMBEDDING_CACHED_FIELD_NUMBER: _builtins.int
+    IMAGE_FEATURES_FIELD_NUMBER: _builtins.int
     image_height: _builtins.int
     """Size of the image after EXIF orientation, pixels."""
     image_width: _builtins.int
@@ -389,7 +451,9 @@ class SegmentResponse(_message.Message):
     """Whether the image's embedding was cached, so that the encoder ran at most for close-ups."""
     @_builtins.property
     def regions(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Region]:
-        """Everything mode: the regions, in the order of the reference, or best first when a selection was asked for."""
+        """Everything mode: the regions, in the order of the reference, or best first when a selection was asked for. Known
+        regions: in the order of the request, with their features and nothing else.
+        """
 
     @_builtins.property
     def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___PromptResult]:
@@ -397,6 +461,10 @@ class SegmentResponse(_message.Message):
 
     @_builtins.property
     def model(self) -> _types_pb2.ModelInfo: ...
+    @_builtins.property
+    def image_features(self) -> _types_pb2.Tensor:
+        """Features of the whole image, shape [channels]; with features, but not for prompts."""
+
     def __init__(
         self,
         *,
@@ -406,10 +474,11 @@ class SegmentResponse(_message.Message):
         image_width: _builtins.int = ...,
         model: _types_pb2.ModelInfo | None = ...,
         embedding_cached: _builtins.bool = ...,
+        image_features: _types_pb2.Tensor | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["image_features", b"image_features", "model", b"model"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["embedding_cached", b"embedding_cached", "image_height", b"image_height", "image_width", b"image_width", "model", b"model", "regions", b"regions", "results", b"results"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["embedding_cached", b"embedding_cached", "image_features", b"image_features", "image_height", b"image_height", "image_width", b"image_width", "model", b"model", "regions", b"regions", "results", b"results"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -418,7 +487,7 @@ Global___SegmentResponse: _TypeAlias = SegmentResponse  # noqa: Y015
 @_typing.final
 class PromptResult(_message.Message):
     """The masks of one prompt: one, or with multimask three, best first: by predicted_iou * stability_score, as
-    SelectionOptions ranks regions. Of a model whose prompts choose among its regions (GetModel) at most one.
+    RANK_BY_QUALITY ranks regions. Of a model whose prompts choose among its regions (GetModel) at most one.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -515,6 +584,7 @@ class SegmentServiceGetModelResponse(_message.Message):
     EVERYTHING_DEFAULTS_FIELD_NUMBER: _builtins.int
     ZOOM_DEFAULT_FIELD_NUMBER: _builtins.int
     PROMPTS_CHOOSE_FIELD_NUMBER: _builtins.int
+    FEATURE_CHANNELS_FIELD_NUMBER: _builtins.int
     zoom_default: _builtins.bool
     """Default of Prompts.zoom."""
     prompts_choose: _builtins.bool
@@ -527,6 +597,10 @@ class SegmentServiceGetModelResponse(_message.Message):
     def everything_defaults(self) -> Global___EverythingOptions:
         """Defaults of everything mode."""
 
+    @_builtins.property
+    def feature_channels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Channels of the feature maps that regions can be pooled from, by level: the coarsest map first."""
+
     def __init__(
         self,
         *,
@@ -534,10 +608,11 @@ class SegmentServiceGetModelResponse(_message.Message):
         everything_defaults: Global___EverythingOptions | None = ...,
         zoom_default: _builtins.bool = ...,
         prompts_choose: _builtins.bool = ...,
+        feature_channels: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["everything_defaults", b"everything_defaults", "model", b"model"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["everything_defaults", b"everything_defaults", "model", b"model", "prompts_choose", b"prompts_choose", "zoom_default", b"zoom_default"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["everything_defaults", b"everything_defaults", "feature_channels", b"feature_channels", "model", b"model", "prompts_choose", b"prompts_choose", "zoom_default", b"zoom_default"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

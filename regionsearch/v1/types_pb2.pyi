@@ -393,7 +393,7 @@ Global___Tensor: _TypeAlias = Tensor  # noqa: Y015
 
 @_typing.final
 class ModelInfo(_message.Message):
-    """The identity of a model. Vectors are comparable if and only if family, variant, weights_digest, dimension and
+    """The identity of a model. Vectors are comparable if and only if family, variant, weights_digest, dimension, features and
     crop_policy agree; an UNSPECIFIED crop policy (text and whole-image vectors) agrees with every policy.
     """
 
@@ -406,6 +406,7 @@ class ModelInfo(_message.Message):
     CROP_POLICY_FIELD_NUMBER: _builtins.int
     PRECISION_FIELD_NUMBER: _builtins.int
     DEVICE_FIELD_NUMBER: _builtins.int
+    FEATURES_FIELD_NUMBER: _builtins.int
     family: _builtins.str
     """"sam", "sam2", "open_clip"."""
     variant: _builtins.str
@@ -419,6 +420,12 @@ class ModelInfo(_message.Message):
     """"fp32", "bf16", "fp16": how the process computes, no part of the identity."""
     device: _builtins.str
     """"cpu", "cuda:0": where the process computes, no part of the identity."""
+    @_builtins.property
+    def features(self) -> Global___SegmentFeatures:
+        """Of a collection whose vectors are an embedding and a segmenter's features: what follows the embedding. `dimension`
+        counts both. Part of the identity.
+        """
+
     def __init__(
         self,
         *,
@@ -429,11 +436,46 @@ class ModelInfo(_message.Message):
         crop_policy: Global___CropPolicy.ValueType = ...,
         precision: _builtins.str = ...,
         device: _builtins.str = ...,
+        features: Global___SegmentFeatures | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["features", b"features"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["crop_policy", b"crop_policy", "device", b"device", "dimension", b"dimension", "family", b"family", "precision", b"precision", "variant", b"variant", "weights_digest", b"weights_digest"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["crop_policy", b"crop_policy", "device", b"device", "dimension", b"dimension", "family", b"family", "features", b"features", "precision", b"precision", "variant", b"variant", "weights_digest", b"weights_digest"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ModelInfo: _TypeAlias = ModelInfo  # noqa: Y015
+
+@_typing.final
+class SegmentFeatures(_message.Message):
+    """A segmenter's features as the second part of vectors: the embedding, with weight 1, and the features, with theirs, are
+    concatenated and the whole is normalised. Texts have no features: in their vectors that part is 0.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    LEVEL_FIELD_NUMBER: _builtins.int
+    WEIGHT_FIELD_NUMBER: _builtins.int
+    level: _builtins.int
+    """Which of the model's feature maps regions are pooled from: 0 is the coarsest."""
+    weight: _builtins.float
+    """Above 0, at most 100."""
+    @_builtins.property
+    def model(self) -> Global___ModelInfo:
+        """The segmenter's family, variant and weights_digest; `dimension` is the number of channels of the map."""
+
+    def __init__(
+        self,
+        *,
+        model: Global___ModelInfo | None = ...,
+        level: _builtins.int = ...,
+        weight: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["level", b"level", "model", b"model", "weight", b"weight"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SegmentFeatures: _TypeAlias = SegmentFeatures  # noqa: Y015

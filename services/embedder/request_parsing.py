@@ -10,9 +10,9 @@ import numpy as np
 
 from regionsearch.errors import RegionSearchError, invalid
 from regionsearch.images import ImageLimits, image_from_proto
-from regionsearch.masks import BoolMask, RunLengthMask
+from regionsearch.masks import BoolMask
 from regionsearch.prompts import Edges, check_box, read_box
-from regionsearch.tensors import mask_from_proto
+from regionsearch.tensors import runs_from_proto
 from regionsearch.v1 import embed_pb2, types_pb2
 from services.embedder.crops import Window, pixel_box
 from services.embedder.tasks import Regions
@@ -115,10 +115,7 @@ def _read_mask(
             f"{field} is {mask.width} x {mask.height}, its image {width} x {height} pixels (after EXIF "
             "orientation); they must be equal",
         )
-    if mask.WhichOneof("encoding") == "coco_rle":
-        runs = RunLengthMask.from_coco_rle(mask.coco_rle, height, width, f"{field}.coco_rle")
-    else:
-        runs = RunLengthMask.from_mask(mask_from_proto(mask, field, height * width))
+    runs = runs_from_proto(mask, field, height * width)
     if not runs.area:
         raise _empty(field)
     if box is None:

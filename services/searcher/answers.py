@@ -42,13 +42,16 @@ def collection_to_proto(collection: Collection) -> search_pb2.Collection:
 
 def model_to_proto(model: ModelIdentity) -> types_pb2.ModelInfo:
     """A model's identity as a message."""
-    return types_pb2.ModelInfo(
+    message = types_pb2.ModelInfo(
         family=model.family,
         variant=model.variant,
         weights_digest=model.weights_digest,
         dimension=model.dimension,
         crop_policy=types_pb2.CropPolicy.Value(POLICY_PREFIX + (model.crop_policy or "UNSPECIFIED")),
     )
+    if model.features:
+        json_format.Parse(model.features, message.features, ignore_unknown_fields=True)
+    return message
 
 
 def image_to_proto(image: StoredImage) -> search_pb2.StoredImage:

@@ -31,6 +31,7 @@ from services.searcher.types import (
 )
 
 _MAX_HOLD_MS = 30_000
+_MAX_WEIGHT = 100
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 _HEAD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 POLICY_PREFIX = "CROP_POLICY_"
@@ -111,12 +112,27 @@ class Reader(FilterReader):
         if message.dimension < 0:
             raise invalid("model.dimension", "model.dimension cannot be negative")
         self.texts("model", [message.family, message.variant, message.weights_digest])
+        features = ""
+        if message.HasField("features"):
+            part = message.features
+            if not 0 < part.model.dimension < message.dimension:
+                raise invalid(
+                    "model.features.model.dimension",
+                    f"{part.model.dimension} of the {message.dimension} dimensions cannot be features: give "
+                    "the features' part of model.dimension, which counts both",
+                )
+            if not 0 < part.weight <= _MAX_WEIGHT:
+                raise invalid(
+                    "model.features.weight", f"model.features.weight is above 0, at most {_MAX_WEIGHT}"
+                )
+            features = json_format.MessageToJson(part, indent=None, sort_keys=True)
         return ModelIdentity(
             message.family,
             message.variant,
             message.weights_digest,
             message.dimension,
             "" if policy == "UNSPECIFIED" else policy,
+            features,
         )
 
     def upsert(self, request: search_pb2.UpsertRequest) -> Upsert:

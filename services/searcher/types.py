@@ -61,6 +61,7 @@ class ModelIdentity:
         weights_digest: SHA-256 of the weights, hexadecimal.
         dimension: Length of the vectors.
         crop_policy: Name of the crop policy; "" agrees with every policy (text, whole images).
+        features: The contract's SegmentFeatures as JSON, which is only compared here; "" for none.
     """
 
     family: str
@@ -68,19 +69,21 @@ class ModelIdentity:
     weights_digest: str
     dimension: int
     crop_policy: str = ""
+    features: str = ""
 
     def agrees_with(self, other: ModelIdentity) -> bool:
         """Whether vectors of both models can be compared."""
-        mine = (self.family, self.variant, self.weights_digest, self.dimension)
-        theirs = (other.family, other.variant, other.weights_digest, other.dimension)
+        mine = (self.family, self.variant, self.weights_digest, self.dimension, self.features)
+        theirs = (other.family, other.variant, other.weights_digest, other.dimension, other.features)
         policies = {self.crop_policy, other.crop_policy} - {""}
         return mine == theirs and len(policies) <= 1
 
     def __str__(self) -> str:
         digest = self.weights_digest[:12] or "no digest"
-        return (
-            f"{self.family}/{self.variant} ({digest}, {self.dimension}-d, crop {self.crop_policy or 'any'})"
-        )
+        described = f"{digest}, {self.dimension}-d, crop {self.crop_policy or 'any'}"
+        if self.features:
+            described += f", features {self.features}"
+        return f"{self.family}/{self.variant} ({described})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,9 +105,12 @@ class Collection:
     def spec(self) -> dict[str, Any]:
         """All that does not change, as JSON values without the name."""
         codes = None if self.codes is None else {**asdict(self.codes), "method": self.codes.method.value}
+        model = asdict(self.model)
+        if not self.model.features:
+            del model["features"]
         optional = {"replaces": self.replaces, "everything": self.everything}
         given = {name: value for name, value in optional.items() if value}
-        return {"model": asdict(self.model), "codes": codes, **given}
+        return {"model": model, "codes": codes, **given}
 
     @classmethod
     def from_spec(

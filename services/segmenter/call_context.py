@@ -32,7 +32,7 @@ class LazyImage:
 
 @dataclass(frozen=True)
 class Everything:
-    """Result of everything mode; `features` is float32 (regions, channels), or None if not requested."""
+    """Result of everything mode; `features` is as of `Pooled`, or None if not requested."""
 
     regions: list[Region]
     features: NDArray[np.float32] | None
@@ -46,6 +46,15 @@ class Prompted:
 
     answers: list[list[PromptedRegion]]
     features: list[NDArray[np.float32]] | None
+    image_size: Size
+    cached: bool
+
+
+@dataclass(frozen=True)
+class Pooled:
+    """Features of the whole image and then of each known region, float32 (1 + regions, channels)."""
+
+    features: NDArray[np.float32]
     image_size: Size
     cached: bool
 

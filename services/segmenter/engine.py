@@ -15,13 +15,21 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from regionsearch.errors import too_large
+from regionsearch.errors import invalid, too_large
+from regionsearch.masks import RunLengthMask
 from services.runtime.batcher import Batcher, BatchSettings, Priority
 from services.runtime.memory import MemoryBudget
 from services.segmenter.backends.base import Backend, Embedding, Size
 from services.segmenter.backends.proposer import Prompts
 from services.segmenter.cache import EmbeddingCache
-from services.segmenter.call_context import INTERACTIVE, CallContext, Everything, LazyImage, Prompted
+from services.segmenter.call_context import (
+    INTERACTIVE,
+    CallContext,
+    Everything,
+    LazyImage,
+    Pooled,
+    Prompted,
+)
 from services.segmenter.choosing import choose_regions
 from services.segmenter.everything import (
     Candidate,
@@ -107,7 +115,7 @@ class SegmentEngine:
         selection: SelectionOptions | None = None,
         *,
         mode: Mode = Mode.GRID,
-        features: bool = False,
+        features: int | None = None,
         call: CallContext = INTERACTIVE,
     ) -> Everything:
         """Finds every region of an image.
@@ -117,7 +125,7 @@ class SegmentEngine:
             options: Checked options of everything mode.
             selection: Keeps the regions worth indexing; None keeps all, in the reference's order.
             mode: Where to look.
-            features: Adds pooled encoder features.
+            features: Adds features pooled from the encoder's map of this level; None for none.
             call: Priority and deadline.
 
         Raises:
@@ -199,14 +207,43 @@ class SegmentEngine:
         regions: list[Region],
         options: EverythingOptions,
         selection: SelectionOptions | None,
-        features: bool,
+        features: int | None,
         cached: bool,
     ) -> Everything:
         regions = finish_image(regions, options)
         if selection is not None:
             regions = select_regions(regions, selection)
-        pooled = pool_features(whole, regions) if features else None
+        pooled = None
+        if features is not None:
+            pooled = _pool_with_image(whole, [region.runs for region in regions], features)
         return Everything(regions, pooled, whole.geometry.image_size, cached)
+
+    async def pool(
+        self, image: LazyImage, masks: Sequence[RunLengthMask], level: int, call: CallContext = INTERACTIVE
+    ) -> Pooled:
+        """Features of an image and of regions of it that are known.
+
+        Args:
+            image: The image.
+            masks: The masks of the regions.
+            level: Which of the encoder's maps they are pooled from.
+            call: Priority and deadline.
+
+        Raises:
+            RegionSearchError: The image cannot be decoded, a mask is of another size, or the queue is full.
+        """
+        embedding, cached = await self.embed(image, call)
+        height, width = size = embedding.geometry.image_size
+        for index, mask in enumerate(masks):
+            if mask.size != size:
+                field = f"known.masks[{index}]"
+                raise invalid(
+                    field,
+                    f"{field} has {mask.size[0]} x {mask.size[1]} pixels, the image {height} x {width}: send "
+                    "masks as large as the image",
+                )
+        pooled = await asyncio.to_thread(_pool_with_image, embedding, masks, level)
+        return Pooled(pooled, size, cached)
 
     async def prompts(
         self,
@@ -215,7 +252,7 @@ class SegmentEngine:
         *,
         multimask: bool = False,
         zoom: bool = False,
-        features: bool = False,
+        features: int | None = None,
         logits: bool = True,
         call: CallContext = INTERACTIVE,
     ) -> Prompted:
@@ -227,7 +264,7 @@ class SegmentEngine:
             multimask: Return three masks per prompt instead of one.
             zoom: Refine each answer in further passes around what was found, see `refine/`. The first mask of
                 an answer is the refined one; its `low_res_logits` are those of an earlier pass.
-            features: Adds pooled encoder features.
+            features: Adds features pooled from the encoder's map of this level; None for none.
             logits: Keep the `low_res_logits`, by far the largest part of an answer.
             call: Priority and deadline.
 
@@ -256,7 +293,7 @@ class SegmentEngine:
                 found = await refiner.improve(some, found)
             answers += found if logits else [list(map(without_logits, answer)) for answer in found]
             call = replace(call, continuation=True)
-        pooled = await asyncio.to_thread(_pool_answers, embedding, answers) if features else None
+        pooled = await asyncio.to_thread(_pool_answers, embedding, answers, features)
         return Prompted(answers, pooled, size, cached)
 
     async def _choose(
@@ -264,7 +301,7 @@ class SegmentEngine:
         image: LazyImage,
         prompts: Sequence[Prompt],
         options: EverythingOptions,
-        features: bool,
+        features: int | None,
         call: CallContext,
     ) -> Prompted:
         embedding, cached = await self.embed(image, call, planned_points(options, Mode.PROPOSALS))
@@ -274,7 +311,7 @@ class SegmentEngine:
             call = replace(call, continuation=True)
         regions = await self._find(image, embedding, options, Mode.PROPOSALS, call)
         answers = await asyncio.to_thread(choose_regions, regions, prompts)
-        pooled = await asyncio.to_thread(_pool_answers, embedding, answers) if features else None
+        pooled = await asyncio.to_thread(_pool_answers, embedding, answers, features)
         return Prompted(answers, pooled, size, cached)
 
     async def embed(self, image: LazyImage, call: CallContext, more: int = 0) -> tuple[Embedding, bool]:
@@ -353,6 +390,14 @@ class _Encoding:
 
 
 def _pool_answers(
-    embedding: Embedding, answers: Sequence[Sequence[PromptedRegion]]
-) -> list[NDArray[np.float32]]:
-    return [pool_features(embedding, [candidate.region for candidate in answer]) for answer in answers]
+    embedding: Embedding, answers: Sequence[Sequence[PromptedRegion]], level: int | None
+) -> list[NDArray[np.float32]] | None:
+    if level is None:
+        return None
+    return [pool_features(embedding, [one.region.runs for one in answer], level) for answer in answers]
+
+
+def _pool_with_image(embedding: Embedding, masks: Sequence[RunLengthMask], level: int) -> NDArray[np.float32]:
+    height, width = size = embedding.geometry.image_size
+    whole = RunLengthMask.from_edges(size, np.array([0, height * width]))
+    return pool_features(embedding, [whole, *masks], level)

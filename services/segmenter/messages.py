@@ -13,13 +13,27 @@ from numpy.typing import NDArray
 
 from regionsearch.errors import invalid, too_large
 from regionsearch.images import ImageLimits, decoded_bytes, image_from_proto
+from regionsearch.masks import RunLengthMask
 from regionsearch.prompts import read_box
-from regionsearch.tensors import mask_from_proto, mask_to_proto, tensor_from_proto, tensor_to_proto
+from regionsearch.tensors import (
+    mask_from_proto,
+    mask_to_proto,
+    runs_from_proto,
+    tensor_from_proto,
+    tensor_to_proto,
+)
 from regionsearch.v1 import segment_pb2, types_pb2
 from services.segmenter.backends.base import ModelIdentity
 from services.segmenter.call_context import LazyImage
 from services.segmenter.everything import Region
-from services.segmenter.options import Defaults, EverythingOptions, Mode, SelectionOptions, planned_points
+from services.segmenter.options import (
+    Defaults,
+    EverythingOptions,
+    Mode,
+    RankBy,
+    SelectionOptions,
+    planned_points,
+)
 from services.segmenter.prompts import Prompt, RoughMask
 from services.segmenter.tasks import ENCODE_ITEMS
 
@@ -41,6 +55,7 @@ _MODES = {
     segment_pb2.EVERYTHING_MODE_GRID: Mode.GRID,
     segment_pb2.EVERYTHING_MODE_PROPOSALS: Mode.PROPOSALS,
 }
+_RANKS = {segment_pb2.RANK_BY_AREA: RankBy.AREA}
 
 
 def read_everything(
@@ -64,7 +79,9 @@ def read_everything(
         )
     if not options.HasField("selection"):
         return everything, None, mode
-    selection = replace(SelectionOptions(), **_given(options.selection, SelectionOptions()))
+    given = _given(options.selection, SelectionOptions())
+    given["rank_by"] = _RANKS.get(options.selection.rank_by, RankBy.QUALITY)
+    selection = replace(SelectionOptions(), **given)
     selection.check()
     return everything, selection, mode
 
@@ -114,6 +131,42 @@ def read_prompts(
         _read_prompt(prompt, f"prompts.prompts[{index}]", max_points, limits)
         for index, prompt in enumerate(message.prompts)
     ]
+
+
+def read_known(message: segment_pb2.KnownRegions, max_masks: int, limits: ImageLimits) -> list[RunLengthMask]:
+    """Reads the masks of known regions.
+
+    Raises:
+        RegionSearchError: INVALID_ARGUMENT or TOO_LARGE, naming the mask.
+    """
+    if len(message.masks) > max_masks:
+        raise too_large(
+            "known.masks",
+            f"known.masks has {len(message.masks)} masks, over the limit of {max_masks} (max_prompts)",
+        )
+    return [
+        runs_from_proto(mask, f"known.masks[{index}]", limits.max_pixels)
+        for index, mask in enumerate(message.masks)
+    ]
+
+
+def read_features_level(output: segment_pb2.OutputOptions, channels: tuple[int, ...]) -> int | None:
+    """The level of the feature map that a request asks for; None where it asks for no features.
+
+    Args:
+        output: What is asked for.
+        channels: Of the model's maps.
+
+    Raises:
+        RegionSearchError: INVALID_ARGUMENT, naming `output.features_level`.
+    """
+    if not 0 <= output.features_level < len(channels):
+        raise invalid(
+            "output.features_level",
+            f"output.features_level is {output.features_level}; the model's feature maps are 0 to "
+            f"{len(channels) - 1}",
+        )
+    return output.features_level if output.features else None
 
 
 def read_zoom(request: segment_pb2.SegmentRequest, default: bool) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from regionsearch.errors import invalid
 
@@ -88,6 +88,15 @@ class EverythingOptions:
             )
 
 
+class RankBy(enum.StrEnum):
+    """By what regions are ranked."""
+
+    QUALITY = "quality"
+    """Predicted IoU times stability."""
+    AREA = "area"
+    """The largest first."""
+
+
 MAX_PROPOSALS = 300  # points, boxes or masks that a proposer returns for one crop
 
 
@@ -107,6 +116,7 @@ class SelectionOptions:
         min_stability_score: Lowest stability score.
         mask_nms_thresh: Mask IoU above which the worse of two regions is dropped as a near-duplicate.
         max_regions: At most this many regions.
+        rank_by: Which regions are the best.
     """
 
     min_side: int = 8
@@ -115,6 +125,7 @@ class SelectionOptions:
     min_stability_score: float = 0.0
     mask_nms_thresh: float = 0.8
     max_regions: int = 64
+    rank_by: RankBy = RankBy.QUALITY
 
     def check(self, prefix: str = "everything.selection") -> None:
         """Refuses values outside of their range.
@@ -151,9 +162,8 @@ class Defaults:
 def _check_ranges(
     options: EverythingOptions | SelectionOptions, limits: Mapping[str, tuple[float, float]], prefix: str
 ) -> None:
-    for option in fields(options):
-        low, high = limits[option.name]
-        value = getattr(options, option.name)
+    for option, (low, high) in limits.items():
+        value = getattr(options, option)
         if not (math.isfinite(value) and low <= value <= high):
-            name = f"{prefix}.{option.name}"
+            name = f"{prefix}.{option}"
             raise invalid(name, f"{name} is {value}; give a value from {low} to {high}")

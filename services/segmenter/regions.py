@@ -9,9 +9,10 @@ import torch
 from numpy.typing import NDArray
 from pycocotools import mask as coco
 
+from regionsearch.masks import RunLengthMask
 from services.segmenter.backends.base import Embedding, Geometry, Size
 from services.segmenter.everything import Region
-from services.segmenter.options import SelectionOptions
+from services.segmenter.options import RankBy, SelectionOptions
 
 
 def select_regions(regions: Sequence[Region], options: SelectionOptions) -> list[Region]:
@@ -25,11 +26,13 @@ def select_regions(regions: Sequence[Region], options: SelectionOptions) -> list
         options: The limits.
 
     Returns:
-        Best first: by predicted IoU times stability, ties by area, then in the order given.
+        Best first: by predicted IoU times stability, ties by area, or by area, ties by the former; then in
+        the order given.
     """
     kept: list[Region] = []
     fitting = (region for region in regions if _fits(region, options))
-    for region in sorted(fitting, key=lambda region: region.rank, reverse=True):
+    step = -1 if options.rank_by is RankBy.AREA else 1
+    for region in sorted(fitting, key=lambda region: region.rank[::step], reverse=True):
         others = [other.runs.rle for other in kept]
         if others and coco.iou([region.runs.rle], others, [0] * len(others)).max() > options.mask_nms_thresh:
             continue
@@ -49,32 +52,35 @@ def _fits(region: Region, options: SelectionOptions) -> bool:
     )
 
 
-def pool_features(embedding: Embedding, regions: list[Region]) -> NDArray[np.float32]:
-    """Averages the encoder's coarsest feature map over each region's mask, L2-normalised.
+def pool_features(
+    embedding: Embedding, masks: Sequence[RunLengthMask], level: int = 0
+) -> NDArray[np.float32]:
+    """Averages one of the encoder's feature maps over each mask, L2-normalised.
 
     Cells are weighted by the number of mask pixels inside them, so that regions smaller than a cell have
     features, too.
 
     Args:
         embedding: The embedding of the whole image.
-        regions: Regions of that image.
+        masks: Masks of that image.
+        level: Which map: 0 is the coarsest.
 
     Returns:
         float32 (n, channels); zeros for an empty mask.
     """
-    features = embedding.features[0].float().cpu()
+    features = embedding.features[level].float().cpu()
     map_size = features.shape[1], features.shape[2]
-    weights = [cover(region, embedding.geometry, map_size).reshape(-1) for region in regions]
-    weighting = torch.from_numpy(np.array(weights).reshape(len(regions), features[0].numel())).float()
+    weights = [cover(mask, embedding.geometry, map_size).reshape(-1) for mask in masks]
+    weighting = torch.from_numpy(np.array(weights).reshape(len(masks), features[0].numel())).float()
     pooled = weighting @ features.flatten(1).t()
     normalised: NDArray[np.float32] = torch.nn.functional.normalize(pooled, dim=1).numpy()
     return normalised
 
 
-def cover(region: Region, geometry: Geometry, map_size: Size) -> NDArray[np.float64]:
-    """The share of a region's pixels in each cell of the feature map, float64 `map_size`; sums to 1."""
-    left, top, right, bottom = region.box
-    mask = region.runs.window(top, bottom + 1, left, right + 1)
+def cover(runs: RunLengthMask, geometry: Geometry, map_size: Size) -> NDArray[np.float64]:
+    """The share of a mask's pixels in each cell of the feature map, float64 `map_size`; sums to 1."""
+    left, top, right, bottom = runs.box
+    mask = runs.window(top, bottom + 1, left, right + 1)
     rows = _cells(top, bottom + 1, geometry, 0, map_size)
     columns = _cells(left, right + 1, geometry, 1, map_size)
     counts = np.zeros(map_size)
@@ -86,9 +92,9 @@ def cover(region: Region, geometry: Geometry, map_size: Size) -> NDArray[np.floa
 
 def _cells(start: int, stop: int, geometry: Geometry, axis: int, map_size: Size) -> NDArray[np.int64]:
     """The cell of the feature map that each pixel [start, stop) of an axis lies in."""
-    padded = geometry.padded_size[axis]
-    scale = geometry.input_size[axis] / geometry.image_size[axis] * map_size[axis] / padded
-    cells = ((np.arange(start, stop) + 0.5) * scale).astype(np.int64)
+    scale = geometry.input_size[axis] / geometry.image_size[axis]
+    places = (np.arange(start, stop) + 0.5) * scale + geometry.corner[axis]
+    cells = (places * (map_size[axis] / geometry.padded_size[axis])).astype(np.int64)
     return np.minimum(cells, map_size[axis] - 1)
 
 

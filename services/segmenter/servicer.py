@@ -7,7 +7,11 @@ import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from regionsearch.errors import invalid, too_large
+from regionsearch.tensors import tensor_to_proto
 from regionsearch.v1 import segment_pb2 as pb
 from regionsearch.v1 import segment_pb2_grpc, types_pb2
 from services.runtime.batcher import Priority
@@ -78,6 +82,7 @@ class SegmentServicer(segment_pb2_grpc.SegmentServiceServicer):
             everything_defaults=messages.write_everything(self._defaults),
             zoom_default=self._defaults.zoom,
             prompts_choose=self._engine.backend.choices is not None,
+            feature_channels=self._engine.backend.feature_channels,
         )
 
     async def _segment(self, request: pb.SegmentRequest, deadline: float | None) -> pb.SegmentResponse:
@@ -89,8 +94,10 @@ class SegmentServicer(segment_pb2_grpc.SegmentServiceServicer):
                 return await self._everything(image, request, call)
             case "prompts":
                 return await self._prompts(image, request, call)
+            case "known":
+                return await self._known(image, request, call)
             case _:
-                raise invalid("mode", "mode is missing; set everything or prompts")
+                raise invalid("mode", "mode is missing; set everything, prompts or known")
 
     async def _everything(
         self, image: LazyImage, request: pb.SegmentRequest, call: CallContext
@@ -99,20 +106,41 @@ class SegmentServicer(segment_pb2_grpc.SegmentServiceServicer):
             request.everything, self._defaults, self._settings.max_grid_points
         )
         found = await self._engine.everything(
-            image, options, selection, mode=mode, features=request.output.features, call=call
+            image, options, selection, mode=mode, features=self._features(request), call=call
         )
         encoding = request.output.mask_encoding
 
         def write() -> pb.SegmentResponse:
-            features = [None] * len(found.regions) if found.features is None else found.features
+            of_image, *features = _rows(found.features, 1 + len(found.regions))
             budget = _ResponseBudget(self._settings.max_message_bytes)
             regions = [
                 budget.take(messages.write_region(region, encoding, feature))
                 for region, feature in zip(found.regions, features, strict=True)
             ]
-            return self._response(found.image_size, found.cached, regions=regions)
+            return self._response(
+                found.image_size,
+                found.cached,
+                regions=regions,
+                image_features=None if of_image is None else tensor_to_proto(of_image),
+            )
 
         return await asyncio.to_thread(write)
+
+    async def _known(
+        self, image: LazyImage, request: pb.SegmentRequest, call: CallContext
+    ) -> pb.SegmentResponse:
+        self._features(request)  # checks the level
+        masks = await asyncio.to_thread(
+            messages.read_known, request.known, self._settings.max_prompts, self._limits
+        )
+        found = await self._engine.pool(image, masks, request.output.features_level, call)
+        of_image, *features = map(tensor_to_proto, found.features)
+        return self._response(
+            found.image_size,
+            found.cached,
+            regions=[types_pb2.Region(features=one) for one in features],
+            image_features=of_image,
+        )
 
     async def _prompts(
         self, image: LazyImage, request: pb.SegmentRequest, call: CallContext
@@ -128,7 +156,7 @@ class SegmentServicer(segment_pb2_grpc.SegmentServiceServicer):
             prompts,
             multimask=request.prompts.multimask,
             zoom=messages.read_zoom(request, self._defaults.zoom),
-            features=output.features,
+            features=self._features(request),
             logits=output.low_res_logits,
             call=call,
         )
@@ -137,7 +165,7 @@ class SegmentServicer(segment_pb2_grpc.SegmentServiceServicer):
             results = []
             budget = _ResponseBudget(self._settings.max_message_bytes)
             for index, answer in enumerate(found.answers):
-                features = [None] * len(answer) if found.features is None else found.features[index]
+                features = _rows(None if found.features is None else found.features[index], len(answer))
                 candidates = [
                     budget.take(
                         messages.write_region(
@@ -154,6 +182,9 @@ class SegmentServicer(segment_pb2_grpc.SegmentServiceServicer):
 
         return await asyncio.to_thread(write)
 
+    def _features(self, request: pb.SegmentRequest) -> int | None:
+        return messages.read_features_level(request.output, self._engine.backend.feature_channels)
+
     def _response(self, image_size: tuple[int, int], cached: bool, **answer: Any) -> pb.SegmentResponse:
         return pb.SegmentResponse(
             image_height=image_size[0],
@@ -162,6 +193,10 @@ class SegmentServicer(segment_pb2_grpc.SegmentServiceServicer):
             embedding_cached=cached,
             **answer,
         )
+
+
+def _rows(features: NDArray[np.float32] | None, count: int) -> list[NDArray[np.float32] | None]:
+    return [None] * count if features is None else list(features)
 
 
 class _ResponseBudget:

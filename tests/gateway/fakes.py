@@ -1,7 +1,8 @@
 """A segmenter and an embedder of a world of flat colours: exact, instant, searchable by words.
 
-Every colour of an image except white is one region; a region's vector is its mean colour; colour names embed
-to the colours themselves. Calls are recorded, and can be made to wait or to fail.
+Every colour of an image except white is one region; a region's vector is its mean colour, its features are
+the shape of its box; colour names embed to the colours themselves. Calls are recorded, and can be made to
+wait or to fail.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from services.runtime.server import Lifespan, Server, run
 from services.runtime.settings import ServiceSettings
 
 DIMENSION = 4
+FEATURES = 2
 SEGMENTER = types_pb2.ModelInfo(family="sam", variant="flat", weights_digest="5" * 64)
 EMBEDDER = types_pb2.ModelInfo(
     family="open_clip",
@@ -80,17 +82,23 @@ class FakeSegmenter(segment_pb2_grpc.SegmentServiceServicer):
             answer = segment_pb2.SegmentResponse(
                 image_height=height, image_width=width, model=SEGMENTER, embedding_cached=True
             )
+            if request.output.features or request.HasField("known"):
+                answer.image_features.CopyFrom(tensor_to_proto(shape_vector(np.ones((height, width)))))
+            if request.HasField("known"):
+                shapes = [shape_vector(mask_from_proto(mask)) for mask in request.known.masks]
+                answer.regions.extend(types_pb2.Region(features=tensor_to_proto(one)) for one in shapes)
+                return answer
             masks = colour_masks(pixels)
             if request.WhichOneof("mode") == "everything":
                 selection = request.everything.selection
                 limit = selection.max_regions if selection.HasField("max_regions") else 64
-                answer.regions.extend(region(mask) for mask in masks[:limit])
+                answer.regions.extend(region(mask, request.output.features) for mask in masks[:limit])
             else:
                 for prompt in request.prompts.prompts:
                     chosen = [mask for mask in masks if fits(mask, prompt)][:1] or [
                         np.zeros_like(pixels[:, :, 0], bool)
                     ]
-                    answer.results.add(candidates=[region(mask) for mask in chosen])
+                    answer.results.add(candidates=[region(mask, request.output.features) for mask in chosen])
             return answer
 
     async def GetModel(self, request, context):
@@ -98,6 +106,7 @@ class FakeSegmenter(segment_pb2_grpc.SegmentServiceServicer):
             model=SEGMENTER,
             everything_defaults={"mode": segment_pb2.EVERYTHING_MODE_PROPOSALS},
             prompts_choose=True,
+            feature_channels=[FEATURES],
         )
 
 
@@ -155,7 +164,7 @@ def colour_masks(pixels: np.ndarray) -> list[np.ndarray]:
     return [packed == colour for _, colour in order if colour != 0xFFFFFF]
 
 
-def region(mask: np.ndarray) -> types_pb2.Region:
+def region(mask: np.ndarray, features: bool = False) -> types_pb2.Region:
     box = mask_box(mask) or (0, 0, 0, 0)
     return types_pb2.Region(
         box=types_pb2.Box(x_min=box[0], y_min=box[1], x_max=box[2], y_max=box[3]),
@@ -163,6 +172,7 @@ def region(mask: np.ndarray) -> types_pb2.Region:
         area=int(mask.sum()),
         predicted_iou=0.9,
         stability_score=0.95,
+        features=tensor_to_proto(shape_vector(mask)) if features else None,
     )
 
 
@@ -185,6 +195,13 @@ def colour_vector(colour: np.ndarray) -> np.ndarray:
     """A unit vector whose direction is the hue; white has one of its own."""
     rgb = np.asarray(colour, np.float32) / 255
     vector = np.append(rgb - rgb.min() * 0.9, 0.1).astype(np.float32)
+    return vector / np.linalg.norm(vector)
+
+
+def shape_vector(mask: np.ndarray) -> np.ndarray:
+    """A unit vector whose direction is that of the mask's diagonal."""
+    left, top, right, bottom = mask_box(mask != 0) or (0, 0, 1, 1)
+    vector = np.array([right - left, bottom - top], np.float32)
     return vector / np.linalg.norm(vector)
 
 

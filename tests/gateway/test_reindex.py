@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -133,6 +134,23 @@ def test_a_collection_gets_another_model_and_keeps_all_else(
     assert both.http.delete(f"/v1/collections/{NAME}--previous").status_code == 204
     assert both.http.get(f"/v1/collections/{NAME}/reindex").status_code == 404
     assert len(images_found(both.http)) == 7
+
+
+def test_features_go_along(both: Running, script: Script, other: Other, filled: list[str]) -> None:
+    name = "moving-shapes"
+    both.http.post("/v1/collections", json={"name": name, "segment_features": {"weight": 0.5}})
+    add(both, name, SCENES[0])
+    before = both.http.get(f"/v1/collections/{name}").json()["model"]
+    assert both.http.post(f"/v1/collections/{name}/reindex", json={}).status_code == 202
+    wait_for(lambda: both.http.get(f"/v1/collections/{name}/reindex").json()["state"] == "done")
+    after = both.http.get(f"/v1/collections/{name}").json()["model"]
+    assert after["variant"] == "shades"
+    assert (after["features"], after["dimension"]) == (before["features"], before["dimension"])
+    asked = {"query": {"image": base64.b64encode(SCENES[0][1]).decode()}, "level": "image"}
+    (hit,) = both.http.post(f"/v1/collections/{name}/search", json=asked).json()["hits"]
+    assert hit["score"] == pytest.approx(1, abs=1e-3)
+    for one in (name, name + reindex.PREVIOUS):
+        both.http.delete(f"/v1/collections/{one}")
 
 
 def test_what_happens_meanwhile_is_not_lost(

@@ -177,8 +177,8 @@ def test_the_client_has_an_argument_for_every_field_under_its_name(
         (FacetBody, search_pb2.Facet, set()),
         (ImagesPage, pb.RegionSearchServiceListImagesRequest, {"collection"}),
         (BinaryCodesBody, search_pb2.BinaryCodes, set()),
-        # What an ingest would keep is said by one number; the rest is the gateway's settings.
-        (EverythingOptions, segment_pb2.EverythingOptions, {"selection", "max_regions"}),
+        # What an ingest would keep is said by these two; the rest is the gateway's settings.
+        (EverythingOptions, segment_pb2.EverythingOptions, {"selection", "max_regions", "rank_by"}),
         (IngestBody, pb.IngestImageRequest, {"collection", "image", "name"}),
     ],
     ids=lambda value: getattr(value, "__name__", ""),

@@ -152,6 +152,31 @@ async def test_query_without_crop_policy_agrees_with_every_collection(stub) -> N
     assert len((await stub.Search(request)).results[0].hits) == 4
 
 
+async def test_features_are_part_of_a_models_identity(stub) -> None:
+    model = types_pb2.ModelInfo()
+    model.CopyFrom(MODEL_INFO)
+    segmenter = types_pb2.ModelInfo(family="sam", variant="vit_b", weights_digest="5" * 64, dimension=4)
+    model.features.CopyFrom(types_pb2.SegmentFeatures(model=segmenter, level=1, weight=0.3))
+    made = await stub.CreateCollection(search_pb2.CreateCollectionRequest(name="with-features", model=model))
+    assert made.collection.model == model
+    vectors = unit_vectors(2)
+    request = upsert_request("a", vectors)
+    request.collection = "with-features"
+    assert await failing(stub.Upsert(request)) == (Kind.MODEL_MISMATCH, "model")
+    request.model.CopyFrom(model)
+    await stub.Upsert(request)
+    wrong = [
+        (0, 1.0, "model.features.model.dimension"),
+        (DIMENSION, 1.0, "model.features.model.dimension"),
+        (4, 0.0, "model.features.weight"),
+        (4, float("nan"), "model.features.weight"),
+    ]
+    for dimension, weight, field in wrong:
+        model.features.model.dimension, model.features.weight = dimension, weight
+        create = search_pb2.CreateCollectionRequest(name="wrong", model=model)
+        assert await failing(stub.CreateCollection(create)) == (Kind.INVALID_ARGUMENT, field)
+
+
 async def test_min_seq_is_visible_or_refused(stub) -> None:
     written = await stub.Upsert(upsert_request("a", unit_vectors(1)))
     answer = await stub.Search(search_request(unit_vectors(1), min_seq=written.seq))

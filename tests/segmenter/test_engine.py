@@ -147,7 +147,7 @@ async def test_selection_and_features_come_with_everything(untrained: SamBackend
     selection = SelectionOptions(0, 1, max_area_fraction=1.0, mask_nms_thresh=1.0, max_regions=3)
     async with engine_for(untrained) as engine:
         found = await engine.everything(
-            lazy_image(3), replace(GRID, box_nms_thresh=1.0), selection, features=True
+            lazy_image(3), replace(GRID, box_nms_thresh=1.0), selection, features=0
         )
     assert len(found.regions) == 3
     assert found.features is not None

@@ -129,9 +129,9 @@ async def test_the_engine_gives_the_same_and_prompts_choose_from_it(fastsam: Fas
     watched = Watched(fastsam)  # type: ignore[arg-type]
     async with engine_for(watched) as engine:
         found = await engine.everything(image, fastsam.choices, mode=Mode.PROPOSALS)
-        answers = await engine.prompts(image, [click, box], features=True)
+        answers = await engine.prompts(image, [click, box], features=0)
         crops = await engine.everything(
-            image, replace(OPTIONS, crop_n_layers=1), mode=Mode.PROPOSALS, features=True
+            image, replace(OPTIONS, crop_n_layers=1), mode=Mode.PROPOSALS, features=0
         )
         with pytest.raises(RegionSearchError) as caught:
             await engine.everything(image, fastsam.choices)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -8,7 +10,7 @@ from hypothesis.extra.numpy import arrays
 from regionsearch.masks import BoolMask, RunLengthMask, mask_box
 from services.segmenter.everything import Region
 from services.segmenter.grid import Crop
-from services.segmenter.options import SelectionOptions
+from services.segmenter.options import RankBy, SelectionOptions
 from services.segmenter.regions import select_regions
 
 ANY = SelectionOptions(min_side=0, min_area=0, max_area_fraction=1, mask_nms_thresh=1)
@@ -41,6 +43,14 @@ def test_best_first_ties_by_area_then_order() -> None:
     assert select_regions([first, second, large, good], ANY) == [good, large, first, second]
     limited = SelectionOptions(min_side=0, min_area=0, max_regions=2)
     assert select_regions([first, second, large, good], limited) == [good, large]
+
+
+def test_the_largest_first_where_regions_are_ranked_by_area() -> None:
+    good, large = region(block(0, 0, 9, 9), 0.99), region(block(10, 10, 12, 12), 0.8)
+    better = region(block(25, 0, 9, 9), 0.995)
+    by_area = replace(ANY, rank_by=RankBy.AREA)
+    assert select_regions([good, better, large], by_area) == [large, better, good]
+    assert select_regions([good, better, large], replace(by_area, max_regions=1)) == [large]
 
 
 def test_near_duplicates_are_told_by_their_pixels() -> None:

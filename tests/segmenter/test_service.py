@@ -97,6 +97,43 @@ async def test_everything_mode_returns_the_same_masks_in_every_encoding(
         assert np.linalg.norm(features) == pytest.approx(1, abs=1e-5)
 
 
+async def test_known_regions_have_the_features_of_found_ones(stub: Any, image: types_pb2.Image) -> None:
+    output = segment_pb2.OutputOptions(features=True)
+    found = await stub.Segment(
+        segment_pb2.SegmentRequest(image=image, everything=GRID, output=output), timeout=60
+    )
+    del found.regions[8:]  # max_prompts
+    known = segment_pb2.KnownRegions(masks=[region.mask for region in found.regions])
+    answer = await stub.Segment(segment_pb2.SegmentRequest(image=image, known=known), timeout=60)
+    assert answer.embedding_cached
+    for name in ("features", "image_features"):
+        mine, theirs = (
+            [one.image_features] if name == "image_features" else [region.features for region in one.regions]
+            for one in (answer, found)
+        )
+        for first, second in zip(mine, theirs, strict=True):
+            np.testing.assert_array_equal(tensor_from_proto(first, name), tensor_from_proto(second, name))
+    channels = (await stub.GetModel(segment_pb2.SegmentServiceGetModelRequest())).feature_channels
+    assert answer.image_features.shape == [channels[0]]
+
+
+@pytest.mark.parametrize(
+    ("request_", "field"),
+    [
+        ({"known": {"masks": [{"height": 3, "width": 5, "coco_rle": "?"}]}}, "known.masks[0]"),
+        ({"known": {"masks": [{"height": 1 << 20, "width": 1 << 20}]}}, "known.masks[0]"),
+        ({"known": {}, "output": {"features_level": 1}}, "output.features_level"),
+        ({"everything": GRID, "output": {"features_level": -1}}, "output.features_level"),
+    ],
+)
+async def test_features_that_cannot_be_are_refused(
+    stub: Any, image: types_pb2.Image, request_: dict[str, Any], field: str
+) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await stub.Segment(segment_pb2.SegmentRequest(image=image, **request_), timeout=60)
+    assert (from_rpc_error(caught.value).field or "").startswith(field)
+
+
 async def test_a_second_click_and_a_refined_one_need_no_encoder(stub: Any, scene: NDArray[np.uint8]) -> None:
     image = types_pb2.Image(encoded=encode_image(scene[:, ::-1]))  # which no other test sends
     output = segment_pb2.OutputOptions(low_res_logits=True)

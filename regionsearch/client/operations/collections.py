@@ -41,6 +41,7 @@ def create_collection(
     crop_policy: str | None = None,
     binary_codes: Mapping[str, Any] | None = None,
     everything: EverythingOptions | None = None,
+    segment_features: Mapping[str, Any] | None = None,
 ) -> Operation[Collection]:
     """Makes a collection for the model that is served now.
 
@@ -49,9 +50,16 @@ def create_collection(
         crop_policy: How regions are cut out; the gateway's when absent.
         binary_codes: As in the HTTP API: method, bits, rerank_factor, head.
         everything: How regions of its images are looked for where an ingest does not say.
+        segment_features: As in the HTTP API: level and weight of the segmenter's features in its vectors.
     """
     body = CollectionBody.read(
-        given(name=name, crop_policy=crop_policy, binary_codes=binary_codes, everything=everything)
+        given(
+            name=name,
+            crop_policy=crop_policy,
+            binary_codes=binary_codes,
+            everything=everything,
+            segment_features=segment_features,
+        )
     )
     return Operation(
         "create_collection",

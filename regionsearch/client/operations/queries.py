@@ -206,6 +206,7 @@ def segment(
     multimask: bool = False,
     zoom: bool | None = None,
     everything: EverythingOptions | None = None,
+    features_level: int | None = None,
 ) -> Operation[SegmentResult]:
     """The mask of what points and box mean; without them, of everything in the image.
 
@@ -219,6 +220,8 @@ def segment(
         zoom: Looks more closely at what was found: better masks, above all of what is small, for more time.
             None: as it suits the model that is served.
         everything: How everything is looked for; without points and box.
+        features_level: Adds the features of each region: means over this feature map of the encoder, where 0
+            is the coarsest.
 
     Raises:
         RegionSearchError: INVALID_ARGUMENT for options of everything mode with points or a box.
@@ -227,6 +230,7 @@ def segment(
     def body() -> SegmentBody:
         values = given(image=read_optional(image), image_id=image_id, box=box_of(box), zoom=zoom)
         values |= {"collection": collection, "points": points_of(points), "multimask": multimask}
+        values |= given(features_level=features_level)
         return SegmentBody.read(values | {"everything": everything or (not points and box is None)})
 
     return Operation(

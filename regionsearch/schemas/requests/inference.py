@@ -33,6 +33,7 @@ EVERYTHING_MODES = {
     "grid": segment_pb2.EVERYTHING_MODE_GRID,
     "proposals": segment_pb2.EVERYTHING_MODE_PROPOSALS,
 }
+RANKS = {"quality": segment_pb2.RANK_BY_QUALITY, "area": segment_pb2.RANK_BY_AREA}
 
 
 _NO_GRID_OR_NO_PROPOSALS: list[Shape] = [
@@ -78,6 +79,11 @@ class EverythingOptions(Body):
     max_regions: int | None = Field(
         None, ge=1, le=1000, description="Keeps only what an ingest would keep, at most this many."
     )
+    rank_by: Literal["quality", "area"] | None = Field(
+        None,
+        description="Which regions come first and are kept: those with the best masks, or the largest; an "
+        "ingest keeps no more than max_regions either way.",
+    )
 
     @model_validator(mode="after")
     def _one_place(self) -> Self:
@@ -87,17 +93,19 @@ class EverythingOptions(Body):
 
     def to_proto(self) -> segment_pb2.EverythingOptions:
         """As the contract has it."""
-        values = self.model_dump(exclude_none=True, exclude={"max_regions", "mode"})
+        values = self.model_dump(exclude_none=True, exclude={"max_regions", "mode", "rank_by"})
         options = segment_pb2.EverythingOptions(**values)
         if self.mode is not None:
             options.mode = EVERYTHING_MODES[self.mode]
         if self.max_regions is not None:
             options.selection.max_regions = self.max_regions
+        if self.rank_by is not None:
+            options.selection.rank_by = RANKS[self.rank_by]
         return options
 
 
 _MODEL = constant("among", "model", default=True)
-_STORED = combined(constant("among", "stored"), given("image_id"))
+_STORED = combined(constant("among", "stored"), given("image_id"), absent("features_level"))
 _POINTED = [combined(given(one), absent("prompts", "text", "everything")) for one in ("points", "box")]
 _UNPOINTED = absent("points", "box")
 _MODES = [
@@ -127,6 +135,13 @@ class SegmentBody(OneImage):
     among: Literal["model", "stored"] = Field(
         "model", description="stored: pick among the regions of a stored image instead of asking the model."
     )
+    features_level: int | None = Field(
+        None,
+        ge=0,
+        le=100,
+        description="Adds the features of each region and of the image, vectors of length one: means over "
+        "this feature map of the encoder, where 0 is the coarsest.",
+    )
 
     @model_validator(mode="after")
     def _one_mode(self) -> SegmentBody:
@@ -136,6 +151,8 @@ class SegmentBody(OneImage):
             raise ValueError("say what to segment: points and box, or prompts, or everything: true")
         if self.among == "stored" and (self.image_id is None or not (pointed or self.text)):
             raise ValueError("among=stored needs an image_id and points, a box or a text")
+        if self.among == "stored" and self.features_level is not None:
+            raise ValueError("features are the model's; ask for them with among=model")
         if self.among == "model" and self.text is not None:
             raise ValueError("a text picks among stored regions; use it with image_id and among=stored")
         return self
@@ -146,12 +163,15 @@ class SegmentBody(OneImage):
 
     def to_proto(self, image: types_pb2.Image) -> segment_pb2.SegmentRequest:
         """As the contract has it."""
+        output = segment_pb2.OutputOptions(
+            features=self.features_level is not None, features_level=self.features_level or 0
+        )
         if self.everything is not False:
             options = EverythingOptions() if self.everything is True else self.everything
-            return segment_pb2.SegmentRequest(image=image, everything=options.to_proto())
+            return segment_pb2.SegmentRequest(image=image, everything=options.to_proto(), output=output)
         prompts = [prompt.to_proto() for prompt in self.prompts] or [self.prompt()]
         asked = segment_pb2.Prompts(prompts=prompts, multimask=self.multimask, zoom=self.zoom)
-        return segment_pb2.SegmentRequest(image=image, prompts=asked)
+        return segment_pb2.SegmentRequest(image=image, prompts=asked, output=output)
 
 
 class EmbeddingsBody(Body):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, JsonValue
+from pydantic import ConfigDict, Field, FiniteFloat, JsonValue
 
 from regionsearch.schemas.requests.inference import EverythingOptions
 from regionsearch.schemas.requests.values import (
@@ -17,7 +17,7 @@ from regionsearch.schemas.requests.values import (
     constant,
     shaped,
 )
-from regionsearch.v1 import region_search_pb2, search_pb2
+from regionsearch.v1 import region_search_pb2, search_pb2, types_pb2
 
 MAX_IDS = 1000
 """Images that may be asked about in one call."""
@@ -158,6 +158,19 @@ class BinaryCodesBody(Body):
         return search_pb2.BinaryCodes(**self.model_dump(exclude={"method"}), method=method)
 
 
+class SegmentFeaturesBody(Body):
+    """The segmenter's features as the second part of each vector, behind the embedding."""
+
+    level: int = Field(
+        0, ge=0, le=100, description="The encoder's feature map whose means they are; 0 is the coarsest."
+    )
+    weight: FiniteFloat = Field(1.0, gt=0, le=100, description="The embedding's is 1.")
+
+    def to_proto(self) -> types_pb2.SegmentFeatures:
+        """As the contract has it, still without a model."""
+        return types_pb2.SegmentFeatures(**self.model_dump())
+
+
 class CollectionBody(Body):
     """A new collection, for the embedder's present model."""
 
@@ -176,6 +189,11 @@ class CollectionBody(Body):
         None,
         description="How regions of its images are looked for where an ingest does not say; absent: as it "
         "suits the model.",
+    )
+    segment_features: SegmentFeaturesBody | None = Field(
+        None,
+        description="Vectors of embeddings and of the segmenter's features: examples are compared by both, "
+        "words by the embedding alone. Absent: of embeddings.",
     )
 
 

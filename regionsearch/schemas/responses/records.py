@@ -10,7 +10,7 @@ from pydantic import ConfigDict, Field
 from pydantic.json_schema import SkipJsonSchema
 
 from regionsearch.errors import from_status
-from regionsearch.schemas.requests.inference import EVERYTHING_MODES, EverythingOptions
+from regionsearch.schemas.requests.inference import EVERYTHING_MODES, RANKS, EverythingOptions
 from regionsearch.schemas.responses.values import Model, Response
 from regionsearch.v1 import region_search_pb2, search_pb2, segment_pb2
 
@@ -40,8 +40,11 @@ class EverythingDefaults(EverythingOptions):
     def from_proto(cls, options: segment_pb2.EverythingOptions) -> EverythingDefaults:
         """Converts the contract's message, which is not checked again."""
         values = MessageToDict(options, preserving_proto_field_name=True)  # with floats as they were written
+        selection = options.selection
         modes = {number: mode for mode, number in EVERYTHING_MODES.items()}
-        values |= {"mode": modes.get(options.mode), "max_regions": options.selection.max_regions or None}
+        ranks = {number: rank for rank, number in RANKS.items()}
+        values |= {"mode": modes.get(options.mode), "max_regions": selection.max_regions or None}
+        values["rank_by"] = ranks.get(selection.rank_by)
         known = {name: value for name, value in values.items() if name in cls.model_fields}
         return EverythingDefaults.model_construct(**known)
 

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from regionsearch.schemas.responses.records import Image
 from regionsearch.schemas.responses.values import Box, Mask, Model, Response
+from regionsearch.tensors import tensor_from_proto
 from regionsearch.v1 import search_pb2, segment_pb2, types_pb2
 
 
@@ -30,6 +31,20 @@ class Region(Response):
         return cls(**region_fields(region))
 
 
+class SegmentedRegion(Region):
+    """A region that the segmenter has just found."""
+
+    features: list[float] | None = Field(
+        None, description="What the encoder makes of it, of length one; if asked for."
+    )
+
+    @classmethod
+    def from_proto(cls, region: types_pb2.Region | search_pb2.Record) -> SegmentedRegion:
+        """Converts the contract's message."""
+        features = _features(region.features) if isinstance(region, types_pb2.Region) else None
+        return cls(**region_fields(region), features=features)
+
+
 class Regions(Response):
     """The regions of a stored image, best first."""
 
@@ -40,7 +55,7 @@ class Regions(Response):
 class PromptResult(Response):
     """The masks of one prompt, best first."""
 
-    candidates: tuple[Region, ...] = Field(description="Best first.")
+    candidates: tuple[SegmentedRegion, ...] = Field(description="Best first.")
 
 
 class SegmentResult(Response):
@@ -48,10 +63,13 @@ class SegmentResult(Response):
 
     width: int = Field(description="Of the image, in pixels.")
     height: int = Field(description="Of the image, in pixels.")
-    regions: tuple[Region, ...] = Field((), description="Everything mode: best first.")
+    regions: tuple[SegmentedRegion, ...] = Field((), description="Everything mode: best first.")
     results: tuple[PromptResult, ...] = Field((), description="One for each prompt.")
     model: Model | None = Field(None, description="Absent when stored regions were picked.")
     embedding_cached: bool = Field(False, description="Whether the image had been looked at before.")
+    image_features: list[float] | None = Field(
+        None, description="What the encoder makes of the whole image; with features, but not for prompts."
+    )
 
     @classmethod
     def from_proto(cls, answer: segment_pb2.SegmentResponse) -> SegmentResult:
@@ -59,13 +77,14 @@ class SegmentResult(Response):
         return cls(
             width=answer.image_width,
             height=answer.image_height,
-            regions=tuple(map(Region.from_proto, answer.regions)),
+            regions=tuple(map(SegmentedRegion.from_proto, answer.regions)),
             results=tuple(
-                PromptResult(candidates=tuple(map(Region.from_proto, result.candidates)))
+                PromptResult(candidates=tuple(map(SegmentedRegion.from_proto, result.candidates)))
                 for result in answer.results
             ),
             model=Model.from_proto(answer.model),
             embedding_cached=answer.embedding_cached,
+            image_features=_features(answer.image_features),
         )
 
 
@@ -96,6 +115,10 @@ def region_fields(region: types_pb2.Region | search_pb2.Record) -> dict[str, Any
         "predicted_iou": _finite(region.predicted_iou),
         "stability_score": _finite(region.stability_score),
     }
+
+
+def _features(tensor: types_pb2.Tensor) -> list[float] | None:
+    return tensor_from_proto(tensor, "features", ndim=1).tolist() if tensor.data else None
 
 
 def _finite(value: float) -> float:

@@ -64,6 +64,30 @@ class Mask(Response):
         return out.getvalue()
 
 
+class SegmentFeatures(Response):
+    """The segmenter's features in a collection's vectors."""
+
+    family: str = Field(description="The segmenter's.")
+    variant: str = Field(description="The segmenter's.")
+    weights_digest: str = Field(description="SHA-256 of the segmenter's weights.")
+    dimension: int = Field(description="Their part of each vector.")
+    level: int = Field(description="The encoder's feature map; 0 is the coarsest.")
+    weight: float = Field(description="The embedding's is 1.")
+
+    @classmethod
+    def from_proto(cls, features: types_pb2.SegmentFeatures) -> SegmentFeatures:
+        """Converts the contract's message."""
+        model = features.model
+        return cls(
+            family=model.family,
+            variant=model.variant,
+            weights_digest=model.weights_digest,
+            dimension=model.dimension,
+            level=features.level,
+            weight=features.weight,
+        )
+
+
 class Model(Response):
     """What a model is; vectors are comparable when all of this agrees."""
 
@@ -74,6 +98,9 @@ class Model(Response):
     crop_policy: str | None = Field(None, description="How regions are cropped before they are embedded.")
     precision: str | None = Field(None, description="What it computes in, such as `fp32`.")
     device: str | None = Field(None, description="What it runs on, such as `cuda:0`.")
+    features: SegmentFeatures | None = Field(
+        None, description="Of a collection: the segmenter's features behind the embedding in each vector."
+    )
 
     @classmethod
     def from_proto(cls, model: types_pb2.ModelInfo) -> Model:
@@ -87,6 +114,7 @@ class Model(Response):
             crop_policy=None if policy == "unspecified" else policy,
             precision=model.precision or None,
             device=model.device or None,
+            features=SegmentFeatures.from_proto(model.features) if model.HasField("features") else None,
         )
 
 

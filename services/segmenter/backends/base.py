@@ -111,8 +111,8 @@ class Embedding:
     """The encoder's output for one image.
 
     Attributes:
-        features: Feature maps (C, h, w) on the device; the first one is the coarsest, which the mask decoder
-            attends to and regions are pooled from.
+        features: Feature maps (C, h, w) on the device. Regions are pooled from the first of them, as many as
+            `Backend.feature_channels` has, the coarsest first; the mask decoder attends to that one.
         geometry: The image's geometry.
     """
 
@@ -198,6 +198,8 @@ class Backend(Protocol):
     mask_threshold: float
     mask_size: Size
     """Size of the decoder's masks, and of mask prompts."""
+    feature_channels: tuple[int, ...]
+    """Channels of the feature maps that regions can be pooled from, the coarsest map first."""
     encode_batch: int
     """Number of images encoded at once."""
     decode_batch: int

@@ -75,6 +75,7 @@ class Detector:
             height, width = json.loads(described) if described else (_SIDE, _SIDE)
         self.size: tuple[int, int] = height, width
         self.mask_size = height // _STRIDE, width // _STRIDE
+        self.channels = 0  # of the map that regions are pooled from
         nothing = torch.zeros(3, height, width, dtype=torch.uint8)
         try:
             shapes = [tuple(output.shape) for output in self._run(nothing)]
@@ -82,8 +83,12 @@ class Detector:
             raise _foreign(path, f"it cannot be run ({error})") from error
         anchors = sum((height // stride) * (width // stride) for stride in _ANCHOR_STRIDES)
         match shapes:
-            case [(values, count), (m, *mask_size), *_] if (count, *mask_size) == (anchors, *self.mask_size):
+            case [(values, count), (m, *mask_size), *maps] if (count, *mask_size) == (
+                anchors,
+                *self.mask_size,
+            ):
                 fits = values >= 5 + m
+                self.channels = maps[0][0] if maps else m
             case _:
                 fits = False
         if not fits:

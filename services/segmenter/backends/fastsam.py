@@ -51,6 +51,7 @@ class FastSamBackend:
         self.identity = identity
         self.device = detector.device
         self.mask_size = detector.mask_size
+        self.feature_channels = (detector.channels,)
         self.proposer = MaskProposer()
         self._detector = detector
 

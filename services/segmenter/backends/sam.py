@@ -85,6 +85,7 @@ class SamBackend:
         )
         self.mask_threshold: float = model.mask_threshold
         self.mask_size: tuple[int, int] = tuple(model.prompt_encoder.mask_input_size)
+        self.feature_channels: tuple[int, ...] = (model.prompt_encoder.embed_dim,)
         self._side: int = model.image_encoder.img_size
         height, width = model.prompt_encoder.image_embedding_size
         map_bytes = 4 * height * width * model.prompt_encoder.embed_dim

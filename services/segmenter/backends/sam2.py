@@ -76,6 +76,8 @@ class Sam2Backend:
         self.device = torch.device(identity.device)
         self.model = model.to(self.device).eval().requires_grad_(False)
         self.mask_size: tuple[int, int] = tuple(model.sam_prompt_encoder.mask_input_size)
+        width: int = model.sam_prompt_encoder.embed_dim
+        self.feature_channels = width, width // 4, width // 8  # as SAM2Base.forward_image narrows the finer
         self.encode_batch = 1 if self.device.type == "cpu" else 8
         self.decode_batch = 8 if self.device.type == "cpu" else 64
         self._side: int = model.image_size
@@ -103,7 +105,7 @@ class Sam2Backend:
         ]
         fine, middle, coarse = planes
         return [
-            Embedding((coarse[place].clone(), fine[place].clone(), middle[place].clone()), geometry)
+            Embedding((coarse[place].clone(), middle[place].clone(), fine[place].clone()), geometry)
             for place, (_, geometry) in enumerate(prepared)
         ]
 
@@ -113,7 +115,7 @@ class Sam2Backend:
         encoder, decoder = self.model.sam_prompt_encoder, self.model.sam_mask_decoder
         masks = None if prompts.mask_logits is None else prompts.mask_logits.to(self.device)
         sparse, dense = encoder(points=self._points(prompts), boxes=None, masks=masks)
-        coarse, fine, middle = (part[None] for part in embedding.features)
+        coarse, middle, fine = (part[None] for part in embedding.features)
         with autocast(self.identity.precision, self.device):
             logits, ious, _, _ = decoder.predict_masks(
                 image_embeddings=coarse,
