@@ -11,7 +11,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 
 TESTS := $(BIN)/python -m pytest
 
-.PHONY: help run test test-unit test-slow lint protos bench bench-gpu train-pocket evaluate loadtest loadtest-flood loadtest-ui docs-site clean
+.PHONY: help run test test-unit test-slow lint protos bench compare bench-gpu train-pocket evaluate loadtest loadtest-flood loadtest-ui docs-site clean
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -57,6 +57,9 @@ protos: $(VENV)/.dev  ## Generate the stubs of protos/ into regionsearch/v1
 
 bench: $(VENV)/.dev  ## Measure speed as ratios; writes benchmarks/out/latest.json
 	$(BIN)/python -m benchmarks $(ARGS)
+
+compare: $(VENV)/.dev  ## Measure what a user would take instead, each in its own environment; writes docs/comparison.md
+	$(BIN)/python -m benchmarks.compare $(ARGS)
 
 bench-gpu: $(VENV)/.dev  ## Measure what a GPU must prove, in 8 minutes; writes rows to benchmarks/out/gpu.md
 	$(BIN)/python -m benchmarks.gpu $(ARGS)

@@ -1,4 +1,4 @@
-"""The searcher against FAISS, LanceDB and milvus-lite: callers, filters, reads during writes, starts.
+"""The searcher against FAISS: callers, filters, reads during writes, starts; for others see `compare`.
 
 `REGIONSEARCH_BENCH_SCALE=0.02 python -m benchmarks --only searcher` shows in minutes that every case runs.
 """
@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.baselines.environments import running
 from benchmarks.harness import Case, Measure, Pair, constant
 from benchmarks.searcher_rig import (
     CALLERS,
@@ -53,8 +52,6 @@ from services.searcher.embedded.index.recall import RecallEvaluator, recall_eval
 from services.searcher.settings import EmbeddedSettings
 from services.searcher.types import CodeMethod, CodeSpec, Collection
 
-PEER_QUERIES = {"lancedb": 64, "milvus": 32}  # of one measurement; they need a while for each
-
 
 def loop(index: Any, queries: Vectors, **parameters: Any) -> Measure:
     """One FAISS call a query: searches a second."""
@@ -86,52 +83,6 @@ def against_faiss(count: int, callers: int, filtered: bool = False) -> Callable[
             yield Pair(throughput(stub, callers, requests), loop(index, queries[:40], **parameters))
 
     return prepare
-
-
-def against_peer(name: str, callers: int, filtered: bool = False) -> Callable[[], Any]:
-    """Ours over gRPC against another store's exact search, on the same vectors."""
-
-    @contextlib.contextmanager
-    def prepare() -> Iterator[Pair]:
-        queries = clustered(QUERIES if callers > 1 else 40, seed=99)
-        fields = {"filter": search_pb2.Filter(tags=["tenth"])} if filtered else {}
-        requests = [request(query, **fields) for query in queries]
-        asked = PEER_QUERIES[name] if callers > 1 else 16
-        with (
-            filled(scaled(100_000)) as (folder, vectors),
-            running(name, vectors, in_tenth(len(vectors)), queries) as peer,
-            process(folder) as stub,
-        ):
-            yield Pair(throughput(stub, callers, requests), lambda: peer.rate(callers, asked, filtered))
-
-    return prepare
-
-
-def recall_against_peer(name: str) -> Callable[[], Any]:
-    """Recall@10 of our exact search over gRPC, and of another store's, against the true neighbours."""
-
-    @contextlib.contextmanager
-    def prepare() -> Iterator[Pair]:
-        queries = clustered(32, seed=96)
-        with (
-            filled(scaled(100_000)) as (folder, vectors),
-            running(name, vectors, in_tenth(len(vectors)), queries) as peer,
-            process(folder) as stub,
-        ):
-            truth = np.argsort(-(queries @ vectors.T), axis=1, kind="stable")[:, :HITS]
-            ours = [
-                [int(hit.record.record_id[1:]) for hit in stub.Search(request(query)).results[0].hits]
-                for query in queries
-            ]
-            yield Pair(constant(recall(truth, ours)), constant(recall(truth, peer.rows(len(queries)))))
-
-    return prepare
-
-
-def recall(truth: Any, found: list[list[int]]) -> float:
-    """Part of the true rows that was found."""
-    hits = sum(len(set(true) & set(rows)) for true, rows in zip(truth.tolist(), found, strict=True))
-    return hits / max(1, len(truth) * HITS)
 
 
 @contextlib.contextmanager
@@ -283,7 +234,7 @@ def recall_of(kind: str) -> Callable[[], Any]:
 def cases() -> list[Case]:
     """All comparisons of the searcher; a scaled run says so in every name."""
     suffix = "" if SCALE == 1 else f" (scale {SCALE:g})"
-    found = [*_against_faiss(), *_against_peers(), *_alone()]
+    found = [*_against_faiss(), *_alone()]
     return [
         replace(case, name=f"searcher: {case.name}{suffix}", runs=case.runs if SCALE == 1 else 1)
         for case in found
@@ -312,25 +263,6 @@ def _against_faiss() -> list[Case]:
             prepare=against_faiss(1_000_000, CALLERS, filtered=True), slow=True,
         ),
     ]  # fmt: skip
-
-
-def _against_peers() -> list[Case]:
-    found: list[Case] = []
-    for name, title in (("lancedb", "LanceDB"), ("milvus", "milvus-lite")):
-        for callers, who in ((CALLERS, "32 callers"), (1, "1 caller")):
-            for filtered, what in ((False, ""), (True, ", a tenth passes")):
-                found.append(
-                    _rate(
-                        f"100k, {who}{what} / {title}, exact",
-                        prepare=against_peer(name, callers, filtered),
-                        runs=3,
-                        slow=True,
-                    )
-                )
-        found.append(
-            _slow_recall(f"recall@10 of exact search at 100k / {title}", prepare=recall_against_peer(name))
-        )
-    return found
 
 
 def _alone() -> list[Case]:

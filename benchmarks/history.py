@@ -23,7 +23,7 @@ def record(outcome: Outcome) -> dict[str, Any]:
     """An outcome with when, of which commit and on which machine it was measured."""
     return outcome.to_json() | {
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "commit": _commit(),
+        "commit": commit(),
         "machine": machine(),
     }
 
@@ -51,7 +51,7 @@ class Records:
         folder.mkdir(parents=True, exist_ok=True)
         self._latest, self._unfinished = folder / "latest.json", folder / "unfinished.json"
         self._history = folder / "history.jsonl"
-        self._run = {"only": list(only), "quick": quick, "commit": _commit(), "machine": machine()}
+        self._run = {"only": list(only), "quick": quick, "commit": commit(), "machine": machine()}
         lines = self._history.read_text().splitlines() if self._history.is_file() else []
         self.history: list[Record] = [json.loads(line) for line in lines]
         self.results: list[Record] = []
@@ -103,7 +103,8 @@ def machine() -> str:
     return f"{models[0] if models else platform.processor() or platform.machine()}, {os.cpu_count()} cores"
 
 
-def _commit() -> str:
+def commit() -> str:
+    """The commit of this checkout, marked if files differ from it."""
     folder = Path(__file__).parent
     asked = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
     told = subprocess.run(asked, cwd=folder, capture_output=True, text=True, check=False)

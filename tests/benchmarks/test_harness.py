@@ -44,7 +44,7 @@ def test_medians_and_direction():
 @pytest.fixture
 def run(monkeypatch, tmp_path):
     """Runs the command over given cases; returns its exit status and what it wrote last."""
-    monkeypatch.setattr("benchmarks.history._commit", lambda: "abc")
+    monkeypatch.setattr("benchmarks.history.commit", lambda: "abc")
 
     def run(cases, *arguments):
         monkeypatch.setattr(command, "discover", lambda: [("a", cases), ("b", "no")])

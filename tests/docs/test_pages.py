@@ -21,6 +21,7 @@ PAGES = sorted(
     page
     for folder in FOLDERS
     for page in (ROOT / folder).glob("*.md" if folder in ("", "docs") else "**/*.md")
+    if "out" not in page.parts  # environments of benchmarks
 )
 
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

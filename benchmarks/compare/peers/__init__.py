@@ -1,0 +1,1 @@
+"""The peers: one file each, with a class ``Peer`` (`benchmarks.compare.driver.Peer`)."""
