@@ -23,7 +23,7 @@ FROM base AS requirements
 WORKDIR /project
 COPY pyproject.toml constraints.txt constraints-torch.txt ./
 RUN sed -i '/^\[tool.ruff\]/,$d' pyproject.toml && touch README.md \
-    && install -d regionsearch services gateway training evaluation models/pocket examples/scenes && touch examples/scenes.json
+    && install -d regionsearch services gateway backfill training evaluation models/pocket examples/scenes && touch examples/scenes.json
 
 FROM base AS gateway
 COPY --from=requirements /project /opt/project

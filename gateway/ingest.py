@@ -19,23 +19,25 @@ from prometheus_client import Counter
 from gateway.catalog import Catalog, PendingCollection, available
 from gateway.decoder import ImageDecoder
 from gateway.image_store import ImageStore
+from gateway.image_writer import ImageWriter, NewImage
 from gateway.records import (
     IDEMPOTENCY_KEY,
     IdempotencyKey,
     ImageFile,
-    additions,
     check_reserved,
-    records,
-    stored_image,
+    embed_requests,
+    embedded_vectors,
+    read_file,
+    segment_request,
 )
 from gateway.service_clients import Services, model_mismatch, reading_from_writer, same_model
 from gateway.settings import GatewaySettings
-from gateway.vectors import features_output, joined, read_features
+from gateway.vectors import joined, read_features
 from regionsearch.defaults import COLLECTION as DEFAULT
 from regionsearch.errors import Kind, RegionSearchError, overloaded
-from regionsearch.images import encode_image, image_from_proto, image_id, probe_image
-from regionsearch.rpc.calls import caller, chunked, deadline, fan_out
-from regionsearch.tensors import tensor_from_proto, tensor_to_proto
+from regionsearch.images import encode_image, image_from_proto
+from regionsearch.rpc.calls import caller, deadline, fan_out
+from regionsearch.tensors import tensor_to_proto
 from regionsearch.v1 import embed_pb2, region_search_pb2, search_pb2, segment_pb2, types_pb2
 from services.runtime.fair import FairSlots, Shares
 
@@ -74,7 +76,7 @@ class Ingester:
     ) -> None:
         self._services = services
         self._catalog = catalog
-        self._store = store
+        self._writer = ImageWriter(services, catalog.images, store)
         self._decoder = decoder
         self._settings = settings
         self._limits = settings.limits
@@ -159,13 +161,9 @@ class Ingester:
                 )
 
     def _read(self, image: types_pb2.Image) -> ImageFile:
-        """Looks at the header only; the segmenter is the first one to decode the rest."""
         if image.WhichOneof("source") == "encoded":
-            data = image.encoded
-        else:
-            data = encode_image(image_from_proto(image, self._limits.image))
-        header = probe_image(data, self._limits.image, "image.encoded")
-        return ImageFile(data, image_id(data), header.content_type)
+            return read_file(image.encoded, self._limits.image)
+        return read_file(encode_image(image_from_proto(image, self._limits.image)), self._limits.image)
 
     async def _ingest(
         self,
@@ -177,97 +175,26 @@ class Ingester:
         progress: Progress,
     ) -> region_search_pb2.IngestImageResponse:
         collection = await pending
-        known = await self._known(collection.name, file.image_id)
-        if known is not None:
-            duplicate = await self._duplicate(known, request, file, key)
+        known = await self._writer.known(collection.name, [file.image_id])
+        for image in known.images:
+            duplicate = await self._writer.duplicate(collection.name, image, known.seq, request, file, key)
             if duplicate is not None:
                 return duplicate
         if key is not None:
             await self._check_key(collection, file, key)
         await self._catalog.check_model(collection)
 
-        image = types_pb2.Image(encoded=file.data)
         progress(region_search_pb2.INGEST_STAGE_SEGMENTING)
-        segmented = await self._segment(request, collection, image, priority)
+        segmented = await self._segment(request, collection, file, priority)
         progress(region_search_pb2.INGEST_STAGE_EMBEDDING)
         features = read_features(segmented, collection)
-        embeddings = await self.embed(image, segmented.regions, collection, priority)
+        embeddings = await self.embed(file.message, segmented.regions, collection, priority)
         vectors = joined(embeddings, features, collection)
         progress(region_search_pb2.INGEST_STAGE_STORING)
-        await self._store.put(collection.name, file.image_id, file.data)
-
-        stored = stored_image(request, file, segmented, key)
-        write = search_pb2.UpsertRequest(
-            collection=collection.name,
-            model=collection.model,
-            images=[stored],
-            records=records(file.image_id, segmented),
-            vectors=tensor_to_proto(vectors),
-            skip_existing=True,
-        )
-        services = self._services
-        while True:
-            answer = await services.searcher.call(services.search.Upsert, write, retry_overload=True)
-            if not answer.skipped_image_ids:
-                break
-            known = await self._known(collection.name, file.image_id)  # another gateway was faster
-            if known is not None:
-                duplicate = await self._duplicate(known, request, file, key)
-                if duplicate is not None:
-                    return duplicate
-            # and the image has been deleted since: it is ours to write after all
-        # A deletion that ran at the same time removes the record, then the file, then looks whether the
-        # record is there again: either it sees the new record, or this sees that the file is gone.
-        if not await self._store.exists(collection.name, file.image_id):
-            await self._store.put(collection.name, file.image_id, file.data)
+        new = NewImage(request, file, segmented, vectors, key)
+        (answer,) = await self._writer.write(collection, [new])
         progress(region_search_pb2.INGEST_STAGE_DONE)
-        return region_search_pb2.IngestImageResponse(
-            outcome=region_search_pb2.INGEST_OUTCOME_CREATED,
-            image_id=file.image_id,
-            region_count=len(segmented.regions),
-            seq=answer.seq,
-            tags=stored.tags,
-            name=stored.name,
-        )
-
-    async def _known(self, collection: str, identity: str) -> search_pb2.GetRecordsResponse | None:
-        found = await self._catalog.images.records(collection, image_ids=[identity], images_only=True)
-        return found if found.images else None
-
-    async def _duplicate(
-        self,
-        known: search_pb2.GetRecordsResponse,
-        request: region_search_pb2.IngestImageRequest,
-        file: ImageFile,
-        key: IdempotencyKey | None,
-    ) -> region_search_pb2.IngestImageResponse | None:
-        """The answer about an image that is known; its file is healed, and what is new about it is added.
-
-        None when it has been deleted meanwhile.
-        """
-        (image,), seq = known.images, known.seq
-        repeated = key is not None and image.attributes.get(IDEMPOTENCY_KEY) == key.key
-        if key is not None and repeated:
-            key.check(image.attributes, file.image_id)
-        collection = request.collection or DEFAULT
-        await self._store.heal(collection, file.image_id, file.data)
-        update = additions(request, image)
-        if update is not None:
-            try:
-                image, seq = await self._catalog.images.update(collection, update)
-            except RegionSearchError as error:
-                if error.kind is Kind.NOT_FOUND:
-                    return None
-                raise
-        outcomes = region_search_pb2.IngestOutcome
-        return region_search_pb2.IngestImageResponse(
-            outcome=outcomes.INGEST_OUTCOME_CREATED if repeated else outcomes.INGEST_OUTCOME_DUPLICATE,
-            image_id=file.image_id,
-            region_count=image.region_count,
-            seq=seq,
-            tags=image.tags,
-            name=image.name,
-        )
+        return answer
 
     async def _check_key(
         self, collection: search_pb2.Collection, file: ImageFile, key: IdempotencyKey
@@ -296,20 +223,10 @@ class Ingester:
         self,
         request: region_search_pb2.IngestImageRequest,
         collection: search_pb2.Collection,
-        image: types_pb2.Image,
+        file: ImageFile,
         priority: types_pb2.Priority.ValueType,
     ) -> segment_pb2.SegmentResponse:
-        everything = (request if request.HasField("everything") else collection).everything
-        selection = self._settings.selection.to_proto()
-        selection.MergeFrom(everything.selection)
-        # Hundreds of prompts: whoever waits for them, a click on another image goes first.
-        message = segment_pb2.SegmentRequest(
-            image=image,
-            everything=everything,
-            output=features_output(collection),
-            priority=types_pb2.PRIORITY_BULK,
-        )
-        message.everything.selection.CopyFrom(selection)
+        message = segment_request(request, collection, file, self._settings.selection.to_proto())
         services = self._services
         # One of many waits where the services are busy; somebody who waits for one is told at once.
         retry_overload = priority == types_pb2.PRIORITY_BULK
@@ -337,27 +254,16 @@ class Ingester:
         """
         embedder = await self._catalog.embedder_of(available(collection))
 
-        async def embed(part: tuple[bool, Sequence[types_pb2.Region | search_pb2.Record]]) -> np.ndarray:
-            include_image, chunk = part
-            request = embed_pb2.EmbedRegionsRequest(
-                image=image,
-                regions=[embed_pb2.RegionCut(box=r.box, mask=r.mask) for r in chunk],
-                crop_policy=collection.model.crop_policy,
-                priority=priority,
-                include_image=include_image,
-            )
+        async def embed(request: embed_pb2.EmbedRegionsRequest) -> np.ndarray:
             answer = await embedder.call(
                 embedder.stub.EmbedRegions, request, deadline_fraction=_EMBED_SHARE, retry_overload=True
             )
             if not same_model(answer.model, collection.model):
                 raise model_mismatch(collection, answer.model)
-            vectors = tensor_from_proto(answer.vectors, "vectors", ndim=2)
-            if not include_image:
-                return vectors
-            return np.concatenate([tensor_from_proto(answer.image_vector, "image_vector", ndim=2), vectors])
+            return embedded_vectors(answer)
 
-        chunks = list(chunked(regions, self._settings.embed_chunk)) or [[]]
-        return np.concatenate(await fan_out(embed, [(n == 0, chunk) for n, chunk in enumerate(chunks)]))
+        requests = list(embed_requests(image, regions, collection, priority, self._settings.embed_chunk))
+        return np.concatenate(await fan_out(embed, requests))
 
 
 def _reading_bytes(image: types_pb2.Image) -> int:

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
+from gateway.vectors import features_output
 from regionsearch.errors import Kind, RegionSearchError, invalid
-from regionsearch.v1 import region_search_pb2, search_pb2, segment_pb2, types_pb2
+from regionsearch.images import ImageLimits, image_id, probe_image
+from regionsearch.rpc.calls import chunked
+from regionsearch.tensors import tensor_from_proto
+from regionsearch.v1 import embed_pb2, region_search_pb2, search_pb2, segment_pb2, types_pb2
 
 IDEMPOTENCY_KEY = "_idempotency_key"
 """Attribute that keeps the key of the request that made an image."""
@@ -35,6 +41,21 @@ class ImageFile:
     data: bytes
     image_id: str
     content_type: str
+
+    @property
+    def message(self) -> types_pb2.Image:
+        """As the services take it."""
+        return types_pb2.Image(encoded=self.data)
+
+
+def read_file(data: bytes, limits: ImageLimits) -> ImageFile:
+    """An image's file, after a look at its header only; the segmenter is the first one to decode the rest.
+
+    Raises:
+        RegionSearchError: UNSUPPORTED_IMAGE, INVALID_ARGUMENT or TOO_LARGE.
+    """
+    header = probe_image(data, limits, "image.encoded")
+    return ImageFile(data, image_id(data), header.content_type)
 
 
 @dataclass(frozen=True)
@@ -145,6 +166,59 @@ def additions(
     if name and not image.name:
         update.name = name
     return update if update.add_tags or update.set_attributes or update.HasField("name") else None
+
+
+def segment_request(
+    request: region_search_pb2.IngestImageRequest,
+    collection: search_pb2.Collection,
+    file: ImageFile,
+    selection: segment_pb2.SelectionOptions,
+) -> segment_pb2.SegmentRequest:
+    """What the segmenter is asked about an image.
+
+    Args:
+        request: Its options of everything mode hold before the collection's, and both before `selection`.
+        collection: Where the image goes.
+        file: The image.
+        selection: Which regions are kept.
+    """
+    everything = (request if request.HasField("everything") else collection).everything
+    # Hundreds of prompts: whoever waits for them, a click on another image goes first.
+    message = segment_pb2.SegmentRequest(
+        image=file.message,
+        everything=everything,
+        output=features_output(collection),
+        priority=types_pb2.PRIORITY_BULK,
+    )
+    message.everything.selection.CopyFrom(selection)
+    message.everything.selection.MergeFrom(everything.selection)
+    return message
+
+
+def embed_requests(
+    image: types_pb2.Image,
+    regions: Sequence[types_pb2.Region | search_pb2.Record],
+    collection: search_pb2.Collection,
+    priority: types_pb2.Priority.ValueType,
+    chunk: int,
+) -> Iterator[embed_pb2.EmbedRegionsRequest]:
+    """Requests for the vectors of an image: the whole of it in the first, up to `chunk` regions in each."""
+    for number, some in enumerate(list(chunked(regions, chunk)) or [[]]):
+        yield embed_pb2.EmbedRegionsRequest(
+            image=image,
+            regions=[embed_pb2.RegionCut(box=region.box, mask=region.mask) for region in some],
+            crop_policy=collection.model.crop_policy,
+            priority=priority,
+            include_image=number == 0,
+        )
+
+
+def embedded_vectors(answer: embed_pb2.EmbedRegionsResponse) -> np.ndarray:
+    """The vectors of an answer, that of the whole image first where it was asked for."""
+    vectors = tensor_from_proto(answer.vectors, "vectors", ndim=2)
+    if not answer.HasField("image_vector"):
+        return vectors
+    return np.concatenate([tensor_from_proto(answer.image_vector, "image_vector", ndim=2), vectors])
 
 
 def stored_image(

@@ -118,6 +118,9 @@ class RegionSearchError(Exception):
         self.retry_after_s = retry_after_s
         self.metadata = metadata or {}
 
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (self.kind, self.message), self.__dict__
+
     def __repr__(self) -> str:
         where = f", field={self.field!r}" if self.field else ""
         return f"RegionSearchError({self.kind.name}, {self.message!r}{where})"

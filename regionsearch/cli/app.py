@@ -8,7 +8,17 @@ from typing import Annotated
 
 import typer
 
-from regionsearch.cli import exporting, images, ingesting, listing, managing, models, running, searching
+from regionsearch.cli import (
+    backfilling,
+    exporting,
+    images,
+    ingesting,
+    listing,
+    managing,
+    models,
+    running,
+    searching,
+)
 from regionsearch.cli.terminal import never_fail, tell
 from regionsearch.errors import RegionSearchError
 
@@ -22,6 +32,7 @@ app = typer.Typer(
 for command in (
     running.up,
     ingesting.ingest,
+    backfilling.backfill,
     searching.search,
     searching.within,
     listing.scroll,

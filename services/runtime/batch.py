@@ -47,6 +47,11 @@ class BatchSettings(BaseModel):
         ge=0,
         description="Longest wait of an idle device for a fuller batch, when calls come in quick succession.",
     )
+    reproducible: bool = Field(
+        False,
+        description="Whether a batch holds items of one request only: its results then do not depend, to the "
+        "last bit, on other requests of the same time. Many small requests take longer.",
+    )
     prepare_threads: int = Field(4, gt=0, description="Threads that decode and resize.")
     device_timeout_s: float = Field(
         300.0,

@@ -136,7 +136,7 @@ class Batcher(Generic[Payload, Result]):
             payload: What `prepare` takes.
             items: Number of items in it, at least 1.
             nbytes: Memory that it takes from its preparation to its answer, where that is much.
-            key: Only requests of the same key share a batch.
+            key: Only requests of the same key share a batch; none do with `reproducible`.
             priority: Urgency.
             deadline: Time of the event loop's clock after which the answer is useless; the surrounding
                 :func:`regionsearch.rpc.calls.deadline` when absent.
@@ -160,6 +160,8 @@ class Batcher(Generic[Payload, Result]):
             self._check_open(deadline)
         else:
             self.judge(items, priority=priority, deadline=deadline, more=more)
+        if self._settings.reproducible:
+            key = object()
         request = QueueEntry(
             payload, items, nbytes, key, priority, self._loop.create_future(), caller(), more
         )

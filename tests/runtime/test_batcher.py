@@ -42,6 +42,12 @@ async def test_keys_do_not_mix():
     assert all(len({payload[0] for payload, _, _ in batch}) == 1 for batch in model.batches)
 
 
+async def test_reproducible_batches_hold_one_request_and_are_split_at_the_limit():
+    async with batching(reproducible=True) as (batcher, model):
+        await asyncio.gather(*(batcher.submit(name, 10, key="same") for name in "abc"))
+    assert sorted(model.batches) == [[(name, *part)] for name in "abc" for part in ((0, 8), (8, 10))]
+
+
 async def test_a_busy_device_makes_batches_grow():
     async with batching() as (batcher, model):
         waiting = await held(batcher, model)
