@@ -8,13 +8,13 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks.compare import search, whole
+from benchmarks.compare import search, serving, whole
 from benchmarks.compare.page import Highlight, pages
 from benchmarks.compare.results import Results, Row
 
 OUTPUT = Path(__file__).parents[1] / "out"
 RESULTS = Path(__file__).with_name("results.json")
-PARTS = [whole, search]
+PARTS = [whole, serving, search]
 HIGHLIGHTS = [
     Highlight("whole: search within, LanceDB, 6 images", whole.COLUMNS["image_s"], "adding an image, s"),
     Highlight("whole: upload page, FAISS, 6 images", whole.COLUMNS["image_s"], "adding an image, s"),

@@ -23,6 +23,11 @@ from typing import Any
 import numpy as np
 
 PORTS = range(20_000, 32_768)
+PATIENCE_S = 5.0  # of a caller of a server
+
+
+class RefusedError(Exception):
+    """A server has no room for a call, and says so."""
 
 
 class Peer:
@@ -68,13 +73,16 @@ class Peer:
 
 
 class Inputs:
-    """What peers are given: vectors with their parts (0 to 999), or image files; and queries."""
+    """What peers are given: vectors with their parts (0 to 999), or image files; and queries, or crops."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._files = sorted(folder.glob("images/*"))
-        arrays, texts = folder / "queries.npy", folder / "queries.json"
-        self.queries: Any = np.load(arrays) if arrays.exists() else json.loads(texts.read_text())
+        self.queries: Any = crops(folder)
+        if (folder / "queries.npy").exists():
+            self.queries = np.load(folder / "queries.npy")
+        elif (folder / "queries.json").exists():
+            self.queries = json.loads((folder / "queries.json").read_text())
 
     def items(self, first: int, count: int) -> Any:
         """Float32 vectors of shape (count, dimension) with their int parts, or a list of files' contents."""
@@ -82,6 +90,11 @@ class Inputs:
             return [file.read_bytes() for file in self._files[first : first + count]]
         vectors = np.load(self._folder / "vectors.npy", mmap_mode="r")[first : first + count]
         return np.array(vectors), np.load(self._folder / "parts.npy")[first : first + count]
+
+
+def crops(folder: Path | None = None) -> list[bytes]:
+    """The crops, as JPEG, that serving peers are asked for."""
+    return [file.read_bytes() for file in sorted((folder or Path(sys.argv[3])).glob("crops/*"))]
 
 
 def free_ports(count: int) -> list[int]:
@@ -163,6 +176,31 @@ def _ask(
     return found
 
 
+def _flood(peer: Peer, inputs: Inputs, rate: float, seconds: float) -> dict[str, Any]:
+    """So many calls a second, whether others are answered or not; how they end, how fast they are refused."""
+    ends, refusals = Counter[str](), list[float]()
+
+    def one(query: Any) -> None:
+        asked = time.perf_counter()
+        try:
+            peer.ask(query)
+            ends["answered"] += 1
+        except RefusedError:
+            ends["refused"] += 1
+            refusals.append(time.perf_counter() - asked)
+        except Exception:
+            ends["failed"] += 1
+
+    threads, begin = [], time.perf_counter()
+    for number in range(round(rate * seconds)):
+        time.sleep(max(0.0, begin + number / rate - time.perf_counter()))
+        threads.append(threading.Thread(target=one, args=(inputs.queries[number % len(inputs.queries)],)))
+        threads[-1].start()
+    for thread in threads:
+        thread.join()
+    return dict(ends) | {"refusal_ms": 1000 * statistics.median(refusals or [0.0])}
+
+
 def _answers(peer: Peer, inputs: Inputs, count: int, below: int | None = None) -> dict[str, Any]:
     """One after the other; an error counts as an empty answer."""
     answers: list[Any] = []
@@ -185,7 +223,8 @@ def _count(peer: Peer, inputs: Inputs) -> dict[str, Any]:
 
 
 _COMMANDS: dict[str, Callable[..., dict[str, Any]]] = {
-    "add": _add, "finish": _finish, "ask": _ask, "answers": _answers, "effort": _effort, "count": _count,
+    "add": _add,
+    "flood": _flood, "finish": _finish, "ask": _ask, "answers": _answers, "effort": _effort, "count": _count,
 }  # fmt: skip
 
 

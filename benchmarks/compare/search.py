@@ -6,6 +6,7 @@ import functools
 import itertools
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.compare.page import Column, Part
-from benchmarks.compare.peer import RunningPeer, disk_mib, empty, running
+from benchmarks.compare.peer import Known, RunningPeer, disk_mib, empty
 from benchmarks.compare.results import Case, Row
 from benchmarks.harness import SkipCase
 from benchmarks.searcher_rig import REGIONS, clustered
@@ -24,6 +25,7 @@ HITS, QUERIES, JUDGED = 10, 400, 50
 RECALL = 0.98  # a peer searches as hard as it must to reach it
 BATCH = 1000
 OURS = "ours"
+Start = Callable[[str, Path], RunningPeer]
 
 
 @dataclass(frozen=True)
@@ -52,23 +54,6 @@ class Plan:
 QUICK = Plan(20_000, 2, 0.5, 1)
 
 
-@dataclass(frozen=True)
-class Known:
-    """A peer of this part.
-
-    Attributes:
-        module: Its file.
-        environment: Where it runs; empty for ours.
-        note: What it is, and what it wins or loses by.
-        graph: Whether it builds a graph of all vectors, which for a million takes too long here.
-    """
-
-    module: str
-    environment: str
-    note: str
-    graph: bool = True
-
-
 INDEXED = "ours, indexed"
 PEERS = {
     OURS: Known(
@@ -76,15 +61,13 @@ PEERS = {
         "",
         "a process of its own, over gRPC; searched exactly up to a million rows, each write in images of "
         "50 regions on disk before it is answered.",
-        graph=False,
     ),
-    INDEXED: Known("ours_indexed", "", "the same with `ann_above` 1: approximate at any size.", graph=False),
+    INDEXED: Known("ours_indexed", "", "the same with `ann_above` 1: approximate at any size."),
     "FAISS flat": Known(
         "faiss_loop",
         "",
         "exact, in the caller's process: no network, no process, nothing on disk until "
         "a file is written, so that few passing rows cost almost nothing, and a kill everything.",
-        graph=False,
     ),
     "hnswlib": Known(
         "hnswlib",
@@ -97,7 +80,7 @@ PEERS = {
         "usearch",
         "a graph in the caller's memory, without filters from Python; a kill takes all since the last file.",
     ),
-    "LanceDB": Known("lancedb", "lancedb", "exact, from files, in the caller's process.", graph=False),
+    "LanceDB": Known("lancedb", "lancedb", "exact, from files, in the caller's process."),
     "LanceDB, IVF_HNSW_SQ": Known(
         "lancedb_indexed", "lancedb", "the same files with its graph of 8-bit vectors."
     ),
@@ -113,7 +96,7 @@ PEERS = {
         "pgvector",
         "a server; an approximate graph, and the planner takes the field's index where few rows pass.",
     ),
-    "milvus-lite": Known("milvus_lite", "milvus-lite", "a server in Python, exact.", graph=False),
+    "milvus-lite": Known("milvus_lite", "milvus-lite", "a server in Python, exact."),
     "Milvus": Known(
         "milvus",
         "milvus",
@@ -121,6 +104,11 @@ PEERS = {
         "carries with its server.",
     ),
 }
+
+
+GRAPHS = {
+    "hnswlib", "usearch", "LanceDB, IVF_HNSW_SQ", "qdrant-edge", "Chroma", "PostgreSQL, pgvector", "Milvus",
+}  # fmt: skip
 
 
 def cases(quick: bool, folder: Path) -> list[Case]:
@@ -140,27 +128,30 @@ def cases(quick: bool, folder: Path) -> list[Case]:
 
 def measure(plan: Plan, folder: Path, row: Row) -> None:
     """Fills a peer, alternates with ours, starts it again, and kills it while it writes."""
-    if PEERS[row.peer].graph and plan.rows >= 1_000_000:
+    if row.peer in GRAPHS and plan.rows >= 1_000_000:
         raise SkipCase("on two cores its graph of a million vectors takes more than half an hour to build")
     inputs = made_inputs(plan, folder)
-    start = functools.partial(_start, folder=folder, inputs=inputs)
+
+    def start(title: str, data: Path) -> RunningPeer:
+        return PEERS[title].start(folder, inputs, data)
+
     data = folder / "data" / f"{PEERS[row.peer].module}-{plan.rows}"
     if row.peer != OURS or not (data / "filled").exists():
         _fill(row.peer, plan, empty(data), start, row)
-    with running(*start(row.peer, data)) as peer:
+    with start(row.peer, data) as peer:
         row.version = peer.version
         judge(peer, plan, inputs, row)
         if row.peer == OURS:
             row.values |= alternate(plan, [peer])[0]
         else:
-            with running(*start(OURS, folder / "data" / f"{PEERS[OURS].module}-{plan.rows}")) as ours:
+            with start(OURS, folder / "data" / f"{PEERS[OURS].module}-{plan.rows}") as ours:
                 mine, theirs = alternate(plan, [ours, peer])
                 row.values |= theirs
                 row.ours |= mine
         row.values["memory_mib"] = peer.memory_mib()
     row.values["disk_mib"] = disk_mib(data)
     begin = time.perf_counter()
-    with running(*start(row.peer, data)) as peer:
+    with start(row.peer, data) as peer:
         peer.ask("answers", count=1)
         row.values["start_s"] = time.perf_counter() - begin
     row.values |= survive(row.peer, plan, folder, start)
@@ -231,15 +222,15 @@ def alternate(plan: Plan, peers: list[RunningPeer]) -> list[dict[str, float]]:
     return found
 
 
-def survive(title: str, plan: Plan, folder: Path, start: Any) -> dict[str, float]:
+def survive(title: str, plan: Plan, folder: Path, start: Start) -> dict[str, float]:
     """Acknowledged rows, and how many of them are gone, after kills in the middle of writing images."""
     found = {"acknowledged": 0, "lost": 0}
     for turn in range(plan.kills):
         data = empty(folder / "data" / "killed")
-        peer = RunningPeer(*start(title, data))
+        peer = start(title, data)
         peer.send("add", first=0, count=min(plan.rows, 20_000), batch=REGIONS)
         added = peer.killed_while_adding(REGIONS * (20 + 7 * turn))
-        with running(*start(title, data)) as again:
+        with start(title, data) as again:
             held = again.ask("count")["count"]
         found["acknowledged"] += added
         found["lost"] += max(0, added - held)
@@ -247,14 +238,8 @@ def survive(title: str, plan: Plan, folder: Path, start: Any) -> dict[str, float
     return dict(found)
 
 
-def _start(title: str, data: Path, folder: Path, inputs: Path) -> tuple[str, str, Path, Path, Path]:
-    """Arguments of `RunningPeer`."""
-    known = PEERS[title]
-    return f"benchmarks.compare.peers.{known.module}", known.environment, data, inputs, folder.parent
-
-
-def _fill(title: str, plan: Plan, data: Path, start: Any, row: Row) -> None:
-    with running(*start(title, data)) as peer:
+def _fill(title: str, plan: Plan, data: Path, start: Start, row: Row) -> None:
+    with start(title, data) as peer:
         row.values["add_rate"] = plan.rows / peer.ask("add", first=0, count=plan.rows, batch=BATCH)["seconds"]
         row.values["index_s"] = peer.ask("finish")["seconds"]
     if title == OURS:

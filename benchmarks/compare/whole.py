@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.compare.page import Column, Part
-from benchmarks.compare.peer import RunningPeer, disk_mib, empty, running
+from benchmarks.compare.peer import Known, RunningPeer, disk_mib, empty
 from benchmarks.compare.results import Case, Row
 
 TEXTS = ["teapot", "dog", "a red apple", "chair", "pizza", "yellow ring", "bicycle", "parrot"]
@@ -42,15 +42,6 @@ class Plan:
 
 
 QUICK = Plan(1, 1, 0.5, 1)
-
-
-@dataclass(frozen=True)
-class Known:
-    """A way from images to found objects: its file, its environment, and what it is."""
-
-    module: str
-    environment: str
-    note: str
 
 
 OURS = "ours, HTTP"
@@ -92,25 +83,28 @@ def cases(quick: bool, folder: Path) -> list[Case]:
 def measure(plan: Plan, folder: Path, row: Row) -> None:
     """Adds images in turns with ours, asks in turns, starts again, and kills while images are added."""
     inputs = made_inputs(folder)
-    start = functools.partial(_start, folder=folder, inputs=inputs)
+
+    def start(title: str, data: Path) -> RunningPeer:
+        return PEERS[title].start(folder, inputs, data)
+
     data, ours_data = empty(folder / "data" / "whole"), empty(folder / "data" / "whole-ours")
-    with running(*start(row.peer, data)) as peer:
+    with start(row.peer, data) as peer:
         row.version = peer.version
         if row.peer == OURS:
             row.values |= in_turns(plan, [peer])[0]
         else:
-            with running(*start(OURS, ours_data)) as ours:
+            with start(OURS, ours_data) as ours:
                 row.ours, row.values = in_turns(plan, [ours, peer])
         peer.ask("finish")
     row.values["disk_mib"] = disk_mib(data)
     begin = time.perf_counter()
-    with running(*start(row.peer, data)) as peer:
+    with start(row.peer, data) as peer:
         peer.ask("answers", count=1)
         row.values["start_s"] = time.perf_counter() - begin
-    killed = RunningPeer(*start(row.peer, empty(data)))
+    killed = start(row.peer, empty(data))
     killed.send("add", first=0, count=plan.killed_after + 2, batch=1)
     added = killed.killed_while_adding(plan.killed_after)
-    with running(*start(row.peer, data)) as again:
+    with start(row.peer, data) as again:
         row.values |= {"acknowledged": added, "lost": max(0, added - again.ask("count")["count"])}
 
 
@@ -144,12 +138,6 @@ def made_inputs(folder: Path) -> Path:
             (inputs / "images" / scene.name).write_bytes(scene.read_bytes())
         (inputs / "queries.json").write_text(json.dumps(TEXTS))
     return inputs
-
-
-def _start(title: str, data: Path, folder: Path, inputs: Path) -> tuple[str, str, Path, Path, Path]:
-    """Arguments of `RunningPeer`."""
-    known = PEERS[title]
-    return f"benchmarks.compare.peers.{known.module}", known.environment, data, inputs, folder.parent
 
 
 PART = Part(

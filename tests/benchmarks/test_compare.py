@@ -12,7 +12,7 @@ import pytest
 from benchmarks.compare import __main__ as command
 from benchmarks.compare import page, search
 from benchmarks.compare.page import Column, Highlight, Part
-from benchmarks.compare.peer import RunningPeer, running
+from benchmarks.compare.peer import RunningPeer
 from benchmarks.compare.results import Case, Results, Row
 from benchmarks.harness import SkipCase
 
@@ -29,7 +29,7 @@ def fake(tmp_path: Path) -> tuple[str, str, Path, Path, Path]:
 
 
 def test_a_peer_is_asked_over_a_pipe(fake):
-    with running(*fake) as peer:
+    with RunningPeer(*fake) as peer:
         assert (peer.version, list(peer.efforts), peer.filters) == ("1.0", [1, 2], True)
         assert peer.ask("add", first=0, count=10, batch=4)["seconds"] > 0
         assert peer.ask("count") == {"count": 10}
@@ -40,6 +40,7 @@ def test_a_peer_is_asked_over_a_pipe(fake):
         assert answered["rate"] > 0
         assert answered["errors"] == {}
         assert peer.ask("ask", callers=1, seconds=0.01, below=0)["errors"]["ValueError"] >= 5
+        assert peer.ask("flood", rate=100, seconds=0.05)["answered"] == 5
         assert peer.memory_mib() > 1
 
 
@@ -47,7 +48,7 @@ def test_what_is_acknowledged_before_a_kill_is_counted(fake):
     peer = RunningPeer(*fake)
     peer.send("add", first=0, count=2000, batch=1)
     added = peer.killed_while_adding(20)
-    with running(*fake) as again:
+    with RunningPeer(*fake) as again:
         assert 20 <= added <= again.ask("count")["count"] <= added + 1
 
 

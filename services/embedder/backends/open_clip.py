@@ -128,7 +128,7 @@ def load(files: ModelFiles, device: torch.device, precision: str, compile_model:
     model = build(files.config)
     if files.weights is not None:
         try:
-            _load(model, files.weights)
+            load_weights(model, files.weights)
         except Exception as error:  # unpicklers and readers raise whatever a damaged file leads them to
             reason = str(error).splitlines()[0]
             raise RegionSearchError(
@@ -140,7 +140,8 @@ def load(files: ModelFiles, device: torch.device, precision: str, compile_model:
     return OpenClipBackend(model, tokenizer, files, device, precision, compile_model)
 
 
-def _load(model: Any, weights: Path) -> None:
+def load_weights(model: Any, weights: Path) -> None:
+    """Loads a file of weights, packed ones too, into a model that `build` made."""
     if weights.suffix == ".safetensors" and is_packed(weights):
         model.load_state_dict(unpack_rows(load_file(weights)))
     else:
