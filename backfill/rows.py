@@ -35,6 +35,7 @@ class Row:
         data: Bytes of its file; empty once it has an outcome.
         image_id: Their SHA-256.
         content_type: By the file's header.
+        facts: Attributes that the file states itself, as JSON.
         segmented: `SegmentResponse`.
         vectors: float32 (1 + regions, dimension), of the whole image and of its regions.
         outcome: created, duplicate or failed; empty while in progress.
@@ -48,6 +49,7 @@ class Row:
     data: bytes = b""
     image_id: str = ""
     content_type: str = ""
+    facts: str = "{}"
     segmented: bytes = b""
     vectors: bytes = b""
     outcome: str = ""

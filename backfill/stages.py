@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import sys
 import time
@@ -121,8 +122,9 @@ class Check(_WriterStage):
                 request = _request(row)
                 check_reserved(request.attributes)
                 limits.metadata.check(dict.fromkeys(request.tags), request.attributes)
-                file = read_file(row.data, limits.image)
+                file = read_file(row.data, limits.image, facts=not self.job.gateway.strip_metadata)
                 row.image_id, row.content_type = file.image_id, file.content_type
+                row.facts = json.dumps(file.facts)
         left = [row for row in rows if not row.outcome]
         name = self.collection.name
         with deadline(self.job.gateway.timeouts.ingest_s), reading_from_writer():
@@ -333,7 +335,7 @@ def _request(row: Row) -> region_search_pb2.IngestImageRequest:
 
 
 def _file(row: Row) -> ImageFile:
-    return ImageFile(row.data, row.image_id, row.content_type)
+    return ImageFile(row.data, row.image_id, row.content_type, json.loads(row.facts))
 
 
 def _exit(reason: str) -> Any:

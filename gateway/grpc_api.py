@@ -173,6 +173,8 @@ class RegionSearchServicer(region_search_pb2_grpc.RegionSearchServiceServicer):
                 request.page_size,
                 request.page_token,
                 request.filter if request.HasField("filter") else None,
+                order_by=request.order_by,
+                ascending=request.ascending,
             )
             return pb.RegionSearchServiceListImagesResponse(
                 images=page.images, next_page_token=page.next_page_token, total_count=page.total_count

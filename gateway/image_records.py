@@ -55,16 +55,22 @@ class ImageRecords:
         page_size: int,
         page_token: str,
         wanted: search_pb2.Filter | None = None,
+        *,
+        order_by: str = "",
+        ascending: bool = False,
     ) -> search_pb2.ListImagesResponse:
-        """Images, newest first; with a filter those of which a record passes."""
+        """Images, newest first or in the order asked for; with a filter those of which a record passes."""
         if wanted is not None:
             check_filter(wanted)
+        check_reserved([order_by.removeprefix("attributes.")], "order_by")
         reader = self._services.reader
         request = search_pb2.ListImagesRequest(
             collection=collection or DEFAULT,
             page_size=min(page_size, self._max_page_size),
             page_token=page_token,
             filter=wanted,
+            order_by=order_by,
+            ascending=ascending,
         )
         page = await reader.call(reader.stub.ListImages, request)
         for image in page.images:

@@ -73,7 +73,7 @@ class ImageWriter:
         if key is not None and repeated:
             key.check(image.attributes, file.image_id)
         await self._store.heal(collection, file.image_id, file.data)
-        update = additions(request, image)
+        update = additions(request, file, image)
         if update is not None:
             try:
                 image, seq = await self._images.update(collection, update)

@@ -162,8 +162,10 @@ class Ingester:
 
     def _read(self, image: types_pb2.Image) -> ImageFile:
         if image.WhichOneof("source") == "encoded":
-            return read_file(image.encoded, self._limits.image)
-        return read_file(encode_image(image_from_proto(image, self._limits.image)), self._limits.image)
+            data = image.encoded
+        else:
+            data = encode_image(image_from_proto(image, self._limits.image))
+        return read_file(data, self._limits.image, facts=not self._settings.strip_metadata)
 
     async def _ingest(
         self,

@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from gateway.vectors import features_output
 from regionsearch.errors import Kind, RegionSearchError, invalid
-from regionsearch.images import ImageLimits, image_id, probe_image
+from regionsearch.images import EncodedImage, ImageLimits, image_id
 from regionsearch.rpc.calls import chunked
 from regionsearch.tensors import tensor_from_proto
 from regionsearch.v1 import embed_pb2, region_search_pb2, search_pb2, segment_pb2, types_pb2
@@ -36,11 +36,13 @@ class ImageFile:
         data: Its bytes.
         image_id: Their SHA-256.
         content_type: By its header.
+        facts: Attributes that it states itself: when, with what and where it was taken.
     """
 
     data: bytes
     image_id: str
     content_type: str
+    facts: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def message(self) -> types_pb2.Image:
@@ -48,14 +50,20 @@ class ImageFile:
         return types_pb2.Image(encoded=self.data)
 
 
-def read_file(data: bytes, limits: ImageLimits) -> ImageFile:
+def read_file(data: bytes, limits: ImageLimits, *, facts: bool = True) -> ImageFile:
     """An image's file, after a look at its header only; the segmenter is the first one to decode the rest.
+
+    Args:
+        data: Its bytes.
+        limits: What is refused.
+        facts: Whether what it states about itself becomes attributes.
 
     Raises:
         RegionSearchError: UNSUPPORTED_IMAGE, INVALID_ARGUMENT or TOO_LARGE.
     """
-    header = probe_image(data, limits, "image.encoded")
-    return ImageFile(data, image_id(data), header.content_type)
+    with EncodedImage(data, limits, "image.encoded") as image:
+        stated = image.facts() if facts else {}
+        return ImageFile(data, image_id(data), image.header.content_type, stated)
 
 
 @dataclass(frozen=True)
@@ -151,15 +159,17 @@ def clean_name(name: str) -> str:
 
 
 def additions(
-    request: region_search_pb2.IngestImageRequest, image: search_pb2.StoredImage
+    request: region_search_pb2.IngestImageRequest, file: ImageFile, image: search_pb2.StoredImage
 ) -> search_pb2.ImageUpdate | None:
     """What a request says about an image that is known already, and is new; None for nothing.
 
-    Tags are added, attributes set; a name is taken by an image that has none.
+    Tags are added, attributes set; a name is taken by an image that has none, and the facts of its file by one
+    that has none of them.
     """
     update = search_pb2.ImageUpdate(image_id=image.image_id)
     update.add_tags.extend(tag for tag in dict.fromkeys(request.tags) if tag not in image.tags)
-    for name, value in request.attributes.items():
+    facts = {} if any(name in image.attributes for name in file.facts) else file.facts
+    for name, value in {**facts, **request.attributes}.items():
         if image.attributes.get(name) != value:
             update.set_attributes[name] = value
     name = clean_name(request.name)
@@ -236,7 +246,7 @@ def stored_image(
         content_type=file.content_type,
         size_bytes=len(file.data),
         tags=list(dict.fromkeys(request.tags)),
-        attributes=dict(request.attributes) | (key.attributes(file.image_id) if key else {}),
+        attributes={**file.facts, **request.attributes, **(key.attributes(file.image_id) if key else {})},
     )
 
 

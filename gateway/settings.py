@@ -231,7 +231,7 @@ class GatewaySettings(ServiceSettings):
         False,
         description="Serve images without EXIF, XMP, IPTC and comments, and so without positions: JPEG, PNG "
         "and WebP with the same pixels, GIF, TIFF, HEIC and AVIF as WebP of at most 4,096 pixels. The stored "
-        "file does not change.",
+        "file does not change. Attributes (taken_at, camera, place) are not read from it either.",
     )
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="Web pages of other origins that may call the API; * for all. Separated by commas."

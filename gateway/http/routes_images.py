@@ -78,10 +78,17 @@ def router(gateway: Gateway) -> APIRouter:
     async def list_images(
         collection: str, request: Request, page: Annotated[ImagesPage, Query()]
     ) -> Response:
-        """Newest first."""
+        """Newest first, or in the order that `order_by` and `ascending` ask for."""
         asked = page.to_proto(collection)
         wanted = asked.filter if asked.HasField("filter") else None
-        found = await images.list(collection, asked.page_size, asked.page_token, wanted)
+        found = await images.list(
+            collection,
+            asked.page_size,
+            asked.page_token,
+            wanted,
+            order_by=asked.order_by,
+            ascending=asked.ascending,
+        )
         return json_with_etag(request, ImagePage.from_proto(found).model_dump())
 
     @routes.post(

@@ -41,13 +41,19 @@ def list_images(
     ] = None,
     tag: Tags = None,
     where: Where = None,
+    sort: Annotated[
+        str, typer.Option(help='"created_at" (when added), "name", or an attribute: "attributes.taken_at".')
+    ] = "created_at",
+    ascending: Annotated[bool, typer.Option("--ascending", help="Lowest or earliest first.")] = False,
     as_json: AsJson = False,
     url: Url = URL,
     api_key: ApiKey = None,
 ) -> None:
     """Show images, newest first, with their ids. With --json each is a line."""
     with connect(url, api_key) as client:
-        chosen = itertools.islice(client.images(collection, filter=filter_of(tag, where)), limit)
+        wanted = filter_of(tag, where)
+        found = client.images(collection, filter=wanted, order_by=sort, ascending=ascending)
+        chosen = itertools.islice(found, limit)
         if as_json:
             for one in chosen:
                 typer.echo(one.model_dump_json())

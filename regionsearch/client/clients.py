@@ -143,12 +143,20 @@ class Client(Methods):
         return tuple(found)
 
     def images(
-        self, collection: str = defaults.COLLECTION, *, filter: Mapping[str, Any] | None = None
+        self,
+        collection: str = defaults.COLLECTION,
+        *,
+        filter: Mapping[str, Any] | None = None,
+        order_by: str | None = None,
+        ascending: bool | None = None,
     ) -> Iterator[Image]:
-        """All images, or those of which a record passes a filter; newest first, fetched page by page."""
+        """All images, or those of which a record passes a filter, fetched page by page; options as of
+        `list_images`.
+        """
+        asked: dict[str, Any] = {"filter": filter, "order_by": order_by, "ascending": ascending}
         token: str | None = ""
         while token is not None:
-            page = self.list_images(collection, filter=filter, page_size=PAGE_SIZE, page_token=token)
+            page = self.list_images(collection, page_size=PAGE_SIZE, page_token=token, **asked)
             yield from page.images
             token = page.next_page_token or None
 
@@ -272,12 +280,20 @@ class AsyncClient(Methods):
         return tuple(found)
 
     async def images(
-        self, collection: str = defaults.COLLECTION, *, filter: Mapping[str, Any] | None = None
+        self,
+        collection: str = defaults.COLLECTION,
+        *,
+        filter: Mapping[str, Any] | None = None,
+        order_by: str | None = None,
+        ascending: bool | None = None,
     ) -> AsyncIterator[Image]:
-        """All images, or those of which a record passes a filter; newest first, fetched page by page."""
+        """All images, or those of which a record passes a filter, fetched page by page; options as of
+        `list_images`.
+        """
+        asked: dict[str, Any] = {"filter": filter, "order_by": order_by, "ascending": ascending}
         token: str | None = ""
         while token is not None:
-            page = await self.list_images(collection, filter=filter, page_size=PAGE_SIZE, page_token=token)
+            page = await self.list_images(collection, page_size=PAGE_SIZE, page_token=token, **asked)
             for image in page.images:
                 yield image
             token = page.next_page_token or None

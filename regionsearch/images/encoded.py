@@ -22,7 +22,6 @@ from regionsearch.images.container import (
     DamagedError,
     ImageLimits,
     TooIntricateError,
-    exif_orientation,
     unsupported,
 )
 from regionsearch.images.conversion import (
@@ -34,6 +33,7 @@ from regionsearch.images.conversion import (
     read_lower_halves,
     scale_to_white,
 )
+from regionsearch.images.exif import exif_orientation, photo_facts
 
 Pixels = NDArray[np.uint8]
 Result = TypeVar("Result")
@@ -102,12 +102,10 @@ class EncodedImage:
         with self._typed_errors("is not an image that can be read", f"send a {READABLE} file"):
             self._container = _take_apart(data, field)
             self._image = _open(self._container)
-        if self._container.file_format == "AVIF" and "exif" in self._image.info:
-            self._orientation = exif_orientation(
-                self._image.info["exif"]
-            )  # where Pillow puts the container's own
-        else:
-            self._orientation = self._container.orientation
+        # Of HEIC and AVIF the decoder knows it; Pillow puts the orientation of AVIF's container there, too.
+        self._exif = self._container.exif or self._image.info.get("exif") or b""
+        is_avif = self._container.file_format == "AVIF"
+        self._orientation = exif_orientation(self._exif) if is_avif else self._container.orientation
         self._profile = self._image.info.get("icc_profile") or self._container.profile
         self._stored_size = self._image.size
         self._isolated = isolated.is_needed(self._container.file_format, *self._stored_size)
@@ -125,6 +123,10 @@ class EncodedImage:
     def close(self) -> None:
         """Lets the file go."""
         self._image.close()
+
+    def facts(self) -> dict[str, str]:
+        """When, with what and where the photograph was taken, as attributes; see `exif`."""
+        return photo_facts(self._exif)
 
     @property
     def _area(self) -> int:

@@ -12,8 +12,8 @@ from regionsearch.images.container import (
     Container,
     DamagedError,
     TooIntricateError,
-    exif_orientation,
 )
+from regionsearch.images.exif import exif_orientation
 
 START, END = b"\xff\xd8", b"\xff\xd9"
 MAX_SCANS = 64
@@ -38,7 +38,8 @@ def take_apart(data: bytes) -> Container:
     """
     kept: list[Buffer] = [START]
     chunks: dict[int, Buffer] = {}
-    orientation, scans, spare, progressive, ended = 1, 0, 0.0, False, False
+    exif: Buffer = b""
+    scans, spare, progressive, ended = 0, 0.0, False, False
     for marker, start, body, end in segments(data):
         if marker == END[1]:
             ended = True
@@ -54,18 +55,19 @@ def take_apart(data: bytes) -> Container:
                     raise DamagedError("arithmetic coding is not supported")
                 spare, progressive = _coefficient_bytes(data[body:end]), marker == 0xC2
             kept.append(memoryview(data)[start:end])
-        elif marker == _EXIF and orientation == 1 and data.startswith(b"Exif\0\0", body):
-            orientation = exif_orientation(data[body + 6 : end])
+        elif marker == _EXIF and not exif and data.startswith(b"Exif\0\0", body):
+            exif = memoryview(data)[body + 6 : end]
         elif is_profile(data, marker, body) and end - body > 14:
             chunks.setdefault(data[body + 12], memoryview(data)[body + 14 : end])
     # The coefficients of all scans but a single one wait in memory.
     return Container(
         "JPEG",
         kept,
-        orientation,
+        exif_orientation(exif),
         b"".join(chunks[number] for number in sorted(chunks)),
         has_end=ended,
         spare_bytes=int(spare + 0.99) if progressive or scans > 1 else 0,
+        exif=exif,
     )
 
 

@@ -7,7 +7,8 @@ import zlib
 from collections.abc import Iterator, Sequence
 
 from regionsearch.images.colour import MAX_PROFILE_BYTES, SRGB_PRIMARIES, Primaries, of_code_points, of_gamma
-from regionsearch.images.container import MAX_PARTS, Buffer, Container, TooIntricateError, exif_orientation
+from regionsearch.images.container import MAX_PARTS, Buffer, Container, TooIntricateError
+from regionsearch.images.exif import exif_orientation
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PIXELS = frozenset({b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"})
@@ -24,7 +25,8 @@ def take_apart(data: bytes) -> Container:
     """
     kept: list[Buffer] = [SIGNATURE]
     colour: dict[bytes, bytes] = {}
-    orientation, ended = 1, False
+    exif: Buffer = b""
+    ended = False
     for name, start, body, end in chunks(data):
         if name in _PIXELS:
             kept.append(memoryview(data)[start : end + 4])
@@ -32,8 +34,9 @@ def take_apart(data: bytes) -> Container:
         elif name in _COLOUR:
             colour.setdefault(name, data[body:end])
         elif name == b"eXIf":
-            orientation = exif_orientation(data[body:end])
-    return Container("PNG", kept, orientation, _profile(colour, data[25:26] in b"\0\4"), has_end=ended)
+            exif = memoryview(data)[body:end]
+    profile = _profile(colour, data[25:26] in b"\0\4")
+    return Container("PNG", kept, exif_orientation(exif), profile, has_end=ended, exif=exif)
 
 
 def chunks(data: bytes) -> Iterator[tuple[bytes, int, int, int]]:

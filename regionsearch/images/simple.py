@@ -13,8 +13,8 @@ from regionsearch.images.container import (
     Container,
     DamagedError,
     TooIntricateError,
-    exif_orientation,
 )
+from regionsearch.images.exif import exif_orientation
 
 _RLE = (1, 2)
 _RLE_BYTES = MIB  # Pillow unpacks them in Python, half a second a MiB
@@ -109,7 +109,8 @@ def take_apart_webp(data: bytes) -> Container:
         TooIntricateError: Too many chunks.
     """
     kept: list[Buffer] = []
-    orientation, profile, framed = 1, b"", False
+    exif: Buffer = b""
+    profile, framed = b"", False
     for name, start, body, end in webp_chunks(data):
         if name == b"VP8X":
             kept.append(_with_flags(data[start : _padded(end)], _ALPHA | _ANIMATED))
@@ -117,11 +118,13 @@ def take_apart_webp(data: bytes) -> Container:
             framed |= name == b"ANMF"
             kept.append(memoryview(data)[start : _padded(end)])
         elif name == b"EXIF":
-            orientation = exif_orientation(data[body:end])
+            exif = memoryview(data)[body:end]
         elif name == b"ICCP" and not profile:
             profile = data[body:end]
     # libwebp's animation decoder has two canvases, and hands a third one out.
-    return Container("WEBP", [webp_header(kept), *kept], orientation, profile, spare_bytes=12)
+    return Container(
+        "WEBP", [webp_header(kept), *kept], exif_orientation(exif), profile, spare_bytes=12, exif=exif
+    )
 
 
 def webp_chunks(data: bytes) -> Iterator[tuple[bytes, int, int, int]]:

@@ -97,6 +97,7 @@ def take_apart(data: bytes) -> Container:
         orientation if 1 <= orientation <= 8 else 1,
         bytes(entries[_PROFILE].value) if _PROFILE in entries else b"",
         inverted=inverted,
+        exif=b"" if big else data,
     )
 
 

@@ -1034,10 +1034,18 @@ class RegionSearchServiceListImagesRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     FILTER_FIELD_NUMBER: _builtins.int
+    ORDER_BY_FIELD_NUMBER: _builtins.int
+    ASCENDING_FIELD_NUMBER: _builtins.int
     collection: _builtins.str
     """Empty: "default"."""
     page_size: _builtins.int
     page_token: _builtins.str
+    order_by: _builtins.str
+    """What images are in the order of: "created_at" (or empty; when they were added), "name", or "attributes.NAME": numbers
+    and times by value, before other texts. Images without a value come last.
+    """
+    ascending: _builtins.bool
+    """First the lowest or earliest one."""
     @_builtins.property
     def filter(self) -> _search_pb2.Filter:
         """Only images of which a record passes."""
@@ -1049,10 +1057,12 @@ class RegionSearchServiceListImagesRequest(_message.Message):
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
         filter: _search_pb2.Filter | None = ...,
+        order_by: _builtins.str = ...,
+        ascending: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "filter", b"filter", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ascending", b"ascending", "collection", b"collection", "filter", b"filter", "order_by", b"order_by", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -247,7 +247,7 @@ class SearchServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListImages(self, request, context):
-        """Images, newest first: in the order of their first writes, whatever the clock said. An image whose row is damaged is
+        """Images, newest first unless asked for in another order: in that of their first writes, whatever the clock said. An image whose row is damaged is
         left out, here and in searches, and logged; asking for it by id answers DATA_LOSS.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -78,7 +78,7 @@ class SearchServiceStub:
     GetRecords: _grpc.UnaryUnaryMultiCallable[_search_pb2.GetRecordsRequest, _search_pb2.GetRecordsResponse]
     """Records, images and vectors by id. Ids that do not exist are left out."""
     ListImages: _grpc.UnaryUnaryMultiCallable[_search_pb2.ListImagesRequest, _search_pb2.ListImagesResponse]
-    """Images, newest first: in the order of their first writes, whatever the clock said. An image whose row is damaged is
+    """Images, newest first unless asked for in another order: in that of their first writes, whatever the clock said. An image whose row is damaged is
     left out, here and in searches, and logged; asking for it by id answers DATA_LOSS.
     """
     Scroll: _grpc.UnaryUnaryMultiCallable[_search_pb2.ScrollRequest, _search_pb2.ScrollResponse]
@@ -157,7 +157,7 @@ class SearchServiceAsyncStub(SearchServiceStub):
     GetRecords: _aio.UnaryUnaryMultiCallable[_search_pb2.GetRecordsRequest, _search_pb2.GetRecordsResponse]  # type: ignore[assignment]
     """Records, images and vectors by id. Ids that do not exist are left out."""
     ListImages: _aio.UnaryUnaryMultiCallable[_search_pb2.ListImagesRequest, _search_pb2.ListImagesResponse]  # type: ignore[assignment]
-    """Images, newest first: in the order of their first writes, whatever the clock said. An image whose row is damaged is
+    """Images, newest first unless asked for in another order: in that of their first writes, whatever the clock said. An image whose row is damaged is
     left out, here and in searches, and logged; asking for it by id answers DATA_LOSS.
     """
     Scroll: _aio.UnaryUnaryMultiCallable[_search_pb2.ScrollRequest, _search_pb2.ScrollResponse]  # type: ignore[assignment]
@@ -305,7 +305,7 @@ class SearchServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _search_pb2.ListImagesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_search_pb2.ListImagesResponse, _abc.Awaitable[_search_pb2.ListImagesResponse]]:
-        """Images, newest first: in the order of their first writes, whatever the clock said. An image whose row is damaged is
+        """Images, newest first unless asked for in another order: in that of their first writes, whatever the clock said. An image whose row is damaged is
         left out, here and in searches, and logged; asking for it by id answers DATA_LOSS.
         """
 

@@ -14,13 +14,14 @@ from regionsearch.texts import MetadataLimits
 from services.searcher.bounded_executor import NEVER_CANCELLED, CancellationToken
 from services.searcher.queries import NO_FILTER, Deletion, Filter, ImageUpdate, Page, Query, UpdateResult
 from services.searcher.response_budget import UNLIMITED, ResponseBudget
-from services.searcher.scrolling import Counts, Facet, RecordPage, Scroll
+from services.searcher.scrolling import NEWEST_FIRST, Counts, Facet, ImageOrder, RecordPage, Scroll
 from services.searcher.types import (
     Collection,
     CollectionStats,
     DeleteResult,
     FeedFile,
     ImagePage,
+    ImagePlace,
     Level,
     ModelIdentity,
     SnapshotFile,
@@ -117,13 +118,14 @@ class Engine(Protocol):
         self,
         name: str,
         limit: int,
-        after: tuple[int, str] | None,
+        after: ImagePlace | None,
         budget: ResponseBudget = UNLIMITED,
         generation: str | None = None,
         wanted: Filter = NO_FILTER,
+        order: ImageOrder = NEWEST_FIRST,
     ) -> ImagePage:
-        """Images, newest first, from behind a place that an earlier page named; with a filter those of which
-        a record passes.
+        """Images in an order, from behind a place that an earlier page named; with a filter those of which a
+        record passes.
 
         A page ends early where `budget` is used up; TOO_LARGE when not even one image fits. ABORTED when
         the collection is not of the given generation.

@@ -11,7 +11,7 @@ from regionsearch.errors import Kind, RegionSearchError
 from services.searcher.engine import Engine
 from services.searcher.factory import open_engine
 from services.searcher.settings import SearcherSettings
-from services.searcher.types import Upsert
+from services.searcher.types import ImagePlace, Upsert
 
 _ENGINES = ("embedded", "milvus")
 _IMAGES = 20  # of one write; an image has about 65 records
@@ -40,7 +40,7 @@ def migrate(source: Engine, target: Engine, name: str) -> MigrationResult:
         if error.kind is not Kind.ALREADY_EXISTS:
             raise
     images = records = 0
-    after: tuple[int, str] | None = None
+    after: ImagePlace | None = None
     while True:
         page = source.list_images(name, _IMAGES, after)
         if page.images:

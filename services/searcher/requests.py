@@ -17,6 +17,7 @@ from regionsearch.texts import MetadataLimits
 from regionsearch.v1 import search_pb2, types_pb2
 from services.searcher.filter_requests import FilterReader, given, milliseconds, no_nul
 from services.searcher.queries import Deletion, Filter, ImageUpdate
+from services.searcher.scrolling import NEWEST_FIRST, ImageOrder
 from services.searcher.types import (
     CodeMethod,
     CodeSpec,
@@ -158,6 +159,14 @@ class Reader(FilterReader):
         if len(vectors) != len(records):
             raise invalid("vectors.shape", f"{len(records)} records need as many vectors, not {len(vectors)}")
         return Upsert(images, records, vectors, request.skip_existing)
+
+    def image_order(self, by: str, ascending: bool) -> ImageOrder:
+        """The order of a list of images."""
+        order = ImageOrder(by or NEWEST_FIRST.by, ascending)
+        if order.by not in ("created_at", "name") and not order.attribute:
+            raise invalid("order_by", f'order_by is "created_at", "name" or "attributes.NAME", not {by!r}')
+        self.texts("order_by", [by])
+        return order
 
     def vectors(self, message: types_pb2.Tensor, field: str, dimension: int) -> Vectors:
         """Vectors, scaled to unit length, shape (rows, dimension)."""

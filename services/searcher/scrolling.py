@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import numpy as np
+
+from services.searcher.conditions import number_of, time_of
 from services.searcher.queries import NO_FILTER, Filter
 from services.searcher.types import Level, Stored
 
 Place = tuple[int, str, int, str]
 """Where a record stands: a number of the engine's that orders images, image id, level, record id."""
+
+_DIGITS = re.compile(r"\d+", re.ASCII)
+_PADDED, _COMPARED = 16, 200  # digits of a number in a text; characters of a text
+_SIGN = 1 << 63
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +41,41 @@ class Scroll:
     generation: str | None = None
     include_masks: bool = False
     include_vectors: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ImageOrder:
+    """The order of a list of images: by when they were added, their names, or an attribute.
+
+    Attributes:
+        by: "created_at", "name" or "attributes.NAME".
+        ascending: Whether the lowest value comes first.
+    """
+
+    by: str = "created_at"
+    ascending: bool = False
+
+    @property
+    def attribute(self) -> str:
+        """The attribute's name; "" for another order."""
+        return self.by.removeprefix("attributes.") if self.by.startswith("attributes.") else ""
+
+
+NEWEST_FIRST = ImageOrder()
+
+
+def sort_key(value: str) -> str:
+    """A text that stands among others as a value does: numbers and times by value, then texts.
+
+    In texts, case does not count and numbers count as such: IMG_2 comes before img_10.
+    """
+    number = number_of(value)
+    number = time_of(value) if number is None else number
+    if number is None:
+        text = value.casefold()[:_COMPARED]
+        return "1" + _DIGITS.sub(lambda found: found[0].zfill(_PADDED), text)[:_COMPARED]
+    bits: int = np.float64(number + 0.0).view(np.uint64).item()  # no negative zero
+    return f"0{bits ^ (_SIGN if number >= 0 else 2 * _SIGN - 1):016x}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,7 @@ from services.searcher.engine import BehindError, Engine
 from services.searcher.replication import Replication
 from services.searcher.requests import Reader, write_bytes
 from services.searcher.response_budget import ResponseBudget, ResponseMemory
+from services.searcher.scrolling import NEWEST_FIRST
 from services.searcher.search_requests import PageTokens, ScrollReader, SearchReader, fingerprint
 from services.searcher.settings import LimitSettings
 from services.searcher.snapshot_schedule import dated, take_snapshot
@@ -276,13 +277,16 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
 
     def _list_images(self, request: pb.ListImagesRequest, budget: ResponseBudget) -> pb.ListImagesResponse:
         size = self._read.page_size(request.page_size, _ITEMS)
-        digest = fingerprint(f"images of {request.collection}".encode() + _deterministic(request.filter))
+        order = self._read.image_order(request.order_by, request.ascending)
+        asked = f"images of {request.collection}{'' if order == NEWEST_FIRST else order}"
+        digest = fingerprint(asked.encode() + _deterministic(request.filter))
         generation, after = None, None
         if request.page_token:
-            generation, place, image_id = self._tokens.decode(request.page_token, digest, str, int, str)
+            kind = int if order.by == NEWEST_FIRST.by else str
+            generation, place, image_id = self._tokens.decode(request.page_token, digest, str, kind, str)
             after = (place, image_id)
         wanted = self._read.filter(request.filter)
-        page = self._engine.list_images(request.collection, size, after, budget, generation, wanted)
+        page = self._engine.list_images(request.collection, size, after, budget, generation, wanted, order)
         answer = pb.ListImagesResponse(
             images=[image_to_proto(image) for image in page.images],
             next_page_token=self._tokens.encode(digest, page.generation, *page.next_key)

@@ -222,12 +222,16 @@ class Stored:
     seq: int
 
 
+ImagePlace = tuple[int | str, str]
+"""Where an image stands in a list: what orders images, then its id."""
+
+
 @dataclass(frozen=True, slots=True)
 class ImagePage:
-    """Images, newest first. `next_key` continues the list; None on the last page."""
+    """Images in order. `next_key` continues the list; None on the last page."""
 
     images: tuple[StoredImage, ...]
-    next_key: tuple[int, str] | None
+    next_key: ImagePlace | None
     total_count: int
     generation: str = ""
 

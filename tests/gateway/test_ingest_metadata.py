@@ -7,6 +7,7 @@ import json
 
 import grpc
 import pytest
+from PIL import Image
 
 from regionsearch.errors import from_rpc_error
 from regionsearch.v1 import region_search_pb2, types_pb2
@@ -50,6 +51,36 @@ def test_names_are_kept_as_they_are_and_only_shown(
 def test_a_quotation_mark_in_the_name_of_an_uploaded_file_is_one(gateway: Running, collection: str) -> None:
     """Browsers, and httpx, write it as %22."""
     assert add(gateway, collection, ('a "good" one.png', scene(RED)))[0]["name"] == 'a "good" one.png'
+
+
+def test_a_photograph_is_filed_with_its_time_camera_and_place(gateway: Running, collection: str) -> None:
+    """What the request says goes first; sent again, an older image gets it, but not what was taken away."""
+    exif = Image.Exif()
+    exif[0x0110] = "X10"
+    exif.get_ifd(0x8769).update({0x9003: "2024:05:01 12:34:56"})
+    exif.get_ifd(0x8825).update({1: "N", 2: (59.0, 54.0, 36.0), 3: "E", 4: (10.0, 45.0, 0.0)})
+    photo = ("a.jpg", scene(RED, file_format="JPEG", exif=exif))
+    (result,) = add(gateway, collection, photo, attributes='{"camera": "mine"}')
+    url = f"/v1/collections/{collection}/images"
+    facts = {"taken_at": "2024-05-01T12:34:56", "camera": "mine", "place": "59.910000,10.750000"}
+    assert gateway.http.get(f"{url}/{result['image_id']}").json()["attributes"] == facts
+    tests: list[dict[str, object]] = [
+        {"attribute": "taken_at", "time": {"gte": "2024-05-01T00:00:00Z", "lt": "2024-05-02T00:00:00Z"}},
+        {"attribute": "place", "near": {"latitude": 59.9, "longitude": 10.7, "radius_m": 5000}},
+    ]
+    for test in tests:
+        wanted = json.dumps({"conditions": [test]})
+        assert gateway.http.get(url, params={"filter": wanted}).json()["total_count"] == 1
+
+    def change(attributes: dict[str, str | None]) -> None:
+        gateway.http.patch(f"{url}/{result['image_id']}", json={"attributes": attributes}).raise_for_status()
+
+    change({"place": None})
+    add(gateway, collection, photo)
+    assert "place" not in gateway.http.get(f"{url}/{result['image_id']}").json()["attributes"]
+    change(dict.fromkeys(("taken_at", "camera")))
+    add(gateway, collection, photo)
+    assert gateway.http.get(f"{url}/{result['image_id']}").json()["attributes"] == facts | {"camera": "X10"}
 
 
 def test_tags_and_attributes_are_kept_and_filtered_by(gateway: Running, collection: str) -> None:

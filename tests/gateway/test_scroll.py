@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from regionsearch.cli import app
 from regionsearch.client import AsyncClient, Client, StoredRecord
+from regionsearch.errors import RegionSearchError
 from tests.gateway.conftest import BLUE, RED, Running, add, scene
 
 
@@ -41,6 +42,19 @@ def test_both_transports_walk_and_count_alike(gateway: Running, tagged: str) -> 
         lists = [list(client.images(tagged, filter=wanted)) for client in (http, grpc)]
         assert lists[0] == lists[1]
         assert http.list_images(tagged, filter=wanted).total_count == 2
+        ordered = [
+            [one.name for one in client.images(tagged, order_by="attributes.shelf", ascending=ascending)]
+            for client in (http, grpc)
+            for ascending in (False, True)
+        ]
+        assert ordered[0] == ordered[2]
+        assert ordered[1] == ordered[3] == ordered[0][::-1]
+        assert ordered[0][0] == "3.png", "the only one on shelf 1"
+        for client in (http, grpc):
+            with pytest.raises(RegionSearchError, match="order_by"):
+                client.list_images(tagged, order_by="size")
+            with pytest.raises(RegionSearchError, match="reserved"):
+                client.list_images(tagged, order_by="attributes._idempotency_key")
     assert [one.name for one in lists[0]] == ["2.png", "0.png"]
     assert (counts[0].record_count, counts[0].image_count) == (4, 4)
     assert [[(one.value, one.image_count) for one in facet.values] for facet in counts[0].facets] == [

@@ -15,12 +15,20 @@ from regionsearch.v1 import search_pb2
 from services.searcher.engine import Engine
 from services.searcher.queries import Deletion, Filter
 from services.searcher.response_budget import ResponseBudget
-from services.searcher.scrolling import Facet, Scroll
-from services.searcher.types import Level, Record
+from services.searcher.scrolling import Facet, ImageOrder, Scroll
+from services.searcher.types import Level, Record, StoredImage, Upsert
 from tests.searcher.conftest import MODEL_INFO, failing, ingest
 from tests.searcher.engines import engine
 from tests.searcher.oracle import Oracle
-from tests.searcher.random_ops import IMAGES, LIMITS, MODEL, some_filter, some_update, some_upsert
+from tests.searcher.random_ops import (
+    IMAGES,
+    LIMITS,
+    MODEL,
+    some_filter,
+    some_update,
+    some_upsert,
+    some_vectors,
+)
 
 __all__ = ["engine"]  # the fixture
 
@@ -118,6 +126,45 @@ def test_the_order_is_that_of_images_whole_image_first(engine: Engine) -> None:
         return
     newest = [image.image_id for image in engine.list_images("c", 100, None).images]
     assert found == sorted(found, key=lambda one: (newest.index(one[0]), *one[1:]))
+
+
+ORDERS = [
+    ("created_at", "dcbae", "eabcd"),
+    ("name", "bcdae", "adcbe"),
+    ("attributes.taken_at", "acbde", "bcaed"),
+    ("attributes.size", "bacde", "cabed"),
+]
+
+
+@pytest.mark.parametrize(("by", "descending", "ascending"), ORDERS, ids=[by for by, *_ in ORDERS])
+def test_images_are_listed_in_any_order_with_and_without_a_filter(
+    engine: Engine, by: str, descending: str, ascending: str
+) -> None:
+    """Numbers and times by value, numbers in names too; what has no value comes last, as it was added."""
+    if engine.name == "milvus":
+        with pytest.raises(RegionSearchError, match="order_by"):
+            engine.list_images("c", 5, None, order=ImageOrder(by, ascending=True))
+        return
+    vector = some_vectors(random.Random(1), 1, 1)
+    for image_id, name, attributes in [
+        ("e", "", {}),
+        ("a", "img_1.jpg", {"taken_at": "2024-05-01T12:00:00", "size": "7"}),
+        ("b", "IMG_10.jpg", {"taken_at": "2024-05-01T11:30:00+02:00", "size": "1e3"}),
+        ("c", "img_9.jpg", {"taken_at": "2024-05-01T10:00:00Z", "size": "-3"}),
+        ("d", "IMG_2.jpg", {}),
+    ]:
+        image = StoredImage(image_id, name, 9, 9, "image/png", 1, attributes=attributes)
+        engine.upsert(
+            "c", MODEL, Upsert([image], [Record(f"{image_id}-r", image_id, Level.REGION, area=5)], vector)
+        )
+    for order, expected in ((ImageOrder(by), descending), (ImageOrder(by, ascending=True), ascending)):
+        for wanted in (Filter(), Filter(min_area=1)):
+            found, after = "", None
+            for _ in range(3):
+                page = engine.list_images("c", 2, after, wanted=wanted, order=order)
+                found += "".join(one.image_id for one in page.images)
+                after = page.next_key
+            assert (found, after) == (expected, None)
 
 
 def test_vectors_come_along_and_a_page_ends_before_what_does_not_fit(engine: Engine) -> None:

@@ -148,14 +148,22 @@ def list_images(
     collection: str = defaults.COLLECTION,
     *,
     filter: Mapping[str, Any] | None = None,
+    order_by: str | None = None,
+    ascending: bool | None = None,
     page_size: int | None = None,
     page_token: str = "",
 ) -> Operation[ImagePage]:
     """One page of a collection's images, newest first; 100 of them when `page_size` is absent.
 
-    With a filter, as of `search`, those of which a region, or the whole, passes.
+    With a filter, as of `search`, those of which a region, or the whole, passes. `order_by` is "created_at"
+    (when they were added), "name" or an attribute such as "attributes.taken_at"; the highest value comes
+    first unless `ascending`, and images without one come last.
     """
-    page = ImagesPage.read(given(page_size=page_size, page_token=page_token, filter=filter))
+    page = ImagesPage.read(
+        given(
+            page_size=page_size, page_token=page_token, filter=filter, order_by=order_by, ascending=ascending
+        )
+    )
     return Operation(
         "list_images",
         lambda: HttpRequest("GET", path_of(collection, "images"), params=page.model_dump(exclude_none=True)),

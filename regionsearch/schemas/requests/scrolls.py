@@ -28,6 +28,10 @@ JsonFilter = Annotated[
 ]
 
 
+ImageOrder = Annotated[str, Field(max_length=4107, pattern=r"^(created_at|name|attributes\.[^\u0000]+)$")]
+"""What a list of images is in the order of."""
+
+
 class ImagesPage(Page):
     """Which images are listed."""
 
@@ -35,6 +39,13 @@ class ImagesPage(Page):
         None,
         description="The filter of a search, as JSON: only images of which a region, or the whole, passes.",
     )
+    order_by: ImageOrder = Field(
+        "created_at",
+        description='"created_at" (when they were added), "name", or "attributes.NAME" such as '
+        '"attributes.taken_at": numbers and times by value, before other texts. Images without a value come '
+        "last.",
+    )
+    ascending: bool = Field(False, description="Whether the lowest or earliest comes first.")
 
     def to_proto(self, collection: str) -> region_search_pb2.RegionSearchServiceListImagesRequest:
         """As the contract has it."""
@@ -43,6 +54,8 @@ class ImagesPage(Page):
             page_size=self.page_size,
             page_token=self.page_token,
             filter=None if self.filter is None else self.filter.to_proto(),
+            order_by="" if self.order_by == "created_at" else self.order_by,
+            ascending=self.ascending,
         )
 
 

@@ -171,9 +171,9 @@ class StoredImages(Response):
 
 
 class ImagePage(Response):
-    """A page of images, newest first."""
+    """A page of images."""
 
-    images: tuple[Image, ...] = Field(description="Newest first.")
+    images: tuple[Image, ...] = Field(description="Newest first unless asked for in another order.")
     next_page_token: str = Field(description="For the next page; empty on the last one.")
     total_count: int = Field(description="Images in the collection.")
 

@@ -42,13 +42,14 @@ from services.searcher.queries import (
     check_unchanged,
 )
 from services.searcher.response_budget import UNLIMITED, ResponseBudget
-from services.searcher.scrolling import Counts, Facet, RecordPage, Scroll
+from services.searcher.scrolling import NEWEST_FIRST, Counts, Facet, ImageOrder, RecordPage, Scroll
 from services.searcher.types import (
     CodeMethod,
     Collection,
     CollectionStats,
     DeleteResult,
     ImagePage,
+    ImagePlace,
     Level,
     ModelIdentity,
     SnapshotFile,
@@ -302,17 +303,20 @@ class EmbeddedEngine(OpenStore):
         self,
         name: str,
         limit: int,
-        after: tuple[int, str] | None,
+        after: ImagePlace | None,
         budget: ResponseBudget = UNLIMITED,
         generation: str | None = None,
         wanted: Filter = NO_FILTER,
+        order: ImageOrder = NEWEST_FIRST,
     ) -> ImagePage:
         with self._restore_lock.shared(), self._horizon.holding() as present:
             if wanted == NO_FILTER:
                 collection = self._collections.find(name, generation)
             else:
                 collection = self._collections.find_searchable(name, generation)
-            page = scrolling.list_images(self._database, collection, wanted, limit, after, present, budget)
+            page = scrolling.list_images(
+                self._database, collection, wanted, order, limit, after, present, budget
+            )
             return replace(page, generation=self._collections.generation(collection))
 
     def scroll(

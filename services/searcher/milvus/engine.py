@@ -37,13 +37,14 @@ from services.searcher.milvus.source import MilvusSource, PageReader
 from services.searcher.milvus.tables import Placement
 from services.searcher.queries import NO_FILTER, Deletion, Filter, ImageUpdate, Page, Query, UpdateResult
 from services.searcher.response_budget import UNLIMITED, ResponseBudget
-from services.searcher.scrolling import Counts, Facet, RecordPage, Scroll
+from services.searcher.scrolling import NEWEST_FIRST, Counts, Facet, ImageOrder, RecordPage, Scroll
 from services.searcher.settings import MilvusSettings
 from services.searcher.types import (
     Collection,
     CollectionStats,
     DeleteResult,
     ImagePage,
+    ImagePlace,
     Level,
     ModelIdentity,
     Record,
@@ -252,17 +253,21 @@ class MilvusEngine:
         self,
         name: str,
         limit: int,
-        after: tuple[int, str] | None,
+        after: ImagePlace | None,
         budget: ResponseBudget = UNLIMITED,
         generation: str | None = None,
         wanted: Filter = NO_FILTER,
+        order: ImageOrder = NEWEST_FIRST,
     ) -> ImagePage:
+        if order != NEWEST_FIRST:
+            raise _cannot("other orders of lists", "leave order_by and ascending out")
         if wanted != NO_FILTER:
             raise _cannot("lists of images by filter", "Scroll at image level returns them, in another order")
 
         def page(placement: Placement, contents: Contents) -> ImagePage:
             check_generation(name, placement.generation, generation)
-            return replace(contents.newest_images(limit, after, budget), generation=placement.generation)
+            behind = None if after is None else (int(after[0]), after[1])
+            return replace(contents.newest_images(limit, behind, budget), generation=placement.generation)
 
         return self._in_collection(name, page)
 

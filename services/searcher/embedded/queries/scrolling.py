@@ -8,6 +8,7 @@ records pass.
 from __future__ import annotations
 
 import itertools
+import operator
 import sqlite3
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -25,16 +26,19 @@ from services.searcher.embedded.store.database import Database
 from services.searcher.queries import NO_FILTER, Filter
 from services.searcher.response_budget import ResponseBudget
 from services.searcher.scrolling import (
+    NEWEST_FIRST,
     Counts,
     Facet,
     FacetCounts,
     FacetValue,
+    ImageOrder,
     Place,
     RecordPage,
     Scroll,
     most_frequent,
+    sort_key,
 )
-from services.searcher.types import ImagePage, Level, Record, Stored, StoredImage
+from services.searcher.types import ImagePage, ImagePlace, Level, Record, Stored, StoredImage
 
 _FIRST, _WALKED = 64, 4096  # images that are looked at together, at first and at most
 _VECTOR_ITEM = np.dtype(np.float32).itemsize
@@ -186,17 +190,19 @@ def list_images(
     database: Database,
     collection: OpenCollection,
     wanted: Filter,
+    order: ImageOrder,
     limit: int,
-    after: tuple[int, str] | None,
+    after: ImagePlace | None,
     seq: int,
     budget: ResponseBudget,
 ) -> ImagePage:
-    """Images, newest first, from behind a place; with a filter those of which a record passes.
+    """Images from behind a place; with a filter those of which a record passes.
 
     Args:
         database: The record store.
         collection: The collection.
         wanted: The filter.
+        order: What they are in the order of.
         limit: Images wanted.
         after: The place.
         seq: With a filter, the write whose state is read; it is held.
@@ -206,10 +212,10 @@ def list_images(
     with database.reading() as connection:
         if matching is None:
             total, _ = reads.counts(connection, collection.rowid)
-            walk = lookups.images_newest_first(connection, collection.rowid, None, after)
+            walk = _walk(connection, collection.rowid, order, None, after)
         else:
             total = len(matching.images)
-            walk = _walk(connection, collection.rowid, matching.images, seq, after)
+            walk = _among(matching.images, _walk(connection, collection.rowid, order, seq, after))
         shown, following = reads.images_in_order(connection, walk, limit, budget)
     return ImagePage(tuple(shown), following, total)
 
@@ -217,12 +223,34 @@ def list_images(
 def _walk(
     connection: sqlite3.Connection,
     collection_rowid: int,
-    among: RowIds,
-    seq: int,
-    after: tuple[int, str] | None,
-) -> Iterator[tuple[int, tuple[int, str]]]:
-    """Rowid and place of those images that are among the given ones, newest first, from behind a place."""
-    walk = lookups.images_newest_first(connection, collection_rowid, seq, after)
+    order: ImageOrder,
+    seq: int | None,
+    after: ImagePlace | None,
+) -> Iterator[tuple[int, ImagePlace]]:
+    """Rowid and place of all images in order, from behind a place.
+
+    In an order other than that of their first writes, every page reads the values of all images.
+    """
+    if order.by == NEWEST_FIRST.by:
+        begun = None if after is None else (int(after[0]), after[1])
+        yield from lookups.images_newest_first(
+            connection, collection_rowid, seq, begun, ascending=order.ascending
+        )
+        return
+    values = lookups.image_values(connection, collection_rowid, order.attribute)
+    behind = None if after is None else (str(after[0]), after[1])
+    missing = "2" if order.ascending else " "  # behind all values
+    everything = (
+        (image, (sort_key(values[image]) if image in values else f"{missing}{place:020}", image_id))
+        for image, (place, image_id) in lookups.images_newest_first(connection, collection_rowid, seq, None)
+    )
+    follows = operator.gt if order.ascending else operator.lt
+    placed = [one for one in everything if behind is None or follows(one[1], behind)]
+    yield from sorted(placed, key=operator.itemgetter(1), reverse=not order.ascending)
+
+
+def _among(among: RowIds, walk: Iterator[tuple[int, ImagePlace]]) -> Iterator[tuple[int, ImagePlace]]:
+    """Those images of a walk that are among the given ones."""
     while block := list(itertools.islice(walk, _WALKED)):
         found = np.isin(np.fromiter((image for image, _ in block), np.int64), among)
         for number in np.flatnonzero(found).tolist():

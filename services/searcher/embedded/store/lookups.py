@@ -204,6 +204,7 @@ def images_newest_first(
     after: tuple[int, str] | None,
     *,
     inclusive: bool = False,
+    ascending: bool = False,
 ) -> Iterator[tuple[int, tuple[int, str]]]:
     """Rowids of images, newest first, each with its place: a number that orders them, and the image's id.
 
@@ -213,15 +214,26 @@ def images_newest_first(
         seq: Images that were removed after this write are among them; None: none that were removed.
         after: The place to begin behind.
         inclusive: Whether to begin with this place.
+        ascending: Whether the oldest comes first.
     """
-    behind = "" if after is None else f" AND (place, image_id) {'<=' if inclusive else '<'} (?, ?)"
+    sign, direction = (">", "ASC") if ascending else ("<", "DESC")
+    behind = "" if after is None else f" AND (place, image_id) {sign}{'=' if inclusive else ''} (?, ?)"
     query = f"SELECT ordinal, place, image_id FROM image WHERE collection = ?{behind} AND removed"  # noqa: S608
     live = f"{query} IS NULL"
     parameters: tuple[object, ...] = (collection_rowid, *(after or ()))
     if seq is not None:
         live, parameters = f"{live} UNION ALL {query} > ?", (*parameters, *parameters, seq)
-    rows = connection.execute(f"{live} ORDER BY place DESC, image_id DESC", parameters)
+    rows = connection.execute(f"{live} ORDER BY place {direction}, image_id {direction}", parameters)
     return ((ordinal, (place, image_id)) for ordinal, place, image_id in rows)
+
+
+def image_values(connection: sqlite3.Connection, collection_rowid: int, attribute: str) -> dict[int, str]:
+    """The values of an attribute by rowid of image, of any version; with "" the names."""
+    if attribute:
+        query = "SELECT image, value FROM attribute WHERE collection = ? AND name = ? AND record = 0"
+        return dict(connection.execute(query, (collection_rowid, attribute)))
+    query = "SELECT ordinal, name FROM image WHERE collection = ? AND name != ''"
+    return dict(connection.execute(query, (collection_rowid,)))
 
 
 def images_by_tag(connection: sqlite3.Connection, collection_rowid: int) -> Iterator[tuple[str, RowIds]]:

@@ -15,7 +15,7 @@ from services.searcher.embedded.store import faults
 from services.searcher.embedded.store.lookups import LISTED, json_array, json_names
 from services.searcher.metrics import DAMAGED_ROWS
 from services.searcher.response_budget import UNLIMITED, ResponseBudget
-from services.searcher.types import Collection, Level, Record, RleMask, StoredImage, Upsert
+from services.searcher.types import Collection, ImagePlace, Level, Record, RleMask, StoredImage, Upsert
 
 IMAGE_VALUES = (
     "collection, image_id, name, width, height, content_type, size_bytes, tags, attributes, created_ms, place"
@@ -240,10 +240,10 @@ def everything(connection: sqlite3.Connection, collection_rowid: int, dimension:
 
 def images_in_order(
     connection: sqlite3.Connection,
-    walk: Iterable[tuple[int, tuple[int, str]]],
+    walk: Iterable[tuple[int, ImagePlace]],
     limit: int,
     budget: ResponseBudget,
-) -> tuple[list[StoredImage], tuple[int, str] | None]:
+) -> tuple[list[StoredImage], ImagePlace | None]:
     """The first images of a walk, given by rowids and places, and the place where more follow; or None.
 
     A page ends early where the next image would need more than `budget`. Damaged images are reported and left
@@ -253,7 +253,7 @@ def images_in_order(
         RegionSearchError: TOO_LARGE when not even one image fits.
     """
     found: list[StoredImage] = []
-    last: tuple[int, str] | None = None
+    last: ImagePlace | None = None
     for rowid, place in walk:
         if len(found) == limit:
             return found, last
