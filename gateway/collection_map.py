@@ -1,12 +1,13 @@
-"""A collection on a plane: what is alike lies together."""
+"""A collection on a plane: what is alike lies together, and what has a place stays there."""
 
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 
 import numpy as np
 
-from gateway.projection import Floats, project
+from gateway.projection import Floats, placed_among, project
 from gateway.records import check_filter, hide_key
 from gateway.service_clients import Services
 from regionsearch.defaults import COLLECTION
@@ -21,8 +22,31 @@ _KEPT = 8  # maps
 _PAGE = 1000
 
 
+@dataclass(frozen=True)
+class _Kept:
+    """A map as it was made.
+
+    Attributes:
+        seq: The write after which it shows the collection.
+        response: The map.
+        laid_out: How many points it had when all of them were placed anew.
+    """
+
+    seq: int
+    response: region_search_pb2.GetMapResponse
+    laid_out: int
+
+    @property
+    def places(self) -> dict[tuple[str, str], tuple[float, float]]:
+        """By ids of region and image."""
+        return {(one.region_id, one.image_id): (one.x, one.y) for one in self.response.points}
+
+
 class CollectionMap:
-    """Makes maps, one at a time, and keeps a few of them for as long as nothing is written.
+    """Makes maps, one at a time, and keeps a few of them.
+
+    After a write what is new is placed among the rest, which stays where it was; all are placed anew once
+    half of them are new.
 
     Args:
         services: The searcher is asked for vectors.
@@ -30,7 +54,7 @@ class CollectionMap:
 
     def __init__(self, services: Services) -> None:
         self._services = services
-        self._kept: LruCache[bytes, tuple[int, region_search_pb2.GetMapResponse]] = LruCache(_KEPT)
+        self._kept: LruCache[bytes, _Kept] = LruCache(_KEPT)
         self._one = asyncio.Lock()  # the work of many at once would take all cores
 
     async def get(self, request: region_search_pb2.GetMapRequest) -> region_search_pb2.GetMapResponse:
@@ -49,10 +73,10 @@ class CollectionMap:
         async with self._one:
             seq = await self._seq(request)
             kept = self._kept.get(key)
-            if kept is None or kept[0] != seq:
-                kept = (seq, await self._make(request))
+            if kept is None or kept.seq != seq:
+                kept = await self._make(request, seq, kept)
                 self._kept.put(key, kept)
-            return kept[1]
+            return kept.response
 
     async def _seq(self, request: region_search_pb2.GetMapRequest) -> int:
         return (await self._page(request, 1)).seq
@@ -70,7 +94,7 @@ class CollectionMap:
         )
         return await self._services.reader.call(self._services.reader.stub.Scroll, message)
 
-    async def _make(self, request: region_search_pb2.GetMapRequest) -> region_search_pb2.GetMapResponse:
+    async def _make(self, request: region_search_pb2.GetMapRequest, seq: int, before: _Kept | None) -> _Kept:
         wanted = min(request.max_points or DEFAULT_POINTS, MAX_POINTS)
         records: list[search_pb2.Record] = []
         images: dict[str, search_pb2.StoredImage] = {}
@@ -88,16 +112,20 @@ class CollectionMap:
         for image in images.values():
             hide_key(image)
         found = np.concatenate(vectors) if vectors else np.zeros((0, 1), np.float32)
-        places = await asyncio.to_thread(project, found)
         regions = request.level != search_pb2.LEVEL_IMAGE
+        ids = [(record.record_id if regions else "", record.image_id) for record in records]
+        earlier = {} if before is None else before.places
+        known = np.array([earlier.get(one, (np.nan, np.nan)) for one in ids], np.float32).reshape(-1, 2)
+        count = int((~np.isnan(known[:, 0])).sum())
+        stays = before is not None and 0 < len(ids) <= 2 * count and len(ids) <= 2 * before.laid_out
+        places = await asyncio.to_thread(lambda: placed_among(found, known) if stays else project(found))
         points = [
             region_search_pb2.GetMapResponse.Point(
-                region_id=record.record_id if regions else "",
-                image_id=record.image_id,
-                box=record.box,
-                x=x,
-                y=y,
+                region_id=region_id, image_id=image_id, box=record.box, x=x, y=y
             )
-            for record, (x, y) in zip(records, places.tolist(), strict=True)
+            for record, (region_id, image_id), (x, y) in zip(records, ids, places.tolist(), strict=True)
         ]
-        return region_search_pb2.GetMapResponse(points=points, images=images.values(), truncated=bool(token))
+        response = region_search_pb2.GetMapResponse(
+            points=points, images=images.values(), truncated=bool(token)
+        )
+        return _Kept(seq, response, before.laid_out if stays and before else len(points))

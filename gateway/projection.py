@@ -13,6 +13,8 @@ EPOCHS = 150
 _RATE = 0.3
 _FURTHEST = 4.0  # of one pull or push
 _ROWS = 512  # of similarities at once
+_AMONG = 3  # known places that draw a new one between them
+_SHARPNESS = 20.0  # of the weights by cosine
 
 
 def project(vectors: Floats, seed: int = 0) -> Floats:
@@ -42,6 +44,28 @@ def project(vectors: Floats, seed: int = 0) -> Floats:
     places /= spread if spread > 0 else 1
     middle: Floats = places + (1 - places.max(axis=0)) / 2
     return middle
+
+
+def placed_among(vectors: Floats, places: Floats) -> Floats:
+    """Places new vectors among those that have a place, which stay where they are.
+
+    Args:
+        vectors: (n, d), of length one.
+        places: (n, 2), NaN for those that have none yet; at least one has.
+
+    Returns:
+        (n, 2). A new vector lies between the known ones that are most like it, nearest to the first of them.
+    """
+    known, new = np.flatnonzero(~np.isnan(places[:, 0])), np.flatnonzero(np.isnan(places[:, 0]))
+    found = places.copy()
+    for start in range(0, len(new), _ROWS):
+        rows = new[start : start + _ROWS]
+        cosines = vectors[rows] @ vectors[known].T
+        near = np.argpartition(-cosines, min(_AMONG, len(known)) - 1, axis=1)[:, :_AMONG]
+        weights = np.exp(_SHARPNESS * np.take_along_axis(cosines, near, axis=1))
+        weights /= weights.sum(axis=1, keepdims=True)
+        found[rows] = (weights[..., None] * places[known][near]).sum(axis=1)
+    return found
 
 
 def _principal(centred: Floats, draw: np.random.Generator) -> Floats:

@@ -28,9 +28,9 @@ CHANGED: dict[int | str, dict[str, Any]] = {
 """For the documentation of routes that call `check_if_match`."""
 
 
-def json_with_etag(request: Request, content: Any) -> Response:
+def json_with_etag(request: Request, content: Any, media_type: str = "application/json") -> Response:
     """JSON that a client which has it already does not get again."""
-    response = JSONResponse(content)
+    response = JSONResponse(content, media_type=media_type)
     etag = _etag(response)
     headers = {"ETag": etag, "Cache-Control": _REVALIDATE}
     if _names(request.headers.get("if-none-match"), etag):

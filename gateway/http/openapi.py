@@ -12,14 +12,19 @@ from gateway.http.body_parser import NESTED, query_of
 from gateway.http.problems import MEDIA_TYPE, STATUS
 from regionsearch.errors import Kind
 from regionsearch.schemas.requests.values import MAX_TEXT, PHRASE
+from regionsearch.schemas.responses.regions import CocoDocument
 
 FILE = {"type": "string", "format": "binary", "contentMediaType": "application/octet-stream"}
 """A file of a form: ``format`` for tools that know OpenAPI 3.0, the media type for those that know 3.1."""
 IMAGE = {"schema": {"type": "string", "format": "binary"}}
 """An answer that is an image."""
+COCO = "application/vnd.coco+json"
+"""Media type of answers with `format=coco`, which so are not a variant of the usual answer's JSON."""
 
 _REFERENCE = "#/components/schemas/{model}"
-_models: dict[str, type[BaseModel]] = {}
+_models: dict[str, type[BaseModel]] = {"CocoDocument": CocoDocument}
+COCO_CONTENT = {COCO: {"schema": {"$ref": _REFERENCE.format(model="CocoDocument")}}}
+"""An answer with `format=coco`."""
 
 _PROBLEM = {
     "type": "object",

@@ -15,14 +15,14 @@ from gateway.core import Gateway
 from gateway.http.access import needs
 from gateway.http.body_parser import read_body
 from gateway.http.conditional import CHANGED, changed, check_if_match, etag_of, image_response, json_with_etag
-from gateway.http.openapi import IMAGE, body_of
+from gateway.http.openapi import COCO, COCO_CONTENT, IMAGE, body_of
 from gateway.rights import Scope
 from regionsearch.errors import Kind, RegionSearchError
 from regionsearch.images.metadata import LOSSLESS, without_metadata
 from regionsearch.schemas.requests.records import ImageChangeBody, ImageIdsBody
 from regionsearch.schemas.requests.scrolls import ImagesPage
 from regionsearch.schemas.responses.records import Image, ImagePage, StoredImages, UpdatedImage
-from regionsearch.schemas.responses.regions import CocoDocument, Region, Regions
+from regionsearch.schemas.responses.regions import Region, Regions
 from regionsearch.v1 import search_pb2
 
 _MASK_BYTES = 5  # of one pixel, on the way from run lengths to a PNG
@@ -210,7 +210,8 @@ def router(gateway: Gateway) -> APIRouter:
     @routes.get(
         "/{image_id}/regions",
         summary="An image's regions",
-        response_model=Regions | CocoDocument,
+        response_model=Regions,
+        responses={200: {"content": COCO_CONTENT}},
         dependencies=read,
     )
     async def get_regions(
@@ -229,7 +230,7 @@ def router(gateway: Gateway) -> APIRouter:
         found = await images.regions(collection, image_id, masks=with_masks)
         records = [one for one in found.records if region_id is None or one.record_id == region_id]
         if form == "coco":
-            return json_with_etag(request, coco.export_regions(found.images[0], records))
+            return json_with_etag(request, coco.export_regions(found.images[0], records), COCO)
         answer = Regions(
             image=Image.from_proto(found.images[0]), regions=tuple(map(Region.from_proto, records))
         )

@@ -16,7 +16,7 @@ from gateway import coco, render
 from gateway.core import Gateway
 from gateway.http.access import needs
 from gateway.http.body_parser import read_body
-from gateway.http.openapi import IMAGE, body_of
+from gateway.http.openapi import COCO, COCO_CONTENT, IMAGE, body_of
 from gateway.prompt_resolver import merged_mask, select_stored
 from gateway.records import clean_name
 from gateway.rights import Scope
@@ -31,7 +31,6 @@ from regionsearch.schemas.requests.scrolls import CountBody, MapBody, ScrollBody
 from regionsearch.schemas.requests.searches import SearchBody, WithinBody
 from regionsearch.schemas.requests.values import OneImage
 from regionsearch.schemas.responses.regions import (
-    CocoDocument,
     EmbeddingsResult,
     PromptResult,
     SegmentedRegion,
@@ -60,7 +59,8 @@ def router(gateway: Gateway) -> APIRouter:
     @routes.post(
         "/v1/collections/{collection}/search",
         summary="Search a collection",
-        response_model=SearchResult | CocoDocument,
+        response_model=SearchResult,
+        responses={200: {"content": COCO_CONTENT}},
         openapi_extra=body_of(
             SearchBody, {"query": {"text": "red mug"}, "level": "region", "page_size": 10}, form=True
         ),
@@ -80,7 +80,9 @@ def router(gateway: Gateway) -> APIRouter:
             answer = await gateway.search.search(message)
         phrases = list(message.query.texts)
         if form == "coco":
-            return JSONResponse(coco.export_hits(answer.hits, phrases, answer.next_page_token))
+            return JSONResponse(
+                coco.export_hits(answer.hits, phrases, answer.next_page_token), media_type=COCO
+            )
         found = SearchResult.from_proto(answer, phrases)
         return Response(found.model_dump_json(), media_type="application/json")
 
@@ -132,9 +134,9 @@ def router(gateway: Gateway) -> APIRouter:
     @routes.post(
         "/v1/search-within",
         summary="Search inside one image",
-        response_model=WithinResult | CocoDocument,
+        response_model=WithinResult,
         openapi_extra=body_of(WithinBody, {"image_id": _ZEROS, "texts": ["mug", "chair"]}, form=True),
-        responses={200: {"content": {"image/png": IMAGE, "image/webp": IMAGE}}},
+        responses={200: {"content": {"image/png": IMAGE, "image/webp": IMAGE, **COCO_CONTENT}}},
     )
     async def search_within(request: Request, form: Form = "json") -> Response:
         """Scores every region of an image, sent along or stored, and says which are hits.
@@ -155,14 +157,16 @@ def router(gateway: Gateway) -> APIRouter:
             drawn = await gateway.decoder.decoded(data, lambda image: _render(image, answer, body))
             return Response(drawn, media_type=f"image/{body.image_format}")
         if form == "coco":
-            return JSONResponse(coco.export_within(answer, body.phrases, *await _named(gateway, body)))
+            document = coco.export_within(answer, body.phrases, *await _named(gateway, body))
+            return JSONResponse(document, media_type=COCO)
         found = WithinResult.from_proto(answer, body.phrases)
         return JSONResponse(found.model_dump(exclude_none=True))
 
     @routes.post(
         "/v1/segment",
         summary="Masks of an image",
-        response_model=SegmentResult | CocoDocument,
+        response_model=SegmentResult,
+        responses={200: {"content": COCO_CONTENT}},
         openapi_extra=body_of(SegmentBody, {"image_id": _ZEROS, "points": [_POINT]}, form=True),
     )
     async def segment(request: Request, form: Form = "json") -> Response:
@@ -190,7 +194,8 @@ def router(gateway: Gateway) -> APIRouter:
             with remap_error_field(theirs, ours):
                 segmented = await gateway.resolver.segment(asked, body.collection)
             if form == "coco":
-                return JSONResponse(coco.export_segments(segmented, *await _named(gateway, body)))
+                document = coco.export_segments(segmented, *await _named(gateway, body))
+                return JSONResponse(document, media_type=COCO)
             answer = await _in_thread_if(many, lambda: SegmentResult.from_proto(segmented))
         return Response(answer.model_dump_json(exclude_none=True), media_type="application/json")
 

@@ -8,13 +8,13 @@ from typing import Literal
 
 import fastapi_offline
 from fastapi import APIRouter, FastAPI, Query, Request
-from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
+from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, PlainTextResponse, Response
 from fastapi.staticfiles import StaticFiles
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from gateway.core import Gateway, GatewayHealth
 from gateway.http.access import is_known, needs
-from gateway.http.page import PageFiles, page
+from gateway.http.page import WEB, PageFiles, page
 from gateway.rights import Scope, rights
 from regionsearch.schemas.responses.values import (
     AccessRights,
@@ -140,6 +140,11 @@ def router(gateway: Gateway, health: GatewayHealth) -> APIRouter:
 def install_pages(app: FastAPI) -> None:
     """The web page and the documentation, both without anything from elsewhere."""
     app.get("/", include_in_schema=False)(page)
+
+    @app.get("/favicon.ico", include_in_schema=False)
+    async def favicon() -> Response:
+        """For pages that name no icon, such as a problem document or an image."""
+        return FileResponse(WEB / "icon.svg", headers={"Cache-Control": "max-age=86400"})
 
     @app.get("/docs", include_in_schema=False)
     async def docs() -> Response:

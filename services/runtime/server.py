@@ -26,6 +26,7 @@ import signal
 import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NoReturn, TypeAlias, TypeVar
 
@@ -217,7 +218,8 @@ def announce(settings: ServiceSettings, event: str, host: str, port: int, port_f
         except OSError as error:
             _log.warning("the port file cannot be written", file=str(port_file), error=str(error))
     with contextlib.suppress(OSError):
-        facts = {"event": event, "process": settings.process, "host": host, "port": port}
+        facts = {"event": event, "level": "info", "timestamp": datetime.now(UTC).isoformat()}
+        facts |= {"process": settings.process, "host": host, "port": port}
         print(json.dumps(facts), flush=True)
 
 

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -94,3 +95,36 @@ def test_java(stack: Stack, tmp_path: Path) -> None:
     run(["javac", "-cp", classpath, "-d", "classes", *sources], folder)
     target = f"127.0.0.1:{stack.grpc_port}"
     assert_found(run(["java", "-cp", f"classes:{classpath}", "Find", target, str(SCENE), "teapot"], folder))
+
+
+OPENAPI = """
+import importlib, pkgutil, sys
+import region_search_client as made
+
+for module in pkgutil.walk_packages(made.__path__, made.__name__ + "."):
+    importlib.import_module(module.name)
+from region_search_client.api.images import add_images
+from region_search_client.api.search import search
+from region_search_client.models import AddImagesBody, SearchBody
+from region_search_client.types import File
+
+client = made.Client(sys.argv[1])
+file = File(payload=open(sys.argv[2], "rb"), file_name="scene.jpg", mime_type="image/jpeg")
+(added,) = add_images.sync("default", client=client, body=AddImagesBody(files=[file])).results
+print(added.outcome.upper(), added.image_id)
+body = SearchBody.from_dict({"query": {"text": "teapot"}, "page_size": 3})
+for hit in search.sync("default", client=client, body=body).hits:
+    print(hit.rank, f"{hit.score:.3f}", hit.image.name)
+"""
+
+
+@pytest.mark.slow
+def test_a_client_generated_from_the_openapi_document(stack: Stack, tmp_path: Path) -> None:
+    """By `pipx install openapi-python-client`; every module is imported."""
+    need("openapi-python-client")
+    (tmp_path / "config.yaml").write_text("post_hooks: []\n")
+    url = f"http://127.0.0.1:{stack.http_port}"
+    command = ["openapi-python-client", "generate", "--url", f"{url}/openapi.json", "--output-path", "made"]
+    run([*command, "--config", "config.yaml"], tmp_path)
+    program = [sys.executable, "-c", OPENAPI, url, str(SCENE)]
+    assert_found(run(program, tmp_path, PYTHONPATH=str(tmp_path / "made")))

@@ -48,6 +48,7 @@ def loaded(document: dict[str, Any]) -> COCO:
 def searched(gateway: Running, collection: str, **body: Any) -> dict[str, Any]:
     answer = gateway.http.post(f"/v1/collections/{collection}/search?format=coco", json=body)
     assert answer.status_code == 200, answer.text
+    assert answer.headers["content-type"] == "application/vnd.coco+json"
     document: dict[str, Any] = answer.json()
     return document
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from gateway.projection import project
+from gateway.projection import placed_among, project
 from regionsearch.cli import app
 from regionsearch.client import Client
 from regionsearch.errors import RegionSearchError
@@ -46,6 +46,17 @@ def test_equal_vectors_are_in_the_middle() -> None:
     assert (project(np.ones((7, 4), np.float32)) == 0.5).all()
 
 
+def test_new_vectors_find_their_place_among_those_that_stay() -> None:
+    vectors, label = clusters(8, 25)
+    places = project(vectors[::2])
+    known = np.full((200, 2), np.nan, np.float32)
+    known[::2] = places
+    found = placed_among(vectors, known)
+    assert (found[::2] == places).all()
+    distance = np.linalg.norm(found[1::2, None] - places[None], axis=2)
+    assert (label[::2][distance.argmin(axis=1)] == label[1::2]).mean() > 0.95
+
+
 @pytest.fixture(scope="module")
 def mapped(shared_gateway: Running) -> str:
     name = "map-tests"
@@ -79,6 +90,9 @@ def test_a_map_follows_what_is_written(gateway: Running, mapped: str) -> None:
         (new,) = add(gateway, mapped, ("new.png", scene(("#777777", (0, 0, 30, 30)), RED)))
         after = client.map(mapped)
         assert len(after.points) > len(before.points)
+        assert {one.region_id: one for one in before.points}.items() <= {
+            one.region_id: one for one in after.points
+        }.items(), "what was there stays"
         client.delete_image(new["image_id"], mapped)
         assert client.map(mapped) == before
 

@@ -164,6 +164,24 @@ def test_operations_have_short_names_of_their_own(document: dict[str, Any]) -> N
     assert max(map(len, names)) < 24
 
 
+def test_a_json_answer_is_of_one_kind(document: dict[str, Any]) -> None:
+    """So that generated clients need not tell two apart; COCO documents have a media type of their own."""
+    answers = [
+        about
+        for path in document["paths"].values()
+        for operation in path.values()
+        for status, about in operation["responses"].items()
+        if status.startswith("2")
+    ]
+    contents = [about.get("content", {}) for about in answers]
+    schemas = [one["application/json"]["schema"] for one in contents if "application/json" in one]
+    assert len(schemas) > 15
+    assert not [schema for schema in schemas if "anyOf" in schema or "oneOf" in schema]
+    coco = "application/vnd.coco+json"
+    assert sum(coco in one for one in contents) == 4
+    assert "CocoDocument" in document["components"]["schemas"]
+
+
 def test_every_field_and_parameter_is_described(document: dict[str, Any]) -> None:
     fields = [
         (f"{name}.{field}", about)

@@ -31,6 +31,11 @@ def test_another_version_of_the_page_gets_files_that_are_not_kept(gateway: Runni
         assert gateway.http.get(path).status_code == 404
 
 
+def test_the_icon_is_where_browsers_look_for_it_unasked(gateway: Running) -> None:
+    icon = gateway.http.get("/favicon.ico")
+    assert (icon.status_code, icon.headers["content-type"]) == (200, "image/svg+xml")
+
+
 def test_a_changed_file_has_another_address(tmp_path: Path) -> None:
     web = shutil.copytree(WEB, tmp_path / "web")
     before = edition(web)

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from datetime import datetime
 from pathlib import Path
 
 import grpc
@@ -68,6 +69,9 @@ def start(*arguments: str, program: str = PROGRAM) -> tuple[subprocess.Popen, di
 def test_sigterm_ends_a_process_with_code_0_after_its_calls(tmp_path):
     process, said = start("--port-file", str(tmp_path / "port"))
     assert said["event"] == "serving"
+    assert said["level"] == "info" and datetime.fromisoformat(said["timestamp"]).tzinfo, (
+        "as every line of a log"
+    )
     assert int((tmp_path / "port").read_text()) == said["port"]
     with grpc.insecure_channel(f"127.0.0.1:{said['port']}") as channel:
         call = embed_pb2_grpc.EmbedServiceStub(channel).EmbedTexts.future(

@@ -46,6 +46,7 @@ class FakeGateway:
         page_size: Hits a page.
         images_page: Images a page.
         tags: Tags of images, by id.
+        attributes: Attributes of images, by id.
         key: When set, the API key that every call of the API needs.
         scopes: What the key allows, as the page is told.
         names: Names of the collections; all but `default` are empty.
@@ -63,6 +64,7 @@ class FakeGateway:
         self.page_size = 24
         self.images_page = 1000
         self.tags: dict[str, list[str]] = {}
+        self.attributes: dict[str, dict[str, str]] = {}
         self.key: str | None = None
         self.scopes = ["admin", "delete", "search", "write"]
         self.names = ["default"]
@@ -174,6 +176,14 @@ class FakeGateway:
 
     async def images(self, request: Request) -> Response:
         found = [self._image(identity) for identity in reversed(self.scenes)]
+        by, ascending = (request.query_params.get(name, "") for name in ("order_by", "ascending"))
+        if by == "name":
+            found.sort(key=lambda image: image["name"])
+        elif by.startswith("attributes."):
+            name = by.removeprefix("attributes.")
+            found.sort(key=lambda image: image["attributes"].get(name, ""), reverse=ascending != "true")
+        elif ascending == "true":
+            found.reverse()
         start, asked = int(request.query_params["page_token"] or 0), int(request.query_params["page_size"])
         end = start + (self.images_page if asked == 40 else asked)
         token = str(end) if end < len(found) else ""
@@ -185,10 +195,15 @@ class FakeGateway:
         self.requests.append(("change", change))
         kept = [tag for tag in self.tags.get(identity, []) if tag not in change.get("remove_tags", [])]
         self.tags[identity] = kept + [tag for tag in change.get("add_tags", []) if tag not in kept]
+        attributes = {**self.attributes.get(identity, {}), **change.get("attributes", {})}
+        self.attributes[identity] = {name: value for name, value in attributes.items() if value is not None}
         return JSONResponse(self._image(identity))
 
     def _image(self, identity: str) -> dict[str, Any]:
-        return _image(identity, self.scenes[identity]) | {"tags": self.tags.get(identity, [])}
+        return _image(identity, self.scenes[identity]) | {
+            "tags": self.tags.get(identity, []),
+            "attributes": self.attributes.get(identity, {}),
+        }
 
     async def ingest(self, request: Request) -> Response:
         async with request.form() as form:

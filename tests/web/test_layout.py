@@ -31,6 +31,11 @@ def test_the_page_fits_every_width(page: Page, url: str, gateway: FakeGateway) -
         assert page.evaluate(OVERFLOW, "header.bar") == []
         assert page.locator("#title").bounding_box()["height"] < 80  # type: ignore[index]
         assert page.locator("#q").bounding_box()["width"] > 60  # type: ignore[index]
+    page.goto(f"{url}/?sort=newest")
+    expect(page.locator("#order")).to_be_visible()
+    for width in WIDTHS:
+        page.set_viewport_size({"width": width, "height": 760})
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
     page.goto(f"{url}/?view={gateway.id_of('table.png')}")
     expect(page.locator("#regions .region")).to_have_count(2)
     page.locator("#stage").press("+")

@@ -172,3 +172,36 @@ def test_back_and_reload_return_to_where_the_grid_was(page: Page, url: str, gate
 def test_both_levels_say_which_a_result_is(page: Page, url: str) -> None:
     page.goto(f"{url}/?q=red+circle&level=both")
     expect(page.locator("#grid .kind").first).to_have_text("thing")
+
+
+def test_pictures_are_ordered_by_the_day_on_which_they_were_taken(
+    page: Page, url: str, gateway: FakeGateway
+) -> None:
+    """In the open picture it is corrected, its offset from UTC stays; an emptied field takes a fact away."""
+    first, second, *_ = gateway.scenes
+    gateway.attributes[first] = {"taken_at": "2024-05-01T23:30:00-08:00", "camera": "X", "place": "59.9,10.7"}
+    gateway.attributes[second] = {"taken_at": "2023-12-24T18:00:00"}
+    page.goto(url)
+    page.get_by_label("Order").select_option("Newest taken")
+    names = page.locator("#grid .caption .name")
+    expect(names.nth(0)).to_have_text(gateway.scenes[first].name)
+    expect(page.locator("#grid .caption .score").nth(0)).to_have_text("May 1, 2024")
+    expect(names.nth(1)).to_have_text(gateway.scenes[second].name)
+    assert "sort=newest" in page.url
+    page.locator("#grid button.tile").first.click()
+    taken, camera = page.get_by_label("Taken", exact=True), page.get_by_label("Camera")
+    expect(taken).to_have_value("2024-05-01T23:30")
+    expect(page.get_by_role("link", name="Show the place")).to_be_visible()
+    taken.fill("2022-02-03T04:05:06")
+    camera.fill("")
+    page.keyboard.press("Enter")
+    expect(camera).to_have_value("")
+    page.get_by_role("button", name="Next picture").click()
+    expect(taken).to_have_value("2023-12-24T18:00")
+    page.get_by_role("button", name="Previous picture").click()
+    expect(taken).to_have_value("2022-02-03T04:05:06")
+    assert gateway.attributes[first] == {"taken_at": "2022-02-03T04:05:06-08:00", "place": "59.9,10.7"}
+    page.goto(f"{url}/?q=circle&since=2024-01-01&until=2024-12-31")
+    expect(page.locator("#filter-count")).to_have_text("1")
+    (condition,) = gateway.requests[-1][1]["filter"]["conditions"]
+    assert condition["time"] == {"gte": "2024-01-01T00:00:00Z", "lte": "2024-12-31T23:59:59.999Z"}

@@ -107,9 +107,9 @@ export const collections = async () => (await get("v1/collections?page_size=1000
 export const createCollection = (name) => post("v1/collections", { name });
 /** Whether there is certainly no collection of this name. */
 export const isMissing = (name) => get(collectionUrl(name)).then(() => false, (problem) => problem.status === 404);
-/** A page of pictures, newest first. */
-export const images = (collection, token, signal, most = 40) =>
-  get(`${collectionUrl(collection)}/images?page_size=${most}&page_token=${encodeURIComponent(token)}`, { signal });
+/** A page of pictures, newest first unless an `order` says otherwise. */
+export const images = (collection, token, signal, most = 40, order = {}) =>
+  get(`${collectionUrl(collection)}/images?${new URLSearchParams({ page_size: most, page_token: token, ...order })}`, { signal });
 export const regions = (collection, id, signal) => get(`${imageUrl(collection, id)}/regions?include=mask`, { signal });
 /** Changes tags, the name or attributes; resolves with the picture as it is now. */
 export const changeImage = async (collection, id, change) =>

@@ -19,7 +19,7 @@ export const noMatch = (title) => [
 /** A search that has found nothing. */
 export const nothing = (state) => [
   h("h2", {}, "Nothing found"),
-  h("p", {}, filterCount(state) ? "Nothing passes all filters. Lower the minimum score, or change size or exclusions." : "There is nothing in this collection to compare with. Add pictures first."),
+  h("p", {}, filterCount(state) ? "Nothing passes all filters. Lower the minimum score, or change dates, size or exclusions." : "There is nothing in this collection to compare with. Add pictures first."),
   filterCount(state) > 0
     ? h("button.secondary", { type: "button", click: () => $("filters").reset() }, "Clear the filters")
     : h("button.secondary", { type: "button", click: () => $("add").click() }, icon("plus"), "Add pictures"),

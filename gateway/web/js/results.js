@@ -6,7 +6,7 @@ import { noMatch, nothing, skeletons, welcome } from "./empty_states.js";
 import { Picking } from "./picking.js";
 import { base64, recall } from "./query_images.js";
 import { makeTile, spotOf } from "./tile.js";
-import { exampleWords, isSearch, searchBody } from "./url.js";
+import { exampleWords, isSearch, ORDERS, searchBody } from "./url.js";
 
 const IMAGES = 40; // of a page of all pictures
 const LARGEST_PAGE = 1000; // of the API
@@ -119,7 +119,7 @@ export class Results {
   async page(signal) {
     const { state } = this;
     if (!isSearch(state)) {
-      const found = await api.images(state.collection, this.token, signal, this.most(IMAGES));
+      const found = await api.images(state.collection, this.token, signal, this.most(IMAGES), ORDERS[state.sort]);
       return { items: found.images.map(asItem), token: found.next_page_token, total: found.total_count };
     }
     const body = this.body();
@@ -161,7 +161,7 @@ export class Results {
     if (!found || state !== this.state || $("main").hasAttribute("aria-busy")) return;
     const known = new Set(this.tiles.map(({ item }) => item.image_id));
     const fresh = found.images.filter((image) => !known.has(image.image_id) && !this.gone.has(image.image_id));
-    if (known.size && fresh.length === found.images.length) return this.reload(); // more than a page
+    if (known.size ? fresh.length === found.images.length : state.sort) return this.reload(); // more than a page; another order
     for (const image of fresh.reverse()) this.append(asItem(image), { first: true });
     if (!known.size) this.token = found.next_page_token;
     $("more").hidden = !this.token;
@@ -216,6 +216,7 @@ export class Results {
     if (searching && best !== undefined) $("min").max = Math.max(0.1, Math.ceil(best * 100) / 100, state.min ?? 0);
     $("export").disabled = !searching || !tiles.length;
     $("select").hidden = !tiles.length;
+    $("order").hidden = searching || !tiles.length;
     $("empty").hidden = tiles.length > 0;
     const none = this.weaker.length ? noMatch(this.title) : nothing(state);
     if (!tiles.length) $("empty").replaceChildren(...(searching ? none : welcome()));
@@ -236,7 +237,7 @@ export class Results {
   /** There is no such collection: it can be made. */
   offer(collection) {
     const notice = $("notice");
-    notice.className = "notice";
+    notice.className = "notice missing";
     notice.hidden = false;
     notice.replaceChildren(h("div", {}, h("h2", {}, `There is no collection “${collection}”`), h("p", {}, "Create it, or choose another one above.")),
       h("button.primary", { type: "button", click: () => this.create(collection) }, icon("plus"), "Create it"));

@@ -20,14 +20,15 @@ export class SearchBar {
     $("filters").addEventListener("submit", (event) => (event.preventDefault(), this.filter()));
     $("filters").addEventListener("reset", (event) => {
       event.preventDefault();
-      const { level, group, every, min, size, tags, not, unlike } = HOME;
-      go({ level, group, every, min, size, tags, not, unlike });
+      const { level, group, every, min, size, tags, since, until, not, unlike } = HOME;
+      go({ level, group, every, min, size, tags, since, until, not, unlike });
     });
     $("min").addEventListener("input", () => {
       const min = Number($("min").value);
       $("min-value").textContent = min ? min.toFixed(2) : "any";
       document.dispatchEvent(new CustomEvent("threshold", { detail: min || null }));
     });
+    $("sort").addEventListener("change", () => go({ sort: $("sort").value }));
     $("filter-toggle").addEventListener("click", () => this.toggle(!this.filtersOpen));
     $("filters").addEventListener("keydown", (event) => {
       if (event.key !== "Escape" || typing(event)) return;
@@ -60,6 +61,8 @@ export class SearchBar {
       min: Number(form.min.value) || null,
       size: form.size.value,
       tags: form.tags.value.trim(),
+      since: form.since.value,
+      until: form.until.value,
       not: form.not.value.trim(),
     }, options);
   }
@@ -79,11 +82,14 @@ export class SearchBar {
     $("min-value").textContent = state.min ? state.min.toFixed(2) : "any";
     form.size.value = state.size;
     form.tags.value = state.tags;
+    form.since.value = state.since;
+    form.until.value = state.until;
     form.not.value = state.not;
     const active = filterCount(state);
     $("filter-count").hidden = !active;
     $("filter-count").textContent = String(active);
     $("filter-count").setAttribute("aria-label", `${active} in use`);
+    $("sort").value = state.sort;
     $("result-actions").hidden = !isSearch(state);
     this.toggle(this.filtersOpen);
     this.showUnlike(state);

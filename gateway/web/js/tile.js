@@ -2,6 +2,7 @@
 
 import * as api from "./api.js";
 import { count, h, icon } from "./dom.js";
+import { day } from "./facts.js";
 import { outline } from "./mask.js";
 import { draw, HUES, overlay } from "./overlay.js";
 import { phrases } from "./url.js";
@@ -9,13 +10,15 @@ import { phrases } from "./url.js";
 /** What in a picture was found: the region of a result that is grouped by picture, or the result itself. */
 export const spotOf = (item) => item.best_region ?? item;
 
+const byTime = (sort) => sort === "newest" || sort === "oldest";
+
 /**
  * Makes a tile.
  * @param {object} item A result, or a stored picture with the score null.
  * @param {object} state What is asked; see url.js.
  * @param {{open: () => void, like: () => void, pick: (event: MouseEvent) => void}} on What its buttons do.
  */
-export function makeTile(item, { collection, text, level }, on) {
+export function makeTile(item, { collection, text, level, sort }, on) {
   const { image } = item;
   const spot = spotOf(item);
   const isSearched = item.score !== null;
@@ -38,7 +41,7 @@ export function makeTile(item, { collection, text, level }, on) {
     h("button.like", { type: "button", tabIndex: -1, title: "More like this", "aria-label": `More like this: ${name}`, click: on.like }, icon("similar")),
     h("div.caption", {},
       h("span.name", { title: name, dir: "auto" }, ...(several ? things.map(label) : [name])),
-      isSearched ? score() : h("span.score", {}, count(image.region_count ?? 0, "thing"))),
+      isSearched ? score() : h("span.score", {}, byTime(sort) && day(image.attributes?.taken_at) || count(image.region_count ?? 0, "thing"))),
   );
   const ratio = Math.min(2.6, Math.max(0.62, image.width / image.height));
   element.style.setProperty("--ratio", ratio.toFixed(3));

@@ -22,6 +22,9 @@ export const HOME = Object.freeze({
   tags: "",
   not: "",         // phrases that are not meant
   unlike: [],      // stored regions that are not meant
+  since: "",       // the first and the last day on which a picture was taken
+  until: "",
+  sort: "",        // order of all pictures; one of ORDERS
   map: false,      // things as points, in the place of the pictures
   view: "",        // the open picture: its id, or MINE
   marks: NO_MARKS, // what is pointed at in the open picture
@@ -56,6 +59,9 @@ export function read(location = window.location) {
     tags: text("tags"),
     not: text("not"),
     unlike: split(text("unlike")),
+    since: readDay(text("since")),
+    until: readDay(text("until")),
+    sort: ORDERS[text("sort")] ? text("sort") : "",
     map: given.get("map") === "1",
     view: text("view"),
     marks: { points: readPoints(text("mark")), box: readBox(text("markbox")) },
@@ -81,12 +87,17 @@ export function write(state) {
   set("tags", state.tags);
   set("not", state.not);
   set("unlike", state.unlike.join(","));
+  set("since", state.since);
+  set("until", state.until);
+  set("sort", state.sort);
   set("map", state.map ? "1" : "");
   set("view", state.view);
   set("mark", state.view && writePoints(state.marks.points));
   set("markbox", state.view && writeBox(state.marks.box));
   return given.size ? `./?${given}` : "./";
 }
+
+const readDay = (text) => (/^\d{4}-\d\d-\d\d$/.test(text) ? text : "");
 
 const round = (value) => Math.round(value * 10) / 10;
 
@@ -115,6 +126,15 @@ export const SIZES = {
   large: { min_area: 96 * 96 },
 };
 
+/** Orders of all pictures, as the API names them. */
+export const ORDERS = {
+  "": {},
+  added: { order_by: "created_at", ascending: true },
+  newest: { order_by: "attributes.taken_at" },
+  oldest: { order_by: "attributes.taken_at", ascending: true },
+  name: { order_by: "name", ascending: true },
+};
+
 /** Whether a state asks for anything. */
 export const isSearch = (state) => Boolean(split(state.text).length || state.picture || state.region || state.image);
 
@@ -134,7 +154,10 @@ export const usualLevel = (state) => ((state.picture || state.image) && !state.r
 
 /** What in a state narrows the hits, for the number on the button. */
 export const filterCount = (state) =>
-  [state.level && state.level !== usualLevel(state), !state.group, state.every && split(state.text).length > 1, state.min !== null, state.size, state.tags, state.not, state.unlike.length].filter(Boolean).length;
+  [state.level && state.level !== usualLevel(state), !state.group, state.every && split(state.text).length > 1, state.min !== null, state.size, state.tags, state.since || state.until, state.not, state.unlike.length].filter(Boolean).length;
+
+/** From the beginning of a day to the end of another one, by the clock of the place. */
+const taken = ({ since, until }) => ({ ...(since && { gte: `${since}T00:00:00Z` }), ...(until && { lte: `${until}T23:59:59.999Z` }) });
 
 /** The body of a search; `picture` is the base64 of the state's picture. */
 export function searchBody(state, picture) {
@@ -149,6 +172,7 @@ export function searchBody(state, picture) {
   if (state.box) query.box = state.box;
   const filter = { ...SIZES[state.size] };
   if (state.tags) filter.tags = split(state.tags);
+  if (state.since || state.until) filter.conditions = [{ attribute: "taken_at", time: taken(state) }];
   return {
     query,
     negatives: [...split(state.not), ...state.unlike.map((region_id) => ({ region_id }))],

@@ -4,6 +4,7 @@ import * as api from "./api.js";
 import { confirmed } from "./confirm.js";
 import { cutOut } from "./crop.js";
 import { $, announce, count, save, saveFrom, stem, toast, typing } from "./dom.js";
+import { Facts } from "./facts.js";
 import { searchInside } from "./inside.js";
 import { outline } from "./mask.js";
 import { OwnPicture, StoredPicture } from "./image_source.js";
@@ -33,7 +34,8 @@ export class Viewer {
       choose: (thing) => this.choose(thing),
       point: (thing) => this.stage.show(thing ? [...this.shapes(), { path: thing.path, kind: "hover" }] : this.shapes()),
     });
-    this.tags = new Tags((change) => this.changeTags(change));
+    this.tags = new Tags((change) => this.change(change));
+    this.facts = new Facts((change, picture) => this.change(change, picture));
     this.dialog.addEventListener("cancel", (event) => (event.preventDefault(), this.escape()));
     this.dialog.addEventListener("close", () => this.picture && actions.close()); // the browser may insist on Escape
     this.dialog.addEventListener("keydown", (event) => this.key(event));
@@ -141,6 +143,7 @@ export class Viewer {
     $("viewer-name").textContent = name || "Untitled";
     $("viewer-facts").textContent = facts.join(" · ");
     this.tags.show(this.image);
+    this.facts.show(this.image, this.picture);
     const label = [name || "Picture", `${width} by ${height} pixels`, ...facts.slice(1)].join(", ");
     $("stage").setAttribute("aria-label", label);
     announce(label);
@@ -321,12 +324,11 @@ export class Viewer {
     this.actions.deleted(id);
   }
 
-  /** Changes the tags of the open picture; resolves with null if another one is open by then. */
-  async changeTags(change) {
-    const { picture } = this;
+  /** Changes tags or facts of the open picture; resolves with null if another one is open by then. */
+  async change(change, picture = this.picture) {
     const image = await api.changeImage(picture.collection, picture.id, change);
     if (picture !== this.picture) return null;
-    this.image.tags = image.tags;
+    Object.assign(this.image, { tags: image.tags, attributes: image.attributes });
     return image;
   }
 
