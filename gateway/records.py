@@ -163,7 +163,7 @@ def additions(
 ) -> search_pb2.ImageUpdate | None:
     """What a request says about an image that is known already, and is new; None for nothing.
 
-    Tags are added, attributes set; a name is taken by an image that has none, and the facts of its file by one
+    Tags are added, attributes set; a name is taken by an image that has none, the facts of its file by one
     that has none of them.
     """
     update = search_pb2.ImageUpdate(image_id=image.image_id)

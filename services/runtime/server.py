@@ -218,7 +218,11 @@ def announce(settings: ServiceSettings, event: str, host: str, port: int, port_f
         except OSError as error:
             _log.warning("the port file cannot be written", file=str(port_file), error=str(error))
     with contextlib.suppress(OSError):
-        facts = {"event": event, "level": "info", "timestamp": datetime.now(UTC).isoformat()}
+        facts: dict[str, object] = {
+            "event": event,
+            "level": "info",
+            "timestamp": datetime.now(UTC).isoformat(),
+        }
         facts |= {"process": settings.process, "host": host, "port": port}
         print(json.dumps(facts), flush=True)
 
