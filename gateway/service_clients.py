@@ -26,7 +26,8 @@ from regionsearch.rpc.calls import (
     caller_metadata,
     remaining,
 )
-from regionsearch.rpc.channels import ChannelConfig, open_aio_channel
+from regionsearch.rpc.channels import ChannelConfig
+from regionsearch.rpc.replicas import open_replicas
 from regionsearch.schemas.responses.values import ServiceState
 from regionsearch.v1 import embed_pb2_grpc, search_pb2, search_pb2_grpc, segment_pb2_grpc, types_pb2
 from services.runtime.logs import client_interceptors
@@ -78,7 +79,7 @@ class ServiceClient:
         self._api_key = key.get_secret_value() if key else None
         config = ChannelConfig(service, settings.backend_tls.files(), settings.max_message_bytes)
         interceptors = client_interceptors() if settings.otlp_endpoint else ()
-        self.channel = open_aio_channel(target, config, interceptors)
+        self.channel = open_replicas(target, config, interceptors)
 
     async def call(
         self,

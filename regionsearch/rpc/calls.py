@@ -127,7 +127,7 @@ def call(
     Raises:
         RegionSearchError: What the server answered, or UNAVAILABLE when none could be reached.
     """
-    backoff = _Backoff(policy)
+    backoff = Backoff(policy)
     with deadline(policy.timeout()):
         while True:
             try:
@@ -148,7 +148,7 @@ async def acall(
     metadata: Metadata = (),
 ) -> ResponseT:
     """Calls a unary method on the event loop; see :func:`call`."""
-    backoff = _Backoff(policy)
+    backoff = Backoff(policy)
     with deadline(policy.timeout()):
         while True:
             try:
@@ -164,7 +164,7 @@ async def acall(
                 return response
 
 
-class _Backoff:
+class Backoff:
     """What one call has left of its policy's patience."""
 
     def __init__(self, policy: CallPolicy) -> None:

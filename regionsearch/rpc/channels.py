@@ -14,7 +14,7 @@ import grpc
 
 MIB = 1 << 20
 DNS_PAUSE_S = 2  # shortest time between two look-ups of a service's name
-_SCHEMES = ("dns:", "ipv4:", "ipv6:", "unix:", "xds:")
+SCHEMES = ("dns:", "ipv4:", "ipv6:", "unix:", "xds:")
 
 # The server's answer decides whether a call ran: UNAVAILABLE means that it did not. CANCELLED, where the
 # caller has not cancelled, is how a server that stops drops a call that came too late or outlived its grace;
@@ -63,12 +63,16 @@ class ChannelConfig:
         max_message_bytes: Cap of a message in both directions; equal to the servers'.
         proxy: http:// URL of the proxy to go through. Without one the connection is direct, whatever the
             environment says: its proxies are not meant to stand between the processes of one system.
+        retries: Whether gRPC makes calls again that a server did not do.
+        authority: The name to which the server's certificate is issued, where it is not the target's.
     """
 
     service: str | None = None
     tls: TlsFiles | None = None
     max_message_bytes: int = 32 * MIB
     proxy: str | None = None
+    retries: bool = True
+    authority: str | None = None
 
 
 def resolve_target(target: str) -> str:
@@ -84,9 +88,9 @@ def resolve_target(target: str) -> str:
     Raises:
         ValueError: An address has no port, or a name of a list cannot be resolved.
     """
-    if target.startswith(_SCHEMES):
+    if target.startswith(SCHEMES):
         return target
-    pairs = [_split(address.strip()) for address in target.split(",")]
+    pairs = [split_address(address.strip()) for address in target.split(",")]
     if len(pairs) == 1:
         return f"dns:///{target.strip()}"
     found = [_resolve(host, port) for host, port in pairs]
@@ -96,7 +100,8 @@ def resolve_target(target: str) -> str:
     return f"{families.pop()}:{','.join(address for _, address in found)}"
 
 
-def _split(address: str) -> tuple[str, str]:
+def split_address(address: str) -> tuple[str, str]:
+    """Host and port of ``host:port``; ValueError for anything else."""
     host, colon, port = address.rpartition(":")
     if not colon or not host or not port.isdigit():
         raise ValueError(f"{address!r} is not an address: write host:port")
@@ -133,7 +138,7 @@ def channel_options(config: ChannelConfig) -> list[tuple[str, Any]]:
     return [
         proxy,
         ("grpc.service_config", json.dumps(service_config(config.service))),
-        ("grpc.enable_retries", 1),
+        ("grpc.enable_retries", int(config.retries)),
         # A call larger than this buffer is sent once and never retried: let every legal message fit.
         ("grpc.per_rpc_retry_buffer_size", config.max_message_bytes),
         ("grpc.max_send_message_length", config.max_message_bytes),
@@ -146,6 +151,7 @@ def channel_options(config: ChannelConfig) -> list[tuple[str, Any]]:
         # looks, in which all replicas that it knows may have been replaced.
         ("grpc.dns_min_time_between_resolutions_ms", DNS_PAUSE_S * 1000),
         ("grpc.use_local_subchannel_pool", 1),  # two clients of one process balance their calls separately
+        *([] if config.authority is None else [("grpc.default_authority", config.authority)]),
     ]
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from regionsearch.rpc.calls import CallPolicy, acall
 from regionsearch.rpc.channels import ChannelConfig, open_aio_channel, service_config
+from regionsearch.rpc.replicas import open_replicas
 from regionsearch.v1 import (
     embed_pb2,
     embed_pb2_grpc,
@@ -24,8 +25,9 @@ REQUEST = embed_pb2.EmbedTextsRequest(texts=["a"])
 SEGMENT = segment_pb2.DESCRIPTOR.services_by_name["SegmentService"]
 
 
+@pytest.mark.parametrize("opening", [open_aio_channel, open_replicas])
 @pytest.mark.parametrize("way", ["cancel", "deadline"])
-async def test_a_caller_who_leaves_is_not_called_back(way):
+async def test_a_caller_who_leaves_is_not_called_back(way, opening):
     calls = 0
 
     async def wait_the_first_time(request, context):
@@ -36,7 +38,7 @@ async def test_a_caller_who_leaves_is_not_called_back(way):
 
     async with (
         echo_server(wait_the_first_time) as (server, _, servicer),
-        open_aio_channel(f"127.0.0.1:{server.port}", ChannelConfig()) as channel,
+        opening(f"127.0.0.1:{server.port}", ChannelConfig()) as channel,
     ):
         stub = embed_pb2_grpc.EmbedServiceStub(channel)
         policy = CallPolicy(timeout_s=5.0 if way == "deadline" else 60.0)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from regionsearch.errors import Kind, RegionSearchError, overloaded
 from regionsearch.rpc.calls import CallPolicy, acall, call, chunked, deadline, fan_out, remaining
 from regionsearch.rpc.channels import ChannelConfig, open_aio_channel, open_channel, resolve_target
+from regionsearch.rpc.replicas import open_replicas
 from regionsearch.v1 import embed_pb2, embed_pb2_grpc
 from tests.runtime.conftest import EMBED, echo_server
 from tests.stack import free_port
@@ -18,6 +19,7 @@ from tests.waiting import until
 
 REQUEST = embed_pb2.EmbedTextsRequest(texts=["a"])
 CONFIG = ChannelConfig(service=EMBED.full_name)
+both = pytest.mark.parametrize("opening", [open_aio_channel, open_replicas])
 
 
 def test_addresses_become_grpc_targets():
@@ -99,9 +101,10 @@ async def test_a_pause_longer_than_the_deadline_is_not_slept():
     assert error.value.retry_after_s == 60
 
 
-async def test_a_restart_of_the_only_replica_is_waited_for():
+@both
+async def test_a_restart_of_the_only_replica_is_waited_for(opening):
     port = free_port()
-    async with open_aio_channel(f"127.0.0.1:{port}", CONFIG) as channel:
+    async with opening(f"127.0.0.1:{port}", CONFIG) as channel:
         stub = embed_pb2_grpc.EmbedServiceStub(channel)
         with pytest.raises(RegionSearchError) as error:
             await acall(stub.EmbedTexts, REQUEST)
@@ -113,7 +116,8 @@ async def test_a_restart_of_the_only_replica_is_waited_for():
             assert len((await waiting).truncated) == 1
 
 
-async def test_a_call_that_a_stopping_server_drops_is_made_again():
+@both
+async def test_a_call_that_a_stopping_server_drops_is_made_again(opening):
     calls = 0
 
     async def drop_the_first(request, context):
@@ -124,14 +128,15 @@ async def test_a_call_that_a_stopping_server_drops_is_made_again():
 
     async with (
         echo_server(drop_the_first) as (server, _, _),
-        open_aio_channel(f"127.0.0.1:{server.port}", CONFIG) as channel,
+        opening(f"127.0.0.1:{server.port}", CONFIG) as channel,
     ):
         answer = await acall(embed_pb2_grpc.EmbedServiceStub(channel).EmbedTexts, REQUEST)
     assert (calls, len(answer.truncated)) == (2, 1)
 
 
-async def test_the_wait_for_a_replica_ends():
-    async with open_aio_channel(f"127.0.0.1:{free_port()}", CONFIG) as channel:
+@both
+async def test_the_wait_for_a_replica_ends(opening):
+    async with opening(f"127.0.0.1:{free_port()}", CONFIG) as channel:
         stub = embed_pb2_grpc.EmbedServiceStub(channel)
         for policy in (CallPolicy(unavailable_s=0.5), CallPolicy(timeout_s=3.0, unavailable_s=60)):
             with pytest.raises(RegionSearchError) as error:
@@ -184,7 +189,8 @@ async def test_calls_go_round_healthy_replicas_only():
             assert counts == [0, 20]
 
 
-async def test_a_rolling_restart_loses_no_call():
+@both
+async def test_a_rolling_restart_loses_no_call(opening):
     done = 0
     answered = []  # by the servers that were there from the start, and by those that followed them
     stop = asyncio.Event()
@@ -207,7 +213,7 @@ async def test_a_rolling_restart_loses_no_call():
             await replica.enter_async_context(echo_server(behave, port=port, drain_delay_s=0.3))
             restarts.append(replica)
         channel = await stack.enter_async_context(
-            open_aio_channel(",".join(f"127.0.0.1:{port}" for port in ports), CONFIG)
+            opening(",".join(f"127.0.0.1:{port}" for port in ports), CONFIG)
         )
         stub = embed_pb2_grpc.EmbedServiceStub(channel)
 
