@@ -1,0 +1,1 @@
+"""How a fleet behaves before it is bought: the real batching and admission rules in virtual time."""
