@@ -43,6 +43,7 @@ def evaluate(
     seed: int = 0,
     calibrate: bool = False,
     against: Path | None = None,
+    keep: bool = False,
     console: Console | None = None,
 ) -> Result:
     """Measures retrieval quality; writes metrics.json, report.html, per_image.jsonl and per_class.csv.
@@ -62,6 +63,7 @@ def evaluate(
         seed: Random seed.
         calibrate: Also write the cut-off of confident matches into the embedder's manifest.
         against: Folder of an earlier run on the same data, which the table is compared with.
+        keep: Keep the gateway's collection; the results link to its images on the page.
         console: Where progress and the table are printed; silent without.
 
     Raises:
@@ -69,6 +71,8 @@ def evaluate(
     """
     if calibrate and (url is not None or reference):
         raise invalid("calibrate", "--calibrate is for pocket weights: leave out --url and --reference")
+    if keep and url is None:
+        raise invalid("keep", "--keep is for the collection of a gateway: give its --url")
     dataset = load(data or FIXTURE, images)
     if limit is not None:
         dataset = dataset.subset(limit, seed)
@@ -82,7 +86,8 @@ def evaluate(
         if url is not None:
             if reference or baselines or models or len(policies) > 1 or "all" in policies:
                 raise invalid("url", "a gateway is measured alone: leave out other models and comparisons")
-            system: System = stack.enter_context(Gateway(url, api_key, policies[0]))
+            gateway = stack.enter_context(Gateway(url, api_key, policies[0], keep))
+            system: System = gateway
         else:
             system, others = _in_process(models, reference, policies, baselines)
 
@@ -96,9 +101,10 @@ def evaluate(
             last = stage
 
         result = run(system, dataset, others=others, seed=seed, calibrate=calibrate, progress=show)
+        pages = gateway.pages() if keep else {}
     (out / "metrics.json").write_text(json.dumps(result.as_json(), indent=1) + "\n", encoding="utf-8")
-    (out / "report.html").write_text(render(result), encoding="utf-8")
-    write_details(result, out)
+    (out / "report.html").write_text(render(result, pages), encoding="utf-8")
+    write_details(result, out, pages)
     if calibrate:
         manifest = (models or pocket_dir()) / "embedder.json"
         if result.cut_off is None:
@@ -194,6 +200,10 @@ Against = Annotated[
     Path | None,
     typer.Option(help="Folder of an earlier run on the same data; * marks changes beyond both intervals."),
 ]
+Keep = Annotated[
+    bool,
+    typer.Option("--keep", help="Keep the gateway's collection; the report links to its images on the page."),
+]
 Limit = Annotated[int | None, typer.Option(min=1, help="At most this many images.")]
 
 
@@ -214,6 +224,7 @@ def main(
     seed: int = 0,
     calibrate: Calibrate = False,
     against: Against = None,
+    keep: Keep = False,
 ) -> None:
     """Measures how well things are found, with intervals, as JSON and as an HTML report."""
     console = Console()
@@ -236,6 +247,7 @@ def main(
             seed=seed,
             calibrate=calibrate,
             against=against,
+            keep=keep,
             console=console,
         )
     except RegionSearchError as error:

@@ -17,17 +17,23 @@ from regionsearch.errors import invalid
 COLUMNS = ("name", "images", "things", "ar@100", "click_miou", "r@1", "r@1_across", "mask_iou")
 
 
-def write_details(result: Result, out: Path) -> None:
-    """Writes `per_image.jsonl` and `per_class.csv` into a folder."""
+def write_details(result: Result, out: Path, pages: Mapping[Path, str]) -> None:
+    """Writes `per_image.jsonl` and `per_class.csv` into a folder.
+
+    Args:
+        result: What is written.
+        out: The folder.
+        pages: Where an image's file is shown on a web page.
+    """
     with (out / "per_image.jsonl").open("w", encoding="utf-8") as lines:
-        lines.writelines(json.dumps(image) + "\n" for image in per_image(result))
+        lines.writelines(json.dumps(image) + "\n" for image in per_image(result, pages))
     with (out / "per_class.csv").open("w", encoding="utf-8", newline="") as table:
         writer = csv.DictWriter(table, COLUMNS)
         writer.writeheader()
         writer.writerows(per_class(result))
 
 
-def per_image(result: Result) -> Iterator[dict[str, Any]]:
+def per_image(result: Result, pages: Mapping[Path, str]) -> Iterator[dict[str, Any]]:
     """What was found in each image, and how well; what was not measured is null."""
     predictions = result.predictions
     inter, union = cut_masks(predictions.questions, result.cut)
@@ -36,6 +42,7 @@ def per_image(result: Result) -> Iterator[dict[str, Any]]:
         asked = [at for at, question in enumerate(predictions.questions) if question.image == number]
         yield {
             "image": sample.path.name,
+            "page": pages.get(sample.path),
             "split": sample.split,
             "things": len(things),
             "regions": len(predictions.index.regions[number]),

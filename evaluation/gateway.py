@@ -35,18 +35,22 @@ class Gateway:
         url: Base URL.
         api_key: Where the gateway wants one; it needs the scope of collections.
         policy: Crop policy of the collection.
+        keep: Whether the collection stays when all is done.
 
     Raises:
         RegionSearchError: The gateway cannot be reached, or refuses.
     """
 
-    def __init__(self, url: str, api_key: str | None = None, policy: str = "blur") -> None:
+    def __init__(
+        self, url: str, api_key: str | None = None, policy: str = "blur", keep: bool = False
+    ) -> None:
         headers = {"X-API-Key": api_key} if api_key else {}
         self._client = httpx.Client(base_url=url, headers=headers, timeout=TIMEOUT_S, **http_options(url))
         self._url = url
         self._through = through(environment_proxy(url))
         self._collection = f"evaluation-{uuid.uuid4().hex[:12]}"
         self._policy = policy
+        self._keep = keep
         self._ids: dict[Path, tuple[str, list[str]]] = {}  # file -> image id and region ids
         self._watch = Stopwatch()
 
@@ -58,12 +62,18 @@ class Gateway:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            self._call("DELETE", f"/v1/collections/{self._collection}")
+            if not self._keep or error is not None:
+                self._call("DELETE", f"/v1/collections/{self._collection}")
         except RegionSearchError:
             if error is None:  # else what went wrong first is what is told
                 raise
         finally:
             self._client.close()
+
+    def pages(self) -> dict[Path, str]:
+        """Where each image is shown on the gateway's web page, with its things."""
+        root = f"{self._url.rstrip('/')}/?in={self._collection}&view="
+        return {path: root + image_id for path, (image_id, _) in self._ids.items()}
 
     def describe(self) -> dict[str, Any]:
         """See `evaluation.system.System`."""

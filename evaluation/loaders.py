@@ -1,10 +1,11 @@
-"""Reads data sets: COCO-style JSON (also LVIS's and the fixture's) and PASCAL VOC object masks."""
+"""Reads data sets: COCO-style JSON (also LVIS's and the fixture's) and PASCAL VOC, object masks or boxes."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 from typing import Any, cast
+from xml.etree import ElementTree
 
 import numpy as np
 from PIL import Image
@@ -30,7 +31,7 @@ def load(path: Path, images: Path | None = None) -> Dataset:
 
     Args:
         path: A COCO-style JSON file; a folder with one (`scenes.json` or the only *.json); or the root of
-            a PASCAL VOC year (with SegmentationObject/).
+            a PASCAL VOC year (with SegmentationObject/), or of boxes in its format (Annotations/*.xml).
         images: Folder of the images of a JSON file, if they are not next to it.
 
     Raises:
@@ -38,6 +39,8 @@ def load(path: Path, images: Path | None = None) -> Dataset:
     """
     if (path / "SegmentationObject").is_dir():
         return load_voc(path)
+    if (path / "Annotations").is_dir():
+        return load_voc_boxes(path)
     return load_coco(_annotation_file(path), images)
 
 
@@ -51,7 +54,7 @@ def _annotation_file(path: Path) -> Path:
         raise invalid(
             "data",
             f"{path} is not a data set: give a COCO-style JSON file, a folder with exactly one, "
-            "or a PASCAL VOC folder with SegmentationObject/",
+            "or a PASCAL VOC folder with SegmentationObject/ or Annotations/",
         )
     return found[0]
 
@@ -191,6 +194,65 @@ def _voc_sample(root: Path, name: str, split: Split) -> Sample:
         instances.append(Instance(category - 1, rle.encode(mask)))
     height, width = objects.shape
     return Sample(root / "JPEGImages" / f"{name}.jpg", height, width, split, tuple(instances))
+
+
+def load_voc_boxes(root: Path) -> Dataset:
+    """Reads boxes in PASCAL VOC's XML, as labelling tools write it: of ImageSets/Main/val.txt, else all.
+
+    A box is its filled rectangle. Objects marked as difficult count neither as present nor as absent.
+
+    Raises:
+        RegionSearchError: INVALID_ARGUMENT, naming what is missing or malformed.
+    """
+    listed = root / "ImageSets/Main/val.txt"
+    try:
+        if listed.is_file():
+            names = [line.split()[0] for line in listed.read_text().splitlines() if line.strip()]
+        else:
+            names = sorted(path.stem for path in (root / "Annotations").glob("*.xml"))
+        files = [root / "Annotations" / f"{name}.xml" for name in names]
+        trees = [ElementTree.parse(file).getroot() for file in files]  # noqa: S314  # the user's own files
+    except (OSError, ElementTree.ParseError) as error:
+        raise invalid("data", f"{root} is not a complete PASCAL VOC folder: {error}") from error
+    spoken = dict(zip((name.replace(" ", "") for name in VOC_CATEGORIES), VOC_CATEGORIES, strict=True))
+    found = {_text(one, "name") for tree in trees for one in tree.iter("object")}
+    categories = sorted(spoken.get(name, name.replace("_", " ")) for name in found)
+    number = {name: categories.index(spoken.get(name, name.replace("_", " "))) for name in found}
+    samples = []
+    for name, tree, split in zip(names, trees, alternate_splits(len(names)), strict=True):
+        try:
+            samples.append(_box_sample(root, name, tree, split, number))
+        except ValueError as error:
+            raise invalid("data", f"Annotations/{name}.xml is malformed: {error}") from error
+    return _checked(Dataset(root.name, tuple(categories), tuple(samples)), root)
+
+
+def _box_sample(
+    root: Path, name: str, tree: ElementTree.Element, split: Split, number: dict[str, int]
+) -> Sample:
+    height, width = int(_text(tree, "size/height")), int(_text(tree, "size/width"))
+    instances, difficult = [], set[int]()
+    for one in tree.iter("object"):
+        category = number[_text(one, "name")]
+        if one.findtext("difficult", "0").strip() == "1":
+            difficult.add(category)
+            continue
+        sides = ("xmin", "ymin", "xmax", "ymax")
+        left, top, right, bottom = (float(_text(one, f"bndbox/{side}")) for side in sides)
+        box = (left - 1, top - 1, right, bottom)  # VOC counts pixels from 1, and the last one is inside
+        instances.append(Instance(category, rle.rectangle(height, width, box)))
+    absent = tuple(sorted(set(number.values()) - difficult)) if difficult else None
+    file = tree.findtext("filename") or f"{name}.jpg"
+    places = (root / "JPEGImages" / file, root / file)
+    path = next((place for place in places if place.is_file()), places[0])
+    return Sample(path, height, width, split, tuple(instances), absent=absent)
+
+
+def _text(element: ElementTree.Element, path: str) -> str:
+    text = element.findtext(path)
+    if not text:
+        raise ValueError(f"{element.tag} has no {path}")
+    return text.strip()
 
 
 def _checked(dataset: Dataset, path: Path) -> Dataset:

@@ -49,11 +49,12 @@ GROUPS = {
 }
 
 
-def render(result: Result, panels: int = 12, names: int = 15) -> str:
+def render(result: Result, pages: Mapping[Path, str] | None = None, panels: int = 12, names: int = 15) -> str:
     """The whole page.
 
     Args:
         result: What is shown.
+        pages: Where an image's file is shown on a web page, which its panel links to.
         panels: Number of images shown, evenly spaced from the worst to the best.
         names: How many of the hardest and of the easiest names are listed.
     """
@@ -87,7 +88,13 @@ def render(result: Result, panels: int = 12, names: int = 15) -> str:
         comparisons=_comparisons(result, by_key),
         comparison_keys=COMPARED,
         legend=((RIGHT, "right"), (MISSED, "missed"), (EXTRA, "too much")),
-        panels=[panel(result.predictions, image, result.cut) for image in _spread(result, panels)],
+        panels=[
+            (
+                panel(result.predictions, image, result.cut),
+                (pages or {}).get(result.predictions.dataset.samples[image].path),
+            )
+            for image in _spread(result, panels)
+        ],
         hardest=ranked[:names],
         easiest=ranked[::-1][:names],
         facts={"seed": result.seed, "data": numbers["dataset"]["digest"], **_flat(result.system)},

@@ -19,6 +19,7 @@ from regionsearch.cli import (
     running,
     searching,
 )
+from regionsearch.cli.config import read_defaults
 from regionsearch.cli.terminal import never_fail, tell
 from regionsearch.errors import RegionSearchError
 
@@ -63,11 +64,13 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def root(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
     """Find any object in any image: by words, by an example, or by pointing at it."""
+    context.default_map = read_defaults(context.command)
 
 
 def main() -> None:

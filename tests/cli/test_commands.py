@@ -38,6 +38,30 @@ def test_errors_are_one_line_as_they_are(
     assert capsys.readouterr().err.splitlines() == [line]
 
 
+def test_defaults_come_from_a_file_and_options_go_first(
+    gateway: FakeGateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "config.toml"
+    monkeypatch.setenv("REGIONSEARCH_CLI_CONFIG", str(file))
+    monkeypatch.delenv("REGIONSEARCH_URL", raising=False)
+    file.write_text(f'url = "{gateway.http}"\ncollection = "holiday"\n')
+
+    def asked(*options: str) -> str:
+        result = CliRunner().invoke(app, ["images", "list", "-n", "1", *options])
+        assert result.exit_code == 0, result.exception
+        return gateway.requests[-1][1]
+
+    assert "/collections/holiday/" in asked()
+    assert "/collections/other/" in asked("-c", "other")
+    reindex = CliRunner().invoke(app, ["reindex"])
+    assert "Missing argument" in reindex.output, "what is done to a collection names it"
+    for text, problem in (("colection = 'x'", "colection is not one of"), ("url", "not a valid TOML file")):
+        file.write_text(text)
+        failed = CliRunner().invoke(app, ["images", "list"])
+        assert problem in str(failed.exception)
+        assert str(file) in str(failed.exception)
+
+
 def test_images_are_listed_with_their_ids_and_shown(gateway: FakeGateway) -> None:
     lines = run(gateway, "images", "list").stdout.splitlines()
     assert [line.split("\t")[0] for line in lines] == ["id", "a" * 64, "b" * 64, "c" * 64]

@@ -1,5 +1,7 @@
 """A gateway with the pocket models behind it reaches what the engines reach in this process."""
 
+from urllib.parse import parse_qs, urlsplit
+
 import httpx
 import pytest
 
@@ -24,6 +26,21 @@ def test_the_numbers_of_a_gateway_are_those_of_the_engines(stack):
     assert behind_url.system["embedder"]["weights_digest"] == in_process.system["embedder"]["sha256"]
     left = httpx.get(f"{stack.http}/v1/collections").json()["collections"]
     assert not any(one["name"].startswith("evaluation-") for one in left)
+
+
+def test_a_kept_collection_is_linked_to(stack, tmp_path):
+    """From the report and from each image's line to the image with its things on the page."""
+    data = load(FIXTURE).subset(1, seed=1)
+    with Gateway(stack.http, keep=True) as gateway:
+        gateway.proposals(data.samples[0])
+        (page,) = gateway.pages().values()
+    asked = parse_qs(urlsplit(page).query)
+    collection = f"{stack.http}/v1/collections/{asked['in'][0]}"
+    try:
+        found = httpx.get(f"{collection}/images/{asked['view'][0]}").json()
+        assert found["name"] == data.samples[0].path.name
+    finally:
+        httpx.delete(collection).raise_for_status()
 
 
 def test_an_address_without_a_gateway_is_named():

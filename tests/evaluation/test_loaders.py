@@ -139,6 +139,28 @@ def test_a_pascal_voc_folder_is_loaded(tmp_path):
         load_voc(tmp_path)
 
 
+def test_a_folder_of_voc_boxes_is_loaded(tmp_path):
+    """Without masks and without a list of images, as labelling tools leave it."""
+    for folder in ("Annotations", "JPEGImages"):
+        (tmp_path / folder).mkdir()
+    box = "<bndbox><xmin>2</xmin><ymin>3</ymin><xmax>5</xmax><ymax>4</ymax></bndbox>"
+    thing = "<object><name>{}</name><difficult>{}</difficult>" + box + "</object>"
+    for name, things in (("one", [("diningtable", 0)]), ("two", [("coffee_mug", 0), ("diningtable", 1)])):
+        Image.new("RGB", (12, 10)).save(tmp_path / f"JPEGImages/{name}.jpg")
+        objects = "".join(thing.format(*one) for one in things)
+        size = "<size><width>12</width><height>10</height></size>"
+        (tmp_path / f"Annotations/{name}.xml").write_text(f"<annotation>{size}{objects}</annotation>")
+    dataset = load(tmp_path)
+    assert dataset.categories == ("coffee mug", "dining table")
+    one, two = dataset.samples
+    assert [i.category for i in one.instances] == [1]
+    assert np.flatnonzero(rle.decode(one.instances[0].mask)).tolist() == [25, 26, 27, 28, 37, 38, 39, 40]
+    assert ([i.category for i in two.instances], two.absent) == ([0], (0,)), "a difficult one is left out"
+    (tmp_path / "Annotations/two.xml").write_text("<annotation><object><name>x</name></object></annotation>")
+    with pytest.raises(RegionSearchError, match=r"two\.xml is malformed: annotation has no size/height"):
+        load(tmp_path)
+
+
 def test_the_digest_follows_the_images_and_the_truth(world):
     assert world.digest() == world.digest()
     assert world.digest() != world.subset(5, seed=0).digest()

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from evaluation.baselines import GridSegmenter
+from evaluation.details import per_image
 from evaluation.figures import EXTRA, MISSED, RIGHT, paint, panel
 from evaluation.measures import HitThreshold
 from evaluation.report import render
@@ -24,6 +25,14 @@ def test_the_page_needs_nothing_but_itself(result):
     assert not re.search(r"(src|href)=\"(?!data:)", page)
     assert "@import" not in page
     assert page.count("data:image/webp;base64,") == 4 * 6
+
+
+def test_panels_link_to_the_page_of_their_image(world, result):
+    pages = {sample.path: f"http://host/?view={at}" for at, sample in enumerate(world.samples)}
+    page = render(result, pages)
+    assert set(re.findall(r'<a href="(.*?)"', page)) == set(pages.values())
+    (first, *_) = per_image(result, pages)
+    assert first["page"] == "http://host/?view=0"
 
 
 def test_the_page_has_every_number_and_its_origin(result):
