@@ -2,8 +2,8 @@
 
 Batching, priorities, fairness, admission, the choice of a replica and retries are the program's own objects;
 only devices and the gateway's CPU are models: a batch takes `batch_s` plus `item_s` for each item, a request
-occupies its gateway's CPU for its measured time. The searcher is not simulated. The same seed gives the same
-figures.
+occupies its gateway's CPU for its measured time. Network, decoding and the searcher are not simulated.
+The same seed gives the same figures.
 """
 
 from __future__ import annotations
