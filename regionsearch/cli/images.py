@@ -58,6 +58,7 @@ def list_images(
             for one in chosen:
                 typer.echo(one.model_dump_json())
             return
+        attribute = sort.partition("attributes.")[2]
         rows = [
             (
                 one.image_id,
@@ -65,10 +66,11 @@ def list_images(
                 f"{one.width} × {one.height}",
                 str(one.region_count),
                 ", ".join(one.tags),
+                *([one.attributes.get(attribute, "")] if attribute else []),
             )
             for one in chosen
         ]
-    print_table(("id", "name", "size", "regions", "tags"), rows)
+    print_table(("id", "name", "size", "regions", "tags", *([attribute] if attribute else [])), rows)
 
 
 @app.command("show")

@@ -21,6 +21,7 @@ from regionsearch.cli.terminal import (
     connect,
     console,
     errors,
+    of_file,
     tell,
 )
 from regionsearch.errors import RegionSearchError
@@ -188,4 +189,4 @@ def summarise(files: Sequence[Path], results: Sequence[IngestResult]) -> None:
     console.print(counts_of(results), highlight=False, soft_wrap=True)
     for path, result in zip(files, results, strict=True):
         if result.error is not None:
-            tell(f"failed: {path}: {result.error.detail}", style="red")
+            tell(f"failed: {of_file(path, result.error.detail)}", style="red")

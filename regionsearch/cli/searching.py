@@ -21,6 +21,7 @@ from regionsearch.cli.terminal import (
     check_target,
     connect,
     console,
+    of_file,
     print_table,
     tell,
     write_file,
@@ -273,7 +274,7 @@ def naming(path: Path | None) -> Iterator[None]:
         yield
     except RegionSearchError as error:
         if path is not None and error.field and "image" in error.field and str(path) not in error.message:
-            error.message = f"{path}: {error.message}"
+            error.message = of_file(path, error.message)
         raise
 
 

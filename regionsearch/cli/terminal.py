@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -26,6 +27,8 @@ ApiKey = Annotated[str | None, typer.Option("--api-key", envvar="REGIONSEARCH_AP
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 CollectionName = Annotated[str, typer.Option("--collection", "-c", help="Collection.")]
 
+_IMAGE_FIELD = re.compile(r"[\w.\[\]]*\bimage(\.encoded)? (?=is |has |would )")
+
 URL = defaults.URL
 COLLECTION = defaults.COLLECTION
 
@@ -47,6 +50,12 @@ errors = Console(stderr=True)
 def tell(text: str, style: str | None = None) -> None:
     """Prints a note to stderr, without markup or line breaks, so that it can be copied."""
     errors.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+
+
+def of_file(path: Path, message: str) -> str:
+    """An error's message about a file that was sent: its path in place of the request's field."""
+    found = _IMAGE_FIELD.match(message)
+    return f"{path} {message[found.end() :]}" if found else f"{path}: {message}"
 
 
 def print_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

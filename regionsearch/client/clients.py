@@ -66,11 +66,13 @@ class Client(Methods):
         self.close()
 
     def close(self) -> None:
-        """Closes the connections."""
+        """Closes the connections; every later call is FAILED_PRECONDITION."""
+        self._closed = True
         self._transport.close()
 
     def send(self, operation: Operation[T]) -> T:
         """Sends an operation and waits for its result."""
+        self._check_open()
         return self._transport.send(operation)
 
     def ingest(
@@ -131,6 +133,7 @@ class Client(Methods):
                 row have failed; UNIMPLEMENTED over HTTP.
         """
         wanted = Import(collection, tags, attributes, everything, resend=resend)
+        self._check_open()
         return self._transport.ingest(wanted.stream(self, several(sources)))
 
     def collections(self) -> tuple[Collection, ...]:
@@ -232,11 +235,13 @@ class AsyncClient(Methods):
         await self.close()
 
     async def close(self) -> None:
-        """Closes the connections."""
+        """Closes the connections; every later call is FAILED_PRECONDITION."""
+        self._closed = True
         await self._transport.close()
 
     async def send(self, operation: Operation[T]) -> T:
         """Sends an operation and awaits its result."""
+        self._check_open()
         return await self._transport.send(operation)
 
     async def ingest(
@@ -268,6 +273,7 @@ class AsyncClient(Methods):
         """Adds images over one gRPC stream; see `Client.ingest_stream`. Call it on the event loop."""
         wanted = Import(collection, tags, attributes, everything, resend=resend)
         client = OnLoop(self, asyncio.get_running_loop())
+        self._check_open()
         return self._transport.ingest(wanted.stream(client, several(sources)))
 
     async def collections(self) -> tuple[Collection, ...]:

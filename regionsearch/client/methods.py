@@ -13,6 +13,7 @@ from regionsearch import defaults
 from regionsearch.client.operations import collections, images, queries, scrolls
 from regionsearch.client.operations.base import Operation
 from regionsearch.client.transports import Address
+from regionsearch.errors import Kind, RegionSearchError
 
 if TYPE_CHECKING:
     from regionsearch.client.clients import AsyncClient, Client
@@ -95,7 +96,15 @@ class Methods(ABC):
         ca: Path | None = None,
     ) -> None:
         self.url = url
+        self._closed = False
         self._connect(Address(url, api_key, timeout_s, retries, ca))
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.url}{' (closed)' if self._closed else ''}>"
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise RegionSearchError(Kind.FAILED_PRECONDITION, "the client is closed; make another one")
 
     @abstractmethod
     def _connect(self, address: Address) -> None:

@@ -49,7 +49,7 @@ def test_defaults_come_from_a_file_and_options_go_first(
     def asked(*options: str) -> str:
         result = CliRunner().invoke(app, ["images", "list", "-n", "1", *options])
         assert result.exit_code == 0, result.exception
-        return gateway.requests[-1][1]
+        return str(gateway.requests[-1][1])
 
     assert "/collections/holiday/" in asked()
     assert "/collections/other/" in asked("-c", "other")

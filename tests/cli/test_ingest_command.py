@@ -39,7 +39,7 @@ def test_ingest_tells_each_failure_and_ends_with_1(gateway: FakeGateway, folder:
     result = run(gateway, "ingest", folder)
     assert result.exit_code == 1
     assert "2 added with 2 regions, 0 there already, 1 failed" in result.output
-    assert f"failed: {folder / 'broken.png'}: image is not an image" in result.output
+    assert f"failed: {folder / 'broken.png'} is not an image" in result.output
 
 
 def test_ingest_of_nothing_is_an_error(gateway: FakeGateway, folder: Path) -> None:

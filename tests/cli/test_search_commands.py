@@ -104,6 +104,11 @@ def test_errors_name_the_file(gateway: FakeGateway, folder: Path) -> None:
     assert str(result.exception) == "not an image"
     assert isinstance(result.exception, RegionSearchError)
     assert result.exception.message == f"{folder / 'notes.txt'}: not an image"
+    field = "query.image.encoded"
+    gateway.failures = [RegionSearchError(Kind.UNSUPPORTED_IMAGE, f"{field} is not an image", field=field)]
+    result = run(gateway, "search", "--image", folder / "notes.txt")
+    assert isinstance(result.exception, RegionSearchError)
+    assert result.exception.message == f"{folder / 'notes.txt'} is not an image"
 
 
 def test_search_needs_something_to_look_for(gateway: FakeGateway) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Callable
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from regionsearch import Client
+from regionsearch import AsyncClient, Client
 from regionsearch.client import NegativeExample
 from regionsearch.client.transports import error_of
 from regionsearch.errors import Kind, RegionSearchError, overloaded
@@ -141,3 +142,27 @@ def test_names_cannot_leave_their_place_in_the_path(gateway: FakeGateway) -> Non
     with Client(gateway.http) as client:
         client.delete_image("../../x?y#z", "a/b")
     assert gateway.requests[-1][1] == "/v1/collections/a%2Fb/images/..%2F..%2Fx%3Fy%23z"
+
+
+@pytest.mark.parametrize("scheme", ["http", "grpc"])
+def test_a_closed_client_says_so(gateway: FakeGateway, scheme: str) -> None:
+    address = gateway.http if scheme == "http" else gateway.grpc
+    with Client(address) as client:
+        assert repr(client) == f"<Client {address}>"
+    assert repr(client) == f"<Client {address} (closed)>"
+    calls: list[Callable[[], object]] = [
+        lambda: client.search("x"),
+        lambda: client.ingest(b"x"),
+        lambda: list(client.ingest_stream([b"x"])),
+    ]
+    for call in calls:
+        with pytest.raises(RegionSearchError, match="is closed"):
+            call()
+
+    async def asked() -> None:
+        async with AsyncClient(address) as later:
+            pass
+        await later.search("x")
+
+    with pytest.raises(RegionSearchError, match="is closed"):
+        asyncio.run(asked())

@@ -12,6 +12,7 @@ from google.protobuf.message import Message
 from regionsearch.client import NegativeExample
 from regionsearch.client.operations import collections, images, queries, scrolls
 from regionsearch.client.operations.base import Operation
+from regionsearch.errors import RegionSearchError
 from regionsearch.schemas.requests.inference import EverythingOptions
 from regionsearch.schemas.requests.records import (
     BinaryCodesBody,
@@ -193,3 +194,20 @@ def test_a_mistake_is_named_by_its_field_before_anything_is_sent() -> None:
     with pytest.raises(Exception, match=r"query\.points\[1\]\.x: .*finite") as caught:
         queries.search("mug", image=b"x", points=[(1, 2), (float("nan"), 2)]).request()
     assert getattr(caught.value, "field", None) == "query.points[1].x"
+
+
+@pytest.mark.parametrize(
+    ("given", "read"),
+    [
+        ("2024-05-01", "2024-05-01T00:00:00Z"),
+        ("2024-05-01 12:30", "2024-05-01T12:30:00Z"),
+        ("2024-05-01T12:30:05.25", "2024-05-01T12:30:05.250Z"),
+        ("2024-05-01T12:30:05+02:00", "2024-05-01T10:30:05Z"),
+    ],
+)
+def test_times_are_days_too_and_utc_unless_they_say_otherwise(given: str, read: str) -> None:
+    test = {"attribute": "taken_at", "time": {"gte": given}}
+    body = SearchBody.read({"query": {"text": "x"}, "filter": {"conditions": [test]}})
+    assert body.to_proto("c").filter.conditions[0].time.gte.ToJsonString() == read
+    with pytest.raises(RegionSearchError, match="is not a time such as"):
+        SearchBody.read({"query": {"text": "x"}, "filter": {"created_after": "2024-13-01"}})

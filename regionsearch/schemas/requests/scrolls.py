@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, PlainSerializer, WithJsonSchema, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, WithJsonSchema, model_validator
 
 from regionsearch.schemas.requests.records import Page
 from regionsearch.schemas.requests.searches import LEVELS, FilterBody, Includes, Level
@@ -28,7 +29,20 @@ JsonFilter = Annotated[
 ]
 
 
-ImageOrder = Annotated[str, Field(max_length=4107, pattern=r"^(created_at|name|attributes\.[^\u0000]+)$")]
+_ORDER = r"^(created_at|name|attributes\.[^\u0000]+)$"
+
+
+def _an_order(text: str) -> str:
+    if not re.match(_ORDER, text):
+        raise ValueError(
+            f'images are in the order of "created_at", "name" or "attributes.NAME", not of {text!r}'
+        )
+    return text
+
+
+ImageOrder = Annotated[
+    str, Field(max_length=4107, json_schema_extra={"pattern": _ORDER}), AfterValidator(_an_order)
+]
 """What a list of images is in the order of."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 from google.protobuf import json_format
@@ -46,8 +47,20 @@ Includes = Annotated[list[Include], Field(max_length=8, fail_fast=True)]
 Bound = Annotated[FiniteFloat, Field(ge=-1e300, le=1e300)]
 
 
+_NO_OFFSET = re.compile(r"(\d{4}-\d\d-\d\d)(?:[Tt ](\d\d:\d\d)(:\d\d(?:\.\d+)?)?)?", re.ASCII)
+
+
 def _a_time(text: str) -> str:
-    Timestamp().FromJsonString(text)  # raises ValueError
+    """A time after RFC 3339. A day is its beginning, and without an offset it is UTC, as in stored values."""
+    if found := _NO_OFFSET.fullmatch(text):
+        day, minute, rest = found.groups()
+        text = f"{day}T{minute or '00:00'}{rest or ':00'}Z"
+    try:
+        Timestamp().FromJsonString(text)
+    except ValueError:
+        raise ValueError(
+            f"{text!r} is not a time such as 2024-05-01T12:00:00Z, or a day such as 2024-05-01"
+        ) from None
     return text
 
 
