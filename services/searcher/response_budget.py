@@ -6,6 +6,7 @@ import math
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from itertools import chain
 
 from regionsearch.errors import overloaded, too_large
 from services.searcher.types import Record, StoredImage
@@ -151,13 +152,11 @@ def _image_bytes(image: StoredImage) -> int:
 
 
 def _bytes_of(*texts: str) -> int:
-    return sum(len(text.encode()) + _TEXT_BYTES for text in texts)
+    return sum(map(len, map(str.encode, texts))) + _TEXT_BYTES * len(texts)
 
 
 def _texts(attributes: Mapping[str, str]) -> Iterator[str]:
-    for name, value in attributes.items():
-        yield name
-        yield value
+    return chain.from_iterable(attributes.items())
 
 
 UNLIMITED = ResponseBudget(math.inf)

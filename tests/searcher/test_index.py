@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 
+from services.searcher.embedded import faiss_compat
+from services.searcher.embedded.index import nearest
 from services.searcher.embedded.index.approximate import IvfSegment, build_ivf
 from services.searcher.embedded.index.binary import Codec, CodeSegment, build_codes, train_codec
 from services.searcher.embedded.index.compaction import CompactionInput
@@ -162,7 +166,24 @@ def test_best_includes_all_ties_with_the_last(total, count) -> None:
     assert set(rows.tolist()) == set(np.flatnonzero(scores >= floor).tolist())
 
 
-def test_selective_requests_for_the_same_rows_copy_them_once(segments) -> None:
+@pytest.mark.parametrize("queries", [1, 3, 4, 40])
+def test_products_with_some_of_the_vectors_are_right_for_any_number_of_queries_and_threads(
+    queries, monkeypatch
+) -> None:
+    rng = np.random.default_rng(queries)
+    vectors = rng.standard_normal((20_000, 48), dtype=np.float32)
+    asked = rng.standard_normal((queries, 48), dtype=np.float32)
+    monkeypatch.setattr(faiss_compat, "_MULTIPLICATIONS", 1)
+    monkeypatch.setattr(faiss_compat, "_ROWS", 1000)
+    with ThreadPoolExecutor(2) as two:
+        for pool in (None, two):
+            monkeypatch.setattr(faiss_compat, "_pool", pool)
+            for rows in (np.empty(0, np.intp), np.array([7]), np.flatnonzero(rng.random(len(vectors)) < 0.5)):
+                found = faiss_compat.product_of(asked, vectors, rows)
+                assert np.allclose(found, asked @ vectors[rows].T, atol=1e-4)
+
+
+def test_selective_requests_for_the_same_rows_read_them_once(segments, monkeypatch) -> None:
     segment = flat_segment(segments["flat"].vectors)
     mask = np.random.default_rng(3).random(ROWS) < 0.02
     other = np.random.default_rng(4).random(ROWS) < 0.02
@@ -172,15 +193,19 @@ def test_selective_requests_for_the_same_rows_copy_them_once(segments) -> None:
         for i, chosen, count in ((0, mask, 1), (2, other, 5), (4, mask, 20))
     ]
     alone = [segment.nearest([request])[0] for request in requests]
-    copied: list[int] = []
-    gather = segment.gather
-    segment.gather = lambda rows: copied.append(len(rows)) or gather(rows)
+    read: list[int] = []
+    product_of = nearest.product_of
+    monkeypatch.setattr(
+        nearest,
+        "product_of",
+        lambda asked, vectors, rows: read.append(len(rows)) or product_of(asked, vectors, rows),
+    )
     for request, one, answers in zip(requests, alone, segment.nearest(requests), strict=True):
         for (rows, _), (found, scores) in zip(one, answers, strict=True):
             assert request.mask[found].all()
             assert set(rows.tolist()) <= set(found.tolist())
             assert len(found) == len(scores)
-    assert sorted(copied) == sorted([int(mask.sum()), int(other.sum())])
+    assert sorted(read) == sorted([int(mask.sum()), int(other.sum())])
 
 
 def test_a_count_beyond_the_gpu_limit_is_still_exact(segments) -> None:

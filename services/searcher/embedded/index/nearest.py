@@ -7,7 +7,7 @@ from itertools import islice
 
 import numpy as np
 
-from services.searcher.embedded.faiss_compat import product
+from services.searcher.embedded.faiss_compat import product, product_of
 from services.searcher.embedded.index.columns import Columns, Positions
 from services.searcher.embedded.index.segments import CHUNK_ROWS, IndexSegment, Neighbors, SegmentQuery
 from services.searcher.embedded.rows import RowIds, Rows
@@ -109,15 +109,18 @@ def nearest_of(
     segment: IndexSegment, rows: Positions, queries: Vectors, request: SegmentQuery, count: int
 ) -> list[Neighbors]:
     """The exact best `count` of some rows for each query, with what ties."""
-    step = max(_LEAST_BLOCK, len(queries) * _BLOCK // queries.shape[1])
-    scores = np.concatenate(
-        [np.empty((len(queries), 0), np.float32)]
-        + [
-            product(queries, segment.gather(rows[start : start + step]))
-            for start in range(0, len(rows), step)
-        ],
-        axis=1,
-    )
+    if isinstance(segment, FlatSegment):
+        scores = product_of(queries, segment.vectors, rows)
+    else:
+        step = max(_LEAST_BLOCK, len(queries) * _BLOCK // queries.shape[1])
+        scores = np.concatenate(
+            [np.empty((len(queries), 0), np.float32)]
+            + [
+                product(queries, segment.gather(rows[start : start + step]))
+                for start in range(0, len(rows), step)
+            ],
+            axis=1,
+        )
     scores *= segment.columns.scale[rows]
     found = chosen(scores, segment.columns, rows, request, count)
     return [(rows[places], row[places]) for row, places in zip(scores, found, strict=True)]

@@ -19,13 +19,15 @@ from services.searcher.embedded.index.vector_index import Part, VectorQuery
 from services.searcher.embedded.open_collections import OpenCollection
 from services.searcher.embedded.queries.filter_compiler import select_rows
 from services.searcher.embedded.queries.tie_order import MANY, IdOrder
-from services.searcher.embedded.store import lookups
+from services.searcher.embedded.store import lookups, reads
 from services.searcher.embedded.store.database import Database
+from services.searcher.embedded.store.reads import HitRow
 from services.searcher.queries import Query
 from services.searcher.ranking import first_count
 from services.searcher.types import Level, Vectors
 
 _BLOCK = 4096
+_MORE_ROWS = 32  # than the hits of a page whose ids its order needs, if there are no ties
 
 
 class IndexSource:
@@ -45,6 +47,7 @@ class IndexSource:
     Attributes:
         ahead: See `CandidateSource`.
         approximate: Whether better records may exist than are found.
+        rows: Rows that were read for their ids, by key; without masks.
     """
 
     def __init__(
@@ -61,6 +64,7 @@ class IndexSource:
         self._search = search
         self._opened = collection
         self._query = query
+        self.rows: dict[int, HitRow] = {}
         self._order = IdOrder(database, collection.rowid)
         self._against = np.concatenate([query.vectors, query.negatives])
         # Negatives are compared among the nearest records; a cutoff needs the best one.
@@ -118,8 +122,14 @@ class IndexSource:
 
     def public_ids(self, keys: Iterable[int]) -> dict[int, tuple[str, str]]:
         """See `CandidateSource`."""
+        wanted = list(keys)
         with self._database.reading() as connection:
-            return lookups.public_ids(connection, keys)
+            if len(wanted) > self._query.limit + _MORE_ROWS or self._query.include_masks:
+                return lookups.public_ids(connection, wanted)
+            # Most of them are hits: their rows are read once, with all that is shown of them.
+            missing = [key for key in wanted if key not in self.rows]
+            self.rows.update((row.key, row) for row in reads.hit_rows(connection, missing, masks=False))
+        return {key: self.rows[key].public_ids for key in wanted}
 
     def _submit(self, count: int) -> Future[list[Part]]:
         query = self._query

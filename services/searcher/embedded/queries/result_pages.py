@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from services.searcher.embedded.open_collections import OpenCollection
 from services.searcher.embedded.queries.candidate_source import IndexSource
 from services.searcher.embedded.store import lookups, reads
 from services.searcher.embedded.store.database import Database
+from services.searcher.embedded.store.reads import HitRow
 from services.searcher.queries import BEGINNING, Hit, Page, Query
 from services.searcher.ranking import Ranked
 from services.searcher.response_budget import ResponseBudget
@@ -60,16 +62,17 @@ def _page(
     wanted = [r.key for found in ranked for r in (found, found.best_region) if r is not None]
     described: Described = {}
     refusal: RegionSearchError | None = None
-    with database.reading() as connection:
-        try:
-            for key, row in reads.described(connection, wanted, masks=query.include_masks):
-                if row is not None:
-                    row = row[0], budget.shown(row[1])
-                    budget.take_record(row[0])
-                    budget.take_image(row[1])
-                described[key] = row
-        except RegionSearchError as error:
-            refusal = error
+    try:
+        with contextlib.closing(_rows(database, source, wanted, masks=query.include_masks)) as rows:
+            for row in rows:
+                description = row.described()
+                if description is not None:
+                    description = description[0], budget.shown(description[1])
+                    budget.take_record(description[0])
+                    budget.take_image(description[1])
+                described[row.key] = description
+    except RegionSearchError as error:
+        refusal = error
     if refusal is None:
         described = {**dict.fromkeys(wanted), **described}  # without its image a record is damaged too
     fitting = list(itertools.takewhile(lambda found: _is_in(found, described), ranked))
@@ -85,6 +88,17 @@ def _page(
         after, shown = BEGINNING, tuple(found.key for found in fitting)
     more = more or len(fitting) < len(ranked)
     return Page(tuple(hits), seq, more, after=after, shown=shown if more else ())
+
+
+def _rows(
+    database: Database, source: IndexSource, keys: Sequence[int], *, masks: bool
+) -> Generator[HitRow, None, None]:
+    """The rows of some keys, in that order; read one by one, unless the source has them already."""
+    if all(key in source.rows for key in keys):
+        yield from (source.rows[key] for key in keys)
+        return
+    with database.reading() as connection:
+        yield from reads.hit_rows(connection, keys, masks=masks)
 
 
 def records(

@@ -105,18 +105,19 @@ def scroll(
         last: Place | None = None
         refusal: RegionSearchError | None = None
         keys = [key for key, _ in places[: asked.limit]]
-        described = reads.described(connection, keys, masks=asked.include_masks)
+        rows = reads.hit_rows(connection, keys, masks=asked.include_masks)
         try:
-            for (key, place), (_, row) in zip(places, described, strict=False):
-                if row is not None:
-                    budget.take_record(row[0])
+            for (key, place), row in zip(places, rows, strict=False):
+                if (described := row.described()) is not None:
+                    record, image = described
+                    budget.take_record(record)
                     if asked.include_vectors:
                         budget.take(collection.spec.model.dimension * _VECTOR_ITEM)
-                    if row[1].image_id not in images:
-                        shown = budget.shown(row[1])
+                    if image.image_id not in images:
+                        shown = budget.shown(image)
                         budget.take_image(shown)
                         images[shown.image_id] = shown
-                    records.append((key, row[0]))
+                    records.append((key, record))
                 last = place
         except RegionSearchError as error:
             if error.kind is not Kind.TOO_LARGE or not records:

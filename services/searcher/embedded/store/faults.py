@@ -20,6 +20,7 @@ from regionsearch.errors import Kind, RegionSearchError
 
 Value = int | float | str | bytes | None
 
+_NAMES = {kind: kind.__name__.encode() for kind in (int, float, str, bytes, type(None))}
 _INDEXED = struct.Struct("<qqqqqddq")
 _BOX = struct.Struct("<4d")
 
@@ -33,8 +34,7 @@ def of_values(*values: Value) -> int:
     parts: list[bytes] = []
     for value in values:
         data = value if isinstance(value, bytes) else str(value).encode()
-        parts.append(b"%s%d:" % (type(value).__name__.encode(), len(data)))
-        parts.append(data)
+        parts.append(b"%s%d:%s" % (_NAMES[type(value)], len(data), data))
     return zlib.crc32(b"".join(parts))
 
 

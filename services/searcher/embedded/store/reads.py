@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ _RECORD = (
     " r.stability_score, r.added, r.record_id, r.x_min, r.y_min, r.x_max, r.y_max, r.attributes, i.image_id"
 )
 _MASK = "r.mask_checksum, r.mask_height, r.mask_width, r.mask"
+_EMPTY: dict[type, str] = {list: "[]", dict: "{}"}
 _COPIED_ROWS = 2000  # about, of one write
 _NO_MASK = "NULL, NULL, NULL, NULL"
 _log = structlog.get_logger(__name__)
@@ -137,24 +139,41 @@ def records(
     return found
 
 
-def described(
-    connection: sqlite3.Connection, record_rowids: Iterable[int], *, masks: bool
-) -> Iterator[tuple[int, tuple[Record, StoredImage] | None]]:
-    """Each rowid with its record and image, in the given order; None where a row is damaged.
+@dataclass(frozen=True, slots=True)
+class HitRow:
+    """A record and its image as they are stored, not yet checked."""
 
-    That is reported: one damaged row does not hide the others.
-    """
+    values: Sequence[Any]
+
+    @property
+    def key(self) -> int:
+        """The record's rowid."""
+        return int(self.values[3])
+
+    @property
+    def public_ids(self) -> tuple[str, str]:
+        """Image id and record id."""
+        return self.values[16], self.values[10]
+
+    def described(self) -> tuple[Record, StoredImage] | None:
+        """Both; None where they are damaged, which is reported: one damaged row does not hide the others."""
+        try:
+            return _record(self.values[:21]), _image(self.values[21:])
+        except faults.DamagedRowError as error:
+            report_damage(error)
+            return None
+
+
+def hit_rows(
+    connection: sqlite3.Connection, record_rowids: Iterable[int], *, masks: bool
+) -> Iterator[HitRow]:
+    """Records with their images, in the given order."""
     rows = connection.execute(
         f"SELECT {_RECORD}, {_MASK if masks else _NO_MASK}, {_IMAGE} FROM json_each(?) k"  # noqa: S608
         " CROSS JOIN record r ON r.key = k.value CROSS JOIN image i ON i.ordinal = r.image ORDER BY k.key",
         (json_array(record_rowids),),
     )
-    for row in rows:
-        try:
-            yield row[3], (_record(row[:21]), _image(row[21:]))
-        except faults.DamagedRowError as error:
-            report_damage(error)
-            yield row[3], None
+    return map(HitRow, rows)
 
 
 def images(
@@ -313,6 +332,8 @@ def _record(row: Sequence[Any]) -> Record:
 
 def _decoded(text: str, kind: type, what: str) -> Any:
     """A JSON value of a kind; only a row older than checksums can hold anything else unnoticed."""
+    if text == _EMPTY[kind]:
+        return kind()
     try:
         value = json.loads(text)
         if "\\ud" in text:  # halves of characters cannot be sent; together they are emoji, for one
