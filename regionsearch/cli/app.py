@@ -18,6 +18,7 @@ from regionsearch.cli import (
     models,
     running,
     searching,
+    snapshots,
 )
 from regionsearch.cli.config import read_defaults
 from regionsearch.cli.terminal import never_fail, tell
@@ -54,6 +55,7 @@ app.command(
 app.add_typer(images.app, name="images")
 app.add_typer(managing.collections_app, name="collections")
 app.add_typer(models.app, name="models")
+app.add_typer(snapshots.app, name="snapshots")
 
 
 def _version(wanted: bool) -> None:
