@@ -48,27 +48,29 @@ def _unit(vectors: Any) -> Vectors:
     return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), np.float32)
 
 
-def _rows(count: int, seed: int) -> Vectors:
+def clustered_rows(
+    count: int, seed: int, dimension: int = _DIMENSION, directions: int = _DIRECTIONS
+) -> Vectors:
     """Rows in clusters, with most of their variance in few directions and none in half of them, as images."""
     fixed, rng = np.random.default_rng(7), np.random.default_rng(seed)
-    axes, _ = np.linalg.qr(fixed.standard_normal((_DIMENSION // 2, _DIRECTIONS)))
-    centres = _unit(fixed.standard_normal((1000, _DIRECTIONS), np.float32))
+    axes, _ = np.linalg.qr(fixed.standard_normal((dimension // 2, directions)))
+    centres = _unit(fixed.standard_normal((1000, directions), np.float32))
     near = centres[rng.integers(0, len(centres), count)]
     near = _unit(near + 0.8 * _unit(rng.standard_normal(near.shape, np.float32)))
-    found = np.zeros((count, _DIMENSION), np.float32)
-    noise = _unit(rng.standard_normal((count, _DIMENSION // 2), np.float32))
-    found[:, : _DIMENSION // 2] = near @ axes.T.astype(np.float32) + 0.3 * noise
+    found = np.zeros((count, dimension), np.float32)
+    noise = _unit(rng.standard_normal((count, dimension // 2), np.float32))
+    found[:, : dimension // 2] = near @ axes.T.astype(np.float32) + 0.3 * noise
     return _unit(found).astype(np.float16).astype(np.float32)
 
 
-def _queries(kind: str, rows: Vectors) -> Vectors:
+def queries_for(kind: str, rows: Vectors) -> Vectors:
     """Regions are rows with noise; words are blends of rows, with a large part that no row has."""
     rng = np.random.default_rng(5)
-    noise = _unit(rng.standard_normal((_QUERIES, _DIMENSION)))
+    noise = _unit(rng.standard_normal((_QUERIES, rows.shape[1])))
     if kind == "regions":
         return _unit(rows[rng.integers(0, len(rows), _QUERIES)] + 0.75 * noise)
     blends = _unit(rows[rng.integers(0, len(rows), (_QUERIES, 4))].sum(axis=1))
-    apart = np.zeros(_DIMENSION)
+    apart = np.zeros(rows.shape[1])
     apart[-8:] = 1.0 / np.sqrt(8)
     return _unit(blends + 0.6 * noise + 1.5 * apart)
 
@@ -111,7 +113,7 @@ def _bench() -> _Bench:
     area = np.random.default_rng(3).permutation(count)
     some: list[Vectors] = []
     for start in range(0, count, _BATCH):
-        vectors = _rows(min(_BATCH, count - start), start)
+        vectors = clustered_rows(min(_BATCH, count - start), start)
         some.append(vectors[: 50_000 // (1 + count // _BATCH)])
         flat.add(vectors)
         number = np.arange(start, start + len(vectors))
@@ -125,7 +127,7 @@ def _bench() -> _Bench:
             sources, build = plan
             index.replace(sources, [build(CompactionInput(sources, 0))])
     kept = np.concatenate(some)
-    made = _Bench(index, flat, {kind: _queries(kind, kept) for kind in ("words", "regions")}, area)
+    made = _Bench(index, flat, {kind: queries_for(kind, kept) for kind in ("words", "regions")}, area)
     for queries in made.queries.values():  # live queries, and what maintenance does of them
         live = _unit(queries + 0.05 * np.random.default_rng(1).standard_normal(queries.shape))
         index.live.note(live, flat.search(live, 1)[0][:, 0])

@@ -37,11 +37,12 @@ from benchmarks.searcher_rig import (
     process,
     request,
     scaled,
+    served,
     throughput,
     write,
 )
 from regionsearch.tensors import tensor_to_proto
-from regionsearch.v1 import search_pb2
+from regionsearch.v1 import search_pb2, search_pb2_grpc
 from services.searcher.embedded.engine import EmbeddedEngine
 from services.searcher.embedded.faiss_compat import faiss, selector
 from services.searcher.embedded.index.approximate import ApproximateSegment, build_ivf
@@ -106,23 +107,7 @@ def during_writes() -> Iterator[Pair]:
 
             def writer() -> None:
                 while not stop.wait(0.3):
-                    number = next(turn)
-                    stub.Upsert(
-                        search_pb2.UpsertRequest(
-                            collection="c",
-                            model=MODEL_INFO,
-                            images=[search_pb2.StoredImage(image_id=f"new{number}")],
-                            records=[
-                                search_pb2.Record(
-                                    record_id=f"new{number}-{row}",
-                                    image_id=f"new{number}",
-                                    level=search_pb2.LEVEL_REGION,
-                                )
-                                for row in range(REGIONS)
-                            ],
-                            vectors=tensor_to_proto(fresh),
-                        )
-                    )
+                    stub.Upsert(new_image(next(turn), fresh))
 
             thread = threading.Thread(target=writer)
             thread.start()
@@ -133,6 +118,49 @@ def during_writes() -> Iterator[Pair]:
                 thread.join()
 
         yield Pair(written, p50)
+
+
+@contextlib.contextmanager
+def replication_lag() -> Iterator[Pair]:
+    """Median time from the acknowledgement of a write until a read replica shows it, against its writer."""
+    with (
+        filled(scaled(100_000)) as (folder, _),
+        tempfile.TemporaryDirectory() as copy,
+        served(folder) as (writer, address),
+        process(Path(copy), follow=address) as replica,
+    ):
+        turn, fresh = iter(range(10_000_000)), clustered(REGIONS, seed=97)
+        query = clustered(1, seed=98)[0]
+
+        def seen(stub: search_pb2_grpc.SearchServiceStub) -> Measure:
+            def measure() -> float:
+                times = []
+                for _ in range(50):
+                    seq = writer.Upsert(new_image(next(turn), fresh)).seq
+                    begin = time.perf_counter()
+                    stub.Search(request(query, min_seq=seq))
+                    times.append(time.perf_counter() - begin)
+                return 1000 * statistics.median(times)
+
+            return measure
+
+        yield Pair(seen(replica), seen(writer))
+
+
+def new_image(number: int, vectors: Vectors) -> search_pb2.UpsertRequest:
+    """An image of 50 regions that is not there yet."""
+    return search_pb2.UpsertRequest(
+        collection="c",
+        model=MODEL_INFO,
+        images=[search_pb2.StoredImage(image_id=f"new{number}")],
+        records=[
+            search_pb2.Record(
+                record_id=f"new{number}-{row}", image_id=f"new{number}", level=search_pb2.LEVEL_REGION
+            )
+            for row in range(REGIONS)
+        ],
+        vectors=tensor_to_proto(vectors),
+    )
 
 
 def write_rate(callers: int) -> Callable[[], Any]:
@@ -268,6 +296,7 @@ def _against_faiss() -> list[Case]:
 def _alone() -> list[Case]:
     return [
         Case("p50 during writes / alone", "ms", during_writes, target=1 / 1.5),
+        Case("write seen on a read replica / on its writer", "ms", replication_lag, slow=True),
         Case("writes of 8 callers / of one", "vectors/s", write_rate(8), better="higher"),
         _slow_recall("recall@10 of IVF at 131k", prepare=recall_of("ivf")),
         _slow_recall("recall@10 of 256-bit codes at 131k", prepare=recall_of("codes")),

@@ -91,14 +91,22 @@ def filled(count: int) -> Iterator[tuple[Path, Vectors]]:
 
 
 @contextlib.contextmanager
-def process(folder: Path) -> Iterator[search_pb2_grpc.SearchServiceStub]:
-    """The searcher as a process of its own."""
-    settings = {"embedded__folder": folder, "drain_delay_s": 0}
+def process(folder: Path, follow: str = "") -> Iterator[search_pb2_grpc.SearchServiceStub]:
+    """The searcher as a process of its own; with an address, the read replica of the searcher there."""
+    with served(folder, follow) as (stub, _):
+        yield stub
+
+
+@contextlib.contextmanager
+def served(folder: Path, follow: str = "") -> Iterator[tuple[search_pb2_grpc.SearchServiceStub, str]]:
+    """The same, with its address."""
+    settings = {"embedded__folder": folder, "drain_delay_s": 0, "follow": follow}
     with tempfile.TemporaryDirectory() as files:
         server = Process("searcher", Path(files), "searcher", settings)
         try:
-            with grpc.insecure_channel(server.start()) as channel:
-                yield search_pb2_grpc.SearchServiceStub(channel)
+            address = server.start()
+            with grpc.insecure_channel(address) as channel:
+                yield search_pb2_grpc.SearchServiceStub(channel), address
         finally:
             stop_all([server])
 

@@ -76,6 +76,7 @@ class Process:
         module: What runs; by default the role's own.
         arguments: For the module.
         environment: Added to this process's own.
+        start_s: Seconds that it may take to start.
     """
 
     role: str
@@ -85,6 +86,7 @@ class Process:
     module: str | None = None
     arguments: Sequence[str] = ()
     environment: dict[str, str] = field(default_factory=dict)
+    start_s: float = START_S
     process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -123,7 +125,7 @@ class Process:
                 raise RuntimeError(f"{self.name} ended: {self.log.read_text()[-2000:]}")
             return self._port_file.exists()
 
-        wait_for(serves, f"{self.name} serves")
+        wait_for(serves, f"{self.name} serves", self.start_s)
 
     def start(self) -> str:
         """Starts it and waits until it serves; returns its address."""
@@ -173,6 +175,7 @@ class Stack:
         http_port: The gateway's HTTP port.
         grpc_port: The gateway's gRPC port.
         environment: Added to this process's own.
+        start_s: Seconds that it may take to start.
     """
 
     folder: Path

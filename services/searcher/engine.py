@@ -6,6 +6,7 @@ cluster for those who outgrow one machine). Both are called from many threads at
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -31,6 +32,8 @@ from services.searcher.types import (
     Upsert,
     UpsertResult,
 )
+
+_RETRY_S = 1.0
 
 
 class Engine(Protocol):
@@ -202,6 +205,17 @@ class Feed(Protocol):
 
     def close(self) -> None:
         """Lets go of what was kept for the replica."""
+
+
+def upsert_patiently(engine: Engine, name: str, model: ModelIdentity, write: Upsert) -> UpsertResult:
+    """Writes; where the engine refuses because it is overloaded, waits as long as that lasts."""
+    while True:
+        try:
+            return engine.upsert(name, model, write)
+        except RegionSearchError as error:
+            if error.kind is not Kind.OVERLOADED:
+                raise
+            time.sleep(error.retry_after_s or _RETRY_S)
 
 
 class BehindError(RegionSearchError):

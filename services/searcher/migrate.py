@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from regionsearch.errors import Kind, RegionSearchError
-from services.searcher.engine import Engine
+from services.searcher.engine import Engine, upsert_patiently
 from services.searcher.factory import open_engine
 from services.searcher.settings import SearcherSettings
 from services.searcher.types import ImagePlace, Upsert
@@ -48,7 +48,7 @@ def migrate(source: Engine, target: Engine, name: str) -> MigrationResult:
             stored = source.get_records(name, [], ids, masks=True, vectors=True)
             assert stored.vectors is not None
             write = Upsert(page.images, stored.records, stored.vectors, skip_existing=True)
-            done = target.upsert(name, wanted.model, write)
+            done = upsert_patiently(target, name, wanted.model, write)
             images += len(page.images) - len(done.skipped)
             records += done.record_count
         if page.next_key is None:

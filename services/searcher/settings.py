@@ -28,6 +28,12 @@ class EmbeddedSettings(SettingsPart):
         ge=1,
         description="New rows that make an approximate index, which is merged with older ones as they grow.",
     )
+    max_unindexed_bytes: int = Field(
+        4096 * MIB,
+        ge=1,
+        description="Memory of those rows of a collection that wait for an approximate index. Above it, "
+        "writes are refused until one is built.",
+    )
     recall_target: float = Field(
         0.98,
         gt=0,

@@ -145,7 +145,7 @@ def test_writes_leave_disk_space_for_deletions(
 def test_a_large_deletion_runs_in_steps_with_other_writes_between(
     engine: EmbeddedEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("services.searcher.embedded.engine._STEP_ROWS", 7)
+    monkeypatch.setattr("services.searcher.embedded.deletions._STEP_ROWS", 7)
     for number in range(10):
         write(engine, f"image{number}")
     submit, between = engine._committer.submit, []

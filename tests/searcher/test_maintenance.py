@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from regionsearch.errors import Kind, RegionSearchError
 from services.searcher.embedded import maintenance, planning
 from services.searcher.embedded.engine import EmbeddedEngine
 from services.searcher.embedded.index.approximate import IvfSegment
@@ -90,6 +91,82 @@ def test_approximate_segments_are_merged_as_they_grow(tmp_path) -> None:
     assert len(list((tmp_path / FOLDER).iterdir())) == kinds(engine).count("ivf")
     found = [search(engine, vector)[0].record.record_id for vector in vectors[::1500]]
     assert found == [f"r{row}" for row in range(0, 12_000, 1500)]
+    engine.close()
+
+
+def test_a_merge_links_the_vectors_of_large_segments_and_rewrites_those_with_deleted_rows(tmp_path) -> None:
+    vectors = clustered(5000)
+
+    def merged(folder: Path, *, deleted: bool) -> tuple[EmbeddedEngine, list[Path]]:
+        engine = EmbeddedEngine(settings_of(folder, compact_above=0.9))
+        engine.create_collection(Collection("c", MODEL))
+        fill(engine, vectors[:3000])
+        engine.run_maintenance()
+        (first,) = (folder / FOLDER).iterdir()
+        kept = (first / "vectors").stat().st_ino
+        if deleted:
+            engine.delete("c", Deletion(filter=Filter(max_area=99)))
+            engine.run_maintenance()
+        fill(engine, vectors[3000:], first=3000)
+        engine.run_maintenance()
+        assert kinds(engine) == ["ivf"]
+        (folder_of,) = (folder / FOLDER).iterdir()
+        parts = sorted(folder_of.glob("vectors*"))
+        assert (parts[0].stat().st_ino == kept) is not deleted
+        return engine, parts
+
+    for deleted in (False, True):
+        engine, parts = merged(tmp_path / str(deleted), deleted=deleted)
+        assert len(parts) == (1 if deleted else 2)
+        rows = 4900 if deleted else 5000
+        assert sum(part.stat().st_size for part in parts) == 2 * DIMENSION * rows
+        for reopened in (False, True):
+            if reopened:
+                engine.close()
+                engine = EmbeddedEngine(settings_of(tmp_path / str(deleted), compact_above=0.9))
+                assert kinds(engine) == ["ivf"], "the stored index is used"
+            for row in range(100, 5000, 700):
+                hit = search(engine, vectors[row])[0]
+                assert (hit.record.record_id, round(hit.score, 3)) == (f"r{row}", 1.0)
+        engine.close()
+
+
+def test_an_index_for_a_collection_that_is_deleted_meanwhile_is_dropped(tmp_path, monkeypatch) -> None:
+    engine = EmbeddedEngine(settings_of(tmp_path))
+    for name in ("c", "other"):
+        engine.create_collection(Collection(name, MODEL))
+        fill(engine, clustered(2000), name=name)
+    build = planning.build_ivf
+
+    def deleting(compaction: CompactionInput, files: object) -> IvfSegment:
+        if "c" in [one.name for one in engine.list_collections()]:
+            engine.delete_collection("c")
+        return build(compaction, files)
+
+    monkeypatch.setattr(planning, "build_ivf", deleting)
+    engine.run_maintenance()
+    assert [(one.collection, one.segments[0].index) for one in engine.stats(None)] == [("other", "ivf")]
+    assert len(list((tmp_path / FOLDER).iterdir())) == 1
+    engine.close()
+
+
+def test_writes_that_are_faster_than_the_builds_of_indexes_are_refused_until_one_is_built(
+    tmp_path, monkeypatch
+) -> None:
+    rows = 4 * DIMENSION
+    engine = EmbeddedEngine(settings_of(tmp_path, max_unindexed_bytes=2500 * rows))
+    engine.create_collection(Collection("c", MODEL))
+    monkeypatch.setattr(maintenance.Maintenance, "_build_faster", lambda *_: False)  # as one that takes long
+    fill(engine, clustered(2000))
+    fill(engine, clustered(1000, seed=1), first=2000, batch=1000)
+    with pytest.raises(RegionSearchError, match="max_unindexed_bytes") as caught:
+        fill(engine, clustered(10, seed=2), first=3000)
+    assert caught.value.kind is Kind.OVERLOADED
+    assert caught.value.retry_after_s
+    monkeypatch.undo()
+    engine.run_maintenance()
+    fill(engine, clustered(10, seed=2), first=3000)
+    assert engine.get_collection("c").record_count == 3010
     engine.close()
 
 

@@ -168,7 +168,7 @@ def test_a_codec_is_not_stored_for_another_collection_with_the_same_rowid(tmp_pa
         return train(*arguments)
 
     monkeypatch.setattr(planning, "train_codec", late)
-    assert kind_of(engine.run_maintenance) is Kind.NOT_FOUND
+    engine.run_maintenance()  # drops what it has made for the collection that is gone
     kept = engine._database.writer.execute("SELECT id, name, codec FROM collection").fetchall()
     assert kept == [(1, "other", None)]
     engine.close()

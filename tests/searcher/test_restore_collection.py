@@ -137,7 +137,7 @@ def test_a_restore_that_fails_or_dies_leaves_everything_as_it_was(
         raise RegionSearchError(Kind.STORAGE_FULL, "no space")
 
     with monkeypatch.context() as patch:
-        patch.setattr(writer, "_take_name", full)
+        patch.setattr(writer, "take_name", full)
         with pytest.raises(RegionSearchError, match="no space"):
             writer.restore("one", "photos")
         assert seen(writer, "photos") == before

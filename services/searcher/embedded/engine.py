@@ -2,35 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import sqlite3
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import BinaryIO, Concatenate, ParamSpec, TypeVar
 
-import numpy as np
-
-from regionsearch.errors import not_found
 from regionsearch.texts import MetadataLimits
 from services.searcher.bounded_executor import NEVER_CANCELLED, CancellationToken
-from services.searcher.embedded import snapshots
+from services.searcher.embedded import deletions, snapshots
 from services.searcher.embedded.change_feed import ChangeFeed
-from services.searcher.embedded.index.binary import learned_codec
-from services.searcher.embedded.index.filters import Terms
-from services.searcher.embedded.index.vector_index import VectorIndex
-from services.searcher.embedded.open_collections import OpenCollection, statistics
-from services.searcher.embedded.open_store import OpenStore
-from services.searcher.embedded.planning import heads_folder
+from services.searcher.embedded.collection_names import CollectionNames
+from services.searcher.embedded.open_collections import statistics
 from services.searcher.embedded.queries import result_pages, scrolling
-from services.searcher.embedded.queries.filter_compiler import compile_filter
-from services.searcher.embedded.rows import Change, RowIds
-from services.searcher.embedded.store import changes, collection_rows, lookups, reads, writes
-from services.searcher.embedded.store.database import UNFINISHED, connect
-from services.searcher.embedded.store.group_commit import Operation
-from services.searcher.engine import never_acknowledged
+from services.searcher.embedded.rows import Change
+from services.searcher.embedded.store import changes, collection_rows, reads, writes
+from services.searcher.embedded.store.database import UNFINISHED
+from services.searcher.engine import never_acknowledged, upsert_patiently
 from services.searcher.queries import (
     NO_FILTER,
     Deletion,
@@ -39,13 +27,10 @@ from services.searcher.queries import (
     Page,
     Query,
     UpdateResult,
-    check_unchanged,
 )
 from services.searcher.response_budget import UNLIMITED, ResponseBudget
 from services.searcher.scrolling import NEWEST_FIRST, Counts, Facet, ImageOrder, RecordPage, Scroll
 from services.searcher.types import (
-    CodeMethod,
-    Collection,
     CollectionStats,
     DeleteResult,
     ImagePage,
@@ -65,9 +50,6 @@ from services.searcher.types import (
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_DIFFERING = 256  # images that are named where two collections differ
-_STEP_ROWS = 20_000  # of a deletion, some tenths of a second
-
 
 def _follows_its_name(
     write: Callable[Concatenate[EmbeddedEngine, str, P], T],
@@ -86,88 +68,11 @@ def _follows_its_name(
     return follow
 
 
-class EmbeddedEngine(OpenStore):
+class EmbeddedEngine(CollectionNames):
     """Everything in this process: SQLite is the source of truth, the indexes in memory follow from it.
 
     What its methods do stands in `Engine`.
     """
-
-    # Collections
-
-    def create_collection(self, collection: Collection) -> Collection:
-        if collection.codes is not None and collection.codes.method is CodeMethod.LEARNED:
-            learned_codec(heads_folder(self._settings), collection.codes, collection.model.dimension)
-        made = replace(collection, created_ms=time.time_ns() // 1_000_000, image_count=0, record_count=0)
-
-        def operation(connection: sqlite3.Connection) -> tuple[int, None]:
-            collection_rows.next_seq(connection)
-            return collection_rows.create_collection(connection, made), None
-
-        self._reserve_file.require(self._database.log_bytes())  # which the record file may grow by
-        with self._restore_lock.shared(), self._naming:
-            rowid = self._committer.submit(operation).result()
-            index = VectorIndex(made.model.dimension, self._settings.chunk_rows)
-            self._collections.add(OpenCollection(rowid, made, index))
-        return made
-
-    def get_collection(self, name: str) -> Collection:
-        with self._restore_lock.shared():
-            collection = self._collections.find(name)
-            with self._database.reading() as connection:
-                image_count, record_count = reads.counts(connection, collection.rowid)
-        return replace(collection.spec, image_count=image_count, record_count=record_count)
-
-    def list_collections(self) -> list[Collection]:
-        with self._restore_lock.shared(), self._database.reading() as connection:
-            found = [spec for _, spec, _ in reads.collections(connection)]
-        return [spec for spec in found if not spec.name.startswith(UNFINISHED)]
-
-    def delete_collection(self, name: str) -> None:
-        def operation(connection: sqlite3.Connection) -> tuple[None, None]:
-            collection_rows.drop_collection(
-                connection, collection.rowid, collection_rows.next_seq(connection)
-            )
-            return None, None
-
-        with self._restore_lock.shared(), self._naming:
-            collection = self._collections.find(name)
-            self._collections.hide(collection)  # before the write: a later search would see its rows go
-            try:
-                self._reserve_file.deleting(lambda: self._committer.submit(operation))
-            except BaseException:
-                self._collections.add(collection)
-                raise
-            self._collections.remove(collection)
-
-    def await_names(self) -> None:
-        """Returns once no collection is being created, renamed or deleted."""
-        with self._naming:
-            pass
-
-    def replace_collection(self, name: str, by: str, keep_as: str, hold_s: float = 0.0) -> Sequence[str]:
-        self.holds.hold(name, hold_s)
-        with self._restore_lock.shared(), self._naming:
-            old, new = self._collections.find(name), self._collections.find_searchable(by)
-            with self._database.reading() as connection:  # takes its time, for which no write has to wait
-                differing = reads.differing_images(connection, old.rowid, new.rowid, _DIFFERING)
-            if differing:
-                return differing
-            kept, renamed = replace(old.spec, name=keep_as), replace(new.spec, name=name, replaces="")
-
-            def operation(connection: sqlite3.Connection) -> tuple[list[str], None]:
-                differing = reads.differing_images(connection, old.rowid, new.rowid, _DIFFERING)
-                if not differing:
-                    collection_rows.next_seq(connection)
-                    collection_rows.rename_collection(connection, old.rowid, kept)
-                    collection_rows.rename_collection(connection, new.rowid, renamed)
-                return differing, None
-
-            differing = self._committer.submit(operation).result()
-            if not differing:
-                self._collections.rename(new, renamed)
-                self._collections.rename(old, kept)
-                self.holds.release(name)
-            return differing
 
     # Writing
 
@@ -184,6 +89,7 @@ class EmbeddedEngine(OpenStore):
         with self._restore_lock.shared():
             collection = self._collections.find_searchable(name, generation)
             check_model(name, collection.spec.model, model)
+            self._planner.check_backlog(collection)
             done = self._committer.submit(operation, cost=len(write.records)).result()
             return replace(done, generation=self._collections.generation(collection))
 
@@ -207,48 +113,10 @@ class EmbeddedEngine(OpenStore):
 
     @_follows_its_name
     def delete(self, name: str, deletion: Deletion) -> DeleteResult:
-        """See `Engine`. A filter's records go in steps, between which other writes are committed."""
-        by_filter = deletion.filter is not None
-
-        def matching(connection: sqlite3.Connection) -> tuple[RowIds, None]:
-            assert deletion.filter is not None
-            conditions = compile_filter(
-                connection, collection.rowid, deletion.filter, None, self._committer.seq, Terms()
-            )
-            return collection.index.matching(conditions), None
-
-        def step(
-            keys: RowIds, named: Deletion, connection: sqlite3.Connection
-        ) -> tuple[DeleteResult, Change]:
-            collection_rows.require_collection(connection, collection.rowid, name)
-            if named.as_read is not None:
-                read = named.as_read.image_id
-                _, image = reads.images_by_id(connection, collection.rowid, [read]).get(read, (0, None))
-                check_unchanged(named.as_read, image)
-            keys = np.union1d(keys, lookups.rowids_of_records(connection, collection.rowid, named.record_ids))
-            seq = collection_rows.next_seq(connection)
-            images, change = writes.delete(
-                connection, collection.rowid, named.image_ids, keys, seq, drop_empty_images=by_filter
-            )
-            return DeleteResult(seq, images, len(change.removed)), change
-
         with self._restore_lock.shared():
-            collection = (
-                self._collections.find_searchable(name) if by_filter else self._collections.find(name)
-            )
-            keys = np.empty(0, np.int64)
-            if by_filter:
-                keys = self._committer.submit(matching, alone=True).result()
-            done = self._delete_step(partial(step, keys[:_STEP_ROWS], deletion))
-            for start in range(_STEP_ROWS, len(keys), _STEP_ROWS):
-                more = self._delete_step(partial(step, keys[start : start + _STEP_ROWS], Deletion()))
-                done = DeleteResult(
-                    more.seq, done.image_count + more.image_count, done.record_count + more.record_count
-                )
-            return done
-
-    def _delete_step(self, operation: Operation[DeleteResult]) -> DeleteResult:
-        return self._reserve_file.deleting(lambda: self._committer.submit(operation))
+            found = self._collections
+            collection = found.find(name) if deletion.filter is None else found.find_searchable(name)
+            return deletions.delete(collection, name, deletion, self._committer, self._reserve_file)
 
     # Reading
 
@@ -376,46 +244,19 @@ class EmbeddedEngine(OpenStore):
 
     def _restore_collection(self, name: str, wanted: str) -> int:
         """Writes a collection of a snapshot next to the present one, then gives it the name."""
-        with (
-            self._copying,
-            snapshots.prepared(self._snapshots, name, self._archive) as file,
-            contextlib.closing(connect(file, read_only=True)) as copy,
-        ):
-            found = {spec.name: (rowid, spec) for rowid, spec, _ in reads.collections(copy)}
-            if wanted not in found:
-                raise not_found("collection", f"snapshot {name!r} has no collection {wanted!r}")
-            rowid, spec = found[wanted]
+        with self._copying, snapshots.prepared(self._snapshots, name, self._archive) as file:
             hidden = UNFINISHED + wanted
             if self._collections.get(hidden) is not None:  # of a restore that could not clean up
                 self.delete_collection(hidden)
-            self.create_collection(replace(spec, name=hidden, replaces=""))
-            try:
-                for write in reads.everything(copy, rowid, spec.model.dimension):
-                    self.upsert(hidden, spec.model, write)
-                return self._take_name(hidden, wanted)
-            except BaseException:
-                self.delete_collection(hidden)
-                raise
-
-    def _take_name(self, hidden: str, name: str) -> int:
-        """Lets a collection take a name, and drops the one that has it now."""
-        # Rows of the latter stay until no search can find it any more.
-        with self._restore_lock.shared(), self._naming, self._horizon.holding():
-            new, old = self._collections.find(hidden), self._collections.get(name)
-            renamed = replace(new.spec, name=name)
-
-            def operation(connection: sqlite3.Connection) -> tuple[int, None]:
-                seq = collection_rows.next_seq(connection)
-                if old is not None:
-                    collection_rows.drop_collection(connection, old.rowid, seq)
-                collection_rows.rename_collection(connection, new.rowid, renamed)
-                return seq, None
-
-            seq = self._committer.submit(operation).result()
-            self._collections.rename(new, renamed)
-            if old is not None:
-                self._collections.remove(old)
-            return seq
+            with snapshots.collection_of(file, wanted) as (spec, contents):
+                self.create_collection(replace(spec, name=hidden, replaces=""))
+                try:
+                    for write in contents:
+                        upsert_patiently(self, hidden, spec.model, write)
+                    return self.take_name(hidden, wanted)
+                except BaseException:
+                    self.delete_collection(hidden)
+                    raise
 
     def _reload(self) -> int:
         """Goes on with a store that was replaced, whose last write it returns; nobody else may be inside."""

@@ -11,8 +11,8 @@ from functools import partial
 
 import structlog
 
-from regionsearch.errors import RegionSearchError, not_found
-from services.searcher.embedded.index.approximate import ApproximateSegment
+from regionsearch.errors import RegionSearchError
+from services.searcher.embedded.index.approximate import ApproximateSegment, stored_bytes
 from services.searcher.embedded.index.binary import Codec, CodeSegment
 from services.searcher.embedded.index.compaction import (
     CompactionInput,
@@ -35,9 +35,12 @@ from services.searcher.settings import EmbeddedSettings
 _log = structlog.get_logger(__name__)
 _PERIOD_S = 1.0
 _VACUUM_ROWS = 2000
-_VECTOR_BYTES = 4  # of each component on disk: two in the vectors, one in the lists, and what goes with them
 _VACUUM_PAGES = 512
 _CLOSE_TIMEOUT_S = 2.0
+
+
+class _GoneError(Exception):
+    """A collection was deleted or replaced while something was built for it."""
 
 
 class Maintenance:
@@ -116,9 +119,10 @@ class Maintenance:
 
     def _improve(self, collection: OpenCollection) -> None:
         steps = (self._compact, self._build_faster, self._tune)
-        while not self._stop.is_set() and any(step(collection) for step in steps):
-            pass
-        self._planner.measure(collection)
+        with contextlib.suppress(_GoneError):  # what is built for it is not needed any more
+            while not self._stop.is_set() and any(step(collection) for step in steps):
+                pass
+            self._planner.measure(collection)
 
     def _compact(self, collection: OpenCollection) -> bool:
         """Compacts segments with many dead rows; returns whether there were any."""
@@ -150,7 +154,7 @@ class Maintenance:
         if not len(compaction):
             self._swap(collection, sources, [])
             return True
-        self._reserve.require(_VECTOR_BYTES * len(compaction) * collection.index.dimension)
+        self._reserve.require(stored_bytes(compaction))
         started = time.monotonic()
         segment = build(compaction)
         codec = segment.codec if isinstance(segment, CodeSegment) else None
@@ -217,12 +221,14 @@ class Maintenance:
 
     @contextlib.contextmanager
     def _unchanged(self, collection: OpenCollection) -> Iterator[None]:
-        """Holds off restores; raises where the collection was deleted or replaced."""
+        """Holds off restores.
+
+        Raises:
+            _GoneError: The collection was deleted or replaced.
+        """
         with self._restore_lock.shared():
             if collection not in self._collections():
-                raise not_found(
-                    "collection", f"{collection.spec.name!r} was deleted or restored in the meantime"
-                )
+                raise _GoneError
             yield
 
     def _prune(self) -> None:

@@ -85,6 +85,7 @@ class OpenStore:
                     checking.result()
             passes = settings.passes if device is None else 1
             self._search = SearchThreads(settings.max_batch, threads=passes)
+            self._planner = Planner(settings, self._search, device, self._cache)
             self._committer = GroupCommitter(
                 self._database,
                 lambda change: self._collections.apply(change),
@@ -115,10 +116,9 @@ class OpenStore:
             self._lock.check,
             settings.max_log_bytes,
         )
-        planner = Planner(settings, self._search, device, self._cache)
         self._maintenance = Maintenance(
-            self._committer, self._horizon, self._restore_lock, lambda: self._collections.all(), planner,
-            self._cache, self._reserve_file, settings,
+            self._committer, self._horizon, self._restore_lock, lambda: self._collections.all(),
+            self._planner, self._cache, self._reserve_file, settings,
         )  # fmt: skip
 
     def run_maintenance(self) -> None:

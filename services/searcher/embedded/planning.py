@@ -9,6 +9,7 @@ from pathlib import Path
 
 import structlog
 
+from regionsearch.errors import overloaded
 from services.searcher.embedded.faiss_compat import faiss
 from services.searcher.embedded.index.approximate import ApproximateSegment, build_ivf, restore_ivf
 from services.searcher.embedded.index.binary import (
@@ -46,6 +47,7 @@ from services.searcher.types import CodeMethod
 _ENOUGH_QUERIES = 64
 _FRESH_QUERIES = 32
 _MEASURE_S = 30.0
+_BACKLOG_RETRY_S = 5.0
 _MEASURED_ROWS = 250_000
 _TOLERANCE = 0.01  # of a recall that is measured with few queries
 _log = structlog.get_logger(__name__)
@@ -91,6 +93,25 @@ class Planner:
             return (self._build_codes if coded else self._build_ivf)(collection, compaction)
 
         return sources, build
+
+    def check_backlog(self, collection: OpenCollection) -> None:
+        """Refuses a write while too many rows wait for an approximate index.
+
+        Raises:
+            RegionSearchError: OVERLOADED.
+        """
+        index, settings = collection.index, self._settings
+        views, coded = index.state.views, collection.spec.codes is not None
+        if not coded and (self._device is not None or sum(view.rows for view in views) <= settings.ann_above):
+            return
+        waiting = sum(view.rows for view in views if isinstance(view.segment, FlatSegment))
+        nbytes = 4 * index.dimension * waiting
+        if nbytes > settings.max_unindexed_bytes:
+            raise overloaded(
+                f"{waiting} records of collection {collection.spec.name!r} ({nbytes >> 20} MiB) wait for an "
+                "index (embedded.max_unindexed_bytes): retry later, or give the searcher more build_threads",
+                retry_after_s=_BACKLOG_RETRY_S,
+            )
 
     def _build_ivf(self, collection: OpenCollection, compaction: CompactionInput) -> IndexSegment:
         faiss.omp_set_num_threads(self._settings.build_threads)  # of this thread; searches keep theirs

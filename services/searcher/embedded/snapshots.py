@@ -21,12 +21,12 @@ import structlog
 
 from regionsearch.errors import Kind, RegionSearchError, invalid, not_found
 from services.searcher.embedded.startup import check_content
+from services.searcher.embedded.store import reads
 from services.searcher.embedded.store.database import Database, check_identity, connect, prepare
 from services.searcher.embedded.store.faults import damaged, explained
-from services.searcher.embedded.store.reads import last_seq
 from services.searcher.embedded.store.schema import CHECKSUMS_SINCE, MIGRATIONS
 from services.searcher.embedded.store.verification import check_schema, check_store
-from services.searcher.types import SnapshotFile, SnapshotInfo
+from services.searcher.types import Collection, SnapshotFile, SnapshotInfo, Upsert
 
 T = TypeVar("T")
 
@@ -146,7 +146,7 @@ def take(database: Database, folder: Path, name: str, archive: Archive | None = 
             _remove(temporary)
             database.copy_to(temporary)
             with contextlib.closing(connect(temporary, read_only=True)) as copy:
-                seq = last_seq(copy)
+                seq = reads.last_seq(copy)
             _sign(temporary)
             size = temporary.stat().st_size
             if archive is not None:
@@ -157,6 +157,21 @@ def take(database: Database, folder: Path, name: str, archive: Archive | None = 
         finally:
             _remove(temporary)
         return SnapshotInfo(name, size, seq)
+
+
+@contextlib.contextmanager
+def collection_of(file: Path, name: str) -> Iterator[tuple[Collection, Iterator[Upsert]]]:
+    """A collection of a prepared snapshot, and the writes that make it again.
+
+    Raises:
+        RegionSearchError: NOT_FOUND.
+    """
+    with contextlib.closing(connect(file, read_only=True)) as copy:
+        found = {spec.name: (rowid, spec) for rowid, spec, _ in reads.collections(copy)}
+        if name not in found:
+            raise not_found("collection", f"the snapshot has no collection {name!r}")
+        rowid, spec = found[name]
+        yield spec, reads.everything(copy, rowid, spec.model.dimension)
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from itertools import chain, groupby
 from typing import Any
 
 import numpy as np
@@ -15,10 +16,10 @@ from numpy.typing import NDArray
 from services.searcher.embedded.faiss_compat import faiss, selector, to_single
 from services.searcher.embedded.index.columns import Columns, Mask, Positions
 from services.searcher.embedded.index.compaction import CompactionInput
-from services.searcher.embedded.index.index_files import Arrays, Halves, SavedIndex, SegmentFiles
+from services.searcher.embedded.index.index_files import Arrays, SavedIndex, SegmentFiles, StoredVectors
 from services.searcher.embedded.index.live_queries import QueryKind
 from services.searcher.embedded.index.nearest import answer_grouped, nearest_of
-from services.searcher.embedded.index.segments import Neighbors, SegmentQuery
+from services.searcher.embedded.index.segments import IndexSegment, Neighbors, SegmentQuery
 from services.searcher.types import Vectors
 
 _GATHER_ROWS = 1000
@@ -45,7 +46,9 @@ class ApproximateSegment(ABC):
     sealed = True
     approximate = True
 
-    def __init__(self, columns: Columns, vectors: Halves, files: SegmentFiles, most_effort: int) -> None:
+    def __init__(
+        self, columns: Columns, vectors: StoredVectors, files: SegmentFiles, most_effort: int
+    ) -> None:
         self.columns = columns
         self.vectors = vectors
         self.files = files
@@ -122,6 +125,46 @@ class ApproximateSegment(ABC):
         self.recalls = {kind: float(arrays[name]) for kind, name in names.items() if name in arrays}
 
 
+def store_vectors(compaction: CompactionInput, files: SegmentFiles) -> StoredVectors:
+    """Stores the vectors of a compaction's rows; the files of segments that are taken whole stay as they are.
+
+    Raises:
+        OSError: The disk refuses it.
+    """
+    taken = [source for source in compaction.sources if len(compaction.taken_from(source)[1])]
+    for linked, sources in groupby(taken, lambda source: _is_linked(source, compaction)):
+        if linked:
+            for source in sources:
+                assert isinstance(source, ApproximateSegment)
+                files.link_vectors(source.files)
+        else:
+            files.write_vectors(chain.from_iterable(map(compaction.vectors_of, sources)))
+    return files.vectors(len(compaction), compaction.dimension)
+
+
+def stored_bytes(compaction: CompactionInput) -> int:
+    """Bytes on disk that a segment of the rows will add: its vectors, its lists, and what goes with them."""
+    written = sum(
+        len(compaction.taken_from(source)[1])
+        for source in compaction.sources
+        if not _is_linked(source, compaction)
+    )
+    return compaction.dimension * (_VECTOR_BYTES * written + _LIST_BYTES * len(compaction))
+
+
+def _is_linked(source: IndexSegment, compaction: CompactionInput) -> bool:
+    """Whether a source's files are kept: not those with dead rows, nor many small ones."""
+    rows = len(compaction.taken_from(source)[1])
+    return (
+        isinstance(source, ApproximateSegment)
+        and rows == source.columns.used
+        and rows * _MOST_FILES >= len(compaction)
+        and len(source.files.parts) <= _MOST_FILES
+    )
+
+
+_VECTOR_BYTES, _LIST_BYTES = 2, 2  # of each component, in the vectors; in the lists and what goes with them
+_MOST_FILES = 8
 _TRAIN_PER_LIST = 40
 _SPARE = 8
 _BROAD = 3  # of at least one row in so many that passes, a scan does not look up which do
@@ -146,7 +189,7 @@ class IvfSegment(ApproximateSegment):
 
     kind = "ivf"
 
-    def __init__(self, columns: Columns, vectors: Halves, index: Any, files: SegmentFiles) -> None:
+    def __init__(self, columns: Columns, vectors: StoredVectors, index: Any, files: SegmentFiles) -> None:
         super().__init__(columns, vectors, files, most_effort=int(index.nlist))
         self.index = index
 
@@ -247,9 +290,8 @@ def build_ivf(compaction: CompactionInput, files: SegmentFiles | None = None) ->
     Raises:
         OSError: The disk refuses it.
     """
-    files = files or SegmentFiles()
-    dimension = compaction.sample(1).shape[1]
-    vectors = files.write_vectors(compaction.vectors(), len(compaction), dimension)
+    files, dimension = files or SegmentFiles(), compaction.dimension
+    vectors = store_vectors(compaction, files)
     lists = int(2 ** np.round(np.log2(max(1.0, 2.0 * np.sqrt(len(compaction))))))
     merged = [source for source in compaction.sources if isinstance(source, IvfSegment)]
     kept = max(merged, key=lambda source: source.index.nlist, default=None)
@@ -267,7 +309,8 @@ def build_ivf(compaction: CompactionInput, files: SegmentFiles | None = None) ->
         first, rows = compaction.taken_from(kept)
         list_ids[first : first + len(rows)] = kept.list_ids()[rows]
     for start in range(0, len(vectors), _BLOCK):
-        block, lists_of = to_single(vectors[start : start + _BLOCK]), list_ids[start : start + _BLOCK]
+        stop = min(start + _BLOCK, len(vectors))
+        block, lists_of = to_single(vectors[np.arange(start, stop)]), list_ids[start:stop]
         new = lists_of < 0
         if new.any():
             lists_of[new] = index.quantizer.assign(block[new], 1)[:, 0]

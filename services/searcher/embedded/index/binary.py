@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 
 from regionsearch.errors import Kind, RegionSearchError, invalid
 from services.searcher.embedded.faiss_compat import faiss, selector
-from services.searcher.embedded.index.approximate import ApproximateSegment
+from services.searcher.embedded.index.approximate import ApproximateSegment, store_vectors
 from services.searcher.embedded.index.columns import Columns, Positions
 from services.searcher.embedded.index.compaction import CompactionInput
-from services.searcher.embedded.index.index_files import Arrays, Halves, SavedIndex, SegmentFiles
+from services.searcher.embedded.index.index_files import Arrays, SavedIndex, SegmentFiles, StoredVectors
 from services.searcher.embedded.index.segments import SegmentQuery
 from services.searcher.types import CodeMethod, CodeSpec, Vectors
 
@@ -134,7 +134,7 @@ class CodeSegment(ApproximateSegment):
     def __init__(
         self,
         columns: Columns,
-        vectors: Halves,
+        vectors: StoredVectors,
         codec: Codec,
         codes: NDArray[np.uint8],
         rerank_factor: int,
@@ -200,7 +200,7 @@ def build_codes(
         OSError: The disk refuses it.
     """
     files = files or SegmentFiles()
-    vectors = files.write_vectors(compaction.vectors(), len(compaction), codec.weight.shape[1])
+    vectors = store_vectors(compaction, files)
     codes = np.concatenate([codec.encode(block) for block in compaction.vectors()])
     return CodeSegment(compaction.columns(), vectors, codec, codes, rerank_factor, files)
 

@@ -56,6 +56,11 @@ class CompactionInput:
     def __len__(self) -> int:
         return sum(map(len, self._rows))
 
+    @property
+    def dimension(self) -> int:
+        """Length of the vectors."""
+        return int(self.sources[0].gather(np.zeros(1, np.intp)).shape[1])
+
     def taken_from(self, source: IndexSegment) -> tuple[int, Positions]:
         """The place of the first row of one of the segments, and which of its rows are taken."""
         number = self.sources.index(source)
@@ -70,9 +75,14 @@ class CompactionInput:
 
     def vectors(self) -> Iterator[Vectors]:
         """Their vectors, in blocks."""
-        for source, rows in zip(self.sources, self._rows, strict=True):
-            for start in range(0, len(rows), _BLOCK):
-                yield source.gather(rows[start : start + _BLOCK])
+        for source in self.sources:
+            yield from self.vectors_of(source)
+
+    def vectors_of(self, source: IndexSegment) -> Iterator[Vectors]:
+        """Those of one of the segments, in blocks."""
+        _, rows = self.taken_from(source)
+        for start in range(0, len(rows), _BLOCK):
+            yield source.gather(rows[start : start + _BLOCK])
 
     def sample(self, count: int, seed: int = 0) -> Vectors:
         """Vectors of up to `count` rows, chosen at random."""

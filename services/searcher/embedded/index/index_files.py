@@ -1,9 +1,10 @@
 """Index files next to the record store: the vectors of a sealed segment, mapped, and how they are searched.
 
 Each segment has a folder with its stored vectors, its inverted lists if it has any, and a description that
-names its rows and their checksums. The store stays the source of truth: a folder that is damaged, of another
-store or older than a restored snapshot is ignored, deleted and rebuilt. Vectors and lists are mapped, so they
-may be larger than memory; the system keeps in memory what is used.
+names its rows and their checksums. A segment that is merged hands on its files of vectors as links: they are
+neither copied nor stored twice. The record store stays the source of truth: a folder that is damaged, of
+another store or older than a restored snapshot is ignored, deleted and rebuilt. Vectors and lists are mapped,
+so they may be larger than memory; the system keeps in memory what is used.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import re
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ import structlog
 from numpy.typing import NDArray
 
 from services.searcher.embedded.faiss_compat import faiss
-from services.searcher.embedded.index.columns import Contents
+from services.searcher.embedded.index.columns import Contents, Positions
 from services.searcher.embedded.index.segments import IndexSegment
 from services.searcher.embedded.index.vector_index import State
 from services.searcher.embedded.rows import RowIds
@@ -36,12 +37,39 @@ FOLDER = "indexes"
 
 _MAGIC = b"RSINDEX3"
 _ROWS, _VECTORS, _LISTS = "rows", "vectors", "lists"
+_DIGEST = "sha256_"
 _PART = ".part"
 _NAME = re.compile(r"(\d+)-(\d+)-(\d+)\.([a-z]+)")
 _log = structlog.get_logger(__name__)
 
 Arrays = Mapping[str, NDArray[Any]]
 Halves = NDArray[np.float16]
+
+
+class StoredVectors:
+    """The vectors of a segment in half precision, mapped from one or more files.
+
+    Args:
+        parts: Shape (rows, dimension) each, one behind the other.
+    """
+
+    def __init__(self, parts: Sequence[Halves]) -> None:
+        self._parts = parts
+        self._ends = np.cumsum([len(part) for part in parts])
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def __getitem__(self, rows: Positions) -> Halves:
+        """Those of some rows, in any order."""
+        if len(self._parts) == 1:
+            return self._parts[0][rows]
+        found: Halves = np.empty((len(rows), self._parts[0].shape[1]), np.float16)
+        numbers = np.searchsorted(self._ends, rows, side="right")
+        for number in np.unique(numbers).tolist():
+            here, part = numbers == number, self._parts[number]
+            found[here] = part[rows[here] - (self._ends[number] - len(part))]
+        return found
 
 
 class SegmentFiles:
@@ -56,33 +84,60 @@ class SegmentFiles:
         self.folder = folder or Path(self._temporary.name if self._temporary else "")
         self._digests: dict[str, str] = {}
 
-    def write_vectors(self, blocks: Iterable[Vectors], rows: int, dimension: int) -> Halves:
-        """Stores vectors in half precision; returns them, mapped.
+    def write_vectors(self, blocks: Iterable[Vectors]) -> None:
+        """Stores vectors in half precision, behind those that are there.
 
         Raises:
             OSError: The disk refuses them.
         """
-        digest = hashlib.sha256()
-        with (self.folder / _VECTORS).open("wb") as file:
+        name, digest = self._next_part(), hashlib.sha256()
+        with (self.folder / name).open("wb") as file:
             for block in blocks:
                 data = block.astype("<f2").tobytes()
                 file.write(data)
                 digest.update(data)
             file.flush()
             os.fsync(file.fileno())
-        self._digests[_VECTORS] = digest.hexdigest()
-        return self.vectors(rows, dimension)
+        self._digests[name] = digest.hexdigest()
 
-    def vectors(self, rows: int, dimension: int) -> Halves:
+    def link_vectors(self, other: SegmentFiles) -> None:
+        """Takes over the vectors of another segment, behind those that are there, without copying them.
+
+        Raises:
+            OSError: The disk refuses them.
+        """
+        for part in other.parts:
+            name = self._next_part()
+            try:
+                os.link(other.folder / part, self.folder / name)
+            except OSError:  # another disk, or one that knows no links
+                shutil.copyfile(other.folder / part, self.folder / name)
+            self._digests[name] = other._digests[part]
+
+    @property
+    def parts(self) -> list[str]:
+        """The files with vectors, in their order."""
+        return sorted((name for name in self._digests if name.startswith(_VECTORS)), key=_part_number)
+
+    def _next_part(self) -> str:
+        return f"{_VECTORS}{len(self.parts) or ''}"
+
+    def vectors(self, rows: int, dimension: int) -> StoredVectors:
         """The stored vectors, mapped, shape (rows, dimension).
 
         Raises:
-            ValueError: The file is of another size.
+            ValueError: The files are of another size.
         """
-        path = self.folder / _VECTORS
-        if path.stat().st_size != 2 * rows * dimension:
+        paths = [self.folder / name for name in self.parts]
+        counts = [path.stat().st_size / (2 * dimension) for path in paths]
+        if sum(counts) != rows or any(count % 1 for count in counts):
             raise ValueError("its vectors are of another size")
-        return np.memmap(path, "<f2", "r", shape=(rows, dimension))
+        return StoredVectors(
+            [
+                np.memmap(path, "<f2", "r", shape=(int(count), dimension))
+                for path, count in zip(paths, counts, strict=True)
+            ]
+        )
 
     def write_lists(self, index: Any) -> Any:
         """Stores a FAISS index; returns it with its inverted lists mapped.
@@ -119,7 +174,7 @@ class SegmentFiles:
         Raises:
             OSError: The disk refuses it.
         """
-        names = {f"sha256_{name}": np.array(digest) for name, digest in self._digests.items()}
+        names = {_DIGEST + name: np.array(digest) for name, digest in self._digests.items()}
         buffer = io.BytesIO()
         np.savez(buffer, **names, **arrays)  # type: ignore[arg-type]  # its keyword-only option is not an array
         payload = buffer.getvalue()
@@ -147,10 +202,8 @@ class SegmentFiles:
                 arrays = dict(stored)
         except zipfile.BadZipFile as error:
             raise ValueError(f"it lacks something ({error})") from error
-        for name in (_VECTORS, _LISTS):
-            digest = arrays.pop(f"sha256_{name}", None)
-            if digest is not None:
-                self._digests[name] = str(digest)
+        for name in [name for name in arrays if name.startswith(_DIGEST)]:
+            self._digests[name.removeprefix(_DIGEST)] = str(arrays.pop(name))
         for name, expected in self._digests.items() if verify else ():
             with (self.folder / name).open("rb") as file:
                 if hashlib.file_digest(file, hashlib.sha256).hexdigest() != expected:
@@ -273,6 +326,10 @@ class IndexCache:
     def _parsed(self) -> list[tuple[int, int, int, str, str]]:
         matches = [match for match in map(_NAME.fullmatch, self._names) if match]
         return [(int(m[1]), int(m[2]), int(m[3]), m[4], m[0]) for m in matches]
+
+
+def _part_number(name: str) -> int:
+    return int(name.removeprefix(_VECTORS) or 0)
 
 
 def _remove(path: Path) -> None:
