@@ -75,3 +75,27 @@ def test_a_long_search_pass_delays_neither_other_collections_nor_quick_searches(
         assert future.result(60) == []
     assert sorted(slow.passes) == [1, 1, 2, 3], "what waits for the same pass is answered together"
     search.close()
+
+
+def test_a_single_search_is_answered_by_its_caller_where_nobody_waits() -> None:
+    class Index:
+        def __init__(self) -> None:
+            self.threads: list[threading.Thread] = []
+
+        def fetch(self, requests):
+            self.threads.append(threading.current_thread())
+            return [[] for _ in requests]
+
+    search, index, mine = SearchThreads(threads=1, own_threads=True), Index(), threading.current_thread()
+    search.submit(index, fetch(), alone=True).result(60)
+    search.submit(index, fetch()).result(60)
+    assert [thread is mine for thread in index.threads] == [True, False]
+    slow = SlowIndex()
+    long = search.submit(slow, fetch())
+    assert slow.begun.wait(60)
+    waiting = [search.submit(index, fetch(), alone=True) for _ in range(2)]
+    slow.may_end.set()
+    for future in (long, *waiting):
+        assert future.result(60) == []
+    assert [thread is mine for thread in index.threads[2:]] == [False], "those who waited share a pass"
+    search.close()

@@ -84,7 +84,7 @@ class OpenStore:
                 if checking is not None:
                     checking.result()
             passes = settings.passes if device is None else 1
-            self._search = SearchThreads(settings.max_batch, threads=passes)
+            self._search = SearchThreads(settings.max_batch, threads=passes, own_threads=device is None)
             self._planner = Planner(settings, self._search, device, self._cache)
             self._committer = GroupCommitter(
                 self._database,

@@ -56,14 +56,19 @@ class SearchThreads:
         max_pending: Waiting requests above which further ones are refused.
         threads: Passes at once. One where a device is used: FAISS's GPU indexes are not safe for several
             threads, not even for reading.
+        own_threads: Whether callers may make passes on their own threads, too; not where a device is used.
     """
 
-    def __init__(self, max_batch: int = 64, max_pending: int = 4096, threads: int = 1) -> None:
+    def __init__(
+        self, max_batch: int = 64, max_pending: int = 4096, threads: int = 1, *, own_threads: bool = False
+    ) -> None:
         self._max_batch = max_batch
         self._max_pending = max_pending
         self._jobs: deque[_Job] = deque()
         self._actions: deque[_Action[Any]] = deque()
         self._passes: set[tuple[int, bool]] = set()
+        self._busy = 0  # passes and actions in progress
+        self._own_threads = own_threads
         self._changed = threading.Condition()
         self._closing = False
         self._threads = [
@@ -73,9 +78,22 @@ class SearchThreads:
             thread.start()
 
     def submit(
-        self, index: VectorIndex, request: VectorQuery, cancellation: CancellationToken = NEVER_CANCELLED
+        self,
+        index: VectorIndex,
+        request: VectorQuery,
+        cancellation: CancellationToken = NEVER_CANCELLED,
+        *,
+        alone: bool = False,
     ) -> Future[list[Part]]:
         """Queues a request. It fails with CANCELLED or DEADLINE_EXCEEDED when its caller leaves in time.
+
+        Args:
+            index: The index.
+            request: What it is asked.
+            cancellation: Cancels the request while it waits.
+            alone: Whether the caller asks for nothing else at the same time. Where nobody waits, it then
+                answers the request itself: handing it to another thread and back costs more than a quick
+                search.
 
         Raises:
             RegionSearchError: OVERLOADED; UNAVAILABLE while stopping.
@@ -86,8 +104,14 @@ class SearchThreads:
                 raise RegionSearchError(Kind.UNAVAILABLE, "the searcher is stopping", retry_after_s=1.0)
             if len(self._jobs) >= self._max_pending:
                 raise overloaded(f"{len(self._jobs)} searches are waiting", retry_after_s=0.1)
-            self._jobs.append(job)
-            self._changed.notify()
+            begins = alone and self._own_threads and self._is_idle_for(job)
+            if begins:
+                self._begin([job])
+            else:
+                self._jobs.append(job)
+                self._changed.notify()
+        if begins:
+            self._answer([job])
         return job.future
 
     def run(self, action: Callable[[], T]) -> T:
@@ -116,21 +140,37 @@ class SearchThreads:
 
     def _run(self) -> None:
         while (work := self._gather()) is not None:
-            if isinstance(work, _Action):
-                work.run()
+            if isinstance(work, list):
+                self._answer(work)
                 continue
-            PASS_QUERIES.observe(len(work))
-            try:
-                found = work[0].index.fetch([job.request for job in work])
-            except BaseException as error:
-                for job in work:
-                    job.future.set_exception(error)
-            else:
-                for job, parts in zip(work, found, strict=True):
-                    job.future.set_result(parts)
+            work.run()
             with self._changed:
-                self._passes.remove(work[0].pass_)
-                self._changed.notify_all()
+                self._busy -= 1
+
+    def _answer(self, jobs: list[_Job]) -> None:
+        """Makes the pass of jobs that have begun."""
+        PASS_QUERIES.observe(len(jobs))
+        try:
+            found = jobs[0].index.fetch([job.request for job in jobs])
+        except BaseException as error:
+            for job in jobs:
+                job.future.set_exception(error)
+        else:
+            for job, parts in zip(jobs, found, strict=True):
+                job.future.set_result(parts)
+        with self._changed:
+            self._busy -= 1
+            self._passes.remove(jobs[0].pass_)
+            self._changed.notify_all()
+
+    def _begin(self, jobs: list[_Job]) -> None:
+        self._busy += 1
+        self._passes.add(jobs[0].pass_)
+
+    def _is_idle_for(self, job: _Job) -> bool:
+        """Whether a job may begin at once, and overtakes nobody."""
+        waiting = self._jobs or self._actions or self._busy >= len(self._threads)
+        return not waiting and self._may_begin(job.pass_) and job.cancellation.refusal() is None
 
     def _gather(self) -> list[_Job] | _Action[Any] | None:
         """Waits for an action, or for a request that can have a pass, with all others that fit into it.
@@ -140,6 +180,7 @@ class SearchThreads:
         with self._changed:
             while True:
                 if self._actions:
+                    self._busy += 1
                     return self._actions.popleft()
                 if taken := self._take():
                     return taken
@@ -150,6 +191,8 @@ class SearchThreads:
     def _take(self) -> list[_Job]:
         taken: list[_Job] = []
         left: deque[_Job] = deque()
+        if self._busy >= len(self._threads):  # callers make passes
+            return taken
         free = self._max_batch
         for job in self._jobs:
             refusal = job.cancellation.refusal()
@@ -164,7 +207,7 @@ class SearchThreads:
                 left.append(job)
         self._jobs = left
         if taken:
-            self._passes.add(taken[0].pass_)
+            self._begin(taken)
         return taken
 
     def _may_begin(self, pass_: tuple[int, bool]) -> bool:

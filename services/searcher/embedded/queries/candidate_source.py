@@ -43,6 +43,7 @@ class IndexSource:
         query: The query.
         seq: The write whose state is searched.
         cancellation: Cancels the search.
+        alone: Whether it is the only query of its request.
 
     Attributes:
         ahead: See `CandidateSource`.
@@ -58,7 +59,10 @@ class IndexSource:
         query: Query,
         seq: int,
         cancellation: CancellationToken,
+        *,
+        alone: bool,
     ) -> None:
+        self._alone = alone
         self._cancellation = cancellation
         self._database = database
         self._search = search
@@ -139,7 +143,7 @@ class IndexSource:
             margin = query.whole_image_margin if query.group_by_image and query.level is None else 0.0
             below = query.after.score + margin
         request = VectorQuery(query.vectors, self._selected, count, self._by_image, below, self._effort)
-        return self._search.submit(self._opened.index, request, self._cancellation)
+        return self._search.submit(self._opened.index, request, self._cancellation, alone=self._alone)
 
     def _behind(self, parts: Sequence[Part], scores: Sequence[Vectors]) -> tuple[list[Part], list[Vectors]]:
         """Without what earlier pages have shown, as far as single rows tell."""

@@ -39,7 +39,7 @@ def pages(
     states = [present if query.seq is None else query.seq for query in queries]
     # All of them before the first ranking: what they ask for first is found in one pass.
     sources = [
-        IndexSource(database, search, collection, widened(query), seq, cancellation)
+        IndexSource(database, search, collection, widened(query), seq, cancellation, alone=len(queries) == 1)
         for query, seq in zip(queries, states, strict=True)
     ]
     return [
