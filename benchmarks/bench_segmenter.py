@@ -6,7 +6,10 @@ import asyncio
 import contextlib
 import functools
 import itertools
+import json
 import os
+import subprocess
+import tempfile
 import time
 import unittest.mock
 from collections.abc import Callable, Iterator
@@ -19,13 +22,14 @@ import torch
 from PIL import Image
 from segment_anything import SamAutomaticMaskGenerator, sam_model_registry
 
+from benchmarks.compare.environments import python_of
 from benchmarks.emulation import EmulatedTf32
 from benchmarks.harness import Case, Pair, SkipCase, timed
 from regionsearch.images import Pixels
 from services.runtime.batcher import BatchSettings
 from services.segmenter.backends import load_backend
 from services.segmenter.backends.base import ModelIdentity, PromptBatch
-from services.segmenter.backends.detector import Detector
+from services.segmenter.backends.detector import Detector, detect
 from services.segmenter.backends.fastsam import BoxProposer
 from services.segmenter.backends.mobile import build_mobile_sam
 from services.segmenter.backends.sam import SamBackend
@@ -47,6 +51,7 @@ from services.segmenter.prompts import Prompt
 
 SCENE = Path(__file__).parents[1] / "examples" / "scenes" / "scene-01.jpg"
 CALLERS = 8
+OUT = Path(__file__).parent / "out"
 FASTSAM = "REGIONSEARCH_BENCH_FASTSAM"  # path of the exported model; its weights are not ours to give
 CLICK = Prompt(np.array([[60.0, 60.0]]), np.array([1], np.int32))
 Load = Callable[[], tuple[SamBackend, EverythingOptions]]
@@ -128,32 +133,51 @@ def with_detector(load: Load) -> tuple[SamBackend, EverythingOptions]:
 
 
 def fastsam_file() -> Path:
-    """The exported FastSAM that the environment names."""
-    if FASTSAM not in os.environ:
-        raise SkipCase(f"{FASTSAM} does not name an exported FastSAM")
-    return Path(os.environ[FASTSAM])
+    """The exported FastSAM that the environment names, or an untrained one, which takes as long."""
+    if FASTSAM in os.environ:
+        return Path(os.environ[FASTSAM])
+    untrained = OUT / "yolov8s-seg.onnx"
+    if not untrained.exists():
+        with ultralytics(untrained):
+            pass
+    return untrained
 
 
 @contextlib.contextmanager
 def fastsam() -> Iterator[Pair]:
-    """FastSAM's masks of a photograph against those of ultralytics, if it is installed, of the same file."""
+    """FastSAM's masks of a photograph against those of ultralytics, of the same file: a hundred at most."""
     path, pixels = fastsam_file(), photograph()
     backend = load_backend(find_model(str(path)), DEVICE, "auto")
     assert backend.choices is not None
-    options = backend.choices
-    reference = None
-    with contextlib.suppress(ImportError):
-        from ultralytics import YOLO
-
-        model = YOLO(path, task="segment")
-        asked: dict[str, Any] = {
-            "conf": options.pred_iou_thresh,
-            "iou": options.box_nms_thresh,
-            "rect": False,
-        }
+    (embedding,) = backend.encode([backend.prepare(pixels)])
+    scores = detect(embedding, 0.0, backend.choices.box_nms_thresh).scores[:101].tolist()
+    options = replace(backend.choices, pred_iou_thresh=max(scores[-1], 0.0))
+    with tempfile.TemporaryDirectory() as folder:
+        np.save(Path(folder) / "pixels.npy", pixels)
+        asked = {"conf": options.pred_iou_thresh, "iou": options.box_nms_thresh, "rect": False}
         asked |= {"imgsz": backend.mask_size[0] * 4, "retina_masks": True, "verbose": False, "device": DEVICE}
-        reference = timed(lambda: model.predict(pixels[..., ::-1], **asked)[0].masks)
-    yield Pair(timed(lambda: segment_everything(backend, pixels, options, Mode.PROPOSALS)), reference)
+        with ultralytics(path, Path(folder) / "pixels.npy", json.dumps(asked)) as (count, reference):
+            assert count == len(segment_everything(backend, pixels, options, Mode.PROPOSALS))
+            yield Pair(timed(lambda: segment_everything(backend, pixels, options, Mode.PROPOSALS)), reference)
+
+
+@contextlib.contextmanager
+def ultralytics(*arguments: object) -> Iterator[tuple[int, Callable[[], float]]]:
+    """The number of masks that ultralytics finds, and a measurement of it, in an environment of its own."""
+    command = [python_of("ultralytics", OUT), Path(__file__).parent / "ultralytics_peer.py", *arguments]
+    with subprocess.Popen(
+        [str(part) for part in command], cwd=OUT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as program:
+        assert program.stdin is not None and program.stdout is not None
+        stdin, stdout = program.stdin, program.stdout
+
+        def measure() -> float:
+            stdin.write("\n")
+            stdin.flush()
+            return float(stdout.readline())
+
+        yield int(stdout.readline()), measure
+        stdin.close()
 
 
 ENCODE, DECODE, REST = STAGES = ("encode", "decode", "filter, upscale, NMS, draw")
@@ -297,7 +321,7 @@ def memory(height: int, width: int) -> Iterator[Pair]:
 
 
 @contextlib.contextmanager
-def match_rate(precision: str, images: int = 6, load: Load = pocket) -> Iterator[Pair]:
+def match_rate(precision: str, mode: Mode, images: int = 6, load: Load = pocket) -> Iterator[Pair]:
     """Share of the fp32 regions that lower precision finds with an IoU of 0.9 or more, over the scenes."""
     backend, options = load()
     low = SamBackend(backend.model, replace(backend.identity, precision=precision))
@@ -309,8 +333,8 @@ def match_rate(precision: str, images: int = 6, load: Load = pocket) -> Iterator
         found = matched = 0
         for file in sorted(SCENE.parent.glob("*.jpg"))[:images]:
             pixels = np.array(Image.open(file).convert("RGB"))
-            others = [region.runs.to_mask() for region in segment_everything(low, pixels, options)]
-            regions = segment_everything(backend, pixels, options)
+            others = [region.runs.to_mask() for region in segment_everything(low, pixels, options, mode)]
+            regions = segment_everything(backend, pixels, options, mode)
             found += len(regions)
             matched += sum(_best_iou(region, others) >= 0.9 for region in regions)
         return matched / found
@@ -402,12 +426,13 @@ def cases() -> list[Case]:
         ],
         *[
             Case(
-                f"segmenter: {precision} match rate",
+                f"segmenter: {precision} match rate, {mode}",
                 "share",
-                functools.partial(match_rate, precision),
+                functools.partial(match_rate, precision, mode),
                 better="higher",
                 runs=1,
             )
-            for precision in ("bf16", "tf32")
+            for precision in ("bf16", "fp16", "tf32")
+            for mode in Mode
         ],
     ]

@@ -119,6 +119,7 @@ def cases(device: str, quick: bool) -> list[Case]:
     """What is measured, the most wanted first."""
     from benchmarks import bench_segmenter
     from benchmarks.harness import Case
+    from services.segmenter.options import Mode
     from services.torch_runtime.devices import allow_tf32
 
     allow_tf32(False)
@@ -143,8 +144,16 @@ def cases(device: str, quick: bool) -> list[Case]:
     exact = functools.partial(bench_segmenter.everything, pocket, scene)
     add("everything mode against the published generator, pocket, fp32", "s", exact)
     for precision in PRECISIONS[1:]:
-        matched = functools.partial(bench_segmenter.match_rate, precision, 1 if quick else 6, pocket)
-        add(f"share of regions that match those of fp32, pocket, {precision}", "of 1", matched, runs=1)
+        for mode in Mode:
+            rate_of = functools.partial(
+                bench_segmenter.match_rate, precision, mode, 1 if quick else 6, pocket
+            )
+            add(
+                f"share of regions that match those of fp32, pocket, {precision}, {mode}",
+                "of 1",
+                rate_of,
+                runs=1,
+            )
     for variant in [*variants[:2], "pocket", *variants[2:]]:
         for precision in precisions:
             for stage, unit in STAGES.items():

@@ -205,9 +205,9 @@ class Processes:
         self.start("gateway", own | settings)
         return f"http://127.0.0.1:{port.read_text().strip()}"
 
-    def cpu_s(self, role: str) -> float:
-        """CPU time that all processes of a role have taken until now, seconds."""
-        running = [one.process for one in self._running if one.role == role]
+    def cpu_s(self, role: str | None = None) -> float:
+        """CPU time that all processes, or those of a role, have taken until now, seconds."""
+        running = [one.process for one in self._running if role in (None, one.role)]
         times = [psutil.Process(process.pid).cpu_times() for process in running if process is not None]
         return float(sum(one.user + one.system for one in times))
 

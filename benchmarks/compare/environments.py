@@ -31,6 +31,9 @@ ENVIRONMENTS = {
     "milvus-lite": Environment(("numpy", "milvus-lite==3.2.2", "pymilvus==3.0.2")),
     "milvus": Environment(("numpy", "milvus==2.3.5", "pymilvus==3.0.2")),
     "qdrant-edge": Environment(("numpy", "qdrant-edge-py==0.9.0")),
+    "ultralytics": Environment(  # AGPL-3.0; without opencv-python, which would take the place of ours
+        ("--no-deps", "ultralytics==8.4.190", "ultralytics-thop==2.2.3"), shared=True
+    ),
     "chroma": Environment(("numpy", "chromadb==1.5.9")),
     "hnswlib": Environment(("numpy", "hnswlib==0.8.0")),
     "usearch": Environment(("numpy", "usearch==2.26.6")),

@@ -10,6 +10,7 @@ import pytest
 from benchmarks import bench_segmenter as bench
 from benchmarks import segmenter_memory
 from benchmarks.harness import Case, Outcome, measure
+from services.segmenter.options import Mode
 
 tiny = functools.partial(bench.pocket, points_per_side=2)
 image = functools.partial(bench.scene, 64, 96)
@@ -40,7 +41,7 @@ def test_the_profile_runs_once_for_all_stages(monkeypatch):
 def test_callers_clicks_and_match_rate():
     assert outcome(functools.partial(bench.callers, 1)).ratio > 0
     assert outcome(lambda: bench.second_click(tiny)).ratio > 0
-    rate = outcome(lambda: bench.match_rate("bf16", 1, tiny), better="higher")
+    rate = outcome(lambda: bench.match_rate("bf16", Mode.GRID, 1, tiny), better="higher")
     assert 0 <= rate.ours <= 1
 
 
