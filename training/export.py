@@ -15,6 +15,7 @@ from services.embedder.backends.open_clip import pack_rows, unpack_rows
 from services.embedder.crops import CLIP_MEAN, CLIP_STD
 
 _LARGEST_VARIANCE = 2.0**15  # half of what half precision can hold
+_MEASURED = ("match_rates", "cut_offs")  # parts of a manifest that are found out after training
 
 
 def export_segmenter(
@@ -109,5 +110,9 @@ def _write(module: nn.Module, manifest: dict[str, Any], file: Path, packed: str 
     file.parent.mkdir(parents=True, exist_ok=True)
     content = save(weights)
     file.write_bytes(content)  # `save_file` would make a file that only its owner can read
-    digest = hashlib.sha256(content).hexdigest()
-    file.with_suffix(".json").write_text(json.dumps(manifest | {"sha256": digest}, indent=2) + "\n")
+    described = file.with_suffix(".json")
+    before = json.loads(described.read_text()) if described.exists() else {}
+    manifest["sha256"] = hashlib.sha256(content).hexdigest()
+    if before.get("sha256") == manifest["sha256"]:  # what was measured of these weights is still true
+        manifest |= {key: before[key] for key in _MEASURED if key in before}
+    described.write_text(json.dumps(manifest, indent=2) + "\n")
