@@ -154,7 +154,11 @@ def fastsam() -> Iterator[Pair]:
     options = replace(backend.choices, pred_iou_thresh=max(scores[-1], 0.0))
     with tempfile.TemporaryDirectory() as folder:
         np.save(Path(folder) / "pixels.npy", pixels)
-        asked = {"conf": options.pred_iou_thresh, "iou": options.box_nms_thresh, "rect": False}
+        asked: dict[str, Any] = {
+            "conf": options.pred_iou_thresh,
+            "iou": options.box_nms_thresh,
+            "rect": False,
+        }
         asked |= {"imgsz": backend.mask_size[0] * 4, "retina_masks": True, "verbose": False, "device": DEVICE}
         with ultralytics(path, Path(folder) / "pixels.npy", json.dumps(asked)) as (count, reference):
             assert count == len(segment_everything(backend, pixels, options, Mode.PROPOSALS))

@@ -10,7 +10,10 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 STRIP_BYTES = 1 << 23  # pixels turned to float at a time; bounds the memory of a resize, whatever the image
@@ -118,12 +121,16 @@ def _whole(values: Tensor) -> Tensor:
 
 
 def resize_image(
-    image: Tensor, size: int, mode: str = "shortest", fill: int = 0, interpolation: str = "bicubic"
+    pixels: NDArray[np.uint8],
+    size: int,
+    mode: str = "shortest",
+    fill: int = 0,
+    interpolation: str = "bicubic",
 ) -> Tensor:
-    """Fits a whole image into a square, as open_clip's inference transform does.
+    """Fits a whole image into a square, as open_clip's inference transform does: with Pillow.
 
     Args:
-        image: (3, H, W) uint8.
+        pixels: (H, W, 3) uint8.
         size: Side of the square.
         mode: ``shortest`` scales the short side to `size` and cuts the centre, ``longest`` scales the long
             side and pads with `fill`, ``squash`` gives up the aspect ratio.
@@ -136,7 +143,7 @@ def resize_image(
     Raises:
         ValueError: `mode` is none of the three.
     """
-    _, height, width = image.shape
+    height, width = pixels.shape[:2]
     if mode == "squash":
         out_h, out_w = size, size
     elif mode == "shortest":
@@ -147,25 +154,24 @@ def resize_image(
         out_h, out_w = max(1, round(height / ratio)), max(1, round(width / ratio))
     else:
         raise ValueError(f"unknown resize mode {mode!r}: use shortest, longest or squash")
-    rows = _centred_axis(height, out_h, min(out_h, size), image.device, interpolation)
-    columns = _centred_axis(width, out_w, min(out_w, size), image.device, interpolation)
-    resized = resample(image.transpose(0, 1).unsqueeze(0), columns, rows)[0]
-    if resized.shape[1:] == (size, size):
-        return resized
-    canvas = resized.new_full((3, size, size), float(fill))
-    top, left = (size - resized.shape[1]) // 2, (size - resized.shape[2]) // 2
-    canvas[:, top : top + resized.shape[1], left : left + resized.shape[2]] = resized
-    return canvas
+    # What would be cut off is not made: the long side of a panorama may have any length.
+    (left, right, columns), (top, bottom, rows) = (
+        _centre(length, out, size) for length, out in ((width, out_w), (height, out_h))
+    )
+    resampling = Image.Resampling[interpolation.upper()]
+    resized = Image.fromarray(pixels).resize((columns, rows), resampling, (left, top, right, bottom))
+    if (rows, columns) != (size, size):
+        canvas = Image.new("RGB", (size, size), (fill, fill, fill))
+        canvas.paste(resized, ((size - columns) // 2, (size - rows) // 2))
+        resized = canvas
+    return torch.from_numpy(np.array(resized)).permute(2, 0, 1).float()
 
 
-def _centred_axis(
-    length: int, out_length: int, size: int, device: torch.device, interpolation: str
-) -> Tensor:
-    """The middle `size` rows of the matrix that takes `length` pixels to `out_length`; (1, size, length)."""
-    scale = length / out_length
-    first = round((out_length - size) / 2)
-    window = torch.tensor([[first * scale], [size * scale], [float(length)]], device=device)
-    return axis_weights(window[0], window[1], window[2], length, size, interpolation=interpolation)
+def _centre(length: int, out_length: int, size: int) -> tuple[float, float, int]:
+    """The part of `length` pixels that the middle `size` of `out_length` show: start, end, pixels shown."""
+    shown, scale = min(out_length, size), length / out_length
+    first = round((out_length - shown) / 2)
+    return first * scale, min((first + shown) * scale, length), shown
 
 
 def gaussian_matrix(size: int, sigma: float, device: torch.device) -> Tensor:

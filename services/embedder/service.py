@@ -22,6 +22,7 @@ from services.embedder.servicer import EmbedServicer
 from services.embedder.settings import EmbedderSettings
 from services.runtime.server import Lifespan, Server
 from services.torch_runtime.devices import allow_tf32, choose_precision, find_devices
+from services.torch_runtime.heap import reuse_freed_memory
 from services.torch_runtime.model_files import read_manifest, verified_digest
 
 
@@ -46,6 +47,7 @@ def embedder(settings: EmbedderSettings) -> Lifespan:
 
     @contextlib.asynccontextmanager
     async def lifespan(server: Server) -> AsyncIterator[None]:
+        reuse_freed_memory()
         backends = await asyncio.to_thread(load, settings)
         engine = EmbedEngine(
             backends, settings.batching, text_cache=settings.text_cache, on_fatal=server.fail

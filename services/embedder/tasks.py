@@ -61,7 +61,7 @@ class RegionsTask:
         """Does all that needs no device."""
         regions = self.read()
         planes = _planes(regions.pixels)
-        whole = prepare_image(planes, backend) if self.include_image else None
+        whole = prepare_image(regions.pixels, backend) if self.include_image else None
         return PreparedRegions(planes, torch.from_numpy(regions.boxes), regions.masks, self.policy, whole)
 
 
@@ -138,7 +138,7 @@ class ImageTask:
 
     def prepare(self, backend: Backend) -> PreparedImage:
         """Does all that needs no device."""
-        return prepare_image(_planes(self.read()), backend)
+        return prepare_image(self.read(), backend)
 
 
 @dataclass(frozen=True)
@@ -152,10 +152,10 @@ class PreparedImage:
         return self.image.unsqueeze(0).to(backend.device, non_blocking=True)
 
 
-def prepare_image(planes: Tensor, backend: Backend) -> PreparedImage:
-    """Fits an image (3, H, W) uint8 to the model's size, off the device, and normalises it."""
+def prepare_image(pixels: Pixels, backend: Backend) -> PreparedImage:
+    """Fits an image (H, W, 3) uint8 to the model's size, off the device, and normalises it."""
     fitted = resize_image(
-        planes, backend.size, backend.resize_mode, backend.fill, interpolation=backend.interpolation
+        pixels, backend.size, backend.resize_mode, backend.fill, interpolation=backend.interpolation
     )
     mean = torch.tensor(backend.mean).view(3, 1, 1) * 255
     std = torch.tensor(backend.std).view(3, 1, 1) * 255

@@ -38,6 +38,7 @@ from services.segmenter.everything import (
     deduplicate,
     draw_candidates,
     finish_image,
+    unanswered,
 )
 from services.segmenter.grid import Crop, grid_points, plan_crops
 from services.segmenter.options import EverythingOptions, Mode, SelectionOptions, planned_points
@@ -177,6 +178,10 @@ class SegmentEngine:
         ]
         asked = 0
         for piece in pieces:
+            if mode is Mode.PROPOSALS:
+                piece = await asyncio.to_thread(unanswered, self.backend, embedding, piece, candidates)
+                if not len(piece):
+                    continue
             search = GridTask(embedding, crop, piece, size, options)
             candidates += joined(await self.submit(search, call))
             call = replace(call, continuation=True)

@@ -33,6 +33,9 @@ from services.segmenter.upscale import Indices, upscaler_for
 
 # A box this close to the edge of a crop, but not of the image, is treated as a part of a larger object.
 _CROP_EDGE_PIXELS = 20.0
+# Predicted IoU from which a box has found the object: at .7 small things next to it would be missed.
+_SURE_IOU = 0.8
+_BOX_MARGIN = 0.25  # of a box's sides: how far the mask of a box may reach beyond it
 
 
 @dataclass(frozen=True)
@@ -122,8 +125,10 @@ def segment_everything(
         else:
             every: list[Candidate] = []
             for prompts in filter(len, proposed):
-                masks = decode_points(backend, embedding, prompts, options)
-                every += filter_survivors(backend, embedding, crop, masks, size, options)
+                asked = unanswered(backend, embedding, prompts, every)
+                if len(asked):
+                    masks = decode_points(backend, embedding, asked, options)
+                    every += filter_survivors(backend, embedding, crop, masks, size, options)
             candidates = deduplicate(every, options)
         found += draw_candidates(backend, embedding, crop, candidates, size)
     return finish_image(found, options)
@@ -162,13 +167,28 @@ def find_proposer(backend: Backend) -> Proposer:
     return backend.proposer
 
 
+def unanswered(
+    backend: Backend, embedding: Embedding, prompts: NDArray[np.float64], found: Sequence[Candidate]
+) -> NDArray[np.float64]:
+    """The prompts of a proposer without the points that lie in a sure mask of what it has found before."""
+    sure = [candidate.logits for candidate in found if candidate.predicted_iou >= _SURE_IOU]
+    if prompts.shape[1] != 2 or not sure:
+        return prompts
+    geometry, (height, width) = embedding.geometry, backend.mask_size
+    scale = np.array([width, height]) / geometry.padded_size[::-1]
+    places = (geometry.to_input(prompts) * scale).astype(np.int64).clip(0, [width - 1, height - 1])
+    inside = torch.stack([logits[places[:, 1], places[:, 0]] for logits in sure]) > backend.mask_threshold
+    left: NDArray[np.float64] = prompts[~inside.any(dim=0).cpu().numpy()]
+    return left
+
+
 @torch.inference_mode()
 def decode_points(
     backend: Backend, embedding: Embedding, points: NDArray[np.float64], options: EverythingOptions
 ) -> DecodedMasks:
     """Decodes three masks per point, or one per box, and keeps those whose predicted IoU is high enough.
 
-    Runs on the device.
+    Of the mask of a box only what lies near it is looked at. Runs on the device.
 
     Args:
         backend: The model.
@@ -179,11 +199,17 @@ def decode_points(
     Returns:
         Masks in the order of the points; those of one point in the decoder's order.
     """
-    logits, scores, places = [], [], []
+    geometry, are_boxes = embedding.geometry, points.shape[1] == 4
+    looked_at = np.array([[0.0, 0.0, *geometry.image_size[::-1]]])
+    if are_boxes:
+        margin = _BOX_MARGIN * np.tile(points[:, 2:] - points[:, :2], 2) * (-1, -1, 1, 1)
+        looked_at = (points + margin).clip(0, np.tile(looked_at[0, 2:], 2))
+    windows = np.broadcast_to(geometry.to_logits(looked_at, backend.mask_size), (len(points), 4))
+    logits, scores, places, limits = [], [], [], []
     for start in range(0, len(points), backend.decode_batch):
         batch = points[start : start + backend.decode_batch].reshape(-1, points.shape[1] // 2, 2)
-        coords = torch.from_numpy(embedding.geometry.to_input(batch))
-        if points.shape[1] == 2:
+        coords = torch.from_numpy(geometry.to_input(batch))
+        if not are_boxes:
             labels = torch.ones(coords.shape[:2], dtype=torch.int32)
             prompts, columns_asked = PromptBatch(points=coords, labels=labels), slice(1, None)
         else:  # a box is unambiguous
@@ -195,10 +221,17 @@ def decode_points(
             ious > (options.pred_iou_thresh if options.pred_iou_thresh > 0 else -np.inf)
         ).nonzero()
         chosen = torch.from_numpy(columns + columns_asked.start)
-        logits.append(decoding.logits(torch.from_numpy(rows), chosen))
+        logits.append(decoding.logits(torch.from_numpy(rows), chosen, windows[start : start + len(batch)]))
         scores.append(ious[rows, columns])
         places.append(batch.mean(axis=1)[rows])
-    return DecodedMasks(torch.cat(logits), np.concatenate(scores), np.concatenate(places))
+        if are_boxes:
+            limits.append(looked_at[start + rows].round().astype(np.int64)[:, [1, 3, 0, 2]])
+    return DecodedMasks(
+        torch.cat(logits),
+        np.concatenate(scores),
+        np.concatenate(places),
+        np.concatenate(limits) if are_boxes else None,
+    )
 
 
 @torch.inference_mode()
@@ -262,7 +295,7 @@ def draw_candidates(
     upscaler = upscaler_for(backend.mask_size, embedding.geometry.steps, backend.device)
     logits = torch.stack([candidate.logits for candidate in candidates])
     boxes = np.array([candidate.box for candidate in candidates])
-    clip = candidates[0].clip
+    clip = any(candidate.clip for candidate in candidates)  # of the others nothing lies outside of the box
     masks = draw(upscaler, logits, boxes, backend.mask_threshold, crop, image_size, clip)
     return [
         Region(

@@ -26,6 +26,7 @@ from services.segmenter.options import Defaults, EverythingOptions, Mode
 from services.segmenter.servicer import SegmentServicer
 from services.segmenter.settings import SegmenterSettings
 from services.torch_runtime.devices import allow_tf32, choose_precision, find_device
+from services.torch_runtime.heap import reuse_freed_memory
 from services.torch_runtime.model_files import existing_file
 
 CPU_POINTS_PER_SIDE = 16  # unless the model says otherwise: the reference's 32 take minutes
@@ -90,6 +91,7 @@ def segmenter(settings: SegmenterSettings) -> Lifespan:
 
     @contextlib.asynccontextmanager
     async def lifespan(server: Server) -> AsyncIterator[None]:
+        reuse_freed_memory()
         backend, defaults = await asyncio.to_thread(load, settings)
         engine = SegmentEngine(
             backend,

@@ -168,7 +168,7 @@ async def test_images_raw_and_encoded(service, backend, pixels):
         embed_pb2.EmbedImagesRequest(images=images, priority=types_pb2.PRIORITY_BULK)
     )
     vectors = tensor_from_proto(answer.vectors, "vectors", ndim=2)
-    fitted = resize_image(torch.from_numpy(pixels).permute(2, 0, 1), backend.size, "squash")
+    fitted = resize_image(pixels, backend.size, "squash")
     expected = backend.embed_crops((fitted / 255 - 0.5).div(0.25)[None]).numpy()
     np.testing.assert_allclose(vectors, np.repeat(expected, 2, 0), atol=2e-5)
     assert answer.model.crop_policy == types_pb2.CROP_POLICY_UNSPECIFIED

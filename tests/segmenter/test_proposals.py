@@ -9,6 +9,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from regionsearch.errors import Kind, RegionSearchError
@@ -16,9 +17,17 @@ from regionsearch.v1 import segment_pb2
 from services.segmenter import messages
 from services.segmenter.backends.base import Embedding, Geometry, ModelIdentity
 from services.segmenter.backends.pocket import build_pocket_sam
-from services.segmenter.backends.proposer import MAX_PEAKS, HeadProposer, ProposalHead, peaks
+from services.segmenter.backends.proposer import MAX_PEAKS, HeadProposer, ProposalHead, by_area, peaks
 from services.segmenter.backends.sam import SamBackend
-from services.segmenter.everything import decode_points, segment_everything
+from services.segmenter.everything import (
+    Candidate,
+    decode_points,
+    draw_candidates,
+    filter_survivors,
+    segment_everything,
+    unanswered,
+)
+from services.segmenter.grid import Crop
 from services.segmenter.options import Defaults, EverythingOptions, Mode
 from services.segmenter.settings import EverythingSettings
 from tests.segmenter.test_engine import Watched, engine_for, lazy_image
@@ -39,7 +48,7 @@ def proposed(maps: Tensor, geometry: Geometry) -> tuple[list[tuple[float, ...]],
     """Points and boxes for a head that answers with `maps` (6, h, w)."""
     head = cast("ProposalHead", lambda features: maps[None])
     embedding = Embedding((torch.zeros(4, *maps.shape[1:]),), geometry)
-    points, boxes = HeadProposer(head, nullcontext).propose(embedding, None, OPTIONS)
+    boxes, points = HeadProposer(head, nullcontext).propose(embedding, None, OPTIONS)
     return [tuple(point) for point in points.tolist()], [tuple(box) for box in boxes.tolist()]
 
 
@@ -60,7 +69,7 @@ def test_boxes_are_named_once_and_end_at_the_image() -> None:
     points, boxes = proposed(maps, geometry)
     assert not points
     # 8 pixels of the input a cell, 3.125 of the image for one of the input: 25.
-    assert boxes == [(312.5, 12.5, 400.0, 112.5), (62.5, 62.5, 162.5, 162.5)]
+    assert boxes == [(312.5, 12.5, 400.0, 112.5), (62.5, 62.5, 162.5, 162.5)]  # from small to large
 
 
 def test_points_lie_in_the_middle_of_peaks_best_first() -> None:
@@ -102,7 +111,9 @@ async def test_the_engine_decodes_what_was_proposed(proposing: SamBackend) -> No
     assert [region.runs.coco_rle() for region in found] == [region.runs.coco_rle() for region in alone]
     (embedding,) = proposing.encode([proposing.prepare(image.decode())])
     assert proposing.proposer is not None
-    points, boxes = proposing.proposer.propose(embedding, None, OPTIONS)
+    proposed = proposing.proposer.propose(embedding, None, OPTIONS)
+    assert isinstance(proposed, tuple)
+    boxes, points = proposed
     assert len(points)
     assert len(boxes)
     asked = [*points.tolist(), *boxes.reshape(-1, 2, 2).mean(axis=1).tolist()]
@@ -111,10 +122,41 @@ async def test_the_engine_decodes_what_was_proposed(proposing: SamBackend) -> No
     assert len(decode_points(proposing, embedding, boxes, OPTIONS).scores) == len(boxes)
 
 
+def test_the_mask_of_a_box_lies_near_it(proposing: SamBackend) -> None:
+    image = lazy_image(3).decode()
+    (embedding,) = proposing.encode([proposing.prepare(image)])
+    crop = Crop.whole((image.shape[0], image.shape[1]))
+    boxes = by_area(np.array([[20.0, 8, 60, 24], [2, 2, 14, 10], [0, 0, crop.right, crop.bottom]]))
+    masks = decode_points(proposing, embedding, boxes, OPTIONS)
+    found = filter_survivors(proposing, embedding, crop, masks, crop.size, OPTIONS)
+    regions = draw_candidates(proposing, embedding, crop, found, crop.size)
+    assert [region.point for region in regions] == [(8, 6), (40, 16), (40, 30)]  # from small to large
+    # A quarter of the box's sides beyond each of its edges.
+    for region, (left, top, right, bottom) in zip(regions, [(0, 0, 17, 12), (10, 4, 70, 28)], strict=False):
+        mask = region.runs.to_mask()
+        assert mask.any()
+        assert mask[top:bottom, left:right].sum() == mask.sum()
+
+
+def test_points_that_a_box_has_answered_are_not_asked(proposing: SamBackend) -> None:
+    embedding = Embedding((), Geometry((60, 80), (96, 128), (128, 128), ()))
+    logits = torch.full(proposing.mask_size, -1.0)  # 64 x 64 for 128 x 128 pixels of the input
+    logits[:24, :32] = 1.0  # the quarter at the top left
+    points, boxes = np.array([[10.0, 10], [50, 10], [39.9, 29.9], [79, 59]]), np.array([[0.0, 0, 40, 30]])
+
+    def left(iou: float, prompts: NDArray[np.float64]) -> NDArray[np.float64]:
+        found = Candidate(logits, (0, 0, 39, 29), iou, 1.0, (20, 15), clip=True)
+        return unanswered(proposing, embedding, prompts, [found])
+
+    assert left(0.9, points).tolist() == [[50, 10], [79, 59]]
+    assert left(0.7, points) is points
+    assert left(0.9, boxes) is boxes
+
+
 async def test_an_image_without_proposals_has_no_regions(
     proposing: SamBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(proposing.proposer, "propose", lambda *_: (np.empty((0, 2)), np.empty((0, 4))))
+    monkeypatch.setattr(proposing.proposer, "propose", lambda *_: (np.empty((0, 4)), np.empty((0, 2))))
     assert segment_everything(proposing, lazy_image(1).decode(), OPTIONS, Mode.PROPOSALS) == []
     async with engine_for(proposing) as engine:
         assert (await engine.everything(lazy_image(1), OPTIONS, mode=Mode.PROPOSALS)).regions == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from segment_anything.modeling import MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
@@ -86,3 +87,22 @@ def test_only_the_masks_asked_for_are_made() -> None:
         none = decoded.logits(torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64))
     torch.testing.assert_close(some, every[[4, 6, 15]], rtol=0, atol=1e-6)
     assert none.shape == (0, 32, 32)
+
+
+def test_windows_hold_the_logits_of_the_whole_mask() -> None:
+    sam = build(64, 8, 8)
+    windows = np.array([[0, 9, 3, 21], [30, 32, 0, 5], [8, 16, 8, 16], [0, 32, 0, 32]])
+    with torch.inference_mode():
+        sparse, _ = sam.prompt_encoder((torch.rand(4, 1, 2) * 64, torch.ones(4, 1)), None, None)
+        features = torch.randn(64, 8, 8)
+        decoded = LazyMaskDecoder(sam)(
+            features, sparse, sam.prompt_encoder.no_mask_embed.weight[..., None, None]
+        )
+        rows, columns = torch.tensor([0, 0, 1, 2]), torch.tensor([0, 2, 3, 1])  # nothing of the last prompt
+        every = decoded.logits(rows, columns)
+        some = decoded.logits(rows, columns, windows)
+    assert some.shape == every.shape
+    for ours, mask, (top, bottom, left, right) in zip(some, every, windows[rows], strict=True):
+        seen = slice(top, bottom), slice(left, right)
+        torch.testing.assert_close(ours[seen], mask[seen], rtol=0, atol=1e-6)
+    assert (some[3, 20:] < -9).all()  # windows are as high as the highest

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from services.segmenter.backends.pocket import build_pocket_sam
 from training.export import export_segmenter
 
-SMALL = {"img_size": 64, "width": 32, "detail": 16, "outline": 8, "body": "regnetx_002"}
+SMALL: dict[str, Any] = {"img_size": 64, "width": 32, "detail": 16, "outline": 8, "body": "regnetx_002"}
 
 
 def test_what_was_measured_of_weights_stays_with_them_alone(tmp_path: Path) -> None:

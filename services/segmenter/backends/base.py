@@ -72,6 +72,9 @@ class ModelFiles:
     match_rates: Mapping[str, float] = field(default_factory=dict)
 
 
+_REACH = 3  # logits: how far beyond its own place a pixel depends on them, through two bilinear steps
+
+
 @dataclass(frozen=True)
 class ResizeStep:
     """A bilinear step from logits to pixels: resize to `size`, keep the `crop` that begins at `corner`."""
@@ -104,6 +107,13 @@ class Geometry:
         (height, width), (input_height, input_width) = self.image_size, self.input_size
         scaled: NDArray[np.float64] = points * np.array([input_width / width, input_height / height])
         return scaled + self.corner[::-1]
+
+    def to_logits(self, boxes: NDArray[np.float64], mask_size: Size) -> NDArray[np.int64]:
+        """The logits that the pixels of boxes (n, 4) depend on, as top, bottom, left, right, half-open."""
+        edges = self.to_input(boxes.reshape(-1, 2, 2)) * (np.array(mask_size) / self.padded_size)[::-1]
+        low, high = np.floor(edges[:, 0]) - _REACH, np.ceil(edges[:, 1]) + _REACH
+        windows = np.stack([low[:, 1], high[:, 1], low[:, 0], high[:, 0]], axis=1)
+        return windows.clip(0, np.repeat(mask_size, 2)).astype(np.int64)
 
 
 @dataclass(frozen=True)
@@ -183,10 +193,16 @@ class Decoding(Protocol):
     ious: Tensor
     """Predicted IoU, float32 (B, 4); mask 0 is for unambiguous prompts, masks 1 to 3 for ambiguous ones."""
 
-    def logits(self, rows: Tensor, columns: Tensor) -> Tensor:
+    def logits(self, rows: Tensor, columns: Tensor, windows: NDArray[np.int64] | None = None) -> Tensor:
         """Low-resolution logits, float32 (n, h, w); mask i is ``columns[i]`` of prompt ``rows[i]``.
 
         Both are int64 on the host, where they were chosen, so that nothing waits for the device.
+
+        Args:
+            rows: Ascending.
+            columns: 0 for the unambiguous mask, 1 to 3 for the others.
+            windows: Of each prompt of the batch the logits that the caller looks at, int64 (B, 4) as top,
+                bottom, left, right, half-open. All others may have any value.
         """
 
 

@@ -23,7 +23,7 @@ from services.segmenter.backends.base import (
     PromptBatch,
 )
 from services.segmenter.backends.detector import Detector, check_precision, detect, limits_of
-from services.segmenter.backends.proposer import Prompts
+from services.segmenter.backends.proposer import Prompts, by_area
 from services.segmenter.options import EverythingOptions
 
 # FastSAM's own defaults. The score of a detection is what predicted IoU is for other models.
@@ -111,4 +111,4 @@ class BoxProposer:
         """Returns the boxes of the detected objects."""
         seen = self._detector.embed(prepared)
         boxes = detect(seen, EVERYTHING["pred_iou_thresh"], EVERYTHING["box_nms_thresh"]).boxes
-        return (boxes.cpu().numpy().astype(np.float64),)
+        return (by_area(boxes.cpu().numpy().astype(np.float64)),)

@@ -33,7 +33,10 @@ _NAMED = 1024  # boxes that are compared
 _SAME_BOX = 0.6  # IoU from which two of them mean one object
 
 Prompts = tuple[NDArray[np.float64], ...]
-"""What to ask the model about: points (n, 2) as x, y, and boxes (n, 4) as x_min, y_min, x_max, y_max."""
+"""What to ask the model, in this order: boxes (n, 4) as x_min, y_min, x_max, y_max, or points (n, 2) as x, y.
+
+A point that lies in a sure mask of something asked before is not asked.
+"""
 
 Proposals = Prompts | DecodedMasks
 """Prompts, or masks without duplicates; in pixels of the embedded image, at most `MAX_PROPOSALS`."""
@@ -96,7 +99,7 @@ class HeadProposer:
 
     @torch.inference_mode()
     def propose(self, embedding: Embedding, prepared: Any, options: EverythingOptions) -> Prompts:
-        """Points and boxes, so that each makes up for what the other misses; two copies to the host."""
+        """Boxes, and points for what they miss; two copies to the host."""
         features, geometry = embedding.features[0], embedding.geometry
         with self._autocast():
             maps = self.head(features[None])[0].float()
@@ -111,7 +114,13 @@ class HeadProposer:
         # Pixels are counted from the middle of the first one; the edges of boxes from its corner.
         points = ((points * cell - 0.5) * scale).clip(0, [width - 1, height - 1])
         boxes = (boxes.reshape(-1, 2, 2) * cell * scale).clip(0, [width, height])
-        return points, boxes.reshape(-1, 4)
+        return by_area(boxes.reshape(-1, 4)), points
+
+
+def by_area(boxes: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Boxes (n, 4) from small to large: a batch of prompts is drawn in windows of one size."""
+    sides = boxes[:, 2:] - boxes[:, :2]
+    return np.asarray(boxes[sides.prod(axis=1).argsort(kind="stable")])
 
 
 def find_points(maps: Tensor, most: int) -> Tensor:

@@ -7,7 +7,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
 
@@ -153,6 +155,6 @@ class Sam2Decoding:
         self.ious = ious
         self._masks = masks
 
-    def logits(self, rows: Tensor, columns: Tensor) -> Tensor:
+    def logits(self, rows: Tensor, columns: Tensor, windows: NDArray[np.int64] | None = None) -> Tensor:
         """Low-resolution logits of single masks."""
         return self._masks[rows.to(self._masks.device), columns.to(self._masks.device)]

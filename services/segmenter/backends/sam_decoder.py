@@ -25,11 +25,15 @@ import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from segment_anything.modeling import Sam
 from segment_anything.modeling.transformer import Attention, TwoWayAttentionBlock
 from torch import Tensor
+
+_NOTHING = -32.0  # a logit far from any mask
 
 
 class _CrossAttention:
@@ -117,12 +121,13 @@ class Decoded:
         quality = decoder.finish_tokens(tokens[:, :1], prompt[:, :1], keys, keys_pe)[:, 0]
         self.ious: Tensor = decoder.module.iou_prediction_head(quality).float()
 
-    def logits(self, rows: Tensor, columns: Tensor) -> Tensor:
+    def logits(self, rows: Tensor, columns: Tensor, windows: NDArray[np.int64] | None = None) -> Tensor:
         """Mask logits of single masks.
 
         Args:
             rows: Index of the prompt of each mask, int64 (n,), ascending, on the host.
             columns: Mask token of each mask, int64 (n,), on the host.
+            windows: See :class:`~services.segmenter.backends.base.Decoding`; the rest is not computed.
 
         Returns:
             float32 (n, 4 * map height, 4 * map width).
@@ -131,21 +136,30 @@ class Decoded:
             height, width = self._decoder.map_size
             return self.ious.new_zeros((0, 4 * height, 4 * width))
         with self._decoder.precision():
-            return self._draw(rows, columns)
+            return self._draw(rows, columns, windows)
 
-    def _draw(self, rows: Tensor, columns: Tensor) -> Tensor:
+    def _draw(self, rows: Tensor, columns: Tensor, windows: NDArray[np.int64] | None) -> Tensor:
         # Chosen on the host, of a known number, in one copy to the device.
         prompts, inverse = torch.unique_consecutive(rows, return_inverse=True)
-        chosen = torch.cat([prompts, inverse, columns]).to(self._keys.device, non_blocking=True)
-        prompts, inverse, columns = chosen.split([len(prompts), len(rows), len(rows)])
-        keys = self._keys.index_select(0, prompts)
+        parts, shape = [prompts, inverse, columns], self._decoder.map_size
+        if windows is not None:
+            cells, shape = self._decoder.cells(windows[prompts.numpy()])
+            parts += [*torch.from_numpy(cells)]
+        chosen = torch.cat(parts).to(self._keys.device, non_blocking=True)
+        prompts, inverse, columns, *corners = chosen.split([len(part) for part in parts])
         masks = slice(1, 1 + self._decoder.module.num_mask_tokens)
-        tokens, prompt, keys_pe = (
-            part.index_select(0, prompts)
-            for part in (self._tokens[:, masks], self._prompt[:, masks], self._keys_pe)
+        tokens, prompt, keys, keys_pe = (
+            part if len(part) == len(prompts) else part.index_select(0, prompts)
+            for part in (self._tokens[:, masks], self._prompt[:, masks], self._keys, self._keys_pe)
         )
         tokens = self._decoder.finish_tokens(tokens, prompt, keys, keys_pe)
-        return self._decoder.render(tokens, keys, inverse, columns)
+        if not corners:
+            return self._decoder.render(tokens, keys, inverse, columns, shape)
+        tops, lefts = corners
+        places = self._decoder.places(tops, lefts, shape)
+        seen = keys.flatten(0, 1).index_select(0, places.flatten()).view(len(keys), -1, keys.shape[2])
+        drawn = self._decoder.render(tokens, seen, inverse, columns, shape)
+        return self._decoder.put(drawn, tops.index_select(0, inverse), lefts.index_select(0, inverse))
 
 
 class LazyMaskDecoder:
@@ -241,24 +255,51 @@ class LazyMaskDecoder:
         """The transformer's last attention, for whichever tokens (B, n, C) are wanted."""
         return self._final_norm(tokens + self._final_read.tokens_read_map(tokens + prompt, keys_pe, keys))
 
-    def render(self, tokens: Tensor, keys: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    def cells(self, windows: NDArray[np.int64]) -> tuple[NDArray[np.int64], tuple[int, int]]:
+        """Windows (n, 4) of logits in cells of the map: tops and lefts (2, n), and one height and width."""
+        low, high = windows[:, ::2] // 4, -(-windows[:, 1::2] // 4)
+        height, width = (high - low).max(axis=0, initial=1).tolist()
+        return np.minimum(low, np.array(self.map_size) - (height, width)).T.copy(), (height, width)
+
+    def places(self, tops: Tensor, lefts: Tensor, shape: tuple[int, int]) -> Tensor:
+        """Numbers of the cells inside of windows, int64 (R, height, width), counted through all R maps."""
+        height, width = self.map_size
+        first = (torch.arange(len(tops), device=tops.device) * height + tops) * width + lefts
+        rows, columns = (torch.arange(length, device=tops.device) for length in shape)
+        return first[:, None, None] + (rows * width)[:, None] + columns
+
+    def put(self, drawn: Tensor, tops: Tensor, lefts: Tensor) -> Tensor:
+        """Puts what was drawn of masks (n, h, w) in its place, given in cells; elsewhere they are empty."""
+        count, *shape = drawn.shape
+        whole = drawn.new_full((count, 4 * self.map_size[0], 4 * self.map_size[1]), _NOTHING)
+        rows, columns = (
+            4 * corner[:, None] + torch.arange(length, device=drawn.device)
+            for corner, length in zip((tops, lefts), shape, strict=True)
+        )
+        each = torch.arange(count, device=drawn.device)[:, None, None]
+        return whole.index_put_((each, rows[:, :, None], columns[:, None]), drawn)
+
+    def render(
+        self, tokens: Tensor, keys: Tensor, rows: Tensor, columns: Tensor, shape: tuple[int, int]
+    ) -> Tensor:
         """Draws masks from finished mask tokens.
 
         Args:
             tokens: All mask tokens of some prompts (R, mask tokens, C).
-            keys: Finished maps (R, P, C).
+            keys: Finished maps, or windows of them (R, height * width, C).
             rows: Which of the prompts each mask answers, int64 (n,).
             columns: Which mask token it is, int64 (n,).
+            shape: Height and width of the maps.
 
         Returns:
-            float32 logits (n, 4 * map height, 4 * map width).
+            float32 logits (n, 4 * height, 4 * width).
         """
         maps = self._upscale(keys)
         # Drawing a few masks too many is cheaper than copying each mask's map to its side.
         brushes = self._hypernetworks(tokens.transpose(0, 1)).transpose(0, 1).to(maps.dtype)
         places = rows * tokens.shape[1] + columns
         drawn = (brushes @ maps.transpose(1, 2)).flatten(0, 1).index_select(0, places).float()
-        height, width = self.map_size
+        height, width = shape
         # (n, h, w, 2, 2, 2, 2): each pixel became 2 x 2 twice.
         drawn = drawn.unflatten(1, (height, width, 2, 2, 2, 2)).permute(0, 1, 3, 5, 2, 4, 6)
         return drawn.reshape(len(places), 4 * height, 4 * width)
