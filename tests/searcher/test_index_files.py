@@ -12,7 +12,8 @@ import pytest
 
 from services.searcher.embedded import planning
 from services.searcher.embedded.engine import EmbeddedEngine
-from services.searcher.embedded.index.index_files import FOLDER, SegmentFiles
+from services.searcher.embedded.index.index_files import FOLDER
+from services.searcher.embedded.index.segment_files import SegmentFiles
 from services.searcher.queries import Deletion, Filter
 from services.searcher.settings import EmbeddedSettings
 from services.searcher.types import CodeMethod, CodeSpec, Collection, Level, Record, Upsert

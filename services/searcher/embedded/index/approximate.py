@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from services.searcher.embedded.faiss_compat import faiss, selector, to_single
 from services.searcher.embedded.index.columns import Columns, Mask, Positions
 from services.searcher.embedded.index.compaction import CompactionInput
-from services.searcher.embedded.index.index_files import Arrays, SavedIndex, SegmentFiles, StoredVectors
+from services.searcher.embedded.index.index_files import SavedIndex
 from services.searcher.embedded.index.live_queries import QueryKind
 from services.searcher.embedded.index.nearest import answer_grouped, nearest_of
+from services.searcher.embedded.index.segment_files import Arrays, SegmentFiles, StoredVectors
 from services.searcher.embedded.index.segments import IndexSegment, Neighbors, SegmentQuery
 from services.searcher.types import Vectors
 

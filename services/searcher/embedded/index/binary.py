@@ -22,7 +22,8 @@ from services.searcher.embedded.faiss_compat import faiss, selector
 from services.searcher.embedded.index.approximate import ApproximateSegment, store_vectors
 from services.searcher.embedded.index.columns import Columns, Positions
 from services.searcher.embedded.index.compaction import CompactionInput
-from services.searcher.embedded.index.index_files import Arrays, SavedIndex, SegmentFiles, StoredVectors
+from services.searcher.embedded.index.index_files import SavedIndex
+from services.searcher.embedded.index.segment_files import Arrays, SegmentFiles, StoredVectors
 from services.searcher.embedded.index.segments import SegmentQuery
 from services.searcher.types import CodeMethod, CodeSpec, Vectors
 
