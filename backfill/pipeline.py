@@ -19,7 +19,6 @@ from fsspec.core import url_to_fs
 
 from backfill import sources, stages
 from backfill.job import Job
-from backfill.rows import OUTCOMES
 from backfill.sources import Metadata
 from regionsearch.errors import Kind, RegionSearchError, invalid
 
@@ -75,7 +74,7 @@ def cluster(address: str | None, workers: Workers) -> Iterator[None]:
         else:
             ray.init(
                 "local",
-                num_cpus=workers.cpus or None,
+                num_cpus=max(2, workers.cpus or os.cpu_count() or 1),  # see `_model_options`
                 object_store_memory=workers.object_store_mib * _MIB or None,
                 include_dashboard=False,
                 log_to_driver=False,
@@ -115,18 +114,17 @@ class Backfill:
             self._job: Job = ray.get(find.remote(job, collection))
 
     def outcomes(self) -> Iterator[pa.Table]:
-        """Runs the stages and yields outcomes as they come, in tables with the columns `OUTCOMES`.
+        """Runs the stages and yields outcomes as they come, in tables of `backfill.rows.OUTCOMES`.
 
         Raises:
             RegionSearchError: A systemic error; running the same backfill again resumes it.
         """
         segmenters, embedders = self._workers.segmenters, self._workers.embedders
         io, model = {"num_cpus": _IO_CPUS}, self._model_options()
-        data = self._stage(self._images, stages.Check, embedders, _BATCH, io)
-        data = self._stage(data, stages.Segment, segmenters, _BATCH, model)
-        data = self._stage(data, stages.Embed, embedders, _BATCH, model)
-        data = self._stage(data, stages.Write, embedders, _BATCH, io)
-        data = data.select_columns(list(OUTCOMES))
+        data = self._stage(self._images, stages.Check, embedders, io)
+        data = self._stage(data, stages.Segment, segmenters, model)
+        data = self._stage(data, stages.Embed, embedders, model)
+        data = self._stage(data, stages.Write, embedders, io)
         with _typed_errors():
             yield from data.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
 
@@ -142,7 +140,7 @@ class Backfill:
             self.total = len(loaded)
             return self._read_table(ray.data.from_huggingface(loaded), source)
         if source.rstrip("/").endswith(".lance"):
-            return self._read_table(ray.data.read_lance(source), source)
+            return self._read_table(ray.data.read_lance(source, num_cpus=_READ_CPUS), source)
         files = sources.find_files(source)
         self.skipped = ", ".join(f"{count} {suffix}" for suffix, count in files.skipped.most_common())
         if files.tables:
@@ -153,7 +151,7 @@ class Backfill:
                 )
             fs, _ = url_to_fs(files.url)
             with _typed_errors():
-                table = ray.data.read_parquet(files.tables, filesystem=fs)
+                table = ray.data.read_parquet(files.tables, filesystem=fs, num_cpus=_READ_CPUS)
                 self.total = table.count()
             return self._read_table(table, source)
         if not files.shards:
@@ -170,13 +168,11 @@ class Backfill:
         read = functools.partial(sources.read_table, source=source, metadata=self._metadata)
         return table.map_batches(read, batch_size=sources.ROWS, batch_format="pyarrow", num_cpus=_READ_CPUS)
 
-    def _stage(
-        self, data: Any, stage: type[stages.Stage], size: int, batch: int, options: dict[str, float]
-    ) -> Any:
+    def _stage(self, data: Any, stage: type[stages.Stage], size: int, options: dict[str, float]) -> Any:
         return data.map_batches(
             stage,
             fn_constructor_args=(self._job,),
-            batch_size=batch,
+            batch_size=_BATCH,
             batch_format="pyarrow",
             compute=ray.data.ActorPoolStrategy(size=size),
             **options,
@@ -188,7 +184,8 @@ class Backfill:
         models = self._workers.segmenters + self._workers.embedders
         if gpus and self._workers.gpus != 0:
             return {"num_gpus": self._workers.gpus or min(1.0, gpus / models), "num_cpus": _IO_CPUS}
-        cpus = _resources().get("CPU", 1) - 0.5  # for the stages that mostly wait
+        # For the stages that mostly wait, and a reader of Ray's own, which asks for a whole CPU.
+        cpus = _resources().get("CPU", 1) - 1.5
         return {"num_cpus": max(0.1, min(1.0, cpus / models))}
 
 

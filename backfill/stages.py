@@ -21,7 +21,7 @@ import pyarrow as pa
 import structlog
 
 from backfill.job import Job
-from backfill.rows import Row, from_table, is_systemic, to_table
+from backfill.rows import OUTCOMES, Row, from_table, is_systemic, to_table
 from gateway.catalog import Catalog
 from gateway.image_store import ImageStore
 from gateway.image_writer import ImageWriter, NewImage
@@ -60,10 +60,19 @@ class Stage(ABC):
         self.job = job
         self.collection = job.target
         self.loop = asyncio.new_event_loop()
-        self.loop.run_until_complete(self.open())
+        self._unusable: RegionSearchError | None = None
+        try:
+            self.loop.run_until_complete(self.open())
+        except RegionSearchError as error:
+            self._unusable = error  # Ray passes on the errors of calls, not those of constructors
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """The rows of a table after this stage."""
+        """The rows of a table after this stage.
+
+        Raises:
+            RegionSearchError: A systemic one, which may be that of `open`.
+        """
+        self.check_open()
         rows = from_table(table)
         until = time.monotonic() + self.job.gateway.timeouts.restart_s
         while pending := [row for row in rows if not row.outcome]:
@@ -76,9 +85,18 @@ class Stage(ABC):
                 time.sleep(error.retry_after_s or 1.0)
         return to_table(rows)
 
+    def check_open(self) -> None:
+        """Raises the error of `open`, if it failed."""
+        if self._unusable is not None:
+            raise self._unusable
+
     @abstractmethod
     async def open(self) -> None:
-        """Prepares the stage, on its event loop."""
+        """Prepares the stage, on its event loop.
+
+        Raises:
+            RegionSearchError: The stage cannot work.
+        """
 
     @abstractmethod
     async def run(self, rows: Sequence[Row]) -> None:
@@ -179,14 +197,14 @@ class Segment(Stage):
 
 
 class Embed(Stage):
-    """Embeds images and their regions.
-
-    Raises:
-        RegionSearchError: MODEL_MISMATCH, when the collection is of another model.
-    """
+    """Embeds images and their regions."""
 
     async def open(self) -> None:
-        """Loads the embedder's model."""
+        """Loads the embedder's model.
+
+        Raises:
+            RegionSearchError: MODEL_MISMATCH, when the collection is of another model.
+        """
         from services.embedder.engine import EmbedEngine
         from services.embedder.service import load
         from services.embedder.servicer import EmbedServicer
@@ -234,7 +252,11 @@ class Embed(Stage):
 
 
 class Write(_WriterStage):
-    """Stores files, then writes the records of many images at once."""
+    """Stores files, then writes the records of many images at once. Of its rows, `OUTCOMES` are left."""
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """The outcomes of a table's rows."""
+        return super().__call__(table).select(list(OUTCOMES))
 
     async def run(self, rows: Sequence[Row]) -> None:
         """See `Stage.run`."""
@@ -301,6 +323,7 @@ def find_collection(job: Job, name: str) -> Job:
     found = asyncio.run(ask(get, Kind.NOT_FOUND))
     if found is None:
         embed = Embed(job)
+        embed.check_open()
         model = embed.model()
         embed.close()
         found = asyncio.run(ask(create, Kind.ALREADY_EXISTS)) or asyncio.run(ask(get, Kind.NOT_FOUND))

@@ -25,6 +25,7 @@ from regionsearch.tensors import tensor_from_proto  # noqa: E402
 from regionsearch.v1 import search_pb2, search_pb2_grpc  # noqa: E402
 from tests.backfill.commands import WITH_RAY, command  # noqa: E402
 from tests.backfill.images import drawn  # noqa: E402
+from tests.searcher import milvus_server  # noqa: E402
 from tests.stack import Stack, new_stack  # noqa: E402
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200), WITH_RAY]
@@ -46,14 +47,16 @@ STAGES = ("Check", "Segment", "Embed", "Write")
 @pytest.fixture(params=["embedded", "milvus"])
 def own_stack(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """All four processes, one of which the test kills."""
-    engine: dict[str, str] = {}
-    if request.param == "milvus":
-        uri = os.environ.get("REGIONSEARCH_MILVUS_URI") or pytest.skip("REGIONSEARCH_MILVUS_URI is not set")
-        pytest.importorskip("pymilvus")
-        engine = {"ENGINE": "milvus", "MILVUS__URI": uri, "MILVUS__PREFIX": f"backfill_{os.getpid()}"}
-    environment = SAME | {f"REGIONSEARCH_SEARCHER_{name}": value for name, value in engine.items()}
-    with new_stack(tmp_path_factory.mktemp("stack"), **environment) as stack:
-        yield stack
+    with contextlib.ExitStack() as running:
+        environment = dict(SAME)
+        if request.param == "milvus":
+            uri = running.enter_context(milvus_server.running(tmp_path_factory.mktemp("milvus")))
+            environment |= {
+                "REGIONSEARCH_SEARCHER_ENGINE": "milvus",
+                "REGIONSEARCH_SEARCHER_MILVUS__URI": uri,
+                "REGIONSEARCH_SEARCHER_MILVUS__PREFIX": milvus_server.PREFIX,
+            }
+        yield running.enter_context(new_stack(tmp_path_factory.mktemp("stack"), **environment))
 
 
 @pytest.fixture

@@ -51,7 +51,7 @@ def lance(folder: Path) -> str:
 def hugging_face(folder: Path) -> str:
     datasets = pytest.importorskip("datasets")
     columns = table().to_pydict()
-    columns["image"] = [{"bytes": data, "path": None} for data in columns["image"]]
+    columns["image"] = [data and {"bytes": data, "path": None} for data in columns["image"]]
     features = datasets.Features(
         {
             "image": datasets.Image(),
@@ -77,7 +77,7 @@ def webdataset(folder: Path) -> str:
 
 def backfill(stack: Stack, source: str, collection: str, folder: Path) -> subprocess.CompletedProcess[str]:
     run = command(stack, source, collection, folder / "outcomes")
-    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": os.fspath(folder / "hugging-face")}
     return subprocess.run(run, capture_output=True, text=True, timeout=300, env=environment)
 
 

@@ -146,8 +146,10 @@ def test_a_new_collection_is_created_for_the_embedders_model(stack: Stack, job: 
 def test_a_collection_of_another_model_is_refused(job: Job) -> None:
     other = job.target
     other.model.weights_digest = "0" * 64
+    stage = Embed(job.with_collection(other))
     with pytest.raises(RegionSearchError) as caught:
-        Embed(job.with_collection(other))
+        stage(to_table(rows(IMAGES[:1])))
+    stage.close()
     assert caught.value.kind is Kind.MODEL_MISMATCH
 
 

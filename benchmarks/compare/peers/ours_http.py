@@ -38,8 +38,7 @@ class Peer(driver.Peer):
         return [[hit.image.name, hit.region_id] for hit in hits]
 
     def count(self) -> int:
-        with Client(self._stack.http) as client:  # over gRPC it lists no collections
-            return sum(collection.image_count for collection in client.collections())
+        return sum(collection.image_count for collection in self._client.collections())
 
     def stop(self) -> None:
         self._client.close()
