@@ -74,8 +74,7 @@ class Results:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        rows = json.loads(path.read_text()) if path.exists() else []
-        self.rows = {row.name: row for row in (Row(**entry) for entry in rows)}
+        self.rows = self._read()
 
     def has(self, case: Case) -> bool:
         """Whether a row was measured on this machine."""
@@ -92,12 +91,16 @@ class Results:
                 case.measure(row)
             except SkipCase as why:
                 row.skipped = str(why)
-        self.rows[row.name] = row
+        self.rows = self._read() | {row.name: row}  # another run may have added some
         self._path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self._path.with_suffix(".tmp")
         temporary.write_text(json.dumps([asdict(one) for one in self.rows.values()], indent=1) + "\n")
         temporary.replace(self._path)
         return row
+
+    def _read(self) -> dict[str, Row]:
+        rows = json.loads(self._path.read_text()) if self._path.exists() else []
+        return {row.name: row for row in (Row(**entry) for entry in rows)}
 
 
 @contextlib.contextmanager

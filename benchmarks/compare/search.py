@@ -53,8 +53,6 @@ class Plan:
 
 QUICK = Plan(20_000, 2, 0.5, 1)
 
-
-INDEXED = "ours, indexed"
 PEERS = {
     OURS: Known(
         "ours_search",
@@ -62,7 +60,7 @@ PEERS = {
         "a process of its own, over gRPC; searched exactly up to a million rows, each write in images of "
         "50 regions on disk before it is answered.",
     ),
-    INDEXED: Known("ours_indexed", "", "the same with `ann_above` 1: approximate at any size."),
+    "ours, indexed": Known("ours_indexed", "", "the same with `ann_above` 1: approximate at any size."),
     "FAISS flat": Known(
         "faiss_loop",
         "",
@@ -112,7 +110,7 @@ GRAPHS = {
 
 
 def cases(quick: bool, folder: Path) -> list[Case]:
-    """One row a peer and size; ours first, whose filled folder the others need.
+    """One row a peer and size; ours stays filled, for the turns with others.
 
     Args:
         quick: 20 k rows and short turns.
@@ -135,16 +133,17 @@ def measure(plan: Plan, folder: Path, row: Row) -> None:
     def start(title: str, data: Path) -> RunningPeer:
         return PEERS[title].start(folder, inputs, data)
 
-    data = folder / "data" / f"{PEERS[row.peer].module}-{plan.rows}"
-    if row.peer != OURS or not (data / "filled").exists():
-        _fill(row.peer, plan, empty(data), start, row)
+    data, ours_data = (folder / "data" / f"{PEERS[title].module}-{plan.rows}" for title in (row.peer, OURS))
+    if row.peer != OURS and not (ours_data / "filled").exists():
+        _fill(OURS, plan, empty(ours_data), start)
+    row.values |= _fill(row.peer, plan, empty(data), start)
     with start(row.peer, data) as peer:
         row.version = peer.version
         judge(peer, plan, inputs, row)
         if row.peer == OURS:
             row.values |= alternate(plan, [peer])[0]
         else:
-            with start(OURS, folder / "data" / f"{PEERS[OURS].module}-{plan.rows}") as ours:
+            with start(OURS, ours_data) as ours:
                 mine, theirs = alternate(plan, [ours, peer])
                 row.values |= theirs
                 row.ours |= mine
@@ -238,12 +237,12 @@ def survive(title: str, plan: Plan, folder: Path, start: Start) -> dict[str, flo
     return dict(found)
 
 
-def _fill(title: str, plan: Plan, data: Path, start: Start, row: Row) -> None:
+def _fill(title: str, plan: Plan, data: Path, start: Start) -> dict[str, float]:
     with start(title, data) as peer:
-        row.values["add_rate"] = plan.rows / peer.ask("add", first=0, count=plan.rows, batch=BATCH)["seconds"]
-        row.values["index_s"] = peer.ask("finish")["seconds"]
-    if title == OURS:
-        (data / "filled").touch()
+        added = peer.ask("add", first=0, count=plan.rows, batch=BATCH)
+        finished = peer.ask("finish")
+    (data / "filled").touch()
+    return {"add_rate": plan.rows / added["seconds"], "index_s": finished["seconds"]}
 
 
 PART = Part(

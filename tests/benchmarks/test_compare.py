@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from benchmarks.compare import __main__ as command
-from benchmarks.compare import page, search
+from benchmarks.compare import page, search, serving, whole
 from benchmarks.compare.page import Column, Highlight, Part
 from benchmarks.compare.peer import RunningPeer
 from benchmarks.compare.results import Case, Results, Row
@@ -139,3 +139,28 @@ def test_page_readme_and_plot_agree_with_the_results():
         [part.PART for part in command.PARTS], command.HIGHLIGHTS, results.rows
     ).items():
         assert path.read_text() == text, f"{path} differs: python -m benchmarks.compare --page"
+
+
+SMALL = {
+    search: search.Plan(rows=2000, rounds=1, seconds=0.1, kills=1),
+    serving: serving.Plan(rounds=1, seconds=0.2, flood_s=0.3, dying_s=1.5),
+    whole: whole.Plan(images=1, rounds=1, seconds=0.1, killed_after=1),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("part", "peer", "lost"),
+    [
+        (search, "FAISS flat", "all"),
+        (search, "ours, indexed", "nothing"),
+        (serving, "ours", None),
+        (whole, "union of masks", "nothing"),
+    ],
+)
+def test_every_figure_of_a_part_is_measured(part, peer, lost, tmp_path):
+    row = Row(part.PART.name, peer, "small")
+    part.measure(SMALL[part], tmp_path / "compare", row)
+    assert set(part.COLUMNS) - {"refusal_ms"} <= set(row.values)
+    if lost is not None:
+        assert row.values["lost"] == (row.values["acknowledged"] if lost == "all" else 0)

@@ -38,7 +38,8 @@ class Peer(driver.Peer):
         return [[hit.image.name, hit.region_id] for hit in hits]
 
     def count(self) -> int:
-        return sum(collection.image_count for collection in self._client.collections())
+        with Client(self._stack.http) as client:  # over gRPC it lists no collections
+            return sum(collection.image_count for collection in client.collections())
 
     def stop(self) -> None:
         self._client.close()
