@@ -19,13 +19,14 @@ from evaluation.cutouts import write_cut_outs
 from evaluation.details import changes, write_details
 from evaluation.gateway import Gateway
 from evaluation.loaders import FIXTURE, load
-from evaluation.report import HEADLINES, render
+from evaluation.report import COMPARED, HEADLINES, render
 from evaluation.run import Result, run
 from evaluation.system import InProcess, System
 from regionsearch.errors import RegionSearchError, invalid
 from regionsearch.models.store import pocket_dir
 
 app = typer.Typer(add_completion=False)
+FEATURES_WEIGHT = 0.25
 
 
 def evaluate(
@@ -39,6 +40,8 @@ def evaluate(
     reference: bool = False,
     policies: Sequence[str] = ("blur",),
     baselines: bool = False,
+    hashing: bool = False,
+    features_weight: float = FEATURES_WEIGHT,
     limit: int | None = None,
     seed: int = 0,
     calibrate: bool = False,
@@ -59,6 +62,8 @@ def evaluate(
         policies: Crop policies; the first is reported in full, the others are compared with it.
             `("all",)` compares every policy with `blur`.
         baselines: Also measure whole images and a grid of crops.
+        hashing: Also measure vectors with the segmenter's features, and binary codes of both.
+        features_weight: Of features, where that of embeddings is 1.
         limit: At most this many images, drawn by the seed.
         seed: Random seed.
         calibrate: Also write the cut-off of confident matches into the embedder's manifest.
@@ -84,12 +89,14 @@ def evaluate(
         bar = stack.enter_context(_progress(console))
         task = bar.add_task("loading", total=None)
         if url is not None:
-            if reference or baselines or models or len(policies) > 1 or "all" in policies:
+            if reference or baselines or hashing or models or len(policies) > 1 or "all" in policies:
                 raise invalid("url", "a gateway is measured alone: leave out other models and comparisons")
             gateway = stack.enter_context(Gateway(url, api_key, policies[0], keep))
             system: System = gateway
         else:
             system, others = _in_process(models, reference, policies, baselines)
+            if hashing:
+                others |= _hashing(system, features_weight)
 
         last = ""
 
@@ -116,6 +123,8 @@ def evaluate(
             console.print(f"Calibrated: [bold]{manifest}[/bold]")
     if console is not None:
         console.print(_table(result, changes(result, against) if against is not None else {}))
+        if result.comparisons:
+            console.print(_comparisons(result))
         console.print(f"Report: [bold]{out / 'report.html'}[/bold]")
     return result
 
@@ -138,6 +147,17 @@ def _in_process(
         others["whole image"] = InProcess(GridSegmenter((1,)), main.embedder, "bbox")
         others["grid of crops"] = InProcess(GridSegmenter(), main.embedder, "bbox")
     return main, others
+
+
+def _hashing(system: System, weight: float) -> dict[str, System]:
+    from evaluation.engines import EngineSegmenter
+    from evaluation.hashing import hashing_systems
+
+    if not (isinstance(system, InProcess) and isinstance(system.segmenter, EngineSegmenter)):
+        raise invalid("hashing", "--hashing needs the features of our own segmenter: leave out --reference")
+    if not weight > 0:
+        raise invalid("features_weight", "the weight of features must be above 0")
+    return hashing_systems(system, system.segmenter, weight)
 
 
 def _load(models: Path | None, policy: str, reference: bool) -> InProcess:
@@ -178,6 +198,17 @@ def _table(result: Result, changed: Mapping[str, tuple[float, bool]]) -> Table:
     return table
 
 
+def _comparisons(result: Result) -> Table:
+    """What is compared, one system a row."""
+    main = {one.key: one for one in result.measures}
+    keys = [key for key in COMPARED if key in main]
+    table = Table("", *keys, title="comparison")
+    for name, measures in {"this system": result.measures, **result.comparisons}.items():
+        found = {one.key: one.estimate.value for one in measures}
+        table.add_row(name, *(f"{found[key]:.3f}" if key in found else "" for key in keys))
+    return table
+
+
 Data = Annotated[Path | None, typer.Option(help="COCO-style JSON or PASCAL VOC; default: the fixture.")]
 Images = Annotated[Path | None, typer.Option(help="Folder of the images, if not next to the JSON file.")]
 Fixture = Annotated[bool, typer.Option("--fixture", help="The committed fixture (the default).")]
@@ -192,6 +223,13 @@ Models = Annotated[Path | None, typer.Option(help="Folder of pocket weights. Def
 Reference = Annotated[bool, typer.Option("--reference", help="Measure the reference implementations (slow).")]
 Policies = Annotated[str, typer.Option(help="Crop policies, comma-separated, the first in full; or all.")]
 Baselines = Annotated[bool, typer.Option("--baselines", help="Compare whole images and a grid of crops.")]
+Hashing = Annotated[
+    bool,
+    typer.Option("--hashing", help="Compare vectors with the segmenter's features, and codes of both."),
+]
+FeaturesWeight = Annotated[
+    float, typer.Option(help="Of the segmenter's features, where that of embeddings is 1.")
+]
 Calibrate = Annotated[
     bool,
     typer.Option("--calibrate", help="Write the cut-off of confident matches into the embedder's manifest."),
@@ -220,6 +258,8 @@ def main(
     reference: Reference = False,
     policies: Policies = "blur",
     baselines: Baselines = False,
+    hashing: Hashing = False,
+    features_weight: FeaturesWeight = FEATURES_WEIGHT,
     limit: Limit = None,
     seed: int = 0,
     calibrate: Calibrate = False,
@@ -243,6 +283,8 @@ def main(
             reference=reference,
             policies=[name.strip() for name in policies.split(",")],
             baselines=baselines,
+            hashing=hashing,
+            features_weight=features_weight,
             limit=limit,
             seed=seed,
             calibrate=calibrate,

@@ -20,7 +20,7 @@ from evaluation import rle
 from evaluation.rle import BoolArray, Rle
 from evaluation.system import InProcess, Proposals, Regions, VectorArray
 from regionsearch.images import Pixels
-from regionsearch.masks import mask_box
+from regionsearch.masks import RunLengthMask, mask_box
 from services.embedder import service as embedder
 from services.embedder import tasks
 from services.embedder.crops import pixel_box
@@ -69,6 +69,11 @@ class EngineSegmenter:
         ranked = sorted(answer.regions, key=lambda region: region.rank, reverse=True)
         kept = select_regions(answer.regions, self._selection)
         return Proposals(_regions(ranked), _regions(kept))
+
+    def features(self, pixels: Pixels, masks: Sequence[Rle]) -> VectorArray:
+        """See `evaluation.hashing.FeatureSegmenter`."""
+        runs = [RunLengthMask.from_mask(rle.decode(mask)) for mask in masks]
+        return _runner().run(self._engine.pool(_image(pixels), runs, level=0)).features
 
     def click(self, pixels: Pixels, points: Sequence[tuple[int, int]]) -> Sequence[Rle]:
         """See `evaluation.system.Segmenter`."""

@@ -185,6 +185,18 @@ class Catalog:
         )
         return (await services.searcher.call(services.search.CreateCollection, request)).collection
 
+    async def train_codes(self, name: str, binary_codes: search_pb2.BinaryCodes) -> search_pb2.Collection:
+        """Learns binary codes from the vectors of a collection, in place of those that it has.
+
+        Raises:
+            RegionSearchError: NOT_FOUND, or FAILED_PRECONDITION for one with few records.
+        """
+        services = self._services
+        request = search_pb2.TrainCodesRequest(collection=name or DEFAULT, binary_codes=binary_codes)
+        answer = await services.searcher.call(services.search.TrainCodes, request)
+        self.forget(request.collection)
+        return answer.collection
+
     async def add_features(self, model: types_pb2.ModelInfo, features: types_pb2.SegmentFeatures) -> None:
         """Adds the present segmenter's features, of a level and a weight, to the model of a new collection.
 

@@ -199,6 +199,13 @@ class RegionSearchServicer(region_search_pb2_grpc.RegionSearchServiceServicer):
             await self._gateway.reindexer.cancel(request.collection)
             return pb.CancelReindexResponse()
 
+    async def TrainCodes(
+        self, request: pb.RegionSearchServiceTrainCodesRequest, context: _Context
+    ) -> pb.RegionSearchServiceTrainCodesResponse:
+        with self._call(context, Scope.ADMIN, self._gateway.settings.timeouts.ingest_s):
+            trained = await self._gateway.catalog.train_codes(request.collection, request.binary_codes)
+            return pb.RegionSearchServiceTrainCodesResponse(collection=trained)
+
     def _check_size(self, answer: Message, field: str, advice: str) -> None:
         """Refuses an answer that what was added to the searcher's has made too large to be sent.
 

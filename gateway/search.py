@@ -6,7 +6,7 @@ import base64
 import binascii
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from google.protobuf.message import DecodeError
@@ -91,6 +91,8 @@ class Search:
             pending: PendingCollection,
         ) -> tuple[QueryVectors, search_pb2.SearchRequest, search_pb2.SearchResponse]:
             query, token = resumed or (await self._encoder.encode(pending, request), "")
+            if request.codes_only:
+                query = replace(query, cut_off=None)
             message = self._to_searcher(request, await pending, query, token)
             reader = self._services.reader
             answer = await reader.call(reader.stub.Search, message)
@@ -128,6 +130,7 @@ class Search:
             whole_image_margin=self._margin,
             include_masks=request.include_masks,
             exact=request.exact,
+            codes_only=request.codes_only,
         )
         for name in (
             "min_score", "relative_cutoff", "min_relevancy", "min_seq", "effort", "fold_similarity",

@@ -105,7 +105,7 @@ def _room_on_disk() -> Iterator[None]:
 
 BodyT = TypeVar("BodyT", bound=Body)
 
-LISTS = ("texts", "negatives", "include")
+LISTS = ("texts", "negatives", "include", "image_ids", "region_ids")
 """Fields of a form that may be repeated."""
 NESTED = ("points", "box", "prompts", "everything", "attributes", "filter")
 """Fields of a form that are JSON."""

@@ -14,7 +14,8 @@ from gateway.http.conditional import json_with_etag
 from gateway.http.openapi import body_of
 from gateway.rights import Scope
 from gateway.settings import crop_policy_value
-from regionsearch.schemas.requests.records import CollectionBody, Page, ReindexBody
+from regionsearch.rpc.calls import deadline
+from regionsearch.schemas.requests.records import CollectionBody, Page, ReindexBody, TrainCodesBody
 from regionsearch.schemas.responses.records import Collection, CollectionPage, Reindex
 
 
@@ -66,6 +67,24 @@ def router(gateway: Gateway) -> APIRouter:
         """With all that is in it. The collection `default` is empty afterwards."""
         await catalog.delete(collection)
         return Response(status_code=204)
+
+    @routes.post(
+        "/{collection}/codes",
+        summary="Train binary codes",
+        response_model=Collection,
+        dependencies=[needs(gateway, Scope.ADMIN, timed=False)],  # half a minute for 50,000 long vectors
+        openapi_extra=body_of(TrainCodesBody, {"method": "learned", "bits": 256}),
+    )
+    async def train_codes(collection: str, request: Request) -> Response:
+        """Learned from the vectors that the collection holds, in place of the codes that it has.
+
+        The collection is searched and written meanwhile. From then on searches may compare codes alone
+        (`codes_only`); new regions get codes by what was learned.
+        """
+        body = await read_body(request, TrainCodesBody, gateway.settings.limits)
+        with deadline(gateway.settings.timeouts.ingest_s):
+            trained = await catalog.train_codes(collection, body.to_proto())
+        return JSONResponse(Collection.from_proto(trained).model_dump())
 
     @routes.post(
         "/{collection}/reindex",

@@ -54,6 +54,7 @@ app.command(
 )(managing.evaluate)
 app.add_typer(images.app, name="images")
 app.add_typer(managing.collections_app, name="collections")
+app.add_typer(managing.codes_app, name="codes")
 app.add_typer(models.app, name="models")
 app.add_typer(snapshots.app, name="snapshots")
 

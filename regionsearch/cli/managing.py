@@ -1,7 +1,8 @@
-"""`regionsearch collections`, `reindex`, `doctor`, `evaluate`, `mcp`."""
+"""`regionsearch collections`, `codes`, `reindex`, `doctor`, `evaluate`, `mcp`."""
 
 from __future__ import annotations
 
+import enum
 import importlib.util
 import json
 import os
@@ -42,6 +43,15 @@ _LIBRARIES = {
 """What each service needs, with the extra that installs it."""
 
 collections_app = typer.Typer(help="Collections: list, create, delete.", no_args_is_help=True)
+codes_app = typer.Typer(help="Binary codes of a collection's vectors: train.", no_args_is_help=True)
+
+
+class CodeMethod(enum.StrEnum):
+    """How binary codes are learned."""
+
+    ITQ = "itq"
+    LEARNED = "learned"
+    PCA_ROTATION = "pca_rotation"
 
 
 @collections_app.command("list")
@@ -127,6 +137,25 @@ def delete_collection(
                 error.message = f"there is no collection {name!r}"
             raise
     tell(f"deleted {name}")
+
+
+@codes_app.command("train")
+def train_codes(
+    collection: str,
+    bits: Annotated[int, typer.Option(min=8, max=4096, help="Of each code, a multiple of 8.")] = 256,
+    method: Annotated[
+        CodeMethod, typer.Option(help="How bits are made of a vector; learned: by a hashing head.")
+    ] = CodeMethod.LEARNED,
+    url: Url = URL,
+    api_key: ApiKey = None,
+) -> None:
+    """Learn binary codes from the vectors of a collection, in place of those that it has.
+
+    Searches and writes go on meanwhile; then `search --codes-only` compares codes and nothing else.
+    """
+    with connect(url, api_key) as client:
+        trained = client.train_codes(collection, method=method, bits=bits)
+    tell(f"{trained.name} has {bits}-bit codes, learned from its {trained.record_count} vectors")
 
 
 def reindex(

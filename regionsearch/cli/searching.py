@@ -116,6 +116,9 @@ def search(
         float | None,
         typer.Option(min=0, max=1, help="Mix hits: the weight of likeness to earlier ones."),
     ] = None,
+    codes_only: Annotated[
+        bool, typer.Option("--codes-only", help="Compare binary codes and nothing else (see `codes train`).")
+    ] = False,
     save: Save = None,
     open_it: Open = False,
     as_json: AsJson = False,
@@ -149,6 +152,7 @@ def search(
             all_phrases=all_phrases,
             fold_similarity=fold,
             diversity=diversity,
+            codes_only=codes_only,
             include=include,
         )
         _warn_of_cuts(result)

@@ -66,6 +66,7 @@ class Methods(ABC):
     embed = _Method(queries.embed)
     list_collections = _Method(collections.list_collections)
     create_collection = _Method(collections.create_collection)
+    train_codes = _Method(collections.train_codes)
     delete_collection = _Method(collections.delete_collection)
     start_reindex = _Method(collections.start_reindex)
     get_reindex = _Method(collections.get_reindex)

@@ -135,6 +135,52 @@ class Reindex(_message.Message):
 Global___Reindex: _TypeAlias = Reindex  # noqa: Y015
 
 @_typing.final
+class RegionSearchServiceTrainCodesRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COLLECTION_FIELD_NUMBER: _builtins.int
+    BINARY_CODES_FIELD_NUMBER: _builtins.int
+    collection: _builtins.str
+    """Empty: "default"."""
+    @_builtins.property
+    def binary_codes(self) -> _search_pb2.BinaryCodes:
+        """Without a head."""
+
+    def __init__(
+        self,
+        *,
+        collection: _builtins.str = ...,
+        binary_codes: _search_pb2.BinaryCodes | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["binary_codes", b"binary_codes"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["binary_codes", b"binary_codes", "collection", b"collection"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RegionSearchServiceTrainCodesRequest: _TypeAlias = RegionSearchServiceTrainCodesRequest  # noqa: Y015
+
+@_typing.final
+class RegionSearchServiceTrainCodesResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COLLECTION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def collection(self) -> _search_pb2.Collection: ...
+    def __init__(
+        self,
+        *,
+        collection: _search_pb2.Collection | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RegionSearchServiceTrainCodesResponse: _TypeAlias = RegionSearchServiceTrainCodesResponse  # noqa: Y015
+
+@_typing.final
 class StartReindexRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -533,6 +579,7 @@ class RegionSearchServiceSearchRequest(_message.Message):
     ALL_PHRASES_FIELD_NUMBER: _builtins.int
     FOLD_SIMILARITY_FIELD_NUMBER: _builtins.int
     DIVERSITY_FIELD_NUMBER: _builtins.int
+    CODES_ONLY_FIELD_NUMBER: _builtins.int
     collection: _builtins.str
     """Empty: "default"."""
     level: _search_pb2.Level.ValueType
@@ -561,6 +608,8 @@ class RegionSearchServiceSearchRequest(_message.Message):
     fold_similarity: _builtins.float
     """As in SearchService."""
     diversity: _builtins.float
+    codes_only: _builtins.bool
+    """As in SearchService; no hit is judged then, as the model's cut-off is one of cosines."""
     @_builtins.property
     def query(self) -> Global___Query: ...
     @_builtins.property
@@ -592,10 +641,11 @@ class RegionSearchServiceSearchRequest(_message.Message):
         all_phrases: _builtins.bool = ...,
         fold_similarity: _builtins.float | None = ...,
         diversity: _builtins.float | None = ...,
+        codes_only: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_diversity", b"_diversity", "_effort", b"_effort", "_fold_similarity", b"_fold_similarity", "_min_relevancy", b"_min_relevancy", "_min_score", b"_min_score", "_min_seq", b"_min_seq", "_relative_cutoff", b"_relative_cutoff", "diversity", b"diversity", "effort", b"effort", "filter", b"filter", "fold_similarity", b"fold_similarity", "min_relevancy", b"min_relevancy", "min_score", b"min_score", "min_seq", b"min_seq", "query", b"query", "relative_cutoff", b"relative_cutoff"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_diversity", b"_diversity", "_effort", b"_effort", "_fold_similarity", b"_fold_similarity", "_min_relevancy", b"_min_relevancy", "_min_score", b"_min_score", "_min_seq", b"_min_seq", "_relative_cutoff", b"_relative_cutoff", "all_phrases", b"all_phrases", "collection", b"collection", "diversity", b"diversity", "effort", b"effort", "exact", b"exact", "filter", b"filter", "fold_similarity", b"fold_similarity", "group_by", b"group_by", "include_masks", b"include_masks", "include_others", b"include_others", "include_weak", b"include_weak", "level", b"level", "min_relevancy", b"min_relevancy", "min_score", b"min_score", "min_seq", b"min_seq", "negatives", b"negatives", "page_size", b"page_size", "page_token", b"page_token", "query", b"query", "relative_cutoff", b"relative_cutoff"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_diversity", b"_diversity", "_effort", b"_effort", "_fold_similarity", b"_fold_similarity", "_min_relevancy", b"_min_relevancy", "_min_score", b"_min_score", "_min_seq", b"_min_seq", "_relative_cutoff", b"_relative_cutoff", "all_phrases", b"all_phrases", "codes_only", b"codes_only", "collection", b"collection", "diversity", b"diversity", "effort", b"effort", "exact", b"exact", "filter", b"filter", "fold_similarity", b"fold_similarity", "group_by", b"group_by", "include_masks", b"include_masks", "include_others", b"include_others", "include_weak", b"include_weak", "level", b"level", "min_relevancy", b"min_relevancy", "min_score", b"min_score", "min_seq", b"min_seq", "negatives", b"negatives", "page_size", b"page_size", "page_token", b"page_token", "query", b"query", "relative_cutoff", b"relative_cutoff"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__diversity: _TypeAlias = _typing.Literal["diversity"]  # noqa: Y015
     _WhichOneofArgType__diversity: _TypeAlias = _typing.Literal["_diversity", b"_diversity"]  # noqa: Y015

@@ -115,6 +115,11 @@ class RegionSearchServiceStub:
                 request_serializer=regionsearch_dot_v1_dot_region__search__pb2.CancelReindexRequest.SerializeToString,
                 response_deserializer=regionsearch_dot_v1_dot_region__search__pb2.CancelReindexResponse.FromString,
                 _registered_method=True)
+        self.TrainCodes = channel.unary_unary(
+                '/regionsearch.v1.RegionSearchService/TrainCodes',
+                request_serializer=regionsearch_dot_v1_dot_region__search__pb2.RegionSearchServiceTrainCodesRequest.SerializeToString,
+                response_deserializer=regionsearch_dot_v1_dot_region__search__pb2.RegionSearchServiceTrainCodesResponse.FromString,
+                _registered_method=True)
 
 
 class RegionSearchServiceServicer:
@@ -242,6 +247,13 @@ class RegionSearchServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def TrainCodes(self, request, context):
+        """Learns binary codes from the vectors of a collection; see SearchService.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RegionSearchServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -319,6 +331,11 @@ def add_RegionSearchServiceServicer_to_server(servicer, server):
                     servicer.CancelReindex,
                     request_deserializer=regionsearch_dot_v1_dot_region__search__pb2.CancelReindexRequest.FromString,
                     response_serializer=regionsearch_dot_v1_dot_region__search__pb2.CancelReindexResponse.SerializeToString,
+            ),
+            'TrainCodes': grpc.unary_unary_rpc_method_handler(
+                    servicer.TrainCodes,
+                    request_deserializer=regionsearch_dot_v1_dot_region__search__pb2.RegionSearchServiceTrainCodesRequest.FromString,
+                    response_serializer=regionsearch_dot_v1_dot_region__search__pb2.RegionSearchServiceTrainCodesResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -732,6 +749,33 @@ class RegionSearchService:
             '/regionsearch.v1.RegionSearchService/CancelReindex',
             regionsearch_dot_v1_dot_region__search__pb2.CancelReindexRequest.SerializeToString,
             regionsearch_dot_v1_dot_region__search__pb2.CancelReindexResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def TrainCodes(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/regionsearch.v1.RegionSearchService/TrainCodes',
+            regionsearch_dot_v1_dot_region__search__pb2.RegionSearchServiceTrainCodesRequest.SerializeToString,
+            regionsearch_dot_v1_dot_region__search__pb2.RegionSearchServiceTrainCodesResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -85,6 +85,8 @@ class RegionSearchServiceStub:
     """NOT_FOUND when the collection was never moved, or what it had before has been deleted."""
     CancelReindex: _grpc.UnaryUnaryMultiCallable[_region_search_pb2.CancelReindexRequest, _region_search_pb2.CancelReindexResponse]
     """Deletes what has been embedded; the collection stays as it is. NOT_FOUND when none is under way."""
+    TrainCodes: _grpc.UnaryUnaryMultiCallable[_region_search_pb2.RegionSearchServiceTrainCodesRequest, _region_search_pb2.RegionSearchServiceTrainCodesResponse]
+    """Learns binary codes from the vectors of a collection; see SearchService."""
 
 @_typing.type_check_only
 class RegionSearchServiceAsyncStub(RegionSearchServiceStub):
@@ -143,6 +145,8 @@ class RegionSearchServiceAsyncStub(RegionSearchServiceStub):
     """NOT_FOUND when the collection was never moved, or what it had before has been deleted."""
     CancelReindex: _aio.UnaryUnaryMultiCallable[_region_search_pb2.CancelReindexRequest, _region_search_pb2.CancelReindexResponse]  # type: ignore[assignment]
     """Deletes what has been embedded; the collection stays as it is. NOT_FOUND when none is under way."""
+    TrainCodes: _aio.UnaryUnaryMultiCallable[_region_search_pb2.RegionSearchServiceTrainCodesRequest, _region_search_pb2.RegionSearchServiceTrainCodesResponse]  # type: ignore[assignment]
+    """Learns binary codes from the vectors of a collection; see SearchService."""
 
 class RegionSearchServiceServicer(metaclass=_abc_1.ABCMeta):
     """The whole pipeline for backends: the gRPC twin of the gateway's HTTP API, with the same behaviour.
@@ -288,5 +292,13 @@ class RegionSearchServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_region_search_pb2.CancelReindexResponse, _abc.Awaitable[_region_search_pb2.CancelReindexResponse]]:
         """Deletes what has been embedded; the collection stays as it is. NOT_FOUND when none is under way."""
+
+    @_abc_1.abstractmethod
+    def TrainCodes(
+        self,
+        request: _region_search_pb2.RegionSearchServiceTrainCodesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_region_search_pb2.RegionSearchServiceTrainCodesResponse, _abc.Awaitable[_region_search_pb2.RegionSearchServiceTrainCodesResponse]]:
+        """Learns binary codes from the vectors of a collection; see SearchService."""
 
 def add_RegionSearchServiceServicer_to_server(servicer: RegionSearchServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

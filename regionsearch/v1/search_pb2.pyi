@@ -168,7 +168,9 @@ Global___Collection: _TypeAlias = Collection  # noqa: Y015
 
 @_typing.final
 class BinaryCodes(_message.Message):
-    """Short codes for a first pass in Hamming space; the best candidates are scored again with their full vectors."""
+    """Short codes for a first pass in Hamming space, where there are many records; the best candidates are scored again with
+    their full vectors. A search may also compare nothing but codes (SearchRequest.codes_only).
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -185,7 +187,7 @@ class BinaryCodes(_message.Message):
         METHOD_ITQ: BinaryCodes._Method.ValueType  # 2
         """Iterative quantisation, learned from the collection's own vectors."""
         METHOD_LEARNED: BinaryCodes._Method.ValueType  # 3
-        """sign(tanh(Wx + b)) with W and b from a file on the server."""
+        """sign(tanh(Wx + b)), learned from the collection's own vectors, or with W and b from a file on the server (head)."""
 
     class Method(_Method, metaclass=_MethodEnumTypeWrapper): ...
     METHOD_UNSPECIFIED: BinaryCodes.Method.ValueType  # 0
@@ -195,21 +197,24 @@ class BinaryCodes(_message.Message):
     METHOD_ITQ: BinaryCodes.Method.ValueType  # 2
     """Iterative quantisation, learned from the collection's own vectors."""
     METHOD_LEARNED: BinaryCodes.Method.ValueType  # 3
-    """sign(tanh(Wx + b)) with W and b from a file on the server."""
+    """sign(tanh(Wx + b)), learned from the collection's own vectors, or with W and b from a file on the server (head)."""
 
     METHOD_FIELD_NUMBER: _builtins.int
     BITS_FIELD_NUMBER: _builtins.int
     RERANK_FACTOR_FIELD_NUMBER: _builtins.int
     HEAD_FIELD_NUMBER: _builtins.int
+    TRAINED_SEQ_FIELD_NUMBER: _builtins.int
     method: Global___BinaryCodes.Method.ValueType
     bits: _builtins.int
     """Code length, a multiple of 8, at most the dimension unless METHOD_LEARNED; 0 means 256."""
     rerank_factor: _builtins.int
     """Candidates scored again for each hit asked for; 0 means 10."""
     head: _builtins.str
-    """METHOD_LEARNED: name of the head's file in the searcher's `embedded.heads_folder`, by default `heads` next to its
+    """METHOD_LEARNED, unless it is learned here: name of the head's file in the searcher's `embedded.heads_folder`, by default `heads` next to its
     records: an .npz with `weight`, shape [bits, dimension], and `bias`, shape [bits].
     """
+    trained_seq: _builtins.int
+    """Set by the server: the write that stored trained codes; 0 for codes that are learned once there are many records."""
     def __init__(
         self,
         *,
@@ -217,10 +222,11 @@ class BinaryCodes(_message.Message):
         bits: _builtins.int = ...,
         rerank_factor: _builtins.int = ...,
         head: _builtins.str = ...,
+        trained_seq: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bits", b"bits", "head", b"head", "method", b"method", "rerank_factor", b"rerank_factor"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bits", b"bits", "head", b"head", "method", b"method", "rerank_factor", b"rerank_factor", "trained_seq", b"trained_seq"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -559,6 +565,54 @@ class DeleteCollectionResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DeleteCollectionResponse: _TypeAlias = DeleteCollectionResponse  # noqa: Y015
+
+@_typing.final
+class TrainCodesRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COLLECTION_FIELD_NUMBER: _builtins.int
+    BINARY_CODES_FIELD_NUMBER: _builtins.int
+    collection: _builtins.str
+    @_builtins.property
+    def binary_codes(self) -> Global___BinaryCodes:
+        """Without a head."""
+
+    def __init__(
+        self,
+        *,
+        collection: _builtins.str = ...,
+        binary_codes: Global___BinaryCodes | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["binary_codes", b"binary_codes"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["binary_codes", b"binary_codes", "collection", b"collection"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TrainCodesRequest: _TypeAlias = TrainCodesRequest  # noqa: Y015
+
+@_typing.final
+class TrainCodesResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COLLECTION_FIELD_NUMBER: _builtins.int
+    SEQ_FIELD_NUMBER: _builtins.int
+    seq: _builtins.int
+    @_builtins.property
+    def collection(self) -> Global___Collection: ...
+    def __init__(
+        self,
+        *,
+        collection: Global___Collection | None = ...,
+        seq: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "seq", b"seq"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TrainCodesResponse: _TypeAlias = TrainCodesResponse  # noqa: Y015
 
 @_typing.final
 class ReplaceCollectionRequest(_message.Message):
@@ -1311,6 +1365,7 @@ class SearchRequest(_message.Message):
     DIVERSITY_FIELD_NUMBER: _builtins.int
     QUERY_RECORD_IDS_FIELD_NUMBER: _builtins.int
     NEGATIVE_RECORD_IDS_FIELD_NUMBER: _builtins.int
+    CODES_ONLY_FIELD_NUMBER: _builtins.int
     collection: _builtins.str
     query_mode: Global___QueryMode.ValueType
     min_relevancy: _builtins.float
@@ -1357,6 +1412,10 @@ class SearchRequest(_message.Message):
     """Mixes hits (maximal marginal relevance): each next hit is the one with the highest (1 - diversity) * score
     - diversity * (its highest cosine with a hit before it). 0 to 1; 0 changes nothing. With it or fold_similarity the best
     2,048 hits are looked at, and pages end there; an image stands for its best hit where hits are grouped.
+    """
+    codes_only: _builtins.bool
+    """Compares binary codes and nothing else, from the first record on: scores, those of negatives too, are 1 - 2 * Hamming
+    distance / bits. FAILED_PRECONDITION where the collection's codes have not been trained (TrainCodes).
     """
     @_builtins.property
     def model(self) -> _types_pb2.ModelInfo:
@@ -1407,10 +1466,11 @@ class SearchRequest(_message.Message):
         diversity: _builtins.float | None = ...,
         query_record_ids: _abc.Iterable[_builtins.str] | None = ...,
         negative_record_ids: _abc.Iterable[_builtins.str] | None = ...,
+        codes_only: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_diversity", b"_diversity", "_effort", b"_effort", "_fold_similarity", b"_fold_similarity", "_min_relevancy", b"_min_relevancy", "_min_score", b"_min_score", "_min_seq", b"_min_seq", "_relative_cutoff", b"_relative_cutoff", "_whole_image_margin", b"_whole_image_margin", "diversity", b"diversity", "effort", b"effort", "filter", b"filter", "fold_similarity", b"fold_similarity", "min_relevancy", b"min_relevancy", "min_score", b"min_score", "min_seq", b"min_seq", "model", b"model", "negatives", b"negatives", "queries", b"queries", "relative_cutoff", b"relative_cutoff", "whole_image_margin", b"whole_image_margin"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_diversity", b"_diversity", "_effort", b"_effort", "_fold_similarity", b"_fold_similarity", "_min_relevancy", b"_min_relevancy", "_min_score", b"_min_score", "_min_seq", b"_min_seq", "_relative_cutoff", b"_relative_cutoff", "_whole_image_margin", b"_whole_image_margin", "collection", b"collection", "diversity", b"diversity", "effort", b"effort", "exact", b"exact", "filter", b"filter", "fold_similarity", b"fold_similarity", "group_by", b"group_by", "include_masks", b"include_masks", "level", b"level", "min_relevancy", b"min_relevancy", "min_score", b"min_score", "min_seq", b"min_seq", "model", b"model", "negative_record_ids", b"negative_record_ids", "negatives", b"negatives", "page_size", b"page_size", "page_token", b"page_token", "queries", b"queries", "query_mode", b"query_mode", "query_record_ids", b"query_record_ids", "relative_cutoff", b"relative_cutoff", "whole_image_margin", b"whole_image_margin"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_diversity", b"_diversity", "_effort", b"_effort", "_fold_similarity", b"_fold_similarity", "_min_relevancy", b"_min_relevancy", "_min_score", b"_min_score", "_min_seq", b"_min_seq", "_relative_cutoff", b"_relative_cutoff", "_whole_image_margin", b"_whole_image_margin", "codes_only", b"codes_only", "collection", b"collection", "diversity", b"diversity", "effort", b"effort", "exact", b"exact", "filter", b"filter", "fold_similarity", b"fold_similarity", "group_by", b"group_by", "include_masks", b"include_masks", "level", b"level", "min_relevancy", b"min_relevancy", "min_score", b"min_score", "min_seq", b"min_seq", "model", b"model", "negative_record_ids", b"negative_record_ids", "negatives", b"negatives", "page_size", b"page_size", "page_token", b"page_token", "queries", b"queries", "query_mode", b"query_mode", "query_record_ids", b"query_record_ids", "relative_cutoff", b"relative_cutoff", "whole_image_margin", b"whole_image_margin"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__diversity: _TypeAlias = _typing.Literal["diversity"]  # noqa: Y015
     _WhichOneofArgType__diversity: _TypeAlias = _typing.Literal["_diversity", b"_diversity"]  # noqa: Y015

@@ -71,6 +71,11 @@ class SearchServiceStub:
                 request_serializer=regionsearch_dot_v1_dot_search__pb2.ReplaceCollectionRequest.SerializeToString,
                 response_deserializer=regionsearch_dot_v1_dot_search__pb2.ReplaceCollectionResponse.FromString,
                 _registered_method=True)
+        self.TrainCodes = channel.unary_unary(
+                '/regionsearch.v1.SearchService/TrainCodes',
+                request_serializer=regionsearch_dot_v1_dot_search__pb2.TrainCodesRequest.SerializeToString,
+                response_deserializer=regionsearch_dot_v1_dot_search__pb2.TrainCodesResponse.FromString,
+                _registered_method=True)
         self.Upsert = channel.unary_unary(
                 '/regionsearch.v1.SearchService/Upsert',
                 request_serializer=regionsearch_dot_v1_dot_search__pb2.UpsertRequest.SerializeToString,
@@ -192,6 +197,14 @@ class SearchServiceServicer:
     def ReplaceCollection(self, request, context):
         """Gives a collection's name to another one, in one step, once both hold the same images; searches and writes go on
         meanwhile. UNIMPLEMENTED with the milvus engine. ALREADY_EXISTS when there is a collection `keep_as`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def TrainCodes(self, request, context):
+        """Learns binary codes from the vectors that a collection holds, in place of those that it has; searches and writes go on
+        meanwhile. FAILED_PRECONDITION for a collection with few records, UNIMPLEMENTED with the milvus engine.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -342,6 +355,11 @@ def add_SearchServiceServicer_to_server(servicer, server):
                     servicer.ReplaceCollection,
                     request_deserializer=regionsearch_dot_v1_dot_search__pb2.ReplaceCollectionRequest.FromString,
                     response_serializer=regionsearch_dot_v1_dot_search__pb2.ReplaceCollectionResponse.SerializeToString,
+            ),
+            'TrainCodes': grpc.unary_unary_rpc_method_handler(
+                    servicer.TrainCodes,
+                    request_deserializer=regionsearch_dot_v1_dot_search__pb2.TrainCodesRequest.FromString,
+                    response_serializer=regionsearch_dot_v1_dot_search__pb2.TrainCodesResponse.SerializeToString,
             ),
             'Upsert': grpc.unary_unary_rpc_method_handler(
                     servicer.Upsert,
@@ -566,6 +584,33 @@ class SearchService:
             '/regionsearch.v1.SearchService/ReplaceCollection',
             regionsearch_dot_v1_dot_search__pb2.ReplaceCollectionRequest.SerializeToString,
             regionsearch_dot_v1_dot_search__pb2.ReplaceCollectionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def TrainCodes(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/regionsearch.v1.SearchService/TrainCodes',
+            regionsearch_dot_v1_dot_search__pb2.TrainCodesRequest.SerializeToString,
+            regionsearch_dot_v1_dot_search__pb2.TrainCodesResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -55,6 +55,10 @@ class SearchServiceStub:
     """Gives a collection's name to another one, in one step, once both hold the same images; searches and writes go on
     meanwhile. UNIMPLEMENTED with the milvus engine. ALREADY_EXISTS when there is a collection `keep_as`.
     """
+    TrainCodes: _grpc.UnaryUnaryMultiCallable[_search_pb2.TrainCodesRequest, _search_pb2.TrainCodesResponse]
+    """Learns binary codes from the vectors that a collection holds, in place of those that it has; searches and writes go on
+    meanwhile. FAILED_PRECONDITION for a collection with few records, UNIMPLEMENTED with the milvus engine.
+    """
     Upsert: _grpc.UnaryUnaryMultiCallable[_search_pb2.UpsertRequest, _search_pb2.UpsertResponse]
     """Writes images and their records in one atomic step: all of it or nothing. (The milvus engine has no such step: what
     fails half-way is repaired by sending it again.)
@@ -133,6 +137,10 @@ class SearchServiceAsyncStub(SearchServiceStub):
     ReplaceCollection: _aio.UnaryUnaryMultiCallable[_search_pb2.ReplaceCollectionRequest, _search_pb2.ReplaceCollectionResponse]  # type: ignore[assignment]
     """Gives a collection's name to another one, in one step, once both hold the same images; searches and writes go on
     meanwhile. UNIMPLEMENTED with the milvus engine. ALREADY_EXISTS when there is a collection `keep_as`.
+    """
+    TrainCodes: _aio.UnaryUnaryMultiCallable[_search_pb2.TrainCodesRequest, _search_pb2.TrainCodesResponse]  # type: ignore[assignment]
+    """Learns binary codes from the vectors that a collection holds, in place of those that it has; searches and writes go on
+    meanwhile. FAILED_PRECONDITION for a collection with few records, UNIMPLEMENTED with the milvus engine.
     """
     Upsert: _aio.UnaryUnaryMultiCallable[_search_pb2.UpsertRequest, _search_pb2.UpsertResponse]  # type: ignore[assignment]
     """Writes images and their records in one atomic step: all of it or nothing. (The milvus engine has no such step: what
@@ -239,6 +247,16 @@ class SearchServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_search_pb2.ReplaceCollectionResponse, _abc.Awaitable[_search_pb2.ReplaceCollectionResponse]]:
         """Gives a collection's name to another one, in one step, once both hold the same images; searches and writes go on
         meanwhile. UNIMPLEMENTED with the milvus engine. ALREADY_EXISTS when there is a collection `keep_as`.
+        """
+
+    @_abc_1.abstractmethod
+    def TrainCodes(
+        self,
+        request: _search_pb2.TrainCodesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_search_pb2.TrainCodesResponse, _abc.Awaitable[_search_pb2.TrainCodesResponse]]:
+        """Learns binary codes from the vectors that a collection holds, in place of those that it has; searches and writes go on
+        meanwhile. FAILED_PRECONDITION for a collection with few records, UNIMPLEMENTED with the milvus engine.
         """
 
     @_abc_1.abstractmethod

@@ -34,7 +34,11 @@ def collection_to_proto(collection: Collection) -> search_pb2.Collection:
         method = next(number for number, method in METHODS.items() if method is codes.method)
         message.binary_codes.CopyFrom(
             search_pb2.BinaryCodes(
-                method=method, bits=codes.bits, rerank_factor=codes.rerank_factor, head=codes.head
+                method=method,
+                bits=codes.bits,
+                rerank_factor=codes.rerank_factor,
+                head=codes.head,
+                trained_seq=codes.trained_seq,
             )
         )
     return message

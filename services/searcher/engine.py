@@ -17,6 +17,7 @@ from services.searcher.queries import NO_FILTER, Deletion, Filter, ImageUpdate, 
 from services.searcher.response_budget import UNLIMITED, ResponseBudget
 from services.searcher.scrolling import NEWEST_FIRST, Counts, Facet, ImageOrder, RecordPage, Scroll
 from services.searcher.types import (
+    CodeSpec,
     Collection,
     CollectionStats,
     DeleteResult,
@@ -63,6 +64,12 @@ class Engine(Protocol):
 
         Returns:
             Empty when that is done; else some of the images in which the two differ, and nothing is changed.
+        """
+
+    def train_codes(self, name: str, spec: CodeSpec) -> Collection:
+        """Learns binary codes from the vectors of a collection, in place of those that it has.
+
+        FAILED_PRECONDITION when it has too few records.
         """
 
     def upsert(

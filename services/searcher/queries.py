@@ -97,6 +97,7 @@ class Query:
         fold_similarity: Hits whose cosine with a better one is at least this are folded into that one; None:
             none are.
         diversity: Weight of the cosine with earlier hits against the score, 0 to 1.
+        codes_only: Scores are those of the binary codes instead of cosines.
     """
 
     vectors: Vectors
@@ -118,6 +119,7 @@ class Query:
     include_masks: bool = False
     fold_similarity: float | None = None
     diversity: float = 0.0
+    codes_only: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,7 @@ from services.searcher.types import (
     StoredImage,
     Upsert,
     Vectors,
+    check_bits,
 )
 
 _MAX_HOLD_MS = 30_000
@@ -72,6 +73,19 @@ class Reader(FilterReader):
             everything = json_format.MessageToJson(request.everything, indent=None)
         return Collection(request.name, model, codes, replaces=request.replaces, everything=everything)
 
+    def codes_to_train(self, request: search_pb2.TrainCodesRequest) -> CodeSpec:
+        """The codes to learn from a collection's vectors."""
+        wanted = request.binary_codes
+        if wanted.head:
+            raise invalid(
+                "binary_codes.head", "a head from a file is not trained: leave binary_codes.head out"
+            )
+        if not wanted.method:
+            raise invalid(
+                "binary_codes.method", "binary_codes.method is missing: say how the codes are learned"
+            )
+        return self._codes(wanted, None)
+
     def renaming(self, request: search_pb2.ReplaceCollectionRequest) -> tuple[str, str, str, float]:
         """The name to give away, what gets it, where the other one is kept, and seconds to hold writes."""
         names = (request.name, request.by, request.keep_as)
@@ -82,23 +96,19 @@ class Reader(FilterReader):
             raise invalid("hold_ms", f"hold_ms is between 0 and {_MAX_HOLD_MS}, not {request.hold_ms}")
         return *names, request.hold_ms / 1000
 
-    def _codes(self, message: search_pb2.BinaryCodes, dimension: int) -> CodeSpec:
+    def _codes(self, message: search_pb2.BinaryCodes, dimension: int | None) -> CodeSpec:
         method = METHODS.get(message.method)
         if method is None:
             raise invalid("binary_codes.method", f"{message.method} is not a method of making binary codes")
         bits = message.bits or _DEFAULT_BITS
         if bits % 8 or bits < 8:
             raise invalid("binary_codes.bits", f"a code has a multiple of 8 bits, not {bits}")
-        if method is not CodeMethod.LEARNED and bits > dimension:
-            most = dimension // 8 * 8
-            remedy = f"set binary_codes.bits to {most} or less" if most else "leave binary_codes out"
+        if dimension is not None:
+            check_bits(method, bits, dimension)
+        if message.head and not (method is CodeMethod.LEARNED and _HEAD.fullmatch(message.head)):
             raise invalid(
-                "binary_codes.bits",
-                f"{dimension}-d vectors give at most {dimension} bits, not {bits}: {remedy}",
-            )
-        if method is CodeMethod.LEARNED and not _HEAD.fullmatch(message.head):
-            raise invalid(
-                "binary_codes.head", "binary_codes.head is the file name, without folder, of a learned head"
+                "binary_codes.head",
+                "binary_codes.head is the file name, without folder, of a head for METHOD_LEARNED",
             )
         if message.rerank_factor < 0:
             raise invalid("binary_codes.rerank_factor", "binary_codes.rerank_factor cannot be negative")

@@ -232,6 +232,7 @@ class SearchReader:
             shown=unpack(shown),
             effort=np.inf if request.exact else effort,
             include_masks=request.include_masks,
+            codes_only=request.codes_only,
         )
         if best:
             return [common], digest

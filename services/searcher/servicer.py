@@ -121,6 +121,11 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
         await self._writes.run(lambda: self._engine.delete_collection(request.name))
         return pb.DeleteCollectionResponse(seq=self._engine.last_write())
 
+    async def TrainCodes(self, request: pb.TrainCodesRequest, context: _Context) -> pb.TrainCodesResponse:
+        spec = self._read.codes_to_train(request)
+        trained = await self._writes.run(lambda: self._engine.train_codes(request.collection, spec))
+        return pb.TrainCodesResponse(collection=collection_to_proto(trained), seq=self._engine.last_write())
+
     async def ReplaceCollection(
         self, request: pb.ReplaceCollectionRequest, context: _Context
     ) -> pb.ReplaceCollectionResponse:

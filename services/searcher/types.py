@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from regionsearch.errors import Kind, RegionSearchError
+from regionsearch.errors import Kind, RegionSearchError, invalid
 
 Vectors = NDArray[np.float32]
 
@@ -42,13 +42,30 @@ class CodeSpec:
         method: How bits are made.
         bits: Code length, a multiple of 8.
         rerank_factor: Candidates scored again with full vectors for each requested hit.
-        head: File name of the learned head, for `CodeMethod.LEARNED`.
+        head: File name of a learned head; empty for codes that are learned from the collection's vectors.
+        trained_seq: The write that stored trained codes, which read replicas take over; 0 for codes that each
+            searcher learns by itself once there are many rows.
     """
 
     method: CodeMethod
     bits: int = 256
     rerank_factor: int = 10
     head: str = ""
+    trained_seq: int = 0
+
+
+def check_bits(method: CodeMethod, bits: int, dimension: int) -> None:
+    """Refuses more bits than a projection of vectors of this dimension can give.
+
+    Raises:
+        RegionSearchError: INVALID_ARGUMENT.
+    """
+    if method is not CodeMethod.LEARNED and bits > dimension:
+        most = dimension // 8 * 8
+        remedy = f"set binary_codes.bits to {most} or less" if most else "leave binary_codes out"
+        raise invalid(
+            "binary_codes.bits", f"{dimension}-d vectors give at most {dimension} bits, not {bits}: {remedy}"
+        )
 
 
 @dataclass(frozen=True, slots=True)

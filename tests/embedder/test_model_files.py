@@ -58,6 +58,22 @@ def test_a_folder_with_several_weights_takes_the_usual_name_or_asks(tmp_path: Pa
     assert find_model(str(tmp_path)).weights == tmp_path / "open_clip_model.safetensors"
 
 
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        # QuickGELU and another mean: a wrong guess would give wrong vectors without a word.
+        ("ViT-B-16", "differ in preprocessing or activation; say which ones these are: ViT-B-16:openai"),
+        ("ViT-B-16:mine", "ViT-B-16 has no weights 'mine'; there are openai"),
+        ("hf-hub:timm/ViT-B-16-SigLIP", "services never reach the network: download"),
+        ("ViT-Z-1", "'ViT-Z-1' is not a model"),
+    ],
+)
+def test_what_a_name_leaves_open_is_refused(model: str, message: str) -> None:
+    with pytest.raises(RegionSearchError, match=message) as caught:
+        find_model(model)
+    assert (caught.value.kind, caught.value.field) == (Kind.INVALID_ARGUMENT, "model")
+
+
 def test_what_a_folder_lacks_is_named(tmp_path: Path) -> None:
     assert "open_clip_config.json is not there" in failure(tmp_path).message
     assert failure(tmp_path / "nowhere.safetensors").kind is Kind.NOT_FOUND

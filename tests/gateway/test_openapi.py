@@ -76,6 +76,10 @@ def make_real(case: schemathesis.Case[Any], image_id: str) -> None:
         case.path_parameters[name] = real[name]
     if isinstance(case.body, dict):
         case.body.pop("binary_codes", None)  # whose limit is the dimension of the embedder's model
+        if "method" in case.body:
+            case.body["method"] = "learned"  # codes that have no such limit
+        for name in ("segment_features", "features_level"):  # whose limit is the segmenter's model
+            case.body.pop(name, None)
         if isinstance(case.body.get("filter"), dict):
             case.body["filter"].pop("conditions", None)  # of which no schema says how many there are in all
         if case.body.get("among") == "stored":

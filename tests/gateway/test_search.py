@@ -245,6 +245,9 @@ def test_a_form_has_the_fields_of_the_query_next_to_the_others(
     )
     assert {hit["image_id"] for hit in words.json()["hits"]} == {filled["green"]}
     assert words.json()["hits"][0]["label"] == "lime"
+    both = [("image_ids", (None, filled[name])) for name in ("green", "yellow")]
+    alike = gateway.http.post(f"/v1/collections/{COLLECTION}/search", files=both)
+    assert {hit["image_id"] for hit in alike.json()["hits"][:2]} == {filled["green"], filled["yellow"]}
     nothing = gateway.http.post(f"/v1/collections/{COLLECTION}/search", files={"page_size": (None, "3")})
     assert nothing.json()["errors"][0]["pointer"] == "/query"
 

@@ -57,6 +57,7 @@ EVERYTHING: dict[str, Any] = {
     "effort": 2.0,
     "fold_similarity": 0.875,
     "diversity": 0.25,
+    "codes_only": True,
     "include": ["mask"],
 }
 THRESHOLDS = {
@@ -177,7 +178,7 @@ def test_the_client_has_an_argument_for_every_field_under_its_name(
         (CountBody, pb.RegionSearchServiceCountRequest, {"collection"}),
         (FacetBody, search_pb2.Facet, set()),
         (ImagesPage, pb.RegionSearchServiceListImagesRequest, {"collection"}),
-        (BinaryCodesBody, search_pb2.BinaryCodes, set()),
+        (BinaryCodesBody, search_pb2.BinaryCodes, {"trained_seq"}),
         # What an ingest would keep is said by these two; the rest is the gateway's settings.
         (EverythingOptions, segment_pb2.EverythingOptions, {"selection", "max_regions", "rank_by"}),
         (IngestBody, pb.IngestImageRequest, {"collection", "image", "name"}),

@@ -148,13 +148,32 @@ def test_errors_have_the_same_kinds_in_every_engine(engine: Engine) -> None:
     if engine.name == "milvus":
         assert kind_of(lambda: engine.snapshot("x")) is Kind.UNIMPLEMENTED
         assert kind_of(lambda: engine.restore("x")) is Kind.UNIMPLEMENTED
-        coded = Collection("coded", MODEL, CodeSpec(CodeMethod.PCA_ROTATION, 8))
+        codes = CodeSpec(CodeMethod.PCA_ROTATION, 8)
+        coded, next_one = Collection("x", MODEL, codes), Collection("x", MODEL, replaces="c")
         assert kind_of(lambda: engine.create_collection(coded)) is Kind.UNIMPLEMENTED
+        assert kind_of(lambda: engine.create_collection(next_one)) is Kind.UNIMPLEMENTED
+        assert kind_of(lambda: engine.replace_collection("c", "x", "y")) is Kind.UNIMPLEMENTED
+        assert kind_of(lambda: engine.train_codes("c", codes)) is Kind.UNIMPLEMENTED
+        by_codes = replace(query, codes_only=True)
+        assert kind_of(lambda: engine.search("c", MODEL, [by_codes])) is Kind.UNIMPLEMENTED
     engine.delete_collection("c")
     assert kind_of(lambda: engine.get_collection("c")) is Kind.NOT_FOUND
     assert engine.list_collections() == []
     engine.create_collection(Collection("c", other))
     assert engine.get_collection("c").record_count == 0
+
+
+def test_a_collection_keeps_what_it_was_made_with(engine: Engine) -> None:
+    """What a reindex copies, and what the gateway goes by."""
+    model = replace(MODEL, features='{"level": 1, "weight": 0.5}')
+    made = Collection("described", model, everything='{"pointsPerSide": 9}')
+    engine.create_collection(made)
+    found = engine.get_collection("described")
+    assert (found.model, found.everything) == (made.model, made.everything)
+    vectors = some_vectors(random.Random(0), 1, 1)
+    with pytest.raises(RegionSearchError, match="features") as caught:
+        engine.search("described", MODEL, [Query(vectors, vectors[:0])])
+    assert caught.value.kind is Kind.MODEL_MISMATCH
 
 
 def walk(engine: Engine) -> None:

@@ -18,7 +18,7 @@ from regionsearch.client.operations.base import (
     path_of,
 )
 from regionsearch.schemas.requests.inference import EverythingOptions
-from regionsearch.schemas.requests.records import CollectionBody, Page, ReindexBody
+from regionsearch.schemas.requests.records import CollectionBody, Page, ReindexBody, TrainCodesBody
 from regionsearch.schemas.responses.records import Collection, CollectionPage, Reindex
 from regionsearch.schemas.responses.values import AccessRights, Models, Readiness
 from regionsearch.v1 import region_search_pb2
@@ -71,6 +71,33 @@ def create_collection(
 def delete_collection(name: str) -> Operation[None]:
     """Deletes a collection with all that is in it; `default` is empty afterwards."""
     return Operation("delete_collection", lambda: HttpRequest("DELETE", path_of(name)), nothing)
+
+
+def train_codes(
+    name: str, *, method: str = "learned", bits: int = 256, rerank_factor: int = 10
+) -> Operation[Collection]:
+    """Learns binary codes from the vectors of a collection, in place of those that it has.
+
+    Args:
+        name: Name of the collection.
+        method: `learned`, `itq` or `pca_rotation`.
+        bits: Of each code, a multiple of 8; at most the vectors' dimension unless `learned`.
+        rerank_factor: How many times as many candidates are scored again as are asked for, where codes are
+            the first pass of a search.
+    """
+    body = TrainCodesBody.read({"method": method, "bits": bits, "rerank_factor": rerank_factor})
+    return Operation(
+        "train_codes",
+        lambda: HttpRequest("POST", path_of(name, "codes"), body=body),
+        answer(Collection),
+        GrpcCall(
+            lambda channel: RegionSearchServiceStub(channel).TrainCodes,
+            lambda: region_search_pb2.RegionSearchServiceTrainCodesRequest(
+                collection=name, binary_codes=body.to_proto()
+            ),
+            lambda answer: Collection.from_proto(answer.collection),
+        ),
+    )
 
 
 def start_reindex(name: str, *, embedder: str = "") -> Operation[Reindex]:

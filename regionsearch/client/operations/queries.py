@@ -68,6 +68,7 @@ def search(
     effort: float | None = None,
     fold_similarity: float | None = None,
     diversity: float | None = None,
+    codes_only: bool = False,
     all_phrases: bool = False,
     include: Sequence[SearchInclude] = (),
 ) -> Operation[SearchResult]:
@@ -98,6 +99,7 @@ def search(
         fold_similarity: Folds near duplicates: hits whose cosine with a better one is at least this are left
             out, and counted in its `folded_count`. Above 0, at most 1.
         diversity: Mixes hits: the weight of likeness to earlier hits against the score, 0 to 1.
+        codes_only: Compares binary codes and nothing else; see `train_codes`.
         all_phrases: Grouped by image: only images in which every phrase is found, with their `others`.
         include: `mask` adds the masks; `weak` hits below the model's cut-off, whose `confident` is False;
             `others`, grouped by image with several phrases, the best regions of the other phrases.
@@ -109,6 +111,7 @@ def search(
         query |= {"texts": phrases, "points": points_of(points)}
         query |= {"region_ids": region_ids, "image_ids": image_ids}
         options = {"page_token": page_token, "exact": exact, "include": include, "all_phrases": all_phrases}
+        options["codes_only"] = codes_only
         options |= given(level=level, group_by=group_by, filter=filter, page_size=page_size, effort=effort)
         options |= given(min_score=min_score, relative_cutoff=relative_cutoff, min_relevancy=min_relevancy)
         options |= given(min_seq=min_seq, fold_similarity=fold_similarity, diversity=diversity)

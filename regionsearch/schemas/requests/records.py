@@ -13,7 +13,6 @@ from regionsearch.schemas.requests.values import (
     CollectionName,
     PageSize,
     PageToken,
-    combined,
     constant,
     shaped,
 )
@@ -123,21 +122,11 @@ class ImageIdsBody(Body):
         return region_search_pb2.CheckImagesRequest(collection=collection, image_ids=self.image_ids)
 
 
-class BinaryCodesBody(Body):
-    """Short codes for a first pass in Hamming space."""
-
-    model_config = shaped(
-        [
-            combined(
-                constant("method", "learned"),
-                {"required": ["head"], "properties": {"head": {"minLength": 1}}},
-            ),
-            {"properties": {"method": {"not": {"const": "learned"}}}},
-        ]
-    )
+class TrainCodesBody(Body):
+    """Short codes that are learned from a collection's vectors."""
 
     method: Literal["pca_rotation", "itq", "learned"] = Field(
-        description="How bits are made of a vector; `learned`: by a hashing head on the searcher."
+        description="How bits are made of a vector; `learned`: by a hashing head, sign(tanh(Wx + b))."
     )
     bits: int = Field(
         256, ge=8, le=4096, multiple_of=8, description="At most the model's dimension, unless learned."
@@ -145,17 +134,28 @@ class BinaryCodesBody(Body):
     rerank_factor: int = Field(
         10, ge=1, le=1000, description="How many times as many candidates are scored again as are asked for."
     )
-    head: Annotated[
-        str,
-        Field(
-            max_length=128, pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]*)?$", description="A learned one's file."
-        ),
-    ] = ""
 
     def to_proto(self) -> search_pb2.BinaryCodes:
         """As the contract has it."""
         method = search_pb2.BinaryCodes.Method.Value(f"METHOD_{self.method.upper()}")
         return search_pb2.BinaryCodes(**self.model_dump(exclude={"method"}), method=method)
+
+
+class BinaryCodesBody(TrainCodesBody):
+    """Short codes for a first pass in Hamming space, or for searches by nothing else."""
+
+    model_config = shaped(
+        [constant("method", "learned"), {"properties": {"head": {"maxLength": 0}}}],
+    )
+
+    head: Annotated[
+        str,
+        Field(
+            max_length=128,
+            pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]*)?$",
+            description="File of a learned one on the searcher; absent: it is learned from the collection.",
+        ),
+    ] = ""
 
 
 class SegmentFeaturesBody(Body):

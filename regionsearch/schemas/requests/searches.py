@@ -301,6 +301,11 @@ class SearchBody(Body):
         description="Mixes hits (maximal marginal relevance): the weight of likeness to earlier hits against "
         "the score. With it or `fold_similarity`, the best 2,048 hits are looked at and pages end there.",
     )
+    codes_only: bool = Field(
+        False,
+        description="Compares binary codes and nothing else: scores are 1 - 2 × Hamming distance / bits, and "
+        "no hit is judged. 409 where the collection's codes have not been trained.",
+    )
     include: Annotated[list[SearchInclude], Field(max_length=8, fail_fast=True)] = Field(
         [],
         description="mask: the regions' masks. weak: also hits below the model's cut-off, which are left out "
@@ -332,6 +337,7 @@ class SearchBody(Body):
             all_phrases=self.all_phrases,
             fold_similarity=self.fold_similarity,
             diversity=self.diversity,
+            codes_only=self.codes_only,
         )
 
 

@@ -23,12 +23,20 @@ class BinaryCodes(Response):
     rerank_factor: int = Field(
         description="How many times as many candidates are scored again as are asked for."
     )
+    trained: bool = Field(
+        description="Whether searches may compare codes alone; else codes are learned once there are many."
+    )
 
     @classmethod
     def from_proto(cls, codes: search_pb2.BinaryCodes) -> BinaryCodes:
         """Converts the contract's message."""
         method = search_pb2.BinaryCodes.Method.Name(codes.method).removeprefix("METHOD_").lower()
-        return cls(method=method, bits=codes.bits, rerank_factor=codes.rerank_factor)
+        return cls(
+            method=method,
+            bits=codes.bits,
+            rerank_factor=codes.rerank_factor,
+            trained=codes.trained_seq > 0,
+        )
 
 
 class EverythingDefaults(EverythingOptions):

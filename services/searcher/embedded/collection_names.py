@@ -14,7 +14,7 @@ from services.searcher.embedded.open_store import OpenStore
 from services.searcher.embedded.planning import heads_folder
 from services.searcher.embedded.store import collection_rows, reads
 from services.searcher.embedded.store.database import UNFINISHED
-from services.searcher.types import CodeMethod, Collection
+from services.searcher.types import Collection
 
 _DIFFERING = 256  # images that are named where two collections differ
 
@@ -23,20 +23,26 @@ class CollectionNames(OpenStore):
     """The part of the engine that knows collections by name. What its methods do stands in `Engine`."""
 
     def create_collection(self, collection: Collection) -> Collection:
-        if collection.codes is not None and collection.codes.method is CodeMethod.LEARNED:
-            learned_codec(heads_folder(self._settings), collection.codes, collection.model.dimension)
+        codec = None
+        if collection.codes is not None and collection.codes.head:
+            codec = learned_codec(heads_folder(self._settings), collection.codes, collection.model.dimension)
         made = replace(collection, created_ms=time.time_ns() // 1_000_000, image_count=0, record_count=0)
 
-        def operation(connection: sqlite3.Connection) -> tuple[int, None]:
-            collection_rows.next_seq(connection)
-            return collection_rows.create_collection(connection, made), None
+        def operation(connection: sqlite3.Connection) -> tuple[tuple[int, Collection], None]:
+            seq, created = collection_rows.next_seq(connection), made
+            if made.codes is not None:
+                created = replace(made, codes=replace(made.codes, trained_seq=seq if codec else 0))
+            rowid = collection_rows.create_collection(connection, created)
+            if codec is not None:
+                collection_rows.store_codec(connection, rowid, codec.to_bytes())
+            return (rowid, created), None
 
         self._reserve_file.require(self._database.log_bytes())  # which the record file may grow by
         with self._restore_lock.shared(), self._naming:
-            rowid = self._committer.submit(operation).result()
-            index = VectorIndex(made.model.dimension, self._settings.chunk_rows)
-            self._collections.add(OpenCollection(rowid, made, index))
-        return made
+            rowid, created = self._committer.submit(operation).result()
+            index = VectorIndex(created.model.dimension, self._settings.chunk_rows)
+            self._collections.add(OpenCollection(rowid, created, index, codec))
+        return created
 
     def get_collection(self, name: str) -> Collection:
         with self._restore_lock.shared():
@@ -86,8 +92,8 @@ class CollectionNames(OpenStore):
                 differing = reads.differing_images(connection, old.rowid, new.rowid, _DIFFERING)
                 if not differing:
                     collection_rows.next_seq(connection)
-                    collection_rows.rename_collection(connection, old.rowid, kept)
-                    collection_rows.rename_collection(connection, new.rowid, renamed)
+                    collection_rows.describe_collection(connection, old.rowid, kept)
+                    collection_rows.describe_collection(connection, new.rowid, renamed)
                 return differing, None
 
             differing = self._committer.submit(operation).result()
@@ -108,7 +114,7 @@ class CollectionNames(OpenStore):
                 seq = collection_rows.next_seq(connection)
                 if old is not None:
                     collection_rows.drop_collection(connection, old.rowid, seq)
-                collection_rows.rename_collection(connection, new.rowid, renamed)
+                collection_rows.describe_collection(connection, new.rowid, renamed)
                 return seq, None
 
             seq = self._committer.submit(operation).result()

@@ -8,11 +8,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import BinaryIO, Concatenate, ParamSpec, TypeVar
 
+from regionsearch.errors import Kind, RegionSearchError
 from regionsearch.texts import MetadataLimits
 from services.searcher.bounded_executor import NEVER_CANCELLED, CancellationToken
 from services.searcher.embedded import deletions, snapshots
 from services.searcher.embedded.change_feed import ChangeFeed
 from services.searcher.embedded.collection_names import CollectionNames
+from services.searcher.embedded.faiss_compat import faiss
+from services.searcher.embedded.index.binary import train_codec, training_sample
+from services.searcher.embedded.index.compaction import CompactionInput
 from services.searcher.embedded.open_collections import statistics
 from services.searcher.embedded.queries import result_pages, scrolling
 from services.searcher.embedded.rows import Change
@@ -31,6 +35,8 @@ from services.searcher.queries import (
 from services.searcher.response_budget import UNLIMITED, ResponseBudget
 from services.searcher.scrolling import NEWEST_FIRST, Counts, Facet, ImageOrder, RecordPage, Scroll
 from services.searcher.types import (
+    CodeSpec,
+    Collection,
     CollectionStats,
     DeleteResult,
     ImagePage,
@@ -43,12 +49,15 @@ from services.searcher.types import (
     StorePosition,
     Upsert,
     UpsertResult,
+    check_bits,
     check_generation,
     check_model,
 )
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+_LEAST_TRAINING_ROWS = 64
 
 
 def _follows_its_name(
@@ -73,6 +82,43 @@ class EmbeddedEngine(CollectionNames):
 
     What its methods do stands in `Engine`.
     """
+
+    @_follows_its_name
+    def train_codes(self, name: str, spec: CodeSpec) -> Collection:
+        self._reserve_file.require(self._database.log_bytes())  # which the record file may grow by
+        with self._restore_lock.shared():
+            collection = self._collections.find_searchable(name)
+            dimension = collection.spec.model.dimension
+            check_bits(spec.method, spec.bits, dimension)
+            segments = [view.segment for view in collection.index.state.views]
+            rows = CompactionInput(segments, self._committer.seq)
+            least = max(_LEAST_TRAINING_ROWS, min(spec.bits, dimension))
+            if len(rows) < least:
+                raise RegionSearchError(
+                    Kind.FAILED_PRECONDITION,
+                    f"collection {name!r} has {len(rows)} records; {spec.bits}-bit codes are trained on "
+                    f"{least} or more: add images first",
+                    field="collection",
+                )
+            faiss.omp_set_num_threads(self._settings.build_threads)  # of this thread; searches keep theirs
+            codec = train_codec(spec, training_sample(rows))
+
+            def operation(connection: sqlite3.Connection) -> tuple[None, None]:
+                collection_rows.require_collection(connection, collection.rowid, name)
+                trained = replace(spec, trained_seq=collection_rows.next_seq(connection))
+                described = replace(collection.spec, codes=trained)
+                collection_rows.describe_collection(connection, collection.rowid, described, codec.to_bytes())
+                collection.spec, collection.codec = described, codec  # before maintenance stores another one
+                return None, None
+
+            with self._naming:
+                before = collection.spec, collection.codec
+                try:
+                    self._committer.submit(operation, alone=True).result()
+                except BaseException:
+                    collection.spec, collection.codec = before
+                    raise
+        return self.get_collection(name)
 
     # Writing
 

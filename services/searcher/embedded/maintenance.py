@@ -158,10 +158,7 @@ class Maintenance:
         started = time.monotonic()
         segment = build(compaction)
         codec = segment.codec if isinstance(segment, CodeSegment) else None
-        self._swap(
-            collection, sources, [(compaction, segment)], None if collection.codec is not None else codec
-        )
-        collection.codec = collection.codec or codec
+        self._swap(collection, sources, [(compaction, segment)], codec)
         self._save(collection, segment)
         _log.info(
             "index built",
@@ -197,14 +194,15 @@ class Maintenance:
         made: list[tuple[CompactionInput, IndexSegment]],
         codec: Codec | None = None,
     ) -> None:
-        """Replaces segments by others, and stores the codec that they are the first to use."""
+        """Replaces segments by others, and stores the codec that they use if it is the collection's first."""
 
         def swap(connection: sqlite3.Connection) -> None:
             for compaction, segment in made:
                 compaction.refresh(segment.columns)
             collection.index.replace(sources, [segment for _, segment in made])
-            if codec is not None:
+            if codec is not None and collection.codec is None:
                 collection_rows.store_codec(connection, collection.rowid, codec.to_bytes())
+                collection.codec = codec
 
         self._in_writing_thread(collection, swap)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -71,14 +71,20 @@ class OpenCollections:
         """Removes a hidden collection."""
         del self._by_rowid[collection.rowid]
 
-    def follow(self, specs: Mapping[int, Collection]) -> None:
-        """Takes over names and descriptions, and drops the collections that are not there any more.
+    def follow(self, described: Mapping[int, tuple[Collection, bytes | None]]) -> None:
+        """Takes over names, descriptions and trained codes, and drops the collections that are gone.
 
         Args:
-            specs: All collections by rowid; those that are not open are left out.
+            described: All collections by rowid, with their codecs; those that are not open are left out.
         """
+        specs = {rowid: spec for rowid, (spec, _) in described.items()}
         open_now = list(self._by_rowid.values())
         kept = [one for one in open_now if one.rowid in specs]
+        for collection in kept:
+            spec, codec = described[collection.rowid]
+            if codec is not None and (collection.codec is None or spec.codes != collection.spec.codes):
+                collection.spec = replace(collection.spec, codes=spec.codes)
+                collection.codec = Codec.from_bytes(codec)
         renamed = [one for one in kept if one.spec.name != specs[one.rowid].name]
         # Names that are taken come first, so that each is known at every moment.
         for collection in sorted(renamed, key=lambda one: specs[one.rowid].name not in self._by_name):

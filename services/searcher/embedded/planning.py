@@ -11,8 +11,15 @@ import structlog
 
 from regionsearch.errors import overloaded
 from services.searcher.embedded.faiss_compat import faiss
-from services.searcher.embedded.index.approximate import ApproximateSegment, build_ivf, restore_ivf
+from services.searcher.embedded.index.approximate import (
+    ApproximateSegment,
+    IvfSegment,
+    build_ivf,
+    restore_ivf,
+)
 from services.searcher.embedded.index.binary import (
+    Codec,
+    CodeSegment,
     build_codes,
     learned_codec,
     restore_codes,
@@ -42,7 +49,6 @@ from services.searcher.embedded.index.search_thread import SearchThreads
 from services.searcher.embedded.index.segments import IndexSegment, View
 from services.searcher.embedded.open_collections import OpenCollection, approximate_segments
 from services.searcher.settings import EmbeddedSettings
-from services.searcher.types import CodeMethod
 
 _ENOUGH_QUERIES = 64
 _FRESH_QUERIES = 32
@@ -83,7 +89,8 @@ class Planner:
         least = settings.codes_rows if coded else settings.ann_rows
         if not coded and sum(view.rows for view in views) < settings.ann_above:
             return None
-        sources = select_for_merge(collection.index.state, horizon, least, settings.compact_above)
+        sources = _outdated(views, collection.codec) if coded else []
+        sources = sources or select_for_merge(collection.index.state, horizon, least, settings.compact_above)
         if not sources:
             return None
 
@@ -179,7 +186,7 @@ class Planner:
     def _build_codes(self, collection: OpenCollection, compaction: CompactionInput) -> IndexSegment:
         spec, codec = collection.spec.codes, collection.codec
         assert spec is not None
-        if codec is None and spec.method is CodeMethod.LEARNED:
+        if codec is None and spec.head:
             codec = learned_codec(heads_folder(self._settings), spec, collection.spec.model.dimension)
         elif codec is None:
             codec = train_codec(spec, training_sample(compaction))
@@ -211,6 +218,16 @@ def restored(
     except (KeyError, ValueError, OSError) as error:
         _log.info("index file does not match, it will be rebuilt", kind=saved.kind, reason=str(error))
     return None
+
+
+def _outdated(views: tuple[View, ...], codec: Codec | None) -> list[IndexSegment]:
+    """The first segment that was built before the collection had its present codes."""
+    for view in views:
+        segment = view.segment
+        earlier = isinstance(segment, CodeSegment) and segment.codec is not codec
+        if earlier or isinstance(segment, IvfSegment):
+            return [segment]
+    return []
 
 
 def heads_folder(settings: EmbeddedSettings) -> Path:

@@ -22,6 +22,7 @@ from services.searcher.queries import Deletion, ImageUpdate, Page, Query, Update
 from services.searcher.response_budget import UNLIMITED, ResponseBudget
 from services.searcher.settings import EmbeddedSettings
 from services.searcher.types import (
+    CodeSpec,
     Collection,
     DeleteResult,
     ModelIdentity,
@@ -96,7 +97,7 @@ class ReplicaEngine(EmbeddedEngine):
 
     def _take_changes(self, batch: sqlite3.Connection) -> None:
         new = {rowid: spec for rowid, spec, _ in reads.collections(batch)}
-        (renamed,) = batch.execute("SELECT EXISTS (SELECT 1 FROM collection)").fetchone()
+        (described,) = batch.execute("SELECT EXISTS (SELECT 1 FROM collection)").fetchone()
 
         def operation(connection: sqlite3.Connection) -> tuple[None, Sequence[Change]]:
             effects = changes.apply(connection, batch)
@@ -108,10 +109,10 @@ class ReplicaEngine(EmbeddedEngine):
 
         with self._restore_lock.shared(), self._naming:
             self._committer.submit(operation, alone=True).result()
-            if renamed:
+            if described:
                 with self._database.reading() as connection:
-                    specs = {rowid: spec for rowid, spec, _ in reads.collections(connection)}
-                self._collections.follow(specs)
+                    found = {rowid: (spec, codec) for rowid, spec, codec in reads.collections(connection)}
+                self._collections.follow(found)
 
     # Reading
 
@@ -142,6 +143,9 @@ class ReplicaEngine(EmbeddedEngine):
         self._refuse()
 
     def replace_collection(self, name: str, by: str, keep_as: str, hold_s: float = 0.0) -> Sequence[str]:
+        self._refuse()
+
+    def train_codes(self, name: str, spec: CodeSpec) -> Collection:
         self._refuse()
 
     def upsert(

@@ -40,6 +40,7 @@ from services.searcher.response_budget import UNLIMITED, ResponseBudget
 from services.searcher.scrolling import NEWEST_FIRST, Counts, Facet, ImageOrder, RecordPage, Scroll
 from services.searcher.settings import MilvusSettings
 from services.searcher.types import (
+    CodeSpec,
     Collection,
     CollectionStats,
     DeleteResult,
@@ -128,6 +129,10 @@ class MilvusEngine:
         """UNIMPLEMENTED: two names cannot be changed in one step."""
         raise _cannot("renaming of collections", "make a new collection and ingest the images again")
 
+    def train_codes(self, name: str, spec: CodeSpec) -> Collection:
+        """UNIMPLEMENTED."""
+        raise _cannot("binary codes", "the embedded engine keeps them")
+
     # Writing
 
     def upsert(
@@ -178,6 +183,8 @@ class MilvusEngine:
         def found(placement: Placement, contents: Contents) -> list[Page]:
             for query in queries:
                 check_generation(name, placement.generation, query.generation)
+                if query.codes_only:
+                    raise _cannot("binary codes", "search without codes_only")
             check_model(name, placement.collection.model, model)
             sources = [
                 MilvusSource(

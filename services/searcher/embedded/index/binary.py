@@ -11,15 +11,16 @@ from __future__ import annotations
 import hashlib
 import io
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from regionsearch.errors import Kind, RegionSearchError, invalid
+from regionsearch.errors import invalid
 from services.searcher.embedded.faiss_compat import faiss, selector
 from services.searcher.embedded.index.approximate import ApproximateSegment, store_vectors
+from services.searcher.embedded.index.code_training import train_head
 from services.searcher.embedded.index.columns import Columns, Positions
 from services.searcher.embedded.index.compaction import CompactionInput
 from services.searcher.embedded.index.index_files import SavedIndex
@@ -99,14 +100,11 @@ def learned_codec(folder: Path, spec: CodeSpec, dimension: int) -> Codec:
 
 
 def train_codec(spec: CodeSpec, sample: Vectors) -> Codec:
-    """Learns a projection from a collection's own vectors.
-
-    Raises:
-        RegionSearchError: FAILED_PRECONDITION for a learned head, which comes from a file.
-    """
-    if spec.method is CodeMethod.LEARNED:
-        raise RegionSearchError(Kind.FAILED_PRECONDITION, "a learned head is loaded, not trained")
+    """Learns a projection from a collection's own vectors."""
     dimension = sample.shape[1]
+    if spec.method is CodeMethod.LEARNED:
+        start = replace(spec, method=CodeMethod.PCA_ROTATION, bits=min(spec.bits, dimension))
+        return Codec(*train_head(train_codec(start, sample).weight, spec.bits, sample))
     if spec.method is CodeMethod.ITQ:
         transform = faiss.ITQTransform(dimension, spec.bits, True)
         transform.train(sample)
@@ -164,10 +162,14 @@ class CodeSegment(ApproximateSegment):
         """See `IndexSegment.vector_bytes`; the codes."""
         return self.columns.used * int(self._index.code_size)
 
+    def codes(self) -> NDArray[np.uint8]:
+        """A copy of the codes, shape (rows, bits / 8)."""
+        copy: NDArray[np.uint8] = faiss.vector_to_array(self._index.xb).reshape(-1, self._index.code_size)
+        return copy
+
     def to_arrays(self) -> Arrays:
         """See `ApproximateSegment.to_arrays`."""
-        codes = faiss.vector_to_array(self._index.xb).reshape(-1, self._index.code_size)
-        return {"codes": codes, "codec": self.codec.digest(), **super().to_arrays()}
+        return {"codes": self.codes(), "codec": self.codec.digest(), **super().to_arrays()}
 
 
 def restore_codes(saved: SavedIndex, columns: Columns, codec: Codec, rerank_factor: int) -> CodeSegment:

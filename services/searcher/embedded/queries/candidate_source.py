@@ -30,7 +30,65 @@ _BLOCK = 4096
 _MORE_ROWS = 32  # than the hits of a page whose ids its order needs, if there are no ties
 
 
-class IndexSource:
+class SelectedRows:
+    """The rows of one state of a collection that pass a query's filter.
+
+    Args:
+        database: The record store.
+        collection: The collection.
+        query: The query.
+        seq: The write whose state is searched.
+
+    Attributes:
+        rows: Rows that were read for their ids, by key; without masks.
+    """
+
+    def __init__(self, database: Database, collection: OpenCollection, query: Query, seq: int) -> None:
+        self._database = database
+        self._query = query
+        self.rows: dict[int, HitRow] = {}
+        self._against = np.concatenate([query.vectors, query.negatives])
+        self._selected = select_rows(database, collection, query.filter, query.level, seq)
+
+    def vectors(self, keys: Sequence[int]) -> Vectors:
+        """See `CandidateSource`."""
+        wanted = np.asarray(keys, np.int64)
+        order = np.argsort(wanted)
+        found = np.zeros((len(wanted), self._against.shape[1]), np.float32)
+        for one in self._selected:
+            columns = one.segment.columns
+            rows = columns.rows_of_records(wanted[order], one.rows)
+            found[order[np.searchsorted(wanted[order], columns.record_rowid[rows])]] = one.segment.gather(
+                rows
+            )
+        return found
+
+    def public_ids(self, keys: Iterable[int]) -> dict[int, tuple[str, str]]:
+        """See `CandidateSource`."""
+        wanted = list(keys)
+        with self._database.reading() as connection:
+            if len(wanted) > self._query.limit + _MORE_ROWS or self._query.include_masks:
+                return lookups.public_ids(connection, wanted)
+            # Most of them are hits: their rows are read once, with all that is shown of them.
+            missing = [key for key in wanted if key not in self.rows]
+            self.rows.update((row.key, row) for row in reads.hit_rows(connection, missing, masks=False))
+        return {key: self.rows[key].public_ids for key in wanted}
+
+    def _candidates(
+        self, parts: Sequence[Part], scores: Sequence[Vectors], *, complete: bool, by_image: bool = False
+    ) -> Candidates:
+        columns = [(part.segment.columns, part.rows) for part in parts]
+        return Candidates(
+            np.concatenate([np.empty(0, np.int64), *(one.record_rowid[rows] for one, rows in columns)]),
+            np.concatenate([np.empty(0, np.int64), *(one.image_rowid[rows] for one, rows in columns)]),
+            np.concatenate([np.empty(0, np.uint8), *(one.level[rows] for one, rows in columns)]),
+            np.concatenate([np.empty((0, len(self._against)), np.float32), *scores]),
+            complete,
+            by_image,
+        )
+
+
+class IndexSource(SelectedRows):
     """The candidate source of one query on one state of a collection.
 
     The search thread finds rows that can be among the best; here, on the caller's own thread, they are scored
@@ -48,7 +106,6 @@ class IndexSource:
     Attributes:
         ahead: See `CandidateSource`.
         approximate: Whether better records may exist than are found.
-        rows: Rows that were read for their ids, by key; without masks.
     """
 
     def __init__(
@@ -62,21 +119,17 @@ class IndexSource:
         *,
         alone: bool,
     ) -> None:
+        super().__init__(database, collection, query, seq)
         self._alone = alone
         self._cancellation = cancellation
-        self._database = database
         self._search = search
         self._opened = collection
-        self._query = query
-        self.rows: dict[int, HitRow] = {}
         self._order = IdOrder(database, collection.rowid)
-        self._against = np.concatenate([query.vectors, query.negatives])
         # Negatives are compared among the nearest records; a cutoff needs the best one.
         negated = len(query.negatives) > 0
         self._by_image = query.group_by_image and not negated
         self._resumes = query.after is not None and not negated and query.relative_cutoff is None
         self.ahead = len(query.shown) if self._resumes else query.skipped + len(query.shown)
-        self._selected = select_rows(database, collection, query.filter, query.level, seq)
         self._total = sum(one.matching for one in self._selected)
         self._effort = query.effort if query.after is None else EXACT
         self.approximate = self._effort < EXACT and any(one.segment.approximate for one in self._selected)
@@ -110,30 +163,6 @@ class IndexSource:
                 parts.append(Part(one.segment, rows))
         scores = [exact_scores(part.segment, part.rows, self._against) for part in parts]
         return self._candidates(parts, scores, complete=True)
-
-    def vectors(self, keys: Sequence[int]) -> Vectors:
-        """See `CandidateSource`."""
-        wanted = np.asarray(keys, np.int64)
-        order = np.argsort(wanted)
-        found = np.zeros((len(wanted), self._against.shape[1]), np.float32)
-        for one in self._selected:
-            columns = one.segment.columns
-            rows = columns.rows_of_records(wanted[order], one.rows)
-            found[order[np.searchsorted(wanted[order], columns.record_rowid[rows])]] = one.segment.gather(
-                rows
-            )
-        return found
-
-    def public_ids(self, keys: Iterable[int]) -> dict[int, tuple[str, str]]:
-        """See `CandidateSource`."""
-        wanted = list(keys)
-        with self._database.reading() as connection:
-            if len(wanted) > self._query.limit + _MORE_ROWS or self._query.include_masks:
-                return lookups.public_ids(connection, wanted)
-            # Most of them are hits: their rows are read once, with all that is shown of them.
-            missing = [key for key in wanted if key not in self.rows]
-            self.rows.update((row.key, row) for row in reads.hit_rows(connection, missing, masks=False))
-        return {key: self.rows[key].public_ids for key in wanted}
 
     def _submit(self, count: int) -> Future[list[Part]]:
         query = self._query
@@ -194,19 +223,6 @@ class IndexSource:
             keep[ties] = True
             kept.append(keep)
         return _taken(parts, scores, kept)
-
-    def _candidates(
-        self, parts: Sequence[Part], scores: Sequence[Vectors], *, complete: bool, by_image: bool = False
-    ) -> Candidates:
-        columns = [(part.segment.columns, part.rows) for part in parts]
-        return Candidates(
-            np.concatenate([np.empty(0, np.int64), *(one.record_rowid[rows] for one, rows in columns)]),
-            np.concatenate([np.empty(0, np.int64), *(one.image_rowid[rows] for one, rows in columns)]),
-            np.concatenate([np.empty(0, np.uint8), *(one.level[rows] for one, rows in columns)]),
-            np.concatenate([np.empty((0, len(self._against)), np.float32), *scores]),
-            complete,
-            by_image,
-        )
 
 
 def exact_scores(segment: IndexSegment, rows: Positions, queries: Vectors) -> Vectors:

@@ -14,6 +14,7 @@ from services.searcher.diversity import diverse, rank_diverse, widened
 from services.searcher.embedded.index.search_thread import SearchThreads
 from services.searcher.embedded.open_collections import OpenCollection
 from services.searcher.embedded.queries.candidate_source import IndexSource
+from services.searcher.embedded.queries.code_source import CodeSource
 from services.searcher.embedded.store import lookups, reads
 from services.searcher.embedded.store.database import Database
 from services.searcher.embedded.store.reads import HitRow
@@ -39,7 +40,11 @@ def pages(
     states = [present if query.seq is None else query.seq for query in queries]
     # All of them before the first ranking: what they ask for first is found in one pass.
     sources = [
-        IndexSource(database, search, collection, widened(query), seq, cancellation, alone=len(queries) == 1)
+        CodeSource(database, collection, widened(query), seq)
+        if query.codes_only
+        else IndexSource(
+            database, search, collection, widened(query), seq, cancellation, alone=len(queries) == 1
+        )
         for query, seq in zip(queries, states, strict=True)
     ]
     return [
@@ -50,7 +55,7 @@ def pages(
 
 def _page(
     database: Database,
-    source: IndexSource,
+    source: IndexSource | CodeSource,
     query: Query,
     seq: int,
     budget: ResponseBudget,
@@ -91,7 +96,7 @@ def _page(
 
 
 def _rows(
-    database: Database, source: IndexSource, keys: Sequence[int], *, masks: bool
+    database: Database, source: IndexSource | CodeSource, keys: Sequence[int], *, masks: bool
 ) -> Generator[HitRow, None, None]:
     """The rows of some keys, in that order; read one by one, unless the source has them already."""
     if all(key in source.rows for key in keys):

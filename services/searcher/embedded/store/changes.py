@@ -81,6 +81,8 @@ def collect(connection: sqlite3.Connection, position: StorePosition) -> tuple[by
 
         take("state", "seq", "SELECT :until")
         take("collection", _COLLECTION, f"SELECT {_COLLECTION} FROM collection WHERE changed > :since")  # noqa: S608
+        trained = "SELECT id, codec FROM collection WHERE json_extract(spec, '$.codes.trained_seq') > :since"
+        take("trained_codec", "id, codec", trained)
         changed = "added <= :until AND (ordinal > :image OR changed > :since)"
         take("image", _IMAGE, f"SELECT {_IMAGE} FROM image WHERE {changed}")  # noqa: S608
         take("removed_image", "ordinal, removed", f"SELECT ordinal, removed FROM image WHERE {removed}")  # noqa: S608
@@ -127,6 +129,7 @@ def opened(changes: IO[bytes]) -> Iterator[sqlite3.Connection]:
     ) as batch:
         batch.deserialize(changes.read())
         # What `live_rows` reads of a store, and what is not sent.
+        batch.execute("CREATE TABLE IF NOT EXISTS trained_codec (id, codec)")  # earlier versions send none
         batch.execute("ALTER TABLE collection ADD COLUMN codec")
         batch.execute("ALTER TABLE collection ADD COLUMN checksum")
         batch.execute("ALTER TABLE image ADD COLUMN removed")
@@ -174,20 +177,23 @@ def apply(connection: sqlite3.Connection, batch: sqlite3.Connection) -> list[Cha
 
 def _apply_collections(connection: sqlite3.Connection, batch: sqlite3.Connection) -> None:
     found = batch.execute(f"SELECT {_COLLECTION} FROM collection").fetchall()  # noqa: S608
+    trained: dict[int, bytes] = dict(batch.execute("SELECT id, codec FROM trained_codec"))
     # Names may have been exchanged: all are free before the first is given. No name has a slash.
     connection.executemany("UPDATE collection SET name = '/' || id WHERE id = ?", [row[:1] for row in found])
     for rowid, name, spec, created_ms, *rest in found:
-        # Each searcher learns its own codec.
+        # Each searcher learns its own codec, unless one was trained.
         (codec,) = connection.execute("SELECT codec FROM collection WHERE id = ?", (rowid,)).fetchone() or (
             None,
         )
+        codec = trained.get(rowid, codec)
         checksum = faults.of_values(name, spec, created_ms, codec)
         connection.execute(
-            f"INSERT INTO collection ({_COLLECTION}, checksum) VALUES ({_marks(_COLLECTION)}, ?)"  # noqa: S608
+            f"INSERT INTO collection ({_COLLECTION}, codec, checksum) VALUES ({_marks(_COLLECTION)}, ?, ?)"  # noqa: S608
             " ON CONFLICT (id) DO UPDATE SET name = excluded.name, spec = excluded.spec,"
-            " image_count = excluded.image_count, record_count = excluded.record_count,"
-            " dropped = excluded.dropped, changed = excluded.changed, checksum = excluded.checksum",
-            (rowid, name, spec, created_ms, *rest, checksum),
+            " codec = excluded.codec, image_count = excluded.image_count,"
+            " record_count = excluded.record_count, dropped = excluded.dropped,"
+            " changed = excluded.changed, checksum = excluded.checksum",
+            (rowid, name, spec, created_ms, *rest, codec, checksum),
         )
 
 

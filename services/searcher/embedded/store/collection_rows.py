@@ -60,26 +60,29 @@ def require_collection(connection: sqlite3.Connection, collection_rowid: int, na
         raise RenamedError(name)
 
 
-def rename_collection(connection: sqlite3.Connection, collection_rowid: int, renamed: Collection) -> None:
-    """Gives a collection another name and description.
+def describe_collection(
+    connection: sqlite3.Connection, collection_rowid: int, described: Collection, codec: bytes | None = None
+) -> None:
+    """Gives a collection another name and description, and another codec where one is given.
 
     Raises:
         RegionSearchError: ALREADY_EXISTS.
     """
-    created_ms, codec = connection.execute(
+    created_ms, present = connection.execute(
         "SELECT created_ms, codec FROM collection WHERE id = ?", (collection_rowid,)
     ).fetchone()
-    text = json.dumps(renamed.spec)
-    checksum = faults.of_values(renamed.name, text, created_ms, codec)
+    codec = present if codec is None else codec
+    text = json.dumps(described.spec)
+    checksum = faults.of_values(described.name, text, created_ms, codec)
     try:
         connection.execute(
-            "UPDATE collection SET name = ?, spec = ?, checksum = ?, changed = (SELECT seq FROM state)"
-            " WHERE id = ?",
-            (renamed.name, text, checksum, collection_rowid),
+            "UPDATE collection SET name = ?, spec = ?, codec = ?, checksum = ?,"
+            " changed = (SELECT seq FROM state) WHERE id = ?",
+            (described.name, text, codec, checksum, collection_rowid),
         )
     except sqlite3.IntegrityError as error:
         raise RegionSearchError(
-            Kind.ALREADY_EXISTS, f"there is a collection {renamed.name!r} already", field="keep_as"
+            Kind.ALREADY_EXISTS, f"there is a collection {described.name!r} already", field="keep_as"
         ) from error
 
 
