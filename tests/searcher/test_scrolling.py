@@ -12,6 +12,7 @@ import pytest
 
 from regionsearch.errors import Kind, RegionSearchError
 from regionsearch.v1 import search_pb2
+from services.searcher.embedded.queries import scrolling
 from services.searcher.engine import Engine
 from services.searcher.queries import Deletion, Filter
 from services.searcher.response_budget import ResponseBudget
@@ -138,13 +139,14 @@ ORDERS = [
 
 @pytest.mark.parametrize(("by", "descending", "ascending"), ORDERS, ids=[by for by, *_ in ORDERS])
 def test_images_are_listed_in_any_order_with_and_without_a_filter(
-    engine: Engine, by: str, descending: str, ascending: str
+    engine: Engine, by: str, descending: str, ascending: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Numbers and times by value, numbers in names too; what has no value comes last, as it was added."""
     if engine.name == "milvus":
         with pytest.raises(RegionSearchError, match="order_by"):
             engine.list_images("c", 5, None, order=ImageOrder(by, ascending=True))
         return
+    monkeypatch.setattr(scrolling, "_PICKED", 2)
     vector = some_vectors(random.Random(1), 1, 1)
     for image_id, name, attributes in [
         ("e", "", {}),

@@ -7,6 +7,7 @@ records pass.
 
 from __future__ import annotations
 
+import heapq
 import itertools
 import operator
 import sqlite3
@@ -41,6 +42,7 @@ from services.searcher.scrolling import (
 from services.searcher.types import ImagePage, ImagePlace, Level, Record, Stored, StoredImage
 
 _FIRST, _WALKED = 64, 4096  # images that are looked at together, at first and at most
+_PICKED = 128  # first images that are found without ordering all
 _VECTOR_ITEM = np.dtype(np.float32).itemsize
 
 
@@ -247,7 +249,10 @@ def _walk(
     )
     follows = operator.gt if order.ascending else operator.lt
     placed = [one for one in everything if behind is None or follows(one[1], behind)]
-    yield from sorted(placed, key=operator.itemgetter(1), reverse=not order.ascending)
+    key, first = operator.itemgetter(1), heapq.nsmallest if order.ascending else heapq.nlargest
+    yield from first(_PICKED, placed, key)  # enough for nearly every page
+    if len(placed) > _PICKED:
+        yield from sorted(placed, key=key, reverse=not order.ascending)[_PICKED:]
 
 
 def _among(among: RowIds, walk: Iterator[tuple[int, ImagePlace]]) -> Iterator[tuple[int, ImagePlace]]:
