@@ -56,6 +56,7 @@ export class Results {
     $("empty").hidden = true;
     $("notice").hidden = true;
     $("cut-off").hidden = true;
+    if (isSearch(state)) $("order").hidden = true; // else it waits until there are pictures
     this.title = $("title").textContent = $("title").title = title(state);
     $("subtitle").textContent = "";
     return this.load(true);
