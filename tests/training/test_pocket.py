@@ -43,6 +43,12 @@ def test_weights_match_their_digest_and_are_half_precision(model: str) -> None:
     assert all(torch.isfinite(w).all() for w in weights.values() if w.is_floating_point())
 
 
+def test_the_segmenter_says_what_reduced_precision_finds() -> None:
+    rates = json.loads((POCKET / "segmenter.json").read_text())["match_rates"]
+    assert set(rates) == {"bf16", "fp16", "tf32"}
+    assert all(0 <= rate <= 1 for rate in rates.values())
+
+
 def test_both_models_fit_their_size() -> None:
     assert sum((POCKET / f"{model}.safetensors").stat().st_size for model in MODELS) <= 32 * 2**20
 
