@@ -34,7 +34,7 @@ def main() -> None:
         async def __call__(self, request: Any) -> Any:
             return Response(await self._embed(await request.body()))
 
-    ray.init(num_cpus=2, include_dashboard=False, object_store_memory=200 * 2**20)
+    ray.init(address="local", num_cpus=2, include_dashboard=False, object_store_memory=200 * 2**20)
     serve.start(http_options={"host": "127.0.0.1", "port": int(sys.argv[1])})
     served: Any = serve.deployment(
         num_replicas=pocket_clip.REPLICAS,
