@@ -32,7 +32,7 @@ HIGHLIGHTS = [
         "32 callers on 100 k vectors, searches/s",
     ),
     Highlight(
-        "search: qdrant-edge, 100 k × 512",
+        "search: hnswlib, 100 k × 512",
         search.COLUMNS["rate_32"],
         "32 callers on 100 k vectors, searches/s",
     ),
