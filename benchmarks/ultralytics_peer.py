@@ -11,9 +11,10 @@ import sys
 import time
 
 import numpy as np
-from ultralytics import YOLO  # type: ignore[import-not-found]
 
-out, sys.stdout = sys.stdout, sys.stderr  # it talks
+out, sys.stdout = sys.stdout, sys.stderr  # where ultralytics talks from its import on
+from ultralytics import YOLO  # type: ignore[import-not-found]  # noqa: E402
+
 if len(sys.argv) == 2:
     YOLO("yolov8s-seg.yaml").export(format="onnx", imgsz=1024)
     print(0, file=out)
