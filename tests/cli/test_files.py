@@ -218,7 +218,7 @@ def test_the_command_prints_any_path_to_any_terminal(gateway: FakeGateway, tmp_p
     assert done.returncode == 1, done.stderr.decode()
     assert b"2 added with 2 regions, 0 there already, 2 failed (2 UNSUPPORTED_IMAGE)" in done.stdout
     assert b"Traceback" not in done.stderr
-    assert b"caf\\udce9.jpg: image is not an image" in done.stderr
+    assert b"caf\\udce9.jpg is not an image" in done.stderr
     assert b"[red].jpg" in done.stderr
 
 

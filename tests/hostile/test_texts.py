@@ -10,7 +10,13 @@ import pytest
 from pydantic import BaseModel
 
 from regionsearch.schemas.requests.inference import EmbeddingsBody, SegmentBody
-from regionsearch.schemas.requests.records import CollectionBody, ImageChangeBody, ImageIdsBody, ReindexBody
+from regionsearch.schemas.requests.records import (
+    CollectionBody,
+    ImageChangeBody,
+    ImageIdsBody,
+    ReindexBody,
+    TrainCodesBody,
+)
 from regionsearch.schemas.requests.scrolls import CountBody, MapBody, ScrollBody
 from regionsearch.schemas.requests.searches import SearchBody, WithinBody
 from regionsearch.schemas.requests.values import Body
@@ -28,6 +34,7 @@ BODIES: dict[type[Body], tuple[str, str, str]] = {
     ReindexBody: ("POST", "/v1/collections/default/reindex", "{}"),
     ScrollBody: ("POST", "/v1/collections/default/scroll", "{}"),
     CountBody: ("POST", "/v1/collections/default/count", "{}"),
+    TrainCodesBody: ("POST", "/v1/collections/default/codes", '{"method":"learned"}'),
     MapBody: ("POST", "/v1/collections/default/map", "{}"),
 }
 

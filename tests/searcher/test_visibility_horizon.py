@@ -52,8 +52,8 @@ def test_a_search_of_a_collection_that_is_being_deleted_is_answered(engine, monk
     write(engine, "image", regions=3)
     real = SearchThreads.submit
 
-    def then_delete(self, *arguments):
-        found = real(self, *arguments)
+    def then_delete(self, *arguments, **options):
+        found = real(self, *arguments, **options)
         found.result()
         engine.delete_collection("default")
         for _ in range(2):
