@@ -106,7 +106,7 @@ def _table(part: Part, own: list[Row], size: str) -> list[str]:
         f"|---|{'---:|' * len(columns)}",
     ]
     for row in rows:
-        name = f"{row.peer} {row.version}".strip() + (" *busy*" if row.busy else "")
+        name = row.peer + (f" ({row.version})" if row.version else "") + (" *busy*" if row.busy else "")
         if row.skipped:
             lines.append(f"| {name} | did not run: {_plain(row.skipped)} {'|' * len(columns)}")
         else:
