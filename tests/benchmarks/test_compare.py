@@ -114,7 +114,7 @@ def test_the_page_says_who_won_and_why():
     ]
     text = page.section([part], rows)
     assert "| fast (1.2) | **0.5 (0.25×)** | 3 of 40 |" in text
-    assert "| slow 3 *busy* | 8 (4×) | – |" in text
+    assert "| slow (3) *busy* | 8 (4×) | – |" in text
     assert "| absent | did not run: no wheel / for this machine |" in text
     assert "- **fast**, ahead in p50, ms: keeps nothing." in text
     assert "- **slow**: on disk." in text
