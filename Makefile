@@ -37,7 +37,7 @@ run: $(VENV)/.run  ## Install, start everything with demo images, print the URL 
 	$(BIN)/regionsearch up --demo $(if $(PROFILE),--profile $(PROFILE))
 
 test: $(VENV)/.dev  ## Install what the tests need and run them all, or those that ARGS selects
-	$(TESTS) -n 4 --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(TESTS) -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-unit: $(VENV)/.dev  ## The fast tests: no processes of ours, no models, no browser
 	$(TESTS) $(if $(ARGS),,-n 3 --dist worksteal) -m 'not (stack or browser or slow)' $(ARGS)

@@ -13,7 +13,7 @@ import time
 import numpy as np
 
 out, sys.stdout = sys.stdout, sys.stderr  # where ultralytics talks from its import on
-from ultralytics import YOLO  # type: ignore[import-not-found]  # noqa: E402
+from ultralytics import YOLO  # noqa: E402
 
 if len(sys.argv) == 2:
     YOLO("yolov8s-seg.yaml").export(format="onnx", imgsz=1024)
