@@ -109,7 +109,7 @@ export const createCollection = (name) => post("v1/collections", { name });
 export const isMissing = (name) => get(collectionUrl(name)).then(() => false, (problem) => problem.status === 404);
 /** A page of pictures, newest first unless an `order` says otherwise. */
 export const images = (collection, token, signal, most = 40, order = {}) =>
-  get(`${collectionUrl(collection)}/images?${new URLSearchParams({ page_size: most, page_token: token, ...order })}`, { signal });
+  get(`${collectionUrl(collection)}/images?${new URLSearchParams({ page_size: String(most), page_token: token, ...order })}`, { signal });
 export const regions = (collection, id, signal) => get(`${imageUrl(collection, id)}/regions?include=mask`, { signal });
 /** Changes tags, the name or attributes; resolves with the picture as it is now. */
 export const changeImage = async (collection, id, change) =>
