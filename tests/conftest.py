@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import hypothesis
@@ -40,23 +40,22 @@ _FOLDERS = frozenset(
 # Files that take longest come first, so that in a run of several processes none waits for another in the end.
 # The first two are not for the same process: one loads the shared stack, which the other does not use.
 _LONG_FILES = (
-    "loadtests/test_users.py",
-    "e2e/test_crashes.py",
-    "training/test_training.py",
-    "docs/test_readme.py",
-    "e2e/test_ingest_and_search.py",
-    "searcher/test_state_machine.py",
-    "evaluation/test_committed_metrics.py",
-    "gateway/test_openapi.py",
-    "segmenter/test_parity.py",
-    "gateway/test_pocket.py",
-    "evaluation/test_gateway.py",
-    "common/test_architecture.py",
-    "segmenter/test_zoom.py",
-    "segmenter/test_service.py",
-    "searcher/test_memory.py",
+    "tests/loadtests/test_users.py",
+    "tests/e2e/test_crashes.py",
+    "tests/training/test_training.py",
+    "tests/docs/test_readme.py",
+    "tests/e2e/test_ingest_and_search.py",
+    "tests/searcher/test_state_machine.py",
+    "tests/evaluation/test_committed_metrics.py",
+    "tests/gateway/test_openapi.py",
+    "tests/segmenter/test_parity.py",
+    "tests/gateway/test_pocket.py",
+    "tests/evaluation/test_gateway.py",
+    "tests/common/test_architecture.py",
+    "tests/segmenter/test_zoom.py",
+    "tests/segmenter/test_service.py",
+    "tests/searcher/test_memory.py",
 )
-_ORDER = {f"tests/{name}": place for place, name in enumerate(_LONG_FILES)}
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -65,10 +64,28 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return True if deselected and collection_path.name in _FOLDERS and collection_path.is_dir() else None
 
 
+def _file(item: pytest.Item) -> str:
+    return item.nodeid.partition("::")[0]
+
+
+def _order(files: Iterable[str]) -> dict[str, float]:
+    """The place of each file: long ones first, those of browsers spread over the others.
+
+    A browser loads both cores while most others wait for a server: side by side, they take turns.
+    """
+    rest = [file for file in dict.fromkeys(files) if file not in _LONG_FILES]
+    browsers = [file for file in rest if file.startswith("tests/web/")]
+    others = [file for file in rest if file not in browsers]
+    order: dict[str, float] = {file: place - len(_LONG_FILES) for place, file in enumerate(_LONG_FILES)}
+    order |= {file: place for place, file in enumerate(others)}
+    return order | {file: place * len(others) / len(browsers) for place, file in enumerate(browsers)}
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Orders tests, and marks them by what they use: `stack` and `browser` are not among the unit tests."""
-    items.sort(key=lambda item: _ORDER.get(item.nodeid.partition("::")[0], len(_ORDER)))
+    order = _order([_file(item) for item in items])
+    items.sort(key=lambda item: order[_file(item)])
     for item in items:
         fixtures = set(getattr(item, "fixturenames", ()))
         imported = set(vars(item.module)) if isinstance(item, pytest.Function) else set()

@@ -154,13 +154,18 @@ class World:
 class Process:
     """A process of its own, which a test may kill. A context manager."""
 
-    def __init__(self, command: list[str], **environment: str) -> None:
+    def __init__(self, command: list[str], log: Path | None = None, **environment: str) -> None:
+        """Writes what it prints to `log`, else to where the tests print."""
         self._command = command
+        self._log = log
         self._environment = environment
 
     def __enter__(self) -> Self:
         command = [sys.executable, "-m", *self._command]
-        self.process = subprocess.Popen(command, cwd=ROOT, env=os.environ | self._environment)
+        with self._log.open("wb") if self._log else contextlib.nullcontext() as log:
+            self.process = subprocess.Popen(
+                command, cwd=ROOT, env=os.environ | self._environment, stdout=log, stderr=log
+            )
         try:
             self.wait()
         except BaseException:
@@ -197,14 +202,14 @@ class EmbedderProcess(Process):
 class GatewayProcess(Process):
     """A real gateway, started as an operator would."""
 
-    def __init__(self, settings: GatewaySettings, **environment: str) -> None:
+    def __init__(self, settings: GatewaySettings, log: Path | None = None, **environment: str) -> None:
         assert settings.http_port_file is not None
         self._port_file = settings.http_port_file
         self._port_file.unlink(missing_ok=True)
         names = ("port", "http_port", "http_port_file", "segmenter", "embedder", "searcher", "image_store")
         given = {f"REGIONSEARCH_GATEWAY_{name.upper()}": str(getattr(settings, name)) for name in names}
         given["REGIONSEARCH_GATEWAY_TIMEOUTS__PROBE_S"] = str(settings.timeouts.probe_s)
-        super().__init__(["gateway"], **given, **environment)
+        super().__init__(["gateway"], log, **given, **environment)
 
     def wait(self) -> None:
         wait_for(self._port_file.exists)

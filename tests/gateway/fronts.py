@@ -29,7 +29,8 @@ class SearcherFront(search_pb2_grpc.SearchServiceServicer):
             try:
                 return await method(request)
             except grpc.aio.AioRpcError as error:
-                await context.abort(error.code(), error.details(), error.trailing_metadata())
+                trailing = tuple(error.trailing_metadata() or ())
+                await context.abort(error.code(), error.details(), trailing)
 
         return passing
 

@@ -9,6 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import pytest
@@ -74,12 +75,13 @@ def test_a_body_that_says_it_is_too_large_is_refused_before_it_is_sent(gateway: 
 
 
 def test_work_that_outlasts_the_grace_is_unavailable_not_a_bare_500(
-    world: World, script: Script, capfd: pytest.CaptureFixture[str]
+    world: World, script: Script, tmp_path: Path
 ) -> None:
     """The answer of a gateway that is told to stop while it waits for the embedder."""
     settings = world.settings()
     script.hold["EmbedTexts"] = world.call(asyncio.Event)
-    with GatewayProcess(settings, REGIONSEARCH_GATEWAY_GRACE_S="1") as process:
+    log = tmp_path / "log"
+    with GatewayProcess(settings, log, REGIONSEARCH_GATEWAY_GRACE_S="1") as process:
         with contextlib.closing(httpx.Client(base_url=process.url, timeout=60)) as http:
             search = http.build_request(
                 "POST", "/v1/collections/default/search", json={"query": {"text": "red"}}
@@ -96,5 +98,6 @@ def test_work_that_outlasts_the_grace_is_unavailable_not_a_bare_500(
     assert answer.headers["content-type"] == "application/problem+json"
     assert answer.headers["retry-after"] == "1"
     assert answer.json()["code"] == "UNAVAILABLE"
-    logged = "".join(capfd.readouterr())
+    logged = log.read_text()
+    assert '"status": 503' in logged
     assert "Traceback" not in logged, logged
