@@ -16,6 +16,7 @@ from typing import Any
 from unittest import mock
 
 from services.runtime.batch import Batch, BatchSlice, ReadyQueue
+from services.runtime.batch_times import BatchTimes
 from services.runtime.metrics import QueueMetrics
 from services.runtime.stages import DeviceThread
 
@@ -58,7 +59,7 @@ class VirtualDevice(DeviceThread):
         metrics: QueueMetrics,
     ) -> None:
         self.name = name
-        self.batch_seconds = 0.0
+        self.times = BatchTimes()
         self._seconds = device
         self._on_free = on_free
         self._on_done = on_done
@@ -88,7 +89,7 @@ class VirtualDevice(DeviceThread):
             if batch.parts:
                 seconds = self._seconds(batch.parts)
                 await asyncio.sleep(seconds)
-                self._learn(seconds)
+                self._learn(batch, seconds)
             self._on_free(self, batch)
             self._complete(batch, [None] * len(batch.parts))
         self._running = None

@@ -270,12 +270,12 @@ class Batcher(Generic[Payload, Result]):
 
     def _expected_wait(self, priority: Priority, who: str, items: int, more: int) -> float:
         """Seconds until a call that arrived now would start to run or, where it has `more`, would be done;
-        from the speed of recent batches.
+        from the times of recent batches.
         """
         ahead = self._running + sum(self._queues[before].waiting for before in Priority if before < priority)
         ahead += self._queues[priority].ahead(who, items + more) + (items + more if more else 0)
-        batches = ahead / self._settings.max_batch / len(self._devices)
-        return batches * min(device.batch_seconds for device in self._devices)
+        max_batch = self._settings.max_batch
+        return min(device.times.expect(ahead, max_batch) for device in self._devices) / len(self._devices)
 
     def _schedule(self) -> None:
         """Runs :meth:`_pump` after the calls that are ready now, so that they can share a batch."""

@@ -31,6 +31,7 @@ from services.runtime.batch import (
     bisect_requests,
     split_items,
 )
+from services.runtime.batch_times import BatchTimes
 from services.runtime.metrics import QueueMetrics
 
 MAX_EXPECT_S = 0.05  # longest time that a device idles for the next piece of a caller's only call
@@ -146,7 +147,7 @@ class DeviceThread:
         metrics: For stage times and failures.
 
     Attributes:
-        batch_seconds: Moving average of the time a batch takes on the device; 0 until the first.
+        times: How long its batches take.
     """
 
     def __init__(
@@ -161,7 +162,7 @@ class DeviceThread:
         metrics: QueueMetrics,
     ) -> None:
         self.name = name
-        self.batch_seconds = 0.0
+        self.times = BatchTimes()
         self._device = device
         self._finish = finish
         self._classify = classify
@@ -225,9 +226,9 @@ class DeviceThread:
             batch.parts = []
         raw = self._run(batch) if batch.parts else None
         if batch.parts:
-            self._learn(time.monotonic() - begin)
+            self._learn(batch, time.monotonic() - begin)
             if batch.sparse and (more := [p.request.caller for p in batch.parts if p.request.more]):
-                self._ready.expect(more, min(MAX_EXPECT_S, self.batch_seconds / 2))
+                self._ready.expect(more, min(MAX_EXPECT_S, self.times.mean / 2))
             if self._finish is not None:
                 self._raw[batch.priority].put((batch, raw))
                 return
@@ -282,9 +283,9 @@ class DeviceThread:
         batch.outcomes += pairs
         self._on_done(batch)
 
-    def _learn(self, seconds: float) -> None:
+    def _learn(self, batch: Batch, seconds: float) -> None:
         self._metrics.device.observe(seconds)
-        self.batch_seconds += (seconds - self.batch_seconds) * (0.1 if self.batch_seconds else 1.0)
+        self.times.learn(sum(part.size for part in batch.parts), seconds)
 
     def _isolate(self, parts: list[BatchSlice[Any]], error: Exception) -> list[tuple[BatchSlice[Any], Any]]:
         """Finds the request at fault, or a size that fits, by bisection; on the device thread."""

@@ -177,7 +177,7 @@ async def test_during_a_flood_a_device_waits_for_the_next_piece_of_a_single_call
     monkeypatch.setattr("services.runtime.stages.MAX_EXPECT_S", 60.0)
     async with batching(max_batch=4, max_queue=1000) as (batcher, model):
         for device in batcher._devices:
-            device.batch_seconds = 1000.0  # it may wait for half of that
+            device.times.learn(4, 1000.0)  # it may wait for half of that
         model.gate.clear()
         with calling_for("flood"):
             flood = [asyncio.create_task(batcher.submit(f"flood {i}", 4)) for i in range(24)]
@@ -299,7 +299,7 @@ async def test_a_call_is_admitted_once_with_all_its_pieces() -> None:
     loop = asyncio.get_running_loop()
     async with batching(max_batch=1, max_queue=10_000) as (batcher, model):
         for device in batcher._devices:
-            device.batch_seconds = 1.0
+            device.times.learn(1, 1.0)
         model.gate.clear()
         waiting = [asyncio.create_task(batcher.submit("first", 8))]
         await until(lambda: len(model.prepared))
