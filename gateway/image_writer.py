@@ -12,9 +12,10 @@ import numpy as np
 
 from gateway.image_records import ImageRecords
 from gateway.image_store import ImageStore
-from gateway.records import IDEMPOTENCY_KEY, IdempotencyKey, ImageFile, additions, records, stored_image
+from gateway.records import IdempotencyKey, ImageFile, additions, records, stored_image
 from gateway.service_clients import Services
 from regionsearch.errors import Kind, RegionSearchError
+from regionsearch.idempotency import IDEMPOTENCY_KEY
 from regionsearch.rpc.calls import fan_out
 from regionsearch.tensors import tensor_to_proto
 from regionsearch.v1 import region_search_pb2, search_pb2, segment_pb2
@@ -101,6 +102,7 @@ class ImageWriter:
 
         Raises:
             RegionSearchError: Sending the images again is safe; a single one has not been written.
+                ALREADY_EXISTS where a key belongs to another request, which was faster.
         """
         name = collection.name
 
@@ -118,7 +120,12 @@ class ImageWriter:
         while left := [place for place, answer in enumerate(answers) if answer is None]:
             first = {images[place].file.image_id: place for place in reversed(left)}
             fresh = list(first.values())
-            answer = await self._upsert(collection, [images[place] for place in fresh])
+            try:
+                answer = await self._upsert(collection, [images[place] for place in fresh])
+            except RegionSearchError as error:
+                if error.kind is Kind.ALREADY_EXISTS:
+                    await self._images.remove_files(name, list(first))
+                raise
             skipped = set(answer.skipped_image_ids)
             written = [place for place in fresh if images[place].file.image_id not in skipped]
             await fan_out(put_again, [images[place] for place in written], _FILES_AT_ONCE)
@@ -150,6 +157,7 @@ class ImageWriter:
             records=[one for new in images for one in records(new.file.image_id, new.segmented)],
             vectors=tensor_to_proto(np.concatenate([new.vectors for new in images])),
             skip_existing=True,
+            check_idempotency_key=any(new.key is not None for new in images),
         )
         services = self._services
         return await services.searcher.call(services.search.Upsert, write, retry_overload=True)

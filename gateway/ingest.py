@@ -21,7 +21,6 @@ from gateway.decoder import ImageDecoder
 from gateway.image_store import ImageStore
 from gateway.image_writer import ImageWriter, NewImage
 from gateway.records import (
-    IDEMPOTENCY_KEY,
     IdempotencyKey,
     ImageFile,
     check_reserved,
@@ -35,6 +34,7 @@ from gateway.settings import GatewaySettings
 from gateway.vectors import joined, read_features
 from regionsearch.defaults import COLLECTION as DEFAULT
 from regionsearch.errors import Kind, RegionSearchError, overloaded
+from regionsearch.idempotency import IDEMPOTENCY_KEY
 from regionsearch.images import encode_image, image_from_proto
 from regionsearch.rpc.calls import caller, deadline, fan_out
 from regionsearch.tensors import tensor_to_proto

@@ -10,16 +10,13 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from gateway.vectors import features_output
-from regionsearch.errors import Kind, RegionSearchError, invalid
+from regionsearch.errors import invalid
+from regionsearch.idempotency import IDEMPOTENCY_KEY, IDEMPOTENCY_REQUEST, check_same_request
 from regionsearch.images import EncodedImage, ImageLimits, image_id
 from regionsearch.rpc.calls import chunked
 from regionsearch.tensors import tensor_from_proto
 from regionsearch.v1 import embed_pb2, region_search_pb2, search_pb2, segment_pb2, types_pb2
 
-IDEMPOTENCY_KEY = "_idempotency_key"
-"""Attribute that keeps the key of the request that made an image."""
-IDEMPOTENCY_REQUEST = "_idempotency_request"
-"""Attribute that keeps the digest of that request."""
 HIDDEN = (IDEMPOTENCY_KEY, IDEMPOTENCY_REQUEST)
 """Attributes that callers neither see nor set nor ask for."""
 
@@ -92,14 +89,7 @@ class IdempotencyKey:
         Raises:
             RegionSearchError: ALREADY_EXISTS.
         """
-        wanted = self.request or image_id
-        if kept.get(IDEMPOTENCY_REQUEST, wanted) != wanted:  # images of older versions keep no digest
-            raise RegionSearchError(
-                Kind.ALREADY_EXISTS,
-                "the idempotency key belongs to another request, which sent other images: use a new key for "
-                "each request",
-                field="idempotency-key",
-            )
+        check_same_request(kept, self.request or image_id)
 
 
 def checked_key(key: str | None) -> str | None:

@@ -686,6 +686,7 @@ class UpsertRequest(_message.Message):
     VECTORS_FIELD_NUMBER: _builtins.int
     SKIP_EXISTING_FIELD_NUMBER: _builtins.int
     KEEP_CREATE_TIME_FIELD_NUMBER: _builtins.int
+    CHECK_IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
     collection: _builtins.str
     skip_existing: _builtins.bool
     """Images that the collection already has are left as they are, with their records, and listed as skipped.
@@ -694,6 +695,11 @@ class UpsertRequest(_message.Message):
     keep_create_time: _builtins.bool
     """Images that the collection does not have get the create_time that they are sent with, instead of the present time:
     for copies.
+    """
+    check_idempotency_key: _builtins.bool
+    """Images that a request with an idempotency key makes have the key as their attribute `_idempotency_key`, and a digest
+    of the request as `_idempotency_request`. Nothing is written, ALREADY_EXISTS, where the collection has an image of the
+    same key and another digest. Milvus has no transactions: there it holds among the writes of one searcher.
     """
     @_builtins.property
     def model(self) -> _types_pb2.ModelInfo:
@@ -719,10 +725,11 @@ class UpsertRequest(_message.Message):
         vectors: _types_pb2.Tensor | None = ...,
         skip_existing: _builtins.bool = ...,
         keep_create_time: _builtins.bool = ...,
+        check_idempotency_key: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "vectors", b"vectors"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "images", b"images", "keep_create_time", b"keep_create_time", "model", b"model", "records", b"records", "skip_existing", b"skip_existing", "vectors", b"vectors"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["check_idempotency_key", b"check_idempotency_key", "collection", b"collection", "images", b"images", "keep_create_time", b"keep_create_time", "model", b"model", "records", b"records", "skip_existing", b"skip_existing", "vectors", b"vectors"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -168,7 +168,9 @@ class Reader(FilterReader):
             vectors = np.empty((0, dimension), np.float32)
         if len(vectors) != len(records):
             raise invalid("vectors.shape", f"{len(records)} records need as many vectors, not {len(vectors)}")
-        return Upsert(images, records, vectors, request.skip_existing)
+        return Upsert(
+            images, records, vectors, request.skip_existing, check_key=request.check_idempotency_key
+        )
 
     def image_order(self, by: str, ascending: bool) -> ImageOrder:
         """The order of a list of images."""

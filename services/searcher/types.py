@@ -196,7 +196,8 @@ class Record:
 class Upsert:
     """One atomic write: images, their records, and one unit vector a record, shape (records, dimension).
 
-    `places` are those in lists of images that come from a snapshot, by id.
+    `places` are those in lists of images that come from a snapshot, by id. With `check_key` nothing is
+    written where the idempotency key of a new image belongs to another request.
     """
 
     images: Sequence[StoredImage]
@@ -204,6 +205,7 @@ class Upsert:
     vectors: Vectors
     skip_existing: bool = False
     places: Mapping[str, int] = field(default_factory=dict)
+    check_key: bool = False
 
 
 @dataclass(frozen=True, slots=True)

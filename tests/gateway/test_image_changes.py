@@ -9,8 +9,8 @@ import httpx
 import pytest
 
 from gateway.image_store import ImageStore
-from gateway.records import IDEMPOTENCY_KEY
 from regionsearch.errors import from_rpc_error
+from regionsearch.idempotency import IDEMPOTENCY_KEY
 from regionsearch.v1 import region_search_pb2 as pb
 from regionsearch.v1 import search_pb2
 from tests.gateway.conftest import BLUE, RED, Running, add, scene

@@ -7,6 +7,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import httpx
@@ -93,6 +94,23 @@ def test_an_image_sent_to_both_at_once_is_stored_once(
     assert images_of(gateways[0], collection) == files_of(gateways[0], collection) == [image_id]
     found = gateways[1].http.get(f"/v1/collections/{collection}").json()
     assert found["record_count"] == 3  # of the image and of its two regions
+
+
+def test_one_key_at_both_at_once_with_other_images_makes_one_of_them(
+    world: World,
+    script: Script,
+    gateways: list[Running],
+    pool: ThreadPoolExecutor,
+    collection: str,
+) -> None:
+    sent = [scene(RED, GREEN), scene(GREEN, BLUE)]
+    calls = [partial(post, one, collection, data, "a-key") for one, data in zip(gateways, sent, strict=True)]
+    made, refused = sorted(both_embed(world, script, pool, calls), key=lambda answer: answer.status_code)
+    assert (made.status_code, refused.status_code) == (200, 409)
+    assert refused.json()["errors"][0]["pointer"] == "/idempotency-key"
+    (result,) = made.json()["results"]
+    assert result["outcome"] == "created"
+    assert images_of(gateways[0], collection) == files_of(gateways[0], collection) == [result["image_id"]]
 
 
 def test_a_collection_made_or_deleted_through_both_at_once_is_made_or_deleted_once(

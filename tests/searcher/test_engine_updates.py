@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
 from regionsearch.errors import Kind, RegionSearchError
+from regionsearch.idempotency import IDEMPOTENCY_KEY, IDEMPOTENCY_REQUEST
 from services.searcher.engine import Engine
 from services.searcher.queries import Deletion, Filter, ImageUpdate, Query
 from services.searcher.types import Level, Record, StoredImage, Upsert
@@ -129,3 +132,28 @@ def test_deleting_by_filter_takes_emptied_images_along_and_counts_the_others(eng
     assert left == {f"i{n}": max(0, n % 5 - 2) for n in range(30) if f"i{n}" not in emptied}
     stored = engine.get_records("c", [], list(left), masks=False, vectors=False)
     assert sorted(r.record_id for r in stored.records) == sorted(r.record_id for r in records if r.area > 1)
+
+
+def test_images_of_one_idempotency_key_are_those_of_one_request(engine: Engine) -> None:
+    """Also where several requests of the key write at the same time."""
+
+    def write(name: str, key: str, request: str) -> Kind | None:
+        attributes = {IDEMPOTENCY_KEY: key, IDEMPOTENCY_REQUEST: request}
+        image = StoredImage(name, "a.jpg", attributes=attributes)
+        record = Record(f"{name}-image", name, Level.IMAGE)
+        vectors = some_vectors(random.Random(3), 1, 1)
+        try:
+            engine.upsert("c", MODEL, Upsert([image], [record], vectors, skip_existing=True, check_key=True))
+        except RegionSearchError as error:
+            return error.kind
+        return None
+
+    with ThreadPoolExecutor(8) as pool:
+        ended = list(pool.map(write, [f"i{n}" for n in range(8)], ["one"] * 8, [f"r{n}" for n in range(8)]))
+    assert Counter(ended) == {None: 1, Kind.ALREADY_EXISTS: 7}
+    (image,) = engine.list_images("c", 10, None).images
+    owner = image.attributes[IDEMPOTENCY_REQUEST]
+    assert write("another", "one", owner) is None
+    assert write(image.image_id, "one", "other") is None  # nothing is written
+    engine.delete("c", Deletion((image.image_id, "another")))
+    assert write("later", "one", "of a later request") is None

@@ -12,6 +12,7 @@ from dataclasses import replace
 import numpy as np
 
 from regionsearch.errors import invalid
+from regionsearch.idempotency import IDEMPOTENCY_KEY, IDEMPOTENCY_REQUEST, check_same_request
 from regionsearch.texts import MetadataLimits
 from services.searcher.milvus.access import Access, Freshness, Row
 from services.searcher.milvus.expressions import expression, quoted
@@ -66,6 +67,23 @@ class Contents:
                 if row["record_id"] not in seen:
                     seen.add(row["record_id"])
                     yield row
+
+    def check_keys(self, write: Upsert) -> None:
+        """Refuses new images whose idempotency key belongs to another request, as records of its images tell.
+
+        Raises:
+            RegionSearchError: ALREADY_EXISTS.
+        """
+        known = self.images([image.image_id for image in write.images])
+        now = self.session.freshness()
+        for image in write.images:
+            if image.image_id in known:
+                continue
+            key, request = (image.attributes.get(name) for name in (IDEMPOTENCY_KEY, IDEMPOTENCY_REQUEST))
+            if key is not None and request is not None:
+                term = expression(self._placement, Filter(attributes=((IDEMPOTENCY_KEY, key),)))
+                for row in self._access.query(self._placement.records, term, ["attributes"], now, limit=1):
+                    check_same_request(row["attributes"], request)
 
     def upsert(self, write: Upsert, clock: Clock, now_ms: int) -> tuple[tuple[str, ...], int]:
         """Writes images and records; returns the ids of skipped images and the number of written records.

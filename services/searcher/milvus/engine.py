@@ -12,6 +12,7 @@ by the same ranking as the embedded engine's.
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -85,6 +86,7 @@ class MilvusEngine:
             self._access = Access(client, settings.timeout_s, self._pool)
             self._clock = Clock(self._access)
             self._registry = Registry(self._access, self._clock, settings.prefix)
+        self._keyed = threading.Lock()  # writes whose idempotency key is looked up first, one after the other
 
     # Collections
 
@@ -141,8 +143,11 @@ class MilvusEngine:
         def done(placement: Placement, contents: Contents) -> UpsertResult:
             check_generation(name, placement.generation, generation)
             check_model(name, placement.collection.model, model)
-            skipped, written = contents.upsert(write, self._clock, _now_ms())
-            return UpsertResult(contents.session.written(), skipped, written, placement.generation)
+            with self._keyed if write.check_key else contextlib.nullcontext():
+                if write.check_key:
+                    contents.check_keys(write)
+                skipped, written = contents.upsert(write, self._clock, _now_ms())
+                return UpsertResult(contents.session.written(), skipped, written, placement.generation)
 
         return self._write(name, done)
 

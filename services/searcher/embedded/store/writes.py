@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from regionsearch.errors import invalid
+from regionsearch.idempotency import IDEMPOTENCY_KEY, IDEMPOTENCY_REQUEST, check_same_request
 from regionsearch.texts import MetadataLimits
 from services.searcher.embedded.rows import Change, RowIds, Rows
 from services.searcher.embedded.store import faults
@@ -41,7 +42,8 @@ def upsert(
     """Adds images and records; replaces those of the same ids.
 
     Raises:
-        RegionSearchError: INVALID_ARGUMENT for a record whose image is unknown.
+        RegionSearchError: INVALID_ARGUMENT for a record whose image is unknown; ALREADY_EXISTS for an
+            idempotency key that is to be checked and belongs to another request.
     """
     existing = live_images(connection, collection_rowid, [image.image_id for image in write.images])
     skipped = tuple(i.image_id for i in write.images if i.image_id in existing) if write.skip_existing else ()
@@ -50,6 +52,9 @@ def upsert(
     kept = [index for index, record in enumerate(write.records) if record.image_id not in skip]
     records = [write.records[index] for index in kept]
 
+    if write.check_key:
+        for image in images:
+            _check_key(connection, collection_rowid, image)
     replaced = [existing[image.image_id] for image in images if image.image_id in existing]
     removed = _remove_images(connection, collection_rowid, [old.image_rowid for old in replaced], seq)
     owner_images = _owner_images(connection, collection_rowid, images, records)
@@ -165,6 +170,20 @@ def _owner_images(
                 "request nor in the collection: send the image along",
             )
     return owner_images
+
+
+def _check_key(connection: sqlite3.Connection, collection_rowid: int, image: StoredImage) -> None:
+    """Refuses an image whose idempotency key belongs to another request; any image of the key tells whose."""
+    key, request = (image.attributes.get(name) for name in (IDEMPOTENCY_KEY, IDEMPOTENCY_REQUEST))
+    if key is None or request is None:
+        return
+    row = connection.execute(
+        "SELECT image.attributes FROM attribute AS kept JOIN image ON image.ordinal = kept.image WHERE"
+        " kept.collection = ? AND kept.name = ? AND value = ? AND record = 0 AND removed IS NULL LIMIT 1",
+        (collection_rowid, IDEMPOTENCY_KEY, key),
+    ).fetchone()
+    if row is not None:
+        check_same_request(json.loads(row[0]), request)
 
 
 class _Places:
