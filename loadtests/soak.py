@@ -1,14 +1,16 @@
 """`python -m loadtests.soak`: hours of ordinary and careless use, and whether any process grows.
 
 The ordinary users are Locust's. A careless one leaves in the middle of uploads and answers, sends
-damaged files and malformed bodies, and adds and deletes images. Every few seconds the memory, the file
-descriptors and the threads of each process are read; the slope of each, after the warm-up, is printed.
+damaged files and malformed bodies, and adds and deletes images. A third adds images and looks at the end
+whether each is still there. Every few seconds the memory, the file descriptors and the threads of each
+process and the disk that the stack occupies are read; the slope of each, after the warm-up, is printed.
 """
 
 from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 import os
 import random
 import signal
@@ -18,6 +20,7 @@ import subprocess
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +33,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from loadtests.__main__ import HERE, Target, locust_command, target_of
+from loadtests.__main__ import CLOSED_LOOP, HERE, Target, locust_command, target_of
+from loadtests.keeper import Keeper
 from loadtests.launch import ROOT, Stack, processes
 from loadtests.scenes import Scene
 from regionsearch.supervisor.child import MODULES
@@ -45,6 +49,11 @@ SMALL_CACHE = ("REGIONSEARCH_SEGMENTER_CACHE_BYTES", str(32 * MIB))
 
 # What counts as growth: a slope per minute and, so that noise is none, a rise over what is judged.
 LIMITS = {"memory MiB": (2.0, 32.0), "descriptors": (0.5, 8.0), "threads": (0.2, 4.0)}
+# What is stored and logged grows with what is added: its slope is printed and not judged.
+DISK = "disk MiB"
+
+# Seconds and value of each figure of each process, by the names of both.
+Samples = dict[tuple[str, str], list[tuple[float, float]]]
 
 
 @dataclass(frozen=True)
@@ -68,7 +77,7 @@ class Slope:
     @property
     def grows(self) -> bool:
         """Whether the figure rises by more than noise."""
-        slope, rise = LIMITS[self.what]
+        slope, rise = LIMITS.get(self.what, (math.inf, math.inf))
         return self.per_minute > slope and self.last - self.first > rise
 
 
@@ -77,7 +86,7 @@ def slope(process: str, what: str, samples: Sequence[tuple[float, float]]) -> Sl
 
     Args:
         process: Its name.
-        what: A key of `LIMITS`.
+        what: A key of `LIMITS`, or `DISK`.
         samples: Seconds and value, in order, those of the warm-up included; at least two after it.
     """
     end = samples[-1][0]
@@ -105,6 +114,16 @@ def sample(process: psutil.Process) -> dict[str, float]:
             "descriptors": float(process.num_fds()),
             "threads": float(process.num_threads()),
         }
+
+
+def disk_mib(folder: Path) -> float:
+    """What the files in a folder occupy, MiB."""
+    used = 0
+    for path, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                used += (Path(path) / name).lstat().st_blocks * 512
+    return used / MIB
 
 
 class CarelessUser:
@@ -175,28 +194,31 @@ class CarelessUser:
 
 
 @contextlib.contextmanager
-def traffic(target: Target, users: int, out: Path) -> Iterator[CarelessUser]:
-    """Ordinary users and a careless one, from before until after."""
+def traffic(
+    target: Target, users: int, out: Path, kinds: Sequence[str] = CLOSED_LOOP
+) -> Iterator[tuple[CarelessUser, Keeper]]:
+    """Ordinary users, a careless one, and one who remembers, from before until after."""
     promise = out / "slo.toml"
     promise.write_text(NO_PROMISE)
-    command = [*locust_command(target, users, None, None, out, ui=False), "--slo", str(promise)]
+    command = locust_command(target, users, None, None, out, ui=False, kinds=kinds)
+    command += ["--slo", str(promise)]
     locust = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(ROOT)})
-    careless, enough = CarelessUser(target.url), threading.Event()
-    thread = threading.Thread(target=careless.run, args=(enough,))
-    thread.start()
+    careless, keeper, enough = CarelessUser(target.url), Keeper(target.url), threading.Event()
+    threads = [threading.Thread(target=user.run, args=(enough,)) for user in (careless, keeper)]
+    for thread in threads:
+        thread.start()
     try:
-        yield careless
+        yield careless, keeper
     finally:
         enough.set()
         locust.send_signal(signal.SIGTERM)
-        thread.join(90)
+        for thread in threads:
+            thread.join(90)
         locust.wait(120)
 
 
-def watch(
-    supervisor: int, duration_s: float, every_s: float = SAMPLE_S
-) -> dict[tuple[str, str], list[tuple[float, float]]]:
-    """Samples of each figure of each process.
+def watch(supervisor: int, duration_s: float, folder: Path, every_s: float = SAMPLE_S) -> Samples:
+    """Samples of each figure of each process, and of the disk that the stack's folder occupies.
 
     Raises:
         RuntimeError: A process ended or was replaced by another one.
@@ -205,7 +227,7 @@ def watch(
     missing = set(MODULES) - set(watched)
     if missing:
         raise RuntimeError(f"{', '.join(sorted(missing))}: not among the supervisor's processes")
-    seen: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    seen: Samples = {}
     begin = time.monotonic()
     while (now := time.monotonic() - begin) < duration_s:
         for name, process in watched.items():
@@ -215,8 +237,31 @@ def watch(
                 raise RuntimeError(f"{name} ended after {now:.0f} s") from None
             for what, value in figures.items():
                 seen.setdefault((name, what), []).append((now, value))
+        seen.setdefault(("stack", DISK), []).append((now, disk_mib(folder)))
         time.sleep(every_s)
     return seen
+
+
+def print_kept(console: Console, keeper: Keeper, lost: Sequence[str]) -> None:
+    """Says what became of the requests of the user who remembers, and what is lost."""
+    errors = Counter(outcome.error for outcome in keeper.outcomes if outcome.error)
+    asked = f"{len(keeper.outcomes)} requests, {errors.total()} failed {dict(errors)}"
+    console.print(f"{len(keeper.kept)} images kept, {len(lost)} lost; {asked}")
+    for fault in lost[:20]:
+        console.print(f"[red]{fault}[/red]")
+
+
+def print_slopes(console: Console, title: str, seen: Samples) -> bool:
+    """A table of how each figure developed; whether any grows."""
+    slopes = [slope(*key, samples) for key, samples in seen.items()]
+    table = Table("process", "figure", title=title)
+    for column in ("first", "last", "per minute"):
+        table.add_column(column, justify="right")
+    for one in slopes:
+        numbers = (f"{one.first:.0f}", f"{one.last:.0f}", f"{one.per_minute:+.2f}")
+        table.add_row(one.process, one.what, *numbers, style="red" if one.grows else None)
+    console.print(table)
+    return any(one.grows for one in slopes)
 
 
 def main(
@@ -224,7 +269,7 @@ def main(
     users: Annotated[int, typer.Option(help="Ordinary users at once, over all kinds.")] = 5,
     out: Annotated[Path, typer.Option(help="Folder for Locust's HTML and CSV.")] = HERE / "out" / "soak",
 ) -> None:
-    """Uses a local stack for a while and prints what grows; exit code 1 when anything does."""
+    """Uses a local stack for a while and prints what grows and what is lost; exit code 1 when anything is."""
     out.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault(*SMALL_CACHE)
     console = Console()
@@ -232,21 +277,16 @@ def main(
         with tempfile.TemporaryDirectory() as folder, Stack(Path(folder)) as stack:
             target = target_of(stack)
             assert target.supervisor is not None
-            with traffic(target, users, out) as careless:
-                seen = watch(target.supervisor, 60 * minutes)
+            with traffic(target, users, out) as (careless, keeper):
+                seen = watch(target.supervisor, 60 * minutes, Path(folder))
+            lost = keeper.lost()
             console.print(f"{careless.done} careless acts")
+            print_kept(console, keeper, lost)
     except RuntimeError as error:
         console.print(f"[red]{error}[/red]")
         raise typer.Exit(1) from None
-    slopes = [slope(*key, samples) for key, samples in seen.items()]
-    table = Table("process", "figure", title=f"Soak of {minutes:g} minutes, after a third for warm-up")
-    for column in ("first", "last", "per minute"):
-        table.add_column(column, justify="right")
-    for one in slopes:
-        numbers = (f"{one.first:.0f}", f"{one.last:.0f}", f"{one.per_minute:+.2f}")
-        table.add_row(one.process, one.what, *numbers, style="red" if one.grows else None)
-    console.print(table)
-    raise typer.Exit(any(one.grows for one in slopes))
+    grows = print_slopes(console, f"Soak of {minutes:g} minutes, after a third for warm-up", seen)
+    raise typer.Exit(bool(lost) or grows)
 
 
 if __name__ == "__main__":

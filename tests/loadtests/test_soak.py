@@ -59,21 +59,21 @@ time.sleep(60)
     assert seen["threads"] == 2
 
 
-def test_a_stack_without_all_its_processes_is_not_watched():
+def test_a_stack_without_all_its_processes_is_not_watched(tmp_path):
     # Not this process: the stack that tests share may be its child.
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     try:
         with pytest.raises(RuntimeError, match="embedder, gateway, searcher, segmenter"):
-            soak.watch(child.pid, 0.1)
+            soak.watch(child.pid, 0.1, tmp_path)
     finally:
         child.kill()
         child.wait()
 
 
-def test_a_process_that_ends_during_the_soak_is_an_error(monkeypatch):
+def test_a_process_that_ends_during_the_soak_is_an_error(monkeypatch, tmp_path):
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(0.2)"])
     process = psutil.Process(child.pid)
     monkeypatch.setattr(soak, "processes", lambda _: dict.fromkeys(soak.MODULES, process))
     with pytest.raises(RuntimeError, match="ended after"):
-        soak.watch(child.pid, 60, every_s=0.05)
+        soak.watch(child.pid, 60, tmp_path, every_s=0.05)
     child.wait()
