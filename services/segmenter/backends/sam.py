@@ -26,7 +26,7 @@ from services.segmenter.backends.base import (
 )
 from services.segmenter.backends.checkpoints import load_weights, read_weights
 from services.segmenter.backends.mobile import build_mobile_sam, from_published
-from services.segmenter.backends.pocket import build_pocket_sam
+from services.segmenter.backends.pocket import build_pocket_sam, optimize_for_inference
 from services.segmenter.backends.proposer import HeadProposer, ProposalHead, Proposer
 from services.segmenter.backends.refiner import Refiner, RefinerNet
 from services.segmenter.backends.sam_decoder import Decoded, LazyMaskDecoder
@@ -49,7 +49,9 @@ def load(files: ModelFiles, device: str, precision: str) -> SamBackend:
     else:
         model = sam_model_registry[files.variant]()
     load_weights(model, weights, files)
-    if files.variant.startswith("vit_"):
+    if files.variant == "pocket":
+        optimize_for_inference(model)
+    elif files.variant.startswith("vit_"):
         fuse_attention(model.image_encoder)
     return SamBackend(model, ModelIdentity(files.family, files.variant, files.digest, precision, device))
 
