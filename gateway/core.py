@@ -23,6 +23,7 @@ from gateway.within import WithinSearch
 from regionsearch.errors import RegionSearchError
 from regionsearch.rpc.calls import deadline
 from regionsearch.schemas.responses.values import ServiceState
+from regionsearch.v1 import region_search_pb2, search_pb2, segment_pb2
 from services.runtime.health import Health
 
 
@@ -48,6 +49,18 @@ class Gateway:
         self.search = Search(self.services, self.catalog, self.encoder, settings)
         self.map = CollectionMap(self.services)
         self.within = WithinSearch(self.catalog, self.resolver, self.encoder)
+
+    async def models(self) -> region_search_pb2.GetModelsResponse:
+        """What the services serve now."""
+        services = self.services
+        segmenter, embedder, stats = await asyncio.gather(
+            services.segmenter.call(services.segment.GetModel, segment_pb2.SegmentServiceGetModelRequest()),
+            self.catalog.embedder_model(),
+            services.reader.call(services.reader.stub.GetStats, search_pb2.GetStatsRequest()),
+        )
+        return region_search_pb2.GetModelsResponse(
+            segmenter=segmenter, embedder=embedder, engine=stats.engine, disk_bytes=stats.disk_bytes
+        )
 
     async def readiness(self) -> dict[str, ServiceState]:
         """Of the services, and of the default collection once they are ready."""

@@ -155,6 +155,10 @@ class RegionSearchServicer(region_search_pb2_grpc.RegionSearchServiceServicer):
             images = await self._gateway.catalog.images.stored(request.collection, request.image_ids)
             return pb.CheckImagesResponse(images=images)
 
+    async def GetModels(self, request: pb.GetModelsRequest, context: _Context) -> pb.GetModelsResponse:
+        with self._call(context, Scope.SEARCH, self._gateway.settings.timeouts.query_s):
+            return await self._gateway.models()
+
     async def GetAccess(self, request: pb.GetAccessRequest, context: _Context) -> pb.GetAccessResponse:
         with self._call(context, None, None):
             own = rights()

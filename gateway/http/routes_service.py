@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 from typing import Literal
 
@@ -16,15 +15,7 @@ from gateway.core import Gateway, GatewayHealth
 from gateway.http.access import is_known, needs
 from gateway.http.page import WEB, PageFiles, page
 from gateway.rights import Scope, rights
-from regionsearch.schemas.responses.values import (
-    AccessRights,
-    Model,
-    Models,
-    Readiness,
-    SegmenterModel,
-    ServiceState,
-)
-from regionsearch.v1 import search_pb2, segment_pb2
+from regionsearch.schemas.responses.values import AccessRights, Models, Readiness, ServiceState
 
 _SWAGGER = Path(fastapi_offline.__file__).parent / "static"
 _DOCS_POLICY = (
@@ -115,17 +106,7 @@ def router(gateway: Gateway, health: GatewayHealth) -> APIRouter:
     )
     async def models() -> Response:
         """What the services serve now."""
-        services = gateway.services
-        segmenter, embedder, stats = await asyncio.gather(
-            services.segmenter.call(services.segment.GetModel, segment_pb2.SegmentServiceGetModelRequest()),
-            gateway.catalog.embedder_model(),
-            services.reader.call(services.reader.stub.GetStats, search_pb2.GetStatsRequest()),
-        )
-        answer = Models(
-            segmenter=SegmenterModel.from_answer(segmenter),
-            embedder=Model.from_proto(embedder),
-            searcher={"engine": stats.engine, "disk_bytes": stats.disk_bytes},
-        )
+        answer = Models.from_proto(await gateway.models())
         return JSONResponse(answer.model_dump(exclude_none=True))
 
     if not gateway.settings.metrics_port:  # else it is there, for those who look after this process

@@ -1389,6 +1389,57 @@ class RegionSearchServiceCountResponse(_message.Message):
 Global___RegionSearchServiceCountResponse: _TypeAlias = RegionSearchServiceCountResponse  # noqa: Y015
 
 @_typing.final
+class GetModelsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetModelsRequest: _TypeAlias = GetModelsRequest  # noqa: Y015
+
+@_typing.final
+class GetModelsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SEGMENTER_FIELD_NUMBER: _builtins.int
+    EMBEDDER_FIELD_NUMBER: _builtins.int
+    ENGINE_FIELD_NUMBER: _builtins.int
+    DISK_BYTES_FIELD_NUMBER: _builtins.int
+    engine: _builtins.str
+    """The searcher's engine: "faiss-cpu", "faiss-gpu" or "milvus"."""
+    disk_bytes: _builtins.int
+    """Bytes that the searcher has on disk."""
+    @_builtins.property
+    def segmenter(self) -> _segment_pb2.SegmentServiceGetModelResponse:
+        """What cuts images into regions, with its defaults and what its prompts mean (`prompts_choose`)."""
+
+    @_builtins.property
+    def embedder(self) -> _types_pb2.ModelInfo:
+        """What makes vectors."""
+
+    def __init__(
+        self,
+        *,
+        segmenter: _segment_pb2.SegmentServiceGetModelResponse | None = ...,
+        embedder: _types_pb2.ModelInfo | None = ...,
+        engine: _builtins.str = ...,
+        disk_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["embedder", b"embedder", "segmenter", b"segmenter"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["disk_bytes", b"disk_bytes", "embedder", b"embedder", "engine", b"engine", "segmenter", b"segmenter"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetModelsResponse: _TypeAlias = GetModelsResponse  # noqa: Y015
+
+@_typing.final
 class GetAccessRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

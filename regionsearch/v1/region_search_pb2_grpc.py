@@ -90,6 +90,11 @@ class RegionSearchServiceStub:
                 request_serializer=regionsearch_dot_v1_dot_region__search__pb2.CheckImagesRequest.SerializeToString,
                 response_deserializer=regionsearch_dot_v1_dot_region__search__pb2.CheckImagesResponse.FromString,
                 _registered_method=True)
+        self.GetModels = channel.unary_unary(
+                '/regionsearch.v1.RegionSearchService/GetModels',
+                request_serializer=regionsearch_dot_v1_dot_region__search__pb2.GetModelsRequest.SerializeToString,
+                response_deserializer=regionsearch_dot_v1_dot_region__search__pb2.GetModelsResponse.FromString,
+                _registered_method=True)
         self.GetAccess = channel.unary_unary(
                 '/regionsearch.v1.RegionSearchService/GetAccess',
                 request_serializer=regionsearch_dot_v1_dot_region__search__pb2.GetAccessRequest.SerializeToString,
@@ -209,6 +214,13 @@ class RegionSearchServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetModels(self, request, context):
+        """The models that are served now.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetAccess(self, request, context):
         """What the caller's API key allows; needs no scope.
         """
@@ -306,6 +318,11 @@ def add_RegionSearchServiceServicer_to_server(servicer, server):
                     servicer.CheckImages,
                     request_deserializer=regionsearch_dot_v1_dot_region__search__pb2.CheckImagesRequest.FromString,
                     response_serializer=regionsearch_dot_v1_dot_region__search__pb2.CheckImagesResponse.SerializeToString,
+            ),
+            'GetModels': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetModels,
+                    request_deserializer=regionsearch_dot_v1_dot_region__search__pb2.GetModelsRequest.FromString,
+                    response_serializer=regionsearch_dot_v1_dot_region__search__pb2.GetModelsResponse.SerializeToString,
             ),
             'GetAccess': grpc.unary_unary_rpc_method_handler(
                     servicer.GetAccess,
@@ -614,6 +631,33 @@ class RegionSearchService:
             '/regionsearch.v1.RegionSearchService/CheckImages',
             regionsearch_dot_v1_dot_region__search__pb2.CheckImagesRequest.SerializeToString,
             regionsearch_dot_v1_dot_region__search__pb2.CheckImagesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetModels(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/regionsearch.v1.RegionSearchService/GetModels',
+            regionsearch_dot_v1_dot_region__search__pb2.GetModelsRequest.SerializeToString,
+            regionsearch_dot_v1_dot_region__search__pb2.GetModelsResponse.FromString,
             options,
             channel_credentials,
             insecure,

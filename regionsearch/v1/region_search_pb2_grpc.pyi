@@ -71,6 +71,8 @@ class RegionSearchServiceStub:
     """Tells which of these images are stored already. An image's id is the SHA-256 of its file, so an import can ask
     before it sends.
     """
+    GetModels: _grpc.UnaryUnaryMultiCallable[_region_search_pb2.GetModelsRequest, _region_search_pb2.GetModelsResponse]
+    """The models that are served now."""
     GetAccess: _grpc.UnaryUnaryMultiCallable[_region_search_pb2.GetAccessRequest, _region_search_pb2.GetAccessResponse]
     """What the caller's API key allows; needs no scope."""
     ListImages: _grpc.UnaryUnaryMultiCallable[_region_search_pb2.RegionSearchServiceListImagesRequest, _region_search_pb2.RegionSearchServiceListImagesResponse]
@@ -131,6 +133,8 @@ class RegionSearchServiceAsyncStub(RegionSearchServiceStub):
     """Tells which of these images are stored already. An image's id is the SHA-256 of its file, so an import can ask
     before it sends.
     """
+    GetModels: _aio.UnaryUnaryMultiCallable[_region_search_pb2.GetModelsRequest, _region_search_pb2.GetModelsResponse]  # type: ignore[assignment]
+    """The models that are served now."""
     GetAccess: _aio.UnaryUnaryMultiCallable[_region_search_pb2.GetAccessRequest, _region_search_pb2.GetAccessResponse]  # type: ignore[assignment]
     """What the caller's API key allows; needs no scope."""
     ListImages: _aio.UnaryUnaryMultiCallable[_region_search_pb2.RegionSearchServiceListImagesRequest, _region_search_pb2.RegionSearchServiceListImagesResponse]  # type: ignore[assignment]
@@ -248,6 +252,14 @@ class RegionSearchServiceServicer(metaclass=_abc_1.ABCMeta):
         """Tells which of these images are stored already. An image's id is the SHA-256 of its file, so an import can ask
         before it sends.
         """
+
+    @_abc_1.abstractmethod
+    def GetModels(
+        self,
+        request: _region_search_pb2.GetModelsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_region_search_pb2.GetModelsResponse, _abc.Awaitable[_region_search_pb2.GetModelsResponse]]:
+        """The models that are served now."""
 
     @_abc_1.abstractmethod
     def GetAccess(

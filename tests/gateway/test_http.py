@@ -12,6 +12,7 @@ import pytest
 import structlog
 
 from gateway.http.problems import STATUS, pointer
+from regionsearch.client import Client
 from regionsearch.errors import Kind, from_rpc_error
 from regionsearch.v1 import region_search_pb2, region_search_pb2_grpc
 from tests.gateway.conftest import BLUE, GREEN, RED, Running, World, add, scene
@@ -137,6 +138,8 @@ def test_health_models_and_metrics(gateway: Running) -> None:
     assert models["segmenter"]["everything_mode"] == "proposals"
     assert models["embedder"]["variant"] == "colours"
     assert models["searcher"]["engine"] == "faiss-cpu"
+    with Client(f"grpc://127.0.0.1:{gateway.server.port}") as client:
+        assert client.models().model_dump(exclude_none=True) == models
     metrics = gateway.http.get("/metrics").text
     found = re.search(
         r'regionsearch_http_requests_total\{method="GET",route="/v1/models",status="200"\} (\S+)', metrics

@@ -150,7 +150,16 @@ def cancel_reindex(name: str) -> Operation[None]:
 
 def models() -> Operation[Models]:
     """What the services serve now."""
-    return Operation("models", lambda: HttpRequest("GET", "/v1/models"), answer(Models))
+    return Operation(
+        "models",
+        lambda: HttpRequest("GET", "/v1/models"),
+        answer(Models),
+        GrpcCall(
+            lambda channel: RegionSearchServiceStub(channel).GetModels,
+            region_search_pb2.GetModelsRequest,
+            Models.from_proto,
+        ),
+    )
 
 
 def access() -> Operation[AccessRights]:

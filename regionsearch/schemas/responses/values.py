@@ -146,6 +146,15 @@ class Models(Response):
     embedder: Model = Field(description="What makes vectors.")
     searcher: dict[str, Any] = Field(description="Its engine and the bytes it has on disk.")
 
+    @classmethod
+    def from_proto(cls, answer: region_search_pb2.GetModelsResponse) -> Models:
+        """Converts the contract's message."""
+        return cls(
+            segmenter=SegmenterModel.from_answer(answer.segmenter),
+            embedder=Model.from_proto(answer.embedder),
+            searcher={"engine": answer.engine, "disk_bytes": answer.disk_bytes},
+        )
+
 
 class AccessRights(Response):
     """What an API key allows."""
