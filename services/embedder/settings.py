@@ -37,7 +37,9 @@ class EmbedderSettings(ModelServiceSettings):
         "auto", description="auto is fp32 on a CPU, bf16 on a GPU that has it, fp16 on any other."
     )
     compile: bool = Field(
-        False, description="Run the image tower through torch.compile; startup takes longer."
+        False,
+        description="Run the image tower through torch.compile, which needs a C++ compiler; startup takes "
+        "minutes longer.",
     )
     crop_policy: CropPolicy = Field(CropPolicy.BLUR, description="Crop policy of requests that name none.")
     text_templates: TextTemplates = Field(

@@ -46,13 +46,22 @@ def load(settings: SegmenterSettings) -> tuple[Backend, Defaults]:
     if files.family != "fastsam":  # FastSAM's file determines the precision
         precision = choose_precision(precision, device, files.match_rates)
         allow_tf32(False)
-    backend = load_backend(files, str(device), precision)
+    backend = load_backend(files, str(device), precision, settings.compile)
     mode = Mode(files.mode)
     if settings.proposer:
         backend.proposer, mode = load_proposer(settings.proposer, backend), Mode.PROPOSALS
     everything = replace(EverythingOptions(), **files.everything)
     if backend.device.type == "cpu" and "points_per_side" not in files.everything:
         everything = replace(everything, points_per_side=CPU_POINTS_PER_SIDE)
+    warmup(backend, everything)
+    zoom = files.zoom if settings.zoom is None else settings.zoom
+    defaults = settings.everything.applied_to(Defaults(everything, mode, zoom))
+    check_mode(backend, defaults.mode)
+    return backend, defaults
+
+
+def warmup(backend: Backend, everything: EverythingOptions) -> None:
+    """Runs the model in every way that is slow at first, so that no caller waits for its initialization."""
     nothing = np.zeros((64, 64, 3), np.uint8)
     if backend.choices is None:
         segment_everything(backend, nothing, replace(everything, points_per_side=2))
@@ -60,10 +69,9 @@ def load(settings: SegmenterSettings) -> tuple[Backend, Defaults]:
         segment_everything(backend, nothing, everything, Mode.PROPOSALS)
     if backend.refiner is not None:
         backend.refiner.warmup()
-    zoom = files.zoom if settings.zoom is None else settings.zoom
-    defaults = settings.everything.applied_to(Defaults(everything, mode, zoom))
-    check_mode(backend, defaults.mode)
-    return backend, defaults
+    if backend.encode_batch > 1:
+        for count in (2, backend.encode_batch):
+            backend.encode([backend.prepare(nothing)] * count)
 
 
 def load_proposer(path: str, backend: Backend) -> BoxProposer:

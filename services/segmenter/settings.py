@@ -63,6 +63,11 @@ class SegmenterSettings(ModelServiceSettings):
         "it. auto takes the fastest one that is recorded with the model to find 99 % of fp32's regions, "
         "else fp32; on a CPU it takes fp32.",
     )
+    compile: bool = Field(
+        False,
+        description="Run image encoder and refiner through torch.compile, which needs a C++ compiler; "
+        "startup takes minutes longer.",
+    )
     proposer: str = Field(
         "",
         description="Path of FastSAM's .onnx file; everything mode then asks the model about its boxes "

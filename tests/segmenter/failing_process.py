@@ -48,7 +48,7 @@ class TroubledBackend(SamBackend):
             raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
 
 
-def load(files: ModelFiles, device: str, precision: str) -> TroubledBackend:
+def load(files: ModelFiles, device: str, precision: str, compile_model: bool) -> TroubledBackend:
     """As a family does."""
     return TroubledBackend()
 

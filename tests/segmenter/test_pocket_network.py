@@ -1,12 +1,21 @@
 from __future__ import annotations
 
 import copy
+import functools
 
+import numpy as np
+import pytest
 import torch
+from numpy.typing import NDArray
+from segment_anything.modeling import Sam
 from torch import nn
 
+from services.segmenter.backends.base import ModelIdentity
 from services.segmenter.backends.pocket import build_pocket_sam, optimize_for_inference
 from services.segmenter.backends.sam import SamBackend
+from services.segmenter.options import EverythingOptions
+from services.segmenter.service import warmup
+from tests.segmenter.parity import assert_parity
 
 SMALL = {"body": "regnetx_002", "width": 32, "detail": 16, "outline": 8, "last_blocks": 1, "img_size": 64}
 
@@ -37,3 +46,53 @@ def test_the_bundled_model_is_served_without_normalisation_layers(pocket: SamBac
     assert not any(isinstance(layer, nn.BatchNorm2d) for layer in pocket.model.modules())
     maps = pocket.model.image_encoder(torch.zeros(1, 3, 384, 384))
     assert maps.is_contiguous(memory_format=torch.channels_last)
+
+
+class TinyEncoder(nn.Module):
+    """In the place of an encoder that takes long to compile."""
+
+    img_size = 64
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(3, 32, kernel_size=8, stride=8)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.layer(image / 64).relu()
+        return out
+
+
+def assert_compiled_answers(sam: Sam, image: NDArray[np.uint8]) -> None:
+    """Compares a compiled model with the same one as it is, and with the published generator."""
+    identity = ModelIdentity("sam", "compiled", "", "fp32", "cpu")
+    plain, compiled = SamBackend(sam, identity), SamBackend(sam, identity, compile_model=True)
+    options = EverythingOptions(2, pred_iou_thresh=0.0, stability_score_thresh=0.0, box_nms_thresh=1.0)
+    warmup(compiled, options)
+    for count in (1, 3):
+        prepared = [plain.prepare(image)] * count
+        for got, expected in zip(compiled.encode(prepared), plain.encode(prepared), strict=True):
+            torch.testing.assert_close(got.features, expected.features, rtol=1e-4, atol=1e-4)
+    assert plain.refiner is not None and compiled.refiner is not None
+    side = plain.refiner.net.img_size
+    close_ups = [torch.randn(9, side, side) for _ in range(3)]
+    answers, expected_answers = compiled.refiner.refine(close_ups), plain.refiner.refine(close_ups)
+    torch.testing.assert_close(answers, expected_answers, rtol=1e-3, atol=1e-3)
+    assert_parity(compiled, image, options)
+
+
+def test_a_compiled_model_gives_the_same_answer(
+    monkeypatch: pytest.MonkeyPatch, scene: NDArray[np.uint8]
+) -> None:
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    torch.manual_seed(0)
+    sam = build_pocket_sam(img_size=64, width=32, refiner=SMALL)
+    sam.image_encoder = TinyEncoder()
+    assert_compiled_answers(sam, scene)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_the_bundled_model_compiled_gives_the_same_answer(
+    pocket: SamBackend, scene: NDArray[np.uint8]
+) -> None:
+    assert_compiled_answers(pocket.model, scene)

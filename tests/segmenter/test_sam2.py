@@ -38,7 +38,7 @@ def test_weights_load_from_both_formats(suffix: str, tmp_path: Path) -> None:
         torch.save({"model": weights}, path)
     else:
         save_file({name: tensor.contiguous() for name, tensor in weights.items()}, path)
-    backend = family.load(find_model(str(path)), "cpu", "fp32")
+    backend = family.load(find_model(str(path)), "cpu", "fp32", False)
     assert backend.identity.variant == "sam2.1_hiera_t"
     assert all(tensor.equal(weights[name]) for name, tensor in backend.model.state_dict().items())
 

@@ -29,6 +29,7 @@ from regionsearch.models.store import checked_digest, file_digest, find
 from services.embedder.backends.base import ModelFiles
 from services.embedder.backends.tokenizers import Tokenizer, hub_folder, load_tokenizer, need_transformers
 from services.embedder.crops import CLIP_MEAN, CLIP_STD
+from services.torch_runtime.compiling import compiled
 from services.torch_runtime.devices import autocast
 from services.torch_runtime.model_files import SUFFIXES, existing_file, only_weights_file
 
@@ -63,9 +64,6 @@ def unpack_rows(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return unpacked
 
 
-GRAPHS = 64  # that are compiled at most, of one model
-
-
 class OpenClipBackend:
     """See :class:`services.embedder.backends.base.Backend`."""
 
@@ -98,9 +96,8 @@ class OpenClipBackend:
         )
         model.visual.to(memory_format=self._format)
         self._encode_image = model.encode_image
-        if compile_model:  # a graph for each size of a batch: torch would give up after eight of them
-            options: Any = {"recompile_limit": GRAPHS, "isolate_recompiles": True}  # torch's types lack them
-            self._encode_image = torch.compile(model.encode_image, dynamic=False, **options)
+        if compile_model:  # the engine pads batches to few sizes
+            self._encode_image = compiled(model.encode_image, dynamic=False)
         self._tokenizer = tokenizer
 
     def tokenize(self, texts: Sequence[str]) -> tuple[Tensor, list[bool]]:

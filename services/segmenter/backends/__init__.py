@@ -8,7 +8,7 @@ from typing import cast
 
 from services.segmenter.backends.base import Backend, ModelFiles
 
-# Family -> module with `load(files, device, precision)`; imported when it is asked for.
+# Family -> module with `load(files, device, precision, compile_model)`; imported when it is asked for.
 FAMILIES = {
     "sam": "services.segmenter.backends.sam",
     "sam2": "services.segmenter.backends.sam2",
@@ -16,19 +16,21 @@ FAMILIES = {
 }
 
 
-def load_backend(files: ModelFiles, device: str, precision: str) -> Backend:
+def load_backend(files: ModelFiles, device: str, precision: str, compile_model: bool = False) -> Backend:
     """Loads a model.
 
     Args:
         files: What to load.
         device: As torch names it.
         precision: ``fp32``, ``tf32``, ``bf16`` or ``fp16``; of a FastSAM, ``auto`` or that of its file.
+        compile_model: Whether image encoder and refiner go through ``torch.compile``.
 
     Raises:
         RegionSearchError: DATA_LOSS when the weights do not fit the family, FAILED_PRECONDITION when its
-            package is not installed.
+            package is not installed, or when it cannot be compiled.
     """
     load = cast(
-        "Callable[[ModelFiles, str, str], Backend]", importlib.import_module(FAMILIES[files.family]).load
+        "Callable[[ModelFiles, str, str, bool], Backend]",
+        importlib.import_module(FAMILIES[files.family]).load,
     )
-    return load(files, device, precision)
+    return load(files, device, precision, compile_model)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from regionsearch.errors import Kind, RegionSearchError
 from regionsearch.images import Pixels
 from services.segmenter.backends.base import (
     DecodedMasks,
@@ -30,8 +31,15 @@ from services.segmenter.options import EverythingOptions
 EVERYTHING: dict[str, Any] = {"pred_iou_thresh": 0.4, "stability_score_thresh": 0.0, "box_nms_thresh": 0.9}
 
 
-def load(files: ModelFiles, device: str, precision: str) -> FastSamBackend:
+def load(files: ModelFiles, device: str, precision: str, compile_model: bool) -> FastSamBackend:
     """Loads an ONNX file; see `services.segmenter.backends.load_backend`."""
+    if compile_model:
+        raise RegionSearchError(
+            Kind.FAILED_PRECONDITION,
+            f"compile is set, and {files.weights.name} runs in ONNX Runtime, which compiles it by itself; "
+            "unset compile",
+            field="compile",
+        )
     detector = Detector(files.weights, torch.device(device))
     check_precision(precision, detector)
     return FastSamBackend(

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from segment_anything.modeling import MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 from segment_anything.modeling.common import LayerNorm2d
-from timm.layers import ConvNormAct
+from timm.layers.conv_bn_act import ConvNormAct
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 

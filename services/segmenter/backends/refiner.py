@@ -24,6 +24,7 @@ from torch.nn import functional as F
 
 from regionsearch.images import Pixels
 from services.segmenter.backends.pyramid import Pyramid, PyramidMaps
+from services.torch_runtime.compiling import compiled
 
 MASKS = 3  # masks of the first pass that the network sees
 LOGITS_STRIDE = 2  # pixels of the input per logit
@@ -109,18 +110,26 @@ class Refiner:
     Args:
         net: The network, on the device.
         autocast: Makes the context that the network computes in.
+        compile_net: Whether the network goes through ``torch.compile``.
     """
 
-    def __init__(self, net: RefinerNet, autocast: Callable[[], AbstractContextManager[Any]]) -> None:
+    def __init__(
+        self,
+        net: RefinerNet,
+        autocast: Callable[[], AbstractContextManager[Any]],
+        compile_net: bool = False,
+    ) -> None:
         self.net = net.to(memory_format=torch.channels_last)
+        self._run: Callable[[Tensor], tuple[Tensor, Tensor]] = compiled(self.net) if compile_net else self.net
         self._autocast = autocast
         self._device = next(net.parameters()).device
         self.mask_size = net.img_size // LOGITS_STRIDE, net.img_size // LOGITS_STRIDE
 
     def warmup(self) -> None:
-        """Runs the network once, so that no caller waits for its initialization."""
+        """Runs the network on one close-up and on two, so that no caller waits for its initialization."""
         side = self.net.img_size
-        self.refine([torch.zeros(_CHANNELS, side, side)])
+        for count in (1, 2):
+            self.refine([torch.zeros(_CHANNELS, side, side)] * count)
 
     def prepare(self, close_up: RefinerInput) -> Tensor:
         """Computes the network's input maps for a close-up, float32 (C, side, side). Thread-safe."""
@@ -142,8 +151,7 @@ class Refiner:
         """
         maps = torch.stack(list(prepared)).to(self._device, memory_format=torch.channels_last)
         with self._autocast():
-            logits, ious = self.net(maps)
-        return logits, ious
+            return self._run(maps)
 
 
 def shrunk_size(size: tuple[int, ...], side: int) -> tuple[int, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 
 import numpy as np
@@ -32,6 +32,7 @@ from services.segmenter.backends.refiner import Refiner, RefinerNet
 from services.segmenter.backends.sam_decoder import Decoded, LazyMaskDecoder
 from services.segmenter.backends.vit_attention import fuse_attention
 from services.segmenter.options import EverythingOptions
+from services.torch_runtime.compiling import compiled
 from services.torch_runtime.devices import autocast, staged
 
 _ENCODE_BATCH = {"cpu": 1, "cuda": 8}  # on a CPU a batch only delays its first images
@@ -39,7 +40,7 @@ _ENCODE_BATCH = {"cpu": 1, "cuda": 8}  # on a CPU a batch only delays its first 
 _BATCH_BYTES = {"cpu": 8 << 20, "cuda": 1 << 30}
 
 
-def load(files: ModelFiles, device: str, precision: str) -> SamBackend:
+def load(files: ModelFiles, device: str, precision: str, compile_model: bool) -> SamBackend:
     """Loads ``pocket``, ``mobile`` or a ``vit_…``; see `services.segmenter.backends.load_backend`."""
     weights = read_weights(files)
     if files.variant == "pocket":
@@ -53,7 +54,8 @@ def load(files: ModelFiles, device: str, precision: str) -> SamBackend:
         optimize_for_inference(model)
     elif files.variant.startswith("vit_"):
         fuse_attention(model.image_encoder)
-    return SamBackend(model, ModelIdentity(files.family, files.variant, files.digest, precision, device))
+    identity = ModelIdentity(files.family, files.variant, files.digest, precision, device)
+    return SamBackend(model, identity, compile_model)
 
 
 class SamBackend:
@@ -64,6 +66,8 @@ class SamBackend:
             w).
         identity: Says device and precision. fp32 gives the reference's answer; others are for the encoder and
             the refiner, and the mask decoder stays in fp32.
+        compile_model: Whether encoder and refiner go through ``torch.compile``. The decoder does not: its
+            prompts come in too many shapes.
 
     Attributes:
         proposer: The model's own; may be replaced.
@@ -72,11 +76,14 @@ class SamBackend:
 
     choices: EverythingOptions | None = None
 
-    def __init__(self, model: Sam, identity: ModelIdentity) -> None:
+    def __init__(self, model: Sam, identity: ModelIdentity, compile_model: bool = False) -> None:
         self.identity = identity
         self.device = torch.device(identity.device)
         self.model = model.to(self.device).eval().requires_grad_(False)
         self._autocast = functools.partial(autocast, identity.precision, self.device)
+        self._encode_image: Callable[[Tensor], Tensor] = self.model.image_encoder
+        if compile_model:
+            self._encode_image = compiled(self._encode_image)
         # Not in lower precision: its quality estimates are compared with thresholds, where a hundredth
         # decides, and most of the time is the encoder's.
         self._decoder = LazyMaskDecoder(self.model, nullcontext)
@@ -93,7 +100,7 @@ class SamBackend:
         map_bytes = 4 * height * width * model.prompt_encoder.embed_dim
         self.encode_batch = _ENCODE_BATCH[self.device.type]
         net: RefinerNet | None = getattr(self.model, "refiner", None)
-        self.refiner = None if net is None else Refiner(net, self._autocast)
+        self.refiner = None if net is None else Refiner(net, self._autocast, compile_model)
         head: ProposalHead | None = getattr(self.model, "proposer", None)
         self.proposer: Proposer | None = None if head is None else HeadProposer(head, self._autocast)
         self.decode_batch = max(1, _BATCH_BYTES[self.device.type] // map_bytes)
@@ -119,7 +126,7 @@ class SamBackend:
             [self.model.preprocess(pixels.to(self.device, non_blocking=True)) for pixels, _ in prepared]
         )
         with self._autocast():
-            features = self.model.image_encoder(batch).float()
+            features = self._encode_image(batch).float()
         # Each image owns its features: a view would keep the whole batch alive in the cache.
         return [
             Embedding((part.clone(),), geometry)

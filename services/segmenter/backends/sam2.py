@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,18 +27,20 @@ from services.segmenter.backends.checkpoints import load_weights, read_weights
 from services.segmenter.backends.proposer import Proposer
 from services.segmenter.backends.refiner import Refiner
 from services.segmenter.options import EverythingOptions
+from services.torch_runtime.compiling import compiled
 from services.torch_runtime.devices import autocast, staged
 
 _MEAN, _STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 _BOX_LABELS = (2, 3)  # the prompt encoder's labels for the two corners of a box
 
 
-def load(files: ModelFiles, device: str, precision: str) -> Sam2Backend:
+def load(files: ModelFiles, device: str, precision: str, compile_model: bool) -> Sam2Backend:
     """Loads ``sam2.1_hiera_t``, ``_s``, ``_b+`` or ``_l``; see `services.segmenter.backends.load_backend`."""
     weights = read_weights(files)
     model = build(files.variant)
     load_weights(model, weights, files)
-    return Sam2Backend(model, ModelIdentity(files.family, files.variant, files.digest, precision, device))
+    identity = ModelIdentity(files.family, files.variant, files.digest, precision, device)
+    return Sam2Backend(model, identity, compile_model)
 
 
 def build(variant: str) -> Any:
@@ -66,6 +68,7 @@ class Sam2Backend:
     Args:
         model: A ``sam2.modeling.sam2_base.SAM2Base``.
         identity: Names device and precision.
+        compile_model: Whether the image encoder goes through ``torch.compile``.
     """
 
     mask_threshold = 0.0
@@ -73,7 +76,7 @@ class Sam2Backend:
     proposer: Proposer | None = None
     choices: EverythingOptions | None = None
 
-    def __init__(self, model: Any, identity: ModelIdentity) -> None:
+    def __init__(self, model: Any, identity: ModelIdentity, compile_model: bool = False) -> None:
         self.identity = identity
         self.device = torch.device(identity.device)
         self.model = model.to(self.device).eval().requires_grad_(False)
@@ -83,6 +86,9 @@ class Sam2Backend:
         self.encode_batch = 1 if self.device.type == "cpu" else 8
         self.decode_batch = 8 if self.device.type == "cpu" else 64
         self._side: int = model.image_size
+        self._forward_image: Callable[[Tensor], Any] = model.forward_image
+        if compile_model:
+            self._forward_image = compiled(self._forward_image)
 
     def prepare(self, image: Pixels) -> tuple[Tensor, Geometry]:
         """Squeezes the image into the encoder's square, as ``SAM2Transforms`` does."""
@@ -98,7 +104,7 @@ class Sam2Backend:
         """Runs the image encoder; embeddings hold its map and the two finer ones that the decoder adds."""
         batch = torch.stack([pixels.to(self.device, non_blocking=True) for pixels, _ in prepared])
         with autocast(self.identity.precision, self.device):
-            outputs = self.model.forward_image(batch)
+            outputs = self._forward_image(batch)
             _, maps, _, sizes = self.model._prepare_backbone_features(outputs)
         if self.model.directly_add_no_mem_embed:
             maps[-1] = maps[-1] + self.model.no_mem_embed
