@@ -7,7 +7,6 @@ owns the model, interactive calls first.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -15,12 +14,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from regionsearch.errors import invalid, too_large
+from regionsearch.errors import invalid
 from regionsearch.masks import RunLengthMask
 from services.runtime.batcher import Batcher, BatchSettings, Priority
 from services.runtime.memory import MemoryBudget
 from services.segmenter.backends.base import Backend, Embedding, Size
-from services.segmenter.backends.proposer import Prompts
 from services.segmenter.cache import EmbeddingCache
 from services.segmenter.call_context import (
     INTERACTIVE,
@@ -31,16 +29,9 @@ from services.segmenter.call_context import (
     Prompted,
 )
 from services.segmenter.choosing import choose_regions
-from services.segmenter.everything import (
-    Candidate,
-    Region,
-    check_mode,
-    deduplicate,
-    draw_candidates,
-    finish_image,
-    unanswered,
-)
-from services.segmenter.grid import Crop, grid_points, plan_crops
+from services.segmenter.everything import Region, check_mode, finish_image
+from services.segmenter.everything_search import EverythingSearch
+from services.segmenter.grid import Crop
 from services.segmenter.options import EverythingOptions, Mode, SelectionOptions, planned_points
 from services.segmenter.prompts import (
     Prompt,
@@ -53,11 +44,9 @@ from services.segmenter.refine.mask_refiner import MaskRefiner
 from services.segmenter.regions import pool_features, select_regions
 from services.segmenter.tasks import (
     REFINE_ITEMS,
-    DrawTask,
     EncodeTask,
-    GridTask,
+    Made,
     PromptTask,
-    ProposeTask,
     Result,
     Stages,
     Task,
@@ -66,7 +55,6 @@ from services.segmenter.tasks import (
 from services.torch_runtime.devices import classify
 
 PROMPT_PIECE = 128  # prompts of one call in the queue at a time
-GRID_PIECE = 1024  # grid points of one call in the queue at a time; other calls run in between
 
 
 class SegmentEngine:
@@ -79,6 +67,13 @@ class SegmentEngine:
         cache_bytes: Device memory for embeddings of recent images.
         max_candidate_bytes: Memory for the masks of a crop before deduplication.
         on_fatal: Called with the reason when the device is lost.
+
+    Attributes:
+        backend: The model.
+        cache: Embeddings of recent images.
+        batcher: The queue.
+        pixels: Memory for the pixels of images that are cut into crops.
+        max_candidate_bytes: Memory for the masks of a crop before deduplication.
     """
 
     def __init__(
@@ -92,7 +87,7 @@ class SegmentEngine:
     ) -> None:
         self.backend = backend
         self.cache = EmbeddingCache(cache_bytes)
-        stages = Stages(backend)
+        self._stages = stages = Stages(backend)
         self.batcher: Batcher[Task, Result] = Batcher(
             "segmenter",
             batching,
@@ -102,8 +97,8 @@ class SegmentEngine:
             classify=classify,
             on_fatal=on_fatal,
         )
-        self._max_candidate_bytes = max_candidate_bytes
-        self._pixels = MemoryBudget(batching.max_bytes)
+        self.max_candidate_bytes = max_candidate_bytes
+        self.pixels = MemoryBudget(batching.max_bytes)
 
     async def close(self) -> None:
         """Waits for admitted requests, then stops the threads."""
@@ -138,73 +133,9 @@ class SegmentEngine:
         whole, cached = await self.embed(image, call, planned_points(options, mode))
         if not cached:
             call = replace(call, continuation=True)
-        regions = await self._find(image, whole, options, mode, call)
-        return await asyncio.to_thread(self._finish, whole, regions, options, selection, features, cached)
-
-    async def _find(
-        self, image: LazyImage, whole: Embedding, options: EverythingOptions, mode: Mode, call: CallContext
-    ) -> list[Region]:
-        size = whole.geometry.image_size
-        first, *others = plan_crops(size, options)
-        proposer = self.backend.proposer
-        nbytes = image.nbytes if proposer is not None and proposer.sees_pixels else 0
-        asking = ProposeTask(whole, first, size, options, image.decode, nbytes)
-        regions = await self._search(asking, mode, call)
-        call = replace(call, continuation=True)
-        if others:
-            async with self._pixels.hold(image.nbytes):
-                pixels = await asyncio.to_thread(image.decode)
-                for crop in others:
-                    cut = functools.partial(crop.cut, pixels)
-                    embedding = await self.encode(EncodeTask(cut, 0), call)
-                    asking = ProposeTask(embedding, crop, size, options, cut, 0)
-                    regions += await self._search(asking, mode, call)
-        return regions
-
-    async def _search(self, asking: ProposeTask, mode: Mode, call: CallContext) -> list[Region]:
-        """Finds the regions of a crop, without duplicates; grid mode does not use the proposer."""
-        embedding, crop, size, options = asking.embedding, asking.crop, asking.image_size, asking.options
-        if mode is Mode.GRID:
-            prompts: Prompts = (grid_points(crop, options),)
-        else:
-            [proposed] = await self.submit(asking, call)
-            if isinstance(proposed, list):
-                return await self._draw(asking, joined([proposed]), call)
-            assert isinstance(proposed, tuple)
-            prompts = proposed
-        candidates: list[Candidate] = []
-        pieces = [
-            part[start : start + GRID_PIECE] for part in prompts for start in range(0, len(part), GRID_PIECE)
-        ]
-        asked = 0
-        for piece in pieces:
-            if mode is Mode.PROPOSALS:
-                piece = await asyncio.to_thread(unanswered, self.backend, embedding, piece, candidates)
-                if not len(piece):
-                    continue
-            search = GridTask(embedding, crop, piece, size, options)
-            candidates += joined(await self.submit(search, call))
-            call = replace(call, continuation=True)
-            asked += len(search)
-            if sum(candidate.nbytes for candidate in candidates) > self._max_candidate_bytes:
-                raise too_large(
-                    "everything.points_per_side",
-                    f"the masks of {asked} points or boxes take more than "
-                    f"{self._max_candidate_bytes} bytes (max_candidate_bytes); raise pred_iou_thresh or "
-                    "stability_score_thresh, or lower points_per_side",
-                )
-        found = await asyncio.to_thread(deduplicate, candidates, options)
-        return await self._draw(asking, found, call)
-
-    async def _draw(self, asking: ProposeTask, found: list[Candidate], call: CallContext) -> list[Region]:
-        embedding, crop, size = asking.embedding, asking.crop, asking.image_size
-        if not found:
-            return []
-        with contextlib.suppress(Exception):
-            return await asyncio.to_thread(draw_candidates, self.backend, embedding, crop, found, size)
-        # Drawing outside the queue avoids waiting behind the grids of later calls. If it fails, as when the
-        # device has no memory left meanwhile, the queue draws again and classifies the error.
-        return joined(await self.submit(DrawTask(embedding, crop, found, size), call))
+        regions = await EverythingSearch(self, image, options, mode).find(whole, call)
+        finish = functools.partial(self._finish, whole, regions, options, selection, features, cached)
+        return await self.post_process(finish, whole)
 
     def _finish(
         self,
@@ -247,7 +178,9 @@ class SegmentEngine:
                     f"{field} has {mask.size[0]} x {mask.size[1]} pixels, the image {height} x {width}: send "
                     "masks as large as the image",
                 )
-        pooled = await asyncio.to_thread(_pool_with_image, embedding, masks, level)
+        pooled = await self.post_process(
+            functools.partial(_pool_with_image, embedding, masks, level), embedding
+        )
         return Pooled(pooled, size, cached)
 
     async def prompts(
@@ -298,7 +231,9 @@ class SegmentEngine:
                 found = await refiner.improve(some, found)
             answers += found if logits else [list(map(without_logits, answer)) for answer in found]
             call = replace(call, continuation=True)
-        pooled = await asyncio.to_thread(_pool_answers, embedding, answers, features)
+        pooled = await self.post_process(
+            functools.partial(_pool_answers, embedding, answers, features), embedding
+        )
         return Prompted(answers, pooled, size, cached)
 
     async def _choose(
@@ -314,9 +249,11 @@ class SegmentEngine:
         check_prompts(prompts, size, self.backend.mask_size)
         if not cached:
             call = replace(call, continuation=True)
-        regions = await self._find(image, embedding, options, Mode.PROPOSALS, call)
+        regions = await EverythingSearch(self, image, options, Mode.PROPOSALS).find(embedding, call)
         answers = await asyncio.to_thread(choose_regions, regions, prompts)
-        pooled = await asyncio.to_thread(_pool_answers, embedding, answers, features)
+        pooled = await self.post_process(
+            functools.partial(_pool_answers, embedding, answers, features), embedding
+        )
         return Prompted(answers, pooled, size, cached)
 
     async def embed(self, image: LazyImage, call: CallContext, more: int = 0) -> tuple[Embedding, bool]:
@@ -359,6 +296,11 @@ class SegmentEngine:
                 answers[place] = answer
             call = replace(call, continuation=True)
         return answers
+
+    async def post_process(self, work: Callable[[], Made], embedding: Embedding | None = None) -> Made:
+        """Does work in a thread, as a part of the post-processing stage; it may read an embedding."""
+        ready = None if embedding is None else embedding.ready
+        return await asyncio.to_thread(self._stages.post_process, work, ready)
 
     async def submit(self, task: Task, call: CallContext, more: int = 0) -> list[Result]:
         """Runs a task; returns one result for each batch that it was split over."""

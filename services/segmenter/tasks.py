@@ -7,11 +7,12 @@ cannot be split, such as encoding an image or refining a mask, counts as many it
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -38,6 +39,9 @@ from services.segmenter.grid import Crop
 from services.segmenter.options import EverythingOptions
 from services.segmenter.prompts import Prompt, PromptedRegion, decode_prompts, draw_answers, stack_prompts
 from services.segmenter.refine.cascade import RefineTarget, draw_refined, refine_in_passes
+from services.torch_runtime.streams import Stage
+
+Made = TypeVar("Made")
 
 # The cost of encoding an image and of refining a mask, in prompts.
 ENCODE_ITEMS = 16
@@ -171,11 +175,28 @@ _Prepared = tuple[Tensor, Geometry] | Proposing | GridTask | DrawTask | StackedP
 _Finish = Callable[[], Result]
 
 
+@dataclass(frozen=True)
+class Unfinished:
+    """A batch that the model has run on.
+
+    Attributes:
+        parts: For each slice what remains to be done.
+        ready: When the device is done with the batch.
+    """
+
+    parts: Sequence[_Finish]
+    ready: torch.cuda.Event | None
+
+
 class Stages:
-    """The three stages of the batcher over one model."""
+    """The three stages of the batcher over one model.
+
+    On a GPU, encoder, decoder (with proposer and refiner) and post-processing have a stream each.
+    """
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
+        self._encoding, self._decoding, self._finishing = (Stage(backend.device) for _ in range(3))
 
     def prepare(self, task: Task) -> _Prepared:
         """Decodes and resizes images and masks. Thread-safe."""
@@ -193,12 +214,8 @@ class Stages:
             case _:
                 return task
 
-    def run(self, parts: Sequence[BatchSlice[_Prepared]]) -> list[_Finish]:
-        """Runs the model, on the device's thread: images as a batch, then refinements, then the rest.
-
-        Returns:
-            For each slice what remains to be done in `finish`.
-        """
+    def run(self, parts: Sequence[BatchSlice[_Prepared]]) -> Unfinished:
+        """Runs the model, on the device's thread: images as a batch, then refinements, then the rest."""
         images = {
             place: part.prepared
             for place, part in enumerate(parts)
@@ -210,15 +227,19 @@ class Stages:
             for place, part in enumerate(parts)
             if isinstance(part.prepared, RefineTarget) and part.start == 0
         }
-        refined = dict(zip(targets, self._refine(list(targets.values())), strict=True))
-        return [
-            refined.get(place) or self._run(part, embeddings.get(place)) for place, part in enumerate(parts)
-        ]
+        with self._decoding.running():
+            refined = dict(zip(targets, self._refine(list(targets.values())), strict=True))
+            left = [
+                refined.get(place) or self._run(part, embeddings.get(place))
+                for place, part in enumerate(parts)
+            ]
+            return Unfinished(left, self._decoding.mark())
 
     def _run(self, part: BatchSlice[_Prepared], embedding: Embedding | None) -> _Finish:
         backend, task = self._backend, part.prepared
         match task:
             case Proposing(asking, prepared):
+                self._receive(asking.embedding)
                 proposed = find_proposer(backend).propose(asking.embedding, prepared, asking.options)
                 if not isinstance(proposed, DecodedMasks):
                     return lambda: proposed
@@ -226,6 +247,7 @@ class Stages:
                     backend, asking.embedding, asking.crop, proposed, asking.image_size, asking.options
                 )
             case GridTask():
+                self._receive(task.embedding)
                 points = task.points[part.start : part.stop]
                 survivors = decode_points(backend, task.embedding, points, task.options)
                 return lambda: filter_survivors(
@@ -237,6 +259,7 @@ class Stages:
                     backend, task.embedding, task.crop, candidates, task.image_size
                 )
             case StackedPrompts(asked, stacked):
+                self._receive(asked.embedding)
                 prompts = stacked.part(part.start, part.stop)
                 masks = decode_prompts(backend, asked.embedding, prompts, asked.multimask)
                 return lambda: draw_answers(backend, asked.embedding, masks, asked.crop, asked.image_size)
@@ -245,13 +268,17 @@ class Stages:
             case _:
                 return lambda: embedding
 
+    def _receive(self, embedding: Embedding) -> None:
+        self._decoding.receive(embedding.ready, embedding.features)
+
     def _encode(self, images: Sequence[tuple[Tensor, Geometry]]) -> list[Embedding]:
-        size = self._backend.encode_batch
-        return [
-            embedding
-            for start in range(0, len(images), size)
-            for embedding in self._backend.encode(images[start : start + size])
-        ]
+        size, embeddings = self._backend.encode_batch, []
+        with self._encoding.running():
+            for start in range(0, len(images), size):
+                some = self._backend.encode(images[start : start + size])
+                ready = self._encoding.mark()
+                embeddings += [replace(embedding, ready=ready) for embedding in some]
+        return embeddings
 
     def _refine(self, targets: Sequence[RefineTarget]) -> list[_Finish]:
         if not targets:
@@ -263,9 +290,23 @@ class Stages:
             for target, refined in zip(targets, refine_in_passes(refiner, targets), strict=True)
         ]
 
-    def finish(self, left: Sequence[_Finish]) -> list[Result]:
-        """Brings masks to full resolution, on the finishing thread."""
-        return [finish() for finish in left]
+    def finish(self, batch: Unfinished) -> list[Result]:
+        """Brings masks to full resolution, on a finishing thread."""
+        return self.post_process(lambda: [finish() for finish in batch.parts], batch.ready)
+
+    def post_process(self, work: Callable[[], Made], ready: torch.cuda.Event | None = None) -> Made:
+        """Does work of the post-processing stage, to its end: nothing reads its inputs afterwards.
+
+        Args:
+            work: Called once, on the calling thread.
+            ready: When its inputs are made; None for results of earlier work of this stage.
+        """
+        with self._finishing.running():
+            self._finishing.receive(ready)
+            try:
+                return work()
+            finally:
+                self._finishing.synchronize()
 
 
 def joined(results: Sequence[Any]) -> list[Any]:

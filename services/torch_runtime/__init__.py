@@ -1,4 +1,4 @@
-"""What the two model services share on top of torch: devices, precision, model files and failures.
+"""What the two model services share on top of torch: devices, precision, streams, model files and failures.
 
 The runtime itself stays without torch; gateway and searcher do not import this package.
 """

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from regionsearch.errors import Kind, RegionSearchError
-from services.segmenter import engine as engine_module
+from services.segmenter import everything_search
 from services.segmenter.backends.sam import SamBackend
 from tests.segmenter.test_engine import CLICK, GRID, lazy_image
 from tests.segmenter.test_priorities import stepping
@@ -20,7 +20,7 @@ SEARCH = replace(GRID, points_per_side=16)
 async def test_later_pieces_of_a_grid_are_admitted_to_a_full_queue(
     untrained: SamBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine_module, "GRID_PIECE", 8)
+    monkeypatch.setattr(everything_search, "GRID_PIECE", 8)
     async with stepping(untrained, max_queue=10) as (engine, backend):
         continuation = asyncio.create_task(engine.everything(lazy_image(1), SEARCH))
         await until(lambda: backend.began)

@@ -128,7 +128,7 @@ async def test_a_fine_grid_is_searched_piece_by_piece(
 ) -> None:
     async with engine_for(untrained) as engine:
         whole = (await engine.everything(lazy_image(1), GRID)).regions
-        monkeypatch.setattr("services.segmenter.engine.GRID_PIECE", 8)
+        monkeypatch.setattr("services.segmenter.everything_search.GRID_PIECE", 8)
         pieces = (await engine.everything(lazy_image(1), GRID)).regions
     assert [region.runs.coco_rle() for region in pieces] == [region.runs.coco_rle() for region in whole]
 

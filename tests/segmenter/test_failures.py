@@ -137,7 +137,7 @@ async def test_masks_that_fail_to_draw_outside_the_queue_are_drawn_in_it(
     backend = TroubledBackend()
     backend.decode_batch = ROOM
     expected = segment_everything(backend, PIXELS, OPTIONS)
-    monkeypatch.setattr("services.segmenter.engine.draw_candidates", crowded)
+    monkeypatch.setattr("services.segmenter.everything_search.draw_candidates", crowded)
     monkeypatch.setattr("services.segmenter.tasks.draw_candidates", crowded)
     engine = SegmentEngine(backend, BatchSettings(max_batch=8), cache_bytes=0)
     found = await engine.everything(LazyImage("", lambda: PIXELS), OPTIONS)
@@ -160,7 +160,7 @@ async def test_a_mask_that_can_never_be_drawn_reports_the_error(
     def fail(*_: Any) -> Any:
         raise type(error)(str(error))
 
-    monkeypatch.setattr("services.segmenter.engine.draw_candidates", fail)
+    monkeypatch.setattr("services.segmenter.everything_search.draw_candidates", fail)
     monkeypatch.setattr("services.segmenter.tasks.draw_candidates", fail)
     reasons: list[str] = []
     engine = SegmentEngine(

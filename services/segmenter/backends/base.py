@@ -124,10 +124,12 @@ class Embedding:
         features: Feature maps (C, h, w) on the device. Regions are pooled from the first of them, as many as
             `Backend.feature_channels` has, the coarsest first; the mask decoder attends to that one.
         geometry: The image's geometry.
+        ready: When the encoder is done, for other streams of a GPU.
     """
 
     features: tuple[Tensor, ...]
     geometry: Geometry
+    ready: torch.cuda.Event | None = None
 
     @property
     def nbytes(self) -> int:
