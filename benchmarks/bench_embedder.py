@@ -36,12 +36,12 @@ FEW = 16  # regions for a large model on a CPU, where each takes a tenth of a se
 IN_FLIGHT, CALLS = 4, 12  # of the gRPC comparison
 
 
-def load(model: str, precision: str = "fp32") -> Backend:
+def load(model: str, precision: str = "fp32", compile_model: bool = False) -> Backend:
     """A model on the first device; a large one without its weights, which do not change how long it takes."""
     device = find_devices("auto")[0]
     torch.manual_seed(0)
     files = find_model(model, random_weights=model != "pocket")
-    return load_backend(files, device, choose_precision(precision, device), False)
+    return load_backend(files, device, choose_precision(precision, device), compile_model)
 
 
 def scene(count: int = COUNT) -> Regions:

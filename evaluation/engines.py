@@ -23,7 +23,7 @@ from regionsearch.images import Pixels
 from regionsearch.masks import RunLengthMask, mask_box
 from services.embedder import service as embedder
 from services.embedder import tasks
-from services.embedder.crops import pixel_box
+from services.embedder.crop_plan import pixel_box
 from services.embedder.engine import EmbedEngine
 from services.embedder.options import CropPolicy
 from services.embedder.settings import EmbedderSettings

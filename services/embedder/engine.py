@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
@@ -16,13 +17,15 @@ from regionsearch.lru import LruCache
 from regionsearch.rpc.calls import gather_or_cancel
 from services.embedder.backends.base import Backend
 from services.embedder.options import CropPolicy, TextTemplates
-from services.embedder.tasks import ImageTask, Pixels, Regions, RegionsTask, TextsTask
+from services.embedder.tasks import ImageTask, Pixels, Regions, RegionsTask, TextsTask, cut_batch
 from services.runtime.batcher import Batcher, BatchSettings, BatchSlice, Priority
-from services.torch_runtime.devices import classify
+from services.torch_runtime.devices import classify, staged
+from services.torch_runtime.streams import Stage
 
 Vectors = NDArray[np.float32]
 
 SENTENCES_AT_ONCE = 1024  # sentences of one call in the queue
+AHEAD = 2  # batches given to a device: one runs, the next one follows it without a pause
 TOKENIZED_AT_ONCE = 32  # sentences tokenized at a time; a cancelled call ends before the next ones
 
 _VISION, _TEXT = "vision", "text"
@@ -178,37 +181,48 @@ class DeviceRunner:
         # A GPU or a compiled model needs few different shapes; a CPU would only waste time on padding.
         few = backend.compiled or backend.device.type == "cuda"
         self._buckets = buckets(max_batch) if few else None
-        self._last: torch.cuda.Event | None = None
+        self._cropping, self._computing = Stage(backend.device), Stage(backend.device)
+        self._queued: deque[torch.cuda.Event] = deque()  # the ends of the batches that the tower was given
 
     def warmup(self) -> None:
         """Runs every shape once, so that no caller waits for its initialization."""
         backend = self._backend
         tokens, _ = backend.tokenize(["warm"])
-        for size in self._buckets or (1, 2):
-            backend.embed_crops(torch.zeros(size, 3, backend.size, backend.size, device=backend.device))
-            backend.embed_tokens(tokens.expand(size, -1).to(backend.device))
+        with self._computing.running():
+            for size in self._buckets or (1, 2):
+                backend.embed_crops(torch.zeros(size, 3, backend.size, backend.size, device=backend.device))
+                backend.embed_tokens(tokens.expand(size, -1).to(backend.device))
         pixels = np.zeros((2 * backend.size, 2 * backend.size, 3), np.uint8)
         boxes = np.array([[0, 0, backend.size, backend.size]], np.float32)
-        for policy in CropPolicy:
-            task = RegionsTask(lambda: Regions(pixels, boxes), 1, policy)
-            task.prepare(backend).crops(0, task.items, backend)
+        with self._cropping.running():
+            for policy in CropPolicy:
+                task = RegionsTask(lambda: Regions(pixels, boxes), 1, policy)
+                cut_batch([(task.prepare(backend), 0, task.items)], backend)
 
     @torch.inference_mode()
     def __call__(self, parts: Sequence[BatchSlice[Any]]) -> PendingVectors:
-        """Embeds the items of slices of one tower."""
-        if self._last is not None:
-            self._last.synchronize()  # at most one batch runs and one is queued on the device
+        """Embeds the items of slices of one tower.
+
+        On a GPU, crops are cut while the tower computes the batch before.
+        """
         backend = self._backend
-        if isinstance(parts[0].prepared, TextsTask):
-            tokens = torch.cat([part.prepared.tokens[part.start : part.stop] for part in parts])
-            tokens = tokens.to(backend.device, non_blocking=True)
-            vectors = backend.embed_tokens(self._pad(tokens))[: len(tokens)]
-        else:
-            crops = torch.cat([part.prepared.crops(part.start, part.stop, backend) for part in parts])
-            vectors = backend.embed_crops(self._pad(crops))[: len(crops)]
-        raw = PendingVectors(vectors, [part.size for part in parts])
-        self._last = raw.event
-        return raw
+        are_texts = isinstance(parts[0].prepared, TextsTask)
+        with self._cropping.running():
+            if are_texts:
+                tokens = torch.cat([part.prepared.tokens[part.start : part.stop] for part in parts])
+                inputs = staged(tokens, backend.device).to(backend.device, non_blocking=True)
+            else:
+                inputs = cut_batch([(part.prepared, part.start, part.stop) for part in parts], backend)
+            ready = self._cropping.mark()
+        if len(self._queued) == AHEAD:
+            self._queued.popleft().synchronize()
+        with self._computing.running():
+            self._computing.receive(ready, [inputs])
+            embed = backend.embed_tokens if are_texts else backend.embed_crops
+            pending = PendingVectors(embed(self._pad(inputs))[: len(inputs)], [part.size for part in parts])
+        if pending.event is not None:
+            self._queued.append(pending.event)
+        return pending
 
     def _pad(self, inputs: Tensor) -> Tensor:
         if self._buckets is None:

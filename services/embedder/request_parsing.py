@@ -14,7 +14,7 @@ from regionsearch.masks import BoolMask
 from regionsearch.prompts import Edges, check_box, read_box
 from regionsearch.tensors import runs_from_proto
 from regionsearch.v1 import embed_pb2, types_pb2
-from services.embedder.crops import Window, pixel_box
+from services.embedder.crop_plan import Window, pixel_box
 from services.embedder.tasks import Regions
 
 Decode = Callable[[], BoolMask]

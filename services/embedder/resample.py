@@ -8,6 +8,7 @@ non-antialiased bicubic do not (they alias, and the overshoot of an unclamped bi
 
 from __future__ import annotations
 
+import functools
 import math
 
 import numpy as np
@@ -38,24 +39,22 @@ KERNELS = {"bicubic": (bicubic, 2), "bilinear": (bilinear, 1)}
 
 
 def axis_weights(
-    start: Tensor,
     length: Tensor,
-    canvas: Tensor,
+    seen: Tensor,
+    longest: int,
     taps: int,
     size: int,
-    seen: Tensor | None = None,
     interpolation: str = "bicubic",
 ) -> Tensor:
     """Resampling matrices of one axis.
 
     Args:
-        start: (B,) where the window begins on its canvas, in pixels; may be fractional.
-        length: (B,) extent of the window in pixels.
-        canvas: (B,) number of pixels that exist; taps at or beyond it weigh nothing.
-        taps: Width of the matrices, at least the longest canvas, or the longest part of it that is seen.
+        length: (B,) extent of the windows in pixels.
+        seen: (2, B) first pixel, and the one after the last, of the part of the window that the matrices are
+            for.
+        longest: The largest of `length`, which the host knows without asking the device.
+        taps: Width of the matrices, at least the longest part that is seen.
         size: Output pixels.
-        seen: (2, B) first pixel, and the one after the last, of the part of the canvas that the matrices are
-            for; all of it where left out.
         interpolation: One of :data:`KERNELS`.
 
     Returns:
@@ -64,21 +63,17 @@ def axis_weights(
     kernel, support = KERNELS[interpolation]
     scale = (length / size).view(-1, 1, 1)
     stretch = scale.clamp(min=1.0)
-    centre = start.view(-1, 1, 1) + (torch.arange(size, device=start.device).view(1, -1, 1) + 0.5) * scale
-    reach = (
-        math.ceil(2 * support * max(1.0, float(scale.max()))) + 1
-    )  # of one output pixel, beyond the canvas too
+    centre = (torch.arange(size, device=length.device).view(1, -1, 1) + 0.5) * scale
+    reach = math.ceil(2 * support * max(1.0, longest / size)) + 1  # of an output pixel, beyond the window too
     first = (centre - support * stretch).floor()
-    position = first + torch.arange(reach, device=start.device)
+    position = first + torch.arange(reach, device=length.device)
     weights = kernel((position + 0.5 - centre) / stretch)
-    weights = weights * ((position >= 0) & (position < canvas.view(-1, 1, 1)))
+    weights = weights * ((position >= 0) & (position < length.view(-1, 1, 1)))
     weights = weights / weights.sum(-1, keepdim=True)
-    if seen is not None:
-        first_seen, end = seen.view(2, -1, 1, 1)
-        weights = weights * ((position >= first_seen) & (position < end))
-        position = position - first_seen
-    dense = weights.new_zeros(len(start), size, taps)
-    return dense.scatter_add_(2, position.long().clamp_(0, taps - 1), weights)
+    first_seen, end = seen.view(2, -1, 1, 1).unbind()
+    weights = weights * ((position >= first_seen) & (position < end))
+    dense = weights.new_zeros(len(length), size, taps)
+    return dense.scatter_add_(2, (position - first_seen).long().clamp_(0, taps - 1), weights)
 
 
 def resample(pixels: Tensor, horizontal: Tensor, vertical: Tensor, outside: Tensor | None = None) -> Tensor:
@@ -174,6 +169,7 @@ def _centre(length: int, out_length: int, size: int) -> tuple[float, float, int]
     return first * scale, min((first + shown) * scale, length), shown
 
 
+@functools.lru_cache(maxsize=64)
 def gaussian_matrix(size: int, sigma: float, device: torch.device) -> Tensor:
     """(size, size) matrix that blurs one axis with a Gaussian of `sigma` pixels; its rows sum to one."""
     position = torch.arange(size, device=device, dtype=torch.float32)

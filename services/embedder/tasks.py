@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,11 +12,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from services.embedder.backends.base import Backend
-from services.embedder.crops import crop_regions
+from services.embedder.crop_plan import Window, needs_masks, plan_crops
+from services.embedder.crops import cut_crops
 from services.embedder.options import CropPolicy
 from services.embedder.resample import resize_image
+from services.embedder.upload import Upload
 
 Pixels = NDArray[np.uint8]
+OnDevice = Callable[[], Tensor]
+"""Returns crops, or what they are made of, on the device, once they are there."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +30,7 @@ class Regions:
     Attributes:
         pixels: (H, W, 3) uint8.
         boxes: (N, 4) x_min, y_min, x_max, y_max in pixels, half-open.
-        masks: Each cut to its :func:`services.embedder.crops.pixel_box`, bool; None where the box is the
+        masks: Each cut to its :func:`services.embedder.crop_plan.pixel_box`, bool; None where the box is the
             object. They are read one by one, just before they are needed, and may be decoded only then.
     """
 
@@ -62,7 +66,7 @@ class RegionsTask:
         regions = self.read()
         planes = _planes(regions.pixels)
         whole = prepare_image(regions.pixels, backend) if self.include_image else None
-        return PreparedRegions(planes, torch.from_numpy(regions.boxes), regions.masks, self.policy, whole)
+        return PreparedRegions(planes, regions.boxes, regions.masks, self.policy, whole)
 
 
 @dataclass
@@ -70,59 +74,61 @@ class PreparedRegions:
     """An image whose regions are cut out on the device, and the whole of it where it is included."""
 
     image: Tensor
-    boxes: Tensor
+    boxes: NDArray[np.float32]
     masks: Sequence[NDArray[np.bool_]] | None
     policy: CropPolicy
     whole: PreparedImage | None = None
-    _on_device: dict[torch.device, Tensor] = field(default_factory=dict)  # one upload for all parts
+    _uploaded: dict[torch.device, Tensor] = field(default_factory=dict)  # the image, once for all slices
 
-    def crops(self, start: int, stop: int, backend: Backend) -> Tensor:
-        """Normalised crops (stop - start, 3, size, size) on the device."""
-        crops = []
+    def gather(self, start: int, stop: int, backend: Backend, upload: Upload) -> list[OnDevice]:
+        """Adds what some items need to an upload; see :func:`cut_batch`."""
+        cuts: list[OnDevice] = []
         first = 0
         if self.whole is not None:
             first = 1
             if start == 0:
-                crops.append(self.whole.crops(0, 1, backend))
+                cuts += self.whole.gather(0, 1, backend, upload)
+        image: OnDevice | None = None
         for policy in self.policy.parts:
             chosen = range(max(start - first, 0), min(stop - first, len(self.boxes)))
             first += len(self.boxes)
-            if not chosen:
-                continue
-            crops.append(
-                crop_regions(
-                    self._uploaded(backend.device),
-                    self.boxes[chosen.start : chosen.stop],
-                    None if self.masks is None else _OnDevice(self.masks, chosen, backend.device),
-                    policy,
-                    backend.size,
-                    mean=backend.mean,
-                    std=backend.std,
-                    interpolation=backend.interpolation,
-                )
-            )
-        return crops[0] if len(crops) == 1 else torch.cat(crops)
+            if chosen:
+                image = image or self._image(backend.device, upload)
+                cuts.append(self._gather(image, chosen, policy, backend, upload))
+        return cuts
 
-    def _uploaded(self, device: torch.device) -> Tensor:
-        image = self._on_device.get(device)
-        if image is None:
-            image = self._on_device[device] = self.image.to(device, non_blocking=True)
-        return image
+    def _image(self, device: torch.device, upload: Upload) -> OnDevice:
+        known = self._uploaded.get(device)
+        return upload.add(self.image) if known is None else lambda: known
 
+    def _gather(
+        self, image: OnDevice, chosen: range, policy: CropPolicy, backend: Backend, upload: Upload
+    ) -> OnDevice:
+        size = self.image.shape[1], self.image.shape[2]
+        plan = plan_crops(self.boxes[chosen.start : chosen.stop].tolist(), policy, size, backend.size)
+        measures, places = upload.add(plan.measures), upload.add(plan.places)
+        objects: list[OnDevice] | None = None
+        if self.masks is not None and needs_masks(policy):
+            objects = [
+                self._mask(self.masks, place, box, backend.device, upload)
+                for place, box in zip(chosen, plan.boxes, strict=True)
+            ]
 
-@dataclass(frozen=True)
-class _OnDevice(Sequence[Tensor]):
-    """Some of the masks, uploaded one by one."""
+        def cut_regions() -> Tensor:
+            seen = self._uploaded[backend.device] = image()
+            options = backend.mean, backend.std, backend.interpolation
+            return cut_crops(seen, plan, measures(), places(), objects, *options)
 
-    masks: Sequence[NDArray[np.bool_]]
-    chosen: range
-    device: torch.device
+        return cut_regions
 
-    def __len__(self) -> int:
-        return len(self.chosen)
-
-    def __getitem__(self, index: Any) -> Any:
-        return torch.from_numpy(self.masks[self.chosen[index]]).to(self.device, non_blocking=True)
+    @staticmethod
+    def _mask(
+        masks: Sequence[NDArray[np.bool_]], place: int, box: Window, device: torch.device, upload: Upload
+    ) -> OnDevice:
+        """A mask on the device; one that does not fit into the upload is decoded just before it is needed."""
+        if upload.has_room(box.height * box.width):
+            return upload.add(torch.from_numpy(masks[place]))
+        return lambda: torch.from_numpy(masks[place]).to(device, non_blocking=True)
 
 
 @dataclass(frozen=True)
@@ -147,9 +153,26 @@ class PreparedImage:
 
     image: Tensor
 
-    def crops(self, start: int, stop: int, backend: Backend) -> Tensor:
-        """The image on the device, (1, 3, size, size)."""
-        return self.image.unsqueeze(0).to(backend.device, non_blocking=True)
+    def gather(self, start: int, stop: int, backend: Backend, upload: Upload) -> list[OnDevice]:
+        """Adds the image to an upload; see :func:`cut_batch`."""
+        return [upload.add(self.image.unsqueeze(0))]
+
+
+def cut_batch(slices: Iterable[tuple[PreparedRegions | PreparedImage, int, int]], backend: Backend) -> Tensor:
+    """The crops of a batch, in one copy to the device, for which nothing waits.
+
+    Args:
+        slices: Prepared tasks, each with the first of its items, and the end of them.
+        backend: The model that will see them.
+
+    Returns:
+        Normalised crops (items, 3, size, size) on the device.
+    """
+    upload = Upload(backend.device)
+    cuts = [one for task, start, stop in slices for one in task.gather(start, stop, backend, upload)]
+    upload.send()
+    crops = [one() for one in cuts]
+    return crops[0] if len(crops) == 1 else torch.cat(crops)
 
 
 def prepare_image(pixels: Pixels, backend: Backend) -> PreparedImage:

@@ -31,7 +31,7 @@ from services.embedder.backends import load_backend
 from services.embedder.crops import crop_regions
 from services.embedder.options import CropPolicy
 from services.embedder.service import find_model
-from services.embedder.tasks import ImageTask
+from services.embedder.tasks import ImageTask, cut_batch
 from tests.stack import ROOT
 
 LEAST = 0.9999
@@ -181,7 +181,7 @@ def parity(name: str, tag: str, folder: Path | None, tmp_path: Path) -> tuple[fl
     # One at a time: some towers take hundreds of megabytes an image.
     expected = torch.cat([theirs.encode_image(preprocess(photo)[None], normalize=True) for photo in photos])
     images = [
-        ImageTask(lambda photo=photo: np.asarray(photo)).prepare(backend).crops(0, 1, backend)
+        cut_batch([(ImageTask(lambda photo=photo: np.asarray(photo)).prepare(backend), 0, 1)], backend)
         for photo in photos
     ]
     found = torch.cat([backend.embed_crops(image) for image in images])

@@ -10,15 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
-from services.embedder.crops import (
-    CLIP_MEAN,
-    CLIP_STD,
-    CropPolicy,
-    Window,
-    crop_regions,
-    crop_window,
-    pixel_box,
-)
+from services.embedder.crop_plan import Window, crop_window, pixel_box
+from services.embedder.crops import CLIP_MEAN, CLIP_STD, CropPolicy, crop_regions
 from services.embedder.resample import groups_by_size, resize_image
 
 POLICIES = [policy for policy in CropPolicy if policy is not CropPolicy.ENSEMBLE]

@@ -11,7 +11,7 @@ from regionsearch.v1 import embed_pb2, types_pb2
 from services.embedder import request_parsing
 from services.embedder.options import CropPolicy
 from services.embedder.request_parsing import AHEAD_BYTES, read_regions
-from services.embedder.tasks import RegionsTask
+from services.embedder.tasks import RegionsTask, cut_batch
 
 SIDE = 2000
 
@@ -63,7 +63,7 @@ def test_crops_do_not_depend_on_when_masks_are_decoded(encoding, backend, monkey
     for ahead in (AHEAD_BYTES, 3 * 60 * 80, 0):
         monkeypatch.setattr(request_parsing, "AHEAD_BYTES", ahead)
         task = RegionsTask(lambda: read_regions(request, ImageLimits()), 8, CropPolicy.ENSEMBLE)
-        crops.append(task.prepare(backend).crops(3, 14, backend))
+        crops.append(cut_batch([(task.prepare(backend), 3, 14)], backend))
     assert crops[0].shape == (11, 3, backend.size, backend.size)
     assert crops[0].equal(crops[1])
     assert crops[0].equal(crops[2])
