@@ -165,9 +165,18 @@ def cases(device: str, quick: bool) -> list[Case]:
     click = "pocket" if quick else "vit_h"
     again = functools.partial(bench_segmenter.second_click, functools.partial(load, click))
     add(f"second click against the first, {click}", "s", again)
+    callers = functools.partial(bench_segmenter.callers, 2 if quick else 16)
+    add("8 callers of everything mode at once against in turn, pocket", "s", callers)
     for model in ["pocket"] if quick else ["ViT-B-32", "ViT-L-14", "ViT-H-14"]:
         for precision in ("fp32",) if quick else ("fp32", "bf16"):
             add(f"crops, {model}, {precision}", "crops/s", functools.partial(crops, model, precision))
+    precision, variant, model = (
+        ("fp32", "pocket", "pocket") if quick else ("bf16", "vit_b", "ViT-B-32")
+    )  # compiling takes a minute each
+    encoded = functools.partial(compiled_encoding, functools.partial(load, variant), precision)
+    add(f"encode, compiled against not, {variant}, {precision}", "images/s", encoded)
+    cropped = functools.partial(crops, model, precision, compile_model=True)
+    add(f"crops, compiled against not, {model}, {precision}", "crops/s", cropped)
     for count in [1000] if quick else [1_000_000, 10_000_000]:
         name = f"search of {count:,} x 512, 32 queries at once"
         add(name, "queries/s", functools.partial(search, count), runs=1)
@@ -217,6 +226,34 @@ def rate(
 
 
 @contextlib.contextmanager
+def compiled_encoding(
+    load: Callable[[], tuple[SamBackend, EverythingOptions]], precision: str
+) -> Iterator[Pair]:
+    """Images a second of a compiled image encoder and of the same one as it is; they must agree."""
+    from dataclasses import replace
+
+    import torch
+
+    from benchmarks.bench_segmenter import scene
+    from benchmarks.harness import Pair
+    from services.segmenter.backends.sam import SamBackend
+
+    full, _ = load()
+    plain, compiled = (
+        SamBackend(full.model, replace(full.identity, precision=precision), compile_model)
+        for compile_model in (False, True)
+    )
+    prepared = [plain.prepare(scene())] * plain.encode_batch
+    (expected, *_), (found, *_) = plain.encode(prepared), compiled.encode(prepared)
+    similarity = torch.cosine_similarity(found.features[0].flatten(), expected.features[0].flatten(), dim=0)
+    assert similarity > 0.99, f"the compiled encoder has another answer: cosine {similarity:.3f}"
+    yield Pair(
+        lambda: len(prepared) / waited(lambda: compiled.encode(prepared)),
+        lambda: len(prepared) / waited(lambda: plain.encode(prepared)),
+    )
+
+
+@contextlib.contextmanager
 def attention(variant: str) -> Iterator[Pair]:
     """Encoding with fused attention against the published one; they must agree."""
     import torch
@@ -242,17 +279,25 @@ def attention(variant: str) -> Iterator[Pair]:
 
 
 @contextlib.contextmanager
-def crops(model: str, precision: str) -> Iterator[Pair]:
-    """Regions a second of an image with 64 regions, cropped and embedded."""
+def crops(model: str, precision: str, compile_model: bool = False) -> Iterator[Pair]:
+    """Regions a second of an image with 64 regions, cropped and embedded; with a compiled tower against that
+    without.
+    """
     from benchmarks import bench_embedder
     from benchmarks.bench_serving import on_loop
     from benchmarks.harness import Pair
     from services.embedder.options import CropPolicy
 
-    backend, regions = bench_embedder.load(model, precision), bench_embedder.scene()
-    with on_loop(bench_embedder.engine(backend)) as run:
-        ours = functools.partial(bench_embedder.vectors_of, run, regions, CropPolicy.BLUR)
-        yield Pair(lambda: len(regions.boxes) / waited(ours))
+    regions = bench_embedder.scene()
+    with contextlib.ExitStack() as stack:
+
+        def speed(compile_model: bool) -> Callable[[], float]:
+            backend = bench_embedder.load(model, precision, compile_model)
+            run = stack.enter_context(on_loop(bench_embedder.engine(backend)))
+            ours = functools.partial(bench_embedder.vectors_of, run, regions, CropPolicy.BLUR)
+            return lambda: len(regions.boxes) / waited(ours)
+
+        yield Pair(speed(compile_model), speed(False) if compile_model else None)
 
 
 @contextlib.contextmanager
