@@ -87,6 +87,7 @@ class FakeGateway:
                 Route("/v1/collections/default/images", self.ingest, methods=["POST"]),
                 Route("/v1/collections/default/images/{id}", self.delete, methods=["DELETE"]),
                 Route("/v1/collections/default/images/{id}", self.change, methods=["PATCH"]),
+                Route("/v1/collections/default/images/{id}", self.image, methods=["GET"]),
                 Route("/v1/collections/default/images/{id}/regions", self.regions),
                 Route("/v1/collections/default/images/{id}/regions/{region}/crop.png", self.content),
                 Route("/v1/collections/default/images/{id}/{kind:str}", self.content),
@@ -177,6 +178,10 @@ class FakeGateway:
     async def images(self, request: Request) -> Response:
         found = [self._image(identity) for identity in reversed(self.scenes)]
         by, ascending = (request.query_params.get(name, "") for name in ("order_by", "ascending"))
+        if text := request.query_params.get("filter", ""):
+            wanted = json.loads(text)
+            self.requests.append(("images", wanted))
+            found = [image for image in found if set(image["tags"]) & set(wanted.get("tags", image["tags"]))]
         if by == "name":
             found.sort(key=lambda image: image["name"])
         elif by.startswith("attributes."):
@@ -199,6 +204,9 @@ class FakeGateway:
         self.attributes[identity] = {name: value for name, value in attributes.items() if value is not None}
         return JSONResponse(self._image(identity))
 
+    async def image(self, request: Request) -> Response:
+        return JSONResponse(self._image(request.path_params["id"]))
+
     def _image(self, identity: str) -> dict[str, Any]:
         return _image(identity, self.scenes[identity]) | {
             "tags": self.tags.get(identity, []),
@@ -210,6 +218,11 @@ class FakeGateway:
             file = form["files"]
             assert not isinstance(file, str)
             name, data = file.filename or "", await file.read()
+            identity = hashlib.sha256(data).hexdigest()
+            if said := [tag for tag in form.getlist("tags") if isinstance(tag, str)]:
+                self.tags[identity] = said
+            if isinstance(facts := form.get("attributes"), str):
+                self.attributes[identity] = json.loads(facts)
 
         async def events() -> AsyncIterator[str]:
             for stage in STAGES:
@@ -399,7 +412,8 @@ def _alike(phrase: str, name: str) -> float:
 
 def _image(identity: str, one: Scene) -> dict[str, Any]:
     facts = {"image_id": identity, "name": one.name, "width": one.width, "height": one.height, "tags": []}
-    return facts | {"region_count": len(one.things), "content_type": _content_type(one.data)}
+    facts |= {"region_count": len(one.things), "size_bytes": len(one.data)}
+    return facts | {"content_type": _content_type(one.data)}
 
 
 def _content_type(data: bytes) -> str:

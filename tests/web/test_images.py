@@ -148,6 +148,11 @@ def test_images_and_cut_outs_are_downloaded(page: Page, url: str, gateway: FakeG
         assert abs(image.width - 141) <= 1 and abs(image.height - 141) <= 1
         assert image.getpixel((0, 0))[3] == 0  # type: ignore[index]
         assert image.getpixel((70, 70)) == (210, 52, 44, 255)
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.get_by_role("button", name="Copy", exact=True).click()
+    expect(page.locator("#toast")).to_have_text("Copied.")
+    copied = "navigator.clipboard.read().then(([one]) => one.getType('image/png')).then((blob) => blob.size)"
+    assert page.evaluate(copied) > 100
     with page.expect_download() as document:
         page.get_by_role("button", name="All as COCO").click()
     coco = json.loads(Path(document.value.path()).read_text())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from playwright.sync_api import Page, expect
@@ -25,11 +26,52 @@ def test_selected_images_are_deleted_together(page: Page, url: str, gateway: Fak
     expect(page.locator("#confirm")).to_contain_text("Delete 2 pictures?")
     page.get_by_role("button", name="Delete", exact=True).click()
     expect(tiles).to_have_count(2)
-    expect(page.locator("#toast")).to_have_text("2 pictures deleted.")
+    expect(page.locator("#toast")).to_have_text("2 pictures deleted.Undo")
     expect(page.locator("#subtitle")).to_have_text("2 pictures")
     assert sorted(one.name for one in gateway.scenes.values()) == ["phone.jpg", "tall.png"]
     tiles.first.click()  # opens again
     expect(page.locator("#viewer")).to_be_visible()
+
+
+def test_a_deletion_is_undone(page: Page, url: str, gateway: FakeGateway) -> None:
+    """Pictures come back with their tags and facts, by the button or by Ctrl+Z."""
+    first, second = gateway.id_of("table.png"), gateway.id_of("wide.png")
+    gateway.tags[first], gateway.attributes[first] = ["holiday"], {"taken_at": "2024-05-01T12:00:00"}
+    page.goto(url)
+    tiles = page.locator("#grid button.tile")
+    page.get_by_role("checkbox", name="Select table.png").click()
+    page.get_by_role("checkbox", name="Select wide.png").click()
+    page.locator("#picked-delete").click()
+    page.get_by_role("button", name="Delete", exact=True).click()
+    expect(tiles).to_have_count(2)
+    gateway.tags[first], gateway.attributes[first] = [], {}
+    page.get_by_role("button", name="Undo", exact=True).last.click()
+    expect(tiles).to_have_count(4)
+    assert {first, second} <= gateway.scenes.keys()
+    assert (gateway.tags[first], gateway.attributes[first]["taken_at"]) == (
+        ["holiday"],
+        "2024-05-01T12:00:00",
+    )
+    tile(page, "tall.png").click()
+    page.get_by_role("button", name="Delete picture").click()
+    page.get_by_role("button", name="Delete", exact=True).click()
+    expect(tiles).to_have_count(3)
+    page.keyboard.press("Control+z")
+    expect(tiles).to_have_count(4)
+
+
+def test_selected_images_are_exported(page: Page, url: str, gateway: FakeGateway) -> None:
+    """All that is in them, or what the search has found in them."""
+    page.goto(url)
+    chosen = [gateway.scenes[gateway.id_of(name)] for name in ("table.png", "wide.png")]
+    for query, number in (("", sum(len(one.things) for one in chosen)), ("/?q=red+circle", 2)):
+        page.goto(url + query)
+        for one in chosen:
+            page.get_by_role("checkbox", name=f"Select {one.name}").click()
+        with page.expect_download() as download:
+            page.get_by_role("button", name="Export as COCO", exact=True).click()
+        assert download.value.suggested_filename == "pictures.coco.json"
+        assert len(json.loads(Path(download.value.path()).read_text())["annotations"]) == number
 
 
 def test_the_keyboard_selects_ranges_and_all(page: Page, url: str) -> None:
@@ -62,7 +104,7 @@ def test_images_that_cannot_be_deleted_stay_selected(page: Page, url: str, gatew
     page.keyboard.press("Control+a")
     page.keyboard.press("Delete")
     page.get_by_role("button", name="Delete", exact=True).click()
-    expect(page.locator("#toast")).to_have_text("3 pictures deleted, 1 not: The key may read only.")
+    expect(page.locator("#toast")).to_have_text("3 pictures deleted, 1 not: The key may read only.Undo")
     expect(page.locator("#grid li.picked-tile")).to_have_count(1)
     assert list(gateway.scenes) == [kept]
 

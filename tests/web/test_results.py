@@ -205,3 +205,32 @@ def test_pictures_are_ordered_by_the_day_on_which_they_were_taken(
     expect(page.locator("#filter-count")).to_have_text("1")
     (condition,) = gateway.requests[-1][1]["filter"]["conditions"]
     assert condition["time"] == {"gte": "2024-01-01T00:00:00Z", "lte": "2024-12-31T23:59:59.999Z"}
+
+
+def test_the_list_has_filters_and_months(page: Page, url: str, gateway: FakeGateway) -> None:
+    """In the order of days pictures stand below their months; tags and days narrow the list."""
+    first, second, third, *_ = gateway.scenes
+    for identity, taken in (
+        (first, "2024-05-01T23:30:00"),
+        (second, "2024-05-30T10:00:00"),
+        (third, "2023-12-24T18:00:00"),
+    ):
+        gateway.attributes[identity] = {"taken_at": taken}
+        gateway.tags[identity] = ["holiday"]
+    page.goto(f"{url}/?sort=newest")
+    months = page.locator("#grid .month:visible")
+    expect(months).to_have_text(["May 2024", "December 2023", "Without a date"])
+    page.get_by_role("button", name=re.compile("Filters")).click()
+    expect(page.get_by_label("Exclude", exact=True)).to_be_hidden()  # only a search has results to exclude
+    page.locator("#filters [name=tags]").fill("holiday")
+    page.keyboard.press("Enter")
+    expect(page.locator("#grid button.tile")).to_have_count(3)
+    expect(months).to_have_count(2)
+    with page.expect_response("**/images?*"):
+        page.get_by_label("Taken from").fill("2024-01-01")
+    expect(page).to_have_url(re.compile("since=2024-01-01"))
+    expect(page.locator("#filter-count")).to_have_text("2")
+    (condition,) = gateway.requests[-1][1]["conditions"]
+    assert condition == {"attribute": "taken_at", "time": {"gte": "2024-01-01T00:00:00Z"}}
+    page.get_by_role("button", name="Clear", exact=True).click()
+    expect(page.locator("#grid button.tile")).to_have_count(len(gateway.scenes))

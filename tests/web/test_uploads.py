@@ -49,6 +49,38 @@ def test_uploads_appear_as_they_finish_with_failures_first(
     expect(page.locator("#grid button.tile")).to_have_count(4)
 
 
+def test_a_folder_is_chosen_and_the_time_that_is_left_is_said(
+    page: Page, url: str, gateway: FakeGateway, tmp_path: Path
+) -> None:
+    """Names are paths below the folder; hidden files and other kinds are left out and counted."""
+    (tmp_path / "2024").mkdir()
+    names = ["a.png", "2024/a.png", "2024/b.png", "2024/c.png", "2024/d.png"]
+    for n, name in enumerate(names):
+        (tmp_path / name).write_bytes(scene(name, 300 + n, 200, [("red", "circle", (9, 9, 90, 90))]).data)
+    (tmp_path / ".hidden.png").write_bytes(b"")
+    (tmp_path / "notes.txt").write_bytes(b"words")
+    held: list[Route] = []
+    page.route(
+        "**/v1/collections/default/images",
+        lambda route: held.append(route) if route.request.method == "POST" else route.fallback(),
+    )
+    page.clock.install()
+    page.goto(url)
+    page.locator("#folder").set_input_files(tmp_path)
+    expect(page.locator("#toast")).to_have_text("2 files left out: hidden, or not a picture.")
+    expect(page.locator("#uploads-title")).to_have_text("Adding 1 of 5")
+    while len(held) < 3:
+        page.wait_for_timeout(50)
+    page.clock.fast_forward("05:00")
+    for route in held[:3]:
+        route.continue_()
+    expect(page.locator("#uploads-title")).to_have_text("Adding 4 of 5 · 4 min left")
+    for route in held[3:]:
+        route.continue_()
+    expect(page.locator("#uploads-title")).to_have_text("5 pictures added")
+    assert set(names) <= {one.name for one in gateway.scenes.values()}
+
+
 def test_two_images_dropped_on_the_search(page: Page, url: str, tmp_path: Path) -> None:
     page.goto(url)
     expect(page.locator("#grid button.tile")).to_have_count(4)

@@ -64,6 +64,8 @@ def test_turning_pages_keeps_the_button(page: Page, url: str, gateway: FakeGatew
     assert [one for one, _ in gateway.requests] == [], "Enter has not pointed at anything"
     expect(onward).to_be_disabled()
     expect(page.locator("#stage")).to_be_focused()
+    page.keyboard.press("PageUp")
+    expect(name).to_have_text(seen[-1])
 
 
 def test_words_are_added_to_an_example(page: Page, url: str, gateway: FakeGateway) -> None:

@@ -107,9 +107,10 @@ export const collections = async () => (await get("v1/collections?page_size=1000
 export const createCollection = (name) => post("v1/collections", { name });
 /** Whether there is certainly no collection of this name. */
 export const isMissing = (name) => get(collectionUrl(name)).then(() => false, (problem) => problem.status === 404);
-/** A page of pictures, newest first unless an `order` says otherwise. */
-export const images = (collection, token, signal, most = 40, order = {}) =>
-  get(`${collectionUrl(collection)}/images?${new URLSearchParams({ page_size: String(most), page_token: token, ...order })}`, { signal });
+/** A page of pictures, newest first unless `listing` has another order; it may have a filter. */
+export const images = (collection, token, signal, most = 40, listing = {}) =>
+  get(`${collectionUrl(collection)}/images?${new URLSearchParams({ page_size: String(most), page_token: token, ...listing })}`, { signal });
+export const image = (collection, id) => get(imageUrl(collection, id));
 export const regions = (collection, id, signal) => get(`${imageUrl(collection, id)}/regions?include=mask`, { signal });
 /** Changes tags, the name or attributes; resolves with the picture as it is now. */
 export const changeImage = async (collection, id, change) =>
@@ -159,6 +160,8 @@ export async function ingest(collection, file, onStage, signal, retries = UPLOAD
   onStage("sending");
   const form = new FormData();
   form.append("files", file, file.path ?? file.name);
+  for (const tag of file.tags ?? []) form.append("tags", tag);
+  if (file.attributes) form.append("attributes", JSON.stringify(file.attributes));
   const response = await request(`${collectionUrl(collection)}/images`, {
     method: "POST", body: form, headers: { Accept: "text/event-stream" }, signal, retries,
   });

@@ -1,18 +1,18 @@
 /** Cut-outs of things. */
 
-import { h, save } from "./dom.js";
+import { h } from "./dom.js";
 
 const THUMB_PX = 72; // twice its size on the page
 
-/** Saves what a path encloses of a picture as a PNG with a transparent ground. */
-export function saveCrop(element, { width, height }, path, name) {
+/** What a path encloses of a picture, as a PNG with a transparent ground. */
+export function cropOf(element, { width, height }, path) {
   const [left, top, right, bottom] = boundsOf(path);
   const canvas = h("canvas", { width: right - left, height: bottom - top });
   const context = canvas.getContext("2d");
   context.translate(-left, -top);
   context.clip(new Path2D(path), "evenodd");
   context.drawImage(element, 0, 0, width, height);
-  canvas.toBlob((blob) => save(blob, name), "image/png");
+  return new Promise((resolve) => canvas.toBlob(resolve, "image/png"));
 }
 
 /** The bounds of a path made of absolute M and L commands. */

@@ -49,15 +49,16 @@ export function announce(text) {
 
 let toastTimer;
 
-/** Shows a short message for a few seconds, above dialogs too. */
-export function toast(text) {
+/** Shows a short message for a few seconds, above dialogs too; `action` is a button in it, {label, click, seconds}. */
+export function toast(text, action = null) {
   const element = $("toast");
-  element.textContent = text;
+  element.replaceChildren(text, action ? h("button.small", { type: "button", click: () => (end(), action.click()) }, action.label) : "");
   element.hidePopover();
   element.showPopover(); // again, so that it stands above a dialog that was opened since
   announce(text);
   clearTimeout(toastTimer);
-  toastTimer = setTimeout(() => element.hidePopover(), 4500);
+  const end = () => (element.hidePopover(), element.querySelector("button")?.remove());
+  toastTimer = setTimeout(end, 1000 * (action?.seconds ?? 4.5));
 }
 
 /** "1 picture", "2 pictures". */

@@ -8,6 +8,20 @@ const FOREIGN = /^(\..*|@eadir|@recycle|@recently-snapshot|#recycle|#snapshot|__
 const inDialog = () => Boolean(document.querySelector("dialog[open]"));
 const isPicture = (file) => file.type.startsWith("image/") || PICTURE.test(file.name);
 
+/** The pictures among files, where null stands for one that is left out; says what is. */
+function pictures(all) {
+  const files = all.filter((file) => file && isPicture(file));
+  if (!files.length) toast("There are no pictures in it.");
+  else if (all.length > files.length) toast(`${count(all.length - files.length, "file")} left out: hidden, or not a picture.`);
+  return files;
+}
+
+/** The pictures of a folder that was chosen; each knows its path below it. */
+export const picturesOfFolder = (files) => pictures([...files].map((file) => {
+  const parts = file.webkitRelativePath.split("/").slice(1);
+  return parts.some((part) => FOREIGN.test(part)) ? null : Object.assign(file, { path: parts.join("/") });
+}));
+
 /** @param {{searchWith: (file: File) => void, add: (files: File[]) => void}} actions */
 export function acceptPictures({ searchWith, add }) {
   const veil = $("drop");
@@ -33,9 +47,8 @@ export function acceptPictures({ searchWith, add }) {
     if (inDialog()) return toast("Close this first, then drop pictures.");
     const target = event.target.closest?.("[data-drop]")?.dataset.drop ?? (event.target.closest?.("#search") ? "search" : "add");
     const all = await dropped(event.dataTransfer);
-    const files = all.filter((file) => file && isPicture(file));
-    if (!files.length) return toast("There is no picture in what was dropped.");
-    if (all.length > files.length) toast(`${count(all.length - files.length, "file")} left out: hidden, or not a picture.`);
+    const files = pictures(all);
+    if (!files.length) return;
     if (target === "search" && files.length > 1) toast(`Searching with ${files[0].name}: a search takes one picture, ${files.length} were dropped.`);
     if (target === "search") searchWith(files[0]);
     else add(files);

@@ -1,7 +1,7 @@
 /** What stands in the place of pictures when there are none. */
 
 import { $, h, icon } from "./dom.js";
-import { filterCount } from "./url.js";
+import { filterCount, isSearch } from "./url.js";
 
 /** Grey tiles while the first answer is still to come. */
 export const skeletons = () => [1.3, 0.8, 1.5, 1, 0.7, 1.4, 1.1, 0.9].map((ratio) => {
@@ -16,10 +16,11 @@ export const noMatch = (title) => [
   h("p", {}, "Nothing in this collection is similar enough. Try other words, or look at the weaker matches."),
 ];
 
-/** A search that has found nothing. */
+/** A search, or a list with filters, that has found nothing. */
 export const nothing = (state) => [
   h("h2", {}, "Nothing found"),
-  h("p", {}, filterCount(state) ? "Nothing passes all filters. Lower the minimum score, or change dates, size or exclusions." : "There is nothing in this collection to compare with. Add pictures first."),
+  h("p", {}, !filterCount(state) ? "There is nothing in this collection to compare with. Add pictures first."
+    : isSearch(state) ? "Nothing passes all filters. Lower the minimum score, or change dates, size or exclusions." : "No picture matches these tags and days."),
   filterCount(state) > 0
     ? h("button.secondary", { type: "button", click: () => $("filters").reset() }, "Clear the filters")
     : h("button.secondary", { type: "button", click: () => $("add").click() }, icon("plus"), "Add pictures"),
@@ -31,6 +32,7 @@ export const welcome = () => [
   h("h2", {}, "Find anything in any picture"),
   h("p", {}, "Drop pictures or whole folders anywhere on this page. Each thing in them becomes something you can find."),
   h("button.primary", { type: "button", click: () => $("add").click() }, icon("plus"), "Add pictures"),
+  h("button.ghost", { type: "button", click: () => $("folder").click() }, "Add a folder"),
   h("ul.ways", {},
     h("li", {}, h("b", {}, "By words"), "“red mug”, “dog with a ball”"),
     h("li", {}, h("b", {}, "By example"), "drop or paste a picture into the search"),

@@ -8,7 +8,12 @@ const DAY = /^\d{4}-(0\d|1[0-2])-([0-2]\d|3[01])/;
 const LENGTH = "2024-05-01T12:34:56".length; // what follows is the offset from UTC
 
 /** The day of a time, as the clock of the place had it; false for what is none. */
-export const day = (time = "") => DAY.test(time) && new Date(`${time.slice(0, 10)}T00:00:00Z`).toLocaleDateString([], { dateStyle: "medium", timeZone: "UTC" });
+export const day = (time = "") => dated(time, { dateStyle: "medium" });
+
+/** Its month, likewise. */
+export const month = (time = "") => dated(time, { month: "long", year: "numeric" });
+
+const dated = (time, style) => DAY.test(time) && new Date(`${time.slice(0, 10)}T00:00:00Z`).toLocaleDateString([], { ...style, timeZone: "UTC" });
 
 export class Facts {
   /** @param {(change: {attributes: object}, picture: object) => Promise<object|null>} change Resolves with the changed picture, unless another one is open by then. */

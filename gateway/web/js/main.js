@@ -3,7 +3,7 @@
 import { CollectionMap } from "./collection_map.js";
 import { Collections } from "./collections.js";
 import { $, announce, toast, typing } from "./dom.js";
-import { acceptPictures } from "./drop.js";
+import { acceptPictures, picturesOfFolder } from "./drop.js";
 import { keep } from "./query_images.js";
 import { whenReady } from "./readiness.js";
 import { Results } from "./results.js";
@@ -91,13 +91,12 @@ const viewer = new Viewer({
   deleted: (id) => {
     results.forget(id);
     map.forget(id);
-    toast("The picture is deleted.");
   },
 });
 const uploads = new Uploads({
-  changed: (collection) => {
+  changed: (collection, id) => {
     hintAtWeights();
-    if (ready && collection === state.collection) (results.news(), map.reload());
+    if (ready && collection === state.collection) (results.news(id), map.reload());
   },
 });
 
@@ -131,16 +130,24 @@ async function searchWith(file) {
 }
 
 const add = (files) => uploads.add(state.collection, files);
+document.addEventListener("restore", (/** @type {CustomEvent} */ { detail: { collection, files } }) => uploads.add(collection, files));
 acceptPictures({ searchWith, add });
 
 $("add").addEventListener("click", () => $("files").click());
 $("files").addEventListener("change", () => (add([...$("files").files]), ($("files").value = "")));
+$("add-folder").addEventListener("click", () => $("folder").click());
+$("folder").addEventListener("change", () => {
+  const files = picturesOfFolder($("folder").files);
+  if (files.length) add(files);
+  $("folder").value = "";
+});
 $("pick").addEventListener("click", () => $("picture").click());
 $("picture").addEventListener("change", () => ($("picture").files[0] && searchWith($("picture").files[0]), ($("picture").value = "")));
 $("home").addEventListener("click", (event) => (event.preventDefault(), go({ ...HOME, collection: state.collection })));
 $("key-later").addEventListener("click", () => $("key").close());
 $("help-button").addEventListener("click", () => $("help").showModal());
 document.addEventListener("keydown", (event) => {
+  if ((event.ctrlKey || event.metaKey) && event.key === "z" && !typing(event)) $("toast").querySelector("button")?.click(); // "Undo"
   if (typing(event) || event.ctrlKey || event.metaKey || event.altKey) return;
   if (event.key === "?" && !$("help").open) $("help").showModal();
   if (event.key === "/" && !document.querySelector("dialog[open]")) (event.preventDefault(), $("q").focus());

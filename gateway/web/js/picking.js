@@ -2,14 +2,16 @@
 
 import * as api from "./api.js";
 import { confirmed } from "./confirm.js";
-import { $, announce, count, h, toast } from "./dom.js";
+import { $, announce, count, h, saveFrom, toast } from "./dom.js";
+import { keepFiles, outlook, sayDeleted } from "./undo.js";
 import { phrases } from "./url.js";
 
 const AT_ONCE = 4; // requests
 
 export class Picking {
-  /** @param {{tiles: () => {item: object, element: HTMLElement}[], collection: () => string, forget: (ids: string[]) => void}} grid */
-  constructor({ tiles, collection, forget }) {
+  /** @param {{tiles: () => {item: object, element: HTMLElement}[], collection: () => string, forget: (ids: string[]) => void, coco: (ids: string[]) => Promise<object>}} grid */
+  constructor({ tiles, collection, forget, coco }) {
+    this.coco = coco;
     this.tiles = tiles;
     this.collection = collection;
     this.forget = forget;
@@ -19,6 +21,7 @@ export class Picking {
     $("picked-close").addEventListener("click", () => this.end());
     $("picked-all").addEventListener("click", () => this.all());
     $("picked-tags").addEventListener("click", () => $("tagging").showModal());
+    $("picked-export").addEventListener("click", () => this.export());
     $("picked-delete").addEventListener("click", () => this.delete());
     $("tagging-cancel").addEventListener("click", () => $("tagging").close());
     $("tagging").addEventListener("submit", (event) => (event.preventDefault(), this.tag()));
@@ -63,7 +66,7 @@ export class Picking {
     const before = $("picked-count").textContent;
     $("picked-count").replaceChildren(`${size.toLocaleString("en")} `, h("span.words", {}, size === 1 ? "picture " : "pictures "), "selected"); // a phone has no room for the noun
     if (this.on && $("picked-count").textContent !== before) announce(`${count(size, "picture")} selected`);
-    for (const id of ["picked-tags", "picked-delete"]) $(id).disabled = !this.chosen.size;
+    for (const id of ["picked-tags", "picked-export", "picked-delete"]) $(id).disabled = !this.chosen.size;
   }
 
   mark(item, element) {
@@ -74,14 +77,22 @@ export class Picking {
 
   async delete() {
     const { size } = this.chosen;
-    if (!size || !(await confirmed(`Delete ${count(size, "picture")}?`, "They and the things in them will be permanently deleted."))) return;
+    if (!size || !(await confirmed(`Delete ${count(size, "picture")}?`, `${size === 1 ? "It" : "They"} will be deleted with the things in ${size === 1 ? "it" : "them"}. ${outlook(size)}`))) return;
     const collection = this.collection();
+    const kept = await keepFiles(collection, [...this.chosen]);
     const { done, problem } = await this.each((id) => api.deleteImage(collection, id));
     if (collection === this.collection()) this.forget(done);
     for (const id of done) this.chosen.delete(id);
     if (problem) this.show();
     else this.end();
-    toast(problem ? `${count(done.length, "picture")} deleted, ${this.chosen.size} not: ${problem.message}` : `${count(done.length, "picture")} deleted.`);
+    sayDeleted(problem ? `${count(done.length, "picture")} deleted, ${this.chosen.size} not: ${problem.message}` : `${count(done.length, "picture")} deleted.`, collection, kept, done);
+  }
+
+  /** The selected pictures as a COCO file. */
+  async export() {
+    $("picked-export").disabled = true;
+    await saveFrom(this.coco([...this.chosen]), "pictures.coco.json");
+    $("picked-export").disabled = false;
   }
 
   async tag() {

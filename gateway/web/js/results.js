@@ -1,12 +1,14 @@
 /** The grid: all pictures, or what a search has found, each find outlined. */
 
 import * as api from "./api.js";
+import { joined } from "./coco.js";
 import { $, announce, count, h, icon, saveJson, toast, typing } from "./dom.js";
 import { noMatch, nothing, skeletons, welcome } from "./empty_states.js";
+import { month } from "./facts.js";
 import { Picking } from "./picking.js";
 import { base64, recall } from "./query_images.js";
-import { makeTile, spotOf } from "./tile.js";
-import { exampleWords, isSearch, ORDERS, searchBody } from "./url.js";
+import { byTime, makeTile, spotOf } from "./tile.js";
+import { exampleWords, filterCount, isSearch, listing, searchBody } from "./url.js";
 
 const IMAGES = 40; // of a page of all pictures
 const LARGEST_PAGE = 1000; // of the API
@@ -24,7 +26,7 @@ export class Results {
     this.tiles = []; // {item, element}
     this.gone = new Set(); // ids of pictures that were deleted here: later pages of a search may still name them
     this.token = "";
-    this.picking = new Picking({ tiles: () => this.tiles, collection: () => this.state.collection, forget: (ids) => this.forget(...ids) });
+    this.picking = new Picking({ tiles: () => this.tiles, collection: () => this.state.collection, forget: (ids) => this.forget(...ids), coco: (ids) => this.coco(ids) });
     $("more").addEventListener("click", () => ((this.flows = true), this.load()));
     new IntersectionObserver(([more]) => more.isIntersecting && this.flows && this.load(), { rootMargin: `${FLOW_PX}px` }).observe($("more"));
     $("weaker").addEventListener("click", () => this.showWeaker());
@@ -51,12 +53,14 @@ export class Results {
     this.weaker = []; // results below the model's cut-off, which wait to be asked for
     this.showsWeaker = Boolean(place.weak);
     this.judged = false;
+    this.month = ""; // of the last picture, in the order of the days
     if ($("grid").contains(document.activeElement)) this.waitWithFocus();
     $("grid").replaceChildren();
     $("empty").hidden = true;
     $("notice").hidden = true;
     $("cut-off").hidden = true;
     if (isSearch(state)) $("order").hidden = true; // else it waits until there are pictures
+    if (isSearch(state) || filterCount(state)) $("result-actions").hidden = false;
     this.title = $("title").textContent = $("title").title = title(state);
     $("subtitle").textContent = "";
     return this.load(true);
@@ -120,7 +124,7 @@ export class Results {
   async page(signal) {
     const { state } = this;
     if (!isSearch(state)) {
-      const found = await api.images(state.collection, this.token, signal, this.most(IMAGES), ORDERS[state.sort]);
+      const found = await api.images(state.collection, this.token, signal, this.most(IMAGES), listing(state));
       return { items: found.images.map(asItem), token: found.next_page_token, total: found.total_count };
     }
     const body = this.body();
@@ -142,8 +146,9 @@ export class Results {
     return searchBody(state, picture && base64(picture));
   }
 
-  /** Pictures have come: they are shown before the others, and the rest stays where it is. */
-  async news() {
+  /** A picture has come: it is shown before the others, and the rest stays where it is. */
+  async news(imageId) {
+    this.gone.delete(imageId); // it may have been deleted before
     this.stale = true;
     if (this.looking) return;
     this.looking = true;
@@ -158,7 +163,7 @@ export class Results {
 
   async lookForNews() {
     const { state } = this;
-    const found = await api.images(state.collection, "").catch(() => null);
+    const found = await api.images(state.collection, "", undefined, IMAGES, filterCount(state) ? { filter: listing(state).filter } : {}).catch(() => null);
     if (!found || state !== this.state || $("main").hasAttribute("aria-busy")) return;
     const known = new Set(this.tiles.map(({ item }) => item.image_id));
     const fresh = found.images.filter((image) => !known.has(image.image_id) && !this.gone.has(image.image_id));
@@ -201,8 +206,17 @@ export class Results {
       pick: (event) => this.picking.toggle(item.image_id, { range: event.shiftKey }),
     });
     this.picking.mark(item, element);
+    if (!first) this.head(item);
     this.tiles[first ? "unshift" : "push"]({ item, element });
     $("grid")[first ? "prepend" : "append"](element);
+  }
+
+  /** Above the first picture of a month stands its name, in the order of the days. */
+  head({ image }) {
+    if (isSearch(this.state) || !byTime(this.state.sort)) return;
+    const name = month(image.attributes?.taken_at) || "Without a date";
+    if (name !== this.month) $("grid").append(h("li.month", {}, h("h2", {}, name)));
+    this.month = name;
   }
 
   /** What is there, in words; or why there is nothing. */
@@ -218,10 +232,12 @@ export class Results {
     $("export").disabled = !searching || !tiles.length;
     $("select").hidden = !tiles.length;
     $("order").hidden = searching || !tiles.length;
+    $("result-actions").hidden = !searching && !tiles.length && !filterCount(state);
     $("empty").hidden = tiles.length > 0;
     const none = this.weaker.length ? noMatch(this.title) : nothing(state);
-    if (!tiles.length) $("empty").replaceChildren(...(searching ? none : welcome()));
-    announce(tiles.length ? text : searching ? none[0].textContent : "No pictures yet");
+    const asked = searching || filterCount(state) > 0;
+    if (!tiles.length) $("empty").replaceChildren(...(asked ? none : welcome()));
+    announce(tiles.length ? text : asked ? none[0].textContent : "No pictures yet");
   }
 
   async fail(error) {
@@ -299,12 +315,21 @@ export class Results {
     try {
       const document = await api.cocoOfSearch(this.state.collection, { ...this.body(), include: this.showsWeaker ? ["weak"] : [], page_size: Math.min(this.tiles.length, LARGEST_PAGE) });
       saveJson(document, "results.coco.json");
-      toast(`${count(document.annotations.length, "result")} saved as COCO.`);
+      toast(`${count(document.annotations.length, "result")} saved as COCO${this.token || this.weaker.length ? ", as far as they are shown" : ""}.`);
     } catch (error) {
       toast(error.message);
     } finally {
       $("export").disabled = false;
     }
+  }
+
+  /** Pictures as a COCO document: what the search has found in them, or all that is in them. */
+  async coco(ids) {
+    const { collection } = this.state;
+    if (!isSearch(this.state)) return joined(ids, (id) => api.cocoOfThings(collection, id));
+    const body = this.body();
+    const filter = { ...body.filter, image_ids: ids };
+    return api.cocoOfSearch(collection, { ...body, filter, include: this.showsWeaker ? ["weak"] : [], page_size: LARGEST_PAGE });
   }
 
   /** One tile is in the order of Tab; its buttons follow it. */

@@ -39,7 +39,7 @@ export class SearchBar {
 
   toggle(open) {
     this.filtersOpen = open;
-    $("filters").hidden = !(open && isSearch(this.state));
+    $("filters").hidden = !open;
     $("filter-toggle").setAttribute("aria-expanded", String(open));
   }
 
@@ -76,7 +76,6 @@ export class SearchBar {
     form.level.value = state.level || usualLevel(state);
     form.group.checked = state.group;
     form.every.checked = state.every;
-    $("every").hidden = phrases(state.text).length < 2 || !state.group;
     form.min.max = Math.max(form.min.max, state.min ?? 0); // a slider cuts what is above
     form.min.value = state.min ?? 0;
     $("min-value").textContent = state.min ? state.min.toFixed(2) : "any";
@@ -90,7 +89,9 @@ export class SearchBar {
     $("filter-count").textContent = String(active);
     $("filter-count").setAttribute("aria-label", `${active} in use`);
     $("sort").value = state.sort;
-    $("result-actions").hidden = !isSearch(state);
+    const searching = isSearch(state);
+    for (const part of document.querySelectorAll("[data-search]")) part.hidden = !searching;
+    $("every").hidden = phrases(state.text).length < 2 || !state.group;
     this.toggle(this.filtersOpen);
     this.showUnlike(state);
     this.showExample(state);

@@ -1,7 +1,7 @@
 /** The card of what is selected in the viewer, and what can be done with it. */
 
-import { saveCrop } from "./crop.js";
-import { $, h, icon, saveFrom, stem } from "./dom.js";
+import { cropOf } from "./crop.js";
+import { $, h, icon, save, saveFrom, stem, toast } from "./dom.js";
 
 /**
  * Shows what is selected.
@@ -19,8 +19,10 @@ export function describe(selected, { image, stored, coco, share }, on) {
   const facts = [selected.area !== undefined && image && `${share(selected.area)} of the picture`, score != null && `score ${score.toFixed(2)}`].filter(Boolean).join(" · ");
   const name = selected.label ?? (selected.kind === "region" ? `Thing ${selected.number}` : "What you pointed at");
   const disabled = Boolean(pending || error || !path);
-  const save = () => saveFrom(coco(), `${stem(image.name)}.coco.json`);
-  const crop = () => saveCrop($("stage-image"), image, path, `${stem(image.name)}-crop.png`);
+  const saveCoco = () => saveFrom(coco(), `${stem(image.name)}.coco.json`);
+  const crop = async () => save(await cropOf($("stage-image"), image, path), `${stem(image.name)}-crop.png`);
+  const copies = Boolean(window.ClipboardItem && navigator.clipboard?.write); // not without HTTPS, except on this machine
+  const copy = () => navigator.clipboard.write([new ClipboardItem({ "image/png": cropOf($("stage-image"), image, path) })]).then(() => toast("Copied."), (error) => toast(error.message));
   const choosing = document.activeElement instanceof HTMLInputElement && document.activeElement.name === "mask";
   const parts = [
     h("p.selected-name", {}, h("b", {}, name), h("span.muted", {}, pending ? "outlining…" : facts)),
@@ -30,7 +32,8 @@ export function describe(selected, { image, stored, coco, share }, on) {
       h("button.primary", { type: "button", id: "more-like-this", disabled, click: on.moreLikeThis }, icon(stored ? "similar" : "search"), stored ? "More like this" : "Search for this"),
       on.lessLikeThis && selected.region_id && h("button.secondary.whole", { type: "button", click: () => on.lessLikeThis(selected.region_id) }, icon("minus"), "Less like this"),
       h(stored ? "button.secondary" : "button.secondary.whole", { type: "button", disabled, click: crop }, icon("crop"), "Crop"),
-      stored && h("button.secondary", { type: "button", disabled, click: save }, icon("download"), "COCO")),
+      copies && h("button.secondary", { type: "button", disabled, title: "Copy the cut-out as a picture", click: copy }, "Copy"),
+      stored && h("button.secondary", { type: "button", disabled, click: saveCoco }, icon("download"), "COCO")),
   ];
   $("selection").replaceChildren(...parts.filter(Boolean));
   if (choosing) $("selection").querySelector("input:checked")?.focus();

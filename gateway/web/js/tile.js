@@ -10,7 +10,8 @@ import { phrases } from "./url.js";
 /** What in a picture was found: the region of a result that is grouped by picture, or the result itself. */
 export const spotOf = (item) => item.best_region ?? item;
 
-const byTime = (sort) => sort === "newest" || sort === "oldest";
+/** Whether an order is that of the days on which pictures were taken. */
+export const byTime = (sort) => sort === "newest" || sort === "oldest";
 
 /**
  * Makes a tile.

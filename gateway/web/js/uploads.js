@@ -21,7 +21,7 @@ const FAILURES = {
 };
 
 export class Uploads {
-  /** @param {{changed: (collection: string) => void}} actions Called when a picture was added. */
+  /** @param {{changed: (collection: string, imageId: string) => void}} actions Called when a picture was added. */
   constructor({ changed }) {
     this.changed = changed;
     this.items = [];
@@ -49,8 +49,22 @@ export class Uploads {
     announce(`${count(files.length, "picture")} in the queue`);
     $("uploads").hidden = false;
     if (this.items.length === files.length) this.fold(false);
+    if (!this.running) this.begin();
     this.update();
     while (this.running < AT_ONCE && this.next()) this.run(this.next());
+  }
+
+  /** From now on the time that is left is measured. */
+  begin() {
+    this.began = { at: Date.now(), ended: this.items.filter((item) => item.ended).length };
+  }
+
+  /** How long the rest will take, in words; "" if that is soon, or not known yet. */
+  left(ended) {
+    const since = ended - this.began.ended;
+    const minutes = ((this.items.length - ended) * (Date.now() - this.began.at)) / since / 60_000;
+    if (since < AT_ONCE || minutes < 0.5) return "";
+    return minutes < 90 ? ` · ${Math.ceil(minutes)} min left` : ` · ${Math.round(minutes / 60)} h left`;
   }
 
   /** Shows the title only, or the list too. */
@@ -70,9 +84,14 @@ export class Uploads {
     this.follow(item.row);
     try {
       const result = await api.ingest(item.collection, item.file, (stage) => this.stage(item, stage), item.stop.signal);
-      if (result.outcome === "failed") this.end(item, "failed", FAILURES[result.error?.code] ?? "It could not be added", result.error?.detail);
+      if (result.outcome === "failed") this.end(item, "failed", item.file.size ? FAILURES[result.error?.code] ?? "It could not be added" : "The file is empty", result.error?.detail);
       else if (result.outcome === "duplicate") this.end(item, "duplicate", "Already here");
-      else this.end(item, "created", count(result.regions ?? 0, "thing") + " found");
+      else {
+        this.end(item, "created", count(result.regions ?? 0, "thing") + " found");
+        const image = item.row.querySelector("img.blank"); // a kind that the browser cannot show
+        if (image) api.show(image, api.thumbnailUrl(item.collection, result.image_id)).then(() => image.classList.remove("blank"), () => {});
+        this.changed(item.collection, result.image_id);
+      }
     } catch (error) {
       if (error.name === "AbortError") this.end(item, "cancelled", "Cancelled");
       else this.end(item, "failed", FAILURES[error.code] ?? error.message, error.message);
@@ -95,6 +114,7 @@ export class Uploads {
     item.row.replaceWith(row);
     free(item.row);
     item.row = row;
+    if (!this.running) this.begin();
     this.update();
     if (this.running < AT_ONCE) this.run(item);
   }
@@ -129,7 +149,6 @@ export class Uploads {
     item.row.querySelector("progress").value = 1;
     item.row.querySelector(".status").textContent = words;
     const button = item.row.querySelector("button");
-    if (outcome === "created") this.changed(item.collection);
     if (isLost(item)) {
       $("uploads-list").prepend(item.row); // where it is seen
       const again = h("button.ghost.round.small", { type: "button", "aria-label": `Try ${item.file.name} again`, click: () => this.repeat(item) }, icon("retry"));
@@ -143,7 +162,7 @@ export class Uploads {
     const parts = this.items.map((item) => (item.ended ? 1 : STAGES[item.stage][0]));
     $("uploads-progress").value = parts.reduce((sum, part) => sum + part, 0) / Math.max(1, this.items.length);
     const busy = ended < this.items.length;
-    $("uploads-title").textContent = busy ? `Adding ${ended + 1} of ${this.items.length}` : this.summary();
+    $("uploads-title").textContent = busy ? `Adding ${(ended + 1).toLocaleString("en")} of ${this.items.length.toLocaleString("en")}${this.left(ended)}` : this.summary();
     $("uploads-cancel").hidden = !busy;
     $("uploads-retry").hidden = busy || this.items.filter(isLost).length < 2;
     $("uploads-close").hidden = busy;

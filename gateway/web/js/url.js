@@ -152,12 +152,23 @@ export function exampleWords(state) {
 /** What a search compares unless told otherwise: a whole picture with whole pictures, anything else with things. */
 export const usualLevel = (state) => ((state.picture || state.image) && !state.region && !pointed(state) ? "image" : "region");
 
-/** What in a state narrows the hits, for the number on the button. */
-export const filterCount = (state) =>
-  [state.level && state.level !== usualLevel(state), !state.group, state.every && split(state.text).length > 1, state.min !== null, state.size, state.tags, state.since || state.until, state.not, state.unlike.length].filter(Boolean).length;
+/** What in a state narrows the hits, or the list of all pictures, for the number on the button. */
+export const filterCount = (state) => (isSearch(state) ? searchFilters(state) : [state.tags, state.since || state.until]).filter(Boolean).length;
+
+const searchFilters = (state) =>
+  [state.level && state.level !== usualLevel(state), !state.group, state.every && split(state.text).length > 1, state.min !== null, state.size, state.tags, state.since || state.until, state.not, state.unlike.length];
 
 /** From the beginning of a day to the end of another one, by the clock of the place. */
 const taken = ({ since, until }) => ({ ...(since && { gte: `${since}T00:00:00Z` }), ...(until && { lte: `${until}T23:59:59.999Z` }) });
+
+/** Which pictures come into question. */
+const pictureFilter = (state) => ({
+  ...(state.tags && { tags: split(state.tags) }),
+  ...((state.since || state.until) && { conditions: [{ attribute: "taken_at", time: taken(state) }] }),
+});
+
+/** The order and the filter of the list of all pictures, as the API has them. */
+export const listing = (state) => ({ ...ORDERS[state.sort], ...(filterCount(state) && { filter: JSON.stringify(pictureFilter(state)) }) });
 
 /** The body of a search; `picture` is the base64 of the state's picture. */
 export function searchBody(state, picture) {
@@ -170,9 +181,7 @@ export function searchBody(state, picture) {
   if (state.image) query.image_id = state.image;
   if (state.points.length) query.points = state.points;
   if (state.box) query.box = state.box;
-  const filter = { ...SIZES[state.size] };
-  if (state.tags) filter.tags = split(state.tags);
-  if (state.since || state.until) filter.conditions = [{ attribute: "taken_at", time: taken(state) }];
+  const filter = { ...SIZES[state.size], ...pictureFilter(state) };
   return {
     query,
     negatives: [...split(state.not), ...state.unlike.map((region_id) => ({ region_id }))],

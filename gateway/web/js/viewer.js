@@ -13,6 +13,7 @@ import { describe } from "./selection.js";
 import { Stage } from "./stage.js";
 import { Tags } from "./tags.js";
 import { Things } from "./region_list.js";
+import { keepFiles, outlook, sayDeleted } from "./undo.js";
 import { isSearch, MINE, NO_MARKS, phrases } from "./url.js";
 
 const WANT_FACTS = ["viewer-coco", "viewer-original", "viewer-delete"]; // buttons that wait until it is known what the picture shows
@@ -313,8 +314,9 @@ export class Viewer {
   async delete() {
     if (!this.image || !this.picture.stored) return;
     const { id, collection } = this.picture;
-    const what = `“${this.image.name || "Untitled"}” and its ${count(this.things.length, "thing")} will be permanently deleted.`;
+    const what = `“${this.image.name || "Untitled"}” and its ${count(this.things.length, "thing")} will be deleted. ${outlook(1)}`;
     if (!(await confirmed("Delete this picture?", what))) return;
+    const kept = await keepFiles(collection, [id]);
     try {
       await api.deleteImage(collection, id);
     } catch (error) {
@@ -322,6 +324,7 @@ export class Viewer {
     }
     if (this.picture?.id === id) this.actions.close();
     this.actions.deleted(id);
+    sayDeleted("The picture is deleted.", collection, kept, [id]);
   }
 
   /** Changes tags or facts of the open picture; resolves with null if another one is open by then. */
@@ -361,6 +364,7 @@ export class Viewer {
       else return;
     } else if (key === "m") this.moreLikeThis();
     else if (event.key === "Delete") this.delete();
+    else if (event.key === "PageUp" || event.key === "PageDown") this.step(event.key === "PageUp" ? -1 : 1);
     else if (event.key === "[" || event.key === "]") this.cycle(event.key === "]" ? 1 : -1);
     else return;
     event.preventDefault();
