@@ -26,18 +26,18 @@ from regionsearch.errors import Kind, RegionSearchError, invalid
 # What is wrong with one image; every other error would meet the next one too.
 _OF_ONE = (Kind.INVALID_ARGUMENT, Kind.NOT_FOUND, Kind.TOO_LARGE, Kind.ABORTED, Kind.INTERNAL)
 
-app = typer.Typer(help="Images: list, show, tag, edit, delete.", no_args_is_help=True)
+app = typer.Typer(help="Images: list, show, find duplicates, tag, edit, delete.", no_args_is_help=True)
 
 Ids = Annotated[list[str], typer.Argument(help="Ids of images.")]
 AddTag = Annotated[list[str] | None, typer.Option(help="May be repeated, as all but the name.")]
-RemoveTag = Annotated[list[str] | None, typer.Option(help="A tag to take away.")]
+RemoveTag = Annotated[list[str] | None, typer.Option(help="A tag to remove.")]
 
 
 @app.command("list")
 def list_images(
     collection: CollectionName = COLLECTION,
     limit: Annotated[
-        int | None, typer.Option("--limit", "-n", min=1, help="At most this many; all without.")
+        int | None, typer.Option("--limit", "-n", min=1, help="Maximum number; all if absent.")
     ] = None,
     tag: Tags = None,
     where: Where = None,
@@ -73,6 +73,33 @@ def list_images(
     print_table(("id", "name", "size", "regions", "tags", *([attribute] if attribute else [])), rows)
 
 
+@app.command("duplicates")
+def list_duplicates(
+    collection: CollectionName = COLLECTION,
+    similarity: Annotated[
+        float, typer.Option(min=0, max=1, help="Lowest similarity (cosine) to the first image of a group.")
+    ] = 0.98,
+    tag: Tags = None,
+    where: Where = None,
+    as_json: AsJson = False,
+    url: Url = URL,
+    api_key: ApiKey = None,
+) -> None:
+    """Show groups of images that look nearly the same, the first added in front. With --json each is a line.
+
+    It takes a search for each image. Copies of one file are never stored twice.
+    """
+    with connect(url, api_key) as client:
+        groups = client.near_duplicates(collection, similarity=similarity, filter=filter_of(tag, where))
+        rows = []
+        for number, group in enumerate(groups, 1):
+            if as_json:
+                typer.echo(json.dumps([one.model_dump() for one in group]))
+            rows += [(str(number), one.image_id, one.name, f"{one.width} × {one.height}") for one in group]
+    if not as_json:
+        print_table(("group", "id", "name", "size"), rows)
+
+
 @app.command("show")
 def show_image(
     image_id: Annotated[str, typer.Argument(help="Id of the image.")],
@@ -103,7 +130,7 @@ def show_image(
 def tag_images(
     image_ids: Ids,
     add: Annotated[list[str] | None, typer.Option(help="A tag to add; may be repeated.")] = None,
-    remove: Annotated[list[str] | None, typer.Option(help="A tag to take away; may be repeated.")] = None,
+    remove: Annotated[list[str] | None, typer.Option(help="A tag to remove; may be repeated.")] = None,
     collection: CollectionName = COLLECTION,
     url: Url = URL,
     api_key: ApiKey = None,
@@ -119,7 +146,7 @@ def delete(
     url: Url = URL,
     api_key: ApiKey = None,
 ) -> None:
-    """Delete images with their regions. Ends with code 1 when one of them could not be deleted."""
+    """Delete images with their regions. The exit code is 1 if one could not be deleted."""
     with connect(url, api_key) as client:
         _each(image_ids, lambda one: client.delete_image(one, collection), "deleted")
 
@@ -132,13 +159,13 @@ def edit(
     attribute: Annotated[
         list[str] | None, typer.Option(metavar="NAME=VALUE", help="An attribute to set.")
     ] = None,
-    remove_attribute: Annotated[list[str] | None, typer.Option(help="An attribute to take away.")] = None,
+    remove_attribute: Annotated[list[str] | None, typer.Option(help="An attribute to remove.")] = None,
     name: Annotated[str | None, typer.Option(help="The name of the one image.")] = None,
     collection: CollectionName = COLLECTION,
     url: Url = URL,
     api_key: ApiKey = None,
 ) -> None:
-    """Change tags, attributes and names of images. Ends with code 1 when one of them could not be changed."""
+    """Change tags, attributes and names of images. The exit code is 1 if one could not be changed."""
     attributes: dict[str, str | None] = dict.fromkeys(remove_attribute or ())
     for pair in attribute or ():
         key, equals, value = pair.partition("=")

@@ -179,6 +179,35 @@ class Client(Methods):
             page = self.search(*args, **options | {"page_token": page.next_page_token})
             yield page
 
+    def near_duplicates(
+        self,
+        collection: str = defaults.COLLECTION,
+        *,
+        similarity: float = 0.98,
+        filter: Mapping[str, Any] | None = None,
+    ) -> Iterator[list[Image]]:
+        """Groups of images that look nearly the same, such as copies in other sizes; a search for each image.
+
+        Args:
+            collection: Where to look.
+            similarity: Lowest cosine with the first image of a group, the one that was added first.
+            filter: Only images of which a record passes, as of `search`.
+        """
+        images = {one.image_id: one for one in self.images(collection, filter=filter, ascending=True)}
+        for first in list(images):
+            if first not in images:
+                continue  # it is in an earlier group
+            hits = self.search(
+                collection=collection,
+                image_id=first,
+                level="image",
+                min_score=similarity,
+                page_size=PAGE_SIZE,
+            )
+            alike = [images.pop(one) for one in (first, *(hit.image_id for hit in hits)) if one in images]
+            if len(alike) > 1:
+                yield alike
+
     def draw(self, hit: Hit, collection: str = defaults.COLLECTION) -> PIL.Image.Image:
         """The image of a hit with the hit outlined; without its mask (`include=["mask"]`), its box."""
         from regionsearch.client.drawing import outline

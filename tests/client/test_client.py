@@ -13,7 +13,7 @@ import pytest
 
 import regionsearch
 from regionsearch import AsyncClient, Client
-from regionsearch.client import Collection, IngestResult, NegativeExample
+from regionsearch.client import Collection, Hit, Image, IngestResult, NegativeExample
 from regionsearch.client.operations import queries
 from regionsearch.errors import Kind, RegionSearchError
 from regionsearch.v1 import search_pb2
@@ -200,6 +200,20 @@ def test_all_collections_page_by_page(
         with Client(gateway.http) as client:
             found = client.collections()
     assert [one.name for one in found] == ["a", "b", "c"]
+
+
+def test_near_duplicates_are_grouped_behind_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    alike = {"a": "ac", "b": "b", "c": "cad", "d": "dc"}  # d is like c only, which a has taken
+    with Client("http://127.0.0.1:9") as client:
+        images = [Image.model_construct(image_id=one) for one in "abcd"]
+        monkeypatch.setattr(client, "images", lambda *_, **options: iter(images))
+        monkeypatch.setattr(
+            client,
+            "search",
+            lambda **asked: [Hit.model_construct(image_id=one) for one in alike[asked["image_id"]]],
+        )
+        groups = list(client.near_duplicates(similarity=0.9))
+    assert [[one.image_id for one in group] for group in groups] == [["a", "c"]]
 
 
 def test_methods_show_the_operations_arguments() -> None:
