@@ -8,7 +8,7 @@ ARG PYTHON_IMAGE=python:3.11-slim-bookworm
 FROM ${PYTHON_IMAGE} AS base
 ENV PATH=/opt/venv/bin:/opt/regionsearch/bin:$PATH PYTHONPATH=/opt/regionsearch PIP_PYTHON=/opt/venv/bin/python \
     PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=ignore \
-    PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 OMP_WAIT_POLICY=PASSIVE
+    PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 OMP_WAIT_POLICY=PASSIVE GRPC_VERBOSITY=NONE
 RUN apt-get update && apt-get install -y --no-install-recommends tini && apt-get clean && rm -rf /var/lib/apt/lists/*
 RUN python -m venv --without-pip /opt/venv && install -d -o 10001 -g 10001 /data /models
 

@@ -82,7 +82,8 @@ class Child:
 
     def start(self) -> None:
         """Starts the process."""
-        environment = {"OMP_WAIT_POLICY": "PASSIVE"} | os.environ
+        # The C core of gRPC would write lines of another form into the log; Python raises its errors anyway.
+        environment = {"OMP_WAIT_POLICY": "PASSIVE", "GRPC_VERBOSITY": "NONE"} | os.environ
         for key, value in self.settings.items():
             environment[f"REGIONSEARCH_{self.role.upper()}_{key.upper()}"] = value
         with contextlib.suppress(OSError):

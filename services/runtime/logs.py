@@ -40,7 +40,9 @@ def configure_logging(process: str, level: str = "info", style: Literal["json", 
         renderer: structlog.types.Processor = structlog.processors.JSONRenderer()
     else:
         # The default prints the local variables of every frame: whole images, and what callers sent.
-        renderer = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+        renderer = structlog.dev.ConsoleRenderer(
+            colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
+        )
     structlog.configure(
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         logger_factory=structlog.stdlib.LoggerFactory(),

@@ -157,6 +157,8 @@ def test_the_processes_know_each_other(up: Up) -> None:
         assert gateway[f"REGIONSEARCH_GATEWAY_{setting}"] == f"127.0.0.1:{port}"
     assert up.settings("searcher")[0]["REGIONSEARCH_SEARCHER_EMBEDDED__FOLDER"].startswith(str(up.folder))
     assert not any(key.startswith("REGIONSEARCH_GATEWAY") for key in up.settings("embedder")[0])
+    environment = Path(f"/proc/{up.pids('gateway')[0]}/environ").read_bytes()
+    assert b"GRPC_VERBOSITY=NONE" in environment.split(b"\0")  # the C core's lines would not be JSON
     assert up.end() == 0
 
 
@@ -186,7 +188,7 @@ def test_with_the_demo_it_is_ready_when_there_is_something_to_find(up: Up) -> No
     wait_for(lambda: "curl -s" in up.log.read_text(), "what to try")
     said = up.log.read_text()
     said = said[said.index("adding 20 demo images") :]
-    order = ["15 of 20 demo images", "20 added with 40 regions", "is ready", str(up.http_port), "curl -s"]
+    order = ["15 of 20 demo images", "20 added (40 regions)", "is ready", str(up.http_port), "curl -s"]
     assert [said.index(one) for one in order] == sorted(said.index(one) for one in order)
     summary = said[said.index("is ready") :]
     for where in ("/docs", f":{up.grpc_port}", str((up.folder / "data").resolve()), "Ctrl-C"):

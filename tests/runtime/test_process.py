@@ -87,6 +87,24 @@ def test_sigterm_ends_a_process_with_code_0_after_its_calls(tmp_path):
     assert {line["process"] for line in lines} == {"echo"}
 
 
+def test_logs_for_people_have_colours_on_terminals_only():
+    program = textwrap.dedent(
+        """
+        import structlog
+        from services.runtime.logs import configure_logging
+
+        configure_logging("echo", style="console")
+        structlog.get_logger().info("said")
+        """
+    )
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=root, check=True
+    )
+    assert "said" in done.stderr
+    assert "\x1b" not in done.stderr
+
+
 LOADING = textwrap.dedent(
     """
     import asyncio, contextlib, time
