@@ -25,7 +25,7 @@ from evaluation.system import InProcess, System
 from regionsearch.errors import RegionSearchError, invalid
 from regionsearch.models.store import pocket_dir
 
-app = typer.Typer(add_completion=False)
+app = typer.Typer(add_completion=False, context_settings={"help_option_names": ["-h", "--help"]})
 FEATURES_WEIGHT = 0.25
 
 
@@ -228,7 +228,7 @@ Hashing = Annotated[
     typer.Option("--hashing", help="Compare vectors with the segmenter's features, and codes of both."),
 ]
 FeaturesWeight = Annotated[
-    float, typer.Option(help="Of the segmenter's features, where that of embeddings is 1.")
+    float, typer.Option(help="Weight of the segmenter's features, where that of embeddings is 1.")
 ]
 Calibrate = Annotated[
     bool,

@@ -154,6 +154,6 @@ def _failures(log: Outcomes) -> str:
 def summary(log: Outcomes) -> str:
     """Counts of added, stored and failed images, the last by reason."""
     return (
-        f"{log.counts['created']} added with {log.regions} regions, "
+        f"{log.counts['created']} added ({log.regions} regions), "
         f"{log.counts['duplicate']} already stored, {log.counts['failed']} failed {_failures(log)}".rstrip()
     )

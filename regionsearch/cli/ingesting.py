@@ -50,7 +50,7 @@ class Ranking(enum.StrEnum):
 
 Mode = Annotated[SearchMode | None, typer.Option(help="Where to look for regions. Default: the model's own.")]
 PointsPerSide = Annotated[
-    int | None, typer.Option(min=1, max=128, help="Of the grid of points; the time grows with their square.")
+    int | None, typer.Option(min=1, max=128, help="Points per side of the grid; time grows with the square.")
 ]
 CropLayers = Annotated[
     int | None,
@@ -173,7 +173,7 @@ def counts_of(results: Sequence[IngestResult]) -> str:
     counts = Counter(result.outcome for result in results)
     regions = sum(result.regions or 0 for result in results if result.outcome == "created")
     line = (
-        f"{counts['created']} added with {regions} regions, {counts['duplicate']} there already, "
+        f"{counts['created']} added ({regions} regions), {counts['duplicate']} already stored, "
         f"{counts['failed']} failed"
     )
     reasons = Counter(result.error.code for result in results if result.error is not None)

@@ -20,7 +20,7 @@ from regionsearch.cli.terminal import (
 )
 
 OfLevel = Annotated[
-    Level | None, typer.Option(help="Regions, whole images, or both; both without.", show_default=False)
+    Level | None, typer.Option(help="Regions, whole images, or both; both if absent.", show_default=False)
 ]
 
 
@@ -30,7 +30,7 @@ def scroll(
     tag: Tags = None,
     where: Where = None,
     limit: Annotated[
-        int | None, typer.Option("--limit", "-n", min=1, help="At most this many; all without.")
+        int | None, typer.Option("--limit", "-n", min=1, help="Maximum number; all if absent.")
     ] = None,
     masks: Annotated[bool, typer.Option(help="With --json: the regions' masks, too.")] = False,
     as_json: AsJson = False,
@@ -61,13 +61,13 @@ def count(
     level: OfLevel = None,
     tag: Tags = None,
     where: Where = None,
-    by_tag: Annotated[bool, typer.Option("--by-tag", help="How many have each tag.")] = False,
+    by_tag: Annotated[bool, typer.Option("--by-tag", help="Count by tag.")] = False,
     by: Annotated[
         list[str] | None,
-        typer.Option(metavar="ATTRIBUTE", help="How many have each value of this; may be repeated."),
+        typer.Option(metavar="ATTRIBUTE", help="Count by the values of an attribute; may be repeated."),
     ] = None,
     limit: Annotated[
-        int, typer.Option("--limit", "-n", min=1, max=1000, help="The most frequent values, so many.")
+        int, typer.Option("--limit", "-n", min=1, max=1000, help="Number of values, the most frequent first.")
     ] = 20,
     as_json: AsJson = False,
     url: Url = URL,

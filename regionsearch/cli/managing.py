@@ -116,7 +116,7 @@ def create_collection(
         made = client.create_collection(
             name, crop_policy=crop_policy, everything=everything, segment_features=features
         )
-    tell(f"made {made.name}, for {made.model.variant}")
+    tell(f"created collection {made.name} (model {made.model.variant})")
 
 
 @collections_app.command("delete")
@@ -163,14 +163,14 @@ def reindex(
     embedder: Annotated[
         str, typer.Option(metavar="VARIANT", help="The model to move to, where several are possible.")
     ] = "",
-    cancel: Annotated[bool, typer.Option("--cancel", help="Give a move that is under way up.")] = False,
+    cancel: Annotated[bool, typer.Option("--cancel", help="Cancel a move that is running.")] = False,
     no_wait: Annotated[bool, typer.Option("--no-wait", help="Do not wait for the end.")] = False,
     url: Url = URL,
     api_key: ApiKey = None,
 ) -> None:
     """Move a collection to the model of the gateway's other embedder, while it is searched and written.
 
-    Asked for again it shows how far it is. Ended by Ctrl-C it goes on in the gateway.
+    Run again, it shows the progress. After Ctrl-C the move continues in the gateway.
     """
     with connect(url, api_key) as client:
         if cancel:

@@ -114,7 +114,7 @@ def search(
     ] = None,
     diversity: Annotated[
         float | None,
-        typer.Option(min=0, max=1, help="Mix hits: the weight of likeness to earlier ones."),
+        typer.Option(min=0, max=1, help="Diversify hits: the weight of similarity to earlier ones."),
     ] = None,
     codes_only: Annotated[
         bool, typer.Option("--codes-only", help="Compare binary codes and nothing else (see `codes train`).")

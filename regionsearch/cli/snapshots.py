@@ -25,7 +25,7 @@ def connection(
     api_key: Annotated[
         str | None, typer.Option(envvar="REGIONSEARCH_SEARCHER_API_KEY", help="A key of the searcher.")
     ] = None,
-    tls_ca: Annotated[Path | None, typer.Option(help="PEM file of whom to trust; without it no TLS.")] = None,
+    tls_ca: Annotated[Path | None, typer.Option(help="PEM file of the trusted CA; no TLS if absent.")] = None,
     tls_cert: Annotated[Path | None, typer.Option(help="PEM file, for mutual TLS.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="PEM file, for mutual TLS.")] = None,
 ) -> None:

@@ -350,7 +350,7 @@ def _check_name(field: str, name: str) -> None:
     if not _NAME.fullmatch(name):
         raise invalid(
             field,
-            "a collection's name is 1 to 64 of a-z, 0-9, '-' and '_', beginning with a letter or digit",
+            "a collection's name has 1 to 64 of a-z, 0-9, '-' and '_'; the first is a letter or digit",
         )
 
 

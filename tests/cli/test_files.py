@@ -216,7 +216,7 @@ def test_the_command_prints_any_path_to_any_terminal(gateway: FakeGateway, tmp_p
     environment = os.environ | {"PYTHONIOENCODING": "ascii", "LANG": "C", "LC_ALL": "C"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, check=False)
     assert done.returncode == 1, done.stderr.decode()
-    assert b"2 added with 2 regions, 0 there already, 2 failed (2 UNSUPPORTED_IMAGE)" in done.stdout
+    assert b"2 added (2 regions), 0 already stored, 2 failed (2 UNSUPPORTED_IMAGE)" in done.stdout
     assert b"Traceback" not in done.stderr
     assert b"caf\\udce9.jpg is not an image" in done.stderr
     assert b"[red].jpg" in done.stderr
@@ -227,7 +227,7 @@ def test_what_is_left_out_of_a_folder_is_in_the_summary(gateway: FakeGateway, tm
     make(tmp_path, "film.mov", "film2.mov", data=b"film")
     result = run(gateway, "ingest", tmp_path)
     assert result.exit_code == 0
-    assert "2 added with 2 regions" in result.output
+    assert "2 added (2 regions)" in result.output
     assert "3 left out: 2 .mov, 1 hidden" in result.output
 
 

@@ -17,12 +17,12 @@ from tests.client.fakes import FakeGateway
 def test_ingest_a_folder(gateway: FakeGateway, folder: Path) -> None:
     result = run(gateway, "ingest", folder, "--tag", "holiday", "-c", "things")
     assert result.exit_code == 0
-    assert "2 added with 2 regions, 0 there already, 0 failed" in result.output
+    assert "2 added (2 regions), 0 already stored, 0 failed" in result.output
     assert {path for _, path, _ in gateway.requests} == {
         "/v1/collections/things/images", "/v1/collections/things/images:check",
     }  # fmt: skip
     again = run(gateway, "ingest", folder)
-    assert "0 added with 0 regions, 2 there already, 0 failed" in again.output
+    assert "0 added (0 regions), 2 already stored, 0 failed" in again.output
 
 
 def test_ingest_takes_options_of_everything_mode(gateway: FakeGateway, folder: Path) -> None:
@@ -38,7 +38,7 @@ def test_ingest_tells_each_failure_and_ends_with_1(gateway: FakeGateway, folder:
     (folder / "broken.png").write_bytes(b"bad")
     result = run(gateway, "ingest", folder)
     assert result.exit_code == 1
-    assert "2 added with 2 regions, 0 there already, 1 failed" in result.output
+    assert "2 added (2 regions), 0 already stored, 1 failed" in result.output
     assert f"failed: {folder / 'broken.png'} is not an image" in result.output
 
 
@@ -60,7 +60,7 @@ def test_ingest_that_is_stopped_says_how_far_it_came(
     monkeypatch.setattr(Client, "ingest", stopped)
     result = run(gateway, "ingest", folder)
     assert result.exit_code == 130
-    assert "stopped after 1 of 2: 1 added with 3 regions, 0 there already, 0 failed" in result.output
+    assert "stopped after 1 of 2: 1 added (3 regions), 0 already stored, 0 failed" in result.output
     assert "the same command goes on" in result.output
 
 
@@ -76,12 +76,12 @@ def test_known_files_are_not_sent_again_and_get_the_tags(gateway: FakeGateway, f
     gateway.requests.clear()
     again = run(gateway, "ingest", folder, "--tag", "a", "--tag", "b")
     assert again.exit_code == 0
-    assert "2 there already, 0 failed, tags added to 2 known images" in again.output
+    assert "2 already stored, 0 failed, tags added to 2 known images" in again.output
     assert [method for method, *_ in gateway.requests] == ["POST", "PATCH", "PATCH"]
     third = run(gateway, "ingest", folder, "--tag", "b")
     assert "tags added" not in third.output
     gateway.requests.clear()
-    assert "2 there already" in run(gateway, "ingest", folder, "--resend").output
+    assert "2 already stored" in run(gateway, "ingest", folder, "--resend").output
     assert [path.split("/")[-1] for _, path, _ in gateway.requests] == ["images", "images"]
 
 
