@@ -40,14 +40,9 @@ ENTRYPOINT ["tini", "--", "python", "-m", "gateway"]
 
 FROM base AS searcher
 COPY --from=requirements /project /opt/project
-# EXTRA=milvus adds what the milvus engine needs.
+# EXTRA=milvus adds what the milvus engine needs; EXTRA=searcher-gpu searches on the GPU.
 ARG EXTRA=searcher
 RUN pip install -c /opt/project/constraints.txt "/opt/project[$EXTRA]" && pip uninstall -y regionsearch
-# FAISS_PACKAGE=faiss-gpu searches on the GPU: the same version, one package in the place of the other.
-ARG FAISS_PACKAGE=faiss-cpu
-RUN if [ "$FAISS_PACKAGE" != faiss-cpu ]; then \
-         version=$(python -c "from importlib.metadata import version; print(version('faiss-cpu'))") \
-         && pip uninstall -y faiss-cpu && pip install "$FAISS_PACKAGE==$version"; fi
 COPY --from=code /opt/regionsearch /opt/regionsearch
 ENV REGIONSEARCH_SEARCHER_HOST=0.0.0.0 REGIONSEARCH_SEARCHER_PORT=50053 REGIONSEARCH_SEARCHER_METRICS_PORT=9090 \
     REGIONSEARCH_SEARCHER_EMBEDDED__FOLDER=/data

@@ -40,8 +40,9 @@ replicas:
   segmenter: 2
   embedder: 2
   gateway: 2
+  searcherReplica: 2  # with replicas
 storage:
-  searcher: 50Gi
+  searcher: 50Gi  # that of each replica, too
   images: 100Gi  # ReadWriteMany
 # Further environment variables of each process: its settings.
 env:
@@ -160,7 +161,7 @@ def _lines(node: Any, path: str, depth: int) -> Iterator[str]:
         if component:
             yield f"{indent}{{{{- end }}}}"
     if path.endswith("/containers/-/env"):
-        name = path.split("/")[1]
+        name = _process(path)
         yield f"{indent}{{{{- range $name, $value := .Values.env.{name} }}}}"
         yield f"{indent}- {{name: {{{{ $name }}}}, value: {{{{ $value | quote }}}}}}"
         yield f"{indent}{{{{- end }}}}"
@@ -194,19 +195,18 @@ def _entry(start: str, item: Any, path: str, depth: int) -> Iterator[str]:
 
 def _valued(item: Any, path: str) -> str:
     """A scalar, or the value of the chart that says it."""
-    name = path.split("/")[1]
+    name = _process(path)
     said: dict[str, Callable[[], str]] = {
         "/containers/-/image": lambda: (
             f"{{{{ .Values.image.repository }}}}/{name}:"
             '{{ required "set image.tag: which images, of those that you have built" .Values.image.tag }}'
         ),
+        "StatefulSet/searcher-replica/spec/replicas": lambda: "{{ .Values.replicas.searcherReplica }}",
         f"Deployment/{name}/spec/replicas": lambda: f"{{{{ .Values.replicas.{name} }}}}",
         "PersistentVolumeClaim/pictures/spec/resources/requests/storage": lambda: (
             "{{ .Values.storage.images }}"
         ),
-        "StatefulSet/searcher/spec/volumeClaimTemplates/-/spec/resources/requests/storage": lambda: (
-            "{{ .Values.storage.searcher }}"
-        ),
+        "/volumeClaimTemplates/-/spec/resources/requests/storage": lambda: "{{ .Values.storage.searcher }}",
         f"ConfigMap/regionsearch-models/data/{path.rpartition('/')[2]}": lambda: (
             f"{{{{ .Values.models.{path.rpartition('/')[2]} | default {json.dumps(item)} | quote }}}}"
         ),
@@ -215,6 +215,11 @@ def _valued(item: Any, path: str) -> str:
         if path.endswith(end):
             return expression()
     return _scalar(item)
+
+
+def _process(path: str) -> str:
+    """The process of a workload; a read replica is a searcher."""
+    return path.split("/")[1].removesuffix("-replica")
 
 
 def _scalar(value: Any) -> str:

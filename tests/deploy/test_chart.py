@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from typing import Any
@@ -79,3 +80,35 @@ def test_values_reach_the_manifests() -> None:
     }
     (claim,) = made["StatefulSet", "searcher"]["spec"]["volumeClaimTemplates"]
     assert claim["spec"]["resources"]["requests"]["storage"] == "1Ti"
+
+
+def test_read_replicas_are_searchers_with_the_values_of_searchers() -> None:
+    made = by_name(
+        templated(
+            "replicas",
+            replicas={"searcherReplica": 3},
+            storage={"searcher": "1Ti"},
+            env={"searcher": {"REGIONSEARCH_SEARCHER_READ_THREADS": "32"}},
+        )
+    )
+    writer, replica = (made["StatefulSet", name]["spec"] for name in ("searcher", "searcher-replica"))
+    assert replica["replicas"] == 3
+    assert replica["volumeClaimTemplates"] == writer["volumeClaimTemplates"]
+    (one,), (other,) = (spec["template"]["spec"]["containers"] for spec in (writer, replica))
+    assert other["image"] == one["image"]
+    settings = {variable["name"]: variable["value"] for variable in other["env"]}
+    assert settings["REGIONSEARCH_SEARCHER_FOLLOW"] == "searcher:50053"
+    assert settings["REGIONSEARCH_SEARCHER_READ_THREADS"] == "32"
+
+
+def test_the_templates_of_every_component_name_images_and_values_that_there_are() -> None:
+    """Without Helm, too: what a template takes from the values is in them."""
+    values = yaml.safe_load(make_chart.VALUES)
+    for name, text in make_chart.chart().items():
+        for found in re.finditer(r"\.Values\.([\w.-]+)", text):
+            part = values
+            for key in found[1].split("."):
+                assert key in part, f"{name}: {found[0]}"
+                part = part[key]
+        for process in re.findall(r"image\.repository }}/([\w-]+):", text):
+            assert process in make_chart.SERVICES, name

@@ -175,9 +175,25 @@ def test_workers_have_a_gpu_each_and_are_found_under_one_name() -> None:
     assert len(set(gpus)) == len(gpus) == len(services) == 4
 
 
+def test_read_replicas_follow_the_searcher_and_share_the_name_that_the_gateway_reads_from() -> None:
+    services = COMPOSE["services"]
+    searcher, replica = services["searcher"], services["searcher-replica"]
+    assert replica["profiles"] == ["replicas"]
+    assert (replica["image"], replica["build"]) == (searcher["image"], searcher["build"])
+    assert environment(replica)["REGIONSEARCH_SEARCHER_FOLLOW"] == "searcher:50053"
+    assert replica["networks"] == searcher["networks"] == {"internal": {"aliases": ["searcher-reads"]}}
+    assert environment(services["gateway"])["REGIONSEARCH_GATEWAY_SEARCHER_READS"] == "${SEARCHER_READS:-}"
+
+
 @pytest.mark.skipif(not shutil.which("docker-compose"), reason="needs docker-compose")
 @pytest.mark.parametrize(
-    "files", [["docker-compose.yml"], ["docker-compose.yml", "docker-compose.gpu.yml"]], ids=len
+    "files",
+    [
+        ["docker-compose.yml"],
+        ["docker-compose.yml", "docker-compose.gpu.yml"],
+        ["docker-compose.yml", "docker-compose.gpu.yml", "docker-compose.searcher-gpu.yml"],
+    ],
+    ids=len,
 )
 def test_compose_itself_takes_the_files(files: list[str]) -> None:
     command = ["docker-compose", *(part for name in files for part in ("-f", name)), "config", "--quiet"]

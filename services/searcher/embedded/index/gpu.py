@@ -178,6 +178,7 @@ def choose_device(settings: EmbeddedSettings) -> Device | None:
     if settings.device == "gpu":
         raise RegionSearchError(
             Kind.FAILED_PRECONDITION,
-            "FAISS finds no GPU: install faiss-gpu in the place of faiss-cpu, or set embedded.device=cpu",
+            "FAISS finds no GPU: install regionsearch[searcher-gpu] in the place of regionsearch[searcher] "
+            "(pip uninstall faiss-cpu first), or set embedded.device=cpu",
         )
     return None
