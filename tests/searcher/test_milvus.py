@@ -290,6 +290,36 @@ def test_no_search_sees_old_and_new_records_of_an_image_together(searchers: tupl
     assert all(len(generations) <= 1 for generations in seen)
 
 
+@pytest.mark.parametrize("refused", [(), ("BITMAP",), ("BITMAP", "INVERTED", "")])
+def test_what_filters_read_is_indexed_as_far_as_the_server_can(refused: tuple[str, ...]) -> None:
+    made: dict[str, str] = {}
+
+    def create_index(table: str, params: list, **options: object) -> None:
+        for one in params:
+            if one.field_name != "vector" and one.index_type in refused:
+                raise MilvusException(1100, f"invalid index type: {one.index_type}")
+            made[one.field_name] = one.index_type
+
+    client = SimpleNamespace(
+        create_collection=lambda *_, **__: None,
+        load_collection=lambda *_, **__: None,
+        create_index=create_index,
+    )
+    with ThreadPoolExecutor(1) as pool:
+        tables.create_records_table(Access(client, 30.0, pool), "t", 8, MilvusSettings(index_type="HNSW"))
+    assert made.pop("vector") == "HNSW"
+    wanted = {
+        "image_id": "INVERTED",
+        "created_ms": "INVERTED",
+        "seq": "INVERTED",
+        "level": "BITMAP",
+        "tags": "BITMAP",
+    }
+    assert made == {
+        field: "" if kind in refused else kind for field, kind in wanted.items() if len(refused) < 3
+    }
+
+
 class ShortIndex:
     """An approximate index that finds only half of what is asked for, in front of some rows."""
 

@@ -12,6 +12,7 @@ import pytest
 from regionsearch.tensors import tensor_to_proto
 from regionsearch.v1 import search_pb2
 from services.searcher.embedded.engine import EmbeddedEngine
+from services.searcher.embedded.index.vector_index import VectorIndex
 from services.searcher.embedded.queries import candidate_source, tie_order
 from services.searcher.embedded.store import lookups
 from services.searcher.queries import Hit, Query
@@ -22,6 +23,7 @@ from tests.searcher.conftest import search_request, unit_vectors, upsert_request
 from tests.searcher.random_ops import following
 
 ROWS = 6000
+NOTHING = np.empty((0, DIMENSION), np.float32)
 
 
 def filled(folder: Path, vectors: np.ndarray, kind: str, per_image: int = 20) -> EmbeddedEngine:
@@ -127,6 +129,30 @@ def test_hits_of_equal_vectors_are_paged_in_the_order_of_their_ids(
     else:
         later = order[len(pages[0]) :]
         assert later == sorted(later)
+    engine.close()
+
+
+def test_few_images_with_many_regions_are_grouped_in_one_pass(tmp_path, monkeypatch) -> None:
+    """Grouping asks for more records while images are missing, but not where there are no more images."""
+    engine = filled(tmp_path, unit_vectors(ROWS, dimension=DIMENSION), "flat", per_image=400)
+    passes: list[int] = []
+    scored: list[int] = []
+    fetch, exact = VectorIndex.fetch, candidate_source.exact_scores
+    monkeypatch.setattr(VectorIndex, "fetch", lambda *asked: passes.append(1) or fetch(*asked))
+    monkeypatch.setattr(
+        candidate_source,
+        "exact_scores",
+        lambda segment, rows, queries: scored.append(len(rows)) or exact(segment, rows, queries),
+    )
+    (page,) = engine.search(
+        "c",
+        MODEL,
+        [Query(unit_vectors(1, seed=5, dimension=DIMENSION), NOTHING, group_by_image=True, limit=20)],
+    )
+    assert len({hit.image.image_id for hit in page.hits}) == len(page.hits) == ROWS // 400
+    assert not page.more
+    assert len(passes) == 1
+    assert sum(scored) < 2 * ROWS
     engine.close()
 
 
