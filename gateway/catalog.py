@@ -158,6 +158,8 @@ class Catalog:
         binary_codes: search_pb2.BinaryCodes | None = None,
         everything: segment_pb2.EverythingOptions | None = None,
         features: types_pb2.SegmentFeatures | None = None,
+        *,
+        recall_target: float = 0.0,
     ) -> search_pb2.Collection:
         """Makes a collection for the embedder's present model.
 
@@ -167,6 +169,7 @@ class Catalog:
             binary_codes: Its codes; None for none.
             everything: How regions of its images are looked for where an ingest does not say.
             features: Level and weight of the segmenter's features in its vectors; None for embeddings alone.
+            recall_target: Least recall of its approximate indexes; 0 for the searcher's setting.
 
         Raises:
             RegionSearchError: ALREADY_EXISTS, or INVALID_ARGUMENT for a name that cannot be one, or a level
@@ -182,6 +185,7 @@ class Catalog:
             model=model,
             binary_codes=binary_codes,
             everything=everything,
+            recall_target=recall_target,
         )
         return (await services.searcher.call(services.search.CreateCollection, request)).collection
 

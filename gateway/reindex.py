@@ -85,6 +85,7 @@ class Reindexer:
                 binary_codes=old.binary_codes,
                 replaces=name,
                 everything=old.everything if old.HasField("everything") else None,
+                recall_target=old.recall_target,
             )
             await self._services.searcher.call(self._services.search.CreateCollection, request)
         self._work_on(name)

@@ -40,7 +40,9 @@ def router(gateway: Gateway) -> APIRouter:
         everything = None if body.everything is None else body.everything.to_proto()
         features = None if body.segment_features is None else body.segment_features.to_proto()
         policy = crop_policy_value(body.crop_policy)
-        made = await catalog.create(body.name, policy, codes, everything, features)
+        made = await catalog.create(
+            body.name, policy, codes, everything, features, recall_target=body.recall_target or 0.0
+        )
         location = f"{request.url.path}/{made.name}"
         return JSONResponse(Collection.from_proto(made).model_dump(), 201, {"Location": location})
 

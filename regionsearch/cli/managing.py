@@ -96,6 +96,10 @@ def create_collection(
     features_weight: Annotated[
         float, typer.Option(help="Their weight, where that of the embedding is 1.")
     ] = 1.0,
+    recall_target: Annotated[
+        float | None,
+        typer.Option(help="Share of the best 10 that a search of very many regions finds at least."),
+    ] = None,
     url: Url = URL,
     api_key: ApiKey = None,
 ) -> None:
@@ -114,7 +118,11 @@ def create_collection(
     features = None if features_level is None else {"level": features_level, "weight": features_weight}
     with connect(url, api_key) as client:
         made = client.create_collection(
-            name, crop_policy=crop_policy, everything=everything, segment_features=features
+            name,
+            crop_policy=crop_policy,
+            everything=everything,
+            segment_features=features,
+            recall_target=recall_target,
         )
     tell(f"created collection {made.name} (model {made.model.variant})")
 

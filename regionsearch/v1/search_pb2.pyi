@@ -130,12 +130,17 @@ class Collection(_message.Message):
     BINARY_CODES_FIELD_NUMBER: _builtins.int
     REPLACES_FIELD_NUMBER: _builtins.int
     EVERYTHING_FIELD_NUMBER: _builtins.int
+    RECALL_TARGET_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """1 to 64 of a-z, 0-9, '-' and '_', beginning with a letter or digit."""
     image_count: _builtins.int
     record_count: _builtins.int
     replaces: _builtins.str
     """The collection whose name this one is going to take, while its images are still being embedded again; else empty."""
+    recall_target: _builtins.float
+    """Least recall@10 of its approximate indexes, for words and for regions; 0: as the searcher's embedded.recall_target says.
+    The Milvus engine only keeps it.
+    """
     @_builtins.property
     def model(self) -> _types_pb2.ModelInfo: ...
     @_builtins.property
@@ -157,10 +162,11 @@ class Collection(_message.Message):
         binary_codes: Global___BinaryCodes | None = ...,
         replaces: _builtins.str = ...,
         everything: _segment_pb2.EverythingOptions | None = ...,
+        recall_target: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["binary_codes", b"binary_codes", "create_time", b"create_time", "everything", b"everything", "model", b"model"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["binary_codes", b"binary_codes", "create_time", b"create_time", "everything", b"everything", "image_count", b"image_count", "model", b"model", "name", b"name", "record_count", b"record_count", "replaces", b"replaces"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["binary_codes", b"binary_codes", "create_time", b"create_time", "everything", b"everything", "image_count", b"image_count", "model", b"model", "name", b"name", "recall_target", b"recall_target", "record_count", b"record_count", "replaces", b"replaces"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -392,9 +398,12 @@ class CreateCollectionRequest(_message.Message):
     BINARY_CODES_FIELD_NUMBER: _builtins.int
     REPLACES_FIELD_NUMBER: _builtins.int
     EVERYTHING_FIELD_NUMBER: _builtins.int
+    RECALL_TARGET_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     replaces: _builtins.str
     """Noted as Collection.replaces."""
+    recall_target: _builtins.float
+    """Collection.recall_target, at most 1."""
     @_builtins.property
     def model(self) -> _types_pb2.ModelInfo: ...
     @_builtins.property
@@ -411,10 +420,11 @@ class CreateCollectionRequest(_message.Message):
         binary_codes: Global___BinaryCodes | None = ...,
         replaces: _builtins.str = ...,
         everything: _segment_pb2.EverythingOptions | None = ...,
+        recall_target: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["binary_codes", b"binary_codes", "everything", b"everything", "model", b"model"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["binary_codes", b"binary_codes", "everything", b"everything", "model", b"model", "name", b"name", "replaces", b"replaces"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["binary_codes", b"binary_codes", "everything", b"everything", "model", b"model", "name", b"name", "recall_target", b"recall_target", "replaces", b"replaces"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

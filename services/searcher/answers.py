@@ -26,6 +26,7 @@ def collection_to_proto(collection: Collection) -> search_pb2.Collection:
         image_count=collection.image_count,
         record_count=collection.record_count,
         replaces=collection.replaces,
+        recall_target=collection.recall_target,
     )
     if collection.everything:
         json_format.Parse(collection.everything, message.everything, ignore_unknown_fields=True)

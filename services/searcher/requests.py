@@ -71,7 +71,18 @@ class Reader(FilterReader):
         everything = ""
         if request.HasField("everything"):
             everything = json_format.MessageToJson(request.everything, indent=None)
-        return Collection(request.name, model, codes, replaces=request.replaces, everything=everything)
+        if not 0.0 <= request.recall_target <= 1.0:  # NaN fails too
+            raise invalid(
+                "recall_target", "recall_target is above 0 and at most 1; leave it out for the default"
+            )
+        return Collection(
+            request.name,
+            model,
+            codes,
+            replaces=request.replaces,
+            everything=everything,
+            recall_target=request.recall_target,
+        )
 
     def codes_to_train(self, request: search_pb2.TrainCodesRequest) -> CodeSpec:
         """The codes to learn from a collection's vectors."""

@@ -39,7 +39,8 @@ class EmbeddedSettings(SettingsPart):
         gt=0,
         le=1,
         description="Minimum recall@10 of an approximate index, for words and for regions, on live queries "
-        "once there are 64 different ones of a kind, until then on queries made from stored vectors.",
+        "once there are 64 different ones of a kind, until then on queries made from stored vectors. A "
+        "collection may have its own.",
     )
     build_threads: int = Field(1, ge=1, description="Threads that build indexes in the background.")
     gpu_rows: int = Field(131_072, ge=1, description="Rows of an index on a GPU.")

@@ -117,6 +117,8 @@ class Collection:
     """The collection whose name it is going to take; empty for none."""
     everything: str = ""
     """How ingested images are searched for regions, as JSON that is only kept here; empty: not said."""
+    recall_target: float = 0.0
+    """Least recall@10 of its approximate indexes; 0: the engine's own setting."""
 
     @property
     def spec(self) -> dict[str, Any]:
@@ -125,7 +127,11 @@ class Collection:
         model = asdict(self.model)
         if not self.model.features:
             del model["features"]
-        optional = {"replaces": self.replaces, "everything": self.everything}
+        optional = {
+            "replaces": self.replaces,
+            "everything": self.everything,
+            "recall_target": self.recall_target,
+        }
         given = {name: value for name, value in optional.items() if value}
         return {"model": model, "codes": codes, **given}
 
@@ -149,6 +155,7 @@ class Collection:
             record_count,
             spec.get("replaces", ""),
             spec.get("everything", ""),
+            spec.get("recall_target", 0.0),
         )
 
 

@@ -92,6 +92,8 @@ def test_a_collection_is_created_with_options_of_everything_mode(gateway: FakeGa
     result = run(gateway, "collections", "create", "drawings", "--points-per-side", 9, "--max-regions", 5)
     assert result.exit_code == 0
     assert gateway.requests[-1][2]["everything"] == {"points_per_side": 9, "max_regions": 5}
+    assert run(gateway, "collections", "create", "sure", "--recall-target", 0.995).exit_code == 0
+    assert gateway.requests[-1][2] == {"name": "sure", "crop_policy": "default", "recall_target": 0.995}
 
 
 def test_a_collection_that_is_not_there_needs_no_advice_to_create_it(gateway: FakeGateway) -> None:

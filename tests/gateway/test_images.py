@@ -44,6 +44,15 @@ def test_binary_codes_that_the_vectors_cannot_give(gateway: Running) -> None:
     assert response.json()["errors"][0]["pointer"] == "/binary_codes/bits"
 
 
+def test_a_collection_has_a_recall_target_of_its_own(gateway: Running) -> None:
+    body = {"name": "sure", "recall_target": 0.995}
+    assert gateway.http.post("/v1/collections", json=body).json()["recall_target"] == 0.995
+    assert gateway.http.get("/v1/collections/sure").json()["recall_target"] == 0.995
+    assert gateway.http.get("/v1/collections/default").json()["recall_target"] is None
+    response = gateway.http.post("/v1/collections", json=body | {"recall_target": 1.5})
+    assert response.json()["errors"][0]["pointer"] == "/recall_target"
+
+
 @pytest.mark.parametrize("name", ["", "Ünïcode", "a b", "../x", "x" * 65, "-x"])
 def test_a_bad_collection_name(gateway: Running, name: str) -> None:
     response = gateway.http.post("/v1/collections", json={"name": name})

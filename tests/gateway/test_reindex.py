@@ -73,7 +73,7 @@ def filled(both: Running, script: Script, monkeypatch: pytest.MonkeyPatch) -> It
     """A collection of the first model; the ids of its images."""
     monkeypatch.setattr(reindex, "_LOOK_S", 0.2)
     monkeypatch.setattr(reindex, "_RETRY_S", 0.1)
-    both.http.post("/v1/collections", json={"name": NAME})
+    both.http.post("/v1/collections", json={"name": NAME, "recall_target": 0.9})
     yield [one["image_id"] for one in add(both, NAME, *SCENES[:6], tags="old")]
     for name in (NAME, NAME + reindex.NEXT, NAME + reindex.PREVIOUS):
         both.http.delete(f"/v1/collections/{name}")
@@ -219,7 +219,8 @@ def test_a_move_can_be_given_up(both: Running, filled: list[str], other: Other) 
     assert both.http.delete(url).status_code == 404
     assert both.http.post(url, json={}).status_code == 202
     assert both.http.post(url, json={}).json()["state"] == "running"
-    assert both.http.get(f"/v1/collections/{NAME}--next").json()["replaces"] == NAME
+    following = both.http.get(f"/v1/collections/{NAME}--next").json()
+    assert (following["replaces"], following["recall_target"]) == (NAME, 0.9)
     assert both.http.delete(url).status_code == 204
     both.world.call(other.script.hold.pop("EmbedRegions").set)
     assert both.http.get(url).status_code == 404

@@ -101,6 +101,17 @@ async def test_codes_longer_than_their_vectors_are_refused(stub, method, bits) -
     await stub.CreateCollection(create)
 
 
+async def test_a_recall_target_outside_of_its_range_is_refused_and_others_are_kept(stub) -> None:
+    create = search_pb2.CreateCollectionRequest(name="sure", model=MODEL_INFO)
+    for target in (-0.1, 1.1, float("nan")):
+        create.recall_target = target
+        assert await failing(stub.CreateCollection(create)) == (Kind.INVALID_ARGUMENT, "recall_target")
+    create.recall_target = 0.995
+    await stub.CreateCollection(create)
+    found = await stub.GetCollection(search_pb2.GetCollectionRequest(name="sure"))
+    assert found.collection.recall_target == 0.995
+
+
 async def test_a_negative_whole_image_margin_is_refused(stub) -> None:
     await ingest(stub, 2)
     for margin in (-0.01, -0.3, float("nan"), float("inf")):

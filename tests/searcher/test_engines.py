@@ -166,10 +166,10 @@ def test_errors_have_the_same_kinds_in_every_engine(engine: Engine) -> None:
 def test_a_collection_keeps_what_it_was_made_with(engine: Engine) -> None:
     """What a reindex copies, and what the gateway goes by."""
     model = replace(MODEL, features='{"level": 1, "weight": 0.5}')
-    made = Collection("described", model, everything='{"pointsPerSide": 9}')
+    made = Collection("described", model, everything='{"pointsPerSide": 9}', recall_target=0.9)
     engine.create_collection(made)
     found = engine.get_collection("described")
-    assert (found.model, found.everything) == (made.model, made.everything)
+    assert replace(found, created_ms=0) == made
     vectors = some_vectors(random.Random(0), 1, 1)
     with pytest.raises(RegionSearchError, match="features") as caught:
         engine.search("described", MODEL, [Query(vectors, vectors[:0])])

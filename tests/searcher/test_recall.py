@@ -13,7 +13,7 @@ from services.searcher.embedded.index.approximate import build_ivf
 from services.searcher.embedded.index.compaction import ALL_ROWS, CompactionInput
 from services.searcher.embedded.index.index_files import IndexCache
 from services.searcher.embedded.index.live_queries import LiveQueries, QueryKind
-from services.searcher.embedded.index.recall import RecallEvaluator, noisy
+from services.searcher.embedded.index.recall import RecallEvaluator, noisy, recall_evaluators, tune
 from services.searcher.embedded.index.search_thread import SearchThreads
 from services.searcher.embedded.index.segments import EXACT, SegmentQuery
 from services.searcher.embedded.index.vector_index import VectorIndex
@@ -49,7 +49,7 @@ def words(vectors: np.ndarray, count: int, seed: int) -> np.ndarray:
     return unit(blends + 0.6 * unit(rng.standard_normal((count, DIMENSION))) + apart)
 
 
-def collection(vectors: np.ndarray, codes: CodeSpec | None = None) -> OpenCollection:
+def collection(vectors: np.ndarray, codes: CodeSpec | None = None, target: float = 0.0) -> OpenCollection:
     count = len(vectors)
     index = VectorIndex(DIMENSION, count)
     rows = Rows(
@@ -64,7 +64,7 @@ def collection(vectors: np.ndarray, codes: CodeSpec | None = None) -> OpenCollec
     )
     index.add(rows, np.ones(count, np.int64))
     index.seal()
-    return OpenCollection(1, Collection("c", MODEL, codes), index)
+    return OpenCollection(1, Collection("c", MODEL, codes, recall_target=target), index)
 
 
 def promise_is_kept(folder: Path, count: int, first: str, codes: CodeSpec | None = None) -> None:
@@ -121,6 +121,32 @@ def test_recall_target_holds_in_a_larger_index(tmp_path, first: str) -> None:
 
 def test_recall_target_holds_for_binary_codes(tmp_path) -> None:
     promise_is_kept(tmp_path, 12_000, "regions", CodeSpec(CodeMethod.PCA_ROTATION, 32, 10))
+
+
+def test_the_recall_target_of_a_collection_goes_before_that_of_the_searcher(tmp_path) -> None:
+    vectors = stored(12_000)
+    settings = EmbeddedSettings(ann_above=1, ann_rows=1, recall_target=0.5)
+    efforts: list[float] = []
+    for target in (0.0, 0.95):
+        opened = collection(vectors, target=target)
+        planner = Planner(settings, SearchThreads(), None, IndexCache(tmp_path / "indexes"))
+        sources, build = planner.plan(opened, 0)
+        segment = build(CompactionInput(sources, 0))
+        assert min(segment.recalls.values()) >= (target or 0.5)
+        efforts.append(segment.effort)
+        opened.index.replace(sources, [segment])
+        segment.recalls = dict.fromkeys(QueryKind, 0.7)  # as measured on later queries
+        assert (planner.tune(opened) is segment) == (target == 0.95)
+    assert efforts[0] < efforts[1]
+
+
+def test_an_index_of_equal_vectors_needs_no_effort_to_find_ten_of_the_best() -> None:
+    """Recall counts scores: which of the equal rows an index returns does not matter."""
+    vectors = np.repeat(stored(1), 5000, axis=0)
+    compaction = CompactionInput([collection(vectors).index.state.views[0].segment], ALL_ROWS)
+    segment = build_ivf(compaction)
+    tune(segment, recall_evaluators(compaction, {}), 0.98)
+    assert (segment.effort, set(segment.recalls.values())) == (1, {1.0})
 
 
 def test_an_exact_request_to_an_approximate_index_scans_all_rows(tmp_path) -> None:

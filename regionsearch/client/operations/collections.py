@@ -42,6 +42,7 @@ def create_collection(
     binary_codes: Mapping[str, Any] | None = None,
     everything: EverythingOptions | None = None,
     segment_features: Mapping[str, Any] | None = None,
+    recall_target: float | None = None,
 ) -> Operation[Collection]:
     """Makes a collection for the model that is served now.
 
@@ -51,6 +52,8 @@ def create_collection(
         binary_codes: As in the HTTP API: method, bits, rerank_factor, head.
         everything: How regions of its images are looked for where an ingest does not say.
         segment_features: As in the HTTP API: level and weight of the segmenter's features in its vectors.
+        recall_target: Share of the best 10 that a search of very many regions finds at least; the searcher's
+            setting when absent.
     """
     body = CollectionBody.read(
         given(
@@ -59,6 +62,7 @@ def create_collection(
             binary_codes=binary_codes,
             everything=everything,
             segment_features=segment_features,
+            recall_target=recall_target,
         )
     )
     return Operation(

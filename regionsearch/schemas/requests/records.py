@@ -195,6 +195,13 @@ class CollectionBody(Body):
         description="Vectors of embeddings and of the segmenter's features: examples are compared by both, "
         "words by the embedding alone. Absent: of embeddings.",
     )
+    recall_target: FiniteFloat | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="Share of the best 10 that a search of very many regions finds at least, if it does not "
+        "ask for exact results; absent: as the searcher is set.",
+    )
 
 
 class ReindexBody(Body):

@@ -70,6 +70,11 @@ class Collection(Response):
     everything: EverythingDefaults | None = Field(
         None, description="How regions of its images are looked for where an ingest does not say."
     )
+    recall_target: float | None = Field(
+        None,
+        description="Share of the best 10 that a search of very many regions finds at least; null: as the "
+        "searcher is set.",
+    )
 
     @classmethod
     def from_proto(cls, collection: search_pb2.Collection) -> Collection:
@@ -86,6 +91,7 @@ class Collection(Response):
             everything=EverythingDefaults.from_proto(collection.everything)
             if collection.HasField("everything")
             else None,
+            recall_target=collection.recall_target or None,
         )
 
 

@@ -132,7 +132,7 @@ class Planner:
         Returns:
             The segment; None if none is due.
         """
-        live, target = collection.index.live, self._settings.recall_target
+        live, target = collection.index.live, self._target(collection)
         sampled = {kind for kind in QueryKind if live.count(kind) >= _ENOUGH_QUERIES}
         for segment in approximate_segments(collection):
             if below_target(segment, target - _TOLERANCE) or sampled - segment.seen:
@@ -173,8 +173,11 @@ class Planner:
     ) -> None:
         samples = {kind: collection.index.live.sample(kind, QUERIES) for kind in QueryKind}
         real = {kind: queries for kind, queries in samples.items() if len(queries) >= _ENOUGH_QUERIES}
-        tune(segment, recall_evaluators(compaction, real), self._settings.recall_target)
+        tune(segment, recall_evaluators(compaction, real), self._target(collection))
         segment.seen = segment.seen | real.keys()
+
+    def _target(self, collection: OpenCollection) -> float:
+        return collection.spec.recall_target or self._settings.recall_target
 
     def _build_gpu(self, compaction: CompactionInput) -> IndexSegment:
         device = self._device
