@@ -15,7 +15,7 @@ from playwright.sync_api import Page, expect, sync_playwright
 
 from tests.web.conftest import CHROMIUM, QUIET
 
-QUERY = "red apple"
+QUERY = "droplet, red heart, star, owl"
 INSIDE = "red heart, yellow heart, droplet"
 INSIDE_PICTURE = "scene-0031.webp"
 LATER = 6  # pictures that are added while the upload's picture is taken
