@@ -19,7 +19,7 @@ from services.embedder.backends.base import Backend
 from services.embedder.options import CropPolicy, TextTemplates
 from services.embedder.tasks import ImageTask, Pixels, Regions, RegionsTask, TextsTask, cut_batch
 from services.runtime.batcher import Batcher, BatchSettings, BatchSlice, Priority
-from services.torch_runtime.devices import classify, staged
+from services.torch_runtime.devices import classify, to_device
 from services.torch_runtime.streams import Stage
 
 Vectors = NDArray[np.float32]
@@ -210,7 +210,7 @@ class DeviceRunner:
         with self._cropping.running():
             if are_texts:
                 tokens = torch.cat([part.prepared.tokens[part.start : part.stop] for part in parts])
-                inputs = staged(tokens, backend.device).to(backend.device, non_blocking=True)
+                inputs = to_device(tokens, backend.device)
             else:
                 inputs = cut_batch([(part.prepared, part.start, part.stop) for part in parts], backend)
             ready = self._cropping.mark()

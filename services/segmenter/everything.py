@@ -30,6 +30,7 @@ from services.segmenter.grid import Crop, grid_points, plan_crops
 from services.segmenter.masks import draw, measure, remove_small_parts
 from services.segmenter.options import EverythingOptions, Mode
 from services.segmenter.upscale import Indices, upscaler_for
+from services.torch_runtime.devices import to_device
 
 # A box this close to the edge of a crop, but not of the image, is treated as a part of a larger object.
 _CROP_EDGE_PIXELS = 20.0
@@ -177,7 +178,8 @@ def unanswered(
     geometry, (height, width) = embedding.geometry, backend.mask_size
     scale = np.array([width, height]) / geometry.padded_size[::-1]
     places = (geometry.to_input(prompts) * scale).astype(np.int64).clip(0, [width - 1, height - 1])
-    inside = torch.stack([logits[places[:, 1], places[:, 0]] for logits in sure]) > backend.mask_threshold
+    cells = to_device(torch.from_numpy(places[:, 1] * width + places[:, 0]), backend.device)
+    inside = torch.stack(sure).flatten(1).index_select(1, cells) > backend.mask_threshold
     left: NDArray[np.float64] = prompts[~inside.any(dim=0).cpu().numpy()]
     return left
 
@@ -256,7 +258,7 @@ def filter_survivors(
     (kept,) = passed.nonzero()
     logits = survivors.logits
     if len(kept) < len(passed):  # a view would keep the others alive
-        logits = logits.index_select(0, torch.from_numpy(kept).to(logits.device))
+        logits = logits.index_select(0, to_device(torch.from_numpy(kept), logits.device))
     return [
         Candidate(mask, (left, top, right, bottom), score, stability, (x, y), limits is not None)
         for mask, (left, top, right, bottom), score, stability, (x, y) in zip(

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from services.segmenter.backends.base import ResizeStep, Size
+from services.torch_runtime.devices import to_device
 
 Indices = NDArray[np.int64]
 
@@ -170,7 +171,7 @@ class Upscaler:
         begins = [tile.masks * logits.shape[1] + top, left]
         begins += [part for each in columns for part in (each.starts, -each.begins)]
         begins += [part for each in rows for part in (each.starts, numbers * each.span - each.begins)]
-        places = iter(torch.from_numpy(np.stack(begins)).to(self._device, non_blocking=True)[..., None])
+        places = iter(to_device(torch.from_numpy(np.stack(begins)), self._device)[..., None])
 
         picked = (next(places) + self._counting[:height]).flatten()
         values = logits.flatten(0, 1).index_select(0, picked).view(len(numbers), height, -1)
@@ -190,7 +191,9 @@ class Upscaler:
                 values = _mix(low, high, weights[..., None])
         if tile.limits is not None:
             for flags, axis in zip(tile.outside(), (2, 1), strict=True):
-                values.masked_fill_(torch.from_numpy(flags).to(self._device).unsqueeze(axis), -torch.inf)
+                values.masked_fill_(
+                    to_device(torch.from_numpy(flags), self._device).unsqueeze(axis), -torch.inf
+                )
         return values
 
     def _neighbours(self, step: _Pass, starts: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:

@@ -94,6 +94,14 @@ def staged(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     return tensor.pin_memory() if device.type == "cuda" else tensor
 
 
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A tensor of the host on a device, by a copy that does not wait.
+
+    One from memory that is not pinned may wait for all that its stream has queued.
+    """
+    return staged(tensor, device).to(device, non_blocking=True)
+
+
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
     """The context in which a model computes: none for fp32, else torch's autocast or products in TF32."""
     if precision == "tf32":

@@ -25,6 +25,7 @@ from torch.nn import functional as F
 from regionsearch.images import Pixels
 from services.segmenter.backends.pyramid import Pyramid, PyramidMaps
 from services.torch_runtime.compiling import compiled
+from services.torch_runtime.devices import to_device
 
 MASKS = 3  # masks of the first pass that the network sees
 LOGITS_STRIDE = 2  # pixels of the input per logit
@@ -149,7 +150,8 @@ class Refiner:
 
         Logits cover a square with the longer side of the close-up, which lies at its top left.
         """
-        maps = torch.stack(list(prepared)).to(self._device, memory_format=torch.channels_last)
+        stacked = torch.stack(list(prepared)).contiguous(memory_format=torch.channels_last)
+        maps = to_device(stacked, self._device)
         with self._autocast():
             return self._run(maps)
 

@@ -33,7 +33,7 @@ from services.segmenter.backends.sam_decoder import Decoded, LazyMaskDecoder
 from services.segmenter.backends.vit_attention import fuse_attention
 from services.segmenter.options import EverythingOptions
 from services.torch_runtime.compiling import compiled
-from services.torch_runtime.devices import autocast, staged
+from services.torch_runtime.devices import autocast, staged, to_device
 
 _ENCODE_BATCH = {"cpu": 1, "cuda": 8}  # on a CPU a batch only delays its first images
 # Bytes of a decoder batch's maps: they fit a CPU's last-level cache, or a small part of a GPU's memory.
@@ -141,7 +141,7 @@ class SamBackend:
         if masks is None:
             dense = encoder.no_mask_embed.weight[..., None, None]
         else:
-            dense = encoder._embed_masks(masks.to(self.device))
+            dense = encoder._embed_masks(to_device(masks, self.device))
         return self._decoder(embedding.features[0], self._embed(prompts), dense)
 
     def _embed(self, prompts: PromptBatch) -> Tensor:
@@ -151,14 +151,15 @@ class SamBackend:
         """
         encoder, parts = self.model.prompt_encoder, []
         if prompts.points is not None and prompts.labels is not None:
-            points, labels = prompts.points.to(self.device) + 0.5, prompts.labels.to(self.device, torch.int64)
+            points = to_device(prompts.points, self.device) + 0.5
+            labels = to_device(prompts.labels.long(), self.device)
             if prompts.boxes is None:  # a padding point stands in for the box
                 points, labels = F.pad(points, (0, 0, 0, 1)), F.pad(labels, (0, 1), value=-1)
             places: Tensor = encoder.pe_layer.forward_with_coords(points, encoder.input_image_size)
             places = places.masked_fill((labels == -1)[..., None], 0.0)
             parts.append(places + F.embedding(labels + 1, self._point_embeddings))
         if prompts.boxes is not None:
-            parts.append(encoder._embed_boxes(prompts.boxes.to(self.device)))
+            parts.append(encoder._embed_boxes(to_device(prompts.boxes, self.device)))
         if not parts:
             return torch.empty((len(prompts), 0, encoder.embed_dim), device=self.device)
         return torch.cat(parts, dim=1)

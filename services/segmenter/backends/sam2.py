@@ -28,7 +28,7 @@ from services.segmenter.backends.proposer import Proposer
 from services.segmenter.backends.refiner import Refiner
 from services.segmenter.options import EverythingOptions
 from services.torch_runtime.compiling import compiled
-from services.torch_runtime.devices import autocast, staged
+from services.torch_runtime.devices import autocast, staged, to_device
 
 _MEAN, _STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 _BOX_LABELS = (2, 3)  # the prompt encoder's labels for the two corners of a box
@@ -121,7 +121,7 @@ class Sam2Backend:
     def decode(self, embedding: Embedding, prompts: PromptBatch) -> Sam2Decoding:
         """Runs prompt encoder and mask decoder."""
         encoder, decoder = self.model.sam_prompt_encoder, self.model.sam_mask_decoder
-        masks = None if prompts.mask_logits is None else prompts.mask_logits.to(self.device)
+        masks = None if prompts.mask_logits is None else to_device(prompts.mask_logits, self.device)
         sparse, dense = encoder(points=self._points(prompts), boxes=None, masks=masks)
         coarse, middle, fine = (part[None] for part in embedding.features)
         with autocast(self.identity.precision, self.device):
@@ -151,7 +151,8 @@ class Sam2Backend:
             labels.append(prompts.labels)
         if not points:
             return None
-        return torch.cat(points, dim=1).float().to(self.device), torch.cat(labels, dim=1).to(self.device)
+        placed, kinds = torch.cat(points, dim=1).float(), torch.cat(labels, dim=1)
+        return to_device(placed, self.device), to_device(kinds, self.device)
 
 
 class Sam2Decoding:
@@ -163,4 +164,4 @@ class Sam2Decoding:
 
     def logits(self, rows: Tensor, columns: Tensor, windows: NDArray[np.int64] | None = None) -> Tensor:
         """Low-resolution logits of single masks."""
-        return self._masks[rows.to(self._masks.device), columns.to(self._masks.device)]
+        return self._masks[to_device(rows, self._masks.device), to_device(columns, self._masks.device)]

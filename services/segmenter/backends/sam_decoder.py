@@ -33,6 +33,8 @@ from segment_anything.modeling import Sam
 from segment_anything.modeling.transformer import Attention, TwoWayAttentionBlock
 from torch import Tensor
 
+from services.torch_runtime.devices import to_device
+
 _NOTHING = -32.0  # a logit far from any mask
 
 
@@ -145,7 +147,7 @@ class Decoded:
         if windows is not None:
             cells, shape = self._decoder.cells(windows[prompts.numpy()])
             parts += [*torch.from_numpy(cells)]
-        chosen = torch.cat(parts).to(self._keys.device, non_blocking=True)
+        chosen = to_device(torch.cat(parts), self._keys.device)
         prompts, inverse, columns, *corners = chosen.split([len(part) for part in parts])
         masks = slice(1, 1 + self._decoder.module.num_mask_tokens)
         tokens, prompt, keys, keys_pe = (
