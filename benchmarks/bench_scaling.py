@@ -190,7 +190,7 @@ def cases() -> list[Case]:
                 f"scaling: ingest, {workers} segmenters and embedders of 1 s, {gateways} gateway(s), against "
                 "the devices",
                 prepare=efficiency(workers, gateways),
-                slow=workers not in (1, 2),
+                slow=True,
             )
             for workers, gateways in ((1, 1), (2, 1), (4, 1), (8, 1), (16, 1), (16, 2))
         ),
@@ -202,8 +202,13 @@ def cases() -> list[Case]:
             p99(4 * REPLICA_S),
             target=1.5,
             runs=3,
+            slow=True,
         ),
         Case(
-            "scaling: p99, 4 equal replicas, least loaded against round robin", "ms", p99(REPLICA_S), runs=3
+            "scaling: p99, 4 equal replicas, least loaded against round robin",
+            "ms",
+            p99(REPLICA_S),
+            runs=3,
+            slow=True,
         ),
     ]

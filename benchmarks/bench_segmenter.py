@@ -435,6 +435,7 @@ def cases() -> list[Case]:
                 functools.partial(match_rate, precision, mode),
                 better="higher",
                 runs=1,
+                slow=(precision, mode) != ("bf16", Mode.GRID),
             )
             for precision in ("bf16", "fp16", "tf32")
             for mode in Mode

@@ -20,6 +20,8 @@ from typing import Any, Literal
 
 import benchmarks
 
+QUICK_RUNS = 2  # `--quick` ends within six minutes on two cores
+
 Measure = Callable[[], float]
 
 
@@ -109,7 +111,7 @@ def measure(case: Case, quick: bool = False) -> Outcome:
     begin = time.perf_counter()
     with case.prepare() as pair:
         _once(pair)
-        runs = [_once(pair) for _ in range(min(case.runs, 3) if quick else case.runs)]
+        runs = [_once(pair) for _ in range(min(case.runs, QUICK_RUNS) if quick else case.runs)]
     ours = statistics.median(run[0] for run in runs)
     references = [reference for _, reference in runs if reference is not None]
     reference = statistics.median(references) if references else None
