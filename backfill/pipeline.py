@@ -134,7 +134,8 @@ class Backfill:
         context.enable_progress_bars = False
         context.print_on_execution_start = False
         context.issue_detectors_config.detectors = []
-        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        context.raise_original_map_exception = True  # Ray's own around it does not keep its cause
+        logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # errors are raised
         if sources.is_hugging_face(source):
             loaded = sources.load_hugging_face(source)
             self.total = len(loaded)
