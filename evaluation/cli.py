@@ -22,11 +22,11 @@ from evaluation.loaders import FIXTURE, load
 from evaluation.report import COMPARED, HEADLINES, render
 from evaluation.run import Result, run
 from evaluation.system import InProcess, System
+from regionsearch.defaults import FEATURES_WEIGHT
 from regionsearch.errors import RegionSearchError, invalid
 from regionsearch.models.store import pocket_dir
 
 app = typer.Typer(add_completion=False, context_settings={"help_option_names": ["-h", "--help"]})
-FEATURES_WEIGHT = 0.25
 
 
 def evaluate(

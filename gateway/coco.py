@@ -50,13 +50,18 @@ def export_regions(image: search_pb2.StoredImage, records: Iterable[search_pb2.R
     return document.values
 
 
-def export_segments(answer: segment_pb2.SegmentResponse, image_id: str, name: str) -> dict[str, Any]:
-    """What a model has segmented: all regions, or of each prompt the best mask that is not empty."""
-    document = CocoWriter(())
+def export_segments(
+    answer: segment_pb2.SegmentResponse, phrases: Sequence[str], image_id: str, name: str
+) -> dict[str, Any]:
+    """What a model has segmented: all regions, all that phrases name, or the best mask of each prompt."""
+    document = CocoWriter(phrases)
     image = document.image(image_id, answer.image_width, answer.image_height, name)
-    best = (next((one for one in result.candidates if one.area), None) for result in answer.results)
-    for region in [*answer.regions, *(one for one in best if one is not None)]:
+    for region in answer.regions:
         _add(document, image, region, 0, region.predicted_iou)
+    for index, result in enumerate(answer.results):
+        masks = [one for one in result.candidates if one.area]
+        for region in masks if phrases else masks[:1]:
+            _add(document, image, region, index if phrases else 0, region.predicted_iou)
     return document.values
 
 

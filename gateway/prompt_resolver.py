@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 from gateway.catalog import Catalog
@@ -12,6 +13,8 @@ from regionsearch.errors import invalid
 from regionsearch.masks import Size
 from regionsearch.prompts import check_box, check_point, merge_masks, read_box, select_by_prompt
 from regionsearch.v1 import search_pb2, segment_pb2, types_pb2
+
+MODEL_AGE_S = 60.0  # how long what the segmenter says of its model is believed
 
 
 def box_of(box: types_pb2.Box) -> tuple[float, float, float, float]:
@@ -75,6 +78,7 @@ class PromptResolver:
         self._services = services
         self._catalog = catalog
         self._selection = settings.selection
+        self._takes_phrases: tuple[bool, float] | None = None  # and when that was asked
 
     async def segment(
         self, request: segment_pb2.SegmentRequest, collection: str = ""
@@ -93,6 +97,16 @@ class PromptResolver:
         """Everything in an image that an ingest would keep of it."""
         options = segment_pb2.EverythingOptions(selection=self._selection.to_proto())
         return await self.segment(segment_pb2.SegmentRequest(image=image, everything=options))
+
+    async def takes_phrases(self) -> bool:
+        """Whether the segmenter finds phrases, as it said within the last minute."""
+        now = time.monotonic()
+        if self._takes_phrases is None or now - self._takes_phrases[1] > MODEL_AGE_S:
+            services = self._services
+            request = segment_pb2.SegmentServiceGetModelRequest()
+            served = await services.segmenter.call(services.segment.GetModel, request, retry_overload=True)
+            self._takes_phrases = served.takes_phrases, now
+        return self._takes_phrases[0]
 
     async def object_at(self, image: types_pb2.Image, prompt: segment_pb2.Prompt) -> types_pb2.Region:
         """The one object that a prompt means in an image.

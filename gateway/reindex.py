@@ -221,6 +221,8 @@ class Reindexer:
             token = page.next_page_token
             if not token:
                 break
+        if not failures:
+            await self._train_codes(name, target)
         differing: Sequence[str] | None = None
         while not failures:
             # The last images are copied while writes wait: else new ones could always come in between.
@@ -239,6 +241,18 @@ class Reindexer:
             f"{len(failures)} images cannot be embedded again, the first one because: {failures[0].message}; "
             "send them again or delete them, and the move goes on"
         )
+
+    async def _train_codes(self, name: str, target: search_pb2.Collection) -> None:
+        """Trains the new collection's codes, once, if those of the present one were trained."""
+        present = await self._catalog.get(name)
+        if not present.binary_codes.trained_seq or target.binary_codes.trained_seq:
+            return
+        try:
+            await self._catalog.train_codes(target.name, target.binary_codes)
+        except RegionSearchError as error:
+            if error.kind is not Kind.FAILED_PRECONDITION:
+                raise
+            _log.warning("codes are not trained again", collection=name, reason=error.message)
 
     async def _lacking(self, target: str, images: Sequence[search_pb2.StoredImage]) -> list[str]:
         """Those of the images that the new collection does not have as they are."""

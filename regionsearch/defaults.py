@@ -5,3 +5,6 @@ URL = "http://localhost:8000"
 
 COLLECTION = "default"
 """The collection that is there from the start."""
+
+FEATURES_WEIGHT = 0.25
+"""Of the segmenter's features in a vector, where the embedding's is 1; measured in docs/models.md."""

@@ -141,7 +141,8 @@ def router(gateway: Gateway) -> APIRouter:
     async def search_within(request: Request, form: Form = "json") -> Response:
         """Scores every region of an image, sent along or stored, and says which are hits.
 
-        Without thresholds the best region of each phrase is a hit. With `render` the answer is the image
+        Without thresholds the best region of each phrase is a hit. A segmenter that takes phrases may find
+        them itself, see `find_by`. With `render` the answer is the image
         with the hits drawn into it.
         """
         body = await read_body(request, WithinBody, limits)
@@ -170,7 +171,7 @@ def router(gateway: Gateway) -> APIRouter:
         openapi_extra=body_of(SegmentBody, {"image_id": _ZEROS, "points": [_POINT]}, form=True),
     )
     async def segment(request: Request, form: Form = "json") -> Response:
-        """Of everything, or of the objects that points and boxes mean.
+        """Of everything, of the objects that points and boxes mean, or of those that phrases name.
 
         A second prompt on the same image costs only the mask decoder. With `among: stored` the stored
         regions of an image are picked instead, without a model: points pick the smallest region that holds
@@ -189,12 +190,14 @@ def router(gateway: Gateway) -> APIRouter:
             else:
                 image = await gateway.resolver.stored_image(body.collection, body.image_id or "")
             theirs, ours = ("prompts.prompts", "prompts") if body.prompts else ("prompts.prompts[0].", "")
-            many = bool(body.prompts) or body.everything is not False
+            if body.texts:
+                theirs, ours = "phrases.", ""
+            many = bool(body.prompts or body.texts) or body.everything is not False
             asked = await _in_thread_if(many, lambda: body.to_proto(image))
             with remap_error_field(theirs, ours):
                 segmented = await gateway.resolver.segment(asked, body.collection)
             if form == "coco":
-                document = coco.export_segments(segmented, *await _named(gateway, body))
+                document = coco.export_segments(segmented, body.texts, *await _named(gateway, body))
                 return JSONResponse(document, media_type=COCO)
             answer = await _in_thread_if(many, lambda: SegmentResult.from_proto(segmented))
         return Response(answer.model_dump_json(exclude_none=True), media_type="application/json")

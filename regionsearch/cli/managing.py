@@ -16,6 +16,7 @@ from typing import Annotated
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from regionsearch import defaults
 from regionsearch.cli.ingesting import (
     CropLayers,
     MaxRegions,
@@ -95,7 +96,7 @@ def create_collection(
     ] = None,
     features_weight: Annotated[
         float, typer.Option(help="Their weight, where that of the embedding is 1.")
-    ] = 1.0,
+    ] = defaults.FEATURES_WEIGHT,
     recall_target: Annotated[
         float | None,
         typer.Option(help="Share of the best 10 that a search of very many regions finds at least."),

@@ -120,7 +120,8 @@ def pull_models(names: Names) -> None:
             path = pull(weights, show)
             progress.console.print(f"{path}  ({weights.licence})", highlight=False, soft_wrap=True)
             for repository in weights.repositories:
-                progress.console.print(pull_repository(repository), highlight=False, soft_wrap=True)
+                folder = pull_repository(repository, weights.repository_file)
+                progress.console.print(folder, highlight=False, soft_wrap=True)
 
 
 @app.command("verify")

@@ -158,12 +158,12 @@ def _open_clip_weights(model: str) -> list[Weights]:
 
 
 def _missing_files(weights: Weights) -> list[str]:
-    """What of a model is not on this machine: its file, or the tokenizer's repository."""
+    """What of a model is not on this machine: its file, or the files of a repository."""
     missing = [] if look_up(weights) is not None else [weights.file]
     return missing + [
-        f"the tokenizer {name}"
+        f"{weights.repository_file} of {name}"
         for name in weights.repositories
-        if find_hub_file(name, "tokenizer_config.json") is None
+        if find_hub_file(name, weights.repository_file) is None
     ]
 
 

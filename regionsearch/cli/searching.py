@@ -35,6 +35,13 @@ if TYPE_CHECKING:
 IMAGE_ID = re.compile("[0-9a-f]{64}")
 
 
+class Finder(StrEnum):
+    """What finds phrases in an image."""
+
+    embedder = "embedder"
+    segmenter = "segmenter"
+
+
 class Level(StrEnum):
     """What a search compares."""
 
@@ -218,6 +225,13 @@ def within(
     min_score: MinScore = None,
     cutoff: Cutoff = None,
     keep_weak: Annotated[bool, typer.Option("--all", help="All regions, best first.")] = False,
+    find_by: Annotated[
+        Finder | None,
+        typer.Option(
+            help="embedder compares all regions; segmenter, such as SAM 3, finds the phrases itself: the "
+            "default where it can, for a file without --min-score and --cutoff."
+        ),
+    ] = None,
     save: Save = None,
     open_it: Open = False,
     as_json: AsJson = False,
@@ -239,6 +253,7 @@ def within(
             collection=collection,
             min_score=min_score,
             relative_cutoff=cutoff,
+            find_by=None if find_by is None else find_by.value,
         )
         _warn_of_cuts(found)
         shown = found.regions if keep_weak else found.hits
@@ -262,6 +277,7 @@ def within(
                 collection=collection,
                 min_score=min_score,
                 relative_cutoff=cutoff,
+                find_by=None if find_by is None else find_by.value,
             )
             _show(drawn, save, open_it)
 

@@ -27,7 +27,8 @@ class Weights:
         size: Size of the file in bytes; None if unknown.
         tag: open_clip's name of these weights among those of the model; empty for other models.
         fallback: The same weights in another file, for publishers that do not have this one.
-        repositories: On the Hugging Face hub, whose tokenizer or text tower's configuration belongs to it.
+        repositories: On the Hugging Face hub, whose tokenizer or configuration belongs to it.
+        repository_file: The file that tells whether a repository is on this machine.
     """
 
     model: str
@@ -39,6 +40,7 @@ class Weights:
     tag: str = ""
     fallback: Weights | None = None
     repositories: tuple[str, ...] = ()
+    repository_file: str = "tokenizer_config.json"
 
     @property
     def memory_bytes(self) -> int | None:
@@ -79,6 +81,19 @@ def _segment_anything(variant: str, file: str, size: int, sha256: str) -> Weight
 def _segment_anything_2(name: str, size: int, sha256: str) -> Weights:
     model = f"sam2.1_hiera_{name}"
     return Weights(model, f"{model}.pt", f"{SEGMENT_ANYTHING_2}/{model}.pt", sha256, "Apache-2.0", size)
+
+
+def _repository(model: str, repository: str, licence: str) -> Weights:
+    url = f"{HUB}/{repository}/resolve/main/model.safetensors"
+    return Weights(
+        model,
+        f"{model}.safetensors",
+        url,
+        None,
+        licence,
+        repositories=(repository,),
+        repository_file="config.json",
+    )
 
 
 def _open_clip(
@@ -136,6 +151,10 @@ WEIGHTS = {
         _segment_anything_2(
             "large", 898_083_611, "2647878d5dfa5098f2f8649825738a9345572bae2d4350a2468587ece47dd318"
         ),
+        _repository("sam_hq_vit_b", "syscv-community/sam-hq-vit-base", "Apache-2.0"),
+        _repository("sam_hq_vit_l", "syscv-community/sam-hq-vit-large", "Apache-2.0"),
+        _repository("sam_hq_vit_h", "syscv-community/sam-hq-vit-huge", "Apache-2.0"),
+        _repository("sam3", "facebook/sam3", f"SAM License; gated: accept it at {HUB}/facebook/sam3"),
         _open_clip(
             "MobileCLIP2-S0",
             "dfndr2b",

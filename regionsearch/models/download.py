@@ -94,8 +94,12 @@ def pull(weights: Weights, progress: Progress = lambda done, total: None) -> Pat
     return target
 
 
-def pull_repository(name: str) -> Path:
+def pull_repository(name: str, file: str = "tokenizer_config.json") -> Path:
     """Makes sure that tokenizer and configuration of a repository of the hub are on this machine.
+
+    Args:
+        name: Of the repository.
+        file: One of them, by which they are found.
 
     Returns:
         Their folder.
@@ -103,14 +107,14 @@ def pull_repository(name: str) -> Path:
     Raises:
         RegionSearchError: FAILED_PRECONDITION when huggingface_hub is not installed, else UNAVAILABLE.
     """
-    found = find_hub_file(name, "tokenizer_config.json")
+    found = find_hub_file(name, file)
     if found is not None:
         return found.parent
     try:
         from huggingface_hub import snapshot_download
     except ImportError as error:
         raise RegionSearchError(
-            Kind.FAILED_PRECONDITION, f"the tokenizer of {name} needs: pip install 'regionsearch[hf]'"
+            Kind.FAILED_PRECONDITION, f"the configuration of {name} needs: pip install 'regionsearch[hf]'"
         ) from error
     try:
         return Path(
@@ -124,7 +128,8 @@ def pull_repository(name: str) -> Path:
     except (OSError, httpx.HTTPError, ValueError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise RegionSearchError(
-            Kind.UNAVAILABLE, f"the tokenizer of {name} cannot be read from the Hugging Face hub ({reason})"
+            Kind.UNAVAILABLE,
+            f"the configuration of {name} cannot be read from the Hugging Face hub ({reason})",
         ) from error
 
 

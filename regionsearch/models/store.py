@@ -86,6 +86,23 @@ def find_hub_file(repository: str, file: str) -> Path | None:
     return None
 
 
+def find_repository(weights: Weights) -> Path:
+    """The folder with the configuration that belongs to weights of the Hugging Face hub.
+
+    Raises:
+        RegionSearchError: NOT_FOUND when it is not there; says how to get it.
+    """
+    [repository] = weights.repositories
+    found = find_hub_file(repository, weights.repository_file)
+    if found is None:
+        raise not_found(
+            "model",
+            f"{weights.repository_file} of {repository} is not there; get it with: "
+            f"regionsearch models pull {weights.model}",
+        )
+    return found.parent
+
+
 def hub_cache() -> Path:
     """Where the tools of the Hugging Face hub keep what they have downloaded."""
     if "HF_HUB_CACHE" in os.environ:

@@ -89,6 +89,34 @@ INGEST_STAGE_STORING: IngestStage.ValueType  # 4
 INGEST_STAGE_DONE: IngestStage.ValueType  # 5
 Global___IngestStage: _TypeAlias = IngestStage  # noqa: Y015
 
+class _FindBy:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _FindByEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FindBy.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    FIND_BY_UNSPECIFIED: _FindBy.ValueType  # 0
+    """The segmenter if it takes phrases, for an image that is sent along with nothing but phrases; else the embedder."""
+    FIND_BY_EMBEDDER: _FindBy.ValueType  # 1
+    """The embedder: every region of the image is compared with the phrases."""
+    FIND_BY_SEGMENTER: _FindBy.ValueType  # 2
+    """The segmenter: all objects that it finds for the phrases, all of them hits; min_score is the minimum of its score,
+    0.5 if absent. FAILED_PRECONDITION if it does not take phrases; not with negatives, relative_cutoff, min_relevancy.
+    """
+
+class FindBy(_FindBy, metaclass=_FindByEnumTypeWrapper):
+    """What finds phrases in an image."""
+
+FIND_BY_UNSPECIFIED: FindBy.ValueType  # 0
+"""The segmenter if it takes phrases, for an image that is sent along with nothing but phrases; else the embedder."""
+FIND_BY_EMBEDDER: FindBy.ValueType  # 1
+"""The embedder: every region of the image is compared with the phrases."""
+FIND_BY_SEGMENTER: FindBy.ValueType  # 2
+"""The segmenter: all objects that it finds for the phrases, all of them hits; min_score is the minimum of its score,
+0.5 if absent. FAILED_PRECONDITION if it does not take phrases; not with negatives, relative_cutoff, min_relevancy.
+"""
+Global___FindBy: _TypeAlias = FindBy  # noqa: Y015
+
 @_typing.final
 class Reindex(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
@@ -774,6 +802,7 @@ class SearchWithinRequest(_message.Message):
     MIN_RELEVANCY_FIELD_NUMBER: _builtins.int
     NEGATIVES_FIELD_NUMBER: _builtins.int
     INCLUDE_MASKS_FIELD_NUMBER: _builtins.int
+    FIND_BY_FIELD_NUMBER: _builtins.int
     collection: _builtins.str
     """Empty: "default"; matters for a stored image and for the crop policy."""
     image_id: _builtins.str
@@ -786,6 +815,7 @@ class SearchWithinRequest(_message.Message):
     min_relevancy: _builtins.float
     include_masks: _builtins.bool
     """Whether the regions include their masks; true if absent."""
+    find_by: Global___FindBy.ValueType
     @_builtins.property
     def image(self) -> _types_pb2.Image: ...
     @_builtins.property
@@ -808,10 +838,11 @@ class SearchWithinRequest(_message.Message):
         min_relevancy: _builtins.float | None = ...,
         negatives: _abc.Iterable[Global___Negative] | None = ...,
         include_masks: _builtins.bool | None = ...,
+        find_by: Global___FindBy.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_include_masks", b"_include_masks", "_min_relevancy", b"_min_relevancy", "_min_score", b"_min_score", "_relative_cutoff", b"_relative_cutoff", "image", b"image", "image_id", b"image_id", "include_masks", b"include_masks", "min_relevancy", b"min_relevancy", "min_score", b"min_score", "relative_cutoff", b"relative_cutoff", "source", b"source"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_include_masks", b"_include_masks", "_min_relevancy", b"_min_relevancy", "_min_score", b"_min_score", "_relative_cutoff", b"_relative_cutoff", "collection", b"collection", "image", b"image", "image_id", b"image_id", "include_masks", b"include_masks", "min_relevancy", b"min_relevancy", "min_score", b"min_score", "negatives", b"negatives", "relative_cutoff", b"relative_cutoff", "source", b"source", "texts", b"texts"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_include_masks", b"_include_masks", "_min_relevancy", b"_min_relevancy", "_min_score", b"_min_score", "_relative_cutoff", b"_relative_cutoff", "collection", b"collection", "find_by", b"find_by", "image", b"image", "image_id", b"image_id", "include_masks", b"include_masks", "min_relevancy", b"min_relevancy", "min_score", b"min_score", "negatives", b"negatives", "relative_cutoff", b"relative_cutoff", "source", b"source", "texts", b"texts"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__include_masks: _TypeAlias = _typing.Literal["include_masks"]  # noqa: Y015
     _WhichOneofArgType__include_masks: _TypeAlias = _typing.Literal["_include_masks", b"_include_masks"]  # noqa: Y015
@@ -847,13 +878,16 @@ class SearchWithinResponse(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     TRUNCATED_FIELD_NUMBER: _builtins.int
     CUT_OFF_FIELD_NUMBER: _builtins.int
+    FOUND_BY_FIELD_NUMBER: _builtins.int
     image_height: _builtins.int
     image_width: _builtins.int
     cut_off: _builtins.float
     """From which score on a region is confident; absent for a model that was not calibrated."""
+    found_by: Global___FindBy.ValueType
+    """What has found the phrases. Scores of the embedder are cosines, those of the segmenter probabilities."""
     @_builtins.property
     def regions(self) -> _containers.RepeatedCompositeFieldContainer[Global___ScoredRegion]:
-        """Every region, best first."""
+        """Every region, best first; what the segmenter finds for the phrases where it looks for them (found_by)."""
 
     @_builtins.property
     def union_mask(self) -> _types_pb2.Mask:
@@ -875,10 +909,11 @@ class SearchWithinResponse(_message.Message):
         model: _types_pb2.ModelInfo | None = ...,
         truncated: _abc.Iterable[_builtins.bool] | None = ...,
         cut_off: _builtins.float | None = ...,
+        found_by: Global___FindBy.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_cut_off", b"_cut_off", "cut_off", b"cut_off", "model", b"model", "union_mask", b"union_mask"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cut_off", b"_cut_off", "cut_off", b"cut_off", "image_height", b"image_height", "image_width", b"image_width", "model", b"model", "regions", b"regions", "truncated", b"truncated", "union_mask", b"union_mask"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cut_off", b"_cut_off", "cut_off", b"cut_off", "found_by", b"found_by", "image_height", b"image_height", "image_width", b"image_width", "model", b"model", "regions", b"regions", "truncated", b"truncated", "union_mask", b"union_mask"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__cut_off: _TypeAlias = _typing.Literal["cut_off"]  # noqa: Y015
     _WhichOneofArgType__cut_off: _TypeAlias = _typing.Literal["_cut_off", b"_cut_off"]  # noqa: Y015

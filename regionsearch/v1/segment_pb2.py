@@ -26,7 +26,7 @@ from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 from regionsearch.v1 import types_pb2 as regionsearch_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dregionsearch/v1/segment.proto\x12\x0fregionsearch.v1\x1a\x17google/rpc/status.proto\x1a\x1bregionsearch/v1/types.proto\"\xb3\x02\n\x0eSegmentRequest\x12%\n\x05image\x18\x01 \x01(\x0b\x32\x16.regionsearch.v1.Image\x12\x38\n\neverything\x18\x02 \x01(\x0b\x32\".regionsearch.v1.EverythingOptionsH\x00\x12+\n\x07prompts\x18\x03 \x01(\x0b\x32\x18.regionsearch.v1.PromptsH\x00\x12.\n\x05known\x18\x06 \x01(\x0b\x32\x1d.regionsearch.v1.KnownRegionsH\x00\x12.\n\x06output\x18\x04 \x01(\x0b\x32\x1e.regionsearch.v1.OutputOptions\x12+\n\x08priority\x18\x05 \x01(\x0e\x32\x19.regionsearch.v1.PriorityB\x06\n\x04mode\"\xbe\x05\n\x11\x45verythingOptions\x12\x1c\n\x0fpoints_per_side\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12\x1c\n\x0fpred_iou_thresh\x18\x02 \x01(\x02H\x01\x88\x01\x01\x12#\n\x16stability_score_thresh\x18\x03 \x01(\x02H\x02\x88\x01\x01\x12#\n\x16stability_score_offset\x18\x04 \x01(\x02H\x03\x88\x01\x01\x12\x1b\n\x0e\x62ox_nms_thresh\x18\x05 \x01(\x02H\x04\x88\x01\x01\x12\x1a\n\rcrop_n_layers\x18\x06 \x01(\x05H\x05\x88\x01\x01\x12\x1c\n\x0f\x63rop_nms_thresh\x18\x07 \x01(\x02H\x06\x88\x01\x01\x12\x1f\n\x12\x63rop_overlap_ratio\x18\x08 \x01(\x02H\x07\x88\x01\x01\x12+\n\x1e\x63rop_n_points_downscale_factor\x18\t \x01(\x05H\x08\x88\x01\x01\x12!\n\x14min_mask_region_area\x18\n \x01(\x05H\t\x88\x01\x01\x12\x34\n\tselection\x18\x0b \x01(\x0b\x32!.regionsearch.v1.SelectionOptions\x12\x32\n\x04mode\x18\x0c \x01(\x0e\x32\x1f.regionsearch.v1.EverythingModeH\n\x88\x01\x01\x42\x12\n\x10_points_per_sideB\x12\n\x10_pred_iou_threshB\x19\n\x17_stability_score_threshB\x19\n\x17_stability_score_offsetB\x11\n\x0f_box_nms_threshB\x10\n\x0e_crop_n_layersB\x12\n\x10_crop_nms_threshB\x15\n\x13_crop_overlap_ratioB!\n\x1f_crop_n_points_downscale_factorB\x17\n\x15_min_mask_region_areaB\x07\n\x05_mode\"\xe1\x02\n\x10SelectionOptions\x12\x15\n\x08min_side\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12\x15\n\x08min_area\x18\x02 \x01(\x03H\x01\x88\x01\x01\x12\x1e\n\x11max_area_fraction\x18\x03 \x01(\x02H\x02\x88\x01\x01\x12 \n\x13min_stability_score\x18\x04 \x01(\x02H\x03\x88\x01\x01\x12\x1c\n\x0fmask_nms_thresh\x18\x05 \x01(\x02H\x04\x88\x01\x01\x12\x18\n\x0bmax_regions\x18\x06 \x01(\x05H\x05\x88\x01\x01\x12-\n\x07rank_by\x18\x07 \x01(\x0e\x32\x17.regionsearch.v1.RankByH\x06\x88\x01\x01\x42\x0b\n\t_min_sideB\x0b\n\t_min_areaB\x14\n\x12_max_area_fractionB\x16\n\x14_min_stability_scoreB\x12\n\x10_mask_nms_threshB\x0e\n\x0c_max_regionsB\n\n\x08_rank_by\"4\n\x0cKnownRegions\x12$\n\x05masks\x18\x01 \x03(\x0b\x32\x15.regionsearch.v1.Mask\"b\n\x07Prompts\x12(\n\x07prompts\x18\x01 \x03(\x0b\x32\x17.regionsearch.v1.Prompt\x12\x11\n\tmultimask\x18\x02 \x01(\x08\x12\x11\n\x04zoom\x18\x03 \x01(\x08H\x00\x88\x01\x01\x42\x07\n\x05_zoom\"\xb3\x01\n\x06Prompt\x12&\n\x06points\x18\x01 \x03(\x0b\x32\x16.regionsearch.v1.Point\x12!\n\x03\x62ox\x18\x02 \x01(\x0b\x32\x14.regionsearch.v1.Box\x12%\n\x04mask\x18\x03 \x01(\x0b\x32\x15.regionsearch.v1.MaskH\x00\x12.\n\x0bmask_logits\x18\x04 \x01(\x0b\x32\x17.regionsearch.v1.TensorH\x00\x42\x07\n\x05prior\"\x87\x01\n\rOutputOptions\x12\x34\n\rmask_encoding\x18\x01 \x01(\x0e\x32\x1d.regionsearch.v1.MaskEncoding\x12\x10\n\x08\x66\x65\x61tures\x18\x02 \x01(\x08\x12\x16\n\x0elow_res_logits\x18\x03 \x01(\x08\x12\x16\n\x0e\x66\x65\x61tures_level\x18\x04 \x01(\x05\"\x8c\x02\n\x0fSegmentResponse\x12(\n\x07regions\x18\x01 \x03(\x0b\x32\x17.regionsearch.v1.Region\x12.\n\x07results\x18\x02 \x03(\x0b\x32\x1d.regionsearch.v1.PromptResult\x12\x14\n\x0cimage_height\x18\x03 \x01(\x05\x12\x13\n\x0bimage_width\x18\x04 \x01(\x05\x12)\n\x05model\x18\x05 \x01(\x0b\x32\x1a.regionsearch.v1.ModelInfo\x12\x18\n\x10\x65mbedding_cached\x18\x06 \x01(\x08\x12/\n\x0eimage_features\x18\x07 \x01(\x0b\x32\x17.regionsearch.v1.Tensor\";\n\x0cPromptResult\x12+\n\ncandidates\x18\x01 \x03(\x0b\x32\x17.regionsearch.v1.Region\"U\n\x14SegmentStreamRequest\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x30\n\x07request\x18\x02 \x01(\x0b\x32\x1f.regionsearch.v1.SegmentRequest\"\x8a\x01\n\x15SegmentStreamResponse\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x34\n\x08response\x18\x02 \x01(\x0b\x32 .regionsearch.v1.SegmentResponseH\x00\x12#\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\t\n\x07outcome\"\x1f\n\x1dSegmentServiceGetModelRequest\"\xd4\x01\n\x1eSegmentServiceGetModelResponse\x12)\n\x05model\x18\x01 \x01(\x0b\x32\x1a.regionsearch.v1.ModelInfo\x12?\n\x13\x65verything_defaults\x18\x02 \x01(\x0b\x32\".regionsearch.v1.EverythingOptions\x12\x14\n\x0czoom_default\x18\x03 \x01(\x08\x12\x16\n\x0eprompts_choose\x18\x04 \x01(\x08\x12\x18\n\x10\x66\x65\x61ture_channels\x18\x05 \x03(\x05*j\n\x0e\x45verythingMode\x12\x1f\n\x1b\x45VERYTHING_MODE_UNSPECIFIED\x10\x00\x12\x18\n\x14\x45VERYTHING_MODE_GRID\x10\x01\x12\x1d\n\x19\x45VERYTHING_MODE_PROPOSALS\x10\x02*H\n\x06RankBy\x12\x17\n\x13RANK_BY_UNSPECIFIED\x10\x00\x12\x13\n\x0fRANK_BY_QUALITY\x10\x01\x12\x10\n\x0cRANK_BY_AREA\x10\x02\x32\xaf\x02\n\x0eSegmentService\x12L\n\x07Segment\x12\x1f.regionsearch.v1.SegmentRequest\x1a .regionsearch.v1.SegmentResponse\x12\x62\n\rSegmentStream\x12%.regionsearch.v1.SegmentStreamRequest\x1a&.regionsearch.v1.SegmentStreamResponse(\x01\x30\x01\x12k\n\x08GetModel\x12..regionsearch.v1.SegmentServiceGetModelRequest\x1a/.regionsearch.v1.SegmentServiceGetModelResponseB3\n\x0fregionsearch.v1P\x01Z\x1eregionsearch/v1;regionsearchv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dregionsearch/v1/segment.proto\x12\x0fregionsearch.v1\x1a\x17google/rpc/status.proto\x1a\x1bregionsearch/v1/types.proto\"\xe0\x02\n\x0eSegmentRequest\x12%\n\x05image\x18\x01 \x01(\x0b\x32\x16.regionsearch.v1.Image\x12\x38\n\neverything\x18\x02 \x01(\x0b\x32\".regionsearch.v1.EverythingOptionsH\x00\x12+\n\x07prompts\x18\x03 \x01(\x0b\x32\x18.regionsearch.v1.PromptsH\x00\x12.\n\x05known\x18\x06 \x01(\x0b\x32\x1d.regionsearch.v1.KnownRegionsH\x00\x12+\n\x07phrases\x18\x07 \x01(\x0b\x32\x18.regionsearch.v1.PhrasesH\x00\x12.\n\x06output\x18\x04 \x01(\x0b\x32\x1e.regionsearch.v1.OutputOptions\x12+\n\x08priority\x18\x05 \x01(\x0e\x32\x19.regionsearch.v1.PriorityB\x06\n\x04mode\"\xbe\x05\n\x11\x45verythingOptions\x12\x1c\n\x0fpoints_per_side\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12\x1c\n\x0fpred_iou_thresh\x18\x02 \x01(\x02H\x01\x88\x01\x01\x12#\n\x16stability_score_thresh\x18\x03 \x01(\x02H\x02\x88\x01\x01\x12#\n\x16stability_score_offset\x18\x04 \x01(\x02H\x03\x88\x01\x01\x12\x1b\n\x0e\x62ox_nms_thresh\x18\x05 \x01(\x02H\x04\x88\x01\x01\x12\x1a\n\rcrop_n_layers\x18\x06 \x01(\x05H\x05\x88\x01\x01\x12\x1c\n\x0f\x63rop_nms_thresh\x18\x07 \x01(\x02H\x06\x88\x01\x01\x12\x1f\n\x12\x63rop_overlap_ratio\x18\x08 \x01(\x02H\x07\x88\x01\x01\x12+\n\x1e\x63rop_n_points_downscale_factor\x18\t \x01(\x05H\x08\x88\x01\x01\x12!\n\x14min_mask_region_area\x18\n \x01(\x05H\t\x88\x01\x01\x12\x34\n\tselection\x18\x0b \x01(\x0b\x32!.regionsearch.v1.SelectionOptions\x12\x32\n\x04mode\x18\x0c \x01(\x0e\x32\x1f.regionsearch.v1.EverythingModeH\n\x88\x01\x01\x42\x12\n\x10_points_per_sideB\x12\n\x10_pred_iou_threshB\x19\n\x17_stability_score_threshB\x19\n\x17_stability_score_offsetB\x11\n\x0f_box_nms_threshB\x10\n\x0e_crop_n_layersB\x12\n\x10_crop_nms_threshB\x15\n\x13_crop_overlap_ratioB!\n\x1f_crop_n_points_downscale_factorB\x17\n\x15_min_mask_region_areaB\x07\n\x05_mode\"\xe1\x02\n\x10SelectionOptions\x12\x15\n\x08min_side\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12\x15\n\x08min_area\x18\x02 \x01(\x03H\x01\x88\x01\x01\x12\x1e\n\x11max_area_fraction\x18\x03 \x01(\x02H\x02\x88\x01\x01\x12 \n\x13min_stability_score\x18\x04 \x01(\x02H\x03\x88\x01\x01\x12\x1c\n\x0fmask_nms_thresh\x18\x05 \x01(\x02H\x04\x88\x01\x01\x12\x18\n\x0bmax_regions\x18\x06 \x01(\x05H\x05\x88\x01\x01\x12-\n\x07rank_by\x18\x07 \x01(\x0e\x32\x17.regionsearch.v1.RankByH\x06\x88\x01\x01\x42\x0b\n\t_min_sideB\x0b\n\t_min_areaB\x14\n\x12_max_area_fractionB\x16\n\x14_min_stability_scoreB\x12\n\x10_mask_nms_threshB\x0e\n\x0c_max_regionsB\n\n\x08_rank_by\"4\n\x0cKnownRegions\x12$\n\x05masks\x18\x01 \x03(\x0b\x32\x15.regionsearch.v1.Mask\"b\n\x07Prompts\x12(\n\x07prompts\x18\x01 \x03(\x0b\x32\x17.regionsearch.v1.Prompt\x12\x11\n\tmultimask\x18\x02 \x01(\x08\x12\x11\n\x04zoom\x18\x03 \x01(\x08H\x00\x88\x01\x01\x42\x07\n\x05_zoom\">\n\x07Phrases\x12\r\n\x05texts\x18\x01 \x03(\t\x12\x16\n\tmin_score\x18\x02 \x01(\x02H\x00\x88\x01\x01\x42\x0c\n\n_min_score\"\xb3\x01\n\x06Prompt\x12&\n\x06points\x18\x01 \x03(\x0b\x32\x16.regionsearch.v1.Point\x12!\n\x03\x62ox\x18\x02 \x01(\x0b\x32\x14.regionsearch.v1.Box\x12%\n\x04mask\x18\x03 \x01(\x0b\x32\x15.regionsearch.v1.MaskH\x00\x12.\n\x0bmask_logits\x18\x04 \x01(\x0b\x32\x17.regionsearch.v1.TensorH\x00\x42\x07\n\x05prior\"\x87\x01\n\rOutputOptions\x12\x34\n\rmask_encoding\x18\x01 \x01(\x0e\x32\x1d.regionsearch.v1.MaskEncoding\x12\x10\n\x08\x66\x65\x61tures\x18\x02 \x01(\x08\x12\x16\n\x0elow_res_logits\x18\x03 \x01(\x08\x12\x16\n\x0e\x66\x65\x61tures_level\x18\x04 \x01(\x05\"\x9f\x02\n\x0fSegmentResponse\x12(\n\x07regions\x18\x01 \x03(\x0b\x32\x17.regionsearch.v1.Region\x12.\n\x07results\x18\x02 \x03(\x0b\x32\x1d.regionsearch.v1.PromptResult\x12\x14\n\x0cimage_height\x18\x03 \x01(\x05\x12\x13\n\x0bimage_width\x18\x04 \x01(\x05\x12)\n\x05model\x18\x05 \x01(\x0b\x32\x1a.regionsearch.v1.ModelInfo\x12\x18\n\x10\x65mbedding_cached\x18\x06 \x01(\x08\x12/\n\x0eimage_features\x18\x07 \x01(\x0b\x32\x17.regionsearch.v1.Tensor\x12\x11\n\ttruncated\x18\x08 \x03(\x08\";\n\x0cPromptResult\x12+\n\ncandidates\x18\x01 \x03(\x0b\x32\x17.regionsearch.v1.Region\"U\n\x14SegmentStreamRequest\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x30\n\x07request\x18\x02 \x01(\x0b\x32\x1f.regionsearch.v1.SegmentRequest\"\x8a\x01\n\x15SegmentStreamResponse\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x34\n\x08response\x18\x02 \x01(\x0b\x32 .regionsearch.v1.SegmentResponseH\x00\x12#\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\t\n\x07outcome\"\x1f\n\x1dSegmentServiceGetModelRequest\"\xeb\x01\n\x1eSegmentServiceGetModelResponse\x12)\n\x05model\x18\x01 \x01(\x0b\x32\x1a.regionsearch.v1.ModelInfo\x12?\n\x13\x65verything_defaults\x18\x02 \x01(\x0b\x32\".regionsearch.v1.EverythingOptions\x12\x14\n\x0czoom_default\x18\x03 \x01(\x08\x12\x16\n\x0eprompts_choose\x18\x04 \x01(\x08\x12\x18\n\x10\x66\x65\x61ture_channels\x18\x05 \x03(\x05\x12\x15\n\rtakes_phrases\x18\x06 \x01(\x08*j\n\x0e\x45verythingMode\x12\x1f\n\x1b\x45VERYTHING_MODE_UNSPECIFIED\x10\x00\x12\x18\n\x14\x45VERYTHING_MODE_GRID\x10\x01\x12\x1d\n\x19\x45VERYTHING_MODE_PROPOSALS\x10\x02*H\n\x06RankBy\x12\x17\n\x13RANK_BY_UNSPECIFIED\x10\x00\x12\x13\n\x0fRANK_BY_QUALITY\x10\x01\x12\x10\n\x0cRANK_BY_AREA\x10\x02\x32\xaf\x02\n\x0eSegmentService\x12L\n\x07Segment\x12\x1f.regionsearch.v1.SegmentRequest\x1a .regionsearch.v1.SegmentResponse\x12\x62\n\rSegmentStream\x12%.regionsearch.v1.SegmentStreamRequest\x1a&.regionsearch.v1.SegmentStreamResponse(\x01\x30\x01\x12k\n\x08GetModel\x12..regionsearch.v1.SegmentServiceGetModelRequest\x1a/.regionsearch.v1.SegmentServiceGetModelResponseB3\n\x0fregionsearch.v1P\x01Z\x1eregionsearch/v1;regionsearchv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,36 +34,38 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'regionsearch.v1.segment_pb2
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\017regionsearch.v1P\001Z\036regionsearch/v1;regionsearchv1'
-  _globals['_EVERYTHINGMODE']._serialized_start=2757
-  _globals['_EVERYTHINGMODE']._serialized_end=2863
-  _globals['_RANKBY']._serialized_start=2865
-  _globals['_RANKBY']._serialized_end=2937
+  _globals['_EVERYTHINGMODE']._serialized_start=2908
+  _globals['_EVERYTHINGMODE']._serialized_end=3014
+  _globals['_RANKBY']._serialized_start=3016
+  _globals['_RANKBY']._serialized_end=3088
   _globals['_SEGMENTREQUEST']._serialized_start=105
-  _globals['_SEGMENTREQUEST']._serialized_end=412
-  _globals['_EVERYTHINGOPTIONS']._serialized_start=415
-  _globals['_EVERYTHINGOPTIONS']._serialized_end=1117
-  _globals['_SELECTIONOPTIONS']._serialized_start=1120
-  _globals['_SELECTIONOPTIONS']._serialized_end=1473
-  _globals['_KNOWNREGIONS']._serialized_start=1475
-  _globals['_KNOWNREGIONS']._serialized_end=1527
-  _globals['_PROMPTS']._serialized_start=1529
-  _globals['_PROMPTS']._serialized_end=1627
-  _globals['_PROMPT']._serialized_start=1630
-  _globals['_PROMPT']._serialized_end=1809
-  _globals['_OUTPUTOPTIONS']._serialized_start=1812
-  _globals['_OUTPUTOPTIONS']._serialized_end=1947
-  _globals['_SEGMENTRESPONSE']._serialized_start=1950
-  _globals['_SEGMENTRESPONSE']._serialized_end=2218
-  _globals['_PROMPTRESULT']._serialized_start=2220
-  _globals['_PROMPTRESULT']._serialized_end=2279
-  _globals['_SEGMENTSTREAMREQUEST']._serialized_start=2281
-  _globals['_SEGMENTSTREAMREQUEST']._serialized_end=2366
-  _globals['_SEGMENTSTREAMRESPONSE']._serialized_start=2369
-  _globals['_SEGMENTSTREAMRESPONSE']._serialized_end=2507
-  _globals['_SEGMENTSERVICEGETMODELREQUEST']._serialized_start=2509
-  _globals['_SEGMENTSERVICEGETMODELREQUEST']._serialized_end=2540
-  _globals['_SEGMENTSERVICEGETMODELRESPONSE']._serialized_start=2543
-  _globals['_SEGMENTSERVICEGETMODELRESPONSE']._serialized_end=2755
-  _globals['_SEGMENTSERVICE']._serialized_start=2940
-  _globals['_SEGMENTSERVICE']._serialized_end=3243
+  _globals['_SEGMENTREQUEST']._serialized_end=457
+  _globals['_EVERYTHINGOPTIONS']._serialized_start=460
+  _globals['_EVERYTHINGOPTIONS']._serialized_end=1162
+  _globals['_SELECTIONOPTIONS']._serialized_start=1165
+  _globals['_SELECTIONOPTIONS']._serialized_end=1518
+  _globals['_KNOWNREGIONS']._serialized_start=1520
+  _globals['_KNOWNREGIONS']._serialized_end=1572
+  _globals['_PROMPTS']._serialized_start=1574
+  _globals['_PROMPTS']._serialized_end=1672
+  _globals['_PHRASES']._serialized_start=1674
+  _globals['_PHRASES']._serialized_end=1736
+  _globals['_PROMPT']._serialized_start=1739
+  _globals['_PROMPT']._serialized_end=1918
+  _globals['_OUTPUTOPTIONS']._serialized_start=1921
+  _globals['_OUTPUTOPTIONS']._serialized_end=2056
+  _globals['_SEGMENTRESPONSE']._serialized_start=2059
+  _globals['_SEGMENTRESPONSE']._serialized_end=2346
+  _globals['_PROMPTRESULT']._serialized_start=2348
+  _globals['_PROMPTRESULT']._serialized_end=2407
+  _globals['_SEGMENTSTREAMREQUEST']._serialized_start=2409
+  _globals['_SEGMENTSTREAMREQUEST']._serialized_end=2494
+  _globals['_SEGMENTSTREAMRESPONSE']._serialized_start=2497
+  _globals['_SEGMENTSTREAMRESPONSE']._serialized_end=2635
+  _globals['_SEGMENTSERVICEGETMODELREQUEST']._serialized_start=2637
+  _globals['_SEGMENTSERVICEGETMODELREQUEST']._serialized_end=2668
+  _globals['_SEGMENTSERVICEGETMODELRESPONSE']._serialized_start=2671
+  _globals['_SEGMENTSERVICEGETMODELRESPONSE']._serialized_end=2906
+  _globals['_SEGMENTSERVICE']._serialized_start=3091
+  _globals['_SEGMENTSERVICE']._serialized_end=3394
 # @@protoc_insertion_point(module_scope)

@@ -75,6 +75,7 @@ class SegmentRequest(_message.Message):
     EVERYTHING_FIELD_NUMBER: _builtins.int
     PROMPTS_FIELD_NUMBER: _builtins.int
     KNOWN_FIELD_NUMBER: _builtins.int
+    PHRASES_FIELD_NUMBER: _builtins.int
     OUTPUT_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
     priority: _types_pb2.Priority.ValueType
@@ -93,6 +94,10 @@ class SegmentRequest(_message.Message):
         """Nothing: only the features of regions that are known, and of the whole image."""
 
     @_builtins.property
+    def phrases(self) -> Global___Phrases:
+        """All objects that phrases name. FAILED_PRECONDITION for a model that does not take phrases (GetModel)."""
+
+    @_builtins.property
     def output(self) -> Global___OutputOptions: ...
     def __init__(
         self,
@@ -101,14 +106,15 @@ class SegmentRequest(_message.Message):
         everything: Global___EverythingOptions | None = ...,
         prompts: Global___Prompts | None = ...,
         known: Global___KnownRegions | None = ...,
+        phrases: Global___Phrases | None = ...,
         output: Global___OutputOptions | None = ...,
         priority: _types_pb2.Priority.ValueType = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["everything", b"everything", "image", b"image", "known", b"known", "mode", b"mode", "output", b"output", "prompts", b"prompts"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["everything", b"everything", "image", b"image", "known", b"known", "mode", b"mode", "output", b"output", "phrases", b"phrases", "prompts", b"prompts"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["everything", b"everything", "image", b"image", "known", b"known", "mode", b"mode", "output", b"output", "priority", b"priority", "prompts", b"prompts"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["everything", b"everything", "image", b"image", "known", b"known", "mode", b"mode", "output", b"output", "phrases", b"phrases", "priority", b"priority", "prompts", b"prompts"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_mode: _TypeAlias = _typing.Literal["everything", "prompts", "known"]  # noqa: Y015
+    _WhichOneofReturnType_mode: _TypeAlias = _typing.Literal["everything", "prompts", "known", "phrases"]  # noqa: Y015
     _WhichOneofArgType_mode: _TypeAlias = _typing.Literal["mode", b"mode"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_mode) -> _WhichOneofReturnType_mode | None: ...
 
@@ -361,6 +367,36 @@ class Prompts(_message.Message):
 Global___Prompts: _TypeAlias = Prompts  # noqa: Y015
 
 @_typing.final
+class Phrases(_message.Message):
+    """Words for kinds of objects, such as "red mug"; each is answered with all objects that it names."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TEXTS_FIELD_NUMBER: _builtins.int
+    MIN_SCORE_FIELD_NUMBER: _builtins.int
+    min_score: _builtins.float
+    """Minimum score of an object, 0 to 1; 0.5 if absent."""
+    @_builtins.property
+    def texts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """At least one, at most 64."""
+
+    def __init__(
+        self,
+        *,
+        texts: _abc.Iterable[_builtins.str] | None = ...,
+        min_score: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_min_score", b"_min_score", "min_score", b"min_score"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_min_score", b"_min_score", "min_score", b"min_score", "texts", b"texts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__min_score: _TypeAlias = _typing.Literal["min_score"]  # noqa: Y015
+    _WhichOneofArgType__min_score: _TypeAlias = _typing.Literal["_min_score", b"_min_score"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__min_score) -> _WhichOneofReturnType__min_score | None: ...
+
+Global___Phrases: _TypeAlias = Phrases  # noqa: Y015
+
+@_typing.final
 class Prompt(_message.Message):
     """One object: points, a box and a mask in any combination, at least one of them."""
 
@@ -444,6 +480,7 @@ class SegmentResponse(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     EMBEDDING_CACHED_FIELD_NUMBER: _builtins.int
     IMAGE_FEATURES_FIELD_NUMBER: _builtins.int
+    TRUNCATED_FIELD_NUMBER: _builtins.int
     image_height: _builtins.int
     """Size of the image after EXIF orientation, pixels."""
     image_width: _builtins.int
@@ -457,13 +494,17 @@ class SegmentResponse(_message.Message):
 
     @_builtins.property
     def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___PromptResult]:
-        """Prompts: one result for each, in the order of the request."""
+        """Prompts and phrases: one result for each, in the order of the request."""
 
     @_builtins.property
     def model(self) -> _types_pb2.ModelInfo: ...
     @_builtins.property
     def image_features(self) -> _types_pb2.Tensor:
-        """Features of the whole image, shape [channels]; with features, but not for prompts."""
+        """Features of the whole image, shape [channels]; with features, but not for prompts and phrases."""
+
+    @_builtins.property
+    def truncated(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bool]:
+        """Phrases: for each, whether it exceeds the model's context and was truncated."""
 
     def __init__(
         self,
@@ -475,10 +516,11 @@ class SegmentResponse(_message.Message):
         model: _types_pb2.ModelInfo | None = ...,
         embedding_cached: _builtins.bool = ...,
         image_features: _types_pb2.Tensor | None = ...,
+        truncated: _abc.Iterable[_builtins.bool] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["image_features", b"image_features", "model", b"model"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["embedding_cached", b"embedding_cached", "image_features", b"image_features", "image_height", b"image_height", "image_width", b"image_width", "model", b"model", "regions", b"regions", "results", b"results"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["embedding_cached", b"embedding_cached", "image_features", b"image_features", "image_height", b"image_height", "image_width", b"image_width", "model", b"model", "regions", b"regions", "results", b"results", "truncated", b"truncated"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -486,7 +528,8 @@ Global___SegmentResponse: _TypeAlias = SegmentResponse  # noqa: Y015
 
 @_typing.final
 class PromptResult(_message.Message):
-    """The masks of one prompt: one, or with multimask three, best first: by predicted_iou * stability_score, as
+    """The masks of one phrase: of all objects that it names, best first; predicted_iou is the score, the probability that
+    the object is there and is meant. The masks of one prompt: one, or with multimask three, best first: by predicted_iou * stability_score, as
     RANK_BY_QUALITY ranks regions. Of a model whose prompts choose among its regions (GetModel) at most one.
     """
 
@@ -585,12 +628,15 @@ class SegmentServiceGetModelResponse(_message.Message):
     ZOOM_DEFAULT_FIELD_NUMBER: _builtins.int
     PROMPTS_CHOOSE_FIELD_NUMBER: _builtins.int
     FEATURE_CHANNELS_FIELD_NUMBER: _builtins.int
+    TAKES_PHRASES_FIELD_NUMBER: _builtins.int
     zoom_default: _builtins.bool
     """Default of Prompts.zoom."""
     prompts_choose: _builtins.bool
     """True of a model without a mask decoder, such as FastSAM: it finds all objects at once, and a prompt of points and a
     box chooses among them.
     """
+    takes_phrases: _builtins.bool
+    """Whether it takes phrases (SegmentRequest.phrases), as SAM 3 does."""
     @_builtins.property
     def model(self) -> _types_pb2.ModelInfo: ...
     @_builtins.property
@@ -609,10 +655,11 @@ class SegmentServiceGetModelResponse(_message.Message):
         zoom_default: _builtins.bool = ...,
         prompts_choose: _builtins.bool = ...,
         feature_channels: _abc.Iterable[_builtins.int] | None = ...,
+        takes_phrases: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["everything_defaults", b"everything_defaults", "model", b"model"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["everything_defaults", b"everything_defaults", "feature_channels", b"feature_channels", "model", b"model", "prompts_choose", b"prompts_choose", "zoom_default", b"zoom_default"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["everything_defaults", b"everything_defaults", "feature_channels", b"feature_channels", "model", b"model", "prompts_choose", b"prompts_choose", "takes_phrases", b"takes_phrases", "zoom_default", b"zoom_default"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -42,12 +42,17 @@ class Everything:
 
 @dataclass(frozen=True)
 class Prompted:
-    """Results of prompts, each best first; `features` has one array (candidates, channels) per prompt."""
+    """Results of prompts or phrases, each best first.
+
+    `features` has one array (candidates, channels) for each of them; `truncated` says of each phrase
+    whether it is longer than the model reads.
+    """
 
     answers: list[list[PromptedRegion]]
     features: list[NDArray[np.float32]] | None
     image_size: Size
     cached: bool
+    truncated: tuple[bool, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,7 @@ from regionsearch.prompts import merge_masks, select_by_prompt
 from regionsearch.v1 import segment_pb2
 from services.segmenter.backends.base import Size
 from services.segmenter.everything import Region
-from services.segmenter.prompts import Prompt, PromptedRegion
-
-_NO_LOGITS = np.empty((0, 0), np.float32)
+from services.segmenter.prompts import NO_LOGITS, Prompt, PromptedRegion
 
 
 def check_choosable(request: segment_pb2.SegmentRequest, variant: str) -> None:
@@ -57,7 +55,7 @@ def choose_regions(regions: Sequence[Region], prompts: Sequence[Prompt]) -> list
     for prompt in prompts:
         chosen = select_by_prompt(masks, boxes, areas, size, prompt.points, prompt.labels, prompt.box)
         found = [regions[index] for index in chosen]
-        answers.append([PromptedRegion(_joined(found, size), _NO_LOGITS)] if found else [])
+        answers.append([PromptedRegion(_joined(found, size), NO_LOGITS)] if found else [])
     return answers
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from regionsearch.errors import invalid
+from regionsearch.errors import Kind, RegionSearchError, invalid
 from regionsearch.masks import RunLengthMask
 from services.runtime.batcher import Batcher, BatchSettings, Priority
 from services.runtime.memory import MemoryBudget
@@ -34,6 +34,7 @@ from services.segmenter.everything_search import EverythingSearch
 from services.segmenter.grid import Crop
 from services.segmenter.options import EverythingOptions, Mode, SelectionOptions, planned_points
 from services.segmenter.prompts import (
+    NO_LOGITS,
     Prompt,
     PromptedRegion,
     check_prompts,
@@ -43,9 +44,11 @@ from services.segmenter.prompts import (
 from services.segmenter.refine.mask_refiner import MaskRefiner
 from services.segmenter.regions import pool_features, select_regions
 from services.segmenter.tasks import (
+    PHRASE_ITEMS,
     REFINE_ITEMS,
     EncodeTask,
     Made,
+    PhraseTask,
     PromptTask,
     Result,
     Stages,
@@ -235,6 +238,51 @@ class SegmentEngine:
             functools.partial(_pool_answers, embedding, answers, features), embedding
         )
         return Prompted(answers, pooled, size, cached)
+
+    async def phrases(
+        self,
+        image: LazyImage,
+        phrases: Sequence[str],
+        *,
+        min_score: float,
+        features: int | None = None,
+        call: CallContext = INTERACTIVE,
+    ) -> Prompted:
+        """Finds all objects that each phrase names.
+
+        Args:
+            image: The image.
+            phrases: At least one.
+            min_score: Objects must score more.
+            features: Adds features pooled from the encoder's map of this level; None for none.
+            call: Priority and deadline.
+
+        Raises:
+            RegionSearchError: FAILED_PRECONDITION when the model does not take phrases; the image cannot be
+                decoded, or the queue is full.
+        """
+        finder = self.backend.phrase_finder
+        if finder is None:
+            raise RegionSearchError(
+                Kind.FAILED_PRECONDITION,
+                f"{self.backend.identity.variant} does not take phrases; give points or boxes, ask for "
+                "everything, or serve sam3",
+                field="phrases.texts",
+            )
+        embedding, cached = await self.embed(image, call, len(phrases) * PHRASE_ITEMS)
+        if not cached:
+            call = replace(call, continuation=True)
+        answers = []
+        for place, phrase in enumerate(phrases):
+            task = PhraseTask(embedding, phrase, min_score)
+            found = joined(await self.submit(task, call, (len(phrases) - 1 - place) * PHRASE_ITEMS))
+            answers.append([PromptedRegion(region, NO_LOGITS) for region in found])
+            call = replace(call, continuation=True)
+        truncated = await asyncio.to_thread(lambda: tuple(map(finder.is_truncated, phrases)))
+        pooled = await self.post_process(
+            functools.partial(_pool_answers, embedding, answers, features), embedding
+        )
+        return Prompted(answers, pooled, embedding.geometry.image_size, cached, truncated)
 
     async def _choose(
         self,

@@ -6,10 +6,11 @@ from pathlib import Path
 
 from regionsearch.errors import Kind, RegionSearchError, invalid
 from regionsearch.models.catalog import WEIGHTS
-from regionsearch.models.store import checked_digest, file_digest, find, pocket_dir
+from regionsearch.models.store import checked_digest, file_digest, find, find_repository, pocket_dir
 from services.segmenter.backends.base import ModelFiles
 from services.segmenter.backends.checkpoints import recognise_file
 from services.segmenter.backends.fastsam import EVERYTHING
+from services.segmenter.backends.hugging_face import CONFIG, WEIGHTS_FILE, family_of
 from services.torch_runtime.model_files import (
     SUFFIXES,
     existing_file,
@@ -30,15 +31,18 @@ CHECKPOINTS = {
     "sam2.1_hiera_large": ("sam2", "sam2.1_hiera_l"),
 }
 
+# Names of models whose configuration, and tokenizer, comes with their weights.
+FOLDERS = ("sam3", "sam_hq_vit_b", "sam_hq_vit_l", "sam_hq_vit_h")
+
 
 def find_model(model: str) -> ModelFiles:
     """Finds the files of a model.
 
     Args:
-        model: ``pocket``, a name of :data:`CHECKPOINTS`, or a path: of a ``segmenter.json``, of a checkpoint,
-            or of a folder with one of these. A checkpoint's architecture is the one that its file name
-            contains, as ``my_sam_vit_b.pth`` does, or else is recognised by its tensors. An ``.onnx`` file is
-            FastSAM.
+        model: ``pocket``, a name of :data:`CHECKPOINTS` or :data:`FOLDERS`, or a path: of a
+            ``segmenter.json``, of a checkpoint, of a folder with one of these, or of one in the layout of the
+            Hugging Face hub. A checkpoint's architecture is the one that its file name contains, as
+            ``my_sam_vit_b.pth`` does, or else is recognised by its tensors. An ``.onnx`` file is FastSAM.
 
     Raises:
         RegionSearchError: INVALID_ARGUMENT for an unknown name, NOT_FOUND for a missing file, DATA_LOSS when
@@ -48,12 +52,19 @@ def find_model(model: str) -> ModelFiles:
         return _from_manifest(pocket_dir() / "segmenter.json")
     if model in CHECKPOINTS:
         return _from_checkpoint(model, find(WEIGHTS[model]), checked_digest(WEIGHTS[model]))
+    if model in FOLDERS:
+        weights = WEIGHTS[model]
+        file, digest = find(weights), checked_digest(weights)
+        return _from_folder(find_repository(weights), model, file, digest)
     path = Path(model).expanduser()
     if path.suffix == ".onnx":
         existing_file(path, "model", "export it as docs/models.md describes")
         return ModelFiles("fastsam", path.stem, path, file_digest(path), {}, EVERYTHING, "proposals")
     if path.is_dir():
         manifest = path / "segmenter.json"
+        if not manifest.is_file() and (path / CONFIG).is_file():
+            file = existing_file(path / WEIGHTS_FILE, "model", f"it belongs next to {CONFIG}")
+            return _from_folder(path, path.name, file, file_digest(file))
         path = manifest if manifest.is_file() else only_weights_file(path)
     if path.suffix == ".json":
         return _from_manifest(path)
@@ -70,8 +81,9 @@ def find_model(model: str) -> ModelFiles:
         return _from_checkpoint(name, path, file_digest(path))
     raise invalid(
         "model",
-        f"{model!r} is not a model; give pocket, {', '.join(CHECKPOINTS)}, or the path of a checkpoint, of a "
-        "segmenter.json, of a folder with one of these, or of FastSAM's .onnx file",
+        f"{model!r} is not a model; give pocket, {', '.join((*CHECKPOINTS, *FOLDERS))}, or the path of a "
+        "checkpoint, of a segmenter.json, of a folder with one of these, of a folder as it is on the Hugging "
+        "Face hub, or of FastSAM's .onnx file",
     )
 
 
@@ -94,3 +106,7 @@ def _from_manifest(path: Path) -> ModelFiles:
 def _from_checkpoint(name: str, path: Path, digest: str) -> ModelFiles:
     family, variant = CHECKPOINTS[name]
     return ModelFiles(family, variant, path, digest, {}, {})
+
+
+def _from_folder(folder: Path, variant: str, weights: Path, digest: str) -> ModelFiles:
+    return ModelFiles(family_of(folder), variant, weights, digest, {}, {}, folder=folder)

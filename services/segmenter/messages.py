@@ -133,6 +133,35 @@ def read_prompts(
     ]
 
 
+MAX_PHRASES = 64
+MIN_SCORE = 0.5  # SAM 3's own
+
+
+def read_phrases(request: segment_pb2.SegmentRequest) -> tuple[list[str], float]:
+    """Reads the phrases of a request, and the least score of what they name.
+
+    Raises:
+        RegionSearchError: INVALID_ARGUMENT or TOO_LARGE, naming the field.
+    """
+    message = request.phrases
+    texts = list(message.texts)
+    if not texts:
+        raise invalid("phrases.texts", "phrases.texts is empty; send at least one phrase")
+    if len(texts) > MAX_PHRASES:
+        raise too_large(
+            "phrases.texts", f"phrases.texts has {len(texts)} phrases; send at most {MAX_PHRASES}"
+        )
+    for index, text in enumerate(texts):
+        if not text.strip():
+            raise invalid(f"phrases.texts[{index}]", f"phrases.texts[{index}] is empty; say what to look for")
+    min_score = message.min_score if message.HasField("min_score") else MIN_SCORE
+    if not 0 <= min_score <= 1:
+        raise invalid("phrases.min_score", f"phrases.min_score is {min_score}; give a value from 0 to 1")
+    if request.output.low_res_logits:
+        raise invalid("output.low_res_logits", "output.low_res_logits is for prompts only; leave it out")
+    return texts, min_score
+
+
 def read_known(message: segment_pb2.KnownRegions, max_masks: int, limits: ImageLimits) -> list[RunLengthMask]:
     """Reads the masks of known regions.
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from regionsearch.errors import invalid
 from regionsearch.masks import BoolMask
 from regionsearch.prompts import check_box, check_point
-from services.segmenter.backends.base import Backend, Embedding, Geometry, PromptBatch, Size
+from services.segmenter.backends.base import Backend, Embedding, FoundMasks, Geometry, PromptBatch, Size
 from services.segmenter.everything import Region
 from services.segmenter.grid import Crop
 from services.segmenter.masks import draw, measure
@@ -77,9 +77,12 @@ class PromptedRegion:
     low_res_logits: NDArray[np.float32]
 
 
+NO_LOGITS = np.empty((0, 0), np.float32)
+
+
 def without_logits(answer: PromptedRegion) -> PromptedRegion:
     """Drops the logits, so that the answer does not keep the decoder's output alive."""
-    return replace(answer, low_res_logits=np.empty((0, 0), np.float32))
+    return replace(answer, low_res_logits=NO_LOGITS)
 
 
 def check_prompts(prompts: Sequence[Prompt], size: Size, mask_size: Size) -> None:
@@ -226,6 +229,18 @@ def draw_answers(
         sorted(found[start : start + each], key=lambda one: one.region.rank, reverse=True)
         for start in range(0, len(found), each)
     ]
+
+
+@torch.inference_mode()
+def draw_found(backend: Backend, embedding: Embedding, found: FoundMasks) -> list[Region]:
+    """Draws what a phrase names in an image at full resolution, best first; empty masks are left out."""
+    size = embedding.geometry.image_size
+    if not len(found.scores):
+        return []
+    upscaler = upscaler_for(tuple(found.logits.shape[1:]), embedding.geometry.steps, backend.device)
+    scores = found.scores.tolist()
+    regions = draw_masks(upscaler, found.logits, scores, backend.mask_threshold, Crop.whole(size), size)
+    return [region for region in regions if region.area]
 
 
 def draw_masks(

@@ -72,6 +72,9 @@ def warmup(backend: Backend, everything: EverythingOptions) -> None:
     if backend.encode_batch > 1:
         for count in (2, backend.encode_batch):
             backend.encode([backend.prepare(nothing)] * count)
+    if backend.phrase_finder is not None:
+        (embedding,) = backend.encode([backend.prepare(nothing)])
+        backend.phrase_finder.find(embedding, "object", 0.5)
 
 
 def load_proposer(path: str, backend: Backend) -> BoxProposer:

@@ -18,7 +18,7 @@ from services.runtime.batcher import Priority
 from services.runtime.interceptor import answer_items, item_status
 from services.runtime.requests import Load, check_enums
 from services.segmenter import messages
-from services.segmenter.call_context import CallContext, LazyImage
+from services.segmenter.call_context import CallContext, LazyImage, Prompted
 from services.segmenter.choosing import check_choosable
 from services.segmenter.engine import SegmentEngine
 from services.segmenter.options import Defaults
@@ -83,6 +83,7 @@ class SegmentServicer(segment_pb2_grpc.SegmentServiceServicer):
             zoom_default=self._defaults.zoom,
             prompts_choose=self._engine.backend.choices is not None,
             feature_channels=self._engine.backend.feature_channels,
+            takes_phrases=self._engine.backend.phrase_finder is not None,
         )
 
     async def _segment(self, request: pb.SegmentRequest, deadline: float | None) -> pb.SegmentResponse:
@@ -96,8 +97,10 @@ class SegmentServicer(segment_pb2_grpc.SegmentServiceServicer):
                 return await self._prompts(image, request, call)
             case "known":
                 return await self._known(image, request, call)
+            case "phrases":
+                return await self._phrases(image, request, call)
             case _:
-                raise invalid("mode", "mode is missing; set everything, prompts or known")
+                raise invalid("mode", "mode is missing; set everything, prompts, phrases or known")
 
     async def _everything(
         self, image: LazyImage, request: pb.SegmentRequest, call: CallContext
@@ -161,26 +164,35 @@ class SegmentServicer(segment_pb2_grpc.SegmentServiceServicer):
             call=call,
         )
 
-        def write() -> pb.SegmentResponse:
-            results = []
-            budget = _ResponseBudget(self._settings.max_message_bytes)
-            for index, answer in enumerate(found.answers):
-                features = _rows(None if found.features is None else found.features[index], len(answer))
-                candidates = [
-                    budget.take(
-                        messages.write_region(
-                            candidate.region,
-                            output.mask_encoding,
-                            feature,
-                            candidate.low_res_logits if output.low_res_logits else None,
-                        )
-                    )
-                    for candidate, feature in zip(answer, features, strict=True)
-                ]
-                results.append(pb.PromptResult(candidates=candidates))
-            return self._response(found.image_size, found.cached, results=results)
+        return await asyncio.to_thread(self._write_answers, found, output)
 
-        return await asyncio.to_thread(write)
+    async def _phrases(
+        self, image: LazyImage, request: pb.SegmentRequest, call: CallContext
+    ) -> pb.SegmentResponse:
+        texts, min_score = messages.read_phrases(request)
+        found = await self._engine.phrases(
+            image, texts, min_score=min_score, features=self._features(request), call=call
+        )
+        return await asyncio.to_thread(self._write_answers, found, request.output)
+
+    def _write_answers(self, found: Prompted, output: pb.OutputOptions) -> pb.SegmentResponse:
+        results = []
+        budget = _ResponseBudget(self._settings.max_message_bytes)
+        for index, answer in enumerate(found.answers):
+            features = _rows(None if found.features is None else found.features[index], len(answer))
+            candidates = [
+                budget.take(
+                    messages.write_region(
+                        candidate.region,
+                        output.mask_encoding,
+                        feature,
+                        candidate.low_res_logits if output.low_res_logits else None,
+                    )
+                )
+                for candidate, feature in zip(answer, features, strict=True)
+            ]
+            results.append(pb.PromptResult(candidates=candidates))
+        return self._response(found.image_size, found.cached, results=results, truncated=found.truncated)
 
     def _features(self, request: pb.SegmentRequest) -> int | None:
         return messages.read_features_level(request.output, self._engine.backend.feature_channels)

@@ -53,8 +53,8 @@ class SegmenterSettings(ModelServiceSettings):
     port: int = Field(50051, ge=0, le=65535, description="gRPC port; 0 takes a free one.")
     model: str = Field(
         "pocket",
-        description="pocket, mobile_sam, sam_vit_b, sam_vit_l, sam_vit_h, a SAM 2 name, or the path of a "
-        "weights file.",
+        description="pocket, mobile_sam, sam_vit_b, sam_vit_l, sam_vit_h, the name of a SAM 2, SAM 3 or "
+        "SAM-HQ, the path of a weights file, or of a folder as it is on the Hugging Face hub.",
     )
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N; auto takes a GPU where there is one.")
     precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = Field(

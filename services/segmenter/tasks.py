@@ -37,15 +37,23 @@ from services.segmenter.everything import (
 )
 from services.segmenter.grid import Crop
 from services.segmenter.options import EverythingOptions
-from services.segmenter.prompts import Prompt, PromptedRegion, decode_prompts, draw_answers, stack_prompts
+from services.segmenter.prompts import (
+    Prompt,
+    PromptedRegion,
+    decode_prompts,
+    draw_answers,
+    draw_found,
+    stack_prompts,
+)
 from services.segmenter.refine.cascade import RefineTarget, draw_refined, refine_in_passes
 from services.torch_runtime.streams import Stage
 
 Made = TypeVar("Made")
 
-# The cost of encoding an image and of refining a mask, in prompts.
+# The cost of encoding an image, of refining a mask and of finding a phrase, in prompts.
 ENCODE_ITEMS = 16
 REFINE_ITEMS = 4
+PHRASE_ITEMS = 8
 
 
 @dataclass(frozen=True)
@@ -169,9 +177,26 @@ class RefineTask:
         return REFINE_ITEMS
 
 
-Task = EncodeTask | ProposeTask | GridTask | DrawTask | PromptTask | RefineTask
+@dataclass(frozen=True)
+class PhraseTask:
+    """Finds all objects that a phrase names. The result of its first slice is a list of `Region`, best first;
+    that of the others is empty.
+    """
+
+    nbytes = 0
+    embedding: Embedding
+    phrase: str
+    min_score: float
+
+    def __len__(self) -> int:
+        return PHRASE_ITEMS
+
+
+Task = EncodeTask | ProposeTask | GridTask | DrawTask | PromptTask | RefineTask | PhraseTask
 Result = Embedding | Prompts | list[Candidate] | list[Region] | list[list[PromptedRegion]] | None
-_Prepared = tuple[Tensor, Geometry] | Proposing | GridTask | DrawTask | StackedPrompts | RefineTarget
+_Prepared = (
+    tuple[Tensor, Geometry] | Proposing | GridTask | DrawTask | StackedPrompts | RefineTarget | PhraseTask
+)
 _Finish = Callable[[], Result]
 
 
@@ -265,6 +290,14 @@ class Stages:
                 return lambda: draw_answers(backend, asked.embedding, masks, asked.crop, asked.image_size)
             case RefineTarget():
                 return list
+            case PhraseTask():
+                if part.start:
+                    return list
+                finder = backend.phrase_finder
+                assert finder is not None
+                self._receive(task.embedding)
+                found = finder.find(task.embedding, task.phrase, task.min_score)
+                return lambda: draw_found(backend, task.embedding, found)
             case _:
                 return lambda: embedding
 

@@ -139,6 +139,15 @@ def test_a_gateway_with_tls_becomes_ready_too(up: Up) -> None:
     assert up.end() == 0
 
 
+def test_a_proxy_in_the_environment_does_not_keep_it_from_becoming_ready(
+    up: Up, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    up.start()
+    assert up.end() == 0
+
+
 def test_the_processes_know_each_other(up: Up) -> None:
     up.start("--workers", "segmenter=cuda:0,cuda:1", "--other-embedder", "mine/embedder.json")
     wait_for(lambda: len(up.pids("segmenter")) == 2, "the second segmenter")

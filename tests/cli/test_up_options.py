@@ -22,6 +22,34 @@ from tests.runtime.test_server import ipv6_is_there
 from tests.stack import free_port
 
 
+@pytest.mark.parametrize(
+    ("options", "files", "command"),
+    [
+        (
+            ("--profile", "base"),
+            "sam_vit_b_01ec64.pth and open_clip_vit_b_32_laion2b_s34b_b79k.safetensors",
+            "regionsearch models pull base",
+        ),
+        (
+            ("--segmenter", "sam3", "--embedder", "ViT-B-32"),
+            "sam3.safetensors and config.json of facebook/sam3 and "
+            "open_clip_vit_b_32_laion2b_s34b_b79k.safetensors",
+            "regionsearch models pull sam3 ViT-B-32",
+        ),
+    ],
+)
+def test_all_missing_weights_are_named_at_once_with_one_command(
+    options: tuple[str, ...], files: str, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("REGIONSEARCH_MODELS_DIR", "HF_HUB_CACHE", "TORCH_HOME"):
+        monkeypatch.setenv(name, str(tmp_path))
+    result = CliRunner().invoke(app, ["up", "--data-dir", str(tmp_path / "data"), *options])
+    assert isinstance(result.exception, RegionSearchError)
+    assert result.exception.message == (
+        f"{files} are not in {tmp_path}; get all that is missing with: {command}"
+    )
+
+
 @pytest.mark.parametrize("option", ["--port", "--grpc-port"])
 @pytest.mark.parametrize("port", ["99999", "65536", "0", "-1"])
 def test_an_invalid_port_is_refused_with_the_valid_range(option: str, port: str, tmp_path: Path) -> None:
@@ -76,8 +104,8 @@ def test_an_unusable_data_folder_is_refused_with_the_reason(
         (("--segmenter", "sam_vit_l", "--embedder", "ViT-H-14"), "models pull sam_vit_l ViT-H-14"),
         pytest.param(
             ("--segmenter", "sam_vit_b", "--embedder", "ViT-B-16-SigLIP:webli"),
-            "sam_vit_b_01ec64.pth and open_clip_vit_b_16_siglip_webli.safetensors and the tokenizer "
-            "timm/ViT-B-16-SigLIP are not in",
+            "sam_vit_b_01ec64.pth and open_clip_vit_b_16_siglip_webli.safetensors and tokenizer_config.json "
+            "of timm/ViT-B-16-SigLIP are not in",
             marks=pytest.mark.stack,  # imports open_clip, which knows its tokenizer
         ),
         (("--workers", "searcher=2"), "only segmenter and embedder"),

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from PIL import ImageColor
 
-from regionsearch.errors import RegionSearchError, invalid
+from regionsearch.errors import Kind, RegionSearchError, invalid
 from regionsearch.images import image_from_proto
 from regionsearch.masks import mask_box
 from regionsearch.rpc.calls import caller
@@ -52,6 +52,7 @@ class Script:
     model_reads: int = 0  # GetModel of the embedder
     cut_offs: list[embed_pb2.CutOff] = field(default_factory=list)
     requests: list[object] = field(default_factory=list)
+    takes_phrases: bool = False
     callers: dict[str, list[str]] = field(default_factory=dict)  # of the calls of a method, in their order
 
     @contextlib.asynccontextmanager
@@ -89,6 +90,17 @@ class FakeSegmenter(segment_pb2_grpc.SegmentServiceServicer):
                 answer.regions.extend(types_pb2.Region(features=tensor_to_proto(one)) for one in shapes)
                 return answer
             masks = colour_masks(pixels)
+            if request.HasField("phrases"):  # names of colours
+                if not self._script.takes_phrases:
+                    raise RegionSearchError(
+                        Kind.FAILED_PRECONDITION, "it does not take phrases", field="phrases.texts"
+                    )
+                for text in request.phrases.texts:
+                    colour = ImageColor.getrgb(text)
+                    named = [mask for mask in masks if tuple(pixels[mask][0]) == colour]
+                    answer.results.add(candidates=[region(mask) for mask in named])
+                    answer.truncated.append(False)
+                return answer
             if request.WhichOneof("mode") == "everything":
                 selection = request.everything.selection
                 limit = selection.max_regions if selection.HasField("max_regions") else 64
@@ -107,6 +119,7 @@ class FakeSegmenter(segment_pb2_grpc.SegmentServiceServicer):
             everything_defaults={"mode": segment_pb2.EVERYTHING_MODE_PROPOSALS},
             prompts_choose=True,
             feature_channels=[FEATURES],
+            takes_phrases=self._script.takes_phrases,
         )
 
 

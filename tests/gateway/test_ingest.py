@@ -39,6 +39,18 @@ def test_an_image_goes_in_and_is_found_by_words(gateway: Running, collection: st
     assert hits[0]["mask"]["size"] == [120, 160]
 
 
+def test_a_form_field_that_does_not_exist_is_refused(gateway: Running, collection: str) -> None:
+    for name in ("max_regions", "selection"):
+        answer = gateway.http.post(
+            f"/v1/collections/{collection}/images",
+            files=[("files", ("a.png", scene(RED)))],
+            data={name: "25"},
+        )
+        assert answer.status_code == 400, answer.text
+        assert name in answer.json()["detail"]
+    assert count(gateway, collection) == 0
+
+
 def test_the_default_collection_is_there_from_the_start_and_again_after_its_deletion(
     gateway: Running,
 ) -> None:

@@ -20,6 +20,7 @@ from regionsearch.client import Client
 from regionsearch.errors import Kind, RegionSearchError
 from regionsearch.v1 import embed_pb2, region_search_pb2, types_pb2
 from regionsearch.v1.embed_pb2_grpc import add_EmbedServiceServicer_to_server
+from services.searcher.embedded.index import code_training
 from tests.gateway.conftest import (
     BLUE,
     GREEN,
@@ -134,6 +135,21 @@ def test_a_collection_gets_another_model_and_keeps_all_else(
     assert both.http.delete(f"/v1/collections/{NAME}--previous").status_code == 204
     assert both.http.get(f"/v1/collections/{NAME}/reindex").status_code == 404
     assert len(images_found(both.http)) == 7
+
+
+def test_trained_codes_are_trained_again(
+    both: Running, filled: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(code_training, "_STEPS", 20)
+    add(both, NAME, *((f"{i}.png", scene(RED, BLUE, GREEN, size=(161, 121 + i))) for i in range(12)))
+    url = f"/v1/collections/{NAME}"
+    trained = both.http.post(f"{url}/codes", json={"method": "learned", "bits": 8})
+    assert trained.status_code == 200, trained.text
+    assert both.http.post(f"{url}/reindex", json={}).status_code == 202
+    wait_for(lambda: state(both)["state"] == "done")
+    found = both.http.post(f"{url}/search", json={"query": {"text": "red"}, "codes_only": True})
+    assert found.status_code == 200, found.text
+    assert found.json()["hits"]
 
 
 def test_features_go_along(both: Running, script: Script, other: Other, filled: list[str]) -> None:

@@ -81,7 +81,7 @@ def test_a_missing_tokenizer_is_reported_in_a_sentence(
     hub: str, models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("huggingface_hub")
-    with pytest.raises(RegionSearchError, match="the tokenizer of org/other cannot be read") as caught:
+    with pytest.raises(RegionSearchError, match="the configuration of org/other cannot be read") as caught:
         pull_repository("org/other")
     assert caught.value.kind is Kind.UNAVAILABLE
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)

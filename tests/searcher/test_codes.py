@@ -115,6 +115,18 @@ def test_trained_codes_outlive_a_restart(engine: EmbeddedEngine, tmp_path: Path)
         again.close()
 
 
+def test_trained_codes_come_back_with_a_collection_that_is_restored(engine: EmbeddedEngine) -> None:
+    engine.train_codes("c", ITQ)
+    before = search(engine, VECTORS[9], codes_only=True)
+    engine.snapshot("s")
+    engine.delete_collection("c")
+    engine.restore("s", "c")
+    assert search(engine, VECTORS[9], codes_only=True) == before
+    codes = engine.get_collection("c").codes
+    assert codes is not None
+    assert codes.trained_seq > 0
+
+
 def test_what_cannot_be_trained_is_said(engine: EmbeddedEngine) -> None:
     with pytest.raises(RegionSearchError, match="regionsearch codes train") as caught:
         search(engine, VECTORS[0], codes_only=True)
@@ -153,6 +165,20 @@ def test_training_replaces_faster_indexes_of_before(
         assert search(engine, vectors[5], codes_only=True)[0].score == 1.0
     finally:
         engine.close()
+
+
+def test_a_head_that_is_missing_is_named_without_the_searchers_folder(tmp_path: Path) -> None:
+    spec = CodeSpec(CodeMethod.LEARNED, 16, head="other.npz")
+    engine = EmbeddedEngine(EmbeddedSettings(folder=tmp_path))
+    try:
+        with pytest.raises(
+            RegionSearchError, match=r"other.npz in the searcher's embedded.heads_f"
+        ) as caught:
+            engine.create_collection(Collection("c", MODEL, codes=spec))
+    finally:
+        engine.close()
+    assert "No such file" in caught.value.message
+    assert str(tmp_path) not in caught.value.message
 
 
 def test_a_head_from_a_file_needs_no_training(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,14 +14,17 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from regionsearch.errors import Kind, RegionSearchError
+from regionsearch.models.catalog import WEIGHTS
 from regionsearch.models.store import pocket_dir
 from services.runtime.batch import BatchSettings
 from services.segmenter import service
 from services.segmenter.backends import FAMILIES, load_backend
 from services.segmenter.backends.base import ModelFiles
+from services.segmenter.backends.hugging_face import FAMILY_OF_TYPE, load_pretrained
 from services.segmenter.backends.refiner import Refiner
 from services.segmenter.backends.sam import SamBackend
-from services.segmenter.loading import CHECKPOINTS, find_model
+from services.segmenter.backends.sam2 import build as build_sam2
+from services.segmenter.loading import CHECKPOINTS, FOLDERS, find_model
 from services.segmenter.options import EverythingOptions, Mode
 from services.segmenter.service import load
 from services.segmenter.settings import EverythingSettings, SegmenterSettings
@@ -41,7 +45,9 @@ def copy_pocket(folder: Path) -> Path:
 
 def test_every_checkpoint_name_belongs_to_a_model_family() -> None:
     by_path_only = {"fastsam"}
-    assert {family for family, _ in CHECKPOINTS.values()} == set(FAMILIES) - by_path_only
+    by_folder = set(FAMILY_OF_TYPE.values())
+    assert {family for family, _ in CHECKPOINTS.values()} == set(FAMILIES) - by_path_only - by_folder
+    assert set(FOLDERS) <= set(WEIGHTS)
 
 
 def test_a_segmenter_loads_from_a_manifest_in_any_folder(tmp_path: Path) -> None:
@@ -247,3 +253,20 @@ def test_an_invalid_segmenter_manifest_is_named(tmp_path: Path, content: str) ->
     error = failure(str(manifest))
     assert error.kind is Kind.DATA_LOSS
     assert "segmenter.json" in error.message
+
+
+@pytest.mark.parametrize(
+    ("module", "class_name", "package"),
+    [
+        ("sam2.build_sam", "", r"SAM2_BUILD_CUDA=0 .*regionsearch\[sam2\]"),
+        ("transformers", "Sam3Model", r"regionsearch\[hf\]"),
+    ],
+)
+def test_a_package_that_is_not_installed_is_named(
+    module: str, class_name: str, package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    files = ModelFiles("sam3", "sam3", tmp_path / "model.safetensors", "", {}, {}, folder=tmp_path)
+    with pytest.raises(RegionSearchError, match=package) as caught:
+        load_pretrained(class_name, files) if class_name else build_sam2("sam2.1_hiera_t")
+    assert caught.value.kind is Kind.FAILED_PRECONDITION

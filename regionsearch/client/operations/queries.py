@@ -31,6 +31,7 @@ from regionsearch.client.operations.base import (
 )
 from regionsearch.schemas.requests.inference import EmbeddingsBody, EverythingOptions, SegmentBody
 from regionsearch.schemas.requests.searches import (
+    Finder,
     Include,
     Level,
     SearchBody,
@@ -140,8 +141,9 @@ def within(
     relative_cutoff: float | None = None,
     min_relevancy: float | None = None,
     include: Sequence[Include] | None = None,
+    find_by: Finder | None = None,
 ) -> Operation[WithinResult]:
-    """Scores every region of one image, sent along or stored.
+    """Scores every region of one image, sent along or stored, or has the segmenter find phrases in it.
 
     Args:
         texts: One phrase or several; each region goes to its best one.
@@ -154,12 +156,14 @@ def within(
         relative_cutoff: Lowest part of a phrase's best score that makes a hit, 0 to 1.
         min_relevancy: With negatives, lowest relevancy that makes a hit; 0.5 when absent.
         include: An empty list leaves the regions' masks out.
+        find_by: `embedder` or `segmenter`. None: a segmenter that takes phrases, as SAM 3 does, finds them in
+            an image that is sent along with nothing but phrases.
     """
     phrases = _phrases(texts)
 
     def body() -> WithinBody:
         values = given(image=read_optional(image), image_id=image_id, include=include, min_score=min_score)
-        values |= given(relative_cutoff=relative_cutoff, min_relevancy=min_relevancy)
+        values |= given(find_by=find_by, relative_cutoff=relative_cutoff, min_relevancy=min_relevancy)
         values |= {"collection": collection, "texts": phrases, "negatives": negatives_of(negatives)}
         return WithinBody.read(values)
 
@@ -184,12 +188,13 @@ def render(
     style: Style = "outline",
     min_score: float | None = None,
     relative_cutoff: float | None = None,
+    find_by: Finder | None = None,
 ) -> Operation[bytes]:
     """The image as PNG with the hits of `within` outlined in it."""
 
     def body() -> WithinBody:
         values = given(image=read_optional(image), image_id=image_id, min_score=min_score, render=style)
-        values |= given(relative_cutoff=relative_cutoff)
+        values |= given(relative_cutoff=relative_cutoff, find_by=find_by)
         return WithinBody.read(values | {"collection": collection, "texts": _phrases(texts)})
 
     return Operation(
@@ -208,10 +213,12 @@ def segment(
     box: Box | None = None,
     multimask: bool = False,
     zoom: bool | None = None,
+    texts: str | Sequence[str] = (),
+    min_score: float | None = None,
     everything: EverythingOptions | None = None,
     features_level: int | None = None,
 ) -> Operation[SegmentResult]:
-    """The mask of what points and box mean; without them, of everything in the image.
+    """The mask of what points and box mean or phrases name; without them, of everything in the image.
 
     Args:
         image: The image.
@@ -222,19 +229,25 @@ def segment(
         multimask: The three masks of an ambiguous click.
         zoom: Looks more closely at what was found: better masks, above all of what is small, for more time.
             None: as it suits the model that is served.
-        everything: How everything is looked for; without points and box.
+        texts: One phrase or several: all objects that each names, of a model that takes phrases (SAM 3).
+        min_score: Least score of what a phrase names, 0 to 1; 0.5 when absent.
+        everything: How everything is looked for; without points, box and texts.
         features_level: Adds the features of each region: means over this feature map of the encoder, where 0
             is the coarsest.
 
     Raises:
-        RegionSearchError: INVALID_ARGUMENT for options of everything mode with points or a box.
+        RegionSearchError: INVALID_ARGUMENT for options of everything mode with points, a box or texts,
+            FAILED_PRECONDITION for texts if the served model does not take them.
     """
+    phrases = _phrases(texts)
 
     def body() -> SegmentBody:
         values = given(image=read_optional(image), image_id=image_id, box=box_of(box), zoom=zoom)
         values |= {"collection": collection, "points": points_of(points), "multimask": multimask}
-        values |= given(features_level=features_level)
-        return SegmentBody.read(values | {"everything": everything or (not points and box is None)})
+        values |= given(features_level=features_level, min_score=min_score) | {"texts": phrases}
+        return SegmentBody.read(
+            values | {"everything": everything or (not points and box is None and not phrases)}
+        )
 
     return Operation(
         "segment",

@@ -106,18 +106,22 @@ class EverythingOptions(Body):
 
 _MODEL = constant("among", "model", default=True)
 _STORED = combined(constant("among", "stored"), given("image_id"), absent("features_level"))
-_POINTED = [combined(given(one), absent("prompts", "text", "everything")) for one in ("points", "box")]
+_POINTED = [
+    combined(given(one), absent("prompts", "text", "texts", "min_score", "everything"))
+    for one in ("points", "box")
+]
 _UNPOINTED = absent("points", "box")
 _MODES = [
     *(combined(pointed, among) for pointed in _POINTED for among in (_MODEL, _STORED)),
-    combined(given("prompts"), _UNPOINTED, absent("text", "everything"), _MODEL),
-    combined(given("everything"), _UNPOINTED, absent("prompts", "text"), _MODEL),
-    combined(given("text"), _UNPOINTED, absent("prompts", "everything"), _STORED),
+    combined(given("prompts"), _UNPOINTED, absent("text", "texts", "min_score", "everything"), _MODEL),
+    combined(given("everything"), _UNPOINTED, absent("prompts", "text", "texts", "min_score"), _MODEL),
+    combined(given("texts"), _UNPOINTED, absent("prompts", "text", "everything"), _MODEL),
+    combined(given("text"), _UNPOINTED, absent("prompts", "texts", "min_score", "everything"), _STORED),
 ]
 
 
 class SegmentBody(OneImage):
-    """Masks of an image: of everything, of one prompt (points, box) or of several."""
+    """Masks of an image: of everything, of one prompt (points, box), of several, or of what phrases name."""
 
     model_config = shaped(ONE_IMAGE, _MODES)
 
@@ -127,6 +131,12 @@ class SegmentBody(OneImage):
         [], max_length=1000, fail_fast=True, description="Several objects at once."
     )
     text: Text | None = Field(None, description="With among=stored: the region of the highest score.")
+    texts: Texts = Field(
+        [], description="Phrases: all objects that each names, of a model that takes phrases (SAM 3)."
+    )
+    min_score: Annotated[FiniteFloat, Field(ge=0, le=1)] | None = Field(
+        None, description="With texts: least score of an object; 0.5 when absent."
+    )
     everything: bool | EverythingOptions = Field(False, description="true, or options: all objects.")
     multimask: bool = Field(False, description="The three masks of an ambiguous click.")
     zoom: bool | None = Field(
@@ -146,15 +156,19 @@ class SegmentBody(OneImage):
     @model_validator(mode="after")
     def _one_mode(self) -> SegmentBody:
         pointed = bool(self.points) or self.box is not None
-        modes = [pointed, bool(self.prompts), self.text is not None, self.everything is not False]
-        if sum(modes) != 1:
-            raise ValueError("say what to segment: points and box, or prompts, or everything: true")
+        modes = [pointed, bool(self.prompts), self.text is not None, bool(self.texts)]
+        if sum(modes) + (self.everything is not False) != 1:
+            raise ValueError("say what to segment: points and box, or prompts, or texts, or everything: true")
+        if self.min_score is not None and not self.texts:
+            raise ValueError("min_score is for texts; leave it out")
         if self.among == "stored" and (self.image_id is None or not (pointed or self.text)):
             raise ValueError("among=stored needs an image_id and points, a box or a text")
         if self.among == "stored" and self.features_level is not None:
             raise ValueError("features are the model's; ask for them with among=model")
         if self.among == "model" and self.text is not None:
-            raise ValueError("a text picks among stored regions; use it with image_id and among=stored")
+            raise ValueError(
+                "a text picks among stored regions; use it with image_id and among=stored, or send texts"
+            )
         return self
 
     def prompt(self) -> segment_pb2.Prompt:
@@ -169,6 +183,9 @@ class SegmentBody(OneImage):
         if self.everything is not False:
             options = EverythingOptions() if self.everything is True else self.everything
             return segment_pb2.SegmentRequest(image=image, everything=options.to_proto(), output=output)
+        if self.texts:
+            phrases = segment_pb2.Phrases(texts=self.texts, min_score=self.min_score)
+            return segment_pb2.SegmentRequest(image=image, phrases=phrases, output=output)
         prompts = [prompt.to_proto() for prompt in self.prompts] or [self.prompt()]
         asked = segment_pb2.Prompts(prompts=prompts, multimask=self.multimask, zoom=self.zoom)
         return segment_pb2.SegmentRequest(image=image, prompts=asked, output=output)

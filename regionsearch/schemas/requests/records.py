@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, FiniteFloat, JsonValue
 
+from regionsearch import defaults
 from regionsearch.schemas.requests.inference import EverythingOptions
 from regionsearch.schemas.requests.values import (
     Body,
@@ -164,7 +165,7 @@ class SegmentFeaturesBody(Body):
     level: int = Field(
         0, ge=0, le=100, description="The encoder's feature map whose means they are; 0 is the coarsest."
     )
-    weight: FiniteFloat = Field(1.0, gt=0, le=100, description="The embedding's is 1.")
+    weight: FiniteFloat = Field(defaults.FEATURES_WEIGHT, gt=0, le=100, description="The embedding's is 1.")
 
     def to_proto(self) -> types_pb2.SegmentFeatures:
         """As the contract has it, still without a model."""

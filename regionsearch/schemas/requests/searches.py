@@ -31,6 +31,7 @@ from regionsearch.schemas.requests.values import (
     Value,
     absent,
     combined,
+    constant,
     either,
     given,
     shaped,
@@ -341,10 +342,24 @@ class SearchBody(Body):
         )
 
 
+Finder = Literal["embedder", "segmenter"]
+FINDERS: dict[Finder | None, region_search_pb2.FindBy.ValueType] = {
+    None: region_search_pb2.FIND_BY_UNSPECIFIED,
+    "embedder": region_search_pb2.FIND_BY_EMBEDDER,
+    "segmenter": region_search_pb2.FIND_BY_SEGMENTER,
+}
+
+_FINDING = [
+    combined(constant("find_by", "segmenter"), absent("negatives", "relative_cutoff", "min_relevancy")),
+    constant("find_by", "embedder"),
+    absent("find_by"),
+]
+
+
 class WithinBody(OneImage):
     """A search inside one image."""
 
-    model_config = shaped(ONE_IMAGE, [given("text"), given("texts")])
+    model_config = shaped(ONE_IMAGE, [given("text"), given("texts")], _FINDING)
 
     text: Text | None = Field(None, description="One phrase.")
     texts: Texts = Field([], description="Several phrases; each region goes to its best one.")
@@ -355,6 +370,13 @@ class WithinBody(OneImage):
     relative_cutoff: Number | None = Field(None, ge=0, le=1, description="Part of a phrase's best score.")
     min_relevancy: Number | None = Field(None, description="With negatives; 0.5 when absent.")
     include: Includes = Field(["mask"], description="An empty list leaves the regions' masks out.")
+    find_by: Finder | None = Field(
+        None,
+        description="embedder: all regions, compared with the phrases. segmenter: all objects that it "
+        "finds for the phrases, all of them hits, with min_score (0.5 when absent) for its score; 409 if it "
+        "does not take phrases. When absent: the segmenter if it takes phrases and an image is sent along "
+        "with nothing but phrases, else the embedder.",
+    )
     render: Style | None = Field(None, description="Answers with the image and the hits drawn into it.")
     image_format: Literal["png", "webp"] = Field("png", description="Of a rendered image.")
 
@@ -373,6 +395,7 @@ class WithinBody(OneImage):
             relative_cutoff=self.relative_cutoff,
             min_relevancy=self.min_relevancy,
             include_masks=None if "mask" in self.include else False,
+            find_by=FINDERS[self.find_by],
         )
         if self.image is not None:
             request.image.encoded = self.image

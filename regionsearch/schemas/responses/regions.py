@@ -53,22 +53,25 @@ class Regions(Response):
 
 
 class PromptResult(Response):
-    """The masks of one prompt, best first."""
+    """The masks of one prompt or phrase, best first; `predicted_iou` is the score of what a phrase names."""
 
     candidates: tuple[SegmentedRegion, ...] = Field(description="Best first.")
 
 
 class SegmentResult(Response):
-    """Masks: `regions` in everything mode, `results` for prompts."""
+    """Masks: `regions` in everything mode, `results` for prompts and phrases."""
 
     width: int = Field(description="Of the image, in pixels.")
     height: int = Field(description="Of the image, in pixels.")
     regions: tuple[SegmentedRegion, ...] = Field((), description="Everything mode: best first.")
-    results: tuple[PromptResult, ...] = Field((), description="One for each prompt.")
+    results: tuple[PromptResult, ...] = Field((), description="One for each prompt or phrase.")
     model: Model | None = Field(None, description="Absent when stored regions were picked.")
     embedding_cached: bool = Field(False, description="Whether the image had been looked at before.")
     image_features: list[float] | None = Field(
-        None, description="What the encoder makes of the whole image; with features, but not for prompts."
+        None, description="What the encoder makes of the whole image; with features and everything mode."
+    )
+    truncated: tuple[bool, ...] = Field(
+        (), description="For each phrase: it was longer than the model reads."
     )
 
     @classmethod
@@ -85,6 +88,7 @@ class SegmentResult(Response):
             model=Model.from_proto(answer.model),
             embedding_cached=answer.embedding_cached,
             image_features=_features(answer.image_features),
+            truncated=tuple(answer.truncated),
         )
 
 

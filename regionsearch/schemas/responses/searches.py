@@ -218,18 +218,21 @@ class ScoredRegion(Region):
 
 
 class WithinResult(Response):
-    """Every region of an image, best first."""
+    """Every region of an image, or what the segmenter found for the phrases, best first."""
 
     width: int = Field(description="Of the image, in pixels.")
     height: int = Field(description="Of the image, in pixels.")
     regions: tuple[ScoredRegion, ...] = Field(description="All regions of the image, best first.")
     union_mask: Mask = Field(description="Of the hits.")
-    model: Model = Field(description="The model that compared them.")
+    model: Model = Field(description="The model that found them.")
     truncated: tuple[bool, ...] = Field(
         (), description="For each phrase: it was longer than the model reads."
     )
     cut_off: float | None = Field(
         None, description="From which score on a region is confident; null if not calibrated."
+    )
+    found_by: Literal["embedder", "segmenter"] = Field(
+        "embedder", description="Scores of the embedder are cosines, those of the segmenter probabilities."
     )
 
     @classmethod
@@ -237,7 +240,9 @@ class WithinResult(Response):
         cls, answer: region_search_pb2.SearchWithinResponse, phrases: Sequence[str]
     ) -> WithinResult:
         """Converts the contract's message; the phrases are those of the query."""
+        by_segmenter = answer.found_by == region_search_pb2.FIND_BY_SEGMENTER
         return cls(
+            found_by="segmenter" if by_segmenter else "embedder",
             width=answer.image_width,
             height=answer.image_height,
             regions=tuple(ScoredRegion.from_scored(one, phrases) for one in answer.regions),

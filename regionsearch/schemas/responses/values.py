@@ -124,6 +124,7 @@ class SegmenterModel(Model):
     prompts_choose: bool = Field(
         False, description="Points and boxes choose among the masks that it finds by itself, as FastSAM's do."
     )
+    takes_phrases: bool = Field(False, description="It finds all objects that phrases name, as SAM 3 does.")
     everything_mode: Literal["grid", "proposals"] = Field(
         "grid", description="Where it looks for all objects, unless a request says."
     )
@@ -135,6 +136,7 @@ class SegmenterModel(Model):
         return cls(
             **Model.from_proto(answer.model).model_dump(),
             prompts_choose=answer.prompts_choose,
+            takes_phrases=answer.takes_phrases,
             everything_mode="proposals" if proposes else "grid",
         )
 

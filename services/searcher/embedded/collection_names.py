@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 
-from services.searcher.embedded.index.binary import learned_codec
+from services.searcher.embedded.index.binary import Codec, learned_codec
 from services.searcher.embedded.index.vector_index import VectorIndex
 from services.searcher.embedded.open_collections import OpenCollection
 from services.searcher.embedded.open_store import OpenStore
@@ -26,6 +26,10 @@ class CollectionNames(OpenStore):
         codec = None
         if collection.codes is not None and collection.codes.head:
             codec = learned_codec(heads_folder(self._settings), collection.codes, collection.model.dimension)
+        return self._create(collection, codec)
+
+    def _create(self, collection: Collection, codec: Codec | None) -> Collection:
+        """Creates a collection with the codec that was trained for its codes."""
         made = replace(collection, created_ms=time.time_ns() // 1_000_000, image_count=0, record_count=0)
 
         def operation(connection: sqlite3.Connection) -> tuple[tuple[int, Collection], None]:

@@ -15,7 +15,7 @@ from services.searcher.embedded import deletions, snapshots
 from services.searcher.embedded.change_feed import ChangeFeed
 from services.searcher.embedded.collection_names import CollectionNames
 from services.searcher.embedded.faiss_compat import faiss
-from services.searcher.embedded.index.binary import train_codec, training_sample
+from services.searcher.embedded.index.binary import Codec, train_codec, training_sample
 from services.searcher.embedded.index.compaction import CompactionInput
 from services.searcher.embedded.open_collections import statistics
 from services.searcher.embedded.queries import result_pages, scrolling
@@ -294,8 +294,12 @@ class EmbeddedEngine(CollectionNames):
             hidden = UNFINISHED + wanted
             if self._collections.get(hidden) is not None:  # of a restore that could not clean up
                 self.delete_collection(hidden)
-            with snapshots.collection_of(file, wanted) as (spec, contents):
-                self.create_collection(replace(spec, name=hidden, replaces=""))
+            with snapshots.collection_of(file, wanted) as (spec, codec, contents):
+                made = replace(spec, name=hidden, replaces="")
+                if codec is None:
+                    self.create_collection(made)
+                else:
+                    self._create(made, Codec.from_bytes(codec))
                 try:
                     for write in contents:
                         upsert_patiently(self, hidden, spec.model, write)

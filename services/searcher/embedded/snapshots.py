@@ -160,18 +160,19 @@ def take(database: Database, folder: Path, name: str, archive: Archive | None = 
 
 
 @contextlib.contextmanager
-def collection_of(file: Path, name: str) -> Iterator[tuple[Collection, Iterator[Upsert]]]:
-    """A collection of a prepared snapshot, and the writes that make it again.
+def collection_of(file: Path, name: str) -> Iterator[tuple[Collection, bytes | None, Iterator[Upsert]]]:
+    """A collection of a prepared snapshot, its codec if that was trained, and the writes that make it again.
 
     Raises:
         RegionSearchError: NOT_FOUND.
     """
     with contextlib.closing(connect(file, read_only=True)) as copy:
-        found = {spec.name: (rowid, spec) for rowid, spec, _ in reads.collections(copy)}
+        found = {spec.name: (rowid, spec, codec) for rowid, spec, codec in reads.collections(copy)}
         if name not in found:
             raise not_found("collection", f"the snapshot has no collection {name!r}")
-        rowid, spec = found[name]
-        yield spec, reads.everything(copy, rowid, spec.model.dimension)
+        rowid, spec, codec = found[name]
+        trained = spec.codes is not None and spec.codes.trained_seq > 0
+        yield spec, codec if trained else None, reads.everything(copy, rowid, spec.model.dimension)
 
 
 @contextlib.contextmanager

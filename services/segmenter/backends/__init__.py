@@ -12,6 +12,8 @@ from services.segmenter.backends.base import Backend, ModelFiles
 FAMILIES = {
     "sam": "services.segmenter.backends.sam",
     "sam2": "services.segmenter.backends.sam2",
+    "sam3": "services.segmenter.backends.sam3",
+    "sam_hq": "services.segmenter.backends.sam_hq",
     "fastsam": "services.segmenter.backends.fastsam",
 }
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from regionsearch.images import Pixels
 from regionsearch.masks import Size as Size
 from services.segmenter.options import EverythingOptions
+from services.torch_runtime.devices import to_device
 
 if TYPE_CHECKING:
     from services.segmenter.backends.proposer import Proposer
@@ -31,7 +32,7 @@ class ModelIdentity:
     """Which weights answer, at which precision, on which device.
 
     Attributes:
-        family: ``sam``, ``sam2``.
+        family: ``sam``, ``sam2``, ``sam3``.
         variant: ``pocket``, ``vit_b``.
         digest: SHA-256 of the weights file, hexadecimal.
         precision: ``fp32``, ``tf32``, ``bf16`` or ``fp16``.
@@ -59,6 +60,7 @@ class ModelFiles:
         mode: Everything mode's default: ``grid`` or ``proposals``.
         zoom: Prompts zoom by default.
         match_rates: By precision, the share of fp32's regions that is found (at an IoU of 0.9 or more).
+        folder: Where configuration and tokenizer are, for models in the layout of the Hugging Face hub.
     """
 
     family: str
@@ -70,6 +72,7 @@ class ModelFiles:
     mode: str = "grid"
     zoom: bool = False
     match_rates: Mapping[str, float] = field(default_factory=dict)
+    folder: Path | None = None
 
 
 _REACH = 3  # logits: how far beyond its own place a pixel depends on them, through two bilinear steps
@@ -189,6 +192,29 @@ class DecodedMasks:
     limits: NDArray[np.int64] | None = None
 
 
+@dataclass(frozen=True)
+class FoundMasks:
+    """Masks of the objects that a phrase names, best first.
+
+    Attributes:
+        logits: Low-resolution masks, float32 (n, h, w), on the device.
+        scores: Probability that the object is there and is meant, float32 (n,).
+    """
+
+    logits: Tensor
+    scores: NDArray[np.float32]
+
+
+class PhraseFinder(Protocol):
+    """Finds all objects that a phrase names."""
+
+    def is_truncated(self, phrase: str) -> bool:
+        """Whether a phrase is longer than the model reads. Any thread."""
+
+    def find(self, embedding: Embedding, phrase: str, min_score: float) -> FoundMasks:
+        """Finds the objects that score more than `min_score`; on the device."""
+
+
 class Decoding(Protocol):
     """Answers to a batch of prompts; masks are computed when they are asked for."""
 
@@ -206,6 +232,23 @@ class Decoding(Protocol):
             windows: Of each prompt of the batch the logits that the caller looks at, int64 (B, 4) as top,
                 bottom, left, right, half-open. All others may have any value.
         """
+
+
+class EagerDecoding:
+    """All masks of a batch, computed at once; see :class:`Decoding`.
+
+    Args:
+        ious: Predicted IoU, float32 (B, 4).
+        masks: Low-resolution logits, float32 (B, 4, h, w).
+    """
+
+    def __init__(self, ious: Tensor, masks: Tensor) -> None:
+        self.ious = ious
+        self._masks = masks
+
+    def logits(self, rows: Tensor, columns: Tensor, windows: NDArray[np.int64] | None = None) -> Tensor:
+        """Low-resolution logits of single masks."""
+        return self._masks[to_device(rows, self._masks.device), to_device(columns, self._masks.device)]
 
 
 class Backend(Protocol):
@@ -226,6 +269,8 @@ class Backend(Protocol):
     """Refines the masks that prompts found; None if the model does not have one."""
     proposer: Proposer | None
     """Proposes masks, or prompts in place of a grid; None if the model does not have one."""
+    phrase_finder: PhraseFinder | None
+    """Finds what phrases name; None if the model does not take phrases."""
     choices: EverythingOptions | None
     """For models without a mask decoder, how to propose what prompts select from; None for others."""
 

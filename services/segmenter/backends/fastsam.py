@@ -21,6 +21,7 @@ from services.segmenter.backends.base import (
     Geometry,
     ModelFiles,
     ModelIdentity,
+    PhraseFinder,
     PromptBatch,
 )
 from services.segmenter.backends.detector import Detector, check_precision, detect, limits_of
@@ -53,6 +54,7 @@ class FastSamBackend:
     mask_threshold = 0.0
     encode_batch = decode_batch = 1
     refiner = None
+    phrase_finder: PhraseFinder | None = None
     choices = EverythingOptions(**EVERYTHING)
 
     def __init__(self, detector: Detector, identity: ModelIdentity) -> None:

@@ -21,6 +21,7 @@ from services.segmenter.backends.base import (
     Geometry,
     ModelFiles,
     ModelIdentity,
+    PhraseFinder,
     PromptBatch,
     ResizeStep,
 )
@@ -58,6 +59,30 @@ def load(files: ModelFiles, device: str, precision: str, compile_model: bool) ->
     return SamBackend(model, identity, compile_model)
 
 
+def prepare_longest_side(image: Pixels, side: int, device: torch.device) -> tuple[Tensor, Geometry]:
+    """Resizes so that the longest side fills the encoder's input, as ``ResizeLongestSide`` does.
+
+    Args:
+        image: uint8 RGB (H, W, 3).
+        side: Of the encoder's input.
+        device: Where the pixels will go.
+
+    Returns:
+        Pixels uint8 (3, h, w), not padded yet, and the geometry.
+    """
+    height, width = image.shape[:2]
+    input_size = ResizeLongestSide.get_preprocess_shape(height, width, side)
+    input_height, input_width = input_size = max(1, input_size[0]), max(1, input_size[1])
+    resized = Image.fromarray(image).resize((input_width, input_height), Image.Resampling.BILINEAR)
+    padded_size = side, side
+    steps = (
+        ResizeStep(padded_size, (input_height, input_width)),
+        ResizeStep((height, width), (height, width)),
+    )
+    pixels = torch.from_numpy(np.array(resized)).permute(2, 0, 1)
+    return staged(pixels, device), Geometry((height, width), input_size, padded_size, steps)
+
+
 class SamBackend:
     """A Sam behind :class:`~services.segmenter.backends.base.Backend`.
 
@@ -75,6 +100,7 @@ class SamBackend:
     """
 
     choices: EverythingOptions | None = None
+    phrase_finder: PhraseFinder | None = None
 
     def __init__(self, model: Sam, identity: ModelIdentity, compile_model: bool = False) -> None:
         self.identity = identity
@@ -106,18 +132,8 @@ class SamBackend:
         self.decode_batch = max(1, _BATCH_BYTES[self.device.type] // map_bytes)
 
     def prepare(self, image: Pixels) -> tuple[Tensor, Geometry]:
-        """Resizes so that the longest side fills the encoder's input, as ``ResizeLongestSide`` does."""
-        height, width = image.shape[:2]
-        input_size = ResizeLongestSide.get_preprocess_shape(height, width, self._side)
-        input_height, input_width = input_size = max(1, input_size[0]), max(1, input_size[1])
-        resized = Image.fromarray(image).resize((input_width, input_height), Image.Resampling.BILINEAR)
-        padded_size = self._side, self._side
-        steps = (
-            ResizeStep(padded_size, (input_height, input_width)),
-            ResizeStep((height, width), (height, width)),
-        )
-        pixels = torch.from_numpy(np.array(resized)).permute(2, 0, 1)
-        return staged(pixels, self.device), Geometry((height, width), input_size, padded_size, steps)
+        """See :func:`prepare_longest_side`."""
+        return prepare_longest_side(image, self._side, self.device)
 
     @torch.inference_mode()
     def encode(self, prepared: Sequence[tuple[Tensor, Geometry]]) -> list[Embedding]:

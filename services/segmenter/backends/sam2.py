@@ -7,19 +7,19 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
 
 from regionsearch.errors import Kind, RegionSearchError
 from regionsearch.images import Pixels
 from services.segmenter.backends.base import (
+    EagerDecoding,
     Embedding,
     Geometry,
     ModelFiles,
     ModelIdentity,
+    PhraseFinder,
     PromptBatch,
     ResizeStep,
 )
@@ -54,7 +54,8 @@ def build(variant: str) -> Any:
     except ImportError as error:
         raise RegionSearchError(
             Kind.FAILED_PRECONDITION,
-            "models of the sam2 family need the sam2 package: pip install 'regionsearch[sam2]'",
+            "models of the sam2 family need the sam2 package: SAM2_BUILD_CUDA=0 pip install "
+            "--no-build-isolation 'regionsearch[sam2]'",
             field="model",
         ) from error
     return build_sam2(f"configs/sam2.1/{variant}.yaml", device="cpu")
@@ -75,6 +76,7 @@ class Sam2Backend:
     refiner: Refiner | None = None
     proposer: Proposer | None = None
     choices: EverythingOptions | None = None
+    phrase_finder: PhraseFinder | None = None
 
     def __init__(self, model: Any, identity: ModelIdentity, compile_model: bool = False) -> None:
         self.identity = identity
@@ -82,7 +84,8 @@ class Sam2Backend:
         self.model = model.to(self.device).eval().requires_grad_(False)
         self.mask_size: tuple[int, int] = tuple(model.sam_prompt_encoder.mask_input_size)
         width: int = model.sam_prompt_encoder.embed_dim
-        self.feature_channels = width, width // 4, width // 8  # as SAM2Base.forward_image narrows the finer
+        # As SAM2Base.forward_image narrows the finer maps.
+        self.feature_channels: tuple[int, ...] = width, width // 4, width // 8
         self.encode_batch = 1 if self.device.type == "cpu" else 8
         self.decode_batch = 8 if self.device.type == "cpu" else 64
         self._side: int = model.image_size
@@ -118,7 +121,7 @@ class Sam2Backend:
         ]
 
     @torch.inference_mode()
-    def decode(self, embedding: Embedding, prompts: PromptBatch) -> Sam2Decoding:
+    def decode(self, embedding: Embedding, prompts: PromptBatch) -> EagerDecoding:
         """Runs prompt encoder and mask decoder."""
         encoder, decoder = self.model.sam_prompt_encoder, self.model.sam_mask_decoder
         masks = None if prompts.mask_logits is None else to_device(prompts.mask_logits, self.device)
@@ -138,7 +141,7 @@ class Sam2Backend:
             single, quality = decoder._dynamic_multimask_via_stability(logits, ious)
             logits = torch.cat([single, logits[:, 1:]], dim=1)
             ious = torch.cat([quality, ious[:, 1:]], dim=1)
-        return Sam2Decoding(ious, logits)
+        return EagerDecoding(ious, logits)
 
     def _points(self, prompts: PromptBatch) -> tuple[Tensor, Tensor] | None:
         """Points and labels of the prompts, the corners of their boxes first."""
@@ -153,15 +156,3 @@ class Sam2Backend:
             return None
         placed, kinds = torch.cat(points, dim=1).float(), torch.cat(labels, dim=1)
         return to_device(placed, self.device), to_device(kinds, self.device)
-
-
-class Sam2Decoding:
-    """All masks of a batch; see :class:`~services.segmenter.backends.base.Decoding`."""
-
-    def __init__(self, ious: Tensor, masks: Tensor) -> None:
-        self.ious = ious
-        self._masks = masks
-
-    def logits(self, rows: Tensor, columns: Tensor, windows: NDArray[np.int64] | None = None) -> Tensor:
-        """Low-resolution logits of single masks."""
-        return self._masks[to_device(rows, self._masks.device), to_device(columns, self._masks.device)]

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import structlog
 from numpy.typing import NDArray
 
 from regionsearch.errors import invalid
@@ -30,6 +31,8 @@ from services.searcher.types import CodeMethod, CodeSpec, Vectors
 
 _TRAIN_ROWS = 50_000
 _RERANK_PART = 4
+
+_log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -88,8 +91,12 @@ def learned_codec(folder: Path, spec: CodeSpec, dimension: int) -> Codec:
     try:
         codec = Codec.from_bytes(path.read_bytes())
     except (OSError, ValueError) as error:
+        _log.info("a learned head cannot be read", path=str(path), error=str(error))
+        # Callers from other machines need not know the searcher's folders.
+        reason = error.strerror if isinstance(error, OSError) else error
         raise invalid(
-            "binary_codes.head", f"{spec.head} in {folder} is not a learned head: {error}"
+            "binary_codes.head",
+            f"{spec.head} in the searcher's embedded.heads_folder is not a learned head: {reason}",
         ) from error
     if codec.weight.shape != (spec.bits, dimension):
         raise invalid(
