@@ -62,7 +62,8 @@ RUN pip install ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} -c /opt/constraints-t
 
 FROM torch AS segmenter
 COPY --from=requirements /project /opt/project
-RUN pip install -c /opt/project/constraints.txt "/opt/project[fastsam]" && pip uninstall -y regionsearch
+# transformers: SAM 3 and SAM-HQ run through it.
+RUN pip install -c /opt/project/constraints.txt "/opt/project[fastsam]" transformers && pip uninstall -y regionsearch
 # SAM2=yes adds the package that SAM 2's models need; its build reads the installed torch.
 ARG SAM2=""
 RUN if [ -n "$SAM2" ]; then SAM2_BUILD_CUDA=0 pip install --no-build-isolation \
