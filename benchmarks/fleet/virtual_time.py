@@ -57,6 +57,7 @@ class VirtualDevice(DeviceThread):
         on_done: Callable[[Batch], None],
         _on_fatal: object,
         metrics: QueueMetrics,
+        max_batch: int,
     ) -> None:
         self.name = name
         self.times = BatchTimes()
@@ -64,8 +65,8 @@ class VirtualDevice(DeviceThread):
         self._on_free = on_free
         self._on_done = on_done
         self._metrics = metrics
-        self._ready = ReadyQueue()
-        self._waiting = 0
+        self._max_batch = max_batch
+        self._ready = ReadyQueue(max_batch)
         self._running: asyncio.Task[None] | None = None
 
     @property
@@ -75,13 +76,11 @@ class VirtualDevice(DeviceThread):
     def put(self, batch: Batch) -> None:
         """Hands over a prepared batch."""
         self._ready.put(batch)
-        self._waiting += 1
         if self._running is None:
             self._running = asyncio.get_running_loop().create_task(self._run_all())
 
     async def _run_all(self) -> None:
-        while self._waiting:
-            self._waiting -= 1
+        while self._ready:
             item = self._ready.get()
             assert item is not None
             batch, _ = item

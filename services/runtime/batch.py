@@ -179,7 +179,30 @@ class Batch:
     preparing: int = 0  # requests that are not prepared yet
     prepared_from: float = 0.0  # when the first of them began
     slotted: bool = True  # occupies a slot of the pipeline
+    begun: bool = False  # a device has taken it
+    joined: list[Batch] = field(default_factory=list)  # those that run with it
     timer: asyncio.TimerHandle | None = None  # until it is split
+
+    @property
+    def key(self) -> Hashable:
+        """The key of its requests."""
+        return self.requests[0].key
+
+    def takes(self, other: Batch, max_batch: int) -> bool:
+        """Whether another batch of its priority can run with it.
+
+        A batch of callers without other requests is not made longer by one of callers with many.
+        """
+        fits = self.size + other.size <= max_batch
+        return fits and self.key == other.key and self.sparse == other.sparse
+
+    def join(self, other: Batch) -> None:
+        """Runs another batch with this one."""
+        self.joined.append(other)
+        self.parts += other.parts
+        self.requests += other.requests
+        self.outcomes += other.outcomes
+        self.size += other.size
 
     def split_prepared(self) -> Batch | None:
         """Moves what is prepared into a batch without a slot; None if that is nothing, or everything."""
@@ -195,6 +218,7 @@ class Batch:
             outcomes=[],
             preparing=0,
             slotted=False,
+            joined=[],
             timer=None,
         )
         self.parts = [part for part in self.parts if part.request in waiting]
@@ -304,7 +328,7 @@ class ReadyQueue:
     """Batches that wait for a device: the first priority goes first, and no priority starves.
 
     Within a priority batches go in the fair order of their callers, so that a batch of a caller with few
-    requests passes one that was ready earlier.
+    requests passes one that was ready earlier. Small ones that follow each other run as one.
 
     A call of several pieces submits each piece after the answer to the one before. If it is its caller's only
     call, the device waits a moment for the next piece (:meth:`expect`) before it starts a batch of callers
@@ -313,9 +337,13 @@ class ReadyQueue:
     After `MAX_BYPASS` batches that passed others, one of these is next; and only one, so that the first
     priority never waits for two of them in a row. Callers with many requests do not have that precedence over
     the lower priorities of others: `CROWD_YIELDS` batches of others go before each of theirs.
+
+    Args:
+        max_batch: Most items that run as one.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, max_batch: int) -> None:
+        self._max_batch = max_batch
         self._changed = threading.Condition()
         self._ready: dict[Priority, list[tuple[float, int, Batch, Exception | None]]] = {
             priority: [] for priority in Priority
@@ -371,8 +399,22 @@ class ReadyQueue:
             self._yielded = self._yielded + 1 if late else 0
             self._turns += 1
             self._last_turn[priority] = self._turns
-            _, _, batch, error = heapq.heappop(self._ready[priority])
-            return batch, error
+            return self._take(self._ready[priority])
+
+    def __bool__(self) -> bool:
+        return any(self._ready.values())
+
+    def _take(
+        self, ready: list[tuple[float, int, Batch, Exception | None]]
+    ) -> tuple[Batch, Exception | None]:
+        """The first batch of a priority, with those after it that can run with it."""
+        _, _, batch, error = heapq.heappop(ready)
+        batch.begun = True
+        while ready and error is None and ready[0][3] is None and batch.takes(ready[0][2], self._max_batch):
+            other = heapq.heappop(ready)[2]
+            other.begun = True
+            batch.join(other)
+        return batch, error
 
     def _is_turn_of(self, passed: Sequence[Priority], first: Priority) -> bool:
         """Whether a batch of the bypassed priorities goes before one of the first."""

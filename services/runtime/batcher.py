@@ -4,7 +4,7 @@ A request is a payload with a number of items (regions, texts, prompts, query ve
 
 - admits by items, on the event loop: a full queue refuses at once and says when to retry;
 - reserves a slot in the pipeline first and forms the batch then, so that batches grow while the device is
-  busy;
+  busy; what arrives while the next batch waits joins it;
 - fills batches across callers, splits requests that are larger than a batch, and joins their results;
 - limits bytes too, so that many large images are not decoded at the same time; small requests pass a large
   one that waits for memory (see `memory.py`);
@@ -110,6 +110,7 @@ class Batcher(Generic[Payload, Result]):
                 functools.partial(self._from_thread, self._deliver),
                 functools.partial(self._from_thread, self._fail),
                 self._metrics,
+                settings.max_batch,
             )
             for index, function in enumerate(device)
         ]
@@ -295,7 +296,6 @@ class Batcher(Generic[Payload, Result]):
                     break
                 batch, device = formed
                 self._running += batch.size
-                self._metrics.fill.observe(batch.size / settings.max_batch)
                 self._metrics.wait.observe(batch.cut_at - batch.parts[0].request.arrived)
                 if self._prepare is None:
                     device.put(batch)
@@ -335,14 +335,16 @@ class Batcher(Generic[Payload, Result]):
             _log.debug("event loop is closed", queue=self._name)
 
     def _on_free(self, device: DeviceThread, batch: Batch) -> None:
-        if batch.slotted:
-            self._slots.give_back(batch, device)
+        for one in (batch, *batch.joined):
+            if one.slotted:
+                self._slots.give_back(one, device)
         if self._queues:
             self._schedule()
 
     def _deliver(self, batch: Batch) -> None:
-        if batch.timer is not None:
-            batch.timer.cancel()
+        for one in (batch, *batch.joined):
+            if one.timer is not None:
+                one.timer.cancel()
         self._running -= batch.size
         self._queues[batch.priority].served(batch.size)
         self._metrics.items.inc(batch.size)

@@ -15,6 +15,10 @@ PIPELINE_DEPTH = 2  # batches of a priority per device: one runs, one is ready o
 class PipelineSlots:
     """Slots of every priority at every device. A batch is formed when there is one for it.
 
+    Without a slot it is formed where a batch of the same key waits for the device and has room: the two run
+    as one. Otherwise the calls that the last batch answered would find the next batch closed, and callers
+    with one call at a time would fall into three groups, of which one runs: batches of a third of them.
+
     Args:
         devices: Each has `PIPELINE_DEPTH` slots of a priority, and one more for callers with nothing in
             progress, so that batches of others do not block them.
@@ -30,6 +34,7 @@ class PipelineSlots:
         self.free = {priority: list(devices) * PIPELINE_DEPTH for priority in Priority}
         self.express = {priority: list(devices) for priority in Priority}
         self.in_progress: dict[Priority, Counter[str]] = {priority: Counter() for priority in Priority}
+        self._cut: dict[Priority, list[tuple[Batch, DeviceThread]]] = {priority: [] for priority in Priority}
 
     @property
     def are_idle(self) -> bool:
@@ -45,20 +50,51 @@ class PipelineSlots:
             The batch and the least busy device; None without a slot, or where all requests wait for memory.
         """
         if self.free[priority]:
-            batch = queues.next_batch(priority, most, memory)
+            formed = self._formed(queues.next_batch(priority, most, memory), self.free[priority])
         else:
-            busy = self.in_progress[priority]
-            if not self.express[priority] or busy[next(iter(queues[priority])).caller]:
-                return None
-            batch = queues.next_batch(priority, most, memory, lambda request: not busy[request.caller])
-            if batch is not None:
-                batch.express = True
+            formed = self._joining(priority, queues, most, memory) or self._of_others(
+                priority, queues, most, memory
+            )
+        if formed is not None:
+            self._cut[priority].append(formed)
+            self.in_progress[priority].update(request.caller for request in formed[0].requests)
+        return formed
+
+    def _joining(
+        self, priority: Priority, queues: PriorityQueues, most: int, memory: MemoryLedger
+    ) -> tuple[Batch, DeviceThread] | None:
+        """A batch without a slot, to run with one that waits."""
+        key = next(iter(queues[priority])).key
+        room: Counter[DeviceThread] = Counter()
+        for batch, device in self._cut[priority]:
+            if batch.key == key and not batch.begun:
+                room[device] = room.get(device, most) - batch.size
+        if not room or max(room.values()) <= 0:
+            return None
+        device, free = room.most_common(1)[0]
+        joining = queues.next_batch(priority, free, memory)
+        if joining is None:
+            return None
+        joining.slotted = False
+        return joining, device
+
+    def _of_others(
+        self, priority: Priority, queues: PriorityQueues, most: int, memory: MemoryLedger
+    ) -> tuple[Batch, DeviceThread] | None:
+        """A batch of callers with nothing in progress."""
+        busy = self.in_progress[priority]
+        if not self.express[priority] or busy[next(iter(queues[priority])).caller]:
+            return None
+        batch = queues.next_batch(priority, most, memory, lambda request: not busy[request.caller])
+        if batch is not None:
+            batch.express = True
+        return self._formed(batch, self.express[priority])
+
+    def _formed(self, batch: Batch | None, slots: list[DeviceThread]) -> tuple[Batch, DeviceThread] | None:
         if batch is None:
             return None
-        slots = self._slots_of(batch)
         device = max(slots, key=self._free_at)
         slots.remove(device)
-        self.in_progress[priority].update(request.caller for request in batch.requests)
         return batch, device
 
     def give_back(self, batch: Batch, device: DeviceThread) -> None:
@@ -67,6 +103,7 @@ class PipelineSlots:
 
     def finished(self, batch: Batch) -> None:
         """The requests of a batch are no longer in progress in it."""
+        self._cut[batch.priority] = [one for one in self._cut[batch.priority] if not one[0].begun]
         busy = self.in_progress[batch.priority]
         for request in batch.requests:
             busy[request.caller] -= 1

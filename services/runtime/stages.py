@@ -145,6 +145,7 @@ class DeviceThread:
         on_done: Called with a batch whose outcomes are complete.
         on_fatal: Called with the reason when a thread has died.
         metrics: For stage times and failures.
+        max_batch: Most items of small batches that run as one.
 
     Attributes:
         times: How long its batches take.
@@ -160,6 +161,7 @@ class DeviceThread:
         on_done: Callable[[Batch], None],
         on_fatal: Callable[[str], None],
         metrics: QueueMetrics,
+        max_batch: int,
     ) -> None:
         self.name = name
         self.times = BatchTimes()
@@ -170,7 +172,8 @@ class DeviceThread:
         self._on_done = on_done
         self._on_fatal = on_fatal
         self._metrics = metrics
-        self._ready = ReadyQueue()
+        self._max_batch = max_batch
+        self._ready = ReadyQueue(max_batch)
         self._raw: dict[Priority, queue.SimpleQueue[tuple[Batch, Any] | None]] = {}
         loops: dict[str, Callable[[], None]] = {"device": self._device_loop}
         for priority in Priority if finish else ():
@@ -284,8 +287,10 @@ class DeviceThread:
         self._on_done(batch)
 
     def _learn(self, batch: Batch, seconds: float) -> None:
+        items = sum(part.size for part in batch.parts)
         self._metrics.device.observe(seconds)
-        self.times.learn(sum(part.size for part in batch.parts), seconds)
+        self._metrics.fill.observe(items / self._max_batch)
+        self.times.learn(items, seconds)
 
     def _isolate(self, parts: list[BatchSlice[Any]], error: Exception) -> list[tuple[BatchSlice[Any], Any]]:
         """Finds the request at fault, or a size that fits, by bisection; on the device thread."""

@@ -59,6 +59,30 @@ async def test_a_busy_device_makes_batches_grow():
     assert len(model.batches) == 3
 
 
+async def test_what_arrives_joins_the_batch_that_waits():
+    async with batching() as (batcher, model):
+        waiting = await held(batcher, model, items=1)
+        for number in range(10):
+            waiting.append(asyncio.create_task(batcher.submit(str(number), 1)))
+            await asyncio.sleep(0.001)
+        await until(lambda: len(model.prepared) == 9)
+        assert batcher.waiting == 3
+        model.gate.set()
+        await asyncio.gather(*waiting)
+    assert [len(batch) for batch in model.batches] == [1, 8, 3]
+
+
+async def test_requests_of_other_keys_do_not_join():
+    async with batching() as (batcher, model):
+        waiting = await held(batcher, model, items=1)
+        waiting += [asyncio.create_task(batcher.submit(name, 1, key=name)) for name in "abc"]
+        await asyncio.sleep(0.01)
+        assert batcher.waiting == 3
+        model.gate.set()
+        await asyncio.gather(*waiting)
+    assert [len(batch) for batch in model.batches] == [1, 1, 1, 1, 1]
+
+
 async def test_an_idle_device_does_not_keep_a_lone_call_waiting():
     async with batching(max_delay_s=3600) as (batcher, _):
         assert await asyncio.wait_for(batcher.submit("alone", 1), 60)

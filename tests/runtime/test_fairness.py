@@ -171,6 +171,23 @@ async def test_a_click_passes_the_flood_of_another_caller_at_each_stage() -> Non
     assert len({name for name in order if name.startswith("flood")}) == 24
 
 
+async def test_a_single_call_does_not_run_with_the_small_requests_of_a_flood() -> None:
+    async with batching() as (batcher, model):
+        model.gate.clear()
+        with calling_for("flood"):
+            calls = [asyncio.create_task(batcher.submit(("flood", 0), 1))]
+            assert await asyncio.to_thread(model.entered.wait, 60)
+            calls += [asyncio.create_task(batcher.submit(("flood", number), 1)) for number in (1, 2)]
+            await until(lambda: len(model.prepared) == 3)
+        with calling_for("user"):
+            calls.append(asyncio.create_task(batcher.submit(("user", 0), 1)))
+            await until(lambda: len(model.prepared) == 4)
+        model.gate.set()
+        await asyncio.gather(*calls)
+    names = [[payload[0] for payload, _, _ in batch] for batch in model.batches]
+    assert names == [["flood"], ["user"], ["flood", "flood"]]
+
+
 async def test_during_a_flood_a_device_waits_for_the_next_piece_of_a_single_call(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
