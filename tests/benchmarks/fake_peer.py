@@ -25,6 +25,8 @@ class Peer(driver.Peer):
         print("libraries print")
         if below == 0:
             raise ValueError("nothing passes")
+        if not self.effort:
+            raise driver.RefusedError
         return [self.effort]
 
     def count(self) -> int:

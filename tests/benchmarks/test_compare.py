@@ -41,6 +41,8 @@ def test_a_peer_is_asked_over_a_pipe(fake):
         assert answered["errors"] == {}
         assert peer.ask("ask", callers=1, seconds=0.01, below=0)["errors"]["ValueError"] >= 5
         assert peer.ask("flood", rate=100, seconds=0.05)["answered"] == 5
+        peer.ask("effort", value=0)
+        assert peer.ask("flood", rate=100, seconds=0.05)["refused"] == 5
         assert peer.memory_mib() > 1
 
 
