@@ -166,7 +166,10 @@ PART = Part(
     "can do, from\ncallers that wait 5 s; failed: neither answered nor refused in that time. Dying: one of\n"
     "two replicas is killed under 8 callers.",
     (
-        *(Column(f"rate_{number}", f"{number} callers, crops/s", "higher") for number in CALLERS),
+        *(
+            Column(f"rate_{number}", f"{number} {'callers' if number > 1 else 'caller'}, crops/s", "higher")
+            for number in CALLERS
+        ),
         Column("added_ms", "added when idle, ms"),
         Column("flood_answered", "flood: answered, %", None),
         Column("flood_refused", "refused, %", None),
