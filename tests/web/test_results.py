@@ -7,6 +7,7 @@ from pathlib import Path
 
 from playwright.sync_api import Page, expect
 
+from tests.waiting import wait_for
 from tests.web.fake_gateway import FakeGateway
 from tests.web.pixels import expected_box
 from tests.web.scenes import scene
@@ -203,6 +204,7 @@ def test_pictures_are_ordered_by_the_day_on_which_they_were_taken(
     assert gateway.attributes[first] == {"taken_at": "2022-02-03T04:05:06-08:00", "place": "59.9,10.7"}
     page.goto(f"{url}/?q=circle&since=2024-01-01&until=2024-12-31")
     expect(page.locator("#filter-count")).to_have_text("1")
+    wait_for(lambda: gateway.requests[-1][0] == "search")
     (condition,) = gateway.requests[-1][1]["filter"]["conditions"]
     assert condition["time"] == {"gte": "2024-01-01T00:00:00Z", "lte": "2024-12-31T23:59:59.999Z"}
 
