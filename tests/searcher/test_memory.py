@@ -27,7 +27,6 @@ from tests.stack import ROOT
 
 CHILD = """
 import re, resource, sys
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 import numpy as np
@@ -44,12 +43,7 @@ NOTHING = np.empty((0, 2048), np.float32)
 SETTINGS = EmbeddedSettings(folder=Path(sys.argv[1]), check_at_start=False)
 DIED = []
 
-def multiply(_):
-    return np.ones((512, 512), np.float32) @ np.ones((512, 512), np.float32)
-
 def limit(megabytes):
-    with ThreadPoolExecutor(4) as pool:  # OpenBLAS keeps a buffer for each product of the same time
-        list(pool.map(multiply, range(32)))
     size = int(re.search(r"VmSize:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) << 10
     resource.setrlimit(resource.RLIMIT_AS, (size + (megabytes << 20), -1))
 
