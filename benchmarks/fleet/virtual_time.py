@@ -15,9 +15,10 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 from unittest import mock
 
-from services.runtime.batch import Batch, BatchSlice, ReadyQueue
+from services.runtime.batch import Batch, BatchSlice
 from services.runtime.batch_times import BatchTimes
 from services.runtime.metrics import QueueMetrics
+from services.runtime.ready_queue import ReadyQueue
 from services.runtime.stages import DeviceThread
 
 

@@ -27,12 +27,12 @@ from services.runtime.batch import (
     BatchSlice,
     Priority,
     QueueEntry,
-    ReadyQueue,
     bisect_requests,
     split_items,
 )
 from services.runtime.batch_times import BatchTimes
 from services.runtime.metrics import QueueMetrics
+from services.runtime.ready_queue import ReadyQueue
 
 MAX_EXPECT_S = 0.05  # longest time that a device idles for the next piece of a caller's only call
 

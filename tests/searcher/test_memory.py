@@ -44,6 +44,8 @@ SETTINGS = EmbeddedSettings(folder=Path(sys.argv[1]), check_at_start=False)
 DIED = []
 
 def limit(megabytes):
+    vectors = unit_vectors(64, dimension=2048)
+    vectors @ vectors.T  # takes OpenBLAS' buffer; where none is to be had it ends the process
     size = int(re.search(r"VmSize:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) << 10
     resource.setrlimit(resource.RLIMIT_AS, (size + (megabytes << 20), -1))
 
