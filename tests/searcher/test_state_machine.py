@@ -196,12 +196,12 @@ class SearcherMachine(RuleBasedStateMachine):
 
 
 def test_random_histories_on_exact_segments_match_the_oracle() -> None:
-    run_state_machine_as_test(SearcherMachine, settings=machine_settings(40))
+    run_state_machine_as_test(SearcherMachine, settings=machine_settings(30))
 
 
 def test_random_histories_on_gpu_segments_match_the_oracle(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine_module, "choose_device", lambda settings: FakeDevice())
-    run_state_machine_as_test(SearcherMachine, settings=machine_settings(20))
+    run_state_machine_as_test(SearcherMachine, settings=machine_settings(12))
 
 
 @pytest.mark.slow
