@@ -1,25 +1,19 @@
-"""The segmenter without its transport: images and options in, regions out.
-
-Images, slices of everything mode's grid and prompts of all callers go through one queue to the thread that
-owns the model, interactive calls first.
-"""
+"""The segmenter without its transport: images and options in, regions out."""
 
 from __future__ import annotations
 
 import asyncio
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from regionsearch.errors import Kind, RegionSearchError, invalid
 from regionsearch.masks import RunLengthMask
-from services.runtime.batcher import Batcher, BatchSettings, Priority
-from services.runtime.memory import MemoryBudget
-from services.segmenter.backends.base import Backend, Embedding, Size
-from services.segmenter.cache import EmbeddingCache
+from services.runtime.batcher import BatchSettings, Priority
+from services.segmenter.backends.base import Backend, Embedding
 from services.segmenter.call_context import (
     INTERACTIVE,
     CallContext,
@@ -32,13 +26,13 @@ from services.segmenter.choosing import choose_regions
 from services.segmenter.everything import Region, check_mode, finish_image
 from services.segmenter.everything_search import EverythingSearch
 from services.segmenter.grid import Crop
+from services.segmenter.model_queue import ModelQueue
 from services.segmenter.options import EverythingOptions, Mode, SelectionOptions, planned_points
 from services.segmenter.prompts import (
     NO_LOGITS,
     Prompt,
     PromptedRegion,
     check_prompts,
-    group_prompts,
     without_logits,
 )
 from services.segmenter.refine.mask_refiner import MaskRefiner
@@ -46,16 +40,9 @@ from services.segmenter.regions import pool_features, select_regions
 from services.segmenter.tasks import (
     PHRASE_ITEMS,
     REFINE_ITEMS,
-    EncodeTask,
-    Made,
     PhraseTask,
-    PromptTask,
-    Result,
-    Stages,
-    Task,
     joined,
 )
-from services.torch_runtime.devices import classify
 
 PROMPT_PIECE = 128  # prompts of one call in the queue at a time
 
@@ -65,18 +52,14 @@ class SegmentEngine:
 
     Args:
         backend: The model.
-        batching: `max_batch` is the number of grid points that run at once, which bounds how long a click
-            waits behind everything mode.
+        batching: See `ModelQueue`.
         cache_bytes: Device memory for embeddings of recent images.
         max_candidate_bytes: Memory for the masks of a crop before deduplication.
         on_fatal: Called with the reason when the device is lost.
 
     Attributes:
         backend: The model.
-        cache: Embeddings of recent images.
-        batcher: The queue.
-        pixels: Memory for the pixels of images that are cut into crops.
-        max_candidate_bytes: Memory for the masks of a crop before deduplication.
+        queue: The model behind its queue.
     """
 
     def __init__(
@@ -89,23 +72,12 @@ class SegmentEngine:
         on_fatal: Callable[[str], None] = lambda reason: None,
     ) -> None:
         self.backend = backend
-        self.cache = EmbeddingCache(cache_bytes)
-        self._stages = stages = Stages(backend)
-        self.batcher: Batcher[Task, Result] = Batcher(
-            "segmenter",
-            batching,
-            prepare=stages.prepare,
-            device=[stages.run],
-            finish=stages.finish,
-            classify=classify,
-            on_fatal=on_fatal,
-        )
-        self.max_candidate_bytes = max_candidate_bytes
-        self.pixels = MemoryBudget(batching.max_bytes)
+        self.queue = ModelQueue(backend, batching, cache_bytes=cache_bytes, on_fatal=on_fatal)
+        self._max_candidate_bytes = max_candidate_bytes
 
     async def close(self) -> None:
         """Waits for admitted requests, then stops the threads."""
-        await self.batcher.close()
+        await self.queue.close()
 
     async def everything(
         self,
@@ -133,12 +105,15 @@ class SegmentEngine:
         """
         call = replace(call, priority=max(call.priority, Priority.STANDARD))
         check_mode(self.backend, mode)
-        whole, cached = await self.embed(image, call, planned_points(options, mode))
+        whole, cached = await self.queue.embed(image, call, planned_points(options, mode))
         if not cached:
             call = replace(call, continuation=True)
-        regions = await EverythingSearch(self, image, options, mode).find(whole, call)
+        regions = await self._search(image, options, mode).find(whole, call)
         finish = functools.partial(self._finish, whole, regions, options, selection, features, cached)
-        return await self.post_process(finish, whole)
+        return await self.queue.post_process(finish, whole)
+
+    def _search(self, image: LazyImage, options: EverythingOptions, mode: Mode) -> EverythingSearch:
+        return EverythingSearch(self.queue, image, options, mode, self._max_candidate_bytes)
 
     def _finish(
         self,
@@ -171,7 +146,7 @@ class SegmentEngine:
         Raises:
             RegionSearchError: The image cannot be decoded, a mask is of another size, or the queue is full.
         """
-        embedding, cached = await self.embed(image, call)
+        embedding, cached = await self.queue.embed(image, call)
         height, width = size = embedding.geometry.image_size
         for index, mask in enumerate(masks):
             if mask.size != size:
@@ -181,7 +156,7 @@ class SegmentEngine:
                     f"{field} has {mask.size[0]} x {mask.size[1]} pixels, the image {height} x {width}: send "
                     "masks as large as the image",
                 )
-        pooled = await self.post_process(
+        pooled = await self.queue.post_process(
             functools.partial(_pool_with_image, embedding, masks, level), embedding
         )
         return Pooled(pooled, size, cached)
@@ -218,23 +193,25 @@ class SegmentEngine:
         if self.backend.choices is not None:
             return await self._choose(image, prompts, self.backend.choices, features, call)
         refine_items = len(prompts) * REFINE_ITEMS if zoom and self.backend.refiner else 0
-        embedding, cached = await self.embed(image, call, len(prompts) + refine_items)
+        embedding, cached = await self.queue.embed(image, call, len(prompts) + refine_items)
         size = embedding.geometry.image_size
         check_prompts(prompts, size, self.backend.mask_size)
         if not cached:  # the call was admitted with its encoding
             call = replace(call, continuation=True)
         whole = Crop.whole(size)
-        refiner = MaskRefiner(self, image, embedding.geometry, multimask, replace(call, continuation=True))
+        refiner = MaskRefiner(
+            self.queue, image, embedding.geometry, multimask, replace(call, continuation=True)
+        )
         answers: list[list[PromptedRegion]] = []
         for start in range(0, len(prompts), PROMPT_PIECE):
             some = prompts[start : start + PROMPT_PIECE]
             later = len(prompts) - start - len(some) + refine_items
-            found = await self.answer(embedding, whole, some, multimask, size, call, more=later)
+            found = await self.queue.answer(embedding, whole, some, multimask, size, call, more=later)
             if zoom:
                 found = await refiner.improve(some, found)
             answers += found if logits else [list(map(without_logits, answer)) for answer in found]
             call = replace(call, continuation=True)
-        pooled = await self.post_process(
+        pooled = await self.queue.post_process(
             functools.partial(_pool_answers, embedding, answers, features), embedding
         )
         return Prompted(answers, pooled, size, cached)
@@ -269,17 +246,17 @@ class SegmentEngine:
                 "everything, or serve sam3",
                 field="phrases.texts",
             )
-        embedding, cached = await self.embed(image, call, len(phrases) * PHRASE_ITEMS)
+        embedding, cached = await self.queue.embed(image, call, len(phrases) * PHRASE_ITEMS)
         if not cached:
             call = replace(call, continuation=True)
         answers = []
         for place, phrase in enumerate(phrases):
             task = PhraseTask(embedding, phrase, min_score)
-            found = joined(await self.submit(task, call, (len(phrases) - 1 - place) * PHRASE_ITEMS))
+            found = joined(await self.queue.submit(task, call, (len(phrases) - 1 - place) * PHRASE_ITEMS))
             answers.append([PromptedRegion(region, NO_LOGITS) for region in found])
             call = replace(call, continuation=True)
         truncated = await asyncio.to_thread(lambda: tuple(map(finder.is_truncated, phrases)))
-        pooled = await self.post_process(
+        pooled = await self.queue.post_process(
             functools.partial(_pool_answers, embedding, answers, features), embedding
         )
         return Prompted(answers, pooled, embedding.geometry.image_size, cached, truncated)
@@ -292,96 +269,17 @@ class SegmentEngine:
         features: int | None,
         call: CallContext,
     ) -> Prompted:
-        embedding, cached = await self.embed(image, call, planned_points(options, Mode.PROPOSALS))
+        embedding, cached = await self.queue.embed(image, call, planned_points(options, Mode.PROPOSALS))
         size = embedding.geometry.image_size
         check_prompts(prompts, size, self.backend.mask_size)
         if not cached:
             call = replace(call, continuation=True)
-        regions = await EverythingSearch(self, image, options, Mode.PROPOSALS).find(embedding, call)
+        regions = await self._search(image, options, Mode.PROPOSALS).find(embedding, call)
         answers = await asyncio.to_thread(choose_regions, regions, prompts)
-        pooled = await self.post_process(
+        pooled = await self.queue.post_process(
             functools.partial(_pool_answers, embedding, answers, features), embedding
         )
         return Prompted(answers, pooled, size, cached)
-
-    async def embed(self, image: LazyImage, call: CallContext, more: int = 0) -> tuple[Embedding, bool]:
-        """Returns the embedding of an image, and whether it came from the cache.
-
-        Args:
-            image: The image.
-            call: Priority and deadline.
-            more: Items that the call will submit afterwards; it is admitted together with them.
-        """
-        encoding = _Encoding(self, EncodeTask(image.decode, image.nbytes), call, more)
-        return await self.cache.get(image.key, encoding, call.priority)
-
-    async def encode(self, task: EncodeTask, call: CallContext, more: int = 0) -> Embedding:
-        """Encodes an image, bypassing the cache."""
-        results = await self.submit(task, call, more)
-        return next(result for result in results if isinstance(result, Embedding))
-
-    async def answer(
-        self,
-        embedding: Embedding,
-        crop: Crop,
-        prompts: Sequence[Prompt],
-        multimask: bool,
-        image_size: Size,
-        call: CallContext,
-        more: int = 0,
-    ) -> list[list[PromptedRegion]]:
-        """Answers prompts, in pixels of a crop whose embedding is given, with their masks, best first.
-
-        The call will submit `more` items after these.
-        """
-        answers: list[list[PromptedRegion]] = [[] for _ in prompts]
-        groups = group_prompts(prompts)
-        later = len(prompts) - len(groups[0]) + more
-        for places in groups:
-            task = PromptTask(embedding, crop, [prompts[place] for place in places], image_size, multimask)
-            found = joined(await self.submit(task, call, later))
-            for place, answer in zip(places, found, strict=True):
-                answers[place] = answer
-            call = replace(call, continuation=True)
-        return answers
-
-    async def post_process(self, work: Callable[[], Made], embedding: Embedding | None = None) -> Made:
-        """Does work in a thread, as a part of the post-processing stage; it may read an embedding."""
-        ready = None if embedding is None else embedding.ready
-        return await asyncio.to_thread(self._stages.post_process, work, ready)
-
-    async def submit(self, task: Task, call: CallContext, more: int = 0) -> list[Result]:
-        """Runs a task; returns one result for each batch that it was split over."""
-        # If images are encoded one by one, a batch of several would only make each wait for the others.
-        alone = isinstance(task, EncodeTask) and self.backend.encode_batch == 1
-        return await self.batcher.submit(
-            task,
-            len(task),
-            nbytes=task.nbytes,
-            key=task if alone else None,
-            priority=call.priority,
-            deadline=call.deadline,
-            continuation=call.continuation,
-            more=more,
-        )
-
-
-@dataclass
-class _Encoding:
-    """The encoding of an image, at the most urgent priority of the calls that wait for it."""
-
-    engine: SegmentEngine
-    task: EncodeTask
-    call: CallContext
-    more: int
-
-    async def make(self) -> Embedding:
-        return await self.engine.encode(self.task, self.call, self.more)
-
-    def escalate(self, priority: Priority) -> None:
-        if priority < self.call.priority:
-            self.call = replace(self.call, priority=priority)
-            self.engine.batcher.escalate(self.task, priority)
 
 
 def _pool_answers(

@@ -24,8 +24,15 @@ from torchvision.ops.boxes import batched_nms
 from regionsearch.errors import Kind, RegionSearchError
 from regionsearch.images import Pixels
 from regionsearch.masks import PixelBox, RunLengthMask
-from services.segmenter.backends.base import Backend, DecodedMasks, Embedding, PromptBatch, Size
-from services.segmenter.backends.proposer import Proposals, Proposer
+from services.segmenter.backends.base import (
+    Backend,
+    DecodedMasks,
+    Embedding,
+    PromptBatch,
+    Proposals,
+    Proposer,
+    Size,
+)
 from services.segmenter.grid import Crop, grid_points, plan_crops
 from services.segmenter.masks import draw, measure, remove_small_parts
 from services.segmenter.options import EverythingOptions, Mode

@@ -6,19 +6,15 @@ import asyncio
 import contextlib
 import functools
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 from regionsearch.errors import too_large
-from services.segmenter.backends.base import Embedding
-from services.segmenter.backends.proposer import Prompts
+from services.segmenter.backends.base import Embedding, Prompts
 from services.segmenter.call_context import CallContext, LazyImage
 from services.segmenter.everything import Candidate, Region, deduplicate, draw_candidates, unanswered
 from services.segmenter.grid import grid_points, plan_crops
+from services.segmenter.model_queue import ModelQueue
 from services.segmenter.options import EverythingOptions, Mode
 from services.segmenter.tasks import DrawTask, EncodeTask, GridTask, ProposeTask, joined
-
-if TYPE_CHECKING:
-    from services.segmenter.engine import SegmentEngine
 
 GRID_PIECE = 1024  # grid points of one call in the queue at a time
 
@@ -28,16 +24,18 @@ class EverythingSearch:
     """Finds all regions of one image.
 
     Attributes:
-        engine: Runs the tasks.
+        queue: Runs the tasks.
         image: The image.
         options: Checked options.
         mode: Where to look.
+        max_candidate_bytes: Memory for the masks of a crop before deduplication.
     """
 
-    engine: SegmentEngine
+    queue: ModelQueue
     image: LazyImage
     options: EverythingOptions
     mode: Mode
+    max_candidate_bytes: int
 
     async def find(self, whole: Embedding, call: CallContext) -> list[Region]:
         """Finds the regions, in the reference's order within each crop; duplicates between crops remain.
@@ -48,18 +46,18 @@ class EverythingSearch:
         """
         size = whole.geometry.image_size
         first, *others = plan_crops(size, self.options)
-        proposer = self.engine.backend.proposer
+        proposer = self.queue.backend.proposer
         nbytes = self.image.nbytes if proposer is not None and proposer.sees_pixels else 0
         regions = await self._search(
             ProposeTask(whole, first, size, self.options, self.image.decode, nbytes), call
         )
         call = replace(call, continuation=True)
         if others:
-            async with self.engine.pixels.hold(self.image.nbytes):
+            async with self.queue.pixels.hold(self.image.nbytes):
                 pixels = await asyncio.to_thread(self.image.decode)
                 for crop in others:
                     cut = functools.partial(crop.cut, pixels)
-                    embedding = await self.engine.encode(EncodeTask(cut, 0), call)
+                    embedding = await self.queue.encode(EncodeTask(cut, 0), call)
                     regions += await self._search(
                         ProposeTask(embedding, crop, size, self.options, cut, 0), call
                     )
@@ -70,7 +68,7 @@ class EverythingSearch:
         if self.mode is Mode.GRID:
             prompts: Prompts = (grid_points(asking.crop, self.options),)
         else:
-            [proposed] = await self.engine.submit(asking, call)
+            [proposed] = await self.queue.submit(asking, call)
             if isinstance(proposed, list):
                 return await self._draw(asking, joined([proposed]), call)
             assert isinstance(proposed, tuple)
@@ -89,15 +87,15 @@ class EverythingSearch:
         ]
         for piece in pieces:
             if self.mode is Mode.PROPOSALS:
-                left = functools.partial(unanswered, self.engine.backend, embedding, piece, candidates)
-                piece = await self.engine.post_process(left)
+                left = functools.partial(unanswered, self.queue.backend, embedding, piece, candidates)
+                piece = await self.queue.post_process(left)
                 if not len(piece):
                     continue
-            found = await self.engine.submit(GridTask(embedding, crop, piece, size, self.options), call)
+            found = await self.queue.submit(GridTask(embedding, crop, piece, size, self.options), call)
             candidates += joined(found)
             call = replace(call, continuation=True)
             asked += len(piece)
-            most = self.engine.max_candidate_bytes
+            most = self.max_candidate_bytes
             if sum(candidate.nbytes for candidate in candidates) > most:
                 raise too_large(
                     "everything.points_per_side",
@@ -111,9 +109,9 @@ class EverythingSearch:
         embedding, crop, size = asking.embedding, asking.crop, asking.image_size
         if not found:
             return []
-        draw = functools.partial(draw_candidates, self.engine.backend, embedding, crop, found, size)
+        draw = functools.partial(draw_candidates, self.queue.backend, embedding, crop, found, size)
         with contextlib.suppress(Exception):
-            return await self.engine.post_process(draw)
+            return await self.queue.post_process(draw)
         # Drawing outside the queue avoids waiting behind the grids of later calls. If it fails, as when the
         # device has no memory left meanwhile, the queue draws again and classifies the error.
-        return joined(await self.engine.submit(DrawTask(embedding, crop, found, size), call))
+        return joined(await self.queue.submit(DrawTask(embedding, crop, found, size), call))

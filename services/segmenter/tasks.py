@@ -24,9 +24,9 @@ from services.segmenter.backends.base import (
     Embedding,
     Geometry,
     PromptBatch,
+    Prompts,
     Size,
 )
-from services.segmenter.backends.proposer import Prompts
 from services.segmenter.everything import (
     Candidate,
     Region,

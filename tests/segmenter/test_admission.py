@@ -25,7 +25,7 @@ async def test_later_pieces_of_a_grid_are_admitted_to_a_full_queue(
         continuation = asyncio.create_task(engine.everything(lazy_image(1), SEARCH))
         await until(lambda: backend.began)
         late = asyncio.create_task(engine.everything(lazy_image(2), SEARCH))
-        await until(lambda: engine.batcher.waiting > 10)  # as much as may wait, and more
+        await until(lambda: engine.queue.batcher.waiting > 10)  # as much as may wait, and more
         with pytest.raises(RegionSearchError) as caught:
             await engine.everything(
                 lazy_image(1), SEARCH

@@ -64,7 +64,7 @@ async def test_a_click_waits_for_one_piece_of_everything_mode(
         for round_ in range(1, 6):
             await until(lambda round_=round_: backend.began == [PIECE, 1] * (round_ - 1) + [PIECE])
             click = asyncio.create_task(engine.prompts(lazy_image(1), [CLICK]))
-            ready = engine.batcher._devices[0]._ready._ready
+            ready = engine.queue.batcher._devices[0]._ready._ready
             await until(lambda ready=ready: ready[Priority.INTERACTIVE])
             backend.permits.release(2)  # the piece that runs, and the click
             await click
@@ -82,7 +82,7 @@ async def test_a_click_escalates_the_encoding_of_a_bulk_call(
         waiting = [asyncio.create_task(search)]
         await until(lambda: backend.began)
         waiting.append(asyncio.create_task(engine.prompts(lazy_image(2), [CLICK], call=bulk)))
-        await until(lambda: engine.cache._flights)
+        await until(lambda: engine.queue.cache._flights)
         click = asyncio.create_task(engine.prompts(lazy_image(2), [CLICK]))
         while not click.done():
             backend.permits.release()

@@ -23,7 +23,6 @@ from services.segmenter.options import EverythingOptions
 from services.torch_runtime.devices import to_device
 
 if TYPE_CHECKING:
-    from services.segmenter.backends.proposer import Proposer
     from services.segmenter.backends.refiner import Refiner
 
 
@@ -249,6 +248,29 @@ class EagerDecoding:
     def logits(self, rows: Tensor, columns: Tensor, windows: NDArray[np.int64] | None = None) -> Tensor:
         """Low-resolution logits of single masks."""
         return self._masks[to_device(rows, self._masks.device), to_device(columns, self._masks.device)]
+
+
+Prompts = tuple[NDArray[np.float64], ...]
+"""What to ask the model, in this order: boxes (n, 4) as x_min, y_min, x_max, y_max, or points (n, 2) as x, y.
+
+A point that lies in a sure mask of something asked before is not asked.
+"""
+
+Proposals = Prompts | DecodedMasks
+"""Prompts, or masks without duplicates; in pixels of the embedded image, at most `MAX_PROPOSALS`."""
+
+
+class Proposer(Protocol):
+    """Says where the objects of an image are."""
+
+    sees_pixels: bool
+    """Whether `prepare` makes anything of the pixels; if not, nobody needs to decode them for it."""
+
+    def prepare(self, image: Pixels) -> Any:
+        """What `propose` needs of an image, uint8 RGB (H, W, 3). Any thread."""
+
+    def propose(self, embedding: Embedding, prepared: Any, options: EverythingOptions) -> Proposals:
+        """Proposes objects of an embedded image; on the device."""
 
 
 class Backend(Protocol):

@@ -23,9 +23,10 @@ from services.segmenter.backends.base import (
     ModelIdentity,
     PhraseFinder,
     PromptBatch,
+    Prompts,
 )
 from services.segmenter.backends.detector import Detector, check_precision, detect, limits_of
-from services.segmenter.backends.proposer import Prompts, by_area
+from services.segmenter.backends.proposer import by_area
 from services.segmenter.options import EverythingOptions
 
 # FastSAM's own defaults. The score of a detection is what predicted IoU is for other models.

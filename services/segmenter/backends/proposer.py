@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from torchvision.ops import nms
 
 from regionsearch.images import Pixels
-from services.segmenter.backends.base import DecodedMasks, Embedding
+from services.segmenter.backends.base import Embedding, Prompts
 from services.segmenter.backends.pyramid import convolution
 from services.segmenter.options import EverythingOptions
 
@@ -31,28 +31,6 @@ LEAST_IOU = 0.1  # below that a box is noise
 _UNIT = 4.0  # cells, of the distances to the sides of a box
 _NAMED = 1024  # boxes that are compared
 _SAME_BOX = 0.6  # IoU from which two of them mean one object
-
-Prompts = tuple[NDArray[np.float64], ...]
-"""What to ask the model, in this order: boxes (n, 4) as x_min, y_min, x_max, y_max, or points (n, 2) as x, y.
-
-A point that lies in a sure mask of something asked before is not asked.
-"""
-
-Proposals = Prompts | DecodedMasks
-"""Prompts, or masks without duplicates; in pixels of the embedded image, at most `MAX_PROPOSALS`."""
-
-
-class Proposer(Protocol):
-    """Says where the objects of an image are."""
-
-    sees_pixels: bool
-    """Whether `prepare` makes anything of the pixels; if not, nobody needs to decode them for it."""
-
-    def prepare(self, image: Pixels) -> Any:
-        """What `propose` needs of an image, uint8 RGB (H, W, 3). Any thread."""
-
-    def propose(self, embedding: Embedding, prepared: Any, options: EverythingOptions) -> Proposals:
-        """Proposes objects of an embedded image; on the device."""
 
 
 class ProposalHead(nn.Module):

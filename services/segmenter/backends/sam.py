@@ -23,12 +23,13 @@ from services.segmenter.backends.base import (
     ModelIdentity,
     PhraseFinder,
     PromptBatch,
+    Proposer,
     ResizeStep,
 )
 from services.segmenter.backends.checkpoints import load_weights, read_weights
 from services.segmenter.backends.mobile import build_mobile_sam, from_published
 from services.segmenter.backends.pocket import build_pocket_sam, optimize_for_inference
-from services.segmenter.backends.proposer import HeadProposer, ProposalHead, Proposer
+from services.segmenter.backends.proposer import HeadProposer, ProposalHead
 from services.segmenter.backends.refiner import Refiner, RefinerNet
 from services.segmenter.backends.sam_decoder import Decoded, LazyMaskDecoder
 from services.segmenter.backends.vit_attention import fuse_attention

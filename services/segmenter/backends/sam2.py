@@ -21,10 +21,10 @@ from services.segmenter.backends.base import (
     ModelIdentity,
     PhraseFinder,
     PromptBatch,
+    Proposer,
     ResizeStep,
 )
 from services.segmenter.backends.checkpoints import load_weights, read_weights
-from services.segmenter.backends.proposer import Proposer
 from services.segmenter.backends.refiner import Refiner
 from services.segmenter.options import EverythingOptions
 from services.torch_runtime.compiling import compiled

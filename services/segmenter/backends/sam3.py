@@ -25,10 +25,10 @@ from services.segmenter.backends.base import (
     ModelIdentity,
     PhraseFinder,
     PromptBatch,
+    Proposer,
     ResizeStep,
 )
 from services.segmenter.backends.hugging_face import check_compile, load_pretrained, load_tokenizer
-from services.segmenter.backends.proposer import Proposer
 from services.segmenter.backends.refiner import Refiner
 from services.segmenter.options import EverythingOptions
 from services.torch_runtime.devices import autocast, staged, to_device

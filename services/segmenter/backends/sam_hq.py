@@ -25,9 +25,9 @@ from services.segmenter.backends.base import (
     ModelIdentity,
     PhraseFinder,
     PromptBatch,
+    Proposer,
 )
 from services.segmenter.backends.hugging_face import check_compile, load_pretrained
-from services.segmenter.backends.proposer import Proposer
 from services.segmenter.backends.refiner import Refiner
 from services.segmenter.backends.sam import prepare_longest_side
 from services.segmenter.options import EverythingOptions

@@ -7,13 +7,13 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING
 
 from regionsearch.images import Pixels
 from regionsearch.rpc.calls import fan_out
 from services.segmenter.backends.base import Geometry
 from services.segmenter.call_context import CallContext, LazyImage
 from services.segmenter.grid import Crop
+from services.segmenter.model_queue import ModelQueue
 from services.segmenter.prompts import Prompt, PromptedRegion
 from services.segmenter.refine.cascade import (
     SURROUNDINGS,
@@ -25,9 +25,6 @@ from services.segmenter.refine.cascade import (
 )
 from services.segmenter.tasks import RefineTask, joined
 
-if TYPE_CHECKING:
-    from services.segmenter.engine import SegmentEngine
-
 CONCURRENCY = 8  # answers of one call refined at a time; when zooming in, each holds an embedding
 
 
@@ -36,14 +33,14 @@ class MaskRefiner:
     """Refines the answers of one call.
 
     Attributes:
-        engine: Runs the passes.
+        queue: Runs the passes.
         image: The image of the call.
         geometry: The geometry of the whole image.
         multimask: Whether the first pass returned three masks.
         call: Priority and deadline.
     """
 
-    engine: SegmentEngine
+    queue: ModelQueue
     image: LazyImage
     geometry: Geometry
     multimask: bool
@@ -60,7 +57,7 @@ class MaskRefiner:
             prompts: The prompts.
             answers: The first pass's masks for each prompt, best first.
         """
-        improve = self._zoom_in if self.engine.backend.refiner is None else self._refine
+        improve = self._zoom_in if self.queue.backend.refiner is None else self._refine
 
         async def one(asked: tuple[Prompt, list[PromptedRegion]]) -> list[PromptedRegion]:
             return await improve(*asked)
@@ -73,7 +70,7 @@ class MaskRefiner:
         if prompt.has_mask or not best.region.area:
             return answer
         task = RefineTask(partial(self._target, prompt, answer), self.image.nbytes)
-        regions = joined(await self.engine.submit(task, self.call))
+        regions = joined(await self.queue.submit(task, self.call))
         if not regions or not regions[0].area:
             return answer
         # The refiner was only trained on objects: its confidence is high whatever it draws.
@@ -99,10 +96,10 @@ class MaskRefiner:
 
     async def _answer_in(self, crop: Crop, prompt: Prompt) -> list[PromptedRegion]:
         part = LazyImage(f"{self.image.key} {crop}", lambda: crop.cut(self._decode()), self.image.nbytes)
-        embedding, _ = await self.engine.embed(part, self.call)
+        embedding, _ = await self.queue.embed(part, self.call)
         moved = [seen_from(crop, prompt)]
         size = self.geometry.image_size
-        [answer] = await self.engine.answer(embedding, crop, moved, self.multimask, size, self.call)
+        [answer] = await self.queue.answer(embedding, crop, moved, self.multimask, size, self.call)
         return answer
 
     def _decode(self) -> Pixels:
