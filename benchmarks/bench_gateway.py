@@ -27,7 +27,7 @@ import torch
 from PIL import Image, ImageDraw
 from segment_anything import SamAutomaticMaskGenerator
 
-from benchmarks import bench_embedder, bench_segmenter
+from benchmarks import bench_embedder, segmenter_rig
 from benchmarks.harness import Case, Pair
 from benchmarks.simulated_services import HEIGHT, WIDTH, Processes
 from gateway.records import ImageFile, records, stored_image
@@ -199,7 +199,7 @@ def all_stages(found: Pipeline) -> Iterator[CallContext]:
 @contextlib.contextmanager
 def plain_script(_: Pipeline) -> Iterator[CallContext]:
     """What scripts do, with the same weights: the published generator, one crop after the other, FAISS."""
-    backend, options = bench_segmenter.pocket()
+    backend, options = segmenter_rig.pocket()
     tower = bench_embedder.load("pocket")
     generator = SamAutomaticMaskGenerator(backend.model, **asdict(options))
     most = SelectionOptions().max_regions

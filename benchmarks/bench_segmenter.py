@@ -7,8 +7,6 @@ import contextlib
 import functools
 import itertools
 import json
-import os
-import subprocess
 import tempfile
 import time
 import unittest.mock
@@ -20,20 +18,29 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from segment_anything import SamAutomaticMaskGenerator, sam_model_registry
+from segment_anything import SamAutomaticMaskGenerator
 
-from benchmarks.compare.environments import python_of
 from benchmarks.emulation import EmulatedTf32
 from benchmarks.harness import Case, Pair, SkipCase, timed
+from benchmarks.segmenter_memory import peak
+from benchmarks.segmenter_rig import (
+    DEVICE,
+    FASTSAM,
+    SCENE,
+    Load,
+    fastsam_file,
+    photograph,
+    pocket,
+    scene,
+    ultralytics,
+    untrained,
+    with_detector,
+)
 from regionsearch.images import Pixels
 from services.runtime.batcher import BatchSettings
 from services.segmenter.backends import load_backend
-from services.segmenter.backends.base import ModelIdentity, PromptBatch
-from services.segmenter.backends.detector import Detector, detect
-from services.segmenter.backends.fastsam import BoxProposer
-from services.segmenter.backends.mobile import build_mobile_sam
+from services.segmenter.backends.detector import detect
 from services.segmenter.backends.sam import SamBackend
-from services.segmenter.backends.vit_attention import fuse_attention
 from services.segmenter.call_context import LazyImage
 from services.segmenter.engine import SegmentEngine
 from services.segmenter.everything import (
@@ -46,50 +53,11 @@ from services.segmenter.everything import (
 )
 from services.segmenter.grid import grid_points, plan_crops
 from services.segmenter.loading import find_model
-from services.segmenter.options import EverythingOptions, Mode
+from services.segmenter.options import Mode
 from services.segmenter.prompts import Prompt
 
-SCENE = Path(__file__).parents[1] / "examples" / "scenes" / "scene-01.jpg"
 CALLERS = 8
-OUT = Path(__file__).parent / "out"
-FASTSAM = "REGIONSEARCH_BENCH_FASTSAM"  # path of the exported model; its weights are not ours to give
 CLICK = Prompt(np.array([[60.0, 60.0]]), np.array([1], np.int32))
-Load = Callable[[], tuple[SamBackend, EverythingOptions]]
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def pocket(**changes: object) -> tuple[SamBackend, EverythingOptions]:
-    """The bundled model and its defaults of everything mode, some of them changed."""
-    files = find_model("pocket")
-    backend = load_backend(files, DEVICE, "fp32")
-    assert isinstance(backend, SamBackend)
-    return backend, replace(EverythingOptions(), **(dict(files.everything) | changes))
-
-
-def untrained(variant: str, points_per_side: int) -> tuple[SamBackend, EverythingOptions]:
-    """A published architecture with random weights, which take as long; half of the masks survive."""
-    torch.manual_seed(0)
-    model = build_mobile_sam() if variant == "mobile" else sam_model_registry[variant]()
-    if variant != "mobile":
-        fuse_attention(model.image_encoder)
-    backend = SamBackend(model, ModelIdentity("sam", variant, "", "fp32", DEVICE))
-    (embedding,) = backend.encode([backend.prepare(scene())])
-    points = torch.rand(16, 1, 2) * 1024
-    ious = backend.decode(embedding, PromptBatch(points, torch.ones(16, 1, dtype=torch.int32))).ious
-    thresh = float(ious[:, 1:].median().clamp(0.01, 0.99))
-    return backend, EverythingOptions(points_per_side, pred_iou_thresh=thresh, stability_score_thresh=0.0)
-
-
-def scene(height: int = 400, width: int = 600) -> Pixels:
-    """A bundled scene, resized."""
-    return np.array(Image.open(SCENE).convert("RGB").resize((width, height)))
-
-
-def photograph() -> Pixels:
-    """512 x 512 pixels of an astronaut."""
-    import skimage.data  # which short runs on other machines do without
-
-    return np.ascontiguousarray(skimage.data.astronaut())  # type: ignore[no-untyped-call]
 
 
 @contextlib.contextmanager
@@ -125,24 +93,6 @@ def proposals(load: Load, reference: bool) -> Iterator[Pair]:
     yield Pair(timed(lambda: segment_everything(backend, pixels, options, Mode.PROPOSALS)), timed(grid))
 
 
-def with_detector(load: Load) -> tuple[SamBackend, EverythingOptions]:
-    """A model with FastSAM's file in front of it, if there is one."""
-    backend, options = load()
-    backend.proposer = BoxProposer(Detector(fastsam_file(), backend.device))
-    return backend, options
-
-
-def fastsam_file() -> Path:
-    """The exported FastSAM that the environment names, or an untrained one, which takes as long."""
-    if FASTSAM in os.environ:
-        return Path(os.environ[FASTSAM])
-    untrained = OUT / "yolov8s-seg.onnx"
-    if not untrained.exists():
-        with ultralytics(untrained):
-            pass
-    return untrained
-
-
 @contextlib.contextmanager
 def fastsam() -> Iterator[Pair]:
     """FastSAM's masks of a photograph against those of ultralytics, of the same file: a hundred at most."""
@@ -159,29 +109,15 @@ def fastsam() -> Iterator[Pair]:
             "iou": options.box_nms_thresh,
             "rect": False,
         }
-        asked |= {"imgsz": backend.mask_size[0] * 4, "retina_masks": True, "verbose": False, "device": DEVICE}
+        asked |= {
+            "imgsz": backend.mask_size[0] * 4,
+            "retina_masks": True,
+            "verbose": False,
+            "device": str(backend.device),
+        }
         with ultralytics(path, Path(folder) / "pixels.npy", json.dumps(asked)) as (count, reference):
             assert count == len(segment_everything(backend, pixels, options, Mode.PROPOSALS))
             yield Pair(timed(lambda: segment_everything(backend, pixels, options, Mode.PROPOSALS)), reference)
-
-
-@contextlib.contextmanager
-def ultralytics(*arguments: object) -> Iterator[tuple[int, Callable[[], float]]]:
-    """The number of masks that ultralytics finds, and a measurement of it, in an environment of its own."""
-    command = [python_of("ultralytics", OUT), Path(__file__).parent / "ultralytics_peer.py", *arguments]
-    with subprocess.Popen(
-        [str(part) for part in command], cwd=OUT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as program:
-        assert program.stdin is not None and program.stdout is not None
-        stdin, stdout = program.stdin, program.stdout
-
-        def measure() -> float:
-            stdin.write("\n")
-            stdin.flush()
-            return float(stdout.readline())
-
-        yield int(stdout.readline()), measure
-        stdin.close()
 
 
 ENCODE, DECODE, REST = STAGES = ("encode", "decode", "filter, upscale, NMS, draw")
@@ -317,8 +253,6 @@ def callers(points_per_side: int = 8) -> Iterator[Pair]:
 @contextlib.contextmanager
 def memory(height: int, width: int) -> Iterator[Pair]:
     """Peak memory of both, each in a process of its own."""
-    from benchmarks.segmenter_memory import peak
-
     yield Pair(
         functools.partial(peak, "ours", height, width), functools.partial(peak, "reference", height, width)
     )
@@ -329,7 +263,7 @@ def match_rate(precision: str, mode: Mode, images: int = 6, load: Load = pocket)
     """Share of the fp32 regions that lower precision finds with an IoU of 0.9 or more, over the scenes."""
     backend, options = load()
     low = SamBackend(backend.model, replace(backend.identity, precision=precision))
-    if precision == "tf32" and DEVICE == "cpu":
+    if precision == "tf32" and backend.device.type == "cpu":
         low._autocast = EmulatedTf32  # type: ignore[assignment]
 
     @functools.cache

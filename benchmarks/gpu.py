@@ -117,23 +117,23 @@ def row(outcome: Outcome) -> str:
 
 def cases(device: str, quick: bool) -> list[Case]:
     """What is measured, the most wanted first."""
-    from benchmarks import bench_segmenter
+    from benchmarks import bench_segmenter, segmenter_rig
     from benchmarks.harness import Case
     from services.segmenter.options import Mode
     from services.torch_runtime.devices import allow_tf32
 
     allow_tf32(False)
-    bench_segmenter.DEVICE = device
+    segmenter_rig.DEVICE = device
     pocket: Callable[[], tuple[SamBackend, EverythingOptions]] = functools.partial(
-        bench_segmenter.pocket, **({"points_per_side": 2} if quick else {})
+        segmenter_rig.pocket, **({"points_per_side": 2} if quick else {})
     )
     variants = [] if quick else ["vit_b", "vit_h", "vit_l", "mobile"]
     points = 32
 
     def load(variant: str) -> tuple[SamBackend, EverythingOptions]:
-        return pocket() if variant == "pocket" else bench_segmenter.untrained(variant, points)
+        return pocket() if variant == "pocket" else segmenter_rig.untrained(variant, points)
 
-    scene = functools.partial(bench_segmenter.scene, 64, 96) if quick else bench_segmenter.scene
+    scene = functools.partial(segmenter_rig.scene, 64, 96) if quick else segmenter_rig.scene
     precisions, made = PRECISIONS[:1] if quick else PRECISIONS, []
 
     def add(name: str, unit: str, prepare: Prepare, runs: int = 3) -> None:
@@ -203,8 +203,8 @@ def rate(
     """Images or points a second of a stage."""
     from dataclasses import replace
 
-    from benchmarks.bench_segmenter import scene
     from benchmarks.harness import Pair
+    from benchmarks.segmenter_rig import scene
     from services.segmenter.backends.sam import SamBackend
     from services.segmenter.everything import decode_points, segment_everything
     from services.segmenter.grid import Crop, grid_points
@@ -234,8 +234,8 @@ def compiled_encoding(
 
     import torch
 
-    from benchmarks.bench_segmenter import scene
     from benchmarks.harness import Pair
+    from benchmarks.segmenter_rig import scene
     from services.segmenter.backends.sam import SamBackend
 
     full, _ = load()
@@ -259,7 +259,7 @@ def attention(variant: str) -> Iterator[Pair]:
     import torch
     from segment_anything import sam_model_registry
 
-    from benchmarks import bench_segmenter
+    from benchmarks import segmenter_rig
     from benchmarks.harness import Pair
     from services.segmenter.backends.base import ModelIdentity
     from services.segmenter.backends.sam import SamBackend
@@ -267,9 +267,9 @@ def attention(variant: str) -> Iterator[Pair]:
 
     torch.manual_seed(0)
     model = sam_model_registry[variant]()
-    identity = ModelIdentity("sam", variant, "", "fp32", bench_segmenter.DEVICE)
+    identity = ModelIdentity("sam", variant, "", "fp32", segmenter_rig.DEVICE)
     published = SamBackend(model, identity)
-    prepared = [published.prepare(bench_segmenter.scene())]
+    prepared = [published.prepare(segmenter_rig.scene())]
     expected = published.encode(prepared)[0].features[0]
     seconds = min(waited(lambda: published.encode(prepared)) for _ in range(3))
     fuse_attention(model.image_encoder)

@@ -13,7 +13,7 @@ import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from benchmarks.bench_segmenter import pocket, scene
+from benchmarks.segmenter_rig import pocket, scene
 
 POINTS_PER_SIDE = 8
 CAP = 8192

@@ -9,11 +9,12 @@ import pytest
 
 from benchmarks import bench_segmenter as bench
 from benchmarks import segmenter_memory
+from benchmarks import segmenter_rig as rig
 from benchmarks.harness import Case, Outcome, measure
 from services.segmenter.options import Mode
 
-tiny = functools.partial(bench.pocket, points_per_side=2)
-image = functools.partial(bench.scene, 64, 96)
+tiny = functools.partial(rig.pocket, points_per_side=2)
+image = functools.partial(rig.scene, 64, 96)
 
 
 def outcome(prepare, **options) -> Outcome:

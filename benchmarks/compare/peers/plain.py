@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from segment_anything import SamAutomaticMaskGenerator
 
-from benchmarks import bench_embedder, bench_segmenter
+from benchmarks import bench_embedder, segmenter_rig
 
 Vector = NDArray[np.float32]
 
@@ -21,7 +21,7 @@ class Models:
     """SAM's published generator with the options that suit the bundled weights, and the OpenCLIP model."""
 
     def __init__(self) -> None:
-        segmenter, options = bench_segmenter.pocket()
+        segmenter, options = segmenter_rig.pocket()
         self._generator = SamAutomaticMaskGenerator(segmenter.model, **asdict(options))
         self._clip: Any = bench_embedder.load("pocket")
         self._mean, self._std = (torch.tensor(v).view(3, 1, 1) for v in (self._clip.mean, self._clip.std))
