@@ -40,7 +40,7 @@ ENTRYPOINT ["tini", "--", "python", "-m", "gateway"]
 
 FROM base AS searcher
 COPY --from=requirements /project /opt/project
-# EXTRA=milvus adds what the milvus engine needs; EXTRA=searcher-gpu searches on the GPU.
+# EXTRA=milvus adds what the milvus engine needs; EXTRA=searcher-gpu or searcher-cuvs searches on the GPU.
 ARG EXTRA=searcher
 RUN pip install -c /opt/project/constraints.txt "/opt/project[$EXTRA]" && pip uninstall -y regionsearch
 COPY --from=code /opt/regionsearch /opt/regionsearch

@@ -5,7 +5,7 @@ set -eu
 cd "$(dirname "$0")/.."
 heavy='^(torch|torchvision|triton|nvidia-|cuda-|numpy|pillow|sympy|mpmath|networkx|filelock|fsspec|jinja2|markupsafe|typing_extensions|typing-extensions|setuptools)'
 all=$(.venv/bin/pip --disable-pip-version-check list --format freeze --exclude-editable | grep -viE '^(regionsearch|pip)==' |
-    sed 's/^faiss-cpu==\(.*\)/&\nfaiss-gpu==\1/')  # the extra searcher-gpu has the same version
+    sed 's/^faiss-cpu==\(.*\)/&\nfaiss-gpu==\1\nfaiss-gpu-cuvs==\1/')  # other extras have the same version
 {
     echo "# torch and what it brings; see scripts/pin.sh."
     echo "$all" | grep -iE "$heavy" | sort -f

@@ -21,7 +21,10 @@ class EmbeddedSettings(SettingsPart):
     chunk_rows: int = Field(65_536, ge=1, description="Rows of an exactly searched segment.")
     device: Literal["auto", "cpu", "gpu"] = Field("auto", description="auto takes a GPU that FAISS can use.")
     ann_above: int = Field(
-        1_000_000, ge=1, description="Number of records above which approximate indexes are built."
+        1_000_000,
+        ge=1,
+        description="Number of records above which approximate indexes are built; if it is not set and a GPU "
+        "is used, four million.",
     )
     ann_rows: int = Field(
         65_536,
@@ -43,7 +46,13 @@ class EmbeddedSettings(SettingsPart):
         "collection may have its own.",
     )
     build_threads: int = Field(1, ge=1, description="Threads that build indexes in the background.")
-    gpu_rows: int = Field(131_072, ge=1, description="Rows of an index on a GPU.")
+    gpu_rows: int = Field(131_072, ge=1, description="Rows of an exact index on a GPU.")
+    gpu_bytes: int = Field(
+        8192 * MIB,
+        ge=0,
+        description="Memory of the GPU that indexes may take, in addition to the 1.5 GiB that FAISS works "
+        "in. What does not fit is searched on the CPU.",
+    )
     codes_rows: int = Field(65_536, ge=1, description="New rows that make an index with binary codes.")
     heads_folder: Path | None = Field(
         None, description="Learned heads of binary codes; heads/ in the folder."

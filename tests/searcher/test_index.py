@@ -12,8 +12,9 @@ from services.searcher.embedded.index import nearest
 from services.searcher.embedded.index.approximate import IvfSegment, build_ivf
 from services.searcher.embedded.index.binary import Codec, CodeSegment, build_codes, train_codec
 from services.searcher.embedded.index.compaction import CompactionInput
+from services.searcher.embedded.index.device import MAX_COUNT
 from services.searcher.embedded.index.filters import CompiledFilter, FilterCache
-from services.searcher.embedded.index.gpu import MAX_COUNT, build_gpu
+from services.searcher.embedded.index.gpu import build_gpu
 from services.searcher.embedded.index.nearest import FlatSegment, best
 from services.searcher.embedded.index.recall import RecallEvaluator, noisy, recall_evaluators, tune
 from services.searcher.embedded.index.segments import SegmentQuery
@@ -59,7 +60,7 @@ def segments():
         "flat": flat,
         "ivf": tuned(build_ivf(compaction), 0.95),
         "codes": tuned(build_codes(compaction, codec, 20), 0.95),
-        "gpu": build_gpu(compaction, device.place),
+        "gpu": build_gpu(compaction, device.place_flat),
     }
 
 
@@ -111,9 +112,9 @@ def test_gpu_results_that_rounding_leaves_open_are_decided_on_the_host() -> None
     sideways /= np.linalg.norm(sideways, axis=1, keepdims=True)
     near = (0.5 * query + np.sqrt(0.75) * sideways).astype(np.float16).astype(np.float32)
     flat = flat_segment(near)
-    segment = build_gpu(CompactionInput([flat], 0), FakeDevice().place)
+    segment = build_gpu(CompactionInput([flat], 0), FakeDevice().place_flat)
     mask = np.ones(5000, np.bool_)
-    device_rows = segment._held[0].search(query[np.newaxis], 20)[1][0]
+    device_rows = segment.index.search(query[np.newaxis], 20)[1][0]
     expected = truth(near, query, mask, 20)
     assert set(device_rows.tolist()) != expected
     ((rows, _),) = segment.nearest([SegmentQuery(query[np.newaxis], 5000, None, 5000, 20)])[0]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from regionsearch.errors import Kind, RegionSearchError
 from services.searcher.embedded import snapshots
-from services.searcher.embedded.index.gpu import choose_device
+from services.searcher.embedded.index.device import choose_device
 from services.searcher.embedded.index.index_files import FOLDER as INDEX_FOLDER
 from services.searcher.embedded.index.index_files import IndexCache
 from services.searcher.embedded.index.search_thread import SearchThreads
@@ -31,6 +31,7 @@ from services.searcher.embedded.store.visibility import VisibilityHorizon
 from services.searcher.settings import EmbeddedSettings
 
 SNAPSHOT_FOLDER = "snapshots"
+_ANN_ABOVE_ON_GPU = 4_000_000
 
 
 class OpenStore:
@@ -50,7 +51,9 @@ class OpenStore:
     def __init__(
         self, settings: EmbeddedSettings, on_fatal: Callable[[BaseException], None] = lambda error: None
     ) -> None:
-        self._device = device = choose_device(settings)
+        device = choose_device(settings)
+        if device is not None and "ann_above" not in settings.model_fields_set:
+            settings = settings.model_copy(update={"ann_above": _ANN_ABOVE_ON_GPU})
         self.name = "faiss-cpu" if device is None else "faiss-gpu"
         self._settings = settings
         self._on_fatal = on_fatal
@@ -157,6 +160,6 @@ class OpenStore:
         with self._database.reading() as connection:
             epoch, self._token_key = reads.epoch(connection)
         self.history = f"{hashlib.sha256(self._token_key).hexdigest()[:16]}.{epoch}"
-        # Vectors on a device are in no file.
-        cache = self._cache if self._device is None else None
-        self._collections = OpenCollections(epoch, open_collections(self._database, cache, self._settings))
+        self._collections = OpenCollections(
+            epoch, open_collections(self._database, self._cache, self._settings)
+        )

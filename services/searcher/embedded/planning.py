@@ -34,7 +34,14 @@ from services.searcher.embedded.index.compaction import (
     build_flat,
     select_for_merge,
 )
-from services.searcher.embedded.index.gpu import Device, build_gpu
+from services.searcher.embedded.index.device import (
+    Device,
+    OnDevice,
+    flat_bytes,
+    lists_bytes,
+    tune_on_device,
+)
+from services.searcher.embedded.index.gpu import build_gpu
 from services.searcher.embedded.index.index_files import IndexCache, SavedIndex
 from services.searcher.embedded.index.live_queries import QueryKind
 from services.searcher.embedded.index.nearest import FlatSegment
@@ -60,7 +67,7 @@ _log = structlog.get_logger(__name__)
 
 
 class Planner:
-    """Chooses binary codes where a collection wants them, else the GPU if there is one, else IVF.
+    """Chooses binary codes where a collection wants them, else by size: exact on a GPU, if any, or IVF.
 
     Args:
         settings: Sizes and the recall target.
@@ -82,13 +89,10 @@ class Planner:
     def plan(self, collection: OpenCollection, horizon: int) -> tuple[list[IndexSegment], Build] | None:
         """The segments to replace next and what builds the new one, without rows removed up to `horizon`."""
         settings, views = self._settings, collection.index.state.views
-        if collection.spec.codes is None and self._device is not None:
-            sources = _run(views, settings.gpu_rows)
-            return (sources, self._build_gpu) if sources else None
         coded = collection.spec.codes is not None
         least = settings.codes_rows if coded else settings.ann_rows
         if not coded and sum(view.rows for view in views) < settings.ann_above:
-            return None
+            return None if self._device is None else self._plan_gpu(self._device, collection)
         sources = _outdated(views, collection.codec) if coded else []
         sources = sources or select_for_merge(collection.index.state, horizon, least, settings.compact_above)
         if not sources:
@@ -109,7 +113,7 @@ class Planner:
         """
         index, settings = collection.index, self._settings
         views, coded = index.state.views, collection.spec.codes is not None
-        if not coded and (self._device is not None or sum(view.rows for view in views) <= settings.ann_above):
+        if not coded and sum(view.rows for view in views) <= settings.ann_above:
             return
         waiting = sum(view.rows for view in views if isinstance(view.segment, FlatSegment))
         nbytes = 4 * index.dimension * waiting
@@ -135,7 +139,11 @@ class Planner:
         live, target = collection.index.live, self._target(collection)
         sampled = {kind for kind in QueryKind if live.count(kind) >= _ENOUGH_QUERIES}
         for segment in approximate_segments(collection):
-            if below_target(segment, target - _TOLERANCE) or sampled - segment.seen:
+            if (
+                below_target(segment, target - _TOLERANCE)
+                or sampled - segment.seen
+                or self._may_be_placed(segment)
+            ):
                 faiss.omp_set_num_threads(self._settings.build_threads)
                 self._tune(collection, segment, CompactionInput([segment], ALL_ROWS))
                 return segment
@@ -173,18 +181,44 @@ class Planner:
     ) -> None:
         samples = {kind: collection.index.live.sample(kind, QUERIES) for kind in QueryKind}
         real = {kind: queries for kind, queries in samples.items() if len(queries) >= _ENOUGH_QUERIES}
-        tune(segment, recall_evaluators(compaction, real), self._target(collection))
+        evaluators, target = recall_evaluators(compaction, real), self._target(collection)
+        if self._device is not None and isinstance(segment, IvfSegment):
+            tune_on_device(segment, self._device, self._search, evaluators, target)
+        else:
+            tune(segment, evaluators, target)
         segment.seen = segment.seen | real.keys()
+
+    def _may_be_placed(self, segment: ApproximateSegment) -> bool:
+        """Whether the device has room for a segment that is not yet there, such as one that was restored."""
+        return (
+            self._device is not None
+            and isinstance(segment, IvfSegment)
+            and segment.device is None
+            and self._device.has_room(lists_bytes(segment.index))
+        )
 
     def _target(self, collection: OpenCollection) -> float:
         return collection.spec.recall_target or self._settings.recall_target
 
-    def _build_gpu(self, compaction: CompactionInput) -> IndexSegment:
-        device = self._device
-        assert device is not None
-        segment = build_gpu(compaction, lambda vectors: self._search.run(lambda: device.place(vectors)))
-        segment.when_unused(self._search.post)
-        return segment
+    def _plan_gpu(
+        self, device: Device, collection: OpenCollection
+    ) -> tuple[list[IndexSegment], Build] | None:
+        """Exact segments of a small collection for the device, while it has room."""
+        sources = _run(collection.index.state.views, self._settings.gpu_rows)
+        rows = sum(source.columns.used for source in sources)
+        if not rows or not device.has_room(flat_bytes(rows, collection.index.dimension)):
+            return None
+
+        def build(compaction: CompactionInput) -> IndexSegment:
+            try:
+                return build_gpu(
+                    compaction,
+                    lambda vectors: OnDevice(self._search, lambda: device.place_flat(vectors)),
+                )
+            except MemoryError:  # it had less room than it seemed
+                return build_flat(compaction)
+
+        return sources, build
 
     def _build_codes(self, collection: OpenCollection, compaction: CompactionInput) -> IndexSegment:
         spec, codec = collection.spec.codes, collection.codec

@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from itertools import chain, groupby
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,6 +62,11 @@ class ApproximateSegment(ABC):
     def recall(self) -> float | None:
         """See `IndexSegment`."""
         return min(self.recalls.values(), default=None)
+
+    @property
+    def may_improve(self) -> bool:
+        """Whether it could look further."""
+        return self.effort < self.most_effort
 
     def gather(self, rows: Positions) -> Vectors:
         """See `IndexSegment.gather`."""
@@ -178,6 +183,29 @@ _BEGIN = 1000.0  # to begin a scan, and to score its candidates again
 _MOST_GROWTH = 2  # of the number of lists that fits the rows, until they are trained again
 
 
+class DeviceCopy(Protocol):
+    """A segment on a device, which searches all rows: it knows no selectors.
+
+    Attributes:
+        adjustable: Whether tuning may change how far it looks, or take another in its place.
+    """
+
+    adjustable: bool
+
+    def search(self, queries: Vectors, count: int, nprobe: int, further: float) -> Positions | None:
+        """Rows that are likely to be the best `count` of each query, best first; -1 stands for none.
+
+        Args:
+            queries: Shape (queries, dimension).
+            count: How many rows for each.
+            nprobe: Lists to visit, where it has lists.
+            further: How many times as far as it was tuned to it looks, where it has none.
+
+        Returns:
+            Shape (queries, count); None where it cannot look so far.
+        """
+
+
 class IvfSegment(ApproximateSegment):
     """Inverted lists of 8-bit codes; the effort is nprobe, the number of lists that a search visits.
 
@@ -186,6 +214,9 @@ class IvfSegment(ApproximateSegment):
         vectors: Shape (rows, dimension).
         index: A trained and filled IVF index; ids are row numbers.
         files: Where it is stored.
+
+    Attributes:
+        device: Answers in place of the lists what needs no selector.
     """
 
     kind = "ivf"
@@ -193,6 +224,12 @@ class IvfSegment(ApproximateSegment):
     def __init__(self, columns: Columns, vectors: StoredVectors, index: Any, files: SegmentFiles) -> None:
         super().__init__(columns, vectors, files, most_effort=int(index.nlist))
         self.index = index
+        self.device: DeviceCopy | None = None
+
+    @property
+    def may_improve(self) -> bool:
+        """See `ApproximateSegment`."""
+        return super().may_improve or (self.device is not None and self.device.adjustable)
 
     def candidates(self, queries: Vectors, request: SegmentQuery, count: int) -> Positions | None:
         """See `ApproximateSegment.candidates`."""
@@ -204,11 +241,19 @@ class IvfSegment(ApproximateSegment):
         def scan(queries: Vectors, nprobe: int) -> Positions:
             return self._scan(queries, asked, nprobe=nprobe, **selection)
 
-        if mask is None or request.matching * _BROAD < self.columns.used:
+        def scan_all(count: int) -> Positions:
+            further = request.effort * self.columns.used / request.matching
+            device = self.device
+            rows = None if device is None else device.search(queries, count, nprobe, further)
+            return self._scan(queries, count, nprobe=nprobe) if rows is None else rows
+
+        if mask is None:
+            rows = scan_all(asked)
+        elif request.matching * _BROAD < self.columns.used:
             rows = scan(queries, nprobe)
         else:  # nearly all pass: looking each of them up costs more than to drop the others afterwards
             wider = int(asked * _MORE * self.columns.used / request.matching) + _SPARE
-            rows = _first_passing(self._scan(queries, wider, nprobe=nprobe), mask, asked)
+            rows = _first_passing(scan_all(wider), mask, asked)
             few = (rows < 0).any(axis=1)
             if few.any():
                 rows[few] = scan(queries[few], nprobe)

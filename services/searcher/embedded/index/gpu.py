@@ -8,23 +8,19 @@ proves that nothing better can be missing; otherwise more are fetched, and at la
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from regionsearch.errors import Kind, RegionSearchError
-from services.searcher.embedded.faiss_compat import faiss
 from services.searcher.embedded.index.columns import Columns, Positions
 from services.searcher.embedded.index.compaction import CompactionInput
+from services.searcher.embedded.index.device import MAX_COUNT
 from services.searcher.embedded.index.nearest import answer_grouped, nearest_of, rounding
 from services.searcher.embedded.index.segments import Neighbors, SegmentQuery
-from services.searcher.settings import EmbeddedSettings
 from services.searcher.types import Vectors
 
-MAX_COUNT = 2048
 _SPARE = 32
 _GATHER = 8
 _HALF_ROUNDING = 2.0**-11
@@ -54,7 +50,7 @@ class GpuSegment:
     def __init__(self, columns: Columns, vectors: NDArray[np.float16], index: DeviceIndex) -> None:
         self.columns = columns
         self.vectors = vectors
-        self._held = [index]
+        self.index = index
         used = columns.scale[: columns.used]
         self._scales = (float(used.min(initial=1.0)), float(used.max(initial=1.0)))
 
@@ -75,7 +71,7 @@ class GpuSegment:
         found: list[Neighbors | None] = [None] * len(queries)
         open_queries = np.arange(len(queries))
         while len(open_queries) and wanted <= MAX_COUNT:
-            scores, rows = self._held[0].search(np.ascontiguousarray(queries[open_queries]), wanted)
+            scores, rows = self.index.search(np.ascontiguousarray(queries[open_queries]), wanted)
             for number, score, row in zip(open_queries.tolist(), scores, rows, strict=True):
                 found[number] = self._certain(queries[number], request, count, score, row)
             open_queries = np.array([n for n in open_queries.tolist() if found[n] is None], np.intp)
@@ -114,13 +110,6 @@ class GpuSegment:
         limit *= self._scales[limit > 0]
         return answer if everything or limit < last else None
 
-    def when_unused(self, give_back: Callable[[Callable[[], None]], None]) -> None:
-        """Hands `give_back` a function that frees the device's memory, once nothing references this segment.
-
-        The last reference may go on any thread, and only one thread may touch the device.
-        """
-        weakref.finalize(self, give_back, self._held.clear).atexit = False
-
     @property
     def vector_bytes(self) -> int:
         """See `IndexSegment.vector_bytes`; host memory, the device holds as much again."""
@@ -131,54 +120,3 @@ def build_gpu(compaction: CompactionInput, place: Callable[[NDArray[np.float16]]
     """A segment whose vectors `place` has brought to a device."""
     vectors = np.concatenate([block.astype(np.float16) for block in compaction.vectors()])
     return GpuSegment(compaction.columns(), vectors, place(vectors))
-
-
-class Device:
-    """One GPU, used by the search thread alone: FAISS's resources are not safe for several threads.
-
-    Args:
-        number: CUDA ordinal.
-    """
-
-    def __init__(self, number: int = 0) -> None:
-        import faiss  # the CPU engine starts without this file
-
-        self._faiss = faiss
-        self._resources = faiss.StandardGpuResources()
-        self._configuration = faiss.GpuIndexFlatConfig()
-        self._configuration.device = number
-        self._configuration.useFloat16 = True
-
-    def place(self, vectors: NDArray[np.float16]) -> DeviceIndex:
-        """Copies vectors to the device (search thread only)."""
-        index = faiss.GpuIndexFlatIP(self._resources, vectors.shape[1], self._configuration)
-        for start in range(0, len(vectors), 65_536):
-            index.add(vectors[start : start + 65_536].astype(np.float32))
-        made: DeviceIndex = index
-        return made
-
-
-def gpu_count() -> int:
-    """GPUs that the installed FAISS can use; 0 for its CPU package."""
-    import faiss
-
-    return int(faiss.get_num_gpus()) if hasattr(faiss, "StandardGpuResources") else 0
-
-
-def choose_device(settings: EmbeddedSettings) -> Device | None:
-    """The GPU that the settings ask for.
-
-    Raises:
-        RegionSearchError: FAILED_PRECONDITION when one is demanded and there is none.
-    """
-    if settings.device == "cpu":
-        return None
-    if gpu_count():
-        return Device()
-    if settings.device == "gpu":
-        raise RegionSearchError(
-            Kind.FAILED_PRECONDITION,
-            "FAISS finds no GPU: install regionsearch[searcher-gpu] in the place of regionsearch[searcher] "
-            "(pip uninstall faiss-cpu first), or set embedded.device=cpu",
-        )
-    return None

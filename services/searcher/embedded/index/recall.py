@@ -99,7 +99,7 @@ def with_effort(segment: S, effort: int) -> S:
 def below_target(segment: ApproximateSegment, target: float) -> bool:
     """Whether a segment could reach the target, but is not known to."""
     unknown = len(segment.recalls) < len(QueryKind)
-    return unknown or (min(segment.recalls.values()) < target and segment.effort < segment.most_effort)
+    return unknown or (min(segment.recalls.values()) < target and segment.may_improve)
 
 
 def synthetic_queries(compaction: CompactionInput, kind: QueryKind) -> Vectors:

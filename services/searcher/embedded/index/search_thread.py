@@ -115,7 +115,9 @@ class SearchThreads:
         return job.future
 
     def run(self, action: Callable[[], T]) -> T:
-        """Runs something on a search thread between two passes, and waits for it."""
+        """Runs something on a search thread between two passes, and waits for it; at once if this is one."""
+        if threading.current_thread() in self._threads:
+            return action()
         job = _Action(action)
         with self._changed:
             if self._closing:
