@@ -26,8 +26,8 @@ def test_faster_indexes_replace_flat_ones_and_survive_restart_and_deletes(
     if kind == "gpu":
         monkeypatch.setattr(engine_module, "choose_device", lambda settings: FakeDevice())
     settings = EmbeddedSettings(
-        folder=tmp_path, chunk_rows=1000, ann_above=10_000 if kind == "gpu" else 2000, ann_rows=2000, codes_rows=2000, gpu_rows=2000,
-        page_ttl_s=0.0,
+        folder=tmp_path, chunk_rows=1000, ann_above=10_000 if kind == "gpu" else 2000, ann_rows=2000,
+        codes_rows=2000, gpu_rows=2000, page_ttl_s=0.0,
     )  # fmt: skip
     codes = CodeSpec(CodeMethod.PCA_ROTATION, 48, 20) if kind == "codes" else None
     vectors = clustered(5500)
