@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Proves the containers: builds them, starts the compose stack, checks that every container is locked down, ingests and
 # searches through the published port, scales the embedder, kills a worker under load, restarts every container under
-# load, and takes the stack down and up again. Any failed request or lost image ends it with an error. Needs docker,
-# docker-compose (or compose v2), haproxy, and `make test`'s environment for Locust.
+# load, takes the stack down and up again, and kills the searcher that writes while its read replicas answer. Any
+# failed request or lost image ends it with an error. Needs docker, docker-compose (or compose v2), haproxy, and `make
+# test`'s environment for Locust.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -69,6 +70,12 @@ embed() {
     curl -fs "$url/v1/embeddings" -H 'content-type: application/json' -d "{\"texts\": [\"$*\"]}" >/dev/null
 }
 
+add() {
+    local answer
+    answer=$(curl -fs "$url/v1/collections/default/images" -F "files=@$1")
+    [[ $answer == *'"outcome":"created"'* ]] || { echo "$1: $answer" >&2; exit 1; }
+}
+
 count() { curl -fs "$url/v1/collections/default" | sed -E 's/.*"image_count":([0-9]+).*/\1/'; }
 
 # Searches until the file $1 disappears; every answer must be a 200.
@@ -105,10 +112,8 @@ say "every container is locked down"
 locked_down
 
 say "ingest and search"
-for scene in examples/scenes/*.jpg; do
-    answer=$(curl -fs "$url/v1/collections/default/images" -F "files=@$scene")
-    [[ $answer == *'"outcome":"created"'* ]] || { echo "$scene: $answer" >&2; exit 1; }
-done
+scenes=(examples/scenes/*.jpg)
+for scene in "${scenes[@]:2}"; do add "$scene"; done
 images=$(count)
 echo "$images images"
 curl -fs "$url/v1/collections/default/search" -H 'content-type: application/json' \
@@ -146,5 +151,20 @@ say "everything survives down and up"
 "${compose[@]}" up -d
 wait_ready
 [ "$(count)" = "$images" ] || { echo "$images images before, $(count) after" >&2; exit 1; }
+
+say "read replicas answer while the searcher that writes is gone"
+export COMPOSE_PROFILES=replicas SEARCHER_READS=dns:///searcher-reads:50053
+"${compose[@]}" up -d --scale searcher-replica=2
+wait_ready
+wait_healthy 2 searcher-replica
+locked_down
+add "${scenes[0]}"
+images=$((images + 1))
+kill_writer() { docker kill "$("${compose[@]}" ps -q searcher)" >/dev/null; sleep 10; }
+under_load kill_writer
+[ "$(count)" = "$images" ] || { echo "the replicas have $(count) of $images images" >&2; exit 1; }
+"${compose[@]}" up -d --no-recreate --scale searcher-replica=2
+wait_healthy 1 searcher
+add "${scenes[1]}"
 
 say "all proven: $images images"
