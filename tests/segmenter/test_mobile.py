@@ -41,7 +41,10 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_published_weights_are_loaded_under_their_names(checkpoint: Path) -> None:
+def test_published_weights_are_loaded_under_their_names(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.segmenter.backends.sam.optimize_convolutions", lambda *_, **__: None)
     backend = load_backend(find_model(str(checkpoint)), "cpu", "fp32")
     assert isinstance(backend, SamBackend)
     assert (backend.identity.family, backend.identity.variant) == ("sam", "mobile")

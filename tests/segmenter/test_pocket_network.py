@@ -11,10 +11,11 @@ from segment_anything.modeling import Sam
 from torch import nn
 
 from services.segmenter.backends.base import ModelIdentity
-from services.segmenter.backends.pocket import build_pocket_sam, optimize_for_inference
+from services.segmenter.backends.pocket import build_pocket_sam
 from services.segmenter.backends.sam import SamBackend
 from services.segmenter.options import EverythingOptions
 from services.segmenter.service import warmup
+from services.torch_runtime.convolutions import fold_batch_norms, optimize_convolutions
 from tests.segmenter.parity import assert_parity
 
 SMALL = {"body": "regnetx_002", "width": 32, "detail": 16, "outline": 8, "last_blocks": 1, "img_size": 64}
@@ -32,7 +33,8 @@ def test_networks_with_their_normalisation_folded_give_the_same_answer() -> None
             layer.weight.uniform_(0.5, 2)
             layer.bias.normal_(std=0.1)
     folded = copy.deepcopy(sam)
-    optimize_for_inference(folded)
+    fold_batch_norms(folded)
+    optimize_convolutions(folded.image_encoder, pack=True)
     for name, shape in (("image_encoder", (2, 3, 64, 64)), ("proposer", (2, 32, 8, 8))):
         inputs = torch.randn(shape)
         expected = getattr(sam, name)(inputs)

@@ -30,6 +30,7 @@ from services.embedder.backends.base import ModelFiles
 from services.embedder.backends.tokenizers import Tokenizer, hub_folder, load_tokenizer, need_transformers
 from services.embedder.crops import CLIP_MEAN, CLIP_STD
 from services.torch_runtime.compiling import compiled
+from services.torch_runtime.convolutions import optimize_convolutions
 from services.torch_runtime.devices import autocast
 from services.torch_runtime.model_files import SUFFIXES, existing_file, only_weights_file
 
@@ -88,13 +89,6 @@ class OpenClipBackend:
         self.size = _side(files.config["vision_cfg"]["image_size"])
         self.dimension = files.config["embed_dim"]
         self._model = model
-        # Convolutions read channels last without a copy; transformers do not mind.
-        self._format = (
-            torch.channels_last
-            if "timm_model_name" in files.config["vision_cfg"]
-            else torch.contiguous_format
-        )
-        model.visual.to(memory_format=self._format)
         self._encode_image = model.encode_image
         if compile_model:  # the engine pads batches to few sizes
             self._encode_image = compiled(model.encode_image, dynamic=False)
@@ -108,7 +102,7 @@ class OpenClipBackend:
     def embed_crops(self, crops: Tensor) -> Tensor:
         """Unit vectors (N, dimension) float32 of normalised crops (N, 3, size, size) on the device."""
         with autocast(self.precision, self.device):
-            vectors = self._encode_image(crops.contiguous(memory_format=self._format))
+            vectors = self._encode_image(crops.contiguous(memory_format=torch.channels_last))
         return torch.nn.functional.normalize(vectors.float(), dim=-1)
 
     @torch.inference_mode()
@@ -134,6 +128,8 @@ def load(files: ModelFiles, device: torch.device, precision: str, compile_model:
                 field="model",
             ) from error
     model = model.float().eval().requires_grad_(False).to(device)
+    pack = device.type == "cpu" and precision == "fp32" and not compile_model
+    optimize_convolutions(model.visual, pack=pack)
     return OpenClipBackend(model, tokenizer, files, device, precision, compile_model)
 
 

@@ -7,16 +7,13 @@ As in MobileSAM and EfficientViT-SAM only the image encoder differs from the ori
 from __future__ import annotations
 
 import functools
-import itertools
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from segment_anything.modeling import MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 from segment_anything.modeling.common import LayerNorm2d
-from timm.layers.conv_bn_act import ConvNormAct
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from services.segmenter.backends.proposer import ProposalHead
 from services.segmenter.backends.pyramid import STRIDE, Pyramid, convolution
@@ -111,20 +108,3 @@ def build_pocket_sam(
     if proposer is not None:
         sam.proposer = ProposalHead(**proposer)
     return sam.eval()
-
-
-def optimize_for_inference(sam: Sam) -> None:
-    """Makes a trained pocket SAM faster, in place; its answer changes by rounding only.
-
-    Batch normalisation becomes part of the convolution before it. The encoder's weights are stored
-    channels-last, which makes its convolutions compute their maps so, in their fastest layout.
-    """
-    for block in sam.modules():
-        if not isinstance(block, nn.Sequential | ConvNormAct):
-            continue
-        for (name, layer), (next_name, norm) in itertools.pairwise(list(block.named_children())):
-            if isinstance(layer, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
-                setattr(block, name, fuse_conv_bn_eval(layer, norm))
-                # timm's normalisation includes the activation
-                setattr(block, next_name, getattr(norm, "act", nn.Identity()))
-    sam.image_encoder.to(memory_format=torch.channels_last)

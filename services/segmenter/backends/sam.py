@@ -28,13 +28,14 @@ from services.segmenter.backends.base import (
 )
 from services.segmenter.backends.checkpoints import load_weights, read_weights
 from services.segmenter.backends.mobile import build_mobile_sam, from_published
-from services.segmenter.backends.pocket import build_pocket_sam, optimize_for_inference
+from services.segmenter.backends.pocket import build_pocket_sam
 from services.segmenter.backends.proposer import HeadProposer, ProposalHead
 from services.segmenter.backends.refiner import Refiner, RefinerNet
 from services.segmenter.backends.sam_decoder import Decoded, LazyMaskDecoder
 from services.segmenter.backends.vit_attention import fuse_attention
 from services.segmenter.options import EverythingOptions
 from services.torch_runtime.compiling import compiled
+from services.torch_runtime.convolutions import fold_batch_norms, optimize_convolutions
 from services.torch_runtime.devices import autocast, staged, to_device
 
 _ENCODE_BATCH = {"cpu": 1, "cuda": 8}  # on a CPU a batch only delays its first images
@@ -53,9 +54,12 @@ def load(files: ModelFiles, device: str, precision: str, compile_model: bool) ->
         model = sam_model_registry[files.variant]()
     load_weights(model, weights, files)
     if files.variant == "pocket":
-        optimize_for_inference(model)
-    elif files.variant.startswith("vit_"):
+        fold_batch_norms(model)  # of the refiner and the proposals, too
+    if files.variant.startswith("vit_"):
         fuse_attention(model.image_encoder)
+    else:
+        pack = device == "cpu" and precision == "fp32" and not compile_model
+        optimize_convolutions(model.image_encoder, pack=pack)
     identity = ModelIdentity(files.family, files.variant, files.digest, precision, device)
     return SamBackend(model, identity, compile_model)
 
