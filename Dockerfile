@@ -42,7 +42,9 @@ FROM base AS searcher
 COPY --from=requirements /project /opt/project
 # EXTRA=milvus adds what the milvus engine needs; EXTRA=searcher-gpu or searcher-cuvs searches on the GPU.
 ARG EXTRA=searcher
-RUN pip install -c /opt/project/constraints.txt "/opt/project[$EXTRA]" && pip uninstall -y regionsearch
+# Before 24.1 pip does not see that 26.6.0 is a 26.06.*, which FAISS with cuVS asks for.
+RUN if [ "$EXTRA" = searcher-cuvs ]; then env -u PIP_PYTHON pip install "pip>=24.1"; fi \
+    && pip install -c /opt/project/constraints.txt "/opt/project[$EXTRA]" && pip uninstall -y regionsearch
 COPY --from=code /opt/regionsearch /opt/regionsearch
 ENV REGIONSEARCH_SEARCHER_HOST=0.0.0.0 REGIONSEARCH_SEARCHER_PORT=50053 REGIONSEARCH_SEARCHER_METRICS_PORT=9090 \
     REGIONSEARCH_SEARCHER_EMBEDDED__FOLDER=/data
