@@ -75,6 +75,13 @@ def pocket(
         "models/pocket"
     ),
     scenes: Annotated[int, typer.Option(min=1, help="Scenes to train on.")] = 16000,
+    objects: Annotated[
+        bool,
+        typer.Option(
+            help="Every other 500 scenes show few and large objects that look photographed; the bundled "
+            "weights have not seen them."
+        ),
+    ] = False,
     held_out: Annotated[int, typer.Option(min=0, help="Scenes to measure on; 0 for none.")] = 300,
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto: the GPU where there is one.")] = "auto",
     threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 for all cores.")] = 0,
@@ -96,7 +103,7 @@ def pocket(
     if missing := missing_sets():
         left_out = f"drawn without the icon sets {', '.join(missing)}"
         Console(stderr=True).print(f"{left_out}; scripts/install_training_data.sh fetches them")
-    store = SceneStore(work / "scenes", scenes)
+    store = SceneStore(work / "scenes", scenes, objects)
     store.prepare()
 
     def run(trainer: ModuleType) -> Run:

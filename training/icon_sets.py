@@ -15,6 +15,7 @@ import functools
 import hashlib
 import io
 import json
+import multiprocessing
 import re
 import subprocess
 from collections.abc import Callable, Iterator
@@ -32,8 +33,11 @@ SIDE = 136  # pixels of the longer side of an icon that is rasterised
 SOURCES = CACHE / "icon-sets"  # where the npm packages are unpacked
 CLIP_ART = Path("/usr/share/openclipart/png")
 
+CLIP_ART_SIDE = 256  # pixels of the longer side of clip art of anything
+
 _UNSEEN_OF = 8  # one image in so many of each set is never trained on
 _MIN_SIDE = 24  # pixels; smaller clip art shows nothing
+_MIN_COLOURS = 250  # of 32 levels a channel, of clip art of anything; fewer are flat drawings
 _MAX_PIXELS = 20_000_000  # of clip art; larger ones take long and show no more
 
 Pixels = npt.NDArray[np.uint8]
@@ -133,6 +137,45 @@ def load_icons(cache: Path = CACHE, sources: Path = SOURCES) -> dict[str, dict[s
     return {one.name: _load_set(one, cache, sources) for one in ICON_SETS if one.name not in missing}
 
 
+@functools.cache
+def load_clip_art(unseen: bool = False, cache: Path = CACHE, folder: Path = CLIP_ART) -> list[Pixels]:
+    """Clip art of anything that is one coloured thing, uint8 RGBA, trimmed to its opaque part.
+
+    Rasterised once, then read from ``cache``; empty where the package is not installed.
+
+    Args:
+        unseen: those that are kept from training in place of the others.
+        cache: where the rasterised images are kept.
+        folder: of the PNG files.
+    """
+    if not folder.is_dir():
+        return []
+    recipe = f"{CLIP_ART_SIDE}/{_MIN_COLOURS}"
+    file = cache / f"clip-art-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}.npz"
+    if not file.is_file():
+        paths = sorted(folder.rglob("*.png"))
+        with multiprocessing.get_context("fork").Pool(2) as pool:
+            drawn = pool.map(_colourful, paths, chunksize=32)
+        kept = [(path.stem, pixels) for path, pixels in zip(paths, drawn, strict=True) if pixels is not None]
+        _store(file, kept)
+    return [pixels for name, pixels in _stored(file) if is_unseen("clip-art", name) is unseen]
+
+
+def _colourful(path: Path) -> Pixels | None:
+    """Clip art that is one thing of many colours; None for all other."""
+    try:
+        with Image.open(path) as image:
+            if image.width * image.height > _MAX_PIXELS:
+                return None
+            pixels = _shrink(image, CLIP_ART_SIDE)
+    except (OSError, Image.DecompressionBombError):
+        return None
+    if not _is_cut_out(pixels):
+        return None
+    levels = pixels[..., :3][pixels[..., 3] > 127].astype(np.int32) // 8
+    return trim(pixels) if np.unique(levels @ np.array([1024, 32, 1])).size >= _MIN_COLOURS else None
+
+
 def _folder(icon_set: IconSet, sources: Path) -> Path:
     package = icon_set.package
     return sources / package.replace("/", "-").lstrip("@") if package.startswith("@") else CLIP_ART
@@ -144,23 +187,33 @@ def _load_set(icon_set: IconSet, cache: Path, sources: Path) -> dict[str, tuple[
     file = cache / f"icons-{icon_set.name}-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}.npz"
     if not file.is_file():
         read = icon_set.read(_folder(icon_set, sources), names)
-        images = [(name, trim(pixels)) for name, pixels in read if pixels.any()]
-        cache.mkdir(parents=True, exist_ok=True)
-        temporary = file.with_suffix(".tmp.npz")
-        np.savez_compressed(
-            temporary,
-            names=np.array([name for name, _ in images]),
-            sizes=np.array([pixels.shape[:2] for _, pixels in images]),
-            pixels=np.concatenate([pixels.reshape(-1, 4) for _, pixels in images]),
-        )
-        temporary.replace(file)
+        _store(file, [(name, trim(pixels)) for name, pixels in read if pixels.any()])
     loaded: dict[str, tuple[Pixels, ...]] = {}
+    for name, pixels in _stored(file):
+        loaded[name] = (*loaded.get(name, ()), pixels)
+    return loaded
+
+
+def _store(file: Path, images: list[tuple[str, Pixels]]) -> None:
+    """Keeps named images of any size in one file."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_suffix(".tmp.npz")
+    np.savez_compressed(
+        temporary,
+        names=np.array([name for name, _ in images]),
+        sizes=np.array([pixels.shape[:2] for _, pixels in images]),
+        pixels=np.concatenate([pixels.reshape(-1, 4) for _, pixels in images]),
+    )
+    temporary.replace(file)
+
+
+def _stored(file: Path) -> Iterator[tuple[str, Pixels]]:
+    """The images of a file of :func:`_store`, in its order."""
     with np.load(file) as stored:
         flat, end = stored["pixels"], 0
         for name, (height, width) in zip(stored["names"].tolist(), stored["sizes"].tolist(), strict=True):
             begin, end = end, end + height * width
-            loaded[name] = (*loaded.get(name, ()), flat[begin:end].reshape(height, width, 4))
-    return loaded
+            yield name, flat[begin:end].reshape(height, width, 4)
 
 
 def _rasterise(svg: str) -> Pixels:
@@ -172,9 +225,9 @@ def _rasterise(svg: str) -> Pixels:
         return np.asarray(image.convert("RGBA"))
 
 
-def _shrink(image: Image.Image) -> Pixels:
+def _shrink(image: Image.Image, side: int = SIDE) -> Pixels:
     rgba = image.convert("RGBA")
-    rgba.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS, reducing_gap=3.0)
+    rgba.thumbnail((side, side), Image.Resampling.LANCZOS, reducing_gap=3.0)
     return np.asarray(rgba)
 
 

@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageFilter
 
-from training import backgrounds, shapes
+from training import backgrounds, objects, shapes
 from training.captions import list_things
-from training.icon_sets import is_unseen, load_icons
+from training.icon_sets import is_unseen, load_clip_art, load_icons
 from training.pictograms import Pictogram, load_pictograms
 
 HELD_OUT = 10_000_000
@@ -24,6 +24,7 @@ _SHAPE_SHARE = 0.14  # of the things; the others are pictograms
 _MOST_HIDDEN = 0.15
 _FONT_SHARE = 0.4  # of the things that icon sets have too are drawn as the font draws them
 _OWN_SHADING = 0.4  # of the cut-outs
+_CLIP_ART_SHARE = 0.6  # of the objects
 _ATTEMPTS = 12  # places tried for a thing before it is left out
 
 
@@ -85,6 +86,8 @@ class SceneStyle:
         icon_sets: whether pictograms come in the styles of all icon sets too, see :mod:`training.icon_sets`;
             of these only the images that are for training.
         cut_outs: share of the things that are unnamed cut-outs of photographs.
+        objects: share of the things that are drawings under the texture and light of photographs, without a
+            name; see :mod:`training.objects`.
     """
 
     sizes: tuple[tuple[int, int], ...] = (
@@ -104,6 +107,7 @@ class SceneStyle:
     only: tuple[str, ...] = ()
     icon_sets: bool = False
     cut_outs: float = 0.0
+    objects: float = 0.0
 
 
 @dataclass
@@ -126,6 +130,11 @@ class SceneArtist:
                 if not is_unseen(set_name, name):
                     drawings.setdefault(name, []).append(images)
         return drawings
+
+    @cached_property
+    def clip_art(self) -> list[npt.NDArray[np.uint8]]:
+        """Clip art of any thing that is for training; none where the style wants no icon sets."""
+        return load_clip_art() if self.style.icon_sets else []
 
     @cached_property
     def vocabulary(self) -> dict[str, tuple[str, ...]]:
@@ -172,6 +181,8 @@ class SceneArtist:
         return Scene(_damage(rng, image) if self.style.damage else image, labels, things)
 
     def _pick(self, rng: np.random.Generator) -> tuple[str, tuple[str, ...], Image.Image]:
+        if self.style.objects and rng.random() < self.style.objects:
+            return "", (), self._object(rng)
         if self.style.cut_outs and rng.random() < self.style.cut_outs:
             return "", (), self._cut_out(rng)
         if rng.random() < _SHAPE_SHARE:
@@ -187,6 +198,15 @@ class SceneArtist:
         images = sets[int(rng.integers(len(sets)))]
         return images[int(rng.integers(len(images)))]
 
+    def _object(self, rng: np.random.Generator) -> Image.Image:
+        """Clip art or any drawing as if it had been photographed."""
+        clip_art = self.clip_art
+        if clip_art and rng.random() < _CLIP_ART_SHARE:
+            drawing = clip_art[int(rng.integers(len(clip_art)))]
+        else:
+            drawing = self._drawing(rng, self.pictograms[int(rng.integers(len(self.pictograms)))])
+        return objects.photograph(rng, drawing, self.style.photographs)
+
     def _cut_out(self, rng: np.random.Generator) -> Image.Image:
         """A piece of a photograph in the outline of some thing, shaded as if it were round."""
         if rng.random() < _SHAPE_SHARE:
@@ -198,14 +218,7 @@ class SceneArtist:
         if rng.random() < _OWN_SHADING:  # the drawing's own light and dark, under the photograph's colours
             own = outline[..., :3].mean(-1, keepdims=True) / 255
             rgb = rgb * (1 + rng.uniform(0.2, 0.8) * (own - own.mean()))
-        alpha = Image.fromarray(outline[..., 3])
-        rounded = np.asarray(alpha.filter(ImageFilter.GaussianBlur(0.12 * max(height, width))), np.float32)
-        down, right = rng.normal(0, 1, 2)
-        slope = down * np.gradient(rounded, axis=0) + right * np.gradient(rounded, axis=1)
-        light = slope[..., None] / (np.abs(slope).max() + 1e-6)
-        rgb = rgb * rng.uniform(0.75, 1.2) + rng.uniform(0, 70) * light
-        soft = np.asarray(alpha.filter(ImageFilter.GaussianBlur(rng.uniform(0, 0.8))))
-        return Image.fromarray(np.dstack([np.clip(rgb, 0, 255).astype(np.uint8), soft]))
+        return objects.lit(rng, rgb, outline[..., 3])
 
 
 def _pose(sprite: Image.Image, longest: float, rng: np.random.Generator) -> Image.Image:

@@ -16,7 +16,7 @@ from PIL import Image
 from rich.progress import track
 
 from training.backgrounds import TRAINING_PHOTOGRAPHS, WALLPAPERS
-from training.icon_sets import load_icons
+from training.icon_sets import load_clip_art, load_icons
 from training.pictograms import load_pictograms
 from training.scenes import Scene, SceneArtist, SceneStyle, Thing
 
@@ -41,6 +41,10 @@ STYLE = SceneStyle(
     icon_sets=True,
     cut_outs=0.35,
 )
+OBJECTS = replace(
+    STYLE, things=(1, 4), longest=(55.0, 175.0), photograph_share=0.85, cut_outs=0.25, objects=0.75
+)
+"""Few and larger things on photographs, as users' images show them."""
 
 
 @dataclass(frozen=True)
@@ -71,10 +75,11 @@ class SceneStore:
     Args:
         folder: where the shards are; missing ones are drawn by :meth:`prepare`.
         count: number of scenes.
+        objects: whether every other shard shows :data:`OBJECTS`.
     """
 
-    def __init__(self, folder: Path, count: int) -> None:
-        self.folder, self.count = folder, count
+    def __init__(self, folder: Path, count: int, objects: bool = False) -> None:
+        self.folder, self.count, self.objects = folder, count, objects
         self._shards: dict[int, _Shard] = {}
 
     def __len__(self) -> int:
@@ -89,20 +94,26 @@ class SceneStore:
         load_icons()
         shards = range(-(-self.count // _SHARD))
         jobs = [
-            (self._path(shard), shard * _SHARD, min(_SHARD, self.count - shard * _SHARD))
+            (self._path(shard), self._style(shard), shard * _SHARD, min(_SHARD, self.count - shard * _SHARD))
             for shard in shards
             if not self._path(shard).is_file()
         ]
         if not jobs:
             return
+        if self.objects:
+            load_clip_art()
         self.folder.mkdir(parents=True, exist_ok=True)
         with multiprocessing.get_context("fork").Pool(min(workers, len(jobs))) as pool:
             for _ in track(pool.imap_unordered(_draw_shard, jobs), "drawing scenes", total=len(jobs)):
                 pass
 
+    def _style(self, shard: int) -> SceneStyle:
+        return OBJECTS if self.objects and shard % 2 else STYLE
+
     def _path(self, shard: int) -> Path:
         count = min(_SHARD, self.count - shard * _SHARD)
-        drawn_from = (STYLE, sorted(load_icons()) if STYLE.icon_sets else ())
+        style = self._style(shard)
+        drawn_from = (style, sorted(load_icons()) if style.icon_sets else ())
         recipe = hashlib.sha256(repr(drawn_from).encode()).hexdigest()[:8]
         return self.folder / f"scenes-{recipe}-{shard:04d}-{count}.npy"
 
@@ -176,10 +187,10 @@ def fit(scene: Scene) -> Scene:
     return replace(scene, image=np.asarray(image), labels=np.asarray(labels), things=things)
 
 
-def _draw_shard(job: tuple[Path, int, int]) -> None:
+def _draw_shard(job: tuple[Path, SceneStyle, int, int]) -> None:
     """Draws one shard."""
-    path, first, count = job
-    artist = SceneArtist(STYLE)
+    path, style, first, count = job
+    artist = SceneArtist(style)
     pixels: list[npt.NDArray[np.uint8]] = []
     records: list[tuple[int, int, list[tuple[str, tuple[str, ...], int]]]] = []
     for seed in range(first, first + count):

@@ -13,9 +13,9 @@ from PIL import Image
 from torch import Tensor
 
 from tests.training.test_scenes import needs_font
-from training import embedder, icon_sets, naming, scenes
+from training import embedder, icon_sets, naming, objects, scenes
 from training.backgrounds import HELD_OUT_PHOTOGRAPHS
-from training.icon_sets import ICON_SETS, UNSEEN_SETS, is_unseen
+from training.icon_sets import ICON_SETS, UNSEEN_SETS, is_unseen, load_clip_art
 from training.scenes import SceneArtist, SceneStyle
 from training.vocabulary import Vocabulary
 
@@ -61,6 +61,43 @@ def test_clip_art_is_taken_by_the_name_that_its_file_begins_with_if_it_is_one_th
     }.items():
         Image.fromarray(pixels).save(tmp_path / f"{name}.png")
     assert [name for name, _ in icon_set("clip-art").read(tmp_path, NAMES)] == ["guitar"]
+
+
+def test_clip_art_of_anything_is_one_thing_of_many_colours_and_kept_from_training_by_its_name(
+    tmp_path: Path,
+) -> None:
+    rows, columns = np.mgrid[:200, :200]
+    thing = np.zeros((200, 200, 4), np.uint8)
+    thing[20:180, 20:180] = np.dstack([rows, columns, rows // 2 + 60, np.full_like(rows, 255)])[
+        20:180, 20:180
+    ]
+    framed, flat = thing.copy(), thing.copy()
+    framed[..., 3] = 255
+    flat[..., :3] = 200, 40, 40
+    folder = tmp_path / "art"
+    folder.mkdir()
+    named = [f"thing_{i}" for i in range(40)]
+    unseen = sum(is_unseen("clip-art", name) for name in named)
+    for name, pixels in {**dict.fromkeys(named, thing), "framed": framed, "flat": flat}.items():
+        Image.fromarray(pixels).save(folder / f"{name}.png", compress_level=1)
+    (folder / "broken.png").write_bytes(b"PNG")
+    trained = load_clip_art(cache=tmp_path, folder=folder)
+    assert 0 < unseen == len(load_clip_art(unseen=True, cache=tmp_path, folder=folder))
+    assert len(trained) == 40 - unseen
+    assert trained[0].shape == (160, 160, 4)
+    assert load_clip_art(cache=tmp_path, folder=tmp_path / "absent") == []
+
+
+def test_a_drawing_that_looks_photographed_keeps_its_outline_and_is_no_longer_of_one_colour() -> None:
+    drawing = np.zeros((40, 60, 4), np.uint8)
+    drawing[10:30, 10:50] = (200, 40, 40, 255)
+    outline = np.asarray(Image.fromarray(drawing[..., 3]).resize((256, 171))) > 127
+    for seed in range(8):
+        seen = np.asarray(objects.photograph(np.random.default_rng(seed), drawing, HELD_OUT_PHOTOGRAPHS))
+        solid = seen[..., 3] > 127
+        assert seen.shape == (171, 256, 4)
+        assert (solid & outline).sum() > 0.95 * (solid | outline).sum()
+        assert len(np.unique(seen[..., :3][solid], axis=0)) > 50
 
 
 def test_one_image_in_eight_of_a_set_and_some_sets_whole_are_kept_from_training() -> None:

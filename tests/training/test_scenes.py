@@ -13,7 +13,7 @@ from training.captions import list_things
 from training.pictograms import ANNOTATIONS, FONT
 from training.scenes import HELD_OUT, SceneArtist, SceneStyle
 from training.shapes import NAMES, draw_shape
-from training.store import STYLE, SceneStore, fit
+from training.store import OBJECTS, STYLE, SceneStore, fit
 
 needs_font = pytest.mark.skipif(
     not (FONT.is_file() and ANNOTATIONS.is_file()),
@@ -103,6 +103,15 @@ def test_shapes_have_their_colour(name: str) -> None:
 def test_a_list_of_things_reads_as_english() -> None:
     assert list_things(["dog"]) == "a dog"
     assert list_things(["owl", "jeans", "red circle"]) == "an owl, jeans and a red circle"
+
+
+@needs_font
+def test_every_other_shard_shows_objects_where_they_are_asked_for(tmp_path: Path) -> None:
+    plain, objects = SceneStore(tmp_path, 2000), SceneStore(tmp_path, 2000, objects=True)
+    assert [plain._style(shard) for shard in range(4)] == [STYLE] * 4
+    assert [objects._style(shard) for shard in range(4)] == [STYLE, OBJECTS, STYLE, OBJECTS]
+    assert plain._path(0) == objects._path(0)
+    assert plain._path(1) != objects._path(1)
 
 
 @needs_font
