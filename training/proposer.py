@@ -26,7 +26,10 @@ from training.store import RecordCache, SceneStore
 
 WIDTH = 96  # of the head's layers
 # Few prompts answer alike few times; what does is dropped by its mask when regions are selected.
-EVERYTHING: dict[str, Any] = segmenter.EVERYTHING | {"box_nms_thresh": 0.85}
+EVERYTHING: dict[str, Any] = segmenter.EVERYTHING | {
+    "box_nms_thresh": 0.85,
+    "stability_score_thresh": 0.25,
+}
 STEPS = 4000  # of a whole run
 BATCH = 16  # scenes of a step
 PEAK_RATE = 2e-3

@@ -41,8 +41,8 @@ from services.torch_runtime.devices import to_device
 
 # A box this close to the edge of a crop, but not of the image, is treated as a part of a larger object.
 _CROP_EDGE_PIXELS = 20.0
-# Predicted IoU from which a box has found the object: at .7 small things next to it would be missed.
-_SURE_IOU = 0.8
+# Predicted IoU from which a box has found the object: at .8 its mask covers things next to it now and then.
+_SURE_IOU = 0.9
 _BOX_MARGIN = 0.25  # of a box's sides: how far the mask of a box may reach beyond it
 
 
