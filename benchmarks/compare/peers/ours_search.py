@@ -1,7 +1,8 @@
-"""Our searcher as a process of its own, over gRPC: exact at this size by default."""
+"""Our searcher as a process of its own, over gRPC: exact below a million records by default."""
 
 from __future__ import annotations
 
+import time
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ class Peer(driver.Peer):
     """Images of 50 regions; the part is a number among an image's attributes."""
 
     version = version("regionsearch")
+    ann_above = 1_000_000
     settings: dict[str, object] = {}  # noqa: RUF012
 
     def __init__(self, folder: Path) -> None:
@@ -55,6 +57,15 @@ class Peer(driver.Peer):
                 vectors=tensor_to_proto(vectors),
             )
         )
+
+    def finish(self) -> None:
+        """Waits until the background has indexed all but the last rows, if there are enough for an index."""
+        while True:
+            stats = self._stub.GetStats(search_pb2.GetStatsRequest(collection="c")).collections[0]
+            indexed = sum(s.record_count for s in stats.segments if s.index not in ("", "flat", "exact"))
+            if stats.record_count < self.ann_above or indexed > 0.8 * stats.record_count:
+                return
+            time.sleep(0.5)
 
     def ask(self, query: Any, below: int | None = None) -> list[int]:
         chosen = search_pb2.Filter()
