@@ -104,11 +104,17 @@ def machine() -> str:
 
 
 def commit() -> str:
-    """The commit of this checkout, marked if files differ from it."""
+    """The commit of this checkout, marked if code differs: what runs write, and documents, do not count."""
+    written = [f":(top,exclude){path}" for path in ("*.md", "docs", "benchmarks/compare/results.json")]
+    head = _git("rev-parse", "--short=12", "HEAD")
+    changed = _git("status", "--porcelain", "--untracked-files=no", "--", ":(top)", *written)
+    return f"{head}-dirty" if changed else head or "unknown"
+
+
+def _git(*arguments: str) -> str:
     folder = Path(__file__).parent
-    asked = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
-    told = subprocess.run(asked, cwd=folder, capture_output=True, text=True, check=False)
-    return told.stdout.strip() or "unknown"
+    told = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=False)
+    return told.stdout.strip()
 
 
 def _write(path: Path, content: object) -> None:
