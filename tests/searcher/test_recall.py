@@ -212,15 +212,19 @@ def test_a_filter_that_nearly_all_rows_pass_finds_the_rows_that_a_look_up_of_eac
         assert set(mine) == set(theirs)
 
 
-def test_few_rows_are_copied_and_many_are_scanned() -> None:
+def copied(part: float, lists: float) -> bool:
+    """Whether rows that pass are copied, of a large segment whose searches look at this part of the lists."""
     segment = build_ivf(CompactionInput([collection(stored(3000)).index.state.views[0].segment], ALL_ROWS))
     segment.columns.used = 250_000  # as the costs of a large segment are
-    segment.effort = segment.index.nlist // 5
+    segment.effort = max(1, int(segment.index.nlist * lists))
+    request = SegmentQuery(stored(1), 250_000, np.ones(250_000, np.bool_), int(part * 250_000), 30)
+    return segment._is_gathered(request)
 
-    def copied(part: float, effort: float = 1.0) -> bool:
-        matching = int(part * 250_000)
-        query = stored(1)
-        request = SegmentQuery(query, 250_000, np.ones(250_000, np.bool_), matching, 30, effort=effort)
-        return segment._is_gathered(request)
 
-    assert [copied(part) for part in (0.001, 0.01, 0.03, 0.2, 0.5)] == [True, True, True, False, False]
+def test_few_rows_are_copied_and_many_are_scanned() -> None:
+    assert [copied(part, 0.2) for part in (0.001, 0.01, 0.03, 0.2, 0.5)] == [True, True, True, False, False]
+
+
+def test_rows_are_copied_where_too_few_pass_near_a_query_to_fill_a_page() -> None:
+    """Even if a scan of the few lists that are enough without a filter is cheaper: the best lie anywhere."""
+    assert [copied(part, 0.0) for part in (0.001, 0.01, 0.02, 0.05)] == [True, True, True, False]

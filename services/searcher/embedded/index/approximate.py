@@ -180,6 +180,10 @@ _MORE = 1.25  # candidates, in addition, in case that fewer of the nearest pass 
 _GATHER = 1.05  # to copy a stored vector and to score it
 _CHECKS = 57.0  # rows that a scan passes over in this time, as they do not pass
 _BEGIN = 1000.0  # to begin a scan, and to score its candidates again
+# So few rows are scored whatever a scan costs. Where fewer of them than the hits wanted lie near a query, the
+# others are in lists anywhere: of a million rows in 2000 clusters, scans found .76 with 1 %, .95 with 2 %.
+_EXACT_ROWS = 32_768
+_EXACT_PART = 48  # and no more than one in so many
 _MOST_GROWTH = 2  # of the number of lists that fits the rows, until they are trained again
 
 
@@ -273,7 +277,8 @@ class IvfSegment(ApproximateSegment):
             return request.matching <= _GATHER_ROWS
         share = self._nprobe(request) / int(self.index.nlist)
         scan = share * (self.columns.used / _CHECKS + request.matching) + _BEGIN
-        return request.matching * _GATHER <= scan
+        few = min(_EXACT_ROWS, self.columns.used // _EXACT_PART)
+        return request.matching <= few or request.matching * _GATHER <= scan
 
     def _nprobe(self, request: SegmentQuery) -> int:
         # The best rows that pass a filter are further away, so more lists are needed. With the root of how
