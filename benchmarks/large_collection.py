@@ -170,8 +170,8 @@ def upsert(engine: EmbeddedEngine, first: int, vectors: Vectors) -> None:
 def segments(engine: EmbeddedEngine) -> list[tuple[str, int]]:
     """Index and rows of each segment; flat ones together."""
     found = engine.stats("c")[0].segments
-    flat = sum(segment.record_count for segment in found if segment.index in ("flat", "growing"))
-    return [("flat", flat), *((s.index, s.record_count) for s in found if s.index not in ("flat", "growing"))]
+    flat = sum(segment.record_count for segment in found if segment.recall is None)
+    return [("flat", flat), *((s.index, s.record_count) for s in found if s.recall is not None)]
 
 
 def unindexed(engine: EmbeddedEngine) -> int:

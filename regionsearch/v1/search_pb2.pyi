@@ -2363,7 +2363,9 @@ class SegmentStats(_message.Message):
     record_count: _builtins.int
     tombstone_count: _builtins.int
     index: _builtins.str
-    """"growing" and "flat", which are exact, "ivf", "codes"; with the milvus engine the kind of Milvus' index."""
+    """What answers: "growing", "flat" or "gpu-flat", which are exact, "ivf", "gpu-ivf" or "gpu-cagra" (on a GPU, which
+    leaves some filters to "ivf"), "codes"; with the milvus engine the kind of Milvus' index.
+    """
     recall: _builtins.float
     """recall@10 against exact search over this segment of the kind of query that fares worst (see QueryRecall); absent
     where it is exact.

@@ -23,8 +23,8 @@ class EmbeddedSettings(SettingsPart):
     ann_above: int = Field(
         1_000_000,
         ge=1,
-        description="Number of records above which approximate indexes are built; if it is not set and a GPU "
-        "is used, four million.",
+        description="Number of records from which on a collection gets approximate indexes; with fewer it is "
+        "searched exactly. If it is not set and a GPU is used, four million.",
     )
     ann_rows: int = Field(
         65_536,

@@ -89,7 +89,11 @@ def test_a_large_collection_is_placed_by_what_fits_and_by_what_the_library_has(
         device.searched.clear()
         assert search(engine, vectors[123], limit=1)[0].record.record_id == "r123"
         assert {asked for asked, _ in device.searched} == ({kind} - {"host"})
-        assert min(s.recall for s in engine.stats("c")[0].segments) >= 0.95
+        segments = engine.stats("c")[0].segments
+        assert [s.index for s in segments] == [
+            {"lists": "gpu-ivf", "graph": "gpu-cagra", "host": "ivf"}[kind]
+        ]
+        assert min(s.recall for s in segments) >= 0.95
     odd = search(engine, vectors[123], filter=Filter(tags=("odd",)), limit=100)
     assert len(odd) == 100 and {hit.image.tags for hit in odd} == {("odd",)}
     engine.delete("c", Deletion(filter=Filter(tags=("even",))))

@@ -42,7 +42,7 @@ def test_faster_indexes_replace_flat_ones_and_survive_restart_and_deletes(
             engine.run_maintenance()
         (stats,) = engine.stats("c")
         kinds = [segment.index for segment in stats.segments]
-        assert kinds == {"gpu": ["flat"] * 3 + ["growing"]}.get(kind, [kind, "growing"])
+        assert kinds == {"gpu": ["gpu-flat"] * 2 + ["flat", "growing"]}.get(kind, [kind, "growing"])
         assert stats.record_count == 5500
         if kind == "gpu":
             views = engine._collections.find("c").index.state.views

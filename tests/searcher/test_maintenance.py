@@ -58,6 +58,21 @@ def test_many_segments_with_tombstones_are_compacted_a_few_at_a_time(tmp_path) -
     engine.close()
 
 
+def test_a_collection_is_indexed_from_ann_above_records_on(tmp_path) -> None:
+    engine = EmbeddedEngine(settings_of(tmp_path, max_unindexed_bytes=1))
+    engine.create_collection(Collection("c", MODEL))
+    vectors = clustered(2001)
+    fill(engine, vectors[:1999])
+    engine.run_maintenance()
+    assert set(kinds(engine)) == {"flat", "growing"}
+    fill(engine, vectors[1999:2000], first=1999)
+    with pytest.raises(RegionSearchError, match="wait for an index"):
+        fill(engine, vectors[2000:], first=2000)
+    engine.run_maintenance()
+    assert kinds(engine) == ["ivf"]
+    engine.close()
+
+
 def test_a_compacted_approximate_segment_becomes_approximate_again(tmp_path) -> None:
     engine = EmbeddedEngine(settings_of(tmp_path))
     engine.create_collection(Collection("c", MODEL))

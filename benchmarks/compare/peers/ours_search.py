@@ -15,13 +15,14 @@ from benchmarks.searcher_rig import MODEL_INFO, REGIONS
 from loadtests.launch import Process, stop_all
 from regionsearch.tensors import tensor_to_proto
 from regionsearch.v1 import search_pb2, search_pb2_grpc
+from services.searcher.settings import EmbeddedSettings
 
 
 class Peer(driver.Peer):
     """Images of 50 regions; the part is a number among an image's attributes."""
 
     version = version("regionsearch")
-    ann_above = 1_000_000
+    ann_above = int(EmbeddedSettings.model_fields["ann_above"].default)
     settings: dict[str, object] = {}  # noqa: RUF012
 
     def __init__(self, folder: Path) -> None:
@@ -62,7 +63,7 @@ class Peer(driver.Peer):
         """Waits until the background has indexed all but the last rows, if there are enough for an index."""
         while True:
             stats = self._stub.GetStats(search_pb2.GetStatsRequest(collection="c")).collections[0]
-            indexed = sum(s.record_count for s in stats.segments if s.index not in ("", "flat", "exact"))
+            indexed = sum(s.record_count for s in stats.segments if s.HasField("recall"))
             if stats.record_count < self.ann_above or indexed > 0.8 * stats.record_count:
                 return
             time.sleep(0.5)

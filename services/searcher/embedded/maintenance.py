@@ -22,7 +22,7 @@ from services.searcher.embedded.index.compaction import (
 )
 from services.searcher.embedded.index.index_files import IndexCache
 from services.searcher.embedded.index.segments import IndexSegment
-from services.searcher.embedded.open_collections import OpenCollection
+from services.searcher.embedded.open_collections import OpenCollection, answering_kind
 from services.searcher.embedded.planning import Planner
 from services.searcher.embedded.store import collection_rows, visibility
 from services.searcher.embedded.store.disk_reserve import DiskReserve
@@ -163,7 +163,7 @@ class Maintenance:
         _log.info(
             "index built",
             collection=collection.spec.name,
-            index=segment.kind,
+            index=answering_kind(segment),
             rows=len(compaction),
             recall=segment.recall,
             seconds=round(time.monotonic() - started, 2),

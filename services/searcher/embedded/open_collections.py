@@ -8,10 +8,11 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from regionsearch.errors import RegionSearchError, not_found
-from services.searcher.embedded.index.approximate import ApproximateSegment
+from services.searcher.embedded.index.approximate import ApproximateSegment, IvfSegment
 from services.searcher.embedded.index.binary import Codec
 from services.searcher.embedded.index.filters import FilterCache, Terms
 from services.searcher.embedded.index.live_queries import QueryKind
+from services.searcher.embedded.index.segments import IndexSegment
 from services.searcher.embedded.index.vector_index import VectorIndex
 from services.searcher.embedded.rows import Change
 from services.searcher.embedded.store import reads
@@ -178,6 +179,12 @@ def approximate_segments(collection: OpenCollection) -> list[ApproximateSegment]
     return [segment for segment in segments if isinstance(segment, ApproximateSegment)]
 
 
+def answering_kind(segment: IndexSegment) -> str:
+    """The name of the index that answers: of a segment's copy on a device, if it has one."""
+    device = segment.device if isinstance(segment, IvfSegment) else None
+    return segment.kind if device is None else device.kind
+
+
 def statistics(database: Database, collection: OpenCollection, seq: int) -> CollectionStats:
     """Sizes and recall of an open collection after write `seq`."""
     views = collection.index.state.views
@@ -189,7 +196,7 @@ def statistics(database: Database, collection: OpenCollection, seq: int) -> Coll
             view.segment.columns.dead,
             "growing"
             if view is views[-1] and view.rows < view.segment.columns.capacity
-            else view.segment.kind,
+            else answering_kind(view.segment),
             view.segment.recall,
         )
         for view in views

@@ -113,7 +113,7 @@ class Planner:
         """
         index, settings = collection.index, self._settings
         views, coded = index.state.views, collection.spec.codes is not None
-        if not coded and sum(view.rows for view in views) <= settings.ann_above:
+        if not coded and sum(view.rows for view in views) < settings.ann_above:
             return
         waiting = sum(view.rows for view in views if isinstance(view.segment, FlatSegment))
         nbytes = 4 * index.dimension * waiting

@@ -191,9 +191,11 @@ class DeviceCopy(Protocol):
     """A segment on a device, which searches all rows: it knows no selectors.
 
     Attributes:
+        kind: Name of the index, for statistics.
         adjustable: Whether tuning may change how far it looks, or take another in its place.
     """
 
+    kind: str
     adjustable: bool
 
     def search(self, queries: Vectors, count: int, nprobe: int, further: float) -> Positions | None:

@@ -172,6 +172,7 @@ class OnDevice:
 class DeviceLists:
     """A segment's inverted lists on a device: the same codes, so what was measured on the host holds."""
 
+    kind = "gpu-ivf"
     adjustable = False
 
     def __init__(self, index: OnDevice) -> None:
@@ -189,6 +190,7 @@ class DeviceLists:
 class DeviceGraph:
     """A graph of a segment's vectors on a device (CAGRA), searched as wide as recall was measured to need."""
 
+    kind = "gpu-cagra"
     adjustable = True
 
     def __init__(self, index: OnDevice, width: int, library: Any) -> None:

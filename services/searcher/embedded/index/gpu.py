@@ -42,7 +42,7 @@ class GpuSegment:
         index: The same vectors on the device.
     """
 
-    kind = "flat"
+    kind = "gpu-flat"
     sealed = True
     approximate = False
     recall: float | None = None

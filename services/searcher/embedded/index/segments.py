@@ -63,7 +63,7 @@ class IndexSegment(Protocol):
 
     Attributes:
         columns: What is known of the rows.
-        kind: Name of the index, for statistics.
+        kind: Name of the index, in statistics and of its files.
         recall: recall@10 of the kind of query that fares worst, against exact search; None where it is exact.
         sealed: Whether no further rows come.
         approximate: Whether it may overlook rows.
