@@ -45,10 +45,11 @@ from regionsearch.tensors import tensor_to_proto
 from regionsearch.v1 import search_pb2, search_pb2_grpc
 from services.searcher.embedded.engine import EmbeddedEngine
 from services.searcher.embedded.faiss_compat import faiss, selector
-from services.searcher.embedded.index.approximate import ApproximateSegment, build_ivf
+from services.searcher.embedded.index.approximate import ApproximateSegment
 from services.searcher.embedded.index.binary import build_codes, train_codec, training_sample
 from services.searcher.embedded.index.compaction import CompactionInput
 from services.searcher.embedded.index.index_files import FOLDER as INDEX_FOLDER
+from services.searcher.embedded.index.inverted_lists import build_ivf
 from services.searcher.embedded.index.recall import RecallEvaluator, recall_evaluators, tune
 from services.searcher.settings import EmbeddedSettings
 from services.searcher.types import CodeMethod, CodeSpec, Collection

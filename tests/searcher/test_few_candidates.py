@@ -11,7 +11,7 @@ import pytest
 
 from services.searcher import ranking
 from services.searcher.embedded.engine import EmbeddedEngine
-from services.searcher.embedded.index import approximate
+from services.searcher.embedded.index import approximate, inverted_lists
 from services.searcher.embedded.queries import candidate_source, tie_order
 from services.searcher.queries import Deletion, Query
 from services.searcher.settings import EmbeddedSettings
@@ -27,7 +27,8 @@ def scarce(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (tie_order, candidate_source):
         monkeypatch.setattr(module, "MANY", 1)
     monkeypatch.setattr(approximate, "_GATHER_ROWS", 0)
-    monkeypatch.setattr(approximate, "_GATHER", np.inf)
+    monkeypatch.setattr(inverted_lists, "_BROAD_ROWS", 0)
+    monkeypatch.setattr(inverted_lists, "_GATHER", np.inf)
 
 
 def walked(folder: Path, seed: int, **fields: object):

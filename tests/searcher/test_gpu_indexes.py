@@ -12,9 +12,9 @@ import pytest
 
 from services.searcher.embedded import open_store
 from services.searcher.embedded.engine import EmbeddedEngine
-from services.searcher.embedded.index.approximate import IvfSegment, build_ivf
 from services.searcher.embedded.index.compaction import CompactionInput
 from services.searcher.embedded.index.device import DeviceGraph, DeviceLists, OnDevice, tune_on_device
+from services.searcher.embedded.index.inverted_lists import IvfSegment, build_ivf
 from services.searcher.embedded.index.recall import recall_evaluators
 from services.searcher.embedded.index.search_thread import SearchThreads
 from services.searcher.embedded.index.segments import SegmentQuery

@@ -9,12 +9,12 @@ import pytest
 
 from services.searcher.embedded import faiss_compat
 from services.searcher.embedded.index import nearest
-from services.searcher.embedded.index.approximate import IvfSegment, build_ivf
 from services.searcher.embedded.index.binary import Codec, CodeSegment, build_codes, train_codec
 from services.searcher.embedded.index.compaction import CompactionInput
 from services.searcher.embedded.index.device import MAX_COUNT
 from services.searcher.embedded.index.filters import CompiledFilter, FilterCache
 from services.searcher.embedded.index.gpu import build_gpu
+from services.searcher.embedded.index.inverted_lists import IvfSegment, build_ivf
 from services.searcher.embedded.index.nearest import FlatSegment, best
 from services.searcher.embedded.index.recall import RecallEvaluator, noisy, recall_evaluators, tune
 from services.searcher.embedded.index.segments import SegmentQuery

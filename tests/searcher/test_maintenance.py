@@ -10,9 +10,9 @@ import pytest
 from regionsearch.errors import Kind, RegionSearchError
 from services.searcher.embedded import maintenance, planning
 from services.searcher.embedded.engine import EmbeddedEngine
-from services.searcher.embedded.index.approximate import IvfSegment
 from services.searcher.embedded.index.compaction import CompactionInput, select_for_compaction
 from services.searcher.embedded.index.index_files import FOLDER
+from services.searcher.embedded.index.inverted_lists import IvfSegment
 from services.searcher.embedded.index.live_queries import QueryKind
 from services.searcher.embedded.index.recall import RecallEvaluator
 from services.searcher.queries import Deletion, Filter

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from services.searcher.embedded.faiss_compat import to_single
-from services.searcher.embedded.index import approximate
-from services.searcher.embedded.index.approximate import build_ivf
+from services.searcher.embedded.index import inverted_lists
 from services.searcher.embedded.index.compaction import ALL_ROWS, CompactionInput
 from services.searcher.embedded.index.index_files import IndexCache
+from services.searcher.embedded.index.inverted_lists import build_ivf
 from services.searcher.embedded.index.live_queries import LiveQueries, QueryKind
 from services.searcher.embedded.index.recall import RecallEvaluator, noisy, recall_evaluators, tune
 from services.searcher.embedded.index.search_thread import SearchThreads
@@ -203,7 +203,7 @@ def test_a_filter_that_nearly_all_rows_pass_finds_the_rows_that_a_look_up_of_eac
     queries = np.concatenate([vectors[:3], words(vectors, 20, 1)])
     request = SegmentQuery(queries, 3000, mask, int(mask.sum()), 30)
     found = segment.candidates(queries, request, 30)
-    monkeypatch.setattr(approximate, "_BROAD", 0)
+    monkeypatch.setattr(inverted_lists, "_BROAD", 0)
     looked_up = segment.candidates(queries, request, 30)
     assert found is not None
     assert looked_up is not None

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from regionsearch.errors import RegionSearchError, not_found
-from services.searcher.embedded.index.approximate import ApproximateSegment, IvfSegment
+from services.searcher.embedded.index.approximate import ApproximateSegment
 from services.searcher.embedded.index.binary import Codec
 from services.searcher.embedded.index.filters import FilterCache, Terms
+from services.searcher.embedded.index.inverted_lists import IvfSegment
 from services.searcher.embedded.index.live_queries import QueryKind
 from services.searcher.embedded.index.segments import IndexSegment
 from services.searcher.embedded.index.vector_index import VectorIndex

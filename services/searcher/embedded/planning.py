@@ -11,12 +11,7 @@ import structlog
 
 from regionsearch.errors import overloaded
 from services.searcher.embedded.faiss_compat import faiss
-from services.searcher.embedded.index.approximate import (
-    ApproximateSegment,
-    IvfSegment,
-    build_ivf,
-    restore_ivf,
-)
+from services.searcher.embedded.index.approximate import ApproximateSegment
 from services.searcher.embedded.index.binary import (
     Codec,
     CodeSegment,
@@ -43,6 +38,7 @@ from services.searcher.embedded.index.device import (
 )
 from services.searcher.embedded.index.gpu import build_gpu
 from services.searcher.embedded.index.index_files import IndexCache, SavedIndex
+from services.searcher.embedded.index.inverted_lists import IvfSegment, build_ivf, restore_ivf
 from services.searcher.embedded.index.live_queries import QueryKind
 from services.searcher.embedded.index.nearest import FlatSegment
 from services.searcher.embedded.index.recall import (

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from regionsearch.errors import Kind, RegionSearchError
 from services.searcher.embedded.faiss_compat import faiss
-from services.searcher.embedded.index.approximate import IvfSegment
 from services.searcher.embedded.index.columns import Positions
+from services.searcher.embedded.index.inverted_lists import IvfSegment
 from services.searcher.embedded.index.live_queries import QueryKind
 from services.searcher.embedded.index.recall import RecallEvaluator, tune
 from services.searcher.embedded.index.search_thread import SearchThreads
