@@ -96,20 +96,38 @@ class BoundedExecutor:
         Raises:
             RegionSearchError: OVERLOADED.
         """
-        with self._lock:
-            refusal = self._refusal(nbytes)
-            if refusal is not None:
-                raise refusal
-            self._inside += 1
-            self._bytes += nbytes
-        future = self._executor.submit(_in_memory, function)
-        future.add_done_callback(partial(self._leave, nbytes))
+        self.admit(nbytes)
+        future = self.submit(partial(_in_memory, function))
+        future.add_done_callback(lambda _: self.leave(nbytes))
         try:
             return await asyncio.wrap_future(future)
         except asyncio.CancelledError:
             if cancellation is not None:
                 cancellation.cancel()
             raise
+
+    def admit(self, nbytes: int = 0) -> None:
+        """Counts a call that needs so much memory, until it leaves.
+
+        Raises:
+            RegionSearchError: OVERLOADED.
+        """
+        with self._lock:
+            refusal = self._refusal(nbytes)
+            if refusal is not None:
+                raise refusal
+            self._inside += 1
+            self._bytes += nbytes
+
+    def leave(self, nbytes: int = 0) -> None:
+        """Ends what `admit` began: a thread that still works after its caller has left counts, too."""
+        with self._lock:
+            self._inside -= 1
+            self._bytes -= nbytes
+
+    def submit(self, function: Callable[[], T]) -> Future[T]:
+        """Runs a function for calls that have been admitted, on the next free thread."""
+        return self._executor.submit(function)
 
     async def run_in_turn(self, function: Callable[[], T], nbytes: int) -> T:
         """Runs the next part of a call that has begun: it waits instead of being refused.
@@ -145,15 +163,16 @@ class BoundedExecutor:
             retry_after_s=0.5,
         )
 
-    def _leave(self, nbytes: int, future: Future[T]) -> None:
-        with self._lock:  # a thread that still works after its caller has left counts too
-            self._inside -= 1
-            self._bytes -= nbytes
-
 
 def _in_memory(function: Callable[[], T]) -> T:
-    """Turns running out of memory into an error that may be retried."""
     try:
         return function()
     except MemoryError as error:
-        raise overloaded("not enough memory for this call: ask for less, or retry later", 5.0) from error
+        raise retryable(error) from error
+
+
+def retryable(error: BaseException) -> BaseException:
+    """The error of a call; running out of memory is one that may be retried."""
+    if isinstance(error, MemoryError):
+        return overloaded("not enough memory for this call: ask for less, or retry later", 5.0)
+    return error

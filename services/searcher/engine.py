@@ -7,8 +7,9 @@ cluster for those who outgrow one machine). Both are called from many threads at
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 from regionsearch.errors import Kind, RegionSearchError
 from regionsearch.texts import MetadataLimits
@@ -35,15 +36,40 @@ from services.searcher.types import (
 )
 
 _RETRY_S = 1.0
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SearchCall:
+    """A search; the fields are the arguments of `Engine.search`."""
+
+    model: ModelIdentity
+    queries: Sequence[Query]
+    min_seq: int | None = None
+    cancellation: CancellationToken = NEVER_CANCELLED
+    budget: ResponseBudget = UNLIMITED
+
+
+def attempt(function: Callable[[], T]) -> T | Exception:
+    """What a function returns or raises: the error of one call must not end the others."""
+    try:
+        return function()
+    except Exception as error:
+        return error
 
 
 class Engine(Protocol):
     """Collections of images, records and vectors. Every method raises `RegionSearchError` and nothing else.
 
     NOT_FOUND when there is no such collection; MODEL_MISMATCH for vectors of another model.
+
+    Attributes:
+        name: Its name.
+        together: How many searches are better answered together than each on a thread of its own.
     """
 
     name: str
+    together: int
 
     def create_collection(self, collection: Collection) -> Collection:
         """Adds an empty collection; ALREADY_EXISTS when there is one of that name."""
@@ -107,6 +133,9 @@ class Engine(Protocol):
         DEADLINE_EXCEEDED when the caller has left before the search began. A single query's page ends
         early where `budget` is used up; TOO_LARGE when not even one hit fits, or when several pages do not.
         """
+
+    def search_together(self, name: str, calls: Sequence[SearchCall]) -> Iterator[list[Page] | Exception]:
+        """The pages of several searches, in their order, or the error of each; raises what all have."""
 
     def get_records(
         self,

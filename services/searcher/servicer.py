@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable
 from functools import partial
 from typing import Any, TypeVar
 
 from google.protobuf.message import Message
 
-from regionsearch.errors import Kind, RegionSearchError, invalid, not_found
+from regionsearch.errors import Kind, RegionSearchError, invalid
 from regionsearch.rpc.calls import remaining
 from regionsearch.v1 import search_pb2 as pb
 from regionsearch.v1 import search_pb2_grpc
 from services.searcher.answers import (
     collection_to_proto,
     counts_to_proto,
-    hit_to_proto,
     image_to_proto,
-    model_to_proto,
     stats_to_proto,
     stored_to_proto,
 )
@@ -29,10 +27,11 @@ from services.searcher.replication import Replication
 from services.searcher.requests import Reader, write_bytes
 from services.searcher.response_budget import ResponseBudget, ResponseMemory
 from services.searcher.scrolling import NEWEST_FIRST
-from services.searcher.search_requests import PageTokens, ScrollReader, SearchReader, fingerprint
+from services.searcher.search_requests import PageTokens, ScrollReader, fingerprint
+from services.searcher.searches import Searches
 from services.searcher.settings import LimitSettings
 from services.searcher.snapshot_schedule import dated, take_snapshot
-from services.searcher.types import UpsertResult, Vectors
+from services.searcher.types import UpsertResult
 
 T = TypeVar("T")
 _Context = Any  # grpc-stubs give handlers the synchronous context
@@ -72,7 +71,7 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
         self._engine = engine
         self._read = Reader(limits)
         self._tokens = PageTokens(engine.token_key)
-        self._search_reader = SearchReader(self._read, self._tokens)
+        self._searches = Searches(engine, self._read, self._tokens, reads)
         self._scrolls = ScrollReader(self._read, self._tokens)
         self._most = max_message_bytes
         self._answers = ResponseMemory(max_read_bytes)
@@ -211,49 +210,13 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
         advice = "ask for fewer hits or queries, or leave include_masks out"
         # The gateway adds the query's vectors to the page token.
         budget = self._budget(context, "page_size", advice, spare=self._most // 32)
-        return await self._look_up(context, lambda: self._search(request, cancellation, budget), cancellation)
+        return await self._up_to_date(context, lambda: self._searches.answer(request, cancellation, budget))
 
     def _budget(self, context: _Context, field: str, advice: str, spare: float = 0) -> ResponseBudget:
         """Of an answer, which counts among all of them until it is sent or its caller has left."""
         budget = ResponseBudget(self._most, field, advice, spare=spare, memory=self._answers)
         context.add_done_callback(lambda _: self._answers.give_back(budget))
         return budget
-
-    def _search(
-        self, request: pb.SearchRequest, cancellation: CancellationToken, budget: ResponseBudget
-    ) -> pb.SearchResponse:
-        model = self._read.model(request.model)
-        queries, digest = self._search_reader.queries(request, self._vectors_of)
-        min_seq = request.min_seq if request.HasField("min_seq") else None
-        found = self._engine.search(request.collection, model, queries, min_seq, cancellation, budget)
-        answer = pb.SearchResponse(
-            results=[
-                pb.QueryResult(
-                    hits=[hit_to_proto(hit) for hit in page.hits],
-                    next_page_token=self._search_reader.next_page_token(page, digest),
-                )
-                for page in found
-            ],
-            seq=found[0].seq,
-            model=model_to_proto(model),
-        )
-        budget.check(answer.ByteSize())
-        return answer
-
-    def _vectors_of(self, collection: str, record_ids: Sequence[str], field: str) -> Vectors:
-        """The vectors of records, shape (records, dimension), in their order.
-
-        Raises:
-            RegionSearchError: NOT_FOUND.
-        """
-        stored = self._engine.get_records(collection, record_ids, [], masks=False, vectors=True)
-        assert stored.vectors is not None
-        rows = {record.record_id: row for row, record in enumerate(stored.records)}
-        for number, record_id in enumerate(record_ids):
-            if record_id not in rows:
-                place = f"{field}[{number}]"
-                raise not_found(place, f"{place}: collection {collection!r} has no record {record_id!r}")
-        return stored.vectors[[rows[record_id] for record_id in record_ids]]
 
     async def GetRecords(self, request: pb.GetRecordsRequest, context: _Context) -> pb.GetRecordsResponse:
         for name in ("record_ids", "image_ids"):
@@ -355,16 +318,18 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
         seq, count = await self._snapshots.run(lambda: self._engine.restore(request.name, request.collection))
         return pb.RestoreResponse(seq=seq, collection_count=count)
 
-    async def _look_up(
-        self, context: _Context, read: Callable[[], T], cancellation: CancellationToken | None = None
-    ) -> T:
-        """Runs a read, on a read replica once it has what the caller has seen."""
+    async def _look_up(self, context: _Context, read: Callable[[], T]) -> T:
+        """Runs a read."""
+        return await self._up_to_date(context, lambda: self._reads.run(read))
+
+    async def _up_to_date(self, context: _Context, answer: Callable[[], Awaitable[T]]) -> T:
+        """Answers a read, on a read replica once it has what the caller has seen."""
         await self._replication.see(context)
         try:
-            return await self._reads.run(read, cancellation)
+            return await answer()
         except BehindError as error:
             await self._replication.reach(error)
-        return await self._reads.run(read, cancellation)
+        return await answer()
 
     async def Follow(
         self, request: pb.FollowRequest, context: _Context

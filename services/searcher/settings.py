@@ -159,7 +159,11 @@ class SearcherSettings(ServiceSettings):
     embedded: EmbeddedSettings = EmbeddedSettings()
     milvus: MilvusSettings = MilvusSettings()
     limits: LimitSettings = LimitSettings()
-    read_threads: int = Field(64, ge=1, description="Searches and look-ups in progress at a time.")
+    read_threads: int = Field(
+        64,
+        ge=1,
+        description="Threads of searches and look-ups; searches that are answered together have one.",
+    )
     write_threads: int = Field(32, ge=1, description="Writes in progress at a time.")
     max_write_bytes: int = Field(
         512 * MIB,

@@ -12,9 +12,12 @@ import numpy as np
 import pytest
 
 from regionsearch.errors import Kind, RegionSearchError, from_rpc_error
+from regionsearch.tensors import tensor_from_proto
 from regionsearch.v1 import search_pb2_grpc
 from services.searcher import __main__ as process_module
+from services.searcher import searches
 from services.searcher.bounded_executor import BoundedExecutor, CancellationToken
+from services.searcher.call_groups import CallGroups
 from services.searcher.embedded.engine import EmbeddedEngine
 from services.searcher.embedded.index.vector_index import VectorIndex
 from services.searcher.settings import EmbeddedSettings, SearcherSettings
@@ -27,19 +30,28 @@ class Held:
 
     stub: search_pb2_grpc.SearchServiceAsyncStub
     engine: EmbeddedEngine
+    groups: CallGroups
     gate: threading.Event
     executed: list[np.ndarray] = field(default_factory=list)
 
+    def queue(self) -> list[tuple[np.ndarray, CancellationToken]]:
+        """Who waits: for the pass that is to come, and for the next group."""
+        jobs = list(self.engine._search._jobs)
+        calls = [one.call for waiting in self.groups._waiting.values() for one in waiting]
+        return [(job.request.vectors, job.cancellation) for job in jobs] + [
+            (tensor_from_proto(call.request.queries, "queries"), call.cancellation) for call in calls
+        ]
+
     async def waiting(self, count: int) -> None:
-        """Until so many requests wait in the queue."""
-        while len(self.engine._search._jobs) != count:  # noqa: ASYNC110  # a thread changes it
+        """Until so many requests wait."""
+        while len(self.queue()) != count:  # noqa: ASYNC110  # a thread changes it
             await asyncio.sleep(0.01)
 
     async def left(self, vectors: np.ndarray) -> None:
         """Until the searcher knows that nobody waits for these vectors any more."""
         while any(  # noqa: ASYNC110
-            job.cancellation.refusal() is None and np.allclose(job.request.vectors, vectors, atol=1e-5)
-            for job in list(self.engine._search._jobs)
+            cancellation.refusal() is None and np.allclose(waiting, vectors, atol=1e-5)
+            for waiting, cancellation in self.queue()
         ):
             await asyncio.sleep(0.01)
 
@@ -50,7 +62,12 @@ class Held:
 @pytest.fixture
 async def held(settings: EmbeddedSettings, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Held]:
     opened: list[EmbeddedEngine] = []
+    groups: list[CallGroups] = []
     real_open, real_fetch = process_module.open_engine, VectorIndex.fetch
+
+    def grouped(*arguments):
+        groups.append(CallGroups(*arguments))
+        return groups[-1]
 
     def open_engine(*arguments):
         opened.append(real_open(*arguments))
@@ -61,10 +78,11 @@ async def held(settings: EmbeddedSettings, monkeypatch: pytest.MonkeyPatch) -> A
         return real_fetch(index, requests)
 
     monkeypatch.setattr(process_module, "open_engine", open_engine)
+    monkeypatch.setattr(searches, "CallGroups", grouped)
     process = SearcherSettings(port=0, drain_delay_s=0, embedded=settings)
     async with connected(process) as stub:
         await stub.Upsert(upsert_request("a", unit_vectors(4)))
-        made = Held(stub, opened[0], threading.Event())
+        made = Held(stub, opened[0], groups[0], threading.Event())
         monkeypatch.setattr(VectorIndex, "fetch", fetch)
         begun = threading.Event()
 
@@ -92,7 +110,7 @@ async def test_a_cancelled_search_is_never_executed(held: Held) -> None:
     assert len((await staying).results[0].hits) == 4
     assert held.ran(stays)
     assert not held.ran(gone)
-    assert not held.engine._search._jobs
+    assert not held.queue()
 
 
 async def test_an_expired_search_is_never_executed(held: Held) -> None:

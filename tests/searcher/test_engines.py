@@ -11,7 +11,7 @@ import pytest
 
 from regionsearch.errors import Kind, RegionSearchError
 from services.searcher.embedded.engine import EmbeddedEngine
-from services.searcher.engine import Engine
+from services.searcher.engine import Engine, SearchCall
 from services.searcher.migrate import migrate
 from services.searcher.queries import Deletion, Filter, Query
 from services.searcher.settings import EmbeddedSettings
@@ -84,6 +84,26 @@ def test_answers_as_the_oracle(engine: Engine) -> None:
             image_id: sum(r.level == Level.REGION for r, _ in entry.records.values())
             for image_id, entry in oracle.images.items()
         }
+
+
+def test_searches_find_together_what_they_find_alone(engine: Engine) -> None:
+    rng = random.Random(11)
+    for _ in range(8):
+        engine.upsert("c", MODEL, some_upsert(rng))
+        engine.update_images("c", [some_update(rng)], LIMITS)
+    queries = [some_query(rng) for _ in range(45)]
+    calls = [SearchCall(MODEL, queries[at : at + 1 + at % 2]) for at in range(0, 45, 3)]
+    calls += [
+        SearchCall(MODEL, [replace(query, fold_similarity=0.95, diversity=0.3)]) for query in queries[:3]
+    ]
+    while calls:
+        expected = [engine.search("c", call.model, call.queries) for call in calls]
+        assert list(engine.search_together("c", calls)) == expected
+        calls = [
+            SearchCall(MODEL, [following(call.queries[0], pages[0])])
+            for call, pages in zip(calls, expected, strict=True)
+            if len(pages) == 1 and pages[0].more
+        ]
 
 
 def test_an_excluded_record_never_comes_back_and_a_selective_filter_fills_the_page(engine: Engine) -> None:

@@ -6,9 +6,13 @@ import os
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import pytest
 
+from regionsearch.errors import Kind, RegionSearchError
+from services.searcher.bounded_executor import NEVER_CANCELLED, CancellationToken
 from services.searcher.embedded.index.search_thread import SearchThreads
 from services.searcher.embedded.index.segments import EXACT
 from services.searcher.embedded.index.vector_index import VectorQuery
@@ -53,22 +57,22 @@ class SlowIndex:
         return [[] for _ in requests]
 
 
-def fetch(effort: float = 1.0) -> VectorQuery:
-    return VectorQuery(np.ones((1, 4), np.float32), [], 10, effort=effort)
+def fetch(effort: float = 1.0) -> tuple[VectorQuery, CancellationToken]:
+    return VectorQuery(np.ones((1, 4), np.float32), [], 10, effort=effort), NEVER_CANCELLED
 
 
 def test_a_long_search_pass_delays_neither_other_collections_nor_quick_searches() -> None:
     search = SearchThreads(threads=2)
     slow, quick = SlowIndex(), SlowIndex()
     quick.may_end.set()
-    long = search.submit(slow, fetch(EXACT))
+    long = search.submit(slow, [fetch(EXACT)])[0]
     assert slow.begun.wait(60)
-    more = [search.submit(other, fetch(EXACT)) for other in (slow, quick, slow)]
-    assert search.submit(quick, fetch()).result(60) == [], "another collection is answered meanwhile"
+    more = [search.submit(other, [fetch(EXACT)])[0] for other in (slow, quick, slow)]
+    assert search.submit(quick, [fetch()])[0].result(60) == [], "another collection is answered meanwhile"
     slow.begun.clear()
-    plain = search.submit(slow, fetch())
+    plain = search.submit(slow, [fetch()])[0]
     assert slow.begun.wait(60), "and a quick search of the same collection begins"
-    together = [search.submit(slow, fetch()) for _ in range(3)]
+    together = [search.submit(slow, [fetch()])[0] for _ in range(3)]
     assert quick.passes == [1], "exhaustive searches leave a thread to the others"
     slow.may_end.set()
     for future in (long, plain, *more, *together):
@@ -77,25 +81,42 @@ def test_a_long_search_pass_delays_neither_other_collections_nor_quick_searches(
     search.close()
 
 
-def test_a_single_search_is_answered_by_its_caller_where_nobody_waits() -> None:
+def test_searches_are_answered_by_their_caller_where_nobody_waits() -> None:
     class Index:
         def __init__(self) -> None:
-            self.threads: list[threading.Thread] = []
+            self.passes: list[tuple[threading.Thread, int]] = []
 
         def fetch(self, requests):
-            self.threads.append(threading.current_thread())
+            self.passes.append((threading.current_thread(), len(requests)))
             return [[] for _ in requests]
 
-    search, index, mine = SearchThreads(threads=1, own_threads=True), Index(), threading.current_thread()
-    search.submit(index, fetch(), alone=True).result(60)
-    search.submit(index, fetch()).result(60)
-    assert [thread is mine for thread in index.threads] == [True, False]
+    search, index, mine = SearchThreads(2, threads=1, own_threads=True), Index(), threading.current_thread()
+    for future in search.submit(index, [fetch() for _ in range(3)]):
+        assert future.result(60) == []
+    assert index.passes.pop(0) == (mine, 2)
+    assert [thread is mine for thread, _ in index.passes] == [False], "what did not fit into the pass"
     slow = SlowIndex()
-    long = search.submit(slow, fetch())
+    with ThreadPoolExecutor(1) as pool:
+        long = pool.submit(search.submit, slow, [fetch()])
+        assert slow.begun.wait(60)
+        waiting = [search.submit(index, [fetch()])[0] for _ in range(2)]
+        slow.may_end.set()
+        for future in (*long.result(60), *waiting):
+            assert future.result(60) == []
+    [_, (thread, count)] = index.passes
+    assert (thread is mine, count) == (False, 2), "those who waited share a pass"
+    search.close()
+
+
+def test_searches_that_too_many_wait_before_are_refused_one_by_one() -> None:
+    search, slow = SearchThreads(max_pending=2), SlowIndex()
+    long = search.submit(slow, [fetch()])[0]
     assert slow.begun.wait(60)
-    waiting = [search.submit(index, fetch(), alone=True) for _ in range(2)]
+    *waiting, refused = search.submit(slow, [fetch() for _ in range(3)])
+    with pytest.raises(RegionSearchError) as caught:
+        refused.result(60)
+    assert caught.value.kind is Kind.OVERLOADED
     slow.may_end.set()
     for future in (long, *waiting):
         assert future.result(60) == []
-    assert [thread is mine for thread in index.threads[2:]] == [False], "those who waited share a pass"
     search.close()

@@ -54,7 +54,7 @@ def test_a_search_of_a_collection_that_is_being_deleted_is_answered(engine, monk
 
     def then_delete(self, *arguments, **options):
         found = real(self, *arguments, **options)
-        found.result()
+        [one.result() for one in found]
         engine.delete_collection("default")
         for _ in range(2):
             engine.run_maintenance()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import BinaryIO, Concatenate, ParamSpec, TypeVar
 
 from regionsearch.errors import Kind, RegionSearchError
@@ -22,7 +24,7 @@ from services.searcher.embedded.queries import result_pages, scrolling
 from services.searcher.embedded.rows import Change
 from services.searcher.embedded.store import changes, collection_rows, reads, writes
 from services.searcher.embedded.store.database import UNFINISHED
-from services.searcher.engine import never_acknowledged, upsert_patiently
+from services.searcher.engine import SearchCall, attempt, never_acknowledged, upsert_patiently
 from services.searcher.queries import (
     NO_FILTER,
     Deletion,
@@ -82,6 +84,8 @@ class EmbeddedEngine(CollectionNames):
 
     What its methods do stands in `Engine`.
     """
+
+    together = 32
 
     @_follows_its_name
     def train_codes(self, name: str, spec: CodeSpec) -> Collection:
@@ -175,18 +179,42 @@ class EmbeddedEngine(CollectionNames):
         cancellation: CancellationToken = NEVER_CANCELLED,
         budget: ResponseBudget = UNLIMITED,
     ) -> list[Page]:
-        pinned = [query.seq for query in queries if query.seq is not None]
+        call = SearchCall(model, queries, min_seq, cancellation, budget)
+        [found] = self.search_together(name, [call])
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    def search_together(self, name: str, calls: Sequence[SearchCall]) -> Iterator[list[Page] | Exception]:
         # Held before the collection is looked up: should it be deleted from now on, its rows stay.
-        with self._restore_lock.shared(), self._horizon.holding(pinned) as present:
+        with (
+            self._restore_lock.shared(),
+            self._horizon.holding() as present,
+            contextlib.ExitStack() as held,
+        ):
             collection = self._collections.find_searchable(name)
-            for query in queries:
-                check_generation(name, self._collections.generation(collection), query.generation)
-            check_model(name, collection.spec.model, model)
-            self._check_acknowledged(min_seq, present)
-            pages = result_pages.pages(
-                self._database, self._search, collection, queries, present, cancellation, budget
-            )
-            return [replace(page, generation=self._collections.generation(collection)) for page in pages]
+            generation = self._collections.generation(collection)
+
+            def begin(call: SearchCall) -> list[result_pages.Source]:
+                held.enter_context(self._horizon.holding(self._pinned(call.queries)))
+                for query in call.queries:
+                    check_generation(name, generation, query.generation)
+                check_model(name, collection.spec.model, call.model)
+                self._check_acknowledged(call.min_seq, present)
+                return result_pages.sources(self._database, self._search, collection, call, present)
+
+            begun = [attempt(partial(begin, call)) for call in calls]
+            found = [sources for sources in begun if not isinstance(sources, Exception)]
+            result_pages.ask(self._search, collection, found)
+            for call, sources in zip(calls, begun, strict=True):
+                if isinstance(sources, Exception):
+                    yield sources
+                else:
+                    yield attempt(partial(result_pages.pages, self._database, call, sources, generation))
+
+    def _pinned(self, queries: Sequence[Query]) -> list[int]:
+        """The writes whose states are searched, where it is not the present one."""
+        return [query.seq for query in queries if query.seq is not None]
 
     def get_records(
         self,

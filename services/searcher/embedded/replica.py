@@ -9,7 +9,6 @@ from typing import IO, NoReturn
 
 from regionsearch.errors import Kind, RegionSearchError
 from regionsearch.texts import MetadataLimits
-from services.searcher.bounded_executor import NEVER_CANCELLED, CancellationToken
 from services.searcher.embedded import snapshots
 from services.searcher.embedded.engine import EmbeddedEngine
 from services.searcher.embedded.index.vector_index import VectorIndex
@@ -18,8 +17,7 @@ from services.searcher.embedded.rows import Change
 from services.searcher.embedded.store import changes, reads
 from services.searcher.embedded.store.faults import explained
 from services.searcher.engine import BehindError
-from services.searcher.queries import Deletion, ImageUpdate, Page, Query, UpdateResult
-from services.searcher.response_budget import UNLIMITED, ResponseBudget
+from services.searcher.queries import Deletion, ImageUpdate, Query, UpdateResult
 from services.searcher.settings import EmbeddedSettings
 from services.searcher.types import (
     CodeSpec,
@@ -116,19 +114,12 @@ class ReplicaEngine(EmbeddedEngine):
 
     # Reading
 
-    def search(
-        self,
-        name: str,
-        model: ModelIdentity,
-        queries: Sequence[Query],
-        min_seq: int | None = None,
-        cancellation: CancellationToken = NEVER_CANCELLED,
-        budget: ResponseBudget = UNLIMITED,
-    ) -> list[Page]:
-        """As `Engine` has it; UNAVAILABLE for a write, or a page's state, that has not been received yet."""
-        for query in queries:
-            self._check_acknowledged(query.seq, self._committer.seq)
-        return super().search(name, model, queries, min_seq, cancellation, budget)
+    def _pinned(self, queries: Sequence[Query]) -> list[int]:
+        """UNAVAILABLE for a page's state that has not been received yet."""
+        pinned = super()._pinned(queries)
+        for seq in pinned:
+            self._check_acknowledged(seq, self._committer.seq)
+        return pinned
 
     def _check_acknowledged(self, min_seq: int | None, present: int) -> None:
         if min_seq is not None and min_seq > present:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -27,7 +27,7 @@ from regionsearch.errors import Kind, RegionSearchError
 from regionsearch.texts import MetadataLimits
 from services.searcher.bounded_executor import NEVER_CANCELLED, CancellationToken
 from services.searcher.diversity import rank_diverse, widened
-from services.searcher.engine import Feed, never_acknowledged
+from services.searcher.engine import Feed, SearchCall, attempt, never_acknowledged
 from services.searcher.milvus import scrolling, tables
 from services.searcher.milvus.access import Access, Freshness, TableGoneError, explained
 from services.searcher.milvus.contents import Contents
@@ -76,6 +76,7 @@ class MilvusEngine:
     """
 
     name = "milvus"
+    together = 1
 
     def __init__(self, settings: MilvusSettings) -> None:
         self._settings = settings
@@ -218,6 +219,14 @@ class MilvusEngine:
             ]
 
         return self._in_collection(name, found, access)
+
+    def search_together(self, name: str, calls: Sequence[SearchCall]) -> Iterator[list[Page] | Exception]:
+        for call in calls:
+            yield attempt(
+                partial(
+                    self.search, name, call.model, call.queries, call.min_seq, call.cancellation, call.budget
+                )
+            )
 
     def _check_acknowledged(self, min_seq: int, access: Access) -> None:
         last = self._clock.after(access)

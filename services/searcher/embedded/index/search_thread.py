@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from regionsearch.errors import Kind, RegionSearchError, overloaded
-from services.searcher.bounded_executor import NEVER_CANCELLED, CancellationToken
+from services.searcher.bounded_executor import CancellationToken
 from services.searcher.embedded.index.segments import EXACT
 from services.searcher.embedded.index.vector_index import Part, VectorIndex, VectorQuery
 from services.searcher.metrics import PASS_QUERIES
@@ -78,41 +78,33 @@ class SearchThreads:
             thread.start()
 
     def submit(
-        self,
-        index: VectorIndex,
-        request: VectorQuery,
-        cancellation: CancellationToken = NEVER_CANCELLED,
-        *,
-        alone: bool = False,
-    ) -> Future[list[Part]]:
-        """Queues a request. It fails with CANCELLED or DEADLINE_EXCEEDED when its caller leaves in time.
+        self, index: VectorIndex, requests: Sequence[tuple[VectorQuery, CancellationToken]]
+    ) -> list[Future[list[Part]]]:
+        """Queues requests, each with what cancels it: CANCELLED or DEADLINE_EXCEEDED while it waits.
 
-        Args:
-            index: The index.
-            request: What it is asked.
-            cancellation: Cancels the request while it waits.
-            alone: Whether the caller asks for nothing else at the same time. Where nobody waits, it then
-                answers the request itself: handing it to another thread and back costs more than a quick
-                search.
+        Where nobody waits, the caller makes their first pass itself: handing them to another thread and back
+        costs more than a quick search.
 
         Raises:
-            RegionSearchError: OVERLOADED; UNAVAILABLE while stopping.
+            RegionSearchError: UNAVAILABLE while stopping. OVERLOADED is the result of single requests.
         """
-        job = _Job(index, request, cancellation)
+        jobs = [_Job(index, request, cancellation) for request, cancellation in requests]
         with self._changed:
             if self._closing:
                 raise RegionSearchError(Kind.UNAVAILABLE, "the searcher is stopping", retry_after_s=1.0)
-            if len(self._jobs) >= self._max_pending:
-                raise overloaded(f"{len(self._jobs)} searches are waiting", retry_after_s=0.1)
-            begins = alone and self._own_threads and self._is_idle_for(job)
-            if begins:
-                self._begin([job])
-            else:
-                self._jobs.append(job)
+            overtakes = self._jobs or self._actions
+            free = max(0, self._max_pending - len(self._jobs))
+            for job in jobs[free:]:
+                job.future.set_exception(
+                    overloaded(f"{len(self._jobs)} searches are waiting", retry_after_s=0.1)
+                )
+            self._jobs.extend(jobs[:free])
+            mine = self._take() if self._own_threads and not overtakes else []
+            if self._jobs:
                 self._changed.notify()
-        if begins:
-            self._answer([job])
-        return job.future
+        if mine:
+            self._answer(mine)
+        return [job.future for job in jobs]
 
     def run(self, action: Callable[[], T]) -> T:
         """Runs something on a search thread between two passes, and waits for it; at once if this is one."""
@@ -168,11 +160,6 @@ class SearchThreads:
     def _begin(self, jobs: list[_Job]) -> None:
         self._busy += 1
         self._passes.add(jobs[0].pass_)
-
-    def _is_idle_for(self, job: _Job) -> bool:
-        """Whether a job may begin at once, and overtakes nobody."""
-        waiting = self._jobs or self._actions or self._busy >= len(self._threads)
-        return not waiting and self._may_begin(job.pass_) and job.cancellation.refusal() is None
 
     def _gather(self) -> list[_Job] | _Action[Any] | None:
         """Waits for an action, or for a request that can have a pass, with all others that fit into it.

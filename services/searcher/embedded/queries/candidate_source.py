@@ -40,12 +40,14 @@ class SelectedRows:
         seq: The write whose state is searched.
 
     Attributes:
+        seq: That write.
         rows: Rows that were read for their ids, by key; without masks.
     """
 
     def __init__(self, database: Database, collection: OpenCollection, query: Query, seq: int) -> None:
         self._database = database
         self._query = query
+        self.seq = seq
         self.rows: dict[int, HitRow] = {}
         self._against = np.concatenate([query.vectors, query.negatives])
         self._selected = select_rows(database, collection, query.filter, query.level, seq)
@@ -91,8 +93,7 @@ class SelectedRows:
 class IndexSource(SelectedRows):
     """The candidate source of one query on one state of a collection.
 
-    The search thread finds rows that can be among the best; here, on the caller's own thread, they are scored
-    exactly and ordered.
+    A pass over the vectors finds rows that can be among the best; here they are scored exactly and ordered.
 
     Args:
         database: The record store.
@@ -101,11 +102,12 @@ class IndexSource(SelectedRows):
         query: The query.
         seq: The write whose state is searched.
         cancellation: Cancels the search.
-        alone: Whether it is the only query of its request.
 
     Attributes:
         ahead: See `CandidateSource`.
         approximate: Whether better records may exist than are found.
+        count: How many rows the ranking wants first.
+        first: Those; to be set before the ranking.
     """
 
     def __init__(
@@ -116,11 +118,8 @@ class IndexSource(SelectedRows):
         query: Query,
         seq: int,
         cancellation: CancellationToken,
-        *,
-        alone: bool,
     ) -> None:
         super().__init__(database, collection, query, seq)
-        self._alone = alone
         self._cancellation = cancellation
         self._search = search
         self._opened = collection
@@ -133,22 +132,27 @@ class IndexSource(SelectedRows):
         self._total = sum(one.matching for one in self._selected)
         self._effort = query.effort if query.after is None else EXACT
         self.approximate = self._effort < EXACT and any(one.segment.approximate for one in self._selected)
-        self._first = self._submit(first_count(query, self.ahead))
+        self.count = first_count(query, self.ahead)
+        self.first: Future[list[Part]]
 
     def best(self, count: int) -> Candidates:
-        """See `CandidateSource`; the first request is already running."""
-        first = count == first_count(self._query, self.ahead)
-        parts = (self._first if first else self._submit(count)).result()
+        """See `CandidateSource`."""
+        first = count == self.count
+        if first:
+            found = self.first
+        else:
+            [found] = self._search.submit(self._opened.index, [self.request(count)])
+        parts = found.result()
         scores = [exact_scores(part.segment, part.rows, self._against) for part in parts]
         if first and parts and self._query.after is None:
             queries = self._query.vectors
             tops = np.max([these[:, : len(queries)].max(axis=0) for these in scores], axis=0)
             self._opened.index.live.note(queries, tops)
         parts, scores = self._behind(parts, scores)
-        found = _units(parts, by_image=self._by_image)
+        units = _units(parts, by_image=self._by_image)
         parts, scores = self._without_excess_ties(parts, scores, count)
         return self._candidates(
-            parts, scores, complete=found < count or self._total <= count, by_image=self._by_image
+            parts, scores, complete=units < count or self._total <= count, by_image=self._by_image
         )
 
     def of_images(self, images: Numbers) -> Candidates:
@@ -164,7 +168,8 @@ class IndexSource(SelectedRows):
         scores = [exact_scores(part.segment, part.rows, self._against) for part in parts]
         return self._candidates(parts, scores, complete=True)
 
-    def _submit(self, count: int) -> Future[list[Part]]:
+    def request(self, count: int) -> tuple[VectorQuery, CancellationToken]:
+        """What the index is asked for the best `count`, and what cancels it."""
         query = self._query
         below = np.inf
         if self._resumes and query.after is not None:
@@ -172,7 +177,7 @@ class IndexSource(SelectedRows):
             margin = query.whole_image_margin if query.group_by_image and query.level is None else 0.0
             below = query.after.score + margin
         request = VectorQuery(query.vectors, self._selected, count, self._by_image, below, self._effort)
-        return self._search.submit(self._opened.index, request, self._cancellation, alone=self._alone)
+        return request, self._cancellation
 
     def _behind(self, parts: Sequence[Part], scores: Sequence[Vectors]) -> tuple[list[Part], list[Vectors]]:
         """Without what earlier pages have shown, as far as single rows tell."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Generator, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from regionsearch.errors import Kind, RegionSearchError
-from services.searcher.bounded_executor import CancellationToken
 from services.searcher.diversity import diverse, rank_diverse, widened
 from services.searcher.embedded.index.search_thread import SearchThreads
 from services.searcher.embedded.open_collections import OpenCollection
@@ -18,6 +18,7 @@ from services.searcher.embedded.queries.code_source import CodeSource
 from services.searcher.embedded.store import lookups, reads
 from services.searcher.embedded.store.database import Database
 from services.searcher.embedded.store.reads import HitRow
+from services.searcher.engine import SearchCall
 from services.searcher.queries import BEGINNING, Hit, Page, Query
 from services.searcher.ranking import Ranked
 from services.searcher.response_budget import ResponseBudget
@@ -26,38 +27,50 @@ from services.searcher.types import Record, Stored, StoredImage
 Described = dict[int, tuple[Record, StoredImage] | None]
 """Record and image by key; None where they are damaged."""
 
+Source = IndexSource | CodeSource
 
-def pages(
-    database: Database,
-    search: SearchThreads,
-    collection: OpenCollection,
-    queries: Sequence[Query],
-    present: int,
-    cancellation: CancellationToken,
-    budget: ResponseBudget,
-) -> list[Page]:
-    """A page for each query, of the state that it is pinned to, or after write `present`; both are held."""
-    states = [present if query.seq is None else query.seq for query in queries]
-    # All of them before the first ranking: what they ask for first is found in one pass.
-    sources = [
-        CodeSource(database, collection, widened(query), seq)
-        if query.codes_only
-        else IndexSource(
-            database, search, collection, widened(query), seq, cancellation, alone=len(queries) == 1
-        )
-        for query, seq in zip(queries, states, strict=True)
-    ]
+
+def sources(
+    database: Database, search: SearchThreads, collection: OpenCollection, call: SearchCall, present: int
+) -> list[Source]:
+    """Of each query, over the state that it is pinned to, or after write `present`; both are held."""
+    made: list[Source] = []
+    for query in call.queries:
+        seq = present if query.seq is None else query.seq
+        if query.codes_only:
+            made.append(CodeSource(database, collection, widened(query), seq))
+        else:
+            made.append(IndexSource(database, search, collection, widened(query), seq, call.cancellation))
+    return made
+
+
+def ask(search: SearchThreads, collection: OpenCollection, calls: Sequence[Sequence[Source]]) -> None:
+    """Asks for what the rankings of some calls want first; all of it is found in one pass.
+
+    Args:
+        search: The search threads.
+        collection: The collection.
+        calls: The sources of each call.
+    """
+    asking = [source for found in calls for source in found if isinstance(source, IndexSource)]
+    asked = search.submit(collection.index, [source.request(source.count) for source in asking])
+    for source, first in zip(asking, asked, strict=True):
+        source.first = first
+
+
+def pages(database: Database, call: SearchCall, found: Sequence[Source], generation: str) -> list[Page]:
+    """A page for each query from its source; `generation` is the collection's."""
+    alone = len(found) == 1
     return [
-        _page(database, source, query, seq, budget, may_end_early=len(queries) == 1)
-        for source, query, seq in zip(sources, queries, states, strict=True)
+        replace(_page(database, source, query, call.budget, may_end_early=alone), generation=generation)
+        for source, query in zip(found, call.queries, strict=True)
     ]
 
 
 def _page(
     database: Database,
-    source: IndexSource | CodeSource,
+    source: Source,
     query: Query,
-    seq: int,
     budget: ResponseBudget,
     *,
     may_end_early: bool,
@@ -92,11 +105,11 @@ def _page(
         # Later pages search all rows, and may find better records than the first page has shown.
         after, shown = BEGINNING, tuple(found.key for found in fitting)
     more = more or len(fitting) < len(ranked)
-    return Page(tuple(hits), seq, more, after=after, shown=shown if more else ())
+    return Page(tuple(hits), source.seq, more, after=after, shown=shown if more else ())
 
 
 def _rows(
-    database: Database, source: IndexSource | CodeSource, keys: Sequence[int], *, masks: bool
+    database: Database, source: Source, keys: Sequence[int], *, masks: bool
 ) -> Generator[HitRow, None, None]:
     """The rows of some keys, in that order; read one by one, unless the source has them already."""
     if all(key in source.rows for key in keys):
