@@ -14,7 +14,7 @@ import pytest
 from regionsearch.errors import Kind, RegionSearchError
 from services.searcher.embedded.engine import EmbeddedEngine
 from services.searcher.embedded.replica import ReplicaEngine
-from services.searcher.engine import Feed
+from services.searcher.engine import BehindError, Feed, SearchCall
 from services.searcher.queries import Deletion, Query
 from services.searcher.settings import EmbeddedSettings
 from services.searcher.types import CodeMethod, CodeSpec, Collection
@@ -76,6 +76,25 @@ def test_a_replica_holds_and_answers_what_its_writer_does(
     engines: tuple[EmbeddedEngine, ReplicaEngine],
 ) -> None:
     follow_at_random(*engines, seed=0, steps=15)
+
+
+def test_a_search_for_a_write_that_a_replica_lacks_fails_alone(
+    engines: tuple[EmbeddedEngine, ReplicaEngine],
+) -> None:
+    writer, replica = engines
+    rng = random.Random(1)
+    writer.upsert("c", MODEL, some_upsert(rng))
+    receive(writer.follow(replica.position()), replica)
+    missing = writer.upsert("c", MODEL, some_upsert(rng)).seq
+    query = some_query(rng)
+    calls = [
+        SearchCall(MODEL, [query]),
+        SearchCall(MODEL, [query], min_seq=missing),
+        SearchCall(MODEL, [replace(query, seq=missing)]),
+    ]
+    found, *behind = replica.search_together("c", calls)
+    assert found == replica.search("c", MODEL, [query])
+    assert [type(error) for error in behind] == [BehindError] * 2
 
 
 @pytest.mark.slow
