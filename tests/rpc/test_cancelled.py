@@ -41,7 +41,7 @@ async def test_a_caller_who_leaves_is_not_called_back(way, opening):
         opening(f"127.0.0.1:{server.port}", ChannelConfig()) as channel,
     ):
         stub = embed_pb2_grpc.EmbedServiceStub(channel)
-        policy = CallPolicy(timeout_s=5.0 if way == "deadline" else 60.0)
+        policy = CallPolicy(timeout_s=2.0 if way == "deadline" else 60.0)
         first = asyncio.create_task(acall(stub.EmbedTexts, REQUEST, policy))
         await until(lambda: calls)
         if way == "cancel":

@@ -107,10 +107,10 @@ def test_mixed_hits_follow_maximal_marginal_relevance_over_all_pages(bursts: Eng
 def test_later_pages_over_an_approximate_index_show_no_duplicates_of_earlier_ones(tmp_path: Path) -> None:
     made = clusters.clustered(3000)
     engine = filled(tmp_path, made, "ivf")
-    query = Query(made[:1], made[:0], limit=40, fold_similarity=0.95, effort=0.01)
+    query = Query(made[:1], made[:0], limit=100, fold_similarity=0.95, effort=0.01)
     found = [hit for page in pages(engine, query, clusters.MODEL) for hit in page]
     ids = [hit.record.record_id for hit in found]
-    assert len(set(ids)) == len(ids) > 40
+    assert len(set(ids)) == len(ids) > 100
     stored = engine.get_records("c", ids, [], masks=False, vectors=True)
     unit = stored.vectors / np.linalg.norm(stored.vectors, axis=1, keepdims=True)  # type: ignore[arg-type]
     alike = unit @ unit.T
