@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -36,11 +37,16 @@ FEW = 16  # regions for a large model on a CPU, where each takes a tenth of a se
 IN_FLIGHT, CALLS = 4, 12  # of the gRPC comparison
 
 
-def load(model: str, precision: str = "fp32", compile_model: bool = False) -> Backend:
-    """A model on the first device; a large one without its weights, which do not change how long it takes."""
+def load(model: str, precision: str = "fp32", compile_model: bool = False, in_torch: bool = False) -> Backend:
+    """A model on the first device; a large one without its weights, which do not change how long it takes.
+
+    With `in_torch` its image tower runs in torch where it would run in ONNX Runtime.
+    """
     device = find_devices("auto")[0]
     torch.manual_seed(0)
     files = find_model(model, random_weights=model != "pocket")
+    if in_torch:
+        files = replace(files, graph=None)
     return load_backend(files, device, choose_precision(precision, device), compile_model)
 
 
@@ -101,7 +107,7 @@ def regions_case(
     @contextlib.contextmanager
     def prepare() -> Iterator[Pair]:
         backend, regions = load(model), scene(count)
-        reference = one_by_one(backend, regions)
+        reference = one_by_one(load(model, in_torch=True), regions)
         with on_loop(engine(backend)) as run:
             ours = functools.partial(vectors_of, run, regions, policy)
             if policy is CropPolicy.BBOX:

@@ -200,7 +200,7 @@ def all_stages(found: Pipeline) -> Iterator[CallContext]:
 def plain_script(_: Pipeline) -> Iterator[CallContext]:
     """What scripts do, with the same weights: the published generator, one crop after the other, FAISS."""
     backend, options = segmenter_rig.pocket()
-    tower = bench_embedder.load("pocket")
+    tower = bench_embedder.load("pocket", in_torch=True)
     generator = SamAutomaticMaskGenerator(backend.model, **asdict(options))
     most = SelectionOptions().max_regions
     index = faiss.IndexFlatIP(tower.dimension)

@@ -137,6 +137,14 @@ def fixture(
 
 
 @app.command()
+def graph(folder: Path = Path("models/pocket")) -> None:
+    """Writes the embedder's image tower for ONNX Runtime; run it when the weights are new."""
+    from training.graph import write_graph  # its packages are needed here only
+
+    write_graph(folder)
+
+
+@app.command()
 def examples(folder: Path = Path("examples/scenes")) -> None:
     """Draws the bundled demo scenes."""
     sets.write_examples(folder)

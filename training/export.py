@@ -15,7 +15,7 @@ from services.embedder.backends.open_clip import pack_rows, unpack_rows
 from services.embedder.crops import CLIP_MEAN, CLIP_STD
 
 _LARGEST_VARIANCE = 2.0**15  # half of what half precision can hold
-_MEASURED = ("match_rates", "cut_offs")  # parts of a manifest that are found out after training
+_ADDED = ("match_rates", "cut_offs", "graph_sha256")  # to a manifest, after training
 
 
 def export_segmenter(
@@ -113,6 +113,6 @@ def _write(module: nn.Module, manifest: dict[str, Any], file: Path, packed: str 
     described = file.with_suffix(".json")
     before = json.loads(described.read_text()) if described.exists() else {}
     manifest["sha256"] = hashlib.sha256(content).hexdigest()
-    if before.get("sha256") == manifest["sha256"]:  # what was measured of these weights is still true
-        manifest |= {key: before[key] for key in _MEASURED if key in before}
+    if before.get("sha256") == manifest["sha256"]:  # what was found out of these weights is still true
+        manifest |= {key: before[key] for key in _ADDED if key in before}
     described.write_text(json.dumps(manifest, indent=2) + "\n")

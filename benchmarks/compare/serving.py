@@ -47,7 +47,7 @@ PEERS = {
         "serve_ours",
         "",
         "gRPC; refuses at once what it could not answer in time; callers go on with the other replica. Its "
-        "tower is folded and packed, so that a call takes less time than the plain model's without a server.",
+        "image tower runs in ONNX Runtime, that of the others in torch.",
     ),
     ALONE: Known("serve_direct", "", "the model in its caller's process, one crop after the other."),
     "mosec": Known("serve_mosec", "mosec", "a front in Rust, models in processes."),

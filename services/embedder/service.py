@@ -89,8 +89,16 @@ def _from_manifest(path: Path, random_weights: bool) -> ModelFiles:
         return ModelFiles(*described, None)
     weights = path.with_suffix(".safetensors")
     digest = verified_digest(weights, path, manifest["sha256"])
+    graph = path.with_suffix(".onnx")
+    has_graph = "graph_sha256" in manifest and graph.is_file()
+    if has_graph:
+        verified_digest(graph, path, manifest["graph_sha256"])
     return ModelFiles(
-        *described, weights, manifest.get("same_as", digest), cut_offs=read_cut_offs(path, manifest)
+        *described,
+        weights,
+        manifest.get("same_as", digest),
+        cut_offs=read_cut_offs(path, manifest),
+        graph=graph if has_graph else None,
     )
 
 

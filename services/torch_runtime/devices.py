@@ -119,8 +119,13 @@ def _tf32() -> Iterator[None]:
         allow_tf32(False)
 
 
-# Messages of allocators other than torch's own: the host's, CUDA's for pinned memory, those of its libraries.
-_OUT_OF_MEMORY = ("can't allocate memory", "CUDA error: out of memory", "_STATUS_ALLOC_FAILED")
+# Messages of other allocators: the host's, CUDA's for pinned memory, its libraries', ONNX Runtime's.
+_OUT_OF_MEMORY = (
+    "can't allocate memory",
+    "CUDA error: out of memory",
+    "_STATUS_ALLOC_FAILED",
+    "Failed to allocate memory",
+)
 
 
 def classify(error: Exception) -> Failure:

@@ -55,17 +55,17 @@ def read_manifest(path: Path, service: str, keys: tuple[str, ...]) -> dict[str, 
     return dict(manifest)
 
 
-def verified_digest(weights: Path, manifest: Path, expected: str) -> str:
-    """SHA-256 of a weights file, hexadecimal, once it is the one that its manifest names.
+def verified_digest(file: Path, manifest: Path, expected: str) -> str:
+    """SHA-256 of a model's file, hexadecimal, once it is the one that its manifest names.
 
     Raises:
         RegionSearchError: NOT_FOUND when the file is missing, DATA_LOSS when its digest is another.
     """
-    digest = file_digest(existing_file(weights, "model", f"it belongs next to {manifest.name}"))
+    digest = file_digest(existing_file(file, "model", f"it belongs next to {manifest.name}"))
     if digest != expected:
         raise RegionSearchError(
             Kind.DATA_LOSS,
-            f"the weights in {weights} are not those that {manifest.name} describes (SHA-256 {digest[:12]}…, "
+            f"{file} is not the one that {manifest.name} describes (SHA-256 {digest[:12]}…, "
             f"not {expected[:12]}…); restore both files together, or reinstall regionsearch for the bundled "
             "model",
             field="model",

@@ -67,7 +67,7 @@ def test_damaged_and_foreign_weights_are_refused(manifest, tmp_path):
     weights = tmp_path / "embedder.safetensors"
     whole = weights.read_bytes()
     weights.write_bytes(whole[:-100])
-    with pytest.raises(RegionSearchError, match="are not those") as error:
+    with pytest.raises(RegionSearchError, match="is not the one that") as error:
         find_model(str(tmp_path / manifest.name))
     assert error.value.kind is Kind.DATA_LOSS
     weights.write_bytes(whole[:1000])

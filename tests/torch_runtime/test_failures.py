@@ -12,6 +12,7 @@ from services.torch_runtime.devices import classify
     [
         (torch.OutOfMemoryError("CUDA out of memory"), Failure.OUT_OF_MEMORY),
         (MemoryError(), Failure.OUT_OF_MEMORY),
+        (Exception("[ONNXRuntimeError] : 1 : FAIL : Failed to allocate memory"), Failure.OUT_OF_MEMORY),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: 8 bytes"), Failure.OUT_OF_MEMORY),
         (torch.AcceleratorError("CUDA error: out of memory"), Failure.OUT_OF_MEMORY),
         (

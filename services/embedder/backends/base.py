@@ -26,6 +26,7 @@ class ModelFiles:
             file where its manifest says that only the form is new (``same_as``). Empty for random weights.
         cut_offs: By crop policy, from which cosine of a text and a region the region shows what the text
             says; empty for a model that was not calibrated.
+        graph: The image tower for ONNX Runtime, with the same weights; None where there is none.
     """
 
     family: str
@@ -35,6 +36,7 @@ class ModelFiles:
     weights: Path | None
     digest: str = field(default="")
     cut_offs: Mapping[str, float] = field(default_factory=dict)
+    graph: Path | None = None
 
 
 class Backend(Protocol):

@@ -27,6 +27,7 @@ from regionsearch.errors import Kind, RegionSearchError, invalid, not_found
 from regionsearch.models.catalog import WEIGHTS, open_clip_weights, split_open_clip
 from regionsearch.models.store import checked_digest, file_digest, find
 from services.embedder.backends.base import ModelFiles
+from services.embedder.backends.onnx_tower import OnnxTower
 from services.embedder.backends.tokenizers import Tokenizer, hub_folder, load_tokenizer, need_transformers
 from services.embedder.crops import CLIP_MEAN, CLIP_STD
 from services.torch_runtime.compiling import compiled
@@ -89,6 +90,8 @@ class OpenClipBackend:
         self.size = _side(files.config["vision_cfg"]["image_size"])
         self.dimension = files.config["embed_dim"]
         self._model = model
+        in_onnx = isinstance(model.visual, OnnxTower)
+        self._layout = torch.contiguous_format if in_onnx else torch.channels_last
         self._encode_image = model.encode_image
         if compile_model:  # the engine pads batches to few sizes
             self._encode_image = compiled(model.encode_image, dynamic=False)
@@ -102,7 +105,7 @@ class OpenClipBackend:
     def embed_crops(self, crops: Tensor) -> Tensor:
         """Unit vectors (N, dimension) float32 of normalised crops (N, 3, size, size) on the device."""
         with autocast(self.precision, self.device):
-            vectors = self._encode_image(crops.contiguous(memory_format=torch.channels_last))
+            vectors = self._encode_image(crops.contiguous(memory_format=self._layout))
         return torch.nn.functional.normalize(vectors.float(), dim=-1)
 
     @torch.inference_mode()
@@ -128,8 +131,11 @@ def load(files: ModelFiles, device: torch.device, precision: str, compile_model:
                 field="model",
             ) from error
     model = model.float().eval().requires_grad_(False).to(device)
-    pack = device.type == "cpu" and precision == "fp32" and not compile_model
-    optimize_convolutions(model.visual, pack=pack)
+    plain = device.type == "cpu" and precision == "fp32" and not compile_model
+    if plain and files.graph is not None:
+        model.visual = OnnxTower(files.graph)
+    else:
+        optimize_convolutions(model.visual, pack=plain)
     return OpenClipBackend(model, tokenizer, files, device, precision, compile_model)
 
 
