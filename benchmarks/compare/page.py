@@ -201,7 +201,7 @@ def plot(highlights: Iterable[Highlight], rows: Mapping[str, Row]) -> str:
     reach = max([1.0, *(abs(math.log10(times)) for _, times in bars)])
     height, middle, width = 26, 590, 190 / reach
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 860 {height * len(bars) + 44}" role="img" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="-60 0 920 {height * len(bars) + 44}" role="img" '
         f'aria-label="How many times better Region Search did than others">',
         f"<style>{_STYLE}</style>",
     ]
