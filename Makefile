@@ -68,6 +68,7 @@ train-pocket: $(VENV)/.dev  ## Train the pocket models (STEPS=20 for a quick run
 	scripts/install_training_data.sh
 	@# Threads that wait awake: a step in 1.2 s instead of 1.55 s. The services want the others, see above.
 	env -u OMP_WAIT_POLICY $(BIN)/python -m training $(if $(STEPS),--steps $(STEPS)) $(ARGS)
+	$(BIN)/python -m training graph
 
 evaluate: $(VENV)/.run  ## Measure what the models find, on the bundled held-out scenes
 	$(BIN)/regionsearch evaluate --fixture $(ARGS)

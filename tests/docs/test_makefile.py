@@ -41,10 +41,10 @@ def test_run_pulls_the_models_of_a_profile_first() -> None:
     assert "models pull" not in plan("run")
 
 
-def test_training_takes_its_steps_and_arguments() -> None:
-    assert (
-        plan("train-pocket", STEPS=20, ARGS="--batch 2").rstrip().endswith("-m training --steps 20 --batch 2")
-    )
+def test_training_takes_its_steps_and_arguments_and_ends_with_the_graph() -> None:
+    *_, training, graph = plan("train-pocket", STEPS=20, ARGS="--batch 2").splitlines()
+    assert training.endswith("-m training --steps 20 --batch 2")
+    assert graph.endswith("-m training graph")
 
 
 def test_clean_removes_what_git_ignores_but_data_and_training() -> None:

@@ -18,6 +18,7 @@ from services.runtime.server import serving
 from services.searcher.__main__ import SERVICES, searcher
 from services.searcher.embedded import maintenance
 from services.searcher.embedded.engine import EmbeddedEngine
+from services.searcher.embedded.index.vector_index import VectorIndex
 from services.searcher.settings import EmbeddedSettings, SearcherSettings
 from services.searcher.types import Collection, ModelIdentity
 from tests.searcher import milvus_server
@@ -49,6 +50,20 @@ def milvus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def maintenance_on_demand(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only `run_maintenance` does it: a thread that came at any moment would change the steps of tests."""
     monkeypatch.setattr(maintenance, "_PERIOD_S", 1e6)
+
+
+@pytest.fixture
+def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many requests each pass over an index has answered."""
+    made: list[int] = []
+    fetch = VectorIndex.fetch
+
+    def counted(index, requests):
+        made.append(len(requests))
+        return fetch(index, requests)
+
+    monkeypatch.setattr(VectorIndex, "fetch", counted)
+    return made
 
 
 @pytest.fixture

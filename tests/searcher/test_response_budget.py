@@ -18,7 +18,6 @@ from services.runtime.server import serving
 from services.searcher.__main__ import SERVICES, searcher
 from services.searcher.candidates import Candidates, Numbers
 from services.searcher.embedded.engine import EmbeddedEngine
-from services.searcher.embedded.index.vector_index import VectorIndex
 from services.searcher.queries import Query
 from services.searcher.ranking import RELEVANT_AMONG, rank
 from services.searcher.response_budget import ResponseBudget, ResponseMemory
@@ -199,18 +198,8 @@ def test_a_search_without_relevant_records_does_not_score_the_whole_collection(s
     assert max(source.asked) == max(RELEVANT_AMONG, source.asked[0])
 
 
-def test_the_queries_of_one_request_share_a_search_pass(
-    engine: EmbeddedEngine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_queries_of_one_request_share_a_search_pass(engine: EmbeddedEngine, passes: list[int]) -> None:
     write(engine, "a", 40)
-    passes: list[int] = []
-    fetch = VectorIndex.fetch
-
-    def counted(index, requests):
-        passes.append(len(requests))
-        return fetch(index, requests)
-
-    monkeypatch.setattr(VectorIndex, "fetch", counted)
     vectors = unit_vectors(8, seed=1, dimension=DIMENSION)
     queries = [Query(vectors[i : i + 1], NOTHING, limit=3) for i in range(8)]
     begun, gate = threading.Event(), threading.Event()

@@ -89,16 +89,8 @@ def test_a_search_that_runs_out_of_memory_fails_alone(engine: EmbeddedEngine, mo
     assert kinds(list(engine.search_together("default", calls))) == [None, MemoryError, None]
 
 
-def test_searches_share_one_pass_and_each_is_noted(engine: EmbeddedEngine, monkeypatch) -> None:
+def test_searches_share_one_pass_and_each_is_noted(engine: EmbeddedEngine, passes: list[int]) -> None:
     write(engine, "one")
-    passes: list[int] = []
-    fetch = VectorIndex.fetch
-
-    def counted(index, requests):
-        passes.append(len(requests))
-        return fetch(index, requests)
-
-    monkeypatch.setattr(VectorIndex, "fetch", counted)
     assert kinds(list(engine.search_together("default", [call(seed) for seed in range(9)]))) == [None] * 9
     assert passes == [9]
     live = engine._collections.find("default").index.live
